@@ -1,0 +1,113 @@
+"""Names that more than one room spells: group, labels, environment, conditions, reasons."""
+
+from enum import StrEnum
+from typing import Final
+
+GROUP: Final = "finetune.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = "finetune.dev/v1alpha1"
+KIND: Final = "FineTuneJob"
+PLURAL: Final = "finetunejobs"
+SINGULAR: Final = "finetunejob"
+SHORT_NAMES: Final = ("ftj",)
+CATEGORIES: Final = ("all", "ml")
+
+MAX_JOB_NAME: Final = 40
+"""The longest child name, `<name>-r<run>-train-a<attempt>-<index>`, has to fit a 63-character DNS label."""
+
+# Labels of every child.
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "finetune-operator"
+LABEL_JOB: Final = "finetune.dev/job"
+LABEL_RUN: Final = "finetune.dev/run"
+LABEL_STAGE: Final = "finetune.dev/stage"
+LABEL_ATTEMPT: Final = "finetune.dev/attempt"
+
+# Kubernetes' own.
+LABEL_JOB_NAME: Final = "batch.kubernetes.io/job-name"
+ANNOTATION_COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
+
+TRAINER_CONTAINER: Final = "trainer"
+CONFIG_KEY: Final = "config.json"
+CONFIG_MOUNT: Final = "/etc/finetune"
+SCRATCH_MOUNT: Final = "/scratch"
+RENDEZVOUS_PORT: Final = 29500
+PROGRESS_PORT: Final = 8080
+
+
+class Stage(StrEnum):
+    """The stages of a run, in order."""
+
+    PREPARE = "prepare"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class Env(StrEnum):
+    """Environment of a trainer pod, set by the operator (or by torchrun's convention)."""
+
+    NODE_RANK = "FINETUNE_NODE_RANK"
+    """Index of the pod within the stage's Job."""
+    MASTER_ADDR = "MASTER_ADDR"
+    MASTER_PORT = "MASTER_PORT"
+    PROGRESS_PORT = "FINETUNE_PROGRESS_PORT"
+    SCRATCH = "FINETUNE_SCRATCH"
+    """Folder that the pod may fill; gone with the pod."""
+    CACHE = "FINETUNE_CACHE"
+    """Folder for downloaded models and data, shared by the pods of a node where there is one. Absent: in SCRATCH."""
+    TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
+    """File for the termination message."""
+    FORK_SERVER = "FINETUNE_FORK_SERVER"
+    """Unix socket of a running fork server. Absent: the supervisor starts its own."""
+    # Set by the supervisor for each rank, as torchrun does.
+    RANK = "RANK"
+    WORLD_SIZE = "WORLD_SIZE"
+    LOCAL_RANK = "LOCAL_RANK"
+    LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
+
+
+class ConditionType(StrEnum):
+    """Conditions of a FineTuneJob."""
+
+    ACCEPTED = "Accepted"
+    READY = "Ready"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+
+
+class Reason(StrEnum):
+    """Reasons of those conditions, and of the Events that announce them."""
+
+    VALID = "Valid"
+    INVALID_SPEC = "InvalidSpec"
+    PREPARING = "Preparing"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    RESTARTING = "Restarting"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "SuspendedByUser"
+    RESUMED = "Resumed"
+    SUCCEEDED = "Succeeded"
+    PREPARE_FAILED = "PrepareFailed"
+    EVALUATE_FAILED = "EvaluateFailed"
+    PERMANENT_FAILURE = "PermanentFailure"
+    RESTARTS_EXHAUSTED = "RestartsExhausted"
+    DISRUPTIONS_EXHAUSTED = "DisruptionsExhausted"
+
+
+class Phase(StrEnum):
+    """A printed summary; decisions read conditions and children instead."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    TRAINING = "Training"
+    RESTARTING = "Restarting"
+    EVALUATING = "Evaluating"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    INVALID = "Invalid"

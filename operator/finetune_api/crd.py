@@ -1,0 +1,185 @@
+"""Models -> CustomResourceDefinition: a structural schema with CEL rules and printer columns. Pure.
+
+What pydantic writes and what the API server takes differ in the ways that `_structural` names; the rules that a
+schema cannot say but CEL can are listed here, beside the path they guard.
+"""
+
+from typing import Any
+
+from .constants import (
+    CATEGORIES,
+    GROUP,
+    KIND,
+    MAX_JOB_NAME,
+    PLURAL,
+    SHORT_NAMES,
+    SINGULAR,
+    VERSION,
+)
+from .v1alpha1 import FineTuneJob, Spec, Status
+
+Schema = dict[str, Any]
+
+CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
+    "": (
+        (
+            f"size(self.metadata.name) <= {MAX_JOB_NAME}",
+            f"metadata.name: at most {MAX_JOB_NAME} characters, because the names of pods are derived from it",
+        ),
+    ),
+    "spec.method": (("has(self.full) != has(self.lora)", "exactly one of full, lora is needed"),),
+    "spec.training": (
+        ("!has(self.epochs) || !has(self.maxSteps)", "epochs and maxSteps exclude each other; keep one"),
+    ),
+    "spec.training.warmup": (("!has(self.ratio) || !has(self.steps)", "ratio and steps exclude each other; keep one"),),
+    "spec.checkpoint": (
+        ("!has(self.maxLostWork) || !has(self.everySteps)", "maxLostWork and everySteps exclude each other; keep one"),
+    ),
+    "spec.data": (
+        (
+            "(has(self.validation.fraction) ? self.validation.fraction : 0.0) + "
+            "(has(self.test.fraction) ? self.test.fraction : 0.0) < 1.0",
+            "validation.fraction and test.fraction have to leave something to train on",
+        ),
+    ),
+    "spec.data.validation": (
+        ("has(self.sources) != has(self.fraction)", "exactly one of sources, fraction is needed"),
+        ("!has(self.stratify) || has(self.fraction)", "only a split by fraction can be stratified"),
+    ),
+    "spec.data.test": (
+        ("has(self.sources) != has(self.fraction)", "exactly one of sources, fraction is needed"),
+        ("!has(self.stratify) || has(self.fraction)", "only a split by fraction can be stratified"),
+    ),
+    "spec": (
+        (
+            "self.training.globalBatchSize % (self.workers.nodes * "
+            "(self.workers.gpusPerNode > 0 ? self.workers.gpusPerNode : 1)) == 0",
+            "training.globalBatchSize has to be divisible by the number of training processes",
+        ),
+        (
+            "!has(self.output.formats) || !self.output.formats.exists(f, f == 'Adapter') || has(self.method.lora)",
+            "output.formats: Adapter needs method.lora",
+        ),
+    ),
+}
+"""Path -> (rule, message). `rules.py` says the same, and more, for `finetune validate` and for the operator."""
+
+PRINTER_COLUMNS: tuple[tuple[str, str, str, int], ...] = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Run", "integer", ".status.run", 0),
+    ("Progress", "integer", ".status.progress.percent", 0),
+    ("Loss", "number", ".status.progress.loss", 0),
+    ("Eta", "integer", ".status.progress.etaSeconds", 0),
+    ("Ckpt-Age", "date", ".status.lastCheckpoint.time", 0),
+    ("Restarts", "integer", ".status.restarts", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Nodes", "integer", ".spec.workers.nodes", 1),
+    ("Model", "string", ".spec.model.uri", 1),
+)
+"""Name, type, JSON path, priority (1: only with `-o wide`)."""
+
+_DROPPED = frozenset({"title", "$defs", "propertyNames"})
+_REWRITTEN = frozenset({"description", "default", "properties", "items", "additionalProperties"})
+
+
+def crd() -> dict[str, Any]:
+    """The CustomResourceDefinition of FineTuneJob."""
+    schema: Schema = {
+        "type": "object",
+        "description": FineTuneJob.__doc__,
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": structural_schema(Spec),
+            "status": structural_schema(Status, with_defaults=False),
+        },
+    }
+    for path, rules in CEL_RULES.items():
+        target = schema
+        for part in path.split(".") if path else ():
+            target = target["properties"][part]
+        target["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in rules]
+    columns = [
+        {"name": name, "type": kind, "jsonPath": json_path} | ({"priority": priority} if priority else {})
+        for name, kind, json_path, priority in PRINTER_COLUMNS
+    ]
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": SINGULAR,
+                "shortNames": list(SHORT_NAMES),
+                "categories": list(CATEGORIES),
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": columns,
+                    "schema": {"openAPIV3Schema": schema},
+                }
+            ],
+        },
+    }
+
+
+def structural_schema(model: type[Spec] | type[Status], *, with_defaults: bool = True) -> Schema:
+    """JSON schema of a model in the form that Kubernetes calls structural."""
+    raw = model.model_json_schema(by_alias=True)
+    return _structural(raw, raw.get("$defs", {}), with_defaults=with_defaults)
+
+
+def _structural(node: Schema, definitions: dict[str, Schema], *, with_defaults: bool) -> Schema:
+    """References inlined, `anyOf [X, null]` made X; nulls and `additionalProperties: false` (pruning does that) go."""
+
+    def child(value: Schema) -> Schema:
+        return _structural(value, definitions, with_defaults=with_defaults)
+
+    node = _resolve(node, definitions)
+    result: Schema = {key: value for key, value in node.items() if key not in _DROPPED | _REWRITTEN}
+    if "description" in node:
+        result["description"] = " ".join(node["description"].split())
+    if with_defaults and node.get("default") is not None:
+        result["default"] = _without_nulls(node["default"])
+    if "properties" in node:
+        result["properties"] = {name: child(value) for name, value in node["properties"].items()}
+    if "items" in node:
+        result["items"] = child(node["items"])
+    values = node.get("additionalProperties")
+    if values is True:
+        result["x-kubernetes-preserve-unknown-fields"] = True
+    elif isinstance(values, dict):
+        result["additionalProperties"] = child(values)
+    return result
+
+
+def _resolve(node: Schema, definitions: dict[str, Schema]) -> Schema:
+    """Follow `$ref` and unwrap Optional; what stands beside the reference (description, default) wins."""
+    beside = {key: value for key, value in node.items() if key not in {"$ref", "anyOf"}}
+    if "$ref" in node:
+        target = definitions[node["$ref"].rsplit("/", 1)[1]]
+        return _resolve(target, definitions) | beside
+    if "anyOf" in node:
+        options = [option for option in node["anyOf"] if option.get("type") != "null"]
+        if len(options) != 1:
+            raise ValueError(f"a structural schema cannot say a union of {len(options)} types: {node}")
+        return _resolve(options[0], definitions) | beside
+    return node
+
+
+def _without_nulls(value: Any) -> Any:
+    """A default as the API server takes it: an absent field is left out, never null."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(child) for key, child in value.items() if child is not None}
+    return value

@@ -1,0 +1,58 @@
+"""How a trainer process says why it ended. The trainer leaves with these; the operator judges by them.
+
+Names and numbers below 80 follow `sysexits.h` where it has one.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit status of a trainer pod."""
+
+    DONE = 0
+    USAGE = 64
+    BAD_DATA = 65
+    MODEL_UNUSABLE = 66
+    STORAGE_UNREACHABLE = 69
+    INTERNAL_ERROR = 70
+    STOPPED = 75
+    """Stopped on request, state saved."""
+    ACCESS_DENIED = 77
+    BAD_CONFIG = 78
+    OUT_OF_MEMORY = 80
+    DIVERGED = 81
+    """The loss is NaN or infinite."""
+    HUNG = 82
+    FENCED = 83
+    """A newer attempt owns the run."""
+
+
+class FailureClass(IntEnum):
+    """What a failed attempt means for the next one, worst first."""
+
+    PERMANENT = 0
+    """The same input would fail again: no retry."""
+    RETRYABLE = 1
+    """Charged to `restart.maxRestarts`."""
+    DISRUPTION = 2
+    """Not the training's fault: charged to `restart.maxDisruptions`."""
+
+
+_PERMANENT = frozenset(
+    {ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.MODEL_UNUSABLE, ExitCode.ACCESS_DENIED, ExitCode.BAD_CONFIG}
+)
+_FREE = frozenset({ExitCode.STOPPED, ExitCode.FENCED})
+
+
+def failure_class(exit_code: int) -> FailureClass:
+    """The class of a non-zero exit status; what is not in `ExitCode` (a signal, a crash) is retryable."""
+    if exit_code in _PERMANENT:
+        return FailureClass.PERMANENT
+    return FailureClass.DISRUPTION if exit_code in _FREE else FailureClass.RETRYABLE
+
+
+def name_of(exit_code: int) -> str:
+    """`BadData`, `OutOfMemory`, `Signal9`, `Exit3`: how status and logs name an exit status."""
+    if exit_code in ExitCode._value2member_map_:
+        return "".join(word.capitalize() for word in ExitCode(exit_code).name.split("_"))
+    return f"Signal{exit_code - 128}" if 128 < exit_code < 192 else f"Exit{exit_code}"

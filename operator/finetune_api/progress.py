@@ -1,0 +1,115 @@
+"""What a trainer pod tells while it runs (`GET /progress`) and when it ends (its termination message)."""
+
+import json
+
+from .trainer_config import Message, Prepared
+from .v1alpha1 import Metric
+
+MAX_TERMINATION_BYTES = 4096
+"""Kubernetes' limit for one container."""
+
+
+class CommittedCheckpoint(Message):
+    """A checkpoint whose manifest is in storage."""
+
+    step: int
+    uri: str
+    time: str
+    """RFC 3339, UTC."""
+    save_seconds: float
+    """How long training stood still for it."""
+
+
+class Progress(Message):
+    """`GET /progress` of rank 0's pod. Absent: not known yet."""
+
+    stage: str
+    activity: str = ""
+    """What is being done, for people: `loading the model`."""
+    attempt: int = 0
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    tokens: int = 0
+    """Tokens without padding trained on by this attempt, over all workers."""
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    step_seconds: float | None = None
+    """Recent mean time of an optimizer step."""
+    eta_seconds: float | None = None
+    started_time: str | None = None
+    """When the attempt's process started."""
+    first_step_time: str | None = None
+    """When the attempt's first optimizer step was done."""
+    resumed_from_step: int | None = None
+    last_checkpoint: CommittedCheckpoint | None = None
+    evaluation: dict[Metric, float] = {}
+    """Last figures of the validation split."""
+    phase_seconds: dict[str, float] = {}
+    """Seconds spent so far in import, claim, model, engine, restore, steps, evaluate, save and export."""
+    peak_memory_bytes: int = 0
+    """Peak resident memory of rank 0 (CUDA: peak allocated)."""
+    warnings: tuple[str, ...] = ()
+
+
+class TrainResult(Message):
+    """What a finished training leaves."""
+
+    model_uri: str
+    digest: str
+    final_step: int
+    best_step: int | None = None
+    """Step of the exported state, where early stopping chose it."""
+    stopped_early: bool = False
+
+
+class EvaluateResult(Message):
+    """What a finished evaluation leaves."""
+
+    report_uri: str
+    baseline: dict[Metric, float] = {}
+    tuned: dict[Metric, float] = {}
+
+
+class TerminationMessage(Message):
+    """The last word of a trainer pod, at most 4 KiB of JSON."""
+
+    stage: str
+    exit_code: int
+    error: str = ""
+    """First error, for people: what, where, and what to do instead."""
+    advice: str = ""
+    rank: int | None = None
+    """First rank that failed."""
+    last_lines: tuple[str, ...] = ()
+    """Last lines of that rank's log."""
+    progress: Progress | None = None
+    prepared: Prepared | None = None
+    trained: TrainResult | None = None
+    evaluated: EvaluateResult | None = None
+
+    def encode(self) -> str:
+        """JSON of at most 4096 bytes: log lines go first, then the error's middle."""
+        message = self
+        while len(text := message.model_dump_json(exclude_defaults=True).encode()) > MAX_TERMINATION_BYTES:
+            if message.last_lines:
+                message = message.model_copy(update={"last_lines": message.last_lines[1:]})
+            elif len(message.error) > 400:
+                message = message.model_copy(update={"error": f"{message.error[:200]} ... {message.error[-150:]}"})
+            elif message.progress is not None:
+                message = message.model_copy(update={"progress": None})
+            elif message.prepared is not None and message.prepared.notes:
+                prepared = message.prepared.model_copy(update={"notes": message.prepared.notes[:-1]})
+                message = message.model_copy(update={"prepared": prepared})
+            else:
+                raise ValueError(f"termination message of {len(text)} bytes cannot be cut to {MAX_TERMINATION_BYTES}")
+        return text.decode()
+
+    @classmethod
+    def decode(cls, text: str) -> "TerminationMessage | None":
+        """None for text that is not one of ours (an empty message, a log tail written by the kubelet)."""
+        try:
+            return cls.model_validate(json.loads(text))
+        except ValueError:
+            return None

@@ -1,0 +1,176 @@
+"""Checks across fields, which no single field's type can say. Pure.
+
+Every check returns all that is wrong at once, each with the path of the field and what to write instead.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .v1alpha1 import ArtifactFormat, DataFormat, Holdout, Metric, Spec, Task
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One thing that is wrong with an object."""
+
+    path: str
+    """Field path, such as `spec.training.learningRate`."""
+    message: str
+    """What is wrong, the value, and what to write instead."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
+    """All violations of a spec; `local` allows `file://` addresses, which no cluster could reach."""
+    checks: list[Callable[[Spec], Iterator[Violation]]] = [
+        _method,
+        _lengths,
+        _holdouts,
+        _batch,
+        _task,
+        _early_stopping,
+        _output,
+        _owned_deepspeed_keys,
+    ]
+    if not local:
+        checks.append(_no_local_files)
+    return tuple(violation for check in checks for violation in check(spec))
+
+
+def task_of(spec: Spec) -> Task | None:
+    """The task that the spec names or its data format implies; None where only the data can tell."""
+    if spec.model.task is not None:
+        return spec.model.task
+    if spec.data.format is None:
+        return None
+    return Task.SEQUENCE_CLASSIFICATION if spec.data.format is DataFormat.CLASSIFICATION else Task.CAUSAL_LM
+
+
+OWNED_DEEPSPEED_KEYS: dict[str, str] = {
+    "train_batch_size": "spec.training.globalBatchSize",
+    "train_micro_batch_size_per_gpu": "spec.training.microBatchSize",
+    "gradient_accumulation_steps": "spec.training.globalBatchSize and microBatchSize",
+    "gradient_clipping": "spec.training.maxGradNorm",
+    "optimizer": "spec.training",
+    "scheduler": "spec.training.schedule and warmup",
+    "fp16": "spec.model.dtype",
+    "bf16": "spec.model.dtype",
+    "zero_optimization.stage": "spec.deepspeed.zeroStage",
+    "zero_optimization.offload_optimizer": "more workers or a higher spec.deepspeed.zeroStage",
+    "zero_optimization.offload_param": "more workers or a higher spec.deepspeed.zeroStage",
+    "activation_checkpointing": "spec.training.gradientCheckpointing",
+    "checkpoint": "spec.checkpoint",
+    "elasticity": "spec.workers.nodes",
+}
+"""Keys of DeepSpeed's configuration that the job owns, and the field that sets each."""
+
+
+def _method(spec: Spec) -> Iterator[Violation]:
+    chosen = [name for name in ("full", "lora") if getattr(spec.method, name) is not None]
+    if len(chosen) != 1:
+        found = " and ".join(chosen) or "none"
+        yield Violation("spec.method", f"exactly one of full, lora is needed, found {found}; keep one block")
+
+
+def _lengths(spec: Spec) -> Iterator[Violation]:
+    if spec.training.epochs is not None and spec.training.max_steps is not None:
+        yield Violation("spec.training", "epochs and maxSteps exclude each other; keep one")
+    if spec.training.warmup.ratio is not None and spec.training.warmup.steps is not None:
+        yield Violation("spec.training.warmup", "ratio and steps exclude each other; keep one")
+    if spec.checkpoint.max_lost_work is not None and spec.checkpoint.every_steps is not None:
+        yield Violation("spec.checkpoint", "maxLostWork and everySteps exclude each other; keep one")
+
+
+def _holdouts(spec: Spec) -> Iterator[Violation]:
+    splits: dict[str, Holdout] = {"validation": spec.data.validation, "test": spec.data.test}
+    for name, holdout in splits.items():
+        if (holdout.sources is None) == (holdout.fraction is None):
+            yield Violation(f"spec.data.{name}", "exactly one of sources, fraction is needed")
+        if holdout.stratify is not None and holdout.fraction is None:
+            yield Violation(f"spec.data.{name}.stratify", "only a split by fraction can be stratified; remove it")
+    held_out = sum(holdout.fraction or 0.0 for holdout in splits.values())
+    if held_out >= 1.0:
+        yield Violation(
+            "spec.data",
+            f"validation.fraction and test.fraction add up to {held_out:g}, which leaves nothing to train on; "
+            "lower them to less than 1 together",
+        )
+
+
+def _batch(spec: Spec) -> Iterator[Violation]:
+    world = spec.workers.nodes * max(1, spec.workers.gpus_per_node)
+    total, micro = spec.training.global_batch_size, spec.training.micro_batch_size
+    if total % world:
+        below, above = total // world * world, (total // world + 1) * world
+        nearest = f"{below} or {above}" if below else f"{above}"
+        yield Violation(
+            "spec.training.globalBatchSize",
+            f"{total} cannot be divided among {world} training processes; write {nearest}",
+        )
+    elif micro is not None and (total // world) % micro:
+        fitting = max(size for size in range(1, micro + 1) if (total // world) % size == 0)
+        yield Violation(
+            "spec.training.microBatchSize",
+            f"{micro} does not divide the {total // world} examples that each process gets per step; write {fitting}",
+        )
+
+
+def _task(spec: Spec) -> Iterator[Violation]:
+    task, data_format = spec.model.task, spec.data.format
+    is_classification = data_format is DataFormat.CLASSIFICATION
+    if task and data_format and is_classification != (task is Task.SEQUENCE_CLASSIFICATION):
+        yield Violation(
+            "spec.model.task",
+            f"{task} cannot learn from {data_format} data; remove task, or change spec.data.format",
+        )
+    if spec.evaluation.prompts and task_of(spec) is Task.SEQUENCE_CLASSIFICATION:
+        yield Violation("spec.evaluation.prompts", "a classifier does not answer prompts; remove them")
+
+
+def _early_stopping(spec: Spec) -> Iterator[Violation]:
+    early, task = spec.training.early_stopping, task_of(spec)
+    if early is None:
+        return
+    if spec.data.validation.fraction == 0.0:
+        yield Violation(
+            "spec.training.earlyStopping", "needs a validation split; set spec.data.validation.fraction above 0"
+        )
+    if early.metric in (Metric.ACCURACY, Metric.MACRO_F1) and task is Task.CAUSAL_LM:
+        yield Violation("spec.training.earlyStopping.metric", f"{early.metric} is for classifiers; write Loss")
+    if early.metric is Metric.PERPLEXITY and task is Task.SEQUENCE_CLASSIFICATION:
+        yield Violation("spec.training.earlyStopping.metric", "Perplexity is for language models; write Loss")
+
+
+def _output(spec: Spec) -> Iterator[Violation]:
+    formats = spec.output.formats or ()
+    if ArtifactFormat.ADAPTER in formats and spec.method.lora is None:
+        yield Violation("spec.output.formats", "Adapter needs spec.method.lora; a full fine-tune has no adapter")
+    if len(set(formats)) != len(formats):
+        yield Violation("spec.output.formats", "the same format is listed twice; keep one")
+
+
+def _owned_deepspeed_keys(spec: Spec) -> Iterator[Violation]:
+    config = spec.deepspeed.config or {}
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        yield Violation("spec.deepspeed.config.zero_optimization", "must be an object")
+        return
+    present = set(config) | {f"zero_optimization.{key}" for key in zero}
+    for key, owner in OWNED_DEEPSPEED_KEYS.items():
+        if key in present:
+            yield Violation(f"spec.deepspeed.config.{key}", f"is set by the job itself; remove it and use {owner}")
+
+
+def _no_local_files(spec: Spec) -> Iterator[Violation]:
+    addresses = {"spec.model.uri": spec.model.uri}
+    for name, sources in (
+        ("train", spec.data.train),
+        ("validation.sources", spec.data.validation.sources or ()),
+        ("test.sources", spec.data.test.sources or ()),
+    ):
+        addresses |= {f"spec.data.{name}[{index}].uri": source.uri for index, source in enumerate(sources)}
+    for path, uri in addresses.items():
+        if uri.startswith("file://"):
+            yield Violation(path, f"{uri} is on one machine only; on a cluster write an s3:// address")

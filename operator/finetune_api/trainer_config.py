@@ -1,0 +1,122 @@
+"""TrainerConfig: all that one stage of a run is told, resolved. The operator writes it to a ConfigMap as JSON."""
+
+from pydantic import BaseModel, ConfigDict
+
+from .constants import Stage
+from .v1alpha1 import AttemptStatus, DataFormat, Dtype, Packing, Spec, Task
+
+
+class Message(BaseModel):
+    """A block of the contract between operator and trainer: frozen, plain snake_case JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class JobRef(Message):
+    """Whose stage this is."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class StorageSettings(Message):
+    """How object storage is reached, with every default resolved. Credentials come from boto3's own chain."""
+
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    path_style: bool = False
+
+
+class World(Message):
+    """The processes of a stage."""
+
+    nodes: int = 1
+    processes_per_node: int = 1
+    gpus: bool = False
+    """True: CUDA and nccl. False: CPU and gloo."""
+
+    @property
+    def size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.processes_per_node
+
+
+class BatchPlan(Message):
+    """One optimizer step: global_size = world size * micro_size * accumulation."""
+
+    global_size: int
+    micro_size: int
+    accumulation: int
+
+
+class SplitCounts(Message):
+    """Rows of each split of a prepared data set."""
+
+    train: int
+    validation: int = 0
+    test: int = 0
+
+
+class Prepared(Message):
+    """What the prepare stage decided; its termination message carries it, and the later stages are told."""
+
+    dataset_uri: str
+    """Folder of the prepared data set, which holds `dataset.json`."""
+    dataset_digest: str
+    model_digest: str
+    """SHA-256 over the names and contents of the base model's files."""
+    reused: bool = False
+    """True: the same data set was there already."""
+    format: DataFormat
+    task: Task
+    dtype: Dtype
+    packing: Packing
+    zero_stage: int
+    counts: SplitCounts
+    labels: tuple[str, ...] = ()
+    """Label names in the order of their ids; empty for language models."""
+    parameters: int = 0
+    """Parameters of the base model."""
+    memory_estimate_bytes: int = 0
+    """Estimated memory of one training process."""
+    notes: tuple[str, ...] = ()
+    """Warnings and counts that a user should see, one line each."""
+
+
+class TrainerConfig(Message):
+    """All that a stage is told."""
+
+    job: JobRef
+    run: int
+    stage: Stage
+    attempt: int = 0
+    """Attempt of the training, from 1; 0 in the other stages."""
+    spec: Spec
+    storage: StorageSettings
+    world: World
+    batch: BatchPlan
+    prepared: Prepared | None = None
+    """Absent in the prepare stage."""
+    attempts: tuple[AttemptStatus, ...] = ()
+    """The attempts so far, for the report; evaluate stage only."""
+
+    @property
+    def run_name(self) -> str:
+        """`r0001`."""
+        return f"r{self.run:04d}"
+
+    @property
+    def output_uri(self) -> str:
+        """`spec.output.uri` without a trailing slash."""
+        return self.spec.output.uri.rstrip("/")
+
+    @property
+    def run_uri(self) -> str:
+        """Folder of this run in object storage."""
+        return f"{self.output_uri}/runs/{self.run_name}"
+
+    @property
+    def model_uri(self) -> str:
+        """Folder of the exported model."""
+        return f"{self.run_uri}/model"

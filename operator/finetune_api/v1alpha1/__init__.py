@@ -1,0 +1,68 @@
+"""FineTuneJob v1alpha1, one file per block."""
+
+from .base import DataUri, ModelUri, Quantity, S3Uri
+from .data import BadRecordAction, Columns, Data, DataFormat, Holdout, Packing, Source
+from .job import FineTuneJob, Metadata, Spec
+from .method import FullFineTune, Lora, Method
+from .model import Dtype, Model, Task
+from .results import ArtifactFormat, Checkpoint, Evaluation, Output, Storage
+from .status import (
+    ArtifactStatus,
+    AttemptStatus,
+    CheckpointStatus,
+    ChosenStatus,
+    Condition,
+    EvaluationStatus,
+    FailureStatus,
+    ProgressStatus,
+    Status,
+)
+from .training import DeepSpeed, EarlyStopping, Metric, Schedule, Training, Warmup
+from .workers import EnvVar, Resources, Restart, Workers
+
+__all__ = [
+    "ArtifactFormat",
+    "ArtifactStatus",
+    "AttemptStatus",
+    "BadRecordAction",
+    "Checkpoint",
+    "CheckpointStatus",
+    "ChosenStatus",
+    "Columns",
+    "Condition",
+    "Data",
+    "DataFormat",
+    "DataUri",
+    "DeepSpeed",
+    "Dtype",
+    "EarlyStopping",
+    "EnvVar",
+    "Evaluation",
+    "EvaluationStatus",
+    "FailureStatus",
+    "FineTuneJob",
+    "FullFineTune",
+    "Holdout",
+    "Lora",
+    "Metadata",
+    "Method",
+    "Metric",
+    "Model",
+    "ModelUri",
+    "Output",
+    "Packing",
+    "ProgressStatus",
+    "Quantity",
+    "Resources",
+    "Restart",
+    "S3Uri",
+    "Schedule",
+    "Source",
+    "Spec",
+    "Status",
+    "Storage",
+    "Task",
+    "Training",
+    "Warmup",
+    "Workers",
+]

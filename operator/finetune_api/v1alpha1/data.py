@@ -1,0 +1,101 @@
+"""`spec.data`: what the model learns from."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from .base import ApiModel, DataUri
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class DataFormat(StrEnum):
+    """How a record becomes a training example."""
+
+    CLASSIFICATION = "Classification"
+    TEXT = "Text"
+    INSTRUCTION = "Instruction"
+    CHAT = "Chat"
+
+
+class BadRecordAction(StrEnum):
+    """What a record that cannot be read or used does to the run."""
+
+    FAIL = "Fail"
+    SKIP = "Skip"
+
+
+class Packing(StrEnum):
+    """How examples of different length share a batch."""
+
+    PADDED = "Padded"
+    LENGTH_GROUPED = "LengthGrouped"
+
+
+class Source(ApiModel):
+    """Files to read."""
+
+    uri: DataUri
+    """One file or a glob: JSON Lines (`.jsonl`, `.jsonl.gz`), CSV, Parquet or plain text (`.txt`)."""
+
+
+class Holdout(ApiModel):
+    """A split that is never trained on: its own files, or a fraction of the training files."""
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=64)] | None = None
+    """Files of their own. Exactly one of `sources` and `fraction`."""
+
+    fraction: Annotated[float, Field(ge=0.0, le=0.9)] | None = None
+    """Share of the training files to hold out, drawn by `training.seed`. 0 means: no such split."""
+
+    stratify: bool | None = None
+    """Keep every label's share the same in all splits. Absent: true for Classification. Only with `fraction`."""
+
+
+class Columns(ApiModel):
+    """Names of the columns, where they differ from the usual ones."""
+
+    text: ColumnName | None = None
+    """Text of a Classification or Text record. Usual name: `text`."""
+
+    label: ColumnName | None = None
+    """Label of a Classification record, text or integer. Usual name: `label`."""
+
+    prompt: ColumnName | None = None
+    """Prompt of an Instruction record. Usual names: `prompt`, `instruction`."""
+
+    completion: ColumnName | None = None
+    """Answer of an Instruction record. Usual names: `completion`, `output`, `response`."""
+
+    messages: ColumnName | None = None
+    """List of `{role, content}` of a Chat record. Usual name: `messages`."""
+
+
+class Data(ApiModel):
+    """Training data, held-out splits and how records are read."""
+
+    train: Annotated[tuple[Source, ...], Field(min_length=1, max_length=64)]
+    """Files to train on."""
+
+    validation: Holdout = Holdout(fraction=0.1)
+    """Watched during training: evaluation curves, early stopping."""
+
+    test: Holdout = Holdout(fraction=0.1)
+    """Touched once, by the evaluate stage."""
+
+    format: DataFormat | None = None
+    """How a record becomes an example. Absent: decided by the columns of the first record."""
+
+    columns: Columns = Columns()
+    """Names of the columns, where they differ from the usual ones."""
+
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
+    """Tokens per example; longer ones are cut, and the cuts are counted. Never more than the model can take."""
+
+    packing: Packing | None = None
+    """How examples of different length share a batch. Absent: LengthGrouped where the length histogram says that it
+    saves padding, else Padded."""
+
+    on_bad_record: BadRecordAction = BadRecordAction.FAIL
+    """A malformed line, a missing column, an empty text: stop with file and line, or skip and count."""

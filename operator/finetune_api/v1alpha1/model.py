@@ -1,0 +1,33 @@
+"""`spec.model`: what is fine-tuned."""
+
+from enum import StrEnum
+
+from .base import ApiModel, ModelUri
+
+
+class Task(StrEnum):
+    """Which head and which loss the model gets."""
+
+    SEQUENCE_CLASSIFICATION = "SequenceClassification"
+    CAUSAL_LM = "CausalLM"
+
+
+class Dtype(StrEnum):
+    """The floating-point type of the forward and backward pass. Optimizer state is always 32-bit."""
+
+    FLOAT32 = "Float32"
+    BFLOAT16 = "BFloat16"
+
+
+class Model(ApiModel):
+    """The base model, in Hugging Face layout."""
+
+    uri: ModelUri
+    """Where the base model is: `s3://bucket/prefix`, `hf://organisation/name[@revision]`; for local runs also
+    `file:///path`."""
+
+    task: Task | None = None
+    """Head and loss. Absent: SequenceClassification for Classification data, CausalLM for every other format."""
+
+    dtype: Dtype | None = None
+    """Absent: BFloat16 where a GPU supports it, else Float32."""

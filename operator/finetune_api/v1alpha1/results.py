@@ -1,0 +1,64 @@
+"""`spec.checkpoint`, `spec.evaluation`, `spec.output` and `spec.storage`: what is kept, and where."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from .base import ApiModel, Duration, S3Uri
+
+
+class Checkpoint(ApiModel):
+    """When the state of the run is saved. At most one of the fields."""
+
+    max_lost_work: Duration | None = None
+    """Save so often that a crash loses at most this much work. Absent, and no `everySteps`: 10m."""
+
+    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Save after this many optimizer steps."""
+
+
+class Evaluation(ApiModel):
+    """How the model is judged, during and after training."""
+
+    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Evaluate the validation split after this many optimizer steps. Absent: at the end of every epoch."""
+
+    baseline: bool = True
+    """Evaluate the base model on the test split too, by the same code."""
+
+    prompts: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=8192)], ...], Field(max_length=32)] = ()
+    """Prompts that are answered before and after training, for the report. CausalLM only."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Length of those answers, in tokens."""
+
+
+class ArtifactFormat(StrEnum):
+    """Which shape of the model is exported."""
+
+    MERGED = "Merged"
+    ADAPTER = "Adapter"
+
+
+class Output(ApiModel):
+    """Where everything that the job makes is kept."""
+
+    uri: S3Uri
+    """Prefix for data sets, checkpoints, models and reports."""
+
+    formats: Annotated[tuple[ArtifactFormat, ...], Field(min_length=1, max_length=2)] | None = None
+    """Merged is a complete model in Hugging Face layout; Adapter is the PEFT adapter alone. Absent: Merged."""
+
+
+class Storage(ApiModel):
+    """How object storage is reached. Absent fields come from the operator's settings."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$", max_length=512)] | None = None
+    """URL of an S3-compatible server. Absent: AWS."""
+
+    region: Annotated[str, Field(pattern=r"^[a-z0-9-]+$", max_length=64)] | None = None
+    """Region to sign requests for. Absent: us-east-1."""
+
+    path_style: bool | None = None
+    """`endpoint/bucket/key` instead of `bucket.endpoint/key`. Absent: true where `endpoint` is set."""

@@ -1,0 +1,192 @@
+"""`status`: what the operator has seen and done. Written by the operator alone."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ..constants import ConditionType, Phase, Reason
+from .base import StatusModel
+from .training import Metric
+
+Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
+"""RFC 3339, UTC."""
+
+
+class Condition(StatusModel):
+    """One aspect of the job's state."""
+
+    type: ConditionType
+    """Which aspect."""
+    status: Annotated[str, Field(pattern="^(True|False|Unknown)$")]
+    """Whether it holds."""
+    reason: Reason
+    """Why, in one word."""
+    message: Annotated[str, Field(max_length=4096)] = ""
+    """Why, for people."""
+    last_transition_time: Time
+    """When `status` last changed."""
+    observed_generation: int = 0
+    """Generation of the spec that this speaks of."""
+
+
+class ProgressStatus(StatusModel):
+    """How far the current stage is."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    total_steps: int = 0
+    """Optimizer steps of the whole run."""
+    percent: int = 0
+    """Whole percent of the run's steps."""
+    epoch: float = 0.0
+    """Passes over the training split."""
+    loss: float | None = None
+    """Training loss last logged."""
+    learning_rate: float | None = None
+    """Learning rate last logged."""
+    tokens_per_second: float | None = None
+    """Tokens without padding, over all workers."""
+    eta_seconds: int | None = None
+    """Time to the last step, from the recent step time."""
+
+
+class CheckpointStatus(StatusModel):
+    """The last committed checkpoint."""
+
+    uri: str
+    """Its manifest."""
+    step: int
+    """Optimizer step."""
+    time: Time
+    """When it was committed."""
+
+
+class FailureStatus(StatusModel):
+    """Why the job, or its last attempt, failed."""
+
+    failure_class: Annotated[str, Field(alias="class")]
+    """Exit class, such as BadData or OutOfMemory."""
+    stage: str
+    """Stage that failed."""
+    rank: int | None = None
+    """First rank that failed."""
+    pod: str = ""
+    """Its pod."""
+    exit_code: int = 0
+    """Its exit status."""
+    message: Annotated[str, Field(max_length=4096)] = ""
+    """The error and its last lines."""
+    advice: Annotated[str, Field(max_length=1024)] = ""
+    """What to do about it."""
+
+
+class AttemptStatus(StatusModel):
+    """One attempt at training."""
+
+    number: int
+    """Counted from 1 within the run."""
+    job_name: str
+    """Its Kubernetes Job."""
+    start_time: Time
+    """When its Job was created."""
+    first_step_time: Time | None = None
+    """When its first optimizer step was done."""
+    end_time: Time | None = None
+    """When its last pod had ended."""
+    resumed_from_step: int | None = None
+    """Step of the checkpoint it started from. Absent: from the base model, or not yet known."""
+    last_step: int | None = None
+    """Last optimizer step seen."""
+    result: str = ""
+    """Done, Stopped, or the exit class of its failure."""
+
+
+class EvaluationStatus(StatusModel):
+    """Figures of the held-out test split."""
+
+    baseline: dict[Metric, float] = {}
+    """The base model's."""
+    tuned: dict[Metric, float] = {}
+    """The fine-tuned model's."""
+
+
+class ArtifactStatus(StatusModel):
+    """The exported model."""
+
+    uri: str
+    """Folder in Hugging Face layout."""
+    digest: str
+    """SHA-256 over the files' names and contents."""
+    report: str = ""
+    """The HTML report."""
+
+
+class ChosenStatus(StatusModel):
+    """What the system chose for the fields that the user left out."""
+
+    task: str = ""
+    """Head and loss."""
+    format: str = ""
+    """Data format."""
+    dtype: str = ""
+    """Floating-point type."""
+    zero_stage: int | None = None
+    """ZeRO stage."""
+    micro_batch_size: int | None = None
+    """Examples per process and forward pass."""
+    gradient_accumulation_steps: int | None = None
+    """Forward passes per optimizer step."""
+    packing: str = ""
+    """How examples share a batch."""
+    dataset: str = ""
+    """Address of the prepared data set."""
+    dataset_digest: str = ""
+    """Its digest."""
+    model_digest: str = ""
+    """Digest of the base model."""
+
+
+class Status(StatusModel):
+    """What the operator has seen and done."""
+
+    observed_generation: int = 0
+    """Generation of the spec that this speaks of."""
+    phase: Phase = Phase.PENDING
+    """A printed summary; read the conditions for decisions."""
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(
+            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        ),
+    ] = ()
+    """State in Kubernetes' own form."""
+    run: int = 0
+    """Number of the current run, from 1."""
+    run_hash: str = ""
+    """Hash of the semantic part of that run's spec; another hash is another run."""
+    stage: str = ""
+    """Stage that is running or ran last."""
+    attempt: int = 0
+    """Attempt of the training that is running or ran last."""
+    progress: ProgressStatus | None = None
+    """How far the training is."""
+    last_checkpoint: CheckpointStatus | None = None
+    """The last committed checkpoint."""
+    restarts: int = 0
+    """Restarts charged since the last new checkpoint."""
+    disruptions: int = 0
+    """Disruptions of this run."""
+    chosen: ChosenStatus | None = None
+    """What the system chose for the fields that the user left out."""
+    evaluation: EvaluationStatus | None = None
+    """Figures of the held-out test split."""
+    artifact: ArtifactStatus | None = None
+    """The exported model."""
+    failure: FailureStatus | None = None
+    """Why the job, or its last attempt, failed."""
+    attempts: Annotated[tuple[AttemptStatus, ...], Field(max_length=10)] = ()
+    """The last ten attempts of this run."""
+    start_time: Time | None = None
+    """When the run started."""
+    completion_time: Time | None = None
+    """When the run ended."""

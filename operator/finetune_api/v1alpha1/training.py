@@ -1,0 +1,104 @@
+"""`spec.training` and `spec.deepspeed`: how the parameters move."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from .base import ApiModel
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes on after the warmup."""
+
+    LINEAR = "Linear"
+    COSINE = "Cosine"
+    CONSTANT = "Constant"
+    POLYNOMIAL = "Polynomial"
+    INVERSE_SQRT = "InverseSqrt"
+
+
+class Metric(StrEnum):
+    """A figure of the validation or test split. Loss and Perplexity are better when smaller."""
+
+    LOSS = "Loss"
+    PERPLEXITY = "Perplexity"
+    ACCURACY = "Accuracy"
+    MACRO_F1 = "MacroF1"
+
+
+class Warmup(ApiModel):
+    """Rise of the learning rate from zero. At most one of the fields."""
+
+    ratio: Annotated[float, Field(ge=0.0, le=0.9)] | None = None
+    """Share of all steps."""
+
+    steps: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
+    """Number of optimizer steps."""
+
+
+class EarlyStopping(ApiModel):
+    """Stop when the validation metric no longer improves; the best state is what is exported."""
+
+    metric: Metric = Metric.LOSS
+    """Which validation metric is watched."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Evaluations without improvement before the run stops. Counted across restarts."""
+
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    """A smaller change does not count as an improvement."""
+
+
+class Training(ApiModel):
+    """Length, learning rate and batch."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Passes over the training split. At most one of `epochs` and `maxSteps`. Absent, and no `maxSteps`: 3."""
+
+    max_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Optimizer steps, instead of epochs."""
+
+    learning_rate: Annotated[float, Field(ge=1e-12, le=10.0)]
+    """Peak learning rate. Usual: 2e-5 for a full fine-tune, 2e-4 for LoRA."""
+
+    schedule: Schedule = Schedule.LINEAR
+    """How the learning rate goes on after the warmup. Constant stays at the peak."""
+
+    warmup: Warmup = Warmup()
+    """Rise of the learning rate from zero. Absent: none."""
+
+    global_batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 16
+    """Examples per optimizer step, over all workers. The same on any number of workers."""
+
+    micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Examples per worker process and forward pass. Absent: the largest up to 16 that divides the worker's share."""
+
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """AdamW weight decay; not applied to biases and norms."""
+
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Gradients are scaled down to this norm. 0 switches clipping off."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
+    """Share of the target's probability that is spread over all classes."""
+
+    seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
+    """Fixes splits, data order, new weights and dropout."""
+
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a fifth slower."""
+
+    early_stopping: EarlyStopping | None = None
+    """Stop when the validation metric no longer improves."""
+
+
+class DeepSpeed(ApiModel):
+    """ZeRO and what is merged into DeepSpeed's own configuration."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """0 replicates, 1 partitions optimizer state, 2 also gradients, 3 also parameters. Absent: the lowest that fits
+    the memory limit, and 2 where no limit is given."""
+
+    config: Annotated[dict[str, Any], Field(max_length=64)] | None = None
+    """Merged as it is into DeepSpeed's configuration; a key that the job owns is refused by name."""

@@ -1,0 +1,82 @@
+"""Errors that a user can do something about, each with the exit code that tells the operator what to do next.
+
+TrainerError
+├── BadDataError              65  a record, a file or a split that cannot be used
+├── ModelUnusableError        66  the base model is missing, incomplete or of the wrong kind
+├── StorageUnreachableError   69  object storage does not answer, also after retries
+├── AccessDeniedError         77  object storage or the hub refuses the credentials
+├── BadConfigError            78  the configuration asks for what is not there (bucket, GPU, memory)
+├── MemoryExhaustedError      80  an allocation failed
+├── DivergedError             81  the loss is NaN or infinite
+├── FencedError               83  a newer attempt owns the run
+└── StoppedError              75  stopped on request, state saved; not a failure
+Anything else is an internal error, 70.
+"""
+
+from typing import ClassVar
+
+from finetune_api.exit_codes import ExitCode
+
+
+class TrainerError(Exception):
+    """`str(error)` says what is wrong and where; `advice` says what to do instead."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL_ERROR
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
+class BadDataError(TrainerError):
+    """A record, a file or a split cannot be used. The message names file and line."""
+
+    exit_code = ExitCode.BAD_DATA
+
+
+class ModelUnusableError(TrainerError):
+    """The base model is missing, incomplete or of the wrong kind."""
+
+    exit_code = ExitCode.MODEL_UNUSABLE
+
+
+class StorageUnreachableError(TrainerError):
+    """Object storage does not answer, also after retries."""
+
+    exit_code = ExitCode.STORAGE_UNREACHABLE
+
+
+class AccessDeniedError(TrainerError):
+    """Object storage or the hub refuses the credentials."""
+
+    exit_code = ExitCode.ACCESS_DENIED
+
+
+class BadConfigError(TrainerError):
+    """The configuration asks for what is not there: a bucket, a GPU, memory."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
+class MemoryExhaustedError(TrainerError):
+    """An allocation failed."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
+
+
+class DivergedError(TrainerError):
+    """The loss is NaN or infinite."""
+
+    exit_code = ExitCode.DIVERGED
+
+
+class FencedError(TrainerError):
+    """A newer attempt owns the run; this one must not write any more."""
+
+    exit_code = ExitCode.FENCED
+
+
+class StoppedError(TrainerError):
+    """Stopped on request, state saved."""
+
+    exit_code = ExitCode.STOPPED
