@@ -1,0 +1,1 @@
+"""`finetune`: the same object and the same reconcile, on one machine."""
