@@ -1,4 +1,4 @@
-"""The Cluster of one machine: pods are processes, objects are files, Jobs end as Kubernetes' own controller ends them."""
+"""The Cluster of one machine: pods are processes, objects are files, Jobs end as the real Job controller ends them."""
 
 import asyncio
 import os

@@ -24,6 +24,7 @@ from . import failure
 from .runs import Run
 
 _KEPT_ATTEMPTS = 10
+_STAGES = list(Stage)
 _OUTCOMES = {
     FailureClass.PERMANENT: Outcome.PERMANENT,
     FailureClass.RETRYABLE: Outcome.RETRYABLE,
@@ -51,9 +52,9 @@ def last_attempt(status: Status) -> AttemptStatus | None:
 def _with_child(status: Status, child: ObservedStage, progress: Progress | None) -> Status:
     known = next((attempt for attempt in status.attempts if attempt.job_name == child.job_name), None)
     if known is None:
-        newest = max((entry.number for entry in status.attempts if entry.stage == child.stage), default=0)
-        if child.attempt <= newest:
-            return status  # older than what status still lists
+        newest = last_attempt(status)
+        if newest is not None and _order(child.stage, child.attempt) < _order(newest.stage, newest.number):
+            return status  # older than what status still lists: judged and charged long ago
         known = AttemptStatus(
             stage=child.stage, number=child.attempt, job_name=child.job_name, start_time=child.created_at
         )
@@ -63,6 +64,10 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None)
     if child.active:
         return _with_progress(status, known, progress)
     return _with_end(status, known, child)
+
+
+def _order(stage: Stage, number: int) -> tuple[int, int]:
+    return (_STAGES.index(stage), number)
 
 
 def _with_vanished(status: Status, present: set[str], now: str) -> Status:
