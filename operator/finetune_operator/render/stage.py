@@ -51,7 +51,7 @@ def _config_map(config: TrainerConfig) -> Manifest:
         "kind": "ConfigMap",
         "metadata": _metadata(config),
         "immutable": True,
-        "data": {constants.CONFIG_KEY: config.model_dump_json(exclude_none=True)},
+        "data": {constants.CONFIG_KEY: config.model_dump_json(exclude_none=True, indent=2)},
     }
 
 
@@ -90,7 +90,7 @@ def _job(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
                         "onExitCodes": {
                             "containerName": constants.TRAINER_CONTAINER,
                             "operator": "In",
-                            "values": sorted(PERMANENT_EXIT_CODES),
+                            "values": sorted(int(code) for code in PERMANENT_EXIT_CODES),
                         },
                     },
                 ]
