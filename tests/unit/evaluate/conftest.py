@@ -11,10 +11,11 @@ from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, SplitCounts, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import AttemptStatus, DataFormat, Dtype, Metric, Packing, Spec, Task
 from finetune_trainer.evaluate.compare import compare
+from finetune_trainer.evaluate.data_section import DataSection
 from finetune_trainer.evaluate.metrics import classification_metrics, perplexity
 from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelFigures, TrainingLog
-from finetune_trainer.evaluate.report import DataSection, ReportInputs
-from finetune_trainer.evaluate.significance import Interval, mcnemar_exact, sign_test, wilson_interval
+from finetune_trainer.evaluate.report import ReportInputs
+from finetune_trainer.evaluate.significance import Interval, PairedTest, mcnemar_exact, sign_test, wilson_interval
 
 TOPICS = ("ai", "botprofile", "computers", "conversations", "emotion", "food", "gossip", "greetings", "health")
 TOPICS += ("history", "humor", "literature", "money", "movies", "politics", "psychology", "science", "sports", "trivia")
@@ -109,7 +110,7 @@ def trainer_config(task: Task, *, labels: tuple[str, ...] = (), **spec: object) 
     )
 
 
-def classifier_figures(labels: tuple[str, ...]) -> tuple[ModelFigures, ModelFigures, Evaluation]:
+def classifier_figures(labels: tuple[str, ...]) -> tuple[ModelFigures, ModelFigures, PairedTest]:
     generator = np.random.default_rng(3)
     targets = np.repeat(np.arange(len(labels)), 11)
     base = generator.integers(0, len(labels), targets.size)
@@ -131,7 +132,7 @@ def classifier_figures(labels: tuple[str, ...]) -> tuple[ModelFigures, ModelFigu
     return figures[0], figures[1], test
 
 
-def language_figures() -> tuple[ModelFigures, ModelFigures, Evaluation]:
+def language_figures() -> tuple[ModelFigures, ModelFigures, PairedTest]:
     generator = np.random.default_rng(3)
     before = generator.normal(3.2, 0.4, 120)
     after = before - np.abs(generator.normal(0.9, 0.4, 120))
@@ -192,9 +193,7 @@ def report_inputs() -> Callable[..., ReportInputs]:
             notes=notes,
             versions={"finetune-operator": "0.1.0", "torch": "2.15.0", "transformers": "5.23.0"},
         )
-        lengths = tuple(
-            round(1600 * math.exp(-((math.log(5 + 10 * index) - 3) ** 2)) / 4.2) for index in range(20)
-        )
+        lengths = tuple(round(1600 * math.exp(-((math.log(5 + 10 * index) - 3) ** 2)) / 4.2) for index in range(20))
         return ReportInputs(
             record=record,
             config=config,
@@ -203,7 +202,7 @@ def report_inputs() -> Callable[..., ReportInputs]:
                 dropped=(("empty text", 12), ("text longer than 65,536 characters", 1)),
                 truncated=7,
                 max_length=256,
-                edges=tuple(float(10 * index) for index in range(21)),
+                edges=tuple(10 * index for index in range(21)),
                 histogram=lengths,
             ),
             phase_seconds={"import": 4.1, "model": 3.0, "baseline": 3.4, "tuned": 3.2, "report": 0.9},

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, set_seed
 
+from finetune_api.v1alpha1 import DataFormat
+
 
 @torch.inference_mode()
 def answers(
@@ -13,14 +15,16 @@ def answers(
     tokenizer: Any,
     prompts: Sequence[str],
     *,
+    data_format: DataFormat,
     max_new_tokens: int,
     seed: int,
     report: Callable[[int], None],
 ) -> list[str]:
     """Greedy continuations of at most `max_new_tokens` tokens, one for each prompt.
 
-    Prompts go through the tokenizer's chat template as the user's turn where it has one, else they are continued as
-    they are. A prompt that leaves no room in the model's context keeps its end.
+    A prompt gets the form that the training data had: the user's turn in the tokenizer's chat template where it has
+    one; without, Instruction's blank line behind it; plain Text is continued as it is. A prompt that leaves no room in
+    the model's context keeps its end.
     """
     model.eval()
     set_seed(seed)  # greedy search draws nothing; a model with randomness of its own would
@@ -32,20 +36,22 @@ def answers(
     )
     found = []
     for number, prompt in enumerate(prompts, start=1):
-        ids = _encoded(tokenizer, prompt)[:, -_room(model, max_new_tokens) :].to(model.device)
+        ids = _encoded(tokenizer, prompt, data_format)[:, -_room(model, max_new_tokens) :].to(model.device)
         output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
         found.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
         report(number)
     return found
 
 
-def _encoded(tokenizer: Any, prompt: str) -> torch.Tensor:
+def _encoded(tokenizer: Any, prompt: str, data_format: DataFormat) -> torch.Tensor:
     """Token ids of shape (1, length)."""
-    if tokenizer.chat_template:
+    if tokenizer.chat_template and data_format is not DataFormat.TEXT:
         turn = [{"role": "user", "content": prompt}]
         encoded = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     else:
-        encoded = tokenizer(prompt, return_tensors="pt")
+        # As the prepare stage writes it: the begin token in the text, nothing added by the tokenizer.
+        text = (tokenizer.bos_token or "") + prompt + ("" if data_format is DataFormat.TEXT else "\n\n")
+        encoded = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     return torch.as_tensor(encoded["input_ids"])
 
 

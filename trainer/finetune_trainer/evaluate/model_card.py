@@ -16,8 +16,8 @@ from finetune_api.v1alpha1 import ArtifactFormat, Metric, Task
 
 from . import compare, wording
 from .configuration import spec_document, yaml_text
+from .data_section import DataSection
 from .records import Evaluation
-from .report import DataSection
 
 _PIPELINE_TAGS = {Task.SEQUENCE_CLASSIFICATION: "text-classification", Task.CAUSAL_LM: "text-generation"}
 _MODEL_CLASSES = {

@@ -16,26 +16,10 @@ from finetune_api.v1alpha1 import Metric
 from . import compare, wording
 from .charts import Series, histogram, line_chart
 from .configuration import spec_document, yaml_text
+from .data_section import DataSection
 from .heat import heat_table
 from .records import Evaluation, TrainingLog
 from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """What the report says of the data set."""
-
-    dropped: tuple[tuple[str, int], ...] = ()
-    """Rule -> records left out by it."""
-    truncated: int = 0
-    """Examples that were cut to the maximal length."""
-    max_length: int = 0
-    """That length in tokens."""
-    edges: tuple[float, ...] = ()
-    """Bounds of the length histogram, in tokens."""
-    histogram: tuple[int, ...] = ()
-    """Examples between them."""
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

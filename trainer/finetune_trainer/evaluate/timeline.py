@@ -77,12 +77,12 @@ def attempt_bars(attempts: Sequence[AttemptStatus], step_seconds: float) -> list
 
 
 def phases(seconds: Mapping[str, float]) -> list[Phase]:
-    """Phases in the order in which a stage goes through them; tiny ones together as `other`."""
+    """The training's phases in their order, others as they come; tiny ones together as `other`."""
     total = sum(seconds.values())
     if total <= 0:
         return []
     known = [name for name in _PHASE_ORDER if name in seconds]
-    names = known + sorted(name for name in seconds if name not in _PHASE_ORDER)
+    names = known + [name for name in seconds if name not in _PHASE_ORDER]
     shown = [Phase(name, seconds[name], seconds[name] / total) for name in names if seconds[name] / total >= _SMALL]
     rest = total - sum(phase.seconds for phase in shown)
     return [*shown, Phase("other", rest, rest / total)] if rest / total >= 1e-4 else shown
