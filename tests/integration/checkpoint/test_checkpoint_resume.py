@@ -4,12 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, TrainerConfig, World
 from finetune_api.v1alpha1 import Spec
-from finetune_trainer.errors import FencedError, StorageUnreachableError
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore, RetryPolicy
 
