@@ -50,9 +50,9 @@ class Env(StrEnum):
     """Index of the pod within the stage's Job."""
     MASTER_ADDR = "MASTER_ADDR"
     MASTER_PORT = "MASTER_PORT"
-    PROGRESS_PORT = "FINETUNE_PROGRESS_PORT"
     PROGRESS_HOST = "FINETUNE_PROGRESS_HOST"
-    """Address that the supervisor answers on. Absent: all of the pod's."""
+    """Address to serve progress on. Absent: all of the pod's."""
+    PROGRESS_PORT = "FINETUNE_PROGRESS_PORT"
     SCRATCH = "FINETUNE_SCRATCH"
     """Folder that the pod may fill; gone with the pod."""
     CACHE = "FINETUNE_CACHE"
@@ -84,6 +84,10 @@ class ConditionType(StrEnum):
     FAILED = "Failed"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
+
+
+TERMINAL_CONDITIONS: Final = frozenset({ConditionType.COMPLETE, ConditionType.FAILED})
+"""One of these is True once a run is over."""
 
 
 class Reason(StrEnum):

@@ -6,10 +6,14 @@ TrainerError
 ├── StorageUnreachableError   69  object storage does not answer, also after retries
 ├── AccessDeniedError         77  object storage or the hub refuses the credentials
 ├── BadConfigError            78  the configuration asks for what is not there (bucket, GPU, memory)
+│   └── ObjectMissingError        an object that should be in storage is not
 ├── MemoryExhaustedError      80  an allocation failed
 ├── DivergedError             81  the loss is NaN or infinite
 ├── FencedError               83  a newer attempt owns the run
-└── StoppedError              75  stopped on request, state saved; not a failure
+├── StoppedError              75  stopped on request, state saved; not a failure
+├── DiskFullError             70  a file cannot be written for want of space
+├── StorageProtocolError      70  object storage refuses a request for a reason of its own
+└── CorruptCheckpointError    70  a checkpoint's bytes are missing or are not what was committed
 Anything else is an internal error, 70.
 """
 
@@ -58,6 +62,10 @@ class BadConfigError(TrainerError):
     exit_code = ExitCode.BAD_CONFIG
 
 
+class ObjectMissingError(BadConfigError):
+    """An object that should be in storage is not."""
+
+
 class MemoryExhaustedError(TrainerError):
     """An allocation failed."""
 
@@ -80,3 +88,15 @@ class StoppedError(TrainerError):
     """Stopped on request, state saved."""
 
     exit_code = ExitCode.STOPPED
+
+
+class DiskFullError(TrainerError):
+    """A file cannot be written for want of space. The message names the path."""
+
+
+class StorageProtocolError(TrainerError):
+    """Object storage refuses a request for a reason of its own, or answers with other bytes than asked for."""
+
+
+class CorruptCheckpointError(TrainerError):
+    """A checkpoint's bytes are missing or are not what was committed. Restoring goes back to the one before."""

@@ -1,0 +1,231 @@
+"""ObjectStore against a real server."""
+
+import hashlib
+import os
+import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boto3.exceptions import Boto3Error
+
+from finetune_api.trainer_config import StorageSettings
+from finetune_trainer.errors import (
+    AccessDeniedError,
+    BadConfigError,
+    DiskFullError,
+    ObjectMissingError,
+    StorageProtocolError,
+    StorageUnreachableError,
+)
+from finetune_trainer.store import ObjectStore, RetryPolicy, join
+
+MIB = 1 << 20
+REQUESTS = {
+    "get": lambda store, uri, path: store.get(uri),
+    "get_json": lambda store, uri, path: store.get_json(uri),
+    "put": lambda store, uri, path: store.put(uri, b"x"),
+    "put_if_absent": lambda store, uri, path: store.put_if_absent(uri, b"x"),
+    "head": lambda store, uri, path: store.head(uri),
+    "exists": lambda store, uri, path: store.exists(uri),
+    "delete": lambda store, uri, path: store.delete(uri),
+    "list": lambda store, uri, path: list(store.list(uri)),
+    "glob": lambda store, uri, path: store.glob(uri + "*"),
+    "read_into": lambda store, uri, path: store.read_into(uri, memoryview(bytearray(1))),
+    "download": lambda store, uri, path: store.download(uri, path / "new"),
+    "upload": lambda store, uri, path: store.upload(path / "file", uri),
+    "download_folder": lambda store, uri, path: store.download_folder(uri, path / "folder"),
+    "upload_folder": lambda store, uri, path: store.upload_folder(path, uri),
+    "check_read_write": lambda store, uri, path: store.check_read_write(uri),
+}
+
+
+@pytest.fixture
+def store(seaweed: Any) -> ObjectStore:
+    return seaweed.store()
+
+
+def test_what_is_put_is_read_back_and_can_be_deleted(store: ObjectStore, folder_uri: str) -> None:
+    uri = join(folder_uri, "a.json")
+    store.put(uri, memoryview(b'{"a": 1}'), content_type="application/json")
+    assert store.get_json(uri) == {"a": 1}
+    info = store.head(uri)
+    assert info is not None
+    assert (info.uri, info.size) == (uri, 8)
+    store.delete(uri)
+    store.delete(uri)
+    assert not store.exists(uri)
+    with pytest.raises(ObjectMissingError, match=r"a\.json does not exist"):
+        store.get(uri)
+
+
+def test_an_object_is_created_by_exactly_one_of_many_writers(store: ObjectStore, folder_uri: str) -> None:
+    uri = join(folder_uri, "claim")
+    contents = [f"writer {number}".encode() for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda content: store.put_if_absent(uri, content), contents))
+    assert won.count(True) == 1
+    assert store.get(uri) == contents[won.index(True)]
+
+
+def test_an_unanswered_conditional_put_that_succeeded_counts_as_ours(store: ObjectStore, folder_uri: str) -> None:
+    """The first answer is lost on its way; the retry is refused, but the bytes there are ours."""
+    uri = join(folder_uri, "claim")
+    lost = threading.Event()
+
+    def lose_first_answer(**_: Any) -> None:
+        if not lost.is_set():
+            lost.set()
+            raise ConnectionResetError("answer lost")
+
+    store._client.meta.events.register("after-call.s3.PutObject", lose_first_answer)
+    assert store.put_if_absent(uri, b"mine")
+    assert lost.is_set()
+    assert not store.put_if_absent(uri, b"mine")
+
+
+def test_listing_pages_through_more_than_a_thousand_objects(store: ObjectStore, folder_uri: str) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: store.put(join(folder_uri, f"{n:05d}"), b""), range(1010)))
+    found = [info.uri for info in store.list(folder_uri + "/")]
+    assert found == [join(folder_uri, f"{number:05d}") for number in range(1010)]
+
+
+def test_patterns_find_names_but_do_not_cross_folders(store: ObjectStore, folder_uri: str) -> None:
+    for name in ("a-1.jsonl", "a-2.jsonl", "b-1.jsonl", "deep/a-3.jsonl"):
+        store.put(join(folder_uri, name), b"x")
+
+    def names(pattern: str) -> list[str]:
+        return [info.uri.removeprefix(folder_uri + "/") for info in store.glob(join(folder_uri, pattern))]
+
+    assert names("*.jsonl") == ["a-1.jsonl", "a-2.jsonl", "b-1.jsonl"]
+    assert names("a-?.jsonl") == ["a-1.jsonl", "a-2.jsonl"]
+    assert names("[b]-*") == ["b-1.jsonl"]
+    assert names("*/a*") == ["deep/a-3.jsonl"]
+    assert names("b-1.jsonl") == ["b-1.jsonl"]
+    assert names("missing") == names("missing*") == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 40 * MIB + 3])
+def test_files_travel_whole(store: ObjectStore, folder_uri: str, tmp_path: Path, size: int) -> None:
+    content = os.urandom(min(size, MIB)) * max(1, size // MIB) if size else b""
+    source, uri = tmp_path / "source", join(folder_uri, "file")
+    source.write_bytes(content)
+    store.upload(source, uri)
+    store.download(uri, tmp_path / "sub" / "target")
+    assert hashlib.sha256((tmp_path / "sub" / "target").read_bytes()).digest() == hashlib.sha256(content).digest()
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["target"]
+    buffer = bytearray(len(content))
+    store.read_into(uri, memoryview(buffer))
+    assert buffer == content
+
+
+def test_folders_keep_their_shape(store: ObjectStore, folder_uri: str, tmp_path: Path) -> None:
+    for name in ("config.json", "deep/er/weights"):
+        path = tmp_path / "from" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    uploaded = store.upload_folder(tmp_path / "from", folder_uri)
+    assert uploaded == [join(folder_uri, "config.json"), join(folder_uri, "deep/er/weights")]
+    got = store.download_folder(folder_uri, tmp_path / "to")
+    assert [path.relative_to(tmp_path / "to").as_posix() for path in got] == ["config.json", "deep/er/weights"]
+    assert [path.read_text() for path in got] == ["config.json", "deep/er/weights"]
+    with pytest.raises(ObjectMissingError, match="nothing under"):
+        store.download_folder(folder_uri + "-other", tmp_path / "none")
+
+
+def test_reading_into_a_buffer_of_another_length_is_refused(store: ObjectStore, folder_uri: str) -> None:
+    store.put(folder_uri, b"12345")
+    with pytest.raises(StorageProtocolError, match="has 5 bytes, expected 4"):
+        store.read_into(folder_uri, memoryview(bytearray(4)))
+
+
+def test_what_is_not_json_is_named(store: ObjectStore, folder_uri: str) -> None:
+    store.put(folder_uri, b"{")
+    with pytest.raises(StorageProtocolError, match="does not hold JSON"):
+        store.get_json(folder_uri)
+
+
+def test_the_preflight_leaves_nothing_behind(store: ObjectStore, folder_uri: str) -> None:
+    store.check_read_write(folder_uri)
+    assert list(store.list(folder_uri)) == []
+
+
+def test_a_missing_object_of_many_is_named(store: ObjectStore, folder_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ObjectMissingError, match=f"{folder_uri}/absent does not exist"):
+        store.download(join(folder_uri, "absent"), tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_named(store: ObjectStore, folder_uri: str, tmp_path: Path) -> None:
+    """A file-size limit of the process stands for the full disk; the kernel refuses the write in the same place."""
+    store.put(folder_uri, bytes(2 * MIB))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
+    try:
+        with pytest.raises(DiskFullError, match=f"no space left to write {tmp_path}/file"):
+            store.download(folder_uri, tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [name for name in REQUESTS if name not in ("delete", "download_folder")])
+def test_a_missing_bucket_is_named(store: ObjectStore, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadConfigError, match="'no-such-bucket' does not exist"):
+        REQUESTS[name](store, "s3://no-such-bucket/key", tmp_path)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_wrong_credentials_are_refused(
+    seaweed: Any, folder_uri: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(AccessDeniedError, match="refuses access"):
+        REQUESTS[name](seaweed.store(), folder_uri, tmp_path)
+
+
+def test_no_credentials_at_all_are_named(seaweed: Any, folder_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    with pytest.raises(AccessDeniedError, match="no usable credentials"):
+        seaweed.store().get(folder_uri)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_an_unreachable_server_is_named(seaweed: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    nowhere = StorageSettings(endpoint="http://127.0.0.1:9", path_style=True)
+    store = ObjectStore.connect(nowhere, retry=RetryPolicy(total_seconds=0.0, attempts_per_request=1))
+    with pytest.raises(StorageUnreachableError, match=r"http://127\.0\.0\.1:9 does not answer"):
+        REQUESTS[name](store, "s3://test-bucket/key", tmp_path)
+
+
+def test_a_server_that_dies_in_the_middle_is_waited_for(mortal_seaweed: Any, tmp_path: Path) -> None:
+    store: ObjectStore = mortal_seaweed.store(RetryPolicy(total_seconds=30.0))
+    content = os.urandom(MIB) * 40
+    (tmp_path / "source").write_bytes(content)
+    store.upload(tmp_path / "source", "s3://test-bucket/file")
+    mortal_seaweed.kill()
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(store.get, "s3://test-bucket/file")
+        downloading = pool.submit(store.download, "s3://test-bucket/file", tmp_path / "target")
+        mortal_seaweed.start()
+        assert reading.result() == content
+        downloading.result()
+    assert (tmp_path / "target").read_bytes() == content
+
+
+def test_an_outage_longer_than_the_patience_is_reported(mortal_seaweed: Any) -> None:
+    store: ObjectStore = mortal_seaweed.store(RetryPolicy(total_seconds=1.0))
+    store.put("s3://test-bucket/file", bytes(MIB))
+    mortal_seaweed.kill()
+    with pytest.raises(StorageUnreachableError, match="does not answer") as caught:
+        store.get("s3://test-bucket/file")
+    assert not isinstance(caught.value, Boto3Error)

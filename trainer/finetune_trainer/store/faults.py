@@ -1,0 +1,161 @@
+"""What boto3, s3transfer and the disk raise, and which of our errors it means."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from boto3.exceptions import Boto3Error
+from botocore import exceptions as aws
+from s3transfer import exceptions as transfer
+from urllib3.exceptions import HTTPError
+
+from ..errors import (
+    AccessDeniedError,
+    BadConfigError,
+    DiskFullError,
+    ObjectMissingError,
+    StorageProtocolError,
+    StorageUnreachableError,
+    TrainerError,
+)
+from .uri import S3Address
+
+FOREIGN: tuple[type[Exception], ...] = (
+    aws.BotoCoreError,
+    aws.ClientError,
+    aws.UndefinedModelAttributeError,
+    Boto3Error,
+    transfer.RetriesExceededError,
+    transfer.S3UploadFailedError,
+    transfer.S3DownloadFailedError,
+    transfer.S3CopyFailedError,
+    transfer.S3ValidationError,
+    transfer.InvalidSubscriberMethodError,
+    transfer.TransferNotDoneError,
+    transfer.FatalError,
+    HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
+"""Everything that a request to storage may raise besides our own errors and those of the disk."""
+
+_TRANSIENT: tuple[type[Exception], ...] = (
+    aws.HTTPClientError,  # connection refused, closed or reset, time-outs, TLS, broken streams
+    aws.ConnectionError,
+    aws.IncompleteReadError,
+    aws.ChecksumError,
+    aws.FlexibleChecksumError,
+    transfer.RetriesExceededError,
+    HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
+_CREDENTIALS: tuple[type[Exception], ...] = (
+    aws.NoCredentialsError,
+    aws.PartialCredentialsError,
+    aws.CredentialRetrievalError,
+    aws.UnknownCredentialError,
+    aws.NoAuthTokenError,
+    aws.TokenRetrievalError,
+    aws.UnknownTokenProviderError,
+    aws.ProfileNotFound,
+    aws.SSOError,
+    aws.LoginError,
+)
+
+_TRANSIENT_CODES = frozenset(
+    {
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "RequestTimeout",
+        "RequestLimitExceeded",
+        "ConditionalRequestConflict",  # another conditional write of the same key is under way
+        "OperationAborted",
+    }
+)
+_DENIED_CODES = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken"}
+)
+_BUCKET_CODES = frozenset({"NoSuchBucket", "InvalidBucketName"})
+_REGION_CODES = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+_DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if isinstance(error, aws.ClientError):
+        status = http_status(error)
+        return status == 429 or (status >= 500 and status != 501) or code_of(error) in _TRANSIENT_CODES
+    return isinstance(error, _TRANSIENT)
+
+
+def code_of(error: aws.ClientError) -> str:
+    """The S3 error code, such as `NoSuchKey`; the bare status (`404`) where a HEAD request has no body."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def http_status(error: aws.ClientError) -> int:
+    """The HTTP status, 0 where there was no answer."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def translate(error: Exception, address: S3Address, endpoint: str) -> TrainerError:
+    """The error of ours that `error`, raised by a request for `address`, means."""
+    if is_transient(error):
+        return StorageUnreachableError(
+            f"object storage at {endpoint} does not answer ({address}): {error}",
+            advice="check that spec.storage.endpoint is right and reachable; the run goes on from its last checkpoint",
+        )
+    if isinstance(error, _CREDENTIALS):
+        return _denied(f"no usable credentials for {address} at {endpoint}: {error}")
+    if isinstance(error, aws.ClientError):
+        return _refusal(error, address, endpoint)
+    if isinstance(error, aws.ParamValidationError):
+        return BadConfigError(f"{address} is not a valid address: {' '.join(str(error).split())}")
+    if isinstance(error, aws.BotoCoreError):
+        return BadConfigError(f"object storage at {endpoint} cannot be used for {address}: {error}")
+    return StorageProtocolError(f"the transfer of {address} at {endpoint} failed: {error}")
+
+
+def _refusal(error: aws.ClientError, address: S3Address, endpoint: str) -> TrainerError:
+    code, status = code_of(error), http_status(error)
+    said = error.response.get("Error", {}).get("Message", "")
+    if code in _BUCKET_CODES:
+        return missing_bucket(address, endpoint)
+    if code in _REGION_CODES:
+        return BadConfigError(
+            f"{address} at {endpoint} is in another region: {said}", advice="set spec.storage.region to the bucket's"
+        )
+    if status in (401, 403) or code in _DENIED_CODES:
+        return _denied(f"object storage at {endpoint} refuses access to {address}: {code} {said}".rstrip())
+    if status == 404:
+        return ObjectMissingError(f"{address} does not exist at {endpoint}")
+    return StorageProtocolError(f"object storage at {endpoint} refuses a request for {address}: {code} {said}".rstrip())
+
+
+def missing_bucket(address: S3Address, endpoint: str) -> BadConfigError:
+    """The error for a bucket that is not there."""
+    return BadConfigError(
+        f"bucket {address.bucket!r} does not exist at {endpoint} ({address})",
+        advice="create the bucket, or correct the address",
+    )
+
+
+def _denied(message: str) -> AccessDeniedError:
+    return AccessDeniedError(message, advice="check the access key, the secret key and what they may do in the bucket")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, quota or file-size limit met while writing `path` into DiskFullError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRNOS:
+            raise
+        raise DiskFullError(
+            f"no space left to write {path}: {error.strerror}",
+            advice="give the pod's scratch or cache folder more room, or point it at a larger disk",
+        ) from error

@@ -1,0 +1,82 @@
+"""Files from and to object storage, in parallel parts, by s3transfer's classic transfer manager.
+
+The classic one everywhere: the native (CRT) one ignores a custom endpoint.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+from ..errors import BadConfigError
+from .faults import disk_errors
+from .retry import RetryPolicy
+from .uri import S3Address
+
+_CONFIG = TransferConfig(
+    multipart_threshold=16 << 20,
+    multipart_chunksize=16 << 20,
+    max_concurrency=16,
+    preferred_transfer_client="classic",
+)
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """`folder/relative`. Raises BadConfigError for a key that would lead out of the folder."""
+    path = folder / relative
+    if ".." in path.parts or not path.is_relative_to(folder):
+        raise BadConfigError(f"the key {relative!r} leads out of its folder; rename the object")
+    return path
+
+
+def download(client: Any, retry: RetryPolicy, endpoint: str, jobs: Sequence[tuple[S3Address, Path]]) -> None:
+    """Fetch every object of `jobs` to its path. A path appears whole or not at all. Raises DiskFullError."""
+    pending = list(jobs)
+    if pending:
+        retry.run(lambda: _download_pending(client, pending), lambda: pending[0][0], endpoint)
+
+
+def _download_pending(client: Any, pending: list[tuple[S3Address, Path]]) -> None:
+    """Takes what is done off `pending`, so that a retry fetches only the rest."""
+    partials = {path: _partial(path) for _, path in pending}
+    try:
+        with create_transfer_manager(client, _CONFIG) as manager:
+            futures = [_start(manager, address, path, partials[path]) for address, path in pending]
+            for future in futures:
+                _, path = pending[0]
+                with disk_errors(path):
+                    future.result()
+                    os.replace(partials[path], path)
+                del pending[0]
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+
+
+def _start(manager: Any, address: S3Address, path: Path, partial: Path) -> Any:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return manager.download(address.bucket, address.key, str(partial))
+
+
+def _partial(path: Path) -> Path:
+    """Processes and threads may fetch the same file at the same time; each writes its own."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+
+
+def upload(client: Any, retry: RetryPolicy, endpoint: str, jobs: Sequence[tuple[Path, S3Address]]) -> None:
+    """Write every file of `jobs` to its object."""
+    pending = list(jobs)
+    if pending:
+        retry.run(lambda: _upload_pending(client, pending), lambda: pending[0][1], endpoint)
+
+
+def _upload_pending(client: Any, pending: list[tuple[Path, S3Address]]) -> None:
+    with create_transfer_manager(client, _CONFIG) as manager:
+        futures = [manager.upload(str(path), address.bucket, address.key) for path, address in pending]
+        for future in futures:
+            future.result()
+            del pending[0]

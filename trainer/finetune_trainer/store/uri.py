@@ -1,0 +1,50 @@
+"""`s3://bucket/key` addresses and their patterns. Pure."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..errors import BadConfigError
+
+_SCHEME = "s3://"
+_WILDCARDS = "*?["
+
+
+@dataclass(frozen=True)
+class S3Address:
+    """A place in object storage; `key` is empty for the bucket itself."""
+
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{_SCHEME}{self.bucket}/{self.key}"
+
+
+def parse(uri: str) -> S3Address:
+    """Raises BadConfigError for anything but `s3://bucket[/key]`."""
+    bucket, _, key = uri.removeprefix(_SCHEME).partition("/")
+    if not uri.startswith(_SCHEME) or not bucket:
+        raise BadConfigError(f"{uri!r} is not an object-storage address", advice="write s3://bucket/key")
+    return S3Address(bucket, key)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append `parts` with one slash before each; slashes at their ends do not matter."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def is_pattern(uri: str) -> bool:
+    """True if `uri` holds one of `*`, `?` and `[`."""
+    return any(character in uri for character in _WILDCARDS)
+
+
+def literal_prefix(pattern: str) -> str:
+    """The part of `pattern` before its first wildcard."""
+    cuts = [pattern.index(character) for character in _WILDCARDS if character in pattern]
+    return pattern[: min(cuts, default=len(pattern))]
+
+
+def matches(pattern: str, uri: str) -> bool:
+    """Whether `uri` fits `pattern`; `*`, `?` and `[...]` match within a name, never across a slash."""
+    wanted, found = pattern.split("/"), uri.split("/")
+    return len(wanted) == len(found) and all(fnmatchcase(name, part) for part, name in zip(wanted, found, strict=True))
