@@ -50,6 +50,8 @@ class Env(StrEnum):
     """Index of the pod within the stage's Job."""
     MASTER_ADDR = "MASTER_ADDR"
     MASTER_PORT = "MASTER_PORT"
+    PROGRESS_HOST = "FINETUNE_PROGRESS_HOST"
+    """Address to serve progress on. Absent: all of the pod's."""
     PROGRESS_PORT = "FINETUNE_PROGRESS_PORT"
     SCRATCH = "FINETUNE_SCRATCH"
     """Folder that the pod may fill; gone with the pod."""
@@ -76,6 +78,10 @@ class ConditionType(StrEnum):
     FAILED = "Failed"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
+
+
+TERMINAL_CONDITIONS: Final = frozenset({ConditionType.COMPLETE, ConditionType.FAILED})
+"""One of these is True once a run is over."""
 
 
 class Reason(StrEnum):

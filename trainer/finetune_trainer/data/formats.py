@@ -1,0 +1,220 @@
+"""Records -> examples: which format the columns speak, which column holds what, and what an example's text is."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.v1alpha1 import Columns, DataFormat, Task
+
+from ..errors import BadDataError
+from .chat import ChatRenderer, Message, Span
+from .problems import Place, RecordProblem, shown
+
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "label": ("label",),
+    "prompt": ("prompt", "instruction"),
+    "completion": ("completion", "output", "response"),
+    "messages": ("messages", "conversations"),
+}
+"""Field of `spec.data.columns` -> the column names that stand for it unless the field is set."""
+
+NEEDED: dict[DataFormat, tuple[str, ...]] = {
+    DataFormat.CLASSIFICATION: ("text", "label"),
+    DataFormat.TEXT: ("text",),
+    DataFormat.INSTRUCTION: ("prompt", "completion"),
+    DataFormat.CHAT: ("messages",),
+}
+"""Format -> the fields of `spec.data.columns` that it reads."""
+
+INPUT_COLUMN = "input"
+"""Optional third column of Instruction records; its text follows the prompt after a blank line."""
+
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training example before tokenising."""
+
+    text: str
+    place: Place
+    label: str = ""
+    """Label name; Classification only."""
+    spans: tuple[Span, ...] = ()
+    """Characters of `text` that carry loss; language models only."""
+
+    @property
+    def identity(self) -> str:
+        """What makes two examples the same."""
+        return f"{self.label}\0{self.text}"
+
+
+def detect_format(first: Mapping[str, Any], columns: Columns, task: Task | None, uri: str) -> DataFormat:
+    """The one format that the first record's columns allow. Raises BadDataError when none or several do."""
+    possible = []
+    for data_format, fields in NEEDED.items():
+        has_all = all(_present(first, field, columns) for field in fields)
+        fits_task = task is None or (data_format is DataFormat.CLASSIFICATION) == (task is Task.SEQUENCE_CLASSIFICATION)
+        if has_all and fits_task:
+            possible.append(data_format)
+    if DataFormat.CLASSIFICATION in possible and DataFormat.TEXT in possible:
+        possible.remove(DataFormat.TEXT)  # a label beside the text is there to be learnt
+    here = ", ".join(first)
+    if len(possible) == 1:
+        return possible[0]
+    if possible:
+        raise BadDataError(
+            f"{uri}: the columns ({here}) fit more than one format: {', '.join(possible)}",
+            advice=f"set spec.data.format to one of {', '.join(possible)}",
+        )
+    needs = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in NEEDED.items())
+    suited = "" if task is None else f" for the task {task}"
+    raise BadDataError(
+        f"{uri}: the columns ({here}) fit no format{suited}",
+        advice=f"set spec.data.format, and name the columns in spec.data.columns ({needs})",
+    )
+
+
+def _present(record: Mapping[str, Any], field: str, columns: Columns) -> bool:
+    named = getattr(columns, field)
+    return any(name in record for name in ((named,) if named else USUAL_NAMES[field]))
+
+
+class Formatter:
+    """Makes examples of one format. `renderer` is the chat template, where the tokenizer has one."""
+
+    def __init__(
+        self,
+        data_format: DataFormat,
+        columns: Columns,
+        renderer: ChatRenderer | None = None,
+        *,
+        bos: str = "",
+        eos: str = "",
+    ) -> None:
+        self.data_format = data_format
+        self.renderer = renderer
+        self._columns = columns
+        self._bos = bos
+        self._eos = eos
+
+    def __call__(self, record: Mapping[str, Any], place: Place) -> Example:
+        """The example of a record. Raises RecordProblem for one that cannot be used."""
+        if self.data_format is DataFormat.CLASSIFICATION:
+            return Example(self._text(record, "text"), place, label=label_name(self._value(record, "label")[1]))
+        if self.data_format is DataFormat.TEXT:
+            text = self._bos + self._text(record, "text") + self._eos
+            return Example(text, place, spans=((-1, len(text)),))
+        if self.data_format is DataFormat.INSTRUCTION:
+            return self._instruction(record, place)
+        return self._chat(parse_messages(*reversed(self._value(record, "messages"))), place)
+
+    def _instruction(self, record: Mapping[str, Any], place: Place) -> Example:
+        prompt, completion = self._text(record, "prompt"), self._text(record, "completion")
+        more = record.get(INPUT_COLUMN)
+        used = {self._value(record, field)[0] for field in NEEDED[DataFormat.INSTRUCTION]}
+        if isinstance(more, str) and more.strip() and INPUT_COLUMN not in used:
+            prompt = f"{prompt}\n\n{_unicode(more, INPUT_COLUMN)}"
+        if self.renderer is not None:
+            return self._chat(
+                [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], place
+            )
+        start = f"{self._bos}{prompt}\n\n"
+        text = start + completion + self._eos
+        return Example(text, place, spans=((len(start), len(text)),))
+
+    def _chat(self, messages: list[Message], place: Place) -> Example:
+        assert self.renderer is not None, "Chat needs a template; prepare checks that"
+        text, spans = self.renderer(messages)
+        return Example(text, place, spans=spans)
+
+    def _value(self, record: Mapping[str, Any], field: str) -> tuple[str, Any]:
+        """Name and value of the column that holds `field`."""
+        named = getattr(self._columns, field)
+        names = (named,) if named else USUAL_NAMES[field]
+        found = [name for name in names if name in record]
+        if not found:
+            raise RecordProblem(
+                "missing column",
+                f"no column {' or '.join(map(repr, names))}; columns here: {', '.join(record) or 'none'}",
+                f"name the column that holds the {field} in spec.data.columns.{field}",
+            )
+        return found[0], record[found[0]]
+
+    def _text(self, record: Mapping[str, Any], field: str) -> str:
+        column, value = self._value(record, field)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise RecordProblem("empty text", f"column {column!r} is empty", "fill it or remove the record")
+        if not isinstance(value, str):
+            what = f"column {column!r} holds {type(value).__name__} {shown(value)}, needed is text"
+            raise RecordProblem("wrong type", what, f"write column {column!r} as text")
+        return _unicode(value, column)
+
+
+def _unicode(text: str, column: str) -> str:
+    """JSON may spell halves of surrogate pairs, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"column {column!r} holds half a surrogate pair, {text[error.start]!r}"
+        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF as themselves") from None
+    return text
+
+
+def label_name(value: object) -> str:
+    """A label as text: `3` and `3.0` are the label "3"; text is taken without spaces around it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    name = str(value).strip() if isinstance(value, str | int) else ""
+    if value is None or (isinstance(value, str) and not name):
+        raise RecordProblem("missing label", "the label is empty", "fill it or remove the record")
+    if not name:
+        what = f"the label is {type(value).__name__} {shown(value)}, needed is text or a whole number"
+        raise RecordProblem("wrong type", what, "write labels as text or whole numbers")
+    return name
+
+
+def parse_messages(value: object, column: str) -> list[Message]:
+    """A conversation as `{role, content}`, also from ShareGPT's `{from, value}`; raises RecordProblem."""
+    remedy = f"write column {column!r} as a list of {{role, content}} with at least one assistant message"
+    if isinstance(value, str) and value.lstrip().startswith("["):  # CSV has no lists
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise RecordProblem("malformed JSON", f"column {column!r} is not JSON", remedy) from None
+    if not isinstance(value, list) or not value:
+        raise RecordProblem("wrong type", f"column {column!r} is {shown(value)}, needed is a list of messages", remedy)
+    messages = [_message(item, index, remedy) for index, item in enumerate(value, start=1)]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise RecordProblem("no assistant message", "the conversation has no assistant message", remedy)
+    return messages
+
+
+def _message(item: object, index: int, remedy: str) -> Message:
+    if not isinstance(item, dict):
+        raise RecordProblem("wrong type", f"message {index} is {shown(item)}", remedy)
+    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
+    if isinstance(content, list):  # OpenAI's parts
+        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+    role = _SHAREGPT_ROLES.get(str(role), role)
+    if role not in _ROLES:
+        what = f"message {index} has the role {shown(role)}, known are {', '.join(sorted(_ROLES))}"
+        raise RecordProblem("unknown role", what, remedy)
+    calls = item.get("tool_calls")
+    if content is None and calls:
+        content = ""
+    if not isinstance(content, str):
+        raise RecordProblem("wrong type", f"message {index} has the content {shown(content)}, needed is text", remedy)
+    if role == "assistant" and not content.strip() and not calls:
+        raise RecordProblem("empty text", f"message {index} (assistant) is empty", "fill it or remove the record")
+    rest = {
+        key: kept
+        for key, kept in item.items()
+        if key not in {"role", "content", "from", "value"} and kept is not None  # Parquet fills absent keys with null
+    }
+    return {"role": role, "content": _unicode(content, f"message {index}"), **rest}

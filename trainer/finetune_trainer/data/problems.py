@@ -1,0 +1,72 @@
+"""Records that cannot be used: collected while reading, so that one error lists many of them."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from finetune_api.v1alpha1 import BadRecordAction
+
+from ..errors import BadDataError
+
+_LISTED = 10
+"""Enough to see a pattern; reading stops there, since a file of the wrong kind would give millions."""
+_SHOWN = 80
+
+
+class RecordProblem(ValueError):  # noqa: N818 - not an error of the program but a finding about one record
+    """One record cannot be used. `rule` names the kind of problem, `remedy` what to do about it."""
+
+    def __init__(self, rule: str, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.rule = rule
+        self.what = what
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands: its file and its line (text files) or row (Parquet), from 1."""
+
+    uri: str
+    number: int
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.uri} {self.unit} {self.number}"
+
+
+class BadRecords:
+    """Findings of one reading. `Fail`: the error comes after ten of them or at the end; `Skip`: they are counted."""
+
+    def __init__(self, action: BadRecordAction) -> None:
+        self._skip = action is BadRecordAction.SKIP
+        self._found: list[tuple[str, RecordProblem]] = []
+        self.dropped: Counter[str] = Counter()
+        """Rule -> records that were skipped."""
+
+    def add(self, place: str, problem: RecordProblem) -> None:
+        """Note that the record at `place` cannot be used. Raises BadDataError when enough were found."""
+        if self._skip:
+            self.dropped[problem.rule] += 1
+            return
+        self._found.append((place, problem))
+        if len(self._found) >= _LISTED:
+            self.raise_if_any()
+
+    def raise_if_any(self) -> None:
+        """Raise BadDataError listing what was found, with one remedy for each kind of problem."""
+        if not self._found:
+            return
+        lines = [f"{place}: {problem.what}" for place, problem in self._found]
+        remedies = list(dict.fromkeys(problem.remedy for _, problem in self._found))
+        more = " (reading stopped there)" if len(lines) >= _LISTED else ""
+        head = f"{len(lines)} record{'s' if len(lines) > 1 else ''} cannot be used{more}:\n  "
+        raise BadDataError(
+            head + "\n  ".join(lines),
+            advice="; ".join([*remedies, "or set spec.data.onBadRecord: Skip to leave such records out"]),
+        )
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: quoted, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -1,0 +1,166 @@
+"""Token shards: flat arrays in safetensors files, written once, read by mapping them into memory.
+
+A shard holds `tokens` (all rows behind each other), `offsets` (row i is tokens[offsets[i]:offsets[i+1]]) and either
+`labels` (one class id a row) or `loss` (one flag a token). Names carry the content's digest.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from ..errors import BadDataError
+from ..locks import locked
+from ..store.client import ObjectStore
+from ..store.uri import join
+from .info import DatasetInfo, ShardInfo, read_dataset_info
+
+MAX_SHARD_BYTES = 64 * 2**20
+_PARALLEL_DOWNLOADS = 8
+_NO_LOSS = -100
+_DTYPES = {"U16": "<u2", "I32": "<i4", "I64": "<i8", "BOOL": "|b1"}
+
+
+class ShardWriter:
+    """Collects the rows of one split and puts a shard into storage whenever enough are there."""
+
+    def __init__(
+        self, store: ObjectStore, dataset_uri: str, split: str, *, vocabulary: int, max_bytes: int = MAX_SHARD_BYTES
+    ) -> None:
+        self._store = store
+        self._folder = join(dataset_uri, "shards")
+        self._split = split
+        self._dtype = np.dtype(np.uint16 if vocabulary <= 2**16 else np.int32)
+        self._max_bytes = max_bytes
+        self._tokens: list[NDArray[Any]] = []
+        self._labels: list[int] = []
+        self._loss: list[NDArray[np.bool_]] = []
+        self._bytes = 0
+        self.shards: list[ShardInfo] = []
+        self.lengths: Counter[int] = Counter()
+
+    @property
+    def rows(self) -> int:
+        """Rows added so far."""
+        return self.lengths.total()
+
+    def add(self, tokens: NDArray[np.int64], target: int | NDArray[np.bool_]) -> None:
+        """One row: its tokens, and its class id or the flags of the tokens that carry loss."""
+        extra = 4 if isinstance(target, int) else len(tokens)
+        size = len(tokens) * self._dtype.itemsize + 8 + extra
+        if self._tokens and self._bytes + size > self._max_bytes - 4096:  # the header needs some too
+            self.flush()
+        self._tokens.append(tokens.astype(self._dtype))
+        if isinstance(target, int):
+            self._labels.append(target)
+        else:
+            self._loss.append(target)
+        self._bytes += size
+        self.lengths[len(tokens)] += 1
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        if not self._tokens:
+            return
+        lengths = [len(tokens) for tokens in self._tokens]
+        arrays: dict[str, NDArray[Any]] = {
+            "tokens": np.concatenate(self._tokens),
+            "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        }
+        if self._labels:
+            arrays["labels"] = np.asarray(self._labels, dtype=np.int32)
+        else:
+            arrays["loss"] = np.concatenate(self._loss)
+        data = save(arrays)
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"{self._split}-{len(self.shards):05d}-{digest[:16]}.safetensors"
+        self._store.put(join(self._folder, name), data)
+        self.shards.append(
+            ShardInfo(name=name, sha256=digest, size=len(data), rows=len(lengths), tokens=int(sum(lengths)))
+        )
+        self._tokens, self._labels, self._loss, self._bytes = [], [], [], 0
+
+
+class TokenDataset:
+    """The rows of one split, map-style; the shards are mapped into memory, so that processes share them."""
+
+    def __init__(self, shards: list[dict[str, NDArray[Any]]], info: DatasetInfo) -> None:
+        self.info = info
+        self._shards = shards
+        sizes = [len(shard["offsets"]) - 1 for shard in shards]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        parts = [np.diff(shard["offsets"]).astype(np.int32) for shard in shards]
+        self.lengths: NDArray[np.int32] = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+
+    @classmethod
+    def open(cls, store: ObjectStore, dataset_uri: str, split: str, cache: Path) -> "TokenDataset":
+        """Download what the cache lacks, verified by digest. Safe to call from all processes of a node at once."""
+        info = read_dataset_info(store, dataset_uri)
+        folder = cache / "datasets" / info.digest
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = info.shards.get(split, ())
+        with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
+            paths = list(pool.map(lambda shard: _local_copy(store, dataset_uri, shard, folder), wanted))
+        return cls([_mapped(path) for path in paths], info)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`input_ids` (L,) int64; `labels`: a class id, or (L,) int64 with -100 where no loss falls."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        shard, row = self._shards[number], index - int(self._starts[number])
+        begin, end = int(shard["offsets"][row]), int(shard["offsets"][row + 1])
+        tokens = np.asarray(shard["tokens"][begin:end], dtype=np.int64)
+        if "labels" in shard:
+            return {"input_ids": tokens, "labels": int(shard["labels"][row])}
+        return {"input_ids": tokens, "labels": np.where(shard["loss"][begin:end], tokens, _NO_LOSS)}
+
+
+def _local_copy(store: ObjectStore, dataset_uri: str, shard: ShardInfo, folder: Path) -> Path:
+    path = folder / shard.name
+    with locked(folder / f"{shard.name}.lock"):
+        if path.exists() and path.stat().st_size == shard.size:
+            return path
+        partial = path.with_suffix(".part")
+        uri = join(dataset_uri, "shards", shard.name)
+        store.download(uri, partial)
+        with partial.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != shard.sha256:
+            partial.unlink()
+            raise BadDataError(
+                f"{uri}: content does not match its digest in dataset.json ({digest[:16]} instead of "
+                f"{shard.sha256[:16]})",
+                advice=f"delete {dataset_uri} and start a new run: the data set is prepared again",
+            )
+        os.replace(partial, path)
+    return path
+
+
+def _mapped(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors file without reading them: an 8-byte header length, a JSON header, the data.
+
+    (safetensors' own numpy reader copies every array into the memory of each process.)
+    """
+    with path.open("rb") as file:
+        header_length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_length))
+    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + header_length)
+    arrays = {}
+    for name, entry in header.items():
+        if re.fullmatch("__.*__", name):
+            continue
+        begin, end = entry["data_offsets"]
+        arrays[name] = data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return arrays

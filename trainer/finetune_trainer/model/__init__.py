@@ -1,0 +1,1 @@
+"""The base model: fetching, checking and estimating it, its tokenizer, loading and exporting it."""

@@ -1,0 +1,167 @@
+"""What a model folder says about itself, read without loading weights; and whether it can do the task."""
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from finetune_api.v1alpha1 import Task
+
+from ..errors import ModelUnusableError
+from .files import PICKLED_WEIGHTS, VOCABULARY_FILES, matches
+
+_DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_NOT_ADAPTED = ("embed", "lm_head", "classifier", "score", "wte", "wpe", "predictions")
+_OFFSET_FAMILIES = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod"})
+"""Families that count positions from pad_token_id + 1, as fairseq did."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes of a model, from config.json and the headers of its weight files."""
+
+    model_type: str
+    is_decoder: bool
+    """config.json says that it was trained to write."""
+    is_encoder_decoder: bool
+    parameters: int
+    largest_parameter: int
+    """Elements of the largest tensor, most often the embeddings."""
+    linear: tuple[tuple[str, int], ...]
+    """Name and rows + columns of every matrix that LoRA may adapt: all but embeddings and heads."""
+    hidden_size: int
+    layers: int
+    vocabulary: int
+    positions: int | None
+    """Tokens that a sequence may have. None: no limit is stated."""
+
+
+def inspect_model(folder: Path, uri: str) -> ModelFacts:
+    """Check that the folder holds a usable model, and measure it.
+
+    Raises ModelUnusableError naming what is missing or wrong, and where.
+    """
+    config = _config(folder, uri)
+    shapes = _shapes(folder, uri)
+    if not any(matches(path.name, VOCABULARY_FILES) for path in folder.iterdir()):
+        raise ModelUnusableError(
+            f"{uri} has no tokenizer: no tokenizer.json (nor vocab.txt, vocab.json, *.model)",
+            advice="copy the tokenizer's files beside the weights",
+        )
+    nested = config.get("text_config")  # models that also see or hear
+    text: dict[str, Any] = nested if isinstance(nested, dict) else config
+    names = tuple(config.get("architectures") or ())
+    sizes = [prod(shape) for shape in shapes.values()]
+    return ModelFacts(
+        model_type=str(config["model_type"]),
+        is_decoder=bool(config.get("is_decoder")) or any(name.endswith(_DECODER_HEADS) for name in names),
+        is_encoder_decoder=bool(config.get("is_encoder_decoder")),
+        parameters=sum(sizes),
+        largest_parameter=max(sizes, default=0),
+        linear=tuple((name, sum(shape)) for name, shape in shapes.items() if _is_linear(name, shape)),
+        hidden_size=_first(text, "hidden_size", "n_embd", "d_model", "dim") or 0,
+        layers=_first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0,
+        vocabulary=_first(text, "vocab_size") or 0,
+        positions=_positions(config, text),
+    )
+
+
+def check_task(facts: ModelFacts, uri: str, task: Task) -> None:
+    """Raise ModelUnusableError where transformers has no head of that kind for the model, or it makes no sense."""
+    from transformers.models.auto import configuration_auto
+    from transformers.models.auto import modeling_auto as auto
+
+    model_type = facts.model_type
+    heads = {
+        Task.CAUSAL_LM: auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        Task.SEQUENCE_CLASSIFICATION: auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    }[task]
+    # transformers gives encoders such as BERT a causal head too; it makes sense for those trained as decoders only.
+    reads_only = model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not facts.is_decoder
+    if task is Task.CAUSAL_LM and (reads_only or facts.is_encoder_decoder):
+        kind = "an encoder-decoder" if facts.is_encoder_decoder else "an encoder"
+        raise ModelUnusableError(
+            f"{uri} is {kind} (model_type {model_type}), which cannot be trained as a {task} model",
+            advice="use it with Classification data, or choose a decoder model such as Llama, Qwen, Gemma or SmolLM",
+        )
+    if model_type not in heads:
+        known = model_type in configuration_auto.CONFIG_MAPPING
+        raise ModelUnusableError(
+            f"{uri} has the model_type {model_type}, and the installed transformers has "
+            + (f"no {task} head for it" if known else "no model of this type"),
+            advice="choose another base model, or an image with a newer transformers",
+        )
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and not any(word in name for word in _NOT_ADAPTED)
+
+
+def _config(folder: Path, uri: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.exists():
+        raise ModelUnusableError(
+            f"{uri} has no config.json", advice="name the folder in Hugging Face layout that holds config.json"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelUnusableError(f"{uri}: config.json is not JSON: {error}", advice="copy the model again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelUnusableError(
+            f"{uri}: config.json names no model_type", advice="use a model that transformers can load by itself"
+        )
+    return config
+
+
+def _shapes(folder: Path, uri: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, from the headers of the weight files."""
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _weight_files(folder, uri):
+        try:
+            with safe_open(path, framework="np") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ModelUnusableError(
+                f"{uri}: {path.name} is not a whole safetensors file: {error}", advice="copy the model again"
+            ) from error
+    return shapes
+
+
+def _weight_files(folder: Path, uri: str) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelUnusableError(f"{uri}: {index.name} is damaged", advice="copy the model again") from error
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing:
+            raise ModelUnusableError(
+                f"{uri} lacks {len(missing)} of its {len(names)} weight files: {', '.join(missing[:3])}",
+                advice="copy the model again, with all files that model.safetensors.index.json names",
+            )
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    others = sorted(path.name for path in folder.iterdir() if matches(path.name, PICKLED_WEIGHTS))
+    beside = f"; there is {', '.join(others[:3])}, which is not loaded" if others else ""
+    raise ModelUnusableError(
+        f"{uri} has no weights: no model.safetensors and no model.safetensors.index.json{beside}",
+        advice="save the model with transformers' save_pretrained, which writes safetensors",
+    )
+
+
+def _first(config: dict[str, Any], *names: str) -> int | None:
+    return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+
+
+def _positions(config: dict[str, Any], text: dict[str, Any]) -> int | None:
+    positions = _first(text, *_POSITIONS)
+    if positions is not None and config["model_type"] in _OFFSET_FAMILIES:
+        positions -= (text.get("pad_token_id") or 0) + 1
+    return positions

@@ -1,0 +1,47 @@
+"""The base model's tokenizer."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelUnusableError
+from .files import is_tokenizer_file
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a model folder, padding on the right; without a pad token the end token pads.
+
+    Raises ModelUnusableError for one that cannot be loaded or is not a fast one.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ModelUnusableError(
+            f"{folder}: the tokenizer cannot be loaded: {error}",
+            advice="the model folder needs the tokenizer.json and tokenizer_config.json that belong to the model",
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelUnusableError(
+            f"{folder}: the tokenizer {type(tokenizer).__name__} has no fast form",
+            advice="save it with transformers' save_pretrained so that the folder holds a tokenizer.json",
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelUnusableError(
+                f"{folder}: the tokenizer has neither a pad token nor an end token",
+                advice="set eos_token or pad_token in tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that decide how text becomes tokens."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if is_tokenizer_file(path.name):
+            digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
