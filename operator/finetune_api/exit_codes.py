@@ -38,7 +38,7 @@ class FailureClass(IntEnum):
     """Not the training's fault: charged to `restart.maxDisruptions`."""
 
 
-_PERMANENT = frozenset(
+PERMANENT_EXIT_CODES = frozenset(
     {ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.MODEL_UNUSABLE, ExitCode.ACCESS_DENIED, ExitCode.BAD_CONFIG}
 )
 _FREE = frozenset({ExitCode.STOPPED, ExitCode.FENCED})
@@ -46,7 +46,7 @@ _FREE = frozenset({ExitCode.STOPPED, ExitCode.FENCED})
 
 def failure_class(exit_code: int) -> FailureClass:
     """The class of a non-zero exit status; what is not in `ExitCode` (a signal, a crash) is retryable."""
-    if exit_code in _PERMANENT:
+    if exit_code in PERMANENT_EXIT_CODES:
         return FailureClass.PERMANENT
     return FailureClass.DISRUPTION if exit_code in _FREE else FailureClass.RETRYABLE
 

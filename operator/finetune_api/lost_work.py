@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
-from .exit_codes import ExitCode, name_of
-from .v1alpha1 import AttemptStatus
-
-_STOPPED = name_of(ExitCode.STOPPED)
+from .v1alpha1 import AttemptStatus, Outcome
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def lost_work(attempts: Sequence[AttemptStatus], step_seconds: float) -> list[Lo
         if ended.end_time is None or back is None:
             continue
         steps = _steps_redone(ended, ordered[index + 1 :])
-        gone = following.start_time if ended.result == _STOPPED else ended.end_time
+        gone = following.start_time if ended.outcome is Outcome.STOPPED else ended.end_time
         found.append(
             LostWork(
                 attempt=ended.number,

@@ -14,6 +14,7 @@ from .status import (
     Condition,
     EvaluationStatus,
     FailureStatus,
+    Outcome,
     ProgressStatus,
     Status,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "Metric",
     "Model",
     "ModelUri",
+    "Outcome",
     "Output",
     "Packing",
     "ProgressStatus",

@@ -1,10 +1,11 @@
 """`status`: what the operator has seen and done. Written by the operator alone."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
-from ..constants import ConditionType, Phase, Reason
+from ..constants import ConditionType, Phase, Reason, Stage
 from .base import StatusModel
 from .training import Metric
 
@@ -80,11 +81,23 @@ class FailureStatus(StatusModel):
     """What to do about it."""
 
 
-class AttemptStatus(StatusModel):
-    """One attempt at training."""
+class Outcome(StrEnum):
+    """How an attempt ended, as far as the next one is concerned."""
 
+    SUCCEEDED = "Succeeded"
+    STOPPED = "Stopped"
+    PERMANENT = "Permanent"
+    RETRYABLE = "Retryable"
+    DISRUPTION = "Disruption"
+
+
+class AttemptStatus(StatusModel):
+    """One attempt at a stage."""
+
+    stage: Stage
+    """Stage that was attempted."""
     number: int
-    """Counted from 1 within the run."""
+    """Counted from 1 within the run and the stage."""
     job_name: str
     """Its Kubernetes Job."""
     start_time: Time
@@ -97,8 +110,10 @@ class AttemptStatus(StatusModel):
     """Step of the checkpoint it started from. Absent: from the base model, or not yet known."""
     last_step: int | None = None
     """Last optimizer step seen."""
-    result: str = ""
-    """Done, Stopped, or the exit class of its failure."""
+    outcome: Outcome | None = None
+    """How it ended. Absent: it has not."""
+    reason: str = ""
+    """Exit class of a failure, such as OutOfMemory or Signal9."""
 
 
 class EvaluationStatus(StatusModel):
@@ -185,7 +200,7 @@ class Status(StatusModel):
     failure: FailureStatus | None = None
     """Why the job, or its last attempt, failed."""
     attempts: Annotated[tuple[AttemptStatus, ...], Field(max_length=10)] = ()
-    """The last ten attempts of this run."""
+    """The last ten attempts at the stages of this run, oldest first."""
     start_time: Time | None = None
     """When the run started."""
     completion_time: Time | None = None

@@ -3,15 +3,19 @@
 import pytest
 
 from finetune_api.lost_work import LostWork, lost_work
-from finetune_api.v1alpha1 import AttemptStatus
+from finetune_api.constants import Stage
+from finetune_api.v1alpha1 import AttemptStatus, Outcome
 
 
 def clock(minute: float) -> str:
     return f"2026-03-01T12:{int(minute):02d}:{round(60 * (minute % 1)):02d}Z"
 
 
-def attempt(number, start, first=None, end=None, *, resumed=None, last=None, result="Signal9") -> AttemptStatus:
+def attempt(
+    number, start, first=None, end=None, *, resumed=None, last=None, outcome=Outcome.RETRYABLE
+) -> AttemptStatus:
     return AttemptStatus(
+        stage=Stage.TRAIN,
         number=number,
         job_name=f"job-r1-train-a{number}",
         start_time=clock(start),
@@ -19,11 +23,11 @@ def attempt(number, start, first=None, end=None, *, resumed=None, last=None, res
         end_time=None if end is None else clock(end),
         resumed_from_step=resumed,
         last_step=last,
-        result=result,
+        outcome=outcome,
     )
 
 
-DONE = {"result": "Done"}
+DONE = {"outcome": Outcome.SUCCEEDED}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,7 @@ DONE = {"result": "Done"}
         ),
         pytest.param(
             [
-                attempt(1, 0, 1, 10, last=50, result="Stopped"),
+                attempt(1, 0, 1, 10, last=50, outcome=Outcome.STOPPED),
                 attempt(2, 40, 41, 55, resumed=50, last=100, **DONE),
             ],
             [LostWork(attempt=1, steps=0, redo_seconds=0.0, restart_seconds=60.0)],

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, SplitCounts, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import AttemptStatus, DataFormat, Dtype, Metric, Packing, Spec, Task
+from finetune_api.v1alpha1 import AttemptStatus, DataFormat, Dtype, Metric, Outcome, Packing, Spec, Task
 from finetune_trainer.evaluate.compare import compare
 from finetune_trainer.evaluate.data_section import DataSection
 from finetune_trainer.evaluate.metrics import classification_metrics, perplexity
@@ -30,18 +30,27 @@ def clock(seconds: float) -> str:
 def attempts() -> tuple[AttemptStatus, ...]:
     return (
         AttemptStatus(
+            stage=Stage.TRAIN,
             number=1,
             job_name="topics-r1-train-a1",
             start_time=clock(0),
             first_step_time=clock(21),
             end_time=clock(130),
             last_step=96,
-            result="OutOfMemory",
+            outcome=Outcome.RETRYABLE,
+            reason="OutOfMemory",
         ),
         AttemptStatus(
-            number=2, job_name="topics-r1-train-a2", start_time=clock(133), end_time=clock(150), result="Signal9"
+            stage=Stage.TRAIN,
+            number=2,
+            job_name="topics-r1-train-a2",
+            start_time=clock(133),
+            end_time=clock(150),
+            outcome=Outcome.RETRYABLE,
+            reason="Signal9",
         ),
         AttemptStatus(
+            stage=Stage.TRAIN,
             number=3,
             job_name="topics-r1-train-a3",
             start_time=clock(152),
@@ -49,7 +58,7 @@ def attempts() -> tuple[AttemptStatus, ...]:
             end_time=clock(340),
             resumed_from_step=80,
             last_step=STEPS,
-            result="Done",
+            outcome=Outcome.SUCCEEDED,
         ),
     )
 

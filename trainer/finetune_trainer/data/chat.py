@@ -164,8 +164,11 @@ def renderer_of(tokenizer: Any) -> ChatRenderer | None:
     marked = _MARKER.search(template) is not None
     special = tokenizer.special_tokens_map
 
+    # transformers annotates a string, and returns the texts and the marked spans of each.
+    render_templates: Any = render_jinja_template
+
     def render(messages: list[Message], prompt: bool) -> Rendered:
-        texts, spans = render_jinja_template(
+        texts, spans = render_templates(
             [messages],
             chat_template=template,
             add_generation_prompt=prompt,

@@ -37,7 +37,7 @@ def _rounded(lengths: Lengths) -> NDArray[np.uint64]:
     """Lengths with all but their leading bits cleared; `frexp` gives the bit length exactly."""
     _, bit_length = np.frexp(lengths.astype(np.float64))
     cleared = np.maximum(bit_length - _SIGNIFICANT_BITS, 0)
-    return ((lengths.astype(np.int64) >> cleared) << cleared).astype(np.uint64)
+    return np.asarray((lengths.astype(np.int64) >> cleared) << cleared, dtype=np.uint64)
 
 
 def _shuffled_batches(rows: Order, batch_size: int, bits: np.random.Philox) -> Order:

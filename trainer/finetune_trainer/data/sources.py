@@ -41,7 +41,7 @@ def _resolve(uri: str, field: str, store: ObjectStore) -> list[str]:
     if uri.startswith("file://"):
         found = _local(uri, field)
     else:
-        found = [info.uri for info in store.glob(uri)]
+        found = [info.uri for info in store.glob(uri) if not info.uri.endswith("/")]
     if not found:
         raise BadDataError(
             f"{field}: {uri} matches no file",

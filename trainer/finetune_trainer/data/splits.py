@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 
-_EVEN_TIES = 0.5
+
+@dataclass(frozen=True)
+class Share:
+    """A held-out part of the training files."""
+
+    fraction: float
+    """0: no such split."""
+    stratify: bool = False
+    """Take the fraction of every label's rows, not of all rows together."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Split:
     validation: Rows
     test: Rows
     too_small: tuple[str, ...] = ()
-    """Labels with too few rows to be in every split; all their rows are for training."""
+    """Labels with fewer rows than there are splits; a stratified split has none of them."""
 
 
 def row_keys(identities: Sequence[str], seed: int) -> NDArray[np.uint64]:
@@ -35,48 +43,39 @@ def row_keys(identities: Sequence[str], seed: int) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def split_rows(
-    keys: NDArray[np.uint64], *, validation: float, test: float, labels: Sequence[str] | None = None
-) -> Split:
-    """Hold out shares of the rows.
+def split_rows(keys: NDArray[np.uint64], labels: Sequence[str], *, validation: Share, test: Share) -> Split:
+    """Hold out shares of the rows; `labels` has one label a row, all equal where there are none.
 
-    With `labels` every label is split by itself: a held-out split gets the rounded share of the label's rows, at least
-    one. A label with fewer rows than there are splits stays in training.
+    A split gets its fraction of a group (a label's rows, or all rows), rounded, but at least one row; and every split
+    that comes after it, training included, finds one row left. A group with fewer rows than splits is for training.
     """
-    order = np.argsort(keys, kind="stable").astype(np.int64)
-    if labels is None:
-        return Split(*_cut(order, validation, test))
     names, codes = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
-    splits = 1 + (validation > 0) + (test > 0)
-    parts: list[tuple[Rows, Rows, Rows]] = []
-    too_small = []
-    codes_in_order = codes[order]
-    for code, name in enumerate(names):
-        rows = order[codes_in_order == code]
-        if len(rows) < splits:
-            too_small.append(str(name))
-            parts.append((rows, rows[:0], rows[:0]))
-        else:
-            parts.append(_cut(rows, validation, test))
-    merged = [_in_key_order(np.concatenate(rows), keys) for rows in zip(*parts, strict=True)]
-    return Split(merged[0], merged[1], merged[2], tuple(too_small))
+    shares = [share for share in (test, validation) if share.fraction > 0]
+    splits = 1 + len(shares)
+    rows = np.argsort(keys, kind="stable").astype(np.int64)
+    parts: list[Rows] = []
+    for position, share in enumerate(shares):
+        groups = codes if share.stratify else np.zeros(len(keys), dtype=np.int64)
+        held_out = _hold_out(rows, groups, share.fraction, splits, reserve=splits - 1 - position)
+        parts.append(rows[held_out])
+        rows = rows[~held_out]
+    empty = rows[:0]
+    test_rows = parts.pop(0) if test.fraction > 0 else empty
+    validation_rows = parts.pop(0) if validation.fraction > 0 else empty
+    small = np.bincount(codes, minlength=len(names)) < splits
+    stratified = any(share.stratify for share in shares)
+    return Split(rows, validation_rows, test_rows, tuple(map(str, names[small])) if stratified else ())
 
 
-def _cut(rows: Rows, validation: float, test: float) -> tuple[Rows, Rows, Rows]:
-    """Train, validation, test; a share above 0 gets at least one row, training the rest (none where rows are few)."""
-    test_rows = _share(len(rows), test)
-    validation_rows = _share(len(rows), validation)
-    held_out = test_rows + validation_rows
-    if held_out >= len(rows) > 1:  # rounding up both shares must not eat the training rows
-        validation_rows = max(0, len(rows) - 1 - test_rows)
-        test_rows = len(rows) - 1 - validation_rows
-        held_out = test_rows + validation_rows
-    return rows[held_out:], rows[test_rows:held_out], rows[:test_rows]
-
-
-def _share(rows: int, fraction: float) -> int:
-    return min(rows, max(1, int(rows * fraction + _EVEN_TIES))) if fraction > 0 else 0
-
-
-def _in_key_order(rows: Rows, keys: NDArray[np.uint64]) -> Rows:
-    return rows[np.argsort(keys[rows], kind="stable")]
+def _hold_out(rows: Rows, groups: Rows, fraction: float, splits: int, *, reserve: int) -> NDArray[np.bool_]:
+    """Which of `rows` (in key order) to take: the first of each group."""
+    sizes = np.bincount(groups)
+    here = groups[rows]
+    available = np.bincount(here, minlength=len(sizes))
+    wanted = np.maximum(1, np.floor(sizes * fraction + 0.5).astype(np.int64))
+    taken = np.where(sizes < splits, 0, np.clip(wanted, 0, np.maximum(0, available - reserve)))
+    by_group = np.argsort(here, kind="stable")
+    starts = np.cumsum(available) - available
+    rank = np.empty(len(rows), dtype=np.int64)
+    rank[by_group] = np.arange(len(rows)) - starts[here[by_group]]
+    return np.asarray(rank < taken[here])

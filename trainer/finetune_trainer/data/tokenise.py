@@ -33,9 +33,9 @@ class TokeniseCounts:
 def tokenise(
     examples: Iterable[Example],
     tokenizer: Any,
-    *,
     task: Task,
     labels: Mapping[str, int],
+    *,
     max_length: int,
     counts: TokeniseCounts,
 ) -> Iterator[Row]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.lost_work import LostWork, lost_work
-from finetune_api.v1alpha1 import AttemptStatus
+from finetune_api.v1alpha1 import AttemptStatus, Outcome
 
 from .records import TrainingLog
 from .wording import moment
@@ -32,12 +32,17 @@ class AttemptBar:
     @property
     def succeeded(self) -> bool:
         """Whether it reached the end of the training."""
-        return self.status.result == "Done"
+        return self.status.outcome is Outcome.SUCCEEDED
+
+    @property
+    def result(self) -> str:
+        """How it ended, in a word."""
+        return self.status.reason or self.status.outcome or "running"
 
     @property
     def stopped(self) -> bool:
         """Whether it ended because it was asked to."""
-        return self.status.result == "Stopped"
+        return self.status.outcome is Outcome.STOPPED
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ def download_snapshot(uri: str, cache: Path, *, offline_ok: bool) -> Path:
 
     Reads HF_ENDPOINT and HF_TOKEN itself, because huggingface_hub does so only once, when it is imported.
     """
+    from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, IncompleteSnapshotError
-    from httpx2 import HTTPError
 
     name, _, revision = uri.removeprefix("hf://").partition("@")
     endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT

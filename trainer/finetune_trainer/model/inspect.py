@@ -11,15 +11,9 @@ from finetune_api.v1alpha1 import Task
 from ..errors import ModelUnusableError
 from .files import PICKLED_WEIGHTS, VOCABULARY_FILES, matches
 
-_ENCODER_FAMILIES = frozenset(
-    "bert big_bird camembert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert funnel ibert "
-    "luke megatron-bert modernbert mobilebert mpnet nomic_bert rembert roberta roberta-prelayernorm roc_bert roformer "
-    "squeezebert xlm xlm-roberta xlm-roberta-xl xmod".split()
-)
-"""Families trained with a masked-language loss. transformers gives several of them a causal head too, which only makes
-sense for the few models trained as decoders (`is_decoder`, or an architecture that says so)."""
-
+_DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_NOT_ADAPTED = ("embed", "lm_head", "classifier", "score", "wte", "wpe", "predictions")
 _OFFSET_FAMILIES = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod"})
 """Families that count positions from pad_token_id + 1, as fairseq did."""
 
@@ -29,10 +23,14 @@ class ModelFacts:
     """Sizes of a model, from config.json and the headers of its weight files."""
 
     model_type: str
-    architectures: tuple[str, ...]
+    is_decoder: bool
+    """config.json says that it was trained to write."""
+    is_encoder_decoder: bool
     parameters: int
     largest_parameter: int
     """Elements of the largest tensor, most often the embeddings."""
+    linear: tuple[tuple[str, int], ...]
+    """Name and rows + columns of every matrix that LoRA may adapt: all but embeddings and heads."""
     hidden_size: int
     layers: int
     vocabulary: int
@@ -40,8 +38,8 @@ class ModelFacts:
     """Tokens that a sequence may have. None: no limit is stated."""
 
 
-def inspect_model(folder: Path, uri: str, task: Task | None) -> ModelFacts:
-    """Check that the folder holds a usable model and, where `task` is known, one that can do it.
+def inspect_model(folder: Path, uri: str) -> ModelFacts:
+    """Check that the folder holds a usable model, and measure it.
 
     Raises ModelUnusableError naming what is missing or wrong, and where.
     """
@@ -52,15 +50,17 @@ def inspect_model(folder: Path, uri: str, task: Task | None) -> ModelFacts:
             f"{uri} has no tokenizer: no tokenizer.json (nor vocab.txt, vocab.json, *.model)",
             advice="copy the tokenizer's files beside the weights",
         )
-    if task is not None:
-        check_task(config, uri, task)
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    nested = config.get("text_config")  # models that also see or hear
+    text: dict[str, Any] = nested if isinstance(nested, dict) else config
+    names = tuple(config.get("architectures") or ())
     sizes = [prod(shape) for shape in shapes.values()]
     return ModelFacts(
         model_type=str(config["model_type"]),
-        architectures=tuple(config.get("architectures") or ()),
+        is_decoder=bool(config.get("is_decoder")) or any(name.endswith(_DECODER_HEADS) for name in names),
+        is_encoder_decoder=bool(config.get("is_encoder_decoder")),
         parameters=sum(sizes),
         largest_parameter=max(sizes, default=0),
+        linear=tuple((name, sum(shape)) for name, shape in shapes.items() if _is_linear(name, shape)),
         hidden_size=_first(text, "hidden_size", "n_embd", "d_model", "dim") or 0,
         layers=_first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0,
         vocabulary=_first(text, "vocab_size") or 0,
@@ -68,31 +68,35 @@ def inspect_model(folder: Path, uri: str, task: Task | None) -> ModelFacts:
     )
 
 
-def check_task(config: dict[str, Any], uri: str, task: Task) -> None:
+def check_task(facts: ModelFacts, uri: str, task: Task) -> None:
     """Raise ModelUnusableError where transformers has no head of that kind for the model, or it makes no sense."""
+    from transformers.models.auto import configuration_auto
     from transformers.models.auto import modeling_auto as auto
 
-    model_type = config["model_type"]
+    model_type = facts.model_type
     heads = {
         Task.CAUSAL_LM: auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         Task.SEQUENCE_CLASSIFICATION: auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     }[task]
-    if model_type in _ENCODER_FAMILIES and task is Task.CAUSAL_LM and not _is_decoder(config):
+    # transformers gives encoders such as BERT a causal head too; it makes sense for those trained as decoders only.
+    reads_only = model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not facts.is_decoder
+    if task is Task.CAUSAL_LM and (reads_only or facts.is_encoder_decoder):
+        kind = "an encoder-decoder" if facts.is_encoder_decoder else "an encoder"
         raise ModelUnusableError(
-            f"{uri} is an encoder (model_type {model_type}), which cannot be trained as a {task} model",
+            f"{uri} is {kind} (model_type {model_type}), which cannot be trained as a {task} model",
             advice="use it with Classification data, or choose a decoder model such as Llama, Qwen, Gemma or SmolLM",
         )
     if model_type not in heads:
-        known = "no model of this type" if model_type not in auto.CONFIG_MAPPING_NAMES else f"no {task} head for it"
+        known = model_type in configuration_auto.CONFIG_MAPPING
         raise ModelUnusableError(
-            f"{uri} has the model_type {model_type}, and the installed transformers has {known}",
+            f"{uri} has the model_type {model_type}, and the installed transformers has "
+            + (f"no {task} head for it" if known else "no model of this type"),
             advice="choose another base model, or an image with a newer transformers",
         )
 
 
-def _is_decoder(config: dict[str, Any]) -> bool:
-    names = config.get("architectures") or ()
-    return bool(config.get("is_decoder")) or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and not any(word in name for word in _NOT_ADAPTED)
 
 
 def _config(folder: Path, uri: str) -> dict[str, Any]:

@@ -1,0 +1,225 @@
+"""The Cluster of one machine: pods are processes, objects are files, Jobs end as the real Job controller ends them."""
+
+import asyncio
+import os
+import signal
+import socket
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api import constants
+from finetune_api.constants import Env
+from finetune_api.progress import Progress
+
+from ..errors import ClusterConflictError
+from ..manifests import JobKey, Manifest
+from .local_objects import ObjectFolder
+from .local_pod import LocalPod, PodPlace, pod_manifest
+
+_PROGRESS_TIMEOUT_SECONDS = 2.0
+
+
+class LocalCluster:
+    """Runs one FineTuneJob at a time. `on_change` is called when a child has changed."""
+
+    def __init__(
+        self, work_dir: Path, key: JobKey, *, environ: Mapping[str, str], on_change: Callable[[], None]
+    ) -> None:
+        self._objects = ObjectFolder(work_dir, key)
+        self._environ = {**environ, Env.CACHE: str(work_dir / "cache")}
+        self._on_change = on_change
+        self._pods: dict[str, list[LocalPod]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._grace: set[asyncio.Task[None]] = set()
+        self._mark_lost()
+
+    # ---- the Cluster protocol --------------------------------------------------------------------------------------
+
+    async def get(self, key: JobKey) -> Manifest | None:
+        """The FineTuneJob, or None."""
+        return self._objects.read(constants.KIND, key.name)
+
+    async def list_jobs(self, key: JobKey) -> list[Manifest]:
+        """Its Jobs, running and ended."""
+        return self._objects.list("Job")
+
+    async def list_pods(self, key: JobKey) -> list[Manifest]:
+        """Its pods, running and ended."""
+        running = {pod.name: pod.manifest() for pods in self._pods.values() for pod in pods}
+        stored = {manifest["metadata"]["name"]: manifest for manifest in self._objects.list("Pod")}
+        return list({**stored, **running}.values())
+
+    async def apply(self, manifest: Manifest) -> None:
+        """Create a child; a Job's pods start at once."""
+        existing = self._objects.read(manifest["kind"], manifest["metadata"]["name"])
+        if existing is not None:
+            if existing["metadata"]["ownerReferences"] != manifest["metadata"]["ownerReferences"]:
+                raise ClusterConflictError(f"{manifest['kind']} {manifest['metadata']['name']} has another owner")
+            return
+        metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": _now()}
+        stored = {**manifest, "metadata": metadata}
+        self._objects.write(stored)
+        if manifest["kind"] == "Job":
+            self._tasks[metadata["name"]] = asyncio.create_task(self._run_job(stored))
+
+    async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
+        """SIGTERM to the pods; the objects go when the last pod has ended."""
+        job = self._objects.read("Job", name)
+        if job is None or job["metadata"]["uid"] != uid:
+            return
+        job["metadata"]["deletionTimestamp"] = _now()
+        self._objects.write(job)
+        if name in self._tasks:
+            self._terminate(job)
+        else:
+            self._remove(job)
+
+    async def patch_status(self, key: JobKey, uid: str, status: Manifest) -> None:
+        """Replace the status."""
+        job = self._objects.read(constants.KIND, key.name)
+        if job is not None and job["metadata"].get("uid", "") == uid:
+            self._objects.write({**job, "status": status})
+
+    async def read_progress(self, key: JobKey, job_name: str) -> Progress | None:
+        """`GET /progress` of the first pod."""
+        pods = self._pods.get(job_name)
+        if not pods or pods[0].ended:
+            return None
+        return await asyncio.to_thread(_get_progress, pods[0].progress_port)
+
+    # ---- what a person at this machine does ------------------------------------------------------------------------
+
+    def put(self, manifest: Manifest) -> None:
+        """`kubectl apply` of a FineTuneJob: keeps identity and status, counts a changed spec as a new generation."""
+        metadata = manifest["metadata"]
+        old = self._objects.read(constants.KIND, metadata["name"])
+        if old is None:
+            metadata = {**metadata, "uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": _now()}
+            self._objects.write({**manifest, "metadata": metadata})
+            return
+        kept = {name: old["metadata"][name] for name in ("uid", "creationTimestamp")}
+        generation = old["metadata"]["generation"] + (old["spec"] != manifest["spec"])
+        self._objects.write(
+            {**manifest, "metadata": {**metadata, **kept, "generation": generation}, "status": old.get("status", {})}
+        )
+
+    def kill_pod(self, job_name: str, index: int) -> None:
+        """`kill -9` of a pod's first process, as a lost node or the kernel's memory killer would."""
+        self._pods[job_name][index].signal(signal.SIGKILL)
+
+    async def close(self) -> None:
+        """End whatever still runs, at once."""
+        for pods in self._pods.values():
+            for pod in pods:
+                pod.signal(signal.SIGKILL)
+        await asyncio.gather(*self._tasks.values(), *self._grace)
+
+    # ---- the Job controller and the kubelet ------------------------------------------------------------------------
+
+    async def _run_job(self, job: Manifest) -> None:
+        """backoffLimit 0: the first failed pod fails the Job, the others are terminated, and only then it counts."""
+        name = job["metadata"]["name"]
+        config = self._objects.read("ConfigMap", name)
+        assert config is not None, f"{name}: the ConfigMap is created before the Job"
+        rendezvous, *progress = _free_ports(1 + job["spec"]["parallelism"])
+        self._pods[name] = [
+            LocalPod(job, index, config["data"], self._place(job, index, rendezvous, port))
+            for index, port in enumerate(progress)
+        ]
+        waiting = {asyncio.create_task(pod.run()) for pod in self._pods[name]}
+        has_failed = False
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not has_failed and any(task.result() for task in done):
+                has_failed = True
+                self._terminate(job)
+        self._finish(name, has_failed)
+
+    def _finish(self, name: str, has_failed: bool) -> None:
+        for pod in self._pods[name]:
+            self._objects.write(pod.manifest())
+        del self._pods[name], self._tasks[name]
+        job = self._objects.read("Job", name)
+        assert job is not None, f"{name}: a Job is removed only after its pods"
+        if "deletionTimestamp" in job["metadata"]:
+            self._remove(job)
+        else:
+            self._objects.write(_ended(job, "Failed" if has_failed else "Complete"))
+        self._on_change()
+
+    def _terminate(self, job: Manifest) -> None:
+        """SIGTERM now, SIGKILL after the pod's grace."""
+        pods = self._pods[job["metadata"]["name"]]
+        for pod in pods:
+            pod.signal(signal.SIGTERM)
+        grace = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        task = asyncio.create_task(self._kill_late(pods, grace))
+        self._grace.add(task)
+        task.add_done_callback(self._grace.discard)
+
+    async def _kill_late(self, pods: list[LocalPod], grace: float) -> None:
+        await asyncio.wait([asyncio.create_task(pod.wait()) for pod in pods], timeout=grace)
+        for pod in pods:
+            pod.signal(signal.SIGKILL)
+
+    def _place(self, job: Manifest, index: int, rendezvous: int, progress: int) -> PodPlace:
+        name = f"{job['metadata']['name']}-{index}"
+        threads = max(1, (os.cpu_count() or 1) // int(job["spec"]["parallelism"]))
+        return PodPlace(
+            folder=self._objects.root / "pods" / name,
+            log=self._objects.root / "logs" / f"{name}.log",
+            environ={"OMP_NUM_THREADS": str(threads), **self._environ},
+            rendezvous_port=rendezvous,
+            progress_port=progress,
+        )
+
+    def _remove(self, job: Manifest) -> None:
+        name = job["metadata"]["name"]
+        for index in range(job["spec"]["parallelism"]):
+            self._objects.remove("Pod", f"{name}-{index}")
+        for kind in ("ConfigMap", "Service", "Job"):
+            self._objects.remove(kind, name)
+
+    def _mark_lost(self) -> None:
+        """Jobs that an earlier process left running died with it: a lost node, as far as the policies are concerned."""
+        lost = {"type": "DisruptionTarget", "status": "True", "reason": "MachineLost"}
+        for job in self._objects.list("Job"):
+            if "deletionTimestamp" in job["metadata"]:
+                self._remove(job)
+            elif not job.get("status", {}).get("conditions"):
+                state = {"terminated": {"exitCode": 137, "finishedAt": _now(), "message": ""}}
+                for index in range(job["spec"]["parallelism"]):
+                    self._objects.write(pod_manifest(job, index, "Failed", state, (lost,)))
+                self._objects.write(_ended(job, "Failed"))
+
+
+def _ended(job: Manifest, kind: str) -> Manifest:
+    condition = {"type": kind, "status": "True", "lastTransitionTime": _now()}
+    return {**job, "status": {"conditions": [condition]}}
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now; held together so that they differ."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(entry.getsockname()[1]) for entry in sockets]
+    for entry in sockets:
+        entry.close()
+    return ports
+
+
+def _get_progress(port: int) -> Progress | None:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress", timeout=_PROGRESS_TIMEOUT_SECONDS) as answer:
+            return Progress.model_validate_json(answer.read())
+    except (urllib.error.URLError, OSError, ValidationError):
+        return None  # not up yet, or just gone: the next look will tell
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,42 @@
+"""Objects of the local cluster, one JSON file each, so that a later process finds what an earlier one knew."""
+
+import json
+import os
+from pathlib import Path
+
+from ..manifests import JobKey, Manifest
+
+
+class ObjectFolder:
+    """The objects that belong to one FineTuneJob, under `<work-dir>/jobs/<namespace>/<name>/objects`."""
+
+    def __init__(self, work_dir: Path, key: JobKey) -> None:
+        self.root = work_dir / "jobs" / key.namespace / key.name
+        self._folder = self.root / "objects"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, kind: str, name: str) -> Manifest | None:
+        """One object, or None."""
+        try:
+            manifest: Manifest = json.loads(self._path(kind, name).read_text())
+        except FileNotFoundError:
+            return None
+        return manifest
+
+    def list(self, kind: str) -> list[Manifest]:
+        """All objects of a kind, by name."""
+        return [json.loads(path.read_text()) for path in sorted(self._folder.glob(f"{kind}.*.json"))]
+
+    def write(self, manifest: Manifest) -> None:
+        """Replace an object, whole."""
+        path = self._path(manifest["kind"], manifest["metadata"]["name"])
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(manifest, indent=1))
+        os.replace(partial, path)
+
+    def remove(self, kind: str, name: str) -> None:
+        """Remove an object; one that is gone already is fine."""
+        self._path(kind, name).unlink(missing_ok=True)
+
+    def _path(self, kind: str, name: str) -> Path:
+        return self._folder / f"{kind}.{name}.json"

@@ -1,0 +1,143 @@
+"""A frozen snapshot of a job's children, from their manifests. Pure.
+
+Read from Kubernetes' own fields alone, so that the local adapter and a real cluster are judged by the same eyes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from finetune_api import constants
+from finetune_api.constants import Stage
+from finetune_api.progress import TerminationMessage
+
+from .manifests import Manifest
+
+_STAGES = list(Stage)
+
+
+@dataclass(frozen=True)
+class ObservedPod:
+    """One pod of a stage."""
+
+    name: str
+    index: int
+    stage_job: str
+    """Name of its Job."""
+    phase: str
+    exit_code: int | None
+    """None while it runs, or where nothing is known of its end."""
+    finished_at: str
+    """RFC 3339; empty while it runs."""
+    message: TerminationMessage | None
+    raw_message: str
+    """The termination message where it is not one of ours (a log tail from the kubelet)."""
+    disrupted: bool
+    """Evicted, preempted or lost: the pod's end is not the training's fault."""
+
+    @property
+    def ended(self) -> bool:
+        """True once no process of the pod can run any more."""
+        return self.phase in {"Succeeded", "Failed"}
+
+
+@dataclass(frozen=True)
+class ObservedStage:
+    """The Job of one attempt at one stage, with its pods."""
+
+    stage: Stage
+    run: int
+    attempt: int
+    job_name: str
+    uid: str
+    created_at: str
+    ended_at: str
+    """When the Job's terminal condition was set; empty while it runs."""
+    succeeded: bool
+    failed: bool
+    deleting: bool
+    pods: tuple[ObservedPod, ...]
+
+    @property
+    def active(self) -> bool:
+        """True while pods of it may run."""
+        return not (self.succeeded or self.failed)
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Later attempts at later stages of later runs compare greater."""
+        return (self.run, _STAGES.index(self.stage), self.attempt)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All children of a job, oldest first."""
+
+    stages: tuple[ObservedStage, ...]
+
+    @classmethod
+    def from_manifests(cls, owner_uid: str, jobs: Iterable[Manifest], pods: Iterable[Manifest]) -> "Observed":
+        """Jobs that another object owns (a deleted job of the same name) are not ours and are left out."""
+        pods_by_job: dict[str, list[ObservedPod]] = {}
+        for manifest in pods:
+            pod = _pod(manifest)
+            pods_by_job.setdefault(pod.stage_job, []).append(pod)
+        ours = (job for job in jobs if _owner_uid(job) == owner_uid)
+        stages = (_stage(job, pods_by_job.get(job["metadata"]["name"], [])) for job in ours)
+        return cls(tuple(sorted(stages, key=lambda stage: stage.order)))
+
+    def of_run(self, run: int) -> tuple[ObservedStage, ...]:
+        """The children of one run, oldest first."""
+        return tuple(stage for stage in self.stages if stage.run == run)
+
+    @property
+    def active(self) -> tuple[ObservedStage, ...]:
+        """Children that may still run."""
+        return tuple(stage for stage in self.stages if stage.active)
+
+
+def _owner_uid(manifest: Manifest) -> str:
+    owners = manifest["metadata"].get("ownerReferences", [])
+    return next((owner["uid"] for owner in owners if owner.get("controller")), "")
+
+
+def _stage(job: Manifest, pods: list[ObservedPod]) -> ObservedStage:
+    metadata, status = job["metadata"], job.get("status", {})
+    terminal = {
+        condition["type"]: condition.get("lastTransitionTime", "")
+        for condition in status.get("conditions", [])
+        if condition["status"] == "True" and condition["type"] in {"Complete", "Failed"}
+    }
+    labels = metadata["labels"]
+    return ObservedStage(
+        stage=Stage(labels[constants.LABEL_STAGE]),
+        run=int(labels[constants.LABEL_RUN]),
+        attempt=int(labels[constants.LABEL_ATTEMPT]),
+        job_name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        created_at=metadata.get("creationTimestamp", ""),
+        ended_at=max(terminal.values(), default=""),
+        succeeded="Complete" in terminal,
+        failed="Failed" in terminal,
+        deleting="deletionTimestamp" in metadata,
+        pods=tuple(sorted(pods, key=lambda pod: pod.index)),
+    )
+
+
+def _pod(manifest: Manifest) -> ObservedPod:
+    metadata, status = manifest["metadata"], manifest.get("status", {})
+    containers = status.get("containerStatuses", [])
+    trainer: Manifest = next((entry for entry in containers if entry["name"] == constants.TRAINER_CONTAINER), {})
+    terminated = trainer.get("state", {}).get("terminated", {})
+    text = terminated.get("message", "")
+    conditions = status.get("conditions", [])
+    return ObservedPod(
+        name=metadata["name"],
+        index=int(metadata.get("annotations", {}).get(constants.ANNOTATION_COMPLETION_INDEX, 0)),
+        stage_job=metadata["labels"].get(constants.LABEL_JOB_NAME, ""),
+        phase=status.get("phase", "Pending"),
+        exit_code=terminated.get("exitCode"),
+        finished_at=terminated.get("finishedAt", ""),
+        message=TerminationMessage.decode(text) if text else None,
+        raw_message=text,
+        disrupted=any(entry["type"] == "DisruptionTarget" and entry["status"] == "True" for entry in conditions),
+    )

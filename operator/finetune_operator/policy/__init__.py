@@ -1,0 +1,1 @@
+"""Decisions, one a file: (spec, observed, now) -> decision. Pure: no I/O, clock, randomness or Kopf."""

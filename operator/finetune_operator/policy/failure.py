@@ -1,0 +1,86 @@
+"""Why an attempt failed: which pod was first, what class it is, and what the user can do."""
+
+from dataclasses import dataclass
+
+from finetune_api.exit_codes import ExitCode, FailureClass, failure_class, name_of
+from finetune_api.v1alpha1 import FailureStatus
+
+from ..observed import ObservedPod, ObservedStage
+
+_SIGTERM_EXIT = 143
+_BYSTANDER_EXITS = frozenset({int(ExitCode.STOPPED), _SIGTERM_EXIT})
+"""How pods end that were stopped because another one failed."""
+
+_ADVICE = {
+    ExitCode.OUT_OF_MEMORY: "Lower training.microBatchSize or data.maxLength, raise deepspeed.zeroStage or the limit.",
+    ExitCode.DIVERGED: "Lower training.learningRate, add a warmup, or look for broken records in the data.",
+    ExitCode.STORAGE_UNREACHABLE: "Check spec.storage.endpoint and its server; committed checkpoints are safe.",
+    ExitCode.ACCESS_DENIED: "Check the credentials and that they may read the inputs and write under spec.output.uri.",
+    ExitCode.INTERNAL_ERROR: "Read the log; if the failure repeats at the same step, the data there is worth a look.",
+}
+_SIGKILL_ADVICE = (
+    "The process was killed from outside, often by the memory limit; training goes on from the checkpoint."
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed attempt, judged."""
+
+    failure_class: FailureClass
+    exit_code: int
+    status: FailureStatus
+
+
+def judge(stage: ObservedStage) -> Failure:
+    """Permanent beats disruption beats retryable; among equals the pod that ended first is the cause.
+
+    The others are bystanders: they were stopped, or lost their peer in the middle of a collective.
+    """
+    failed = [pod for pod in stage.pods if pod.exit_code]
+    if not failed:
+        return _without_a_trace(stage)
+    culprits = [pod for pod in failed if pod.exit_code not in _BYSTANDER_EXITS] or failed
+    first = min(culprits, key=lambda pod: (_class_of(pod), pod.finished_at, pod.index))
+    if _class_of(first) is not FailureClass.PERMANENT:
+        disrupted = next((pod for pod in failed if pod.disrupted), None)
+        first = disrupted or min(culprits, key=lambda pod: (pod.finished_at, pod.index))
+    code = first.exit_code or 0
+    return Failure(_class_of(first), code, _status(stage, first, code))
+
+
+def _class_of(pod: ObservedPod) -> FailureClass:
+    return FailureClass.DISRUPTION if pod.disrupted else failure_class(pod.exit_code or 0)
+
+
+def _without_a_trace(stage: ObservedStage) -> Failure:
+    """The Job failed and no pod says why: its pods were removed, so the training is not to blame."""
+    status = FailureStatus(
+        failure_class="Lost",
+        stage=str(stage.stage),
+        message=f"{stage.job_name} failed and its pods are gone",
+        advice="Nothing: the next attempt starts from the last checkpoint.",
+    )
+    return Failure(FailureClass.DISRUPTION, 0, status)
+
+
+def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
+    message = pod.message
+    text = pod.raw_message.strip()[-1000:]
+    if message is not None:
+        text = "\n".join((message.error, *message.last_lines)).strip()
+    return FailureStatus(
+        failure_class="Disrupted" if pod.disrupted else name_of(code),
+        stage=str(stage.stage),
+        rank=message.rank if message else None,
+        pod=pod.name,
+        exit_code=code,
+        message=(text or f"{pod.name} ended with status {code}")[:4096],
+        advice=((message.advice if message else "") or _advice(code))[:1024],
+    )
+
+
+def _advice(code: int) -> str:
+    if code in ExitCode._value2member_map_:
+        return _ADVICE.get(ExitCode(code), "")
+    return _SIGKILL_ADVICE if code == 137 else ""

@@ -1,0 +1,178 @@
+"""What status remembers of the attempts: folded in from the children, each end charged exactly once.
+
+An attempt that status knows to have ended is never judged again, so a crash between creating the next attempt and
+writing status repeats nothing.
+"""
+
+from finetune_api.constants import TERMINAL_CONDITIONS, Stage
+from finetune_api.exit_codes import FailureClass
+from finetune_api.progress import Progress, TerminationMessage
+from finetune_api.trainer_config import Prepared
+from finetune_api.v1alpha1 import (
+    ArtifactStatus,
+    AttemptStatus,
+    CheckpointStatus,
+    ChosenStatus,
+    EvaluationStatus,
+    Outcome,
+    ProgressStatus,
+    Status,
+)
+
+from ..observed import Observed, ObservedStage
+from . import failure
+from .runs import Run
+
+_KEPT_ATTEMPTS = 10
+_STAGES = list(Stage)
+_OUTCOMES = {
+    FailureClass.PERMANENT: Outcome.PERMANENT,
+    FailureClass.RETRYABLE: Outcome.RETRYABLE,
+    FailureClass.DISRUPTION: Outcome.DISRUPTION,
+}
+
+
+def fold(status: Status, run: Run, observed: Observed, progress: Progress | None, now: str) -> Status:
+    """Status after looking at the children of the run; `progress` is what rank 0 of the active stage answers."""
+    if run.is_new:
+        # The old run's end is not the new one's.
+        kept = tuple(entry for entry in status.conditions if entry.type not in TERMINAL_CONDITIONS)
+        status = Status(run=run.number, run_hash=run.hash, start_time=now, conditions=kept, phase=status.phase)
+    children = observed.of_run(run.number)
+    for child in children:
+        status = _with_child(status, child, progress)
+    return _with_vanished(status, {child.job_name for child in children}, now)
+
+
+def last_attempt(status: Status) -> AttemptStatus | None:
+    """The newest attempt of the run, at whatever stage."""
+    return status.attempts[-1] if status.attempts else None
+
+
+def _with_child(status: Status, child: ObservedStage, progress: Progress | None) -> Status:
+    known = next((attempt for attempt in status.attempts if attempt.job_name == child.job_name), None)
+    if known is None:
+        newest = last_attempt(status)
+        if newest is not None and _order(child.stage, child.attempt) < _order(newest.stage, newest.number):
+            return status  # older than what status still lists: judged and charged long ago
+        known = AttemptStatus(
+            stage=child.stage, number=child.attempt, job_name=child.job_name, start_time=child.created_at
+        )
+        status = status.model_copy(update={"attempts": (*status.attempts, known)[-_KEPT_ATTEMPTS:]})
+    if known.outcome is not None:
+        return status
+    if child.active:
+        return _with_progress(status, known, progress)
+    return _with_end(status, known, child)
+
+
+def _order(stage: Stage, number: int) -> tuple[int, int]:
+    return (_STAGES.index(stage), number)
+
+
+def _with_vanished(status: Status, present: set[str], now: str) -> Status:
+    """Attempts whose Job is gone without an end that was seen: stopped for a suspension, or deleted by somebody."""
+    for attempt in status.attempts:
+        if attempt.outcome is None and attempt.job_name not in present:
+            status = _replace(status, attempt.model_copy(update={"end_time": now, "outcome": Outcome.STOPPED}))
+    return status
+
+
+def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | None) -> Status:
+    if progress is None or progress.stage != attempt.stage or progress.attempt not in (0, attempt.number):
+        return status
+    if attempt.stage is Stage.TRAIN:
+        attempt = attempt.model_copy(
+            update={
+                "first_step_time": progress.first_step_time or attempt.first_step_time,
+                "resumed_from_step": progress.resumed_from_step,
+                "last_step": max(progress.step, attempt.last_step or 0),
+            }
+        )
+        status = _replace(status, attempt)
+        status = status.model_copy(update={"progress": _progress_status(progress, status.progress)})
+    if progress.last_checkpoint is not None:
+        committed = progress.last_checkpoint
+        checkpoint = CheckpointStatus(uri=committed.uri, step=committed.step, time=committed.time)
+        status = status.model_copy(update={"last_checkpoint": checkpoint})
+    return status
+
+
+def _progress_status(progress: Progress, before: ProgressStatus | None) -> ProgressStatus:
+    """While an attempt has not reached its first step, the figures of the one before stay."""
+    if progress.total_steps == 0 and before is not None:
+        return before
+    return ProgressStatus(
+        step=progress.step,
+        total_steps=progress.total_steps,
+        percent=100 * progress.step // max(1, progress.total_steps),
+        epoch=round(progress.epoch, 3),
+        loss=progress.loss,
+        learning_rate=progress.learning_rate,
+        tokens_per_second=progress.tokens_per_second,
+        eta_seconds=None if progress.eta_seconds is None else round(progress.eta_seconds),
+    )
+
+
+def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage) -> Status:
+    message = next((pod.message for pod in child.pods if pod.index == 0 and pod.message), None)
+    if message is not None and message.progress is not None:
+        status = _with_progress(status, attempt, message.progress)
+        attempt = next(entry for entry in status.attempts if entry.job_name == attempt.job_name)
+    if child.succeeded:
+        status = _replace(status, attempt.model_copy(update={"end_time": child.ended_at, "outcome": Outcome.SUCCEEDED}))
+        return _with_results(status, message)
+    judged = failure.judge(child)
+    ended = attempt.model_copy(
+        update={
+            "end_time": child.ended_at,
+            "outcome": _OUTCOMES[judged.failure_class],
+            "reason": judged.status.failure_class,
+        }
+    )
+    status = _charge(_replace(status, ended), ended, judged.failure_class)
+    return status.model_copy(update={"failure": judged.status})
+
+
+def _charge(status: Status, attempt: AttemptStatus, failure_class: FailureClass) -> Status:
+    checkpoint = status.last_checkpoint
+    has_new_checkpoint = checkpoint is not None and checkpoint.step > (attempt.resumed_from_step or 0)
+    restarts = 0 if has_new_checkpoint and attempt.stage is Stage.TRAIN else status.restarts
+    if failure_class is FailureClass.RETRYABLE:
+        restarts += 1
+    disruptions = status.disruptions + (failure_class is FailureClass.DISRUPTION)
+    return status.model_copy(update={"restarts": restarts, "disruptions": disruptions})
+
+
+def _with_results(status: Status, message: TerminationMessage | None) -> Status:
+    """What a finished stage has left; kept in status because its pods will be gone."""
+    if message is None:
+        return status
+    update: dict[str, object] = {"failure": None}
+    if message.prepared is not None:
+        update["chosen"] = _chosen(message.prepared)
+    if message.trained is not None:
+        update["artifact"] = ArtifactStatus(uri=message.trained.model_uri, digest=message.trained.digest)
+    if message.evaluated is not None and status.artifact is not None:
+        evaluated = message.evaluated
+        update["artifact"] = status.artifact.model_copy(update={"report": evaluated.report_uri})
+        update["evaluation"] = EvaluationStatus(baseline=evaluated.baseline, tuned=evaluated.tuned)
+    return status.model_copy(update=update)
+
+
+def _chosen(prepared: Prepared) -> ChosenStatus:
+    return ChosenStatus(
+        task=prepared.task,
+        format=prepared.format,
+        dtype=prepared.dtype,
+        zero_stage=prepared.zero_stage,
+        packing=prepared.packing,
+        dataset=prepared.dataset_uri,
+        dataset_digest=prepared.dataset_digest,
+        model_digest=prepared.model_digest,
+    )
+
+
+def _replace(status: Status, attempt: AttemptStatus) -> Status:
+    attempts = tuple(attempt if entry.job_name == attempt.job_name else entry for entry in status.attempts)
+    return status.model_copy(update={"attempts": attempts})

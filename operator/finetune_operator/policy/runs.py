@@ -1,0 +1,35 @@
+"""Which run the spec asks for. A changed meaning is a new numbered run; the old ones stay."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from finetune_api.v1alpha1 import FineTuneJob, Spec
+
+_SEMANTIC_BLOCKS = ("model", "data", "method", "training", "deepspeed", "evaluation", "output", "run_id")
+"""What decides the result. Where and how often it runs, how it is saved and whether it is suspended do not."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that the spec asks for."""
+
+    number: int
+    hash: str
+    is_new: bool
+    """True: status still speaks of an older run, or of none."""
+
+
+def current_run(job: FineTuneJob) -> Run:
+    """The run in status while the spec means the same; else the next number."""
+    wanted = semantic_hash(job.spec)
+    if job.status.run and job.status.run_hash == wanted:
+        return Run(job.status.run, wanted, is_new=False)
+    return Run(job.status.run + 1, wanted, is_new=True)
+
+
+def semantic_hash(spec: Spec) -> str:
+    """First 16 hex digits of a SHA-256 over the blocks that decide the result."""
+    # Without defaults: a field that a later version adds must not start every job again.
+    content = spec.model_dump(mode="json", include=set(_SEMANTIC_BLOCKS), exclude_defaults=True)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,123 @@
+"""What happens next: which child to start or to stop, what to wait for, or how the run ends."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api.constants import TERMINAL_CONDITIONS, Reason, Stage
+from finetune_api.exit_codes import FailureClass
+from finetune_api.v1alpha1 import AttemptStatus, Outcome, Spec, Status
+
+from ..observed import Observed, ObservedStage
+from . import restart
+from .history import last_attempt
+from .runs import Run
+
+_CLASSES = {
+    Outcome.PERMANENT: FailureClass.PERMANENT,
+    Outcome.RETRYABLE: FailureClass.RETRYABLE,
+    Outcome.DISRUPTION: FailureClass.DISRUPTION,
+}
+_FAILED = {Stage.PREPARE: Reason.PREPARE_FAILED, Stage.EVALUATE: Reason.EVALUATE_FAILED}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Create the children of this attempt."""
+
+    stage: Stage
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Delete these children, leaving them time to save."""
+
+    children: tuple[ObservedStage, ...]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A child runs: come back for its progress."""
+
+    stage: Stage
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Wait before the next attempt."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Suspended, with nothing running."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The run is over."""
+
+    succeeded: bool
+    reason: Reason
+    message: str
+
+
+Decision = Start | Stop | Watch | Backoff | Rest | Finish | None
+"""None: the run is over, and status says so."""
+
+
+def decide(
+    spec: Spec, run: Run, status: Status, observed: Observed, *, now: datetime, max_backoff_seconds: float
+) -> Decision:
+    """The next step of a job; `status` has been folded from the same observation."""
+    stale = tuple(child for child in observed.active if child.run != run.number)
+    if stale:
+        return Stop(stale)
+    if _is_over(status):
+        return None
+    active = observed.active
+    if spec.suspend:
+        return Stop(active) if active else Rest()
+    if active:
+        return Watch(active[-1].stage, active[-1].attempt)
+    return _next(spec, status, last_attempt(status), now, max_backoff_seconds)
+
+
+def _is_over(status: Status) -> bool:
+    return any(entry.type in TERMINAL_CONDITIONS and entry.status == "True" for entry in status.conditions)
+
+
+def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime, max_backoff: float) -> Decision:
+    if last is None:
+        return Start(Stage.PREPARE, 1)
+    if last.outcome is Outcome.SUCCEEDED:
+        stages = list(Stage)
+        following = stages.index(last.stage) + 1
+        if following == len(stages):
+            return Finish(True, Reason.SUCCEEDED, "the model is in object storage")
+        return Start(stages[following], _following_number(status, stages[following]))
+    if last.outcome not in _CLASSES:  # stopped on request
+        return Start(last.stage, last.number + 1)
+    decision = restart.decide(
+        _CLASSES[last.outcome],
+        restarts=status.restarts,
+        disruptions=status.disruptions,
+        limits=spec.restart,
+        max_backoff_seconds=max_backoff,
+    )
+    if isinstance(decision, restart.GiveUp):
+        return Finish(False, _FAILED.get(last.stage, decision.reason), f"{last.stage} failed: {decision.message}")
+    wait = _remaining(last.end_time, decision.delay_seconds, now)
+    return Backoff(wait) if wait > 0 else Start(last.stage, last.number + 1)
+
+
+def _following_number(status: Status, stage: Stage) -> int:
+    return 1 + max((attempt.number for attempt in status.attempts if attempt.stage is stage), default=0)
+
+
+def _remaining(ended: str | None, delay: float, now: datetime) -> float:
+    if not ended or not delay:
+        return 0.0
+    return (datetime.fromisoformat(ended) + timedelta(seconds=delay) - now).total_seconds()

@@ -1,0 +1,99 @@
+"""Conditions and phase after a decision. Every transition is told once."""
+
+from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase, Reason, Stage
+from finetune_api.rules import Violation
+from finetune_api.v1alpha1 import Condition, Status
+
+from .stages import Backoff, Decision, Finish, Rest, Start, Stop, Watch
+
+_RUNNING = {
+    Stage.PREPARE: (Phase.PREPARING, Reason.PREPARING),
+    Stage.TRAIN: (Phase.TRAINING, Reason.TRAINING),
+    Stage.EVALUATE: (Phase.EVALUATING, Reason.EVALUATING),
+}
+_MAX_MESSAGE = 4096
+
+
+def rejected(status: Status, violations: tuple[Violation, ...], *, generation: int, now: str) -> Status:
+    """Status of an object that breaks the rules: all violations at once, and nothing started."""
+    message = "\n".join(str(violation) for violation in violations)[:_MAX_MESSAGE]
+    return _with_conditions(
+        status.model_copy(update={"phase": Phase.INVALID, "observed_generation": generation}),
+        {
+            ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, message),
+            ConditionType.STALLED: (True, Reason.INVALID_SPEC, "the object has to be corrected"),
+            ConditionType.READY: (False, Reason.INVALID_SPEC, ""),
+        },
+        generation=generation,
+        now=now,
+    )
+
+
+def concluded(status: Status, decision: Decision, *, generation: int, now: str) -> Status:
+    """Status after the decision was carried out."""
+    phase, reason, message = _summary(status, decision)
+    conditions: dict[ConditionType, tuple[bool, Reason, str]] = {
+        ConditionType.ACCEPTED: (True, Reason.VALID, ""),
+        ConditionType.SUSPENDED: (phase is Phase.SUSPENDED, reason, message if phase is Phase.SUSPENDED else ""),
+        ConditionType.RECONCILING: (False, reason, ""),
+        ConditionType.STALLED: (phase is Phase.FAILED, reason, message),
+        ConditionType.READY: (phase not in {Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING}, reason, message),
+        ConditionType.COMPLETE: (phase is Phase.SUCCEEDED, reason, message),
+        ConditionType.FAILED: (phase is Phase.FAILED, reason, message),
+    }
+    update: dict[str, object] = {"phase": phase, "observed_generation": generation}
+    if isinstance(decision, Start | Watch):
+        update |= {"stage": decision.stage, "attempt": decision.attempt}
+    if isinstance(decision, Finish):
+        update["completion_time"] = now
+    return _with_conditions(status.model_copy(update=update), conditions, generation=generation, now=now)
+
+
+def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
+    match decision:
+        case Start(stage, attempt) | Watch(stage, attempt):
+            phase, reason = _RUNNING[stage]
+            is_restart = attempt > 1 and not _has_stepped(status, attempt)
+            if stage is Stage.TRAIN and is_restart:
+                return Phase.RESTARTING, Reason.RESTARTING, f"attempt {attempt}"
+            return phase, reason, f"attempt {attempt}" if attempt > 1 else ""
+        case Backoff(seconds):
+            return Phase.RESTARTING, Reason.RESTARTING, f"next attempt in {seconds:.0f} s"
+        case Stop():
+            return Phase.SUSPENDING, Reason.SUSPENDING, "saving the state"
+        case Rest():
+            return Phase.SUSPENDED, Reason.SUSPENDED, "set spec.suspend to false to resume"
+        case Finish(succeeded, reason, message):
+            cause = f": {status.failure.message}" if status.failure and not succeeded else ""
+            return Phase.SUCCEEDED if succeeded else Phase.FAILED, reason, (message + cause)[:_MAX_MESSAGE]
+        case None:
+            ended = next(
+                entry for entry in status.conditions if entry.type in TERMINAL_CONDITIONS and entry.status == "True"
+            )
+            phase = Phase.SUCCEEDED if ended.type is ConditionType.COMPLETE else Phase.FAILED
+            return phase, ended.reason, ended.message
+
+
+def _has_stepped(status: Status, attempt: int) -> bool:
+    return any(
+        entry.stage is Stage.TRAIN and entry.number == attempt and entry.first_step_time for entry in status.attempts
+    )
+
+
+def _with_conditions(
+    status: Status, wanted: dict[ConditionType, tuple[bool, Reason, str]], *, generation: int, now: str
+) -> Status:
+    """`last_transition_time` moves only when the condition's status flips, as Kubernetes' conventions ask."""
+    before = {condition.type: condition for condition in status.conditions}
+    for kind, (holds, reason, message) in wanted.items():
+        value = "True" if holds else "False"
+        old = before.get(kind)
+        before[kind] = Condition(
+            type=kind,
+            status=value,
+            reason=reason,
+            message=message,
+            last_transition_time=old.last_transition_time if old and old.status == value else now,
+            observed_generation=generation,
+        )
+    return status.model_copy(update={"conditions": tuple(before[kind] for kind in ConditionType if kind in before)})

@@ -1,0 +1,55 @@
+"""How many processes a stage gets, and how an optimizer step is divided among them."""
+
+from finetune_api.constants import Stage
+from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
+from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, Spec
+
+_LARGEST_DEFAULT_MICRO_BATCH = 16
+
+
+def stage_config(
+    job: FineTuneJob,
+    run: int,
+    stage: Stage,
+    attempt: int,
+    storage_defaults: StorageSettings,
+    attempts: tuple[AttemptStatus, ...] = (),
+) -> TrainerConfig:
+    """All that an attempt at a stage is told."""
+    return TrainerConfig(
+        job=JobRef(namespace=job.metadata.namespace, name=job.metadata.name, uid=job.metadata.uid),
+        run=run,
+        stage=stage,
+        attempt=attempt,
+        spec=job.spec,
+        storage=storage_settings(job.spec, storage_defaults),
+        world=world(job.spec, stage),
+        batch=batch_plan(job.spec),
+        attempts=attempts if stage is Stage.EVALUATE else (),
+    )
+
+
+def world(spec: Spec, stage: Stage) -> World:
+    """Training gets every worker; the other stages are one process."""
+    gpus = spec.workers.gpus_per_node
+    if stage is Stage.TRAIN:
+        return World(nodes=spec.workers.nodes, processes_per_node=max(1, gpus), gpus=gpus > 0)
+    return World(gpus=gpus > 0 and stage is Stage.EVALUATE)
+
+
+def batch_plan(spec: Spec) -> BatchPlan:
+    """global = processes * micro * accumulation; the rules have made sure that it divides."""
+    share = spec.training.global_batch_size // world(spec, Stage.TRAIN).size
+    micro = spec.training.micro_batch_size or max(
+        size for size in range(1, min(share, _LARGEST_DEFAULT_MICRO_BATCH) + 1) if share % size == 0
+    )
+    return BatchPlan(global_size=spec.training.global_batch_size, micro_size=micro, accumulation=share // micro)
+
+
+def storage_settings(spec: Spec, defaults: StorageSettings) -> StorageSettings:
+    """The job's own storage block over the operator's defaults."""
+    endpoint = spec.storage.endpoint or defaults.endpoint
+    path_style = spec.storage.path_style
+    if path_style is None:
+        path_style = defaults.path_style or endpoint is not None
+    return StorageSettings(endpoint=endpoint, region=spec.storage.region or defaults.region, path_style=path_style)

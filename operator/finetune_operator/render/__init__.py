@@ -1,0 +1,5 @@
+"""(what a stage is told, settings, owner) -> manifests. Pure: no I/O, clock, randomness or Kopf."""
+
+from .stage import render_all, render_stage
+
+__all__ = ["render_all", "render_stage"]

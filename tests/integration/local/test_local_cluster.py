@@ -1,0 +1,206 @@
+"""The local cluster ends Jobs as Kubernetes' own controller does; its pods are real processes."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.constants import Stage
+from finetune_api.trainer_config import StorageSettings
+from finetune_api.validation import parse_job
+from finetune_operator.clusters.local import LocalCluster
+from finetune_operator.errors import ClusterConflictError
+from finetune_operator.manifests import JobKey, Manifest
+from finetune_operator.observed import Observed, ObservedStage
+from finetune_operator.policy.world import stage_config
+from finetune_operator.render import render_stage
+from finetune_operator.settings import OperatorSettings
+
+KEY = JobKey("default", "example")
+DEADLINE_SECONDS = 30.0
+
+WAITS_FOR_SIGTERM = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+open(os.environ["FINETUNE_SCRATCH"] + "/ready", "w").close()
+time.sleep(60)
+"""
+
+
+def make_children(script: str, *, nodes: int = 2, attempt: int = 1, grace: int = 20) -> list[Manifest]:
+    """The children of a train stage whose pods run a script instead of the trainer."""
+    job = parse_job(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": KEY.name, "uid": "u1"},
+            "spec": {
+                "model": {"uri": "s3://bucket/model"},
+                "data": {"train": [{"uri": "s3://bucket/train.jsonl"}]},
+                "training": {"learningRate": 2e-5},
+                "workers": {"nodes": nodes},
+                "output": {"uri": "s3://bucket/out"},
+            },
+        }
+    )
+    config = stage_config(job, 1, Stage.TRAIN, attempt, StorageSettings())
+    children = list(render_stage(config, OperatorSettings(termination_grace_seconds=grace)))
+    children[-1]["spec"]["template"]["spec"]["containers"][0]["command"] = ["python", "-c", script]
+    return children
+
+
+class World:
+    """A local cluster in a folder, and ways to wait for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.changed = asyncio.Event()
+        self.folder = folder
+        self.cluster = LocalCluster(folder, KEY, environ={"PATH": "/usr/bin:/bin"}, on_change=self.changed.set)
+
+    async def start(self, script: str, **options: Any) -> None:
+        for manifest in make_children(script, **options):
+            await self.cluster.apply(manifest)
+
+    async def look(self) -> ObservedStage | None:
+        jobs, pods = await self.cluster.list_jobs(KEY), await self.cluster.list_pods(KEY)
+        stages = Observed.from_manifests("u1", jobs, pods).stages
+        return stages[-1] if stages else None
+
+    async def ended(self) -> ObservedStage | None:
+        await asyncio.wait_for(self.changed.wait(), DEADLINE_SECONDS)
+        return await self.look()
+
+    async def ready(self, pods: int) -> None:
+        async def all_ready() -> None:
+            while len(list(self.folder.glob("jobs/*/*/pods/*/scratch/ready"))) < pods:
+                await asyncio.sleep(0.02)
+
+        await asyncio.wait_for(all_ready(), DEADLINE_SECONDS)
+
+
+def in_a_world(scenario: Callable[[World], Any], folder: Path) -> None:
+    async def play() -> None:
+        world = World(folder)
+        try:
+            await scenario(world)
+        finally:
+            await world.cluster.close()
+
+    asyncio.run(play())
+
+
+def test_a_job_is_complete_when_all_its_pods_are(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await world.start("print('hello')")
+        stage = await world.ended()
+        assert stage is not None
+        assert stage.succeeded
+        assert [pod.exit_code for pod in stage.pods] == [0, 0]
+
+    in_a_world(scenario, tmp_path)
+    assert (tmp_path / "jobs/default/example/logs/example-r1-train-a1-1.log").read_text() == "hello\n"
+
+
+def test_the_first_failed_pod_fails_the_job_and_the_others_are_terminated(tmp_path: Path) -> None:
+    script = f"import os\nif os.environ['FINETUNE_NODE_RANK'] == '1': raise SystemExit(65)\n{WAITS_FOR_SIGTERM}"
+
+    async def scenario(world: World) -> None:
+        await world.start(script)
+        stage = await world.ended()
+        assert stage is not None
+        assert stage.failed
+        assert stage.pods[1].exit_code == 65
+        assert stage.pods[0].exit_code in {75, 143}
+
+    in_a_world(scenario, tmp_path)
+
+
+def test_a_killed_pod_shows_the_status_that_a_kubelet_would_show(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await world.start(WAITS_FOR_SIGTERM)
+        await world.ready(2)
+        world.cluster.kill_pod("example-r1-train-a1", 1)
+        stage = await world.ended()
+        assert stage is not None
+        assert [pod.exit_code for pod in stage.pods] == [75, 137]
+
+    in_a_world(scenario, tmp_path)
+
+
+def test_a_pod_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
+    script = WAITS_FOR_SIGTERM.replace("lambda *_: sys.exit(75)", "signal.SIG_IGN")
+
+    async def scenario(world: World) -> None:
+        await world.start(script, nodes=1, grace=1)
+        await world.ready(1)
+        stage = await world.look()
+        assert stage is not None
+        await world.cluster.delete_job(KEY, stage.job_name, stage.uid)
+        assert await world.ended() is None
+
+    in_a_world(scenario, tmp_path)
+
+
+def test_a_deleted_job_is_listed_until_its_last_pod_has_ended_and_another_uid_is_left_alone(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await world.start(WAITS_FOR_SIGTERM)
+        await world.ready(2)
+        stage = await world.look()
+        assert stage is not None
+        await world.cluster.delete_job(KEY, stage.job_name, "another uid")
+        untouched = await world.look()
+        assert untouched is not None
+        assert not untouched.deleting
+        await world.cluster.delete_job(KEY, stage.job_name, stage.uid)
+        leaving = await world.look()
+        assert leaving is not None
+        assert leaving.deleting
+        assert await world.ended() is None
+
+    in_a_world(scenario, tmp_path)
+
+
+def test_the_termination_message_is_what_the_pod_left(tmp_path: Path) -> None:
+    script = """
+import json, os
+open(os.environ["FINETUNE_TERMINATION_LOG"], "w").write(json.dumps({"stage": "train", "exit_code": 66, "error": "no"}))
+raise SystemExit(66)
+"""
+
+    async def scenario(world: World) -> None:
+        await world.start(script, nodes=1)
+        stage = await world.ended()
+        assert stage is not None
+        assert stage.pods[0].message is not None
+        assert stage.pods[0].message.error == "no"
+
+    in_a_world(scenario, tmp_path)
+
+
+def test_what_an_earlier_process_left_running_counts_as_a_lost_machine(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        await world.start(WAITS_FOR_SIGTERM, nodes=1)
+        await world.ready(1)
+        # What a second process finds after the first was killed: the same files, and no pods of its own.
+        later = World(tmp_path)
+        stage = await later.look()
+        assert stage is not None
+        assert stage.failed
+        assert stage.pods[0].disrupted
+
+    in_a_world(scenario, tmp_path)
+
+
+def test_creating_twice_is_fine_and_a_strangers_child_is_refused(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        children = make_children("pass", nodes=1)
+        for manifest in (*children, *children):
+            await world.cluster.apply(manifest)
+        stranger = {**children[0], "metadata": {**children[0]["metadata"], "ownerReferences": []}}
+        with pytest.raises(ClusterConflictError):
+            await world.cluster.apply(stranger)
+        assert await world.ended() is not None
+
+    in_a_world(scenario, tmp_path)

@@ -1,0 +1,38 @@
+"""Small manifests for tests: what a user would write, with one thing changed."""
+
+import copy
+from typing import Any
+
+MINIMAL_SPEC: dict[str, Any] = {
+    "model": {"uri": "s3://bucket/models/base"},
+    "data": {"train": [{"uri": "s3://bucket/data/train.jsonl"}], "format": "Classification"},
+    "training": {"learningRate": 2e-4},
+    "output": {"uri": "s3://bucket/runs/job"},
+}
+
+
+def make_job(name: str = "job", *, namespace: str = "default", **spec: Any) -> dict[str, Any]:
+    """A FineTuneJob manifest; `spec` is merged into the smallest valid spec, block by block.
+
+    `make_job(workers={"nodes": 2}, training={"epochs": 1})`; a value of None removes the block or the field.
+    """
+    manifest = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": merged(MINIMAL_SPEC, spec),
+    }
+    return copy.deepcopy(manifest)
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid onto `base`, mappings key by key; None removes."""
+    result = dict(base)
+    for key, value in over.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = value
+    return result

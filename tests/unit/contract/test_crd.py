@@ -1,0 +1,65 @@
+"""The CRD is what the API server takes, says what the models say, and is what lies in manifests/."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from finetune_api.crd import CEL_RULES, crd
+from finetune_api.v1alpha1 import Spec
+
+SCHEMA: dict[str, Any] = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{name}".lstrip("."))
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from nodes(schema[key], f"{path}[]")
+
+
+SPEC_NODES = [(path, node) for path, node in nodes(SCHEMA) if path.startswith("spec")]
+
+
+def test_nothing_is_left_that_a_structural_schema_forbids() -> None:
+    forbidden = {"$ref", "anyOf", "oneOf", "const", "title", "exclusiveMinimum", "prefixItems", "$defs"}
+    assert [path for path, node in nodes(SCHEMA) if forbidden & node.keys()] == []
+
+
+def test_every_node_has_a_type_and_every_field_a_description() -> None:
+    open_values = "spec.deepspeed.config"
+    assert [path for path, node in SPEC_NODES if "type" not in node] == []
+    missing = [path for path, node in SPEC_NODES if not node.get("description") and not path.endswith("[]")]
+    assert [path for path in missing if not path.startswith(open_values)] == []
+
+
+def test_every_list_text_and_map_is_bounded_so_that_cel_has_a_budget() -> None:
+    bounds = {"array": "maxItems", "string": "maxLength"}
+    unbounded = [
+        path
+        for path, node in SPEC_NODES
+        if node.get("type") in bounds and bounds[node["type"]] not in node and "enum" not in node
+    ]
+    assert unbounded == []
+
+
+def test_defaults_carry_no_nulls() -> None:
+    def has_null(value: Any) -> bool:
+        return value is None or (isinstance(value, dict) and any(has_null(child) for child in value.values()))
+
+    assert [path for path, node in nodes(SCHEMA) if has_null(node.get("default", 0))] == []
+
+
+@pytest.mark.parametrize("path", CEL_RULES)
+def test_every_cel_rule_stands_at_a_block_that_exists(path: str) -> None:
+    found = dict(nodes(SCHEMA))[path]
+    assert found["type"] == "object"
+    assert found["x-kubernetes-validations"]
+
+
+def test_the_schema_has_exactly_the_fields_of_the_models() -> None:
+    assert set(SCHEMA["properties"]["spec"]["properties"]) == {
+        field.alias or name for name, field in Spec.model_fields.items()
+    }

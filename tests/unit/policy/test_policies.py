@@ -1,0 +1,300 @@
+"""The decisions, each as a table: (spec, observed, now) -> decision."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from finetune_api.constants import Phase, Reason, Stage
+from finetune_api.exit_codes import ExitCode, FailureClass
+from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
+from finetune_api.trainer_config import StorageSettings
+from finetune_api.v1alpha1 import FineTuneJob, Outcome, Restart, Status
+from finetune_api.validation import parse_job
+from finetune_operator.observed import Observed, ObservedPod, ObservedStage
+from finetune_operator.policy import failure, history, restart, runs, stages, status, world
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+STAMP = "2026-01-01T12:00:00Z"
+LIMITS = Restart(max_restarts=2, max_disruptions=3)
+
+
+def make_job(**spec: Any) -> FineTuneJob:
+    return parse_job(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": "example", "uid": "u1"},
+            "spec": {
+                "model": {"uri": "s3://bucket/model"},
+                "data": {"train": [{"uri": "s3://bucket/train.jsonl"}]},
+                "training": {"learningRate": 2e-5},
+                "output": {"uri": "s3://bucket/out"},
+            }
+            | spec,
+        }
+    )
+
+
+def make_pod(index: int = 0, exit_code: int | None = None, **fields: Any) -> ObservedPod:
+    defaults: dict[str, Any] = {
+        "name": f"pod-{index}",
+        "index": index,
+        "stage_job": "job",
+        "phase": "Running" if exit_code is None else "Failed" if exit_code else "Succeeded",
+        "exit_code": exit_code,
+        "finished_at": "" if exit_code is None else STAMP,
+        "message": None,
+        "raw_message": "",
+        "disrupted": False,
+    }
+    return ObservedPod(**(defaults | fields))
+
+
+def make_stage(stage: Stage = Stage.TRAIN, attempt: int = 1, ended: str = "", **fields: Any) -> ObservedStage:
+    defaults: dict[str, Any] = {
+        "stage": stage,
+        "run": 1,
+        "attempt": attempt,
+        "job_name": f"example-r1-{stage}-a{attempt}",
+        "uid": f"uid-{stage}-{attempt}",
+        "created_at": STAMP,
+        "ended_at": STAMP if ended else "",
+        "succeeded": ended == "Complete",
+        "failed": ended == "Failed",
+        "deleting": False,
+        "pods": (),
+    }
+    return ObservedStage(**(defaults | fields))
+
+
+def folded(observed: Observed, before: Status | None = None, progress: Progress | None = None) -> Status:
+    run = runs.Run(1, "hash", is_new=before is None)
+    return history.fold(before or Status(), run, observed, progress, STAMP)
+
+
+def decided(job: FineTuneJob, *children: ObservedStage, before: Status | None = None) -> stages.Decision:
+    observed = Observed(children)
+    run = runs.Run(1, "hash", is_new=False)
+    return stages.decide(job.spec, run, folded(observed, before), observed, now=NOW, max_backoff_seconds=300)
+
+
+PREPARED = make_stage(Stage.PREPARE, ended="Complete")
+TRAINED = make_stage(Stage.TRAIN, ended="Complete")
+CRASHED = make_stage(Stage.TRAIN, ended="Failed", pods=(make_pod(0, 70),))
+
+
+@pytest.mark.parametrize(
+    ("children", "expected"),
+    [
+        ((), stages.Start(Stage.PREPARE, 1)),
+        ((make_stage(Stage.PREPARE),), stages.Watch(Stage.PREPARE, 1)),
+        ((PREPARED,), stages.Start(Stage.TRAIN, 1)),
+        ((PREPARED, make_stage()), stages.Watch(Stage.TRAIN, 1)),
+        ((PREPARED, TRAINED), stages.Start(Stage.EVALUATE, 1)),
+        ((PREPARED, CRASHED), stages.Start(Stage.TRAIN, 2)),
+        ((PREPARED, CRASHED, make_stage(attempt=2)), stages.Watch(Stage.TRAIN, 2)),
+    ],
+)
+def test_the_next_step_follows_from_the_children(
+    children: tuple[ObservedStage, ...], expected: stages.Decision
+) -> None:
+    assert decided(make_job(), *children) == expected
+
+
+def test_the_run_is_over_when_its_evaluation_is() -> None:
+    decision = decided(make_job(), PREPARED, TRAINED, make_stage(Stage.EVALUATE, ended="Complete"))
+    assert isinstance(decision, stages.Finish)
+    assert decision.succeeded
+
+
+def test_a_suspended_job_stops_what_runs_and_then_rests() -> None:
+    running = make_stage()
+    assert decided(make_job(suspend=True), PREPARED, running) == stages.Stop((running,))
+    assert decided(make_job(suspend=True), PREPARED) == stages.Rest()
+
+
+def test_a_job_stopped_for_a_suspension_goes_on_with_a_new_attempt_and_no_charge() -> None:
+    before = folded(Observed((PREPARED, make_stage())))
+    after = folded(Observed((PREPARED,)), before)
+    assert after.attempts[-1].outcome is Outcome.STOPPED
+    assert (after.restarts, after.disruptions) == (0, 0)
+    assert decided(make_job(), PREPARED, before=before) == stages.Start(Stage.TRAIN, 2)
+
+
+def test_children_of_an_older_run_are_stopped_first() -> None:
+    old = make_stage()
+    observed = Observed((old,))
+    run = runs.Run(2, "other", is_new=True)
+    after = history.fold(folded(observed), run, observed, None, STAMP)
+    decision = stages.decide(make_job().spec, run, after, observed, now=NOW, max_backoff_seconds=300)
+    assert decision == stages.Stop((old,))
+    assert after.attempts == ()
+
+
+def test_a_permanent_failure_is_not_tried_again() -> None:
+    failed = make_stage(Stage.PREPARE, ended="Failed", pods=(make_pod(0, int(ExitCode.BAD_DATA)),))
+    decision = decided(make_job(), failed)
+    assert isinstance(decision, stages.Finish)
+    assert (decision.succeeded, decision.reason) == (False, Reason.PREPARE_FAILED)
+
+
+def test_an_end_is_charged_once_however_often_it_is_seen() -> None:
+    observed = Observed((PREPARED, CRASHED))
+    once = folded(observed)
+    assert once.restarts == 1
+    assert folded(observed, once) == once
+
+
+def test_restarts_are_refilled_by_a_new_checkpoint() -> None:
+    checkpoint = CommittedCheckpoint(step=60, uri="s3://bucket/m", time=STAMP, save_seconds=1.0)
+    message = TerminationMessage(
+        stage="train",
+        exit_code=70,
+        progress=Progress(stage="train", attempt=1, step=80, resumed_from_step=40, last_checkpoint=checkpoint),
+    )
+    before = folded(Observed((PREPARED,))).model_copy(update={"restarts": 2})
+    crashed = replace(CRASHED, pods=(make_pod(0, 70, message=message),))
+    after = folded(Observed((PREPARED, crashed)), before)
+    assert after.restarts == 1
+    assert after.attempts[-1].last_step == 80
+    assert after.last_checkpoint is not None
+    assert after.last_checkpoint.step == 60
+
+
+def test_only_ten_attempts_are_kept_and_the_oldest_are_not_charged_again() -> None:
+    crashes = tuple(make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70),)) for number in range(1, 14))
+    first = folded(Observed((PREPARED, *crashes)))
+    assert len(first.attempts) == 10
+    again = folded(Observed((PREPARED, *crashes)), first)
+    assert (again.restarts, again.attempts) == (first.restarts, first.attempts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "restarts", "disruptions", "expected"),
+    [
+        (FailureClass.PERMANENT, 0, 0, Reason.PERMANENT_FAILURE),
+        (FailureClass.RETRYABLE, 1, 0, 0.0),
+        (FailureClass.RETRYABLE, 2, 0, 10.0),
+        (FailureClass.RETRYABLE, 3, 0, Reason.RESTARTS_EXHAUSTED),
+        (FailureClass.DISRUPTION, 99, 3, 0.0),
+        (FailureClass.DISRUPTION, 0, 4, Reason.DISRUPTIONS_EXHAUSTED),
+    ],
+)
+def test_restarts_have_a_budget_and_a_backoff(
+    kind: FailureClass, restarts: int, disruptions: int, expected: float | Reason
+) -> None:
+    decision = restart.decide(kind, restarts=restarts, disruptions=disruptions, limits=LIMITS, max_backoff_seconds=300)
+    found = decision.reason if isinstance(decision, restart.GiveUp) else decision.delay_seconds
+    assert found == expected
+
+
+def test_the_backoff_doubles_up_to_its_limit() -> None:
+    generous = Restart(max_restarts=100)
+    delays = [
+        restart.decide(FailureClass.RETRYABLE, restarts=n, disruptions=0, limits=generous, max_backoff_seconds=60)
+        for n in range(1, 7)
+    ]
+    assert delays == [restart.Retry(seconds) for seconds in (0.0, 10.0, 20.0, 40.0, 60.0, 60.0)]
+
+
+@pytest.mark.parametrize(
+    ("pods", "kind", "blamed"),
+    [
+        ((make_pod(0, 75), make_pod(1, 137)), FailureClass.RETRYABLE, "pod-1"),
+        ((make_pod(0, 70, finished_at="2"), make_pod(1, 80, finished_at="1")), FailureClass.RETRYABLE, "pod-1"),
+        ((make_pod(0, 70, finished_at="1"), make_pod(1, 65, finished_at="2")), FailureClass.PERMANENT, "pod-1"),
+        ((make_pod(0, 70, finished_at="1"), make_pod(1, 137, disrupted=True)), FailureClass.DISRUPTION, "pod-1"),
+        ((make_pod(0, 75), make_pod(1, 75)), FailureClass.DISRUPTION, "pod-0"),
+        ((make_pod(0, 83), make_pod(1, 143)), FailureClass.DISRUPTION, "pod-0"),
+        ((), FailureClass.DISRUPTION, ""),
+    ],
+)
+def test_the_cause_is_the_first_pod_that_was_not_a_bystander(
+    pods: tuple[ObservedPod, ...], kind: FailureClass, blamed: str
+) -> None:
+    judged = failure.judge(make_stage(ended="Failed", pods=pods))
+    assert (judged.failure_class, judged.status.pod) == (kind, blamed)
+
+
+def test_a_failure_carries_the_trainers_own_words() -> None:
+    message = TerminationMessage(
+        stage="train", exit_code=81, error="loss is NaN at step 7", advice="lower it", rank=1, last_lines=("a", "b")
+    )
+    judged = failure.judge(make_stage(ended="Failed", pods=(make_pod(0, 81, message=message),))).status
+    assert (judged.failure_class, judged.rank, judged.advice) == ("Diverged", 1, "lower it")
+    assert judged.message == "loss is NaN at step 7\na\nb"
+
+
+@pytest.mark.parametrize(
+    ("change", "is_new"),
+    [
+        ({}, False),
+        ({"suspend": True}, False),
+        ({"workers": {"nodes": 2}}, False),
+        ({"restart": {"maxRestarts": 9}}, False),
+        ({"training": {"learningRate": 3e-5}}, True),
+        ({"data": {"train": [{"uri": "s3://bucket/other.jsonl"}]}}, True),
+        ({"runId": "again"}, True),
+    ],
+)
+def test_a_changed_meaning_is_a_new_run(change: dict[str, Any], is_new: bool) -> None:
+    first = runs.current_run(make_job())
+    assert (first.number, first.is_new) == (1, True)
+    job = make_job(**change).model_copy(update={"status": Status(run=1, run_hash=first.hash)})
+    second = runs.current_run(job)
+    assert (second.is_new, second.number) == (is_new, 2 if is_new else 1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "batch", "micro", "expected"),
+    [
+        (1, 0, 16, None, (16, 1)),
+        (2, 0, 16, None, (8, 1)),
+        (2, 8, 512, None, (16, 2)),
+        (1, 0, 30, None, (15, 2)),
+        (1, 0, 34, None, (2, 17)),
+        (2, 0, 16, 2, (2, 4)),
+    ],
+)
+def test_a_step_is_divided_without_a_rest(
+    nodes: int, gpus: int, batch: int, micro: int | None, expected: tuple[int, int]
+) -> None:
+    training = {"learningRate": 1e-4, "globalBatchSize": batch} | ({"microBatchSize": micro} if micro else {})
+    job = make_job(workers={"nodes": nodes, "gpusPerNode": gpus}, training=training)
+    plan = world.batch_plan(job.spec)
+    assert (plan.micro_size, plan.accumulation) == expected
+    assert plan.micro_size * plan.accumulation * world.world(job.spec, Stage.TRAIN).size == batch
+
+
+def test_a_jobs_own_storage_goes_before_the_operators() -> None:
+    defaults = StorageSettings(endpoint="http://default:1", region="eu-west-1", path_style=True)
+    own = world.storage_settings(make_job(storage={"endpoint": "https://own:9000", "pathStyle": False}).spec, defaults)
+    assert own == StorageSettings(endpoint="https://own:9000", region="eu-west-1", path_style=False)
+    assert world.storage_settings(make_job().spec, defaults) == defaults
+
+
+@pytest.mark.parametrize(
+    ("decision", "phase", "true_conditions"),
+    [
+        (stages.Start(Stage.PREPARE, 1), Phase.PREPARING, {"Accepted", "Ready"}),
+        (stages.Watch(Stage.TRAIN, 1), Phase.TRAINING, {"Accepted", "Ready"}),
+        (stages.Start(Stage.TRAIN, 2), Phase.RESTARTING, {"Accepted", "Ready"}),
+        (stages.Backoff(5.0), Phase.RESTARTING, {"Accepted", "Ready"}),
+        (stages.Rest(), Phase.SUSPENDED, {"Accepted", "Suspended"}),
+        (stages.Finish(True, Reason.SUCCEEDED, ""), Phase.SUCCEEDED, {"Accepted", "Ready", "Complete"}),
+        (stages.Finish(False, Reason.RESTARTS_EXHAUSTED, ""), Phase.FAILED, {"Accepted", "Stalled", "Failed"}),
+    ],
+)
+def test_status_says_where_the_job_is(decision: stages.Decision, phase: Phase, true_conditions: set[str]) -> None:
+    concluded = status.concluded(Status(run=1), decision, generation=4, now=STAMP)
+    assert (concluded.phase, concluded.observed_generation) == (phase, 4)
+    assert {entry.type for entry in concluded.conditions if entry.status == "True"} == true_conditions
+
+
+def test_a_condition_keeps_its_time_until_it_flips() -> None:
+    first = status.concluded(Status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
+    later = status.concluded(first, stages.Finish(True, Reason.SUCCEEDED, ""), generation=1, now="2026-01-01T13:00:00Z")
+    times = {entry.type: entry.last_transition_time for entry in later.conditions}
+    assert (times["Accepted"], times["Complete"]) == (STAMP, "2026-01-01T13:00:00Z")

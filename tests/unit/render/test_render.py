@@ -1,0 +1,109 @@
+"""Rendering is pure: the same input gives the same manifests, every name is legal, and the arithmetic agrees."""
+
+import re
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api import constants
+from finetune_api.constants import Env, Stage
+from finetune_api.trainer_config import StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.validation import parse_job
+from finetune_operator.policy.world import stage_config
+from finetune_operator.render import render_all, render_stage
+from finetune_operator.settings import OperatorSettings
+
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+JOB_NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", fullmatch=True)
+
+
+def make_job(name: str = "example", nodes: int = 1, gpus: int = 0, batch: int = 512) -> FineTuneJob:
+    return parse_job(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": name, "uid": "u1"},
+            "spec": {
+                "model": {"uri": "s3://bucket/model"},
+                "data": {"train": [{"uri": "s3://bucket/train.jsonl"}]},
+                "training": {"learningRate": 2e-5, "globalBatchSize": batch},
+                "workers": {"nodes": nodes, "gpusPerNode": gpus, "env": [{"name": "NCCL_DEBUG", "value": "INFO"}]},
+                "output": {"uri": "s3://bucket/out"},
+            },
+        }
+    )
+
+
+def rendered(job: FineTuneJob, stage: Stage = Stage.TRAIN, run: int = 1, attempt: int = 1) -> dict[str, Any]:
+    config = stage_config(job, run, stage, attempt, StorageSettings())
+    return {manifest["kind"]: manifest for manifest in render_stage(config, OperatorSettings())}
+
+
+@given(name=JOB_NAMES, run=st.integers(1, 9999), attempt=st.integers(1, 9999), stage=st.sampled_from(Stage))
+def test_every_name_is_a_dns_label(name: str, run: int, attempt: int, stage: Stage) -> None:
+    for manifest in rendered(make_job(name, nodes=512), stage, run, attempt).values():
+        pods = manifest["spec"].get("completions", 1) if manifest["kind"] == "Job" else 1
+        assert DNS_LABEL.fullmatch(f"{manifest['metadata']['name']}-{pods - 1}")
+
+
+@given(nodes=st.sampled_from([1, 2, 4, 8]), gpus=st.sampled_from([0, 1, 2, 8]))
+def test_pods_times_gpus_is_the_world_that_the_batch_is_divided_by(nodes: int, gpus: int) -> None:
+    children = rendered(make_job(nodes=nodes, gpus=gpus))
+    config = TrainerConfig.model_validate_json(children["ConfigMap"]["data"][constants.CONFIG_KEY])
+    container = children["Job"]["spec"]["template"]["spec"]["containers"][0]
+    assert children["Job"]["spec"]["completions"] == nodes
+    assert container["resources"].get("limits", {}).get("nvidia.com/gpu") == (str(gpus) if gpus else None)
+    assert config.world.size == nodes * max(1, gpus)
+    assert config.batch.micro_size * config.batch.accumulation * config.world.size == 512
+
+
+def test_rendering_twice_gives_the_same() -> None:
+    assert render_all(make_job(nodes=2), OperatorSettings()) == render_all(make_job(nodes=2), OperatorSettings())
+
+
+def test_the_trainer_reads_back_what_the_operator_wrote() -> None:
+    job = make_job(nodes=2)
+    text = rendered(job)["ConfigMap"]["data"][constants.CONFIG_KEY]
+    assert TrainerConfig.model_validate_json(text) == stage_config(job, 1, Stage.TRAIN, 1, StorageSettings())
+
+
+def test_pods_meet_what_the_restricted_standard_asks() -> None:
+    spec = rendered(make_job(gpus=2))["Job"]["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {next(iter(set(volume) - {"name"})) for volume in spec["volumes"]} == {"configMap", "emptyDir"}
+
+
+def test_a_failed_pod_fails_the_attempt_and_nothing_is_retried_behind_our_back() -> None:
+    spec = rendered(make_job(nodes=2))["Job"]["spec"]
+    assert (spec["backoffLimit"], spec["template"]["spec"]["restartPolicy"]) == (0, "Never")
+    assert spec["podReplacementPolicy"] == "Failed"
+    permanent = spec["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]
+    assert permanent == [64, 65, 66, 77, 78]
+
+
+def test_ranks_find_each_other_by_the_first_pods_name() -> None:
+    children = rendered(make_job(nodes=2), attempt=3)
+    environment = {
+        entry["name"]: entry.get("value")
+        for entry in children["Job"]["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    assert environment[Env.MASTER_ADDR] == "example-r1-train-a3-0.example-r1-train-a3"
+    assert children["Service"]["metadata"]["name"] == "example-r1-train-a3"
+    assert children["Service"]["spec"]["publishNotReadyAddresses"] is True
+    assert environment["NCCL_DEBUG"] == "INFO"
+
+
+def test_only_training_gets_every_worker() -> None:
+    job = make_job(nodes=4, gpus=2)
+    pods = {stage: rendered(job, stage)["Job"]["spec"]["completions"] for stage in Stage}
+    assert pods == {Stage.PREPARE: 1, Stage.TRAIN: 4, Stage.EVALUATE: 1}

@@ -1,0 +1,187 @@
+"""The prepare stage: everything that can fail for want of data, model, storage or memory fails here, on one CPU.
+
+Check, choose, then either find the data set that the same inputs gave before, or make it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_api.rules import task_of
+from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.v1alpha1 import Data, DataFormat, Dtype, Packing, Task
+from finetune_api.v1alpha1.quantities import amount
+
+from ..errors import BadDataError, ModelUnusableError
+from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
+from ..model.fetch import fetch_model
+from ..model.inspect import ModelFacts, check_task, inspect_model
+from ..model.tokenizer import load_tokenizer, tokenizer_digest
+from ..progress import ProgressReporter
+from ..runtime import RuntimeEnv
+from ..store.client import ObjectStore
+from ..store.uri import join
+from .build import Inputs, build_dataset, dataset_digest, dataset_folder
+from .chat import renderer_of
+from .formats import Formatter, detect_format
+from .info import DATASET_FILE, DatasetInfo, read_dataset_info
+from .order import padding_saved
+from .problems import BadRecords
+from .readers import Record, read
+from .sources import SourceFile, fetch_sources
+
+_WORTH_GROUPING = 0.05
+"""Grouping by length costs some randomness; below this share of saved tokens it is not worth it."""
+_NO_LIMIT = 10**9
+"""Tokenizers that know no maximum say a number like 1e30."""
+
+Files = dict[str, tuple[SourceFile, ...]]
+
+
+def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter) -> Prepared:
+    """Check storage, model, data and memory, then make the data set or reuse it.
+
+    Raises BadDataError, ModelUnusableError, BadConfigError, AccessDeniedError or StorageUnreachableError, each saying
+    what is wrong, where, and what to do instead.
+    """
+    spec = config.spec
+    known_task = task_of(spec)
+    with report.phase("check", "checking that object storage can be written and read"):
+        store.check_read_write(config.output_uri)
+    with report.phase("model", f"fetching the base model {spec.model.uri}"):
+        model = fetch_model(spec.model.uri, store, runtime.cache)
+        facts = inspect_model(model.path, spec.model.uri)
+        if known_task is not None:
+            check_task(facts, spec.model.uri, known_task)
+        tokenizer = load_tokenizer(model.path)
+    with report.phase("fetch", "fetching the data files"):
+        files = _fetch_files(spec.data, store, runtime.scratch / "sources")
+        data_format = spec.data.format or _detected_format(spec.data, spec.model.task, files["train"])
+    task = known_task or _task_for(data_format)
+    check_task(facts, spec.model.uri, task)
+    dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
+    length = longest_allowed(spec.data.max_length, facts, tokenizer)
+    choice = _zero_choice(config, facts, task, dtype, length)
+    formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
+    inputs = Inputs(files, formatter, tokenizer, tokenizer_digest(model.path), task, length)
+
+    digest = dataset_digest(spec, inputs)
+    dataset_uri = dataset_folder(config, digest)
+    reused = store.exists(join(dataset_uri, DATASET_FILE))
+    info = read_dataset_info(store, dataset_uri) if reused else build_dataset(config, inputs, digest, store, report)
+    packing, packing_note = choose_packing(config, info)
+    detected = "" if spec.data.format else f"format {data_format}, by the columns of the first record"
+    return Prepared(
+        dataset_uri=dataset_uri,
+        dataset_digest=digest,
+        model_digest=model.digest,
+        reused=reused,
+        format=data_format,
+        task=task,
+        dtype=dtype,
+        packing=packing,
+        zero_stage=choice.stage,
+        counts=info.counts,
+        labels=info.labels,
+        parameters=facts.parameters,
+        memory_estimate_bytes=choice.bytes,
+        notes=_notes(info, (detected, packing_note, choice.reason), spec.data.max_length),
+    )
+
+
+def _fetch_files(data: Data, store: ObjectStore, folder: Path) -> Files:
+    files: Files = {"train": fetch_sources(data.train, "spec.data.train", store, folder)}
+    for split, holdout in (("validation", data.validation), ("test", data.test)):
+        if holdout.sources is not None:
+            files[split] = fetch_sources(holdout.sources, f"spec.data.{split}.sources", store, folder)
+    return files
+
+
+def _task_for(data_format: DataFormat) -> Task:
+    return Task.SEQUENCE_CLASSIFICATION if data_format is DataFormat.CLASSIFICATION else Task.CAUSAL_LM
+
+
+def _detected_format(data: Data, task: Task | None, files: tuple[SourceFile, ...]) -> DataFormat:
+    record = _first_record(data, files)
+    return detect_format(record.values, data.columns, task, record.place.uri)
+
+
+def _first_record(data: Data, files: tuple[SourceFile, ...]) -> Record:
+    bad = BadRecords(data.on_bad_record)
+    for file in files:
+        for record in read(file, bad):
+            return record
+    bad.raise_if_any()
+    raise BadDataError("the files of spec.data.train hold no records", advice="check the files of spec.data.train")
+
+
+def longest_allowed(wanted: int, facts: ModelFacts, tokenizer: Any) -> int:
+    """Tokens that a row may have: what the user wants, but never more than model and tokenizer can take."""
+    limits = [facts.positions, tokenizer.model_max_length]
+    return min([wanted, *(int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT)])
+
+
+def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dtype, length: int) -> ZeroChoice:
+    spec = config.spec
+    on_gpus = spec.workers.gpus_per_node > 0
+    limit = spec.workers.resources.limits.get("memory")
+    shape = TrainingShape(
+        facts=facts,
+        task=task,
+        dtype=dtype,
+        lora=spec.method.lora,
+        nodes=spec.workers.nodes,
+        processes_per_node=max(1, spec.workers.gpus_per_node),
+        micro_batch=config.batch.micro_size,
+        length=length,
+        gradient_checkpointing=spec.training.gradient_checkpointing,
+    )
+    # With GPUs the limit is the host's memory, which says nothing about the GPU's.
+    bytes_limit = None if limit is None or on_gpus else int(amount(limit))
+    return choose_zero_stage(shape, requested=spec.deepspeed.zero_stage, limit=bytes_limit)
+
+
+def make_formatter(data_format: DataFormat, data: Data, tokenizer: Any, model_uri: str) -> Formatter:
+    """The formatter for a tokenizer. Raises ModelUnusableError where Chat meets a model without a chat template."""
+    speaks = data_format in (DataFormat.CHAT, DataFormat.INSTRUCTION)
+    renderer = renderer_of(tokenizer) if speaks else None
+    if data_format is DataFormat.CHAT and renderer is None:
+        raise ModelUnusableError(
+            f"{model_uri} has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja)",
+            advice="choose an instruction-tuned base model, or bring the data into prompt and completion columns",
+        )
+    bos = tokenizer.bos_token or ""
+    begins = bool(bos) and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return Formatter(data_format, data.columns, renderer, bos=bos if begins else "", eos=tokenizer.eos_token or "")
+
+
+def choose_packing(config: TrainerConfig, info: DatasetInfo) -> tuple[Packing, str]:
+    """The packing that the user wants, else the cheaper one; and the reason where it was chosen.
+
+    Ranks wait for each other, so what counts is the longest row among the micro batches of one forward pass.
+    """
+    if config.spec.data.packing is not None:
+        return config.spec.data.packing, ""
+    histogram = info.lengths["train"]
+    lengths = np.repeat(np.array(list(histogram), dtype=np.int32), list(histogram.values()))
+    together = config.batch.global_size // config.batch.accumulation
+    saved = padding_saved(lengths, together)
+    if saved <= _WORTH_GROUPING:
+        return Packing.PADDED, f"packing Padded: grouping by length would save {saved:.0%} of the tokens"
+    return Packing.LENGTH_GROUPED, f"packing LengthGrouped: saves {saved:.0%} of the tokens, which would be padding"
+
+
+def _notes(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> tuple[str, ...]:
+    """One line each, what was lost first; at most eight."""
+    notes = []
+    if info.dropped:
+        rules = ", ".join(f"{rule} {count}" for rule, count in info.dropped.items())
+        notes.append(f"left out {sum(info.dropped.values())} records: {rules}")
+    for split, count in info.truncated.items():
+        if count:
+            rows = getattr(info.counts, split)
+            notes.append(f"cut {count} of {rows} {split} rows to {info.max_length} tokens")
+    if info.max_length < wanted_length:
+        notes.append(f"maxLength {wanted_length} lowered to {info.max_length}, the most that the model takes")
+    return tuple([*info.remarks, *notes, *(note for note in chosen if note)][:8])

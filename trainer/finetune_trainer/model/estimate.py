@@ -1,0 +1,175 @@
+"""Memory of one training process, estimated before anything is loaded; and the ZeRO stage that fits. Pure.
+
+Model state is counted as in the ZeRO paper (Rajbhandari et al. 2019, arXiv 1910.02054, section 3 and figure 1): with P
+parameters, T of them trained, N processes and b bytes a value, parameters take bP, gradients bT, and the optimizer 12T
+(fp32 copy, momentum, variance; DeepSpeed keeps the copy for Float32 too, except at stage 0, where it is 8T). Stage 1
+divides the optimizer by N, stage 2 also the gradients, stage 3 also the parameters, of which the largest tensor is
+gathered whole, twice while the next one is fetched ahead.
+
+Activations of a transformer layer take 17b bytes per token and hidden unit (Korthikanti et al. 2022, arXiv 2205.05198,
+equation 1 without the attention matrix, which sdpa does not keep); with checkpointing, one layer is held in full and of
+the others only the input. A language model adds its logits, their gradient and the softmax in fp32.
+"""
+
+from dataclasses import dataclass, replace
+
+from finetune_api.v1alpha1 import Dtype, Lora, Task
+
+from ..errors import BadConfigError
+from .inspect import ModelFacts
+
+PROCESS_BYTES = 2**30
+"""Python with torch, transformers, DeepSpeed and peft imported takes 0.9 GiB; the rest is the allocator's slack."""
+
+STAGES = (0, 1, 2, 3)
+_MAX_NODES = 512
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class TrainingShape:
+    """What the memory of a training process depends on."""
+
+    facts: ModelFacts
+    task: Task
+    dtype: Dtype
+    lora: Lora | None
+    nodes: int
+    processes_per_node: int
+    micro_batch: int
+    """Examples per process and forward pass."""
+    length: int
+    """Tokens per example."""
+    gradient_checkpointing: bool
+
+    @property
+    def world(self) -> int:
+        """Training processes in all."""
+        return self.nodes * self.processes_per_node
+
+    @property
+    def trained(self) -> int:
+        """Parameters that move."""
+        if self.lora is None:
+            return self.facts.parameters
+        targets = self.lora.targets
+        chosen = (
+            size
+            for name, size in self.facts.linear
+            if targets is None or any(part in targets for part in name.split("."))
+        )
+        return self.lora.rank * sum(chosen)
+
+
+def process_bytes(shape: TrainingShape, zero_stage: int) -> int:
+    """Estimated peak memory of one training process, in bytes."""
+    return PROCESS_BYTES + _state_bytes(shape, zero_stage) + _activation_bytes(shape)
+
+
+def _value_bytes(dtype: Dtype) -> int:
+    return 4 if dtype is Dtype.FLOAT32 else 2
+
+
+def _state_bytes(shape: TrainingShape, zero_stage: int) -> int:
+    value = _value_bytes(shape.dtype)
+    base = shape.facts.parameters + (shape.trained if shape.lora else 0)
+    parameters, gradients = value * base, value * shape.trained
+    optimizer = (12 if zero_stage else 8) * shape.trained
+    gathered = 0
+    if zero_stage >= 1:
+        optimizer //= shape.world
+    if zero_stage >= 2:
+        gradients //= shape.world
+    if zero_stage >= 3:
+        parameters //= shape.world
+        gathered = 2 * value * shape.facts.largest_parameter
+    return parameters + gradients + optimizer + gathered
+
+
+def _activation_bytes(shape: TrainingShape) -> int:
+    value, tokens = _value_bytes(shape.dtype), shape.micro_batch * shape.length
+    hidden = tokens * shape.facts.hidden_size
+    layers = shape.facts.layers
+    kept = 17 * value * hidden
+    held = layers * value * hidden + kept if shape.gradient_checkpointing else layers * kept
+    logits = 12 * tokens * shape.facts.vocabulary if shape.task is Task.CAUSAL_LM else 0
+    return held + logits
+
+
+@dataclass(frozen=True)
+class ZeroChoice:
+    """The ZeRO stage of a run, why, and what it is estimated to take."""
+
+    stage: int
+    bytes: int
+    """Of one training process."""
+    reason: str
+
+
+def choose_zero_stage(shape: TrainingShape, *, requested: int | None, limit: int | None) -> ZeroChoice:
+    """The stage asked for, else the lowest that fits a node's `limit` in bytes, else 2 where there is no limit.
+
+    Raises BadConfigError when it cannot fit, with the estimate and the nearest setting that does.
+    """
+    lowest = 1 if shape.dtype is Dtype.BFLOAT16 else 0  # stage 0 has no fp32 copy of 16-bit parameters
+    if requested is not None:
+        raised = "ZeRO stage 0 keeps no 32-bit copy of BFloat16 parameters; stage 1 is used"
+        reason = raised if requested < lowest else ""
+        candidates = [max(requested, lowest)]
+    elif limit is None:
+        candidates, reason = [2], "ZeRO stage 2: spec.workers.resources.limits.memory gives no limit to choose by"
+    else:
+        candidates, reason = [stage for stage in STAGES if stage >= lowest], "the lowest that fits the memory limit"
+    fitting = next((stage for stage in candidates if _fits(shape, stage, limit)), None)
+    if fitting is None:
+        assert limit is not None, "without a limit everything fits"
+        raise _refusal(shape, min(candidates, key=lambda stage: process_bytes(shape, stage)), limit)
+    estimate = process_bytes(shape, fitting)
+    if requested is None and limit is not None:
+        reason = f"ZeRO stage {fitting}: {reason} ({_gib(estimate)} estimated of {_gib(limit)})"
+    return ZeroChoice(fitting, estimate, reason)
+
+
+def _fits(shape: TrainingShape, stage: int, limit: int | None) -> bool:
+    return limit is None or shape.processes_per_node * process_bytes(shape, stage) <= limit
+
+
+def _refusal(shape: TrainingShape, stage: int, limit: int) -> BadConfigError:
+    needed = shape.processes_per_node * process_bytes(shape, stage)
+    whole = -(-needed // _GIB)
+    ways = [*_settings_that_fit(shape, stage, limit), f"raise spec.workers.resources.limits.memory to {whole}Gi"]
+    return BadConfigError(
+        f"training needs about {_gib(needed)} on each worker (ZeRO stage {stage}, {shape.dtype}, micro batch "
+        f"{shape.micro_batch}, {shape.length} tokens, world size {shape.world}), but "
+        f"spec.workers.resources.limits.memory allows {_gib(limit)}",
+        advice="; or ".join(ways),
+    )
+
+
+def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str]:
+    """Changes of one setting that fit, the least intrusive first; at most three."""
+    ways = []
+    higher = next((other for other in STAGES if other > stage and _fits(shape, other, limit)), None)
+    if higher is not None:
+        ways.append(f"set spec.deepspeed.zeroStage: {higher}")
+    if not shape.gradient_checkpointing and _fits(replace(shape, gradient_checkpointing=True), stage, limit):
+        ways.append("set spec.training.gradientCheckpointing: true")
+    divisors = [size for size in range(shape.micro_batch - 1, 0, -1) if shape.micro_batch % size == 0]
+    smaller = next((size for size in divisors if _fits(replace(shape, micro_batch=size), stage, limit)), None)
+    if smaller is not None:
+        ways.append(f"set spec.training.microBatchSize: {smaller}")
+    if shape.lora is None and _fits(replace(shape, lora=Lora()), stage, limit):
+        ways.append("set spec.method.lora instead of full")
+    nodes = _nodes_that_fit(shape, max(stage, 1), limit)
+    if nodes is not None:
+        ways.append(f"set spec.workers.nodes: {nodes}" + ("" if stage else " with spec.deepspeed.zeroStage: 1"))
+    return ways[:3]
+
+
+def _nodes_that_fit(shape: TrainingShape, stage: int, limit: int) -> int | None:
+    counts = range(shape.nodes + 1, _MAX_NODES + 1)
+    return next((count for count in counts if _fits(replace(shape, nodes=count), stage, limit)), None)
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / _GIB:.1f} GiB"

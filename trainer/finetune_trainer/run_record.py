@@ -1,0 +1,65 @@
+"""`runs/<run>/run.json`: what a run is, written by its prepare stage and read by the later ones.
+
+It lies in storage and not in the later stages' configuration, so that their configuration follows from the job alone:
+`finetune render` prints exactly what a cluster gets, and an operator that was down loses nothing.
+"""
+
+from importlib import metadata
+
+from finetune_api.trainer_config import JobRef, Message, Prepared, TrainerConfig
+from finetune_api.v1alpha1 import Spec
+
+from .errors import BadConfigError
+from .store.client import ObjectStore
+
+_TOLD_VERSIONS = ("finetune-operator", "torch", "transformers", "deepspeed", "peft", "accelerate")
+
+
+class RunRecord(Message):
+    """What decides the result of a run."""
+
+    job: JobRef
+    run: int
+    spec: Spec
+    prepared: Prepared
+    versions: dict[str, str]
+    """Distribution -> version, of the libraries that touch numbers."""
+
+
+def record_run(store: ObjectStore, config: TrainerConfig, prepared: Prepared) -> None:
+    """Write the record; writing it again for the same job replaces it."""
+    record = RunRecord(job=config.job, run=config.run, spec=config.spec, prepared=prepared, versions=versions())
+    store.put(_uri(config), record.model_dump_json(indent=1).encode(), content_type="application/json")
+
+
+def check_owner(store: ObjectStore, config: TrainerConfig) -> None:
+    """Raises BadConfigError where another job has already used this run's folder: its checkpoints are not ours."""
+    if store.exists(_uri(config)):
+        other = read_record(store, config).job
+        if other.uid != config.job.uid:
+            raise BadConfigError(
+                f"{config.run_uri} belongs to another job ({other.namespace}/{other.name}, uid {other.uid})",
+                advice="choose another spec.output.uri, or remove what is there",
+            )
+
+
+def read_record(store: ObjectStore, config: TrainerConfig) -> RunRecord:
+    """The record of the configured run. Raises ObjectMissingError where the prepare stage has not ended well."""
+    return RunRecord.model_validate_json(store.get(_uri(config)))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that touch numbers."""
+    found = {name: _version(name) for name in _TOLD_VERSIONS}
+    return {name: version for name, version in found.items() if version}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""  # run from a source tree that is not installed
+
+
+def _uri(config: TrainerConfig) -> str:
+    return f"{config.run_uri}/run.json"
