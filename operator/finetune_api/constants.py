@@ -53,8 +53,6 @@ class Env(StrEnum):
     PROGRESS_HOST = "FINETUNE_PROGRESS_HOST"
     """Address to serve progress on. Absent: all of the pod's."""
     PROGRESS_PORT = "FINETUNE_PROGRESS_PORT"
-    PROGRESS_HOST = "FINETUNE_PROGRESS_HOST"
-    """Address that the supervisor answers on. Absent: all of the pod's."""
     SCRATCH = "FINETUNE_SCRATCH"
     """Folder that the pod may fill; gone with the pod."""
     CACHE = "FINETUNE_CACHE"

@@ -155,20 +155,31 @@ def bind_stage(config: TrainerConfig, runtime: RuntimeEnv, report: ProgressRepor
     if config.stage is Stage.TRAIN:
         # Before the slow imports: SIGTERM during them is a stop at the first step, not a lost process.
         stop = install_stop_flag()
+    from .run_record import check_owner, read_record, record_run
     from .store.client import ObjectStore
 
     store = ObjectStore.connect(config.storage)
     if config.stage is Stage.PREPARE:
         from .data.prepare import prepare
 
-        return lambda: prepare(config, store, runtime, report)
+        def prepare_run() -> Prepared:
+            check_owner(store, config)
+            prepared = prepare(config, store, runtime, report)
+            record_run(store, config, prepared)
+            return prepared
+
+        return prepare_run
+
+    def with_prepared() -> TrainerConfig:
+        return config.model_copy(update={"prepared": read_record(store, config).prepared})
+
     if config.stage is Stage.TRAIN:
         from .train.stage import train
 
-        return lambda: train(config, store, runtime, report, stop)
+        return lambda: train(with_prepared(), store, runtime, report, stop)
     from .evaluate.stage import evaluate
 
-    return lambda: evaluate(config, store, runtime, report)
+    return lambda: evaluate(with_prepared(), store, runtime, report)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

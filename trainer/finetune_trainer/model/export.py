@@ -119,9 +119,7 @@ def _without_zero3() -> Iterator[None]:
         hf_deepspeed._hf_deepspeed_config_weak_ref = before
 
 
-def _merged(
-    model: nn.Module, weights: dict[str, torch.Tensor], config: TrainerConfig, base: Path
-) -> PreTrainedModel:
+def _merged(model: nn.Module, weights: dict[str, torch.Tensor], config: TrainerConfig, base: Path) -> PreTrainedModel:
     """The module itself, or a fresh base with the adapters folded into its matrices (rank 0 only)."""
     if not isinstance(model, PeftModel):
         assert isinstance(model, PreTrainedModel)
