@@ -2,8 +2,8 @@
 
 import pytest
 
-from finetune_api.lost_work import LostWork, lost_work
 from finetune_api.constants import Stage
+from finetune_api.lost_work import LostWork, lost_work
 from finetune_api.v1alpha1 import AttemptStatus, Outcome
 
 
