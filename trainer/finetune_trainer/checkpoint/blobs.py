@@ -42,7 +42,7 @@ class Blobs:
 
     def get(self, digest: str) -> bytes:
         """The verified bytes. Raises CorruptCheckpointError."""
-        return self._verified(digest, lambda uri: self._store.get(uri))
+        return self._verified(digest, self._store.get)
 
     def read_into(self, digest: str, buffer: memoryview) -> None:
         """Fill `buffer` with the verified bytes. Raises CorruptCheckpointError."""

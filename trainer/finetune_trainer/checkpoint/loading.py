@@ -78,10 +78,10 @@ class Loader:
             wanted_pieces = work[key]
             if len(wanted_pieces) == 1 and wanted_pieces[0].size == size:  # the whole blob, as it is
                 to = wanted_pieces[0].to
-                self._blobs.read_into(part.blobs[number], memoryview(buffer)[to : to + size])
+                self._blobs.read_into(part.blobs[number], buffer.data[to : to + size])
                 return
             blob = np.empty(size, dtype=np.uint8)
-            self._blobs.read_into(part.blobs[number], memoryview(blob))
+            self._blobs.read_into(part.blobs[number], blob.data)
             for piece in wanted_pieces:
                 buffer[piece.to : piece.to + piece.size] = blob[piece.at : piece.at + piece.size]
 

@@ -5,32 +5,30 @@ newer attempt has claimed the run, then the manifest in one conditional put. Wha
 checkpoint before as the newest.
 """
 
-import json
 import logging
-import socket
 import time
-import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from finetune_api.progress import CommittedCheckpoint
 from finetune_api.trainer_config import TrainerConfig
 
-from ..errors import CorruptCheckpointError, FencedError, ObjectMissingError
+from ..errors import CorruptCheckpointError, FencedError
 from ..runtime import RuntimeEnv
 from ..store import ObjectStore, join
 from . import buffers, fragments, rng
 from .blobs import Blobs, parallel
+from .catalogue import Catalogue
+from .claims import Claims
+from .clock import now
 from .collective import everywhere, on_main, together
 from .layout import Layout
 from .loading import Loader
-from .manifest import VERSION, Manifest, Part, PartRef, State, newest_first
+from .manifest import Manifest, Part, PartRef, State
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +51,14 @@ class CheckpointPlane:
         self, store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv, *, blob_bytes: int = BLOB_BYTES
     ) -> None:
         assert blob_bytes % 4 == 0
-        self._store = store
         self._config = config
         self._runtime = runtime
         self._blob_bytes = blob_bytes
-        self._attempts_uri = join(config.run_uri, "attempts")
-        self._manifests_uri = join(config.run_uri, "checkpoints", "manifests")
+        self._claims = Claims(store, join(config.run_uri, "attempts"), attempt=config.attempt)
         self._blobs = Blobs(store, join(config.run_uri, "checkpoints", "blobs"))
+        self._catalogue = Catalogue(
+            store, self._blobs, join(config.run_uri, "checkpoints", "manifests"), prepared=config.prepared
+        )
         self._host = np.empty(0, dtype=np.uint8)
         self._parent_step: int | None = None
         self._last: CommittedCheckpoint | None = None
@@ -70,28 +69,7 @@ class CheckpointPlane:
 
     def claim(self) -> None:
         """Become the run's attempt. Raises FencedError if this or a newer attempt is claimed by somebody else."""
-        on_main(self._claim)
-
-    def _claim(self) -> None:
-        attempt = self._config.attempt
-        self._check_fence()
-        claim = {
-            "attempt": attempt,
-            "time": _now(),
-            "world": self._runtime.world_size,
-            "host": socket.gethostname(),
-            "token": uuid.uuid4().hex,  # tells two claims of one attempt apart
-        }
-        uri = join(self._attempts_uri, f"{attempt}.json")
-        if not self._store.put_if_absent(uri, json.dumps(claim).encode()):
-            raise FencedError(f"attempt {attempt} is claimed already: {uri}")
-
-    def _check_fence(self) -> None:
-        newest = max((_attempt_of(info.uri) for info in self._store.list(self._attempts_uri + "/")), default=0)
-        if newest > self._config.attempt:
-            raise FencedError(
-                f"attempt {newest} has claimed the run; attempt {self._config.attempt} must not write any more"
-            )
+        on_main(partial(self._claims.claim, world_size=self._runtime.world_size))
 
     # Saving
 
@@ -118,7 +96,7 @@ class CheckpointPlane:
         self._parent_step = step
         self._last = CommittedCheckpoint(
             step=step,
-            uri=self._manifest_uri(manifest.name),
+            uri=self._catalogue.uri_of(manifest.name),
             time=manifest.time,
             save_seconds=round(time.monotonic() - started, 3),
         )
@@ -132,7 +110,7 @@ class CheckpointPlane:
         if self._host.nbytes != layout.bytes():
             self._host = np.empty(layout.bytes(), dtype=np.uint8)
         steps = fragments.read(engine, slots, self._host.view(np.float32))
-        view = memoryview(self._host)
+        view = self._host.data
         cuts = range(0, len(view), self._blob_bytes)
         blobs = parallel(lambda at: self._blobs.put(view[at : at + self._blob_bytes]), cuts)
         part = Part(
@@ -159,7 +137,7 @@ class CheckpointPlane:
             step=step,
             attempt=self._config.attempt,
             run=self._config.run,
-            time=_now(),
+            time=now(),
             world_size=self._runtime.world_size,
             zero_stage=engine.zero_optimization_stage(),
             blob_bytes=self._blob_bytes,
@@ -172,10 +150,12 @@ class CheckpointPlane:
             is_best=is_best,
             metrics=metrics,
         )
-        self._check_fence()
-        uri = self._manifest_uri(manifest.name)
-        if not self._store.put_if_absent(uri, manifest.model_dump_json(indent=1).encode()):
-            raise FencedError(f"{uri} exists already: another process writes as attempt {self._config.attempt}")
+        self._claims.check()
+        if not self._catalogue.add(manifest):
+            raise FencedError(
+                f"{self._catalogue.uri_of(manifest.name)} exists already: another process writes as attempt "
+                f"{manifest.attempt}"
+            )
         return manifest
 
     def _put_state(self, engine: Any, small_state: dict[str, Any]) -> str:
@@ -196,56 +176,13 @@ class CheckpointPlane:
 
         `exclude` names manifests that proved unusable. Data blobs are only counted here; `load` verifies them.
         """
-        manifest, warnings = on_main(partial(self._choose, exclude))
+        manifest, warnings = on_main(partial(self._catalogue.newest_complete, exclude))
         self._warn(warnings)
         return manifest
 
-    def _choose(self, exclude: Collection[str]) -> tuple[Manifest | None, list[str]]:
-        warnings: list[str] = []
-        for name in self._names():
-            if name in exclude:
-                continue
-            try:
-                manifest = self._read_manifest(name)
-                Loader(self._blobs, manifest).check_complete()
-            except CorruptCheckpointError as error:
-                warnings.append(f"checkpoint {name} cannot be used: {error}")
-            else:
-                return manifest, warnings
-        return None, warnings
-
     def find(self, step: int) -> Manifest | None:
         """The manifest of one step, that of the newest attempt if several saved it; None if there is none."""
-        return on_main(partial(self._find, step))
-
-    def _find(self, step: int) -> Manifest | None:
-        found = [name for name in self._names() if int(name.partition("-")[0]) == step]
-        return self._read_manifest(found[0]) if found else None
-
-    def _names(self) -> list[str]:
-        prefix = self._manifests_uri + "/"
-        return newest_first([info.uri.removeprefix(prefix) for info in self._store.list(prefix)])
-
-    def _read_manifest(self, name: str) -> Manifest:
-        uri = self._manifest_uri(name)
-        try:
-            manifest = Manifest.model_validate_json(self._store.get(uri))
-        except ObjectMissingError as error:
-            raise CorruptCheckpointError(f"{uri} is gone") from error
-        except ValidationError as error:
-            raise CorruptCheckpointError(f"{uri} is not a manifest of version {VERSION}: {error}") from error
-        prepared = self._config.prepared
-        if manifest.version != VERSION:
-            raise CorruptCheckpointError(f"{uri} has version {manifest.version}, known is {VERSION}")
-        if prepared and (manifest.dataset_digest, manifest.model_digest) != (
-            prepared.dataset_digest,
-            prepared.model_digest,
-        ):
-            raise CorruptCheckpointError(f"{uri} was trained from another base model or data set")
-        return manifest
-
-    def _manifest_uri(self, name: str) -> str:
-        return join(self._manifests_uri, f"{name}.json")
+        return on_main(partial(self._catalogue.find, step))
 
     # Loading
 
@@ -284,7 +221,7 @@ class CheckpointPlane:
         fragments.set_counters(engine, state.engine)
         buffers.write(engine.module, state.buffers, buffer_bytes)
         self._parent_step = manifest.step
-        log.info("restored step %d from %s", manifest.step, self._manifest_uri(manifest.name))
+        log.info("restored step %d from %s", manifest.step, self._catalogue.uri_of(manifest.name))
         small_state: dict[str, Any] = state.small_state
         return small_state
 
@@ -326,13 +263,3 @@ class CheckpointPlane:
             if message not in self.warnings:
                 self.warnings.append(message)
                 log.warning(message)
-
-
-def _attempt_of(uri: str) -> int:
-    """Number of the attempt whose claim this is; 0 for anything else."""
-    stem = uri.rpartition("/")[2].removesuffix(".json")
-    return int(stem) if stem.isdecimal() else 0
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) for the tests of this folder."""
+"""A real S3 server (SeaweedFS), shared by the tests of a session."""
 
 import json
 import os
