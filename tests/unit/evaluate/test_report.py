@@ -78,7 +78,7 @@ def test_the_page_tells_the_whole_story(classifier_page):
         "+84.2 points",
         "A note.",
         "Before and after",
-        "Accuracy of always naming the most frequent class",
+        "always naming the most frequent class would be right 5.3 % of the time",
         "Learning rate",
         "Attempt 2",
         "OutOfMemory",

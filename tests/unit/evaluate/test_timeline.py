@@ -2,6 +2,7 @@
 
 import pytest
 
+from finetune_api.constants import Stage
 from finetune_api.v1alpha1 import AttemptStatus, Task
 from finetune_trainer.evaluate.batches import batches_by_length
 from finetune_trainer.evaluate.data_section import length_histogram
@@ -25,7 +26,7 @@ def test_bars_fill_the_line_in_order(report_inputs):
 
 
 def test_an_attempt_that_has_not_ended_is_drawn_as_far_as_known():
-    running = AttemptStatus(number=1, job_name="j", start_time="2026-03-01T12:00:00Z")
+    running = AttemptStatus(stage=Stage.TRAIN, number=1, job_name="j", start_time="2026-03-01T12:00:00Z")
     (bar,) = attempt_bars([running], 1.0)
     assert (bar.startup_width, bar.work_width, bar.lost) == (0.0, 0.0, None)
 
