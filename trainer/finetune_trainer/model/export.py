@@ -112,7 +112,7 @@ def _whole(parameter: nn.Parameter) -> Iterator[None]:
 def _without_zero3() -> Iterator[None]:
     """Models built inside are ordinary ones: transformers would partition them on rank 0 alone."""
     before = hf_deepspeed._hf_deepspeed_config_weak_ref
-    hf_deepspeed.unset_hf_deepspeed_config()
+    hf_deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -133,7 +133,7 @@ def _merged(model: nn.Module, weights: dict[str, torch.Tensor], config: TrainerC
         )
         adapted = with_adapter(fresh, lora, prepared.task)
     set_peft_model_state_dict(adapted, _adapter_weights(model, weights))
-    merged = adapted.merge_and_unload()
+    merged: PreTrainedModel = adapted.merge_and_unload()
     weights.clear()
     weights |= gathered_local(merged)
     return merged
@@ -163,7 +163,7 @@ def _write_adapter(model: nn.Module, weights: dict[str, torch.Tensor], folder: P
     assert isinstance(model, PeftModel), "rules.py lets Adapter through only with method.lora"
     configuration = model.active_peft_config
     configuration.base_model_name_or_path = base_uri
-    model.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(str(folder), state_dict=weights)
 
 
 def _card(config: TrainerConfig) -> str:

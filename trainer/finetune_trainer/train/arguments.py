@@ -64,6 +64,6 @@ def training_arguments(config: TrainerConfig, plan: TrainingPlan, scratch: Path)
     if arguments.world_size != expected:
         raise BadConfigError(
             f"transformers sees {arguments.world_size} training processes, but WORLD_SIZE is {expected}",
-            advice="check RANK, LOCAL_RANK and WORLD_SIZE of the worker, and that use of CPU or GPU is the same for all",
+            advice="check RANK, LOCAL_RANK and WORLD_SIZE of the worker",
         )
     return arguments

@@ -63,6 +63,6 @@ def utc_now() -> str:
 
 def peak_memory_bytes() -> int:
     """Peak resident memory of this process; on a GPU the peak of what torch allocated there."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -18,7 +18,7 @@ from ..checkpoint.plane import CheckpointPlane
 from ..data.collate import Collator
 from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
-from ..errors import DivergedError, ModelUnusableError, StoppedError
+from ..errors import CorruptCheckpointError, DivergedError, ModelUnusableError, StoppedError
 from ..model.adapters import with_adapter
 from ..model.export import Exported, export
 from ..model.fetch import fetch_model
@@ -30,7 +30,7 @@ from ..stop import StopFlag
 from ..store.client import ObjectStore
 from .arguments import training_arguments
 from .plan import TrainingPlan, training_plan
-from .trainer import FineTuneTrainer, Parts, Resume
+from .trainer import FineTuneTrainer, Parts
 from .validation import Validator
 from .world import broadcast, end_process_group, start_process_group, stop_if_agreed
 
@@ -66,11 +66,10 @@ class _Attempt:
         plane = CheckpointPlane(self.store, self.config, self.runtime)
         with self.report.phase("claim", "claiming the run"):
             plane.claim()
-            resume = _resume(plane)
         stop_if_agreed(self.stop.requested, where="before the model was loaded")
-        trainer, base = self._trainer(plan, arguments, plane, resume)
+        trainer, base = self._trainer(plan, arguments, plane)
         try:
-            self._steps(trainer, resume)
+            self._steps(trainer)
         except (StoppedError, DivergedError):
             self._write_log(trainer)
             raise
@@ -84,7 +83,7 @@ class _Attempt:
         return self.config.prepared
 
     def _trainer(
-        self, plan: TrainingPlan, arguments: TrainingArguments, plane: CheckpointPlane, resume: Resume | None
+        self, plan: TrainingPlan, arguments: TrainingArguments, plane: CheckpointPlane
     ) -> tuple[FineTuneTrainer, Path]:
         """Everything that has to exist before the first step, but the engine; and the folder of the base model."""
         with self.report.phase("model", "loading model and data"):
@@ -104,7 +103,6 @@ class _Attempt:
                     grouped=self.prepared.packing is Packing.LENGTH_GROUPED,
                 ),
                 validator=self._validator(collator, arguments) if plan.evaluate_every else None,
-                resume=resume,
             )
             model = self._model(base)
         stop_if_agreed(self.stop.requested, where="before the first step")
@@ -144,20 +142,20 @@ class _Attempt:
             device=arguments.device,
         )
 
-    def _steps(self, trainer: FineTuneTrainer, resume: Resume | None) -> None:
-        """Train to the end; where an earlier attempt got there, only bring its weights back."""
-        if resume is not None:
-            self.report.update(resumed_from_step=resume.manifest.step, step=resume.manifest.step, flush=True)
-            log.info("resuming from step %d, %s", resume.manifest.step, resume.manifest.uri)
-        if resume is not None and trainer.run.finished:
-            trainer.prepare_engine()
-            trainer.parts.plane.weights_only(resume.manifest, trainer.model_wrapped)
-        else:
-            trainer.train()
-        best = trainer.run.best
-        if best.uri is not None and best.step != trainer.state.global_step:
-            with self.report.phase("restore", f"bringing back the best state, step {best.step}"):
-                trainer.parts.plane.weights_only(trainer.parts.plane.open(best.uri), trainer.model_wrapped)
+    def _steps(self, trainer: FineTuneTrainer) -> None:
+        """Train to the end, and bring the best state back where early stopping asks for it."""
+        trainer.train()
+        best = trainer.run.best.step
+        if best is None or best == trainer.state.global_step:
+            return
+        with self.report.phase("restore", f"bringing back the best state, step {best}"):
+            manifest = trainer.parts.plane.find(best)
+            if manifest is None:
+                raise CorruptCheckpointError(
+                    f"the checkpoint of the best step, {best}, is gone from {self.config.run_uri}/checkpoints",
+                    advice="change spec.runId to start a new run",
+                )
+            trainer.parts.plane.weights_only(manifest, trainer.engine)
 
     def _export(self, trainer: FineTuneTrainer, base: Path) -> TrainResult:
         step, run = trainer.state.global_step, trainer.run
@@ -165,7 +163,7 @@ class _Attempt:
         gc.collect()
         with self.report.phase("export", "exporting the model"):
             exported: Exported | None = export(
-                trainer.model, config=self.config, base=base, store=self.store, scratch=self.runtime.scratch
+                trainer.module, config=self.config, base=base, store=self.store, scratch=self.runtime.scratch
             )
             told: dict[str, Any] = broadcast(None if exported is None else vars(exported))
         self.report.update(activity="done", flush=True)
@@ -191,8 +189,3 @@ class _Attempt:
         self.store.put(
             f"{self.config.run_uri}/training.json", json.dumps(document).encode(), content_type="application/json"
         )
-
-
-def _resume(plane: CheckpointPlane) -> Resume | None:
-    manifest = plane.choose()
-    return None if manifest is None else Resume(manifest, plane.small_state(manifest))

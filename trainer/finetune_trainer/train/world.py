@@ -36,9 +36,9 @@ def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
         backend = "gloo"
     import deepspeed
 
-    # DeepSpeed would build C++ extensions at start (a compiler in the image, seconds of time) to speed up CPU
-    # collectives within one node; the training uses none of them, so nothing is probed and nothing is built.
-    deepspeed.ops.__compatible_ops__ = {}
+    # DeepSpeed would build a C++ kernel at start (a compiler in the image, seconds of time) for collectives of
+    # inference; the training has no use for it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=GROUP_TIMEOUT, verbose=False)
 
 
@@ -52,7 +52,8 @@ def _take_gpu(config: TrainerConfig, runtime: RuntimeEnv) -> None:
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if present < runtime.local_world_size:
         raise BadConfigError(
-            f"spec.workers.gpusPerNode is {config.spec.workers.gpus_per_node}, but the worker sees {present} CUDA devices",
+            f"spec.workers.gpusPerNode is {config.spec.workers.gpus_per_node}, but the worker sees {present} "
+            "CUDA devices",
             advice="check that the node has that many free GPUs and that the image brings CUDA, "
             "or set spec.workers.gpusPerNode to 0 to train on the CPU",
         )
