@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from .commands import logs, objects, run, runs, store
+from .commands import demo, logs, objects, run, runs, store
 from .exit_status import USER_ERRORS, explain, of_error
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run.run)
+app.command()(demo.demo)
 app.command()(objects.validate)
 app.command()(objects.render)
 app.command()(logs.logs)

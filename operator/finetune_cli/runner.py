@@ -39,11 +39,12 @@ def run_job(
     display: Display,
     prepare: Callable[[LocalStorage], None] = lambda _: None,
     on_tick: OnTick | None = None,
+    on_success: Callable[[FineTuneJob, LocalStorage], None] = lambda *_: None,
 ) -> Finished:
     """Run a job file until the job is over or suspended.
 
     `endpoint` wins over the job's own; without either, an embedded server is started. `prepare` is called once storage
-    is there. Raises one of `exit_status.USER_ERRORS`.
+    is there, `on_success` while it still is. Raises one of `exit_status.USER_ERRORS`.
     """
     job = file.check(local=True)
     endpoint = endpoint or job.spec.storage.endpoint
@@ -58,6 +59,8 @@ def run_job(
             on_tick=_checked(storage, on_tick),
         )
         finished = run_locally(manifest, options, display)
+        if finished.status.phase is Phase.SUCCEEDED:
+            on_success(finished, storage)
         return Finished(finished, _fetch_report(finished, storage, work_dir))
 
 
