@@ -1,5 +1,6 @@
 """Worlds of real ranks: forked from this process, which has imported the libraries once, joined by gloo."""
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -14,6 +15,14 @@ import pytest
 
 RunWorld = Callable[..., list[Any]]
 SECONDS = 240
+PRELOAD = (
+    "boto3",
+    "torch",
+    "transformers.models.llama.modeling_llama",
+    "peft",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # imported by the first ZeRO engine, with torch's compiler: 3 s
+)
 
 
 def _rank(
@@ -22,6 +31,7 @@ def _rank(
     import deepspeed
     import torch
 
+    gc.freeze()  # the parent's heap: DeepSpeed collects garbage with every engine, and ranks never free any of it
     warnings.simplefilter("default")  # third-party warnings of a rank are not this suite's
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -30,7 +40,7 @@ def _rank(
     try:
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
         conn.send((body(rank=rank, size=size, **arguments), None))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - reported and raised by the parent
         conn.send((None, traceback.format_exc()))
 
 
@@ -70,6 +80,6 @@ def run_world() -> Iterator[RunWorld]:
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of third-party modules at their import
-            for name in ("torch", "transformers", "deepspeed", "peft", "transformers.models.llama.modeling_llama"):
+            for name in PRELOAD:
                 importlib.import_module(name)
         yield _run

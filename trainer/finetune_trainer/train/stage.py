@@ -1,6 +1,5 @@
 """The train stage, top to bottom: claim, model, engine, steps, export."""
 
-import gc
 import json
 import logging
 from dataclasses import dataclass
@@ -159,8 +158,6 @@ class _Attempt:
 
     def _export(self, trainer: FineTuneTrainer, base: Path) -> TrainResult:
         step, run = trainer.state.global_step, trainer.run
-        # Gradients and optimizer state are no longer needed, and the export needs room for the weights.
-        gc.collect()
         with self.report.phase("export", "exporting the model"):
             exported: Exported | None = export(
                 trainer.module, config=self.config, base=base, store=self.store, scratch=self.runtime.scratch
