@@ -60,12 +60,18 @@ class Env(StrEnum):
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
     """File for the termination message."""
     FORK_SERVER = "FINETUNE_FORK_SERVER"
-    """Unix socket of a running fork server. Absent: the supervisor starts its own."""
+    """Unix socket of a running fork server. Absent, or with GPUs: the supervisor starts its own."""
     # Set by the supervisor for each rank, as torchrun does.
     RANK = "RANK"
     WORLD_SIZE = "WORLD_SIZE"
     LOCAL_RANK = "LOCAL_RANK"
     LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
+    OMP_NUM_THREADS = "OMP_NUM_THREADS"
+    """Threads of a rank. The operator sets it for a pod with a CPU request; absent: the cores, shared by the ranks."""
+    DS_ACCELERATOR = "DS_ACCELERATOR"
+    """DeepSpeed's device, `cpu` or `cuda`."""
+    STARTED_TIME = "FINETUNE_STARTED_TIME"
+    """When the supervisor started, in seconds since 1970."""
 
 
 class ConditionType(StrEnum):

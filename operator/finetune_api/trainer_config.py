@@ -97,7 +97,7 @@ class TrainerConfig(Message):
     world: World
     batch: BatchPlan
     prepared: Prepared | None = None
-    """Absent in the prepare stage."""
+    """Absent in the file; train and evaluate read it from the run's record in storage."""
     attempts: tuple[AttemptStatus, ...] = ()
     """The attempts so far, for the report; evaluate stage only."""
 

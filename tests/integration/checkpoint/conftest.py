@@ -1,0 +1,85 @@
+"""Worlds of real ranks: forked from this process, which has imported the libraries once, joined by gloo."""
+
+import gc
+import importlib
+import multiprocessing
+import os
+import socket
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+
+RunWorld = Callable[..., list[Any]]
+SECONDS = 240
+PRELOAD = (
+    "boto3",
+    "torch",
+    "transformers.models.llama.modeling_llama",
+    "peft",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # imported by the first ZeRO engine, with torch's compiler: 3 s
+)
+
+
+def _rank(
+    conn: Connection, body: Callable[..., Any], rank: int, size: int, port: int, arguments: dict[str, Any]
+) -> None:
+    import deepspeed
+    import torch
+
+    gc.freeze()  # the parent's heap: DeepSpeed collects garbage with every engine, and ranks never free any of it
+    warnings.simplefilter("default")  # third-party warnings of a rank are not this suite's
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled at every start
+    try:
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+        conn.send((body(rank=rank, size=size, **arguments), None))
+    except BaseException:  # noqa: BLE001 - reported and raised by the parent
+        conn.send((None, traceback.format_exc()))
+
+
+def _run(body: Callable[..., Any], size: int, **arguments: Any) -> list[Any]:
+    """`body(rank=, size=, **arguments)` on `size` fresh ranks; their results, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    pipes = [fork.Pipe(duplex=False) for _ in range(size)]
+    processes = [
+        fork.Process(target=_rank, args=(pipes[rank][1], body, rank, size, port, arguments)) for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    results, failures = [], []
+    try:
+        for rank, (receiver, _) in enumerate(pipes):
+            answered = receiver.poll(5 if failures else SECONDS)
+            result, failure = receiver.recv() if answered else (None, "no answer")
+            results.append(result)
+            failures += [f"rank {rank}: {failure}"] if failure else []
+    finally:
+        for process in processes:
+            if failures:
+                process.kill()
+            process.join()
+    assert not failures, "\n".join(failures)
+    return results
+
+
+@pytest.fixture(scope="session")
+def run_world() -> Iterator[RunWorld]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of third-party modules at their import
+            for name in PRELOAD:
+                importlib.import_module(name)
+        yield _run

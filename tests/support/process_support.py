@@ -1,0 +1,99 @@
+"""Real trainer processes for tests: configurations, environments, supervisors, and waiting for what they do."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_api.constants import Stage
+from finetune_api.progress import TerminationMessage
+from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
+from finetune_api.v1alpha1 import Spec
+
+SUPPORT = Path(__file__).parent
+ROOT = SUPPORT.parents[1]
+SPEC = {
+    "model": {"uri": "s3://bucket/model"},
+    "data": {"train": [{"uri": "s3://bucket/train.jsonl"}]},
+    "training": {"learningRate": 1e-3},
+    "output": {"uri": "s3://bucket/out"},
+}
+
+
+def base_environment() -> dict[str, str]:
+    """Ours, with the path that finds the packages and the ranks' functions."""
+    paths = (ROOT / "operator", ROOT / "trainer", SUPPORT)
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+
+
+def make_config(stage: Stage, processes: int) -> TrainerConfig:
+    return TrainerConfig(
+        job=JobRef(namespace="default", name="job", uid="u"),
+        run=1,
+        stage=stage,
+        attempt=1,
+        spec=Spec.model_validate(SPEC),
+        storage=StorageSettings(),
+        world=World(processes_per_node=processes),
+        batch=BatchPlan(global_size=16, micro_size=8, accumulation=1),
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_alive(pid: int) -> bool:
+    """False also for a zombie: that one holds nothing any more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(condition: Callable[[], Any], *, within: float, what: str) -> Any:
+    """Poll; the value of the condition as soon as it is true."""
+    deadline = time.monotonic() + within
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+@dataclass
+class Pod:
+    """A supervisor of its own process, as a container runtime would start it."""
+
+    process: subprocess.Popen[bytes]
+    scratch: Path
+    port: int
+    log: Path
+    pids: list[int] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        return self.log.read_text().splitlines()
+
+    def waiting_pids(self, ranks: int) -> list[int]:
+        """Process ids that `ranks` waiting ranks have printed."""
+
+        def read() -> list[int] | None:
+            found = [line.split("waiting ")[1].split() for line in self.lines() if "waiting " in line]
+            return [int(pid) for pids in found for pid in pids] if len(found) == ranks else None
+
+        self.pids = until(read, within=60, what=f"{ranks} ranks that wait")
+        return self.pids
+
+    def wait(self, within: float = 60) -> int:
+        return self.process.wait(within)
+
+    @property
+    def message(self) -> TerminationMessage:
+        found = TerminationMessage.decode((self.scratch / "termination.json").read_text())
+        assert found is not None
+        return found

@@ -1,0 +1,166 @@
+"""What ranks run in these tests, and a supervisor that runs it: `python rank_targets.py STAGE CONFIG FUNCTION`.
+
+Each function takes the place of `finetune_trainer.stages:run_rank`; the processes, the fork server and the signals
+are the real ones.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+RANK = int(os.environ.get("RANK", "-1"))
+
+
+def succeed(_config: Path) -> int:
+    print("done")
+    return 0
+
+
+def show_environment(config: Path) -> int:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS", "MARK")
+    print(*(f"{name}={os.environ.get(name)}" for name in names), f"config={config.name}", f"cwd={Path.cwd()}")
+    return 0
+
+
+def show_torch(_config: Path) -> int:
+    """What a forked rank finds: libraries loaded, CUDA untouched, its own thread count, DeepSpeed's kernel off."""
+    torch, ops = sys.modules["torch"], sys.modules["deepspeed"].ops
+    loaded = all(name in sys.modules for name in ("transformers", "peft", "accelerate", "sklearn", "boto3"))
+    kernel = ops.__compatible_ops__["deepspeed_shm_comm"]
+    print(f"loaded={loaded} cuda={torch.cuda.is_initialized()} threads={torch.get_num_threads()} kernel={kernel}")
+    return 0
+
+
+def print_secrets(_config: Path) -> int:
+    """Numbers that have to differ between two ranks that have seeded nothing."""
+    import random
+
+    import numpy as np
+
+    print(random.random(), np.random.rand())
+    return 0
+
+
+def all_reduce(_config: Path) -> int:
+    """A world of gloo: 1 + 2 + ... over the ranks; what torchrun is measured against."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    total = torch.full((4,), float(dist.get_rank() + 1))
+    dist.all_reduce(total)
+    # A parallel region, as every training step has: a pool broken by the fork would hang here.
+    product = torch.ones(512, 512) @ torch.ones(512, 512)
+    print(f"sum={total[0].item():g} product={product[0, 0].item():g}")
+    dist.destroy_process_group()
+    return 0
+
+
+def exit_with_rank(_config: Path) -> int:
+    return RANK
+
+
+def raise_value_error(_config: Path) -> int:
+    raise ValueError("a target that raises")
+
+
+def wait_for_ever(_config: Path) -> NoReturn:
+    """Prints its id, and that of a child in its process group, then hangs; SIGTERM has no effect on it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    child = subprocess.Popen(["sleep", "1000"])
+    print(f"waiting {os.getpid()} {child.pid}")
+    while True:
+        time.sleep(1000)
+
+
+def stop_when_told(_config: Path) -> int:
+    """The training loop in small: stops between two steps, with the exit code for `state saved`."""
+    from finetune_trainer.stop import install_stop_flag
+
+    flag = install_stop_flag()
+    print(f"waiting {os.getpid()}")
+    while not flag.requested:
+        signal.sigtimedwait([], 0.01)
+    print("stopped after the step")
+    return 75
+
+
+def use_up_memory(_config: Path) -> int:
+    """At most 3 GiB, page by page, until the kernel has had enough."""
+    held = []
+    for _ in range(48):
+        held.append(bytearray(b"x" * (64 << 20)))
+    return len(held)
+
+
+def bad_data(config: Path) -> int:
+    """Rank 1 cannot read a record; rank 0 waits for it in a collective that never comes."""
+    from finetune_trainer.errors import BadDataError
+    from finetune_trainer.stages import run_bound
+
+    def read() -> NoReturn:
+        if RANK == 0:
+            wait_for_ever(config)
+        raise BadDataError("train.jsonl, line 7: no column 'text'", advice="name the column in spec.data.columns.text")
+
+    return run_bound(config, lambda *_: read)
+
+
+def evaluated(config: Path) -> int:
+    from finetune_api.progress import EvaluateResult
+    from finetune_trainer.stages import run_bound
+
+    return run_bound(config, lambda *_: lambda: EvaluateResult(report_uri="s3://bucket/report.html"))
+
+
+def evaluate_for_ever(config: Path) -> int:
+    from finetune_trainer.stages import run_bound
+
+    def wait() -> NoReturn:
+        print(f"waiting {os.getpid()}")
+        while True:
+            time.sleep(1000)
+
+    return run_bound(config, lambda *_: wait)
+
+
+def report_progress(config: Path) -> int:
+    """Three steps' worth of progress, then as long as it takes to be asked."""
+    from finetune_trainer.stages import run_bound
+    from finetune_trainer.stop import install_stop_flag
+
+    def bind(_config: object, _runtime: object, report: object) -> object:
+        flag = install_stop_flag()
+
+        def loop() -> NoReturn:
+            from finetune_trainer.errors import StoppedError
+
+            report.update(step=3, total_steps=10, loss=0.5, flush=True)  # type: ignore[attr-defined]
+            while not flag.requested:
+                signal.sigtimedwait([], 0.01)
+            raise StoppedError("stopped at step 3")
+
+        return loop
+
+    return run_bound(config, bind)  # type: ignore[arg-type]
+
+
+def main() -> int:
+    from finetune_api.constants import Stage
+    from finetune_trainer.supervisor import Options, supervise
+
+    stage, config, function = sys.argv[1:]
+    options = Options(Stage(stage), Path(config), os.environ, target=f"rank_targets:{function}", grace_seconds=1.0)
+    return supervise(options)
+
+
+if __name__ == "__main__":
+    # Ranks import this file by its name; one that was run as a script has to be that module too.
+    if len(sys.argv) == 2:
+        sys.exit(globals()[sys.argv[1]](Path("config.json")))
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Content-addressed blobs: the name of each is the SHA-256 of its bytes."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from ..errors import CorruptCheckpointError, ObjectMissingError, StorageProtocolError
+from ..store import ObjectStore, join
+
+T = TypeVar("T")
+R = TypeVar("R")
+Content = TypeVar("Content", bytes, memoryview)
+
+THREADS = 4
+"""hashlib and sockets release the GIL; more threads than this gain nothing on one network card."""
+
+
+class Blobs:
+    """The blobs of a run. What is there already is not uploaded again."""
+
+    def __init__(self, store: ObjectStore, uri: str) -> None:
+        self._store = store
+        self._uri = uri
+        self.suspect: set[str] = set()
+        """Digests whose stored bytes were found to be others; they are uploaded again when they come up."""
+
+    def put(self, data: bytes | memoryview) -> str:
+        """Store the bytes, and return their digest."""
+        digest = hashlib.sha256(data).hexdigest()
+        uri = join(self._uri, digest)
+        present = None if digest in self.suspect else self._store.head(uri)
+        if present is None or present.size != len(data):
+            self._store.put(uri, data)
+            self.suspect.discard(digest)
+        return digest
+
+    def put_json(self, value: Any) -> str:
+        """Store a JSON value."""
+        return self.put(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+    def get(self, digest: str) -> bytes:
+        """The verified bytes. Raises CorruptCheckpointError."""
+        return self._verified(digest, self._store.get)
+
+    def read_into(self, digest: str, buffer: memoryview) -> None:
+        """Fill `buffer` with the verified bytes. Raises CorruptCheckpointError."""
+
+        def fill(uri: str) -> memoryview:
+            self._store.read_into(uri, buffer)
+            return buffer
+
+        self._verified(digest, fill)
+
+    def _verified(self, digest: str, read: Callable[[str], Content]) -> Content:
+        """Bytes may also break on their way, so what is wrong is read a second time before it is called so."""
+        uri = join(self._uri, digest)
+        for _ in range(2):
+            try:
+                content = read(uri)
+            except ObjectMissingError as error:
+                raise CorruptCheckpointError(f"{uri} is missing") from error
+            except StorageProtocolError as error:
+                self.suspect.add(digest)
+                raise CorruptCheckpointError(f"{uri} is damaged: {error}") from error
+            if hashlib.sha256(content).hexdigest() == digest:
+                return content
+        self.suspect.add(digest)
+        raise CorruptCheckpointError(f"{uri} is damaged: its bytes have another SHA-256 than its name")
+
+    def sizes(self) -> dict[str, int]:
+        """Every blob that storage has, with its bytes."""
+        return {info.uri.rpartition("/")[2]: info.size for info in self._store.list(self._uri + "/")}
+
+
+def parallel(action: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """`action` of every item, in order, on a few threads; the first failure ends it."""
+    work: Sequence[T] = list(items)
+    if len(work) <= 1:
+        return [action(item) for item in work]
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [pool.submit(action, item) for item in work]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

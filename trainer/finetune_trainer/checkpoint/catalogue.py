@@ -1,0 +1,75 @@
+"""Which checkpoints a run has, and which of them can be used."""
+
+from collections.abc import Collection
+
+from pydantic import ValidationError
+
+from finetune_api.trainer_config import Prepared
+
+from ..errors import CorruptCheckpointError, ObjectMissingError
+from ..store import ObjectStore, join
+from .blobs import Blobs
+from .loading import Loader
+from .manifest import VERSION, Manifest, newest_first
+
+
+class Catalogue:
+    """The manifests under `runs/<run>/checkpoints/manifests`. To be used on rank 0 alone."""
+
+    def __init__(self, store: ObjectStore, blobs: Blobs, uri: str, *, prepared: Prepared | None) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._uri = uri
+        self._prepared = prepared
+
+    def uri_of(self, name: str) -> str:
+        """Address of a manifest."""
+        return join(self._uri, f"{name}.json")
+
+    def add(self, manifest: Manifest) -> bool:
+        """Commit a checkpoint; False if there is one of that name already."""
+        return self._store.put_if_absent(self.uri_of(manifest.name), manifest.model_dump_json(indent=1).encode())
+
+    def newest_complete(self, exclude: Collection[str]) -> tuple[Manifest | None, list[str]]:
+        """The first usable manifest, and why those before it are not."""
+        warnings: list[str] = []
+        for name in self._names():
+            if name in exclude:
+                continue
+            try:
+                manifest = self._read(name)
+                Loader(self._blobs, manifest).check_complete()
+            except CorruptCheckpointError as error:
+                warnings.append(f"checkpoint {name} cannot be used: {error}")
+            else:
+                return manifest, warnings
+        return None, warnings
+
+    def find(self, step: int) -> Manifest | None:
+        """The newest attempt's manifest of `step`. Raises CorruptCheckpointError if it cannot be read."""
+        found = [name for name in self._names() if int(name.partition("-")[0]) == step]
+        return self._read(found[0]) if found else None
+
+    def _names(self) -> list[str]:
+        prefix = self._uri + "/"
+        return newest_first([info.uri.removeprefix(prefix) for info in self._store.list(prefix)])
+
+    def _read(self, name: str) -> Manifest:
+        uri = self.uri_of(name)
+        try:
+            manifest = Manifest.model_validate_json(self._store.get(uri))
+        except ObjectMissingError as error:
+            raise CorruptCheckpointError(f"{uri} is gone") from error
+        except ValidationError as error:
+            raise CorruptCheckpointError(f"{uri} is not a manifest of version {VERSION}: {error}") from error
+        if manifest.version != VERSION:
+            raise CorruptCheckpointError(f"{uri} has version {manifest.version}, known is {VERSION}")
+        if self._is_foreign(manifest):
+            raise CorruptCheckpointError(f"{uri} was trained from another base model or data set")
+        return manifest
+
+    def _is_foreign(self, manifest: Manifest) -> bool:
+        origin = self._prepared
+        if origin is None:
+            return False
+        return (manifest.dataset_digest, manifest.model_digest) != (origin.dataset_digest, origin.model_digest)

@@ -1,0 +1,182 @@
+"""Who holds which elements of which parameter, and how another partition is put together from it. Pure.
+
+A rank's state is three planes of equally many fp32 elements: the parameters, then Adam's first and second moment.
+Within a plane the rank's fragments lie one after the other. Stored, these bytes are cut into blobs of equal size.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from finetune_api.trainer_config import Message
+
+from ..errors import BadConfigError
+
+PLANES = 3
+"""Parameters, exp_avg, exp_avg_sq."""
+
+ELEMENT_BYTES = 4
+
+
+class Fragment(Message):
+    """A run of elements of one flattened parameter."""
+
+    name: str
+    group: int
+    """Index of the optimizer's parameter group."""
+    start: int
+    """First element, counted in the flattened parameter."""
+    numel: int
+    shape: tuple[int, ...]
+    """Of the whole parameter."""
+
+
+class Layout(Message):
+    """What one rank holds, in the order of its planes."""
+
+    fragments: tuple[Fragment, ...]
+
+    @property
+    def elements(self) -> int:
+        """Elements of one plane."""
+        return sum(fragment.numel for fragment in self.fragments)
+
+    def bytes(self, planes: int = PLANES) -> int:
+        """Bytes of the first `planes` planes."""
+        return planes * self.elements * ELEMENT_BYTES
+
+    def offsets(self) -> list[int]:
+        """Where in a plane each fragment begins, in elements."""
+        found, offset = [], 0
+        for fragment in self.fragments:
+            found.append(offset)
+            offset += fragment.numel
+        return found
+
+
+@dataclass(frozen=True)
+class Copy:
+    """`numel` elements that go from a plane of a source to the same plane of the wanted layout."""
+
+    source: int
+    """Index of the source layout."""
+    source_fragment: int
+    fragment: int
+    """Index of the wanted fragment."""
+    at: int
+    """First element in the source's plane."""
+    to: int
+    """First element in the wanted plane."""
+    numel: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes that go from one blob of a source to the wanted planes."""
+
+    at: int
+    """First byte in the blob."""
+    to: int
+    """First byte in the wanted planes."""
+    size: int
+
+
+def check_parameters(sources: Sequence[Layout], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises BadConfigError if a source holds a parameter that is not trained now, or one of another shape."""
+    for source in sources:
+        for fragment in source.fragments:
+            shape = shapes.get(fragment.name)
+            if shape is None:
+                raise BadConfigError(f"the checkpoint holds {fragment.name}, which is not trained now")
+            if shape != fragment.shape:
+                raise BadConfigError(f"{fragment.name} has shape {shape} now, but {fragment.shape} in the checkpoint")
+
+
+def plan(wanted: Layout, sources: Sequence[Layout]) -> list[Copy]:
+    """The copies that make up `wanted`, each of its elements exactly once, in its own order.
+
+    Raises BadConfigError if elements are in no source (a hole) or if a parameter is in another group there.
+    """
+    index = _index(sources)
+    copies: list[Copy] = []
+    for number, (fragment, offset) in enumerate(zip(wanted.fragments, wanted.offsets(), strict=True)):
+        position, end = fragment.start, fragment.start + fragment.numel
+        for held in index[fragment.name]:
+            found = held.fragment
+            stop = min(found.start + found.numel, end)
+            if not found.start <= position < stop:
+                continue
+            if found.group != fragment.group:
+                raise BadConfigError(
+                    f"{fragment.name} is in parameter group {fragment.group} now, but {found.group} in the checkpoint"
+                )
+            at, to = held.offset + position - found.start, offset + position - fragment.start
+            copies.append(Copy(held.source, held.number, number, at, to, stop - position))
+            position = stop
+        if position < end:
+            raise BadConfigError(
+                f"the checkpoint does not hold elements {position} to {end} of {fragment.name}",
+                advice="a checkpoint can only be continued with the same model and the same trained parameters",
+            )
+    return copies
+
+
+@dataclass(frozen=True)
+class _Held:
+    source: int
+    number: int
+    offset: int
+    fragment: Fragment
+
+
+def _index(sources: Sequence[Layout]) -> defaultdict[str, list[_Held]]:
+    """By name, in the order of the elements."""
+    index: defaultdict[str, list[_Held]] = defaultdict(list)
+    for source, layout in enumerate(sources):
+        for number, (fragment, offset) in enumerate(zip(layout.fragments, layout.offsets(), strict=True)):
+            index[fragment.name].append(_Held(source, number, offset, fragment))
+    for held in index.values():
+        held.sort(key=lambda each: each.fragment.start)
+    return index
+
+
+def pieces(
+    copies: Sequence[Copy], wanted: Layout, sources: Sequence[Layout], *, planes: int, blob_bytes: int
+) -> dict[tuple[int, int], list[Piece]]:
+    """What to take out of which blob: {(source, blob number): pieces}. Neighbours are merged before they are cut."""
+    found: dict[tuple[int, int], list[Piece]] = defaultdict(list)
+    for source, run in _runs(copies, wanted, sources, planes):
+        at, to, end = run.at, run.to, run.at + run.size
+        while at < end:
+            number, inside = divmod(at, blob_bytes)
+            size = min(blob_bytes - inside, end - at)
+            found[source, number].append(Piece(inside, to, size))
+            at, to = at + size, to + size
+    return dict(found)
+
+
+def _runs(
+    copies: Sequence[Copy], wanted: Layout, sources: Sequence[Layout], planes: int
+) -> Iterator[tuple[int, Piece]]:
+    """The longest runs of bytes that lie one after the other on both sides, across fragments and planes."""
+    current: tuple[int, Piece] | None = None
+    elements = [source.elements for source in sources]
+    for plane in range(planes):
+        for copy in copies:
+            at = (plane * elements[copy.source] + copy.at) * ELEMENT_BYTES
+            to = (plane * wanted.elements + copy.to) * ELEMENT_BYTES
+            size = copy.numel * ELEMENT_BYTES
+            if current is not None:
+                source, run = current
+                if source == copy.source and (run.at + run.size, run.to + run.size) == (at, to):
+                    current = source, Piece(run.at, run.to, run.size + size)
+                    continue
+                yield current
+            current = copy.source, Piece(at, to, size)
+    if current is not None:
+        yield current
+
+
+def blob_sizes(total: int, blob_bytes: int) -> list[int]:
+    """Sizes of the blobs that `total` bytes are cut into."""
+    return [min(blob_bytes, total - at) for at in range(0, total, blob_bytes)]

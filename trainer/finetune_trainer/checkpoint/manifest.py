@@ -1,0 +1,113 @@
+"""What a checkpoint consists of. Pure.
+
+manifests/<step>-a<attempt>.json  names, by SHA-256
+  a state blob                    engine counters, parameter groups, and the Trainer's own state (JSON)
+  a part blob per rank            its random number generators, Adam steps, and (JSON), by SHA-256
+    a layout blob                 which elements of which parameters (JSON, the same in every checkpoint)
+    data blobs                    those elements and their moments, fp32
+
+A checkpoint exists if, and only if, its manifest does; the manifest is written last.
+"""
+
+import re
+from typing import Any
+
+from finetune_api.trainer_config import Message
+
+VERSION = 1
+
+_NAME = re.compile(r"(\d{8,})-a(\d{4,})\.json")
+
+
+class PartRef(Message):
+    """One rank's part."""
+
+    rank: int
+    digest: str
+
+
+class Manifest(Message):
+    """A committed checkpoint. Its key carries step and attempt, see docs/decisions/0001."""
+
+    version: int = VERSION
+    step: int
+    attempt: int
+    run: int
+    time: str
+    """RFC 3339, UTC."""
+    world_size: int
+    zero_stage: int
+    blob_bytes: int
+    """Size of every data blob of a part but its last."""
+    parts: tuple[PartRef, ...]
+    state: str
+    """Digest of the state blob."""
+    parent_step: int | None = None
+    """Step of the checkpoint that this one was trained on from. Absent: from the base model."""
+    dataset_digest: str = ""
+    model_digest: str = ""
+    bytes: int = 0
+    """Of all data blobs."""
+    is_best: bool = False
+    metrics: dict[str, float] = {}
+    """Figures of the validation split at this step."""
+
+    @property
+    def name(self) -> str:
+        """`00001200-a0003`."""
+        return manifest_name(self.step, self.attempt)
+
+
+class Part(Message):
+    """What one rank holds."""
+
+    rank: int
+    layout: str
+    """Digest of the Layout blob."""
+    blobs: tuple[str, ...]
+    """Digests of the data blobs, in order."""
+    bytes: int
+    """Of all data blobs together."""
+    steps: tuple[float, ...]
+    """Adam's step count of each fragment of the layout."""
+    rng: dict[str, Any]
+    """Random number generators, see `rng.capture`."""
+
+
+class Buffer(Message):
+    """One persistent module buffer within the buffers blob."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    """First byte."""
+    size: int
+    """Bytes."""
+
+
+class State(Message):
+    """What is the same on every rank."""
+
+    engine: dict[str, int]
+    """Counters of the DeepSpeed engine."""
+    groups: tuple[dict[str, Any], ...]
+    """Hyper-parameters of the optimizer's parameter groups."""
+    buffers: tuple[Buffer, ...] = ()
+    buffers_blob: str | None = None
+    small_state: dict[str, Any]
+    """The Trainer's own."""
+
+
+def manifest_name(step: int, attempt: int) -> str:
+    """Sorts by step."""
+    return f"{step:08d}-a{attempt:04d}"
+
+
+def newest_first(keys: list[str]) -> list[str]:
+    """Names of the manifests among `keys` (file names), the one to restore first in front.
+
+    A newer attempt knows better than a late writer of an older one, whatever the step; other names are left out.
+    """
+    found = [(int(match[2]), int(match[1])) for match in map(_NAME.fullmatch, keys) if match]
+    return [manifest_name(step, attempt) for attempt, step in sorted(found, reverse=True)]

@@ -1,0 +1,136 @@
+"""One model on the test split and on the prompts. Needs torch."""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.v1alpha1 import Metric, Task
+
+from ..data.collate import Collator
+from ..data.shards import TokenDataset
+from ..errors import ModelUnusableError
+from ..model.tokenizer import load_tokenizer
+from ..progress import ProgressReporter
+from . import generate, predict
+from .candidates import Candidate, open_model
+from .metrics import classification_metrics, perplexity
+from .records import ModelFigures
+from .significance import Interval, bootstrap_mean, wilson_interval
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one model did."""
+
+    figures: ModelFigures | None
+    """None: there was no test split."""
+    scores: npt.NDArray[np.float64]
+    """For the paired test, shape (examples,): 1 for a right answer of a classifier; loss per token of a language
+    model's example (examples without label tokens are left out)."""
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges models one after another by the same code."""
+
+    config: TrainerConfig
+    prepared: Prepared
+    test: TokenDataset | None
+    report: ProgressReporter
+
+    def __call__(self, candidate: Candidate, name: str) -> Judged:
+        """Load the model, run it over test split and prompts, and let it go again."""
+        with self.report.phase("model", f"loading the {name}"):
+            model = open_model(candidate, self.config, self.prepared)
+            tokenizer = load_tokenizer(candidate.folder)
+        figures, scores = None, np.zeros(0)
+        if self.test is not None:
+            with self.report.phase(name, f"evaluating the {name}"):
+                figures, scores = self._measure(model, tokenizer, self.test, candidate, name)
+        answers = self._answers(model, tokenizer, name) if self._prompts else ()
+        del model
+        gc.collect()
+        return Judged(figures, scores, answers)
+
+    @property
+    def _prompts(self) -> Sequence[str]:
+        return self.config.spec.evaluation.prompts if self.prepared.task is Task.CAUSAL_LM else ()
+
+    def _measure(
+        self, model: Any, tokenizer: Any, test: TokenDataset, candidate: Candidate, name: str
+    ) -> tuple[ModelFigures, npt.NDArray[np.float64]]:
+        collate = Collator(tokenizer.pad_token_id, self.prepared.task)
+        started = time.perf_counter()
+        progress = self._progress(f"evaluating the {name}", len(test))
+        measure = _classifier if self.prepared.task is Task.SEQUENCE_CLASSIFICATION else _language_model
+        figures, scores = measure(model, test, collate, self.prepared, progress)
+        if not all(math.isfinite(value) for value in figures.metrics.values()):
+            raise ModelUnusableError(
+                f"{candidate.address.uri} gives a loss on the test split that is not a number",
+                advice="with BFloat16 try spec.model.dtype: Float32; else look at the loss curve in training.json",
+            )
+        return figures.model_copy(update={"seconds": time.perf_counter() - started}), scores
+
+    def _answers(self, model: Any, tokenizer: Any, name: str) -> tuple[str, ...]:
+        activity = f"answering prompts with the {name}"
+        with self.report.phase(f"{name}, prompts", activity):
+            found = generate.answers(
+                model,
+                tokenizer,
+                self._prompts,
+                data_format=self.prepared.format,
+                max_new_tokens=self.config.spec.evaluation.max_new_tokens,
+                seed=self.config.spec.training.seed,
+                report=self._progress(activity, len(self._prompts)),
+            )
+        return tuple(found)
+
+    def _progress(self, activity: str, total: int) -> Callable[[int], None]:
+        return lambda done: self.report.update(activity=f"{activity}: {done} of {total}")
+
+
+def _classifier(
+    model: Any, test: TokenDataset, collate: Collator, prepared: Prepared, report: predict.Report
+) -> tuple[ModelFigures, npt.NDArray[np.float64]]:
+    output = predict.classify(model, test, collate, report)
+    metrics = classification_metrics(output.predictions, output.targets, prepared.labels)
+    right = output.predictions == output.targets
+    figures = ModelFigures(
+        metrics={Metric.LOSS: float(output.losses.mean())} | metrics.figures,
+        intervals={Metric.ACCURACY: wilson_interval(int(right.sum()), right.size)},
+        classification=metrics,
+        examples=right.size,
+        seconds=0.0,
+    )
+    return figures, right.astype(np.float64)
+
+
+def _language_model(
+    model: Any, test: TokenDataset, collate: Collator, prepared: Prepared, report: predict.Report
+) -> tuple[ModelFigures, npt.NDArray[np.float64]]:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    output = predict.likelihood(model, test, collate, report, vocabulary=vocabulary)
+    loss = float(output.losses.sum() / max(1, output.tokens.sum()))
+    told = output.tokens > 0
+    spread = bootstrap_mean(output.losses, output.tokens.astype(np.float64), seed=0) if math.isfinite(loss) else None
+    intervals = {} if spread is None else {Metric.LOSS: spread, Metric.PERPLEXITY: _exponential(spread)}
+    figures = ModelFigures(
+        metrics={Metric.LOSS: loss, Metric.PERPLEXITY: perplexity(loss)},
+        intervals=intervals,
+        examples=len(test),
+        tokens=int(output.tokens.sum()),
+        seconds=0.0,
+    )
+    return figures, output.losses[told] / output.tokens[told]
+
+
+def _exponential(interval: Interval) -> Interval:
+    return interval.model_copy(update={"low": perplexity(interval.low), "high": perplexity(interval.high)})

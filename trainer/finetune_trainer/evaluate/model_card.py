@@ -1,0 +1,139 @@
+"""The model card: what Hugging Face's hub and people read first in a model folder. Pure.
+
+The front matter follows the hub's model card metadata: `base_model`, `library_name`, `pipeline_tag`, `tags` and the
+figures in `model-index` form.
+"""
+
+import html
+import re
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from finetune_api.comparison import delta_text, metric_name, metric_text
+from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import ArtifactFormat, Metric, Task
+
+from . import compare, wording
+from .configuration import spec_document, yaml_text
+from .data_section import DataSection
+from .records import Evaluation
+
+_PIPELINE_TAGS = {Task.SEQUENCE_CLASSIFICATION: "text-classification", Task.CAUSAL_LM: "text-generation"}
+_MODEL_CLASSES = {
+    Task.SEQUENCE_CLASSIFICATION: "AutoModelForSequenceClassification",
+    Task.CAUSAL_LM: "AutoModelForCausalLM",
+}
+_HUB_METRICS = {
+    Metric.LOSS: "loss",
+    Metric.PERPLEXITY: "perplexity",
+    Metric.ACCURACY: "accuracy",
+    Metric.MACRO_F1: "f1",
+}
+
+
+def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, artifact: ArtifactFormat) -> str:
+    """README.md of the exported folder: front matter and Markdown."""
+    environment = Environment(
+        loader=PackageLoader(__package__, "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        plain=plain,
+        code=code,
+        count=wording.count_text,
+        metric_name=metric_name,
+        percent=lambda share: metric_text(Metric.ACCURACY, share),
+        digest=wording.short_digest,
+    )
+    environment.globals.update(metric_text=metric_text, delta_text=delta_text)
+    figures = record.tuned.classification if record.tuned else None
+    configuration = yaml_text(spec_document(config.spec))
+    body = environment.get_template("model_card.md.j2").render(
+        record=record,
+        config=config,
+        data=data,
+        verdict=compare.verdict(record),
+        model_class=_MODEL_CLASSES[record.task],
+        is_adapter=artifact is ArtifactFormat.ADAPTER,
+        worst=[row for row in compare.worst_classes(figures) if row.support][:5] if figures else [],
+        pairs=compare.confused_pairs(figures, most=5) if figures else [],
+        limits=limits(record, config, data),
+        configuration=configuration,
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", configuration)), default=0)),
+    )
+    return f"---\n{yaml_text(front_matter(record, config, artifact))}---\n\n{body}"
+
+
+def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFormat) -> dict[str, Any]:
+    """Metadata for the hub. An `hf://` address becomes the hub's own name of the base model."""
+    is_adapter = artifact is ArtifactFormat.ADAPTER
+    lora = ["lora"] if config.spec.method.lora else []
+    front: dict[str, Any] = {
+        "base_model": record.base_model.uri.removeprefix("hf://").split("@")[0],
+        "base_model_relation": "adapter" if is_adapter else "finetune",
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": _PIPELINE_TAGS[record.task],
+        "tags": ["finetune-operator", "fine-tuned", *lora],
+    }
+    if record.tuned:
+        front["model-index"] = [{"name": f"{config.job.name}-{config.run_name}", "results": [_result(record, config)]}]
+    return front
+
+
+def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list[str]:
+    """What the figures do not say, one sentence each; as plain text."""
+    found = ["Whatever limits and licence the base model and the training data have hold for this model as well."]
+    test = config.spec.data.test
+    if record.tuned is None:
+        found.append("Nothing was measured on held-out data: there was no test split.")
+        return found
+    if test.fraction is not None:
+        found.append(
+            "The test split was drawn at random from the training files. It says how the model does on data like "
+            "those, and nothing about other data. Records that resemble each other may be on both sides."
+        )
+    if record.task is Task.CAUSAL_LM:
+        found.append(
+            "Perplexity measures how well the model foresees the test split's text, not whether its answers are "
+            "right, helpful or safe; neither was evaluated."
+        )
+    figures = record.tuned.classification
+    if figures:
+        few = [row.label for row in figures.per_class if row.support < compare.FEW_EXAMPLES]
+        if few:
+            shown = ", ".join(few[:8]) + (f" and {len(few) - 8} more" if len(few) > 8 else "")
+            found.append(
+                f"Classes with fewer than {compare.FEW_EXAMPLES} test examples, whose own figures say little: {shown}."
+            )
+        found.append("It always answers with one of its classes, also where none fits.")
+    if data.truncated:
+        found.append(f"{data.truncated:,} examples were cut to {data.max_length:,} tokens; the rest was not seen.")
+    return found
+
+
+def plain(text: str) -> str:
+    """Text from users as Markdown shows it literally, also inside a table: no HTML, no markup, one line."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
+
+
+def code(text: str) -> str:
+    """Text from users as a code span."""
+    return f"`{text.replace('`', chr(39))}`"
+
+
+def _result(record: Evaluation, config: TrainerConfig) -> dict[str, Any]:
+    assert record.tuned is not None
+    task = _PIPELINE_TAGS[record.task]
+    return {
+        "task": {"type": task, "name": task.replace("-", " ").capitalize()},
+        "dataset": {"type": config.job.name, "name": f"Test split of {config.job.name}", "split": "test"},
+        "metrics": [
+            {"type": _HUB_METRICS[metric], "name": metric_name(metric), "value": round(value, 6)}
+            for metric, value in record.tuned.metrics.items()
+        ],
+    }

@@ -1,0 +1,178 @@
+"""The report: one self-contained HTML file, without scripts and without the network. Pure.
+
+Everything that comes from users or data passes through Jinja's escaping; only the drawings of `charts` are let through.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from finetune_api.comparison import LOWER_IS_BETTER, delta_text, metric_name, metric_text, number_text
+from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import Metric
+
+from . import compare, wording
+from .charts import Series, histogram, line_chart
+from .configuration import spec_document, yaml_text
+from .data_section import DataSection
+from .heat import heat_table
+from .records import Evaluation, TrainingLog
+from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """All that a report is made of."""
+
+    record: Evaluation
+    config: TrainerConfig
+    training: TrainingLog | None
+    """None: the train stage left no log."""
+    data: DataSection
+    phase_seconds: dict[str, float]
+    """Of the evaluation itself."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A figure at the top of the report."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+def render_report(inputs: ReportInputs) -> str:
+    """The page as text."""
+    training = inputs.training or TrainingLog()
+    attempts = inputs.config.attempts
+    bars = attempt_bars(attempts, step_seconds(training, attempts))
+    record = inputs.record
+    figures = record.tuned.classification if record.tuned else None
+    before = record.baseline.classification if record.baseline else None
+    classes = figures.per_class if figures else ()
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            record=record,
+            config=inputs.config,
+            prepared=inputs.config.prepared,
+            verdict=compare.verdict(record),
+            cards=_cards(inputs, training, bars),
+            charts=_curves(training, restart_marks(attempts)),
+            has_log=inputs.training is not None,
+            bars=bars,
+            train_phases=phases(training.phase_seconds),
+            evaluate_phases=phases(inputs.phase_seconds),
+            worst=compare.worst_classes(figures) if figures else (),
+            few=compare.FEW_EXAMPLES,
+            hardly_tested=[row.label for row in classes if 0 < row.support < compare.FEW_EXAMPLES],
+            untested=[row.label for row in classes if row.support == 0],
+            before_f1={row.label: row.f1 for row in before.per_class} if before else {},
+            heat=heat_table(figures) if figures else None,
+            pairs=compare.confused_pairs(figures) if figures else (),
+            data=inputs.data,
+            length_chart=_length_chart(inputs.data),
+            configuration=yaml_text({"spec": spec_document(inputs.config.spec)}),
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(__package__, "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=wording.count_text,
+        duration=wording.duration_text,
+        time=wording.time_text,
+        digest=wording.short_digest,
+        number=number_text,
+        percent=lambda share: metric_text(Metric.ACCURACY, share),
+        metric_name=metric_name,
+        p_text=compare.p_text,
+    )
+    environment.globals.update(metric_text=metric_text, delta_text=delta_text)
+    return environment
+
+
+def _cards(inputs: ReportInputs, training: TrainingLog, bars: Sequence[AttemptBar]) -> list[Card]:
+    record, config = inputs.record, inputs.config
+    cards = []
+    if record.tuned:
+        for metric, value in record.tuned.metrics.items():
+            interval = record.tuned.intervals.get(metric)
+            note = f"{'lower' if metric in LOWER_IS_BETTER else 'higher'} is better"
+            if interval:
+                note = f"95 %: {metric_text(metric, interval.low)} to {metric_text(metric, interval.high)}"
+            cards.append(Card(metric_name(metric), metric_text(metric, value), note))
+    if training.steps:
+        tokens = f"{wording.size_text(training.tokens)} tokens" if training.tokens else ""
+        cards.append(Card("Optimizer steps", wording.count_text(training.steps), tokens))
+    if bars:
+        lost = sum(bar.lost.seconds for bar in bars if bar.lost)
+        seconds = (
+            wording.moment(bars[-1].status.end_time or bars[-1].status.start_time)
+            - wording.moment(bars[0].status.start_time)
+        ).total_seconds()
+        restarts = len(bars) - 1
+        note = f"{restarts} restart{'' if restarts == 1 else 's'}" + (
+            f", {wording.duration_text(lost)} lost" if restarts else ""
+        )
+        cards.append(Card("Training time", wording.duration_text(seconds), note))
+    counts = record.counts
+    cards.append(
+        Card(
+            "Training examples",
+            wording.count_text(counts.train),
+            f"{counts.validation:,} validation, {counts.test:,} test",
+        )
+    )
+    if config.prepared and config.prepared.parameters:
+        world = f"ZeRO-{config.prepared.zero_stage}, {config.prepared.dtype}"
+        cards.append(Card("Parameters", wording.size_text(config.prepared.parameters), world))
+    return cards
+
+
+def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[tuple[str, Markup]]:
+    """Title and drawing of every curve that has at least two points, or one if it was measured at few points."""
+    wanted = [
+        (
+            "Loss",
+            [
+                Series("training", training.curve("loss"), smooth=True),
+                Series("validation", training.curve("eval_loss"), "orange", dots=True),
+            ],
+            False,
+        ),
+        (
+            "Validation figures",
+            [
+                Series("accuracy", training.curve("eval_accuracy"), dots=True),
+                Series("macro F1", training.curve("eval_macro_f1"), "orange", dots=True),
+            ],
+            True,
+        ),
+        ("Validation perplexity", [Series("perplexity", training.curve("eval_perplexity"), dots=True)], False),
+        ("Learning rate", [Series("learning rate", training.curve("learning_rate"))], False),
+        ("Gradient norm", [Series("gradient norm", training.curve("grad_norm"), smooth=True)], False),
+    ]
+    drawn = []
+    for title, series, percent in wanted:
+        present = [line for line in series if line.points]
+        if present:
+            drawn.append((title, line_chart(title, present, marks=marks, percent=percent)))
+    return drawn
+
+
+def _length_chart(data: DataSection) -> Markup | None:
+    if not data.histogram:
+        return None
+    return histogram("Length of the training examples", data.edges, data.histogram, x_label="tokens per example")

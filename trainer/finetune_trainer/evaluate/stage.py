@@ -1,0 +1,172 @@
+"""The evaluate stage, top to bottom: baseline, tuned model, figures, report, model card. One process."""
+
+from datetime import UTC, datetime
+
+from finetune_api.progress import EvaluateResult
+from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.v1alpha1 import ArtifactFormat, Task
+
+from ..data.info import read_dataset_info
+from ..data.shards import TokenDataset
+from ..errors import ObjectMissingError
+from ..progress import ProgressReporter
+from ..run_record import versions
+from ..runtime import RuntimeEnv
+from ..store.client import ObjectStore
+from .candidates import Candidate, adapter_uri, base_candidate, brings_head, formats, tuned_candidate
+from .compare import compare
+from .data_section import DataSection
+from .judge import Judge, Judged
+from .model_card import model_card
+from .records import Address, Evaluation, Generation, TrainingLog
+from .report import ReportInputs, render_report
+from .significance import PairedTest, mcnemar_exact, sign_test
+
+_FEW = 100
+"""Test examples below which an interval is wider than about ten points."""
+
+
+def evaluate(
+    config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter
+) -> EvaluateResult:
+    """Compare base and fine-tuned model on the test split; write evaluation.json, report.html and the model card.
+
+    Raises ModelUnusableError for a model that cannot be loaded or gives no numbers, and the errors of storage.
+    """
+    prepared = config.prepared
+    assert prepared is not None, "the evaluate stage is told what the prepare stage decided"
+    with report.phase("data", "reading the test split"):
+        info = read_dataset_info(store, prepared.dataset_uri)
+        test = _test_split(prepared, store, runtime)
+    with report.phase("fetch", "fetching the models"):
+        tuned = tuned_candidate(config, prepared, store, runtime)
+        base = base_candidate(config, store, runtime.cache) if config.spec.evaluation.baseline else None
+    notes = _notes(config, prepared, base)
+    if base is not None and base.address.digest != prepared.model_digest:
+        base = None
+    judge = Judge(config, prepared, test, report)
+    before = judge(base, "base model") if base is not None and _needed(config, prepared) else None
+    after = judge(tuned, "tuned model") if _needed(config, prepared) else None
+    record = _record(config, prepared, tuned.address, before, after, notes)
+    with report.phase("report", "writing the report"):
+        inputs = ReportInputs(
+            record=record,
+            config=config,
+            training=_training_log(config, store),
+            data=DataSection.of(info),
+            phase_seconds=report.progress.phase_seconds,
+        )
+        uri = _write(inputs, store)
+    report.update(activity="done", flush=True)
+    return EvaluateResult(
+        report_uri=uri,
+        baseline=record.baseline.metrics if record.baseline else {},
+        tuned=record.tuned.metrics if record.tuned else {},
+    )
+
+
+def _test_split(prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> TokenDataset | None:
+    return TokenDataset.open(store, prepared.dataset_uri, "test", runtime.cache) if prepared.counts.test else None
+
+
+def _needed(config: TrainerConfig, prepared: Prepared) -> bool:
+    """Whether there is anything that a model has to be loaded for."""
+    return prepared.counts.test > 0 or (prepared.task is Task.CAUSAL_LM and bool(config.spec.evaluation.prompts))
+
+
+def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None) -> tuple[str, ...]:
+    found = []
+    if prepared.counts.test == 0:
+        found.append("There was no test split (data.test.fraction is 0), so no figures were measured on held-out data.")
+    elif prepared.counts.test < _FEW:
+        found.append(f"The test split has {prepared.counts.test} examples only; read the figures with their intervals.")
+    if not config.spec.evaluation.baseline:
+        found.append("The base model was not evaluated (evaluation.baseline is false).")
+    elif base is not None and base.address.digest != prepared.model_digest:
+        found.append(
+            f"The base model was not evaluated: {base.address.uri} has changed since the run was prepared "
+            f"(digest {prepared.model_digest[:12]}, now {base.address.digest[:12]})."
+        )
+    elif base is not None and prepared.counts.test and not brings_head(base, prepared.task):
+        found.append(
+            "The base model brings no classifier head: its figures are those of a freshly drawn head, "
+            "the one that training started from, and close to guessing."
+        )
+    return tuple(found)
+
+
+def _record(
+    config: TrainerConfig,
+    prepared: Prepared,
+    model: Address,
+    before: Judged | None,
+    after: Judged | None,
+    notes: tuple[str, ...],
+) -> Evaluation:
+    baseline, tuned = before.figures if before else None, after.figures if after else None
+    return Evaluation(
+        job=config.job,
+        run=config.run,
+        time=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        task=prepared.task,
+        format=prepared.format,
+        base_model=Address(uri=config.spec.model.uri, digest=prepared.model_digest),
+        model=model,
+        dataset=Address(uri=prepared.dataset_uri, digest=prepared.dataset_digest),
+        counts=prepared.counts,
+        baseline=baseline,
+        tuned=tuned,
+        comparison=compare(baseline, tuned) if tuned else (),
+        paired_test=_paired_test(prepared.task, before, after),
+        majority_share=_majority_share(after),
+        generations=_generations(config, before, after),
+        notes=notes,
+        versions=versions(),
+    )
+
+
+def _paired_test(task: Task, before: Judged | None, after: Judged | None) -> PairedTest | None:
+    if before is None or after is None or after.figures is None:
+        return None
+    if task is Task.SEQUENCE_CLASSIFICATION:
+        return mcnemar_exact(before.scores > 0, after.scores > 0)
+    return sign_test(before.scores, after.scores)
+
+
+def _majority_share(after: Judged | None) -> float | None:
+    figures = after.figures.classification if after and after.figures else None
+    return max(row.support for row in figures.per_class) / figures.count if figures else None
+
+
+def _generations(config: TrainerConfig, before: Judged | None, after: Judged | None) -> tuple[Generation, ...]:
+    if after is None or not after.answers:
+        return ()
+    earlier = before.answers if before else (None,) * len(after.answers)
+    return tuple(
+        Generation(prompt=prompt, before=first, after=second)
+        for prompt, first, second in zip(config.spec.evaluation.prompts, earlier, after.answers, strict=True)
+    )
+
+
+def _training_log(config: TrainerConfig, store: ObjectStore) -> TrainingLog | None:
+    try:
+        return TrainingLog.model_validate(store.get_json(f"{config.run_uri}/training.json"))
+    except ObjectMissingError:
+        return None
+
+
+def _write(inputs: ReportInputs, store: ObjectStore) -> str:
+    """Put all documents into storage; the report last, since its address is what is told. Returns that."""
+    config, record = inputs.config, inputs.record
+    store.put(
+        f"{config.run_uri}/evaluation.json",
+        record.model_dump_json(indent=1).encode(),
+        content_type="application/json",
+    )
+    for artifact in formats(config):
+        folder = config.model_uri if artifact is ArtifactFormat.MERGED else adapter_uri(config)
+        card = model_card(record, config, inputs.data, artifact)
+        store.put(f"{folder}/README.md", card.encode(), content_type="text/markdown; charset=utf-8")
+    uri = f"{config.run_uri}/report.html"
+    store.put(uri, render_report(inputs).encode(), content_type="text/html; charset=utf-8")
+    return uri

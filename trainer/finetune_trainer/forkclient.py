@@ -1,0 +1,191 @@
+"""Asks a fork server for ranks (protocol: forkserver.py), and starts one where there is none.
+
+Nothing here blocks, except `wait` and `stop`: a rank that was asked for while the server still imports has no pid yet.
+"""
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import finetune_api
+from finetune_api.exit_codes import ExitCode
+
+from .forkserver import listen, short_address
+
+RUN_RANK = "finetune_trainer.stages:run_rank"
+
+_KILLED = -9
+_STOP_SECONDS = 5.0
+
+
+class RankProcess:
+    """A rank, as far as its server has told. `fileno()` is readable when there is news."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._received = bytearray()
+        self.pid: int | None = None
+        """None until the server has forked it."""
+        self.exit_code: int | None = None
+        """None while it runs; negative: ended by that signal."""
+        self.error = ""
+        """Why there is no rank, where the server refused or is gone."""
+
+    def fileno(self) -> int:
+        """The connection, for a selector."""
+        return self._connection.fileno()
+
+    def poll(self) -> int | None:
+        """Take in what the server has sent; the exit code, or None while the rank runs."""
+        while self.exit_code is None:
+            try:
+                data = self._connection.recv(4096)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            if not data:
+                # The kernel kills the ranks of a server that ends.
+                self._finish(ExitCode.INTERNAL_ERROR if self.pid is None else _KILLED, "the fork server ended")
+                break
+            self._received += data
+            *lines, rest = bytes(self._received).split(b"\n")
+            self._received = bytearray(rest)
+            for line in lines:
+                self._take(json.loads(line))
+        return self.exit_code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Block until the rank has ended. Raises TimeoutError."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError(f"the rank with process id {self.pid} has not ended within {timeout:g} s")
+            select.select([self._connection], [], [], left)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """By way of the server, which knows whether the process id is still this rank's.
+
+        A rank that has not been forked yet gets the signal as soon as it is.
+        """
+        if self.exit_code is not None:
+            return
+        with suppress(OSError):  # the end of the connection is news that poll() reads
+            self._connection.sendall(json.dumps({"signal": int(number)}).encode() + b"\n")
+
+    def kill(self) -> None:
+        """SIGKILL for the rank and its children; one that has not been forked yet never will be."""
+        if self.exit_code is None:
+            self._finish(_KILLED, "")
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "pid" in message:
+            self.pid = int(message["pid"])
+        elif "exit" in message:
+            self._finish(int(message["exit"]), "")
+        elif self.pid is None:
+            self._finish(ExitCode.INTERNAL_ERROR, f"the fork server refused: {message.get('error')}")
+
+    def _finish(self, code: int, error: str) -> None:
+        self.exit_code, self.error = code, error
+        self._connection.close()
+
+
+class ForkClient:
+    """Asks the server behind a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def start_rank(
+        self,
+        env: Mapping[str, str],
+        argument: Path | str,
+        stdout_fd: int,
+        *,
+        target: str = RUN_RANK,
+        cwd: Path | None = None,
+    ) -> RankProcess:
+        """Ask for a rank that calls `target(Path(argument))` in the given environment.
+
+        Its stdout and stderr go to `stdout_fd`, which the caller may close afterwards. Raises ConnectionError where
+        no server listens.
+        """
+        request = {"env": dict(env), "cwd": str(cwd or Path.cwd()), "target": target, "argument": str(argument)}
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with short_address(self._path) as address:
+                connection.connect(address)
+            payload = json.dumps(request).encode() + b"\n"
+            sent = socket.send_fds(connection, [payload], [stdout_fd])
+            connection.sendall(payload[sent:])
+        except OSError as error:
+            connection.close()
+            raise ConnectionError(f"no fork server answers at {self._path}: {error}") from error
+        connection.setblocking(False)
+        return RankProcess(connection)
+
+
+def _source_roots() -> list[str]:
+    """Where our packages are, unless they are installed: the server has to find them as this interpreter does."""
+    roots = [str(Path(__file__).parents[1]), str(Path(finetune_api.__path__[0]).parent)]
+    return [root for root in roots if root != sysconfig.get_path("purelib")]
+
+
+class ForkServerProcess:
+    """A fork server of our own. It ends with us, however we end: its standard input is a pipe that we hold."""
+
+    def __init__(self, path: Path, process: "subprocess.Popen[bytes]") -> None:
+        self.path = path
+        self.process = process
+
+    @classmethod
+    def start(
+        cls,
+        path: Path,
+        *,
+        accelerator: str = "cpu",
+        env: Mapping[str, str] | None = None,
+        output: int | IO[Any] | None = None,
+    ) -> "ForkServerProcess":
+        """Start one that listens on `path`; clients may connect as soon as this returns. Its ten seconds of imports
+        go on in the background; what it has to say (errors, mostly) goes to `output`.
+        """
+        environ = dict(os.environ if env is None else env)
+        environ["PYTHONPATH"] = os.pathsep.join([*_source_roots(), *filter(None, [environ.get("PYTHONPATH")])])
+        with listen(path) as listener:
+            descriptor = listener.fileno()
+            command = [sys.executable, "-m", "finetune_trainer.forkserver", "--lifeline"]
+            command += ["--listener", str(descriptor), "--accelerator", accelerator]
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output if output is None else subprocess.STDOUT,
+                env=environ,
+                pass_fds=(descriptor,),
+                start_new_session=True,
+            )
+        return cls(path, process)
+
+    def stop(self) -> None:
+        """End it and, with it, all of its ranks."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.path.unlink(missing_ok=True)

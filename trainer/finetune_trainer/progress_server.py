@@ -1,0 +1,116 @@
+"""`/progress`, `/metrics` and `/healthz` of a trainer pod, answered from outside the training process."""
+
+import socketserver
+import threading
+from datetime import datetime
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from finetune_api.progress import Progress
+
+from .progress import PROGRESS_FILE
+
+
+def serve_progress(folder: Path, *, stage: str, host: str, port: int) -> None:
+    """Serve the progress file of a scratch folder from a daemon thread, until the process ends.
+
+    Listens when it returns. Raises OSError for a port that is taken.
+    """
+
+    try:
+        server = _Server((host, port), partial(_Handler, folder, stage))
+    except OSError as error:
+        raise OSError(f"progress cannot be served on {host}:{port}: {error.strerror}") from error
+    threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Three paths, GET only."""
+
+    def __init__(self, folder: Path, stage: str, *request: Any) -> None:
+        self._folder, self._stage = folder, stage
+        super().__init__(*request)  # this answers already
+
+    def do_GET(self) -> None:
+        """Answer, or say which paths there are."""
+        progress = read_progress(self._folder, self._stage)
+        if self.path == "/progress":
+            self._answer("application/json", progress.model_dump_json(exclude_defaults=True))
+        elif self.path == "/metrics":
+            self._answer("text/plain; version=0.0.4", metrics_text(progress))
+        elif self.path == "/healthz":
+            self._answer("text/plain", "ok\n")
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND, "known paths: /progress, /metrics, /healthz")
+
+    def _answer(self, content_type: str, text: str) -> None:
+        body = text.encode()
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 the base class names it so
+        """Requests come every second: not worth a line each."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # HTTPServer looks its own name up in DNS here, which can take seconds in a pod; nobody needs the name.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
+def read_progress(folder: Path, stage: str) -> Progress:
+    """The last progress; before there is one, a stage that starts."""
+    try:
+        return Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
+    except FileNotFoundError:
+        return Progress(stage=stage, activity="starting")
+
+
+_GAUGES: dict[str, str] = {
+    "step": "Optimizer steps done.",
+    "total_steps": "Optimizer steps in all.",
+    "epoch": "Passes over the training split.",
+    "tokens": "Tokens without padding trained on by this attempt.",
+    "loss": "Training loss.",
+    "learning_rate": "Learning rate.",
+    "tokens_per_second": "Tokens without padding per second, over all workers.",
+    "step_seconds": "Recent mean time of an optimizer step.",
+    "eta_seconds": "Estimated time to the last step.",
+    "peak_memory_bytes": "Peak memory of rank 0.",
+}
+"""Field of Progress -> help text."""
+
+
+def metrics_text(progress: Progress) -> str:
+    """Progress in Prometheus' text format; what is not known yet is left out."""
+    labels = f'stage="{progress.stage}",attempt="{progress.attempt}"'
+    lines: list[str] = []
+
+    def gauge(name: str, text: str, samples: list[tuple[str, float]]) -> None:
+        if samples:
+            lines.extend((f"# HELP finetune_{name} {text}", f"# TYPE finetune_{name} gauge"))
+            lines.extend(f"finetune_{name}{{{labels}{extra}}} {value!r}" for extra, value in samples)
+
+    for name, text in _GAUGES.items():
+        value = getattr(progress, name)
+        gauge(name, text, [] if value is None else [("", value)])
+    saved = progress.last_checkpoint
+    if saved is not None:
+        moment = datetime.fromisoformat(saved.time).timestamp()
+        gauge("last_checkpoint_step", "Step of the last committed checkpoint.", [("", saved.step)])
+        gauge("last_checkpoint_timestamp_seconds", "When it was committed.", [("", moment)])
+        gauge("last_checkpoint_save_seconds", "How long training stood still for it.", [("", saved.save_seconds)])
+    phases = [(f',phase="{name}"', seconds) for name, seconds in sorted(progress.phase_seconds.items())]
+    gauge("phase_seconds", "Seconds spent in each phase of the attempt.", phases)
+    figures = [(f',metric="{name}"', value) for name, value in sorted(progress.evaluation.items())]
+    gauge("evaluation", "Last figures of the validation split.", figures)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,211 @@
+"""The whole life of one rank: configuration in, one stage, result file and exit code out.
+
+Heavy modules are imported late: those of the stage that runs, and only once logging is there to tell what is missing.
+"""
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from pydantic import ValidationError
+
+from finetune_api.constants import Env, Stage
+from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import EvaluateResult, TerminationMessage, TrainResult
+from finetune_api.trainer_config import Prepared, TrainerConfig
+
+from .errors import BadConfigError, MemoryExhaustedError, StoppedError, TrainerError
+from .logs import QUIET_ENVIRONMENT, configure_logging, quiet_libraries
+from .progress import ProgressReporter
+from .runtime import RuntimeEnv
+from .stop import install_stop_flag
+
+log = logging.getLogger("finetune")
+
+Result = Prepared | TrainResult | EvaluateResult
+Bind = Callable[[TrainerConfig, RuntimeEnv, ProgressReporter], Callable[[], Result]]
+
+_RESULT_FIELDS: dict[Stage, str] = {Stage.PREPARE: "prepared", Stage.TRAIN: "trained", Stage.EVALUATE: "evaluated"}
+_CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+
+
+def result_path(scratch: Path, rank: int) -> Path:
+    """Where a rank leaves its TerminationMessage for the supervisor."""
+    return scratch / f"result-{rank}.json"
+
+
+def run_rank(config_path: Path) -> int:
+    """Run the configured stage as the rank that the environment names, and return its exit code.
+
+    Leaves `result-<rank>.json` in the scratch folder, which has to exist.
+    """
+    return run_bound(config_path, bind_stage)
+
+
+def run_bound(config_path: Path, bind: Bind) -> int:
+    """`run_rank` for any stage function: `bind` imports it and ties its arguments."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()})
+    try:
+        runtime = RuntimeEnv.from_environ(os.environ)
+    except (KeyError, ValueError) as error:
+        configure_logging(rank=-1)
+        log.error("the environment does not say which rank this is: %s", _described(error))
+        return ExitCode.USAGE
+    configure_logging(runtime.rank)
+    return _Rank(runtime, bind).run(config_path)
+
+
+def read_config(path: Path) -> TrainerConfig:
+    """Raises BadConfigError, naming file and field, for what is not a TrainerConfig."""
+    try:
+        return TrainerConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadConfigError(f"{path}: {error.strerror}", advice="pass the TrainerConfig file with --config") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise BadConfigError(
+            f"{path}: {error.error_count()} errors; first: {where}: {first['msg']}",
+            advice="run operator and trainer of the same version",
+        ) from error
+
+
+@dataclass
+class _Rank:
+    """What is known by the time the stage ends, however it ends."""
+
+    runtime: RuntimeEnv
+    bind: Bind
+    stage: str = ""
+    report: ProgressReporter | None = None
+    result: dict[str, Result] = field(default_factory=dict)
+
+    def run(self, config_path: Path) -> int:
+        """The stage; every error becomes an exit code and a message."""
+        try:
+            self._run_stage(read_config(config_path))
+        except StoppedError as stopped:
+            log.info("stopped on request: %s", stopped)
+            return self._finish(stopped.exit_code, error=str(stopped))
+        except TrainerError as error:
+            log.error("%s", error, exc_info=error.__cause__)
+            return self._finish(error.exit_code, error=str(error), advice=error.advice)
+        except BaseException as error:
+            if is_out_of_memory(error):
+                log.error("out of memory: %s", error)
+                exhausted = MemoryExhaustedError(_described(error), advice="lower spec.training.microBatchSize")
+                return self._finish(exhausted.exit_code, error=str(exhausted), advice=exhausted.advice)
+            if not isinstance(error, Exception):
+                raise
+            log.exception("internal error: %s", _described(error))
+            return self._finish(ExitCode.INTERNAL_ERROR, error=_described(error))
+        return self._finish(ExitCode.DONE)
+
+    def _run_stage(self, config: TrainerConfig) -> None:
+        self.stage = config.stage
+        scratch = self.runtime.scratch if self.runtime.is_main else None
+        self.report = report = ProgressReporter(scratch, stage=config.stage, attempt=config.attempt)
+        started = process_started(os.environ)
+        report.update(started_time=datetime.fromtimestamp(started, UTC).isoformat(), flush=True)
+        if config.stage is not Stage.TRAIN:
+            self._leave_on_term()
+        run = self.bind(config, self.runtime, report)
+        quiet_libraries()
+        report.add_seconds("import", time.time() - started)
+        report.update(flush=True)
+        self.result = {_RESULT_FIELDS[config.stage]: run()}
+
+    def _leave_on_term(self) -> None:
+        """Prepare and evaluate have no state to save, so SIGTERM ends them at once; their next run starts afresh."""
+
+        def on_term(_signum: int, _frame: FrameType | None) -> None:
+            os._exit(self._finish(ExitCode.STOPPED, error=f"the {self.stage} stage was stopped on request"))
+
+        signal.signal(signal.SIGTERM, on_term)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def _finish(self, code: ExitCode, *, error: str = "", advice: str = "") -> int:
+        failed = code is not ExitCode.DONE
+        message = TerminationMessage(
+            stage=self.stage,
+            exit_code=code,
+            error=error,
+            advice=advice,
+            rank=self.runtime.rank if failed else None,
+            progress=None if self.report is None else self.report.progress,
+            **self.result,
+        )
+        if self.report is not None:
+            self.report.update(flush=True)
+        path = result_path(self.runtime.scratch, self.runtime.rank)
+        partial = path.with_suffix(".part")
+        partial.write_text(message.model_dump_json(exclude_defaults=True))
+        os.replace(partial, path)
+        return code
+
+
+def bind_stage(config: TrainerConfig, runtime: RuntimeEnv, report: ProgressReporter) -> Callable[[], Result]:
+    """Import what the stage needs and bind its arguments."""
+    if config.stage is Stage.TRAIN:
+        # Before the slow imports: SIGTERM during them is a stop at the first step, not a lost process.
+        stop = install_stop_flag()
+    from .run_record import check_owner, read_record, record_run
+    from .store.client import ObjectStore
+
+    store = ObjectStore.connect(config.storage)
+    if config.stage is Stage.PREPARE:
+        from .data.prepare import prepare
+
+        def prepare_run() -> Prepared:
+            check_owner(store, config)
+            prepared = prepare(config, store, runtime, report)
+            record_run(store, config, prepared)
+            return prepared
+
+        return prepare_run
+
+    def with_prepared() -> TrainerConfig:
+        return config.model_copy(update={"prepared": read_record(store, config).prepared})
+
+    if config.stage is Stage.TRAIN:
+        from .train.stage import train
+
+        return lambda: train(with_prepared(), store, runtime, report, stop)
+    from .evaluate.stage import evaluate
+
+    return lambda: evaluate(with_prepared(), store, runtime, report)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for Python's, CUDA's and the CPU allocator's ways of saying it. Needs no torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_OUT_OF_MEMORY)
+
+
+def process_started(environ: Mapping[str, str]) -> float:
+    """When the supervisor started this stage, or else when this process started; seconds since 1970."""
+    if given := environ.get(Env.STARTED_TIME):
+        return float(given)
+    fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - uptime + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def read_result(scratch: Path, rank: int) -> TerminationMessage | None:
+    """What a rank has left; None for one that ended without a word."""
+    try:
+        return TerminationMessage.model_validate(json.loads(result_path(scratch, rank).read_text()))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,172 @@
+"""The first process of every trainer pod: starts the local ranks, answers for them, and tells how they ended.
+
+Imports no torch, so that it answers within a second of starting. The ranks come from a fork server: the one that the
+environment names, or one of its own.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.constants import PROGRESS_PORT, RENDEZVOUS_PORT, Env, Stage
+from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import TerminationMessage
+from finetune_api.trainer_config import TrainerConfig
+
+from .errors import BadConfigError
+from .forkclient import RUN_RANK, ForkClient, ForkServerProcess
+from .memory import memory_kills
+from .outcome import RankExit, decisive_exit, exit_status, termination_message
+from .progress import PROGRESS_FILE
+from .progress_server import read_progress, serve_progress
+from .rank_group import Output, RankGroup
+from .stages import read_config, read_result, result_path
+
+GRACE_SECONDS = 5.0
+"""What the other ranks get after one has failed: enough to write a line, they are stuck in a collective anyway."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a supervisor is told beside its configuration file."""
+
+    stage: Stage
+    config: Path
+    environ: Mapping[str, str]
+    target: str = RUN_RANK
+    """What a rank runs."""
+    grace_seconds: float = GRACE_SECONDS
+
+
+def supervise(options: Options) -> int:
+    """Run one stage of one pod; returns its exit code and leaves the termination message. Main thread only.
+
+    Raises KeyError or ValueError for an environment that misses or misstates something.
+    """
+    started = time.time()
+    environ = options.environ
+    scratch = Path(environ[Env.SCRATCH])
+    scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / PROGRESS_FILE).unlink(missing_ok=True)
+    with ExitStack() as stack:
+        group = RankGroup(grace_seconds=options.grace_seconds)
+        group.catch_signals(stack)
+        host, port = environ.get(Env.PROGRESS_HOST, "0.0.0.0"), int(environ.get(Env.PROGRESS_PORT, PROGRESS_PORT))
+        try:
+            serve_progress(scratch, stage=options.stage, host=host, port=port)
+            config = read_config(options.config)
+            if config.stage is not options.stage:
+                reason = f"{options.config} is for the {config.stage} stage, not for {options.stage}"
+                return _refuse(options, ExitCode.USAGE, reason, f"run {config.stage} instead")
+            return _Pod(options, config, scratch, group).run(stack, started)
+        except BadConfigError as error:
+            return _refuse(options, ExitCode.BAD_CONFIG, str(error), error.advice)
+        except OSError as error:
+            return _refuse(options, ExitCode.INTERNAL_ERROR, f"the supervisor cannot work: {error}")
+
+
+@dataclass(frozen=True)
+class _Pod:
+    """The ranks of this pod and where they belong."""
+
+    options: Options
+    config: TrainerConfig
+    scratch: Path
+    group: RankGroup
+
+    def run(self, stack: ExitStack, started: float) -> int:
+        kills = memory_kills()
+        server_output, client = self._fork_server(stack)
+        for rank, environ in rank_environments(self.config, self.options.environ, started=started):
+            result_path(self.scratch, rank).unlink(missing_ok=True)
+            output = Output(f"rank {rank}")
+            process = client.start_rank(environ, self.options.config, output.write_end, target=self.options.target)
+            self.group.add(rank, process, output)
+        exits = self.group.wait()
+        return self._conclude(exits, server_output, memory_kills() - kills)
+
+    def _fork_server(self, stack: ExitStack) -> tuple[Output | None, ForkClient]:
+        """A shared one serves CPU ranks only: which device DeepSpeed uses is settled when it is imported."""
+        shared = self.options.environ.get(Env.FORK_SERVER)
+        if shared and not self.config.world.gpus:
+            return None, ForkClient(Path(shared))
+        output = Output("fork server")
+        server = ForkServerProcess.start(
+            self.scratch / "forkserver.sock",
+            accelerator="cuda" if self.config.world.gpus else "cpu",
+            env=self.options.environ,
+            output=output.write_end,
+        )
+        stack.callback(server.stop)
+        self.group.watch(output)
+        return output, ForkClient(server.path)
+
+    def _conclude(self, exits: list[RankExit], server_output: Output | None, kills: int) -> int:
+        decisive = decisive_exit(exits)
+        status = 0 if decisive is None else exit_status(decisive.code, memory_kills=kills)
+        lines: list[str] = []
+        if decisive is not None:
+            lines = self.group.last_lines(decisive.rank)
+            if decisive.error and server_output is not None:
+                server_output.pump()
+                lines = [*server_output.last_lines, *lines]
+        message = termination_message(
+            decisive,
+            read_result(self.scratch, exits[0].rank if decisive is None else decisive.rank),
+            stage=self.config.stage,
+            status=status,
+            last_lines=lines,
+            progress=read_progress(self.scratch, self.config.stage),
+        )
+        write_termination_message(message, self.options.environ)
+        return status
+
+
+def rank_environments(
+    config: TrainerConfig, environ: Mapping[str, str], *, started: float
+) -> list[tuple[int, dict[str, str]]]:
+    """Global rank and environment of each rank of this pod, as torchrun would set it.
+
+    Only training has more than one process. Raises KeyError if there are several nodes and MASTER_ADDR is missing.
+    """
+    is_training = config.stage is Stage.TRAIN
+    nodes = config.world.nodes if is_training else 1
+    local = config.world.processes_per_node if is_training else 1
+    node_rank = int(environ.get(Env.NODE_RANK, 0)) if is_training else 0
+    shared = dict(environ)
+    shared[Env.STARTED_TIME] = f"{started:.3f}"
+    shared[Env.DS_ACCELERATOR] = "cuda" if config.world.gpus else "cpu"
+    shared[Env.MASTER_ADDR] = environ[Env.MASTER_ADDR] if nodes > 1 else environ.get(Env.MASTER_ADDR, "127.0.0.1")
+    shared[Env.MASTER_PORT] = environ.get(Env.MASTER_PORT) or str(RENDEZVOUS_PORT if nodes > 1 else _free_port())
+    shared[Env.WORLD_SIZE], shared[Env.LOCAL_WORLD_SIZE] = str(nodes * local), str(local)
+    shared.setdefault(Env.OMP_NUM_THREADS, str(max(1, len(os.sched_getaffinity(0)) // local)))
+    ranks = []
+    for index in range(local):
+        rank = node_rank * local + index
+        ranks.append((rank, shared | {Env.RANK: str(rank), Env.LOCAL_RANK: str(index)}))
+    return ranks
+
+
+def _free_port() -> int:
+    """A port for a rendezvous that stays within this pod."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _refuse(options: Options, code: ExitCode, error: str, advice: str = "") -> int:
+    """End before the ranks have run."""
+    message = TerminationMessage(stage=options.stage, exit_code=code, error=error, advice=advice)
+    write_termination_message(message, options.environ)
+    print("; ".join(filter(None, [error, advice])), flush=True)
+    return code
+
+
+def write_termination_message(message: TerminationMessage, environ: Mapping[str, str]) -> None:
+    """Into the file that the environment names, where it names one."""
+    if path := environ.get(Env.TERMINATION_LOG):
+        Path(path).write_text(message.encode())

@@ -1,0 +1,69 @@
+"""From a resolved TrainerConfig to transformers' TrainingArguments."""
+
+import os
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import Dtype
+
+from ..errors import BadConfigError
+from .ds_config import deepspeed_config
+from .plan import SCHEDULER_TYPES, TrainingPlan
+from .world import GROUP_TIMEOUT
+
+
+def training_arguments(config: TrainerConfig, plan: TrainingPlan, scratch: Path) -> TrainingArguments:
+    """Arguments of the Trainer. Has to be alive before the model is built: ZeRO-3 finds its configuration through it.
+
+    Raises BadConfigError if transformers sees another world than the environment: every rank would then train on the
+    same rows and call itself rank 0.
+    """
+    prepared = config.prepared
+    assert prepared is not None, "the train stage is told what the prepare stage decided"
+    training = config.spec.training
+    arguments = TrainingArguments(
+        output_dir=str(scratch / "trainer"),
+        deepspeed=deepspeed_config(config),
+        use_cpu=not config.world.gpus,
+        bf16=prepared.dtype is Dtype.BFLOAT16,
+        seed=training.seed,
+        # Length.
+        max_steps=plan.total_steps,
+        per_device_train_batch_size=config.batch.micro_size,
+        gradient_accumulation_steps=config.batch.accumulation,
+        average_tokens_across_devices=True,
+        # AdamW; the fused kernel passes over parameters and moments once instead of eight times.
+        optim="adamw_torch_fused",
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=SCHEDULER_TYPES[training.schedule],
+        warmup_steps=plan.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        # Reentrant checkpointing would need inputs with gradients, which an adapter's frozen embedding does not give.
+        activation_checkpointing=training.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        # Data is tokens in memory-mapped shards: worker processes would only copy them.
+        dataloader_num_workers=0,
+        dataloader_pin_memory=config.world.gpus,
+        remove_unused_columns=False,
+        # When to log, evaluate and save: StepControl decides.
+        logging_strategy="steps",
+        logging_steps=plan.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        ddp_timeout=int(GROUP_TIMEOUT.total_seconds()),
+    )
+    expected = int(os.environ["WORLD_SIZE"])
+    if arguments.world_size != expected:
+        raise BadConfigError(
+            f"transformers sees {arguments.world_size} training processes, but WORLD_SIZE is {expected}",
+            advice="check RANK, LOCAL_RANK and WORLD_SIZE of the worker",
+        )
+    return arguments

@@ -1,0 +1,97 @@
+"""What happens at the end of every optimizer step, decided together by all ranks."""
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..errors import StoppedError
+from .world import sum_over_ranks
+
+if TYPE_CHECKING:
+    from .trainer import FineTuneTrainer
+
+log = logging.getLogger("finetune")
+
+
+class StepControl(TrainerCallback):
+    """Sets the Trainer's flags for logging, evaluation, saving and stopping.
+
+    One all-reduce of four numbers per step carries what only some ranks know: a stop request, the clock of rank 0,
+    a loss that is not finite, and the tokens of the step.
+    """
+
+    def __init__(self, trainer: "FineTuneTrainer") -> None:
+        self._trainer = trainer
+        self._stopping = False
+
+    def on_train_begin(self, *unused: Any, **kwargs: Any) -> None:
+        """The loop has set its counters; ours follow, and the clock starts."""
+        trainer, report = self._trainer, self._trainer.parts.report
+        trainer.restore_losses()
+        trainer.meter.resume()
+        trainer.last_save = time.monotonic()
+        report.update(total_steps=trainer.parts.plan.total_steps, activity="training", flush=True)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Agree, then decide."""
+        trainer, plan, step = self._trainer, self._trainer.parts.plan, state.global_step
+        stop, due, broken, tokens = sum_over_ranks(
+            [trainer.parts.stop.requested, self._clock_asks(step), self._broken(), trainer.take_tokens()]
+        )
+        if broken:
+            raise trainer.diverged("loss or its gradient")
+        trainer.run.tokens += int(tokens)
+        trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens)
+        self._stopping = stop > 0
+        control.should_log |= step == plan.total_steps
+        control.should_evaluate = plan.evaluates_at(step)
+        control.should_save = self._stopping or due > 0 or plan.saves_at(step)
+        control.should_training_stop |= self._stopping
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Rank 0 tells the figures to people and to the progress file."""
+        if logs is None or not state.is_world_process_zero:
+            return
+        figures = " ".join(f"{name} {value:.5g}" for name, value in logs.items())
+        log.info("step %d/%d %s", state.global_step, state.max_steps, figures)
+        if "loss" in logs:
+            self._trainer.parts.report.update(loss=logs["loss"], learning_rate=logs["learning_rate"])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A stop ends the attempt once the state is committed; after the last step the next attempt only exports."""
+        if self._stopping:
+            raise StoppedError(f"stopped on request at step {state.global_step} of {state.max_steps}, state saved")
+
+    def _clock_asks(self, step: int) -> bool:
+        trainer = self._trainer
+        if not trainer.is_world_process_zero():
+            return False
+        last = trainer.last_checkpoint
+        return trainer.parts.plan.save_is_due(
+            step,
+            since_save=time.monotonic() - trainer.last_save,
+            step_seconds=trainer.meter.step_seconds,
+            save_seconds=0.0 if last is None else last.save_seconds,
+        )
+
+    def _broken(self) -> bool:
+        """Whether this rank's loss or the gradient norm, where DeepSpeed has one, is not finite."""
+        trainer = self._trainer
+        norm = trainer.engine.get_global_grad_norm()
+        return not (
+            bool(torch.isfinite(trainer.loss_since_log())) and math.isfinite(0.0 if norm is None else float(norm))
+        )

@@ -1,0 +1,72 @@
+"""From a resolved TrainerConfig to DeepSpeed's configuration. Pure: no torch, no I/O."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.v1alpha1 import Dtype
+
+MAX_BUCKET_ELEMENTS = 50_000_000
+"""Elements per reduction: 200 MB in 32 bit. Larger buckets save no latency, and their buffer costs memory."""
+
+MIN_BUCKET_ELEMENTS = 1_000_000
+
+
+def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration of the train stage, with the user's own `deepspeed.config` merged in.
+
+    Values that transformers compares with its TrainingArguments are written out, so that a golden file shows what
+    runs; a disagreement is an error at start. There is no `optimizer` and no `scheduler`: they are the Trainer's.
+    """
+    prepared = config.prepared
+    assert prepared is not None, "the train stage is told what the prepare stage decided"
+    own: dict[str, Any] = {
+        "train_batch_size": config.batch.global_size,
+        "train_micro_batch_size_per_gpu": config.batch.micro_size,
+        "gradient_accumulation_steps": config.batch.accumulation,
+        "gradient_clipping": config.spec.training.max_grad_norm,
+        "bf16": {"enabled": prepared.dtype is Dtype.BFLOAT16},
+        "fp16": {"enabled": False},
+        "zero_optimization": _zero(zero_stage(prepared), prepared.parameters, gpus=config.world.gpus),
+        # The Trainer's AdamW is torch's own, which DeepSpeed calls untested.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "wall_clock_breakdown": False,
+    }
+    return _merged(own, config.spec.deepspeed.config or {})
+
+
+def zero_stage(prepared: Prepared) -> int:
+    """The ZeRO stage that runs. Stage 0 in BFloat16 would hide the 32-bit weights from the checkpoint: stage 1 then."""
+    if prepared.zero_stage == 0 and prepared.dtype is Dtype.BFLOAT16:
+        return 1
+    return prepared.zero_stage
+
+
+def _zero(stage: int, parameters: int, *, gpus: bool) -> dict[str, Any]:
+    """Settings of one stage. On the CPU there are no streams to overlap communication with."""
+    if stage == 0:
+        return {"stage": 0}
+    bucket = min(max(parameters, MIN_BUCKET_ELEMENTS), MAX_BUCKET_ELEMENTS)
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "reduce_bucket_size": bucket,
+        "contiguous_gradients": gpus or stage == 3,
+        "overlap_comm": gpus,
+    }
+    if stage < 3:
+        return zero | {"allgather_bucket_size": bucket, "reduce_scatter": True}
+    return zero | {
+        "stage3_prefetch_bucket_size": bucket // 10,
+        "stage3_param_persistence_threshold": 100_000,
+        "stage3_gather_16bit_weights_on_model_save": False,
+    }
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`more` over `base`, objects merged key by key."""
+    result = dict(base)
+    for key, value in more.items():
+        below = result.get(key)
+        result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result

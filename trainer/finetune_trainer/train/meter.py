@@ -1,0 +1,68 @@
+"""Speed of the training as rank 0 reports it."""
+
+import resource
+import time
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from ..progress import ProgressReporter
+
+WINDOW_STEPS = 20
+"""Steps that the recent speed is the mean of."""
+
+
+class StepMeter:
+    """Times optimizer steps, without the evaluations and saves between them, and reports progress."""
+
+    def __init__(self, report: ProgressReporter, *, total_steps: int) -> None:
+        self._report = report
+        self._total = total_steps
+        self._recent: deque[tuple[float, float]] = deque(maxlen=WINDOW_STEPS)
+        self._since = time.monotonic()
+        self._tokens = 0.0
+
+    def resume(self) -> None:
+        """The time up to now was no training: the next step starts here."""
+        self._since = time.monotonic()
+
+    @property
+    def step_seconds(self) -> float:
+        """Recent mean time of a step; 0 before the first."""
+        return sum(taken for taken, _ in self._recent) / len(self._recent) if self._recent else 0.0
+
+    def step_done(self, step: int, *, epoch: float, tokens: float) -> None:
+        """One optimizer step is done that saw `tokens` tokens without padding, over all ranks."""
+        now = time.monotonic()
+        self._recent.append((now - self._since, tokens))
+        self._report.add_seconds("steps", now - self._since)
+        self._since = now
+        self._tokens += tokens
+        fields: dict[str, Any] = {}
+        if self._report.progress.first_step_time is None:
+            fields["first_step_time"] = utc_now()
+        taken = sum(seconds for seconds, _ in self._recent)
+        self._report.update(
+            step=step,
+            epoch=round(epoch, 4),
+            tokens=int(self._tokens),
+            tokens_per_second=round(sum(count for _, count in self._recent) / taken, 1),
+            step_seconds=round(self.step_seconds, 4),
+            eta_seconds=round((self._total - step) * self.step_seconds, 1),
+            peak_memory_bytes=peak_memory_bytes(),
+            **fields,
+        )
+
+
+def utc_now() -> str:
+    """RFC 3339, whole seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process; on a GPU the peak of what torch allocated there."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,79 @@
+"""How long a training is, and at which steps it logs, evaluates and saves. Pure."""
+
+import math
+from dataclasses import dataclass
+
+from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import Schedule
+from finetune_api.v1alpha1.quantities import seconds
+
+DEFAULT_EPOCHS = 3
+DEFAULT_MAX_LOST_WORK = "10m"
+DENSE_LOG_STEPS = 2000
+"""Up to so many steps every one is logged, beyond it every tenth."""
+
+NEAR_END_SHARE = 0.1
+"""A periodic save is left out when the final one comes within this share of the interval."""
+
+SCHEDULER_TYPES: dict[Schedule, str] = {
+    Schedule.LINEAR: "linear",
+    Schedule.COSINE: "cosine",
+    Schedule.CONSTANT: "constant_with_warmup",
+    Schedule.POLYNOMIAL: "polynomial",
+    Schedule.INVERSE_SQRT: "inverse_sqrt",
+}
+"""transformers' names. `constant` alone would ignore the warmup."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Counts of optimizer steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    log_every: int
+    evaluate_every: int
+    """0: never, there is no validation split."""
+    save_every: int
+    """0: by the clock, `max_lost_seconds`."""
+    max_lost_seconds: float
+
+    def evaluates_at(self, step: int) -> bool:
+        """True at every interval and at the last step, so that the final state always has figures."""
+        return self.evaluate_every > 0 and (step % self.evaluate_every == 0 or step == self.total_steps)
+
+    def saves_at(self, step: int) -> bool:
+        """True where the step number alone decides."""
+        return step >= self.total_steps or (self.save_every > 0 and step % self.save_every == 0)
+
+    def save_is_due(self, step: int, *, since_save: float, step_seconds: float, save_seconds: float) -> bool:
+        """Whether the clock asks for a save now; all times in seconds, `since_save` without a save since.
+
+        The next chance comes one step later and the save itself takes time, so both count as work that a crash
+        would lose. Close to the end the final save does instead.
+        """
+        if self.save_every > 0:
+            return False
+        remaining = (self.total_steps - step) * step_seconds
+        if remaining <= NEAR_END_SHARE * self.max_lost_seconds:
+            return False
+        return since_save + step_seconds + save_seconds >= self.max_lost_seconds
+
+
+def training_plan(config: TrainerConfig) -> TrainingPlan:
+    """The plan of a run. The last batch of an epoch is filled up, so an epoch has ceil(rows / global batch) steps."""
+    prepared = config.prepared
+    assert prepared is not None, "the train stage is told what the prepare stage decided"
+    training, checkpoint = config.spec.training, config.spec.checkpoint
+    per_epoch = math.ceil(prepared.counts.train / config.batch.global_size)
+    total = training.max_steps or per_epoch * (training.epochs or DEFAULT_EPOCHS)
+    return TrainingPlan(
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        warmup_steps=training.warmup.steps or math.ceil((training.warmup.ratio or 0.0) * total),
+        log_every=1 if total <= DENSE_LOG_STEPS else 10,
+        evaluate_every=(config.spec.evaluation.every_steps or per_epoch) if prepared.counts.validation else 0,
+        save_every=checkpoint.every_steps or 0,
+        max_lost_seconds=seconds(checkpoint.max_lost_work or DEFAULT_MAX_LOST_WORK),
+    )

@@ -1,0 +1,188 @@
+"""The train stage, top to bottom: claim, model, engine, steps, export."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainingArguments, set_seed
+
+from finetune_api.progress import TrainResult
+from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.v1alpha1 import Packing
+
+from ..checkpoint.plane import CheckpointPlane
+from ..data.collate import Collator
+from ..data.sampler import SeededSampler
+from ..data.shards import TokenDataset
+from ..errors import CorruptCheckpointError, DivergedError, ModelUnusableError, StoppedError
+from ..model.adapters import with_adapter
+from ..model.export import Exported, export
+from ..model.fetch import fetch_model
+from ..model.load import load_model
+from ..model.tokenizer import load_tokenizer
+from ..progress import ProgressReporter
+from ..runtime import RuntimeEnv
+from ..stop import StopFlag
+from ..store.client import ObjectStore
+from .arguments import training_arguments
+from .plan import TrainingPlan, training_plan
+from .trainer import FineTuneTrainer, Parts
+from .validation import Validator
+from .world import broadcast, end_process_group, start_process_group, stop_if_agreed
+
+log = logging.getLogger("finetune")
+
+
+def train(
+    config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter, stop: StopFlag
+) -> TrainResult:
+    """Run one attempt of the training; every rank calls it, every rank gets the same result.
+
+    Raises StoppedError (state saved), DivergedError, FencedError, and the errors of storage, data and model.
+    """
+    start_process_group(config, runtime)
+    try:
+        return _Attempt(config, store, runtime, report, stop).run()
+    finally:
+        end_process_group()
+
+
+@dataclass
+class _Attempt:
+    config: TrainerConfig
+    store: ObjectStore
+    runtime: RuntimeEnv
+    report: ProgressReporter
+    stop: StopFlag
+
+    def run(self) -> TrainResult:
+        plan = training_plan(self.config)
+        # Alive until the end: ZeRO-3 finds its configuration through a weak reference to it.
+        arguments = training_arguments(self.config, plan, self.runtime.scratch)
+        plane = CheckpointPlane(self.store, self.config, self.runtime)
+        with self.report.phase("claim", "claiming the run"):
+            plane.claim()
+        stop_if_agreed(self.stop.requested, where="before the model was loaded")
+        trainer, base = self._trainer(plan, arguments, plane)
+        try:
+            self._steps(trainer)
+        except (StoppedError, DivergedError):
+            self._write_log(trainer)
+            raise
+        result = self._export(trainer, base)
+        self._write_log(trainer)
+        return result
+
+    @property
+    def prepared(self) -> Prepared:
+        assert self.config.prepared is not None, "the train stage is told what the prepare stage decided"
+        return self.config.prepared
+
+    def _trainer(
+        self, plan: TrainingPlan, arguments: TrainingArguments, plane: CheckpointPlane
+    ) -> tuple[FineTuneTrainer, Path]:
+        """Everything that has to exist before the first step, but the engine; and the folder of the base model."""
+        with self.report.phase("model", "loading model and data"):
+            base = self._base_model()
+            rows = self._split("train")
+            collator = Collator(load_tokenizer(base).pad_token_id, self.prepared.task)
+            parts = Parts(
+                config=self.config,
+                plan=plan,
+                plane=plane,
+                report=self.report,
+                stop=self.stop,
+                sampler=SeededSampler(
+                    rows.lengths,
+                    seed=self.config.spec.training.seed,
+                    batch_size=self.config.batch.global_size,
+                    grouped=self.prepared.packing is Packing.LENGTH_GROUPED,
+                ),
+                validator=self._validator(collator, arguments) if plan.evaluate_every else None,
+            )
+            model = self._model(base)
+        stop_if_agreed(self.stop.requested, where="before the first step")
+        trainer = FineTuneTrainer(parts, model=model, args=arguments, collator=collator, rows=rows)
+        return trainer, base
+
+    def _base_model(self) -> Path:
+        fetched = fetch_model(self.config.spec.model.uri, self.store, self.runtime.cache)
+        if fetched.digest != self.prepared.model_digest:
+            raise ModelUnusableError(
+                f"{self.config.spec.model.uri} has changed since the run was prepared: its digest was "
+                f"{self.prepared.model_digest[:12]} and is {fetched.digest[:12]}",
+                advice="change spec.runId to start a new run with the new model, or pin the old one",
+            )
+        return fetched.path
+
+    def _model(self, base: Path) -> nn.Module:
+        spec, prepared = self.config.spec, self.prepared
+        model = load_model(
+            base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=spec.training.seed
+        )
+        if spec.method.lora is None:
+            return model
+        set_seed(spec.training.seed)
+        return with_adapter(model, spec.method.lora, prepared.task)
+
+    def _split(self, name: str) -> TokenDataset:
+        return TokenDataset.open(self.store, self.prepared.dataset_uri, name, self.runtime.cache)
+
+    def _validator(self, collator: Collator, arguments: TrainingArguments) -> Validator:
+        return Validator(
+            dataset=self._split("validation"),
+            collator=collator,
+            task=self.prepared.task,
+            labels=self.prepared.labels,
+            batch_size=self.config.batch.micro_size,
+            device=arguments.device,
+        )
+
+    def _steps(self, trainer: FineTuneTrainer) -> None:
+        """Train to the end, and bring the best state back where early stopping asks for it."""
+        trainer.train()
+        best = trainer.run.best.step
+        if best is None or best == trainer.state.global_step:
+            return
+        with self.report.phase("restore", f"bringing back the best state, step {best}"):
+            manifest = trainer.parts.plane.find(best)
+            if manifest is None:
+                raise CorruptCheckpointError(
+                    f"the checkpoint of the best step, {best}, is gone from {self.config.run_uri}/checkpoints",
+                    advice="change spec.runId to start a new run",
+                )
+            trainer.parts.plane.weights_only(manifest, trainer.engine)
+
+    def _export(self, trainer: FineTuneTrainer, base: Path) -> TrainResult:
+        step, run = trainer.state.global_step, trainer.run
+        with self.report.phase("export", "exporting the model"):
+            exported: Exported | None = export(
+                trainer.module, config=self.config, base=base, store=self.store, scratch=self.runtime.scratch
+            )
+            told: dict[str, Any] = broadcast(None if exported is None else vars(exported))
+        self.report.update(activity="done", flush=True)
+        return TrainResult(
+            model_uri=told["uri"],
+            digest=told["digest"],
+            final_step=step,
+            best_step=run.best.step,
+            stopped_early=run.stopped_early,
+        )
+
+    def _write_log(self, trainer: FineTuneTrainer) -> None:
+        """`training.json`: what was logged since the first step of the run, by rank 0."""
+        if not self.runtime.is_main:
+            return
+        document = {
+            "log": trainer.state.log_history,
+            "attempt": self.config.attempt,
+            "phase_seconds": self.report.progress.phase_seconds,
+            "steps": trainer.parts.plan.total_steps,
+            "tokens": trainer.run.tokens,
+        }
+        self.store.put(
+            f"{self.config.run_uri}/training.json", json.dumps(document).encode(), content_type="application/json"
+        )

@@ -1,0 +1,283 @@
+"""transformers' Trainer with our data order, loss, validation and checkpoints.
+
+What is overridden is listed by name here because transformers gives no promise about it: `_init_training_state`,
+`_prepare_for_training`, `_run_epoch`, `_finalize_training`, `_save_checkpoint`, `_load_rng_state`,
+`_get_train_sampler`, `_get_num_items_in_batch`, `store_flos`. A unit test asserts that they are still there.
+"""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
+
+from finetune_api.progress import CommittedCheckpoint
+from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import Metric, Task
+
+from ..checkpoint.plane import CheckpointPlane, Restored
+from ..data.collate import Collator
+from ..data.sampler import SeededSampler
+from ..data.shards import TokenDataset
+from ..errors import DivergedError
+from ..progress import ProgressReporter
+from ..stop import StopFlag
+from .control import StepControl
+from .loss import causal_lm_loss, causal_lm_targets, classification_loss
+from .meter import StepMeter
+from .plan import TrainingPlan
+from .state import LossSums, RunState, small_state
+from .validation import Validator
+from .world import gather_over_ranks, stop_if_agreed, sum_over_ranks
+
+log = logging.getLogger("finetune")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of, beside the model."""
+
+    config: TrainerConfig
+    plan: TrainingPlan
+    plane: CheckpointPlane
+    report: ProgressReporter
+    stop: StopFlag
+    sampler: SeededSampler
+    validator: Validator | None
+
+    @property
+    def task(self) -> Task:
+        """Head and loss."""
+        assert self.config.prepared is not None
+        return self.config.prepared.task
+
+
+class FineTuneTrainer(Trainer):
+    """One attempt. `run` is what the checkpoints carry from attempt to attempt."""
+
+    loss_is_scaled_for_ga = True
+    """`compute_loss` divides by the whole global batch."""
+
+    def __init__(
+        self, parts: Parts, *, model: nn.Module, args: TrainingArguments, collator: Collator, rows: TokenDataset
+    ) -> None:
+        self.parts = parts
+        self.run = RunState()
+        self.restored: Restored | None = None
+        self.meter = StepMeter(parts.report, total_steps=parts.plan.total_steps)
+        self.last_checkpoint: CommittedCheckpoint | None = None
+        self.last_save = time.monotonic()
+        self._unread_tokens = 0
+        self._figures: dict[str, float] = {}
+        self._figures_step = -1
+        super().__init__(
+            model=model, args=args, data_collator=collator, train_dataset=rows, callbacks=[StepControl(self)]
+        )
+        self.remove_callback(PrinterCallback)
+
+    # ---- data and loss ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
+        return self.parts.sampler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # accelerate loses the epoch where batches are skipped.
+        self.parts.sampler.set_epoch(kwargs["epoch"])
+        # The loop wants a path; here it is only the sign that there are batches to skip and generators to restore.
+        kwargs["resume_from_checkpoint"] = None if self.restored is None else self.restored.manifest.name
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
+        """Targets of the global batch; also counts this rank's tokens."""
+        self._unread_tokens += sum(int(batch["attention_mask"].sum()) for batch in batch_samples)
+        if self.parts.task is Task.SEQUENCE_CLASSIFICATION:
+            # accelerate fills the last batch of an epoch up, so all ranks hold the same number of rows.
+            return int(self.args.world_size) * sum(len(batch["labels"]) for batch in batch_samples)
+        local = sum(causal_lm_targets(batch["labels"]) for batch in batch_samples)
+        return max(1, int(sum_over_ranks([float(local)])[0]))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Summed loss over the targets of the global batch, times the ranks that DeepSpeed averages over."""
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        summed = classification_loss if self.parts.task is Task.SEQUENCE_CLASSIFICATION else causal_lm_loss
+        smoothing = self.parts.config.spec.training.label_smoothing
+        loss = summed(outputs.logits, labels, smoothing=smoothing) * (self.args.world_size / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def take_tokens(self) -> int:
+        """This rank's tokens since the last call."""
+        taken, self._unread_tokens = self._unread_tokens, 0
+        return taken
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: it walks over all modules for every micro batch."""
+        return 0
+
+    def store_flos(self) -> None:
+        """Nothing to store, and no collective for it."""
+
+    # ---- engine and resume ----
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *unused: Any
+    ) -> tuple[int, int]:
+        """Build the engine and restore the newest checkpoint into it; returns the epoch and its batches to skip.
+
+        transformers reads its state before it builds the engine. Only an engine can tell whether a checkpoint is
+        whole, so the order is turned round.
+        """
+        assert num_update_steps_per_epoch == self.parts.plan.steps_per_epoch, "plan and dataloader count differently"
+        super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, None, None)
+        with self.parts.report.phase("engine", "building the ZeRO engine"):
+            super()._prepare_for_training(max_steps, None, None)  # type: ignore[no-untyped-call]
+        self._restore()
+        stop_if_agreed(self.parts.stop.requested, where="before the first step")
+        if self.restored is not None:
+            self.state.init_training_references(  # type: ignore[no-untyped-call]
+                self, max_steps, num_train_epochs, None
+            )
+        if self.run.finished:
+            # An epoch after the last: the loop ends at once, and what is left is the export.
+            return num_train_epochs, 0
+        epoch, steps = divmod(self.state.global_step, num_update_steps_per_epoch)
+        return epoch, steps * self.args.gradient_accumulation_steps
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        self.callback_handler.train_dataloader = train_dataloader
+        return self.model_wrapped, train_dataloader
+
+    def _restore(self) -> None:
+        parts = self.parts
+        with parts.report.phase("restore", "looking for a checkpoint"):
+            self.restored = parts.plane.restore(self.engine)
+        for warning in parts.plane.warnings:
+            parts.report.warn(warning)
+        if self.restored is None:
+            return
+        small_state = self.restored.small_state
+        self.state = TrainerState(**small_state["trainer"])
+        self._schedule.load_state_dict(small_state["scheduler"])
+        self.run = RunState.from_json(small_state["run"])
+        step = self.restored.manifest.step
+        parts.report.update(resumed_from_step=step, step=step, flush=True)
+        log.info("resuming from step %d of %d", step, parts.plan.total_steps)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called by the loop after the batch skip, the only moment at which dropout goes on as it would have."""
+        assert self.restored is not None, "only a resumed epoch restores generators"
+        self.parts.plane.restore_rng(self.restored.manifest)
+
+    def restore_losses(self) -> None:
+        """Set the accumulators that the loop has just zeroed."""
+        if self.restored is None:
+            return
+        losses = LossSums.from_json(self.restored.small_state["losses"])
+        self.loss_since_log().fill_(losses.of_rank(self.args.process_index, self.args.world_size))
+        self._total_loss_scalar, self._globalstep_last_logged = losses.logged, losses.last_logged_step
+
+    # ---- validation and checkpoints ----
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate the validation split and judge early stopping. Collective."""
+        validator, report = self.parts.validator, self.parts.report
+        assert validator is not None, "the plan evaluates only where there is a validation split"
+        with report.phase("evaluate", "evaluating the validation split"):
+            figures = validator.figures(self.engine)
+        metrics = {f"eval_{_snake(metric)}": value for metric, value in figures.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        report.update(evaluation=figures, activity="training", flush=True)
+        self._figures = {metric.value: value for metric, value in figures.items()}
+        self._figures_step = self.state.global_step
+        self._judge(figures)
+        self.meter.resume()
+        return metrics
+
+    def _judge(self, figures: dict[Metric, float]) -> None:
+        rule, step = self.parts.config.spec.training.early_stopping, self.state.global_step
+        if not math.isfinite(figures[Metric.LOSS]):
+            raise self.diverged("validation loss")
+        if rule is None:
+            return
+        self.run.best = self.run.best.after(figures[rule.metric], step, rule)
+        self.control.should_save |= self.run.best.step == step
+        if self.run.best.exhausted(rule):
+            self.run.stopped_early = True
+            self.control.should_training_stop = self.control.should_save = True
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        step, parts = self.state.global_step, self.parts
+        with parts.report.phase("save", "saving a checkpoint"):
+            self._check_parameters()
+            self.run.finished = self.run.stopped_early or step >= parts.plan.total_steps
+            losses = LossSums(
+                since_log=tuple(gather_over_ranks(float(self.loss_since_log()))),
+                logged=self._total_loss_scalar,
+                last_logged_step=self._globalstep_last_logged,
+            )
+            self.last_checkpoint = parts.plane.save(
+                step=step,
+                engine=self.engine,
+                small_state=small_state(
+                    trainer_state=self.state, scheduler=self._schedule.state_dict(), losses=losses, run=self.run
+                ),
+                is_best=self.run.best.step == step,
+                metrics=self._figures if self._figures_step == step else {},
+            )
+        parts.report.update(last_checkpoint=self.last_checkpoint, activity="training", flush=True)
+        self.last_save = time.monotonic()
+        self.meter.resume()
+
+    def _check_parameters(self) -> None:
+        """Raise DivergedError rather than commit a state that no later attempt could use. Collective."""
+        local = (getattr(parameter, "ds_tensor", parameter).data for parameter in self.module.parameters())
+        broken = not all(bool(torch.isfinite(values).all()) for values in local)
+        if sum_over_ranks([float(broken)])[0] > 0:
+            raise self.diverged("state of the parameters")
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        self.is_in_train = False
+        steps = max(1, self.state.global_step)
+        return TrainOutput(self.state.global_step, (self._total_loss_scalar + float(self.loss_since_log())) / steps, {})
+
+    @property
+    def engine(self) -> Any:
+        """DeepSpeed's engine."""
+        return self.model_wrapped
+
+    @property
+    def module(self) -> nn.Module:
+        """The model that is trained, inside the engine."""
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+    @property
+    def _schedule(self) -> torch.optim.lr_scheduler.LambdaLR:
+        assert self.lr_scheduler is not None, "the loop has built it together with the engine"
+        return self.lr_scheduler
+
+    def loss_since_log(self) -> torch.Tensor:
+        """This rank's summed loss since the last log line, a scalar tensor."""
+        summed: torch.Tensor = self._tr_loss
+        return summed
+
+    def diverged(self, what: str) -> DivergedError:
+        """The error that names step and learning rate."""
+        rate = self.parts.config.spec.training.learning_rate
+        return DivergedError(
+            f"the {what} is NaN or infinite at step {self.state.global_step} "
+            f"(learning rate {self._get_learning_rate():.3g})",
+            advice=f"lower spec.training.learningRate (now {rate:g}), or add spec.training.warmup",
+        )
+
+
+def _snake(metric: Metric) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in metric.value).lstrip("_")

@@ -1,0 +1,85 @@
+"""The validation split, evaluated by all ranks together.
+
+Own loop instead of the Trainer's: it weights the loss by token instead of by batch, counts no row twice, draws no
+random number (so it can stand between two steps without changing dropout), and never gathers logits.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from finetune_api.v1alpha1 import Metric, Task
+
+from ..data.collate import Collator
+from ..data.shards import TokenDataset
+from ..evaluate.metrics import classification_metrics, perplexity
+from .loss import causal_lm_loss, causal_lm_targets, classification_loss
+
+
+@dataclass
+class Validator:
+    """Evaluates one split; every call is collective."""
+
+    dataset: TokenDataset
+    collator: Collator
+    task: Task
+    labels: tuple[str, ...]
+    batch_size: int
+    """Rows per rank and forward pass."""
+    device: torch.device
+
+    @torch.no_grad()
+    def figures(self, model: nn.Module) -> dict[Metric, float]:
+        """Loss, and accuracy and macro F1 (classification) or perplexity (language models). The same on every rank."""
+        was_training = model.training
+        model.eval()
+        rows = len(self.dataset)
+        sums = torch.zeros(2, dtype=torch.float64)
+        answers = torch.zeros((2, rows), dtype=torch.int64)
+        for indices, counts in self._batches():
+            batch = self.collator([self.dataset[int(index)] for index in indices])
+            labels = batch.pop("labels").to(self.device)
+            logits = model(**{name: tensor.to(self.device) for name, tensor in batch.items()}).logits
+            if counts:
+                self._add(sums, answers, indices, logits, labels)
+        model.train(was_training)
+        dist.all_reduce(sums)
+        loss = float(sums[0] / sums[1].clamp(min=1.0))
+        if self.task is Task.CAUSAL_LM:
+            return {Metric.LOSS: loss, Metric.PERPLEXITY: perplexity(loss)}
+        dist.all_reduce(answers)
+        metrics = classification_metrics(answers[0].numpy(), answers[1].numpy(), self.labels)
+        return {Metric.LOSS: loss} | metrics.figures
+
+    def _add(
+        self,
+        sums: torch.Tensor,
+        answers: torch.Tensor,
+        indices: np.ndarray[tuple[int], np.dtype[np.int64]],
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> None:
+        """Add a batch to `sums` (summed loss, number of targets) and `answers` ((predicted, expected), row)."""
+        if self.task is Task.CAUSAL_LM:
+            sums[0] += causal_lm_loss(logits, labels).double().cpu()
+            sums[1] += causal_lm_targets(labels)
+            return
+        sums[0] += classification_loss(logits, labels).double().cpu()
+        sums[1] += len(indices)
+        answers[0, indices] = logits.argmax(-1).cpu()
+        answers[1, indices] = labels.cpu()
+
+    def _batches(self) -> list[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], bool]]:
+        """This rank's batches of row numbers, similar lengths together, and whether they count.
+
+        Every rank gets the same number: under ZeRO-3 a forward pass needs all ranks, so the last one may be idle work.
+        """
+        order = np.argsort(self.dataset.lengths, kind="stable")[::-1].astype(np.int64)
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        rank, world = dist.get_rank(), dist.get_world_size()
+        share = -(-len(batches) // world)
+        mine = [(batch, True) for batch in batches[rank::world]]
+        return mine + [(batches[-1], False)] * (share - len(mine))

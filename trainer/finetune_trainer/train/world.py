@@ -1,0 +1,88 @@
+"""The process group of a training, and what its ranks agree on."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from finetune_api.trainer_config import TrainerConfig
+
+from ..errors import BadConfigError, StoppedError
+from ..runtime import RuntimeEnv
+
+GROUP_TIMEOUT = timedelta(minutes=30)
+"""Longest wait of one rank for another: rank 0 may be downloading or uploading a whole model meanwhile."""
+
+
+def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
+    """Join the other ranks: gloo on the CPU; nccl on GPUs, with gloo beside it for values that live on the CPU.
+
+    DeepSpeed starts the group, not accelerate: `zero.Init` sees a world of one process otherwise.
+    Raises BadConfigError where the environment's world is not the configured one or a GPU is missing.
+    """
+    if runtime.world_size != config.world.size:
+        raise BadConfigError(
+            f"WORLD_SIZE is {runtime.world_size}, but the configuration names {config.world.nodes} nodes of "
+            f"{config.world.processes_per_node} processes",
+            advice="start every worker with the environment that belongs to its configuration",
+        )
+    if config.world.gpus:
+        _take_gpu(config, runtime)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        backend = "gloo"
+    import deepspeed
+
+    # DeepSpeed would build a C++ kernel at start (a compiler in the image, seconds of time) for collectives of
+    # inference; the training has no use for it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, timeout=GROUP_TIMEOUT, verbose=False)
+
+
+def end_process_group() -> None:
+    """Leave the group, so that the sockets of this attempt are closed when the next one starts."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _take_gpu(config: TrainerConfig, runtime: RuntimeEnv) -> None:
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if present < runtime.local_world_size:
+        raise BadConfigError(
+            f"spec.workers.gpusPerNode is {config.spec.workers.gpus_per_node}, but the worker sees {present} "
+            "CUDA devices",
+            advice="check that the node has that many free GPUs and that the image brings CUDA, "
+            "or set spec.workers.gpusPerNode to 0 to train on the CPU",
+        )
+    torch.cuda.set_device(runtime.local_rank)
+
+
+def sum_over_ranks(values: list[float]) -> list[float]:
+    """Element-wise sum in 64 bit, the same on every rank. Collective."""
+    summed = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def gather_over_ranks(value: float) -> list[float]:
+    """Every rank's value, in the order of the ranks. Collective."""
+    values = torch.zeros(dist.get_world_size(), dtype=torch.float64)
+    values[dist.get_rank()] = value
+    dist.all_reduce(values)
+    return values.tolist()
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value, on every rank. Collective."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def stop_if_agreed(requested: bool, *, where: str) -> None:
+    """Raise StoppedError on every rank if any of them was asked to stop. Collective."""
+    if sum_over_ranks([float(requested)])[0] > 0:
+        raise StoppedError(f"stopped on request {where}; nothing was lost, there is no new state to save")
