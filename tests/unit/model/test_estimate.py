@@ -124,7 +124,7 @@ def test_stage_zero_with_bfloat16_becomes_one_and_says_so():
             24,
             "set spec.training.gradientCheckpointing: true",
         ),
-        ({"nodes": 1}, None, 1, "raise spec.workers.resources.limits.memory to 16Gi"),
+        ({"nodes": 1}, None, 1, "raise spec.workers.resources.limits.memory to 17Gi"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does(changes, requested, limit_gib, advice):
