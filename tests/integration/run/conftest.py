@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 
+import tiny_models
 from factories import make_job
 from finetune_api.progress import Progress
 from finetune_api.trainer_config import StorageSettings
