@@ -38,7 +38,10 @@ LIBRARIES = (
     "datasets",
     "boto3.s3.transfer",
     "jinja2",
+    "finetune_trainer.stages",
+    "finetune_trainer.store.client",
 )
+"""In an order that lets the largest fail first; the last two are ours, whose models take pydantic 0.3 s to build."""
 
 
 def prepare_environment(accelerator: str) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import resource
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from boto3.exceptions import Boto3Error
 
 from finetune_api.trainer_config import StorageSettings
+from finetune_cli.embedded_store import EmbeddedStore
 from finetune_trainer.errors import (
     AccessDeniedError,
     BadConfigError,
@@ -21,6 +23,7 @@ from finetune_trainer.errors import (
     StorageUnreachableError,
 )
 from finetune_trainer.store import ObjectStore, RetryPolicy, join
+from mortal_store import MortalStore
 
 MIB = 1 << 20
 REQUESTS = {
@@ -42,9 +45,33 @@ REQUESTS = {
 }
 
 
+IMPATIENT = RetryPolicy(total_seconds=2.0, attempts_per_request=1)
+
+
 @pytest.fixture
-def store(seaweed: Any) -> ObjectStore:
-    return seaweed.store()
+def store(storage_settings: StorageSettings) -> ObjectStore:
+    return ObjectStore.connect(storage_settings, retry=IMPATIENT)
+
+
+@pytest.fixture(scope="module")
+def shared_bucket(store_server: EmbeddedStore) -> str:
+    """A new bucket costs the server more than these tests."""
+    store_server.create_bucket("object-store")
+    return "object-store"
+
+
+@pytest.fixture
+def folder_uri(request: pytest.FixtureRequest, shared_bucket: str) -> str:
+    """An address of the test's own."""
+    return f"s3://{shared_bucket}/{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+@pytest.fixture
+def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalStore]:
+    with MortalStore(tmp_path) as server:
+        for name, value in server.access.env().items():
+            monkeypatch.setenv(name, value)
+        yield server
 
 
 def test_what_is_put_is_read_back_and_can_be_deleted(store: ObjectStore, folder_uri: str) -> None:
@@ -181,51 +208,51 @@ def test_a_missing_bucket_is_named(store: ObjectStore, tmp_path: Path, name: str
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_wrong_credentials_are_refused(
-    seaweed: Any, folder_uri: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    storage_settings: StorageSettings, folder_uri: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(AccessDeniedError, match="refuses access"):
-        REQUESTS[name](seaweed.store(), folder_uri, tmp_path)
+        REQUESTS[name](ObjectStore.connect(storage_settings, retry=IMPATIENT), folder_uri, tmp_path)
 
 
-def test_no_credentials_at_all_are_named(seaweed: Any, folder_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_credentials_at_all_are_named(
+    storage_settings: StorageSettings, folder_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     with pytest.raises(AccessDeniedError, match="no usable credentials"):
-        seaweed.store().get(folder_uri)
+        ObjectStore.connect(storage_settings, retry=IMPATIENT).get(folder_uri)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_an_unreachable_server_is_named(seaweed: Any, tmp_path: Path, name: str) -> None:
+def test_an_unreachable_server_is_named(storage_settings: StorageSettings, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
-    nowhere = StorageSettings(endpoint="http://127.0.0.1:9", path_style=True)
+    nowhere = storage_settings.model_copy(update={"endpoint": "http://127.0.0.1:9"})
     store = ObjectStore.connect(nowhere, retry=RetryPolicy(total_seconds=0.0, attempts_per_request=1))
     with pytest.raises(StorageUnreachableError, match=r"http://127\.0\.0\.1:9 does not answer"):
         REQUESTS[name](store, "s3://test-bucket/key", tmp_path)
 
 
-def test_a_server_that_dies_in_the_middle_is_waited_for(mortal_seaweed: Any, tmp_path: Path) -> None:
-    store: ObjectStore = mortal_seaweed.store(RetryPolicy(total_seconds=30.0))
+def test_a_server_that_dies_in_the_middle_is_waited_for(mortal: MortalStore, tmp_path: Path) -> None:
+    store: ObjectStore = ObjectStore.connect(mortal.settings(), retry=RetryPolicy(total_seconds=30.0))
     content = os.urandom(MIB) * 40
     (tmp_path / "source").write_bytes(content)
-    store.upload(tmp_path / "source", "s3://test-bucket/file")
-    mortal_seaweed.kill()
+    store.upload(tmp_path / "source", "s3://mortal/file")
+    mortal.kill()
     with ThreadPoolExecutor(2) as pool:
-        reading = pool.submit(store.get, "s3://test-bucket/file")
-        downloading = pool.submit(store.download, "s3://test-bucket/file", tmp_path / "target")
-        mortal_seaweed.start()
+        reading = pool.submit(store.get, "s3://mortal/file")
+        downloading = pool.submit(store.download, "s3://mortal/file", tmp_path / "target")
+        mortal.start()
         assert reading.result() == content
         downloading.result()
     assert (tmp_path / "target").read_bytes() == content
 
 
-def test_an_outage_longer_than_the_patience_is_reported(mortal_seaweed: Any) -> None:
-    store: ObjectStore = mortal_seaweed.store(RetryPolicy(total_seconds=1.0))
-    store.put("s3://test-bucket/file", bytes(MIB))
-    mortal_seaweed.kill()
+def test_an_outage_longer_than_the_patience_is_reported(mortal: MortalStore) -> None:
+    store: ObjectStore = ObjectStore.connect(mortal.settings(), retry=RetryPolicy(total_seconds=1.0))
+    store.put("s3://mortal/file", bytes(MIB))
+    mortal.kill()
     with pytest.raises(StorageUnreachableError, match="does not answer") as caught:
-        store.get("s3://test-bucket/file")
+        store.get("s3://mortal/file")
     assert not isinstance(caught.value, Boto3Error)

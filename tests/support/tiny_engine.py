@@ -1,0 +1,196 @@
+"""Real DeepSpeed engines on a tiny Llama, and what ranks do with them in the checkpoint tests.
+
+Torch and its friends are imported by the ranks alone.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.constants import Stage
+from finetune_api.trainer_config import BatchPlan, JobRef, TrainerConfig, World
+from finetune_api.v1alpha1 import Spec
+from finetune_trainer.runtime import RuntimeEnv
+from finetune_trainer.store import ObjectStore, RetryPolicy
+
+STEPS, SAVE_AT, GLOBAL_BATCH = 6, 3, 4
+
+
+@dataclass(frozen=True)
+class Case:
+    stage: int
+    method: str = "full"
+    dropout: float = 0.0
+    bf16: bool = False
+    accumulation: int = 1
+
+    @property
+    def name(self) -> str:
+        dtype = "bf16" if self.bf16 else "fp32"
+        return f"zero{self.stage}-{self.method}-{dtype}-drop{self.dropout:g}-acc{self.accumulation}"
+
+
+def make_config(settings: Any, folder: str, *, attempt: int = 1) -> TrainerConfig:
+    spec = Spec.model_validate(
+        {
+            "model": {"uri": "hf://tiny/llama"},
+            "data": {"train": [{"uri": "s3://bucket/data.jsonl"}]},
+            "method": {"full": {}},
+            "training": {"learningRate": 1e-3},
+            "output": {"uri": f"s3://{folder}"},
+        }
+    )
+    return TrainerConfig(
+        job=JobRef(namespace="test", name="job", uid="1"),
+        run=1,
+        stage=Stage.TRAIN,
+        attempt=attempt,
+        spec=spec,
+        storage=settings,
+        world=World(nodes=1, processes_per_node=2),
+        batch=BatchPlan(global_size=GLOBAL_BATCH, micro_size=2, accumulation=1),
+    )
+
+
+def make_store(settings: Any) -> ObjectStore:
+    return ObjectStore.connect(settings, retry=RetryPolicy(total_seconds=2.0, attempts_per_request=1))
+
+
+def make_plane(settings: Any, folder: str, rank: int, size: int, **options: Any) -> Any:
+    from finetune_trainer.checkpoint.plane import CheckpointPlane
+
+    runtime = RuntimeEnv(rank, size, rank, size, scratch=Path("/tmp"), cache=Path("/tmp"))
+    store = options.pop("store", None) or make_store(settings)
+    config = make_config(settings, folder, attempt=options.pop("attempt", 1))
+    return CheckpointPlane(store, config, runtime, blob_bytes=options.pop("blob_bytes", 64 << 10))
+
+
+def make_model(case: Case) -> Any:
+    import peft
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_dropout=case.dropout,
+        tie_word_embeddings=True,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    model.register_buffer("steps_seen", torch.zeros(3, dtype=torch.float64))  # persistent: part of the state dict
+    if case.bf16:
+        model = model.bfloat16()
+    if case.method == "lora":
+        lora = peft.LoraConfig(
+            r=4, lora_dropout=case.dropout, target_modules=["q_proj", "v_proj"], modules_to_save=["norm"]
+        )
+        model = peft.get_peft_model(model, lora)
+    if case.method == "frozen":
+        model.model.layers[0].requires_grad_(False)
+    return model
+
+
+def make_engine(case: Case, size: int, *, disturb: bool) -> tuple[Any, Any]:
+    """An engine and its scheduler. `disturb` changes what is trained, so that only a restore can make it right."""
+    import deepspeed
+    import torch
+
+    model = make_model(case)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if disturb:
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.add_(1.0)
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": 0.5},
+        {"params": [parameter for parameter in trained if parameter.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1.0 + 0.3 * step))
+    micro = GLOBAL_BATCH // size // case.accumulation
+    config = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": case.accumulation,
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": case.bf16},
+        "zero_optimization": {"stage": case.stage, "stage3_param_persistence_threshold": 100},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine, scheduler
+
+
+def train(case: Case, engine: Any, scheduler: Any, rank: int, size: int, steps: range) -> list[str]:
+    """Mean loss of each global batch, as exact text."""
+    import torch
+    import torch.distributed as dist
+
+    losses = []
+    for step in steps:
+        rows = torch.randint(0, 96, (GLOBAL_BATCH, 12), generator=torch.Generator().manual_seed(100 + step))
+        mine = rows[rank * GLOBAL_BATCH // size : (rank + 1) * GLOBAL_BATCH // size]
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in mine.chunk(case.accumulation):
+            loss = engine(input_ids=batch, labels=batch).loss
+            engine.backward(loss)
+            engine.step()
+            total += loss.detach().double() / case.accumulation / size
+        scheduler.step()
+        buffers = dict(engine.module.named_buffers())
+        next(value for name, value in buffers.items() if name.endswith("steps_seen")).add_(1.0)
+        dist.all_reduce(total)
+        losses.append(float(total).hex())
+    return losses
+
+
+def seed_ranks(rank: int) -> None:
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(rank)
+    np.random.seed(rank)
+    torch.manual_seed(rank)
+
+
+def uninterrupted(rank: int, size: int, cases: list[Case], settings: Any, folder: str) -> dict[str, Any]:
+    """Train to the end, saving once on the way."""
+    results, store = {}, make_store(settings)
+    for case in cases:
+        engine, scheduler = make_engine(case, size, disturb=False)
+        plane = make_plane(settings, f"{folder}/{case.name}", rank, size, store=store)
+        plane.claim()
+        seed_ranks(rank)
+        losses = train(case, engine, scheduler, rank, size, range(SAVE_AT))
+        plane.save(step=SAVE_AT, engine=engine, small_state={"scheduler": scheduler.state_dict()})
+        losses += train(case, engine, scheduler, rank, size, range(SAVE_AT, STEPS))
+        results[case.name] = losses
+        engine.destroy()
+    return results
+
+
+def resumed(
+    rank: int, size: int, pairs: list[tuple[Case, Case]], settings: Any, folder: str, first_attempt: int = 2
+) -> dict[str, Any]:
+    """In fresh processes and with other initial values: restore, and train the rest."""
+    results, store = {}, make_store(settings)
+    for attempt, (source, case) in enumerate(pairs, start=first_attempt):
+        engine, scheduler = make_engine(case, size, disturb=True)
+        plane = make_plane(settings, f"{folder}/{source.name}", rank, size, attempt=attempt, store=store)
+        plane.claim()
+        restored = plane.restore(engine)
+        scheduler.load_state_dict(restored.small_state["scheduler"])  # leaves the optimizer's lr as the plane set it
+        plane.restore_rng(restored.manifest)
+        losses = train(case, engine, scheduler, rank, size, range(SAVE_AT, STEPS))
+        counters = {"global_steps": engine.global_steps, "micro_steps": engine.micro_steps}
+        seen = [value for name, value in engine.module.named_buffers() if name.endswith("steps_seen")]
+        results[f"{source.name}->{case.name}"] = {"losses": losses, "seen": seen[0].tolist(), **counters}
+        engine.destroy()
+    return results
