@@ -2,7 +2,7 @@
 
 gloo gathers a whole model's weights, as ZeRO does in every step, several times slower than by one broadcast a
 rank, which moves the same bytes: it stages everything in a buffer of its own. Measured by
-`benchmarks/bench_gloo.py`. The result is the same to the last bit: bytes are moved, nothing is computed.
+`benchmarks/gather.py`. The result is the same to the last bit: bytes are moved, nothing is computed.
 """
 
 from typing import Any
