@@ -74,8 +74,9 @@ samples: $(VENV)/.ready-local ## Validate manifests/samples
 	@for sample in manifests/samples/*.yaml; do $(BIN)/finetune validate $$sample; done
 
 .PHONY: bench
-bench: $(VENV)/.ready-test ## Run the benchmarks one after the other
-	@for benchmark in benchmarks/[a-z]*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark $(ARGS); done
+bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is one JSON object
+	@$(BIN)/python benchmarks/gather.py
+	@$(BIN)/python benchmarks/main_job.py
 
 ##@ Write
 

@@ -67,6 +67,10 @@ class Lab:
         }
         for block, value in change.items():
             spec[block] = spec.get(block, {}) | value if block != "method" else value
+        # Models of this size would never be partitioned.
+        spec["deepspeed"] = {
+            "config": {"zero_optimization": {"stage3_param_persistence_threshold": 100}} if zero == 3 else {}
+        }
         prepared = self.prepared.get(kind)
         if prepared is not None:
             prepared = prepared.model_copy(update={"zero_stage": zero, "dtype": Dtype(dtype)})
@@ -117,9 +121,10 @@ class Lab:
             Env.CACHE: str(self.folder / "cache"),
         }
 
-    def prepare(self, kind: str) -> Prepared:
-        """The real prepare stage."""
-        attempt = self.run(self.config(f"prepare-{kind}", kind=kind, world=1, stage=Stage.PREPARE), target=RUN_RANK)
+    def prepare(self, kind: str, *, name: str = "") -> Prepared:
+        """The real prepare stage, of the run `name`."""
+        name = name or f"prepare-{kind}"
+        attempt = self.run(self.config(name, kind=kind, world=1, stage=Stage.PREPARE), target=RUN_RANK)
         assert attempt.exit_codes == [0], attempt.output
         assert attempt.message.prepared is not None
         self.prepared[kind] = attempt.message.prepared

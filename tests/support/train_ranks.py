@@ -61,3 +61,41 @@ def make_models(folder: Path) -> int:
             model.save_pretrained(folder / f"{kind}{name}")
             tokenizer.save_pretrained(folder / f"{kind}{name}")
     return 0
+
+
+def load_exported(folder: Path) -> int:
+    """Load `folder/model` as anybody would; what was found, and its validation loss, go to `folder/loaded.json`."""
+    import json
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    from finetune_api.trainer_config import TrainerConfig
+    from finetune_trainer.data.collate import Collator
+    from finetune_trainer.data.shards import TokenDataset
+    from finetune_trainer.store.client import ObjectStore
+    from finetune_trainer.train.loss import causal_lm_loss, causal_lm_targets, classification_loss
+
+    config = TrainerConfig.model_validate_json((folder / "config.json").read_text())
+    prepared = config.prepared
+    assert prepared is not None
+    classifies = bool(prepared.labels)
+    model_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    model, found = model_class.from_pretrained(folder / "model", output_loading_info=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    rows = TokenDataset.open(ObjectStore.connect(config.storage), prepared.dataset_uri, "validation", folder / "cache")
+    batch = Collator(tokenizer.pad_token_id, prepared.task)([rows[index] for index in range(len(rows))])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    summed = classification_loss(logits, labels) if classifies else causal_lm_loss(logits, labels)
+    result = {
+        "missing": sorted(found["missing_keys"]),
+        "unexpected": sorted(found["unexpected_keys"]),
+        "loss": float(summed) / (len(labels) if classifies else causal_lm_targets(labels)),
+        "dtype": str(model.dtype),
+        "labels": [model.config.id2label[index] for index in range(len(prepared.labels))],
+        "use_cache": getattr(model.config, "use_cache", None),
+    }
+    (folder / "loaded.json").write_text(json.dumps(result))
+    return 0

@@ -66,29 +66,42 @@ def go_back(rank: int, size: int, case: Case, settings: Any, folder: str) -> dic
     }
 
 
-@pytest.mark.parametrize("damage", ["other bytes", "cut short", "missing"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
-    storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any, damage: str
-) -> None:
-    place: dict[str, Any] = {"case": Case(3, dropout=0.1), "settings": storage_settings, "folder": bucket}
-    before = run_world(save_two, 2, **place)[0]
-    digest = next(
-        iter(set(data_blobs(store, bucket, "00000004-a0001")) - set(data_blobs(store, bucket, "00000002-a0001")))
-    )
-    uri = blob_uri(bucket, digest)
+DAMAGES = ("other bytes", "cut short", "missing")
+
+
+def damage(store: ObjectStore, folder: str, kind: str) -> str:
+    """Break a blob that only the newest checkpoint of `save_two` names; returns its digest."""
+    newest, before = (set(data_blobs(store, folder, name)) for name in ("00000004-a0001", "00000002-a0001"))
+    digest = min(newest - before)
+    uri = blob_uri(folder, digest)
     content = bytearray(store.get(uri))
     content[1000] ^= 1
-    if damage == "missing":
+    if kind == "missing":
         store.delete(uri)
     else:
-        store.put(uri, bytes(content) if damage == "other bytes" else bytes(content[:-4]))
-    for after in run_world(go_back, 2, **place):
-        assert after["step"] == 2
-        assert len(after["warnings"]) == 1
-        assert after["warnings"][0].startswith("checkpoint 00000004-a0001 cannot be used:")
-        assert digest in after["warnings"][0]
-        assert after["losses"] == before[2:]
-        assert (after["last"], after["parent"], after["later warnings"]) == ("00000004-a0002", 2, [])
+        store.put(uri, bytes(content) if kind == "other bytes" else bytes(content[:-4]))
+    return digest
+
+
+def in_each(rank: int, size: int, body: Any, folders: list[str], **arguments: Any) -> list[Any]:
+    return [body(rank, size, folder=folder, **arguments) for folder in folders]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any
+) -> None:
+    folders = [f"{bucket}/{kind.replace(' ', '-')}" for kind in DAMAGES]
+    place: dict[str, Any] = {"case": Case(3, dropout=0.1), "settings": storage_settings, "folders": folders}
+    before = run_world(in_each, 2, body=save_two, **place)[0]
+    digests = [damage(store, folder, kind) for folder, kind in zip(folders, DAMAGES, strict=True)]
+    for rank_results in run_world(in_each, 2, body=go_back, **place):
+        for after, losses, digest in zip(rank_results, before, digests, strict=True):
+            assert after["step"] == 2
+            assert len(after["warnings"]) == 1
+            assert after["warnings"][0].startswith("checkpoint 00000004-a0001 cannot be used:")
+            assert digest in after["warnings"][0]
+            assert after["losses"] == losses[2:]
+            assert (after["last"], after["parent"], after["later warnings"]) == ("00000004-a0002", 2, [])
 
 
 def without_any(rank: int, size: int, settings: Any, folder: str) -> list[Any]:

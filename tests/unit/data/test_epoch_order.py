@@ -30,7 +30,7 @@ def waste(lengths: np.ndarray, order: np.ndarray, batch_size: int) -> float:
 
 
 @given(lengths=ROWS, seed=SEEDS, epoch=EPOCHS, batch_size=BATCHES, grouped=st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_every_epoch_visits_every_row_once(lengths, seed, epoch, batch_size, grouped):
     order = epoch_order(lengths, seed=seed, epoch=epoch, batch_size=batch_size, grouped=grouped)
     assert order.dtype == np.int64

@@ -20,7 +20,7 @@ def split(texts, labels=None, *, validation=TENTH, test=TENTH, seed=42):
     stratify=st.tuples(st.booleans(), st.booleans()),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_every_row_is_in_exactly_one_split(rows, fractions, stratify, seed):
     shares = [Share(fraction, flag) for fraction, flag in zip(fractions, stratify, strict=True)]
     texts, labels = [text for text, _ in rows], [label for _, label in rows]

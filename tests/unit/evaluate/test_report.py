@@ -1,5 +1,6 @@
 """The report: complete, self-contained, and safe whatever the data holds."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -127,7 +128,7 @@ def test_values_of_environment_variables_are_not_shown(classifier_page):
 def test_a_run_without_test_split_log_or_attempts_has_a_report(report_inputs):
     inputs = report_inputs(tuned=False, with_log=False)
     bare = inputs.config.model_copy(update={"attempts": ()})
-    text = " ".join(Page(render_report(type(inputs)(**{**vars(inputs), "config": bare}))).text.split())
+    text = " ".join(Page(render_report(dataclasses.replace(inputs, config=bare))).text.split())
     assert "Not measured" in text
     assert "left no log" in text
     assert "Attempt 1" not in text
@@ -148,3 +149,15 @@ def test_many_classes_keep_the_page_small(report_inputs):
     text = render_report(report_inputs(labels=labels))
     assert len(text.encode()) < MAX_BYTES
     assert "120 classes with the fewest mistakes are not shown" in text
+
+
+def test_classes_that_were_hardly_tested_are_named(report_inputs):
+    inputs = report_inputs(labels=("often", "rarely", "never"))
+    figures = inputs.record.tuned.classification
+    supports = zip(figures.per_class, (40, 3, 0), strict=True)
+    rows = tuple(row.model_copy(update={"support": support}) for row, support in supports)
+    tuned = inputs.record.tuned.model_copy(update={"classification": figures.model_copy(update={"per_class": rows})})
+    record = inputs.record.model_copy(update={"tuned": tuned})
+    text = " ".join(Page(render_report(dataclasses.replace(inputs, record=record))).text.split())
+    assert "figures move in large steps: rarely." in text
+    assert "not measured: never." in text
