@@ -8,7 +8,6 @@ bound to 127.0.0.1, so everyone who has an account on this machine can reach the
 shared machine.
 """
 
-import fcntl
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from . import seaweed
+from .locks import try_lock
 from .seaweed import EmbeddedStoreError, Ports
 
 REGION = "us-east-1"
@@ -92,9 +92,12 @@ class StoreAccess:
 
     def _client(self, *, attempts: int) -> Any:
         import boto3
+        import botocore.session
         from botocore.config import Config
 
-        return boto3.session.Session().client(
+        # In this process too, the user's own profile must not interfere, and need not even exist.
+        own = {"profile": (None, None, "default", None), "config_file": (None, None, self.config_file, None)}
+        return boto3.session.Session(botocore_session=botocore.session.Session(own)).client(
             "s3",
             endpoint_url=self.endpoint,
             region_name=REGION,
@@ -260,16 +263,12 @@ def running_store(folder: Path) -> StoreAccess | None:
 
 
 def _lock(folder: Path) -> int:
-    """The folder's lock, as a file descriptor; the kernel frees it when the process ends, however it ends."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+    lock = try_lock(folder / "lock")
+    if lock is None:
         raise StoreInUseError(
             f"the object store in {folder} belongs to another running process; wait for it, or give another --work-dir"
-        ) from None
-    return descriptor
+        )
+    return lock
 
 
 def _end_leftover(folder: Path) -> None:

@@ -5,9 +5,8 @@ only where children live.
 """
 
 import asyncio
-import os
-import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +51,8 @@ class RunOptions:
     """Environment of the pods: the user's, plus storage credentials."""
     on_tick: OnTick | None = None
     """Called about five times a second while the job runs."""
+    fork_server: Path | None = None
+    """Socket of a fork server that runs already. Absent: the run starts its own."""
 
 
 def run_locally(manifest: Manifest, options: RunOptions, display: Display) -> FineTuneJob:
@@ -60,7 +61,7 @@ def run_locally(manifest: Manifest, options: RunOptions, display: Display) -> Fi
     Raises InvalidJobError before anything is started, and KilledError after a second Ctrl-C.
     """
     parse_job(manifest, local=True)
-    with _fork_server(options) as socket_path:
+    with _fork_server_of(options) as socket_path:
         environ = {**options.environ, Env.FORK_SERVER: str(socket_path)}
         return asyncio.run(_Run(manifest, options, environ, display).to_the_end())
 
@@ -125,37 +126,33 @@ class _Run:
 
 
 @contextmanager
-def _fork_server(options: RunOptions) -> Iterator[Path]:
-    """One preloaded server for every rank of the run, started at once so that it loads while the job prepares.
-
-    Its socket lies in a short temporary folder: a Unix socket's path may not exceed 107 bytes.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="finetune-"))
-    path = folder / "fork.sock"
-    try:
-        with _logged_process(options, path) as _:
-            yield path
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _fork_server_of(options: RunOptions) -> Iterator[Path]:
+    if options.fork_server is not None:
+        yield options.fork_server
+        return
+    options.work_dir.mkdir(parents=True, exist_ok=True)
+    with fork_server(options.environ, options.work_dir / "fork-server.log") as path:
+        yield path
 
 
 @contextmanager
-def _logged_process(options: RunOptions, path: Path) -> Iterator[None]:
-    import subprocess
+def fork_server(environ: Mapping[str, str], log_file: Path) -> Iterator[Path]:
+    """One preloaded server for every rank of a run, started at once so that it loads while the job prepares.
 
-    options.work_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "finetune_trainer.forkserver", "--socket", str(path)]
-    with (options.work_dir / "fork-server.log").open("wb") as log:
+    Its socket lies in a short temporary folder: a Unix socket's path may not exceed 107 bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="finetune-") as folder, log_file.open("wb") as log:
+        path = Path(folder) / "fork.sock"
         process = subprocess.Popen(
-            command, env=dict(options.environ), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-m", "finetune_trainer.forkserver", "--socket", str(path)],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def user_environ() -> dict[str, str]:
-    """The user's environment, which local pods inherit."""
-    return dict(os.environ)
+        try:
+            yield path
+        finally:
+            process.terminate()
+            process.wait()

@@ -90,6 +90,14 @@ def stop_when_told(_config: Path) -> int:
     return 75
 
 
+def use_up_memory(_config: Path) -> int:
+    """At most 3 GiB, page by page, until the kernel has had enough."""
+    held = []
+    for _ in range(48):
+        held.append(bytearray(b"x" * (64 << 20)))
+    return len(held)
+
+
 def bad_data(config: Path) -> int:
     """Rank 1 cannot read a record; rank 0 waits for it in a collective that never comes."""
     from finetune_trainer.errors import BadDataError
@@ -128,11 +136,11 @@ def report_progress(config: Path) -> int:
 
     def bind(_config: object, _runtime: object, report: object) -> object:
         flag = install_stop_flag()
-        report.update(step=3, total_steps=10, loss=0.5, flush=True)  # type: ignore[attr-defined]
 
         def loop() -> NoReturn:
             from finetune_trainer.errors import StoppedError
 
+            report.update(step=3, total_steps=10, loss=0.5, flush=True)  # type: ignore[attr-defined]
             while not flag.requested:
                 signal.sigtimedwait([], 0.01)
             raise StoppedError("stopped at step 3")

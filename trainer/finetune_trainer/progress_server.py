@@ -3,62 +3,59 @@
 import socketserver
 import threading
 from datetime import datetime
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from finetune_api.progress import Progress
 
 from .progress import PROGRESS_FILE
 
 
-class ProgressServer:
-    """Serves the progress file of a scratch folder from a daemon thread."""
+def serve_progress(folder: Path, *, stage: str, host: str, port: int) -> None:
+    """Serve the progress file of a scratch folder from a daemon thread, until the process ends.
 
-    def __init__(self, folder: Path, *, stage: str, host: str, port: int) -> None:
-        """Listens at once. Raises OSError for a port that is taken."""
+    Listens when it returns. Raises OSError for a port that is taken.
+    """
 
-        class Handler(BaseHTTPRequestHandler):
-            """Three paths, GET only."""
+    try:
+        server = _Server((host, port), partial(_Handler, folder, stage))
+    except OSError as error:
+        raise OSError(f"progress cannot be served on {host}:{port}: {error.strerror}") from error
+    threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
 
-            def do_GET(self) -> None:
-                """Answer, or say which paths there are."""
-                progress = read_progress(folder, stage)
-                if self.path == "/progress":
-                    self._answer("application/json", progress.model_dump_json(exclude_defaults=True))
-                elif self.path == "/metrics":
-                    self._answer("text/plain; version=0.0.4", metrics_text(progress))
-                elif self.path == "/healthz":
-                    self._answer("text/plain", "ok\n")
-                else:
-                    self.send_error(HTTPStatus.NOT_FOUND, "known paths: /progress, /metrics, /healthz")
 
-            def _answer(self, content_type: str, text: str) -> None:
-                body = text.encode()
-                self.send_response(HTTPStatus.OK)
-                self.send_header("Content-Type", content_type)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+class _Handler(BaseHTTPRequestHandler):
+    """Three paths, GET only."""
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 the base class names it so
-                """Requests come every second: not worth a line each."""
+    def __init__(self, folder: Path, stage: str, *request: Any) -> None:
+        self._folder, self._stage = folder, stage
+        super().__init__(*request)  # this answers already
 
-        try:
-            self._server = _Server((host, port), Handler)
-        except OSError as error:
-            raise OSError(f"progress cannot be served on {host}:{port}: {error.strerror}") from error
-        threading.Thread(target=self._server.serve_forever, name="progress", daemon=True).start()
+    def do_GET(self) -> None:
+        """Answer, or say which paths there are."""
+        progress = read_progress(self._folder, self._stage)
+        if self.path == "/progress":
+            self._answer("application/json", progress.model_dump_json(exclude_defaults=True))
+        elif self.path == "/metrics":
+            self._answer("text/plain; version=0.0.4", metrics_text(progress))
+        elif self.path == "/healthz":
+            self._answer("text/plain", "ok\n")
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND, "known paths: /progress, /metrics, /healthz")
 
-    @property
-    def port(self) -> int:
-        """The port that it listens on, also where 0 was asked for."""
-        return int(self._server.server_address[1])
+    def _answer(self, content_type: str, text: str) -> None:
+        body = text.encode()
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
-    def close(self) -> None:
-        """Stop answering."""
-        self._server.shutdown()
-        self._server.server_close()
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 the base class names it so
+        """Requests come every second: not worth a line each."""
 
 
 class _Server(ThreadingHTTPServer):

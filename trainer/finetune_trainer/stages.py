@@ -119,6 +119,7 @@ class _Rank:
         run = self.bind(config, self.runtime, report)
         quiet_libraries()
         report.add_seconds("import", time.time() - started)
+        report.update(flush=True)
         self.result = {_RESULT_FIELDS[config.stage]: run()}
 
     def _leave_on_term(self) -> None:

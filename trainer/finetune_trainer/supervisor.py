@@ -22,7 +22,7 @@ from .forkclient import RUN_RANK, ForkClient, ForkServerProcess
 from .memory import memory_kills
 from .outcome import RankExit, decisive_exit, exit_status, termination_message
 from .progress import PROGRESS_FILE
-from .progress_server import ProgressServer, read_progress
+from .progress_server import read_progress, serve_progress
 from .rank_group import Output, RankGroup
 from .stages import read_config, read_result, result_path
 
@@ -57,8 +57,7 @@ def supervise(options: Options) -> int:
         group.catch_signals(stack)
         host, port = environ.get(Env.PROGRESS_HOST, "0.0.0.0"), int(environ.get(Env.PROGRESS_PORT, PROGRESS_PORT))
         try:
-            server = ProgressServer(scratch, stage=options.stage, host=host, port=port)
-            stack.callback(server.close)
+            serve_progress(scratch, stage=options.stage, host=host, port=port)
             config = read_config(options.config)
             if config.stage is not options.stage:
                 reason = f"{options.config} is for the {config.stage} stage, not for {options.stage}"

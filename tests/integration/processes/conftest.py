@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ import pytest
 from finetune_api.constants import Env, Stage
 from finetune_trainer.forkclient import ForkServerProcess
 from process_support import SUPPORT, Pod, base_environment, free_port, is_alive, make_config, until
+
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +24,18 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 @pytest.fixture
 def start_pod(tmp_path: Path, fork_server: ForkServerProcess) -> Iterator[Callable[..., Pod]]:
-    """start_pod(function, stage=..., processes=..., shared=True, **env) -> Pod; all are ended after the test."""
+    """start_pod(function, **options, **env) -> Pod: a supervisor whose ranks run `function`; ended after the test."""
     pods: list[Pod] = []
 
-    def start(function: str, *, stage: Stage = Stage.TRAIN, processes: int = 1, shared: bool = True, **env: str) -> Pod:
+    def start(
+        function: str,
+        *,
+        stage: Stage = Stage.TRAIN,
+        processes: int = 1,
+        shared: bool = True,
+        prefix: Sequence[str] = (),
+        **env: str,
+    ) -> Pod:
         scratch = tmp_path / f"pod-{len(pods)}"
         scratch.mkdir()
         config, log, port = scratch / "config.json", scratch / "log", free_port()
@@ -38,7 +48,7 @@ def start_pod(tmp_path: Path, fork_server: ForkServerProcess) -> Iterator[Callab
         }
         if shared:
             environ[Env.FORK_SERVER] = str(fork_server.path)
-        command = [sys.executable, str(SUPPORT / "rank_targets.py"), stage, str(config), function]
+        command = [*prefix, sys.executable, str(SUPPORT / "rank_targets.py"), stage, str(config), function]
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=environ | env, stdout=output, stderr=subprocess.STDOUT)
         pods.append(Pod(process, scratch, port, log))
@@ -50,3 +60,19 @@ def start_pod(tmp_path: Path, fork_server: ForkServerProcess) -> Iterator[Callab
             pod.process.send_signal(signal.SIGKILL)
             pod.process.wait()
     until(lambda: not any(is_alive(pid) for pod in pods for pid in pod.pids), within=10, what="all ranks gone")
+
+
+@pytest.fixture
+def limited_memory(tmp_path: Path) -> Iterator[list[str]]:
+    """A command prefix that runs what follows with 1.5 GiB of memory, as a pod's limit would."""
+    v1, name = CGROUPS / "memory", f"finetune-test-{tmp_path.name}"
+    group = (v1 if v1.is_dir() else CGROUPS) / name
+    try:
+        group.mkdir()
+        limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
+        limit.write_text(str(3 << 29))
+    except OSError as error:
+        pytest.skip(f"needs a control group of its own: {error}")
+    yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
+    until(lambda: not (group / "cgroup.procs").read_text().split(), within=10, what="the control group is empty")
+    group.rmdir()

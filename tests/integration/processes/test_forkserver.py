@@ -45,7 +45,7 @@ def waiting_pids(output: Path) -> list[int]:
     return [int(word) for word in words[1:]]
 
 
-def test_a_request_made_while_the_libraries_are_imported_is_answered_later(start: Start, tmp_path: Path) -> None:
+def test_a_server_answers_what_was_asked_while_it_imported_and_ends_on_sigterm(start: Start, tmp_path: Path) -> None:
     server = ForkServerProcess.start(tmp_path / "fork.sock", env=base_environment())
     try:
         rank, output = start("succeed", server=server)
@@ -53,6 +53,12 @@ def test_a_request_made_while_the_libraries_are_imported_is_answered_later(start
         assert rank.pid is None
         assert rank.wait(60) == 0
         assert output.read_text() == "done\n"
+        waiting, output = start("wait_for_ever", server=server)
+        pids = waiting_pids(output)
+        server.process.terminate()
+        assert server.process.wait(10) == 0
+        assert waiting.wait(10) == -9
+        until(lambda: not any(map(is_alive, pids)), within=10, what="the rank and its child are gone")
     finally:
         server.stop()
 
@@ -161,41 +167,21 @@ def test_a_server_that_cannot_import_says_why(tmp_path: Path) -> None:
 _STARTER = """
 import sys, time
 from pathlib import Path
-from finetune_trainer.forkclient import ForkClient, ForkServerProcess
-server = ForkServerProcess.start(Path(sys.argv[1]))
-rank = ForkClient(server.path).start_rank({**__import__("os").environ}, "c", 1, target="rank_targets:wait_for_ever")
-print("server", server.process.pid, flush=True)
+from finetune_trainer.forkclient import ForkServerProcess
+print("server", ForkServerProcess.start(Path(sys.argv[1])).process.pid, flush=True)
 time.sleep(1000)
 """
 
 
-@pytest.mark.parametrize("when", ["importing", "serving"])
-def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path, when: str) -> None:
+def test_a_server_that_still_imports_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     output = tmp_path / "log"
     with output.open("wb") as file:
-        starter = subprocess.Popen(
-            [sys.executable, "-c", _STARTER, str(tmp_path / "s")], env=base_environment(), stdout=file
-        )
-    until(lambda: "server" in output.read_text(), within=30, what="the server is started")
-    if when == "serving":
-        until(lambda: "waiting" in output.read_text(), within=60, what="the rank runs")
-    pids = [int(word) for word in output.read_text().split() if word.isdigit()]
+        command = [sys.executable, "-c", _STARTER, str(tmp_path / "s")]
+        starter = subprocess.Popen(command, env=base_environment(), stdout=file)
+    pid = int(until(lambda: output.read_text().split(), within=30, what="the server is started")[1])
     starter.kill()
     starter.wait()
-    until(lambda: not any(map(is_alive, pids)), within=3, what="server, rank and its child are gone")
-
-
-def test_sigterm_ends_a_server_and_its_ranks(start: Start, tmp_path: Path) -> None:
-    server = ForkServerProcess.start(tmp_path / "fork.sock", env=base_environment())
-    try:
-        rank, output = start("wait_for_ever", server=server)
-        pids = waiting_pids(output)
-        server.process.terminate()
-        assert server.process.wait(10) == 0
-        assert rank.wait(10) == -9
-        until(lambda: not any(map(is_alive, pids)), within=10, what="the ranks are gone")
-    finally:
-        server.stop()
+    until(lambda: not is_alive(pid), within=3, what="the server is gone")
 
 
 def test_forked_ranks_reduce_over_gloo_faster_than_torchrun_starts_them(start: Start, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def report_inputs() -> Callable[..., ReportInputs]:
                 edges=tuple(10 * index for index in range(21)),
                 histogram=lengths,
             ),
-            phase_seconds={"import": 4.1, "model": 3.0, "baseline": 3.4, "tuned": 3.2, "report": 0.9},
+            phase_seconds={"import": 4.1, "model": 3.0, "base model": 3.4, "tuned model": 3.2, "report": 0.9},
         )
 
     return make

@@ -102,7 +102,8 @@ class ChatRenderer:
                 continue
             try:
                 before, _ = self._rendered(messages[:index], prompt=True)
-                through, _ = self._rendered(messages[: index + 1])
+                is_last = index == len(messages) - 1
+                through = text if is_last else self._rendered(messages[: index + 1])[0]
             except RecordProblem:  # a part of a conversation may be refused where the whole is not
                 return None
             if not (through.startswith(before) and text.startswith(through)):

@@ -12,8 +12,8 @@ Order = NDArray[np.int64]
 
 _SIGNIFICANT_BITS = 8
 """Lengths that agree in their leading 8 bits (within 0.8 %) count as equal and mix freely from epoch to epoch."""
-_RANDOM_BITS = 43
-"""What is left of 64 bits beside the largest rounded length, 2**20 (`spec.data.maxLength`)."""
+_CLASS_BITS = 12
+"""Enough for the classes of lengths up to 2**20, the most that `spec.data.maxLength` takes."""
 
 
 def epoch_order(lengths: Lengths, *, seed: int, epoch: int, batch_size: int, grouped: bool) -> Order:
@@ -24,20 +24,37 @@ def epoch_order(lengths: Lengths, *, seed: int, epoch: int, batch_size: int, gro
     rows come first: what does not fit into memory fails at once.
     """
     bits = np.random.Philox(key=[seed, epoch])
-    rows = len(lengths)
-    randoms = np.asarray(bits.random_raw(rows), dtype=np.uint64)
     if not grouped:
-        return np.argsort(randoms, kind="stable").astype(np.int64)
-    keys = (_rounded(lengths) << np.uint64(_RANDOM_BITS)) | (randoms >> np.uint64(64 - _RANDOM_BITS))
-    descending = np.argsort(keys, kind="stable")[::-1].astype(np.int64)
-    return _sorted_within(_shuffled_batches(descending, batch_size, bits), lengths, batch_size)
+        return _sorted_rows(_random(bits, len(lengths)), 0)
+    descending = _sorted_rows(_random(bits, len(lengths)), _CLASS_BITS, _length_class(lengths))[::-1]
+    return _longest_first(_shuffled_batches(descending, batch_size, bits), lengths, batch_size)
 
 
-def _rounded(lengths: Lengths) -> NDArray[np.uint64]:
-    """Lengths with all but their leading bits cleared; `frexp` gives the bit length exactly."""
-    _, bit_length = np.frexp(lengths.astype(np.float64))
-    cleared = np.maximum(bit_length - _SIGNIFICANT_BITS, 0)
-    return np.asarray((lengths.astype(np.int64) >> cleared) << cleared, dtype=np.uint64)
+def _random(bits: np.random.Philox, count: int) -> NDArray[np.uint64]:
+    return np.asarray(bits.random_raw(count), dtype=np.uint64)
+
+
+def _sorted_rows(randoms: NDArray[np.uint64], class_bits: int, classes: NDArray[np.uint64] | None = None) -> Order:
+    """Row numbers sorted by class, then at random.
+
+    Class, random bits and row number share one 64-bit key: keys are distinct, so that every sorting algorithm gives
+    the same order, and sorting values is several times as fast as sorting indices.
+    """
+    row_bits = max(1, len(randoms).bit_length())
+    keys = (randoms >> np.uint64(class_bits + row_bits)) << np.uint64(row_bits)
+    keys |= np.arange(len(randoms), dtype=np.uint64)
+    if classes is not None:
+        keys |= classes << np.uint64(64 - class_bits)
+    keys.sort()
+    return (keys & np.uint64((1 << row_bits) - 1)).astype(np.int64)
+
+
+def _length_class(lengths: Lengths) -> NDArray[np.uint64]:
+    """Numbers that grow with the length, equal for lengths that agree in their leading bits."""
+    _, bit_length = np.frexp(lengths.astype(np.float64))  # exact for integers
+    cleared = np.maximum(bit_length - _SIGNIFICANT_BITS, 0).astype(np.int64)
+    leading = lengths.astype(np.int64) >> cleared
+    return np.asarray(leading + (cleared << (_SIGNIFICANT_BITS - 1)), dtype=np.uint64)
 
 
 def _shuffled_batches(rows: Order, batch_size: int, bits: np.random.Philox) -> Order:
@@ -48,14 +65,19 @@ def _shuffled_batches(rows: Order, batch_size: int, bits: np.random.Philox) -> O
     cut = (1 + int(bits.random_raw()) % batches) * batch_size
     incomplete = rows[cut : cut + rest]
     whole = np.concatenate([rows[:cut], rows[cut + rest :]]).reshape(batches, batch_size)
-    later = 1 + np.argsort(np.asarray(bits.random_raw(batches - 1), dtype=np.uint64), kind="stable")
+    later = 1 + _sorted_rows(_random(bits, batches - 1), 0)
     return np.concatenate([whole[0], whole[later].reshape(-1), incomplete])
 
 
-def _sorted_within(rows: Order, lengths: Lengths, batch_size: int) -> Order:
-    """Longest first within each batch."""
-    batch = np.arange(len(rows), dtype=np.int64) // batch_size
-    return rows[np.lexsort((-lengths[rows].astype(np.int64), batch))]
+def _longest_first(rows: Order, lengths: Lengths, batch_size: int) -> Order:
+    """Each batch sorted by length, longest first; the incomplete one too."""
+    row_bits = max(1, len(rows).bit_length())
+    keys = (lengths[rows].astype(np.int64) << row_bits) | rows
+    whole = len(rows) // batch_size * batch_size
+    keys[:whole].reshape(-1, batch_size).sort(axis=1)
+    keys[whole:].sort()
+    descending = np.concatenate([keys[:whole].reshape(-1, batch_size)[:, ::-1].reshape(-1), keys[whole:][::-1]])
+    return np.asarray(descending & ((1 << row_bits) - 1))
 
 
 def padded_tokens(lengths: Lengths, batch_size: int) -> int:

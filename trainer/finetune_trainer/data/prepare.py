@@ -134,6 +134,7 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
         nodes=spec.workers.nodes,
         processes_per_node=max(1, spec.workers.gpus_per_node),
         micro_batch=config.batch.micro_size,
+        global_batch=config.batch.global_size,
         length=length,
         gradient_checkpointing=spec.training.gradient_checkpointing,
     )

@@ -13,6 +13,9 @@ from .significance import PairedTest
 SIGNIFICANT = 0.05
 """A p-value below this is called more than chance."""
 
+FEW_EXAMPLES = 10
+"""A class with fewer test examples than that has figures in steps of more than a tenth."""
+
 
 class Level(StrEnum):
     """The verdict in one word."""

@@ -49,8 +49,11 @@ def _encoded(tokenizer: Any, prompt: str, data_format: DataFormat) -> torch.Tens
         turn = [{"role": "user", "content": prompt}]
         encoded = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     else:
-        # As the prepare stage writes it: the begin token in the text, nothing added by the tokenizer.
-        text = (tokenizer.bos_token or "") + prompt + ("" if data_format is DataFormat.TEXT else "\n\n")
+        # As the prepare stage writes it: the begin token in the text where the tokenizer would put it, no end token.
+        begin = tokenizer.bos_token or ""
+        if begin and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
+            begin = ""
+        text = begin + prompt + ("" if data_format is DataFormat.TEXT else "\n\n")
         encoded = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     return torch.as_tensor(encoded["input_ids"])
 

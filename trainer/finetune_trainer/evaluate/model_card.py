@@ -30,8 +30,6 @@ _HUB_METRICS = {
     Metric.ACCURACY: "accuracy",
     Metric.MACRO_F1: "f1",
 }
-_FEW_EXAMPLES = 10
-"""A class with fewer test examples than that has figures in steps of more than a tenth."""
 
 
 def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, artifact: ArtifactFormat) -> str:
@@ -105,11 +103,11 @@ def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list
         )
     figures = record.tuned.classification
     if figures:
-        few = [row.label for row in figures.per_class if row.support < _FEW_EXAMPLES]
+        few = [row.label for row in figures.per_class if row.support < compare.FEW_EXAMPLES]
         if few:
             shown = ", ".join(few[:8]) + (f" and {len(few) - 8} more" if len(few) > 8 else "")
             found.append(
-                f"Classes with fewer than {_FEW_EXAMPLES} test examples, whose own figures say little: {shown}."
+                f"Classes with fewer than {compare.FEW_EXAMPLES} test examples, whose own figures say little: {shown}."
             )
         found.append("It always answers with one of its classes, also where none fits.")
     if data.truncated:

@@ -52,6 +52,7 @@ def render_report(inputs: ReportInputs) -> str:
     record = inputs.record
     figures = record.tuned.classification if record.tuned else None
     before = record.baseline.classification if record.baseline else None
+    classes = figures.per_class if figures else ()
     return (
         _environment()
         .get_template("report.html.j2")
@@ -67,6 +68,9 @@ def render_report(inputs: ReportInputs) -> str:
             train_phases=phases(training.phase_seconds),
             evaluate_phases=phases(inputs.phase_seconds),
             worst=compare.worst_classes(figures) if figures else (),
+            few=compare.FEW_EXAMPLES,
+            hardly_tested=[row.label for row in classes if 0 < row.support < compare.FEW_EXAMPLES],
+            untested=[row.label for row in classes if row.support == 0],
             before_f1={row.label: row.f1 for row in before.per_class} if before else {},
             heat=heat_table(figures) if figures else None,
             pairs=compare.confused_pairs(figures) if figures else (),
@@ -126,7 +130,7 @@ def _cards(inputs: ReportInputs, training: TrainingLog, bars: Sequence[AttemptBa
     counts = record.counts
     cards.append(
         Card(
-            "Training examples",
+            "Training data",
             wording.count_text(counts.train),
             f"{counts.validation:,} validation, {counts.test:,} test",
         )

@@ -1,7 +1,6 @@
 """The evaluate stage, top to bottom: baseline, tuned model, figures, report, model card. One process."""
 
 from datetime import UTC, datetime
-from importlib import metadata
 
 from finetune_api.progress import EvaluateResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
@@ -11,6 +10,7 @@ from ..data.info import read_dataset_info
 from ..data.shards import TokenDataset
 from ..errors import ObjectMissingError
 from ..progress import ProgressReporter
+from ..run_record import versions
 from ..runtime import RuntimeEnv
 from ..store.client import ObjectStore
 from .candidates import Candidate, adapter_uri, base_candidate, brings_head, formats, tuned_candidate
@@ -22,7 +22,6 @@ from .records import Address, Evaluation, Generation, TrainingLog
 from .report import ReportInputs, render_report
 from .significance import PairedTest, mcnemar_exact, sign_test
 
-_PACKAGES = ("finetune-operator", "torch", "transformers", "deepspeed", "peft", "accelerate", "scikit-learn")
 _FEW = 100
 """Test examples below which an interval is wider than about ten points."""
 
@@ -122,7 +121,7 @@ def _record(
         majority_share=_majority_share(after),
         generations=_generations(config, before, after),
         notes=notes,
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -171,8 +170,3 @@ def _write(inputs: ReportInputs, store: ObjectStore) -> str:
     uri = f"{config.run_uri}/report.html"
     store.put(uri, render_report(inputs).encode(), content_type="text/html; charset=utf-8")
     return uri
-
-
-def _versions() -> dict[str, str]:
-    installed = {distribution.metadata["Name"] for distribution in metadata.distributions()}
-    return {name: metadata.version(name) for name in _PACKAGES if name in installed}

@@ -29,13 +29,14 @@ def with_adapter(model: PreTrainedModel, lora: Lora, task: Task) -> PeftModel:
     Raises BadConfigError where a target is not a layer of the model.
     """
     try:
-        return get_peft_model(model, lora_config(lora, task))
+        adapted: PeftModel = get_peft_model(model, lora_config(lora, task))
     except ValueError as error:
         known = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)})
         raise BadConfigError(
             f"spec.method.lora cannot be applied to {type(model).__name__}: {error}",
             advice=f"linear layers of this model are {', '.join(known)}; leave targets out to adapt all but the head",
         ) from error
+    return adapted
 
 
 def _is_linear(module: object) -> bool:

@@ -12,6 +12,7 @@ the others only the input. A language model adds its logits, their gradient and 
 """
 
 from dataclasses import dataclass, replace
+from math import gcd
 
 from finetune_api.v1alpha1 import Dtype, Lora, Task
 
@@ -38,6 +39,8 @@ class TrainingShape:
     processes_per_node: int
     micro_batch: int
     """Examples per process and forward pass."""
+    global_batch: int
+    """Examples per optimizer step, over all processes."""
     length: int
     """Tokens per example."""
     gradient_checkpointing: bool
@@ -167,8 +170,12 @@ def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str
 
 
 def _nodes_that_fit(shape: TrainingShape, stage: int, limit: int) -> int | None:
-    counts = range(shape.nodes + 1, _MAX_NODES + 1)
-    return next((count for count in counts if _fits(replace(shape, nodes=count), stage, limit)), None)
+    """The next number of nodes among which the global batch can be divided, with which it fits."""
+    for nodes in range(shape.nodes + 1, _MAX_NODES + 1):
+        share, rest = divmod(shape.global_batch, nodes * shape.processes_per_node)
+        if not rest and _fits(replace(shape, nodes=nodes, micro_batch=gcd(share, shape.micro_batch)), stage, limit):
+            return nodes
+    return None
 
 
 def _gib(amount: int) -> str:

@@ -27,6 +27,7 @@ from .tokenizer import load_tokenizer
 log = logging.getLogger("finetune")
 
 MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
+CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Exported:
     uri: str
     """`{run_uri}/model`, or `{run_uri}/adapter` where only the adapter was asked for."""
     digest: str
-    """SHA-256 over the sorted lines `name digest` of its files."""
+    """As `folder_digest` computes it."""
 
 
 def export(
@@ -60,7 +61,7 @@ def export(
             _write_adapter(model, weights, folder, base_uri=config.spec.model.uri)
         else:
             _write_model(_merged(model, weights, config, base), weights, folder, base=base)
-            (folder / "README.md").write_text(_card(config))
+            (folder / CARD_FILE).write_text(_card(config))
         load_tokenizer(base).save_pretrained(folder)
         name = ADAPTER_FOLDER if form is ArtifactFormat.ADAPTER else MODEL_FOLDER
         exported[form] = Exported(uri=f"{config.run_uri}/{name}", digest=folder_digest(folder))
@@ -89,12 +90,17 @@ def gathered_weights(model: nn.Module, *, trainable_only: bool) -> dict[str, tor
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over the sorted lines `name digest` of a folder's files."""
-    lines = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    """SHA-256 over the names and content digests of all files but the card, which the evaluate stage replaces.
+
+    For a whole model the same number as `fetch_model` finds, so whoever downloads it can compare.
+    """
+    whole = hashlib.sha256()
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.name == CARD_FILE:
+            continue
         with path.open("rb") as file:
-            lines.append(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+            whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 @contextmanager
@@ -112,7 +118,7 @@ def _whole(parameter: nn.Parameter) -> Iterator[None]:
 def _without_zero3() -> Iterator[None]:
     """Models built inside are ordinary ones: transformers would partition them on rank 0 alone."""
     before = hf_deepspeed._hf_deepspeed_config_weak_ref
-    hf_deepspeed.unset_hf_deepspeed_config()
+    hf_deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -133,7 +139,7 @@ def _merged(model: nn.Module, weights: dict[str, torch.Tensor], config: TrainerC
         )
         adapted = with_adapter(fresh, lora, prepared.task)
     set_peft_model_state_dict(adapted, _adapter_weights(model, weights))
-    merged = adapted.merge_and_unload()
+    merged: PreTrainedModel = adapted.merge_and_unload()
     weights.clear()
     weights |= gathered_local(merged)
     return merged
@@ -163,7 +169,7 @@ def _write_adapter(model: nn.Module, weights: dict[str, torch.Tensor], folder: P
     assert isinstance(model, PeftModel), "rules.py lets Adapter through only with method.lora"
     configuration = model.active_peft_config
     configuration.base_model_name_or_path = base_uri
-    model.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(str(folder), state_dict=weights)
 
 
 def _card(config: TrainerConfig) -> str:

@@ -1,6 +1,7 @@
 """Models from the hub, `hf://organisation/name[@revision]`, through huggingface_hub."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,32 +9,52 @@ from ..errors import AccessDeniedError, ModelUnusableError, StorageUnreachableEr
 from .files import MODEL_PATTERNS
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+_COMMIT = re.compile("[0-9a-f]{40}")
+"""A revision that never changes."""
 
 
 def download_snapshot(uri: str, cache: Path, *, offline_ok: bool) -> Path:
-    """Folder of the model's files at the revision.
+    """Folder of the model's files at the revision; `offline_ok` takes the cached one when the hub does not answer.
 
     Reads HF_ENDPOINT and HF_TOKEN itself, because huggingface_hub does so only once, when it is imported.
     """
     from httpx2 import HTTPError
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, IncompleteSnapshotError
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    name, _, revision = uri.removeprefix("hf://").partition("@")
+    name, _, named_revision = uri.removeprefix("hf://").partition("@")
+    revision = named_revision or "main"
     endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
-    try:
+    token = os.environ.get("HF_TOKEN") or False
+    disable_progress_bars()
+
+    def snapshot(*, local_files_only: bool = False) -> Path:
         path = snapshot_download(
             name,
-            revision=revision or None,
+            revision=revision,
             cache_dir=cache,
             endpoint=endpoint,
-            token=os.environ.get("HF_TOKEN") or False,
+            token=token,
             allow_patterns=list(MODEL_PATTERNS),
             ignore_patterns=["*/*"],
+            local_files_only=local_files_only,
         )
+        return Path(path)
+
+    try:
+        if not _COMMIT.fullmatch(revision):
+            # Asked first, because snapshot_download itself takes the cached files when the hub refuses or is away.
+            HfApi(endpoint=endpoint, token=token).model_info(name, revision=revision)
+        return snapshot()
     except (HfHubHTTPError, HFValidationError, IncompleteSnapshotError, HTTPError, OSError) as error:
+        mapped = _mapped(error, uri, endpoint)
+        if not (offline_ok and isinstance(mapped, StorageUnreachableError)):
+            raise mapped from error
+    try:
+        return snapshot(local_files_only=True)
+    except OSError as error:  # LocalEntryNotFoundError is one
         raise _mapped(error, uri, endpoint) from error
-    return Path(path)
 
 
 def _mapped(error: BaseException, uri: str, endpoint: str) -> TrainerError:

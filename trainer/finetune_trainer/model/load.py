@@ -39,6 +39,7 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
         }
     try:
         config = AutoConfig.from_pretrained(folder, **overrides)
+        model: PreTrainedModel
         model, found = _MODEL_CLASSES[task].from_pretrained(
             folder, config=config, dtype=TORCH_DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
         )

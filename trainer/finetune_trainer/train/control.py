@@ -46,6 +46,7 @@ class StepControl(TrainerCallback):
         )
         if broken:
             raise trainer.diverged("loss or its gradient")
+        tokens -= trainer.blanks_of(step)
         trainer.run.tokens += int(tokens)
         trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens)
         self._stopping = stop > 0
@@ -91,5 +92,7 @@ class StepControl(TrainerCallback):
     def _broken(self) -> bool:
         """Whether this rank's loss or the gradient norm, where DeepSpeed has one, is not finite."""
         trainer = self._trainer
-        norm = trainer.model_wrapped.get_global_grad_norm()
-        return not (bool(torch.isfinite(trainer._tr_loss)) and math.isfinite(0.0 if norm is None else float(norm)))
+        norm = trainer.engine.get_global_grad_norm()
+        return not (
+            bool(torch.isfinite(trainer.loss_since_log())) and math.isfinite(0.0 if norm is None else float(norm))
+        )

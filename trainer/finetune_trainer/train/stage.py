@@ -1,6 +1,5 @@
 """The train stage, top to bottom: claim, model, engine, steps, export."""
 
-import gc
 import json
 import logging
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ..checkpoint.plane import CheckpointPlane
 from ..data.collate import Collator
 from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
-from ..errors import DivergedError, ModelUnusableError, StoppedError
+from ..errors import CorruptCheckpointError, DivergedError, ModelUnusableError, StoppedError
 from ..model.adapters import with_adapter
 from ..model.export import Exported, export
 from ..model.fetch import fetch_model
@@ -30,7 +29,8 @@ from ..stop import StopFlag
 from ..store.client import ObjectStore
 from .arguments import training_arguments
 from .plan import TrainingPlan, training_plan
-from .trainer import FineTuneTrainer, Parts, Resume
+from .rows import RowsAndBlank, WholeBatches
+from .trainer import FineTuneTrainer, Parts
 from .validation import Validator
 from .world import broadcast, end_process_group, start_process_group, stop_if_agreed
 
@@ -66,11 +66,10 @@ class _Attempt:
         plane = CheckpointPlane(self.store, self.config, self.runtime)
         with self.report.phase("claim", "claiming the run"):
             plane.claim()
-            resume = _resume(plane)
         stop_if_agreed(self.stop.requested, where="before the model was loaded")
-        trainer, base = self._trainer(plan, arguments, plane, resume)
+        trainer, base = self._trainer(plan, arguments, plane)
         try:
-            self._steps(trainer, resume)
+            self._steps(trainer)
         except (StoppedError, DivergedError):
             self._write_log(trainer)
             raise
@@ -84,7 +83,7 @@ class _Attempt:
         return self.config.prepared
 
     def _trainer(
-        self, plan: TrainingPlan, arguments: TrainingArguments, plane: CheckpointPlane, resume: Resume | None
+        self, plan: TrainingPlan, arguments: TrainingArguments, plane: CheckpointPlane
     ) -> tuple[FineTuneTrainer, Path]:
         """Everything that has to exist before the first step, but the engine; and the folder of the base model."""
         with self.report.phase("model", "loading model and data"):
@@ -97,19 +96,13 @@ class _Attempt:
                 plane=plane,
                 report=self.report,
                 stop=self.stop,
-                sampler=SeededSampler(
-                    rows.lengths,
-                    seed=self.config.spec.training.seed,
-                    batch_size=self.config.batch.global_size,
-                    grouped=self.prepared.packing is Packing.LENGTH_GROUPED,
-                ),
+                sampler=self._order(rows),
                 validator=self._validator(collator, arguments) if plan.evaluate_every else None,
-                resume=resume,
             )
             model = self._model(base)
         stop_if_agreed(self.stop.requested, where="before the first step")
-        trainer = FineTuneTrainer(parts, model=model, args=arguments, collator=collator, rows=rows)
-        return trainer, base
+        known = RowsAndBlank(rows, self.prepared.task)
+        return FineTuneTrainer(parts, model=model, args=arguments, collator=collator, rows=known), base
 
     def _base_model(self) -> Path:
         fetched = fetch_model(self.config.spec.model.uri, self.store, self.runtime.cache)
@@ -134,6 +127,16 @@ class _Attempt:
     def _split(self, name: str) -> TokenDataset:
         return TokenDataset.open(self.store, self.prepared.dataset_uri, name, self.runtime.cache)
 
+    def _order(self, rows: TokenDataset) -> WholeBatches:
+        global_batch = self.config.batch.global_size
+        order = SeededSampler(
+            rows.lengths,
+            seed=self.config.spec.training.seed,
+            batch_size=global_batch,
+            grouped=self.prepared.packing is Packing.LENGTH_GROUPED,
+        )
+        return WholeBatches(order, global_batch=global_batch)
+
     def _validator(self, collator: Collator, arguments: TrainingArguments) -> Validator:
         return Validator(
             dataset=self._split("validation"),
@@ -144,28 +147,26 @@ class _Attempt:
             device=arguments.device,
         )
 
-    def _steps(self, trainer: FineTuneTrainer, resume: Resume | None) -> None:
-        """Train to the end; where an earlier attempt got there, only bring its weights back."""
-        if resume is not None:
-            self.report.update(resumed_from_step=resume.manifest.step, step=resume.manifest.step, flush=True)
-            log.info("resuming from step %d, %s", resume.manifest.step, resume.manifest.uri)
-        if resume is not None and trainer.run.finished:
-            trainer.prepare_engine()
-            trainer.parts.plane.weights_only(resume.manifest, trainer.model_wrapped)
-        else:
-            trainer.train()
-        best = trainer.run.best
-        if best.uri is not None and best.step != trainer.state.global_step:
-            with self.report.phase("restore", f"bringing back the best state, step {best.step}"):
-                trainer.parts.plane.weights_only(trainer.parts.plane.open(best.uri), trainer.model_wrapped)
+    def _steps(self, trainer: FineTuneTrainer) -> None:
+        """Train to the end, and bring the best state back where early stopping asks for it."""
+        trainer.train()
+        best = trainer.run.best.step
+        if best is None or best == trainer.state.global_step:
+            return
+        with self.report.phase("restore", f"bringing back the best state, step {best}"):
+            manifest = trainer.parts.plane.find(best)
+            if manifest is None:
+                raise CorruptCheckpointError(
+                    f"the checkpoint of the best step, {best}, is gone from {self.config.run_uri}/checkpoints",
+                    advice="change spec.runId to start a new run",
+                )
+            trainer.parts.plane.weights_only(manifest, trainer.engine)
 
     def _export(self, trainer: FineTuneTrainer, base: Path) -> TrainResult:
         step, run = trainer.state.global_step, trainer.run
-        # Gradients and optimizer state are no longer needed, and the export needs room for the weights.
-        gc.collect()
         with self.report.phase("export", "exporting the model"):
             exported: Exported | None = export(
-                trainer.model, config=self.config, base=base, store=self.store, scratch=self.runtime.scratch
+                trainer.module, config=self.config, base=base, store=self.store, scratch=self.runtime.scratch
             )
             told: dict[str, Any] = broadcast(None if exported is None else vars(exported))
         self.report.update(activity="done", flush=True)
@@ -191,8 +192,3 @@ class _Attempt:
         self.store.put(
             f"{self.config.run_uri}/training.json", json.dumps(document).encode(), content_type="application/json"
         )
-
-
-def _resume(plane: CheckpointPlane) -> Resume | None:
-    manifest = plane.choose()
-    return None if manifest is None else Resume(manifest, plane.small_state(manifest))

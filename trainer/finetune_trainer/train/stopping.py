@@ -13,8 +13,6 @@ class BestState:
 
     value: float | None = None
     step: int | None = None
-    uri: str | None = None
-    """Manifest of the checkpoint that holds this state."""
     evaluations_since: int = 0
 
     def improved_by(self, value: float, rule: EarlyStopping) -> bool:
@@ -25,7 +23,7 @@ class BestState:
         return gain > rule.min_delta
 
     def after(self, value: float, step: int, rule: EarlyStopping) -> "BestState":
-        """The state after one more evaluation; `uri` is set when that step has been saved."""
+        """The state after one more evaluation."""
         if self.improved_by(value, rule):
             return BestState(value=value, step=step)
         return replace(self, evaluations_since=self.evaluations_since + 1)

@@ -1,12 +1,11 @@
 """transformers' Trainer with our data order, loss, validation and checkpoints.
 
-What is overridden is listed by name here because transformers gives no promise about it: `_inner_training_loop`,
-`_init_training_state`, `_prepare_for_training`, `_run_epoch`, `_finalize_training`, `_save_checkpoint`,
-`_load_rng_state`, `_get_train_sampler`, `_get_num_items_in_batch`, `store_flos`. A unit test asserts that they exist
-with these parameters.
+What is overridden is listed by name here because transformers gives no promise about it: `_init_training_state`,
+`_prepare_for_training`, `_run_epoch`, `_finalize_training`, `_save_checkpoint`, `_load_rng_state`,
+`_get_train_sampler`, `_get_num_items_in_batch`, `store_flos`. A unit test asserts that they are still there.
 """
 
-import dataclasses
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -21,10 +20,8 @@ from finetune_api.progress import CommittedCheckpoint
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric, Task
 
-from ..checkpoint.plane import CheckpointPlane, Manifest
+from ..checkpoint.plane import CheckpointPlane, Restored
 from ..data.collate import Collator
-from ..data.sampler import SeededSampler
-from ..data.shards import TokenDataset
 from ..errors import DivergedError
 from ..progress import ProgressReporter
 from ..stop import StopFlag
@@ -32,17 +29,12 @@ from .control import StepControl
 from .loss import causal_lm_loss, causal_lm_targets, classification_loss
 from .meter import StepMeter
 from .plan import TrainingPlan
+from .rows import RowsAndBlank, WholeBatches
 from .state import LossSums, RunState, small_state
 from .validation import Validator
 from .world import gather_over_ranks, stop_if_agreed, sum_over_ranks
 
-
-@dataclass(frozen=True)
-class Resume:
-    """The checkpoint that an attempt goes on from."""
-
-    manifest: Manifest
-    small_state: dict[str, Any]
+log = logging.getLogger("finetune")
 
 
 @dataclass(frozen=True)
@@ -54,9 +46,8 @@ class Parts:
     plane: CheckpointPlane
     report: ProgressReporter
     stop: StopFlag
-    sampler: SeededSampler
+    sampler: WholeBatches
     validator: Validator | None
-    resume: Resume | None
 
     @property
     def task(self) -> Task:
@@ -72,14 +63,17 @@ class FineTuneTrainer(Trainer):
     """`compute_loss` divides by the whole global batch."""
 
     def __init__(
-        self, parts: Parts, *, model: nn.Module, args: TrainingArguments, collator: Collator, rows: TokenDataset
+        self, parts: Parts, *, model: nn.Module, args: TrainingArguments, collator: Collator, rows: RowsAndBlank
     ) -> None:
         self.parts = parts
-        self.run = RunState() if parts.resume is None else RunState.from_json(parts.resume.small_state["run"])
+        self.run = RunState()
+        self.restored: Restored | None = None
         self.meter = StepMeter(parts.report, total_steps=parts.plan.total_steps)
         self.last_checkpoint: CommittedCheckpoint | None = None
         self.last_save = time.monotonic()
         self._unread_tokens = 0
+        self._figures: dict[str, float] = {}
+        self._figures_step = -1
         super().__init__(
             model=model, args=args, data_collator=collator, train_dataset=rows, callbacks=[StepControl(self)]
         )
@@ -87,20 +81,21 @@ class FineTuneTrainer(Trainer):
 
     # ---- data and loss ----
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> WholeBatches:
         return self.parts.sampler
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # accelerate loses the epoch where batches are skipped.
         self.parts.sampler.set_epoch(kwargs["epoch"])
-        super()._run_epoch(**kwargs)
+        # The loop wants a path; here it is only the sign that there are batches to skip and generators to restore.
+        kwargs["resume_from_checkpoint"] = None if self.restored is None else self.restored.manifest.name
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
         """Targets of the global batch; also counts this rank's tokens."""
         self._unread_tokens += sum(int(batch["attention_mask"].sum()) for batch in batch_samples)
         if self.parts.task is Task.SEQUENCE_CLASSIFICATION:
-            # accelerate fills the last batch of an epoch up, so all ranks hold the same number of rows.
-            return sum(len(batch["labels"]) for batch in batch_samples) * self.args.world_size
+            return self.parts.config.batch.global_size - self.blanks_of(self.state.global_step + 1)
         local = sum(causal_lm_targets(batch["labels"]) for batch in batch_samples)
         return max(1, int(sum_over_ranks([float(local)])[0]))
 
@@ -115,6 +110,10 @@ class FineTuneTrainer(Trainer):
         loss = summed(outputs.logits, labels, smoothing=smoothing) * (self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    def blanks_of(self, step: int) -> int:
+        """Blank rows in the global batch of a step, over all ranks."""
+        return self.parts.sampler.blanks if step % self.parts.plan.steps_per_epoch == 0 else 0
+
     def take_tokens(self) -> int:
         """This rank's tokens since the last call."""
         taken, self._unread_tokens = self._unread_tokens, 0
@@ -127,56 +126,63 @@ class FineTuneTrainer(Trainer):
     def store_flos(self) -> None:
         """Nothing to store, and no collective for it."""
 
-    # ---- resume ----
-
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        # The loop takes a path; ours is only the sign that there is something to skip and to restore.
-        if self.parts.resume is not None:
-            kwargs["resume_from_checkpoint"] = self.parts.resume.manifest.uri
-        return super()._inner_training_loop(*args, **kwargs)
+    # ---- engine and resume ----
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *unused: Any
     ) -> tuple[int, int]:
+        """Build the engine and restore the newest checkpoint into it; returns the epoch and its batches to skip.
+
+        transformers reads its state before it builds the engine. Only an engine can tell whether a checkpoint is
+        whole, so the order is turned round.
+        """
         assert num_update_steps_per_epoch == self.parts.plan.steps_per_epoch, "plan and dataloader count differently"
         super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, None, None)
-        resume = self.parts.resume
-        if resume is None:
-            return 0, 0
-        self.state = TrainerState(**resume.small_state["trainer"])
-        self.state.init_training_references(self, max_steps, num_train_epochs, None)
+        with self.parts.report.phase("engine", "building the ZeRO engine"):
+            super()._prepare_for_training(max_steps, None, None)  # type: ignore[no-untyped-call]
+        self._restore()
+        stop_if_agreed(self.parts.stop.requested, where="before the first step")
+        if self.restored is not None:
+            self.state.init_training_references(  # type: ignore[no-untyped-call]
+                self, max_steps, num_train_epochs, None
+            )
+        if self.run.finished:
+            # An epoch after the last: the loop ends at once, and what is left is the export.
+            return num_train_epochs, 0
         epoch, steps = divmod(self.state.global_step, num_update_steps_per_epoch)
         return epoch, steps * self.args.gradient_accumulation_steps
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        parts = self.parts
-        with parts.report.phase("engine", "building the ZeRO engine"):
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        if parts.resume is not None:
-            with parts.report.phase("restore", f"restoring step {self.state.global_step}"):
-                parts.plane.load(parts.resume.manifest, self.model_wrapped)
-                self.lr_scheduler.load_state_dict(parts.resume.small_state["scheduler"])
-        stop_if_agreed(parts.stop.requested, where="before the first step")
-        return prepared
+        self.callback_handler.train_dataloader = train_dataloader
+        return self.model_wrapped, train_dataloader
 
-    def prepare_engine(self) -> None:
-        """Build the engine without a step, for a run of which only the export is left."""
-        assert self.parts.resume is not None, "only a checkpoint says that the steps are done"
-        self.state = TrainerState(**self.parts.resume.small_state["trainer"])
-        with self.parts.report.phase("engine", "building the ZeRO engine"):
-            super()._prepare_for_training(self.parts.plan.total_steps, self.get_train_dataloader(), None)
+    def _restore(self) -> None:
+        parts = self.parts
+        with parts.report.phase("restore", "looking for a checkpoint"):
+            self.restored = parts.plane.restore(self.engine)
+        for warning in parts.plane.warnings:
+            parts.report.warn(warning)
+        if self.restored is None:
+            return
+        small_state = self.restored.small_state
+        self.state = TrainerState(**small_state["trainer"])
+        self._schedule.load_state_dict(small_state["scheduler"])
+        self.run = RunState.from_json(small_state["run"])
+        step = self.restored.manifest.step
+        parts.report.update(resumed_from_step=step, step=step, flush=True)
+        log.info("resuming from step %d of %d", step, parts.plan.total_steps)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called by the loop after the batch skip, the only moment at which dropout goes on as it would have."""
-        if self.parts.resume is not None:
-            self.parts.plane.restore_rng(self.parts.resume.manifest)
+        assert self.restored is not None, "only a resumed epoch restores generators"
+        self.parts.plane.restore_rng(self.restored.manifest)
 
     def restore_losses(self) -> None:
         """Set the accumulators that the loop has just zeroed."""
-        if self.parts.resume is None:
+        if self.restored is None:
             return
-        losses = LossSums.from_json(self.parts.resume.small_state["losses"])
-        self._tr_loss.fill_(losses.of_rank(self.args.process_index, self.args.world_size))
+        losses = LossSums.from_json(self.restored.small_state["losses"])
+        self.loss_since_log().fill_(losses.of_rank(self.args.process_index, self.args.world_size))
         self._total_loss_scalar, self._globalstep_last_logged = losses.logged, losses.last_logged_step
 
     # ---- validation and checkpoints ----
@@ -186,11 +192,13 @@ class FineTuneTrainer(Trainer):
         validator, report = self.parts.validator, self.parts.report
         assert validator is not None, "the plan evaluates only where there is a validation split"
         with report.phase("evaluate", "evaluating the validation split"):
-            figures = validator.figures(self.model_wrapped)
+            figures = validator.figures(self.engine)
         metrics = {f"eval_{_snake(metric)}": value for metric, value in figures.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         report.update(evaluation=figures, activity="training", flush=True)
+        self._figures = {metric.value: value for metric, value in figures.items()}
+        self._figures_step = self.state.global_step
         self._judge(figures)
         self.meter.resume()
         return metrics
@@ -213,27 +221,26 @@ class FineTuneTrainer(Trainer):
             self._check_parameters()
             self.run.finished = self.run.stopped_early or step >= parts.plan.total_steps
             losses = LossSums(
-                since_log=tuple(gather_over_ranks(float(self._tr_loss))),
+                since_log=tuple(gather_over_ranks(float(self.loss_since_log()))),
                 logged=self._total_loss_scalar,
                 last_logged_step=self._globalstep_last_logged,
             )
             self.last_checkpoint = parts.plane.save(
                 step=step,
-                engine=self.model_wrapped,
+                engine=self.engine,
                 small_state=small_state(
-                    trainer_state=self.state, scheduler=self.lr_scheduler.state_dict(), losses=losses, run=self.run
+                    trainer_state=self.state, scheduler=self._schedule.state_dict(), losses=losses, run=self.run
                 ),
                 is_best=self.run.best.step == step,
+                metrics=self._figures if self._figures_step == step else {},
             )
-        if self.run.best.step == step:
-            self.run.best = dataclasses.replace(self.run.best, uri=self.last_checkpoint.uri)
         parts.report.update(last_checkpoint=self.last_checkpoint, activity="training", flush=True)
         self.last_save = time.monotonic()
         self.meter.resume()
 
     def _check_parameters(self) -> None:
         """Raise DivergedError rather than commit a state that no later attempt could use. Collective."""
-        local = (getattr(parameter, "ds_tensor", parameter).data for parameter in self.model.parameters())
+        local = (getattr(parameter, "ds_tensor", parameter).data for parameter in self.module.parameters())
         broken = not all(bool(torch.isfinite(values).all()) for values in local)
         if sum_over_ranks([float(broken)])[0] > 0:
             raise self.diverged("state of the parameters")
@@ -241,7 +248,28 @@ class FineTuneTrainer(Trainer):
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         self.is_in_train = False
         steps = max(1, self.state.global_step)
-        return TrainOutput(self.state.global_step, (self._total_loss_scalar + float(self._tr_loss)) / steps, {})
+        return TrainOutput(self.state.global_step, (self._total_loss_scalar + float(self.loss_since_log())) / steps, {})
+
+    @property
+    def engine(self) -> Any:
+        """DeepSpeed's engine."""
+        return self.model_wrapped
+
+    @property
+    def module(self) -> nn.Module:
+        """The model that is trained, inside the engine."""
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+    @property
+    def _schedule(self) -> torch.optim.lr_scheduler.LambdaLR:
+        assert self.lr_scheduler is not None, "the loop has built it together with the engine"
+        return self.lr_scheduler
+
+    def loss_since_log(self) -> torch.Tensor:
+        """This rank's summed loss since the last log line, a scalar tensor."""
+        summed: torch.Tensor = self._tr_loss
+        return summed
 
     def diverged(self, what: str) -> DivergedError:
         """The error that names step and learning rate."""

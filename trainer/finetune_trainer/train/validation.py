@@ -1,7 +1,7 @@
 """The validation split, evaluated by all ranks together.
 
-Own loop instead of the Trainer's: it weights the loss by token instead of by batch, counts no row twice, draws no random
-number (so it can stand between two steps without changing dropout), and never gathers logits.
+Own loop instead of the Trainer's: it weights the loss by token instead of by batch, counts no row twice, draws no
+random number (so it can stand between two steps without changing dropout), and never gathers logits.
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ from finetune_api.trainer_config import TrainerConfig
 
 from ..errors import BadConfigError, StoppedError
 from ..runtime import RuntimeEnv
+from .gloo import use_fast_collectives
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 """Longest wait of one rank for another: rank 0 may be downloading or uploading a whole model meanwhile."""
@@ -36,10 +37,12 @@ def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
         backend = "gloo"
     import deepspeed
 
-    # DeepSpeed would build C++ extensions at start (a compiler in the image, seconds of time) to speed up CPU
-    # collectives within one node; the training uses none of them, so nothing is probed and nothing is built.
-    deepspeed.ops.__compatible_ops__ = {}
+    # DeepSpeed would build a C++ kernel at start (a compiler in the image, seconds of time) for collectives of
+    # inference; the training has no use for it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=GROUP_TIMEOUT, verbose=False)
+    if not config.world.gpus:
+        use_fast_collectives()
 
 
 def end_process_group() -> None:
@@ -52,7 +55,8 @@ def _take_gpu(config: TrainerConfig, runtime: RuntimeEnv) -> None:
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if present < runtime.local_world_size:
         raise BadConfigError(
-            f"spec.workers.gpusPerNode is {config.spec.workers.gpus_per_node}, but the worker sees {present} CUDA devices",
+            f"spec.workers.gpusPerNode is {config.spec.workers.gpus_per_node}, but the worker sees {present} "
+            "CUDA devices",
             advice="check that the node has that many free GPUs and that the image brings CUDA, "
             "or set spec.workers.gpusPerNode to 0 to train on the CPU",
         )

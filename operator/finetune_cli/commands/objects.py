@@ -1,0 +1,61 @@
+"""`finetune validate`, `render`, `crd` and `version`: what can be said without running anything."""
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import typer
+
+from finetune_api.constants import API_VERSION
+from finetune_api.crd import crd as crd_manifest
+from finetune_operator.render import render_all
+from finetune_operator.settings import OperatorSettings
+
+from ..exit_status import of_error
+from ..job_file import JobFileError, read_job_file
+from ..yaml_text import dump_all
+from .options import JobFiles, JobPath
+
+_DISTRIBUTION = "finetune-operator"
+
+
+def validate(files: JobFiles) -> None:
+    """Check job files: all mistakes at once, each with its line.
+
+    Exit status: 0 all valid, 65 a job is invalid, 66 a file is missing.
+    """
+    worst = 0
+    for path in files:
+        try:
+            job_file = read_job_file(path)
+            job_file.check(local=True)
+        except JobFileError as error:
+            print(error, file=sys.stderr)
+            worst = max(worst, of_error(error))
+            continue
+        print(f"{path}: valid")
+        try:
+            job_file.check(local=False)
+        except JobFileError as error:
+            print("\n".join(f"note: {line}" for line in str(error).splitlines()))
+    raise typer.Exit(worst)
+
+
+def render(job: JobPath) -> None:
+    """Print exactly the manifests that a cluster would get."""
+    checked = read_job_file(job).check(local=False)
+    sys.stdout.write(dump_all(render_all(checked, OperatorSettings())))
+
+
+def crd() -> None:
+    """Print the CustomResourceDefinition of FineTuneJob."""
+    sys.stdout.write(dump_all([crd_manifest()]))
+
+
+def show_version() -> None:
+    """Print the versions of this command and of the API it speaks."""
+    try:
+        own = version(_DISTRIBUTION)
+    except PackageNotFoundError:
+        own = "(not installed)"
+    print(f"{_DISTRIBUTION} {own}, {API_VERSION}, Python {platform.python_version()}")

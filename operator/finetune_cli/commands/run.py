@@ -1,0 +1,38 @@
+"""`finetune run`."""
+
+from typing import Annotated
+
+import typer
+
+from ..display import Watch, make_display
+from ..exit_status import of_status
+from ..job_file import read_job_file
+from .options import DEFAULT_WORK_DIR, Endpoint, JobPath, WorkDir
+
+
+def run(
+    job: JobPath,
+    work_dir: WorkDir = DEFAULT_WORK_DIR,
+    endpoint: Endpoint = None,
+    watch: Annotated[
+        Watch | None, typer.Option(help="How to show it; rich on a terminal, plain elsewhere.", show_default=False)
+    ] = None,
+) -> None:
+    """Run a job here, with processes as workers.
+
+    Object storage is an embedded server, or your own with --endpoint.
+
+    Ctrl-C saves the state and stops; the same command goes on from there. A second Ctrl-C stops at once.
+
+    Exit status: 0 succeeded, 1 failed, 3 suspended, 65 invalid job or data, 66 file or model missing, 69 storage
+    unreachable, 77 access denied, 78 bad configuration, 130 stopped at once.
+    """
+    from ..runner import run_job
+
+    file = read_job_file(job)
+    file.check(local=True)
+    with make_display(watch) as display:
+        finished = run_job(file, work_dir=work_dir, endpoint=endpoint, display=display)
+        if finished.report is not None:
+            display.event(f"report: {finished.report}")
+    raise typer.Exit(of_status(finished.job.status))

@@ -1,0 +1,50 @@
+"""`finetune runs`: what has run in a work folder."""
+
+import time
+
+from finetune_api.constants import Phase
+from finetune_api.v1alpha1 import Metric, Status
+
+from ..display.text import duration, metric_name, metric_value
+from ..local_state import LocalJob, LocalState
+from .options import DEFAULT_WORK_DIR, WorkDir
+
+_OVER = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED, Phase.INVALID})
+_TELLING = (Metric.ACCURACY, Metric.PERPLEXITY, Metric.LOSS)
+"""Metrics in the order in which one of them speaks for a run."""
+
+_HEADINGS = ("NAME", "RUN", "PHASE", "STEP", "METRIC", "AGE")
+
+
+def runs(work_dir: WorkDir = DEFAULT_WORK_DIR) -> None:
+    """List the runs of a work folder, the latest first."""
+    state = LocalState(work_dir)
+    is_running = state.is_running
+    rows = [_HEADINGS, *(row(job, is_running=is_running, now=time.time()) for job in state.jobs())]
+    if len(rows) == 1:
+        print(f"no runs in {work_dir}; start one with `finetune run JOB.yaml`")
+        return
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(_HEADINGS))]
+    for cells in rows:
+        print("   ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def row(job: LocalJob, *, is_running: bool, now: float) -> tuple[str, ...]:
+    """Name, run, phase, step, metric and age of a job; `is_running`: some process runs a job in its folder."""
+    status = job.status
+    phase = status.phase.value
+    if status.phase not in _OVER and not is_running:
+        phase = "Interrupted"
+    name = job.key.name if job.key.namespace == "default" else str(job.key)
+    progress = status.progress
+    step = f"{progress.step}/{progress.total_steps}" if progress and progress.total_steps else "-"
+    return (name, str(status.run or "-"), phase, step, _metric(status), duration(max(0.0, now - job.changed)))
+
+
+def _metric(status: Status) -> str:
+    tuned = status.evaluation.tuned if status.evaluation else {}
+    telling = next((metric for metric in _TELLING if metric in tuned), None)
+    if telling is not None:
+        return f"{metric_name(telling)} {metric_value(telling, tuned[telling])}"
+    loss = status.progress.loss if status.progress else None
+    return f"training loss {loss:.4g}" if loss is not None else "-"

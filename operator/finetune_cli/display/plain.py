@@ -1,0 +1,151 @@
+"""A display for logs: one line when something changes, and a line of progress now and then."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self, TextIO
+
+from finetune_api.constants import Phase
+from finetune_api.progress import Progress
+from finetune_api.v1alpha1 import FineTuneJob
+
+from .summary import Summary, summarize
+from .text import count, duration, metric_name, metric_value
+from .view import StageState, View, snapshot
+
+_PHASES = {
+    Phase.PENDING: "waiting",
+    Phase.RESTARTING: "restarting the training",
+    Phase.SUSPENDING: "suspending: saving the state",
+    Phase.SUSPENDED: "suspended",
+    Phase.SUCCEEDED: "succeeded",
+    Phase.FAILED: "failed",
+    Phase.INVALID: "refused: the object breaks the rules",
+}
+"""Phases that tell more than the name of the running stage does."""
+
+
+class PlainDisplay:
+    """Lines such as `12:01:24  train: step 180 of 296 (60 %), loss 0.412, 2,140 tokens/s, 24 s left`."""
+
+    def __init__(self, stream: TextIO = sys.stdout, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._started = clock()
+        self._before: View | None = None
+        self._told = float("-inf")
+        self._said: set[tuple[object, ...]] = set()
+
+    def update(self, job: FineTuneJob, progress: Progress | None) -> None:
+        """Tell what has changed since the last call."""
+        view = snapshot(job, progress, datetime.now(UTC))
+        for line in changes(self._before, view):
+            self.event(line)
+        if view.activity:
+            self._once(f"{view.stage}: {view.activity}", key=(view.stage, view.attempt))
+        for warning in view.warnings:
+            self._once(f"warning: {warning}", key=())
+        moved = self._before is None or view.figures.step != self._before.figures.step
+        if view.phase is Phase.TRAINING and moved and self._clock() - self._told >= self._interval():
+            self._told = self._clock()
+            self.event(f"train: {progress_line(view)}")
+        self._before = view
+
+    def event(self, text: str) -> None:
+        """Write a line with the time of day."""
+        print(f"{datetime.now().astimezone():%H:%M:%S}  {text}", file=self._stream, flush=True)
+
+    def finish(self, job: FineTuneJob) -> None:
+        """Write the summary."""
+        self.update(job, None)
+        print("\n".join(["", *summary_lines(summarize(job))]), file=self._stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def _once(self, text: str, *, key: tuple[object, ...]) -> None:
+        """Say it, but not again under the same key: what is done at every checkpoint is told at the first."""
+        if (text, *key) not in self._said:
+            self._said.add((text, *key))
+            self.event(text)
+
+    def _interval(self) -> float:
+        """Seconds between lines of progress: a log of a long run stays readable."""
+        elapsed = self._clock() - self._started
+        return 2.0 if elapsed < 60 else 10.0 if elapsed < 600 else 60.0
+
+
+def changes(before: View | None, after: View) -> Iterator[str]:
+    """What is different, one line each."""
+    if before is None or after.run != before.run:
+        yield f"{after.name}: run {after.run}" if after.run else after.name
+    ended = {stage.stage for stage in before.stages if stage.state is StageState.DONE} if before else set()
+    for stage in after.stages:
+        if stage.state is StageState.DONE and stage.stage not in ended:
+            yield f"{stage.stage}: done in {duration(stage.seconds)}"
+    if before is None or after.phase is not before.phase or after.attempt != before.attempt:
+        yield from _phase_lines(before, after)
+    if after.resumed_from_step and (before is None or after.resumed_from_step != before.resumed_from_step):
+        yield f"{after.stage}: attempt {after.attempt} resumed from the checkpoint of step {after.resumed_from_step}"
+    if after.checkpoint and (
+        before is None or before.checkpoint is None or before.checkpoint.step != after.checkpoint.step
+    ):
+        yield f"train: checkpoint of step {after.checkpoint.step} committed"
+    if after.validation and (before is None or after.validation != before.validation):
+        yield f"train: validation {validation_text(after)}"
+
+
+def _phase_lines(before: View | None, after: View) -> Iterator[str]:
+    if after.last_end and (before is None or after.last_end != before.last_end):
+        yield after.last_end
+    if after.phase in _PHASES:
+        waits = f" ({after.notice})" if after.phase is Phase.RESTARTING and after.notice else ""
+        yield f"{_PHASES[after.phase]}{waits}"
+    elif before is None or after.stage != before.stage or after.attempt != before.attempt:
+        yield f"{after.stage}: {'started' if after.attempt < 2 else f'attempt {after.attempt} started'}"
+
+
+def progress_line(view: View) -> str:
+    """`step 180 of 296 (60 %), epoch 4.9, loss 0.412, 2,140 tokens/s, 24 s left`."""
+    figures = view.figures
+    words = [f"step {figures.step} of {figures.total_steps} ({figures.percent} %)", f"epoch {figures.epoch:.1f}"]
+    if figures.loss is not None:
+        words.append(f"loss {figures.loss:.4g}")
+    if figures.tokens_per_second:
+        words.append(f"{count(figures.tokens_per_second)} tokens/s")
+    if figures.eta_seconds is not None:
+        words.append(f"{duration(figures.eta_seconds)} left")
+    return ", ".join(words)
+
+
+def validation_text(view: View) -> str:
+    """`loss 0.41, accuracy 84.2 %`."""
+    return ", ".join(
+        f"{metric_name(metric)} {metric_value(metric, value)}" for metric, value in view.validation.items()
+    )
+
+
+def summary_lines(summary: Summary) -> Iterator[str]:
+    """The summary as aligned text, without colour or boxes."""
+    yield summary.title
+    if summary.metrics:
+        rows = [("", "baseline", "tuned", "change"), *summary.metrics]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        for row in rows:
+            cells = [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+            yield f"  {'   '.join(cells)}".rstrip()
+    label_width = max((len(label) for label, _ in summary.facts), default=0)
+    for label, value in summary.facts:
+        first, *rest = value.splitlines()
+        yield f"  {label.ljust(label_width)}   {first}"
+        for line in rest:
+            yield f"  {' ' * label_width}   {line}"

@@ -1,0 +1,133 @@
+"""What a finished run has come to: rows of words, for a table or for a log. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.constants import ConditionType, Phase, Stage
+from finetune_api.lost_work import lost_work
+from finetune_api.v1alpha1 import FineTuneJob, Status
+
+from .text import duration, metric_change, metric_name, metric_value, seconds_since
+
+_TITLES = {
+    Phase.SUCCEEDED: "fine-tuned",
+    Phase.FAILED: "failed",
+    Phase.SUSPENDED: "suspended, state saved",
+    Phase.INVALID: "refused",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a run, in words."""
+
+    title: str
+    metrics: tuple[tuple[str, str, str, str], ...]
+    """Metric, baseline, tuned, change; empty where nothing was evaluated."""
+    facts: tuple[tuple[str, str], ...]
+    """Label and value, in the order of interest."""
+    succeeded: bool
+
+
+def summarize(job: FineTuneJob) -> Summary:
+    """The result of a job that is over or suspended."""
+    status = job.status
+    facts = [*_failure(status), *_course(status), *_results(status), *_next(job)]
+    return Summary(
+        title=f"{job.metadata.name}: {_TITLES.get(status.phase, status.phase.lower())}",
+        metrics=_metrics(status),
+        facts=tuple((label, value) for label, value in facts if value),
+        succeeded=status.phase is Phase.SUCCEEDED,
+    )
+
+
+def _metrics(status: Status) -> tuple[tuple[str, str, str, str], ...]:
+    if status.evaluation is None:
+        return ()
+    baseline, tuned = status.evaluation.baseline, status.evaluation.tuned
+    return tuple(
+        (
+            metric_name(metric),
+            metric_value(metric, baseline[metric]) if metric in baseline else "-",
+            metric_value(metric, value),
+            metric_change(metric, baseline[metric], value) if metric in baseline else "",
+        )
+        for metric, value in tuned.items()
+    )
+
+
+def _failure(status: Status) -> list[tuple[str, str]]:
+    failure = status.failure
+    if status.phase is Phase.INVALID:
+        return [("wrong", _message(status, ConditionType.ACCEPTED))]
+    if status.phase is not Phase.FAILED:
+        return []
+    reason = _message(status, ConditionType.FAILED)
+    if failure is None:
+        return [("reason", reason)]
+    rank = "" if failure.rank is None else f", rank {failure.rank}"
+    pod = f", {failure.pod}" if failure.pod else ""
+    return [
+        ("error", failure.message),
+        ("advice", failure.advice),
+        ("where", f"stage {failure.stage}{rank}{pod}"),
+        ("class", f"{failure.failure_class} (exit status {failure.exit_code})"),
+        ("reason", reason.split(": ")[0]),
+    ]
+
+
+def _message(status: Status, kind: ConditionType) -> str:
+    return next((entry.message for entry in status.conditions if entry.type is kind), "")
+
+
+def _course(status: Status) -> list[tuple[str, str]]:
+    facts = [("run", _run(status))]
+    if status.progress is not None and status.progress.total_steps:
+        facts.append(("steps", f"{status.progress.step} of {status.progress.total_steps}"))
+    if status.phase is not Phase.SUCCEEDED and status.last_checkpoint is not None:
+        facts.append(("checkpoint", f"step {status.last_checkpoint.step}, {status.last_checkpoint.uri}"))
+    return facts
+
+
+def _run(status: Status) -> str:
+    trainings = [attempt for attempt in status.attempts if attempt.stage is Stage.TRAIN]
+    words = [f"{status.run}"]
+    if trainings:
+        words.append(f"{trainings[-1].number} attempt{'s' if trainings[-1].number > 1 else ''} at training")
+    resumed = trainings[-1].resumed_from_step if trainings else None
+    if resumed:
+        words.append(f"resumed from step {resumed}")
+    if status.start_time and status.completion_time:
+        end = datetime.fromisoformat(status.completion_time)
+        words.append(duration(seconds_since(status.start_time, end)))
+    return ", ".join(words)
+
+
+def _results(status: Status) -> list[tuple[str, str]]:
+    artifact = status.artifact
+    if artifact is None:
+        return []
+    return [("model", artifact.uri), ("report", artifact.report)]
+
+
+def _next(job: FineTuneJob) -> list[tuple[str, str]]:
+    match job.status.phase:
+        case Phase.SUSPENDED:
+            return [("resume", "run the same command again")]
+        case Phase.FAILED:
+            return [("logs", f"finetune logs {job.metadata.name}")]
+        case _:
+            return []
+
+
+def restart_costs(status: Status, step_seconds: float) -> list[tuple[str, str]]:
+    """What every restart of the training cost, in words."""
+    trainings = [attempt for attempt in status.attempts if attempt.stage is Stage.TRAIN]
+    return [
+        (
+            f"attempt {lost.attempt}",
+            f"{duration(lost.seconds)} lost: {lost.steps} steps done again ({duration(lost.redo_seconds)}), "
+            f"{duration(lost.restart_seconds)} until the next step",
+        )
+        for lost in lost_work(trainings, step_seconds)
+    ]

@@ -1,0 +1,158 @@
+"""What there is to show: one snapshot made of a job's status and of rank 0's own words. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from finetune_api.constants import ConditionType, Phase, Stage
+from finetune_api.progress import Progress
+from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, Metric, ProgressStatus, Status
+
+from .text import seconds_since
+
+
+class StageState(StrEnum):
+    """How far a stage is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One stage of the run."""
+
+    stage: Stage
+    state: StageState
+    seconds: float
+    """Time spent in its attempts so far."""
+
+
+@dataclass(frozen=True)
+class CheckpointView:
+    """The last committed checkpoint."""
+
+    step: int
+    age_seconds: float
+
+
+@dataclass(frozen=True)
+class View:
+    """One moment of a run."""
+
+    name: str
+    run: int
+    phase: Phase
+    stages: tuple[StageView, ...]
+    stage: str
+    attempt: int
+    """Attempt at the stage that is running or ran last, from 1."""
+    resumed_from_step: int | None
+    activity: str
+    """What is being done, in the trainer's own words."""
+    figures: ProgressStatus
+    """How far the training is; zeros before it has begun."""
+    checkpoint: CheckpointView | None
+    validation: dict[Metric, float]
+    """Last figures of the validation split."""
+    warnings: tuple[str, ...]
+    notice: str
+    """What the operator says beyond the phase, such as when the next attempt starts."""
+    last_end: str
+    """How the attempt before the running one ended: `attempt 1 ended: Signal9 on worker 1`. Empty without one."""
+    elapsed_seconds: float
+
+
+def snapshot(job: FineTuneJob, progress: Progress | None, now: datetime) -> View:
+    """What is known at `now`; where rank 0 has answered, it is fresher than the status."""
+    status = job.status
+    live = progress if progress is not None and progress.stage == status.stage else None
+    training = live if live is not None and live.stage == Stage.TRAIN else None
+    return View(
+        name=job.metadata.name,
+        run=status.run,
+        phase=status.phase,
+        stages=tuple(_stage(status, stage, now) for stage in Stage),
+        stage=status.stage,
+        attempt=status.attempt,
+        resumed_from_step=_resumed_from(training, status),
+        activity=live.activity if live else "",
+        figures=_figures(status, training),
+        checkpoint=_checkpoint(status, training, now),
+        validation=training.evaluation if training else {},
+        warnings=live.warnings if live else (),
+        notice=_notice(status),
+        last_end=_last_end(status),
+        elapsed_seconds=_elapsed(status, now),
+    )
+
+
+def _stage(status: Status, stage: Stage, now: datetime) -> StageView:
+    attempts = [attempt for attempt in status.attempts if attempt.stage is stage]
+    return StageView(stage, _stage_state(status, stage), sum(_attempt_seconds(attempt, now) for attempt in attempts))
+
+
+def _stage_state(status: Status, stage: Stage) -> StageState:
+    order = list(Stage)
+    if status.phase is Phase.SUCCEEDED:
+        return StageState.DONE
+    if not status.stage or order.index(stage) > order.index(Stage(status.stage)):
+        return StageState.WAITING
+    if stage != status.stage:
+        return StageState.DONE
+    special = {Phase.FAILED: StageState.FAILED, Phase.SUSPENDED: StageState.STOPPED}
+    return special.get(status.phase, StageState.RUNNING)
+
+
+def _attempt_seconds(attempt: AttemptStatus, now: datetime) -> float:
+    end = datetime.fromisoformat(attempt.end_time) if attempt.end_time else now
+    return seconds_since(attempt.start_time, end)
+
+
+def _resumed_from(training: Progress | None, status: Status) -> int | None:
+    if training is not None:
+        return training.resumed_from_step
+    return status.attempts[-1].resumed_from_step if status.attempts else None
+
+
+def _figures(status: Status, training: Progress | None) -> ProgressStatus:
+    if training is None or training.total_steps == 0:
+        return status.progress or ProgressStatus()
+    return ProgressStatus(
+        step=training.step,
+        total_steps=training.total_steps,
+        percent=100 * training.step // training.total_steps,
+        epoch=training.epoch,
+        loss=training.loss,
+        learning_rate=training.learning_rate,
+        tokens_per_second=training.tokens_per_second,
+        eta_seconds=None if training.eta_seconds is None else round(training.eta_seconds),
+    )
+
+
+def _checkpoint(status: Status, training: Progress | None, now: datetime) -> CheckpointView | None:
+    newest = training.last_checkpoint if training and training.last_checkpoint else status.last_checkpoint
+    return CheckpointView(newest.step, seconds_since(newest.time, now)) if newest else None
+
+
+def _notice(status: Status) -> str:
+    """Ready's message tells the state; a second and later attempt is shown elsewhere."""
+    ready = next((entry for entry in status.conditions if entry.type is ConditionType.READY), None)
+    return ready.message if ready and not ready.message.startswith("attempt ") else ""
+
+
+def _last_end(status: Status) -> str:
+    ended = next((attempt for attempt in reversed(status.attempts) if attempt.reason), None)
+    if ended is None:
+        return ""
+    pod = status.failure.pod if status.failure else ""
+    return f"attempt {ended.number} ended: {ended.reason}{f' in {pod}' if pod else ''}"
+
+
+def _elapsed(status: Status, now: datetime) -> float:
+    if status.start_time is None:
+        return 0.0
+    return seconds_since(status.start_time, datetime.fromisoformat(status.completion_time or now.isoformat()))

@@ -1,0 +1,82 @@
+"""How every command ends, as a number that scripts can use. Pure but for the words on standard error.
+
+| status | meaning |
+|---|---|
+| 0 | succeeded |
+| 1 | the run failed, and trying again might help |
+| 2 | wrong use of the command line |
+| 3 | suspended, state saved: the same command resumes |
+| 65 | the job, or its data, is invalid |
+| 66 | a file, or the base model, is missing or unusable |
+| 69 | object storage does not answer |
+| 77 | object storage, or the hub, refuses the credentials |
+| 78 | the configuration asks for what is not there |
+| 130 | stopped at once by a second Ctrl-C |
+
+Where a run has failed for good, 65, 66, 77 and 78 are the trainer's own exit codes.
+"""
+
+from finetune_api.constants import Phase
+from finetune_api.exit_codes import PERMANENT_EXIT_CODES, ExitCode
+from finetune_api.v1alpha1 import Status
+from finetune_trainer.errors import TrainerError
+
+from .engine import KilledError
+from .job_file import JobFileError, JobFileMissingError
+from .seaweed import EmbeddedStoreError
+
+SUCCEEDED = 0
+FAILED = 1
+USAGE = 2
+SUSPENDED = 3
+KILLED = 130
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked; the message says why and what to do."""
+
+    def __init__(self, message: str, exit_status: int = FAILED) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+USER_ERRORS = (CommandError, JobFileError, EmbeddedStoreError, TrainerError, KilledError)
+"""What a user can do something about: shown as one message, without a traceback."""
+
+
+def of_status(status: Status) -> int:
+    """Exit status of `finetune run` for a job that is over or suspended."""
+    if status.phase is Phase.SUCCEEDED:
+        return SUCCEEDED
+    if status.phase is Phase.SUSPENDED:
+        return SUSPENDED
+    if status.phase is Phase.INVALID:
+        return ExitCode.BAD_DATA
+    if status.failure is not None and status.failure.exit_code in PERMANENT_EXIT_CODES:
+        return status.failure.exit_code
+    return FAILED
+
+
+def of_error(error: Exception) -> int:
+    """Exit status for one of USER_ERRORS."""
+    match error:
+        case CommandError():
+            return error.exit_status
+        case JobFileMissingError():
+            return ExitCode.MODEL_UNUSABLE
+        case JobFileError():
+            return ExitCode.BAD_DATA
+        case EmbeddedStoreError():
+            return ExitCode.STORAGE_UNREACHABLE
+        case TrainerError():
+            return error.exit_code
+        case _:
+            return KILLED
+
+
+def explain(error: Exception) -> str:
+    """What to print for one of USER_ERRORS."""
+    if isinstance(error, KilledError):
+        return "stopped without saving; the same command goes on from the last committed checkpoint"
+    advice = error.advice if isinstance(error, TrainerError) else ""
+    return f"{error}\n{advice}" if advice else str(error)

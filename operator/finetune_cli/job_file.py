@@ -1,0 +1,151 @@
+"""A job file -> a manifest, or everything that is wrong with it, each with file and line.
+
+Read as kubectl reads it: YAML 1.2 numbers (`2e-4` is one), dates stay text, a key may not come twice.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from finetune_api.constants import API_VERSION, KIND
+from finetune_api.rules import Violation
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.validation import InvalidJobError, parse_job
+
+_PATH_PARTS = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
+
+
+class JobFileError(ValueError):
+    """The file cannot be used; every line of the message starts with the file's name."""
+
+
+class JobFileMissingError(JobFileError):
+    """There is no such file."""
+
+
+class _Constructor(SafeConstructor):
+    """Dates stay text, as they do on their way to the API server."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """One FineTuneJob as it was written."""
+
+    path: Path
+    manifest: dict[str, Any]
+    node: Node
+    """The same as a tree that knows its lines."""
+
+    def check(self, *, local: bool) -> FineTuneJob:
+        """The job. Raises JobFileError with everything that breaks the schema or the rules."""
+        found = [
+            Violation(name, f"is required; write {name}: {value}")
+            for name, value in (("apiVersion", API_VERSION), ("kind", KIND))
+            if name not in self.manifest
+        ]
+        try:
+            job = parse_job(self.manifest, local=local)
+        except InvalidJobError as error:
+            found += error.violations
+        if found:
+            lines = sorted((self.line_of(entry.path), str(entry)) for entry in found)
+            raise JobFileError("\n".join(f"{self.path}:{line}: {text}" for line, text in lines))
+        return job
+
+    def line_of(self, field_path: str) -> int:
+        """Line, from 1, of a field; of the innermost block around it where the field itself is not there."""
+        node, line = self.node, int(self.node.start_mark.line)
+        for index, name in _PATH_PARTS.findall(field_path):
+            inner = _child(node, int(index) if index else name)
+            if inner is None:
+                break
+            node, line = inner
+        return line + 1
+
+
+def read_job_file(path: Path) -> JobFile:
+    """The one FineTuneJob of a file. Raises JobFileError for a file that is not YAML or holds none, or several."""
+    text = _read(path)
+    try:
+        documents = list(zip(_yaml().load_all(text), _yaml().compose_all(text), strict=True))
+    except MarkedYAMLError as error:
+        raise JobFileError(_described(path, text, error)) from None
+    except YAMLError as error:
+        raise JobFileError(f"{path}: {error}") from None
+    manifest, node = _chosen(path, [(value, node) for value, node in documents if value is not None])
+    try:
+        json.dumps(manifest, allow_nan=False)
+    except ValueError:
+        raise JobFileError(f"{path}: .nan, .inf and blocks that contain themselves cannot be used here") from None
+    return JobFile(path, manifest, node)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise JobFileMissingError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise JobFileError(f"{path}: is not UTF-8 text (byte {error.start}); is it a YAML file?") from None
+    except OSError as error:
+        raise JobFileMissingError(f"{path}: {error.strerror}") from None
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    return yaml
+
+
+def _chosen(path: Path, documents: list[tuple[Any, Node]]) -> tuple[dict[str, Any], Node]:
+    """The only document, whatever it says it is; of several, the only FineTuneJob."""
+    if not documents:
+        raise JobFileError(f"{path}: the file is empty; it has to hold a {KIND}")
+    if len(documents) > 1:
+        jobs = [(value, node) for value, node in documents if isinstance(value, dict) and value.get("kind") == KIND]
+        if len(jobs) != 1:
+            lines = ", ".join(str(node.start_mark.line + 1) for _, node in jobs)
+            found = f"{len(jobs)} of them are (lines {lines})" if jobs else "none of them is"
+            raise JobFileError(f"{path}: holds {len(documents)} documents, exactly one has to be a {KIND}; {found}")
+        documents = jobs
+    value, node = documents[0]
+    if not isinstance(value, dict):
+        line = node.start_mark.line + 1
+        raise JobFileError(
+            f"{path}:{line}: is a {_kind_of(value)}, needed is a {KIND}: `apiVersion: {API_VERSION}` ..."
+        )
+    return value, node
+
+
+def _kind_of(value: object) -> str:
+    return "list" if isinstance(value, list) else "number" if isinstance(value, int | float) else "text"
+
+
+def _described(path: Path, text: str, error: MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+    lines = text.splitlines()
+    if mark and mark.line < len(lines) and "\t" in lines[mark.line][: mark.column + 1]:
+        return f"{where}: YAML does not allow tabs for indentation; use spaces"
+    problem = (error.problem or error.context or "is not YAML").strip().splitlines()[0]
+    return f"{where}: {problem}"
+
+
+def _child(node: Node, part: int | str) -> tuple[Node, int] | None:
+    """A node inside a node, and the line where it is named."""
+    if isinstance(node, MappingNode):
+        found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+        return (found[1], found[0].start_mark.line) if found else None
+    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part], node.value[part].start_mark.line
+    return None

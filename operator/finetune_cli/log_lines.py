@@ -1,0 +1,63 @@
+"""Log lines of workers as people read them. Pure."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .local_state import LogFile
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One line of a worker's log."""
+
+    source: LogFile
+    text: str
+    time: str = ""
+    """RFC 3339; of a line without a time, that of the line before it in the same file."""
+    rank: int | None = None
+    """None: said by the pod itself, or by a library that writes past the log."""
+    level: str = ""
+
+    def readable(self) -> str:
+        """`12:01:24 train a2 rank 0  INFO text`."""
+        clock = self.time[11:19] or " " * 8
+        speaker = f"pod {self.source.index} " if self.rank is None else f"rank {self.rank}"
+        return f"{clock} {self.source.stage} a{self.source.attempt} {speaker}  {self.level} {self.text}".replace(
+            "   ", "  "
+        )
+
+
+def parse_line(source: LogFile, line: str, *, last_time: str = "") -> list[LogEntry]:
+    """A line of a log; more than one entry where a message or a traceback has several lines."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict) or "message" not in fields:
+        return [LogEntry(source, line, time=last_time)] if line.strip() else []
+    texts = [*str(fields["message"]).splitlines(), *str(fields.get("traceback", "")).splitlines()]
+    rank = fields.get("rank")
+    return [
+        LogEntry(
+            source,
+            text,
+            time=str(fields.get("time", last_time)),
+            rank=rank if isinstance(rank, int) else None,
+            level=str(fields.get("level", "")),
+        )
+        for text in texts or [""]
+    ]
+
+
+def parse_lines(source: LogFile, lines: Iterable[str]) -> list[LogEntry]:
+    """All entries of a log."""
+    entries: list[LogEntry] = []
+    for line in lines:
+        entries += parse_line(source, line, last_time=entries[-1].time if entries else "")
+    return entries
+
+
+def is_of_rank(entry: LogEntry, rank: int | None) -> bool:
+    """Whether a rank's log holds the entry; a pod's own lines belong to the rank of the same number."""
+    return rank is None or rank == (entry.source.index if entry.rank is None else entry.rank)

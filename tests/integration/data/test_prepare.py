@@ -1,0 +1,412 @@
+"""The prepare stage against a real object store, with tiny models and real files."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import tiny_models
+from finetune_api.constants import Stage
+from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, StorageSettings, TrainerConfig, World
+from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Spec, Task
+from finetune_trainer.data.info import DATASET_FILE, read_dataset_info
+from finetune_trainer.data.prepare import prepare
+from finetune_trainer.data.shards import ShardWriter, TokenDataset
+from finetune_trainer.errors import AccessDeniedError, BadConfigError, BadDataError, ModelUnusableError
+from finetune_trainer.model.tokenizer import load_tokenizer
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.runtime import RuntimeEnv
+from finetune_trainer.store import ObjectStore
+
+CLASSES = {"good": "a very good film", "bad": "a very bad film", "mixed": "a good film and a bad book"}
+
+
+def classified(rows: int = 60) -> list[dict[str, Any]]:
+    words = random.Random(5)
+    names = list(CLASSES)
+    return [
+        {"text": f"{CLASSES[names[i % 3]]} {i} " + "very " * words.randrange(8), "label": names[i % 3]}
+        for i in range(rows)
+    ]
+
+
+def chats(rows: int = 40) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"what is {i} and {i}?"},
+                {"role": "assistant", "content": f"it is {2 * i}" + " or so" * (i % 7)},
+            ]
+        }
+        for i in range(rows)
+    ]
+
+
+def jsonl(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+class Workplace:
+    """One bucket, its files, and prepare on them."""
+
+    def __init__(self, store: ObjectStore, bucket: str, settings: StorageSettings, folder: Path) -> None:
+        self.store = store
+        self.uri = f"s3://{bucket}"
+        self.settings = settings
+        self.folder = folder
+        self.report = ProgressReporter(folder, stage=Stage.PREPARE)
+        self.runs = 0
+
+    def put(self, name: str, content: bytes) -> str:
+        uri = f"{self.uri}/data/{name}"
+        self.store.put(uri, content)
+        return uri
+
+    def config(self, model: Path | str, data: dict[str, Any], **blocks: Any) -> TrainerConfig:
+        spec = Spec.model_validate(
+            {
+                "model": {"uri": f"file://{model}" if isinstance(model, Path) else model},
+                "data": data,
+                "training": {"learningRate": 1e-3, "globalBatchSize": 8},
+                "output": {"uri": f"{self.uri}/out"},
+            }
+            | blocks
+        )
+        return TrainerConfig(
+            job=JobRef(namespace="default", name="job", uid=""),
+            run=1,
+            stage=Stage.PREPARE,
+            spec=spec,
+            storage=self.settings,
+            world=World(),
+            batch=BatchPlan(global_size=8, micro_size=8, accumulation=1),
+        )
+
+    def prepare(self, model: Path | str, data: dict[str, Any], **blocks: Any) -> Prepared:
+        self.runs += 1
+        runtime = RuntimeEnv(
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            local_world_size=1,
+            scratch=self.folder / f"scratch-{self.runs}",
+            cache=self.folder / "cache",
+        )
+        return prepare(self.config(model, data, **blocks), self.store, runtime, self.report)
+
+    def open(self, prepared: Prepared, split: str = "train") -> TokenDataset:
+        return TokenDataset.open(self.store, prepared.dataset_uri, split, self.folder / "cache")
+
+
+@pytest.fixture
+def place(store, bucket, storage_settings, tmp_path) -> Workplace:
+    return Workplace(store, bucket, storage_settings, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    return tiny_models.save_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    return tiny_models.save_tiny_llama(tmp_path_factory.mktemp("llama"), tiny_models.CHATML)
+
+
+def sources(*uris: str) -> list[dict[str, str]]:
+    return [{"uri": uri} for uri in uris]
+
+
+def decoded_rows(dataset: TokenDataset, tokenizer) -> list[tuple[str, Any]]:
+    rows = [dataset[index] for index in range(len(dataset))]
+    return [(tokenizer.decode(row["input_ids"]), row["labels"]) for row in rows]
+
+
+def test_a_classification_job_gets_stratified_splits_and_every_field_chosen(place, bert):
+    uri = place.put("train.jsonl", jsonl(classified()))
+    prepared = place.prepare(bert, {"train": sources(uri)})
+    assert prepared.format is DataFormat.CLASSIFICATION
+    assert prepared.task is Task.SEQUENCE_CLASSIFICATION
+    assert prepared.labels == ("bad", "good", "mixed")
+    assert prepared.counts.model_dump() == {"train": 48, "validation": 6, "test": 6}
+    assert (prepared.dtype, prepared.zero_stage, prepared.reused) == (Dtype.FLOAT32, 2, False)
+    assert prepared.parameters > 10_000
+    assert prepared.memory_estimate_bytes > 2**30
+    assert prepared.dataset_uri == f"{place.uri}/out/datasets/{prepared.dataset_digest}"
+    assert len(prepared.model_digest) == 64
+    assert "format Classification, by the columns of the first record" in prepared.notes
+    assert {"check", "model", "fetch", "read", "split", "tokenise"} <= set(place.report.progress.phase_seconds)
+
+    info = read_dataset_info(place.store, prepared.dataset_uri)
+    assert info.label_counts["test"] == {"bad": 2, "good": 2, "mixed": 2}
+    assert [(source.uri, source.rows) for source in info.sources] == [(uri, 60)]
+    assert sum(info.lengths["train"].values()) == 48
+    (shard,) = info.shards["train"]
+    assert shard.sha256[:16] in shard.name
+
+    dataset = place.open(prepared)
+    tokenizer = load_tokenizer(bert)
+    assert len(dataset) == 48
+    assert dataset.lengths.dtype == np.int32
+    expected = {row["text"]: prepared.labels.index(row["label"]) for row in classified()}
+    for index, (text, label) in enumerate(decoded_rows(dataset, tokenizer)):
+        assert expected[text] == label
+        assert dataset.lengths[index] == len(dataset[index]["input_ids"])
+
+
+def test_the_same_inputs_are_prepared_once(place, bert):
+    uri = place.put("train.jsonl", jsonl(classified()))
+    first = place.prepare(bert, {"train": sources(uri)})
+    again = place.prepare(bert, {"train": sources(uri)})
+    assert again.reused
+    assert again == first.model_copy(update={"reused": True})
+    other_seed = place.prepare(bert, {"train": sources(uri)}, training={"learningRate": 1e-3, "seed": 7})
+    assert not other_seed.reused
+    assert other_seed.dataset_digest != first.dataset_digest
+
+
+def test_where_files_are_and_how_they_are_listed_does_not_matter(place, bert):
+    rows = classified()
+    one, two = place.put("a.jsonl", jsonl(rows[:20])), place.put("b.jsonl", jsonl(rows[20:]))
+    first = place.prepare(bert, {"train": sources(one, two)})
+    assert place.prepare(bert, {"train": sources(two, one)}).reused
+    assert place.prepare(bert, {"train": sources(f"{place.uri}/data/*.jsonl")}).reused
+    moved = place.put("moved/z.jsonl", jsonl(rows[:20])), place.put("moved/y.jsonl", jsonl(rows[20:]))
+    assert place.prepare(bert, {"train": sources(*moved)}).dataset_digest == first.dataset_digest
+    whole = place.prepare(bert, {"train": sources(place.put("whole.jsonl", jsonl(rows)))})
+    names = [
+        [
+            shard.name
+            for shards in read_dataset_info(place.store, prepared.dataset_uri).shards.values()
+            for shard in shards
+        ]
+        for prepared in (first, whole)
+    ]
+    assert names[0] == names[1]
+
+
+def test_file_types_can_be_mixed_and_local(place, bert, tmp_path):
+    rows = classified()
+    place.put("a.jsonl", jsonl(rows[:20]))
+    csv = "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows[20:40])
+    (tmp_path / "b.csv").write_text(csv)
+    pq.write_table(pa.Table.from_pylist(rows[40:]), tmp_path / "c.parquet")
+    uris = [f"{place.uri}/data/*.jsonl", f"file://{tmp_path}/*.csv", f"file://{tmp_path}/c.parquet"]
+    prepared = place.prepare(bert, {"train": sources(*uris)})
+    info = read_dataset_info(place.store, prepared.dataset_uri)
+    assert [source.rows for source in info.sources] == [20, 20, 20]
+    assert prepared.counts.train == 48
+
+
+def test_a_chat_job_learns_the_answers_alone(place, llama):
+    uri = place.put("chat.jsonl", jsonl(chats()))
+    prepared = place.prepare(llama, {"train": sources(uri), "test": {"fraction": 0}})
+    assert (prepared.format, prepared.task, prepared.labels) == (DataFormat.CHAT, Task.CAUSAL_LM, ())
+    assert prepared.counts.model_dump() == {"train": 36, "validation": 4, "test": 0}
+    tokenizer = load_tokenizer(llama)
+    for text, labels in decoded_rows(place.open(prepared), tokenizer):
+        learnt = tokenizer.decode(labels[labels != -100])
+        assert learnt.startswith("it is ")
+        assert learnt.endswith("<|im_end|>")
+        assert text.endswith(f"<|im_start|>assistant\n{learnt}\n")
+    assert len(place.open(prepared, "test")) == 0
+
+
+def test_a_plain_text_job_cuts_paragraphs_and_says_so(place, llama):
+    uri = place.put("book.txt", b"a good book\n\n" + b"very " * 400 + b"\n\n" + b"the end\n\n" * 10)
+    prepared = place.prepare(llama, {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}})
+    assert (prepared.format, prepared.counts.train) == (DataFormat.TEXT, 12)
+    assert max(place.open(prepared).lengths) == 256
+    assert "cut 1 of 12 train rows to 256 tokens" in prepared.notes
+    assert "maxLength 1024 lowered to 256, the most that the model takes" in prepared.notes
+
+
+def test_held_out_files_are_used_whole(place, bert):
+    rows = classified()
+    data = {
+        "train": sources(place.put("train.jsonl", jsonl(rows[:40]))),
+        "validation": {"sources": sources(place.put("validation.jsonl", jsonl(rows[40:50])))},
+        "test": {"sources": sources(place.put("test.jsonl", jsonl(rows[50:])))},
+    }
+    prepared = place.prepare(bert, data)
+    assert prepared.counts.model_dump() == {"train": 40, "validation": 10, "test": 10}
+
+
+def test_an_unknown_label_in_a_held_out_file_names_place_and_nearest_label(place, bert):
+    rows = classified()
+    uri = place.put("test.jsonl", jsonl([*rows[:3], {"text": "so so", "label": "Mixt"}]))
+    data = {"train": sources(place.put("train.jsonl", jsonl(rows))), "test": {"sources": sources(uri)}}
+    with pytest.raises(BadDataError) as caught:
+        place.prepare(bert, data)
+    assert f"{uri} line 4: label 'Mixt' is not among the 3 labels" in str(caught.value)
+    assert "nearest is 'mixed'" in str(caught.value)
+    prepared = place.prepare(bert, data | {"onBadRecord": "Skip"})
+    assert prepared.counts.test == 3
+    assert "left out 1 records: unknown label 1" in prepared.notes
+
+
+def test_bad_records_stop_the_job_or_are_counted(place, bert):
+    rows = classified()
+    content = jsonl([{"text": "", "label": "good"}, *rows, {"txt": "x", "label": "good"}]) + b'{"text": "cut off\n'
+    uri = place.put("train.jsonl", content)
+    with pytest.raises(BadDataError) as caught:
+        place.prepare(bert, {"train": sources(uri), "format": "Classification"})
+    message = str(caught.value)
+    assert "3 records cannot be used" in message
+    for part in (
+        f"{uri} line 1: column 'text' is empty",
+        f"{uri} line 62: no column 'text'",
+        f"{uri} line 63: not JSON",
+    ):
+        assert part in message
+    assert "spec.data.columns.text" in caught.value.advice
+    prepared = place.prepare(bert, {"train": sources(uri), "onBadRecord": "Skip"})
+    assert "left out 3 records: empty text 1, malformed JSON 1, missing column 1" in prepared.notes
+    info = read_dataset_info(place.store, prepared.dataset_uri)
+    assert info.dropped == {"empty text": 1, "malformed JSON": 1, "missing column": 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "data", "expected"),
+    [
+        (classified()[::3], {}, "all 20 training records have the label 'good'"),
+        (classified(3), {}, "the validation split is empty: 3 records are too few to hold out 0.1"),
+        ([{"text": " ", "label": "x"}], {"onBadRecord": "Skip"}, "the training split is empty"),
+    ],
+)
+def test_a_split_that_cannot_be_used_is_an_error_with_a_remedy(place, bert, rows, data, expected):
+    uri = place.put("train.jsonl", jsonl(rows))
+    with pytest.raises(BadDataError) as caught:
+        place.prepare(bert, {"train": sources(uri)} | data)
+    assert expected in str(caught.value)
+    assert caught.value.advice
+
+
+def test_an_answer_beyond_the_maximum_length_is_left_out_and_named(place, llama):
+    long = {"prompt": "why? " * 300, "completion": "because"}
+    short = {"prompt": "why?", "completion": "because"}
+    data = {"validation": {"fraction": 0}, "test": {"fraction": 0}}
+    uri = place.put("train.jsonl", jsonl([long, short]))
+    prepared = place.prepare(llama, {"train": sources(uri)} | data)
+    assert prepared.counts.train == 1
+    assert "left out 1 records: no loss within maxLength 1" in prepared.notes
+    with pytest.raises(BadDataError, match=r"training split is empty; in 1 records no answer .* \(256 tokens\)"):
+        place.prepare(llama, {"train": sources(place.put("long.jsonl", jsonl([long])))} | data)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"), [([1] * 50, Packing.PADDED), ([1, 3, 90, 200] * 12, Packing.LENGTH_GROUPED)]
+)
+def test_the_cheaper_packing_is_chosen_by_the_lengths(place, llama, lengths, expected):
+    uri = place.put("train.jsonl", jsonl([{"text": "very" * length} for length in lengths]))
+    data = {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}}
+    prepared = place.prepare(llama, data)
+    assert prepared.packing is expected
+    assert any(note.startswith(f"packing {expected}") for note in prepared.notes)
+    assert place.prepare(llama, data | {"packing": "Padded"}).packing is Packing.PADDED
+
+
+def test_an_encoder_cannot_learn_to_chat(place, bert):
+    uri = place.put("chat.jsonl", jsonl(chats()))
+    with pytest.raises(ModelUnusableError, match="is an encoder"):
+        place.prepare(bert, {"train": sources(uri)})
+
+
+def test_a_job_that_cannot_fit_is_refused_before_anything_is_written(place, bert):
+    uri = place.put("train.jsonl", jsonl(classified()))
+    with pytest.raises(BadConfigError, match=r"allows 0\.5 GiB") as caught:
+        place.prepare(bert, {"train": sources(uri)}, workers={"resources": {"limits": {"memory": "512Mi"}}})
+    assert "raise spec.workers.resources.limits.memory to 2Gi" in caught.value.advice
+    assert list(place.store.list(f"{place.uri}/out/datasets/")) == []
+
+
+def test_a_memory_limit_that_fits_lets_the_lowest_stage_be_chosen(place, bert):
+    uri = place.put("train.jsonl", jsonl(classified()))
+    prepared = place.prepare(bert, {"train": sources(uri)}, workers={"resources": {"limits": {"memory": "4Gi"}}})
+    assert prepared.zero_stage == 0
+    assert any("ZeRO stage 0" in note for note in prepared.notes)
+
+
+def test_stratify_without_labels_is_refused(place, llama):
+    uri = place.put("train.jsonl", jsonl(chats()))
+    with pytest.raises(BadConfigError, match=r"spec\.data\.test\.stratify"):
+        place.prepare(llama, {"train": sources(uri), "test": {"fraction": 0.1, "stratify": True}})
+
+
+def test_storage_is_checked_before_anything_else(place, bert, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    place.store = ObjectStore.connect(place.settings)
+    with pytest.raises(AccessDeniedError):
+        place.prepare(bert, {"train": sources("file:///no/such/file.jsonl")})
+
+
+def test_a_shard_that_changed_in_storage_is_not_trained_on(place, bert):
+    uri = place.put("train.jsonl", jsonl(classified()))
+    prepared = place.prepare(bert, {"train": sources(uri)})
+    (shard,) = read_dataset_info(place.store, prepared.dataset_uri).shards["train"]
+    shard_uri = f"{prepared.dataset_uri}/shards/{shard.name}"
+    content = bytearray(place.store.get(shard_uri))
+    content[-1] ^= 1
+    place.store.put(shard_uri, bytes(content))
+    with pytest.raises(BadDataError, match="content does not match its digest"):
+        place.open(prepared)
+
+
+def test_rows_are_spread_over_shards_and_found_again(place):
+    writer = ShardWriter(place.store, f"{place.uri}/ds", "train", vocabulary=70_000, max_bytes=4096 + 400)
+    rows = [np.arange(length, dtype=np.int64) + 69_000 for length in range(1, 30)]
+    for number, row in enumerate(rows):
+        writer.add(row, np.arange(len(row)) % 2 == number % 2)
+    writer.flush()
+    assert len(writer.shards) > 3
+    info = {
+        "version": 1,
+        "digest": "d",
+        "format": "Text",
+        "task": "CausalLM",
+        "seed": 1,
+        "max_length": 64,
+        "tokenizer_digest": "t",
+        "counts": {"train": 29},
+        "lengths": {"train": dict(writer.lengths)},
+        "sources": [],
+        "shards": {"train": [shard.model_dump() for shard in writer.shards]},
+    }
+    place.store.put(f"{place.uri}/ds/{DATASET_FILE}", json.dumps(info).encode())
+    dataset = TokenDataset.open(place.store, f"{place.uri}/ds", "train", place.folder / "cache")
+    assert dataset.lengths.tolist() == list(range(1, 30))
+    for number, row in enumerate(rows):
+        found = dataset[number]
+        assert found["input_ids"].tolist() == row.tolist()
+        flags = np.arange(len(row)) % 2 == number % 2
+        assert found["labels"].tolist() == np.where(flags, row, -100).tolist()
+    with pytest.raises(IndexError):
+        dataset[29]
+
+
+def test_the_real_smollm2_learns_the_assistants_words_alone(place, smollm2_folder):
+    messages = [
+        {"role": "user", "content": "What is 2+2?"},
+        {"role": "assistant", "content": "It is 4."},
+        {"role": "user", "content": "It is 4. Sure?"},
+        {"role": "assistant", "content": "Yes: Ünï → ok"},
+    ]
+    uri = place.put("chat.jsonl", jsonl([{"messages": messages}]))
+    data = {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}}
+    prepared = place.prepare(smollm2_folder, data)
+    assert 134_000_000 < prepared.parameters < 135_000_000
+    tokenizer = load_tokenizer(smollm2_folder)
+    labels = place.open(prepared)[0]["labels"]
+    assert tokenizer.decode(labels[labels != -100]) == "It is 4.<|im_end|>Yes: Ünï → ok<|im_end|>"
+
+
+def test_the_real_minilm_is_measured_and_takes_512_tokens(place, minilm_folder):
+    uri = place.put("train.jsonl", jsonl(classified()))
+    prepared = place.prepare(minilm_folder, {"train": sources(uri)})
+    assert 22_000_000 < prepared.parameters < 23_000_000
+    assert read_dataset_info(place.store, prepared.dataset_uri).max_length == 512

@@ -1,0 +1,187 @@
+"""The evaluate stage with a real store, real prepared data and real (tiny) models."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from evaluation_runs import export_adapter, export_whole, prepared_config, questions, reviews, runtime_in, trained_model
+from finetune_api.constants import Stage
+from finetune_api.v1alpha1 import Metric
+from finetune_trainer.data.shards import TokenDataset
+from finetune_trainer.errors import ModelUnusableError
+from finetune_trainer.evaluate.records import Evaluation
+from finetune_trainer.evaluate.stage import evaluate
+from finetune_trainer.progress import ProgressReporter
+from tiny_models import CHATML, save_tiny_bert, save_tiny_llama
+
+TRAINING_LOG = {
+    "log": [{"step": 1, "loss": 0.7, "learning_rate": 1e-3}, {"step": 2, "loss": 0.5, "learning_rate": 5e-4}],
+    "attempt": 1,
+    "phase_seconds": {"steps": 2.0},
+    "steps": 2,
+    "tokens": 640,
+}
+
+
+@pytest.fixture
+def run(store, storage_settings, bucket, tmp_path):
+    """Evaluate a run; returns the result and evaluation.json."""
+
+    def go(config):
+        report = ProgressReporter(tmp_path, stage=Stage.EVALUATE)
+        result = evaluate(config, store, runtime_in(tmp_path / "evaluate"), report)
+        return result, Evaluation.model_validate(store.get_json(f"{config.run_uri}/evaluation.json"))
+
+    return go
+
+
+@pytest.fixture
+def prepared(store, storage_settings, bucket, tmp_path):
+    def go(base: Path, records, **spec):
+        return prepared_config(store, storage_settings, tmp_path, bucket=bucket, base=base, records=records, **spec)
+
+    return go
+
+
+@pytest.fixture
+def bert(tmp_path) -> Path:
+    torch.manual_seed(0)
+    return save_tiny_bert(tmp_path / "bert")
+
+
+@pytest.fixture
+def llama(tmp_path) -> Path:
+    torch.manual_seed(0)
+    return save_tiny_llama(tmp_path / "llama", CHATML)
+
+
+def test_a_classifier_is_compared_with_its_base(store, run, prepared, bert, tmp_path):
+    config = prepared(bert, reviews())
+    export_whole(trained_model(config, store, tmp_path, epochs=6), config, store, tmp_path)
+    store.put(f"{config.run_uri}/training.json", json.dumps(TRAINING_LOG).encode())
+    result, record = run(config)
+
+    assert result.tuned[Metric.ACCURACY] > 0.9
+    assert result.baseline[Metric.ACCURACY] < 0.75
+    assert record.tuned.examples == config.prepared.counts.test == 48
+    assert sum(map(sum, record.tuned.classification.confusion)) == 48
+    assert record.tuned.intervals[Metric.ACCURACY].low < result.tuned[Metric.ACCURACY]
+    assert record.paired_test.p_value < 0.05
+    assert record.majority_share == pytest.approx(0.5, abs=0.05)
+    assert any("no classifier head" in note for note in record.notes)
+    assert record.base_model.digest == config.prepared.model_digest != record.model.digest
+    assert {"torch", "transformers"} <= set(record.versions)
+
+    page = store.get(result.report_uri).decode()
+    assert "Learning rate" in page
+    card = ModelCard(store.get(f"{config.model_uri}/README.md").decode(), ignore_metadata_errors=False)
+    assert {entry.metric_type for entry in card.data.eval_results} == {"loss", "accuracy", "f1"}
+
+
+def test_evaluating_twice_gives_the_same_figures(store, run, prepared, bert, tmp_path):
+    config = prepared(bert, reviews())
+    export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
+    timeless = {"time": "", "baseline": None, "tuned": None}
+    (first, one), (second, two) = run(config), run(config)
+    assert (first.tuned, first.baseline) == (second.tuned, second.baseline)
+    assert one.model_copy(update=timeless) == two.model_copy(update=timeless)
+
+
+def test_a_language_model_is_judged_on_its_answers_tokens(store, run, prepared, llama, tmp_path):
+    config = prepared(llama, questions(), evaluation={"prompts": ["is the fox good?"], "maxNewTokens": 4})
+    model = trained_model(config, store, tmp_path, epochs=25)
+    export_whole(model, config, store, tmp_path)
+    result, record = run(config)
+
+    loss, tokens = straightforward_loss(model, store, config, tmp_path)
+    assert record.tuned.tokens == tokens
+    assert result.tuned[Metric.LOSS] == pytest.approx(loss, rel=1e-5)
+    assert result.tuned[Metric.PERPLEXITY] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert result.tuned[Metric.LOSS] < 1 < result.baseline[Metric.LOSS]
+    interval = record.tuned.intervals[Metric.LOSS]
+    assert interval.low <= loss <= interval.high
+    (generation,) = record.generations
+    assert generation.after in {"yes", "no"}
+    assert generation.before not in {"yes", "no"}
+
+
+def straightforward_loss(model, store, config, tmp_path) -> tuple[float, int]:
+    """Row by row, with the model's own loss."""
+    test = TokenDataset.open(store, config.prepared.dataset_uri, "test", tmp_path / "cache")
+    total, tokens = 0.0, 0
+    for index in range(len(test)):
+        row = {name: torch.from_numpy(np.array(value))[None] for name, value in test[index].items()}
+        count = int((row["labels"][:, 1:] != -100).sum())
+        with torch.no_grad():
+            total += float(model(**row).loss) * count
+        tokens += count
+    return total / tokens, tokens
+
+
+def test_an_adapter_alone_is_judged_on_its_base(store, run, prepared, bert, tmp_path):
+    lora = {"method": {"lora": {"rank": 8}}, "output": {"formats": ["Adapter"]}}
+    config = prepared(bert, reviews(), **lora)
+    model = trained_model(config, store, tmp_path, epochs=10, adapter=True)
+    export_adapter(model, config, store, tmp_path)
+    result, record = run(config)
+    assert result.tuned[Metric.ACCURACY] > 0.75
+    assert record.model.uri.endswith("/adapter")
+    card = ModelCard(store.get(f"{config.run_uri}/adapter/README.md").decode(), ignore_metadata_errors=False)
+    assert card.data.library_name == "peft"
+    assert not list(store.list(f"{config.model_uri}/"))
+    again, _ = run(config)
+    assert again == result
+
+
+def test_an_adapter_whose_base_has_changed_cannot_be_judged(store, run, prepared, bert, tmp_path, bucket):
+    lora = {"method": {"lora": {"rank": 2}}, "output": {"formats": ["Adapter"]}}
+    config = prepared(bert, reviews(), **lora)
+    torch.manual_seed(1)
+    store.upload_folder(save_tiny_bert(tmp_path / "other"), f"s3://{bucket}/base")
+    with pytest.raises(ModelUnusableError, match="has changed since the adapter was trained"):
+        run(config)
+
+
+def test_a_changed_base_model_is_no_baseline(store, run, prepared, bert, tmp_path, bucket):
+    config = prepared(bert, reviews())
+    export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
+    torch.manual_seed(1)
+    store.upload_folder(save_tiny_bert(tmp_path / "other"), f"s3://{bucket}/base")
+    result, record = run(config)
+    assert result.baseline == {}
+    assert record.baseline is None
+    assert any("has changed since the run was prepared" in note for note in record.notes)
+
+
+def test_without_a_test_split_the_report_says_so(store, run, prepared, bert, tmp_path):
+    config = prepared(bert, reviews(), data={"test": {"fraction": 0.0}})
+    export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
+    result, record = run(config)
+    assert (result.baseline, result.tuned) == ({}, {})
+    assert (record.tuned, record.comparison) == (None, ())
+    assert any("no test split" in note for note in record.notes)
+    assert "There is no test split" in store.get(result.report_uri).decode()
+
+
+def test_without_a_baseline_only_the_tuned_model_is_judged(store, run, prepared, bert, tmp_path):
+    config = prepared(bert, reviews(), evaluation={"baseline": False})
+    export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
+    result, record = run(config)
+    assert result.baseline == {}
+    assert set(result.tuned) == {Metric.LOSS, Metric.ACCURACY, Metric.MACRO_F1}
+    assert record.comparison[0].baseline is None
+
+
+def test_a_model_that_gives_no_numbers_is_refused(store, run, prepared, bert, tmp_path):
+    config = prepared(bert, reviews())
+    model = trained_model(config, store, tmp_path, epochs=0)
+    with torch.no_grad():
+        model.classifier.bias.fill_(float("nan"))
+    export_whole(model, config, store, tmp_path)
+    with pytest.raises(ModelUnusableError, match="not a number"):
+        run(config)

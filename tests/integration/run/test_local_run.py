@@ -1,0 +1,129 @@
+"""The product's promise, on one machine: whatever happens, the run ends well or says why."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune_api.constants import Phase, Stage
+from finetune_api.progress import Progress
+from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, Outcome
+from finetune_operator.clusters.local import LocalCluster
+
+LOADS_THE_MODEL = """
+import sys
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model, loading = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], output_loading_info=True)
+assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
+inputs = AutoTokenizer.from_pretrained(sys.argv[1])("the big blue house", return_tensors="pt")
+print(model.config.id2label[int(model(**inputs).logits.argmax())])
+"""
+
+
+def attempts_at(job: FineTuneJob, stage: Stage) -> list[AttemptStatus]:
+    return [attempt for attempt in job.status.attempts if attempt.stage is stage]
+
+
+class After:
+    """Does something once the training has passed a step and a checkpoint is committed."""
+
+    def __init__(self, step: int, action: str) -> None:
+        self.step, self.action, self.done = step, action, False
+
+    def __call__(self, job: FineTuneJob, progress: Progress | None, cluster: LocalCluster) -> None:
+        if self.done or progress is None or progress.step < self.step or progress.last_checkpoint is None:
+            return
+        self.done = True
+        if self.action == "kill":
+            cluster.kill_pod(job.status.attempts[-1].job_name, 1)
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_killed_worker_costs_an_attempt_and_nothing_else(bench, tmp_path: Path) -> None:
+    job = bench.run(bench.job(), After(12, "kill"))
+    first, second = attempts_at(job, Stage.TRAIN)
+    assert job.status.phase is Phase.SUCCEEDED
+    assert (first.outcome, first.reason, second.outcome) == (Outcome.RETRYABLE, "Signal9", Outcome.SUCCEEDED)
+    assert second.resumed_from_step is not None
+    assert second.resumed_from_step >= 12
+    assert job.status.evaluation is not None
+    assert job.status.evaluation.tuned["Accuracy"] > job.status.evaluation.baseline["Accuracy"]
+
+    assert job.status.artifact is not None
+    folder = tmp_path / "model-out"
+    bench.store.download_folder(job.status.artifact.uri, folder)
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOADS_THE_MODEL, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert loaded.stdout.strip() == "blue", loaded.stderr
+    assert b"<html" in bench.store.get(job.status.artifact.report)
+
+
+def test_ctrl_c_saves_and_a_second_call_goes_on(bench) -> None:
+    stopped = bench.run(bench.job(), After(6, "interrupt"))
+    assert stopped.status.phase is Phase.SUSPENDED
+    resumed = bench.run(bench.job())
+    first, second = attempts_at(resumed, Stage.TRAIN)
+    assert resumed.status.phase is Phase.SUCCEEDED
+    assert first.outcome is Outcome.STOPPED
+    assert (first.last_step or 0) <= (second.resumed_from_step or 0) + 1
+    assert resumed.status.restarts == 0
+
+
+def test_a_changed_spec_is_a_new_run_on_the_same_prepared_data(bench) -> None:
+    first = bench.run(bench.job())
+    second = bench.run(bench.job(training={"learningRate": 2e-3}))
+    again = bench.run(bench.job(training={"learningRate": 2e-3}))
+    assert [job.status.run for job in (first, second, again)] == [1, 2, 2]
+    assert first.status.chosen is not None
+    assert second.status.chosen is not None
+    assert first.status.chosen.dataset == second.status.chosen.dataset
+    assert again.status.completion_time == second.status.completion_time
+    assert bench.store.exists(f"s3://{bench.bucket}/out/runs/r0001/evaluation.json")
+    assert bench.store.exists(f"s3://{bench.bucket}/out/runs/r0002/evaluation.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"text": "a", "label": "red"}\n{"text": "b", "lab', ("data.jsonl", "line 2")),
+        (b"", ("data.jsonl", "empty")),
+        (b'{"text": "a", "label": "red"}\n' * 40, ("red",)),
+        (b'{"question": "a", "label": "red"}\n' * 40, ("question", "spec.data.columns")),
+    ],
+    ids=["malformed line", "empty file", "one class", "missing column"],
+)
+def test_bad_data_ends_the_run_before_training_and_says_where(bench, content: bytes, words: tuple[str, ...]) -> None:
+    bench.store.put(f"s3://{bench.bucket}/data.jsonl", content)
+    job = bench.run(bench.job(data={"format": "Classification"}))
+    assert job.status.phase is Phase.FAILED
+    assert job.status.failure is not None
+    assert (job.status.failure.failure_class, job.status.failure.stage) == ("BadData", "prepare")
+    told = f"{job.status.failure.message} {job.status.failure.advice}"
+    assert [word for word in words if word not in told] == []
+    assert attempts_at(job, Stage.TRAIN) == []
+
+
+def test_a_wrong_bucket_is_named(bench) -> None:
+    job = bench.run(bench.job(output={"uri": "s3://no-such-bucket/out"}))
+    assert job.status.failure is not None
+    assert job.status.failure.failure_class == "BadConfig"
+    assert "no-such-bucket" in job.status.failure.message
+
+
+def test_wrong_credentials_are_told_apart(bench) -> None:
+    job = bench.run(bench.job(), AWS_SECRET_ACCESS_KEY="wrong")
+    assert job.status.failure is not None
+    assert job.status.failure.failure_class == "AccessDenied"
+
+
+def test_another_jobs_output_is_not_touched(bench) -> None:
+    bench.run(bench.job("first", training={"epochs": 1}))
+    job = bench.run(bench.job("second", training={"epochs": 1}))
+    assert job.status.failure is not None
+    assert job.status.failure.failure_class == "BadConfig"
+    assert "default/first" in job.status.failure.message

@@ -1,0 +1,143 @@
+"""How attempts end and how the next one goes on: stops, early stopping, damage, late writers, other worlds."""
+
+import pytest
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.forkclient import RUN_RANK
+from train_lab import STEPS_PER_EPOCH, Lab
+
+
+def test_all_stages_agree_on_the_loss_of_every_step(lab: Lab) -> None:
+    """The head is new: it has to be the same under ZeRO-3, which builds the model in pieces."""
+    logs = []
+    for zero in range(4):
+        config = lab.config(f"agree-{zero}", kind="bert", zero=zero, training={"maxSteps": 4, "epochs": None})
+        assert lab.run(config).exit_codes == [0, 0]
+        logs.append([entry["loss"] for entry in lab.training_log(config) if "loss" in entry])
+    for log in logs[1:]:
+        assert log == pytest.approx(logs[0], rel=1e-5)
+
+
+def test_a_stop_that_reaches_one_rank_stops_both_with_the_state_saved(lab: Lab) -> None:
+    config = lab.config("stop", kind="bert")
+    stopped = lab.run(config, TEST_END="stop", TEST_END_STEP="2", TEST_END_RANKS="1")
+    assert stopped.exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
+    assert lab.manifests(config) == ["00000003-a0001"]
+    assert [entry["step"] for entry in lab.training_log(config)] == [1, 2, 3]
+    again = lab.run(lab.config("stop", kind="bert", attempt=2))
+    assert again.exit_codes == [0, 0]
+    assert again.message.progress is not None
+    assert again.message.progress.resumed_from_step == 3
+    assert again.message.progress.step == 2 * STEPS_PER_EPOCH
+
+
+def test_a_stop_before_the_model_is_built_is_a_clean_one(lab: Lab) -> None:
+    stopped = lab.run(lab.config("stop-early", kind="bert"), TEST_END="stop", TEST_END_STEP="0", TEST_END_RANKS="0")
+    assert stopped.exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
+    assert "before the model was loaded" in stopped.message.error
+
+
+def test_a_run_whose_last_step_is_saved_is_only_exported(lab: Lab) -> None:
+    config = lab.config("finished", kind="bert")
+    last = str(2 * STEPS_PER_EPOCH - 1)
+    assert lab.run(config, TEST_END="stop", TEST_END_STEP=last).exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
+    assert not lab.store.exists(f"{config.model_uri}/config.json")
+    again = lab.run(lab.config("finished", kind="bert", attempt=2))
+    assert again.exit_codes == [0, 0], again.output
+    assert again.message.trained is not None
+    assert again.message.trained.final_step == 2 * STEPS_PER_EPOCH
+    assert lab.manifests(config) == ["00000010-a0001"]
+    assert len([entry for entry in lab.training_log(config) if "loss" in entry]) == 2 * STEPS_PER_EPOCH
+
+
+def test_early_stopping_counts_on_over_a_restart_and_exports_the_best_state(lab: Lab) -> None:
+    # Nothing improves by 100, so the first evaluation stays the best, and the patience ends at the fourth.
+    training = {"epochs": 10, "earlyStopping": {"patience": 3, "minDelta": 100.0}}
+    through = lab.config("early-through", kind="bert", training=training, evaluation={"everySteps": 2})
+    whole = lab.run(through)
+    assert whole.message.trained is not None
+    assert (whole.message.trained.final_step, whole.message.trained.best_step) == (8, 2)
+    assert whole.message.trained.stopped_early
+
+    blocks = {"training": training, "evaluation": {"everySteps": 2}, "checkpoint": {"everySteps": 1}}
+    killed = lab.run(lab.config("early", kind="bert", **blocks), TEST_END="kill", TEST_END_STEP="5")
+    assert killed.exit_codes == [-9, -9]
+    config = lab.config("early", kind="bert", attempt=2, **blocks)
+    resumed = lab.run(config)
+    assert resumed.exit_codes == [0, 0], resumed.output
+    assert resumed.message.trained is not None
+    assert resumed.message.trained.model_copy(update={"model_uri": ""}) == whole.message.trained.model_copy(
+        update={"model_uri": ""}
+    )
+    assert lab.training_log(config) == lab.training_log(through)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(lab: Lab) -> None:
+    saves = {"checkpoint": {"everySteps": 2}}
+    config = lab.config("damaged", kind="bert", **saves)
+    assert lab.run(config, TEST_END="kill", TEST_END_STEP="5").exit_codes == [-9, -9]
+    assert lab.manifests(config) == ["00000002-a0001", "00000004-a0001"]
+    manifest = lab.store.get_json(f"{config.run_uri}/checkpoints/manifests/00000004-a0001.json")
+    part = lab.store.get_json(f"{config.run_uri}/checkpoints/blobs/{manifest['parts'][1]['digest']}")
+    blob = f"{config.run_uri}/checkpoints/blobs/{part['blobs'][0]}"
+    content = bytearray(lab.store.get(blob))
+    content[100] ^= 1
+    lab.store.put(blob, bytes(content))
+    again = lab.run(lab.config("damaged", kind="bert", attempt=2, **saves))
+    assert again.exit_codes == [0, 0], again.output
+    assert again.message.progress is not None
+    assert again.message.progress.resumed_from_step == 2
+    assert any("00000004-a0001" in warning for warning in again.message.progress.warnings)
+
+
+def test_a_late_writer_of_an_older_attempt_is_fenced(lab: Lab) -> None:
+    config = lab.config("fenced", kind="bert")
+    lab.store.put(f"{config.run_uri}/attempts/2.json", b"{}")
+    fenced = lab.run(config)
+    assert fenced.exit_codes == [ExitCode.FENCED, ExitCode.FENCED]
+    assert "attempt 2" in fenced.message.error
+    assert not lab.store.exists(f"{config.run_uri}/training.json")
+
+
+def test_a_loss_that_is_not_finite_ends_the_attempt_with_step_and_advice(lab: Lab) -> None:
+    training = {"learningRate": 10.0, "maxGradNorm": 0.0, "epochs": 8}
+    diverged = lab.run(lab.config("diverged", kind="llama", training=training))
+    assert diverged.exit_codes == [ExitCode.DIVERGED, ExitCode.DIVERGED], diverged.output
+    assert "NaN or infinite at step" in diverged.message.error
+    assert "spec.training.learningRate (now 10)" in diverged.message.advice
+
+
+def test_logged_losses_are_sums_that_survive_a_restart(lab: Lab) -> None:
+    """With so many steps every tenth is logged; the kill comes between two log lines."""
+    long = {"training": {"maxSteps": 2001, "epochs": None}, "checkpoint": {"everySteps": 15}}
+    through, config = (lab.config(name, kind="bert-dropout", **long) for name in ("sums-through", "sums"))
+    assert lab.run(through, TEST_END="stop", TEST_END_STEP="31").exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
+    assert lab.run(config, TEST_END="kill", TEST_END_STEP="17").exit_codes == [-9, -9]
+    again = lab.config("sums", kind="bert-dropout", attempt=2, **long)
+    assert lab.run(again, TEST_END="stop", TEST_END_STEP="31").exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
+    losses = [entry for entry in lab.training_log(config) if "loss" in entry]
+    assert [entry["step"] for entry in losses] == [10, 20, 30]
+    assert lab.training_log(config) == lab.training_log(through)
+
+
+def test_a_run_goes_on_in_a_smaller_world_with_the_same_global_batches(lab: Lab) -> None:
+    through, config = (lab.config(name, kind="llama", zero=3) for name in ("world-through", "world"))
+    assert lab.run(through).exit_codes == [0, 0]
+    assert lab.run(config, TEST_END="stop", TEST_END_STEP="2").exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
+    alone = lab.run(lab.config("world", kind="llama", zero=2, attempt=2, world=1))
+    assert alone.exit_codes == [0], alone.output
+    losses = [[entry["loss"] for entry in lab.training_log(run) if "loss" in entry] for run in (config, through)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_stage_reads_what_was_prepared_from_the_runs_record(lab: Lab) -> None:
+    lab.prepare("bert", name="recorded")
+    config = lab.config("recorded", kind="bert").model_copy(update={"prepared": None})
+    attempt = lab.run(config, target=RUN_RANK)
+    assert attempt.exit_codes == [0, 0], attempt.output
+    progress = attempt.message.progress
+    assert progress is not None
+    assert {"import", "claim", "model", "engine", "steps", "evaluate", "save", "export"} <= set(progress.phase_seconds)
+    assert progress.tokens > 0
+    assert progress.first_step_time is not None
+    assert progress.last_checkpoint is not None

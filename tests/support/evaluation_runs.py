@@ -1,0 +1,130 @@
+"""Runs that are ready to be evaluated: data prepared by the real stage, a model trained by a plain loop."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factories import merged
+from finetune_api.constants import Stage
+from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
+from finetune_api.v1alpha1 import Spec
+from finetune_trainer.data.collate import Collator
+from finetune_trainer.data.prepare import prepare
+from finetune_trainer.data.shards import TokenDataset
+from finetune_trainer.model.load import load_model
+from finetune_trainer.model.tokenizer import load_tokenizer
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.runtime import RuntimeEnv
+from finetune_trainer.store import ObjectStore
+
+SUBJECTS = ("the fox", "the dog", "my friend", "a book", "this film", "your house", "the city", "our team")
+GOOD = ("good", "great", "lovely", "fine", "bright", "kind")
+BAD = ("bad", "awful", "ugly", "poor", "dull", "cruel")
+
+
+def reviews() -> list[dict[str, Any]]:
+    """Sentences whose one adjective decides the label."""
+    return [
+        {"text": f"{subject} is {'very ' * more}{word}", "label": label}
+        for label, words in (("good", GOOD), ("bad", BAD))
+        for subject in SUBJECTS
+        for word in words
+        for more in (0, 1)
+    ]
+
+
+def questions() -> list[dict[str, Any]]:
+    """Conversations with one right answer each."""
+    return [
+        {"messages": [{"role": "user", "content": f"is {subject} {word}?"}, {"role": "assistant", "content": answer}]}
+        for answer, words in (("yes", GOOD), ("no", BAD))
+        for subject in SUBJECTS
+        for word in words
+    ]
+
+
+def runtime_in(folder: Path) -> RuntimeEnv:
+    folder.mkdir(parents=True, exist_ok=True)
+    return RuntimeEnv(rank=0, world_size=1, local_rank=0, local_world_size=1, scratch=folder, cache=folder / "cache")
+
+
+def prepared_config(
+    store: ObjectStore,
+    settings: StorageSettings,
+    folder: Path,
+    *,
+    bucket: str,
+    base: Path,
+    records: list[dict[str, Any]],
+    **spec: Any,
+) -> TrainerConfig:
+    """Upload base model and records, run the prepare stage, and return the evaluate stage's configuration."""
+    store.upload_folder(base, f"s3://{bucket}/base")
+    lines = "\n".join(json.dumps(record) for record in records)
+    store.put(f"s3://{bucket}/data/train.jsonl", lines.encode())
+    document = {
+        "model": {"uri": f"s3://{bucket}/base"},
+        "data": {"train": [{"uri": f"s3://{bucket}/data/train.jsonl"}], "test": {"fraction": 0.25}, "maxLength": 64},
+        "training": {"epochs": 1, "learningRate": 1e-3},
+        "output": {"uri": f"s3://{bucket}/out"},
+    }
+    config = TrainerConfig(
+        job=JobRef(namespace="default", name="reviews", uid="u"),
+        run=1,
+        stage=Stage.EVALUATE,
+        spec=Spec.model_validate(merged(document, spec)),
+        storage=settings,
+        world=World(),
+        batch=BatchPlan(global_size=16, micro_size=16, accumulation=1),
+    )
+    runtime = runtime_in(folder / "prepare")
+    prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
+    return config.model_copy(update={"prepared": prepared})
+
+
+def trained_model(
+    config: TrainerConfig, store: ObjectStore, folder: Path, *, epochs: int, adapter: bool = False
+) -> Any:
+    """The model after a plain single-process loop over the prepared training split."""
+    prepared = config.prepared
+    assert prepared is not None
+    base = folder / "base"
+    store.download_folder(config.spec.model.uri, base)
+    model: Any = load_model(
+        base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed
+    )
+    if adapter:
+        from finetune_trainer.model.adapters import with_adapter
+
+        assert config.spec.method.lora is not None
+        model = with_adapter(model, config.spec.method.lora, prepared.task)
+    tokenizer = load_tokenizer(base)
+    rows = TokenDataset.open(store, prepared.dataset_uri, "train", folder / "cache")
+    collate = Collator(tokenizer.pad_token_id, prepared.task)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    model.train()
+    for epoch in range(epochs):
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(epoch)).tolist()
+        for start in range(0, len(order), 16):
+            loss = model(**collate([rows[index] for index in order[start : start + 16]])).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model.eval()
+
+
+def export_whole(model: Any, config: TrainerConfig, store: ObjectStore, folder: Path) -> None:
+    """What the train stage leaves with format Merged."""
+    target = folder / "export"
+    model.save_pretrained(target)
+    load_tokenizer(folder / "base").save_pretrained(target)
+    store.upload_folder(target, config.model_uri)
+
+
+def export_adapter(model: Any, config: TrainerConfig, store: ObjectStore, folder: Path) -> None:
+    """What the train stage leaves with format Adapter."""
+    target = folder / "export-adapter"
+    model.save_pretrained(target)
+    store.upload_folder(target, f"{config.run_uri}/adapter")

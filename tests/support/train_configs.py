@@ -1,0 +1,46 @@
+"""Resolved configurations of the train stage, with one thing changed."""
+
+from typing import Any
+
+from factories import merged
+from finetune_api.constants import Stage
+from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, SplitCounts, StorageSettings, TrainerConfig, World
+from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Spec, Task
+
+_SPEC: dict[str, Any] = {
+    "model": {"uri": "s3://bucket/models/base"},
+    "data": {"train": [{"uri": "s3://bucket/train.jsonl"}]},
+    "training": {"learningRate": 2e-4, "globalBatchSize": 16},
+    "output": {"uri": "s3://bucket/out"},
+    "workers": {"nodes": 2},
+}
+
+
+def train_config(
+    *, gpus: bool = False, micro: int = 8, prepared: dict[str, Any] | None = None, **spec: Any
+) -> TrainerConfig:
+    """Two processes; `spec` is merged into the smallest spec, `prepared` replaces what the prepare stage decided."""
+    decided = Prepared(
+        dataset_uri="s3://bucket/datasets/d",
+        dataset_digest="d",
+        model_digest="m",
+        format=DataFormat.CLASSIFICATION,
+        task=Task.SEQUENCE_CLASSIFICATION,
+        dtype=Dtype.FLOAT32,
+        packing=Packing.PADDED,
+        zero_stage=2,
+        counts=SplitCounts(train=100, validation=10, test=10),
+        labels=("bad", "good"),
+        parameters=22_700_000,
+    )
+    return TrainerConfig(
+        job=JobRef(namespace="default", name="job", uid="u"),
+        run=1,
+        stage=Stage.TRAIN,
+        attempt=1,
+        spec=Spec.model_validate(merged(_SPEC, spec)),
+        storage=StorageSettings(),
+        world=World(nodes=2, gpus=gpus),
+        batch=BatchPlan(global_size=16, micro_size=micro, accumulation=8 // micro),
+        prepared=decided.model_copy(update=prepared or {}),
+    )

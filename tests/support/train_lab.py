@@ -1,0 +1,163 @@
+"""Attempts of the train stage for tests: two real ranks of the real fork server, tiny models, a real object store."""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_api.constants import Env, Stage
+from finetune_api.progress import TerminationMessage
+from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, StorageSettings, TrainerConfig, World
+from finetune_api.v1alpha1 import Dtype, Spec
+from finetune_trainer.forkclient import RUN_RANK, ForkClient, ForkServerProcess
+from finetune_trainer.stages import read_result
+from finetune_trainer.store import ObjectStore
+from process_support import base_environment, free_port
+
+ROWS = 47
+GLOBAL_BATCH = 8
+STEPS_PER_EPOCH = 5
+"""ceil(38 training rows / 8): the last batch of an epoch is filled up."""
+
+_WORDS = {"animal": ["fox", "dog", "bird", "wolf", "horse"], "food": ["bread", "milk", "cheese", "apple", "soup"]}
+
+
+@dataclass
+class Attempt:
+    """What two ranks left."""
+
+    exit_codes: list[int]
+    messages: list[TerminationMessage | None]
+    output: str
+    folder: Path
+
+    @property
+    def message(self) -> TerminationMessage:
+        assert self.messages[0] is not None, self.output[-6000:]
+        return self.messages[0]
+
+
+@dataclass
+class Lab:
+    """Starts attempts against one bucket."""
+
+    server: ForkServerProcess
+    settings: StorageSettings
+    store: ObjectStore
+    bucket: str
+    folder: Path
+    models: Path
+    prepared: dict[str, Prepared] = field(default_factory=dict)
+    started: int = 0
+
+    def config(
+        self, name: str, *, kind: str, attempt: int = 1, run: int = 1, world: int = 2, **change: Any
+    ) -> TrainerConfig:
+        """`kind` names the base model; `change` are blocks of the spec, and `zero`, `dtype`, `micro` and `stage`."""
+        zero, dtype = change.pop("zero", 2), change.pop("dtype", "Float32")
+        micro, stage = change.pop("micro", 2), change.pop("stage", Stage.TRAIN)
+        spec: dict[str, Any] = {
+            "model": {"uri": f"file://{self.models / kind}"},
+            "data": {"train": [{"uri": f"s3://{self.bucket}/{kind.partition('-')[0]}.jsonl"}], "maxLength": 32},
+            "method": {"full": {}},
+            "training": {"epochs": 2, "learningRate": 5e-3, "globalBatchSize": GLOBAL_BATCH},
+            "checkpoint": {"everySteps": 1000},
+            "output": {"uri": f"s3://{self.bucket}/{name}"},
+            "workers": {"nodes": world},
+        }
+        for block, value in change.items():
+            spec[block] = spec.get(block, {}) | value if block != "method" else value
+        # Models of this size would never be partitioned.
+        spec["deepspeed"] = {
+            "config": {"zero_optimization": {"stage3_param_persistence_threshold": 100}} if zero == 3 else {}
+        }
+        prepared = self.prepared.get(kind)
+        if prepared is not None:
+            prepared = prepared.model_copy(update={"zero_stage": zero, "dtype": Dtype(dtype)})
+        return TrainerConfig(
+            job=JobRef(namespace="test", name=name, uid="1"),
+            run=run,
+            stage=stage,
+            attempt=attempt,
+            spec=Spec.model_validate(spec),
+            storage=self.settings,
+            world=World(nodes=world),
+            batch=BatchPlan(global_size=GLOBAL_BATCH, micro_size=micro, accumulation=GLOBAL_BATCH // world // micro),
+            prepared=prepared if stage is Stage.TRAIN else None,
+        )
+
+    def run(self, config: TrainerConfig, *, target: str = "train_ranks:train_rank", **env: str) -> Attempt:
+        """Run one attempt to its end, whatever that is."""
+        self.started += 1
+        scratch = self.folder / f"attempt-{self.started}"
+        scratch.mkdir()
+        path = scratch / "config.json"
+        path.write_text(config.model_dump_json())
+        world, port = config.world.size, free_port()
+        log = scratch / "log"
+        with log.open("wb") as output:
+            ranks = [
+                ForkClient(self.server.path).start_rank(
+                    self._environment(rank, world, port, scratch) | env, path, output.fileno(), target=target
+                )
+                for rank in range(world)
+            ]
+        try:
+            codes = [rank.wait(120) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        return Attempt(codes, [read_result(scratch, rank) for rank in range(world)], log.read_text(), scratch)
+
+    def _environment(self, rank: int, world: int, port: int, scratch: Path) -> dict[str, str]:
+        return base_environment() | {
+            Env.RANK: str(rank),
+            Env.LOCAL_RANK: str(rank),
+            Env.WORLD_SIZE: str(world),
+            Env.LOCAL_WORLD_SIZE: str(world),
+            Env.MASTER_ADDR: "127.0.0.1",
+            Env.MASTER_PORT: str(port),
+            Env.SCRATCH: str(scratch),
+            Env.CACHE: str(self.folder / "cache"),
+        }
+
+    def prepare(self, kind: str, *, name: str = "") -> Prepared:
+        """The real prepare stage, of the run `name`."""
+        name = name or f"prepare-{kind}"
+        attempt = self.run(self.config(name, kind=kind, world=1, stage=Stage.PREPARE), target=RUN_RANK)
+        assert attempt.exit_codes == [0], attempt.output
+        assert attempt.message.prepared is not None
+        self.prepared[kind] = attempt.message.prepared
+        return self.prepared[kind]
+
+    def training_log(self, config: TrainerConfig) -> list[dict[str, float]]:
+        """What the run has logged, as the report reads it."""
+        document = self.store.get_json(f"{config.run_uri}/training.json")
+        log: list[dict[str, float]] = document["log"]
+        return log
+
+    def manifests(self, config: TrainerConfig) -> list[str]:
+        """Names of the committed checkpoints."""
+        listed = self.store.list(f"{config.run_uri}/checkpoints/manifests/")
+        return sorted(info.uri.rpartition("/")[2].removesuffix(".json") for info in listed)
+
+
+def rows(kind: str) -> list[dict[str, str]]:
+    """Sentences about animals and food, of different length; the labels can be learnt."""
+    draw = random.Random(7)
+    made = []
+    for index in range(ROWS):
+        label = ("animal", "food")[index % 2]
+        words = " ".join(draw.choices(_WORDS[label], k=draw.randint(2, 9)))
+        made.append({"text": words, "label": label} if kind == "bert" else {"text": words})
+    return made
+
+
+def make_models(lab: Lab) -> None:
+    """In a process of its own: the test process stays free of torch."""
+    environ = base_environment() | {"TEST_MODELS": str(lab.models)}
+    with (lab.folder / "models.log").open("wb") as output:
+        rank = ForkClient(lab.server.path).start_rank(
+            environ, lab.models, output.fileno(), target="train_ranks:make_models"
+        )
+    assert rank.wait(120) == 0, (lab.folder / "models.log").read_text()

@@ -1,0 +1,101 @@
+"""Ranks of the train stage for tests: the real stage, and an end at a chosen step.
+
+The choice is in the environment: TEST_END=kill|stop|none, TEST_END_STEP, TEST_END_RANKS (comma-separated).
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class EndsAt:
+    """A StopFlag that asks for the stop, or kills its own process with SIGKILL, once a step is done and saved."""
+
+    def __init__(self, report: Any, *, end: str, step: int, ranks: tuple[int, ...]) -> None:
+        self._report, self._end, self._step = report, end, step
+        self._mine = int(os.environ["RANK"]) in ranks
+
+    @property
+    def requested(self) -> bool:
+        """Read by the training loop at the end of every step, before that step is reported."""
+        reached = self._mine and self._report.progress.step >= self._step
+        if reached and self._end == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reached and self._end == "stop"
+
+
+def train_rank(config: Path) -> int:
+    """Like `stages.run_rank`, but the configuration says what was prepared."""
+    from finetune_trainer.stages import run_bound
+
+    def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
+        from finetune_trainer.store.client import ObjectStore
+        from finetune_trainer.train.stage import train
+
+        ranks = tuple(int(rank) for rank in os.environ.get("TEST_END_RANKS", "0,1").split(","))
+        stop = EndsAt(
+            report, end=os.environ.get("TEST_END", "none"), step=int(os.environ.get("TEST_END_STEP", "0")), ranks=ranks
+        )
+        return lambda: train(config, ObjectStore.connect(config.storage), runtime, report, stop)  # type: ignore[arg-type]
+
+    return run_bound(config, bind)
+
+
+def make_models(folder: Path) -> int:
+    """Two encoders and two decoders of a few ten thousand parameters, with dropout and without."""
+    import torch
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+    from tiny_models import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "pad_token_id": 0}
+    size |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    for name, dropout in (("", 0.0), ("-dropout", 0.1)):
+        torch.manual_seed(1)
+        bert = BertConfig(**size, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+        llama = LlamaConfig(**size, num_key_value_heads=2, attention_dropout=dropout, tie_word_embeddings=True)
+        for kind, model in (("bert", BertModel(bert)), ("llama", LlamaForCausalLM(llama))):
+            model.save_pretrained(folder / f"{kind}{name}")
+            tokenizer.save_pretrained(folder / f"{kind}{name}")
+    return 0
+
+
+def load_exported(folder: Path) -> int:
+    """Load `folder/model` as anybody would; what was found, and its validation loss, go to `folder/loaded.json`."""
+    import json
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    from finetune_api.trainer_config import TrainerConfig
+    from finetune_trainer.data.collate import Collator
+    from finetune_trainer.data.shards import TokenDataset
+    from finetune_trainer.store.client import ObjectStore
+    from finetune_trainer.train.loss import causal_lm_loss, causal_lm_targets, classification_loss
+
+    config = TrainerConfig.model_validate_json((folder / "config.json").read_text())
+    prepared = config.prepared
+    assert prepared is not None
+    classifies = bool(prepared.labels)
+    model_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    model, found = model_class.from_pretrained(folder / "model", output_loading_info=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    rows = TokenDataset.open(ObjectStore.connect(config.storage), prepared.dataset_uri, "validation", folder / "cache")
+    batch = Collator(tokenizer.pad_token_id, prepared.task)([rows[index] for index in range(len(rows))])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    summed = classification_loss(logits, labels) if classifies else causal_lm_loss(logits, labels)
+    result = {
+        "missing": sorted(found["missing_keys"]),
+        "unexpected": sorted(found["unexpected_keys"]),
+        "loss": float(summed) / (len(labels) if classifies else causal_lm_targets(labels)),
+        "dtype": str(model.dtype),
+        "labels": [model.config.id2label[index] for index in range(len(prepared.labels))],
+        "use_cache": getattr(model.config, "use_cache", None),
+    }
+    (folder / "loaded.json").write_text(json.dumps(result))
+    return 0

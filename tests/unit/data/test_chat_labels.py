@@ -1,0 +1,151 @@
+"""What carries loss, read back: the labels are decoded and compared with what the assistant said."""
+
+import pytest
+
+import tiny_models
+from finetune_api.v1alpha1 import Columns, Data, DataFormat, Source, Task
+from finetune_trainer.data.chat import renderer_of
+from finetune_trainer.data.formats import Formatter
+from finetune_trainer.data.prepare import make_formatter
+from finetune_trainer.data.problems import Place, RecordProblem
+from finetune_trainer.data.tokenise import TokeniseCounts, loss_flags, tokenise
+from finetune_trainer.errors import ModelUnusableError
+
+PLACE = Place("s3://b/a.jsonl", 3)
+USER, SYSTEM = {"role": "user", "content": "What is 2+2?"}, {"role": "system", "content": "Be brief."}
+ANSWER = {"role": "assistant", "content": "It is 4."}
+MORE = [{"role": "user", "content": "It is 4. Sure?\n"}, {"role": "assistant", "content": "Yes, it is 4. Ünï → ok"}]
+TEMPLATES = {
+    "chatml": (tiny_models.CHATML, "<|im_end|>", ""),
+    "llama3": (tiny_models.LLAMA3, "<|eot_id|>", ""),
+    "mistral": (tiny_models.MISTRAL, "</s>", " "),
+    "gemma": (tiny_models.GEMMA, "<end_of_turn>", ""),
+    "marked": (tiny_models.MARKED, "<|im_end|>", ""),
+    "drops-reasoning": (tiny_models.DROPS_REASONING, "<|im_end|>", ""),
+}
+"""Template, the token that ends a turn, and what stands between the prompt and the answer."""
+
+
+def data(data_format: DataFormat) -> Data:
+    return Data(train=(Source(uri="s3://bucket/a.jsonl"),), format=data_format)
+
+
+def chat_formatter(template: str) -> tuple[Formatter, object]:
+    tokenizer = tiny_models.tiny_tokenizer(template)
+    return make_formatter(DataFormat.CHAT, data(DataFormat.CHAT), tokenizer, "s3://bucket/model"), tokenizer
+
+
+def learnt(formatter: Formatter, tokenizer, record: dict, max_length: int = 512) -> list[str]:
+    """The stretches of tokens that carry loss, decoded."""
+    example = formatter(record, PLACE)
+    rows = tokenise([example], tokenizer, Task.CAUSAL_LM, {}, max_length=max_length, counts=TokeniseCounts())
+    ((tokens, loss),) = rows
+    stretches: list[list[int]] = []
+    for index, token in enumerate(tokens.tolist()):
+        if loss[index]:
+            if not index or not loss[index - 1]:
+                stretches.append([])
+            stretches[-1].append(token)
+    return [tokenizer.decode(stretch, clean_up_tokenization_spaces=False) for stretch in stretches]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("system", [False, True], ids=["", "system"])
+def test_loss_falls_on_every_answer_and_its_end_token_and_on_nothing_else(name, system):
+    template, end, gap = TEMPLATES[name]
+    formatter, tokenizer = chat_formatter(template)
+    messages = [*([SYSTEM] if system else []), USER, ANSWER, *MORE]
+    assert learnt(formatter, tokenizer, {"messages": messages}) == [
+        f"{gap}{ANSWER['content']}{end}",
+        f"{gap}{MORE[1]['content']}{end}",
+    ]
+
+
+def test_an_instruction_speaks_through_the_chat_template_where_there_is_one():
+    tokenizer = tiny_models.tiny_tokenizer(tiny_models.CHATML)
+    formatter = make_formatter(DataFormat.INSTRUCTION, data(DataFormat.INSTRUCTION), tokenizer, "s3://bucket/model")
+    record = {"instruction": "Add", "input": "2 2", "output": "4"}
+    assert "<|im_start|>user\nAdd\n\n2 2<|im_end|>" in formatter(record, PLACE).text
+    assert learnt(formatter, tokenizer, record) == ["4<|im_end|>"]
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_an_instruction_without_a_template_ends_with_the_end_token(adds_bos):
+    tokenizer = tiny_models.tiny_tokenizer(adds_bos=adds_bos)
+    formatter = make_formatter(DataFormat.INSTRUCTION, data(DataFormat.INSTRUCTION), tokenizer, "s3://bucket/model")
+    record = {"prompt": "Say it", "completion": "so be it"}
+    assert formatter(record, PLACE).text == ("<s>" if adds_bos else "") + "Say it\n\nso be it</s>"
+    assert learnt(formatter, tokenizer, record) == ["so be it</s>"]
+
+
+def test_a_text_is_tokenised_as_the_tokenizer_would_do_it_itself():
+    tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
+    formatter = make_formatter(DataFormat.TEXT, data(DataFormat.TEXT), tokenizer, "s3://bucket/model")
+    example = formatter({"text": "the quick fox"}, PLACE)
+    ((tokens, loss),) = tokenise([example], tokenizer, Task.CAUSAL_LM, {}, max_length=99, counts=TokeniseCounts())
+    assert tokens.tolist() == [*tokenizer("the quick fox").input_ids, tokenizer.eos_token_id]
+    assert loss.all()
+
+
+def test_a_chat_for_a_model_without_template_is_refused():
+    with pytest.raises(ModelUnusableError, match="hf://x/y has no chat template"):
+        make_formatter(DataFormat.CHAT, data(DataFormat.CHAT), tiny_models.tiny_tokenizer(), "hf://x/y")
+
+
+def test_a_template_that_hides_the_answer_is_refused_with_the_way_out():
+    formatter, _ = chat_formatter(tiny_models.SHOUTS)
+    with pytest.raises(RecordProblem, match="cannot be told from the rest") as caught:
+        formatter({"messages": [USER, ANSWER, *MORE]}, PLACE)
+    assert "{% generation %}" in caught.value.remedy
+
+
+def test_what_a_template_refuses_is_a_finding_about_the_record():
+    formatter, _ = chat_formatter("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(RecordProblem, match="roles must alternate"):
+        formatter({"messages": [USER, ANSWER]}, PLACE)
+
+
+def test_a_system_message_is_folded_where_the_template_has_no_such_role():
+    renderer = renderer_of(tiny_models.tiny_tokenizer(tiny_models.GEMMA))
+    assert renderer is not None
+    text, _ = renderer([SYSTEM, USER, ANSWER])
+    assert "<start_of_turn>user\nBe brief.\n\nWhat is 2+2?<end_of_turn>" in text
+    assert (renderer.folds_system, renderer.folded) == (True, 1)
+
+
+def test_rows_whose_answer_lies_beyond_the_maximum_length_are_left_out_and_counted():
+    formatter, tokenizer = chat_formatter(tiny_models.CHATML)
+    long = {"messages": [USER | {"content": "why? " * 50}, ANSWER]}
+    short = {"messages": [USER, ANSWER]}
+    counts = TokeniseCounts()
+    examples = [formatter(long, PLACE), formatter(short, PLACE)]
+    rows = list(tokenise(examples, tokenizer, Task.CAUSAL_LM, {}, max_length=60, counts=counts))
+    assert len(rows) == 1
+    assert (counts.truncated, counts.without_loss) == (1, 1)
+
+
+def test_a_classified_text_is_cut_to_the_maximum_length_with_its_special_tokens():
+    tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
+    formatter = Formatter(DataFormat.CLASSIFICATION, Columns())
+    examples = [formatter({"text": "very " * 30, "label": "b"}, PLACE), formatter({"text": "so", "label": "a"}, PLACE)]
+    counts = TokeniseCounts()
+    ids = {"a": 0, "b": 1}
+    rows = list(tokenise(examples, tokenizer, Task.SEQUENCE_CLASSIFICATION, ids, max_length=9, counts=counts))
+    assert [len(tokens) for tokens, _ in rows] == [9, len(tokenizer("so").input_ids)]
+    assert [label for _, label in rows] == [1, 0]
+    assert rows[0][0][0] == tokenizer.bos_token_id
+    assert counts.truncated == 1
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        ([(0, 4), (4, 9), (9, 12)], [0, 1, 0]),
+        ([(0, 4), (3, 6), (6, 9)], [0, 1, 1]),
+        ([(0, 4), (4, 8), (8, 10)], [0, 1, 0]),
+        ([(4, 4), (9, 9), (10, 10)], [0, 1, 0]),
+    ],
+    ids=["on the edges", "reaching in", "reaching out", "of no width"],
+)
+def test_a_token_carries_loss_when_it_ends_within_a_span(offsets, expected):
+    assert loss_flags(offsets, [(4, 9)]).astype(int).tolist() == expected

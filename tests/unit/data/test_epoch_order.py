@@ -1,0 +1,124 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_trainer.data.order import epoch_order, padded_tokens, padding_saved
+
+ROWS = st.lists(st.integers(1, 5000), max_size=300).map(lambda lengths: np.array(lengths, dtype=np.int32))
+SEEDS = st.integers(0, 2**32 - 1)
+EPOCHS = st.integers(0, 10_000)
+BATCHES = st.integers(1, 40)
+
+
+def lognormal_lengths(rows: int = 5000) -> np.ndarray:
+    draws = np.random.RandomState(7).lognormal(mean=5.0, sigma=1.0, size=rows)
+    return np.clip(draws, 4, 4096).astype(np.int32)
+
+
+def megabatch_order(lengths: np.ndarray, batch_size: int) -> np.ndarray:
+    """Grouping as transformers' group_by_length does it: shuffled, cut into 50 batches, each cut sorted."""
+    rows = np.random.RandomState(3).permutation(len(lengths))
+    cuts = [rows[start : start + 50 * batch_size] for start in range(0, len(rows), 50 * batch_size)]
+    return np.concatenate([cut[np.argsort(-lengths[cut], kind="stable")] for cut in cuts])
+
+
+def waste(lengths: np.ndarray, order: np.ndarray, batch_size: int) -> float:
+    return padded_tokens(lengths[order], batch_size) / int(lengths.sum())
+
+
+@given(lengths=ROWS, seed=SEEDS, epoch=EPOCHS, batch_size=BATCHES, grouped=st.booleans())
+@settings(max_examples=100)
+def test_every_epoch_visits_every_row_once(lengths, seed, epoch, batch_size, grouped):
+    order = epoch_order(lengths, seed=seed, epoch=epoch, batch_size=batch_size, grouped=grouped)
+    assert order.dtype == np.int64
+    assert sorted(order.tolist()) == list(range(len(lengths)))
+
+
+@given(lengths=ROWS, seed=SEEDS, epoch=EPOCHS, batch_size=BATCHES, grouped=st.booleans())
+@settings(max_examples=50)
+def test_the_same_arguments_give_the_same_order(lengths, seed, epoch, batch_size, grouped):
+    first, second = (
+        epoch_order(lengths.copy(), seed=seed, epoch=epoch, batch_size=batch_size, grouped=grouped) for _ in range(2)
+    )
+    assert first.tolist() == second.tolist()
+
+
+@given(seed=SEEDS, epoch=EPOCHS, grouped=st.booleans())
+@settings(max_examples=50)
+def test_epochs_and_seeds_differ(seed, epoch, grouped):
+    lengths = lognormal_lengths(300)
+    here = epoch_order(lengths, seed=seed, epoch=epoch, batch_size=8, grouped=grouped)
+    assert here.tolist() != epoch_order(lengths, seed=seed, epoch=epoch + 1, batch_size=8, grouped=grouped).tolist()
+    assert here.tolist() != epoch_order(lengths, seed=seed + 1, epoch=epoch, batch_size=8, grouped=grouped).tolist()
+
+
+@given(lengths=ROWS.filter(len), seed=SEEDS, epoch=EPOCHS, batch_size=BATCHES)
+@settings(max_examples=100)
+def test_grouped_batches_are_sorted_within_and_the_longest_come_first(lengths, seed, epoch, batch_size):
+    order = epoch_order(lengths, seed=seed, epoch=epoch, batch_size=batch_size, grouped=True)
+    first = lengths[order][:batch_size]
+    for start in range(0, len(order), batch_size):
+        batch = lengths[order[start : start + batch_size]]
+        assert (np.diff(batch) <= 0).all()
+    longest = np.sort(lengths)[::-1][: len(first)]
+    assert (first >= longest * (1 - 1 / 128)).all()
+
+
+def test_the_order_never_changes_from_version_to_version():
+    """A resumed run relies on it: whoever has to change these figures breaks every run in flight."""
+    lengths = np.arange(10, 22, dtype=np.int32)
+    plain = epoch_order(lengths, seed=42, epoch=1, batch_size=4, grouped=False)
+    grouped = epoch_order(lengths, seed=42, epoch=1, batch_size=4, grouped=True)
+    assert plain.tolist() == [4, 10, 9, 5, 3, 0, 11, 2, 7, 1, 6, 8]
+    assert grouped.tolist() == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 64])
+def test_grouping_wastes_next_to_nothing_on_skewed_lengths(batch_size):
+    lengths = lognormal_lengths()
+    ours = waste(lengths, epoch_order(lengths, seed=42, epoch=3, batch_size=batch_size, grouped=True), batch_size)
+    fully_sorted = waste(lengths, np.argsort(lengths)[::-1], batch_size)
+    megabatches = waste(lengths, megabatch_order(lengths, batch_size), batch_size)
+    if batch_size == 16:
+        assert ours <= 1.05
+    assert ours <= fully_sorted * 1.01
+    assert ours <= megabatches
+
+
+def test_micro_batches_within_a_global_batch_are_alike_too():
+    lengths = lognormal_lengths()
+    order = epoch_order(lengths, seed=42, epoch=0, batch_size=64, grouped=True)
+    assert waste(lengths, order, 4) < 1.02
+
+
+def test_grouped_epochs_compose_their_batches_differently():
+    lengths = lognormal_lengths()
+    epochs = [epoch_order(lengths, seed=42, epoch=epoch, batch_size=16, grouped=True) for epoch in (0, 1)]
+    first, second = ({frozenset(order[i : i + 16].tolist()) for i in range(0, 5000, 16)} for order in epochs)
+    assert len(first & second) < 0.1 * len(first)
+
+
+def test_an_epoch_of_a_million_rows_is_ordered_in_a_moment():
+    lengths = lognormal_lengths(1_000_000)
+    started = time.process_time()
+    epoch_order(lengths, seed=1, epoch=0, batch_size=64, grouped=True)
+    assert time.process_time() - started < 3.0
+
+
+def test_saved_padding_is_what_random_batches_would_have_wasted():
+    lengths = lognormal_lengths()
+    random = [
+        padded_tokens(lengths[epoch_order(lengths, seed=1, epoch=epoch, batch_size=16, grouped=False)], 16)
+        for epoch in range(20)
+    ]
+    grouped = padded_tokens(lengths[epoch_order(lengths, seed=1, epoch=0, batch_size=16, grouped=True)], 16)
+    assert padding_saved(lengths, 16) == pytest.approx(1 - grouped / np.mean(random), abs=0.02)
+    assert padding_saved(lengths, 16) > 0.5
+
+
+@pytest.mark.parametrize(("lengths", "batch_size"), [([], 8), ([7] * 50, 8), ([3, 90, 4, 800], 1)])
+def test_nothing_is_saved_where_nothing_is_padded(lengths, batch_size):
+    assert padding_saved(np.array(lengths, dtype=np.int32), batch_size) == pytest.approx(0.0)

@@ -1,0 +1,148 @@
+import pytest
+
+from finetune_api.v1alpha1 import Columns, DataFormat, Task
+from finetune_trainer.data.formats import Formatter, detect_format, label_name, parse_messages
+from finetune_trainer.data.labels import label_names, unknown_label
+from finetune_trainer.data.problems import Place, RecordProblem
+from finetune_trainer.errors import BadDataError
+
+PLACE = Place("s3://b/a.jsonl", 3)
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "columns", "task", "expected"),
+    [
+        ({"text": "x"}, {}, None, DataFormat.TEXT),
+        ({"text": "x", "label": 1, "id": 7}, {}, None, DataFormat.CLASSIFICATION),
+        ({"text": "x", "label": 1}, {}, Task.CAUSAL_LM, DataFormat.TEXT),
+        ({"review": "x", "stars": 1}, {"text": "review", "label": "stars"}, None, DataFormat.CLASSIFICATION),
+        ({"instruction": "x", "input": "", "output": "y"}, {}, None, DataFormat.INSTRUCTION),
+        ({"prompt": "x", "response": "y"}, {}, None, DataFormat.INSTRUCTION),
+        ({"messages": CHAT}, {}, None, DataFormat.CHAT),
+        ({"conversations": []}, {}, None, DataFormat.CHAT),
+    ],
+)
+def test_the_first_record_decides_the_format(record, columns, task, expected):
+    assert detect_format(record, Columns(**columns), task, "s3://b/a.jsonl") is expected
+
+
+def test_columns_that_fit_two_formats_are_an_error_that_says_what_to_set():
+    record = {"instruction": "x", "output": "y", "text": "x y"}
+    with pytest.raises(BadDataError, match="fit more than one format: Text, Instruction") as caught:
+        detect_format(record, Columns(), None, "s3://b/a.jsonl")
+    assert caught.value.advice == "set spec.data.format to one of Text, Instruction"
+
+
+@pytest.mark.parametrize(("record", "task"), [({"body": "x"}, None), ({"text": "x"}, Task.SEQUENCE_CLASSIFICATION)])
+def test_columns_that_fit_no_format_are_an_error_that_says_what_to_set(record, task):
+    with pytest.raises(BadDataError, match=r"a\.jsonl: the columns \((body|text)\) fit no format") as caught:
+        detect_format(record, Columns(), task, "s3://b/a.jsonl")
+    assert "spec.data.columns" in caught.value.advice
+
+
+def test_a_classification_record_becomes_text_and_label():
+    example = Formatter(DataFormat.CLASSIFICATION, Columns(label="stars"))({"text": "good", "stars": 5.0}, PLACE)
+    assert (example.text, example.label, str(example.place)) == ("good", "5", "s3://b/a.jsonl line 3")
+
+
+def test_all_of_a_text_carries_loss_and_it_ends_with_the_end_token():
+    example = Formatter(DataFormat.TEXT, Columns(), bos="<s>", eos="</s>")({"text": "once"}, PLACE)
+    assert example.text == "<s>once</s>"
+    assert example.spans == ((-1, 11),)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"prompt": "2+2?", "completion": "4"}, "2+2?\n\n4</s>"),
+        ({"instruction": "Translate", "input": "chat", "output": "cat"}, "Translate\n\nchat\n\ncat</s>"),
+        ({"instruction": "Say", "input": "", "response": "so"}, "Say\n\nso</s>"),
+    ],
+)
+def test_without_a_template_only_the_completion_and_the_end_token_carry_loss(record, expected):
+    example = Formatter(DataFormat.INSTRUCTION, Columns(), eos="</s>")(record, PLACE)
+    assert example.text == expected
+    ((start, end),) = example.spans
+    assert example.text[start:end] == expected.rsplit("\n\n", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("record", "rule", "expected"),
+    [
+        ({"body": "x", "label": 1}, "missing column", "no column 'text'; columns here: body, label"),
+        ({"text": "x"}, "missing column", "no column 'label'; columns here: text"),
+        ({"text": " \n", "label": 1}, "empty text", "column 'text' is empty"),
+        ({"text": None, "label": 1}, "empty text", "column 'text' is empty"),
+        ({"text": 7, "label": 1}, "wrong type", "column 'text' holds int 7, needed is text"),
+        ({"text": "a\ud800", "label": 1}, "undecodable bytes", "half a surrogate pair"),
+        ({"text": "x", "label": None}, "missing label", "the label is empty"),
+        ({"text": "x", "label": "  "}, "missing label", "the label is empty"),
+        ({"text": "x", "label": 0.5}, "wrong type", "the label is float 0.5"),
+        ({"text": "x", "label": ["a"]}, "wrong type", "the label is list ['a']"),
+    ],
+)
+def test_a_record_that_cannot_be_used_says_why(record, rule, expected):
+    with pytest.raises(RecordProblem) as caught:
+        Formatter(DataFormat.CLASSIFICATION, Columns())(record, PLACE)
+    assert caught.value.rule == rule
+    assert expected in caught.value.what
+    if rule == "missing column":
+        assert "spec.data.columns." in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        CHAT,
+        [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}],
+        '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]',
+        [{"role": "user", "content": [{"type": "text", "text": "hi"}]}, CHAT[1]],
+        [CHAT[0] | {"tool_calls": None}, CHAT[1]],
+    ],
+)
+def test_conversations_are_read_in_all_their_usual_shapes(value):
+    assert parse_messages(value, "messages") == CHAT
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([], "needed is a list of messages"),
+        ("hello", "needed is a list of messages"),
+        ("[oops", "is not JSON"),
+        (["hi"], "message 1 is 'hi'"),
+        ([{"role": "boss", "content": "hi"}], "message 1 has the role 'boss'"),
+        ([CHAT[0], {"role": "assistant", "content": " "}], "message 2 (assistant) is empty"),
+        ([CHAT[0], {"role": "assistant", "content": 4}], "message 2 has the content 4"),
+        ([CHAT[0]], "no assistant message"),
+    ],
+)
+def test_a_conversation_that_cannot_be_used_says_which_message(value, expected):
+    with pytest.raises(RecordProblem) as caught:
+        parse_messages(value, "messages")
+    assert expected in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["b", "a", "b"], ("a", "b")),
+        (["10", "2", "2", "-1"], ("-1", "2", "10")),
+        (["10", "2", "x"], ("10", "2", "x")),
+    ],
+)
+def test_label_ids_depend_on_the_set_of_labels_alone(labels, expected):
+    assert label_names(labels) == expected
+    assert label_names(reversed(labels)) == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(3, "3"), (3.0, "3"), ("3", "3"), (True, "true"), (" pos ", "pos")])
+def test_one_label_has_one_name_whatever_the_file_type_writes(value, expected):
+    assert label_name(value) == expected
+
+
+def test_an_unknown_label_names_the_nearest_known_one():
+    problem = unknown_label("Postive", ("negative", "neutral", "positive"))
+    assert "label 'Postive' is not among the 3 labels" in problem.what
+    assert "nearest is 'positive'" in problem.what

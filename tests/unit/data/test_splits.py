@@ -1,0 +1,86 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_trainer.data.splits import Share, row_keys, split_rows
+
+TENTH = Share(0.1)
+
+
+def split(texts, labels=None, *, validation=TENTH, test=TENTH, seed=42):
+    return split_rows(row_keys(texts, seed), labels or [""] * len(texts), validation=validation, test=test)
+
+
+@given(
+    rows=st.lists(st.tuples(st.text(max_size=3), st.sampled_from("abc")), max_size=60),
+    fractions=st.tuples(st.sampled_from([0.0, 0.1, 0.3, 0.45]), st.sampled_from([0.0, 0.1, 0.5])),
+    stratify=st.tuples(st.booleans(), st.booleans()),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60)
+def test_every_row_is_in_exactly_one_split(rows, fractions, stratify, seed):
+    shares = [Share(fraction, flag) for fraction, flag in zip(fractions, stratify, strict=True)]
+    texts, labels = [text for text, _ in rows], [label for _, label in rows]
+    found = split(texts, labels, validation=shares[0], test=shares[1], seed=seed)
+    everything = np.concatenate([found.train, found.validation, found.test])
+    assert sorted(everything.tolist()) == list(range(len(rows)))
+    if rows:
+        assert len(found.train)
+
+
+def test_the_split_follows_what_rows_say_not_where_they_stand():
+    texts = [f"text {number}" for number in range(200)]
+    there = split(texts)
+    back = split(texts[::-1])
+    for name in ("train", "validation", "test"):
+        assert [texts[row] for row in getattr(there, name)] == [texts[::-1][row] for row in getattr(back, name)]
+    assert (len(there.validation), len(there.test)) == (20, 20)
+
+
+def test_another_seed_is_another_split_and_the_same_seed_the_same():
+    texts = [f"text {number}" for number in range(200)]
+    assert split(texts).test.tolist() == split(texts).test.tolist()
+    assert split(texts).test.tolist() != split(texts, seed=43).test.tolist()
+
+
+def test_most_held_out_rows_stay_held_out_when_rows_are_added():
+    texts = [f"text {number}" for number in range(1100)]
+    before = {texts[row] for row in split(texts[:1000]).test}
+    after = split(texts)
+    assert len(before & {texts[row] for row in after.train}) == 0
+    assert len(before & {texts[row] for row in after.test}) > 80
+
+
+def test_a_stratified_split_keeps_every_labels_share():
+    labels = ["a"] * 100 + ["b"] * 50 + ["c"] * 3 + ["d"] * 2
+    texts = [f"text {number}" for number in range(len(labels))]
+    stratified = Share(0.1, stratify=True)
+    found = split(texts, labels, validation=stratified, test=stratified)
+    counted = {name: Counter(labels[row] for row in getattr(found, name)) for name in ("train", "validation", "test")}
+    assert counted == {
+        "train": {"a": 80, "b": 40, "c": 1, "d": 2},
+        "validation": {"a": 10, "b": 5, "c": 1},
+        "test": {"a": 10, "b": 5, "c": 1},
+    }
+    assert found.too_small == ("d",)
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(2, (2, 0, 0)), (3, (1, 1, 1)), (9, (7, 1, 1))])
+def test_few_rows_are_shared_out_as_far_as_they_go(rows, expected):
+    found = split([f"text {number}" for number in range(rows)])
+    assert (len(found.train), len(found.validation), len(found.test)) == expected
+
+
+def test_large_fractions_leave_a_row_to_train_on():
+    found = split(["a", "b", "c", "d"], validation=Share(0.49), test=Share(0.5))
+    assert len(found.train) >= 1
+    assert len(found.validation) >= 1
+    assert len(found.test) == 2
+
+
+def test_no_fraction_means_no_split():
+    found = split(["a", "b", "c", "d"], validation=Share(0.0), test=Share(0.5))
+    assert (len(found.train), len(found.validation), len(found.test)) == (2, 0, 2)

@@ -1,0 +1,94 @@
+"""The model card: metadata that the hub reads, text that people read."""
+
+import pytest
+from huggingface_hub import ModelCard
+from ruamel.yaml import YAML
+
+from finetune_api.v1alpha1 import ArtifactFormat, Task
+from finetune_trainer.evaluate.model_card import code, model_card, plain
+
+
+def card_of(inputs, artifact=ArtifactFormat.MERGED) -> str:
+    return model_card(inputs.record, inputs.config, inputs.data, artifact)
+
+
+def front_of(card: str) -> dict:
+    assert card.startswith("---\n")
+    return YAML(typ="safe").load(card.split("---\n")[1])
+
+
+def test_the_front_matter_has_what_the_hub_wants(report_inputs):
+    front = front_of(card_of(report_inputs()))
+    assert front["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert front["base_model_relation"] == "finetune"
+    assert front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == "text-classification"
+    assert "finetune-operator" in front["tags"]
+    (result,) = front["model-index"][0]["results"]
+    assert {metric["type"] for metric in result["metrics"]} == {"loss", "accuracy", "f1"}
+
+
+def test_the_hubs_own_reader_finds_the_figures(report_inputs):
+    card = ModelCard(card_of(report_inputs()), ignore_metadata_errors=False)
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found["accuracy"] == pytest.approx(0.875598)
+
+
+def test_an_adapter_says_so(report_inputs):
+    inputs = report_inputs(spec={"method": {"lora": {"rank": 8}}})
+    card = card_of(inputs, ArtifactFormat.ADAPTER)
+    front = front_of(card)
+    assert (front["library_name"], front["base_model_relation"]) == ("peft", "adapter")
+    assert "lora" in front["tags"]
+    assert "PeftModel.from_pretrained" in card
+    assert "num_labels=19" in card
+
+
+def test_a_language_model_is_loaded_as_one(report_inputs):
+    card = card_of(report_inputs(Task.CAUSAL_LM))
+    assert front_of(card)["pipeline_tag"] == "text-generation"
+    assert "AutoModelForCausalLM.from_pretrained" in card
+    assert "Weakest classes" not in card
+    assert "not whether its answers are right, helpful or safe" in card
+
+
+def test_without_a_test_split_the_card_has_no_figures_and_says_so(report_inputs):
+    card = card_of(report_inputs(tuned=False))
+    assert "model-index" not in front_of(card)
+    assert "Nothing was measured on held-out data" in card
+
+
+def test_limits_name_classes_that_were_hardly_tested(report_inputs):
+    inputs = report_inputs(labels=("a", "b"))
+    few = inputs.record.tuned.classification.per_class[0].model_copy(update={"support": 3, "label": "rare | odd"})
+    figures = inputs.record.tuned.classification.model_copy(update={"per_class": (few,)})
+    tuned = inputs.record.tuned.model_copy(update={"classification": figures})
+    record = inputs.record.model_copy(update={"tuned": tuned})
+    card = model_card(record, inputs.config, inputs.data, ArtifactFormat.MERGED)
+    assert r"fewer than 10 test examples, whose own figures say little: rare \| odd" in card
+
+
+def test_labels_cannot_break_out_of_a_table(report_inputs):
+    card = card_of(report_inputs(labels=("a|b\n# Heading", "<script>x</script>", "c")))
+    assert "\n# Heading" not in card.split("## Configuration")[0].split("How to load")[1]
+    assert "<script>" not in card
+
+
+def test_a_fence_in_a_prompt_does_not_end_the_configuration(report_inputs):
+    card = card_of(report_inputs(Task.CAUSAL_LM, spec={"evaluation": {"prompts": ["```\n# Heading\n```"]}}))
+    assert "\n````yaml\n" in card
+
+
+def test_secrets_of_the_environment_stay_out(report_inputs):
+    assert "hf_secret" not in card_of(report_inputs())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a_b*c", r"a\_b\*c"), ("<b>&", "&lt;b&gt;&amp;"), ("x\n\n  y", "x y"), ("`|`", r"\`\|\`")]
+)
+def test_plain_text_stays_plain(text, shown):
+    assert plain(text) == shown
+
+
+def test_code_holds_no_backticks():
+    assert code("a`b") == "`a'b`"

@@ -1,0 +1,163 @@
+"""The report: complete, self-contained, and safe whatever the data holds."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from finetune_api.v1alpha1 import Task
+from finetune_trainer.evaluate.records import Generation
+from finetune_trainer.evaluate.report import render_report
+
+EVIL = "<script>alert('x')</script>"
+MAX_BYTES = 500_000
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text; raises AssertionError where tags do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text += data + " "
+
+
+@pytest.fixture(scope="module")
+def classifier_page(report_inputs) -> str:
+    return render_report(report_inputs(notes=("A note.",)))
+
+
+@pytest.fixture(scope="module")
+def language_page(report_inputs) -> str:
+    generations = (Generation(prompt="Hello?", before="Hello? Hello?", after="Good day."),)
+    return render_report(report_inputs(Task.CAUSAL_LM, generations=generations))
+
+
+@pytest.mark.parametrize("name", ["classifier_page", "language_page"])
+def test_the_page_is_one_small_file_that_needs_nothing_else(name, request):
+    text = request.getfixturevalue(name)
+    page = Page(text)
+    assert len(text.encode()) < MAX_BYTES
+    assert not {"script", "link", "iframe", "object", "embed", "img", "base", "form"} & set(page.tags)
+    assert "@import" not in text
+    assert not re.findall(r"url\((?!#)", text)
+    loads = [value for _, key, value in page.attributes if key in {"src", "href", "xlink:href", "srcset", "action"}]
+    assert all(value.startswith("#") for value in loads)
+    assert not [key for _, key, _ in page.attributes if key.startswith("on")]
+    assert "default-src 'none'" in text
+
+
+def test_the_page_tells_the_whole_story(classifier_page):
+    text = " ".join(Page(classifier_page).text.split())
+    for words in (
+        "topics r0001",
+        "Accuracy 3.3 % → 87.6 %",
+        "+84.2 points",
+        "A note.",
+        "Before and after",
+        "always naming the most frequent class would be right 5.3 % of the time",
+        "Learning rate",
+        "Attempt 2",
+        "OutOfMemory",
+        "from the checkpoint of step 80, to step 240",
+        "16 steps done again",
+        "Where the time went",
+        "Classes, weakest first",
+        "Commonest mistakes",
+        "Confusion matrix",
+        "Left out: empty text",
+        "Length of the training examples",
+        "learningRate: 5e-05",
+        "maxNewTokens: 64",
+        "transformers",
+        "5.23.0",
+    ):
+        assert words in text
+
+
+def test_answers_stand_side_by_side(language_page):
+    text = " ".join(Page(language_page).text.split())
+    assert "Hello? Base model Hello? Hello? Fine-tuned Good day." in text
+    assert "Confusion matrix" not in text
+
+
+def test_what_the_data_holds_is_shown_not_run(report_inputs):
+    inputs = report_inputs(
+        labels=(EVIL, "b", "c"),
+        notes=(EVIL,),
+        spec={"run_id": "x"},
+    )
+    text = render_report(inputs)
+    assert EVIL not in text
+    assert EVIL in Page(text).text
+    generations = (Generation(prompt=EVIL, before=EVIL, after='"><img src=x>'),)
+    spec = {"evaluation": {"prompts": [EVIL]}, "model": {"uri": "s3://corp/<script>alert(1)</script>/m"}}
+    text = render_report(report_inputs(Task.CAUSAL_LM, generations=generations, spec=spec))
+    assert not {"script", "img"} & set(Page(text).tags)
+
+
+def test_values_of_environment_variables_are_not_shown(classifier_page):
+    assert "hf_secret" not in classifier_page
+    assert "HF_TOKEN" in classifier_page
+
+
+def test_a_run_without_test_split_log_or_attempts_has_a_report(report_inputs):
+    inputs = report_inputs(tuned=False, with_log=False)
+    bare = inputs.config.model_copy(update={"attempts": ()})
+    text = " ".join(Page(render_report(dataclasses.replace(inputs, config=bare))).text.split())
+    assert "Not measured" in text
+    assert "left no log" in text
+    assert "Attempt 1" not in text
+
+
+def test_restarts_are_marked_in_the_curves(classifier_page):
+    drawings = re.findall(r"<svg.*?</svg>", classifier_page, re.DOTALL)
+    assert len(drawings) == 5
+    assert all("attempt 3" in drawing and "attempt 2" not in drawing for drawing in drawings[:4])
+
+
+def test_the_same_run_gives_the_same_page(report_inputs):
+    assert render_report(report_inputs()) == render_report(report_inputs())
+
+
+def test_many_classes_keep_the_page_small(report_inputs):
+    labels = tuple(f"intent number {index:03d} with a long name" for index in range(150))
+    text = render_report(report_inputs(labels=labels))
+    assert len(text.encode()) < MAX_BYTES
+    assert "120 classes with the fewest mistakes are not shown" in text
+
+
+def test_classes_that_were_hardly_tested_are_named(report_inputs):
+    inputs = report_inputs(labels=("often", "rarely", "never"))
+    figures = inputs.record.tuned.classification
+    supports = zip(figures.per_class, (40, 3, 0), strict=True)
+    rows = tuple(row.model_copy(update={"support": support}) for row, support in supports)
+    tuned = inputs.record.tuned.model_copy(update={"classification": figures.model_copy(update={"per_class": rows})})
+    record = inputs.record.model_copy(update={"tuned": tuned})
+    text = " ".join(Page(render_report(dataclasses.replace(inputs, record=record))).text.split())
+    assert "figures move in large steps: rarely." in text
+    assert "not measured: never." in text

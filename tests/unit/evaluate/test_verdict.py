@@ -1,0 +1,86 @@
+"""What the figures say, in words."""
+
+import pytest
+
+from finetune_api.v1alpha1 import Metric, Task
+from finetune_trainer.evaluate.compare import Level, compare, confused_pairs, p_text, verdict, worst_classes
+from finetune_trainer.evaluate.metrics import classification_metrics
+from finetune_trainer.evaluate.significance import PairedTest
+
+LABELS = ("ai", "food", "sport", "never")
+
+
+def test_better_than_chance_explains_is_better(report_inputs):
+    said = verdict(report_inputs().record)
+    assert said.level is Level.BETTER
+    assert said.headline == "Accuracy 3.3 % → 87.6 %"
+    assert said.change == "+84.2 points"
+    assert said.sentence == (
+        "Accuracy rose from 3.3 % to 87.6 % on 209 held-out examples (95 % interval 82.4 % to 91.4 %). That is more "
+        "than chance explains (177 examples got better and 1 worse; McNemar, exact: p < 0.001)."
+    )
+
+
+def test_a_language_model_is_judged_by_its_perplexity(report_inputs):
+    said = verdict(report_inputs(Task.CAUSAL_LM).record)
+    assert said.level is Level.BETTER
+    assert said.headline.startswith("Perplexity 24")
+    assert said.change.startswith("-")
+    assert "Perplexity fell from" in said.sentence
+    assert "120 held-out examples (4,310 tokens)" in said.sentence
+
+
+def test_without_a_test_split_nothing_was_measured(report_inputs):
+    said = verdict(report_inputs(tuned=False).record)
+    assert said.level is Level.UNMEASURED
+    assert "no test split" in said.sentence
+    assert "data.test.fraction" in said.sentence
+
+
+def test_without_a_baseline_nothing_says_whether_training_helped(report_inputs):
+    said = verdict(report_inputs(baseline=False).record)
+    assert said.level is Level.UNCOMPARED
+    assert said.headline == "Accuracy 87.6 %"
+    assert "No baseline" in said.sentence
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "better", "worse", "p_value", "level", "words"),
+    [
+        (0.5, 0.7, 30, 10, 0.002, Level.BETTER, "rose from 50.0 % to 70.0 %"),
+        (0.7, 0.5, 10, 30, 0.002, Level.WORSE, "Training made the model worse"),
+        (0.5, 0.52, 12, 10, 0.83, Level.UNCLEAR, "could be chance (12 examples got better and 10 worse"),
+        (0.5, 0.5, 10, 10, 1.0, Level.UNCLEAR, "Accuracy stayed at 50.0 %"),
+        # The mean over tokens and the count of examples may disagree; then nothing is claimed.
+        (0.5, 0.7, 10, 30, 0.002, Level.UNCLEAR, "could be chance"),
+    ],
+)
+def test_the_verdict_follows_figure_and_test(report_inputs, before, after, better, worse, p_value, level, words):
+    record = report_inputs().record
+    baseline = record.baseline.model_copy(update={"metrics": {Metric.ACCURACY: before}})
+    tuned = record.tuned.model_copy(update={"metrics": {Metric.ACCURACY: after}})
+    test = PairedTest(name="McNemar, exact", better=better, worse=worse, same=0, p_value=p_value)
+    changed = record.model_copy(
+        update={"baseline": baseline, "tuned": tuned, "comparison": compare(baseline, tuned), "paired_test": test}
+    )
+    said = verdict(changed)
+    assert said.level is level
+    assert words in said.sentence
+
+
+def test_worst_classes_come_first_and_unmeasured_ones_last():
+    metrics = classification_metrics([0, 0, 1, 2, 0], [0, 0, 1, 1, 2], LABELS)
+    assert [row.label for row in worst_classes(metrics)] == ["sport", "food", "ai", "never"]
+
+
+def test_confused_pairs_are_counted_most_frequent_first():
+    metrics = classification_metrics([1, 1, 0, 2, 2, 0], [0, 0, 0, 2, 1, 1], LABELS)
+    pairs = [(pair.target, pair.prediction, pair.count, round(pair.share, 2)) for pair in confused_pairs(metrics)]
+    assert pairs == [("ai", "food", 2, 0.67), ("food", "ai", 1, 0.5), ("food", "sport", 1, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("p_value", "text"), [(1e-9, "p < 0.001"), (0.0123, "p = 0.012"), (0.049, "p = 0.049"), (0.5, "p = 0.50")]
+)
+def test_p_values_are_rounded_as_papers_do(p_value, text):
+    assert p_text(p_value) == text

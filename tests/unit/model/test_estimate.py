@@ -1,0 +1,134 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.v1alpha1 import Dtype, Lora, Task
+from finetune_trainer.errors import BadConfigError
+from finetune_trainer.model.estimate import PROCESS_BYTES, TrainingShape, choose_zero_stage, process_bytes
+from finetune_trainer.model.inspect import ModelFacts
+
+GIB = 2**30
+BILLION = ModelFacts(
+    model_type="llama",
+    is_decoder=True,
+    is_encoder_decoder=False,
+    parameters=10**9,
+    largest_parameter=10**8,
+    linear=(("model.layers.0.self_attn.q_proj.weight", 4096), ("model.layers.0.mlp.up_proj.weight", 8192)),
+    hidden_size=0,
+    layers=0,
+    vocabulary=0,
+    positions=2048,
+)
+"""No activations: what is left is the paper's model state."""
+
+
+def shape(**changes) -> TrainingShape:
+    usual = TrainingShape(
+        facts=BILLION,
+        task=Task.CAUSAL_LM,
+        dtype=Dtype.BFLOAT16,
+        lora=None,
+        nodes=64,
+        processes_per_node=1,
+        micro_batch=4,
+        global_batch=64,
+        length=1024,
+        gradient_checkpointing=True,
+    )
+    return replace(usual, **changes)
+
+
+def state_gb(stage: int, **changes) -> float:
+    return (process_bytes(shape(**changes), stage) - PROCESS_BYTES) / 1e9
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(1, 4.1875), (2, 2.21875), (3, 0.25 + 0.4)])
+def test_model_state_is_what_the_zero_paper_says(stage, expected):
+    """Figure 1 of the paper, for 1 billion parameters instead of 7.5: 31.4, 16.6 and 1.9 GB there (less gathering)."""
+    assert state_gb(stage) == pytest.approx(expected)
+
+
+def test_float32_without_zero_needs_sixteen_bytes_a_parameter():
+    assert state_gb(0, dtype=Dtype.FLOAT32) == pytest.approx(16.0)
+
+
+def test_lora_needs_state_for_the_adapter_alone():
+    trained = shape(lora=Lora(rank=8)).trained
+    assert trained == 8 * (4096 + 8192)
+    assert shape(lora=Lora(rank=8, targets=("q_proj",))).trained == 8 * 4096
+    assert state_gb(2, lora=Lora(rank=8)) == pytest.approx(2.0, abs=0.01)
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():
+    facts = replace(BILLION, hidden_size=1024, layers=24, vocabulary=50_000)
+    kept = process_bytes(shape(facts=facts, gradient_checkpointing=False), 2)
+    assert kept > process_bytes(shape(facts=facts), 2)
+    assert kept < process_bytes(shape(facts=facts, gradient_checkpointing=False, micro_batch=8), 2)
+
+
+@given(st.integers(1, 512), st.booleans())
+def test_a_higher_stage_never_needs_more_but_for_gathering(nodes, lora):
+    here = shape(nodes=nodes, lora=Lora() if lora else None)
+    one, two, three = (process_bytes(here, stage) for stage in (1, 2, 3))
+    assert one >= two
+    assert three <= two + 2 * 2 * BILLION.largest_parameter
+
+
+@pytest.mark.parametrize(
+    ("limit_gib", "dtype", "expected"),
+    [
+        (None, Dtype.FLOAT32, 2),
+        (64, Dtype.FLOAT32, 0),
+        (64, Dtype.BFLOAT16, 1),
+        (4, Dtype.BFLOAT16, 2),
+        (2, Dtype.BFLOAT16, 3),
+    ],
+)
+def test_the_lowest_stage_that_fits_is_chosen_and_two_without_a_limit(limit_gib, dtype, expected):
+    choice = choose_zero_stage(
+        shape(dtype=dtype), requested=None, limit=None if limit_gib is None else int(limit_gib * GIB)
+    )
+    assert choice.stage == expected
+    assert choice.bytes == process_bytes(shape(dtype=dtype), expected)
+    assert f"stage {expected}" in choice.reason
+
+
+def test_the_stage_asked_for_is_taken_without_a_word():
+    choice = choose_zero_stage(shape(), requested=3, limit=64 * GIB)
+    assert (choice.stage, choice.reason) == (3, "")
+
+
+def test_stage_zero_with_bfloat16_becomes_one_and_says_so():
+    choice = choose_zero_stage(shape(), requested=0, limit=None)
+    assert choice.stage == 1
+    assert "stage 1 is used" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "requested", "limit_gib", "advice"),
+    [
+        ({"nodes": 4}, 1, 7, "set spec.deepspeed.zeroStage: 2"),
+        ({"nodes": 1}, None, 8, "set spec.method.lora instead of full"),
+        ({"nodes": 1}, None, 10, "set spec.workers.nodes: 4"),
+        ({"nodes": 1, "facts": replace(BILLION, vocabulary=10**6)}, 1, 40, "set spec.training.microBatchSize: 2"),
+        (
+            {
+                "nodes": 1,
+                "gradient_checkpointing": False,
+                "facts": replace(BILLION, hidden_size=4096, layers=80),
+            },
+            1,
+            24,
+            "set spec.training.gradientCheckpointing: true",
+        ),
+        ({"nodes": 1}, None, 1, "raise spec.workers.resources.limits.memory to 16Gi"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does(changes, requested, limit_gib, advice):
+    with pytest.raises(BadConfigError, match=f"memory allows {limit_gib}.0 GiB") as caught:
+        choose_zero_stage(shape(**changes), requested=requested, limit=limit_gib * GIB)
+    assert advice in caught.value.advice
+    assert "raise spec.workers.resources.limits.memory to" in caught.value.advice

@@ -1,0 +1,156 @@
+"""Folders that are not usable models, and what the error says is missing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import tiny_models
+from finetune_api.v1alpha1 import Task
+from finetune_trainer.errors import ModelUnusableError
+from finetune_trainer.model.inspect import check_task, inspect_model
+from finetune_trainer.model.tokenizer import load_tokenizer, tokenizer_digest
+
+URI = "s3://bucket/base"
+TENSORS = {
+    "model.embed_tokens.weight": np.zeros((300, 8), dtype=np.float32),
+    "model.layers.0.mlp.up_proj.weight": np.zeros((16, 8), dtype=np.float32),
+    "model.norm.weight": np.zeros(8, dtype=np.float32),
+}
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "vocab_size": 300,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def configured(folder: Path, **changes):
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+    return inspect_model(folder, URI)
+
+
+def test_sizes_are_read_from_headers_alone(folder):
+    facts = inspect_model(folder, URI)
+    assert facts.parameters == 300 * 8 + 16 * 8 + 8
+    assert facts.largest_parameter == 300 * 8
+    assert facts.linear == (("model.layers.0.mlp.up_proj.weight", 24),)
+    assert (facts.hidden_size, facts.layers, facts.vocabulary, facts.positions) == (8, 1, 300, 512)
+
+
+def test_sharded_weights_are_counted_over_all_shards(folder):
+    (folder / "model.safetensors").unlink()
+    names = list(TENSORS)
+    weight_map = {}
+    for index, name in enumerate(names):
+        save_file({name: TENSORS[name]}, folder / f"model-{index}.safetensors")
+        weight_map[name] = f"model-{index}.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert inspect_model(folder, URI).parameters == 300 * 8 + 16 * 8 + 8
+    (folder / "model-1.safetensors").unlink()
+    with pytest.raises(ModelUnusableError, match=r"lacks 1 of its 3 weight files: model-1\.safetensors"):
+        inspect_model(folder, URI)
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "s3://bucket/base has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json names no model_type"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "s3://bucket/base has no tokenizer"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "s3://bucket/base has no weights"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "there is pytorch_model.bin, which is not loaded",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\x10" * 40),
+            "model.safetensors is not a whole safetensors file",
+        ),
+    ],
+)
+def test_an_error_names_what_is_missing_and_where(folder, broken, expected):
+    broken(folder)
+    with pytest.raises(ModelUnusableError) as caught:
+        inspect_model(folder, URI)
+    assert expected in str(caught.value)
+    assert caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "expected"),
+    [
+        ({"model_type": "bert", "architectures": ["BertModel"]}, Task.CAUSAL_LM, "is an encoder"),
+        ({"model_type": "distilbert", "architectures": ["DistilBertForMaskedLM"]}, Task.CAUSAL_LM, "is an encoder"),
+        (
+            {"model_type": "t5", "architectures": ["T5Model"], "is_encoder_decoder": True},
+            Task.CAUSAL_LM,
+            "is an encoder-decoder",
+        ),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, Task.SEQUENCE_CLASSIFICATION, "no SequenceClassif"),
+        ({"model_type": "made-up", "architectures": []}, Task.CAUSAL_LM, "no model of this type"),
+    ],
+)
+def test_a_model_that_cannot_do_the_task_is_refused(folder, changes, task, expected):
+    with pytest.raises(ModelUnusableError, match=f"model_type {changes['model_type']}") as caught:
+        check_task(configured(folder, **changes), URI, task)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "task"),
+    [
+        ({}, Task.CAUSAL_LM),
+        ({}, Task.SEQUENCE_CLASSIFICATION),
+        ({"model_type": "bert", "architectures": ["BertModel"]}, Task.SEQUENCE_CLASSIFICATION),
+        ({"model_type": "bert", "architectures": ["BertLMHeadModel"], "is_decoder": True}, Task.CAUSAL_LM),
+    ],
+)
+def test_a_model_that_can_do_the_task_is_taken(folder, changes, task):
+    check_task(configured(folder, **changes), URI, task)
+
+
+def test_roberta_loses_the_positions_that_it_counts_past_the_padding(folder):
+    facts = configured(folder, model_type="roberta", max_position_embeddings=514, pad_token_id=1)
+    assert facts.positions == 512
+
+
+def test_models_that_also_see_keep_their_sizes_in_a_nested_block(folder):
+    facts = configured(folder, text_config={"hidden_size": 64, "max_position_embeddings": 99})
+    assert (facts.hidden_size, facts.positions) == (64, 99)
+
+
+def test_a_tokenizer_without_pad_token_pads_with_its_end_token(tmp_path):
+    tokenizer = tiny_models.tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.pad_token, loaded.padding_side) == ("</s>", "right")
+
+
+def test_a_damaged_tokenizer_is_an_unusable_model(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(ModelUnusableError, match="the tokenizer cannot be loaded"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_digest_follows_the_tokenizer_and_not_the_weights(folder):
+    before = tokenizer_digest(folder)
+    (folder / "model.safetensors").write_bytes(b"other")
+    assert tokenizer_digest(folder) == before
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert tokenizer_digest(folder) != before

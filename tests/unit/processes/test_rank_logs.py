@@ -1,0 +1,42 @@
+import json
+import logging
+import sys
+
+import pytest
+
+from finetune_trainer.logs import CHATTY, JsonFormatter, quiet_libraries, readable_lines
+
+
+def record(message: str, *arguments: object) -> logging.LogRecord:
+    return logging.LogRecord("finetune", logging.ERROR, __file__, 1, message, arguments, None)
+
+
+def test_a_record_is_one_line_of_json_with_time_level_rank_and_message() -> None:
+    line = JsonFormatter(rank=3).format(record("two\nlines of %s", "text"))
+    assert "\n" not in line
+    fields = json.loads(line)
+    assert fields.pop("time").endswith("+00:00")
+    assert fields == {"level": "ERROR", "rank": 3, "logger": "finetune", "message": "two\nlines of text"}
+
+
+def test_people_see_level_message_and_traceback() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        print(1 / 0)
+    failed = record("it broke")
+    failed.exc_info = (caught.type, caught.value, sys.exc_info()[2])
+    lines = list(readable_lines(JsonFormatter(rank=0).format(failed)))
+    assert lines[0] == "ERROR it broke"
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("line", ["plain text", '{"not": "ours"}', "[1]", "{broken"])
+def test_lines_of_others_stay_as_they_are(line: str) -> None:
+    assert list(readable_lines(line)) == [line]
+
+
+def test_chatty_libraries_speak_through_our_handler_only() -> None:
+    logger = logging.getLogger("DeepSpeed")
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
+    quiet_libraries()
+    assert (logger.handlers, logger.propagate, logger.level) == ([], True, CHATTY["DeepSpeed"])

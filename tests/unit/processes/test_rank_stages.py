@@ -1,0 +1,115 @@
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_api.constants import Stage
+from finetune_api.progress import TerminationMessage, TrainResult
+from finetune_trainer.errors import BadConfigError, DivergedError, StoppedError
+from finetune_trainer.progress import PROGRESS_FILE
+from finetune_trainer.stages import is_out_of_memory, process_started, read_config, read_result, run_bound
+from process_support import make_config
+
+TRAINED = TrainResult(model_uri="s3://bucket/model", digest="d", final_step=4)
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FINETUNE_SCRATCH", str(tmp_path))
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    handlers, level = logging.root.handlers[:], logging.root.level
+    (tmp_path / "config.json").write_text(make_config(Stage.TRAIN, 1).model_dump_json())
+    yield tmp_path
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def run(scratch: Path, error: BaseException | None) -> tuple[int, TerminationMessage]:
+    def stage() -> TrainResult:
+        if error is not None:
+            raise error
+        return TRAINED
+
+    code = run_bound(scratch / "config.json", lambda *_: stage)
+    result = read_result(scratch, 0)
+    assert result is not None
+    return code, result
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (DivergedError("the loss is NaN at step 3"), 81, "the loss is NaN at step 3"),
+        (StoppedError("stopped at step 3"), 75, "stopped at step 3"),
+        (MemoryError("too much"), 80, "MemoryError: too much"),
+        (OutOfMemoryError("CUDA out of memory"), 80, "OutOfMemoryError: CUDA out of memory"),
+        (KeyError("weight"), 70, "KeyError: 'weight'"),
+    ],
+)
+def test_an_error_becomes_an_exit_code_and_a_message(
+    scratch: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int, text: str
+) -> None:
+    returned, result = run(scratch, error)
+    assert (returned, result.exit_code, result.error, result.rank) == (code, code, text, 0)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ("traceback" in lines[-1]) == (code == 70)
+
+
+def test_a_result_is_kept_for_the_supervisor(scratch: Path) -> None:
+    code, result = run(scratch, None)
+    assert (code, result.exit_code, result.rank) == (0, 0, None)
+    assert result.trained == TRAINED
+    assert result.progress is not None
+    assert result.progress.phase_seconds.keys() == {"import"}
+    assert json.loads((scratch / PROGRESS_FILE).read_text())["stage"] == "train"
+
+
+def test_a_rank_that_is_not_the_main_one_writes_no_progress(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run_bound(scratch / "config.json", lambda *_: lambda: TRAINED) == 0
+    assert read_result(scratch, 1) is not None
+    assert not (scratch / PROGRESS_FILE).exists()
+
+
+def test_an_environment_without_a_rank_is_a_usage_error(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK")
+    assert run_bound(scratch / "config.json", lambda *_: lambda: TRAINED) == 64
+
+
+def test_a_broken_configuration_is_named_with_its_first_error(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(make_config(Stage.TRAIN, 1).model_dump(mode="json") | {"run": "one"}))
+    with pytest.raises(BadConfigError, match=r"config\.json: 1 errors; first: run: Input should be a valid integer"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            True,
+        ),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("DefaultCPUAllocator: can't allocate memory"), False),
+    ],
+)
+def test_the_cpu_allocators_words_are_known(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_the_start_of_the_process_is_the_supervisors_or_else_its_own() -> None:
+    assert process_started({"FINETUNE_STARTED_TIME": "12.5"}) == 12.5
+    started = Path(f"/proc/{os.getpid()}").stat().st_mtime
+    assert process_started({}) == pytest.approx(started, abs=2.0)

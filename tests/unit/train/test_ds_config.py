@@ -1,0 +1,52 @@
+"""DeepSpeed's configuration, whole, for a table of jobs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.v1alpha1 import Dtype
+from finetune_trainer.train.ds_config import MAX_BUCKET_ELEMENTS, deepspeed_config
+from train_configs import train_config
+
+GOLDEN = Path(__file__).parent / "golden_ds_config.json"
+
+CASES: dict[str, dict[str, Any]] = {
+    "zero0-cpu": {"prepared": {"zero_stage": 0}},
+    "zero1-cpu": {"prepared": {"zero_stage": 1}},
+    "zero2-cpu": {"prepared": {"zero_stage": 2}},
+    "zero3-cpu": {"prepared": {"zero_stage": 3}},
+    "zero2-gpu-bf16": {"gpus": True, "prepared": {"zero_stage": 2, "dtype": Dtype.BFLOAT16}},
+    "zero3-gpu-bf16-accumulating": {
+        "gpus": True,
+        "micro": 2,
+        "prepared": {"zero_stage": 3, "dtype": Dtype.BFLOAT16, "parameters": 7_000_000_000},
+    },
+    "no-clipping": {"training": {"maxGradNorm": 0.0}},
+    "user-settings": {
+        "deepspeed": {"config": {"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True}}
+    },
+}
+
+
+def test_the_configurations_are_the_golden_ones() -> None:
+    made = {name: deepspeed_config(train_config(**case)) for name, case in CASES.items()}
+    assert made == json.loads(GOLDEN.read_text())
+
+
+def test_stage_0_in_bfloat16_becomes_stage_1_whose_checkpoints_can_be_read() -> None:
+    config = deepspeed_config(train_config(prepared={"zero_stage": 0, "dtype": Dtype.BFLOAT16}))
+    assert config["zero_optimization"]["stage"] == 1
+
+
+@pytest.mark.parametrize("parameters", [1_000, 22_700_000, 70_000_000_000])
+def test_buckets_stay_within_their_bounds(parameters: int) -> None:
+    zero = deepspeed_config(train_config(prepared={"parameters": parameters}))["zero_optimization"]
+    assert 1_000_000 <= zero["reduce_bucket_size"] <= MAX_BUCKET_ELEMENTS
+
+
+def test_the_users_objects_are_merged_key_by_key() -> None:
+    merged = deepspeed_config(train_config(**CASES["user-settings"]))
+    assert merged["zero_optimization"]["stage"] == 2
+    assert merged["zero_optimization"]["reduce_bucket_size"] == 7

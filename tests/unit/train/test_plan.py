@@ -1,0 +1,93 @@
+"""Lengths, schedules, and when a training logs, evaluates and saves."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.v1alpha1 import Schedule
+from finetune_trainer.train.plan import SCHEDULER_TYPES, TrainingPlan, training_plan
+from train_configs import train_config
+
+# 100 rows in batches of 16: 7 steps an epoch, the last batch filled up.
+LENGTHS = [
+    ({}, 7, 21),
+    ({"training": {"epochs": 2}}, 7, 14),
+    ({"training": {"maxSteps": 5}}, 7, 5),
+]
+
+
+@pytest.mark.parametrize(("spec", "per_epoch", "total"), LENGTHS)
+def test_length(spec: dict[str, Any], per_epoch: int, total: int) -> None:
+    plan = training_plan(train_config(**spec))
+    assert (plan.steps_per_epoch, plan.total_steps) == (per_epoch, total)
+
+
+WARMUPS = [({}, 0), ({"ratio": 0.1}, 3), ({"steps": 4}, 4), ({"steps": 0}, 0), ({"ratio": 0.0}, 0)]
+
+
+@pytest.mark.parametrize(("warmup", "steps"), WARMUPS)
+def test_warmup(warmup: dict[str, Any], steps: int) -> None:
+    assert training_plan(train_config(training={"warmup": warmup})).warmup_steps == steps
+
+
+def test_every_schedule_has_a_name_in_transformers() -> None:
+    assert set(SCHEDULER_TYPES) == set(Schedule)
+
+
+@pytest.mark.parametrize(("steps", "log_every"), [(2000, 1), (2001, 10)])
+def test_short_runs_log_every_step(steps: int, log_every: int) -> None:
+    assert training_plan(train_config(training={"maxSteps": steps})).log_every == log_every
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [({}, [7, 14, 21]), ({"evaluation": {"everySteps": 9}}, [9, 18, 21]), ({"training": {"maxSteps": 9}}, [7, 9])],
+)
+def test_evaluations_come_at_the_end_of_epochs_or_at_an_interval_and_at_the_end(
+    spec: dict[str, Any], steps: list[int]
+) -> None:
+    plan = training_plan(train_config(**spec))
+    assert [step for step in range(1, plan.total_steps + 1) if plan.evaluates_at(step)] == steps
+
+
+def test_without_a_validation_split_nothing_is_evaluated() -> None:
+    counts = train_config().prepared.counts.model_copy(update={"validation": 0})  # type: ignore[union-attr]
+    plan = training_plan(train_config(prepared={"counts": counts}))
+    assert not any(plan.evaluates_at(step) for step in range(1, 22))
+
+
+def test_saves_by_steps_come_at_the_interval_and_at_the_end() -> None:
+    plan = training_plan(train_config(checkpoint={"everySteps": 8}))
+    assert [step for step in range(1, 22) if plan.saves_at(step)] == [8, 16, 21]
+
+
+CLOCK = [
+    pytest.param(500, 10.0, 2.0, 50, False, id="early"),
+    pytest.param(588, 10.0, 2.0, 50, True, id="the next step and the save would pass the limit"),
+    pytest.param(587, 10.0, 2.0, 50, False, id="just before"),
+    pytest.param(700, 10.0, 2.0, 95, False, id="the final save comes in 50 s"),
+    pytest.param(700, 10.0, 2.0, 93, True, id="the final save comes in 70 s"),
+    pytest.param(0, 0.0, 0.0, 1, False, id="before the first step has a time"),
+]
+
+
+@pytest.mark.parametrize(("since", "step_seconds", "save_seconds", "step", "due"), CLOCK)
+def test_saves_by_the_clock(since: float, step_seconds: float, save_seconds: float, step: int, due: bool) -> None:
+    plan = make_plan(total_steps=100, save_every=0, max_lost_seconds=600.0)
+    asked = plan.save_is_due(step, since_save=since, step_seconds=step_seconds, save_seconds=save_seconds)
+    assert asked is due
+
+
+def test_the_clock_is_silent_where_steps_decide() -> None:
+    plan = make_plan(total_steps=100, save_every=10, max_lost_seconds=600.0)
+    assert not plan.save_is_due(5, since_save=10_000.0, step_seconds=1.0, save_seconds=1.0)
+
+
+def test_lost_work_is_ten_minutes_unless_told() -> None:
+    assert training_plan(train_config()).max_lost_seconds == 600.0
+    assert training_plan(train_config(checkpoint={"maxLostWork": "90s"})).max_lost_seconds == 90.0
+
+
+def make_plan(**change: Any) -> TrainingPlan:
+    fields = {"steps_per_epoch": 10, "total_steps": 100, "warmup_steps": 0, "log_every": 1, "evaluate_every": 10}
+    return TrainingPlan(**{**fields, "save_every": 0, "max_lost_seconds": 600.0, **change})

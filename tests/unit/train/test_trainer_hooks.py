@@ -1,0 +1,44 @@
+"""What we override in transformers' Trainer is still there, with the parameters that we rely on."""
+
+import inspect
+
+import pytest
+from transformers import Trainer, TrainerState
+
+PARAMETERS = {
+    "_init_training_state": ["max_steps", "num_update_steps_per_epoch", "num_train_epochs"],
+    "_prepare_for_training": ["max_steps", "train_dataloader", "resume_from_checkpoint"],
+    "_run_epoch": ["epoch", "resume_from_checkpoint", "steps_trained_in_current_epoch"],
+    "_finalize_training": ["trial", "num_train_samples", "start_time"],
+    "_save_checkpoint": ["model", "trial"],
+    "_load_rng_state": ["checkpoint"],
+    "_get_train_sampler": ["train_dataset"],
+    "_get_num_items_in_batch": ["batch_samples", "device"],
+    "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
+    "floating_point_ops": ["inputs"],
+    "store_flos": [],
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_method_that_we_override_has_our_parameters(name: str) -> None:
+    assert set(PARAMETERS[name]) <= set(inspect.signature(getattr(Trainer, name)).parameters)
+
+
+@pytest.mark.parametrize("attribute", ["_tr_loss", "_total_loss_scalar", "_globalstep_last_logged"])
+def test_the_loop_still_keeps_its_sums_where_we_restore_them(attribute: str) -> None:
+    assert f"self.{attribute} =" in inspect.getsource(Trainer._inner_training_loop)
+
+
+def test_generators_are_restored_only_after_the_batches_were_skipped() -> None:
+    source = inspect.getsource(Trainer._run_epoch)
+    assert source.index("skip_first_batches(") < source.index("if rng_to_sync:") < source.rindex("_load_rng_state(")
+
+
+def test_the_loop_passes_the_epoch_by_name() -> None:
+    assert "epoch=epoch," in inspect.getsource(Trainer._inner_training_loop)
+
+
+def test_the_state_can_be_made_of_its_own_fields() -> None:
+    state = TrainerState(global_step=3, log_history=[{"loss": 1.0, "step": 3}])
+    assert TrainerState(**vars(state)) == state
