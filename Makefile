@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 PYTEST := $(BIN)/python -m pytest
-CODE := operator trainer tests $(wildcard benchmarks)
+CODE := operator trainer tests $(wildcard benchmarks docs)
 # Extra arguments for pytest, as in: make test-unit ARGS='-k restart -x'
 ARGS ?=
 
@@ -95,7 +95,7 @@ generate: golden ## The same as golden: all that is generated
 
 .PHONY: picture
 picture: $(VENV)/.ready-local ## Record the demo as docs/demo.svg
-	$(BIN)/finetune demo --svg docs/demo.svg
+	$(BIN)/python docs/picture.py $(ARGS)
 
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header
