@@ -82,7 +82,7 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(job_folder: Path,
     (finished,) = [line for line in lines if line["event"] == "finished"]
     assert finished["phase"] == "Succeeded"
     trainings = [attempt for attempt in finished["status"]["attempts"] if attempt["stage"] == "train"]
-    assert trainings[-1]["resumedFromStep"] == stopped_at
+    assert trainings[-1]["resumedFromStep"] >= stopped_at, "what was saved when it stopped may be newer still"
     report = next(line["text"] for line in lines if line.get("text", "").startswith("report: "))
     assert "<html" in (job_folder / report.removeprefix("report: ")).read_text()
 
