@@ -70,8 +70,8 @@ verify: $(VENV)/.ready-test ## Whether what is generated (CRD, golden manifests)
 	$(PYTEST) -q tests/golden $(ARGS)
 
 .PHONY: samples
-samples: $(VENV)/.ready-local ## Validate manifests/samples
-	@for sample in manifests/samples/*.yaml; do $(BIN)/finetune validate $$sample; done
+samples: $(VENV)/.ready-test ## Run every sample on real models and data, end to end (about ten minutes)
+	$(PYTEST) tests/samples -s $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is one JSON object

@@ -137,25 +137,15 @@ def run_ours(config: TrainerConfig) -> tuple[list[Mark], float]:
     return marks, statistics.fmean(entry["loss"] for entry in log if "loss" in entry)
 
 
-def run_trainer(config: TrainerConfig, side: str) -> tuple[list[Mark], float]:
-    """The same for a bare Trainer; the tokens are those of this rank."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-    import torch
-    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+def bare_arguments(config: TrainerConfig, side: str, scratch: Path) -> Any:
+    """What a script of one's own would give the Trainer."""
+    from transformers import TrainingArguments
 
-    from finetune_trainer.data.shards import TokenDataset
-    from finetune_trainer.model.load import load_model
-    from finetune_trainer.model.tokenizer import load_tokenizer
-    from finetune_trainer.runtime import RuntimeEnv
-    from finetune_trainer.store.client import ObjectStore
     from finetune_trainer.train.ds_config import deepspeed_config
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile at start; training has no use for it
-    runtime, prepared, training = RuntimeEnv.from_environ(os.environ), config.prepared, config.spec.training
-    assert prepared is not None
-    arguments = TrainingArguments(
-        output_dir=str(runtime.scratch / "bare"),
+    training = config.spec.training
+    return TrainingArguments(
+        output_dir=str(scratch / "bare"),
         deepspeed=deepspeed_config(config),
         use_cpu=True,
         seed=training.seed,
@@ -170,6 +160,25 @@ def run_trainer(config: TrainerConfig, side: str) -> tuple[list[Mark], float]:
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def run_trainer(config: TrainerConfig, side: str) -> tuple[list[Mark], float]:
+    """The same for a bare Trainer; the tokens are those of this rank."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import torch
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
+
+    from finetune_trainer.data.shards import TokenDataset
+    from finetune_trainer.model.load import load_model
+    from finetune_trainer.model.tokenizer import load_tokenizer
+    from finetune_trainer.runtime import RuntimeEnv
+    from finetune_trainer.store.client import ObjectStore
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile at start; training has no use for it
+    runtime, prepared, training = RuntimeEnv.from_environ(os.environ), config.prepared, config.spec.training
+    assert prepared is not None
+    arguments = bare_arguments(config, side, runtime.scratch)
     folder = Path(config.spec.model.uri.removeprefix("file://"))
     model = load_model(folder, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=training.seed)
     rows = TokenDataset.open(ObjectStore.connect(config.storage), prepared.dataset_uri, "train", runtime.cache)

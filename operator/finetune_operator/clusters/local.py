@@ -1,10 +1,10 @@
 """The Cluster of one machine: pods are processes, objects are files, Jobs end as the real Job controller ends them."""
 
 import asyncio
+import http.client
 import os
 import signal
 import socket
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
@@ -90,7 +90,7 @@ class LocalCluster:
         pods = self._pods.get(job_name)
         if not pods or pods[0].ended:
             return None
-        return await asyncio.to_thread(_get_progress, pods[0].progress_port)
+        return await asyncio.to_thread(get_progress, pods[0].progress_port)
 
     # ---- what a person at this machine does ------------------------------------------------------------------------
 
@@ -212,9 +212,10 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _get_progress(port: int) -> Progress | None:
+def get_progress(port: int) -> Progress | None:
+    """`GET /progress` of a pod on this machine; None where no whole answer comes."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress", timeout=_PROGRESS_TIMEOUT_SECONDS) as answer:
             return Progress.model_validate_json(answer.read())
-    except (urllib.error.URLError, OSError, ValidationError):
+    except (OSError, http.client.HTTPException, ValidationError):
         return None  # not up yet, or just gone: the next look will tell
