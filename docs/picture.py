@@ -30,12 +30,13 @@ def main() -> None:
         result = run_demo(WORK_DIR, display)
     for line in closing_lines(result):
         console.print(Text(line))
-    PICTURE.write_text(without_foreign_fonts(console.export_svg(title="finetune-operator")))
+    PICTURE.write_text(self_contained(console.export_svg(title="finetune-operator")))
     print(f"{PICTURE}: {result.seconds:.0f} s, {len(result.trainings)} attempts")
 
 
-def without_foreign_fonts(svg: str) -> str:
-    """A picture must not make its reader's browser load anything: any monospace font will do."""
+def self_contained(svg: str) -> str:
+    """Without the fonts that rich would fetch from elsewhere, and without its comment, which holds an address."""
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     return re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
 
 
