@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 PYTEST := $(BIN)/python -m pytest
-CODE := operator trainer tests $(wildcard benchmarks)
+CODE := operator trainer tests $(wildcard benchmarks docs)
 # Extra arguments for pytest, as in: make test-unit ARGS='-k restart -x'
 ARGS ?=
 
@@ -70,12 +70,13 @@ verify: $(VENV)/.ready-test ## Whether what is generated (CRD, golden manifests)
 	$(PYTEST) -q tests/golden $(ARGS)
 
 .PHONY: samples
-samples: $(VENV)/.ready-local ## Validate manifests/samples
-	@for sample in manifests/samples/*.yaml; do $(BIN)/finetune validate $$sample; done
+samples: $(VENV)/.ready-test ## Run every sample on real models and data, end to end (about ten minutes)
+	$(PYTEST) tests/samples -s $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.ready-test ## Run the benchmarks one after the other
-	@for benchmark in benchmarks/bench_*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark $(ARGS); done
+bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is one JSON object
+	@$(BIN)/python benchmarks/gather.py
+	@$(BIN)/python benchmarks/main_job.py
 
 ##@ Write
 
@@ -94,7 +95,7 @@ generate: golden ## The same as golden: all that is generated
 
 .PHONY: picture
 picture: $(VENV)/.ready-local ## Record the demo as docs/demo.svg
-	$(BIN)/finetune demo --svg docs/demo.svg
+	$(BIN)/python docs/picture.py $(ARGS)
 
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header

@@ -44,11 +44,17 @@ UNIFORM_TOKENS = 64
 MIXED_MEDIAN_WORDS, MIXED_SIGMA, MIXED_MOST_TOKENS = 24, 0.9, 256
 
 
+Mark = tuple[float, float, float]
+"""End of a step: clock and CPU time of the process in seconds, tokens so far."""
+
+
 @dataclass(frozen=True)
 class Timed:
     """One timed epoch."""
 
     tokens_per_second: float
+    tokens_per_cpu_second: float
+    """Over both ranks: what a busy machine disturbs less than the clock."""
     loss: float
     """Mean training loss of both epochs: the same to a few per cent, or the sides did not do the same work."""
 
@@ -105,15 +111,15 @@ def rank_main(job_path: Path) -> None:
     out.write_text(json.dumps({"marks": marks, "loss": loss}))
 
 
-def run_ours(config: TrainerConfig) -> tuple[list[tuple[int, float, float]], float]:
-    """(step, seconds, tokens of all ranks so far) of each step, and the mean training loss."""
+def run_ours(config: TrainerConfig) -> tuple[list[Mark], float]:
+    """A mark for each step, with the tokens of all ranks, and the mean training loss."""
     from finetune_trainer.progress import ProgressReporter
     from finetune_trainer.runtime import RuntimeEnv
     from finetune_trainer.stop import StopFlag
     from finetune_trainer.store.client import ObjectStore
     from finetune_trainer.train.stage import train
 
-    marks: list[tuple[int, float, float]] = []
+    marks: list[Mark] = []
 
     class Clock(ProgressReporter):
         """Notes when the stage says that a step is done."""
@@ -121,7 +127,7 @@ def run_ours(config: TrainerConfig) -> tuple[list[tuple[int, float, float]], flo
         def update(self, *, flush: bool = False, **fields: Any) -> None:
             super().update(flush=flush, **fields)
             if "step" in fields and "tokens" in fields:
-                marks.append((fields["step"], time.perf_counter(), fields["tokens"]))
+                marks.append((time.perf_counter(), time.process_time(), fields["tokens"]))
 
     runtime = RuntimeEnv.from_environ(os.environ)
     report = Clock(runtime.scratch if runtime.is_main else None, stage=Stage.TRAIN, attempt=1)
@@ -131,25 +137,15 @@ def run_ours(config: TrainerConfig) -> tuple[list[tuple[int, float, float]], flo
     return marks, statistics.fmean(entry["loss"] for entry in log if "loss" in entry)
 
 
-def run_trainer(config: TrainerConfig, side: str) -> tuple[list[tuple[int, float, float]], float]:
-    """The same for a bare Trainer; the tokens are this rank's."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-    import torch
-    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+def bare_arguments(config: TrainerConfig, side: str, scratch: Path) -> Any:
+    """What a script of one's own would give the Trainer."""
+    from transformers import TrainingArguments
 
-    from finetune_trainer.data.shards import TokenDataset
-    from finetune_trainer.model.load import load_model
-    from finetune_trainer.model.tokenizer import load_tokenizer
-    from finetune_trainer.runtime import RuntimeEnv
-    from finetune_trainer.store.client import ObjectStore
     from finetune_trainer.train.ds_config import deepspeed_config
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile at start; training has no use for it
-    runtime, prepared, training = RuntimeEnv.from_environ(os.environ), config.prepared, config.spec.training
-    assert prepared is not None
-    arguments = TrainingArguments(
-        output_dir=str(runtime.scratch / "bare"),
+    training = config.spec.training
+    return TrainingArguments(
+        output_dir=str(scratch / "bare"),
         deepspeed=deepspeed_config(config),
         use_cpu=True,
         seed=training.seed,
@@ -164,10 +160,29 @@ def run_trainer(config: TrainerConfig, side: str) -> tuple[list[tuple[int, float
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def run_trainer(config: TrainerConfig, side: str) -> tuple[list[Mark], float]:
+    """The same for a bare Trainer; the tokens are those of this rank."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import torch
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
+
+    from finetune_trainer.data.shards import TokenDataset
+    from finetune_trainer.model.load import load_model
+    from finetune_trainer.model.tokenizer import load_tokenizer
+    from finetune_trainer.runtime import RuntimeEnv
+    from finetune_trainer.store.client import ObjectStore
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile at start; training has no use for it
+    runtime, prepared, training = RuntimeEnv.from_environ(os.environ), config.prepared, config.spec.training
+    assert prepared is not None
+    arguments = bare_arguments(config, side, runtime.scratch)
     folder = Path(config.spec.model.uri.removeprefix("file://"))
     model = load_model(folder, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=training.seed)
     rows = TokenDataset.open(ObjectStore.connect(config.storage), prepared.dataset_uri, "train", runtime.cache)
-    marks: list[tuple[int, float, float]] = []
+    marks: list[Mark] = []
     seen = [0.0]
 
     def count(_module: torch.nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -177,7 +192,7 @@ def run_trainer(config: TrainerConfig, side: str) -> tuple[list[tuple[int, float
         """Notes when a step is done."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            marks.append((state.global_step, time.perf_counter(), seen[0]))
+            marks.append((time.perf_counter(), time.process_time(), seen[0]))
 
     model.register_forward_pre_hook(count, with_kwargs=True)
     trainer = Trainer(
@@ -200,17 +215,21 @@ def timed(side: str, config: TrainerConfig, folder: Path) -> Timed:
     job.write_text(json.dumps({"side": side, "config": config.model_dump(mode="json")}))
     port = _free_port()
     ranks = [_start_rank(rank, job, folder, port) for rank in range(WORLD)]
-    failed = [rank for rank, process in enumerate(ranks) if process.wait() != 0]
+    try:
+        failed = [rank for rank, process in enumerate(ranks) if process.wait() != 0]
+    finally:
+        for process in ranks:
+            process.kill()
     if failed:
         raise SystemExit(f"rank {failed[0]} failed:\n" + (folder / f"rank-{failed[0]}.log").read_text()[-3000:])
     left = [json.loads((folder / f"scratch-{rank}" / "marks.json").read_text()) for rank in range(WORLD)]
     marks = [entry["marks"] for entry in left]
-    last = len(marks[0])
-    half = last // 2
-    seconds = marks[0][last - 1][1] - marks[0][half - 1][1]
+    first, last = len(marks[0]) // 2 - 1, len(marks[0]) - 1  # around the second epoch
+    seconds = marks[0][last][0] - marks[0][first][0]
+    cpu_seconds = sum(rank[last][1] - rank[first][1] for rank in marks)
     counted = marks[:1] if side == "ours" else marks  # ours counts over all ranks
-    tokens = sum(entries[last - 1][2] - entries[half - 1][2] for entries in counted)
-    return Timed(tokens / seconds, left[0]["loss"])
+    tokens = sum(rank[last][2] - rank[first][2] for rank in counted)
+    return Timed(tokens / seconds, tokens / cpu_seconds, left[0]["loss"])
 
 
 def _start_rank(rank: int, job: Path, folder: Path, port: int) -> "subprocess.Popen[bytes]":
@@ -302,27 +321,32 @@ def measure(shape: str, options: argparse.Namespace, settings: StorageSettings, 
     return found
 
 
-def paired_ratio(found: dict[str, list[Timed]], side: str) -> tuple[float, float, float]:
+def paired_ratio(found: dict[str, list[Timed]], side: str, figure: str = "tokens_per_second") -> tuple[float, ...]:
     """Median, smallest and largest ratio of ours to another side, round by round."""
-    ratios = [
-        ours.tokens_per_second / other.tokens_per_second for ours, other in zip(found["ours"], found[side], strict=True)
-    ]
+    pairs = zip(found["ours"], found[side], strict=True)
+    ratios = [getattr(ours, figure) / getattr(other, figure) for ours, other in pairs]
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def report(results: dict[str, dict[str, list[Timed]]], options: argparse.Namespace) -> None:
     """The table, and the JSON line."""
-    print(f"\n{'lengths':<9} {'side':<26} {'tokens/s':>9} {'loss':>7} {'ours / side (min to max)':>28}")
-    rates: dict[str, dict[str, float]] = {}
+    head = f"{'tokens/s':>9} {'per CPU s':>9} {'loss':>7} {'ours / side (min to max)':>25} {'by CPU time':>12}"
+    print(f"\n{'lengths':<9} {'side':<26} {head}")
     for shape, found in results.items():
-        rates[shape] = {}
         for side, entries in found.items():
-            rate = statistics.median(entry.tokens_per_second for entry in entries)
-            rates[shape][side] = round(rate, 1)
+            rate, cpu_rate, loss = (
+                statistics.median(getattr(entry, figure) for entry in entries)
+                for figure in ("tokens_per_second", "tokens_per_cpu_second", "loss")
+            )
             middle, low, high = paired_ratio(found, side)
-            ratio = "" if side == "ours" else f"{middle:.2f} ({low:.2f} to {high:.2f})"
-            loss = statistics.median(entry.loss for entry in entries)
-            print(f"{shape:<9} {side:<26} {rate:>9.0f} {loss:>7.3f} {ratio:>28}")
+            ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            cpu = paired_ratio(found, side, "tokens_per_cpu_second")[0]
+            print(f"{shape:<9} {side:<26} {rate:>9.0f} {cpu_rate:>9.0f} {loss:>7.3f} {ratio:>25} {cpu:>12.2f}")
+    compared = {
+        "uniformRatio": ("uniform", SIDES[1]),
+        "mixedLengthRatio": ("mixed", SIDES[1]),
+        "groupByLengthRatio": ("mixed", SIDES[2]),
+    }
     summary = {
         "benchmark": "training_speed",
         "world": WORLD,
@@ -330,10 +354,11 @@ def report(results: dict[str, dict[str, list[Timed]]], options: argparse.Namespa
         "globalBatch": options.global_batch,
         "rows": options.rows,
         "rounds": options.rounds,
-        "uniformRatio": round(paired_ratio(results["uniform"], SIDES[1])[0], 3),
-        "mixedLengthRatio": round(paired_ratio(results["mixed"], SIDES[1])[0], 3),
-        "groupByLengthRatio": round(paired_ratio(results["mixed"], SIDES[2])[0], 3),
-        "tokensPerSecond": rates,
+        **{name: round(paired_ratio(results[shape], side)[0], 3) for name, (shape, side) in compared.items()},
+        "byCpuTime": {
+            name: round(paired_ratio(results[shape], side, "tokens_per_cpu_second")[0], 3)
+            for name, (shape, side) in compared.items()
+        },
     }
     print(json.dumps(summary))
 

@@ -72,7 +72,7 @@ class DemoResult:
             "secondsLost": round(sum(entry.seconds for entry in self.lost), 2),
             "seconds": round(self.seconds, 1),
             "worst": [{"label": entry.label, "f1": round(entry.f1, 4)} for entry in self.worst],
-            "report": str(self.report) if self.report else None,
+            "report": str(self.report.resolve()) if self.report else None,
             "model": status.artifact.uri if status.artifact else None,
         }
 

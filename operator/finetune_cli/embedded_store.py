@@ -92,9 +92,12 @@ class StoreAccess:
 
     def _client(self, *, attempts: int) -> Any:
         import boto3
+        import botocore.session
         from botocore.config import Config
 
-        return boto3.session.Session().client(
+        # In this process too, the user's own profile must not interfere, and need not even exist.
+        own = {"profile": (None, None, "default", None), "config_file": (None, None, self.config_file, None)}
+        return boto3.session.Session(botocore_session=botocore.session.Session(own)).client(
             "s3",
             endpoint_url=self.endpoint,
             region_name=REGION,

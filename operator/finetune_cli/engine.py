@@ -143,16 +143,12 @@ def fork_server(environ: Mapping[str, str], log_file: Path) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder, log_file.open("wb") as log:
         path = Path(folder) / "fork.sock"
-        process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer.forkserver", "--socket", str(path)],
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            yield path
-        finally:
-            process.terminate()
-            process.wait()
+        # Its standard input is the lifeline: when this process ends, however it ends, the server does too.
+        command = [sys.executable, "-m", "finetune_trainer.forkserver", "--socket", str(path), "--lifeline"]
+        with subprocess.Popen(
+            command, env=dict(environ), stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        ) as process:
+            try:
+                yield path
+            finally:
+                process.terminate()

@@ -48,7 +48,7 @@ def closing_lines(result: "DemoResult") -> Iterator[str]:
             f"({duration(lost.redo_seconds)}), {duration(lost.restart_seconds)} until the next step"
         )
     if result.report is not None:
-        yield f"report  {result.report.resolve().as_uri()}"
+        yield f"report  {result.report}"
     if result.job.status.artifact is not None:
         yield f"model   {result.job.status.artifact.uri}"
         yield f"        finetune store get {result.job.status.artifact.uri}/ model/"

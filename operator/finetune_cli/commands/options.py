@@ -17,7 +17,7 @@ Endpoint = Annotated[
         help="Your own S3 instead of the embedded one; credentials come from AWS_* variables.",
     ),
 ]
-JobFiles = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Job files.", show_default=False)]
+JobFiles = Annotated[list[Path], typer.Argument(metavar="FILE", help="Job files.", show_default=False)]
 JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="Job file.", show_default=False)]
 
 DEFAULT_WORK_DIR = Path(".finetune")

@@ -29,7 +29,10 @@ def put(
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
 ) -> None:
-    """Upload a file, or a folder with all that is in it. In the embedded store the bucket is made if needed."""
+    """Upload a file or a folder.
+
+    In the embedded store the bucket is made if it is not there.
+    """
     from finetune_trainer.store import parse
 
     parse(uri)
@@ -57,7 +60,10 @@ def get(
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
 ) -> None:
-    """Download an object; an address that ends with a slash is a folder, with all that is in it."""
+    """Download an object.
+
+    An address that ends with a slash is a folder: all that is in it comes.
+    """
     from finetune_trainer.store import parse
 
     name = parse(uri).key.rstrip("/").rpartition("/")[2]
@@ -83,7 +89,10 @@ def ls(
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
 ) -> None:
-    """List objects with size and time; a folder with the sum of what is in it."""
+    """List objects with size and time.
+
+    A folder is one line, with the sum of what is in it.
+    """
     with shared_storage(work_dir, endpoint) as storage:
         if uri is None:
             _list_buckets(storage)

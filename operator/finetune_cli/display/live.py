@@ -27,7 +27,6 @@ _REFRESHES_PER_SECOND = 8
 """Enough for the spinner to turn smoothly; `update` only replaces what is shown."""
 
 _CURVE_COLUMNS = 24
-_CHECKPOINT_SHOWN_STEPS = 2
 
 _MARKS = {
     StageState.WAITING: ("○", "dim"),
@@ -115,7 +114,7 @@ def _line(text: Text) -> Text:
 
 
 def _title(view: View) -> Text:
-    text = Text(view.name, style="bold")
+    text = Text().append(view.name, style="bold")
     text.append(f"  run {view.run}", style="dim")
     if view.attempt > 1:
         text.append(f"  attempt {view.attempt}", style="yellow")
@@ -143,7 +142,7 @@ def _mark(stage: StageView, spinner: Spinner) -> RenderableType:
 
 
 def _stage_text(stage: StageView) -> Text:
-    text = Text(stage.stage, style="dim" if stage.state is StageState.WAITING else "bold")
+    text = Text().append(stage.stage, style="dim" if stage.state is StageState.WAITING else "bold")
     if stage.seconds:
         text.append(f" {duration(stage.seconds)}", style="dim")
     text.append("  ")

@@ -17,7 +17,7 @@ from .view import StageState, View, snapshot
 
 _PHASES = {
     Phase.PENDING: "waiting",
-    Phase.RESTARTING: "restarting the training from the last committed checkpoint",
+    Phase.RESTARTING: "restarting the training",
     Phase.SUSPENDING: "suspending: saving the state",
     Phase.SUSPENDED: "suspended",
     Phase.SUCCEEDED: "succeeded",
@@ -36,17 +36,17 @@ class PlainDisplay:
         self._started = clock()
         self._before: View | None = None
         self._told = float("-inf")
-        self._warned: set[str] = set()
+        self._said: set[tuple[object, ...]] = set()
 
     def update(self, job: FineTuneJob, progress: Progress | None) -> None:
         """Tell what has changed since the last call."""
         view = snapshot(job, progress, datetime.now(UTC))
         for line in changes(self._before, view):
             self.event(line)
+        if view.activity:
+            self._once(f"{view.stage}: {view.activity}", key=(view.stage, view.attempt))
         for warning in view.warnings:
-            if warning not in self._warned:
-                self._warned.add(warning)
-                self.event(f"warning: {warning}")
+            self._once(f"warning: {warning}", key=())
         moved = self._before is None or view.figures.step != self._before.figures.step
         if view.phase is Phase.TRAINING and moved and self._clock() - self._told >= self._interval():
             self._told = self._clock()
@@ -69,6 +69,12 @@ class PlainDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
+    def _once(self, text: str, *, key: tuple[object, ...]) -> None:
+        """Say it, but not again under the same key: what is done at every checkpoint is told at the first."""
+        if (text, *key) not in self._said:
+            self._said.add((text, *key))
+            self.event(text)
+
     def _interval(self) -> float:
         """Seconds between lines of progress: a log of a long run stays readable."""
         elapsed = self._clock() - self._started
@@ -85,8 +91,6 @@ def changes(before: View | None, after: View) -> Iterator[str]:
             yield f"{stage.stage}: done in {duration(stage.seconds)}"
     if before is None or after.phase is not before.phase or after.attempt != before.attempt:
         yield from _phase_lines(before, after)
-    if after.activity and (before is None or after.activity != before.activity):
-        yield f"{after.stage}: {after.activity}"
     if after.resumed_from_step and (before is None or after.resumed_from_step != before.resumed_from_step):
         yield f"{after.stage}: attempt {after.attempt} resumed from the checkpoint of step {after.resumed_from_step}"
     if after.checkpoint and (

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.constants import ConditionType, Phase, Stage
-from finetune_api.lost_work import lost_work
 from finetune_api.v1alpha1 import FineTuneJob, Status
 
 from .text import duration, metric_change, metric_name, metric_value, seconds_since
@@ -118,16 +117,3 @@ def _next(job: FineTuneJob) -> list[tuple[str, str]]:
             return [("logs", f"finetune logs {job.metadata.name}")]
         case _:
             return []
-
-
-def restart_costs(status: Status, step_seconds: float) -> list[tuple[str, str]]:
-    """What every restart of the training cost, in words."""
-    trainings = [attempt for attempt in status.attempts if attempt.stage is Stage.TRAIN]
-    return [
-        (
-            f"attempt {lost.attempt}",
-            f"{duration(lost.seconds)} lost: {lost.steps} steps done again ({duration(lost.redo_seconds)}), "
-            f"{duration(lost.restart_seconds)} until the next step",
-        )
-        for lost in lost_work(trainings, step_seconds)
-    ]

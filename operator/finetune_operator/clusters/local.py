@@ -1,14 +1,13 @@
 """The Cluster of one machine: pods are processes, objects are files, Jobs end as the real Job controller ends them."""
 
 import asyncio
+import http.client
 import os
 import signal
 import socket
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,7 +19,7 @@ from finetune_api.progress import Progress
 from ..errors import ClusterConflictError
 from ..manifests import JobKey, Manifest
 from .local_objects import ObjectFolder
-from .local_pod import LocalPod, PodPlace, pod_manifest
+from .local_pod import LocalPod, PodPlace, pod_manifest, utc_now
 
 _PROGRESS_TIMEOUT_SECONDS = 2.0
 
@@ -62,7 +61,7 @@ class LocalCluster:
             if existing["metadata"]["ownerReferences"] != manifest["metadata"]["ownerReferences"]:
                 raise ClusterConflictError(f"{manifest['kind']} {manifest['metadata']['name']} has another owner")
             return
-        metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": _now()}
+        metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": utc_now()}
         stored = {**manifest, "metadata": metadata}
         self._objects.write(stored)
         if manifest["kind"] == "Job":
@@ -73,7 +72,7 @@ class LocalCluster:
         job = self._objects.read("Job", name)
         if job is None or job["metadata"]["uid"] != uid:
             return
-        job["metadata"]["deletionTimestamp"] = _now()
+        job["metadata"]["deletionTimestamp"] = utc_now()
         self._objects.write(job)
         if name in self._tasks:
             self._terminate(job)
@@ -91,7 +90,7 @@ class LocalCluster:
         pods = self._pods.get(job_name)
         if not pods or pods[0].ended:
             return None
-        return await asyncio.to_thread(_get_progress, pods[0].progress_port)
+        return await asyncio.to_thread(get_progress, pods[0].progress_port)
 
     # ---- what a person at this machine does ------------------------------------------------------------------------
 
@@ -100,7 +99,7 @@ class LocalCluster:
         metadata = manifest["metadata"]
         old = self._objects.read(constants.KIND, metadata["name"])
         if old is None:
-            metadata = {**metadata, "uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": _now()}
+            metadata = {**metadata, "uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": utc_now()}
             self._objects.write({**manifest, "metadata": metadata})
             return
         kept = {name: old["metadata"][name] for name in ("uid", "creationTimestamp")}
@@ -193,14 +192,14 @@ class LocalCluster:
             if "deletionTimestamp" in job["metadata"]:
                 self._remove(job)
             elif not job.get("status", {}).get("conditions"):
-                state = {"terminated": {"exitCode": 137, "finishedAt": _now(), "message": ""}}
+                state = {"terminated": {"exitCode": 137, "finishedAt": utc_now(), "message": ""}}
                 for index in range(job["spec"]["parallelism"]):
                     self._objects.write(pod_manifest(job, index, "Failed", state, (lost,)))
                 self._objects.write(_ended(job, "Failed"))
 
 
 def _ended(job: Manifest, kind: str) -> Manifest:
-    condition = {"type": kind, "status": "True", "lastTransitionTime": _now()}
+    condition = {"type": kind, "status": "True", "lastTransitionTime": utc_now()}
     return {**job, "status": {"conditions": [condition]}}
 
 
@@ -213,13 +212,10 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _get_progress(port: int) -> Progress | None:
+def get_progress(port: int) -> Progress | None:
+    """`GET /progress` of a pod on this machine; None where no whole answer comes."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress", timeout=_PROGRESS_TIMEOUT_SECONDS) as answer:
             return Progress.model_validate_json(answer.read())
-    except (urllib.error.URLError, OSError, ValidationError):
+    except (OSError, http.client.HTTPException, ValidationError):
         return None  # not up yet, or just gone: the next look will tell
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -56,7 +56,7 @@ class LocalPod:
         container = self._job["spec"]["template"]["spec"]["containers"][0]
         mounts = self._mount(container)
         self._place.log.parent.mkdir(parents=True, exist_ok=True)
-        self._started = _now()
+        self._started = utc_now()
         with self._place.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable if word == "python" else _moved(word, mounts) for word in container["command"]),
@@ -70,7 +70,7 @@ class LocalPod:
         status = await self._process.wait()
         code = 128 - status if status < 0 else status
         message = self._termination_log.read_text() if self._termination_log.exists() else ""
-        self._terminated = {"exitCode": code, "finishedAt": _now(), "startedAt": self._started, "message": message}
+        self._terminated = {"exitCode": code, "finishedAt": utc_now(), "startedAt": self._started, "message": message}
         shutil.rmtree(self._place.folder, ignore_errors=True)
         self._end.set()
         return code
@@ -164,5 +164,6 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """RFC 3339, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

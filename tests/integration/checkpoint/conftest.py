@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 RunWorld = Callable[..., list[Any]]
-SECONDS = 240
+SECONDS = 600
 PRELOAD = (
     "boto3",
     "torch",
@@ -44,7 +44,7 @@ def _rank(
         conn.send((None, traceback.format_exc()))
 
 
-def _run(body: Callable[..., Any], size: int, **arguments: Any) -> list[Any]:
+def _run(body: Callable[..., Any], size: int, /, **arguments: Any) -> list[Any]:
     """`body(rank=, size=, **arguments)` on `size` fresh ranks; their results, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,7 +1,6 @@
 """The prepare stage against a real object store, with tiny models and real files."""
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +21,7 @@ from finetune_trainer.model.tokenizer import load_tokenizer
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
-
-CLASSES = {"good": "a very good film", "bad": "a very bad film", "mixed": "a good film and a bad book"}
-
-
-def classified(rows: int = 60) -> list[dict[str, Any]]:
-    words = random.Random(5)
-    names = list(CLASSES)
-    return [
-        {"text": f"{CLASSES[names[i % 3]]} {i} " + "very " * words.randrange(8), "label": names[i % 3]}
-        for i in range(rows)
-    ]
-
-
-def chats(rows: int = 40) -> list[dict[str, Any]]:
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": f"what is {i} and {i}?"},
-                {"role": "assistant", "content": f"it is {2 * i}" + " or so" * (i % 7)},
-            ]
-        }
-        for i in range(rows)
-    ]
-
-
-def jsonl(rows: list[Any]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+from rows import chats, classified, jsonl
 
 
 class Workplace:

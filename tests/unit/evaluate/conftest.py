@@ -162,6 +162,18 @@ def language_figures() -> tuple[ModelFigures, ModelFigures, PairedTest]:
     return figures[0], figures[1], sign_test(before, after)
 
 
+def data_section() -> DataSection:
+    """Rows of a plain corpus: most are short."""
+    lengths = tuple(round(1600 * math.exp(-((math.log(5 + 10 * index) - 3) ** 2)) / 4.2) for index in range(20))
+    return DataSection(
+        dropped=(("empty text", 12), ("text longer than 65,536 characters", 1)),
+        truncated=7,
+        max_length=256,
+        edges=tuple(10 * index for index in range(21)),
+        histogram=lengths,
+    )
+
+
 @pytest.fixture(scope="session")
 def report_inputs() -> Callable[..., ReportInputs]:
     """A factory: what to change is named, all else is a plain run."""
@@ -202,18 +214,11 @@ def report_inputs() -> Callable[..., ReportInputs]:
             notes=notes,
             versions={"finetune-operator": "0.1.0", "torch": "2.15.0", "transformers": "5.23.0"},
         )
-        lengths = tuple(round(1600 * math.exp(-((math.log(5 + 10 * index) - 3) ** 2)) / 4.2) for index in range(20))
         return ReportInputs(
             record=record,
             config=config,
             training=training_log(task) if with_log else None,
-            data=DataSection(
-                dropped=(("empty text", 12), ("text longer than 65,536 characters", 1)),
-                truncated=7,
-                max_length=256,
-                edges=tuple(10 * index for index in range(21)),
-                histogram=lengths,
-            ),
+            data=data_section(),
             phase_seconds={"import": 4.1, "model": 3.0, "base model": 3.4, "tuned model": 3.2, "report": 0.9},
         )
 

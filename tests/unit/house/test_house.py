@@ -35,8 +35,13 @@ def sources() -> list[Path]:
     return [path for path in files() if path.suffix == ".py"]
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, FUNCTIONS))
+    return (node for node in ast.walk(tree(path)) if isinstance(node, FUNCTIONS))
 
 
 def nesting(node: ast.AST) -> int:
@@ -101,7 +106,7 @@ def test_every_module_says_what_it_is_for() -> None:
     code = [
         path for path in sources() if path.is_relative_to(ROOT / "operator") or path.is_relative_to(ROOT / "trainer")
     ]
-    assert [name(path) for path in code if ast.get_docstring(ast.parse(path.read_text())) is None] == []
+    assert [name(path) for path in code if ast.get_docstring(tree(path)) is None] == []
 
 
 def test_source_roots_are_not_packages() -> None:

@@ -6,7 +6,8 @@ Within a plane the rank's fragments lie one after the other. Stored, these bytes
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 from finetune_api.trainer_config import Message
 
@@ -161,20 +162,26 @@ def _runs(
     """The longest runs of bytes that lie one after the other on both sides, across fragments and planes."""
     current: tuple[int, Piece] | None = None
     elements = [source.elements for source in sources]
-    for plane in range(planes):
-        for copy in copies:
-            at = (plane * elements[copy.source] + copy.at) * ELEMENT_BYTES
-            to = (plane * wanted.elements + copy.to) * ELEMENT_BYTES
-            size = copy.numel * ELEMENT_BYTES
-            if current is not None:
-                source, run = current
-                if source == copy.source and (run.at + run.size, run.to + run.size) == (at, to):
-                    current = source, Piece(run.at, run.to, run.size + size)
-                    continue
-                yield current
-            current = copy.source, Piece(at, to, size)
+    for plane, copy in product(range(planes), copies):
+        piece = Piece(
+            at=(plane * elements[copy.source] + copy.at) * ELEMENT_BYTES,
+            to=(plane * wanted.elements + copy.to) * ELEMENT_BYTES,
+            size=copy.numel * ELEMENT_BYTES,
+        )
+        if current is None:
+            current = copy.source, piece
+        elif current[0] == copy.source and _follows(current[1], piece):
+            current = copy.source, replace(current[1], size=current[1].size + piece.size)
+        else:
+            yield current
+            current = copy.source, piece
     if current is not None:
         yield current
+
+
+def _follows(run: Piece, piece: Piece) -> bool:
+    """Whether the piece begins where the run ends, on both sides."""
+    return (run.at + run.size, run.to + run.size) == (piece.at, piece.to)
 
 
 def blob_sizes(total: int, blob_bytes: int) -> list[int]:

@@ -1,6 +1,5 @@
 """From a manifest to this rank's planes in host memory: read, verify, re-slice. Touches no engine."""
 
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -11,20 +10,11 @@ from finetune_api.trainer_config import Message
 
 from ..errors import BadConfigError, CorruptCheckpointError
 from .blobs import Blobs, parallel
-from .layout import PLANES, Layout, blob_sizes, check_parameters, pieces, plan
+from .layout import Layout, blob_sizes, check_parameters, pieces, plan
 from .manifest import Manifest, Part, State
 
 M = TypeVar("M", bound=Message)
-
-
-@dataclass(frozen=True)
-class Staged:
-    """What a rank will copy into its engine; every byte is verified."""
-
-    planes: npt.NDArray[np.uint8]
-    """fp32 planes in the wanted layout's order."""
-    steps: tuple[float, ...]
-    """Adam's step count of each wanted fragment."""
+ByteArray = npt.NDArray[np.uint8]
 
 
 class Loader:
@@ -60,17 +50,20 @@ class Loader:
         """One rank's part."""
         return _parse(Part, self._blobs.get(self.manifest.parts[rank].digest))
 
-    def stage(self, wanted: Layout, shapes: dict[str, tuple[int, ...]], *, rank: int, planes: int = PLANES) -> Staged:
-        """Put the wanted planes together, from this rank's own part if that is enough, else from every rank's.
+    def stage(
+        self, buffer: ByteArray, wanted: Layout, shapes: dict[str, tuple[int, ...]], *, rank: int, planes: int
+    ) -> tuple[float, ...]:
+        """Fill `buffer` with the first `planes` of the wanted planes; returns Adam's step of each wanted fragment.
 
-        `shapes` are those of all trained parameters. Raises BadConfigError if the checkpoint does not fit them.
+        Reads this rank's own part if that is enough, else every rank's. `shapes` are those of all trained parameters.
+        Raises BadConfigError if the checkpoint does not fit them.
         """
+        assert buffer.nbytes == wanted.bytes(planes)
         parts = self._parts(wanted, rank)
         layouts = parallel(lambda part: _parse(Layout, self._blobs.get(part.layout)), parts)
         check_parameters(layouts, shapes)
         copies = plan(wanted, layouts)
         work = pieces(copies, wanted, layouts, planes=planes, blob_bytes=self.manifest.blob_bytes)
-        buffer = np.empty(wanted.bytes(planes), dtype=np.uint8)
 
         def fetch(key: tuple[int, int]) -> None:
             part, number = parts[key[0]], key[1]
@@ -88,7 +81,7 @@ class Loader:
         parallel(fetch, work)
         steps = dict.fromkeys(range(len(wanted.fragments)), 0.0)
         steps |= {copy.fragment: parts[copy.source].steps[copy.source_fragment] for copy in copies}
-        return Staged(buffer, tuple(steps.values()))
+        return tuple(steps.values())
 
     def _parts(self, wanted: Layout, rank: int) -> list[Part]:
         """The own part where it covers all that is wanted: the usual case, and then no rank reads another's bytes."""

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune_api.progress import CommittedCheckpoint
 from finetune_api.trainer_config import TrainerConfig
@@ -26,7 +27,7 @@ from .catalogue import Catalogue
 from .claims import Claims
 from .clock import now
 from .collective import everywhere, on_main, together
-from .layout import Layout
+from .layout import PLANES
 from .loading import Loader
 from .manifest import Manifest, Part, PartRef, State
 
@@ -107,10 +108,9 @@ class CheckpointPlane:
         rank = self._runtime.rank
         slots = fragments.owned(engine, rank=rank, world_size=self._runtime.world_size)
         layout = fragments.layout_of(slots)
-        if self._host.nbytes != layout.bytes():
-            self._host = np.empty(layout.bytes(), dtype=np.uint8)
-        steps = fragments.read(engine, slots, self._host.view(np.float32))
-        view = self._host.data
+        host = self._host_buffer(layout.bytes())
+        steps = fragments.read(engine, slots, host.view(np.float32))
+        view = host.data
         cuts = range(0, len(view), self._blob_bytes)
         blobs = parallel(lambda at: self._blobs.put(view[at : at + self._blob_bytes]), cuts)
         part = Part(
@@ -207,39 +207,42 @@ class CheckpointPlane:
         Any world size and ZeRO stage. No engine is touched before every rank has verified all of its bytes, so a
         CorruptCheckpointError leaves them as they were. BadConfigError: the checkpoint is of other parameters.
         """
-        loader = Loader(self._blobs, manifest)
-        slots = fragments.wanted(engine)
-
-        def stage() -> tuple[State, bytes, Any]:
-            state = loader.state()
-            fragments.check_groups(engine, state.groups)
-            return state, loader.buffers(state), self._stage(loader, engine, fragments.layout_of(slots))
-
-        state, buffer_bytes, staged = together(stage)
-        fragments.write(engine, slots, staged.planes.view(np.float32), staged.steps)
+        state = self._load(manifest, engine, planes=PLANES)
         fragments.set_groups(engine, state.groups)
         fragments.set_counters(engine, state.engine)
-        buffers.write(engine.module, state.buffers, buffer_bytes)
         self._parent_step = manifest.step
         log.info("restored step %d from %s", manifest.step, self._catalogue.uri_of(manifest.name))
         small_state: dict[str, Any] = state.small_state
         return small_state
 
-    def _stage(self, loader: Loader, engine: Any, wanted: Layout, **options: Any) -> Any:
-        return loader.stage(wanted, fragments.trained_shapes(engine), rank=self._runtime.rank, **options)
-
     def weights_only(self, manifest: Manifest, engine: Any) -> None:
         """Load the parameters' values alone: the best state, before it is exported. Optimizer and counters stay."""
+        self._load(manifest, engine, planes=1)
+
+    def _load(self, manifest: Manifest, engine: Any, *, planes: int) -> State:
+        """Verify on every rank, then write the first `planes` planes and the module's buffers."""
         loader = Loader(self._blobs, manifest)
         slots = fragments.wanted(engine)
+        layout = fragments.layout_of(slots)
+        host = self._host_buffer(layout.bytes(planes))
 
-        def stage() -> tuple[State, bytes, Any]:
+        def stage() -> tuple[State, bytes, tuple[float, ...]]:
             state = loader.state()
-            return state, loader.buffers(state), self._stage(loader, engine, fragments.layout_of(slots), planes=1)
+            fragments.check_groups(engine, state.groups)
+            shapes = fragments.trained_shapes(engine)
+            steps = loader.stage(host, layout, shapes, rank=self._runtime.rank, planes=planes)
+            return state, loader.buffers(state), steps
 
-        state, buffer_bytes, staged = together(stage)
-        fragments.write(engine, slots, staged.planes.view(np.float32), None)
+        state, buffer_bytes, steps = together(stage)
+        fragments.write(engine, slots, host.view(np.float32), steps if planes == PLANES else None)
         buffers.write(engine.module, state.buffers, buffer_bytes)
+        return state
+
+    def _host_buffer(self, size: int) -> npt.NDArray[np.uint8]:
+        """One buffer for saves and loads: fresh pages cost more than the copy into them."""
+        if self._host.nbytes < size:
+            self._host = np.empty(size, dtype=np.uint8)
+        return self._host[:size]
 
     def restore_rng(self, manifest: Manifest) -> None:
         """Set this rank's random number generators; to be called after the batches of the epoch so far were skipped.

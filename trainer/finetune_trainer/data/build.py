@@ -113,17 +113,16 @@ def dataset_folder(config: TrainerConfig, digest: str) -> str:
 def _read_all(inputs: Inputs, bad: BadRecords, report: ProgressReporter) -> tuple[Examples, tuple[SourceInfo, ...]]:
     examples: Examples = {split: [] for split in SPLITS}
     sources = []
-    for split, files in inputs.files.items():
-        for file in files:
-            rows = 0
-            for rows, record in enumerate(read(file, bad), start=1):
-                try:
-                    examples[split].append(inputs.formatter(record.values, record.place))
-                except RecordProblem as problem:
-                    bad.add(str(record.place), problem)
-                if rows % _SHOW_EVERY == 0:
-                    report.update(activity=f"reading records: {rows:,} of {file.uri}")
-            sources.append(SourceInfo(split=split, uri=file.uri, sha256=file.sha256, rows=rows))
+    for split, file in ((split, file) for split, files in inputs.files.items() for file in files):
+        rows = 0
+        for rows, record in enumerate(read(file, bad), start=1):
+            try:
+                examples[split].append(inputs.formatter(record.values, record.place))
+            except RecordProblem as problem:
+                bad.add(str(record.place), problem)
+            if rows % _SHOW_EVERY == 0:
+                report.update(activity=f"reading records: {rows:,} of {file.uri}")
+        sources.append(SourceInfo(split=split, uri=file.uri, sha256=file.sha256, rows=rows))
     return examples, tuple(sources)
 
 
@@ -131,6 +130,7 @@ def _check_labels(examples: Examples, bad: BadRecords) -> tuple[str, ...]:
     """Label names by the training files; held-out examples with another label are reported and left out."""
     labels = label_names(example.label for example in examples["train"])
     if len(labels) < 2 and examples["train"]:
+        bad.raise_if_any()  # a label that is missing may stand in a line that cannot be read
         raise BadDataError(
             f"all {len(examples['train'])} training records have the label {labels[0]!r}; a classifier needs two",
             advice="add records of another label, or set spec.data.columns.label to the column that tells them apart",

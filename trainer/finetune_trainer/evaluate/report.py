@@ -130,7 +130,7 @@ def _cards(inputs: ReportInputs, training: TrainingLog, bars: Sequence[AttemptBa
     counts = record.counts
     cards.append(
         Card(
-            "Training examples",
+            "Training data",
             wording.count_text(counts.train),
             f"{counts.validation:,} validation, {counts.test:,} test",
         )

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -50,15 +51,8 @@ def training_arguments(config: TrainerConfig, plan: TrainingPlan, scratch: Path)
         dataloader_num_workers=0,
         dataloader_pin_memory=config.world.gpus,
         remove_unused_columns=False,
-        # When to log, evaluate and save: StepControl decides.
-        logging_strategy="steps",
-        logging_steps=plan.log_every,
-        logging_nan_inf_filter=False,
-        eval_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
         ddp_timeout=int(GROUP_TIMEOUT.total_seconds()),
+        **_silences(plan),
     )
     expected = int(os.environ["WORLD_SIZE"])
     if arguments.world_size != expected:
@@ -67,3 +61,16 @@ def training_arguments(config: TrainerConfig, plan: TrainingPlan, scratch: Path)
             advice="check RANK, LOCAL_RANK and WORLD_SIZE of the worker",
         )
     return arguments
+
+
+def _silences(plan: TrainingPlan) -> dict[str, Any]:
+    """When to evaluate and save, and what to tell people, is StepControl's."""
+    return {
+        "logging_strategy": "steps",
+        "logging_steps": plan.log_every,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }

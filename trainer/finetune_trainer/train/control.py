@@ -46,6 +46,7 @@ class StepControl(TrainerCallback):
         )
         if broken:
             raise trainer.diverged("loss or its gradient")
+        tokens -= trainer.blanks_of(step)
         trainer.run.tokens += int(tokens)
         trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens)
         self._stopping = stop > 0

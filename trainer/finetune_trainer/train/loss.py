@@ -13,8 +13,10 @@ IGNORED = -100
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
-    """Summed cross entropy. `logits` (rows, classes), `labels` (rows,)."""
-    return functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+    """Summed cross entropy of the rows that have a label. `logits` (rows, classes), `labels` (rows,)."""
+    return functional.cross_entropy(
+        logits.float(), labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+    )
 
 
 def causal_lm_loss(logits: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:

@@ -57,8 +57,8 @@ class StepMeter:
 
 
 def utc_now() -> str:
-    """RFC 3339, whole seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """RFC 3339, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def peak_memory_bytes() -> int:

@@ -62,7 +62,7 @@ class TrainingPlan:
 
 
 def training_plan(config: TrainerConfig) -> TrainingPlan:
-    """The plan of a run. The last batch of an epoch is filled up, so an epoch has ceil(rows / global batch) steps."""
+    """The plan of a run. An epoch has ceil(rows / global batch) steps: its last batch is filled with blanks."""
     prepared = config.prepared
     assert prepared is not None, "the train stage is told what the prepare stage decided"
     training, checkpoint = config.spec.training, config.spec.checkpoint

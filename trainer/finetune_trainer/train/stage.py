@@ -29,6 +29,7 @@ from ..stop import StopFlag
 from ..store.client import ObjectStore
 from .arguments import training_arguments
 from .plan import TrainingPlan, training_plan
+from .rows import RowsAndBlank, WholeBatches
 from .trainer import FineTuneTrainer, Parts
 from .validation import Validator
 from .world import broadcast, end_process_group, start_process_group, stop_if_agreed
@@ -95,18 +96,13 @@ class _Attempt:
                 plane=plane,
                 report=self.report,
                 stop=self.stop,
-                sampler=SeededSampler(
-                    rows.lengths,
-                    seed=self.config.spec.training.seed,
-                    batch_size=self.config.batch.global_size,
-                    grouped=self.prepared.packing is Packing.LENGTH_GROUPED,
-                ),
+                sampler=self._order(rows),
                 validator=self._validator(collator, arguments) if plan.evaluate_every else None,
             )
             model = self._model(base)
         stop_if_agreed(self.stop.requested, where="before the first step")
-        trainer = FineTuneTrainer(parts, model=model, args=arguments, collator=collator, rows=rows)
-        return trainer, base
+        known = RowsAndBlank(rows, self.prepared.task)
+        return FineTuneTrainer(parts, model=model, args=arguments, collator=collator, rows=known), base
 
     def _base_model(self) -> Path:
         fetched = fetch_model(self.config.spec.model.uri, self.store, self.runtime.cache)
@@ -130,6 +126,16 @@ class _Attempt:
 
     def _split(self, name: str) -> TokenDataset:
         return TokenDataset.open(self.store, self.prepared.dataset_uri, name, self.runtime.cache)
+
+    def _order(self, rows: TokenDataset) -> WholeBatches:
+        global_batch = self.config.batch.global_size
+        order = SeededSampler(
+            rows.lengths,
+            seed=self.config.spec.training.seed,
+            batch_size=global_batch,
+            grouped=self.prepared.packing is Packing.LENGTH_GROUPED,
+        )
+        return WholeBatches(order, global_batch=global_batch)
 
     def _validator(self, collator: Collator, arguments: TrainingArguments) -> Validator:
         return Validator(

@@ -22,8 +22,6 @@ from finetune_api.v1alpha1 import Metric, Task
 
 from ..checkpoint.plane import CheckpointPlane, Restored
 from ..data.collate import Collator
-from ..data.sampler import SeededSampler
-from ..data.shards import TokenDataset
 from ..errors import DivergedError
 from ..progress import ProgressReporter
 from ..stop import StopFlag
@@ -31,6 +29,7 @@ from .control import StepControl
 from .loss import causal_lm_loss, causal_lm_targets, classification_loss
 from .meter import StepMeter
 from .plan import TrainingPlan
+from .rows import RowsAndBlank, WholeBatches
 from .state import LossSums, RunState, small_state
 from .validation import Validator
 from .world import gather_over_ranks, stop_if_agreed, sum_over_ranks
@@ -47,7 +46,7 @@ class Parts:
     plane: CheckpointPlane
     report: ProgressReporter
     stop: StopFlag
-    sampler: SeededSampler
+    sampler: WholeBatches
     validator: Validator | None
 
     @property
@@ -64,7 +63,7 @@ class FineTuneTrainer(Trainer):
     """`compute_loss` divides by the whole global batch."""
 
     def __init__(
-        self, parts: Parts, *, model: nn.Module, args: TrainingArguments, collator: Collator, rows: TokenDataset
+        self, parts: Parts, *, model: nn.Module, args: TrainingArguments, collator: Collator, rows: RowsAndBlank
     ) -> None:
         self.parts = parts
         self.run = RunState()
@@ -82,7 +81,7 @@ class FineTuneTrainer(Trainer):
 
     # ---- data and loss ----
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> WholeBatches:
         return self.parts.sampler
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -96,8 +95,7 @@ class FineTuneTrainer(Trainer):
         """Targets of the global batch; also counts this rank's tokens."""
         self._unread_tokens += sum(int(batch["attention_mask"].sum()) for batch in batch_samples)
         if self.parts.task is Task.SEQUENCE_CLASSIFICATION:
-            # accelerate fills the last batch of an epoch up, so all ranks hold the same number of rows.
-            return int(self.args.world_size) * sum(len(batch["labels"]) for batch in batch_samples)
+            return self.parts.config.batch.global_size - self.blanks_of(self.state.global_step + 1)
         local = sum(causal_lm_targets(batch["labels"]) for batch in batch_samples)
         return max(1, int(sum_over_ranks([float(local)])[0]))
 
@@ -111,6 +109,10 @@ class FineTuneTrainer(Trainer):
         smoothing = self.parts.config.spec.training.label_smoothing
         loss = summed(outputs.logits, labels, smoothing=smoothing) * (self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def blanks_of(self, step: int) -> int:
+        """Blank rows in the global batch of a step, over all ranks."""
+        return self.parts.sampler.blanks if step % self.parts.plan.steps_per_epoch == 0 else 0
 
     def take_tokens(self) -> int:
         """This rank's tokens since the last call."""

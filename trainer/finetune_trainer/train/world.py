@@ -11,6 +11,7 @@ from finetune_api.trainer_config import TrainerConfig
 
 from ..errors import BadConfigError, StoppedError
 from ..runtime import RuntimeEnv
+from .gloo import use_fast_collectives
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 """Longest wait of one rank for another: rank 0 may be downloading or uploading a whole model meanwhile."""
@@ -40,6 +41,8 @@ def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
     # inference; the training has no use for it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=GROUP_TIMEOUT, verbose=False)
+    if not config.world.gpus:
+        use_fast_collectives()
 
 
 def end_process_group() -> None:

@@ -1,0 +1,93 @@
+"""`finetune run` as a script uses it: lines of JSON, signals and exit statuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny_models
+from factories import make_job
+from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.yaml_text import dump_all
+from finetune_trainer.store import ObjectStore
+
+ROOT = Path(__file__).parents[3]
+COLOURS = ("red", "green", "blue", "black")
+
+Line = dict[str, Any]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "finetune_cli", *arguments]
+
+
+def environ() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "operator"), str(ROOT / "trainer")])}
+
+
+def run(folder: Path, endpoint: str, *, interrupt_when: Callable[[Line], bool]) -> tuple[int, list[Line]]:
+    """Exit status and lines of `finetune run job.yaml`; one SIGINT at the first line that fits."""
+    arguments = command("run", "job.yaml", "--endpoint", endpoint, "--watch", "json", "--work-dir", "work")
+    lines: list[Line] = []
+    with subprocess.Popen(arguments, cwd=folder, env=environ(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            lines.append(json.loads(text))
+            if interrupt_when(lines[-1]) and not any(map(interrupt_when, lines[:-1])):
+                process.send_signal(signal.SIGINT)
+    return process.returncode, lines
+
+
+def printed(folder: Path, *arguments: str) -> list[str]:
+    done = subprocess.run(
+        command(*arguments, "--work-dir", "work"), cwd=folder, env=environ(), capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def job_folder(tmp_path: Path, store: ObjectStore, bucket: str) -> Path:
+    """A folder with `job.yaml`, whose model and data are in storage."""
+    rows = [{"text": f"the {COLOURS[index % 4]} house {index}", "label": COLOURS[index % 4]} for index in range(80)]
+    store.upload_folder(tiny_models.save_tiny_bert(tmp_path / "model"), f"s3://{bucket}/model")
+    store.put(f"s3://{bucket}/data.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    job = make_job(
+        "colours",
+        model={"uri": f"s3://{bucket}/model"},
+        data={"train": [{"uri": f"s3://{bucket}/data.jsonl"}]},
+        training={"learningRate": 1e-3, "epochs": 15, "globalBatchSize": 4},
+        checkpoint={"everySteps": 20},
+        output={"uri": f"s3://{bucket}/out"},
+    )
+    (tmp_path / "job.yaml").write_text(dump_all([job]))
+    return tmp_path
+
+
+def test_a_script_can_stop_a_run_resume_it_and_read_its_result(job_folder: Path, store_server: EmbeddedStore) -> None:
+    status, lines = run(
+        job_folder, store_server.endpoint, interrupt_when=lambda line: (line.get("checkpointStep") or 0) >= 20
+    )
+    assert status == 3
+    assert (lines[-1]["event"], lines[-1]["phase"]) == ("finished", "Suspended")
+    stopped_at = lines[-1]["status"]["lastCheckpoint"]["step"]
+
+    status, lines = run(job_folder, store_server.endpoint, interrupt_when=lambda _: False)
+    assert status == 0
+    (finished,) = [line for line in lines if line["event"] == "finished"]
+    assert finished["phase"] == "Succeeded"
+    trainings = [attempt for attempt in finished["status"]["attempts"] if attempt["stage"] == "train"]
+    assert trainings[-1]["resumedFromStep"] >= stopped_at, "what was saved when it stopped may be newer still"
+    report = next(line["text"] for line in lines if line.get("text", "").startswith("report: "))
+    assert "<html" in (job_folder / report.removeprefix("report: ")).read_text()
+
+    heading, row = printed(job_folder, "runs")
+    assert row.split()[:4] == ["colours", "1", "Succeeded", "240/240"]
+    assert heading.startswith("NAME")
+    assert any("rank 0" in line for line in printed(job_folder, "logs", "--stage", "train", "--rank", "0"))
+    assert not any(" train " in line for line in printed(job_folder, "logs"))

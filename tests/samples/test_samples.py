@@ -1,0 +1,76 @@
+"""Every file of manifests/samples on real models and real data, end to end. `make samples` runs them: minutes each."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from finetune_api.constants import Phase
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_cli import demo_assets
+from finetune_cli.display.plain import PlainDisplay
+from finetune_cli.job_file import read_job_file
+from finetune_cli.local_storage import LocalStorage
+from finetune_cli.runner import run_job
+
+SAMPLES = Path(__file__).parents[2] / "manifests/samples"
+DATA = "s3://demo/data"
+
+
+def conversations() -> Iterator[dict[str, Any]]:
+    """Every question of the corpus with its answer, as a chat."""
+    for path in sorted(demo_assets.corpus_folder().glob("*.yml")):
+        for turns in YAML(typ="safe", pure=True).load(path)["conversations"]:
+            if len(turns) > 1:
+                question, answer = str(turns[0]), str(turns[1])
+                yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def upload_questions(storage: LocalStorage) -> None:
+    """The demo's model and questions, whole and cut into three files."""
+    questions = demo_assets.frequent(demo_assets.read_questions(demo_assets.corpus_folder()))
+    random.Random(1).shuffle(questions)
+    store = storage.connect()
+    storage.ensure_bucket("s3://demo/")
+    store.upload_folder(demo_assets.model_folder(), "s3://demo/models/all-MiniLM-L6-v2")
+    store.put(f"{DATA}/questions.jsonl", demo_assets.as_jsonl(questions))
+    cuts = {"test": questions[:100], "validation": questions[100:200], "train": questions[200:]}
+    for name, rows in cuts.items():
+        store.put(f"{DATA}/questions-{name}.jsonl", demo_assets.as_jsonl(rows))
+
+
+def run_sample(name: str, work_dir: Path, prepare: Any) -> FineTuneJob:
+    file = read_job_file(SAMPLES / f"{name}.yaml")
+    with PlainDisplay() as display:
+        return run_job(file, work_dir=work_dir, endpoint=None, display=display, prepare=prepare).job
+
+
+@pytest.mark.parametrize(("name", "at_least"), [("quickstart", 0.8), ("guide", 0.3), ("zero3", 0.5)])
+def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path: Path) -> None:
+    job = run_sample(name, tmp_path, upload_questions)
+    assert job.status.phase is Phase.SUCCEEDED
+    assert job.status.evaluation is not None
+    assert job.status.evaluation.tuned["Accuracy"] >= at_least
+    assert job.status.evaluation.tuned["Accuracy"] > job.status.evaluation.baseline["Accuracy"]
+
+
+def test_a_chat_model_learns_real_answers(tmp_path: Path, smollm2_folder: Path) -> None:
+    def upload(storage: LocalStorage) -> None:
+        storage.ensure_bucket("s3://demo/")
+        store = storage.connect()
+        store.upload_folder(smollm2_folder, "s3://demo/models/SmolLM2-135M-Instruct")
+        rows = "".join(json.dumps(row) + "\n" for row in conversations())
+        store.put(f"{DATA}/conversations.jsonl", rows.encode())
+
+    job = run_sample("chat-lora", tmp_path, upload)
+    assert job.status.phase is Phase.SUCCEEDED
+    assert job.status.evaluation is not None
+    assert job.status.evaluation.tuned["Perplexity"] < job.status.evaluation.baseline["Perplexity"]
+
+
+def test_every_sample_is_run_here() -> None:
+    assert {path.stem for path in SAMPLES.glob("*.yaml")} == {"quickstart", "guide", "zero3", "chat-lora"}

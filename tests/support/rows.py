@@ -1,0 +1,32 @@
+"""Rows of small, seeded data sets for tests."""
+
+import json
+import random
+from typing import Any
+
+CLASSES = {"good": "a very good film", "bad": "a very bad film", "mixed": "a good film and a bad book"}
+
+
+def classified(rows: int = 60) -> list[dict[str, Any]]:
+    words = random.Random(5)
+    names = list(CLASSES)
+    return [
+        {"text": f"{CLASSES[names[i % 3]]} {i} " + "very " * words.randrange(8), "label": names[i % 3]}
+        for i in range(rows)
+    ]
+
+
+def chats(rows: int = 40) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"what is {i} and {i}?"},
+                {"role": "assistant", "content": f"it is {2 * i}" + " or so" * (i % 7)},
+            ]
+        }
+        for i in range(rows)
+    ]
+
+
+def jsonl(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()

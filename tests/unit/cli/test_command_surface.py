@@ -1,0 +1,65 @@
+"""What users and scripts may rely on: commands and options. A change here is a change of the public surface."""
+
+import typer
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from finetune_cli.__main__ import app
+
+SURFACE = {
+    "run": ["job", "--endpoint", "--watch", "--work-dir"],
+    "demo": ["--watch", "--work-dir"],
+    "validate": ["files"],
+    "render": ["job"],
+    "logs": ["name", "--attempt", "--follow", "--rank", "--stage", "--work-dir", "-f"],
+    "runs": ["--work-dir"],
+    "store put": ["path", "uri", "--endpoint", "--work-dir"],
+    "store get": ["uri", "path", "--endpoint", "--work-dir"],
+    "store ls": ["uri", "--endpoint", "--recursive", "--work-dir", "-r"],
+    "crd": [],
+    "version": [],
+}
+
+
+def surface(command: object, name: str = "") -> dict[str, list[str]]:
+    """Command -> its arguments in order, then its options by name."""
+    if inner := getattr(command, "commands", None):
+        return {key: value for child, each in inner.items() for key, value in surface(each, f"{name} {child}").items()}
+    parameters = getattr(command, "params")  # noqa: B009
+    arguments = [entry.name for entry in parameters if entry.param_type_name == "argument"]
+    options = [option for entry in parameters if entry.param_type_name == "option" for option in entry.opts]
+    return {name.strip(): [*arguments, *sorted(option for option in options if option not in ("--help", "-h"))]}
+
+
+def test_the_public_surface_is_frozen() -> None:
+    assert surface(get_command(app)) == SURFACE
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_help_fits_80_columns_and_cuts_no_sentence() -> None:
+    for name in ["", *SURFACE, "store"]:
+        text = invoke(*name.split(), "--help")
+        assert all(len(line) <= 80 for line in text.splitlines()), text
+        assert "..." not in text.replace("[ARGS]...", "").replace("{FILE}...", ""), text
+
+
+def test_every_command_and_option_is_explained() -> None:
+    def check(command: object) -> None:
+        assert getattr(command, "help"), command  # noqa: B009
+        for parameter in getattr(command, "params"):  # noqa: B009
+            assert getattr(parameter, "help", None), (command, parameter)
+        for each in getattr(command, "commands", {}).values():
+            check(each)
+
+    for each in get_command(app).commands.values():  # type: ignore[attr-defined]
+        check(each)
+    assert isinstance(app, typer.Typer)
+
+
+def test_crd_and_render_print_yaml_that_can_be_applied() -> None:
+    assert invoke("crd").startswith("apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n")

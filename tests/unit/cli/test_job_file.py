@@ -1,0 +1,142 @@
+"""Job files: read as kubectl reads them; what is wrong is told with file and line."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from factories import make_job
+from finetune_cli.job_file import JobFileError, JobFileMissingError, read_job_file
+from finetune_cli.yaml_text import dump_all
+
+GOOD = """\
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata:
+  name: topics
+spec:
+  model: {uri: s3://bucket/model}
+  data:
+    train:
+      - uri: s3://bucket/a.jsonl
+      - {uri: s3://bucket/b.jsonl}
+  training:
+    learningRate: 2e-4
+    epochs: 3
+  output: {uri: s3://bucket/out}
+  runId: 2026-01-01
+"""
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "job.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def complaints(folder: Path, text: str | bytes, *, local: bool = True) -> list[str]:
+    path = written(folder, text)
+    with pytest.raises(JobFileError) as caught:
+        read_job_file(path).check(local=local)
+    return str(caught.value).replace(f"{path}", "job.yaml").splitlines()
+
+
+def test_numbers_and_dates_are_what_kubectl_makes_of_them(tmp_path: Path) -> None:
+    job = read_job_file(written(tmp_path, GOOD)).check(local=True)
+    assert job.spec.training.learning_rate == 2e-4
+    assert job.spec.run_id == "2026-01-01"
+
+
+def test_what_dump_writes_is_read_back_the_same(tmp_path: Path) -> None:
+    manifest = make_job(training={"learningRate": 2e-05}, runId="2026-01-01")
+    assert read_job_file(written(tmp_path, dump_all([manifest]))).manifest == manifest
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("epochs: 3", 'epochs: "3"', "job.yaml:13: spec.training.epochs: "),
+        (
+            "learningRate: 2e-4",
+            "learningRat: 2e-4",
+            "job.yaml:12: spec.training.learningRat: unknown field; did you mean",
+        ),
+        ("s3://bucket/b.jsonl", "ftp://b", "job.yaml:10: spec.data.train[1].uri: "),
+        ("- uri: s3://bucket/a.jsonl", "- uri: gs://a", "job.yaml:9: spec.data.train[0].uri: "),
+        ("    epochs: 3", "    epochs: 3\n    maxSteps: 9", "job.yaml:11: spec.training: epochs and maxSteps exclude"),
+        ("name: topics", "nam: topics", "job.yaml:3: metadata.name: is required"),
+        ("kind: FineTuneJob", "kind: FineTuneJop", "job.yaml:2: kind: "),
+        ("kind: FineTuneJob\n", "", "job.yaml:1: kind: is required; write kind: FineTuneJob"),
+        ("apiVersion: finetune.dev/v1alpha1\n", "", "job.yaml:1: apiVersion: is required; write apiVersion: finet"),
+    ],
+)
+def test_a_violation_names_the_line_of_its_field(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    assert old in GOOD
+    found = complaints(tmp_path, GOOD.replace(old, new, 1))
+    assert any(line.startswith(complaint) for line in found), found
+
+
+def test_all_violations_come_at_once_in_the_order_of_lines(tmp_path: Path) -> None:
+    text = GOOD.replace("2e-4", "fast").replace("epochs: 3", "epochs: 0").replace("s3://bucket/model", "model")
+    assert [line.split(" ")[0] for line in complaints(tmp_path, text)] == [
+        "job.yaml:6:",
+        "job.yaml:12:",
+        "job.yaml:13:",
+    ]
+
+
+def test_a_file_address_is_refused_for_a_cluster_only(tmp_path: Path) -> None:
+    text = GOOD.replace("s3://bucket/model", "file:///models/base")
+    assert read_job_file(written(tmp_path, text)).check(local=True)
+    assert complaints(tmp_path, text, local=False)[0].startswith(
+        "job.yaml:6: spec.model.uri: file:///models/base is on"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "job.yaml: the file is empty; it has to hold a FineTuneJob"),
+        ("# only a comment\n---\n", "job.yaml: the file is empty; it has to hold a FineTuneJob"),
+        ("- a\n- b\n", "job.yaml:1: is a list, needed is a FineTuneJob"),
+        ("just words\n", "job.yaml:1: is a text, needed is a FineTuneJob"),
+        ("a: 1\n\tb: 2\n", "job.yaml:2: YAML does not allow tabs for indentation; use spaces"),
+        ("a:\n\t- b\n", "job.yaml:2: YAML does not allow tabs for indentation; use spaces"),
+        ("a: 1\nb: 2\na: 3\n", 'job.yaml:3: found duplicate key "a"'),
+        ("a: [1, 2\nb: 3\n", "job.yaml:2: "),
+        ("a: .nan\n", "job.yaml: .nan, .inf and blocks that contain themselves cannot be used here"),
+        ("a: &x\n  b: *x\n", "job.yaml: .nan, .inf and blocks that contain themselves cannot be used here"),
+        ("a: !!python/name:os.system x\n", "job.yaml:1: could not determine a constructor for the tag"),
+        (b"\xff\xfe\x00", "job.yaml: is not UTF-8 text (byte 0); is it a YAML file?"),
+        (
+            GOOD + "---\n" + GOOD,
+            "job.yaml: holds 2 documents, exactly one has to be a FineTuneJob; 2 of them are (lines 1, 17)",
+        ),
+        (
+            "kind: A\n---\nkind: B\n",
+            "job.yaml: holds 2 documents, exactly one has to be a FineTuneJob; none of them is",
+        ),
+    ],
+)
+def test_a_file_that_is_no_job_says_what_it_is(tmp_path: Path, text: str | bytes, complaint: str) -> None:
+    assert complaints(tmp_path, text)[0].startswith(complaint)
+
+
+def test_one_job_among_other_objects_is_found_with_its_own_lines(tmp_path: Path) -> None:
+    text = "kind: ConfigMap\n---\n" + GOOD.replace("epochs: 3", "epochs: 0")
+    assert complaints(tmp_path, text)[0].startswith("job.yaml:15: spec.training.epochs: ")
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_a_missing_file_is_another_error_than_a_wrong_one(tmp_path: Path, name: str) -> None:
+    with pytest.raises(JobFileMissingError):
+        read_job_file(tmp_path / name)
+
+
+def test_the_samples_are_valid_through_both_readers() -> None:
+    samples = sorted((Path(__file__).parents[3] / "manifests/samples").glob("*.yaml"))
+    assert samples
+    for path in samples:
+        file = read_job_file(path)
+        file.check(local=False)
+        assert file.manifest == YAML(typ="safe", pure=True).load(path)

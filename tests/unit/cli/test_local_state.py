@@ -1,0 +1,110 @@
+"""What `finetune runs` and `finetune logs` find in a work folder."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factories import make_job
+from finetune_cli.commands.logs import logs
+from finetune_cli.commands.runs import row, runs
+from finetune_cli.exit_status import CommandError
+from finetune_cli.local_state import RUN_LOCK, LocalState
+from finetune_cli.locks import is_locked, try_lock
+from statuses import SUCCEEDED, TRAINING
+
+
+def put(work_dir: Path, name: str, status: dict[str, Any], *, namespace: str = "default", at: float = 1000.0) -> Path:
+    folder = work_dir / "jobs" / namespace / name
+    (folder / "objects").mkdir(parents=True)
+    (folder / "logs").mkdir()
+    path = folder / "objects" / f"FineTuneJob.{name}.json"
+    path.write_text(json.dumps({**make_job(name, namespace=namespace), "status": status}))
+    os.utime(path, (at, at))
+    return folder
+
+
+def put_log(folder: Path, name: str, *messages: tuple[str, str]) -> None:
+    lines = (json.dumps({"time": time, "rank": 0, "level": "INFO", "message": text}) for time, text in messages)
+    (folder / "logs" / name).write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_the_latest_job_is_the_one_that_is_meant(tmp_path: Path) -> None:
+    put(tmp_path, "older", {}, at=1000)
+    put(tmp_path, "newer", {}, at=2000, namespace="team")
+    state = LocalState(tmp_path)
+    assert [job.key.name for job in state.jobs()] == ["newer", "older"]
+    assert state.find(None).key.name == "newer"
+    assert state.find("older").key.name == "older"
+    assert state.find("team/newer").key.name == "newer"
+
+
+def test_an_unknown_job_is_told_with_those_that_are_known(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="holds no runs; start one with"):
+        LocalState(tmp_path).find(None)
+    put(tmp_path, "topics", {})
+    with pytest.raises(CommandError, match="holds no run of topic; known here: topics"):
+        LocalState(tmp_path).find("topic")
+
+
+def test_a_row_tells_the_state_of_a_run(tmp_path: Path) -> None:
+    put(tmp_path, "done", SUCCEEDED)
+    put(tmp_path, "half", TRAINING, namespace="team")
+    done, half = (LocalState(tmp_path).find(name) for name in ("done", "half"))
+    assert row(done, is_running=False, now=1060) == (
+        "done",
+        "1",
+        "Succeeded",
+        "296/296",
+        "accuracy 87.8 %",
+        "1 min 00 s",
+    )
+    assert row(half, is_running=True, now=1001)[2:5] == ("Training", "180/296", "training loss 0.412")
+    assert row(half, is_running=False, now=1001)[:3] == ("team/half", "1", "Interrupted")
+
+
+def test_runs_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs(tmp_path)
+    assert "no runs in" in capsys.readouterr().out
+    put(tmp_path, "topics", SUCCEEDED)
+    runs(tmp_path)
+    heading, line = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["NAME", "RUN", "PHASE", "STEP", "METRIC", "AGE"]
+    assert line.split()[:4] == ["topics", "1", "Succeeded", "296/296"]
+
+
+def test_logs_prints_the_newest_attempt_in_the_order_of_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = put(tmp_path, "topics", SUCCEEDED)
+    put_log(folder, "topics-r1-train-a1-0.log", ("2026-01-01T12:00:00", "old"))
+    put_log(folder, "topics-r1-train-a10-0.log", ("2026-01-01T12:00:01", "first"), ("2026-01-01T12:00:03", "third"))
+    put_log(folder, "topics-r1-train-a10-1.log", ("2026-01-01T12:00:02", "second"))
+    put_log(folder, "other-r1-evaluate-a1-0.log", ("2026-01-01T12:00:00", "of another job"))
+    logs("topics", work_dir=tmp_path)
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["first", "second", "third"]
+    logs("topics", attempt=1, work_dir=tmp_path)
+    assert capsys.readouterr().out == "12:00:00 train a1 rank 0  INFO old\n"
+    with pytest.raises(CommandError, match="there are: train attempt 1, train attempt 10"):
+        logs("topics", attempt=2, work_dir=tmp_path)
+
+
+def test_following_a_run_that_is_over_prints_all_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = put(tmp_path, "topics", SUCCEEDED)
+    put_log(folder, "topics-r1-train-a1-0.log", ("2026-01-01T12:00:00", "a"), ("2026-01-01T12:00:01", "b"))
+    logs("topics", follow=True, work_dir=tmp_path)
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["a", "b"]
+
+
+def test_a_lock_has_one_holder_and_goes_with_it(tmp_path: Path) -> None:
+    path = tmp_path / RUN_LOCK
+    assert not is_locked(path)
+    held = try_lock(path)
+    assert held is not None
+    assert is_locked(path)
+    assert try_lock(path) is None
+    assert LocalState(tmp_path).is_running
+    os.close(held)
+    assert not is_locked(path)
