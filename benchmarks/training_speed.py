@@ -156,6 +156,8 @@ def bare_arguments(config: TrainerConfig, side: str, scratch: Path) -> Any:
         lr_scheduler_type="constant",
         max_grad_norm=training.max_grad_norm,
         train_sampling_strategy="group_by_length" if side.endswith("group_by_length") else "random",
+        # Else this Trainer multiplies a classifier's loss by the world size; it also spares it an exchange a step.
+        average_tokens_across_devices=False,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -5,6 +5,9 @@ import json
 from .trainer_config import Message, Prepared
 from .v1alpha1 import Metric
 
+FOR_STATUS = "for=status"
+"""Query of `GET /progress` by whom the job's status is kept: a stopped pod waits for it with its last answer."""
+
 MAX_TERMINATION_BYTES = 4096
 """Kubernetes' limit for one container."""
 

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from .rules import Violation, violations
 from .v1alpha1 import FineTuneJob
+from .v1alpha1.base import NEEDED
 
 
 class InvalidJobError(ValueError):
@@ -51,7 +52,7 @@ def _violation(detail: ErrorDetails) -> Violation:
     if kind == "enum":
         return Violation(path, f"{shown} is not one of {detail['ctx']['expected']}{_close_enum(value, detail)}")
     if kind == "string_pattern_mismatch":
-        return Violation(path, f"{shown} does not look right; it has to match {detail['ctx']['pattern']}")
+        return Violation(path, f"{shown} is not valid, needed is {NEEDED[detail['ctx']['pattern']]}")
     if isinstance(value, str) and kind in {"float_type", "int_type", "bool_type"}:
         return Violation(
             path,

@@ -4,6 +4,7 @@ Each function takes the place of `finetune_trainer.stages:run_rank`; the process
 are the real ones.
 """
 
+import itertools
 import os
 import signal
 import subprocess
@@ -56,6 +57,32 @@ def all_reduce(_config: Path) -> int:
     # A parallel region, as every training step has: a pool broken by the fork would hang here.
     product = torch.ones(512, 512) @ torch.ones(512, 512)
     print(f"sum={total[0].item():g} product={product[0, 0].item():g}")
+    dist.destroy_process_group()
+    return 0
+
+
+def gather_both_ways(_config: Path) -> int:
+    """Gather by broadcast and gather as gloo does: the same bytes, for every kind of call that DeepSpeed makes."""
+    import torch
+    import torch.distributed as dist
+
+    from finetune_trainer.train.gloo import all_gather_by_broadcast
+
+    dist.init_process_group("gloo")
+    world, rank = dist.get_world_size(), dist.get_rank()
+    flags = (False, True)
+    cases = list(itertools.product((torch.float32, torch.bfloat16, torch.int64), (1, 7, 4096), flags, flags))
+    for dtype, size, in_place, async_op in cases:
+        mine = (torch.arange(size) + 1000 * rank).to(dtype)
+        expected, output = torch.empty(world * size, dtype=dtype), torch.full((world * size,), -1, dtype=dtype)
+        dist.all_gather_into_tensor(expected, mine)
+        piece = output.chunk(world)[rank].copy_(mine) if in_place else mine
+        works = all_gather_by_broadcast(output, piece, async_op=async_op)
+        if works is not None:
+            works.wait()
+            assert works.is_completed()
+        assert torch.equal(output, expected), (dtype, size, in_place, async_op)
+    print(f"gathered {len(cases)} times")
     dist.destroy_process_group()
     return 0
 
@@ -130,7 +157,8 @@ def evaluate_for_ever(config: Path) -> int:
 
 
 def report_progress(config: Path) -> int:
-    """Three steps' worth of progress, then as long as it takes to be asked."""
+    """Three steps' worth of progress, then until it is stopped; saves what it has."""
+    from finetune_api.progress import CommittedCheckpoint
     from finetune_trainer.stages import run_bound
     from finetune_trainer.stop import install_stop_flag
 
@@ -143,6 +171,8 @@ def report_progress(config: Path) -> int:
             report.update(step=3, total_steps=10, loss=0.5, flush=True)  # type: ignore[attr-defined]
             while not flag.requested:
                 signal.sigtimedwait([], 0.01)
+            saved = CommittedCheckpoint(step=3, uri="s3://bucket/3", time="2026-01-01T00:00:00Z", save_seconds=0.1)
+            report.update(last_checkpoint=saved, flush=True)  # type: ignore[attr-defined]
             raise StoppedError("stopped at step 3")
 
         return loop
@@ -155,8 +185,10 @@ def main() -> int:
     from finetune_trainer.supervisor import Options, supervise
 
     stage, config, function = sys.argv[1:]
-    options = Options(Stage(stage), Path(config), os.environ, target=f"rank_targets:{function}", grace_seconds=1.0)
-    return supervise(options)
+    target = f"rank_targets:{function}"
+    return supervise(
+        Options(Stage(stage), Path(config), os.environ, target=target, grace_seconds=1.0, last_word_seconds=2.0)
+    )
 
 
 if __name__ == "__main__":

@@ -9,39 +9,65 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from finetune_api.progress import Progress
+from finetune_api.progress import FOR_STATUS, Progress
 
 from .progress import PROGRESS_FILE
 
 
-def serve_progress(folder: Path, *, stage: str, host: str, port: int) -> None:
+class LastWord:
+    """Whether who keeps the job's status has asked for progress since there was nothing more to come.
+
+    That one asks for `/progress?for=status`; displays and people may look as often as they like.
+    """
+
+    def __init__(self) -> None:
+        self.is_final = False
+        """True: the ranks have ended, what is answered from now on is the last there is."""
+        self._heard = threading.Event()
+
+    def heard(self) -> None:
+        """The last word has been answered."""
+        self._heard.set()
+
+    def wait_until_heard(self, seconds: float) -> bool:
+        """Wait for the question, at most so long; False if it did not come."""
+        self.is_final = True
+        return self._heard.wait(seconds)
+
+
+def serve_progress(folder: Path, *, stage: str, host: str, port: int) -> LastWord:
     """Serve the progress file of a scratch folder from a daemon thread, until the process ends.
 
     Listens when it returns. Raises OSError for a port that is taken.
     """
-
+    last_word = LastWord()
     try:
-        server = _Server((host, port), partial(_Handler, folder, stage))
+        server = _Server((host, port), partial(_Handler, folder, stage, last_word))
     except OSError as error:
         raise OSError(f"progress cannot be served on {host}:{port}: {error.strerror}") from error
     threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
+    return last_word
 
 
 class _Handler(BaseHTTPRequestHandler):
     """Three paths, GET only."""
 
-    def __init__(self, folder: Path, stage: str, *request: Any) -> None:
-        self._folder, self._stage = folder, stage
+    def __init__(self, folder: Path, stage: str, last_word: LastWord, *request: Any) -> None:
+        self._folder, self._stage, self._last_word = folder, stage, last_word
         super().__init__(*request)  # this answers already
 
     def do_GET(self) -> None:
         """Answer, or say which paths there are."""
+        is_final = self._last_word.is_final  # asked before the file is read: what is read is then final too
         progress = read_progress(self._folder, self._stage)
-        if self.path == "/progress":
+        path, _, query = self.path.partition("?")
+        if path == "/progress":
             self._answer("application/json", progress.model_dump_json(exclude_defaults=True))
-        elif self.path == "/metrics":
+            if is_final and query == FOR_STATUS:
+                self._last_word.heard()
+        elif path == "/metrics":
             self._answer("text/plain; version=0.0.4", metrics_text(progress))
-        elif self.path == "/healthz":
+        elif path == "/healthz":
             self._answer("text/plain", "ok\n")
         else:
             self.send_error(HTTPStatus.NOT_FOUND, "known paths: /progress, /metrics, /healthz")

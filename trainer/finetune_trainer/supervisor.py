@@ -29,6 +29,13 @@ from .stages import read_config, read_result, result_path
 GRACE_SECONDS = 5.0
 """What the other ranks get after one has failed: enough to write a line, they are stuck in a collective anyway."""
 
+LAST_WORD_SECONDS = 5.0
+"""How long a stopped rank 0 waits to be asked for its last progress: an operator asks every few seconds.
+
+The API server drops a deleted pod as soon as it has ended, mostly before anybody has read its termination message;
+without the wait, nobody would learn of the checkpoint that was saved at the stop.
+"""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -40,6 +47,7 @@ class Options:
     target: str = RUN_RANK
     """What a rank runs."""
     grace_seconds: float = GRACE_SECONDS
+    last_word_seconds: float = LAST_WORD_SECONDS
 
 
 def supervise(options: Options) -> int:
@@ -57,12 +65,15 @@ def supervise(options: Options) -> int:
         group.catch_signals(stack)
         host, port = environ.get(Env.PROGRESS_HOST, "0.0.0.0"), int(environ.get(Env.PROGRESS_PORT, PROGRESS_PORT))
         try:
-            serve_progress(scratch, stage=options.stage, host=host, port=port)
+            last_word = serve_progress(scratch, stage=options.stage, host=host, port=port)
             config = read_config(options.config)
             if config.stage is not options.stage:
                 reason = f"{options.config} is for the {config.stage} stage, not for {options.stage}"
                 return _refuse(options, ExitCode.USAGE, reason, f"run {config.stage} instead")
-            return _Pod(options, config, scratch, group).run(stack, started)
+            status = _Pod(options, config, scratch, group).run(stack, started)
+            if status == ExitCode.STOPPED and config.stage is Stage.TRAIN and not int(environ.get(Env.NODE_RANK, 0)):
+                last_word.wait_until_heard(options.last_word_seconds)
+            return status
         except BadConfigError as error:
             return _refuse(options, ExitCode.BAD_CONFIG, str(error), error.advice)
         except OSError as error:

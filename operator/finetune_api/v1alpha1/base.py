@@ -1,6 +1,6 @@
 """What every block of the object shares: frozen, camelCase on the wire, unknown fields refused."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -24,21 +24,40 @@ class StatusModel(ApiModel):
     model_config = ConfigDict(extra="ignore")
 
 
-Duration = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$", max_length=32)]
+NEEDED: dict[str, str] = {}
+"""Pattern -> what it asks for, in words: what a user reads instead of a regular expression."""
+
+
+def matching(pattern: str, needed: str, *, max_length: int) -> Any:
+    """A text field that has to match `pattern`; `needed` says so in words, with an example."""
+    NEEDED[pattern] = needed
+    return Field(pattern=pattern, max_length=max_length)
+
+
+_BUCKET = "s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+_BUCKET_RULE = "a bucket's name has 3 to 63 characters of a-z, 0-9, '.' and '-'"
+
+Duration = Annotated[
+    str, matching(r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$", "a duration such as 90s, 10m or 1h30m", max_length=32)
+]
 """A Go-style duration, such as `90s`, `10m` or `1h30m`."""
 
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32)]
+Quantity = Annotated[
+    str,
+    matching(r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", "a quantity such as 500m, 2 or 64Gi", max_length=32),
+]
 """A Kubernetes quantity, such as `500m`, `2` or `64Gi`."""
 
-S3Uri = Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s]*)?$", max_length=1024)]
+S3Uri = Annotated[
+    str, matching(rf"^{_BUCKET}(/[^\s]*)?$", f"an address such as s3://bucket/prefix ({_BUCKET_RULE})", max_length=1024)
+]
 """An object-storage address, `s3://bucket/prefix`."""
 
 ModelUri = Annotated[
     str,
-    Field(
-        pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\s]+"
-        r"|hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?"
-        r"|file:///[^\s]+)$",
+    matching(
+        rf"^({_BUCKET}/[^\s]+|hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?|file:///[^\s]+)$",
+        f"s3://bucket/prefix, hf://organisation/name or, for local runs, file:///path ({_BUCKET_RULE})",
         max_length=1024,
     ),
 ]
@@ -46,6 +65,10 @@ ModelUri = Annotated[
 
 DataUri = Annotated[
     str,
-    Field(pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\s]+|file:///[^\s]+)$", max_length=1024),
+    matching(
+        rf"^({_BUCKET}/[^\s]+|file:///[^\s]+)$",
+        f"s3://bucket/key or, for local runs, file:///path ({_BUCKET_RULE})",
+        max_length=1024,
+    ),
 ]
 """`s3://bucket/key` or, for local runs, `file:///path`; `*`, `?` and `[...]` match within a name."""

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from ..constants import API_VERSION, KIND, MAX_JOB_NAME
-from .base import ApiModel
+from .base import ApiModel, matching
 from .data import Data
 from .method import FullFineTune, Method
 from .model import Model
@@ -54,7 +54,9 @@ class Spec(ApiModel):
     suspend: bool = False
     """Stop with the state saved; setting it back to false resumes."""
 
-    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$", max_length=63)] | None = None
+    run_id: (
+        Annotated[str, matching(r"^[A-Za-z0-9._-]*$", "letters, digits, '.', '_' and '-'", max_length=63)] | None
+    ) = None
     """Free text. A changed value starts a new run even if nothing else changed."""
 
 
@@ -63,7 +65,14 @@ class Metadata(ApiModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_JOB_NAME)]
+    name: Annotated[
+        str,
+        matching(
+            r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+            "a name of a-z, 0-9 and '-', with a letter or digit at both ends",
+            max_length=MAX_JOB_NAME,
+        ),
+    ]
     """Name, a DNS label of at most 40 characters: the names of pods are derived from it."""
 
     namespace: str = "default"

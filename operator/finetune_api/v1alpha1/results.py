@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .base import ApiModel, Duration, S3Uri
+from .base import ApiModel, Duration, S3Uri, matching
 
 
 class Checkpoint(ApiModel):
@@ -54,10 +54,16 @@ class Output(ApiModel):
 class Storage(ApiModel):
     """How object storage is reached. Absent fields come from the operator's settings."""
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]+/?$", max_length=512)] | None = None
+    endpoint: (
+        Annotated[
+            str,
+            matching(r"^https?://[^\s/]+/?$", "a URL without a path, such as https://s3.example.com", max_length=512),
+        ]
+        | None
+    ) = None
     """URL of an S3-compatible server. Absent: AWS."""
 
-    region: Annotated[str, Field(pattern=r"^[a-z0-9-]+$", max_length=64)] | None = None
+    region: Annotated[str, matching(r"^[a-z0-9-]+$", "a region such as us-east-1", max_length=64)] | None = None
     """Region to sign requests for. Absent: us-east-1."""
 
     path_style: bool | None = None

@@ -1,7 +1,7 @@
 """`status`: what the operator has seen and done. Written by the operator alone."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ class Condition(StatusModel):
 
     type: ConditionType
     """Which aspect."""
-    status: Annotated[str, Field(pattern="^(True|False|Unknown)$")]
+    status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
     reason: Reason
     """Why, in one word."""

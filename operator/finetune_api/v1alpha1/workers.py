@@ -4,13 +4,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .base import ApiModel, Quantity
+from .base import ApiModel, Quantity, matching
 
 
 class EnvVar(ApiModel):
     """One environment variable of the trainer."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
+    name: Annotated[
+        str,
+        matching(
+            r"^[A-Za-z_][A-Za-z0-9_]*$", "a variable's name: letters, digits and _, no digit first", max_length=128
+        ),
+    ]
     """Name."""
 
     value: Annotated[str, Field(max_length=4096)] = ""

@@ -93,6 +93,10 @@ def ls(
 
     A folder is one line, with the sum of what is in it.
     """
+    from finetune_trainer.store import parse
+
+    if uri is not None:
+        parse(uri)  # a wrong address is told before a server is started
     with shared_storage(work_dir, endpoint) as storage:
         if uri is None:
             _list_buckets(storage)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from finetune_api import constants
 from finetune_api.constants import Env
-from finetune_api.progress import Progress
+from finetune_api.progress import FOR_STATUS, Progress
 
 from ..errors import ClusterConflictError
 from ..manifests import JobKey, Manifest
@@ -90,7 +90,12 @@ class LocalCluster:
         pods = self._pods.get(job_name)
         if not pods or pods[0].ended:
             return None
-        return await asyncio.to_thread(get_progress, pods[0].progress_port)
+        return await asyncio.to_thread(get_progress, pods[0].progress_port, FOR_STATUS)
+
+    async def peek_progress(self, job_name: str) -> Progress | None:
+        """The same for a display, which keeps nothing."""
+        pods = self._pods.get(job_name)
+        return await asyncio.to_thread(get_progress, pods[0].progress_port) if pods and not pods[0].ended else None
 
     # ---- what a person at this machine does ------------------------------------------------------------------------
 
@@ -212,10 +217,11 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def get_progress(port: int) -> Progress | None:
+def get_progress(port: int, query: str = "") -> Progress | None:
     """`GET /progress` of a pod on this machine; None where no whole answer comes."""
+    url = f"http://127.0.0.1:{port}/progress?{query}"
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress", timeout=_PROGRESS_TIMEOUT_SECONDS) as answer:
+        with urllib.request.urlopen(url, timeout=_PROGRESS_TIMEOUT_SECONDS) as answer:
             return Progress.model_validate_json(answer.read())
     except (OSError, http.client.HTTPException, ValidationError):
         return None  # not up yet, or just gone: the next look will tell

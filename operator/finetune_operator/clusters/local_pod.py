@@ -18,6 +18,8 @@ from finetune_api.constants import Env
 from ..manifests import Manifest
 
 _PR_SET_PDEATHSIG = 1
+_FALLBACK_BYTES, _FALLBACK_LINES = 2048, 80
+"""What a kubelet takes from the log of a container that failed without a termination message."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -69,8 +71,12 @@ class LocalPod:
             )
         status = await self._process.wait()
         code = 128 - status if status < 0 else status
-        message = self._termination_log.read_text() if self._termination_log.exists() else ""
-        self._terminated = {"exitCode": code, "finishedAt": utc_now(), "startedAt": self._started, "message": message}
+        self._terminated = {
+            "exitCode": code,
+            "finishedAt": utc_now(),
+            "startedAt": self._started,
+            "message": self._last_word(has_failed=code != 0),
+        }
         shutil.rmtree(self._place.folder, ignore_errors=True)
         self._end.set()
         return code
@@ -94,6 +100,15 @@ class LocalPod:
         if self._terminated:
             phase = "Failed" if self._terminated["exitCode"] else "Succeeded"
         return pod_manifest(self._job, self._index, phase, state)
+
+    def _last_word(self, *, has_failed: bool) -> str:
+        """The termination message; as under FallbackToLogsOnError, the log's tail where a failed pod has left none."""
+        if self._termination_log.exists() and (message := self._termination_log.read_text()):
+            return message
+        if not has_failed:
+            return ""
+        lines = self._place.log.read_bytes()[-_FALLBACK_BYTES:].decode(errors="replace").splitlines(keepends=True)
+        return "".join(lines[-_FALLBACK_LINES:])
 
     @property
     def _termination_log(self) -> Path:

@@ -1,5 +1,7 @@
 """Why an attempt failed: which pod was first, what class it is, and what the user can do."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_api.exit_codes import ExitCode, FailureClass, failure_class, name_of
@@ -10,6 +12,9 @@ from ..observed import ObservedPod, ObservedStage
 _SIGTERM_EXIT = 143
 _BYSTANDER_EXITS = frozenset({int(ExitCode.STOPPED), _SIGTERM_EXIT})
 """How pods end that were stopped because another one failed."""
+
+_SHOWN_LINES = 10
+"""Lines of a log that status shows where a pod has left no message of its own."""
 
 _ADVICE = {
     ExitCode.OUT_OF_MEMORY: "Lower training.microBatchSize or data.maxLength, raise deepspeed.zeroStage or the limit.",
@@ -66,18 +71,28 @@ def _without_a_trace(stage: ObservedStage) -> Failure:
 
 def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
     message = pod.message
-    text = pod.raw_message.strip()[-1000:]
     if message is not None:
-        text = "\n".join((message.error, *message.last_lines)).strip()
+        lines = [message.error, *message.last_lines]
+    else:
+        lines = [f"{pod.name} ended with status {code}", *_said(pod.raw_message)]
     return FailureStatus(
         failure_class="Disrupted" if pod.disrupted else name_of(code),
         stage=str(stage.stage),
         rank=message.rank if message else None,
         pod=pod.name,
         exit_code=code,
-        message=(text or f"{pod.name} ended with status {code}")[:4096],
+        message="\n".join(lines).strip()[:4096],
         advice=((message.advice if message else "") or _advice(code))[:1024],
     )
+
+
+def _said(log_tail: str) -> Iterator[str]:
+    """The last lines of a log as people read them; the first of a tail may be the end of a longer one."""
+    for line in log_tail.splitlines()[-_SHOWN_LINES:]:
+        try:
+            yield str(json.loads(line)["message"])
+        except (ValueError, KeyError, TypeError):
+            yield line
 
 
 def _advice(code: int) -> str:

@@ -1,6 +1,8 @@
 """The prepare stage against a real object store, with tiny models and real files."""
 
+import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ class Workplace:
         self.settings = settings
         self.folder = folder
         self.report = ProgressReporter(folder, stage=Stage.PREPARE)
-        self.runs = 0
+        self.runs = itertools.count(1)
 
     def put(self, name: str, content: bytes) -> str:
         uri = f"{self.uri}/data/{name}"
@@ -60,17 +62,19 @@ class Workplace:
             batch=BatchPlan(global_size=8, micro_size=8, accumulation=1),
         )
 
-    def prepare(self, model: Path | str, data: dict[str, Any], **blocks: Any) -> Prepared:
-        self.runs += 1
+    def prepare(self, model: Path | str, data: dict[str, Any], *, apart: bool = False, **blocks: Any) -> Prepared:
+        """`apart`: as on a node of its own."""
+        scratch = self.folder / f"scratch-{next(self.runs)}"
         runtime = RuntimeEnv(
             rank=0,
             world_size=1,
             local_rank=0,
             local_world_size=1,
-            scratch=self.folder / f"scratch-{self.runs}",
-            cache=self.folder / "cache",
+            scratch=scratch,
+            cache=scratch / "cache" if apart else self.folder / "cache",
         )
-        return prepare(self.config(model, data, **blocks), self.store, runtime, self.report)
+        report = ProgressReporter(None, stage=Stage.PREPARE) if apart else self.report
+        return prepare(self.config(model, data, **blocks), self.store, runtime, report)
 
     def open(self, prepared: Prepared, split: str = "train") -> TokenDataset:
         return TokenDataset.open(self.store, prepared.dataset_uri, split, self.folder / "cache")
@@ -141,6 +145,16 @@ def test_the_same_inputs_are_prepared_once(place, bert):
     other_seed = place.prepare(bert, {"train": sources(uri)}, training={"learningRate": 1e-3, "seed": 7})
     assert not other_seed.reused
     assert other_seed.dataset_digest != first.dataset_digest
+
+
+def test_two_runs_that_prepare_the_same_data_at_once_share_one_data_set(place, bert):
+    data = {"train": sources(place.put("race.jsonl", jsonl(classified(200))))}
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: place.prepare(bert, data, apart=True), range(2))
+    assert first.dataset_digest == second.dataset_digest
+    for prepared in (first, second):
+        rows = place.open(prepared)
+        assert [len(rows[index]["input_ids"]) > 0 for index in range(len(rows))] == [True] * first.counts.train
 
 
 def test_where_files_are_and_how_they_are_listed_does_not_matter(place, bert):

@@ -105,6 +105,17 @@ def test_a_job_is_complete_when_all_its_pods_are(tmp_path: Path) -> None:
     assert (tmp_path / "jobs/default/example/logs/example-r1-train-a1-1.log").read_text() == "hello\n"
 
 
+def test_a_pod_that_fails_without_a_message_leaves_the_end_of_its_log(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        script = "print('x' * 5000)\nfor i in range(100): print(i)\nraise SystemExit(7)"
+        await world.start(script, nodes=1)
+        stage = await world.ended()
+        assert stage is not None
+        assert stage.pods[0].raw_message.split() == [str(number) for number in range(20, 100)]
+
+    in_a_world(scenario, tmp_path)
+
+
 def test_the_first_failed_pod_fails_the_job_and_the_others_are_terminated(tmp_path: Path) -> None:
     script = f"import os\nif os.environ['FINETUNE_NODE_RANK'] == '1': raise SystemExit(65)\n{WAITS_FOR_SIGTERM}"
 

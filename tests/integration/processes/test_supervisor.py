@@ -80,6 +80,12 @@ def test_two_ranks_meet_in_a_process_group(start_pod: StartPod) -> None:
     )
 
 
+def test_a_gather_by_broadcast_moves_the_same_bytes_as_gloos_own(start_pod: StartPod) -> None:
+    pod = start_pod("gather_both_ways", processes=2)
+    assert pod.wait() == 0, pod.lines()
+    assert sum("gathered 36 times" in line for line in pod.lines()) == 2
+
+
 def test_the_stage_result_reaches_the_termination_message(start_pod: StartPod) -> None:
     pod = start_pod("evaluated", stage=Stage.EVALUATE)
     assert pod.wait() == 0
@@ -128,6 +134,22 @@ def test_a_stop_request_before_there_are_ranks_is_a_stop_too(start_pod: StartPod
     pod.process.send_signal(signal.SIGTERM)
     assert pod.wait(within=8) == 75
     assert pod.message.exit_code == 75
+
+
+def test_a_stopped_pod_waits_until_its_last_progress_is_read(start_pod: StartPod) -> None:
+    """A deleted pod is gone from the API the moment it ends: its termination message would come too late."""
+    pod = start_pod("report_progress")
+    until(lambda: '"step":3' in (answered(pod.port, "/progress") or ""), within=60, what="step 3")
+    pod.process.send_signal(signal.SIGTERM)
+    until((pod.scratch / "termination.json").exists, within=30, what="the ranks have ended")
+    assert pod.process.poll() is None
+    get(pod.port, "/progress")  # somebody looks; it is not who keeps the status
+    with pytest.raises(subprocess.TimeoutExpired):
+        pod.wait(within=0.5)
+    last = Progress.model_validate_json(get(pod.port, "/progress?for=status"))
+    assert last.last_checkpoint is not None
+    assert last.last_checkpoint.step == 3
+    assert pod.wait(within=3) == 75
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.EVALUATE])

@@ -16,6 +16,7 @@ from factories import make_job
 from finetune_cli.embedded_store import EmbeddedStore
 from finetune_cli.yaml_text import dump_all
 from finetune_trainer.store import ObjectStore
+from process_support import until
 
 ROOT = Path(__file__).parents[3]
 COLOURS = ("red", "green", "blue", "black")
@@ -82,7 +83,7 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(job_folder: Path,
     (finished,) = [line for line in lines if line["event"] == "finished"]
     assert finished["phase"] == "Succeeded"
     trainings = [attempt for attempt in finished["status"]["attempts"] if attempt["stage"] == "train"]
-    assert trainings[-1]["resumedFromStep"] >= stopped_at, "what was saved when it stopped may be newer still"
+    assert trainings[-1]["resumedFromStep"] == stopped_at
     report = next(line["text"] for line in lines if line.get("text", "").startswith("report: "))
     assert "<html" in (job_folder / report.removeprefix("report: ")).read_text()
 
@@ -91,3 +92,22 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(job_folder: Path,
     assert heading.startswith("NAME")
     assert any("rank 0" in line for line in printed(job_folder, "logs", "--stage", "train", "--rank", "0"))
     assert not any(" train " in line for line in printed(job_folder, "logs"))
+
+
+@pytest.mark.parametrize("sign_of", ["work/store", "work/fork-server.log"], ids=["storage starts", "the run starts"])
+def test_a_ctrl_c_before_anything_runs_ends_at_once_without_a_traceback(job_folder: Path, sign_of: str) -> None:
+    """A terminal sends it to the whole group: the object store gets it too."""
+    with subprocess.Popen(
+        command("run", "job.yaml", "--work-dir", "work"),
+        cwd=job_folder,
+        env=environ(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        until((job_folder / sign_of).exists, within=60, what=sign_of)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert "Traceback" not in said
+    assert process.returncode in ((130,) if sign_of == "work/store" else (3, 130)), said

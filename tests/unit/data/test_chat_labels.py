@@ -61,6 +61,17 @@ def test_loss_falls_on_every_answer_and_its_end_token_and_on_nothing_else(name, 
     ]
 
 
+def test_a_tool_call_is_learnt_and_the_tools_answer_is_not():
+    formatter, tokenizer = chat_formatter(tiny_models.CALLS_TOOLS)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    asks = {"role": "assistant", "content": None, "tool_calls": [call]}
+    answers = {"role": "tool", "name": "add", "content": "It is 4."}
+    assert learnt(formatter, tokenizer, {"messages": [USER, asks, answers, ANSWER]}) == [
+        '<tool_call>add {"a": 2}</tool_call><|im_end|>',
+        f"{ANSWER['content']}<|im_end|>",
+    ]
+
+
 def test_an_instruction_speaks_through_the_chat_template_where_there_is_one():
     tokenizer = tiny_models.tiny_tokenizer(tiny_models.CHATML)
     formatter = make_formatter(DataFormat.INSTRUCTION, data(DataFormat.INSTRUCTION), tokenizer, "s3://bucket/model")

@@ -133,6 +133,14 @@ def test_children_of_an_older_run_are_stopped_first() -> None:
     assert after.attempts == ()
 
 
+def test_a_pod_without_a_last_word_is_explained_by_the_end_of_its_log() -> None:
+    tail = 'ng half a line"}\n{"level": "INFO", "message": "step 7", "rank": 0}\nKilled\n'
+    failed = make_stage(ended="Failed", pods=(make_pod(0, 137, raw_message=tail),))
+    failure = folded(Observed((PREPARED, failed))).failure
+    assert failure is not None
+    assert failure.message.splitlines() == ["pod-0 ended with status 137", 'ng half a line"}', "step 7", "Killed"]
+
+
 def test_a_permanent_failure_is_not_tried_again() -> None:
     failed = make_stage(Stage.PREPARE, ended="Failed", pods=(make_pod(0, int(ExitCode.BAD_DATA)),))
     decision = decided(make_job(), failed)
