@@ -16,7 +16,7 @@ from factories import make_job
 from finetune_cli.embedded_store import EmbeddedStore
 from finetune_cli.yaml_text import dump_all
 from finetune_trainer.store import ObjectStore
-from process_support import until
+from process_support import is_alive, until
 
 ROOT = Path(__file__).parents[3]
 COLOURS = ("red", "green", "blue", "black")
@@ -111,3 +111,36 @@ def test_a_ctrl_c_before_anything_runs_ends_at_once_without_a_traceback(job_fold
         _, said = process.communicate(timeout=60)
     assert "Traceback" not in said
     assert process.returncode in ((130,) if sign_of == "work/store" else (3, 130)), said
+
+
+def children(pid: int) -> dict[int, str]:
+    """Process id and command line of a process' children."""
+    found = {}
+    for task in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((task / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            words = (task / "cmdline").read_bytes().decode().replace("\0", " ")
+        except OSError:
+            continue  # it has just ended
+        if parent == pid:
+            found[int(task.name)] = words
+    return found
+
+
+def test_a_killed_command_leaves_no_process_behind(job_folder: Path) -> None:
+    """Object store, fork server and workers all end with it."""
+    with subprocess.Popen(
+        command("run", "job.yaml", "--work-dir", "work", "--watch", "json"),
+        cwd=job_folder,
+        env=environ(),
+        stdout=subprocess.DEVNULL,
+    ) as process:
+
+        def all_started() -> dict[int, str] | None:
+            found = children(process.pid)
+            wanted = ("weed", "finetune_trainer.forkserver", "finetune_trainer prepare")
+            return found if all(any(word in line for line in found.values()) for word in wanted) else None
+
+        started = until(all_started, within=120, what="store, fork server and a worker")
+        process.kill()
+    until(lambda: not any(map(is_alive, started)), within=20, what="nothing is left")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_trainer.evaluate.charts import Series, histogram, line_chart, moving_mean, thinned
+from finetune_trainer.evaluate.charts import Series, histogram, line_chart, moving_mean, thinned, tick_text
 
 
 def test_a_long_curve_is_thinned_to_means():
@@ -38,3 +38,11 @@ def test_a_histogram_names_its_bounds():
 
 def test_a_title_is_escaped():
     assert 'aria-label="a &amp; &lt;b&gt;"' in line_chart("a & <b>", [Series("x", [(0, 1.0)])])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.5, "0.5"), (40, "40"), (2e-4, "2e-4"), (1.5e-4, "1.5e-4"), (-5e-5, "-5e-5"), (2e7, "2e7")],
+)
+def test_ticks_are_written_as_learning_rates_are(value: float, text: str) -> None:
+    assert tick_text(value) == text

@@ -15,8 +15,6 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from finetune_api.comparison import number_text
-
 _COLOURS = {
     "muted": "#0a0001",
     "rule": "#0a0002",
@@ -96,7 +94,7 @@ def line_chart(
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}" if percent else _tick(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}" if percent else tick_text(value)))
         if len(series) > 1:
             axes.legend(fontsize=8, handlelength=1.4, borderaxespad=0.2)
         return _svg(figure, title)
@@ -152,8 +150,12 @@ def _figure() -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _tick(value: float) -> str:
-    return f"{value:g}" if 1e-3 <= abs(value) < 1e6 or value == 0 else number_text(value)
+def tick_text(value: float) -> str:
+    """A number at an axis, as learning rates are written: `0.5`, `1.5e-4`."""
+    if 1e-2 <= abs(value) < 1e6 or value == 0:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _svg(figure: Figure, title: str) -> Markup:

@@ -91,6 +91,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         count=wording.count_text,
+        size=wording.size_text,
         duration=wording.duration_text,
         time=wording.time_text,
         digest=wording.short_digest,
@@ -104,7 +105,7 @@ def _environment() -> Environment:
 
 
 def _cards(inputs: ReportInputs, training: TrainingLog, bars: Sequence[AttemptBar]) -> list[Card]:
-    record, config = inputs.record, inputs.config
+    record = inputs.record
     cards = []
     if record.tuned:
         for metric, value in record.tuned.metrics.items():
@@ -135,9 +136,6 @@ def _cards(inputs: ReportInputs, training: TrainingLog, bars: Sequence[AttemptBa
             f"{counts.validation:,} validation, {counts.test:,} test",
         )
     )
-    if config.prepared and config.prepared.parameters:
-        world = f"ZeRO-{config.prepared.zero_stage}, {config.prepared.dtype}"
-        cards.append(Card("Parameters", wording.size_text(config.prepared.parameters), world))
     return cards
 
 
