@@ -31,6 +31,9 @@ TRAINER_CONTAINER: Final = "trainer"
 CONFIG_KEY: Final = "config.json"
 CONFIG_MOUNT: Final = "/etc/finetune"
 SCRATCH_MOUNT: Final = "/scratch"
+CREDENTIALS_MOUNT: Final = "/etc/finetune-credentials"
+NODE_LOSS_SECONDS: Final = 30
+"""How long a pod stays on a node that does not answer; a reboot takes longer, a hiccup of the network does not."""
 RENDEZVOUS_PORT: Final = 29500
 PROGRESS_PORT: Final = 8080
 
@@ -59,6 +62,8 @@ class Env(StrEnum):
     """Folder for downloaded models and data, shared by the pods of a node where there is one. Absent: in SCRATCH."""
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
     """File for the termination message."""
+    CREDENTIALS = "FINETUNE_CREDENTIALS"
+    """Folder with one file a credential, named as the environment variable would be."""
     FORK_SERVER = "FINETUNE_FORK_SERVER"
     """Unix socket of a running fork server. Absent, or with GPUs: the supervisor starts its own."""
     # Set by the supervisor for each rank, as torchrun does.
@@ -102,6 +107,11 @@ class Reason(StrEnum):
     SUSPENDING = "Suspending"
     SUSPENDED = "SuspendedByUser"
     RESUMED = "Resumed"
+    SPEC_CHANGED = "SpecChanged"
+    WAITING_FOR_PODS = "WaitingForPods"
+    CANNOT_CREATE = "CannotCreate"
+    CHILD_CONFLICT = "ChildConflict"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
     SUCCEEDED = "Succeeded"
     PREPARE_FAILED = "PrepareFailed"
     EVALUATE_FAILED = "EvaluateFailed"

@@ -5,6 +5,7 @@ Read from Kubernetes' own fields alone, so that the local adapter and a real clu
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from finetune_api import constants
 from finetune_api.constants import Stage
@@ -13,6 +14,8 @@ from finetune_api.progress import TerminationMessage
 from .manifests import Manifest
 
 _STAGES = list(Stage)
+_LOST_AFTER = timedelta(seconds=30)
+"""A kubelet that lives ends a pod within its grace and tells so within seconds."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,13 @@ class ObservedPod:
     """The termination message where it is not one of ours (a log tail from the kubelet)."""
     disrupted: bool
     """Evicted, preempted or lost: the pod's end is not the training's fault."""
+    node: str = ""
+    """Where it runs; empty while it is not placed."""
+    waiting: str = ""
+    """Why it does not run yet, in the words of the scheduler or the kubelet; empty once it does."""
+    created_at: str = ""
+    due_at: str = ""
+    """When it has to be gone at the latest, where it is being deleted: the moment of the request and its grace."""
 
     @property
     def ended(self) -> bool:
@@ -56,11 +66,18 @@ class ObservedStage:
     failed: bool
     deleting: bool
     pods: tuple[ObservedPod, ...]
+    expected_pods: int = 1
+    lost: bool = False
+    """A pod of it should have been gone for long and is not: its node does not answer, and may never again.
+
+    Kubernetes then keeps Job and pod for ever, forced deletion included. The attempt is given up as it is; what still
+    runs of it is fenced by the claim of the next one.
+    """
 
     @property
     def active(self) -> bool:
-        """True while pods of it may run."""
-        return not (self.succeeded or self.failed)
+        """True while pods of it may run and it has not been given up."""
+        return not (self.succeeded or self.failed or self.lost)
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -75,14 +92,19 @@ class Observed:
     stages: tuple[ObservedStage, ...]
 
     @classmethod
-    def from_manifests(cls, owner_uid: str, jobs: Iterable[Manifest], pods: Iterable[Manifest]) -> "Observed":
-        """Jobs that another object owns (a deleted job of the same name) are not ours and are left out."""
+    def from_manifests(
+        cls, owner_uid: str, jobs: Iterable[Manifest], pods: Iterable[Manifest], *, now: datetime | None = None
+    ) -> "Observed":
+        """Jobs that another object owns (a deleted job of the same name) are not ours and are left out.
+
+        Without `now` no stage is taken for lost.
+        """
         pods_by_job: dict[str, list[ObservedPod]] = {}
         for manifest in pods:
             pod = _pod(manifest)
             pods_by_job.setdefault(pod.stage_job, []).append(pod)
         ours = (job for job in jobs if _owner_uid(job) == owner_uid)
-        stages = (_stage(job, pods_by_job.get(job["metadata"]["name"], [])) for job in ours)
+        stages = (_stage(job, pods_by_job.get(job["metadata"]["name"], []), now) for job in ours)
         return cls(tuple(sorted(stages, key=lambda stage: stage.order)))
 
     def of_run(self, run: int) -> tuple[ObservedStage, ...]:
@@ -94,13 +116,23 @@ class Observed:
         """Children that may still run."""
         return tuple(stage for stage in self.stages if stage.active)
 
+    @property
+    def lost(self) -> tuple[ObservedStage, ...]:
+        """Children that were given up and are not being deleted yet."""
+        return tuple(stage for stage in self.stages if stage.lost and not stage.deleting)
+
 
 def _owner_uid(manifest: Manifest) -> str:
     owners = manifest["metadata"].get("ownerReferences", [])
     return next((owner["uid"] for owner in owners if owner.get("controller")), "")
 
 
-def _stage(job: Manifest, pods: list[ObservedPod]) -> ObservedStage:
+def is_overdue(pod: ObservedPod, now: datetime) -> bool:
+    """The pod is being deleted, its grace is long over, and nobody has told of its end."""
+    return bool(pod.due_at) and not pod.ended and now >= datetime.fromisoformat(pod.due_at) + _LOST_AFTER
+
+
+def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> ObservedStage:
     metadata, status = job["metadata"], job.get("status", {})
     terminal = {
         condition["type"]: condition.get("lastTransitionTime", "")
@@ -120,6 +152,8 @@ def _stage(job: Manifest, pods: list[ObservedPod]) -> ObservedStage:
         failed="Failed" in terminal,
         deleting="deletionTimestamp" in metadata,
         pods=tuple(sorted(pods, key=lambda pod: pod.index)),
+        expected_pods=job.get("spec", {}).get("parallelism", 1),
+        lost=not terminal and now is not None and any(is_overdue(pod, now) for pod in pods),
     )
 
 
@@ -127,7 +161,8 @@ def _pod(manifest: Manifest) -> ObservedPod:
     metadata, status = manifest["metadata"], manifest.get("status", {})
     containers = status.get("containerStatuses", [])
     trainer: Manifest = next((entry for entry in containers if entry["name"] == constants.TRAINER_CONTAINER), {})
-    terminated = trainer.get("state", {}).get("terminated", {})
+    state = trainer.get("state", {})
+    terminated = state.get("terminated", {})
     text = terminated.get("message", "")
     conditions = status.get("conditions", [])
     return ObservedPod(
@@ -140,4 +175,17 @@ def _pod(manifest: Manifest) -> ObservedPod:
         message=TerminationMessage.decode(text) if text else None,
         raw_message=text,
         disrupted=any(entry["type"] == "DisruptionTarget" and entry["status"] == "True" for entry in conditions),
+        node=manifest.get("spec", {}).get("nodeName", ""),
+        waiting=_waiting(state, conditions),
+        created_at=metadata.get("creationTimestamp", ""),
+        due_at=metadata.get("deletionTimestamp", ""),
     )
+
+
+def _waiting(state: Manifest, conditions: list[Manifest]) -> str:
+    """What the scheduler says of a pod without a node, else what the kubelet says of its container."""
+    for entry in conditions:
+        if entry["type"] == "PodScheduled" and entry["status"] == "False":
+            return f"{entry.get('reason', 'Unscheduled')}: {entry.get('message', '')}".rstrip(": ")
+    waiting = state.get("waiting", {})
+    return f"{waiting.get('reason', '')}: {waiting.get('message', '')}".strip(": ")

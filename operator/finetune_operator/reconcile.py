@@ -1,22 +1,27 @@
-"""The only story: observe, decide, apply, write status. It has no rules of its own; a second pass on the same world
-writes nothing."""
+"""The only story: observe, decide, apply, announce, write status. It has no rules of its own; a second pass on the same
+world writes nothing."""
 
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_api.constants import Stage
+from finetune_api.constants import Reason, Stage
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob, Status
 from finetune_api.validation import InvalidJobError, parse_job
 
 from .clusters import Cluster
-from .manifests import JobKey, Manifest
+from .errors import ApiError, ClusterConflictError
+from .manifests import JobKey, Manifest, rfc3339
 from .observed import Observed
-from .policy import history, runs, stages
+from .policy import history, runs, stages, waiting
 from .policy import status as status_policy
+from .policy.events import announcements
 from .policy.world import batch_plan, stage_config
-from .render import render_stage
+from .render import render_event, render_stage
 from .settings import OperatorSettings
+
+_OBSTRUCTED_SECONDS = 30.0
+"""How often a refused call is tried again: a quota or a permission changes by a person's hand."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +32,21 @@ class Outcome:
     """Seconds after which to look again even if nothing is heard; None: only when something changes."""
     status: Status
     """Status as it stands now."""
+    before: Status
+    """Status as it was read."""
 
 
 async def reconcile(
     cluster: Cluster, key: JobKey, settings: OperatorSettings, now: datetime, *, local: bool = False
 ) -> Outcome | None:
-    """One pass over one job; None where the job is gone. `local` allows `file://` inputs."""
+    """One pass over one job; None where the job is gone or going. `local` allows `file://` inputs.
+
+    Raises ApiError and ApiUnreachableError for calls that may succeed when they are tried again.
+    """
     manifest = await cluster.get(key)
-    if manifest is None:
+    if manifest is None or "deletionTimestamp" in manifest["metadata"]:
         return None
-    stamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    stamp = rfc3339(now)
 
     # What breaks the rules is told, all of it, and never started.
     try:
@@ -45,28 +55,56 @@ async def reconcile(
         before = Status.model_validate(manifest.get("status") or {})
         generation = manifest["metadata"].get("generation", 1)
         status = status_policy.rejected(before, error.violations, generation=generation, now=stamp)
-        await _write_status(cluster, key, manifest, before, status)
-        return Outcome(None, status)
+        await _tell(cluster, manifest, before, status, stamp)
+        return Outcome(None, status, before)
 
     # Observe: the children as they are now, and how far the running one is.
-    observed = Observed.from_manifests(job.metadata.uid, await cluster.list_jobs(key), await cluster.list_pods(key))
-    progress = await _progress(cluster, key, observed)
+    jobs = await cluster.list_jobs(key)
+    pods = await cluster.list_pods(key) if jobs else []
+    observed = Observed.from_manifests(job.metadata.uid, jobs, pods, now=now)
+    progress = await _progress(cluster, observed, pods)
 
     # Decide: remember what ended, then choose the next step.
     run = runs.current_run(job)
     status = history.fold(job.status, run, observed, progress, stamp)
     decision = stages.decide(job.spec, run, status, observed, now=now, max_backoff_seconds=settings.max_backoff_seconds)
 
-    # Apply at most that one step, then write status once.
-    await _apply(cluster, key, job, run.number, status, decision, settings)
-    status = status_policy.concluded(status, decision, generation=job.metadata.generation, now=stamp)
-    status = _with_batch(status, job)
-    await _write_status(cluster, key, manifest, job.status, status)
-    return Outcome(_requeue_after(decision, settings), status)
+    # Apply at most that one step, then announce it and write status once.
+    generation = job.metadata.generation
+    try:
+        await _apply(cluster, key, job, run.number, status, observed, decision, settings)
+    except ClusterConflictError as error:
+        status = status_policy.obstructed(status, Reason.CHILD_CONFLICT, str(error), generation=generation, now=stamp)
+    except ApiError as error:
+        if not error.is_lasting:
+            raise
+        status = status_policy.obstructed(status, Reason.CANNOT_CREATE, str(error), generation=generation, now=stamp)
+    else:
+        idle = await _why_idle(cluster, key, observed, decision, now)
+        status = status_policy.concluded(status, decision, generation=generation, now=stamp, waiting=idle)
+        status = _with_batch(status, job)
+        await _tell(cluster, manifest, job.status, status, stamp)
+        return Outcome(_requeue_after(job, status, decision, settings, now), status, job.status)
+    await _tell(cluster, manifest, job.status, status, stamp)
+    return Outcome(_OBSTRUCTED_SECONDS, status, job.status)
 
 
-async def _progress(cluster: Cluster, key: JobKey, observed: Observed) -> Progress | None:
-    return await cluster.read_progress(key, observed.active[-1].job_name) if observed.active else None
+async def _progress(cluster: Cluster, observed: Observed, pods: list[Manifest]) -> Progress | None:
+    first = next((pod.name for pod in observed.active[-1].pods if pod.index == 0), "") if observed.active else ""
+    manifest = next((pod for pod in pods if pod["metadata"]["name"] == first), None)
+    return None if manifest is None else await cluster.read_progress(manifest)
+
+
+async def _why_idle(cluster: Cluster, key: JobKey, observed: Observed, decision: stages.Decision, now: datetime) -> str:
+    """Why the pods of the running stage do not run; empty where they do, or may soon."""
+    if not isinstance(decision, stages.Watch):
+        return ""
+    stage = observed.active[-1]
+    idle = waiting.idle_pods(stage, now)
+    if idle is None:
+        return ""
+    warnings = await cluster.list_warnings(key, (stage.job_name, *(pod.name for pod in idle[:3])))
+    return waiting.explanation(stage, idle, warnings)
 
 
 async def _apply(
@@ -75,16 +113,19 @@ async def _apply(
     job: FineTuneJob,
     run: int,
     status: Status,
+    observed: Observed,
     decision: stages.Decision,
     settings: OperatorSettings,
 ) -> None:
+    for child in observed.lost:
+        await cluster.delete_job(key, child.job_name, child.uid)
     match decision:
         case stages.Start(stage, attempt):
             trained = tuple(entry for entry in status.attempts if entry.stage is Stage.TRAIN)
             config = stage_config(job, run, stage, attempt, settings.storage, trained)
             for manifest in render_stage(config, settings):
                 await cluster.apply(manifest)
-        case stages.Stop(children):
+        case stages.Stop(children) | stages.Clear(children):
             for child in children:
                 if not child.deleting:
                     await cluster.delete_job(key, child.job_name, child.uid)
@@ -100,17 +141,24 @@ def _with_batch(status: Status, job: FineTuneJob) -> Status:
     return status.model_copy(update={"chosen": chosen})
 
 
-async def _write_status(cluster: Cluster, key: JobKey, manifest: Manifest, before: Status, after: Status) -> None:
-    if after != before:
-        body = after.model_dump(mode="json", by_alias=True, exclude_none=True)
-        await cluster.patch_status(key, manifest["metadata"].get("uid", ""), body)
+async def _tell(cluster: Cluster, manifest: Manifest, before: Status, after: Status, now: str) -> None:
+    """Events first: after a crash in between they are made again under the same names, so none is lost or doubled."""
+    if after == before:
+        return
+    for told in announcements(before, after):
+        await cluster.announce(render_event(manifest, told, now))
+    await cluster.write_status(manifest, after.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def _requeue_after(decision: stages.Decision, settings: OperatorSettings) -> float | None:
+def _requeue_after(
+    job: FineTuneJob, status: Status, decision: stages.Decision, settings: OperatorSettings, now: datetime
+) -> float | None:
     match decision:
         case stages.Start() | stages.Watch() | stages.Stop():
-            return settings.progress_seconds
-        case stages.Backoff(seconds):
-            return seconds
+            wait = settings.progress_seconds
+        case stages.Backoff(seconds) | stages.Keep(seconds):
+            wait = seconds
         case _:
             return None
+    left = stages.seconds_left(job.spec, status, now)
+    return wait if left is None else min(wait, max(0.0, left))

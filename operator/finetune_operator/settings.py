@@ -10,12 +10,16 @@ class OperatorSettings:
     """Defaults for all jobs; a field of the job wins where there is one."""
 
     trainer_image: str = "finetune-trainer:0.1.0"
-    """Image of every trainer pod."""
+    """Image of the trainer pods of jobs that name none."""
+    credentials_secret: str = ""
+    """Secret with storage credentials, in each job's own namespace, for jobs that name none."""
+    host_mounts: tuple[str, ...] = ()
+    """Folders of the nodes that trainer pods see read-only at the same path. For tests: an image without Python."""
     storage: StorageSettings = field(default_factory=StorageSettings)
     """Object storage of jobs that name none."""
     termination_grace_seconds: int = 120
     """How long a pod may take to save its state after SIGTERM."""
-    progress_seconds: float = 2.0
+    progress_seconds: float = 5.0
     """How often the progress of a running stage is pulled."""
     max_backoff_seconds: float = 300.0
     """Longest wait before a restart."""

@@ -19,13 +19,14 @@ from .status import (
     Status,
 )
 from .training import DeepSpeed, EarlyStopping, Metric, Schedule, Training, Warmup
-from .workers import EnvVar, Resources, Restart, Workers
+from .workers import Budget, EnvVar, Resources, Restart, Toleration, Workers
 
 __all__ = [
     "ArtifactFormat",
     "ArtifactStatus",
     "AttemptStatus",
     "BadRecordAction",
+    "Budget",
     "Checkpoint",
     "CheckpointStatus",
     "ChosenStatus",
@@ -64,6 +65,7 @@ __all__ = [
     "Status",
     "Storage",
     "Task",
+    "Toleration",
     "Training",
     "Warmup",
     "Workers",

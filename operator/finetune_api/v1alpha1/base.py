@@ -48,6 +48,16 @@ Quantity = Annotated[
 ]
 """A Kubernetes quantity, such as `500m`, `2` or `64Gi`."""
 
+SecretName = Annotated[
+    str,
+    matching(
+        r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        "the name of an object in the job's namespace: a-z, 0-9, '-', '.'",
+        max_length=253,
+    ),
+]
+"""Name of another object in the job's namespace."""
+
 S3Uri = Annotated[
     str, matching(rf"^{_BUCKET}(/[^\s]*)?$", f"an address such as s3://bucket/prefix ({_BUCKET_RULE})", max_length=1024)
 ]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from ..constants import API_VERSION, KIND, MAX_JOB_NAME
 from .base import ApiModel, matching
@@ -12,7 +12,7 @@ from .model import Model
 from .results import Checkpoint, Evaluation, Output, Storage
 from .status import Status
 from .training import DeepSpeed, Training
-from .workers import Restart, Workers
+from .workers import Budget, Restart, Workers
 
 
 class Spec(ApiModel):
@@ -50,6 +50,12 @@ class Spec(ApiModel):
 
     restart: Restart = Restart()
     """How often training is started again."""
+
+    budget: Budget = Budget()
+    """What the run may use up."""
+
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    """Remove the run's Jobs and pods this long after its end; the object itself stays. Absent: they stay too."""
 
     suspend: bool = False
     """Stop with the state saved; setting it back to false resumes."""

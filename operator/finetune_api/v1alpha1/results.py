@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .base import ApiModel, Duration, S3Uri, matching
+from .base import ApiModel, Duration, S3Uri, SecretName, matching
 
 
 class Checkpoint(ApiModel):
@@ -68,3 +68,10 @@ class Storage(ApiModel):
 
     path_style: bool | None = None
     """`endpoint/bucket/key` instead of `bucket.endpoint/key`. Absent: true where `endpoint` is set."""
+
+    credentials_secret: SecretName | None = None
+    """Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN, HF_TOKEN: where needed).
+
+    The pods get them as files. Absent: the operator's default, or the workload identity of the service account.
+    On one machine the environment's credentials are used.
+    """

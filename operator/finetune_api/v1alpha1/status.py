@@ -69,10 +69,14 @@ class FailureStatus(StatusModel):
     """Exit class, such as BadData or OutOfMemory."""
     stage: str
     """Stage that failed."""
+    attempt: int = 0
+    """Which attempt at it."""
     rank: int | None = None
     """First rank that failed."""
     pod: str = ""
     """Its pod."""
+    node: str = ""
+    """The node that the pod ran on."""
     exit_code: int = 0
     """Its exit status."""
     message: Annotated[str, Field(max_length=4096)] = ""

@@ -1,10 +1,10 @@
 """`spec.workers` and `spec.restart`: where the job runs and how often it may fall."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import ApiModel, Quantity, matching
+from .base import ApiModel, Duration, Quantity, SecretName, matching
 
 
 class EnvVar(ApiModel):
@@ -32,6 +32,25 @@ class Resources(ApiModel):
     """What the worker may not exceed. A job that cannot fit `memory` is refused before it starts."""
 
 
+class Toleration(ApiModel):
+    """A taint of nodes that the workers put up with, as in a pod."""
+
+    key: Annotated[str, Field(max_length=316)] = ""
+    """Key of the taint. Empty, with Exists: every taint."""
+
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """Exists: whatever the value; Equal: this value."""
+
+    value: Annotated[str, Field(max_length=63)] = ""
+    """Value of the taint."""
+
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint. Absent: all effects."""
+
+    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    """How long after a NoExecute taint the worker stays. Absent: for ever."""
+
+
 class Workers(ApiModel):
     """How many workers, and what each gets."""
 
@@ -47,6 +66,27 @@ class Workers(ApiModel):
     env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] = ()
     """More environment for the trainer."""
 
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Image of the trainer. Absent: the operator's."""
+
+    image_pull_secrets: Annotated[tuple[SecretName, ...], Field(max_length=8)] = ()
+    """Secrets with which the image is pulled."""
+
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = {}
+    """Labels that a node has to have."""
+
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] = ()
+    """Taints of nodes that the workers put up with."""
+
+    service_account_name: SecretName | None = None
+    """Service account of the pods, for storage access by workload identity. No token of it is mounted."""
+
+    priority_class_name: SecretName | None = None
+    """Priority of the pods."""
+
+    shared_memory: Quantity = "2Gi"
+    """Size of /dev/shm, which counts as memory of the pod: NCCL and data loading use it."""
+
 
 class Restart(ApiModel):
     """How often training is started again. A restart resumes from the last committed checkpoint."""
@@ -56,3 +96,10 @@ class Restart(ApiModel):
 
     max_disruptions: Annotated[int, Field(ge=0, le=10_000)] = 50
     """Restarts after evictions, preemptions and other losses that the training did not cause."""
+
+
+class Budget(ApiModel):
+    """What a run may use up. What is over it is stopped with its state saved, and has failed."""
+
+    deadline: Duration | None = None
+    """Time from the start of the run to its end, waiting and restarts included."""

@@ -19,17 +19,23 @@ class Cluster(Protocol):
     async def list_pods(self, key: JobKey) -> list[Manifest]:
         """Every pod that carries the FineTuneJob's label."""
 
+    async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
+        """Warning Events about the named Jobs and pods, oldest first."""
+
+    async def read_progress(self, pod: Manifest) -> Progress | None:
+        """What a pod answers to `GET /progress`; None while it does not answer."""
+
     async def apply(self, manifest: Manifest) -> None:
         """Create a child. One of the same owner is left alone; another owner's raises ClusterConflictError."""
 
     async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
-        """Delete a Job and its pods, which get SIGTERM and their grace; it is listed until the last pod has ended.
+        """Delete a Job, what belongs to it and its pods, which get SIGTERM and their grace.
 
-        One that is gone, or that has another uid by now, is left alone.
+        It is listed until the last pod has ended. One that is gone, or that has another uid by now, is left alone.
         """
 
-    async def patch_status(self, key: JobKey, uid: str, status: Manifest) -> None:
-        """Replace the status of the FineTuneJob with that uid."""
+    async def write_status(self, manifest: Manifest, status: Manifest) -> None:
+        """Replace the status of the FineTuneJob that was read. Raises StaleError if it has changed since."""
 
-    async def read_progress(self, key: JobKey, job_name: str) -> Progress | None:
-        """What rank 0 of a Job answers to `GET /progress`; None while it does not answer."""
+    async def announce(self, event: Manifest) -> None:
+        """Create an Event; one of the same name says the same and is left alone."""

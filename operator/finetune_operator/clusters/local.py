@@ -79,18 +79,26 @@ class LocalCluster:
         else:
             self._remove(job)
 
-    async def patch_status(self, key: JobKey, uid: str, status: Manifest) -> None:
-        """Replace the status."""
-        job = self._objects.read(constants.KIND, key.name)
-        if job is not None and job["metadata"].get("uid", "") == uid:
+    async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
+        """None: on one machine no scheduler and no kubelet stands between a Job and its pods."""
+        return []
+
+    async def write_status(self, manifest: Manifest, status: Manifest) -> None:
+        """Replace the status; the spec may have changed since it was read, which the next pass sees."""
+        job = self._objects.read(constants.KIND, manifest["metadata"]["name"])
+        if job is not None and job["metadata"]["uid"] == manifest["metadata"]["uid"]:
             self._objects.write({**job, "status": status})
 
-    async def read_progress(self, key: JobKey, job_name: str) -> Progress | None:
-        """`GET /progress` of the first pod."""
-        pods = self._pods.get(job_name)
-        if not pods or pods[0].ended:
-            return None
-        return await asyncio.to_thread(get_progress, pods[0].progress_port, FOR_STATUS)
+    async def announce(self, event: Manifest) -> None:
+        """Nothing to do: who runs a job here watches it, and the display tells the same."""
+
+    async def read_progress(self, pod: Manifest) -> Progress | None:
+        """`GET /progress` of a pod, for the status."""
+        name = pod["metadata"]["name"]
+        running = next(
+            (one for pods in self._pods.values() for one in pods if one.name == name and not one.ended), None
+        )
+        return None if running is None else await asyncio.to_thread(get_progress, running.progress_port, FOR_STATUS)
 
     async def peek_progress(self, job_name: str) -> Progress | None:
         """The same for a display, which keeps nothing."""

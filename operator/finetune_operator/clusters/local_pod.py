@@ -15,7 +15,7 @@ from typing import Any
 from finetune_api import constants
 from finetune_api.constants import Env
 
-from ..manifests import Manifest
+from ..manifests import Manifest, rfc3339
 
 _PR_SET_PDEATHSIG = 1
 _FALLBACK_BYTES, _FALLBACK_LINES = 2048, 80
@@ -181,4 +181,4 @@ def _die_with_parent() -> None:
 
 def utc_now() -> str:
     """RFC 3339, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(datetime.now(UTC))

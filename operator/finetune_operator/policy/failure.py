@@ -43,6 +43,8 @@ def judge(stage: ObservedStage) -> Failure:
     The others are bystanders: they were stopped, or lost their peer in the middle of a collective.
     """
     failed = [pod for pod in stage.pods if pod.exit_code]
+    if stage.lost:
+        return _lost(stage)
     if not failed:
         return _without_a_trace(stage)
     culprits = [pod for pod in failed if pod.exit_code not in _BYSTANDER_EXITS] or failed
@@ -63,8 +65,24 @@ def _without_a_trace(stage: ObservedStage) -> Failure:
     status = FailureStatus(
         failure_class="Lost",
         stage=str(stage.stage),
+        attempt=stage.attempt,
         message=f"{stage.job_name} failed and its pods are gone",
         advice="Nothing: the next attempt starts from the last checkpoint.",
+    )
+    return Failure(FailureClass.DISRUPTION, 0, status)
+
+
+def _lost(stage: ObservedStage) -> Failure:
+    """A node that does not answer: nobody can tell how its pod ended, or whether it has."""
+    pod = next(pod for pod in stage.pods if pod.due_at and not pod.ended)
+    status = FailureStatus(
+        failure_class="NodeLost",
+        stage=str(stage.stage),
+        attempt=stage.attempt,
+        pod=pod.name,
+        node=pod.node,
+        message=f"{pod.name} should have ended by {pod.due_at}, and node {pod.node or '(unknown)'} does not tell of it",
+        advice="Look after the node. The next attempt goes on elsewhere; what still runs there cannot write any more.",
     )
     return Failure(FailureClass.DISRUPTION, 0, status)
 
@@ -78,8 +96,10 @@ def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
     return FailureStatus(
         failure_class="Disrupted" if pod.disrupted else name_of(code),
         stage=str(stage.stage),
+        attempt=stage.attempt,
         rank=message.rank if message else None,
         pod=pod.name,
+        node=pod.node,
         exit_code=code,
         message="\n".join(lines).strip()[:4096],
         advice=((message.advice if message else "") or _advice(code))[:1024],

@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 from finetune_api.constants import TERMINAL_CONDITIONS, Reason, Stage
 from finetune_api.exit_codes import FailureClass
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Spec, Status
+from finetune_api.v1alpha1.quantities import seconds
 
+from ..manifests import rfc3339
 from ..observed import Observed, ObservedStage
 from . import restart
 from .history import last_attempt
@@ -33,6 +35,8 @@ class Stop:
     """Delete these children, leaving them time to save."""
 
     children: tuple[ObservedStage, ...]
+    reason: Reason = Reason.SUSPENDING
+    message: str = "saving the state"
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,27 @@ class Backoff:
     """Wait before the next attempt."""
 
     seconds: float
+    until: str
+    """RFC 3339."""
 
 
 @dataclass(frozen=True)
 class Rest:
     """Suspended, with nothing running."""
+
+
+@dataclass(frozen=True)
+class Clear:
+    """The run is over and its children have been kept for long enough: remove them."""
+
+    children: tuple[ObservedStage, ...]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The run is over; its children are removed in so many seconds."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,7 @@ class Finish:
     message: str
 
 
-Decision = Start | Stop | Watch | Backoff | Rest | Finish | None
+Decision = Start | Stop | Watch | Backoff | Rest | Finish | Clear | Keep | None
 """None: the run is over, and status says so."""
 
 
@@ -74,18 +94,40 @@ def decide(
     """The next step of a job; `status` has been folded from the same observation."""
     stale = tuple(child for child in observed.active if child.run != run.number)
     if stale:
-        return Stop(stale)
-    if _is_over(status):
-        return None
+        return Stop(stale, Reason.SPEC_CHANGED, f"run {run.number} starts when the pods of the old one have ended")
+    if is_over(status):
+        return _afterwards(spec, status, observed, now)
     active = observed.active
     if spec.suspend:
         return Stop(active) if active else Rest()
+    left = seconds_left(spec, status, now)
+    if left is not None and left <= 0:
+        over = f"spec.budget.deadline of {spec.budget.deadline} is over"
+        if active:
+            return Stop(active, Reason.DEADLINE_EXCEEDED, f"{over}; saving the state")
+        return Finish(False, Reason.DEADLINE_EXCEEDED, over)
     if active:
         return Watch(active[-1].stage, active[-1].attempt)
     return _next(spec, status, last_attempt(status), now, max_backoff_seconds)
 
 
-def _is_over(status: Status) -> bool:
+def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
+    """Until the run's deadline; negative once it is over, None where there is none."""
+    if spec.budget.deadline is None or not status.start_time:
+        return None
+    return _remaining(status.start_time, seconds(spec.budget.deadline), now)
+
+
+def _afterwards(spec: Spec, status: Status, observed: Observed, now: datetime) -> Clear | Keep | None:
+    ttl = spec.ttl_seconds_after_finished
+    if ttl is None or not observed.stages:
+        return None
+    wait = _remaining(status.completion_time, ttl, now)
+    return Keep(wait) if wait > 0 else Clear(observed.stages)
+
+
+def is_over(status: Status) -> bool:
+    """The run has a terminal condition."""
     return any(entry.type in TERMINAL_CONDITIONS and entry.status == "True" for entry in status.conditions)
 
 
@@ -109,8 +151,11 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
     )
     if isinstance(decision, restart.GiveUp):
         return Finish(False, _FAILED.get(last.stage, decision.reason), f"{last.stage} failed: {decision.message}")
-    wait = _remaining(last.end_time, decision.delay_seconds, now)
-    return Backoff(wait) if wait > 0 else Start(last.stage, last.number + 1)
+    if not decision.delay_seconds or not last.end_time:
+        return Start(last.stage, last.number + 1)
+    until = datetime.fromisoformat(last.end_time) + timedelta(seconds=decision.delay_seconds)
+    wait = (until - now).total_seconds()
+    return Backoff(wait, rfc3339(until)) if wait > 0 else Start(last.stage, last.number + 1)
 
 
 def _following_number(status: Status, stage: Stage) -> int:
@@ -118,6 +163,6 @@ def _following_number(status: Status, stage: Stage) -> int:
 
 
 def _remaining(ended: str | None, delay: float, now: datetime) -> float:
-    if not ended or not delay:
+    if not ended:
         return 0.0
     return (datetime.fromisoformat(ended) + timedelta(seconds=delay) - now).total_seconds()

@@ -4,7 +4,7 @@ from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase, Re
 from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import Condition, Status
 
-from .stages import Backoff, Decision, Finish, Rest, Start, Stop, Watch
+from .stages import Backoff, Decision, Finish, Rest, Start, Stop, Watch, is_over
 
 _RUNNING = {
     Stage.PREPARE: (Phase.PREPARING, Reason.PREPARING),
@@ -12,6 +12,7 @@ _RUNNING = {
     Stage.EVALUATE: (Phase.EVALUATING, Reason.EVALUATING),
 }
 _MAX_MESSAGE = 4096
+_NOT_READY = frozenset({Phase.PENDING, Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING})
 
 
 def rejected(status: Status, violations: tuple[Violation, ...], *, generation: int, now: str) -> Status:
@@ -29,15 +30,32 @@ def rejected(status: Status, violations: tuple[Violation, ...], *, generation: i
     )
 
 
-def concluded(status: Status, decision: Decision, *, generation: int, now: str) -> Status:
-    """Status after the decision was carried out."""
+def obstructed(status: Status, reason: Reason, message: str, *, generation: int, now: str) -> Status:
+    """Status while the cluster refuses what the job needs; it is tried again, and the user may be able to help."""
+    message = message[:_MAX_MESSAGE]
+    return _with_conditions(
+        status.model_copy(update={"phase": Phase.PENDING, "observed_generation": generation}),
+        {
+            ConditionType.ACCEPTED: (True, Reason.VALID, ""),
+            ConditionType.READY: (False, reason, message),
+            ConditionType.STALLED: (True, reason, message),
+        },
+        generation=generation,
+        now=now,
+    )
+
+
+def concluded(status: Status, decision: Decision, *, generation: int, now: str, waiting: str = "") -> Status:
+    """Status after the decision was carried out; `waiting` says why the pods of a running stage do not run."""
     phase, reason, message = _summary(status, decision)
+    if waiting:
+        phase, reason, message = Phase.PENDING, Reason.WAITING_FOR_PODS, waiting[:_MAX_MESSAGE]
     conditions: dict[ConditionType, tuple[bool, Reason, str]] = {
         ConditionType.ACCEPTED: (True, Reason.VALID, ""),
         ConditionType.SUSPENDED: (phase is Phase.SUSPENDED, reason, message if phase is Phase.SUSPENDED else ""),
         ConditionType.RECONCILING: (False, reason, ""),
         ConditionType.STALLED: (phase is Phase.FAILED, reason, message),
-        ConditionType.READY: (phase not in {Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING}, reason, message),
+        ConditionType.READY: (phase not in _NOT_READY, reason, message),
         ConditionType.COMPLETE: (phase is Phase.SUCCEEDED, reason, message),
         ConditionType.FAILED: (phase is Phase.FAILED, reason, message),
     }
@@ -57,16 +75,17 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
             if stage is Stage.TRAIN and is_restart:
                 return Phase.RESTARTING, Reason.RESTARTING, f"attempt {attempt}"
             return phase, reason, f"attempt {attempt}" if attempt > 1 else ""
-        case Backoff(seconds):
-            return Phase.RESTARTING, Reason.RESTARTING, f"next attempt in {seconds:.0f} s"
-        case Stop():
-            return Phase.SUSPENDING, Reason.SUSPENDING, "saving the state"
+        case Backoff(_, until):
+            return Phase.RESTARTING, Reason.RESTARTING, f"next attempt at {until}"
+        case Stop(_, reason, message):
+            return Phase.SUSPENDING, reason, message
         case Rest():
             return Phase.SUSPENDED, Reason.SUSPENDED, "set spec.suspend to false to resume"
         case Finish(succeeded, reason, message):
             cause = f": {status.failure.message}" if status.failure and not succeeded else ""
             return Phase.SUCCEEDED if succeeded else Phase.FAILED, reason, (message + cause)[:_MAX_MESSAGE]
-        case None:
+        case _:
+            assert is_over(status), "every other decision is named above"
             ended = next(
                 entry for entry in status.conditions if entry.type in TERMINAL_CONDITIONS and entry.status == "True"
             )

@@ -30,6 +30,11 @@ def name_of(config: TrainerConfig) -> str:
     return child_name(config.job.name, config.run, config.stage, config.attempt)
 
 
+def has_service(config: TrainerConfig) -> bool:
+    """Pods that have to find each other need DNS names; one alone does not."""
+    return config.stage is Stage.TRAIN and config.world.nodes > 1
+
+
 def first_host(config: TrainerConfig) -> str:
     """DNS name of rank 0's pod: `<job>-0.<service>`; the Service has the Job's name."""
     name = name_of(config)

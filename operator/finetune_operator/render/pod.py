@@ -3,10 +3,22 @@
 from finetune_api import constants
 from finetune_api.constants import Env, Stage
 from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import Toleration
 
 from ..manifests import Manifest
 from ..settings import OperatorSettings
 from . import names
+
+_NODE_LOSS: tuple[Manifest, ...] = tuple(
+    {
+        "key": f"node.kubernetes.io/{taint}",
+        "operator": "Exists",
+        "effect": "NoExecute",
+        "tolerationSeconds": constants.NODE_LOSS_SECONDS,
+    }
+    for taint in ("not-ready", "unreachable")
+)
+"""Kubernetes' own default keeps pods of a lost node for five minutes, in which the others wait for them."""
 
 _USER = 10001
 """Any non-root number does; a fixed one keeps the ownership of cached files the same over pods."""
@@ -14,12 +26,20 @@ _USER = 10001
 
 def pod_template(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
     """Pod template of a stage's Job."""
-    name = names.name_of(config)
+    name, workers = names.name_of(config), config.spec.workers
+    chosen = {
+        "subdomain": name if names.has_service(config) else None,
+        "nodeSelector": workers.node_selector,
+        "serviceAccountName": workers.service_account_name,
+        "priorityClassName": workers.priority_class_name,
+        "imagePullSecrets": [{"name": secret} for secret in workers.image_pull_secrets],
+    }
     return {
         "metadata": {"labels": names.child_labels(config)},
         "spec": {
             "restartPolicy": "Never",
-            "subdomain": name,
+            **{field: value for field, value in chosen.items() if value},
+            "tolerations": [*_NODE_LOSS, *(_toleration(entry) for entry in workers.tolerations)],
             "enableServiceLinks": False,
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": settings.termination_grace_seconds,
@@ -31,12 +51,7 @@ def pod_template(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "containers": [_container(config, settings)],
-            "volumes": [
-                {"name": "config", "configMap": {"name": name}},
-                {"name": "scratch", "emptyDir": {}},
-                # The container runtime's own /dev/shm is 64 MiB, too small for NCCL between the GPUs of a node.
-                {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
-            ],
+            "volumes": [volume for volume, _ in _volumes(config, settings)],
         },
     }
 
@@ -44,7 +59,7 @@ def pod_template(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
 def _container(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
     return {
         "name": constants.TRAINER_CONTAINER,
-        "image": settings.trainer_image,
+        "image": config.spec.workers.image or settings.trainer_image,
         "command": [
             "python",
             "-m",
@@ -53,7 +68,7 @@ def _container(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
             "--config",
             f"{constants.CONFIG_MOUNT}/{constants.CONFIG_KEY}",
         ],
-        "env": _environment(config),
+        "env": _environment(config, settings),
         "ports": [{"name": "progress", "containerPort": constants.PROGRESS_PORT}],
         "resources": _resources(config),
         "securityContext": {
@@ -62,18 +77,48 @@ def _container(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            {"name": "config", "mountPath": constants.CONFIG_MOUNT, "readOnly": True},
-            {"name": "scratch", "mountPath": constants.SCRATCH_MOUNT},
-            {"name": "shared-memory", "mountPath": "/dev/shm"},
-        ],
+        "volumeMounts": [{"name": volume["name"], **mount} for volume, mount in _volumes(config, settings)],
     }
 
 
-def _environment(config: TrainerConfig) -> list[Manifest]:
+def _volumes(config: TrainerConfig, settings: OperatorSettings) -> list[tuple[Manifest, Manifest]]:
+    """Each volume, and where it is mounted."""
+    # The container runtime's own /dev/shm is 64 MiB, too small for NCCL between the GPUs of a node.
+    memory = {"medium": "Memory", "sizeLimit": config.spec.workers.shared_memory}
+    found: list[tuple[Manifest, Manifest]] = [
+        (
+            {"name": "config", "configMap": {"name": names.name_of(config)}},
+            {"mountPath": constants.CONFIG_MOUNT, "readOnly": True},
+        ),
+        ({"name": "scratch", "emptyDir": {}}, {"mountPath": constants.SCRATCH_MOUNT}),
+        ({"name": "shared-memory", "emptyDir": memory}, {"mountPath": "/dev/shm"}),
+    ]
+    if secret := credentials_secret(config, settings):
+        projected = {"sources": [{"secret": {"name": secret}}], "defaultMode": 0o440}
+        mount = {"mountPath": constants.CREDENTIALS_MOUNT, "readOnly": True}
+        found.append(({"name": "credentials", "projected": projected}, mount))
+    for number, folder in enumerate(settings.host_mounts):
+        volume = {"name": f"host-{number}", "hostPath": {"path": folder, "type": "Directory"}}
+        found.append((volume, {"mountPath": folder, "readOnly": True}))
+    return found
+
+
+def credentials_secret(config: TrainerConfig, settings: OperatorSettings) -> str:
+    """The Secret with the job's storage credentials; empty: the pod's own identity."""
+    return config.spec.storage.credentials_secret or settings.credentials_secret
+
+
+def _toleration(entry: Toleration) -> Manifest:
+    return {
+        name: value for name, value in entry.model_dump(mode="json", by_alias=True).items() if value not in ("", None)
+    }
+
+
+def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Manifest]:
     index = f"metadata.annotations['{constants.ANNOTATION_COMPLETION_INDEX}']"
-    own = {
-        Env.MASTER_ADDR: names.first_host(config),
+    own: dict[str, str] = {
+        **({Env.MASTER_ADDR: names.first_host(config)} if names.has_service(config) else {}),
+        **({Env.CREDENTIALS: constants.CREDENTIALS_MOUNT} if credentials_secret(config, settings) else {}),
         Env.MASTER_PORT: str(constants.RENDEZVOUS_PORT),
         Env.PROGRESS_PORT: str(constants.PROGRESS_PORT),
         Env.SCRATCH: constants.SCRATCH_MOUNT,

@@ -15,7 +15,8 @@ from .pod import pod_template
 
 def render_stage(config: TrainerConfig, settings: OperatorSettings) -> tuple[Manifest, ...]:
     """Everything that one attempt at a stage needs, in the order in which it has to be created."""
-    return (_config_map(config), _service(config), _job(config, settings))
+    service = (_service(config),) if names.has_service(config) else ()
+    return (_config_map(config), *service, _job(config, settings))
 
 
 def render_all(job: FineTuneJob, settings: OperatorSettings) -> tuple[Manifest, ...]:

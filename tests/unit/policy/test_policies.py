@@ -129,7 +129,8 @@ def test_children_of_an_older_run_are_stopped_first() -> None:
     run = runs.Run(2, "other", is_new=True)
     after = history.fold(folded(observed), run, observed, None, STAMP)
     decision = stages.decide(make_job().spec, run, after, observed, now=NOW, max_backoff_seconds=300)
-    assert decision == stages.Stop((old,))
+    expected = "run 2 starts when the pods of the old one have ended"
+    assert decision == stages.Stop((old,), Reason.SPEC_CHANGED, expected)
     assert after.attempts == ()
 
 
@@ -289,7 +290,7 @@ def test_a_jobs_own_storage_goes_before_the_operators() -> None:
         (stages.Start(Stage.PREPARE, 1), Phase.PREPARING, {"Accepted", "Ready"}),
         (stages.Watch(Stage.TRAIN, 1), Phase.TRAINING, {"Accepted", "Ready"}),
         (stages.Start(Stage.TRAIN, 2), Phase.RESTARTING, {"Accepted", "Ready"}),
-        (stages.Backoff(5.0), Phase.RESTARTING, {"Accepted", "Ready"}),
+        (stages.Backoff(5.0, STAMP), Phase.RESTARTING, {"Accepted", "Ready"}),
         (stages.Rest(), Phase.SUSPENDED, {"Accepted", "Suspended"}),
         (stages.Finish(True, Reason.SUCCEEDED, ""), Phase.SUCCEEDED, {"Accepted", "Ready", "Complete"}),
         (stages.Finish(False, Reason.RESTARTS_EXHAUSTED, ""), Phase.FAILED, {"Accepted", "Stalled", "Failed"}),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import AccessDeniedError, ModelUnusableError, StorageUnreachableError, TrainerError
+from ..store.credentials import credential
 from .files import MODEL_PATTERNS
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -26,7 +27,7 @@ def download_snapshot(uri: str, cache: Path, *, offline_ok: bool) -> Path:
     name, _, named_revision = uri.removeprefix("hf://").partition("@")
     revision = named_revision or "main"
     endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
-    token = os.environ.get("HF_TOKEN") or False
+    token = credential("HF_TOKEN") or False
     disable_progress_bars()
 
     def snapshot(*, local_files_only: bool = False) -> Path:

@@ -20,6 +20,7 @@ from finetune_api.trainer_config import StorageSettings
 
 from ..errors import BadConfigError, ObjectMissingError, StorageProtocolError
 from . import transfer
+from .credentials import from_files
 from .faults import http_status, missing_bucket
 from .retry import DEFAULT_RETRY, RetryPolicy
 from .uri import S3Address, is_pattern, join, literal_prefix, matches, parse
@@ -54,7 +55,7 @@ class ObjectStore:
 
     @classmethod
     def connect(cls, settings: StorageSettings, *, retry: RetryPolicy = DEFAULT_RETRY) -> "ObjectStore":
-        """A client for `settings`, with credentials by boto3's own chain. Nothing is sent yet."""
+        """A client for `settings`. Credentials come from mounted files, else by boto3's chain. Nothing is sent yet."""
         config = Config(
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
@@ -68,7 +69,7 @@ class ObjectStore:
         )
         endpoint = settings.endpoint or f"AWS S3 ({settings.region})"
         try:
-            session = boto3.session.Session()
+            session = boto3.session.Session(**from_files())
             client = session.client("s3", endpoint_url=settings.endpoint, region_name=settings.region, config=config)
         except (BotoCoreError, ValueError) as error:
             raise BadConfigError(f"object storage at {endpoint} cannot be used: {error}") from error

@@ -1,0 +1,78 @@
+"""`python -m finetune_operator run | crd`."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from finetune_api.crd import crd
+from finetune_api.trainer_config import StorageSettings
+
+from .logs import configure_logging
+from .settings import OperatorSettings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process' entry; its exit status."""
+    options = _parser().parse_args(arguments)
+    if options.command == "crd":
+        print(json.dumps(crd(), indent=2))
+        return 0
+    configure_logging(options.log_level)
+    if options.kubeconfig is not None:
+        os.environ["KUBECONFIG"] = str(options.kubeconfig)  # Kopf finds it there
+    from .service import ServiceOptions, run_service
+
+    service = ServiceOptions(
+        namespaces=tuple(options.namespace),
+        kubeconfig=options.kubeconfig,
+        workers=options.workers,
+        host=options.host,
+        port=options.port,
+        resync_seconds=options.resync_seconds,
+    )
+    asyncio.run(run_service(_settings(options), service))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="finetune_operator", description="The operator of FineTuneJobs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("crd", help="print the CustomResourceDefinition, as JSON")
+    run = commands.add_parser(
+        "run", help="serve a cluster until SIGTERM", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    own = OperatorSettings()
+    run.add_argument("--namespace", action="append", default=[], help="serve this one only; may be given again")
+    run.add_argument("--kubeconfig", type=Path, help="absent: the usual places, or the pod's own account")
+    run.add_argument("--trainer-image", default=own.trainer_image, help="image of jobs that name none")
+    run.add_argument("--storage-endpoint", help="object storage of jobs that name none; absent: AWS")
+    run.add_argument("--storage-region", default=own.storage.region, help="its region")
+    run.add_argument("--credentials-secret", default="", help="Secret of jobs that name none, in their own namespace")
+    run.add_argument("--host-mount", action="append", default=[], help="folder of the nodes that trainer pods see")
+    run.add_argument("--progress-seconds", type=float, default=own.progress_seconds, help="how often progress is asked")
+    run.add_argument("--termination-grace", type=int, default=own.termination_grace_seconds, help="seconds to save in")
+    run.add_argument("--workers", type=int, default=8, help="jobs that are looked at at once")
+    run.add_argument("--host", default="0.0.0.0", help="address of metrics and probes")
+    run.add_argument("--port", type=int, default=8081, help="port of metrics and probes")
+    run.add_argument("--resync-seconds", type=float, default=300.0, help="how often all objects are listed")
+    run.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> OperatorSettings:
+    endpoint = options.storage_endpoint
+    return OperatorSettings(
+        trainer_image=options.trainer_image,
+        storage=StorageSettings(endpoint=endpoint, region=options.storage_region, path_style=endpoint is not None),
+        credentials_secret=options.credentials_secret,
+        host_mounts=tuple(options.host_mount),
+        termination_grace_seconds=options.termination_grace,
+        progress_seconds=options.progress_seconds,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""One connection to an API server: plain objects in and out, every refusal an ApiError.
+
+The official client does what is its own business: kubeconfig, tokens, TLS, connections. Its typed models are left
+alone, they refuse objects that the API server accepts (an integer among a container's limits).
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config as kubernetes_config
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.exceptions import ApiException
+
+from ..errors import ApiError, ApiUnreachableError, StaleError
+from ..manifests import Manifest
+
+_load: Any = kubernetes_config  # these parts of the client carry no types
+_JSON = "application/json"
+_TIMEOUT_SECONDS = 30.0
+_CONNECTIONS = 32
+
+
+class ApiServer:
+    """A client of one API server."""
+
+    def __init__(self, client: Any, called: Callable[[str, int], None] = lambda *_: None) -> None:
+        """`called` hears of the method and the answer's status of every call; status 0: no answer."""
+        self._client = client
+        self._called = called
+
+    @classmethod
+    async def connect(
+        cls, kubeconfig: Path | None = None, called: Callable[[str, int], None] = lambda *_: None
+    ) -> "ApiServer":
+        """Through a kubeconfig file; absent: KUBECONFIG's or the home folder's, or in a pod its own account.
+
+        Raises ConfigException where nothing leads to a cluster.
+        """
+        configuration = Configuration()
+        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            _load.load_incluster_config(client_configuration=configuration)
+        else:
+            path = None if kubeconfig is None else str(kubeconfig)
+            await _load.load_kube_config(config_file=path, client_configuration=configuration)
+        configuration.connection_pool_maxsize = _CONNECTIONS
+        return cls(ApiClient(configuration), called)
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._client.close()
+
+    async def request(
+        self, method: str, path: str, body: Manifest | None = None, *, accept: str = _JSON, **query: str | int
+    ) -> Manifest:
+        """One call; what the server answers.
+
+        Raises ApiError for a refusal (StaleError for a conflict of versions) and ApiUnreachableError for no answer.
+        """
+        content = await self._send(method, path, body, query, accept)
+        result: Manifest = json.loads(content)
+        return result
+
+    async def text(self, path: str, **query: str | int) -> str:
+        """GET of something that is no object, such as a log."""
+        return (await self._send("GET", path, None, query, "*/*")).decode(errors="replace")
+
+    async def _send(
+        self, method: str, path: str, body: Manifest | None, query: Mapping[str, str | int], accept: str
+    ) -> bytes:
+        if query:
+            path = f"{path}?{urlencode(query)}"
+        serialized = await self._client.param_serialize(
+            method, path, header_params={"Accept": accept}, body=body, auth_settings=["BearerToken"]
+        )
+        try:
+            answer = await self._client.call_api(*serialized, _request_timeout=_TIMEOUT_SECONDS)
+            content: bytes = await answer.read()
+        except ApiException as error:
+            self._called(method, error.status or 0)
+            raise _refusal(error.status or 0, error.body, error.headers) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._called(method, 0)
+            raise ApiUnreachableError(f"{method} {path}: {error or type(error).__name__}") from error
+        self._called(method, answer.status)
+        if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+            raise _refusal(answer.status, content, answer.headers)
+        return content
+
+
+def _refusal(status: int, content: bytes | str | None, headers: Any) -> ApiError:
+    """The server's own words where it sends a Status object, else what it sends."""
+    try:
+        told = json.loads(content or "")
+    except ValueError:
+        told = {"message": str(content or "")[:1000]}
+    wait = (headers or {}).get("Retry-After")
+    reason = str(told.get("reason", ""))
+    kind = StaleError if status == HTTPStatus.CONFLICT and reason == "Conflict" else ApiError
+    return kind(
+        status, reason, str(told.get("message", "")), retry_after=float(wait) if wait and wait.isdigit() else None
+    )

@@ -1,0 +1,159 @@
+"""The Cluster of a real API server: live reads, guarded writes, nothing cached."""
+
+from collections.abc import Callable
+from http import HTTPStatus
+
+import aiohttp
+from pydantic import ValidationError
+
+from finetune_api import constants
+from finetune_api.progress import FOR_STATUS, Progress
+
+from ..errors import ApiError, ClusterConflictError
+from ..manifests import JobKey, Manifest
+from .api_server import ApiServer
+
+_PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
+"""Rank 0's supervisor answers from memory; what takes longer does not answer."""
+
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+_PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs", "Event": "events"}
+
+
+def path_of(api_version: str, plural: str, namespace: str, name: str = "") -> str:
+    """`/apis/batch/v1/namespaces/ml/jobs/example`; without a name the collection's."""
+    root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
+    return f"{root}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
+
+
+class KubernetesCluster:
+    """FineTuneJobs and their children in a cluster."""
+
+    def __init__(self, server: ApiServer, wrote: Callable[[JobKey, str], None] = lambda *_: None) -> None:
+        """`wrote` hears of the resource version that each status write has made."""
+        self._server = server
+        self._wrote = wrote
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """End the connections to pods; the API server's connection is its maker's."""
+        if self._session is not None:
+            await self._session.close()
+
+    # ---- reads -----------------------------------------------------------------------------------------------------
+
+    async def get(self, key: JobKey) -> Manifest | None:
+        """The FineTuneJob, or None."""
+        try:
+            return await self._server.request("GET", _job_path(key))
+        except ApiError as error:
+            if error.is_missing:
+                return None
+            raise
+
+    async def list_jobs(self, key: JobKey) -> list[Manifest]:
+        """Every Job that carries the FineTuneJob's label."""
+        return await self._list("batch/v1", "jobs", key)
+
+    async def list_pods(self, key: JobKey) -> list[Manifest]:
+        """Every pod that carries the FineTuneJob's label."""
+        return await self._list("v1", "pods", key)
+
+    async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
+        """Warning Events about the named objects, oldest first."""
+        path = path_of("v1", "events", key.namespace)
+        found: list[Manifest] = []
+        for name in names:
+            selector = f"type=Warning,involvedObject.name={name}"
+            found += (await self._server.request("GET", path, fieldSelector=selector))["items"]
+        return sorted(found, key=lambda event: event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])
+
+    async def list_versions(self, namespaces: tuple[str, ...]) -> dict[JobKey, str]:
+        """Resource version of every FineTuneJob; no namespaces: of the whole cluster."""
+        paths = [path_of(constants.API_VERSION, constants.PLURAL, name) for name in namespaces]
+        found = {}
+        for path in paths or [f"/apis/{constants.API_VERSION}/{constants.PLURAL}"]:
+            items = (await self._server.request("GET", path, accept=_METADATA_ONLY))["items"]
+            for item in items:
+                metadata = item["metadata"]
+                found[JobKey(metadata["namespace"], metadata["name"])] = metadata["resourceVersion"]
+        return found
+
+    async def read_progress(self, pod: Manifest) -> Progress | None:
+        """`GET /progress` of a pod; None where no whole answer comes."""
+        address = _address(pod)
+        if not address:
+            return None
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=_PROGRESS_TIMEOUT)
+        url = f"http://{address}:{constants.PROGRESS_PORT}/progress?{FOR_STATUS}"
+        try:
+            async with self._session.get(url) as answer:
+                return Progress.model_validate_json(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
+            return None  # not up yet, or just gone: the next look will tell
+
+    async def _list(self, api_version: str, plural: str, key: JobKey) -> list[Manifest]:
+        path = path_of(api_version, plural, key.namespace)
+        answer = await self._server.request("GET", path, labelSelector=f"{constants.LABEL_JOB}={key.name}")
+        items: list[Manifest] = answer["items"]
+        return items
+
+    # ---- writes ----------------------------------------------------------------------------------------------------
+
+    async def apply(self, manifest: Manifest) -> None:
+        """Create a child; one that is there already has to be of the same owner."""
+        metadata, plural = manifest["metadata"], _PLURALS[manifest["kind"]]
+        path = path_of(manifest["apiVersion"], plural, metadata["namespace"])
+        try:
+            await self._server.request("POST", path, manifest)
+        except ApiError as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+            existing = await self._server.request("GET", f"{path}/{metadata['name']}")
+            if _owners(existing) != _owners(manifest):
+                what = f"{manifest['kind']} {metadata['namespace']}/{metadata['name']}"
+                raise ClusterConflictError(f"{what} exists and belongs to another owner; delete it") from None
+
+    async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
+        """Delete a Job in the foreground: it stays listed, being deleted, until its last pod has ended."""
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Foreground"}
+        await self._delete(path_of("batch/v1", "jobs", key.namespace, name), body)
+        for plural in ("services", "configmaps"):
+            await self._delete(path_of("v1", plural, key.namespace, name), {})
+
+    async def write_status(self, manifest: Manifest, status: Manifest) -> None:
+        """Replace the status of the object that was read. Raises StaleError if it has changed since."""
+        key = JobKey(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        written = await self._server.request("PUT", f"{_job_path(key)}/status", {**manifest, "status": status})
+        self._wrote(key, written["metadata"]["resourceVersion"])
+
+    async def announce(self, event: Manifest) -> None:
+        """Create an Event; one of the same name says the same and is left alone."""
+        try:
+            await self._server.request("POST", path_of("v1", "events", event["metadata"]["namespace"]), event)
+        except ApiError as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+
+    async def _delete(self, path: str, body: Manifest) -> None:
+        """Gone already, or another object by now: both are left alone."""
+        try:
+            await self._server.request("DELETE", path, body)
+        except ApiError as error:
+            if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+                raise
+
+
+def _job_path(key: JobKey) -> str:
+    return path_of(constants.API_VERSION, constants.PLURAL, key.namespace, key.name)
+
+
+def _owners(manifest: Manifest) -> list[str]:
+    return [owner["uid"] for owner in manifest["metadata"].get("ownerReferences", []) if owner.get("controller")]
+
+
+def _address(pod: Manifest) -> str | None:
+    status = pod.get("status", {})
+    address: str | None = status.get("podIP") if status.get("phase") == "Running" else None
+    return address

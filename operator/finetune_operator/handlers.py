@@ -1,0 +1,53 @@
+"""Kopf's part: two watches. What they show goes into the queue; nothing is decided here."""
+
+from typing import Any
+
+import kopf
+
+from finetune_api import constants
+
+from .manifests import JobKey
+from .queue import KeyedQueue
+from .table import JobTable
+
+_COALESCE_SECONDS = 0.2
+"""A Job's status changes several times within a moment; one look at the end of it is enough."""
+
+
+def make_registry(queue: KeyedQueue[JobKey], table: JobTable) -> kopf.OperatorRegistry:
+    """Handlers that feed the queue. Only `on.event`: no annotations, no finalizers, no state in Kopf."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL, registry=registry)
+    async def job_seen(type: str | None, body: kopf.Body, namespace: str | None, name: str | None, **_: Any) -> None:  # noqa: A002 Kopf's name
+        key = JobKey(namespace or "", name or "")
+        if type == "DELETED":
+            table.remove(key)
+        elif table.show(key, dict(body)):
+            queue.add(key)
+
+    @kopf.on.event("batch", "v1", "jobs", registry=registry)
+    async def child_seen(labels: kopf.Labels, namespace: str | None, **_: Any) -> None:
+        key = JobKey(namespace or "", labels.get(constants.LABEL_JOB, ""))
+        if key.name and not table.rests(key):
+            queue.add_after(key, _COALESCE_SECONDS)
+
+    return registry
+
+
+def make_settings() -> kopf.OperatorSettings:
+    """How Kopf watches."""
+    settings = kopf.OperatorSettings()
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.watching.chunk_size = 500
+    settings.watching.label_selectors["batch", "v1", "jobs"] = f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY}"
+    settings.watching.server_timeout = 300  # a watch that went silent is opened anew
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 5
+    return settings

@@ -1,0 +1,33 @@
+"""`/metrics`, `/healthz` and `/readyz` of the operator."""
+
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+
+async def serve(
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    problems: Callable[[], tuple[str, ...]],
+    ready: Callable[[], bool],
+) -> web.AppRunner:
+    """Listen; the caller ends it with `cleanup()`. Raises OSError for a port that is taken."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def healthz(_: web.Request) -> web.Response:
+        found = problems()
+        return web.Response(text="\n".join(found) or "ok", status=500 if found else 200)
+
+    async def readyz(_: web.Request) -> web.Response:
+        return web.Response(text="ok" if ready() else "the watches are not open yet", status=200 if ready() else 503)
+
+    application = web.Application()
+    application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner

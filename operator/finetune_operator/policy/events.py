@@ -1,0 +1,78 @@
+"""What is announced on the object itself: each turn of a run once, in the order in which a reader wants it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from finetune_api.constants import ConditionType, Phase, Reason
+from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
+
+_FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION})
+_WARNINGS = frozenset(
+    {
+        Reason.INVALID_SPEC,
+        Reason.WAITING_FOR_PODS,
+        Reason.CANNOT_CREATE,
+        Reason.CHILD_CONFLICT,
+        Reason.PREPARE_FAILED,
+        Reason.EVALUATE_FAILED,
+        Reason.PERMANENT_FAILURE,
+        Reason.RESTARTS_EXHAUSTED,
+        Reason.DISRUPTIONS_EXHAUSTED,
+        Reason.DEADLINE_EXCEEDED,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """One Event."""
+
+    reason: str
+    message: str
+    is_warning: bool
+    identity: str
+    """The same turn of the same run has the same one, however often it is looked at."""
+
+
+def announcements(before: Status, after: Status) -> tuple[Announcement, ...]:
+    """The turns between two states of a job."""
+    return (*_ended_attempts(before, after), *_turn(before, after))
+
+
+def _ended_attempts(before: Status, after: Status) -> Iterator[Announcement]:
+    known = {attempt.job_name for attempt in before.attempts if attempt.outcome is not None}
+    for attempt in after.attempts:
+        if attempt.outcome in _FAILURES and attempt.job_name not in known:
+            told = f"{attempt.stage} attempt {attempt.number} failed: {attempt.reason}"
+            yield Announcement("AttemptFailed", _with_cause(told, attempt, after), True, f"{attempt.job_name}.failed")
+
+
+def _with_cause(told: str, attempt: AttemptStatus, after: Status) -> str:
+    failure = after.failure
+    if failure is None or (failure.stage, failure.attempt) != (attempt.stage, attempt.number):
+        return told
+    place = f" in {failure.pod}" if failure.pod else ""
+    place += f" on {failure.node}" if failure.node else ""
+    said = failure.message.partition("\n")[0]
+    return "\n".join(filter(None, [f"{told}{place}: {said}" if said else f"{told}{place}", failure.advice]))
+
+
+def _turn(before: Status, after: Status) -> Iterator[Announcement]:
+    """A new phase, or a new reason for not being ready."""
+    old, new = _ready(before), _ready(after)
+    if new is None or (_place(before), old and old[0]) == (_place(after), new[0]):
+        return
+    reason, message = new
+    what = message or f"run {after.run}" + (f", {after.stage} attempt {after.attempt}" if after.stage else "")
+    turn = f"{after.observed_generation}" if after.phase is Phase.INVALID else f"{after.stage}.{after.attempt}"
+    yield Announcement(str(reason), what, reason in _WARNINGS, f"r{after.run}.{turn}.{reason}")
+
+
+def _place(status: Status) -> tuple[object, ...]:
+    return (status.phase, status.run, status.stage, status.attempt)
+
+
+def _ready(status: Status) -> tuple[Reason, str] | None:
+    return next(
+        ((entry.reason, entry.message) for entry in status.conditions if entry.type is ConditionType.READY), None
+    )
