@@ -1,7 +1,7 @@
 """The programs of the test cluster, built once from source into a folder of the user's cache.
 
-There is no registry to fetch them from and no version of them in a distribution; Go builds all of them from modules that
-`tests/kubernetes/*/go.sum` pins. A finished build is kept under a name made of all that went into it.
+There is no registry to fetch them from and no version of them in a distribution; Go builds all of them from modules
+that `tests/kubernetes/*/go.sum` pins. A finished build is kept under a name made of all that went into it.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .missing import Missing
+from .missing import MissingError
 
 MODULES = Path(__file__).parents[2] / "kubernetes"
 KUBERNETES_VERSION = "v1.35.4"  # as in cluster/go.mod
@@ -80,7 +80,7 @@ def cache_folder() -> Path:
 
 def go_version() -> str:
     if shutil.which("go") is None:
-        raise Missing("Go 1.25 or newer is not on the path; the cluster's programs are built with it")
+        raise MissingError("Go 1.25 or newer is not on the path; the cluster's programs are built with it")
     names = ["GOVERSION", "GOOS", "GOARCH"]
     return subprocess.run(["go", "env", *names], cwd=MODULES, capture_output=True, text=True, check=True).stdout
 
@@ -120,7 +120,7 @@ def compile_program(module: Module, package: str, target: Path) -> None:
     environment = dict(os.environ) | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -mod=readonly"}
     done = subprocess.run(command, cwd=module.folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise Missing(f"go build {package} in {module.folder} failed:\n{done.stderr[-2000:]}")
+        raise MissingError(f"go build {package} in {module.folder} failed:\n{done.stderr[-2000:]}")
 
 
 @contextmanager
