@@ -1,8 +1,9 @@
 """A cluster's own network: a bridge in a network namespace, and this machine on it.
 
 Nodes, their pods, kube-proxy and DNS live in the namespace: their fixed ports, the bridge and kube-proxy's rules are
-theirs alone, so that clusters can run side by side, and all of it is gone when the namespace's one process is. We have an
-address on the bridge. There the API server listens, and from there tests reach pods and, through the gateway, Services.
+theirs alone, so that clusters can run side by side, and all of it is gone when the namespace's last process is. We have
+an address on the bridge. There the API server listens, and from there tests reach pods and, through the gateway,
+Services.
 
     we: 10.N.0.1 (API server) ── veth ── bridge 10.N.0.2 (gateway, DNS) ── nodes 10.N.0.11… ── pods 10.N.11.2…
 """

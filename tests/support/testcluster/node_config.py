@@ -22,7 +22,8 @@ TUNABLES = {
 def private_places(folder: Path) -> str:
     """Shell: what is the node's own although its path is fixed.
 
-    The kernel's settings are this whole machine's and a kubelet would change them; it gets files that hold what it wants.
+    The kernel's settings are this whole machine's, and a kubelet would change them; it gets files that hold what it
+    wants.
     """
     lines = ["mount -t tmpfs tmpfs /run"]
     for place in (Path("/var/lib"), Path("/var/log")):
@@ -72,14 +73,7 @@ def cni_config(subnet: str, pods: tuple[str, str], gateway: str) -> dict[str, An
         "ranges": [[{"subnet": subnet, "rangeStart": first, "rangeEnd": last, "gateway": gateway}]],
         "routes": [{"dst": "0.0.0.0/0"}],
     }
-    bridge = {
-        "type": "bridge",
-        "bridge": "bridge",
-        "isGateway": False,
-        "hairpinMode": True,
-        "ipMasq": False,
-        "ipam": ipam,
-    }
+    bridge = {"type": "bridge", "bridge": "bridge", "hairpinMode": True, "ipam": ipam}
     return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge]}
 
 

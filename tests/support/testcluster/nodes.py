@@ -1,8 +1,8 @@
 """Nodes: a containerd and a kubelet each, and what all of them share: kube-proxy and DNS.
 
-A node is a process-id and a mount namespace. Its first process is `pause`; when that is killed the kernel kills everything
-on the node - kubelet, containerd, shims, containers - and forgets its mounts: that is both a node's loss and its cleanup.
-What containerd, CNI and kubelet keep in fixed places (/run, /var/lib, /var/log) is the node's own there.
+A node is a process-id and a mount namespace. Its first process is `pause`; when that is killed the kernel kills
+everything on the node - kubelet, containerd, shims, containers - and forgets its mounts: that is both a node's loss and
+its cleanup. What containerd, CNI and kubelet keep in fixed places (/run, /var/lib, /var/log) is the node's own there.
 """
 
 import json
