@@ -84,6 +84,8 @@ def namespace(control_plane: ControlPlane | ExistingCluster) -> Iterator[str]:
     """A fresh one for each test."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     control_plane.kubectl("create", "namespace", name)
+    # Made by a controller, and no pod is admitted before.
+    control_plane.kubectl.within(name).until("serviceaccount/default", lambda _: True, within=30)
     yield name
     control_plane.kubectl("delete", "namespace", name, "--wait=false")
 
