@@ -134,7 +134,7 @@ def test_pods_of_a_job_are_on_two_nodes_and_find_each_other_by_name(kubectl: Kub
 @pytest.mark.usefixtures("pods_cluster")
 def test_a_restricted_namespace_runs_pods_that_may_do_nothing_more_than_they_must(kubectl: Kubectl) -> None:
     kubectl("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    assert "hostPath volumes" in (kubectl.refusal(python_pod("plain", LOOK_AROUND)) or "")
+    assert 'restricted volume type "hostPath"' in (kubectl.refusal(python_pod("plain", LOOK_AROUND)) or "")
     kubectl.apply(*host_claim(kubectl.namespace))
     try:
         kubectl.apply(python_pod("restricted", LOOK_AROUND, claim="host"))

@@ -54,6 +54,11 @@ def service_account_kubeconfig(kubectl: "Kubectl", path: Path, namespace: str, n
     return write_kubeconfig(path, content)
 
 
+def documents(manifests: Sequence[Manifest]) -> str:
+    """One after the other. A List would do, but kubectl checks one itself and does not ask the API server."""
+    return "\n---\n".join(map(json.dumps, manifests))
+
+
 @dataclass(frozen=True)
 class Kubectl:
     """`kubectl("get", "pods")` in a namespace, as a user. The text that it printed, or KubectlError."""
@@ -80,13 +85,11 @@ class Kubectl:
         return json.loads(self(*arguments, "-o", "json"))
 
     def apply(self, *manifests: Manifest, server_side: bool = False) -> None:
-        listed = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
-        self("apply", f"--server-side={server_side}".lower(), "-f", "-", stdin=json.dumps(listed))
+        self("apply", f"--server-side={server_side}".lower(), "-f", "-", stdin=documents(manifests))
 
     def refusal(self, *manifests: Manifest) -> str | None:
         """What the API server says against creating these; None if nothing."""
-        listed = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
-        done = self.run("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=json.dumps(listed))
+        done = self.run("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=documents(manifests))
         return done.stderr.strip() if done.returncode else None
 
     def until(self, resource: str, condition: Callable[[Any], Any], *, within: float, what: str = "") -> Any:

@@ -147,6 +147,8 @@ class Node:
             if daemon is not None:
                 daemon.kill()
         self.init = self.kubelet = self.containerd = None
+        # A machine's do not survive its restart; a kubelet that finds some waits for their containers.
+        self.group.remove()
 
 
 def is_successful(command: list[str]) -> bool:

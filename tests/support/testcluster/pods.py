@@ -91,7 +91,5 @@ class PodsCluster:
             daemon.kill()
         for node in self.nodes.values():
             node.kill()
-        for node in self.nodes.values():
-            node.group.remove()
         self.nodes.clear()
         self.shared.clear()
