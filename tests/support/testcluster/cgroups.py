@@ -13,7 +13,8 @@ INHERITED = ("cpuset.cpus", "cpuset.mems")
 
 def hierarchies() -> Iterator[tuple[Path, bool]]:
     """Where control groups are mounted, and whether as version 2."""
-    for line in Path("/proc/mounts").read_text().splitlines():
+    mounts = Path("/proc/mounts")
+    for line in mounts.read_text().splitlines() if mounts.exists() else ():
         _, mount, kind, *_ = line.split()
         if kind in {"cgroup", "cgroup2"}:
             yield Path(mount), kind == "cgroup2"

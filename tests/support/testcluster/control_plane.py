@@ -4,6 +4,7 @@ TLS, RBAC and the admission plugins of any cluster are on. Everything that it wr
 """
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ class ControlPlane:
         self.network: Network | None = None
 
     def start(self) -> "ControlPlane":
+        if sys.platform != "linux":
+            raise MissingError("the test cluster's processes need Linux")
         self.programs = binaries.built(binaries.KUBERNETES, self.say)
         started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)

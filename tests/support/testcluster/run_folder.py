@@ -21,8 +21,9 @@ PREFIX = "finetune-cluster-"
 def run_folder() -> Iterator[Path]:
     sweep()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    lock = take(folder)
+    lock = take(folder / "lock.new")
     assert lock is not None, f"{folder} is new and yet somebody's"
+    (folder / "lock.new").rename(folder / "lock")  # not before it is ours: others sweep
     try:
         yield folder
     finally:
@@ -30,8 +31,8 @@ def run_folder() -> Iterator[Path]:
         lock.close()
 
 
-def take(folder: Path) -> TextIO | None:
-    lock = (folder / "lock").open("w")
+def take(path: Path) -> TextIO | None:
+    lock = path.open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -42,13 +43,13 @@ def take(folder: Path) -> TextIO | None:
 
 def sweep() -> None:
     """Remove what clusters have left whose processes were killed before they could."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/lock"):
         try:
-            lock = take(folder)
+            lock = take(path)
         except OSError:
             continue  # another user's, or gone by now
         if lock is not None:
-            remove(folder)
+            remove(path.parent)
             lock.close()
 
 
