@@ -21,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REASONS] = {}
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for what, reason in config.stash[REASONS].items():
         terminalreporter.write_line(f"NOT TESTED: {what} - {reason}", red=True, bold=True)

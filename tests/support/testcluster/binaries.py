@@ -97,6 +97,10 @@ def built(module: Module, say: Say = print) -> Path:
     return target
 
 
+def is_built(module: Module) -> bool:
+    return (cache_folder() / f"{module.name}-{module.key()}").is_dir()
+
+
 def build(module: Module, target: Path, say: Say) -> None:
     programs = ", ".join((*module.links, *module.packages))
     say(f"building {programs} into {target}; the first time this takes about {module.minutes:.0f} minutes on two cores")

@@ -1,10 +1,12 @@
 """Pods of the tests: this machine's Python in an empty image, allowed as little as Pod Security's `restricted` asks."""
 
+import os
 import sys
 from typing import Any
 
-from .images import HOST, host_volume
+from .images import HOST, ROOT, host_volume
 
+PACKAGES = os.pathsep.join(str(ROOT / folder) for folder in ("operator", "trainer"))
 RESTRICTED_POD = {
     "runAsNonRoot": True,
     "runAsUser": 1000,
@@ -22,20 +24,22 @@ RESTRICTED_CONTAINER = {
 def python_template(code: str, *, claim: str = "", env: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
     """A pod template that runs `python -c code`. Further fields of the pod's spec go by name."""
     volume, mounts = host_volume(claim=claim)
+    variables = {"PYTHONPATH": PACKAGES} | (env or {})
     container = {
         "name": "main",
         "image": HOST,
         "imagePullPolicy": "Never",
         "command": [sys.executable, "-u", "-c", code],
-        "env": [{"name": name, "value": value} for name, value in (env or {}).items()],
-        "volumeMounts": mounts,
+        "env": [{"name": name, "value": value} for name, value in variables.items()],
+        # torch asks for a temporary file as it is imported.
+        "volumeMounts": [*mounts, {"name": "tmp", "mountPath": "/tmp"}],
         "securityContext": RESTRICTED_CONTAINER,
         "terminationMessagePolicy": "File",
     }
     defaults = {
         "restartPolicy": "Never",
         "securityContext": RESTRICTED_POD,
-        "volumes": [volume],
+        "volumes": [volume, {"name": "tmp", "emptyDir": {}}],
         "containers": [container],
         "tolerations": [
             # The default is five minutes.
