@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for what, reason in config.stash[REASONS].items():
-        terminalreporter.write_line(f"NOT TESTED: {what} - {reason}", red=True, bold=True)
+        terminalreporter.write_line(f"NOT TESTED: {what} - {' '.join(reason.split())}", red=True, bold=True)
 
 
 def unavailable(config: pytest.Config, what: str, error: MissingError) -> None:

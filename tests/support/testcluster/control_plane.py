@@ -32,6 +32,7 @@ class ControlPlane:
         self.say = say
         self.daemons: list[Daemon] = []
         self.network: Network | None = None
+        self.why_no_network = ""
 
     def start(self) -> "ControlPlane":
         if sys.platform != "linux":
@@ -48,8 +49,7 @@ class ControlPlane:
         return self
 
     def _start(self) -> None:
-        # Without root there are no nodes that would need a network.
-        self.network = Network.start(self.folder, self.programs / "pause") if os.geteuid() == 0 else None
+        self._start_network()
         self.address = self.network.host if self.network else own_address()
         self.port = free_port(self.address)
         self.authority = Authority(self.folder / "pki")
@@ -62,6 +62,14 @@ class ControlPlane:
         # The controller manager makes it; without it no pod is admitted.
         account = ("get", "serviceaccount", "default")
         server.until(lambda: self.kubectl.run(*account).returncode == 0, within=60, what="the default service account")
+
+    def _start_network(self) -> None:
+        """Where it cannot be, the API server listens at the machine's own address, and there are no nodes."""
+        try:
+            require_root()
+            self.network = Network.start(self.folder, self.programs / "pause")
+        except MissingError as error:
+            self.why_no_network = str(error)
 
     @property
     def server(self) -> str:

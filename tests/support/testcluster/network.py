@@ -9,7 +9,6 @@ Services.
 """
 
 import json
-import os
 import random
 import shutil
 import socket
@@ -22,12 +21,16 @@ from .missing import MissingError
 
 CHOICES = range(64, 250)
 FIRST_NODE = 11
+CLAIMS = 5
+"""Another cluster may take a range between our look and our claim."""
 
 
 def taken() -> list[IPv4Network]:
     """What this machine has a way to already."""
     routes = json.loads(run("ip", "-json", "-4", "route", "show", "table", "all"))
-    return [IPv4Network(one["dst"], strict=False) for one in routes if one["dst"] not in {"default", "unreachable"}]
+    ways = [IPv4Network(one["dst"], strict=False) for one in routes if one["dst"] not in {"default", "unreachable"}]
+    # Wider ones (10.0.0.0/8 into a company's network) are only for what has no way of its own.
+    return [way for way in ways if way.prefixlen >= 12]
 
 
 def free_octet() -> int:
@@ -36,6 +39,25 @@ def free_octet() -> int:
     if not free:
         raise MissingError("no free range 10.N.0.0/16 for the cluster's network")
     return random.choice(free)
+
+
+def interface_name(octet: int) -> str:
+    return f"finetune{octet}"
+
+
+def claim_octet(namespace_pid: int) -> int:
+    """Make the way into the namespace. Its name claims the range: a second one of that name is refused."""
+    ends = ("type", "veth", "peer", "name", "host", "netns", str(namespace_pid))
+    refused: RuntimeError | None = None
+    for _ in range(CLAIMS):
+        octet = free_octet()
+        try:
+            run("ip", "link", "add", interface_name(octet), *ends)
+        except RuntimeError as error:
+            refused = error
+        else:
+            return octet
+    raise MissingError(str(refused))
 
 
 def free_port(address: str) -> int:
@@ -69,33 +91,17 @@ class Network:
             if shutil.which(tool) is None:
                 raise MissingError(f"{tool} is not on the path (apt-get install {package})")
         holder = Daemon("network", ["unshare", "--net", pause], log=folder / "network.log")
-        network = cls(free_octet(), holder)
         try:
-            ours = os.readlink("/proc/self/ns/net")
-            holder.until(lambda: network._namespace_now() not in {ours, ""}, within=10, what="a namespace of its own")
+            ours, theirs = Path("/proc/self/ns/net"), Path(f"/proc/{holder.pid}/ns/net")
+            holder.until(lambda: theirs.readlink() != ours.readlink(), within=10, what="a namespace of its own")
+            network = cls(claim_octet(holder.pid), holder)
             network._connect()
         except Exception as error:
             holder.kill()
             raise MissingError(f"no network for the cluster: {error}") from error
         return network
 
-    def _namespace_now(self) -> str:
-        return os.readlink(f"/proc/{self.namespace.pid}/ns/net")
-
     def _connect(self) -> None:
-        run(
-            "ip",
-            "link",
-            "add",
-            self.interface,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "host",
-            "netns",
-            str(self.namespace.pid),
-        )
         # The bridge's own address: else it would take the lowest of its ports' and change it as pods come and go.
         self.inside("sh", "-euc", f"""
             ip link set lo up
@@ -111,7 +117,7 @@ class Network:
 
     @property
     def interface(self) -> str:
-        return f"finetune{self.octet}"
+        return interface_name(self.octet)
 
     @property
     def host(self) -> str:

@@ -14,7 +14,7 @@ from . import images
 from .access import certificate_user, condition, kubeconfig, write_kubeconfig
 from .cgroups import ControlGroup
 from .control_plane import ControlPlane, require_root
-from .daemons import Daemon, run
+from .daemons import Daemon, NotInTimeError, run
 from .missing import MissingError
 from .network import Network
 from .node_config import cni_config, containerd_config, kubelet_config, private_places
@@ -87,7 +87,10 @@ class Node:
         script = f"{private_places(self.folder)}\ntouch {ready}\nexec {self.control.programs / 'pause'}"
         isolated = ("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-euc", script)
         self.init = Daemon(self.name, self.network.enter(*isolated), log=self.folder / "init.log")
-        self.init.until(ready.exists, within=10, what="its namespaces")
+        try:
+            self.init.until(ready.exists, within=10, what="its namespaces")
+        except NotInTimeError as error:
+            raise MissingError(f"nodes need to mount (tmpfs, overlay) and to make namespaces: {error}") from error
 
     @property
     def init_pid(self) -> int:

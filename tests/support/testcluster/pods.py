@@ -31,7 +31,7 @@ class PodsCluster:
         require_tools()
         network = self.control.network
         if network is None:
-            raise MissingError("this control plane has no network for nodes")
+            raise MissingError(self.control.why_no_network)
         binaries.built(binaries.COREDNS, self.control.say)
         started = time.monotonic()
         try:
