@@ -52,6 +52,14 @@ test-unit: $(VENV)/.ready-test ## Unit tests: seconds, no servers
 test-integration: $(VENV)/.ready-test ## Integration tests: a real object store, real processes, real training
 	$(PYTEST) tests/integration $(ARGS)
 
+.PHONY: test-kubernetes
+test-kubernetes: $(VENV)/.ready-test ## Tests on a real Kubernetes cluster that they start themselves: Linux, Go; pods need root
+	$(PYTEST) tests/kubernetes $(ARGS)
+
+.PHONY: cluster-tools
+cluster-tools: $(VENV)/.ready-test ## Make ready for test-kubernetes: Debian packages, and a build of Kubernetes (9 minutes once)
+	@PYTHONPATH=tests/support $(BIN)/python -m testcluster.tools
+
 .PHONY: lint
 lint: $(VENV)/.ready-test ## Style: ruff, check and format
 	$(BIN)/ruff check $(CODE)

@@ -1,0 +1,97 @@
+"""The test cluster as fixtures. A machine that cannot run it skips these tests, and says so in the run's last lines."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from testcluster.access import Kubectl
+from testcluster.control_plane import ControlPlane
+from testcluster.existing import ExistingCluster
+from testcluster.missing import MissingError
+from testcluster.pods import PodsCluster
+from testcluster.run_folder import run_folder
+
+REASONS = pytest.StashKey[dict[str, str]]()
+Say = Callable[[str], None]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[REASONS] = {}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for what, reason in config.stash[REASONS].items():
+        terminalreporter.write_line(f"NOT TESTED: {what} - {' '.join(reason.split())}", red=True, bold=True)
+
+
+def unavailable(config: pytest.Config, what: str, error: MissingError) -> None:
+    """Skip, or fail where `FINETUNE_TEST_REQUIRE=kubernetes,pods` says that a green run has to mean something."""
+    config.stash[REASONS].setdefault(what, str(error))
+    if what in os.environ.get("FINETUNE_TEST_REQUIRE", "").split(","):
+        pytest.fail(f"{what} is required and missing: {error}", pytrace=False)
+    pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Say:
+    """Tell the person who waits, past pytest's capture: a first build takes minutes."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def told(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\ncluster: {text}", flush=True)
+
+    return told
+
+
+@pytest.fixture(scope="session")
+def control_plane(
+    pytestconfig: pytest.Config, say: Say, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ControlPlane | ExistingCluster]:
+    """An API server with its controllers; no nodes. The session's only one: every test has its own namespace."""
+    if existing := ExistingCluster.named(tmp_path_factory.mktemp("cluster"), say):
+        yield existing
+        return
+    with run_folder() as folder:
+        control = ControlPlane(folder, say)
+        try:
+            control.start()
+        except MissingError as error:
+            unavailable(pytestconfig, "kubernetes", error)
+        yield control
+        control.stop()
+
+
+@pytest.fixture(scope="session")
+def pods_cluster(pytestconfig: pytest.Config, control_plane: ControlPlane | ExistingCluster) -> Iterator[PodsCluster]:
+    """The same with two nodes that run pods, `node-a` and `node-b`. A test that kills one starts it again."""
+    try:
+        if isinstance(control_plane, ExistingCluster):
+            raise MissingError(
+                "FINETUNE_TEST_KUBECONFIG names a cluster whose nodes are not ours to prepare and to kill"
+            )
+        cluster = PodsCluster(control_plane).start()
+    except MissingError as error:
+        unavailable(pytestconfig, "pods", error)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane | ExistingCluster) -> Iterator[str]:
+    """A fresh one for each test."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    control_plane.kubectl("create", "namespace", name)
+    # Made by a controller, and no pod is admitted before.
+    control_plane.kubectl.within(name).until("serviceaccount/default", lambda _: True, within=30)
+    yield name
+    control_plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def kubectl(control_plane: ControlPlane | ExistingCluster, namespace: str) -> Kubectl:
+    """The administrator's kubectl in the test's namespace."""
+    return control_plane.kubectl.within(namespace)

@@ -1,0 +1,121 @@
+"""Our CRD on a real API server, which alone knows whether a schema is structural and what a CEL rule may cost."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from factories import make_job
+from finetune_api.crd import crd
+from testcluster.access import Kubectl, condition
+from testcluster.control_plane import ControlPlane
+
+ROOT = Path(__file__).parents[2]
+CRDS = sorted((ROOT / "manifests/crds").glob("*.yaml"))
+JOBS = [*sorted((ROOT / "manifests/samples").glob("*.yaml")), *sorted((ROOT / "tests/golden").glob("*/job.yaml"))]
+NAME = f"crd/{crd()['metadata']['name']}"
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "misspelt field": ({"training": {"learningrate": 1e-3}}, 'unknown field "spec.training.learningrate"'),
+    "missing field": ({"training": {"learningRate": None}}, "spec.training.learningRate: Required value"),
+    "wrong type": ({"training": {"epochs": "three"}}, 'spec.training.epochs: Invalid value: "string"'),
+    "unknown word": ({"training": {"schedule": "Lineal"}}, 'spec.training.schedule: Unsupported value: "Lineal"'),
+    "no address": ({"output": {"uri": "runs/job"}}, "spec.output.uri: Invalid value"),
+    "no workers": ({"workers": {"nodes": 0}}, "spec.workers.nodes: Invalid value: 0"),
+    "two methods": ({"method": {"full": {}, "lora": {}}}, "exactly one of full, lora is needed"),
+    "two lengths": ({"training": {"epochs": 1, "maxSteps": 10}}, "epochs and maxSteps exclude each other"),
+    "two warmups": ({"training": {"warmup": {"ratio": 0.1, "steps": 5}}}, "ratio and steps exclude each other"),
+    "nothing to train on": (
+        {"data": {"validation": {"fraction": 0.6}, "test": {"fraction": 0.5}}},
+        "validation.fraction and test.fraction have to leave something to train on",
+    ),
+    "uneven batch": (
+        {"training": {"globalBatchSize": 16}, "workers": {"nodes": 3}},
+        "training.globalBatchSize has to be divisible by the number of training processes",
+    ),
+    "adapter of a full fine-tune": (
+        {"method": {"full": {}}, "output": {"formats": ["Adapter"]}},
+        "output.formats: Adapter needs method.lora",
+    ),
+    "two ways to save": (
+        {"checkpoint": {"everySteps": 10, "maxLostWork": "5m"}},
+        "maxLostWork and everySteps exclude each other",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def installed(control_plane: ControlPlane) -> Iterator[Kubectl]:
+    """The administrator's kubectl when the CRD is established."""
+    kubectl = control_plane.kubectl
+    for path in CRDS:
+        kubectl("apply", "--server-side", "--validate=strict", "-f", str(path))
+    kubectl.until(NAME, lambda found: condition(found, "Established") == "True", within=30)
+    kind = crd()["spec"]["names"]["plural"]
+    # Known to clients a moment later than established.
+    kubectl.until(NAME, lambda _: kubectl.run("get", kind).returncode == 0, within=30)
+    yield kubectl
+    for path in CRDS:
+        kubectl("delete", "--ignore-not-found", "-f", str(path))
+
+
+@pytest.fixture
+def jobs(installed: Kubectl, namespace: str) -> Kubectl:
+    return installed.within(namespace)
+
+
+def test_the_api_server_has_no_objection_to_the_schema(installed: Kubectl) -> None:
+    conditions = {one["type"]: one["status"] for one in installed.json("get", NAME)["status"]["conditions"]}
+    assert conditions == {"NamesAccepted": "True", "Established": "True"}
+
+
+def test_what_is_installed_is_what_the_models_say(installed: Kubectl) -> None:
+    version = installed.json("get", NAME)["spec"]["versions"][0]
+    assert without_empty_properties(version) == without_empty_properties(crd()["spec"]["versions"][0])
+
+
+def without_empty_properties(node: Any) -> Any:
+    """The API server leaves them out; everything else comes back as it was sent."""
+    if isinstance(node, list):
+        return [without_empty_properties(one) for one in node]
+    if isinstance(node, dict):
+        kept = {key: value for key, value in node.items() if key != "properties" or value}
+        return {key: without_empty_properties(value) for key, value in kept.items()}
+    return node
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_job_that_we_show_is_accepted(jobs: Kubectl, path: Path) -> None:
+    job = YAML(typ="safe", pure=True).load(path)
+    job["metadata"]["namespace"] = jobs.namespace
+    assert jobs.refusal(job) is None
+
+
+def test_the_smallest_job_is_accepted_and_its_defaults_are_written_down(jobs: Kubectl) -> None:
+    jobs.apply(make_job("smallest", namespace=jobs.namespace))
+    spec = jobs.json("get", "finetunejob/smallest")["spec"]
+    assert (spec["method"], spec["workers"]["nodes"], spec["suspend"]) == ({"full": {}}, 1, False)
+
+
+@pytest.mark.parametrize(("spec", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_mistake_is_refused_with_its_reason(jobs: Kubectl, spec: dict[str, Any], message: str) -> None:
+    assert message in (jobs.refusal(make_job(namespace=jobs.namespace, **spec)) or "accepted")
+
+
+def test_a_name_that_leaves_no_room_for_its_pods_is_refused(jobs: Kubectl) -> None:
+    longest, too_long = (make_job("n" * length, namespace=jobs.namespace) for length in (40, 41))
+    assert jobs.refusal(longest) is None
+    assert "metadata.name: at most 40 characters" in (jobs.refusal(too_long) or "accepted")
+
+
+def test_status_is_a_subresource(jobs: Kubectl) -> None:
+    """Who may write a job's spec cannot write its status by the way, and the other way round."""
+    jobs.apply(make_job("job", namespace=jobs.namespace))
+    jobs("patch", "finetunejob/job", "--type=merge", '--patch={"status": {"phase": "Succeeded"}}')
+    assert "status" not in jobs.json("get", "finetunejob/job")
+    by_status = '--patch={"status": {"phase": "Pending"}, "spec": {"suspend": true}}'
+    jobs("patch", "finetunejob/job", "--subresource=status", "--type=merge", by_status)
+    job = jobs.json("get", "finetunejob/job")
+    assert (job["status"]["phase"], job["spec"]["suspend"]) == ("Pending", False)

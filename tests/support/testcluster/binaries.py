@@ -1,0 +1,138 @@
+"""The programs of the test cluster, built once from source into a folder of the user's cache.
+
+There is no registry to fetch them from and no version of them in a distribution; Go builds all of them from modules
+that `tests/kubernetes/*/go.sum` pins. A finished build is kept under a name made of all that went into it.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .missing import MissingError
+
+MODULES = Path(__file__).parents[2] / "kubernetes"
+KUBERNETES_VERSION = "v1.35.4"  # as in cluster/go.mod
+
+Say = Callable[[str], None]
+"""Tells the person who waits. Not `print`: pytest would keep it until the end."""
+
+
+def version_flags(version: str) -> str:
+    """A build from a module does not know its version, and everything that asks for one gets v0.0.0-master."""
+    major, minor, _ = version.removeprefix("v").split(".")
+    values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    return " ".join(f"-X {package}.{key}={value}" for package in packages for key, value in values.items())
+
+
+@dataclass(frozen=True)
+class Module:
+    """A Go module here and the programs that come out of it."""
+
+    name: str
+    packages: dict[str, str]
+    """Program -> Go package."""
+    minutes: float
+    """A cold build, measured on two cores."""
+    ldflags: str = "-s -w"
+    links: tuple[str, ...] = ()
+    """Further names of the first program."""
+
+    @property
+    def folder(self) -> Path:
+        return MODULES / self.name
+
+    def sources(self) -> Iterator[Path]:
+        for pattern in ("go.mod", "go.sum", "**/*.go"):
+            yield from sorted(self.folder.glob(pattern))
+
+    def key(self) -> str:
+        digest = hashlib.sha256("\n".join((go_version(), self.ldflags, *self.links, *self.packages)).encode())
+        for path in self.sources():
+            digest.update(str(path.relative_to(self.folder)).encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
+
+
+KUBERNETES = Module(
+    "cluster",
+    {"testcluster": ".", "pause": "./pause"},
+    minutes=7,
+    ldflags=f"-s -w {version_flags(KUBERNETES_VERSION)}",
+    links=("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"),
+)
+COREDNS = Module("coredns", {"coredns": "."}, minutes=2)
+KWOK = Module("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, minutes=3)
+
+
+def cache_folder() -> Path:
+    if named := os.environ.get("FINETUNE_TEST_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator" / "tests"
+
+
+def go_version() -> str:
+    if shutil.which("go") is None:
+        raise MissingError("Go 1.25 or newer is not on the path; the cluster's programs are built with it")
+    names = ["GOVERSION", "GOOS", "GOARCH"]
+    return subprocess.run(["go", "env", *names], cwd=MODULES, capture_output=True, text=True, check=True).stdout
+
+
+def built(module: Module, say: Say = print) -> Path:
+    """The folder with the module's programs; builds them if nobody has. Another who builds the same is waited for."""
+    target = cache_folder() / f"{module.name}-{module.key()}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked(target.parent / f"{module.name}.lock", say):
+        if not target.is_dir():
+            build(module, target, say)
+    return target
+
+
+def is_built(module: Module) -> bool:
+    return (cache_folder() / f"{module.name}-{module.key()}").is_dir()
+
+
+def build(module: Module, target: Path, say: Say) -> None:
+    programs = ", ".join((*module.links, *module.packages))
+    say(f"building {programs} into {target}; the first time this takes about {module.minutes:.0f} minutes on two cores")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{module.name}-") as scratch:
+        folder = Path(scratch) / "bin"
+        folder.mkdir()
+        for program, package in module.packages.items():
+            compile_program(module, package, folder / program)
+        for link in module.links:
+            (folder / link).symlink_to(next(iter(module.packages)))
+        folder.rename(target)
+    say(f"built in {time.monotonic() - started:.0f} s")
+
+
+def compile_program(module: Module, package: str, target: Path) -> None:
+    command = ["go", "build", "-trimpath", "-ldflags", module.ldflags, "-o", str(target), package]
+    if nice := shutil.which("nice"):
+        command = [nice, "-n", "19", *command]
+    # Static: pause runs in an image that has no libraries.
+    environment = dict(os.environ) | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -mod=readonly"}
+    done = subprocess.run(command, cwd=module.folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise MissingError(f"go build {package} in {module.folder} failed:\n{done.stderr[-2000:]}")
+
+
+@contextmanager
+def locked(path: Path, say: Say) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that builds ({path})")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

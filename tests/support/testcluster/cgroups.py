@@ -1,0 +1,83 @@
+"""Control groups of a node: one folder in every hierarchy of this machine, version 1 and 2."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .daemons import until
+from .missing import MissingError
+
+INHERITED = ("cpuset.cpus", "cpuset.mems")
+"""A new group of version 1 has none of these, and then no process may join it."""
+
+
+def hierarchies() -> Iterator[tuple[Path, bool]]:
+    """Where control groups are mounted, and whether as version 2."""
+    mounts = Path("/proc/mounts")
+    for line in mounts.read_text().splitlines() if mounts.exists() else ():
+        _, mount, kind, *_ = line.split()
+        if kind in {"cgroup", "cgroup2"}:
+            yield Path(mount), kind == "cgroup2"
+
+
+@dataclass(frozen=True)
+class ControlGroup:
+    """`finetune-73/node-a`."""
+
+    name: str
+
+    def create(self) -> None:
+        found = list(hierarchies())
+        if not found:
+            raise MissingError("no control groups are mounted below /sys/fs/cgroup")
+        for mount, is_v2 in found:
+            folder = mount
+            for part in Path(self.name).parts:
+                if is_v2:
+                    hand_down_controllers(folder)
+                folder = make_child(folder, part)
+
+    def remove(self) -> None:
+        """Of a node that is dead. The kernel needs a moment to forget the last process."""
+        until(self._removed, within=10, what=f"control group {self.name} is removed")
+
+    def _removed(self) -> bool:
+        for mount, _ in hierarchies():
+            top = mount / self.name
+            below = [path for path in top.rglob("*") if path.is_dir()] if top.exists() else []
+            for folder in [*sorted(below, reverse=True), top]:
+                remove_if_empty(folder)
+        return not self.exists()
+
+    def exists(self) -> bool:
+        return any((mount / self.name).exists() for mount, _ in hierarchies())
+
+
+def remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return  # somebody is in there still, or it is gone
+
+
+def hand_down_controllers(folder: Path) -> None:
+    """Version 2: a group has the controllers that the one above hands down."""
+    control = folder / "cgroup.subtree_control"
+    try:
+        available = (folder / "cgroup.controllers").read_text().split()
+        for controller in available:
+            control.write_text(f"+{controller}")
+    except OSError as error:
+        raise MissingError(f"{control} cannot be written, so pods cannot be limited: {error}") from error
+
+
+def make_child(folder: Path, name: str) -> Path:
+    child = folder / name
+    try:
+        child.mkdir(exist_ok=True)
+        for file in INHERITED:
+            if (child / file).exists() and not (child / file).read_text().strip():
+                (child / file).write_text((folder / file).read_text())
+    except OSError as error:
+        raise MissingError(f"control groups of {folder} cannot be made: {error}") from error
+    return child

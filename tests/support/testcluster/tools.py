@@ -1,0 +1,39 @@
+"""Make this machine ready for the test cluster: `python -m testcluster.tools` (`make cluster-tools`)."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from . import binaries
+from .missing import MissingError
+from .nodes import PACKAGES, require_tools
+
+
+def install_packages() -> None:
+    """With apt-get, where there is one; else the message says what is needed."""
+    try:
+        require_tools()
+    except MissingError:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            raise
+        quiet = dict(os.environ) | {"DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
+            subprocess.run(["apt-get", "--quiet", "--quiet", *command], env=quiet, check=True)
+        require_tools()
+
+
+def main() -> None:
+    try:
+        for module in (binaries.KUBERNETES, binaries.COREDNS):
+            print(binaries.built(module))
+    except MissingError as error:
+        sys.exit(str(error))
+    try:
+        install_packages()
+    except (MissingError, subprocess.CalledProcessError) as error:
+        sys.exit(f"the control plane is ready, nodes are not: {error}")
+
+
+if __name__ == "__main__":
+    main()
