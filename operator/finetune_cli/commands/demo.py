@@ -1,5 +1,8 @@
 """`finetune demo`."""
 
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +38,11 @@ def demo(
     raise typer.Exit(of_status(result.job.status))
 
 
+def own_name() -> str:
+    """How this command is called from here: after `make demo` it is not on the path yet."""
+    return "finetune" if shutil.which("finetune") else os.path.relpath(sys.argv[0])
+
+
 def closing_lines(result: "DemoResult") -> Iterator[str]:
     """What the summary of an ordinary run does not say."""
     if result.worst:
@@ -50,6 +58,5 @@ def closing_lines(result: "DemoResult") -> Iterator[str]:
     if result.report is not None:
         yield f"report  {result.report}"
     if result.job.status.artifact is not None:
-        yield f"model   {result.job.status.artifact.uri}"
-        yield f"        finetune store get {result.job.status.artifact.uri}/ model/"
+        yield f"get it  {own_name()} store get {result.job.status.artifact.uri}/ model/"
     yield ""
