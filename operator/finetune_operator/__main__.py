@@ -11,7 +11,7 @@ from finetune_api.crd import crd
 from finetune_api.trainer_config import StorageSettings
 
 from .logs import configure_logging
-from .settings import OperatorSettings
+from .settings import OperatorSettings, PodAdditions
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--storage-endpoint", help="object storage of jobs that name none; absent: AWS")
     run.add_argument("--storage-region", default=own.storage.region, help="its region")
     run.add_argument("--credentials-secret", default="", help="Secret of jobs that name none, in their own namespace")
-    run.add_argument("--host-mount", action="append", default=[], help="folder of the nodes that trainer pods see")
+    run.add_argument(
+        "--pod-additions", type=_additions, default=own.additions, help="JSON file with volumes, volumeMounts and env"
+    )
     run.add_argument("--progress-seconds", type=float, default=own.progress_seconds, help="how often progress is asked")
     run.add_argument("--termination-grace", type=int, default=own.termination_grace_seconds, help="seconds to save in")
     run.add_argument("--workers", type=int, default=8, help="jobs that are looked at at once")
@@ -62,13 +64,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _additions(path: str) -> PodAdditions:
+    """Volumes, mounts and environment that a site adds to every trainer pod."""
+    try:
+        content = json.loads(Path(path).read_text())
+        return PodAdditions(*(tuple(content.pop(name, ())) for name in ("volumes", "volumeMounts", "env")))
+    except (OSError, ValueError, AttributeError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+
+
 def _settings(options: argparse.Namespace) -> OperatorSettings:
     endpoint = options.storage_endpoint
     return OperatorSettings(
         trainer_image=options.trainer_image,
         storage=StorageSettings(endpoint=endpoint, region=options.storage_region, path_style=endpoint is not None),
         credentials_secret=options.credentials_secret,
-        host_mounts=tuple(options.host_mount),
+        additions=options.pod_additions,
         termination_grace_seconds=options.termination_grace,
         progress_seconds=options.progress_seconds,
     )

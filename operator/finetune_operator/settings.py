@@ -4,6 +4,19 @@ from dataclasses import dataclass, field
 
 from finetune_api.trainer_config import StorageSettings
 
+from .manifests import Manifest
+
+
+@dataclass(frozen=True)
+class PodAdditions:
+    """What a site's pods need beside their own: a certificate bundle, a proxy's address, a shared file system."""
+
+    volumes: tuple[Manifest, ...] = ()
+    volume_mounts: tuple[Manifest, ...] = ()
+    """Of the trainer container."""
+    env: tuple[Manifest, ...] = ()
+    """Of the trainer container; what a job sets itself wins."""
+
 
 @dataclass(frozen=True)
 class OperatorSettings:
@@ -13,8 +26,8 @@ class OperatorSettings:
     """Image of the trainer pods of jobs that name none."""
     credentials_secret: str = ""
     """Secret with storage credentials, in each job's own namespace, for jobs that name none."""
-    host_mounts: tuple[str, ...] = ()
-    """Folders of the nodes that trainer pods see read-only at the same path. For tests: an image without Python."""
+    additions: PodAdditions = field(default_factory=PodAdditions)
+    """What every trainer pod gets besides."""
     storage: StorageSettings = field(default_factory=StorageSettings)
     """Object storage of jobs that name none."""
     termination_grace_seconds: int = 120

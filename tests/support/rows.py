@@ -30,3 +30,16 @@ def chats(rows: int = 40) -> list[dict[str, Any]]:
 
 def jsonl(rows: list[Any]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def colours(count: int = 160) -> bytes:
+    """Rows whose label is the colour that they name: learnt within a few steps."""
+    draw = random.Random(1)
+    words = ["the", "a", "big", "small", "house", "car", "is", "was", "very"]
+    rows = []
+    for index in range(count):
+        label = ("red", "green", "blue", "black")[index % 4]
+        text = draw.choices(words, k=draw.randint(2, 12))
+        text.insert(draw.randint(0, len(text)), label)
+        rows.append({"text": " ".join(text), "label": label})
+    return jsonl(rows)

@@ -51,7 +51,7 @@ def pod_template(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "containers": [_container(config, settings)],
-            "volumes": [volume for volume, _ in _volumes(config, settings)],
+            "volumes": [*(volume for volume, _ in _volumes(config, settings)), *settings.additions.volumes],
         },
     }
 
@@ -77,7 +77,10 @@ def _container(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [{"name": volume["name"], **mount} for volume, mount in _volumes(config, settings)],
+        "volumeMounts": [
+            *({"name": volume["name"], **mount} for volume, mount in _volumes(config, settings)),
+            *settings.additions.volume_mounts,
+        ],
     }
 
 
@@ -97,9 +100,6 @@ def _volumes(config: TrainerConfig, settings: OperatorSettings) -> list[tuple[Ma
         projected = {"sources": [{"secret": {"name": secret}}], "defaultMode": 0o440}
         mount = {"mountPath": constants.CREDENTIALS_MOUNT, "readOnly": True}
         found.append(({"name": "credentials", "projected": projected}, mount))
-    for number, folder in enumerate(settings.host_mounts):
-        volume = {"name": f"host-{number}", "hostPath": {"path": folder, "type": "Directory"}}
-        found.append((volume, {"mountPath": folder, "readOnly": True}))
     return found
 
 
@@ -130,6 +130,7 @@ def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Mani
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     return [
+        *settings.additions.env,
         {"name": str(Env.NODE_RANK), "valueFrom": {"fieldRef": {"fieldPath": index}}},
         *({"name": str(name), "value": value} for name, value in own.items()),
         *({"name": variable.name, "value": variable.value} for variable in config.spec.workers.env),

@@ -1,8 +1,6 @@
 """A whole local run, with a tiny model: the real reconcile, real processes, real storage."""
 
-import json
 import os
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +17,10 @@ from finetune_cli.embedded_store import EmbeddedStore
 from finetune_cli.engine import RunOptions, fork_server, run_locally
 from finetune_operator.clusters.local import LocalCluster
 from finetune_trainer.store import ObjectStore
+from rows import colours
 
 ROOT = Path(__file__).parents[3]
 SOURCES = os.pathsep.join(str(ROOT / name) for name in ("operator", "trainer"))
-ROWS = 160
 
 
 class RecordingDisplay:
@@ -101,19 +99,6 @@ def bench(store: ObjectStore, storage_settings: StorageSettings, bucket: str, tm
     store.upload_folder(folder, f"s3://{bucket}/model")
     store.put(f"s3://{bucket}/data.jsonl", colours())
     return Bench(store, storage_settings, bucket, tmp_path / "work", preloaded)
-
-
-def colours() -> bytes:
-    """Rows whose label is the colour that they name: learnt within a few steps."""
-    draw = random.Random(1)
-    words = ["the", "a", "big", "small", "house", "car", "is", "was", "very"]
-    rows = []
-    for index in range(ROWS):
-        label = ("red", "green", "blue", "black")[index % 4]
-        text = draw.choices(words, k=draw.randint(2, 12))
-        text.insert(draw.randint(0, len(text)), label)
-        rows.append({"text": " ".join(text), "label": label})
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 @pytest.fixture

@@ -1,0 +1,87 @@
+"""What an operator needs to run in a cluster: the CRD, its rights, and its Deployment. The least that will do."""
+
+from finetune_api import constants
+from finetune_api.crd import crd
+
+from ..manifests import Manifest
+
+NAME = "finetune-operator"
+NAMESPACE = "finetune-system"
+IMAGE = "finetune-operator:0.1.0"
+PORT = 8081
+_LABELS = {"app.kubernetes.io/name": NAME}
+
+
+def render_install(*, namespace: str = NAMESPACE, image: str = IMAGE) -> tuple[Manifest, ...]:
+    """Everything for one operator that serves the whole cluster, in the order in which it is created."""
+    return (
+        crd(),
+        _object("v1", "Namespace", namespace, None),
+        _object("v1", "ServiceAccount", NAME, namespace),
+        *render_rights(namespace),
+        _deployment(namespace, image),
+    )
+
+
+def render_rights(namespace: str) -> tuple[Manifest, Manifest]:
+    """The role, and its binding to the operator's account. No Secrets: pods mount them, the operator names them."""
+    role = _object("rbac.authorization.k8s.io/v1", "ClusterRole", NAME, None) | {"rules": list(_rules())}
+    binding = _object("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", NAME, None) | {
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": NAME},
+        "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": namespace}],
+    }
+    return role, binding
+
+
+def _rules() -> tuple[Manifest, ...]:
+    def rule(group: str, resources: list[str], *verbs: str) -> Manifest:
+        return {"apiGroups": [group], "resources": resources, "verbs": list(verbs)}
+
+    return (
+        rule(constants.GROUP, [constants.PLURAL], "get", "list", "watch"),
+        rule(constants.GROUP, [f"{constants.PLURAL}/status"], "update"),
+        # Asked for by clusters that check who may block an owner's deletion.
+        rule(constants.GROUP, [f"{constants.PLURAL}/finalizers"], "update"),
+        rule("batch", ["jobs"], "create", "get", "list", "watch", "delete"),
+        rule("", ["services", "configmaps"], "create", "get", "delete"),
+        rule("", ["pods"], "list"),
+        rule("", ["events"], "create", "list"),
+    )
+
+
+def _deployment(namespace: str, image: str) -> Manifest:
+    probe = {"port": "http", "scheme": "HTTP"}
+    container = {
+        "name": "operator",
+        "image": image,
+        "args": ["run"],
+        "ports": [{"name": "http", "containerPort": PORT}],
+        "livenessProbe": {"httpGet": {"path": "/healthz", **probe}, "periodSeconds": 20, "failureThreshold": 3},
+        "readinessProbe": {"httpGet": {"path": "/readyz", **probe}, "periodSeconds": 5},
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    pod = {
+        "serviceAccountName": NAME,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+    }
+    spec = {
+        "replicas": 1,
+        # Two at once do no harm, but each would do the other's work again.
+        "strategy": {"type": "Recreate"},
+        "selector": {"matchLabels": _LABELS},
+        "template": {"metadata": {"labels": _LABELS}, "spec": pod},
+    }
+    return _object("apps/v1", "Deployment", NAME, namespace) | {"spec": spec}
+
+
+def _object(api_version: str, kind: str, name: str, namespace: str | None) -> Manifest:
+    metadata: Manifest = {"name": name, "labels": dict(_LABELS)}
+    if namespace is not None:
+        metadata["namespace"] = namespace
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata}

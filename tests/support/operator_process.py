@@ -1,0 +1,126 @@
+"""The operator of a test: the real process, with the rights that an installation gives it and no others."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from finetune_operator.render.install import NAME, render_rights
+from process_support import ROOT, until
+from testcluster.access import Kubectl, condition
+from testcluster.control_plane import ControlPlane
+from testcluster.existing import ExistingCluster
+
+CRD = "finetunejobs.finetune.dev"
+ACCOUNTS = "finetune-test-operator"
+"""Namespace of the operator's account."""
+
+
+def install(control: ControlPlane | ExistingCluster) -> None:
+    """CRD, account and rights; as often as wanted."""
+    kubectl = control.kubectl
+    kubectl("apply", "--server-side", "-f", str(ROOT / "manifests/crds/finetunejobs.yaml"))
+    kubectl.until(f"crd/{CRD}", lambda found: condition(found, "Established") == "True", within=30)
+    kubectl.until(f"crd/{CRD}", lambda _: kubectl.run("get", "ftj").returncode == 0, within=30)
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME, "namespace": ACCOUNTS}}
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ACCOUNTS}}
+    kubectl.within(ACCOUNTS).apply(space, account, *render_rights(ACCOUNTS), server_side=True)
+
+
+class OperatorProcess:
+    """`python -m finetune_operator run`, which may be killed and started again. A context manager."""
+
+    def __init__(self, control: ControlPlane | ExistingCluster, folder: Path, *arguments: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.kubeconfig = control.service_account_kubeconfig(ACCOUNTS, NAME)
+        self.folder, self.arguments = folder, arguments
+        self.log = folder / "operator.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    def start(self, *, server: str | None = None) -> "OperatorProcess":
+        """`server`: another way to the API server, a proxy for example."""
+        self.port = free_port()
+        command = [sys.executable, "-m", "finetune_operator", "run", f"--kubeconfig={self._kubeconfig(server)}"]
+        command += ["--host=127.0.0.1", f"--port={self.port}", *self.arguments]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+        return self
+
+    def _kubeconfig(self, server: str | None) -> Path:
+        if server is None:
+            return self.kubeconfig
+        content: dict[str, Any] = json.loads(self.kubeconfig.read_text())
+        content["clusters"][0]["cluster"] = {"server": server}
+        path = self.folder / "kubeconfig"
+        path.write_text(json.dumps(content))
+        return path
+
+    def ready(self) -> "OperatorProcess":
+        """When its watches are open."""
+        until(lambda: not self.is_running or self.get("/readyz")[0] == 200, within=30, what="the operator is ready")
+        assert self.is_running, self.said()
+        return self
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of an answer; (0, "") while there is none."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return int(answer.status), str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def said(self) -> str:
+        return self.log.read_text()[-4000:] if self.log.exists() else ""
+
+    def kill(self) -> None:
+        """As a lost node would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """As a kubelet does; its exit status."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self._process.wait(30)
+
+    def __enter__(self) -> "OperatorProcess":
+        return self.start().ready()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.is_running:
+            self.kill()
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("operator", "trainer"))}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def events_of(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
+    """Events on a FineTuneJob, oldest first."""
+    selector = f"involvedObject.name={name},involvedObject.kind=FineTuneJob"
+    found = kubectl.json("get", "events", f"--field-selector={selector}")
+    return sorted(found["items"], key=lambda event: event["firstTimestamp"])
