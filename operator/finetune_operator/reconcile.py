@@ -70,23 +70,17 @@ async def reconcile(
     decision = stages.decide(job.spec, run, status, observed, now=now, max_backoff_seconds=settings.max_backoff_seconds)
 
     # Apply at most that one step, then announce it and write status once.
-    generation = job.metadata.generation
-    try:
-        await _apply(cluster, key, job, run.number, status, observed, decision, settings)
-    except ClusterConflictError as error:
-        status = status_policy.obstructed(status, Reason.CHILD_CONFLICT, str(error), generation=generation, now=stamp)
-    except ApiError as error:
-        if not error.is_lasting:
-            raise
-        status = status_policy.obstructed(status, Reason.CANNOT_CREATE, str(error), generation=generation, now=stamp)
+    refused = await _try_to_apply(cluster, key, job, run.number, status, observed, decision, settings)
+    if refused is not None:
+        status = status_policy.obstructed(status, *refused, generation=job.metadata.generation, now=stamp)
     else:
         idle = await _why_idle(cluster, key, observed, decision, now)
-        status = status_policy.concluded(status, decision, generation=generation, now=stamp, waiting=idle)
-        status = _with_batch(status, job)
-        await _tell(cluster, manifest, job.status, status, stamp)
-        return Outcome(_requeue_after(job, status, decision, settings, now), status, job.status)
+        status = status_policy.concluded(
+            _with_batch(status, job), decision, generation=job.metadata.generation, now=stamp, waiting=idle
+        )
     await _tell(cluster, manifest, job.status, status, stamp)
-    return Outcome(_OBSTRUCTED_SECONDS, status, job.status)
+    wait = _OBSTRUCTED_SECONDS if refused else _requeue_after(job, status, decision, settings, now)
+    return Outcome(wait, status, job.status)
 
 
 async def _progress(cluster: Cluster, observed: Observed, pods: list[Manifest]) -> Progress | None:
@@ -105,6 +99,28 @@ async def _why_idle(cluster: Cluster, key: JobKey, observed: Observed, decision:
         return ""
     warnings = await cluster.list_warnings(key, (stage.job_name, *(pod.name for pod in idle[:3])))
     return waiting.explanation(stage, idle, warnings)
+
+
+async def _try_to_apply(
+    cluster: Cluster,
+    key: JobKey,
+    job: FineTuneJob,
+    run: int,
+    status: Status,
+    observed: Observed,
+    decision: stages.Decision,
+    settings: OperatorSettings,
+) -> tuple[Reason, str] | None:
+    """What the cluster has against it; None where it is done. Raises what may go better the next time."""
+    try:
+        await _apply(cluster, key, job, run, status, observed, decision, settings)
+    except ClusterConflictError as error:
+        return Reason.CHILD_CONFLICT, str(error)
+    except ApiError as error:
+        if error.is_lasting:
+            return Reason.CANNOT_CREATE, str(error)
+        raise
+    return None
 
 
 async def _apply(
