@@ -1,4 +1,9 @@
-"""The test cluster as fixtures. A machine that cannot run it skips these tests, and says so in the run's last lines."""
+"""The test cluster as fixtures. A machine that cannot run it skips these tests, and says so in the run's last lines.
+
+FINETUNE_TEST_REQUIRE     `kubernetes,pods`: what may not be skipped
+FINETUNE_TEST_KUBECONFIG  of a cluster to use instead of our own; pods are then not tested
+FINETUNE_TEST_CACHE       where the built programs are kept, instead of the user's cache folder
+"""
 
 import os
 import uuid

@@ -1,10 +1,11 @@
 """How tests talk to a cluster: kubeconfigs for whom they like, and kubectl."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,13 @@ class Kubectl:
 
     program: Path
     kubeconfig: Path
+    cache: Path
+    """What it remembers of clusters. Not in the home of who runs the tests, and not with his preferences."""
     namespace: str = "default"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ) | {"KUBECACHEDIR": str(self.cache), "KUBERC": "off"}
 
     def command(self, *arguments: str) -> list[str]:
         return [str(self.program), "--kubeconfig", str(self.kubeconfig), "--namespace", self.namespace, *arguments]
@@ -73,7 +80,9 @@ class Kubectl:
     def run(self, *arguments: str, stdin: str | None = None, within: float = 60) -> subprocess.CompletedProcess[str]:
         """Whatever its exit status is."""
         command = self.command(*arguments)
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=within, check=False)
+        return subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=within, check=False, env=self.environment
+        )
 
     def __call__(self, *arguments: str, stdin: str | None = None, within: float = 60) -> str:
         done = self.run(*arguments, stdin=stdin, within=within)
@@ -109,13 +118,13 @@ class Kubectl:
             raise AssertionError(f"{error} (waited {time.monotonic() - started:.0f} s)\n{seen[-TAIL:]}") from None
 
     def as_user(self, path: Path) -> "Kubectl":
-        return Kubectl(self.program, path, self.namespace)
+        return replace(self, kubeconfig=path)
 
     def within(self, namespace: str) -> "Kubectl":
-        return Kubectl(self.program, self.kubeconfig, namespace)
+        return replace(self, namespace=namespace)
 
 
 def condition(manifest: Manifest, kind: str) -> str | None:
     """Status of one of the object's conditions: `condition(node, "Ready") == "True"`."""
-    listed = manifest.get("status", {}).get("conditions", [])
+    listed = (manifest.get("status") or {}).get("conditions") or []  # a new CRD's are null for a moment
     return next((str(one["status"]) for one in listed if one["type"] == kind), None)

@@ -18,7 +18,7 @@ class ExistingCluster:
         self.say = say
         found = shutil.which("kubectl")
         program = Path(found) if found else binaries.built(binaries.KUBERNETES, say) / "kubectl"
-        self.kubectl = Kubectl(program, kubeconfig)
+        self.kubectl = Kubectl(program, kubeconfig, folder / "kubectl")
         say(f"tests use the cluster of {kubeconfig}: {self.kubectl('version').splitlines()[-1]}")
 
     @classmethod
