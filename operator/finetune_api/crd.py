@@ -152,7 +152,7 @@ def _structural(node: Schema, definitions: dict[str, Schema], *, with_defaults: 
         result["description"] = " ".join(node["description"].split())
     if with_defaults and node.get("default") is not None:
         result["default"] = _without_nulls(node["default"])
-    if "properties" in node:
+    if node.get("properties"):
         result["properties"] = {name: child(value) for name, value in node["properties"].items()}
     if "items" in node:
         result["items"] = child(node["items"])

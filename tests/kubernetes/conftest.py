@@ -8,9 +8,11 @@ FINETUNE_TEST_CACHE       where the built programs are kept, instead of the user
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from operator_process import install
 from testcluster.access import Kubectl
 from testcluster.control_plane import ControlPlane
 from testcluster.existing import ExistingCluster
@@ -100,3 +102,10 @@ def namespace(control_plane: ControlPlane | ExistingCluster) -> Iterator[str]:
 def kubectl(control_plane: ControlPlane | ExistingCluster, namespace: str) -> Kubectl:
     """The administrator's kubectl in the test's namespace."""
     return control_plane.kubectl.within(namespace)
+
+
+@pytest.fixture(scope="session")
+def admin(control_plane: ControlPlane | ExistingCluster) -> Path:
+    """The administrator's kubeconfig, once the CRD and the operator's rights are there."""
+    install(control_plane)
+    return control_plane.kubectl.kubeconfig

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 
@@ -42,9 +42,19 @@ Duration = Annotated[
 ]
 """A Go-style duration, such as `90s`, `10m` or `1h30m`."""
 
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+
+
+def _as_text(value: object) -> object:
+    """`cpu: 4` is as good as `cpu: "4"`, here as in any pod."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 Quantity = Annotated[
     str,
-    matching(r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", "a quantity such as 500m, 2 or 64Gi", max_length=32),
+    BeforeValidator(_as_text),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": _QUANTITY, "maxLength": 32}),
+    matching(_QUANTITY, "a quantity such as 500m, 2 or 64Gi", max_length=32),
 ]
 """A Kubernetes quantity, such as `500m`, `2` or `64Gi`."""
 

@@ -75,8 +75,11 @@ class ApiServer:
     ) -> bytes:
         if query:
             path = f"{path}?{urlencode(query)}"
+        headers = {"Accept": accept}
+        if method == "PATCH":
+            headers["Content-Type"] = "application/strategic-merge-patch+json"
         serialized = await self._client.param_serialize(
-            method, path, header_params={"Accept": accept}, body=body, auth_settings=["BearerToken"]
+            method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         try:
             answer = await self._client.call_api(*serialized, _request_timeout=_TIMEOUT_SECONDS)

@@ -1,0 +1,125 @@
+"""The life of a job against a real API server, Job controller and scheduler; only the pods are simulated."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from finetune_api.constants import Phase, Stage
+from life_cycle_world import World, in_phase, play, train_ends, trains
+from simulated_kubelet import FOREVER, End, done
+from testcluster.access import Kubectl
+
+
+def test_a_job_goes_through_its_stages(admin: Path, namespace: str) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("well")
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        assert [(entry.stage, entry.outcome) for entry in status.attempts] == [
+            (Stage.PREPARE, "Succeeded"),
+            (Stage.TRAIN, "Succeeded"),
+            (Stage.EVALUATE, "Succeeded"),
+        ]
+        assert status.artifact is not None
+        assert await job.children() == sorted(
+            [f"{kind}/well-r1-{stage}-a1" for kind in ("configmaps", "jobs") for stage in Stage]
+            + ["services/well-r1-train-a1"]
+        )
+        before = len(job.server.calls)
+        await job.step()
+        assert len(job.server.calls) == before, "a second pass on the same world writes nothing"
+
+    play(admin, namespace, scenario)
+
+
+@pytest.mark.parametrize(
+    ("ends", "phase", "outcomes", "restarts"),
+    [
+        ([End(65)], Phase.FAILED, ["Permanent"], 0),
+        ([End(70)], Phase.SUCCEEDED, ["Retryable", "Succeeded"], 1),
+        ([End(70), End(137), End(1)], Phase.FAILED, ["Retryable"] * 3, 3),
+        ([End(137, disrupted=True)], Phase.SUCCEEDED, ["Disruption", "Succeeded"], 0),
+        ([End(75)], Phase.SUCCEEDED, ["Disruption", "Succeeded"], 0),
+    ],
+    ids=["permanent", "once", "too often", "evicted", "stopped"],
+)
+def test_a_failed_attempt_is_judged(
+    admin: Path, namespace: str, ends: list[End], phase: Phase, outcomes: list[str], restarts: int
+) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("falls", train_ends(*ends), restart={"maxRestarts": 2})
+        status = await job.until(in_phase(Phase.SUCCEEDED, Phase.FAILED), within=90)
+        assert status.phase is phase
+        assert [entry.outcome for entry in status.attempts if entry.stage is Stage.TRAIN] == outcomes
+        assert status.restarts == restarts
+
+    play(admin, namespace, scenario)
+
+
+def test_a_suspended_job_saves_and_goes_on(admin: Path, namespace: str) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("rests", train_ends(FOREVER))
+        await job.until(trains)
+        await world.change("rests", suspend=True)
+        status = await job.until(in_phase(Phase.SUSPENDED))
+        assert (status.restarts, status.disruptions) == (0, 0)
+        assert not [name for name in await job.children() if "train" in name]
+        await world.change("rests", suspend=False)
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        assert [entry.number for entry in status.attempts if entry.stage is Stage.TRAIN] == [1, 2]
+
+    play(admin, namespace, scenario)
+
+
+def test_a_changed_spec_is_a_new_run(admin: Path, namespace: str) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("changes", train_ends(FOREVER))
+        await job.until(trains)
+        world.kubelet.scripts["changes"] = done
+        await world.change("changes", training={"learningRate": 1e-5})
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        assert status.run == 2
+        assert {entry.job_name.split("-")[1] for entry in status.attempts} == {"r2"}
+
+    play(admin, namespace, scenario)
+
+
+def test_what_is_over_its_deadline_fails_with_its_state_saved(admin: Path, namespace: str) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("late", train_ends(FOREVER), budget={"deadline": "8s"})
+        status = await job.until(in_phase(Phase.FAILED))
+        assert {entry.reason for entry in status.conditions if entry.type == "Failed"} == {"DeadlineExceeded"}
+
+    play(admin, namespace, scenario)
+
+
+def test_children_go_when_their_time_is_over_and_the_object_stays(admin: Path, namespace: str) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("short", ttlSecondsAfterFinished=1)
+        await job.until(in_phase(Phase.SUCCEEDED))
+        async with asyncio.timeout(30):
+            while await job.children():
+                await job.step()
+                await asyncio.sleep(0.1)
+        assert (await job.until(in_phase(Phase.SUCCEEDED))).artifact is not None
+
+    play(admin, namespace, scenario)
+
+
+def test_a_child_of_somebody_else_is_told_and_left_alone(admin: Path, namespace: str, kubectl: Kubectl) -> None:
+    async def scenario(world: World) -> None:
+        stranger = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "taken-r1-prepare-a1"}}
+        kubectl.apply(stranger)
+        job = await world.create("taken")
+        await job.step()
+        assert job.last is not None
+        ready = next(entry for entry in job.last.status.conditions if entry.type == "Ready")
+        assert (ready.status, ready.reason) == ("False", "ChildConflict")
+        assert "taken-r1-prepare-a1 exists and belongs to another owner" in ready.message
+        before = len(job.server.calls)
+        await job.step()
+        assert [call for call in job.server.calls[before:] if "/configmaps" not in call] == []
+        kubectl("delete", "configmap", "taken-r1-prepare-a1")
+        await job.until(in_phase(Phase.SUCCEEDED))
+
+    play(admin, namespace, scenario)

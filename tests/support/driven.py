@@ -1,0 +1,105 @@
+"""The operator's own passes against a real API server, driven by a test: one job, one loop, faults on demand."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_api.v1alpha1 import Status
+from finetune_operator.clusters.api_server import ApiServer
+from finetune_operator.clusters.kubernetes import KubernetesCluster
+from finetune_operator.errors import ApiError, ApiUnreachableError
+from finetune_operator.manifests import JobKey
+from finetune_operator.reconcile import Outcome, reconcile
+from finetune_operator.settings import OperatorSettings
+
+MUTATING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+SETTINGS = OperatorSettings(progress_seconds=0.1)
+_PASS_SECONDS = 0.1
+
+
+class CrashError(BaseException):
+    """The operator is gone at this very moment. Not an Exception: nothing in the operator may catch it."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one mutating call."""
+
+    at: int
+    """Which one, from 0."""
+    kind: str
+    """`crash` or `timeout`, `before` or `after` the server has done it, or the status that it answers."""
+
+
+@dataclass
+class FaultyServer:
+    """An ApiServer whose n-th mutating call goes wrong."""
+
+    server: ApiServer
+    fault: Fault | None = None
+    calls: list[str] = field(default_factory=list)
+    """Every mutating call: method and path."""
+
+    async def request(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        if method not in MUTATING:
+            return await self.server.request(method, path, body, **options)
+        number = len(self.calls)
+        self.calls.append(f"{method} {path}")
+        if self.fault is None or number != self.fault.at:
+            return await self.server.request(method, path, body, **options)
+        return await self._fail(self.fault.kind, method, path, body, options)
+
+    async def _fail(self, kind: str, method: str, path: str, body: Any, options: dict[str, Any]) -> Any:
+        if kind.endswith("after"):
+            await self.server.request(method, path, body, **options)
+        if kind.startswith("crash"):
+            raise CrashError
+        if kind.startswith("timeout"):
+            raise ApiUnreachableError(f"{method} {path}: no answer")
+        raise ApiError(int(kind), "Injected", f"answered {kind}, as the test wants", retry_after=0.1)
+
+
+@dataclass
+class Driven:
+    """One job under an operator that is started again after each crash."""
+
+    server: FaultyServer
+    key: JobKey
+    settings: OperatorSettings = SETTINGS
+    crashes: int = 0
+    last: Outcome | None = None
+
+    async def until(self, holds: Callable[[Status], bool], *, within: float = 60.0) -> Status:
+        """Pass after pass, as watch and queue would bring them."""
+        async with asyncio.timeout(within):
+            while True:
+                await self.step()
+                if self.last is not None and holds(self.last.status):
+                    return self.last.status
+                await asyncio.sleep(_PASS_SECONDS)
+
+    async def step(self) -> None:
+        """One pass of an operator that has just started: nothing is remembered but what the cluster holds."""
+        cluster = KubernetesCluster(self.server)  # type: ignore[arg-type]
+        try:
+            self.last = await reconcile(cluster, self.key, self.settings, datetime.now(UTC))
+        except CrashError:
+            self.crashes += 1
+        except (ApiError, ApiUnreachableError):
+            await asyncio.sleep(_PASS_SECONDS)
+        finally:
+            await cluster.close()
+
+    async def children(self) -> list[str]:
+        """Kind and name of all that belongs to the job."""
+        found = []
+        for path, kind in (("/apis/batch/v1", "jobs"), ("/api/v1", "configmaps"), ("/api/v1", "services")):
+            listed = await self.server.server.request(
+                "GET",
+                f"{path}/namespaces/{self.key.namespace}/{kind}",
+                labelSelector=f"finetune.dev/job={self.key.name}",
+            )
+            found += [f"{kind}/{item['metadata']['name']}" for item in listed["items"]]
+        return sorted(found)

@@ -1,0 +1,94 @@
+"""A namespace of the test cluster with a simulated kubelet, and the jobs in it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from driven import Driven, Fault, FaultyServer
+from factories import make_job
+from finetune_api.constants import Phase, Stage
+from finetune_api.v1alpha1 import Status
+from finetune_operator.clusters.api_server import ApiServer
+from finetune_operator.errors import StaleError
+from finetune_operator.manifests import JobKey
+from simulated_kubelet import FOREVER, End, Script, SimulatedKubelet, done
+
+JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
+
+
+class World:
+    """The namespace."""
+
+    def __init__(self, server: ApiServer, namespace: str) -> None:
+        self.server, self.namespace = server, namespace
+        self.kubelet = SimulatedKubelet(server, namespace)
+
+    async def create(self, name: str, script: Script = done, fault: Fault | None = None, **spec: Any) -> Driven:
+        """A job whose pods end as the script says; its operator meets the fault."""
+        self.kubelet.scripts[name] = script
+        job = make_job(name, namespace=self.namespace, **{"workers": {"nodes": 2}, **spec})
+        await self.server.request("POST", JOBS.format(namespace=self.namespace), job)
+        return Driven(FaultyServer(self.server, fault), JobKey(self.namespace, name))
+
+    async def change(self, name: str, **spec: Any) -> None:
+        """What a user does with `kubectl edit`, again where the operator was faster."""
+        path = f"{JOBS.format(namespace=self.namespace)}/{name}"
+        while True:
+            job = await self.server.request("GET", path)
+            for block, value in spec.items():
+                job["spec"][block] = {**job["spec"][block], **value} if isinstance(value, dict) else value
+            try:
+                await self.server.request("PUT", path, job)
+            except StaleError:
+                continue
+            return
+
+    async def remove(self, name: str) -> None:
+        """`kubectl delete`, without waiting."""
+        path = f"{JOBS.format(namespace=self.namespace)}/{name}"
+        await self.server.request("DELETE", path, {"propagationPolicy": "Background"})
+
+    async def event_reasons(self, name: str) -> list[str]:
+        """Of the Events on a job."""
+        selector = f"involvedObject.name={name},involvedObject.kind=FineTuneJob"
+        path = f"/api/v1/namespaces/{self.namespace}/events"
+        return [event["reason"] for event in (await self.server.request("GET", path, fieldSelector=selector))["items"]]
+
+
+def play(admin: Path, namespace: str, scenario: Callable[[World], Awaitable[None]]) -> None:
+    """Run a scenario with the kubelet beside it."""
+
+    async def run() -> None:
+        server = await ApiServer.connect(admin)
+        world = World(server, namespace)
+        kubelet = asyncio.create_task(world.kubelet.run())
+        try:
+            await scenario(world)
+        finally:
+            kubelet.cancel()
+            ended = await asyncio.gather(kubelet, return_exceptions=True)
+            await server.close()
+            assert isinstance(ended[0], asyncio.CancelledError), ended[0]
+
+    asyncio.run(run())
+
+
+def in_phase(*phases: Phase) -> Callable[[Status], bool]:
+    return lambda status: status.phase in phases
+
+
+def trains(status: Status) -> bool:
+    """The first attempt at training runs, and status says so."""
+    return status.phase is Phase.TRAINING and status.attempts[-1].stage is Stage.TRAIN
+
+
+def train_ends(*ends: End) -> Script:
+    """How the attempts at training end, one after the other; everything else goes well."""
+
+    def script(stage: Stage, attempt: int, index: int) -> End:
+        if stage is not Stage.TRAIN or attempt > len(ends):
+            return End()
+        return ends[attempt - 1] if index == 1 or ends[attempt - 1] == FOREVER else FOREVER
+
+    return script

@@ -1,0 +1,197 @@
+"""A kubelet that runs nothing: it places pods on a node that is only an object, and ends them as a test says.
+
+API server, Job controller and scheduler around it are the real ones. What it answers for a pod is what a real kubelet
+answers: phase, container state, exit code, termination message, and after a deletion an end within the grace period.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from finetune_api import constants
+from finetune_api.constants import Stage
+from finetune_api.progress import EvaluateResult, Progress, TerminationMessage, TrainResult
+from finetune_api.trainer_config import Prepared, SplitCounts
+from finetune_api.v1alpha1 import DataFormat, Dtype, Metric, Packing, Task
+from finetune_operator.clusters.api_server import ApiServer
+from finetune_operator.errors import ApiError
+
+NODE = "simulated"
+_LOOK_SECONDS = 0.1
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class End:
+    """How a pod ends."""
+
+    code: int = 0
+    after: float = 0.0
+    """Seconds after it has started; infinite: only when it is told to."""
+    message: str | None = None
+    """Termination message; None: what a trainer leaves that has done its work."""
+    disrupted: bool = False
+
+
+FOREVER = End(after=float("inf"))
+Script = Callable[[Stage, int, int], End]
+"""(stage, attempt, index of the pod) -> its end."""
+
+
+def done(_stage: Stage, _attempt: int, _index: int) -> End:
+    """Everything goes well."""
+    return End()
+
+
+@dataclass
+class SimulatedKubelet:
+    """Looks after the pods of one namespace until it is cancelled."""
+
+    server: ApiServer
+    namespace: str
+    scripts: dict[str, Script] = field(default_factory=dict)
+    """By name of the FineTuneJob; others get `done`."""
+    stopped_code: int = 75
+    started: dict[str, float] = field(default_factory=dict)
+    dead: bool = False
+    """True: the node does not answer any more, and its pods stay as they are."""
+
+    async def run(self) -> None:
+        await self._make_node()
+        while True:
+            if not self.dead:
+                await self._lease()
+                pods = await self.server.request("GET", f"/api/v1/namespaces/{self.namespace}/pods")
+                await asyncio.gather(*(self._look_after(pod) for pod in pods["items"]))
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look_after(self, pod: Manifest) -> None:
+        try:
+            await self._step(pod)
+        except ApiError as error:
+            if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+                raise
+
+    async def _step(self, pod: Manifest) -> None:
+        uid, phase = pod["metadata"]["uid"], pod["status"].get("phase", "Pending")
+        end = self._end(pod)
+        now = asyncio.get_running_loop().time()
+        if "deletionTimestamp" in pod["metadata"]:
+            if phase in {"Pending", "Running"}:
+                await self._patch(pod, "Failed", self.stopped_code, "")
+            await self.server.request("DELETE", _path(pod), {"gracePeriodSeconds": 0})
+        elif phase == "Pending" and not pod["spec"].get("nodeName"):
+            binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod["metadata"]["name"]}}
+            target = {"target": {"apiVersion": "v1", "kind": "Node", "name": NODE}}
+            await self.server.request("POST", f"{_path(pod)}/binding", binding | target)
+        elif phase == "Pending":
+            self.started[uid] = now
+            await self._patch(pod, "Running", None, "")
+        elif phase == "Running" and now >= self.started.setdefault(uid, now) + end.after:
+            if end.disrupted:
+                await self._disrupt(pod)
+            message = last_word(pod, end) if end.message is None else end.message
+            await self._patch(pod, "Failed" if end.code else "Succeeded", end.code, message)
+
+    def _end(self, pod: Manifest) -> End:
+        labels = pod["metadata"]["labels"]
+        script = self.scripts.get(labels[constants.LABEL_JOB], done)
+        index = int(pod["metadata"]["annotations"][constants.ANNOTATION_COMPLETION_INDEX])
+        return script(Stage(labels[constants.LABEL_STAGE]), int(labels[constants.LABEL_ATTEMPT]), index)
+
+    async def _patch(self, pod: Manifest, phase: str, code: int | None, message: str) -> None:
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        state: Manifest = {"running": {"startedAt": stamp}}
+        if code is not None:
+            state = {"terminated": {"exitCode": code, "finishedAt": stamp, "startedAt": stamp, "message": message}}
+        container = {
+            "name": constants.TRAINER_CONTAINER,
+            "image": "simulated",
+            "imageID": "",
+            "ready": code is None,
+            "restartCount": 0,
+            "state": state,
+        }
+        ready = {"type": "Ready", "status": "True" if code is None else "False"}
+        status = {"phase": phase, "containerStatuses": [container], "conditions": [ready], "startTime": stamp}
+        await self.server.request("PATCH", f"{_path(pod)}/status", {"status": status})
+
+    async def _disrupt(self, pod: Manifest) -> None:
+        told = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "evicted"}
+        await self.server.request("PATCH", f"{_path(pod)}/status", {"status": {"conditions": [told]}})
+
+    async def _make_node(self) -> None:
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
+        try:
+            await self.server.request("POST", "/api/v1/nodes", node)
+        except ApiError as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+        size = {"cpu": "1000", "memory": "4000Gi", "pods": "10000"}
+        status = {"capacity": size, "allocatable": size, "conditions": [{"type": "Ready", "status": "True"}]}
+        await self.server.request("PATCH", f"/api/v1/nodes/{NODE}/status", {"status": status})
+
+    async def _lease(self) -> None:
+        """The heartbeat without which the node controller takes the node for lost."""
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+        spec = {"holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": stamp}
+        lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": NODE}, "spec": spec}
+        try:
+            await self.server.request("PATCH", f"{leases}/{NODE}", {"spec": spec})
+        except ApiError as error:
+            if not error.is_missing:
+                raise
+            await self.server.request("POST", leases, lease)
+
+
+def _path(pod: Manifest) -> str:
+    return f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
+
+
+def last_word(pod: Manifest, end: End) -> str:
+    """What a trainer leaves: its stage's result, or nothing but its exit code."""
+    stage = Stage(pod["metadata"]["labels"][constants.LABEL_STAGE])
+    if end.code:
+        return TerminationMessage(stage=stage, exit_code=end.code, error=f"exit {end.code}", rank=0).encode()
+    if pod["metadata"]["annotations"][constants.ANNOTATION_COMPLETION_INDEX] != "0":
+        return TerminationMessage(stage=stage, exit_code=0).encode()
+    return RESULTS[stage].encode()
+
+
+RESULTS = {
+    Stage.PREPARE: TerminationMessage(
+        stage="prepare",
+        exit_code=0,
+        prepared=Prepared(
+            dataset_uri="s3://bucket/out/datasets/d",
+            dataset_digest="d",
+            model_digest="m",
+            format=DataFormat.CLASSIFICATION,
+            task=Task.SEQUENCE_CLASSIFICATION,
+            dtype=Dtype.FLOAT32,
+            packing=Packing.PADDED,
+            zero_stage=0,
+            counts=SplitCounts(train=8),
+        ),
+    ),
+    Stage.TRAIN: TerminationMessage(
+        stage="train",
+        exit_code=0,
+        progress=Progress(stage="train", attempt=0, step=10, total_steps=10, first_step_time="2026-01-01T00:00:00Z"),
+        trained=TrainResult(model_uri="s3://bucket/out/runs/r0001/model", digest="m", final_step=10),
+    ),
+    Stage.EVALUATE: TerminationMessage(
+        stage="evaluate",
+        exit_code=0,
+        evaluated=EvaluateResult(
+            report_uri="s3://bucket/out/runs/r0001/report.html",
+            baseline={Metric.ACCURACY: 0.1},
+            tuned={Metric.ACCURACY: 0.9},
+        ),
+    ),
+}
