@@ -57,7 +57,7 @@ def rests(body: Manifest) -> bool:
     status = body.get("status") or {}
     over = any(
         entry.get("type") in TERMINAL_CONDITIONS and entry.get("status") == "True"
-        for entry in status.get("conditions", [])
+        for entry in status.get("conditions") or []
     )
     told = status.get("observedGeneration") == body["metadata"].get("generation")
     return over and told and body.get("spec", {}).get("ttlSecondsAfterFinished") is None

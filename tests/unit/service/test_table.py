@@ -1,0 +1,53 @@
+"""Which objects need a look, by what the watches show."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.manifests import JobKey
+from finetune_operator.table import JobTable
+
+KEY, OTHER = JobKey("ml", "a"), JobKey("ml", "b")
+
+
+def shown(version: str = "1", *, over: str = "", observed: int = 1, **spec: Any) -> dict[str, Any]:
+    conditions = [{"type": over, "status": "True"}] if over else []
+    status = {"conditions": conditions, "observedGeneration": observed}
+    return {"metadata": {"resourceVersion": version, "generation": 1}, "spec": spec, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("body", "needed"),
+    [
+        (shown(), True),
+        (shown(over="Complete"), False),
+        (shown(over="Failed"), False),
+        (shown(over="Complete", observed=0), True),
+        (shown(over="Complete", ttlSecondsAfterFinished=60), True),
+        ({"metadata": {"resourceVersion": "1", "generation": 1}, "spec": {}}, True),
+        ({"metadata": {"resourceVersion": "1", "generation": 1}, "spec": {}, "status": {"conditions": None}}, True),
+    ],
+    ids=["runs", "complete", "failed", "changed since", "has to be cleared", "new", "no conditions yet"],
+)
+def test_only_what_rests_needs_no_look(body: dict[str, Any], needed: bool) -> None:
+    table = JobTable()
+    assert table.show(KEY, body) is needed
+    assert table.rests(KEY) is not needed
+
+
+def test_our_own_last_write_needs_no_look_and_anybody_elses_does() -> None:
+    table = JobTable()
+    table.wrote(KEY, "7")
+    assert not table.show(KEY, shown("7"))
+    assert table.show(KEY, shown("8"))
+
+
+def test_a_list_tells_what_the_watches_have_missed() -> None:
+    table = JobTable()
+    table.show(KEY, shown("1"))
+    assert table.missed({KEY: "1"}) == ()
+    assert table.missed({KEY: "2"}) == (KEY,)
+    assert table.missed({KEY: "1", OTHER: "1"}) == (OTHER,)
+    assert table.missed({}) == (KEY,)
+    table.remove(KEY)
+    assert table.missed({}) == ()
