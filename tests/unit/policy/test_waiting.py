@@ -64,12 +64,12 @@ def warning(name: str, message: str) -> dict[str, Any]:
         (
             [pod(0, waiting="Unschedulable: 0/2 nodes are available")],
             [],
-            ["pod-0: Unschedulable: 0/2 nodes are available"],
+            "pod-0: Unschedulable: 0/2 nodes are available",
         ),
         (
             [pod(0, waiting="ImagePullBackOff: not found")],
             [warning("pod-0", "x")],
-            ["pod-0: ImagePullBackOff: not found"],
+            "pod-0: ImagePullBackOff: not found",
         ),
         (
             [pod(0, waiting="ContainerCreating")],
