@@ -36,6 +36,7 @@ class Progress(Message):
     tokens: int = 0
     """Tokens without padding trained on by this attempt, over all workers."""
     loss: float | None = None
+    """Mean of the last ten logged."""
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     step_seconds: float | None = None

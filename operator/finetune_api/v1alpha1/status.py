@@ -42,7 +42,7 @@ class ProgressStatus(StatusModel):
     epoch: float = 0.0
     """Passes over the training split."""
     loss: float | None = None
-    """Training loss last logged."""
+    """Training loss, the mean of the last ten steps that were logged."""
     learning_rate: float | None = None
     """Learning rate last logged."""
     tokens_per_second: float | None = None

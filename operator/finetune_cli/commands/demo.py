@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +41,8 @@ def demo(
 
 def own_name() -> str:
     """How this command is called from here: after `make demo` it is not on the path yet."""
-    return "finetune" if shutil.which("finetune") else os.path.relpath(sys.argv[0])
+    own = Path(sys.argv[0])
+    return os.path.relpath(own) if own.name == "finetune" and shutil.which("finetune") is None else "finetune"
 
 
 def closing_lines(result: "DemoResult") -> Iterator[str]:

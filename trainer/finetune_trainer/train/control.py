@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("finetune")
 
+_SHOWN_LOSSES = 10
+"""The loss of one small batch jumps; people who look now and then see the mean of so many. The log keeps each."""
+
 
 class StepControl(TrainerCallback):
     """Sets the Trainer's flags for logging, evaluation, saving and stopping.
@@ -27,6 +31,7 @@ class StepControl(TrainerCallback):
     def __init__(self, trainer: "FineTuneTrainer") -> None:
         self._trainer = trainer
         self._stopping = False
+        self._losses: deque[float] = deque(maxlen=_SHOWN_LOSSES)
 
     def on_train_begin(self, *unused: Any, **kwargs: Any) -> None:
         """The loop has set its counters; ours follow, and the clock starts."""
@@ -70,7 +75,9 @@ class StepControl(TrainerCallback):
         figures = " ".join(f"{name} {value:.5g}" for name, value in logs.items())
         log.info("step %d/%d %s", state.global_step, state.max_steps, figures)
         if "loss" in logs:
-            self._trainer.parts.report.update(loss=logs["loss"], learning_rate=logs["learning_rate"])
+            self._losses.append(logs["loss"])
+            recent = sum(self._losses) / len(self._losses)
+            self._trainer.parts.report.update(loss=recent, learning_rate=logs["learning_rate"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A stop ends the attempt once the state is committed; after the last step the next attempt only exports."""
