@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from .commands import demo, logs, objects, run, runs, store
+from .commands import demo, logs, objects, run, runs, status, store, watch
 from .exit_status import USER_ERRORS, explain, of_error
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app.command()(run.run)
 app.command()(demo.demo)
 app.command()(objects.validate)
 app.command()(objects.render)
+app.command()(status.status)
+app.command()(watch.watch)
 app.command()(logs.logs)
 app.command()(runs.runs)
 app.add_typer(store.app, name="store")

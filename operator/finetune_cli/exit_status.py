@@ -7,11 +7,11 @@
 | 2 | wrong use of the command line |
 | 3 | suspended, state saved: the same command resumes |
 | 65 | the job, or its data, is invalid |
-| 66 | a file, or the base model, is missing or unusable |
-| 69 | object storage does not answer |
-| 77 | object storage, or the hub, refuses the credentials |
-| 78 | the configuration asks for what is not there |
-| 130 | stopped at once by a second Ctrl-C |
+| 66 | a file, the job, or the base model, is missing or unusable |
+| 69 | object storage, or the cluster, does not answer |
+| 77 | object storage, the hub, or the cluster, refuses the credentials or the permission |
+| 78 | the configuration asks for what is not there: a kubeconfig, a context, the CRD |
+| 130 | stopped at once: a second Ctrl-C, or the first where nothing is to be saved |
 
 Where a run has failed for good, 65, 66, 77 and 78 are the trainer's own exit codes.
 """
@@ -40,12 +40,19 @@ class CommandError(Exception):
         self.exit_status = exit_status
 
 
+class MissingJobError(CommandError):
+    """There is no such job, in the work folder or in the cluster."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ExitCode.MODEL_UNUSABLE)
+
+
 USER_ERRORS = (CommandError, JobFileError, EmbeddedStoreError, TrainerError, KilledError)
 """What a user can do something about: shown as one message, without a traceback."""
 
 
 def of_status(status: Status) -> int:
-    """Exit status of `finetune run` for a job that is over or suspended."""
+    """Exit status of `finetune run` and `finetune watch` for a job that is over or suspended."""
     if status.phase is Phase.SUCCEEDED:
         return SUCCEEDED
     if status.phase is Phase.SUSPENDED:

@@ -9,27 +9,18 @@ from finetune_api.constants import KIND, Stage
 from finetune_api.v1alpha1 import Status
 from finetune_operator.manifests import JobKey, Manifest
 
-from .exit_status import CommandError
+from .exit_status import MissingJobError
 from .locks import is_locked
+from .log_lines import LogSource
 
 RUN_LOCK = "run.lock"
 
 
 @dataclass(frozen=True)
-class LogFile:
+class LogFile(LogSource):
     """What one pod has written."""
 
     path: Path
-    run: int
-    stage: Stage
-    attempt: int
-    index: int
-    """Of the pod among those of its attempt."""
-
-    @property
-    def order(self) -> tuple[int, int, int, int]:
-        """Oldest first, then by pod."""
-        return (self.run, list(Stage).index(self.stage), self.attempt, self.index)
 
 
 @dataclass(frozen=True)
@@ -54,8 +45,8 @@ class LocalJob:
         for path in (self.folder / "logs").glob("*.log"):
             if match := pattern.fullmatch(path.name):
                 run, stage, attempt, index = match.groups()
-                found.append(LogFile(path, int(run), Stage(stage), int(attempt), int(index)))
-        return sorted(found, key=lambda log: log.order)
+                found.append(LogFile(int(run), Stage(stage), int(attempt), int(index), path))
+        return sorted(found, key=lambda log: (log.attempt_order, log.index))
 
 
 class LocalState:
@@ -86,13 +77,13 @@ class LocalState:
     def find(self, name: str | None) -> LocalJob:
         """The job `name` or `namespace/name`; without a name the one that changed last.
 
-        Raises CommandError if there is none, naming those that there are.
+        Raises MissingJobError if there is none, naming those that there are.
         """
         jobs = self.jobs()
         matching = [job for job in jobs if name is None or name in (job.key.name, str(job.key))]
         if matching:
             return matching[0]
         if not jobs:
-            raise CommandError(f"{self.work_dir} holds no runs; start one with `finetune run JOB.yaml`")
+            raise MissingJobError(f"{self.work_dir} holds no runs; start one with `finetune run JOB.yaml`")
         known = ", ".join(sorted(job.key.name for job in jobs))
-        raise CommandError(f"{self.work_dir} holds no run of {name}; known here: {known}")
+        raise MissingJobError(f"{self.work_dir} holds no run of {name}; known here: {known}")

@@ -3,15 +3,35 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from .local_state import LogFile
+from finetune_api.constants import Stage
+
+
+@dataclass(frozen=True)
+class LogSource:
+    """The pod that has said it."""
+
+    run: int
+    stage: Stage
+    attempt: int
+    index: int
+    """Of the pod among those of its attempt."""
+
+    @property
+    def attempt_order(self) -> tuple[int, int, int]:
+        """Oldest first; the same for all pods of an attempt."""
+        return (self.run, list(Stage).index(self.stage), self.attempt)
+
+
+Source = TypeVar("Source", bound=LogSource)
 
 
 @dataclass(frozen=True)
 class LogEntry:
     """One line of a worker's log."""
 
-    source: LogFile
+    source: LogSource
     text: str
     time: str = ""
     """RFC 3339; of a line without a time, that of the line before it in the same file."""
@@ -28,7 +48,7 @@ class LogEntry:
         )
 
 
-def parse_line(source: LogFile, line: str, *, last_time: str = "") -> list[LogEntry]:
+def parse_line(source: LogSource, line: str, *, last_time: str = "") -> list[LogEntry]:
     """A line of a log; more than one entry where a message or a traceback has several lines."""
     try:
         fields = json.loads(line)
@@ -50,12 +70,18 @@ def parse_line(source: LogFile, line: str, *, last_time: str = "") -> list[LogEn
     ]
 
 
-def parse_lines(source: LogFile, lines: Iterable[str]) -> list[LogEntry]:
+def parse_lines(source: LogSource, lines: Iterable[str]) -> list[LogEntry]:
     """All entries of a log."""
     entries: list[LogEntry] = []
     for line in lines:
         entries += parse_line(source, line, last_time=entries[-1].time if entries else "")
     return entries
+
+
+def of_newest_attempt(found: list[Source]) -> list[Source]:
+    """The pods of the newest attempt."""
+    newest = max((each.attempt_order for each in found), default=None)
+    return [each for each in found if each.attempt_order == newest]
 
 
 def is_of_rank(entry: LogEntry, rank: int | None) -> bool:

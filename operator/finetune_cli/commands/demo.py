@@ -5,14 +5,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ..display import Watch, make_display
 from ..display.text import duration
 from ..exit_status import of_status
-from .options import DEFAULT_WORK_DIR, WorkDir
+from .options import DEFAULT_WORK_DIR, WatchMode, WorkDir
 
 if TYPE_CHECKING:
     from ..demo import DemoResult
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 def demo(
     work_dir: WorkDir = DEFAULT_WORK_DIR,
-    watch: Annotated[
-        Watch | None, typer.Option(help="How to show it; rich on a terminal, plain elsewhere.", show_default=False)
-    ] = None,
+    watch: WatchMode = None,
 ) -> None:
     """Fine-tune a real model here, kill a worker, resume.
 

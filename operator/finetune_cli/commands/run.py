@@ -1,22 +1,18 @@
 """`finetune run`."""
 
-from typing import Annotated
-
 import typer
 
-from ..display import Watch, make_display
+from ..display import make_display
 from ..exit_status import of_status
 from ..job_file import read_job_file
-from .options import DEFAULT_WORK_DIR, Endpoint, JobPath, WorkDir
+from .options import DEFAULT_WORK_DIR, Endpoint, JobPath, WatchMode, WorkDir
 
 
 def run(
     job: JobPath,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
-    watch: Annotated[
-        Watch | None, typer.Option(help="How to show it; rich on a terminal, plain elsewhere.", show_default=False)
-    ] = None,
+    watch: WatchMode = None,
 ) -> None:
     """Run a job here, with processes as workers.
 

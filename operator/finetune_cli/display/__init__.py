@@ -6,6 +6,7 @@ from enum import StrEnum
 from .base import Display
 from .json_lines import JsonDisplay
 from .plain import PlainDisplay
+from .summary import RUN_AGAIN
 
 __all__ = ["Display", "JsonDisplay", "PlainDisplay", "Watch", "make_display"]
 
@@ -18,14 +19,17 @@ class Watch(StrEnum):
     JSON = "json"
 
 
-def make_display(watch: Watch | None) -> Display:
-    """The display asked for, on standard output; None and `rich` mean rich on a terminal and plain elsewhere."""
+def make_display(watch: Watch | None, *, resume: str = RUN_AGAIN) -> Display:
+    """The display asked for, on standard output; None and `rich` mean rich on a terminal and plain elsewhere.
+
+    `resume` says how a suspended job goes on.
+    """
     if watch is Watch.JSON:
         return JsonDisplay()
     if watch is Watch.PLAIN or not sys.stdout.isatty():
-        return PlainDisplay()
+        return PlainDisplay(resume=resume)
     from rich.console import Console
 
     from .live import LiveDisplay
 
-    return LiveDisplay(Console())
+    return LiveDisplay(Console(), resume=resume)

@@ -18,8 +18,8 @@ from finetune_api.constants import Phase, Stage
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob
 
-from .plain import validation_text
-from .summary import Summary, summarize
+from .plain import EXPLAINED, validation_text
+from .summary import RUN_AGAIN, Summary, summarize
 from .text import count, duration, sparkline
 from .view import StageState, StageView, View, snapshot
 
@@ -59,9 +59,12 @@ class LossCurve:
 class LiveDisplay:
     """Redraws in place; what has to stay (events, warnings, the end of an attempt) is printed above, once."""
 
-    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, console: Console, *, clock: Callable[[], float] = time.monotonic, resume: str = RUN_AGAIN
+    ) -> None:
         self._console = console
         self._clock = clock
+        self._resume = resume
         self._curve = LossCurve()
         self._told: set[str] = set()
         self._spinner = Spinner("dots", style="cyan")
@@ -85,7 +88,7 @@ class LiveDisplay:
         """Freeze the live part as it ended, and print the summary below."""
         self.update(job, None)
         self._live.stop()
-        self._console.print(summary_table(summarize(job)))
+        self._console.print(summary_table(summarize(job, resume=self._resume)))
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -182,7 +185,7 @@ def _state(view: View) -> Text:
         text.append(f" {duration(view.checkpoint.age_seconds)} ago", style="dim")
     if view.validation:
         text.append("  validation ", style="dim").append(validation_text(view))
-    said = view.notice if view.phase in {Phase.RESTARTING, Phase.SUSPENDING} else view.activity
+    said = view.notice if view.phase in {*EXPLAINED, Phase.SUSPENDING} else view.activity
     if said:
         text.append(f"{'  ' if text else ''}{said}", style="italic dim")
     return _line(text)

@@ -9,9 +9,9 @@ from typing import Self, TextIO
 
 from finetune_api.constants import Phase
 from finetune_api.progress import Progress
-from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1 import FineTuneJob, ProgressStatus
 
-from .summary import Summary, summarize
+from .summary import RUN_AGAIN, Summary, summarize
 from .text import count, duration, metric_name, metric_value
 from .view import StageState, View, snapshot
 
@@ -26,13 +26,19 @@ _PHASES = {
 }
 """Phases that tell more than the name of the running stage does."""
 
+EXPLAINED = frozenset({Phase.PENDING, Phase.RESTARTING})
+"""Phases that wait for something, and the operator says what for."""
+
 
 class PlainDisplay:
     """Lines such as `12:01:24  train: step 180 of 296 (60 %), loss 0.412, 2,140 tokens/s, 24 s left`."""
 
-    def __init__(self, stream: TextIO = sys.stdout, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: TextIO = sys.stdout, *, clock: Callable[[], float] = time.monotonic, resume: str = RUN_AGAIN
+    ) -> None:
         self._stream = stream
         self._clock = clock
+        self._resume = resume
         self._started = clock()
         self._before: View | None = None
         self._told = float("-inf")
@@ -60,7 +66,7 @@ class PlainDisplay:
     def finish(self, job: FineTuneJob) -> None:
         """Write the summary."""
         self.update(job, None)
-        print("\n".join(["", *summary_lines(summarize(job))]), file=self._stream, flush=True)
+        print("\n".join(["", *summary_lines(summarize(job, resume=self._resume))]), file=self._stream, flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +95,7 @@ def changes(before: View | None, after: View) -> Iterator[str]:
     for stage in after.stages:
         if stage.state is StageState.DONE and stage.stage not in ended:
             yield f"{stage.stage}: done in {duration(stage.seconds)}"
-    if before is None or after.phase is not before.phase or after.attempt != before.attempt:
+    if before is None or _turn(after) != _turn(before):
         yield from _phase_lines(before, after)
     if after.resumed_from_step and (before is None or after.resumed_from_step != before.resumed_from_step):
         yield f"{after.stage}: attempt {after.attempt} resumed from the checkpoint of step {after.resumed_from_step}"
@@ -101,11 +107,16 @@ def changes(before: View | None, after: View) -> Iterator[str]:
         yield f"train: validation {validation_text(after)}"
 
 
+def _turn(view: View) -> tuple[object, ...]:
+    """Why a job waits may change while it does."""
+    return (view.phase, view.attempt, view.notice if view.phase is Phase.PENDING else "")
+
+
 def _phase_lines(before: View | None, after: View) -> Iterator[str]:
     if after.last_end and (before is None or after.last_end != before.last_end):
         yield after.last_end
     if after.phase in _PHASES:
-        waits = f" ({after.notice})" if after.phase is Phase.RESTARTING and after.notice else ""
+        waits = f" ({after.notice})" if after.phase in EXPLAINED and after.notice else ""
         yield f"{_PHASES[after.phase]}{waits}"
     elif before is None or after.stage != before.stage or after.attempt != before.attempt:
         yield f"{after.stage}: {'started' if after.attempt < 2 else f'attempt {after.attempt} started'}"
@@ -114,12 +125,18 @@ def _phase_lines(before: View | None, after: View) -> Iterator[str]:
 def progress_line(view: View) -> str:
     """`step 180 of 296 (60 %), epoch 4.9, loss 0.412, 2,140 tokens/s, 24 s left`."""
     figures = view.figures
-    words = [f"step {figures.step} of {figures.total_steps} ({figures.percent} %)", f"epoch {figures.epoch:.1f}"]
+    steps = f"step {figures.step} of {figures.total_steps} ({figures.percent} %)"
+    return f"{steps}, {figures_text(figures, is_running=True)}"
+
+
+def figures_text(figures: ProgressStatus, *, is_running: bool) -> str:
+    """`epoch 4.9, loss 0.412, 2,140 tokens/s, 24 s left`; speed and rest only of what goes on."""
+    words = [f"epoch {figures.epoch:.1f}"]
     if figures.loss is not None:
         words.append(f"loss {figures.loss:.4g}")
-    if figures.tokens_per_second:
+    if is_running and figures.tokens_per_second:
         words.append(f"{count(figures.tokens_per_second)} tokens/s")
-    if figures.eta_seconds is not None:
+    if is_running and figures.eta_seconds is not None:
         words.append(f"{duration(figures.eta_seconds)} left")
     return ", ".join(words)
 

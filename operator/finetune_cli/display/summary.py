@@ -8,6 +8,9 @@ from finetune_api.v1alpha1 import FineTuneJob, Status
 
 from .text import duration, metric_change, metric_name, metric_value, seconds_since
 
+RUN_AGAIN = "run the same command again"
+"""How a local run that is suspended goes on."""
+
 _TITLES = {
     Phase.SUCCEEDED: "fine-tuned",
     Phase.FAILED: "failed",
@@ -28,10 +31,10 @@ class Summary:
     succeeded: bool
 
 
-def summarize(job: FineTuneJob) -> Summary:
-    """The result of a job that is over or suspended."""
+def summarize(job: FineTuneJob, *, resume: str = RUN_AGAIN) -> Summary:
+    """The result of a job that is over or suspended; `resume` says how that one goes on."""
     status = job.status
-    facts = [*_failure(status), *_course(status), *_results(status), *_next(job)]
+    facts = [*_failure(status), *_course(status), *_results(status), *_next(job, resume)]
     return Summary(
         title=f"{job.metadata.name}: {_TITLES.get(status.phase, status.phase.lower())}",
         metrics=_metrics(status),
@@ -109,10 +112,10 @@ def _results(status: Status) -> list[tuple[str, str]]:
     return [("model", artifact.uri), ("report", artifact.report)]
 
 
-def _next(job: FineTuneJob) -> list[tuple[str, str]]:
+def _next(job: FineTuneJob, resume: str) -> list[tuple[str, str]]:
     match job.status.phase:
         case Phase.SUSPENDED:
-            return [("resume", "run the same command again")]
+            return [("resume", resume)]
         case Phase.FAILED:
             return [("logs", f"finetune logs {job.metadata.name}")]
         case _:

@@ -24,32 +24,52 @@ _load: Any = kubernetes_config  # these parts of the client carry no types
 _JSON = "application/json"
 _TIMEOUT_SECONDS = 30.0
 _CONNECTIONS = 32
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class ApiServer:
     """A client of one API server."""
 
-    def __init__(self, client: Any, called: Callable[[str, int], None] = lambda *_: None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        called: Callable[[str, int], None] = lambda *_: None,
+        *,
+        context: str = "",
+        namespace: str = "default",
+    ) -> None:
         """`called` hears of the method and the answer's status of every call; status 0: no answer."""
         self._client = client
         self._called = called
+        self.context = context
+        """The kubeconfig's; empty: the pod's own account."""
+        self.namespace = namespace
+        """The context's, or the pod's own."""
 
     @classmethod
     async def connect(
-        cls, kubeconfig: Path | None = None, called: Callable[[str, int], None] = lambda *_: None
+        cls,
+        kubeconfig: Path | None = None,
+        called: Callable[[str, int], None] = lambda *_: None,
+        *,
+        context: str | None = None,
     ) -> "ApiServer":
         """Through a kubeconfig file; absent: KUBECONFIG's or the home folder's, or in a pod its own account.
 
         Raises ConfigException where nothing leads to a cluster.
         """
         configuration = Configuration()
-        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+        names_none = kubeconfig is None and context is None
+        if names_none and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
             _load.load_incluster_config(client_configuration=configuration)
+            found = {"namespace": _OWN_NAMESPACE.read_text().strip()} if _OWN_NAMESPACE.exists() else {}
         else:
             path = None if kubeconfig is None else str(kubeconfig)
-            await _load.load_kube_config(config_file=path, client_configuration=configuration)
+            loaded = await _load.load_kube_config(config_file=path, context=context, client_configuration=configuration)
+            chosen = loaded.current_context
+            found = {"context": chosen["name"], "namespace": chosen["context"].get("namespace") or "default"}
         configuration.connection_pool_maxsize = _CONNECTIONS
-        return cls(ApiClient(configuration), called)
+        return cls(ApiClient(configuration), called, **found)
 
     async def close(self) -> None:
         """End all connections."""

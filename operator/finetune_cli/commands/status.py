@@ -1,0 +1,75 @@
+"""`finetune status`."""
+
+import asyncio
+import json
+import shutil
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from finetune_operator.manifests import Manifest
+
+from ..cluster_jobs import ClusterAccess
+from ..display.page import Page
+from ..places import JobPlace, Places
+from ..shown_job import shown_job
+from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WorkDir
+
+_WIDTHS = (60, 120)
+"""Narrower cannot be read in columns, wider not in lines."""
+
+
+class Output(StrEnum):
+    """What to print."""
+
+    PAGE = "page"
+    JSON = "json"
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; the latest local one if left out.")] = None,
+    output: Annotated[Output, typer.Option("--output", "-o", help="A page, or the object.")] = Output.PAGE,
+    work_dir: WorkDir = DEFAULT_WORK_DIR,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show a job on one page: phase, progress, attempts, failure, results.
+
+    A local run of that name wins; without one, or with --namespace, --context or --kubeconfig, it is the job of a
+    cluster.
+
+    Exit status: 0 shown, whatever the job's phase; 66 no such job, 69 cluster unreachable, 77 not permitted, 78 no
+    kubeconfig, context or CRD.
+    """
+    asyncio.run(_show(Places(work_dir, ClusterAccess(namespace, context, kubeconfig)), name, output))
+
+
+async def _show(places: Places, name: str | None, output: Output) -> None:
+    async with places.open(name) as place:
+        manifest = await place.read()
+        if output is Output.JSON:
+            print(json.dumps(_readable(manifest), indent=2, ensure_ascii=False))
+            return
+        page = await _page(place, manifest)
+    print("\n".join(page.lines()))
+
+
+async def _page(place: JobPlace, manifest: Manifest) -> Page:
+    columns = shutil.get_terminal_size().columns
+    return Page(
+        job=shown_job(manifest),
+        where=place.where,
+        events=await place.events(),
+        now=datetime.now(UTC),
+        width=max(_WIDTHS[0], min(columns, _WIDTHS[1])),
+        is_left=place.is_left(),
+    )
+
+
+def _readable(manifest: Manifest) -> Manifest:
+    """Without who has written which field, as kubectl prints it."""
+    metadata = {field: value for field, value in manifest["metadata"].items() if field != "managedFields"}
+    return {**manifest, "metadata": metadata}

@@ -1,0 +1,50 @@
+"""`finetune watch`."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from ..cluster_jobs import ClusterAccess
+from ..display import Display, make_display
+from ..display.summary import RUN_AGAIN
+from ..exit_status import FAILED, KILLED, of_status
+from ..places import Places
+from ..watching import watch_job
+from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WatchMode, WorkDir
+
+
+def watch(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; the latest local one if left out.")] = None,
+    mode: WatchMode = None,
+    work_dir: WorkDir = DEFAULT_WORK_DIR,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show a job until it is over or suspended. Ctrl-C ends the watching, not the job.
+
+    A local run of that name wins; without one, or with --namespace, --context or --kubeconfig, it is the job of a
+    cluster.
+
+    Exit status: that of `finetune run`, and 66 no such job, 69 cluster unreachable, 77 not permitted, 78 no
+    kubeconfig, context or CRD, 130 ended by Ctrl-C.
+    """
+    places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
+    is_local = places.local(name) is not None
+    with make_display(mode, resume=RUN_AGAIN if is_local else "set spec.suspend to false") as display:
+        try:
+            exit_status = asyncio.run(_watch(places, name, display))
+        except KeyboardInterrupt:
+            display.event("the job goes on")
+            exit_status = KILLED
+    raise typer.Exit(exit_status)
+
+
+async def _watch(places: Places, name: str | None, display: Display) -> int:
+    async with places.open(name) as place:
+        job = await watch_job(place, display)
+        if job is not None:
+            return of_status(job.status)
+        display.event("interrupted: no process runs it; `finetune run JOB.yaml` goes on")
+        return FAILED

@@ -1,0 +1,192 @@
+"""One job on one page: what an operator on call wants to know first comes first. Pure; plain text."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.constants import Phase
+from finetune_api.v1alpha1 import AttemptStatus, ChosenStatus, FineTuneJob, Status
+from finetune_operator.manifests import Manifest
+
+from .conditions import phase_since, wrong_conditions
+from .plain import figures_text
+from .summary import summarize
+from .text import duration, seconds_since
+from .view import snapshot
+
+_LABEL_WIDTH = 12
+_MAX_MESSAGE_LINES = 8
+_MAX_EVENTS = 6
+_MAX_BAR = 40
+
+_ENDED = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED, Phase.INVALID})
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is shown, and how wide."""
+
+    job: FineTuneJob
+    where: str
+    """Which folder, or which cluster."""
+    events: Sequence[Manifest] | None
+    """Oldest first; None: they may not be read."""
+    now: datetime
+    width: int = 80
+    is_left: bool = False
+    """No process works at it any more."""
+
+    @property
+    def status(self) -> Status:
+        """The job's."""
+        return self.job.status
+
+    def lines(self) -> list[str]:
+        """The page."""
+        blocks = (self._course, self._attempts, self._failure, self._results, self._conditions, self._events)
+        found = [list(self._head()), *(list(block()) for block in blocks)]
+        return [line for block in found if block for line in ("", *block)][1:]
+
+    def _head(self) -> Iterator[str]:
+        status = self.status
+        since = phase_since(status)
+        if since is None:
+            spent = ""
+        else:
+            spent = duration(seconds_since(since, self.now))
+            spent = f" {spent} ago" if status.phase in _ENDED else f" for {spent}"
+        yield f"{self.job.metadata.name}: {status.phase}{spent}"
+        words = [self.where]
+        if status.run:
+            words.append(f"run {status.run}")
+        if status.start_time:
+            began = datetime.fromisoformat(status.start_time).astimezone()
+            took = duration(snapshot(self.job, None, self.now).elapsed_seconds)
+            words.append(f"began {began:%Y-%m-%d %H:%M:%S}, {took if status.completion_time else f'{took} ago'}")
+        yield from textwrap.wrap(", ".join(words), self.width, break_long_words=False)
+        if self.is_left and status.phase not in _ENDED:
+            yield "interrupted: no process runs it; `finetune run JOB.yaml` goes on"
+
+    def _course(self) -> Iterator[str]:
+        status = self.status
+        figures = status.progress
+        if figures is not None and figures.total_steps:
+            steps = f" {figures.percent:3d} %, step {figures.step} of {figures.total_steps}"
+            bar = min(_MAX_BAR, self.width - _LABEL_WIDTH - len(steps) - 2)
+            done = bar * min(figures.step, figures.total_steps) // figures.total_steps
+            yield from self._row("progress", f"[{'#' * done}{'.' * (bar - done)}]{steps}")
+            yield from self._row("", figures_text(figures, is_running=status.phase is Phase.TRAINING))
+        if status.last_checkpoint is not None:
+            age = duration(seconds_since(status.last_checkpoint.time, self.now))
+            uri = status.last_checkpoint.uri
+            yield from self._row("checkpoint", f"step {status.last_checkpoint.step}, {age} ago: {uri}")
+        if status.run:
+            limits = self.job.spec.restart
+            yield from self._row(
+                "charged",
+                f"restarts {status.restarts} of {limits.max_restarts} since the last new checkpoint, "
+                f"disruptions {status.disruptions} of {limits.max_disruptions}",
+            )
+        if status.chosen is not None:
+            yield from self._row("chosen", _chosen_text(status.chosen))
+
+    def _attempts(self) -> Iterator[str]:
+        if not self.status.attempts:
+            return
+        rows: list[tuple[str, ...]] = [("stage", "attempt", "outcome", "took", "from step", "to", "reason")]
+        rows += [_attempt_row(attempt, self.now) for attempt in self.status.attempts]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            yield "  ".join(cells).rstrip()
+
+    def _failure(self) -> Iterator[str]:
+        failure = self.status.failure
+        if failure is None:
+            return
+        code = f" (exit status {failure.exit_code})" if failure.exit_code else ""
+        label = "failure" if self.status.phase is Phase.FAILED else "last failure"
+        yield from self._row(label, f"{failure.failure_class}{code} in {failure.stage} attempt {failure.attempt}")
+        rank = None if failure.rank is None else f"rank {failure.rank}"
+        pod, node = (f"{what} {name}" if name else "" for what, name in (("pod", failure.pod), ("node", failure.node)))
+        yield from self._row("where", ", ".join(filter(None, [rank, pod, node])))
+        yield from self._row("message", *_first_and_last(failure.message.splitlines()))
+        yield from self._row("advice", failure.advice)
+
+    def _results(self) -> Iterator[str]:
+        metrics = summarize(self.job).metrics
+        rows = [("test split", "baseline", "tuned", "change"), *metrics] if metrics else []
+        widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
+        for row in rows:
+            label, *cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            yield f"{label.strip():<{max(_LABEL_WIDTH, widths[0] + 2)}}{'   '.join(cells)}".rstrip()
+        if self.status.artifact is not None:
+            yield from self._row("model", self.status.artifact.uri)
+            yield from self._row("report", self.status.artifact.report)
+
+    def _conditions(self) -> Iterator[str]:
+        label = "conditions"
+        for types, text in wrong_conditions(self.job):
+            yield from self._row(label, *_first_and_last(f"{types}: {text}".splitlines()))
+            label = ""
+
+    def _events(self) -> Iterator[str]:
+        if self.events is None:
+            yield from self._row("events", "you may not read them")
+            return
+        label = "events"
+        for event in self.events[-_MAX_EVENTS:]:
+            at = event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]
+            age = duration(seconds_since(at, self.now))
+            mark = "! " if event.get("type") == "Warning" else ""
+            said = " ".join(str(event.get("message", "")).split())
+            line = f"{label:<{_LABEL_WIDTH}}{age:>12} ago  {mark}{event.get('reason', '')}: {said}"
+            yield line if len(line) <= self.width else f"{line[: self.width - 3]}..."
+            label = ""
+
+    def _row(self, label: str, *texts: str) -> Iterator[str]:
+        """A label and its text, wrapped; an address is never broken, so that it can be copied. Nothing for no text."""
+        for text in filter(None, texts):
+            folded = textwrap.wrap(
+                text, self.width - _LABEL_WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent=""
+            )
+            for line in folded:
+                yield f"{label:<{_LABEL_WIDTH}}{line}".rstrip()
+                label = ""
+
+
+def _attempt_row(attempt: AttemptStatus, now: datetime) -> tuple[str, ...]:
+    end = datetime.fromisoformat(attempt.end_time) if attempt.end_time else now
+    return (
+        attempt.stage.value,
+        str(attempt.number),
+        attempt.outcome.value if attempt.outcome else "running",
+        duration(seconds_since(attempt.start_time, end)),
+        "-" if attempt.resumed_from_step is None else str(attempt.resumed_from_step),
+        "-" if attempt.last_step is None else str(attempt.last_step),
+        attempt.reason,
+    )
+
+
+def _chosen_text(chosen: ChosenStatus) -> str:
+    """`SequenceClassification on Classification data, Float32, ZeRO 2, micro batch 8 x 2, Padded`."""
+    batch = "" if chosen.micro_batch_size is None else f"micro batch {chosen.micro_batch_size}"
+    if batch and chosen.gradient_accumulation_steps:
+        batch += f" x {chosen.gradient_accumulation_steps} accumulated"
+    words = [
+        chosen.task,
+        f"{chosen.format} data" if chosen.format else "",
+        chosen.dtype,
+        "" if chosen.zero_stage is None else f"ZeRO {chosen.zero_stage}",
+        batch,
+        f"packing {chosen.packing}" if chosen.packing else "",
+    ]
+    return ", ".join(filter(None, words))
+
+
+def _first_and_last(lines: Sequence[str]) -> Sequence[str]:
+    """What happened is said first, where it happened last."""
+    if len(lines) <= _MAX_MESSAGE_LINES:
+        return lines
+    return [lines[0], "...", *lines[2 - _MAX_MESSAGE_LINES :]]

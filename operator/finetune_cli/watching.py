@@ -1,0 +1,44 @@
+"""`finetune watch`, without the command line: read, show, sleep, until the job is over or suspended."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from finetune_api.v1alpha1 import FineTuneJob
+
+from .display import Display
+from .patience import Patience, Pause
+from .places import JobPlace
+from .shown_job import is_seen, is_settled, shown_job
+
+_LOOK_SECONDS = 1.0
+"""The operator pulls progress every few seconds; phases and attempts turn in between."""
+
+_UNSEEN_SECONDS = 20.0
+"""After which an operator that is there would have looked at the object."""
+
+
+async def watch_job(
+    place: JobPlace, display: Display, *, pause: Pause = asyncio.sleep, clock: Callable[[], float] = time.monotonic
+) -> FineTuneJob | None:
+    """The job as it ended, or was suspended. None: it did neither, and nobody works at it any more.
+
+    Status holds what the trainer has answered to the operator; that is what the display gets, pods are out of reach.
+    """
+    patience = Patience(display.event, pause=pause)
+    unseen_since: float | None = clock()
+    while True:
+        is_left = place.is_left()
+        job = shown_job(await patience.ask(place.read))
+        if is_settled(job):
+            display.finish(job)
+            return job
+        display.update(job, None)
+        if is_left:
+            return None
+        if is_seen(job):
+            unseen_since = None
+        elif unseen_since is not None and clock() - unseen_since > _UNSEEN_SECONDS:
+            display.event("the operator has not looked at the object yet; is it running?")
+            unseen_since = None
+        await pause(_LOOK_SECONDS)
