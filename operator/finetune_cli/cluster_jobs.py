@@ -77,7 +77,7 @@ class ClusterJobs:
         raise missing_job(name, known, namespace=self.namespace, where=self.where)
 
     async def events(self, job: Manifest) -> list[Manifest] | None:
-        """Events on the job, oldest first; None where the user may not read them."""
+        """Events on the job; None where the user may not read them."""
         wanted = {
             "involvedObject.kind": constants.KIND,
             "involvedObject.name": job["metadata"]["name"],
@@ -85,14 +85,12 @@ class ClusterJobs:
         }
         selector = ",".join(f"{field}={value}" for field, value in wanted.items())
         try:
-            items = (await self._object(self._path("v1", "events"), fieldSelector=selector))["items"]
+            items: list[Manifest] = (await self._object(self._path("v1", "events"), fieldSelector=selector))["items"]
         except ApiError as error:
             if error.status != HTTPStatus.FORBIDDEN:
                 raise
             return None
-        return sorted(
-            items, key=lambda event: str(event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])
-        )
+        return items
 
     async def pods(self, name: str) -> list[Manifest]:
         """Pods of a job, of all its runs."""
@@ -152,9 +150,10 @@ async def _connect(access: ClusterAccess, servers: AsyncExitStack) -> "ApiServer
 
     try:
         server = await ApiServer.connect(access.kubeconfig, context=access.context)
-    except (ConfigException, YAMLError, OSError, TypeError, AttributeError) as error:
-        # TypeError and AttributeError: YAML, but of another shape than a kubeconfig's.
-        raise no_connection(str(error)) from None
+    except (ConfigException, YAMLError, OSError) as error:
+        raise no_connection(" ".join(str(error).split())) from None
+    except (TypeError, AttributeError):  # YAML, but of another shape
+        raise no_connection("the kubeconfig is not one") from None
     servers.push_async_callback(server.close)
     return server
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from finetune_operator.manifests import Manifest
 
 from .cluster_jobs import ClusterAccess, ClusterJobs, cluster_jobs
-from .exit_status import USAGE, CommandError, MissingJobError
+from .exit_status import FAILED, USAGE, CommandError, MissingJobError
 from .local_state import LocalJob, LocalState
 
 DEFAULT_WORK_DIR = Path(".finetune")
@@ -30,7 +30,7 @@ class JobPlace(Protocol):
         """The object as it stands. Raises MissingJobError once it is gone."""
 
     async def events(self) -> list[Manifest] | None:
-        """What was announced on it, oldest first; None if that cannot be read."""
+        """What was announced on it; None if that cannot be read."""
 
     def is_left(self) -> bool:
         """True if it is known that nobody works at it, whatever its status says."""
@@ -127,5 +127,16 @@ class Places:
             yield local
             return
         assert name is not None, "without a name a local run is meant"
-        async with cluster_jobs(self.access) as jobs:
+        async with self.cluster(name) as jobs:
             yield ClusterPlace(jobs, name)
+
+    @asynccontextmanager
+    async def cluster(self, name: str) -> AsyncIterator[ClusterJobs]:
+        """A connection for looking at this job. Who has not asked for a cluster is told why one was looked at."""
+        try:
+            async with cluster_jobs(self.access) as jobs:
+                yield jobs
+        except CommandError as error:
+            if not self.access.is_asked_for and error.exit_status != FAILED:
+                error.args = (f"{error}; and {self.work_dir} holds no run of {name}",)
+            raise

@@ -9,7 +9,7 @@ import typer
 from finetune_api.constants import Stage
 
 from .. import local_logs
-from ..cluster_jobs import ClusterAccess, cluster_jobs
+from ..cluster_jobs import ClusterAccess
 from ..cluster_logs import ClusterLogs
 from ..local_state import LogFile
 from ..log_lines import LogEntry, is_of_rank
@@ -37,11 +37,11 @@ def logs(
     Exit status: 0 printed, 1 no such log, 66 no such job, 69 cluster unreachable, 77 not permitted, 78 no
     kubeconfig, context or CRD.
     """
-    access = ClusterAccess(namespace, context, kubeconfig)
-    local = Places(work_dir, access).local(name)
+    places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
+    local = places.local(name)
     if local is None:
         assert name is not None, "without a name a local run is meant"
-        asyncio.run(_from_cluster(access, name, stage, attempt, rank, follow=follow))
+        asyncio.run(_from_cluster(places, name, stage, attempt, rank, follow=follow))
         return
 
     def wanted(log: LogFile) -> bool:
@@ -51,9 +51,9 @@ def logs(
 
 
 async def _from_cluster(
-    access: ClusterAccess, name: str, stage: Stage | None, attempt: int | None, rank: int | None, *, follow: bool
+    places: Places, name: str, stage: Stage | None, attempt: int | None, rank: int | None, *, follow: bool
 ) -> None:
-    async with cluster_jobs(access) as jobs:
+    async with places.cluster(name) as jobs:
         said = ClusterLogs(jobs, name, stage, attempt)
         if not follow:
             _print(await said.now(), rank)

@@ -17,7 +17,7 @@ from ..places import JobPlace, Places
 from ..shown_job import shown_job
 from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WorkDir
 
-_WIDTHS = (60, 120)
+_WIDTHS = (80, 120)
 """Narrower cannot be read in columns, wider not in lines."""
 
 
@@ -36,7 +36,7 @@ def status(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Show a job on one page: phase, progress, attempts, failure, results.
+    """Show a job on one page: progress, attempts, failure, results.
 
     A local run of that name wins; without one, or with --namespace, --context or --kubeconfig, it is the job of a
     cluster.

@@ -15,7 +15,7 @@ from .summary import summarize
 from .text import duration, seconds_since
 from .view import snapshot
 
-_LABEL_WIDTH = 12
+_LABEL_WIDTH = 14
 _MAX_MESSAGE_LINES = 8
 _MAX_EVENTS = 6
 _MAX_BAR = 40
@@ -31,7 +31,7 @@ class Page:
     where: str
     """Which folder, or which cluster."""
     events: Sequence[Manifest] | None
-    """Oldest first; None: they may not be read."""
+    """None: they may not be read."""
     now: datetime
     width: int = 80
     is_left: bool = False
@@ -136,12 +136,13 @@ class Page:
             yield from self._row("events", "you may not read them")
             return
         label = "events"
-        for event in self.events[-_MAX_EVENTS:]:
-            at = event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]
-            age = duration(seconds_since(at, self.now))
+        shown = sorted(self.events, key=_time_of)[-_MAX_EVENTS:]
+        ages = [duration(seconds_since(_time_of(event), self.now)) for event in shown]
+        width = max(map(len, ages), default=0)
+        for event, age in zip(shown, ages, strict=True):
             mark = "! " if event.get("type") == "Warning" else ""
             said = " ".join(str(event.get("message", "")).split())
-            line = f"{label:<{_LABEL_WIDTH}}{age:>12} ago  {mark}{event.get('reason', '')}: {said}"
+            line = f"{label:<{_LABEL_WIDTH}}{age:>{width}} ago  {mark}{event.get('reason', '')}: {said}"
             yield line if len(line) <= self.width else f"{line[: self.width - 3]}..."
             label = ""
 
@@ -169,8 +170,13 @@ def _attempt_row(attempt: AttemptStatus, now: datetime) -> tuple[str, ...]:
     )
 
 
+def _time_of(event: Manifest) -> str:
+    """When it happened last; clients fill different fields."""
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])
+
+
 def _chosen_text(chosen: ChosenStatus) -> str:
-    """`SequenceClassification on Classification data, Float32, ZeRO 2, micro batch 8 x 2, Padded`."""
+    """`SequenceClassification, Text data, Float32, ZeRO 2, micro batch 8 x 2 accumulated, packing Padded`."""
     batch = "" if chosen.micro_batch_size is None else f"micro batch {chosen.micro_batch_size}"
     if batch and chosen.gradient_accumulation_steps:
         batch += f" x {chosen.gradient_accumulation_steps} accumulated"

@@ -6,12 +6,18 @@ from typer.testing import CliRunner
 
 from finetune_cli.__main__ import app
 
+CLUSTER = ["--context", "--kubeconfig", "--namespace"]
 SURFACE = {
     "run": ["job", "--endpoint", "--watch", "--work-dir"],
     "demo": ["--watch", "--work-dir"],
     "validate": ["files"],
     "render": ["job"],
-    "logs": ["name", "--attempt", "--follow", "--rank", "--stage", "--work-dir", "-f"],
+    "status": ["name", *CLUSTER, "--output", "--work-dir", "-n", "-o"],
+    "watch": ["name", *CLUSTER, "--watch", "--work-dir", "-n"],
+    "logs": [
+        *("name", "--attempt", "--context", "--follow", "--kubeconfig", "--namespace", "--rank", "--stage"),
+        *("--work-dir", "-f", "-n"),
+    ],
     "runs": ["--work-dir"],
     "store put": ["path", "uri", "--endpoint", "--work-dir"],
     "store get": ["uri", "path", "--endpoint", "--work-dir"],

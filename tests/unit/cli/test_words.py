@@ -60,7 +60,7 @@ def test_a_curve_is_never_wider_than_asked(values: list[float], width: int, bars
     assert sparkline(values, width) == bars
 
 
-LOG = LogFile(Path("x.log"), run=1, stage=Stage.TRAIN, attempt=2, index=1)
+LOG = LogFile(run=1, stage=Stage.TRAIN, attempt=2, index=1, path=Path("x.log"))
 
 
 def test_log_lines_become_readable_and_foreign_lines_stay() -> None:

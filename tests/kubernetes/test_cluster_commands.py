@@ -1,0 +1,301 @@
+"""`finetune status`, `watch` and `logs` of jobs in a cluster, as a user types them."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factories import make_job
+from finetune_api import constants
+from finetune_api.constants import Phase, Stage
+from finetune_cli.cluster_errors import is_unknown_kind
+from finetune_operator.clusters.api_server import ApiServer
+from finetune_operator.errors import ApiError
+from life_cycle_world import World, in_phase, play, train_ends, trains
+from operator_process import environment
+from simulated_kubelet import FOREVER, End
+from testcluster.access import Kubectl, service_account_kubeconfig, write_kubeconfig
+from testcluster.control_plane import ControlPlane
+from testcluster.pod_manifests import python_pod
+from testcluster.pods import PodsCluster
+
+
+@dataclass
+class Said:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+@dataclass
+class User:
+    """Types `finetune ...` in an empty folder."""
+
+    kubeconfig: Path
+    namespace: str
+    folder: Path
+
+    async def __call__(self, *arguments: str, within: float = 60) -> Said:
+        where = ("--namespace", self.namespace, "--kubeconfig", str(self.kubeconfig))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "finetune_cli", *arguments, *where),
+            env={**environment(), "COLUMNS": "80"},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(within):
+                out, err = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            raise
+        assert b"Traceback" not in err, err.decode()
+        return Said(process.returncode or 0, out.decode(), err.decode())
+
+    def now(self, *arguments: str) -> Said:
+        return asyncio.run(self(*arguments))
+
+
+@pytest.fixture
+def user(admin: Path, namespace: str, tmp_path: Path) -> User:
+    return User(admin, namespace, tmp_path)
+
+
+def slowly_with_one_failure(stage: Stage, attempt: int, _index: int) -> End:
+    """Slow enough for a watcher who looks once a second."""
+    return End(70 if (stage, attempt) == (Stage.TRAIN, 1) else 0, after=5.0 if stage is Stage.PREPARE else 2.0)
+
+
+def test_a_job_that_completes_is_watched_to_its_end_and_shown(admin: Path, namespace: str, user: User) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("well", slowly_with_one_failure)
+        watching = asyncio.create_task(user("watch", "well", "--watch", "plain"))
+        await job.until(in_phase(Phase.SUCCEEDED))
+        watched = await watching
+        assert (watched.status, watched.err) == (0, "")
+        told = [line[10:] for line in watched.lines]
+        assert told.index("prepare: started") < told.index("train: started") < told.index("succeeded")
+        assert "well: fine-tuned" in watched.lines
+        assert ["accuracy", "10.0", "%", "90.0", "%", "+80.0", "points"] in [line.split() for line in watched.lines]
+
+        page = await user("status", "well")
+        assert page.status == 0
+        assert max(map(len, page.lines)) <= 80
+        assert len(page.lines) <= 32
+        assert page.lines[0].startswith("well: Succeeded ")
+        assert f"namespace {namespace}, context test, run 1" in page.lines[1]
+        assert ["train", "1", "Retryable"] in [line.split()[:3] for line in page.lines]
+        assert any(line.startswith("charged       restarts 1 of 3") for line in page.lines)
+        assert any("AttemptFailed: train attempt 1 failed: InternalError" in line for line in page.lines)
+        assert "conditions" not in page.out
+
+        told = [json.loads(line) for line in (await user("watch", "well", "--watch", "json")).lines]
+        assert [line["event"] for line in told] == ["finished"]
+        assert told[0]["status"]["evaluation"]["tuned"]["Accuracy"] == 0.9
+        found = json.loads((await user("status", "well", "-o", "json")).out)
+        assert found["status"]["phase"] == "Succeeded"
+        assert "managedFields" not in found["metadata"]
+
+    play(admin, namespace, scenario)
+
+
+def test_a_job_that_fails_ends_the_watching_with_the_trainers_status(admin: Path, namespace: str, user: User) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("bad", train_ends(End(65)))
+        watching = asyncio.create_task(user("watch", "bad"))
+        await job.until(in_phase(Phase.FAILED))
+        watched = await watching
+        assert watched.status == 65
+        assert "bad: failed" in watched.lines
+        page = await user("status", "bad")
+        assert page.status == 0
+        assert "failure       BadData (exit status 65) in train attempt 1" in page.lines
+        assert "where         rank 0, pod bad-r1-train-a1-1-" in page.out
+        assert "node simulated" in " ".join(page.out.split())
+        assert "not Ready, Failed, Stalled: PermanentFailure: " in " ".join(page.out.split())
+
+    play(admin, namespace, scenario)
+
+
+def test_a_suspended_job_ends_the_watching_and_resuming_does_not(admin: Path, namespace: str, user: User) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("rests", train_ends(FOREVER))
+        await job.until(trains)
+        watching = asyncio.create_task(user("watch", "rests"))
+        await asyncio.sleep(2)
+        await world.change("rests", suspend=True)
+        await job.until(in_phase(Phase.SUSPENDED))
+        watched = await watching
+        assert watched.status == 3
+        assert watched.lines[-1].split(maxsplit=1) == ["resume", "set spec.suspend to false"]
+        page = await user("status", "rests")
+        assert page.lines[0].startswith("rests: Suspended ")
+        assert "conditions" not in page.out, "what the user wants is as it should be"
+
+        # Not over, though status still says Suspended: the operator has not seen the change.
+        await world.change("rests", suspend=False)
+        assert "not seen: the operator has not looked" in (await user("status", "rests")).out
+        watching = asyncio.create_task(user("watch", "rests"))
+        await asyncio.sleep(3)
+        assert not watching.done()
+        await job.until(in_phase(Phase.SUCCEEDED))
+        assert (await watching).status == 0
+
+    play(admin, namespace, scenario)
+
+
+def test_what_the_rules_forbid_is_shown_with_all_violations(admin: Path, namespace: str, user: User) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("wrong", model={"uri": "file:///models/base"})
+        await job.until(in_phase(Phase.INVALID))
+        page = await user("status", "wrong")
+        assert page.lines[0].startswith("wrong: Invalid ")
+        assert "not Accepted: InvalidSpec: spec.model.uri: file:///models/base" in " ".join(page.out.split())
+        assert (await user("watch", "wrong")).status == 65
+
+    play(admin, namespace, scenario)
+
+
+def test_a_name_that_is_none_is_told_with_those_that_may_be_meant(user: User, kubectl: Kubectl) -> None:
+    for command in ("status", "watch", "logs"):
+        said = user.now(command, "topics")
+        assert said.status == 66
+        expected = (
+            f"there is no FineTuneJob topics in namespace {user.namespace} (context test); the namespace holds none"
+        )
+        assert said.err == f"finetune: {expected}\n"
+    kubectl.apply(make_job("topic-classifier", namespace=user.namespace))
+    assert "; did you mean topic-classifier?" in user.now("status", "topics-classifier").err
+    assert "; there: topic-classifier\n" in user.now("status", "x").err
+
+
+def test_who_may_not_read_is_told_in_the_api_servers_words(
+    control_plane: ControlPlane, user: User, kubectl: Kubectl, tmp_path: Path
+) -> None:
+    kubectl("create", "serviceaccount", "nobody")
+    user.kubeconfig = service_account_kubeconfig(kubectl, tmp_path / "nobody", user.namespace, "nobody")
+    for command in ("status", "watch", "logs"):
+        said = user.now(command, "topics")
+        assert said.status == 77
+        assert said.err.startswith("finetune: the cluster refuses: finetunejobs.finetune.dev ")
+        assert 'nobody" cannot get resource "finetunejobs" in API group "finetune.dev" in the namespace' in said.err
+        assert len(said.err.splitlines()) == 1
+
+
+def test_an_expired_token_is_asked_for_again_and_then_told(user: User, tmp_path: Path) -> None:
+    content = json.loads(user.kubeconfig.read_text())
+    content["users"][0]["user"] = {"token": "expired"}
+    user.kubeconfig = write_kubeconfig(tmp_path / "expired", content)
+    said = user.now("status", "topics")
+    assert (said.status, said.err) == (77, "finetune: the cluster refuses: Unauthorized\n")
+
+
+def test_a_cluster_that_is_none_is_told(user: User, tmp_path: Path) -> None:
+    content = json.loads(user.kubeconfig.read_text())
+    assert user.now("status", "x", "--context", "other").status == 78
+    content["clusters"][0]["cluster"] = {"server": "http://127.0.0.1:9"}
+    user.kubeconfig = write_kubeconfig(tmp_path / "dead", content)
+    for command in ("status", "watch", "logs"):
+        said = user.now(command, "topics")
+        assert said.status == 69
+        assert said.err.startswith("finetune: the cluster does not answer: GET /apis/finetune.dev/")
+
+
+def test_an_api_server_without_the_kind_is_told_from_one_without_the_job(admin: Path, namespace: str) -> None:
+    async def refusal(version: str, plural: str) -> ApiError:
+        server = await ApiServer.connect(admin)
+        try:
+            with pytest.raises(ApiError) as caught:
+                await server.request("GET", f"/apis/{version}/namespaces/{namespace}/{plural}/x")
+        finally:
+            await server.close()
+        return caught.value
+
+    for version, plural in (("other.dev/v1", "things"), (constants.API_VERSION, "things"), ("finetune.dev/v9", "x")):
+        assert is_unknown_kind(asyncio.run(refusal(version, plural)))
+    assert not is_unknown_kind(asyncio.run(refusal(constants.API_VERSION, constants.PLURAL)))
+
+
+# ---- logs of real pods -----------------------------------------------------------------------------------------------
+
+TALK = """
+import json, time
+for moment, word in {words}:
+    if word == "pause":
+        time.sleep(6)
+    else:
+        line = {{"time": f"2026-01-01T12:00:0{{moment}}+00:00", "rank": {index}, "level": "INFO", "message": word}}
+        print(json.dumps(line) if moment else word, flush=True)
+"""
+
+
+def talking_pod(job: str, index: int, *words: tuple[int, str], **spec: Any) -> dict[str, Any]:
+    """A pod with the labels of a trainer's, which says the words at these seconds; 0: past the log."""
+    pod = python_pod(f"{job}-{index}", TALK.format(words=list(words), index=index), **spec)
+    pod["spec"]["containers"][0]["name"] = constants.TRAINER_CONTAINER
+    labels = {constants.LABEL_JOB: job, constants.LABEL_RUN: "1", constants.LABEL_STAGE: "train"}
+    pod["metadata"] |= {
+        "labels": {**labels, constants.LABEL_ATTEMPT: "1"},
+        "annotations": {constants.ANNOTATION_COMPLETION_INDEX: str(index)},
+    }
+    return pod
+
+
+def until_phase(kubectl: Kubectl, pod: str, phase: str) -> None:
+    kubectl.until(f"pod/{pod}", lambda found: found["status"].get("phase") == phase, within=60)
+
+
+def words_of(said: Said) -> list[str]:
+    return [line.split()[-1] for line in said.lines]
+
+
+def test_logs_of_all_ranks_come_in_the_order_of_time(pods_cluster: PodsCluster, user: User, kubectl: Kubectl) -> None:
+    kubectl.apply(make_job("talks", namespace=user.namespace))
+    kubectl.apply(
+        talking_pod("talks", 0, (1, "first"), (3, "third"), (0, "bare")),
+        talking_pod("talks", 1, (2, "second"), (4, "fourth")),
+        talking_pod("talks", 2, (1, "never"), nodeSelector={"no": "node"}),
+    )
+    for index in (0, 1):
+        until_phase(kubectl, f"talks-{index}", "Succeeded")
+    said = user.now("logs", "talks")
+    assert said.status == 0
+    assert words_of(said) == ["first", "second", "third", "fourth", "bare"]
+    assert said.lines[0] == "12:00:01 train a1 rank 0  INFO first"
+    assert said.err.startswith("finetune: talks-2: ")
+    assert words_of(user.now("logs", "talks", "--rank", "1")) == ["second", "fourth"]
+    missing = user.now("logs", "talks", "--attempt", "2")
+    assert (missing.status, missing.out) == (1, "")
+    assert "talks has no such pods now; `finetune status talks` has what is known" in missing.err
+
+
+def test_following_ends_with_the_job_and_says_everything_once(
+    pods_cluster: PodsCluster, user: User, kubectl: Kubectl
+) -> None:
+    kubectl.apply(make_job("slow", namespace=user.namespace))
+    kubectl.apply(talking_pod("slow", 0, (1, "early"), (0, "pause"), (2, "late"), (2, "last")))
+    until_phase(kubectl, "slow-0", "Running")
+
+    async def scenario() -> Said:
+        following = asyncio.create_task(user("logs", "slow", "--follow"))
+        await asyncio.to_thread(until_phase, kubectl, "slow-0", "Succeeded")
+        assert not following.done()
+        attempts = [{"stage": "train", "number": number, "jobName": f"slow-{number}"} for number in (1, 2)]
+        over = {"phase": "Succeeded", "observedGeneration": 1, "run": 1}
+        over["attempts"] = [{**entry, "startTime": "2026-01-01T12:00:00Z"} for entry in attempts]
+        kubectl("patch", "ftj", "slow", "--subresource=status", "--type=merge", "-p", json.dumps({"status": over}))
+        return await following
+
+    said = asyncio.run(scenario())
+    assert (said.status, words_of(said)) == (0, ["early", "late", "last"])
+    assert "the pods of train attempt 2 are gone, and their logs with them" in said.err

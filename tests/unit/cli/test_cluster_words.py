@@ -1,0 +1,215 @@
+"""What a cluster's refusals become, which cluster is meant, and what logs of pods say."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api import constants
+from finetune_api.constants import Stage
+from finetune_api.v1alpha1 import Status
+from finetune_cli.cluster_errors import is_unknown_kind, missing_job, refused
+from finetune_cli.cluster_jobs import ClusterAccess
+from finetune_cli.exit_status import CommandError, MissingJobError
+from finetune_cli.patience import Patience
+from finetune_cli.places import Places
+from finetune_cli.pod_logs import Mark, PodLog, missing_attempt, new_entries, pod_logs
+from finetune_operator.errors import ApiError, ApiUnreachableError
+from statuses import SUCCEEDED
+
+NO_KIND = ApiError(404, "", "404 page not found\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (ApiUnreachableError("GET /x: refused"), 69, "the cluster does not answer: GET /x: refused"),
+        (NO_KIND, 78, "does not know FineTuneJob; install it"),
+        (ApiError(404, "NotFound", "the server could not find the requested resource"), 78, "install it"),
+        (ApiError(403, "Forbidden", "user x cannot get it"), 77, "the cluster refuses: user x cannot get it"),
+        (ApiError(401, "Unauthorized", "Unauthorized"), 77, "the cluster refuses: Unauthorized"),
+        (ApiError(503, "", "starting"), 69, "the cluster cannot answer: starting"),
+        (ApiError(429, "TooManyRequests", ""), 69, "the API server answered 429 TooManyRequests"),
+        (ApiError(422, "Invalid", "no"), 1, "the cluster refuses: no"),
+    ],
+)
+def test_a_refusal_has_words_and_an_exit_status(error: Any, status: int, words: str) -> None:
+    told = refused(error)
+    assert told.exit_status == status
+    assert words in str(told)
+    assert "\n" not in str(told)
+
+
+def test_a_missing_object_is_no_missing_kind() -> None:
+    assert not is_unknown_kind(ApiError(404, "NotFound", 'finetunejobs.finetune.dev "x" not found'))
+    assert not is_unknown_kind(ApiError(403, "Forbidden", "no"))
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "words"),
+    [
+        ("topcis", ["colours", "topics"], "did you mean topics?"),
+        ("x", ["a-1", "b-2"], "; there: a-1, b-2"),
+        ("x", [f"job-{n}" for n in range(9)], "job-4 and 4 more"),
+        ("x", [], "the namespace holds none"),
+    ],
+)
+def test_a_missing_job_is_told_with_what_may_be_meant(name: str, known: list[str], words: str) -> None:
+    told = missing_job(name, known, namespace="ml", where="context test")
+    assert told.exit_status == 66
+    assert str(told).startswith(f"there is no FineTuneJob {name} in namespace ml (context test); ")
+    assert str(told).endswith(words)
+
+
+def test_a_cluster_is_there_if_something_leads_to_one(tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.touch()
+    home = {"KUBECONFIG": f"{tmp_path / 'none'}:{file}"}
+    assert ClusterAccess().is_there(home)
+    assert not ClusterAccess().is_there({"KUBECONFIG": str(tmp_path / "none")})
+    assert not ClusterAccess(kubeconfig=tmp_path / "none").is_there(home)
+    assert ClusterAccess(kubeconfig=file).is_there({})
+    assert ClusterAccess().is_there({"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
+
+
+def test_a_local_run_wins_unless_a_cluster_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    here, there = Places(Path(".finetune"), ClusterAccess()), Places(Path(".finetune"), ClusterAccess(namespace="ml"))
+    with pytest.raises(MissingJobError, match="holds no runs"):
+        here.local("topics")  # without a kubeconfig a cluster is not spoken of
+    (tmp_path / "config").touch()
+    assert here.local("topics") is None
+    with pytest.raises(MissingJobError, match="holds no runs"):
+        here.local(None)
+    objects = tmp_path / ".finetune/jobs/default/topics/objects"
+    objects.mkdir(parents=True)
+    (objects / "FineTuneJob.topics.json").write_text(json.dumps({"metadata": {"name": "topics"}}))
+    local = here.local("topics")
+    assert local is not None
+    assert (local.name, local.where, local.is_left()) == ("topics", "local run in .finetune", True)
+    assert there.local("topics") is None
+    with pytest.raises(CommandError, match="give its NAME"):
+        there.local(None)
+    with pytest.raises(MissingJobError, match="holds no runs"):
+        Places(tmp_path / "other", ClusterAccess()).local("topics")
+    with pytest.raises(CommandError, match="give one of them"):
+        Places(tmp_path / "other", ClusterAccess(context="x")).local("topics")
+
+
+# ---- logs of pods ----------------------------------------------------------------------------------------------------
+
+
+def pod(name: str, attempt: int, index: int, phase: str = "Running", **labels: str) -> dict[str, Any]:
+    own = {constants.LABEL_RUN: "1", constants.LABEL_STAGE: "train", constants.LABEL_ATTEMPT: str(attempt)}
+    annotations = {constants.ANNOTATION_COMPLETION_INDEX: str(index)}
+    return {
+        "metadata": {"name": name, "labels": own | labels, "annotations": annotations},
+        "status": {"phase": phase},
+    }
+
+
+RUNNING = PodLog(run=1, stage=Stage.TRAIN, attempt=1, index=0, pod="p", has_ended=False)
+ENDED = PodLog(run=1, stage=Stage.TRAIN, attempt=1, index=0, pod="p", has_ended=True)
+
+
+def test_pods_are_sorted_and_strangers_left_out() -> None:
+    pods = [pod("b", 10, 1), pod("a", 10, 0, "Failed"), pod("old", 9, 0), pod("x", 1, 0, **{constants.LABEL_RUN: "?"})]
+    found = pod_logs([*pods, {"metadata": {"name": "bare"}}])
+    assert [(log.pod, log.has_ended) for log in found] == [("old", False), ("a", True), ("b", False)]
+
+
+def test_a_line_has_its_own_time_or_else_the_kubelets() -> None:
+    said = json.dumps({"time": "2026-01-01T12:00:00.500+00:00", "rank": 3, "level": "INFO", "message": "hello"})
+    text = f"2026-01-01T14:00:01.123456789+02:00 {said}\n2026-01-01T14:00:02.000000000+02:00 no json\n"
+    first, second = new_entries(RUNNING, text, Mark())[0]
+    assert (first.time, first.rank, first.text) == ("2026-01-01T12:00:00.500+00:00", 3, "hello")
+    assert (second.time, second.text) == ("2026-01-01T12:00:02.000+00:00", "no json")
+
+
+def test_who_asks_again_gets_what_is_new() -> None:
+    """The API server knows whole seconds: it says some lines again."""
+    lines = [f"2026-01-01T12:00:0{second}Z line {n}\n" for n, second in enumerate((1, 2, 2, 2, 3))]
+    entries, mark = new_entries(RUNNING, "".join(lines[:3]), Mark())
+    assert [entry.text for entry in entries] == ["line 0", "line 1", "line 2"]
+    entries, mark = new_entries(RUNNING, "".join(lines[1:4]), mark)
+    assert [entry.text for entry in entries] == ["line 3"]
+    assert new_entries(RUNNING, "".join(lines[1:4]), mark) == ([], mark)
+    entries, mark = new_entries(RUNNING, "".join(lines[1:]), mark)
+    assert [entry.text for entry in entries] == ["line 4"]
+    assert mark == Mark("2026-01-01T12:00:03Z", 1)
+
+
+def test_half_a_line_waits_for_its_end_unless_there_is_none() -> None:
+    text = "2026-01-01T12:00:01Z whole\n2026-01-01T12:00:02Z ha"
+    assert [entry.text for entry in new_entries(RUNNING, text, Mark())[0]] == ["whole"]
+    assert [entry.text for entry in new_entries(ENDED, text, Mark())[0]] == ["whole", "ha"]
+
+
+@pytest.mark.parametrize(
+    ("attempts_there", "stage", "number", "missing"),
+    [
+        ([2], Stage.TRAIN, None, None),
+        ([1], Stage.TRAIN, None, 2),
+        ([], Stage.TRAIN, 1, 1),
+        ([1], Stage.TRAIN, 1, None),
+        ([], Stage.TRAIN, 9, None),
+        ([1, 2], None, None, 1),
+    ],
+)
+def test_an_attempt_whose_pods_are_gone_is_missed(
+    attempts_there: list[int], stage: Stage | None, number: int | None, missing: int | None
+) -> None:
+    attempts = Status.model_validate(SUCCEEDED).attempts
+    found = pod_logs([pod(f"p{attempt}", attempt, 0) for attempt in attempts_there])
+    gone = missing_attempt(attempts, 1, found, stage=stage, number=number)
+    assert (gone.number if gone else None) == missing
+
+
+# ---- patience --------------------------------------------------------------------------------------------------------
+
+
+class Flaky:
+    """Answers with what it is given, one after the other."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.told: list[str] = []
+        self.pauses: list[float] = []
+
+    async def call(self) -> Any:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+    async def ask(self, times: int, **options: Any) -> list[Any]:
+        patience = Patience(self.told.append, pause=self.pause, **options)
+        return [await patience.ask(self.call) for _ in range(times)]
+
+
+def test_a_cluster_that_is_away_for_a_while_is_asked_again() -> None:
+    away = [ApiUnreachableError("reset"), ApiError(503, "", "starting"), ApiUnreachableError("reset")]
+    server = Flaky(1, *away, 2)
+    assert asyncio.run(server.ask(2)) == [1, 2]
+    assert server.told == ["the cluster does not answer: reset; asking again", "the cluster answers again"]
+    assert server.pauses == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "options"),
+    [
+        ([ApiUnreachableError("never there")], {}),
+        ([1, ApiError(403, "Forbidden", "no")], {}),
+        ([1, ApiUnreachableError("gone"), ApiUnreachableError("gone")], {"seconds": -1.0}),
+    ],
+    ids=["at the first call", "refused", "too long"],
+)
+def test_patience_ends(answers: list[Any], options: dict[str, Any]) -> None:
+    with pytest.raises((ApiError, ApiUnreachableError)):
+        asyncio.run(Flaky(*answers).ask(2, **options))

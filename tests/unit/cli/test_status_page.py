@@ -1,0 +1,242 @@
+"""`finetune status`: one page that answers what somebody on call asks."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from factories import make_job, merged
+from finetune_cli.display.conditions import phase_since, wrong_conditions
+from finetune_cli.display.page import Page
+from finetune_cli.exit_status import CommandError
+from finetune_cli.shown_job import is_settled, shown_job
+from statuses import FAILED, RESTARTING, START, SUCCEEDED, SUSPENDED, TRAINING, attempt
+
+NOW = datetime(2026, 1, 1, 12, 1, 0, tzinfo=UTC)
+
+
+def condition(kind: str, status: str, reason: str, message: str = "", at: str = START) -> dict[str, Any]:
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": at}
+
+
+def turned(phase: str, kind: str, status: str, *, at: str) -> dict[str, Any]:
+    return {"phase": phase, "conditions": [condition(kind, status, "InvalidSpec", at=at)]}
+
+
+def event(reason: str, message: str, at: str, kind: str = "Normal") -> dict[str, Any]:
+    return {"reason": reason, "message": message, "lastTimestamp": at, "type": kind}
+
+
+WAITING = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu"
+BUSY = merged(
+    TRAINING,
+    {
+        "observedGeneration": 1,
+        "attempt": 2,
+        "restarts": 1,
+        "progress": {"tokensPerSecond": 2140.4, "etaSeconds": 24},
+        "chosen": {
+            "task": "SequenceClassification",
+            "format": "Classification",
+            "dtype": "Float32",
+            "zeroStage": 2,
+            "microBatchSize": 8,
+            "gradientAccumulationSteps": 2,
+            "packing": "Padded",
+        },
+        "attempts": [
+            attempt("prepare", endTime="2026-01-01T12:00:06Z", outcome="Succeeded"),
+            attempt("train", endTime="2026-01-01T12:00:40Z", outcome="Retryable", reason="OutOfMemory", lastStep=181),
+            attempt("train", 2, resumedFromStep=120) | {"startTime": "2026-01-01T12:00:41Z"},
+        ],
+        "failure": {
+            "class": "OutOfMemory",
+            "stage": "train",
+            "attempt": 1,
+            "rank": 1,
+            "pod": "topics-r1-train-a1-1-abcde",
+            "node": "node-b",
+            "exitCode": 80,
+            "message": "out of memory at step 181\nlast line",
+            "advice": "Lower training.microBatchSize or data.maxLength, raise deepspeed.zeroStage or the limit.",
+        },
+        "conditions": [condition("Accepted", "True", "Valid"), condition("Ready", "True", "Training", "attempt 2")],
+    },
+)
+EVENTS = [
+    event("Training", "attempt 2", "2026-01-01T12:00:41Z"),
+    event(
+        "AttemptFailed", "train attempt 1 failed: OutOfMemory\nLower it. " + "x" * 80, "2026-01-01T12:00:40Z", "Warning"
+    ),
+]
+ALL = {
+    "training": TRAINING,
+    "busy": BUSY,
+    "restarting": RESTARTING,
+    "succeeded": SUCCEEDED,
+    "failed": FAILED,
+    "suspended": SUSPENDED,
+    "unborn": {},
+}
+
+
+def page(status: dict[str, Any], events: Any = (), **options: Any) -> list[str]:
+    spec = options.pop("spec", {})
+    job = shown_job({**make_job("topics", **spec), "status": status})
+    return Page(job=job, where="namespace ml, context test", events=events, now=NOW, **options).lines()
+
+
+def test_the_page_of_a_job_that_had_trouble() -> None:
+    lines = page(BUSY, EVENTS)
+    assert lines[0] == "topics: Training for 19 s"
+    assert lines[1].startswith("namespace ml, context test, run 1, began 20")
+    assert lines[2:] == [
+        "",
+        "progress      [########################................]  60 %, step 180 of 296",
+        "              epoch 4.9, loss 0.412, 2,140 tokens/s, 24 s left",
+        "checkpoint    step 180, 10 s ago: s3://b/c.json",
+        "charged       restarts 1 of 3 since the last new checkpoint, disruptions 0 of 50",
+        "chosen        SequenceClassification, Classification data, Float32, ZeRO 2,",
+        "              micro batch 8 x 2 accumulated, packing Padded",
+        "",
+        "stage    attempt  outcome    took  from step  to   reason",
+        "prepare  1        Succeeded  6 s   -          -",
+        "train    1        Retryable  40 s  -          181  OutOfMemory",
+        "train    2        running    19 s  120        -",
+        "",
+        "last failure  OutOfMemory (exit status 80) in train attempt 1",
+        "where         rank 1, pod topics-r1-train-a1-1-abcde, node node-b",
+        "message       out of memory at step 181",
+        "              last line",
+        "advice        Lower training.microBatchSize or data.maxLength, raise",
+        "              deepspeed.zeroStage or the limit.",
+        "",
+        "events        20 s ago  ! AttemptFailed: train attempt 1 failed: OutOfMemory ...",
+        "              19 s ago  Training: attempt 2",
+    ]
+
+
+@pytest.mark.parametrize("status", ALL.values(), ids=ALL.keys())
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_page_fits_its_width_and_a_screen(status: dict[str, Any], width: int) -> None:
+    lines = page(status, EVENTS, width=width)
+    assert all(len(line) <= width for line in lines)
+    assert len(lines) <= 34
+    assert "\n".join(lines).isascii()
+
+
+def test_results_are_compared_and_an_address_stays_whole() -> None:
+    uri = f"s3://demo/{'long-' * 20}model"
+    lines = page(merged(SUCCEEDED, {"artifact": {"uri": uri}}))
+    assert ["accuracy", "9.5", "%", "87.8", "%", "+78.4", "points"] in [line.split() for line in lines]
+    assert f"model         {uri}" in lines
+    assert "report        s3://demo/runs/topics/runs/r0001/report.html" in lines
+    assert "              epoch 8.0, loss 0.031" in lines
+
+
+def test_a_long_message_shows_its_first_and_its_last_lines() -> None:
+    message = "\n".join(f"line {number}" for number in range(30))
+    lines = page(merged(FAILED, {"failure": {"message": message}}))
+    start = lines.index("message       line 0")
+    assert [line.strip() for line in lines[start + 1 : start + 8]] == ["...", *(f"line {n}" for n in range(24, 30))]
+
+
+def test_a_local_run_that_nobody_works_at_is_told() -> None:
+    assert "interrupted: no process runs it; `finetune run JOB.yaml` goes on" in page(TRAINING, is_left=True)
+    assert not any("interrupted" in line for line in page(SUCCEEDED, is_left=True))
+
+
+def test_events_that_may_not_be_read_are_told() -> None:
+    assert page(BUSY, None)[-1] == "events        you may not read them"
+    assert not any("events" in line for line in page(BUSY, []))
+
+
+@pytest.mark.parametrize(
+    ("status", "since"),
+    [
+        ({}, None),
+        (
+            {
+                "phase": "Pending",
+                "conditions": [condition("Ready", "False", "WaitingForPods", at="2026-01-01T12:00:10Z")],
+            },
+            10,
+        ),
+        ({"phase": "Invalid", "conditions": [condition("Accepted", "False", "InvalidSpec")]}, 0),
+        (BUSY, 41),
+        (merged(BUSY, {"phase": "Restarting", "attempts": BUSY["attempts"][:2]}), 40),
+        ({**SUCCEEDED, "completionTime": "2026-01-01T12:00:50Z"}, 50),
+        (
+            {**SUSPENDED, "conditions": [condition("Suspended", "True", "SuspendedByUser", at="2026-01-01T12:00:30Z")]},
+            30,
+        ),
+        (SUSPENDED, None),
+    ],
+)
+def test_a_phase_began_when_what_made_it_turned(status: dict[str, Any], since: int | None) -> None:
+    expected = None if since is None else f"2026-01-01T12:00:{since:02d}Z"
+    assert phase_since(shown_job({**make_job(), "status": status}).status) == expected
+
+
+@pytest.mark.parametrize(
+    ("conditions", "spec", "phase", "wrong"),
+    [
+        ([condition("Ready", "True", "Training")], {}, "Training", []),
+        (
+            [condition("Ready", "False", "WaitingForPods", WAITING)],
+            {},
+            "Pending",
+            [("not Ready", f"WaitingForPods: {WAITING}")],
+        ),
+        (
+            [
+                condition(kind, value, "RestartsExhausted", "too often: boom")
+                for kind, value in (("Ready", "False"), ("Failed", "True"), ("Stalled", "True"))
+            ],
+            {},
+            "Failed",
+            [("not Ready, Failed, Stalled", "RestartsExhausted: too often")],
+        ),
+        (
+            [
+                condition("Suspended", "True", "SuspendedByUser", "set it"),
+                condition("Ready", "False", "SuspendedByUser", "set it"),
+            ],
+            {"suspend": True},
+            "Suspended",
+            [],
+        ),
+        (
+            [condition("Suspended", "True", "SuspendedByUser", "set it")],
+            {},
+            "Suspended",
+            [("Suspended", "SuspendedByUser: set it")],
+        ),
+        (
+            [condition("Accepted", "False", "InvalidSpec", "spec.x: no"), condition("Ready", "False", "InvalidSpec")],
+            {},
+            "Invalid",
+            [("not Accepted", "InvalidSpec: spec.x: no")],
+        ),
+    ],
+    ids=["fine", "waiting", "failed", "suspended", "suspended though not wanted", "invalid"],
+)
+def test_only_what_is_not_as_it_should_be_is_shown(
+    conditions: list[dict[str, Any]], spec: dict[str, Any], phase: str, wrong: list[tuple[str, str]]
+) -> None:
+    status = {"phase": phase, "observedGeneration": 1, "conditions": conditions}
+    status["failure"] = {"class": "X", "stage": "train", "message": "boom"}
+    assert list(wrong_conditions(shown_job({**make_job(**spec), "status": status}))) == wrong
+
+
+def test_a_change_that_the_operator_has_not_seen_is_told() -> None:
+    job = shown_job({**make_job(), "status": {**SUCCEEDED, "observedGeneration": 0}})
+    assert [names for names, _ in wrong_conditions(job)] == ["not seen"]
+    assert not is_settled(job)
+    assert is_settled(shown_job({**make_job(), "status": {**SUCCEEDED, "observedGeneration": 1}}))
+
+
+def test_an_object_that_the_rules_forbid_can_be_shown_and_a_status_of_the_future_is_told() -> None:
+    assert page({"phase": "Invalid"}, spec={"model": {"uri": "file:///x"}, "novel": 1})[0] == "topics: Invalid"
+    with pytest.raises(CommandError, match=r"job cannot be shown \(phase: .*newer than this command"):
+        shown_job({**make_job(), "status": {"phase": "Dreaming"}})
