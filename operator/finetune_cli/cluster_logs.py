@@ -75,11 +75,14 @@ class ClusterLogs:
         return sorted((entry for entries in found for entry in entries), key=lambda entry: entry.time)
 
     async def _read_one(self, log: PodLog) -> list[LogEntry]:
+        if log.waits:
+            self._tell_once(f"{log.pod} has not started: {log.waits}")
+            return []
         mark = self._marks.get(log.pod, Mark())
         try:
             text = await self.jobs.log(log.pod, since=mark.stamp)
         except ApiError as error:
-            # 400: not started yet; 404: gone meanwhile; 5xx: its node does not answer.
+            # 400: starting just now; 404: gone meanwhile; 5xx: its node does not answer.
             if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
                 raise
             self._tell_once(f"{log.pod}: {error}")

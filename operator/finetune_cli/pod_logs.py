@@ -24,6 +24,8 @@ class PodLog(LogSource):
 
     pod: str
     has_ended: bool
+    waits: str = ""
+    """Why it has not begun. Empty: it has."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def pod_logs(pods: Iterable[Manifest]) -> list[PodLog]:
                 index=int(annotations[constants.ANNOTATION_COMPLETION_INDEX]),
                 pod=pod["metadata"]["name"],
                 has_ended=pod.get("status", {}).get("phase") in _OVER,
+                waits=_waits(pod.get("status", {})),
             )
         except (KeyError, ValueError):
             continue  # somebody else's, with our label
@@ -83,6 +86,15 @@ def missing_attempt(
     newest = wanted[-1]
     order = (run, list(Stage).index(newest.stage), newest.number)
     return None if any(log.attempt_order >= order for log in found) else newest
+
+
+def _waits(status: Manifest) -> str:
+    if status.get("phase", "Pending") != "Pending":
+        return ""
+    states = (entry.get("state", {}).get("waiting", {}) for entry in status.get("containerStatuses") or [])
+    conditions = (entry for entry in status.get("conditions") or [] if entry.get("status") == "False")
+    reasons = (entry.get("message") or entry.get("reason") for entry in (*states, *conditions))
+    return next((str(reason) for reason in reasons if reason), "it has not been looked at yet")
 
 
 def _utc(stamp: str) -> str:

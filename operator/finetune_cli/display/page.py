@@ -136,7 +136,7 @@ class Page:
             yield from self._row("events", "you may not read them")
             return
         label = "events"
-        shown = sorted(self.events, key=_time_of)[-_MAX_EVENTS:]
+        shown = sorted(self.events, key=_order_of)[-_MAX_EVENTS:]
         ages = [duration(seconds_since(_time_of(event), self.now)) for event in shown]
         width = max(map(len, ages), default=0)
         for event, age in zip(shown, ages, strict=True):
@@ -173,6 +173,12 @@ def _attempt_row(attempt: AttemptStatus, now: datetime) -> tuple[str, ...]:
 def _time_of(event: Manifest) -> str:
     """When it happened last; clients fill different fields."""
     return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])
+
+
+def _order_of(event: Manifest) -> tuple[str, int]:
+    """Times are whole seconds, in which a job may turn twice."""
+    version = str(event.get("metadata", {}).get("resourceVersion", ""))
+    return _time_of(event), int(version) if version.isdecimal() else 0
 
 
 def _chosen_text(chosen: ChosenStatus) -> str:

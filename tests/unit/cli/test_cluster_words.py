@@ -121,6 +121,27 @@ def test_pods_are_sorted_and_strangers_left_out() -> None:
     assert [(log.pod, log.has_ended) for log in found] == [("old", False), ("a", True), ("b", False)]
 
 
+@pytest.mark.parametrize(
+    ("status", "waits"),
+    [
+        ({"phase": "Running"}, ""),
+        ({"phase": "Failed"}, ""),
+        ({}, "it has not been looked at yet"),
+        ({"conditions": [{"type": "PodScheduled", "status": "False", "message": "no node"}]}, "no node"),
+        (
+            {
+                "conditions": [{"type": "Ready", "status": "False", "message": "containers with unready status"}],
+                "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}],
+            },
+            "ImagePullBackOff",
+        ),
+    ],
+)
+def test_a_pod_that_has_not_begun_says_why(status: dict[str, Any], waits: str) -> None:
+    (log,) = pod_logs([pod("p", 1, 0) | {"status": status}])
+    assert log.waits == waits
+
+
 def test_a_line_has_its_own_time_or_else_the_kubelets() -> None:
     said = json.dumps({"time": "2026-01-01T12:00:00.500+00:00", "rank": 3, "level": "INFO", "message": "hello"})
     text = f"2026-01-01T14:00:01.123456789+02:00 {said}\n2026-01-01T14:00:02.000000000+02:00 no json\n"
