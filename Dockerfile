@@ -6,7 +6,10 @@ FROM ${BASE_IMAGE} AS tools
 # For a mirror of the package index. The images do not know it.
 ARG PIP_INDEX_URL
 ARG UV_DEFAULT_INDEX=${PIP_INDEX_URL}
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore UV_NO_CACHE=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore UV_NO_CACHE=1 VIRTUAL_ENV=/venv
+# Bytecode is made here, for a pod cannot write it: its root file system is read-only. Without times in it, because a
+# copy to the next stage may have new ones.
+ENV PYC_INVALIDATION_MODE=unchecked-hash
 WORKDIR /source
 COPY requirements/build.txt requirements/
 RUN python -m pip install --require-hashes --requirement requirements/build.txt
@@ -21,12 +24,11 @@ RUN python -m hatchling build --target wheel --directory /wheel
 
 FROM tools AS operator-packages
 COPY requirements/operator.txt requirements/
-RUN uv pip install --python /venv --only-binary :all: --require-hashes --requirement requirements/operator.txt
+RUN uv pip install --only-binary :all: --require-hashes --requirement requirements/operator.txt
 COPY --from=wheel /wheel /wheel
-# Bytecode is made here, for a pod cannot write it: its root file system is read-only. Without times in it, because a
-# copy to the next stage may have new ones. Not of the Kubernetes client's models and calls: 60 MB that nobody imports.
-RUN uv pip install --python /venv --no-deps /wheel/*.whl && rm /venv/.lock \
-    && python -m compileall -q --invalidation-mode unchecked-hash -x "/client/(api|models)/" /venv/lib
+# Not of the Kubernetes client's models and calls: 60 MB of bytecode that nobody imports.
+RUN uv pip install --no-deps /wheel/*.whl && rm /venv/.lock \
+    && python -m compileall -q --invalidation-mode "$PYC_INVALIDATION_MODE" -x "/client/(api|models)/" /venv/lib
 
 FROM ${BASE_IMAGE} AS runtime
 RUN python -m pip uninstall --quiet --yes --root-user-action=ignore pip setuptools wheel \
@@ -54,11 +56,10 @@ CMD ["run"]
 FROM tools AS trainer-packages
 COPY requirements/trainer.txt requirements/
 # DeepSpeed comes as source; its kernels are not built, the trainer uses none of them.
-RUN DS_BUILD_OPS=0 uv pip install --python /venv --build-constraints requirements/build.txt \
+RUN DS_BUILD_OPS=0 uv pip install --build-constraints requirements/build.txt \
     --require-hashes --requirement requirements/trainer.txt
 COPY --from=wheel /wheel /wheel
-RUN uv pip install --python /venv --no-deps /wheel/*.whl && rm /venv/.lock \
-    && python -m compileall -q -j 0 --invalidation-mode unchecked-hash /venv/lib
+RUN uv pip install --compile-bytecode --no-deps /wheel/*.whl && rm /venv/.lock
 
 FROM runtime AS trainer
 LABEL org.opencontainers.image.title="finetune-trainer" \

@@ -33,6 +33,16 @@ demo: $(VENV)/.ready-local ## Fine-tune a real model on two workers, kill one, r
 .PHONY: setup
 setup: $(VENV)/.ready-test ## Make .venv with everything for development and tests
 
+# podman and docker do as well.
+BUILDER ?= buildah
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+.PHONY: images
+images: ## Build both images, as manifests/install.yaml names them; BUILDER=podman, ARGS='--build-arg BASE_IMAGE=...'
+	@for target in operator trainer; do \
+		$(BUILDER) build --target $$target --tag finetune-$$target:$(VERSION) --build-arg VERSION=$(VERSION) \
+			--build-arg REVISION=$$(git rev-parse HEAD) $(ARGS) .; \
+	done
+
 .PHONY: clean
 clean: ## Remove .venv, caches and what local runs have left
 	rm -rf $(VENV) .finetune dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -14,14 +14,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from process_support import ROOT
-from testcluster.control_plane import require_root
-from testcluster.daemons import TAIL, run
-from testcluster.missing import MissingError
+from .control_plane import require_root
+from .daemons import TAIL, run
+from .images import ROOT
+from .missing import MissingError
 
+PACKAGES = ("buildah",)
 BASE = "finetune.test/base:1"
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
-PROGRAMS = ("sh", "cat", "chmod", "id", "ls", "mkdir", "rm")
+PROGRAMS = ("sh", "bash", "cat", "chmod", "id", "ls", "mkdir", "rm")
 LIBRARIES = (
     *("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "libresolv.so.2", "librt.so.1", "libutil.so.1"),
     *("libgcc_s.so.1", "libstdc++.so.6"),
@@ -42,7 +43,9 @@ def require_buildah() -> None:
     if shutil.which("buildah") is None:
         raise MissingError("images are built with buildah (make cluster-tools, or: apt-get install -y buildah)")
     if find_spec("ensurepip") is None:
-        raise MissingError("the base image is made of this Python, which lacks ensurepip (apt-get install python3-venv)")
+        raise MissingError(
+            "the base image is made of this Python, which lacks ensurepip (apt-get install python3-venv)"
+        )
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,11 @@ class Buildah:
         file.write_text(BASE_FILE)
         self("build", "--tag", BASE, "--file", file, tree)
 
-    def build(self, target: str, tag: str) -> None:
+    def build(self, target: str, tag: str, context: Path = ROOT) -> None:
         """A target of our Dockerfile. It has the network: packages come from where this machine has them from."""
         mirrors = [f"--build-arg={name}={os.environ[name]}" for name in MIRRORS if name in os.environ]
-        self("build", f"--build-arg=BASE_IMAGE={BASE}", *mirrors, "--target", target, "--tag", tag, ROOT, within=900)
+        chosen = ("--target", target, "--tag", tag)
+        self("build", f"--build-arg=BASE_IMAGE={BASE}", *mirrors, *chosen, context, within=900)
 
     def inside(self, image: str, *command: str) -> str:
         """What a command prints in a container of the image, as its user."""
@@ -96,6 +100,15 @@ class Buildah:
         config: dict[str, Any] = json.loads(self("inspect", "--type=image", image))["OCIv1"]["config"]
         return config
 
+    def megabytes(self, image: str) -> float:
+        """Of the files that its containers see."""
+        container = self("from", "--pull=never", image).strip()
+        try:
+            tree = self("mount", container).strip()
+            return int(run("du", "--summarize", "--bytes", "--one-file-system", tree).split()[0]) / 1e6
+        finally:
+            self("rm", container)
+
     def archive(self, image: str, name: str) -> bytes:
         """The image as a docker-archive under that name."""
         path = self.folder / "image.tar"
@@ -104,6 +117,13 @@ class Buildah:
             return path.read_bytes()
         finally:
             path.unlink()
+
+    def remove(self) -> None:
+        """Everything, the folder too."""
+        self("rm", "--all")
+        self("rmi", "--all", "--force")
+        subprocess.run(["umount", self.folder / "storage/overlay"], capture_output=True, check=False)
+        shutil.rmtree(self.folder)
 
 
 def copy_python(target: Path) -> None:
