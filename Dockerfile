@@ -9,7 +9,7 @@ ARG UV_DEFAULT_INDEX=${PIP_INDEX_URL}
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore UV_NO_CACHE=1 VIRTUAL_ENV=/venv
 # Bytecode is made here, for a pod cannot write it: its root file system is read-only. Without times in it, because a
 # copy to the next stage may have new ones.
-ENV PYC_INVALIDATION_MODE=unchecked-hash
+ENV PYC_INVALIDATION_MODE=UNCHECKED_HASH
 WORKDIR /source
 COPY requirements/build.txt requirements/
 RUN python -m pip install --require-hashes --requirement requirements/build.txt
@@ -28,7 +28,7 @@ RUN uv pip install --only-binary :all: --require-hashes --requirement requiremen
 COPY --from=wheel /wheel /wheel
 # Not of the Kubernetes client's models and calls: 60 MB of bytecode that nobody imports.
 RUN uv pip install --no-deps /wheel/*.whl && rm /venv/.lock \
-    && python -m compileall -q --invalidation-mode "$PYC_INVALIDATION_MODE" -x "/client/(api|models)/" /venv/lib
+    && python -m compileall -q --invalidation-mode unchecked-hash -x "/client/(api|models)/" /venv/lib
 
 FROM ${BASE_IMAGE} AS runtime
 RUN python -m pip uninstall --quiet --yes --root-user-action=ignore pip setuptools wheel \
