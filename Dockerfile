@@ -56,7 +56,7 @@ CMD ["run"]
 FROM tools AS trainer-packages
 COPY requirements/trainer.txt requirements/
 # DeepSpeed comes as source; its kernels are not built, the trainer uses none of them.
-RUN DS_BUILD_OPS=0 uv pip install --build-constraints requirements/build.txt \
+RUN DS_BUILD_OPS=0 uv pip install --compile-bytecode --build-constraints requirements/build.txt \
     --require-hashes --requirement requirements/trainer.txt
 COPY --from=wheel /wheel /wheel
 RUN uv pip install --compile-bytecode --no-deps /wheel/*.whl && rm /venv/.lock
