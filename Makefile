@@ -33,6 +33,16 @@ demo: $(VENV)/.ready-local ## Fine-tune a real model on two workers, kill one, r
 .PHONY: setup
 setup: $(VENV)/.ready-test ## Make .venv with everything for development and tests
 
+# podman and docker do as well.
+BUILDER ?= buildah
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+.PHONY: images
+images: ## Build both images, as manifests/install.yaml names them; BUILDER=podman, ARGS='--build-arg BASE_IMAGE=...'
+	@for target in operator trainer; do \
+		$(BUILDER) build --target $$target --tag finetune-$$target:$(VERSION) --build-arg VERSION=$(VERSION) \
+			--build-arg REVISION=$$(git rev-parse HEAD) $(ARGS) .; \
+	done
+
 .PHONY: clean
 clean: ## Remove .venv, caches and what local runs have left
 	rm -rf $(VENV) .finetune dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -113,6 +123,8 @@ lock: $(VENV)/.ready-build ## Resolve the newest requirements/*.txt from pyproje
 	$(LOCK) --no-deps requirements/models.in -o requirements/models.txt
 	$(LOCK) pyproject.toml --all-extras --group dev --group test -c requirements/build.txt -o requirements/test.txt
 	$(LOCK) pyproject.toml --extra local -c requirements/test.txt -o requirements/local.txt
+	$(LOCK) pyproject.toml --extra operator -c requirements/test.txt -o requirements/operator.txt
+	$(LOCK) pyproject.toml --extra trainer -c requirements/test.txt -o requirements/trainer.txt
 
 # Environments. build: the tools, installed by pip; they install the rest, which so needs no unchecked downloads, not
 # even for packages that have to be built. local is a part of test: one .venv serves both.

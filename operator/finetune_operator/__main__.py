@@ -1,4 +1,4 @@
-"""`python -m finetune_operator run | crd`."""
+"""`python -m finetune_operator run | install | crd`."""
 
 import argparse
 import asyncio
@@ -6,12 +6,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from finetune_api.crd import crd
 from finetune_api.trainer_config import StorageSettings
 
 from .logs import configure_logging
+from .manifests import Manifest
+from .render import install
 from .settings import OperatorSettings, PodAdditions
+from .yaml_text import dump_all
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "crd":
         print(json.dumps(crd(), indent=2))
+        return 0
+    if options.command == "install":
+        print(dump_all(_installation(options)), end="")
         return 0
     configure_logging(options.log_level)
     if options.kubeconfig is not None:
@@ -41,27 +48,51 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="finetune_operator", description="The operator of FineTuneJobs.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("crd", help="print the CustomResourceDefinition, as JSON")
-    run = commands.add_parser(
-        "run", help="serve a cluster until SIGTERM", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    common: dict[str, Any] = {
+        "parents": [_settings_parser()],
+        "formatter_class": argparse.ArgumentDefaultsHelpFormatter,
+    }
+    printed = commands.add_parser("install", help="print what `kubectl apply --server-side -f -` installs", **common)
+    printed.add_argument("--namespace", default=install.NAMESPACE, help="where the operator itself runs")
+    printed.add_argument("--image", default=install.IMAGE, help="the operator's")
+    run = commands.add_parser("run", help="serve a cluster until SIGTERM", **common)
     own = OperatorSettings()
     run.add_argument("--namespace", action="append", default=[], help="serve this one only; may be given again")
     run.add_argument("--kubeconfig", type=Path, help="absent: the usual places, or the pod's own account")
-    run.add_argument("--trainer-image", default=own.trainer_image, help="image of jobs that name none")
-    run.add_argument("--storage-endpoint", help="object storage of jobs that name none; absent: AWS")
-    run.add_argument("--storage-region", default=own.storage.region, help="its region")
-    run.add_argument("--credentials-secret", default="", help="Secret of jobs that name none, in their own namespace")
     run.add_argument(
         "--pod-additions", type=_additions, default=own.additions, help="JSON file with volumes, volumeMounts and env"
     )
-    run.add_argument("--progress-seconds", type=float, default=own.progress_seconds, help="how often progress is asked")
-    run.add_argument("--termination-grace", type=int, default=own.termination_grace_seconds, help="seconds to save in")
-    run.add_argument("--workers", type=int, default=8, help="jobs that are looked at at once")
     run.add_argument("--host", default="0.0.0.0", help="address of metrics and probes")
-    run.add_argument("--port", type=int, default=8081, help="port of metrics and probes")
-    run.add_argument("--resync-seconds", type=float, default=300.0, help="how often all objects are listed")
-    run.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    run.add_argument("--port", type=int, default=install.PORT, help="port of metrics and probes")
     return parser
+
+
+def _settings_parser() -> argparse.ArgumentParser:
+    """What an installation writes into the Deployment, for `run` to read."""
+    parser = argparse.ArgumentParser(add_help=False)
+    own = OperatorSettings()
+    parser.add_argument("--trainer-image", default=own.trainer_image, help="image of jobs that name none")
+    parser.add_argument("--storage-endpoint", help="object storage of jobs that name none; absent: AWS")
+    parser.add_argument("--storage-region", default=own.storage.region, help="its region")
+    parser.add_argument("--credentials-secret", help="Secret of jobs that name none, in their own namespace")
+    parser.add_argument(
+        "--progress-seconds", type=float, default=own.progress_seconds, help="how often progress is asked"
+    )
+    parser.add_argument(
+        "--termination-grace", type=int, default=own.termination_grace_seconds, help="seconds to save in"
+    )
+    parser.add_argument("--workers", type=int, default=8, help="jobs that are looked at at once")
+    parser.add_argument("--resync-seconds", type=float, default=300.0, help="how often all objects are listed")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    return parser
+
+
+def _installation(options: argparse.Namespace) -> tuple[Manifest, ...]:
+    """Every setting is written out, so that the Deployment shows what can be set."""
+    settings = vars(_settings_parser().parse_args([])).keys()
+    chosen = {name: getattr(options, name) for name in settings}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items() if value is not None]
+    return install.render_install(namespace=options.namespace, image=options.image, arguments=arguments)
 
 
 def _additions(path: str) -> PodAdditions:
@@ -78,7 +109,7 @@ def _settings(options: argparse.Namespace) -> OperatorSettings:
     return OperatorSettings(
         trainer_image=options.trainer_image,
         storage=StorageSettings(endpoint=endpoint, region=options.storage_region, path_style=endpoint is not None),
-        credentials_secret=options.credentials_secret,
+        credentials_secret=options.credentials_secret or "",
         additions=options.pod_additions,
         termination_grace_seconds=options.termination_grace,
         progress_seconds=options.progress_seconds,

@@ -8,9 +8,10 @@ from ruamel.yaml import YAML
 
 from finetune_api.crd import crd
 from finetune_api.validation import parse_job
-from finetune_cli.yaml_text import dump_all
+from finetune_operator.__main__ import main as operator_main
 from finetune_operator.render import render_all
 from finetune_operator.settings import OperatorSettings
+from finetune_operator.yaml_text import dump_all
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -38,6 +39,11 @@ def test_a_cluster_gets_exactly_these_manifests(case: Path) -> None:
 
 def test_the_crd_in_manifests_is_the_one_of_the_models() -> None:
     same_as_golden(ROOT / "manifests/crds/finetunejobs.yaml", dump_all([crd()]))
+
+
+def test_the_installation_in_manifests_is_what_the_operator_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert operator_main(["install"]) == 0
+    same_as_golden(ROOT / "manifests/install.yaml", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)

@@ -1,11 +1,12 @@
 """The test cluster as fixtures. A machine that cannot run it skips these tests, and says so in the run's last lines.
 
-FINETUNE_TEST_REQUIRE     `kubernetes,pods`: what may not be skipped
+FINETUNE_TEST_REQUIRE     `kubernetes,pods,images`: what may not be skipped
 FINETUNE_TEST_KUBECONFIG  of a cluster to use instead of our own; pods are then not tested
 FINETUNE_TEST_CACHE       where the built programs are kept, instead of the user's cache folder
 """
 
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from operator_process import install
 from testcluster.access import Kubectl
+from testcluster.builds import Buildah, require_buildah
 from testcluster.control_plane import ControlPlane
 from testcluster.existing import ExistingCluster
 from testcluster.missing import MissingError
@@ -85,6 +87,21 @@ def pods_cluster(pytestconfig: pytest.Config, control_plane: ControlPlane | Exis
         unavailable(pytestconfig, "pods", error)
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def buildah(pytestconfig: pytest.Config) -> Iterator[Buildah]:
+    """A builder of images that has a base image."""
+    try:
+        require_buildah()
+    except MissingError as error:
+        unavailable(pytestconfig, "images", error)
+    builder = Buildah(Path(tempfile.mkdtemp(prefix="finetune-images-")))
+    try:
+        builder.make_base()
+        yield builder
+    finally:
+        builder.remove()
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from finetune_api.constants import API_VERSION
 from finetune_api.crd import crd as crd_manifest
 from finetune_operator.render import render_all
 from finetune_operator.settings import OperatorSettings
+from finetune_operator.yaml_text import dump_all
 
 from ..exit_status import of_error
 from ..job_file import JobFileError, read_job_file
-from ..yaml_text import dump_all
 from .options import JobFiles, JobPath
 
 _DISTRIBUTION = "finetune-operator"

@@ -1,4 +1,6 @@
-"""What an operator needs to run in a cluster: the CRD, its rights, and its Deployment. The least that will do."""
+"""What an operator needs to run in a cluster: the CRD, its rights, its Deployment and its metrics. No more."""
+
+from collections.abc import Sequence
 
 from finetune_api import constants
 from finetune_api.crd import crd
@@ -12,14 +14,20 @@ PORT = 8081
 _LABELS = {"app.kubernetes.io/name": NAME}
 
 
-def render_install(*, namespace: str = NAMESPACE, image: str = IMAGE) -> tuple[Manifest, ...]:
-    """Everything for one operator that serves the whole cluster, in the order in which it is created."""
+def render_install(
+    *, namespace: str = NAMESPACE, image: str = IMAGE, arguments: Sequence[str] = ()
+) -> tuple[Manifest, ...]:
+    """Everything for one operator that serves the whole cluster, in the order in which it is created.
+
+    `arguments` are those of `run`.
+    """
     return (
         crd(),
-        _object("v1", "Namespace", namespace, None),
+        _namespace(namespace),
         _object("v1", "ServiceAccount", NAME, namespace),
         *render_rights(namespace),
-        _deployment(namespace, image),
+        _deployment(namespace, image, arguments),
+        _service(namespace),
     )
 
 
@@ -49,12 +57,29 @@ def _rules() -> tuple[Manifest, ...]:
     )
 
 
-def _deployment(namespace: str, image: str) -> Manifest:
+def _namespace(name: str) -> Manifest:
+    """Nobody, not even the operator, gets more there than it needs."""
+    namespace = _object("v1", "Namespace", name, None)
+    namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = "restricted"
+    return namespace
+
+
+def _service(namespace: str) -> Manifest:
+    """Of the metrics. Also while the watches are not open: that is when somebody looks at them."""
+    spec = {
+        "selector": _LABELS,
+        "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
+        "publishNotReadyAddresses": True,
+    }
+    return _object("v1", "Service", f"{NAME}-metrics", namespace) | {"spec": spec}
+
+
+def _deployment(namespace: str, image: str, arguments: Sequence[str]) -> Manifest:
     probe = {"port": "http", "scheme": "HTTP"}
     container = {
         "name": "operator",
         "image": image,
-        "args": ["run"],
+        "args": ["run", *arguments],
         "ports": [{"name": "http", "containerPort": PORT}],
         "livenessProbe": {"httpGet": {"path": "/healthz", **probe}, "periodSeconds": 20, "failureThreshold": 3},
         "readinessProbe": {"httpGet": {"path": "/readyz", **probe}, "periodSeconds": 5},

@@ -5,22 +5,26 @@ import shutil
 import subprocess
 import sys
 
-from . import binaries
+from . import binaries, builds, nodes
 from .missing import MissingError
-from .nodes import PACKAGES, require_tools
 
 
 def install_packages() -> None:
     """With apt-get, where there is one; else the message says what is needed."""
     try:
-        require_tools()
+        require_packages()
     except MissingError:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise
         quiet = dict(os.environ) | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *nodes.PACKAGES, *builds.PACKAGES]):
             subprocess.run(["apt-get", "--quiet", "--quiet", *command], env=quiet, check=True)
-        require_tools()
+        require_packages()
+
+
+def require_packages() -> None:
+    nodes.require_tools()
+    builds.require_buildah()
 
 
 def main() -> None:
@@ -32,7 +36,7 @@ def main() -> None:
     try:
         install_packages()
     except (MissingError, subprocess.CalledProcessError) as error:
-        sys.exit(f"the control plane is ready, nodes are not: {error}")
+        sys.exit(f"the control plane is ready, nodes or image builds are not: {error}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 
 from factories import make_job
 from finetune_cli.job_file import JobFileError, JobFileMissingError, read_job_file
-from finetune_cli.yaml_text import dump_all
+from finetune_operator.yaml_text import dump_all
 
 GOOD = """\
 apiVersion: finetune.dev/v1alpha1

@@ -15,6 +15,10 @@ class _Representer(SafeRepresenter):
         node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
         return node
 
+    def ignore_aliases(self, data: object) -> bool:
+        """What is there twice is written twice: whoever edits one of them means that one."""
+        return True
+
 
 _Representer.add_representer(str, _Representer.represent_text)
 

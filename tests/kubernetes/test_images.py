@@ -1,0 +1,143 @@
+"""The images as the Dockerfile makes them, and the operator's in a cluster as manifests/install.yaml installs it.
+
+They are built for real, with packages from the package index, on a base image that is made of this machine's Python.
+Of the trainer all steps are built, but with the operator's packages in place of its own: those are 6 GB and take
+minutes. That the trainer's own can be installed is not tested here (`make images` does it).
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from factories import make_job
+from finetune_api.crd import crd
+from finetune_operator.render.install import IMAGE, NAME, NAMESPACE
+from operator_process import events_of, install
+from process_support import ROOT
+from testcluster.access import Kubectl, condition
+from testcluster.builds import BASE, Buildah
+from testcluster.pod_manifests import python_pod
+from testcluster.pods import PodsCluster
+from testcluster.shared_services import answers
+
+USER = 10001
+OWN_MEGABYTES = 120
+"""What the operator's image may have beyond its base. 90 were measured; more than half is the Kubernetes client."""
+TOOLS = ("pip", "pip3", "uv", "hatch", "gcc", "cc", "c++", "make")
+FIND = "import importlib.util, sys; print([name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
+
+
+@pytest.fixture(scope="module")
+def operator_image(buildah: Buildah) -> str:
+    buildah.build("operator", IMAGE)
+    return IMAGE
+
+
+def importable(buildah: Buildah, image: str, *names: str) -> list[str]:
+    found: list[str] = json.loads(buildah.inside(image, "python", "-c", FIND, *names).replace("'", '"'))
+    return found
+
+
+def on_the_path(buildah: Buildah, image: str, *names: str) -> list[str]:
+    return buildah.inside(image, "sh", "-c", f"for name in {' '.join(names)}; do command -v $name; done; true").split()
+
+
+def test_the_operators_image_runs_it_as_a_user_with_no_rights(buildah: Buildah, operator_image: str) -> None:
+    config = buildah.described(operator_image)
+    assert config["User"] == f"{USER}:{USER}"
+    assert (config["Entrypoint"], config["Cmd"]) == (["python", "-m", "finetune_operator"], ["run"])
+    assert buildah.inside(operator_image, "id", "-u").strip() == str(USER)
+    printed = buildah.inside(operator_image, "python", "-m", "finetune_operator", "crd")
+    assert json.loads(printed) == crd()
+
+
+def test_the_operators_image_has_no_tools_to_build_with_and_no_torch(buildah: Buildah, operator_image: str) -> None:
+    assert on_the_path(buildah, operator_image, *TOOLS, "python") == ["/venv/bin/python"]
+    unwanted = ("pip", "ensurepip", "setuptools", "hatchling", "uv", "torch", "transformers", "boto3", "typer")
+    assert importable(buildah, operator_image, *unwanted, "kopf") == ["kopf"]
+
+
+def test_the_operators_image_is_small(buildah: Buildah, operator_image: str, say: Callable[[str], None]) -> None:
+    whole, base = buildah.megabytes(operator_image), buildah.megabytes(BASE)
+    say(f"the operator's image: {whole:.0f} MB, {base:.0f} MB of it are the base")
+    assert whole - base < OWN_MEGABYTES
+
+
+def test_a_start_compiles_nothing_of_ours(buildah: Buildah, operator_image: str) -> None:
+    """A pod could not keep the bytecode: it would compile at every start, and take twice as long."""
+    assert compiled_by(buildah, operator_image, "finetune_operator.service") == []
+
+
+def compiled_by(buildah: Buildah, image: str, module: str) -> list[str]:
+    """Files in our environment that have no bytecode when the module is imported."""
+    said = buildah.inside(image, "sh", "-c", f"python -v -c 'import {module}' 2>&1")
+    assert module.replace(".", "/") in said
+    compiled = re.findall(r"^# code object from '?(/.+\.py)'?$", said, re.MULTILINE)
+    return [path for path in compiled if path.startswith("/venv/") and "/client/models/" not in path]
+
+
+def test_every_step_of_the_trainers_image(buildah: Buildah, tmp_path: Path) -> None:
+    """All but its packages, see above."""
+    context = tmp_path / "context"
+    context.mkdir()
+    for name in ("Dockerfile", ".dockerignore", "LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, context)
+    for name in ("operator", "trainer", "manifests", "requirements"):
+        shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements/operator.txt", context / "requirements/trainer.txt")
+    buildah.build("trainer", "trainer", context)
+    config = buildah.described("trainer")
+    # The operator's pods name the command; python has to be the one with the packages.
+    assert (config["User"], config.get("Entrypoint")) == (f"{USER}:{USER}", None)
+    assert on_the_path(buildah, "trainer", *TOOLS, "python") == ["/venv/bin/python"]
+    assert importable(buildah, "trainer", "finetune_trainer.__main__", "pip") == ["finetune_trainer.__main__"]
+    assert compiled_by(buildah, "trainer", "pydantic.main") == []
+
+
+@pytest.fixture(scope="module")
+def installed(pods_cluster: PodsCluster, buildah: Buildah, operator_image: str) -> Iterator[Kubectl]:
+    """The operator in its own namespace; kubectl there."""
+    archive = buildah.archive(operator_image, IMAGE)
+    for node in pods_cluster.nodes.values():
+        node.load_image(archive)
+    kubectl = pods_cluster.control.kubectl.within(NAMESPACE)
+    done = kubectl.run("apply", "--server-side", "-f", str(ROOT / "manifests/install.yaml"))
+    try:
+        assert (done.returncode, done.stderr) == (0, ""), "applied, and without a warning"
+        kubectl.until(f"deployment/{NAME}", lambda found: condition(found, "Available") == "True", within=90)
+        yield kubectl
+    finally:
+        kubectl("delete", "namespace", NAMESPACE)  # and wait: it would see the other tests' jobs
+        install(pods_cluster.control)  # the rights are bound to one account, that of the other tests' operators
+
+
+def test_the_installed_operator_takes_up_a_job(installed: Kubectl, kubectl: Kubectl) -> None:
+    kubectl.apply(make_job("first", namespace=kubectl.namespace))
+    try:
+        job = kubectl.until("ftj/first", lambda found: found.get("status", {}).get("phase") == "Preparing", within=30)
+        assert condition(job, "Accepted") == "True"
+        container = kubectl.json("get", "job/first-r1-prepare-a1")["spec"]["template"]["spec"]["containers"][0]
+        assert container["image"] == "finetune-trainer:0.1.0"
+        assert [event["reason"] for event in events_of(kubectl, "first")] == ["Preparing"]
+    finally:
+        kubectl("delete", "ftj/first", "--wait=false")
+    (pod,) = installed.json("get", "pods")["items"]
+    (status,) = pod["status"]["containerStatuses"]
+    assert (status["ready"], status["restartCount"]) == (True, 0), installed("logs", pod["metadata"]["name"])
+
+
+def test_its_namespace_is_restricted_and_its_pod_has_no_rights(installed: Kubectl) -> None:
+    assert "violates PodSecurity" in (installed.refusal(python_pod("plain", "pass")) or "")
+    status = installed("exec", f"deployment/{NAME}", "--", "cat", "/proc/self/status")
+    found = dict(line.split(":", 1) for line in status.splitlines())
+    assert found["Uid"].split() == [str(USER)] * 4
+    assert (found["Seccomp"].strip(), int(found["CapEff"], 16), found["NoNewPrivs"].strip()) == ("2", 0, "1")
+
+
+def test_its_metrics_are_behind_a_service(installed: Kubectl) -> None:
+    service = installed.json("get", f"service/{NAME}-metrics")["spec"]
+    assert answers(f"http://{service['clusterIP']}:{service['ports'][0]['port']}/metrics")

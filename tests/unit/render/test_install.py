@@ -1,0 +1,59 @@
+"""What `python -m finetune_operator install` prints."""
+
+import tomllib
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from finetune_operator.__main__ import _parser, main
+from process_support import ROOT
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """By kind; there is one of each."""
+    assert main(["install", *arguments]) == 0
+    found = list(YAML(typ="safe", pure=True).load_all(capsys.readouterr().out))
+    assert len({one["kind"] for one in found}) == len(found)
+    return {one["kind"]: one for one in found}
+
+
+def container(manifests: dict[str, Any]) -> Any:
+    return manifests["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+
+
+def test_it_is_all_in_one_namespace_that_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    found = printed(capsys, "--namespace=tuning")
+    assert found["Namespace"]["metadata"]["name"] == "tuning"
+    named = {kind: one["metadata"]["namespace"] for kind, one in found.items() if "namespace" in one["metadata"]}
+    assert named == dict.fromkeys(("ServiceAccount", "Deployment", "Service"), "tuning")
+    assert found["ClusterRoleBinding"]["subjects"][0]["namespace"] == "tuning"
+
+
+def test_its_image_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert container(printed(capsys, "--image=images.example/operator:2"))["image"] == "images.example/operator:2"
+
+
+def test_images_have_the_names_that_make_images_gives_them(capsys: pytest.CaptureFixture[str]) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    operator = container(printed(capsys))
+    assert operator["image"] == f"finetune-operator:{version}"
+    assert f"--trainer-image=finetune-trainer:{version}" in operator["args"]
+
+
+def test_settings_become_arguments_that_run_understands(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["--storage-endpoint=https://s3.example.com", "--credentials-secret=storage", "--progress-seconds=2"]
+    arguments = container(printed(capsys, *chosen))["args"]
+    options = _parser().parse_args(arguments)
+    assert options.command == "run"
+    assert (options.storage_endpoint, options.credentials_secret) == ("https://s3.example.com", "storage")
+    assert options.progress_seconds == 2
+
+
+def test_the_service_leads_to_the_port_that_run_listens_on(capsys: pytest.CaptureFixture[str]) -> None:
+    found = printed(capsys)
+    (port,) = container(found)["ports"]
+    (service,) = found["Service"]["spec"]["ports"]
+    assert service["targetPort"] == port["name"]
+    assert port["containerPort"] == _parser().parse_args(["run"]).port
+    assert found["Service"]["spec"]["selector"] == found["Deployment"]["spec"]["template"]["metadata"]["labels"]
