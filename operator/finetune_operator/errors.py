@@ -35,6 +35,11 @@ class ApiError(OperatorError):
         return self.status == HTTPStatus.NOT_FOUND
 
     @property
+    def exists(self) -> bool:
+        """There is an object of that name already."""
+        return self.reason == "AlreadyExists"
+
+    @property
     def is_lasting(self) -> bool:
         """The same call would be refused again: the object breaks a rule, a quota or a permission of the cluster."""
         return self.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY}

@@ -70,17 +70,31 @@ async def reconcile(
     decision = stages.decide(job.spec, run, status, observed, now=now, max_backoff_seconds=settings.max_backoff_seconds)
 
     # Apply at most that one step, then announce it and write status once.
-    refused = await _try_to_apply(cluster, key, job, run.number, status, observed, decision, settings)
+    world = _World(cluster, key, job, run.number, observed, settings, now)
+    refused = await _try_to_apply(world, status, decision)
     if refused is not None:
         status = status_policy.obstructed(status, *refused, generation=job.metadata.generation, now=stamp)
     else:
-        idle = await _why_idle(cluster, key, observed, decision, now)
+        idle = await _why_idle(world, decision)
         status = status_policy.concluded(
             _with_batch(status, job), decision, generation=job.metadata.generation, now=stamp, waiting=idle
         )
     await _tell(cluster, manifest, job.status, status, stamp)
-    wait = _OBSTRUCTED_SECONDS if refused else _requeue_after(job, status, decision, settings, now)
+    wait = _OBSTRUCTED_SECONDS if refused else _requeue_after(world, status, decision)
     return Outcome(wait, status, job.status)
+
+
+@dataclass(frozen=True)
+class _World:
+    """One job as a pass has found it, and where."""
+
+    cluster: Cluster
+    key: JobKey
+    job: FineTuneJob
+    run: int
+    observed: Observed
+    settings: OperatorSettings
+    now: datetime
 
 
 async def _progress(cluster: Cluster, observed: Observed, pods: list[Manifest]) -> Progress | None:
@@ -89,31 +103,22 @@ async def _progress(cluster: Cluster, observed: Observed, pods: list[Manifest]) 
     return None if manifest is None else await cluster.read_progress(manifest)
 
 
-async def _why_idle(cluster: Cluster, key: JobKey, observed: Observed, decision: stages.Decision, now: datetime) -> str:
+async def _why_idle(world: _World, decision: stages.Decision) -> str:
     """Why the pods of the running stage do not run; empty where they do, or may soon."""
     if not isinstance(decision, stages.Watch):
         return ""
-    stage = observed.active[-1]
-    idle = waiting.idle_pods(stage, now)
+    stage = world.observed.active[-1]
+    idle = waiting.idle_pods(stage, world.now)
     if idle is None:
         return ""
-    warnings = await cluster.list_warnings(key, (stage.job_name, *(pod.name for pod in idle[:3])))
-    return waiting.explanation(stage, idle, warnings)
+    names = (stage.job_name, *(pod.name for pod in idle[: waiting.SHOWN]))
+    return waiting.explanation(stage, idle, await world.cluster.list_warnings(world.key, names))
 
 
-async def _try_to_apply(
-    cluster: Cluster,
-    key: JobKey,
-    job: FineTuneJob,
-    run: int,
-    status: Status,
-    observed: Observed,
-    decision: stages.Decision,
-    settings: OperatorSettings,
-) -> tuple[Reason, str] | None:
+async def _try_to_apply(world: _World, status: Status, decision: stages.Decision) -> tuple[Reason, str] | None:
     """What the cluster has against it; None where it is done. Raises what may go better the next time."""
     try:
-        await _apply(cluster, key, job, run, status, observed, decision, settings)
+        await _apply(world, status, decision)
     except ClusterConflictError as error:
         return Reason.CHILD_CONFLICT, str(error)
     except ApiError as error:
@@ -123,28 +128,19 @@ async def _try_to_apply(
     return None
 
 
-async def _apply(
-    cluster: Cluster,
-    key: JobKey,
-    job: FineTuneJob,
-    run: int,
-    status: Status,
-    observed: Observed,
-    decision: stages.Decision,
-    settings: OperatorSettings,
-) -> None:
-    for child in observed.lost:
-        await cluster.delete_job(key, child.job_name, child.uid)
+async def _apply(world: _World, status: Status, decision: stages.Decision) -> None:
+    for child in world.observed.lost:
+        await world.cluster.delete_job(world.key, child.job_name, child.uid)
     match decision:
         case stages.Start(stage, attempt):
             trained = tuple(entry for entry in status.attempts if entry.stage is Stage.TRAIN)
-            config = stage_config(job, run, stage, attempt, settings.storage, trained)
-            for manifest in render_stage(config, settings):
-                await cluster.apply(manifest)
+            config = stage_config(world.job, world.run, stage, attempt, world.settings.storage, trained)
+            for manifest in render_stage(config, world.settings):
+                await world.cluster.apply(manifest)
         case stages.Stop(children) | stages.Clear(children):
             for child in children:
                 if not child.deleting:
-                    await cluster.delete_job(key, child.job_name, child.uid)
+                    await world.cluster.delete_job(world.key, child.job_name, child.uid)
 
 
 def _with_batch(status: Status, job: FineTuneJob) -> Status:
@@ -166,15 +162,13 @@ async def _tell(cluster: Cluster, manifest: Manifest, before: Status, after: Sta
     await cluster.write_status(manifest, after.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def _requeue_after(
-    job: FineTuneJob, status: Status, decision: stages.Decision, settings: OperatorSettings, now: datetime
-) -> float | None:
+def _requeue_after(world: _World, status: Status, decision: stages.Decision) -> float | None:
     match decision:
         case stages.Start() | stages.Watch() | stages.Stop():
-            wait = settings.progress_seconds
+            wait = world.settings.progress_seconds
         case stages.Backoff(seconds) | stages.Keep(seconds):
             wait = seconds
         case _:
             return None
-    left = stages.seconds_left(job.spec, status, now)
+    left = stages.seconds_left(world.job.spec, status, world.now)
     return wait if left is None else min(wait, max(0.0, left))

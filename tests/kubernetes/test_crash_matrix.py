@@ -7,7 +7,7 @@ counted; then each of them fails in each way, in a life of its own, and what is 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def test_whatever_write_fails_the_end_is_the_same(admin: Path, namespace: str, l
         expected = await remains(world, undisturbed, life)
         writes = len(undisturbed.server.calls)
         turn = asyncio.Semaphore(AT_ONCE)
-        differing: dict[str, Any] = {}
+        differing: list[Any] = []
 
         async def try_with(fault: Fault) -> None:
             name = f"{life}-{fault.kind.replace(' ', '-')}-{fault.at}"
@@ -121,11 +121,16 @@ def test_whatever_write_fails_the_end_is_the_same(admin: Path, namespace: str, l
                 job = await lead(world, name, fault)
                 found = await remains(world, job, name)
                 await world.remove(name)
-            if found != expected or job.crashes != fault.kind.startswith("crash"):
-                differing[f"{fault.kind} {job.server.calls[fault.at : fault.at + 1]}"] = found
+            differences = {
+                field.name: (getattr(expected, field.name), getattr(found, field.name))
+                for field in fields(Remains)
+                if getattr(expected, field.name) != getattr(found, field.name)
+            }
+            if differences or job.crashes != fault.kind.startswith("crash"):
+                differing.append((fault.kind, job.server.calls[fault.at : fault.at + 1], job.crashes, differences))
 
         kinds = (*CRASHES, *FAULTS) if life == "completes" else CRASHES
         await asyncio.gather(*(try_with(Fault(at, kind)) for kind in kinds for at in range(writes)))
-        assert differing == {}, f"expected {expected}"
+        assert not differing, "\n".join(map(str, differing))
 
     play(admin, namespace, scenario)

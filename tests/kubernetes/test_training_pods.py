@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 import tiny_models
 from factories import make_job, merged
@@ -104,13 +105,55 @@ def site(
     kubectl("delete", "pv", f"host-{space}", "--wait=false")
 
 
-def test_a_job_trains_in_two_pods_and_its_model_is_in_storage(site: Site) -> None:
-    site.kubectl.apply(site.job())
-    job = site.until("colours", "Complete", within=240)
-    status = job["status"]
-    assert status["phase"] == "Succeeded"
-    assert [attempt["stage"] for attempt in status["attempts"]] == ["prepare", "train", "evaluate"]
-    assert site.store.exists(f"{status['artifact']['uri']}/model.safetensors")
+def pods_of(site: Site, attempt: str) -> dict[str, dict[str, Any]]:
+    """Pods of an attempt at training, by their index."""
+    selector = f"--selector=batch.kubernetes.io/job-name={attempt}"
+    index = "batch.kubernetes.io/job-completion-index"
+    return {pod["metadata"]["annotations"][index]: pod for pod in site.kubectl.json("get", "pods", selector)["items"]}
+
+
+def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: Site, tmp_path: Path) -> None:
+    """Two pods on two nodes train with ZeRO-2, one is deleted, the next attempt goes on; the model loads."""
+    site.kubectl.apply(site.job(training={"epochs": 12}, checkpoint={"everySteps": 10}, deepspeed={"zeroStage": 2}))
+    site.kubectl.until("ftj/colours", has_a_checkpoint, within=200, what="a checkpoint")
+    pods = pods_of(site, "colours-r1-train-a1")
+    assert {pod["spec"]["nodeName"] for pod in pods.values()} <= {"node-a", "node-b"}
+    site.kubectl("delete", "pod", pods["1"]["metadata"]["name"], "--wait=false")
+
+    status = site.until("colours", "Complete", within=300)["status"]
+    first, second = (attempt for attempt in status["attempts"] if attempt["stage"] == "train")
+    assert (first["outcome"], second["outcome"]) == ("Disruption", "Succeeded")
+    assert second["resumedFromStep"] >= 10
+    assert (status["restarts"], status["disruptions"], status["progress"]["percent"]) == (0, 1, 100)
     assert status["evaluation"]["tuned"]["Accuracy"] > status["evaluation"]["baseline"]["Accuracy"]
-    reasons = [event["reason"] for event in events_of(site.kubectl, "colours")]
-    assert reasons == ["Preparing", "Training", "Evaluating", "Succeeded"]
+    events = {event["reason"]: event["message"] for event in events_of(site.kubectl, "colours")}
+    assert {"Preparing", "Training", "Restarting", "AttemptFailed", "Evaluating", "Succeeded"} <= set(events)
+    assert "PodDeleted in colours-r1-train-a1-1: " in events["AttemptFailed"]
+
+    site.store.download_folder(f"{status['artifact']['uri']}/", tmp_path / "exported")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported")
+    assert sorted(model.config.label2id) == ["black", "blue", "green", "red"]
+
+
+def has_a_checkpoint(job: dict[str, Any]) -> bool:
+    return job.get("status", {}).get("lastCheckpoint", {}).get("step", 0) >= 10
+
+
+def test_what_cannot_start_says_why(site: Site) -> None:
+    """A Secret that is not there, and an image that nobody has: the words of who knows it, on the object itself."""
+    site.kubectl.apply(
+        site.job("no-secret", storage={"credentialsSecret": "absent"}),
+        site.job("no-image", workers={"image": "finetune.test/absent:1"}),
+    )
+    for name, words in (("no-secret", 'secret "absent" not found'), ("no-image", "finetune.test/absent:1")):
+        job = site.kubectl.until(f"ftj/{name}", waits, within=120, what=f"{name} waits")
+        assert job["status"]["phase"] == "Pending"
+        assert words in condition_message(job, "Ready")
+
+
+def waits(job: dict[str, Any]) -> bool:
+    return any(entry["reason"] == "WaitingForPods" for entry in job.get("status", {}).get("conditions", []))
+
+
+def condition_message(job: dict[str, Any], kind: str) -> str:
+    return next(str(entry["message"]) for entry in job["status"]["conditions"] if entry["type"] == kind)

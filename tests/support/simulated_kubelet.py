@@ -122,6 +122,8 @@ class SimulatedKubelet:
 
     async def _disrupt(self, pod: Manifest) -> None:
         told = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "evicted"}
+        # Without a time it would be taken for an old one, and taken back, by the controller for such conditions.
+        told["lastTransitionTime"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         await self.server.request("PATCH", f"{_path(pod)}/status", {"status": {"conditions": [told]}})
 
     async def _make_node(self) -> None:

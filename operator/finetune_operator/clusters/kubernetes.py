@@ -1,7 +1,6 @@
 """The Cluster of a real API server: live reads, guarded writes, nothing cached."""
 
 from collections.abc import Callable
-from http import HTTPStatus
 
 import aiohttp
 from pydantic import ValidationError
@@ -9,7 +8,7 @@ from pydantic import ValidationError
 from finetune_api import constants
 from finetune_api.progress import FOR_STATUS, Progress
 
-from ..errors import ApiError, ClusterConflictError
+from ..errors import ApiError, ClusterConflictError, StaleError
 from ..manifests import JobKey, Manifest
 from .api_server import ApiServer
 
@@ -108,7 +107,7 @@ class KubernetesCluster:
         try:
             await self._server.request("POST", path, manifest)
         except ApiError as error:
-            if error.status != HTTPStatus.CONFLICT:
+            if not error.exists:
                 raise
             existing = await self._server.request("GET", f"{path}/{metadata['name']}")
             if _owners(existing) != _owners(manifest):
@@ -116,11 +115,14 @@ class KubernetesCluster:
                 raise ClusterConflictError(f"{what} exists and belongs to another owner; delete it") from None
 
     async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
-        """Delete a Job in the foreground: it stays listed, being deleted, until its last pod has ended."""
-        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Foreground"}
-        await self._delete(path_of("batch/v1", "jobs", key.namespace, name), body)
+        """Delete a Job in the foreground: it stays listed, being deleted, until its last pod has ended.
+
+        The Job goes last: while it is there, whatever was left undone is found again.
+        """
         for plural in ("services", "configmaps"):
             await self._delete(path_of("v1", plural, key.namespace, name), {})
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Foreground"}
+        await self._delete(path_of("batch/v1", "jobs", key.namespace, name), body)
 
     async def write_status(self, manifest: Manifest, status: Manifest) -> None:
         """Replace the status of the object that was read. Raises StaleError if it has changed since."""
@@ -133,15 +135,17 @@ class KubernetesCluster:
         try:
             await self._server.request("POST", path_of("v1", "events", event["metadata"]["namespace"]), event)
         except ApiError as error:
-            if error.status != HTTPStatus.CONFLICT:
+            if not error.exists:
                 raise
 
     async def _delete(self, path: str, body: Manifest) -> None:
         """Gone already, or another object by now: both are left alone."""
         try:
             await self._server.request("DELETE", path, body)
+        except StaleError:
+            return
         except ApiError as error:
-            if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+            if not error.is_missing:
                 raise
 
 

@@ -36,7 +36,7 @@ class Announcement:
 
 def announcements(before: Status, after: Status) -> tuple[Announcement, ...]:
     """The turns between two states of a job."""
-    return (*_ended_attempts(before, after), *_turn(before, after))
+    return (*_ended_attempts(before, after), *_new_run(before, after), *_turn(before, after))
 
 
 def _ended_attempts(before: Status, after: Status) -> Iterator[Announcement]:
@@ -57,12 +57,20 @@ def _with_cause(told: str, attempt: AttemptStatus, after: Status) -> str:
     return "\n".join(filter(None, [f"{told}{place}: {said}" if said else f"{told}{place}", failure.advice]))
 
 
+def _new_run(before: Status, after: Status) -> Iterator[Announcement]:
+    if before.run and after.run != before.run:
+        told = f"the spec means something else now: run {after.run} takes the place of run {before.run}"
+        yield Announcement(str(Reason.SPEC_CHANGED), told, False, f"r{after.run}.changed")
+
+
 def _turn(before: Status, after: Status) -> Iterator[Announcement]:
     """A new phase, or a new reason for not being ready."""
     old, new = _ready(before), _ready(after)
     if new is None or (_place(before), old and old[0]) == (_place(after), new[0]):
         return
     reason, message = new
+    if reason is Reason.SPEC_CHANGED:
+        return  # told as a new run
     what = message or f"run {after.run}" + (f", {after.stage} attempt {after.attempt}" if after.stage else "")
     turn = f"{after.observed_generation}" if after.phase is Phase.INVALID else f"{after.stage}.{after.attempt}"
     yield Announcement(str(reason), what, reason in _WARNINGS, f"r{after.run}.{turn}.{reason}")

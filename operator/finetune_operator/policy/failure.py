@@ -53,7 +53,17 @@ def judge(stage: ObservedStage) -> Failure:
         disrupted = next((pod for pod in failed if pod.disrupted), None)
         first = disrupted or min(culprits, key=lambda pod: (pod.finished_at, pod.index))
     code = first.exit_code or 0
-    return Failure(_class_of(first), code, _status(stage, first, code))
+    status = _status(stage, first, code)
+    if code in _BYSTANDER_EXITS and (gone := _deleted(stage)):
+        told = f"{gone} was deleted, and the others stopped with it: {status.message}"
+        status = status.model_copy(update={"failure_class": "PodDeleted", "pod": gone, "node": "", "message": told})
+    return Failure(_class_of(first), code, status)
+
+
+def _deleted(stage: ObservedStage) -> str:
+    """A pod that should be there and is not, by its host name: one that ended by itself is kept, with its end."""
+    present = {pod.index for pod in stage.pods}
+    return next((f"{stage.job_name}-{index}" for index in range(stage.expected_pods) if index not in present), "")
 
 
 def _class_of(pod: ObservedPod) -> FailureClass:

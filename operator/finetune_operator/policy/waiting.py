@@ -12,7 +12,8 @@ PATIENCE = timedelta(seconds=20)
 _ORDINARY = frozenset({"ContainerCreating", "PodInitializing", ""})
 """What a kubelet says while it works, and also while it waits for a volume that will never come."""
 
-_SHOWN = 3
+SHOWN = 3
+"""Pods that are named; the others wait for the same."""
 
 
 def idle_pods(stage: ObservedStage, now: datetime) -> tuple[ObservedPod, ...] | None:
@@ -28,7 +29,7 @@ def explanation(stage: ObservedStage, idle: Sequence[ObservedPod], warnings: Seq
     running = sum(pod.phase == "Running" for pod in stage.pods)
     lines = [f"{running} of {stage.expected_pods} pods of {stage.job_name} run"]
     told = {event["involvedObject"]["name"]: event.get("message", "") for event in warnings}
-    for pod in idle[:_SHOWN]:
+    for pod in idle[:SHOWN]:
         said = pod.waiting if pod.waiting not in _ORDINARY else told.get(pod.name, pod.waiting)
         lines.append(f"{pod.name}: {said or 'not started yet'}")
     if not idle:

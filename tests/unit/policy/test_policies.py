@@ -142,6 +142,15 @@ def test_a_pod_without_a_last_word_is_explained_by_the_end_of_its_log() -> None:
     assert failure.message.splitlines() == ["pod-0 ended with status 137", 'ng half a line"}', "step 7", "Killed"]
 
 
+def test_a_deleted_pod_is_named_though_it_is_gone() -> None:
+    failed = make_stage(ended="Failed", pods=(make_pod(0, int(ExitCode.STOPPED)),), expected_pods=2)
+    status = folded(Observed((PREPARED, failed)))
+    assert status.failure is not None
+    assert (status.failure.failure_class, status.failure.pod) == ("PodDeleted", "example-r1-train-a1-1")
+    assert status.failure.message.startswith("example-r1-train-a1-1 was deleted, and the others stopped with it: ")
+    assert (status.attempts[-1].outcome, status.restarts, status.disruptions) == (Outcome.DISRUPTION, 0, 1)
+
+
 def test_a_permanent_failure_is_not_tried_again() -> None:
     failed = make_stage(Stage.PREPARE, ended="Failed", pods=(make_pod(0, int(ExitCode.BAD_DATA)),))
     decision = decided(make_job(), failed)

@@ -1,0 +1,135 @@
+"""The operator as a process, with the rights of an installation: it may die, be two, or be away while things happen."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from factories import make_job
+from finetune_operator.clusters.api_server import ApiServer
+from operator_process import OperatorProcess, events_of
+from simulated_kubelet import SimulatedKubelet
+from testcluster.access import Kubectl, condition
+from testcluster.control_plane import ControlPlane
+
+
+@pytest.fixture
+def kubelet(admin: Path, namespace: str) -> Iterator[None]:
+    """A simulated one for the test's namespace, on a thread of its own."""
+    stop = threading.Event()
+
+    async def run() -> None:
+        server = await ApiServer.connect(admin)
+        running = asyncio.create_task(SimulatedKubelet(server, namespace).run())
+        while not stop.is_set() and not running.done():
+            await asyncio.sleep(0.1)
+        running.cancel()
+        (ended,) = await asyncio.gather(running, return_exceptions=True)
+        await server.close()
+        assert isinstance(ended, asyncio.CancelledError), ended
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(asyncio.run, run())
+        yield
+        stop.set()
+        done.result(30)
+
+
+@pytest.fixture
+def operator(control_plane: ControlPlane, admin: Path, namespace: str, tmp_path: Path) -> Iterator[OperatorProcess]:
+    process = OperatorProcess(control_plane, tmp_path, f"--namespace={namespace}", "--progress-seconds=0.5")
+    with process:
+        yield process
+
+
+def until_complete(kubectl: Kubectl, name: str) -> dict[str, object]:
+    job: dict[str, object] = kubectl.until(f"ftj/{name}", lambda job: condition(job, "Complete") == "True", within=90)
+    return job
+
+
+@pytest.mark.usefixtures("kubelet")
+def test_a_job_is_served_from_apply_to_complete(operator: OperatorProcess, kubectl: Kubectl) -> None:
+    kubectl.apply(make_job("plain", namespace=kubectl.namespace))
+    kubectl("wait", "--for=condition=Complete", "ftj/plain", "--timeout=60s", within=70)
+    assert [event["reason"] for event in events_of(kubectl, "plain")] == [
+        "Preparing",
+        "Training",
+        "Evaluating",
+        "Succeeded",
+    ]
+    row = kubectl("get", "ftj", "plain").splitlines()[1].split()
+    assert row[:3] == ["plain", "Succeeded", "1"]
+    status, text = operator.get("/metrics")
+    assert status == 200
+    assert 'finetune_attempts_ended_total{outcome="Succeeded",stage="train"} 1.0' in text
+    assert "plain" not in text, "never the name of a job as a label"
+    assert operator.get("/healthz") == (200, "ok")
+    assert operator.stop() == 0
+
+
+@pytest.mark.usefixtures("kubelet")
+def test_what_happens_while_the_operator_is_away_is_made_up_for(operator: OperatorProcess, kubectl: Kubectl) -> None:
+    kubectl.apply(make_job("lonely", namespace=kubectl.namespace))
+    kubectl.until("jobs", lambda found: len(found["items"]) == 1, within=30, what="the prepare Job")
+    operator.kill()
+    kubectl.apply(make_job("newcomer", namespace=kubectl.namespace))
+    kubectl.until("job/lonely-r1-prepare-a1", lambda job: condition(job, "Complete") == "True", within=30)
+    operator.start().ready()
+    for name in ("lonely", "newcomer"):
+        until_complete(kubectl, name)
+
+
+@pytest.mark.usefixtures("kubelet")
+def test_two_operators_do_the_work_of_one(
+    operator: OperatorProcess, control_plane: ControlPlane, kubectl: Kubectl, tmp_path: Path
+) -> None:
+    second = OperatorProcess(
+        control_plane, tmp_path / "second", f"--namespace={kubectl.namespace}", "--progress-seconds=0.5"
+    )
+    with second:
+        for number in range(5):
+            kubectl.apply(make_job(f"twice-{number}", namespace=kubectl.namespace))
+        for number in range(5):
+            until_complete(kubectl, f"twice-{number}")
+    assert len(kubectl.json("get", "jobs")["items"]) == 15
+    reasons = [event["reason"] for event in events_of(kubectl, "twice-0")]
+    assert sorted(reasons) == ["Evaluating", "Preparing", "Succeeded", "Training"]
+
+
+@pytest.mark.usefixtures("kubelet", "operator")
+def test_what_breaks_the_rules_is_told_and_not_started(kubectl: Kubectl) -> None:
+    """The schema cannot say this one: a micro batch that does not divide what a process gets."""
+    job = make_job("wrong", namespace=kubectl.namespace, training={"globalBatchSize": 16, "microBatchSize": 5})
+    kubectl.apply(job)
+    found = kubectl.until("ftj/wrong", lambda job: condition(job, "Accepted") == "False", within=30)
+    assert found["status"]["phase"] == "Invalid"
+    assert "spec.training.microBatchSize: 5 does not divide" in str(found["status"]["conditions"])
+    assert kubectl.json("get", "jobs")["items"] == []
+    assert [event["reason"] for event in events_of(kubectl, "wrong")] == ["InvalidSpec"]
+
+
+@pytest.mark.usefixtures("kubelet", "operator")
+def test_a_quota_that_refuses_the_pods_is_told_in_its_own_words(kubectl: Kubectl) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    kubectl.apply(quota)
+    kubectl.until("resourcequota/none", lambda found: "hard" in found.get("status", {}), within=30)
+    kubectl.apply(make_job("poor", namespace=kubectl.namespace))
+    found = kubectl.until("ftj/poor", lambda job: "exceeded quota" in str(job.get("status")), within=60)
+    assert found["status"]["phase"] == "Pending"
+    kubectl("delete", "resourcequota", "none")
+
+
+@pytest.mark.usefixtures("kubelet", "operator")
+def test_nothing_is_written_while_nothing_changes(kubectl: Kubectl) -> None:
+    kubectl.apply(make_job("still", namespace=kubectl.namespace))
+    before = until_complete(kubectl, "still")["metadata"]["resourceVersion"]  # type: ignore[index]
+    kubectl.apply(make_job("kept", namespace=kubectl.namespace, suspend=True))
+    kubectl.until("ftj/kept", lambda job: condition(job, "Suspended") == "True", within=30)
+    suspended = kubectl.json("get", "ftj/kept")["metadata"]["resourceVersion"]
+    time.sleep(20)
+    assert kubectl.json("get", "ftj/still")["metadata"]["resourceVersion"] == before
+    assert kubectl.json("get", "ftj/kept")["metadata"]["resourceVersion"] == suspended

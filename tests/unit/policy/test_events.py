@@ -1,0 +1,68 @@
+"""What is announced: each turn once, under a name that a second operator would give it too."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.constants import ConditionType, Phase, Reason
+from finetune_api.v1alpha1 import AttemptStatus, Condition, FailureStatus, Outcome, Status
+from finetune_operator.policy.events import announcements
+
+STAMP = "2026-01-01T00:00:00Z"
+
+
+def status(phase: Phase, reason: Reason, message: str = "", **fields: Any) -> Status:
+    ready = Condition(
+        type=ConditionType.READY, status="True", reason=reason, message=message, last_transition_time=STAMP
+    )
+    return Status(**{"run": 1, "stage": "train", "attempt": 1, "phase": phase, "conditions": (ready,), **fields})
+
+
+def attempt(number: int, outcome: Outcome | None) -> AttemptStatus:
+    return AttemptStatus(
+        stage="train", number=number, job_name=f"a{number}", start_time=STAMP, outcome=outcome, reason="Signal9"
+    )
+
+
+TRAINING = status(Phase.TRAINING, Reason.TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reasons"),
+    [
+        (Status(), TRAINING, ["Training"]),
+        (TRAINING, TRAINING, []),
+        (TRAINING, status(Phase.TRAINING, Reason.TRAINING, "other words"), []),
+        (TRAINING, status(Phase.TRAINING, Reason.TRAINING, attempt=2), ["Training"]),
+        (TRAINING, status(Phase.PENDING, Reason.WAITING_FOR_PODS, "no node"), ["WaitingForPods"]),
+        (TRAINING, status(Phase.SUCCEEDED, Reason.SUCCEEDED), ["Succeeded"]),
+        (TRAINING, status(Phase.PREPARING, Reason.PREPARING, run=2, stage="prepare"), ["SpecChanged", "Preparing"]),
+        (TRAINING, status(Phase.SUSPENDING, Reason.SPEC_CHANGED, run=2), ["SpecChanged"]),
+    ],
+)
+def test_a_turn_is_told_and_what_stays_is_not(before: Status, after: Status, reasons: list[str]) -> None:
+    assert [told.reason for told in announcements(before, after)] == reasons
+
+
+def test_a_failed_attempt_is_told_with_place_cause_and_advice_and_only_once() -> None:
+    failure = FailureStatus(
+        failure_class="Signal9",
+        stage="train",
+        attempt=1,
+        pod="p-1",
+        node="n",
+        message="died\nlast line",
+        advice="Look.",
+    )
+    before = TRAINING.model_copy(update={"attempts": (attempt(1, None),)})
+    after = TRAINING.model_copy(update={"attempts": (attempt(1, Outcome.RETRYABLE),), "failure": failure})
+    (told,) = announcements(before, after)
+    assert (told.reason, told.is_warning) == ("AttemptFailed", True)
+    assert told.message == "train attempt 1 failed: Signal9 in p-1 on n: died\nLook."
+    assert announcements(after, after) == ()
+
+
+def test_the_same_turn_has_the_same_identity_whoever_looks() -> None:
+    first, second = (announcements(Status(), TRAINING)[0].identity for _ in range(2))
+    again = announcements(TRAINING, TRAINING.model_copy(update={"attempt": 2}))[0].identity
+    assert first == second != again
