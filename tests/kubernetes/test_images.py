@@ -8,6 +8,7 @@ minutes. That the trainer's own can be installed is not tested here (`make image
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -111,7 +112,9 @@ def installed(pods_cluster: PodsCluster, buildah: Buildah, operator_image: str) 
         kubectl.until(f"deployment/{NAME}", lambda found: condition(found, "Available") == "True", within=90)
         yield kubectl
     finally:
-        kubectl("delete", "namespace", NAMESPACE)  # and wait: it would see the other tests' jobs
+        # Until its pod is gone: it would see the other tests' jobs.
+        kubectl("delete", f"deployment/{NAME}", "--cascade=foreground", "--ignore-not-found")
+        kubectl("delete", "namespace", NAMESPACE, "--wait=false")
         install(pods_cluster.control)  # the rights are bound to one account, that of the other tests' operators
 
 
@@ -141,3 +144,12 @@ def test_its_namespace_is_restricted_and_its_pod_has_no_rights(installed: Kubect
 def test_its_metrics_are_behind_a_service(installed: Kubectl) -> None:
     service = installed.json("get", f"service/{NAME}-metrics")["spec"]
     assert answers(f"http://{service['clusterIP']}:{service['ports'][0]['port']}/metrics")
+
+
+def test_it_ends_when_it_is_told_to_and_another_takes_over(installed: Kubectl) -> None:
+    (pod,) = installed.json("get", "pods")["items"]
+    started = time.monotonic()
+    installed("delete", f"pod/{pod['metadata']['name']}")
+    seconds = time.monotonic() - started
+    assert seconds < pod["spec"]["terminationGracePeriodSeconds"] / 2, "process 1 heeds SIGTERM"
+    installed.until(f"deployment/{NAME}", lambda found: condition(found, "Available") == "True", within=60)
