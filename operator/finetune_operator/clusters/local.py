@@ -31,6 +31,7 @@ class LocalCluster:
         self, work_dir: Path, key: JobKey, *, environ: Mapping[str, str], on_change: Callable[[], None]
     ) -> None:
         self._objects = ObjectFolder(work_dir, key)
+        self._namespace = key.namespace
         self._environ = {**environ, Env.CACHE: str(work_dir / "cache")}
         self._on_change = on_change
         self._pods: dict[str, list[LocalPod]] = {}
@@ -109,7 +110,7 @@ class LocalCluster:
 
     def put(self, manifest: Manifest) -> None:
         """`kubectl apply` of a FineTuneJob: keeps identity and status, counts a changed spec as a new generation."""
-        metadata = manifest["metadata"]
+        metadata = {"namespace": self._namespace, **manifest["metadata"]}
         old = self._objects.read(constants.KIND, metadata["name"])
         if old is None:
             metadata = {**metadata, "uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": utc_now()}

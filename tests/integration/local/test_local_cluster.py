@@ -232,3 +232,18 @@ def test_a_progress_answer_that_breaks_off_is_no_answer() -> None:
         thread.start()
         assert get_progress(server.getsockname()[1]) is None
         thread.join()
+
+
+def test_a_job_without_a_namespace_gets_one_as_from_an_api_server(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.cluster.put({"kind": "FineTuneJob", "metadata": {"name": KEY.name}, "spec": {}})
+        stored = await world.cluster.get(KEY)
+        assert stored is not None
+        assert (stored["metadata"]["namespace"], stored["metadata"]["generation"]) == (KEY.namespace, 1)
+        world.cluster.put({"kind": "FineTuneJob", "metadata": {"name": KEY.name}, "spec": {"suspend": True}})
+        again = await world.cluster.get(KEY)
+        assert again is not None
+        assert (again["metadata"]["uid"], again["metadata"]["generation"]) == (stored["metadata"]["uid"], 2)
+        assert again["metadata"]["namespace"] == KEY.namespace
+
+    in_a_world(scenario, tmp_path)
