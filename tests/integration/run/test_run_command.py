@@ -66,6 +66,7 @@ def job_folder(tmp_path: Path, store: ObjectStore, bucket: str) -> Path:
         checkpoint={"everySteps": 20},
         output={"uri": f"s3://{bucket}/out"},
     )
+    del job["metadata"]["namespace"]  # as most people write it
     (tmp_path / "job.yaml").write_text(dump_all([job]))
     return tmp_path
 
