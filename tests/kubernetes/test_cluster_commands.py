@@ -17,7 +17,7 @@ from finetune_cli.cluster_errors import is_unknown_kind
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
 from life_cycle_world import World, in_phase, play, train_ends, trains
-from operator_process import environment
+from process_support import base_environment
 from simulated_kubelet import FOREVER, NODE, End
 from testcluster.access import Kubectl, service_account_kubeconfig, write_kubeconfig
 from testcluster.control_plane import ControlPlane
@@ -48,7 +48,7 @@ class User:
         where = ("--namespace", self.namespace, "--kubeconfig", str(self.kubeconfig))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "finetune_cli", *arguments, *where),
-            env={**environment(), "COLUMNS": "80"},
+            env={**base_environment(), "COLUMNS": "80"},
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

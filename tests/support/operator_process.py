@@ -1,9 +1,7 @@
 """The operator of a test: the real process, with the rights that an installation gives it and no others."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -13,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from finetune_operator.render.install import NAME, render_rights
-from process_support import ROOT, until
+from process_support import ROOT, base_environment, free_port, until
 from testcluster.access import Kubectl, condition
 from testcluster.control_plane import ControlPlane
 from testcluster.existing import ExistingCluster
@@ -51,7 +49,7 @@ class OperatorProcess:
         command = [sys.executable, "-m", "finetune_operator", "run", f"--kubeconfig={self._kubeconfig(server)}"]
         command += ["--host=127.0.0.1", f"--port={self.port}", *self.arguments]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, env=base_environment(), stdout=log, stderr=log)
         return self
 
     def _kubeconfig(self, server: str | None) -> Path:
@@ -107,16 +105,6 @@ class OperatorProcess:
     ) -> None:
         if self.is_running:
             self.kill()
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("operator", "trainer"))}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def events_of(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pytest
 from factories import make_job
 from finetune_cli.local_state import RUN_LOCK
 from finetune_cli.locks import try_lock
-from operator_process import environment
+from process_support import base_environment
 from statuses import SUCCEEDED, TRAINING
 
 
@@ -28,7 +28,7 @@ def started(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "finetune_cli", *arguments],
         cwd=folder,
-        env={**environment(), "COLUMNS": "80", "KUBECONFIG": str(folder / "none")},
+        env={**base_environment(), "COLUMNS": "80", "KUBECONFIG": str(folder / "none")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
