@@ -188,7 +188,15 @@ def test_a_missing_object_of_many_is_named(store: ObjectStore, folder_uri: str, 
 
 def test_a_file_that_does_not_fit_on_the_disk_is_named(store: ObjectStore, folder_uri: str, tmp_path: Path) -> None:
     """A file-size limit of the process stands for the full disk; the kernel refuses the write in the same place."""
-    store.put(folder_uri, bytes(2 * MIB))
+    store.put(folder_uri, bytes(40 * MIB))
+    get_object, bodies = store._client.get_object, []
+
+    def remembered(**request: Any) -> Any:
+        answer = get_object(**request)
+        bodies.append(answer["Body"])
+        return answer
+
+    store._client.get_object = remembered
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
     try:
@@ -197,6 +205,8 @@ def test_a_file_that_does_not_fit_on_the_disk_is_named(store: ObjectStore, folde
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+    assert bodies
+    assert all(body._raw_stream.closed for body in bodies), "what was not read whole holds no connection"
 
 
 @pytest.mark.parametrize("name", [name for name in REQUESTS if name not in ("delete", "download_folder")])

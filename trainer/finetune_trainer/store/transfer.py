@@ -42,8 +42,9 @@ def download(client: Any, retry: RetryPolicy, endpoint: str, jobs: Sequence[tupl
 def _download_pending(client: Any, pending: list[tuple[S3Address, Path]]) -> None:
     """Takes what is done off `pending`, so that a retry fetches only the rest."""
     partials = {path: _partial(path) for _, path in pending}
+    reader = _ClosingReader(client)
     try:
-        with create_transfer_manager(client, _CONFIG) as manager:
+        with create_transfer_manager(reader, _CONFIG) as manager:
             futures = [_start(manager, address, path, partials[path]) for address, path in pending]
             for future in futures:
                 _, path = pending[0]
@@ -52,8 +53,30 @@ def _download_pending(client: Any, pending: list[tuple[S3Address, Path]]) -> Non
                     os.replace(partials[path], path)
                 del pending[0]
     finally:
+        reader.close()
         for partial in partials.values():
             partial.unlink(missing_ok=True)
+
+
+class _ClosingReader:
+    """A client whose answers are closed in the end: a transfer that fails forgets those that it has not read whole,
+    and each holds a connection until the garbage collector finds it."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._bodies: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def get_object(self, **request: Any) -> Any:
+        answer = self._client.get_object(**request)
+        self._bodies.append(answer["Body"])
+        return answer
+
+    def close(self) -> None:
+        for body in self._bodies:
+            body.close()
 
 
 def _start(manager: Any, address: S3Address, path: Path, partial: Path) -> Any:
