@@ -114,9 +114,15 @@ class TrainerConfig(Message):
     @property
     def run_uri(self) -> str:
         """Folder of this run in object storage."""
-        return f"{self.output_uri}/runs/{self.run_name}"
+        return run_folder(self.output_uri, self.run, self.job.uid)
 
     @property
     def model_uri(self) -> str:
         """Folder of the exported model."""
         return f"{self.run_uri}/model"
+
+
+def run_folder(output_uri: str, run: int, uid: str) -> str:
+    """`<output>/runs/r0001-1f3a9c42`: with a part of the object's uid, so that neither a job that is deleted and made
+    again nor a second one with the same output meets what it has not written."""
+    return f"{output_uri.rstrip('/')}/runs/r{run:04d}-{uid[:8]}"

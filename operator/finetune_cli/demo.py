@@ -14,6 +14,7 @@ from typing import Any
 from finetune_api.constants import Phase, Stage
 from finetune_api.lost_work import LostWork, lost_work
 from finetune_api.progress import Progress
+from finetune_api.trainer_config import run_folder
 from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob
 from finetune_operator.clusters.local import LocalCluster
 
@@ -115,8 +116,8 @@ def run_demo(work_dir: Path, display: Display) -> DemoResult:
         _upload_assets(file.manifest["spec"], storage, display)
 
     def read_evaluation(job: FineTuneJob, storage: LocalStorage) -> None:
-        run_uri = f"{job.spec.output.uri.rstrip('/')}/runs/r{job.status.run:04d}"
-        evaluation.update(storage.connect().get_json(f"{run_uri}/evaluation.json"))
+        folder = run_folder(job.spec.output.uri, job.status.run, job.metadata.uid)
+        evaluation.update(storage.connect().get_json(f"{folder}/evaluation.json"))
 
     finished = run_job(
         file,

@@ -67,9 +67,9 @@ SUCCEEDED = merged(
             "tuned": {"Accuracy": 0.8784, "MacroF1": 0.791, "Loss": 0.512},
         },
         "artifact": {
-            "uri": "s3://demo/runs/topics/runs/r0001/model",
+            "uri": "s3://demo/runs/topics/runs/r0001-1f3a9c42/model",
             "digest": "sha256:1",
-            "report": "s3://demo/runs/topics/runs/r0001/report.html",
+            "report": "s3://demo/runs/topics/runs/r0001-1f3a9c42/report.html",
         },
     },
 )

@@ -9,7 +9,6 @@ from importlib import metadata
 from finetune_api.trainer_config import JobRef, Message, Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Spec
 
-from .errors import BadConfigError
 from .store.client import ObjectStore
 
 _TOLD_VERSIONS = ("finetune-operator", "torch", "transformers", "deepspeed", "peft", "accelerate")
@@ -30,17 +29,6 @@ def record_run(store: ObjectStore, config: TrainerConfig, prepared: Prepared) ->
     """Write the record; writing it again for the same job replaces it."""
     record = RunRecord(job=config.job, run=config.run, spec=config.spec, prepared=prepared, versions=versions())
     store.put(_uri(config), record.model_dump_json(indent=1).encode(), content_type="application/json")
-
-
-def check_owner(store: ObjectStore, config: TrainerConfig) -> None:
-    """Raises BadConfigError where another job has already used this run's folder: its checkpoints are not ours."""
-    if store.exists(_uri(config)):
-        other = read_record(store, config).job
-        if other.uid != config.job.uid:
-            raise BadConfigError(
-                f"{config.run_uri} belongs to another job ({other.namespace}/{other.name}, uid {other.uid})",
-                advice="choose another spec.output.uri, or remove what is there",
-            )
 
 
 def read_record(store: ObjectStore, config: TrainerConfig) -> RunRecord:

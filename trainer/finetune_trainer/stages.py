@@ -156,7 +156,7 @@ def bind_stage(config: TrainerConfig, runtime: RuntimeEnv, report: ProgressRepor
     if config.stage is Stage.TRAIN:
         # Before the slow imports: SIGTERM during them is a stop at the first step, not a lost process.
         stop = install_stop_flag()
-    from .run_record import check_owner, read_record, record_run
+    from .run_record import read_record, record_run
     from .store.client import ObjectStore
 
     store = ObjectStore.connect(config.storage)
@@ -164,7 +164,6 @@ def bind_stage(config: TrainerConfig, runtime: RuntimeEnv, report: ProgressRepor
         from .data.prepare import prepare
 
         def prepare_run() -> Prepared:
-            check_owner(store, config)
             prepared = prepare(config, store, runtime, report)
             record_run(store, config, prepared)
             return prepared

@@ -16,16 +16,16 @@ from tiny_engine import GLOBAL_BATCH, Case, make_engine, make_plane, make_store,
 
 
 def manifests(store: ObjectStore, folder: str) -> list[str]:
-    prefix = f"s3://{folder}/runs/r0001/checkpoints/manifests/"
+    prefix = f"s3://{folder}/runs/r0001-1/checkpoints/manifests/"
     return [info.uri.removeprefix(prefix) for info in store.list(prefix)]
 
 
 def blob_uri(folder: str, digest: str) -> str:
-    return f"s3://{folder}/runs/r0001/checkpoints/blobs/{digest}"
+    return f"s3://{folder}/runs/r0001-1/checkpoints/blobs/{digest}"
 
 
 def data_blobs(store: ObjectStore, folder: str, name: str) -> list[str]:
-    manifest = store.get_json(f"s3://{folder}/runs/r0001/checkpoints/manifests/{name}.json")
+    manifest = store.get_json(f"s3://{folder}/runs/r0001-1/checkpoints/manifests/{name}.json")
     parts = [store.get_json(blob_uri(folder, part["digest"])) for part in manifest["parts"]]
     return [digest for part in parts for digest in part["blobs"]]
 

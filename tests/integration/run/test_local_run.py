@@ -85,8 +85,11 @@ def test_a_changed_spec_is_a_new_run_on_the_same_prepared_data(bench) -> None:
     assert second.status.chosen is not None
     assert first.status.chosen.dataset == second.status.chosen.dataset
     assert again.status.completion_time == second.status.completion_time
-    assert bench.store.exists(f"s3://{bench.bucket}/out/runs/r0001/evaluation.json")
-    assert bench.store.exists(f"s3://{bench.bucket}/out/runs/r0002/evaluation.json")
+    for job in (first, second):
+        assert job.status.artifact is not None
+        folder = job.status.artifact.uri.removesuffix("/model")
+        assert folder == f"s3://{bench.bucket}/out/runs/r000{job.status.run}-{first.metadata.uid[:8]}"
+        assert bench.store.exists(f"{folder}/evaluation.json")
 
 
 @pytest.mark.parametrize(
@@ -123,9 +126,10 @@ def test_wrong_credentials_are_told_apart(bench) -> None:
     assert job.status.failure.failure_class == "AccessDenied"
 
 
-def test_another_jobs_output_is_not_touched(bench) -> None:
-    bench.run(bench.job("first", training={"epochs": 1}))
-    job = bench.run(bench.job("second", training={"epochs": 1}))
-    assert job.status.failure is not None
-    assert job.status.failure.failure_class == "BadConfig"
-    assert "default/first" in job.status.failure.message
+def test_jobs_with_the_same_output_do_not_meet(bench) -> None:
+    """Also a job that is deleted and made again under its old name is another one, and begins at the beginning."""
+    found = [bench.run(bench.job(name, training={"epochs": 1})) for name in ("first", "second")]
+    assert [job.status.phase for job in found] == [Phase.SUCCEEDED] * 2
+    assert len({job.status.artifact.uri for job in found}) == 2
+    assert [attempts_at(job, Stage.TRAIN)[0].resumed_from_step for job in found] == [None, None]
+    assert len({job.status.chosen.dataset for job in found}) == 1

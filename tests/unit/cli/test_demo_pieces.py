@@ -76,7 +76,7 @@ def test_the_last_line_holds_what_was_measured() -> None:
         "seconds": 125.0,
         "worst": [{"label": "food", "f1": 0.0}, {"label": "money", "f1": 0.5}, {"label": "AI", "f1": 0.9}],
         "report": str(Path("report.html").resolve()),
-        "model": "s3://demo/runs/topics/runs/r0001/model",
+        "model": "s3://demo/runs/topics/runs/r0001-1f3a9c42/model",
     }
 
 

@@ -108,7 +108,7 @@ def test_the_summary_compares_baseline_and_tuned() -> None:
     assert ["accuracy", "9.5", "%", "87.8", "%", "+78.4", "points"] in [line.split() for line in lines]
     assert ["loss", "2.833", "0.512", "-2.321"] in [line.split() for line in lines]
     assert "1, 2 attempts at training, resumed from step 120, 2 min 05 s" in text
-    assert "s3://demo/runs/topics/runs/r0001/report.html" in text
+    assert "s3://demo/runs/topics/runs/r0001-1f3a9c42/report.html" in text
     assert max(len(line) for line in lines) <= 80
 
 

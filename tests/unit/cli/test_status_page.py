@@ -130,7 +130,7 @@ def test_results_are_compared_and_an_address_stays_whole() -> None:
     lines = page(merged(SUCCEEDED, {"artifact": {"uri": uri}}))
     assert ["accuracy", "9.5", "%", "87.8", "%", "+78.4", "points"] in [line.split() for line in lines]
     assert f"model         {uri}" in lines
-    assert "report        s3://demo/runs/topics/runs/r0001/report.html" in lines
+    assert "report        s3://demo/runs/topics/runs/r0001-1f3a9c42/report.html" in lines
     assert "              epoch 8.0, loss 0.031" in lines
 
 
