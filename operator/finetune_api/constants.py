@@ -22,9 +22,12 @@ LABEL_JOB: Final = "finetune.dev/job"
 LABEL_RUN: Final = "finetune.dev/run"
 LABEL_STAGE: Final = "finetune.dev/stage"
 LABEL_ATTEMPT: Final = "finetune.dev/attempt"
+ANNOTATION_ATTEMPT_SPEC: Final = "finetune.dev/attempt-spec"
+"""Of a Job: hash of the part of the spec that an attempt is started with."""
 
 # Kubernetes' own.
 LABEL_JOB_NAME: Final = "batch.kubernetes.io/job-name"
+LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 ANNOTATION_COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
 
 TRAINER_CONTAINER: Final = "trainer"
@@ -89,6 +92,8 @@ class ConditionType(StrEnum):
     FAILED = "Failed"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
+    SAFE_TO_STOP = "SafeToStop"
+    """While training: whether the pods' grace period is long enough to save in. Absent until a save was measured."""
 
 
 TERMINAL_CONDITIONS: Final = frozenset({ConditionType.COMPLETE, ConditionType.FAILED})
@@ -100,6 +105,7 @@ class Reason(StrEnum):
 
     VALID = "Valid"
     INVALID_SPEC = "InvalidSpec"
+    UNKNOWN_FIELDS = "UnknownFields"
     PREPARING = "Preparing"
     TRAINING = "Training"
     EVALUATING = "Evaluating"
@@ -108,6 +114,9 @@ class Reason(StrEnum):
     SUSPENDED = "SuspendedByUser"
     RESUMED = "Resumed"
     SPEC_CHANGED = "SpecChanged"
+    NEXT_ATTEMPT = "AppliesAtNextAttempt"
+    SAVE_FITS = "SaveFits"
+    SAVE_TOO_SLOW = "SaveTooSlow"
     WAITING_FOR_PODS = "WaitingForPods"
     CANNOT_CREATE = "CannotCreate"
     CHILD_CONFLICT = "ChildConflict"

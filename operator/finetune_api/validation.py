@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from .constants import LAST_APPLIED
 from .rules import Violation, violations
 from .v1alpha1 import FineTuneJob
 from .v1alpha1.base import NEEDED
@@ -34,6 +35,23 @@ def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJo
     if found:
         raise InvalidJobError(found)
     return job
+
+
+def dropped_fields(manifest: Mapping[str, Any]) -> tuple[Violation, ...]:
+    """What `kubectl apply` was given and the API server dropped, as far as kubectl's own note of it tells.
+
+    The note stays as it was where somebody has mended the object by other means, so this is a remark, no violation.
+    """
+    note = manifest["metadata"].get("annotations", {}).get(LAST_APPLIED)
+    try:
+        applied = json.loads(note or "{}")
+        FineTuneJob.model_validate({**manifest, "spec": applied.get("spec", {})})
+    except ValidationError as error:
+        details = [detail for detail in error.errors() if detail["type"] == "extra_forbidden"]
+        return tuple(_violation(detail) for detail in details)
+    except (ValueError, AttributeError):
+        return ()
+    return ()
 
 
 def _violation(detail: ErrorDetails) -> Violation:

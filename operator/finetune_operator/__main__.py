@@ -14,7 +14,7 @@ from finetune_api.trainer_config import StorageSettings
 from .logs import configure_logging
 from .manifests import Manifest
 from .render import install
-from .settings import OperatorSettings, PodAdditions
+from .settings import GraceLimits, OperatorSettings, PodAdditions
 from .yaml_text import dump_all
 
 
@@ -79,7 +79,16 @@ def _settings_parser() -> argparse.ArgumentParser:
         "--progress-seconds", type=float, default=own.progress_seconds, help="how often progress is asked"
     )
     parser.add_argument(
-        "--termination-grace", type=int, default=own.termination_grace_seconds, help="seconds to save in"
+        "--termination-grace",
+        type=int,
+        default=own.termination_grace.least_seconds,
+        help="seconds to save in, at least",
+    )
+    parser.add_argument(
+        "--max-termination-grace",
+        type=int,
+        default=own.termination_grace.most_seconds,
+        help="the same, at most: slow saves get more than the least",
     )
     parser.add_argument("--workers", type=int, default=8, help="jobs that are looked at at once")
     parser.add_argument("--resync-seconds", type=float, default=300.0, help="how often all objects are listed")
@@ -111,7 +120,7 @@ def _settings(options: argparse.Namespace) -> OperatorSettings:
         storage=StorageSettings(endpoint=endpoint, region=options.storage_region, path_style=endpoint is not None),
         credentials_secret=options.credentials_secret or "",
         additions=options.pod_additions,
-        termination_grace_seconds=options.termination_grace,
+        termination_grace=GraceLimits(options.termination_grace, options.max_termination_grace),
         progress_seconds=options.progress_seconds,
     )
 

@@ -67,6 +67,10 @@ class ObservedStage:
     deleting: bool
     pods: tuple[ObservedPod, ...]
     expected_pods: int = 1
+    grace_seconds: int = 30
+    """What its pods get after SIGTERM."""
+    spec_hash: str = ""
+    """Of the part of the spec that it was started with."""
     lost: bool = False
     """A pod of it should have been gone for long and is not: its node does not answer, and may never again.
 
@@ -133,7 +137,7 @@ def is_overdue(pod: ObservedPod, now: datetime) -> bool:
 
 
 def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> ObservedStage:
-    metadata, status = job["metadata"], job.get("status", {})
+    metadata, spec, status = job["metadata"], job.get("spec", {}), job.get("status", {})
     terminal = {
         condition["type"]: condition.get("lastTransitionTime", "")
         for condition in status.get("conditions", [])
@@ -152,7 +156,9 @@ def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> Obse
         failed="Failed" in terminal,
         deleting="deletionTimestamp" in metadata,
         pods=tuple(sorted(pods, key=lambda pod: pod.index)),
-        expected_pods=job.get("spec", {}).get("parallelism", 1),
+        expected_pods=spec.get("parallelism", 1),
+        grace_seconds=spec.get("template", {}).get("spec", {}).get("terminationGracePeriodSeconds", 30),
+        spec_hash=metadata.get("annotations", {}).get(constants.ANNOTATION_ATTEMPT_SPEC, ""),
         lost=not terminal and now is not None and any(is_overdue(pod, now) for pod in pods),
     )
 

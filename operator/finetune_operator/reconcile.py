@@ -7,13 +7,13 @@ from datetime import datetime
 from finetune_api.constants import Reason, Stage
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob, Status
-from finetune_api.validation import InvalidJobError, parse_job
+from finetune_api.validation import InvalidJobError, dropped_fields, parse_job
 
 from .clusters import Cluster
 from .errors import ApiError, ClusterConflictError
 from .manifests import JobKey, Manifest, rfc3339
 from .observed import Observed
-from .policy import history, runs, stages, waiting
+from .policy import grace, history, pending, runs, stages, waiting
 from .policy import status as status_policy
 from .policy.events import announcements
 from .policy.world import batch_plan, stage_config
@@ -75,9 +75,9 @@ async def reconcile(
     if refused is not None:
         status = status_policy.obstructed(status, *refused, generation=job.metadata.generation, now=stamp)
     else:
-        idle = await _why_idle(world, decision)
+        remarks = await _remarks(world, manifest, status, decision)
         status = status_policy.concluded(
-            _with_batch(status, job), decision, generation=job.metadata.generation, now=stamp, waiting=idle
+            _with_batch(status, job), decision, generation=job.metadata.generation, now=stamp, remarks=remarks
         )
     await _tell(cluster, manifest, job.status, status, stamp)
     wait = _OBSTRUCTED_SECONDS if refused else _requeue_after(world, status, decision)
@@ -101,6 +101,21 @@ async def _progress(cluster: Cluster, observed: Observed, pods: list[Manifest]) 
     first = next((pod.name for pod in observed.active[-1].pods if pod.index == 0), "") if observed.active else ""
     manifest = next((pod for pod in pods if pod["metadata"]["name"] == first), None)
     return None if manifest is None else await cluster.read_progress(manifest)
+
+
+async def _remarks(
+    world: _World, manifest: Manifest, status: Status, decision: stages.Decision
+) -> status_policy.Remarks:
+    dropped = dropped_fields(manifest)
+    if not isinstance(decision, stages.Watch):
+        return status_policy.Remarks(unknown_fields=dropped)
+    stage = world.observed.active[-1]
+    return status_policy.Remarks(
+        waiting=await _why_idle(world, decision),
+        unknown_fields=dropped,
+        pending=pending.pending_change(world.job.spec, stage),
+        grace=grace.verdict(status, stage, world.settings.termination_grace) if stage.stage is Stage.TRAIN else None,
+    )
 
 
 async def _why_idle(world: _World, decision: stages.Decision) -> str:
@@ -135,7 +150,8 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
         case stages.Start(stage, attempt):
             trained = tuple(entry for entry in status.attempts if entry.stage is Stage.TRAIN)
             config = stage_config(world.job, world.run, stage, attempt, world.settings.storage, trained)
-            for manifest in render_stage(config, world.settings):
+            seconds = grace.grace_seconds(status, world.settings.termination_grace) if stage is Stage.TRAIN else None
+            for manifest in render_stage(config, world.settings, grace_seconds=seconds):
                 await world.cluster.apply(manifest)
         case stages.Stop(children) | stages.Clear(children):
             for child in children:

@@ -19,6 +19,16 @@ class PodAdditions:
 
 
 @dataclass(frozen=True)
+class GraceLimits:
+    """Bounds of a grace period."""
+
+    least_seconds: int = 120
+    """More, where a save was seen to take longer."""
+    most_seconds: int = 3600
+    """For so long may an eviction or the drain of a node have to wait."""
+
+
+@dataclass(frozen=True)
 class OperatorSettings:
     """Defaults for all jobs; a field of the job wins where there is one."""
 
@@ -30,8 +40,8 @@ class OperatorSettings:
     """What every trainer pod gets besides."""
     storage: StorageSettings = field(default_factory=StorageSettings)
     """Object storage of jobs that name none."""
-    termination_grace_seconds: int = 120
-    """How long a pod may take to save its state after SIGTERM."""
+    termination_grace: GraceLimits = field(default_factory=GraceLimits)
+    """What a pod gets to save its state after SIGTERM."""
     progress_seconds: float = 5.0
     """How often the progress of a running stage is pulled."""
     max_backoff_seconds: float = 300.0

@@ -1,14 +1,23 @@
 """The life of a job against a real API server, Job controller and scheduler; only the pods are simulated."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
+from factories import make_job
 from finetune_api.constants import Phase, Stage
+from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
+from finetune_api.v1alpha1 import Status
 from life_cycle_world import World, in_phase, play, train_ends, trains
 from simulated_kubelet import FOREVER, End, done
 from testcluster.access import Kubectl
+
+
+def condition(status: Status, kind: str) -> tuple[str, str] | None:
+    """Status and reason."""
+    return next(((entry.status, str(entry.reason)) for entry in status.conditions if entry.type == kind), None)
 
 
 def test_a_job_goes_through_its_stages(admin: Path, namespace: str) -> None:
@@ -80,6 +89,67 @@ def test_a_changed_spec_is_a_new_run(admin: Path, namespace: str) -> None:
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert status.run == 2
         assert {entry.job_name.split("-")[1] for entry in status.attempts} == {"r2"}
+
+    play(admin, namespace, scenario)
+
+
+def test_workers_changed_while_it_runs_come_with_the_next_attempt_and_the_object_says_so(
+    admin: Path, namespace: str
+) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("grows", train_ends(FOREVER), workers={"nodes": 1})
+        await job.until(trains)
+        await world.change("grows", workers={"nodes": 2})
+        status = await job.until(lambda status: status.observed_generation == 2)
+        assert condition(status, "Reconciling") == ("True", "AppliesAtNextAttempt")
+        assert (status.run, status.phase) == (1, Phase.TRAINING)
+        assert "AppliesAtNextAttempt" in await world.event_reasons("grows")
+        await world.change("grows", suspend=True)
+        await job.until(in_phase(Phase.SUSPENDED))
+        await world.change("grows", suspend=False)
+        await job.until(lambda status: status.phase is Phase.RESTARTING)
+        assert (await world.jobs())["grows-r1-train-a2"]["parallelism"] == 2
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        assert condition(status, "Reconciling") == ("False", "Succeeded")
+
+    play(admin, namespace, scenario)
+
+
+def test_pods_get_as_long_to_save_in_as_the_last_attempt_took(admin: Path, namespace: str) -> None:
+    """An attempt that leaves word of a save of 100 s is followed by one whose pods get more than that twice."""
+    saved = CommittedCheckpoint(step=4, uri="s3://b/c.json", time="2026-01-01T00:00:00Z", save_seconds=100.0)
+    progress = Progress(stage="train", step=5, total_steps=10, last_checkpoint=saved)
+    word = TerminationMessage(stage="train", exit_code=70, progress=progress).encode()
+
+    def script(stage: Stage, attempt: int, _index: int) -> End:
+        if stage is not Stage.TRAIN:
+            return End()
+        return End(70, message=word) if attempt == 1 else FOREVER
+
+    async def scenario(world: World) -> None:
+        job = await world.create("slow", script, workers={"nodes": 1})
+        status = await job.until(lambda status: condition(status, "SafeToStop") is not None)
+        assert condition(status, "SafeToStop") == ("True", "SaveFits")
+        grace = {
+            name: spec["template"]["spec"]["terminationGracePeriodSeconds"]
+            for name, spec in (await world.jobs()).items()
+        }
+        assert grace == {"slow-r1-prepare-a1": 120, "slow-r1-train-a1": 120, "slow-r1-train-a2": 220}
+
+    play(admin, namespace, scenario)
+
+
+def test_what_the_api_server_drops_is_told(admin: Path, namespace: str, kubectl: Kubectl) -> None:
+    """A client that does not validate: kubectl's own note of what it was given still has the field."""
+
+    async def scenario(world: World) -> None:
+        manifest = make_job("misspelt", namespace=namespace, workers={"nodes": 1, "gpuPerNode": 8})
+        kubectl("apply", "--validate=ignore", "-f", "-", stdin=json.dumps(manifest))
+        job = world.driven("misspelt")
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        assert condition(status, "Accepted") == ("True", "UnknownFields")
+        assert "spec.workers.gpuPerNode: unknown field; did you mean gpusPerNode?" in str(status.conditions)
+        assert (await world.event_reasons("misspelt")).count("UnknownFields") == 1
 
     play(admin, namespace, scenario)
 

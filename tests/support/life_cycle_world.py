@@ -29,7 +29,16 @@ class World:
         self.kubelet.scripts[name] = script
         job = make_job(name, namespace=self.namespace, **{"workers": {"nodes": 2}, **spec})
         await self.server.request("POST", JOBS.format(namespace=self.namespace), job)
+        return self.driven(name, fault)
+
+    def driven(self, name: str, fault: Fault | None = None) -> Driven:
+        """The operator of a job that is there."""
         return Driven(FaultyServer(self.server, fault), JobKey(self.namespace, name))
+
+    async def jobs(self) -> dict[str, Any]:
+        """Spec of every `batch/v1` Job of the namespace, by its name."""
+        found = await self.server.request("GET", f"/apis/batch/v1/namespaces/{self.namespace}/jobs")
+        return {job["metadata"]["name"]: job["spec"] for job in found["items"]}
 
     async def change(self, name: str, **spec: Any) -> None:
         """What a user does with `kubectl edit`, again where the operator was faster."""

@@ -47,6 +47,8 @@ class ProgressStatus(StatusModel):
     """Learning rate last logged."""
     tokens_per_second: float | None = None
     """Tokens without padding, over all workers."""
+    step_seconds: float | None = None
+    """Recent mean time of an optimizer step."""
     eta_seconds: int | None = None
     """Time to the last step, from the recent step time."""
 
@@ -60,6 +62,9 @@ class CheckpointStatus(StatusModel):
     """Optimizer step."""
     time: Time
     """When it was committed."""
+    save_seconds: float | None = None
+    """How long training stood still for it. Pods get as long as that takes, and more, to save in when they are
+    stopped."""
 
 
 class FailureStatus(StatusModel):

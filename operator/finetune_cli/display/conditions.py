@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from finetune_api.constants import ConditionType, Phase
+from finetune_api.constants import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import Condition, FineTuneJob, Status
 
 _TELLING = {
@@ -20,6 +20,8 @@ _WRONG = {
     ConditionType.STALLED: "True",
     ConditionType.FAILED: "True",
     ConditionType.SUSPENDED: "True",
+    ConditionType.RECONCILING: "True",
+    ConditionType.SAFE_TO_STOP: "False",
 }
 
 
@@ -46,7 +48,7 @@ def wrong_conditions(job: FineTuneJob) -> Iterator[tuple[str, str]]:
     status = job.status
     grouped: dict[tuple[str, str], list[str]] = {}
     for entry in status.conditions:
-        if _WRONG.get(entry.type) == entry.status and not _is_wanted(entry, job):
+        if _is_wrong(entry) and not _is_wanted(entry, job):
             name = entry.type.value if entry.status == "True" else f"not {entry.type.value}"
             grouped.setdefault((entry.reason, entry.message), []).append(name)
     # A message that says more stands for the same reason without one.
@@ -58,6 +60,10 @@ def wrong_conditions(job: FineTuneJob) -> Iterator[tuple[str, str]]:
             yield ", ".join(names), f"{reason}: {said}" if said else reason
     if status.observed_generation != job.metadata.generation:
         yield "not seen", "the operator has not looked at the object since it was made or changed; is it running?"
+
+
+def _is_wrong(entry: Condition) -> bool:
+    return _WRONG.get(entry.type) == entry.status or entry.reason is Reason.UNKNOWN_FIELDS
 
 
 def _is_wanted(entry: Condition, job: FineTuneJob) -> bool:

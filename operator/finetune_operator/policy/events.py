@@ -10,6 +10,8 @@ _FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION}
 _WARNINGS = frozenset(
     {
         Reason.INVALID_SPEC,
+        Reason.UNKNOWN_FIELDS,
+        Reason.SAVE_TOO_SLOW,
         Reason.WAITING_FOR_PODS,
         Reason.CANNOT_CREATE,
         Reason.CHILD_CONFLICT,
@@ -21,6 +23,7 @@ _WARNINGS = frozenset(
         Reason.DEADLINE_EXCEEDED,
     }
 )
+_REMARKS = frozenset({Reason.UNKNOWN_FIELDS, Reason.NEXT_ATTEMPT, Reason.SAVE_TOO_SLOW})
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,12 @@ class Announcement:
 
 def announcements(before: Status, after: Status) -> tuple[Announcement, ...]:
     """The turns between two states of a job."""
-    return (*_ended_attempts(before, after), *_new_run(before, after), *_turn(before, after))
+    return (
+        *_ended_attempts(before, after),
+        *_new_run(before, after),
+        *_turn(before, after),
+        *_remarks(before, after),
+    )
 
 
 def _ended_attempts(before: Status, after: Status) -> Iterator[Announcement]:
@@ -74,6 +82,15 @@ def _turn(before: Status, after: Status) -> Iterator[Announcement]:
     what = message or f"run {after.run}" + (f", {after.stage} attempt {after.attempt}" if after.stage else "")
     turn = f"{after.observed_generation}" if after.phase is Phase.INVALID else f"{after.stage}.{after.attempt}"
     yield Announcement(str(reason), what, reason in _WARNINGS, f"r{after.run}.{turn}.{reason}")
+
+
+def _remarks(before: Status, after: Status) -> Iterator[Announcement]:
+    """What is worth telling beside the turns, when it becomes so."""
+    known = {(entry.type, entry.reason) for entry in before.conditions if before.run == after.run}
+    for entry in after.conditions:
+        if entry.reason in _REMARKS and (entry.type, entry.reason) not in known:
+            identity = f"r{after.run}.{after.stage}.{after.attempt}.g{after.observed_generation}.{entry.reason}"
+            yield Announcement(str(entry.reason), entry.message, entry.reason in _WARNINGS, identity)
 
 
 def _place(status: Status) -> tuple[object, ...]:

@@ -93,7 +93,9 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
         status = status.model_copy(update={"progress": _progress_status(progress, status.progress)})
     if progress.last_checkpoint is not None:
         committed = progress.last_checkpoint
-        checkpoint = CheckpointStatus(uri=committed.uri, step=committed.step, time=committed.time)
+        checkpoint = CheckpointStatus(
+            uri=committed.uri, step=committed.step, time=committed.time, save_seconds=committed.save_seconds
+        )
         status = status.model_copy(update={"last_checkpoint": checkpoint})
     return status
 
@@ -110,6 +112,7 @@ def _progress_status(progress: Progress, before: ProgressStatus | None) -> Progr
         loss=progress.loss,
         learning_rate=progress.learning_rate,
         tokens_per_second=progress.tokens_per_second,
+        step_seconds=progress.step_seconds,
         eta_seconds=None if progress.eta_seconds is None else round(progress.eta_seconds),
     )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_api.v1alpha1 import FineTuneJob, Spec
@@ -29,7 +30,12 @@ def current_run(job: FineTuneJob) -> Run:
 
 
 def semantic_hash(spec: Spec) -> str:
-    """First 16 hex digits of a SHA-256 over the blocks that decide the result."""
+    """Of the blocks that decide the result."""
+    return hash_of(spec, _SEMANTIC_BLOCKS)
+
+
+def hash_of(spec: Spec, blocks: Iterable[str]) -> str:
+    """First 16 hex digits of a SHA-256 over some blocks."""
     # Without defaults: a field that a later version adds must not start every job again.
-    content = spec.model_dump(mode="json", include=set(_SEMANTIC_BLOCKS), exclude_defaults=True)
+    content = spec.model_dump(mode="json", include=set(blocks), exclude_defaults=True)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,9 +1,12 @@
 """Conditions and phase after a decision. Every transition is told once."""
 
+from dataclasses import dataclass
+
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase, Reason, Stage
 from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import Condition, Status
 
+from .grace import Verdict
 from .stages import Backoff, Decision, Finish, Rest, Start, Stop, Watch, is_over
 
 _RUNNING = {
@@ -45,26 +48,59 @@ def obstructed(status: Status, reason: Reason, message: str, *, generation: int,
     )
 
 
-def concluded(status: Status, decision: Decision, *, generation: int, now: str, waiting: str = "") -> Status:
-    """Status after the decision was carried out; `waiting` says why the pods of a running stage do not run."""
+@dataclass(frozen=True)
+class Remarks:
+    """What a user should know beside how far the job is."""
+
+    waiting: str = ""
+    """Why the pods of the running stage do not run."""
+    unknown_fields: tuple[Violation, ...] = ()
+    """What the user wrote and the API server dropped."""
+    pending: str = ""
+    """What of the spec is not in force yet."""
+    grace: Verdict | None = None
+    """Whether the running attempt can be stopped without losing work."""
+
+
+def concluded(status: Status, decision: Decision, *, generation: int, now: str, remarks: Remarks = Remarks()) -> Status:
+    """Status after the decision was carried out."""
     phase, reason, message = _summary(status, decision)
-    if waiting:
-        phase, reason, message = Phase.PENDING, Reason.WAITING_FOR_PODS, waiting[:_MAX_MESSAGE]
+    if remarks.waiting:
+        phase, reason, message = Phase.PENDING, Reason.WAITING_FOR_PODS, remarks.waiting[:_MAX_MESSAGE]
     conditions: dict[ConditionType, tuple[bool, Reason, str]] = {
-        ConditionType.ACCEPTED: (True, Reason.VALID, ""),
+        ConditionType.ACCEPTED: _accepted(remarks.unknown_fields),
         ConditionType.SUSPENDED: (phase is Phase.SUSPENDED, reason, message if phase is Phase.SUSPENDED else ""),
-        ConditionType.RECONCILING: (False, reason, ""),
+        ConditionType.RECONCILING: (
+            bool(remarks.pending),
+            Reason.NEXT_ATTEMPT if remarks.pending else reason,
+            remarks.pending,
+        ),
         ConditionType.STALLED: (phase is Phase.FAILED, reason, message),
         ConditionType.READY: (phase not in _NOT_READY, reason, message),
         ConditionType.COMPLETE: (phase is Phase.SUCCEEDED, reason, message),
         ConditionType.FAILED: (phase is Phase.FAILED, reason, message),
     }
+    if remarks.grace is not None:
+        safe = remarks.grace.is_safe
+        told = Reason.SAVE_FITS if safe else Reason.SAVE_TOO_SLOW
+        conditions[ConditionType.SAFE_TO_STOP] = (safe, told, remarks.grace.message)
+    else:
+        kept = tuple(entry for entry in status.conditions if entry.type is not ConditionType.SAFE_TO_STOP)
+        status = status.model_copy(update={"conditions": kept})
     update: dict[str, object] = {"phase": phase, "observed_generation": generation}
     if isinstance(decision, Start | Watch):
         update |= {"stage": decision.stage, "attempt": decision.attempt}
     if isinstance(decision, Finish):
         update["completion_time"] = now
     return _with_conditions(status.model_copy(update=update), conditions, generation=generation, now=now)
+
+
+def _accepted(unknown_fields: tuple[Violation, ...]) -> tuple[bool, Reason, str]:
+    """The object is good as it stands, and may not be what the user meant."""
+    if not unknown_fields:
+        return True, Reason.VALID, ""
+    lines = ("the API server dropped what it does not know:", *map(str, unknown_fields))
+    return True, Reason.UNKNOWN_FIELDS, "\n".join(lines)[:_MAX_MESSAGE]
 
 
 def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:

@@ -24,8 +24,8 @@ _USER = 10001
 """Any non-root number does; a fixed one keeps the ownership of cached files the same over pods."""
 
 
-def pod_template(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
-    """Pod template of a stage's Job."""
+def pod_template(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int) -> Manifest:
+    """Pod template of a stage's Job; `grace_seconds` is what it gets after SIGTERM."""
     name, workers = names.name_of(config), config.spec.workers
     chosen = {
         "subdomain": name if names.has_service(config) else None,
@@ -42,7 +42,7 @@ def pod_template(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
             "tolerations": [*_NODE_LOSS, *(_toleration(entry) for entry in workers.tolerations)],
             "enableServiceLinks": False,
             "automountServiceAccountToken": False,
-            "terminationGracePeriodSeconds": settings.termination_grace_seconds,
+            "terminationGracePeriodSeconds": grace_seconds,
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": _USER,

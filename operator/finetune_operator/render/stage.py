@@ -7,16 +7,26 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import FineTuneJob
 
 from ..manifests import Manifest
+from ..policy.pending import attempt_hash
 from ..policy.world import stage_config
 from ..settings import OperatorSettings
 from . import names
 from .pod import pod_template
 
 
-def render_stage(config: TrainerConfig, settings: OperatorSettings) -> tuple[Manifest, ...]:
-    """Everything that one attempt at a stage needs, in the order in which it has to be created."""
+def render_stage(
+    config: TrainerConfig, settings: OperatorSettings, *, grace_seconds: int | None = None
+) -> tuple[Manifest, ...]:
+    """Everything that one attempt at a stage needs, in the order in which it has to be created.
+
+    `grace_seconds` is what its pods get after SIGTERM; absent: what the settings say.
+    """
     service = (_service(config),) if names.has_service(config) else ()
-    return (_config_map(config), *service, _job(config, settings))
+    return (
+        _config_map(config),
+        *service,
+        _job(config, settings, grace_seconds or settings.termination_grace.least_seconds),
+    )
 
 
 def render_all(job: FineTuneJob, settings: OperatorSettings) -> tuple[Manifest, ...]:
@@ -71,11 +81,11 @@ def _service(config: TrainerConfig) -> Manifest:
     }
 
 
-def _job(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
+def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int) -> Manifest:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(config),
+        "metadata": _metadata(config) | {"annotations": {constants.ANNOTATION_ATTEMPT_SPEC: attempt_hash(config.spec)}},
         "spec": {
             "completionMode": "Indexed",
             "completions": config.world.nodes,
@@ -96,6 +106,6 @@ def _job(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
                     },
                 ]
             },
-            "template": pod_template(config, settings),
+            "template": pod_template(config, settings, grace_seconds),
         },
     }

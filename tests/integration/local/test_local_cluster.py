@@ -18,7 +18,7 @@ from finetune_operator.manifests import JobKey, Manifest
 from finetune_operator.observed import Observed, ObservedStage
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage
-from finetune_operator.settings import OperatorSettings
+from finetune_operator.settings import GraceLimits, OperatorSettings
 
 KEY = JobKey("default", "example")
 DEADLINE_SECONDS = 30.0
@@ -48,7 +48,7 @@ def make_children(script: str, *, nodes: int = 2, attempt: int = 1, grace: int =
         }
     )
     config = stage_config(job, 1, Stage.TRAIN, attempt, StorageSettings())
-    children = list(render_stage(config, OperatorSettings(termination_grace_seconds=grace)))
+    children = list(render_stage(config, OperatorSettings(termination_grace=GraceLimits(grace))))
     children[-1]["spec"]["template"]["spec"]["containers"][0]["command"] = ["python", "-c", script]
     return children
 
