@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,20 @@ import real_models
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How long each part took: what to run alone while one works at it."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    tests: defaultdict[str, set[str]] = defaultdict(set)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                part = "/".join(report.nodeid.split("/")[:2])
+                seconds[part] += report.duration
+                tests[part].add(report.nodeid)
+    for part in sorted(seconds):
+        terminalreporter.write_line(f"{part}: {len(tests[part])} tests in {seconds[part]:.0f} s")
 
 
 @pytest.fixture(scope="session")

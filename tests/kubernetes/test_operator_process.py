@@ -24,13 +24,15 @@ def kubelet(admin: Path, namespace: str) -> Iterator[None]:
 
     async def run() -> None:
         server = await ApiServer.connect(admin)
-        running = asyncio.create_task(SimulatedKubelet(server, namespace).run())
+        kubelet = SimulatedKubelet(server, namespace)
+        running = asyncio.create_task(kubelet.run())
         while not stop.is_set() and not running.done():
             await asyncio.sleep(0.1)
-        running.cancel()
-        (ended,) = await asyncio.gather(running, return_exceptions=True)
-        await server.close()
-        assert isinstance(ended, asyncio.CancelledError), ended
+        kubelet.stopping = True
+        try:
+            await running
+        finally:
+            await server.close()
 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(asyncio.run, run())

@@ -75,10 +75,11 @@ def play(admin: Path, namespace: str, scenario: Callable[[World], Awaitable[None
         try:
             await scenario(world)
         finally:
-            kubelet.cancel()
-            ended = await asyncio.gather(kubelet, return_exceptions=True)
-            await server.close()
-            assert isinstance(ended[0], asyncio.CancelledError), ended[0]
+            world.kubelet.stopping = True
+            try:
+                await kubelet
+            finally:
+                await server.close()
 
     asyncio.run(run())
 

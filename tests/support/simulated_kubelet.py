@@ -49,7 +49,10 @@ def done(_stage: Stage, _attempt: int, _index: int) -> End:
 
 @dataclass
 class SimulatedKubelet:
-    """Looks after the pods of one namespace until it is cancelled."""
+    """Looks after the pods of one namespace until it is told to stop.
+
+    Not cancelled: a TLS connection that is cut in the middle of a call outlives the event loop.
+    """
 
     server: ApiServer
     namespace: str
@@ -59,10 +62,11 @@ class SimulatedKubelet:
     started: dict[str, float] = field(default_factory=dict)
     dead: bool = False
     """True: the node does not answer any more, and its pods stay as they are."""
+    stopping: bool = False
 
     async def run(self) -> None:
         await self._make_node()
-        while True:
+        while not self.stopping:
             if not self.dead:
                 await self._lease()
                 pods = await self.server.request("GET", f"/api/v1/namespaces/{self.namespace}/pods")
