@@ -24,8 +24,6 @@ class ObservedPod:
 
     name: str
     index: int
-    stage_job: str
-    """Name of its Job."""
     phase: str
     exit_code: int | None
     """None while it runs, or where nothing is known of its end."""
@@ -99,12 +97,12 @@ class Observed:
 
         Without `now` no stage is taken for lost.
         """
+        # By uid: pods of a deleted job may still be ending while a Job of the same name is there for its successor.
         pods_by_job: dict[str, list[ObservedPod]] = {}
         for manifest in pods:
-            pod = _pod(manifest)
-            pods_by_job.setdefault(pod.stage_job, []).append(pod)
+            pods_by_job.setdefault(_owner_uid(manifest), []).append(_pod(manifest))
         ours = (job for job in jobs if _owner_uid(job) == owner_uid)
-        stages = (_stage(job, pods_by_job.get(job["metadata"]["name"], []), now) for job in ours)
+        stages = (_stage(job, pods_by_job.get(job["metadata"]["uid"], []), now) for job in ours)
         return cls(tuple(sorted(stages, key=lambda stage: stage.order)))
 
     def of_run(self, run: int) -> tuple[ObservedStage, ...]:
@@ -168,7 +166,6 @@ def _pod(manifest: Manifest) -> ObservedPod:
     return ObservedPod(
         name=metadata["name"],
         index=int(metadata.get("annotations", {}).get(constants.ANNOTATION_COMPLETION_INDEX, 0)),
-        stage_job=metadata["labels"].get(constants.LABEL_JOB_NAME, ""),
         phase=status.get("phase", "Pending"),
         exit_code=terminated.get("exitCode"),
         finished_at=terminated.get("finishedAt", ""),

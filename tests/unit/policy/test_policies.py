@@ -41,7 +41,6 @@ def make_pod(index: int = 0, exit_code: int | None = None, **fields: Any) -> Obs
     defaults: dict[str, Any] = {
         "name": f"pod-{index}",
         "index": index,
-        "stage_job": "job",
         "phase": "Running" if exit_code is None else "Failed" if exit_code else "Succeeded",
         "exit_code": exit_code,
         "finished_at": "" if exit_code is None else STAMP,
