@@ -34,6 +34,8 @@ class ObservedPod:
     """The termination message where it is not one of ours (a log tail from the kubelet)."""
     disrupted: bool
     """Evicted, preempted or lost: the pod's end is not the training's fault."""
+    out_of_memory: bool = False
+    """The kernel has ended a process of it, or all of them, because its memory was used up."""
     node: str = ""
     """Where it runs; empty while it is not placed."""
     waiting: str = ""
@@ -172,6 +174,7 @@ def _pod(manifest: Manifest) -> ObservedPod:
         message=TerminationMessage.decode(text) if text else None,
         raw_message=text,
         disrupted=any(entry["type"] == "DisruptionTarget" and entry["status"] == "True" for entry in conditions),
+        out_of_memory=terminated.get("reason") == "OOMKilled",
         node=manifest.get("spec", {}).get("nodeName", ""),
         waiting=_waiting(state, conditions),
         created_at=metadata.get("creationTimestamp", ""),

@@ -102,9 +102,10 @@ def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
     if message is not None:
         lines = [message.error, *message.last_lines]
     else:
-        lines = [f"{pod.name} ended with status {code}", *_said(pod.raw_message)]
+        lines = [f"{pod.name} {_ended(pod, code)}", *_said(pod.raw_message)]
+    name = name_of(ExitCode.OUT_OF_MEMORY if pod.out_of_memory else code)
     return FailureStatus(
-        failure_class="Disrupted" if pod.disrupted else name_of(code),
+        failure_class="Disrupted" if pod.disrupted else name,
         stage=str(stage.stage),
         attempt=stage.attempt,
         rank=message.rank if message else None,
@@ -112,8 +113,14 @@ def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
         node=pod.node,
         exit_code=code,
         message="\n".join(lines).strip()[:4096],
-        advice=((message.advice if message else "") or _advice(code))[:1024],
+        advice=((message.advice if message else "") or _advice(pod, code))[:1024],
     )
+
+
+def _ended(pod: ObservedPod, code: int) -> str:
+    if pod.out_of_memory:
+        return "was ended by the kernel because its memory was used up"
+    return f"ended with status {code}"
 
 
 def _said(log_tail: str) -> Iterator[str]:
@@ -125,7 +132,9 @@ def _said(log_tail: str) -> Iterator[str]:
             yield line
 
 
-def _advice(code: int) -> str:
+def _advice(pod: ObservedPod, code: int) -> str:
+    if pod.out_of_memory:
+        return _ADVICE[ExitCode.OUT_OF_MEMORY]
     if code in ExitCode._value2member_map_:
         return _ADVICE.get(ExitCode(code), "")
     return _SIGKILL_ADVICE if code == 137 else ""
