@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from finetune_api.exit_codes import ExitCode, FailureClass, failure_class, name_of
 from finetune_api.v1alpha1 import FailureStatus
@@ -12,6 +13,9 @@ from ..observed import ObservedPod, ObservedStage
 _SIGTERM_EXIT = 143
 _BYSTANDER_EXITS = frozenset({int(ExitCode.STOPPED), _SIGTERM_EXIT})
 """How pods end that were stopped because another one failed."""
+
+_SETTLE = timedelta(seconds=2)
+"""Pods that end within this time of each other may have ended for the same cause; their times are whole seconds."""
 
 _SHOWN_LINES = 10
 """Lines of a log that status shows where a pod has left no message of its own."""
@@ -51,13 +55,27 @@ def judge(stage: ObservedStage) -> Failure:
     first = min(culprits, key=lambda pod: (_class_of(pod), pod.finished_at, pod.index))
     if _class_of(first) is not FailureClass.PERMANENT:
         disrupted = next((pod for pod in failed if pod.disrupted), None)
-        first = disrupted or min(culprits, key=lambda pod: (pod.finished_at, pod.index))
+        first = disrupted or _first_of(culprits)
     code = first.exit_code or 0
     status = _status(stage, first, code)
     if code in _BYSTANDER_EXITS and (gone := _deleted(stage)):
         told = f"{gone} was deleted, and the others stopped with it: {status.message}"
         status = status.model_copy(update={"failure_class": "PodDeleted", "pod": gone, "node": "", "message": told})
     return Failure(_class_of(first), code, status)
+
+
+def _first_of(culprits: list[ObservedPod]) -> ObservedPod:
+    """The pod that ended first; where that is one with an internal error, one that names its cause just after it.
+
+    A worker that has lost its peer ends with an internal error, and its end may be told before the peer's own.
+    """
+    ordered = sorted(culprits, key=lambda pod: (pod.finished_at, pod.index))
+    first = ordered[0]
+    if first.exit_code != ExitCode.INTERNAL_ERROR:
+        return first
+    latest = datetime.fromisoformat(first.finished_at) + _SETTLE
+    causes = (pod for pod in ordered if pod.exit_code != ExitCode.INTERNAL_ERROR)
+    return next((pod for pod in causes if datetime.fromisoformat(pod.finished_at) <= latest), first)
 
 
 def _deleted(stage: ObservedStage) -> str:
