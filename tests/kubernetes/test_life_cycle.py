@@ -97,6 +97,8 @@ def test_children_go_when_their_time_is_over_and_the_object_stays(admin: Path, n
     async def scenario(world: World) -> None:
         job = await world.create("short", ttlSecondsAfterFinished=1)
         await job.until(in_phase(Phase.SUCCEEDED))
+        assert job.last is not None
+        assert job.last.requeue_after == 1.0, "nothing but the clock brings a finished job back"
         async with asyncio.timeout(30):
             while await job.children():
                 await job.step()
