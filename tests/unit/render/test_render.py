@@ -19,9 +19,7 @@ DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 JOB_NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", fullmatch=True)
 
 
-def make_job(
-    name: str = "example", nodes: int = 1, gpus: int = 0, batch: int = 512, uid: str = "u1"
-) -> FineTuneJob:
+def make_job(name: str = "example", nodes: int = 1, gpus: int = 0, batch: int = 512, uid: str = "u1") -> FineTuneJob:
     return parse_job(
         {
             "apiVersion": "finetune.dev/v1alpha1",
