@@ -19,6 +19,8 @@ MAX_JOB_NAME: Final = 40
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "finetune-operator"
 LABEL_JOB: Final = "finetune.dev/job"
+LABEL_JOB_UID: Final = "finetune.dev/job-uid"
+"""A deleted job's pods may still be ending while one of the same name has its own."""
 LABEL_RUN: Final = "finetune.dev/run"
 LABEL_STAGE: Final = "finetune.dev/stage"
 LABEL_ATTEMPT: Final = "finetune.dev/attempt"

@@ -24,8 +24,6 @@ class ObservedPod:
 
     name: str
     index: int
-    stage_job: str
-    """Name of its Job."""
     phase: str
     exit_code: int | None
     """None while it runs, or where nothing is known of its end."""
@@ -36,6 +34,8 @@ class ObservedPod:
     """The termination message where it is not one of ours (a log tail from the kubelet)."""
     disrupted: bool
     """Evicted, preempted or lost: the pod's end is not the training's fault."""
+    out_of_memory: bool = False
+    """The kernel has ended a process of it, or all of them, because its memory was used up."""
     node: str = ""
     """Where it runs; empty while it is not placed."""
     waiting: str = ""
@@ -103,12 +103,12 @@ class Observed:
 
         Without `now` no stage is taken for lost.
         """
+        # By uid: pods of a deleted job may still be ending while a Job of the same name is there for its successor.
         pods_by_job: dict[str, list[ObservedPod]] = {}
         for manifest in pods:
-            pod = _pod(manifest)
-            pods_by_job.setdefault(pod.stage_job, []).append(pod)
+            pods_by_job.setdefault(_owner_uid(manifest), []).append(_pod(manifest))
         ours = (job for job in jobs if _owner_uid(job) == owner_uid)
-        stages = (_stage(job, pods_by_job.get(job["metadata"]["name"], []), now) for job in ours)
+        stages = (_stage(job, pods_by_job.get(job["metadata"]["uid"], []), now) for job in ours)
         return cls(tuple(sorted(stages, key=lambda stage: stage.order)))
 
     def of_run(self, run: int) -> tuple[ObservedStage, ...]:
@@ -174,13 +174,13 @@ def _pod(manifest: Manifest) -> ObservedPod:
     return ObservedPod(
         name=metadata["name"],
         index=int(metadata.get("annotations", {}).get(constants.ANNOTATION_COMPLETION_INDEX, 0)),
-        stage_job=metadata["labels"].get(constants.LABEL_JOB_NAME, ""),
         phase=status.get("phase", "Pending"),
         exit_code=terminated.get("exitCode"),
         finished_at=terminated.get("finishedAt", ""),
         message=TerminationMessage.decode(text) if text else None,
         raw_message=text,
         disrupted=any(entry["type"] == "DisruptionTarget" and entry["status"] == "True" for entry in conditions),
+        out_of_memory=terminated.get("reason") == "OOMKilled",
         node=manifest.get("spec", {}).get("nodeName", ""),
         waiting=_waiting(state, conditions),
         created_at=metadata.get("creationTimestamp", ""),

@@ -184,6 +184,8 @@ def _requeue_after(world: _World, status: Status, decision: stages.Decision) -> 
             wait = world.settings.progress_seconds
         case stages.Backoff(seconds) | stages.Keep(seconds):
             wait = seconds
+        case stages.Finish() if world.job.spec.ttl_seconds_after_finished is not None:
+            return float(world.job.spec.ttl_seconds_after_finished)  # nothing else brings the job back by then
         case _:
             return None
     left = stages.seconds_left(world.job.spec, status, world.now)

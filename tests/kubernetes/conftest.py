@@ -7,12 +7,14 @@ FINETUNE_TEST_CACHE       where the built programs are kept, instead of the user
 
 import os
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from finetune_api.trainer_config import StorageSettings
+from finetune_cli.embedded_store import EmbeddedStore
+from finetune_trainer.store import ObjectStore
 from operator_process import install
 from testcluster.access import Kubectl
 from testcluster.builds import Buildah, require_buildah
@@ -21,6 +23,7 @@ from testcluster.existing import ExistingCluster
 from testcluster.missing import MissingError
 from testcluster.pods import PodsCluster
 from testcluster.run_folder import run_folder
+from training_site import Site, fresh_namespace, training_site
 
 REASONS = pytest.StashKey[dict[str, str]]()
 Say = Callable[[str], None]
@@ -107,18 +110,25 @@ def buildah(pytestconfig: pytest.Config) -> Iterator[Buildah]:
 @pytest.fixture
 def namespace(control_plane: ControlPlane | ExistingCluster) -> Iterator[str]:
     """A fresh one for each test."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    control_plane.kubectl("create", "namespace", name)
-    # Made by a controller, and no pod is admitted before.
-    control_plane.kubectl.within(name).until("serviceaccount/default", lambda _: True, within=30)
-    yield name
-    control_plane.kubectl("delete", "namespace", name, "--wait=false")
+    with fresh_namespace(control_plane) as name:
+        yield name
 
 
 @pytest.fixture
 def kubectl(control_plane: ControlPlane | ExistingCluster, namespace: str) -> Kubectl:
     """The administrator's kubectl in the test's namespace."""
     return control_plane.kubectl.within(namespace)
+
+
+@pytest.fixture(scope="module")
+def site(pods_cluster: PodsCluster, store_server: EmbeddedStore) -> Iterator[Site]:
+    """An operator and what its trainer pods need, for all tests of a file: each has jobs of its own names."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store_server.env().items():
+            patch.setenv(name, value)
+        store = ObjectStore.connect(StorageSettings(endpoint=store_server.endpoint, path_style=True))
+        with training_site(pods_cluster, store_server, store) as site:
+            yield site
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,24 @@ def test_a_suspended_job_saves_and_goes_on(admin: Path, namespace: str) -> None:
         await world.change("rests", suspend=False)
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert [entry.number for entry in status.attempts if entry.stage is Stage.TRAIN] == [1, 2]
+
+    play(admin, namespace, scenario)
+
+
+def test_an_attempt_that_ends_is_looked_at_more_often(admin: Path, namespace: str, kubectl: Kubectl) -> None:
+    """Rank 0's last word and the next attempt wait for it."""
+
+    async def scenario(world: World) -> None:
+        job = await world.create("ending", train_ends(FOREVER))
+        await job.until(trains)
+        job.settings = replace(job.settings, progress_seconds=30.0)
+        await job.step()
+        assert job.last is not None
+        assert job.last.requeue_after == 30.0
+        world.kubelet.dead = True
+        kubectl("delete", "pod", "--selector=finetune.dev/stage=train", "--wait=false")
+        await job.step()
+        assert job.last.requeue_after == 1.0
 
     play(admin, namespace, scenario)
 
@@ -167,6 +186,8 @@ def test_children_go_when_their_time_is_over_and_the_object_stays(admin: Path, n
     async def scenario(world: World) -> None:
         job = await world.create("short", ttlSecondsAfterFinished=1)
         await job.until(in_phase(Phase.SUCCEEDED))
+        assert job.last is not None
+        assert job.last.requeue_after == 1.0, "nothing but the clock brings a finished job back"
         async with asyncio.timeout(30):
             while await job.children():
                 await job.step()

@@ -20,6 +20,8 @@ from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
 
 NODE = "simulated"
+LABEL = "finetune.test/simulated"
+"""Of the node: real pods are kept away by it as a taint, pods of a simulated kubelet's namespace are kept there."""
 _LOOK_SECONDS = 0.1
 
 Manifest = dict[str, Any]
@@ -65,6 +67,7 @@ class SimulatedKubelet:
     stopping: bool = False
 
     async def run(self) -> None:
+        await self._claim_namespace()
         await self._make_node()
         while not self.stopping:
             if not self.dead:
@@ -130,8 +133,18 @@ class SimulatedKubelet:
         told["lastTransitionTime"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         await self.server.request("PATCH", f"{_path(pod)}/status", {"status": {"conditions": [told]}})
 
+    async def _claim_namespace(self) -> None:
+        """Its pods are not for the real nodes that earlier tests may have started."""
+        selector = {"scheduler.alpha.kubernetes.io/node-selector": f"{LABEL}=true"}
+        await self.server.request(
+            "PATCH", f"/api/v1/namespaces/{self.namespace}", {"metadata": {"annotations": selector}}
+        )
+
     async def _make_node(self) -> None:
-        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
+        # The scheduler places nothing there: the node is there for longer than anybody looks after it.
+        spec = {"taints": [{"key": LABEL, "value": "true", "effect": "NoSchedule"}]}
+        metadata = {"name": NODE, "labels": {LABEL: "true"}}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec}
         try:
             await self.server.request("POST", "/api/v1/nodes", node)
         except ApiError as error:

@@ -46,11 +46,14 @@ def decisive_exit(exits: Sequence[RankExit]) -> RankExit | None:
     return next(causes, first)
 
 
-def exit_status(code: int, *, memory_kills: int) -> int:
-    """Status for the pod: 128+n for a rank ended by signal n, OUT_OF_MEMORY where the kernel did it for memory."""
-    if code == -signal.SIGKILL and memory_kills > 0:
+def exit_status(ended: RankExit, *, memory_kills: int) -> int:
+    """Status for the pod: 128+n for a rank ended by signal n, OUT_OF_MEMORY where the kernel did it for memory.
+
+    It may have done it to the fork server: that one is as large as a rank, and its ranks end with it.
+    """
+    if memory_kills > 0 and (ended.code == -signal.SIGKILL or ended.error):
         return ExitCode.OUT_OF_MEMORY
-    return code if code >= 0 else 128 - code
+    return ended.code if ended.code >= 0 else 128 - ended.code
 
 
 def termination_message(
@@ -77,13 +80,13 @@ def termination_message(
 def _explanation(exit_: RankExit, status: int) -> dict[str, str]:
     """Error and advice for a rank that had no time to write its own."""
     rank = f"rank {exit_.rank}"
-    if exit_.error:
-        return {"error": f"{rank} could not run: {exit_.error}"}
     if status == ExitCode.OUT_OF_MEMORY:
         return {
             "error": f"{rank} was killed by the kernel because the pod's memory was used up",
             "advice": "raise spec.workers.resources.limits.memory, or lower spec.training.microBatchSize",
         }
+    if exit_.error:
+        return {"error": f"{rank} could not run: {exit_.error}"}
     if exit_.code < 0:
         return {"error": f"{rank} was ended by signal {-exit_.code} ({_signal_name(-exit_.code)})"}
     return {"error": f"{rank} ended with exit code {exit_.code} ({name_of(exit_.code)}) and left no result"}

@@ -118,7 +118,7 @@ class _Pod:
 
     def _conclude(self, exits: list[RankExit], server_output: Output | None, kills: int) -> int:
         decisive = decisive_exit(exits)
-        status = 0 if decisive is None else exit_status(decisive.code, memory_kills=kills)
+        status = 0 if decisive is None else exit_status(decisive, memory_kills=kills)
         lines: list[str] = []
         if decisive is not None:
             lines = self.group.last_lines(decisive.rank)

@@ -156,6 +156,15 @@ def pod_manifest(
             "namespace": job["metadata"]["namespace"],
             "labels": {**job["spec"]["template"]["metadata"]["labels"], constants.LABEL_JOB_NAME: name},
             "annotations": {constants.ANNOTATION_COMPLETION_INDEX: str(index)},
+            "ownerReferences": [
+                {
+                    "apiVersion": "batch/v1",
+                    "kind": "Job",
+                    "name": name,
+                    "uid": job["metadata"]["uid"],
+                    "controller": True,
+                }
+            ],
         },
         "status": {
             "phase": phase,

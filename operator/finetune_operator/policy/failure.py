@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from finetune_api.exit_codes import ExitCode, FailureClass, failure_class, name_of
 from finetune_api.v1alpha1 import FailureStatus
@@ -12,6 +13,9 @@ from ..observed import ObservedPod, ObservedStage
 _SIGTERM_EXIT = 143
 _BYSTANDER_EXITS = frozenset({int(ExitCode.STOPPED), _SIGTERM_EXIT})
 """How pods end that were stopped because another one failed."""
+
+_SETTLE = timedelta(seconds=2)
+"""Pods that end within this time of each other may have ended for the same cause; their times are whole seconds."""
 
 _SHOWN_LINES = 10
 """Lines of a log that status shows where a pod has left no message of its own."""
@@ -51,13 +55,27 @@ def judge(stage: ObservedStage) -> Failure:
     first = min(culprits, key=lambda pod: (_class_of(pod), pod.finished_at, pod.index))
     if _class_of(first) is not FailureClass.PERMANENT:
         disrupted = next((pod for pod in failed if pod.disrupted), None)
-        first = disrupted or min(culprits, key=lambda pod: (pod.finished_at, pod.index))
+        first = disrupted or _first_of(culprits)
     code = first.exit_code or 0
     status = _status(stage, first, code)
     if code in _BYSTANDER_EXITS and (gone := _deleted(stage)):
         told = f"{gone} was deleted, and the others stopped with it: {status.message}"
         status = status.model_copy(update={"failure_class": "PodDeleted", "pod": gone, "node": "", "message": told})
     return Failure(_class_of(first), code, status)
+
+
+def _first_of(culprits: list[ObservedPod]) -> ObservedPod:
+    """The pod that ended first; where that is one with an internal error, one that names its cause just after it.
+
+    A worker that has lost its peer ends with an internal error, and its end may be told before the peer's own.
+    """
+    ordered = sorted(culprits, key=lambda pod: (pod.finished_at, pod.index))
+    first = ordered[0]
+    if first.exit_code != ExitCode.INTERNAL_ERROR:
+        return first
+    latest = datetime.fromisoformat(first.finished_at) + _SETTLE
+    causes = (pod for pod in ordered if pod.exit_code != ExitCode.INTERNAL_ERROR)
+    return next((pod for pod in causes if datetime.fromisoformat(pod.finished_at) <= latest), first)
 
 
 def _deleted(stage: ObservedStage) -> str:
@@ -102,9 +120,10 @@ def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
     if message is not None:
         lines = [message.error, *message.last_lines]
     else:
-        lines = [f"{pod.name} ended with status {code}", *_said(pod.raw_message)]
+        lines = [f"{pod.name} {_ended(pod, code)}", *_said(pod.raw_message)]
+    name = name_of(ExitCode.OUT_OF_MEMORY if pod.out_of_memory else code)
     return FailureStatus(
-        failure_class="Disrupted" if pod.disrupted else name_of(code),
+        failure_class="Disrupted" if pod.disrupted else name,
         stage=str(stage.stage),
         attempt=stage.attempt,
         rank=message.rank if message else None,
@@ -112,8 +131,14 @@ def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
         node=pod.node,
         exit_code=code,
         message="\n".join(lines).strip()[:4096],
-        advice=((message.advice if message else "") or _advice(code))[:1024],
+        advice=((message.advice if message else "") or _advice(pod, code))[:1024],
     )
+
+
+def _ended(pod: ObservedPod, code: int) -> str:
+    if pod.out_of_memory:
+        return "was ended by the kernel because its memory was used up"
+    return f"ended with status {code}"
 
 
 def _said(log_tail: str) -> Iterator[str]:
@@ -125,7 +150,9 @@ def _said(log_tail: str) -> Iterator[str]:
             yield line
 
 
-def _advice(code: int) -> str:
+def _advice(pod: ObservedPod, code: int) -> str:
+    if pod.out_of_memory:
+        return _ADVICE[ExitCode.OUT_OF_MEMORY]
     if code in ExitCode._value2member_map_:
         return _ADVICE.get(ExitCode(code), "")
     return _SIGKILL_ADVICE if code == 137 else ""

@@ -19,6 +19,7 @@ def child_labels(config: TrainerConfig) -> dict[str, str]:
     return {
         constants.LABEL_MANAGED_BY: constants.MANAGED_BY,
         constants.LABEL_JOB: config.job.name,
+        constants.LABEL_JOB_UID: config.job.uid,
         constants.LABEL_RUN: str(config.run),
         constants.LABEL_STAGE: str(config.stage),
         constants.LABEL_ATTEMPT: str(config.attempt),

@@ -75,7 +75,10 @@ def _service(config: TrainerConfig) -> Manifest:
             "clusterIP": "None",
             # Ranks look for each other before any of them is ready.
             "publishNotReadyAddresses": True,
-            "selector": {constants.LABEL_JOB_NAME: names.name_of(config)},
+            "selector": {
+                constants.LABEL_JOB_NAME: names.name_of(config),
+                constants.LABEL_JOB_UID: config.job.uid,
+            },
             "ports": [{"name": "progress", "port": constants.PROGRESS_PORT}],
         },
     }

@@ -10,6 +10,10 @@ from .missing import MissingError
 INHERITED = ("cpuset.cpus", "cpuset.mems")
 """A new group of version 1 has none of these, and then no process may join it."""
 
+SHARES = {"cpu.shares": "4096", "cpu.weight": "400"}
+"""Of all nodes together, where a process outside has 1024 (version 2: a group has 100). Without it the pods of the
+cluster share what one process gets, which is nothing beside a compiler."""
+
 
 def hierarchies() -> Iterator[tuple[Path, bool]]:
     """Where control groups are mounted, and whether as version 2."""
@@ -36,6 +40,7 @@ class ControlGroup:
                 if is_v2:
                     hand_down_controllers(folder)
                 folder = make_child(folder, part)
+            give_share(mount / Path(self.name).parts[0])
 
     def remove(self) -> None:
         """Of a node that is dead. The kernel needs a moment to forget the last process."""
@@ -69,6 +74,12 @@ def hand_down_controllers(folder: Path) -> None:
             control.write_text(f"+{controller}")
     except OSError as error:
         raise MissingError(f"{control} cannot be written, so pods cannot be limited: {error}") from error
+
+
+def give_share(folder: Path) -> None:
+    for file, share in SHARES.items():
+        if (folder / file).exists():
+            (folder / file).write_text(share)
 
 
 def make_child(folder: Path, name: str) -> Path:

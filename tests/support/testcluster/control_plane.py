@@ -117,7 +117,8 @@ class ControlPlane:
             f"--client-ca-file={self.authority.cert}",
             "--anonymous-auth=false",
             "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction",
+            # With PodNodeSelector a namespace may say on which nodes its pods run.
+            "--enable-admission-plugins=NodeRestriction,PodNodeSelector",
             f"--kubelet-certificate-authority={self.authority.cert}",
             f"--kubelet-client-certificate={to_kubelets.cert}",
             f"--kubelet-client-key={to_kubelets.key}",

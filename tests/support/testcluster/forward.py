@@ -13,6 +13,7 @@ class Forward:
         self.target = port
         self.port = 0
         self._loop = asyncio.new_event_loop()
+        self._open: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="forward", daemon=True)
 
     def __enter__(self) -> "Forward":
@@ -34,14 +35,16 @@ class Forward:
         except OSError:
             writer.close()
             return
+        self._open |= {writer, there_writer}
         await asyncio.gather(copy(reader, there_writer), copy(there_reader, writer))
+        self._open -= {writer, there_writer}
 
     async def _close(self) -> None:
         self._server.close()
-        pumps = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        # Not cancelled: asyncio would report each of them as an error of a callback.
+        for writer in self._open:
+            writer.transport.abort()
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,7 +1,8 @@
 """A cluster that runs pods: nodes for a control plane, and what a test does to them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from . import binaries
 from .control_plane import ControlPlane
@@ -53,6 +54,11 @@ class PodsCluster:
         """With a heartbeat: heard of since then. Ready alone may be from before."""
         assert node.kubelet is not None
         node.kubelet.until(lambda: node.lease() not in {"", heartbeat} and node.is_ready(), within=60, what="Ready")
+
+    def kill_container(self, pod: Mapping[str, Any]) -> None:
+        """kill -9 of all processes of a running pod's only container."""
+        (status,) = pod["status"]["containerStatuses"]
+        self.nodes[pod["spec"]["nodeName"]].kill_container(status["containerID"].removeprefix("containerd://"))
 
     def kill_node(self, name: str) -> None:
         """As by a power cut. The API server learns of it when the grace period is over."""

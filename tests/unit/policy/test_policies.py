@@ -17,6 +17,7 @@ from finetune_operator.policy import failure, history, restart, runs, stages, st
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 STAMP = "2026-01-01T12:00:00Z"
+LATER = "2026-01-01T12:00:30Z"
 LIMITS = Restart(max_restarts=2, max_disruptions=3)
 
 
@@ -41,7 +42,6 @@ def make_pod(index: int = 0, exit_code: int | None = None, **fields: Any) -> Obs
     defaults: dict[str, Any] = {
         "name": f"pod-{index}",
         "index": index,
-        "stage_job": "job",
         "phase": "Running" if exit_code is None else "Failed" if exit_code else "Succeeded",
         "exit_code": exit_code,
         "finished_at": "" if exit_code is None else STAMP,
@@ -221,9 +221,11 @@ def test_the_backoff_doubles_up_to_its_limit() -> None:
     ("pods", "kind", "blamed"),
     [
         ((make_pod(0, 75), make_pod(1, 137)), FailureClass.RETRYABLE, "pod-1"),
-        ((make_pod(0, 70, finished_at="2"), make_pod(1, 80, finished_at="1")), FailureClass.RETRYABLE, "pod-1"),
-        ((make_pod(0, 70, finished_at="1"), make_pod(1, 65, finished_at="2")), FailureClass.PERMANENT, "pod-1"),
-        ((make_pod(0, 70, finished_at="1"), make_pod(1, 137, disrupted=True)), FailureClass.DISRUPTION, "pod-1"),
+        ((make_pod(0, 70, finished_at=LATER), make_pod(1, 80)), FailureClass.RETRYABLE, "pod-1"),
+        ((make_pod(0, 70), make_pod(1, 137)), FailureClass.RETRYABLE, "pod-1"),
+        ((make_pod(0, 70), make_pod(1, 137, finished_at=LATER)), FailureClass.RETRYABLE, "pod-0"),
+        ((make_pod(0, 70), make_pod(1, 65, finished_at=LATER)), FailureClass.PERMANENT, "pod-1"),
+        ((make_pod(0, 70), make_pod(1, 137, finished_at=LATER, disrupted=True)), FailureClass.DISRUPTION, "pod-1"),
         ((make_pod(0, 75), make_pod(1, 75)), FailureClass.DISRUPTION, "pod-0"),
         ((make_pod(0, 83), make_pod(1, 143)), FailureClass.DISRUPTION, "pod-0"),
         ((), FailureClass.DISRUPTION, ""),

@@ -18,7 +18,6 @@ def pod(index: int = 0, phase: str = "Pending", waiting: str = "") -> ObservedPo
     return ObservedPod(
         name=f"pod-{index}",
         index=index,
-        stage_job="job",
         phase=phase,
         exit_code=None,
         finished_at="",

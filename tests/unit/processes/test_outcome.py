@@ -31,10 +31,19 @@ def test_a_rank_that_we_have_ended_explains_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "kills", "status"), [(65, 0, 65), (-9, 0, 137), (-9, 2, 80), (-11, 1, 139), (75, 0, 75)]
+    ("code", "error", "kills", "status"),
+    [
+        (65, "", 0, 65),
+        (-9, "", 0, 137),
+        (-9, "", 2, 80),
+        (-11, "", 1, 139),
+        (75, "", 0, 75),
+        (70, "the fork server ended", 1, 80),
+        (70, "the fork server ended", 0, 70),
+    ],
 )
-def test_the_status_of_the_pod(code: int, kills: int, status: int) -> None:
-    assert exit_status(code, memory_kills=kills) == status
+def test_the_status_of_the_pod(code: int, error: str, kills: int, status: int) -> None:
+    assert exit_status(RankExit(0, code, 1.0, error=error), memory_kills=kills) == status
 
 
 def message(decisive: RankExit | None, result: TerminationMessage | None, status: int) -> TerminationMessage:
@@ -62,6 +71,11 @@ def test_success_and_stops_carry_no_log() -> None:
         (RankExit(1, -11, 1.0), 139, "rank 1 was ended by signal 11 (SIGSEGV)"),
         (RankExit(1, -63, 1.0), 191, "rank 1 was ended by signal 63 (unknown)"),
         (RankExit(0, -9, 1.0), 80, "rank 0 was killed by the kernel because the pod's memory was used up"),
+        (
+            RankExit(0, -9, 1.0, error="the fork server ended"),
+            80,
+            "rank 0 was killed by the kernel because the pod's memory was used up",
+        ),
         (RankExit(0, 3, 1.0), 3, "rank 0 ended with exit code 3 (Exit3) and left no result"),
         (RankExit(0, 70, 1.0, error="no fork server"), 70, "rank 0 could not run: no fork server"),
     ],

@@ -19,12 +19,12 @@ DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 JOB_NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", fullmatch=True)
 
 
-def make_job(name: str = "example", nodes: int = 1, gpus: int = 0, batch: int = 512) -> FineTuneJob:
+def make_job(name: str = "example", nodes: int = 1, gpus: int = 0, batch: int = 512, uid: str = "u1") -> FineTuneJob:
     return parse_job(
         {
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",
-            "metadata": {"name": name, "uid": "u1"},
+            "metadata": {"name": name, "uid": uid},
             "spec": {
                 "model": {"uri": "s3://bucket/model"},
                 "data": {"train": [{"uri": "s3://bucket/train.jsonl"}]},
@@ -107,3 +107,11 @@ def test_only_training_gets_every_worker() -> None:
     job = make_job(nodes=4, gpus=2)
     pods = {stage: rendered(job, stage)["Job"]["spec"]["completions"] for stage in Stage}
     assert pods == {Stage.PREPARE: 1, Stage.TRAIN: 4, Stage.EVALUATE: 1}
+
+
+def test_a_service_never_leads_to_the_pods_of_a_deleted_job_of_the_same_name() -> None:
+    """Both have pods of the same host names for a while; a worker that reached the old one would hang there."""
+    old, new = (rendered(make_job(nodes=2, uid=uid)) for uid in ("u1", "u2"))
+    labels = old["Job"]["spec"]["template"]["metadata"]["labels"]
+    selector = new["Service"]["spec"]["selector"]
+    assert {name for name, value in selector.items() if labels.get(name) != value} >= {constants.LABEL_JOB_UID}

@@ -1,0 +1,63 @@
+"""A node goes while its pods train: the job goes on elsewhere, and the node brings nothing back."""
+
+from typing import Any
+
+import pytest
+
+from testcluster.daemons import until
+from testcluster.nodes import Node
+from training_site import PATIENCE, Site, attempts_at
+
+NAME = "survivor"
+LOST, NEXT = f"{NAME}-r1-train-a1", f"{NAME}-r1-train-a2"
+
+
+@pytest.fixture
+def lost_node(site: Site) -> str:
+    """The node of worker 1 of a job that trains; it is killed, and started again when the test is over."""
+    site.kubectl.apply(site.long_job(NAME))
+    site.until_saved(NAME)
+    name = str(site.pods_of(LOST)["1"]["spec"]["nodeName"])
+    site.cluster.kill_node(name)
+    return name
+
+
+def has_next_attempt(job: dict[str, Any]) -> bool:
+    return any(attempt["jobName"] == NEXT for attempt in job["status"]["attempts"])
+
+
+def until_idle(node: Node) -> None:
+    """No container runs there any more."""
+    listing = ("ctr", "--namespace=k8s.io", "tasks", "list", "--quiet")
+    until(lambda: not node.inside(*listing).split(), within=60, what=f"no container runs on {node.name}")
+
+
+def test_a_lost_node_costs_an_attempt_and_nothing_else(site: Site, lost_node: str) -> None:
+    try:
+        job = site.when(NAME, has_next_attempt, "the next attempt")
+        assert job["status"]["failure"]["class"] == "NodeLost"
+        assert job["status"]["failure"]["node"] == lost_node
+        job = site.until(NAME, "Complete")
+        places = {pod["spec"]["nodeName"] for pod in site.pods_of(NEXT).values()}
+        assert places == set(site.cluster.nodes) - {lost_node}
+    finally:
+        site.cluster.restart_node(lost_node)
+
+    # What it cost: the steps since the last checkpoint, and no restart.
+    first, second = attempts_at(job, "train")
+    assert (first["outcome"], first["reason"], second["outcome"]) == ("Disruption", "NodeLost", "Succeeded")
+    assert 10 <= second["resumedFromStep"] <= first["lastStep"]
+    assert (job["status"]["restarts"], job["status"]["disruptions"]) == (0, 1)
+    told = site.events(NAME)["AttemptFailed"]
+    assert told.startswith(f"train attempt 1 failed: NodeLost in {LOST}-1")
+    assert f" on {lost_node}: " in told
+    claims = site.store.list(f"{job['status']['artifact']['uri'].rpartition('/')[0]}/attempts/")
+    assert [claim.uri.rpartition("/")[2] for claim in claims] == ["1.json", "2.json"]
+
+    # The node is back: what was left of the attempt there goes, and changes nothing.
+    site.kubectl("wait", "--for=delete", f"job/{LOST}", f"--timeout={PATIENCE:.0f}s", within=PATIENCE + 10)
+    selected = f"--selector=batch.kubernetes.io/job-name={LOST}"
+    site.kubectl("wait", "--for=delete", "pods", selected, f"--timeout={PATIENCE:.0f}s", within=PATIENCE + 10)
+    until_idle(site.cluster.nodes[lost_node])
+    assert not [name for name in site.children(NAME) if name.rpartition("/")[2].startswith(LOST)]
+    assert site.kubectl.json("get", f"ftj/{NAME}")["status"] == job["status"]

@@ -1,0 +1,200 @@
+"""What FineTuneJobs need to run on the nodes of a test: an operator, a namespace, storage, a tiny model and data."""
+
+import json
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tiny_models
+from factories import make_job, merged
+from finetune_cli import demo_assets
+from finetune_cli.embedded_store import EmbeddedStore
+from finetune_trainer.store import ObjectStore
+from operator_process import OperatorProcess, events_of, install
+from rows import colours
+from testcluster.access import Kubectl, condition
+from testcluster.control_plane import ControlPlane
+from testcluster.existing import ExistingCluster
+from testcluster.forward import Forward
+from testcluster.images import HOST, host_claim, host_volume
+from testcluster.pod_manifests import PACKAGES
+from testcluster.pods import PodsCluster
+
+SECRET = "storage"
+GRACE_SECONDS = 15
+"""Of a pod. Saving a tiny model takes less than one; a worker that waits for one that is gone uses all of it."""
+PATIENCE = 400.0
+"""Of a wait for a stage or two. The tests are not about speed, and this machine may have other work."""
+
+Job = dict[str, Any]
+Pod = dict[str, Any]
+
+
+@contextmanager
+def fresh_namespace(control: ControlPlane | ExistingCluster) -> Iterator[str]:
+    """A namespace in which pods may be made."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    control.kubectl("create", "namespace", name)
+    # Made by a controller, and no pod is admitted before.
+    control.kubectl.within(name).until("serviceaccount/default", lambda _: True, within=30)
+    try:
+        yield name
+    finally:
+        control.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@dataclass
+class Site:
+    """A cluster with an operator, a namespace under Pod Security `restricted`, and storage that its pods reach."""
+
+    cluster: PodsCluster
+    kubectl: Kubectl
+    operator: OperatorProcess
+    store: ObjectStore
+    bucket: str
+
+    def job(self, name: str, **spec: Any) -> Job:
+        """A classifier of colours on a tiny BERT, two workers."""
+        base = {
+            "model": {"uri": f"s3://{self.bucket}/model"},
+            "data": {"train": [{"uri": f"s3://{self.bucket}/data.jsonl"}]},
+            "training": {"learningRate": 1e-3, "epochs": 3, "globalBatchSize": 16},
+            "checkpoint": {"everySteps": 4},
+            "workers": {"nodes": 2, "sharedMemory": "64Mi"},
+            "output": {"uri": f"s3://{self.bucket}/{name}"},
+        }
+        return make_job(name, namespace=self.kubectl.namespace, **merged(base, spec))
+
+    def long_job(self, name: str, **spec: Any) -> Job:
+        """The same, with a training of many short steps: something happens to it before it ends."""
+        return self.job(name, **merged({"training": {"epochs": 25}, "checkpoint": {"everySteps": 10}}, spec))
+
+    def when(self, name: str, holds: Callable[[Job], Any], what: str, *, within: float = PATIENCE) -> Job:
+        """The job once something holds of it."""
+        found: Job = self.kubectl.until(f"ftj/{name}", holds, within=within, what=f"{name}: {what}")
+        return found
+
+    def until(self, name: str, kind: str, *, within: float = PATIENCE) -> Job:
+        """The job once a condition of it is true; at once an error where it has ended otherwise."""
+
+        def holds(job: Job) -> bool:
+            assert kind == "Failed" or condition(job, "Failed") != "True", json.dumps(job["status"], indent=1)
+            return condition(job, kind) == "True"
+
+        return self.when(name, holds, kind, within=within)
+
+    def wait_for_complete(self, name: str) -> None:
+        """As a user's script does it."""
+        limit = f"--timeout={2 * PATIENCE:.0f}s"
+        done = self.kubectl.run("wait", "--for=condition=Complete", f"ftj/{name}", limit, within=2 * PATIENCE + 10)
+        assert done.returncode == 0, done.stderr + json.dumps(
+            self.kubectl.json("get", f"ftj/{name}")["status"], indent=1
+        )
+
+    def until_saved(self, name: str, step: int = 10) -> Job:
+        """The job once a checkpoint of that step or a later one is committed."""
+
+        def has_checkpoint(job: Job) -> bool:
+            return bool(job.get("status", {}).get("lastCheckpoint", {}).get("step", 0) >= step)
+
+        return self.when(name, has_checkpoint, f"a checkpoint of step {step}")
+
+    def pods_of(self, attempt: str) -> dict[str, Pod]:
+        """Pods of an attempt at a stage, by their index."""
+        index = "batch.kubernetes.io/job-completion-index"
+        found = self.kubectl.json("get", "pods", f"--selector=batch.kubernetes.io/job-name={attempt}")["items"]
+        return {pod["metadata"]["annotations"][index]: pod for pod in found}
+
+    def events(self, name: str) -> dict[str, str]:
+        """Reason -> message of the Events on the job; of several with one reason, the last."""
+        return {event["reason"]: event["message"] for event in events_of(self.kubectl, name)}
+
+    def children(self, name: str) -> list[str]:
+        """Names of all that carries the job's label: `pod/...`, `job.batch/...`, ..."""
+        selector = f"--selector=finetune.dev/job={name}"
+        return self.kubectl("get", "jobs,pods,services,configmaps", selector, "--output=name").split()
+
+    def until_no_children(self, name: str, *, within: float = PATIENCE) -> None:
+        """Nothing carries the job's label any more."""
+        selected = f"--selector=finetune.dev/job={name}"
+        for kind in ("jobs", "services", "configmaps", "pods"):
+            self.kubectl("wait", "--for=delete", kind, selected, f"--timeout={within:.0f}s", within=within + 10)
+
+    def remove(self, name: str) -> None:
+        """End a job whose test is over: its pods take the next one's time."""
+        self.kubectl("delete", f"ftj/{name}", "--ignore-not-found")
+        self.kubectl("delete", "pods", f"--selector=finetune.dev/job={name}", "--force", "--grace-period=0")
+
+
+@contextmanager
+def training_site(cluster: PodsCluster, storage: EmbeddedStore, store: ObjectStore, *more: str) -> Iterator[Site]:
+    """A site, gone again afterwards. `store` is a client of the storage, `more` are arguments of the operator."""
+    install(cluster.control)
+    with (
+        tempfile.TemporaryDirectory(prefix="finetune-site-") as folder,
+        Forward(cluster.host_address, storage.access.port) as forwarded,
+        fresh_namespace(cluster.control) as namespace,
+    ):
+        kubectl = cluster.control.kubectl.within(namespace)
+        bucket = f"site-{namespace}"
+        storage.create_bucket(bucket)
+        store.upload_folder(tiny_models.save_tiny_bert(Path(folder) / "model"), f"s3://{bucket}/model")
+        store.put(f"s3://{bucket}/data.jsonl", colours())
+        _prepare_namespace(kubectl, storage)
+        arguments = (
+            f"--namespace={namespace}",
+            f"--trainer-image={HOST}",
+            f"--storage-endpoint={forwarded.endpoint}",
+            f"--credentials-secret={SECRET}",
+            f"--pod-additions={_additions(Path(folder))}",
+            f"--termination-grace={GRACE_SECONDS}",
+            "--progress-seconds=1",
+            *more,
+        )
+        try:
+            with OperatorProcess(cluster.control, Path(folder) / "operator", *arguments) as operator:
+                yield Site(cluster, kubectl, operator, store, bucket)
+        finally:
+            kubectl("delete", "ftj", "--all", "--wait=false")
+            kubectl("delete", "pv", f"host-{namespace}", "--wait=false")
+
+
+def _prepare_namespace(kubectl: Kubectl, storage: EmbeddedStore) -> None:
+    kubectl("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    access = storage.access
+    keys = {"AWS_ACCESS_KEY_ID": access.access_key, "AWS_SECRET_ACCESS_KEY": access.secret_key}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": keys}
+    kubectl.apply(secret, *host_claim(kubectl.namespace))
+
+
+def _additions(folder: Path) -> Path:
+    """This machine's Python and its packages, for every trainer pod."""
+    volume, mounts = host_volume(claim="host")
+    path = os.pathsep.join([str(Path(sys.prefix) / "bin"), "/usr/bin", "/bin"])
+    environment = [{"name": "PATH", "value": path}, {"name": "PYTHONPATH", "value": PACKAGES}]
+    file = folder / "additions.json"
+    file.write_text(json.dumps({"volumes": [volume], "volumeMounts": mounts, "env": environment}))
+    return file
+
+
+def upload_demo(storage: EmbeddedStore, store: ObjectStore) -> None:
+    """What `finetune demo` puts into storage for the quickstart: a real model and real questions."""
+    storage.create_bucket("demo")
+    questions = demo_assets.frequent(demo_assets.read_questions(demo_assets.corpus_folder()))
+    store.upload_folder(demo_assets.model_folder(), "s3://demo/models/all-MiniLM-L6-v2")
+    store.put("s3://demo/data/questions.jsonl", demo_assets.as_jsonl(questions))
+
+
+def attempts_at(job: Job, stage: str) -> list[dict[str, Any]]:
+    """What status says of the attempts at a stage, oldest first."""
+    return [attempt for attempt in job["status"]["attempts"] if attempt["stage"] == stage]
+
+
+def is_in_phase(phase: str) -> Callable[[Job], bool]:
+    return lambda job: job.get("status", {}).get("phase") == phase
