@@ -62,16 +62,25 @@ class Health:
         while True:
             await asyncio.sleep(self.list_seconds * random.uniform(0.8, 1.2))
             try:
-                listed = await cluster.list_versions(namespaces)
+                missed = await self._missed(cluster, table, namespaces)
             except OperatorError as error:
                 LOG.warning("objects cannot be listed: %s", error)
                 continue
-            self._listed = time.monotonic()
-            await asyncio.sleep(_BEAT_SECONDS)  # what is just on its way is not missed
-            missed = table.missed(listed)
             self._behind = self._behind + 1 if missed else 0
             for key in missed:
-                if key not in listed:
-                    table.remove(key)
                 self.queue.add(key)
             self.metrics.jobs.set(len(table))
+
+    async def _missed(
+        self, cluster: KubernetesCluster, table: JobTable, namespaces: tuple[str, ...]
+    ) -> tuple[JobKey, ...]:
+        before = table.versions()
+        listed = await cluster.list_versions(namespaces)
+        self._listed = time.monotonic()
+        await asyncio.sleep(_BEAT_SECONDS)  # what is just on its way is not missed
+        missed = table.missed(before, listed)
+        for key in missed:
+            # A list may come from a server that lags behind, and what it leaves out the watch would not show again.
+            if key not in listed and await cluster.get(key) is None:
+                table.remove(key)
+        return missed

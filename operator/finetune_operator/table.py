@@ -46,10 +46,19 @@ class JobTable:
         seen = self._seen.get(key)
         return seen is not None and seen.rests
 
-    def missed(self, listed: dict[JobKey, str]) -> tuple[JobKey, ...]:
-        """Keys of a live list (key -> resource version) that the watches show otherwise, or still show though gone."""
-        shown = {key: seen.resource_version for key, seen in self._seen.items()}
-        return tuple(key for key in {**shown, **listed} if shown.get(key) != listed.get(key))
+    def versions(self) -> dict[JobKey, str]:
+        """What the watches show now: key -> resource version."""
+        return {key: seen.resource_version for key, seen in self._seen.items()}
+
+    def missed(self, before: dict[JobKey, str], listed: dict[JobKey, str]) -> tuple[JobKey, ...]:
+        """Keys of a live list that the watches show otherwise, or still show though gone.
+
+        `before` is what they showed before the list was asked for: what has moved since then is not missed, the watch
+        may be ahead of the list.
+        """
+        shown = self.versions()
+        differing = (key for key in {**before, **listed} if before.get(key) != listed.get(key))
+        return tuple(key for key in differing if shown.get(key) == before.get(key))
 
 
 def rests(body: Manifest) -> bool:

@@ -14,8 +14,12 @@ import pytest
 
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
+from finetune_operator.clusters.api_server import ApiServer
 from finetune_trainer.store import ObjectStore
+from loop_thread import LoopThread
+from objects import Objects
 from operator_process import install
+from simulated_kubelet import SimulatedKubelet
 from testcluster.access import Kubectl
 from testcluster.builds import Buildah, require_buildah
 from testcluster.control_plane import ControlPlane
@@ -136,3 +140,32 @@ def admin(control_plane: ControlPlane | ExistingCluster) -> Path:
     """The administrator's kubeconfig, once the CRD and the operator's rights are there."""
     install(control_plane)
     return control_plane.kubectl.kubeconfig
+
+
+@pytest.fixture
+def background() -> Iterator[LoopThread]:
+    """An event loop for what goes on beside the test."""
+    with LoopThread() as loop:
+        yield loop
+
+
+@pytest.fixture
+def kubelet(background: LoopThread, admin: Path, namespace: str) -> Iterator[SimulatedKubelet]:
+    """A simulated one for the test's namespace."""
+    server = background.run(ApiServer.connect(admin))
+    simulated = SimulatedKubelet(server, namespace)
+    running = background.start(simulated.run())
+    yield simulated
+    simulated.stopping = True
+    try:
+        running.result(60)
+    finally:
+        background.run(server.close())
+
+
+@pytest.fixture
+def objects(background: LoopThread, admin: Path, namespace: str) -> Iterator[Objects]:
+    """What is in the test's namespace."""
+    view = Objects(background, admin, namespace)
+    yield view
+    view.close()

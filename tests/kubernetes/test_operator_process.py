@@ -1,44 +1,15 @@
 """The operator as a process, with the rights of an installation: it may die, be two, or be away while things happen."""
 
-import asyncio
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from factories import make_job
-from finetune_operator.clusters.api_server import ApiServer
 from operator_process import OperatorProcess, events_of
-from simulated_kubelet import SimulatedKubelet
 from testcluster.access import Kubectl, condition
 from testcluster.control_plane import ControlPlane
-
-
-@pytest.fixture
-def kubelet(admin: Path, namespace: str) -> Iterator[None]:
-    """A simulated one for the test's namespace, on a thread of its own."""
-    stop = threading.Event()
-
-    async def run() -> None:
-        server = await ApiServer.connect(admin)
-        kubelet = SimulatedKubelet(server, namespace)
-        running = asyncio.create_task(kubelet.run())
-        while not stop.is_set() and not running.done():
-            await asyncio.sleep(0.1)
-        kubelet.stopping = True
-        try:
-            await running
-        finally:
-            await server.close()
-
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(asyncio.run, run())
-        yield
-        stop.set()
-        done.result(30)
 
 
 @pytest.fixture

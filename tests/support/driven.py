@@ -68,6 +68,8 @@ class Driven:
     server: FaultyServer
     key: JobKey
     settings: OperatorSettings = SETTINGS
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    """The operator's own, which may go wrong."""
     crashes: int = 0
     last: Outcome | None = None
 
@@ -84,7 +86,7 @@ class Driven:
         """One pass of an operator that has just started: nothing is remembered but what the cluster holds."""
         cluster = KubernetesCluster(self.server)  # type: ignore[arg-type]
         try:
-            self.last = await reconcile(cluster, self.key, self.settings, datetime.now(UTC))
+            self.last = await reconcile(cluster, self.key, self.settings, self.clock())
         except CrashError:
             self.crashes += 1
         except (ApiError, ApiUnreachableError):

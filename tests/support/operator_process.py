@@ -63,13 +63,18 @@ class OperatorProcess:
 
     def ready(self) -> "OperatorProcess":
         """When its watches are open."""
-        until(lambda: not self.is_running or self.get("/readyz")[0] == 200, within=30, what="the operator is ready")
+        until(lambda: not self.is_running or self.get("/readyz")[0] == 200, within=90, what="the operator is ready")
         assert self.is_running, self.said()
         return self
 
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs."""
+        return None if self._process is None else self._process.poll()
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of an answer; (0, "") while there is none."""

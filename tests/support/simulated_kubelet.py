@@ -65,6 +65,8 @@ class SimulatedKubelet:
     dead: bool = False
     """True: the node does not answer any more, and its pods stay as they are."""
     stopping: bool = False
+    stuck: str = ""
+    """What it says of pods that it cannot start; empty: it starts them."""
 
     async def run(self) -> None:
         await self._claim_namespace()
@@ -95,6 +97,8 @@ class SimulatedKubelet:
             binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod["metadata"]["name"]}}
             target = {"target": {"apiVersion": "v1", "kind": "Node", "name": NODE}}
             await self.server.request("POST", f"{_path(pod)}/binding", binding | target)
+        elif phase == "Pending" and self.stuck:
+            await self._complain(pod)
         elif phase == "Pending":
             self.started[uid] = now
             await self._patch(pod, "Running", None, "")
@@ -126,6 +130,22 @@ class SimulatedKubelet:
         ready = {"type": "Ready", "status": "True" if code is None else "False"}
         status = {"phase": phase, "containerStatuses": [container], "conditions": [ready], "startTime": stamp}
         await self.server.request("PATCH", f"{_path(pod)}/status", {"status": status})
+
+    async def _complain(self, pod: Manifest) -> None:
+        """Once for each pod."""
+        if pod["metadata"]["uid"] in self.started:
+            return
+        self.started[pod["metadata"]["uid"]] = 0.0
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        event = {
+            "metadata": {"generateName": "stuck-"},
+            "involvedObject": {"apiVersion": "v1", "kind": "Pod", **_named(pod)},
+            "type": "Warning",
+            "reason": "FailedMount",
+            "message": self.stuck,
+            "lastTimestamp": stamp,
+        }
+        await self.server.request("POST", f"/api/v1/namespaces/{self.namespace}/events", event)
 
     async def _disrupt(self, pod: Manifest) -> None:
         told = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "evicted"}
@@ -166,6 +186,10 @@ class SimulatedKubelet:
             if not error.is_missing:
                 raise
             await self.server.request("POST", leases, lease)
+
+
+def _named(pod: Manifest) -> Manifest:
+    return {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
 
 
 def _path(pod: Manifest) -> str:

@@ -45,9 +45,29 @@ def test_our_own_last_write_needs_no_look_and_anybody_elses_does() -> None:
 def test_a_list_tells_what_the_watches_have_missed() -> None:
     table = JobTable()
     table.show(KEY, shown("1"))
-    assert table.missed({KEY: "1"}) == ()
-    assert table.missed({KEY: "2"}) == (KEY,)
-    assert table.missed({KEY: "1", OTHER: "1"}) == (OTHER,)
-    assert table.missed({}) == (KEY,)
+    before = table.versions()
+    assert table.missed(before, {KEY: "1"}) == ()
+    assert table.missed(before, {KEY: "2"}) == (KEY,)
+    assert table.missed(before, {KEY: "1", OTHER: "1"}) == (OTHER,)
+    assert table.missed(before, {}) == (KEY,)
     table.remove(KEY)
-    assert table.missed({}) == ()
+    assert table.missed(table.versions(), {}) == ()
+
+
+@pytest.mark.parametrize("listed", [{KEY: "1"}, {KEY: "2"}, {}], ids=["before it", "in between", "created since"])
+def test_what_changes_while_it_is_listed_is_not_missed(listed: dict[JobKey, str]) -> None:
+    table = JobTable()
+    if listed:
+        table.show(KEY, shown("1"))
+    before = table.versions()
+    table.show(KEY, shown("3"))
+    assert table.missed(before, listed) == ()
+
+
+def test_what_is_deleted_while_it_is_listed_is_not_missed() -> None:
+    table = JobTable()
+    table.show(KEY, shown("1"))
+    before = table.versions()
+    table.remove(KEY)
+    assert table.missed(before, {KEY: "1"}) == ()
+    assert table.missed(before, {KEY: "2"}) == ()

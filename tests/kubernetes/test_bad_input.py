@@ -1,0 +1,273 @@
+"""What cannot work is told, with what to do about it, and costs the API server next to nothing.
+
+One operator serves a namespace for each bad input, behind a proxy that counts what it writes after its first answer.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factories import make_job
+from fault_proxy import FaultProxy
+from finetune_operator.clusters.api_server import ApiServer
+from life_cycle_world import train_ends
+from loop_thread import LoopThread
+from objects import Objects
+from operator_process import CRD, OperatorProcess
+from process_support import until
+from simulated_kubelet import FOREVER, SimulatedKubelet
+from testcluster.access import Kubectl
+from testcluster.control_plane import ControlPlane
+
+Manifest = dict[str, Any]
+NAME = "bad"
+WATCHED_SECONDS = 15.0
+MOST_WRITES = 4
+"""In that time: a refused call is tried again every 30 seconds, and then it is a ConfigMap, a Service and a Job."""
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """Something that keeps a job from its end, and what its user has to be told."""
+
+    condition: str
+    status: str
+    reason: str
+    words: tuple[str, ...]
+    spec: dict[str, Any] = field(default_factory=dict)
+    before: Callable[[Objects, Kubectl], None] = lambda *_: None
+    """What is in the namespace before the job."""
+    stuck: str = ""
+    """What the kubelet says of pods that it cannot start."""
+
+
+def quota(**hard: str) -> Callable[[Objects, Kubectl], None]:
+    def make(objects: Objects, _kubectl: Kubectl) -> None:
+        limits = {name.replace("_", "/"): value for name, value in hard.items()}
+        objects.create("resourcequotas", {"metadata": {"name": "none"}, "spec": {"hard": limits}})
+        until(lambda: "hard" in (objects.get("resourcequotas", "none") or {})["status"], within=60, what="the quota")
+
+    return make
+
+
+def policy(objects: Objects, kubectl: Kubectl) -> None:
+    """A rule of the cluster that allows no Jobs here, as for want of a permission."""
+    kubectl.apply(*no_jobs_policy(objects.namespace))
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": {"template": pod()}}
+    until(lambda: "No Jobs here" in (kubectl.refusal(job) or ""), within=60, what="the policy")
+
+
+def no_jobs_policy(namespace: str) -> tuple[Manifest, Manifest]:
+    kind = {"apiVersion": "admissionregistration.k8s.io/v1"}
+    rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
+    here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+    rules = {
+        "matchConstraints": {"resourceRules": [rule]},
+        "validations": [
+            {"expression": "false", "message": "No Jobs here: ask the platform team", "reason": "Forbidden"}
+        ],
+    }
+    name = {"name": f"no-jobs-{namespace}"}
+    binding = {"policyName": name["name"], "validationActions": ["Deny"], "matchResources": here}
+    return (
+        {**kind, "kind": "ValidatingAdmissionPolicy", "metadata": name, "spec": rules},
+        {**kind, "kind": "ValidatingAdmissionPolicyBinding", "metadata": name, "spec": binding},
+    )
+
+
+def pod() -> Manifest:
+    return {"spec": {"restartPolicy": "Never", "containers": [{"name": "x", "image": "x"}]}}
+
+
+def strange_job(objects: Objects, _kubectl: Kubectl) -> None:
+    job = {"metadata": {"name": f"{NAME}-r1-prepare-a1"}, "spec": {"suspend": True, "template": pod()}}
+    objects.create("jobs", job)
+
+
+INPUTS = {
+    "rules": BadInput(
+        "Accepted",
+        "False",
+        "InvalidSpec",
+        ("spec.training.microBatchSize: 5 does not divide", "write 4"),
+        spec={"training": {"globalBatchSize": 16, "microBatchSize": 5}},
+    ),
+    "newer spec": BadInput(
+        "Accepted",
+        "False",
+        "InvalidSpec",
+        ("spec.training.warpSpeed: unknown field",),
+        spec={"training": {"warpSpeed": 9}},
+    ),
+    "secret": BadInput(
+        "Ready",
+        "False",
+        "WaitingForPods",
+        ("0 of 1 pods of bad-r1-prepare-a1 run", 'secret "absent" not found'),
+        spec={"storage": {"credentialsSecret": "absent"}},
+        stuck='MountVolume.SetUp failed for volume "credentials" : secret "absent" not found',
+    ),
+    "pod quota": BadInput(
+        "Ready",
+        "False",
+        "WaitingForPods",
+        ("0 of 1 pods of bad-r1-prepare-a1 run", "exceeded quota: none", "limited: pods=0"),
+        before=quota(pods="0"),
+    ),
+    "job quota": BadInput(
+        "Ready", "False", "CannotCreate", ("exceeded quota: none",), before=quota(**{"count_jobs.batch": "0"})
+    ),
+    "job policy": BadInput("Ready", "False", "CannotCreate", ("No Jobs here: ask the platform team",), before=policy),
+    "strange job": BadInput(
+        "Ready",
+        "False",
+        "ChildConflict",
+        ("/bad-r1-prepare-a1 exists and belongs to another owner; delete it",),
+        before=strange_job,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one bad input has led to."""
+
+    conditions: dict[str, Manifest]
+    writes: list[str]
+    """In the time that was watched."""
+
+
+@pytest.fixture(scope="module")
+def site(control_plane: ControlPlane, admin: Path) -> Iterator["Site"]:
+    with LoopThread() as loop:
+        yield Site(control_plane, admin, loop)
+
+
+@dataclass
+class Site:
+    """Namespaces on demand."""
+
+    control: ControlPlane
+    admin: Path
+    loop: LoopThread
+
+    @contextmanager
+    def namespace(self, stuck: str = "") -> Iterator[tuple[Objects, Kubectl]]:
+        """With a kubelet."""
+        name = f"test-{uuid.uuid4().hex[:8]}"
+        kubectl = self.control.kubectl.within(name)
+        kubectl("create", "namespace", name)
+        kubectl.until("serviceaccount/default", lambda _: True, within=60)
+        objects = Objects(self.loop, self.admin, name)
+        server = self.loop.run(ApiServer.connect(self.admin))
+        kubelet = SimulatedKubelet(server, name, {NAME: train_ends(FOREVER)}, stuck=stuck)
+        running = self.loop.start(kubelet.run())
+        try:
+            yield objects, kubectl
+        finally:
+            kubelet.stopping = True
+            running.result(60)
+            objects.close()
+            self.loop.run(server.close())
+            kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture(scope="module")
+def told(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Told]]:
+    """By name of the input. All at once: what is measured is time that passes."""
+    with ExitStack() as stack:
+        places = {}
+        for name, bad in INPUTS.items():
+            places[name] = objects, kubectl = stack.enter_context(site.namespace(bad.stuck))
+            bad.before(objects, kubectl)
+        stack.enter_context(unpruned(site.control.kubectl, next(iter(places.values()))[0]))
+        served = [f"--namespace={objects.namespace}" for objects, _ in places.values()]
+        operator = OperatorProcess(site.control, tmp_path_factory.mktemp("operator"), *served, "--progress-seconds=1")
+        proxy = stack.enter_context(FaultProxy(operator.kubeconfig))
+        operator.start(server=proxy.server)
+        stack.push(operator.__exit__)
+        operator.ready()
+        for name, (objects, _) in places.items():
+            objects.create("finetunejobs", make_job(NAME, namespace=objects.namespace, **INPUTS[name].spec))
+        for name, (objects, _) in places.items():
+            until(lambda name=name, objects=objects: answered(objects, INPUTS[name]), within=120, what=name)
+        since = time.monotonic()
+        time.sleep(WATCHED_SECONDS)
+        found = {name: outcome(objects, proxy, since) for name, (objects, _) in places.items()}
+        assert operator.get("/healthz") == (200, "ok")
+        yield found
+
+
+@contextmanager
+def unpruned(kubectl: Kubectl, objects: Objects) -> Iterator[None]:
+    """The CRD as a newer version of ours might have it: with fields that this operator does not know."""
+    place = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/training"
+    change = {"op": "add", "path": f"{place}/properties/warpSpeed", "value": {"type": "integer"}}
+    kubectl("patch", "crd", CRD, "--type=json", "-p", json.dumps([change]))
+
+    def is_known() -> bool:
+        job = make_job("probe", namespace=objects.namespace, suspend=True, training={"warpSpeed": 9})
+        objects.create("finetunejobs", job)
+        kept = objects.get("finetunejobs", "probe")
+        objects.delete("finetunejobs", "probe")
+        return kept is not None and "warpSpeed" in kept["spec"]["training"]
+
+    try:
+        until(is_known, within=60, what="the newer CRD")
+        yield
+    finally:
+        removal = {"op": "remove", "path": change["path"]}
+        kubectl("patch", "crd", CRD, "--type=json", "-p", json.dumps([removal]))
+
+
+def answered(objects: Objects, bad: BadInput) -> bool:
+    job = objects.get("finetunejobs", NAME)
+    entries = (job or {}).get("status", {}).get("conditions", [])
+    return any(entry["type"] == bad.condition and entry["reason"] == bad.reason for entry in entries)
+
+
+def outcome(objects: Objects, proxy: FaultProxy, since: float) -> Told:
+    job = objects.get("finetunejobs", NAME)
+    assert job is not None
+    conditions = {entry["type"]: entry for entry in job["status"]["conditions"]}
+    writes = [
+        f"{call.method} {call.path}"
+        for call in proxy.calls
+        if call.kind == "write" and call.at >= since and f"/namespaces/{objects.namespace}/" in call.path
+    ]
+    return Told(conditions, writes)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_bad_input_is_told_and_costs_little(told: dict[str, Told], name: str) -> None:
+    bad = INPUTS[name]
+    found = told[name].conditions[bad.condition]
+    assert (found["status"], found["reason"]) == (bad.status, bad.reason)
+    assert [words for words in bad.words if words not in found["message"]] == [], found["message"]
+    assert len(told[name].writes) <= MOST_WRITES, told[name].writes
+
+
+def test_a_namespace_that_is_deleted_while_a_job_trains_goes_and_takes_all_with_it(site: Site, tmp_path: Path) -> None:
+    with site.namespace() as (objects, kubectl):
+        operator = OperatorProcess(site.control, tmp_path, f"--namespace={objects.namespace}", "--progress-seconds=0.5")
+        with FaultProxy(operator.kubeconfig) as proxy, ExitStack() as stack:
+            operator.start(server=proxy.server)
+            stack.push(operator.__exit__)
+            operator.ready()
+            objects.create("finetunejobs", make_job(NAME, namespace=objects.namespace))
+            until(lambda: f"{NAME}-r1-train-a1" in objects.names("jobs"), within=60, what="it trains")
+            kubectl("delete", "namespace", objects.namespace, "--wait=false")
+            gone = ("get", "namespace", objects.namespace)
+            until(lambda: kubectl.run(*gone).returncode != 0, within=120, what="the namespace is gone")
+            since = time.monotonic()
+            time.sleep(WATCHED_SECONDS)
+            assert operator.is_running, operator.said()
+            assert operator.get("/healthz") == (200, "ok")
+            assert proxy.count("write", since=since) == 0

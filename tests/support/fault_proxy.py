@@ -1,0 +1,260 @@
+"""A reverse proxy before the real API server, where calls fail as networks and servers make them fail.
+
+Plain HTTP towards the client, TLS towards the server; the client's token is passed on, so rights stay the client's own.
+"""
+
+import base64
+import contextlib
+import json
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from driven import MUTATING
+from loop_thread import LoopThread
+from process_support import free_port
+
+_HOP = frozenset({"connection", "transfer-encoding", "content-length", "host", "accept-encoding", "keep-alive"})
+"""Headers that speak of one connection; and no compression, so that faults can read what passes."""
+_PATH = re.compile(
+    r"^/(?:api/v1|apis/[^/]+/[^/]+)(?:/namespaces/[^/]+)?/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+)(?:/[a-z]+)?)?$"
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, as its client has made it."""
+
+    method: str
+    path: str
+    query: str
+    at: float
+
+    @property
+    def plural(self) -> str:
+        """`jobs`; empty for what is no object, such as discovery."""
+        found = _PATH.match(self.path)
+        return found["plural"] if found else ""
+
+    @property
+    def kind(self) -> str:
+        """`write`, `watch`, `list`, `get`, or `other` for what is no object."""
+        found = _PATH.match(self.path)
+        if found is None:
+            return "other"
+        if self.method in MUTATING:
+            return "write"
+        if "watch=true" in self.query:
+            return "watch"
+        return "get" if found["name"] else "list"
+
+
+class Stream:
+    """An open watch."""
+
+    def __init__(self, call: Call, request: web.Request, response: web.StreamResponse) -> None:
+        self.call = call
+        self._request, self._response = request, response
+        self.is_over = False
+        self.is_deaf: Callable[[bytes], bool] = lambda _: False
+        """Lines that are lost on this connection, for as long as it is open."""
+
+    async def send(self, content: bytes) -> None:
+        if not self.is_over:
+            await self._response.write(content)
+
+    def cut(self) -> None:
+        """As a lost connection: no last chunk, no farewell."""
+        self.is_over = True
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    async def end(self) -> None:
+        """As a server that has said all it wanted."""
+        if not self.is_over:
+            self.is_over = True
+            await self._response.write_eof()
+            self.cut()
+
+
+class Fault:
+    """What happens to the calls that it is for. This one does nothing: each fault changes a part of it."""
+
+    async def before(self, call: Call) -> web.Response | None:
+        """An answer instead of the server's."""
+        return None
+
+    async def opened(self, stream: Stream) -> None:
+        """A watch was opened, or was open when the fault began."""
+
+    async def event(self, stream: Stream, line: bytes) -> None:
+        """The server has sent one line of a watch."""
+        await stream.send(line)
+
+    def answered(self, call: Call, content: bytes) -> bytes:
+        """The server's answer to what is no watch; what the client gets of it."""
+        return content
+
+
+@dataclass
+class _Active:
+    kinds: frozenset[str]
+    plurals: frozenset[str]
+    fault: Fault
+
+    def is_for(self, call: Call) -> bool:
+        return call.kind in self.kinds and (not self.plurals or call.plural in self.plurals)
+
+
+@dataclass
+class FaultProxy:
+    """Between one client and the API server of its kubeconfig. A context manager; `server` is its address."""
+
+    kubeconfig: Path
+    calls: list[Call] = field(default_factory=list)
+    """All calls so far, in order."""
+    _active: list[_Active] = field(default_factory=list)
+    _streams: set[Stream] = field(default_factory=set)
+
+    def __enter__(self) -> "FaultProxy":
+        cluster = json.loads(self.kubeconfig.read_text())["clusters"][0]["cluster"]
+        self._upstream: str = cluster["server"]
+        data = cluster.get("certificate-authority-data")
+        self._trust = ssl.create_default_context(
+            cafile=cluster.get("certificate-authority"), cadata=base64.b64decode(data).decode() if data else None
+        )
+        self.port = free_port()
+        self._loop = LoopThread().__enter__()
+        self._loop.run(self._open())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(self._close())
+        self._loop.__exit__(kind, error, trace)
+
+    @property
+    def server(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextlib.contextmanager
+    def fault(self, fault: Fault, *kinds: str, plurals: tuple[str, ...] = ()) -> Iterator[None]:
+        """On inside the block, for calls of these kinds; no plurals: of all. The newest fault for a call counts."""
+        active = _Active(frozenset(kinds), frozenset(plurals), fault)
+        self._loop.run(self._begin(active))
+        try:
+            yield
+        finally:
+            self._active.remove(active)
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[None]:
+        """Nobody listens inside the block, and open connections are lost."""
+        self._loop.run(self._close())
+        try:
+            yield
+        finally:
+            self._loop.run(self._open())
+
+    def cut_watches(self) -> None:
+        """All that are open, once."""
+
+        async def cut() -> None:
+            for stream in list(self._streams):
+                stream.cut()
+
+        self._loop.run(cut())
+
+    def count(self, kind: str, plural: str = "", *, since: float = 0.0) -> int:
+        """Calls of a kind; `since` is a moment of `time.monotonic`."""
+        return sum(call.kind == kind and plural in ("", call.plural) for call in list(self.calls) if call.at >= since)
+
+    async def _open(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._trust, limit=0),
+            timeout=aiohttp.ClientTimeout(total=None),
+            auto_decompress=False,
+        )
+        application = web.Application(client_max_size=2**24)
+        application.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+
+    async def _close(self) -> None:
+        for stream in list(self._streams):
+            stream.cut()
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _begin(self, active: _Active) -> None:
+        self._active.insert(0, active)
+        for stream in list(self._streams):
+            if active.is_for(stream.call):
+                await active.fault.opened(stream)
+
+    def _fault_for(self, call: Call) -> Fault:
+        return next((active.fault for active in self._active if active.is_for(call)), Fault())
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        call = Call(request.method, request.path, request.query_string, time.monotonic())
+        self.calls.append(call)
+        body = await request.read()
+        if (answer := await self._fault_for(call).before(call)) is not None:
+            return answer
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
+        async with self._session.request(
+            request.method, f"{self._upstream}{request.rel_url}", headers=headers, data=body or None
+        ) as answer:
+            passed = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP}
+            if call.kind == "watch" and answer.status == 200:
+                return await self._stream(call, request, answer, passed)
+            content = self._fault_for(call).answered(call, await answer.read())
+            return web.Response(status=answer.status, body=content, headers=passed)
+
+    async def _stream(
+        self, call: Call, request: web.Request, answer: aiohttp.ClientResponse, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        stream = Stream(call, request, response)
+        self._streams.add(stream)
+        try:
+            await self._fault_for(call).opened(stream)
+            await self._pass_on(stream, answer)
+        except (ConnectionError, aiohttp.ClientError):
+            stream.cut()  # either side is gone: so is the other
+        finally:
+            self._streams.discard(stream)
+        return response
+
+    async def _pass_on(self, stream: Stream, answer: aiohttp.ClientResponse) -> None:
+        rest = b""
+        async for chunk in answer.content.iter_any():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in filter(lambda line: not stream.is_deaf(line), lines):
+                await self._fault_for(stream.call).event(stream, line + b"\n")
+            if stream.is_over:
+                return
+
+
+def status_of(code: int, reason: str, message: str) -> dict[str, Any]:
+    """What an API server sends with a refusal."""
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": message,
+        "reason": reason,
+        "code": code,
+    }

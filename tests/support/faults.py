@@ -1,0 +1,133 @@
+"""The faults that a FaultProxy knows: what an API server, a network or a box in between does to calls and watches."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from fault_proxy import Call, Fault, Stream, status_of
+
+
+@dataclass
+class Refusal(Fault):
+    """Answered with an error, `times` times."""
+
+    status: int
+    reason: str = "InternalError"
+    retry_after: int | None = None
+    times: float = float("inf")
+
+    async def before(self, call: Call) -> web.Response | None:
+        if self.times <= 0:
+            return None
+        self.times -= 1
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        content = status_of(self.status, self.reason, f"{self.status}, as the test wants")
+        return web.json_response(content, status=self.status, headers=headers)
+
+    async def opened(self, stream: Stream) -> None:
+        stream.cut()  # so that the client comes again and meets the refusal
+
+
+@dataclass
+class Slow(Fault):
+    """Answered after so many seconds."""
+
+    seconds: float
+
+    async def before(self, call: Call) -> web.Response | None:
+        await asyncio.sleep(self.seconds)
+        return None
+
+    async def event(self, stream: Stream, line: bytes) -> None:
+        await asyncio.sleep(self.seconds)
+        await stream.send(line)
+
+
+class CutInTheMiddle(Fault):
+    """The connection is lost in the middle of an event."""
+
+    async def event(self, stream: Stream, line: bytes) -> None:
+        await stream.send(line[: len(line) // 2])
+        stream.cut()
+
+
+@dataclass
+class Silence(Fault):
+    """Connections stay open and carry nothing any more, for good: a box in between has forgotten them."""
+
+    bookmarks: bool = False
+    """True: bookmarks still come; it is the server's cache that has got stuck."""
+
+    async def opened(self, stream: Stream) -> None:
+        stream.is_deaf = _is_event if self.bookmarks else lambda _: True
+
+
+def _is_event(line: bytes) -> bool:
+    return bool(json.loads(line)["type"] != "BOOKMARK")
+
+
+@dataclass
+class Expired(Fault):
+    """An ERROR event says that the version is too old, once for each kind of object, and nothing came before it."""
+
+    code: int = 410
+    told: set[str] = field(default_factory=set)
+    """Kinds that have heard it."""
+
+    async def opened(self, stream: Stream) -> None:
+        if stream.call.plural in self.told:
+            return
+        self.told.add(stream.call.plural)
+        gone = {"type": "ERROR", "object": status_of(self.code, "Expired", "too old resource version")}
+        await stream.send(json.dumps(gone).encode() + b"\n")
+        await stream.end()
+
+
+@dataclass
+class StaleList(Fault):
+    """Lists are answered as they were when each was first asked for: by a server that lags behind."""
+
+    _first: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    is_replaying: bool = False
+
+    def answered(self, call: Call, content: bytes) -> bytes:
+        key = (call.path, call.query)
+        if self.is_replaying:
+            return self._first.get(key, content)
+        self._first[key] = content
+        return content
+
+
+class Doubled(Fault):
+    """Every event comes twice."""
+
+    async def event(self, stream: Stream, line: bytes) -> None:
+        await stream.send(line)
+        await stream.send(line)
+
+
+@dataclass
+class Swapped(Fault):
+    """Two events in a row change places; one that comes alone is late."""
+
+    _held: dict[Stream, bytes] = field(default_factory=dict)
+    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+
+    async def event(self, stream: Stream, line: bytes) -> None:
+        earlier = self._held.pop(stream, None)
+        if earlier is None:
+            self._held[stream] = line
+            task = asyncio.create_task(self._release(stream, line))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        await stream.send(line)
+        await stream.send(earlier)
+
+    async def _release(self, stream: Stream, line: bytes) -> None:
+        await asyncio.sleep(1.0)
+        if self._held.get(stream) is line:
+            del self._held[stream]
+            await stream.send(line)

@@ -1,0 +1,42 @@
+"""An event loop on a thread of its own, for what has to go on while a test waits."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class LoopThread:
+    """A context manager; its tasks are cancelled at the end."""
+
+    def __enter__(self) -> "LoopThread":
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def run(self, work: Coroutine[Any, Any, Result], *, within: float = 60.0) -> Result:
+        """Its result, or what it raises."""
+        return self.start(work).result(within)
+
+    def start(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
+        """Let it go on beside the test."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.run(self._cancel_all())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(30)
+        self._loop.close()
+
+    async def _cancel_all(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)

@@ -1,0 +1,149 @@
+"""What has to hold of a FineTuneJob at every moment, whatever users and clusters do to it."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from driven import Driven
+from finetune_api import constants
+from finetune_api.constants import TERMINAL_CONDITIONS, Stage
+from finetune_api.v1alpha1 import Outcome, Status
+from simulated_kubelet import FOREVER, End
+
+Manifest = dict[str, Any]
+_LOST_AFTER = timedelta(seconds=30)
+
+
+@dataclass
+class Look:
+    """A namespace at one moment."""
+
+    objects: list[Manifest]
+    jobs: list[Manifest]
+    pods: list[Manifest]
+
+
+@dataclass
+class Subject:
+    """One name, under which objects come and go, and all that was seen of them."""
+
+    name: str
+    driven: Driven
+    uid: str = ""
+    """Of the object that is there now; empty while there is none."""
+    offset: timedelta = timedelta()
+    """How wrong the operator's clock is."""
+    ends: dict[tuple[str, int], tuple[int, End]] = field(default_factory=dict)
+    """(stage, attempt) -> index of the pod that ends by itself, and how."""
+    owners: dict[str, str] = field(default_factory=dict)
+    """uid of a Job -> uid of its FineTuneJob; remembered, because pods outlive Jobs."""
+    names: dict[str, str] = field(default_factory=dict)
+    """uid of a Job -> its name."""
+    recorded: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(uid of the FineTuneJob, name of a Job that status has listed) -> uid of that Job."""
+    given_up: set[str] = field(default_factory=set)
+    """uids of Jobs with a pod that the operator had reason to take for lost."""
+    generations: dict[str, int] = field(default_factory=dict)
+    runs: dict[str, int] = field(default_factory=dict)
+    ended: dict[tuple[str, int], str] = field(default_factory=dict)
+    """(uid, run) -> the terminal condition."""
+    numbers: dict[tuple[str, int, str], int] = field(default_factory=dict)
+    """(uid, run, stage) -> highest attempt so far."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.offset
+
+    def script(self, stage: Stage, attempt: int, index: int) -> End:
+        """Pods run until a rule says how one of them ends; with a success all do."""
+        culprit, end = self.ends.get((str(stage), attempt), (0, FOREVER))
+        return end if end.code == 0 or index == culprit else FOREVER
+
+    def check(self, look: Look) -> None:
+        """Raises AssertionError for what may not be."""
+        manifest = next((item for item in look.objects if item["metadata"]["name"] == self.name), None)
+        self.uid = manifest["metadata"]["uid"] if manifest else ""
+        self._remember(look)
+        self._one_attempt_at_a_time(look)
+        if manifest is not None and manifest.get("status"):
+            status = Status.model_validate(manifest["status"])
+            self._only_forward(manifest, status)
+            self._within_budget(manifest, status)
+            self._numbers_are_used_once(status)
+
+    def active_jobs(self, look: Look) -> list[Manifest]:
+        """Jobs of the present object that have not ended."""
+        return [job for job in look.jobs if self._owner(job) == self.uid and self.uid and not _has_ended(job)]
+
+    def pods_of(self, job: Manifest, look: Look) -> list[Manifest]:
+        return [pod for pod in look.pods if _controller(pod) == job["metadata"]["uid"]]
+
+    def _owner(self, job: Manifest) -> str:
+        return _controller(job)
+
+    def _remember(self, look: Look) -> None:
+        for job in look.jobs:
+            if job["metadata"]["labels"].get(constants.LABEL_JOB) == self.name:
+                self.owners[job["metadata"]["uid"]] = self._owner(job)
+                self.names[job["metadata"]["uid"]] = job["metadata"]["name"]
+        for pod in look.pods:
+            due = pod["metadata"].get("deletionTimestamp")
+            if due and self.now() >= datetime.fromisoformat(due) + _LOST_AFTER - timedelta(seconds=2):
+                self.given_up.add(_controller(pod))
+
+    def _one_attempt_at_a_time(self, look: Look) -> None:
+        running = {
+            _controller(pod)
+            for pod in look.pods
+            if pod["status"].get("phase") == "Running" and _controller(pod) in self.owners
+        }
+        by_object: dict[str, list[str]] = {}
+        for uid in running - self.given_up:
+            by_object.setdefault(self.owners[uid], []).append(self.names[uid])
+        assert all(len(names) == 1 for names in by_object.values()), f"pods of several attempts run: {by_object}"
+
+    def _only_forward(self, manifest: Manifest, status: Status) -> None:
+        uid, generation = manifest["metadata"]["uid"], status.observed_generation
+        assert self.generations.get(uid, 0) <= generation <= manifest["metadata"]["generation"], "observedGeneration"
+        self.generations[uid] = generation
+        assert status.run >= self.runs.get(uid, 0), f"run {status.run} after {self.runs[uid]}"
+        self.runs[uid] = status.run
+        over = [
+            entry.type for entry in status.conditions if entry.type in TERMINAL_CONDITIONS and entry.status == "True"
+        ]
+        assert len(over) <= 1, over
+        before = self.ended.get((uid, status.run))
+        assert before is None or over == [before], f"{before} has become {over}"
+        if over:
+            self.ended[uid, status.run] = over[0]
+
+    def _within_budget(self, manifest: Manifest, status: Status) -> None:
+        limits = manifest["spec"]["restart"]
+        assert status.restarts <= limits["maxRestarts"] + 1, "restarts"
+        assert status.disruptions <= limits["maxDisruptions"] + 1, "disruptions"
+        charged = [entry.outcome for entry in status.attempts].count(Outcome.RETRYABLE)
+        assert charged <= limits["maxRestarts"] + 1, f"{charged} attempts failed"
+
+    def _numbers_are_used_once(self, status: Status) -> None:
+        order = [(list(Stage).index(entry.stage), entry.number) for entry in status.attempts]
+        assert order == sorted(set(order)), f"attempts {order}"
+        for entry in status.attempts:
+            key = (self.uid, status.run, str(entry.stage))
+            self.numbers[key] = max(self.numbers.get(key, 0), entry.number)
+        for stage in {entry.stage for entry in status.attempts}:
+            newest = max(entry.number for entry in status.attempts if entry.stage is stage)
+            assert newest == self.numbers[self.uid, status.run, str(stage)], f"{stage} has gone back to {newest}"
+        listed = {entry.job_name for entry in status.attempts}
+        for uid, name in self.names.items():
+            if name in listed and self.owners[uid] == self.uid:
+                known = self.recorded.setdefault((self.uid, name), uid)
+                assert known == uid, f"{name} was made twice"
+
+
+def _controller(manifest: Manifest) -> str:
+    owners = manifest["metadata"].get("ownerReferences", [])
+    return next((owner["uid"] for owner in owners if owner.get("controller")), "")
+
+
+def _has_ended(job: Manifest) -> bool:
+    conditions = job.get("status", {}).get("conditions") or []
+    return any(entry["type"] in {"Complete", "Failed"} and entry["status"] == "True" for entry in conditions)
