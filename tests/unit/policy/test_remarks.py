@@ -34,6 +34,7 @@ def running(spec: dict[str, Any] | None = None, grace_seconds: int = 120) -> Any
     job = parse_job(make_job("example", **(spec or {})))
     config = stage_config(job, 1, Stage.TRAIN, 1, OperatorSettings().storage)
     *_, manifest = render_stage(config, OperatorSettings(), grace_seconds=grace_seconds)
+    manifest["metadata"]["uid"] = "of the Job"
     (stage,) = Observed.from_manifests(job.metadata.uid, [manifest], []).stages
     return stage
 
