@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from finetune_api.constants import ConditionType, Phase, Reason
+from finetune_api.constants import ConditionType, Phase, Reason, Stage
+from finetune_api.lost_work import lost_work
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
 
 _FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION})
@@ -43,6 +44,7 @@ def announcements(before: Status, after: Status) -> tuple[Announcement, ...]:
         *_ended_attempts(before, after),
         *_new_run(before, after),
         *_turn(before, after),
+        *_resumed(before, after),
         *_remarks(before, after),
     )
 
@@ -82,6 +84,27 @@ def _turn(before: Status, after: Status) -> Iterator[Announcement]:
     what = message or f"run {after.run}" + (f", {after.stage} attempt {after.attempt}" if after.stage else "")
     turn = f"{after.observed_generation}" if after.phase is Phase.INVALID else f"{after.stage}.{after.attempt}"
     yield Announcement(str(reason), what, reason in _WARNINGS, f"r{after.run}.{turn}.{reason}")
+
+
+def _resumed(before: Status, after: Status) -> Iterator[Announcement]:
+    """An attempt that follows another one trains: from where, and what the end of the one before has cost."""
+    known = {attempt.job_name for attempt in before.attempts if attempt.first_step_time}
+    trainings = [attempt for attempt in after.attempts if attempt.stage is Stage.TRAIN]
+    step_seconds = (after.progress.step_seconds if after.progress else None) or 0.0
+    costs = {cost.attempt: cost for cost in lost_work(trainings, step_seconds)}
+    for attempt in trainings:
+        if attempt.first_step_time and attempt.number > 1 and attempt.job_name not in known:
+            at = attempt.resumed_from_step
+            told = f"train attempt {attempt.number} " + (
+                "starts again from the base model" if at is None else f"goes on from step {at}"
+            )
+            cost = costs.get(attempt.number - 1)
+            if cost is not None:
+                told += (
+                    f"; the end of attempt {cost.attempt} cost {cost.steps} steps that are done again (about "
+                    f"{cost.redo_seconds:.0f} s) and {cost.restart_seconds:.0f} s without a step"
+                )
+            yield Announcement(str(Reason.RESUMED), told, False, f"{attempt.job_name}.resumed")
 
 
 def _remarks(before: Status, after: Status) -> Iterator[Announcement]:
