@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from finetune_api.constants import ConditionType, Phase, Reason
+from finetune_api.constants import ConditionType, Phase, Reason, Stage
+from finetune_api.lost_work import lost_work
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
 
 _FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION})
@@ -36,7 +37,8 @@ class Announcement:
 
 def announcements(before: Status, after: Status) -> tuple[Announcement, ...]:
     """The turns between two states of a job."""
-    return (*_ended_attempts(before, after), *_new_run(before, after), *_turn(before, after))
+    turns = (_ended_attempts, _new_run, _turn, _resumed)
+    return tuple(told for turn in turns for told in turn(before, after))
 
 
 def _ended_attempts(before: Status, after: Status) -> Iterator[Announcement]:
@@ -55,6 +57,22 @@ def _with_cause(told: str, attempt: AttemptStatus, after: Status) -> str:
     place += f" on {failure.node}" if failure.node else ""
     said = failure.message.partition("\n")[0]
     return "\n".join(filter(None, [f"{told}{place}: {said}" if said else f"{told}{place}", failure.advice]))
+
+
+def _resumed(before: Status, after: Status) -> Iterator[Announcement]:
+    """What the end of the attempt before has cost, once it is known: when the next one has done a step."""
+    stepped = {attempt.job_name for attempt in before.attempts if attempt.first_step_time}
+    trainings = [attempt for attempt in after.attempts if attempt.stage is Stage.TRAIN]
+    for index, attempt in enumerate(trainings[1:], start=1):
+        if attempt.first_step_time and attempt.job_name not in stepped:
+            cost = lost_work(trainings[: index + 1], step_seconds=0.0)
+            start = (
+                "from the base model" if attempt.resumed_from_step is None else f"at step {attempt.resumed_from_step}"
+            )
+            told = f"train attempt {attempt.number} goes on {start}"
+            if cost:
+                told += f", {cost[-1].restart_seconds:.0f} s after the last one; steps done again: {cost[-1].steps}"
+            yield Announcement(str(Reason.RESUMED), told, False, f"{attempt.job_name}.resumed")
 
 
 def _new_run(before: Status, after: Status) -> Iterator[Announcement]:

@@ -66,3 +66,17 @@ def test_the_same_turn_has_the_same_identity_whoever_looks() -> None:
     first, second = (announcements(Status(), TRAINING)[0].identity for _ in range(2))
     again = announcements(TRAINING, TRAINING.model_copy(update={"attempt": 2}))[0].identity
     assert first == second != again
+
+
+def test_what_an_attempt_has_cost_is_told_when_the_next_one_steps() -> None:
+    first = attempt(1, Outcome.DISRUPTION).model_copy(
+        update={"end_time": "2026-01-01T00:01:00Z", "last_step": 47, "first_step_time": "2026-01-01T00:00:20Z"}
+    )
+    second = attempt(2, None).model_copy(update={"start_time": "2026-01-01T00:01:01Z"})
+    stepped = second.model_copy(update={"first_step_time": "2026-01-01T00:01:12Z", "resumed_from_step": 40})
+    before = TRAINING.model_copy(update={"attempts": (first, second)})
+    after = TRAINING.model_copy(update={"attempts": (first, stepped)})
+    (told,) = announcements(before, after)
+    assert (told.reason, told.is_warning) == ("Resumed", False)
+    assert told.message == "train attempt 2 goes on at step 40, 12 s after the last one; steps done again: 7"
+    assert announcements(after, after) == ()
