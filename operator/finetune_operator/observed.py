@@ -84,6 +84,11 @@ class ObservedStage:
         return not (self.succeeded or self.failed or self.lost)
 
     @property
+    def ending(self) -> bool:
+        """True while pods of it have ended, or have been told to, and others may still run."""
+        return self.active and (self.deleting or any(pod.ended or pod.due_at for pod in self.pods))
+
+    @property
     def order(self) -> tuple[int, int, int]:
         """Later attempts at later stages of later runs compare greater."""
         return (self.run, _STAGES.index(self.stage), self.attempt)

@@ -1,6 +1,7 @@
 """The only story: observe, decide, apply, announce, write status. It has no rules of its own; a second pass on the same
 world writes nothing."""
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,6 +23,11 @@ from .settings import OperatorSettings
 
 _OBSTRUCTED_SECONDS = 30.0
 """How often a refused call is tried again: a quota or a permission changes by a person's hand."""
+
+
+_ENDING_SECONDS = 1.0
+"""How often a stage is looked at whose pods are ending: rank 0's supervisor waits to be asked for its last progress,
+and the next attempt waits for the last pod."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,8 @@ async def _tell(cluster: Cluster, manifest: Manifest, before: Status, after: Sta
 def _requeue_after(world: _World, status: Status, decision: stages.Decision) -> float | None:
     match decision:
         case stages.Start() | stages.Watch() | stages.Stop():
-            wait = world.settings.progress_seconds
+            is_ending = any(child.ending for child in world.observed.active)
+            wait = min(world.settings.progress_seconds, _ENDING_SECONDS if is_ending else math.inf)
         case stages.Backoff(seconds) | stages.Keep(seconds):
             wait = seconds
         case stages.Finish() if world.job.spec.ttl_seconds_after_finished is not None:

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from finetune_api.exit_codes import ExitCode
 from operator_process import events_of
 from training_site import Job, Pod, Site, attempts_at
 
@@ -57,9 +58,8 @@ def test_a_dead_worker_is_told_soon_and_for_good(site: Site) -> None:
     place = (victim["metadata"]["name"], victim["spec"]["nodeName"])
     assert (failure["class"], failure["stage"], failure["attempt"]) == ("Signal9", "train", 1)
     assert (failure["rank"], failure["pod"], failure["node"], failure["exitCode"]) == (1, *place, 137)
-    error, *last_lines = failure["message"].splitlines()
+    error = failure["message"].splitlines()[0]
     assert error == "rank 1 was ended by signal 9 (SIGKILL)"
-    assert last_lines, "what the rank's log said last"
     (told,) = [event for event in events_of(site.kubectl, "mortal") if event["reason"] == "AttemptFailed"]
     assert told["message"].startswith(f"train attempt 1 failed: Signal9 in {place[0]} on {place[1]}: {error}")
     (attempt,) = attempts_that_failed(job)
@@ -68,6 +68,22 @@ def test_a_dead_worker_is_told_soon_and_for_good(site: Site) -> None:
     site.until_no_children("mortal")
     assert site.kubectl.json("get", "ftj/mortal")["status"]["failure"] == failure
     assert site.events("mortal")["AttemptFailed"] == told["message"]
+
+
+def test_a_worker_that_fails_by_itself_says_what_it_lacked(site: Site) -> None:
+    """The prepared data set is removed before the workers read it."""
+    site.kubectl.apply(site.job("robbed"))
+    site.when("robbed", lambda job: attempts_at(job, "train"), "the data is prepared")
+    for found in list(site.store.list(f"s3://{site.bucket}/robbed/datasets/")):
+        site.store.delete(found.uri)
+    job = site.until("robbed", "Failed")
+    failure = job["status"]["failure"]
+    assert (failure["class"], failure["stage"], failure["exitCode"]) == ("BadConfig", "train", ExitCode.BAD_CONFIG)
+    assert failure["pod"].startswith(f"robbed-r1-train-a1-{failure['rank']}-")
+    error, *last_lines = failure["message"].splitlines()
+    assert f"s3://{site.bucket}/robbed/datasets/" in error
+    assert last_lines, "what the rank's log said last"
+    assert [attempt["outcome"] for attempt in attempts_at(job, "train")] == ["Permanent"]
 
 
 def test_memory_that_is_used_up_is_called_by_its_name(site: Site) -> None:

@@ -90,6 +90,7 @@ def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: 
     assert status["evaluation"]["tuned"]["Accuracy"] > status["evaluation"]["baseline"]["Accuracy"]
     events = site.events("colours")
     assert {"Preparing", "Training", "Restarting", "AttemptFailed", "Evaluating", "Succeeded"} <= set(events)
+    assert events["Resumed"].startswith(f"train attempt 2 goes on at step {second['resumedFromStep']}, ")
     assert "PodDeleted in colours-r1-train-a1-1: " in events["AttemptFailed"]
 
 

@@ -193,7 +193,8 @@ def upload_demo(storage: EmbeddedStore, store: ObjectStore) -> None:
 
 def attempts_at(job: Job, stage: str) -> list[dict[str, Any]]:
     """What status says of the attempts at a stage, oldest first."""
-    return [attempt for attempt in job["status"]["attempts"] if attempt["stage"] == stage]
+    attempts = job.get("status", {}).get("attempts", [])
+    return [attempt for attempt in attempts if attempt["stage"] == stage]
 
 
 def is_in_phase(phase: str) -> Callable[[Job], bool]:

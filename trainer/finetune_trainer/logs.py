@@ -64,12 +64,19 @@ def configure_logging(rank: int) -> None:
 
 
 def quiet_libraries() -> None:
-    """Turn chatty libraries down and take their own handlers away. To be repeated after they have been imported."""
+    """Turn chatty libraries and their progress bars down, and take their own handlers away.
+
+    To be repeated after they have been imported.
+    """
     for name, level in CHATTY.items():
         logger = logging.getLogger(name)
         logger.setLevel(level)
         logger.handlers.clear()
         logger.propagate = True
+    loaded = sys.modules.get("transformers.utils.logging")
+    if loaded is not None:
+        # Asked for by the environment as well, but that is read at the import, which the fork server has done before.
+        loaded.disable_progress_bar()
 
 
 def readable_lines(line: str) -> Iterator[str]:

@@ -40,13 +40,8 @@ class Announcement:
 
 def announcements(before: Status, after: Status) -> tuple[Announcement, ...]:
     """The turns between two states of a job."""
-    return (
-        *_ended_attempts(before, after),
-        *_new_run(before, after),
-        *_turn(before, after),
-        *_resumed(before, after),
-        *_remarks(before, after),
-    )
+    turns = (_ended_attempts, _new_run, _turn, _resumed, _remarks)
+    return tuple(told for turn in turns for told in turn(before, after))
 
 
 def _ended_attempts(before: Status, after: Status) -> Iterator[Announcement]:
@@ -67,6 +62,22 @@ def _with_cause(told: str, attempt: AttemptStatus, after: Status) -> str:
     return "\n".join(filter(None, [f"{told}{place}: {said}" if said else f"{told}{place}", failure.advice]))
 
 
+def _resumed(before: Status, after: Status) -> Iterator[Announcement]:
+    """What the end of the attempt before has cost, once it is known: when the next one has done a step."""
+    stepped = {attempt.job_name for attempt in before.attempts if attempt.first_step_time}
+    trainings = [attempt for attempt in after.attempts if attempt.stage is Stage.TRAIN]
+    for index, attempt in enumerate(trainings[1:], start=1):
+        if attempt.first_step_time and attempt.job_name not in stepped:
+            cost = lost_work(trainings[: index + 1], step_seconds=0.0)
+            start = (
+                "from the base model" if attempt.resumed_from_step is None else f"at step {attempt.resumed_from_step}"
+            )
+            told = f"train attempt {attempt.number} goes on {start}"
+            if cost:
+                told += f", {cost[-1].restart_seconds:.0f} s after the last one; steps done again: {cost[-1].steps}"
+            yield Announcement(str(Reason.RESUMED), told, False, f"{attempt.job_name}.resumed")
+
+
 def _new_run(before: Status, after: Status) -> Iterator[Announcement]:
     if before.run and after.run != before.run:
         told = f"the spec means something else now: run {after.run} takes the place of run {before.run}"
@@ -84,27 +95,6 @@ def _turn(before: Status, after: Status) -> Iterator[Announcement]:
     what = message or f"run {after.run}" + (f", {after.stage} attempt {after.attempt}" if after.stage else "")
     turn = f"{after.observed_generation}" if after.phase is Phase.INVALID else f"{after.stage}.{after.attempt}"
     yield Announcement(str(reason), what, reason in _WARNINGS, f"r{after.run}.{turn}.{reason}")
-
-
-def _resumed(before: Status, after: Status) -> Iterator[Announcement]:
-    """An attempt that follows another one trains: from where, and what the end of the one before has cost."""
-    known = {attempt.job_name for attempt in before.attempts if attempt.first_step_time}
-    trainings = [attempt for attempt in after.attempts if attempt.stage is Stage.TRAIN]
-    step_seconds = (after.progress.step_seconds if after.progress else None) or 0.0
-    costs = {cost.attempt: cost for cost in lost_work(trainings, step_seconds)}
-    for attempt in trainings:
-        if attempt.first_step_time and attempt.number > 1 and attempt.job_name not in known:
-            at = attempt.resumed_from_step
-            told = f"train attempt {attempt.number} " + (
-                "starts again from the base model" if at is None else f"goes on from step {at}"
-            )
-            cost = costs.get(attempt.number - 1)
-            if cost is not None:
-                told += (
-                    f"; the end of attempt {cost.attempt} cost {cost.steps} steps that are done again (about "
-                    f"{cost.redo_seconds:.0f} s) and {cost.restart_seconds:.0f} s without a step"
-                )
-            yield Announcement(str(Reason.RESUMED), told, False, f"{attempt.job_name}.resumed")
 
 
 def _remarks(before: Status, after: Status) -> Iterator[Announcement]:

@@ -40,7 +40,7 @@ def fold(status: Status, run: Run, observed: Observed, progress: Progress | None
         status = Status(run=run.number, run_hash=run.hash, start_time=now, conditions=kept, phase=status.phase)
     children = observed.of_run(run.number)
     for child in children:
-        status = _with_child(status, child, progress)
+        status = _with_child(status, child, progress, now)
     return _with_vanished(status, {child.job_name for child in children}, now)
 
 
@@ -49,7 +49,7 @@ def last_attempt(status: Status) -> AttemptStatus | None:
     return status.attempts[-1] if status.attempts else None
 
 
-def _with_child(status: Status, child: ObservedStage, progress: Progress | None) -> Status:
+def _with_child(status: Status, child: ObservedStage, progress: Progress | None, now: str) -> Status:
     known = next((attempt for attempt in status.attempts if attempt.job_name == child.job_name), None)
     if known is None:
         newest = last_attempt(status)
@@ -63,7 +63,7 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None)
         return status
     if child.active:
         return _with_progress(status, known, progress)
-    return _with_end(status, known, child)
+    return _with_end(status, known, child, now)
 
 
 def _order(stage: Stage, number: int) -> tuple[int, int]:
@@ -117,18 +117,19 @@ def _progress_status(progress: Progress, before: ProgressStatus | None) -> Progr
     )
 
 
-def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage) -> Status:
+def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now: str) -> Status:
     message = next((pod.message for pod in child.pods if pod.index == 0 and pod.message), None)
     if message is not None and message.progress is not None:
         status = _with_progress(status, attempt, message.progress)
         attempt = next(entry for entry in status.attempts if entry.job_name == attempt.job_name)
+    ended_at = child.ended_at or now  # a lost one never ends: it is given up
     if child.succeeded:
-        status = _replace(status, attempt.model_copy(update={"end_time": child.ended_at, "outcome": Outcome.SUCCEEDED}))
+        status = _replace(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
         return _with_results(status, message)
     judged = failure.judge(child)
     ended = attempt.model_copy(
         update={
-            "end_time": child.ended_at,
+            "end_time": ended_at,
             "outcome": _OUTCOMES[judged.failure_class],
             "reason": judged.status.failure_class,
         }

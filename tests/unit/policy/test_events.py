@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_api.constants import ConditionType, Phase, Reason
-from finetune_api.v1alpha1 import AttemptStatus, Condition, FailureStatus, Outcome, ProgressStatus, Status
+from finetune_api.v1alpha1 import AttemptStatus, Condition, FailureStatus, Outcome, Status
 from finetune_operator.policy.events import announcements
 
 STAMP = "2026-01-01T00:00:00Z"
@@ -62,31 +62,21 @@ def test_a_failed_attempt_is_told_with_place_cause_and_advice_and_only_once() ->
     assert announcements(after, after) == ()
 
 
-@pytest.mark.parametrize(
-    ("resumed", "words"),
-    [
-        (80, "train attempt 2 goes on from step 80; the end of attempt 1 cost 4 steps that are done again (about 2 s)"),
-        (None, "train attempt 2 starts again from the base model; the end of attempt 1 cost 84 steps"),
-    ],
-)
-def test_what_a_restart_has_cost_is_told_once_it_is_known(resumed: int | None, words: str) -> None:
-    ended = attempt(1, Outcome.DISRUPTION).model_copy(
-        update={"first_step_time": STAMP, "last_step": 84, "end_time": "2026-01-01T00:01:00Z"}
-    )
-    before = TRAINING.model_copy(update={"attempts": (ended, attempt(2, None)), "attempt": 2})
-    going = attempt(2, None).model_copy(
-        update={"first_step_time": "2026-01-01T00:01:34Z", "resumed_from_step": resumed}
-    )
-    progress = ProgressStatus(step_seconds=0.5)
-    after = before.model_copy(update={"attempts": (ended, going), "progress": progress})
-    (told,) = announcements(before, after)
-    assert (told.reason, told.is_warning) == ("Resumed", False)
-    assert told.message.startswith(words)
-    assert told.message.endswith("and 34 s without a step")
-    assert announcements(after, after) == ()
-
-
 def test_the_same_turn_has_the_same_identity_whoever_looks() -> None:
     first, second = (announcements(Status(), TRAINING)[0].identity for _ in range(2))
     again = announcements(TRAINING, TRAINING.model_copy(update={"attempt": 2}))[0].identity
     assert first == second != again
+
+
+def test_what_an_attempt_has_cost_is_told_when_the_next_one_steps() -> None:
+    first = attempt(1, Outcome.DISRUPTION).model_copy(
+        update={"end_time": "2026-01-01T00:01:00Z", "last_step": 47, "first_step_time": "2026-01-01T00:00:20Z"}
+    )
+    second = attempt(2, None).model_copy(update={"start_time": "2026-01-01T00:01:01Z"})
+    stepped = second.model_copy(update={"first_step_time": "2026-01-01T00:01:12Z", "resumed_from_step": 40})
+    before = TRAINING.model_copy(update={"attempts": (first, second)})
+    after = TRAINING.model_copy(update={"attempts": (first, stepped)})
+    (told,) = announcements(before, after)
+    assert (told.reason, told.is_warning) == ("Resumed", False)
+    assert told.message == "train attempt 2 goes on at step 40, 12 s after the last one; steps done again: 7"
+    assert announcements(after, after) == ()

@@ -151,6 +151,15 @@ def test_a_deleted_pod_is_named_though_it_is_gone() -> None:
     assert (status.attempts[-1].outcome, status.restarts, status.disruptions) == (Outcome.DISRUPTION, 0, 1)
 
 
+def test_a_lost_attempt_has_ended_when_it_is_given_up() -> None:
+    """Its Job never tells of an end, and the API server takes no empty time."""
+    lost = make_stage(lost=True, pods=(make_pod(1, due_at=STAMP, node="node-b"),))
+    status = folded(Observed((PREPARED, lost)))
+    attempt = status.attempts[-1]
+    assert (attempt.outcome, attempt.reason, attempt.end_time) == (Outcome.DISRUPTION, "NodeLost", STAMP)
+    assert decided(make_job(), PREPARED, lost) == stages.Start(Stage.TRAIN, 2)
+
+
 def test_a_permanent_failure_is_not_tried_again() -> None:
     failed = make_stage(Stage.PREPARE, ended="Failed", pods=(make_pod(0, int(ExitCode.BAD_DATA)),))
     decision = decided(make_job(), failed)

@@ -3,6 +3,7 @@ import logging
 import sys
 
 import pytest
+from transformers.utils import logging as transformers_logging
 
 from finetune_trainer.logs import CHATTY, JsonFormatter, quiet_libraries, readable_lines
 
@@ -40,3 +41,9 @@ def test_chatty_libraries_speak_through_our_handler_only() -> None:
     logger.propagate = False
     quiet_libraries()
     assert (logger.handlers, logger.propagate, logger.level) == ([], True, CHATTY["DeepSpeed"])
+
+
+def test_progress_bars_stay_out_of_the_log_though_their_library_was_imported_before() -> None:
+    transformers_logging.enable_progress_bar()
+    quiet_libraries()
+    assert not transformers_logging.is_progress_bar_enabled()
