@@ -1,5 +1,6 @@
 """Kopf's part: two watches. What they show goes into the queue; nothing is decided here."""
 
+from collections.abc import Callable
 from typing import Any
 
 import kopf
@@ -14,8 +15,13 @@ _COALESCE_SECONDS = 0.2
 """A Job's status changes several times within a moment; one look at the end of it is enough."""
 
 
-def make_registry(queue: KeyedQueue[JobKey], table: JobTable) -> kopf.OperatorRegistry:
-    """Handlers that feed the queue. Only `on.event`: no annotations, no finalizers, no state in Kopf."""
+def make_registry(
+    queue: KeyedQueue[JobKey], table: JobTable, heard: Callable[[str], None] = lambda _: None
+) -> kopf.OperatorRegistry:
+    """Handlers that feed the queue. Only `on.event`: no annotations, no finalizers, no state in Kopf.
+
+    `heard` is told the kind of every object that a watch shows.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -24,6 +30,7 @@ def make_registry(queue: KeyedQueue[JobKey], table: JobTable) -> kopf.OperatorRe
 
     @kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL, registry=registry)
     async def job_seen(type: str | None, body: kopf.Body, namespace: str | None, name: str | None, **_: Any) -> None:  # noqa: A002 Kopf's name
+        heard(constants.KIND)
         key = JobKey(namespace or "", name or "")
         if type == "DELETED":
             table.remove(key)
@@ -32,6 +39,7 @@ def make_registry(queue: KeyedQueue[JobKey], table: JobTable) -> kopf.OperatorRe
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
     async def child_seen(labels: kopf.Labels, namespace: str | None, **_: Any) -> None:
+        heard("Job")
         key = JobKey(namespace or "", labels.get(constants.LABEL_JOB, ""))
         if key.name and not table.rests(key):
             queue.add_after(key, _COALESCE_SECONDS)

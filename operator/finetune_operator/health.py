@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from finetune_api import constants
+
 from .clusters.kubernetes import KubernetesCluster
 from .errors import OperatorError
 from .manifests import JobKey
@@ -34,6 +36,16 @@ class Health:
     _beat: float = field(default_factory=time.monotonic)
     _listed: float = field(default_factory=time.monotonic)
     _behind: int = 0
+    _heard: dict[str, float] = field(default_factory=lambda: dict.fromkeys((constants.KIND, "Job"), time.monotonic()))
+
+    def heard(self, kind: str) -> None:
+        """A watch has shown an object of this kind."""
+        self._heard[kind] = time.monotonic()
+
+    def silences(self) -> dict[str, float]:
+        """Kind -> seconds since a watch has shown one, or since the start."""
+        now = time.monotonic()
+        return {kind: now - at for kind, at in self._heard.items()}
 
     def problems(self) -> tuple[str, ...]:
         """Why the operator should be started again, in words."""
@@ -54,8 +66,6 @@ class Health:
             await asyncio.sleep(_BEAT_SECONDS)
             self._beat = time.monotonic()
             self.metrics.loop_lag.set(max(0.0, self._beat - before - _BEAT_SECONDS))
-            self.metrics.depth.set(len(self.queue))
-            self.metrics.oldest.set(self.queue.oldest_seconds())
 
     async def resync(self, cluster: KubernetesCluster, table: JobTable, namespaces: tuple[str, ...]) -> None:
         """List all objects from time to time: what the watches have missed is looked at, and counted against them."""
@@ -69,7 +79,6 @@ class Health:
             self._behind = self._behind + 1 if missed else 0
             for key in missed:
                 self.queue.add(key)
-            self.metrics.jobs.set(len(table))
 
     async def _missed(
         self, cluster: KubernetesCluster, table: JobTable, namespaces: tuple[str, ...]

@@ -1,12 +1,20 @@
 """Prometheus metrics. Names of controller-runtime where it has one, so that dashboards for controllers fit; never the
 name of a job as a label: a cluster's life has more of them than a time series database likes."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 
-from finetune_api.constants import GROUP
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from finetune_api.constants import GROUP, Stage
+from finetune_api.lost_work import lost_work
+from finetune_api.v1alpha1 import Status
 
 _CONTROLLER = "finetunejob"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_TRAINING_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0)
 
 
 class Metrics:
@@ -14,49 +22,133 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._passes = Counter(
-            "controller_runtime_reconcile",
-            "Reconcile passes by result.",
-            ["controller", "result"],
-            registry=self.registry,
+        self._passes = self._counter("controller_runtime_reconcile", "Reconcile passes by result.", "result")
+        self._errors = self._counter("controller_runtime_reconcile_errors", "Passes that have to be tried again.")
+        self._seconds = self._histogram("controller_runtime_reconcile_time_seconds", "Length of a reconcile pass.")
+        self._adds = self._counter("workqueue_adds", "Keys that were added.", name="name")
+        self._retries = self._counter("workqueue_retries", "Keys that were put back after a failure.", name="name")
+        self._waits = self._histogram(
+            "workqueue_queue_duration_seconds", "How long a key waited for a worker.", name="name"
         )
-        self._seconds = Histogram(
-            "controller_runtime_reconcile_time_seconds",
-            "Length of a reconcile pass.",
-            ["controller"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.depth = Gauge("workqueue_depth", "Keys that wait.", ["name"], registry=self.registry).labels(_CONTROLLER)
-        self.oldest = Gauge(
-            "workqueue_oldest_waiting_seconds", "How long the first key has waited.", ["name"], registry=self.registry
-        ).labels(_CONTROLLER)
+        self._work = self._histogram("workqueue_work_duration_seconds", "How long a worker had a key.", name="name")
         self._api = Counter(
             "rest_client_requests",
             "Calls to the API server by method and answer; code 0: no answer.",
             ["method", "code"],
             registry=self.registry,
         )
-        self.jobs = Gauge("finetune_jobs", f"Objects of {GROUP} that the watch shows.", registry=self.registry)
         self._attempts = Counter(
             "finetune_attempts_ended",
-            "Ended attempts by stage and outcome.",
-            ["stage", "outcome"],
+            "Ended attempts by stage, outcome and exit class.",
+            ["stage", "outcome", "reason"],
             registry=self.registry,
+        )
+        self._first_steps = self._histogram(
+            "finetune_time_to_first_step_seconds", "From the start of a run to its first optimizer step.", training=True
+        )
+        self._restarts = self._histogram(
+            "finetune_restart_seconds",
+            "From the end of an attempt to the first optimizer step of the next.",
+            training=True,
         )
         self.loop_lag = Gauge(
             "finetune_event_loop_lag_seconds", "How late the event loop ran last.", registry=self.registry
         )
 
+    def _counter(self, name_: str, text: str, *labels: str, name: str = "controller") -> Counter:
+        return Counter(name_, text, [name, *labels], registry=self.registry)
+
+    def _histogram(self, name_: str, text: str, *, name: str = "controller", training: bool = False) -> Histogram:
+        buckets = _TRAINING_SECONDS if training else _SECONDS
+        return Histogram(name_, text, [] if training else [name], buckets=buckets, registry=self.registry)
+
+    def _show(self, name: str, text: str, value: Callable[[], float], label: str = "name") -> None:
+        """A gauge that is asked when somebody looks."""
+        Gauge(name, text, [label], registry=self.registry).labels(_CONTROLLER).set_function(value)
+
+    def show_queue(self, depth: Callable[[], float], oldest: Callable[[], float]) -> None:
+        """What waits."""
+        self._show("workqueue_depth", "Keys that wait.", depth)
+        self._show("workqueue_oldest_waiting_seconds", "How long the first key has waited.", oldest)
+
+    def show_workers(self, most: int, active: Callable[[], float], longest: Callable[[], float]) -> None:
+        """Who works."""
+        self._show("controller_runtime_max_concurrent_reconciles", "Workers.", lambda: most, "controller")
+        self._show("controller_runtime_active_workers", "Workers that have a key.", active, "controller")
+        self._show("workqueue_longest_running_processor_seconds", "Age of the oldest pass.", longest)
+
+    def show_jobs(self, phases: Callable[[], Mapping[str, int]]) -> None:
+        """What the watch shows."""
+        self.registry.register(_Jobs(phases))
+
+    def show_watches(self, ages: Callable[[], Mapping[str, float]]) -> None:
+        """When the watches have shown something last."""
+        self.registry.register(_Watches(ages))
+
+    def added(self) -> None:
+        """A key was added to the queue."""
+        self._adds.labels(_CONTROLLER).inc()
+
+    def taken(self, waited: float) -> None:
+        """A worker took a key."""
+        self._waits.labels(_CONTROLLER).observe(waited)
+
+    def retried(self) -> None:
+        """A key was put back after a failure."""
+        self._retries.labels(_CONTROLLER).inc()
+        self._errors.labels(_CONTROLLER).inc()
+
     def reconciled(self, result: str, seconds: float) -> None:
-        """A pass has ended: `success`, `requeue_after` or `error`."""
+        """A pass has ended: `success`, `requeue`, `requeue_after` or `error`."""
         self._passes.labels(_CONTROLLER, result).inc()
         self._seconds.labels(_CONTROLLER).observe(seconds)
+        self._work.labels(_CONTROLLER).observe(seconds)
 
     def called(self, method: str, status: int) -> None:
         """A call to the API server was answered; 0: it was not."""
         self._api.labels(method, str(status)).inc()
 
-    def attempt_ended(self, stage: str, outcome: str) -> None:
-        """An attempt was judged."""
-        self._attempts.labels(stage, outcome).inc()
+    def turned(self, before: Status, after: Status) -> None:
+        """A pass has moved a job."""
+        ended = {attempt.job_name for attempt in before.attempts if attempt.outcome}
+        for attempt in after.attempts:
+            if attempt.outcome and attempt.job_name not in ended:
+                self._attempts.labels(attempt.stage, attempt.outcome, attempt.reason).inc()
+        stepped = {attempt.job_name for attempt in before.attempts if attempt.first_step_time}
+        trainings = [attempt for attempt in after.attempts if attempt.stage is Stage.TRAIN]
+        costs = {cost.attempt: cost.restart_seconds for cost in lost_work(trainings, step_seconds=0.0)}
+        for attempt in trainings:
+            if attempt.first_step_time is None or attempt.job_name in stepped:
+                continue
+            if attempt.number == 1 and after.start_time:
+                self._first_steps.observe(_seconds_between(after.start_time, attempt.first_step_time))
+            elif attempt.number - 1 in costs:
+                self._restarts.observe(costs[attempt.number - 1])
+
+
+class _Jobs(Collector):
+    def __init__(self, phases: Callable[[], Mapping[str, int]]) -> None:
+        self._phases = phases
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        yield _family("finetune_jobs", f"Objects of {GROUP} that the watch shows.", "phase", self._phases())
+
+
+class _Watches(Collector):
+    def __init__(self, ages: Callable[[], Mapping[str, float]]) -> None:
+        self._ages = ages
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        text = "How long ago a watch has shown something."
+        yield _family("finetune_watch_last_event_age_seconds", text, "kind", self._ages())
+
+
+def _family(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in sorted(values.items()):
+        family.add_metric([key], value)
+    return family
+
+
+def _seconds_between(start: str, end: str) -> float:
+    return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())

@@ -6,7 +6,7 @@ What client-go's workqueue is to Go controllers. For one event loop; nothing her
 import asyncio
 import heapq
 import itertools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -23,7 +23,16 @@ class _Due:
 class KeyedQueue(Generic[Key]):
     """Keys that want to be looked at, in the order in which they were added."""
 
-    def __init__(self, *, first_backoff_seconds: float = 0.5, max_backoff_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        *,
+        first_backoff_seconds: float = 0.5,
+        max_backoff_seconds: float = 60.0,
+        added: Callable[[], None] = lambda: None,
+        taken: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """`added` hears of every key that is put in, `taken` how many seconds one that is taken has waited."""
+        self._added, self._taken = added, taken
         self._first, self._max = first_backoff_seconds, max_backoff_seconds
         self._waiting: dict[Key, float] = {}
         """Key -> when it was added; a dict keeps the order."""
@@ -55,6 +64,7 @@ class KeyedQueue(Generic[Key]):
             self._working[key] = True
         elif key not in self._waiting:
             self._waiting[key] = self._now()
+            self._added()
             self._due.pop(key, None)  # looking now makes looking later the next look's business
         self._changed.set()
 
@@ -85,7 +95,7 @@ class KeyedQueue(Generic[Key]):
             self._move_due()
             if self._waiting:
                 key = next(iter(self._waiting))
-                del self._waiting[key]
+                self._taken(self._now() - self._waiting.pop(key))
                 self._working[key] = False
                 return key
             self._changed.clear()

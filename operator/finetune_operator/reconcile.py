@@ -40,6 +40,8 @@ class Outcome:
     """Status as it stands now."""
     before: Status
     """Status as it was read."""
+    uid: str
+    """The object's."""
 
 
 async def reconcile(
@@ -62,7 +64,7 @@ async def reconcile(
         generation = manifest["metadata"].get("generation", 1)
         status = status_policy.rejected(before, error.violations, generation=generation, now=stamp)
         await _tell(cluster, manifest, before, status, stamp)
-        return Outcome(None, status, before)
+        return Outcome(None, status, before, manifest["metadata"].get("uid", ""))
 
     # Observe: the children as they are now, and how far the running one is.
     jobs = await cluster.list_jobs(key)
@@ -87,7 +89,7 @@ async def reconcile(
         )
     await _tell(cluster, manifest, job.status, status, stamp)
     wait = _OBSTRUCTED_SECONDS if refused else _requeue_after(world, status, decision)
-    return Outcome(wait, status, job.status)
+    return Outcome(wait, status, job.status, job.metadata.uid)
 
 
 @dataclass(frozen=True)

@@ -41,16 +41,20 @@ class ServiceOptions:
 async def run_service(settings: OperatorSettings, options: ServiceOptions) -> None:
     """Serve until SIGTERM or SIGINT. Raises what ends the watches, so that the process ends with them."""
     metrics = Metrics()
-    queue: KeyedQueue[JobKey] = KeyedQueue()
+    queue: KeyedQueue[JobKey] = KeyedQueue(added=metrics.added, taken=metrics.taken)
     table = JobTable()
     ready = asyncio.Event()
     async with _connection(options.kubeconfig, metrics) as server:
         cluster = KubernetesCluster(server, table.wrote)
         workers = Workers(cluster, queue, settings, metrics)
         health = Health(queue, workers.longest_seconds, metrics, options.resync_seconds)
+        metrics.show_queue(lambda: len(queue), queue.oldest_seconds)
+        metrics.show_workers(options.workers, lambda: workers.active, workers.longest_seconds)
+        metrics.show_jobs(table.phases)
+        metrics.show_watches(health.silences)
         probes = await serve(options.host, options.port, metrics.registry, health.problems, ready.is_set)
         watching = kopf.operator(
-            registry=make_registry(queue, table),
+            registry=make_registry(queue, table, health.heard),
             settings=make_settings(),
             clusterwide=not options.namespaces,
             namespaces=options.namespaces,

@@ -1,8 +1,9 @@
 """What the watches have shown last of every FineTuneJob: enough to know which ones need no look."""
 
+from collections import Counter
 from dataclasses import dataclass
 
-from finetune_api.constants import TERMINAL_CONDITIONS
+from finetune_api.constants import TERMINAL_CONDITIONS, Phase
 
 from .manifests import JobKey, Manifest
 
@@ -12,6 +13,7 @@ class Seen:
     """One object, as last shown."""
 
     resource_version: str
+    phase: str
     rests: bool
     """Over, told so for this generation, and nothing is due later."""
 
@@ -26,10 +28,15 @@ class JobTable:
     def __len__(self) -> int:
         return len(self._seen)
 
+    def phases(self) -> dict[str, int]:
+        """How many objects are in each phase; those in which none is are named too."""
+        counts = Counter(seen.phase for seen in self._seen.values())
+        return {phase: counts[phase] for phase in Phase}
+
     def show(self, key: JobKey, body: Manifest) -> bool:
         """Note what a watch has shown; whether the object needs a look. Our own last write needs none."""
         version = str(body["metadata"].get("resourceVersion", ""))
-        seen = self._seen[key] = Seen(version, rests(body))
+        seen = self._seen[key] = Seen(version, (body.get("status") or {}).get("phase", Phase.PENDING), rests(body))
         return not seen.rests and self._written.get(key) != version
 
     def wrote(self, key: JobKey, resource_version: str) -> None:

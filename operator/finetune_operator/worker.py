@@ -5,8 +5,6 @@ import logging
 import time
 from datetime import UTC, datetime
 
-from finetune_api.v1alpha1 import Status
-
 from .clusters import Cluster
 from .errors import ApiError, ApiUnreachableError, StaleError
 from .manifests import JobKey
@@ -35,6 +33,11 @@ class Workers:
         now = time.monotonic()
         return max((now - since for since in self._since.values()), default=0.0)
 
+    @property
+    def active(self) -> int:
+        """Passes that are under way."""
+        return len(self._since)
+
     async def run(self, count: int) -> None:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -60,10 +63,12 @@ class Workers:
             self._queue.add_after(key, _STALE_SECONDS)
             return "requeue"
         except (ApiError, ApiUnreachableError) as error:
+            self._metrics.retried()
             wait = self._queue.retry(key, at_least=getattr(error, "retry_after", None) or 0.0)
             LOG.warning("the API server: %s; again in %.1f s", error, wait, extra=fields_of(key))
             return "error"
         except Exception:
+            self._metrics.retried()
             wait = self._queue.retry(key)
             LOG.exception("a pass failed; again in %.1f s", wait, extra=fields_of(key))
             return "error"
@@ -73,21 +78,19 @@ class Workers:
     def _concluded(self, key: JobKey, outcome: Outcome | None) -> str:
         if outcome is None:
             return "success"
-        ended = {attempt.job_name for attempt in outcome.before.attempts if attempt.outcome}
-        for attempt in outcome.status.attempts:
-            if attempt.outcome and attempt.job_name not in ended:
-                self._metrics.attempt_ended(attempt.stage, attempt.outcome)
+        self._metrics.turned(outcome.before, outcome.status)
         if outcome.status.phase != outcome.before.phase:
-            LOG.info("%s", outcome.status.phase, extra=fields_of(key, outcome.status))
+            LOG.info("%s", outcome.status.phase, extra=fields_of(key, outcome))
         if outcome.requeue_after is None:
             return "success"
         self._queue.add_after(key, outcome.requeue_after)
         return "requeue_after"
 
 
-def fields_of(key: JobKey, status: Status | None = None) -> dict[str, object]:
+def fields_of(key: JobKey, outcome: Outcome | None = None) -> dict[str, object]:
     """What a log line about a job carries beside its text."""
     fields: dict[str, object] = {"namespace": key.namespace, "job": key.name}
-    if status is not None:
-        fields |= {"run": status.run, "stage": status.stage, "attempt": status.attempt}
+    if outcome is not None:
+        status = outcome.status
+        fields |= {"uid": outcome.uid, "run": status.run, "stage": status.stage, "attempt": status.attempt}
     return fields

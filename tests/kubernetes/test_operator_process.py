@@ -38,7 +38,14 @@ def test_a_job_is_served_from_apply_to_complete(operator: OperatorProcess, kubec
     assert row[:3] == ["plain", "Succeeded", "1"]
     status, text = operator.get("/metrics")
     assert status == 200
-    assert 'finetune_attempts_ended_total{outcome="Succeeded",stage="train"} 1.0' in text
+    for line in (
+        'finetune_attempts_ended_total{outcome="Succeeded",reason="",stage="train"} 1.0',
+        'finetune_jobs{phase="Succeeded"} 1.0',
+        'controller_runtime_max_concurrent_reconciles{controller="finetunejob"} 8.0',
+        'workqueue_depth{name="finetunejob"} 0.0',
+        "finetune_time_to_first_step_seconds_count 1.0",
+    ):
+        assert line in text.splitlines(), line
     assert "plain" not in text, "never the name of a job as a label"
     assert operator.get("/healthz") == (200, "ok")
     assert operator.stop() == 0
