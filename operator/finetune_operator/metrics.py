@@ -25,12 +25,12 @@ class Metrics:
         self._passes = self._counter("controller_runtime_reconcile", "Reconcile passes by result.", "result")
         self._errors = self._counter("controller_runtime_reconcile_errors", "Passes that have to be tried again.")
         self._seconds = self._histogram("controller_runtime_reconcile_time_seconds", "Length of a reconcile pass.")
-        self._adds = self._counter("workqueue_adds", "Keys that were added.", name="name")
-        self._retries = self._counter("workqueue_retries", "Keys that were put back after a failure.", name="name")
+        self._adds = self._counter("workqueue_adds", "Keys that were added.", owner="name")
+        self._retries = self._counter("workqueue_retries", "Keys that were put back after a failure.", owner="name")
         self._waits = self._histogram(
-            "workqueue_queue_duration_seconds", "How long a key waited for a worker.", name="name"
+            "workqueue_queue_duration_seconds", "How long a key waited for a worker.", owner="name"
         )
-        self._work = self._histogram("workqueue_work_duration_seconds", "How long a worker had a key.", name="name")
+        self._work = self._histogram("workqueue_work_duration_seconds", "How long a worker had a key.", owner="name")
         self._api = Counter(
             "rest_client_requests",
             "Calls to the API server by method and answer; code 0: no answer.",
@@ -55,12 +55,12 @@ class Metrics:
             "finetune_event_loop_lag_seconds", "How late the event loop ran last.", registry=self.registry
         )
 
-    def _counter(self, name_: str, text: str, *labels: str, name: str = "controller") -> Counter:
-        return Counter(name_, text, [name, *labels], registry=self.registry)
+    def _counter(self, metric: str, text: str, *labels: str, owner: str = "controller") -> Counter:
+        return Counter(metric, text, [owner, *labels], registry=self.registry)
 
-    def _histogram(self, name_: str, text: str, *, name: str = "controller", training: bool = False) -> Histogram:
+    def _histogram(self, metric: str, text: str, *, owner: str = "controller", training: bool = False) -> Histogram:
         buckets = _TRAINING_SECONDS if training else _SECONDS
-        return Histogram(name_, text, [] if training else [name], buckets=buckets, registry=self.registry)
+        return Histogram(metric, text, [] if training else [owner], buckets=buckets, registry=self.registry)
 
     def _show(self, name: str, text: str, value: Callable[[], float], label: str = "name") -> None:
         """A gauge that is asked when somebody looks."""
