@@ -26,7 +26,7 @@ class Resources(ApiModel):
     """Requests and limits of one worker pod, as in a container."""
 
     requests: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
-    """What the scheduler reserves. `cpu` also sets the threads of a CPU worker."""
+    """What the scheduler reserves. `cpu`, here or else as a limit, also sets the threads of a worker's processes."""
 
     limits: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
     """What the worker may not exceed. A job that cannot fit `memory` is refused before it starts."""

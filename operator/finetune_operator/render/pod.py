@@ -4,6 +4,7 @@ from finetune_api import constants
 from finetune_api.constants import Env, Stage
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Toleration
+from finetune_api.v1alpha1.quantities import amount
 
 from ..manifests import Manifest
 from ..settings import OperatorSettings
@@ -118,6 +119,7 @@ def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Mani
     index = f"metadata.annotations['{constants.ANNOTATION_COMPLETION_INDEX}']"
     own: dict[str, str] = {
         **({Env.MASTER_ADDR: names.first_host(config)} if names.has_service(config) else {}),
+        **({Env.OMP_NUM_THREADS: str(threads)} if (threads := _threads(config)) else {}),
         **({Env.CREDENTIALS: constants.CREDENTIALS_MOUNT} if credentials_secret(config, settings) else {}),
         Env.MASTER_PORT: str(constants.RENDEZVOUS_PORT),
         Env.PROGRESS_PORT: str(constants.PROGRESS_PORT),
@@ -135,6 +137,13 @@ def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Mani
         *({"name": str(name), "value": value} for name, value in own.items()),
         *({"name": variable.name, "value": variable.value} for variable in config.spec.workers.env),
     ]
+
+
+def _threads(config: TrainerConfig) -> int:
+    """Of each process: a container sees all cores of its node, whatever it may use of them. 0: nothing is said."""
+    resources = config.spec.workers.resources
+    cpus = resources.requests.get("cpu") or resources.limits.get("cpu")
+    return max(1, int(amount(cpus)) // config.world.processes_per_node) if cpus else 0
 
 
 def _resources(config: TrainerConfig) -> Manifest:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from finetune_api.constants import ConditionType, Reason
+
 ROOT = Path(__file__).parents[3]
 
 MAX_FILE_LINES = 400
@@ -186,3 +188,9 @@ def test_every_target_of_make_is_explained() -> None:
     targets = re.findall(r"^([a-z][a-z-]*):(?!=).*$", makefile, re.MULTILINE)
     explained = re.findall(r"^([a-z][a-z-]*):.* ## ", makefile, re.MULTILINE)
     assert sorted(set(targets) - set(explained)) == []
+
+
+def test_the_guide_for_operators_explains_every_condition_and_every_reason() -> None:
+    guide = (ROOT / "docs/operating.md").read_text()
+    missing = [str(word) for word in (*ConditionType, *Reason) if f"`{word}`" not in guide]
+    assert missing == []

@@ -3,13 +3,14 @@
 import re
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api import constants
 from finetune_api.constants import Env, Stage
 from finetune_api.trainer_config import StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1 import FineTuneJob, Workers
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_all, render_stage
@@ -101,6 +102,28 @@ def test_ranks_find_each_other_by_the_first_pods_name() -> None:
     assert children["Service"]["metadata"]["name"] == "example-r1-train-a3"
     assert children["Service"]["spec"]["publishNotReadyAddresses"] is True
     assert environment["NCCL_DEBUG"] == "INFO"
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "threads"),
+    [
+        ({}, 0, None),
+        ({"requests": {"cpu": "4"}}, 0, "4"),
+        ({"limits": {"cpu": "6"}}, 0, "6"),
+        ({"requests": {"cpu": "2500m"}, "limits": {"cpu": "6"}}, 0, "2"),
+        ({"requests": {"cpu": "500m"}}, 0, "1"),
+        ({"requests": {"cpu": "16"}}, 8, "2"),
+    ],
+)
+def test_processes_use_no_more_threads_than_their_pod_has_cpus(
+    resources: dict[str, Any], gpus: int, threads: str | None
+) -> None:
+    job = make_job(gpus=gpus)
+    workers = Workers.model_validate({"nodes": 1, "gpusPerNode": gpus, "resources": resources})
+    job = job.model_copy(update={"spec": job.spec.model_copy(update={"workers": workers})})
+    container = rendered(job)["Job"]["spec"]["template"]["spec"]["containers"][0]
+    found = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert found.get(Env.OMP_NUM_THREADS) == threads
 
 
 def test_only_training_gets_every_worker() -> None:
