@@ -4,7 +4,7 @@ from datetime import datetime
 
 from finetune_api.exit_codes import ExitCode
 from operator_process import events_of
-from training_site import Job, Pod, Site, attempts_at
+from training_site import Site, attempts_at
 
 FIND_RANK = """
 import os, pathlib, signal
@@ -29,19 +29,13 @@ with open("/dev/shm/hoard", "wb") as hoard:
         hoard.write(bytes(8 << 20))
 """
 """As data loading or NCCL could: shared memory is memory of the pod. Until the kernel has killed the rank."""
-AND_ALL_IS_LOST = 'open("/proc/1/oom_score_adj", "w").write("1000")\n'
-"""The kernel begins with the first process, and ends all others with it, as version 2 of control groups does."""
 SOON_SECONDS = 60
 """Seconds on an idle machine; this one may be busy."""
 
 
-def inside(site: Site, pod: Pod, code: str) -> None:
+def inside(site: Site, pod: str, code: str) -> None:
     """Run Python in a trainer's container, as its user. It may die with what it kills."""
-    site.kubectl.run("exec", pod["metadata"]["name"], "--container=trainer", "--", "python", "-c", code)
-
-
-def attempts_that_failed(job: Job) -> list[Job]:
-    return [attempt for attempt in attempts_at(job, "train") if attempt.get("outcome") == "Retryable"]
+    site.kubectl.run("exec", pod, "--container=trainer", "--", "python", "-c", code)
 
 
 def seconds_between(earlier: str, later: str) -> float:
@@ -52,7 +46,7 @@ def test_a_dead_worker_is_told_soon_and_for_good(site: Site) -> None:
     site.kubectl.apply(site.long_job("mortal", restart={"maxRestarts": 0}, ttlSecondsAfterFinished=1))
     site.until_saved("mortal")
     victim = site.pods_of("mortal-r1-train-a1")["1"]
-    inside(site, victim, KILL_RANK)
+    inside(site, victim["metadata"]["name"], KILL_RANK)
     job = site.until("mortal", "Failed")
     failure = job["status"]["failure"]
     place = (victim["metadata"]["name"], victim["spec"]["nodeName"])
@@ -62,7 +56,7 @@ def test_a_dead_worker_is_told_soon_and_for_good(site: Site) -> None:
     assert error == "rank 1 was ended by signal 9 (SIGKILL)"
     (told,) = [event for event in events_of(site.kubectl, "mortal") if event["reason"] == "AttemptFailed"]
     assert told["message"].startswith(f"train attempt 1 failed: Signal9 in {place[0]} on {place[1]}: {error}")
-    (attempt,) = attempts_that_failed(job)
+    (attempt,) = attempts_at(job, "train")
     assert seconds_between(attempt["endTime"], told["firstTimestamp"]) < SOON_SECONDS
 
     site.until_no_children("mortal")
@@ -87,27 +81,15 @@ def test_a_worker_that_fails_by_itself_says_what_it_lacked(site: Site) -> None:
 
 
 def test_memory_that_is_used_up_is_called_by_its_name(site: Site) -> None:
-    """The kernel kills a rank, and then, in the next attempt, a whole pod that can leave no word of its own."""
     memory = {"resources": {"limits": {"memory": "1400Mi"}}, "sharedMemory": "2Gi"}
-    site.kubectl.apply(site.long_job("greedy", workers=memory, restart={"maxRestarts": 1}))
-    for number, (code, words) in enumerate(
-        [
-            (USE_UP_MEMORY, "rank 1 was killed by the kernel because the pod's memory was used up"),
-            (AND_ALL_IS_LOST + USE_UP_MEMORY, "was ended by the kernel because its memory was used up"),
-        ],
-        start=1,
-    ):
-        attempt = f"greedy-r1-train-a{number}"
-        site.when("greedy", lambda job, name=attempt: has_stepped(job, name), f"{attempt} trains")
-        inside(site, site.pods_of(attempt)["1"], code)
-        job = site.when("greedy", lambda job, count=number: len(attempts_that_failed(job)) == count, "it has failed")
-        assert attempts_that_failed(job)[-1]["reason"] == "OutOfMemory"
-        assert job["status"]["failure"]["pod"].startswith(f"{attempt}-1")
-        assert words in job["status"]["failure"]["message"]
-        assert "memory" in job["status"]["failure"]["advice"]
-    site.remove("greedy")
-
-
-def has_stepped(job: Job, attempt: str) -> bool:
-    attempts = job.get("status", {}).get("attempts", [])
-    return any(entry["jobName"] == attempt and entry.get("firstStepTime") for entry in attempts)
+    site.kubectl.apply(site.long_job("greedy", workers=memory, restart={"maxRestarts": 0}))
+    site.until_saved("greedy")
+    victim = site.pods_of("greedy-r1-train-a1")["1"]["metadata"]["name"]
+    inside(site, victim, USE_UP_MEMORY)
+    job = site.until("greedy", "Failed")
+    failure = job["status"]["failure"]
+    assert (failure["class"], failure["rank"], failure["pod"]) == ("OutOfMemory", 1, victim)
+    error = "rank 1 was killed by the kernel because the pod's memory was used up"
+    assert failure["message"].splitlines()[0] == error
+    assert "spec.workers.resources.limits.memory" in failure["advice"]
+    assert error in site.events("greedy")["AttemptFailed"]

@@ -101,7 +101,9 @@ class Kubectl:
         done = self.run("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=documents(manifests))
         return done.stderr.strip() if done.returncode else None
 
-    def until(self, resource: str, condition: Callable[[Any], Any], *, within: float, what: str = "") -> Any:
+    def until(
+        self, resource: str, condition: Callable[[Any], Any], *, within: float, what: str = "", every: float = 0.05
+    ) -> Any:
         """Poll one object (`pod/name`) or a list (`pods`) until the condition holds; the object."""
         last: dict[str, Any] = {}
 
@@ -112,7 +114,7 @@ class Kubectl:
 
         started = time.monotonic()
         try:
-            return until(check, within=within, what=what or resource)
+            return until(check, within=within, what=what or resource, every=every)
         except AssertionError as error:
             seen = json.dumps(last.get("seen", {}).get("status", last.get("seen")), indent=1)
             raise AssertionError(f"{error} (waited {time.monotonic() - started:.0f} s)\n{seen[-TAIL:]}") from None

@@ -27,13 +27,15 @@ def tail(log: Path) -> str:
     return log.read_text(errors="replace")[-TAIL:] if log.exists() else "(no log)"
 
 
-def until(condition: Callable[[], T | None], *, within: float, what: str, log: Path | None = None) -> T:
+def until(
+    condition: Callable[[], T | None], *, within: float, what: str, log: Path | None = None, every: float = 0.05
+) -> T:
     """Poll; the value of the condition as soon as it is true."""
     deadline = time.monotonic() + within
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise NotInTimeError(f"not within {within:g} s: {what}" + (f"\n{log}:\n{tail(log)}" if log else ""))
-        time.sleep(0.05)
+        time.sleep(every)
     return value
 
 
