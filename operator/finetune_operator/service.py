@@ -36,10 +36,12 @@ class ServiceOptions:
     port: int = 8081
     """Of metrics and probes."""
     resync_seconds: float = 300.0
+    watch_silence_seconds: float = 70.0
+    """After which a watch is taken for dead. API servers send bookmarks once a minute."""
 
 
 async def run_service(settings: OperatorSettings, options: ServiceOptions) -> None:
-    """Serve until SIGTERM or SIGINT. Raises what ends the watches, so that the process ends with them."""
+    """Serve until SIGTERM or SIGINT. Raises what ends one of its parts, so that all end with it."""
     metrics = Metrics()
     queue: KeyedQueue[JobKey] = KeyedQueue()
     table = JobTable()
@@ -51,22 +53,25 @@ async def run_service(settings: OperatorSettings, options: ServiceOptions) -> No
         probes = await serve(options.host, options.port, metrics.registry, health.problems, ready.is_set)
         watching = kopf.operator(
             registry=make_registry(queue, table),
-            settings=make_settings(),
+            settings=make_settings(options.watch_silence_seconds),
             clusterwide=not options.namespaces,
             namespaces=options.namespaces,
             ready_flag=ready,
         )
-        background = [
+        parts = [
+            asyncio.ensure_future(watching),
             asyncio.create_task(workers.run(options.workers)),
             asyncio.create_task(health.beat()),
             asyncio.create_task(health.resync(cluster, table, options.namespaces)),
         ]
         try:
-            await watching
+            ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in ended:
+                part.result()
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
             await cluster.close()
             await probes.cleanup()
 
