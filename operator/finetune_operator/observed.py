@@ -90,6 +90,8 @@ class Observed:
     """All children of a job, oldest first."""
 
     stages: tuple[ObservedStage, ...]
+    orphans: tuple[str, ...] = ()
+    """Names of Jobs that are gone while pods of them go on: somebody has deleted them, and the pods still save."""
 
     @classmethod
     def from_manifests(
@@ -99,13 +101,20 @@ class Observed:
 
         Without `now` no stage is taken for lost.
         """
+        jobs = list(jobs)
+        present = {job["metadata"]["name"]: job["metadata"].get("uid", "") for job in jobs}
         pods_by_job: dict[str, list[ObservedPod]] = {}
+        orphans: set[str] = set()
         for manifest in pods:
             pod = _pod(manifest)
-            pods_by_job.setdefault(pod.stage_job, []).append(pod)
+            # An earlier Job of the same name may have left pods; local pods name no owner.
+            if pod.stage_job in present and _owner_uid(manifest) in {"", present[pod.stage_job]}:
+                pods_by_job.setdefault(pod.stage_job, []).append(pod)
+            elif not pod.ended and not (now and is_overdue(pod, now)):
+                orphans.add(pod.stage_job)
         ours = (job for job in jobs if _owner_uid(job) == owner_uid)
         stages = (_stage(job, pods_by_job.get(job["metadata"]["name"], []), now) for job in ours)
-        return cls(tuple(sorted(stages, key=lambda stage: stage.order)))
+        return cls(tuple(sorted(stages, key=lambda stage: stage.order)), tuple(sorted(orphans)))
 
     def of_run(self, run: int) -> tuple[ObservedStage, ...]:
         """The children of one run, oldest first."""

@@ -60,7 +60,7 @@ async def reconcile(
 
     # Observe: the children as they are now, and how far the running one is.
     jobs = await cluster.list_jobs(key)
-    pods = await cluster.list_pods(key) if jobs else []
+    pods = await cluster.list_pods(key)
     observed = Observed.from_manifests(job.metadata.uid, jobs, pods, now=now)
     progress = await _progress(cluster, observed, pods)
 
@@ -164,7 +164,7 @@ async def _tell(cluster: Cluster, manifest: Manifest, before: Status, after: Sta
 
 def _requeue_after(world: _World, status: Status, decision: stages.Decision) -> float | None:
     match decision:
-        case stages.Start() | stages.Watch() | stages.Stop():
+        case stages.Start() | stages.Watch() | stages.Linger() | stages.Stop():
             wait = world.settings.progress_seconds
         case stages.Backoff(seconds) | stages.Keep(seconds):
             wait = seconds

@@ -4,7 +4,7 @@ from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase, Re
 from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import Condition, Status
 
-from .stages import Backoff, Decision, Finish, Rest, Start, Stop, Watch, is_over
+from .stages import Backoff, Decision, Finish, Linger, Rest, Start, Stop, Watch, is_over
 
 _RUNNING = {
     Stage.PREPARE: (Phase.PREPARING, Reason.PREPARING),
@@ -75,6 +75,11 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
             if stage is Stage.TRAIN and is_restart:
                 return Phase.RESTARTING, Reason.RESTARTING, f"attempt {attempt}"
             return phase, reason, f"attempt {attempt}" if attempt > 1 else ""
+        case Linger(jobs):
+            phase, reason = Phase.PENDING, Reason.WAITING_FOR_PODS
+            if status.stage:
+                phase, reason, _ = _summary(status, Watch(Stage(status.stage), status.attempt))
+            return phase, reason, f"{', '.join(jobs)} is gone, and what follows waits until its pods have ended"
         case Backoff(_, until):
             return Phase.RESTARTING, Reason.RESTARTING, f"next attempt at {until}"
         case Stop(_, reason, message):
