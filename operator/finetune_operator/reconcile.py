@@ -4,8 +4,11 @@ world writes nothing."""
 from dataclasses import dataclass
 from datetime import datetime
 
+from pydantic import ValidationError
+
 from finetune_api.constants import Reason, Stage
 from finetune_api.progress import Progress
+from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import FineTuneJob, Status
 from finetune_api.validation import InvalidJobError, parse_job
 
@@ -52,11 +55,7 @@ async def reconcile(
     try:
         job = parse_job(manifest, local=local)
     except InvalidJobError as error:
-        before = Status.model_validate(manifest.get("status") or {})
-        generation = manifest["metadata"].get("generation", 1)
-        status = status_policy.rejected(before, error.violations, generation=generation, now=stamp)
-        await _tell(cluster, manifest, before, status, stamp)
-        return Outcome(None, status, before)
+        return await _reject(cluster, manifest, error.violations, stamp)
 
     # Observe: the children as they are now, and how far the running one is.
     jobs = await cluster.list_jobs(key)
@@ -82,6 +81,22 @@ async def reconcile(
     await _tell(cluster, manifest, job.status, status, stamp)
     wait = _OBSTRUCTED_SECONDS if refused else _requeue_after(world, status, decision)
     return Outcome(wait, status, job.status)
+
+
+async def _reject(cluster: Cluster, manifest: Manifest, violations: tuple[Violation, ...], now: str) -> Outcome:
+    generation, written = manifest["metadata"].get("generation", 1), manifest.get("status") or {}
+    try:
+        before = Status.model_validate(written)
+    except ValidationError:
+        newer = Violation("status", "was written by a newer operator; let that one serve the object")
+        status = status_policy.rejected(Status(), (newer, *violations), generation=generation, now=now)
+        merged = status_policy.beside_unreadable(written, status)
+        if merged != written:
+            await cluster.write_status(manifest, merged)
+        return Outcome(None, status, Status())
+    status = status_policy.rejected(before, violations, generation=generation, now=now)
+    await _tell(cluster, manifest, before, status, now)
+    return Outcome(None, status, before)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,11 @@ class Objects:
                 continue
             return
 
+    def write_status(self, plural: str, manifest: Manifest) -> None:
+        """Of the object that was read."""
+        path = self._path(plural, manifest["metadata"]["name"])
+        self._loop.run(self._server.request("PUT", f"{path}/status", manifest))
+
     def delete(self, plural: str, name: str) -> None:
         """In the background, without waiting."""
         path = self._path(plural, name)
