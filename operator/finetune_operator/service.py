@@ -51,29 +51,32 @@ async def run_service(settings: OperatorSettings, options: ServiceOptions) -> No
         workers = Workers(cluster, queue, settings, metrics)
         health = Health(queue, workers.longest_seconds, metrics, options.resync_seconds)
         probes = await serve(options.host, options.port, metrics.registry, health.problems, ready.is_set)
-        watching = kopf.operator(
-            registry=make_registry(queue, table),
-            settings=make_settings(options.watch_silence_seconds),
-            clusterwide=not options.namespaces,
-            namespaces=options.namespaces,
-            ready_flag=ready,
-        )
-        parts = [
-            asyncio.ensure_future(watching),
+        stop = asyncio.Event()
+        background = [
             asyncio.create_task(workers.run(options.workers)),
             asyncio.create_task(health.beat()),
             asyncio.create_task(health.resync(cluster, table, options.namespaces)),
         ]
+        for part in background:
+            part.add_done_callback(lambda _: stop.set())  # without one of them the others are no operator
         try:
-            ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in ended:
-                part.result()
+            await kopf.operator(
+                registry=make_registry(queue, table),
+                settings=make_settings(options.watch_silence_seconds),
+                clusterwide=not options.namespaces,
+                namespaces=options.namespaces,
+                ready_flag=ready,
+                stop_flag=stop,
+            )
         finally:
-            for part in parts:
+            for part in background:
                 part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
+            ends = await asyncio.gather(*background, return_exceptions=True)
             await cluster.close()
             await probes.cleanup()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
 
 
 @contextlib.asynccontextmanager
