@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         host=options.host,
         port=options.port,
         resync_seconds=options.resync_seconds,
+        watch_silence_seconds=options.watch_silence_seconds,
     )
     asyncio.run(run_service(_settings(options), service))
     return 0
@@ -61,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--kubeconfig", type=Path, help="absent: the usual places, or the pod's own account")
     run.add_argument(
         "--pod-additions", type=_additions, default=own.additions, help="JSON file with volumes, volumeMounts and env"
+    )
+    run.add_argument(
+        "--watch-silence-seconds", type=float, default=70.0, help="a watch that brings nothing for so long is dead"
     )
     run.add_argument("--host", default="0.0.0.0", help="address of metrics and probes")
     run.add_argument("--port", type=int, default=install.PORT, help="port of metrics and probes")

@@ -47,15 +47,16 @@ def make_registry(
     return registry
 
 
-def make_settings() -> kopf.OperatorSettings:
-    """How Kopf watches."""
+def make_settings(watch_silence_seconds: float) -> kopf.OperatorSettings:
+    """How Kopf watches. A watch that brings nothing for so long, no bookmark either, is opened anew."""
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.posting.enabled = False
     settings.watching.chunk_size = 500
     settings.watching.label_selectors["batch", "v1", "jobs"] = f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY}"
-    settings.watching.server_timeout = 300  # a watch that went silent is opened anew
+    settings.watching.server_timeout = 300
+    settings.watching.inactivity_timeout = watch_silence_seconds
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     return settings

@@ -99,6 +99,8 @@ class Observed:
     """All children of a job, oldest first."""
 
     stages: tuple[ObservedStage, ...]
+    orphans: tuple[str, ...] = ()
+    """Names of Jobs that are gone while pods of them go on: somebody has deleted them, and the pods still save."""
 
     @classmethod
     def from_manifests(
@@ -108,13 +110,20 @@ class Observed:
 
         Without `now` no stage is taken for lost.
         """
+        jobs = list(jobs)
+        present = {job["metadata"]["uid"] for job in jobs}
         # By uid: pods of a deleted job may still be ending while a Job of the same name is there for its successor.
         pods_by_job: dict[str, list[ObservedPod]] = {}
+        orphans: set[str] = set()
         for manifest in pods:
-            pods_by_job.setdefault(_owner_uid(manifest), []).append(_pod(manifest))
+            owner, pod = _owner_uid(manifest), _pod(manifest)
+            if owner in present:
+                pods_by_job.setdefault(owner, []).append(pod)
+            elif not pod.ended and not (now and is_overdue(pod, now)):
+                orphans.add(manifest["metadata"]["labels"][constants.LABEL_JOB_NAME])
         ours = (job for job in jobs if _owner_uid(job) == owner_uid)
         stages = (_stage(job, pods_by_job.get(job["metadata"]["uid"], []), now) for job in ours)
-        return cls(tuple(sorted(stages, key=lambda stage: stage.order)))
+        return cls(tuple(sorted(stages, key=lambda stage: stage.order)), tuple(sorted(orphans)))
 
     def of_run(self, run: int) -> tuple[ObservedStage, ...]:
         """The children of one run, oldest first."""

@@ -5,8 +5,11 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 
+from pydantic import ValidationError
+
 from finetune_api.constants import Reason, Stage
 from finetune_api.progress import Progress
+from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import FineTuneJob, Status
 from finetune_api.validation import InvalidJobError, dropped_fields, parse_job
 
@@ -60,15 +63,11 @@ async def reconcile(
     try:
         job = parse_job(manifest, local=local)
     except InvalidJobError as error:
-        before = Status.model_validate(manifest.get("status") or {})
-        generation = manifest["metadata"].get("generation", 1)
-        status = status_policy.rejected(before, error.violations, generation=generation, now=stamp)
-        await _tell(cluster, manifest, before, status, stamp)
-        return Outcome(None, status, before, manifest["metadata"].get("uid", ""))
+        return await _reject(cluster, manifest, error.violations, stamp)
 
     # Observe: the children as they are now, and how far the running one is.
     jobs = await cluster.list_jobs(key)
-    pods = await cluster.list_pods(key) if jobs else []
+    pods = await cluster.list_pods(key)
     observed = Observed.from_manifests(job.metadata.uid, jobs, pods, now=now)
     progress = await _progress(cluster, observed, pods)
 
@@ -90,6 +89,23 @@ async def reconcile(
     await _tell(cluster, manifest, job.status, status, stamp)
     wait = _OBSTRUCTED_SECONDS if refused else _requeue_after(world, status, decision)
     return Outcome(wait, status, job.status, job.metadata.uid)
+
+
+async def _reject(cluster: Cluster, manifest: Manifest, violations: tuple[Violation, ...], now: str) -> Outcome:
+    metadata, written = manifest["metadata"], manifest.get("status") or {}
+    generation, uid = metadata.get("generation", 1), metadata.get("uid", "")
+    try:
+        before = Status.model_validate(written)
+    except ValidationError:
+        newer = Violation("status", "was written by a newer operator; let that one serve the object")
+        status = status_policy.rejected(Status(), (newer, *violations), generation=generation, now=now)
+        merged = status_policy.beside_unreadable(written, status)
+        if merged != written:
+            await cluster.write_status(manifest, merged)
+        return Outcome(None, status, Status(), uid)
+    status = status_policy.rejected(before, violations, generation=generation, now=now)
+    await _tell(cluster, manifest, before, status, now)
+    return Outcome(None, status, before, uid)
 
 
 @dataclass(frozen=True)
@@ -188,8 +204,8 @@ async def _tell(cluster: Cluster, manifest: Manifest, before: Status, after: Sta
 
 def _requeue_after(world: _World, status: Status, decision: stages.Decision) -> float | None:
     match decision:
-        case stages.Start() | stages.Watch() | stages.Stop():
-            is_ending = any(child.ending for child in world.observed.active)
+        case stages.Start() | stages.Watch() | stages.Linger() | stages.Stop():
+            is_ending = any(child.ending for child in world.observed.active) or isinstance(decision, stages.Linger)
             wait = min(world.settings.progress_seconds, _ENDING_SECONDS if is_ending else math.inf)
         case stages.Backoff(seconds) | stages.Keep(seconds):
             wait = seconds

@@ -36,10 +36,12 @@ class ServiceOptions:
     port: int = 8081
     """Of metrics and probes."""
     resync_seconds: float = 300.0
+    watch_silence_seconds: float = 70.0
+    """After which a watch is taken for dead. API servers send bookmarks once a minute."""
 
 
 async def run_service(settings: OperatorSettings, options: ServiceOptions) -> None:
-    """Serve until SIGTERM or SIGINT. Raises what ends the watches, so that the process ends with them."""
+    """Serve until SIGTERM or SIGINT. Raises what ends one of its parts, so that all end with it."""
     metrics = Metrics()
     queue: KeyedQueue[JobKey] = KeyedQueue(added=metrics.added, taken=metrics.taken)
     table = JobTable()
@@ -53,26 +55,32 @@ async def run_service(settings: OperatorSettings, options: ServiceOptions) -> No
         metrics.show_jobs(table.phases)
         metrics.show_watches(health.silences)
         probes = await serve(options.host, options.port, metrics.registry, health.problems, ready.is_set)
-        watching = kopf.operator(
-            registry=make_registry(queue, table, health.heard),
-            settings=make_settings(),
-            clusterwide=not options.namespaces,
-            namespaces=options.namespaces,
-            ready_flag=ready,
-        )
+        stop = asyncio.Event()
         background = [
             asyncio.create_task(workers.run(options.workers)),
             asyncio.create_task(health.beat()),
             asyncio.create_task(health.resync(cluster, table, options.namespaces)),
         ]
+        for part in background:
+            part.add_done_callback(lambda _: stop.set())  # without one of them the others are no operator
         try:
-            await watching
+            await kopf.operator(
+                registry=make_registry(queue, table, health.heard),
+                settings=make_settings(options.watch_silence_seconds),
+                clusterwide=not options.namespaces,
+                namespaces=options.namespaces,
+                ready_flag=ready,
+                stop_flag=stop,
+            )
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            for part in background:
+                part.cancel()
+            ends = await asyncio.gather(*background, return_exceptions=True)
             await cluster.close()
             await probes.cleanup()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
 
 
 @contextlib.asynccontextmanager

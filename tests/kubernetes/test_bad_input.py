@@ -91,6 +91,16 @@ def strange_job(objects: Objects, _kubectl: Kubectl) -> None:
     objects.create("jobs", job)
 
 
+def newer_status(objects: Objects, _kubectl: Kubectl) -> None:
+    """What an operator has left that knows more than this one."""
+    objects.create("finetunejobs", make_job(NAME, namespace=objects.namespace))
+    job = objects.get("finetunejobs", NAME)
+    assert job is not None
+    ready = {"type": "Ready", "status": "True", "reason": "Entangled", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    job["status"] = {"run": 3, "qubits": 9, "conditions": [ready]}
+    objects.write_status("finetunejobs", job)
+
+
 INPUTS = {
     "rules": BadInput(
         "Accepted",
@@ -105,6 +115,13 @@ INPUTS = {
         "InvalidSpec",
         ("spec.training.warpSpeed: unknown field",),
         spec={"training": {"warpSpeed": 9}},
+    ),
+    "newer status": BadInput(
+        "Accepted",
+        "False",
+        "InvalidSpec",
+        ('status.conditions[0].reason: "Entangled" is not one of', "a newer operator"),
+        before=newer_status,
     ),
     "secret": BadInput(
         "Ready",
@@ -139,6 +156,7 @@ INPUTS = {
 class Told:
     """What one bad input has led to."""
 
+    status: Manifest
     conditions: dict[str, Manifest]
     writes: list[str]
     """In the time that was watched."""
@@ -183,11 +201,10 @@ class Site:
 def told(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Told]]:
     """By name of the input. All at once: what is measured is time that passes."""
     with ExitStack() as stack:
-        places = {}
-        for name, bad in INPUTS.items():
-            places[name] = objects, kubectl = stack.enter_context(site.namespace(bad.stuck))
-            bad.before(objects, kubectl)
-        stack.enter_context(unpruned(site.control.kubectl, next(iter(places.values()))[0]))
+        places = {name: stack.enter_context(site.namespace(bad.stuck)) for name, bad in INPUTS.items()}
+        stack.enter_context(newer_crd(site.control.kubectl, places["newer spec"][0]))
+        for name, place in places.items():
+            INPUTS[name].before(*place)
         served = [f"--namespace={objects.namespace}" for objects, _ in places.values()]
         operator = OperatorProcess(site.control, tmp_path_factory.mktemp("operator"), *served, "--progress-seconds=1")
         proxy = stack.enter_context(FaultProxy(operator.kubeconfig))
@@ -195,7 +212,8 @@ def told(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
         stack.push(operator.__exit__)
         operator.ready()
         for name, (objects, _) in places.items():
-            objects.create("finetunejobs", make_job(NAME, namespace=objects.namespace, **INPUTS[name].spec))
+            if objects.get("finetunejobs", NAME) is None:
+                objects.create("finetunejobs", make_job(NAME, namespace=objects.namespace, **INPUTS[name].spec))
         for name, (objects, _) in places.items():
             until(lambda name=name, objects=objects: answered(objects, INPUTS[name]), within=120, what=name)
         since = time.monotonic()
@@ -206,11 +224,17 @@ def told(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
 
 
 @contextmanager
-def unpruned(kubectl: Kubectl, objects: Objects) -> Iterator[None]:
-    """The CRD as a newer version of ours might have it: with fields that this operator does not know."""
-    place = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/training"
-    change = {"op": "add", "path": f"{place}/properties/warpSpeed", "value": {"type": "integer"}}
-    kubectl("patch", "crd", CRD, "--type=json", "-p", json.dumps([change]))
+def newer_crd(kubectl: Kubectl, objects: Objects) -> Iterator[None]:
+    """As a newer version of ours might have it: with fields and words that this operator does not know."""
+    place = "/spec/versions/0/schema/openAPIV3Schema/properties"
+    reason = f"{place}/status/properties/conditions/items/properties/reason/enum"
+    words = json.loads(kubectl("get", "crd", CRD, "-o", "json"))
+    for part in reason.strip("/").split("/"):
+        words = words[int(part) if part.isdigit() else part]
+    fields = [f"{place}/spec/properties/training/properties/warpSpeed", f"{place}/status/properties/qubits"]
+    added = [{"op": "add", "path": path, "value": {"type": "integer"}} for path in fields]
+    change = [*added, {"op": "remove", "path": reason}]
+    kubectl("patch", "crd", CRD, "--type=json", "-p", json.dumps(change))
 
     def is_known() -> bool:
         job = make_job("probe", namespace=objects.namespace, suspend=True, training={"warpSpeed": 9})
@@ -223,8 +247,8 @@ def unpruned(kubectl: Kubectl, objects: Objects) -> Iterator[None]:
         until(is_known, within=60, what="the newer CRD")
         yield
     finally:
-        removal = {"op": "remove", "path": change["path"]}
-        kubectl("patch", "crd", CRD, "--type=json", "-p", json.dumps([removal]))
+        back = [{"op": "remove", "path": path} for path in fields] + [{"op": "add", "path": reason, "value": words}]
+        kubectl("patch", "crd", CRD, "--type=json", "-p", json.dumps(back))
 
 
 def answered(objects: Objects, bad: BadInput) -> bool:
@@ -242,7 +266,7 @@ def outcome(objects: Objects, proxy: FaultProxy, since: float) -> Told:
         for call in proxy.calls
         if call.kind == "write" and call.at >= since and f"/namespaces/{objects.namespace}/" in call.path
     ]
-    return Told(conditions, writes)
+    return Told(job["status"], conditions, writes)
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -252,6 +276,12 @@ def test_bad_input_is_told_and_costs_little(told: dict[str, Told], name: str) ->
     assert (found["status"], found["reason"]) == (bad.status, bad.reason)
     assert [words for words in bad.words if words not in found["message"]] == [], found["message"]
     assert len(told[name].writes) <= MOST_WRITES, told[name].writes
+
+
+def test_what_a_newer_operator_has_written_stays(told: dict[str, Told]) -> None:
+    status = told["newer status"].status
+    assert (status["run"], status["qubits"]) == (3, 9)
+    assert told["newer status"].conditions["Ready"]["reason"] == "InvalidSpec"
 
 
 def test_a_namespace_that_is_deleted_while_a_job_trains_goes_and_takes_all_with_it(site: Site, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ SUBJECTS = 3
 PASSES = 4
 """After every step."""
 QUIET_PASSES = 3
+STOP_SECONDS = 1.0
+"""A pod that is told to end saves first: long enough for an operator that does not wait to be caught."""
 
 Result = TypeVar("Result")
 WHICH = st.integers(0, SUBJECTS - 1)
@@ -48,6 +50,7 @@ class Theatre:
     def __init__(self, admin: Path, namespace: str) -> None:
         self.loop = asyncio.new_event_loop()
         self.world = World(self.run(ApiServer.connect(admin)), namespace)
+        self.world.kubelet.stop_seconds = STOP_SECONDS
         self.kubelet = self.loop.create_task(self.world.kubelet.run())
         self.lives = 0
 
@@ -239,7 +242,7 @@ class Lives(RuleBasedStateMachine):
             before = [len(subject.driven.server.calls) for subject in self.subjects]
             await self._pass()
             quiet = quiet + 1 if before == [len(subject.driven.server.calls) for subject in self.subjects] else 0
-            if quiet == QUIET_PASSES and await self._is_at_rest():
+            if quiet >= QUIET_PASSES and await self._is_at_rest():
                 return
         calls = {subject.name: subject.driven.server.calls[-10:] for subject in self.subjects}
         raise AssertionError("\n".join([f"never quiet: {calls}", *self.trail]))

@@ -164,12 +164,11 @@ def test_whatever_is_lost_every_job_reaches_its_end(
     trouble: str, supervised: tuple[Supervised, FaultProxy], kubelet: SimulatedKubelet, objects: Objects
 ) -> None:
     keeper, proxy = supervised
+    keeper.shown = lambda: [(job["metadata"]["name"], job.get("status")) for job in objects.items("finetunejobs")]
     running = ("ends", "loses", "gone")
     kubelet.scripts |= dict.fromkeys(running, train_ends(FOREVER))
     objects.create("finetunejobs", *(make_job(name, namespace=objects.namespace) for name in ("early", *running)))
-    keeper.until(
-        lambda: all(is_running(objects, f"{name}-r1-train-a1-0") for name in running), within=120, what="they train"
-    )
+    keeper.until(lambda: all(trains(objects, name) for name in running), within=120, what="they train")
 
     def meanwhile() -> None:
         kubelet.scripts["ends"] = done
@@ -193,11 +192,13 @@ def test_whatever_is_lost_every_job_reaches_its_end(
     print(trouble, "ended", keeper.ended, "found ill", keeper.found_ill)
 
 
-def is_running(objects: Objects, start: str) -> bool:
-    return any(
-        pod["metadata"]["name"].startswith(start) and pod["status"].get("phase") == "Running"
-        for pod in objects.items("pods")
-    )
+def trains(objects: Objects, name: str) -> bool:
+    """Its pod runs, and status knows of the attempt."""
+    job = objects.get("finetunejobs", name) or {}
+    listed = {entry["jobName"] for entry in job.get("status", {}).get("attempts", ())}
+    running = (pod["metadata"]["name"] for pod in objects.items("pods") if pod["status"].get("phase") == "Running")
+    start = f"{name}-r1-train-a1"
+    return start in listed and any(pod.startswith(start) for pod in running)
 
 
 def holds(objects: Objects, plural: str, name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from finetune_api.constants import API_VERSION
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.clusters.kubernetes import path_of
-from finetune_operator.errors import ApiError
+from finetune_operator.errors import ApiError, StaleError
 from loop_thread import LoopThread
 
 Manifest = dict[str, Any]
@@ -51,13 +51,22 @@ class Objects:
 
         self._loop.run(all_at_once())
 
-    def patch(self, plural: str, name: str, content: Manifest) -> None:
-        """Strategic, where the server knows it; merge for FineTuneJobs is not among what this client sends."""
-        self._loop.run(self._server.request("PATCH", self._path(plural, name), content))
+    def annotate(self, plural: str, name: str, **annotations: str) -> None:
+        """Again where somebody else was faster."""
+        while True:
+            found = self.get(plural, name)
+            assert found is not None
+            found["metadata"].setdefault("annotations", {}).update(annotations)
+            try:
+                self._loop.run(self._server.request("PUT", self._path(plural, name), found))
+            except StaleError:
+                continue
+            return
 
-    def replace(self, plural: str, name: str, content: Manifest, subresource: str = "") -> None:
-        path = self._path(plural, name) + (f"/{subresource}" if subresource else "")
-        self._loop.run(self._server.request("PUT", path, content))
+    def write_status(self, plural: str, manifest: Manifest) -> None:
+        """Of the object that was read."""
+        path = self._path(plural, manifest["metadata"]["name"])
+        self._loop.run(self._server.request("PUT", f"{path}/status", manifest))
 
     def delete(self, plural: str, name: str) -> None:
         """In the background, without waiting."""

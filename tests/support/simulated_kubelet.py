@@ -61,7 +61,11 @@ class SimulatedKubelet:
     scripts: dict[str, Script] = field(default_factory=dict)
     """By name of the FineTuneJob; others get `done`."""
     stopped_code: int = 75
+    stop_seconds: float = 0.0
+    """How long a pod goes on after it was told to end: it saves."""
     started: dict[str, float] = field(default_factory=dict)
+    told: dict[str, float] = field(default_factory=dict)
+    """When pods were told to end."""
     dead: bool = False
     """True: the node does not answer any more, and its pods stay as they are."""
     stopping: bool = False
@@ -90,6 +94,8 @@ class SimulatedKubelet:
         end = self._end(pod)
         now = asyncio.get_running_loop().time()
         if "deletionTimestamp" in pod["metadata"]:
+            if phase == "Running" and now < self.told.setdefault(uid, now) + self.stop_seconds:
+                return
             if phase in {"Pending", "Running"}:
                 await self._patch(pod, "Failed", self.stopped_code, "")
             await self.server.request("DELETE", _path(pod), {"gracePeriodSeconds": 0})

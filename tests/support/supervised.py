@@ -18,6 +18,8 @@ class Supervised:
         """Exit statuses of operators that ended by themselves."""
         self.found_ill: list[str] = []
         """What the probe said of operators that were ended for it."""
+        self.shown: Callable[[], object] = lambda: ""
+        """What a failure shows beside the operator's own words."""
         self._failures = 0
         self._next_probe = 0.0
 
@@ -54,4 +56,6 @@ class Supervised:
 
     def _report(self) -> str:
         health = self.operator.get("/healthz")
-        return f"health {health}, ended {self.ended}, found ill {self.found_ill}\n{self.operator.said()}"
+        return (
+            f"health {health}, ended {self.ended}, found ill {self.found_ill}\n{self.shown()}\n{self.operator.said()}"
+        )

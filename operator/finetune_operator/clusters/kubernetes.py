@@ -73,7 +73,7 @@ class KubernetesCluster:
         found = {}
         for path in paths or [f"/apis/{constants.API_VERSION}/{constants.PLURAL}"]:
             items = (await self._server.request("GET", path, accept=_METADATA_ONLY))["items"]
-            for item in items:
+            for item in items or ():  # null where there are none
                 metadata = item["metadata"]
                 found[JobKey(metadata["namespace"], metadata["name"])] = metadata["resourceVersion"]
         return found

@@ -41,7 +41,7 @@ def fold(status: Status, run: Run, observed: Observed, progress: Progress | None
     children = observed.of_run(run.number)
     for child in children:
         status = _with_child(status, child, progress, now)
-    return _with_vanished(status, {child.job_name for child in children}, now)
+    return _with_vanished(status, {child.job_name for child in children} | set(observed.orphans), now)
 
 
 def last_attempt(status: Status) -> AttemptStatus | None:

@@ -57,6 +57,13 @@ class Backoff:
 
 
 @dataclass(frozen=True)
+class Linger:
+    """These Jobs are gone and pods of them go on: two attempts must not run at once."""
+
+    jobs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Rest:
     """Suspended, with nothing running."""
 
@@ -84,7 +91,7 @@ class Finish:
     message: str
 
 
-Decision = Start | Stop | Watch | Backoff | Rest | Finish | Clear | Keep | None
+Decision = Start | Stop | Watch | Linger | Backoff | Rest | Finish | Clear | Keep | None
 """None: the run is over, and status says so."""
 
 
@@ -98,6 +105,8 @@ def decide(
     if is_over(status):
         return _afterwards(spec, status, observed, now)
     active = observed.active
+    if observed.orphans and not active:
+        return Linger(observed.orphans)
     if spec.suspend:
         return Stop(active) if active else Rest()
     left = seconds_left(spec, status, now)

@@ -6,8 +6,9 @@ from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase, Re
 from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import Condition, Status
 
+from ..manifests import Manifest
 from .grace import Verdict
-from .stages import Backoff, Decision, Finish, Rest, Start, Stop, Watch, is_over
+from .stages import Backoff, Decision, Finish, Linger, Rest, Start, Stop, Watch, is_over
 
 _RUNNING = {
     Stage.PREPARE: (Phase.PREPARING, Reason.PREPARING),
@@ -31,6 +32,20 @@ def rejected(status: Status, violations: tuple[Violation, ...], *, generation: i
         generation=generation,
         now=now,
     )
+
+
+def beside_unreadable(written: Manifest, rejection: Status) -> Manifest:
+    """A status that a newer operator has written, and beside it what this one cannot do with it.
+
+    Nothing of the other's is lost: it goes on from there when it runs again.
+    """
+    told = rejection.model_dump(mode="json", by_alias=True, exclude_none=True)
+    conditions = {entry.get("type"): entry for entry in written.get("conditions") or ()}
+    for entry in told["conditions"]:
+        old = conditions.get(entry["type"], {})
+        since = old.get("lastTransitionTime") if old.get("status") == entry["status"] else None
+        conditions[entry["type"]] = {**entry, "lastTransitionTime": since or entry["lastTransitionTime"]}
+    return {**written, "phase": told["phase"], "conditions": [*conditions.values()]}
 
 
 def obstructed(status: Status, reason: Reason, message: str, *, generation: int, now: str) -> Status:
@@ -111,6 +126,11 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
             if stage is Stage.TRAIN and is_restart:
                 return Phase.RESTARTING, Reason.RESTARTING, f"attempt {attempt}"
             return phase, reason, f"attempt {attempt}" if attempt > 1 else ""
+        case Linger(jobs):
+            phase, reason = Phase.PENDING, Reason.WAITING_FOR_PODS
+            if status.stage:
+                phase, reason, _ = _summary(status, Watch(Stage(status.stage), status.attempt))
+            return phase, reason, f"{', '.join(jobs)} is gone, and what follows waits until its pods have ended"
         case Backoff(_, until):
             return Phase.RESTARTING, Reason.RESTARTING, f"next attempt at {until}"
         case Stop(_, reason, message):
