@@ -1,6 +1,8 @@
 """What the watches have shown last of every FineTuneJob: enough to know which ones need no look."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from finetune_api.constants import TERMINAL_CONDITIONS
 
@@ -42,14 +44,21 @@ class JobTable:
         self._written.pop(key, None)
 
     def rests(self, key: JobKey) -> bool:
-        """Whether an event about a child may be passed over."""
+        """Whether an event about a child may be passed over. One that is not shown yet gets its look when it is."""
         seen = self._seen.get(key)
-        return seen is not None and seen.rests
+        return seen is None or seen.rests
 
     def missed(self, listed: dict[JobKey, str]) -> tuple[JobKey, ...]:
         """Keys of a live list (key -> resource version) that the watches show otherwise, or still show though gone."""
         shown = {key: seen.resource_version for key, seen in self._seen.items()}
         return tuple(key for key in {**shown, **listed} if shown.get(key) != listed.get(key))
+
+
+def tells_of_an_end(event: str | None, job: Mapping[str, Any]) -> bool:
+    """Whether an event about a child has news: it is over, going or gone. How far it has come is asked by time."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    over = any(entry["type"] in {"Complete", "Failed"} and entry["status"] == "True" for entry in conditions)
+    return over or event == "DELETED" or "deletionTimestamp" in job["metadata"]
 
 
 def rests(body: Manifest) -> bool:
