@@ -81,7 +81,7 @@ def _settings_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--termination-grace", type=int, default=own.termination_grace_seconds, help="seconds to save in"
     )
-    parser.add_argument("--workers", type=int, default=8, help="jobs that are looked at at once")
+    parser.add_argument("--workers", type=int, default=24, help="jobs that are looked at at once")
     parser.add_argument("--resync-seconds", type=float, default=300.0, help="how often all objects are listed")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser

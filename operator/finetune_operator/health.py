@@ -74,4 +74,3 @@ class Health:
                 if key not in listed:
                     table.remove(key)
                 self.queue.add(key)
-            self.metrics.jobs.set(len(table))

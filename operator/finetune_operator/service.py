@@ -31,7 +31,7 @@ class ServiceOptions:
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; none: the whole cluster."""
     kubeconfig: Path | None = None
-    workers: int = 8
+    workers: int = 24
     host: str = "0.0.0.0"
     port: int = 8081
     """Of metrics and probes."""
@@ -43,6 +43,7 @@ async def run_service(settings: OperatorSettings, options: ServiceOptions) -> No
     metrics = Metrics()
     queue: KeyedQueue[JobKey] = KeyedQueue()
     table = JobTable()
+    metrics.jobs.set_function(lambda: len(table))
     ready = asyncio.Event()
     async with _connection(options.kubeconfig, metrics) as server:
         cluster = KubernetesCluster(server, table.wrote)
