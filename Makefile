@@ -96,6 +96,10 @@ bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is
 	@$(BIN)/python benchmarks/gather.py
 	@$(BIN)/python benchmarks/main_job.py
 
+.PHONY: bench-operator
+bench-operator: $(VENV)/.ready-test ## The operator with 1,000 jobs at once and 5,000 finished ones; needs what test-kubernetes needs
+	@PYTHONPATH=tests/support $(BIN)/python benchmarks/operator_scale.py $(ARGS)
+
 ##@ Write
 
 .PHONY: format

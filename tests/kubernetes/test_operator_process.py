@@ -24,13 +24,13 @@ def kubelet(admin: Path, namespace: str) -> Iterator[None]:
 
     async def run() -> None:
         server = await ApiServer.connect(admin)
-        running = asyncio.create_task(SimulatedKubelet(server, namespace).run())
+        kubelet = SimulatedKubelet(server, namespace)
+        running = asyncio.create_task(kubelet.run())
         while not stop.is_set() and not running.done():
             await asyncio.sleep(0.1)
-        running.cancel()
-        (ended,) = await asyncio.gather(running, return_exceptions=True)
+        kubelet.stopped = True
+        await running
         await server.close()
-        assert isinstance(ended, asyncio.CancelledError), ended
 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(asyncio.run, run())

@@ -63,9 +63,14 @@ class OperatorProcess:
 
     def ready(self) -> "OperatorProcess":
         """When its watches are open."""
-        until(lambda: not self.is_running or self.get("/readyz")[0] == 200, within=30, what="the operator is ready")
+        until(lambda: not self.is_running or self.get("/readyz")[0] == 200, within=90, what="the operator is ready")
         assert self.is_running, self.said()
         return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "not started"
+        return self._process.pid
 
     @property
     def is_running(self) -> bool:

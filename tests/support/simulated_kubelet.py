@@ -59,10 +59,12 @@ class SimulatedKubelet:
     started: dict[str, float] = field(default_factory=dict)
     dead: bool = False
     """True: the node does not answer any more, and its pods stay as they are."""
+    stopped: bool = False
+    """True: it ends, in its own time. Cancelled, it would leave a connection that is not closed yet."""
 
     async def run(self) -> None:
         await self._make_node()
-        while True:
+        while not self.stopped:
             if not self.dead:
                 await self._lease()
                 pods = await self.server.request("GET", f"/api/v1/namespaces/{self.namespace}/pods")
