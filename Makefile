@@ -100,6 +100,10 @@ bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is
 bench-recovery: $(VENV)/.ready-test ## What a lost worker costs on two real nodes, part by part: Linux, Go, root; about eight minutes
 	@$(BIN)/python benchmarks/recovery.py $(ARGS)
 
+.PHONY: bench-operator
+bench-operator: $(VENV)/.ready-test ## The operator with 1,000 jobs at once and 5,000 finished ones; needs what test-kubernetes needs
+	@PYTHONPATH=tests/support $(BIN)/python benchmarks/operator_scale.py $(ARGS)
+
 ##@ Write
 
 .PHONY: format

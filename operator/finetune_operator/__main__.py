@@ -94,7 +94,7 @@ def _settings_parser() -> argparse.ArgumentParser:
         default=own.termination_grace.most_seconds,
         help="the same, at most: slow saves get more than the least",
     )
-    parser.add_argument("--workers", type=int, default=8, help="jobs that are looked at at once")
+    parser.add_argument("--workers", type=int, default=24, help="jobs that are looked at at once")
     parser.add_argument("--resync-seconds", type=float, default=300.0, help="how often all objects are listed")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser

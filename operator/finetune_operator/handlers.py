@@ -9,10 +9,25 @@ from finetune_api import constants
 
 from .manifests import JobKey
 from .queue import KeyedQueue
-from .table import JobTable
+from .table import JobTable, has_news
 
 _COALESCE_SECONDS = 0.2
-"""A Job's status changes several times within a moment; one look at the end of it is enough."""
+"""A Job that goes changes several times within a moment; one look at the end of it is enough."""
+
+
+class _NothingKept(kopf.DiffBaseStorage):
+    """For handlers that ask what has changed, Kopf copies each object of each event. Ours do not ask."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """What a later event would be compared with."""
+        return {}
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        """What was stored."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Nothing is."""
 
 
 def make_registry(
@@ -38,10 +53,10 @@ def make_registry(
             queue.add(key)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)
-    async def child_seen(labels: kopf.Labels, namespace: str | None, **_: Any) -> None:
+    async def child_seen(type: str | None, body: kopf.Body, namespace: str | None, **_: Any) -> None:  # noqa: A002 Kopf's name
         heard("Job")
-        key = JobKey(namespace or "", labels.get(constants.LABEL_JOB, ""))
-        if key.name and not table.rests(key):
+        key = JobKey(namespace or "", body.metadata.labels.get(constants.LABEL_JOB, ""))
+        if key.name and has_news(type, body) and not table.rests(key):
             queue.add_after(key, _COALESCE_SECONDS)
 
     return registry
@@ -53,6 +68,7 @@ def make_settings(watch_silence_seconds: float) -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.posting.enabled = False
+    settings.persistence.diffbase_storage = _NothingKept()
     settings.watching.chunk_size = 500
     settings.watching.label_selectors["batch", "v1", "jobs"] = f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY}"
     settings.watching.server_timeout = 300

@@ -150,13 +150,23 @@ def is_overdue(pod: ObservedPod, now: datetime) -> bool:
     return bool(pod.due_at) and not pod.ended and now >= datetime.fromisoformat(pod.due_at) + _LOST_AFTER
 
 
-def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> ObservedStage:
-    metadata, spec, status = job["metadata"], job.get("spec", {}), job.get("status", {})
-    terminal = {
+def has_ended(job: Manifest) -> bool:
+    """The Job has a terminal condition."""
+    return bool(_terminal(job))
+
+
+def _terminal(job: Manifest) -> dict[str, str]:
+    """Terminal condition -> when it was set."""
+    return {
         condition["type"]: condition.get("lastTransitionTime", "")
-        for condition in status.get("conditions", [])
+        for condition in job.get("status", {}).get("conditions", [])
         if condition["status"] == "True" and condition["type"] in {"Complete", "Failed"}
     }
+
+
+def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> ObservedStage:
+    metadata, spec = job["metadata"], job.get("spec", {})
+    terminal = _terminal(job)
     labels = metadata["labels"]
     return ObservedStage(
         stage=Stage(labels[constants.LABEL_STAGE]),

@@ -53,6 +53,11 @@ class KeyedQueue(Generic[Key]):
         """Keys that workers have now."""
         return len(self._working)
 
+    @property
+    def later(self) -> int:
+        """Keys that come back by themselves."""
+        return len(self._due)
+
     def oldest_seconds(self) -> float:
         """How long the first key has waited; 0 where none waits."""
         first = next(iter(self._waiting.values()), None)

@@ -21,7 +21,7 @@ from .policy import grace, history, pending, runs, stages, waiting
 from .policy import status as status_policy
 from .policy.events import announcements
 from .policy.world import batch_plan, stage_config
-from .render import render_event, render_stage
+from .render import names, render_event, render_stage
 from .settings import OperatorSettings
 
 _OBSTRUCTED_SECONDS = 30.0
@@ -67,7 +67,8 @@ async def reconcile(
 
     # Observe: the children as they are now, and how far the running one is.
     jobs = await cluster.list_jobs(key)
-    pods = await cluster.list_pods(key)
+    open_jobs = history.open_jobs(job.status, jobs)
+    pods = await cluster.list_pods(key, open_jobs) if open_jobs else []
     observed = Observed.from_manifests(job.metadata.uid, jobs, pods, now=now)
     progress = await _progress(cluster, observed, pods)
 
@@ -82,6 +83,7 @@ async def reconcile(
     if refused is not None:
         status = status_policy.obstructed(status, *refused, generation=job.metadata.generation, now=stamp)
     else:
+        status = _with_begun(world, status, decision)
         remarks = await _remarks(world, manifest, status, decision)
         status = status_policy.concluded(
             _with_batch(status, job), decision, generation=job.metadata.generation, now=stamp, remarks=remarks
@@ -150,8 +152,8 @@ async def _why_idle(world: _World, decision: stages.Decision) -> str:
     idle = waiting.idle_pods(stage, world.now)
     if idle is None:
         return ""
-    names = (stage.job_name, *(pod.name for pod in idle[: waiting.SHOWN]))
-    return waiting.explanation(stage, idle, await world.cluster.list_warnings(world.key, names))
+    told_of = (stage.job_name, *(pod.name for pod in idle[: waiting.SHOWN]))
+    return waiting.explanation(stage, idle, await world.cluster.list_warnings(world.key, told_of))
 
 
 async def _try_to_apply(world: _World, status: Status, decision: stages.Decision) -> tuple[Reason, str] | None:
@@ -181,6 +183,13 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
             for child in children:
                 if not child.deleting:
                     await world.cluster.delete_job(world.key, child.job_name, child.uid)
+
+
+def _with_begun(world: _World, status: Status, decision: stages.Decision) -> Status:
+    if not isinstance(decision, stages.Start):
+        return status
+    name = names.child_name(world.key.name, world.run, decision.stage, decision.attempt)
+    return history.begun(status, decision.stage, decision.attempt, name, rfc3339(world.now))
 
 
 def _with_batch(status: Status, job: FineTuneJob) -> Status:

@@ -31,7 +31,7 @@ class ServiceOptions:
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; none: the whole cluster."""
     kubeconfig: Path | None = None
-    workers: int = 8
+    workers: int = 24
     host: str = "0.0.0.0"
     port: int = 8081
     """Of metrics and probes."""

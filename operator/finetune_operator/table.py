@@ -1,7 +1,9 @@
 """What the watches have shown last of every FineTuneJob: enough to know which ones need no look."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from finetune_api.constants import TERMINAL_CONDITIONS, Phase
 
@@ -49,9 +51,9 @@ class JobTable:
         self._written.pop(key, None)
 
     def rests(self, key: JobKey) -> bool:
-        """Whether an event about a child may be passed over."""
+        """Whether an event about a child may be passed over. One that is not shown yet gets its look when it is."""
         seen = self._seen.get(key)
-        return seen is not None and seen.rests
+        return seen is None or seen.rests
 
     def versions(self) -> dict[JobKey, str]:
         """What the watches show now: key -> resource version."""
@@ -66,6 +68,17 @@ class JobTable:
         shown = self.versions()
         differing = (key for key in {**before, **listed} if before.get(key) != listed.get(key))
         return tuple(key for key in differing if shown.get(key) == before.get(key))
+
+
+_NEWS = frozenset({"Complete", "FailureTarget", "Failed"})
+"""FailureTarget: one pod has failed and the others are being ended, which is when they leave their last word."""
+
+
+def has_news(event: str | None, job: Mapping[str, Any]) -> bool:
+    """Whether an event about a child has news: it fails, is over, goes or is gone. How far it is, is asked by time."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    told = any(entry["type"] in _NEWS and entry["status"] == "True" for entry in conditions)
+    return told or event == "DELETED" or "deletionTimestamp" in job["metadata"]
 
 
 def rests(body: Manifest) -> bool:

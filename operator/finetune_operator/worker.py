@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from .clusters import Cluster
@@ -19,6 +20,17 @@ _STALE_SECONDS = 0.2
 """A write that met a newer object: the watch brings that one within this time."""
 
 
+_TIMED_PASSES_PER_SECOND = 20.0
+"""Running jobs are looked at by time, all of them together this often at most: a pass costs the API server three reads
+and a write. Up to a hundred that run, each one's progress is as fresh as the settings say."""
+
+_TIMED_SHARE = 0.1
+"""What these passes may take of the workers' time: an API server that answers slowly is asked less."""
+
+_REMEMBERED = 0.9
+"""How much of the mean length of a pass is that of the passes before the last one."""
+
+
 class Workers:
     """Some workers on one queue."""
 
@@ -27,6 +39,8 @@ class Workers:
     ) -> None:
         self._cluster, self._queue, self._settings, self._metrics = cluster, queue, settings, metrics
         self._since: dict[JobKey, float] = {}
+        self._count = 1
+        self._mean_seconds = 0.0
 
     def longest_seconds(self) -> float:
         """How long the longest pass that is under way has taken so far."""
@@ -40,6 +54,7 @@ class Workers:
 
     async def run(self, count: int) -> None:
         """Work until cancelled."""
+        self._count = count
         async with asyncio.TaskGroup() as group:
             for _ in range(count):
                 group.create_task(self._work())
@@ -53,12 +68,14 @@ class Workers:
             finally:
                 del self._since[key]
                 self._queue.done(key)
-            self._metrics.reconciled(result, time.monotonic() - started)
+            took = time.monotonic() - started
+            self._mean_seconds += (1 - _REMEMBERED) * (took - self._mean_seconds)
+            self._metrics.reconciled(result, took)
 
     async def _pass(self, key: JobKey) -> str:
         """One pass; its result as the metrics name it."""
         try:
-            outcome = await reconcile(self._cluster, key, self._settings, datetime.now(UTC))
+            outcome = await reconcile(self._cluster, key, self._paced(), datetime.now(UTC))
         except StaleError:
             self._queue.add_after(key, _STALE_SECONDS)
             return "requeue"
@@ -75,6 +92,13 @@ class Workers:
         self._queue.forget(key)
         return self._concluded(key, outcome)
 
+    def _paced(self) -> OperatorSettings:
+        """The settings; where many jobs run, progress is asked less often."""
+        wait = fair_wait(self._queue.later, self._mean_seconds, self._count)
+        if wait <= self._settings.progress_seconds:
+            return self._settings
+        return replace(self._settings, progress_seconds=wait)
+
     def _concluded(self, key: JobKey, outcome: Outcome | None) -> str:
         if outcome is None:
             return "success"
@@ -85,6 +109,11 @@ class Workers:
             return "success"
         self._queue.add_after(key, outcome.requeue_after)
         return "requeue_after"
+
+
+def fair_wait(jobs: int, pass_seconds: float, workers: int) -> float:
+    """Seconds between two looks at each of so many jobs, so that all of them together cost no more than they may."""
+    return jobs * max(1 / _TIMED_PASSES_PER_SECOND, pass_seconds / (_TIMED_SHARE * workers))
 
 
 def fields_of(key: JobKey, outcome: Outcome | None = None) -> dict[str, object]:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import config as kubernetes_config
@@ -69,6 +70,9 @@ class ApiServer:
             chosen = loaded.current_context
             found = {"context": chosen["name"], "namespace": chosen["context"].get("namespace") or "default"}
         configuration.connection_pool_maxsize = _CONNECTIONS
+        # Else the environment and ~/.netrc are read again for every call, on two threads.
+        configuration.proxy = configuration.proxy or proxy_of(configuration.host)
+        configuration.client_session_kwargs = {"trust_env": False}
         return cls(ApiClient(configuration), called, **found)
 
     async def close(self) -> None:
@@ -95,14 +99,14 @@ class ApiServer:
     ) -> bytes:
         if query:
             path = f"{path}?{urlencode(query)}"
-        headers = {"Accept": accept}
+        headers = {"Accept": accept, **self._client.default_headers}
         if method == "PATCH":
             headers["Content-Type"] = "application/strategic-merge-patch+json"
-        serialized = await self._client.param_serialize(
-            method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
-        )
+        # What is sent is JSON already: the client's own preparation would copy all of it, value by value.
+        await self._client.update_params_for_auth(headers, None, ["BearerToken"], path, method, body)
+        url = self._client.configuration.host + path
         try:
-            answer = await self._client.call_api(*serialized, _request_timeout=_TIMEOUT_SECONDS)
+            answer = await self._client.call_api(method, url, headers, body, _request_timeout=_TIMEOUT_SECONDS)
             content: bytes = await answer.read()
         except ApiException as error:
             self._called(method, error.status or 0)
@@ -114,6 +118,12 @@ class ApiServer:
         if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
             raise _refusal(answer.status, content, answer.headers)
         return content
+
+
+def proxy_of(server: str) -> str | None:
+    """The environment's way to it; None: straight."""
+    address = urlsplit(server)
+    return None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
 
 
 def _refusal(status: int, content: bytes | str | None, headers: Any) -> ApiError:

@@ -1,5 +1,6 @@
 """The few things that reconcile needs from a cluster."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from finetune_api.progress import Progress
@@ -16,8 +17,8 @@ class Cluster(Protocol):
     async def list_jobs(self, key: JobKey) -> list[Manifest]:
         """Every `batch/v1` Job that carries the FineTuneJob's label, whoever owns it."""
 
-    async def list_pods(self, key: JobKey) -> list[Manifest]:
-        """Every pod that carries the FineTuneJob's label."""
+    async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
+        """Every pod of the named Jobs."""
 
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
         """Warning Events about the named Jobs and pods, oldest first."""

@@ -1,6 +1,6 @@
 """The Cluster of a real API server: live reads, guarded writes, nothing cached."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import aiohttp
 from pydantic import ValidationError
@@ -54,9 +54,9 @@ class KubernetesCluster:
         """Every Job that carries the FineTuneJob's label."""
         return await self._list("batch/v1", "jobs", key)
 
-    async def list_pods(self, key: JobKey) -> list[Manifest]:
-        """Every pod that carries the FineTuneJob's label."""
-        return await self._list("v1", "pods", key)
+    async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
+        """Every pod of the named Jobs."""
+        return await self._list("v1", "pods", key, f",{constants.LABEL_JOB_NAME} in ({','.join(jobs)})")
 
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
         """Warning Events about the named objects, oldest first."""
@@ -92,9 +92,9 @@ class KubernetesCluster:
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
             return None  # not up yet, or just gone: the next look will tell
 
-    async def _list(self, api_version: str, plural: str, key: JobKey) -> list[Manifest]:
+    async def _list(self, api_version: str, plural: str, key: JobKey, more: str = "") -> list[Manifest]:
         path = path_of(api_version, plural, key.namespace)
-        answer = await self._server.request("GET", path, labelSelector=f"{constants.LABEL_JOB}={key.name}")
+        answer = await self._server.request("GET", path, labelSelector=f"{constants.LABEL_JOB}={key.name}{more}")
         items: list[Manifest] = answer["items"]
         return items
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -49,11 +49,12 @@ class LocalCluster:
         """Its Jobs, running and ended."""
         return self._objects.list("Job")
 
-    async def list_pods(self, key: JobKey) -> list[Manifest]:
-        """Its pods, running and ended."""
+    async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
+        """Pods of the named Jobs, running and ended."""
         running = {pod.name: pod.manifest() for pods in self._pods.values() for pod in pods}
         stored = {manifest["metadata"]["name"]: manifest for manifest in self._objects.list("Pod")}
-        return list({**stored, **running}.values())
+        found = {**stored, **running}.values()
+        return [pod for pod in found if pod["metadata"]["labels"][constants.LABEL_JOB_NAME] in jobs]
 
     async def apply(self, manifest: Manifest) -> None:
         """Create a child; a Job's pods start at once."""

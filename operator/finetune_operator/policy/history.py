@@ -4,6 +4,8 @@ An attempt that status knows to have ended is never judged again, so a crash bet
 writing status repeats nothing.
 """
 
+from collections.abc import Iterable
+
 from finetune_api.constants import TERMINAL_CONDITIONS, Stage
 from finetune_api.exit_codes import FailureClass
 from finetune_api.progress import Progress, TerminationMessage
@@ -19,7 +21,8 @@ from finetune_api.v1alpha1 import (
     Status,
 )
 
-from ..observed import Observed, ObservedStage
+from ..manifests import Manifest
+from ..observed import Observed, ObservedStage, has_ended
 from . import failure
 from .runs import Run
 
@@ -44,6 +47,26 @@ def fold(status: Status, run: Run, observed: Observed, progress: Progress | None
     return _with_vanished(status, {child.job_name for child in children} | set(observed.orphans), now)
 
 
+def begun(status: Status, stage: Stage, number: int, job_name: str, now: str) -> Status:
+    """Status once the children of an attempt are created. A pass that sees them first would write the same, later."""
+    if any(attempt.job_name == job_name for attempt in status.attempts):
+        return status
+    attempt = AttemptStatus(stage=stage, number=number, job_name=job_name, start_time=now)
+    return status.model_copy(update={"attempts": (*status.attempts, attempt)[-_KEPT_ATTEMPTS:]})
+
+
+def open_jobs(status: Status, jobs: Iterable[Manifest]) -> tuple[str, ...]:
+    """Names of Jobs whose pods have to be seen; those of the others tell nothing that status does not know.
+
+    Those whose end has not been judged, those that have not ended, though they were given up as lost, and those that
+    are gone while their attempt is open: pods of them may go on.
+    """
+    judged = {attempt.job_name for attempt in status.attempts if attempt.outcome is not None}
+    found = {attempt.job_name for attempt in status.attempts if attempt.outcome is None}
+    found |= {job["metadata"]["name"] for job in jobs if job["metadata"]["name"] not in judged or not has_ended(job)}
+    return tuple(sorted(found))
+
+
 def last_attempt(status: Status) -> AttemptStatus | None:
     """The newest attempt of the run, at whatever stage."""
     return status.attempts[-1] if status.attempts else None
@@ -55,10 +78,8 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
         newest = last_attempt(status)
         if newest is not None and _order(child.stage, child.attempt) < _order(newest.stage, newest.number):
             return status  # older than what status still lists: judged and charged long ago
-        known = AttemptStatus(
-            stage=child.stage, number=child.attempt, job_name=child.job_name, start_time=child.created_at
-        )
-        status = status.model_copy(update={"attempts": (*status.attempts, known)[-_KEPT_ATTEMPTS:]})
+        status = begun(status, child.stage, child.attempt, child.job_name, child.created_at)
+        known = status.attempts[-1]
     if known.outcome is not None:
         return status
     if child.active:

@@ -66,7 +66,8 @@ class World:
             await self.cluster.apply(manifest)
 
     async def look(self) -> ObservedStage | None:
-        jobs, pods = await self.cluster.list_jobs(KEY), await self.cluster.list_pods(KEY)
+        jobs = await self.cluster.list_jobs(KEY)
+        pods = await self.cluster.list_pods(KEY, [job["metadata"]["name"] for job in jobs])
         stages = Observed.from_manifests("u1", jobs, pods).stages
         return stages[-1] if stages else None
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.manifests import JobKey
-from finetune_operator.table import JobTable
+from finetune_operator.table import JobTable, has_news
 
 KEY, OTHER = JobKey("ml", "a"), JobKey("ml", "b")
 
@@ -33,6 +33,39 @@ def test_only_what_rests_needs_no_look(body: dict[str, Any], needed: bool) -> No
     table = JobTable()
     assert table.show(KEY, body) is needed
     assert table.rests(KEY) is not needed
+
+
+def child(*conditions: tuple[str, str], **metadata: str) -> dict[str, Any]:
+    told = [{"type": kind, "status": status} for kind, status in conditions]
+    return {"metadata": metadata, "status": {"conditions": told} if told else {}}
+
+
+@pytest.mark.parametrize(
+    ("event", "job", "news"),
+    [
+        ("ADDED", child(), False),
+        ("MODIFIED", child(("FailureTarget", "True")), True),
+        ("MODIFIED", child(("FailureTarget", "False"), ("Complete", "False")), False),
+        ("MODIFIED", child(("SuccessCriteriaMet", "True"), ("Complete", "True")), True),
+        ("MODIFIED", child(("Failed", "True")), True),
+        ("MODIFIED", child(deletionTimestamp="2026-01-01T00:00:00Z"), True),
+        ("DELETED", child(), True),
+        (None, child(("Complete", "True")), True),
+        (None, {"metadata": {}}, False),
+    ],
+    ids=["created", "fails", "runs", "complete", "failed", "goes", "gone", "listed, over", "listed, runs"],
+)
+def test_an_event_about_a_child_has_news_when_it_fails_or_ends(
+    event: str | None, job: dict[str, Any], news: bool
+) -> None:
+    assert has_news(event, job) is news
+
+
+def test_children_of_an_object_that_is_not_shown_yet_wait_for_it() -> None:
+    table = JobTable()
+    assert table.rests(KEY)
+    table.show(KEY, shown())
+    assert not table.rests(KEY)
 
 
 def test_our_own_last_write_needs_no_look_and_anybody_elses_does() -> None:

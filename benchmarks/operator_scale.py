@@ -1,0 +1,240 @@
+"""The operator at scale: a real control plane, simulated nodes, the operator as a process with its own rights.
+
+    make bench-operator ARGS='--jobs 50 --finished 50 --idle-seconds 10'
+
+bare: the children of all jobs (Jobs, Services, ConfigMaps), created directly by a script, stage after stage. ours: the
+same number of FineTuneJobs at once. Both in turn, in a namespace of their own that is gone before the next begins. Then
+an operator starts among many that are over. Pods succeed at once, so that what is measured is the control plane.
+Prints a table and, as the last line, one JSON object.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from scale.arms import Lives, jobs_of, quantile, run_bare, run_ours
+from scale.client import Manifest, PlainClient
+from scale.finished import Sample, Start, fill, start_among
+from scale.usage import all_cpu_seconds, cpu_seconds, peak_mib, totals, written
+
+from operator_process import OperatorProcess, install
+from testcluster.control_plane import ControlPlane
+from testcluster.run_folder import run_folder
+from testcluster.simulated import simulated_nodes
+
+AT_ONCE = 20
+"""Calls of the script that are under way at once."""
+NODES = 100
+
+
+@dataclass(frozen=True)
+class Round:
+    """One arm, once."""
+
+    arm: str
+    lives: Lives
+    cpu: Counter[str]
+    """Seconds by program."""
+    writes: float
+    """Of all components."""
+    rss_mib: float = 0.0
+    """The operator's, at most."""
+    calls: Counter[str] | None = None
+    """The operator's, by method."""
+
+    @property
+    def count(self) -> int:
+        return len(self.lives.done)
+
+
+class Bench:
+    """One control plane with its nodes."""
+
+    def __init__(self, options: argparse.Namespace, control: ControlPlane, client: PlainClient) -> None:
+        self.options, self.control, self.client = options, control, client
+
+    async def bare(self, namespace: str) -> Round:
+        before, wrote = all_cpu_seconds(), await self._written()
+        lives = await run_bare(self.client, namespace, self._jobs(namespace), self.options.within)
+        return Round("bare", lives, all_cpu_seconds() - before, await self._written() - wrote)
+
+    async def ours(self, namespace: str) -> tuple[Round, Sample]:
+        with OperatorProcess(self.control, self.control.folder / namespace, *self.options.operator_args) as operator:
+            pid = operator.pid
+            before, wrote, used = all_cpu_seconds(), await self._written(), cpu_seconds(pid)
+            lives = await run_ours(self.client, namespace, self._jobs(namespace), self.options.within)
+            cpu = all_cpu_seconds() - before
+            cpu["operator"] = cpu_seconds(pid) - used  # type: ignore[assignment]
+            calls = totals(operator.get("/metrics")[1], "rest_client_requests_total", "method")
+            done = Round("ours", lives, cpu, await self._written() - wrote, peak_mib(pid), calls)
+            operator.stop()
+        return done, await self._sample(namespace)
+
+    async def finished(self, namespace: str, sample: Sample) -> Start:
+        begun = time.monotonic()
+        await fill(self.client, namespace, self.options.finished, sample)
+        say(f"{self.options.finished} finished jobs written in {time.monotonic() - begun:.0f} s")
+        # A list of all objects, which comes every five minutes, comes within the idle minute.
+        arguments = (f"--resync-seconds={self.options.idle_seconds}", *self.options.operator_args)
+        operator = OperatorProcess(self.control, self.control.folder / namespace, *arguments)
+        try:
+            return await start_among(self.client, operator, namespace, self.options.finished, self.options.idle_seconds)
+        finally:
+            if operator.is_running:
+                operator.kill()
+
+    def _jobs(self, namespace: str) -> list[Manifest]:
+        return jobs_of(namespace, self.options.jobs, self.options.nodes)
+
+    async def _written(self) -> float:
+        return written(await self.client.text("/metrics"))
+
+    async def _sample(self, namespace: str) -> Sample:
+        name = self._jobs(namespace)[0]["metadata"]["name"]
+        kubectl = self.control.kubectl.within(namespace)
+        job = await asyncio.to_thread(kubectl.json, "get", f"ftj/{name}")
+        jobs = await asyncio.to_thread(kubectl.json, "get", "jobs", f"--selector=finetune.dev/job={name}")
+        return Sample(job, tuple(sorted(jobs["items"], key=lambda one: str(one["metadata"]["creationTimestamp"]))))
+
+    @contextlib.asynccontextmanager
+    async def namespace(self, name: str) -> AsyncIterator[str]:
+        """A fresh one, which is gone with all that was in it before the next thing is measured."""
+        kubectl = self.control.kubectl
+        kubectl("create", "namespace", name)
+        kubectl.within(name).until("serviceaccount/default", lambda _: True, within=30)
+        yield name
+        begun = time.monotonic()
+        await asyncio.to_thread(kubectl, "delete", "namespace", name, within=self.options.within)
+        say(f"namespace {name} is gone after {time.monotonic() - begun:.0f} s")
+
+
+async def measure(options: argparse.Namespace, control: ControlPlane) -> dict[str, float]:
+    """All of it, in one run."""
+    rounds: list[Round] = []
+    async with PlainClient(control.kubectl.kubeconfig, AT_ONCE) as client:
+        bench = Bench(options, control, client)
+        for number in range(options.rounds):
+            async with bench.namespace(f"bare-{number}") as namespace:
+                rounds.append(await bench.bare(namespace))
+                print(row(rounds[-1]), flush=True)
+            async with bench.namespace(f"ours-{number}") as namespace:
+                ours, sample = await bench.ours(namespace)
+                rounds.append(ours)
+                print(row(ours), flush=True)
+        start = None
+        if options.finished:
+            bench.control.kubectl("create", "namespace", "finished")
+            start = await bench.finished("finished", sample)
+    print()
+    print(table(rounds))
+    return figures(rounds, start)
+
+
+HEADINGS = (
+    "arm",
+    "jobs",
+    "first Job s",
+    "complete s",
+    "p50",
+    "p95",
+    "CPU s",
+    "operator",
+    "RSS MiB",
+    "writes/job",
+    "calls/job",
+)
+
+
+def row(found: Round) -> str:
+    lives, count = found.lives, found.count
+    calls = "-" if found.calls is None else f"{sum(found.calls.values()) / count:.1f}"
+    cells = (
+        *(found.arm, str(count), f"{max(lives.started):.1f}", f"{lives.seconds:.1f}"),
+        *(f"{quantile(lives.done, share):.1f}" for share in (0.5, 0.95)),
+        *(f"{sum(found.cpu.values()):.1f}", f"{found.cpu['operator']:.1f}", f"{found.rss_mib:.0f}"),
+        *(f"{found.writes / count:.1f}", calls),
+    )
+    return "".join(f"{cell:>{len(heading) + 2}}" for cell, heading in zip(cells, HEADINGS, strict=True))
+
+
+def table(rounds: Sequence[Round]) -> str:
+    lines = ["".join(f"  {heading}" for heading in HEADINGS), *map(row, rounds), ""]
+    programs = sorted({name for found in rounds for name in found.cpu if found.cpu[name] >= 0.05})
+    for found in rounds:
+        used = ", ".join(f"{name} {found.cpu[name]:.1f}" for name in programs if found.cpu[name])
+        lines.append(f"CPU s, {found.arm}: {used}")
+        if found.calls is not None:
+            each = ", ".join(f"{method} {calls / found.count:.2f}" for method, calls in sorted(found.calls.items()))
+            lines.append(f"the operator's calls per job: {each}")
+    return "\n".join(lines)
+
+
+def figures(rounds: Sequence[Round], start: Start | None) -> dict[str, float]:
+    """Medians over the rounds; a ratio is one of neighbours."""
+    bare, ours = ([found for found in rounds if found.arm == arm] for arm in ("bare", "ours"))
+    median = statistics.median
+    pairs = list(zip(ours, bare, strict=True))
+    found = {
+        "jobs": ours[0].count,
+        "seconds": median(one.lives.seconds for one in ours),
+        "bareSeconds": median(one.lives.seconds for one in bare),
+        "ratioToBareJobs": median(one.lives.seconds / other.lives.seconds for one, other in pairs),
+        "cpuRatioToBareJobs": median(sum(one.cpu.values()) / sum(other.cpu.values()) for one, other in pairs),
+        "firstJobSeconds": median(max(one.lives.started) for one in ours),
+        "cpuSeconds": median(one.cpu["operator"] for one in ours),
+        "callsPerJob": median(sum((one.calls or {}).values()) / one.count for one in ours),
+        "rssMiB": max(one.rss_mib for one in ours),
+    }
+    if start is not None:
+        found |= {
+            "startSeconds": start.seconds,
+            "startSettledSeconds": start.settled_seconds,
+            "startCpuSeconds": start.cpu_seconds,
+            "startRssMiB": start.rss_mib,
+            "idleCpuPercent": start.idle_cpu_percent,
+            "idleWrites": start.idle_writes,
+        }
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+def say(text: str) -> None:
+    print(f"# {text}", flush=True)
+
+
+def options_of(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1000, help="of each round")
+    parser.add_argument("--rounds", type=int, default=2, help="bare, ours, bare, ours, ...")
+    parser.add_argument("--nodes", type=int, default=2, help="train pods of a job")
+    parser.add_argument("--finished", type=int, default=5000, help="finished ones to start among; 0: leave that out")
+    parser.add_argument("--idle-seconds", type=float, default=60.0, help="for how long nothing happens")
+    parser.add_argument("--within", type=float, default=1200.0, help="seconds for one arm")
+    parser.add_argument("--operator-args", nargs="*", default=[], help="more arguments of the operator")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = options_of(sys.argv[1:])
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed operator is compiled: not at each start
+    with run_folder() as folder:
+        control = ControlPlane(folder, say)
+        try:
+            control.start()
+            install(control)
+            with simulated_nodes(control, NODES):
+                found = asyncio.run(measure(options, control))
+        finally:
+            control.stop()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
