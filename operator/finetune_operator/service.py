@@ -48,7 +48,7 @@ async def run_service(settings: OperatorSettings, options: ServiceOptions) -> No
     ready = asyncio.Event()
     async with _connection(options.kubeconfig, metrics) as server:
         cluster = KubernetesCluster(server, table.wrote)
-        workers = Workers(cluster, queue, settings, metrics)
+        workers = Workers(cluster, queue, settings, metrics, server.now)
         health = Health(queue, workers.longest_seconds, metrics, options.resync_seconds)
         probes = await serve(options.host, options.port, metrics.registry, health.problems, ready.is_set)
         stop = asyncio.Event()

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import datetime
 
 from finetune_api.v1alpha1 import Status
 
@@ -25,9 +26,15 @@ class Workers:
     """Some workers on one queue."""
 
     def __init__(
-        self, cluster: Cluster, queue: KeyedQueue[JobKey], settings: OperatorSettings, metrics: Metrics
+        self,
+        cluster: Cluster,
+        queue: KeyedQueue[JobKey],
+        settings: OperatorSettings,
+        metrics: Metrics,
+        now: Callable[[], datetime],
     ) -> None:
         self._cluster, self._queue, self._settings, self._metrics = cluster, queue, settings, metrics
+        self._now = now
         self._since: dict[JobKey, float] = {}
 
     def longest_seconds(self) -> float:
@@ -55,7 +62,7 @@ class Workers:
     async def _pass(self, key: JobKey) -> str:
         """One pass; its result as the metrics name it."""
         try:
-            outcome = await reconcile(self._cluster, key, self._settings, datetime.now(UTC))
+            outcome = await reconcile(self._cluster, key, self._settings, self._now())
         except StaleError:
             self._queue.add_after(key, _STALE_SECONDS)
             return "requeue"
