@@ -48,7 +48,7 @@ async def run_service(settings: OperatorSettings, options: ServiceOptions) -> No
     ready = asyncio.Event()
     async with _connection(options.kubeconfig, metrics) as server:
         cluster = KubernetesCluster(server, table.wrote)
-        workers = Workers(cluster, queue, settings, metrics)
+        workers = Workers(cluster, queue, settings, metrics, server.now)
         health = Health(queue, workers.longest_seconds, metrics, options.resync_seconds)
         metrics.show_queue(lambda: len(queue), queue.oldest_seconds)
         metrics.show_workers(options.workers, lambda: workers.active, workers.longest_seconds)

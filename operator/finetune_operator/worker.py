@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from .clusters import Cluster
 from .errors import ApiError, ApiUnreachableError, StaleError
@@ -35,9 +36,15 @@ class Workers:
     """Some workers on one queue."""
 
     def __init__(
-        self, cluster: Cluster, queue: KeyedQueue[JobKey], settings: OperatorSettings, metrics: Metrics
+        self,
+        cluster: Cluster,
+        queue: KeyedQueue[JobKey],
+        settings: OperatorSettings,
+        metrics: Metrics,
+        now: Callable[[], datetime],
     ) -> None:
         self._cluster, self._queue, self._settings, self._metrics = cluster, queue, settings, metrics
+        self._now = now
         self._since: dict[JobKey, float] = {}
         self._count = 1
         self._mean_seconds = 0.0
@@ -75,7 +82,7 @@ class Workers:
     async def _pass(self, key: JobKey) -> str:
         """One pass; its result as the metrics name it."""
         try:
-            outcome = await reconcile(self._cluster, key, self._paced(), datetime.now(UTC))
+            outcome = await reconcile(self._cluster, key, self._paced(), self._now())
         except StaleError:
             self._queue.add_after(key, _STALE_SECONDS)
             return "requeue"

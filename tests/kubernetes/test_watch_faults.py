@@ -13,7 +13,7 @@ import pytest
 
 from factories import make_job
 from fault_proxy import FaultProxy
-from faults import CutInTheMiddle, Doubled, Expired, Refusal, Silence, Slow, StaleList, Swapped
+from faults import CutInTheMiddle, Doubled, Expired, Garbled, Refusal, Silence, Slow, StaleList, Swapped
 from life_cycle_world import train_ends
 from objects import Objects
 from operator_process import OperatorProcess
@@ -117,6 +117,11 @@ def answers_are_slow(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
         meanwhile()
 
 
+def somebody_else_answers(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
+    with proxy.fault(Garbled(), "list", "get", "write"):
+        meanwhile()
+
+
 def events_come_twice(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
     with proxy.fault(Doubled(), "watch"):
         meanwhile()
@@ -141,6 +146,7 @@ TROUBLES: dict[str, Trouble] = {
     "503": calls_fail(503),
     "refused": nobody_listens,
     "slow": answers_are_slow,
+    "garbled": somebody_else_answers,
     "twice": events_come_twice,
     "swapped": events_change_places,
 }

@@ -99,8 +99,8 @@ class Fault:
         """The server has sent one line of a watch."""
         await stream.send(line)
 
-    def answered(self, call: Call, content: bytes) -> bytes:
-        """The server's answer to what is no watch; what the client gets of it."""
+    def answered(self, call: Call, content: bytes, headers: dict[str, str]) -> bytes:
+        """The server's answer to what is no watch; what the client gets of it. Headers may be changed."""
         return content
 
 
@@ -218,7 +218,7 @@ class FaultProxy:
             passed = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP}
             if call.kind == "watch" and answer.status == 200:
                 return await self._stream(call, request, answer, passed)
-            content = self._fault_for(call).answered(call, await answer.read())
+            content = self._fault_for(call).answered(call, await answer.read(), passed)
             return web.Response(status=answer.status, body=content, headers=passed)
 
     async def _stream(
@@ -235,6 +235,8 @@ class FaultProxy:
             stream.cut()  # either side is gone: so is the other
         finally:
             self._streams.discard(stream)
+            if answer.connection is not None and answer.connection.transport is not None:
+                answer.connection.transport.abort()  # no farewell that would outlive the loop
         return response
 
     async def _pass_on(self, stream: Stream, answer: aiohttp.ClientResponse) -> None:

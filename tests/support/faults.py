@@ -3,6 +3,8 @@
 import asyncio
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 from aiohttp import web
 
@@ -92,12 +94,31 @@ class StaleList(Fault):
     _first: dict[tuple[str, str], bytes] = field(default_factory=dict)
     is_replaying: bool = False
 
-    def answered(self, call: Call, content: bytes) -> bytes:
+    def answered(self, call: Call, content: bytes, headers: dict[str, str]) -> bytes:
         key = (call.path, call.query)
         if self.is_replaying:
             return self._first.get(key, content)
         self._first[key] = content
         return content
+
+
+@dataclass
+class OtherClock(Fault):
+    """The server's clock, as its answers tell it, is so far ahead of the client's."""
+
+    ahead: timedelta
+
+    def answered(self, call: Call, content: bytes, headers: dict[str, str]) -> bytes:
+        headers["Date"] = format_datetime(datetime.now(UTC) + self.ahead, usegmt=True)
+        return content
+
+
+class Garbled(Fault):
+    """An answer that no API server gives: a page of some box in between."""
+
+    def answered(self, call: Call, content: bytes, headers: dict[str, str]) -> bytes:
+        headers["Content-Type"] = "text/html"
+        return b"<html>Please log in</html>"
 
 
 class Doubled(Fault):

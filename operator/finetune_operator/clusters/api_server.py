@@ -6,7 +6,10 @@ alone, they refuse objects that the API server accepts (an integer among a conta
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ _load: Any = kubernetes_config  # these parts of the client carry no types
 _JSON = "application/json"
 _TIMEOUT_SECONDS = 30.0
 _CONNECTIONS = 32
+_CLOCK_TOLERANCE = timedelta(seconds=5)
+"""Clocks of a cluster may differ by so much; an answer tells its time in whole seconds."""
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -46,6 +51,8 @@ class ApiServer:
         """The kubeconfig's; empty: the pod's own account."""
         self.namespace = namespace
         """The context's, or the pod's own."""
+        self._told: tuple[datetime, float] | None = None
+        """The server's time in its last answer, and when that came."""
 
     @classmethod
     async def connect(
@@ -79,6 +86,15 @@ class ApiServer:
         """End all connections."""
         await self._client.close()
 
+    def now(self) -> datetime:
+        """The time, by the server's clock where ours goes wrong: all times in objects are the server's."""
+        ours = datetime.now(UTC)
+        if self._told is None:
+            return ours
+        told, at = self._told
+        theirs = told + timedelta(seconds=time.monotonic() - at)
+        return ours if abs(ours - theirs) < _CLOCK_TOLERANCE else theirs
+
     async def request(
         self, method: str, path: str, body: Manifest | None = None, *, accept: str = _JSON, **query: str | int
     ) -> Manifest:
@@ -87,7 +103,10 @@ class ApiServer:
         Raises ApiError for a refusal (StaleError for a conflict of versions) and ApiUnreachableError for no answer.
         """
         content = await self._send(method, path, body, query, accept)
-        result: Manifest = json.loads(content)
+        try:
+            result: Manifest = json.loads(content)
+        except ValueError:
+            raise ApiUnreachableError(f"{method} {path}: somebody else answers: {content[:100]!r}") from None
         return result
 
     async def text(self, path: str, **query: str | int) -> str:
@@ -115,6 +134,8 @@ class ApiServer:
             self._called(method, 0)
             raise ApiUnreachableError(f"{method} {path}: {error or type(error).__name__}") from error
         self._called(method, answer.status)
+        if date := answer.headers.get("Date"):
+            self._told = (parsedate_to_datetime(date), time.monotonic())
         if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
             raise _refusal(answer.status, content, answer.headers)
         return content
