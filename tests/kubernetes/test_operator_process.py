@@ -41,7 +41,7 @@ def test_a_job_is_served_from_apply_to_complete(operator: OperatorProcess, kubec
     for line in (
         'finetune_attempts_ended_total{outcome="Succeeded",reason="",stage="train"} 1.0',
         'finetune_jobs{phase="Succeeded"} 1.0',
-        'controller_runtime_max_concurrent_reconciles{controller="finetunejob"} 8.0',
+        'controller_runtime_max_concurrent_reconciles{controller="finetunejob"} 24.0',
         'workqueue_depth{name="finetunejob"} 0.0',
         "finetune_time_to_first_step_seconds_count 1.0",
     ):
