@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase, Reason, Stage
 from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import Condition, Status
@@ -37,15 +39,28 @@ def rejected(status: Status, violations: tuple[Violation, ...], *, generation: i
 def beside_unreadable(written: Manifest, rejection: Status) -> Manifest:
     """A status that a newer operator has written, and beside it what this one cannot do with it.
 
-    Nothing of the other's is lost: it goes on from there when it runs again.
+    Nothing of the other's is lost: it goes on from there when it runs again. Above all what cannot be read stays, or
+    the next look would read the rest and act on half of what the other knew.
     """
-    told = rejection.model_dump(mode="json", by_alias=True, exclude_none=True)
+    told = rejection.model_dump(mode="json", by_alias=True, exclude_none=True)["conditions"]
     conditions = {entry.get("type"): entry for entry in written.get("conditions") or ()}
-    for entry in told["conditions"]:
-        old = conditions.get(entry["type"], {})
-        since = old.get("lastTransitionTime") if old.get("status") == entry["status"] else None
-        conditions[entry["type"]] = {**entry, "lastTransitionTime": since or entry["lastTransitionTime"]}
-    return {**written, "phase": told["phase"], "conditions": [*conditions.values()]}
+    for entry in told:
+        old = conditions.get(entry["type"])
+        if old is None:
+            conditions[entry["type"]] = entry
+        elif _is_readable(old):
+            is_same = old["status"] == entry["status"]
+            since = old["lastTransitionTime"] if is_same else entry["lastTransitionTime"]
+            conditions[entry["type"]] = {**entry, "lastTransitionTime": since}
+    return {**written, "conditions": [*conditions.values()]}
+
+
+def _is_readable(condition: Manifest) -> bool:
+    try:
+        Condition.model_validate(condition)
+    except ValidationError:
+        return False
+    return True
 
 
 def obstructed(status: Status, reason: Reason, message: str, *, generation: int, now: str) -> Status:
