@@ -8,7 +8,6 @@ from finetune_api.exit_codes import ExitCode
 from training_site import GRACE_SECONDS, Job, Pod, Site, attempts_at, is_in_phase
 
 FINALIZER = "finetune.test/seen"
-AGAIN = "again"
 
 
 @contextmanager
@@ -36,7 +35,7 @@ def test_a_deleted_job_ends_its_pods_in_their_grace_and_its_successor_starts_ane
     old_pods = site.pods_of("twice-r1-train-a1")
     with kept_in_sight(site, "twice-r1-train-a1"):
         site.kubectl("delete", "ftj/twice", f"--timeout={GRACE_SECONDS}s")
-        site.kubectl.apply(site.job("twice", output={"uri": f"s3://{site.bucket}/{AGAIN}"}))
+        site.kubectl.apply(site.job("twice"))
         new = site.until("twice", "Complete")
         assert exit_codes_of(old_pods, site) == [ExitCode.STOPPED] * 2, (
             "told to end, they saved and ended by themselves"
