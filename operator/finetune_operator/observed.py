@@ -66,6 +66,8 @@ class ObservedStage:
     failed: bool
     deleting: bool
     pods: tuple[ObservedPod, ...]
+    failing: bool = False
+    """The Job controller is ending its pods because one of them has failed or was deleted."""
     expected_pods: int = 1
     grace_seconds: int = 30
     """What its pods get after SIGTERM."""
@@ -155,6 +157,11 @@ def has_ended(job: Manifest) -> bool:
     return bool(_terminal(job))
 
 
+def _holds(job: Manifest, kind: str) -> bool:
+    conditions = job.get("status", {}).get("conditions", [])
+    return any(entry["type"] == kind and entry["status"] == "True" for entry in conditions)
+
+
 def _terminal(job: Manifest) -> dict[str, str]:
     """Terminal condition -> when it was set."""
     return {
@@ -180,6 +187,7 @@ def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> Obse
         failed="Failed" in terminal,
         deleting="deletionTimestamp" in metadata,
         pods=tuple(sorted(pods, key=lambda pod: pod.index)),
+        failing=_holds(job, "FailureTarget"),
         expected_pods=spec.get("parallelism", 1),
         grace_seconds=spec.get("template", {}).get("spec", {}).get("terminationGracePeriodSeconds", 30),
         spec_hash=metadata.get("annotations", {}).get(constants.ANNOTATION_ATTEMPT_SPEC, ""),

@@ -193,7 +193,7 @@ def test_whatever_is_lost_every_job_reaches_its_end(
     # What belongs to the Job that somebody deleted stays until its FineTuneJob goes.
     assert objects.names("configmaps", *JOBS, "gone") == sorted([*left, "loses-r1-train-a1"])
     told = {name: objects.told(name) for name in JOBS}
-    assert told == dict.fromkeys(JOBS, PLAIN_EVENTS) | {"loses": sorted([*PLAIN_EVENTS, "Restarting"])}
+    assert told == dict.fromkeys(JOBS, PLAIN_EVENTS) | {"loses": sorted([*PLAIN_EVENTS, "Restarting", "Resumed"])}
     keeper.until(lambda: keeper.operator.get("/healthz") == (200, "ok"), within=60, what="it is well again")
     print(trouble, "ended", keeper.ended, "found ill", keeper.found_ill)
 

@@ -27,6 +27,7 @@ _ADVICE = {
     ExitCode.ACCESS_DENIED: "Check the credentials and that they may read the inputs and write under spec.output.uri.",
     ExitCode.INTERNAL_ERROR: "Read the log; if the failure repeats at the same step, the data there is worth a look.",
 }
+_GOES_ON = "Nothing: the next attempt starts from the last checkpoint."
 _SIGKILL_ADVICE = (
     "The process was killed from outside, often by the memory limit; training goes on from the checkpoint."
 )
@@ -41,16 +42,38 @@ class Failure:
     status: FailureStatus
 
 
-def judge(stage: ObservedStage) -> Failure:
+def notice(stage: ObservedStage) -> FailureStatus | None:
+    """A pod of a running stage that somebody has deleted or evicted; None where there is none.
+
+    It is gone once it has ended, and so may be the others that were stopped with it: then nobody could name it any more.
+    """
+    if stage.failing or stage.deleting:
+        return None  # what is being deleted now is a consequence
+    pod = next((pod for pod in stage.pods if pod.due_at), None)
+    if pod is None:
+        return None
+    return FailureStatus(
+        failure_class="Disrupted" if pod.disrupted else "PodDeleted",
+        stage=str(stage.stage),
+        attempt=stage.attempt,
+        pod=pod.name,
+        node=pod.node,
+        message=f"{pod.name} was {'evicted' if pod.disrupted else 'deleted'}, and the others stop with it",
+        advice=_GOES_ON,
+    )
+
+
+def judge(stage: ObservedStage, noticed: FailureStatus | None = None) -> Failure:
     """Permanent beats disruption beats retryable; among equals the pod that ended first is the cause.
 
-    The others are bystanders: they were stopped, or lost their peer in the middle of a collective.
+    The others are bystanders: they were stopped, or lost their peer in the middle of a collective. `noticed` is what
+    was noticed while the stage still ran; it stands where no pod is left to tell more.
     """
     failed = [pod for pod in stage.pods if pod.exit_code]
     if stage.lost:
         return _lost(stage)
     if not failed:
-        return _without_a_trace(stage)
+        return _without_a_trace(stage, noticed)
     culprits = [pod for pod in failed if pod.exit_code not in _BYSTANDER_EXITS] or failed
     first = min(culprits, key=lambda pod: (_class_of(pod), pod.finished_at, pod.index))
     if _class_of(first) is not FailureClass.PERMANENT:
@@ -88,14 +111,16 @@ def _class_of(pod: ObservedPod) -> FailureClass:
     return FailureClass.DISRUPTION if pod.disrupted else failure_class(pod.exit_code or 0)
 
 
-def _without_a_trace(stage: ObservedStage) -> Failure:
+def _without_a_trace(stage: ObservedStage, noticed: FailureStatus | None) -> Failure:
     """The Job failed and no pod says why: its pods were removed, so the training is not to blame."""
+    if noticed is not None and (noticed.stage, noticed.attempt) == (stage.stage, stage.attempt):
+        return Failure(FailureClass.DISRUPTION, 0, noticed)
     status = FailureStatus(
         failure_class="Lost",
         stage=str(stage.stage),
         attempt=stage.attempt,
         message=f"{stage.job_name} failed and its pods are gone",
-        advice="Nothing: the next attempt starts from the last checkpoint.",
+        advice=_GOES_ON,
     )
     return Failure(FailureClass.DISRUPTION, 0, status)
 

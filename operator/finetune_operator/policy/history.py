@@ -83,6 +83,8 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
     if known.outcome is not None:
         return status
     if child.active:
+        noticed = failure.notice(child)
+        status = status if noticed is None else status.model_copy(update={"failure": noticed})
         return _with_progress(status, known, progress)
     return _with_end(status, known, child, now)
 
@@ -147,7 +149,7 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
     if child.succeeded:
         status = _replace(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
         return _with_results(status, message)
-    judged = failure.judge(child)
+    judged = failure.judge(child, status.failure)
     ended = attempt.model_copy(
         update={
             "end_time": ended_at,

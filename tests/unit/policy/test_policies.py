@@ -327,3 +327,23 @@ def test_a_condition_keeps_its_time_until_it_flips() -> None:
     later = status.concluded(first, stages.Finish(True, Reason.SUCCEEDED, ""), generation=1, now="2026-01-01T13:00:00Z")
     times = {entry.type: entry.last_transition_time for entry in later.conditions}
     assert (times["Accepted"], times["Complete"]) == (STAMP, "2026-01-01T13:00:00Z")
+
+
+def test_a_deleted_pod_is_named_though_all_pods_are_gone_when_the_attempt_is_judged() -> None:
+    """It was noticed while the attempt still ran; a pod that is ended because another one failed is not."""
+    going = make_pod(1, due_at=STAMP, node="node-a")
+    seen = folded(Observed((PREPARED, make_stage(pods=(make_pod(0), going), expected_pods=2))))
+    judged = folded(Observed((PREPARED, make_stage(ended="Failed", expected_pods=2))), seen)
+    assert judged.failure is not None
+    assert (judged.failure.failure_class, judged.failure.pod, judged.failure.node) == ("PodDeleted", "pod-1", "node-a")
+    assert (judged.attempts[-1].outcome, judged.attempts[-1].reason) == (Outcome.DISRUPTION, "PodDeleted")
+    assert failure.notice(make_stage(pods=(going,), failing=True)) is None
+    assert failure.notice(make_stage(pods=(going,), deleting=True)) is None
+
+
+def test_what_was_noticed_of_another_attempt_is_not_this_ones_cause() -> None:
+    going = make_pod(1, due_at=STAMP)
+    seen = folded(Observed((PREPARED, make_stage(pods=(going,)))))
+    children = (PREPARED, make_stage(ended="Failed"), make_stage(attempt=2, ended="Failed"))
+    judged = folded(Observed(children), seen)
+    assert [attempt.reason for attempt in judged.attempts] == ["", "PodDeleted", "Lost"]
