@@ -45,7 +45,7 @@ class Failure:
 def notice(stage: ObservedStage) -> FailureStatus | None:
     """A pod of a running stage that somebody has deleted or evicted; None where there is none.
 
-    It is gone once it has ended, and so may be the others that were stopped with it: then nobody could name it any more.
+    It is gone once it has ended, and so may be the others, stopped with it: then nobody could name it any more.
     """
     if stage.failing or stage.deleting:
         return None  # what is being deleted now is a consequence
