@@ -1,10 +1,18 @@
 """The one type that crosses from pure rooms to clusters: a Kubernetes object as a plain mapping."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 Manifest = dict[str, Any]
+
+
+def true_conditions(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Conditions of an object that hold: type -> when each was set."""
+    conditions = (manifest.get("status") or {}).get("conditions") or []
+    held = (entry for entry in conditions if entry.get("status") == "True")
+    return {entry.get("type", ""): entry.get("lastTransitionTime", "") for entry in held}
 
 
 def rfc3339(moment: datetime) -> str:

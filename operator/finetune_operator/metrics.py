@@ -1,16 +1,17 @@
 """Prometheus metrics. Names of controller-runtime where it has one, so that dashboards for controllers fit; never the
 name of a job as a label: a cluster's life has more of them than a time series database likes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from finetune_api.constants import GROUP, Stage
-from finetune_api.lost_work import lost_work
+from finetune_api.constants import GROUP
 from finetune_api.v1alpha1 import Status
+
+from .policy import turns
 
 _CONTROLLER = "finetunejob"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -79,11 +80,13 @@ class Metrics:
 
     def show_jobs(self, phases: Callable[[], Mapping[str, int]]) -> None:
         """What the watch shows."""
-        self.registry.register(_Jobs(phases))
+        text = f"Objects of {GROUP} that the watch shows."
+        self.registry.register(_Shown("finetune_jobs", text, "phase", phases))
 
     def show_watches(self, ages: Callable[[], Mapping[str, float]]) -> None:
         """When the watches have shown something last."""
-        self.registry.register(_Watches(ages))
+        text = "How long ago a watch has shown something."
+        self.registry.register(_Shown("finetune_watch_last_event_age_seconds", text, "kind", ages))
 
     def added(self) -> None:
         """A key was added to the queue."""
@@ -110,44 +113,26 @@ class Metrics:
 
     def turned(self, before: Status, after: Status) -> None:
         """A pass has moved a job."""
-        ended = {attempt.job_name for attempt in before.attempts if attempt.outcome}
-        for attempt in after.attempts:
-            if attempt.outcome and attempt.job_name not in ended:
-                self._attempts.labels(attempt.stage, attempt.outcome, attempt.reason).inc()
-        stepped = {attempt.job_name for attempt in before.attempts if attempt.first_step_time}
-        trainings = [attempt for attempt in after.attempts if attempt.stage is Stage.TRAIN]
-        costs = {cost.attempt: cost.restart_seconds for cost in lost_work(trainings, step_seconds=0.0)}
-        for attempt in trainings:
-            if attempt.first_step_time is None or attempt.job_name in stepped:
-                continue
-            if attempt.number == 1 and after.start_time:
-                self._first_steps.observe(_seconds_between(after.start_time, attempt.first_step_time))
-            elif attempt.number - 1 in costs:
-                self._restarts.observe(costs[attempt.number - 1])
+        for attempt in turns.ended(before, after):
+            self._attempts.labels(attempt.stage, attempt.outcome, attempt.reason).inc()
+        for step in turns.first_steps(before, after):
+            if step.attempt.number == 1 and after.start_time:
+                self._first_steps.observe(_seconds_between(after.start_time, step.time))
+            elif step.cost is not None:
+                self._restarts.observe(step.cost.restart_seconds)
 
 
-class _Jobs(Collector):
-    def __init__(self, phases: Callable[[], Mapping[str, int]]) -> None:
-        self._phases = phases
+class _Shown(Collector):
+    """A gauge with a value for each of some words, asked when somebody looks."""
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        yield _family("finetune_jobs", f"Objects of {GROUP} that the watch shows.", "phase", self._phases())
-
-
-class _Watches(Collector):
-    def __init__(self, ages: Callable[[], Mapping[str, float]]) -> None:
-        self._ages = ages
+    def __init__(self, name: str, text: str, label: str, values: Callable[[], Mapping[str, float]]) -> None:
+        self._name, self._text, self._label, self._values = name, text, label, values
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        text = "How long ago a watch has shown something."
-        yield _family("finetune_watch_last_event_age_seconds", text, "kind", self._ages())
-
-
-def _family(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for key, value in sorted(values.items()):
-        family.add_metric([key], value)
-    return family
+        family = GaugeMetricFamily(self._name, self._text, labels=[self._label])
+        for key, value in sorted(self._values().items()):
+            family.add_metric([key], value)
+        yield family
 
 
 def _seconds_between(start: str, end: str) -> float:

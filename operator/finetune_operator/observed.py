@@ -11,7 +11,7 @@ from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage
 
-from .manifests import Manifest
+from .manifests import Manifest, true_conditions
 
 _STAGES = list(Stage)
 _LOST_AFTER = timedelta(seconds=30)
@@ -157,18 +157,9 @@ def has_ended(job: Manifest) -> bool:
     return bool(_terminal(job))
 
 
-def _holds(job: Manifest, kind: str) -> bool:
-    conditions = job.get("status", {}).get("conditions", [])
-    return any(entry["type"] == kind and entry["status"] == "True" for entry in conditions)
-
-
 def _terminal(job: Manifest) -> dict[str, str]:
     """Terminal condition -> when it was set."""
-    return {
-        condition["type"]: condition.get("lastTransitionTime", "")
-        for condition in job.get("status", {}).get("conditions", [])
-        if condition["status"] == "True" and condition["type"] in {"Complete", "Failed"}
-    }
+    return {kind: since for kind, since in true_conditions(job).items() if kind in {"Complete", "Failed"}}
 
 
 def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> ObservedStage:
@@ -187,7 +178,7 @@ def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> Obse
         failed="Failed" in terminal,
         deleting="deletionTimestamp" in metadata,
         pods=tuple(sorted(pods, key=lambda pod: pod.index)),
-        failing=_holds(job, "FailureTarget"),
+        failing="FailureTarget" in true_conditions(job),
         expected_pods=spec.get("parallelism", 1),
         grace_seconds=spec.get("template", {}).get("spec", {}).get("terminationGracePeriodSeconds", 30),
         spec_hash=metadata.get("annotations", {}).get(constants.ANNOTATION_ATTEMPT_SPEC, ""),
@@ -211,7 +202,7 @@ def _pod(manifest: Manifest) -> ObservedPod:
         finished_at=terminated.get("finishedAt", ""),
         message=TerminationMessage.decode(text) if text else None,
         raw_message=text,
-        disrupted=any(entry["type"] == "DisruptionTarget" and entry["status"] == "True" for entry in conditions),
+        disrupted="DisruptionTarget" in true_conditions(manifest),
         out_of_memory=terminated.get("reason") == "OOMKilled",
         node=manifest.get("spec", {}).get("nodeName", ""),
         waiting=_waiting(state, conditions),

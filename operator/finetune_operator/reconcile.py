@@ -1,7 +1,6 @@
 """The only story: observe, decide, apply, announce, write status. It has no rules of its own; a second pass on the same
 world writes nothing."""
 
-import math
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,7 +15,7 @@ from finetune_api.validation import InvalidJobError, dropped_fields, parse_job
 from .clusters import Cluster
 from .errors import ApiError, ClusterConflictError
 from .manifests import JobKey, Manifest, rfc3339
-from .observed import Observed
+from .observed import Observed, ObservedStage
 from .policy import grace, history, pending, runs, stages, waiting
 from .policy import status as status_policy
 from .policy.events import announcements
@@ -26,7 +25,6 @@ from .settings import OperatorSettings
 
 _OBSTRUCTED_SECONDS = 30.0
 """How often a refused call is tried again: a quota or a permission changes by a person's hand."""
-
 
 _ENDING_SECONDS = 1.0
 """How often a stage is looked at whose pods are ending: rank 0's supervisor waits to be asked for its last progress,
@@ -137,18 +135,15 @@ async def _remarks(
         return status_policy.Remarks(unknown_fields=dropped)
     stage = world.observed.active[-1]
     return status_policy.Remarks(
-        waiting=await _why_idle(world, decision),
+        waiting=await _why_idle(world, stage),
         unknown_fields=dropped,
         pending=pending.pending_change(world.job.spec, stage),
         grace=grace.verdict(status, stage, world.settings.termination_grace) if stage.stage is Stage.TRAIN else None,
     )
 
 
-async def _why_idle(world: _World, decision: stages.Decision) -> str:
+async def _why_idle(world: _World, stage: ObservedStage) -> str:
     """Why the pods of the running stage do not run; empty where they do, or may soon."""
-    if not isinstance(decision, stages.Watch):
-        return ""
-    stage = world.observed.active[-1]
     idle = waiting.idle_pods(stage, world.now)
     if idle is None:
         return ""
@@ -214,8 +209,9 @@ async def _tell(cluster: Cluster, manifest: Manifest, before: Status, after: Sta
 def _requeue_after(world: _World, status: Status, decision: stages.Decision) -> float | None:
     match decision:
         case stages.Start() | stages.Watch() | stages.Linger() | stages.Stop():
-            is_ending = any(child.ending for child in world.observed.active) or isinstance(decision, stages.Linger)
-            wait = min(world.settings.progress_seconds, _ENDING_SECONDS if is_ending else math.inf)
+            wait = world.settings.progress_seconds
+            if isinstance(decision, stages.Linger) or any(child.ending for child in world.observed.active):
+                wait = min(wait, _ENDING_SECONDS)
         case stages.Backoff(seconds) | stages.Keep(seconds):
             wait = seconds
         case stages.Finish() if world.job.spec.ttl_seconds_after_finished is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.constants import TERMINAL_CONDITIONS, Phase
 
-from .manifests import JobKey, Manifest
+from .manifests import JobKey, Manifest, true_conditions
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,12 @@ _NEWS = frozenset({"Complete", "FailureTarget", "Failed"})
 
 def has_news(event: str | None, job: Mapping[str, Any]) -> bool:
     """Whether an event about a child has news: it fails, is over, goes or is gone. How far it is, is asked by time."""
-    conditions = (job.get("status") or {}).get("conditions") or []
-    told = any(entry["type"] in _NEWS and entry["status"] == "True" for entry in conditions)
-    return told or event == "DELETED" or "deletionTimestamp" in job["metadata"]
+    return not _NEWS.isdisjoint(true_conditions(job)) or event == "DELETED" or "deletionTimestamp" in job["metadata"]
 
 
 def rests(body: Manifest) -> bool:
     """The run is over, its status speaks of this very spec, and no time to live runs."""
     status = body.get("status") or {}
-    over = any(
-        entry.get("type") in TERMINAL_CONDITIONS and entry.get("status") == "True"
-        for entry in status.get("conditions") or []
-    )
+    over = not TERMINAL_CONDITIONS.isdisjoint(true_conditions(body))
     told = status.get("observedGeneration") == body["metadata"].get("generation")
     return over and told and body.get("spec", {}).get("ttlSecondsAfterFinished") is None

@@ -20,7 +20,6 @@ LOG = logging.getLogger(__name__)
 _STALE_SECONDS = 0.2
 """A write that met a newer object: the watch brings that one within this time."""
 
-
 _TIMED_PASSES_PER_SECOND = 20.0
 """Running jobs are looked at by time, all of them together this often at most: a pass costs the API server three reads
 and a write. Up to a hundred that run, each one's progress is as fresh as the settings say."""

@@ -14,9 +14,8 @@ import pytest
 
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
-from finetune_operator.clusters.api_server import ApiServer
 from finetune_trainer.store import ObjectStore
-from loop_thread import LoopThread
+from loop_thread import LoopThread, kubelet_beside
 from objects import Objects
 from operator_process import install
 from simulated_kubelet import SimulatedKubelet
@@ -152,15 +151,8 @@ def background() -> Iterator[LoopThread]:
 @pytest.fixture
 def kubelet(background: LoopThread, admin: Path, namespace: str) -> Iterator[SimulatedKubelet]:
     """A simulated one for the test's namespace."""
-    server = background.run(ApiServer.connect(admin))
-    simulated = SimulatedKubelet(server, namespace)
-    running = background.start(simulated.run())
-    yield simulated
-    simulated.stopping = True
-    try:
-        running.result(60)
-    finally:
-        background.run(server.close())
+    with kubelet_beside(background, admin, namespace) as simulated:
+        yield simulated
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ One operator serves a namespace for each bad input, behind a proxy that counts w
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,15 @@ import pytest
 
 from factories import make_job
 from fault_proxy import FaultProxy
-from finetune_operator.clusters.api_server import ApiServer
 from life_cycle_world import train_ends
-from loop_thread import LoopThread
+from loop_thread import LoopThread, kubelet_beside
 from objects import Objects
 from operator_process import CRD, OperatorProcess
 from process_support import until
-from simulated_kubelet import FOREVER, SimulatedKubelet
+from simulated_kubelet import FOREVER
 from testcluster.access import Kubectl
 from testcluster.control_plane import ControlPlane
+from training_site import fresh_namespace
 
 Manifest = dict[str, Any]
 NAME = "bad"
@@ -179,22 +178,13 @@ class Site:
     @contextmanager
     def namespace(self, stuck: str = "") -> Iterator[tuple[Objects, Kubectl]]:
         """With a kubelet."""
-        name = f"test-{uuid.uuid4().hex[:8]}"
-        kubectl = self.control.kubectl.within(name)
-        kubectl("create", "namespace", name)
-        kubectl.until("serviceaccount/default", lambda _: True, within=60)
-        objects = Objects(self.loop, self.admin, name)
-        server = self.loop.run(ApiServer.connect(self.admin))
-        kubelet = SimulatedKubelet(server, name, {NAME: train_ends(FOREVER)}, stuck=stuck)
-        running = self.loop.start(kubelet.run())
-        try:
-            yield objects, kubectl
-        finally:
-            kubelet.stopping = True
-            running.result(60)
-            objects.close()
-            self.loop.run(server.close())
-            kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+        with (
+            fresh_namespace(self.control, within=60) as name,
+            kubelet_beside(self.loop, self.admin, name) as kubelet,
+            closing(Objects(self.loop, self.admin, name)) as objects,
+        ):
+            kubelet.scripts[NAME], kubelet.stuck = train_ends(FOREVER), stuck
+            yield objects, self.control.kubectl.within(name)
 
 
 @pytest.fixture(scope="module")

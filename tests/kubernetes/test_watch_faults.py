@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_job
-from fault_proxy import FaultProxy
+from fault_proxy import Fault, FaultProxy
 from faults import CutInTheMiddle, Doubled, Expired, Garbled, Refusal, Silence, Slow, StaleList, Swapped
 from life_cycle_world import train_ends
 from objects import Objects
@@ -37,23 +37,21 @@ Meanwhile = Callable[[], None]
 Trouble = Callable[[FaultProxy, Meanwhile], None]
 
 
+CALLS = ("watch", "list", "get", "write")
+
+
+def during(fault: Callable[[], Fault], *kinds: str) -> Trouble:
+    """The fault is there while things happen, and gone afterwards."""
+
+    def trouble(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
+        with proxy.fault(fault(), *kinds):
+            meanwhile()
+
+    return trouble
+
+
 def none(_proxy: FaultProxy, meanwhile: Meanwhile) -> None:
     meanwhile()
-
-
-def watches_are_cut(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
-    with proxy.fault(CutInTheMiddle(), "watch"):
-        meanwhile()
-
-
-def watches_go_silent(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
-    with proxy.fault(Silence(), "watch"):
-        meanwhile()
-
-
-def watches_bring_bookmarks_only(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
-    with proxy.fault(Silence(bookmarks=True), "watch"):
-        meanwhile()
 
 
 def versions_expire_in_the_stream(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
@@ -94,61 +92,28 @@ def lists_are_old(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
         until(lambda: proxy.count("list", "finetunejobs", since=since) > 1, within=60, what="the old list is read")
 
 
-def calls_are_throttled(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
-    with proxy.fault(Refusal(429, "TooManyRequests", retry_after=1), "watch", "list", "get", "write"):
-        meanwhile()
-
-
-def calls_fail(status: int) -> Trouble:
-    def trouble(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
-        with proxy.fault(Refusal(status), "watch", "list", "get", "write"):
-            meanwhile()
-
-    return trouble
-
-
 def nobody_listens(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
     with proxy.unreachable():
         meanwhile()
 
 
-def answers_are_slow(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
-    with proxy.fault(Slow(1.0), "watch", "list", "get", "write"):
-        meanwhile()
-
-
-def somebody_else_answers(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
-    with proxy.fault(Garbled(), "list", "get", "write"):
-        meanwhile()
-
-
-def events_come_twice(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
-    with proxy.fault(Doubled(), "watch"):
-        meanwhile()
-
-
-def events_change_places(proxy: FaultProxy, meanwhile: Meanwhile) -> None:
-    with proxy.fault(Swapped(), "watch"):
-        meanwhile()
-
-
 TROUBLES: dict[str, Trouble] = {
     "none": none,
-    "cut in the middle": watches_are_cut,
-    "silent": watches_go_silent,
-    "bookmarks only": watches_bring_bookmarks_only,
+    "cut in the middle": during(CutInTheMiddle, "watch"),
+    "silent": during(Silence, "watch"),
+    "bookmarks only": during(lambda: Silence(bookmarks=True), "watch"),
     "410 in the stream": versions_expire_in_the_stream,
     "410 as status": versions_expire_by_status,
     "500 in the stream": watches_end_with_an_error,
     "old lists": lists_are_old,
-    "429": calls_are_throttled,
-    "500": calls_fail(500),
-    "503": calls_fail(503),
+    "429": during(lambda: Refusal(429, "TooManyRequests", retry_after=1), *CALLS),
+    "500": during(lambda: Refusal(500), *CALLS),
+    "503": during(lambda: Refusal(503), *CALLS),
     "refused": nobody_listens,
-    "slow": answers_are_slow,
-    "garbled": somebody_else_answers,
-    "twice": events_come_twice,
-    "swapped": events_change_places,
+    "slow": during(lambda: Slow(1.0), *CALLS),
+    "garbled": during(Garbled, "list", "get", "write"),
+    "twice": during(Doubled, "watch"),
+    "swapped": during(Swapped, "watch"),
 }
 
 

@@ -2,10 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+
+from finetune_operator.clusters.api_server import ApiServer
+from simulated_kubelet import SimulatedKubelet
 
 Result = TypeVar("Result")
 
@@ -40,3 +45,19 @@ class LoopThread:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+
+
+@contextmanager
+def kubelet_beside(loop: LoopThread, admin: Path, namespace: str) -> Iterator[SimulatedKubelet]:
+    """A simulated kubelet of the namespace; what has ended it too soon is raised at the end."""
+    server = loop.run(ApiServer.connect(admin))
+    kubelet = SimulatedKubelet(server, namespace)
+    running = loop.start(kubelet.run())
+    try:
+        yield kubelet
+    finally:
+        kubelet.stopping = True
+        try:
+            running.result(60)
+        finally:
+            loop.run(server.close())

@@ -37,16 +37,16 @@ Pod = dict[str, Any]
 
 
 @contextmanager
-def fresh_namespace(control: ControlPlane | ExistingCluster) -> Iterator[str]:
-    """A namespace in which pods may be made."""
+def fresh_namespace(control: ControlPlane | ExistingCluster, *, within: float = 30) -> Iterator[str]:
+    """A namespace in which pods may be made. A test may delete it itself."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     control.kubectl("create", "namespace", name)
     # Made by a controller, and no pod is admitted before.
-    control.kubectl.within(name).until("serviceaccount/default", lambda _: True, within=30)
+    control.kubectl.within(name).until("serviceaccount/default", lambda _: True, within=within)
     try:
         yield name
     finally:
-        control.kubectl("delete", "namespace", name, "--wait=false")
+        control.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 @dataclass

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from finetune_api.constants import ConditionType, Phase, Reason, Stage
-from finetune_api.lost_work import lost_work
+from finetune_api.constants import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
+
+from . import turns
 
 _FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION})
 _WARNINGS = frozenset(
@@ -40,14 +41,13 @@ class Announcement:
 
 def announcements(before: Status, after: Status) -> tuple[Announcement, ...]:
     """The turns between two states of a job."""
-    turns = (_ended_attempts, _new_run, _turn, _resumed, _remarks)
-    return tuple(told for turn in turns for told in turn(before, after))
+    kinds = (_ended_attempts, _new_run, _turn, _resumed, _remarks)
+    return tuple(told for kind in kinds for told in kind(before, after))
 
 
 def _ended_attempts(before: Status, after: Status) -> Iterator[Announcement]:
-    known = {attempt.job_name for attempt in before.attempts if attempt.outcome is not None}
-    for attempt in after.attempts:
-        if attempt.outcome in _FAILURES and attempt.job_name not in known:
+    for attempt in turns.ended(before, after):
+        if attempt.outcome in _FAILURES:
             told = f"{attempt.stage} attempt {attempt.number} failed: {attempt.reason}"
             yield Announcement("AttemptFailed", _with_cause(told, attempt, after), True, f"{attempt.job_name}.failed")
 
@@ -64,17 +64,12 @@ def _with_cause(told: str, attempt: AttemptStatus, after: Status) -> str:
 
 def _resumed(before: Status, after: Status) -> Iterator[Announcement]:
     """What the end of the attempt before has cost, once it is known: when the next one has done a step."""
-    stepped = {attempt.job_name for attempt in before.attempts if attempt.first_step_time}
-    trainings = [attempt for attempt in after.attempts if attempt.stage is Stage.TRAIN]
-    for index, attempt in enumerate(trainings[1:], start=1):
-        if attempt.first_step_time and attempt.job_name not in stepped:
-            cost = lost_work(trainings[: index + 1], step_seconds=0.0)
-            start = (
-                "from the base model" if attempt.resumed_from_step is None else f"at step {attempt.resumed_from_step}"
-            )
-            told = f"train attempt {attempt.number} goes on {start}"
-            if cost:
-                told += f", {cost[-1].restart_seconds:.0f} s after the last one; steps done again: {cost[-1].steps}"
+    for step in turns.first_steps(before, after):
+        attempt, at = step.attempt, step.attempt.resumed_from_step
+        if step.is_restart:
+            told = f"train attempt {attempt.number} goes on {'from the base model' if at is None else f'at step {at}'}"
+            if step.cost is not None:
+                told += f", {step.cost.restart_seconds:.0f} s after the last one; steps done again: {step.cost.steps}"
             yield Announcement(str(Reason.RESUMED), told, False, f"{attempt.job_name}.resumed")
 
 
