@@ -110,6 +110,6 @@ def test_nothing_is_written_while_nothing_changes(kubectl: Kubectl) -> None:
     kubectl.apply(make_job("kept", namespace=kubectl.namespace, suspend=True))
     kubectl.until("ftj/kept", lambda job: condition(job, "Suspended") == "True", within=30)
     suspended = kubectl.json("get", "ftj/kept")["metadata"]["resourceVersion"]
-    time.sleep(20)
+    time.sleep(60)
     assert kubectl.json("get", "ftj/still")["metadata"]["resourceVersion"] == before
     assert kubectl.json("get", "ftj/kept")["metadata"]["resourceVersion"] == suspended

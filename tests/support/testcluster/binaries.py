@@ -117,11 +117,14 @@ def build(module: Module, target: Path, say: Say) -> None:
 
 
 def compile_program(module: Module, package: str, target: Path) -> None:
-    command = ["go", "build", "-trimpath", "-ldflags", module.ldflags, "-o", str(target), package]
+    # What a debugger would want is left out again by the linker; not making it is a sixth of the compiler's time.
+    command = ["go", "build", "-trimpath", "-gcflags=all=-dwarf=false", "-ldflags", module.ldflags]
+    command += ["-o", str(target), package]
     if nice := shutil.which("nice"):
         command = [nice, "-n", "19", *command]
-    # Static: pause runs in an image that has no libraries.
+    # Static: pause runs in an image that has no libraries. The compiler need not collect garbage below a few gigabytes.
     environment = dict(os.environ) | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -mod=readonly"}
+    environment |= {"GOGC": "off", "GOMEMLIMIT": "3GiB"}
     done = subprocess.run(command, cwd=module.folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise MissingError(f"go build {package} in {module.folder} failed:\n{done.stderr[-2000:]}")
