@@ -20,7 +20,7 @@ class CommittedCheckpoint(Message):
     time: str
     """RFC 3339, UTC."""
     save_seconds: float
-    """How long training stood still for it."""
+    """How long it took to store it, without what was waited so that the training does not feel it."""
 
 
 class Progress(Message):
@@ -48,6 +48,8 @@ class Progress(Message):
     """When the attempt's first optimizer step was done."""
     resumed_from_step: int | None = None
     last_checkpoint: CommittedCheckpoint | None = None
+    checkpoint_every: int | None = None
+    """Optimizer steps from one save to the next, as measured for `maxLostWork`."""
     evaluation: dict[Metric, float] = {}
     """Last figures of the validation split."""
     phase_seconds: dict[str, float] = {}

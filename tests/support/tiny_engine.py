@@ -57,12 +57,19 @@ def make_store(settings: Any) -> ObjectStore:
 
 
 def make_plane(settings: Any, folder: str, rank: int, size: int, **options: Any) -> Any:
+    """A plane with an uploader of its own; with `store`, one whose uploads go through that very store."""
+    from finetune_trainer.checkpoint.places import RunStorage
     from finetune_trainer.checkpoint.plane import CheckpointPlane
+    from inline_carrier import InlineCarrier
 
     runtime = RuntimeEnv(rank, size, rank, size, scratch=Path("/tmp"), cache=Path("/tmp"))
-    store = options.pop("store", None) or make_store(settings)
+    store = options.pop("store", None)
     config = make_config(settings, folder, attempt=options.pop("attempt", 1))
-    return CheckpointPlane(store, config, runtime, blob_bytes=options.pop("blob_bytes", 64 << 10))
+    carrier = None
+    if store is not None:
+        carrier = InlineCarrier(RunStorage.of(store, config.run_uri, attempt=config.attempt))
+    blob_bytes = options.pop("blob_bytes", 64 << 10)
+    return CheckpointPlane(store or make_store(settings), config, runtime, blob_bytes=blob_bytes, carrier=carrier)
 
 
 def make_model(case: Case) -> Any:
@@ -161,17 +168,20 @@ def seed_ranks(rank: int) -> None:
 
 
 def uninterrupted(rank: int, size: int, cases: list[Case], settings: Any, folder: str) -> dict[str, Any]:
-    """Train to the end, saving once on the way."""
-    results, store = {}, make_store(settings)
+    """Train to the end, saving once on the way, beside the steps that follow."""
+    results = {}
     for case in cases:
         engine, scheduler = make_engine(case, size, disturb=False)
-        plane = make_plane(settings, f"{folder}/{case.name}", rank, size, store=store)
+        plane = make_plane(settings, f"{folder}/{case.name}", rank, size)
         plane.claim()
         seed_ranks(rank)
         losses = train(case, engine, scheduler, rank, size, range(SAVE_AT))
-        plane.save(step=SAVE_AT, engine=engine, small_state={"scheduler": scheduler.state_dict()})
+        small_state = {"scheduler": scheduler.state_dict()}
+        plane.save(step=SAVE_AT, engine=engine, small_state=small_state, spread_seconds=0.5)
         losses += train(case, engine, scheduler, rank, size, range(SAVE_AT, STEPS))
+        plane.saver.settle()
         results[case.name] = losses
+        plane.close()
         engine.destroy()
     return results
 
@@ -180,10 +190,10 @@ def resumed(
     rank: int, size: int, pairs: list[tuple[Case, Case]], settings: Any, folder: str, first_attempt: int = 2
 ) -> dict[str, Any]:
     """In fresh processes and with other initial values: restore, and train the rest."""
-    results, store = {}, make_store(settings)
+    results = {}
     for attempt, (source, case) in enumerate(pairs, start=first_attempt):
         engine, scheduler = make_engine(case, size, disturb=True)
-        plane = make_plane(settings, f"{folder}/{source.name}", rank, size, attempt=attempt, store=store)
+        plane = make_plane(settings, f"{folder}/{source.name}", rank, size, attempt=attempt)
         plane.claim()
         restored = plane.restore(engine)
         scheduler.load_state_dict(restored.small_state["scheduler"])  # leaves the optimizer's lr as the plane set it
@@ -192,5 +202,6 @@ def resumed(
         counters = {"global_steps": engine.global_steps, "micro_steps": engine.micro_steps}
         seen = [value for name, value in engine.module.named_buffers() if name.endswith("steps_seen")]
         results[f"{source.name}->{case.name}"] = {"losses": losses, "seen": seen[0].tolist(), **counters}
+        plane.close()
         engine.destroy()
     return results

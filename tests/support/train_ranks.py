@@ -11,7 +11,7 @@ from typing import Any
 
 
 class EndsAt:
-    """A StopFlag that asks for the stop, or kills its own process with SIGKILL, once a step is done and saved."""
+    """A StopFlag that asks for the stop once a step is done, or kills its process with SIGKILL once one is saved."""
 
     def __init__(self, report: Any, *, end: str, step: int, ranks: tuple[int, ...]) -> None:
         self._report, self._end, self._step = report, end, step
@@ -20,10 +20,12 @@ class EndsAt:
     @property
     def requested(self) -> bool:
         """Read by the training loop at the end of every step, before that step is reported."""
-        reached = self._mine and self._report.progress.step >= self._step
-        if reached and self._end == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return reached and self._end == "stop"
+        progress = self._report.progress
+        if self._end == "kill":
+            saved = progress.last_checkpoint
+            if self._mine and saved is not None and saved.step >= self._step:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self._mine and self._end == "stop" and bool(progress.step >= self._step)
 
 
 def train_rank(config: Path) -> int:

@@ -134,7 +134,7 @@ def metrics_text(progress: Progress) -> str:
         moment = datetime.fromisoformat(saved.time).timestamp()
         gauge("last_checkpoint_step", "Step of the last committed checkpoint.", [("", saved.step)])
         gauge("last_checkpoint_timestamp_seconds", "When it was committed.", [("", moment)])
-        gauge("last_checkpoint_save_seconds", "How long training stood still for it.", [("", saved.save_seconds)])
+        gauge("last_checkpoint_save_seconds", "How long it took to store it.", [("", saved.save_seconds)])
     phases = [(f',phase="{name}"', seconds) for name, seconds in sorted(progress.phase_seconds.items())]
     gauge("phase_seconds", "Seconds spent in each phase of the attempt.", phases)
     figures = [(f',metric="{name}"', value) for name, value in sorted(progress.evaluation.items())]

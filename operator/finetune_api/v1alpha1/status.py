@@ -51,6 +51,8 @@ class ProgressStatus(StatusModel):
     """Recent mean time of an optimizer step."""
     eta_seconds: int | None = None
     """Time to the last step, from the recent step time."""
+    checkpoint_every_steps: int | None = None
+    """Optimizer steps from one save to the next, derived from `checkpoint.maxLostWork`."""
 
 
 class CheckpointStatus(StatusModel):

@@ -2,8 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,11 +197,11 @@ class DyingStore(ObjectStore):
     puts_left = 10**9
     at_manifest = False
 
-    def put(self, uri: str, data: bytes | memoryview, *, content_type: str | None = None) -> None:
+    def put(self, uri: str, data: bytes | memoryview, **options: Any) -> None:
         self.puts_left -= 1
         if self.puts_left == 0:
             os.kill(self.server, signal.SIGKILL)
-        super().put(uri, data, content_type=content_type)
+        super().put(uri, data, **options)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         if self.at_manifest and "/manifests/" in uri:
@@ -232,14 +230,6 @@ def save_while_it_dies(rank: int, size: int, settings: Any, folder: str, server:
 def restored_step(rank: int, size: int, settings: Any, folder: str) -> int:
     engine, _ = make_engine(Case(2), size, disturb=True)
     return int(make_plane(settings, folder, rank, size, attempt=2).restore(engine).small_state["step"])
-
-
-@pytest.fixture
-def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalStore]:
-    with MortalStore(tmp_path) as server:
-        for name, value in server.access.env().items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 @pytest.mark.parametrize("moment", ["blobs", "manifest"])

@@ -75,7 +75,7 @@ def test_early_stopping_counts_on_over_a_restart_and_exports_the_best_state(lab:
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(lab: Lab) -> None:
     saves = {"checkpoint": {"everySteps": 2}}
     config = lab.config("damaged", kind="bert", **saves)
-    assert lab.run(config, TEST_END="kill", TEST_END_STEP="5").exit_codes == [-9, -9]
+    assert lab.run(config, TEST_END="kill", TEST_END_STEP="4").exit_codes == [-9, -9]
     assert lab.manifests(config) == ["00000002-a0001", "00000004-a0001"]
     manifest = lab.store.get_json(f"{config.run_uri}/checkpoints/manifests/00000004-a0001.json")
     part = lab.store.get_json(f"{config.run_uri}/checkpoints/blobs/{manifest['parts'][1]['digest']}")
@@ -112,7 +112,7 @@ def test_logged_losses_are_sums_that_survive_a_restart(lab: Lab) -> None:
     long = {"training": {"maxSteps": 2001, "epochs": None}, "checkpoint": {"everySteps": 15}}
     through, config = (lab.config(name, kind="bert-dropout", **long) for name in ("sums-through", "sums"))
     assert lab.run(through, TEST_END="stop", TEST_END_STEP="31").exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
-    assert lab.run(config, TEST_END="kill", TEST_END_STEP="17").exit_codes == [-9, -9]
+    assert lab.run(config, TEST_END="kill", TEST_END_STEP="15").exit_codes == [-9, -9]
     again = lab.config("sums", kind="bert-dropout", attempt=2, **long)
     assert lab.run(again, TEST_END="stop", TEST_END_STEP="31").exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
     losses = [entry for entry in lab.training_log(config) if "loss" in entry]

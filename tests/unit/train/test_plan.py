@@ -61,26 +61,9 @@ def test_saves_by_steps_come_at_the_interval_and_at_the_end() -> None:
     assert [step for step in range(1, 22) if plan.saves_at(step)] == [8, 16, 21]
 
 
-CLOCK = [
-    pytest.param(500, 10.0, 2.0, 50, False, id="early"),
-    pytest.param(588, 10.0, 2.0, 50, True, id="the next step and the save would pass the limit"),
-    pytest.param(587, 10.0, 2.0, 50, False, id="just before"),
-    pytest.param(700, 10.0, 2.0, 95, False, id="the final save comes in 50 s"),
-    pytest.param(700, 10.0, 2.0, 93, True, id="the final save comes in 70 s"),
-    pytest.param(0, 0.0, 0.0, 1, False, id="before the first step has a time"),
-]
-
-
-@pytest.mark.parametrize(("since", "step_seconds", "save_seconds", "step", "due"), CLOCK)
-def test_saves_by_the_clock(since: float, step_seconds: float, save_seconds: float, step: int, due: bool) -> None:
-    plan = make_plan(total_steps=100, save_every=0, max_lost_seconds=600.0)
-    asked = plan.save_is_due(step, since_save=since, step_seconds=step_seconds, save_seconds=save_seconds)
-    assert asked is due
-
-
-def test_the_clock_is_silent_where_steps_decide() -> None:
-    plan = make_plan(total_steps=100, save_every=10, max_lost_seconds=600.0)
-    assert not plan.save_is_due(5, since_save=10_000.0, step_seconds=1.0, save_seconds=1.0)
+@pytest.mark.parametrize(("step", "soon"), [(93, False), (94, True), (95, True)])
+def test_a_save_by_the_clock_is_left_out_in_the_last_tenth_of_what_may_be_lost(step: int, soon: bool) -> None:
+    assert make_plan(max_lost_seconds=600.0).ends_soon(step, step_seconds=10.0) is soon
 
 
 def test_lost_work_is_ten_minutes_unless_told() -> None:

@@ -26,13 +26,13 @@ class Blobs:
         self.suspect: set[str] = set()
         """Digests whose stored bytes were found to be others; they are uploaded again when they come up."""
 
-    def put(self, data: bytes | memoryview) -> str:
-        """Store the bytes, and return their digest."""
+    def put(self, data: bytes | memoryview, *, pace: Callable[[int], None] | None = None) -> str:
+        """Store the bytes, and return their digest. `pace` is called before each few of them are sent, and may wait."""
         digest = hashlib.sha256(data).hexdigest()
         uri = join(self._uri, digest)
         present = None if digest in self.suspect else self._store.head(uri)
         if present is None or present.size != len(data):
-            self._store.put(uri, data)
+            self._store.put(uri, data, pace=pace)
             self.suspect.discard(digest)
         return digest
 

@@ -27,8 +27,10 @@ class Catalogue:
         return join(self._uri, f"{name}.json")
 
     def add(self, manifest: Manifest) -> bool:
-        """Commit a checkpoint; False if there is one of that name already."""
-        return self._store.put_if_absent(self.uri_of(manifest.name), manifest.model_dump_json(indent=1).encode())
+        """Commit a checkpoint; False if there is another one of that name already."""
+        uri, content = self.uri_of(manifest.name), manifest.model_dump_json(indent=1).encode()
+        # The same one: written by an uploader that has died before it could tell.
+        return self._store.put_if_absent(uri, content) or self._store.get(uri) == content
 
     def newest_complete(self, exclude: Collection[str]) -> tuple[Manifest | None, list[str]]:
         """The first usable manifest, and why those before it are not."""

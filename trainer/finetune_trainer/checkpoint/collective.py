@@ -5,32 +5,26 @@ Otherwise a rank that failed would leave while the others wait for it until the 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch.distributed as dist
 
-from .. import errors
 from ..errors import TrainerError
+from .failures import Failure
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Failure:
-    rank: int
-    kind: str
-    message: str
-    advice: str
-
-    def error(self) -> TrainerError:
-        kind = cast(type[TrainerError], getattr(errors, self.kind, TrainerError))
-        return kind(f"rank {self.rank}: {self.message}", advice=self.advice)
-
-
-@dataclass(frozen=True)
 class _Outcome(Generic[T]):
     value: T | None = None
-    failure: _Failure | None = None
+    rank: int = 0
+    failure: Failure | None = None
+
+    def raised(self) -> TrainerError:
+        """The failure as every other rank sees it."""
+        assert self.failure is not None
+        return self.failure.error(by=f"rank {self.rank}")
 
 
 def everywhere(action: Callable[[], T]) -> list[T]:
@@ -38,14 +32,14 @@ def everywhere(action: Callable[[], T]) -> list[T]:
     try:
         mine = _Outcome(action())
     except Exception as error:
-        first = _first_failure(_exchange(_Outcome[T](failure=_failure(error))))
+        first = _first_failed(_exchange(_failed(error)))
         assert first is not None
         if first.rank == _rank():
             raise
-        raise first.error() from error
+        raise first.raised() from error
     outcomes = _exchange(mine)
-    if (first := _first_failure(outcomes)) is not None:
-        raise first.error()
+    if (first := _first_failed(outcomes)) is not None:
+        raise first.raised()
     return [cast(T, outcome.value) for outcome in outcomes]
 
 
@@ -63,11 +57,11 @@ def on_main(action: Callable[[], T]) -> T:
         try:
             box = [_Outcome(action())]
         except Exception as error:
-            _broadcast([_Outcome[T](failure=_failure(error))])
+            _broadcast([_failed(error)])
             raise
     _broadcast(box)
     if box[0].failure is not None:
-        raise box[0].failure.error()
+        raise box[0].raised()
     return cast(T, box[0].value)
 
 
@@ -75,15 +69,12 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _failure(error: Exception) -> _Failure:
-    kind = type(error).__name__
-    if isinstance(error, TrainerError):
-        return _Failure(_rank(), kind, str(error), error.advice)
-    return _Failure(_rank(), TrainerError.__name__, f"{kind}: {error}", "")
+def _failed(error: Exception) -> _Outcome[Any]:
+    return _Outcome(rank=_rank(), failure=Failure.of(error))
 
 
-def _first_failure(outcomes: list[_Outcome[T]]) -> _Failure | None:
-    return next((outcome.failure for outcome in outcomes if outcome.failure is not None), None)
+def _first_failed(outcomes: list[_Outcome[T]]) -> _Outcome[T] | None:
+    return next((outcome for outcome in outcomes if outcome.failure is not None), None)
 
 
 def _exchange(mine: _Outcome[T]) -> list[_Outcome[T]]:

@@ -22,6 +22,7 @@ from ..errors import BadConfigError, ObjectMissingError, StorageProtocolError
 from . import transfer
 from .credentials import from_files
 from .faults import http_status, missing_bucket
+from .paced import PacedBody
 from .retry import DEFAULT_RETRY, RetryPolicy
 from .uri import S3Address, is_pattern, join, literal_prefix, matches, parse
 
@@ -54,15 +55,24 @@ class ObjectStore:
         self._known_buckets: set[str] = set()
 
     @classmethod
-    def connect(cls, settings: StorageSettings, *, retry: RetryPolicy = DEFAULT_RETRY) -> "ObjectStore":
-        """A client for `settings`. Credentials come from mounted files, else by boto3's chain. Nothing is sent yet."""
+    def connect(
+        cls, settings: StorageSettings, *, retry: RetryPolicy = DEFAULT_RETRY, sign_bodies: bool = True
+    ) -> "ObjectStore":
+        """A client for `settings`. Credentials come from mounted files, else by boto3's chain. Nothing is sent yet.
+
+        Without `sign_bodies` only the headers of requests are signed: for objects whose names are their digests, which
+        would be computed a second time.
+        """
         config = Config(
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
             max_pool_connections=_POOL,
             tcp_keepalive=True,
             retries={"mode": "standard", "total_max_attempts": retry.attempts_per_request},
-            s3={"addressing_style": "path" if settings.path_style else "virtual"},
+            s3={
+                "addressing_style": "path" if settings.path_style else "virtual",
+                "payload_signing_enabled": None if sign_bodies else False,
+            },
             # boto3's own checksums break S3-compatible servers (boto3#4392); ours are end to end.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -96,11 +106,21 @@ class ObjectStore:
         except ValueError as error:
             raise StorageProtocolError(f"{uri} does not hold JSON: {error}") from error
 
-    def put(self, uri: str, data: bytes | memoryview, *, content_type: str | None = None) -> None:
-        """Write the object whole, replacing what is there."""
+    def put(
+        self,
+        uri: str,
+        data: bytes | memoryview,
+        *,
+        content_type: str | None = None,
+        pace: Callable[[int], None] | None = None,
+    ) -> None:
+        """Write the object whole, replacing what is there.
+
+        `pace` is called with each number of bytes before these are sent, and may wait.
+        """
         address = parse(uri)
         extra = {} if content_type is None else {"ContentType": content_type}
-        body = bytes(data)
+        body = bytes(data) if pace is None else PacedBody(data, pace)
         self._run(
             address,
             lambda: self._client.put_object(Bucket=address.bucket, Key=address.key, Body=body, **extra),

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,8 @@ _SHOWN_LOSSES = 10
 class StepControl(TrainerCallback):
     """Sets the Trainer's flags for logging, evaluation, saving and stopping.
 
-    One all-reduce of four numbers per step carries what only some ranks know: a stop request, the clock of rank 0,
-    a loss that is not finite, and the tokens of the step.
+    One all-reduce of a few numbers per step carries what only some ranks know: a stop request, the clock of rank 0, a
+    loss that is not finite, the tokens of the step, and how far a save in flight is.
     """
 
     def __init__(self, trainer: "FineTuneTrainer") -> None:
@@ -38,7 +37,7 @@ class StepControl(TrainerCallback):
         trainer, report = self._trainer, self._trainer.parts.report
         trainer.restore_losses()
         trainer.meter.resume()
-        trainer.last_save = time.monotonic()
+        trainer.saves.start(trainer.state.global_step)
         report.update(total_steps=trainer.parts.plan.total_steps, activity="training", flush=True)
 
     def on_step_end(
@@ -46,11 +45,20 @@ class StepControl(TrainerCallback):
     ) -> TrainerControl:
         """Agree, then decide."""
         trainer, plan, step = self._trainer, self._trainer.parts.plan, state.global_step
-        stop, due, broken, tokens = sum_over_ranks(
-            [trainer.parts.stop.requested, self._clock_asks(step), self._broken(), trainer.take_tokens()]
+        saver = trainer.parts.plane.saver
+        stop, due, broken, tokens, stored, refused = sum_over_ranks(
+            [
+                trainer.parts.stop.requested,
+                self._clock_asks(step),
+                self._broken(),
+                trainer.take_tokens(),
+                saver.is_ready(),
+                saver.is_refused,
+            ]
         )
         if broken:
             raise trainer.diverged("loss or its gradient")
+        trainer.saves.move_on(all_stored=stored == args.world_size, refused=refused > 0)
         tokens -= trainer.blanks_of(step)
         trainer.run.tokens += int(tokens)
         trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens)
@@ -86,15 +94,7 @@ class StepControl(TrainerCallback):
 
     def _clock_asks(self, step: int) -> bool:
         trainer = self._trainer
-        if not trainer.is_world_process_zero():
-            return False
-        last = trainer.last_checkpoint
-        return trainer.parts.plan.save_is_due(
-            step,
-            since_save=time.monotonic() - trainer.last_save,
-            step_seconds=trainer.meter.step_seconds,
-            save_seconds=0.0 if last is None else last.save_seconds,
-        )
+        return trainer.is_world_process_zero() and trainer.saves.are_due(step, step_seconds=trainer.meter.step_seconds)
 
     def _broken(self) -> bool:
         """Whether this rank's loss or the gradient norm, where DeepSpeed has one, is not finite."""

@@ -13,7 +13,7 @@ DENSE_LOG_STEPS = 2000
 """Up to so many steps every one is logged, beyond it every tenth."""
 
 NEAR_END_SHARE = 0.1
-"""A periodic save is left out when the final one comes within this share of the interval."""
+"""A save by the clock is left out when the final one comes within this share of what may be lost."""
 
 SCHEDULER_TYPES: dict[Schedule, str] = {
     Schedule.LINEAR: "linear",
@@ -36,7 +36,7 @@ class TrainingPlan:
     evaluate_every: int
     """0: never, there is no validation split."""
     save_every: int
-    """0: by the clock, `max_lost_seconds`."""
+    """0: by the clock, `max_lost_seconds`, see cadence.py."""
     max_lost_seconds: float
 
     def evaluates_at(self, step: int) -> bool:
@@ -47,18 +47,9 @@ class TrainingPlan:
         """True where the step number alone decides."""
         return step >= self.total_steps or (self.save_every > 0 and step % self.save_every == 0)
 
-    def save_is_due(self, step: int, *, since_save: float, step_seconds: float, save_seconds: float) -> bool:
-        """Whether the clock asks for a save now; all times in seconds, `since_save` without a save since.
-
-        The next chance comes one step later and the save itself takes time, so both count as work that a crash
-        would lose. Close to the end the final save does instead.
-        """
-        if self.save_every > 0:
-            return False
-        remaining = (self.total_steps - step) * step_seconds
-        if remaining <= NEAR_END_SHARE * self.max_lost_seconds:
-            return False
-        return since_save + step_seconds + save_seconds >= self.max_lost_seconds
+    def ends_soon(self, step: int, *, step_seconds: float) -> bool:
+        """Whether the final save comes so soon that one by the clock is not worth it."""
+        return (self.total_steps - step) * step_seconds <= NEAR_END_SHARE * self.max_lost_seconds
 
 
 def training_plan(config: TrainerConfig) -> TrainingPlan:

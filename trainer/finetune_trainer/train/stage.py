@@ -64,6 +64,12 @@ class _Attempt:
         # Alive until the end: ZeRO-3 finds its configuration through a weak reference to it.
         arguments = training_arguments(self.config, plan, self.runtime.scratch)
         plane = CheckpointPlane(self.store, self.config, self.runtime)
+        try:
+            return self._run(plan, arguments, plane)
+        finally:
+            plane.close()
+
+    def _run(self, plan: TrainingPlan, arguments: TrainingArguments, plane: CheckpointPlane) -> TrainResult:
         with self.report.phase("claim", "claiming the run"):
             plane.claim()
         stop_if_agreed(self.stop.requested, where="before the model was loaded")

@@ -7,7 +7,6 @@ What is overridden is listed by name here because transformers gives no promise 
 
 import logging
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from finetune_api.progress import CommittedCheckpoint
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric, Task
 
@@ -30,6 +28,7 @@ from .loss import causal_lm_loss, causal_lm_targets, classification_loss
 from .meter import StepMeter
 from .plan import TrainingPlan
 from .rows import RowsAndBlank, WholeBatches
+from .saves import Saves
 from .state import LossSums, RunState, small_state
 from .validation import Validator
 from .world import gather_over_ranks, stop_if_agreed, sum_over_ranks
@@ -69,8 +68,7 @@ class FineTuneTrainer(Trainer):
         self.run = RunState()
         self.restored: Restored | None = None
         self.meter = StepMeter(parts.report, total_steps=parts.plan.total_steps)
-        self.last_checkpoint: CommittedCheckpoint | None = None
-        self.last_save = time.monotonic()
+        self.saves = Saves(parts.plan, parts.plane, parts.report)
         self._unread_tokens = 0
         self._figures: dict[str, float] = {}
         self._figures_step = -1
@@ -217,25 +215,25 @@ class FineTuneTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         step, parts = self.state.global_step, self.parts
-        with parts.report.phase("save", "saving a checkpoint"):
-            self._check_parameters()
-            self.run.finished = self.run.stopped_early or step >= parts.plan.total_steps
-            losses = LossSums(
-                since_log=tuple(gather_over_ranks(float(self.loss_since_log()))),
-                logged=self._total_loss_scalar,
-                last_logged_step=self._globalstep_last_logged,
-            )
-            self.last_checkpoint = parts.plane.save(
-                step=step,
-                engine=self.engine,
-                small_state=small_state(
-                    trainer_state=self.state, scheduler=self._schedule.state_dict(), losses=losses, run=self.run
-                ),
-                is_best=self.run.best.step == step,
-                metrics=self._figures if self._figures_step == step else {},
-            )
-        parts.report.update(last_checkpoint=self.last_checkpoint, activity="training", flush=True)
-        self.last_save = time.monotonic()
+        self._check_parameters()
+        self.run.finished = self.run.stopped_early or step >= parts.plan.total_steps
+        losses = LossSums(
+            since_log=tuple(gather_over_ranks(float(self.loss_since_log()))),
+            logged=self._total_loss_scalar,
+            last_logged_step=self._globalstep_last_logged,
+        )
+        self.saves.take(
+            step=step,
+            engine=self.engine,
+            small_state=small_state(
+                trainer_state=self.state, scheduler=self._schedule.state_dict(), losses=losses, run=self.run
+            ),
+            is_best=self.run.best.step == step,
+            metrics=self._figures if self._figures_step == step else {},
+            step_seconds=self.meter.step_seconds,
+            waits=self.control.should_training_stop or self.run.finished,
+        )
+        parts.report.update(activity="training", flush=True)
         self.meter.resume()
 
     def _check_parameters(self) -> None:

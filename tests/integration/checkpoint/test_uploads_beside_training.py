@@ -1,0 +1,141 @@
+"""Saves in the background: the training goes on whatever becomes of the uploader and of storage."""
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from finetune_trainer.errors import AccessDeniedError
+from mortal_store import BUCKET, MortalStore
+from tiny_engine import Case, make_engine, make_plane, seed_ranks, train
+
+CASE = Case(2)
+AN_HOUR = 3600.0
+
+
+class Running:
+    """A rank that has trained two steps and has a save of the second in flight."""
+
+    def __init__(self, rank: int, size: int, settings: Any, folder: str, *, spread: float = 0.0) -> None:
+        self.rank, self.size = rank, size
+        self.engine, self.scheduler = make_engine(CASE, size, disturb=False)
+        self.plane = make_plane(settings, folder, rank, size)
+        self.plane.claim()
+        seed_ranks(rank)
+        self.losses = train(CASE, self.engine, self.scheduler, rank, size, range(2))
+        self.save(2, spread)
+
+    def save(self, step: int, spread: float = 0.0) -> None:
+        state = {"scheduler": self.scheduler.state_dict()}
+        self.plane.save(step=step, engine=self.engine, small_state=state, spread_seconds=spread)
+
+    def train(self, start: int, end: int) -> None:
+        self.losses += train(CASE, self.engine, self.scheduler, self.rank, self.size, range(start, end))
+
+    def until_trouble(self) -> str:
+        deadline = time.monotonic() + 60
+        while not self.plane.saver.trouble:
+            assert not self.plane.saver.is_ready(0.1)
+            assert time.monotonic() < deadline
+        return str(self.plane.saver.trouble)
+
+
+def hurried(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
+    running = Running(rank, size, settings, folder, spread=AN_HOUR)
+    running.train(2, 4)
+    saver = running.plane.saver
+    was_in_flight, ready = saver.in_flight, saver.is_ready(0.5)
+    started = time.monotonic()
+    saver.settle()
+    return [was_in_flight, ready, time.monotonic() - started < 30, saver.last.step, saver.in_flight]
+
+
+def test_a_save_that_is_spread_over_an_hour_is_there_at_once_when_somebody_waits(
+    storage_settings: Any, bucket: str, run_world: Any
+) -> None:
+    found = run_world(hurried, 2, settings=storage_settings, folder=bucket)
+    assert found == [[True, False, True, 2, False]] * 2
+
+
+def bereft(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+    running = Running(rank, size, settings, folder, spread=AN_HOUR)
+    carrier = running.plane._carrier
+    first = carrier.pid
+    if rank == 1:
+        os.kill(first, signal.SIGKILL)
+        trouble = running.until_trouble()
+    running.train(2, 4)
+    running.plane.saver.settle()
+    running.train(4, 6)
+    return {
+        "losses": running.losses,
+        "replaced": carrier.pid != first,
+        "trouble": trouble if rank == 1 else "",
+        "step": running.plane.saver.last.step,
+    }
+
+
+def resumed_losses(rank: int, size: int, settings: Any, folder: str) -> list[str]:
+    engine, scheduler = make_engine(CASE, size, disturb=True)
+    plane = make_plane(settings, folder, rank, size, attempt=2)
+    plane.claim()
+    restored = plane.restore(engine)
+    scheduler.load_state_dict(restored.small_state["scheduler"])
+    plane.restore_rng(restored.manifest)
+    return train(CASE, engine, scheduler, rank, size, range(restored.manifest.step, 6))
+
+
+def test_an_uploader_that_dies_is_replaced_and_its_save_is_not_lost(
+    storage_settings: Any, bucket: str, run_world: Any
+) -> None:
+    place = {"settings": storage_settings, "folder": bucket}
+    found = run_world(bereft, 2, **place)
+    assert [rank["replaced"] for rank in found] == [False, True]
+    assert "the uploader has ended with -9" in found[1]["trouble"]
+    assert [rank["step"] for rank in found] == [2, 2]
+    assert run_world(resumed_losses, 2, **place) == [rank["losses"][2:] for rank in found]
+
+
+def without_storage(rank: int, size: int, settings: Any, folder: str, server: int) -> dict[str, Any]:
+    import torch.distributed as dist
+
+    running = Running(rank, size, settings, folder)
+    running.plane.saver.settle()
+    dist.barrier()
+    if rank == 0:
+        os.kill(server, signal.SIGKILL)
+    dist.barrier()
+    running.train(2, 4)
+    running.save(4)
+    trouble = running.until_trouble()
+    running.train(4, 6)
+    left_out = not running.plane.saver.settle(0.5)
+    running.plane.close()
+    return {"trouble": trouble, "left out": left_out, "losses": running.losses, "last": running.plane.saver.last.step}
+
+
+def test_without_storage_the_training_goes_on_and_says_so(mortal: MortalStore, run_world: Any) -> None:
+    place = {"settings": mortal.settings(), "folder": f"{BUCKET}/away"}
+    found = run_world(without_storage, 2, server=mortal.pid, **place)
+    for rank in found:
+        assert mortal.access.endpoint in rank["trouble"]
+        assert (rank["left out"], rank["last"], len(rank["losses"])) == (True, 2, 6)
+    mortal.start()
+    assert run_world(resumed_losses, 2, **place) == [rank["losses"][2:] for rank in found]
+
+
+def without_rights(rank: int, size: int, settings: Any, folder: str) -> str:
+    os.environ["AWS_SECRET_ACCESS_KEY"] = "wrong"
+    plane = make_plane(settings, folder, rank, size)
+    engine, scheduler = make_engine(CASE, size, disturb=False)
+    train(CASE, engine, scheduler, rank, size, range(1))
+    with pytest.raises(AccessDeniedError) as told:
+        plane.save(step=1, engine=engine, small_state={})
+    return str(told.value)
+
+
+def test_what_will_not_pass_is_not_waited_for(storage_settings: Any, bucket: str, run_world: Any) -> None:
+    for told in run_world(without_rights, 2, settings=storage_settings, folder=bucket):
+        assert "refuses access" in told

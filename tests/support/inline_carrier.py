@@ -1,0 +1,41 @@
+"""An uploader without a process: orders are carried out as they are given, against a store that a test has prepared."""
+
+from collections import deque
+
+from finetune_trainer.checkpoint import deposit
+from finetune_trainer.checkpoint.failures import Failure
+from finetune_trainer.checkpoint.orders import Answer, CommitOrder, Order
+from finetune_trainer.checkpoint.places import RunStorage
+from finetune_trainer.checkpoint.shared_memory import SharedMemory
+from finetune_trainer.errors import TrainerError
+
+
+class InlineCarrier:
+    """A Carrier. It does not try again: every failure is final."""
+
+    def __init__(self, storage: RunStorage) -> None:
+        self.snapshot = SharedMemory()
+        self._storage = storage
+        self._answers: deque[Answer] = deque()
+
+    def send(self, order: Order) -> None:
+        try:
+            self._answers.append(self._answer(order))
+        except TrainerError as error:
+            self._answers.append(Answer(failure=Failure.of(error), is_final=True))
+
+    def _answer(self, order: Order) -> Answer:
+        if isinstance(order, CommitOrder):
+            deposit.commit(self._storage, order.manifest)
+            return Answer(done=True)
+        memory = self.snapshot.array(order.planes_bytes + order.buffers_bytes)
+        return Answer(done=True, part=deposit.store_part(self._storage, order, memory.data))
+
+    def receive(self, timeout: float) -> Answer | None:
+        return self._answers.popleft() if self._answers else None
+
+    def hurry(self) -> None:
+        """It has no other pace."""
+
+    def close(self) -> None:
+        self.snapshot.close()

@@ -1,0 +1,52 @@
+"""How uploads are spread over time, and the body that carries the pace into a request."""
+
+import io
+import threading
+import time
+
+import pytest
+
+from finetune_trainer.checkpoint.pace import Pace
+from finetune_trainer.store.paced import PacedBody
+
+
+def seconds_of(pace: Pace, pieces: list[int]) -> float:
+    started = time.monotonic()
+    for piece in pieces:
+        pace(piece)
+    return time.monotonic() - started
+
+
+def test_bytes_are_spread_over_the_time() -> None:
+    pace = Pace(1000, 0.4)
+    taken = seconds_of(pace, [100] * 10)
+    assert taken >= 0.35, "the last piece starts nine tenths later"
+    assert pace.waited_seconds == pytest.approx(taken, abs=0.2)
+
+
+def test_without_a_time_nothing_waits() -> None:
+    assert seconds_of(Pace(1000, 0.0), [1000] * 100) < 0.1
+
+
+def test_time_that_was_lost_is_made_up_for() -> None:
+    pace = Pace(1000, 0.2)
+    time.sleep(0.25)
+    assert seconds_of(pace, [100] * 10) < 0.1
+
+
+def test_who_hurries_waits_no_longer() -> None:
+    pace = Pace(1000, 60.0)
+    threading.Timer(0.1, pace.hurry).start()
+    assert seconds_of(pace, [500, 500, 500]) < 10.0
+
+
+def test_a_paced_body_is_a_file_of_its_bytes() -> None:
+    asked: list[int] = []
+    content = bytes(range(256)) * 4096
+    body = PacedBody(memoryview(content), asked.append)
+    assert len(body) == len(content)
+    assert body.read(1000) == content[:1000]
+    assert (body.seek(0, io.SEEK_END), body.tell(), body.seek(10)) == (len(content), len(content), 10)
+    assert body.read() == content[10:]
+    assert sum(asked) == 1000 + len(content) - 10
+    assert max(asked) <= 256 << 10

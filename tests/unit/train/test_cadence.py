@@ -1,0 +1,48 @@
+"""How often the state is saved: what a crash may cost, against what saves cost."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.train.cadence import OVERHEAD, SaveCosts, interval_seconds, interval_steps, spread_seconds
+
+# Ten minutes may be lost.
+INTERVALS = [
+    pytest.param(SaveCosts(step=1.0), 449, id="nothing measured: a quarter is left for the upload"),
+    pytest.param(SaveCosts(step=10.0), 44, id="a long step counts, for the next chance comes one later"),
+    pytest.param(SaveCosts(step=1.0, landing=60.0), 449, id="an upload that is faster than it has to be"),
+    pytest.param(SaveCosts(step=1.0, landing=200.0), 399, id="one that takes longer"),
+    pytest.param(
+        SaveCosts(step=1.0, landing=400.0), 400, id="one that takes most of the time: the next one waits for it"
+    ),
+    pytest.param(SaveCosts(step=1.0, stall=30.0), 857, id="saves that cost too much come less often"),
+    pytest.param(SaveCosts(step=2000.0), 1, id="never less than a step"),
+]
+
+
+@pytest.mark.parametrize(("costs", "steps"), INTERVALS)
+def test_steps_between_saves(costs: SaveCosts, steps: int) -> None:
+    assert interval_steps(600.0, costs) == steps
+
+
+def test_before_a_step_was_measured_there_is_no_interval() -> None:
+    with pytest.raises(ValueError, match="no step was measured"):
+        interval_steps(600.0, SaveCosts())
+
+
+SECONDS = st.floats(min_value=0.001, max_value=3000.0)
+
+
+@given(lost=SECONDS, step=SECONDS, stall=SECONDS, landing=SECONDS)
+def test_a_crash_costs_what_it_may_unless_saves_cost_too_much(
+    lost: float, step: float, stall: float, landing: float
+) -> None:
+    interval = interval_seconds(lost, SaveCosts(step=step, stall=stall, landing=landing))
+    assert stall <= OVERHEAD * interval * 1.0001
+    assert interval >= landing
+    worst = interval + landing + step
+    assert worst <= lost * 1.0001 or interval in (stall / OVERHEAD, landing)
+
+
+def test_an_upload_ends_well_before_the_next_one_begins() -> None:
+    assert spread_seconds(300.0) == pytest.approx(100.0)

@@ -1,0 +1,49 @@
+"""From a snapshot in host memory to a committed checkpoint: what an uploader does in storage.
+
+Data blobs, layout, part, state: all content-addressed, harmless without a manifest. Then, by rank 0's uploader and when
+all parts are there, the check that no newer attempt has claimed the run, and the manifest in one conditional put.
+Whatever dies on the way leaves the checkpoint before as the newest.
+"""
+
+from collections.abc import Callable
+
+from ..errors import FencedError
+from .blobs import parallel
+from .manifest import Manifest, Part
+from .orders import PartOrder, StoredPart
+from .places import RunStorage
+
+Pace = Callable[[int], None]
+"""Called with every number of bytes that is about to be sent; may wait."""
+
+
+def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: Pace | None = None) -> StoredPart:
+    """Upload what storage does not have yet of a rank's snapshot. `memory` holds its planes and buffers."""
+    blobs, size = storage.blobs, order.planes_bytes
+    blobs.suspect.update(order.suspect)
+    cuts = [memory[at : min(at + order.blob_bytes, size)] for at in range(0, size, order.blob_bytes)]
+    digests = parallel(lambda content: blobs.put(content, pace=pace), cuts)
+    part = Part(
+        rank=order.rank,
+        layout=blobs.put_json(order.layout.model_dump()),
+        blobs=tuple(digests),
+        bytes=size,
+        steps=order.steps,
+        rng=order.rng,
+    )
+    digest, state = blobs.put_json(part.model_dump()), ""
+    if order.state is not None:
+        buffers = memory[size : size + order.buffers_bytes]
+        stored = blobs.put(buffers) if order.state.buffers else None
+        state = blobs.put_json(order.state.model_copy(update={"buffers_blob": stored}).model_dump())
+    return StoredPart(digest=digest, bytes=size, state=state)
+
+
+def commit(storage: RunStorage, manifest: Manifest) -> None:
+    """Make the checkpoint exist. Raises FencedError if a newer attempt, or another process of this one, has the run."""
+    storage.claims.check()
+    if not storage.catalogue.add(manifest):
+        raise FencedError(
+            f"{storage.catalogue.uri_of(manifest.name)} exists already: another process writes as attempt "
+            f"{manifest.attempt}"
+        )

@@ -1,0 +1,72 @@
+"""What a rank and its uploader say to each other. Pure.
+
+An order lies in shared memory, for it may be large; over the socket goes only how long it is. Both stay as they are
+until the answer has come, so an order whose uploader has died is given to the next one.
+"""
+
+from typing import Any, Literal
+
+from finetune_api.trainer_config import Message, StorageSettings
+
+from .failures import Failure
+from .layout import Layout
+from .manifest import Manifest, State
+
+
+class Setup(Message):
+    """For whom an uploader works; its first line of input."""
+
+    storage: StorageSettings
+    run_uri: str
+    attempt: int
+
+
+class PartOrder(Message):
+    """Store the snapshot of one rank: its planes, and behind them the module's buffers."""
+
+    kind: Literal["part"] = "part"
+    rank: int
+    layout: Layout
+    steps: tuple[float, ...]
+    rng: dict[str, Any]
+    planes_bytes: int
+    buffers_bytes: int = 0
+    state: State | None = None
+    """Rank 0's alone, without the digest of the buffers."""
+    blob_bytes: int
+    suspect: tuple[str, ...] = ()
+    """Blobs that storage is known to have damaged: uploaded again even where they seem to be there."""
+    spread_seconds: float = 0.0
+    """How long it may take, so that the training does not feel it; 0: as fast as it can."""
+
+
+class StoredPart(Message):
+    """What has become of a PartOrder."""
+
+    digest: str
+    bytes: int
+    """Of the data blobs."""
+    state: str = ""
+    """Digest of the state blob, rank 0's alone."""
+
+
+class CommitOrder(Message):
+    """Write the manifest, if no newer attempt has claimed the run."""
+
+    kind: Literal["commit"] = "commit"
+    manifest: Manifest
+
+
+Order = PartOrder | CommitOrder
+
+
+class Answer(Message):
+    """What an uploader tells: that the order is carried out, or what is in the way."""
+
+    done: bool = False
+    part: StoredPart | None = None
+    busy_seconds: float = 0.0
+    """Time that the order took, without what was waited to spread it."""
+    failure: Failure | None = None
+    """Without `is_final` the uploader tries on."""
+    is_final: bool = False

@@ -1,0 +1,33 @@
+"""How fast an uploader sends: spread over the time that it has, so that the training beside it does not feel it."""
+
+import threading
+import time
+
+
+class Pace:
+    """A rate that several threads share. Time that was lost, to slow storage, is made up for."""
+
+    def __init__(self, total_bytes: int, seconds: float) -> None:
+        self._rate = total_bytes / seconds if seconds > 0 else 0.0
+        self._sent = 0
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._hurry = threading.Event()
+        self.waited_seconds = 0.0
+
+    def hurry(self) -> None:
+        """From now on nothing waits: somebody waits for the end."""
+        self._hurry.set()
+
+    def __call__(self, count: int) -> None:
+        """Wait until `count` further bytes may be sent."""
+        if not self._rate or self._hurry.is_set():
+            return
+        with self._lock:
+            due = self._started + self._sent / self._rate
+            self._sent += count
+        wait = due - time.monotonic()
+        if wait > 0:
+            self._hurry.wait(wait)
+            with self._lock:
+                self.waited_seconds += wait

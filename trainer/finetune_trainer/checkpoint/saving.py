@@ -1,0 +1,256 @@
+"""Saving while the training goes on: a snapshot at a step, and what becomes of it, step by step.
+
+One save is in flight at a time. All ranks know how far it is, because they move it on together:
+
+    begin    every rank copies its state into shared memory and orders its uploader to store it
+    advance  all parts are stored: rank 0 learns their digests, and orders the manifest
+    advance  the manifest is written: the checkpoint exists
+
+Between these, `is_ready` says on each rank whether it waits for the others only; a training adds that to what its ranks
+exchange anyway at every step.
+"""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from finetune_api.progress import CommittedCheckpoint
+from finetune_api.trainer_config import TrainerConfig
+
+from ..errors import StorageUnreachableError, TrainerError
+from ..runtime import RuntimeEnv
+from . import buffers, fragments, rng
+from .carrier import Carrier
+from .clock import now
+from .collective import everywhere, on_main, together
+from .failures import Failure
+from .manifest import Manifest, PartRef, State
+from .orders import CommitOrder, PartOrder, StoredPart
+from .places import RunStorage
+
+log = logging.getLogger(__name__)
+
+_TROUBLE_SECONDS = 30.0
+"""How long somebody who needs the save waits for storage that does not answer."""
+_PEEK_SECONDS = 0.2
+
+
+@dataclass
+class _Flight:
+    """A save in flight, as one rank sees it."""
+
+    step: int
+    is_best: bool
+    metrics: dict[str, float]
+    counters: dict[str, Any]
+    snapshot_seconds: float
+    manifest: Manifest | None = None
+    """Ordered; None: parts are being stored."""
+    stored: StoredPart | None = None
+    busy_seconds: float = 0.0
+    is_done: bool = False
+    """This rank's order of now is carried out."""
+    trouble: TrainerError | None = None
+    trouble_since: float = math.inf
+    refusal: Failure | None = None
+
+
+class Saver:
+    """Saves of one attempt. Collective, all but `is_ready`, `is_refused`, `trouble` and `hurry`."""
+
+    def __init__(self, carrier: Carrier, storage: RunStorage, config: TrainerConfig, runtime: RuntimeEnv) -> None:
+        self._carrier, self._storage, self._config, self._runtime = carrier, storage, config, runtime
+        self._flight: _Flight | None = None
+        self.parent_step: int | None = None
+        """Step of the checkpoint that the training goes on from: the last one committed or restored."""
+        self.last: CommittedCheckpoint | None = None
+        """The last one committed."""
+
+    @property
+    def in_flight(self) -> bool:
+        """The same on every rank."""
+        return self._flight is not None
+
+    def begin(
+        self,
+        *,
+        step: int,
+        engine: Any,
+        small_state: dict[str, Any],
+        is_best: bool,
+        metrics: dict[str, float],
+        blob_bytes: int,
+        spread_seconds: float,
+    ) -> None:
+        """Take the snapshot, and return as soon as it is taken."""
+        assert self._flight is None, "one save at a time"
+        started = time.monotonic()
+        order = together(partial(self._snapshot, engine, small_state, blob_bytes, spread_seconds))
+        self._carrier.send(order)
+        self._flight = _Flight(
+            step=step,
+            is_best=is_best,
+            metrics=metrics,
+            counters={"zero_stage": engine.zero_optimization_stage(), "blob_bytes": blob_bytes},
+            snapshot_seconds=time.monotonic() - started,
+        )
+
+    def _snapshot(self, engine: Any, small_state: dict[str, Any], blob_bytes: int, spread_seconds: float) -> PartOrder:
+        slots = fragments.owned(engine, rank=self._runtime.rank, world_size=self._runtime.world_size)
+        layout = fragments.layout_of(slots)
+        state, content = self._state(engine, small_state) if self._runtime.is_main else (None, b"")
+        size = layout.bytes()
+        memory = self._carrier.snapshot.array(size + len(content))
+        steps = fragments.read(engine, slots, memory[:size].view(np.float32))
+        memory[size:] = np.frombuffer(content, dtype=np.uint8)
+        return PartOrder(
+            rank=self._runtime.rank,
+            layout=layout,
+            steps=steps,
+            rng=rng.capture(),
+            planes_bytes=size,
+            buffers_bytes=len(content),
+            state=state,
+            blob_bytes=blob_bytes,
+            suspect=tuple(self._storage.blobs.suspect),
+            spread_seconds=spread_seconds,
+        )
+
+    @staticmethod
+    def _state(engine: Any, small_state: dict[str, Any]) -> tuple[State, bytes]:
+        entries, content = buffers.read(engine.module)
+        state = State(
+            engine=fragments.counters(engine),
+            groups=fragments.groups(engine),
+            buffers=entries,
+            small_state=small_state,
+        )
+        return state, content
+
+    # How far it is, on this rank
+
+    def is_ready(self, timeout: float = 0.0) -> bool:
+        """Whether this rank waits for the others only. Looks for news of its uploader, `timeout` seconds at most."""
+        flight = self._flight
+        if flight is None:
+            return False
+        deadline = time.monotonic() + timeout
+        while not (flight.is_done or flight.refusal):
+            answer = self._carrier.receive(max(0.0, deadline - time.monotonic()))
+            if answer is None:
+                return False
+            flight.busy_seconds += answer.busy_seconds
+            if answer.done:
+                flight.is_done, flight.trouble, flight.trouble_since = True, None, math.inf
+                flight.stored = answer.part or flight.stored
+            elif answer.is_final:
+                flight.refusal = answer.failure
+            elif answer.failure is not None:
+                flight.trouble = answer.failure.error()
+                flight.trouble_since = min(flight.trouble_since, time.monotonic())
+        return flight.is_done
+
+    @property
+    def is_refused(self) -> bool:
+        """Storage has told this rank's uploader that the attempt must not write any more."""
+        return self._flight is not None and self._flight.refusal is not None
+
+    @property
+    def trouble(self) -> str:
+        """Why this rank's uploader gets no further; empty while it does."""
+        return "" if self._flight is None or self._flight.trouble is None else str(self._flight.trouble)
+
+    # Moving it on, together
+
+    def advance(self) -> None:
+        """All ranks are ready, or one is refused: the next part of the flight. Raises FencedError on every rank."""
+        flight = self._flight
+        assert flight is not None
+        stored = everywhere(partial(self._take_stored, flight))
+        if flight.manifest is not None:
+            self._land(flight, max(busy for _, busy in stored))
+            return
+        flight.manifest = self._manifest(flight, [part for part, _ in stored])
+        # The other ranks have no further order; they are ready when rank 0's is.
+        flight.is_done = not self._runtime.is_main
+        if self._runtime.is_main:
+            self._carrier.send(CommitOrder(manifest=flight.manifest))
+
+    def _take_stored(self, flight: _Flight) -> tuple[StoredPart, float]:
+        if flight.refusal is not None:
+            raise flight.refusal.error()
+        assert flight.stored is not None
+        return flight.stored, flight.busy_seconds
+
+    def _manifest(self, flight: _Flight, parts: list[StoredPart]) -> Manifest:
+        prepared = self._config.prepared
+        return Manifest(
+            step=flight.step,
+            attempt=self._config.attempt,
+            run=self._config.run,
+            time=on_main(now),
+            world_size=self._runtime.world_size,
+            parts=tuple(PartRef(rank=rank, digest=part.digest) for rank, part in enumerate(parts)),
+            state=parts[0].state,
+            parent_step=self.parent_step,
+            dataset_digest=prepared.dataset_digest if prepared else "",
+            model_digest=prepared.model_digest if prepared else "",
+            bytes=sum(part.bytes for part in parts),
+            is_best=flight.is_best,
+            metrics=flight.metrics,
+            **flight.counters,
+        )
+
+    def _land(self, flight: _Flight, busy_seconds: float) -> None:
+        assert flight.manifest is not None
+        self._flight, self.parent_step = None, flight.step
+        self._storage.blobs.suspect.clear()
+        self.last = CommittedCheckpoint(
+            step=flight.step,
+            uri=self._storage.catalogue.uri_of(flight.manifest.name),
+            time=flight.manifest.time,
+            save_seconds=round(flight.snapshot_seconds + busy_seconds, 3),
+        )
+
+    # Waiting for it
+
+    def hurry(self) -> None:
+        """Somebody waits."""
+        self._carrier.hurry()
+
+    def settle(self, patience: float = math.inf) -> bool:
+        """Wait until nothing is in flight any more, or for `patience` seconds; whether nothing is.
+
+        Raises FencedError, and with endless patience what keeps storage from answering, once it has done so for long.
+        """
+        deadline = time.monotonic() + patience
+        while self._flight is not None:
+            self.hurry()
+            flight = self._flight
+            ready = everywhere(partial(self._wait_until_ready, flight, deadline))
+            if not all(ready):
+                return False
+            self.advance()
+        return True
+
+    def _wait_until_ready(self, flight: _Flight, deadline: float) -> bool:
+        while not self.is_ready(_PEEK_SECONDS):
+            if flight.refusal is not None:
+                raise flight.refusal.error()
+            time_left = deadline - time.monotonic()
+            if time_left <= 0:
+                return False
+            if math.isinf(deadline) and flight.trouble is not None:
+                self._give_up(flight, flight.trouble)
+        return True
+
+    @staticmethod
+    def _give_up(flight: _Flight, trouble: TrainerError) -> None:
+        is_passing = type(trouble) in (StorageUnreachableError, TrainerError)
+        if not is_passing or time.monotonic() - flight.trouble_since > _TROUBLE_SECONDS:
+            raise trouble

@@ -1,0 +1,45 @@
+"""How often the state is saved, from what a crash may cost and what a save does cost. Pure."""
+
+import math
+from dataclasses import dataclass
+
+OVERHEAD = 0.035
+"""Largest share of the time that saves may hold up the training: the bound that CheckFreq (FAST '21) is judged by."""
+
+SPREAD_SHARE = 1 / 3
+"""Of an interval, that an upload is spread over: slow enough not to be felt, and done long before the next one."""
+
+
+@dataclass(frozen=True)
+class SaveCosts:
+    """As measured, in seconds; 0: not yet."""
+
+    step: float = 0.0
+    stall: float = 0.0
+    """How long the training stands still for a save."""
+    landing: float = 0.0
+    """From a snapshot until its checkpoint exists."""
+
+
+def interval_seconds(max_lost_seconds: float, costs: SaveCosts) -> float:
+    """Time from one snapshot to the next, so that a crash at any moment costs at most `max_lost_seconds` of work.
+
+    The worst moment is just before a checkpoint exists: an interval is lost, and what was done while it was stored. A
+    step is added, for the next chance to save comes one later. Where saves cost more than OVERHEAD of that, or are
+    not stored before the next one, they come less often, and a crash costs more.
+    """
+    spread = max_lost_seconds * SPREAD_SHARE / (1 + SPREAD_SHARE)
+    wanted = max_lost_seconds - max(costs.landing, spread) - costs.step
+    return max(wanted, costs.stall / OVERHEAD, costs.landing)
+
+
+def interval_steps(max_lost_seconds: float, costs: SaveCosts) -> int:
+    """The same in optimizer steps, at least one. Raises ValueError before a step was measured."""
+    if costs.step <= 0:
+        raise ValueError("no step was measured yet")
+    return max(1, math.floor(interval_seconds(max_lost_seconds, costs) / costs.step))
+
+
+def spread_seconds(interval: float) -> float:
+    """How long an upload may take."""
+    return interval * SPREAD_SHARE

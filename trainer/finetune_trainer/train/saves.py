@@ -1,0 +1,123 @@
+"""The saves of a training: when one is taken, how far it is, and what a user sees of it."""
+
+import logging
+import math
+import time
+from typing import Any
+
+from finetune_api.progress import CommittedCheckpoint
+
+from ..checkpoint.plane import CheckpointPlane
+from ..progress import ProgressReporter
+from .cadence import SaveCosts, interval_steps, spread_seconds
+from .plan import TrainingPlan
+
+log = logging.getLogger("finetune")
+
+PATIENCE_SECONDS = 2.0
+"""How long a save waits for the one before it: a small state is stored by then. A large one is not waited for."""
+
+
+class Saves:
+    """Rank 0 watches the clock; all ranks take, move on and finish saves together."""
+
+    def __init__(self, plan: TrainingPlan, plane: CheckpointPlane, report: ProgressReporter) -> None:
+        self._plan, self._plane, self._report = plan, plane, report
+        self._begun_step, self._begun = 0, time.monotonic()
+        self._stall_seconds = 0.0
+        self._landing_seconds = 0.0
+        self._warned_step = -1
+        self._is_owed = False
+        """A save has been left out, because the one before it was still in flight."""
+
+    @property
+    def last(self) -> CommittedCheckpoint | None:
+        """The last one that this attempt has committed."""
+        return self._plane.saver.last
+
+    def start(self, step: int) -> None:
+        """The training begins, or goes on, at this step."""
+        self._begun_step, self._begun = step, time.monotonic()
+
+    def are_due(self, step: int, *, step_seconds: float) -> bool:
+        """Whether the clock asks for a save after this step."""
+        if self._plane.saver.in_flight:
+            return False
+        if self._is_owed:
+            return True
+        if self._plan.save_every or step_seconds <= 0:
+            return False
+        steps = interval_steps(self._plan.max_lost_seconds, self._costs(step_seconds))
+        self._report.update(checkpoint_every=steps)
+        return step - self._begun_step >= steps and not self._plan.ends_soon(step, step_seconds=step_seconds)
+
+    def _costs(self, step_seconds: float) -> SaveCosts:
+        return SaveCosts(step=step_seconds, stall=self._stall_seconds, landing=self._landing_seconds)
+
+    def move_on(self, *, all_stored: bool, refused: bool) -> None:
+        """After a step: what is in flight. Raises FencedError on every rank if a newer attempt has claimed the run."""
+        saver = self._plane.saver
+        if not saver.in_flight:
+            return
+        if saver.trouble and self._warned_step != self._begun_step:
+            self._warned_step = self._begun_step
+            self._report.warn(f"the checkpoint of step {self._begun_step} is not stored yet: {saver.trouble}")
+        if all_stored or refused:
+            saver.advance()
+            self._tell_landed()
+
+    def take(
+        self,
+        *,
+        step: int,
+        engine: Any,
+        small_state: dict[str, Any],
+        is_best: bool,
+        metrics: dict[str, float],
+        step_seconds: float,
+        waits: bool,
+    ) -> None:
+        """Save after this step. `waits`: until it is stored, for the training ends here.
+
+        One that is neither last nor best is left out where the one before it is still in flight, and taken later.
+        """
+        started = time.monotonic()
+        with self._report.phase("save", "saving a checkpoint"):
+            if not self._make_room(must=waits or is_best):
+                self._is_owed = True
+                return
+            self._plane.save(
+                step=step,
+                engine=engine,
+                small_state=small_state,
+                is_best=is_best,
+                metrics=metrics,
+                spread_seconds=None if waits else self._spread(step_seconds),
+            )
+        self._is_owed = False
+        if not waits:
+            self._stall_seconds = time.monotonic() - started
+        self._begun_step, self._begun = step, started
+        self._tell_landed()
+
+    def _make_room(self, *, must: bool) -> bool:
+        saver = self._plane.saver
+        if not saver.in_flight:
+            return True
+        settled = saver.settle(math.inf if must else PATIENCE_SECONDS)
+        self._tell_landed()
+        if not settled:
+            log.info("a save is left out: that of step %d is still being stored", self._begun_step)
+        return settled
+
+    def _spread(self, step_seconds: float) -> float:
+        if self._plan.save_every:
+            return spread_seconds(self._plan.save_every * step_seconds)
+        return spread_seconds(self._plan.max_lost_seconds / (1 + spread_seconds(1.0)))
+
+    def _tell_landed(self) -> None:
+        saver = self._plane.saver
+        if not saver.in_flight and saver.last is not None:
+            if saver.last != self._report.progress.last_checkpoint:
+                self._landing_seconds = time.monotonic() - self._begun
+            self._report.update(last_checkpoint=saver.last, flush=True)
