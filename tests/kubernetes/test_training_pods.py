@@ -87,11 +87,12 @@ def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: 
     assert (first["outcome"], second["outcome"]) == ("Disruption", "Succeeded")
     assert second["resumedFromStep"] >= 10
     assert (status["restarts"], status["disruptions"], status["progress"]["percent"]) == (0, 1, 100)
-    assert status["evaluation"]["tuned"]["Accuracy"] > status["evaluation"]["baseline"]["Accuracy"]
+    assert status["evaluation"]["tuned"]["Accuracy"] > 0.9 > status["evaluation"]["baseline"]["Accuracy"]
     events = site.events("colours")
     assert {"Preparing", "Training", "Restarting", "AttemptFailed", "Evaluating", "Succeeded"} <= set(events)
     assert events["Resumed"].startswith(f"train attempt 2 goes on at step {second['resumedFromStep']}, ")
-    assert "PodDeleted in colours-r1-train-a1-1: " in events["AttemptFailed"]
+    # Its own name where it was still there to be seen, its Job's and index where it was gone already.
+    assert events["AttemptFailed"].startswith("train attempt 1 failed: PodDeleted in colours-r1-train-a1-1")
 
 
 def test_what_cannot_start_says_why(site: Site) -> None:

@@ -72,8 +72,9 @@ class Site:
         return make_job(name, namespace=self.kubectl.namespace, **merged(base, spec))
 
     def long_job(self, name: str, **spec: Any) -> Job:
-        """The same, with a training of many short steps: something happens to it before it ends."""
-        return self.job(name, **merged({"training": {"epochs": 25}, "checkpoint": {"everySteps": 10}}, spec))
+        """The same, with a training of many short steps: something happens to it before it ends. It learns all colours."""
+        long = {"training": {"epochs": 25, "learningRate": 1e-2}, "checkpoint": {"everySteps": 10}}
+        return self.job(name, **merged(long, spec))
 
     def when(self, name: str, holds: Callable[[Job], Any], what: str, *, within: float = PATIENCE) -> Job:
         """The job once something holds of it."""
@@ -180,6 +181,8 @@ def _additions(folder: Path) -> Path:
     volume, mounts = host_volume(claim="host")
     path = os.pathsep.join([str(Path(sys.prefix) / "bin"), "/usr/bin", "/bin"])
     environment = [{"name": "PATH", "value": path}, {"name": "PYTHONPATH", "value": PACKAGES}]
+    # Both nodes are this machine: two workers with as many threads as it has cores would wait for each other.
+    environment.append({"name": "OMP_NUM_THREADS", "value": "1"})
     file = folder / "additions.json"
     file.write_text(json.dumps({"volumes": [volume], "volumeMounts": mounts, "env": environment}))
     return file
