@@ -72,7 +72,7 @@ class Site:
         return make_job(name, namespace=self.kubectl.namespace, **merged(base, spec))
 
     def long_job(self, name: str, **spec: Any) -> Job:
-        """The same, with a training of many short steps: something happens to it before it ends. It learns all colours."""
+        """The same, with a training of many short steps, in which something happens to it. It learns all colours."""
         long = {"training": {"epochs": 25, "learningRate": 1e-2}, "checkpoint": {"everySteps": 10}}
         return self.job(name, **merged(long, spec))
 

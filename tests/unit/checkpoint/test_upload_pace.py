@@ -50,3 +50,15 @@ def test_a_paced_body_is_a_file_of_its_bytes() -> None:
     assert body.read() == content[10:]
     assert sum(asked) == 1000 + len(content) - 10
     assert max(asked) <= 256 << 10
+
+
+def test_waits_of_senders_beside_each_other_count_once() -> None:
+    pace = Pace(800, 0.4, senders=4)
+    started = time.monotonic()
+    senders = [threading.Thread(target=lambda: [pace(50) for _ in range(4)]) for _ in range(4)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    assert pace.waited_seconds <= time.monotonic() - started
+    assert pace.waited_seconds > 0.1

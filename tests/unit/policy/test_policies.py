@@ -190,6 +190,17 @@ def test_restarts_are_refilled_by_a_new_checkpoint() -> None:
     assert after.last_checkpoint.step == 60
 
 
+def test_how_often_the_state_is_saved_is_told() -> None:
+    message = TerminationMessage(
+        stage="train",
+        exit_code=70,
+        progress=Progress(stage="train", attempt=1, step=80, total_steps=100, checkpoint_every=20),
+    )
+    after = folded(Observed((PREPARED, replace(CRASHED, pods=(make_pod(0, 70, message=message),)))))
+    assert after.progress is not None
+    assert after.progress.checkpoint_every_steps == 20
+
+
 def test_only_ten_attempts_are_kept_and_the_oldest_are_not_charged_again() -> None:
     crashes = tuple(make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70),)) for number in range(1, 14))
     first = folded(Observed((PREPARED, *crashes)))

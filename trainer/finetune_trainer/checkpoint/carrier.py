@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import select
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from .uploader import HURRY, LONGEST_MESSAGE
 
 log = logging.getLogger(__name__)
 
+_NICENESS = 19
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 """Before an uploader that has died is replaced."""
 
@@ -39,7 +41,7 @@ class Carrier(Protocol):
 
 
 class UploaderProcess:
-    """A Carrier: `python -m finetune_trainer.checkpoint.uploader`. Started at once, for its imports take a second."""
+    """A Carrier: `python -m finetune_trainer.checkpoint.uploader`, started with the first order."""
 
     def __init__(self, setup: Setup) -> None:
         self.snapshot, self._orders = SharedMemory(name="snapshot"), SharedMemory(name="orders")
@@ -48,25 +50,14 @@ class UploaderProcess:
         self._hurried = False
         self._pause = _FIRST_PAUSE
         self._not_before = 0.0
-        self._start()
+        self._channel: socket.socket | None = None
+        """To a process that was alive when it was last heard of."""
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
-    def pid(self) -> int:
-        """Of the process, which may have died."""
-        return self._process.pid
-
-    def _start(self) -> None:
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        inherited = {
-            "channel": theirs.fileno(),
-            "orders": self._orders.descriptor,
-            "snapshot": self.snapshot.descriptor,
-        }
-        options = [f"--{name}={descriptor}" for name, descriptor in inherited.items()]
-        command = [sys.executable, "-m", f"{__package__}.uploader", *options]
-        with theirs:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=tuple(inherited.values()))
-        self._channel.send(self._setup.model_dump_json().encode())
+    def pid(self) -> int | None:
+        """Of the process, which may have died; None: there was none yet."""
+        return None if self._process is None else self._process.pid
 
     def send(self, order: Order) -> None:
         """See Carrier."""
@@ -74,13 +65,15 @@ class UploaderProcess:
         content = order.model_dump_json().encode()
         self._orders.array(len(content)).data[:] = content
         self._order_bytes, self._hurried = len(content), False
-        self._pass_on(b"%d" % len(content))
+        if self._channel is None:
+            self._start()
+        self._pass_on(b"%d" % self._order_bytes)
 
     def receive(self, timeout: float) -> Answer | None:
         """See Carrier."""
         if not self._order_bytes:
             return None
-        if self._has_died:
+        if self._channel is None:
             self._replace(timeout)
             return None
         if not select.select([self._channel], [], [], timeout)[0]:
@@ -93,8 +86,7 @@ class UploaderProcess:
             return self._mourn()
         answer = Answer.model_validate_json(content)
         if answer.done or answer.is_final:
-            self._order_bytes = 0
-            self._pause = _FIRST_PAUSE
+            self._order_bytes, self._pause = 0, _FIRST_PAUSE
         return answer
 
     def hurry(self) -> None:
@@ -105,22 +97,38 @@ class UploaderProcess:
 
     def close(self) -> None:
         """See Carrier."""
-        self._channel.close()
-        self._process.wait()
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            self._process.wait()
         self.snapshot.close()
         self._orders.close()
 
-    @property
-    def _has_died(self) -> bool:
-        return self._not_before > 0
+    def _start(self) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        descriptors = {
+            "channel": theirs.fileno(),
+            "orders": self._orders.descriptor,
+            "snapshot": self.snapshot.descriptor,
+        }
+        options = [f"--{name}={descriptor}" for name, descriptor in descriptors.items()]
+        command = [sys.executable, "-m", f"{__package__}.uploader", *options]
+        with theirs:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=tuple(descriptors.values()))
+        # From here, not by itself once it has come so far: its imports are not to be felt either.
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+        self._pass_on(self._setup.model_dump_json().encode())
 
     def _pass_on(self, message: bytes) -> None:
-        with contextlib.suppress(ConnectionError):  # it has died, which `receive` notices
-            self._channel.send(message)
+        if self._channel is not None:  # else the next one will hear it
+            with contextlib.suppress(ConnectionError):  # it has just died, which `receive` notices
+                self._channel.send(message)
 
     def _mourn(self) -> Answer:
-        code = self._process.wait()
+        assert self._channel is not None
+        assert self._process is not None
         self._channel.close()
+        self._channel, code = None, self._process.wait()
         self._not_before = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         text = f"the uploader has ended with {code}; another one takes its order"
@@ -134,7 +142,6 @@ class UploaderProcess:
             time.sleep(min(wait, timeout))
         if time.monotonic() < self._not_before:
             return
-        self._not_before = 0.0
         self._start()
         self._pass_on(b"%d" % self._order_bytes)
         if self._hurried:

@@ -7,13 +7,19 @@ import time
 class Pace:
     """A rate that several threads share. Time that was lost, to slow storage, is made up for."""
 
-    def __init__(self, total_bytes: int, seconds: float) -> None:
+    def __init__(self, total_bytes: int, seconds: float, *, senders: int = 1) -> None:
         self._rate = total_bytes / seconds if seconds > 0 else 0.0
+        self._senders = senders
         self._sent = 0
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._hurry = threading.Event()
-        self.waited_seconds = 0.0
+        self._waited = 0.0
+
+    @property
+    def waited_seconds(self) -> float:
+        """How much longer all has taken for it: the mean of the senders' waits, which wait beside each other."""
+        return self._waited / self._senders
 
     def hurry(self) -> None:
         """From now on nothing waits: somebody waits for the end."""
@@ -28,6 +34,7 @@ class Pace:
             self._sent += count
         wait = due - time.monotonic()
         if wait > 0:
+            begun = time.monotonic()
             self._hurry.wait(wait)
             with self._lock:
-                self.waited_seconds += wait
+                self._waited += time.monotonic() - begun

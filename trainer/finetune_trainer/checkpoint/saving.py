@@ -39,6 +39,10 @@ _TROUBLE_SECONDS = 30.0
 """How long somebody who needs the save waits for storage that does not answer."""
 _PEEK_SECONDS = 0.2
 
+UNFELT_BYTES_PER_SECOND = 50e6
+"""Of a rank's upload. Measured with a prototype on two processors: at this rate steps take 4.5 % longer, without one 18
+to 44 %. To go slower still would only leave a checkpoint longer in flight."""
+
 
 @dataclass
 class _Flight:
@@ -118,7 +122,7 @@ class Saver:
             state=state,
             blob_bytes=blob_bytes,
             suspect=tuple(self._storage.blobs.suspect),
-            spread_seconds=spread_seconds,
+            spread_seconds=min(spread_seconds, size / UNFELT_BYTES_PER_SECOND),
         )
 
     @staticmethod

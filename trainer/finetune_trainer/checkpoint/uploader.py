@@ -8,7 +8,9 @@ nothing of it can be committed. Storage that does not answer is tried again for 
 """
 
 import argparse
+import contextlib
 import logging
+import math
 import os
 import socket
 import threading
@@ -21,6 +23,7 @@ from pydantic import TypeAdapter
 from ..errors import FencedError, TrainerError
 from ..store import ObjectStore, RetryPolicy
 from . import deposit
+from .blobs import THREADS
 from .failures import Failure
 from .orders import Answer, CommitOrder, Order, PartOrder, Setup, StoredPart
 from .pace import Pace
@@ -31,7 +34,6 @@ log = logging.getLogger("finetune")
 
 HURRY = b"hurry"
 LONGEST_MESSAGE = 1 << 16
-_NICENESS = 19
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 15.0
 _RETRY = RetryPolicy(total_seconds=5.0)
 """Of a request; then the rank is told, and the whole order is tried again, of which most is there by then."""
@@ -86,12 +88,14 @@ class Uploader:
         return deposit.store_part(self.storage, order, memory.data, pace)
 
     def _tell(self, answer: Answer) -> None:
-        self.channel.send(answer.model_dump_json().encode())
+        with contextlib.suppress(ConnectionError):  # the rank is gone, and so is this process in a moment
+            self.channel.send(answer.model_dump_json().encode())
 
 
 def _pace_of(order: Order) -> Pace:
     if isinstance(order, PartOrder):
-        return Pace(order.planes_bytes, order.spread_seconds)
+        blobs = math.ceil(order.planes_bytes / order.blob_bytes)
+        return Pace(order.planes_bytes, order.spread_seconds, senders=min(THREADS, max(1, blobs)))
     return Pace(0, 0.0)
 
 
@@ -101,7 +105,6 @@ def main() -> NoReturn:
     for name in ("channel", "orders", "snapshot"):
         parser.add_argument(f"--{name}", type=int, required=True, metavar="FD")
     arguments = parser.parse_args()
-    os.nice(_NICENESS)
     channel = socket.socket(fileno=arguments.channel)
     setup = Setup.model_validate_json(channel.recv(LONGEST_MESSAGE))
     store = ObjectStore.connect(setup.storage, retry=_RETRY, sign_bodies=False)
