@@ -1,6 +1,7 @@
 """What tests of several rooms share: a real S3 server and real models."""
 
 import re
+import signal
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ import real_models
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
+
+
+def pytest_configure() -> None:
+    """A shell starts what is to run in the background with SIGINT ignored, and so would be all that tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

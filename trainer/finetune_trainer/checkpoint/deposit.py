@@ -36,7 +36,7 @@ def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: 
         buffers = memory[size : size + order.buffers_bytes]
         stored = blobs.put(buffers) if order.state.buffers else None
         state = blobs.put_json(order.state.model_copy(update={"buffers_blob": stored}).model_dump())
-    return StoredPart(digest=digest, bytes=size, state=state)
+    return StoredPart(digest=digest, bytes=size, state=state, suspect=tuple(blobs.suspect))
 
 
 def commit(storage: RunStorage, manifest: Manifest) -> None:

@@ -48,6 +48,8 @@ class StoredPart(Message):
     """Of the data blobs."""
     state: str = ""
     """Digest of the state blob, rank 0's alone."""
+    suspect: tuple[str, ...] = ()
+    """Of the order's suspect blobs those that did not come up, and may be damaged still."""
 
 
 class CommitOrder(Message):

@@ -213,7 +213,8 @@ class Saver:
     def _land(self, flight: _Flight, busy_seconds: float) -> None:
         assert flight.manifest is not None
         self._flight, self.parent_step = None, flight.step
-        self._storage.blobs.suspect.clear()
+        assert flight.stored is not None
+        self._storage.blobs.suspect.intersection_update(flight.stored.suspect)
         self.last = CommittedCheckpoint(
             step=flight.step,
             uri=self._storage.catalogue.uri_of(flight.manifest.name),

@@ -61,7 +61,9 @@ class Saves:
             return
         if saver.trouble and self._warned_step != self._begun_step:
             self._warned_step = self._begun_step
-            self._report.warn(f"the checkpoint of step {self._begun_step} is not stored yet: {saver.trouble}")
+            told = f"the checkpoint of step {self._begun_step} is not stored yet: {saver.trouble}"
+            log.warning(told)
+            self._report.warn(told)
         if all_stored or refused:
             saver.advance()
             self._tell_landed()
