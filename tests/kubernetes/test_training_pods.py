@@ -87,7 +87,7 @@ def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: 
     assert (first["outcome"], second["outcome"]) == ("Disruption", "Succeeded")
     assert second["resumedFromStep"] >= 10
     assert (status["restarts"], status["disruptions"], status["progress"]["percent"]) == (0, 1, 100)
-    assert status["evaluation"]["tuned"]["Accuracy"] > 0.9 > status["evaluation"]["baseline"]["Accuracy"]
+    assert status["evaluation"]["tuned"]["Accuracy"] > 0.6 > status["evaluation"]["baseline"]["Accuracy"]
     events = site.events("colours")
     assert {"Preparing", "Training", "Restarting", "AttemptFailed", "Evaluating", "Succeeded"} <= set(events)
     assert events["Resumed"].startswith(f"train attempt 2 goes on at step {second['resumedFromStep']}, ")
