@@ -13,6 +13,7 @@ import real_models
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
+from mortal_store import MortalStore
 
 
 def pytest_configure() -> None:
@@ -75,3 +76,12 @@ def minilm_folder() -> Path:
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct in Hugging Face layout, bf16."""
     return real_models.smollm2()
+
+
+@pytest.fixture
+def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalStore]:
+    """A server that the test may kill and start again; its credentials are in the environment."""
+    with MortalStore(tmp_path) as server:
+        for name, value in server.access.env().items():
+            monkeypatch.setenv(name, value)
+        yield server

@@ -4,7 +4,7 @@ from collections import deque
 
 from finetune_trainer.checkpoint import deposit
 from finetune_trainer.checkpoint.failures import Failure
-from finetune_trainer.checkpoint.orders import Answer, CommitOrder, Order
+from finetune_trainer.checkpoint.orders import Answer, Order
 from finetune_trainer.checkpoint.places import RunStorage
 from finetune_trainer.checkpoint.shared_memory import SharedMemory
 from finetune_trainer.errors import TrainerError
@@ -20,16 +20,10 @@ class InlineCarrier:
 
     def send(self, order: Order) -> None:
         try:
-            self._answers.append(self._answer(order))
+            part = deposit.carry_out(self._storage, order, self.snapshot)
+            self._answers.append(Answer(done=True, part=part))
         except TrainerError as error:
             self._answers.append(Answer(failure=Failure.of(error), is_final=True))
-
-    def _answer(self, order: Order) -> Answer:
-        if isinstance(order, CommitOrder):
-            deposit.commit(self._storage, order.manifest)
-            return Answer(done=True)
-        memory = self.snapshot.array(order.planes_bytes + order.buffers_bytes)
-        return Answer(done=True, part=deposit.store_part(self._storage, order, memory.data))
 
     def receive(self, timeout: float) -> Answer | None:
         return self._answers.popleft() if self._answers else None

@@ -186,6 +186,15 @@ def uninterrupted(rank: int, size: int, cases: list[Case], settings: Any, folder
     return results
 
 
+def claim_and_restore(plane: Any, engine: Any, scheduler: Any) -> Any:
+    """Become the run's attempt and go on from its newest checkpoint; returns its manifest."""
+    plane.claim()
+    restored = plane.restore(engine)
+    scheduler.load_state_dict(restored.small_state["scheduler"])  # leaves the optimizer's lr as the plane set it
+    plane.restore_rng(restored.manifest)
+    return restored.manifest
+
+
 def resumed(
     rank: int, size: int, pairs: list[tuple[Case, Case]], settings: Any, folder: str, first_attempt: int = 2
 ) -> dict[str, Any]:
@@ -194,10 +203,7 @@ def resumed(
     for attempt, (source, case) in enumerate(pairs, start=first_attempt):
         engine, scheduler = make_engine(case, size, disturb=True)
         plane = make_plane(settings, f"{folder}/{source.name}", rank, size, attempt=attempt)
-        plane.claim()
-        restored = plane.restore(engine)
-        scheduler.load_state_dict(restored.small_state["scheduler"])  # leaves the optimizer's lr as the plane set it
-        plane.restore_rng(restored.manifest)
+        claim_and_restore(plane, engine, scheduler)
         losses = train(case, engine, scheduler, rank, size, range(SAVE_AT, STEPS))
         counters = {"global_steps": engine.global_steps, "micro_steps": engine.micro_steps}
         seen = [value for name, value in engine.module.named_buffers() if name.endswith("steps_seen")]

@@ -9,12 +9,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from mortal_store import MortalStore
 
 RunWorld = Callable[..., list[Any]]
 SECONDS = 600
@@ -86,11 +83,3 @@ def run_world() -> Iterator[RunWorld]:
             for name in PRELOAD:
                 importlib.import_module(name)
         yield _run
-
-
-@pytest.fixture
-def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalStore]:
-    with MortalStore(tmp_path) as server:
-        for name, value in server.access.env().items():
-            monkeypatch.setenv(name, value)
-        yield server

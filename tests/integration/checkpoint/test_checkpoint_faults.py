@@ -10,7 +10,7 @@ from finetune_api.trainer_config import StorageSettings
 from finetune_trainer.errors import BadConfigError, FencedError, StorageUnreachableError, TrainerError
 from finetune_trainer.store import ObjectStore
 from mortal_store import BUCKET, MortalStore
-from tiny_engine import GLOBAL_BATCH, Case, make_engine, make_plane, make_store, seed_ranks, train
+from tiny_engine import GLOBAL_BATCH, Case, claim_and_restore, make_engine, make_plane, make_store, seed_ranks, train
 
 
 def manifests(store: ObjectStore, folder: str) -> list[str]:
@@ -45,17 +45,14 @@ def go_back(rank: int, size: int, case: Case, settings: Any, folder: str) -> dic
     """Restore as attempt 2, train on, save step 4 again, and restore that as attempt 3."""
     engine, scheduler = make_engine(case, size, disturb=True)
     plane = make_plane(settings, folder, rank, size, attempt=2)
-    plane.claim()
-    restored = plane.restore(engine)
-    scheduler.load_state_dict(restored.small_state["scheduler"])
-    plane.restore_rng(restored.manifest)
+    manifest = claim_and_restore(plane, engine, scheduler)
     losses = train(case, engine, scheduler, rank, size, range(2, 4))
     plane.save(step=4, engine=engine, small_state={"scheduler": scheduler.state_dict()})
     losses += train(case, engine, scheduler, rank, size, range(4, 6))
     again = make_plane(settings, folder, rank, size, attempt=3)
     last = again.restore(engine)
     return {
-        "step": restored.manifest.step,
+        "step": manifest.step,
         "warnings": plane.warnings,
         "losses": losses,
         "parent": last.manifest.parent_step,

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_trainer.errors import AccessDeniedError
 from mortal_store import BUCKET, MortalStore
-from tiny_engine import Case, make_engine, make_plane, seed_ranks, train
+from tiny_engine import Case, claim_and_restore, make_engine, make_plane, seed_ranks, train
 
 CASE = Case(2)
 AN_HOUR = 3600.0
@@ -80,11 +80,8 @@ def bereft(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
 def resumed_losses(rank: int, size: int, settings: Any, folder: str) -> list[str]:
     engine, scheduler = make_engine(CASE, size, disturb=True)
     plane = make_plane(settings, folder, rank, size, attempt=2)
-    plane.claim()
-    restored = plane.restore(engine)
-    scheduler.load_state_dict(restored.small_state["scheduler"])
-    plane.restore_rng(restored.manifest)
-    return train(CASE, engine, scheduler, rank, size, range(restored.manifest.step, 6))
+    manifest = claim_and_restore(plane, engine, scheduler)
+    return train(CASE, engine, scheduler, rank, size, range(manifest.step, 6))
 
 
 def test_an_uploader_that_dies_is_replaced_and_its_save_is_not_lost(

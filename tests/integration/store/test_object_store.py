@@ -4,7 +4,6 @@ import hashlib
 import os
 import resource
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,14 +63,6 @@ def shared_bucket(store_server: EmbeddedStore) -> str:
 def folder_uri(request: pytest.FixtureRequest, shared_bucket: str) -> str:
     """An address of the test's own."""
     return f"s3://{shared_bucket}/{request.node.name.replace('[', '-').replace(']', '')}"
-
-
-@pytest.fixture
-def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalStore]:
-    with MortalStore(tmp_path) as server:
-        for name, value in server.access.env().items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 def test_what_is_put_is_read_back_and_can_be_deleted(store: ObjectStore, folder_uri: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Protocol
 
+from ..errors import TrainerError
 from .failures import Failure
 from .orders import Answer, Order, Setup
 from .shared_memory import SharedMemory
@@ -65,9 +66,7 @@ class UploaderProcess:
         content = order.model_dump_json().encode()
         self._orders.array(len(content)).data[:] = content
         self._order_bytes, self._hurried = len(content), False
-        if self._channel is None:
-            self._start()
-        self._pass_on(b"%d" % self._order_bytes)
+        self._hand_over()
 
     def receive(self, timeout: float) -> Answer | None:
         """See Carrier."""
@@ -104,6 +103,14 @@ class UploaderProcess:
         self.snapshot.close()
         self._orders.close()
 
+    def _hand_over(self) -> None:
+        """The open order, to the process that is there or to a new one."""
+        if self._channel is None:
+            self._start()
+        self._pass_on(b"%d" % self._order_bytes)
+        if self._hurried:
+            self._pass_on(HURRY)
+
     def _start(self) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         descriptors = {
@@ -133,7 +140,7 @@ class UploaderProcess:
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         text = f"the uploader has ended with {code}; another one takes its order"
         log.warning(text)
-        return Answer(failure=Failure(kind="TrainerError", message=text))
+        return Answer(failure=Failure.of(TrainerError(text)))
 
     def _replace(self, timeout: float) -> None:
         """A new process with the same order, once the pause is over."""
@@ -142,7 +149,4 @@ class UploaderProcess:
             time.sleep(min(wait, timeout))
         if time.monotonic() < self._not_before:
             return
-        self._start()
-        self._pass_on(b"%d" % self._order_bytes)
-        if self._hurried:
-            self._pass_on(HURRY)
+        self._hand_over()

@@ -10,11 +10,21 @@ from collections.abc import Callable
 from ..errors import FencedError
 from .blobs import parallel
 from .manifest import Manifest, Part
-from .orders import PartOrder, StoredPart
+from .orders import CommitOrder, Order, PartOrder, StoredPart
 from .places import RunStorage
+from .shared_memory import SharedMemory
 
 Pace = Callable[[int], None]
 """Called with every number of bytes that is about to be sent; may wait."""
+
+
+def carry_out(storage: RunStorage, order: Order, snapshot: SharedMemory, pace: Pace | None = None) -> StoredPart | None:
+    """What the order says; a CommitOrder has no result. `snapshot` is the memory that a PartOrder is about."""
+    if isinstance(order, CommitOrder):
+        commit(storage, order.manifest)
+        return None
+    memory = snapshot.array(order.planes_bytes + order.buffers_bytes)
+    return store_part(storage, order, memory.data, pace)
 
 
 def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: Pace | None = None) -> StoredPart:

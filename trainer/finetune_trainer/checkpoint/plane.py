@@ -54,11 +54,10 @@ class CheckpointPlane:
         assert blob_bytes % 4 == 0
         self._config = config
         self._runtime = runtime
-        self._blob_bytes = blob_bytes
         self._storage = RunStorage.of(store, config.run_uri, attempt=config.attempt, prepared=config.prepared)
         setup = Setup(storage=config.storage, run_uri=config.run_uri, attempt=config.attempt)
         self._carrier: Carrier = UploaderProcess(setup) if carrier is None else carrier
-        self.saver = Saver(self._carrier, self._storage, config, runtime)
+        self.saver = Saver(self._carrier, self._storage, config, runtime, blob_bytes=blob_bytes)
         self.warnings: list[str] = []
         """What a user should see, oldest first."""
 
@@ -101,7 +100,6 @@ class CheckpointPlane:
                 small_state=small_state,
                 is_best=is_best,
                 metrics=metrics or {},
-                blob_bytes=self._blob_bytes,
                 spread_seconds=spread_seconds or 0.0,
             )
         if spread_seconds is not None and saver.in_flight:

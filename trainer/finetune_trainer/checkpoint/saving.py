@@ -51,7 +51,7 @@ class _Flight:
     step: int
     is_best: bool
     metrics: dict[str, float]
-    counters: dict[str, Any]
+    zero_stage: int
     snapshot_seconds: float
     manifest: Manifest | None = None
     """Ordered; None: parts are being stored."""
@@ -67,8 +67,11 @@ class _Flight:
 class Saver:
     """Saves of one attempt. Collective, all but `is_ready`, `is_refused`, `trouble` and `hurry`."""
 
-    def __init__(self, carrier: Carrier, storage: RunStorage, config: TrainerConfig, runtime: RuntimeEnv) -> None:
+    def __init__(
+        self, carrier: Carrier, storage: RunStorage, config: TrainerConfig, runtime: RuntimeEnv, *, blob_bytes: int
+    ) -> None:
         self._carrier, self._storage, self._config, self._runtime = carrier, storage, config, runtime
+        self._blob_bytes = blob_bytes
         self._flight: _Flight | None = None
         self.parent_step: int | None = None
         """Step of the checkpoint that the training goes on from: the last one committed or restored."""
@@ -88,23 +91,22 @@ class Saver:
         small_state: dict[str, Any],
         is_best: bool,
         metrics: dict[str, float],
-        blob_bytes: int,
         spread_seconds: float,
     ) -> None:
         """Take the snapshot, and return as soon as it is taken."""
         assert self._flight is None, "one save at a time"
         started = time.monotonic()
-        order = together(partial(self._snapshot, engine, small_state, blob_bytes, spread_seconds))
+        order = together(partial(self._snapshot, engine, small_state, spread_seconds))
         self._carrier.send(order)
         self._flight = _Flight(
             step=step,
             is_best=is_best,
             metrics=metrics,
-            counters={"zero_stage": engine.zero_optimization_stage(), "blob_bytes": blob_bytes},
+            zero_stage=engine.zero_optimization_stage(),
             snapshot_seconds=time.monotonic() - started,
         )
 
-    def _snapshot(self, engine: Any, small_state: dict[str, Any], blob_bytes: int, spread_seconds: float) -> PartOrder:
+    def _snapshot(self, engine: Any, small_state: dict[str, Any], spread_seconds: float) -> PartOrder:
         slots = fragments.owned(engine, rank=self._runtime.rank, world_size=self._runtime.world_size)
         layout = fragments.layout_of(slots)
         state, content = self._state(engine, small_state) if self._runtime.is_main else (None, b"")
@@ -120,7 +122,7 @@ class Saver:
             planes_bytes=size,
             buffers_bytes=len(content),
             state=state,
-            blob_bytes=blob_bytes,
+            blob_bytes=self._blob_bytes,
             suspect=tuple(self._storage.blobs.suspect),
             spread_seconds=min(spread_seconds, size / UNFELT_BYTES_PER_SECOND),
         )
@@ -199,6 +201,8 @@ class Saver:
             run=self._config.run,
             time=on_main(now),
             world_size=self._runtime.world_size,
+            zero_stage=flight.zero_stage,
+            blob_bytes=self._blob_bytes,
             parts=tuple(PartRef(rank=rank, digest=part.digest) for rank, part in enumerate(parts)),
             state=parts[0].state,
             parent_step=self.parent_step,
@@ -207,7 +211,6 @@ class Saver:
             bytes=sum(part.bytes for part in parts),
             is_best=flight.is_best,
             metrics=flight.metrics,
-            **flight.counters,
         )
 
     def _land(self, flight: _Flight, busy_seconds: float) -> None:

@@ -25,7 +25,7 @@ from ..store import ObjectStore, RetryPolicy
 from . import deposit
 from .blobs import THREADS
 from .failures import Failure
-from .orders import Answer, CommitOrder, Order, PartOrder, Setup, StoredPart
+from .orders import Answer, Order, PartOrder, Setup
 from .pace import Pace
 from .places import RunStorage
 from .shared_memory import SharedMemory
@@ -65,7 +65,7 @@ class Uploader:
         delay, started = _FIRST_DELAY, time.monotonic()
         while True:
             try:
-                part = self._try(order, pace)
+                part = deposit.carry_out(self.storage, order, self.snapshot, pace)
             except Exception as error:
                 is_final = isinstance(error, FencedError)
                 self._tell(Answer(failure=Failure.of(error), is_final=is_final))
@@ -79,13 +79,6 @@ class Uploader:
                 busy = max(0.0, time.monotonic() - started - pace.waited_seconds)
                 self._tell(Answer(done=True, part=part, busy_seconds=busy))
                 return
-
-    def _try(self, order: Order, pace: Pace) -> StoredPart | None:
-        if isinstance(order, CommitOrder):
-            deposit.commit(self.storage, order.manifest)
-            return None
-        memory = self.snapshot.array(order.planes_bytes + order.buffers_bytes)
-        return deposit.store_part(self.storage, order, memory.data, pace)
 
     def _tell(self, answer: Answer) -> None:
         with contextlib.suppress(ConnectionError):  # the rank is gone, and so is this process in a moment

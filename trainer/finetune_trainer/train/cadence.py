@@ -28,8 +28,7 @@ def interval_seconds(max_lost_seconds: float, costs: SaveCosts) -> float:
     step is added, for the next chance to save comes one later. Where saves cost more than OVERHEAD of that, or are
     not stored before the next one, they come less often, and a crash costs more.
     """
-    spread = max_lost_seconds * SPREAD_SHARE / (1 + SPREAD_SHARE)
-    wanted = max_lost_seconds - max(costs.landing, spread) - costs.step
+    wanted = max_lost_seconds - max(costs.landing, allowed_spread(max_lost_seconds)) - costs.step
     return max(wanted, costs.stall / OVERHEAD, costs.landing)
 
 
@@ -43,3 +42,8 @@ def interval_steps(max_lost_seconds: float, costs: SaveCosts) -> int:
 def spread_seconds(interval: float) -> float:
     """How long an upload may take."""
     return interval * SPREAD_SHARE
+
+
+def allowed_spread(max_lost_seconds: float) -> float:
+    """The same where the interval is not known yet: with it, interval and upload make `max_lost_seconds` together."""
+    return spread_seconds(max_lost_seconds / (1 + SPREAD_SHARE))

@@ -5,11 +5,9 @@ import math
 import time
 from typing import Any
 
-from finetune_api.progress import CommittedCheckpoint
-
 from ..checkpoint.plane import CheckpointPlane
 from ..progress import ProgressReporter
-from .cadence import SaveCosts, interval_steps, spread_seconds
+from .cadence import SaveCosts, allowed_spread, interval_steps, spread_seconds
 from .plan import TrainingPlan
 
 log = logging.getLogger("finetune")
@@ -29,11 +27,6 @@ class Saves:
         self._warned_step = -1
         self._is_owed = False
         """A save has been left out, because the one before it was still in flight."""
-
-    @property
-    def last(self) -> CommittedCheckpoint | None:
-        """The last one that this attempt has committed."""
-        return self._plane.saver.last
 
     def start(self, step: int) -> None:
         """The training begins, or goes on, at this step."""
@@ -115,7 +108,7 @@ class Saves:
     def _spread(self, step_seconds: float) -> float:
         if self._plan.save_every:
             return spread_seconds(self._plan.save_every * step_seconds)
-        return spread_seconds(self._plan.max_lost_seconds / (1 + spread_seconds(1.0)))
+        return allowed_spread(self._plan.max_lost_seconds)
 
     def _tell_landed(self) -> None:
         saver = self._plane.saver
