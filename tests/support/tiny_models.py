@@ -1,5 +1,6 @@
 """Tokenizers and models small enough to be made within a test."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def tiny_tokenizer(chat_template: str | None = None, *, eos: str = "</s>", adds_
     return tokenizer
 
 
+def _save_same_weights(make: Callable[[], Any], folder: Path) -> None:
+    """Random weights, but the same ones each time: what a test learns on them can be compared exactly."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        make().save_pretrained(folder)
+
+
 def save_tiny_llama(folder: Path, chat_template: str | None = None) -> Path:
     """A random decoder of about 60 k parameters, in Hugging Face layout."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -121,7 +131,7 @@ def save_tiny_llama(folder: Path, chat_template: str | None = None) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    _save_same_weights(lambda: LlamaForCausalLM(config), folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -140,6 +150,6 @@ def save_tiny_bert(folder: Path) -> Path:
         max_position_embeddings=64,
         pad_token_id=tokenizer.pad_token_id,
     )
-    BertModel(config).save_pretrained(folder)
+    _save_same_weights(lambda: BertModel(config), folder)
     tokenizer.save_pretrained(folder)
     return folder
