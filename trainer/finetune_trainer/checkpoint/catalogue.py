@@ -1,6 +1,8 @@
 """Which checkpoints a run has, and which of them can be used."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
@@ -11,6 +13,18 @@ from ..store import ObjectStore, join
 from .blobs import Blobs
 from .loading import Loader
 from .manifest import VERSION, Manifest, newest_first
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies under `manifests`."""
+
+    names: tuple[str, ...]
+    """Of the manifests, the one to restore first in front."""
+    strangers: tuple[str, ...]
+    """Names of everything else."""
+    newest: datetime
+    """When storage last wrote any of it, by its own clock."""
 
 
 class Catalogue:
@@ -39,7 +53,7 @@ class Catalogue:
             if name in exclude:
                 continue
             try:
-                manifest = self._read(name)
+                manifest = self.read(name)
                 Loader(self._blobs, manifest).check_complete()
             except CorruptCheckpointError as error:
                 warnings.append(f"checkpoint {name} cannot be used: {error}")
@@ -50,13 +64,28 @@ class Catalogue:
     def find(self, step: int) -> Manifest | None:
         """The newest attempt's manifest of `step`. Raises CorruptCheckpointError if it cannot be read."""
         found = [name for name in self._names() if int(name.partition("-")[0]) == step]
-        return self._read(found[0]) if found else None
+        return self.read(found[0]) if found else None
 
-    def _names(self) -> list[str]:
+    def listing(self) -> Listing:
+        """What there is, by one look."""
         prefix = self._uri + "/"
-        return newest_first([info.uri.removeprefix(prefix) for info in self._store.list(prefix)])
+        found = {info.uri.removeprefix(prefix): info.modified for info in self._store.list(prefix)}
+        names = newest_first(list(found))
+        return Listing(
+            names=tuple(names),
+            strangers=tuple(key for key in found if key.removesuffix(".json") not in names),
+            newest=max(found.values(), default=datetime.min.replace(tzinfo=UTC)),
+        )
 
-    def _read(self, name: str) -> Manifest:
+    def remove(self, names: Sequence[str]) -> None:
+        """Delete manifests, and the checkpoints with them; those that are not there are no error."""
+        self._store.delete_many([self.uri_of(name) for name in names])
+
+    def _names(self) -> tuple[str, ...]:
+        return self.listing().names
+
+    def read(self, name: str) -> Manifest:
+        """The manifest. Raises CorruptCheckpointError."""
         uri = self.uri_of(name)
         try:
             manifest = Manifest.model_validate_json(self._store.get(uri))
@@ -66,6 +95,8 @@ class Catalogue:
             raise CorruptCheckpointError(f"{uri} is not a manifest of version {VERSION}: {error}") from error
         if manifest.version != VERSION:
             raise CorruptCheckpointError(f"{uri} has version {manifest.version}, known is {VERSION}")
+        if manifest.name != name:
+            raise CorruptCheckpointError(f"{uri} holds the manifest of {manifest.name}")
         if self._is_foreign(manifest):
             raise CorruptCheckpointError(f"{uri} was trained from another base model or data set")
         return manifest

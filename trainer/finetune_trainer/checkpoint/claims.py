@@ -33,9 +33,14 @@ class Claims:
 
     def check(self) -> None:
         """Raises FencedError if a newer attempt has claimed the run."""
-        newest = max((_attempt_of(info.uri) for info in self._store.list(self._uri + "/")), default=0)
+        newest = newest_claim(self._store, self._uri)
         if newest > self._attempt:
             raise FencedError(f"attempt {newest} has claimed the run; attempt {self._attempt} must not write any more")
+
+
+def newest_claim(store: ObjectStore, uri: str) -> int:
+    """The highest attempt with a claim under `uri`; 0 if there is none."""
+    return max((_attempt_of(info.uri) for info in store.list(uri + "/")), default=0)
 
 
 def _attempt_of(uri: str) -> int:

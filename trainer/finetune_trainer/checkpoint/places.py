@@ -8,15 +8,17 @@ from ..store import ObjectStore, join
 from .blobs import Blobs
 from .catalogue import Catalogue
 from .claims import Claims
+from .references import References
 
 
 @dataclass(frozen=True)
 class RunStorage:
-    """The three rooms of a run, as one attempt sees them."""
+    """The three rooms of a run, as one attempt sees them, and what it has learnt of them."""
 
     claims: Claims
     blobs: Blobs
     catalogue: Catalogue
+    references: References
 
     @classmethod
     def of(cls, store: ObjectStore, run_uri: str, *, attempt: int, prepared: Prepared | None = None) -> "RunStorage":
@@ -27,4 +29,5 @@ class RunStorage:
             claims=Claims(store, join(run_uri, "attempts"), attempt=attempt),
             blobs=blobs,
             catalogue=Catalogue(store, blobs, manifests, prepared=prepared),
+            references=References(blobs),
         )
