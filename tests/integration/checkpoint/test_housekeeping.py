@@ -123,6 +123,48 @@ def test_a_save_breaks_a_removal_off_and_no_rank_stores_anything_before_it_has_e
     assert names(store, bucket) == ["00000001-a0001.json", "00000002-a0001.json"]
 
 
+def saves_that_never_leave_time(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+    training = Training(rank, size, settings, folder, store=make_store(settings), carrier=SlowCarrier)
+    rooms = []
+    for step in range(1, 6):
+        rooms.append(training.saver.make_room(10.0))
+        if rooms[-1]:
+            training.step(step)
+    return {"rooms": rooms, "insists": training.housekeeping.insists, "must": training.saver.make_room()}
+
+
+def test_a_removal_that_three_saves_have_broken_off_gives_way_only_to_one_that_has_to_be(
+    storage_settings: StorageSettings, bucket: str, run_world: Any
+) -> None:
+    found = run_world(saves_that_never_leave_time, 2, settings=storage_settings, folder=bucket)
+    for rank in found:
+        assert (rank["rooms"], rank["must"]) == ([True, True, True, True, False], True)
+    assert [rank["insists"] for rank in found] == [True, False], "rank 0 alone is asked whether a save is due"
+
+
+def awaited(rank: int, size: int, settings: Any, folder: str) -> list[bool]:
+    """A save whose turn comes when the one before has not landed."""
+    training = Training(rank, size, settings, folder, checkpoint={"keepLast": 1})
+    opened = []
+    for step in range(1, 5):
+        assert training.saver.make_room(60.0)
+        opened.append(training.housekeeping.is_open)
+        training.step(step, spread_seconds=0.0)
+    training.saver.settle()
+    opened.append(training.housekeeping.is_open)
+    assert training.housekeeping.finish(60.0)
+    training.plane.close()
+    return opened
+
+
+def test_a_removal_is_not_begun_only_to_be_broken_off(
+    storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any
+) -> None:
+    found = run_world(awaited, 2, settings=storage_settings, folder=bucket)
+    assert found == [[False] * 4 + [True]] * 2
+    assert names(store, bucket) == ["00000004-a0001.json"]
+
+
 class HangingCarrier(SlowCarrier):
     """Its removals never end: storage has taken a request and does not answer."""
 

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from finetune_trainer.checkpoint import deposit
-from finetune_trainer.checkpoint.orders import PruneOrder
+from finetune_trainer.checkpoint.orders import Pruned, PruneOrder
 from finetune_trainer.checkpoint.pace import Pace
 from finetune_trainer.checkpoint.pruning import Pruning
 from finetune_trainer.checkpoint.retention import GRACE, Keep
@@ -41,7 +41,7 @@ def test_only_what_is_kept_remains_and_each_of_it_restores(run: StoredRun) -> No
     assert pruned.checkpoints == tuple(f"{step:08d}-a0001" for step in (1, 3, 4, 6))
     assert run.blobs() == run.blobs_of(*(each for each in run.manifests if each.name in stays))
     assert pruned.blobs > 0
-    assert prune(run, Keep(last=2, best=1, every=5)).pruned == type(pruned)(), "nothing is left to do"
+    assert prune(run, Keep(last=2, best=1, every=5)).pruned == Pruned(is_finished=True), "nothing is left to do"
 
 
 def test_a_removal_after_every_save_leaves_what_one_at_the_end_would(run: StoredRun) -> None:
@@ -163,5 +163,5 @@ def test_who_hurries_waits_for_one_request_at_most(run: StoredRun) -> None:
     hurried = Pace()
     hurried.hurry()
     answer = deposit.prune(run.storage, PruneOrder(keep=Keep(last=1)), hurried)
-    assert (answer.done, answer.failure) == (True, None)
+    assert (answer.done, answer.failure, answer.pruned) == (True, None, Pruned())
     assert len(run.names()) == 3

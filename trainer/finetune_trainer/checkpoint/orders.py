@@ -75,6 +75,8 @@ class Pruned(Message):
     blobs: int = 0
     bytes: int = 0
     """Of those blobs."""
+    is_finished: bool = False
+    """Nothing is left that could go now."""
     blocked_by: str = ""
     """Why no blobs go; empty: they do, once they are old enough."""
 

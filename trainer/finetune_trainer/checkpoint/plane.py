@@ -93,8 +93,7 @@ class CheckpointPlane:
         flight is waited for first. A step that was saved last is not saved again.
         """
         saver = self.saver
-        saver.settle()
-        if saver.last is None or saver.last.step != step:
+        if saver.newest_step != step:
             saver.make_room()
             saver.begin(
                 step=step,

@@ -23,10 +23,20 @@ BATCH = 200
 
 
 class Pruning:
-    """One round."""
+    """One round. A rehearsal removes nothing, but tells what would be."""
 
-    def __init__(self, storage: RunStorage, keep: Keep, *, grace: timedelta | None = GRACE, batch: int = BATCH) -> None:
+    def __init__(
+        self,
+        storage: RunStorage,
+        keep: Keep,
+        *,
+        grace: timedelta | None = GRACE,
+        batch: int = BATCH,
+        rehearsal: bool = False,
+    ) -> None:
         self._storage, self._keep, self._grace, self._batch = storage, keep, grace, batch
+        self._is_rehearsal = rehearsal
+        self._is_finished = False
         self._blocked_by = ""
         """Why blobs stay; empty if they do not."""
         self._names: list[str] = []
@@ -39,6 +49,7 @@ class Pruning:
             checkpoints=tuple(self._names),
             blobs=len(self._blobs),
             bytes=sum(blob.size for blob in self._blobs),
+            is_finished=self._is_finished,
             blocked_by=self._blocked_by,
         )
 
@@ -47,6 +58,10 @@ class Pruning:
 
         The next round finishes what one that was not run to its end has left.
         """
+        yield from self._round()
+        self._is_finished = True
+
+    def _round(self) -> Iterator[None]:
         catalogue = self._storage.catalogue
         yield
         listing = catalogue.listing()
@@ -115,5 +130,6 @@ class Pruning:
             # saved, if that needs a blob which nobody has needed for the grace period: it is noticed as incomplete
             # when it is read, and the one before it is gone on from. Nothing wrong is ever gone on from.
             self._storage.claims.check()
-            remove(batch)
+            if not self._is_rehearsal:
+                remove(batch)
             note(batch)

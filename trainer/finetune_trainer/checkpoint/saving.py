@@ -75,6 +75,8 @@ class Saver:
         self._carrier, self._storage, self._config, self._runtime = carrier, storage, config, runtime
         self._blob_bytes = blob_bytes
         self._flight: _Flight | None = None
+        self._makes_room = False
+        """The next save waits for the one in flight."""
         self.housekeeping = Housekeeping(carrier, _keep(config), runtime)
         self.parent_step: int | None = None
         """Step of the checkpoint that the training goes on from: the last one committed or restored."""
@@ -85,6 +87,13 @@ class Saver:
     def in_flight(self) -> bool:
         """A save is; the same on every rank. Old checkpoints that are being removed do not count."""
         return self._flight is not None
+
+    @property
+    def newest_step(self) -> int | None:
+        """Of the save in flight, else of the last one committed."""
+        if self._flight is not None:
+            return self._flight.step
+        return None if self.last is None else self.last.step
 
     def begin(
         self,
@@ -233,7 +242,7 @@ class Saver:
             time=flight.manifest.time,
             save_seconds=round(flight.snapshot_seconds + busy_seconds, 3),
         )
-        self.housekeeping.begin()
+        self.housekeeping.begin(is_awaited=self._makes_room)
 
     # Waiting for it
 
@@ -260,10 +269,14 @@ class Saver:
     def make_room(self, patience: float = math.inf) -> bool:
         """Wait until a save may begin, or for `patience` seconds; whether it may. Raises like `settle`.
 
-        A removal of old checkpoints is broken off for it: one request is waited for.
+        A removal of old checkpoints is broken off for it, unless it `insists`: one request is waited for.
         """
         deadline = time.monotonic() + patience
-        return self.settle(patience) and self.housekeeping.end(deadline)
+        self._makes_room = True
+        try:
+            return self.settle(patience) and self.housekeeping.end(deadline - time.monotonic())
+        finally:
+            self._makes_room = False
 
     def _wait_until_ready(self, flight: _Flight, deadline: float) -> bool:
         while not self.is_ready(_PEEK_SECONDS):

@@ -35,7 +35,7 @@ class Saves:
 
     def are_due(self, step: int, *, step_seconds: float) -> bool:
         """Whether the clock asks for a save after this step."""
-        if self._plane.saver.in_flight:
+        if self._plane.saver.in_flight or self._plane.saver.housekeeping.insists:
             return False
         if self._is_owed:
             return True
@@ -109,7 +109,7 @@ class Saves:
         has_room = saver.make_room(math.inf if must else PATIENCE_SECONDS)
         self._tell_landed()
         if not has_room:
-            what = "is still being stored" if saver.in_flight else "is followed by a removal of old ones that hangs"
+            what = "is still being stored" if saver.in_flight else "is followed by a removal of old ones"
             log.info("a save is left out: that of step %d %s", self._begun_step, what)
         return has_room
 
