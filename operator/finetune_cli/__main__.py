@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from .commands import demo, logs, objects, run, runs, status, store, watch
+from .commands import checkpoints, demo, logs, objects, run, runs, status, store, watch
 from .exit_status import USER_ERRORS, explain, of_error
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(status.status)
 app.command()(watch.watch)
 app.command()(logs.logs)
 app.command()(runs.runs)
+app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(store.app, name="store")
 app.command()(objects.crd)
 app.command(name="version")(objects.show_version)

@@ -29,7 +29,7 @@ def logs(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Print what the workers of a run have said, in the order of time.
+    """Print what the workers of a run have said, by time.
 
     A local run of that name wins; without one, or with --namespace, --context or --kubeconfig, it is the job of a
     cluster: its pods, as long as they are there.

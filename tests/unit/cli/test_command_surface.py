@@ -19,6 +19,12 @@ SURFACE = {
         *("--work-dir", "-f", "-n"),
     ],
     "runs": ["--work-dir"],
+    "checkpoints list": ["where", "--endpoint", "--output", "--work-dir", "-o"],
+    "checkpoints verify": ["where", "--endpoint", "--step", "--work-dir"],
+    "checkpoints prune": [
+        *("where", "--dry-run", "--endpoint", "--keep-best", "--keep-every", "--keep-last", "--work-dir", "--yes")
+    ],
+    "checkpoints export": ["where", "folder", "--endpoint", "--step", "--work-dir"],
     "store put": ["path", "uri", "--endpoint", "--work-dir"],
     "store get": ["uri", "path", "--endpoint", "--work-dir"],
     "store ls": ["uri", "--endpoint", "--recursive", "--work-dir", "-r"],
@@ -48,7 +54,7 @@ def invoke(*arguments: str) -> str:
 
 
 def test_the_help_fits_80_columns_and_cuts_no_sentence() -> None:
-    for name in ["", *SURFACE, "store"]:
+    for name in ["", *SURFACE, "checkpoints", "store"]:
         text = invoke(*name.split(), "--help")
         assert all(len(line) <= 80 for line in text.splitlines()), text
         assert "..." not in text.replace("[ARGS]...", "").replace("{FILE}...", ""), text

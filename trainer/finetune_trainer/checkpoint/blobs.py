@@ -27,10 +27,14 @@ class Blobs:
         self.suspect: set[str] = set()
         """Digests whose stored bytes were found to be others; they are uploaded again when they come up."""
 
+    def uri_of(self, digest: str) -> str:
+        """Address of a blob."""
+        return join(self._uri, digest)
+
     def put(self, data: bytes | memoryview, *, pace: Callable[[int], None] | None = None) -> str:
         """Store the bytes, and return their digest. `pace` is called before each few of them are sent, and may wait."""
         digest = hashlib.sha256(data).hexdigest()
-        uri = join(self._uri, digest)
+        uri = self.uri_of(digest)
         present = None if digest in self.suspect else self._store.head(uri)
         if present is None or present.size != len(data):
             self._store.put(uri, data, pace=pace)
@@ -56,7 +60,7 @@ class Blobs:
 
     def _verified(self, digest: str, read: Callable[[str], Content]) -> Content:
         """Bytes may also break on their way, so what is wrong is read a second time before it is called so."""
-        uri = join(self._uri, digest)
+        uri = self.uri_of(digest)
         for _ in range(2):
             try:
                 content = read(uri)
@@ -77,7 +81,7 @@ class Blobs:
 
     def remove(self, digests: Sequence[str]) -> None:
         """Delete blobs; those that are not there are no error."""
-        self._store.delete_many([join(self._uri, digest) for digest in digests])
+        self._store.delete_many([self.uri_of(digest) for digest in digests])
 
     def sizes(self) -> dict[str, int]:
         """Every blob that storage has, with its bytes."""

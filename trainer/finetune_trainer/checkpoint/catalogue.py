@@ -11,6 +11,7 @@ from finetune_api.trainer_config import Prepared
 from ..errors import CorruptCheckpointError, ObjectMissingError
 from ..store import ObjectStore, join
 from .blobs import Blobs
+from .failures import first_fault
 from .loading import Loader
 from .manifest import VERSION, Manifest, newest_first
 
@@ -92,7 +93,9 @@ class Catalogue:
         except ObjectMissingError as error:
             raise CorruptCheckpointError(f"{uri} is gone") from error
         except ValidationError as error:
-            raise CorruptCheckpointError(f"{uri} is not a manifest of version {VERSION}: {error}") from error
+            raise CorruptCheckpointError(
+                f"{uri} is not a manifest of version {VERSION}: {first_fault(error)}"
+            ) from error
         if manifest.version != VERSION:
             raise CorruptCheckpointError(f"{uri} has version {manifest.version}, known is {VERSION}")
         if manifest.name != name:

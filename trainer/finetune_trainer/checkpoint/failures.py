@@ -1,5 +1,7 @@
 """Errors on their way to another process: as a message, and as an error again."""
 
+from pydantic import ValidationError
+
 from finetune_api.trainer_config import Message
 
 from .. import errors
@@ -26,3 +28,10 @@ class Failure(Message):
         kind = getattr(errors, self.kind, TrainerError)
         assert issubclass(kind, TrainerError)
         return kind(f"{by}: {self.message}" if by else self.message, advice=self.advice)
+
+
+def first_fault(error: ValidationError) -> str:
+    """What is wrong with the first field that is, in one line."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]

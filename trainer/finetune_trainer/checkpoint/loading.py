@@ -10,6 +10,7 @@ from finetune_api.trainer_config import Message
 
 from ..errors import BadConfigError, CorruptCheckpointError
 from .blobs import Blobs, parallel
+from .failures import first_fault
 from .layout import Layout, blob_sizes, check_parameters, pieces, plan
 from .manifest import Manifest, Part, State
 
@@ -50,6 +51,10 @@ class Loader:
         """One rank's part."""
         return _parse(Part, self._blobs.get(self.manifest.parts[rank].digest))
 
+    def layout(self, part: Part) -> Layout:
+        """What the part holds."""
+        return _parse(Layout, self._blobs.get(part.layout))
+
     def stage(
         self, buffer: ByteArray, wanted: Layout, shapes: dict[str, tuple[int, ...]], *, rank: int, planes: int
     ) -> tuple[float, ...]:
@@ -60,7 +65,7 @@ class Loader:
         """
         assert buffer.nbytes == wanted.bytes(planes)
         parts = self._parts(wanted, rank)
-        layouts = parallel(lambda part: _parse(Layout, self._blobs.get(part.layout)), parts)
+        layouts = parallel(self.layout, parts)
         check_parameters(layouts, shapes)
         copies = plan(wanted, layouts)
         work = pieces(copies, wanted, layouts, planes=planes, blob_bytes=self.manifest.blob_bytes)
@@ -87,9 +92,8 @@ class Loader:
         """The own part where it covers all that is wanted: the usual case, and then no rank reads another's bytes."""
         if rank < self.manifest.world_size:
             part = self.part(rank)
-            own = _parse(Layout, self._blobs.get(part.layout))
             try:
-                plan(wanted, [own])
+                plan(wanted, [self.layout(part)])
             except BadConfigError:
                 pass
             else:
@@ -101,4 +105,4 @@ def _parse(model: type[M], content: bytes) -> M:
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        raise CorruptCheckpointError(f"a {model.__name__} blob cannot be read: {error}") from error
+        raise CorruptCheckpointError(f"a {model.__name__} blob cannot be read: {first_fault(error)}") from error

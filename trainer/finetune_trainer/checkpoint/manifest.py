@@ -106,6 +106,13 @@ def manifest_name(step: int, attempt: int) -> str:
     return f"{step:08d}-a{attempt:04d}"
 
 
+def numbers_of(name: str) -> tuple[int, int]:
+    """Step and attempt of `00001200-a0003`."""
+    match = _NAME.fullmatch(f"{name}.json")
+    assert match is not None
+    return int(match[1]), int(match[2])
+
+
 def newest_first(keys: list[str]) -> list[str]:
     """Names of the manifests among `keys` (file names), the one to restore first in front.
 

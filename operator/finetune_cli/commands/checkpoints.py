@@ -1,0 +1,167 @@
+"""`finetune checkpoints list|verify|prune|export`: what a run has saved."""
+
+import json
+import shutil
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..display.checkpoints import as_json, table, verdict
+from ..display.text import size
+from ..exit_status import FAILED, USAGE, CommandError
+from ..stored_runs import StoredRun, stored_run
+from .options import DEFAULT_WORK_DIR, Endpoint, WorkDir
+
+if TYPE_CHECKING:  # boto3 comes with it
+    from finetune_trainer.checkpoint.archive import Keep, Pruned
+
+app = typer.Typer(help="List, verify, prune and export what a run has saved.", no_args_is_help=True)
+
+_NARROWEST = 80
+
+Where = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB|s3://BUCKET/KEY",
+        help="Job of a local run, or the folder of any run.",
+        show_default=False,
+    ),
+]
+
+
+class Output(StrEnum):
+    """What to print."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+@app.command(name="list")
+def list_(
+    where: Where,
+    output: Annotated[Output, typer.Option("--output", "-o", help="For people, or for programs.")] = Output.TABLE,
+    work_dir: WorkDir = DEFAULT_WORK_DIR,
+    endpoint: Endpoint = None,
+) -> None:
+    """List the checkpoints of a run, the one that a restart takes first.
+
+    Exit status: 0 listed, 1 there are none, 66 no such run, 69 storage unreachable, 77 not permitted.
+    """
+    with stored_run(where, work_dir, endpoint) as run:
+        entries = run.entries()
+    if output is Output.JSON:
+        print(json.dumps([as_json(entry) for entry in entries], indent=2))
+        return
+    width = max(_NARROWEST, shutil.get_terminal_size().columns)
+    print("\n".join(table(entries, now=datetime.now(UTC), width=width)))
+
+
+@app.command()
+def verify(
+    where: Where,
+    step: Annotated[int | None, typer.Option(metavar="N", help="Only those of this step.", min=0)] = None,
+    work_dir: WorkDir = DEFAULT_WORK_DIR,
+    endpoint: Endpoint = None,
+) -> None:
+    """Read every byte of the checkpoints, and compare it with its digest.
+
+    Exit status: 0 all are whole, 1 one is damaged, or there are none, 66 no such run, 69 storage unreachable, 77 not
+    permitted.
+    """
+    with stored_run(where, work_dir, endpoint) as run:
+        is_damaged = False
+        for checked in run.archive.check(run.entries(step)):
+            print(verdict(checked), flush=True)
+            is_damaged |= bool(checked.damages)
+    if is_damaged:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def prune(
+    where: Where,
+    *,
+    keep_last: Annotated[
+        int | None, typer.Option(metavar="N", help="Keep the N newest; as the job says if left out.", min=1)
+    ] = None,
+    keep_best: Annotated[
+        int | None, typer.Option(metavar="N", help="Keep the N newest best ones; as the job says if left out.", min=0)
+    ] = None,
+    keep_every: Annotated[
+        int | None,
+        typer.Option(metavar="S", help="Keep the first of every S steps; as the job says if left out.", min=1),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="No attempt of this run is at work, I know it.")] = False,
+    work_dir: WorkDir = DEFAULT_WORK_DIR,
+    endpoint: Endpoint = None,
+) -> None:
+    """Remove checkpoints, and what only they need.
+
+    A training does this itself, by spec.checkpoint: this is for runs that are over. What early stopping may export is
+    kept too. Of a run elsewhere, blobs go once they are an hour old.
+
+    Exit status: 0 done, 1 the run is at work, or there is nothing to prune, 2 --yes is needed, 66 no such run, 69
+    storage unreachable, 77 not permitted.
+    """
+    with stored_run(where, work_dir, endpoint, alone=not dry_run) as run:
+        if not (run.address.is_local or dry_run or yes):
+            raise CommandError(
+                f"whether an attempt is at work in {run.address.uri} cannot be known from here, and it could lose what "
+                "it is saving; add --yes if you know that none is, or --dry-run",
+                USAGE,
+            )
+        before = len(run.entries())
+        pruned = run.archive.prune(
+            _keep(run, keep_last, keep_best, keep_every), is_at_rest=run.address.is_local, rehearsal=dry_run
+        )
+    for line in _told(pruned, before, "would be removed" if dry_run else "removed"):
+        print(line)
+
+
+def _keep(run: StoredRun, last: int | None, best: int | None, every: int | None) -> "Keep":
+    from finetune_trainer.checkpoint.archive import Keep
+
+    said = run.address.checkpoint
+    return Keep(
+        last=said.keep_last if last is None else last,
+        best=said.keep_best if best is None else best,
+        every=said.keep_every if every is None else every,
+    )
+
+
+def _told(pruned: "Pruned", before: int, what: str) -> list[str]:
+    lines = [f"{name}: {what}" for name in pruned.checkpoints]
+    count = len(pruned.checkpoints)
+    lines.append(f"{count} of {before} checkpoints and {pruned.blobs} blobs, {size(pruned.bytes)}, {what}")
+    if pruned.blocked_by:
+        lines.append(f"blobs stay, because not all of them can be known: {pruned.blocked_by}")
+    return lines
+
+
+@app.command()
+def export(
+    where: Where,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New or empty folder.", show_default=False)],
+    step: Annotated[
+        int | None, typer.Option(metavar="N", help="Step; what a restart takes first if left out.", min=0)
+    ] = None,
+    work_dir: WorkDir = DEFAULT_WORK_DIR,
+    endpoint: Endpoint = None,
+) -> None:
+    """Write the values of all trained parameters as safetensors.
+
+    They are fp32, under the names that the training knows them by: of LoRA, the adapter's alone. Files hold up to 1
+    GiB each, and no more is in memory at a time than that and a few blobs; model.safetensors.index.json says which holds what.
+
+    Exit status: 0 written, 1 no such checkpoint, 2 the folder is not empty, 66 no such run, 69 storage unreachable, 70
+    the checkpoint is damaged, or the disk is full, 77 not permitted.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CommandError(f"{folder} is not an empty folder; give a new one", USAGE)
+    with stored_run(where, work_dir, endpoint) as run:
+        for path in run.archive.export(run.entries(step)[0], folder):
+            print(path)
