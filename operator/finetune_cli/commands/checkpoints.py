@@ -155,7 +155,8 @@ def export(
     """Write the values of all trained parameters as safetensors.
 
     They are fp32, under the names that the training knows them by: of LoRA, the adapter's alone. Files hold up to 1
-    GiB each, and no more is in memory at a time than that and a few blobs; model.safetensors.index.json says which holds what.
+    GiB each, and no more is in memory at a time than one and a few blobs; model.safetensors.index.json says which
+    holds what.
 
     Exit status: 0 written, 1 no such checkpoint, 2 the folder is not empty, 66 no such run, 69 storage unreachable, 70
     the checkpoint is damaged, or the disk is full, 77 not permitted.
