@@ -52,7 +52,7 @@ clean: ## Remove .venv, caches and what local runs have left
 
 .PHONY: test
 test: lint types imports ## Everything that has to pass before a change is merged; says how long each part took
-	$(PYTEST) tests/unit tests/golden tests/integration $(ARGS)
+	@tests/streams.sh $(BIN)/python $(ARGS)
 
 .PHONY: test-unit
 test-unit: $(VENV)/.ready-test ## Unit tests: seconds, no servers

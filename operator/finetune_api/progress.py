@@ -50,6 +50,8 @@ class Progress(Message):
     last_checkpoint: CommittedCheckpoint | None = None
     checkpoint_every: int | None = None
     """Optimizer steps from one save to the next, as measured for `maxLostWork`."""
+    checkpoint_late: str = ""
+    """Why a crash would now cost more than the spec allows; empty: it would not."""
     evaluation: dict[Metric, float] = {}
     """Last figures of the validation split."""
     phase_seconds: dict[str, float] = {}

@@ -9,13 +9,17 @@ from .base import ApiModel, Duration, S3Uri, SecretName, matching
 
 
 class Checkpoint(ApiModel):
-    """When the state of the run is saved. At most one of the fields."""
+    """When the state of the run is saved."""
 
     max_lost_work: Duration | None = None
     """Save so often that a crash loses at most this much work. Absent, and no `everySteps`: 10m."""
 
     every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Save after this many optimizer steps."""
+
+    max_staleness: Duration | None = None
+    """End the attempt, as a failure that is retried, where a state has not been stored for this long after it was
+    taken. Absent: train on through any outage of storage."""
 
 
 class Evaluation(ApiModel):

@@ -1,9 +1,14 @@
 """How attempts end and how the next one goes on: stops, early stopping, damage, late writers, other worlds."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.forkclient import RUN_RANK
+from finetune_trainer.store import ObjectStore
+from mortal_store import BUCKET, MortalStore
+from process_support import until
 from train_lab import STEPS_PER_EPOCH, Lab
 
 
@@ -97,6 +102,32 @@ def test_a_late_writer_of_an_older_attempt_is_fenced(lab: Lab) -> None:
     assert fenced.exit_codes == [ExitCode.FENCED, ExitCode.FENCED]
     assert "attempt 2" in fenced.message.error
     assert not lab.store.exists(f"{config.run_uri}/training.json")
+
+
+def test_an_attempt_ends_where_nothing_could_be_stored_for_too_long(lab: Lab, mortal: MortalStore) -> None:
+    checkpoint = {"everySteps": 5, "maxStaleness": "15s"}
+    config = lab.config("stale", kind="bert", training={"epochs": 2000}, checkpoint=checkpoint)
+    assert config.prepared is not None
+    there = ObjectStore.connect(mortal.settings())
+    lab.store.download_folder(config.prepared.dataset_uri, lab.folder / "moved")
+    there.upload_folder(lab.folder / "moved", f"s3://{BUCKET}/data")
+    prepared = config.prepared.model_copy(update={"dataset_uri": f"s3://{BUCKET}/data"})
+    output = config.spec.output.model_copy(update={"uri": f"s3://{BUCKET}/stale"})
+    moved = config.model_copy(
+        update={
+            "storage": mortal.settings(),
+            "prepared": prepared,
+            "spec": config.spec.model_copy(update={"output": output}),
+        }
+    )
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lab.run, moved, **mortal.access.env())
+        until(lambda: list(there.list(f"{moved.run_uri}/checkpoints/manifests/")), within=60, what="a checkpoint")
+        mortal.kill()
+        ended = running.result()
+    assert ended.exit_codes == [ExitCode.STORAGE_UNREACHABLE] * 2
+    assert "could not be stored within 15 s, which is spec.checkpoint.maxStaleness" in ended.message.error
+    assert "maxStaleness" in ended.message.advice
 
 
 def test_a_loss_that_is_not_finite_ends_the_attempt_with_step_and_advice(lab: Lab) -> None:
