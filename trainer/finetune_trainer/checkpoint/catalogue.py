@@ -1,6 +1,5 @@
 """Which checkpoints a run has, and which of them can be used."""
 
-import json
 from collections.abc import Collection
 
 from pydantic import ValidationError
@@ -12,8 +11,6 @@ from ..store import ObjectStore, join
 from .blobs import Blobs
 from .loading import Loader
 from .manifest import VERSION, Manifest, newest_first
-
-_SHOWN_DIGITS = 12
 
 
 class Catalogue:
@@ -62,43 +59,19 @@ class Catalogue:
     def _read(self, name: str) -> Manifest:
         uri = self.uri_of(name)
         try:
-            content = self._store.get(uri)
+            manifest = Manifest.model_validate_json(self._store.get(uri))
         except ObjectMissingError as error:
             raise CorruptCheckpointError(f"{uri} is gone") from error
-        _check_version(uri, content)
-        try:
-            manifest = Manifest.model_validate_json(content)
         except ValidationError as error:
             raise CorruptCheckpointError(f"{uri} is not a manifest of version {VERSION}: {error}") from error
-        if foreign := self._differences(manifest):
-            raise CorruptCheckpointError(f"{uri} belongs to another training: {'; '.join(foreign)}")
+        if manifest.version != VERSION:
+            raise CorruptCheckpointError(f"{uri} has version {manifest.version}, known is {VERSION}")
+        if self._is_foreign(manifest):
+            raise CorruptCheckpointError(f"{uri} was trained from another base model or data set")
         return manifest
 
-    def _differences(self, manifest: Manifest) -> list[str]:
-        """What it was trained from, where that is not what this run is trained from."""
+    def _is_foreign(self, manifest: Manifest) -> bool:
         origin = self._prepared
         if origin is None:
-            return []
-        digests = {
-            "base model": (manifest.model_digest, origin.model_digest),
-            "data set": (manifest.dataset_digest, origin.dataset_digest),
-        }
-        return [
-            f"its {what} has digest {theirs[:_SHOWN_DIGITS] or 'none'}, this run's has {ours[:_SHOWN_DIGITS] or 'none'}"
-            for what, (theirs, ours) in digests.items()
-            if theirs != ours
-        ]
-
-
-def _check_version(uri: str, content: bytes) -> None:
-    """Raise CorruptCheckpointError for a format that is not known; it may have other fields altogether."""
-    try:
-        version = json.loads(content)["version"]
-    except (ValueError, TypeError, KeyError):
-        return  # then it is no manifest, which is told with what is wrong
-    if version != VERSION:
-        writer = "a newer" if isinstance(version, int) and version > VERSION else "another"
-        raise CorruptCheckpointError(
-            f"{uri} was written by {writer} version of finetune-operator: its format is {version}, known is {VERSION}; "
-            "train on with the version that has written it"
-        )
+            return False
+        return (manifest.dataset_digest, manifest.model_digest) != (origin.dataset_digest, origin.model_digest)
