@@ -26,9 +26,18 @@ class Catalogue:
         """Address of a manifest."""
         return join(self._uri, f"{name}.json")
 
-    def add(self, manifest: Manifest) -> bool:
-        """Commit a checkpoint; False if there is another one of that name already."""
+    def add(self, manifest: Manifest, *, has_conditions: bool = True) -> bool:
+        """Commit a checkpoint; False if there is another one of that name already.
+
+        Without conditional writes that is looked up first. Its name carries the attempt, which one process has claimed,
+        so nobody else wants it; see docs/decisions/0006.
+        """
         uri, content = self.uri_of(manifest.name), manifest.model_dump_json(indent=1).encode()
+        if not has_conditions and not self._store.exists(uri):
+            self._store.put(uri, content)
+            return True
+        if not has_conditions:
+            return self._store.get(uri) == content
         # The same one: written by an uploader that has died before it could tell.
         return self._store.put_if_absent(uri, content) or self._store.get(uri) == content
 

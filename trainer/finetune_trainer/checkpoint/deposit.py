@@ -10,7 +10,7 @@ from functools import partial
 
 from ..errors import FencedError
 from .blobs import parallel
-from .manifest import Manifest, Part
+from .manifest import Part
 from .orders import CommitOrder, Order, PartOrder, StoredPart
 from .places import RunStorage
 from .shared_memory import SharedMemory
@@ -22,7 +22,7 @@ Pace = Callable[[int], None]
 def carry_out(storage: RunStorage, order: Order, snapshot: SharedMemory, pace: Pace | None = None) -> StoredPart | None:
     """What the order says; a CommitOrder has no result. `snapshot` is the memory that a PartOrder is about."""
     if isinstance(order, CommitOrder):
-        commit(storage, order.manifest)
+        commit(storage, order)
         return None
     memory = snapshot.array(order.planes_bytes + order.buffers_bytes)
     return store_part(storage, order, memory.data, pace)
@@ -59,10 +59,11 @@ def _store(storage: RunStorage, pace: Pace | None, content: memoryview) -> str:
     return digest
 
 
-def commit(storage: RunStorage, manifest: Manifest) -> None:
+def commit(storage: RunStorage, order: CommitOrder) -> None:
     """Make the checkpoint exist. Raises FencedError if a newer attempt, or another process of this one, has the run."""
+    manifest = order.manifest
     storage.claims.check()
-    if not storage.catalogue.add(manifest):
+    if not storage.catalogue.add(manifest, has_conditions=order.has_conditions):
         raise FencedError(
             f"{storage.catalogue.uri_of(manifest.name)} exists already: another process writes as attempt "
             f"{manifest.attempt}"

@@ -60,6 +60,8 @@ class CommitOrder(Message):
 
     kind: Literal["commit"] = "commit"
     manifest: Manifest
+    has_conditions: bool = True
+    """Whether storage has conditional writes, as the claim has found."""
 
 
 Order = PartOrder | CommitOrder

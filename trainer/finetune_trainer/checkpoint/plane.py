@@ -81,7 +81,8 @@ class CheckpointPlane:
 
     def claim(self) -> None:
         """Become the run's attempt. Raises FencedError if this or a newer attempt is claimed by somebody else."""
-        on_main(partial(self._storage.claims.claim, world_size=self._runtime.world_size))
+        warning = on_main(partial(self._storage.claims.claim, world_size=self._runtime.world_size))
+        self._warn([warning] if warning else [])
 
     # Saving
 
