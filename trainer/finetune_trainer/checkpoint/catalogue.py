@@ -2,15 +2,14 @@
 
 from collections.abc import Collection
 
-from pydantic import ValidationError
-
 from finetune_api.trainer_config import Prepared
 
 from ..errors import CorruptCheckpointError, ObjectMissingError
 from ..store import ObjectStore, join
 from .blobs import Blobs
+from .fitness import UnfitError, check_origin, read_manifest
 from .loading import Loader
-from .manifest import VERSION, Manifest, newest_first
+from .manifest import Manifest, newest_first
 
 
 class Catalogue:
@@ -68,19 +67,11 @@ class Catalogue:
     def _read(self, name: str) -> Manifest:
         uri = self.uri_of(name)
         try:
-            manifest = Manifest.model_validate_json(self._store.get(uri))
+            manifest = read_manifest(self._store.get(uri))
+            if self._prepared is not None:
+                check_origin(manifest, self._prepared)
         except ObjectMissingError as error:
             raise CorruptCheckpointError(f"{uri} is gone") from error
-        except ValidationError as error:
-            raise CorruptCheckpointError(f"{uri} is not a manifest of version {VERSION}: {error}") from error
-        if manifest.version != VERSION:
-            raise CorruptCheckpointError(f"{uri} has version {manifest.version}, known is {VERSION}")
-        if self._is_foreign(manifest):
-            raise CorruptCheckpointError(f"{uri} was trained from another base model or data set")
+        except UnfitError as error:
+            raise CorruptCheckpointError(f"{uri} {error}") from error
         return manifest
-
-    def _is_foreign(self, manifest: Manifest) -> bool:
-        origin = self._prepared
-        if origin is None:
-            return False
-        return (manifest.dataset_digest, manifest.model_digest) != (origin.dataset_digest, origin.model_digest)
