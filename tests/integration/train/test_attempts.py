@@ -1,5 +1,6 @@
 """How attempts end and how the next one goes on: stops, early stopping, damage, late writers, other worlds."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -33,6 +34,7 @@ def test_a_stop_that_reaches_one_rank_stops_both_with_the_state_saved(lab: Lab) 
     assert again.exit_codes == [0, 0]
     assert again.message.progress is not None
     assert again.message.progress.resumed_from_step == 3
+    assert again.message.progress.resumed_from.startswith("own host ("), "both attempts have the same cache folder"
     assert again.message.progress.step == 2 * STEPS_PER_EPOCH
 
 
@@ -81,18 +83,19 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(lab: Lab) -> N
     saves = {"checkpoint": {"everySteps": 2}}
     config = lab.config("damaged", kind="bert", **saves)
     assert lab.run(config, TEST_END="kill", TEST_END_STEP="4").exit_codes == [-9, -9]
-    assert lab.manifests(config) == ["00000002-a0001", "00000004-a0001"]
-    manifest = lab.store.get_json(f"{config.run_uri}/checkpoints/manifests/00000004-a0001.json")
+    before, newest = lab.manifests(config)[-2:]  # where storage is slow, a save is left out
+    manifest = lab.store.get_json(f"{config.run_uri}/checkpoints/manifests/{newest}.json")
     part = lab.store.get_json(f"{config.run_uri}/checkpoints/blobs/{manifest['parts'][1]['digest']}")
     blob = f"{config.run_uri}/checkpoints/blobs/{part['blobs'][0]}"
     content = bytearray(lab.store.get(blob))
     content[100] ^= 1
     lab.store.put(blob, bytes(content))
+    shutil.rmtree(lab.cache / "checkpoints")  # as on another host
     again = lab.run(lab.config("damaged", kind="bert", attempt=2, **saves))
     assert again.exit_codes == [0, 0], again.output
     assert again.message.progress is not None
-    assert again.message.progress.resumed_from_step == 2
-    assert any("00000004-a0001" in warning for warning in again.message.progress.warnings)
+    assert again.message.progress.resumed_from_step == int(before.partition("-")[0])
+    assert any(newest in warning for warning in again.message.progress.warnings)
 
 
 def test_a_late_writer_of_an_older_attempt_is_fenced(lab: Lab) -> None:

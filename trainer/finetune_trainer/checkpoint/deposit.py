@@ -6,10 +6,11 @@ Whatever dies on the way leaves the checkpoint before as the newest.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from ..errors import FencedError
 from .blobs import parallel
-from .manifest import Manifest, Part
+from .manifest import Part
 from .orders import CommitOrder, Order, PartOrder, StoredPart
 from .places import RunStorage
 from .shared_memory import SharedMemory
@@ -21,7 +22,7 @@ Pace = Callable[[int], None]
 def carry_out(storage: RunStorage, order: Order, snapshot: SharedMemory, pace: Pace | None = None) -> StoredPart | None:
     """What the order says; a CommitOrder has no result. `snapshot` is the memory that a PartOrder is about."""
     if isinstance(order, CommitOrder):
-        commit(storage, order.manifest)
+        commit(storage, order)
         return None
     memory = snapshot.array(order.planes_bytes + order.buffers_bytes)
     return store_part(storage, order, memory.data, pace)
@@ -32,7 +33,9 @@ def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: 
     blobs, size = storage.blobs, order.planes_bytes
     blobs.suspect.update(order.suspect)
     cuts = [memory[at : min(at + order.blob_bytes, size)] for at in range(0, size, order.blob_bytes)]
-    digests = parallel(lambda content: blobs.put(content, pace=pace), cuts)
+    storage.copies.begin(size)
+    digests = parallel(partial(_store, storage, pace), cuts)
+    storage.copies.end()
     part = Part(
         rank=order.rank,
         layout=blobs.put_json(order.layout.model_dump()),
@@ -49,10 +52,18 @@ def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: 
     return StoredPart(digest=digest, bytes=size, state=state, suspect=tuple(blobs.suspect))
 
 
-def commit(storage: RunStorage, manifest: Manifest) -> None:
+def _store(storage: RunStorage, pace: Pace | None, content: memoryview) -> str:
+    """A data blob: in storage, then on the own host."""
+    digest = storage.blobs.put(content, pace=pace)
+    storage.copies.keep(digest, content)
+    return digest
+
+
+def commit(storage: RunStorage, order: CommitOrder) -> None:
     """Make the checkpoint exist. Raises FencedError if a newer attempt, or another process of this one, has the run."""
+    manifest = order.manifest
     storage.claims.check()
-    if not storage.catalogue.add(manifest):
+    if not storage.catalogue.add(manifest, has_conditions=order.has_conditions):
         raise FencedError(
             f"{storage.catalogue.uri_of(manifest.name)} exists already: another process writes as attempt "
             f"{manifest.attempt}"

@@ -63,7 +63,7 @@ class _Attempt:
         plan = training_plan(self.config)
         # Alive until the end: ZeRO-3 finds its configuration through a weak reference to it.
         arguments = training_arguments(self.config, plan, self.runtime.scratch)
-        plane = CheckpointPlane(self.store, self.config, self.runtime)
+        plane = CheckpointPlane(self.store, self.config, self.runtime, cache=self.runtime.lasting_cache)
         try:
             return self._run(plan, arguments, plane)
         finally:
@@ -81,6 +81,7 @@ class _Attempt:
             raise
         result = self._export(trainer, base)
         self._write_log(trainer)
+        plane.remove_copies()
         return result
 
     @property
