@@ -60,6 +60,10 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "!has(self.output.formats) || !self.output.formats.exists(f, f == 'Adapter') || has(self.method.lora)",
             "output.formats: Adapter needs method.lora",
         ),
+        (
+            "!has(self.training.earlyStopping) || self.checkpoint.keepBest >= 1",
+            "checkpoint.keepBest: early stopping exports the best state, so write 1 or more",
+        ),
     ),
 }
 """Path -> (rule, message). `rules.py` says the same, and more, for `finetune validate` and for the operator."""

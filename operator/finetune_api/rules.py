@@ -137,6 +137,12 @@ def _early_stopping(spec: Spec) -> Iterator[Violation]:
         yield Violation(
             "spec.training.earlyStopping", "needs a validation split; set spec.data.validation.fraction above 0"
         )
+    if spec.checkpoint.keep_best < 1:
+        yield Violation(
+            "spec.checkpoint.keepBest",
+            f"{spec.checkpoint.keep_best} would remove the best state, which early stopping exports; write 1, or "
+            "remove spec.training.earlyStopping",
+        )
     if early.metric in (Metric.ACCURACY, Metric.MACRO_F1) and task is Task.CAUSAL_LM:
         yield Violation("spec.training.earlyStopping.metric", f"{early.metric} is for classifiers; write Loss")
     if early.metric is Metric.PERPLEXITY and task is Task.SEQUENCE_CLASSIFICATION:

@@ -5,6 +5,7 @@ from collections import deque
 from finetune_trainer.checkpoint import deposit
 from finetune_trainer.checkpoint.failures import Failure
 from finetune_trainer.checkpoint.orders import Answer, Order
+from finetune_trainer.checkpoint.pace import Pace
 from finetune_trainer.checkpoint.places import RunStorage
 from finetune_trainer.checkpoint.shared_memory import SharedMemory
 from finetune_trainer.errors import TrainerError
@@ -20,8 +21,7 @@ class InlineCarrier:
 
     def send(self, order: Order) -> None:
         try:
-            part = deposit.carry_out(self._storage, order, self.snapshot)
-            self._answers.append(Answer(done=True, part=part))
+            self._answers.append(deposit.carry_out(self._storage, order, self.snapshot, Pace()))
         except TrainerError as error:
             self._answers.append(Answer(failure=Failure.of(error), is_final=True))
 

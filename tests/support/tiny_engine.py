@@ -30,7 +30,9 @@ class Case:
         return f"zero{self.stage}-{self.method}-{dtype}-drop{self.dropout:g}-acc{self.accumulation}"
 
 
-def make_config(settings: Any, folder: str, *, attempt: int = 1) -> TrainerConfig:
+def make_config(
+    settings: Any, folder: str, *, attempt: int = 1, checkpoint: dict[str, Any] | None = None
+) -> TrainerConfig:
     spec = Spec.model_validate(
         {
             "model": {"uri": "hf://tiny/llama"},
@@ -38,6 +40,7 @@ def make_config(settings: Any, folder: str, *, attempt: int = 1) -> TrainerConfi
             "method": {"full": {}},
             "training": {"learningRate": 1e-3},
             "output": {"uri": f"s3://{folder}"},
+            "checkpoint": checkpoint or {},
         }
     )
     return TrainerConfig(
@@ -57,18 +60,23 @@ def make_store(settings: Any) -> ObjectStore:
 
 
 def make_plane(settings: Any, folder: str, rank: int, size: int, **options: Any) -> Any:
-    """A plane with an uploader of its own; with `store`, one whose uploads go through that very store."""
+    """A plane with an uploader of its own; with `store`, one whose uploads go through that very store.
+
+    `checkpoint` is the block of the spec, `carrier` a kind of InlineCarrier.
+    """
     from finetune_trainer.checkpoint.places import RunStorage
     from finetune_trainer.checkpoint.plane import CheckpointPlane
     from inline_carrier import InlineCarrier
 
     runtime = RuntimeEnv(rank, size, rank, size, scratch=Path("/tmp"), cache=Path("/tmp"))
     store = options.pop("store", None)
-    config = make_config(settings, folder, attempt=options.pop("attempt", 1))
-    carrier = None
+    config = make_config(
+        settings, folder, attempt=options.pop("attempt", 1), checkpoint=options.pop("checkpoint", None)
+    )
+    carrier, kind = None, options.pop("carrier", InlineCarrier)
     if store is not None:
         cache = options.get("cache")
-        carrier = InlineCarrier(RunStorage.of(store, config.run_uri, attempt=config.attempt, cache=cache))
+        carrier = kind(RunStorage.of(store, config.run_uri, attempt=config.attempt, cache=cache))
     options |= {"blob_bytes": options.pop("blob_bytes", 64 << 10), "carrier": carrier}
     return CheckpointPlane(store or make_store(settings), config, runtime, **options)
 

@@ -34,7 +34,7 @@ class Spec(ApiModel):
     """ZeRO and DeepSpeed's own configuration."""
 
     checkpoint: Checkpoint = Checkpoint()
-    """When the state of the run is saved."""
+    """When the state of the run is saved, and which checkpoints are kept."""
 
     evaluation: Evaluation = Evaluation()
     """How the model is judged."""

@@ -9,7 +9,7 @@ from .base import ApiModel, Duration, S3Uri, SecretName, matching
 
 
 class Checkpoint(ApiModel):
-    """When the state of the run is saved."""
+    """When the state of the run is saved, and what of it is kept. At most one of `maxLostWork` and `everySteps`."""
 
     max_lost_work: Duration | None = None
     """Save so often that a crash loses at most this much work. Absent, and no `everySteps`: 10m."""
@@ -20,6 +20,16 @@ class Checkpoint(ApiModel):
     max_staleness: Duration | None = None
     """End the attempt, as a failure that is retried, where a state has not been stored for this long after it was
     taken. Absent: train on through any outage of storage."""
+
+    keep_last: Annotated[int, Field(ge=1, le=10_000)] = 2
+    """Keep this many of the newest checkpoints: should the newest one prove damaged, the next one is gone on from."""
+
+    keep_best: Annotated[int, Field(ge=0, le=10_000)] = 1
+    """Keep also this many of those that were the best so far when they were saved. Early stopping tells which, and
+    needs at least 1."""
+
+    keep_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Keep for good the first checkpoint at or after every multiple of this many steps. 1 keeps all. Absent: none."""
 
 
 class Evaluation(ApiModel):

@@ -273,7 +273,7 @@ def best_state(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
             return value
 
         train(case, engine, scheduler, rank, size, range(2))
-        plane.save(step=2, engine=engine, small_state={}, is_best=True, metrics={"Loss": 0.5})
+        plane.save(step=2, engine=engine, small_state={}, best_step=2, metrics={"Loss": 0.5})
         best = loss()
         train(case, engine, scheduler, rank, size, range(2, 4))
         plane.save(step=4, engine=engine, small_state={})

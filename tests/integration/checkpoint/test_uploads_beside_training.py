@@ -140,7 +140,7 @@ def late(rank: int, size: int, settings: Any, folder: str, server: int) -> list[
     told = [report.progress.checkpoint_late]
     if rank == 0:
         os.kill(server, signal.SIGKILL)
-    saves.take(step=3, engine=running.engine, small_state={}, is_best=False, metrics={}, step_seconds=0.1, waits=False)
+    saves.take(step=3, engine=running.engine, small_state={}, best_step=None, metrics={}, step_seconds=0.1, waits=False)
     running.until_trouble()
     saves.tell_lateness(step_seconds=0.1)
     told.append(report.progress.checkpoint_late)

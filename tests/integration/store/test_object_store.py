@@ -4,6 +4,7 @@ import hashlib
 import os
 import resource
 import threading
+from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ REQUESTS = {
     "head": lambda store, uri, path: store.head(uri),
     "exists": lambda store, uri, path: store.exists(uri),
     "delete": lambda store, uri, path: store.delete(uri),
+    "delete_many": lambda store, uri, path: store.delete_many([uri]),
     "list": lambda store, uri, path: list(store.list(uri)),
     "glob": lambda store, uri, path: store.glob(uri + "*"),
     "read_into": lambda store, uri, path: store.read_into(uri, memoryview(bytearray(1))),
@@ -77,6 +79,38 @@ def test_what_is_put_is_read_back_and_can_be_deleted(store: ObjectStore, folder_
     assert not store.exists(uri)
     with pytest.raises(ObjectMissingError, match=r"a\.json does not exist"):
         store.get(uri)
+
+
+def test_many_objects_are_removed_at_once_and_those_that_are_not_there_are_no_error(
+    store: ObjectStore, folder_uri: str
+) -> None:
+    uris = [join(folder_uri, f"{number:04d} ü&<.bin") for number in range(12)]
+    for uri in uris[:10]:
+        store.put(uri, b"x")
+    sent: list[Any] = []
+    store._client.meta.events.register("request-created.s3.DeleteObjects", lambda request, **_: sent.append(request))
+    store.delete_many([])
+    store.delete_many([*uris[1:4], *uris[5:]])
+    assert [info.uri for info in store.list(folder_uri)] == [uris[0], uris[4]]
+    (request,) = sent
+    assert b64decode(request.headers["Content-MD5"]) == hashlib.md5(request.body).digest(), "older servers ask for it"
+
+
+def test_more_objects_than_a_request_may_name_are_removed_by_several(store: ObjectStore, folder_uri: str) -> None:
+    uris = [join(folder_uri, f"{number:04d}") for number in range(1001)]
+    store.put(uris[0], b"x")
+    store.put(uris[1000], b"x")
+    store.delete_many(uris)
+    assert list(store.list(folder_uri)) == []
+
+
+def test_an_object_that_storage_does_not_remove_is_named_with_the_reason(store: ObjectStore, folder_uri: str) -> None:
+    def refuse(parsed: dict[str, Any], **_: Any) -> None:
+        parsed["Errors"] = [{"Key": "b", "Code": "AccessDenied", "Message": "locked"}]
+
+    store._client.meta.events.register("after-call.s3.DeleteObjects", refuse)
+    with pytest.raises(AccessDeniedError, match=r"refuses access to s3://object-store/b: AccessDenied locked"):
+        store.delete_many([join(folder_uri, "a")])
 
 
 def test_an_object_is_created_by_exactly_one_of_many_writers(store: ObjectStore, folder_uri: str) -> None:

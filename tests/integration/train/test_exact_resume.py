@@ -24,10 +24,10 @@ def test_losses_after_kills_in_mid_epoch_and_at_its_end_are_bitwise_equal(
     name = f"killed-{zero}-{method}-{kind}"
     for attempt, saved in ((1, MID_EPOCH), (2, STEPS_PER_EPOCH)):
         # It is killed when that one is stored, which may be a step or two later, but before another is.
-        config = lab.config(name, attempt=attempt, **blocks, checkpoint={"everySteps": saved})
+        config = lab.config(name, attempt=attempt, **blocks, checkpoint={"everySteps": saved, "keepLast": 3})
         killed = lab.run(config, TEST_END="kill", TEST_END_STEP=str(saved))
         assert killed.exit_codes == [-9, -9]
-    config = lab.config(name, attempt=3, **blocks)
+    config = lab.config(name, attempt=3, **blocks, checkpoint={"keepLast": 3})
     last = lab.run(config)
     assert last.exit_codes == [0, 0], last.output
     assert last.message.progress is not None

@@ -62,6 +62,13 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
             "needed is an address such as s3://bucket/prefix (a bucket's name has 3 to",
         ),
         ("spec.data.train", [], "spec.data.train: [] is not valid"),
+        (
+            "spec.checkpoint.keepLast",
+            0,
+            "spec.checkpoint.keepLast: 0 is not valid, needed is greater than or equal to 1",
+        ),
+        ("spec.checkpoint.keepBest", -1, "spec.checkpoint.keepBest: -1 is not valid"),
+        ("spec.checkpoint.keepEvery", 0, "spec.checkpoint.keepEvery: 0 is not valid"),
         ("metadata.name", "Upper", 'metadata.name: "Upper" is not valid, needed is a name of a-z, 0-9'),
         ("metadata.name", "x" * 41, "metadata.name"),
         ("kind", "Job", "kind"),
@@ -83,6 +90,12 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
         ("spec.training", {"learningRate": 1, "epochs": 1, "maxSteps": 5}, "spec.training: epochs and maxSteps"),
         ("spec.training.warmup", {"ratio": 0.1, "steps": 5}, "spec.training.warmup: ratio and steps"),
         ("spec.checkpoint", {"maxLostWork": "5m", "everySteps": 3}, "spec.checkpoint: maxLostWork and everySteps"),
+        (
+            "spec",
+            job_with("spec.training.earlyStopping", {})["spec"] | {"checkpoint": {"keepBest": 0}},
+            "spec.checkpoint.keepBest: 0 would remove the best state, which early stopping exports; write 1, or remove",
+        ),
+        ("spec.checkpoint", {"keepBest": 0}, None),
         ("spec.data.test", {}, "spec.data.test: exactly one of sources, fraction is needed"),
         (
             "spec.data.test",
@@ -145,4 +158,5 @@ def test_what_is_left_out_gets_the_documented_defaults() -> None:
     assert spec.method.lora is None
     assert (spec.data.validation.fraction, spec.data.test.fraction) == (0.1, 0.1)
     assert (spec.training.global_batch_size, spec.training.gradient_checkpointing) == (16, True)
+    assert (spec.checkpoint.keep_last, spec.checkpoint.keep_best, spec.checkpoint.keep_every) == (2, 1, None)
     assert (spec.workers.nodes, spec.restart.max_restarts) == (1, 3)

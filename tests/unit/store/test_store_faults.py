@@ -19,7 +19,7 @@ from finetune_trainer.errors import (
     StorageUnreachableError,
     TrainerError,
 )
-from finetune_trainer.store.faults import FOREIGN, disk_errors, is_transient, translate
+from finetune_trainer.store.faults import FOREIGN, disk_errors, is_transient, refused_key, translate
 from finetune_trainer.store.uri import parse
 
 ADDRESS, ENDPOINT = parse("s3://bucket/key"), "http://storage:8333"
@@ -56,6 +56,19 @@ def test_a_foreign_error_becomes_ours(error: Exception, expected: type[TrainerEr
     assert is_transient(error) == (expected is StorageUnreachableError)
     assert ENDPOINT in str(ours)
     assert "s3://bucket/key" in str(ours)
+
+
+def test_an_object_that_was_not_removed_is_an_error_of_its_own() -> None:
+    def answer(*codes: str) -> dict[str, Any]:
+        return {"Errors": [{"Key": f"key{index}", "Code": code} for index, code in enumerate(codes)]}
+
+    assert refused_key({}) is None
+    assert refused_key(answer("NoSuchKey")) is None, "it is not there any more"
+    slow, locked = refused_key(answer("NoSuchKey", "SlowDown")), refused_key(answer("AccessDenied", "SlowDown"))
+    assert slow is not None
+    assert is_transient(slow)
+    assert locked is not None
+    assert type(translate(locked, ADDRESS, ENDPOINT)) is AccessDeniedError
 
 
 @pytest.mark.parametrize("module", [botocore.exceptions, boto3.exceptions, s3transfer.exceptions])

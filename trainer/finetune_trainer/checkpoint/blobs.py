@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from ..errors import CorruptCheckpointError, ObjectMissingError, StorageProtocolError
 from ..store import ObjectStore, join
 from .host import HostCopies
+from .retention import StoredBlob
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -105,9 +106,18 @@ class Blobs:
         self.suspect.add(digest)
         raise CorruptCheckpointError(f"{uri} is damaged: its bytes have another SHA-256 than its name")
 
+    def listed(self) -> Iterator[StoredBlob]:
+        """Every object that storage has among the blobs."""
+        for info in self._store.list(self._uri + "/"):
+            yield StoredBlob(info.uri.rpartition("/")[2], info.size, info.modified)
+
+    def remove(self, digests: Sequence[str]) -> None:
+        """Delete blobs; those that are not there are no error."""
+        self._store.delete_many([join(self._uri, digest) for digest in digests])
+
     def sizes(self) -> dict[str, int]:
         """Every blob that storage has, with its bytes."""
-        return {info.uri.rpartition("/")[2]: info.size for info in self._store.list(self._uri + "/")}
+        return {blob.digest: blob.size for blob in self.listed()}
 
 
 def parallel(action: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -1,6 +1,8 @@
 """Which checkpoints a run has, and which of them can be used."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from finetune_api.trainer_config import Prepared
 
@@ -10,6 +12,18 @@ from .blobs import Blobs
 from .fitness import UnfitError, check_origin, read_manifest
 from .loading import Loader
 from .manifest import Manifest, newest_first
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies under `manifests`."""
+
+    names: tuple[str, ...]
+    """Of the manifests, the one to restore first in front."""
+    strangers: tuple[str, ...]
+    """Names of everything else."""
+    newest: datetime
+    """When storage last wrote any of it, by its own clock."""
 
 
 class Catalogue:
@@ -47,7 +61,7 @@ class Catalogue:
             if name in exclude:
                 continue
             try:
-                manifest = self._read(name)
+                manifest = self.read(name)
                 Loader(self._blobs, manifest).check_complete()
             except CorruptCheckpointError as error:
                 warnings.append(f"checkpoint {name} cannot be used: {error}")
@@ -58,13 +72,28 @@ class Catalogue:
     def find(self, step: int) -> Manifest | None:
         """The newest attempt's manifest of `step`. Raises CorruptCheckpointError if it cannot be read."""
         found = [name for name in self._names() if int(name.partition("-")[0]) == step]
-        return self._read(found[0]) if found else None
+        return self.read(found[0]) if found else None
 
-    def _names(self) -> list[str]:
+    def listing(self) -> Listing:
+        """What there is, by one look."""
         prefix = self._uri + "/"
-        return newest_first([info.uri.removeprefix(prefix) for info in self._store.list(prefix)])
+        found = {info.uri.removeprefix(prefix): info.modified for info in self._store.list(prefix)}
+        names = newest_first(list(found))
+        return Listing(
+            names=tuple(names),
+            strangers=tuple(key for key in found if key.removesuffix(".json") not in names),
+            newest=max(found.values(), default=datetime.min.replace(tzinfo=UTC)),
+        )
 
-    def _read(self, name: str) -> Manifest:
+    def remove(self, names: Sequence[str]) -> None:
+        """Delete manifests, and the checkpoints with them; those that are not there are no error."""
+        self._store.delete_many([self.uri_of(name) for name in names])
+
+    def _names(self) -> tuple[str, ...]:
+        return self.listing().names
+
+    def read(self, name: str) -> Manifest:
+        """The manifest. Raises CorruptCheckpointError."""
         uri = self.uri_of(name)
         try:
             manifest = read_manifest(self._store.get(uri))
@@ -74,4 +103,6 @@ class Catalogue:
             raise CorruptCheckpointError(f"{uri} is gone") from error
         except UnfitError as error:
             raise CorruptCheckpointError(f"{uri} {error}") from error
+        if manifest.name != name:
+            raise CorruptCheckpointError(f"{uri} holds the manifest of {manifest.name}")
         return manifest

@@ -56,11 +56,10 @@ class Claims:
         self._check_newer(self._listed())
 
     def _listed(self) -> list[ClaimKey]:
-        prefix = self._uri + "/"
-        return keys_of(info.uri.removeprefix(prefix) for info in self._store.list(prefix))
+        return _claims_under(self._store, self._uri)
 
     def _check_newer(self, listed: list[ClaimKey]) -> None:
-        newest = max(listed, default=ClaimKey(0)).attempt
+        newest = _newest_of(listed)
         if newest > self._attempt:
             raise FencedError(f"attempt {newest} has claimed the run; attempt {self._attempt} must not write any more")
 
@@ -88,3 +87,17 @@ class Claims:
             self._store.delete(uri)
             self._check_ours([each for each in listed if each != key])
             raise FencedError(f"the claim of attempt {self._attempt} is not there after it was written: {uri}")
+
+
+def newest_claim(store: ObjectStore, uri: str) -> int:
+    """The highest attempt with a claim under `uri`; 0 if there is none."""
+    return _newest_of(_claims_under(store, uri))
+
+
+def _claims_under(store: ObjectStore, uri: str) -> list[ClaimKey]:
+    prefix = uri + "/"
+    return keys_of(info.uri.removeprefix(prefix) for info in store.list(prefix))
+
+
+def _newest_of(claims: list[ClaimKey]) -> int:
+    return max(claims, default=ClaimKey(0)).attempt

@@ -2,33 +2,43 @@
 
 Data blobs, layout, part, state: all content-addressed, harmless without a manifest. Then, by rank 0's uploader and when
 all parts are there, the check that no newer attempt has claimed the run, and the manifest in one conditional put.
-Whatever dies on the way leaves the checkpoint before as the newest.
+Whatever dies on the way leaves the checkpoint before as the newest. Last, checkpoints that are not kept are removed.
 """
 
-from collections.abc import Callable
+import logging
 from functools import partial
 
-from ..errors import FencedError
+from ..errors import FencedError, TrainerError
 from .blobs import parallel
+from .failures import Failure
 from .manifest import Part
-from .orders import CommitOrder, Order, PartOrder, StoredPart
+from .orders import Answer, CommitOrder, Order, PartOrder, PruneOrder, StoredPart
+from .pace import Pace
 from .places import RunStorage
+from .pruning import Pruning
 from .shared_memory import SharedMemory
 
-Pace = Callable[[int], None]
-"""Called with every number of bytes that is about to be sent; may wait."""
+log = logging.getLogger(__name__)
 
 
-def carry_out(storage: RunStorage, order: Order, snapshot: SharedMemory, pace: Pace | None = None) -> StoredPart | None:
-    """What the order says; a CommitOrder has no result. `snapshot` is the memory that a PartOrder is about."""
-    if isinstance(order, CommitOrder):
-        commit(storage, order)
-        return None
-    memory = snapshot.array(order.planes_bytes + order.buffers_bytes)
-    return store_part(storage, order, memory.data, pace)
+def carry_out(storage: RunStorage, order: Order, snapshot: SharedMemory, pace: Pace) -> Answer:
+    """What the order says. `snapshot` is the memory that a PartOrder is about.
+
+    Raises what keeps a part or a commit from storage: without them there is no checkpoint. A removal that fails is
+    answered like one that does not.
+    """
+    match order:
+        case PartOrder():
+            memory = snapshot.array(order.planes_bytes + order.buffers_bytes)
+            return Answer(done=True, part=store_part(storage, order, memory.data, pace))
+        case CommitOrder():
+            commit(storage, order)
+            return Answer(done=True)
+        case PruneOrder():
+            return prune(storage, order, pace)
 
 
-def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: Pace | None = None) -> StoredPart:
+def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: Pace) -> StoredPart:
     """Upload what storage does not have yet of a rank's snapshot. `memory` holds its planes and buffers."""
     blobs, size = storage.blobs, order.planes_bytes
     blobs.suspect.update(order.suspect)
@@ -68,3 +78,17 @@ def commit(storage: RunStorage, order: CommitOrder) -> None:
             f"{storage.catalogue.uri_of(manifest.name)} exists already: another process writes as attempt "
             f"{manifest.attempt}"
         )
+
+
+def prune(storage: RunStorage, order: PruneOrder, pace: Pace) -> Answer:
+    """Remove what is not kept, until somebody hurries."""
+    pruning = Pruning(storage, order.keep)
+    try:
+        for _ in pruning.steps():
+            if pace.is_hurried:
+                break
+    except Exception as error:
+        if not isinstance(error, TrainerError):
+            log.exception("old checkpoints are not removed for a reason of its own")
+        return Answer(done=True, pruned=pruning.pruned, failure=Failure.of(error))
+    return Answer(done=True, pruned=pruning.pruned)

@@ -49,6 +49,8 @@ class Manifest(Message):
     bytes: int = 0
     """Of all data blobs."""
     is_best: bool = False
+    best_step: int | None = None
+    """Step of the best state so far, which an export after early stopping needs. Absent: nothing is judged."""
     metrics: dict[str, float] = {}
     """Figures of the validation split at this step."""
 

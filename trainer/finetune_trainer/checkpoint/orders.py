@@ -12,6 +12,7 @@ from finetune_api.trainer_config import Message, StorageSettings
 from .failures import Failure
 from .layout import Layout
 from .manifest import Manifest, State
+from .retention import Keep
 
 
 class Setup(Message):
@@ -64,16 +65,37 @@ class CommitOrder(Message):
     """Whether storage has conditional writes, as the claim has found."""
 
 
-Order = PartOrder | CommitOrder
+class PruneOrder(Message):
+    """Remove what is not kept. It is tried once, and broken off when somebody hurries: the next one finishes it."""
+
+    kind: Literal["prune"] = "prune"
+    keep: Keep
+
+
+class Pruned(Message):
+    """What has become of a PruneOrder."""
+
+    checkpoints: tuple[str, ...] = ()
+    """Names, oldest first."""
+    blobs: int = 0
+    bytes: int = 0
+    """Of those blobs."""
+    blocked_by: str = ""
+    """Why no blobs go; empty: they do, once they are old enough."""
+
+
+Order = PartOrder | CommitOrder | PruneOrder
 
 
 class Answer(Message):
     """What an uploader tells: that the order is carried out, or what is in the way."""
 
     done: bool = False
+    """Nothing more is to come."""
     part: StoredPart | None = None
+    pruned: Pruned | None = None
     busy_seconds: float = 0.0
     """Time that the order took, without what was waited to spread it."""
     failure: Failure | None = None
-    """Without `is_final` the uploader tries on."""
+    """Without `is_final` or `done` the uploader tries on."""
     is_final: bool = False

@@ -5,9 +5,10 @@ import time
 
 
 class Pace:
-    """A rate that several threads share. Time that was lost, to slow storage, is made up for."""
+    """A rate that several threads share. Time that was lost, to slow storage, is made up for. Without `seconds` nothing
+    waits."""
 
-    def __init__(self, total_bytes: int, seconds: float, *, senders: int = 1) -> None:
+    def __init__(self, total_bytes: int = 0, seconds: float = 0.0, *, senders: int = 1) -> None:
         self._rate = total_bytes / seconds if seconds > 0 else 0.0
         self._senders = senders
         self._sent = 0
@@ -20,6 +21,11 @@ class Pace:
     def waited_seconds(self) -> float:
         """How much longer all has taken for it: the mean of the senders' waits, which wait beside each other."""
         return self._waited / self._senders
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether somebody waits for the end."""
+        return self._hurry.is_set()
 
     def hurry(self) -> None:
         """From now on nothing waits: somebody waits for the end."""

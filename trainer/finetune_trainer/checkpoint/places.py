@@ -10,16 +10,18 @@ from .blobs import Blobs
 from .catalogue import Catalogue
 from .claims import Claims
 from .host import HostCopies
+from .references import References
 
 
 @dataclass(frozen=True)
 class RunStorage:
-    """The three rooms of a run, as one attempt sees them, and what the own host has of the second."""
+    """The three rooms of a run, as one attempt sees them, what it has learnt of them, and what the own host has."""
 
     claims: Claims
     blobs: Blobs
     catalogue: Catalogue
     copies: HostCopies
+    references: References
 
     @classmethod
     def of(
@@ -40,4 +42,5 @@ class RunStorage:
             blobs=blobs,
             catalogue=Catalogue(store, blobs, manifests, prepared=prepared),
             copies=copies,
+            references=References(blobs),
         )

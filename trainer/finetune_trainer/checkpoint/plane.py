@@ -92,13 +92,14 @@ class CheckpointPlane:
         step: int,
         engine: Any,
         small_state: dict[str, Any],
-        is_best: bool = False,
+        best_step: int | None = None,
         metrics: dict[str, float] | None = None,
         spread_seconds: float | None = None,
     ) -> CommittedCheckpoint | None:
         """Save the whole training state after optimizer step `step`.
 
-        `small_state` is the Trainer's own, JSON values, the same on every rank (rank 0's is stored).
+        `small_state` is the Trainer's own, JSON values, the same on every rank (rank 0's is stored). `best_step` is the
+        step of the best state so far, where that is judged.
         With `spread_seconds` it is stored in the background within about that time, and this returns None at once; see
         `saver` for what becomes of it. Without, this returns when the manifest is in storage. Raises FencedError if a
         newer attempt has claimed the run; then, and after any other error, nothing is committed. What is still in
@@ -107,11 +108,12 @@ class CheckpointPlane:
         saver = self.saver
         saver.settle()
         if saver.last is None or saver.last.step != step:
+            saver.make_room()
             saver.begin(
                 step=step,
                 engine=engine,
                 small_state=small_state,
-                is_best=is_best,
+                best_step=best_step,
                 metrics=metrics or {},
                 spread_seconds=spread_seconds or 0.0,
             )

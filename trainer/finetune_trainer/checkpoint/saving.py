@@ -4,7 +4,7 @@ One save is in flight at a time. All ranks know how far it is, because they move
 
     begin    every rank copies its state into shared memory and orders its uploader to store it
     advance  all parts are stored: rank 0 learns their digests, and orders the manifest
-    advance  the manifest is written: the checkpoint exists
+    advance  the manifest is written: the checkpoint exists, nothing is in flight, and old ones begin to be removed
 
 Between these, `is_ready` says on each rank whether it waits for the others only; a training adds that to what its ranks
 exchange anyway at every step.
@@ -29,9 +29,11 @@ from .carrier import Carrier
 from .clock import now
 from .collective import everywhere, on_main, together
 from .failures import Failure
+from .housekeeping import Housekeeping
 from .manifest import Manifest, PartRef, State
 from .orders import CommitOrder, PartOrder, StoredPart
 from .places import RunStorage
+from .retention import Keep
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class _Flight:
     """A save in flight, as one rank sees it."""
 
     step: int
-    is_best: bool
+    best_step: int | None
     metrics: dict[str, float]
     zero_stage: int
     snapshot_seconds: float
@@ -73,6 +75,7 @@ class Saver:
         self._carrier, self._storage, self._config, self._runtime = carrier, storage, config, runtime
         self._blob_bytes = blob_bytes
         self._flight: _Flight | None = None
+        self.housekeeping = Housekeeping(carrier, _keep(config), runtime)
         self.parent_step: int | None = None
         """Step of the checkpoint that the training goes on from: the last one committed or restored."""
         self.last: CommittedCheckpoint | None = None
@@ -80,7 +83,7 @@ class Saver:
 
     @property
     def in_flight(self) -> bool:
-        """The same on every rank."""
+        """A save is; the same on every rank. Old checkpoints that are being removed do not count."""
         return self._flight is not None
 
     def begin(
@@ -89,18 +92,19 @@ class Saver:
         step: int,
         engine: Any,
         small_state: dict[str, Any],
-        is_best: bool,
+        best_step: int | None,
         metrics: dict[str, float],
         spread_seconds: float,
     ) -> None:
-        """Take the snapshot, and return as soon as it is taken."""
+        """Take the snapshot, and return as soon as it is taken. `make_room` comes before it."""
         assert self._flight is None, "one save at a time"
+        assert not self.housekeeping.is_open, "what this save finds in storage must not be removed"
         started = time.monotonic()
         order = together(partial(self._snapshot, engine, small_state, spread_seconds))
         self._carrier.send(order)
         self._flight = _Flight(
             step=step,
-            is_best=is_best,
+            best_step=best_step,
             metrics=metrics,
             zero_stage=engine.zero_optimization_stage(),
             snapshot_seconds=time.monotonic() - started,
@@ -141,9 +145,13 @@ class Saver:
     # How far it is, on this rank
 
     def is_ready(self, timeout: float = 0.0) -> bool:
-        """Whether this rank waits for the others only. Looks for news of its uploader, `timeout` seconds at most."""
+        """Whether this rank's part of a save waits for the others only.
+
+        Looks for news of its uploader, `timeout` seconds at most.
+        """
         flight = self._flight
         if flight is None:
+            self.housekeeping.hear(timeout)
             return False
         deadline = time.monotonic() + timeout
         while not (flight.is_done or flight.refusal):
@@ -211,7 +219,8 @@ class Saver:
             dataset_digest=prepared.dataset_digest if prepared else "",
             model_digest=prepared.model_digest if prepared else "",
             bytes=sum(part.bytes for part in parts),
-            is_best=flight.is_best,
+            is_best=flight.best_step == flight.step,
+            best_step=flight.best_step,
             metrics=flight.metrics,
         )
 
@@ -226,6 +235,7 @@ class Saver:
             time=flight.manifest.time,
             save_seconds=round(flight.snapshot_seconds + busy_seconds, 3),
         )
+        self.housekeeping.begin()
 
     # Waiting for it
 
@@ -234,9 +244,10 @@ class Saver:
         self._carrier.hurry()
 
     def settle(self, patience: float = math.inf) -> bool:
-        """Wait until nothing is in flight any more, or for `patience` seconds; whether nothing is.
+        """Wait until no save is in flight any more, or for `patience` seconds; whether none is.
 
-        Raises FencedError, and with endless patience what keeps storage from answering, once it has done so for long.
+        A removal of old checkpoints goes on. Raises FencedError, and with endless patience what keeps storage from
+        answering, once it has done so for long.
         """
         deadline = time.monotonic() + patience
         while self._flight is not None:
@@ -247,6 +258,14 @@ class Saver:
                 return False
             self.advance()
         return True
+
+    def make_room(self, patience: float = math.inf) -> bool:
+        """Wait until a save may begin, or for `patience` seconds; whether it may. Raises like `settle`.
+
+        A removal of old checkpoints is broken off for it: one request is waited for.
+        """
+        deadline = time.monotonic() + patience
+        return self.settle(patience) and self.housekeeping.end(deadline)
 
     def _wait_until_ready(self, flight: _Flight, deadline: float) -> bool:
         while not self.is_ready(_PEEK_SECONDS):
@@ -264,3 +283,8 @@ class Saver:
         is_passing = type(trouble) in (StorageUnreachableError, TrainerError)
         if not is_passing or time.monotonic() - flight.trouble_since > _TROUBLE_SECONDS:
             raise trouble
+
+
+def _keep(config: TrainerConfig) -> Keep:
+    rule = config.spec.checkpoint
+    return Keep(last=rule.keep_last, best=rule.keep_best, every=rule.keep_every)

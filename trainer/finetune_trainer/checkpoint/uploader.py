@@ -65,7 +65,7 @@ class Uploader:
         delay, started = _FIRST_DELAY, time.monotonic()
         while True:
             try:
-                part = deposit.carry_out(self.storage, order, self.snapshot, pace)
+                answer = deposit.carry_out(self.storage, order, self.snapshot, pace)
             except Exception as error:
                 is_final = isinstance(error, FencedError)
                 self._tell(Answer(failure=Failure.of(error), is_final=is_final))
@@ -77,7 +77,7 @@ class Uploader:
                 delay = min(2 * delay, _LONGEST_DELAY)
             else:
                 busy = max(0.0, time.monotonic() - started - pace.waited_seconds)
-                self._tell(Answer(done=True, part=part, busy_seconds=busy))
+                self._tell(answer.model_copy(update={"busy_seconds": busy}))
                 return
 
     def _tell(self, answer: Answer) -> None:
@@ -89,7 +89,7 @@ def _pace_of(order: Order) -> Pace:
     if isinstance(order, PartOrder):
         blobs = math.ceil(order.planes_bytes / order.blob_bytes)
         return Pace(order.planes_bytes, order.spread_seconds, senders=min(THREADS, max(1, blobs)))
-    return Pace(0, 0.0)
+    return Pace()
 
 
 def main() -> NoReturn:

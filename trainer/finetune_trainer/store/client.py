@@ -3,10 +3,12 @@
 Safe to use from many threads. To be made after a fork, not before it: sockets must not be shared between processes.
 """
 
+import base64
 import builtins
+import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -22,7 +24,7 @@ from finetune_api.trainer_config import StorageSettings
 from ..errors import BadConfigError, ObjectMissingError, StorageProtocolError
 from . import transfer
 from .credentials import from_files
-from .faults import http_status, missing_bucket
+from .faults import http_status, missing_bucket, refused_key
 from .paced import PacedBody
 from .retry import DEFAULT_RETRY, RetryPolicy
 from .uri import S3Address, is_pattern, join, literal_prefix, matches, parse
@@ -32,8 +34,16 @@ T = TypeVar("T")
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
 _POOL = 32
+_KEYS_PER_DELETE = 1000
+"""S3 takes no more."""
 _READ_CHUNK = 1 << 20
 """urllib3 copies every read once; a chunk that stays in the processor's cache makes that copy cheap."""
+
+
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    """Older S3-compatible servers remove many objects only for this header; boto3 sends a CRC32 in its place."""
+    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,7 @@ class ObjectStore:
             client = session.client("s3", endpoint_url=settings.endpoint, region_name=settings.region, config=config)
         except (BotoCoreError, ValueError) as error:
             raise BadConfigError(f"object storage at {endpoint} cannot be used: {error}") from error
+        client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
         return cls(client, endpoint, retry)
 
     @property
@@ -257,6 +268,28 @@ class ObjectStore:
             found = self.head(pattern_uri)
             return [] if found is None else [found]
         return [info for info in self.list(literal_prefix(pattern_uri)) if matches(pattern_uri, info.uri)]
+
+    def delete_many(self, uris: Sequence[str]) -> None:
+        """Remove objects of one bucket, in requests of up to 1000; what is not there is as good as removed.
+
+        Raises the error of the first object that storage will not remove, once all others are.
+        """
+        for start in range(0, len(uris), _KEYS_PER_DELETE):
+            self._delete_batch([parse(uri) for uri in uris[start : start + _KEYS_PER_DELETE]])
+
+    def _delete_batch(self, addresses: Sequence[S3Address]) -> None:
+        keys = [{"Key": address.key} for address in addresses]
+        bucket, failed = addresses[0].bucket, addresses[0]
+        assert all(address.bucket == bucket for address in addresses), "one bucket at a time"
+
+        def delete() -> None:
+            nonlocal failed
+            answer = self._client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+            if (error := refused_key(answer)) is not None:
+                failed = S3Address(bucket, error.response["Error"]["Key"])
+                raise error
+
+        self._retry.run(delete, lambda: failed, self._endpoint)
 
     # Files
 

@@ -4,6 +4,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from boto3.exceptions import Boto3Error
 from botocore import exceptions as aws
@@ -67,6 +68,8 @@ _CREDENTIALS: tuple[type[Exception], ...] = (
 _TRANSIENT_CODES = frozenset(
     {
         "SlowDown",
+        "InternalError",  # these two of a single object; as an answer to a whole request their status says it too
+        "ServiceUnavailable",
         "Throttling",
         "ThrottlingException",
         "RequestTimeout",
@@ -99,6 +102,14 @@ def code_of(error: aws.ClientError) -> str:
 def http_status(error: aws.ClientError) -> int:
     """The HTTP status, 0 where there was no answer."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def refused_key(answer: dict[str, Any]) -> aws.ClientError | None:
+    """What the answer to a DeleteObjects request, 200 as a whole, says of the first object that it did not remove."""
+    for error in answer.get("Errors", ()):
+        if error.get("Code") != "NoSuchKey":
+            return aws.ClientError({"Error": error, "ResponseMetadata": {}}, "DeleteObjects")
+    return None
 
 
 def translate(error: Exception, address: S3Address, endpoint: str) -> TrainerError:

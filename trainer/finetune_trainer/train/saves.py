@@ -28,6 +28,7 @@ class Saves:
         self._stall_seconds = 0.0
         self._landing_seconds = 0.0
         self._warned_step = -1
+        self._told_trouble = ""
         self._is_owed = False
         """A save has been left out, because the one before it was still in flight."""
 
@@ -54,6 +55,7 @@ class Saves:
     def move_on(self, *, all_stored: bool, refused: bool) -> None:
         """After a step: what is in flight. Raises FencedError on every rank if a newer attempt has claimed the run."""
         saver = self._plane.saver
+        self._tell_what_stays(saver.housekeeping.trouble)
         if not saver.in_flight:
             return
         if saver.trouble and self._warned_step != self._begun_step:
@@ -107,7 +109,7 @@ class Saves:
         step: int,
         engine: Any,
         small_state: dict[str, Any],
-        is_best: bool,
+        best_step: int | None,
         metrics: dict[str, float],
         step_seconds: float,
         waits: bool,
@@ -118,14 +120,14 @@ class Saves:
         """
         started = time.monotonic()
         with self._report.phase("save", "saving a checkpoint"):
-            if not self._make_room(must=waits or is_best):
+            if not self._make_room(must=waits or best_step == step):
                 self._is_owed = True
                 return
             self._plane.save(
                 step=step,
                 engine=engine,
                 small_state=small_state,
-                is_best=is_best,
+                best_step=best_step,
                 metrics=metrics,
                 spread_seconds=None if waits else self._spread(step_seconds),
             )
@@ -135,15 +137,21 @@ class Saves:
         self._begun_step, self._begun = step, started
         self._tell_landed()
 
+    def _tell_what_stays(self, trouble: str) -> None:
+        if trouble and trouble != self._told_trouble:
+            told = f"checkpoints that are not kept are not all removed: {trouble}"
+            log.warning(told)
+            self._report.warn(told)
+        self._told_trouble = trouble or self._told_trouble
+
     def _make_room(self, *, must: bool) -> bool:
         saver = self._plane.saver
-        if not saver.in_flight:
-            return True
-        settled = saver.settle(math.inf if must else PATIENCE_SECONDS)
+        has_room = saver.make_room(math.inf if must else PATIENCE_SECONDS)
         self._tell_landed()
-        if not settled:
-            log.info("a save is left out: that of step %d is still being stored", self._begun_step)
-        return settled
+        if not has_room:
+            what = "is still being stored" if saver.in_flight else "is followed by a removal of old ones that hangs"
+            log.info("a save is left out: that of step %d %s", self._begun_step, what)
+        return has_room
 
     def _spread(self, step_seconds: float) -> float:
         """Never so long that the spreading itself would make the state too stale."""

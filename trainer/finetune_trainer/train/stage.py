@@ -36,6 +36,9 @@ from .world import broadcast, end_process_group, start_process_group, stop_if_ag
 
 log = logging.getLogger("finetune")
 
+TIDY_SECONDS = 10.0
+"""What the removal of old checkpoints may add to a training that is over."""
+
 
 def train(
     config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter, stop: StopFlag
@@ -81,6 +84,8 @@ class _Attempt:
             raise
         result = self._export(trainer, base)
         self._write_log(trainer)
+        # Begun by the last save, long before the export; no later one would finish it.
+        plane.saver.housekeeping.finish(TIDY_SECONDS)
         plane.remove_copies()
         return result
 

@@ -228,7 +228,7 @@ class FineTuneTrainer(Trainer):
             small_state=small_state(
                 trainer_state=self.state, scheduler=self._schedule.state_dict(), losses=losses, run=self.run
             ),
-            is_best=self.run.best.step == step,
+            best_step=self.run.best.step,
             metrics=self._figures if self._figures_step == step else {},
             step_seconds=self.meter.step_seconds,
             waits=self.control.should_training_stop or self.run.finished,

@@ -1,0 +1,167 @@
+"""Old checkpoints are removed beside the training, and never hold it up."""
+
+import time
+from typing import Any
+
+from finetune_api.trainer_config import StorageSettings
+from finetune_trainer.checkpoint.orders import Answer, Order, PartOrder, PruneOrder
+from finetune_trainer.store import ObjectStore
+from inline_carrier import InlineCarrier
+from tiny_engine import Case, make_engine, make_plane, make_store, seed_ranks, train
+
+CASE = Case(2)
+AN_HOUR = 3600.0
+
+
+class Training:
+    """A rank that saves after every step."""
+
+    def __init__(self, rank: int, size: int, settings: Any, folder: str, **options: Any) -> None:
+        self.rank, self.size = rank, size
+        self.engine, self.scheduler = make_engine(CASE, size, disturb=False)
+        self.plane = make_plane(settings, folder, rank, size, **options)
+        self.saver, self.housekeeping = self.plane.saver, self.plane.saver.housekeeping
+        self.plane.claim()
+        seed_ranks(rank)
+
+    def step(self, step: int, **options: Any) -> None:
+        train(CASE, self.engine, self.scheduler, self.rank, self.size, range(step - 1, step))
+        self.plane.save(step=step, engine=self.engine, small_state={"step": step}, **options)
+
+
+def names(store: ObjectStore, folder: str) -> list[str]:
+    prefix = f"s3://{folder}/runs/r0001-1/checkpoints/manifests/"
+    return [info.uri.removeprefix(prefix) for info in store.list(prefix)]
+
+
+def saves_eight_times(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
+    keep = {"keepLast": 2, "keepBest": 1, "keepEvery": 4}
+    training = Training(rank, size, settings, folder, checkpoint=keep)
+    for step in range(1, 9):
+        training.step(step, best_step=2 if step > 1 else None)
+    told = training.saver.last.step
+    finished = training.housekeeping.finish(60.0)
+    training.plane.close()
+    return [told, finished, training.housekeeping.trouble]
+
+
+def restores_each(rank: int, size: int, settings: Any, folder: str, steps: list[int]) -> list[int]:
+    engine, _ = make_engine(CASE, size, disturb=True)
+    plane = make_plane(settings, folder, rank, size, attempt=2)
+    return [plane.load(plane.find(step), engine)["step"] for step in steps]
+
+
+def test_after_many_saves_only_what_is_kept_is_there_and_each_of_it_restores(
+    storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any
+) -> None:
+    place: dict[str, Any] = {"settings": storage_settings, "folder": bucket}
+    assert run_world(saves_eight_times, 2, **place) == [[8, True, ""]] * 2
+    assert names(store, bucket) == [f"{step:08d}-a0001.json" for step in (2, 4, 7, 8)]
+    assert run_world(restores_each, 2, steps=[8, 7, 4, 2], **place) == [[8, 7, 4, 2]] * 2
+
+
+class SlowCarrier(InlineCarrier):
+    """Its removals go on until somebody hurries, and a little longer."""
+
+    LOOKS = 3
+
+    def __init__(self, storage: Any) -> None:
+        super().__init__(storage)
+        self.parts: list[float] = []
+        """When parts were ordered, on a clock that all processes share."""
+        self.broken_off: list[float] = []
+        self._open: PruneOrder | None = None
+        self._looks_left = self.LOOKS
+        self._is_hurried = False
+
+    def send(self, order: Order) -> None:
+        if isinstance(order, PruneOrder):
+            self._open, self._looks_left, self._is_hurried = order, self.LOOKS, False
+            return
+        assert self._open is None, "one order at a time"
+        if isinstance(order, PartOrder):
+            self.parts.append(time.monotonic())
+        super().send(order)
+
+    def hurry(self) -> None:
+        self._is_hurried = self._open is not None
+
+    def receive(self, timeout: float) -> Answer | None:
+        if self._open is None:
+            return super().receive(timeout)
+        time.sleep(min(timeout, 0.1))  # as a socket waits
+        self._looks_left -= self._is_hurried
+        if self._looks_left > 0:
+            return None
+        self._open = None
+        self.broken_off.append(time.monotonic())
+        return Answer(done=True)
+
+
+def saves_during_a_removal(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+    training = Training(rank, size, settings, folder, store=make_store(settings), carrier=SlowCarrier)
+    training.step(1)
+    saver, found = training.saver, {}
+    found["told before"] = (saver.last.step, saver.in_flight, saver.is_ready(), training.housekeeping.is_open)
+    found["settled"] = (saver.settle(), training.housekeeping.is_open)
+    training.step(2)
+    found["told after"] = saver.last.step
+    carrier = training.plane._carrier
+    return found | {"parts": carrier.parts, "broken off": carrier.broken_off}
+
+
+def test_a_save_breaks_a_removal_off_and_no_rank_stores_anything_before_it_has_ended(
+    storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any
+) -> None:
+    found = run_world(saves_during_a_removal, 2, settings=storage_settings, folder=bucket)
+    for rank in found:
+        assert rank["told before"] == (1, False, False, True), "committed, and told, while it goes on"
+        assert rank["settled"] == (True, True), "nobody who waits for a save waits for it"
+        assert rank["told after"] == 2
+    (ended,) = found[0]["broken off"]
+    assert [rank["parts"][1] > ended > rank["parts"][0] for rank in found] == [True, True]
+    assert names(store, bucket) == ["00000001-a0001.json", "00000002-a0001.json"]
+
+
+class HangingCarrier(SlowCarrier):
+    """Its removals never end: storage has taken a request and does not answer."""
+
+    LOOKS = 1 << 30
+
+
+def has_no_room(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+    training = Training(rank, size, settings, folder, store=make_store(settings), carrier=HangingCarrier)
+    training.step(1)
+    started = time.monotonic()
+    has_room = training.saver.make_room(1.0)
+    return {"room": has_room, "seconds": time.monotonic() - started, "flight": training.saver.in_flight}
+
+
+def test_a_removal_that_hangs_costs_a_save_and_not_the_training(
+    storage_settings: StorageSettings, bucket: str, run_world: Any
+) -> None:
+    for found in run_world(has_no_room, 2, settings=storage_settings, folder=bucket):
+        assert (found["room"], found["flight"]) == (False, False)
+        assert found["seconds"] < 30
+
+
+def may_not_remove(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+    store = make_store(settings)
+
+    def refuse(parsed: dict[str, Any], **_: Any) -> None:
+        parsed["Errors"] = [{"Key": "key", "Code": "AccessDenied", "Message": "for ever"}]
+
+    store._client.meta.events.register("after-call.s3.DeleteObjects", refuse)
+    training = Training(rank, size, settings, folder, store=store, checkpoint={"keepLast": 1})
+    for step in (1, 2):
+        training.step(step)
+    training.housekeeping.finish(10.0)
+    return {"last": training.saver.last.step, "trouble": training.housekeeping.trouble}
+
+
+def test_storage_that_lets_nothing_be_removed_is_told_and_costs_no_save(
+    storage_settings: StorageSettings, bucket: str, run_world: Any
+) -> None:
+    zero, one = run_world(may_not_remove, 2, settings=storage_settings, folder=bucket)
+    assert (zero["last"], one["last"], one["trouble"]) == (2, 2, "")
+    assert "AccessDenied for ever" in zero["trouble"]

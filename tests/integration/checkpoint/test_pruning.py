@@ -1,0 +1,167 @@
+"""The removal of checkpoints that are not kept, in a real store: what goes, what stays, and what interrupts it."""
+
+from datetime import timedelta
+from itertools import islice
+
+import pytest
+
+from finetune_trainer.checkpoint import deposit
+from finetune_trainer.checkpoint.orders import PruneOrder
+from finetune_trainer.checkpoint.pace import Pace
+from finetune_trainer.checkpoint.pruning import Pruning
+from finetune_trainer.checkpoint.retention import GRACE, Keep
+from finetune_trainer.errors import FencedError
+from finetune_trainer.store import ObjectStore
+from stored_runs import StoredRun
+
+AT_ONCE = timedelta(seconds=-1)
+"""A grace period that the youngest blob has outlived."""
+
+
+@pytest.fixture
+def run(store: ObjectStore, bucket: str) -> StoredRun:
+    made = StoredRun(store, f"s3://{bucket}/runs/r0001-1")
+    made.claim(1)
+    return made
+
+
+def prune(run: StoredRun, keep: Keep, *, grace: timedelta | None = AT_ONCE, batch: int = 200) -> Pruning:
+    pruning = Pruning(run.storage, keep, grace=grace, batch=batch)
+    for _ in pruning.steps():
+        pass
+    return pruning
+
+
+def test_only_what_is_kept_remains_and_each_of_it_restores(run: StoredRun) -> None:
+    for step in range(1, 9):
+        run.save(step, best=2 if step >= 2 else 1)
+    pruned = prune(run, Keep(last=2, best=1, every=5)).pruned
+    stays = ["00000008-a0001", "00000007-a0001", "00000005-a0001", "00000002-a0001"]
+    assert run.names() == list(run.restorable()) == stays
+    assert pruned.checkpoints == tuple(f"{step:08d}-a0001" for step in (1, 3, 4, 6))
+    assert run.blobs() == run.blobs_of(*(each for each in run.manifests if each.name in stays))
+    assert pruned.blobs > 0
+    assert prune(run, Keep(last=2, best=1, every=5)).pruned == type(pruned)(), "nothing is left to do"
+
+
+def test_a_removal_after_every_save_leaves_what_one_at_the_end_would(run: StoredRun) -> None:
+    storage = run.storage  # keeps what it has learnt of the blobs, as an uploader does
+    for step in range(1, 7):
+        run.save(step)
+        for _ in Pruning(storage, Keep(last=2), grace=AT_ONCE).steps():
+            pass
+    assert list(run.restorable()) == ["00000006-a0001", "00000005-a0001"]
+    assert run.blobs() == run.blobs_of(*run.manifests[-2:])
+
+
+def test_it_may_end_between_any_two_requests_and_the_next_one_finishes_it(run: StoredRun) -> None:
+    run.size, run.blob_bytes = 1, 2048
+    removed, ends, is_done = [], 0, False
+    run.save(1)
+    while not is_done:
+        run.save(2 * ends + 2)
+        newest = run.save(2 * ends + 3)
+        pruning = Pruning(run.storage, Keep(last=1), grace=AT_ONCE, batch=1)
+        is_done = sum(1 for _ in islice(pruning.steps(), ends)) < ends
+        assert run.names()[0] == newest.name
+        assert run.blobs() >= run.blobs_of(*(run.storage.catalogue.read(name) for name in run.names()))
+        removed.append((len(pruning.pruned.checkpoints), pruning.pruned.blobs))
+        prune(run, Keep(last=1))
+        assert (run.names(), run.blobs()) == ([newest.name], run.blobs_of(newest))
+        ends += 1
+    assert {manifests for manifests, _ in removed} == {0, 1, 2}
+    assert len({blobs for manifests, blobs in removed if manifests == 2}) > 3, "also between batches of blobs"
+    assert all(blobs == 0 for manifests, blobs in removed if manifests < 2), "manifests first"
+
+
+def test_a_newer_attempt_stops_it_and_misses_nothing(run: StoredRun) -> None:
+    for step in (1, 2, 3, 4):
+        run.save(step)
+    before, late = run.blobs(), run.storage
+    order = PruneOrder(keep=Keep(last=1))
+    run.claim(2)
+    answer = deposit.prune(late, order, Pace())
+    assert answer.done
+    assert answer.failure is not None
+    assert answer.failure.kind == FencedError.__name__
+    assert (len(run.names()), run.blobs()) == (4, before)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 4])
+def test_a_claim_in_the_middle_stops_it_at_the_next_batch(run: StoredRun, batches: int) -> None:
+    for step in (1, 2, 3, 4):
+        run.save(step)
+    pruning = Pruning(run.storage, Keep(last=2), grace=AT_ONCE, batch=1)
+    steps = pruning.steps()
+    while len(pruning.pruned.checkpoints) + pruning.pruned.blobs < batches:
+        next(steps)
+    run.claim(2)
+    with pytest.raises(FencedError):
+        list(steps)
+    assert len(pruning.pruned.checkpoints) + pruning.pruned.blobs == batches
+    assert list(run.restorable())[:2] == ["00000004-a0001", "00000003-a0001"]
+    run.save(5)
+    prune(run, Keep(last=2))
+    assert list(run.restorable()) == ["00000005-a0002", "00000004-a0001"]
+
+
+def test_blobs_that_nobody_names_yet_stay_for_the_grace_period(run: StoredRun) -> None:
+    for step in (1, 2):
+        run.save(step)
+    run.store_parts(3)
+    before = run.blobs()
+    pruned = prune(run, Keep(last=1), grace=GRACE).pruned
+    assert (pruned.checkpoints, pruned.blobs, run.blobs()) == (("00000001-a0001",), 0, before)
+    prune(run, Keep(last=1))
+    assert run.blobs() == run.blobs_of(run.manifests[-1])
+
+
+DAMAGED = {
+    "a manifest that is no JSON": ("checkpoints/manifests/00000001-a0001.json", b"{"),
+    "a manifest of another version": ("checkpoints/manifests/00000001-a0001.json", b'{"version": 2}'),
+    "a manifest under another name": ("checkpoints/manifests/00000009-a0009.json", b""),
+    "something that is no manifest": ("checkpoints/manifests/notes.txt", b"mine"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_what_is_not_understood_stays_and_keeps_all_blobs(run: StoredRun, kind: str) -> None:
+    for step in (1, 2, 3):
+        run.save(step)
+    key, content = DAMAGED[kind]
+    newest = f"{run.uri}/checkpoints/manifests/00000003-a0001.json"
+    run.store.put(f"{run.uri}/{key}", content or run.store.get(newest))
+    before = run.blobs()
+    pruned = prune(run, Keep(last=1)).pruned
+    assert run.store.exists(f"{run.uri}/{key}")
+    assert "00000002-a0001" in pruned.checkpoints, "what is understood goes"
+    assert run.blobs() == before
+    assert key.rpartition("/")[2].removesuffix(".json") in pruned.blocked_by
+    run.store.delete(f"{run.uri}/{key}")
+    prune(run, Keep(last=1))
+    assert run.blobs() == run.blobs_of(run.manifests[-1])
+
+
+def test_a_kept_checkpoint_whose_blobs_cannot_be_known_keeps_them_all(run: StoredRun) -> None:
+    for step in (1, 2, 3):
+        run.save(step)
+    part = run.manifests[1].parts[1].digest
+    run.store.put(run.blob_uri(part), b"damaged")
+    before = run.blobs()
+    pruned = prune(run, Keep(last=2)).pruned
+    assert pruned.checkpoints == ("00000001-a0001",)
+    assert pruned.blocked_by.startswith("checkpoint 00000002-a0001: ")
+    assert part in pruned.blocked_by
+    assert run.blobs() == before
+    prune(run, Keep(last=1))
+    assert run.blobs() == run.blobs_of(run.manifests[-1]), "once it is not kept any more, nothing is in the way"
+
+
+def test_who_hurries_waits_for_one_request_at_most(run: StoredRun) -> None:
+    for step in (1, 2, 3):
+        run.save(step)
+    hurried = Pace()
+    hurried.hurry()
+    answer = deposit.prune(run.storage, PruneOrder(keep=Keep(last=1)), hurried)
+    assert (answer.done, answer.failure) == (True, None)
+    assert len(run.names()) == 3

@@ -1,0 +1,146 @@
+"""Which checkpoints go, and which blobs go with them."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.checkpoint.manifest import Manifest, PartRef
+from finetune_trainer.checkpoint.retention import GRACE, Keep, StoredBlob, kept, unneeded, why_kept
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def manifest(name: str, *, best: int | None = None, parent: int | None = None) -> Manifest:
+    """`12-a3`; `best` is the step that was best by then."""
+    step, attempt = (int(part) for part in name.split("-a"))
+    return Manifest(
+        step=step,
+        attempt=attempt,
+        run=1,
+        time="2026-01-01T00:00:00Z",
+        world_size=1,
+        zero_stage=2,
+        blob_bytes=64,
+        parts=(PartRef(rank=0, digest="d"),),
+        state="s",
+        parent_step=parent,
+        is_best=best == step,
+        best_step=best,
+    )
+
+
+def short(manifests: list[Manifest]) -> list[str]:
+    return [f"{each.step}-a{each.attempt}" for each in manifests]
+
+
+def line(*steps: int, attempt: int = 1, best: dict[int, int] | None = None) -> list[Manifest]:
+    """Saves one after the other; `best`: step -> the best step from there on."""
+    made, so_far = [], None
+    for index, step in enumerate(steps):
+        so_far = (best or {}).get(step, so_far)
+        made.append(manifest(f"{step}-a{attempt}", best=so_far, parent=steps[index - 1] if index else None))
+    return made
+
+
+BESTS = line(1, 2, 3, 4, 5, 6, best={1: 1, 3: 3, 4: 4})
+WENT_BACK = [*line(10, 20, 30), manifest("25-a2", parent=20), manifest("35-a2", parent=25)]
+"""30-a1 proved damaged."""
+
+
+@pytest.mark.parametrize(
+    ("manifests", "keep", "expected"),
+    [
+        pytest.param([], Keep(), [], id="there is none"),
+        pytest.param(line(1), Keep(last=1, best=0), ["1-a1"], id="the only one stays"),
+        pytest.param(line(1, 2, 3, 4), Keep(), ["4-a1", "3-a1"], id="the newest two"),
+        pytest.param(line(1, 2, 3, 4), Keep(last=9), ["4-a1", "3-a1", "2-a1", "1-a1"], id="fewer than may be kept"),
+        pytest.param(
+            [*line(7, 8, 9), *line(5, 6, attempt=2)],
+            Keep(),
+            ["6-a2", "5-a2"],
+            id="a newer attempt goes before a later step",
+        ),
+        pytest.param(
+            [*line(7, 8, 9), *line(5, attempt=2)], Keep(), ["5-a2", "9-a1"], id="as a restore would take them"
+        ),
+        pytest.param(
+            BESTS, Keep(last=2, best=0), ["6-a1", "5-a1", "4-a1"], id="what an export would need stays anyway"
+        ),
+        pytest.param(BESTS, Keep(last=2, best=2), ["6-a1", "5-a1", "4-a1", "3-a1"], id="the newest best ones"),
+        pytest.param(BESTS, Keep(last=1, best=9), ["6-a1", "4-a1", "3-a1", "1-a1"], id="all best ones"),
+        pytest.param(
+            line(1, 2, 3, best={1: 1, 3: 3}),
+            Keep(),
+            ["3-a1", "2-a1", "1-a1"],
+            id="should the newest prove damaged, the one before still finds its best",
+        ),
+        pytest.param(
+            [*line(5, 10, 20, best={5: 5, 20: 20}), *(manifest(f"{step}-a2", best=5, parent=10) for step in (25, 30))],
+            Keep(),
+            ["30-a2", "25-a2", "20-a1", "5-a1"],
+            id="the best of an attempt that went back, not of the one that was left",
+        ),
+        pytest.param(
+            line(10, 20, 30, 40, 50, 60), Keep(last=1, every=25), ["60-a1", "50-a1", "30-a1"], id="first at or after"
+        ),
+        pytest.param(line(40, 90, 140), Keep(last=1, every=10), ["140-a1", "90-a1", "40-a1"], id="one for many"),
+        pytest.param(line(10, 20), Keep(last=1, every=100), ["20-a1"], id="no multiple yet"),
+        pytest.param(WENT_BACK, Keep(last=1, every=30), ["35-a2"], id="not one that the run went back behind"),
+        pytest.param(WENT_BACK, Keep(last=1, every=10), ["35-a2", "20-a1", "10-a1"], id="but what it is from"),
+        pytest.param(
+            [manifest("10-a1"), manifest("10-a2"), manifest("20-a2", parent=10)],
+            Keep(last=1, every=10),
+            ["20-a2", "10-a2"],
+            id="of one step the newest attempt's",
+        ),
+    ],
+)
+def test_what_stays(manifests: list[Manifest], keep: Keep, expected: list[str]) -> None:
+    assert short(kept(manifests, keep)) == expected
+    assert short(kept(manifests[::-1], keep)) == expected, "in whatever order they were listed"
+
+
+@given(
+    st.lists(st.integers(1, 200), min_size=1, max_size=30, unique=True).map(sorted),
+    st.builds(Keep, last=st.integers(1, 4), best=st.integers(0, 3), every=st.none() | st.integers(1, 60)),
+    st.sets(st.integers(1, 200)),
+)
+def test_going_away_after_each_save_leaves_what_going_away_at_the_end_would(
+    steps: list[int], keep: Keep, bests: set[int]
+) -> None:
+    saves = line(*steps, best={step: step for step in bests})
+    left: list[Manifest] = []
+    for each in saves:
+        left = kept([*left, each], keep)
+        assert left[0] == each, "the newest stays"
+        assert each.best_step in (None, *(one.step for one in left)), "and what it would export"
+    assert left == kept(saves, keep)
+
+
+def test_why_one_is_kept_is_told_for_each() -> None:
+    reasons = why_kept(line(10, 20, 30, best={10: 10}), Keep(last=1, best=1, every=20))
+    assert reasons == {"00000030-a0001": ["last"], "00000020-a0001": ["every"], "00000010-a0001": ["best"]}
+
+
+OLD = NOW - GRACE - timedelta(seconds=1)
+
+
+def blob(digest: str, modified: datetime) -> StoredBlob:
+    return StoredBlob(digest=digest * 64, size=3, modified=modified)
+
+
+def test_blobs_go_that_nobody_names_and_that_are_older_than_the_grace_period() -> None:
+    named, old, young, other = blob("a", OLD), blob("b", OLD), blob("c", NOW - GRACE), StoredBlob("x.part", 3, OLD)
+    assert unneeded([named, old, young, other], {named.digest}, newest=NOW) == [old]
+
+
+def test_the_age_of_a_blob_is_counted_by_storages_own_clock() -> None:
+    """`newest` is the latest time that storage itself has written down: a pod whose clock is years off does no harm."""
+    ancient = blob("a", OLD - timedelta(days=4000))
+    assert unneeded([ancient], set(), newest=ancient.modified) == []
+
+
+def test_without_a_grace_period_all_that_nobody_names_goes() -> None:
+    assert unneeded([blob("a", NOW), blob("b", NOW)], {"b" * 64}, newest=NOW, grace=None) == [blob("a", NOW)]
