@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_NOT_BUILT = "not built"
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -29,9 +27,11 @@ class Figure:
     title: str
     unit: str
     pairs: tuple[Pair, ...]
-    """One a round; none: not built."""
+    """One a round."""
     must: float
     reach: float | None = None
+    absent: str = "not measured"
+    """What to print where there is no pair."""
 
     @property
     def ratio(self) -> float | None:
@@ -50,7 +50,7 @@ class Figure:
         """At most 80 columns."""
         must = f"{self.must:g}"
         if not self.pairs:
-            return f"{self.title:<30}{_NOT_BUILT:>27}{'':>15}{must:>6}"
+            return f"{self.title:<30}{self.absent:>27}{'':>15}{must:>6}"
         ours, other = (statistics.median(getattr(pair, side) for pair in self.pairs) for side in ("ours", "other"))
         ratios = [pair.ratio for pair in self.pairs]
         spread = f"{min(ratios):.3f}-{max(ratios):.3f}" if len(ratios) > 1 else ""
@@ -122,7 +122,7 @@ def frozen_figure(stored: dict[str, int]) -> Figure:
 
 def host_figure() -> Figure:
     """Restores from a rank's own host."""
-    return Figure("hostRestoreRatio", "restore from own host / S3", "s", (), 0.25, 0.15)
+    return Figure("hostRestoreRatio", "restore from own host / S3", "s", (), 0.25, 0.15, absent="not built")
 
 
 def writer_stalls(main: dict[str, Any]) -> list[float]:

@@ -22,6 +22,7 @@ from process_support import base_environment, free_port
 _RESULT = "result.json"
 _SHOWN_LOG_BYTES = 3000
 _POLL_SECONDS = 0.2
+_RANK = re.compile(r"^\[rank\d+\]:\s*|^\s+")
 _ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception)\b")
 
 
@@ -31,7 +32,7 @@ class JobFailedError(Exception):
     @property
     def reason(self) -> str:
         """The line of the log that names the error."""
-        lines = [line.strip() for line in str(self).splitlines() if line.strip()]
+        lines = [_RANK.sub("", line) for line in str(self).splitlines() if line.strip()]
         return next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "no log")
 
 
@@ -73,7 +74,10 @@ class Jobs:
             Env.MASTER_PORT: str(port),
             Env.SCRATCH: str(scratch),
             Env.CACHE: str(self.folder / "cache"),
-            "DS_ACCELERATOR": "cpu",
+            # What DeepSpeed's launcher sets, and its checkpoint writers ask for: nodes, and which one this is.
+            "CROSS_SIZE": str(world),
+            "CROSS_RANK": str(rank),
+            Env.DS_ACCELERATOR: "cpu",
             "TRANSFORMERS_VERBOSITY": "error",
             "TOKENIZERS_PARALLELISM": "false",
         }
