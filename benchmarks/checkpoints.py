@@ -31,7 +31,9 @@ Prints a table and, as the last line, one JSON object. 1 MB is 1e6 bytes.
 import argparse
 import json
 import os
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -104,7 +106,7 @@ class Bench:
         prefix = f"{config.run_uri}/checkpoints/".removeprefix(f"s3://{BUCKET}/")
         pages = client(self.endpoint).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         sizes = {entry["Key"]: entry["Size"] for page in pages for entry in page["Contents"]}
-        return sum(sizes.values()) / sum("/manifests/" in key for key in sizes)
+        return float(sum(sizes.values())) / sum("/manifests/" in key for key in sizes)
 
     def _training_lines(self, ranks: list[Any]) -> list[str]:
         main = ranks[0]
@@ -158,13 +160,15 @@ def main() -> None:
     if options.rank_job:
         rank_main(options.rank_job)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
         os.environ.update(server.env())
         server.create_bucket(BUCKET)
         with capped(server.access.port, options.megabytes_per_second) as port:
             endpoint = f"http://127.0.0.1:{port}"
             direct, through = measured_rates(server.endpoint, BUCKET), measured_rates(endpoint, BUCKET)
-            print(f"link: {options.megabytes_per_second:g} MB/s each way; raw boto3, MB/s: {through}")
+            cap = options.megabytes_per_second
+            print(f"link: {cap:g} MB/s each way; raw boto3, MB/s: {through.against(cap)}")
             print(f"  the same without the cap: {direct}", flush=True)
             Bench(options, Jobs(Path(__file__), Path(temporary)), endpoint).run()
 

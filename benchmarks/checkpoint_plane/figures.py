@@ -40,22 +40,23 @@ class Figure:
 
     @property
     def verdict(self) -> str:
+        """`MISSED` what it must, or `reach`: what it should reach for."""
         if self.ratio is None:
             return ""
         if self.ratio > self.must:
             return "MISSED"
-        return "" if self.reach is None or self.ratio > self.reach else "reached"
+        return "" if self.reach is None or self.ratio > self.reach else "reach"
 
     def row(self) -> str:
         """At most 80 columns."""
         must = f"{self.must:g}"
         if not self.pairs:
-            return f"{self.title:<30}{self.absent:>27}{'':>15}{must:>6}"
+            return f"{self.title:<30}{self.absent:>25}{'':>13}{must:>5}"
         ours, other = (statistics.median(getattr(pair, side) for pair in self.pairs) for side in ("ours", "other"))
         ratios = [pair.ratio for pair in self.pairs]
         spread = f"{min(ratios):.3f}-{max(ratios):.3f}" if len(ratios) > 1 else ""
-        shown = f"{_shown(ours, self.unit):>10}{_shown(other, self.unit):>10}{self.ratio:>7.3f}"
-        return f"{self.title:<30}{shown} {spread:>14}{must:>6} {self.verdict}".rstrip()
+        shown = f"{_shown(ours, self.unit):>9}{_shown(other, self.unit):>9}{self.ratio:>7.3f}"
+        return f"{self.title:<30}{shown} {spread:>12}{must:>5} {self.verdict}".rstrip()
 
 
 def _shown(value: float, unit: str) -> str:
@@ -64,7 +65,7 @@ def _shown(value: float, unit: str) -> str:
 
 def header() -> str:
     """Of the table."""
-    return f"{'':<30}{'ours':>10}{'other':>10}{'ratio':>7} {'from-to':>14}{'must':>6}"
+    return f"{'':<30}{'ours':>9}{'other':>9}{'ratio':>7} {'from-to':>12}{'must':>5}"
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from finetune_trainer.checkpoint.blobs import THREADS
 
 _READ_BYTES = 1 << 20
+_TOLERANCE = 1.1
 _PROBE_OBJECTS, _PROBE_BYTES = 4, 64 << 20
 
 
@@ -68,6 +69,13 @@ class Rates:
 
     def __str__(self) -> str:
         return f"{self.up:.0f} up, {self.down:.0f} down"
+
+    def against(self, cap: float) -> str:
+        """What they say of a link that should have the rate `cap`. Raises ValueError if it is a faster one."""
+        if max(self.up, self.down) > _TOLERANCE * cap:
+            raise ValueError(f"a link of {cap:g} MB/s lets through {self}")
+        filled = min(self.up, self.down) * _TOLERANCE >= cap
+        return f"{self}" if filled else f"{self}: this machine does not fill it"
 
 
 def measured_rates(endpoint: str, bucket: str) -> Rates:

@@ -3,7 +3,7 @@
     python proxy.py --upstream 127.0.0.1:8333 --megabytes-per-second 200
 
 Both directions have the rate, each for itself, and all connections share it, as those of one network card do. Prints
-its port and serves until it is ended. 1 MB is 1e6 bytes.
+its port, and serves until its standard input ends, as it does with the process that started it. 1 MB is 1e6 bytes.
 """
 
 import argparse
@@ -78,14 +78,12 @@ def capped(upstream_port: int, megabytes_per_second: float) -> Iterator[int]:
     """The port of a proxy for the length of the block."""
     command = [sys.executable, __file__, f"--upstream={_HOST}:{upstream_port}"]
     command += [f"--megabytes-per-second={megabytes_per_second}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield int(process.stdout.readline())
-    finally:
-        process.terminate()
-        process.wait()
-        process.stdout.close()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
 
 
 def main() -> None:
@@ -95,7 +93,9 @@ def main() -> None:
     parser.add_argument("--megabytes-per-second", type=float, required=True, help="of each direction")
     options = parser.parse_args()
     host, _, port = options.upstream.rpartition(":")
-    serve((host, int(port)), options.megabytes_per_second * 1e6)
+    arguments = ((host, int(port)), options.megabytes_per_second * 1e6)
+    threading.Thread(target=serve, args=arguments, daemon=True).start()
+    sys.stdin.read()
 
 
 if __name__ == "__main__":
