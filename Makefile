@@ -108,6 +108,10 @@ bench-recovery: $(VENV)/.ready-test ## What a lost worker costs on two real node
 bench-operator: $(VENV)/.ready-test ## The operator with 1,000 jobs at once and 5,000 finished ones; needs what test-kubernetes needs
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/operator_scale.py $(ARGS)
 
+.PHONY: bench-checkpoints
+bench-checkpoints: $(VENV)/.ready-test ## What checkpoints cost beside those of transformers and DeepSpeed; about fifteen minutes
+	@PYTHONPATH=tests/support $(BIN)/python benchmarks/checkpoints.py $(ARGS)
+
 ##@ Write
 
 .PHONY: format
