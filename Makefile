@@ -148,6 +148,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolat
 
 $(VENV)/.ready-build: requirements/build.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=..."; exit 1; }
+	@test ! -L $(VENV) || { echo "$(VENV) is a link: make would empty what it leads to; remove the link"; exit 1; }
 	@echo "setup: $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
