@@ -123,7 +123,7 @@ def frozen_figure(stored: dict[str, int]) -> Figure:
 
 def host_figure() -> Figure:
     """Restores from a rank's own host."""
-    return Figure("hostRestoreRatio", "restore from own host / S3", "s", (), 0.25, 0.15, absent="not part of this benchmark yet")
+    return Figure("hostRestoreRatio", "restore from own host / S3", "s", (), 0.25, 0.15, absent="not measured yet")
 
 
 def writer_stalls(main: dict[str, Any]) -> list[float]:
