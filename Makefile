@@ -54,6 +54,10 @@ clean: ## Remove .venv, caches and what local runs have left
 test: lint types imports ## Everything that has to pass before a change is merged; says how long each part took
 	$(PYTEST) tests/unit tests/golden tests/integration $(ARGS)
 
+.PHONY: test-all
+test-all: lint types imports ## The same and the tests on Kubernetes, in two streams side by side
+	@tests/streams.sh $(BIN)/python $(ARGS)
+
 .PHONY: test-unit
 test-unit: $(VENV)/.ready-test ## Unit tests: seconds, no servers
 	$(PYTEST) tests/unit $(ARGS)
@@ -104,6 +108,10 @@ bench-recovery: $(VENV)/.ready-test ## What a lost worker costs on two real node
 bench-operator: $(VENV)/.ready-test ## The operator with 1,000 jobs at once and 5,000 finished ones; needs what test-kubernetes needs
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/operator_scale.py $(ARGS)
 
+.PHONY: bench-checkpoints
+bench-checkpoints: $(VENV)/.ready-test ## What checkpoints cost beside those of transformers and DeepSpeed; about fifteen minutes
+	@PYTHONPATH=tests/support $(BIN)/python benchmarks/checkpoints.py $(ARGS)
+
 ##@ Write
 
 .PHONY: format
@@ -140,6 +148,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolat
 
 $(VENV)/.ready-build: requirements/build.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=..."; exit 1; }
+	@test ! -L $(VENV) || { echo "$(VENV) is a link: make would empty what it leads to; remove the link"; exit 1; }
 	@echo "setup: $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<

@@ -96,6 +96,8 @@ class ConditionType(StrEnum):
     STALLED = "Stalled"
     SAFE_TO_STOP = "SafeToStop"
     """While training: whether the pods' grace period is long enough to save in. Absent until a save was measured."""
+    CHECKPOINT_STALE = "CheckpointStale"
+    """While training: whether a crash would now cost more than the spec allows."""
 
 
 TERMINAL_CONDITIONS: Final = frozenset({ConditionType.COMPLETE, ConditionType.FAILED})
@@ -119,6 +121,8 @@ class Reason(StrEnum):
     NEXT_ATTEMPT = "AppliesAtNextAttempt"
     SAVE_FITS = "SaveFits"
     SAVE_TOO_SLOW = "SaveTooSlow"
+    CHECKPOINT_IN_TIME = "CheckpointInTime"
+    CHECKPOINT_LATE = "CheckpointLate"
     WAITING_FOR_PODS = "WaitingForPods"
     CANNOT_CREATE = "CannotCreate"
     CHILD_CONFLICT = "ChildConflict"

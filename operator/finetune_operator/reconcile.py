@@ -134,11 +134,13 @@ async def _remarks(
     if not isinstance(decision, stages.Watch):
         return status_policy.Remarks(unknown_fields=dropped)
     stage = world.observed.active[-1]
+    trains = stage.stage is Stage.TRAIN
     return status_policy.Remarks(
         waiting=await _why_idle(world, stage),
         unknown_fields=dropped,
         pending=pending.pending_change(world.job.spec, stage),
-        grace=grace.verdict(status, stage, world.settings.termination_grace) if stage.stage is Stage.TRAIN else None,
+        grace=grace.verdict(status, stage, world.settings.termination_grace) if trains else None,
+        late=(status.progress.checkpoint_late or "") if trains and status.progress else None,
     )
 
 

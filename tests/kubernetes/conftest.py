@@ -36,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REASONS] = {}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with pods run beside all others, see tests/streams.sh."""
+    for item in items:
+        if {"pods_cluster", "buildah"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("pods")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for what, reason in config.stash[REASONS].items():

@@ -246,7 +246,12 @@ def newer_crd(kubectl: Kubectl, objects: Objects) -> Iterator[None]:
 def answered(objects: Objects, bad: BadInput) -> bool:
     job = objects.get("finetunejobs", NAME)
     entries = (job or {}).get("status", {}).get("conditions", [])
-    return any(entry["type"] == bad.condition and entry["reason"] == bad.reason for entry in entries)
+    return any(
+        entry["type"] == bad.condition
+        and entry["reason"] == bad.reason
+        and all(words in entry["message"] for words in bad.words)
+        for entry in entries
+    )
 
 
 def outcome(objects: Objects, proxy: FaultProxy, since: float) -> Told:

@@ -1,152 +1,22 @@
-"""Checkpoints in a real store without a training: what uploaders write, of values that a test can work out."""
+"""What lies in storage of the run of `tiny_engine`, whose output is `s3://<folder>`."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
-
-from finetune_trainer.checkpoint import deposit
-from finetune_trainer.checkpoint.layout import PLANES, Fragment, Layout
-from finetune_trainer.checkpoint.loading import Loader
-from finetune_trainer.checkpoint.manifest import Buffer, Manifest, PartRef, State
-from finetune_trainer.checkpoint.orders import PartOrder, StoredPart
-from finetune_trainer.checkpoint.pace import Pace
-from finetune_trainer.checkpoint.places import RunStorage
 from finetune_trainer.store import ObjectStore
 
-FloatArray = npt.NDArray[np.float32]
 
-SHAPES = {"embedding": (6, 40), "head": (40,), "scale": ()}
-"""Name -> shape. The embedding never changes; so its blobs are shared by all checkpoints."""
-
-
-def value_of(name: str, step: int) -> FloatArray:
-    """The whole parameter after a step."""
-    base = 1000.0 * list(SHAPES).index(name) + (0 if name == "embedding" else step)
-    return (base + np.arange(int(np.prod(SHAPES[name])), dtype=np.float32) / 7).reshape(SHAPES[name])
+def run_uri(folder: str) -> str:
+    return f"s3://{folder}/runs/r0001-1"
 
 
-def layout_of(rank: int, size: int) -> Layout:
-    """Every rank has a share of each parameter; a scalar is the last rank's."""
-    fragments = []
-    for name, shape in SHAPES.items():
-        total = int(np.prod(shape))
-        start, stop = total * rank // size, total * (rank + 1) // size
-        if stop > start:
-            fragments.append(Fragment(name=name, group=0, start=start, numel=stop - start, shape=shape))
-    return Layout(fragments=tuple(fragments))
+def manifests(store: ObjectStore, folder: str) -> list[str]:
+    prefix = f"{run_uri(folder)}/checkpoints/manifests/"
+    return [info.uri.removeprefix(prefix) for info in store.list(prefix)]
 
 
-def planes_of(layout: Layout, step: int) -> FloatArray:
-    parts = [value_of(each.name, step).ravel()[each.start : each.start + each.numel] for each in layout.fragments]
-    plane = np.concatenate(parts)
-    return np.concatenate([plane, plane * 0.5, plane * 0.25])
+def blob_uri(folder: str, digest: str) -> str:
+    return f"{run_uri(folder)}/checkpoints/blobs/{digest}"
 
 
-@dataclass
-class StoredRun:
-    """Saves of a run's attempts, one after the other."""
-
-    store: ObjectStore
-    uri: str
-    size: int = 2
-    blob_bytes: int = 480
-    attempt: int = 1
-    parent: int | None = None
-    manifests: list[Manifest] = field(default_factory=list)
-
-    @property
-    def storage(self) -> RunStorage:
-        """As the attempt sees it, with nothing known yet."""
-        return RunStorage.of(self.store, self.uri, attempt=self.attempt)
-
-    def store_parts(self, step: int) -> list[StoredPart]:
-        """All that a save stores before its manifest."""
-        return [self._store_part(step, rank) for rank in range(self.size)]
-
-    def _store_part(self, step: int, rank: int) -> StoredPart:
-        layout, steps_seen = layout_of(rank, self.size), np.array([step], dtype=np.int64).tobytes()
-        planes = planes_of(layout, step).tobytes()
-        buffer = Buffer(name="steps_seen", dtype="int64", shape=(1,), offset=0, size=8)
-        order = PartOrder(
-            rank=rank,
-            layout=layout,
-            steps=tuple(float(step) for _ in layout.fragments),
-            rng={"rank": rank, "step": step},
-            planes_bytes=len(planes),
-            buffers_bytes=8 if rank == 0 else 0,
-            state=State(engine={}, groups=(), buffers=(buffer,), small_state={"step": step}) if rank == 0 else None,
-            blob_bytes=self.blob_bytes,
-        )
-        return deposit.store_part(self.storage, order, memoryview(planes + steps_seen), Pace())
-
-    def save(self, step: int, *, best: int | None = None, **figures: float) -> Manifest:
-        """A committed checkpoint; `best` is the best step so far."""
-        parts = self.store_parts(step)
-        manifest = Manifest(
-            step=step,
-            attempt=self.attempt,
-            run=1,
-            time=f"2026-01-01T{step // 60 % 24:02d}:{step % 60:02d}:00Z",
-            world_size=self.size,
-            zero_stage=2,
-            blob_bytes=self.blob_bytes,
-            parts=tuple(PartRef(rank=rank, digest=part.digest) for rank, part in enumerate(parts)),
-            state=parts[0].state,
-            parent_step=self.parent,
-            bytes=sum(part.bytes for part in parts),
-            is_best=best == step,
-            best_step=best,
-            metrics=figures,
-        )
-        deposit.commit(self.storage, manifest)
-        self.parent = step
-        self.manifests.append(manifest)
-        return manifest
-
-    def claim(self, attempt: int) -> None:
-        """The saves from here on are of this attempt."""
-        self.attempt = attempt
-        self.storage.claims.claim(world_size=self.size)
-
-    # What is there
-
-    def names(self) -> list[str]:
-        """Of the manifests, the one to restore first in front."""
-        return list(self.storage.catalogue.listing().names)
-
-    def blobs(self) -> set[str]:
-        """Digests."""
-        return set(self.storage.blobs.sizes())
-
-    def blobs_of(self, *manifests: Manifest) -> set[str]:
-        """All that these name."""
-        named: set[str] = set()
-        for manifest in manifests:
-            loader = Loader(self.storage.blobs, manifest)
-            buffers = loader.state().buffers_blob
-            assert buffers is not None
-            named |= {manifest.state, buffers, *(part.digest for part in manifest.parts)}
-            for rank in range(manifest.world_size):
-                part = loader.part(rank)
-                named |= {part.layout, *part.blobs}
-        return named
-
-    def blob_uri(self, digest: str) -> str:
-        """Address of a blob."""
-        return f"{self.uri}/checkpoints/blobs/{digest}"
-
-    def restorable(self) -> Iterator[str]:
-        """Names of the checkpoints of which every byte is there and right."""
-        for name in self.names():
-            manifest = self.storage.catalogue.read(name)
-            loader = Loader(self.storage.blobs, manifest)
-            loader.check_complete()
-            state = loader.state()
-            assert loader.buffers(state) == np.array([manifest.step], dtype=np.int64).tobytes()
-            wanted = layout_of(0, 1)
-            buffer = np.empty(wanted.bytes(), dtype=np.uint8)
-            loader.stage(buffer, wanted, dict(SHAPES), rank=99, planes=PLANES)
-            assert np.array_equal(buffer.view(np.float32), planes_of(wanted, manifest.step))
-            yield name
+def data_blobs(store: ObjectStore, folder: str, name: str) -> list[str]:
+    manifest = store.get_json(f"{run_uri(folder)}/checkpoints/manifests/{name}.json")
+    parts = [store.get_json(blob_uri(folder, part["digest"])) for part in manifest["parts"]]
+    return [digest for part in parts for digest in part["blobs"]]

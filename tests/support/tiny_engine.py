@@ -75,9 +75,10 @@ def make_plane(settings: Any, folder: str, rank: int, size: int, **options: Any)
     )
     carrier, kind = None, options.pop("carrier", InlineCarrier)
     if store is not None:
-        carrier = kind(RunStorage.of(store, config.run_uri, attempt=config.attempt))
-    blob_bytes = options.pop("blob_bytes", 64 << 10)
-    return CheckpointPlane(store or make_store(settings), config, runtime, blob_bytes=blob_bytes, carrier=carrier)
+        cache = options.get("cache")
+        carrier = kind(RunStorage.of(store, config.run_uri, attempt=config.attempt, cache=cache))
+    options |= {"blob_bytes": options.pop("blob_bytes", 64 << 10), "carrier": carrier}
+    return CheckpointPlane(store or make_store(settings), config, runtime, **options)
 
 
 def make_model(case: Case) -> Any:

@@ -105,12 +105,12 @@ def tiny_tokenizer(chat_template: str | None = None, *, eos: str = "</s>", adds_
     return tokenizer
 
 
-def _save_same_weights(make: Callable[[], Any], folder: Path) -> None:
-    """Random weights, but the same ones each time: what a test learns on them can be compared exactly."""
+def _save_same_weights(make: Callable[[], Any], folder: Path, seed: int = 0) -> None:
+    """Random weights, but the same ones each time: what a test learns does not depend on luck."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         make().save_pretrained(folder)
 
 
@@ -136,8 +136,8 @@ def save_tiny_llama(folder: Path, chat_template: str | None = None) -> Path:
     return folder
 
 
-def save_tiny_bert(folder: Path) -> Path:
-    """A random encoder of about 40 k parameters, in Hugging Face layout."""
+def save_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
+    """A random encoder of about 40 k parameters, in Hugging Face layout; another `seed`, another model."""
     from transformers import BertConfig, BertModel
 
     tokenizer = tiny_tokenizer()
@@ -150,6 +150,6 @@ def save_tiny_bert(folder: Path) -> Path:
         max_position_embeddings=64,
         pad_token_id=tokenizer.pad_token_id,
     )
-    _save_same_weights(lambda: BertModel(config), folder)
+    _save_same_weights(lambda: BertModel(config), folder, seed)
     tokenizer.save_pretrained(folder)
     return folder

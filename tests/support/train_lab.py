@@ -50,6 +50,11 @@ class Lab:
     prepared: dict[str, Prepared] = field(default_factory=dict)
     started: int = 0
 
+    @property
+    def cache(self) -> Path:
+        """The host's, which all attempts share."""
+        return self.folder / "cache"
+
     def config(
         self, name: str, *, kind: str, attempt: int = 1, run: int = 1, world: int = 2, **change: Any
     ) -> TrainerConfig:
@@ -118,7 +123,7 @@ class Lab:
             Env.MASTER_ADDR: "127.0.0.1",
             Env.MASTER_PORT: str(port),
             Env.SCRATCH: str(scratch),
-            Env.CACHE: str(self.folder / "cache"),
+            Env.CACHE: str(self.cache),
         }
 
     def prepare(self, kind: str, *, name: str = "") -> Prepared:

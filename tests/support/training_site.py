@@ -73,7 +73,8 @@ class Site:
 
     def long_job(self, name: str, **spec: Any) -> Job:
         """The same, with a training of many short steps, in which something happens to it. It learns all colours."""
-        long = {"training": {"epochs": 25, "learningRate": 1e-2}, "checkpoint": {"everySteps": 10}}
+        training = {"epochs": 25, "learningRate": 5e-3, "warmup": {"ratio": 0.1}}
+        long = {"training": training, "checkpoint": {"everySteps": 10}}
         return self.job(name, **merged(long, spec))
 
     def when(self, name: str, holds: Callable[[Job], Any], what: str, *, within: float = PATIENCE) -> Job:

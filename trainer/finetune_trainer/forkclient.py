@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import finetune_api
+from finetune_api.constants import Stage
 from finetune_api.exit_codes import ExitCode
 
 from .forkserver import listen, short_address
@@ -156,11 +157,12 @@ class ForkServerProcess:
         path: Path,
         *,
         accelerator: str = "cpu",
+        stage: Stage | None = None,
         env: Mapping[str, str] | None = None,
         output: int | IO[Any] | None = None,
     ) -> "ForkServerProcess":
-        """Start one that listens on `path`; clients may connect as soon as this returns. Its ten seconds of imports
-        go on in the background; what it has to say (errors, mostly) goes to `output`.
+        """Start one that listens on `path`; clients may connect as soon as this returns. Its imports, of what `stage`
+        needs (None: any), go on in the background for seconds; what it has to say (errors, mostly) goes to `output`.
         """
         environ = dict(os.environ if env is None else env)
         environ["PYTHONPATH"] = os.pathsep.join([*_source_roots(), *filter(None, [environ.get("PYTHONPATH")])])
@@ -168,6 +170,7 @@ class ForkServerProcess:
             descriptor = listener.fileno()
             command = [sys.executable, "-m", "finetune_trainer.forkserver", "--lifeline"]
             command += ["--listener", str(descriptor), "--accelerator", accelerator]
+            command += [] if stage is None else ["--stage", stage]
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

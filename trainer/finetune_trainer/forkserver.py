@@ -35,6 +35,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from finetune_api.constants import Stage
 from finetune_api.exit_codes import ExitCode
 
 from .preload import import_libraries, prepare_environment, renew_process
@@ -303,6 +304,7 @@ def main() -> NoReturn:
     place.add_argument("--socket", type=Path, help="Unix socket to listen on")
     place.add_argument("--listener", type=int, metavar="FD", help="inherited descriptor of a listening Unix socket")
     parser.add_argument("--accelerator", choices=("cpu", "cuda"), default="cpu", help="device of the ranks")
+    parser.add_argument("--stage", type=Stage, choices=tuple(Stage), help="only stage of the ranks; default: any")
     parser.add_argument("--lifeline", action="store_true", help="end when standard input is closed")
     arguments = parser.parse_args()
     lifeline = 0 if arguments.lifeline else None
@@ -310,7 +312,7 @@ def main() -> NoReturn:
         watch_lifeline(lifeline)
     listener = listen(arguments.socket) if arguments.socket else socket.socket(fileno=arguments.listener)
     prepare_environment(arguments.accelerator)
-    import_libraries(arguments.accelerator)
+    import_libraries(arguments.accelerator, [arguments.stage] if arguments.stage else tuple(Stage))
     ForkServer(listener, lifeline=lifeline).serve()
     # Taking all those modules down in order takes seconds, and whoever ends us waits for it.
     os._exit(0)

@@ -20,6 +20,11 @@ class RuntimeEnv:
     cache: Path
     """Folder for downloads, shared by the processes of a node."""
 
+    @property
+    def lasting_cache(self) -> Path | None:
+        """The cache where it outlives the pod, for what only a later pod reads; None: it lies in `scratch`."""
+        return None if self.cache.is_relative_to(self.scratch) else self.cache
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "RuntimeEnv":
         """Raises KeyError for a missing variable, ValueError for one that is not a number."""

@@ -109,6 +109,7 @@ class _Pod:
         server = ForkServerProcess.start(
             self.scratch / "forkserver.sock",
             accelerator="cuda" if self.config.world.gpus else "cpu",
+            stage=self.config.stage,
             env=self.options.environ,
             output=output.write_end,
         )

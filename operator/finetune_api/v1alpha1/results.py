@@ -17,6 +17,10 @@ class Checkpoint(ApiModel):
     every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Save after this many optimizer steps."""
 
+    max_staleness: Duration | None = None
+    """End the attempt, as a failure that is retried, where a state has not been stored for this long after it was
+    taken. Absent: train on through any outage of storage."""
+
     keep_last: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Keep this many of the newest checkpoints: should the newest one prove damaged, the next one is gone on from."""
 

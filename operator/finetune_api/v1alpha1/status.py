@@ -53,6 +53,8 @@ class ProgressStatus(StatusModel):
     """Time to the last step, from the recent step time."""
     checkpoint_every_steps: int | None = None
     """Optimizer steps from one save to the next, derived from `checkpoint.maxLostWork`."""
+    checkpoint_late: str | None = None
+    """Why a crash would now cost more than the spec allows. Absent: it would not."""
 
 
 class CheckpointStatus(StatusModel):

@@ -22,6 +22,7 @@ _WRONG = {
     ConditionType.SUSPENDED: "True",
     ConditionType.RECONCILING: "True",
     ConditionType.SAFE_TO_STOP: "False",
+    ConditionType.CHECKPOINT_STALE: "True",
 }
 
 

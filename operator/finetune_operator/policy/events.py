@@ -14,6 +14,7 @@ _WARNINGS = frozenset(
         Reason.INVALID_SPEC,
         Reason.UNKNOWN_FIELDS,
         Reason.SAVE_TOO_SLOW,
+        Reason.CHECKPOINT_LATE,
         Reason.WAITING_FOR_PODS,
         Reason.CANNOT_CREATE,
         Reason.CHILD_CONFLICT,
@@ -25,7 +26,7 @@ _WARNINGS = frozenset(
         Reason.DEADLINE_EXCEEDED,
     }
 )
-_REMARKS = frozenset({Reason.UNKNOWN_FIELDS, Reason.NEXT_ATTEMPT, Reason.SAVE_TOO_SLOW})
+_REMARKS = frozenset({Reason.UNKNOWN_FIELDS, Reason.NEXT_ATTEMPT, Reason.SAVE_TOO_SLOW, Reason.CHECKPOINT_LATE})
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def _progress_status(progress: Progress, before: ProgressStatus | None) -> Progr
         tokens_per_second=progress.tokens_per_second,
         step_seconds=progress.step_seconds,
         checkpoint_every_steps=progress.checkpoint_every,
+        checkpoint_late=progress.checkpoint_late or None,
         eta_seconds=None if progress.eta_seconds is None else round(progress.eta_seconds),
     )
 

@@ -18,6 +18,7 @@ _RUNNING = {
     Stage.EVALUATE: (Phase.EVALUATING, Reason.EVALUATING),
 }
 _MAX_MESSAGE = 4096
+_ONLY_TRAINING = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT_STALE})
 _NOT_READY = frozenset({Phase.PENDING, Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING})
 
 
@@ -90,6 +91,8 @@ class Remarks:
     """What of the spec is not in force yet."""
     grace: Verdict | None = None
     """Whether the running attempt can be stopped without losing work."""
+    late: str | None = None
+    """Why a crash of the running attempt would cost more than the spec allows; empty: it would not. None: not known."""
 
 
 def concluded(status: Status, decision: Decision, *, generation: int, now: str, remarks: Remarks = Remarks()) -> Status:
@@ -110,19 +113,28 @@ def concluded(status: Status, decision: Decision, *, generation: int, now: str, 
         ConditionType.COMPLETE: (phase is Phase.SUCCEEDED, reason, message),
         ConditionType.FAILED: (phase is Phase.FAILED, reason, message),
     }
-    if remarks.grace is not None:
-        safe = remarks.grace.is_safe
-        told = Reason.SAVE_FITS if safe else Reason.SAVE_TOO_SLOW
-        conditions[ConditionType.SAFE_TO_STOP] = (safe, told, remarks.grace.message)
-    else:
-        kept = tuple(entry for entry in status.conditions if entry.type is not ConditionType.SAFE_TO_STOP)
-        status = status.model_copy(update={"conditions": kept})
-    update: dict[str, object] = {"phase": phase, "observed_generation": generation}
+    conditions |= _while_training(remarks)
+    kept = tuple(entry for entry in status.conditions if entry.type in conditions or entry.type not in _ONLY_TRAINING)
+    update: dict[str, object] = {"phase": phase, "observed_generation": generation, "conditions": kept}
     if isinstance(decision, Start | Watch):
         update |= {"stage": decision.stage, "attempt": decision.attempt}
     if isinstance(decision, Finish):
         update["completion_time"] = now
     return _with_conditions(status.model_copy(update=update), conditions, generation=generation, now=now)
+
+
+def _while_training(remarks: Remarks) -> dict[ConditionType, tuple[bool, Reason, str]]:
+    """Conditions that a running training alone has, as far as it has told what they are about."""
+    found: dict[ConditionType, tuple[bool, Reason, str]] = {}
+    if remarks.grace is not None:
+        safe = remarks.grace.is_safe
+        told = Reason.SAVE_FITS if safe else Reason.SAVE_TOO_SLOW
+        found[ConditionType.SAFE_TO_STOP] = (safe, told, remarks.grace.message)
+    if remarks.late is not None:
+        late = remarks.late[:_MAX_MESSAGE]
+        told = Reason.CHECKPOINT_LATE if late else Reason.CHECKPOINT_IN_TIME
+        found[ConditionType.CHECKPOINT_STALE] = (bool(late), told, late)
+    return found
 
 
 def _accepted(unknown_fields: tuple[Violation, ...]) -> tuple[bool, Reason, str]:

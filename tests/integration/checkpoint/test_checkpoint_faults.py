@@ -10,22 +10,8 @@ from finetune_api.trainer_config import StorageSettings
 from finetune_trainer.errors import BadConfigError, FencedError, StorageUnreachableError, TrainerError
 from finetune_trainer.store import ObjectStore
 from mortal_store import BUCKET, MortalStore
+from stored_checkpoints import blob_uri, data_blobs, manifests
 from tiny_engine import GLOBAL_BATCH, Case, claim_and_restore, make_engine, make_plane, make_store, seed_ranks, train
-
-
-def manifests(store: ObjectStore, folder: str) -> list[str]:
-    prefix = f"s3://{folder}/runs/r0001-1/checkpoints/manifests/"
-    return [info.uri.removeprefix(prefix) for info in store.list(prefix)]
-
-
-def blob_uri(folder: str, digest: str) -> str:
-    return f"s3://{folder}/runs/r0001-1/checkpoints/blobs/{digest}"
-
-
-def data_blobs(store: ObjectStore, folder: str, name: str) -> list[str]:
-    manifest = store.get_json(f"s3://{folder}/runs/r0001-1/checkpoints/manifests/{name}.json")
-    parts = [store.get_json(blob_uri(folder, part["digest"])) for part in manifest["parts"]]
-    return [digest for part in parts for digest in part["blobs"]]
 
 
 def save_two(rank: int, size: int, case: Case, settings: Any, folder: str) -> list[str]:

@@ -12,7 +12,7 @@ from finetune_trainer.checkpoint.pruning import Pruning
 from finetune_trainer.checkpoint.retention import GRACE, Keep
 from finetune_trainer.errors import FencedError
 from finetune_trainer.store import ObjectStore
-from stored_checkpoints import StoredRun
+from stored_runs import StoredRun
 
 AT_ONCE = timedelta(seconds=-1)
 """A grace period that the youngest blob has outlived."""

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
+from finetune_api.constants import Stage
 from finetune_trainer.errors import AccessDeniedError
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.train import cadence
+from finetune_trainer.train.saves import Saves
 from mortal_store import BUCKET, MortalStore
 from tiny_engine import Case, claim_and_restore, make_engine, make_plane, seed_ranks, train
+from train_configs import make_plan
 
 CASE = Case(2)
 AN_HOUR = 3600.0
@@ -121,6 +126,37 @@ def test_without_storage_the_training_goes_on_and_says_so(mortal: MortalStore, r
         assert (rank["left out"], rank["last"], len(rank["losses"])) == (True, 2, 6)
     mortal.start()
     assert run_world(resumed_losses, 2, **place) == [rank["losses"][2:] for rank in found]
+
+
+def late(rank: int, size: int, settings: Any, folder: str, server: int) -> list[str]:
+    """What rank 0 would tell a user: while all is well, when storage is away, and in the end."""
+    cadence.LATE_LEAST_SECONDS = 0.5
+    running = Running(rank, size, settings, folder)
+    running.plane.saver.settle()
+    report = ProgressReporter(None, stage=Stage.TRAIN)
+    saves = Saves(make_plan(max_lost_seconds=0.4, max_stale_seconds=5.0), running.plane, report)
+    saves.start(2)
+    saves.tell_lateness(step_seconds=0.1)
+    told = [report.progress.checkpoint_late]
+    if rank == 0:
+        os.kill(server, signal.SIGKILL)
+    saves.take(step=3, engine=running.engine, small_state={}, best_step=None, metrics={}, step_seconds=0.1, waits=False)
+    running.until_trouble()
+    saves.tell_lateness(step_seconds=0.1)
+    told.append(report.progress.checkpoint_late)
+    while not saves.is_too_stale:
+        time.sleep(0.1)
+    running.plane.close()
+    return [*told, str(saves.too_stale())]
+
+
+def test_a_checkpoint_that_is_late_is_told_with_what_keeps_it(mortal: MortalStore, run_world: Any) -> None:
+    place = {"settings": mortal.settings(), "folder": f"{BUCKET}/late"}
+    for in_time, told, end in run_world(late, 2, server=mortal.pid, **place):
+        assert in_time == ""
+        assert told.startswith("a crash would now cost all after step 2: ")
+        assert mortal.access.endpoint in told
+        assert end.startswith("the state of step 3 could not be stored within 5 s, which is spec.checkpoint.maxStal")
 
 
 def without_rights(rank: int, size: int, settings: Any, folder: str) -> str:

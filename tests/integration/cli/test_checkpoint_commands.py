@@ -85,7 +85,7 @@ def test_what_is_damaged_is_named_and_the_exit_status_says_so(
     status, lines, _ = checkpoints("verify", run.uri, *own, cwd=tmp_path)
     assert (status, len(lines)) == (1, 4)
     assert lines[2].startswith(f"step 20 of attempt 1: damaged: {run.blob_uri(digest)} is damaged")
-    assert "is not a manifest of version 1" in lines[3]
+    assert "is not a manifest of format 1" in lines[3]
     assert checkpoints("verify", run.uri, "--step", "40", *own, cwd=tmp_path)[0] == 0
     status, lines, _ = checkpoints("list", run.uri, *own, cwd=tmp_path)
     assert (status, lines[4].split()[-3:]) == (0, ["cannot", "be", "read"])

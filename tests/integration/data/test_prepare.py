@@ -1,6 +1,5 @@
 """The prepare stage against a real object store, with tiny models and real files."""
 
-import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,72 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny_models
-from finetune_api.constants import Stage
-from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Spec, Task
+from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
 from finetune_trainer.data.info import DATASET_FILE, read_dataset_info
-from finetune_trainer.data.prepare import prepare
 from finetune_trainer.data.shards import ShardWriter, TokenDataset
 from finetune_trainer.errors import AccessDeniedError, BadConfigError, BadDataError, ModelUnusableError
 from finetune_trainer.model.tokenizer import load_tokenizer
-from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
 from rows import chats, classified, jsonl
-
-
-class Workplace:
-    """One bucket, its files, and prepare on them."""
-
-    def __init__(self, store: ObjectStore, bucket: str, settings: StorageSettings, folder: Path) -> None:
-        self.store = store
-        self.uri = f"s3://{bucket}"
-        self.settings = settings
-        self.folder = folder
-        self.report = ProgressReporter(folder, stage=Stage.PREPARE)
-        self.runs = itertools.count(1)
-
-    def put(self, name: str, content: bytes) -> str:
-        uri = f"{self.uri}/data/{name}"
-        self.store.put(uri, content)
-        return uri
-
-    def config(self, model: Path | str, data: dict[str, Any], **blocks: Any) -> TrainerConfig:
-        spec = Spec.model_validate(
-            {
-                "model": {"uri": f"file://{model}" if isinstance(model, Path) else model},
-                "data": data,
-                "training": {"learningRate": 1e-3, "globalBatchSize": 8},
-                "output": {"uri": f"{self.uri}/out"},
-            }
-            | blocks
-        )
-        return TrainerConfig(
-            job=JobRef(namespace="default", name="job", uid=""),
-            run=1,
-            stage=Stage.PREPARE,
-            spec=spec,
-            storage=self.settings,
-            world=World(),
-            batch=BatchPlan(global_size=8, micro_size=8, accumulation=1),
-        )
-
-    def prepare(self, model: Path | str, data: dict[str, Any], *, apart: bool = False, **blocks: Any) -> Prepared:
-        """`apart`: as on a node of its own."""
-        scratch = self.folder / f"scratch-{next(self.runs)}"
-        runtime = RuntimeEnv(
-            rank=0,
-            world_size=1,
-            local_rank=0,
-            local_world_size=1,
-            scratch=scratch,
-            cache=scratch / "cache" if apart else self.folder / "cache",
-        )
-        report = ProgressReporter(None, stage=Stage.PREPARE) if apart else self.report
-        return prepare(self.config(model, data, **blocks), self.store, runtime, report)
-
-    def open(self, prepared: Prepared, split: str = "train") -> TokenDataset:
-        return TokenDataset.open(self.store, prepared.dataset_uri, split, self.folder / "cache")
+from workplace import Workplace
 
 
 @pytest.fixture

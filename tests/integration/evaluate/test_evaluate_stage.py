@@ -141,8 +141,7 @@ def test_an_adapter_alone_is_judged_on_its_base(store, run, prepared, bert, tmp_
 def test_an_adapter_whose_base_has_changed_cannot_be_judged(store, run, prepared, bert, tmp_path, bucket):
     lora = {"method": {"lora": {"rank": 2}}, "output": {"formats": ["Adapter"]}}
     config = prepared(bert, reviews(), **lora)
-    torch.manual_seed(1)
-    store.upload_folder(save_tiny_bert(tmp_path / "other"), f"s3://{bucket}/base")
+    store.upload_folder(save_tiny_bert(tmp_path / "other", seed=1), f"s3://{bucket}/base")
     with pytest.raises(ModelUnusableError, match="has changed since the adapter was trained"):
         run(config)
 
@@ -150,8 +149,7 @@ def test_an_adapter_whose_base_has_changed_cannot_be_judged(store, run, prepared
 def test_a_changed_base_model_is_no_baseline(store, run, prepared, bert, tmp_path, bucket):
     config = prepared(bert, reviews())
     export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
-    torch.manual_seed(1)
-    store.upload_folder(save_tiny_bert(tmp_path / "other"), f"s3://{bucket}/base")
+    store.upload_folder(save_tiny_bert(tmp_path / "other", seed=1), f"s3://{bucket}/base")
     result, record = run(config)
     assert result.baseline == {}
     assert record.baseline is None

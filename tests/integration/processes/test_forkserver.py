@@ -164,6 +164,38 @@ def test_a_server_that_cannot_import_says_why(tmp_path: Path) -> None:
         server.stop()
 
 
+_IMPORTS = """
+import sys
+from finetune_api.constants import Stage
+from finetune_trainer.preload import import_libraries, prepare_environment
+
+prepare_environment("cpu")
+import_libraries("cpu", [Stage(sys.argv[1])])
+def packages():
+    names = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+    return {name for name in names if not name.startswith("_")}
+
+before = packages()
+__import__(sys.argv[2])
+print("heavy:", *sorted({"torch", "transformers", "peft", "sklearn", "deepspeed"} & before))
+print("late:", *sorted(packages() - before))
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "module", "heavy"),
+    [
+        ("prepare", "finetune_trainer.data.prepare", "torch transformers"),
+        ("train", "finetune_trainer.train.stage", "deepspeed peft sklearn torch transformers"),
+        ("evaluate", "finetune_trainer.evaluate.stage", "peft sklearn torch transformers"),
+    ],
+)
+def test_a_server_of_one_stage_imports_what_that_stage_needs_and_no_more(stage: str, module: str, heavy: str) -> None:
+    command = [sys.executable, "-c", _IMPORTS, stage, module]
+    told = subprocess.run(command, env=base_environment(), capture_output=True, text=True, check=True).stdout
+    assert told.splitlines()[-2:] == [f"heavy: {heavy}", "late:"]
+
+
 _STARTER = """
 import sys, time
 from pathlib import Path

@@ -134,6 +134,7 @@ def condition(status: Status, kind: ConditionType) -> Condition | None:
 
 
 TOO_SLOW = Remarks(grace=grace.Verdict(is_safe=False, message="slow"))
+LATE = Remarks(late="a crash would now cost all after step 20")
 PENDING = Remarks(pending="changed")
 DROPPED = Remarks(
     unknown_fields=dropped_fields(
@@ -149,6 +150,7 @@ DROPPED = Remarks(
     ("remarks", "kind", "value", "reason"),
     [
         (TOO_SLOW, ConditionType.SAFE_TO_STOP, "False", Reason.SAVE_TOO_SLOW),
+        (LATE, ConditionType.CHECKPOINT_STALE, "True", Reason.CHECKPOINT_LATE),
         (PENDING, ConditionType.RECONCILING, "True", Reason.NEXT_ATTEMPT),
         (DROPPED, ConditionType.ACCEPTED, "True", Reason.UNKNOWN_FIELDS),
     ],
@@ -166,6 +168,17 @@ def test_a_remark_is_a_condition_and_told_once(
     assert reason not in {entry.reason for entry in concluded(told, Remarks()).conditions}
 
 
-def test_a_run_that_is_over_is_not_told_whether_it_can_be_stopped() -> None:
-    over = concluded(concluded(Status(run=1), TOO_SLOW), Remarks(), Finish(True, Reason.SUCCEEDED, "done"))
-    assert condition(over, ConditionType.SAFE_TO_STOP) is None
+@pytest.mark.parametrize(
+    ("remarks", "kind"), [(TOO_SLOW, ConditionType.SAFE_TO_STOP), (LATE, ConditionType.CHECKPOINT_STALE)]
+)
+def test_a_run_that_is_over_is_not_told_what_a_stop_or_a_crash_would_cost(
+    remarks: Remarks, kind: ConditionType
+) -> None:
+    over = concluded(concluded(Status(run=1), remarks), Remarks(), Finish(True, Reason.SUCCEEDED, "done"))
+    assert condition(over, kind) is None
+
+
+def test_a_checkpoint_that_is_in_time_is_told_as_such() -> None:
+    told = condition(concluded(Status(run=1), Remarks(late="")), ConditionType.CHECKPOINT_STALE)
+    assert told is not None
+    assert (told.status, told.reason) == ("False", Reason.CHECKPOINT_IN_TIME)

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.train.cadence import OVERHEAD, SaveCosts, interval_seconds, interval_steps, spread_seconds
+from finetune_trainer.train.cadence import (
+    OVERHEAD,
+    SaveCosts,
+    interval_seconds,
+    interval_steps,
+    late_seconds,
+    spread_seconds,
+)
 
 # Ten minutes may be lost.
 INTERVALS = [
@@ -46,3 +53,10 @@ def test_a_crash_costs_what_it_may_unless_saves_cost_too_much(
 
 def test_an_upload_ends_well_before_the_next_one_begins() -> None:
     assert spread_seconds(300.0) == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(
+    ("promised", "late"), [(600.0, 750.0), (48.0, 60.0), (2.0, 60.0)], ids=["a quarter more", "a minute", "never less"]
+)
+def test_from_when_on_a_checkpoint_is_late(promised: float, late: float) -> None:
+    assert late_seconds(promised) == late

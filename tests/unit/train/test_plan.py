@@ -1,12 +1,13 @@
 """Lengths, schedules, and when a training logs, evaluates and saves."""
 
+import math
 from typing import Any
 
 import pytest
 
 from finetune_api.v1alpha1 import Schedule
-from finetune_trainer.train.plan import SCHEDULER_TYPES, TrainingPlan, training_plan
-from train_configs import train_config
+from finetune_trainer.train.plan import SCHEDULER_TYPES, training_plan
+from train_configs import make_plan, train_config
 
 # 100 rows in batches of 16: 7 steps an epoch, the last batch filled up.
 LENGTHS = [
@@ -71,6 +72,6 @@ def test_lost_work_is_ten_minutes_unless_told() -> None:
     assert training_plan(train_config(checkpoint={"maxLostWork": "90s"})).max_lost_seconds == 90.0
 
 
-def make_plan(**change: Any) -> TrainingPlan:
-    fields = {"steps_per_epoch": 10, "total_steps": 100, "warmup_steps": 0, "log_every": 1, "evaluate_every": 10}
-    return TrainingPlan(**{**fields, "save_every": 0, "max_lost_seconds": 600.0, **change})
+def test_without_a_limit_nothing_is_too_stale() -> None:
+    assert training_plan(train_config()).max_stale_seconds == math.inf
+    assert training_plan(train_config(checkpoint={"maxStaleness": "1h"})).max_stale_seconds == 3600.0

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import CorruptCheckpointError, ObjectMissingError, StorageProtocolError
 from ..store import ObjectStore, join
+from .host import HostCopies
 from .retention import StoredBlob
 
 T = TypeVar("T")
@@ -18,12 +21,35 @@ THREADS = 4
 """hashlib and sockets release the GIL; more threads than this gain nothing on one network card."""
 
 
-class Blobs:
-    """The blobs of a run. What is there already is not uploaded again."""
+@dataclass(frozen=True)
+class Origin:
+    """How many bytes were read where."""
 
-    def __init__(self, store: ObjectStore, uri: str) -> None:
+    host: int = 0
+    storage: int = 0
+
+    def __add__(self, other: "Origin") -> "Origin":
+        return Origin(self.host + other.host, self.storage + other.storage)
+
+    def __sub__(self, other: "Origin") -> "Origin":
+        return Origin(self.host - other.host, self.storage - other.storage)
+
+    def __str__(self) -> str:
+        """`own host (510.0 MB) and storage (0.1 MB)`."""
+        places = (("own host", self.host), ("storage", self.storage))
+        return " and ".join(f"{place} ({size / 1e6:.1f} MB)" for place, size in places if size)
+
+
+class Blobs:
+    """The blobs of a run. What is there already is not uploaded again; data is read from the own host where it is."""
+
+    def __init__(self, store: ObjectStore, uri: str, copies: HostCopies) -> None:
         self._store = store
         self._uri = uri
+        self._copies = copies
+        self._lock = threading.Lock()
+        self.read = Origin()
+        """Verified bytes so far."""
         self.suspect: set[str] = set()
         """Digests whose stored bytes were found to be others; they are uploaded again when they come up."""
 
@@ -46,17 +72,27 @@ class Blobs:
         return self.put(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
     def get(self, digest: str) -> bytes:
-        """The verified bytes. Raises CorruptCheckpointError."""
-        return self._verified(digest, self._store.get)
+        """The verified bytes, from storage. Raises CorruptCheckpointError."""
+        content = self._verified(digest, self._store.get)
+        self._count(Origin(storage=len(content)))
+        return content
 
     def read_into(self, digest: str, buffer: memoryview) -> None:
-        """Fill `buffer` with the verified bytes. Raises CorruptCheckpointError."""
+        """Fill `buffer` with the verified bytes, from the own host if it has them. Raises CorruptCheckpointError."""
+        if self._copies.read_into(digest, buffer):
+            self._count(Origin(host=len(buffer)))
+            return
 
         def fill(uri: str) -> memoryview:
             self._store.read_into(uri, buffer)
             return buffer
 
         self._verified(digest, fill)
+        self._count(Origin(storage=len(buffer)))
+
+    def _count(self, more: Origin) -> None:
+        with self._lock:
+            self.read += more
 
     def _verified(self, digest: str, read: Callable[[str], Content]) -> Content:
         """Bytes may also break on their way, so what is wrong is read a second time before it is called so."""

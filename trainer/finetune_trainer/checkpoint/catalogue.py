@@ -4,16 +4,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from finetune_api.trainer_config import Prepared
 
 from ..errors import CorruptCheckpointError, ObjectMissingError
 from ..store import ObjectStore, join
 from .blobs import Blobs
-from .failures import first_fault
+from .fitness import UnfitError, check_origin, read_manifest
 from .loading import Loader
-from .manifest import VERSION, Manifest, newest_first
+from .manifest import Manifest, newest_first
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,18 @@ class Catalogue:
         """Address of a manifest."""
         return join(self._uri, f"{name}.json")
 
-    def add(self, manifest: Manifest) -> bool:
-        """Commit a checkpoint; False if there is another one of that name already."""
+    def add(self, manifest: Manifest, *, has_conditions: bool = True) -> bool:
+        """Commit a checkpoint; False if there is another one of that name already.
+
+        Without conditional writes that is looked up first. Its name carries the attempt, which one process has claimed,
+        so nobody else wants it; see docs/decisions/0006.
+        """
         uri, content = self.uri_of(manifest.name), manifest.model_dump_json(indent=1).encode()
+        if not has_conditions and not self._store.exists(uri):
+            self._store.put(uri, content)
+            return True
+        if not has_conditions:
+            return self._store.get(uri) == content
         # The same one: written by an uploader that has died before it could tell.
         return self._store.put_if_absent(uri, content) or self._store.get(uri) == content
 
@@ -89,23 +96,13 @@ class Catalogue:
         """The manifest. Raises CorruptCheckpointError."""
         uri = self.uri_of(name)
         try:
-            manifest = Manifest.model_validate_json(self._store.get(uri))
+            manifest = read_manifest(self._store.get(uri))
+            if self._prepared is not None:
+                check_origin(manifest, self._prepared)
         except ObjectMissingError as error:
             raise CorruptCheckpointError(f"{uri} is gone") from error
-        except ValidationError as error:
-            raise CorruptCheckpointError(
-                f"{uri} is not a manifest of version {VERSION}: {first_fault(error)}"
-            ) from error
-        if manifest.version != VERSION:
-            raise CorruptCheckpointError(f"{uri} has version {manifest.version}, known is {VERSION}")
+        except UnfitError as error:
+            raise CorruptCheckpointError(f"{uri} {error}") from error
         if manifest.name != name:
             raise CorruptCheckpointError(f"{uri} holds the manifest of {manifest.name}")
-        if self._is_foreign(manifest):
-            raise CorruptCheckpointError(f"{uri} was trained from another base model or data set")
         return manifest
-
-    def _is_foreign(self, manifest: Manifest) -> bool:
-        origin = self._prepared
-        if origin is None:
-            return False
-        return (manifest.dataset_digest, manifest.model_digest) != (origin.dataset_digest, origin.model_digest)

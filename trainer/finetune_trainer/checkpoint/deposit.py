@@ -6,11 +6,12 @@ Whatever dies on the way leaves the checkpoint before as the newest. Last, check
 """
 
 import logging
+from functools import partial
 
 from ..errors import FencedError, TrainerError
 from .blobs import parallel
 from .failures import Failure
-from .manifest import Manifest, Part
+from .manifest import Part
 from .orders import Answer, CommitOrder, Order, PartOrder, PruneOrder, StoredPart
 from .pace import Pace
 from .places import RunStorage
@@ -31,7 +32,7 @@ def carry_out(storage: RunStorage, order: Order, snapshot: SharedMemory, pace: P
             memory = snapshot.array(order.planes_bytes + order.buffers_bytes)
             return Answer(done=True, part=store_part(storage, order, memory.data, pace))
         case CommitOrder():
-            commit(storage, order.manifest)
+            commit(storage, order)
             return Answer(done=True)
         case PruneOrder():
             return prune(storage, order, pace)
@@ -42,7 +43,9 @@ def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: 
     blobs, size = storage.blobs, order.planes_bytes
     blobs.suspect.update(order.suspect)
     cuts = [memory[at : min(at + order.blob_bytes, size)] for at in range(0, size, order.blob_bytes)]
-    digests = parallel(lambda content: blobs.put(content, pace=pace), cuts)
+    storage.copies.begin(size)
+    digests = parallel(partial(_store, storage, pace), cuts)
+    storage.copies.end()
     part = Part(
         rank=order.rank,
         layout=blobs.put_json(order.layout.model_dump()),
@@ -59,10 +62,18 @@ def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: 
     return StoredPart(digest=digest, bytes=size, state=state, suspect=tuple(blobs.suspect))
 
 
-def commit(storage: RunStorage, manifest: Manifest) -> None:
+def _store(storage: RunStorage, pace: Pace | None, content: memoryview) -> str:
+    """A data blob: in storage, then on the own host."""
+    digest = storage.blobs.put(content, pace=pace)
+    storage.copies.keep(digest, content)
+    return digest
+
+
+def commit(storage: RunStorage, order: CommitOrder) -> None:
     """Make the checkpoint exist. Raises FencedError if a newer attempt, or another process of this one, has the run."""
+    manifest = order.manifest
     storage.claims.check()
-    if not storage.catalogue.add(manifest):
+    if not storage.catalogue.add(manifest, has_conditions=order.has_conditions):
         raise FencedError(
             f"{storage.catalogue.uri_of(manifest.name)} exists already: another process writes as attempt "
             f"{manifest.attempt}"

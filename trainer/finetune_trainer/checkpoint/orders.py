@@ -4,6 +4,7 @@ An order lies in shared memory, for it may be large; over the socket goes only h
 until the answer has come, so an order whose uploader has died is given to the next one.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 from finetune_api.trainer_config import Message, StorageSettings
@@ -20,6 +21,8 @@ class Setup(Message):
     storage: StorageSettings
     run_uri: str
     attempt: int
+    cache: Path | None = None
+    """Where the own host keeps copies; None: nowhere."""
 
 
 class PartOrder(Message):
@@ -58,6 +61,8 @@ class CommitOrder(Message):
 
     kind: Literal["commit"] = "commit"
     manifest: Manifest
+    has_conditions: bool = True
+    """Whether storage has conditional writes, as the claim has found."""
 
 
 class PruneOrder(Message):

@@ -202,7 +202,9 @@ class Saver:
         # The other ranks have no further order; they are ready when rank 0's is.
         flight.is_done = not self._runtime.is_main
         if self._runtime.is_main:
-            self._carrier.send(CommitOrder(manifest=flight.manifest))
+            self._carrier.send(
+                CommitOrder(manifest=flight.manifest, has_conditions=self._storage.claims.has_conditions)
+            )
 
     def _take_stored(self, flight: _Flight) -> tuple[StoredPart, float]:
         if flight.refusal is not None:

@@ -101,7 +101,7 @@ def main() -> NoReturn:
     channel = socket.socket(fileno=arguments.channel)
     setup = Setup.model_validate_json(channel.recv(LONGEST_MESSAGE))
     store = ObjectStore.connect(setup.storage, retry=_RETRY, sign_bodies=False)
-    storage = RunStorage.of(store, setup.run_uri, attempt=setup.attempt)
+    storage = RunStorage.of(store, setup.run_uri, attempt=setup.attempt, cache=setup.cache)
     Uploader(channel, SharedMemory(arguments.orders), SharedMemory(arguments.snapshot), storage).serve()
     # Threads may be in the middle of an upload that nobody waits for any more.
     os._exit(0)

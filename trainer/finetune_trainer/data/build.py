@@ -10,7 +10,7 @@ from typing import Any
 from finetune_api.trainer_config import SplitCounts, TrainerConfig
 from finetune_api.v1alpha1 import DataFormat, Holdout, Spec, Task
 
-from ..errors import BadConfigError, BadDataError
+from ..errors import BadConfigError, BadDataError, StorageProtocolError
 from ..progress import ProgressReporter
 from ..store.client import ObjectStore
 from ..store.uri import join
@@ -100,9 +100,13 @@ def build_dataset(
         shards={split: tuple(writer.shards) for split, writer in writers.items()},
         remarks=remarks,
     )
-    if not store.put_if_absent(join(dataset_uri, DATASET_FILE), info.model_dump_json(indent=1).encode()):
-        return read_dataset_info(store, dataset_uri)  # another run was faster; its shards are the same
-    return info
+    uri, content = join(dataset_uri, DATASET_FILE), info.model_dump_json(indent=1).encode()
+    try:
+        is_new = store.put_if_absent(uri, content)
+    except StorageProtocolError:  # no conditional writes there: then the last one counts
+        store.put(uri, content)
+        return info
+    return info if is_new else read_dataset_info(store, dataset_uri)  # another run was faster; its shards are the same
 
 
 def dataset_folder(config: TrainerConfig, digest: str) -> str:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +56,16 @@ class ObjectInfo:
     modified: datetime
 
 
+class Conditions(StrEnum):
+    """What a server does with a put that must not replace anything (`If-None-Match: *`)."""
+
+    HONOURED = "honours"
+    IGNORED = "ignores"
+    """It replaces what is there."""
+    REFUSED = "refuses"
+    """It answers that it knows no such thing."""
+
+
 class ObjectStore:
     """One S3-compatible server. Every method raises our own errors only, see `faults.translate`."""
 
@@ -95,6 +106,11 @@ class ObjectStore:
             raise BadConfigError(f"object storage at {endpoint} cannot be used: {error}") from error
         client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
         return cls(client, endpoint, retry)
+
+    @property
+    def endpoint(self) -> str:
+        """The server, as messages name it."""
+        return self._endpoint
 
     def _run(self, address: S3Address, request: Callable[[], T]) -> T:
         return self._retry.run(request, lambda: address, self._endpoint)
@@ -159,6 +175,17 @@ class ObjectStore:
             return True
 
         return self._run(address, create)
+
+    def conditions(self, prefix_uri: str) -> Conditions:
+        """Try what `put_if_absent` does on this server, with an object under `prefix_uri`: three requests."""
+        probe = join(prefix_uri, f".conditions-{uuid.uuid4().hex}")
+        try:
+            self.put_if_absent(probe, b"first")
+            is_honoured = not self.put_if_absent(probe, b"second")
+        except StorageProtocolError:
+            return Conditions.REFUSED
+        self.delete(probe)
+        return Conditions.HONOURED if is_honoured else Conditions.IGNORED
 
     def head(self, uri: str) -> ObjectInfo | None:
         """What storage says of the object; None if there is none."""

@@ -9,6 +9,9 @@ OVERHEAD = 0.035
 SPREAD_SHARE = 1 / 3
 """Of an interval, that an upload is spread over: slow enough not to be felt, and done long before the next one."""
 
+LATE_FACTOR, LATE_LEAST_SECONDS = 1.25, 60.0
+"""What a crash may cost, exceeded by so much, is told."""
+
 
 @dataclass(frozen=True)
 class SaveCosts:
@@ -37,6 +40,15 @@ def interval_steps(max_lost_seconds: float, costs: SaveCosts) -> int:
     if costs.step <= 0:
         raise ValueError("no step was measured yet")
     return max(1, math.floor(interval_seconds(max_lost_seconds, costs) / costs.step))
+
+
+def late_seconds(promised: float) -> float:
+    """Age of the state behind the last checkpoint from which it is called late.
+
+    `promised` is what a crash may cost. A step that takes longer, or a last save that is near, is no reason for a
+    warning, and neither is anything that is made good within a minute.
+    """
+    return max(LATE_FACTOR * promised, LATE_LEAST_SECONDS)
 
 
 def spread_seconds(interval: float) -> float:

@@ -38,6 +38,8 @@ class TrainingPlan:
     save_every: int
     """0: by the clock, `max_lost_seconds`, see cadence.py."""
     max_lost_seconds: float
+    max_stale_seconds: float
+    """Longest time that storing a state may take; infinite: any."""
 
     def evaluates_at(self, step: int) -> bool:
         """True at every interval and at the last step, so that the final state always has figures."""
@@ -67,4 +69,5 @@ def training_plan(config: TrainerConfig) -> TrainingPlan:
         evaluate_every=(config.spec.evaluation.every_steps or per_epoch) if prepared.counts.validation else 0,
         save_every=checkpoint.every_steps or 0,
         max_lost_seconds=seconds(checkpoint.max_lost_work or DEFAULT_MAX_LOST_WORK),
+        max_stale_seconds=seconds(checkpoint.max_staleness) if checkpoint.max_staleness else math.inf,
     )

@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 from ..checkpoint.plane import CheckpointPlane
+from ..errors import StorageUnreachableError
 from ..progress import ProgressReporter
-from .cadence import SaveCosts, allowed_spread, interval_steps, spread_seconds
+from .cadence import SaveCosts, allowed_spread, interval_seconds, interval_steps, late_seconds, spread_seconds
 from .plan import TrainingPlan
 
 log = logging.getLogger("finetune")
@@ -22,6 +23,8 @@ class Saves:
     def __init__(self, plan: TrainingPlan, plane: CheckpointPlane, report: ProgressReporter) -> None:
         self._plan, self._plane, self._report = plan, plane, report
         self._begun_step, self._begun = 0, time.monotonic()
+        self._secured = self._begun
+        """When the state was taken that the last checkpoint holds."""
         self._stall_seconds = 0.0
         self._landing_seconds = 0.0
         self._warned_step = -1
@@ -32,6 +35,7 @@ class Saves:
     def start(self, step: int) -> None:
         """The training begins, or goes on, at this step."""
         self._begun_step, self._begun = step, time.monotonic()
+        self._secured = self._begun
 
     def are_due(self, step: int, *, step_seconds: float) -> bool:
         """Whether the clock asks for a save after this step."""
@@ -62,6 +66,42 @@ class Saves:
         if all_stored or refused:
             saver.advance()
             self._tell_landed()
+
+    # Work that is in no checkpoint
+
+    @property
+    def is_too_stale(self) -> bool:
+        """Whether a state is being stored for so long that the attempt has to end."""
+        return self._plane.saver.in_flight and time.monotonic() - self._begun > self._plan.max_stale_seconds
+
+    def too_stale(self) -> StorageUnreachableError:
+        """The error that ends it, the same on every rank but for what keeps its own upload."""
+        limit = self._plan.max_stale_seconds
+        return StorageUnreachableError(
+            f"the state of step {self._begun_step} could not be stored within {limit:g} s, which is "
+            f"spec.checkpoint.maxStaleness: {self._obstacle()}",
+            advice="see to the storage; or remove spec.checkpoint.maxStaleness to train on meanwhile",
+        )
+
+    def tell_lateness(self, *, step_seconds: float) -> None:
+        """Rank 0, after a step: whether a crash would now cost more than the user was promised."""
+        costs, lost = self._costs(step_seconds), self._plan.max_lost_seconds
+        if self._plan.save_every:
+            promised = 2 * self._plan.save_every * step_seconds
+        else:
+            promised = max(lost, interval_seconds(lost, costs) + costs.landing)
+        is_late = time.monotonic() - self._secured > late_seconds(promised)
+        self._report.update(checkpoint_late=self._why_late() if is_late else "")
+
+    def _why_late(self) -> str:
+        saver = self._plane.saver
+        base = f"all after step {saver.last.step}" if saver.last else "all that this attempt has done"
+        return f"a crash would now cost {base}: {self._obstacle()}"
+
+    def _obstacle(self) -> str:
+        return self._plane.saver.trouble or f"that of step {self._begun_step} is still being stored"
+
+    # Taking and landing
 
     def take(
         self,
@@ -114,13 +154,16 @@ class Saves:
         return has_room
 
     def _spread(self, step_seconds: float) -> float:
+        """Never so long that the spreading itself would make the state too stale."""
+        limit = spread_seconds(self._plan.max_stale_seconds)
         if self._plan.save_every:
-            return spread_seconds(self._plan.save_every * step_seconds)
-        return allowed_spread(self._plan.max_lost_seconds)
+            return min(limit, spread_seconds(self._plan.save_every * step_seconds))
+        return min(limit, allowed_spread(self._plan.max_lost_seconds))
 
     def _tell_landed(self) -> None:
         saver = self._plane.saver
         if not saver.in_flight and saver.last is not None:
             if saver.last != self._report.progress.last_checkpoint:
                 self._landing_seconds = time.monotonic() - self._begun
+                self._secured = self._begun
             self._report.update(last_checkpoint=saver.last, flush=True)

@@ -66,7 +66,7 @@ class _Attempt:
         plan = training_plan(self.config)
         # Alive until the end: ZeRO-3 finds its configuration through a weak reference to it.
         arguments = training_arguments(self.config, plan, self.runtime.scratch)
-        plane = CheckpointPlane(self.store, self.config, self.runtime)
+        plane = CheckpointPlane(self.store, self.config, self.runtime, cache=self.runtime.lasting_cache)
         try:
             return self._run(plan, arguments, plane)
         finally:
@@ -86,6 +86,7 @@ class _Attempt:
         self._write_log(trainer)
         # Begun by the last save, long before the export; no later one would finish it.
         plane.saver.housekeeping.finish(TIDY_SECONDS)
+        plane.remove_copies()
         return result
 
     @property

@@ -167,7 +167,7 @@ class FineTuneTrainer(Trainer):
         self._schedule.load_state_dict(small_state["scheduler"])
         self.run = RunState.from_json(small_state["run"])
         step = self.restored.manifest.step
-        parts.report.update(resumed_from_step=step, step=step, flush=True)
+        parts.report.update(resumed_from_step=step, resumed_from=self.restored.origin, step=step, flush=True)
         log.info("resuming from step %d of %d", step, parts.plan.total_steps)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

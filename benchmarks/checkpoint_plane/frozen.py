@@ -1,0 +1,65 @@
+"""Bytes of checkpoints of a training in which half of the layers stand still, beside those of a full one."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.checkpoint.plane import CheckpointPlane
+from finetune_trainer.runtime import RuntimeEnv
+from finetune_trainer.store import ObjectStore
+from finetune_trainer.train.ds_config import deepspeed_config
+from finetune_trainer.train.world import broadcast, end_process_group, start_process_group
+
+from .subject import MAX_LENGTH, with_output
+
+_STEPS = 2
+"""Before each save: parameters and moments are others than before."""
+
+
+def stored_bytes(config: dict[str, Any], model: str) -> dict[str, int]:
+    """New bytes in storage: of the first full checkpoint, and of the first and the second of the half frozen one."""
+    resolved, runtime = TrainerConfig.model_validate(config), RuntimeEnv.from_environ(os.environ)
+    start_process_group(resolved, runtime)
+    store = ObjectStore.connect(resolved.storage)
+    found: dict[str, int] = {}
+    for name, frozen, saves in (("full", False, 1), ("half", True, 2)):
+        run = with_output(resolved, f"frozen-{name}")
+        engine, plane = _engine(run, Path(model), frozen=frozen), CheckpointPlane(store, run, runtime)
+        plane.claim()
+        before = 0
+        for number in range(saves):
+            _train(engine, range(number * _STEPS, (number + 1) * _STEPS), runtime, run.batch.micro_size)
+            plane.save(step=(number + 1) * _STEPS, engine=engine, small_state={})
+            total = broadcast(sum(info.size for info in store.list(f"{run.run_uri}/checkpoints/")))
+            found[f"{name}{number + 1}"], before = total - before, total
+        plane.close()
+        engine.destroy()
+    end_process_group()
+    return found
+
+
+def _engine(config: TrainerConfig, model: Path, *, frozen: bool) -> Any:
+    import deepspeed
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    module = AutoModelForCausalLM.from_pretrained(model)
+    layers = module.model.layers
+    for layer in layers[: len(layers) // 2] if frozen else ():
+        layer.requires_grad_(False)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config))
+    return engine
+
+
+def _train(engine: Any, steps: range, runtime: RuntimeEnv, rows: int) -> None:
+    import torch
+
+    vocabulary = engine.module.config.vocab_size
+    for step in steps:
+        random = torch.Generator().manual_seed(step * runtime.world_size + runtime.rank)
+        tokens = torch.randint(0, vocabulary, (rows, MAX_LENGTH), generator=random)
+        engine.backward(engine(input_ids=tokens, labels=tokens).loss)
+        engine.step()

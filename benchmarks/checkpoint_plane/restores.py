@@ -1,0 +1,58 @@
+"""Restores from S3 beside raw downloads of the same bytes. Collective: every rank reads its own part, all at once."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.checkpoint.layout import blob_sizes
+from finetune_trainer.checkpoint.loading import Loader
+from finetune_trainer.checkpoint.places import RunStorage
+from finetune_trainer.checkpoint.plane import CheckpointPlane
+from finetune_trainer.runtime import RuntimeEnv
+from finetune_trainer.store import ObjectStore, join
+
+from .plain_s3 import client, download
+from .subject import BUCKET
+
+
+def restore_rounds(engine: Any, config: TrainerConfig, rounds: int) -> dict[str, list[float]]:
+    """Seconds until the last rank is done, side by side, in turn; the first round of each side opens connections."""
+    runtime, store = RuntimeEnv.from_environ(os.environ), ObjectStore.connect(config.storage)
+    assert config.storage.endpoint is not None
+    s3, sizes = client(config.storage.endpoint), _own_blobs(store, config, runtime)
+
+    def restore() -> None:
+        # A plane of its own has memory of its own, as after a restart: its pages are fresh.
+        plane = CheckpointPlane(store, config, runtime)
+        assert plane.restore(engine) is not None
+        plane.close()
+
+    sides: dict[str, Callable[[], object]] = {"ours": restore, "raw": lambda: download(s3, BUCKET, sizes)}
+    found: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds + 1):
+        for side in sorted(sides, reverse=bool(number % 2)):
+            found[side].append(_seconds(sides[side]))
+    return found
+
+
+def _own_blobs(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) -> dict[str, int]:
+    """Keys of the data blobs of this rank's part of the newest checkpoint, with their bytes."""
+    storage = RunStorage.of(store, config.run_uri, attempt=config.attempt)
+    manifest, _ = storage.catalogue.newest_complete(())
+    assert manifest is not None
+    part = Loader(storage.blobs, manifest).part(runtime.rank)
+    folder = join(config.run_uri, "checkpoints", "blobs").removeprefix(f"s3://{BUCKET}/")
+    sizes = blob_sizes(part.bytes, manifest.blob_bytes)
+    return {f"{folder}/{digest}": size for digest, size in zip(part.blobs, sizes, strict=True)}
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    dist.barrier()
+    started = time.perf_counter()
+    action()
+    dist.barrier()
+    return time.perf_counter() - started

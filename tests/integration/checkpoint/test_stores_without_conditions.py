@@ -1,0 +1,150 @@
+"""Servers that ignore or refuse `If-None-Match`: one claimant an attempt all the same, and the user is told."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from finetune_api.trainer_config import StorageSettings
+from finetune_cli.embedded_store import EmbeddedStore
+from finetune_trainer.checkpoint.claims import Claims
+from finetune_trainer.errors import FencedError
+from finetune_trainer.store import ObjectStore
+from store_proxy import Conditions, StoreProxy
+from stored_checkpoints import manifests, run_uri
+from tiny_engine import Case, claim_and_restore, make_engine, make_plane, seed_ranks, train
+
+CASE = Case(2, dropout=0.1)
+LACKING = [Conditions.IGNORED, Conditions.REFUSED, Conditions.REFUSED_AS_BAD]
+CLAIMANTS = 6
+
+
+def claims_of(proxy: StoreProxy, folder: str, attempt: int) -> Claims:
+    return Claims(ObjectStore.connect(proxy.settings()), f"{run_uri(folder)}/attempts", attempt=attempt)
+
+
+def names(store: ObjectStore, folder: str) -> list[str]:
+    return [info.uri.rpartition("/")[2] for info in store.list(f"{run_uri(folder)}/attempts/")]
+
+
+@pytest.mark.parametrize("conditions", LACKING)
+def test_of_many_claimants_of_one_attempt_exactly_one_goes_on(
+    storage_settings: StorageSettings,
+    store_server: EmbeddedStore,
+    store: ObjectStore,
+    bucket: str,
+    conditions: Conditions,
+) -> None:
+    with StoreProxy(store_server, conditions) as proxy:
+        together = threading.Barrier(CLAIMANTS)
+
+        def claim(claims: Claims) -> str:
+            together.wait()
+            try:
+                return claims.claim(world_size=1)
+            except FencedError as error:
+                return f"fenced: {error}"
+
+        with ThreadPoolExecutor(CLAIMANTS) as pool:
+            told = list(pool.map(claim, [claims_of(proxy, bucket, 1) for _ in range(CLAIMANTS)]))
+        [warning] = [text for text in told if not text.startswith("fenced: ")]
+        word = "ignores" if conditions is Conditions.IGNORED else "refuses"
+        assert f"storage at {proxy.settings().endpoint} {word} conditional writes" in warning
+        assert {text[:36] for text in told if text != warning} == {"fenced: attempt 1 is claimed already"}
+        assert len(names(store, bucket)) == 1, "the others have withdrawn, and nothing is left of the tries"
+        # And nobody later.
+        with pytest.raises(FencedError, match="attempt 1 is claimed already"):
+            claims_of(proxy, bucket, 1).claim(world_size=1)
+
+
+@pytest.mark.parametrize("conditions", [Conditions.HONOURED, *LACKING])
+def test_a_newer_attempt_fences_an_older_one(
+    storage_settings: StorageSettings, store_server: EmbeddedStore, bucket: str, conditions: Conditions
+) -> None:
+    with StoreProxy(store_server, conditions) as proxy:
+        old, new = (claims_of(proxy, bucket, attempt) for attempt in (1, 2))
+        old.claim(world_size=1)
+        old.check()
+        new.claim(world_size=1)
+        new.check()
+        for late in (old.check, lambda: old.claim(world_size=1)):
+            with pytest.raises(FencedError, match="attempt 2 has claimed the run; attempt 1 must not write any more"):
+                late()
+
+
+def test_a_server_that_has_learnt_conditions_since_still_knows_who_has_claimed(
+    storage_settings: StorageSettings, store_server: EmbeddedStore, bucket: str
+) -> None:
+    with StoreProxy(store_server, Conditions.IGNORED) as proxy:
+        claims_of(proxy, bucket, 1).claim(world_size=1)
+        proxy.conditions = Conditions.HONOURED
+        with pytest.raises(FencedError, match="attempt 1 is claimed already"):
+            claims_of(proxy, bucket, 1).claim(world_size=1)
+        claims_of(proxy, bucket, 2).claim(world_size=1)
+        proxy.conditions = Conditions.IGNORED
+        with pytest.raises(FencedError, match="attempt 2 is claimed already"):
+            claims_of(proxy, bucket, 2).claim(world_size=1)
+
+
+def test_where_conditions_are_honoured_a_start_costs_three_requests_more(
+    storage_settings: StorageSettings, store_server: EmbeddedStore, store: ObjectStore, bucket: str
+) -> None:
+    with StoreProxy(store_server) as proxy:
+        assert claims_of(proxy, bucket, 1).claim(world_size=1) == ""
+        assert [(one.method, one.is_conditional) for one in proxy.requests] == [
+            ("GET", False),  # who is there
+            ("PUT", True),
+            ("PUT", True),
+            ("DELETE", False),
+            ("PUT", True),
+        ]
+    assert names(store, bucket) == ["1.json"]
+
+
+def save_once(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+    engine, scheduler = make_engine(CASE, size, disturb=False)
+    plane = make_plane(settings, folder, rank, size)
+    plane.claim()
+    claimed = time.monotonic()
+    seed_ranks(rank)
+    train(CASE, engine, scheduler, rank, size, range(2))
+    plane.save(step=2, engine=engine, small_state={"scheduler": scheduler.state_dict()}, spread_seconds=0.1)
+    losses = train(CASE, engine, scheduler, rank, size, range(2, 5))
+    plane.saver.settle()
+    plane.close()
+    return {"losses": losses, "warnings": plane.warnings, "claimed": claimed}
+
+
+def go_on(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+    engine, scheduler = make_engine(CASE, size, disturb=True)
+    plane = make_plane(settings, folder, rank, size, attempt=2)
+    manifest = claim_and_restore(plane, engine, scheduler)
+    losses = train(CASE, engine, scheduler, rank, size, range(manifest.step, 5))
+    plane.save(step=5, engine=engine, small_state={})
+    plane.close()
+    return {"losses": losses, "warnings": plane.warnings}
+
+
+@pytest.mark.parametrize("conditions", [Conditions.IGNORED, Conditions.REFUSED])
+def test_a_training_saves_and_goes_on_and_says_what_the_server_lacks(
+    storage_settings: StorageSettings,
+    store_server: EmbeddedStore,
+    store: ObjectStore,
+    bucket: str,
+    run_world: Any,
+    conditions: Conditions,
+) -> None:
+    with StoreProxy(store_server, conditions) as proxy:
+        place = {"settings": proxy.settings(), "folder": bucket}
+        before = run_world(save_once, 2, **place)
+        conditional = [one for one in proxy.requests if one.is_conditional and one.at > before[0]["claimed"]]
+        assert conditional == []
+        after = run_world(go_on, 2, **place)
+    for first, second in zip(before, after, strict=True):
+        assert second["losses"] == first["losses"]
+        for told in (first["warnings"], second["warnings"]):
+            assert [text for text in told if "conditional writes (If-None-Match)" in text] == told
+            assert len(told) == 1
+    assert manifests(store, bucket) == ["00000002-a0001.json", "00000005-a0002.json"]

@@ -1,0 +1,23 @@
+"""The prepare stage against servers that lack something."""
+
+import pytest
+
+import tiny_models
+from finetune_trainer.store import ObjectStore
+from rows import classified, jsonl
+from store_proxy import Conditions, StoreProxy
+from workplace import Workplace
+
+
+@pytest.mark.parametrize("conditions", [Conditions.IGNORED, Conditions.REFUSED])
+def test_storage_without_conditional_writes_holds_data_sets_too(
+    store_server, bucket, storage_settings, tmp_path, conditions
+):
+    with StoreProxy(store_server, conditions) as proxy:
+        settings = proxy.settings()
+        place = Workplace(ObjectStore.connect(settings), bucket, settings, tmp_path)
+        bert = tiny_models.save_tiny_bert(tmp_path / "bert")
+        uri = place.put("a.jsonl", jsonl(classified(20)))
+        first, second = (place.prepare(bert, {"train": [{"uri": uri}]}, apart=True) for _ in range(2))
+    assert (first.dataset_digest, first.counts) == (second.dataset_digest, second.counts)
+    assert (first.reused, second.reused) == (False, True)

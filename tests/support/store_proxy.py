@@ -1,0 +1,124 @@
+"""A reverse proxy before the real S3 server: counts requests, and treats conditional writes as other servers do."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from types import TracebackType
+
+import aiohttp
+import boto3
+import yarl
+from aiohttp import web
+from botocore.config import Config
+
+from finetune_api.trainer_config import StorageSettings
+from finetune_cli.embedded_store import EmbeddedStore
+from loop_thread import LoopThread
+from process_support import free_port
+
+_OWN = frozenset({"connection", "transfer-encoding", "content-length", "keep-alive", "expect"})
+"""Headers that speak of one connection. Not `Host`: it is part of the signature."""
+_NOT_IMPLEMENTED = """<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>NotImplemented</Code><Message>A header implies functionality that is not implemented</Message></Error>"""
+
+
+class Conditions(Enum):
+    """What becomes of `If-None-Match` at a put."""
+
+    HONOURED = "honoured"
+    IGNORED = "ignored"
+    """The object is written whatever there is."""
+    REFUSED = "refused"
+    """501 NotImplemented."""
+    REFUSED_AS_BAD = "refused as bad"
+    """The same with 400."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, as its client has made it."""
+
+    method: str
+    path: str
+    is_conditional: bool
+    at: float
+
+
+@dataclass
+class StoreProxy:
+    """Between clients and a server. A context manager."""
+
+    server: EmbeddedStore
+    conditions: Conditions = Conditions.HONOURED
+    requests: list[Request] = field(default_factory=list)
+    """All so far, in order."""
+
+    def __enter__(self) -> "StoreProxy":
+        access = self.server.access
+        self._plain = boto3.client(
+            "s3",
+            endpoint_url=access.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=access.access_key,
+            aws_secret_access_key=access.secret_key,
+            config=Config(request_checksum_calculation="when_required", s3={"addressing_style": "path"}),
+        )
+        self.port = free_port()
+        self._loop = LoopThread().__enter__()
+        self._loop.run(self._open())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(self._close())
+        self._loop.__exit__(kind, error, trace)
+
+    def settings(self) -> StorageSettings:
+        """How the trainer reaches it; with the server's own credentials."""
+        return StorageSettings(endpoint=f"http://127.0.0.1:{self.port}", path_style=True)
+
+    def count(self, method: str, part: str = "", *, since: float = 0.0) -> int:
+        """Requests whose path holds `part`; `since` is a moment of `time.monotonic`."""
+        return sum(one.method == method and part in one.path for one in list(self.requests) if one.at >= since)
+
+    async def _open(self) -> None:
+        self._session = aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=("User-Agent", "Content-Type"))
+        application = web.Application(client_max_size=2**30)
+        application.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+
+    async def _close(self) -> None:
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _handle(self, request: web.Request) -> web.Response:
+        is_conditional = request.method == "PUT" and "If-None-Match" in request.headers
+        self.requests.append(Request(request.method, request.path, is_conditional, time.monotonic()))
+        body = await request.read()
+        if is_conditional and self.conditions is not Conditions.HONOURED:
+            return await self._unconditional(request.path, body)
+        return await self._passed_on(request, body)
+
+    async def _unconditional(self, path: str, body: bytes) -> web.Response:
+        """The header is signed, so a request without it is one of our own."""
+        if self.conditions is not Conditions.IGNORED:
+            status = 400 if self.conditions is Conditions.REFUSED_AS_BAD else 501
+            return web.Response(status=status, text=_NOT_IMPLEMENTED, content_type="application/xml")
+        bucket, _, key = path.removeprefix("/").partition("/")
+        answer = await asyncio.to_thread(self._plain.put_object, Bucket=bucket, Key=key, Body=body)
+        return web.Response(headers={"ETag": answer["ETag"]})
+
+    async def _passed_on(self, request: web.Request, body: bytes) -> web.Response:
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _OWN}
+        address = yarl.URL(f"{self.server.access.endpoint}{request.raw_path}", encoded=True)
+        data = body or (b"" if request.method == "PUT" else None)
+        async with self._session.request(request.method, address, headers=headers, data=data) as answer:
+            passed = {name: value for name, value in answer.headers.items() if name.lower() not in _OWN}
+            content = await answer.read()
+            if request.method == "HEAD":
+                passed["Content-Length"] = answer.headers.get("Content-Length", "0")
+            return web.Response(status=answer.status, body=content, headers=passed)

@@ -1,0 +1,64 @@
+"""A checkpoint that does not fit is refused with what differs."""
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune_trainer.checkpoint.fitness import UnfitError, check_origin, read_manifest
+from small_manifests import MANIFEST, OTHER, PREPARED
+
+
+def document(**fields: Any) -> bytes:
+    return json.dumps(json.loads(MANIFEST.model_dump_json()) | fields).encode()
+
+
+def test_a_manifest_of_this_run_is_read() -> None:
+    assert read_manifest(document()) == MANIFEST
+    check_origin(MANIFEST, PREPARED)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            document(version=2, shards=["a field that this one does not know"]),
+            "was written by a newer finetune-operator (format 2, known 1): upgrade",
+        ),
+        (document(version=2), "was written by a newer finetune-operator (format 2, known 1): upgrade"),
+        (document(version=0), "was written by an older finetune-operator (format 0, known 1)"),
+        (document(surprise=1), "is not a manifest of format 1: "),
+        (document(version="x"), "is not a manifest of format 1: "),
+        (b"[]", "is not a manifest of format 1: "),
+        (b"{", "is not a manifest of format 1: "),
+        (b"\xff", "is not a manifest of format 1: "),
+    ],
+)
+def test_another_format_is_named(content: bytes, told: str) -> None:
+    with pytest.raises(UnfitError) as refused:
+        read_manifest(content)
+    assert str(refused.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"model_digest": OTHER},
+            "was trained from another base model (digest c3c3c3c3c3c3, this run's is a1a1a1a1a1a1)",
+        ),
+        (
+            {"dataset_digest": OTHER},
+            "was trained on another data set (digest c3c3c3c3c3c3, this run's is b2b2b2b2b2b2)",
+        ),
+        (
+            {"dataset_digest": "", "model_digest": OTHER},
+            "was trained from another base model (digest c3c3c3c3c3c3, this run's is a1a1a1a1a1a1) and on another data "
+            "set (digest unknown, this run's is b2b2b2b2b2b2)",
+        ),
+    ],
+)
+def test_what_it_was_trained_from_is_named(fields: dict[str, str], told: str) -> None:
+    with pytest.raises(UnfitError) as refused:
+        check_origin(MANIFEST.model_copy(update=fields), PREPARED)
+    assert str(refused.value) == told

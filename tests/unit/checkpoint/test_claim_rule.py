@@ -1,0 +1,86 @@
+"""Who has a run where storage cannot say it in one step."""
+
+from collections.abc import Sequence
+from itertools import permutations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.checkpoint.claim_keys import ClaimKey, Verdict, keys_of, verdict
+
+A, B, C = (ClaimKey(2, token) for token in "abc")
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ([B], Verdict.OURS),
+        ([ClaimKey(1), ClaimKey(1, "a"), B], Verdict.OURS),
+        ([B, C], Verdict.WAIT),
+        ([A, B], Verdict.LOST),
+        ([A, B, C], Verdict.LOST),
+        ([ClaimKey(2), B], Verdict.LOST),
+        ([B, ClaimKey(3)], Verdict.LOST),
+        ([B, ClaimKey(3, "z")], Verdict.LOST),
+        ([], Verdict.WAIT),
+        ([ClaimKey(1)], Verdict.WAIT),
+        ([C], Verdict.WAIT),
+    ],
+)
+def test_the_run_is_ours_only_where_nobody_else_of_the_attempt_is(listed: list[ClaimKey], expected: Verdict) -> None:
+    assert verdict(B, listed) is expected
+
+
+def test_names_of_anything_else_are_no_claims() -> None:
+    keys = [ClaimKey(1), ClaimKey(12, "0f"), ClaimKey(3)]
+    assert keys_of(key.name for key in keys) == keys
+    assert keys_of(["", ".json", "x.json", "1-.json", "01.json", "-a.json", ".conditions-0f", "1", "²-a.json"]) == []
+
+
+class Claimant:
+    """Takes one step at a time: writes its key, then looks, until it has the run or has withdrawn."""
+
+    def __init__(self, key: ClaimKey) -> None:
+        self.key, self.looks = key, -1
+        self.has_run: bool | None = None
+
+    def step(self, keys: set[ClaimKey], *, patience: int) -> None:
+        if self.has_run is not None:
+            return
+        self.looks += 1
+        if self.looks == 0:
+            keys.add(self.key)
+            return
+        found = verdict(self.key, sorted(keys))
+        if found is Verdict.OURS:
+            self.has_run = True
+        elif found is Verdict.LOST or self.looks > patience:
+            self.has_run = False
+            keys.remove(self.key)
+
+
+def play(turns: Sequence[int], *, claimants: int = 3, patience: int = 3) -> list[Claimant]:
+    """Each turn is a step of one of them; at the end all finish, one after the other."""
+    playing, keys = [Claimant(key) for key in (A, B, C)[:claimants]], set[ClaimKey]()
+    for turn in turns:
+        playing[turn % claimants].step(keys, patience=patience)
+    for claimant in playing:
+        while claimant.has_run is None:
+            claimant.step(keys, patience=patience)
+    return playing
+
+
+@given(st.lists(st.integers(0, 2), max_size=30), st.integers(0, 5))
+def test_in_whatever_order_they_come_at_most_one_has_the_run(turns: list[int], patience: int) -> None:
+    assert sum(bool(claimant.has_run) for claimant in play(turns, patience=patience)) <= 1
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_of_those_who_come_together_the_smallest_token_has_the_run(order: tuple[int, ...]) -> None:
+    assert [claimant.has_run for claimant in play(order * 4)] == [True, False, False]
+
+
+@pytest.mark.parametrize("first", range(3))
+def test_who_comes_alone_has_the_run_and_keeps_it(first: int) -> None:
+    assert [claimant.has_run for claimant in play([first] * 2)] == [number == first for number in range(3)]

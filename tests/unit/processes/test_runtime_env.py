@@ -1,0 +1,18 @@
+"""Who a rank is, and where it keeps what."""
+
+from pathlib import Path
+
+from finetune_trainer.runtime import RuntimeEnv
+
+WORLD = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "FINETUNE_SCRATCH": "/scratch"}
+
+
+def test_the_cache_lies_in_scratch_where_nobody_names_another_one() -> None:
+    runtime = RuntimeEnv.from_environ(WORLD)
+    assert (runtime.cache, runtime.lasting_cache) == (Path("/scratch/cache"), None)
+    assert not runtime.is_main
+
+
+def test_a_cache_of_the_node_outlives_the_pod() -> None:
+    assert RuntimeEnv.from_environ(WORLD | {"FINETUNE_CACHE": "/node"}).lasting_cache == Path("/node")
+    assert RuntimeEnv.from_environ(WORLD | {"FINETUNE_CACHE": "/scratch/other"}).lasting_cache is None
