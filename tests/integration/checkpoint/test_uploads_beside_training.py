@@ -130,6 +130,8 @@ def test_without_storage_the_training_goes_on_and_says_so(mortal: MortalStore, r
 
 def late(rank: int, size: int, settings: Any, folder: str, server: int) -> list[str]:
     """What rank 0 would tell a user: while all is well, when storage is away, and in the end."""
+    import torch.distributed as dist
+
     cadence.LATE_LEAST_SECONDS = 0.5
     running = Running(rank, size, settings, folder)
     running.plane.saver.settle()
@@ -138,6 +140,8 @@ def late(rank: int, size: int, settings: Any, folder: str, server: int) -> list[
     saves.start(2)
     saves.tell_lateness(step_seconds=0.1)
     told = [report.progress.checkpoint_late]
+    assert running.plane.saver.housekeeping.finish(60)
+    dist.barrier()
     if rank == 0:
         os.kill(server, signal.SIGKILL)
     saves.take(step=3, engine=running.engine, small_state={}, best_step=None, metrics={}, step_seconds=0.1, waits=False)

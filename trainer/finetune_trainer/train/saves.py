@@ -99,7 +99,10 @@ class Saves:
         return f"a crash would now cost {base}: {self._obstacle()}"
 
     def _obstacle(self) -> str:
-        return self._plane.saver.trouble or f"that of step {self._begun_step} is still being stored"
+        saver = self._plane.saver
+        if saver.in_flight:
+            return saver.trouble or f"that of step {self._begun_step} is still being stored"
+        return saver.housekeeping.trouble or "the next save has not begun yet"
 
     # Taking and landing
 
