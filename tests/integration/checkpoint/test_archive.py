@@ -12,7 +12,7 @@ from finetune_trainer.checkpoint.loading import Loader
 from finetune_trainer.checkpoint.values import write_values
 from finetune_trainer.errors import BadConfigError, CorruptCheckpointError, FencedError
 from finetune_trainer.store import ObjectStore
-from stored_checkpoints import SHAPES, StoredRun, value_of
+from stored_runs import SHAPES, StoredRun, value_of
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def saves_eight_times(rank: int, size: int, settings: Any, folder: str) -> list[
 def restores_each(rank: int, size: int, settings: Any, folder: str, steps: list[int]) -> list[int]:
     engine, _ = make_engine(CASE, size, disturb=True)
     plane = make_plane(settings, folder, rank, size, attempt=2)
-    return [plane.load(plane.find(step), engine)["step"] for step in steps]
+    return [plane.load(plane.find(step), engine).small_state["step"] for step in steps]
 
 
 def test_after_many_saves_only_what_is_kept_is_there_and_each_of_it_restores(

@@ -20,7 +20,7 @@ from finetune_cli.locks import try_lock
 from finetune_trainer.checkpoint.loading import Loader
 from finetune_trainer.store import ObjectStore
 from process_support import base_environment
-from stored_checkpoints import SHAPES, StoredRun, value_of
+from stored_runs import SHAPES, StoredRun, value_of
 
 
 def checkpoints(*arguments: str | Path, cwd: Path) -> tuple[int, list[str], str]:
