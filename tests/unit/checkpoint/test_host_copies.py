@@ -12,7 +12,7 @@ from finetune_trainer.checkpoint.host import FOLDER, HostCopies
 
 RUN = "s3://bucket/out/runs/r0001-1"
 DATA = os.urandom(3 << 20)
-SKIPPED = "the own host keeps no copy of this save"
+SKIPPED = "the own host keeps no copy, or not a whole one, of this save"
 
 
 def digest_of(data: bytes) -> str:
@@ -108,6 +108,15 @@ def test_a_full_disk_costs_the_copy_alone(tmp_path: Path, caplog: pytest.LogCapt
     assert files(tmp_path) == {digest_of(b"small")}
     save(copies, DATA)
     assert read(copies, DATA) == DATA
+
+
+def test_a_disk_that_stays_full_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    copies, good = HostCopies.of(tmp_path / "file", RUN), HostCopies.of(tmp_path, RUN)
+    for _ in range(3):
+        save(copies, DATA)
+        save(good, DATA)
+    assert len(caplog.messages) == 1
 
 
 def test_a_disk_with_little_room_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -57,9 +57,14 @@ class Blobs:
         """Address of a blob."""
         return join(self._uri, digest)
 
-    def put(self, data: bytes | memoryview, *, pace: Callable[[int], None] | None = None) -> str:
-        """Store the bytes, and return their digest. `pace` is called before each few of them are sent, and may wait."""
+    def put(self, data: bytes | memoryview, *, pace: Callable[[int], None] | None = None, keep: bool = False) -> str:
+        """Store the bytes, and return their digest. `pace` is called before each few of them are sent, and may wait.
+
+        `keep`: on the own host too, and there first: a pace makes up for the time that takes, if any of it is left.
+        """
         digest = hashlib.sha256(data).hexdigest()
+        if keep:
+            self._copies.keep(digest, data)
         uri = self.uri_of(digest)
         present = None if digest in self.suspect else self._store.head(uri)
         if present is None or present.size != len(data):

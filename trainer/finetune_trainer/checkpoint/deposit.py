@@ -6,7 +6,6 @@ Whatever dies on the way leaves the checkpoint before as the newest. Last, check
 """
 
 import logging
-from functools import partial
 
 from ..errors import FencedError, TrainerError
 from .blobs import parallel
@@ -44,7 +43,7 @@ def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: 
     blobs.suspect.update(order.suspect)
     cuts = [memory[at : min(at + order.blob_bytes, size)] for at in range(0, size, order.blob_bytes)]
     storage.copies.begin(size)
-    digests = parallel(partial(_store, storage, pace), cuts)
+    digests = parallel(lambda content: blobs.put(content, pace=pace, keep=True), cuts)
     storage.copies.end()
     part = Part(
         rank=order.rank,
@@ -60,13 +59,6 @@ def store_part(storage: RunStorage, order: PartOrder, memory: memoryview, pace: 
         stored = blobs.put(buffers) if order.state.buffers else None
         state = blobs.put_json(order.state.model_copy(update={"buffers_blob": stored}).model_dump())
     return StoredPart(digest=digest, bytes=size, state=state, suspect=tuple(blobs.suspect))
-
-
-def _store(storage: RunStorage, pace: Pace | None, content: memoryview) -> str:
-    """A data blob: in storage, then on the own host."""
-    digest = storage.blobs.put(content, pace=pace)
-    storage.copies.keep(digest, content)
-    return digest
 
 
 def commit(storage: RunStorage, order: CommitOrder) -> None:

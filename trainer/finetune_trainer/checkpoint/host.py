@@ -2,7 +2,7 @@
 
     <cache>/checkpoints/<short digest of the run's address>/<digest of the blob>
 
-An uploader writes them, from the snapshot, once a blob is in storage. They are a convenience and never the truth: which
+An uploader writes them, from the snapshot, beside its uploads. They are a convenience and never the truth: which
 checkpoints there are says storage alone, every file is verified as it is read, and whatever fails here is skipped with
 one line in the log. So nothing waits for the disk either: no fsync, and a slow disk is left alone.
 """
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -24,9 +25,9 @@ log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 _CHUNK = 1 << 20
 """Hashed while it still is in the processor's cache."""
-_SLOW_SECONDS, _SLOW_BYTES_PER_SECOND = 2.0, 50e6
-"""A disk that is slower than an upload which the training does not feel (`saving.UNFELT_BYTES_PER_SECOND`), for more
-than these seconds of all threads together, is not worth it."""
+_SLOW_SECONDS, _SLOW_BYTES_PER_SECOND = 2.0, 100e6
+"""A disk that falls these seconds behind this rate is not worth it. Twice that of an upload which the training does not
+feel (`saving.UNFELT_BYTES_PER_SECOND`), so that the upload can make up for the time."""
 _ABANDONED_SECONDS = 24 * 3600.0
 
 
@@ -37,7 +38,11 @@ class HostCopies:
         """None: there are none, and none are made."""
         self._folder = folder
         self._lock = threading.Lock()
+        """One writer at a time: the others send meanwhile, and the disk's seconds can be counted."""
         self._is_off = True
+        """Nothing of this part is kept any more."""
+        self._is_told = False
+        """Why has been logged, and since then no part was kept whole."""
         self._part_bytes = 0
         self._seconds, self._written = 0.0, 0
         self._ends: deque[float] = deque(maxlen=3)
@@ -86,27 +91,28 @@ class HostCopies:
 
     def keep(self, digest: str, data: bytes | memoryview) -> None:
         """Write a blob of the part, or note that it is still wanted. Any thread; never raises for the disk."""
-        if self._is_off:
-            return
-        assert self._folder is not None
-        started = time.monotonic()
-        try:
-            path, now = self._folder / digest, time.time()
-            if not _has_size(path, len(data)):
-                if (free := shutil.disk_usage(self._folder).free) < 2 * self._part_bytes:
-                    self._skip(f"{free / 1e6:.1f} MB are free, less than twice the {self._part_bytes / 1e6:.1f} MB")
-                    return
-                _write(path, data)
-            # Not the file system's own clock, which lags behind the one that `end` reads.
-            os.utime(path, (now, now))
-        except OSError as error:
-            self._skip(f"{self._folder} cannot be written: {error.strerror}")
+        if self._folder is None:
             return
         with self._lock:
-            self._seconds += time.monotonic() - started
-            self._written += len(data)
-            is_slow = self._seconds > _SLOW_SECONDS + self._written / _SLOW_BYTES_PER_SECOND
-        if is_slow:
+            if self._is_off:
+                return
+            try:
+                self._keep(self._folder / digest, data)
+            except OSError as error:
+                self._skip(f"{self._folder} cannot be written: {error.strerror}")
+
+    def _keep(self, path: Path, data: bytes | memoryview) -> None:
+        started, now = time.monotonic(), time.time()
+        if not _has_size(path, len(data)):
+            if (free := shutil.disk_usage(path.parent).free) < 2 * self._part_bytes:
+                self._skip(f"{free / 1e6:.1f} MB are free, less than twice the {self._part_bytes / 1e6:.1f} MB")
+                return
+            _write(path, data)
+        # Not the file system's own clock, which lags behind the one that `end` reads.
+        os.utime(path, (now, now))
+        self._seconds += time.monotonic() - started
+        self._written += len(data)
+        if self._seconds > _SLOW_SECONDS + self._written / _SLOW_BYTES_PER_SECOND:
             self._skip(f"the disk takes only {self._written / self._seconds / 1e6:.1f} MB/s")
 
     def end(self) -> None:
@@ -117,11 +123,12 @@ class HostCopies:
         when that was, and removes nothing before its third.
         """
         self._ends.append(time.time())
+        self._is_told = self._is_told and self._is_off
         if self._folder is None or len(self._ends) < 3:
             return
         with contextlib.suppress(OSError):
             for path in self._folder.iterdir():
-                if path.stat().st_mtime < self._ends[0]:
+                if _modified(path) < self._ends[0]:
                     _remove(path)
 
     def remove(self) -> None:
@@ -130,16 +137,16 @@ class HostCopies:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _skip(self, reason: str) -> None:
-        with self._lock:
-            was_off, self._is_off = self._is_off, True
-        if not was_off:
-            log.warning("the own host keeps no copy of this save: %s", reason)
+        self._is_off = True
+        if not self._is_told:
+            log.warning("the own host keeps no copy, or not a whole one, of this save: %s", reason)
+        self._is_told = True
 
     def _remove_abandoned(self) -> None:
         """Folders of runs that have kept nothing for a day: they have ended, or gone elsewhere."""
         assert self._folder is not None
         for folder in self._folder.parent.iterdir():
-            if folder != self._folder and folder.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+            if folder != self._folder and _modified(folder) < time.time() - _ABANDONED_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -161,6 +168,14 @@ def _has_size(path: Path, size: int) -> bool:
         return path.stat().st_size == size
     except FileNotFoundError:
         return False
+
+
+def _modified(path: Path) -> float:
+    """Seconds since 1970; never for what another rank has removed in the meantime."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
