@@ -128,7 +128,8 @@ class Pruning:
             # its first look at the checkpoints. It finds old blobs there and does not upload them again. A claim that
             # comes between this check and the request, within one batch, can cost it a checkpoint that it has just
             # saved, if that needs a blob which nobody has needed for the grace period: it is noticed as incomplete
-            # when it is read, and the one before it is gone on from. Nothing wrong is ever gone on from.
+            # when it is read, and the one before it is gone on from. Nothing wrong is ever gone on from. The same holds
+            # for a request that was given up here, and that storage carries out later all the same.
             self._storage.claims.check()
             if not self._is_rehearsal:
                 remove(batch)
