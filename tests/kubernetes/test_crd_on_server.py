@@ -43,6 +43,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"checkpoint": {"everySteps": 10, "maxLostWork": "5m"}},
         "maxLostWork and everySteps exclude each other",
     ),
+    "a best state that nobody keeps": (
+        {"training": {"earlyStopping": {}}, "checkpoint": {"keepBest": 0}},
+        "checkpoint.keepBest: early stopping exports the best state, so write 1 or more",
+    ),
 }
 
 
