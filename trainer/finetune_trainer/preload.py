@@ -60,7 +60,7 @@ def prepare_environment(accelerator: str) -> None:
 def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
     """Import everything that these stages need. Raises ImportError for what is missing.
 
-    On one processor: 3 s to prepare, 10 s to train, 6 s to evaluate.
+    To train takes about ten seconds of CPU, to evaluate 0.6 of that, to prepare 0.3.
     """
     for name in dict.fromkeys(name for stage in stages for name in LIBRARIES[stage]):
         importlib.import_module(name)

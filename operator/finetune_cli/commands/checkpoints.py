@@ -125,12 +125,9 @@ def prune(
 def _keep(run: StoredRun, last: int | None, best: int | None, every: int | None) -> "Keep":
     from finetune_trainer.checkpoint.archive import Keep
 
-    said = run.address.checkpoint
-    return Keep(
-        last=said.keep_last if last is None else last,
-        best=said.keep_best if best is None else best,
-        every=said.keep_every if every is None else every,
-    )
+    asked = {"last": last, "best": best, "every": every}
+    told = {name: value for name, value in asked.items() if value is not None}
+    return Keep.of(run.address.checkpoint).model_copy(update=told)
 
 
 def _told(pruned: "Pruned", before: int, what: str) -> list[str]:

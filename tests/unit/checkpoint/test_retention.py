@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.checkpoint.manifest import Manifest, PartRef
+from finetune_trainer.checkpoint.manifest import Manifest
 from finetune_trainer.checkpoint.retention import GRACE, Keep, StoredBlob, kept, unneeded, why_kept
+from small_manifests import MANIFEST
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -15,20 +16,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def manifest(name: str, *, best: int | None = None, parent: int | None = None) -> Manifest:
     """`12-a3`; `best` is the step that was best by then."""
     step, attempt = (int(part) for part in name.split("-a"))
-    return Manifest(
-        step=step,
-        attempt=attempt,
-        run=1,
-        time="2026-01-01T00:00:00Z",
-        world_size=1,
-        zero_stage=2,
-        blob_bytes=64,
-        parts=(PartRef(rank=0, digest="d"),),
-        state="s",
-        parent_step=parent,
-        is_best=best == step,
-        best_step=best,
-    )
+    change = {"step": step, "attempt": attempt, "parent_step": parent, "is_best": best == step, "best_step": best}
+    return MANIFEST.model_copy(update=change)
 
 
 def short(manifests: list[Manifest]) -> list[str]:

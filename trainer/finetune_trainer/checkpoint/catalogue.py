@@ -11,7 +11,7 @@ from ..store import ObjectStore, join
 from .blobs import Blobs
 from .fitness import UnfitError, check_origin, read_manifest
 from .loading import Loader
-from .manifest import Manifest, newest_first
+from .manifest import Manifest, newest_first, numbers_of
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,12 @@ class Catalogue:
         so nobody else wants it; see docs/decisions/0006.
         """
         uri, content = self.uri_of(manifest.name), manifest.model_dump_json(indent=1).encode()
-        if not has_conditions and not self._store.exists(uri):
+        if has_conditions:
+            is_new = self._store.put_if_absent(uri, content)
+        elif is_new := not self._store.exists(uri):
             self._store.put(uri, content)
-            return True
-        if not has_conditions:
-            return self._store.get(uri) == content
         # The same one: written by an uploader that has died before it could tell.
-        return self._store.put_if_absent(uri, content) or self._store.get(uri) == content
+        return is_new or self._store.get(uri) == content
 
     def newest_complete(self, exclude: Collection[str]) -> tuple[Manifest | None, list[str]]:
         """The first usable manifest, and why those before it are not."""
@@ -71,7 +70,7 @@ class Catalogue:
 
     def find(self, step: int) -> Manifest | None:
         """The newest attempt's manifest of `step`. Raises CorruptCheckpointError if it cannot be read."""
-        found = [name for name in self._names() if int(name.partition("-")[0]) == step]
+        found = [name for name in self._names() if numbers_of(name)[0] == step]
         return self.read(found[0]) if found else None
 
     def listing(self) -> Listing:

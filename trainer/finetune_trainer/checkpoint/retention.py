@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from finetune_api.trainer_config import Message
+from finetune_api.v1alpha1 import Checkpoint
 
 from .manifest import Manifest
 
@@ -27,6 +28,11 @@ class Keep(Message):
     best: int = 1
     every: int | None = None
     """Steps."""
+
+    @classmethod
+    def of(cls, rule: Checkpoint) -> "Keep":
+        """As a job says it."""
+        return cls(last=rule.keep_last, best=rule.keep_best, every=rule.keep_every)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Saver:
         self._flight: _Flight | None = None
         self._makes_room = False
         """The next save waits for the one in flight."""
-        self.housekeeping = Housekeeping(carrier, _keep(config), runtime)
+        self.housekeeping = Housekeeping(carrier, Keep.of(config.spec.checkpoint), runtime)
         self.parent_step: int | None = None
         """Step of the checkpoint that the training goes on from: the last one committed or restored."""
         self.last: CommittedCheckpoint | None = None
@@ -296,8 +296,3 @@ class Saver:
         is_passing = type(trouble) in (StorageUnreachableError, TrainerError)
         if not is_passing or time.monotonic() - flight.trouble_since > _TROUBLE_SECONDS:
             raise trouble
-
-
-def _keep(config: TrainerConfig) -> Keep:
-    rule = config.spec.checkpoint
-    return Keep(last=rule.keep_last, best=rule.keep_best, every=rule.keep_every)
