@@ -11,7 +11,14 @@ from typing import Any
 
 
 class EndsAt:
-    """A StopFlag that asks for the stop once a step is done, or kills its process with SIGKILL once one is saved."""
+    """A StopFlag that asks for the stop once a step is done, or kills its process with SIGKILL once one is saved.
+
+    Saves are taken beside the training, and a tiny one may be over before the first has landed. So from the step of a
+    kill on, every step waits until the next save may begin.
+    """
+
+    saver: Any = None
+    """Of the attempt; None until it has one."""
 
     def __init__(self, report: Any, *, end: str, step: int, ranks: tuple[int, ...]) -> None:
         self._report, self._end, self._step = report, end, step
@@ -19,13 +26,14 @@ class EndsAt:
 
     @property
     def requested(self) -> bool:
-        """Read by the training loop at the end of every step, before that step is reported."""
-        progress = self._report.progress
-        if self._end == "kill":
-            saved = progress.last_checkpoint
+        """Read by every rank at the end of every step, before that step is reported."""
+        done = self._report.progress.step
+        if self._end == "kill" and done >= self._step:
+            self.saver.make_room()
+            saved = self.saver.last
             if self._mine and saved is not None and saved.step >= self._step:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return self._mine and self._end == "stop" and bool(progress.step >= self._step)
+        return self._mine and self._end == "stop" and bool(done >= self._step)
 
 
 def train_rank(config: Path) -> int:
@@ -33,14 +41,23 @@ def train_rank(config: Path) -> int:
     from finetune_trainer.stages import run_bound
 
     def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
+        from finetune_trainer.checkpoint.plane import CheckpointPlane
         from finetune_trainer.store.client import ObjectStore
-        from finetune_trainer.train.stage import train
+        from finetune_trainer.train import stage
 
         ranks = tuple(int(rank) for rank in os.environ.get("TEST_END_RANKS", "0,1").split(","))
         stop = EndsAt(
             report, end=os.environ.get("TEST_END", "none"), step=int(os.environ.get("TEST_END_STEP", "0")), ranks=ranks
         )
-        return lambda: train(config, ObjectStore.connect(config.storage), runtime, report, stop)  # type: ignore[arg-type]
+
+        class KnownPlane(CheckpointPlane):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                stop.saver = self.saver
+
+        vars(stage)["CheckpointPlane"] = KnownPlane
+        store = ObjectStore.connect(config.storage)
+        return lambda: stage.train(config, store, runtime, report, stop)  # type: ignore[arg-type]
 
     return run_bound(config, bind)
 

@@ -31,7 +31,7 @@ def test_losses_after_kills_in_mid_epoch_and_at_its_end_are_bitwise_equal(
     last = lab.run(config)
     assert last.exit_codes == [0, 0], last.output
     assert last.message.progress is not None
-    # On a busy machine the save of that very step is left out, for the one before it is still being stored.
+    # The save of that very step is left out where the one before it is still being stored.
     assert STEPS_PER_EPOCH <= (last.message.progress.resumed_from_step or 0) < 2 * STEPS_PER_EPOCH
 
     assert lab.training_log(config) == lab.training_log(through)
