@@ -91,6 +91,10 @@ verify: $(VENV)/.ready-test ## Whether what is generated (CRD, golden manifests)
 samples: $(VENV)/.ready-test ## Run every sample on real models and data, end to end (about ten minutes)
 	$(PYTEST) tests/samples -s $(ARGS)
 
+.PHONY: soak
+soak: $(VENV)/.ready-test ## Kill ranks, uploaders and storage 200 times; nothing may be lost; about half an hour, goes on where it was
+	@PYTHONPATH=tests/support $(BIN)/python -m soak $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is one JSON object
 	@$(BIN)/python benchmarks/gather.py

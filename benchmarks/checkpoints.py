@@ -22,7 +22,8 @@ restoreRatio      `CheckpointPlane.restore` into a real engine, from listing to 
 bytesRatio        All new objects of a checkpoint, beside all files of a save of transformers'.
 frozenBytesRatio  New objects of the second checkpoint with half of the layers frozen, beside those of the first full
                   one. On another cut (12 layers, a vocabulary of 2,048): in the first one the embedding is two thirds.
-hostRestoreRatio  Restores from the own host beside those from S3.
+hostRestoreRatio  Restores from the own host beside those from S3. The copies are in the machine's page cache, as after
+                  the restart of a process; a cold disk adds its own time.
 
 The first checkpoint of a process contains the start of its uploader; it is printed, not counted.
 Prints a table and, as the last line, one JSON object. 1 MB is 1e6 bytes.
@@ -69,7 +70,7 @@ class Bench:
         frozen = self._job(
             "frozen", "frozen:stored_bytes", config=_dumped(prepared), model=str(self.jobs.folder / "models" / "frozen")
         )
-        found += [figures.frozen_figure(frozen[0]), figures.host_figure()]
+        found += [figures.frozen_figure(frozen[0]), figures.host_figure(ranks)]
         lines.append(self._writer_line(prepared))
         print("\n".join(["", figures.table(found), "", *lines]), flush=True)
         assert prepared.prepared is not None

@@ -1,13 +1,18 @@
-"""Restores from S3 beside raw downloads of the same bytes. Collective: every rank reads its own part, all at once."""
+"""Restores from S3 and from the own host beside raw downloads of the same bytes.
+
+Collective: every rank reads its own part, all at once.
+"""
 
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.checkpoint.host import HostCopies
 from finetune_trainer.checkpoint.layout import blob_sizes
 from finetune_trainer.checkpoint.loading import Loader
 from finetune_trainer.checkpoint.places import RunStorage
@@ -25,13 +30,20 @@ def restore_rounds(engine: Any, config: TrainerConfig, rounds: int) -> dict[str,
     assert config.storage.endpoint is not None
     s3, sizes = client(config.storage.endpoint), _own_blobs(store, config, runtime)
 
-    def restore() -> None:
+    def restore(cache: Path | None, place: str) -> None:
         # A plane of its own has memory of its own, as after a restart: its pages are fresh.
-        plane = CheckpointPlane(store, config, runtime)
-        assert plane.restore(engine) is not None
+        plane = CheckpointPlane(store, config, runtime, cache=cache)
+        restored = plane.restore(engine)
+        assert restored is not None
+        assert restored.origin.startswith(place)
         plane.close()
 
-    sides: dict[str, Callable[[], object]] = {"ours": restore, "raw": lambda: download(s3, BUCKET, sizes)}
+    cache = _kept_on_host(store, config, runtime)
+    sides: dict[str, Callable[[], object]] = {
+        "ours": lambda: restore(None, "storage"),
+        "raw": lambda: download(s3, BUCKET, sizes),
+        "host": lambda: restore(cache, "own host"),
+    }
     found: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds + 1):
         for side in sorted(sides, reverse=bool(number % 2)):
@@ -39,15 +51,32 @@ def restore_rounds(engine: Any, config: TrainerConfig, rounds: int) -> dict[str,
     return found
 
 
-def _own_blobs(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) -> dict[str, int]:
-    """Keys of the data blobs of this rank's part of the newest checkpoint, with their bytes."""
+def _own_part(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) -> tuple[RunStorage, dict[str, int]]:
+    """Digests of the data blobs of this rank's part of the newest checkpoint, with their bytes; and where they are."""
     storage = RunStorage.of(store, config.run_uri, attempt=config.attempt)
     manifest, _ = storage.catalogue.newest_complete(())
     assert manifest is not None
     part = Loader(storage.blobs, manifest).part(runtime.rank)
+    return storage, dict(zip(part.blobs, blob_sizes(part.bytes, manifest.blob_bytes), strict=True))
+
+
+def _own_blobs(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) -> dict[str, int]:
+    """The same by their keys."""
     folder = join(config.run_uri, "checkpoints", "blobs").removeprefix(f"s3://{BUCKET}/")
-    sizes = blob_sizes(part.bytes, manifest.blob_bytes)
-    return {f"{folder}/{digest}": size for digest, size in zip(part.blobs, sizes, strict=True)}
+    _, sizes = _own_part(store, config, runtime)
+    return {f"{folder}/{digest}": size for digest, size in sizes.items()}
+
+
+def _kept_on_host(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) -> Path:
+    """A cache folder with the copies that this rank's uploader would have left there, still in the page cache."""
+    cache = runtime.scratch / "own-host"
+    storage, sizes = _own_part(store, config, runtime)
+    copies = HostCopies.of(cache, config.run_uri)
+    copies.begin(sum(sizes.values()))
+    for digest in sizes:
+        copies.keep(digest, storage.blobs.get(digest))
+    copies.end()
+    return cache
 
 
 def _seconds(action: Callable[[], object]) -> float:

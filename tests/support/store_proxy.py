@@ -15,6 +15,7 @@ from botocore.config import Config
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
 from loop_thread import LoopThread
+from mortal_store import MortalStore
 from process_support import free_port
 
 _OWN = frozenset({"connection", "transfer-encoding", "content-length", "keep-alive", "expect"})
@@ -49,7 +50,7 @@ class Request:
 class StoreProxy:
     """Between clients and a server. A context manager."""
 
-    server: EmbeddedStore
+    server: EmbeddedStore | MortalStore
     conditions: Conditions = Conditions.HONOURED
     requests: list[Request] = field(default_factory=list)
     """All so far, in order."""
@@ -95,7 +96,7 @@ class StoreProxy:
         await self._runner.cleanup()
         await self._session.close()
 
-    async def _handle(self, request: web.Request) -> web.Response:
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
         is_conditional = request.method == "PUT" and "If-None-Match" in request.headers
         self.requests.append(Request(request.method, request.path, is_conditional, time.monotonic()))
         body = await request.read()

@@ -1,6 +1,9 @@
 """Attempts of the train stage for tests: two real ranks of the real fork server, tiny models, a real object store."""
 
+import json
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from finetune_api.constants import Env, Stage
 from finetune_api.progress import TerminationMessage
 from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import Dtype, Spec
-from finetune_trainer.forkclient import RUN_RANK, ForkClient, ForkServerProcess
+from finetune_trainer.forkclient import RUN_RANK, ForkClient, ForkServerProcess, RankProcess
 from finetune_trainer.stages import read_result
 from finetune_trainer.store import ObjectStore
 from process_support import base_environment, free_port
@@ -35,6 +38,28 @@ class Attempt:
     def message(self) -> TerminationMessage:
         assert self.messages[0] is not None, self.output[-6000:]
         return self.messages[0]
+
+
+@dataclass
+class Started:
+    """Ranks that run."""
+
+    ranks: list[RankProcess]
+    folder: Path
+
+    def ended(self, within: float = 120.0) -> Attempt:
+        """Wait for the end of all."""
+        try:
+            codes = [rank.wait(within) for rank in self.ranks]
+        finally:
+            self.kill()
+        messages = [read_result(self.folder, rank) for rank in range(len(self.ranks))]
+        return Attempt(codes, messages, (self.folder / "log").read_text(), self.folder)
+
+    def kill(self) -> None:
+        """All ranks and their children."""
+        for rank in self.ranks:
+            rank.kill()
 
 
 @dataclass
@@ -93,26 +118,24 @@ class Lab:
 
     def run(self, config: TrainerConfig, *, target: str = "train_ranks:train_rank", **env: str) -> Attempt:
         """Run one attempt to its end, whatever that is."""
+        return self.start(config, target=target, **env).ended()
+
+    def start(self, config: TrainerConfig, *, target: str, **env: str) -> Started:
+        """Begin one attempt."""
         self.started += 1
         scratch = self.folder / f"attempt-{self.started}"
         scratch.mkdir()
         path = scratch / "config.json"
         path.write_text(config.model_dump_json())
         world, port = config.world.size, free_port()
-        log = scratch / "log"
-        with log.open("wb") as output:
+        with (scratch / "log").open("wb") as output:
             ranks = [
                 ForkClient(self.server.path).start_rank(
                     self._environment(rank, world, port, scratch) | env, path, output.fileno(), target=target
                 )
                 for rank in range(world)
             ]
-        try:
-            codes = [rank.wait(120) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        return Attempt(codes, [read_result(scratch, rank) for rank in range(world)], log.read_text(), scratch)
+        return Started(ranks, scratch)
 
     def _environment(self, rank: int, world: int, port: int, scratch: Path) -> dict[str, str]:
         return base_environment() | {
@@ -145,6 +168,26 @@ class Lab:
         """Names of the committed checkpoints."""
         listed = self.store.list(f"{config.run_uri}/checkpoints/manifests/")
         return sorted(info.uri.rpartition("/")[2].removesuffix(".json") for info in listed)
+
+
+@contextmanager
+def open_lab(settings: StorageSettings, bucket: str, folder: Path, kinds: Sequence[str]) -> Iterator[Lab]:
+    """Models of a few ten thousand parameters, and data prepared by the real stage.
+
+    Storage's credentials are in the environment.
+    """
+    server = ForkServerProcess.start(folder / "fork.sock", env=base_environment())
+    try:
+        lab = Lab(server, settings, ObjectStore.connect(settings), bucket, folder, folder / "models")
+        make_models(lab)
+        for name in {kind.partition("-")[0] for kind in kinds}:
+            lines = "".join(json.dumps(row) + "\n" for row in rows(name))
+            lab.store.put(f"s3://{bucket}/{name}.jsonl", lines.encode())
+        for kind in kinds:
+            lab.prepare(kind)
+        yield lab
+    finally:
+        server.stop()
 
 
 def rows(kind: str) -> list[dict[str, str]]:

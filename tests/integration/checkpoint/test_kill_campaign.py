@@ -1,0 +1,51 @@
+"""A part of `make soak`: twenty kills of ranks, uploaders and storage, and nothing is lost."""
+
+from pathlib import Path
+
+import pytest
+
+from soak.campaign import Campaign, site
+from soak.events import Point, Victim, events
+from soak.trap import point_of
+
+KILLS = 20
+
+
+def test_after_twenty_kills_every_logged_loss_is_that_of_the_uninterrupted_run(tmp_path: Path) -> None:
+    campaign = Campaign(seed=7, kills=KILLS, path=tmp_path / "campaign.jsonl")
+    with site(tmp_path) as place:
+        for outcome in campaign.play(place):
+            assert outcome.corrupt == []
+            assert outcome.mismatches == 0
+    assert campaign.kills == KILLS
+    # What it would go on from is what it has played.
+    assert Campaign(seed=7, kills=KILLS, path=tmp_path / "campaign.jsonl").outcomes == campaign.outcomes
+
+
+def test_two_hundred_kills_have_every_victim_at_every_request() -> None:
+    drawn = {(event.victim, event.point, event.is_after) for event in events(1, 200)}
+    assert {victim for victim, _, _ in drawn} == set(Victim)
+    for point in Point:
+        assert {
+            (victim, point, after) for victim in (Victim.ONE_RANK, Victim.STORE) for after in (False, True)
+        } <= drawn
+    assert events(1, 200) == events(1, 200)
+
+
+REQUESTS = [
+    ("PUT", "/mortal/out/attempts/3.json", b"{}", Point.CLAIM),
+    ("PUT", "/mortal/out/checkpoints/manifests/00000010-a0001.json", b"{}", Point.MANIFEST),
+    ("PUT", "/mortal/out/checkpoints/blobs/abc", b"\x00\x01", Point.BLOB),
+    ("PUT", "/mortal/out/checkpoints/blobs/abc", b'{"blobs":[],"layout":"d"}', Point.PART),
+    ("PUT", "/mortal/out/checkpoints/blobs/abc", b'{"fragments":[]}', None),
+    ("GET", "/mortal/out/checkpoints/blobs/abc", b"", Point.RESTORE),
+    ("GET", "/mortal?list-type=2&prefix=out%2Fcheckpoints%2Fblobs%2F", b"", None),
+    ("POST", "/mortal?delete", b"<Key>out/checkpoints/manifests/a.json</Key>", Point.PRUNED_MANIFESTS),
+    ("POST", "/mortal?delete", b"<Key>out/checkpoints/blobs/a</Key>", Point.PRUNED_BLOBS),
+    ("HEAD", "/mortal/out/checkpoints/blobs/abc", b"", None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "point"), REQUESTS)
+def test_a_request_is_known_by_what_it_does(method: str, path: str, body: bytes, point: Point | None) -> None:
+    assert point_of(method, path, body) is point

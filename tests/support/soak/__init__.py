@@ -1,0 +1,1 @@
+"""A kill campaign: real trainings, real storage, and everything that writes checkpoints dies again and again."""

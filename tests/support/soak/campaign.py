@@ -1,0 +1,108 @@
+"""The campaign: run after run until so many kills were carried out, and a file from which it goes on."""
+
+import json
+import statistics
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mortal_store import BUCKET, MortalStore
+from soak.events import Event, events
+from soak.runs import CASES, MAX_LOST_SECONDS, Outcome, Run, Site
+from soak.trap import TrapProxy
+from train_lab import open_lab
+
+EVENTS_OF_A_RUN = 10
+_RUNS_FACTOR = 4
+"""Events that find no occasion get another one in a later run, but not for ever."""
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[Site]:
+    """Storage that can be killed, the way to it, tiny models and their data."""
+    (folder / "store").mkdir()
+    with (
+        MortalStore(folder / "store") as store,
+        TrapProxy(store) as proxy,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in store.access.env().items():
+            patch.setenv(name, value)
+        kinds = sorted({case["kind"] for case in CASES})
+        with open_lab(proxy.settings(), BUCKET, folder, kinds) as lab:
+            yield Site(lab, store, proxy)
+
+
+class Campaign:
+    """`kills` kills of one seed. What was played is in `path`, a line for each run."""
+
+    def __init__(self, *, seed: int, kills: int, path: Path) -> None:
+        self._seed, self._kills, self._path = seed, kills, path
+        known = path.read_text().splitlines() if path.exists() else []
+        self.outcomes = [Outcome.from_json(json.loads(line)) for line in known]
+
+    @property
+    def kills(self) -> int:
+        """Carried out so far."""
+        return sum(len(outcome.kills) for outcome in self.outcomes)
+
+    def play(self, place: Site) -> Iterator[Outcome]:
+        """The runs that are still to be played, each as soon as it is over."""
+        waiting = self._waiting()
+        most = _RUNS_FACTOR * -(-self._kills // EVENTS_OF_A_RUN)
+        while waiting and len(self.outcomes) < most:
+            chosen = [waiting.popleft() for _ in range(min(EVENTS_OF_A_RUN, len(waiting)))]
+            outcome = Run(place, len(self.outcomes), chosen, seed=self._seed).play()
+            waiting += [Event.from_json(event) for event in outcome.unsprung]
+            self.outcomes.append(outcome)
+            with self._path.open("a") as file:
+                file.write(json.dumps(outcome.as_json()) + "\n")
+            yield outcome
+
+    def _waiting(self) -> deque[Event]:
+        done = Counter(Event.from_json(kill.event) for outcome in self.outcomes for kill in outcome.kills)
+        waiting: deque[Event] = deque()
+        for event in events(self._seed, self._kills):
+            if done[event]:
+                done[event] -= 1
+            else:
+                waiting.append(event)
+        return waiting
+
+    # What came of it
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, as one JSON object."""
+        kills = [kill for outcome in self.outcomes for kill in outcome.kills]
+        fatal = [kill for kill in kills if Event.from_json(kill.event).is_fatal]
+        lost = [kill.lost_seconds / MAX_LOST_SECONDS for kill in fatal if not kill.is_disturbed]
+        disturbed = [kill.lost_seconds / MAX_LOST_SECONDS for kill in fatal if kill.is_disturbed]
+        return {
+            "kills": len(kills),
+            "corruptResumes": sum(len(outcome.corrupt) for outcome in self.outcomes),
+            "maxLostIntervals": round(max(lost, default=0.0), 3),
+            "lossMismatches": sum(outcome.mismatches for outcome in self.outcomes),
+            "medianLostIntervals": round(statistics.median(lost or [0.0]), 3),
+            "maxLostIntervalsAfterOtherKills": round(max(disturbed, default=0.0), 3),
+            "runs": len(self.outcomes),
+            "attempts": sum(outcome.attempts for outcome in self.outcomes),
+            "seed": self._seed,
+        }
+
+    def table(self) -> str:
+        """Kills by victim and moment, and the work that they have cost at most."""
+        rows: dict[str, list[float]] = {}
+        for outcome in self.outcomes:
+            for kill in outcome.kills:
+                rows.setdefault(str(Event.from_json(kill.event)), []).append(kill.lost_seconds)
+        width = max(map(len, rows), default=0)
+        return "\n".join(
+            [
+                f"{'killed':{width}}  kills  lost at most, of {MAX_LOST_SECONDS:g} s",
+                *(f"{name:{width}}  {len(lost):5}  {max(lost):.2f} s" for name, lost in sorted(rows.items())),
+            ]
+        )

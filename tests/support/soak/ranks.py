@@ -1,0 +1,54 @@
+"""Ranks of the campaign: the real train stage, with small blobs, and a note of when each step was done."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BLOB_BYTES = 64 << 10
+"""A tiny model's part has several of them then."""
+TARGET = f"{__name__}:train_rank"
+
+
+class StepClock:
+    """A StopFlag that never asks, but notes in a file when it was asked: after each step, by rank 0."""
+
+    def __init__(self, path: Path, report: Any, *, is_main: bool) -> None:
+        self._file = path.open("a", buffering=1) if is_main else None
+        self._report = report
+
+    @property
+    def requested(self) -> bool:
+        """Read by every rank at the end of every step, before that step is reported."""
+        progress = self._report.progress
+        if self._file is not None and progress.total_steps:  # told when the training begins
+            self._file.write(f"{progress.step + 1} {time.monotonic():.4f}\n")
+        return False
+
+
+def step_times(scratch: Path) -> list[tuple[int, float]]:
+    """Optimizer step and the moment at which it was done, of one attempt."""
+    path = scratch / "steps"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [(int(step), float(moment)) for step, moment in (line.split() for line in lines)]
+
+
+def train_rank(config: Path) -> int:
+    """Like `stages.run_rank`, but the configuration says what was prepared."""
+    from finetune_trainer.stages import run_bound
+
+    def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
+        from finetune_trainer.checkpoint.plane import CheckpointPlane
+        from finetune_trainer.store.client import ObjectStore
+        from finetune_trainer.train import stage
+
+        class SmallBlobs(CheckpointPlane):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, blob_bytes=BLOB_BYTES, **kwargs)
+
+        vars(stage)["CheckpointPlane"] = SmallBlobs
+        clock = StepClock(runtime.scratch / "steps", report, is_main=runtime.is_main)
+        store = ObjectStore.connect(config.storage)
+        return lambda: stage.train(config, store, runtime, report, clock)  # type: ignore[arg-type]
+
+    return run_bound(config, bind)

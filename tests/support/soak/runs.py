@@ -1,0 +1,264 @@
+"""One run of the campaign: attempts that are killed, until one reaches the end; and what became of the state."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.checkpoint.places import RunStorage
+from finetune_trainer.checkpoint.verifying import Verifier
+from mortal_store import MortalStore
+from soak.events import Event, Point, Victim
+from soak.ranks import TARGET, step_times
+from soak.trap import Trap, TrapProxy
+from train_lab import Lab, Started
+
+MAX_LOST_SECONDS = 3.0
+STEPS = 400
+CASES: tuple[dict[str, Any], ...] = (
+    {"kind": "bert-dropout", "zero": 2, "method": {"full": {}}},
+    {"kind": "llama", "zero": 3, "method": {"lora": {"dropout": 0.1}}},
+    {"kind": "llama", "zero": 1, "method": {"full": {}}},
+)
+_PATIENCE_SECONDS = 10.0
+"""How long a request that an event waits for may fail to come before another event gets its turn."""
+_PEERS_SECONDS = 0.3
+"""After a rank has died, until the rest of its attempt is ended: the supervisor's reaction, and news on their way."""
+_MOST_ATTEMPTS = 40
+
+
+@dataclass
+class Kill:
+    """One that was carried out."""
+
+    event: dict[str, Any]
+    attempt: int
+    lost_seconds: float = 0.0
+    """Of training, where the attempt ended with it."""
+    is_disturbed: bool = False
+    """An uploader or the storage server had been killed in the same attempt before, which nothing is promised for."""
+
+
+@dataclass
+class Outcome:
+    """Of one run."""
+
+    number: int
+    attempts: int = 0
+    kills: list[Kill] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
+    """Attempts that failed by themselves, checkpoints that were passed over or are damaged."""
+    mismatches: int = 0
+    """Figures of the training log that differ from those of the uninterrupted run."""
+    unsprung: list[dict[str, Any]] = field(default_factory=list)
+    """Events that found no occasion."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Outcome":
+        """What `as_json` has made."""
+        return cls(**value | {"kills": [Kill(**kill) for kill in value["kills"]]})
+
+
+@dataclass
+class Site:
+    """What all runs share."""
+
+    lab: Lab
+    store: MortalStore
+    proxy: TrapProxy
+    references: dict[int, list[dict[str, float]]] = field(default_factory=dict)
+
+    def config(self, name: str, case: int, attempt: int = 1) -> TrainerConfig:
+        """Of one attempt of the run `name`."""
+        training = {"maxSteps": STEPS, "epochs": None}
+        checkpoint = {"maxLostWork": f"{MAX_LOST_SECONDS:g}s", "everySteps": None}
+        blocks = dict(CASES[case])
+        return self.lab.config(name, attempt=attempt, training=training, checkpoint=checkpoint, **blocks)
+
+    def reference(self, case: int) -> list[dict[str, float]]:
+        """The log of a run that nobody interrupts."""
+        if case not in self.references:
+            config = self.config(f"through-{case}", case)
+            ended = self.lab.start(config, target=TARGET).ended()
+            assert ended.exit_codes == [0, 0], ended.output
+            self.references[case] = self.lab.training_log(config)
+        return self.references[case]
+
+
+class Run:
+    """Plays one run."""
+
+    def __init__(self, site: Site, number: int, events: list[Event], *, seed: int) -> None:
+        self._site, self._case = site, number % len(CASES)
+        self._name = f"run-{number}"
+        self._draw = random.Random(f"{seed}/{number}")
+        self._events = deque(events)
+        self._waiting: list[tuple[Kill, Path]] = []
+        """Kills whose cost the next attempt that trains will show."""
+        self._restarts: list[threading.Thread] = []
+        self.outcome = Outcome(number)
+
+    def play(self) -> Outcome:
+        """Until the training is over."""
+        outcome, expected = self.outcome, self._site.reference(self._case)
+        while outcome.attempts < _MOST_ATTEMPTS:
+            outcome.attempts += 1
+            if self._draw.random() < 0.5:  # as on another host
+                shutil.rmtree(self._site.lab.cache / "checkpoints", ignore_errors=True)
+            if self._attempt():
+                break
+        outcome.unsprung += [event.as_json() for event in self._events]
+        config = self._site.config(self._name, self._case)
+        found = self._site.lab.training_log(config)
+        outcome.mismatches = abs(len(found) - len(expected))
+        outcome.mismatches += sum(one != other for one, other in zip(found, expected, strict=False))
+        outcome.corrupt += self._damages(config)
+        return outcome
+
+    def _attempt(self) -> bool:
+        """Whether the run is over."""
+        site, outcome = self._site, self.outcome
+        config = site.config(self._name, self._case, outcome.attempts)
+        started = site.lab.start(config, target=TARGET)
+        is_killed = self._kill_in(started)
+        ended = started.ended()
+        self._count_losses(ended.folder)
+        outcome.corrupt += re.findall(r"checkpoint \S+ cannot be used: .*", ended.output)
+        if is_killed:
+            return False
+        if ended.exit_codes != [0, 0]:
+            outcome.corrupt.append(f"attempt {outcome.attempts} ended with {ended.exit_codes}: {ended.output[-3000:]}")
+        return True
+
+    # Killing
+
+    def _kill_in(self, started: Started) -> bool:
+        """Carry out events until one is fatal; False if the attempt ends by itself."""
+        disturbed = False
+        for event in self._due():
+            if not self._befalls(event, started):
+                self.outcome.unsprung.append(event.as_json())
+                continue
+            kill = Kill(event.as_json(), self.outcome.attempts, is_disturbed=disturbed)
+            self.outcome.kills.append(kill)
+            if event.is_fatal:
+                self._waiting.append((kill, started.folder))
+                time.sleep(_PEERS_SECONDS)
+                started.kill()
+                self._restore_storage()
+                return True
+            disturbed = True
+        while any(rank.poll() is None for rank in started.ranks):
+            time.sleep(0.05)
+        self._restore_storage()
+        return False
+
+    def _due(self) -> Iterator[Event]:
+        """Nothing is restored before something was stored: such an event waits for a later attempt."""
+        for _ in range(len(self._events)):
+            event = self._events.popleft()
+            if event.point is Point.RESTORE and self.outcome.attempts < 3 and self._events:
+                self._events.append(event)
+                continue
+            yield event
+
+    def _befalls(self, event: Event, started: Started) -> bool:
+        """Wait for the event's moment; False if it does not come."""
+        proxy = self._site.proxy
+        trap = Trap(event, lambda: self._strike(event, started))
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        moment = time.monotonic() + event.seconds
+        if event.point is not Point.ANY:
+            proxy.trap = trap
+        try:
+            while time.monotonic() < deadline and not trap.sprung.is_set():
+                if any(rank.poll() is not None for rank in started.ranks):
+                    return trap.sprung.is_set()
+                if event.point is Point.ANY and time.monotonic() >= moment and trap.kill():
+                    return True
+                time.sleep(0.01)
+            return trap.sprung.is_set()
+        finally:
+            proxy.trap = None
+
+    def _strike(self, event: Event, started: Started) -> bool:
+        """Kill; whether there was anybody."""
+        if event.victim is Victim.STORE:
+            self._site.store.kill()
+            restart = threading.Thread(target=self._start_later, args=(event.away_seconds,))
+            self._restarts.append(restart)
+            restart.start()
+            return True
+        ranks = started.ranks if event.victim is Victim.ALL_RANKS else [started.ranks[event.rank]]
+        pids = [rank.pid for rank in ranks if rank.pid is not None]
+        if event.victim is Victim.UPLOADER:
+            pids = [child for pid in pids for child in _uploaders_of(pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return bool(pids)
+
+    def _start_later(self, seconds: float) -> None:
+        time.sleep(seconds)
+        self._site.store.start()
+
+    def _restore_storage(self) -> None:
+        for restart in self._restarts:
+            restart.join()
+        self._restarts.clear()
+
+    # What it has cost
+
+    def _count_losses(self, folder: Path) -> None:
+        """The first step of this attempt tells what the ones before have lost."""
+        steps = step_times(folder)
+        if not steps:
+            return
+        restored = steps[0][0] - 1
+        for kill, killed in self._waiting:
+            if killed != folder:
+                kill.lost_seconds = _lost_seconds(step_times(killed), restored)
+        self._waiting = [each for each in self._waiting if each[1] == folder]
+
+    def _damages(self, config: TrainerConfig) -> list[str]:
+        """Of the checkpoints that are left."""
+        storage = RunStorage.of(self._site.lab.store, config.run_uri, attempt=config.attempt)
+        verifier, found = Verifier(storage.blobs), []
+        for name in storage.catalogue.listing().names:
+            _, damages = verifier.check(storage.catalogue.read(name))
+            found += [f"checkpoint {name}: {damage}" for damage in damages]
+        return found
+
+
+def _lost_seconds(steps: list[tuple[int, float]], restored: int) -> float:
+    """Time that an attempt has spent on steps after `restored`, up to the last that it has finished."""
+    lost = [moment for step, moment in steps if step > restored]
+    if not lost:
+        return 0.0
+    known = [moment for step, moment in steps if step == restored]
+    # The first step of an attempt has no other before it, whose end would be its beginning.
+    return lost[-1] - (known[0] if known else lost[0])
+
+
+def _uploaders_of(pid: int) -> list[int]:
+    """Children of a rank that store its snapshots. Not every kernel lists children, so all processes are looked at."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"checkpoint.uploader" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
