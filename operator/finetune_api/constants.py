@@ -124,6 +124,7 @@ class Reason(StrEnum):
     CHECKPOINT_IN_TIME = "CheckpointInTime"
     CHECKPOINT_LATE = "CheckpointLate"
     WAITING_FOR_PODS = "WaitingForPods"
+    FEWER_WORKERS = "FewerWorkers"
     CANNOT_CREATE = "CannotCreate"
     CHILD_CONFLICT = "ChildConflict"
     DEADLINE_EXCEEDED = "DeadlineExceeded"

@@ -31,6 +31,13 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "spec.training": (
         ("!has(self.epochs) || !has(self.maxSteps)", "epochs and maxSteps exclude each other; keep one"),
     ),
+    "spec.workers": (
+        ("!has(self.minNodes) || self.minNodes <= self.nodes", "minNodes: at most nodes"),
+        (
+            "!has(self.startTimeout) || has(self.minNodes)",
+            "startTimeout: without minNodes a job waits for all of its workers; set minNodes too",
+        ),
+    ),
     "spec.training.warmup": (("!has(self.ratio) || !has(self.steps)", "ratio and steps exclude each other; keep one"),),
     "spec.checkpoint": (
         ("!has(self.maxLostWork) || !has(self.everySteps)", "maxLostWork and everySteps exclude each other; keep one"),

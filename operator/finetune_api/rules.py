@@ -29,6 +29,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _lengths,
         _holdouts,
         _batch,
+        _fewest_workers,
         _task,
         _early_stopping,
         _output,
@@ -114,6 +115,31 @@ def _batch(spec: Spec) -> Iterator[Violation]:
         yield Violation(
             "spec.training.microBatchSize",
             f"{micro} does not divide the {total // world} examples that each process gets per step; write {fitting}",
+        )
+
+
+def divides_batch(spec: Spec, nodes: int) -> bool:
+    """Whether so many workers can share the global batch evenly."""
+    micro = spec.training.micro_batch_size or 1
+    return spec.training.global_batch_size % (nodes * max(1, spec.workers.gpus_per_node) * micro) == 0
+
+
+def _fewest_workers(spec: Spec) -> Iterator[Violation]:
+    fewest, nodes = spec.workers.min_nodes, spec.workers.nodes
+    if fewest is None:
+        if spec.workers.start_timeout is not None:
+            yield Violation(
+                "spec.workers.startTimeout", "without minNodes a job waits for all of its workers; set minNodes too"
+            )
+        return
+    if fewest > nodes:
+        yield Violation("spec.workers.minNodes", f"{fewest} is more than spec.workers.nodes, {nodes}; write {nodes}")
+    elif not divides_batch(spec, fewest):
+        usable = [str(number) for number in range(1, nodes + 1) if divides_batch(spec, number)]
+        yield Violation(
+            "spec.workers.minNodes",
+            f"{fewest} workers cannot share a global batch of {spec.training.global_batch_size} evenly; write "
+            f"{' or '.join(usable) or 'another spec.training.globalBatchSize'}",
         )
 
 

@@ -16,7 +16,7 @@ from .clusters import Cluster
 from .errors import ApiError, ClusterConflictError
 from .manifests import JobKey, Manifest, rfc3339
 from .observed import Observed, ObservedStage
-from .policy import grace, history, pending, runs, stages, waiting
+from .policy import grace, history, pending, runs, scale, stages, waiting
 from .policy import status as status_policy
 from .policy.events import announcements
 from .policy.world import batch_plan, stage_config
@@ -172,7 +172,8 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
     match decision:
         case stages.Start(stage, attempt):
             trained = tuple(entry for entry in status.attempts if entry.stage is Stage.TRAIN)
-            config = stage_config(world.job, world.run, stage, attempt, world.settings.storage, trained)
+            nodes = _nodes(world, status, stage)
+            config = stage_config(world.job, world.run, stage, attempt, world.settings.storage, trained, nodes)
             seconds = grace.grace_seconds(status, world.settings.termination_grace) if stage is Stage.TRAIN else None
             for manifest in render_stage(config, world.settings, grace_seconds=seconds):
                 await world.cluster.apply(manifest)
@@ -182,17 +183,27 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
                     await world.cluster.delete_job(world.key, child.job_name, child.uid)
 
 
+def _nodes(world: _World, status: Status, stage: Stage) -> int | None:
+    """Workers of the next attempt; None where the stage has one."""
+    return scale.next_nodes(world.job.spec, status) if stage is Stage.TRAIN else None
+
+
 def _with_begun(world: _World, status: Status, decision: stages.Decision) -> Status:
-    if not isinstance(decision, stages.Start):
-        return status
-    name = names.child_name(world.key.name, world.run, decision.stage, decision.attempt)
-    return history.begun(status, decision.stage, decision.attempt, name, rfc3339(world.now))
+    match decision:
+        case stages.Start(stage, attempt):
+            name, nodes = names.child_name(world.key.name, world.run, stage, attempt), _nodes(world, status, stage)
+            return history.begun(status, stage, attempt, name, rfc3339(world.now), nodes=nodes)
+        case stages.Shrink(trained, nodes):
+            return history.shrinking(status, trained, nodes)
+    return status
 
 
 def _with_batch(status: Status, job: FineTuneJob) -> Status:
+    """The division of the global batch among the workers that there are, or will be."""
     if status.chosen is None:
         return status
-    plan = batch_plan(job.spec)
+    last = scale.last_training(status)
+    plan = batch_plan(job.spec, None if last is None else last.nodes)
     chosen = status.chosen.model_copy(
         update={"micro_batch_size": plan.micro_size, "gradient_accumulation_steps": plan.accumulation}
     )
@@ -216,6 +227,8 @@ def _requeue_after(world: _World, status: Status, decision: stages.Decision) -> 
                 wait = min(wait, _ENDING_SECONDS)
         case stages.Backoff(seconds) | stages.Keep(seconds):
             wait = seconds
+        case stages.Shrink():
+            wait = 0.0
         case stages.Finish() if world.job.spec.ttl_seconds_after_finished is not None:
             return float(world.job.spec.ttl_seconds_after_finished)  # nothing else brings the job back by then
         case _:

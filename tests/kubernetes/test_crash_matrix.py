@@ -70,6 +70,15 @@ async def is_changed_while_it_runs(world: World, name: str, fault: Fault | None)
     return job
 
 
+async def takes_fewer(world: World, name: str, fault: Fault | None) -> Driven:
+    """Three workers cannot share its batch, so two it is, however many of the three run when the time is over."""
+    world.kubelet.rooms[name] = lambda _stage, _attempt, index: index < 3
+    workers = {"nodes": 4, "minNodes": 2, "startTimeout": "2s"}
+    job = await world.create(name, train_ends(FOREVER), fault, workers=workers)
+    await job.until(in_phase(Phase.SUCCEEDED), within=240)
+    return job
+
+
 LIVES: dict[str, Life] = {
     "completes": completes,
     "falls": falls_once,
@@ -77,6 +86,7 @@ LIVES: dict[str, Life] = {
     "evicted": is_evicted,
     "rests": rests_and_goes_on,
     "changed": is_changed_while_it_runs,
+    "fewer": takes_fewer,
 }
 
 

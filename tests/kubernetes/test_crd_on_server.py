@@ -43,6 +43,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"checkpoint": {"everySteps": 10, "maxLostWork": "5m"}},
         "maxLostWork and everySteps exclude each other",
     ),
+    "fewer workers than fewest": ({"workers": {"nodes": 2, "minNodes": 4}}, "minNodes: at most nodes"),
+    "a start time-out for nothing": (
+        {"workers": {"startTimeout": "1m"}},
+        "startTimeout: without minNodes a job waits for all of its workers; set minNodes too",
+    ),
     "a best state that nobody keeps": (
         {"training": {"earlyStopping": {}}, "checkpoint": {"keepBest": 0}},
         "checkpoint.keepBest: early stopping exports the best state, so write 1 or more",

@@ -134,6 +134,35 @@ def test_workers_changed_while_it_runs_come_with_the_next_attempt_and_the_object
     play(admin, namespace, scenario)
 
 
+def test_a_job_that_gets_fewer_workers_begins_with_those_and_tries_for_all_at_the_next_restart(
+    admin: Path, namespace: str
+) -> None:
+    def script(stage: Stage, attempt: int, _index: int) -> End:
+        if stage is not Stage.TRAIN:
+            return End()
+        return {1: FOREVER, 2: End(70, after=1.0)}.get(attempt, End())
+
+    async def scenario(world: World) -> None:
+        world.kubelet.rooms["crowded"] = lambda stage, attempt, index: index < 3 or attempt > 2
+        workers = {"nodes": 4, "minNodes": 1, "startTimeout": "3s"}
+        job = await world.create("crowded", script, workers=workers)
+        status = await job.until(lambda status: any(entry.fewer_nodes for entry in status.attempts))
+        assert condition(status, "Ready") == ("False", "FewerWorkers")
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        trainings = [entry for entry in status.attempts if entry.stage is Stage.TRAIN]
+        # 16 examples cannot be shared by three workers.
+        assert [(entry.nodes, entry.fewer_nodes, entry.outcome) for entry in trainings] == [
+            (4, 2, "Stopped"),
+            (2, None, "Retryable"),
+            (4, None, "Succeeded"),
+        ]
+        assert [(await world.jobs())[f"crowded-r1-train-a{number}"]["parallelism"] for number in (2, 3)] == [2, 4]
+        assert (await world.event_reasons("crowded")).count("FewerWorkers") == 1
+        assert (status.restarts, status.disruptions) == (1, 0)
+
+    play(admin, namespace, scenario)
+
+
 def test_pods_get_as_long_to_save_in_as_the_last_attempt_took(admin: Path, namespace: str) -> None:
     """An attempt that leaves word of a save of 100 s is followed by one whose pods get more than that twice."""
     saved = CommittedCheckpoint(step=4, uri="s3://b/c.json", time="2026-01-01T00:00:00Z", save_seconds=100.0)

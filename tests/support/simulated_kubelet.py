@@ -42,6 +42,8 @@ class End:
 FOREVER = End(after=float("inf"))
 Script = Callable[[Stage, int, int], End]
 """(stage, attempt, index of the pod) -> its end."""
+Room = Callable[[Stage, int, int], bool]
+"""(stage, attempt, index of the pod) -> whether there is a node for it."""
 
 
 def done(_stage: Stage, _attempt: int, _index: int) -> End:
@@ -60,6 +62,8 @@ class SimulatedKubelet:
     namespace: str
     scripts: dict[str, Script] = field(default_factory=dict)
     """By name of the FineTuneJob; others get `done`."""
+    rooms: dict[str, Room] = field(default_factory=dict)
+    """By name of the FineTuneJob; there is room for all pods of others."""
     stopped_code: int = 75
     stop_seconds: float = 0.0
     """How long a pod goes on after it was told to end: it saves."""
@@ -102,6 +106,8 @@ class SimulatedKubelet:
                 await self._patch(pod, "Failed", self.stopped_code, "")
             await self.server.request("DELETE", _path(pod), {"gracePeriodSeconds": 0})
         elif phase == "Pending" and not pod["spec"].get("nodeName"):
+            if not self._has_room(pod):
+                return
             binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod["metadata"]["name"]}}
             target = {"target": {"apiVersion": "v1", "kind": "Node", "name": NODE}}
             await self.server.request("POST", f"{_path(pod)}/binding", binding | target)
@@ -117,10 +123,11 @@ class SimulatedKubelet:
             await self._patch(pod, "Failed" if end.code else "Succeeded", end.code, message)
 
     def _end(self, pod: Manifest) -> End:
-        labels = pod["metadata"]["labels"]
-        script = self.scripts.get(labels[constants.LABEL_JOB], done)
-        index = int(pod["metadata"]["annotations"][constants.ANNOTATION_COMPLETION_INDEX])
-        return script(Stage(labels[constants.LABEL_STAGE]), int(labels[constants.LABEL_ATTEMPT]), index)
+        return self.scripts.get(pod["metadata"]["labels"][constants.LABEL_JOB], done)(*_place(pod))
+
+    def _has_room(self, pod: Manifest) -> bool:
+        room = self.rooms.get(pod["metadata"]["labels"][constants.LABEL_JOB])
+        return room is None or room(*_place(pod))
 
     async def _patch(self, pod: Manifest, phase: str, code: int | None, message: str) -> None:
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -198,6 +205,12 @@ class SimulatedKubelet:
 
 def _named(pod: Manifest) -> Manifest:
     return {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
+
+
+def _place(pod: Manifest) -> tuple[Stage, int, int]:
+    labels = pod["metadata"]["labels"]
+    index = int(pod["metadata"]["annotations"][constants.ANNOTATION_COMPLETION_INDEX])
+    return Stage(labels[constants.LABEL_STAGE]), int(labels[constants.LABEL_ATTEMPT]), index
 
 
 def _path(pod: Manifest) -> str:

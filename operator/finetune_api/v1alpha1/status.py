@@ -115,6 +115,10 @@ class AttemptStatus(StatusModel):
     """Its Kubernetes Job."""
     start_time: Time
     """When its Job was created."""
+    nodes: int | None = None
+    """Worker pods of a training."""
+    fewer_nodes: int | None = None
+    """Worker pods of the next attempt, where this one was stopped because its own did not all run."""
     first_step_time: Time | None = None
     """When its first optimizer step was done."""
     end_time: Time | None = None

@@ -57,6 +57,15 @@ class Workers(ApiModel):
     nodes: Annotated[int, Field(ge=1, le=512)] = 1
     """Worker pods; locally, worker processes."""
 
+    min_nodes: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Train with as few worker pods as this where no more of them run within `startTimeout`: at the start, and after
+    nodes were lost. Every restart tries for `nodes` again. Global batches, and the order of examples, stay the same.
+    Absent: wait for all."""
+
+    start_timeout: Duration | None = None
+    """With `minNodes`: how long an attempt waits for all of its pods to run, images pulled, before it is started again
+    with those that do. Absent: 5m."""
+
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 0
     """GPUs, and so training processes, of each worker. 0: one process on the CPU."""
 

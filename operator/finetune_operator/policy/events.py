@@ -16,6 +16,7 @@ _WARNINGS = frozenset(
         Reason.SAVE_TOO_SLOW,
         Reason.CHECKPOINT_LATE,
         Reason.WAITING_FOR_PODS,
+        Reason.FEWER_WORKERS,
         Reason.CANNOT_CREATE,
         Reason.CHILD_CONFLICT,
         Reason.PREPARE_FAILED,

@@ -47,12 +47,17 @@ def fold(status: Status, run: Run, observed: Observed, progress: Progress | None
     return _with_vanished(status, {child.job_name for child in children} | set(observed.orphans), now)
 
 
-def begun(status: Status, stage: Stage, number: int, job_name: str, now: str) -> Status:
+def begun(status: Status, stage: Stage, number: int, job_name: str, now: str, *, nodes: int | None = None) -> Status:
     """Status once the children of an attempt are created. A pass that sees them first would write the same, later."""
     if any(attempt.job_name == job_name for attempt in status.attempts):
         return status
-    attempt = AttemptStatus(stage=stage, number=number, job_name=job_name, start_time=now)
+    attempt = AttemptStatus(stage=stage, number=number, job_name=job_name, start_time=now, nodes=nodes)
     return status.model_copy(update={"attempts": (*status.attempts, attempt)[-_KEPT_ATTEMPTS:]})
+
+
+def shrinking(status: Status, attempt: AttemptStatus, nodes: int) -> Status:
+    """Status that knows with how many workers the attempt after this one begins."""
+    return _replace(status, attempt.model_copy(update={"fewer_nodes": nodes}))
 
 
 def open_jobs(status: Status, jobs: Iterable[Manifest]) -> tuple[str, ...]:
@@ -78,7 +83,8 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
         newest = last_attempt(status)
         if newest is not None and _order(child.stage, child.attempt) < _order(newest.stage, newest.number):
             return status  # older than what status still lists: judged and charged long ago
-        status = begun(status, child.stage, child.attempt, child.job_name, child.created_at)
+        nodes = child.expected_pods if child.stage is Stage.TRAIN else None
+        status = begun(status, child.stage, child.attempt, child.job_name, child.created_at, nodes=nodes)
         known = status.attempts[-1]
     if known.outcome is not None:
         return status

@@ -10,7 +10,7 @@ from finetune_api.v1alpha1.quantities import seconds
 
 from ..manifests import rfc3339
 from ..observed import Observed, ObservedStage
-from . import restart
+from . import restart, scale
 from .history import last_attempt
 from .runs import Run
 
@@ -45,6 +45,15 @@ class Watch:
 
     stage: Stage
     attempt: int
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Note that the next attempt gets fewer workers, before this one is stopped for it."""
+
+    attempt: AttemptStatus
+    nodes: int
+    message: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Finish:
     message: str
 
 
-Decision = Start | Stop | Watch | Linger | Backoff | Rest | Finish | Clear | Keep | None
+Decision = Start | Stop | Watch | Shrink | Linger | Backoff | Rest | Finish | Clear | Keep | None
 """None: the run is over, and status says so."""
 
 
@@ -116,8 +125,20 @@ def decide(
             return Stop(active, Reason.DEADLINE_EXCEEDED, f"{over}; saving the state")
         return Finish(False, Reason.DEADLINE_EXCEEDED, over)
     if active:
-        return Watch(active[-1].stage, active[-1].attempt)
+        return _of_running(spec, status, active[-1], now)
     return _next(spec, status, last_attempt(status), now, max_backoff_seconds)
+
+
+def _of_running(spec: Spec, status: Status, child: ObservedStage, now: datetime) -> Decision:
+    attempt = next((entry for entry in status.attempts if entry.job_name == child.job_name), None)
+    if attempt is None:
+        return Watch(child.stage, child.attempt)
+    if attempt.fewer_nodes is not None:
+        return Stop((child,), Reason.FEWER_WORKERS, scale.explanation(spec, attempt, attempt.fewer_nodes))
+    fewer = scale.fewer_nodes(spec, attempt, child, now)
+    if fewer is None:
+        return Watch(child.stage, child.attempt)
+    return Shrink(attempt, fewer, scale.explanation(spec, attempt, fewer))
 
 
 def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:

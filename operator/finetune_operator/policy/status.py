@@ -10,7 +10,7 @@ from finetune_api.v1alpha1 import Condition, Status
 
 from ..manifests import Manifest
 from .grace import Verdict
-from .stages import Backoff, Decision, Finish, Linger, Rest, Start, Stop, Watch, is_over
+from .stages import Backoff, Decision, Finish, Linger, Rest, Shrink, Start, Stop, Watch, is_over
 
 _RUNNING = {
     Stage.PREPARE: (Phase.PREPARING, Reason.PREPARING),
@@ -151,8 +151,8 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
             phase, reason = _RUNNING[stage]
             is_restart = attempt > 1 and not _has_stepped(status, attempt)
             if stage is Stage.TRAIN and is_restart:
-                return Phase.RESTARTING, Reason.RESTARTING, f"attempt {attempt}"
-            return phase, reason, f"attempt {attempt}" if attempt > 1 else ""
+                return Phase.RESTARTING, Reason.RESTARTING, _named(status, attempt)
+            return phase, reason, _named(status, attempt) if attempt > 1 else ""
         case Linger(jobs):
             phase, reason = Phase.PENDING, Reason.WAITING_FOR_PODS
             if status.stage:
@@ -160,6 +160,8 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
             return phase, reason, f"{', '.join(jobs)} is gone, and what follows waits until its pods have ended"
         case Backoff(_, until):
             return Phase.RESTARTING, Reason.RESTARTING, f"next attempt at {until}"
+        case Shrink(_, _, message) | Stop(_, Reason.FEWER_WORKERS, message):
+            return Phase.RESTARTING, Reason.FEWER_WORKERS, message
         case Stop(_, reason, message):
             return Phase.SUSPENDING, reason, message
         case Rest():
@@ -174,6 +176,15 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
             )
             phase = Phase.SUCCEEDED if ended.type is ConditionType.COMPLETE else Phase.FAILED
             return phase, ended.reason, ended.message
+
+
+def _named(status: Status, attempt: int) -> str:
+    """`attempt 3`, and with how many workers where they are fewer than asked for."""
+    trainings = {entry.number: entry for entry in status.attempts if entry.stage is Stage.TRAIN}
+    before = trainings.get(attempt - 1)
+    if status.stage != Stage.TRAIN or before is None or before.fewer_nodes is None or attempt not in trainings:
+        return f"attempt {attempt}"
+    return f"attempt {attempt} with {trainings[attempt].nodes} workers: no more could be had"
 
 
 def _has_stepped(status: Status, attempt: int) -> bool:

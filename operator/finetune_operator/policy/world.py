@@ -14,8 +14,9 @@ def stage_config(
     attempt: int,
     storage_defaults: StorageSettings,
     attempts: tuple[AttemptStatus, ...] = (),
+    nodes: int | None = None,
 ) -> TrainerConfig:
-    """All that an attempt at a stage is told."""
+    """All that an attempt at a stage is told. `nodes`: workers of a training, where they are not all."""
     return TrainerConfig(
         job=JobRef(namespace=job.metadata.namespace, name=job.metadata.name, uid=job.metadata.uid),
         run=run,
@@ -23,27 +24,35 @@ def stage_config(
         attempt=attempt,
         spec=job.spec,
         storage=storage_settings(job.spec, storage_defaults),
-        world=world(job.spec, stage),
-        batch=batch_plan(job.spec),
+        world=world(job.spec, stage, nodes),
+        batch=batch_plan(job.spec, nodes),
         attempts=attempts if stage is Stage.EVALUATE else (),
     )
 
 
-def world(spec: Spec, stage: Stage) -> World:
-    """Training gets every worker; the other stages are one process."""
+def world(spec: Spec, stage: Stage, nodes: int | None = None) -> World:
+    """Training gets every worker, or `nodes`; the other stages are one process."""
     gpus = spec.workers.gpus_per_node
     if stage is Stage.TRAIN:
-        return World(nodes=spec.workers.nodes, processes_per_node=max(1, gpus), gpus=gpus > 0)
+        return World(nodes=nodes or spec.workers.nodes, processes_per_node=max(1, gpus), gpus=gpus > 0)
     return World(gpus=gpus > 0 and stage is Stage.EVALUATE)
 
 
-def batch_plan(spec: Spec) -> BatchPlan:
-    """global = processes * micro * accumulation; the rules have made sure that it divides."""
-    share = spec.training.global_batch_size // world(spec, Stage.TRAIN).size
-    micro = spec.training.micro_batch_size or max(
-        size for size in range(1, min(share, _LARGEST_DEFAULT_MICRO_BATCH) + 1) if share % size == 0
+def batch_plan(spec: Spec, nodes: int | None = None) -> BatchPlan:
+    """global = processes * micro * accumulation; the rules have made sure that it divides.
+
+    With fewer workers than all, `nodes`, none has more examples in memory at once: there are more micro batches.
+    """
+    limit = spec.training.global_batch_size // world(spec, Stage.TRAIN).size
+    share = spec.training.global_batch_size // world(spec, Stage.TRAIN, nodes).size
+    micro = spec.training.micro_batch_size or _largest_divisor(
+        share, _largest_divisor(limit, _LARGEST_DEFAULT_MICRO_BATCH)
     )
     return BatchPlan(global_size=spec.training.global_batch_size, micro_size=micro, accumulation=share // micro)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(size for size in range(1, min(number, limit) + 1) if number % size == 0)
 
 
 def storage_settings(spec: Spec, defaults: StorageSettings) -> StorageSettings:

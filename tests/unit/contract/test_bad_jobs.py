@@ -96,6 +96,18 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
             "spec.checkpoint.keepBest: 0 would remove the best state, which early stopping exports; write 1, or remove",
         ),
         ("spec.checkpoint", {"keepBest": 0}, None),
+        ("spec.workers", {"nodes": 2, "minNodes": 4}, "spec.workers.minNodes: 4 is more than spec.workers.nodes, 2"),
+        (
+            "spec.workers",
+            {"nodes": 4, "minNodes": 3},
+            "spec.workers.minNodes: 3 workers cannot share a global batch of 16 evenly; write 1 or 2 or 4",
+        ),
+        (
+            "spec.workers",
+            {"nodes": 4, "startTimeout": "1m"},
+            "spec.workers.startTimeout: without minNodes a job waits for all of its workers; set minNodes too",
+        ),
+        ("spec.workers", {"nodes": 4, "minNodes": 2, "startTimeout": "1m"}, None),
         ("spec.data.test", {}, "spec.data.test: exactly one of sources, fraction is needed"),
         (
             "spec.data.test",

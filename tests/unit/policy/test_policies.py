@@ -358,3 +358,22 @@ def test_what_was_noticed_of_another_attempt_is_not_this_ones_cause() -> None:
     children = (PREPARED, make_stage(ended="Failed"), make_stage(attempt=2, ended="Failed"))
     judged = folded(Observed(children), seen)
     assert [attempt.reason for attempt in judged.attempts] == ["", "PodDeleted", "Lost"]
+
+
+def test_what_lacks_workers_is_noted_before_it_is_stopped() -> None:
+    """A crash in between repeats nothing: the next attempt has as many workers as was noted."""
+    job = make_job(workers={"nodes": 2, "minNodes": 1, "startTimeout": "10s"})
+    waiting = make_stage(
+        pods=(make_pod(0), make_pod(1, phase="Pending")), expected_pods=2, created_at="2026-01-01T11:59:00Z"
+    )
+    before = folded(Observed((PREPARED, waiting)))
+    noted = decided(job, PREPARED, waiting, before=before)
+    assert isinstance(noted, stages.Shrink)
+    assert noted.nodes == 1
+    after = history.shrinking(before, noted.attempt, noted.nodes)
+    assert decided(job, PREPARED, waiting, before=after) == stages.Stop((waiting,), Reason.FEWER_WORKERS, noted.message)
+    told = [status.concluded(entry, step, generation=1, now=STAMP) for entry, step in ((after, noted),)]
+    assert [(entry.phase, entry.conditions[1].reason) for entry in told] == [(Phase.RESTARTING, Reason.FEWER_WORKERS)]
+    ended = folded(Observed((PREPARED,)), after)
+    assert decided(job, PREPARED, before=ended) == stages.Start(Stage.TRAIN, 2)
+    assert ended.restarts == ended.disruptions == 0

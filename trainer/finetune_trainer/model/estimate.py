@@ -46,6 +46,8 @@ class TrainingShape:
     length: int
     """Tokens per example."""
     gradient_checkpointing: bool
+    is_fewest: bool = False
+    """`nodes` are spec.workers.minNodes, the fewest that the training may have to do with."""
 
     @property
     def world(self) -> int:
@@ -167,7 +169,8 @@ def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str
         ways.append("set spec.method.lora instead of full")
     nodes = _nodes_that_fit(shape, max(stage, 1), limit)
     if nodes is not None:
-        ways.append(f"set spec.workers.nodes: {nodes}" + ("" if stage else " with spec.deepspeed.zeroStage: 1"))
+        field = "minNodes" if shape.is_fewest else "nodes"
+        ways.append(f"set spec.workers.{field}: {nodes}" + ("" if stage else " with spec.deepspeed.zeroStage: 1"))
     return ways[:3]
 
 

@@ -1,0 +1,125 @@
+"""How many workers an attempt gets: (spec, attempts so far) -> number, and (spec, pods, time) -> fewer or not."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from factories import make_job
+from finetune_api.constants import Stage
+from finetune_api.v1alpha1 import AttemptStatus, Spec, Status
+from finetune_api.validation import parse_job
+from finetune_operator.observed import ObservedPod, ObservedStage
+from finetune_operator.policy import scale, world
+
+BEGUN = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+STAMP = "2026-01-01T12:00:00Z"
+
+
+def make_spec(nodes: int = 4, fewest: int | None = 1, *, micro: int | None = None, **workers: Any) -> Spec:
+    training = {"globalBatchSize": 32, "microBatchSize": micro}
+    return parse_job(make_job(workers={"nodes": nodes, "minNodes": fewest, **workers}, training=training)).spec
+
+
+def make_attempt(number: int = 1, **fields: Any) -> AttemptStatus:
+    defaults = {"stage": Stage.TRAIN, "number": number, "job_name": f"a{number}", "start_time": STAMP, "nodes": 4}
+    return AttemptStatus.model_validate(defaults | fields)
+
+
+def make_stage(running: int, expected: int = 4, stage: Stage = Stage.TRAIN, *, deleting: bool = False) -> ObservedStage:
+    pods = tuple(
+        ObservedPod(
+            name=f"pod-{index}",
+            index=index,
+            phase="Running" if index < running else "Pending",
+            exit_code=None,
+            finished_at="",
+            message=None,
+            raw_message="",
+            disrupted=False,
+        )
+        for index in range(expected)
+    )
+    return ObservedStage(
+        stage=stage,
+        run=1,
+        attempt=1,
+        job_name="a1",
+        uid="u",
+        created_at=STAMP,
+        ended_at="",
+        succeeded=False,
+        failed=False,
+        deleting=deleting,
+        pods=pods,
+        expected_pods=expected,
+    )
+
+
+FIVE_MINUTES = timedelta(minutes=5)
+FEWER = [
+    pytest.param(make_spec(), make_stage(2), FIVE_MINUTES, 2, id="those that run"),
+    pytest.param(make_spec(), make_stage(3), FIVE_MINUTES, 2, id="three cannot share 32 examples"),
+    pytest.param(make_spec(), make_stage(3), FIVE_MINUTES - timedelta(seconds=1), None, id="time is left"),
+    pytest.param(make_spec(startTimeout="10s"), make_stage(1), timedelta(seconds=10), 1, id="its own time-out"),
+    pytest.param(make_spec(), make_stage(4), FIVE_MINUTES, None, id="all run, and import"),
+    pytest.param(make_spec(), replace(make_stage(2), failing=True), FIVE_MINUTES, None, id="fails by itself"),
+    pytest.param(make_spec(), make_stage(0), FIVE_MINUTES, None, id="none runs"),
+    pytest.param(make_spec(fewest=2), make_stage(1), FIVE_MINUTES, None, id="too few"),
+    pytest.param(make_spec(fewest=None), make_stage(2), FIVE_MINUTES, None, id="not asked for"),
+    pytest.param(make_spec(micro=8), make_stage(3), FIVE_MINUTES, 2, id="whole micro batches"),
+    pytest.param(make_spec(8, 2), make_stage(3), FIVE_MINUTES, 2, id="an attempt that is smaller already"),
+    pytest.param(make_spec(), make_stage(1, 2, Stage.EVALUATE), FIVE_MINUTES, None, id="another stage"),
+    pytest.param(make_spec(), make_stage(2, deleting=True), FIVE_MINUTES, None, id="being stopped"),
+]
+
+
+@pytest.mark.parametrize(("spec", "stage", "age", "expected"), FEWER)
+def test_an_attempt_that_lacks_workers_is_started_with_fewer(
+    spec: Spec, stage: ObservedStage, age: timedelta, expected: int | None
+) -> None:
+    assert scale.fewer_nodes(spec, make_attempt(), stage, BEGUN + age) == expected
+
+
+def test_an_attempt_that_has_trained_is_left_alone() -> None:
+    trained = make_attempt(first_step_time=STAMP)
+    assert scale.fewer_nodes(make_spec(), trained, make_stage(2), BEGUN + FIVE_MINUTES) is None
+
+
+NEXT = [
+    pytest.param(make_spec(), [], 4, id="the first"),
+    pytest.param(make_spec(), [make_attempt(fewer_nodes=2)], 2, id="after one that lacked some"),
+    pytest.param(make_spec(), [make_attempt(fewer_nodes=2), make_attempt(2, nodes=2)], 4, id="after any other end"),
+    pytest.param(make_spec(2), [make_attempt(fewer_nodes=2)], 2, id="the spec wants fewer meanwhile"),
+    pytest.param(make_spec(fewest=4), [make_attempt(fewer_nodes=2)], 4, id="the spec allows none meanwhile"),
+]
+
+
+@pytest.mark.parametrize(("spec", "attempts", "expected"), NEXT)
+def test_the_next_attempt_tries_for_all_unless_the_last_one_lacked_some(
+    spec: Spec, attempts: list[AttemptStatus], expected: int
+) -> None:
+    assert scale.next_nodes(spec, Status(attempts=tuple(attempts))) == expected
+
+
+PLANS = [
+    (32, 4, None, (8, 1)),
+    (32, 2, None, (8, 2)),
+    (32, 1, None, (8, 4)),
+    (24, 3, None, (8, 1)),
+    (24, 2, None, (6, 2)),
+    (32, 2, 4, (4, 4)),
+]
+
+
+@pytest.mark.parametrize(("total", "nodes", "micro", "expected"), PLANS)
+def test_fewer_workers_take_more_micro_batches_and_never_larger_ones(
+    total: int, nodes: int, micro: int | None, expected: tuple[int, int]
+) -> None:
+    training = {"globalBatchSize": total, "microBatchSize": micro}
+    full = 3 if total == 24 else 4
+    spec = parse_job(make_job(workers={"nodes": full, "minNodes": 1}, training=training)).spec
+    plan = world.batch_plan(spec, nodes)
+    assert (plan.micro_size, plan.accumulation) == expected
+    assert plan.micro_size * plan.accumulation * nodes == total
