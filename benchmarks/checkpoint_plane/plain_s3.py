@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_trainer.checkpoint.blobs import THREADS
+from finetune_trainer.checkpoint.stored.blobs import THREADS
 
 _READ_BYTES = 1 << 20
 _TOLERANCE = 1.1

@@ -12,11 +12,11 @@ from typing import Any
 import torch.distributed as dist
 
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer.checkpoint.host import HostCopies
-from finetune_trainer.checkpoint.layout import blob_sizes
-from finetune_trainer.checkpoint.loading import Loader
-from finetune_trainer.checkpoint.places import RunStorage
+from finetune_trainer.checkpoint.format.layout import blob_sizes
 from finetune_trainer.checkpoint.plane import CheckpointPlane
+from finetune_trainer.checkpoint.stored.host import HostCopies
+from finetune_trainer.checkpoint.stored.loading import Loader
+from finetune_trainer.checkpoint.stored.places import RunStorage
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore, join
 

@@ -2,12 +2,12 @@
 
 from collections import deque
 
-from finetune_trainer.checkpoint import deposit
-from finetune_trainer.checkpoint.failures import Failure
-from finetune_trainer.checkpoint.orders import Answer, Order
-from finetune_trainer.checkpoint.pace import Pace
-from finetune_trainer.checkpoint.places import RunStorage
-from finetune_trainer.checkpoint.shared_memory import SharedMemory
+from finetune_trainer.checkpoint.format.failures import Failure
+from finetune_trainer.checkpoint.format.orders import Answer, Order
+from finetune_trainer.checkpoint.stored.places import RunStorage
+from finetune_trainer.checkpoint.upload import deposit
+from finetune_trainer.checkpoint.upload.pace import Pace
+from finetune_trainer.checkpoint.upload.shared_memory import SharedMemory
 from finetune_trainer.errors import TrainerError
 
 

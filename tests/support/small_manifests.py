@@ -2,7 +2,7 @@
 
 from finetune_api.trainer_config import Prepared, SplitCounts
 from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
-from finetune_trainer.checkpoint.manifest import Manifest, PartRef
+from finetune_trainer.checkpoint.format.manifest import Manifest, PartRef
 
 MODEL, DATA, OTHER = "a1" * 32, "b2" * 32, "c3" * 32
 MANIFEST = Manifest(

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.checkpoint import deposit
-from finetune_trainer.checkpoint.layout import PLANES, Fragment, Layout
-from finetune_trainer.checkpoint.loading import Loader
-from finetune_trainer.checkpoint.manifest import Buffer, Manifest, PartRef, State
-from finetune_trainer.checkpoint.orders import CommitOrder, PartOrder, StoredPart
-from finetune_trainer.checkpoint.pace import Pace
-from finetune_trainer.checkpoint.places import RunStorage
+from finetune_trainer.checkpoint.format.layout import PLANES, Fragment, Layout
+from finetune_trainer.checkpoint.format.manifest import Buffer, Manifest, PartRef, State
+from finetune_trainer.checkpoint.format.orders import CommitOrder, PartOrder, StoredPart
+from finetune_trainer.checkpoint.stored.loading import Loader
+from finetune_trainer.checkpoint.stored.places import RunStorage
+from finetune_trainer.checkpoint.upload import deposit
+from finetune_trainer.checkpoint.upload.pace import Pace
 from finetune_trainer.store import ObjectStore
 
 FloatArray = npt.NDArray[np.float32]

@@ -64,8 +64,8 @@ def make_plane(settings: Any, folder: str, rank: int, size: int, **options: Any)
 
     `checkpoint` is the block of the spec, `carrier` a kind of InlineCarrier.
     """
-    from finetune_trainer.checkpoint.places import RunStorage
     from finetune_trainer.checkpoint.plane import CheckpointPlane
+    from finetune_trainer.checkpoint.stored.places import RunStorage
     from inline_carrier import InlineCarrier
 
     runtime = RuntimeEnv(rank, size, rank, size, scratch=Path("/tmp"), cache=Path("/tmp"))

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from finetune_trainer.checkpoint.archive import Archive, Keep
-from finetune_trainer.checkpoint.loading import Loader
-from finetune_trainer.checkpoint.values import write_values
+from finetune_trainer.checkpoint.stored.loading import Loader
+from finetune_trainer.checkpoint.stored.values import write_values
 from finetune_trainer.errors import BadConfigError, CorruptCheckpointError, FencedError
 from finetune_trainer.store import ObjectStore
 from stored_runs import SHAPES, StoredRun, value_of

@@ -292,7 +292,7 @@ def test_the_weights_of_the_best_step_come_back_alone(
 
 
 def joint_failures(rank: int, size: int) -> list[tuple[str, str]]:
-    from finetune_trainer.checkpoint.collective import everywhere, on_main, together
+    from finetune_trainer.checkpoint.engine.collective import everywhere, on_main, together
 
     def fails_on(failing: tuple[int, ...]) -> int:
         if rank in failing:

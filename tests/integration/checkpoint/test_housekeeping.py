@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_trainer.checkpoint.orders import Answer, Order, PartOrder, PruneOrder
+from finetune_trainer.checkpoint.format.orders import Answer, Order, PartOrder, PruneOrder
 from finetune_trainer.store import ObjectStore
 from inline_carrier import InlineCarrier
 from tiny_engine import Case, make_engine, make_plane, make_store, seed_ranks, train

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
-from finetune_trainer.checkpoint.host import FOLDER
+from finetune_trainer.checkpoint.stored.host import FOLDER
 from finetune_trainer.store import ObjectStore
 from store_proxy import StoreProxy
 from stored_checkpoints import data_blobs
@@ -36,7 +36,7 @@ def state_of(engine: Any, rank: int, size: int) -> str:
     """Digest of this rank's parameters and moments."""
     import numpy as np
 
-    from finetune_trainer.checkpoint import fragments
+    from finetune_trainer.checkpoint.engine import fragments
 
     slots = fragments.owned(engine, rank=rank, world_size=size)
     planes = np.empty(fragments.layout_of(slots).bytes(), dtype=np.uint8)

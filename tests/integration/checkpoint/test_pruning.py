@@ -5,11 +5,11 @@ from itertools import islice
 
 import pytest
 
-from finetune_trainer.checkpoint import deposit
-from finetune_trainer.checkpoint.orders import Pruned, PruneOrder
-from finetune_trainer.checkpoint.pace import Pace
-from finetune_trainer.checkpoint.pruning import Pruning
-from finetune_trainer.checkpoint.retention import GRACE, Keep
+from finetune_trainer.checkpoint.format.orders import Pruned, PruneOrder
+from finetune_trainer.checkpoint.format.retention import GRACE, Keep
+from finetune_trainer.checkpoint.stored.pruning import Pruning
+from finetune_trainer.checkpoint.upload import deposit
+from finetune_trainer.checkpoint.upload.pace import Pace
 from finetune_trainer.errors import FencedError
 from finetune_trainer.store import ObjectStore
 from stored_runs import StoredRun

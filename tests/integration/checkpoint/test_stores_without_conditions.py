@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
-from finetune_trainer.checkpoint.claims import Claims
+from finetune_trainer.checkpoint.stored.claims import Claims
 from finetune_trainer.errors import FencedError
 from finetune_trainer.store import ObjectStore
 from store_proxy import Conditions, StoreProxy

@@ -2,7 +2,7 @@
 
 import json
 
-from finetune_trainer.checkpoint.places import RunStorage
+from finetune_trainer.checkpoint.stored.places import RunStorage
 from finetune_trainer.store import ObjectStore
 from small_manifests import MANIFEST, OTHER, PREPARED
 from stored_checkpoints import run_uri

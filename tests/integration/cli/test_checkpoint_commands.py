@@ -17,7 +17,7 @@ from finetune_cli.embedded_store import EmbeddedStore
 from finetune_cli.local_state import RUN_LOCK
 from finetune_cli.local_storage import store_folder
 from finetune_cli.locks import try_lock
-from finetune_trainer.checkpoint.loading import Loader
+from finetune_trainer.checkpoint.stored.loading import Loader
 from finetune_trainer.store import ObjectStore
 from process_support import base_environment
 from stored_runs import SHAPES, StoredRun, value_of

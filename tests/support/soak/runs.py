@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer.checkpoint.places import RunStorage
-from finetune_trainer.checkpoint.verifying import Verifier
+from finetune_trainer.checkpoint.stored.places import RunStorage
+from finetune_trainer.checkpoint.stored.verifying import Verifier
 from mortal_store import MortalStore
 from soak.events import Event, Point, Victim
 from soak.ranks import TARGET, step_times
@@ -259,6 +259,6 @@ def _uploaders_of(pid: int) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"checkpoint.uploader" in (folder / "cmdline").read_bytes():
+            if parent == pid and b"upload.uploader" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
     return found

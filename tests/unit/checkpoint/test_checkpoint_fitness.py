@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.checkpoint.fitness import UnfitError, check_origin, read_manifest
+from finetune_trainer.checkpoint.format.fitness import UnfitError, check_origin, read_manifest
 from small_manifests import MANIFEST, OTHER, PREPARED
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.checkpoint.layout import (
+from finetune_trainer.checkpoint.format.layout import (
     Fragment,
     Layout,
     blob_sizes,

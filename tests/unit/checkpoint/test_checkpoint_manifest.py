@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune_trainer.checkpoint.manifest import Manifest, PartRef, manifest_name, newest_first
+from finetune_trainer.checkpoint.format.manifest import Manifest, PartRef, manifest_name, newest_first
 
 
 def make_manifest(**fields: object) -> Manifest:

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from finetune_trainer.checkpoint import rng
+from finetune_trainer.checkpoint.engine import rng
 
 
 def draw() -> list[float]:

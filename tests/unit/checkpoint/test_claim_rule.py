@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.checkpoint.claim_keys import ClaimKey, Verdict, keys_of, verdict
+from finetune_trainer.checkpoint.stored.claim_keys import ClaimKey, Verdict, keys_of, verdict
 
 A, B, C = (ClaimKey(2, token) for token in "abc")
 

@@ -1,4 +1,4 @@
-"""The names inside DeepSpeed that checkpoint/fragments.py reads still exist. Read from its sources, not imported."""
+"""The names inside DeepSpeed that checkpoint/engine/fragments.py reads still exist: looked up in its sources."""
 
 import ast
 from functools import cache

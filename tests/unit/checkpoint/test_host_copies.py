@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.checkpoint.host import FOLDER, HostCopies
+from finetune_trainer.checkpoint.stored.host import FOLDER, HostCopies
 
 RUN = "s3://bucket/out/runs/r0001-1"
 DATA = os.urandom(3 << 20)

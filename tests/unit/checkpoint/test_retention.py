@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.checkpoint.manifest import Manifest
-from finetune_trainer.checkpoint.retention import GRACE, Keep, StoredBlob, kept, unneeded, why_kept
+from finetune_trainer.checkpoint.format.manifest import Manifest
+from finetune_trainer.checkpoint.format.retention import GRACE, Keep, StoredBlob, kept, unneeded, why_kept
 from small_manifests import MANIFEST
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

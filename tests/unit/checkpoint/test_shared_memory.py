@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 
-from finetune_trainer.checkpoint.failures import Failure
-from finetune_trainer.checkpoint.shared_memory import SharedMemory
+from finetune_trainer.checkpoint.format.failures import Failure
+from finetune_trainer.checkpoint.upload.shared_memory import SharedMemory
 from finetune_trainer.errors import FencedError, TrainerError
 
 READ = """
 import sys
-from finetune_trainer.checkpoint.shared_memory import SharedMemory
+from finetune_trainer.checkpoint.upload.shared_memory import SharedMemory
 memory = SharedMemory(int(sys.argv[1]))
 memory.array(6)[3:] = list(b"xyz")
 print(memory.array(3).tobytes().decode(), end="")

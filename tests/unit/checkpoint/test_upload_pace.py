@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from finetune_trainer.checkpoint.pace import Pace
+from finetune_trainer.checkpoint.upload.pace import Pace
 from finetune_trainer.store.paced import PacedBody
 
 

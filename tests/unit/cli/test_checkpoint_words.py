@@ -12,7 +12,7 @@ from finetune_cli.display.checkpoints import table, verdict
 from finetune_cli.exit_status import CommandError, MissingJobError
 from finetune_cli.stored_runs import address_of
 from finetune_trainer.checkpoint.archive import Checked, Entry
-from finetune_trainer.checkpoint.manifest import Manifest, manifest_name
+from finetune_trainer.checkpoint.format.manifest import Manifest, manifest_name
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 RUN = "s3://bucket/out/runs/r0001-1f3a9c42"

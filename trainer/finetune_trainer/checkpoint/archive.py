@@ -7,15 +7,15 @@ from pathlib import Path
 
 from ..errors import CorruptCheckpointError
 from ..store import ObjectStore, join
-from .claims import newest_claim
-from .loading import Loader
-from .manifest import Manifest, numbers_of
-from .orders import Pruned
-from .places import RunStorage
-from .pruning import Pruning
-from .retention import GRACE, Keep
-from .values import write_values
-from .verifying import Verifier
+from .format.manifest import Manifest, numbers_of
+from .format.orders import Pruned
+from .format.retention import GRACE, Keep
+from .stored.claims import newest_claim
+from .stored.loading import Loader
+from .stored.places import RunStorage
+from .stored.pruning import Pruning
+from .stored.values import write_values
+from .stored.verifying import Verifier
 
 __all__ = ["Archive", "Checked", "Entry", "Keep", "Pruned"]
 

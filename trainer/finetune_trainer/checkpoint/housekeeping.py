@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..runtime import RuntimeEnv
-from .carrier import Carrier
-from .collective import everywhere
-from .orders import Answer, Pruned, PruneOrder
-from .retention import Keep
+from .engine.collective import everywhere
+from .format.orders import Answer, Pruned, PruneOrder
+from .format.retention import Keep
+from .upload.carrier import Carrier
 
 log = logging.getLogger(__name__)
 

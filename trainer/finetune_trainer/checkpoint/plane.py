@@ -16,16 +16,16 @@ from finetune_api.trainer_config import TrainerConfig
 from ..errors import CorruptCheckpointError
 from ..runtime import RuntimeEnv
 from ..store import ObjectStore
-from . import buffers, fragments, rng
-from .blobs import Origin
-from .carrier import Carrier, UploaderProcess
-from .collective import everywhere, on_main, together
-from .layout import PLANES
-from .loading import Loader
-from .manifest import Manifest, State
-from .orders import Setup
-from .places import RunStorage
+from .engine import buffers, fragments, rng
+from .engine.collective import everywhere, on_main, together
+from .format.layout import PLANES
+from .format.manifest import Manifest, State
+from .format.orders import Setup
 from .saving import Saver
+from .stored.blobs import Origin
+from .stored.loading import Loader
+from .stored.places import RunStorage
+from .upload.carrier import Carrier, UploaderProcess
 
 log = logging.getLogger(__name__)
 

@@ -24,16 +24,16 @@ from finetune_api.trainer_config import TrainerConfig
 
 from ..errors import StorageUnreachableError, TrainerError
 from ..runtime import RuntimeEnv
-from . import buffers, fragments, rng
-from .carrier import Carrier
-from .clock import now
-from .collective import everywhere, on_main, together
-from .failures import Failure
+from .engine import buffers, fragments, rng
+from .engine.collective import everywhere, on_main, together
+from .format.clock import now
+from .format.failures import Failure
+from .format.manifest import Manifest, PartRef, State
+from .format.orders import CommitOrder, PartOrder, StoredPart
+from .format.retention import Keep
 from .housekeeping import Housekeeping
-from .manifest import Manifest, PartRef, State
-from .orders import CommitOrder, PartOrder, StoredPart
-from .places import RunStorage
-from .retention import Keep
+from .stored.places import RunStorage
+from .upload.carrier import Carrier
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ import socket
 import time
 import uuid
 
-from ..errors import FencedError
-from ..store import Conditions, ObjectStore, join
+from ...errors import FencedError
+from ...store import Conditions, ObjectStore, join
+from ..format.clock import now
 from .claim_keys import ClaimKey, Verdict, keys_of, verdict
-from .clock import now
 
 _RIVALS_SECONDS = 30.0
 """How long others of the same attempt are waited for to withdraw: as long as their requests may be tried again."""

@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch.distributed as dist
 
-from ..errors import TrainerError
-from .failures import Failure
+from ...errors import TrainerError
+from ..format.failures import Failure
 
 T = TypeVar("T")
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
-from ..errors import CorruptCheckpointError
-from .manifest import Manifest
-from .orders import Pruned
+from ...errors import CorruptCheckpointError
+from ..format.manifest import Manifest
+from ..format.orders import Pruned
+from ..format.retention import GRACE, Keep, StoredBlob, kept, unneeded
 from .places import RunStorage
-from .retention import GRACE, Keep, StoredBlob, kept, unneeded
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .manifest import Buffer
+from ..format.manifest import Buffer
 
 
 def read(module: torch.nn.Module) -> tuple[tuple[Buffer, ...], bytes]:

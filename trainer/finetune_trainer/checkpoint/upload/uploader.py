@@ -1,6 +1,6 @@
 """The uploader: a process beside each rank that hashes and uploads its snapshots while it trains on.
 
-    python -m finetune_trainer.checkpoint.uploader --channel FD --orders FD --snapshot FD
+    python -m finetune_trainer.checkpoint.upload.uploader --channel FD --orders FD --snapshot FD
 
 Over the channel, a socket that keeps messages apart, come the Setup, then the length of an order in shared memory, or
 `hurry`; back go Answers. At most one order is open. An uploader ends at once when the channel does: without its rank
@@ -20,14 +20,14 @@ from typing import NoReturn
 
 from pydantic import TypeAdapter
 
-from ..errors import FencedError, TrainerError
-from ..store import ObjectStore, RetryPolicy
+from ...errors import FencedError, TrainerError
+from ...store import ObjectStore, RetryPolicy
+from ..format.failures import Failure
+from ..format.orders import Answer, Order, PartOrder, Setup
+from ..stored.blobs import THREADS
+from ..stored.places import RunStorage
 from . import deposit
-from .blobs import THREADS
-from .failures import Failure
-from .orders import Answer, Order, PartOrder, Setup
 from .pace import Pace
-from .places import RunStorage
 from .shared_memory import SharedMemory
 
 log = logging.getLogger("finetune")
@@ -94,7 +94,7 @@ def _pace_of(order: Order) -> Pace:
 
 def main() -> NoReturn:
     """Parse the command line, then serve."""
-    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.checkpoint.uploader")
+    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.checkpoint.upload.uploader")
     for name in ("channel", "orders", "snapshot"):
         parser.add_argument(f"--{name}", type=int, required=True, metavar="FD")
     arguments = parser.parse_args()

@@ -10,9 +10,9 @@ import sys
 import time
 from typing import Protocol
 
-from ..errors import TrainerError
-from .failures import Failure
-from .orders import Answer, Order, Setup
+from ...errors import TrainerError
+from ..format.failures import Failure
+from ..format.orders import Answer, Order, Setup
 from .shared_memory import SharedMemory
 from .uploader import HURRY, LONGEST_MESSAGE
 
@@ -42,7 +42,7 @@ class Carrier(Protocol):
 
 
 class UploaderProcess:
-    """A Carrier: `python -m finetune_trainer.checkpoint.uploader`, started with the first order."""
+    """A Carrier: `python -m finetune_trainer.checkpoint.upload.uploader`, started with the first order."""
 
     def __init__(self, setup: Setup) -> None:
         self.snapshot, self._orders = SharedMemory(name="snapshot"), SharedMemory(name="orders")

@@ -7,14 +7,14 @@ Whatever dies on the way leaves the checkpoint before as the newest. Last, check
 
 import logging
 
-from ..errors import FencedError, TrainerError
-from .blobs import parallel
-from .failures import Failure
-from .manifest import Part
-from .orders import Answer, CommitOrder, Order, PartOrder, PruneOrder, StoredPart
+from ...errors import FencedError, TrainerError
+from ..format.failures import Failure
+from ..format.manifest import Part
+from ..format.orders import Answer, CommitOrder, Order, PartOrder, PruneOrder, StoredPart
+from ..stored.blobs import parallel
+from ..stored.places import RunStorage
+from ..stored.pruning import Pruning
 from .pace import Pace
-from .places import RunStorage
-from .pruning import Pruning
 from .shared_memory import SharedMemory
 
 log = logging.getLogger(__name__)

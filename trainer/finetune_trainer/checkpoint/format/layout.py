@@ -11,7 +11,7 @@ from itertools import product
 
 from finetune_api.trainer_config import Message
 
-from ..errors import BadConfigError
+from ...errors import BadConfigError
 
 PLANES = 3
 """Parameters, exp_avg, exp_avg_sq."""

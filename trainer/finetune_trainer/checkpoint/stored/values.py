@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DiskFullError
-from ..store.faults import disk_errors
+from ...errors import DiskFullError
+from ...store.faults import disk_errors
+from ..format.layout import ELEMENT_BYTES, Fragment, Layout
 from .blobs import parallel
-from .layout import ELEMENT_BYTES, Fragment, Layout
 from .loading import Loader
 
 SHARD_BYTES = 1 << 30

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 from finetune_api.trainer_config import Prepared
 
-from ..errors import CorruptCheckpointError, ObjectMissingError
-from ..store import ObjectStore, join
+from ...errors import CorruptCheckpointError, ObjectMissingError
+from ...store import ObjectStore, join
+from ..format.fitness import UnfitError, check_origin, read_manifest
+from ..format.manifest import Manifest, newest_first, numbers_of
 from .blobs import Blobs
-from .fitness import UnfitError, check_origin, read_manifest
 from .loading import Loader
-from .manifest import Manifest, newest_first, numbers_of
 
 
 @dataclass(frozen=True)

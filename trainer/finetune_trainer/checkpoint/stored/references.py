@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from ..format.manifest import Manifest
 from .blobs import Blobs
 from .loading import Loader
-from .manifest import Manifest
 
 
 class References:

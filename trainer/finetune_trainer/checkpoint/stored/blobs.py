@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..errors import CorruptCheckpointError, ObjectMissingError, StorageProtocolError
-from ..store import ObjectStore, join
+from ...errors import CorruptCheckpointError, ObjectMissingError, StorageProtocolError
+from ...store import ObjectStore, join
+from ..format.retention import StoredBlob
 from .host import HostCopies
-from .retention import StoredBlob
 
 T = TypeVar("T")
 R = TypeVar("R")

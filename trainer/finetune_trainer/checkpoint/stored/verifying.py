@@ -1,10 +1,10 @@
 """Whether a checkpoint is whole, byte by byte."""
 
-from ..errors import CorruptCheckpointError
+from ...errors import CorruptCheckpointError
+from ..format.layout import blob_sizes
+from ..format.manifest import Manifest, Part
 from .blobs import Blobs, parallel
-from .layout import blob_sizes
 from .loading import Loader
-from .manifest import Manifest, Part
 
 
 class Verifier:

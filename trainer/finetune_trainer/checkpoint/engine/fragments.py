@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from ..errors import BadConfigError
-from .layout import PLANES, Fragment, Layout
+from ...errors import BadConfigError
+from ..format.layout import PLANES, Fragment, Layout
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finetune_api.trainer_config import Prepared
 
-from ..store import ObjectStore, join
+from ...store import ObjectStore, join
 from .blobs import Blobs
 from .catalogue import Catalogue
 from .claims import Claims

@@ -1,0 +1,1 @@
+"""What a checkpoint is, and what is said about it: values without any input or output."""
