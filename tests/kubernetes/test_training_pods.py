@@ -95,6 +95,18 @@ def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: 
     assert events["AttemptFailed"].startswith("train attempt 1 failed: PodDeleted in colours-r1-train-a1-1")
 
 
+def test_a_job_that_gets_two_of_four_workers_trains_on_two(site: Site) -> None:
+    """Each of the two nodes has room for one of its pods."""
+    workers = {"nodes": 4, "minNodes": 1, "startTimeout": "30s", "resources": {"requests": {"cpu": "1100m"}}}
+    site.kubectl.apply(site.job("crowded", workers=workers))
+    job = site.until("crowded", "Complete")
+    first, second = attempts_at(job, "train")
+    assert (first["nodes"], first["fewerNodes"], first["outcome"]) == (4, 2, "Stopped")
+    assert (second["nodes"], second["outcome"]) == (2, "Succeeded")
+    assert (job["status"]["restarts"], job["status"]["disruptions"]) == (0, 0)
+    assert site.events("crowded")["FewerWorkers"].endswith("startTimeout of 30s; the next attempt starts with 2")
+
+
 def test_what_cannot_start_says_why(site: Site) -> None:
     """A Secret that is not there, and an image that nobody has: the words of who knows it, on the object itself."""
     site.kubectl.apply(
