@@ -1,6 +1,5 @@
 """Our CRD on a real API server, which alone knows whether a schema is structural and what a CEL rule may cost."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from ruamel.yaml import YAML
 
 from factories import make_job
 from finetune_api.crd import crd
-from testcluster.access import Kubectl, condition
+from testcluster.access import Kubectl
 from testcluster.control_plane import ControlPlane
 
 ROOT = Path(__file__).parents[2]
@@ -56,18 +55,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.fixture(scope="module")
-def installed(control_plane: ControlPlane) -> Iterator[Kubectl]:
-    """The administrator's kubectl when the CRD is established."""
+def installed(control_plane: ControlPlane, admin: Path) -> Kubectl:
+    """The administrator's kubectl when the CRD is established. It stays: other files' tests have objects of it."""
     kubectl = control_plane.kubectl
     for path in CRDS:
         kubectl("apply", "--server-side", "--validate=strict", "-f", str(path))
-    kubectl.until(NAME, lambda found: condition(found, "Established") == "True", within=30)
-    kind = crd()["spec"]["names"]["plural"]
-    # Known to clients a moment later than established.
-    kubectl.until(NAME, lambda _: kubectl.run("get", kind).returncode == 0, within=30)
-    yield kubectl
-    for path in CRDS:
-        kubectl("delete", "--ignore-not-found", "-f", str(path))
+    return kubectl
 
 
 @pytest.fixture
