@@ -45,7 +45,10 @@ class TrapProxy(StoreProxy):
     _epoch: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
+        try:
+            body = await request.read()
+        except ConnectionError:
+            return _cut(request)  # whoever sends it has been killed
         trap = self.trap
         is_caught = trap is not None and trap.catches(point_of(request.method, request.path_qs, body))
         try:
