@@ -19,6 +19,9 @@ class InlineCarrier:
         self._storage = storage
         self._answers: deque[Answer] = deque()
 
+    def prepare(self) -> None:
+        """It is always ready."""
+
     def send(self, order: Order) -> None:
         try:
             self._answers.append(deposit.carry_out(self._storage, order, self.snapshot, Pace()))

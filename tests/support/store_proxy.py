@@ -57,7 +57,8 @@ class StoreProxy:
 
     def __enter__(self) -> "StoreProxy":
         access = self.server.access
-        self._plain = boto3.client(
+        # Not the default session: it would remember the environment of the first test.
+        self._plain = boto3.session.Session().client(
             "s3",
             endpoint_url=access.endpoint,
             region_name="us-east-1",

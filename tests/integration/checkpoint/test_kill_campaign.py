@@ -12,7 +12,7 @@ KILLS = 20
 
 
 def test_after_twenty_kills_every_logged_loss_is_that_of_the_uninterrupted_run(tmp_path: Path) -> None:
-    campaign = Campaign(seed=7, kills=KILLS, path=tmp_path / "campaign.jsonl")
+    campaign = Campaign(seed=7, kills=KILLS, path=tmp_path / "campaign.jsonl", cases=1)
     with site(tmp_path) as place:
         for outcome in campaign.play(place):
             assert outcome.corrupt == []

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api.constants import Stage
+from finetune_trainer.checkpoint import saving
 from finetune_trainer.errors import AccessDeniedError
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.train import cadence
@@ -48,6 +49,7 @@ class Running:
 
 
 def hurried(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
+    saving.UNFELT_BYTES_PER_SECOND = 1.0  # no upload is spread over more time than one that is not felt needs
     running = Running(rank, size, settings, folder, spread=AN_HOUR)
     running.train(2, 4)
     saver = running.plane.saver
@@ -80,6 +82,23 @@ def bereft(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
         "trouble": trouble if rank == 1 else "",
         "step": running.plane.saver.last.step,
     }
+
+
+def awaited(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
+    engine, scheduler = make_engine(CASE, size, disturb=False)
+    plane = make_plane(settings, folder, rank, size)
+    before = plane._carrier.pid
+    plane.saver.prepare()
+    ready = plane._carrier.pid
+    plane.claim()
+    plane.save(step=1, engine=engine, small_state={"scheduler": scheduler.state_dict()})
+    return [before, ready is not None and ready == plane._carrier.pid]
+
+
+def test_an_uploader_that_is_started_early_stores_the_first_save(
+    storage_settings: Any, bucket: str, run_world: Any
+) -> None:
+    assert run_world(awaited, 2, settings=storage_settings, folder=bucket) == [[None, True]] * 2
 
 
 def resumed_losses(rank: int, size: int, settings: Any, folder: str) -> list[str]:

@@ -40,8 +40,8 @@ def site(folder: Path) -> Iterator[Site]:
 class Campaign:
     """`kills` kills of one seed. What was played is in `path`, a line for each run."""
 
-    def __init__(self, *, seed: int, kills: int, path: Path) -> None:
-        self._seed, self._kills, self._path = seed, kills, path
+    def __init__(self, *, seed: int, kills: int, path: Path, cases: int = len(CASES)) -> None:
+        self._seed, self._kills, self._path, self._cases = seed, kills, path, cases
         known = path.read_text().splitlines() if path.exists() else []
         self.outcomes = [Outcome.from_json(json.loads(line)) for line in known]
 
@@ -56,7 +56,8 @@ class Campaign:
         most = _RUNS_FACTOR * -(-self._kills // EVENTS_OF_A_RUN)
         while waiting and len(self.outcomes) < most:
             chosen = [waiting.popleft() for _ in range(min(EVENTS_OF_A_RUN, len(waiting)))]
-            outcome = Run(place, len(self.outcomes), chosen, seed=self._seed).play()
+            number = len(self.outcomes)
+            outcome = Run(place, number, chosen, case=number % self._cases, seed=self._seed).play()
             waiting += [Event.from_json(event) for event in outcome.unsprung]
             self.outcomes.append(outcome)
             with self._path.open("a") as file:

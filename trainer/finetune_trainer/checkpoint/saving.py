@@ -67,7 +67,7 @@ class _Flight:
 
 
 class Saver:
-    """Saves of one attempt. Collective, all but `is_ready`, `is_refused`, `trouble` and `hurry`."""
+    """Saves of one attempt. Collective, all but `prepare`, `is_ready`, `is_refused`, `trouble` and `hurry`."""
 
     def __init__(
         self, carrier: Carrier, storage: RunStorage, config: TrainerConfig, runtime: RuntimeEnv, *, blob_bytes: int
@@ -94,6 +94,10 @@ class Saver:
         if self._flight is not None:
             return self._flight.step
         return None if self.last is None else self.last.step
+
+    def prepare(self) -> None:
+        """Saves will come. The uploader's imports take a second or more, by which the first of them would be later."""
+        self._carrier.prepare()
 
     def begin(
         self,

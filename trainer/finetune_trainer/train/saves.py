@@ -34,6 +34,7 @@ class Saves:
 
     def start(self, step: int) -> None:
         """The training begins, or goes on, at this step."""
+        self._plane.saver.prepare()
         self._begun_step, self._begun = step, time.monotonic()
         self._secured = self._begun
 

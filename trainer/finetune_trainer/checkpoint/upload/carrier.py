@@ -28,6 +28,9 @@ class Carrier(Protocol):
 
     snapshot: SharedMemory
 
+    def prepare(self) -> None:
+        """Orders will come: whoever carries them out may get ready."""
+
     def send(self, order: Order) -> None:
         """Give the order; the answers come by `receive`."""
 
@@ -42,7 +45,7 @@ class Carrier(Protocol):
 
 
 class UploaderProcess:
-    """A Carrier: `python -m finetune_trainer.checkpoint.upload.uploader`, started with the first order."""
+    """A Carrier: `python -m finetune_trainer.checkpoint.upload.uploader`, started by `prepare` or the first order."""
 
     def __init__(self, setup: Setup) -> None:
         self.snapshot, self._orders = SharedMemory(name="snapshot"), SharedMemory(name="orders")
@@ -59,6 +62,11 @@ class UploaderProcess:
     def pid(self) -> int | None:
         """Of the process, which may have died; None: there was none yet."""
         return None if self._process is None else self._process.pid
+
+    def prepare(self) -> None:
+        """See Carrier."""
+        if self._process is None:
+            self._start()
 
     def send(self, order: Order) -> None:
         """See Carrier."""
