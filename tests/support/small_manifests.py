@@ -1,7 +1,6 @@
-"""A manifest, and the preparation of the run that it belongs to."""
+"""A manifest, and what the run that it belongs to is of."""
 
-from finetune_api.trainer_config import Prepared, SplitCounts
-from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
+from finetune_trainer.checkpoint.format.fitness import Lineage
 from finetune_trainer.checkpoint.format.manifest import Manifest, PartRef
 
 MODEL, DATA, OTHER = "a1" * 32, "b2" * 32, "c3" * 32
@@ -15,17 +14,8 @@ MANIFEST = Manifest(
     blob_bytes=64,
     parts=(PartRef(rank=0, digest="d"),),
     state="s",
+    job="default/mine (uid 1)",
     model_digest=MODEL,
     dataset_digest=DATA,
 )
-PREPARED = Prepared(
-    dataset_uri="s3://bucket/data",
-    dataset_digest=DATA,
-    model_digest=MODEL,
-    format=DataFormat.TEXT,
-    task=Task.CAUSAL_LM,
-    dtype=Dtype.FLOAT32,
-    packing=Packing.PADDED,
-    zero_stage=2,
-    counts=SplitCounts(train=1),
-)
+LINEAGE = Lineage(job="default/mine (uid 1)", model_digest=MODEL, dataset_digest=DATA)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.checkpoint.format.fitness import UnfitError, check_origin, read_manifest
-from small_manifests import MANIFEST, OTHER, PREPARED
+from finetune_trainer.checkpoint.format.fitness import UnfitError, check_lineage, read_manifest
+from small_manifests import LINEAGE, MANIFEST, OTHER
 
 
 def document(**fields: Any) -> bytes:
@@ -15,7 +15,8 @@ def document(**fields: Any) -> bytes:
 
 def test_a_manifest_of_this_run_is_read() -> None:
     assert read_manifest(document()) == MANIFEST
-    check_origin(MANIFEST, PREPARED)
+    check_lineage(MANIFEST, LINEAGE)
+    check_lineage(MANIFEST.model_copy(update={"job": ""}), LINEAGE)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,10 @@ def test_another_format_is_named(content: bytes, told: str) -> None:
     ("fields", "told"),
     [
         (
+            {"job": "default/other (uid 2)"},
+            "was saved by another job, default/other (uid 2); this one is default/mine (uid 1)",
+        ),
+        (
             {"model_digest": OTHER},
             "was trained from another base model (digest c3c3c3c3c3c3, this run's is a1a1a1a1a1a1)",
         ),
@@ -60,5 +65,5 @@ def test_another_format_is_named(content: bytes, told: str) -> None:
 )
 def test_what_it_was_trained_from_is_named(fields: dict[str, str], told: str) -> None:
     with pytest.raises(UnfitError) as refused:
-        check_origin(MANIFEST.model_copy(update=fields), PREPARED)
+        check_lineage(MANIFEST.model_copy(update=fields), LINEAGE)
     assert str(refused.value) == told

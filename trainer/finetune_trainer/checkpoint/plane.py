@@ -18,6 +18,7 @@ from ..runtime import RuntimeEnv
 from ..store import ObjectStore
 from .engine import buffers, fragments, rng
 from .engine.collective import everywhere, on_main, together
+from .format.fitness import Lineage
 from .format.layout import PLANES
 from .format.manifest import Manifest, State
 from .format.orders import Setup
@@ -61,7 +62,11 @@ class CheckpointPlane:
         self._config = config
         self._runtime = runtime
         self._storage = RunStorage.of(
-            store, config.run_uri, attempt=config.attempt, prepared=config.prepared, cache=cache
+            store,
+            config.run_uri,
+            attempt=config.attempt,
+            lineage=Lineage.of(config) if config.prepared else None,
+            cache=cache,
         )
         setup = Setup(storage=config.storage, run_uri=config.run_uri, attempt=config.attempt, cache=cache)
         self._carrier: Carrier = UploaderProcess(setup) if carrier is None else carrier

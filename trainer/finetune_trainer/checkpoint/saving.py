@@ -28,6 +28,7 @@ from .engine import buffers, fragments, rng
 from .engine.collective import everywhere, on_main, together
 from .format.clock import now
 from .format.failures import Failure
+from .format.fitness import Lineage
 from .format.manifest import Manifest, PartRef, State
 from .format.orders import CommitOrder, PartOrder, StoredPart
 from .format.retention import Keep
@@ -217,7 +218,7 @@ class Saver:
         return flight.stored, flight.busy_seconds
 
     def _manifest(self, flight: _Flight, parts: list[StoredPart]) -> Manifest:
-        prepared = self._config.prepared
+        lineage = Lineage.of(self._config)
         return Manifest(
             step=flight.step,
             attempt=self._config.attempt,
@@ -229,8 +230,9 @@ class Saver:
             parts=tuple(PartRef(rank=rank, digest=part.digest) for rank, part in enumerate(parts)),
             state=parts[0].state,
             parent_step=self.parent_step,
-            dataset_digest=prepared.dataset_digest if prepared else "",
-            model_digest=prepared.model_digest if prepared else "",
+            job=lineage.job,
+            dataset_digest=lineage.dataset_digest,
+            model_digest=lineage.model_digest,
             bytes=sum(part.bytes for part in parts),
             is_best=flight.best_step == flight.step,
             best_step=flight.best_step,

@@ -1,13 +1,34 @@
 """Whether a manifest is one that this run can go on from, and in words what differs where it is not. Pure."""
 
 import json
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from finetune_api.trainer_config import Prepared
+from finetune_api.trainer_config import TrainerConfig
 
 from .failures import first_fault
 from .manifest import VERSION, Manifest
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Whose checkpoints, and of what, a run can go on from."""
+
+    job: str
+    """`default/topic-classifier (uid 1f3a9c42)`."""
+    model_digest: str
+    dataset_digest: str
+
+    @classmethod
+    def of(cls, config: TrainerConfig) -> "Lineage":
+        """That of a run. Digests are empty where its data is not prepared."""
+        job, prepared = config.job, config.prepared
+        return cls(
+            job=f"{job.namespace}/{job.name} (uid {job.uid})",
+            model_digest=prepared.model_digest if prepared else "",
+            dataset_digest=prepared.dataset_digest if prepared else "",
+        )
 
 
 class UnfitError(ValueError):
@@ -37,11 +58,16 @@ def _version(content: bytes) -> int | None:
     return version if isinstance(version, int) else None
 
 
-def check_origin(manifest: Manifest, prepared: Prepared) -> None:
-    """Raises UnfitError if the checkpoint was trained from another base model, or on another data set."""
+def check_lineage(manifest: Manifest, lineage: Lineage) -> None:
+    """Raises UnfitError if the checkpoint is another job's, or was trained from another base model or data set.
+
+    Checkpoints that do not say whose they are were saved before they did.
+    """
+    if manifest.job not in {"", lineage.job}:
+        raise UnfitError(f"was saved by another job, {manifest.job}; this one is {lineage.job}")
     pairs = (
-        ("from another base model", manifest.model_digest, prepared.model_digest),
-        ("on another data set", manifest.dataset_digest, prepared.dataset_digest),
+        ("from another base model", manifest.model_digest, lineage.model_digest),
+        ("on another data set", manifest.dataset_digest, lineage.dataset_digest),
     )
     found = [
         f"{what} (digest {_short(theirs)}, this run's is {_short(ours)})"

@@ -44,6 +44,8 @@ class Manifest(Message):
     """Digest of the state blob."""
     parent_step: int | None = None
     """Step of the checkpoint that this one was trained on from. Absent: from the base model."""
+    job: str = ""
+    """Whose it is: `default/topic-classifier (uid 1f3a9c42)`."""
     dataset_digest: str = ""
     model_digest: str = ""
     bytes: int = 0

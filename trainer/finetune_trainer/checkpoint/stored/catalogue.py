@@ -4,11 +4,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from finetune_api.trainer_config import Prepared
-
 from ...errors import CorruptCheckpointError, ObjectMissingError
 from ...store import ObjectStore, join
-from ..format.fitness import UnfitError, check_origin, read_manifest
+from ..format.fitness import Lineage, UnfitError, check_lineage, read_manifest
 from ..format.manifest import Manifest, newest_first, numbers_of
 from .blobs import Blobs
 from .loading import Loader
@@ -29,11 +27,11 @@ class Listing:
 class Catalogue:
     """The manifests under `runs/<run>/checkpoints/manifests`. To be used on rank 0 alone."""
 
-    def __init__(self, store: ObjectStore, blobs: Blobs, uri: str, *, prepared: Prepared | None) -> None:
+    def __init__(self, store: ObjectStore, blobs: Blobs, uri: str, *, lineage: Lineage | None) -> None:
         self._store = store
         self._blobs = blobs
         self._uri = uri
-        self._prepared = prepared
+        self._lineage = lineage
 
     def uri_of(self, name: str) -> str:
         """Address of a manifest."""
@@ -96,8 +94,8 @@ class Catalogue:
         uri = self.uri_of(name)
         try:
             manifest = read_manifest(self._store.get(uri))
-            if self._prepared is not None:
-                check_origin(manifest, self._prepared)
+            if self._lineage is not None:
+                check_lineage(manifest, self._lineage)
         except ObjectMissingError as error:
             raise CorruptCheckpointError(f"{uri} is gone") from error
         except UnfitError as error:

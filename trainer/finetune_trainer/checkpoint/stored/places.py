@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.trainer_config import Prepared
-
 from ...store import ObjectStore, join
+from ..format.fitness import Lineage
 from .blobs import Blobs
 from .catalogue import Catalogue
 from .claims import Claims
@@ -30,17 +29,17 @@ class RunStorage:
         run_uri: str,
         *,
         attempt: int,
-        prepared: Prepared | None = None,
+        lineage: Lineage | None = None,
         cache: Path | None = None,
     ) -> "RunStorage":
-        """`prepared` says which checkpoints are of something else, `cache` where the own host keeps copies."""
+        """`lineage` says which checkpoints are of something else, `cache` where the own host keeps copies."""
         copies = HostCopies.of(cache, run_uri)
         blobs = Blobs(store, join(run_uri, "checkpoints", "blobs"), copies)
         manifests = join(run_uri, "checkpoints", "manifests")
         return cls(
             claims=Claims(store, join(run_uri, "attempts"), attempt=attempt),
             blobs=blobs,
-            catalogue=Catalogue(store, blobs, manifests, prepared=prepared),
+            catalogue=Catalogue(store, blobs, manifests, lineage=lineage),
             copies=copies,
             references=References(blobs),
         )
