@@ -63,7 +63,20 @@ def run_locally(manifest: Manifest, options: RunOptions, display: Display) -> Fi
     parse_job(manifest, local=True)
     with _fork_server_of(options) as socket_path:
         environ = {**options.environ, Env.FORK_SERVER: str(socket_path)}
-        return asyncio.run(_Run(manifest, options, environ, display).to_the_end())
+        with asyncio.Runner() as runner:
+            with _held_back(signal.SIGINT):  # a loop that it meets half made complains in the terminal as it is removed
+                runner.get_loop()
+            return runner.run(_Run(manifest, options, environ, display).to_the_end())
+
+
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """The signal comes at the end of the block, if it comes within."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Run:

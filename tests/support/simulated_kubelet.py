@@ -147,7 +147,11 @@ class SimulatedKubelet:
         await self.server.request("PATCH", f"{_path(pod)}/status", {"status": status})
 
     async def _complain(self, pod: Manifest) -> None:
-        """Once for each pod."""
+        """Once for each pod; and whenever the scheduler's word that it has no place comes after it was given one."""
+        conditions = pod["status"].get("conditions", ())
+        if any((entry["type"], entry["status"]) == ("PodScheduled", "False") for entry in conditions):
+            placed = {"type": "PodScheduled", "status": "True"}
+            await self.server.request("PATCH", f"{_path(pod)}/status", {"status": {"conditions": [placed]}})
         if pod["metadata"]["uid"] in self.started:
             return
         self.started[pod["metadata"]["uid"]] = 0.0

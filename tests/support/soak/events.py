@@ -91,7 +91,7 @@ def events(seed: int, count: int) -> list[Event]:
                 point,
                 is_after,
                 number=draw.randint(1, _MANY.get(point, 1)),
-                seconds=round(draw.uniform(0.0, 5.0), 2),
+                seconds=round(draw.uniform(0.0, 3.0), 2),
                 rank=draw.randrange(2),
                 away_seconds=round(draw.uniform(0.1, 1.5), 2),
             )

@@ -23,18 +23,19 @@ from soak.ranks import TARGET, step_times
 from soak.trap import Trap, TrapProxy
 from train_lab import Lab, Started
 
-MAX_LOST_SECONDS = 4.0
+MAX_LOST_SECONDS = 3.0
 CASES: tuple[dict[str, Any], ...] = (
-    {"steps": 400, "kind": "bert-dropout", "zero": 2, "method": {"full": {}}},
-    {"steps": 450, "kind": "llama", "zero": 1, "method": {"full": {}}},
-    {"steps": 80, "kind": "llama", "zero": 3, "method": {"lora": {"dropout": 0.1}}},
+    {"steps": 300, "kind": "bert-dropout", "zero": 2, "method": {"full": {}}},
+    {"steps": 350, "kind": "llama", "zero": 1, "method": {"full": {}}},
+    {"steps": 60, "kind": "llama", "zero": 3, "method": {"lora": {"dropout": 0.1}}},
 )
-"""With as many steps as take about twenty seconds on two processors."""
-_PATIENCE_SECONDS = 10.0
+"""With as many steps as take about fifteen seconds on two processors."""
+_PATIENCE_SECONDS = 12.0
 """How long a request that an event waits for may fail to come before another event gets its turn."""
 _PEERS_SECONDS = 0.3
 """After a rank has died, until the rest of its attempt is ended: the supervisor's reaction, and news on their way."""
 _MOST_ATTEMPTS = 40
+_LATER = frozenset({Point.RESTORE, Point.PRUNED_MANIFESTS, Point.PRUNED_BLOBS})
 
 
 @dataclass
@@ -168,10 +169,10 @@ class Run:
         return False
 
     def _due(self) -> Iterator[Event]:
-        """Nothing is restored before something was stored: such an event waits for a later attempt."""
+        """Nothing is restored or removed before something was stored: such an event waits for a later attempt."""
         for _ in range(len(self._events)):
             event = self._events.popleft()
-            if event.point is Point.RESTORE and self.outcome.attempts < 3 and self._events:
+            if event.point in _LATER and self.outcome.attempts < 3 and self._events:
                 self._events.append(event)
                 continue
             yield event

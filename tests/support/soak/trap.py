@@ -27,14 +27,17 @@ class Trap:
     kill: Callable[[], bool]
     """Whether there was anything to kill."""
     seen: int = 0
+    is_busy: bool = False
+    """Two requests at once must not both spring it."""
     sprung: threading.Event = field(default_factory=threading.Event)
 
     def catches(self, point: Point | None) -> bool:
         """Whether this request is the one."""
-        if point is not self.event.point or self.sprung.is_set():
+        if point is not self.event.point or self.is_busy or self.sprung.is_set():
             return False
         self.seen += 1
-        return self.seen >= self.event.number
+        self.is_busy = self.seen >= self.event.number
+        return self.is_busy
 
 
 @dataclass
@@ -57,9 +60,12 @@ class TrapProxy(StoreProxy):
             if trap.event.is_after:
                 await self._passed_on(request, body)
         except aiohttp.ClientError:
+            if trap is not None and is_caught:
+                trap.is_busy = False
             return _cut(request)  # the server is away
         if await asyncio.to_thread(trap.kill):
             trap.sprung.set()
+        trap.is_busy = False
         return _cut(request)
 
     async def _passed_on(self, request: web.Request, body: bytes) -> web.Response:
