@@ -211,8 +211,13 @@ def save_while_it_dies(rank: int, size: int, settings: Any, folder: str, server:
 
 
 def restored_step(rank: int, size: int, settings: Any, folder: str) -> int:
+    from finetune_trainer.store import RetryPolicy
+
     engine, _ = make_engine(Case(2), size, disturb=True)
-    return int(make_plane(settings, folder, rank, size, attempt=2).restore(engine).small_state["step"])
+    # A server that has just been started may be busy for a while before it serves what it has.
+    store = ObjectStore.connect(settings, retry=RetryPolicy(total_seconds=60.0))
+    plane = make_plane(settings, folder, rank, size, attempt=2, store=store)
+    return int(plane.restore(engine).small_state["step"])
 
 
 @pytest.mark.parametrize("moment", ["blobs", "manifest"])
