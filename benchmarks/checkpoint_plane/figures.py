@@ -30,8 +30,6 @@ class Figure:
     """One a round."""
     must: float
     reach: float | None = None
-    absent: str = "not measured"
-    """What to print where there is no pair."""
 
     @property
     def ratio(self) -> float | None:
@@ -51,7 +49,7 @@ class Figure:
         """At most 80 columns."""
         must = f"{self.must:g}"
         if not self.pairs:
-            return f"{self.title:<30}{self.absent:>25}{'':>13}{must:>5}"
+            return f"{self.title:<30}{'not measured':>25}{'':>13}{must:>5}"
         ours, other = (statistics.median(getattr(pair, side) for pair in self.pairs) for side in ("ours", "other"))
         ratios = [pair.ratio for pair in self.pairs]
         spread = f"{min(ratios):.3f}-{max(ratios):.3f}" if len(ratios) > 1 else ""

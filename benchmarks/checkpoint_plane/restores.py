@@ -28,7 +28,9 @@ def restore_rounds(engine: Any, config: TrainerConfig, rounds: int) -> dict[str,
     """Seconds until the last rank is done, side by side, in turn; the first round of each side opens connections."""
     runtime, store = RuntimeEnv.from_environ(os.environ), ObjectStore.connect(config.storage)
     assert config.storage.endpoint is not None
-    s3, sizes = client(config.storage.endpoint), _own_blobs(store, config, runtime)
+    s3, (storage, digests) = client(config.storage.endpoint), _own_part(store, config, runtime)
+    folder = join(config.run_uri, "checkpoints", "blobs").removeprefix(f"s3://{BUCKET}/")
+    sizes = {f"{folder}/{digest}": size for digest, size in digests.items()}
 
     def restore(cache: Path | None, place: str) -> None:
         # A plane of its own has memory of its own, as after a restart: its pages are fresh.
@@ -38,7 +40,7 @@ def restore_rounds(engine: Any, config: TrainerConfig, rounds: int) -> dict[str,
         assert restored.origin.startswith(place)
         plane.close()
 
-    cache = _kept_on_host(store, config, runtime)
+    cache = _kept_on_host(storage, digests, config, runtime)
     sides: dict[str, Callable[[], object]] = {
         "ours": lambda: restore(None, "storage"),
         "raw": lambda: download(s3, BUCKET, sizes),
@@ -60,17 +62,9 @@ def _own_part(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) ->
     return storage, dict(zip(part.blobs, blob_sizes(part.bytes, manifest.blob_bytes), strict=True))
 
 
-def _own_blobs(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) -> dict[str, int]:
-    """The same by their keys."""
-    folder = join(config.run_uri, "checkpoints", "blobs").removeprefix(f"s3://{BUCKET}/")
-    _, sizes = _own_part(store, config, runtime)
-    return {f"{folder}/{digest}": size for digest, size in sizes.items()}
-
-
-def _kept_on_host(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) -> Path:
+def _kept_on_host(storage: RunStorage, sizes: dict[str, int], config: TrainerConfig, runtime: RuntimeEnv) -> Path:
     """A cache folder with the copies that this rank's uploader would have left there, still in the page cache."""
     cache = runtime.scratch / "own-host"
-    storage, sizes = _own_part(store, config, runtime)
     copies = HostCopies.of(cache, config.run_uri)
     copies.begin(sum(sizes.values()))
     for digest in sizes:

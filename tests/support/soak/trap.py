@@ -53,20 +53,22 @@ class TrapProxy(StoreProxy):
         except ConnectionError:
             return _cut(request)  # whoever sends it has been killed
         trap = self.trap
-        is_caught = trap is not None and trap.catches(point_of(request.method, request.path_qs, body))
         try:
-            if trap is None or not is_caught:
+            if trap is None or not trap.catches(point_of(request.method, request.path_qs, body)):
                 return await self._passed_on(request, body)
+            await self._spring(trap, request, body)
+        except aiohttp.ClientError:
+            pass  # the server is away
+        return _cut(request)
+
+    async def _spring(self, trap: Trap, request: web.Request, body: bytes) -> None:
+        try:
             if trap.event.is_after:
                 await self._passed_on(request, body)
-        except aiohttp.ClientError:
-            if trap is not None and is_caught:
-                trap.is_busy = False
-            return _cut(request)  # the server is away
-        if await asyncio.to_thread(trap.kill):
-            trap.sprung.set()
-        trap.is_busy = False
-        return _cut(request)
+            if await asyncio.to_thread(trap.kill):
+                trap.sprung.set()
+        finally:
+            trap.is_busy = False
 
     async def _passed_on(self, request: web.Request, body: bytes) -> web.Response:
         response = await super()._passed_on(request, body)

@@ -372,8 +372,8 @@ def test_what_lacks_workers_is_noted_before_it_is_stopped() -> None:
     assert noted.nodes == 1
     after = history.shrinking(before, noted.attempt, noted.nodes)
     assert decided(job, PREPARED, waiting, before=after) == stages.Stop((waiting,), Reason.FEWER_WORKERS, noted.message)
-    told = [status.concluded(entry, step, generation=1, now=STAMP) for entry, step in ((after, noted),)]
-    assert [(entry.phase, entry.conditions[1].reason) for entry in told] == [(Phase.RESTARTING, Reason.FEWER_WORKERS)]
+    told = status.concluded(after, noted, generation=1, now=STAMP)
+    assert (told.phase, told.conditions[1].reason) == (Phase.RESTARTING, Reason.FEWER_WORKERS)
     ended = folded(Observed((PREPARED,)), after)
     assert decided(job, PREPARED, before=ended) == stages.Start(Stage.TRAIN, 2)
     assert ended.restarts == ended.disruptions == 0
