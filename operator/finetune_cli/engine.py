@@ -25,6 +25,7 @@ from finetune_operator.manifests import JobKey, Manifest
 from finetune_operator.reconcile import reconcile
 from finetune_operator.settings import OperatorSettings
 
+from . import event_loop
 from .display import Display
 
 OVER = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED, Phase.INVALID})
@@ -63,20 +64,7 @@ def run_locally(manifest: Manifest, options: RunOptions, display: Display) -> Fi
     parse_job(manifest, local=True)
     with _fork_server_of(options) as socket_path:
         environ = {**options.environ, Env.FORK_SERVER: str(socket_path)}
-        with asyncio.Runner() as runner:
-            with _held_back(signal.SIGINT):  # a loop that it meets half made complains in the terminal as it is removed
-                runner.get_loop()
-            return runner.run(_Run(manifest, options, environ, display).to_the_end())
-
-
-@contextmanager
-def _held_back(number: signal.Signals) -> Iterator[None]:
-    """The signal comes at the end of the block, if it comes within."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return event_loop.run(_Run(manifest, options, environ, display).to_the_end())
 
 
 class _Run:

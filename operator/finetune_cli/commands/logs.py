@@ -1,6 +1,5 @@
 """`finetune logs`: what workers have said."""
 
-import asyncio
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from finetune_api.constants import Stage
 
-from .. import local_logs
+from .. import event_loop, local_logs
 from ..cluster_jobs import ClusterAccess
 from ..cluster_logs import ClusterLogs
 from ..local_state import LogFile
@@ -41,7 +40,7 @@ def logs(
     local = places.local(name)
     if local is None:
         assert name is not None, "without a name a local run is meant"
-        asyncio.run(_from_cluster(places, name, stage, attempt, rank, follow=follow))
+        event_loop.run(_from_cluster(places, name, stage, attempt, rank, follow=follow))
         return
 
     def wanted(log: LogFile) -> bool:

@@ -1,6 +1,5 @@
 """`finetune status`."""
 
-import asyncio
 import json
 import shutil
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ import typer
 
 from finetune_operator.manifests import Manifest
 
+from .. import event_loop
 from ..cluster_jobs import ClusterAccess
 from ..display.page import Page
 from ..places import JobPlace, Places
@@ -44,7 +44,7 @@ def status(
     Exit status: 0 shown, whatever the job's phase; 66 no such job, 69 cluster unreachable, 77 not permitted, 78 no
     kubeconfig, context or CRD.
     """
-    asyncio.run(_show(Places(work_dir, ClusterAccess(namespace, context, kubeconfig)), name, output))
+    event_loop.run(_show(Places(work_dir, ClusterAccess(namespace, context, kubeconfig)), name, output))
 
 
 async def _show(places: Places, name: str | None, output: Output) -> None:

@@ -1,10 +1,10 @@
 """`finetune watch`."""
 
-import asyncio
 from typing import Annotated
 
 import typer
 
+from .. import event_loop
 from ..cluster_jobs import ClusterAccess
 from ..display import Display, make_display
 from ..display.summary import RUN_AGAIN
@@ -34,7 +34,7 @@ def watch(
     is_local = places.local(name) is not None
     with make_display(mode, resume=RUN_AGAIN if is_local else "set spec.suspend to false") as display:
         try:
-            exit_status = asyncio.run(_watch(places, name, display))
+            exit_status = event_loop.run(_watch(places, name, display))
         except KeyboardInterrupt:
             display.event("the job goes on")
             exit_status = KILLED
