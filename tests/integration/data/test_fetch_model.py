@@ -179,6 +179,15 @@ def test_processes_of_a_node_share_one_download(store, bucket, tmp_path, model_f
     assert len(set(folders)) == 1
 
 
+def test_processes_of_a_node_hash_a_model_once(store, tmp_path, model_folder, monkeypatch):
+    hashed, file_digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or file_digest(file, kind))
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(lambda _: fetch_model(f"file://{model_folder}", store, tmp_path), range(8)))
+    assert len(folders) == 1
+    assert len(hashed) == len(set(hashed))
+
+
 @pytest.mark.parametrize("uri", ["s3://{bucket}/nothing", "file:///no/such/folder"])
 def test_an_address_without_a_model_is_unusable(store, bucket, tmp_path, uri):
     with pytest.raises(ModelUnusableError):

@@ -78,17 +78,18 @@ def _digest(folder: Path, memory: Path) -> str:
     paths = sorted((path for path in folder.iterdir() if is_model_file(path.name)), key=lambda path: path.name)
     stats = [(path.name, status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]]
     remembered = memory / _short(json.dumps([str(folder.resolve()), stats]))
-    if remembered.exists():
-        return remembered.read_text()
-    whole = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    memory.mkdir(parents=True, exist_ok=True)
-    partial = remembered.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(whole.hexdigest())
-    os.replace(partial, remembered)
-    return whole.hexdigest()
+    # One process of the node reads the gigabytes; the others wait for what it finds.
+    with locked(remembered.with_suffix(".lock")):
+        if remembered.exists():
+            return remembered.read_text()
+        whole = hashlib.sha256()
+        for path in paths:
+            with path.open("rb") as file:
+                whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        partial = remembered.with_suffix(".part")
+        partial.write_text(whole.hexdigest())
+        os.replace(partial, remembered)
+        return whole.hexdigest()
 
 
 def _short(text: str) -> str:
