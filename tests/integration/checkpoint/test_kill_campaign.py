@@ -13,7 +13,7 @@ KILLS = 20
 
 def test_after_twenty_kills_every_logged_loss_is_that_of_the_uninterrupted_run(tmp_path: Path) -> None:
     campaign = Campaign(seed=7, kills=KILLS, path=tmp_path / "campaign.jsonl", cases=1)
-    with site(tmp_path) as place:
+    with site(tmp_path, max_lost_seconds=1.0) as place:
         for outcome in campaign.play(place):
             assert outcome.corrupt == []
             assert outcome.mismatches == 0

@@ -26,6 +26,8 @@ from pathlib import Path
 
 from soak.campaign import Campaign, site
 
+MAX_LOST_SECONDS = 3.0
+
 
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make soak", description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -43,7 +45,7 @@ def main() -> None:
     campaign = Campaign(seed=options.seed, kills=options.kills, path=path)
     if campaign.outcomes:
         print(f"goes on after {len(campaign.outcomes)} runs, noted in {path}")
-    with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as place:
+    with tempfile.TemporaryDirectory() as folder, site(Path(folder), max_lost_seconds=MAX_LOST_SECONDS) as place:
         begun = time.monotonic()
         for outcome in campaign.play(place):
             print(
@@ -54,7 +56,7 @@ def main() -> None:
             )
             for told in outcome.corrupt:
                 print(f"    {told}", flush=True)
-    summary = campaign.summary()
+    summary = campaign.summary(MAX_LOST_SECONDS)
     print(f"\n{campaign.table()}\n\n{json.dumps(summary)}")
     path.unlink()  # the next call is another campaign
     is_whole = summary["corruptResumes"] == summary["lossMismatches"] == 0 and summary["maxLostIntervals"] <= 1

@@ -1,6 +1,5 @@
 """The campaign: run after run until so many kills were carried out, and a file from which it goes on."""
 
-import json
 import statistics
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from mortal_store import BUCKET, MortalStore
 from soak.events import Event, events
-from soak.runs import CASES, MAX_LOST_SECONDS, Outcome, Run, Site
+from soak.runs import CASES, Outcome, Run, Site
 from soak.trap import TrapProxy
 from train_lab import open_lab
 
@@ -22,7 +21,7 @@ _RUNS_FACTOR = 4
 
 
 @contextmanager
-def site(folder: Path) -> Iterator[Site]:
+def site(folder: Path, *, max_lost_seconds: float) -> Iterator[Site]:
     """Storage that can be killed, the way to it, tiny models and their data."""
     (folder / "store").mkdir()
     with (
@@ -34,7 +33,7 @@ def site(folder: Path) -> Iterator[Site]:
             patch.setenv(name, value)
         kinds = sorted({case["kind"] for case in CASES})
         with open_lab(proxy.settings(), BUCKET, folder, kinds) as lab:
-            yield Site(lab, store, proxy)
+            yield Site(lab, store, proxy, max_lost_seconds)
 
 
 class Campaign:
@@ -43,7 +42,7 @@ class Campaign:
     def __init__(self, *, seed: int, kills: int, path: Path, cases: int = len(CASES)) -> None:
         self._seed, self._kills, self._path, self._cases = seed, kills, path, cases
         known = path.read_text().splitlines() if path.exists() else []
-        self.outcomes = [Outcome.from_json(json.loads(line)) for line in known]
+        self.outcomes = [Outcome.model_validate_json(line) for line in known]
 
     @property
     def kills(self) -> int:
@@ -58,14 +57,14 @@ class Campaign:
             chosen = [waiting.popleft() for _ in range(min(EVENTS_OF_A_RUN, len(waiting)))]
             number = len(self.outcomes)
             outcome = Run(place, number, chosen, case=number % self._cases, seed=self._seed).play()
-            waiting += [Event.from_json(event) for event in outcome.unsprung]
+            waiting += outcome.unsprung
             self.outcomes.append(outcome)
             with self._path.open("a") as file:
-                file.write(json.dumps(outcome.as_json()) + "\n")
+                file.write(outcome.model_dump_json() + "\n")
             yield outcome
 
     def _waiting(self) -> deque[Event]:
-        done = Counter(Event.from_json(kill.event) for outcome in self.outcomes for kill in outcome.kills)
+        done = Counter(kill.event for outcome in self.outcomes for kill in outcome.kills)
         waiting: deque[Event] = deque()
         for event in events(self._seed, self._kills):
             if done[event]:
@@ -76,12 +75,12 @@ class Campaign:
 
     # What came of it
 
-    def summary(self) -> dict[str, Any]:
-        """The figures, as one JSON object."""
+    def summary(self, interval: float) -> dict[str, Any]:
+        """The figures, as one JSON object; `interval` is checkpoint.maxLostWork in seconds."""
         kills = [kill for outcome in self.outcomes for kill in outcome.kills]
-        fatal = [kill for kill in kills if Event.from_json(kill.event).is_fatal]
-        lost = [kill.lost_seconds / MAX_LOST_SECONDS for kill in fatal if not kill.is_disturbed]
-        disturbed = [kill.lost_seconds / MAX_LOST_SECONDS for kill in fatal if kill.is_disturbed]
+        fatal = [kill for kill in kills if kill.event.is_fatal]
+        lost = [kill.lost_seconds / interval for kill in fatal if not kill.is_disturbed]
+        disturbed = [kill.lost_seconds / interval for kill in fatal if kill.is_disturbed]
         return {
             "kills": len(kills),
             "corruptResumes": sum(len(outcome.corrupt) for outcome in self.outcomes),
@@ -99,11 +98,11 @@ class Campaign:
         rows: dict[str, list[float]] = {}
         for outcome in self.outcomes:
             for kill in outcome.kills:
-                rows.setdefault(str(Event.from_json(kill.event)), []).append(kill.lost_seconds)
+                rows.setdefault(str(kill.event), []).append(kill.lost_seconds)
         width = max(map(len, rows), default=0)
         return "\n".join(
             [
-                f"{'killed':{width}}  kills  lost at most, of {MAX_LOST_SECONDS:g} s",
+                f"{'killed':{width}}  kills  lost at most",
                 *(f"{name:{width}}  {len(lost):5}  {max(lost):.2f} s" for name, lost in sorted(rows.items())),
             ]
         )

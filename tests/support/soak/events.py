@@ -1,10 +1,10 @@
 """What is killed, and when: every pair of victim and moment, in an order that a seed decides. Pure."""
 
 import random
-from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import product
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 
 class Victim(StrEnum):
@@ -34,9 +34,10 @@ _MANY = {Point.BLOB: 5, Point.PART: 2, Point.RESTORE: 8}
 """How many such requests there are in a save, or in a restore, and so which of them it may be."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(BaseModel):
     """One kill."""
+
+    model_config = ConfigDict(frozen=True)
 
     victim: Victim
     point: Point
@@ -59,15 +60,6 @@ class Event:
         when = "at" if self.point is Point.ANY else ("after" if self.is_after else "before")
         return f"{self.victim} {when} {self.point}"
 
-    def as_json(self) -> dict[str, Any]:
-        """For a file."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Event":
-        """What `as_json` has made."""
-        return cls(**value | {"victim": Victim(value["victim"]), "point": Point(value["point"])})
-
 
 def _pairs() -> list[tuple[Victim, Point, bool]]:
     """Any moment is in it twice for each victim, as each request is, once before it and once after."""
@@ -87,9 +79,9 @@ def events(seed: int, count: int) -> list[Event]:
         draw.shuffle(pairs)
         made += [
             Event(
-                victim,
-                point,
-                is_after,
+                victim=victim,
+                point=point,
+                is_after=is_after,
                 number=draw.randint(1, _MANY.get(point, 1)),
                 seconds=round(draw.uniform(0.0, 3.0), 2),
                 rank=draw.randrange(2),

@@ -10,9 +10,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.checkpoint.stored.places import RunStorage
@@ -23,7 +25,6 @@ from soak.ranks import TARGET, step_times
 from soak.trap import Trap, TrapProxy
 from train_lab import Lab, Started
 
-MAX_LOST_SECONDS = 3.0
 CASES: tuple[dict[str, Any], ...] = (
     {"steps": 300, "kind": "bert-dropout", "zero": 2, "method": {"full": {}}},
     {"steps": 350, "kind": "llama", "zero": 1, "method": {"full": {}}},
@@ -38,11 +39,10 @@ _MOST_ATTEMPTS = 40
 _LATER = frozenset({Point.RESTORE, Point.PRUNED_MANIFESTS, Point.PRUNED_BLOBS})
 
 
-@dataclass
-class Kill:
+class Kill(BaseModel):
     """One that was carried out."""
 
-    event: dict[str, Any]
+    event: Event
     attempt: int
     lost_seconds: float = 0.0
     """Of training, where the attempt ended with it."""
@@ -50,28 +50,18 @@ class Kill:
     """An uploader or the storage server had been killed in the same attempt before, which nothing is promised for."""
 
 
-@dataclass
-class Outcome:
+class Outcome(BaseModel):
     """Of one run."""
 
     number: int
     attempts: int = 0
-    kills: list[Kill] = field(default_factory=list)
-    corrupt: list[str] = field(default_factory=list)
+    kills: list[Kill] = []
+    corrupt: list[str] = []
     """Attempts that failed by themselves, checkpoints that were passed over or are damaged."""
     mismatches: int = 0
     """Figures of the training log that differ from those of the uninterrupted run."""
-    unsprung: list[dict[str, Any]] = field(default_factory=list)
+    unsprung: list[Event] = []
     """Events that found no occasion."""
-
-    def as_json(self) -> dict[str, Any]:
-        """For a file."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Outcome":
-        """What `as_json` has made."""
-        return cls(**value | {"kills": [Kill(**kill) for kill in value["kills"]]})
 
 
 @dataclass
@@ -81,13 +71,15 @@ class Site:
     lab: Lab
     store: MortalStore
     proxy: TrapProxy
+    max_lost_seconds: float
+    """`checkpoint.maxLostWork` of every run."""
     references: dict[int, list[dict[str, float]]] = field(default_factory=dict)
 
     def config(self, name: str, case: int, attempt: int = 1) -> TrainerConfig:
         """Of one attempt of the run `name`."""
         blocks = dict(CASES[case])
         training = {"maxSteps": blocks.pop("steps"), "epochs": None}
-        checkpoint = {"maxLostWork": f"{MAX_LOST_SECONDS:g}s", "everySteps": None}
+        checkpoint = {"maxLostWork": f"{self.max_lost_seconds:g}s", "everySteps": None}
         return self.lab.config(name, attempt=attempt, training=training, checkpoint=checkpoint, **blocks)
 
     def reference(self, case: int) -> list[dict[str, float]]:
@@ -111,7 +103,7 @@ class Run:
         self._waiting: list[tuple[Kill, Path]] = []
         """Kills whose cost the next attempt that trains will show."""
         self._restarts: list[threading.Thread] = []
-        self.outcome = Outcome(number)
+        self.outcome = Outcome(number=number)
 
     def play(self) -> Outcome:
         """Until the training is over."""
@@ -122,7 +114,7 @@ class Run:
                 shutil.rmtree(self._site.lab.cache / "checkpoints", ignore_errors=True)
             if self._attempt():
                 break
-        outcome.unsprung += [event.as_json() for event in self._events]
+        outcome.unsprung += self._events
         config = self._site.config(self._name, self._case)
         found = self._site.lab.training_log(config)
         outcome.mismatches = abs(len(found) - len(expected))
@@ -152,9 +144,9 @@ class Run:
         disturbed = False
         for event in self._due():
             if not self._befalls(event, started):
-                self.outcome.unsprung.append(event.as_json())
+                self.outcome.unsprung.append(event)
                 continue
-            kill = Kill(event.as_json(), self.outcome.attempts, is_disturbed=disturbed)
+            kill = Kill(event=event, attempt=self.outcome.attempts, is_disturbed=disturbed)
             self.outcome.kills.append(kill)
             if event.is_fatal:
                 self._waiting.append((kill, started.folder))
