@@ -162,11 +162,15 @@ def row(found: Round) -> str:
         *(f"{sum(found.cpu.values()):.1f}", f"{found.cpu['operator']:.1f}", f"{found.rss_mib:.0f}"),
         *(f"{found.writes / count:.1f}", calls),
     )
-    return "".join(f"{cell:>{len(heading) + 2}}" for cell, heading in zip(cells, HEADINGS, strict=True))
+    return _aligned(cells)
+
+
+def _aligned(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:>{max(6, len(heading)) + 2}}" for cell, heading in zip(cells, HEADINGS, strict=True))
 
 
 def table(rounds: Sequence[Round]) -> str:
-    lines = ["".join(f"  {heading}" for heading in HEADINGS), *map(row, rounds), ""]
+    lines = [_aligned(HEADINGS), *map(row, rounds), ""]
     programs = sorted({name for found in rounds for name in found.cpu if found.cpu[name] >= 0.05})
     for found in rounds:
         used = ", ".join(f"{name} {found.cpu[name]:.1f}" for name in programs if found.cpu[name])

@@ -14,6 +14,7 @@ TrainerError
 ├── DiskFullError             70  a file cannot be written for want of space
 ├── StorageProtocolError      70  object storage refuses a request for a reason of its own
 └── CorruptCheckpointError    70  a checkpoint's bytes are missing or are not what was committed
+    └── NewerCheckpointError      a newer version has written it
 Anything else is an internal error, 70.
 """
 
@@ -100,3 +101,7 @@ class StorageProtocolError(TrainerError):
 
 class CorruptCheckpointError(TrainerError):
     """A checkpoint's bytes are missing or are not what was committed. Restoring goes back to the one before."""
+
+
+class NewerCheckpointError(CorruptCheckpointError):
+    """A newer version has written it. Nothing is wrong with it, so a run that finds it does not go back."""

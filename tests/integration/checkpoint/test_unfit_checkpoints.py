@@ -1,11 +1,21 @@
 """Checkpoints of something else among those of a run."""
 
 import json
+from typing import Any
 
+import pytest
+
+from finetune_trainer.checkpoint.format.retention import Keep
 from finetune_trainer.checkpoint.stored.places import RunStorage
+from finetune_trainer.checkpoint.stored.pruning import Pruning
+from finetune_trainer.errors import BadConfigError
 from finetune_trainer.store import ObjectStore
 from small_manifests import LINEAGE, MANIFEST, OTHER
 from stored_checkpoints import run_uri
+
+
+def changed(change: dict[str, Any]) -> bytes:
+    return json.dumps(json.loads(MANIFEST.model_dump_json()) | change).encode()
 
 
 def test_each_that_does_not_fit_is_passed_over_by_name_with_what_differs(store: ObjectStore, bucket: str) -> None:
@@ -13,20 +23,37 @@ def test_each_that_does_not_fit_is_passed_over_by_name_with_what_differs(store: 
         "00000012-a0001": {"model_digest": OTHER},
         "00000013-a0001": {"dataset_digest": OTHER},
         "00000011-a0001": {"job": "default/other (uid 2)"},
-        "00000014-a0001": {"version": 2, "shards": []},
     }
     prefix = f"{run_uri(bucket)}/checkpoints/manifests"
     for name, change in changes.items():
-        store.put(f"{prefix}/{name}.json", json.dumps(json.loads(MANIFEST.model_dump_json()) | change).encode())
+        store.put(f"{prefix}/{name}.json", changed(change))
     storage = RunStorage.of(store, run_uri(bucket), attempt=2, lineage=LINEAGE)
     found, warnings = storage.catalogue.newest_complete(exclude=())
     assert found is None
     assert warnings == [
         f"checkpoint {name} cannot be used: {prefix}/{name}.json was {told}"
         for name, told in (
-            ("00000014-a0001", "written by a newer finetune-operator (format 2, known 1): upgrade"),
             ("00000013-a0001", "trained on another data set (digest c3c3c3c3c3c3, this run's is b2b2b2b2b2b2)"),
             ("00000012-a0001", "trained from another base model (digest c3c3c3c3c3c3, this run's is a1a1a1a1a1a1)"),
             ("00000011-a0001", "saved by another job, default/other (uid 2); this one is default/mine (uid 1)"),
         )
     ]
+
+
+def test_one_of_a_newer_version_is_neither_passed_over_nor_removed(store: ObjectStore, bucket: str) -> None:
+    """An image that was rolled back would train from before it, and that work would be done twice."""
+    prefix = f"{run_uri(bucket)}/checkpoints/manifests"
+    store.put(f"{prefix}/00000010-a0001.json", changed({}))
+    store.put(f"{prefix}/00000014-a0002.json", changed({"version": 2, "shards": []}))
+    storage = RunStorage.of(store, run_uri(bucket), attempt=3, lineage=LINEAGE)
+    told = f"{prefix}/00000014-a0002.json was written by a newer finetune-operator (format 2, known 1)"
+    with pytest.raises(BadConfigError) as refused:
+        storage.catalogue.newest_complete(exclude=())
+    assert str(refused.value) == f"checkpoint 00000014-a0002: {told}"
+    assert "spec.workers.image" in refused.value.advice
+
+    pruning = Pruning(storage, Keep(last=1, best=0, every=None), grace=None)
+    for _ in pruning.steps():
+        pass
+    assert pruning.pruned.blocked_by == told
+    assert "00000014-a0002" in storage.catalogue.listing().names

@@ -24,9 +24,9 @@ def test_a_manifest_of_this_run_is_read() -> None:
     [
         (
             document(version=2, shards=["a field that this one does not know"]),
-            "was written by a newer finetune-operator (format 2, known 1): upgrade",
+            "was written by a newer finetune-operator (format 2, known 1)",
         ),
-        (document(version=2), "was written by a newer finetune-operator (format 2, known 1): upgrade"),
+        (document(version=2), "was written by a newer finetune-operator (format 2, known 1)"),
         (document(version=0), "was written by an older finetune-operator (format 0, known 1)"),
         (document(surprise=1), "is not a manifest of format 1: "),
         (document(version="x"), "is not a manifest of format 1: "),

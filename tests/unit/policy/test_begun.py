@@ -2,44 +2,32 @@
 
 from finetune_api.constants import Stage
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
-from finetune_operator.observed import Observed, ObservedStage
+from finetune_operator.observed import Observed
 from finetune_operator.policy import history
 from finetune_operator.policy.runs import Run
+from observations import STAMP, make_stage
 
-NOW = "2026-01-01T12:00:00.000Z"
 RUN = Run(1, "hash", is_new=False)
-NAME = "example-r1-train-a1"
-RUNNING = ObservedStage(
-    stage=Stage.TRAIN,
-    run=1,
-    attempt=1,
-    job_name=NAME,
-    uid="u",
-    created_at=NOW,
-    ended_at="",
-    succeeded=False,
-    failed=False,
-    deleting=False,
-    pods=(),
-)
+RUNNING = make_stage()
+NAME = RUNNING.job_name
 
 
 def test_a_begun_attempt_is_the_one_that_the_next_pass_sees() -> None:
-    begun = history.begun(Status(run=1, run_hash="hash"), Stage.TRAIN, 1, NAME, NOW)
-    assert [(entry.job_name, entry.start_time, entry.outcome) for entry in begun.attempts] == [(NAME, NOW, None)]
+    begun = history.begun(Status(run=1, run_hash="hash"), Stage.TRAIN, 1, NAME, STAMP)
+    assert [(entry.job_name, entry.start_time, entry.outcome) for entry in begun.attempts] == [(NAME, STAMP, None)]
     assert history.begun(begun, Stage.TRAIN, 1, NAME, "later") == begun
-    assert history.fold(begun, RUN, Observed((RUNNING,)), None, NOW) == begun, "nothing to write"
+    assert history.fold(begun, RUN, Observed((RUNNING,)), None, STAMP) == begun, "nothing to write"
 
 
 def test_a_begun_attempt_whose_job_is_gone_was_stopped() -> None:
-    begun = history.begun(Status(run=1, run_hash="hash"), Stage.TRAIN, 1, NAME, NOW)
-    (attempt,) = history.fold(begun, RUN, Observed(()), None, NOW).attempts
+    begun = history.begun(Status(run=1, run_hash="hash"), Stage.TRAIN, 1, NAME, STAMP)
+    (attempt,) = history.fold(begun, RUN, Observed(()), None, STAMP).attempts
     assert attempt.outcome is Outcome.STOPPED
 
 
 def test_pods_are_asked_for_while_their_jobs_end_is_not_judged() -> None:
-    ended = AttemptStatus(stage=Stage.PREPARE, number=1, job_name="old", start_time=NOW, outcome=Outcome.SUCCEEDED)
-    running = AttemptStatus(stage=Stage.TRAIN, number=1, job_name=NAME, start_time=NOW)
+    ended = AttemptStatus(stage=Stage.PREPARE, number=1, job_name="old", start_time=STAMP, outcome=Outcome.SUCCEEDED)
+    running = AttemptStatus(stage=Stage.TRAIN, number=1, job_name=NAME, start_time=STAMP)
     status = Status(attempts=(ended, running))
     over = {"conditions": [{"type": "Complete", "status": "True"}]}
     jobs = [{"metadata": {"name": name}, "status": over} for name in ("old", NAME, "new")]
@@ -47,6 +35,6 @@ def test_pods_are_asked_for_while_their_jobs_end_is_not_judged() -> None:
 
 
 def test_pods_are_asked_for_while_a_job_that_was_given_up_goes_on_and_while_an_open_attempts_job_is_gone() -> None:
-    lost = AttemptStatus(stage=Stage.TRAIN, number=1, job_name="lost", start_time=NOW, outcome=Outcome.DISRUPTION)
-    gone = AttemptStatus(stage=Stage.TRAIN, number=2, job_name="gone", start_time=NOW)
+    lost = AttemptStatus(stage=Stage.TRAIN, number=1, job_name="lost", start_time=STAMP, outcome=Outcome.DISRUPTION)
+    gone = AttemptStatus(stage=Stage.TRAIN, number=2, job_name="gone", start_time=STAMP)
     assert history.open_jobs(Status(attempts=(lost, gone)), [{"metadata": {"name": "lost"}}]) == ("gone", "lost")

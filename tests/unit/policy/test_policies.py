@@ -14,9 +14,9 @@ from finetune_api.v1alpha1 import FineTuneJob, Outcome, Restart, Status
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed, ObservedPod, ObservedStage
 from finetune_operator.policy import failure, history, restart, runs, stages, status, world
+from observations import STAMP, make_pod, make_stage
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
-STAMP = "2026-01-01T12:00:00Z"
 LATER = "2026-01-01T12:00:30Z"
 LIMITS = Restart(max_restarts=2, max_disruptions=3)
 
@@ -36,37 +36,6 @@ def make_job(**spec: Any) -> FineTuneJob:
             | spec,
         }
     )
-
-
-def make_pod(index: int = 0, exit_code: int | None = None, **fields: Any) -> ObservedPod:
-    defaults: dict[str, Any] = {
-        "name": f"pod-{index}",
-        "index": index,
-        "phase": "Running" if exit_code is None else "Failed" if exit_code else "Succeeded",
-        "exit_code": exit_code,
-        "finished_at": "" if exit_code is None else STAMP,
-        "message": None,
-        "raw_message": "",
-        "disrupted": False,
-    }
-    return ObservedPod(**(defaults | fields))
-
-
-def make_stage(stage: Stage = Stage.TRAIN, attempt: int = 1, ended: str = "", **fields: Any) -> ObservedStage:
-    defaults: dict[str, Any] = {
-        "stage": stage,
-        "run": 1,
-        "attempt": attempt,
-        "job_name": f"example-r1-{stage}-a{attempt}",
-        "uid": f"uid-{stage}-{attempt}",
-        "created_at": STAMP,
-        "ended_at": STAMP if ended else "",
-        "succeeded": ended == "Complete",
-        "failed": ended == "Failed",
-        "deleting": False,
-        "pods": (),
-    }
-    return ObservedStage(**(defaults | fields))
 
 
 def folded(observed: Observed, before: Status | None = None, progress: Progress | None = None) -> Status:

@@ -10,11 +10,11 @@ from factories import make_job
 from finetune_api.constants import Stage
 from finetune_api.v1alpha1 import AttemptStatus, Spec, Status
 from finetune_api.validation import parse_job
-from finetune_operator.observed import ObservedPod, ObservedStage
+from finetune_operator.observed import ObservedStage
 from finetune_operator.policy import scale, world
+from observations import STAMP, make_pod, make_stage
 
 BEGUN = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
-STAMP = "2026-01-01T12:00:00Z"
 
 
 def make_spec(nodes: int = 4, fewest: int | None = 1, *, micro: int | None = None, **workers: Any) -> Spec:
@@ -27,51 +27,26 @@ def make_attempt(number: int = 1, **fields: Any) -> AttemptStatus:
     return AttemptStatus.model_validate(defaults | fields)
 
 
-def make_stage(running: int, expected: int = 4, stage: Stage = Stage.TRAIN, *, deleting: bool = False) -> ObservedStage:
-    pods = tuple(
-        ObservedPod(
-            name=f"pod-{index}",
-            index=index,
-            phase="Running" if index < running else "Pending",
-            exit_code=None,
-            finished_at="",
-            message=None,
-            raw_message="",
-            disrupted=False,
-        )
-        for index in range(expected)
-    )
-    return ObservedStage(
-        stage=stage,
-        run=1,
-        attempt=1,
-        job_name="a1",
-        uid="u",
-        created_at=STAMP,
-        ended_at="",
-        succeeded=False,
-        failed=False,
-        deleting=deleting,
-        pods=pods,
-        expected_pods=expected,
-    )
+def starting(running: int, expected: int = 4, stage: Stage = Stage.TRAIN, **fields: Any) -> ObservedStage:
+    pods = [make_pod(index, phase="Running" if index < running else "Pending") for index in range(expected)]
+    return make_stage(stage, pods=tuple(pods), expected_pods=expected, **fields)
 
 
 FIVE_MINUTES = timedelta(minutes=5)
 FEWER = [
-    pytest.param(make_spec(), make_stage(2), FIVE_MINUTES, 2, id="those that run"),
-    pytest.param(make_spec(), make_stage(3), FIVE_MINUTES, 2, id="three cannot share 32 examples"),
-    pytest.param(make_spec(), make_stage(3), FIVE_MINUTES - timedelta(seconds=1), None, id="time is left"),
-    pytest.param(make_spec(startTimeout="10s"), make_stage(1), timedelta(seconds=10), 1, id="its own time-out"),
-    pytest.param(make_spec(), make_stage(4), FIVE_MINUTES, None, id="all run, and import"),
-    pytest.param(make_spec(), replace(make_stage(2), failing=True), FIVE_MINUTES, None, id="fails by itself"),
-    pytest.param(make_spec(), make_stage(0), FIVE_MINUTES, None, id="none runs"),
-    pytest.param(make_spec(fewest=2), make_stage(1), FIVE_MINUTES, None, id="too few"),
-    pytest.param(make_spec(fewest=None), make_stage(2), FIVE_MINUTES, None, id="not asked for"),
-    pytest.param(make_spec(micro=8), make_stage(3), FIVE_MINUTES, 2, id="whole micro batches"),
-    pytest.param(make_spec(8, 2), make_stage(3), FIVE_MINUTES, 2, id="an attempt that is smaller already"),
-    pytest.param(make_spec(), make_stage(1, 2, Stage.EVALUATE), FIVE_MINUTES, None, id="another stage"),
-    pytest.param(make_spec(), make_stage(2, deleting=True), FIVE_MINUTES, None, id="being stopped"),
+    pytest.param(make_spec(), starting(2), FIVE_MINUTES, 2, id="those that run"),
+    pytest.param(make_spec(), starting(3), FIVE_MINUTES, 2, id="three cannot share 32 examples"),
+    pytest.param(make_spec(), starting(3), FIVE_MINUTES - timedelta(seconds=1), None, id="time is left"),
+    pytest.param(make_spec(startTimeout="10s"), starting(1), timedelta(seconds=10), 1, id="its own time-out"),
+    pytest.param(make_spec(), starting(4), FIVE_MINUTES, None, id="all run, and import"),
+    pytest.param(make_spec(), replace(starting(2), failing=True), FIVE_MINUTES, None, id="fails by itself"),
+    pytest.param(make_spec(), starting(0), FIVE_MINUTES, None, id="none runs"),
+    pytest.param(make_spec(fewest=2), starting(1), FIVE_MINUTES, None, id="too few"),
+    pytest.param(make_spec(fewest=None), starting(2), FIVE_MINUTES, None, id="not asked for"),
+    pytest.param(make_spec(micro=8), starting(3), FIVE_MINUTES, 2, id="whole micro batches"),
+    pytest.param(make_spec(8, 2), starting(3), FIVE_MINUTES, 2, id="an attempt that is smaller already"),
+    pytest.param(make_spec(), starting(1, 2, Stage.EVALUATE), FIVE_MINUTES, None, id="another stage"),
+    pytest.param(make_spec(), starting(2, deleting=True), FIVE_MINUTES, None, id="being stopped"),
 ]
 
 
@@ -84,7 +59,7 @@ def test_an_attempt_that_lacks_workers_is_started_with_fewer(
 
 def test_an_attempt_that_has_trained_is_left_alone() -> None:
     trained = make_attempt(first_step_time=STAMP)
-    assert scale.fewer_nodes(make_spec(), trained, make_stage(2), BEGUN + FIVE_MINUTES) is None
+    assert scale.fewer_nodes(make_spec(), trained, starting(2), BEGUN + FIVE_MINUTES) is None
 
 
 NEXT = [

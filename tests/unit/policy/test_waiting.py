@@ -1,37 +1,23 @@
 """Why pods do not run, in the words of who knows."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from finetune_api.constants import Stage
-from finetune_operator.manifests import rfc3339
 from finetune_operator.observed import ObservedPod, ObservedStage
 from finetune_operator.policy.waiting import PATIENCE, explanation, idle_pods
+from observations import STAMP, make_pod, make_stage
 
-CREATED = datetime(2026, 1, 1, tzinfo=UTC)
-LATE = CREATED + PATIENCE
+LATE = datetime.fromisoformat(STAMP) + PATIENCE
 
 
 def pod(index: int = 0, phase: str = "Pending", waiting: str = "") -> ObservedPod:
-    return ObservedPod(
-        name=f"pod-{index}",
-        index=index,
-        phase=phase,
-        exit_code=None,
-        finished_at="",
-        message=None,
-        raw_message="",
-        disrupted=False,
-        waiting=waiting,
-        created_at=rfc3339(CREATED),
-    )
+    return make_pod(index, phase=phase, waiting=waiting)
 
 
 def stage(*pods: ObservedPod, expected: int = 2, **fields: Any) -> ObservedStage:
-    known = {"succeeded": False, "failed": False, "deleting": False, "ended_at": "", **fields}
-    return ObservedStage(Stage.TRAIN, 1, 1, "job", "uid", rfc3339(CREATED), pods=pods, expected_pods=expected, **known)
+    return make_stage(pods=pods, expected_pods=expected, **fields)
 
 
 @pytest.mark.parametrize(

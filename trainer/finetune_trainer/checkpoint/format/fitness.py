@@ -35,11 +35,15 @@ class UnfitError(ValueError):
     """Says what is wrong with a manifest; its address is to stand in front."""
 
 
+class NewerFormatError(UnfitError):
+    """This program is too old for it."""
+
+
 def read_manifest(content: bytes) -> Manifest:
     """Raises UnfitError for another format, and for what is no manifest at all."""
     version = _version(content)
     if version is not None and version > VERSION:
-        raise UnfitError(f"was written by a newer finetune-operator (format {version}, known {VERSION}): upgrade")
+        raise NewerFormatError(f"was written by a newer finetune-operator (format {version}, known {VERSION})")
     if version is not None and version < VERSION:
         raise UnfitError(f"was written by an older finetune-operator (format {version}, known {VERSION})")
     try:

@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ...errors import CorruptCheckpointError, ObjectMissingError
+from ...errors import BadConfigError, CorruptCheckpointError, NewerCheckpointError, ObjectMissingError
 from ...store import ObjectStore, join
-from ..format.fitness import Lineage, UnfitError, check_lineage, read_manifest
+from ..format.fitness import Lineage, NewerFormatError, UnfitError, check_lineage, read_manifest
 from ..format.manifest import Manifest, newest_first, numbers_of
 from .blobs import Blobs
 from .loading import Loader
@@ -52,7 +52,11 @@ class Catalogue:
         return is_new or self._store.get(uri) == content
 
     def newest_complete(self, exclude: Collection[str]) -> tuple[Manifest | None, list[str]]:
-        """The first usable manifest, and why those before it are not."""
+        """The first usable manifest, and why those before it are not.
+
+        Raises BadConfigError where one before it is of a newer version: it has what a start from the one after it, or
+        from the base model, would compute again.
+        """
         warnings: list[str] = []
         for name in self._names():
             if name in exclude:
@@ -60,6 +64,11 @@ class Catalogue:
             try:
                 manifest = self.read(name)
                 Loader(self._blobs, manifest).check_complete()
+            except NewerCheckpointError as error:
+                raise BadConfigError(
+                    f"checkpoint {name}: {error}",
+                    advice="use an image of that version (spec.workers.image), or remove it to start from before it",
+                ) from error
             except CorruptCheckpointError as error:
                 warnings.append(f"checkpoint {name} cannot be used: {error}")
             else:
@@ -90,7 +99,7 @@ class Catalogue:
         return self.listing().names
 
     def read(self, name: str) -> Manifest:
-        """The manifest. Raises CorruptCheckpointError."""
+        """The manifest. Raises CorruptCheckpointError, NewerCheckpointError."""
         uri = self.uri_of(name)
         try:
             manifest = read_manifest(self._store.get(uri))
@@ -98,6 +107,8 @@ class Catalogue:
                 check_lineage(manifest, self._lineage)
         except ObjectMissingError as error:
             raise CorruptCheckpointError(f"{uri} is gone") from error
+        except NewerFormatError as error:
+            raise NewerCheckpointError(f"{uri} {error}") from error
         except UnfitError as error:
             raise CorruptCheckpointError(f"{uri} {error}") from error
         if manifest.name != name:
