@@ -57,6 +57,8 @@ def make_registry(
         heard("Job")
         key = JobKey(namespace or "", body.metadata.labels.get(constants.LABEL_JOB, ""))
         if key.name and has_news(type, body) and not table.rests(key):
+            if type != "DELETED":
+                table.show_child(key, dict(body))
             queue.add_after(key, _COALESCE_SECONDS)
 
     return registry
@@ -70,6 +72,9 @@ def make_settings(watch_silence_seconds: float) -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.persistence.diffbase_storage = _NothingKept()
     settings.watching.chunk_size = 500
+    # How long Kopf keeps a task, and the object with it, for each object that it has shown: by default five seconds,
+    # which is all objects of a cluster at a start.
+    settings.queueing.idle_timeout = 0.05
     settings.watching.label_selectors["batch", "v1", "jobs"] = f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY}"
     settings.watching.server_timeout = 300
     settings.watching.inactivity_timeout = watch_silence_seconds

@@ -90,6 +90,6 @@ class Health:
         missed = table.missed(before, listed)
         for key in missed:
             # A list may come from a server that lags behind, and what it leaves out the watch would not show again.
-            if key not in listed and await cluster.get(key) is None:
+            if key not in listed and await cluster.get_live(key) is None:
                 table.remove(key)
         return missed

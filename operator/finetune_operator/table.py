@@ -1,4 +1,4 @@
-"""What the watches have shown last of every FineTuneJob: enough to know which ones need no look."""
+"""What the watches have shown last of every FineTuneJob: enough to know which ones need no look, or no live one."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api.constants import TERMINAL_CONDITIONS, Phase
 
+from .glimpse import Glimpse, glimpse_of
 from .manifests import JobKey, Manifest, true_conditions
 
 
@@ -21,11 +22,16 @@ class Seen:
 
 
 class JobTable:
-    """FineTuneJobs by key. Not the truth: decisions are made on live reads."""
+    """FineTuneJobs by key. Not the truth: decisions are made on live reads, unless `glimpse` says that none is needed.
+
+    Whole objects are kept only from the moment in which they are shown or written until the next pass.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[JobKey, Seen] = {}
         self._written: dict[JobKey, str] = {}
+        self._newest: dict[JobKey, Manifest] = {}
+        self._child: dict[JobKey, Manifest] = {}
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -39,16 +45,33 @@ class JobTable:
         """Note what a watch has shown; whether the object needs a look. Our own last write needs none."""
         version = str(body["metadata"].get("resourceVersion", ""))
         seen = self._seen[key] = Seen(version, (body.get("status") or {}).get("phase", Phase.PENDING), rests(body))
-        return not seen.rests and self._written.get(key) != version
+        written = self._written.get(key)
+        self._newest.pop(key, None)
+        if not seen.rests and written in (None, version):  # else older than what we have written, or newer: who knows
+            self._newest[key] = body
+        return not seen.rests and written != version
 
-    def wrote(self, key: JobKey, resource_version: str) -> None:
+    def show_child(self, key: JobKey, job: Manifest) -> None:
+        """Note the child of which there was news last."""
+        self._child[key] = job
+
+    def wrote(self, key: JobKey, body: Manifest) -> None:
         """We have written this version ourselves, and know what comes next."""
-        self._written[key] = resource_version
+        self._written[key] = str(body["metadata"]["resourceVersion"])
+        self._newest[key] = body
+        if rests(body):
+            self._newest.pop(key)
+            self._child.pop(key, None)
+
+    def glimpse(self, key: JobKey) -> Glimpse | None:
+        """What a pass may take for a live look, once; None: it has to look."""
+        job, child = self._newest.pop(key, None), self._child.pop(key, None)
+        return None if job is None else glimpse_of(job, child)
 
     def remove(self, key: JobKey) -> None:
         """The object is gone."""
-        self._seen.pop(key, None)
-        self._written.pop(key, None)
+        for known in (self._seen, self._written, self._newest, self._child):
+            known.pop(key, None)
 
     def rests(self, key: JobKey) -> bool:
         """Whether an event about a child may be passed over. One that is not shown yet gets its look when it is."""

@@ -9,7 +9,7 @@ from ..manifests import JobKey, Manifest
 
 
 class Cluster(Protocol):
-    """A place where FineTuneJobs and their children live. Reads are live; nothing is cached."""
+    """A place where FineTuneJobs and their children live. Reads are live, or as good as that: see `glimpse`."""
 
     async def get(self, key: JobKey) -> Manifest | None:
         """The FineTuneJob, or None."""

@@ -28,8 +28,8 @@ def path_of(api_version: str, plural: str, namespace: str, name: str = "") -> st
 class KubernetesCluster:
     """FineTuneJobs and their children in a cluster."""
 
-    def __init__(self, server: ApiServer, wrote: Callable[[JobKey, str], None] = lambda *_: None) -> None:
-        """`wrote` hears of the resource version that each status write has made."""
+    def __init__(self, server: ApiServer, wrote: Callable[[JobKey, Manifest], None] = lambda *_: None) -> None:
+        """`wrote` gets the object as each write of status has left it."""
         self._server = server
         self._wrote = wrote
         self._session: aiohttp.ClientSession | None = None
@@ -43,6 +43,10 @@ class KubernetesCluster:
 
     async def get(self, key: JobKey) -> Manifest | None:
         """The FineTuneJob, or None."""
+        return await self.get_live(key)
+
+    async def get_live(self, key: JobKey) -> Manifest | None:
+        """The same, asked of the API server whatever is known already."""
         try:
             return await self._server.request("GET", _job_path(key))
         except ApiError as error:
@@ -128,7 +132,7 @@ class KubernetesCluster:
         """Replace the status of the object that was read. Raises StaleError if it has changed since."""
         key = JobKey(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
         written = await self._server.request("PUT", f"{_job_path(key)}/status", {**manifest, "status": status})
-        self._wrote(key, written["metadata"]["resourceVersion"])
+        self._wrote(key, written)
 
     async def announce(self, event: Manifest) -> None:
         """Create an Event; one of the same name says the same and is left alone."""

@@ -17,7 +17,7 @@ def pod(index: int = 0, phase: str = "Pending", waiting: str = "") -> ObservedPo
 
 
 def stage(*pods: ObservedPod, expected: int = 2, **fields: Any) -> ObservedStage:
-    return make_stage(pods=pods, expected_pods=expected, **fields)
+    return make_stage(job_name="job", pods=pods, expected_pods=expected, **fields)
 
 
 @pytest.mark.parametrize(

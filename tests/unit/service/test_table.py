@@ -70,7 +70,7 @@ def test_children_of_an_object_that_is_not_shown_yet_wait_for_it() -> None:
 
 def test_our_own_last_write_needs_no_look_and_anybody_elses_does() -> None:
     table = JobTable()
-    table.wrote(KEY, "7")
+    table.wrote(KEY, shown("7"))
     assert not table.show(KEY, shown("7"))
     assert table.show(KEY, shown("8"))
 

@@ -1,0 +1,30 @@
+"""The Cluster of a real API server beside watches: a pass that needs no live look gets none."""
+
+from ..glimpse import Glimpse
+from ..manifests import JobKey, Manifest
+from ..table import JobTable
+from .api_server import ApiServer
+from .kubernetes import KubernetesCluster
+
+
+class WatchedCluster(KubernetesCluster):
+    """`get` and, after it, `list_jobs` of one pass: what the watches have shown where that is enough, else live."""
+
+    def __init__(self, server: ApiServer, table: JobTable) -> None:
+        super().__init__(server, table.wrote)
+        self._table = table
+        self._glimpses: dict[JobKey, Glimpse] = {}
+
+    async def get(self, key: JobKey) -> Manifest | None:
+        """The FineTuneJob, or None. A key is in one pass at a time."""
+        self._glimpses.pop(key, None)
+        glimpse = self._table.glimpse(key)
+        if glimpse is None:
+            return await super().get(key)
+        self._glimpses[key] = glimpse
+        return glimpse.job
+
+    async def list_jobs(self, key: JobKey) -> list[Manifest]:
+        """Its Jobs; where the object was shown, those that were shown with it."""
+        glimpse = self._glimpses.pop(key, None)
+        return await super().list_jobs(key) if glimpse is None else list(glimpse.children)

@@ -1,0 +1,50 @@
+"""When what the watches have shown is enough for a pass, and a live look would find nothing else that matters. Pure.
+
+That holds twice in an undisturbed life: at its very beginning, and when the one Job that status waits for is complete.
+Everything else is looked at live: what has failed, changed, been suspended or deleted, and whatever time has brought.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .manifests import Manifest, true_conditions
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """A FineTuneJob and those of its Jobs that a pass has to see."""
+
+    job: Manifest
+    children: tuple[Manifest, ...]
+
+
+def glimpse_of(job: Manifest, child: Manifest | None) -> Glimpse | None:
+    """From the newest version of the object, and the Job of which there was news last; None: look live.
+
+    The version is the newest that anybody has told us: where it is not the newest that there is, the write of status is
+    refused. Children have been created by then, all under names that a look at the newer version would give them too,
+    or they belong to an object that is gone, and go with it.
+    """
+    metadata, status = job["metadata"], job.get("status") or {}
+    if "deletionTimestamp" in metadata:
+        return None
+    if child is None:
+        return Glimpse(job, ()) if _is_untouched(metadata, status) else None
+    is_told = status.get("observedGeneration") == metadata["generation"]
+    return Glimpse(job, (child,)) if is_told and _is_awaited(job, child) else None
+
+
+def _is_untouched(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+    """No pass has told of it. One that has died before it could has created the children that the next one will."""
+    return not status and metadata["generation"] == 1
+
+
+def _is_awaited(job: Manifest, child: Manifest) -> bool:
+    """The Job is the object's, is complete, and is the only one whose end status does not know."""
+    metadata = child["metadata"]
+    owners = [owner["uid"] for owner in metadata.get("ownerReferences", ()) if owner.get("controller")]
+    is_ours = owners == [job["metadata"]["uid"]] and "deletionTimestamp" not in metadata
+    attempts = job["status"].get("attempts") or ()
+    open_names = [attempt["jobName"] for attempt in attempts if not attempt.get("outcome")]
+    return is_ours and "Complete" in true_conditions(child) and open_names == [metadata["name"]]
