@@ -49,7 +49,11 @@ def make_registry(
         key = JobKey(namespace or "", name or "")
         if type == "DELETED":
             table.remove(key)
-        elif table.show(key, dict(body)):
+            return
+        table.show(key, dict(body))
+        # The watch may be faster than the answer to the write that it shows.
+        await queue.released(key)
+        if table.needs_look(key):
             queue.add(key)
 
     @kopf.on.event("batch", "v1", "jobs", registry=registry)

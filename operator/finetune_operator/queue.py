@@ -20,6 +20,15 @@ class _Due:
     key: object = field(compare=False)
 
 
+@dataclass
+class _Hold:
+    """A worker has a key."""
+
+    again: bool = False
+    """It was added meanwhile."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class KeyedQueue(Generic[Key]):
     """Keys that want to be looked at, in the order in which they were added."""
 
@@ -36,8 +45,7 @@ class KeyedQueue(Generic[Key]):
         self._first, self._max = first_backoff_seconds, max_backoff_seconds
         self._waiting: dict[Key, float] = {}
         """Key -> when it was added; a dict keeps the order."""
-        self._working: dict[Key, bool] = {}
-        """Key -> whether it was added again while a worker had it."""
+        self._working: dict[Key, _Hold] = {}
         self._later: list[_Due] = []
         self._due: dict[Key, float] = {}
         """Key -> the earliest time at which it comes back by itself."""
@@ -66,7 +74,7 @@ class KeyedQueue(Generic[Key]):
     def add(self, key: Key) -> None:
         """Look at the key soon. One that waits already keeps its place; one in work comes again afterwards."""
         if key in self._working:
-            self._working[key] = True
+            self._working[key].again = True
         elif key not in self._waiting:
             self._waiting[key] = self._now()
             self._added()
@@ -101,7 +109,7 @@ class KeyedQueue(Generic[Key]):
             if self._waiting:
                 key = next(iter(self._waiting))
                 self._taken(self._now() - self._waiting.pop(key))
-                self._working[key] = False
+                self._working[key] = _Hold()
                 return key
             self._changed.clear()
             wait = self._later[0].at - self._now() if self._later else None
@@ -113,8 +121,16 @@ class KeyedQueue(Generic[Key]):
 
     def done(self, key: Key) -> None:
         """The caller has finished with the key."""
-        if self._working.pop(key):
+        hold = self._working.pop(key)
+        hold.over.set()
+        if hold.again:
             self.add(key)
+
+    async def released(self, key: Key) -> None:
+        """Wait for the end of the work on the key that is under way, if any is."""
+        hold = self._working.get(key)
+        if hold is not None:
+            await hold.over.wait()
 
     def _move_due(self) -> None:
         while self._later and self._later[0].at <= self._now():

@@ -41,15 +41,19 @@ class JobTable:
         counts = Counter(seen.phase for seen in self._seen.values())
         return {phase: counts[phase] for phase in Phase}
 
-    def show(self, key: JobKey, body: Manifest) -> bool:
-        """Note what a watch has shown; whether the object needs a look. Our own last write needs none."""
+    def show(self, key: JobKey, body: Manifest) -> None:
+        """Note what a watch has shown."""
         version = str(body["metadata"].get("resourceVersion", ""))
         seen = self._seen[key] = Seen(version, (body.get("status") or {}).get("phase", Phase.PENDING), rests(body))
         written = self._written.get(key)
         self._newest.pop(key, None)
         if not seen.rests and written in (None, version):  # else older than what we have written, or newer: who knows
             self._newest[key] = body
-        return not seen.rests and written != version
+
+    def needs_look(self, key: JobKey) -> bool:
+        """Whether what was shown last is unsettled. Our own last write is not: we know what comes next."""
+        seen = self._seen.get(key)
+        return seen is not None and not seen.rests and self._written.get(key) != seen.resource_version
 
     def show_child(self, key: JobKey, job: Manifest) -> None:
         """Note the child of which there was news last."""

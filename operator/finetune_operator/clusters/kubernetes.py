@@ -15,7 +15,9 @@ from .api_server import ApiServer
 _PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 """Rank 0's supervisor answers from memory; what takes longer does not answer."""
 
-_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+_METADATA_OF_ALL = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+_METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
+"""What is created is known; the server need not send it back."""
 _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs", "Event": "events"}
 
 
@@ -76,7 +78,7 @@ class KubernetesCluster:
         paths = [path_of(constants.API_VERSION, constants.PLURAL, name) for name in namespaces]
         found = {}
         for path in paths or [f"/apis/{constants.API_VERSION}/{constants.PLURAL}"]:
-            items = (await self._server.request("GET", path, accept=_METADATA_ONLY))["items"]
+            items = (await self._server.request("GET", path, accept=_METADATA_OF_ALL))["items"]
             for item in items or ():  # null where there are none
                 metadata = item["metadata"]
                 found[JobKey(metadata["namespace"], metadata["name"])] = metadata["resourceVersion"]
@@ -109,7 +111,7 @@ class KubernetesCluster:
         metadata, plural = manifest["metadata"], _PLURALS[manifest["kind"]]
         path = path_of(manifest["apiVersion"], plural, metadata["namespace"])
         try:
-            await self._server.request("POST", path, manifest)
+            await self._server.request("POST", path, manifest, accept=_METADATA_ONLY)
         except ApiError as error:
             if not error.exists:
                 raise
@@ -137,7 +139,8 @@ class KubernetesCluster:
     async def announce(self, event: Manifest) -> None:
         """Create an Event; one of the same name says the same and is left alone."""
         try:
-            await self._server.request("POST", path_of("v1", "events", event["metadata"]["namespace"]), event)
+            path = path_of("v1", "events", event["metadata"]["namespace"])
+            await self._server.request("POST", path, event, accept=_METADATA_ONLY)
         except ApiError as error:
             if not error.exists:
                 raise

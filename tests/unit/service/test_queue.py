@@ -95,6 +95,21 @@ def test_failures_wait_longer_up_to_a_limit_until_one_goes_well() -> None:
     play(scenario)
 
 
+def test_the_end_of_the_work_on_a_key_can_be_waited_for() -> None:
+    async def scenario(queue: KeyedQueue[str]) -> None:
+        await queue.released("a")  # nobody has it
+        queue.add("a")
+        await queue.released("a")  # nobody has it yet
+        await queue.get()
+        waiting = asyncio.create_task(queue.released("a"))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        queue.done("a")
+        await waiting
+
+    play(scenario)
+
+
 def test_a_waiting_worker_wakes_for_a_new_key() -> None:
     async def scenario(queue: KeyedQueue[str]) -> None:
         waiting = [asyncio.create_task(queue.get()) for _ in range(3)]

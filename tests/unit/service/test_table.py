@@ -31,7 +31,8 @@ def shown(version: str = "1", *, over: str = "", observed: int = 1, **spec: Any)
 )
 def test_only_what_rests_needs_no_look(body: dict[str, Any], needed: bool) -> None:
     table = JobTable()
-    assert table.show(KEY, body) is needed
+    table.show(KEY, body)
+    assert table.needs_look(KEY) is needed
     assert table.rests(KEY) is not needed
 
 
@@ -71,8 +72,10 @@ def test_children_of_an_object_that_is_not_shown_yet_wait_for_it() -> None:
 def test_our_own_last_write_needs_no_look_and_anybody_elses_does() -> None:
     table = JobTable()
     table.wrote(KEY, shown("7"))
-    assert not table.show(KEY, shown("7"))
-    assert table.show(KEY, shown("8"))
+    table.show(KEY, shown("7"))
+    assert not table.needs_look(KEY)
+    table.show(KEY, shown("8"))
+    assert table.needs_look(KEY)
 
 
 def test_a_list_tells_what_the_watches_have_missed() -> None:
