@@ -36,6 +36,7 @@ TRAINER_CONTAINER: Final = "trainer"
 CONFIG_KEY: Final = "config.json"
 CONFIG_MOUNT: Final = "/etc/finetune"
 SCRATCH_MOUNT: Final = "/scratch"
+CACHE_MOUNT: Final = "/cache"
 CREDENTIALS_MOUNT: Final = "/etc/finetune-credentials"
 NODE_LOSS_SECONDS: Final = 30
 """How long a pod stays on a node that does not answer; a reboot takes longer, a hiccup of the network does not."""

@@ -75,8 +75,10 @@ def answers_rightly(site: Site, uri: str, folder: Path) -> float:
     return right / len(questions)
 
 
-def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: Site) -> None:
-    site.kubectl.apply(site.long_job("colours", deepspeed={"zeroStage": 2}))
+def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: Site, tmp_path: Path) -> None:
+    """With a volume that outlives it, from which the next attempt takes model and checkpoint."""
+    workers = {"cache": site.cache(tmp_path / "cache")}
+    site.kubectl.apply(site.long_job("colours", deepspeed={"zeroStage": 2}, workers=workers))
     site.until_saved("colours")
     deleted = site.pods_of("colours-r1-train-a1")["1"]["metadata"]["name"]
     site.kubectl("delete", "pod", deleted, "--wait=false")
@@ -86,6 +88,8 @@ def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: 
     first, second = attempts_at(job, "train")
     assert (first["outcome"], second["outcome"]) == ("Disruption", "Succeeded")
     assert second["resumedFromStep"] >= 10
+    log = site.kubectl("logs", site.pods_of("colours-r1-train-a2")["0"]["metadata"]["name"])
+    assert f"restored step {second['resumedFromStep']} from own host (" in log
     assert (status["restarts"], status["disruptions"], status["progress"]["percent"]) == (0, 1, 100)
     assert status["evaluation"]["tuned"]["Accuracy"] > 0.6 > status["evaluation"]["baseline"]["Accuracy"]
     events = site.events("colours")

@@ -77,6 +77,13 @@ class Site:
         long = {"training": training, "checkpoint": {"everySteps": 10}}
         return self.job(name, **merged(long, spec))
 
+    def cache(self, folder: Path) -> dict[str, Any]:
+        """`spec.workers.cache` on a folder of this machine, which both nodes are."""
+        folder.mkdir()
+        folder.chmod(0o777)
+        self.kubectl.apply(*host_claim(self.kubectl.namespace, "cache", folder))
+        return {"claimName": "cache"}
+
     def when(self, name: str, holds: Callable[[Job], Any], what: str, *, within: float = PATIENCE) -> Job:
         """The job once something holds of it."""
         what = f"{name}: {what}"
@@ -166,7 +173,7 @@ def training_site(cluster: PodsCluster, storage: EmbeddedStore, store: ObjectSto
                 yield Site(cluster, kubectl, operator, store, bucket)
         finally:
             kubectl("delete", "ftj", "--all", "--wait=false")
-            kubectl("delete", "pv", f"host-{namespace}", "--wait=false")
+            kubectl("delete", "pv", f"host-{namespace}", f"cache-{namespace}", "--ignore-not-found", "--wait=false")
 
 
 def _prepare_namespace(kubectl: Kubectl, storage: EmbeddedStore) -> None:

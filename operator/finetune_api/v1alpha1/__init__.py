@@ -19,7 +19,7 @@ from .status import (
     Status,
 )
 from .training import DeepSpeed, EarlyStopping, Metric, Schedule, Training, Warmup
-from .workers import Budget, EnvVar, Resources, Restart, Toleration, Workers
+from .workers import Budget, Cache, EnvVar, Resources, Restart, Toleration, Workers
 
 __all__ = [
     "ArtifactFormat",
@@ -27,6 +27,7 @@ __all__ = [
     "AttemptStatus",
     "BadRecordAction",
     "Budget",
+    "Cache",
     "Checkpoint",
     "CheckpointStatus",
     "ChosenStatus",

@@ -51,6 +51,14 @@ class Toleration(ApiModel):
     """How long after a NoExecute taint the worker stays. Absent: for ever."""
 
 
+class Cache(ApiModel):
+    """A volume that outlives the pods of an attempt."""
+
+    claim_name: SecretName
+    """PersistentVolumeClaim in the job's namespace, mounted by every pod of the job. Pods on several nodes need one
+    that several nodes can mount (ReadWriteMany)."""
+
+
 class Workers(ApiModel):
     """How many workers, and what each gets."""
 
@@ -95,6 +103,10 @@ class Workers(ApiModel):
 
     shared_memory: Quantity = "2Gi"
     """Size of /dev/shm, which counts as memory of the pod: NCCL and data loading use it."""
+
+    cache: Cache | None = None
+    """Where base models, prepared data and copies of the newest checkpoints stay for the next attempt, and for other
+    jobs with the same claim. Absent: in the pod, gone with it; locally always in the folder of the runs."""
 
 
 class Restart(ApiModel):

@@ -97,6 +97,9 @@ def _volumes(config: TrainerConfig, settings: OperatorSettings) -> list[tuple[Ma
         ({"name": "scratch", "emptyDir": {}}, {"mountPath": constants.SCRATCH_MOUNT}),
         ({"name": "shared-memory", "emptyDir": memory}, {"mountPath": "/dev/shm"}),
     ]
+    if cache := config.spec.workers.cache:
+        claim = {"claimName": cache.claim_name}
+        found.append(({"name": "cache", "persistentVolumeClaim": claim}, {"mountPath": constants.CACHE_MOUNT}))
     if secret := credentials_secret(config, settings):
         projected = {"sources": [{"secret": {"name": secret}}], "defaultMode": 0o440}
         mount = {"mountPath": constants.CREDENTIALS_MOUNT, "readOnly": True}
@@ -120,6 +123,7 @@ def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Mani
     own: dict[str, str] = {
         **({Env.MASTER_ADDR: names.first_host(config)} if names.has_service(config) else {}),
         **({Env.OMP_NUM_THREADS: str(threads)} if (threads := _threads(config)) else {}),
+        **({Env.CACHE: constants.CACHE_MOUNT} if config.spec.workers.cache else {}),
         **({Env.CREDENTIALS: constants.CREDENTIALS_MOUNT} if credentials_secret(config, settings) else {}),
         Env.MASTER_PORT: str(constants.RENDEZVOUS_PORT),
         Env.PROGRESS_PORT: str(constants.PROGRESS_PORT),

@@ -107,11 +107,14 @@ def host_volume(*more: Path, claim: str = "") -> tuple[dict[str, Any], list[dict
     return {"name": "host"} | source, mounts
 
 
-def host_claim(namespace: str, name: str = "host") -> list[dict[str, Any]]:
-    """This machine's files as a volume of the cluster, and the claim `name` on it. Delete the volume yourself."""
+def host_claim(namespace: str, name: str = "host", folder: Path | None = None) -> list[dict[str, Any]]:
+    """This machine's files as a volume of the cluster, and the claim `name` on it; or a folder, which pods may fill.
+
+    Delete the volume yourself.
+    """
     volume = f"{name}-{namespace}"
-    shared = {"accessModes": ["ReadOnlyMany"], "storageClassName": ""}
-    spec = shared | {"capacity": {"storage": "1Gi"}, "hostPath": {"path": "/"}}
+    shared = {"accessModes": ["ReadWriteMany" if folder else "ReadOnlyMany"], "storageClassName": ""}
+    spec = shared | {"capacity": {"storage": "1Gi"}, "hostPath": {"path": str(folder or "/")}}
     claim = shared | {"resources": {"requests": {"storage": "1Gi"}}, "volumeName": volume}
     return [
         {
