@@ -64,7 +64,7 @@ async def reconcile(
         return await _reject(cluster, manifest, error.violations, stamp)
 
     # Observe: the children as they are now, and how far the running one is.
-    jobs = await cluster.list_jobs(key)
+    jobs = await cluster.list_jobs(key, history.unjudged(job.status))
     open_jobs = history.open_jobs(job.status, jobs)
     pods = await cluster.list_pods(key, open_jobs) if open_jobs else []
     observed = Observed.from_manifests(job.metadata.uid, jobs, pods, now=now)

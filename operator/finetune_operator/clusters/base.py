@@ -14,8 +14,11 @@ class Cluster(Protocol):
     async def get(self, key: JobKey) -> Manifest | None:
         """The FineTuneJob, or None."""
 
-    async def list_jobs(self, key: JobKey) -> list[Manifest]:
-        """Every `batch/v1` Job that carries the FineTuneJob's label, whoever owns it."""
+    async def list_jobs(self, key: JobKey, awaited: Sequence[str]) -> list[Manifest]:
+        """Every `batch/v1` Job that carries the FineTuneJob's label, whoever owns it.
+
+        Those that are `awaited` are left out only where they are gone, and not where a list lags behind.
+        """
 
     async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
         """Every pod of the named Jobs."""

@@ -49,16 +49,14 @@ class KubernetesCluster:
 
     async def get_live(self, key: JobKey) -> Manifest | None:
         """The same, asked of the API server whatever is known already."""
-        try:
-            return await self._server.request("GET", _job_path(key))
-        except ApiError as error:
-            if error.is_missing:
-                return None
-            raise
+        return await self._get(_job_path(key))
 
-    async def list_jobs(self, key: JobKey) -> list[Manifest]:
-        """Every Job that carries the FineTuneJob's label."""
-        return await self._list("batch/v1", "jobs", key)
+    async def list_jobs(self, key: JobKey, awaited: Sequence[str]) -> list[Manifest]:
+        """Every Job that carries the FineTuneJob's label; what is awaited and not listed is asked for by name."""
+        found = await self._list("batch/v1", "jobs", key)
+        missing = set(awaited) - {job["metadata"]["name"] for job in found}
+        asked = [await self._get(path_of("batch/v1", "jobs", key.namespace, name)) for name in sorted(missing)]
+        return found + [job for job in asked if job is not None]
 
     async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
         """Every pod of the named Jobs."""
@@ -97,6 +95,14 @@ class KubernetesCluster:
                 return Progress.model_validate_json(await answer.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
             return None  # not up yet, or just gone: the next look will tell
+
+    async def _get(self, path: str) -> Manifest | None:
+        try:
+            return await self._server.request("GET", path)
+        except ApiError as error:
+            if error.is_missing:
+                return None
+            raise
 
     async def _list(self, api_version: str, plural: str, key: JobKey, more: str = "") -> list[Manifest]:
         path = path_of(api_version, plural, key.namespace)

@@ -45,7 +45,7 @@ class LocalCluster:
         """The FineTuneJob, or None."""
         return self._objects.read(constants.KIND, key.name)
 
-    async def list_jobs(self, key: JobKey) -> list[Manifest]:
+    async def list_jobs(self, key: JobKey, awaited: Sequence[str] = ()) -> list[Manifest]:
         """Its Jobs, running and ended."""
         return self._objects.list("Job")
 

@@ -1,5 +1,7 @@
 """The Cluster of a real API server beside watches: a pass that needs no live look gets none."""
 
+from collections.abc import Sequence
+
 from ..glimpse import Glimpse
 from ..manifests import JobKey, Manifest
 from ..table import JobTable
@@ -24,7 +26,7 @@ class WatchedCluster(KubernetesCluster):
         self._glimpses[key] = glimpse
         return glimpse.job
 
-    async def list_jobs(self, key: JobKey) -> list[Manifest]:
+    async def list_jobs(self, key: JobKey, awaited: Sequence[str]) -> list[Manifest]:
         """Its Jobs; where the object was shown, those that were shown with it."""
         glimpse = self._glimpses.pop(key, None)
-        return await super().list_jobs(key) if glimpse is None else list(glimpse.children)
+        return await super().list_jobs(key, awaited) if glimpse is None else list(glimpse.children)

@@ -67,9 +67,14 @@ def open_jobs(status: Status, jobs: Iterable[Manifest]) -> tuple[str, ...]:
     are gone while their attempt is open: pods of them may go on.
     """
     judged = {attempt.job_name for attempt in status.attempts if attempt.outcome is not None}
-    found = {attempt.job_name for attempt in status.attempts if attempt.outcome is None}
+    found = set(unjudged(status))
     found |= {job["metadata"]["name"] for job in jobs if job["metadata"]["name"] not in judged or not has_ended(job)}
     return tuple(sorted(found))
+
+
+def unjudged(status: Status) -> tuple[str, ...]:
+    """Names of the Jobs whose end status does not know. Where one is gone, its attempt is over."""
+    return tuple(attempt.job_name for attempt in status.attempts if attempt.outcome is None)
 
 
 def last_attempt(status: Status) -> AttemptStatus | None:
