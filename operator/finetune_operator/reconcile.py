@@ -77,16 +77,17 @@ async def reconcile(
 
     # Apply at most that one step, then announce it and write status once.
     world = _World(cluster, key, job, run.number, observed, settings, now)
+    announced = None
+    if isinstance(decision, stages.Stop):
+        # Announced first: after a crash in between, the Job may have gone and left nothing to tell of.
+        announced = await _concluded(world, manifest, status, decision)
+        await _announce(cluster, manifest, job.status, announced, stamp)
     refused = await _try_to_apply(world, status, decision)
     if refused is not None:
         status = status_policy.obstructed(status, *refused, generation=job.metadata.generation, now=stamp)
     else:
-        status = _with_begun(world, status, decision)
-        remarks = await _remarks(world, manifest, status, decision)
-        status = status_policy.concluded(
-            _with_batch(status, job), decision, generation=job.metadata.generation, now=stamp, remarks=remarks
-        )
-    await _tell(cluster, manifest, job.status, status, stamp)
+        status = await _concluded(world, manifest, status, decision)
+    await _tell(cluster, manifest, job.status, status, stamp, announced)
     wait = _OBSTRUCTED_SECONDS if refused else _requeue_after(world, status, decision)
     return Outcome(wait, status, job.status, job.metadata.uid)
 
@@ -125,6 +126,16 @@ async def _progress(cluster: Cluster, observed: Observed, pods: list[Manifest]) 
     first = next((pod.name for pod in observed.active[-1].pods if pod.index == 0), "") if observed.active else ""
     manifest = next((pod for pod in pods if pod["metadata"]["name"] == first), None)
     return None if manifest is None else await cluster.read_progress(manifest)
+
+
+async def _concluded(world: _World, manifest: Manifest, status: Status, decision: stages.Decision) -> Status:
+    """Status once the decision is carried out."""
+    status = _with_begun(world, status, decision)
+    remarks = await _remarks(world, manifest, status, decision)
+    generation, now = world.job.metadata.generation, rfc3339(world.now)
+    return status_policy.concluded(
+        _with_batch(status, world.job), decision, generation=generation, now=now, remarks=remarks
+    )
 
 
 async def _remarks(
@@ -210,12 +221,19 @@ def _with_batch(status: Status, job: FineTuneJob) -> Status:
     return status.model_copy(update={"chosen": chosen})
 
 
-async def _tell(cluster: Cluster, manifest: Manifest, before: Status, after: Status, now: str) -> None:
+async def _announce(cluster: Cluster, manifest: Manifest, before: Status, after: Status, now: str) -> None:
+    for told in announcements(before, after):
+        await cluster.announce(render_event(manifest, told, now))
+
+
+async def _tell(
+    cluster: Cluster, manifest: Manifest, before: Status, after: Status, now: str, announced: Status | None = None
+) -> None:
     """Events first: after a crash in between they are made again under the same names, so none is lost or doubled."""
     if after == before:
         return
-    for told in announcements(before, after):
-        await cluster.announce(render_event(manifest, told, now))
+    if after != announced:
+        await _announce(cluster, manifest, before, after, now)
     await cluster.write_status(manifest, after.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
