@@ -43,7 +43,7 @@ def test_each_that_does_not_fit_is_passed_over_by_name_with_what_differs(store: 
 def test_one_of_a_newer_version_is_neither_passed_over_nor_removed(store: ObjectStore, bucket: str) -> None:
     """An image that was rolled back would train from before it, and that work would be done twice."""
     prefix = f"{run_uri(bucket)}/checkpoints/manifests"
-    store.put(f"{prefix}/00000010-a0001.json", changed({}))
+    store.put(f"{prefix}/00000012-a0001.json", changed({}))
     store.put(f"{prefix}/00000014-a0002.json", changed({"version": 2, "shards": []}))
     storage = RunStorage.of(store, run_uri(bucket), attempt=3, lineage=LINEAGE)
     told = f"{prefix}/00000014-a0002.json was written by a newer finetune-operator (format 2, known 1)"
