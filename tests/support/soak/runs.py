@@ -191,6 +191,8 @@ class Run:
     def _strike(self, event: Event, started: Started) -> bool:
         """Kill; whether there was anybody."""
         if event.victim is Victim.STORE:
+            if any(restart.is_alive() for restart in self._restarts):
+                return False  # it is away already, or about to come back
             self._site.store.kill()
             restart = threading.Thread(target=self._start_later, args=(event.away_seconds,))
             self._restarts.append(restart)
