@@ -66,7 +66,7 @@ class Bench:
         prepared = self._prepare()
         ranks = self._job("training", "training:train_rank", config=_dumped(prepared), story="ours", rounds=self.rounds)
         lines = self._training_lines(ranks)
-        found = figures.training_figures(ranks, self._stored_bytes(prepared))
+        found = figures.training_figures(ranks, self._stored_bytes(prepared, saves=len(ranks[0]["saves"])))
         frozen = self._job(
             "frozen", "frozen:stored_bytes", config=_dumped(prepared), model=str(self.jobs.folder / "models" / "frozen")
         )
@@ -102,12 +102,15 @@ class Bench:
         print(f"  {name}: {time.monotonic() - started:.0f} s", flush=True)
         return found
 
-    def _stored_bytes(self, config: TrainerConfig) -> float:
-        """Of one checkpoint: all of the training's were full, and none holds a byte of another one."""
+    def _stored_bytes(self, config: TrainerConfig, *, saves: int) -> float:
+        """Of one checkpoint: all of the training's were full, and none holds a byte of another one.
+
+        Manifests that are not kept are gone by now; blobs stay for an hour.
+        """
         prefix = f"{config.run_uri}/checkpoints/".removeprefix(f"s3://{BUCKET}/")
         pages = client(self.endpoint).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        sizes = {entry["Key"]: entry["Size"] for page in pages for entry in page["Contents"]}
-        return float(sum(sizes.values())) / sum("/manifests/" in key for key in sizes)
+        total = sum(entry["Size"] for page in pages for entry in page["Contents"])
+        return float(total) / saves
 
     def _training_lines(self, ranks: list[Any]) -> list[str]:
         main = ranks[0]
