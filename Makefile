@@ -113,7 +113,7 @@ bench-operator: $(VENV)/.ready-test ## The operator with 1,000 jobs at once and 
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/operator_scale.py $(ARGS)
 
 .PHONY: bench-checkpoints
-bench-checkpoints: $(VENV)/.ready-test ## What checkpoints cost beside those of transformers and DeepSpeed; about fifteen minutes
+bench-checkpoints: $(VENV)/.ready-test ## What checkpoints cost beside those of transformers and DeepSpeed; about six minutes
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/checkpoints.py $(ARGS)
 
 ##@ Write
