@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .manifests import Manifest, true_conditions
+from .manifests import Manifest, controller_uid, true_conditions
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ def _is_untouched(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> boo
 def _is_awaited(job: Manifest, child: Manifest) -> bool:
     """The Job is the object's, is complete, and is the only one whose end status does not know."""
     metadata = child["metadata"]
-    owners = [owner["uid"] for owner in metadata.get("ownerReferences", ()) if owner.get("controller")]
-    is_ours = owners == [job["metadata"]["uid"]] and "deletionTimestamp" not in metadata
+    is_ours = controller_uid(child) == job["metadata"]["uid"] and "deletionTimestamp" not in metadata
     attempts = job["status"].get("attempts") or ()
     open_names = [attempt["jobName"] for attempt in attempts if not attempt.get("outcome")]
     return is_ours and "Complete" in true_conditions(child) and open_names == [metadata["name"]]

@@ -15,6 +15,12 @@ def true_conditions(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {entry.get("type", ""): entry.get("lastTransitionTime", "") for entry in held}
 
 
+def controller_uid(manifest: Mapping[str, Any]) -> str:
+    """Of the object that controls this one; empty: none does."""
+    owners = manifest["metadata"].get("ownerReferences") or ()
+    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
+
+
 def rfc3339(moment: datetime) -> str:
     """As the API server writes times, to the millisecond: `2026-01-31T12:00:00.000Z`."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

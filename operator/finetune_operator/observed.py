@@ -11,7 +11,7 @@ from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage
 
-from .manifests import Manifest, true_conditions
+from .manifests import Manifest, controller_uid, true_conditions
 
 _STAGES = list(Stage)
 _LOST_AFTER = timedelta(seconds=30)
@@ -118,12 +118,12 @@ class Observed:
         pods_by_job: dict[str, list[ObservedPod]] = {}
         orphans: set[str] = set()
         for manifest in pods:
-            owner, pod = _owner_uid(manifest), _pod(manifest)
+            owner, pod = controller_uid(manifest), _pod(manifest)
             if owner in present:
                 pods_by_job.setdefault(owner, []).append(pod)
             elif not pod.ended and not (now and is_overdue(pod, now)):
                 orphans.add(manifest["metadata"]["labels"][constants.LABEL_JOB_NAME])
-        ours = (job for job in jobs if _owner_uid(job) == owner_uid)
+        ours = (job for job in jobs if controller_uid(job) == owner_uid)
         stages = (_stage(job, pods_by_job.get(job["metadata"]["uid"], []), now) for job in ours)
         return cls(tuple(sorted(stages, key=lambda stage: stage.order)), tuple(sorted(orphans)))
 
@@ -140,11 +140,6 @@ class Observed:
     def lost(self) -> tuple[ObservedStage, ...]:
         """Children that were given up and are not being deleted yet."""
         return tuple(stage for stage in self.stages if stage.lost and not stage.deleting)
-
-
-def _owner_uid(manifest: Manifest) -> str:
-    owners = manifest["metadata"].get("ownerReferences", [])
-    return next((owner["uid"] for owner in owners if owner.get("controller")), "")
 
 
 def is_overdue(pod: ObservedPod, now: datetime) -> bool:

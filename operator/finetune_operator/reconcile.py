@@ -86,7 +86,7 @@ async def reconcile(
     if refused is not None:
         status = status_policy.obstructed(status, *refused, generation=job.metadata.generation, now=stamp)
     else:
-        status = await _concluded(world, manifest, status, decision)
+        status = announced or await _concluded(world, manifest, status, decision)
     await _tell(cluster, manifest, job.status, status, stamp, announced)
     wait = _OBSTRUCTED_SECONDS if refused else _requeue_after(world, status, decision)
     return Outcome(wait, status, job.status, job.metadata.uid)

@@ -62,10 +62,11 @@ class JobTable:
     def wrote(self, key: JobKey, body: Manifest) -> None:
         """We have written this version ourselves, and know what comes next."""
         self._written[key] = str(body["metadata"]["resourceVersion"])
-        self._newest[key] = body
         if rests(body):
-            self._newest.pop(key)
+            self._newest.pop(key, None)
             self._child.pop(key, None)
+        else:
+            self._newest[key] = body
 
     def glimpse(self, key: JobKey) -> Glimpse | None:
         """What a pass may take for a live look, once; None: it has to look."""

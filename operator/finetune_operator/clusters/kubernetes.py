@@ -9,7 +9,7 @@ from finetune_api import constants
 from finetune_api.progress import FOR_STATUS, Progress
 
 from ..errors import ApiError, ClusterConflictError, StaleError
-from ..manifests import JobKey, Manifest
+from ..manifests import JobKey, Manifest, controller_uid
 from .api_server import ApiServer
 
 _PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
@@ -122,7 +122,7 @@ class KubernetesCluster:
             if not error.exists:
                 raise
             existing = await self._server.request("GET", f"{path}/{metadata['name']}")
-            if _owners(existing) != _owners(manifest):
+            if controller_uid(existing) != controller_uid(manifest):
                 what = f"{manifest['kind']} {metadata['namespace']}/{metadata['name']}"
                 raise ClusterConflictError(f"{what} exists and belongs to another owner; delete it") from None
 
@@ -164,10 +164,6 @@ class KubernetesCluster:
 
 def _job_path(key: JobKey) -> str:
     return path_of(constants.API_VERSION, constants.PLURAL, key.namespace, key.name)
-
-
-def _owners(manifest: Manifest) -> list[str]:
-    return [owner["uid"] for owner in manifest["metadata"].get("ownerReferences", []) if owner.get("controller")]
 
 
 def _address(pod: Manifest) -> str | None:
