@@ -87,7 +87,7 @@ async def start_among(
 async def _all_seen(operator: OperatorProcess, count: int) -> None:
     while True:
         _, text = await asyncio.to_thread(operator.get, "/metrics")
-        if any(value >= count for _, value in samples(text, "finetune_jobs")):
+        if sum(value for _, value in samples(text, "finetune_jobs")) >= count:  # over all phases
             return
         assert operator.is_running, operator.said()
         await asyncio.sleep(0.1)

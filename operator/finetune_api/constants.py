@@ -30,7 +30,8 @@ ANNOTATION_ATTEMPT_SPEC: Final = "finetune.dev/attempt-spec"
 # Kubernetes' own.
 LABEL_JOB_NAME: Final = "batch.kubernetes.io/job-name"
 LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
-ANNOTATION_COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
+COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
+"""Of a pod, as an annotation and as a label: its index within its Job."""
 
 TRAINER_CONTAINER: Final = "trainer"
 CONFIG_KEY: Final = "config.json"

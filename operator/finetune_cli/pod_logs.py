@@ -48,7 +48,7 @@ def pod_logs(pods: Iterable[Manifest]) -> list[PodLog]:
                 run=int(labels[constants.LABEL_RUN]),
                 stage=Stage(labels[constants.LABEL_STAGE]),
                 attempt=int(labels[constants.LABEL_ATTEMPT]),
-                index=int(annotations[constants.ANNOTATION_COMPLETION_INDEX]),
+                index=int(annotations[constants.COMPLETION_INDEX]),
                 pod=pod["metadata"]["name"],
                 has_ended=pod.get("status", {}).get("phase") in _OVER,
                 waits=_waits(pod.get("status", {})),

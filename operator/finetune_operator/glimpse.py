@@ -17,10 +17,13 @@ class Glimpse:
 
     job: Manifest
     children: tuple[Manifest, ...]
+    pods: tuple[Manifest, ...] | None = None
+    """Of the children; None: they have to be asked for."""
 
 
-def glimpse_of(job: Manifest, child: Manifest | None) -> Glimpse | None:
-    """From the newest version of the object, and the Job of which there was news last; None: look live.
+def glimpse_of(job: Manifest, child: Manifest | None, pod: Manifest | None = None) -> Glimpse | None:
+    """From the newest version of the object, the Job of which there was news last, and rank 0's pod that has ended well
+    last; None: look live.
 
     The version is the newest that anybody has told us: where it is not the newest that there is, the write of status is
     refused. Children have been created by then, all under names that a look at the newer version would give them too,
@@ -32,7 +35,9 @@ def glimpse_of(job: Manifest, child: Manifest | None) -> Glimpse | None:
     if child is None:
         return Glimpse(job, ()) if _is_untouched(metadata, status) else None
     is_told = status.get("observedGeneration") == metadata["generation"]
-    return Glimpse(job, (child,)) if is_told and _is_awaited(job, child) else None
+    if not is_told or not _is_awaited(job, child):
+        return None
+    return Glimpse(job, (child,), (pod,) if pod is not None and _is_last_word(child, pod) else None)
 
 
 def _is_untouched(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
@@ -47,3 +52,9 @@ def _is_awaited(job: Manifest, child: Manifest) -> bool:
     attempts = job["status"].get("attempts") or ()
     open_names = [attempt["jobName"] for attempt in attempts if not attempt.get("outcome")]
     return is_ours and "Complete" in true_conditions(child) and open_names == [metadata["name"]]
+
+
+def _is_last_word(child: Manifest, pod: Manifest) -> bool:
+    """The pod is the Job's, and its container has ended: of a Job that is complete, its rank 0's word alone counts."""
+    containers = pod["status"].get("containerStatuses") or ()
+    return controller_uid(pod) == child["metadata"]["uid"] and any("terminated" in one["state"] for one in containers)

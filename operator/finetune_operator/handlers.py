@@ -1,4 +1,4 @@
-"""Kopf's part: two watches. What they show goes into the queue; nothing is decided here."""
+"""Kopf's part: the watch of FineTuneJobs. What it shows goes into the queue; nothing is decided here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,7 @@ from finetune_api import constants
 
 from .manifests import JobKey
 from .queue import KeyedQueue
-from .table import JobTable, has_news
-
-_COALESCE_SECONDS = 0.2
-"""A Job that goes changes several times within a moment; one look at the end of it is enough."""
+from .table import JobTable
 
 
 class _NothingKept(kopf.DiffBaseStorage):
@@ -56,15 +53,6 @@ def make_registry(
         if table.needs_look(key):
             queue.add(key)
 
-    @kopf.on.event("batch", "v1", "jobs", registry=registry)
-    async def child_seen(type: str | None, body: kopf.Body, namespace: str | None, **_: Any) -> None:  # noqa: A002 Kopf's name
-        heard("Job")
-        key = JobKey(namespace or "", body.metadata.labels.get(constants.LABEL_JOB, ""))
-        if key.name and has_news(type, body) and not table.rests(key):
-            if type != "DELETED":
-                table.show_child(key, dict(body))
-            queue.add_after(key, _COALESCE_SECONDS)
-
     return registry
 
 
@@ -79,7 +67,6 @@ def make_settings(watch_silence_seconds: float) -> kopf.OperatorSettings:
     # How long Kopf keeps a task, and the object with it, for each object that it has shown: by default five seconds,
     # which is all objects of a cluster at a start.
     settings.queueing.idle_timeout = 0.05
-    settings.watching.label_selectors["batch", "v1", "jobs"] = f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY}"
     settings.watching.server_timeout = 300
     settings.watching.inactivity_timeout = watch_silence_seconds
     settings.networking.request_timeout = 30

@@ -191,7 +191,7 @@ def _pod(manifest: Manifest) -> ObservedPod:
     conditions = status.get("conditions", [])
     return ObservedPod(
         name=metadata["name"],
-        index=int(metadata.get("annotations", {}).get(constants.ANNOTATION_COMPLETION_INDEX, 0)),
+        index=int(metadata.get("annotations", {}).get(constants.COMPLETION_INDEX, 0)),
         phase=status.get("phase", "Pending"),
         exit_code=terminated.get("exitCode"),
         finished_at=terminated.get("finishedAt", ""),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kopf
 
+from .children import Children
 from .clusters.api_server import ApiServer
 from .clusters.watched import WatchedCluster
 from .handlers import make_registry, make_settings
@@ -63,6 +64,10 @@ async def run_service(settings: OperatorSettings, options: ServiceOptions) -> No
             asyncio.create_task(health.beat()),
             asyncio.create_task(health.resync(cluster, table, options.namespaces)),
         ]
+        children = Children(queue, table, health.heard)
+        for namespace in options.namespaces or ("",):
+            watches = children.watches(server, namespace, options.watch_silence_seconds)
+            background += [asyncio.create_task(watch.run()) for watch in watches]
         for part in background:
             part.add_done_callback(lambda _: stop.set())  # without one of them the others are no operator
         try:

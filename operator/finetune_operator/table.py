@@ -32,6 +32,8 @@ class JobTable:
         self._written: dict[JobKey, str] = {}
         self._newest: dict[JobKey, Manifest] = {}
         self._child: dict[JobKey, Manifest] = {}
+        self._pod: dict[JobKey, Manifest] = {}
+        self._kept = (self._newest, self._child, self._pod)
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -59,29 +61,39 @@ class JobTable:
         """Note the child of which there was news last."""
         self._child[key] = job
 
+    def show_pod(self, key: JobKey, pod: Manifest) -> None:
+        """Note rank 0's pod that has ended well last."""
+        self._pod[key] = pod
+
     def wrote(self, key: JobKey, body: Manifest) -> None:
         """We have written this version ourselves, and know what comes next."""
         self._written[key] = str(body["metadata"]["resourceVersion"])
         if rests(body):
-            self._newest.pop(key, None)
-            self._child.pop(key, None)
+            for known in self._kept:
+                known.pop(key, None)
         else:
             self._newest[key] = body
 
     def glimpse(self, key: JobKey) -> Glimpse | None:
         """What a pass may take for a live look, once; None: it has to look."""
-        job, child = self._newest.pop(key, None), self._child.pop(key, None)
-        return None if job is None else glimpse_of(job, child)
+        job, child, pod = (known.pop(key, None) for known in self._kept)
+        return None if job is None else glimpse_of(job, child, pod)
 
     def remove(self, key: JobKey) -> None:
         """The object is gone."""
-        for known in (self._seen, self._written, self._newest, self._child):
+        self._seen.pop(key, None)
+        self._written.pop(key, None)
+        for known in self._kept:
             known.pop(key, None)
 
     def rests(self, key: JobKey) -> bool:
         """Whether an event about a child may be passed over. One that is not shown yet gets its look when it is."""
         seen = self._seen.get(key)
         return seen is None or seen.rests
+
+    def unsettled(self) -> tuple[JobKey, ...]:
+        """Those of which something is to come."""
+        return tuple(key for key, seen in self._seen.items() if not seen.rests)
 
     def versions(self) -> dict[JobKey, str]:
         """What the watches show now: key -> resource version."""
@@ -102,7 +114,7 @@ _NEWS = frozenset({"Complete", "FailureTarget", "Failed"})
 """FailureTarget: one pod has failed and the others are being ended, which is when they leave their last word."""
 
 
-def has_news(event: str | None, job: Mapping[str, Any]) -> bool:
+def has_news(event: str, job: Mapping[str, Any]) -> bool:
     """Whether an event about a child has news: it fails, is over, goes or is gone. How far it is, is asked by time."""
     return not _NEWS.isdisjoint(true_conditions(job)) or event == "DELETED" or "deletionTimestamp" in job["metadata"]
 

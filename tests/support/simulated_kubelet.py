@@ -213,7 +213,7 @@ def _named(pod: Manifest) -> Manifest:
 
 def _place(pod: Manifest) -> tuple[Stage, int, int]:
     labels = pod["metadata"]["labels"]
-    index = int(pod["metadata"]["annotations"][constants.ANNOTATION_COMPLETION_INDEX])
+    index = int(pod["metadata"]["annotations"][constants.COMPLETION_INDEX])
     return Stage(labels[constants.LABEL_STAGE]), int(labels[constants.LABEL_ATTEMPT]), index
 
 
@@ -226,7 +226,7 @@ def last_word(pod: Manifest, end: End) -> str:
     stage = Stage(pod["metadata"]["labels"][constants.LABEL_STAGE])
     if end.code:
         return TerminationMessage(stage=stage, exit_code=end.code, error=f"exit {end.code}", rank=0).encode()
-    if pod["metadata"]["annotations"][constants.ANNOTATION_COMPLETION_INDEX] != "0":
+    if pod["metadata"]["annotations"][constants.COMPLETION_INDEX] != "0":
         return TerminationMessage(stage=stage, exit_code=0).encode()
     return RESULTS[stage].encode()
 

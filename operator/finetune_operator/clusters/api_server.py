@@ -4,10 +4,11 @@ The official client does what is its own business: kubeconfig, tokens, TLS, conn
 alone, they refuse objects that the API server accepts (an integer among a container's limits).
 """
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -26,7 +27,8 @@ from ..manifests import Manifest
 
 _load: Any = kubernetes_config  # these parts of the client carry no types
 _JSON = "application/json"
-_TIMEOUT_SECONDS = 30.0
+_TIMEOUT = aiohttp.ClientTimeout(total=30.0)
+_CONNECT_SECONDS = 5.0
 _CONNECTIONS = 32
 _CLOCK_TOLERANCE = timedelta(seconds=5)
 """Clocks of a cluster may differ by so much; an answer tells its time in whole seconds."""
@@ -113,9 +115,42 @@ class ApiServer:
         """GET of something that is no object, such as a log."""
         return (await self._send("GET", path, None, query, "*/*")).decode(errors="replace")
 
+    async def watch(self, path: str, *, silence_seconds: float, **query: str | int) -> AsyncGenerator[Manifest, None]:
+        """The events of a watch, bookmarks too, until the server ends it.
+
+        Raises ApiError for a refusal, also one within the stream, and ApiUnreachableError for no answer, a connection
+        that breaks, or one on which nothing has come for so long.
+        """
+        timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS, sock_read=silence_seconds)
+        query |= {"watch": "true", "allowWatchBookmarks": "true"}
+        with self._telling("GET", path):
+            answer = await self._open("GET", path, None, query, _JSON, timeout)
+            try:
+                await self._check("GET", answer)
+                async for line in answer.response.content:
+                    yield _event_of(line, path)
+            finally:
+                answer.response.close()
+
     async def _send(
         self, method: str, path: str, body: Manifest | None, query: Mapping[str, str | int], accept: str
     ) -> bytes:
+        with self._telling(method, path):
+            answer = await self._open(method, path, body, query, accept, _TIMEOUT)
+            await self._check(method, answer)
+            content: bytes = await answer.read()
+            return content
+
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        body: Manifest | None,
+        query: Mapping[str, str | int],
+        accept: str,
+        timeout: aiohttp.ClientTimeout,
+    ) -> Any:
+        """Make a call; its answer, of which nothing is read yet."""
         if query:
             path = f"{path}?{urlencode(query)}"
         headers = {"Accept": accept, **self._client.default_headers}
@@ -124,21 +159,41 @@ class ApiServer:
         # What is sent is JSON already: the client's own preparation would copy all of it, value by value.
         await self._client.update_params_for_auth(headers, None, ["BearerToken"], path, method, body)
         url = self._client.configuration.host + path
+        return await self._client.call_api(method, url, headers, body, _request_timeout=timeout)
+
+    async def _check(self, method: str, answer: Any) -> None:
+        """Note what the head of an answer tells; raises ApiError where it is a refusal."""
+        if date := answer.headers.get("Date"):
+            self._told = (parsedate_to_datetime(date), time.monotonic())
+        refused = not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES
+        content = await answer.read() if refused else b""
+        self._called(method, answer.status)
+        if refused:
+            raise _refusal(answer.status, content, answer.headers)
+
+    @contextlib.contextmanager
+    def _telling(self, method: str, path: str) -> Iterator[None]:
+        """Whatever goes wrong in a call, in our own words, and counted."""
         try:
-            answer = await self._client.call_api(method, url, headers, body, _request_timeout=_TIMEOUT_SECONDS)
-            content: bytes = await answer.read()
+            yield
         except ApiException as error:
             self._called(method, error.status or 0)
             raise _refusal(error.status or 0, error.body, error.headers) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._called(method, 0)
             raise ApiUnreachableError(f"{method} {path}: {error or type(error).__name__}") from error
-        self._called(method, answer.status)
-        if date := answer.headers.get("Date"):
-            self._told = (parsedate_to_datetime(date), time.monotonic())
-        if not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
-            raise _refusal(answer.status, content, answer.headers)
-        return content
+
+
+def _event_of(line: bytes, path: str) -> Manifest:
+    """One line of a watch. Raises ApiError for the server's last word on why it ends."""
+    try:
+        event: Manifest = json.loads(line)
+        kind, told = event["type"], event["object"]
+    except (ValueError, KeyError, TypeError):
+        raise ApiUnreachableError(f"GET {path}: a watch has brought {line[:100]!r}") from None
+    if kind == "ERROR":
+        raise ApiError(int(told.get("code") or 0), str(told.get("reason", "")), str(told.get("message", "")))
+    return event
 
 
 def proxy_of(server: str) -> str | None:

@@ -15,16 +15,18 @@ from .api_server import ApiServer
 _PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 """Rank 0's supervisor answers from memory; what takes longer does not answer."""
 
-_METADATA_OF_ALL = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+METADATA_OF_ALL = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+"""What a list is asked for of which nothing but metadata counts."""
 _METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 """What is created is known; the server need not send it back."""
 _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs", "Event": "events"}
 
 
 def path_of(api_version: str, plural: str, namespace: str, name: str = "") -> str:
-    """`/apis/batch/v1/namespaces/ml/jobs/example`; without a name the collection's."""
+    """`/apis/batch/v1/namespaces/ml/jobs/example`; no name: the collection's, no namespace: the cluster's."""
     root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
-    return f"{root}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
+    scope = f"{root}/namespaces/{namespace}" if namespace else root
+    return f"{scope}/{plural}" + (f"/{name}" if name else "")
 
 
 class KubernetesCluster:
@@ -73,10 +75,9 @@ class KubernetesCluster:
 
     async def list_versions(self, namespaces: tuple[str, ...]) -> dict[JobKey, str]:
         """Resource version of every FineTuneJob; no namespaces: of the whole cluster."""
-        paths = [path_of(constants.API_VERSION, constants.PLURAL, name) for name in namespaces]
         found = {}
-        for path in paths or [f"/apis/{constants.API_VERSION}/{constants.PLURAL}"]:
-            items = (await self._server.request("GET", path, accept=_METADATA_OF_ALL))["items"]
+        for path in (path_of(constants.API_VERSION, constants.PLURAL, name) for name in namespaces or ("",)):
+            items = (await self._server.request("GET", path, accept=METADATA_OF_ALL))["items"]
             for item in items or ():  # null where there are none
                 metadata = item["metadata"]
                 found[JobKey(metadata["namespace"], metadata["name"])] = metadata["resourceVersion"]

@@ -155,7 +155,7 @@ def pod_manifest(
             "name": f"{name}-{index}",
             "namespace": job["metadata"]["namespace"],
             "labels": {**job["spec"]["template"]["metadata"]["labels"], constants.LABEL_JOB_NAME: name},
-            "annotations": {constants.ANNOTATION_COMPLETION_INDEX: str(index)},
+            "annotations": {constants.COMPLETION_INDEX: str(index)},
             "ownerReferences": [
                 {
                     "apiVersion": "batch/v1",

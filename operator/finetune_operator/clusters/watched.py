@@ -10,16 +10,18 @@ from .kubernetes import KubernetesCluster
 
 
 class WatchedCluster(KubernetesCluster):
-    """`get` and, after it, `list_jobs` of one pass: what the watches have shown where that is enough, else live."""
+    """The reads of one pass, in their order: what the watches have shown where that is enough, else live."""
 
     def __init__(self, server: ApiServer, table: JobTable) -> None:
         super().__init__(server, table.wrote)
         self._table = table
         self._glimpses: dict[JobKey, Glimpse] = {}
+        self._pods: dict[JobKey, tuple[Manifest, ...]] = {}
 
     async def get(self, key: JobKey) -> Manifest | None:
         """The FineTuneJob, or None. A key is in one pass at a time."""
         self._glimpses.pop(key, None)
+        self._pods.pop(key, None)
         glimpse = self._table.glimpse(key)
         if glimpse is None:
             return await super().get(key)
@@ -29,4 +31,13 @@ class WatchedCluster(KubernetesCluster):
     async def list_jobs(self, key: JobKey, awaited: Sequence[str]) -> list[Manifest]:
         """Its Jobs; where the object was shown, those that were shown with it."""
         glimpse = self._glimpses.pop(key, None)
-        return await super().list_jobs(key, awaited) if glimpse is None else list(glimpse.children)
+        if glimpse is None:
+            return await super().list_jobs(key, awaited)
+        if glimpse.pods is not None:
+            self._pods[key] = glimpse.pods
+        return list(glimpse.children)
+
+    async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
+        """Their pods; those that were shown with the Jobs."""
+        pods = self._pods.pop(key, None)
+        return await super().list_pods(key, jobs) if pods is None else list(pods)

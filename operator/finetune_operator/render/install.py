@@ -52,7 +52,7 @@ def _rules() -> tuple[Manifest, ...]:
         rule(constants.GROUP, [f"{constants.PLURAL}/finalizers"], "update"),
         rule("batch", ["jobs"], "create", "get", "list", "watch", "delete"),
         rule("", ["services", "configmaps"], "create", "get", "delete"),
-        rule("", ["pods"], "list"),
+        rule("", ["pods"], "list", "watch"),
         rule("", ["events"], "create", "list"),
     )
 

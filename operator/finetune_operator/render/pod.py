@@ -119,7 +119,7 @@ def _toleration(entry: Toleration) -> Manifest:
 
 
 def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Manifest]:
-    index = f"metadata.annotations['{constants.ANNOTATION_COMPLETION_INDEX}']"
+    index = f"metadata.annotations['{constants.COMPLETION_INDEX}']"
     own: dict[str, str] = {
         **({Env.MASTER_ADDR: names.first_host(config)} if names.has_service(config) else {}),
         **({Env.OMP_NUM_THREADS: str(threads)} if (threads := _threads(config)) else {}),

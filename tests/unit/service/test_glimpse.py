@@ -22,7 +22,13 @@ def make_object(*attempts: tuple[str, str], version: str = "5", observed: int = 
 def make_child(name: str = "train", ended: str = "Complete", owner: str = "u", **metadata: Any) -> dict[str, Any]:
     owners = [{"uid": owner, "controller": True}]
     conditions = [{"type": ended, "status": "True"}] if ended else []
-    return {"metadata": {"name": name, "ownerReferences": owners} | metadata, "status": {"conditions": conditions}}
+    told = {"name": name, "uid": f"uid-{name}", "ownerReferences": owners}
+    return {"metadata": told | metadata, "status": {"conditions": conditions}}
+
+
+def make_pod(owner: str = "uid-train", *, state: str = "terminated") -> dict[str, Any]:
+    owners = [{"uid": owner, "controller": True}]
+    return {"metadata": {"ownerReferences": owners}, "status": {"containerStatuses": [{"state": {state: {}}}]}}
 
 
 NEW = make_object()
@@ -77,6 +83,23 @@ def test_only_an_undisturbed_life_needs_no_live_look(
         assert found.children == (() if child is None else (child,))
 
 
+@pytest.mark.parametrize(
+    ("pod", "is_enough"),
+    [
+        (make_pod(), True),
+        (None, False),
+        (make_pod("uid-prepare"), False),
+        (make_pod(state="running"), False),
+        ({**make_pod(), "status": {}}, False),
+    ],
+    ids=["its rank 0", "not shown yet", "of the stage before", "has left no word", "tells nothing"],
+)
+def test_pods_are_asked_for_unless_the_last_word_was_shown(pod: dict[str, Any] | None, is_enough: bool) -> None:
+    found = glimpse_of(WAITS, make_child(), pod)
+    assert found is not None
+    assert found.pods == ((pod,) if is_enough else None)
+
+
 def test_a_glimpse_serves_one_pass() -> None:
     table = JobTable()
     table.show(KEY, NEW)
@@ -101,6 +124,9 @@ def test_what_we_have_written_is_newer_than_what_was_shown_before_or_is_shown_la
 
 def test_nothing_is_kept_of_what_is_gone() -> None:
     table = JobTable()
-    table.show(KEY, NEW)
+    table.show(KEY, WAITS)
+    table.show_child(KEY, make_child())
+    table.show_pod(KEY, make_pod())
     table.remove(KEY)
+    table.show(KEY, WAITS)
     assert table.glimpse(KEY) is None

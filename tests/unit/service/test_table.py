@@ -51,14 +51,11 @@ def child(*conditions: tuple[str, str], **metadata: str) -> dict[str, Any]:
         ("MODIFIED", child(("Failed", "True")), True),
         ("MODIFIED", child(deletionTimestamp="2026-01-01T00:00:00Z"), True),
         ("DELETED", child(), True),
-        (None, child(("Complete", "True")), True),
-        (None, {"metadata": {}}, False),
+        ("MODIFIED", {"metadata": {}}, False),
     ],
-    ids=["created", "fails", "runs", "complete", "failed", "goes", "gone", "listed, over", "listed, runs"],
+    ids=["created", "fails", "runs", "complete", "failed", "goes", "gone", "without status"],
 )
-def test_an_event_about_a_child_has_news_when_it_fails_or_ends(
-    event: str | None, job: dict[str, Any], news: bool
-) -> None:
+def test_an_event_about_a_child_has_news_when_it_fails_or_ends(event: str, job: dict[str, Any], news: bool) -> None:
     assert has_news(event, job) is news
 
 
@@ -107,3 +104,10 @@ def test_what_is_deleted_while_it_is_listed_is_not_missed() -> None:
     table.remove(KEY)
     assert table.missed(before, {KEY: "1"}) == ()
     assert table.missed(before, {KEY: "2"}) == ()
+
+
+def test_what_is_not_over_is_unsettled() -> None:
+    table = JobTable()
+    table.show(KEY, shown())
+    table.show(OTHER, shown(over="Complete"))
+    assert table.unsettled() == (KEY,)

@@ -239,7 +239,7 @@ class FineTuneTrainer(Trainer):
     def _check_parameters(self) -> None:
         """Raise DivergedError rather than commit a state that no later attempt could use. Collective."""
         local = (getattr(parameter, "ds_tensor", parameter).data for parameter in self.module.parameters())
-        broken = not all(bool(torch.isfinite(values).all()) for values in local)
+        broken = not all(is_finite(values) for values in local)
         if sum_over_ranks([float(broken)])[0] > 0:
             raise self.diverged("state of the parameters")
 
@@ -281,3 +281,12 @@ class FineTuneTrainer(Trainer):
 
 def _snake(metric: Metric) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in metric.value).lstrip("_")
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Read once, for training waits: NaN goes through minimum and maximum. `isfinite` of each value takes ten times as
+    long."""
+    if not values.numel():  # a shard that has nothing of it
+        return True
+    least, largest = torch.aminmax(values)
+    return bool(torch.isfinite(least)) and bool(torch.isfinite(largest))
