@@ -52,10 +52,6 @@ clean: ## Remove .venv, caches and what local runs have left
 
 .PHONY: test
 test: lint types imports ## Everything that has to pass before a change is merged; says how long each part took
-	$(PYTEST) tests/unit tests/golden tests/integration $(ARGS)
-
-.PHONY: test-all
-test-all: lint types imports ## The same and the tests on Kubernetes, in two streams side by side
 	@tests/streams.sh $(BIN)/python $(ARGS)
 
 .PHONY: test-unit

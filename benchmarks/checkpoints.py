@@ -44,7 +44,7 @@ from typing import Any
 from checkpoint_plane import figures
 from checkpoint_plane.plain_s3 import client, measured_rates
 from checkpoint_plane.processes import JobFailedError, Jobs, rank_main
-from checkpoint_plane.proxy import capped
+from checkpoint_plane.proxy import capped, take_what_is_left
 from checkpoint_plane.subject import BUCKET, WORLD, Size, with_output
 
 from finetune_api.trainer_config import StorageSettings, TrainerConfig
@@ -168,6 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
         os.environ.update(server.env())
         server.create_bucket(BUCKET)
+        take_what_is_left(server.pid)
         with capped(server.access.port, options.megabytes_per_second) as port:
             endpoint = f"http://127.0.0.1:{port}"
             direct, through = measured_rates(server.endpoint, BUCKET), measured_rates(endpoint, BUCKET)

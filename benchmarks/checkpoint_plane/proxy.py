@@ -1,5 +1,7 @@
 """A network link of a stated rate: a TCP proxy on loopback. A process of its own, so that it shares no interpreter.
 
+A link takes no processor, so both it and the server behind it get what the others leave: the lowest priority.
+
     python proxy.py --upstream 127.0.0.1:8333 --megabytes-per-second 200
 
 Both directions have the rate, each for itself, and all connections share it, as those of one network card do. Prints
@@ -8,18 +10,21 @@ its port, and serves until its standard input ends, as it does with the process 
 
 import argparse
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 _CHUNK_BYTES = 256 << 10
 """At 200 MB/s a chunk is 1.3 ms: coarse enough for Python, fine enough for a steady flow."""
 _BURST_SECONDS = 0.01
 """What may be sent at once after a pause. Sleeps that were too long by less are made up for."""
 _HOST = "127.0.0.1"
+_LOWEST = 19
 
 
 class TokenBucket:
@@ -73,12 +78,24 @@ def serve(upstream: tuple[str, int], bytes_per_second: float) -> None:
             threading.Thread(target=_join, args=(client, upstream, up, down), daemon=True).start()
 
 
+def take_what_is_left(pid: int) -> None:
+    """Give all threads of a process the lowest priority, to which those to come are born, and its session too: many
+    kernels share the processors among sessions first. It has to be the leader of one of its own."""
+    sessions = Path(f"/proc/{pid}/autogroup")
+    if sessions.exists():
+        sessions.write_text(str(_LOWEST))
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.setpriority(os.PRIO_PROCESS, int(task.name), _LOWEST)
+
+
 @contextlib.contextmanager
 def capped(upstream_port: int, megabytes_per_second: float) -> Iterator[int]:
     """The port of a proxy for the length of the block."""
     command = [sys.executable, __file__, f"--upstream={_HOST}:{upstream_port}"]
     command += [f"--megabytes-per-second={megabytes_per_second}"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         try:
             yield int(process.stdout.readline())
@@ -92,6 +109,7 @@ def main() -> None:
     parser.add_argument("--upstream", required=True, help="host:port of the server")
     parser.add_argument("--megabytes-per-second", type=float, required=True, help="of each direction")
     options = parser.parse_args()
+    take_what_is_left(os.getpid())
     host, _, port = options.upstream.rpartition(":")
     arguments = ((host, int(port)), options.megabytes_per_second * 1e6)
     threading.Thread(target=serve, args=arguments, daemon=True).start()

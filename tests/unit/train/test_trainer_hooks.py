@@ -3,7 +3,10 @@
 import inspect
 
 import pytest
+import torch
 from transformers import Trainer, TrainerState
+
+from finetune_trainer.train.trainer import is_finite
 
 PARAMETERS = {
     "_init_training_state": ["max_steps", "num_update_steps_per_epoch", "num_train_epochs"],
@@ -42,3 +45,20 @@ def test_the_loop_passes_the_epoch_by_name() -> None:
 def test_the_state_can_be_made_of_its_own_fields() -> None:
     state = TrainerState(global_step=3, log_history=[{"loss": 1.0, "step": 3}])
     assert TrainerState(**vars(state)) == state
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [
+        ([1.0, -2.0, 3e38], True),
+        ([1.0, float("nan"), 2.0], False),
+        ([1.0, float("inf"), 2.0], False),
+        ([1.0, float("-inf"), float("nan")], False),
+        ([], True),
+    ],
+    ids=["finite", "NaN", "infinite", "both", "nothing of it on this rank"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_value_that_is_not_finite_is_found(values: list[float], finite: bool, dtype: torch.dtype) -> None:
+    scaled = [min(value, 1e4) if value < float("inf") else value for value in values]  # what half precision holds
+    assert is_finite(torch.tensor(scaled, dtype=dtype)) is finite
