@@ -14,7 +14,8 @@ stallRatio        Ours: the Trainer's whole `_save_checkpoint` (check of the par
                   then every file uploaded with boto3 (`upload_file`, its default parallel parts, four files at once,
                   each rank its own) until both ranks are done.
 stepSlowdown      Steps during which an upload at its default pace never rested, beside the others of the round. The
-                  store, the proxy and the uploaders run on the same machine as the training.
+                  uploaders run beside the training, as they do in a pod; store and proxy, which are elsewhere then,
+                  take of this machine only what it leaves.
 wallRatio         The window with the save beside the one without. `--max-lost-work` (default 30s, the product's is
                   10m) decides how often, through the product's own cadence, from its own measurements.
 restoreRatio      `CheckpointPlane.restore` into a real engine, from listing to last collective, all bytes verified,

@@ -96,7 +96,7 @@ class Watched:
         path = path_of("v1", "pods", self.site.kubectl.namespace)
         listed = await self.server.request("GET", path, labelSelector=f"{constants.LABEL_JOB_NAME}={job}")
         return {
-            pod["metadata"]["annotations"][constants.ANNOTATION_COMPLETION_INDEX]: pod
+            pod["metadata"]["annotations"][constants.COMPLETION_INDEX]: pod
             for pod in listed["items"]
             if "deletionTimestamp" not in pod["metadata"]
         }

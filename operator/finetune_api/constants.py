@@ -24,6 +24,8 @@ LABEL_JOB_UID: Final = "finetune.dev/job-uid"
 LABEL_RUN: Final = "finetune.dev/run"
 LABEL_STAGE: Final = "finetune.dev/stage"
 LABEL_ATTEMPT: Final = "finetune.dev/attempt"
+ANNOTATION_RUN_SPEC: Final = "finetune.dev/run-spec"
+"""Of a Job: hash of that part of the spec which decides the result; a change of it is a new run."""
 ANNOTATION_ATTEMPT_SPEC: Final = "finetune.dev/attempt-spec"
 """Of a Job: hash of the part of the spec that an attempt is started with."""
 

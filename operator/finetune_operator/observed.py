@@ -71,6 +71,8 @@ class ObservedStage:
     expected_pods: int = 1
     grace_seconds: int = 30
     """What its pods get after SIGTERM."""
+    run_hash: str = ""
+    """Of the part of the spec that its run is about; empty: written by an operator that did not tell."""
     spec_hash: str = ""
     """Of the part of the spec that it was started with."""
     lost: bool = False
@@ -160,7 +162,7 @@ def _terminal(job: Manifest) -> dict[str, str]:
 def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> ObservedStage:
     metadata, spec = job["metadata"], job.get("spec", {})
     terminal = _terminal(job)
-    labels = metadata["labels"]
+    labels, annotations = metadata["labels"], metadata.get("annotations", {})
     return ObservedStage(
         stage=Stage(labels[constants.LABEL_STAGE]),
         run=int(labels[constants.LABEL_RUN]),
@@ -176,7 +178,8 @@ def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> Obse
         failing="FailureTarget" in true_conditions(job),
         expected_pods=spec.get("parallelism", 1),
         grace_seconds=spec.get("template", {}).get("spec", {}).get("terminationGracePeriodSeconds", 30),
-        spec_hash=metadata.get("annotations", {}).get(constants.ANNOTATION_ATTEMPT_SPEC, ""),
+        run_hash=annotations.get(constants.ANNOTATION_RUN_SPEC, ""),
+        spec_hash=annotations.get(constants.ANNOTATION_ATTEMPT_SPEC, ""),
         lost=not terminal and now is not None and any(is_overdue(pod, now) for pod in pods),
     )
 

@@ -71,7 +71,7 @@ async def reconcile(
     progress = await _progress(cluster, observed, pods)
 
     # Decide: remember what ended, then choose the next step.
-    run = runs.current_run(job)
+    run = runs.current_run(job, observed.stages)
     status = history.fold(job.status, run, observed, progress, stamp)
     decision = stages.decide(job.spec, run, status, observed, now=now, max_backoff_seconds=settings.max_backoff_seconds)
 

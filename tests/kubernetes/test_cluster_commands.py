@@ -252,7 +252,7 @@ def talking_pod(job: str, index: int, *words: tuple[int, str], **spec: Any) -> d
     labels = {constants.LABEL_JOB: job, constants.LABEL_RUN: "1", constants.LABEL_STAGE: "train"}
     pod["metadata"] |= {
         "labels": {**labels, constants.LABEL_ATTEMPT: "1"},
-        "annotations": {constants.ANNOTATION_COMPLETION_INDEX: str(index)},
+        "annotations": {constants.COMPLETION_INDEX: str(index)},
     }
     return pod
 

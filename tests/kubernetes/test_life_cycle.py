@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from driven import Fault
 from factories import make_job
 from finetune_api.constants import Phase, Stage
 from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
@@ -105,6 +106,24 @@ def test_a_changed_spec_is_a_new_run(admin: Path, namespace: str) -> None:
         await job.until(trains)
         world.kubelet.scripts["changes"] = done
         await world.change("changes", training={"learningRate": 1e-5})
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        assert status.run == 2
+        assert {entry.job_name.split("-")[1] for entry in status.attempts} == {"r2"}
+
+    play(admin, namespace, scenario)
+
+
+def test_a_spec_that_changes_before_status_tells_of_its_first_children_is_not_taken_for_theirs(
+    admin: Path, namespace: str
+) -> None:
+    """A ConfigMap, a Job and an Event are there; the operator dies before it can write status."""
+
+    async def scenario(world: World) -> None:
+        job = await world.create("hasty", fault=Fault(at=3, kind="crash before"))
+        await job.step()
+        assert job.crashes == 1
+        assert list(await world.jobs()) == ["hasty-r1-prepare-a1"]
+        await world.change("hasty", training={"learningRate": 1e-5})
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert status.run == 2
         assert {entry.job_name.split("-")[1] for entry in status.attempts} == {"r2"}

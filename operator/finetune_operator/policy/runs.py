@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from finetune_api.v1alpha1 import FineTuneJob, Spec
 
+from ..observed import ObservedStage
+
 _SEMANTIC_BLOCKS = ("model", "data", "method", "training", "deepspeed", "evaluation", "output", "run_id")
 """What decides the result. Where and how often it runs, how it is saved and whether it is suspended do not."""
 
@@ -21,12 +23,18 @@ class Run:
     """True: status still speaks of an older run, or of none."""
 
 
-def current_run(job: FineTuneJob) -> Run:
-    """The run in status while the spec means the same; else the next number."""
-    wanted = semantic_hash(job.spec)
-    if job.status.run and job.status.run_hash == wanted:
-        return Run(job.status.run, wanted, is_new=False)
-    return Run(job.status.run + 1, wanted, is_new=True)
+def current_run(job: FineTuneJob, children: Iterable[ObservedStage]) -> Run:
+    """The run in status while the spec means the same; else the next number that is not another spec's.
+
+    Children of a run that status does not know yet are of a pass that could not tell of them: it has died, or the spec
+    has changed meanwhile.
+    """
+    known, wanted = job.status.run, semantic_hash(job.spec)
+    if known and job.status.run_hash == wanted:
+        return Run(known, wanted, is_new=False)
+    begun = {child.run: child.run_hash for child in children if child.run > known}
+    same = (run for run, meant in begun.items() if meant in ("", wanted))
+    return Run(max(same, default=max(begun, default=known) + 1), wanted, is_new=True)
 
 
 def semantic_hash(spec: Spec) -> str:

@@ -8,6 +8,7 @@ from finetune_api.v1alpha1 import FineTuneJob
 
 from ..manifests import Manifest
 from ..policy.pending import attempt_hash
+from ..policy.runs import semantic_hash
 from ..policy.world import stage_config
 from ..settings import OperatorSettings
 from . import names
@@ -85,10 +86,14 @@ def _service(config: TrainerConfig) -> Manifest:
 
 
 def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int) -> Manifest:
+    annotations = {
+        constants.ANNOTATION_RUN_SPEC: semantic_hash(config.spec),
+        constants.ANNOTATION_ATTEMPT_SPEC: attempt_hash(config.spec),
+    }
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(config) | {"annotations": {constants.ANNOTATION_ATTEMPT_SPEC: attempt_hash(config.spec)}},
+        "metadata": _metadata(config) | {"annotations": annotations},
         "spec": {
             "completionMode": "Indexed",
             "completions": config.world.nodes,

@@ -104,7 +104,7 @@ def test_a_local_run_wins_unless_a_cluster_is_asked_for(tmp_path: Path, monkeypa
 
 def pod(name: str, attempt: int, index: int, phase: str = "Running", **labels: str) -> dict[str, Any]:
     own = {constants.LABEL_RUN: "1", constants.LABEL_STAGE: "train", constants.LABEL_ATTEMPT: str(attempt)}
-    annotations = {constants.ANNOTATION_COMPLETION_INDEX: str(index)}
+    annotations = {constants.COMPLETION_INDEX: str(index)}
     return {
         "metadata": {"name": name, "labels": own | labels, "annotations": annotations},
         "status": {"phase": phase},

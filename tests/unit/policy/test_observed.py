@@ -29,7 +29,7 @@ def make_pod(index: int, owner: str, **state: Any) -> dict[str, Any]:
     metadata = {
         "name": f"{NAME}-{index}-{owner}",
         "labels": {**LABELS, constants.LABEL_JOB_NAME: NAME},
-        "annotations": {constants.ANNOTATION_COMPLETION_INDEX: str(index)},
+        "annotations": {constants.COMPLETION_INDEX: str(index)},
         "ownerReferences": owned_by(owner),
     }
     container = {"name": constants.TRAINER_CONTAINER, "state": state}

@@ -249,11 +249,34 @@ def test_a_failure_carries_the_trainers_own_words() -> None:
     ],
 )
 def test_a_changed_meaning_is_a_new_run(change: dict[str, Any], is_new: bool) -> None:
-    first = runs.current_run(make_job())
+    first = runs.current_run(make_job(), ())
     assert (first.number, first.is_new) == (1, True)
     job = make_job(**change).model_copy(update={"status": Status(run=1, run_hash=first.hash)})
-    second = runs.current_run(job)
+    second = runs.current_run(job, ())
     assert (second.is_new, second.number) == (is_new, 2 if is_new else 1)
+
+
+@pytest.mark.parametrize(
+    ("known", "begun", "number"),
+    [
+        (0, {1: "asked for"}, 1),
+        (0, {1: ""}, 1),
+        (0, {1: "another"}, 2),
+        (1, {1: "another"}, 2),
+        (1, {1: "another", 2: "a third"}, 3),
+        (1, {1: "another", 2: "asked for"}, 2),
+        (1, {1: "another", 2: "asked for", 3: "a third"}, 2),
+    ],
+    ids=["died", "of an older operator", "changed", "known", "changed twice", "died again", "changed back"],
+)
+def test_a_run_is_never_begun_under_the_number_of_another_spec(known: int, begun: dict[int, str], number: int) -> None:
+    job = make_job().model_copy(update={"status": Status(run=known, run_hash="another" if known else "")})
+    wanted = runs.semantic_hash(job.spec)
+    children = [
+        make_stage(Stage.PREPARE, run=run, run_hash=wanted if meant == "asked for" else meant)
+        for run, meant in begun.items()
+    ]
+    assert runs.current_run(job, children) == runs.Run(number, wanted, is_new=True)
 
 
 @pytest.mark.parametrize(
