@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tests, in two streams side by side: those with pods, which wait for half of their time, and all others. The others
-# are shown as they go, the tests with pods after them. Usage: tests/streams.sh PYTHON [ARGUMENT OF PYTEST ...]
+# All tests, in two streams side by side: those on Kubernetes, which wait for half of their time, and all others. The others
+# are shown as they go, those on Kubernetes after them. Usage: tests/streams.sh PYTHON [ARGUMENT OF PYTEST ...]
 #
 # Where FINETUNE_TEST_REQUIRE names a cluster, its programs are built first, while tests run that need none.
 set -uo pipefail
@@ -8,27 +8,36 @@ cd "$(dirname "$0")/.."
 python=$1
 shift
 
-with_pods() {
+on_kubernetes() {
     if [[ ${FINETUNE_TEST_REQUIRE:-} == *kubernetes* ]]; then
         PYTHONPATH=tests/support nice -n 10 "$python" -m testcluster.tools || return
     fi
-    exec "$python" -m pytest tests/kubernetes -m pods "$@"
+    # In two processes: the one without pods needs no nodes, and gets a cluster that has none.
+    "$python" -m pytest tests/kubernetes -m pods "$@"
+    pods_ended=$?
+    (( pods_ended == 2 )) && return 2 # interrupted
+    "$python" -m pytest tests/kubernetes -m 'not pods' "$@"
+    in_all $pods_ended $?
+}
+
+# The exit status of two runs. 5: nothing was selected, as where an argument names a test of the other one.
+in_all() {
+    (( $1 == 5 )) && return "$2"
+    (( $2 == 5 )) && return "$1"
+    return $(( $1 ? $1 : $2 ))
 }
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-with_pods "$@" >"$log" 2>&1 &
-pods=$!
-trap 'kill -INT "$pods" 2>/dev/null' INT TERM
+on_kubernetes "$@" >"$log" 2>&1 &
+kubernetes=$!
+trap 'pkill -INT -P "$kubernetes"' INT TERM
 
-"$python" -m pytest -m 'not pods' tests/unit tests/golden tests/integration tests/kubernetes "$@"
+"$python" -m pytest tests/unit tests/golden tests/integration "$@"
 others_ended=$?
-printf '\nTests with pods, which ran meanwhile:\n\n'
-tail --pid="$pods" --lines=+1 --follow "$log"
-wait "$pods"
-pods_ended=$?
+printf '\nTests on Kubernetes, which ran meanwhile:\n\n'
+tail --pid="$kubernetes" --lines=+1 --follow "$log"
+wait "$kubernetes"
+kubernetes_ended=$?
 
-# 5: nothing was selected, as where an argument names a test of the other stream.
-(( others_ended == 5 && pods_ended != 5 )) && exit "$pods_ended"
-(( pods_ended == 5 )) && exit "$others_ended"
-exit $(( others_ended ? others_ended : pods_ended ))
+in_all $others_ended $kubernetes_ended

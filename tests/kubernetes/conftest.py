@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with pods run beside all others, see tests/streams.sh."""
+    """Those that need nodes can be chosen, or left out, by `-m`: see tests/streams.sh."""
     for item in items:
         if {"pods_cluster", "buildah"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("pods")

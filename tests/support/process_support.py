@@ -53,7 +53,7 @@ def is_alive(pid: int) -> bool:
     """False also for a zombie: that one holds nothing any more."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it goes between the open and the read
         return False
 
 
