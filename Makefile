@@ -101,7 +101,7 @@ bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is
 	@$(BIN)/python benchmarks/main_job.py
 
 .PHONY: bench-recovery
-bench-recovery: $(VENV)/.ready-test ## What a lost worker costs on two real nodes, part by part: Linux, Go, root; about eight minutes
+bench-recovery: $(VENV)/.ready-test ## What a lost worker costs on two real nodes, part by part: Linux, Go, root; about four minutes
 	@$(BIN)/python benchmarks/recovery.py $(ARGS)
 
 .PHONY: bench-operator

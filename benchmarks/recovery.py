@@ -145,12 +145,16 @@ def is_running(pod: Manifest) -> bool:
 
 
 def newest_process(pod: Manifest) -> int:
-    """The process of a container that was started last, as this machine knows it: the rank, which is forked last."""
+    """Of a container, as this machine knows it: the rank, forked last by its server, or what runs in a bare pod.
+
+    A rank's uploader is younger, and its end costs no attempt.
+    """
     container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     found = []
     for file in Path("/proc").glob("[0-9]*/cgroup"):
         try:
-            if container in file.read_text():
+            command = (file.parent / "cmdline").read_bytes()
+            if container in file.read_text() and b"uploader" not in command:
                 started = int((file.parent / "stat").read_text().rpartition(")")[2].split()[19])
                 found.append((started, int(file.parent.name)))
         except OSError:
