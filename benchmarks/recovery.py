@@ -124,7 +124,7 @@ class Watched:
             path = path_of("v1", "pods", self.site.kubectl.namespace, pod["metadata"]["name"])
             await self.server.request("DELETE", path, {})
         else:
-            os.kill(newest_process(pod), 9)
+            os.kill(worker_process(pod), 9)
         return now
 
     async def end_of(self, job: str, seen: Seen) -> None:
@@ -144,7 +144,7 @@ def is_running(pod: Manifest) -> bool:
     return bool(pod["status"].get("phase") == "Running")
 
 
-def newest_process(pod: Manifest) -> int:
+def worker_process(pod: Manifest) -> int:
     """Of a container, as this machine knows it: the rank, forked last by its server, or what runs in a bare pod.
 
     A rank's uploader is younger, and its end costs no attempt.

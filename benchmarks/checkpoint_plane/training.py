@@ -8,6 +8,7 @@ hence DeepSpeed's `save_checkpoint`, on the same engine, between the same steps.
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -113,7 +114,7 @@ class WatchedSaves(Saves):
             save.landing = time.perf_counter() - self._taken
 
 
-class WatchedTrainer(FineTuneTrainer):
+class WatchedTrainer(FineTuneTrainer, ABC):
     """`story` decides what happens after each step; it is advanced at the end of every step, on every rank alike."""
 
     rounds = 1
@@ -129,9 +130,9 @@ class WatchedTrainer(FineTuneTrainer):
         self.s3 = client(endpoint)
         self.since, self._uploading_since = 0.0, False
 
+    @abstractmethod
     def story(self) -> Iterator[None]:
         """Every `yield` is an optimizer step."""
-        raise NotImplementedError
 
     def after_training(self) -> dict[str, Any]:
         """What else is measured with the engine; JSON."""

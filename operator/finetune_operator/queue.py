@@ -13,6 +13,11 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 
+def backoff_seconds(failures: int, first: float, longest: float) -> float:
+    """How long to wait after so many failures before this one: twice as long each time."""
+    return min(first * 2.0 ** min(failures, 30), longest)
+
+
 @dataclass(order=True)
 class _Due:
     at: float
@@ -94,7 +99,7 @@ class KeyedQueue(Generic[Key]):
         """After a failure: look again, later each time; returns the wait in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        wait = max(at_least, min(self._first * 2.0 ** min(failures, 30), self._max))
+        wait = max(at_least, backoff_seconds(failures, self._first, self._max))
         self.add_after(key, wait)
         return wait
 

@@ -11,6 +11,7 @@ from .clusters.api_server import ApiServer
 from .clusters.kubernetes import METADATA_OF_ALL
 from .errors import ApiError, ApiUnreachableError
 from .manifests import Manifest
+from .queue import backoff_seconds
 
 LOG = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Watch:
                     self.shown(event["type"], found)
 
     async def _wait(self, error: Exception, at_least: float) -> None:
-        wait = max(at_least, min(_FIRST_WAIT_SECONDS * 2.0 ** min(self._failures, 10), _MAX_WAIT_SECONDS))
+        wait = max(at_least, backoff_seconds(self._failures, _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS))
         self._failures += 1
         LOG.warning("the watch of %s: %s; again in %.1f s", self.path, error, wait)
         await asyncio.sleep(wait)

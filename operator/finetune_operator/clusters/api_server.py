@@ -192,7 +192,7 @@ def _event_of(line: bytes, path: str) -> Manifest:
     except (ValueError, KeyError, TypeError):
         raise ApiUnreachableError(f"GET {path}: a watch has brought {line[:100]!r}") from None
     if kind == "ERROR":
-        raise ApiError(int(told.get("code") or 0), str(told.get("reason", "")), str(told.get("message", "")))
+        raise _error_of(int(told.get("code") or 0), told)
     return event
 
 
@@ -209,8 +209,11 @@ def _refusal(status: int, content: bytes | str | None, headers: Any) -> ApiError
     except ValueError:
         told = {"message": str(content or "")[:1000]}
     wait = (headers or {}).get("Retry-After")
+    return _error_of(status, told, retry_after=float(wait) if wait and wait.isdigit() else None)
+
+
+def _error_of(status: int, told: Mapping[str, Any], *, retry_after: float | None = None) -> ApiError:
+    """`told` is a Status object."""
     reason = str(told.get("reason", ""))
     kind = StaleError if status == HTTPStatus.CONFLICT and reason == "Conflict" else ApiError
-    return kind(
-        status, reason, str(told.get("message", "")), retry_after=float(wait) if wait and wait.isdigit() else None
-    )
+    return kind(status, reason, str(told.get("message", "")), retry_after=retry_after)
