@@ -4,6 +4,7 @@ What goes wrong becomes a CommandError on the way out; `cluster_errors` has the 
 """
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from finetune_api import constants
+from finetune_api.trainer_config import StorageSettings
 from finetune_operator.errors import ApiError, ApiUnreachableError
 from finetune_operator.manifests import Manifest
 
@@ -97,6 +99,20 @@ class ClusterJobs:
         selector = f"{constants.LABEL_JOB}={name}"
         items: list[Manifest] = (await self._object(self._path("v1", "pods"), labelSelector=selector))["items"]
         return items
+
+    async def storage(self, child: str) -> StorageSettings | None:
+        """Where an attempt's pods were told that object storage is; None where nobody can know that any more.
+
+        `child` is the name of the attempt's Job.
+        """
+        try:
+            found = await self._object(f"{self._path('v1', 'configmaps')}/{child}")
+        except ApiError as error:
+            if not error.is_missing and error.status != HTTPStatus.FORBIDDEN:
+                raise
+            return None
+        config = json.loads(found["data"][constants.CONFIG_KEY])
+        return StorageSettings.model_validate(config["storage"])
 
     async def log(self, pod: str, *, since: str = "") -> str:
         """What the trainer in a pod has said, each line with the time at which it did; `since`: RFC 3339."""

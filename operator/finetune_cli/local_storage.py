@@ -52,7 +52,7 @@ def store_folder(work_dir: Path) -> Path:
 def owned_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorage]:
     """For a run: the user's storage, or an embedded server that this process starts and ends."""
     if endpoint is not None:
-        yield _own(endpoint)
+        yield own_storage(own_settings(endpoint))
         return
     with EmbeddedStore(store_folder(work_dir)) as server:
         yield _embedded(server.access, server.check)
@@ -62,22 +62,23 @@ def owned_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorage
 def shared_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorage]:
     """For a look: the user's storage, or the embedded server, also while a run is using it."""
     if endpoint is not None:
-        yield _own(endpoint)
+        yield own_storage(own_settings(endpoint))
         return
     with open_store(store_folder(work_dir)) as access:
         yield _embedded(access, lambda: None)
 
 
-def _own(endpoint: str) -> LocalStorage:
+def own_settings(endpoint: str) -> StorageSettings:
+    """Of the user's storage at `--endpoint`. Raises CommandError if that is no URL."""
     if not re.fullmatch(r"https?://[^\s/]+/?", endpoint):
         raise CommandError(f"--endpoint {endpoint}: write a URL such as https://s3.example.com", USAGE)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return LocalStorage(
-        settings=StorageSettings(endpoint=endpoint.rstrip("/"), region=region, path_style=True),
-        environ=dict(os.environ),
-        check=lambda: None,
-        embedded=None,
-    )
+    return StorageSettings(endpoint=endpoint.rstrip("/"), region=region, path_style=True)
+
+
+def own_storage(settings: StorageSettings) -> LocalStorage:
+    """The user's storage, with the credentials of the user's environment."""
+    return LocalStorage(settings=settings, environ=dict(os.environ), check=lambda: None, embedded=None)
 
 
 def _embedded(access: StoreAccess, check: Callable[[], None]) -> LocalStorage:

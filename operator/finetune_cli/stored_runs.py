@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run are: of a job of the work folder by its name, of any other run by its address."""
+"""Where the checkpoints of a run are: of a job by its name, here or in a cluster, of any other run by its address."""
 
 import os
 import re
@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_api.trainer_config import run_folder
-from finetune_api.v1alpha1 import Checkpoint
+from finetune_api.trainer_config import StorageSettings, run_folder
+from finetune_api.v1alpha1 import Checkpoint, Storage
 from finetune_operator.manifests import Manifest
+from finetune_operator.policy.world import storage_settings
 
-from .exit_status import FAILED, CommandError, MissingJobError
-from .local_state import RUN_LOCK, LocalState
-from .local_storage import shared_storage
+from . import event_loop
+from .exit_status import FAILED, USAGE, CommandError, MissingJobError
+from .local_state import RUN_LOCK
+from .local_storage import own_settings, own_storage, shared_storage
 from .locks import try_lock
+from .places import Places
+from .shown_job import is_settled, shown_job
 
 if TYPE_CHECKING:  # boto3 comes with it: half a second that most commands need not spend
     from finetune_trainer.checkpoint.archive import Archive, Entry
@@ -28,12 +32,14 @@ class Address:
     """Where a run is."""
 
     uri: str
-    endpoint: str | None
+    storage: StorageSettings | None
     """None: the embedded store of the work folder."""
     is_local: bool
     """Only `finetune run` in the work folder writes there."""
     checkpoint: Checkpoint
     """What its job says; of a bare address, what a job says by itself."""
+    unrest: str = ""
+    """Why an attempt may be at work there; empty: none is, or it can be kept from it."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +63,65 @@ class StoredRun:
         return found
 
 
-def address_of(where: str, work_dir: Path, endpoint: str | None) -> Address:
-    """What `JOB` or `s3://` means. Raises CommandError for a job that is not in the work folder, or has not begun."""
+def address_of(where: str, places: Places, endpoint: str | None) -> Address:
+    """What `JOB` or `s3://` means. `endpoint` is the user's `--endpoint`.
+
+    Raises CommandError for a job that is nowhere, or has not begun.
+    """
+    own = None if endpoint is None else own_settings(endpoint)
     if where.startswith("s3://"):
-        uri = _INSIDE_A_RUN.sub("", where).rstrip("/")
-        return Address(uri, endpoint, is_local=endpoint is None, checkpoint=Checkpoint())
+        return _address_of_uri(where, places, own)
     try:
-        job = LocalState(work_dir).find(where)
+        local = places.local(where)
     except MissingJobError as error:
         raise MissingJobError(
             f"{error}\na run elsewhere is named by its folder: s3://BUCKET/.../runs/r0001-..."
         ) from None
-    if not job.status.run:
-        raise CommandError(f"{where} has not begun a run yet")
-    spec, uid = job.manifest["spec"], job.manifest["metadata"]["uid"]
-    return Address(
-        uri=run_folder(spec["output"]["uri"], job.status.run, uid),
-        endpoint=endpoint or _own_endpoint(spec),
-        is_local=True,
-        checkpoint=Checkpoint.model_validate(spec.get("checkpoint") or {}),
-    )
+    if local is None:
+        return event_loop.run(_address_in_cluster(where, places, own))
+    manifest = local.job.manifest
+    named = _storage_block(manifest).endpoint
+    storage = own or (None if named is None else own_settings(named))
+    return Address(_run_of(where, manifest), storage, is_local=True, checkpoint=_checkpoint_block(manifest))
 
 
-def _own_endpoint(spec: Manifest) -> str | None:
-    endpoint: str | None = (spec.get("storage") or {}).get("endpoint")
-    return endpoint
+def _address_of_uri(uri: str, places: Places, own: StorageSettings | None) -> Address:
+    if places.access.is_asked_for:
+        raise CommandError(f"{uri} is in no cluster's namespace: leave the cluster's options out", USAGE)
+    run = _INSIDE_A_RUN.sub("", uri).rstrip("/")
+    unrest = "" if own is None else f"whether an attempt is at work in {run} cannot be known from here"
+    return Address(run, own, is_local=own is None, checkpoint=Checkpoint(), unrest=unrest)
+
+
+async def _address_in_cluster(name: str, places: Places, own: StorageSettings | None) -> Address:
+    async with places.cluster(name) as jobs:
+        manifest = await jobs.get(name)
+        uri, job = _run_of(name, manifest), shown_job(manifest)
+        told = await jobs.storage(job.status.attempts[-1].job_name) if job.status.attempts else None
+    settings = told or storage_settings(_storage_block(manifest), StorageSettings())
+    if own is not None:  # the same storage on another way, such as a forwarded port
+        settings = settings.model_copy(update={"endpoint": own.endpoint, "path_style": True})
+    unrest = "" if is_settled(job) else f"{name} is {job.status.phase}: an attempt may be at work in {uri}"
+    return Address(uri, settings, is_local=False, checkpoint=_checkpoint_block(manifest), unrest=unrest)
+
+
+def _run_of(name: str, manifest: Manifest) -> str:
+    run = (manifest.get("status") or {}).get("run")
+    if not run:
+        raise CommandError(f"{name} has not begun a run yet")
+    return run_folder(manifest["spec"]["output"]["uri"], run, manifest["metadata"]["uid"])
+
+
+def _storage_block(manifest: Manifest) -> Storage:
+    return Storage.model_validate(manifest["spec"].get("storage") or {})
+
+
+def _checkpoint_block(manifest: Manifest) -> Checkpoint:
+    return Checkpoint.model_validate(manifest["spec"].get("checkpoint") or {})
 
 
 @contextmanager
-def stored_run(where: str, work_dir: Path, endpoint: str | None, *, alone: bool = False) -> Iterator[StoredRun]:
+def stored_run(where: str, places: Places, endpoint: str | None, *, alone: bool = False) -> Iterator[StoredRun]:
     """The run's checkpoints, to look at. `alone`: while no run of the work folder can write to a local one.
 
     Raises CommandError for a run that is not there.
@@ -93,12 +129,15 @@ def stored_run(where: str, work_dir: Path, endpoint: str | None, *, alone: bool 
     from finetune_trainer.checkpoint.archive import Archive
     from finetune_trainer.store import parse
 
-    address = address_of(where, work_dir, endpoint)
+    address = address_of(where, places, endpoint)
     parse(address.uri)  # a wrong address is told before a server is started
     with ExitStack() as held:
         if alone and address.is_local:
-            held.enter_context(_no_run(work_dir))
-        storage = held.enter_context(shared_storage(work_dir, address.endpoint))
+            held.enter_context(_no_run(places.work_dir))
+        if address.storage is None:
+            storage = held.enter_context(shared_storage(places.work_dir, None))
+        else:
+            storage = own_storage(address.storage)
         archive = Archive(storage.connect(), address.uri)
         if not archive.is_there:
             raise MissingJobError(

@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ import pytest
 from factories import make_job
 from finetune_api import constants
 from finetune_api.constants import Phase, Stage
+from finetune_api.trainer_config import StorageSettings, run_folder
 from finetune_cli.cluster_errors import is_unknown_kind
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
+from finetune_trainer.store import ObjectStore
 from life_cycle_world import World, in_phase, play, train_ends, trains
 from process_support import base_environment
 from simulated_kubelet import FOREVER, NODE, End
+from stored_runs import StoredRun
 from testcluster.access import Kubectl, service_account_kubeconfig, write_kubeconfig
 from testcluster.control_plane import ControlPlane
 from testcluster.pod_manifests import python_pod
@@ -150,6 +153,37 @@ def test_a_suspended_job_ends_the_watching_and_resuming_does_not(admin: Path, na
         assert not watching.done()
         await job.until(in_phase(Phase.SUCCEEDED))
         assert (await watching).status == 0
+
+    play(admin, namespace, scenario)
+
+
+def test_checkpoints_are_found_by_the_name_of_their_job(
+    admin: Path, namespace: str, user: User, store: ObjectStore, bucket: str, storage_settings: StorageSettings
+) -> None:
+    """Where storage is says only the operator; the user has its credentials in the environment."""
+
+    async def scenario(world: World) -> None:
+        job = await world.create("kept", train_ends(FOREVER), output={"uri": f"s3://{bucket}/kept"})
+        assert (await user("checkpoints", "list", "kept")).err == "finetune: kept has not begun a run yet\n"
+        job.settings = replace(job.settings, storage=storage_settings)
+        await job.until(trains)
+        uid = (await world.read("kept"))["metadata"]["uid"]
+        run = StoredRun(store, run_folder(f"s3://{bucket}/kept", 1, uid))
+        for step in (1, 2, 3):
+            run.save(step)
+        listed = await user("checkpoints", "list", "kept", "-o", "json")
+        assert [entry["step"] for entry in json.loads(listed.out)] == [3, 2, 1]
+        assert (await user("checkpoints", "verify", "kept", "--step", "2")).status == 0
+
+        # While it trains, nothing of it is removed by chance.
+        refused = await user("checkpoints", "prune", "kept", "--keep-last", "1")
+        assert refused.status == 2
+        assert refused.err.startswith(f"finetune: kept is Training: an attempt may be at work in {run.uri}, ")
+        assert len(run.names()) == 3
+        await world.change("kept", suspend=True)
+        await job.until(in_phase(Phase.SUSPENDED))
+        pruned = await user("checkpoints", "prune", "kept", "--keep-last", "1", "--keep-best", "0")
+        assert (pruned.status, list(run.restorable())) == (0, ["00000003-a0001"])
 
     play(admin, namespace, scenario)
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from driven import Driven, Fault, FaultyServer
 from factories import make_job
-from finetune_api.constants import Phase, Stage
+from finetune_api.constants import CONFIG_KEY, Phase, Stage
+from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Status
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import StaleError
-from finetune_operator.manifests import JobKey
+from finetune_operator.manifests import JobKey, Manifest
 from simulated_kubelet import FOREVER, End, Script, SimulatedKubelet, done
 
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
@@ -40,13 +41,23 @@ class World:
         found = await self.server.request("GET", f"/apis/batch/v1/namespaces/{self.namespace}/jobs")
         return {job["metadata"]["name"]: job["spec"] for job in found["items"]}
 
+    async def config(self, child: str) -> TrainerConfig:
+        """What the pods of an attempt are told."""
+        found = await self.server.request("GET", f"/api/v1/namespaces/{self.namespace}/configmaps/{child}")
+        return TrainerConfig.model_validate_json(found["data"][CONFIG_KEY])
+
+    async def read(self, name: str) -> Manifest:
+        """A job as it stands."""
+        found: Manifest = await self.server.request("GET", f"{JOBS.format(namespace=self.namespace)}/{name}")
+        return found
+
     async def change(self, name: str, **spec: Any) -> None:
         """What a user does with `kubectl edit`, again where the operator was faster."""
         path = f"{JOBS.format(namespace=self.namespace)}/{name}"
         while True:
-            job = await self.server.request("GET", path)
+            job = await self.read(name)
             for block, value in spec.items():
-                job["spec"][block] = {**job["spec"][block], **value} if isinstance(value, dict) else value
+                job["spec"][block] = {**job["spec"].get(block, {}), **value} if isinstance(value, dict) else value
             try:
                 await self.server.request("PUT", path, job)
             except StaleError:

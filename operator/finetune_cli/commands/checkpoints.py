@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..cluster_jobs import ClusterAccess
 from ..display.checkpoints import as_json, table, verdict
 from ..display.text import size
 from ..exit_status import FAILED, USAGE, CommandError
+from ..places import Places
 from ..stored_runs import StoredRun, stored_run
-from .options import DEFAULT_WORK_DIR, Endpoint, WorkDir
+from .options import DEFAULT_WORK_DIR, Context, Endpoint, Kubeconfig, Namespace, WorkDir
 
 if TYPE_CHECKING:  # boto3 comes with it
     from finetune_trainer.checkpoint.archive import Keep, Pruned
@@ -26,7 +28,7 @@ Where = Annotated[
     str,
     typer.Argument(
         metavar="JOB|s3://BUCKET/KEY",
-        help="Job of a local run, or the folder of any run.",
+        help="Job here or in a cluster, or the folder of any run.",
         show_default=False,
     ),
 ]
@@ -45,12 +47,17 @@ def list_(
     output: Annotated[Output, typer.Option("--output", "-o", help="For people, or for programs.")] = Output.TABLE,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
     """List the checkpoints of a run, the one that a restart takes first.
 
-    Exit status: 0 listed, 1 there are none, 66 no such run, 69 storage unreachable, 77 not permitted.
+    Exit status: 0 listed, 1 there are none, 66 no such run, 69 storage or cluster unreachable, 77 not permitted, 78
+    no kubeconfig or context.
     """
-    with stored_run(where, work_dir, endpoint) as run:
+    places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
+    with stored_run(where, places, endpoint) as run:
         entries = run.entries()
     if output is Output.JSON:
         print(json.dumps([as_json(entry) for entry in entries], indent=2))
@@ -65,13 +72,17 @@ def verify(
     step: Annotated[int | None, typer.Option(metavar="N", help="Only those of this step.", min=0)] = None,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Read every byte of the checkpoints, and compare it with its digest.
 
-    Exit status: 0 all are whole, 1 one is damaged, or there are none, 66 no such run, 69 storage unreachable, 77 not
-    permitted.
+    Exit status: 0 all are whole, 1 one is damaged, or there are none, 66 no such run, 69 storage or cluster
+    unreachable, 77 not permitted, 78 no kubeconfig or context.
     """
-    with stored_run(where, work_dir, endpoint) as run:
+    places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
+    with stored_run(where, places, endpoint) as run:
         is_damaged = False
         for checked in run.archive.check(run.entries(step)):
             print(verdict(checked), flush=True)
@@ -98,6 +109,9 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="No attempt of this run is at work, I know it.")] = False,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Remove checkpoints, and what only they need.
 
@@ -105,13 +119,14 @@ def prune(
     kept too. Of a run elsewhere, blobs go once they are an hour old.
 
     Exit status: 0 done, 1 the run is at work, or there is nothing to prune, 2 --yes is needed, 66 no such run, 69
-    storage unreachable, 77 not permitted.
+    storage or cluster unreachable, 77 not permitted, 78 no kubeconfig or context.
     """
-    with stored_run(where, work_dir, endpoint, alone=not dry_run) as run:
-        if not (run.address.is_local or dry_run or yes):
+    places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
+    with stored_run(where, places, endpoint, alone=not dry_run) as run:
+        if run.address.unrest and not (dry_run or yes):
             raise CommandError(
-                f"whether an attempt is at work in {run.address.uri} cannot be known from here, and it could lose what "
-                "it is saving; add --yes if you know that none is, or --dry-run",
+                f"{run.address.unrest}, and it could lose what it is saving; "
+                "add --yes if you know that none is, or --dry-run",
                 USAGE,
             )
         before = len(run.entries())
@@ -148,6 +163,9 @@ def export(
     ] = None,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Write the values of all trained parameters as safetensors.
 
@@ -155,11 +173,12 @@ def export(
     GiB each, and no more is in memory at a time than one and a few blobs; model.safetensors.index.json says which
     holds what.
 
-    Exit status: 0 written, 1 no such checkpoint, 2 the folder is not empty, 66 no such run, 69 storage unreachable, 70
-    the checkpoint is damaged, or the disk is full, 77 not permitted.
+    Exit status: 0 written, 1 no such checkpoint, 2 the folder is not empty, 66 no such run, 69 storage or cluster
+    unreachable, 70 the checkpoint is damaged, or the disk is full, 77 not permitted, 78 no kubeconfig or context.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CommandError(f"{folder} is not an empty folder; give a new one", USAGE)
-    with stored_run(where, work_dir, endpoint) as run:
+    places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
+    with stored_run(where, places, endpoint) as run:
         for path in run.archive.export(run.entries(step)[0], folder):
             print(path)

@@ -2,7 +2,7 @@
 
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, Spec
+from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, Spec, Storage
 
 _LARGEST_DEFAULT_MICRO_BATCH = 16
 
@@ -23,7 +23,7 @@ def stage_config(
         stage=stage,
         attempt=attempt,
         spec=job.spec,
-        storage=storage_settings(job.spec, storage_defaults),
+        storage=storage_settings(job.spec.storage, storage_defaults),
         world=world(job.spec, stage, nodes),
         batch=batch_plan(job.spec, nodes),
         attempts=attempts if stage is Stage.EVALUATE else (),
@@ -55,10 +55,10 @@ def _largest_divisor(number: int, limit: int) -> int:
     return max(size for size in range(1, min(number, limit) + 1) if number % size == 0)
 
 
-def storage_settings(spec: Spec, defaults: StorageSettings) -> StorageSettings:
+def storage_settings(own: Storage, defaults: StorageSettings) -> StorageSettings:
     """The job's own storage block over the operator's defaults."""
-    endpoint = spec.storage.endpoint or defaults.endpoint
-    path_style = spec.storage.path_style
+    endpoint = own.endpoint or defaults.endpoint
+    path_style = own.path_style
     if path_style is None:
         path_style = defaults.path_style or endpoint is not None
-    return StorageSettings(endpoint=endpoint, region=spec.storage.region or defaults.region, path_style=path_style)
+    return StorageSettings(endpoint=endpoint, region=own.region or defaults.region, path_style=path_style)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from factories import make_job
+from finetune_cli.cluster_jobs import ClusterAccess
 from finetune_cli.display.checkpoints import table, verdict
 from finetune_cli.exit_status import CommandError, MissingJobError
+from finetune_cli.places import DEFAULT_WORK_DIR, Places
 from finetune_cli.stored_runs import address_of
 from finetune_trainer.checkpoint.archive import Checked, Entry
 from finetune_trainer.checkpoint.format.manifest import Manifest, manifest_name
@@ -48,6 +50,11 @@ def test_what_was_verified_is_one_line_each() -> None:
     assert verdict(Checked(entry(5), is_gone=True)) == "step 5 of attempt 1: was removed meanwhile"
 
 
+def here(work_dir: Path) -> Places:
+    """A folder that is not the usual one: no cluster is asked."""
+    return Places(work_dir, ClusterAccess())
+
+
 @pytest.mark.parametrize(
     "where",
     [
@@ -59,7 +66,7 @@ def test_what_was_verified_is_one_line_each() -> None:
     ],
 )
 def test_a_run_is_named_by_its_folder_or_by_what_is_in_it(where: str, tmp_path: Path) -> None:
-    assert address_of(where, tmp_path, None).uri == RUN
+    assert address_of(where, here(tmp_path), None).uri == RUN
 
 
 def put(work_dir: Path, **change: Any) -> None:
@@ -72,14 +79,22 @@ def put(work_dir: Path, **change: Any) -> None:
 
 def test_a_local_job_leads_to_its_newest_run_and_to_its_storage(tmp_path: Path) -> None:
     put(tmp_path, status={"run": 1})
-    found = address_of("topics", tmp_path, None)
-    assert (found.uri, found.endpoint, found.is_local) == (RUN, "https://s3.example.com", True)
-    assert address_of("topics", tmp_path, "https://other.example.com").endpoint == "https://other.example.com"
+    found = address_of("topics", here(tmp_path), None)
+    assert found.storage is not None
+    assert (found.uri, found.storage.endpoint, found.is_local) == (RUN, "https://s3.example.com", True)
+    other = address_of("topics", here(tmp_path), "https://other.example.com").storage
+    assert other is not None
+    assert other.endpoint == "https://other.example.com"
 
 
 def test_a_job_that_is_not_there_or_has_not_begun_is_told(tmp_path: Path) -> None:
     with pytest.raises(MissingJobError, match=r"holds no runs; .*\n.*named by its folder"):
-        address_of("topics", tmp_path, None)
+        address_of("topics", here(tmp_path), None)
     put(tmp_path)
     with pytest.raises(CommandError, match="topics has not begun a run yet"):
-        address_of("topics", tmp_path, None)
+        address_of("topics", here(tmp_path), None)
+
+
+def test_a_run_that_is_named_by_its_folder_is_in_no_namespace() -> None:
+    with pytest.raises(CommandError, match="in no cluster's namespace: leave the cluster's options out"):
+        address_of(RUN, Places(DEFAULT_WORK_DIR, ClusterAccess(namespace="team")), None)

@@ -19,12 +19,19 @@ SURFACE = {
         *("--work-dir", "-f", "-n"),
     ],
     "runs": ["--work-dir"],
-    "checkpoints list": ["where", "--endpoint", "--output", "--work-dir", "-o"],
-    "checkpoints verify": ["where", "--endpoint", "--step", "--work-dir"],
-    "checkpoints prune": [
-        *("where", "--dry-run", "--endpoint", "--keep-best", "--keep-every", "--keep-last", "--work-dir", "--yes")
+    "checkpoints list": [
+        *("where", "--context", "--endpoint", "--kubeconfig", "--namespace", "--output", "--work-dir", "-n", "-o")
     ],
-    "checkpoints export": ["where", "folder", "--endpoint", "--step", "--work-dir"],
+    "checkpoints verify": [
+        *("where", "--context", "--endpoint", "--kubeconfig", "--namespace", "--step", "--work-dir", "-n")
+    ],
+    "checkpoints prune": [
+        *("where", "--context", "--dry-run", "--endpoint", "--keep-best", "--keep-every", "--keep-last"),
+        *("--kubeconfig", "--namespace", "--work-dir", "--yes", "-n"),
+    ],
+    "checkpoints export": [
+        *("where", "folder", "--context", "--endpoint", "--kubeconfig", "--namespace", "--step", "--work-dir", "-n")
+    ],
     "store put": ["path", "uri", "--endpoint", "--work-dir"],
     "store get": ["uri", "path", "--endpoint", "--work-dir"],
     "store ls": ["uri", "--endpoint", "--recursive", "--work-dir", "-r"],
