@@ -169,7 +169,7 @@ class ApiServer:
         content = await answer.read() if refused else b""
         self._called(method, answer.status)
         if refused:
-            raise _refusal(answer.status, content, answer.headers)
+            raise refusal_of(answer.status, content, answer.headers)
 
     @contextlib.contextmanager
     def _telling(self, method: str, path: str) -> Iterator[None]:
@@ -178,7 +178,7 @@ class ApiServer:
             yield
         except ApiException as error:
             self._called(method, error.status or 0)
-            raise _refusal(error.status or 0, error.body, error.headers) from None
+            raise refusal_of(error.status or 0, error.body, error.headers) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._called(method, 0)
             raise ApiUnreachableError(f"{method} {path}: {error or type(error).__name__}") from error
@@ -202,12 +202,15 @@ def proxy_of(server: str) -> str | None:
     return None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
 
 
-def _refusal(status: int, content: bytes | str | None, headers: Any) -> ApiError:
-    """The server's own words where it sends a Status object, else what it sends."""
+def refusal_of(status: int, content: bytes | str | None, headers: Any) -> ApiError:
+    """The server's own words where it sends a Status object; else what it, or a box in between, sends."""
+    text = content.decode(errors="replace") if isinstance(content, bytes) else content or ""
     try:
-        told = json.loads(content or "")
+        told = json.loads(text)
     except ValueError:
-        told = {"message": str(content or "")[:1000]}
+        told = None
+    if not isinstance(told, dict):
+        told = {"message": text[:1000]}
     wait = (headers or {}).get("Retry-After")
     return _error_of(status, told, retry_after=float(wait) if wait and wait.isdigit() else None)
 
