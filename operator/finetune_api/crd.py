@@ -38,6 +38,13 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "startTimeout: without minNodes a job waits for all of its workers; set minNodes too",
         ),
     ),
+    "spec.deepspeed": (
+        (
+            "!has(self.zeroStage) || self.zeroStage >= (self.offload == 'OptimizerAndParameters' ? 3 : "
+            "self.offload == 'Optimizer' ? 1 : 0)",
+            "offload: Optimizer needs zeroStage 1 or more, OptimizerAndParameters needs 3",
+        ),
+    ),
     "spec.training.warmup": (("!has(self.ratio) || !has(self.steps)", "ratio and steps exclude each other; keep one"),),
     "spec.checkpoint": (
         ("!has(self.maxLostWork) || !has(self.everySteps)", "maxLostWork and everySteps exclude each other; keep one"),

@@ -46,6 +46,8 @@ class Progress(Message):
     """When the attempt's process started."""
     first_step_time: str | None = None
     """When the attempt's first optimizer step was done."""
+    zero_stage: int | None = None
+    """ZeRO stage of the attempt's engine."""
     resumed_from_step: int | None = None
     resumed_from: str = ""
     """Where that state was read, with all workers' bytes: `own host (510.0 MB) and storage (0.1 MB)`."""

@@ -6,7 +6,7 @@ Every check returns all that is wrong at once, each with the path of the field a
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .v1alpha1 import ArtifactFormat, DataFormat, Holdout, Metric, Spec, Task
+from .v1alpha1 import ArtifactFormat, DataFormat, Dtype, Holdout, Metric, Offload, Spec, Task
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _task,
         _early_stopping,
         _output,
+        _offload,
         _owned_deepspeed_keys,
     ]
     if not local:
@@ -59,8 +60,8 @@ OWNED_DEEPSPEED_KEYS: dict[str, str] = {
     "fp16": "spec.model.dtype",
     "bf16": "spec.model.dtype",
     "zero_optimization.stage": "spec.deepspeed.zeroStage",
-    "zero_optimization.offload_optimizer": "more workers or a higher spec.deepspeed.zeroStage",
-    "zero_optimization.offload_param": "more workers or a higher spec.deepspeed.zeroStage",
+    "zero_optimization.offload_optimizer": "spec.deepspeed.offload",
+    "zero_optimization.offload_param": "spec.deepspeed.offload",
     "activation_checkpointing": "spec.training.gradientCheckpointing",
     "checkpoint": "spec.checkpoint",
     "elasticity": "spec.workers.nodes",
@@ -181,6 +182,28 @@ def _output(spec: Spec) -> Iterator[Violation]:
         yield Violation("spec.output.formats", "Adapter needs spec.method.lora; a full fine-tune has no adapter")
     if len(set(formats)) != len(formats):
         yield Violation("spec.output.formats", "the same format is listed twice; keep one")
+
+
+def lowest_zero_stage(offload: Offload, dtype: Dtype) -> int:
+    """The lowest ZeRO stage that can train: stage 0 would keep the 32-bit copy of 16-bit weights from checkpoints, and
+    has nothing to offload; only stage 3 can do without all parameters at once."""
+    if offload is Offload.OPTIMIZER_AND_PARAMETERS:
+        return 3
+    return 1 if offload is Offload.OPTIMIZER or dtype is Dtype.BFLOAT16 else 0
+
+
+def zero_stage(spec: Spec, chosen: int, dtype: Dtype) -> int:
+    """The ZeRO stage of an attempt: the one that the spec asks for now, else the one chosen when data was prepared."""
+    asked = spec.deepspeed.zero_stage
+    return max(chosen if asked is None else asked, lowest_zero_stage(spec.deepspeed.offload, dtype))
+
+
+def _offload(spec: Spec) -> Iterator[Violation]:
+    stage, offload = spec.deepspeed.zero_stage, spec.deepspeed.offload
+    lowest = lowest_zero_stage(offload, Dtype.FLOAT32)
+    if stage is not None and stage < lowest:
+        needed = " or ".join(str(number) for number in range(lowest, 4))
+        yield Violation("spec.deepspeed.offload", f"{offload} needs zeroStage {needed}, not {stage}; or remove offload")
 
 
 def _owned_deepspeed_keys(spec: Spec) -> Iterator[Violation]:

@@ -47,6 +47,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"workers": {"startTimeout": "1m"}},
         "startTimeout: without minNodes a job waits for all of its workers; set minNodes too",
     ),
+    "parameters away without ZeRO-3": (
+        {"deepspeed": {"zeroStage": 2, "offload": "OptimizerAndParameters"}},
+        "offload: Optimizer needs zeroStage 1 or more, OptimizerAndParameters needs 3",
+    ),
     "a best state that nobody keeps": (
         {"training": {"earlyStopping": {}}, "checkpoint": {"keepBest": 0}},
         "checkpoint.keepBest: early stopping exports the best state, so write 1 or more",

@@ -131,13 +131,13 @@ def test_a_spec_that_changes_before_status_tells_of_its_first_children_is_not_ta
     play(admin, namespace, scenario)
 
 
-def test_workers_changed_while_it_runs_come_with_the_next_attempt_and_the_object_says_so(
+def test_what_an_attempt_is_started_with_may_change_and_the_run_goes_on_and_the_object_says_so(
     admin: Path, namespace: str
 ) -> None:
     async def scenario(world: World) -> None:
         job = await world.create("grows", train_ends(FOREVER), workers={"nodes": 1})
         await job.until(trains)
-        await world.change("grows", workers={"nodes": 2})
+        await world.change("grows", workers={"nodes": 2}, deepspeed={"zeroStage": 3}, training={"microBatchSize": 2})
         status = await job.until(lambda status: status.observed_generation == 2)
         assert condition(status, "Reconciling") == ("True", "AppliesAtNextAttempt")
         assert (status.run, status.phase) == (1, Phase.TRAINING)
@@ -147,6 +147,8 @@ def test_workers_changed_while_it_runs_come_with_the_next_attempt_and_the_object
         await world.change("grows", suspend=False)
         await job.until(lambda status: status.phase is Phase.RESTARTING)
         assert (await world.jobs())["grows-r1-train-a2"]["parallelism"] == 2
+        config = await world.config("grows-r1-train-a2")
+        assert (config.spec.deepspeed.zero_stage, config.batch.micro_size, config.batch.accumulation) == (3, 2, 4)
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert condition(status, "Reconciling") == ("False", "Succeeded")
 

@@ -98,9 +98,8 @@ class Lab:
         for block, value in change.items():
             spec[block] = spec.get(block, {}) | value if block != "method" else value
         # Models of this size would never be partitioned.
-        spec["deepspeed"] = {
-            "config": {"zero_optimization": {"stage3_param_persistence_threshold": 100}} if zero == 3 else {}
-        }
+        small = {"config": {"zero_optimization": {"stage3_param_persistence_threshold": 100}}}
+        spec["deepspeed"] = spec.get("deepspeed", {}) | (small if zero == 3 else {})
         prepared = self.prepared.get(kind)
         if prepared is not None:
             prepared = prepared.model_copy(update={"zero_stage": zero, "dtype": Dtype(dtype)})

@@ -18,7 +18,7 @@ from .status import (
     ProgressStatus,
     Status,
 )
-from .training import DeepSpeed, EarlyStopping, Metric, Schedule, Training, Warmup
+from .training import DeepSpeed, EarlyStopping, Metric, Offload, Schedule, Training, Warmup
 from .workers import Budget, Cache, EnvVar, Resources, Restart, Toleration, Workers
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "Metric",
     "Model",
     "ModelUri",
+    "Offload",
     "Outcome",
     "Output",
     "Packing",

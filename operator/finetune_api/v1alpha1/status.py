@@ -163,7 +163,7 @@ class ChosenStatus(StatusModel):
     dtype: str = ""
     """Floating-point type."""
     zero_stage: int | None = None
-    """ZeRO stage."""
+    """ZeRO stage, of the last attempt that has trained."""
     micro_batch_size: int | None = None
     """Examples per process and forward pass."""
     gradient_accumulation_steps: int | None = None

@@ -93,12 +93,24 @@ class Training(ApiModel):
     """Stop when the validation metric no longer improves."""
 
 
+class Offload(StrEnum):
+    """What of the training state is kept in the host's memory instead of the GPU's."""
+
+    NONE = "None"
+    OPTIMIZER = "Optimizer"
+    OPTIMIZER_AND_PARAMETERS = "OptimizerAndParameters"
+
+
 class DeepSpeed(ApiModel):
     """ZeRO and what is merged into DeepSpeed's own configuration."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """0 replicates, 1 partitions optimizer state, 2 also gradients, 3 also parameters. Absent: the lowest that fits
     the memory limit, and 2 where no limit is given."""
+
+    offload: Offload = Offload.NONE
+    """Optimizer: moments and 32-bit weights are in the host's memory, and its processors step them. Needs zeroStage 1
+    or more; OptimizerAndParameters needs 3. Without GPUs everything is there anyway."""
 
     config: Annotated[dict[str, Any], Field(max_length=64)] | None = None
     """Merged as it is into DeepSpeed's configuration; a key that the job owns is refused by name."""

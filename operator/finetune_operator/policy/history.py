@@ -125,6 +125,9 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
         )
         status = _replace(status, attempt)
         status = status.model_copy(update={"progress": _progress_status(progress, status.progress)})
+        if status.chosen is not None and progress.zero_stage is not None:
+            chosen = status.chosen.model_copy(update={"zero_stage": progress.zero_stage})
+            status = status.model_copy(update={"chosen": chosen})
     if progress.last_checkpoint is not None:
         committed = progress.last_checkpoint
         checkpoint = CheckpointStatus(

@@ -3,15 +3,16 @@
 from finetune_api.v1alpha1 import Spec
 
 from ..observed import ObservedStage
-from .runs import hash_of
+from .runs import TECHNICAL_FIELDS, Fields, hash_of
 
-_ATTEMPT_BLOCKS = ("checkpoint", "storage", "workers")
-"""What an attempt is started with. Other blocks start a new run, or are heeded at once."""
+_ATTEMPT_FIELDS: Fields = {"checkpoint": True, "storage": True, "workers": True, **TECHNICAL_FIELDS}
+"""What an attempt is started with. Other fields start a new run, or are heeded at once."""
+_NAMES = "spec.checkpoint, storage, workers, zeroStage, offload, microBatchSize or gradientCheckpointing"
 
 
 def attempt_hash(spec: Spec) -> str:
     """Of what an attempt is started with; written on its Job."""
-    return hash_of(spec, _ATTEMPT_BLOCKS)
+    return hash_of(spec, _ATTEMPT_FIELDS)
 
 
 def pending_change(spec: Spec, stage: ObservedStage) -> str:
@@ -19,7 +20,6 @@ def pending_change(spec: Spec, stage: ObservedStage) -> str:
     if stage.spec_hash in {"", attempt_hash(spec)}:
         return ""
     return (
-        f"spec.{', spec.'.join(_ATTEMPT_BLOCKS[:-1])} or spec.{_ATTEMPT_BLOCKS[-1]} was changed after {stage.stage} "
-        f"attempt {stage.attempt} had begun; it counts from the next attempt on (to have one now, set spec.suspend to "
-        "true and back: the state is saved)"
+        f"{_NAMES} was changed after {stage.stage} attempt {stage.attempt} had begun; it counts from the next attempt "
+        "on (to have one now, set spec.suspend to true and back: the state is saved)"
     )

@@ -2,15 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from finetune_api.v1alpha1 import FineTuneJob, Spec
 
 from ..observed import ObservedStage
 
-_SEMANTIC_BLOCKS = ("model", "data", "method", "training", "deepspeed", "evaluation", "output", "run_id")
+Fields = Mapping[str, bool | set[str]]
+"""Blocks of a spec, whole (True) or some of their fields."""
+
+_SEMANTIC_BLOCKS: Fields = dict.fromkeys(
+    ("model", "data", "method", "training", "deepspeed", "evaluation", "output", "run_id"), True
+)
 """What decides the result. Where and how often it runs, how it is saved and whether it is suspended do not."""
+TECHNICAL_FIELDS: Fields = {
+    "training": {"micro_batch_size", "gradient_checkpointing"},
+    "deepspeed": {"zero_stage", "offload"},
+}
+"""Of these blocks, what decides only how an optimizer step is worked out, on how much memory: any attempt of a run may
+have other ones."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +50,13 @@ def current_run(job: FineTuneJob, children: Iterable[ObservedStage]) -> Run:
 
 def semantic_hash(spec: Spec) -> str:
     """Of the blocks that decide the result."""
-    return hash_of(spec, _SEMANTIC_BLOCKS)
+    return hash_of(spec, _SEMANTIC_BLOCKS, without=TECHNICAL_FIELDS)
 
 
-def hash_of(spec: Spec, blocks: Iterable[str]) -> str:
-    """First 16 hex digits of a SHA-256 over some blocks."""
-    # Without defaults: a field that a later version adds must not start every job again.
-    content = spec.model_dump(mode="json", include=set(blocks), exclude_defaults=True)
+def hash_of(spec: Spec, fields: Fields, *, without: Fields | None = None) -> str:
+    """First 16 hex digits of a SHA-256 over some fields."""
+    # Without defaults: a field that a later version adds must not start every job again. A block of which nothing is
+    # left is none.
+    told = spec.model_dump(mode="json", include=dict(fields), exclude=dict(without or {}), exclude_defaults=True)
+    content = {name: block for name, block in told.items() if block != {}}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -164,6 +164,28 @@ def test_a_run_goes_on_in_a_smaller_world_with_the_same_global_batches(lab: Lab)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_a_run_goes_on_under_another_zero_stage_and_with_its_state_elsewhere(lab: Lab) -> None:
+    """Whatever was chosen when the data was prepared: the spec of the attempt goes before it."""
+    through = lab.config("stages-through", kind="llama", zero=2)
+    assert lab.run(through).exit_codes == [0, 0]
+    for attempt, (deepspeed, stage, stop) in enumerate(
+        [
+            ({"zeroStage": 1}, 1, 2),
+            ({"zeroStage": 3, "offload": "OptimizerAndParameters"}, 3, 5),
+            ({"offload": "Optimizer"}, 2, 0),
+        ],
+        start=1,
+    ):
+        config = lab.config("stages", kind="llama", zero=2, attempt=attempt, deepspeed=deepspeed)
+        ends = {"TEST_END": "stop", "TEST_END_STEP": str(stop)} if stop else {}
+        ended = lab.run(config, **ends)
+        assert ended.exit_codes == ([ExitCode.STOPPED] * 2 if stop else [0, 0]), ended.output
+        assert ended.message.progress is not None
+        assert ended.message.progress.zero_stage == stage
+    losses = [[entry["loss"] for entry in lab.training_log(run) if "loss" in entry] for run in (config, through)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_the_stage_reads_what_was_prepared_from_the_runs_record(lab: Lab) -> None:
     lab.prepare("bert", name="recorded")
     config = lab.config("recorded", kind="bert").model_copy(update={"prepared": None})

@@ -135,6 +135,18 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
             {"metric": "Accuracy"},
             None,
         ),
+        (
+            "spec.deepspeed",
+            {"zeroStage": 2, "offload": "OptimizerAndParameters"},
+            "spec.deepspeed.offload: OptimizerAndParameters needs zeroStage 3, not 2; or remove offload",
+        ),
+        ("spec.deepspeed", {"zeroStage": 0, "offload": "Optimizer"}, "Optimizer needs zeroStage 1 or 2 or 3, not 0"),
+        ("spec.deepspeed", {"offload": "OptimizerAndParameters"}, None),
+        (
+            "spec.deepspeed.config",
+            {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+            "zero_optimization.offload_param: is set by the job itself; remove it and use spec.deepspeed.offload",
+        ),
         ("spec.deepspeed.config", {"optimizer": {}}, "spec.deepspeed.config.optimizer: is set by the job itself"),
         (
             "spec.deepspeed.config",

@@ -243,6 +243,9 @@ def test_a_failure_carries_the_trainers_own_words() -> None:
         ({"suspend": True}, False),
         ({"workers": {"nodes": 2}}, False),
         ({"restart": {"maxRestarts": 9}}, False),
+        ({"deepspeed": {"zeroStage": 3, "offload": "OptimizerAndParameters"}}, False),
+        ({"deepspeed": {"config": {"wall_clock_breakdown": True}}}, True),
+        ({"training": {"learningRate": 2e-5, "microBatchSize": 4, "gradientCheckpointing": False}}, False),
         ({"training": {"learningRate": 3e-5}}, True),
         ({"data": {"train": [{"uri": "s3://bucket/other.jsonl"}]}}, True),
         ({"runId": "again"}, True),
@@ -302,9 +305,10 @@ def test_a_step_is_divided_without_a_rest(
 
 def test_a_jobs_own_storage_goes_before_the_operators() -> None:
     defaults = StorageSettings(endpoint="http://default:1", region="eu-west-1", path_style=True)
-    own = world.storage_settings(make_job(storage={"endpoint": "https://own:9000", "pathStyle": False}).spec, defaults)
+    block = make_job(storage={"endpoint": "https://own:9000", "pathStyle": False}).spec.storage
+    own = world.storage_settings(block, defaults)
     assert own == StorageSettings(endpoint="https://own:9000", region="eu-west-1", path_style=False)
-    assert world.storage_settings(make_job().spec, defaults) == defaults
+    assert world.storage_settings(make_job().spec.storage, defaults) == defaults
 
 
 @pytest.mark.parametrize(

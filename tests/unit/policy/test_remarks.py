@@ -86,8 +86,10 @@ def test_nothing_is_said_of_a_save_that_was_never_measured() -> None:
         ({"restart": {"maxRestarts": 9}}, False),
         ({"suspend": True}, False),
         ({"training": {"learningRate": 0.1}}, False),
+        ({"training": {"microBatchSize": 2}}, True),
+        ({"deepspeed": {"zeroStage": 3}}, True),
     ],
-    ids=["nothing", "workers", "checkpoint", "restart", "suspend", "a new run"],
+    ids=["nothing", "workers", "checkpoint", "restart", "suspend", "a new run", "micro batch", "ZeRO stage"],
 )
 def test_a_change_that_waits_for_the_next_attempt_is_told(change: dict[str, Any], waits: bool) -> None:
     before = {"workers": {"nodes": 2}}

@@ -23,6 +23,15 @@ CASES: dict[str, dict[str, Any]] = {
         "micro": 2,
         "prepared": {"zero_stage": 3, "dtype": Dtype.BFLOAT16, "parameters": 7_000_000_000},
     },
+    "zero2-gpu-optimizer-away": {
+        "gpus": True,
+        "deepspeed": {"offload": "Optimizer"},
+        "prepared": {"zero_stage": 2, "dtype": Dtype.BFLOAT16},
+    },
+    "zero3-cpu-all-away-as-the-attempt-asks": {
+        "deepspeed": {"zeroStage": 3, "offload": "OptimizerAndParameters"},
+        "prepared": {"zero_stage": 1},
+    },
     "no-clipping": {"training": {"maxGradNorm": 0.0}},
     "user-settings": {
         "deepspeed": {"config": {"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True}}

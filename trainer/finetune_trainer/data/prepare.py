@@ -141,7 +141,9 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
     )
     # With GPUs the limit is the host's memory, which says nothing about the GPU's.
     bytes_limit = None if limit is None or on_gpus else int(amount(limit))
-    return choose_zero_stage(shape, requested=spec.deepspeed.zero_stage, limit=bytes_limit)
+    return choose_zero_stage(
+        shape, requested=spec.deepspeed.zero_stage, limit=bytes_limit, offload=spec.deepspeed.offload
+    )
 
 
 def make_formatter(data_format: DataFormat, data: Data, tokenizer: Any, model_uri: str) -> Formatter:

@@ -14,7 +14,8 @@ the others only the input. A language model adds its logits, their gradient and 
 from dataclasses import dataclass, replace
 from math import gcd
 
-from finetune_api.v1alpha1 import Dtype, Lora, Task
+from finetune_api.rules import lowest_zero_stage
+from finetune_api.v1alpha1 import Dtype, Lora, Offload, Task
 
 from ..errors import BadConfigError
 from .inspect import ModelFacts
@@ -113,18 +114,21 @@ class ZeroChoice:
     reason: str
 
 
-def choose_zero_stage(shape: TrainingShape, *, requested: int | None, limit: int | None) -> ZeroChoice:
+def choose_zero_stage(
+    shape: TrainingShape, *, requested: int | None, limit: int | None, offload: Offload = Offload.NONE
+) -> ZeroChoice:
     """The stage asked for, else the lowest that fits a node's `limit` in bytes, else 2 where there is no limit.
 
-    Raises BadConfigError when it cannot fit, with the estimate and the nearest setting that does.
+    Never less than training needs at all. Raises BadConfigError when it cannot fit, with the estimate and the nearest
+    setting that does.
     """
-    lowest = 1 if shape.dtype is Dtype.BFLOAT16 else 0  # stage 0 has no fp32 copy of 16-bit parameters
+    lowest = lowest_zero_stage(offload, shape.dtype)
     if requested is not None:
         raised = "ZeRO stage 0 keeps no 32-bit copy of BFloat16 parameters; stage 1 is used"
         reason = raised if requested < lowest else ""
         candidates = [max(requested, lowest)]
     elif limit is None:
-        candidates, reason = [2], "ZeRO stage 2: spec.workers.resources.limits.memory gives no limit to choose by"
+        candidates, reason = [max(2, lowest)], _chosen_without_limit(offload)
     else:
         candidates, reason = [stage for stage in STAGES if stage >= lowest], "the lowest that fits the memory limit"
     fitting = next((stage for stage in candidates if _fits(shape, stage, limit)), None)
@@ -135,6 +139,12 @@ def choose_zero_stage(shape: TrainingShape, *, requested: int | None, limit: int
     if requested is None and limit is not None:
         reason = f"ZeRO stage {fitting}: {reason} ({_gib(estimate)} estimated of {_gib(limit)})"
     return ZeroChoice(fitting, estimate, reason)
+
+
+def _chosen_without_limit(offload: Offload) -> str:
+    if offload is Offload.OPTIMIZER_AND_PARAMETERS:
+        return f"ZeRO stage 3: spec.deepspeed.offload {offload} needs it"
+    return "ZeRO stage 2: spec.workers.resources.limits.memory gives no limit to choose by"
 
 
 def _fits(shape: TrainingShape, stage: int, limit: int | None) -> bool:

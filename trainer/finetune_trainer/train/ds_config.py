@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_api.trainer_config import Prepared, TrainerConfig
-from finetune_api.v1alpha1 import Dtype
+from finetune_api.rules import zero_stage
+from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import Dtype, Offload
 
 MAX_BUCKET_ELEMENTS = 50_000_000
 """Elements per reduction: 200 MB in 32 bit. Larger buckets save no latency, and their buffer costs memory."""
@@ -20,6 +21,8 @@ def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
     """
     prepared = config.prepared
     assert prepared is not None, "the train stage is told what the prepare stage decided"
+    stage = zero_stage(config.spec, prepared.zero_stage, prepared.dtype)
+    zero = _zero(stage, prepared.parameters, gpus=config.world.gpus)
     own: dict[str, Any] = {
         "train_batch_size": config.batch.global_size,
         "train_micro_batch_size_per_gpu": config.batch.micro_size,
@@ -27,20 +30,13 @@ def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
         "gradient_clipping": config.spec.training.max_grad_norm,
         "bf16": {"enabled": prepared.dtype is Dtype.BFLOAT16},
         "fp16": {"enabled": False},
-        "zero_optimization": _zero(zero_stage(prepared), prepared.parameters, gpus=config.world.gpus),
+        "zero_optimization": zero | offloaded(config.spec.deepspeed.offload, gpus=config.world.gpus),
         # The Trainer's AdamW is torch's own, which DeepSpeed calls untested.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
     }
     return _merged(own, config.spec.deepspeed.config or {})
-
-
-def zero_stage(prepared: Prepared) -> int:
-    """The ZeRO stage that runs. Stage 0 in BFloat16 would hide the 32-bit weights from the checkpoint: stage 1 then."""
-    if prepared.zero_stage == 0 and prepared.dtype is Dtype.BFLOAT16:
-        return 1
-    return prepared.zero_stage
 
 
 def _zero(stage: int, parameters: int, *, gpus: bool) -> dict[str, Any]:
@@ -61,6 +57,17 @@ def _zero(stage: int, parameters: int, *, gpus: bool) -> dict[str, Any]:
         "stage3_param_persistence_threshold": 100_000,
         "stage3_gather_16bit_weights_on_model_save": False,
     }
+
+
+def offloaded(offload: Offload, *, gpus: bool) -> dict[str, Any]:
+    """What of the state is in the host's memory; page-locked where a GPU copies from it and to it."""
+    place = {"device": "cpu", "pin_memory": gpus}
+    parts = {
+        Offload.NONE: (),
+        Offload.OPTIMIZER: ("offload_optimizer",),
+        Offload.OPTIMIZER_AND_PARAMETERS: ("offload_optimizer", "offload_param"),
+    }
+    return {part: dict(place) for part in parts[offload]}
 
 
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
