@@ -5,8 +5,8 @@
 Two ranks with one thread each, gloo, ZeRO-2, fp32, AdamW, on four layers of SmolLM2 (42.5 M parameters, real weights).
 Storage is the embedded S3 server behind a proxy with a stated rate, both directions and both ranks together.
 
-A round is a window of steps as long as the automatic interval with the save that belongs to it, one without saves (in
-turn the first), and a save of transformers'. Each figure is the median of the rounds' ratios.
+A round is half an automatic interval without saves, a whole one with the save that belongs to it, the other half
+without, and a save of transformers'. Each figure is the median of the rounds' ratios.
 
 stallRatio        Ours: the Trainer's whole `_save_checkpoint` (check of the parameters, exchanges, snapshot, order),
                   and of later steps the part in which the ranks move the save on. The other: the same Trainer object's
@@ -16,7 +16,7 @@ stallRatio        Ours: the Trainer's whole `_save_checkpoint` (check of the par
 stepSlowdown      Steps during which an upload at its default pace never rested, beside the others of the round. The
                   uploaders run beside the training, as they do in a pod; store and proxy, which are elsewhere then,
                   take of this machine only what it leaves.
-wallRatio         The window with the save beside the one without. `--max-lost-work` (default 30s, the product's is
+wallRatio         The interval with the save beside the halves without. `--max-lost-work` (default 30s, the product's is
                   10m) decides how often, through the product's own cadence, from its own measurements.
 restoreRatio      `CheckpointPlane.restore` into a real engine, from listing to last collective, all bytes verified,
                   into fresh memory; beside boto3 reading the same blobs, as many at once, into fresh memory.

@@ -80,7 +80,7 @@ def training_figures(ranks: Sequence[dict[str, Any]], stored_bytes: float) -> li
         for save, other in zip(ours, baselines, strict=True)
     ]
     written = [Pair(stored_bytes, sum(each)) for each in zip(*map(_baseline_bytes, ranks), strict=True)]
-    rounds = list(zip(main["windows"][::2], main["windows"][1::2], strict=True))
+    rounds = list(zip(*(main["windows"][place::3] for place in range(3)), strict=True))
     restores = [Pair(*each) for each in zip(*(main["restores"][side][1:] for side in ("ours", "raw")), strict=True)]
     return [
         Figure("stallRatio", "stall per checkpoint", "s", tuple(stalls), 0.02, 0.005),
@@ -95,8 +95,8 @@ def _baseline_bytes(rank: dict[str, Any]) -> list[int]:
     return [baseline["bytes"] for baseline in rank["baselines"]]
 
 
-def _slowdowns(rounds: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[Pair, ...]:
-    """Medians of the steps of both windows of a round; one without a whole step beside an upload has none."""
+def _slowdowns(rounds: Sequence[Sequence[dict[str, Any]]]) -> tuple[Pair, ...]:
+    """Medians of the steps of all windows of a round; one without a whole step beside an upload has none."""
     found = []
     for windows in rounds:
         quiet, beside = ([each for window in windows for each in window[kind]] for kind in ("quiet", "beside"))
@@ -105,12 +105,15 @@ def _slowdowns(rounds: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple
     return tuple(found)
 
 
-def _walls(rounds: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[Pair, ...]:
-    found = []
-    for windows in rounds:
-        with_saves, without = sorted(windows, key=lambda window: not window["saves"])
-        found.append(Pair(*(window["seconds"] / window["steps"] for window in (with_saves, without))))
-    return tuple(found)
+def _walls(rounds: Sequence[Sequence[dict[str, Any]]]) -> tuple[Pair, ...]:
+    """Of a step, over the windows with a save and over those without."""
+    return tuple(Pair(*(_seconds_a_step(windows, saves=saves) for saves in (True, False))) for windows in rounds)
+
+
+def _seconds_a_step(windows: Sequence[dict[str, Any]], *, saves: bool) -> float:
+    chosen = [window for window in windows if window["saves"] is saves]
+    seconds: float = sum(window["seconds"] for window in chosen)
+    return seconds / sum(window["steps"] for window in chosen)
 
 
 def frozen_figure(stored: dict[str, int]) -> Figure:

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.checkpoint.plane import CheckpointPlane
+from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.train.ds_config import deepspeed_config
@@ -30,7 +31,7 @@ def stored_bytes(config: dict[str, Any], model: str) -> dict[str, int]:
         before = 0
         for number in range(saves):
             _train(engine, range(number * _STEPS, (number + 1) * _STEPS), runtime, run.batch.micro_size)
-            plane.save(step=(number + 1) * _STEPS, engine=engine, small_state={})
+            plane.save(TrainingState(step=(number + 1) * _STEPS, engine=engine, small_state={}))
             total = broadcast(sum(info.size for info in store.list(f"{run.run_uri}/checkpoints/")))
             found[f"{name}{number + 1}"], before = total - before, total
         plane.close()

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.checkpoint.plane import CheckpointPlane
+from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.errors import StoppedError
 from finetune_trainer.logs import configure_logging
 from finetune_trainer.progress import ProgressReporter
@@ -100,9 +101,9 @@ class WatchedSaves(Saves):
     def are_due(self, step: int, *, step_seconds: float) -> bool:
         return self.allowed and super().are_due(step, step_seconds=step_seconds)
 
-    def take(self, **kwargs: Any) -> None:
+    def take(self, state: TrainingState, *, step_seconds: float, waits: bool) -> None:
         self._taken = time.perf_counter()
-        super().take(**kwargs)
+        super().take(state, step_seconds=step_seconds, waits=waits)
         self.uploading = True
 
     def move_on(self, *, all_stored: bool, refused: bool) -> None:
@@ -184,7 +185,8 @@ class WatchedTrainer(FineTuneTrainer, ABC):
 
 
 class OursAndTransformers(WatchedTrainer):
-    """Rounds of: a window of an automatic interval with its save, one without, a save of transformers'."""
+    """Rounds of: half an automatic interval without saves, a whole one with its save, the other half, a save of
+    transformers'. A machine that grows slower, or faster, in steps or little by little, does so on both sides."""
 
     def story(self) -> Iterator[None]:
         yield from self._steps(_WARM_UP_STEPS)
@@ -192,9 +194,10 @@ class OursAndTransformers(WatchedTrainer):
             yield from self._window(saves=True, steps=2)
         yield from self._learn_interval()
         self.watch.windows.clear()
-        for number in range(self.rounds):
-            for saves in (True, False) if number % 2 else (False, True):
-                yield from self._window(saves=saves, steps=self.watch.interval_steps)
+        interval = self.watch.interval_steps
+        for _ in range(self.rounds):
+            for saves, steps in ((False, interval // 2), (True, interval), (False, interval - interval // 2)):
+                yield from self._window(saves=saves, steps=steps)
             self.transformers_save(upload=True)
             self.forget_files()
             yield from self._steps(_SETTLE_STEPS)

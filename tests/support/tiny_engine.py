@@ -9,9 +9,11 @@ from typing import Any
 
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, TrainerConfig, World
-from finetune_api.v1alpha1 import Spec
+from finetune_api.v1alpha1 import Offload, Spec
+from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore, RetryPolicy
+from finetune_trainer.train.ds_config import offloaded
 
 STEPS, SAVE_AT, GLOBAL_BATCH = 6, 3, 4
 
@@ -23,11 +25,12 @@ class Case:
     dropout: float = 0.0
     bf16: bool = False
     accumulation: int = 1
+    offload: Offload = Offload.NONE
 
     @property
     def name(self) -> str:
         dtype = "bf16" if self.bf16 else "fp32"
-        return f"zero{self.stage}-{self.method}-{dtype}-drop{self.dropout:g}-acc{self.accumulation}"
+        return f"zero{self.stage}-{self.method}-{dtype}-drop{self.dropout:g}-acc{self.accumulation}-off{self.offload}"
 
 
 def make_config(
@@ -134,8 +137,10 @@ def make_engine(case: Case, size: int, *, disturb: bool) -> tuple[Any, Any]:
         "gradient_accumulation_steps": case.accumulation,
         "gradient_clipping": 1.0,
         "bf16": {"enabled": case.bf16},
-        "zero_optimization": {"stage": case.stage, "stage3_param_persistence_threshold": 100},
+        "zero_optimization": {"stage": case.stage, "stage3_param_persistence_threshold": 100}
+        | offloaded(case.offload, gpus=False),
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
@@ -186,7 +191,7 @@ def uninterrupted(rank: int, size: int, cases: list[Case], settings: Any, folder
         seed_ranks(rank)
         losses = train(case, engine, scheduler, rank, size, range(SAVE_AT))
         small_state = {"scheduler": scheduler.state_dict()}
-        plane.save(step=SAVE_AT, engine=engine, small_state=small_state, spread_seconds=0.5)
+        plane.save(TrainingState(step=SAVE_AT, engine=engine, small_state=small_state), spread_seconds=0.5)
         losses += train(case, engine, scheduler, rank, size, range(SAVE_AT, STEPS))
         plane.saver.settle()
         results[case.name] = losses

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.trainer_config import StorageSettings
+from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.errors import BadConfigError, FencedError, StorageUnreachableError, TrainerError
 from finetune_trainer.store import ObjectStore
 from mortal_store import BUCKET, MortalStore
@@ -23,7 +24,7 @@ def save_two(rank: int, size: int, case: Case, settings: Any, folder: str) -> li
     losses = []
     for start in (0, 2):
         losses += train(case, engine, scheduler, rank, size, range(start, start + 2))
-        plane.save(step=start + 2, engine=engine, small_state={"scheduler": scheduler.state_dict()})
+        plane.save(TrainingState(step=start + 2, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
     return losses + train(case, engine, scheduler, rank, size, range(4, 6))
 
 
@@ -33,7 +34,7 @@ def go_back(rank: int, size: int, case: Case, settings: Any, folder: str) -> dic
     plane = make_plane(settings, folder, rank, size, attempt=2)
     manifest = claim_and_restore(plane, engine, scheduler)
     losses = train(case, engine, scheduler, rank, size, range(2, 4))
-    plane.save(step=4, engine=engine, small_state={"scheduler": scheduler.state_dict()})
+    plane.save(TrainingState(step=4, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
     losses += train(case, engine, scheduler, rank, size, range(4, 6))
     again = make_plane(settings, folder, rank, size, attempt=3)
     last = again.restore(engine)
@@ -120,13 +121,13 @@ def late_writer(rank: int, size: int, settings: Any, folder: str) -> dict[str, A
     new = make_plane(settings, folder, rank, size, attempt=2)
     old.claim()
     train(Case(2), engine, scheduler, rank, size, range(1))
-    old.save(step=1, engine=engine, small_state={})
+    old.save(TrainingState(step=1, engine=engine, small_state={}))
     new.claim()
     train(Case(2), engine, scheduler, rank, size, range(1, 2))
-    found = {"late save": error_of(lambda: old.save(step=2, engine=engine, small_state={}))}
+    found = {"late save": error_of(lambda: old.save(TrainingState(step=2, engine=engine, small_state={})))}
     found["late claim"] = error_of(old.claim)
     found["same claim"] = error_of(make_plane(settings, folder, rank, size, attempt=2).claim)
-    new.save(step=2, engine=engine, small_state={})
+    new.save(TrainingState(step=2, engine=engine, small_state={}))
     found["chosen"] = new.choose().name
     return found
 
@@ -156,10 +157,10 @@ def overtaken_between_check_and_put(rank: int, size: int, settings: Any, folder:
         if "/manifests/" in params["url_path"] and not overtaken:
             overtaken.append("now")
             new.claim()
-            new.save(step=1, engine=engine, small_state={"by": 2})
+            new.save(TrainingState(step=1, engine=engine, small_state={"by": 2}))
 
     store._client.meta.events.register("before-call.s3.PutObject", overtake)
-    old.save(step=1, engine=engine, small_state={"by": 1})
+    old.save(TrainingState(step=1, engine=engine, small_state={"by": 1}))
     assert overtaken
     restored = make_plane(settings, folder, rank, size, attempt=3).restore(engine)
     return f"{restored.manifest.name} by {restored.small_state['by']}"
@@ -201,13 +202,13 @@ def save_while_it_dies(rank: int, size: int, settings: Any, folder: str, server:
     plane = make_plane(settings, folder, rank, size, store=store)
     plane.claim()
     train(Case(2), engine, scheduler, rank, size, range(1))
-    plane.save(step=1, engine=engine, small_state={"step": 1})
+    plane.save(TrainingState(step=1, engine=engine, small_state={"step": 1}))
     train(Case(2), engine, scheduler, rank, size, range(1, 2))
     # Impatient only now: a server that has just started may take longer than that for its first object.
     store._retry = RetryPolicy(total_seconds=0.5, attempts_per_request=1)
     store.server, store.at_manifest = server, moment == "manifest"
     store.puts_left = 2 if moment == "blobs" and rank == 1 else 10**9
-    return error_of(lambda: plane.save(step=2, engine=engine, small_state={"step": 2}))
+    return error_of(lambda: plane.save(TrainingState(step=2, engine=engine, small_state={"step": 2})))
 
 
 def restored_step(rank: int, size: int, settings: Any, folder: str) -> int:
@@ -278,10 +279,10 @@ def best_state(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
             return value
 
         train(case, engine, scheduler, rank, size, range(2))
-        plane.save(step=2, engine=engine, small_state={}, best_step=2, metrics={"Loss": 0.5})
+        plane.save(TrainingState(step=2, engine=engine, small_state={}, best_step=2, metrics={"Loss": 0.5}))
         best = loss()
         train(case, engine, scheduler, rank, size, range(2, 4))
-        plane.save(step=4, engine=engine, small_state={})
+        plane.save(TrainingState(step=4, engine=engine, small_state={}))
         last = loss()
         found = plane.find(2)
         plane.weights_only(found, engine)

@@ -3,11 +3,23 @@
 from typing import Any
 
 from finetune_api.trainer_config import StorageSettings
+from finetune_api.v1alpha1 import Offload
 from tiny_engine import SAVE_AT, STEPS, Case, resumed, uninterrupted
 
 SAME_WORLD = [Case(stage, method, drop) for stage in range(4) for method in ("full", "lora") for drop in (0.0, 0.1)]
 SAME_WORLD += [Case(stage, method, 0.1, bf16=True) for stage in (1, 2, 3) for method in ("full", "lora")]
 SAME_WORLD += [Case(2, "frozen", 0.1, accumulation=2), Case(3, "frozen", 0.1)]
+AWAY, ALL_AWAY = Offload.OPTIMIZER, Offload.OPTIMIZER_AND_PARAMETERS
+SAME_WORLD += [
+    Case(1, dropout=0.1, offload=AWAY),
+    Case(2, "lora", 0.1, offload=AWAY),
+    Case(2, bf16=True, accumulation=2, offload=AWAY),
+]
+SAME_WORLD += [
+    Case(3, "frozen", 0.1, offload=AWAY),
+    Case(3, dropout=0.1, offload=ALL_AWAY),
+    Case(3, bf16=True, offload=ALL_AWAY),
+]
 
 
 def test_losses_after_a_restore_are_bitwise_those_of_the_uninterrupted_run(
@@ -28,20 +40,29 @@ def test_losses_after_a_restore_are_bitwise_those_of_the_uninterrupted_run(
 
 
 SOURCES = [Case(0), Case(2), Case(3), Case(2, "lora"), Case(3, "lora"), Case(2, "frozen"), Case(2, bf16=True)]
+SOURCES += [Case(2, offload=AWAY), Case(3, offload=ALL_AWAY)]
 TO_ONE_RANK = [(case, case) for case in SOURCES] + [(Case(2), Case(3)), (Case(3), Case(2)), (Case(3), Case(0))]
 TO_ANOTHER_STAGE = [(Case(2), Case(3)), (Case(3), Case(2)), (Case(3), Case(0)), (Case(3), Case(1)), (Case(0), Case(2))]
 TO_ANOTHER_STAGE += [(Case(2, "lora"), Case(3, "lora")), (Case(2, bf16=True), Case(3, bf16=True))]
+TO_ANOTHER_PLACE = [
+    (Case(2), Case(2, offload=AWAY)),
+    (Case(2), Case(1, offload=AWAY)),
+    (Case(0), Case(3, offload=ALL_AWAY)),
+    (Case(2, offload=AWAY), Case(2)),
+    (Case(2, offload=AWAY), Case(3)),
+    (Case(3, offload=ALL_AWAY), Case(2)),
+]
 FROM_FOUR_RANKS = [(Case(2), Case(2)), (Case(3), Case(3)), (Case(0), Case(3))]
 
 
-def test_any_other_world_and_zero_stage_goes_on_from_a_checkpoint(
+def test_any_other_world_zero_stage_and_offload_goes_on_from_a_checkpoint(
     storage_settings: StorageSettings, bucket: str, run_world: Any
 ) -> None:
     """The sums of another world differ in their last bit; the bound is the one between two uninterrupted runs."""
     place = {"settings": storage_settings, "folder": f"{bucket}/two"}
     before = run_world(uninterrupted, 2, cases=SOURCES, **place)[0]
     one = run_world(resumed, 1, pairs=TO_ONE_RANK, first_attempt=2, **place)[0]
-    other = run_world(resumed, 2, pairs=TO_ANOTHER_STAGE, first_attempt=20, **place)[0]
+    other = run_world(resumed, 2, pairs=TO_ANOTHER_STAGE + TO_ANOTHER_PLACE, first_attempt=20, **place)[0]
     place = {"settings": storage_settings, "folder": f"{bucket}/four"}
     four = run_world(uninterrupted, 4, cases=[source for source, _ in FROM_FOUR_RANKS], **place)[0]
     two = run_world(resumed, 2, pairs=FROM_FOUR_RANKS, **place)[0]

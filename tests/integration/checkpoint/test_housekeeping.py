@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune_api.trainer_config import StorageSettings
 from finetune_trainer.checkpoint.format.orders import Answer, Order, PartOrder, PruneOrder
+from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.store import ObjectStore
 from inline_carrier import InlineCarrier
 from tiny_engine import Case, make_engine, make_plane, make_store, seed_ranks, train
@@ -26,7 +27,7 @@ class Training:
 
     def step(self, step: int, **options: Any) -> None:
         train(CASE, self.engine, self.scheduler, self.rank, self.size, range(step - 1, step))
-        self.plane.save(step=step, engine=self.engine, small_state={"step": step}, **options)
+        self.plane.save(TrainingState(step=step, engine=self.engine, small_state={"step": step}, **options))
 
 
 def names(store: ObjectStore, folder: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
 from finetune_trainer.checkpoint.stored.host import FOLDER
+from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.store import ObjectStore
 from store_proxy import StoreProxy
 from stored_checkpoints import data_blobs
@@ -25,7 +26,8 @@ def save_four(rank: int, size: int, settings: Any, folder: str, cache: Path) -> 
     seed_ranks(rank)
     for step in SAVES:
         train(CASE, engine, scheduler, rank, size, range(step - 1, step))
-        plane.save(step=step, engine=engine, small_state={"scheduler": scheduler.state_dict()}, spread_seconds=0.1)
+        state = TrainingState(step=step, engine=engine, small_state={"scheduler": scheduler.state_dict()})
+        plane.save(state, spread_seconds=0.1)
     losses = train(CASE, engine, scheduler, rank, size, range(4, 6))
     plane.saver.settle()
     plane.close()

@@ -10,6 +10,7 @@ import pytest
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
 from finetune_trainer.checkpoint.stored.claims import Claims
+from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.errors import FencedError
 from finetune_trainer.store import ObjectStore
 from store_proxy import Conditions, StoreProxy
@@ -110,7 +111,8 @@ def save_once(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any
     claimed = time.monotonic()
     seed_ranks(rank)
     train(CASE, engine, scheduler, rank, size, range(2))
-    plane.save(step=2, engine=engine, small_state={"scheduler": scheduler.state_dict()}, spread_seconds=0.1)
+    state = TrainingState(step=2, engine=engine, small_state={"scheduler": scheduler.state_dict()})
+    plane.save(state, spread_seconds=0.1)
     losses = train(CASE, engine, scheduler, rank, size, range(2, 5))
     plane.saver.settle()
     plane.close()
@@ -122,7 +124,7 @@ def go_on(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     plane = make_plane(settings, folder, rank, size, attempt=2)
     manifest = claim_and_restore(plane, engine, scheduler)
     losses = train(CASE, engine, scheduler, rank, size, range(manifest.step, 5))
-    plane.save(step=5, engine=engine, small_state={})
+    plane.save(TrainingState(step=5, engine=engine, small_state={}))
     plane.close()
     return {"losses": losses, "warnings": plane.warnings}
 

@@ -9,6 +9,7 @@ import pytest
 
 from finetune_api.constants import Stage
 from finetune_trainer.checkpoint import saving
+from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.errors import AccessDeniedError
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.train import cadence
@@ -35,7 +36,7 @@ class Running:
 
     def save(self, step: int, spread: float = 0.0) -> None:
         state = {"scheduler": self.scheduler.state_dict()}
-        self.plane.save(step=step, engine=self.engine, small_state=state, spread_seconds=spread)
+        self.plane.save(TrainingState(step=step, engine=self.engine, small_state=state), spread_seconds=spread)
 
     def train(self, start: int, end: int) -> None:
         self.losses += train(CASE, self.engine, self.scheduler, self.rank, self.size, range(start, end))
@@ -69,18 +70,22 @@ def test_a_save_that_is_spread_over_an_hour_is_there_at_once_when_somebody_waits
 def bereft(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     running = Running(rank, size, settings, folder, spread=AN_HOUR)
     carrier = running.plane._carrier
-    first = carrier.pid
+    first, saver = carrier.pid, running.plane.saver
     if rank == 1:
         os.kill(first, signal.SIGKILL)
-        trouble = running.until_trouble()
+        running.until_trouble()
+    told = [[saver.has_news, saver.trouble]]
+    saver.share_trouble()
+    told.append([saver.has_news, saver.trouble])
     running.train(2, 4)
-    running.plane.saver.settle()
+    saver.settle()
+    told.append([saver.has_news, saver.trouble])
     running.train(4, 6)
     return {
         "losses": running.losses,
         "replaced": carrier.pid != first,
-        "trouble": trouble if rank == 1 else "",
-        "step": running.plane.saver.last.step,
+        "told": told,
+        "step": saver.last.step,
     }
 
 
@@ -91,7 +96,7 @@ def awaited(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     plane.saver.prepare()
     ready = plane._carrier.pid
     plane.claim()
-    plane.save(step=1, engine=engine, small_state={"scheduler": scheduler.state_dict()})
+    plane.save(TrainingState(step=1, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
     return [before, ready is not None and ready == plane._carrier.pid]
 
 
@@ -114,7 +119,9 @@ def test_an_uploader_that_dies_is_replaced_and_its_save_is_not_lost(
     place = {"settings": storage_settings, "folder": bucket}
     found = run_world(bereft, 2, **place)
     assert [rank["replaced"] for rank in found] == [False, True]
-    assert "the uploader has ended with -9" in found[1]["trouble"]
+    trouble = "the uploader has ended with -9; another one takes its order"
+    assert found[0]["told"] == [[False, ""], [False, f"rank 1: {trouble}"], [False, ""]]
+    assert found[1]["told"] == [[True, trouble], [False, trouble], [False, ""]]
     assert [rank["step"] for rank in found] == [2, 2]
     assert run_world(resumed_losses, 2, **place) == [rank["losses"][2:] for rank in found]
 
@@ -163,7 +170,7 @@ def late(rank: int, size: int, settings: Any, folder: str, server: int) -> list[
     dist.barrier()
     if rank == 0:
         os.kill(server, signal.SIGKILL)
-    saves.take(step=3, engine=running.engine, small_state={}, best_step=None, metrics={}, step_seconds=0.1, waits=False)
+    saves.take(TrainingState(step=3, engine=running.engine, small_state={}), step_seconds=0.1, waits=False)
     running.until_trouble()
     saves.tell_lateness(step_seconds=0.1)
     told.append(report.progress.checkpoint_late)
@@ -188,7 +195,7 @@ def without_rights(rank: int, size: int, settings: Any, folder: str) -> str:
     engine, scheduler = make_engine(CASE, size, disturb=False)
     train(CASE, engine, scheduler, rank, size, range(1))
     with pytest.raises(AccessDeniedError) as told:
-        plane.save(step=1, engine=engine, small_state={})
+        plane.save(TrainingState(step=1, engine=engine, small_state={}))
     return str(told.value)
 
 

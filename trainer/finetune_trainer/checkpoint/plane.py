@@ -26,6 +26,7 @@ from .saving import Saver
 from .stored.blobs import Origin
 from .stored.loading import Loader
 from .stored.places import RunStorage
+from .training_state import TrainingState
 from .upload.carrier import Carrier, UploaderProcess
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class CheckpointPlane:
 
     def close(self) -> None:
         """End the uploader, and what is in flight with it."""
-        self._carrier.close()
+        self.saver.close()
 
     def remove_copies(self) -> None:
         """What the own host keeps of the run's checkpoints: the run has ended well. Not collective."""
@@ -91,36 +92,18 @@ class CheckpointPlane:
 
     # Saving
 
-    def save(
-        self,
-        *,
-        step: int,
-        engine: Any,
-        small_state: dict[str, Any],
-        best_step: int | None = None,
-        metrics: dict[str, float] | None = None,
-        spread_seconds: float | None = None,
-    ) -> CommittedCheckpoint | None:
-        """Save the whole training state after optimizer step `step`.
+    def save(self, state: TrainingState, *, spread_seconds: float | None = None) -> CommittedCheckpoint | None:
+        """Save the whole state of the training.
 
-        `small_state` is the Trainer's own, JSON values, the same on every rank (rank 0's is stored). `best_step` is the
-        step of the best state so far, where that is judged.
         With `spread_seconds` it is stored in the background within about that time, and this returns None at once; see
         `saver` for what becomes of it. Without, this returns when the manifest is in storage. Raises FencedError if a
         newer attempt has claimed the run; then, and after any other error, nothing is committed. What is still in
         flight is waited for first. A step that was saved last is not saved again.
         """
         saver = self.saver
-        if saver.newest_step != step:
+        if saver.newest_step != state.step:
             saver.make_room()
-            saver.begin(
-                step=step,
-                engine=engine,
-                small_state=small_state,
-                best_step=best_step,
-                metrics=metrics or {},
-                spread_seconds=spread_seconds or 0.0,
-            )
+            saver.begin(state, spread_seconds=spread_seconds or 0.0)
         if spread_seconds is not None and saver.in_flight:
             return None
         saver.settle()

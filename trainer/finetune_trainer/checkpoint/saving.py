@@ -26,6 +26,7 @@ from ..errors import StorageUnreachableError, TrainerError
 from ..runtime import RuntimeEnv
 from .engine import buffers, fragments, rng
 from .engine.collective import everywhere, on_main, together
+from .engine.pinning import PinnedMemory
 from .format.clock import now
 from .format.failures import Failure
 from .format.fitness import Lineage
@@ -34,6 +35,7 @@ from .format.orders import CommitOrder, PartOrder, StoredPart
 from .format.retention import Keep
 from .housekeeping import Housekeeping
 from .stored.places import RunStorage
+from .training_state import TrainingState
 from .upload.carrier import Carrier
 
 log = logging.getLogger(__name__)
@@ -51,10 +53,7 @@ to 44 %. To go slower still would only leave a checkpoint longer in flight."""
 class _Flight:
     """A save in flight, as one rank sees it."""
 
-    step: int
-    best_step: int | None
-    metrics: dict[str, float]
-    zero_stage: int
+    state: TrainingState
     snapshot_seconds: float
     manifest: Manifest | None = None
     """Ordered; None: parts are being stored."""
@@ -68,16 +67,19 @@ class _Flight:
 
 
 class Saver:
-    """Saves of one attempt. Collective, all but `prepare`, `is_ready`, `is_refused`, `trouble` and `hurry`."""
+    """Saves of one attempt. Collective, all but `prepare`, `hurry`, and what is asked of this rank alone."""
 
     def __init__(
         self, carrier: Carrier, storage: RunStorage, config: TrainerConfig, runtime: RuntimeEnv, *, blob_bytes: int
     ) -> None:
         self._carrier, self._storage, self._config, self._runtime = carrier, storage, config, runtime
         self._blob_bytes = blob_bytes
+        self._pinned = PinnedMemory()
         self._flight: _Flight | None = None
         self._makes_room = False
         """The next save waits for the one in flight."""
+        self._troubles: list[str] = []
+        """Of all ranks, by rank, as they were last exchanged; empty: none is known of."""
         self.housekeeping = Housekeeping(carrier, Keep.of(config.spec.checkpoint), runtime)
         self.parent_step: int | None = None
         """Step of the checkpoint that the training goes on from: the last one committed or restored."""
@@ -93,36 +95,26 @@ class Saver:
     def newest_step(self) -> int | None:
         """Of the save in flight, else of the last one committed."""
         if self._flight is not None:
-            return self._flight.step
+            return self._flight.state.step
         return None if self.last is None else self.last.step
+
+    def close(self) -> None:
+        """End the uploader, and what is in flight with it. Not collective."""
+        self._pinned.release()
+        self._carrier.close()
 
     def prepare(self) -> None:
         """Saves will come. The uploader's imports take a second or more, by which the first of them would be later."""
         self._carrier.prepare()
 
-    def begin(
-        self,
-        *,
-        step: int,
-        engine: Any,
-        small_state: dict[str, Any],
-        best_step: int | None,
-        metrics: dict[str, float],
-        spread_seconds: float,
-    ) -> None:
+    def begin(self, state: TrainingState, *, spread_seconds: float) -> None:
         """Take the snapshot, and return as soon as it is taken. `make_room` comes before it."""
         assert self._flight is None, "one save at a time"
         assert not self.housekeeping.is_open, "what this save finds in storage must not be removed"
         started = time.monotonic()
-        order = together(partial(self._snapshot, engine, small_state, spread_seconds))
+        order = together(partial(self._snapshot, state.engine, state.small_state, spread_seconds))
         self._carrier.send(order)
-        self._flight = _Flight(
-            step=step,
-            best_step=best_step,
-            metrics=metrics,
-            zero_stage=engine.zero_optimization_stage(),
-            snapshot_seconds=time.monotonic() - started,
-        )
+        self._flight = _Flight(state, snapshot_seconds=time.monotonic() - started)
 
     def _snapshot(self, engine: Any, small_state: dict[str, Any], spread_seconds: float) -> PartOrder:
         slots = fragments.owned(engine, rank=self._runtime.rank, world_size=self._runtime.world_size)
@@ -130,6 +122,7 @@ class Saver:
         state, content = self._state(engine, small_state) if self._runtime.is_main else (None, b"")
         size = layout.bytes()
         memory = self._carrier.snapshot.array(size + len(content))
+        self._pinned.hold(memory)
         steps = fragments.read(engine, slots, memory[:size].view(np.float32))
         memory[size:] = np.frombuffer(content, dtype=np.uint8)
         return PartOrder(
@@ -189,9 +182,24 @@ class Saver:
         return self._flight is not None and self._flight.refusal is not None
 
     @property
-    def trouble(self) -> str:
-        """Why this rank's uploader gets no further; empty while it does."""
+    def _own_trouble(self) -> str:
         return "" if self._flight is None or self._flight.trouble is None else str(self._flight.trouble)
+
+    @property
+    def trouble(self) -> str:
+        """Why an uploader gets no further: this rank's, else the first of which this rank knows; empty while all do."""
+        others = (f"rank {rank}: {trouble}" for rank, trouble in enumerate(self._troubles) if trouble)
+        return self._own_trouble or next(others, "")
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the other ranks know another trouble of this rank's uploader than it has."""
+        known = self._troubles[self._runtime.rank] if self._troubles else ""
+        return self._own_trouble != known
+
+    def share_trouble(self) -> None:
+        """A rank has news. Collective."""
+        self._troubles = everywhere(lambda: self._own_trouble)
 
     # Moving it on, together
 
@@ -218,14 +226,14 @@ class Saver:
         return flight.stored, flight.busy_seconds
 
     def _manifest(self, flight: _Flight, parts: list[StoredPart]) -> Manifest:
-        lineage = Lineage.of(self._config)
+        state, lineage = flight.state, Lineage.of(self._config)
         return Manifest(
-            step=flight.step,
+            step=state.step,
             attempt=self._config.attempt,
             run=self._config.run,
             time=on_main(now),
             world_size=self._runtime.world_size,
-            zero_stage=flight.zero_stage,
+            zero_stage=state.engine.zero_optimization_stage(),
             blob_bytes=self._blob_bytes,
             parts=tuple(PartRef(rank=rank, digest=part.digest) for rank, part in enumerate(parts)),
             state=parts[0].state,
@@ -234,18 +242,19 @@ class Saver:
             dataset_digest=lineage.dataset_digest,
             model_digest=lineage.model_digest,
             bytes=sum(part.bytes for part in parts),
-            is_best=flight.best_step == flight.step,
-            best_step=flight.best_step,
-            metrics=flight.metrics,
+            is_best=state.best_step == state.step,
+            best_step=state.best_step,
+            metrics=state.metrics,
         )
 
     def _land(self, flight: _Flight, busy_seconds: float) -> None:
         assert flight.manifest is not None
-        self._flight, self.parent_step = None, flight.step
+        step = flight.state.step
+        self._flight, self.parent_step, self._troubles = None, step, []
         assert flight.stored is not None
         self._storage.blobs.suspect.intersection_update(flight.stored.suspect)
         self.last = CommittedCheckpoint(
-            step=flight.step,
+            step=step,
             uri=self._storage.catalogue.uri_of(flight.manifest.name),
             time=flight.manifest.time,
             save_seconds=round(flight.snapshot_seconds + busy_seconds, 3),

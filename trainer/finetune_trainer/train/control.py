@@ -46,7 +46,7 @@ class StepControl(TrainerCallback):
         """Agree, then decide."""
         trainer, plan, step = self._trainer, self._trainer.parts.plan, state.global_step
         saver = trainer.parts.plane.saver
-        stop, due, broken, tokens, stored, refused, too_stale = sum_over_ranks(
+        stop, due, broken, tokens, stored, refused, news, too_stale = sum_over_ranks(
             [
                 trainer.parts.stop.requested,
                 self._clock_asks(step),
@@ -54,11 +54,14 @@ class StepControl(TrainerCallback):
                 trainer.take_tokens(),
                 saver.is_ready(),
                 saver.is_refused,
+                saver.has_news,
                 args.process_index == 0 and trainer.saves.is_too_stale,
             ]
         )
         if broken:
             raise trainer.diverged("loss or its gradient")
+        if news:
+            saver.share_trouble()
         trainer.saves.move_on(all_stored=stored == args.world_size, refused=refused > 0)
         if too_stale:
             raise trainer.saves.too_stale()

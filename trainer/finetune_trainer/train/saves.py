@@ -3,9 +3,9 @@
 import logging
 import math
 import time
-from typing import Any
 
 from ..checkpoint.plane import CheckpointPlane
+from ..checkpoint.training_state import TrainingState
 from ..errors import StorageUnreachableError
 from ..progress import ProgressReporter
 from .cadence import SaveCosts, allowed_spread, interval_seconds, interval_steps, late_seconds, spread_seconds
@@ -76,7 +76,7 @@ class Saves:
         return self._plane.saver.in_flight and time.monotonic() - self._begun > self._plan.max_stale_seconds
 
     def too_stale(self) -> StorageUnreachableError:
-        """The error that ends it, the same on every rank but for what keeps its own upload."""
+        """The error that ends it; what it says of uploads names this rank's own first."""
         limit = self._plan.max_stale_seconds
         return StorageUnreachableError(
             f"the state of step {self._begun_step} could not be stored within {limit:g} s, which is "
@@ -107,38 +107,21 @@ class Saves:
 
     # Taking and landing
 
-    def take(
-        self,
-        *,
-        step: int,
-        engine: Any,
-        small_state: dict[str, Any],
-        best_step: int | None,
-        metrics: dict[str, float],
-        step_seconds: float,
-        waits: bool,
-    ) -> None:
-        """Save after this step. `waits`: until it is stored, for the training ends here.
+    def take(self, state: TrainingState, *, step_seconds: float, waits: bool) -> None:
+        """Save it. `waits`: until it is stored, for the training ends here.
 
         One that is neither last nor best is left out where the one before it is still in flight, and taken later.
         """
         started = time.monotonic()
         with self._report.phase("save", "saving a checkpoint"):
-            if not self._make_room(must=waits or best_step == step):
+            if not self._make_room(must=waits or state.best_step == state.step):
                 self._is_owed = True
                 return
-            self._plane.save(
-                step=step,
-                engine=engine,
-                small_state=small_state,
-                best_step=best_step,
-                metrics=metrics,
-                spread_seconds=None if waits else self._spread(step_seconds),
-            )
+            self._plane.save(state, spread_seconds=None if waits else self._spread(step_seconds))
         self._is_owed = False
         if not waits:
             self._stall_seconds = time.monotonic() - started
-        self._begun_step, self._begun = step, started
+        self._begun_step, self._begun = state.step, started
         self._tell_landed()
 
     def _tell_what_stays(self, trouble: str) -> None:

@@ -19,6 +19,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric, Task
 
 from ..checkpoint.plane import CheckpointPlane, Restored
+from ..checkpoint.training_state import TrainingState
 from ..data.collate import Collator
 from ..errors import DivergedError
 from ..progress import ProgressReporter
@@ -138,6 +139,7 @@ class FineTuneTrainer(Trainer):
         super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, None, None)
         with self.parts.report.phase("engine", "building the ZeRO engine"):
             super()._prepare_for_training(max_steps, None, None)  # type: ignore[no-untyped-call]
+        self.parts.report.update(zero_stage=self.engine.zero_optimization_stage())
         self._restore()
         stop_if_agreed(self.parts.stop.requested, where="before the first step")
         if self.restored is not None:
@@ -222,7 +224,7 @@ class FineTuneTrainer(Trainer):
             logged=self._total_loss_scalar,
             last_logged_step=self._globalstep_last_logged,
         )
-        self.saves.take(
+        state = TrainingState(
             step=step,
             engine=self.engine,
             small_state=small_state(
@@ -230,6 +232,9 @@ class FineTuneTrainer(Trainer):
             ),
             best_step=self.run.best.step,
             metrics=self._figures if self._figures_step == step else {},
+        )
+        self.saves.take(
+            state,
             step_seconds=self.meter.step_seconds,
             waits=self.control.should_training_stop or self.run.finished,
         )

@@ -1,0 +1,43 @@
+"""Page-locked host memory: a GPU copies into it at the full speed of the bus, not through a buffer of its driver."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+log = logging.getLogger(__name__)
+
+_cuda: Any = torch.cuda  # these parts of it carry no types
+_DEFAULT_FLAGS = 0
+
+
+class PinnedMemory:
+    """One array at a time that is locked for this process's GPU. Where none is used, nothing is locked."""
+
+    def __init__(self) -> None:
+        self._array: npt.NDArray[np.uint8] | None = None
+        self._is_refused = False
+
+    def hold(self, array: npt.NDArray[np.uint8]) -> None:
+        """Lock this one instead of the last. Memory that cannot be locked is copied into all the same, only slower."""
+        if self._is_refused or not _cuda.is_initialized() or self._is_held(array):
+            return
+        self.release()
+        code = int(_cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, _DEFAULT_FLAGS))
+        if code:
+            self._is_refused = True
+            log.warning("the snapshots' %.1f MB cannot be page-locked (CUDA error %d)", array.nbytes / 1e6, code)
+            return
+        self._array = array
+
+    def release(self) -> None:
+        """Unlock it: before its memory is given back."""
+        if self._array is not None:
+            _cuda.cudart().cudaHostUnregister(self._array.ctypes.data)
+        self._array = None
+
+    def _is_held(self, array: npt.NDArray[np.uint8]) -> bool:
+        held = self._array
+        return held is not None and held.ctypes.data == array.ctypes.data and held.nbytes >= array.nbytes
