@@ -81,3 +81,14 @@ def test_no_end_of_a_job_is_missed_by_its_watch_alone(
         kubelet.scripts["ends"] = done
         until(lambda: holds(objects, "jobs", "ends-r1-train-a1"), within=60, what="the Job's end")
     until(lambda: holds(objects, "finetunejobs", "ends"), within=60, what="the end of all")
+
+
+def test_without_the_right_to_watch_pods_jobs_end_all_the_same_and_the_log_says_what_is_missing(
+    operator: OperatorProcess, proxy: FaultProxy, kubelet: SimulatedKubelet, objects: Objects
+) -> None:
+    """As where a new operator meets the rights of an old installation."""
+    with proxy.fault(Refusal(403, "Forbidden"), "watch", plurals=("pods",)):
+        operator.start(server=proxy.server).ready()
+        objects.create("finetunejobs", make_job("poor", namespace=objects.namespace))
+        until(lambda: holds(objects, "finetunejobs", "poor"), within=60, what="the end of all")
+    assert f"the watch of /api/v1/namespaces/{objects.namespace}/pods: " in operator.said()

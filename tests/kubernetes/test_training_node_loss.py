@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from testcluster.daemons import until
 from testcluster.nodes import Node
 from training_site import PATIENCE, Site, attempts_at
@@ -12,14 +10,13 @@ NAME = "survivor"
 LOST, NEXT = f"{NAME}-r1-train-a1", f"{NAME}-r1-train-a2"
 
 
-@pytest.fixture
-def lost_node(site: Site) -> str:
-    """The node of worker 1 of a job that trains; it is killed, and started again when the test is over."""
-    site.kubectl.apply(site.long_job(NAME))
-    site.until_saved(NAME)
-    name = str(site.pods_of(LOST)["1"]["spec"]["nodeName"])
-    site.cluster.kill_node(name)
-    return name
+def lose_a_node(site: Site, name: str, **spec: Any) -> str:
+    """Kill the node of worker 1 of a job that trains, once it has saved; the node's name."""
+    site.kubectl.apply(site.long_job(name, **spec))
+    site.until_saved(name)
+    node = str(site.pods_of(f"{name}-r1-train-a1")["1"]["spec"]["nodeName"])
+    site.cluster.kill_node(node)
+    return node
 
 
 def has_next_attempt(job: dict[str, Any]) -> bool:
@@ -32,7 +29,8 @@ def until_idle(node: Node) -> None:
     until(lambda: not node.inside(*listing).split(), within=60, what=f"no container runs on {node.name}")
 
 
-def test_a_lost_node_costs_an_attempt_and_nothing_else(site: Site, lost_node: str) -> None:
+def test_a_lost_node_costs_an_attempt_and_nothing_else(site: Site) -> None:
+    lost_node = lose_a_node(site, NAME)
     try:
         job = site.when(NAME, has_next_attempt, "the next attempt")
         assert job["status"]["failure"]["class"] == "NodeLost"
@@ -62,3 +60,37 @@ def test_a_lost_node_costs_an_attempt_and_nothing_else(site: Site, lost_node: st
     until_idle(site.cluster.nodes[lost_node])
     assert not [name for name in site.children(NAME) if name.rpartition("/")[2].startswith(LOST)]
     assert site.kubectl.json("get", f"ftj/{NAME}")["status"] == job["status"]
+
+
+def test_a_job_shrinks_when_a_node_is_lost_and_grows_at_the_restart_after_it_is_back(site: Site) -> None:
+    """Each of the two nodes has room for one of its pods."""
+    name = "elastic"
+    workers = {"minNodes": 1, "startTimeout": "20s", "resources": {"requests": {"cpu": "1100m"}}}
+    lost_node = lose_a_node(site, name, workers=workers, training={"epochs": 75})
+    try:
+        site.when(name, lambda job: len(attempts_at(job, "train")) == 3, "an attempt with what is left")
+    finally:
+        site.cluster.restart_node(lost_node)
+    resumed = attempts_at(site.when(name, trains_alone, "a step with one worker"), "train")[2]["resumedFromStep"]
+    site.until_saved(name, resumed + 10)
+    (alone,) = site.pods_of(f"{name}-r1-train-a3").values()
+    assert alone["spec"]["nodeName"] != lost_node
+    site.kubectl("delete", "pod", alone["metadata"]["name"], "--wait=false")
+
+    job = site.until(name, "Complete")
+    attempts = attempts_at(job, "train")
+    assert [(each["nodes"], each["outcome"], each.get("fewerNodes")) for each in attempts] == [
+        (2, "Disruption", None),
+        (2, "Stopped", 1),
+        (1, "Disruption", None),
+        (2, "Succeeded", None),
+    ]
+    assert attempts[3]["resumedFromStep"] >= resumed + 10
+    assert (job["status"]["restarts"], job["status"]["disruptions"]) == (0, 2)
+    assert site.events(name)["FewerWorkers"].endswith("startTimeout of 20s; the next attempt starts with 1")
+    assert {pod["spec"]["nodeName"] for pod in site.pods_of(f"{name}-r1-train-a4").values()} == set(site.cluster.nodes)
+
+
+def trains_alone(job: dict[str, Any]) -> bool:
+    attempts = attempts_at(job, "train")
+    return len(attempts) == 3 and attempts[2]["nodes"] == 1 and "resumedFromStep" in attempts[2]
