@@ -100,19 +100,19 @@ class ClusterJobs:
         items: list[Manifest] = (await self._object(self._path("v1", "pods"), labelSelector=selector))["items"]
         return items
 
-    async def storage(self, child: str) -> StorageSettings | None:
-        """Where an attempt's pods were told that object storage is; None where nobody can know that any more.
-
-        `child` is the name of the attempt's Job.
-        """
+    async def storage(self, name: str) -> StorageSettings | None:
+        """Where the newest pods of a job were told that object storage is; None where nothing tells that any more."""
+        selector = f"{constants.LABEL_JOB}={name}"
         try:
-            found = await self._object(f"{self._path('v1', 'configmaps')}/{child}")
+            found = (await self._object(self._path("v1", "configmaps"), labelSelector=selector))["items"]
         except ApiError as error:
-            if not error.is_missing and error.status != HTTPStatus.FORBIDDEN:
+            if error.status != HTTPStatus.FORBIDDEN:
                 raise
             return None
-        config = json.loads(found["data"][constants.CONFIG_KEY])
-        return StorageSettings.model_validate(config["storage"])
+        if not found:
+            return None
+        newest = max(found, key=lambda child: child["metadata"]["creationTimestamp"])
+        return StorageSettings.model_validate(json.loads(newest["data"][constants.CONFIG_KEY])["storage"])
 
     async def log(self, pod: str, *, since: str = "") -> str:
         """What the trainer in a pod has said, each line with the time at which it did; `since`: RFC 3339."""

@@ -97,7 +97,7 @@ async def _address_in_cluster(name: str, places: Places, own: StorageSettings | 
     async with places.cluster(name) as jobs:
         manifest = await jobs.get(name)
         uri, job = _run_of(name, manifest), shown_job(manifest)
-        told = await jobs.storage(job.status.attempts[-1].job_name) if job.status.attempts else None
+        told = await jobs.storage(name)
     settings = told or storage_settings(_storage_block(manifest), StorageSettings())
     if own is not None:  # the same storage on another way, such as a forwarded port
         settings = settings.model_copy(update={"endpoint": own.endpoint, "path_style": True})
