@@ -10,7 +10,7 @@ python=$1
 shift
 
 # Need no nodes, and take as long as all others that need none.
-slow=(tests/kubernetes/test_{crash_matrix,state_machine,bad_input}.py)
+slow=(tests/kubernetes/test_{crash_matrix,state_machine,bad_input,silent_watches}.py)
 
 on_kubernetes() {
     if [[ ${FINETUNE_TEST_REQUIRE:-} == *kubernetes* ]]; then

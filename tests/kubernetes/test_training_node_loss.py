@@ -66,7 +66,7 @@ def test_a_job_shrinks_when_a_node_is_lost_and_grows_at_the_restart_after_it_is_
     """Each of the two nodes has room for one of its pods."""
     name = "elastic"
     workers = {"minNodes": 1, "startTimeout": "20s", "resources": {"requests": {"cpu": "1100m"}}}
-    lost_node = lose_a_node(site, name, workers=workers, training={"epochs": 75})
+    lost_node = lose_a_node(site, name, workers=workers, training={"epochs": 40})
     try:
         site.when(name, lambda job: len(attempts_at(job, "train")) == 3, "an attempt with what is left")
     finally:
