@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from finetune_api.v1alpha1 import Dtype, Lora, Task
 from finetune_trainer.errors import BadConfigError
-from finetune_trainer.model.estimate import PROCESS_BYTES, TrainingShape, choose_zero_stage, process_bytes
+from finetune_trainer.model.estimate import (
+    PROCESS_BYTES,
+    UPLOADER_BYTES,
+    TrainingShape,
+    choose_zero_stage,
+    process_bytes,
+    snapshot_bytes,
+)
 from finetune_trainer.model.inspect import ModelFacts
 
 GIB = 2**30
@@ -42,7 +49,14 @@ def shape(**changes) -> TrainingShape:
 
 
 def state_gb(stage: int, **changes) -> float:
-    return (process_bytes(shape(**changes), stage) - PROCESS_BYTES) / 1e9
+    here = shape(**changes)
+    return (process_bytes(here, stage) - PROCESS_BYTES - UPLOADER_BYTES - snapshot_bytes(here)) / 1e9
+
+
+def test_a_save_copies_this_process_share_of_what_is_trained():
+    assert snapshot_bytes(shape(nodes=1)) == 12 * 10**9
+    assert snapshot_bytes(shape(nodes=4, processes_per_node=2)) == 12 * 10**9 // 8
+    assert snapshot_bytes(shape(lora=Lora(rank=8), nodes=2)) == 6 * 8 * (4096 + 8192)
 
 
 @pytest.mark.parametrize(("stage", "expected"), [(1, 4.1875), (2, 2.21875), (3, 0.25 + 0.4)])
@@ -84,7 +98,7 @@ def test_a_higher_stage_never_needs_more_but_for_gathering(nodes, lora):
         (64, Dtype.FLOAT32, 0),
         (64, Dtype.BFLOAT16, 1),
         (4, Dtype.BFLOAT16, 2),
-        (2, Dtype.BFLOAT16, 3),
+        (2.25, Dtype.BFLOAT16, 3),
     ],
 )
 def test_the_lowest_stage_that_fits_is_chosen_and_two_without_a_limit(limit_gib, dtype, expected):
@@ -110,10 +124,10 @@ def test_stage_zero_with_bfloat16_becomes_one_and_says_so():
 @pytest.mark.parametrize(
     ("changes", "requested", "limit_gib", "advice"),
     [
-        ({"nodes": 4}, 1, 7, "set spec.deepspeed.zeroStage: 2"),
+        ({"nodes": 4}, 1, 10, "set spec.deepspeed.zeroStage: 2"),
         ({"nodes": 1}, None, 8, "set spec.method.lora instead of full"),
-        ({"nodes": 1}, None, 10, "set spec.workers.nodes: 4"),
-        ({"nodes": 1, "facts": replace(BILLION, vocabulary=10**6)}, 1, 40, "set spec.training.microBatchSize: 2"),
+        ({"nodes": 1}, None, 11, "set spec.workers.nodes: 4"),
+        ({"nodes": 1, "facts": replace(BILLION, vocabulary=10**6)}, 1, 51, "set spec.training.microBatchSize: 2"),
         (
             {
                 "nodes": 1,
@@ -121,10 +135,10 @@ def test_stage_zero_with_bfloat16_becomes_one_and_says_so():
                 "facts": replace(BILLION, hidden_size=4096, layers=80),
             },
             1,
-            24,
+            36,
             "set spec.training.gradientCheckpointing: true",
         ),
-        ({"nodes": 1}, None, 1, "raise spec.workers.resources.limits.memory to 17Gi"),
+        ({"nodes": 1}, None, 1, "raise spec.workers.resources.limits.memory to 28Gi"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does(changes, requested, limit_gib, advice):
