@@ -28,8 +28,8 @@ the step's own copies the rest."""
 
 UPLOADER_BYTES = 64 * 2**20
 """The process that stores snapshots: Python with boto3, numpy and pydantic, 54 MiB measured. All in all the estimate
-for MiniLM (22.7 M parameters, Float32, one CPU process, 8 x 128 tokens) is 2 % above the measured peak at stages 0 and 2;
-a fifth of that peak are pages of libraries, which the kernel may drop."""
+for MiniLM (22.7 M parameters, Float32, one CPU process, 8 x 128 tokens) is 2 % above the measured peak, at stage 0 and
+at stage 2; a fifth of that peak are pages of libraries, which the kernel may drop."""
 
 STAGES = (0, 1, 2, 3)
 _MAX_NODES = 512
