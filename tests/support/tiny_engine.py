@@ -15,7 +15,7 @@ from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore, RetryPolicy
 from finetune_trainer.train.ds_config import offloaded
 
-STEPS, SAVE_AT, GLOBAL_BATCH = 6, 3, 4
+STEPS, SAVE_AT, GLOBAL_BATCH = 6, 3, 12
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def make_config(
         spec=spec,
         storage=settings,
         world=World(nodes=1, processes_per_node=2),
-        batch=BatchPlan(global_size=GLOBAL_BATCH, micro_size=2, accumulation=1),
+        batch=BatchPlan(global_size=GLOBAL_BATCH, micro_size=GLOBAL_BATCH // 2, accumulation=1),
     )
 
 

@@ -83,14 +83,15 @@ class Lab:
     def config(
         self, name: str, *, kind: str, attempt: int = 1, run: int = 1, world: int = 2, **change: Any
     ) -> TrainerConfig:
-        """`kind` names the base model; `change` are blocks of the spec, and `zero`, `dtype`, `micro` and `stage`."""
+        """`kind` is the base model; `change` are blocks of the spec, and `zero`, `dtype`, `stage`, `batch`, `micro`."""
+        batch = change.pop("batch", GLOBAL_BATCH)
         zero, dtype = change.pop("zero", 2), change.pop("dtype", "Float32")
         micro, stage = change.pop("micro", 2), change.pop("stage", Stage.TRAIN)
         spec: dict[str, Any] = {
             "model": {"uri": f"file://{self.models / kind}"},
             "data": {"train": [{"uri": f"s3://{self.bucket}/{kind.partition('-')[0]}.jsonl"}], "maxLength": 32},
             "method": {"full": {}},
-            "training": {"epochs": 2, "learningRate": 5e-3, "globalBatchSize": GLOBAL_BATCH},
+            "training": {"epochs": 2, "learningRate": 5e-3, "globalBatchSize": batch},
             "checkpoint": {"everySteps": 1000},
             "output": {"uri": f"s3://{self.bucket}/{name}"},
             "workers": {"nodes": world},
@@ -111,7 +112,7 @@ class Lab:
             spec=Spec.model_validate(spec),
             storage=self.settings,
             world=World(nodes=world),
-            batch=BatchPlan(global_size=GLOBAL_BATCH, micro_size=micro, accumulation=GLOBAL_BATCH // world // micro),
+            batch=BatchPlan(global_size=batch, micro_size=micro, accumulation=batch // world // micro),
             prepared=prepared if stage is Stage.TRAIN else None,
         )
 
@@ -162,6 +163,10 @@ class Lab:
         document = self.store.get_json(f"{config.run_uri}/training.json")
         log: list[dict[str, float]] = document["log"]
         return log
+
+    def losses(self, config: TrainerConfig) -> list[float]:
+        """Of the steps that the run has logged."""
+        return [entry["loss"] for entry in self.training_log(config) if "loss" in entry]
 
     def manifests(self, config: TrainerConfig) -> list[str]:
         """Names of the committed checkpoints."""

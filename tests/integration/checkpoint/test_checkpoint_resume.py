@@ -52,6 +52,8 @@ TO_ANOTHER_PLACE = [
     (Case(2, offload=AWAY), Case(3)),
     (Case(3, offload=ALL_AWAY), Case(2)),
 ]
+TO_THREE_RANKS = [(Case(2), Case(2)), (Case(3), Case(3)), (Case(2), Case(3)), (Case(3, "lora"), Case(2, "lora"))]
+FROM_ONE_RANK = [(Case(2), Case(2)), (Case(3), Case(3)), (Case(0), Case(3, offload=ALL_AWAY))]
 FROM_FOUR_RANKS = [(Case(2), Case(2)), (Case(3), Case(3)), (Case(0), Case(3))]
 
 
@@ -63,10 +65,14 @@ def test_any_other_world_zero_stage_and_offload_goes_on_from_a_checkpoint(
     before = run_world(uninterrupted, 2, cases=SOURCES, **place)[0]
     one = run_world(resumed, 1, pairs=TO_ONE_RANK, first_attempt=2, **place)[0]
     other = run_world(resumed, 2, pairs=TO_ANOTHER_STAGE + TO_ANOTHER_PLACE, first_attempt=20, **place)[0]
+    three = run_world(resumed, 3, pairs=TO_THREE_RANKS, first_attempt=60, **place)[0]
+    place = {"settings": storage_settings, "folder": f"{bucket}/one"}
+    alone = run_world(uninterrupted, 1, cases=[source for source, _ in FROM_ONE_RANK], **place)[0]
+    grown = run_world(resumed, 2, pairs=FROM_ONE_RANK, **place)[0]
     place = {"settings": storage_settings, "folder": f"{bucket}/four"}
     four = run_world(uninterrupted, 4, cases=[source for source, _ in FROM_FOUR_RANKS], **place)[0]
     two = run_world(resumed, 2, pairs=FROM_FOUR_RANKS, **place)[0]
-    for results, expected in ((one, before), (other, before), (two, four)):
+    for results, expected in ((one, before), (three, before), (other, before), (grown, alone), (two, four)):
         for name, got in results.items():
             bound = 1e-6 if "fp32" in name else 1e-2  # bf16 keeps 8 bits
             assert difference(got["losses"], expected[name.partition("->")[0]][SAVE_AT:]) < bound, name

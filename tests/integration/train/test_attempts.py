@@ -19,7 +19,7 @@ def test_all_stages_agree_on_the_loss_of_every_step(lab: Lab) -> None:
     for zero in range(4):
         config = lab.config(f"agree-{zero}", kind="bert", zero=zero, training={"maxSteps": 4, "epochs": None})
         assert lab.run(config).exit_codes == [0, 0]
-        logs.append([entry["loss"] for entry in lab.training_log(config) if "loss" in entry])
+        logs.append(lab.losses(config))
     for log in logs[1:]:
         assert log == pytest.approx(logs[0], rel=1e-5)
 
@@ -54,7 +54,7 @@ def test_a_run_whose_last_step_is_saved_is_only_exported(lab: Lab) -> None:
     assert again.message.trained is not None
     assert again.message.trained.final_step == 2 * STEPS_PER_EPOCH
     assert lab.manifests(config) == ["00000010-a0001"]
-    assert len([entry for entry in lab.training_log(config) if "loss" in entry]) == 2 * STEPS_PER_EPOCH
+    assert len(lab.losses(config)) == 2 * STEPS_PER_EPOCH
 
 
 def test_early_stopping_counts_on_over_a_restart_and_exports_the_best_state(lab: Lab) -> None:
@@ -154,14 +154,24 @@ def test_logged_losses_are_sums_that_survive_a_restart(lab: Lab) -> None:
     assert lab.training_log(config) == lab.training_log(through)
 
 
-def test_a_run_goes_on_in_a_smaller_world_with_the_same_global_batches(lab: Lab) -> None:
-    through, config = (lab.config(name, kind="llama", zero=3) for name in ("world-through", "world"))
-    assert lab.run(through).exit_codes == [0, 0]
-    assert lab.run(config, TEST_END="stop", TEST_END_STEP="2").exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
-    alone = lab.run(lab.config("world", kind="llama", zero=2, attempt=2, world=1))
-    assert alone.exit_codes == [0], alone.output
-    losses = [[entry["loss"] for entry in lab.training_log(run) if "loss" in entry] for run in (config, through)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+@pytest.fixture(scope="module")
+def losses_of_a_whole_run(lab: Lab) -> list[float]:
+    config = lab.config("world-through", kind="llama", batch=12, micro=1)
+    assert lab.run(config).exit_codes == [0, 0]
+    return lab.losses(config)
+
+
+@pytest.mark.parametrize(("size", "other", "zero"), [(2, 1, 2), (1, 2, 3), (4, 2, 3), (2, 3, 2)])
+def test_a_run_goes_on_in_another_world_with_the_same_global_batches(
+    lab: Lab, losses_of_a_whole_run: list[float], size: int, other: int, zero: int
+) -> None:
+    same = {"name": f"world-{size}-{other}", "kind": "llama", "batch": 12, "micro": 1}
+    config = lab.config(**same, zero=3, world=size)
+    stopped = lab.run(config, TEST_END="stop", TEST_END_STEP="2")
+    assert stopped.exit_codes == [ExitCode.STOPPED] * size, stopped.output
+    ended = lab.run(lab.config(**same, zero=zero, world=other, attempt=2))
+    assert ended.exit_codes == [0] * other, ended.output
+    assert lab.losses(config) == pytest.approx(losses_of_a_whole_run, rel=1e-6)
 
 
 def test_a_run_goes_on_under_another_zero_stage_and_with_its_state_elsewhere(lab: Lab) -> None:
@@ -182,8 +192,7 @@ def test_a_run_goes_on_under_another_zero_stage_and_with_its_state_elsewhere(lab
         assert ended.exit_codes == ([ExitCode.STOPPED] * 2 if stop else [0, 0]), ended.output
         assert ended.message.progress is not None
         assert ended.message.progress.zero_stage == stage
-    losses = [[entry["loss"] for entry in lab.training_log(run) if "loss" in entry] for run in (config, through)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert lab.losses(config) == pytest.approx(lab.losses(through), rel=1e-5)
 
 
 def test_the_stage_reads_what_was_prepared_from_the_runs_record(lab: Lab) -> None:

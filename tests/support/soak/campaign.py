@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from mortal_store import BUCKET, MortalStore
-from soak.events import Event, events
+from soak.events import Event, Point, Victim, events
 from soak.runs import CASES, Outcome, Run, Site
 from soak.trap import TrapProxy
 from train_lab import open_lab
 
 EVENTS_OF_A_RUN = 10
+_OCCASION = Event(victim=Victim.ALL_RANKS, point=Point.ANY, seconds=8.0)
+"""A kill more, for a run of events at restores only: without it there would be none."""
 _RUNS_FACTOR = 4
 """Events that find no occasion get another one in a later run, but not for ever."""
 
@@ -55,6 +57,8 @@ class Campaign:
         most = _RUNS_FACTOR * -(-self._kills // EVENTS_OF_A_RUN)
         while waiting and len(self.outcomes) < most:
             chosen = [waiting.popleft() for _ in range(min(EVENTS_OF_A_RUN, len(waiting)))]
+            if all(event.point is Point.RESTORE for event in chosen):
+                chosen.insert(0, _OCCASION)
             number = len(self.outcomes)
             outcome = Run(place, number, chosen, case=number % self._cases, seed=self._seed).play()
             waiting += outcome.unsprung

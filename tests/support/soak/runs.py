@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.checkpoint.stored.places import RunStorage
 from finetune_trainer.checkpoint.stored.verifying import Verifier
+from finetune_trainer.errors import ObjectMissingError
 from mortal_store import MortalStore
 from soak.events import Event, Point, Victim
 from soak.ranks import TARGET, step_times
@@ -116,11 +117,18 @@ class Run:
                 break
         outcome.unsprung += self._events
         config = self._site.config(self._name, self._case)
-        found = self._site.lab.training_log(config)
+        found = self._log_of(config)
         outcome.mismatches = abs(len(found) - len(expected))
         outcome.mismatches += sum(one != other for one, other in zip(found, expected, strict=False))
         outcome.corrupt += self._damages(config)
         return outcome
+
+    def _log_of(self, config: TrainerConfig) -> list[dict[str, float]]:
+        """What the run has logged; nothing where it has not come so far."""
+        try:
+            return self._site.lab.training_log(config)
+        except ObjectMissingError:
+            return []
 
     def _attempt(self) -> bool:
         """Whether the run is over."""
@@ -161,10 +169,11 @@ class Run:
         return False
 
     def _due(self) -> Iterator[Event]:
-        """Nothing is restored or removed before something was stored: such an event waits for a later attempt."""
+        """Nothing is restored or removed before something was stored: such an event lets others go first."""
         for _ in range(len(self._events)):
             event = self._events.popleft()
-            if event.point in _LATER and self.outcome.attempts < 3 and self._events:
+            others_first = any(other.point not in _LATER for other in self._events)
+            if event.point in _LATER and self.outcome.attempts < 3 and others_first:
                 self._events.append(event)
                 continue
             yield event
