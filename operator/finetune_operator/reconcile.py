@@ -16,7 +16,7 @@ from .clusters import Cluster
 from .errors import ApiError, ClusterConflictError
 from .manifests import JobKey, Manifest, rfc3339
 from .observed import Observed, ObservedStage
-from .policy import grace, history, pending, runs, scale, stages, waiting
+from .policy import grace, history, pending, revival, runs, scale, stages, waiting
 from .policy import status as status_policy
 from .policy.events import announcements
 from .policy.world import batch_plan, stage_config
@@ -72,7 +72,8 @@ async def reconcile(
 
     # Decide: remember what ended, then choose the next step.
     run = runs.current_run(job, observed.stages)
-    status = history.fold(job.status, run, observed, progress, stamp)
+    status = revival.given_another_chance(job.status, job.spec, stamp)
+    status = history.fold(status, run, observed, progress, stamp)
     decision = stages.decide(job.spec, run, status, observed, now=now, max_backoff_seconds=settings.max_backoff_seconds)
 
     # Apply at most that one step, then announce it and write status once.
@@ -206,6 +207,8 @@ def _with_begun(world: _World, status: Status, decision: stages.Decision) -> Sta
             return history.begun(status, stage, attempt, name, rfc3339(world.now), nodes=nodes)
         case stages.Shrink(trained, nodes):
             return history.shrinking(status, trained, nodes)
+        case stages.Finish(succeeded=False):
+            return status.model_copy(update={"failed_with": revival.chances(world.job.spec)})
     return status
 
 

@@ -39,9 +39,11 @@ async def falls_once(world: World, name: str, fault: Fault | None) -> Driven:
     return job
 
 
-async def fails_for_good(world: World, name: str, fault: Fault | None) -> Driven:
+async def fails_and_is_mended(world: World, name: str, fault: Fault | None) -> Driven:
     job = await world.create(name, train_ends(End(65)), fault)
     await job.until(in_phase(Phase.FAILED), within=240)
+    await world.change(name, deepspeed={"zeroStage": 3})
+    await job.until(in_phase(Phase.SUCCEEDED), within=240)
     return job
 
 
@@ -82,7 +84,7 @@ async def takes_fewer(world: World, name: str, fault: Fault | None) -> Driven:
 LIVES: dict[str, Life] = {
     "completes": completes,
     "falls": falls_once,
-    "fails": fails_for_good,
+    "fails": fails_and_is_mended,
     "evicted": is_evicted,
     "rests": rests_and_goes_on,
     "changed": is_changed_while_it_runs,

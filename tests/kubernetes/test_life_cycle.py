@@ -228,6 +228,33 @@ def test_what_is_over_its_deadline_fails_with_its_state_saved(admin: Path, names
         job = await world.create("late", train_ends(FOREVER), budget={"deadline": "8s"})
         status = await job.until(in_phase(Phase.FAILED))
         assert {entry.reason for entry in status.conditions if entry.type == "Failed"} == {"DeadlineExceeded"}
+        world.kubelet.scripts["late"] = done
+        await world.change("late", budget={"deadline": "1h"})
+        assert (await job.until(in_phase(Phase.SUCCEEDED))).run == 1
+
+    play(admin, namespace, scenario)
+
+
+def test_a_failed_run_goes_on_when_it_is_mended_and_only_then(admin: Path, namespace: str) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("mended", train_ends(End(80)), restart={"maxRestarts": 0})
+        status = await job.until(in_phase(Phase.FAILED))
+        assert condition(status, "Failed") == ("True", "RestartsExhausted")
+        await world.change("mended", suspend=True)
+        status = await job.until(lambda status: status.observed_generation == 2)
+        assert (status.phase, len(await world.jobs())) == (Phase.FAILED, 2)
+
+        await world.change("mended", suspend=False, deepspeed={"zeroStage": 3})
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        assert [(entry.stage, entry.number, entry.forgiven) for entry in status.attempts] == [
+            (Stage.PREPARE, 1, None),
+            (Stage.TRAIN, 1, True),
+            (Stage.TRAIN, 2, None),
+            (Stage.EVALUATE, 1, None),
+        ]
+        assert (status.run, status.restarts) == (1, 0)
+        assert (await world.config("mended-r1-train-a2")).spec.deepspeed.zero_stage == 3
+        assert {"RestartsExhausted", "Restarting", "Succeeded"} <= set(await world.event_reasons("mended"))
 
     play(admin, namespace, scenario)
 

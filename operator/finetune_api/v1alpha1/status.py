@@ -131,6 +131,8 @@ class AttemptStatus(StatusModel):
     """How it ended. Absent: it has not."""
     reason: str = ""
     """Exit class of a failure, such as OutOfMemory or Signal9."""
+    forgiven: bool | None = None
+    """True: the run had failed with it, and has another chance since its spec was changed."""
 
 
 class EvaluationStatus(StatusModel):
@@ -196,6 +198,8 @@ class Status(StatusModel):
     """Number of the current run, from 1."""
     run_hash: str = ""
     """Hash of the semantic part of that run's spec; another hash is another run."""
+    failed_with: str | None = None
+    """Of a run that has failed: hash of what else in its spec may make the difference. With another one it goes on."""
     stage: str = ""
     """Stage that is running or ran last."""
     attempt: int = 0

@@ -5,14 +5,14 @@ from finetune_api.v1alpha1 import Spec
 from ..observed import ObservedStage
 from .runs import TECHNICAL_FIELDS, Fields, hash_of
 
-_ATTEMPT_FIELDS: Fields = {"checkpoint": True, "storage": True, "workers": True, **TECHNICAL_FIELDS}
+ATTEMPT_FIELDS: Fields = {"checkpoint": True, "storage": True, "workers": True, **TECHNICAL_FIELDS}
 """What an attempt is started with. Other fields start a new run, or are heeded at once."""
 _NAMES = "spec.checkpoint, storage, workers, zeroStage, offload, microBatchSize or gradientCheckpointing"
 
 
 def attempt_hash(spec: Spec) -> str:
     """Of what an attempt is started with; written on its Job."""
-    return hash_of(spec, _ATTEMPT_FIELDS)
+    return hash_of(spec, ATTEMPT_FIELDS)
 
 
 def pending_change(spec: Spec, stage: ObservedStage) -> str:

@@ -170,7 +170,7 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
         if following == len(stages):
             return Finish(True, Reason.SUCCEEDED, "the model is in object storage")
         return Start(stages[following], _following_number(status, stages[following]))
-    if last.outcome not in _CLASSES:  # stopped on request
+    if last.outcome not in _CLASSES or last.forgiven:  # stopped on request, or a failure that counts no more
         return Start(last.stage, last.number + 1)
     decision = restart.decide(
         _CLASSES[last.outcome],
