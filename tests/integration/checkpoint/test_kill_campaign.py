@@ -1,12 +1,13 @@
 """A part of `make soak`: twenty kills of ranks, uploaders and storage, and nothing is lost."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from soak.campaign import Campaign, site
 from soak.events import Point, Victim, events
-from soak.trap import point_of
+from soak.trap import Trap, point_of
 
 KILLS = 20
 
@@ -49,3 +50,17 @@ REQUESTS = [
 @pytest.mark.parametrize(("method", "path", "body", "point"), REQUESTS)
 def test_a_request_is_known_by_what_it_does(method: str, path: str, body: bytes, point: Point | None) -> None:
     assert point_of(method, path, body) is point
+
+
+def test_whom_a_trap_kills_may_be_seen_dead_before_the_trap_has_told() -> None:
+    trap = Trap(events(1, 1)[0].model_copy(update={"point": Point.BLOB, "number": 1}), lambda: True)
+    assert trap.catches(Point.BLOB)
+    threading.Timer(0.2, trap.sprung.set).start()
+    assert trap.has_sprung()
+
+
+def test_a_trap_at_which_nobody_was_to_be_killed_has_not_sprung() -> None:
+    trap = Trap(events(1, 1)[0].model_copy(update={"point": Point.BLOB, "number": 1}), lambda: False)
+    assert trap.catches(Point.BLOB)
+    trap.is_busy = trap.kill()
+    assert not trap.has_sprung()

@@ -189,11 +189,11 @@ class Run:
         try:
             while time.monotonic() < deadline and not trap.sprung.is_set():
                 if any(rank.poll() is not None for rank in started.ranks):
-                    return trap.sprung.is_set()
+                    break
                 if event.point is Point.ANY and time.monotonic() >= moment and trap.kill():
                     return True
                 time.sleep(0.01)
-            return trap.sprung.is_set()
+            return trap.has_sprung()
         finally:
             proxy.trap = None
 

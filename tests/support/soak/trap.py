@@ -31,6 +31,12 @@ class Trap:
     """Two requests at once must not both spring it."""
     sprung: threading.Event = field(default_factory=threading.Event)
 
+    def has_sprung(self) -> bool:
+        """Once it is not about to: whom it kills may be seen dead before it has told."""
+        while self.is_busy and not self.sprung.wait(0.01):
+            pass
+        return self.sprung.is_set()
+
     def catches(self, point: Point | None) -> bool:
         """Whether this request is the one."""
         if point is not self.event.point or self.is_busy or self.sprung.is_set():
