@@ -110,7 +110,10 @@ class LocalCluster:
     # ---- what a person at this machine does ------------------------------------------------------------------------
 
     def put(self, manifest: Manifest) -> None:
-        """`kubectl apply` of a FineTuneJob: keeps identity and status, counts a changed spec as a new generation."""
+        """`kubectl apply` of a FineTuneJob: keeps identity and status, counts a changed spec as a new generation.
+
+        A run that has failed is tried again, changed or not: who asks for it has mended something.
+        """
         metadata = {"namespace": self._namespace, **manifest["metadata"]}
         old = self._objects.read(constants.KIND, metadata["name"])
         if old is None:
@@ -119,9 +122,10 @@ class LocalCluster:
             return
         kept = {name: old["metadata"][name] for name in ("uid", "creationTimestamp")}
         generation = old["metadata"]["generation"] + (old["spec"] != manifest["spec"])
-        self._objects.write(
-            {**manifest, "metadata": {**metadata, **kept, "generation": generation}, "status": old.get("status", {})}
-        )
+        status = dict(old.get("status", {}))
+        if "failedWith" in status:
+            status["failedWith"] = ""
+        self._objects.write({**manifest, "metadata": {**metadata, **kept, "generation": generation}, "status": status})
 
     def kill_pod(self, job_name: str, index: int) -> None:
         """`kill -9` of a pod's first process, as a lost node or the kernel's memory killer would."""

@@ -113,6 +113,21 @@ def test_bad_data_ends_the_run_before_training_and_says_where(bench, content: by
     assert attempts_at(job, Stage.TRAIN) == []
 
 
+def test_a_failed_run_is_tried_again_by_the_next_call(bench) -> None:
+    good, place = bench.store.get(f"s3://{bench.bucket}/data.jsonl"), f"s3://{bench.bucket}/data.jsonl"
+    bench.store.put(place, b"")
+    same = bench.job(data={"format": "Classification"})
+    assert [bench.run(same).status.phase for _ in range(2)] == [Phase.FAILED] * 2
+    bench.store.put(place, good)
+    job = bench.run(same)
+    assert (job.status.phase, job.status.run) == (Phase.SUCCEEDED, 1)
+    assert [attempt.outcome for attempt in attempts_at(job, Stage.PREPARE)] == [
+        Outcome.PERMANENT,
+        Outcome.PERMANENT,
+        Outcome.SUCCEEDED,
+    ]
+
+
 def test_a_wrong_bucket_is_named(bench) -> None:
     job = bench.run(bench.job(output={"uri": "s3://no-such-bucket/out"}))
     assert job.status.failure is not None
