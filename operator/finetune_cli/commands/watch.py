@@ -7,7 +7,7 @@ import typer
 from .. import event_loop
 from ..cluster_jobs import ClusterAccess
 from ..display import Display, make_display
-from ..display.summary import RUN_AGAIN
+from ..display.summary import APPLY_AGAIN, RUN_AGAIN
 from ..exit_status import FAILED, KILLED, of_status
 from ..places import Places
 from ..watching import watch_job
@@ -32,7 +32,7 @@ def watch(
     """
     places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
     is_local = places.local(name) is not None
-    with make_display(mode, resume=RUN_AGAIN if is_local else "set spec.suspend to false") as display:
+    with make_display(mode, ways=RUN_AGAIN if is_local else APPLY_AGAIN) as display:
         try:
             exit_status = event_loop.run(_watch(places, name, display))
         except KeyboardInterrupt:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from .base import Display
 from .json_lines import JsonDisplay
 from .plain import PlainDisplay
-from .summary import RUN_AGAIN
+from .summary import RUN_AGAIN, WaysOn
 
 __all__ = ["Display", "JsonDisplay", "PlainDisplay", "Watch", "make_display"]
 
@@ -19,17 +19,17 @@ class Watch(StrEnum):
     JSON = "json"
 
 
-def make_display(watch: Watch | None, *, resume: str = RUN_AGAIN) -> Display:
+def make_display(watch: Watch | None, *, ways: WaysOn = RUN_AGAIN) -> Display:
     """The display asked for, on standard output; None and `rich` mean rich on a terminal and plain elsewhere.
 
-    `resume` says how a suspended job goes on.
+    `ways` says how a job goes on that is suspended or has failed.
     """
     if watch is Watch.JSON:
         return JsonDisplay()
     if watch is Watch.PLAIN or not sys.stdout.isatty():
-        return PlainDisplay(resume=resume)
+        return PlainDisplay(ways=ways)
     from rich.console import Console
 
     from .live import LiveDisplay
 
-    return LiveDisplay(Console(), resume=resume)
+    return LiveDisplay(Console(), ways=ways)

@@ -19,7 +19,7 @@ from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob
 
 from .plain import EXPLAINED, validation_text
-from .summary import RUN_AGAIN, Summary, summarize
+from .summary import RUN_AGAIN, Summary, WaysOn, summarize
 from .text import count, duration, sparkline
 from .view import StageState, StageView, View, snapshot
 
@@ -60,11 +60,11 @@ class LiveDisplay:
     """Redraws in place; what has to stay (events, warnings, the end of an attempt) is printed above, once."""
 
     def __init__(
-        self, console: Console, *, clock: Callable[[], float] = time.monotonic, resume: str = RUN_AGAIN
+        self, console: Console, *, clock: Callable[[], float] = time.monotonic, ways: WaysOn = RUN_AGAIN
     ) -> None:
         self._console = console
         self._clock = clock
-        self._resume = resume
+        self._ways = ways
         self._curve = LossCurve()
         self._told: set[str] = set()
         self._spinner = Spinner("dots", style="cyan")
@@ -88,7 +88,7 @@ class LiveDisplay:
         """Freeze the live part as it ended, and print the summary below."""
         self.update(job, None)
         self._live.stop()
-        self._console.print(summary_table(summarize(job, resume=self._resume)))
+        self._console.print(summary_table(summarize(job, ways=self._ways)))
 
     def __enter__(self) -> Self:
         self._live.start()

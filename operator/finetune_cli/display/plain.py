@@ -11,7 +11,7 @@ from finetune_api.constants import Phase
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob, ProgressStatus
 
-from .summary import RUN_AGAIN, Summary, summarize
+from .summary import RUN_AGAIN, Summary, WaysOn, summarize
 from .text import count, duration, metric_name, metric_value
 from .view import StageState, View, snapshot
 
@@ -34,11 +34,11 @@ class PlainDisplay:
     """Lines such as `12:01:24  train: step 180 of 296 (60 %), loss 0.412, 2,140 tokens/s, 24 s left`."""
 
     def __init__(
-        self, stream: TextIO = sys.stdout, *, clock: Callable[[], float] = time.monotonic, resume: str = RUN_AGAIN
+        self, stream: TextIO = sys.stdout, *, clock: Callable[[], float] = time.monotonic, ways: WaysOn = RUN_AGAIN
     ) -> None:
         self._stream = stream
         self._clock = clock
-        self._resume = resume
+        self._ways = ways
         self._started = clock()
         self._before: View | None = None
         self._told = float("-inf")
@@ -66,7 +66,7 @@ class PlainDisplay:
     def finish(self, job: FineTuneJob) -> None:
         """Write the summary."""
         self.update(job, None)
-        print("\n".join(["", *summary_lines(summarize(job, resume=self._resume))]), file=self._stream, flush=True)
+        print("\n".join(["", *summary_lines(summarize(job, ways=self._ways))]), file=self._stream, flush=True)
 
     def __enter__(self) -> Self:
         return self

@@ -8,8 +8,17 @@ from finetune_api.v1alpha1 import FineTuneJob, Status
 
 from .text import duration, metric_change, metric_name, metric_value, seconds_since
 
-RUN_AGAIN = "run the same command again"
-"""How a local run that is suspended goes on."""
+
+@dataclass(frozen=True)
+class WaysOn:
+    """How a job that is at rest goes on, in words."""
+
+    suspended: str
+    failed: str
+
+
+RUN_AGAIN = WaysOn("run the same command again", "mend what is wrong and run the same command again")
+APPLY_AGAIN = WaysOn("set spec.suspend to false", "mend the spec and apply it again")
 
 _TITLES = {
     Phase.SUCCEEDED: "fine-tuned",
@@ -31,10 +40,10 @@ class Summary:
     succeeded: bool
 
 
-def summarize(job: FineTuneJob, *, resume: str = RUN_AGAIN) -> Summary:
-    """The result of a job that is over or suspended; `resume` says how that one goes on."""
+def summarize(job: FineTuneJob, *, ways: WaysOn = RUN_AGAIN) -> Summary:
+    """The result of a job that is over or suspended; `ways` says how it goes on where it can."""
     status = job.status
-    facts = [*_failure(status), *_course(status), *_results(status), *_next(job, resume)]
+    facts = [*_failure(status), *_course(status), *_results(status), *_next(job, ways)]
     return Summary(
         title=f"{job.metadata.name}: {_TITLES.get(status.phase, status.phase.lower())}",
         metrics=_metrics(status),
@@ -112,11 +121,11 @@ def _results(status: Status) -> list[tuple[str, str]]:
     return [("model", artifact.uri), ("report", artifact.report)]
 
 
-def _next(job: FineTuneJob, resume: str) -> list[tuple[str, str]]:
+def _next(job: FineTuneJob, ways: WaysOn) -> list[tuple[str, str]]:
     match job.status.phase:
         case Phase.SUSPENDED:
-            return [("resume", resume)]
+            return [("resume", ways.suspended)]
         case Phase.FAILED:
-            return [("logs", f"finetune logs {job.metadata.name}")]
+            return [("logs", f"finetune logs {job.metadata.name}"), ("to go on", ways.failed)]
         case _:
             return []

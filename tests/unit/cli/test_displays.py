@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from finetune_api.constants import Stage
 from finetune_cli.display import JsonDisplay, PlainDisplay, make_display
 from finetune_cli.display.live import LiveDisplay, LossCurve, frame, summary_table
-from finetune_cli.display.summary import summarize
+from finetune_cli.display.summary import APPLY_AGAIN, summarize
 from finetune_cli.display.view import StageState, snapshot
 from statuses import FAILED, RESTARTING, SUCCEEDED, SUSPENDED, TRAINING, job_with, live
 
@@ -119,6 +119,8 @@ def test_the_summary_of_a_failure_says_what_where_and_what_to_do() -> None:
     assert facts["where"] == "stage prepare, rank 0, topics-r1-prepare-a1-0"
     assert facts["class"] == "BadData (exit status 65)"
     assert facts["logs"] == "finetune logs topics"
+    assert facts["to go on"] == "mend what is wrong and run the same command again"
+    assert dict(summarize(job_with(FAILED), ways=APPLY_AGAIN).facts)["to go on"] == "mend the spec and apply it again"
 
 
 def test_a_suspended_run_says_how_to_go_on() -> None:

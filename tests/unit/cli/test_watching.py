@@ -9,6 +9,7 @@ import pytest
 from factories import make_job, merged
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_cli.display import PlainDisplay
+from finetune_cli.display.summary import APPLY_AGAIN
 from finetune_cli.watching import watch_job
 from statuses import FAILED, RESTARTING, START, SUCCEEDED, SUSPENDED, TRAINING
 
@@ -45,7 +46,7 @@ def watched(place: Place) -> tuple[FineTuneJob | None, list[str]]:
     def clock() -> float:
         return now[0]
 
-    display = PlainDisplay(stream, clock=clock, resume="set spec.suspend to false")
+    display = PlainDisplay(stream, clock=clock, ways=APPLY_AGAIN)
     job = asyncio.run(watch_job(place, display, pause=pause, clock=clock))
     lines = stream.getvalue().splitlines()
     return job, [line[10:] if line[2:3] == ":" else line for line in lines]
