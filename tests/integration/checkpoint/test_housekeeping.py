@@ -25,9 +25,10 @@ class Training:
         self.plane.claim()
         seed_ranks(rank)
 
-    def step(self, step: int, **options: Any) -> None:
+    def step(self, step: int, *, spread_seconds: float | None = None, **judged: Any) -> None:
         train(CASE, self.engine, self.scheduler, self.rank, self.size, range(step - 1, step))
-        self.plane.save(TrainingState(step=step, engine=self.engine, small_state={"step": step}, **options))
+        state = TrainingState(step=step, engine=self.engine, small_state={"step": step}, **judged)
+        self.plane.save(state, spread_seconds=spread_seconds)
 
 
 def names(store: ObjectStore, folder: str) -> list[str]:
