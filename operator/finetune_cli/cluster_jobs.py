@@ -96,15 +96,12 @@ class ClusterJobs:
 
     async def pods(self, name: str) -> list[Manifest]:
         """Pods of a job, of all its runs."""
-        selector = f"{constants.LABEL_JOB}={name}"
-        items: list[Manifest] = (await self._object(self._path("v1", "pods"), labelSelector=selector))["items"]
-        return items
+        return await self._children("pods", name)
 
     async def storage(self, name: str) -> StorageSettings | None:
         """Where the newest pods of a job were told that object storage is; None where nothing tells that any more."""
-        selector = f"{constants.LABEL_JOB}={name}"
         try:
-            found = (await self._object(self._path("v1", "configmaps"), labelSelector=selector))["items"]
+            found = await self._children("configmaps", name)
         except ApiError as error:
             if error.status != HTTPStatus.FORBIDDEN:
                 raise
@@ -121,6 +118,12 @@ class ClusterJobs:
         )
         path = f"{self._path('v1', 'pods')}/{pod}/log"
         return await self._ask(lambda server: server.text(path, **query))
+
+    async def _children(self, plural: str, name: str) -> list[Manifest]:
+        """Of a kind of the core group, what carries the job's label."""
+        selector = f"{constants.LABEL_JOB}={name}"
+        items: list[Manifest] = (await self._object(self._path("v1", plural), labelSelector=selector))["items"]
+        return items
 
     def _path(self, api_version: str, plural: str) -> str:
         from finetune_operator.clusters.kubernetes import path_of

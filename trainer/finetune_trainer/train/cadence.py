@@ -61,5 +61,5 @@ def spread_seconds(interval: float) -> float:
 
 
 def allowed_spread(max_lost_seconds: float) -> float:
-    """The same where the interval is not known yet: with it, interval and upload make `max_lost_seconds` together."""
+    """The same where the interval is not known yet: with it, interval and upload make what is aimed at together."""
     return spread_seconds(AIM * max_lost_seconds / (1 + SPREAD_SHARE))
