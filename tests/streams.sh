@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tests, in two streams side by side: one on Kubernetes, which waits for half of its time, and one of all others and,
-# after them, of what waits longest on Kubernetes. The latter is shown as it goes, the former after it.
+# All tests, in three streams side by side, since those on Kubernetes wait for most of their time: on nodes, on an API
+# server without any, and all others. The latter are shown as they go, and the first two after them.
 # Usage: tests/streams.sh PYTHON [ARGUMENT OF PYTEST ...]
 #
 # Where FINETUNE_TEST_REQUIRE names a cluster, its programs are built first, while tests run that need none.
@@ -9,29 +9,15 @@ cd "$(dirname "$0")/.."
 python=$1
 shift
 
-# Need no nodes, and take as long as all others that need none.
-slow=(tests/kubernetes/test_{crash_matrix,state_machine,bad_input,silent_watches}.py)
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
 
+# Usage: on_kubernetes MARKS [ARGUMENT OF PYTEST ...]
 on_kubernetes() {
     if [[ ${FINETUNE_TEST_REQUIRE:-} == *kubernetes* ]]; then
-        PYTHONPATH=tests/support nice -n 10 "$python" -m testcluster.tools || return
+        PYTHONPATH=tests/support flock "$logs/tools" nice -n 10 "$python" -m testcluster.tools || return
     fi
-    # In two processes: the one without pods needs no nodes, and gets a cluster that has none.
-    "$python" -m pytest tests/kubernetes -m pods "$@"
-    then_also $? tests/kubernetes "${slow[@]/#/--ignore=}" -m 'not pods' "$@"
-}
-
-others() {
-    "$python" -m pytest tests/unit tests/golden tests/integration "$@"
-    then_also $? "${slow[@]}" "$@"
-}
-
-# Another run after one that has ended so, unless that was interrupted; the exit status of both.
-then_also() {
-    local ended=$1
-    (( ended == 2 )) && return 2
-    "$python" -m pytest "${@:2}"
-    in_all "$ended" $?
+    "$python" -m pytest tests/kubernetes -m "$@"
 }
 
 # The exit status of two runs. 5: nothing was selected, as where an argument names a test of the other one.
@@ -41,17 +27,19 @@ in_all() {
     return $(( $1 ? $1 : $2 ))
 }
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-on_kubernetes "$@" >"$log" 2>&1 &
-kubernetes=$!
-trap 'pkill -INT -P "$kubernetes"' INT TERM
+on_kubernetes 'not pods' "$@" >"$logs/without_nodes" 2>&1 &
+without_nodes=$!
+on_kubernetes pods "$@" >"$logs/on_nodes" 2>&1 &
+on_nodes=$!
+trap 'pkill -INT -P "$without_nodes,$on_nodes"' INT TERM
 
-others "$@"
-others_ended=$?
-printf '\nThe other tests on Kubernetes, which ran meanwhile:\n\n'
-tail --pid="$kubernetes" --lines=+1 --follow "$log"
-wait "$kubernetes"
-kubernetes_ended=$?
-
-in_all $others_ended $kubernetes_ended
+"$python" -m pytest tests/unit tests/golden tests/integration "$@"
+ended=$?
+for stream in without_nodes on_nodes; do
+    printf '\nOn Kubernetes, %s, which ran meanwhile:\n\n' "${stream/_/ }"
+    tail --pid="${!stream}" --lines=+1 --follow "$logs/$stream"
+    wait "${!stream}"
+    in_all $ended $?
+    ended=$?
+done
+exit $ended

@@ -1,7 +1,6 @@
 """Real trainer processes for tests: configurations, environments, supervisors, and waiting for what they do."""
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import Spec
+from finetune_operator.clusters.local_ports import free_ports
 
 SUPPORT = Path(__file__).parent
 ROOT = SUPPORT.parents[1]
@@ -44,9 +44,7 @@ def make_config(stage: Stage, processes: int) -> TrainerConfig:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def is_alive(pid: int) -> bool:

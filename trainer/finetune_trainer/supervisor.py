@@ -5,7 +5,6 @@ environment names, or one of its own.
 """
 
 import os
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -153,7 +152,7 @@ def rank_environments(
     shared[Env.STARTED_TIME] = f"{started:.3f}"
     shared[Env.DS_ACCELERATOR] = "cuda" if config.world.gpus else "cpu"
     shared[Env.MASTER_ADDR] = environ[Env.MASTER_ADDR] if nodes > 1 else environ.get(Env.MASTER_ADDR, "127.0.0.1")
-    shared[Env.MASTER_PORT] = environ.get(Env.MASTER_PORT) or str(RENDEZVOUS_PORT if nodes > 1 else _free_port())
+    shared[Env.MASTER_PORT] = environ.get(Env.MASTER_PORT) or str(RENDEZVOUS_PORT)
     shared[Env.WORLD_SIZE], shared[Env.LOCAL_WORLD_SIZE] = str(nodes * local), str(local)
     shared.setdefault(Env.OMP_NUM_THREADS, str(max(1, len(os.sched_getaffinity(0)) // local)))
     ranks = []
@@ -161,13 +160,6 @@ def rank_environments(
         rank = node_rank * local + index
         ranks.append((rank, shared | {Env.RANK: str(rank), Env.LOCAL_RANK: str(index)}))
     return ranks
-
-
-def _free_port() -> int:
-    """A port for a rendezvous that stays within this pod."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _refuse(options: Options, code: ExitCode, error: str, advice: str = "") -> int:

@@ -4,7 +4,6 @@ import asyncio
 import http.client
 import os
 import signal
-import socket
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from ..errors import ClusterConflictError
 from ..manifests import JobKey, Manifest
 from .local_objects import ObjectFolder
 from .local_pod import LocalPod, PodPlace, pod_manifest, utc_now
+from .local_ports import free_ports
 
 _PROGRESS_TIMEOUT_SECONDS = 2.0
 
@@ -145,7 +145,7 @@ class LocalCluster:
         name = job["metadata"]["name"]
         config = self._objects.read("ConfigMap", name)
         assert config is not None, f"{name}: the ConfigMap is created before the Job"
-        rendezvous, *progress = _free_ports(1 + job["spec"]["parallelism"])
+        rendezvous, *progress = free_ports(1 + job["spec"]["parallelism"])
         self._pods[name] = [
             LocalPod(job, index, config["data"], self._place(job, index, rendezvous, port))
             for index, port in enumerate(progress)
@@ -220,15 +220,6 @@ class LocalCluster:
 def _ended(job: Manifest, kind: str) -> Manifest:
     condition = {"type": kind, "status": "True", "lastTransitionTime": utc_now()}
     return {**job, "status": {"conditions": [condition]}}
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free now; held together so that they differ."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(entry.getsockname()[1]) for entry in sockets]
-    for entry in sockets:
-        entry.close()
-    return ports
 
 
 def get_progress(port: int, query: str = "") -> Progress | None:

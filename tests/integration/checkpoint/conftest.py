@@ -4,7 +4,6 @@ import gc
 import importlib
 import multiprocessing
 import os
-import socket
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +11,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
+
+from process_support import free_port
 
 RunWorld = Callable[..., list[Any]]
 SECONDS = 600
@@ -46,9 +47,7 @@ def _rank(
 
 def _run(body: Callable[..., Any], size: int, /, **arguments: Any) -> list[Any]:
     """`body(rank=, size=, **arguments)` on `size` fresh ranks; their results, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     fork = multiprocessing.get_context("fork")
     pipes = [fork.Pipe(duplex=False) for _ in range(size)]
     processes = [
