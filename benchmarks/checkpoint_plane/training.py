@@ -39,6 +39,8 @@ from .subject import BUCKET, MANY_STEPS
 
 _WARM_UP_STEPS, _SETTLE_STEPS = 4, 2
 """Left out: the first steps allocate, and those after a baseline save find cold caches."""
+_LEARNT_SAVES, _LEARNT_STEPS = 4, 8
+"""Before the cadence is asked for: of the first save, which starts the uploaders, it learns little."""
 _QUIET_STEPS = 3
 """Before a save of DeepSpeed's writers."""
 
@@ -190,7 +192,8 @@ class OursAndTransformers(WatchedTrainer):
 
     def story(self) -> Iterator[None]:
         yield from self._steps(_WARM_UP_STEPS)
-        for _ in range(2):  # the first one starts the uploaders
+        for _ in range(_LEARNT_SAVES):
+            yield from self._window(saves=False, steps=_LEARNT_STEPS)
             yield from self._window(saves=True, steps=2)
         yield from self._learn_interval()
         self.watch.windows.clear()

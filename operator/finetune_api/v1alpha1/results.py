@@ -12,7 +12,8 @@ class Checkpoint(ApiModel):
     """When the state of the run is saved, and what of it is kept. At most one of `maxLostWork` and `everySteps`."""
 
     max_lost_work: Duration | None = None
-    """Save so often that a crash loses at most this much work. Absent, and no `everySteps`: 10m."""
+    """Save so often that a crash loses at most this much work; less often where saves would take more than 3.5 % of the
+    time, which a warning tells. Absent, and no `everySteps`: 10m."""
 
     every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Save after this many optimizer steps."""

@@ -189,6 +189,35 @@ def test_a_checkpoint_that_is_late_is_told_with_what_keeps_it(mortal: MortalStor
         assert end.startswith("the state of step 3 could not be stored within 5 s, which is spec.checkpoint.maxStal")
 
 
+def costly(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
+    """Steps from one save to the next before and after steps beside uploads took twice as long, and what is told."""
+    running = Running(rank, size, settings, folder)
+    report = ProgressReporter(None, stage=Stage.TRAIN)
+    saves = Saves(make_plan(max_lost_seconds=60.0), running.plane, report)
+    saver, every = running.plane.saver, []
+    for step in range(3, 7):
+        saver.settle()
+        assert saver.housekeeping.finish(60)
+        for _ in range(5):
+            saves.step_done(1.0)
+        saves.are_due(step, step_seconds=1.0)
+        every.append(report.progress.checkpoint_every)
+        saves.take(TrainingState(step=step, engine=running.engine, small_state={}), step_seconds=1.0, waits=False)
+        for _ in range(4):
+            saves.step_done(2.0)
+        saves.tell_lateness(step_seconds=1.0)
+    return [every[0], every[-1], *report.progress.warnings]
+
+
+def test_saves_come_less_often_where_steps_beside_them_take_longer(
+    storage_settings: Any, bucket: str, run_world: Any
+) -> None:
+    for before, after, told in run_world(costly, 2, settings=storage_settings, folder=f"{bucket}/costly"):
+        assert before == 39
+        assert 4.0 / cadence.OVERHEAD - 1 <= after < 8.0 / cadence.OVERHEAD, "four steps, a second each, and the stalls"
+        assert "not the 60 s of spec.checkpoint.maxLostWork: a save costs " in told
+
+
 def without_rights(rank: int, size: int, settings: Any, folder: str) -> str:
     os.environ["AWS_SECRET_ACCESS_KEY"] = "wrong"
     plane = make_plane(settings, folder, rank, size)

@@ -1,5 +1,6 @@
 """Ranks of the campaign: the real train stage, with small blobs, and a note of when each step was done."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,13 +41,14 @@ def train_rank(config: Path) -> int:
     def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
         from finetune_trainer.checkpoint.plane import CheckpointPlane
         from finetune_trainer.store.client import ObjectStore
-        from finetune_trainer.train import stage
+        from finetune_trainer.train import cadence, stage
 
         class SmallBlobs(CheckpointPlane):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, blob_bytes=BLOB_BYTES, **kwargs)
 
         vars(stage)["CheckpointPlane"] = SmallBlobs
+        vars(cadence)["OVERHEAD"] = math.inf  # of steps of a few milliseconds, saves every few seconds take more
         clock = StepClock(runtime.scratch / "steps", report, is_main=runtime.is_main)
         store = ObjectStore.connect(config.storage)
         return lambda: stage.train(config, store, runtime, report, clock)  # type: ignore[arg-type]

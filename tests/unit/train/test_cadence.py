@@ -12,6 +12,7 @@ from finetune_trainer.train.cadence import (
     interval_steps,
     late_seconds,
     spread_seconds,
+    why_lost_is_more,
 )
 
 # Ten minutes may be lost.
@@ -24,6 +25,7 @@ INTERVALS = [
         SaveCosts(step=1.0, landing=400.0), 400, id="one that takes most of the time: the next one waits for it"
     ),
     pytest.param(SaveCosts(step=1.0, stall=30.0), 857, id="saves that cost too much come less often"),
+    pytest.param(SaveCosts(step=1.0, stall=10.0, drag=20.0), 857, id="by slowing steps down, too"),
     pytest.param(SaveCosts(step=2000.0), 1, id="never less than a step"),
 ]
 
@@ -41,15 +43,37 @@ def test_before_a_step_was_measured_there_is_no_interval() -> None:
 SECONDS = st.floats(min_value=0.001, max_value=3000.0)
 
 
-@given(lost=SECONDS, step=SECONDS, stall=SECONDS, landing=SECONDS)
+@given(lost=SECONDS, step=SECONDS, stall=SECONDS, drag=SECONDS, landing=SECONDS)
 def test_a_crash_costs_what_it_may_unless_saves_cost_too_much(
-    lost: float, step: float, stall: float, landing: float
+    lost: float, step: float, stall: float, drag: float, landing: float
 ) -> None:
-    interval = interval_seconds(lost, SaveCosts(step=step, stall=stall, landing=landing))
-    assert stall <= OVERHEAD * interval * 1.0001
+    interval = interval_seconds(lost, SaveCosts(step=step, stall=stall, drag=drag, landing=landing))
+    assert stall + drag <= OVERHEAD * interval * 1.0001
     assert interval >= landing
     worst = interval + landing + step
-    assert worst <= AIM * lost * 1.0001 or interval in (stall / OVERHEAD, landing)
+    assert worst <= AIM * lost * 1.0001 or interval in ((stall + drag) / OVERHEAD, landing)
+
+
+MORE = [
+    pytest.param(SaveCosts(step=1.0, stall=0.1, drag=2.0, landing=60.0), "", id="what was asked for"),
+    pytest.param(
+        SaveCosts(step=1.0, stall=1.0, drag=29.0, landing=60.0),
+        "a crash may cost 918 s of work, not the 600 s of spec.checkpoint.maxLostWork: a save costs 30.0 s, and all of "
+        "them 3.5% of the time at most",
+        id="saves that cost too much",
+    ),
+    pytest.param(
+        SaveCosts(step=1.0, landing=500.0),
+        "a crash may cost 1001 s of work, not the 600 s of spec.checkpoint.maxLostWork: a checkpoint takes 500 s until "
+        "it is stored",
+        id="storage that is slow",
+    ),
+]
+
+
+@pytest.mark.parametrize(("costs", "told"), MORE)
+def test_that_a_crash_may_cost_more_is_told_with_its_reason(costs: SaveCosts, told: str) -> None:
+    assert why_lost_is_more(600.0, costs) == told
 
 
 def test_an_upload_ends_well_before_the_next_one_begins() -> None:

@@ -43,7 +43,7 @@ class Housekeeping:
         self._carrier, self._keep, self._runtime = carrier, keep, runtime
         self.is_open = False
         """The same on every rank: begun, and not known everywhere to have ended."""
-        self._is_ordered = False
+        self.is_working = False
         """This rank's uploader is at it, or was when it was last heard of."""
         self._begun = 0.0
         self._given_way = 0
@@ -59,22 +59,22 @@ class Housekeeping:
         if is_awaited and self._given_way < _LET_GO:
             self._given_way += 1
             return
-        self.is_open, self._is_ordered, self._begun = True, self._runtime.is_main, time.monotonic()
-        if self._is_ordered:
+        self.is_open, self.is_working, self._begun = True, self._runtime.is_main, time.monotonic()
+        if self.is_working:
             self._carrier.send(PruneOrder(keep=self._keep))
 
     @property
     def insists(self) -> bool:
         """On rank 0: what goes on gives way only to a save that has to be."""
-        starves = self._is_ordered and self._given_way >= _LET_GO
+        starves = self.is_working and self._given_way >= _LET_GO
         return starves and time.monotonic() - self._begun < INSISTING_SECONDS
 
     def hear(self, timeout: float = 0.0) -> bool:
         """Look for news of it, `timeout` seconds at most; whether nothing is going on on this rank."""
-        if self._is_ordered and (answer := self._carrier.receive(timeout)) is not None:
-            self._is_ordered = not answer.done
+        if self.is_working and (answer := self._carrier.receive(timeout)) is not None:
+            self.is_working = not answer.done
             self._take(answer)
-        return not self._is_ordered
+        return not self.is_working
 
     def finish(self, patience: float) -> bool:
         """Give it `patience` seconds; whether nothing is going on on this rank then."""

@@ -92,6 +92,11 @@ class Saver:
         return self._flight is not None
 
     @property
+    def is_working(self) -> bool:
+        """This rank's uploader stores or removes something, or did when it was last heard of."""
+        return self.in_flight or self.housekeeping.is_working
+
+    @property
     def newest_step(self) -> int | None:
         """Of the save in flight, else of the last one committed."""
         if self._flight is not None:

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 OVERHEAD = 0.035
-"""Largest share of the time that saves may hold up the training: the bound that CheckFreq (FAST '21) is judged by."""
+"""Largest share of the time that saves may take from the training, by stopping it and by slowing steps down: the bound
+that CheckFreq (FAST '21) is judged by."""
 
 AIM = 0.9
 """Of what a crash may cost. Steps are not all as long as those that were measured: of a hundred kills, with all of it
@@ -24,8 +25,15 @@ class SaveCosts:
     step: float = 0.0
     stall: float = 0.0
     """How long the training stands still for a save."""
+    drag: float = 0.0
+    """How much longer the steps beside its upload take, all together."""
     landing: float = 0.0
     """From a snapshot until its checkpoint exists."""
+
+    @property
+    def training(self) -> float:
+        """What a save takes from the training."""
+        return self.stall + self.drag
 
 
 def interval_seconds(max_lost_seconds: float, costs: SaveCosts) -> float:
@@ -36,7 +44,7 @@ def interval_seconds(max_lost_seconds: float, costs: SaveCosts) -> float:
     not stored before the next one, they come less often, and a crash costs more.
     """
     wanted = AIM * max_lost_seconds - max(costs.landing, allowed_spread(max_lost_seconds)) - costs.step
-    return max(wanted, costs.stall / OVERHEAD, costs.landing)
+    return max(wanted, costs.training / OVERHEAD, costs.landing)
 
 
 def interval_steps(max_lost_seconds: float, costs: SaveCosts) -> int:
@@ -44,6 +52,22 @@ def interval_steps(max_lost_seconds: float, costs: SaveCosts) -> int:
     if costs.step <= 0:
         raise ValueError("no step was measured yet")
     return max(1, math.floor(interval_seconds(max_lost_seconds, costs) / costs.step))
+
+
+def lost_seconds(max_lost_seconds: float, costs: SaveCosts) -> float:
+    """What a crash may cost with this interval: more than was asked for only where saves cost too much."""
+    return max(max_lost_seconds, interval_seconds(max_lost_seconds, costs) + costs.landing + costs.step)
+
+
+def why_lost_is_more(max_lost_seconds: float, costs: SaveCosts) -> str:
+    """Why a crash may cost clearly more than was asked for; empty where it does not."""
+    lost = lost_seconds(max_lost_seconds, costs)
+    if lost <= LATE_FACTOR * max_lost_seconds:
+        return ""
+    told = f"a crash may cost {lost:.0f} s of work, not the {max_lost_seconds:g} s of spec.checkpoint.maxLostWork"
+    if costs.training / OVERHEAD > costs.landing:
+        return f"{told}: a save costs {costs.training:.1f} s, and all of them {OVERHEAD:.1%} of the time at most"
+    return f"{told}: a checkpoint takes {costs.landing:.0f} s until it is stored"
 
 
 def late_seconds(promised: float) -> float:

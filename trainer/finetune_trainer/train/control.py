@@ -67,7 +67,7 @@ class StepControl(TrainerCallback):
             raise trainer.saves.too_stale()
         tokens -= trainer.blanks_of(step)
         trainer.run.tokens += int(tokens)
-        trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens)
+        trainer.saves.step_done(trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens))
         trainer.saves.tell_lateness(step_seconds=trainer.meter.step_seconds)
         self._stopping = stop > 0
         control.should_log |= step == plan.total_steps

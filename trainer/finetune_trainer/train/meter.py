@@ -33,17 +33,17 @@ class StepMeter:
         """Recent mean time of a step; 0 before the first."""
         return sum(taken for taken, _ in self._recent) / len(self._recent) if self._recent else 0.0
 
-    def step_done(self, step: int, *, epoch: float, tokens: float) -> None:
-        """One optimizer step is done that saw `tokens` tokens without padding, over all ranks."""
+    def step_done(self, step: int, *, epoch: float, tokens: float) -> float:
+        """One optimizer step is done that saw `tokens` tokens without padding, over all ranks; how long it took."""
         now = time.monotonic()
-        self._recent.append((now - self._since, tokens))
-        self._report.add_seconds("steps", now - self._since)
-        self._since = now
+        seconds, self._since = now - self._since, now
+        self._recent.append((seconds, tokens))
+        self._report.add_seconds("steps", seconds)
         self._tokens += tokens
         fields: dict[str, Any] = {}
         if self._report.progress.first_step_time is None:
             fields["first_step_time"] = utc_now()
-        taken = sum(seconds for seconds, _ in self._recent)
+        taken = sum(each for each, _ in self._recent)
         self._report.update(
             step=step,
             epoch=round(epoch, 4),
@@ -54,6 +54,7 @@ class StepMeter:
             peak_memory_bytes=peak_memory_bytes(),
             **fields,
         )
+        return seconds
 
 
 def utc_now() -> str:

@@ -8,13 +8,25 @@ from ..checkpoint.plane import CheckpointPlane
 from ..checkpoint.training_state import TrainingState
 from ..errors import StorageUnreachableError
 from ..progress import ProgressReporter
-from .cadence import SaveCosts, allowed_spread, interval_seconds, interval_steps, late_seconds, spread_seconds
+from .cadence import (
+    SaveCosts,
+    allowed_spread,
+    interval_steps,
+    late_seconds,
+    lost_seconds,
+    spread_seconds,
+    why_lost_is_more,
+)
+from .drag import Drag
 from .plan import TrainingPlan
 
 log = logging.getLogger("finetune")
 
 PATIENCE_SECONDS = 2.0
 """How long a save waits for the one before it: a small state is stored by then. A large one is not waited for."""
+
+SAVES_BEFORE_COSTS_ARE_TOLD = 3
+"""The first ones are not like those that follow: buffers are allocated, an uploader starts."""
 
 
 class Saves:
@@ -27,10 +39,12 @@ class Saves:
         """When the state was taken that the last checkpoint holds."""
         self._stall_seconds = 0.0
         self._landing_seconds = 0.0
+        self._drag, self._was_beside = Drag(), False
         self._warned_step = -1
         self._told_trouble = ""
         self._is_owed = False
         """A save has been left out, because the one before it was still in flight."""
+        self._has_told_cost = False
 
     def start(self, step: int) -> None:
         """The training begins, or goes on, at this step."""
@@ -51,7 +65,15 @@ class Saves:
         return step - self._begun_step >= steps and not self._plan.ends_soon(step, step_seconds=step_seconds)
 
     def _costs(self, step_seconds: float) -> SaveCosts:
-        return SaveCosts(step=step_seconds, stall=self._stall_seconds, landing=self._landing_seconds)
+        return SaveCosts(
+            step=step_seconds, stall=self._stall_seconds, drag=self._drag.seconds, landing=self._landing_seconds
+        )
+
+    def step_done(self, seconds: float) -> None:
+        """One has taken so long, without a save before it: what it has taken longer for an upload is learnt."""
+        is_beside = self._plane.saver.is_working
+        self._drag.step(seconds, beside=is_beside or self._was_beside)
+        self._was_beside = is_beside
 
     def move_on(self, *, all_stored: bool, refused: bool) -> None:
         """After a step: what is in flight. Raises FencedError on every rank if a newer attempt has claimed the run."""
@@ -90,9 +112,18 @@ class Saves:
         if self._plan.save_every:
             promised = 2 * self._plan.save_every * step_seconds
         else:
-            promised = max(lost, interval_seconds(lost, costs) + costs.landing)
+            promised = lost_seconds(lost, costs)
+            self._tell_cost(costs)
         is_late = time.monotonic() - self._secured > late_seconds(promised)
         self._report.update(checkpoint_late=self._why_late() if is_late else "")
+
+    def _tell_cost(self, costs: SaveCosts) -> None:
+        """Once, where what was asked for is not to be had."""
+        if self._drag.saves >= SAVES_BEFORE_COSTS_ARE_TOLD and not self._has_told_cost:
+            why = why_lost_is_more(self._plan.max_lost_seconds, costs)
+            if why:
+                self._report.warn(why)
+            self._has_told_cost = bool(why)
 
     def _why_late(self) -> str:
         saver = self._plane.saver
@@ -118,7 +149,8 @@ class Saves:
                 self._is_owed = True
                 return
             self._plane.save(state, spread_seconds=None if waits else self._spread(step_seconds))
-        self._is_owed = False
+        self._is_owed, self._was_beside = False, True
+        self._drag.save_begins()
         if not waits:
             self._stall_seconds = time.monotonic() - started
         self._begun_step, self._begun = state.step, started
