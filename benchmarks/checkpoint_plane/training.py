@@ -90,6 +90,8 @@ class Watch:
     windows: list[Window] = field(default_factory=list)
     interval_steps: int = 0
     """What the automatic cadence came to."""
+    drag: float = 0.0
+    """Of what it knew then: seconds that steps beside an upload take longer, all together."""
 
 
 class WatchedSaves(Saves):
@@ -99,6 +101,11 @@ class WatchedSaves(Saves):
         super().__init__(plan, plane, report)
         self.allowed, self.uploading = False, False
         self._watch, self._taken = watch, 0.0
+
+    @property
+    def drag_seconds(self) -> float:
+        """As it is known."""
+        return self._drag.seconds
 
     def are_due(self, step: int, *, step_seconds: float) -> bool:
         return self.allowed and super().are_due(step, step_seconds=step_seconds)
@@ -232,6 +239,7 @@ class OursAndTransformers(WatchedTrainer):
         yield
         self.watched.allowed = False
         self.watch.interval_steps = max(2, broadcast(self.parts.report.progress.checkpoint_every))
+        self.watch.drag = self.watched.drag_seconds
 
 
 class TransformersOnly(WatchedTrainer):

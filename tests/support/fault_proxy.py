@@ -12,15 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 from aiohttp import web
 
 from driven import MUTATING
-from loop_thread import LoopThread
-from process_support import free_port
+from reverse_proxy import ReverseProxy
 
 _HOP = frozenset({"connection", "transfer-encoding", "content-length", "host", "accept-encoding", "keep-alive"})
 """Headers that speak of one connection; and no compression, so that faults can read what passes."""
@@ -115,7 +113,7 @@ class _Active:
 
 
 @dataclass
-class FaultProxy:
+class FaultProxy(ReverseProxy):
     """Between one client and the API server of its kubeconfig. A context manager; `server` is its address."""
 
     kubeconfig: Path
@@ -124,23 +122,14 @@ class FaultProxy:
     _active: list[_Active] = field(default_factory=list)
     _streams: set[Stream] = field(default_factory=set)
 
-    def __enter__(self) -> "FaultProxy":
+    def __enter__(self) -> Self:
         cluster = json.loads(self.kubeconfig.read_text())["clusters"][0]["cluster"]
         self._upstream: str = cluster["server"]
         data = cluster.get("certificate-authority-data")
         self._trust = ssl.create_default_context(
             cafile=cluster.get("certificate-authority"), cadata=base64.b64decode(data).decode() if data else None
         )
-        self.port = free_port()
-        self._loop = LoopThread().__enter__()
-        self._loop.run(self._open())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._loop.run(self._close())
-        self._loop.__exit__(kind, error, trace)
+        return super().__enter__()
 
     @property
     def server(self) -> str:
@@ -150,7 +139,7 @@ class FaultProxy:
     def fault(self, fault: Fault, *kinds: str, plurals: tuple[str, ...] = ()) -> Iterator[None]:
         """On inside the block, for calls of these kinds; no plurals: of all. The newest fault for a call counts."""
         active = _Active(frozenset(kinds), frozenset(plurals), fault)
-        self._loop.run(self._begin(active))
+        self.loop.run(self._begin(active))
         try:
             yield
         finally:
@@ -159,11 +148,11 @@ class FaultProxy:
     @contextlib.contextmanager
     def unreachable(self) -> Iterator[None]:
         """Nobody listens inside the block, and open connections are lost."""
-        self._loop.run(self._close())
+        self.loop.run(self.leave())
         try:
             yield
         finally:
-            self._loop.run(self._open())
+            self.loop.run(self.listen())
 
     def cut_watches(self) -> None:
         """All that are open, once."""
@@ -172,29 +161,23 @@ class FaultProxy:
             for stream in list(self._streams):
                 stream.cut()
 
-        self._loop.run(cut())
+        self.loop.run(cut())
 
     def count(self, kind: str, plural: str = "", *, since: float = 0.0) -> int:
         """Calls of a kind; `since` is a moment of `time.monotonic`."""
         return sum(call.kind == kind and plural in ("", call.plural) for call in list(self.calls) if call.at >= since)
 
-    async def _open(self) -> None:
-        self._session = aiohttp.ClientSession(
+    def client(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._trust, limit=0),
             timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
         )
-        application = web.Application(client_max_size=2**24)
-        application.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
 
-    async def _close(self) -> None:
+    async def leave(self) -> None:
         for stream in list(self._streams):
             stream.cut()
-        await self._runner.cleanup()
-        await self._session.close()
+        await super().leave()
 
     async def _begin(self, active: _Active) -> None:
         self._active.insert(0, active)
@@ -205,14 +188,14 @@ class FaultProxy:
     def _fault_for(self, call: Call) -> Fault:
         return next((active.fault for active in self._active if active.is_for(call)), Fault())
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         call = Call(request.method, request.path, request.query_string, time.monotonic())
         self.calls.append(call)
         body = await request.read()
         if (answer := await self._fault_for(call).before(call)) is not None:
             return answer
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
-        async with self._session.request(
+        async with self.session.request(
             request.method, f"{self._upstream}{request.rel_url}", headers=headers, data=body or None
         ) as answer:
             passed = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP}

@@ -4,7 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from enum import Enum
-from types import TracebackType
+from typing import Self
 
 import aiohttp
 import boto3
@@ -14,9 +14,8 @@ from botocore.config import Config
 
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
-from loop_thread import LoopThread
 from mortal_store import MortalStore
-from process_support import free_port
+from reverse_proxy import ReverseProxy
 
 _OWN = frozenset({"connection", "transfer-encoding", "content-length", "keep-alive", "expect"})
 """Headers that speak of one connection. Not `Host`: it is part of the signature."""
@@ -47,7 +46,7 @@ class Request:
 
 
 @dataclass
-class StoreProxy:
+class StoreProxy(ReverseProxy):
     """Between clients and a server. A context manager."""
 
     server: EmbeddedStore | MortalStore
@@ -55,7 +54,7 @@ class StoreProxy:
     requests: list[Request] = field(default_factory=list)
     """All so far, in order."""
 
-    def __enter__(self) -> "StoreProxy":
+    def __enter__(self) -> Self:
         access = self.server.access
         # Not the default session: it would remember the environment of the first test.
         self._plain = boto3.session.Session().client(
@@ -66,16 +65,7 @@ class StoreProxy:
             aws_secret_access_key=access.secret_key,
             config=Config(request_checksum_calculation="when_required", s3={"addressing_style": "path"}),
         )
-        self.port = free_port()
-        self._loop = LoopThread().__enter__()
-        self._loop.run(self._open())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._loop.run(self._close())
-        self._loop.__exit__(kind, error, trace)
+        return super().__enter__()
 
     def settings(self) -> StorageSettings:
         """How the trainer reaches it; with the server's own credentials."""
@@ -85,19 +75,10 @@ class StoreProxy:
         """Requests whose path holds `part`; `since` is a moment of `time.monotonic`."""
         return sum(one.method == method and part in one.path for one in list(self.requests) if one.at >= since)
 
-    async def _open(self) -> None:
-        self._session = aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=("User-Agent", "Content-Type"))
-        application = web.Application(client_max_size=2**30)
-        application.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+    def client(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=("User-Agent", "Content-Type"))
 
-    async def _close(self) -> None:
-        await self._runner.cleanup()
-        await self._session.close()
-
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         is_conditional = request.method == "PUT" and "If-None-Match" in request.headers
         self.requests.append(Request(request.method, request.path, is_conditional, time.monotonic()))
         body = await request.read()
@@ -118,7 +99,7 @@ class StoreProxy:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _OWN}
         address = yarl.URL(f"{self.server.access.endpoint}{request.raw_path}", encoded=True)
         data = body or (b"" if request.method == "PUT" else None)
-        async with self._session.request(request.method, address, headers=headers, data=data) as answer:
+        async with self.session.request(request.method, address, headers=headers, data=data) as answer:
             passed = {name: value for name, value in answer.headers.items() if name.lower() not in _OWN}
             content = await answer.read()
             if request.method == "HEAD":

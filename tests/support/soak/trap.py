@@ -53,7 +53,7 @@ class TrapProxy(StoreProxy):
     trap: Trap | None = None
     _epoch: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         try:
             body = await request.read()
         except ConnectionError:

@@ -1,0 +1,49 @@
+"""A reverse proxy on a thread of its own; what becomes of a request is said by those who extend it."""
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from aiohttp import web
+
+from loop_thread import LoopThread
+from process_support import free_port
+
+
+class ReverseProxy(ABC):
+    """A context manager; `port` is that of 127.0.0.1 on which it listens."""
+
+    def __enter__(self) -> Self:
+        self.port = free_port()
+        self.loop = LoopThread().__enter__()
+        self.loop.run(self.listen())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.loop.run(self.leave())
+        self.loop.__exit__(kind, error, trace)
+
+    @abstractmethod
+    def client(self) -> aiohttp.ClientSession:
+        """Towards the server; made on the proxy's own loop."""
+
+    @abstractmethod
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request."""
+
+    async def listen(self) -> None:
+        """Begin, or begin again, at the same port."""
+        self.session = self.client()
+        application = web.Application(client_max_size=2**30)
+        application.router.add_route("*", "/{path:.*}", self.handle)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+
+    async def leave(self) -> None:
+        """Nobody listens any more; open connections are lost."""
+        await self._runner.cleanup()
+        await self.session.close()
