@@ -231,6 +231,7 @@ class OursAndTransformers(WatchedTrainer):
             yield
         self.window.seconds = time.perf_counter() - started
         self.watch.windows.append(self.window)
+        self.window = Window(saves=False)  # what comes before the next one is of none
 
     def _learn_interval(self) -> Iterator[None]:
         """Let the product work out the cadence, of what the saves so far have cost."""

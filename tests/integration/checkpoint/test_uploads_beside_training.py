@@ -198,7 +198,7 @@ def costly(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     for step in range(3, 7):
         saver.settle()
         assert saver.housekeeping.finish(60)
-        for _ in range(5):
+        for _ in range(10):
             saves.step_done(1.0)
         saves.are_due(step, step_seconds=1.0)
         every.append(report.progress.checkpoint_every)

@@ -3,6 +3,8 @@
 import statistics
 from collections import deque
 
+_FIRST_STEPS = 5
+"""Of an attempt: they allocate, compile and fill caches, and are compared with nothing."""
 _QUIET_STEPS = 100
 _LEAST_QUIET_STEPS = 3
 _SAVES = 5
@@ -15,6 +17,7 @@ class Drag:
     """Compares steps beside an upload, or a removal, with recent ones beside none."""
 
     def __init__(self) -> None:
+        self._ignored = 0
         self._quiet: deque[float] = deque(maxlen=_QUIET_STEPS)
         self._extra: float | None = None
         """Of the steps beside the save of now; None: none could be compared yet."""
@@ -22,7 +25,9 @@ class Drag:
 
     def step(self, seconds: float, *, beside: bool) -> None:
         """One has taken so long."""
-        if not beside:
+        if self._ignored < _FIRST_STEPS:
+            self._ignored += 1
+        elif not beside:
             self._quiet.append(seconds)
         elif len(self._quiet) >= _LEAST_QUIET_STEPS:
             longest = _CAP * statistics.median(self._quiet)
