@@ -1,11 +1,13 @@
 """A checkpoint that does not fit is refused with what differs."""
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
 
-from finetune_trainer.checkpoint.format.fitness import UnfitError, check_lineage, read_manifest
+from finetune_trainer.checkpoint.format.fitness import NewerFormatError, UnfitError, check_lineage, read_manifest
+from finetune_trainer.checkpoint.format.manifest import digest_of, sealed
 from small_manifests import LINEAGE, MANIFEST, OTHER
 
 
@@ -17,6 +19,24 @@ def test_a_manifest_of_this_run_is_read() -> None:
     assert read_manifest(document()) == MANIFEST
     check_lineage(MANIFEST, LINEAGE)
     check_lineage(MANIFEST.model_copy(update={"job": ""}), LINEAGE)
+
+
+def test_a_manifest_as_it_is_stored_is_read_and_no_bit_of_it_may_change() -> None:
+    content = sealed(MANIFEST)
+    assert read_manifest(content) == MANIFEST
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        with contextlib.suppress(UnfitError):
+            assert read_manifest(bytes(changed)) == MANIFEST, "what is no part of the JSON's meaning may"
+
+
+def test_a_newer_version_is_told_from_a_damaged_one() -> None:
+    newer: dict[str, Any] = {**json.loads(document(version=2)), "shards": []}
+    with pytest.raises(NewerFormatError):
+        read_manifest(json.dumps(newer | {"digest": digest_of(newer)}).encode())
+    with pytest.raises(UnfitError, match="is damaged: its fields have another SHA-256 than it says"):
+        read_manifest(sealed(MANIFEST).replace(b'"version": 1', b'"version": 3'))
 
 
 @pytest.mark.parametrize(

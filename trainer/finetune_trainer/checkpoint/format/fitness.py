@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
 from finetune_api.trainer_config import TrainerConfig
 
 from .failures import first_fault
-from .manifest import VERSION, Manifest
+from .manifest import VERSION, Manifest, digest_of
 
 
 @dataclass(frozen=True)
@@ -40,26 +41,33 @@ class NewerFormatError(UnfitError):
 
 
 def read_manifest(content: bytes) -> Manifest:
-    """Raises UnfitError for another format, and for what is no manifest at all."""
-    version = _version(content)
-    if version is not None and version > VERSION:
+    """Raises UnfitError for another format, for changed bytes, and for what is no manifest at all.
+
+    Those that hold no digest were saved before they did.
+    """
+    document = _document(content)
+    digest = document.pop("digest", None)
+    if digest is not None and digest != digest_of(document):
+        raise UnfitError("is damaged: its fields have another SHA-256 than it says")
+    version = document.get("version")
+    if isinstance(version, int) and version > VERSION:  # a newer format may have any fields, but it has this one
         raise NewerFormatError(f"was written by a newer finetune-operator (format {version}, known {VERSION})")
-    if version is not None and version < VERSION:
+    if isinstance(version, int) and version < VERSION:
         raise UnfitError(f"was written by an older finetune-operator (format {version}, known {VERSION})")
     try:
-        return Manifest.model_validate_json(content)
+        return Manifest.model_validate_json(json.dumps(document))
     except ValidationError as error:
         raise UnfitError(f"is not a manifest of format {VERSION}: {first_fault(error)}") from error
 
 
-def _version(content: bytes) -> int | None:
-    """None where there is no number to compare. A newer format may have any fields, but it has this one."""
+def _document(content: bytes) -> dict[str, Any]:
     try:
         document = json.loads(content)
-    except ValueError:
-        return None
-    version = document.get("version") if isinstance(document, dict) else None
-    return version if isinstance(version, int) else None
+    except ValueError as error:
+        raise UnfitError(f"is not a manifest of format {VERSION}: {error}") from error
+    if not isinstance(document, dict):
+        raise UnfitError(f"is not a manifest of format {VERSION}: it is no JSON object")
+    return document
 
 
 def check_lineage(manifest: Manifest, lineage: Lineage) -> None:

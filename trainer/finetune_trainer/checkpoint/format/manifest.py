@@ -1,6 +1,6 @@
 """What a checkpoint consists of. Pure.
 
-manifests/<step>-a<attempt>.json  names, by SHA-256
+manifests/<step>-a<attempt>.json  ends with its own digest, and names, by SHA-256
   a state blob                    engine counters, parameter groups, and the Trainer's own state (JSON)
   a part blob per rank            its random number generators, Adam steps, and (JSON), by SHA-256
     a layout blob                 which elements of which parameters (JSON, the same in every checkpoint)
@@ -9,7 +9,10 @@ manifests/<step>-a<attempt>.json  names, by SHA-256
 A checkpoint exists if, and only if, its manifest does; the manifest is written last.
 """
 
+import hashlib
+import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.trainer_config import Message
@@ -60,6 +63,21 @@ class Manifest(Message):
     def name(self) -> str:
         """`00001200-a0003`."""
         return manifest_name(self.step, self.attempt)
+
+
+def sealed(manifest: Manifest) -> bytes:
+    """As it is stored: JSON, and in it the digest of the rest."""
+    document = manifest.model_dump(mode="json")
+    return json.dumps(document | {"digest": digest_of(document)}, indent=1).encode()
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """SHA-256 of all fields but `digest`, as JSON with sorted keys and without spaces.
+
+    Any version of the format has it: otherwise bytes that were changed on their way could look like another version.
+    """
+    rest = {name: value for name, value in document.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class Part(Message):

@@ -101,19 +101,19 @@ class Blobs:
 
     def _verified(self, digest: str, read: Callable[[str], Content]) -> Content:
         """Bytes may also break on their way, so what is wrong is read a second time before it is called so."""
-        uri = self.uri_of(digest)
+        uri, fault = self.uri_of(digest), "its bytes have another SHA-256 than its name"
         for _ in range(2):
             try:
                 content = read(uri)
             except ObjectMissingError as error:
                 raise CorruptCheckpointError(f"{uri} is missing") from error
             except StorageProtocolError as error:
-                self.suspect.add(digest)
-                raise CorruptCheckpointError(f"{uri} is damaged: {error}") from error
-            if hashlib.sha256(content).hexdigest() == digest:
-                return content
+                fault = str(error)
+            else:
+                if hashlib.sha256(content).hexdigest() == digest:
+                    return content
         self.suspect.add(digest)
-        raise CorruptCheckpointError(f"{uri} is damaged: its bytes have another SHA-256 than its name")
+        raise CorruptCheckpointError(f"{uri} is damaged: {fault}")
 
     def listed(self) -> Iterator[StoredBlob]:
         """Every object that storage has among the blobs."""

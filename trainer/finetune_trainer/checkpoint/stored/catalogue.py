@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from ...errors import BadConfigError, CorruptCheckpointError, NewerCheckpointError, ObjectMissingError
 from ...store import ObjectStore, join
 from ..format.fitness import Lineage, NewerFormatError, UnfitError, check_lineage, read_manifest
-from ..format.manifest import Manifest, newest_first, numbers_of
+from ..format.manifest import Manifest, newest_first, numbers_of, sealed
 from .blobs import Blobs
 from .loading import Loader
 
@@ -43,7 +43,7 @@ class Catalogue:
         Without conditional writes that is looked up first. Its name carries the attempt, which one process has claimed,
         so nobody else wants it; see docs/decisions/0006.
         """
-        uri, content = self.uri_of(manifest.name), manifest.model_dump_json(indent=1).encode()
+        uri, content = self.uri_of(manifest.name), sealed(manifest)
         if has_conditions:
             is_new = self._store.put_if_absent(uri, content)
         elif is_new := not self._store.exists(uri):
@@ -102,7 +102,7 @@ class Catalogue:
         """The manifest. Raises CorruptCheckpointError, NewerCheckpointError."""
         uri = self.uri_of(name)
         try:
-            manifest = read_manifest(self._store.get(uri))
+            manifest = self._read(uri)
             if self._lineage is not None:
                 check_lineage(manifest, self._lineage)
         except ObjectMissingError as error:
@@ -114,3 +114,10 @@ class Catalogue:
         if manifest.name != name:
             raise CorruptCheckpointError(f"{uri} holds the manifest of {manifest.name}")
         return manifest
+
+    def _read(self, uri: str) -> Manifest:
+        """Bytes may also break on their way, so what is wrong is read a second time before it is called so."""
+        try:
+            return read_manifest(self._store.get(uri))
+        except UnfitError:
+            return read_manifest(self._store.get(uri))

@@ -1,0 +1,72 @@
+"""Storage that delays, resets, refuses, answers nothing, half, or something else: nothing wrong is ever accepted."""
+
+from typing import Any
+
+from finetune_api.trainer_config import StorageSettings
+from finetune_cli.embedded_store import EmbeddedStore
+from finetune_trainer.checkpoint.training_state import TrainingState
+from misbehaving_store import OLD_LISTS, TROUBLES, MisbehavingProxy
+from tiny_engine import Case, make_engine, make_plane, seed_ranks, train
+
+CASE, STEPS = Case(2, dropout=0.1), 6
+RESUMED = dict.fromkeys(TROUBLES, 4) | {
+    "stored-changed": 0,  # of both checkpoints some blobs are others than their names say
+    OLD_LISTS: 0,  # the first list of all had no checkpoint in it
+}
+"""The step from which a run goes on that has saved its second and its fourth."""
+
+
+def save(plane: Any, engine: Any, scheduler: Any, step: int) -> None:
+    plane.save(TrainingState(step=step, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
+
+
+def saved(rank: int, size: int, settings: Any, folder: str) -> list[str]:
+    """Losses of a run that saves twice on its way."""
+    engine, scheduler = make_engine(CASE, size, disturb=False)
+    plane = make_plane(settings, folder, rank, size)
+    plane.claim()
+    assert plane.restore(engine) is None
+    seed_ranks(rank)
+    losses = []
+    for start in (0, 2):
+        losses += train(CASE, engine, scheduler, rank, size, range(start, start + 2))
+        save(plane, engine, scheduler, start + 2)
+    losses += train(CASE, engine, scheduler, rank, size, range(4, STEPS))
+    plane.close()
+    return losses
+
+
+def resumed(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+    """The next attempt in other processes: where it goes on, what it says, and its losses."""
+    engine, scheduler = make_engine(CASE, size, disturb=False)
+    plane = make_plane(settings, folder, rank, size, attempt=2)
+    plane.claim()
+    seed_ranks(rank)
+    step = 0
+    if restored := plane.restore(engine):
+        scheduler.load_state_dict(restored.small_state["scheduler"])
+        plane.restore_rng(restored.manifest)
+        step = restored.manifest.step
+    losses = train(CASE, engine, scheduler, rank, size, range(step, STEPS))
+    save(plane, engine, scheduler, STEPS)
+    plane.close()
+    return {"step": step, "losses": losses, "warnings": plane.warnings}
+
+
+def in_all(rank: int, size: int, body: Any, settings: Any, bucket: str) -> dict[str, Any]:
+    return {kind: body(rank, size, settings, f"{bucket}/{kind}") for kind in RESUMED}
+
+
+def test_nothing_wrong_is_accepted_and_what_passes_costs_nothing(
+    storage_settings: StorageSettings, store_server: EmbeddedStore, bucket: str, run_world: Any
+) -> None:
+    with MisbehavingProxy(store_server) as proxy:
+        place = {"settings": proxy.settings(), "bucket": bucket}
+        before, after = (run_world(in_all, 2, body=body, **place)[0] for body in (saved, resumed))
+    assert set(proxy.struck) == set(RESUMED), "each trouble has been there"
+    assert {kind: found["step"] for kind, found in after.items()} == RESUMED
+    for kind, found in after.items():
+        assert found["losses"] == before[kind][found["step"] :], f"{kind}: bitwise those of the uninterrupted run"
+    for told, step in zip(after["stored-changed"]["warnings"], (4, 2), strict=True):
+        assert told.startswith(f"checkpoint 0000000{step}-a0001 cannot be used: ")
+        assert "is damaged: its bytes have another SHA-256 than its name" in told
