@@ -121,6 +121,7 @@ class Reason(StrEnum):
     SUSPENDING = "Suspending"
     SUSPENDED = "SuspendedByUser"
     RESUMED = "Resumed"
+    STAGE_WARNING = "StageWarning"
     SPEC_CHANGED = "SpecChanged"
     NEXT_ATTEMPT = "AppliesAtNextAttempt"
     SAVE_FITS = "SaveFits"

@@ -208,6 +208,8 @@ class Status(StatusModel):
     """How far the training is."""
     last_checkpoint: CheckpointStatus | None = None
     """The last committed checkpoint."""
+    warnings: Annotated[tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=16)] = ()
+    """What the stages of this run have warned of, each once; the last sixteen."""
     restarts: int = 0
     """Restarts charged since the last new checkpoint."""
     disruptions: int = 0

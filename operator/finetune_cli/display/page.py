@@ -44,7 +44,15 @@ class Page:
 
     def lines(self) -> list[str]:
         """The page."""
-        blocks = (self._course, self._attempts, self._failure, self._results, self._conditions, self._events)
+        blocks = (
+            self._course,
+            self._attempts,
+            self._failure,
+            self._warnings,
+            self._results,
+            self._conditions,
+            self._events,
+        )
         found = [list(self._head()), *(list(block()) for block in blocks)]
         return [line for block in found if block for line in ("", *block)][1:]
 
@@ -113,6 +121,10 @@ class Page:
         yield from self._row("where", ", ".join(filter(None, [rank, pod, node])))
         yield from self._row("message", *_first_and_last(failure.message.splitlines()))
         yield from self._row("advice", failure.advice)
+
+    def _warnings(self) -> Iterator[str]:
+        for number, warning in enumerate(self.status.warnings):
+            yield from self._row("" if number else "warnings", warning)
 
     def _results(self) -> Iterator[str]:
         metrics = summarize(self.job).metrics

@@ -83,7 +83,7 @@ def snapshot(job: FineTuneJob, progress: Progress | None, now: datetime) -> View
         figures=_figures(status, training),
         checkpoint=_checkpoint(status, training, now),
         validation=training.evaluation if training else {},
-        warnings=live.warnings if live else (),
+        warnings=tuple(dict.fromkeys((*status.warnings, *(live.warnings if live else ())))),
         notice=_notice(status),
         last_end=_last_end(status),
         elapsed_seconds=_elapsed(status, now),

@@ -1,5 +1,6 @@
 """What is announced on the object itself: each turn of a run once, in the order in which a reader wants it."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ class Announcement:
 
 def announcements(before: Status, after: Status) -> tuple[Announcement, ...]:
     """The turns between two states of a job."""
-    kinds = (_ended_attempts, _new_run, _turn, _resumed, _remarks)
+    kinds = (_ended_attempts, _new_run, _turn, _resumed, _warnings, _remarks)
     return tuple(told for kind in kinds for told in kind(before, after))
 
 
@@ -73,6 +74,14 @@ def _resumed(before: Status, after: Status) -> Iterator[Announcement]:
             if step.cost is not None:
                 told += f", {step.cost.restart_seconds:.0f} s after the last one; steps done again: {step.cost.steps}"
             yield Announcement(str(Reason.RESUMED), told, False, f"{attempt.job_name}.resumed")
+
+
+def _warnings(before: Status, after: Status) -> Iterator[Announcement]:
+    known = before.warnings if before.run == after.run else ()
+    for warning in after.warnings:
+        if warning not in known:
+            identity = f"r{after.run}.{hashlib.sha256(warning.encode()).hexdigest()[:12]}"
+            yield Announcement(str(Reason.STAGE_WARNING), warning, True, identity)
 
 
 def _new_run(before: Status, after: Status) -> Iterator[Announcement]:

@@ -27,6 +27,7 @@ from . import failure
 from .runs import Run
 
 _KEPT_ATTEMPTS = 10
+_KEPT_WARNINGS, _MAX_WARNING = 16, 1024
 _STAGES = list(Stage)
 _OUTCOMES = {
     FailureClass.PERMANENT: Outcome.PERMANENT,
@@ -128,6 +129,7 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
         if status.chosen is not None and progress.zero_stage is not None:
             chosen = status.chosen.model_copy(update={"zero_stage": progress.zero_stage})
             status = status.model_copy(update={"chosen": chosen})
+    status = status.model_copy(update={"warnings": _warnings(status, progress)})
     if progress.last_checkpoint is not None:
         committed = progress.last_checkpoint
         checkpoint = CheckpointStatus(
@@ -135,6 +137,12 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
         )
         status = status.model_copy(update={"last_checkpoint": checkpoint})
     return status
+
+
+def _warnings(status: Status, progress: Progress) -> tuple[str, ...]:
+    """Those that are new come last."""
+    told = (warning[:_MAX_WARNING] for warning in progress.warnings)
+    return tuple(dict.fromkeys((*status.warnings, *told)))[-_KEPT_WARNINGS:]
 
 
 def _progress_status(progress: Progress, before: ProgressStatus | None) -> ProgressStatus:

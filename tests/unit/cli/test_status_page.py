@@ -125,6 +125,14 @@ def test_a_page_fits_its_width_and_a_screen(status: dict[str, Any], width: int) 
     assert "\n".join(lines).isascii()
 
 
+def test_what_was_warned_of_stands_on_the_page() -> None:
+    warnings = ["checkpoint 00000004-a0001 cannot be used: a blob is missing, " * 2, "no conditions"]
+    lines = page(merged(BUSY, {"warnings": warnings}))
+    at = lines.index("warnings      checkpoint 00000004-a0001 cannot be used: a blob is missing,")
+    assert lines[at - 1] == ""
+    assert lines[at + 2] == "              no conditions"
+
+
 def test_results_are_compared_and_an_address_stays_whole() -> None:
     uri = f"s3://demo/{'long-' * 20}model"
     lines = page(merged(SUCCEEDED, {"artifact": {"uri": uri}}))

@@ -80,3 +80,15 @@ def test_what_an_attempt_has_cost_is_told_when_the_next_one_steps() -> None:
     assert (told.reason, told.is_warning) == ("Resumed", False)
     assert told.message == "train attempt 2 goes on at step 40, 12 s after the last one; steps done again: 7"
     assert announcements(after, after) == ()
+
+
+def test_a_warning_is_told_when_it_is_new_and_by_the_same_name_whoever_looks() -> None:
+    before = TRAINING.model_copy(update={"warnings": ("no conditions",)})
+    after = TRAINING.model_copy(update={"warnings": ("no conditions", "step 2 is damaged")})
+    (told,) = announcements(before, after)
+    assert (told.reason, told.message, told.is_warning) == ("StageWarning", "step 2 is damaged", True)
+    assert announcements(before, after) == (told,)
+    assert announcements(after, after) == ()
+    both = announcements(TRAINING, after)
+    assert [each.message for each in both] == ["no conditions", "step 2 is damaged"]
+    assert len({each.identity for each in both}) == 2

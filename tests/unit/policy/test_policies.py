@@ -170,6 +170,22 @@ def test_how_often_the_state_is_saved_is_told() -> None:
     assert after.progress.checkpoint_every_steps == 20
 
 
+def warned(number: int, *warnings: str) -> ObservedStage:
+    told = TerminationMessage(
+        stage="train", exit_code=70, progress=Progress(stage="train", attempt=number, warnings=warnings)
+    )
+    return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, message=told),))
+
+
+def test_what_the_attempts_of_a_run_warn_of_is_kept_once_and_the_last_of_it() -> None:
+    first = folded(Observed((PREPARED, warned(1, "no conditions", "step 2 is damaged"))))
+    assert first.warnings == ("no conditions", "step 2 is damaged")
+    second = folded(Observed((PREPARED, warned(2, "no conditions", "x" * 2000))), first)
+    assert second.warnings == (*first.warnings, "x" * 1024)
+    many = folded(Observed((PREPARED, warned(3, *map(str, range(20))))), second)
+    assert many.warnings == tuple(map(str, range(4, 20)))
+
+
 def test_only_ten_attempts_are_kept_and_the_oldest_are_not_charged_again() -> None:
     crashes = tuple(make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70),)) for number in range(1, 14))
     first = folded(Observed((PREPARED, *crashes)))
