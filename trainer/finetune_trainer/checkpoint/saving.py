@@ -40,8 +40,10 @@ from .upload.carrier import Carrier
 
 log = logging.getLogger(__name__)
 
-_TROUBLE_SECONDS = 30.0
-"""How long somebody who needs the save waits for storage that does not answer."""
+TROUBLE_SECONDS = 90.0
+"""How long somebody who needs the save waits for storage that does not answer. More than a request or two may take that
+storage accepts and says nothing to: nobody hears of them meanwhile, and a server that has just been started was seen to
+keep its first writer waiting for 19 s."""
 _PEEK_SECONDS = 0.2
 
 UNFELT_BYTES_PER_SECOND = 50e6
@@ -314,5 +316,5 @@ class Saver:
     @staticmethod
     def _give_up(flight: _Flight, trouble: TrainerError) -> None:
         is_passing = type(trouble) in (StorageUnreachableError, TrainerError)
-        if not is_passing or time.monotonic() - flight.trouble_since > _TROUBLE_SECONDS:
+        if not is_passing or time.monotonic() - flight.trouble_since > TROUBLE_SECONDS:
             raise trouble

@@ -32,7 +32,8 @@ from .uri import S3Address, is_pattern, join, literal_prefix, matches, parse
 T = TypeVar("T")
 
 _CONNECT_SECONDS = 5
-_READ_SECONDS = 30
+READ_SECONDS = 30
+"""How long storage may say nothing to a request."""
 _POOL = 32
 _KEYS_PER_DELETE = 1000
 """S3 takes no more."""
@@ -86,7 +87,7 @@ class ObjectStore:
         """
         config = Config(
             connect_timeout=_CONNECT_SECONDS,
-            read_timeout=_READ_SECONDS,
+            read_timeout=READ_SECONDS,
             max_pool_connections=_POOL,
             tcp_keepalive=True,
             retries={"mode": "standard", "total_max_attempts": retry.attempts_per_request},

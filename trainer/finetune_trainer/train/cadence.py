@@ -39,11 +39,13 @@ class SaveCosts:
 def interval_seconds(max_lost_seconds: float, costs: SaveCosts) -> float:
     """Time from one snapshot to the next, so that a crash at any moment costs no more than `max_lost_seconds` of work.
 
-    The worst moment is just before a checkpoint exists: an interval is lost, and what was done while it was stored. A
-    step is added, for the next chance to save comes one later. Where saves cost more than OVERHEAD of that, or are
-    not stored before the next one, they come less often, and a crash costs more.
+    The worst moment is just before a checkpoint exists: an interval is lost, and what was done while it was stored.
+    Added are what the save takes from the training, and a step, for the next chance to save comes one later. Where
+    saves cost more than OVERHEAD of that, or are not stored before the next one, they come less often, and a crash
+    costs more.
     """
-    wanted = AIM * max_lost_seconds - max(costs.landing, allowed_spread(max_lost_seconds)) - costs.step
+    beside = costs.training + costs.step
+    wanted = AIM * max_lost_seconds - max(costs.landing, allowed_spread(max_lost_seconds)) - beside
     return max(wanted, costs.training / OVERHEAD, costs.landing)
 
 
@@ -56,7 +58,8 @@ def interval_steps(max_lost_seconds: float, costs: SaveCosts) -> int:
 
 def lost_seconds(max_lost_seconds: float, costs: SaveCosts) -> float:
     """What a crash may cost with this interval: more than was asked for only where saves cost too much."""
-    return max(max_lost_seconds, interval_seconds(max_lost_seconds, costs) + costs.landing + costs.step)
+    interval = interval_seconds(max_lost_seconds, costs)
+    return max(max_lost_seconds, interval + costs.landing + costs.training + costs.step)
 
 
 def why_lost_is_more(max_lost_seconds: float, costs: SaveCosts) -> str:

@@ -35,7 +35,7 @@ log = logging.getLogger("finetune")
 HURRY = b"hurry"
 LONGEST_MESSAGE = 1 << 16
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 15.0
-_RETRY = RetryPolicy(total_seconds=5.0)
+RETRY = RetryPolicy(total_seconds=5.0, attempts_per_request=1)
 """Of a request; then the rank is told, and the whole order is tried again, of which most is there by then."""
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
@@ -100,7 +100,7 @@ def main() -> NoReturn:
     arguments = parser.parse_args()
     channel = socket.socket(fileno=arguments.channel)
     setup = Setup.model_validate_json(channel.recv(LONGEST_MESSAGE))
-    store = ObjectStore.connect(setup.storage, retry=_RETRY, sign_bodies=False)
+    store = ObjectStore.connect(setup.storage, retry=RETRY, sign_bodies=False)
     storage = RunStorage.of(store, setup.run_uri, attempt=setup.attempt, cache=setup.cache)
     Uploader(channel, SharedMemory(arguments.orders), SharedMemory(arguments.snapshot), storage).serve()
     # Threads may be in the middle of an upload that nobody waits for any more.
