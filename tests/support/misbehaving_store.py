@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
+from reverse_proxy import cut
 from store_proxy import StoreProxy
 
 PassOn = Callable[[web.Request, bytes], Awaitable[web.Response]]
@@ -25,13 +26,13 @@ async def late(request: web.Request, body: bytes, pass_on: PassOn) -> web.Stream
 
 async def reset(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
     """The connection is lost before the server has heard of it."""
-    return _lost(request)
+    return cut(request)
 
 
 async def unanswered(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
     """The server does what it was asked, and nobody hears of it."""
     await pass_on(request, body)
-    return _lost(request)
+    return cut(request)
 
 
 def refused(status: int, code: str) -> Trouble:
@@ -50,7 +51,7 @@ async def broken_off(request: web.Request, body: bytes, pass_on: PassOn) -> web.
     )
     await response.prepare(request)
     await response.write(_content(answer)[: _size(answer) // 2])
-    return _lost(request)
+    return cut(request)
 
 
 async def short(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
@@ -143,9 +144,3 @@ def _flipped(content: bytes) -> bytes:
     if changed:
         changed[len(changed) // 2] ^= 1
     return bytes(changed)
-
-
-def _lost(request: web.Request) -> web.Response:
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response()

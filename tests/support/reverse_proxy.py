@@ -47,3 +47,10 @@ class ReverseProxy(ABC):
         """Nobody listens any more; open connections are lost."""
         await self._runner.cleanup()
         await self.session.close()
+
+
+def cut(request: web.Request) -> web.Response:
+    """As a lost connection: no answer, no farewell."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import aiohttp
 from aiohttp import web
 
+from reverse_proxy import cut
 from soak.events import Event, Point
 from store_proxy import StoreProxy
 
@@ -57,7 +58,7 @@ class TrapProxy(StoreProxy):
         try:
             body = await request.read()
         except ConnectionError:
-            return _cut(request)  # whoever sends it has been killed
+            return cut(request)  # whoever sends it has been killed
         trap = self.trap
         try:
             if trap is None or not trap.catches(point_of(request.method, request.path_qs, body)):
@@ -65,7 +66,7 @@ class TrapProxy(StoreProxy):
             await self._spring(trap, request, body)
         except aiohttp.ClientError:
             pass  # the server is away
-        return _cut(request)
+        return cut(request)
 
     async def _spring(self, trap: Trap, request: web.Request, body: bytes) -> None:
         try:
@@ -106,10 +107,3 @@ def point_of(method: str, path: str, body: bytes) -> Point | None:
             return Point.PRUNED_MANIFESTS
         return Point.PRUNED_BLOBS if b"/checkpoints/blobs/" in body else None
     return None
-
-
-def _cut(request: web.Request) -> web.Response:
-    """As a lost connection: no answer, no farewell."""
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response()

@@ -148,11 +148,12 @@ class ObjectStore:
         """
         address = parse(uri)
         extra = {} if content_type is None else {"ContentType": content_type}
-        body = bytes(data) if pace is None else PacedBody(data, pace)
-        self._run(
-            address,
-            lambda: self._client.put_object(Bucket=address.bucket, Key=address.key, Body=body, **extra),
-        )
+
+        def request() -> Any:
+            body = bytes(data) if pace is None else PacedBody(data, pace)  # another try begins with its first byte
+            return self._client.put_object(Bucket=address.bucket, Key=address.key, Body=body, **extra)
+
+        self._run(address, request)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Create the object in one atomic step; False if it exists already.
