@@ -1,6 +1,6 @@
 """A network link of a stated rate: a TCP proxy on loopback. A process of its own, so that it shares no interpreter.
 
-A link takes no processor, so both it and the server behind it get what the others leave: the lowest priority.
+A link takes no processor, so both it and the server behind it get only what the others leave.
 
     python proxy.py --upstream 127.0.0.1:8333 --megabytes-per-second 200
 
@@ -24,7 +24,6 @@ _CHUNK_BYTES = 256 << 10
 _BURST_SECONDS = 0.01
 """What may be sent at once after a pause. Sleeps that were too long by less are made up for."""
 _HOST = "127.0.0.1"
-_LOWEST = 19
 
 
 class TokenBucket:
@@ -79,14 +78,11 @@ def serve(upstream: tuple[str, int], bytes_per_second: float) -> None:
 
 
 def take_what_is_left(pid: int) -> None:
-    """Give all threads of a process the lowest priority, to which those to come are born, and its session too: many
-    kernels share the processors among sessions first. It has to be the leader of one of its own."""
-    sessions = Path(f"/proc/{pid}/autogroup")
-    if sessions.exists():
-        sessions.write_text(str(_LOWEST))
+    """Give all threads of a process, and those to come, the policy SCHED_IDLE: whoever wakes gets the processor at
+    once. It has to be of this session, for many kernels share the processors among sessions first."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.setpriority(os.PRIO_PROCESS, int(task.name), _LOWEST)
+            os.sched_setscheduler(int(task.name), os.SCHED_IDLE, os.sched_param(0))
 
 
 @contextlib.contextmanager
@@ -95,7 +91,7 @@ def capped(upstream_port: int, megabytes_per_second: float) -> Iterator[int]:
     command = [sys.executable, __file__, f"--upstream={_HOST}:{upstream_port}"]
     command += [f"--megabytes-per-second={megabytes_per_second}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
+    with subprocess.Popen(command, **pipes, text=True, process_group=0) as process:
         assert process.stdout is not None
         try:
             yield int(process.stdout.readline())

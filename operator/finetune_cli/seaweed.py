@@ -123,7 +123,9 @@ def spawn(folder: Path, ports: Ports) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            # Ctrl-C is not for it. Not a session: many kernels share the processors among those first, and then half of
+            # them would be its own.
+            process_group=0,
         )
 
 

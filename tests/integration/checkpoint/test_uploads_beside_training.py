@@ -10,6 +10,7 @@ import pytest
 from finetune_api.constants import Stage
 from finetune_trainer.checkpoint import saving
 from finetune_trainer.checkpoint.training_state import TrainingState
+from finetune_trainer.checkpoint.upload import carrier as carriers
 from finetune_trainer.errors import AccessDeniedError
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.train import cadence
@@ -124,6 +125,32 @@ def test_an_uploader_that_dies_is_replaced_and_its_save_is_not_lost(
     assert found[1]["told"] == [[True, trouble], [False, trouble], [False, ""]]
     assert [rank["step"] for rank in found] == [2, 2]
     assert run_world(resumed_losses, 2, **place) == [rank["losses"][2:] for rank in found]
+
+
+def starved(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+    """Rank 1's uploader gets no processor at all."""
+    carriers.LATE_LEAST_SECONDS = 2.0 if rank == 1 else 60.0
+    running = Running(rank, size, settings, folder)
+    carrier = running.plane._carrier
+    first, policies = carrier.pid, [os.sched_getscheduler(carrier.pid)]
+    if rank == 1:
+        os.kill(first, signal.SIGSTOP)
+    running.plane.saver.settle()
+    policies.append(os.sched_getscheduler(carrier.pid))
+    niceness = os.getpriority(os.PRIO_PROCESS, carrier.pid)
+    return {"policies": policies, "niceness": niceness, "replaced": carrier.pid != first, "losses": running.losses}
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="of Linux")
+def test_an_uploader_that_others_leave_nothing_is_replaced_by_one_that_gets_a_little(
+    storage_settings: Any, bucket: str, run_world: Any
+) -> None:
+    place = {"settings": storage_settings, "folder": f"{bucket}/starved"}
+    found = run_world(starved, 2, **place)
+    assert [rank["policies"] for rank in found] == [[os.SCHED_IDLE] * 2, [os.SCHED_IDLE, os.SCHED_OTHER]]
+    assert [rank["replaced"] for rank in found] == [False, True]
+    assert [rank["niceness"] for rank in found] == [19, 19]
+    assert len(run_world(resumed_losses, 2, **place)[0]) == 4, "steps after the second, whose save it was"
 
 
 def without_storage(rank: int, size: int, settings: Any, folder: str, server: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from finetune_trainer.errors import (
     StorageUnreachableError,
 )
 from finetune_trainer.store import ObjectStore, RetryPolicy, join
+from misbehaving_store import MisbehavingProxy
 from mortal_store import MortalStore
 
 MIB = 1 << 20
@@ -79,6 +80,21 @@ def test_what_is_put_is_read_back_and_can_be_deleted(store: ObjectStore, folder_
     assert not store.exists(uri)
     with pytest.raises(ObjectMissingError, match=r"a\.json does not exist"):
         store.get(uri)
+
+
+@pytest.mark.parametrize("trouble", ["internal-error", "reset", "unanswered"])
+def test_a_paced_object_that_is_sent_again_is_sent_whole(
+    store_server: EmbeddedStore, storage_settings: StorageSettings, trouble: str
+) -> None:
+    """Its pace is asked for every try: what was sent in vain has been sent."""
+    store_server.create_bucket(f"paced-{trouble}")
+    content, paced = os.urandom(3 * MIB // 4 + 1), list[int]()
+    with MisbehavingProxy(store_server) as proxy:
+        behind = storage_settings.model_copy(update={"endpoint": proxy.settings().endpoint})
+        store = ObjectStore.connect(behind, retry=IMPATIENT, sign_bodies=False)
+        store.put(f"s3://paced-{trouble}/{trouble}/blob", memoryview(content), pace=paced.append)
+        assert store.get(f"s3://paced-{trouble}/{trouble}/blob") == content
+    assert sum(paced) == 2 * len(content)
 
 
 def test_many_objects_are_removed_at_once_and_those_that_are_not_there_are_no_error(

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import select
 import socket
@@ -12,13 +13,15 @@ from typing import Protocol
 
 from ...errors import TrainerError
 from ..format.failures import Failure
-from ..format.orders import Answer, Order, Setup
+from ..format.orders import Answer, Order, PartOrder, Setup
 from .shared_memory import SharedMemory
 from .uploader import HURRY, LONGEST_MESSAGE
 
 log = logging.getLogger(__name__)
 
 _NICENESS = 19
+_LATE_FACTOR, LATE_LEAST_SECONDS = 3.0, 60.0
+"""Times what an upload is spread over, which is a third of an interval: then the next one is due."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 """Before an uploader that has died is replaced."""
 
@@ -52,6 +55,9 @@ class UploaderProcess:
         self._setup = setup
         self._order_bytes = 0
         self._hurried = False
+        self._yields = True
+        """Whether an uploader gets the processor only when nobody else wants it."""
+        self._late_at = math.inf
         self._pause = _FIRST_PAUSE
         self._not_before = 0.0
         self._channel: socket.socket | None = None
@@ -74,12 +80,15 @@ class UploaderProcess:
         content = order.model_dump_json().encode()
         self._orders.array(len(content)).data[:] = content
         self._order_bytes, self._hurried = len(content), False
+        self._late_at = time.monotonic() + late_seconds(order)
         self._hand_over()
 
     def receive(self, timeout: float) -> Answer | None:
         """See Carrier."""
         if not self._order_bytes:
             return None
+        if self._yields and time.monotonic() > self._late_at:
+            self._stop_yielding()
         if self._channel is None:
             self._replace(timeout)
             return None
@@ -131,7 +140,7 @@ class UploaderProcess:
         with theirs:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=tuple(descriptors.values()))
         # From here, not by itself once it has come so far: its imports are not to be felt either.
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+        _take_back(self._process.pid, yields=self._yields)
         self._pass_on(self._setup.model_dump_json().encode())
 
     def _pass_on(self, message: bytes) -> None:
@@ -150,6 +159,18 @@ class UploaderProcess:
         log.warning(text)
         return Answer(failure=Failure.of(TrainerError(text)))
 
+    def _stop_yielding(self) -> None:
+        """Others may leave nothing at all for as long as they run. Who has no rights cannot leave SCHED_IDLE, so
+        another process takes the order; what this one has stored is not stored again."""
+        assert self._process is not None
+        log.warning("an upload is late: from now on uploads get a little even where the processors are never idle")
+        self._yields = False
+        self._process.kill()
+        self._process.wait()
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
+
     def _replace(self, timeout: float) -> None:
         """A new process with the same order, once the pause is over."""
         wait = self._not_before - time.monotonic()
@@ -158,3 +179,22 @@ class UploaderProcess:
         if time.monotonic() < self._not_before:
             return
         self._hand_over()
+
+
+def late_seconds(order: Order) -> float:
+    """After which an order is late. Only a part has much to do, and none of a removal is urgent."""
+    if not isinstance(order, PartOrder):
+        return math.inf
+    return max(_LATE_FACTOR * order.spread_seconds, LATE_LEAST_SECONDS)
+
+
+def _take_back(pid: int, *, yields: bool) -> None:
+    """Give a process that has one thread so far the lowest priority, and with `yields` only what nobody else wants.
+
+    A nice thread keeps its processor until its slice ends, though a rank has woken; one of SCHED_IDLE loses it at once
+    (sched(7)). Where the system has no such policy, the lowest priority it is.
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, _NICENESS)
+    if yields and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
