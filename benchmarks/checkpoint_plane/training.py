@@ -5,6 +5,7 @@ The baseline is saved by the same Trainer object with what transformers itself d
 hence DeepSpeed's `save_checkpoint`, on the same engine, between the same steps.
 """
 
+import math
 import os
 import shutil
 import time
@@ -35,7 +36,7 @@ from finetune_trainer.train.world import broadcast
 
 from .plain_s3 import client, upload_folder
 from .restores import restore_rounds
-from .subject import BUCKET, MANY_STEPS
+from .subject import BUCKET
 
 _WARM_UP_STEPS, _SETTLE_STEPS = 4, 2
 """Left out: the first steps allocate, and those after a baseline save find cold caches."""
@@ -106,6 +107,10 @@ class WatchedSaves(Saves):
     def drag_seconds(self) -> float:
         """As it is known."""
         return self._drag.seconds
+
+    def end_interval(self) -> None:
+        """The next save is due as soon as it is allowed."""
+        self._begun = -math.inf
 
     def are_due(self, step: int, *, step_seconds: float) -> bool:
         return self.allowed and super().are_due(step, step_seconds=step_seconds)
@@ -224,7 +229,8 @@ class OursAndTransformers(WatchedTrainer):
         """So many steps, and more if the save is still in flight then: the cadence would wait for it, too."""
         self.window, started = Window(saves=saves), time.perf_counter()
         self.watched.allowed = saves
-        self.watched.start(self.state.global_step - MANY_STEPS)  # an interval is over
+        if saves:
+            self.watched.end_interval()
         yield
         self.watched.allowed = False
         while self.window.steps < steps or self.parts.plane.saver.in_flight:

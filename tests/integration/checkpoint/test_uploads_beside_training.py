@@ -245,6 +245,24 @@ def test_saves_come_less_often_where_steps_beside_them_take_longer(
         assert "not the 60 s of spec.checkpoint.maxLostWork: a save costs " in told
 
 
+def paused(rank: int, size: int, settings: Any, folder: str) -> list[bool]:
+    """Whether a save is due: at once, and one short step later with an evaluation before it."""
+    running = Running(rank, size, settings, folder)
+    running.plane.saver.settle()
+    assert running.plane.saver.housekeeping.finish(60)
+    saves = Saves(make_plan(max_lost_seconds=3.0), running.plane, ProgressReporter(None, stage=Stage.TRAIN))
+    saves.start(2)
+    due = [saves.are_due(3, step_seconds=0.01)]
+    time.sleep(3.0)
+    return [*due, saves.are_due(4, step_seconds=0.01)]
+
+
+def test_time_that_passes_without_steps_is_work_that_a_crash_costs(
+    storage_settings: Any, bucket: str, run_world: Any
+) -> None:
+    assert run_world(paused, 2, settings=storage_settings, folder=f"{bucket}/paused") == [[False, True]] * 2
+
+
 def without_rights(rank: int, size: int, settings: Any, folder: str) -> str:
     os.environ["AWS_SECRET_ACCESS_KEY"] = "wrong"
     plane = make_plane(settings, folder, rank, size)

@@ -11,6 +11,7 @@ from ..progress import ProgressReporter
 from .cadence import (
     SaveCosts,
     allowed_spread,
+    interval_seconds,
     interval_steps,
     late_seconds,
     lost_seconds,
@@ -53,16 +54,18 @@ class Saves:
         self._secured = self._begun
 
     def are_due(self, step: int, *, step_seconds: float) -> bool:
-        """Whether the clock asks for a save after this step."""
+        """Whether the clock asks for a save after this step: one more, and the interval would be over."""
         if self._plane.saver.in_flight or self._plane.saver.housekeeping.insists:
             return False
         if self._is_owed:
             return True
         if self._plan.save_every or step_seconds <= 0:
             return False
-        steps = interval_steps(self._plan.max_lost_seconds, self._costs(step_seconds))
-        self._report.update(checkpoint_every=steps)
-        return step - self._begun_step >= steps and not self._plan.ends_soon(step, step_seconds=step_seconds)
+        lost, costs = self._plan.max_lost_seconds, self._costs(step_seconds)
+        self._report.update(checkpoint_every=interval_steps(lost, costs))
+        # By the clock, not by those steps: evaluations and slow steps are done again after a crash, too.
+        is_over = time.monotonic() - self._begun + step_seconds > interval_seconds(lost, costs)
+        return is_over and not self._plan.ends_soon(step, step_seconds=step_seconds)
 
     def _costs(self, step_seconds: float) -> SaveCosts:
         return SaveCosts(
