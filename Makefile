@@ -92,7 +92,7 @@ samples: $(VENV)/.ready-test ## Run every sample on real models and data, end to
 	$(PYTEST) tests/samples -s $(ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.ready-test ## Kill ranks, uploaders and storage 200 times; nothing may be lost; about half an hour, goes on where it was
+soak: $(VENV)/.ready-test ## Kill ranks, uploaders and storage 200 times; nothing may be lost; twenty minutes, goes on where it was
 	@PYTHONPATH=tests/support $(BIN)/python -m soak $(ARGS)
 
 .PHONY: bench
@@ -109,7 +109,7 @@ bench-operator: $(VENV)/.ready-test ## The operator with 1,000 jobs at once and 
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/operator_scale.py $(ARGS)
 
 .PHONY: bench-checkpoints
-bench-checkpoints: $(VENV)/.ready-test ## What checkpoints cost beside those of transformers and DeepSpeed; about six minutes
+bench-checkpoints: $(VENV)/.ready-test ## What checkpoints cost beside those of transformers and DeepSpeed; twenty minutes
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/checkpoints.py $(ARGS)
 
 ##@ Write

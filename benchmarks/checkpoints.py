@@ -16,7 +16,7 @@ stallRatio        Ours: the Trainer's whole `_save_checkpoint` (check of the par
 stepSlowdown      Steps during which an upload at its default pace never rested, beside the others of the round. The
                   uploaders run beside the training, as they do in a pod; store and proxy, which are elsewhere then,
                   take of this machine only what it leaves.
-wallRatio         The interval with the save beside the halves without. `--max-lost-work` (default 30s, the product's is
+wallRatio         The interval with the save beside the halves without. `--max-lost-work` (default 2m, the product's is
                   10m) decides how often, through the product's own cadence, from its own measurements.
 restoreRatio      `CheckpointPlane.restore` into a real engine, from listing to last collective, all bytes verified,
                   into fresh memory; beside boto3 reading the same blobs, as many at once, into fresh memory.
@@ -151,12 +151,12 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="default 5, or 2 with --quick")
     parser.add_argument("--quick", action="store_true", help="a tiny model, to try it out: its figures mean nothing")
     parser.add_argument("--megabytes-per-second", type=float, default=200.0, help="of the link to storage, each way")
-    parser.add_argument("--max-lost-work", help="as checkpoint.maxLostWork; default 30s, or 3s with --quick")
+    parser.add_argument("--max-lost-work", help="as checkpoint.maxLostWork; default 2m, or 3s with --quick")
     parser.add_argument("--global-batch", type=int, default=4, help="rows of 64 tokens in a step, over both ranks")
     parser.add_argument("--rank-job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 5)
-    options.max_lost_work = options.max_lost_work or ("3s" if options.quick else "30s")
+    options.max_lost_work = options.max_lost_work or ("3s" if options.quick else "2m")
     return options
 
 
