@@ -18,7 +18,7 @@ LAYERS = 4
 FROZEN_LAYERS, FROZEN_VOCABULARY = 12, 2048
 """43.7 M parameters, 42.5 M of them in layers: only there is half of the layers about half of the parameters."""
 MAX_LENGTH, ROWS, WORDS = 64, 512, 200
-MANY_STEPS = 1_000_000
+_MANY_STEPS = 1_000_000
 """The benchmark ends the training, not its plan: the cadence must not see an end come near."""
 
 
@@ -103,7 +103,7 @@ def _spec(models: Path, size: Size) -> dict[str, Any]:
         },
         "method": {"full": {}},
         "training": {
-            "maxSteps": MANY_STEPS,
+            "maxSteps": _MANY_STEPS,
             "learningRate": 1e-5,
             "schedule": "Constant",
             "globalBatchSize": size.global_batch,

@@ -80,7 +80,7 @@ class UploaderProcess:
         content = order.model_dump_json().encode()
         self._orders.array(len(content)).data[:] = content
         self._order_bytes, self._hurried = len(content), False
-        self._late_at = time.monotonic() + late_seconds(order)
+        self._late_at = time.monotonic() + _late_seconds(order)
         self._hand_over()
 
     def receive(self, timeout: float) -> Answer | None:
@@ -113,10 +113,7 @@ class UploaderProcess:
 
     def close(self) -> None:
         """See Carrier."""
-        if self._channel is not None:
-            self._channel.close()
-        if self._process is not None:
-            self._process.wait()
+        self._let_go()
         self.snapshot.close()
         self._orders.close()
 
@@ -140,7 +137,7 @@ class UploaderProcess:
         with theirs:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=tuple(descriptors.values()))
         # From here, not by itself once it has come so far: its imports are not to be felt either.
-        _take_back(self._process.pid, yields=self._yields)
+        _hold_back(self._process.pid, yields=self._yields)
         self._pass_on(self._setup.model_dump_json().encode())
 
     def _pass_on(self, message: bytes) -> None:
@@ -149,10 +146,7 @@ class UploaderProcess:
                 self._channel.send(message)
 
     def _mourn(self) -> Answer:
-        assert self._channel is not None
-        assert self._process is not None
-        self._channel.close()
-        self._channel, code = None, self._process.wait()
+        code = self._let_go()
         self._not_before = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         text = f"the uploader has ended with {code}; another one takes its order"
@@ -166,10 +160,14 @@ class UploaderProcess:
         log.warning("an upload is late: from now on uploads get a little even where the processors are never idle")
         self._yields = False
         self._process.kill()
-        self._process.wait()
+        self._let_go()
+
+    def _let_go(self) -> int | None:
+        """End the channel, with which an uploader ends, too; its exit status, or None where there was none."""
         if self._channel is not None:
             self._channel.close()
         self._channel = None
+        return None if self._process is None else self._process.wait()
 
     def _replace(self, timeout: float) -> None:
         """A new process with the same order, once the pause is over."""
@@ -181,14 +179,14 @@ class UploaderProcess:
         self._hand_over()
 
 
-def late_seconds(order: Order) -> float:
+def _late_seconds(order: Order) -> float:
     """After which an order is late. Only a part has much to do, and none of a removal is urgent."""
     if not isinstance(order, PartOrder):
         return math.inf
     return max(_LATE_FACTOR * order.spread_seconds, LATE_LEAST_SECONDS)
 
 
-def _take_back(pid: int, *, yields: bool) -> None:
+def _hold_back(pid: int, *, yields: bool) -> None:
     """Give a process that has one thread so far the lowest priority, and with `yields` only what nobody else wants.
 
     A nice thread keeps its processor until its slice ends, though a rank has woken; one of SCHED_IDLE loses it at once
