@@ -1,5 +1,6 @@
 """Figures before and after training, side by side and as people read them. Pure."""
 
+import sys
 from collections.abc import Mapping
 
 from .trainer_config import Message
@@ -13,6 +14,11 @@ _NAMES = {
     Metric.ACCURACY: "Accuracy",
     Metric.MACRO_F1: "Macro F1",
 }
+
+
+OVERFLOW = sys.float_info.max
+"""Stands for a perplexity that no float can hold: the exponential of a loss above 709.78 nats per token."""
+OVERFLOW_TEXT = "overflow (> 1e308)"
 
 
 class MetricDelta(Message):
@@ -64,6 +70,8 @@ def delta_text(metric: Metric, delta: float) -> str:
 def number_text(value: float) -> str:
     """Three significant digits without an exponent where that is readable: `0.0123`, `4.57`, `1,235`, `1.2e+08`."""
     size = abs(value)
+    if size >= OVERFLOW:
+        return OVERFLOW_TEXT
     if size >= 1e7 or 0 < size < 1e-4:
         return f"{value:.1e}"
     if size >= 100:

@@ -72,6 +72,14 @@ def make_models(folder: Path) -> int:
     tokenizer = tiny_tokenizer()
     size = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "pad_token_id": 0}
     size |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    overflowing = LlamaForCausalLM(LlamaConfig(**size, num_key_value_heads=2, tie_word_embeddings=False))
+    for name, norm, head in (("llama-overflow", 1e30, 1e30), ("llama-steep", 1e12, 1e25)):
+        # Logits above the largest 32-bit float; or logits below it and gradients, 1 / rms(x) times as large, above it.
+        with torch.no_grad():
+            overflowing.model.norm.weight.fill_(norm)
+            overflowing.lm_head.weight.fill_(0.0).view(-1)[::7] = head
+        overflowing.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
     for name, dropout in (("", 0.0), ("-dropout", 0.1)):
         torch.manual_seed(1)
         bert = BertConfig(**size, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)

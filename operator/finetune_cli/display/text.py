@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
 
+from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT
 from finetune_api.v1alpha1 import Metric
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -54,12 +55,16 @@ def metric_name(metric: Metric) -> str:
 
 def metric_value(metric: Metric, value: float) -> str:
     """Shares in percent, others with four significant digits."""
+    if abs(value) >= OVERFLOW:
+        return OVERFLOW_TEXT
     return f"{100 * value:.1f} %" if metric in _SHARES else f"{value:.4g}"
 
 
 def metric_change(metric: Metric, before: float, after: float) -> str:
     """`+77.5 points`, `-2.321`."""
     change = after - before
+    if abs(change) >= OVERFLOW:
+        return ""  # no difference from a value that is not known
     return f"{100 * change:+.1f} points" if metric in _SHARES else f"{change:+.4g}"
 
 

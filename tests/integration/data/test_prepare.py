@@ -1,6 +1,7 @@
 """The prepare stage against a real object store, with tiny models and real files."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -338,3 +339,33 @@ def test_the_real_minilm_is_measured_and_takes_512_tokens(place, minilm_folder):
     prepared = place.prepare(minilm_folder, {"train": sources(uri)})
     assert 22_000_000 < prepared.parameters < 23_000_000
     assert read_dataset_info(place.store, prepared.dataset_uri).max_length == 512
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks", "says"),
+    [
+        pytest.param(
+            classified(),
+            {"training": {"earlyStopping": {"metric": "Perplexity", "patience": 1}}},
+            "spec.training.earlyStopping.metric: Perplexity is for language models",
+            id="a classifier has no perplexity",
+        ),
+        pytest.param(
+            [{"text": f"row {number}"} for number in range(30)],
+            {"training": {"earlyStopping": {"metric": "Accuracy", "patience": 1}}},
+            "spec.training.earlyStopping.metric: Accuracy is for classifiers",
+            id="a language model has no accuracy",
+        ),
+        pytest.param(
+            classified(),
+            {"evaluation": {"prompts": ["Hello"]}},
+            "spec.evaluation.prompts: a classifier does not answer prompts",
+            id="a classifier answers no prompts",
+        ),
+    ],
+)
+def test_what_the_inferred_task_lacks_is_refused_before_training(place, bert, llama, rows, blocks, says):
+    training = {"learningRate": 1e-3, "globalBatchSize": 8} | blocks.pop("training", {})
+    model = bert if "label" in rows[0] else llama
+    with pytest.raises(BadConfigError, match=re.escape(says)):
+        place.prepare(model, {"train": sources(place.put("rows.jsonl", jsonl(rows)))}, training=training, **blocks)

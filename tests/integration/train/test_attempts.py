@@ -133,12 +133,24 @@ def test_an_attempt_ends_where_nothing_could_be_stored_for_too_long(lab: Lab, mo
     assert "maxStaleness" in ended.message.advice
 
 
-def test_a_loss_that_is_not_finite_ends_the_attempt_with_step_and_advice(lab: Lab) -> None:
-    training = {"learningRate": 10.0, "maxGradNorm": 0.0, "epochs": 8}
-    diverged = lab.run(lab.config("diverged", kind="llama", training=training))
+@pytest.mark.parametrize("kind", ["llama-overflow", "llama-steep"])
+def test_a_loss_or_gradient_that_is_not_finite_ends_the_attempt_with_step_and_advice(lab: Lab, kind: str) -> None:
+    """The weights overflow by construction: which learning rate overflows depends on the processor."""
+    lab.prepare(kind)
+    diverged = lab.run(lab.config(f"diverged-{kind}", kind=kind, training={"learningRate": 1e-3}))
     assert diverged.exit_codes == [ExitCode.DIVERGED, ExitCode.DIVERGED], diverged.output
-    assert "NaN or infinite at step" in diverged.message.error
-    assert "spec.training.learningRate (now 10)" in diverged.message.advice
+    assert "NaN or infinite at step 1 " in diverged.message.error
+    assert "spec.training.learningRate (now 0.001)" in diverged.message.advice
+
+
+def test_a_finite_loss_far_above_its_start_is_a_warning(lab: Lab) -> None:
+    """AdamW moves every weight by up to the learning rate: within a few steps of 1 the logits are huge, and finite."""
+    training = {"learningRate": 1.0, "schedule": "Constant", "epochs": 2}
+    config = lab.config("far-above", kind="llama", training=training)
+    ended = lab.run(config)
+    assert ended.exit_codes == [0, 0], ended.output
+    document = lab.store.get_json(f"{config.run_uri}/training.json")
+    assert [text for text in document["warnings"] if "the training diverges" in text]
 
 
 def test_logged_losses_are_sums_that_survive_a_restart(lab: Lab) -> None:

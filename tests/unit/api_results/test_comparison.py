@@ -1,5 +1,7 @@
 """Figures before and after, as rows and as text."""
 
+import sys
+
 import pytest
 
 from finetune_api.comparison import compare_metrics, delta_text, metric_text, number_text
@@ -39,6 +41,7 @@ def test_rows_come_in_one_order():
         (Metric.LOSS, 0.2346, "0.235", "+0.235"),
         (Metric.PERPLEXITY, 12.345, "12.35", "+12.35"),
         (Metric.PERPLEXITY, 1234.5, "1,234", "+1,234"),
+        (Metric.PERPLEXITY, sys.float_info.max, "overflow (> 1e308)", "+overflow (> 1e308)"),
     ],
 )
 def test_figures_read_as_people_write_them(metric, value, text, change):

@@ -12,6 +12,7 @@ from finetune_cli.commands.store import listing
 from finetune_cli.display.text import count, duration, metric_change, metric_value, size, sparkline
 from finetune_cli.local_state import LogFile
 from finetune_cli.log_lines import is_of_rank, parse_lines
+from finetune_trainer.evaluate.metrics import perplexity
 from finetune_trainer.store import ObjectInfo
 
 
@@ -50,6 +51,11 @@ def test_shares_are_percent_and_their_change_is_points() -> None:
     assert metric_change(Metric.ACCURACY, 0.0946, 0.8784) == "+78.4 points"
     assert metric_value(Metric.PERPLEXITY, 12.3456) == "12.35"
     assert metric_change(Metric.PERPLEXITY, 20.0, 12.5) == "-7.5"
+
+
+def test_a_perplexity_that_overflows_is_not_shown_as_a_number() -> None:
+    assert metric_value(Metric.PERPLEXITY, perplexity(1895.0)) == "overflow (> 1e308)"
+    assert metric_change(Metric.PERPLEXITY, 20.0, perplexity(1895.0)) == ""
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from finetune_api.rules import task_of
+from finetune_api.rules import task_of, violations
 from finetune_api.trainer_config import Prepared, TrainerConfig
-from finetune_api.v1alpha1 import Data, DataFormat, Dtype, Packing, Task
+from finetune_api.v1alpha1 import Data, DataFormat, Dtype, Packing, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
 
-from ..errors import BadDataError, ModelUnusableError
+from ..errors import BadConfigError, BadDataError, ModelUnusableError
 from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
 from ..model.fetch import fetch_model
 from ..model.inspect import ModelFacts, check_task, inspect_model
@@ -59,6 +59,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         files = _fetch_files(spec.data, store, runtime.scratch / "sources")
         data_format = spec.data.format or _detected_format(spec.data, spec.model.task, files["train"])
     task = known_task or _task_for(data_format)
+    _check_rules(spec, data_format)
     check_task(facts, spec.model.uri, task)
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
@@ -88,6 +89,23 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         memory_estimate_bytes=choice.bytes,
         notes=_notes(info, (detected, packing_note, choice.reason), spec.data.max_length),
     )
+
+
+def _check_rules(spec: Spec, data_format: DataFormat) -> None:
+    """Check the rules that depend on the task, once the data has shown it.
+
+    Raises BadConfigError with all violations.
+    """
+    if spec.data.format is not None:
+        return
+    completed = spec.model_copy(update={"data": spec.data.model_copy(update={"format": data_format})})
+    known = set(violations(spec, local=True))
+    found = [str(violation) for violation in violations(completed, local=True) if violation not in known]
+    if found:
+        raise BadConfigError(
+            "; ".join(found),
+            advice=f"the data has the format {data_format}; change the fields, or set spec.data.format",
+        )
 
 
 def _fetch_files(data: Data, store: ObjectStore, folder: Path) -> Files:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from finetune_api.comparison import OVERFLOW
 from finetune_api.trainer_config import Message
 from finetune_api.v1alpha1 import Metric
 
@@ -91,5 +92,5 @@ def classification_metrics(
 
 
 def perplexity(loss: float) -> float:
-    """exp(mean negative log-likelihood per token, in nats); the largest float where that would overflow."""
-    return math.exp(min(loss, _LARGEST_EXPONENT))
+    """exp(mean negative log-likelihood per token, in nats); OVERFLOW where a float cannot hold it."""
+    return math.exp(loss) if loss < _LARGEST_EXPONENT else OVERFLOW

@@ -83,6 +83,7 @@ class TrainingLog(BaseModel):
     phase_seconds: dict[str, float] = {}
     steps: int = 0
     tokens: int = 0
+    warnings: tuple[str, ...] = ()
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of every entry that has the figure, in order."""

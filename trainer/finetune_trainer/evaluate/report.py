@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from finetune_api.comparison import LOWER_IS_BETTER, delta_text, metric_name, metric_text, number_text
+from finetune_api.comparison import LOWER_IS_BETTER, OVERFLOW, delta_text, metric_name, metric_text, number_text
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric
 
@@ -158,7 +158,7 @@ def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[t
             ],
             True,
         ),
-        ("Validation perplexity", [Series("perplexity", training.curve("eval_perplexity"), dots=True)], False),
+        ("Validation perplexity", [Series("perplexity", _finite(training.curve("eval_perplexity")), dots=True)], False),
         ("Learning rate", [Series("learning rate", training.curve("learning_rate"))], False),
         ("Gradient norm", [Series("gradient norm", training.curve("grad_norm"), smooth=True)], False),
     ]
@@ -168,6 +168,11 @@ def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[t
         if present:
             drawn.append((title, line_chart(title, present, marks=marks, percent=percent)))
     return drawn
+
+
+def _finite(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Without the values that overflowed: one of them would flatten all others."""
+    return [(step, value) for step, value in curve if value < OVERFLOW]
 
 
 def _length_chart(data: DataSection) -> Markup | None:

@@ -41,7 +41,8 @@ def evaluate(
     with report.phase("fetch", "fetching the models"):
         tuned = tuned_candidate(config, prepared, store, runtime)
         base = base_candidate(config, store, runtime.cache) if config.spec.evaluation.baseline else None
-    notes = _notes(config, prepared, base)
+    training = _training_log(config, store)
+    notes = (*_notes(config, prepared, base), *(training.warnings if training else ()))
     if base is not None and base.address.digest != prepared.model_digest:
         base = None
     judge = Judge(config, prepared, test, report)
@@ -52,7 +53,7 @@ def evaluate(
         inputs = ReportInputs(
             record=record,
             config=config,
-            training=_training_log(config, store),
+            training=training,
             data=DataSection.of(info),
             phase_seconds=report.progress.phase_seconds,
         )

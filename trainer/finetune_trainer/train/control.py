@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT
+
 from ..errors import StoppedError
 from .world import sum_over_ranks
 
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     from .trainer import FineTuneTrainer
 
 log = logging.getLogger("finetune")
+
+
+def _text(value: float) -> str:
+    return OVERFLOW_TEXT if value >= OVERFLOW else f"{value:.5g}"
+
 
 _SHOWN_LOSSES = 10
 """The loss of one small batch jumps; people who look now and then see the mean of so many. The log keeps each."""
@@ -84,10 +91,12 @@ class StepControl(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Rank 0 tells the figures to people and to the progress file."""
+        """Log the figures and report them, on rank 0."""
+        if logs is not None and "loss" in logs:
+            self._trainer.run.loss_watch = self._trainer.run.loss_watch.started_at(logs["loss"])
         if logs is None or not state.is_world_process_zero:
             return
-        figures = " ".join(f"{name} {value:.5g}" for name, value in logs.items())
+        figures = " ".join(f"{name} {_text(value)}" for name, value in logs.items())
         log.info("step %d/%d %s", state.global_step, state.max_steps, figures)
         if "loss" in logs:
             self._losses.append(logs["loss"])

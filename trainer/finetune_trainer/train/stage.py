@@ -200,6 +200,10 @@ class _Attempt:
             "phase_seconds": self.report.progress.phase_seconds,
             "steps": trainer.parts.plan.total_steps,
             "tokens": trainer.run.tokens,
+            # Of this attempt, and what an earlier one has warned of and the checkpoint remembers.
+            "warnings": [
+                text for text in dict.fromkeys([*self.report.progress.warnings, trainer.loss_warning()]) if text
+            ],
         }
         self.store.put(
             f"{self.config.run_uri}/training.json", json.dumps(document).encode(), content_type="application/json"

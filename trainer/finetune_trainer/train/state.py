@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerState
 
+from .loss_watch import LossWatch
 from .stopping import BestState
 
 
@@ -16,6 +17,7 @@ class RunState:
     tokens: int = 0
     """Tokens without padding since the first step of the run, over all ranks."""
     best: BestState = field(default_factory=BestState)
+    loss_watch: LossWatch = field(default_factory=LossWatch)
     stopped_early: bool = False
     finished: bool = False
     """True: nothing is left but the export."""
@@ -27,7 +29,8 @@ class RunState:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "RunState":
         """The inverse of `to_json`."""
-        return cls(**{**value, "best": BestState(**value["best"])})
+        nested = {"best": BestState(**value["best"]), "loss_watch": LossWatch(**value["loss_watch"])}
+        return cls(**{**value, **nested})
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,10 @@ class FineTuneTrainer(Trainer):
         rule, step = self.parts.config.spec.training.early_stopping, self.state.global_step
         if not math.isfinite(figures[Metric.LOSS]):
             raise self.diverged("validation loss")
+        self.run.loss_watch = self.run.loss_watch.after(figures[Metric.LOSS])
+        if warning := self.loss_warning():
+            log.warning(warning)
+            self.parts.report.warn(warning)
         if rule is None:
             return
         self.run.best = self.run.best.after(figures[rule.metric], step, rule)
@@ -273,6 +277,13 @@ class FineTuneTrainer(Trainer):
         """This rank's summed loss since the last log line, a scalar tensor."""
         summed: torch.Tensor = self._tr_loss
         return summed
+
+    def loss_warning(self) -> str:
+        """Why the finite validation loss is a sign of divergence; empty where it is none."""
+        return self.run.loss_watch.warning(
+            is_last=self.state.global_step >= self.parts.plan.total_steps,
+            learning_rate=self.parts.config.spec.training.learning_rate,
+        )
 
     def diverged(self, what: str) -> DivergedError:
         """The error that names step and learning rate."""

@@ -1,0 +1,41 @@
+"""Detects a training whose validation loss rises far above the loss it started from, but stays finite. Pure.
+
+Which learning rate makes a loss infinite depends on the processor and the precision: the same job may end with NaN on
+one machine and finish on another with a model that is worse than the base model.
+"""
+
+from dataclasses import dataclass, replace
+
+FACTOR = 2.0
+"""A validation loss above this multiple of the first training loss is far above its start."""
+PATIENCE = 2
+"""Consecutive evaluations that have to agree; the last evaluation of a run decides alone."""
+
+
+@dataclass(frozen=True)
+class LossWatch:
+    """What has been seen so far. It is kept in every checkpoint, so a restart continues to count."""
+
+    start: float | None = None
+    """Mean training loss of the first logged steps."""
+    high: int = 0
+    """Consecutive evaluations far above the start, up to the newest."""
+
+    def started_at(self, loss: float) -> "LossWatch":
+        """With the loss of the first log line; later ones change nothing."""
+        return self if self.start is not None else replace(self, start=loss)
+
+    def after(self, validation_loss: float) -> "LossWatch":
+        """With one more evaluation."""
+        is_high = self.start is not None and validation_loss > FACTOR * self.start
+        return replace(self, high=self.high + 1 if is_high else 0)
+
+    def warning(self, *, is_last: bool, learning_rate: float) -> str:
+        """What to warn of; empty if there is nothing. `is_last`: no evaluation follows."""
+        if self.high < (1 if is_last else PATIENCE):
+            return ""
+        return (
+            f"the validation loss is more than {FACTOR:g} times the loss at the start of the training "
+            f"({self.start:.4g}): the training diverges; lower spec.training.learningRate (now {learning_rate:g}), or "
+            "add spec.training.warmup"
+        )
