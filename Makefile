@@ -100,6 +100,10 @@ bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is
 	@$(BIN)/python benchmarks/gather.py
 	@$(BIN)/python benchmarks/main_job.py
 
+.PHONY: bench-order
+bench-order: $(VENV)/.ready-test ## What grouping rows by length costs in loss and saves in time; downloads news texts
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/order_quality.py $(ARGS)
+
 .PHONY: bench-recovery
 bench-recovery: $(VENV)/.ready-test ## What a lost worker costs on two real nodes, part by part: Linux, Go, root; about four minutes
 	@$(BIN)/python benchmarks/recovery.py $(ARGS)

@@ -215,8 +215,8 @@ def timed(side: str, config: TrainerConfig, folder: Path) -> Timed:
     folder.mkdir()
     job = folder / "job.json"
     job.write_text(json.dumps({"side": side, "config": config.model_dump(mode="json")}))
-    port = _free_port()
-    ranks = [_start_rank(rank, job, folder, port) for rank in range(WORLD)]
+    port, world = _free_port(), config.world.size
+    ranks = [_start_rank(rank, world, job, folder, port) for rank in range(world)]
     try:
         failed = [rank for rank, process in enumerate(ranks) if process.wait() != 0]
     finally:
@@ -224,7 +224,7 @@ def timed(side: str, config: TrainerConfig, folder: Path) -> Timed:
             process.kill()
     if failed:
         raise SystemExit(f"rank {failed[0]} failed:\n" + (folder / f"rank-{failed[0]}.log").read_text()[-3000:])
-    left = [json.loads((folder / f"scratch-{rank}" / "marks.json").read_text()) for rank in range(WORLD)]
+    left = [json.loads((folder / f"scratch-{rank}" / "marks.json").read_text()) for rank in range(world)]
     marks = [entry["marks"] for entry in left]
     first, last = len(marks[0]) // 2 - 1, len(marks[0]) - 1  # around the second epoch
     seconds = marks[0][last][0] - marks[0][first][0]
@@ -234,13 +234,13 @@ def timed(side: str, config: TrainerConfig, folder: Path) -> Timed:
     return Timed(tokens / seconds, tokens / cpu_seconds, left[0]["loss"])
 
 
-def _start_rank(rank: int, job: Path, folder: Path, port: int) -> "subprocess.Popen[bytes]":
+def _start_rank(rank: int, world: int, job: Path, folder: Path, port: int) -> "subprocess.Popen[bytes]":
     scratch = folder / f"scratch-{rank}"
     scratch.mkdir()
     environment = os.environ | {
         Env.RANK: str(rank),
         Env.LOCAL_RANK: "0",
-        Env.WORLD_SIZE: str(WORLD),
+        Env.WORLD_SIZE: str(world),
         Env.LOCAL_WORLD_SIZE: "1",
         Env.MASTER_ADDR: "127.0.0.1",
         Env.MASTER_PORT: str(port),

@@ -26,7 +26,7 @@ from .build import Inputs, build_dataset, dataset_digest, dataset_folder
 from .chat import renderer_of
 from .formats import Formatter, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
-from .order import padding_saved
+from .order import padding_groups, padding_saved
 from .problems import BadRecords
 from .readers import Record, read
 from .sources import SourceFile, fetch_sources
@@ -188,7 +188,8 @@ def choose_packing(config: TrainerConfig, info: DatasetInfo) -> tuple[Packing, s
     histogram = info.lengths["train"]
     lengths = np.repeat(np.array(list(histogram), dtype=np.int32), list(histogram.values()))
     together = config.batch.global_size // config.batch.accumulation
-    saved = padding_saved(lengths, together)
+    groups = padding_groups(config.batch.global_size, config.batch.micro_size, config.batch.accumulation)
+    saved = padding_saved(lengths, together, groups=groups)
     if saved <= _WORTH_GROUPING:
         return Packing.PADDED, f"packing Padded: grouping by length would save {saved:.0%} of the tokens"
     return Packing.LENGTH_GROUPED, f"packing LengthGrouped: saves {saved:.0%} of the tokens, which would be padding"

@@ -4,12 +4,13 @@ accelerate would fill an epoch's last batch with rows of its first, and with how
 filled with blanks, which carry no label: every row counts once per epoch, in any world.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from finetune_api.trainer_config import BatchPlan
 from finetune_api.v1alpha1 import Task
 
 from ..data.sampler import SeededSampler
@@ -20,11 +21,25 @@ BLANK = -1
 """Number of the row that is none. It has one token and no label."""
 
 
-class WholeBatches(Sampler[int]):
-    """The order of the epoch, followed by blanks up to the next multiple of the global batch."""
+def layout(batch: BatchPlan, *, groups: int) -> list[int]:
+    """Where the rows of a global batch, longest first, go: position -> row, for `batch.global_size` positions.
 
-    def __init__(self, order: SeededSampler, *, global_batch: int) -> None:
+    Micro batches are dealt to the ranks in turn. A micro step takes `groups` consecutive groups of similar length, and
+    every rank gets an equal part of each: no rank waits for another one that has all the long rows.
+    """
+    ranks = batch.global_size // (batch.micro_size * batch.accumulation)
+    rows = np.arange(batch.global_size).reshape(batch.accumulation, groups, ranks, batch.micro_size // groups)
+    dealt: list[int] = rows.transpose(0, 2, 1, 3).reshape(-1).tolist()
+    return dealt
+
+
+class WholeBatches(Sampler[int]):
+    """The order of the epoch, followed by blanks up to the next multiple of the global batch, each batch laid out."""
+
+    def __init__(self, order: SeededSampler, *, layout: Sequence[int]) -> None:
+        global_batch = len(layout)
         self._order = order
+        self._layout = layout
         self.blanks = -len(order) % global_batch
         """Blanks in the last batch of every epoch."""
 
@@ -36,9 +51,9 @@ class WholeBatches(Sampler[int]):
         return len(self._order) + self.blanks
 
     def __iter__(self) -> Iterator[int]:
-        yield from self._order
-        for _ in range(self.blanks):
-            yield BLANK
+        rows = [*self._order, *[BLANK] * self.blanks]
+        for start in range(0, len(rows), len(self._layout)):
+            yield from (rows[start + position] for position in self._layout)
 
 
 class RowsAndBlank(Dataset[dict[str, Any]]):

@@ -15,6 +15,7 @@ from finetune_api.v1alpha1 import Packing
 
 from ..checkpoint.plane import CheckpointPlane
 from ..data.collate import Collator
+from ..data.order import padding_groups
 from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
 from ..errors import CorruptCheckpointError, DivergedError, ModelUnusableError, StoppedError
@@ -29,7 +30,7 @@ from ..stop import StopFlag
 from ..store.client import ObjectStore
 from .arguments import training_arguments
 from .plan import TrainingPlan, training_plan
-from .rows import RowsAndBlank, WholeBatches
+from .rows import RowsAndBlank, WholeBatches, layout
 from .trainer import FineTuneTrainer, Parts
 from .validation import Validator
 from .world import broadcast, end_process_group, start_process_group, stop_if_agreed
@@ -109,6 +110,7 @@ class _Attempt:
                 report=self.report,
                 stop=self.stop,
                 sampler=self._order(rows),
+                padding_groups=self._padding_groups,
                 validator=self._validator(collator, arguments) if plan.evaluate_every else None,
             )
             model = self._model(base)
@@ -147,7 +149,14 @@ class _Attempt:
             batch_size=global_batch,
             grouped=self.prepared.packing is Packing.LENGTH_GROUPED,
         )
-        return WholeBatches(order, global_batch=global_batch)
+        return WholeBatches(order, layout=layout(self.config.batch, groups=self._padding_groups))
+
+    @property
+    def _padding_groups(self) -> int:
+        if self.prepared.packing is not Packing.LENGTH_GROUPED:
+            return 1
+        batch = self.config.batch
+        return padding_groups(batch.global_size, batch.micro_size, batch.accumulation)
 
     def _validator(self, collator: Collator, arguments: TrainingArguments) -> Validator:
         return Validator(

@@ -27,6 +27,7 @@ from ..stop import StopFlag
 from .control import StepControl
 from .loss import causal_lm_loss, causal_lm_targets, classification_loss
 from .meter import StepMeter
+from .padding import forward_by_groups, split_by_width
 from .plan import TrainingPlan
 from .rows import RowsAndBlank, WholeBatches
 from .saves import Saves
@@ -47,6 +48,8 @@ class Parts:
     report: ProgressReporter
     stop: StopFlag
     sampler: WholeBatches
+    padding_groups: int
+    """Parts of a micro batch that are padded, and computed, by themselves."""
     validator: Validator | None
 
     @property
@@ -77,6 +80,8 @@ class FineTuneTrainer(Trainer):
             model=model, args=args, data_collator=collator, train_dataset=rows, callbacks=[StepControl(self)]
         )
         self.remove_callback(PrinterCallback)
+        if parts.padding_groups > 1:
+            forward_by_groups(self.module, parts.padding_groups)
 
     # ---- data and loss ----
 
@@ -103,10 +108,15 @@ class FineTuneTrainer(Trainer):
     ) -> Any:
         """Summed loss over the targets of the global batch, times the ranks that DeepSpeed averages over."""
         labels = inputs.pop("labels")
+        groups = split_by_width({**inputs, "labels": labels}, self.parts.padding_groups)
         outputs = model(**inputs)
+        logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)
         summed = classification_loss if self.parts.task is Task.SEQUENCE_CLASSIFICATION else causal_lm_loss
         smoothing = self.parts.config.spec.training.label_smoothing
-        loss = summed(outputs.logits, labels, smoothing=smoothing) * (self.args.world_size / num_items_in_batch)
+        losses = [
+            summed(part, group["labels"], smoothing=smoothing) for part, group in zip(logits, groups, strict=True)
+        ]
+        loss = torch.stack(losses).sum() * (self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def blanks_of(self, step: int) -> int:
