@@ -27,6 +27,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
     checks: list[Callable[[Spec], Iterator[Violation]]] = [
         _method,
         _lengths,
+        _warmup,
         _holdouts,
         _batch,
         _fewest_workers,
@@ -83,6 +84,15 @@ def _lengths(spec: Spec) -> Iterator[Violation]:
         yield Violation("spec.training.warmup", "ratio and steps exclude each other; keep one")
     if spec.checkpoint.max_lost_work is not None and spec.checkpoint.every_steps is not None:
         yield Violation("spec.checkpoint", "maxLostWork and everySteps exclude each other; keep one")
+
+
+def _warmup(spec: Spec) -> Iterator[Violation]:
+    warmup, total = spec.training.warmup.steps, spec.training.max_steps
+    if warmup and total is not None and warmup >= total:
+        yield Violation(
+            "spec.training.warmup.steps",
+            f"{warmup} must be less than spec.training.maxSteps, {total}: the learning rate would never reach its peak",
+        )
 
 
 def _holdouts(spec: Spec) -> Iterator[Violation]:

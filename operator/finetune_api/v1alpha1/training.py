@@ -34,7 +34,7 @@ class Warmup(ApiModel):
     """Share of all steps."""
 
     steps: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
-    """Number of optimizer steps."""
+    """Number of optimizer steps, fewer than the training has."""
 
 
 class EarlyStopping(ApiModel):
@@ -63,7 +63,8 @@ class Training(ApiModel):
     """Peak learning rate. Usual: 2e-5 for a full fine-tune, 2e-4 for LoRA."""
 
     schedule: Schedule = Schedule.LINEAR
-    """How the learning rate goes on after the warmup. Constant stays at the peak."""
+    """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial fall to zero at the
+    end, Polynomial with the square of the share of steps that are left. InverseSqrt falls as sqrt(warmup / step)."""
 
     warmup: Warmup = Warmup()
     """Rise of the learning rate from zero. Absent: none."""

@@ -88,6 +88,11 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
             "spec.method: exactly one of full, lora is needed, found full and lora",
         ),
         ("spec.training", {"learningRate": 1, "epochs": 1, "maxSteps": 5}, "spec.training: epochs and maxSteps"),
+        (
+            "spec.training",
+            {"learningRate": 1, "maxSteps": 5, "warmup": {"steps": 5}},
+            "spec.training.warmup.steps: 5 must be less than spec.training.maxSteps, 5",
+        ),
         ("spec.training.warmup", {"ratio": 0.1, "steps": 5}, "spec.training.warmup: ratio and steps"),
         ("spec.checkpoint", {"maxLostWork": "5m", "everySteps": 3}, "spec.checkpoint: maxLostWork and everySteps"),
         (

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.v1alpha1 import Schedule
-from finetune_trainer.train.plan import SCHEDULER_TYPES, training_plan
+from finetune_trainer.train.plan import training_plan
 from train_configs import make_plan, train_config
 
 # 100 rows in batches of 16: 7 steps an epoch, the last batch filled up.
@@ -31,8 +30,27 @@ def test_warmup(warmup: dict[str, Any], steps: int) -> None:
     assert training_plan(train_config(training={"warmup": warmup})).warmup_steps == steps
 
 
-def test_every_schedule_has_a_name_in_transformers() -> None:
-    assert set(SCHEDULER_TYPES) == set(Schedule)
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_a_warmup_by_ratio_leaves_a_step_at_the_peak_however_short_the_training_is(total: int) -> None:
+    plan = training_plan(train_config(training={"maxSteps": total, "warmup": {"ratio": 0.9}}))
+    assert max(plan.rate_factor(step) for step in range(total)) == 1.0
+
+
+def test_a_warmup_longer_than_the_training_is_told_with_both_numbers() -> None:
+    (warning,) = training_plan(train_config(training={"warmup": {"steps": 1000}})).warnings
+    assert "warmup has 1000 steps" in warning
+    assert "whole training 21" in warning
+    assert training_plan(train_config(training={"warmup": {"steps": 20}})).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("training", "warned"),
+    [({}, True), ({"warmup": {"steps": 2}}, False), ({"epochs": 1000}, False)],
+    ids=["no warmup", "a warmup", "long enough without one"],
+)
+def test_an_inverse_square_root_that_stays_at_its_peak_is_told(training: dict[str, Any], warned: bool) -> None:
+    plan = training_plan(train_config(training={"schedule": "InverseSqrt", **training}))
+    assert ["hardly lowers" in warning for warning in plan.warnings] == [True] * warned
 
 
 @pytest.mark.parametrize(("steps", "log_every"), [(2000, 1), (2001, 10)])

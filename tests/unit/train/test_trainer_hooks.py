@@ -20,6 +20,7 @@ PARAMETERS = {
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
     "floating_point_ops": ["inputs"],
     "store_flos": [],
+    "create_scheduler": ["num_training_steps", "optimizer"],
 }
 
 

@@ -11,7 +11,7 @@ from finetune_api.v1alpha1 import Dtype
 
 from ..errors import BadConfigError
 from .ds_config import deepspeed_config
-from .plan import SCHEDULER_TYPES, TrainingPlan
+from .plan import TrainingPlan
 from .world import GROUP_TIMEOUT
 
 
@@ -40,8 +40,6 @@ def training_arguments(config: TrainerConfig, plan: TrainingPlan, scratch: Path)
         adam_beta1=0.9,
         adam_beta2=0.999,
         learning_rate=training.learning_rate,
-        lr_scheduler_type=SCHEDULER_TYPES[training.schedule],
-        warmup_steps=plan.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         # Reentrant checkpointing would need inputs with gradients, which an adapter's frozen embedding does not give.

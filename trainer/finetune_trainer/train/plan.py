@@ -7,6 +7,8 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Schedule
 from finetune_api.v1alpha1.quantities import seconds
 
+from .schedule import rate_factor
+
 DEFAULT_EPOCHS = 3
 DEFAULT_MAX_LOST_WORK = "10m"
 DENSE_LOG_STEPS = 2000
@@ -15,14 +17,8 @@ DENSE_LOG_STEPS = 2000
 NEAR_END_SHARE = 0.1
 """A save by the clock is left out when the final one comes within this share of what may be lost."""
 
-SCHEDULER_TYPES: dict[Schedule, str] = {
-    Schedule.LINEAR: "linear",
-    Schedule.COSINE: "cosine",
-    Schedule.CONSTANT: "constant_with_warmup",
-    Schedule.POLYNOMIAL: "polynomial",
-    Schedule.INVERSE_SQRT: "inverse_sqrt",
-}
-"""transformers' names. `constant` alone would ignore the warmup."""
+_HARDLY_LOWER = 0.9
+"""Share of the peak learning rate; a schedule that ends above it is as good as constant."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,27 @@ class TrainingPlan:
     max_lost_seconds: float
     max_stale_seconds: float
     """Longest time that storing a state may take; infinite: any."""
+    schedule: Schedule = Schedule.LINEAR
+
+    def rate_factor(self, step: int) -> float:
+        """Factor of the peak learning rate at a step, which counts from 0."""
+        return rate_factor(self.schedule, step, warmup=self.warmup_steps, total=self.total_steps)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about the learning rate before it costs a training."""
+        if self.warmup_steps >= self.total_steps:
+            return (
+                f"the learning rate never reaches spec.training.learningRate: the warmup has {self.warmup_steps} steps "
+                f"and the whole training {self.total_steps}; lower spec.training.warmup.steps below {self.total_steps}",
+            )
+        last = self.rate_factor(self.total_steps - 1)
+        if self.schedule is Schedule.INVERSE_SQRT and not self.warmup_steps and last > _HARDLY_LOWER:
+            return (
+                "spec.training.schedule InverseSqrt without a warmup hardly lowers the learning rate: after "
+                f"{self.total_steps} steps it is still {last:.0%} of its peak; set spec.training.warmup",
+            )
+        return ()
 
     def evaluates_at(self, step: int) -> bool:
         """True at every interval and at the last step, so that the final state always has figures."""
@@ -64,10 +81,12 @@ def training_plan(config: TrainerConfig) -> TrainingPlan:
     return TrainingPlan(
         steps_per_epoch=per_epoch,
         total_steps=total,
-        warmup_steps=training.warmup.steps or math.ceil((training.warmup.ratio or 0.0) * total),
+        # A share of the steps never takes all of them: a single step would train with a learning rate of 0.
+        warmup_steps=training.warmup.steps or min(math.ceil((training.warmup.ratio or 0.0) * total), total - 1),
         log_every=1 if total <= DENSE_LOG_STEPS else 10,
         evaluate_every=(config.spec.evaluation.every_steps or per_epoch) if prepared.counts.validation else 0,
         save_every=checkpoint.every_steps or 0,
         max_lost_seconds=seconds(checkpoint.max_lost_work or DEFAULT_MAX_LOST_WORK),
         max_stale_seconds=seconds(checkpoint.max_staleness) if checkpoint.max_staleness else math.inf,
+        schedule=training.schedule,
     )

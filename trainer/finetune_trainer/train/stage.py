@@ -65,6 +65,9 @@ class _Attempt:
 
     def run(self) -> TrainResult:
         plan = training_plan(self.config)
+        for warning in plan.warnings:
+            log.warning(warning)
+            self.report.warn(warning)
         # Alive until the end: ZeRO-3 finds its configuration through a weak reference to it.
         arguments = training_arguments(self.config, plan, self.runtime.scratch)
         plane = CheckpointPlane(self.store, self.config, self.runtime, cache=self.runtime.lasting_cache)

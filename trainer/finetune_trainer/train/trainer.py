@@ -2,7 +2,8 @@
 
 What is overridden is listed by name here because transformers gives no promise about it: `_init_training_state`,
 `_prepare_for_training`, `_run_epoch`, `_finalize_training`, `_save_checkpoint`, `_load_rng_state`,
-`_get_train_sampler`, `_get_num_items_in_batch`, `store_flos`. A unit test asserts that they are still there.
+`_get_train_sampler`, `_get_num_items_in_batch`, `store_flos`, `create_scheduler`. A unit test asserts that they are
+still there.
 """
 
 import logging
@@ -82,6 +83,17 @@ class FineTuneTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if parts.padding_groups > 1:
             forward_by_groups(self.module, parts.padding_groups)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule of the plan, over DeepSpeed's optimizer."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, self.parts.plan.rate_factor
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     # ---- data and loss ----
 

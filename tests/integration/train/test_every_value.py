@@ -1,0 +1,113 @@
+"""No field and no value that the API accepts has never been run. How to cover a new one: support/value_jobs.py."""
+
+import ast
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import finetune_operator
+from api_values import all_values, used_values
+from factories import make_job
+from finetune_api.constants import Stage
+from finetune_api.trainer_config import StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import Spec
+from finetune_api.validation import parse_job
+from finetune_operator.policy.world import stage_config
+from finetune_operator.render import render_stage
+from finetune_operator.settings import OperatorSettings
+from finetune_trainer.forkclient import RUN_RANK
+from finetune_trainer.train.plan import training_plan
+from rows import jsonl
+from tiny_models import CHATML
+from train_lab import Attempt, Lab
+from value_jobs import DECIDED, RENDERED, TRAINED, data_files, made_for
+
+OPERATOR = Path(finetune_operator.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def site(lab: Lab) -> Lab:
+    """The lab with data of every format, and a model with a chat template."""
+    for name, rows in data_files().items():
+        lab.store.put(f"s3://{lab.bucket}/{name}.jsonl", jsonl(rows))
+    folder = lab.models / "llama-chat"
+    shutil.copytree(lab.models / "llama", folder)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    return lab
+
+
+def run_stage(site: Lab, manifest: dict[str, Any], stage: Stage) -> tuple[TrainerConfig, Attempt]:
+    """The stage that the operator would start for the job, in processes of its own."""
+    config = stage_config(parse_job(manifest, local=True), 1, stage, 1, site.settings)
+    attempt = site.run(config, target=RUN_RANK)
+    assert set(attempt.exit_codes) == {0}, attempt.output
+    return config, attempt
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_job_of_the_table_runs_to_its_end_as_its_spec_says(site: Lab, name: str) -> None:
+    places = {
+        "job": f"values-{name}",
+        "bucket": site.bucket,
+        "models": f"file://{site.models}",
+        "endpoint": site.settings.endpoint or "",
+    }
+    made = {"output": {"uri": f"s3://{site.bucket}/values-{name}"}, **made_for(TRAINED[name], **places)}
+    manifest = make_job(name, **made)
+    if "format" not in made["data"]:
+        del manifest["spec"]["data"]["format"]
+    manifest["metadata"]["uid"] = "1"
+
+    prepared = run_stage(site, manifest, Stage.PREPARE)[1].message.prepared
+    config, trained = run_stage(site, manifest, Stage.TRAIN)
+    run_stage(site, manifest, Stage.EVALUATE)
+
+    log = site.training_log(config)
+    plan = training_plan(config.model_copy(update={"prepared": prepared}))
+    peak, rates = config.spec.training.learning_rate, [entry["learning_rate"] for entry in log if "loss" in entry]
+    assert rates == pytest.approx([peak * plan.rate_factor(step) for step in range(plan.total_steps)])
+    assert trained.message.progress is not None
+    stage = config.spec.deepspeed.zero_stage
+    assert trained.message.progress.zero_stage == (1 if stage == 0 else 2 if stage is None else stage)
+    evaluation = site.store.get_json(f"{config.run_uri}/evaluation.json")
+    figures = [*evaluation["tuned"]["metrics"].values(), *(entry["loss"] for entry in log if "loss" in entry)]
+    assert all(map(math.isfinite, figures))
+    assert (evaluation["baseline"] is not None) == config.spec.evaluation.baseline
+    assert len(evaluation["generations"]) == len(config.spec.evaluation.prompts)
+
+
+def found_at(manifest: Any, path: str) -> Any:
+    """`a.b[0].c` within a manifest."""
+    for name, index in re.findall(r"([^.\[\]]+)|\[(-?\d+)\]", path):
+        manifest = manifest[name] if name else manifest[int(index)]
+    return manifest
+
+
+@pytest.mark.parametrize("row", RENDERED)
+def test_a_field_for_the_cluster_is_where_kubernetes_looks_for_it(row: str) -> None:
+    workers, path, expected = RENDERED[row]
+    config = stage_config(parse_job(make_job(workers=workers)), 1, Stage.TRAIN, 1, StorageSettings())
+    assert found_at(render_stage(config, OperatorSettings())[-1]["spec"], path) == expected
+
+
+def attributes_read() -> Iterator[str]:
+    for path in OPERATOR.rglob("*.py"):
+        yield from (node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute))
+
+
+def test_what_only_the_operator_acts_on_is_read_by_it() -> None:
+    assert set(DECIDED) - set(attributes_read()) == set()
+
+
+def test_every_field_and_value_of_the_api_is_covered() -> None:
+    covered = {value for values in DECIDED.values() for value in values}
+    for spec in TRAINED.values():
+        covered |= set(used_values(spec)) | {"output.uri"}
+    for workers, _, _ in RENDERED.values():
+        covered |= set(used_values({"workers": workers}))
+    assert sorted(set(all_values(Spec)) - covered) == []

@@ -1,0 +1,188 @@
+"""Jobs that together use every field and every value of the API.
+
+To cover a new field or value, add it to a job of TRAINED that it makes sense for. What has no effect on a trainer goes
+into RENDERED, with its place in a manifest, or into DECIDED, where the operator alone acts on it.
+"""
+
+import json
+from typing import Any
+
+from rows import chats, classified
+
+_SHORT = {"maxSteps": 3, "learningRate": 1e-3, "globalBatchSize": 8}
+
+TRAINED: dict[str, dict[str, Any]] = {
+    "classifier": {
+        "model": {"uri": "{models}/bert", "task": "SequenceClassification", "dtype": "Float32"},
+        "data": {
+            "train": [{"uri": "s3://{bucket}/renamed.jsonl"}],
+            "validation": {"fraction": 0.2, "stratify": True},
+            "test": {"fraction": 0.2, "stratify": True},
+            "format": "Classification",
+            "columns": {"text": "sentence", "label": "kind"},
+            "maxLength": 32,
+            "packing": "Padded",
+            "onBadRecord": "Skip",
+        },
+        "method": {"full": {}},
+        "training": {
+            **_SHORT,
+            "schedule": "Polynomial",
+            "warmup": {"ratio": 0.3},
+            "microBatchSize": 2,
+            "weightDecay": 0.1,
+            "maxGradNorm": 0.5,
+            "labelSmoothing": 0.1,
+            "seed": 7,
+            "gradientCheckpointing": True,
+            "earlyStopping": {"metric": "MacroF1", "patience": 5, "minDelta": 0.001},
+        },
+        "deepspeed": {"zeroStage": 1, "offload": "Optimizer", "config": {"wall_clock_breakdown": False}},
+        "checkpoint": {
+            "maxLostWork": "10m",
+            "maxStaleness": "10m",
+            "keepLast": 2,
+            "keepBest": 1,
+            "keepEvery": 2,
+        },
+        "evaluation": {"everySteps": 2, "baseline": True},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged"]},
+        "storage": {"endpoint": "{endpoint}", "region": "us-east-1", "pathStyle": True},
+        "workers": {"nodes": 2, "resources": {"limits": {"memory": "64Gi"}}},
+        "runId": "first",
+    },
+    "classifier-adapter": {
+        "model": {"uri": "{models}/bert", "task": "SequenceClassification", "dtype": "BFloat16"},
+        "data": {
+            "train": [{"uri": "s3://{bucket}/classified.jsonl"}],
+            "validation": {"sources": [{"uri": "s3://{bucket}/held-out.jsonl"}]},
+            "test": {"sources": [{"uri": "s3://{bucket}/held-out.jsonl"}]},
+            "packing": "LengthGrouped",
+            "onBadRecord": "Fail",
+        },
+        "method": {"lora": {"rank": 4, "alpha": 16, "dropout": 0.1, "targets": ["query", "value"]}},
+        "training": {
+            **_SHORT,
+            "schedule": "Linear",
+            "warmup": {"steps": 1},
+            "gradientCheckpointing": False,
+            "earlyStopping": {"metric": "Accuracy"},
+        },
+        "deepspeed": {"zeroStage": 0, "offload": "None"},
+        "evaluation": {"baseline": False},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
+    },
+    "text": {
+        "model": {"uri": "{models}/llama", "task": "CausalLM", "dtype": "BFloat16"},
+        "data": {
+            "train": [{"uri": "s3://{bucket}/texts.jsonl"}],
+            "validation": {"fraction": 0.2, "stratify": False},
+            "test": {"fraction": 0.2, "stratify": False},
+            "format": "Text",
+        },
+        "training": {
+            "epochs": 1,
+            "learningRate": 1e-3,
+            "globalBatchSize": 16,
+            "schedule": "Cosine",
+            "earlyStopping": {"metric": "Loss"},
+        },
+        "deepspeed": {"zeroStage": 3, "offload": "OptimizerAndParameters"},
+        "checkpoint": {"everySteps": 2},
+        "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},
+        "workers": {"nodes": 2},
+    },
+    "instructions": {
+        "model": {"uri": "{models}/llama", "task": "CausalLM", "dtype": "Float32"},
+        "data": {
+            "train": [{"uri": "s3://{bucket}/instructions.jsonl"}],
+            "format": "Instruction",
+            "columns": {"prompt": "ask", "completion": "answer"},
+        },
+        "training": {**_SHORT, "schedule": "Constant", "earlyStopping": {"metric": "Perplexity"}},
+        "deepspeed": {"zeroStage": 2},
+    },
+    "chats": {
+        "model": {"uri": "{models}/llama-chat"},
+        "data": {
+            "train": [{"uri": "s3://{bucket}/chats.jsonl"}],
+            "format": "Chat",
+            "columns": {"messages": "turns"},
+        },
+        "method": {"lora": {}},
+        "training": {**_SHORT, "schedule": "InverseSqrt", "warmup": {"steps": 1}},
+    },
+}
+"""Job -> its spec. `{models}` is the address of a folder of models, `{bucket}` a bucket, `{endpoint}` its server,
+`{job}` the name of the job."""
+
+
+def made_for(spec: dict[str, Any], **places: str) -> dict[str, Any]:
+    """The spec with its places filled in."""
+    text = json.dumps(spec)
+    for name, value in places.items():
+        text = text.replace(f"{{{name}}}", value)
+    made: dict[str, Any] = json.loads(text)
+    return made
+
+
+def data_files() -> dict[str, list[dict[str, Any]]]:
+    """Name of a file -> its rows."""
+    rows = classified(60)
+    return {
+        "classified": rows,
+        "held-out": [{**row, "text": f"{row['text']} again"} for row in rows[:15]],
+        "renamed": [{"sentence": row["text"], "kind": row["label"]} for row in rows] + [{"sentence": "no kind"}],
+        "texts": [{"text": row["text"]} for row in rows],
+        "instructions": [{"ask": f"what is {row['label']}?", "answer": row["text"]} for row in rows],
+        "chats": [{"turns": row["messages"]} for row in chats(40)],
+    }
+
+
+POD, CONTAINER = "template.spec", "template.spec.containers[0]"
+RENDERED: dict[str, tuple[dict[str, Any], str, Any]] = {
+    "gpus": ({"gpusPerNode": 2}, f"{CONTAINER}.resources.limits", {"nvidia.com/gpu": "2"}),
+    "requests": ({"resources": {"requests": {"cpu": "2"}}}, f"{CONTAINER}.resources.requests", {"cpu": "2"}),
+    "limits": ({"resources": {"limits": {"memory": "8Gi"}}}, f"{CONTAINER}.resources.limits", {"memory": "8Gi"}),
+    "env": ({"env": [{"name": "A", "value": "b"}]}, f"{CONTAINER}.env[-1]", {"name": "A", "value": "b"}),
+    "image": ({"image": "own:1"}, f"{CONTAINER}.image", "own:1"),
+    "image_pull_secrets": ({"imagePullSecrets": ["pull"]}, f"{POD}.imagePullSecrets", [{"name": "pull"}]),
+    "node_selector": ({"nodeSelector": {"pool": "gpu"}}, f"{POD}.nodeSelector", {"pool": "gpu"}),
+    "any_taint": (
+        {"tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}]},
+        f"{POD}.tolerations[-1]",
+        {"key": "spot", "operator": "Exists", "effect": "NoSchedule"},
+    ),
+    "one_taint": (
+        {"tolerations": [{"key": "a", "operator": "Equal", "value": "b", "effect": "PreferNoSchedule"}]},
+        f"{POD}.tolerations[-1]",
+        {"key": "a", "operator": "Equal", "value": "b", "effect": "PreferNoSchedule"},
+    ),
+    "taint_for_a_while": (
+        {"tolerations": [{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]},
+        f"{POD}.tolerations[-1]",
+        {"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
+    ),
+    "service_account": ({"serviceAccountName": "trainer"}, f"{POD}.serviceAccountName", "trainer"),
+    "priority": ({"priorityClassName": "low"}, f"{POD}.priorityClassName", "low"),
+    "shared_memory": ({"sharedMemory": "4Gi"}, f"{POD}.volumes[2].emptyDir.sizeLimit", "4Gi"),
+    "cache": (
+        {"cache": {"claimName": "disk"}},
+        f"{POD}.volumes[-1].persistentVolumeClaim",
+        {"claimName": "disk"},
+    ),
+}
+"""Row -> the block `workers`, a path below the `spec` of the training's Job, and what has to be there."""
+
+DECIDED: dict[str, tuple[str, ...]] = {
+    "suspend": ("suspend=true", "suspend=false"),
+    "ttl_seconds_after_finished": ("ttlSecondsAfterFinished",),
+    "deadline": ("budget.deadline",),
+    "max_restarts": ("restart.maxRestarts",),
+    "max_disruptions": ("restart.maxDisruptions",),
+    "min_nodes": ("workers.minNodes",),
+    "start_timeout": ("workers.startTimeout",),
+    "credentials_secret": ("storage.credentialsSecret",),
+    "path_style": ("storage.pathStyle=false",),
+}
+"""Attribute that the operator reads -> the values that it covers; tests of its policies say what becomes of them."""
