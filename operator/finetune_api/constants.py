@@ -15,6 +15,8 @@ CATEGORIES: Final = ("all", "ml")
 MAX_JOB_NAME: Final = 40
 """The longest child name, `<name>-r<run>-train-a<attempt>-<index>`, has to fit a 63-character DNS label."""
 
+JOB_NAME_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
 # Labels of every child.
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "finetune-operator"

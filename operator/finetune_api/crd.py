@@ -9,6 +9,7 @@ from typing import Any
 from .constants import (
     CATEGORIES,
     GROUP,
+    JOB_NAME_PATTERN,
     KIND,
     MAX_JOB_NAME,
     PLURAL,
@@ -24,59 +25,78 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "": (
         (
             f"size(self.metadata.name) <= {MAX_JOB_NAME}",
-            f"metadata.name: at most {MAX_JOB_NAME} characters, because the names of pods are derived from it",
+            f"metadata.name must have at most {MAX_JOB_NAME} characters, because the names of pods are derived from it",
+        ),
+        (
+            f"self.metadata.name.matches('{JOB_NAME_PATTERN}')",
+            "metadata.name must be a name of a-z, 0-9 and '-', because the names of pods are derived from it",
         ),
     ),
-    "spec.method": (("has(self.full) != has(self.lora)", "exactly one of full, lora is needed"),),
+    "spec.method": (("has(self.full) != has(self.lora)", "must have exactly one of full, lora"),),
     "spec.training": (
-        ("!has(self.epochs) || !has(self.maxSteps)", "epochs and maxSteps exclude each other; keep one"),
+        ("!has(self.epochs) || !has(self.maxSteps)", "must not have both epochs and maxSteps; keep one"),
     ),
     "spec.workers": (
-        ("!has(self.minNodes) || self.minNodes <= self.nodes", "minNodes: at most nodes"),
+        ("!has(self.minNodes) || self.minNodes <= self.nodes", "minNodes must be at most nodes"),
         (
             "!has(self.startTimeout) || has(self.minNodes)",
-            "startTimeout: without minNodes a job waits for all of its workers; set minNodes too",
+            "startTimeout must be absent without minNodes; remove it, or set minNodes too",
+        ),
+    ),
+    "spec.workers.env[]": (
+        ("!has(self.value) || !has(self.valueFrom)", "must not have both value and valueFrom; keep one"),
+    ),
+    "spec.workers.env[].valueFrom": (
+        (
+            "has(self.secretKeyRef) != has(self.configMapKeyRef)",
+            "must have exactly one of secretKeyRef, configMapKeyRef",
+        ),
+    ),
+    "spec.storage": (
+        (
+            "!has(self.endpoint) || !self.endpoint.contains('@')",
+            "endpoint must not contain a user name or password; name a Secret with them in credentialsSecret",
         ),
     ),
     "spec.deepspeed": (
         (
             "!has(self.zeroStage) || self.zeroStage >= (self.offload == 'OptimizerAndParameters' ? 3 : "
             "self.offload == 'Optimizer' ? 1 : 0)",
-            "offload: Optimizer needs zeroStage 1 or more, OptimizerAndParameters needs 3",
+            "zeroStage must be at least 1 for offload Optimizer, and 3 for OptimizerAndParameters",
         ),
     ),
-    "spec.training.warmup": (("!has(self.ratio) || !has(self.steps)", "ratio and steps exclude each other; keep one"),),
+    "spec.training.warmup": (("!has(self.ratio) || !has(self.steps)", "must not have both ratio and steps; keep one"),),
     "spec.checkpoint": (
-        ("!has(self.maxLostWork) || !has(self.everySteps)", "maxLostWork and everySteps exclude each other; keep one"),
+        ("!has(self.maxLostWork) || !has(self.everySteps)", "must not have both maxLostWork and everySteps; keep one"),
     ),
     "spec.data": (
         (
             "(has(self.validation.fraction) ? self.validation.fraction : 0.0) + "
             "(has(self.test.fraction) ? self.test.fraction : 0.0) < 1.0",
-            "validation.fraction and test.fraction have to leave something to train on",
+            "must leave something to train on: lower validation.fraction and test.fraction to less than 1 together",
         ),
     ),
     "spec.data.validation": (
-        ("has(self.sources) != has(self.fraction)", "exactly one of sources, fraction is needed"),
-        ("!has(self.stratify) || has(self.fraction)", "only a split by fraction can be stratified"),
+        ("has(self.sources) != has(self.fraction)", "must have exactly one of sources, fraction"),
+        ("!has(self.stratify) || has(self.fraction)", "stratify must be absent without fraction; remove it"),
     ),
     "spec.data.test": (
-        ("has(self.sources) != has(self.fraction)", "exactly one of sources, fraction is needed"),
-        ("!has(self.stratify) || has(self.fraction)", "only a split by fraction can be stratified"),
+        ("has(self.sources) != has(self.fraction)", "must have exactly one of sources, fraction"),
+        ("!has(self.stratify) || has(self.fraction)", "stratify must be absent without fraction; remove it"),
     ),
     "spec": (
         (
             "self.training.globalBatchSize % (self.workers.nodes * "
             "(self.workers.gpusPerNode > 0 ? self.workers.gpusPerNode : 1)) == 0",
-            "training.globalBatchSize has to be divisible by the number of training processes",
+            "training.globalBatchSize must be divisible by the number of training processes",
         ),
         (
             "!has(self.output.formats) || !self.output.formats.exists(f, f == 'Adapter') || has(self.method.lora)",
-            "output.formats: Adapter needs method.lora",
+            "output.formats must not have Adapter without method.lora; remove it, or set method.lora",
         ),
         (
             "!has(self.training.earlyStopping) || self.checkpoint.keepBest >= 1",
-            "checkpoint.keepBest: early stopping exports the best state, so write 1 or more",
+            "checkpoint.keepBest must be at least 1 with early stopping, which exports the best state",
         ),
     ),
 }
@@ -116,8 +136,8 @@ def crd() -> dict[str, Any]:
     }
     for path, rules in CEL_RULES.items():
         target = schema
-        for part in path.split(".") if path else ():
-            target = target["properties"][part]
+        for part in path.replace("[]", ".[]").split(".") if path else ():
+            target = target["items"] if part == "[]" else target["properties"][part]
         target["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in rules]
     columns = [
         {"name": name, "type": kind, "jsonPath": json_path} | ({"priority": priority} if priority else {})
@@ -161,7 +181,7 @@ def structural_schema(model: type[Spec] | type[Status], *, with_defaults: bool =
 def _structural(node: Schema, definitions: dict[str, Schema], *, with_defaults: bool) -> Schema:
     """References inlined, `anyOf [X, null]` made X; nulls and `additionalProperties: false` (pruning does that) go."""
 
-    def child(value: Schema) -> Schema:
+    def child(value: Schema, *, with_defaults: bool = with_defaults) -> Schema:
         return _structural(value, definitions, with_defaults=with_defaults)
 
     node = _resolve(node, definitions)
@@ -173,12 +193,13 @@ def _structural(node: Schema, definitions: dict[str, Schema], *, with_defaults: 
     if node.get("properties"):
         result["properties"] = {name: child(value) for name, value in node["properties"].items()}
     if "items" in node:
-        result["items"] = child(node["items"])
+        # No defaults in list entries: GitOps tools compare lists element for element with what was written.
+        result["items"] = child(node["items"], with_defaults=False)
     values = node.get("additionalProperties")
     if values is True:
         result["x-kubernetes-preserve-unknown-fields"] = True
     elif isinstance(values, dict):
-        result["additionalProperties"] = child(values)
+        result["additionalProperties"] = child(values, with_defaults=False)
     return result
 
 

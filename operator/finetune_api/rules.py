@@ -6,6 +6,7 @@ Every check returns all that is wrong at once, each with the path of the field a
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .redaction import has_credentials
 from .v1alpha1 import ArtifactFormat, DataFormat, Dtype, Holdout, Metric, Offload, Spec, Task
 
 
@@ -16,16 +17,20 @@ class Violation:
     path: str
     """Field path, such as `spec.training.learningRate`."""
     message: str
-    """What is wrong, the value, and what to write instead."""
+    """What the field must be, the value, and what to write instead."""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
+        """`spec.training.epochs must be at least 1, not 0`."""
+        return f"{self.path}{' ' if self.message.startswith('must ') else ': '}{self.message}"
 
 
 def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
     """All violations of a spec; `local` allows `file://` addresses, which no cluster could reach."""
     checks: list[Callable[[Spec], Iterator[Violation]]] = [
         _method,
+        _no_credentials,
+        _env,
+        _tolerations,
         _lengths,
         _warmup,
         _holdouts,
@@ -40,6 +45,19 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
     if not local:
         checks.append(_no_local_files)
     return tuple(violation for check in checks for violation in check(spec))
+
+
+def cluster_only(spec: Spec) -> tuple[Violation, ...]:
+    """What a cluster can do and `finetune run` cannot."""
+    return tuple(
+        Violation(
+            f"spec.workers.env[{index}].valueFrom",
+            "must be absent in `finetune run`, which has no Secrets or ConfigMaps; remove the entry and set "
+            f"{variable.name} in the environment of the command",
+        )
+        for index, variable in enumerate(spec.workers.env)
+        if variable.value_from is not None
+    )
 
 
 def task_of(spec: Spec) -> Task | None:
@@ -73,17 +91,54 @@ OWNED_DEEPSPEED_KEYS: dict[str, str] = {
 def _method(spec: Spec) -> Iterator[Violation]:
     chosen = [name for name in ("full", "lora") if getattr(spec.method, name) is not None]
     if len(chosen) != 1:
-        found = " and ".join(chosen) or "none"
-        yield Violation("spec.method", f"exactly one of full, lora is needed, found {found}; keep one block")
+        found = "both" if chosen else "none"
+        yield Violation("spec.method", f"must have exactly one of full, lora, not {found}; keep one block")
+
+
+def _no_credentials(spec: Spec) -> Iterator[Violation]:
+    if spec.storage.endpoint is not None and has_credentials(spec.storage.endpoint):
+        yield Violation(
+            "spec.storage.endpoint",
+            "must not contain a user name or password, which would be stored in clear text; put them into a Secret and "
+            "name it in spec.storage.credentialsSecret",
+        )
+
+
+def _env(spec: Spec) -> Iterator[Violation]:
+    for index, variable in enumerate(spec.workers.env):
+        path, source = f"spec.workers.env[{index}]", variable.value_from
+        if source is None:
+            continue
+        if variable.value is not None:
+            yield Violation(path, "must not have both value and valueFrom; keep one")
+        if (source.secret_key_ref is None) == (source.config_map_key_ref is None):
+            found = "none" if source.secret_key_ref is None else "both"
+            yield Violation(
+                f"{path}.valueFrom", f"must have exactly one of secretKeyRef, configMapKeyRef, not {found}; keep one"
+            )
+
+
+def _tolerations(spec: Spec) -> Iterator[Violation]:
+    """As the API server checks them in a pod: it would refuse the Job."""
+    for index, toleration in enumerate(spec.workers.tolerations):
+        path = f"spec.workers.tolerations[{index}]"
+        if toleration.operator == "Exists" and toleration.value:
+            yield Violation(f"{path}.value", "must be empty with operator Exists; remove it, or write operator: Equal")
+        if toleration.operator == "Equal" and not toleration.key:
+            yield Violation(f"{path}.key", "must be set with operator Equal; write a key, or operator: Exists")
+        if toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
+            yield Violation(
+                f"{path}.effect", "must be NoExecute where tolerationSeconds is set; write it, or remove them"
+            )
 
 
 def _lengths(spec: Spec) -> Iterator[Violation]:
     if spec.training.epochs is not None and spec.training.max_steps is not None:
-        yield Violation("spec.training", "epochs and maxSteps exclude each other; keep one")
+        yield Violation("spec.training", "must not have both epochs and maxSteps; keep one")
     if spec.training.warmup.ratio is not None and spec.training.warmup.steps is not None:
-        yield Violation("spec.training.warmup", "ratio and steps exclude each other; keep one")
+        yield Violation("spec.training.warmup", "must not have both ratio and steps; keep one")
     if spec.checkpoint.max_lost_work is not None and spec.checkpoint.every_steps is not None:
-        yield Violation("spec.checkpoint", "maxLostWork and everySteps exclude each other; keep one")
+        yield Violation("spec.checkpoint", "must not have both maxLostWork and everySteps; keep one")
 
 
 def _warmup(spec: Spec) -> Iterator[Violation]:
@@ -91,7 +146,7 @@ def _warmup(spec: Spec) -> Iterator[Violation]:
     if warmup and total is not None and warmup >= total:
         yield Violation(
             "spec.training.warmup.steps",
-            f"{warmup} must be less than spec.training.maxSteps, {total}: the learning rate would never reach its peak",
+            f"must be less than spec.training.maxSteps, {total}, not {warmup}: the learning rate would never reach its peak",
         )
 
 
@@ -99,14 +154,18 @@ def _holdouts(spec: Spec) -> Iterator[Violation]:
     splits: dict[str, Holdout] = {"validation": spec.data.validation, "test": spec.data.test}
     for name, holdout in splits.items():
         if (holdout.sources is None) == (holdout.fraction is None):
-            yield Violation(f"spec.data.{name}", "exactly one of sources, fraction is needed")
+            found = "none" if holdout.sources is None else "both"
+            yield Violation(f"spec.data.{name}", f"must have exactly one of sources, fraction, not {found}; keep one")
         if holdout.stratify is not None and holdout.fraction is None:
-            yield Violation(f"spec.data.{name}.stratify", "only a split by fraction can be stratified; remove it")
+            yield Violation(
+                f"spec.data.{name}.stratify",
+                "must be absent without fraction: files of their own are not split; remove it",
+            )
     held_out = sum(holdout.fraction or 0.0 for holdout in splits.values())
     if held_out >= 1.0:
         yield Violation(
             "spec.data",
-            f"validation.fraction and test.fraction add up to {held_out:g}, which leaves nothing to train on; "
+            f"must leave something to train on, but validation.fraction and test.fraction add up to {held_out:g}; "
             "lower them to less than 1 together",
         )
 
@@ -119,13 +178,13 @@ def _batch(spec: Spec) -> Iterator[Violation]:
         nearest = f"{below} or {above}" if below else f"{above}"
         yield Violation(
             "spec.training.globalBatchSize",
-            f"{total} cannot be divided among {world} training processes; write {nearest}",
+            f"must be divisible by the number of training processes, {world}, not {total}; write {nearest}",
         )
     elif micro is not None and (total // world) % micro:
         fitting = max(size for size in range(1, micro + 1) if (total // world) % size == 0)
         yield Violation(
             "spec.training.microBatchSize",
-            f"{micro} does not divide the {total // world} examples that each process gets per step; write {fitting}",
+            f"must divide the {total // world} examples that each process gets per step, not {micro}; write {fitting}",
         )
 
 
@@ -140,16 +199,20 @@ def _fewest_workers(spec: Spec) -> Iterator[Violation]:
     if fewest is None:
         if spec.workers.start_timeout is not None:
             yield Violation(
-                "spec.workers.startTimeout", "without minNodes a job waits for all of its workers; set minNodes too"
+                "spec.workers.startTimeout",
+                "must be absent without minNodes: the job waits for all of its workers; remove it, or set minNodes too",
             )
         return
     if fewest > nodes:
-        yield Violation("spec.workers.minNodes", f"{fewest} is more than spec.workers.nodes, {nodes}; write {nodes}")
+        yield Violation(
+            "spec.workers.minNodes", f"must be at most spec.workers.nodes, {nodes}, not {fewest}; write {nodes}"
+        )
     elif not divides_batch(spec, fewest):
         usable = [str(number) for number in range(1, nodes + 1) if divides_batch(spec, number)]
         yield Violation(
             "spec.workers.minNodes",
-            f"{fewest} workers cannot share a global batch of {spec.training.global_batch_size} evenly; write "
+            f"must be a number of workers that can share the global batch of {spec.training.global_batch_size} evenly, "
+            f"not {fewest}; write "
             f"{' or '.join(usable) or 'another spec.training.globalBatchSize'}",
         )
 
@@ -160,10 +223,12 @@ def _task(spec: Spec) -> Iterator[Violation]:
     if task and data_format and is_classification != (task is Task.SEQUENCE_CLASSIFICATION):
         yield Violation(
             "spec.model.task",
-            f"{task} cannot learn from {data_format} data; remove task, or change spec.data.format",
+            f"must fit spec.data.format, {data_format}, and {task} does not; remove task, or change the format",
         )
     if spec.evaluation.prompts and task_of(spec) is Task.SEQUENCE_CLASSIFICATION:
-        yield Violation("spec.evaluation.prompts", "a classifier does not answer prompts; remove them")
+        yield Violation(
+            "spec.evaluation.prompts", "must be empty for a classifier, which does not answer prompts; remove them"
+        )
 
 
 def _early_stopping(spec: Spec) -> Iterator[Violation]:
@@ -172,26 +237,32 @@ def _early_stopping(spec: Spec) -> Iterator[Violation]:
         return
     if spec.data.validation.fraction == 0.0:
         yield Violation(
-            "spec.training.earlyStopping", "needs a validation split; set spec.data.validation.fraction above 0"
+            "spec.training.earlyStopping", "must have a validation split; set spec.data.validation.fraction above 0"
         )
     if spec.checkpoint.keep_best < 1:
         yield Violation(
             "spec.checkpoint.keepBest",
-            f"{spec.checkpoint.keep_best} would remove the best state, which early stopping exports; write 1, or "
+            f"must be at least 1, not {spec.checkpoint.keep_best}: early stopping exports the best state; write 1, or "
             "remove spec.training.earlyStopping",
         )
     if early.metric in (Metric.ACCURACY, Metric.MACRO_F1) and task is Task.CAUSAL_LM:
-        yield Violation("spec.training.earlyStopping.metric", f"{early.metric} is for classifiers; write Loss")
+        yield Violation(
+            "spec.training.earlyStopping.metric", f"must be a metric of language models, not {early.metric}; write Loss"
+        )
     if early.metric is Metric.PERPLEXITY and task is Task.SEQUENCE_CLASSIFICATION:
-        yield Violation("spec.training.earlyStopping.metric", "Perplexity is for language models; write Loss")
+        yield Violation(
+            "spec.training.earlyStopping.metric", "must be a metric of classifiers, not Perplexity; write Loss"
+        )
 
 
 def _output(spec: Spec) -> Iterator[Violation]:
     formats = spec.output.formats or ()
     if ArtifactFormat.ADAPTER in formats and spec.method.lora is None:
-        yield Violation("spec.output.formats", "Adapter needs spec.method.lora; a full fine-tune has no adapter")
+        yield Violation(
+            "spec.output.formats", "must not have Adapter without spec.method.lora; remove it, or set method.lora"
+        )
     if len(set(formats)) != len(formats):
-        yield Violation("spec.output.formats", "the same format is listed twice; keep one")
+        yield Violation("spec.output.formats", "must not list a format twice; keep one")
 
 
 def lowest_zero_stage(offload: Offload, dtype: Dtype) -> int:
@@ -212,20 +283,22 @@ def _offload(spec: Spec) -> Iterator[Violation]:
     stage, offload = spec.deepspeed.zero_stage, spec.deepspeed.offload
     lowest = lowest_zero_stage(offload, Dtype.FLOAT32)
     if stage is not None and stage < lowest:
-        needed = " or ".join(str(number) for number in range(lowest, 4))
-        yield Violation("spec.deepspeed.offload", f"{offload} needs zeroStage {needed}, not {stage}; or remove offload")
+        possible = " or ".join(str(number) for number in range(lowest, 4))
+        yield Violation("spec.deepspeed.zeroStage", f"must be {possible} for offload {offload}, not {stage}")
 
 
 def _owned_deepspeed_keys(spec: Spec) -> Iterator[Violation]:
     config = spec.deepspeed.config or {}
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        yield Violation("spec.deepspeed.config.zero_optimization", "must be an object")
+        yield Violation("spec.deepspeed.config.zero_optimization", "must be an object of DeepSpeed's options")
         return
     present = set(config) | {f"zero_optimization.{key}" for key in zero}
     for key, owner in OWNED_DEEPSPEED_KEYS.items():
         if key in present:
-            yield Violation(f"spec.deepspeed.config.{key}", f"is set by the job itself; remove it and use {owner}")
+            yield Violation(
+                f"spec.deepspeed.config.{key}", f"must be absent, the job itself sets it; remove it and use {owner}"
+            )
 
 
 def _no_local_files(spec: Spec) -> Iterator[Violation]:
@@ -238,4 +311,4 @@ def _no_local_files(spec: Spec) -> Iterator[Violation]:
         addresses |= {f"spec.data.{name}[{index}].uri": source.uri for index, source in enumerate(sources)}
     for path, uri in addresses.items():
         if uri.startswith("file://"):
-            yield Violation(path, f"{uri} is on one machine only; on a cluster write an s3:// address")
+            yield Violation(path, f"must be an address that every node can reach, not {uri}; write an s3:// address")

@@ -1,17 +1,37 @@
-"""From a manifest to a FineTuneJob, or to every violation at once. Pure."""
+"""From a manifest to a FineTuneJob, or to every violation at once. Pure.
+
+Every message says what the field must be. What the field may hold is read from the schema that the API server gets, so
+that both speak of the same fields.
+"""
 
 import difflib
+import functools
 import json
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from .constants import LAST_APPLIED
+from .crd import Schema, crd
+from .redaction import hide_credentials
 from .rules import Violation, violations
 from .v1alpha1 import FineTuneJob
 from .v1alpha1.base import NEEDED
+
+_MAX_SHOWN = 80
+_MAX_FIELDS = 6
+_FREE_FORM = ("spec", "deepspeed", "config")
+"""Passed on as it is: the API server changes nothing below it."""
+_SECRET_BLOCK = ("spec", "workers", "env")
+_LARGEST_PLAIN_NUMBER = 1e21
+"""From here on JSON writers use an exponent."""
+_MAIN_FIELDS = {
+    "spec.data.validation": ("sources", "fraction"),
+    "spec.data.test": ("sources", "fraction"),
+}
+"""Fields to name for a block that is not an object; without an entry: the required ones, else all."""
 
 
 class InvalidJobError(ValueError):
@@ -25,10 +45,11 @@ class InvalidJobError(ValueError):
 def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJob:
     """Check schema and rules. Raises InvalidJobError with all violations; `local` allows `file://` addresses.
 
-    Types are as strict as the API server's: the text "2e-4" is not a number.
+    Field names and types are as strict as the API server's: `learning_rate` is unknown, the text "2e-4" is no number.
     """
+    sent = {name: _as_sent(value, (name,)) if name == "spec" else value for name, value in manifest.items()}
     try:
-        job = FineTuneJob.model_validate_json(json.dumps(manifest), strict=True)
+        job = FineTuneJob.model_validate_json(json.dumps(sent), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise InvalidJobError(tuple(_violation(detail) for detail in error.errors())) from None
     found = violations(job.spec, local=local)
@@ -38,14 +59,14 @@ def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJo
 
 
 def dropped_fields(manifest: Mapping[str, Any]) -> tuple[Violation, ...]:
-    """What `kubectl apply` was given and the API server dropped, as far as kubectl's own note of it tells.
+    """What `kubectl apply` was given and the API server dropped, according to kubectl's own annotation.
 
-    The note stays as it was where somebody has mended the object by other means, so this is a remark, no violation.
+    The annotation does not change when the object is corrected by other means, so this is a remark and no violation.
     """
     note = manifest["metadata"].get("annotations", {}).get(LAST_APPLIED)
     try:
         applied = json.loads(note or "{}")
-        FineTuneJob.model_validate({**manifest, "spec": applied.get("spec", {})})
+        FineTuneJob.model_validate({**manifest, "spec": applied.get("spec", {})}, by_alias=True, by_name=False)
     except ValidationError as error:
         details = [detail for detail in error.errors() if detail["type"] == "extra_forbidden"]
         return tuple(_violation(detail) for detail in details)
@@ -54,60 +75,171 @@ def dropped_fields(manifest: Mapping[str, Any]) -> tuple[Violation, ...]:
     return ()
 
 
+def _as_sent(value: Any, path: tuple[str, ...]) -> Any:
+    """A value as the API server stores it: kubectl writes 3.0 as 3, and a field that is null counts as absent."""
+    if path == _FREE_FORM:
+        return value
+    if isinstance(value, dict):
+        return {name: _as_sent(child, (*path, name)) for name, child in value.items() if child is not None}
+    if isinstance(value, list):
+        return [_as_sent(child, path) for child in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_PLAIN_NUMBER:
+        return int(value)
+    return value
+
+
 def _violation(detail: ErrorDetails) -> Violation:
+    loc = detail["loc"]
+    path = _path(loc)
+    if detail["type"] == "extra_forbidden":
+        return Violation(path, _unknown_field(loc))
+    if detail["type"] == "missing":
+        return Violation(path, f"must be set to {_words(loc)}")
+    return Violation(path, f"must {_requirement(detail)}, not {_shown(detail)}{_remedy(detail)}")
+
+
+def _path(loc: Sequence[int | str]) -> str:
     path = ""
-    for part in detail["loc"]:
+    for part in loc:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    kind, value = detail["type"], detail["input"]
-    if kind == "extra_forbidden":
-        return Violation(path, _unknown_field(detail["loc"]))
-    if kind == "missing":
-        return Violation(path, "is required")
-    shown = json.dumps(value, default=str)
-    if len(shown) > 80:
-        shown = shown[:77] + "..."
-    message = detail["msg"].removeprefix("Input should be ").removeprefix("a ")
-    if kind == "enum":
-        return Violation(path, f"{shown} is not one of {detail['ctx']['expected']}{_close_enum(value, detail)}")
-    if kind == "string_pattern_mismatch":
-        return Violation(path, f"{shown} is not valid, needed is {NEEDED[detail['ctx']['pattern']]}")
-    if isinstance(value, str) and kind in {"float_type", "int_type", "bool_type"}:
-        return Violation(
-            path,
-            f"{shown} is text, needed is {message}; write it without quotes",
-        )
-    return Violation(path, f"{shown} is not valid, needed is {message}")
+    return path
 
 
-def _close_enum(value: object, detail: ErrorDetails) -> str:
-    allowed = [word.strip("' ") for word in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-    close = difflib.get_close_matches(str(value).lower(), [word.lower() for word in allowed], n=1)
-    match = next((word for word in allowed if close and word.lower() == close[0]), None)
-    return f"; did you mean {match}?" if match else ""
+def _requirement(detail: ErrorDetails) -> str:
+    """`be an integer`, `have at most 64 characters`: what follows on "must"."""
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "string_pattern_mismatch":
+            return f"be {NEEDED[context['pattern']]}"
+        case "enum" | "literal_error":
+            return f"be {'one of ' if len(_allowed(detail)) > 1 else ''}{_joined(_allowed(detail))}"
+        case "greater_than_equal":
+            return f"be at least {context['ge']:g}"
+        case "less_than_equal":
+            return f"be at most {context['le']:g}"
+        case "string_too_short":
+            return f"have at least {_counted(context['min_length'], 'character')}"
+        case "string_too_long":
+            return f"have at most {_counted(context['max_length'], 'character')}"
+        case "too_short":
+            return f"have at least {_counted(context['min_length'], 'entry')}"
+        case "too_long":
+            return f"have at most {_counted(context['max_length'], 'entry')}"
+        case kind if kind in _TYPES:
+            return f"be {_TYPES[kind] or _words(detail['loc'])}"
+        case _:
+            return detail["msg"].removeprefix("Input should ").removeprefix("a valid ")
+
+
+_TYPES = {
+    "string_type": "",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing_size": "an integer of at most 64 bits",
+    "bool_type": "true or false",
+    "tuple_type": "",
+    "list_type": "",
+    "dict_type": "",
+    "model_type": "",
+    "model_attributes_type": "",
+}
+"""Error of pydantic -> what was expected; empty: the field's own words."""
+
+
+def _shown(detail: ErrorDetails) -> str:
+    """The value, short and without secrets."""
+    value, loc = detail["input"], detail["loc"]
+    if detail["type"] in {"too_short", "too_long"} and isinstance(value, list | dict):
+        return str(len(value))
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    if tuple(loc[:3]) == _SECRET_BLOCK and loc[-1] != "name":
+        return "text" if isinstance(value, str) else "true or false" if isinstance(value, bool) else "a number"
+    shown = hide_credentials(json.dumps(value, default=str, ensure_ascii=False))
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[: _MAX_SHOWN - 3]}..."
+
+
+def _remedy(detail: ErrorDetails) -> str:
+    value, kind = detail["input"], detail["type"]
+    if kind == "string_type" and isinstance(value, bool | int | float) and _words(detail["loc"]) == "text":
+        return "; write it in quotes"
+    if kind in {"float_type", "int_type", "bool_type"} and isinstance(value, str):
+        return "; write it without quotes"
+    if kind in {"enum", "literal_error"}:
+        allowed = {word.lower(): word for word in _allowed(detail)}
+        close = difflib.get_close_matches(str(value).lower(), list(allowed), n=1)
+        return f"; did you mean {allowed[close[0]]}?" if close else ""
+    return ""
+
+
+def _allowed(detail: ErrorDetails) -> list[str]:
+    return [word.strip("' ") for word in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
 
 
 def _unknown_field(loc: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] | None = FineTuneJob
-    for part in loc[:-1]:
-        model = model if isinstance(part, int) or model is None else _child(model, part)
-    known = [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+    known = list(_node(loc[:-1]).get("properties", {}))
+    if not known:
+        return f"unknown field; {_path(loc[:-1]) or 'the object'} has no fields, write {{}}"
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(str(loc[-1]).lower(), list(by_lower), n=1, cutoff=0.6)
     if close:
         return f"unknown field; did you mean {by_lower[close[0]]}?"
-    return f"unknown field; known here: {', '.join(known)}"
+    return f"unknown field; known fields: {', '.join(known)}"
 
 
-def _child(model: type[BaseModel], alias: str) -> type[BaseModel] | None:
-    """The block that a field holds, through Optional, Annotated and tuple."""
-    for name, field in model.model_fields.items():
-        if (field.alias or name) == alias:
-            return _find_model(field.annotation)
-    return None
+def _words(loc: tuple[int | str, ...]) -> str:
+    """What a field holds: `a list of objects with uri`."""
+    node = _node(loc)
+    return _described(node, _MAIN_FIELDS.get(_path(loc), ()))
 
 
-def _find_model(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = (_find_model(argument) for argument in get_args(annotation))
-    return next((model for model in found if model is not None), None)
+def _described(node: Schema, main_fields: tuple[str, ...] = ()) -> str:
+    if node.get("pattern") in NEEDED:
+        return NEEDED[node["pattern"]]
+    if "enum" in node:
+        return f"one of {_joined(node['enum'])}"
+    match node.get("type"):
+        case "array":
+            return f"a list of {_described(node['items']).removeprefix('an ').removeprefix('a ').replace(' ', 's ', 1)}"
+        case "object" if node.get("properties"):
+            fields = main_fields or tuple(node.get("required", ())) or tuple(node["properties"])
+            return f"an object with {_joined(fields if len(fields) <= _MAX_FIELDS else (*fields[:_MAX_FIELDS], '...'))}"
+        case "object":
+            return (
+                "an object"
+                if "additionalProperties" in node or "x-kubernetes-preserve-unknown-fields" in node
+                else "{}"
+            )
+        case "boolean":
+            return "true or false"
+        case "string":
+            return "text"
+        case kind:
+            return {"integer": "an integer", "number": "a number"}.get(str(kind), "a value")
+
+
+@functools.cache
+def _schema() -> Schema:
+    schema: Schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
+
+
+def _node(loc: Sequence[int | str]) -> Schema:
+    """The schema of a field; empty for one that has none."""
+    node = _schema()
+    for part in loc:
+        inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+        node = inner if inner is not None else node.get("additionalProperties", {})
+    return node
+
+
+def _joined(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _counted(number: int, noun: str) -> str:
+    plural = "entries" if noun == "entry" else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"

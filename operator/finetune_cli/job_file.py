@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from finetune_api.constants import API_VERSION, KIND
-from finetune_api.rules import Violation
+from finetune_api.rules import Violation, cluster_only
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.validation import InvalidJobError, parse_job
 
@@ -46,10 +46,13 @@ class JobFile:
     node: Node
     """The same as a tree that knows its lines."""
 
-    def check(self, *, local: bool) -> FineTuneJob:
-        """The job. Raises JobFileError with everything that breaks the schema or the rules."""
+    def check(self, *, local: bool, for_run: bool = False) -> FineTuneJob:
+        """The job. Raises JobFileError with everything that breaks the schema or the rules.
+
+        `local` allows `file://` addresses; `for_run` refuses what only a cluster can do.
+        """
         found = [
-            Violation(name, f"is required; write {name}: {value}")
+            Violation(name, f"must be set; write {name}: {value}")
             for name, value in (("apiVersion", API_VERSION), ("kind", KIND))
             if name not in self.manifest
         ]
@@ -57,6 +60,8 @@ class JobFile:
             job = parse_job(self.manifest, local=local)
         except InvalidJobError as error:
             found += error.violations
+        else:
+            found += cluster_only(job.spec) if for_run else ()
         if found:
             lines = sorted((self.line_of(entry.path), str(entry)) for entry in found)
             raise JobFileError("\n".join(f"{self.path}:{line}: {text}" for line, text in lines))
@@ -86,7 +91,9 @@ def read_job_file(path: Path) -> JobFile:
     try:
         json.dumps(manifest, allow_nan=False)
     except ValueError:
-        raise JobFileError(f"{path}: .nan, .inf and blocks that contain themselves cannot be used here") from None
+        raise JobFileError(
+            f"{path}: must not contain .nan, .inf or a block that contains itself; write numbers"
+        ) from None
     return JobFile(path, manifest, node)
 
 
@@ -96,7 +103,9 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         raise JobFileMissingError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise JobFileError(f"{path}: is not UTF-8 text (byte {error.start}); is it a YAML file?") from None
+        raise JobFileError(
+            f"{path}: must be UTF-8 text, which it is not at byte {error.start}; is it a YAML file?"
+        ) from None
     except OSError as error:
         raise JobFileMissingError(f"{path}: {error.strerror}") from None
 
@@ -110,25 +119,25 @@ def _yaml() -> YAML:
 def _chosen(path: Path, documents: list[tuple[Any, Node]]) -> tuple[dict[str, Any], Node]:
     """The only document, whatever it says it is; of several, the only FineTuneJob."""
     if not documents:
-        raise JobFileError(f"{path}: the file is empty; it has to hold a {KIND}")
+        raise JobFileError(f"{path}: must hold a {KIND}, and is empty")
     if len(documents) > 1:
         jobs = [(value, node) for value, node in documents if isinstance(value, dict) and value.get("kind") == KIND]
         if len(jobs) != 1:
             lines = ", ".join(str(node.start_mark.line + 1) for _, node in jobs)
             found = f"{len(jobs)} of them are (lines {lines})" if jobs else "none of them is"
-            raise JobFileError(f"{path}: holds {len(documents)} documents, exactly one has to be a {KIND}; {found}")
+            raise JobFileError(f"{path}: exactly one of the {len(documents)} documents must be a {KIND}, and {found}")
         documents = jobs
     value, node = documents[0]
     if not isinstance(value, dict):
         line = node.start_mark.line + 1
         raise JobFileError(
-            f"{path}:{line}: is a {_kind_of(value)}, needed is a {KIND}: `apiVersion: {API_VERSION}` ..."
+            f"{path}:{line}: must be a {KIND}, not {_kind_of(value)}; begin it with `apiVersion: {API_VERSION}`"
         )
     return value, node
 
 
 def _kind_of(value: object) -> str:
-    return "list" if isinstance(value, list) else "number" if isinstance(value, int | float) else "text"
+    return "a list" if isinstance(value, list) else "a number" if isinstance(value, int | float) else "text"
 
 
 def _described(path: Path, text: str, error: MarkedYAMLError) -> str:

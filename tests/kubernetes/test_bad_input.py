@@ -105,7 +105,7 @@ INPUTS = {
         "Accepted",
         "False",
         "InvalidSpec",
-        ("spec.training.microBatchSize: 5 does not divide", "write 4"),
+        ("spec.training.microBatchSize must divide the 16 examples", "not 5; write 4"),
         spec={"training": {"globalBatchSize": 16, "microBatchSize": 5}},
     ),
     "newer spec": BadInput(
@@ -119,7 +119,7 @@ INPUTS = {
         "Accepted",
         "False",
         "InvalidSpec",
-        ('status.conditions[0].reason: "Entangled" is not one of', "a newer operator"),
+        ("status.conditions[0].reason must be one of", 'not "Entangled"', "a newer operator"),
         before=newer_status,
     ),
     "secret": BadInput(

@@ -1,5 +1,7 @@
 """Our CRD on a real API server, which alone knows whether a schema is structural and what a CEL rule may cost."""
 
+import asyncio
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,12 @@ import pytest
 from ruamel.yaml import YAML
 
 from factories import make_job
+from field_cases import field_cases
 from finetune_api.crd import crd
+from finetune_api.validation import parse_job
+from finetune_operator.clusters.api_server import ApiServer
+from finetune_operator.clusters.kubernetes import path_of
+from finetune_operator.errors import ApiError
 from testcluster.access import Kubectl
 from testcluster.control_plane import ControlPlane
 
@@ -23,37 +30,49 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown word": ({"training": {"schedule": "Lineal"}}, 'spec.training.schedule: Unsupported value: "Lineal"'),
     "no address": ({"output": {"uri": "runs/job"}}, "spec.output.uri: Invalid value"),
     "no workers": ({"workers": {"nodes": 0}}, "spec.workers.nodes: Invalid value: 0"),
-    "two methods": ({"method": {"full": {}, "lora": {}}}, "exactly one of full, lora is needed"),
-    "two lengths": ({"training": {"epochs": 1, "maxSteps": 10}}, "epochs and maxSteps exclude each other"),
-    "two warmups": ({"training": {"warmup": {"ratio": 0.1, "steps": 5}}}, "ratio and steps exclude each other"),
+    "two methods": ({"method": {"full": {}, "lora": {}}}, "must have exactly one of full, lora"),
+    "two lengths": ({"training": {"epochs": 1, "maxSteps": 10}}, "must not have both epochs and maxSteps"),
+    "two warmups": ({"training": {"warmup": {"ratio": 0.1, "steps": 5}}}, "must not have both ratio and steps"),
     "nothing to train on": (
         {"data": {"validation": {"fraction": 0.6}, "test": {"fraction": 0.5}}},
-        "validation.fraction and test.fraction have to leave something to train on",
+        "must leave something to train on",
     ),
     "uneven batch": (
         {"training": {"globalBatchSize": 16}, "workers": {"nodes": 3}},
-        "training.globalBatchSize has to be divisible by the number of training processes",
+        "training.globalBatchSize must be divisible by the number of training processes",
     ),
     "adapter of a full fine-tune": (
         {"method": {"full": {}}, "output": {"formats": ["Adapter"]}},
-        "output.formats: Adapter needs method.lora",
+        "output.formats must not have Adapter without method.lora",
     ),
     "two ways to save": (
         {"checkpoint": {"everySteps": 10, "maxLostWork": "5m"}},
-        "maxLostWork and everySteps exclude each other",
+        "must not have both maxLostWork and everySteps",
     ),
-    "fewer workers than fewest": ({"workers": {"nodes": 2, "minNodes": 4}}, "minNodes: at most nodes"),
+    "fewer workers than fewest": ({"workers": {"nodes": 2, "minNodes": 4}}, "minNodes must be at most nodes"),
     "a start time-out for nothing": (
         {"workers": {"startTimeout": "1m"}},
-        "startTimeout: without minNodes a job waits for all of its workers; set minNodes too",
+        "startTimeout must be absent without minNodes",
     ),
     "parameters away without ZeRO-3": (
         {"deepspeed": {"zeroStage": 2, "offload": "OptimizerAndParameters"}},
-        "offload: Optimizer needs zeroStage 1 or more, OptimizerAndParameters needs 3",
+        "zeroStage must be at least 1 for offload Optimizer, and 3 for OptimizerAndParameters",
+    ),
+    "two sources of a variable": (
+        {"workers": {"env": [{"name": "A", "value": "x", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}},
+        "must not have both value and valueFrom",
+    ),
+    "no source of a variable": (
+        {"workers": {"env": [{"name": "A", "valueFrom": {}}]}},
+        "must have exactly one of secretKeyRef, configMapKeyRef",
+    ),
+    "a password in an address": (
+        {"storage": {"endpoint": "https://user:password@s3.example.com"}},
+        "endpoint must not contain a user name or password",
     ),
     "a best state that nobody keeps": (
         {"training": {"earlyStopping": {}}, "checkpoint": {"keepBest": 0}},
-        "checkpoint.keepBest: early stopping exports the best state, so write 1 or more",
+        "checkpoint.keepBest must be at least 1 with early stopping",
     ),
 }
 
@@ -95,11 +114,48 @@ def test_the_smallest_job_is_accepted_and_its_defaults_are_written_down(jobs: Ku
     assert (spec["method"], spec["workers"]["nodes"], spec["suspend"]) == ({"full": {}}, 1, False)
 
 
-def test_an_amount_may_be_a_number(jobs: Kubectl) -> None:
-    jobs.apply(
-        make_job("number", namespace=jobs.namespace, workers={"resources": {"limits": {"cpu": 4, "memory": "2Gi"}}})
-    )
-    assert jobs.json("get", "finetunejob/number")["spec"]["workers"]["resources"]["limits"]["cpu"] == 4
+def test_an_amount_may_be_a_number_with_a_fraction_as_in_a_pod(jobs: Kubectl) -> None:
+    limits = {"cpu": 0.5, "memory": 1e9, "ephemeral-storage": "2Gi"}
+    jobs.apply(make_job("number", namespace=jobs.namespace, workers={"resources": {"limits": limits}}))
+    kept = jobs.json("get", "finetunejob/number")
+    assert kept["spec"]["workers"]["resources"]["limits"] == limits
+    read = parse_job(kept).spec.workers.resources.limits
+    assert read == {"cpu": "0.5", "memory": "1000000000", "ephemeral-storage": "2Gi"}
+
+
+def test_entries_of_lists_stay_as_they_were_written(jobs: Kubectl) -> None:
+    workers = {
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "env": [{"name": "DEBUG"}, {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+    }
+    jobs.apply(make_job("entries", namespace=jobs.namespace, workers=workers))
+    kept = jobs.json("get", "finetunejob/entries")["spec"]["workers"]
+    assert {name: kept[name] for name in workers} == workers
+
+
+def test_every_field_gets_the_verdict_that_the_command_line_gives(installed: Kubectl, admin: Path) -> None:
+    cases = list(field_cases())
+
+    async def verdicts() -> list[bool]:
+        server = await ApiServer.connect(admin)
+        try:
+            return await asyncio.gather(*(accepts(server, case.manifest) for case in cases))
+        finally:
+            await server.close()
+
+    found = asyncio.run(verdicts())
+    assert [str(case) for case, accepted in zip(cases, found, strict=True) if accepted != case.is_right] == []
+
+
+async def accepts(server: ApiServer, manifest: dict[str, Any]) -> bool:
+    path = path_of(manifest["apiVersion"], "finetunejobs", "default")
+    try:
+        await server.request("POST", path, manifest, dryRun="All", fieldValidation="Strict")
+    except ApiError as error:
+        if error.status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
+            raise
+        return False
+    return True
 
 
 @pytest.mark.parametrize(("spec", "message"), REFUSED.values(), ids=REFUSED)
@@ -110,7 +166,12 @@ def test_a_mistake_is_refused_with_its_reason(jobs: Kubectl, spec: dict[str, Any
 def test_a_name_that_leaves_no_room_for_its_pods_is_refused(jobs: Kubectl) -> None:
     longest, too_long = (make_job("n" * length, namespace=jobs.namespace) for length in (40, 41))
     assert jobs.refusal(longest) is None
-    assert "metadata.name: at most 40 characters" in (jobs.refusal(too_long) or "accepted")
+    assert "metadata.name must have at most 40 characters" in (jobs.refusal(too_long) or "accepted")
+
+
+def test_a_name_with_a_dot_is_refused(jobs: Kubectl) -> None:
+    refusal = jobs.refusal(make_job("llama.7b", namespace=jobs.namespace)) or "accepted"
+    assert "metadata.name must be a name of a-z, 0-9 and '-'" in refusal
 
 
 def test_status_is_a_subresource(jobs: Kubectl) -> None:

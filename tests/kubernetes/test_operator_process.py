@@ -87,7 +87,7 @@ def test_what_breaks_the_rules_is_told_and_not_started(kubectl: Kubectl) -> None
     kubectl.apply(job)
     found = kubectl.until("ftj/wrong", lambda job: condition(job, "Accepted") == "False", within=30)
     assert found["status"]["phase"] == "Invalid"
-    assert "spec.training.microBatchSize: 5 does not divide" in str(found["status"]["conditions"])
+    assert "spec.training.microBatchSize must divide the 16 examples" in str(found["status"]["conditions"])
     assert kubectl.json("get", "jobs")["items"] == []
     assert [event["reason"] for event in events_of(kubectl, "wrong")] == ["InvalidSpec"]
 

@@ -19,7 +19,7 @@ from .status import (
     Status,
 )
 from .training import DeepSpeed, EarlyStopping, Metric, Offload, Schedule, Training, Warmup
-from .workers import Budget, Cache, EnvVar, Resources, Restart, Toleration, Workers
+from .workers import Budget, Cache, EnvVar, EnvVarSource, KeySelector, Resources, Restart, Toleration, Workers
 
 __all__ = [
     "ArtifactFormat",
@@ -40,12 +40,14 @@ __all__ = [
     "Dtype",
     "EarlyStopping",
     "EnvVar",
+    "EnvVarSource",
     "Evaluation",
     "EvaluationStatus",
     "FailureStatus",
     "FineTuneJob",
     "FullFineTune",
     "Holdout",
+    "KeySelector",
     "Lora",
     "Metadata",
     "Method",

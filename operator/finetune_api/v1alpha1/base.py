@@ -42,19 +42,31 @@ Duration = Annotated[
 ]
 """A Go-style duration, such as `90s`, `10m` or `1h30m`."""
 
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+_QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$"
 
 
 def _as_text(value: object) -> object:
-    """`cpu: 4` is as good as `cpu: "4"`, here as in any pod."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """`cpu: 4` and `cpu: 0.5` are as good as `cpu: "4"` and `cpu: "0.5"`, here as in any pod."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
+
+_QUANTITY_SCHEMA: dict[str, Any] = {
+    # Text or any number: x-kubernetes-int-or-string would refuse 0.5. A structural schema can only say that as a value
+    # of any type, from which the other types are taken away again.
+    "x-kubernetes-preserve-unknown-fields": True,
+    "not": {"enum": [True, False, {}, []]},
+    "maxProperties": 0,
+    "maxItems": 0,
+    "minimum": 0,
+    "pattern": _QUANTITY,
+    "maxLength": 32,
+}
 
 Quantity = Annotated[
     str,
     BeforeValidator(_as_text),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": _QUANTITY, "maxLength": 32}),
-    matching(_QUANTITY, "a quantity such as 500m, 2 or 64Gi", max_length=32),
+    WithJsonSchema(_QUANTITY_SCHEMA),
+    matching(_QUANTITY, "a quantity such as 500m, 0.5, 2 or 64Gi", max_length=32),
 ]
 """A Kubernetes quantity, such as `500m`, `2` or `64Gi`."""
 

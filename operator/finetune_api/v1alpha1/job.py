@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..constants import API_VERSION, KIND, MAX_JOB_NAME
+from ..constants import API_VERSION, JOB_NAME_PATTERN, KIND, MAX_JOB_NAME
 from .base import ApiModel, matching
 from .data import Data
 from .method import FullFineTune, Method
@@ -74,7 +74,7 @@ class Metadata(ApiModel):
     name: Annotated[
         str,
         matching(
-            r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+            JOB_NAME_PATTERN,
             "a name of a-z, 0-9 and '-', with a letter or digit at both ends",
             max_length=MAX_JOB_NAME,
         ),

@@ -7,8 +7,33 @@ from pydantic import Field
 from .base import ApiModel, Duration, Quantity, SecretName, matching
 
 
+class KeySelector(ApiModel):
+    """One key of a Secret or ConfigMap in the job's namespace, as in a pod."""
+
+    name: SecretName
+    """Name of the Secret or ConfigMap."""
+
+    key: Annotated[
+        str, matching(r"^[-._a-zA-Z0-9]+$", "the name of a key: letters, digits, '-', '_' and '.'", max_length=253)
+    ]
+    """Key whose value the variable gets."""
+
+    optional: bool | None = None
+    """True: without the object or the key, the variable is left out. Absent: the pod waits until both exist."""
+
+
+class EnvVarSource(ApiModel):
+    """Where the value of a variable comes from, as in a pod. Exactly one of the fields."""
+
+    secret_key_ref: KeySelector | None = None
+    """Key of a Secret."""
+
+    config_map_key_ref: KeySelector | None = None
+    """Key of a ConfigMap."""
+
+
 class EnvVar(ApiModel):
-    """One environment variable of the trainer."""
+    """One environment variable of the trainer, as in a pod."""
 
     name: Annotated[
         str,
@@ -18,8 +43,11 @@ class EnvVar(ApiModel):
     ]
     """Name."""
 
-    value: Annotated[str, Field(max_length=4096)] = ""
-    """Value."""
+    value: Annotated[str, Field(max_length=4096)] | None = None
+    """Value. The pods hold it in clear text: use `valueFrom` for a secret. Absent, and no `valueFrom`: empty."""
+
+    value_from: EnvVarSource | None = None
+    """Take the value from a Secret or ConfigMap, instead of `value`. Only in a cluster."""
 
 
 class Resources(ApiModel):

@@ -103,7 +103,7 @@ def test_validate_says_what_works_here_only(tmp_path: Path) -> None:
     assert done.returncode == 0
     valid, note = done.stdout.splitlines()
     assert valid == "job.yaml: valid"
-    assert note.startswith("note: job.yaml:7: spec.model.uri: file:///models/base is on one machine only")
+    assert note.startswith("note: job.yaml:7: spec.model.uri must be an address that every node can reach")
 
 
 def test_render_prints_what_kubectl_can_apply(tmp_path: Path) -> None:

@@ -347,19 +347,19 @@ def test_the_real_minilm_is_measured_and_takes_512_tokens(place, minilm_folder):
         pytest.param(
             classified(),
             {"training": {"earlyStopping": {"metric": "Perplexity", "patience": 1}}},
-            "spec.training.earlyStopping.metric: Perplexity is for language models",
+            "spec.training.earlyStopping.metric must",
             id="a classifier has no perplexity",
         ),
         pytest.param(
             [{"text": f"row {number}"} for number in range(30)],
             {"training": {"earlyStopping": {"metric": "Accuracy", "patience": 1}}},
-            "spec.training.earlyStopping.metric: Accuracy is for classifiers",
+            "spec.training.earlyStopping.metric must",
             id="a language model has no accuracy",
         ),
         pytest.param(
             classified(),
             {"evaluation": {"prompts": ["Hello"]}},
-            "spec.evaluation.prompts: a classifier does not answer prompts",
+            "spec.evaluation.prompts must",
             id="a classifier answers no prompts",
         ),
     ],

@@ -55,19 +55,23 @@ def test_what_dump_writes_is_read_back_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("epochs: 3", 'epochs: "3"', "job.yaml:13: spec.training.epochs: "),
+        ("epochs: 3", 'epochs: "3"', "job.yaml:13: spec.training.epochs must be an integer"),
         (
             "learningRate: 2e-4",
             "learningRat: 2e-4",
             "job.yaml:12: spec.training.learningRat: unknown field; did you mean",
         ),
-        ("s3://bucket/b.jsonl", "ftp://b", "job.yaml:10: spec.data.train[1].uri: "),
-        ("- uri: s3://bucket/a.jsonl", "- uri: gs://a", "job.yaml:9: spec.data.train[0].uri: "),
-        ("    epochs: 3", "    epochs: 3\n    maxSteps: 9", "job.yaml:11: spec.training: epochs and maxSteps exclude"),
-        ("name: topics", "nam: topics", "job.yaml:3: metadata.name: is required"),
-        ("kind: FineTuneJob", "kind: FineTuneJop", "job.yaml:2: kind: "),
-        ("kind: FineTuneJob\n", "", "job.yaml:1: kind: is required; write kind: FineTuneJob"),
-        ("apiVersion: finetune.dev/v1alpha1\n", "", "job.yaml:1: apiVersion: is required; write apiVersion: finet"),
+        ("s3://bucket/b.jsonl", "ftp://b", "job.yaml:10: spec.data.train[1].uri must be"),
+        ("- uri: s3://bucket/a.jsonl", "- uri: gs://a", "job.yaml:9: spec.data.train[0].uri must be"),
+        (
+            "    epochs: 3",
+            "    epochs: 3\n    maxSteps: 9",
+            "job.yaml:11: spec.training must not have both epochs and maxSteps",
+        ),
+        ("name: topics", "nam: topics", "job.yaml:3: metadata.name must be set"),
+        ("kind: FineTuneJob", "kind: FineTuneJop", "job.yaml:2: kind must be FineTuneJob"),
+        ("kind: FineTuneJob\n", "", "job.yaml:1: kind must be set; write kind: FineTuneJob"),
+        ("apiVersion: finetune.dev/v1alpha1\n", "", "job.yaml:1: apiVersion must be set; write apiVersion: finet"),
     ],
 )
 def test_a_violation_names_the_line_of_its_field(tmp_path: Path, old: str, new: str, complaint: str) -> None:
@@ -89,32 +93,32 @@ def test_a_file_address_is_refused_for_a_cluster_only(tmp_path: Path) -> None:
     text = GOOD.replace("s3://bucket/model", "file:///models/base")
     assert read_job_file(written(tmp_path, text)).check(local=True)
     assert complaints(tmp_path, text, local=False)[0].startswith(
-        "job.yaml:6: spec.model.uri: file:///models/base is on"
+        "job.yaml:6: spec.model.uri must be an address that every node can reach"
     )
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "job.yaml: the file is empty; it has to hold a FineTuneJob"),
-        ("# only a comment\n---\n", "job.yaml: the file is empty; it has to hold a FineTuneJob"),
-        ("- a\n- b\n", "job.yaml:1: is a list, needed is a FineTuneJob"),
-        ("just words\n", "job.yaml:1: is a text, needed is a FineTuneJob"),
+        ("", "job.yaml: must hold a FineTuneJob, and is empty"),
+        ("# only a comment\n---\n", "job.yaml: must hold a FineTuneJob, and is empty"),
+        ("- a\n- b\n", "job.yaml:1: must be a FineTuneJob, not a list"),
+        ("just words\n", "job.yaml:1: must be a FineTuneJob, not text"),
         ("a: 1\n\tb: 2\n", "job.yaml:2: YAML does not allow tabs for indentation; use spaces"),
         ("a:\n\t- b\n", "job.yaml:2: YAML does not allow tabs for indentation; use spaces"),
         ("a: 1\nb: 2\na: 3\n", 'job.yaml:3: found duplicate key "a"'),
         ("a: [1, 2\nb: 3\n", "job.yaml:2: "),
-        ("a: .nan\n", "job.yaml: .nan, .inf and blocks that contain themselves cannot be used here"),
-        ("a: &x\n  b: *x\n", "job.yaml: .nan, .inf and blocks that contain themselves cannot be used here"),
+        ("a: .nan\n", "job.yaml: must not contain .nan, .inf or a block that contains itself"),
+        ("a: &x\n  b: *x\n", "job.yaml: must not contain .nan, .inf or a block that contains itself"),
         ("a: !!python/name:os.system x\n", "job.yaml:1: could not determine a constructor for the tag"),
-        (b"\xff\xfe\x00", "job.yaml: is not UTF-8 text (byte 0); is it a YAML file?"),
+        (b"\xff\xfe\x00", "job.yaml: must be UTF-8 text, which it is not at byte 0; is it a YAML file?"),
         (
             GOOD + "---\n" + GOOD,
-            "job.yaml: holds 2 documents, exactly one has to be a FineTuneJob; 2 of them are (lines 1, 17)",
+            "job.yaml: exactly one of the 2 documents must be a FineTuneJob, and 2 of them are (lines 1, 17)",
         ),
         (
             "kind: A\n---\nkind: B\n",
-            "job.yaml: holds 2 documents, exactly one has to be a FineTuneJob; none of them is",
+            "job.yaml: exactly one of the 2 documents must be a FineTuneJob, and none of them is",
         ),
     ],
 )
@@ -124,7 +128,7 @@ def test_a_file_that_is_no_job_says_what_it_is(tmp_path: Path, text: str | bytes
 
 def test_one_job_among_other_objects_is_found_with_its_own_lines(tmp_path: Path) -> None:
     text = "kind: ConfigMap\n---\n" + GOOD.replace("epochs: 3", "epochs: 0")
-    assert complaints(tmp_path, text)[0].startswith("job.yaml:15: spec.training.epochs: ")
+    assert complaints(tmp_path, text)[0].startswith("job.yaml:15: spec.training.epochs must be at least 1")
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "."])

@@ -1,0 +1,130 @@
+"""Every field of a spec with a right and with wrong values, made from the models: for whoever checks jobs."""
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from factories import make_job, merged
+from finetune_api.crd import Schema, structural_schema
+from finetune_api.v1alpha1 import Spec
+
+Manifest = dict[str, Any]
+
+_TEXTS = ("s3://bucket/x", "5m", "https://s3.example.com", "x-1", "X_1")
+"""Each text field takes one of these."""
+_SELECTOR = {"name": "x", "key": "x"}
+_TOLERATION = {"key": "gpu", "effect": "NoExecute"}
+_VALUES: dict[str, Any] = {
+    "method": {"full": {}},
+    "data.validation": {"fraction": 0.2},
+    "data.test": {"fraction": 0.2},
+    "deepspeed.config": {"steps_per_print": 7},
+    "workers.env[].valueFrom": {"secretKeyRef": _SELECTOR},
+    "workers.tolerations[]": _TOLERATION,
+    "workers.tolerations[].effect": "NoExecute",
+}
+"""Right values that a type alone does not give."""
+_VARIABLE: dict[str, Any] = {"name": "X"}
+_AROUND: dict[str, Any] = {
+    "data.validation.stratify": {"data": {"validation": {"fraction": 0.2}}},
+    "data.test.stratify": {"data": {"test": {"fraction": 0.2}}},
+    "workers.startTimeout": {"workers": {"minNodes": 1}},
+    "workers.tolerations[]": {"workers": {"tolerations": [_TOLERATION]}},
+    "workers.env[]": {"workers": {"env": [_VARIABLE]}},
+    **{
+        f"workers.env[].valueFrom.{kind}.": {"workers": {"env": [{**_VARIABLE, "valueFrom": {kind: _SELECTOR}}]}}
+        for kind in ("secretKeyRef", "configMapKeyRef")
+    },
+}
+"""Start of a path -> what else the field needs in its job; the longest that fits counts."""
+
+
+@dataclass(frozen=True)
+class FieldCase:
+    """A job, and whether it is right."""
+
+    path: str
+    what: str
+    manifest: Manifest
+    is_right: bool
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+def field_cases() -> Iterator[FieldCase]:
+    """For every field: a right value, the wrong types, a misspelt name and, where it differs, the snake-case name."""
+    for path, node in _fields(structural_schema(Spec)):
+        value = _right_value(path, node)
+        name = path.split(".")[-1]
+        yield FieldCase(path, "right", _job(path, name, value), is_right=True)
+        for wrong in _wrong_values(node):
+            yield FieldCase(path, f"wrong value {wrong!r}", _job(path, name, wrong), is_right=False)
+        yield FieldCase(path, "misspelt", _job(path, f"{name}x", value), is_right=False)
+        snake = re.sub(r"([A-Z])", lambda match: f"_{match[1].lower()}", name)
+        if snake != name:
+            yield FieldCase(path, "snake case", _job(path, snake, value), is_right=False)
+
+
+def _fields(schema: Schema, prefix: str = "") -> Iterator[tuple[str, Schema]]:
+    for name, node in schema.get("properties", {}).items():
+        yield f"{prefix}{name}", node
+        yield from _fields(node, f"{prefix}{name}.")
+        yield from _fields(node.get("items", {}), f"{prefix}{name}[].")
+
+
+def _right_value(path: str, node: Schema) -> Any:
+    if path in _VALUES:
+        return copy.deepcopy(_VALUES[path])
+    if "enum" in node:
+        return node["enum"][0]
+    match node.get("type"):
+        case "array":
+            return [_right_value(f"{path}[]", node["items"])]
+        case "object":
+            return {name: _right_value(f"{path}.{name}", node["properties"][name]) for name in node.get("required", ())}
+        case "boolean":
+            return True
+        case "integer":
+            return node.get("minimum", 1)
+        case "number":
+            return max(node.get("minimum", 0.0), 1e-3)
+        case _:
+            return next(text for text in _TEXTS if re.search(node.get("pattern", ""), text))
+
+
+def _wrong_values(node: Schema) -> tuple[Any, ...]:
+    if "enum" in node:
+        return ("nope", 7)
+    match node.get("type"):
+        case "array":
+            return ({}, "x", [7])
+        case "object":
+            return ([], "x", 7)
+        case "boolean":
+            return ("true", 1)
+        case "integer":
+            return ("3", 2.5, True, node.get("minimum", 0) - 1)
+        case "number":
+            return ("0.1", True, -1)
+        case "string":
+            return (7, True, {}, [])
+        case _:  # a quantity
+            return (True, {}, {"x": 1}, [], ["1"], "many", -1)
+
+
+def _job(path: str, name: str, value: Any) -> Manifest:
+    """The smallest job with one field set; a field of a list's entry in the only entry."""
+    manifest = make_job(data={"format": None})
+    around = max((start for start in _AROUND if path.startswith(start)), key=len, default="")
+    manifest["spec"] = copy.deepcopy(merged(manifest["spec"], _AROUND.get(around, {})))
+    *parents, last = path.split(".")
+    block = manifest["spec"]
+    for part in parents:
+        key = part.removesuffix("[]")
+        block = block.setdefault(key, [{}])[0] if part.endswith("[]") else block.setdefault(key, {})
+    block.pop(last, None)
+    block[name] = copy.deepcopy(value)
+    return manifest
