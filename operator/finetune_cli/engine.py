@@ -17,9 +17,10 @@ from pathlib import Path
 
 from finetune_api.constants import Env, Phase
 from finetune_api.progress import Progress
+from finetune_api.rules import cluster_only
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_api.validation import parse_job
+from finetune_api.validation import InvalidJobError, parse_job
 from finetune_operator.clusters.local import LocalCluster
 from finetune_operator.manifests import JobKey, Manifest
 from finetune_operator.reconcile import reconcile
@@ -61,7 +62,8 @@ def run_locally(manifest: Manifest, options: RunOptions, display: Display) -> Fi
 
     Raises InvalidJobError before anything is started, and KilledError after a second Ctrl-C.
     """
-    parse_job(manifest, local=True)
+    if refused := cluster_only(parse_job(manifest, local=True).spec):
+        raise InvalidJobError(refused)
     with _fork_server_of(options) as socket_path:
         environ = {**options.environ, Env.FORK_SERVER: str(socket_path)}
         return event_loop.run(_Run(manifest, options, environ, display).to_the_end())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_api.redaction import has_credentials, hide_credentials
 from finetune_api.trainer_config import StorageSettings
 
 from .embedded_store import EmbeddedStore, StoreAccess, open_store
@@ -71,7 +72,10 @@ def shared_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorag
 def own_settings(endpoint: str) -> StorageSettings:
     """Of the user's storage at `--endpoint`. Raises CommandError if that is no URL."""
     if not re.fullmatch(r"https?://[^\s/]+/?", endpoint):
-        raise CommandError(f"--endpoint {endpoint}: write a URL such as https://s3.example.com", USAGE)
+        shown = hide_credentials(endpoint)
+        raise CommandError(f"--endpoint must be a URL such as https://s3.example.com, not {shown}", USAGE)
+    if has_credentials(endpoint):
+        raise CommandError("--endpoint must not contain a user name or password; set AWS_* variables instead", USAGE)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     return StorageSettings(endpoint=endpoint.rstrip("/"), region=region, path_style=True)
 

@@ -46,7 +46,7 @@ def run_job(
     `endpoint` wins over the job's own; without either, an embedded server is started. `prepare` is called once storage
     is there, `on_success` while it still is. Raises one of `exit_status.USER_ERRORS`.
     """
-    job = file.check(local=True)
+    job = file.check(local=True, for_run=True)
     endpoint = endpoint or job.spec.storage.endpoint
     manifest = _with_endpoint(file.manifest, endpoint)
     with _only_run(work_dir), owned_storage(work_dir, endpoint) as storage:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.crd import crd
+from finetune_api.redaction import has_credentials
 from finetune_api.trainer_config import StorageSettings
 
 from .logs import configure_logging
@@ -76,7 +77,7 @@ def _settings_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     own = OperatorSettings()
     parser.add_argument("--trainer-image", default=own.trainer_image, help="image of jobs that name none")
-    parser.add_argument("--storage-endpoint", help="object storage of jobs that name none; absent: AWS")
+    parser.add_argument("--storage-endpoint", type=_endpoint, help="object storage of jobs that name none; absent: AWS")
     parser.add_argument("--storage-region", default=own.storage.region, help="its region")
     parser.add_argument("--credentials-secret", help="Secret of jobs that name none, in their own namespace")
     parser.add_argument(
@@ -106,6 +107,12 @@ def _installation(options: argparse.Namespace) -> tuple[Manifest, ...]:
     chosen = {name: getattr(options, name) for name in settings}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items() if value is not None]
     return install.render_install(namespace=options.namespace, image=options.image, arguments=arguments)
+
+
+def _endpoint(address: str) -> str:
+    if has_credentials(address):
+        raise argparse.ArgumentTypeError("must not contain a user name or password; use --credentials-secret")
+    return address
 
 
 def _additions(path: str) -> PodAdditions:

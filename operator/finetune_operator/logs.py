@@ -5,6 +5,8 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_api.redaction import hide_credentials
+
 _FIELDS = ("namespace", "job", "uid", "run", "stage", "attempt")
 _LIBRARIES = {"kopf": logging.WARNING, "aiohttp.access": logging.WARNING}
 
@@ -18,11 +20,11 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": hide_credentials(record.getMessage()),
             **{name: value for name in _FIELDS if (value := getattr(record, name, None)) is not None},
         }
         if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+            fields["traceback"] = hide_credentials(self.formatException(record.exc_info))
         return json.dumps(fields, ensure_ascii=False)
 
 

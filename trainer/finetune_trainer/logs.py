@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_api.redaction import hide_credentials
+
 CHATTY = {
     "DeepSpeed": logging.WARNING,
     "accelerate": logging.WARNING,
@@ -47,10 +49,10 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "rank": self._rank,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": hide_credentials(record.getMessage()),
         }
         if record.exc_info:
-            fields["traceback"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            fields["traceback"] = hide_credentials("".join(traceback.format_exception(*record.exc_info)).rstrip())
         return json.dumps(fields, ensure_ascii=False)
 
 

@@ -6,6 +6,7 @@ It lies in storage and not in the later stages' configuration, so that their con
 
 from importlib import metadata
 
+from finetune_api.redaction import without_secrets
 from finetune_api.trainer_config import JobRef, Message, Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Spec
 
@@ -26,8 +27,9 @@ class RunRecord(Message):
 
 
 def record_run(store: ObjectStore, config: TrainerConfig, prepared: Prepared) -> None:
-    """Write the record; writing it again for the same job replaces it."""
-    record = RunRecord(job=config.job, run=config.run, spec=config.spec, prepared=prepared, versions=versions())
+    """Write the record, without values of environment variables; writing it again for the same job replaces it."""
+    spec = without_secrets(config.spec)
+    record = RunRecord(job=config.job, run=config.run, spec=spec, prepared=prepared, versions=versions())
     store.put(_uri(config), record.model_dump_json(indent=1).encode(), content_type="application/json")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from finetune_api.constants import PROGRESS_PORT, RENDEZVOUS_PORT, Env, Stage
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import TerminationMessage
+from finetune_api.redaction import hide_credentials
 from finetune_api.trainer_config import TrainerConfig
 
 from .errors import BadConfigError
@@ -171,6 +172,10 @@ def _refuse(options: Options, code: ExitCode, error: str, advice: str = "") -> i
 
 
 def write_termination_message(message: TerminationMessage, environ: Mapping[str, str]) -> None:
-    """Into the file that the environment names, where it names one."""
+    """Into the file that the environment names, where it names one. It becomes part of the job's status."""
     if path := environ.get(Env.TERMINATION_LOG):
-        Path(path).write_text(message.encode())
+        shown = {
+            "error": hide_credentials(message.error),
+            "last_lines": tuple(map(hide_credentials, message.last_lines)),
+        }
+        Path(path).write_text(message.model_copy(update=shown).encode())

@@ -13,7 +13,7 @@ from finetune_operator.settings import OperatorSettings
 from finetune_operator.yaml_text import dump_all
 
 from ..exit_status import of_error
-from ..job_file import JobFileError, read_job_file
+from ..job_file import JobFile, JobFileError, read_job_file
 from .options import JobFiles, JobPath
 
 _DISTRIBUTION = "finetune-operator"
@@ -34,11 +34,18 @@ def validate(files: JobFiles) -> None:
             worst = max(worst, of_error(error))
             continue
         print(f"{path}: valid")
-        try:
-            job_file.check(local=False)
-        except JobFileError as error:
-            print("\n".join(f"note: {line}" for line in str(error).splitlines()))
+        notes = (_note(job_file, local=False), _note(job_file, local=True, for_run=True))
+        print("".join(notes), end="")
     raise typer.Exit(worst)
+
+
+def _note(job_file: JobFile, *, local: bool, for_run: bool = False) -> str:
+    """What keeps a valid job from a cluster, or from `finetune run`."""
+    try:
+        job_file.check(local=local, for_run=for_run)
+    except JobFileError as error:
+        return "".join(f"note: {line}\n" for line in str(error).splitlines())
+    return ""
 
 
 def render(job: JobPath) -> None:

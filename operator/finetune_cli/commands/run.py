@@ -26,7 +26,7 @@ def run(
     from ..runner import run_job
 
     file = read_job_file(job)
-    file.check(local=True)
+    file.check(local=True, for_run=True)
     with make_display(watch) as display:
         finished = run_job(file, work_dir=work_dir, endpoint=endpoint, display=display)
         if finished.report is not None:

@@ -128,10 +128,7 @@ class LocalPod:
         return mounts
 
     def _environment(self, container: Manifest, mounts: dict[str, Path]) -> dict[str, str]:
-        own = {
-            entry["name"]: _moved(entry["value"], mounts) if "value" in entry else str(self._index)
-            for entry in container["env"]
-        }
+        own = {entry["name"]: self._value(entry, mounts) for entry in container["env"]}
         # Every pod has the machine's one address, so what a pod could fix is told from outside.
         local = {
             Env.MASTER_ADDR: "127.0.0.1",
@@ -141,6 +138,13 @@ class LocalPod:
             Env.TERMINATION_LOG: str(self._termination_log),
         }
         return {**self._place.environ, **own, **{str(name): value for name, value in local.items()}}
+
+    def _value(self, entry: Manifest, mounts: dict[str, Path]) -> str:
+        if "value" in entry:
+            return _moved(entry["value"], mounts)
+        # The pod's index is the only reference that a local run accepts; `rules.cluster_only` refuses Secrets.
+        assert "fieldRef" in entry["valueFrom"], f"{entry['name']}: no local pod can look up {entry['valueFrom']}"
+        return str(self._index)
 
 
 def pod_manifest(

@@ -3,7 +3,7 @@
 from finetune_api import constants
 from finetune_api.constants import Env, Stage
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import Toleration
+from finetune_api.v1alpha1 import EnvVar, Toleration
 from finetune_api.v1alpha1.quantities import amount
 
 from ..manifests import Manifest
@@ -139,8 +139,15 @@ def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Mani
         *settings.additions.env,
         {"name": str(Env.NODE_RANK), "valueFrom": {"fieldRef": {"fieldPath": index}}},
         *({"name": str(name), "value": value} for name, value in own.items()),
-        *({"name": variable.name, "value": variable.value} for variable in config.spec.workers.env),
+        *(_variable(variable) for variable in config.spec.workers.env),
     ]
+
+
+def _variable(variable: EnvVar) -> Manifest:
+    if variable.value_from is None:
+        return {"name": variable.name, "value": variable.value or ""}
+    source = variable.value_from.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {"name": variable.name, "valueFrom": source}
 
 
 def _threads(config: TrainerConfig) -> int:

@@ -3,6 +3,7 @@
 from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import PERMANENT_EXIT_CODES
+from finetune_api.redaction import without_secrets
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import FineTuneJob
 
@@ -58,12 +59,15 @@ def _metadata(config: TrainerConfig) -> Manifest:
 
 
 def _config_map(config: TrainerConfig) -> Manifest:
+    """The configuration, readable for everyone who may read ConfigMaps: the pod template alone holds the values of
+    environment variables."""
+    shown = config.model_copy(update={"spec": without_secrets(config.spec)})
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(config),
         "immutable": True,
-        "data": {constants.CONFIG_KEY: config.model_dump_json(exclude_none=True, indent=2)},
+        "data": {constants.CONFIG_KEY: shown.model_dump_json(exclude_none=True, indent=2)},
     }
 
 

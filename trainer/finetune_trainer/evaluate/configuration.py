@@ -6,17 +6,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from finetune_api.redaction import without_secrets
 from finetune_api.v1alpha1 import Spec
-
-HIDDEN = "(not shown)"
 
 
 def spec_document(spec: Spec) -> dict[str, Any]:
-    """The spec as users write it, defaults included; values of environment variables may be secret and are left out."""
-    document: dict[str, Any] = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    for variable in document["workers"]["env"]:
-        variable["value"] = HIDDEN
-    return document
+    """The spec as users write it, defaults included, without values of environment variables."""
+    return without_secrets(spec).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def yaml_text(document: Mapping[str, Any]) -> str:
