@@ -6,6 +6,7 @@ import typer
 
 from .commands import checkpoints, demo, logs, objects, run, runs, status, store, watch
 from .exit_status import USER_ERRORS, explain, of_error
+from .terminal import say
 
 app = typer.Typer(
     name="finetune",
@@ -35,7 +36,7 @@ def main() -> None:
     try:
         app()
     except USER_ERRORS as error:
-        print(f"finetune: {explain(error)}", file=sys.stderr)
+        say(f"finetune: {explain(error)}", file=sys.stderr)
         sys.exit(of_error(error))
 
 

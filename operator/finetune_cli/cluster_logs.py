@@ -16,19 +16,21 @@ from finetune_operator.errors import ApiError
 
 from .cluster_jobs import ClusterJobs
 from .exit_status import CommandError
-from .log_lines import LogEntry, of_newest_attempt
+from .log_lines import LogEntry, by_time, of_newest_run
 from .patience import Patience, Pause
-from .pod_logs import Mark, PodLog, missing_attempt, new_entries, pod_logs
+from .pod_logs import Mark, PodLog, missing_attempts, new_entries, pod_logs
 from .shown_job import is_settled, shown_job
+from .terminal import say
 
 _LOOK_SECONDS = 1.0
 _PODS_PER_SECOND = 32
 """Every pod is one request, which the API server passes on to the pod's node."""
+_PODS_AT_ONCE = 32
 
 
 @dataclass
 class ClusterLogs:
-    """What the workers of a job say. `stage` and `attempt`: of these only; absent: the newest."""
+    """What the workers of a job log. `stage` and `attempt`: of these only; absent: the whole run."""
 
     jobs: ClusterJobs
     name: str
@@ -40,23 +42,25 @@ class ClusterLogs:
     _told: set[str] = field(default_factory=set)
 
     async def now(self) -> list[LogEntry]:
-        """What the newest attempt has said so far. Raises CommandError if nothing of it is there."""
-        job, wanted = await self._look()
-        entries = await self._read(of_newest_attempt(wanted))
+        """What the newest run has logged so far. Raises CommandError if no pod of it is there."""
+        job, logs = await self._look()
+        wanted = self._wanted(of_newest_run(logs))
+        entries = await self._read(wanted)
         self._tell_missing(job, wanted)
         if not wanted:
             raise CommandError(f"{self.name} has no such pods now; `finetune status {self.name}` has what is known")
         return entries
 
     async def follow(self, pause: Pause = asyncio.sleep) -> AsyncIterator[list[LogEntry]]:
-        """The newest attempt from its beginning, and each later one as it comes, until the job is over."""
+        """The newest run from its beginning, and what comes, until the job is over."""
         patience = Patience(_note, pause=pause)
-        first: tuple[int, int, int] | None = None
+        first: int | None = None
         while True:
-            job, wanted = await patience.ask(self._look)
-            if wanted and first is None:
-                first = of_newest_attempt(wanted)[0].attempt_order
-            unread = [log for log in wanted if first and log.attempt_order >= first and log.pod not in self._whole]
+            job, logs = await patience.ask(self._look)
+            if logs and first is None:
+                first = of_newest_run(logs)[0].run
+            wanted = [log for log in self._wanted(logs) if first is not None and log.run >= first]
+            unread = [log for log in wanted if log.pod not in self._whole]
             yield await self._read(unread)
             if is_settled(job):
                 self._tell_missing(job, wanted)
@@ -66,13 +70,21 @@ class ClusterLogs:
     async def _look(self) -> tuple[FineTuneJob, list[PodLog]]:
         """The job first: pods of one that is over say nothing new."""
         job = shown_job(await self.jobs.get(self.name))
-        logs = pod_logs(await self.jobs.pods(self.name))
-        return job, [log for log in logs if self.stage in (None, log.stage) and self.attempt in (None, log.attempt)]
+        return job, pod_logs(await self.jobs.pods(self.name))
+
+    def _wanted(self, logs: list[PodLog]) -> list[PodLog]:
+        return [log for log in logs if self.stage in (None, log.stage) and self.attempt in (None, log.attempt)]
 
     async def _read(self, logs: list[PodLog]) -> list[LogEntry]:
         """What is new in these, in the order of time."""
-        found = await asyncio.gather(*(self._read_one(log) for log in logs))
-        return sorted((entry for entries in found for entry in entries), key=lambda entry: entry.time)
+        limit = asyncio.Semaphore(_PODS_AT_ONCE)
+
+        async def read(log: PodLog) -> list[LogEntry]:
+            async with limit:
+                return await self._read_one(log)
+
+        found = await asyncio.gather(*map(read, logs))
+        return by_time(entry for entries in found for entry in entries)
 
     async def _read_one(self, log: PodLog) -> list[LogEntry]:
         if log.waits:
@@ -86,6 +98,8 @@ class ClusterLogs:
             if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
                 raise
             self._tell_once(f"{log.pod}: {error}")
+            if error.is_missing and log.has_ended:
+                self._whole.add(log.pod)
             return []
         entries, self._marks[log.pod] = new_entries(log, text, mark)
         if log.has_ended:
@@ -93,10 +107,11 @@ class ClusterLogs:
         return entries
 
     def _tell_missing(self, job: FineTuneJob, wanted: list[PodLog]) -> None:
-        gone = missing_attempt(job.status.attempts, job.status.run, wanted, stage=self.stage, number=self.attempt)
-        if gone is not None:
+        gone = missing_attempts(job.status.attempts, job.status.run, wanted, stage=self.stage, number=self.attempt)
+        if gone:
+            names = ", ".join(f"{entry.stage} attempt {entry.number}" for entry in gone)
             self._tell_once(
-                f"the pods of {gone.stage} attempt {gone.number} are gone, and their logs with them; "
+                f"the pods of {names} are gone, and their logs with them; "
                 f"`finetune status {self.name}` has the last lines of what failed"
             )
 
@@ -108,4 +123,4 @@ class ClusterLogs:
 
 def _note(text: str) -> None:
     """Beside the log, not in it."""
-    print(f"finetune: {text}", file=sys.stderr, flush=True)
+    say(f"finetune: {text}", file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from .engine import OVER
 from .exit_status import CommandError
 from .local_state import LocalJob, LocalState, LogFile
-from .log_lines import LogEntry, of_newest_attempt, parse_line, parse_lines
+from .log_lines import LogEntry, by_time, of_newest_run, parse_lines
 
 _POLL_SECONDS = 0.3
 
@@ -14,29 +14,33 @@ Wanted = Callable[[LogFile], bool]
 
 
 def entries_now(job: LocalJob, wanted: Wanted) -> list[LogEntry]:
-    """What the newest attempt has said so far, in the order of time. Raises CommandError if there is none."""
-    found = of_newest_attempt([log for log in job.logs() if wanted(log)])
+    """What the newest run has logged so far, in the order of time. Raises CommandError if nothing is wanted of it."""
+    logs = of_newest_run(job.logs())
+    found = [log for log in logs if wanted(log)]
     if not found:
-        known = ", ".join(dict.fromkeys(f"{log.stage} attempt {log.attempt}" for log in job.logs())) or "none yet"
+        known = ", ".join(dict.fromkeys(f"{log.stage} attempt {log.attempt}" for log in logs)) or "none yet"
         raise CommandError(f"{job.key.name} has no such log; there are: {known}")
-    entries = [entry for log in found for entry in parse_lines(log, log.path.read_text(errors="replace").splitlines())]
-    return sorted(entries, key=lambda entry: entry.time)
+    # Not splitlines(): a message may contain other separators, such as U+2028.
+    texts = {log: log.path.read_bytes().decode(errors="replace").split("\n") for log in found}
+    return by_time(entry for log, lines in texts.items() for entry in parse_lines(log, lines))
 
 
 def follow(state: LocalState, name: str | None, wanted: Wanted) -> Iterator[LogEntry]:
-    """The newest attempt from its beginning, and each later one as it comes."""
-    first: tuple[int, int, int] | None = None
+    """The newest run from its beginning, and what comes, until the run is over."""
+    first: int | None = None
     read: dict[LogFile, int] = {}
     while True:
         job = state.find(name)
         is_over = job.status.phase in OVER or not state.is_running
-        found = [log for log in job.logs() if wanted(log)]
-        if found and first is None:
-            first = found[-1].attempt_order
-        for log in found:
-            if first is not None and log.attempt_order >= first:
+        logs = job.logs()
+        if logs and first is None:
+            first = logs[-1].run
+        new: list[LogEntry] = []
+        for log in logs:
+            if wanted(log) and first is not None and log.run >= first:
                 entries, read[log] = _entries_from(log, read.get(log, 0))
-                yield from entries
+                new += entries
+        yield from by_time(new)
         if is_over:
             return
         time.sleep(_POLL_SECONDS)
@@ -49,5 +53,4 @@ def _entries_from(log: LogFile, offset: int) -> tuple[list[LogEntry], int]:
         whole, _, _ = file.read().rpartition(b"\n")
     if not whole:
         return [], offset
-    lines = whole.decode(errors="replace").split("\n")
-    return [entry for line in lines for entry in parse_line(log, line)], offset + len(whole) + 1
+    return parse_lines(log, whole.decode(errors="replace").split("\n")), offset + len(whole) + 1

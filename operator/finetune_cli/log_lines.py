@@ -55,7 +55,7 @@ def parse_line(source: LogSource, line: str, *, last_time: str = "") -> list[Log
     except ValueError:
         fields = None
     if not isinstance(fields, dict) or "message" not in fields:
-        return [LogEntry(source, line, time=last_time)] if line.strip() else []
+        return [LogEntry(source, line.rstrip("\r"), time=last_time)] if line.strip() else []
     texts = [*str(fields["message"]).splitlines(), *str(fields.get("traceback", "")).splitlines()]
     rank = fields.get("rank")
     return [
@@ -78,10 +78,15 @@ def parse_lines(source: LogSource, lines: Iterable[str]) -> list[LogEntry]:
     return entries
 
 
-def of_newest_attempt(found: list[Source]) -> list[Source]:
-    """The pods of the newest attempt."""
-    newest = max((each.attempt_order for each in found), default=None)
-    return [each for each in found if each.attempt_order == newest]
+def of_newest_run(found: list[Source]) -> list[Source]:
+    """The pods of all stages and attempts of the newest run."""
+    newest = max((each.run for each in found), default=None)
+    return [each for each in found if each.run == newest]
+
+
+def by_time(entries: Iterable[LogEntry]) -> list[LogEntry]:
+    """Entries of several pods in the order of time; those of one pod keep their order where times are equal."""
+    return sorted(entries, key=lambda entry: entry.time)
 
 
 def is_of_rank(entry: LogEntry, rank: int | None) -> bool:

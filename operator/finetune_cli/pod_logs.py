@@ -61,10 +61,11 @@ def pod_logs(pods: Iterable[Manifest]) -> list[PodLog]:
 
 def new_entries(source: PodLog, text: str, mark: Mark) -> tuple[list[LogEntry], Mark]:
     """Entries after the mark, and the new mark. A last line without an end is left for later while the pod runs."""
-    lines = (text if source.has_ended else text.rpartition("\n")[0]).splitlines()
+    # Not splitlines(): it ends lines at separators such as U+2028 too, and a pod could forge the kubelet's time.
+    lines = (text if source.has_ended else text.rpartition("\n")[0]).split("\n")
     entries: list[LogEntry] = []
     skip, last = mark.seen, mark
-    for line in lines:
+    for line in filter(None, lines):
         stamp, _, said = line.partition(" ")
         if stamp < mark.stamp:
             continue
@@ -76,16 +77,18 @@ def new_entries(source: PodLog, text: str, mark: Mark) -> tuple[list[LogEntry], 
     return entries, last
 
 
-def missing_attempt(
+def missing_attempts(
     attempts: Iterable[AttemptStatus], run: int, found: list[PodLog], *, stage: Stage | None, number: int | None
-) -> AttemptStatus | None:
-    """The newest attempt that was asked for, if status knows it and its pods are gone."""
-    wanted = [entry for entry in attempts if stage in (None, entry.stage) and number in (None, entry.number)]
-    if not wanted:
-        return None
-    newest = wanted[-1]
-    order = (run, list(Stage).index(newest.stage), newest.number)
-    return None if any(log.attempt_order >= order for log in found) else newest
+) -> list[AttemptStatus]:
+    """The attempts that were asked for, that status knows and whose pods are gone."""
+    there = {(log.run, log.stage, log.attempt) for log in found}
+    return [
+        entry
+        for entry in attempts
+        if stage in (None, entry.stage)
+        and number in (None, entry.number)
+        and (run, entry.stage, entry.number) not in there
+    ]
 
 
 def _waits(status: Manifest) -> str:

@@ -15,6 +15,7 @@ from ..display.text import size
 from ..exit_status import FAILED, USAGE, CommandError
 from ..places import Places
 from ..stored_runs import StoredRun, stored_run
+from ..terminal import say
 from .options import DEFAULT_WORK_DIR, Context, Endpoint, Kubeconfig, Namespace, WorkDir
 
 if TYPE_CHECKING:  # boto3 comes with it
@@ -60,10 +61,10 @@ def list_(
     with stored_run(where, places, endpoint) as run:
         entries = run.entries()
     if output is Output.JSON:
-        print(json.dumps([as_json(entry) for entry in entries], indent=2))
+        say(json.dumps([as_json(entry) for entry in entries], indent=2))
         return
     width = max(_NARROWEST, shutil.get_terminal_size().columns)
-    print("\n".join(table(entries, now=datetime.now(UTC), width=width)))
+    say("\n".join(table(entries, now=datetime.now(UTC), width=width)))
 
 
 @app.command()
@@ -85,7 +86,7 @@ def verify(
     with stored_run(where, places, endpoint) as run:
         is_damaged = False
         for checked in run.archive.check(run.entries(step)):
-            print(verdict(checked), flush=True)
+            say(verdict(checked))
             is_damaged |= bool(checked.damages)
     if is_damaged:
         raise typer.Exit(FAILED)
@@ -134,7 +135,7 @@ def prune(
             _keep(run, keep_last, keep_best, keep_every), is_at_rest=run.address.is_local, rehearsal=dry_run
         )
     for line in _told(pruned, before, "would be removed" if dry_run else "removed"):
-        print(line)
+        say(line)
 
 
 def _keep(run: StoredRun, last: int | None, best: int | None, every: int | None) -> "Keep":
@@ -181,4 +182,4 @@ def export(
     places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
     with stored_run(where, places, endpoint) as run:
         for path in run.archive.export(run.entries(step)[0], folder):
-            print(path)
+            say(path)

@@ -12,6 +12,7 @@ import typer
 from ..display import Watch, make_display
 from ..display.text import duration
 from ..exit_status import of_status
+from ..terminal import say
 from .options import DEFAULT_WORK_DIR, WatchMode, WorkDir
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def demo(
     with make_display(watch) as display:
         result = run_demo(work_dir, display)
     if watch is not Watch.JSON:
-        print("\n".join(closing_lines(result)))
-    print(dump(result))
+        say("\n".join(closing_lines(result)))
+    say(dump(result))
     raise typer.Exit(of_status(result.job.status))
 
 

@@ -1,4 +1,4 @@
-"""`finetune logs`: what workers have said."""
+"""`finetune logs`: what the workers of a run have logged."""
 
 from collections.abc import Iterable
 from typing import Annotated
@@ -13,22 +13,25 @@ from ..cluster_logs import ClusterLogs
 from ..local_state import LogFile
 from ..log_lines import LogEntry, is_of_rank
 from ..places import Places
+from ..terminal import say
 from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WorkDir
 
 
 def logs(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; the latest local one if left out.")] = None,
     *,
-    attempt: Annotated[int | None, typer.Option(metavar="N", help="Attempt; the latest if left out.")] = None,
-    stage: Annotated[Stage | None, typer.Option(help="Stage; the latest if left out.")] = None,
-    rank: Annotated[int | None, typer.Option(metavar="R", help="Rank; all if left out.")] = None,
+    attempt: Annotated[int | None, typer.Option(metavar="N", help="Only this attempt of each stage.")] = None,
+    stage: Annotated[Stage | None, typer.Option(help="Only this stage.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="R", help="Only this rank.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Print what the workers of a run have said, by time.
+    """Print what the workers have logged.
+
+    That is all stages and attempts of the newest run, by time.
 
     A local run of that name wins; without one, or with --namespace, --context or --kubeconfig, it is the job of a
     cluster: its pods, as long as they are there.
@@ -64,4 +67,4 @@ async def _from_cluster(
 def _print(entries: Iterable[LogEntry], rank: int | None) -> None:
     for entry in entries:
         if is_of_rank(entry, rank):
-            print(entry.readable(), flush=True)
+            say(entry.readable())

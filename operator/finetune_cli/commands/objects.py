@@ -14,6 +14,7 @@ from finetune_operator.yaml_text import dump_all
 
 from ..exit_status import of_error
 from ..job_file import JobFile, JobFileError, read_job_file
+from ..terminal import say
 from .options import JobFiles, JobPath
 
 _DISTRIBUTION = "finetune-operator"
@@ -30,12 +31,12 @@ def validate(files: JobFiles) -> None:
             job_file = read_job_file(path)
             job_file.check(local=True)
         except JobFileError as error:
-            print(error, file=sys.stderr)
+            say(error, file=sys.stderr)
             worst = max(worst, of_error(error))
             continue
-        print(f"{path}: valid")
+        say(f"{path}: valid")
         notes = (_note(job_file, local=False), _note(job_file, local=True, for_run=True))
-        print("".join(notes), end="")
+        say("".join(notes), end="")
     raise typer.Exit(worst)
 
 
@@ -51,12 +52,12 @@ def _note(job_file: JobFile, *, local: bool, for_run: bool = False) -> str:
 def render(job: JobPath) -> None:
     """Print exactly the manifests that a cluster would get."""
     checked = read_job_file(job).check(local=False)
-    sys.stdout.write(dump_all(render_all(checked, OperatorSettings())))
+    say(dump_all(render_all(checked, OperatorSettings())), end="")
 
 
 def crd() -> None:
     """Print the CustomResourceDefinition of FineTuneJob."""
-    sys.stdout.write(dump_all([crd_manifest()]))
+    say(dump_all([crd_manifest()]), end="")
 
 
 def show_version() -> None:
@@ -65,4 +66,4 @@ def show_version() -> None:
         own = version(_DISTRIBUTION)
     except PackageNotFoundError:
         own = "(not installed)"
-    print(f"{_DISTRIBUTION} {own}, {API_VERSION}, Python {platform.python_version()}")
+    say(f"{_DISTRIBUTION} {own}, {API_VERSION}, Python {platform.python_version()}")

@@ -7,6 +7,7 @@ from finetune_api.v1alpha1 import Metric, Status
 
 from ..display.text import duration, metric_name, metric_value
 from ..local_state import LocalJob, LocalState
+from ..terminal import say
 from .options import DEFAULT_WORK_DIR, WorkDir
 
 _OVER = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED, Phase.INVALID})
@@ -22,11 +23,11 @@ def runs(work_dir: WorkDir = DEFAULT_WORK_DIR) -> None:
     is_running = state.is_running
     rows = [_HEADINGS, *(row(job, is_running=is_running, now=time.time()) for job in state.jobs())]
     if len(rows) == 1:
-        print(f"no runs in {work_dir}; start one with `finetune run JOB.yaml`")
+        say(f"no runs in {work_dir}; start one with `finetune run JOB.yaml`")
         return
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(_HEADINGS))]
     for cells in rows:
-        print("   ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        say("   ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def row(job: LocalJob, *, is_running: bool, now: float) -> tuple[str, ...]:

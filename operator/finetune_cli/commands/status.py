@@ -15,6 +15,7 @@ from ..cluster_jobs import ClusterAccess
 from ..display.page import Page
 from ..places import JobPlace, Places
 from ..shown_job import shown_job
+from ..terminal import say
 from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WorkDir
 
 _WIDTHS = (80, 120)
@@ -51,10 +52,10 @@ async def _show(places: Places, name: str | None, output: Output) -> None:
     async with places.open(name) as place:
         manifest = await place.read()
         if output is Output.JSON:
-            print(json.dumps(_readable(manifest), indent=2, ensure_ascii=False))
+            say(json.dumps(_readable(manifest), indent=2, ensure_ascii=False))
             return
         page = await _page(place, manifest)
-    print("\n".join(page.lines()))
+    say("\n".join(page.lines()))
 
 
 async def _page(place: JobPlace, manifest: Manifest) -> Page:

@@ -12,6 +12,7 @@ import typer
 from ..display.text import size
 from ..exit_status import CommandError
 from ..local_storage import LocalStorage, shared_storage
+from ..terminal import say
 from .options import DEFAULT_WORK_DIR, Endpoint, WorkDir
 
 if TYPE_CHECKING:  # boto3 comes with it: half a second that most commands need not spend
@@ -43,11 +44,11 @@ def put(
         store = storage.connect()
         if path.is_dir():
             for uploaded in store.upload_folder(path, uri):
-                print(uploaded)
+                say(uploaded)
             return
         target = _completed(uri, path.name)
         store.upload(path, target)
-        print(target)
+        say(target)
 
 
 @app.command()
@@ -73,11 +74,11 @@ def get(
             sys.stdout.buffer.write(store.get(uri))
         elif uri.endswith("/"):
             for downloaded in store.download_folder(uri, path or Path(name)):
-                print(downloaded)
+                say(downloaded)
         else:
             target = path / name if path and path.is_dir() else path or Path(name)
             store.download(uri, target)
-            print(target)
+            say(target)
 
 
 @app.command()
@@ -105,14 +106,14 @@ def ls(
     if not rows:
         raise CommandError(f"there is nothing under {uri}")
     for row in rows:
-        print(row)
+        say(row)
 
 
 def _list_buckets(storage: LocalStorage) -> None:
     if storage.embedded is None:
         raise CommandError("which bucket? write `finetune store ls s3://BUCKET/`", 2)
     for bucket in storage.embedded.buckets():
-        print(f"s3://{bucket}/")
+        say(f"s3://{bucket}/")
 
 
 def _completed(uri: str, name: str) -> str:

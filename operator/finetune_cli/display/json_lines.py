@@ -11,6 +11,7 @@ from typing import Any, Self, TextIO
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob
 
+from ..terminal import say
 from .view import View, snapshot
 
 _MIN_SECONDS = 1.0
@@ -53,7 +54,7 @@ class JsonDisplay:
 
     def _write(self, event: str, fields: dict[str, Any]) -> None:
         line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        print(json.dumps(line, ensure_ascii=False), file=self._stream, flush=True)
+        say(json.dumps(line, ensure_ascii=False), file=self._stream)
 
 
 def progress_fields(view: View) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from finetune_api.constants import Phase, Stage
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob
 
+from ..terminal import printable
 from .plain import EXPLAINED, validation_text
 from .summary import RUN_AGAIN, Summary, WaysOn, summarize
 from .text import count, duration, sparkline
@@ -82,7 +83,7 @@ class LiveDisplay:
 
     def event(self, text: str) -> None:
         """Print a line above the live part."""
-        self._console.print(Text(text, style="bold"))
+        self._console.print(Text(printable(text), style="bold"))
 
     def finish(self, job: FineTuneJob) -> None:
         """Freeze the live part as it ended, and print the summary below."""
@@ -102,7 +103,7 @@ class LiveDisplay:
     def _tell_once(self, text: str, style: str) -> None:
         if text not in self._told:
             self._told.add(text)
-            self._console.print(Text(text, style=style))
+            self._console.print(Text(printable(text), style=style))
 
 
 def frame(view: View, curve: LossCurve, spinner: Spinner) -> RenderableType:
@@ -117,7 +118,7 @@ def _line(text: Text) -> Text:
 
 
 def _title(view: View) -> Text:
-    text = Text().append(view.name, style="bold")
+    text = Text().append(printable(view.name), style="bold")
     text.append(f"  run {view.run}", style="dim")
     if view.attempt > 1:
         text.append(f"  attempt {view.attempt}", style="yellow")
@@ -187,7 +188,7 @@ def _state(view: View) -> Text:
         text.append("  validation ", style="dim").append(validation_text(view))
     said = view.notice if view.phase in {*EXPLAINED, Phase.SUSPENDING} else view.activity
     if said:
-        text.append(f"{'  ' if text else ''}{said}", style="italic dim")
+        text.append(printable(f"{'  ' if text else ''}{said}"), style="italic dim")
     return _line(text)
 
 
@@ -195,7 +196,7 @@ def summary_table(summary: Summary) -> RenderableType:
     """Figures and facts of a finished run."""
     parts: list[RenderableType] = [
         Text(""),
-        Text(summary.title, style="bold green" if summary.succeeded else "bold red"),
+        Text(printable(summary.title), style="bold green" if summary.succeeded else "bold red"),
     ]
     if summary.metrics:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -209,5 +210,5 @@ def summary_table(summary: Summary) -> RenderableType:
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     for label, value in summary.facts:
-        facts.add_row(label, Text(value))
+        facts.add_row(label, Text(printable(value)))
     return Group(*parts, facts)

@@ -11,6 +11,7 @@ from finetune_api.constants import Phase
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob, ProgressStatus
 
+from ..terminal import say
 from .summary import RUN_AGAIN, Summary, WaysOn, summarize
 from .text import count, duration, metric_name, metric_value
 from .view import StageState, View, snapshot
@@ -61,12 +62,12 @@ class PlainDisplay:
 
     def event(self, text: str) -> None:
         """Write a line with the time of day."""
-        print(f"{datetime.now().astimezone():%H:%M:%S}  {text}", file=self._stream, flush=True)
+        say(f"{datetime.now().astimezone():%H:%M:%S}  {text}", file=self._stream)
 
     def finish(self, job: FineTuneJob) -> None:
         """Write the summary."""
         self.update(job, None)
-        print("\n".join(["", *summary_lines(summarize(job, ways=self._ways))]), file=self._stream, flush=True)
+        say("\n".join(["", *summary_lines(summarize(job, ways=self._ways))]), file=self._stream)
 
     def __enter__(self) -> Self:
         return self

@@ -92,7 +92,10 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(job_folder: Path,
     assert row.split()[:4] == ["colours", "1", "Succeeded", "240/240"]
     assert heading.startswith("NAME")
     assert any("rank 0" in line for line in printed(job_folder, "logs", "--stage", "train", "--rank", "0"))
-    assert not any(" train " in line for line in printed(job_folder, "logs"))
+    whole = printed(job_folder, "logs")
+    assert [line for line in whole if "APITOKEN-VALUE" in line] == []
+    for stage in ("prepare", "train", "evaluate"):
+        assert any(f" {stage} a1 rank 0  INFO " in line for line in whole), whole
 
 
 @pytest.mark.parametrize("sign_of", ["work/store", "work/fork-server.log"], ids=["storage starts", "the run starts"])

@@ -15,7 +15,7 @@ from finetune_cli.cluster_jobs import ClusterAccess
 from finetune_cli.exit_status import CommandError, MissingJobError
 from finetune_cli.patience import Patience
 from finetune_cli.places import Places
-from finetune_cli.pod_logs import Mark, PodLog, missing_attempt, new_entries, pod_logs
+from finetune_cli.pod_logs import Mark, PodLog, missing_attempts, new_entries, pod_logs
 from finetune_operator.errors import ApiError, ApiUnreachableError
 from statuses import SUCCEEDED
 
@@ -163,6 +163,13 @@ def test_who_asks_again_gets_what_is_new() -> None:
     assert mark == Mark("2026-01-01T12:00:03Z", 1)
 
 
+def test_a_line_separator_in_a_message_does_not_begin_a_line_with_a_time_of_the_pods_choice() -> None:
+    text = "2026-01-01T12:00:01Z one\u20282026-01-01T09:00:00Z forged\x85more\n2026-01-01T12:00:02Z two\n"
+    entries, mark = new_entries(RUNNING, text, Mark())
+    assert [entry.time[11:19] for entry in entries] == ["12:00:01", "12:00:02"]
+    assert mark == Mark("2026-01-01T12:00:02Z", 1)
+
+
 def test_half_a_line_waits_for_its_end_unless_there_is_none() -> None:
     text = "2026-01-01T12:00:01Z whole\n2026-01-01T12:00:02Z ha"
     assert [entry.text for entry in new_entries(RUNNING, text, Mark())[0]] == ["whole"]
@@ -172,21 +179,21 @@ def test_half_a_line_waits_for_its_end_unless_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("attempts_there", "stage", "number", "missing"),
     [
-        ([2], Stage.TRAIN, None, None),
-        ([1], Stage.TRAIN, None, 2),
-        ([], Stage.TRAIN, 1, 1),
-        ([1], Stage.TRAIN, 1, None),
-        ([], Stage.TRAIN, 9, None),
-        ([1, 2], None, None, 1),
+        ([1, 2], Stage.TRAIN, None, []),
+        ([1], Stage.TRAIN, None, ["train 2"]),
+        ([], Stage.TRAIN, 1, ["train 1"]),
+        ([1], Stage.TRAIN, 1, []),
+        ([], Stage.TRAIN, 9, []),
+        ([2], None, None, ["prepare 1", "train 1", "evaluate 1"]),
     ],
 )
-def test_an_attempt_whose_pods_are_gone_is_missed(
-    attempts_there: list[int], stage: Stage | None, number: int | None, missing: int | None
+def test_attempts_whose_pods_are_gone_are_missed(
+    attempts_there: list[int], stage: Stage | None, number: int | None, missing: list[str]
 ) -> None:
     attempts = Status.model_validate(SUCCEEDED).attempts
     found = pod_logs([pod(f"p{attempt}", attempt, 0) for attempt in attempts_there])
-    gone = missing_attempt(attempts, 1, found, stage=stage, number=number)
-    assert (gone.number if gone else None) == missing
+    gone = missing_attempts(attempts, 1, found, stage=stage, number=number)
+    assert [f"{entry.stage} {entry.number}" for entry in gone] == missing
 
 
 # ---- patience --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from factories import make_job
+from finetune_api.constants import Stage
 from finetune_cli.commands.logs import logs
 from finetune_cli.commands.runs import row, runs
 from finetune_cli.exit_status import CommandError
@@ -75,20 +76,52 @@ def test_runs_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert line.split()[:4] == ["topics", "1", "Succeeded", "296/296"]
 
 
-def test_logs_prints_the_newest_attempt_in_the_order_of_time(
+@pytest.mark.parametrize("follow", [False, True])
+def test_logs_prints_the_whole_run_in_the_order_of_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], follow: bool
+) -> None:
+    folder = put(tmp_path, "topics", SUCCEEDED)
+    put_log(folder, "topics-r1-train-a1-0.log", ("2026-01-01T11:00:00", "of the run before"))
+    put_log(folder, "topics-r2-prepare-a1-0.log", ("2026-01-01T12:00:00", "prepared"))
+    put_log(folder, "topics-r2-train-a1-0.log", ("2026-01-01T12:00:01", "failed"))
+    put_log(folder, "topics-r2-train-a10-0.log", ("2026-01-01T12:00:02", "first"), ("2026-01-01T12:00:04", "third"))
+    put_log(folder, "topics-r2-train-a10-1.log", ("2026-01-01T12:00:03", "second"))
+    put_log(folder, "topics-r2-evaluate-a1-0.log")
+    put_log(folder, "other-r1-evaluate-a1-0.log", ("2026-01-01T12:00:00", "of another job"))
+
+    def printed(**options: Any) -> list[str]:
+        logs("topics", work_dir=tmp_path, follow=follow, **options)
+        return [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+
+    assert printed() == ["prepared", "failed", "first", "second", "third"]
+    assert printed(stage=Stage.TRAIN) == ["failed", "first", "second", "third"]
+    assert printed(attempt=1) == ["prepared", "failed"]
+    assert printed(stage=Stage.TRAIN, attempt=10, rank=0) == ["first", "second", "third"]
+
+
+def test_a_log_that_is_not_there_is_told_with_those_that_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = put(tmp_path, "topics", SUCCEEDED)
     put_log(folder, "topics-r1-train-a1-0.log", ("2026-01-01T12:00:00", "old"))
-    put_log(folder, "topics-r1-train-a10-0.log", ("2026-01-01T12:00:01", "first"), ("2026-01-01T12:00:03", "third"))
-    put_log(folder, "topics-r1-train-a10-1.log", ("2026-01-01T12:00:02", "second"))
-    put_log(folder, "other-r1-evaluate-a1-0.log", ("2026-01-01T12:00:00", "of another job"))
-    logs("topics", work_dir=tmp_path)
-    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["first", "second", "third"]
+    put_log(folder, "topics-r1-train-a10-0.log", ("2026-01-01T12:00:01", "new"))
     logs("topics", attempt=1, work_dir=tmp_path)
     assert capsys.readouterr().out == "12:00:00 train a1 rank 0  INFO old\n"
     with pytest.raises(CommandError, match="there are: train attempt 1, train attempt 10"):
         logs("topics", attempt=2, work_dir=tmp_path)
+
+
+def test_a_log_cannot_reach_the_terminal_behind_its_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = put(tmp_path, "topics", SUCCEEDED)
+    said = "\x1b]0;title\x07 red\x1b[31m \x9b2J back\x08 \u202etxt.exe \u2028 tab\t end"
+    put_log(folder, "topics-r1-train-a1-0.log", ("2026-01-01T12:00:00", said), ("\x1b[2J" * 8, "clock"))
+    (folder / "logs/topics-r1-train-a1-1.log").write_bytes(b"\x1b[1mbare\x1b[0m\rover\n\xff\n")
+    logs("topics", work_dir=tmp_path)
+    printed = capsys.readouterr().out
+    assert [character for character in printed if ord(character) < 32 and character not in "\n\t"] == []
+    assert not set(printed) & set("\x9b\x7f\u202e\u2028")
+    assert "\\u001b]0;title\\u0007 red\\u001b[31m \\u009b2J back\\u0008 \\u202etxt.exe" in printed
+    assert "\\u001b[1mbare\\u001b[0m\\u000dover" in printed
 
 
 def test_following_a_run_that_is_over_prints_all_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
