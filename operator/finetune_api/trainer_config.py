@@ -65,7 +65,9 @@ class Prepared(Message):
     """Folder of the prepared data set, which holds `dataset.json`."""
     dataset_digest: str
     model_digest: str
-    """SHA-256 over the names and contents of the base model's files."""
+    """SHA-256 over the names and contents of the base model's files; names their copy under the output prefix."""
+    model_revision: str = ""
+    """Commit of the hub that the base model's revision meant; empty for a model from elsewhere."""
     reused: bool = False
     """True: the same data set was there already."""
     format: DataFormat

@@ -1,87 +1,25 @@
 """The base model from the hub's protocol, from object storage and from a folder; the servers are real ones."""
 
-import hashlib
 import json
-import threading
-from collections import Counter
+import os
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 import tiny_models
-from finetune_trainer.errors import AccessDeniedError, ModelUnusableError, StorageUnreachableError
-from finetune_trainer.model.fetch import fetch_model
+from fake_hub import TOKEN, FakeHub, files_in
+from finetune_api.trainer_config import TrainerConfig
+from finetune_cli.embedded_store import EmbeddedStore
+from finetune_trainer.errors import AccessDeniedError, BadConfigError, ModelUnusableError, StorageUnreachableError
+from finetune_trainer.model import fetch
+from finetune_trainer.model.fetch import copy_folder, fetch_model, prepared_model, store_copy
 from finetune_trainer.model.tokenizer import load_tokenizer
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TOKEN = "hf_right"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a snapshot download asks for; one private model, tiny/llama."""
-
-    folder: Path
-    seen: Counter[str]
-    agents: set[str]
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
-        pass
-
-    def _answer(self, *, with_body: bool) -> None:
-        path = urlsplit(self.path).path
-        self.seen[f"{self.command} {path}"] += 1
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self._send(401, b'{"error": "Invalid username or password."}', with_body)
-        elif path in (f"/api/models/tiny/llama/revision/{revision}" for revision in ("main", "v1", COMMIT)):
-            self._send(200, json.dumps(self._model()).encode(), with_body)
-        elif path == f"/api/models/tiny/llama/tree/{COMMIT}":
-            self._send(200, json.dumps(self._tree()).encode(), with_body)
-        elif path.startswith(f"/tiny/llama/resolve/{COMMIT}/") and (self.folder / Path(path).name).exists():
-            self._send(200, (self.folder / Path(path).name).read_bytes(), with_body)
-        elif path.startswith("/api/models/tiny/llama/revision/"):
-            self._send(404, b'{"error": "Invalid rev id"}', with_body, **{"X-Error-Code": "RevisionNotFound"})
-        else:
-            self._send(404, b'{"error": "Repository not found"}', with_body, **{"X-Error-Code": "RepoNotFound"})
-
-    def _model(self) -> dict[str, object]:
-        names = sorted(path.name for path in self.folder.iterdir())
-        return {
-            "id": "tiny/llama",
-            "modelId": "tiny/llama",
-            "sha": COMMIT,
-            "siblings": [{"rfilename": n} for n in names],
-        }
-
-    def _tree(self) -> list[dict[str, object]]:
-        files = sorted(self.folder.iterdir())
-        return [
-            {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": _blob_id(path)} for path in files
-        ]
-
-    def _send(self, status: int, body: bytes, with_body: bool, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-
-def _blob_id(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()
+from finetune_trainer.runtime import RuntimeEnv
+from finetune_trainer.store import ObjectStore
+from train_configs import train_config
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +30,26 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def shared_bucket(store_server: EmbeddedStore) -> str:
+    """A new bucket costs the server more than most of these tests."""
+    store_server.create_bucket("fetch-model")
+    return "fetch-model"
+
+
 @pytest.fixture
-def hub(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    handler = type("Handler", (Hub,), {"folder": model_folder, "seen": Counter()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def bucket(shared_bucket: str) -> str:
+    """A folder of the test's own, in front of which `s3://` makes an address."""
+    return f"{shared_bucket}/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def hub(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with FakeHub().running() as server:
+        server.repository("tiny/llama").commit(files_in(model_folder), "v1")
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
 
 
 def test_a_hub_model_is_fetched_once_without_what_is_not_needed(hub, store, tmp_path, model_folder):
@@ -114,9 +60,10 @@ def test_a_hub_model_is_fetched_once_without_what_is_not_needed(hub, store, tmp_
     assert (first.path / "model.safetensors").read_bytes() == (model_folder / "model.safetensors").read_bytes()
     assert load_tokenizer(first.path).chat_template == tiny_models.CHATML
 
-    again = fetch_model(f"hf://tiny/llama@{COMMIT}", store, tmp_path)
-    assert again.digest == first.digest
-    assert hub.seen[f"GET /tiny/llama/resolve/{COMMIT}/model.safetensors"] == 1
+    assert first.revision == hub.repository("tiny/llama").revisions["main"]
+    again = fetch_model("hf://tiny/llama", store, tmp_path)
+    assert (again.digest, again.path) == (first.digest, first.path)
+    assert hub.fetched("model.safetensors") == 1
 
 
 def test_a_named_revision_is_asked_for(hub, store, tmp_path):
@@ -144,11 +91,15 @@ def test_a_hub_that_does_not_answer_is_named(store, tmp_path, monkeypatch):
         fetch_model("hf://tiny/llama", store, tmp_path)
 
 
-def test_a_cached_hub_model_serves_when_the_hub_is_away_and_that_is_allowed(hub, store, tmp_path, monkeypatch):
-    fetched = fetch_model("hf://tiny/llama", store, tmp_path)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert fetch_model("hf://tiny/llama", store, tmp_path, offline_ok=True) == fetched
-    with pytest.raises(StorageUnreachableError):
+def test_a_model_without_an_organisation_is_fetched(hub, store, tmp_path, model_folder):
+    hub.repository("gpt2").commit(files_in(model_folder))
+    fetched = fetch_model("hf://gpt2", store, tmp_path)
+    assert (fetched.path / "model.safetensors").read_bytes() == (model_folder / "model.safetensors").read_bytes()
+
+
+def test_content_that_is_not_what_the_hub_states_is_refused(hub, store, tmp_path):
+    hub.changed_on_the_way.add("model.safetensors")
+    with pytest.raises(StorageUnreachableError, match=r"other content for model\.safetensors than it states"):
         fetch_model("hf://tiny/llama", store, tmp_path)
 
 
@@ -179,16 +130,191 @@ def test_processes_of_a_node_share_one_download(store, bucket, tmp_path, model_f
     assert len(set(folders)) == 1
 
 
-def test_processes_of_a_node_hash_a_model_once(store, tmp_path, model_folder, monkeypatch):
-    hashed, file_digest = [], hashlib.file_digest
-    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or file_digest(file, kind))
-    with ThreadPoolExecutor(8) as pool:
-        folders = set(pool.map(lambda _: fetch_model(f"file://{model_folder}", store, tmp_path), range(8)))
-    assert len(folders) == 1
-    assert len(hashed) == len(set(hashed))
-
-
 @pytest.mark.parametrize("uri", ["s3://{bucket}/nothing", "file:///no/such/folder"])
 def test_an_address_without_a_model_is_unusable(store, bucket, tmp_path, uri):
     with pytest.raises(ModelUnusableError):
         fetch_model(uri.format(bucket=bucket), store, tmp_path)
+
+
+# What belongs to a model
+
+
+def test_only_what_loading_reads_is_fetched(store, bucket, tmp_path, model_folder):
+    """Checkpoints of a training, ONNX exports and the weights of other programs lie beside many models."""
+    uri = f"s3://{bucket}/models/tiny"
+    store.upload_folder(model_folder, uri)
+    alone = fetch_model(uri, store, tmp_path / "alone")
+    for name in (
+        "checkpoint-500/model.safetensors",
+        "consolidated.safetensors",
+        "model.fp16.safetensors",
+        "onnx/x.safetensors",
+        "original/tokenizer.model",
+        "deep/config.json",
+    ):
+        store.put(f"{uri}/{name}", b"not the model")
+    fetched = fetch_model(uri, store, tmp_path / "beside")
+    assert {path.name for path in fetched.path.iterdir()} == {path.name for path in alone.path.iterdir()}
+    assert fetched.digest == alone.digest
+
+
+def test_a_sharded_model_is_what_its_index_names(store, bucket, tmp_path, model_folder):
+    uri = f"s3://{bucket}/models/sharded"
+    for name, content in files_in(model_folder).items():
+        if name != "model.safetensors":
+            store.put(f"{uri}/{name}", content)
+    index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors", "c": "../../evil.safetensors"}}
+    store.put(f"{uri}/model.safetensors.index.json", json.dumps(index).encode())
+    for name in ("part-1.safetensors", "part-2.safetensors", "part-3.safetensors"):
+        store.put(f"{uri}/{name}", name.encode())
+    fetched = fetch_model(uri, store, tmp_path)
+    assert sorted(path.name for path in fetched.path.glob("*.safetensors*")) == [
+        "model.safetensors.index.json",
+        "part-1.safetensors",
+        "part-2.safetensors",
+    ]
+
+
+def test_a_changed_readme_leaves_the_digest(hub, store, tmp_path, model_folder):
+    before = fetch_model("hf://tiny/llama", store, tmp_path)
+    changed = {**files_in(model_folder), "README.md": b"corrected", "onnx/model.onnx": b"new"}
+    commit = hub.repository("tiny/llama").commit(changed)
+    after = fetch_model("hf://tiny/llama", store, tmp_path)
+    assert after.digest == before.digest
+    assert after.revision == commit != before.revision
+
+
+# Later stages: the copy under the output prefix
+
+
+@pytest.fixture
+def config(bucket: str) -> TrainerConfig:
+    return train_config(output={"uri": f"s3://{bucket}/out"})
+
+
+def pod(folder: Path, cache: Path) -> RuntimeEnv:
+    """A new pod, whose cache may be another one's too."""
+    folder.mkdir()
+    return RuntimeEnv(rank=0, world_size=1, local_rank=0, local_world_size=1, scratch=folder, cache=cache)
+
+
+def prepare(config: TrainerConfig, uri: str, store: ObjectStore, cache: Path) -> TrainerConfig:
+    """What the prepare stage does about the base model."""
+    fetched = fetch_model(uri, store, cache)
+    store_copy(fetched, store, config.output_uri)
+    assert config.prepared is not None
+    prepared = config.prepared.model_copy(update={"model_digest": fetched.digest, "model_revision": fetched.revision})
+    spec = config.spec.model_copy(update={"model": config.spec.model.model_copy(update={"uri": uri})})
+    return config.model_copy(update={"prepared": prepared, "spec": spec})
+
+
+def test_a_restart_gets_the_prepared_model_when_the_revision_has_moved_and_the_hub_is_gone(
+    hub, store, tmp_path, model_folder, config, monkeypatch
+):
+    run = prepare(config, "hf://tiny/llama", store, tmp_path / "cache")
+    hub.repository("tiny/llama").commit({**files_in(model_folder), "config.json": b"{}"})
+    moved = prepared_model(run, store, pod(tmp_path / "a", tmp_path / "cache-a"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    gone = prepared_model(run, store, pod(tmp_path / "b", tmp_path / "cache-b"))
+    for model in (moved, gone):
+        assert model.digest == run.prepared.model_digest
+        assert (model.path / "config.json").read_bytes() == (model_folder / "config.json").read_bytes()
+        assert (model.path / "model.safetensors").read_bytes() == (model_folder / "model.safetensors").read_bytes()
+
+
+def test_a_restart_gets_the_prepared_model_when_the_prefix_has_changed(store, bucket, tmp_path, model_folder, config):
+    uri = f"s3://{bucket}/models/tiny"
+    store.upload_folder(model_folder, uri)
+    run = prepare(config, uri, store, tmp_path / "cache")
+    store.put(f"{uri}/config.json", b'{"model_type": "bert"}')
+    store.delete(f"{uri}/model.safetensors")
+    model = prepared_model(run, store, pod(tmp_path / "a", tmp_path / "cache-a"))
+    assert (model.path / "config.json").read_bytes() == (model_folder / "config.json").read_bytes()
+    assert (model.path / "model.safetensors").read_bytes() == (model_folder / "model.safetensors").read_bytes()
+
+
+def test_preparing_again_uploads_only_a_copy_that_is_incomplete(store, bucket, tmp_path, model_folder, config):
+    uri = f"s3://{bucket}/models/tiny"
+    store.upload_folder(model_folder, uri)
+    run = prepare(config, uri, store, tmp_path / "cache")
+    copy = copy_folder(run.output_uri, run.prepared.model_digest)
+    before = store.head(f"{copy}/files.json")
+    store.delete(f"{copy}/config.json")
+    prepare(config, uri, store, tmp_path / "cache")
+    assert store.get(f"{copy}/config.json") == (model_folder / "config.json").read_bytes()
+    assert before is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("files.json", None, "the base model of this run is gone from s3://"),
+        ("files.json", b'{"source": "x", "files": []}', "lists another model"),
+        ("config.json", None, "a file of the base model of this run is gone"),
+        ("config.json", b"{}", "holds other content than the digests"),
+    ],
+)
+def test_a_copy_that_is_gone_or_damaged_is_named(store, bucket, tmp_path, model_folder, config, name, content, message):
+    uri = f"s3://{bucket}/models/tiny"
+    store.upload_folder(model_folder, uri)
+    run = prepare(config, uri, store, tmp_path / "cache")
+    target = f"{copy_folder(run.output_uri, run.prepared.model_digest)}/{name}"
+    store.delete(target)
+    if content is not None:
+        store.put(target, content)
+    with pytest.raises(BadConfigError, match=message) as caught:
+        prepared_model(run, store, pod(tmp_path / "a", tmp_path / "cache-a"))
+    assert "spec.runId" in caught.value.advice
+
+
+def test_a_local_folder_that_has_changed_since_prepare_is_named(store, tmp_path, model_folder, config):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, content in files_in(model_folder).items():
+        (folder / name).write_bytes(content)
+    run = prepare(config, f"file://{folder}", store, tmp_path / "cache")
+    runtime = pod(tmp_path / "a", tmp_path / "cache")
+    assert prepared_model(run, store, runtime).path == folder
+    (folder / "README.md").write_text("does not matter")
+    assert prepared_model(run, store, runtime).path == folder
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ModelUnusableError, match="has changed since the run was prepared"):
+        prepared_model(run, store, runtime)
+
+
+# Caches that other jobs write to
+
+
+def test_what_another_job_has_changed_in_the_cache_is_not_used(store, bucket, tmp_path, model_folder, config):
+    """Same size, same time of modification: only the content tells."""
+    uri, cache = f"s3://{bucket}/models/tiny", tmp_path / "cache"
+    store.upload_folder(model_folder, uri)
+    run = prepare(config, uri, store, cache)
+    weights = prepared_model(run, store, pod(tmp_path / "a", cache)).path / "model.safetensors"
+    good, times = weights.read_bytes(), weights.stat()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (prepared_model(run, store, pod(tmp_path / "b", cache)).path / "model.safetensors").read_bytes() == good
+    weights.write_bytes(bytes(len(good)))
+    assert (fetch_model(uri, store, cache).path / "model.safetensors").read_bytes() == good
+
+
+def test_a_file_that_another_job_has_added_is_removed(store, bucket, tmp_path, model_folder, config):
+    uri, cache = f"s3://{bucket}/models/tiny", tmp_path / "cache"
+    store.upload_folder(model_folder, uri)
+    run = prepare(config, uri, store, cache)
+    path = prepared_model(run, store, pod(tmp_path / "a", cache)).path
+    (path / "adapter_config.json").write_text("{}")
+    assert not (prepared_model(run, store, pod(tmp_path / "b", cache)).path / "adapter_config.json").exists()
+
+
+def test_the_processes_of_a_pod_verify_a_model_once(store, bucket, tmp_path, model_folder, config, monkeypatch):
+    uri, cache = f"s3://{bucket}/models/tiny", tmp_path / "cache"
+    store.upload_folder(model_folder, uri)
+    run, runtime = prepare(config, uri, store, cache), pod(tmp_path / "a", cache)
+    hashed, sha256_of = [], fetch.sha256_of
+    monkeypatch.setattr(fetch, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    with ThreadPoolExecutor(8) as pool:
+        paths = set(pool.map(lambda _: prepared_model(run, store, runtime).path, range(8)))
+    assert len(paths) == 1
+    assert len(hashed) == len(set(hashed)) > 0

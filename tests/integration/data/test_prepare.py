@@ -286,6 +286,18 @@ def test_a_shard_that_changed_in_storage_is_not_trained_on(place, bert):
         place.open(prepared)
 
 
+def test_a_shard_that_another_job_has_changed_in_the_cache_is_downloaded_again(place, bert):
+    """Its size stays the same: only the content tells."""
+    prepared = place.prepare(bert, {"train": sources(place.put("train.jsonl", jsonl(classified())))})
+    first = place.open(prepared)[0]
+    (shard,) = read_dataset_info(place.store, prepared.dataset_uri).shards["train"]
+    cached = place.folder / "cache" / "datasets" / prepared.dataset_digest / shard.name
+    good = cached.read_bytes()
+    cached.write_bytes(good[:-8] + bytes(8))
+    assert place.open(prepared)[0]["input_ids"].tolist() == first["input_ids"].tolist()
+    assert cached.read_bytes() == good
+
+
 def test_rows_are_spread_over_shards_and_found_again(place):
     writer = ShardWriter(place.store, f"{place.uri}/ds", "train", vocabulary=70_000, max_bytes=4096 + 400)
     rows = [np.arange(length, dtype=np.int64) + 69_000 for length in range(1, 30)]

@@ -15,7 +15,7 @@ from finetune_api.v1alpha1.quantities import amount
 
 from ..errors import BadConfigError, BadDataError, ModelUnusableError
 from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
-from ..model.fetch import fetch_model
+from ..model.fetch import fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model
 from ..model.tokenizer import load_tokenizer, tokenizer_digest
 from ..progress import ProgressReporter
@@ -55,6 +55,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         if known_task is not None:
             check_task(facts, spec.model.uri, known_task)
         tokenizer = load_tokenizer(model.path)
+        store_copy(model, store, config.output_uri)
     with report.phase("fetch", "fetching the data files"):
         files = _fetch_files(spec.data, store, runtime.scratch / "sources")
         data_format = spec.data.format or _detected_format(spec.data, spec.model.task, files["train"])
@@ -77,6 +78,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         dataset_uri=dataset_uri,
         dataset_digest=digest,
         model_digest=model.digest,
+        model_revision=model.revision,
         reused=reused,
         format=data_format,
         task=task,

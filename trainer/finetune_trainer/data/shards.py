@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from safetensors.numpy import save
 from ..errors import BadDataError
 from ..locks import locked
 from ..store.client import ObjectStore
+from ..store.digests import sha256_of
+from ..store.transfer import inside
 from ..store.uri import join
 from .info import DatasetInfo, ShardInfo, read_dataset_info
 
@@ -128,24 +131,30 @@ class TokenDataset:
 
 
 def _local_copy(store: ObjectStore, dataset_uri: str, shard: ShardInfo, folder: Path) -> Path:
-    path = folder / shard.name
+    """The shard on this machine. What the cache has is compared with its digest: other jobs may write there too."""
+    path = inside(folder, shard.name)
+    if _is_intact(path, shard):
+        return path
     with locked(folder / f"{shard.name}.lock"):
-        if path.exists() and path.stat().st_size == shard.size:
+        if _is_intact(path, shard):
             return path
-        partial = path.with_suffix(".part")
         uri = join(dataset_uri, "shards", shard.name)
-        store.download(uri, partial)
-        with partial.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != shard.sha256:
-            partial.unlink()
-            raise BadDataError(
-                f"{uri}: content does not match its digest in dataset.json ({digest[:16]} instead of "
-                f"{shard.sha256[:16]})",
-                advice=f"delete {dataset_uri} and start a new run: the data set is prepared again",
-            )
-        os.replace(partial, path)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as temporary:
+            partial = Path(temporary) / shard.name
+            store.download(uri, partial)
+            digest = sha256_of(partial)
+            if digest != shard.sha256:
+                raise BadDataError(
+                    f"{uri}: content does not match its digest in dataset.json ({digest[:16]} instead of "
+                    f"{shard.sha256[:16]})",
+                    advice=f"delete {dataset_uri} and start a new run: the data set is prepared again",
+                )
+            os.replace(partial, path)
     return path
+
+
+def _is_intact(path: Path, shard: ShardInfo) -> bool:
+    return path.is_file() and path.stat().st_size == shard.size and sha256_of(path) == shard.sha256
 
 
 def _mapped(path: Path) -> dict[str, NDArray[Any]]:

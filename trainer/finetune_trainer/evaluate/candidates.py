@@ -8,8 +8,7 @@ from typing import Any
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Task
 
-from ..errors import ModelUnusableError
-from ..model.fetch import fetch_model
+from ..model.fetch import fetch_model, prepared_model
 from ..runtime import RuntimeEnv
 from ..store.client import ObjectStore
 from .records import Address
@@ -26,27 +25,18 @@ class Candidate:
     """An adapter to put on top of them."""
 
 
-def base_candidate(config: TrainerConfig, store: ObjectStore, cache: Path) -> Candidate:
-    """The base model as it is now; `address.digest` tells whether it is the one that was prepared."""
-    fetched = fetch_model(config.spec.model.uri, store, cache, offline_ok=True)
-    return Candidate(Address(uri=config.spec.model.uri, digest=fetched.digest), fetched.path)
+def base_candidate(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
+    """The base model that the run was prepared with."""
+    model = prepared_model(config, store, runtime)
+    return Candidate(Address(uri=config.spec.model.uri, digest=model.digest), model.path)
 
 
-def tuned_candidate(config: TrainerConfig, prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
-    """What the train stage exported: the whole model, or the adapter on the base model where only that was wanted.
-
-    Raises ModelUnusableError where the base model of an adapter is no longer the one that was trained on.
-    """
+def tuned_candidate(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
+    """What the train stage exported: the whole model, or the adapter on the base model where only that was wanted."""
     if ArtifactFormat.MERGED in formats(config):
         fetched = fetch_model(config.model_uri, store, runtime.cache)
         return Candidate(Address(uri=config.model_uri, digest=fetched.digest), fetched.path)
-    base = base_candidate(config, store, runtime.cache)
-    if base.address.digest != prepared.model_digest:
-        raise ModelUnusableError(
-            f"{base.address.uri} has changed since the adapter was trained: its digest was "
-            f"{prepared.model_digest[:12]} and is {base.address.digest[:12]}",
-            advice="bring the old base model back, or change spec.runId to train on the new one",
-        )
+    base = base_candidate(config, store, runtime)
     from ..model.export import folder_digest
 
     uri, folder = adapter_uri(config), runtime.scratch / "evaluate" / "adapter"

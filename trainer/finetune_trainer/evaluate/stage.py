@@ -39,12 +39,10 @@ def evaluate(
         info = read_dataset_info(store, prepared.dataset_uri)
         test = _test_split(prepared, store, runtime)
     with report.phase("fetch", "fetching the models"):
-        tuned = tuned_candidate(config, prepared, store, runtime)
-        base = base_candidate(config, store, runtime.cache) if config.spec.evaluation.baseline else None
+        tuned = tuned_candidate(config, store, runtime)
+        base = base_candidate(config, store, runtime) if config.spec.evaluation.baseline else None
     training = _training_log(config, store)
     notes = (*_notes(config, prepared, base), *(training.warnings if training else ()))
-    if base is not None and base.address.digest != prepared.model_digest:
-        base = None
     judge = Judge(config, prepared, test, report)
     before = judge(base, "base model") if base is not None and _needed(config, prepared) else None
     after = judge(tuned, "tuned model") if _needed(config, prepared) else None
@@ -83,11 +81,6 @@ def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None) ->
         found.append(f"The test split has {prepared.counts.test} examples only; read the figures with their intervals.")
     if not config.spec.evaluation.baseline:
         found.append("The base model was not evaluated (evaluation.baseline is false).")
-    elif base is not None and base.address.digest != prepared.model_digest:
-        found.append(
-            f"The base model was not evaluated: {base.address.uri} has changed since the run was prepared "
-            f"(digest {prepared.model_digest[:12]}, now {base.address.digest[:12]})."
-        )
     elif base is not None and prepared.counts.test and not brings_head(base, prepared.task):
         found.append(
             "The base model brings no classifier head: its figures are those of a freshly drawn head, "

@@ -1,95 +1,385 @@
-"""The base model's files on this machine, from object storage, the hub or a folder; shared by a node's processes."""
+"""The base model's files on this machine, from the hub, object storage or a folder.
+
+Prepare fetches the model from where the user says, and puts a copy under the output prefix:
+
+    <output>/models/<digest>/<file>       the files that training reads
+    <output>/models/<digest>/files.json   their names, sizes and digests; written last
+
+All later stages read that copy, so what the hub or a prefix serves meanwhile does not matter to a run. On the machine
+files lie in `<cache>/models/<digest>`. A cache may be shared with other jobs, which can write there: files are
+compared with their digests at the start of every stage, and nothing else in the cache is believed.
+"""
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from ..errors import ModelUnusableError
+from pydantic import ValidationError
+
+from finetune_api.trainer_config import Message, TrainerConfig
+
+from ..errors import BadConfigError, ModelUnusableError, ObjectMissingError
+from ..hub import HubFile, HubRepository, resolve_model
 from ..locks import locked
+from ..runtime import RuntimeEnv
 from ..store.client import ObjectInfo, ObjectStore
-from .files import is_model_file
-from .hub import download_snapshot
+from ..store.digests import has_etag, sha256_of
+from ..store.transfer import inside
+from ..store.uri import join
+from .files import INDEX_FILE, model_files
 
-DIGESTS_FOLDER = "digests"
-_PARALLEL_DOWNLOADS = 4
+log = logging.getLogger("finetune")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+FILES_FILE = "files.json"
+_LOCAL = "file://"
+_PARALLEL = 4
+_ABANDONED_SECONDS = 24 * 3600.0
+
+
+class ModelFile(Message):
+    """A file of a model."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class ModelFiles(Message):
+    """`files.json`: what a model consists of."""
+
+    source: str
+    """Address that it was fetched from, as in the spec."""
+    revision: str = ""
+    """Commit of the hub; empty for other sources."""
+    files: tuple[ModelFile, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the sorted names and content digests; names the model."""
+        whole = hashlib.sha256()
+        for file in sorted(self.files, key=lambda file: file.name):
+            whole.update(f"{file.name}\0{file.sha256}\n".encode())
+        return whole.hexdigest()
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model in Hugging Face layout."""
+    """A model in Hugging Face layout on this machine."""
 
     path: Path
-    digest: str
-    """SHA-256 over the sorted names and content digests of the files that loading needs."""
+    listing: ModelFiles
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the sorted names and content digests of the files that loading needs."""
+        return self.listing.digest
+
+    @property
+    def revision(self) -> str:
+        """Commit of the hub; empty for other sources."""
+        return self.listing.revision
 
 
-def fetch_model(uri: str, store: ObjectStore, cache: Path, *, offline_ok: bool = False) -> ModelFolder:
-    """Bring the model at `s3://`, `hf://` or `file://` into the cache, or find it there.
+@dataclass(frozen=True)
+class _RemoteFile:
+    """A file of a model where the user keeps it."""
 
-    `offline_ok` takes a hub model from the cache when the hub does not answer. Raises ModelUnusableError for an address
-    without a model, AccessDeniedError, StorageUnreachableError.
+    name: str
+    fetch: Callable[[Path], None]
+    is_content_of: Callable[[Path], bool | None]
+    """Whether a file on this machine is known to have the same content."""
+
+
+def fetch_model(uri: str, store: ObjectStore, cache: Path) -> ModelFolder:
+    """Bring the model at `s3://`, `hf://` or `file://`, as it is there now, into the cache, or find it there.
+
+    Raises ModelUnusableError for an address without a model, AccessDeniedError, StorageUnreachableError.
     """
+    if uri.startswith(_LOCAL):
+        return _local_folder(uri)
     folder = cache / "models"
     folder.mkdir(parents=True, exist_ok=True)
-    if uri.startswith("file://"):
-        path = Path(uri.removeprefix("file://"))
-        if not path.is_dir():
-            raise ModelUnusableError(f"{uri} is not a folder", advice="name a folder in Hugging Face layout")
-    else:
-        with locked(folder / f"{_short(uri)}.lock"):
-            if uri.startswith("hf://"):
-                path = download_snapshot(uri, folder / "hub", offline_ok=offline_ok)
-            else:
-                path = _from_storage(uri, store, folder)
-    return ModelFolder(path, _digest(path, cache / DIGESTS_FOLDER))
+    revision, available = _from_hub(uri) if uri.startswith("hf://") else _from_storage(uri, store)
+    with locked(folder / f"{_short(uri)}.lock"):
+        return _fetch(uri, revision, available, folder)
 
 
-def _from_storage(uri: str, store: ObjectStore, folder: Path) -> Path:
-    prefix = uri.rstrip("/") + "/"
-    found = [info for info in store.list(prefix) if is_model_file(info.uri.removeprefix(prefix))]
-    if not found:
+def copy_folder(output_uri: str, digest: str) -> str:
+    """Where the copy of a base model is kept; the runs of an output prefix share it."""
+    return join(output_uri, "models", digest)
+
+
+def store_copy(model: ModelFolder, store: ObjectStore, output_uri: str) -> None:
+    """Put the model under the output prefix, where later stages find it, unless it is there.
+
+    Not a local folder: later stages run on the same machine and read it in place.
+    """
+    if model.listing.source.startswith(_LOCAL):
+        return
+    uri = copy_folder(output_uri, model.digest)
+    stored = {info.uri: info.size for info in store.list(uri + "/")}
+    wanted = {join(uri, file.name): file.size for file in model.listing.files}
+    if join(uri, FILES_FILE) not in stored or any(stored.get(name) != size for name, size in wanted.items()):
+        store.upload_files([(model.path / file.name, join(uri, file.name)) for file in model.listing.files])
+        content = model.listing.model_dump_json(indent=1).encode()
+        store.put(join(uri, FILES_FILE), content, content_type="application/json")
+
+
+def prepared_model(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> ModelFolder:
+    """The base model that the run was prepared with, whatever its source has by now. Any process of a pod.
+
+    Raises BadConfigError where the stored copy is gone or damaged, ModelUnusableError where a local folder has changed.
+    """
+    prepared = config.prepared
+    assert prepared is not None, "the stages after prepare have its result"
+    with locked(runtime.scratch / "model.lock"):  # one process of the pod hashes and downloads, the others wait
+        if config.spec.model.uri.startswith(_LOCAL):
+            return _unchanged_folder(config.spec.model.uri, prepared.model_digest, runtime)
+        uri = copy_folder(config.output_uri, prepared.model_digest)
+        listing = _stored_listing(uri, prepared.model_digest, store)
+        folder = runtime.cache / "models"
+        path = folder / listing.digest
+        seen = _Seen(runtime.scratch / "model.verified", path, listing)
+        if not seen.is_unchanged():
+            if not _is_intact(path, listing):
+                with locked(folder / f"{listing.digest}.lock"):
+                    _download_copy(uri, listing, store, folder)
+            seen.remember()
+        return ModelFolder(path, listing)
+
+
+# The source
+
+
+def _local_folder(uri: str) -> ModelFolder:
+    path = Path(uri.removeprefix(_LOCAL))
+    if not path.is_dir():
+        raise ModelUnusableError(f"{uri} is not a folder", advice="name a folder in Hugging Face layout")
+    names = model_files([entry.name for entry in path.iterdir()], (path / INDEX_FILE).read_bytes)
+    return ModelFolder(path, ModelFiles(source=uri, files=_hashed(path, names)))
+
+
+def _unchanged_folder(uri: str, digest: str, runtime: RuntimeEnv) -> ModelFolder:
+    known = runtime.scratch / "model.files"
+    if known.exists():
+        listing = ModelFiles.model_validate_json(known.read_bytes())
+        path = Path(uri.removeprefix(_LOCAL))
+        if _Seen(runtime.scratch / "model.verified", path, listing).is_unchanged():
+            return ModelFolder(path, listing)
+    model = _local_folder(uri)
+    if model.digest != digest:
         raise ModelUnusableError(
-            f"{uri} holds no model files", advice="name the prefix that config.json and *.safetensors are under"
+            f"{uri} has changed since the run was prepared: its digest was {digest[:12]} and is {model.digest[:12]}",
+            advice="restore the folder, or change spec.runId to start a new run with the new model",
         )
-    # A changed object changes the listing, and so the folder: what is cached is never stale.
-    listing = json.dumps(sorted((info.uri, info.size, info.etag) for info in found))
-    complete = folder / f"s3-{_short(listing)}"
-    if complete.exists():
-        return complete
-    partial = complete.with_suffix(".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-
-    def download(info: ObjectInfo) -> None:
-        store.download(info.uri, partial / info.uri.removeprefix(prefix))
-
-    with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-        list(pool.map(download, found))
-    os.replace(partial, complete)
-    return complete
+    known.write_text(model.listing.model_dump_json())
+    _Seen(runtime.scratch / "model.verified", model.path, model.listing).remember()
+    return model
 
 
-def _digest(folder: Path, memory: Path) -> str:
-    """The folder's digest; hashing gigabytes takes seconds, so a listing seen before is not hashed again."""
-    paths = sorted((path for path in folder.iterdir() if is_model_file(path.name)), key=lambda path: path.name)
-    stats = [(path.name, status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]]
-    remembered = memory / _short(json.dumps([str(folder.resolve()), stats]))
-    # One process of the node reads the gigabytes; the others wait for what it finds.
-    with locked(remembered.with_suffix(".lock")):
-        if remembered.exists():
-            return remembered.read_text()
-        whole = hashlib.sha256()
-        for path in paths:
-            with path.open("rb") as file:
-                whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-        partial = remembered.with_suffix(".part")
-        partial.write_text(whole.hexdigest())
-        os.replace(partial, remembered)
-        return whole.hexdigest()
+def _from_hub(uri: str) -> tuple[str, dict[str, _RemoteFile]]:
+    repository = resolve_model(uri)
+    return repository.commit, {file.name: _hub_file(repository, file) for file in repository.files}
+
+
+def _hub_file(repository: HubRepository, file: HubFile) -> _RemoteFile:
+    return _RemoteFile(file.name, lambda target: repository.download(file, target), file.is_content_of)
+
+
+def _from_storage(uri: str, store: ObjectStore) -> tuple[str, dict[str, _RemoteFile]]:
+    prefix = uri.rstrip("/") + "/"
+    found = {info.uri.removeprefix(prefix): info for info in store.list(prefix)}
+    return "", {name: _stored_file(name, info, store) for name, info in found.items()}
+
+
+def _stored_file(name: str, info: ObjectInfo, store: ObjectStore) -> _RemoteFile:
+    return _RemoteFile(
+        name,
+        lambda target: store.download(info.uri, target),
+        lambda path: path.stat().st_size == info.size and has_etag(path, info.etag),
+    )
+
+
+def _fetch(uri: str, revision: str, available: dict[str, _RemoteFile], folder: Path) -> ModelFolder:
+    partial = _partial_folder(folder)
+    try:
+        names = model_files(available, lambda: _content(available[INDEX_FILE], partial))
+        if not names:
+            raise ModelUnusableError(
+                f"{uri} holds no model files", advice="name the prefix that config.json and *.safetensors are under"
+            )
+        wanted = [available[name] for name in names]
+        hint = folder / f"{_short(uri)}.digest"
+        if (path := _cached(folder, hint, wanted)) is not None:
+            return ModelFolder(path, ModelFiles(source=uri, revision=revision, files=_hashed(path, names)))
+        missing = [file for file in wanted if not (partial / file.name).exists()]
+        _parallel(lambda file: file.fetch(inside(partial, file.name)), missing)
+        listing = ModelFiles(source=uri, revision=revision, files=_hashed(partial, names))
+        path = folder / listing.digest
+        with locked(folder / f"{listing.digest}.lock"):
+            if not _is_intact(path, listing):
+                _replace(partial, path)
+        _write_text(hint, listing.digest)
+        return ModelFolder(path, listing)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _content(file: _RemoteFile, folder: Path) -> bytes:
+    path = inside(folder, file.name)
+    file.fetch(path)
+    return path.read_bytes()
+
+
+def _cached(folder: Path, hint: Path, wanted: list[_RemoteFile]) -> Path | None:
+    """The folder that was fetched from here before, where the source's own digests prove that it still is the same.
+
+    Others can write the hint and the files; neither is believed.
+    """
+    try:
+        digest = hint.read_text()
+    except OSError:
+        return None
+    path = folder / digest
+    if len(digest) != 64 or not digest.isalnum() or not path.is_dir() or path.is_symlink():
+        return None
+    if {entry.name for entry in path.iterdir()} != {file.name for file in wanted}:
+        return None
+    return path if all(_parallel(lambda file: file.is_content_of(path / file.name) is True, wanted)) else None
+
+
+# The copy
+
+
+def _stored_listing(uri: str, digest: str, store: ObjectStore) -> ModelFiles:
+    advice = "restore the folder, or change spec.runId to start a new run, which prepares the model again"
+    try:
+        listing = ModelFiles.model_validate(store.get_json(join(uri, FILES_FILE)))
+    except ObjectMissingError as error:
+        raise BadConfigError(f"the base model of this run is gone from {uri}", advice=advice) from error
+    except ValidationError as error:
+        raise BadConfigError(f"{join(uri, FILES_FILE)} does not list the files of a model", advice=advice) from error
+    if listing.digest != digest:
+        raise BadConfigError(
+            f"{join(uri, FILES_FILE)} lists another model: its digest is {listing.digest[:12]}, not {digest[:12]}",
+            advice=advice,
+        )
+    return listing
+
+
+def _download_copy(uri: str, listing: ModelFiles, store: ObjectStore, folder: Path) -> None:
+    """Bring the copy into the cache, unless another pod of the node has done so meanwhile."""
+    path = folder / listing.digest
+    if _is_intact(path, listing):
+        return
+    if path.exists():
+        log.warning("%s is damaged or was changed, and is downloaded again", path)
+    partial = _partial_folder(folder)
+    try:
+        try:
+            store.download_files(uri, [file.name for file in listing.files], partial)
+        except ObjectMissingError as error:
+            raise BadConfigError(
+                f"a file of the base model of this run is gone: {error}",
+                advice="restore it, or change spec.runId to start a new run, which prepares the model again",
+            ) from error
+        if not _is_intact(partial, listing):
+            raise BadConfigError(
+                f"{uri} holds other content than the digests in its {FILES_FILE}",
+                advice="delete that folder and change spec.runId: a new run prepares the model again",
+            )
+        _replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+# Files on this machine
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a process of this pod has verified, remembered in the pod's own folder, which no other job can write."""
+
+    memory: Path
+    folder: Path
+    listing: ModelFiles
+
+    def is_unchanged(self) -> bool:
+        try:
+            return self.memory.read_text() == self._state()
+        except OSError:
+            return False
+
+    def remember(self) -> None:
+        _write_text(self.memory, self._state())
+
+    def _state(self) -> str:
+        stats = [(file.name, (self.folder / file.name).stat()) for file in self.listing.files]
+        entries = [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
+        return json.dumps([str(self.folder.resolve()), self.listing.digest, entries])
+
+
+def _hashed(folder: Path, names: Iterable[str]) -> tuple[ModelFile, ...]:
+    def hashed(name: str) -> ModelFile:
+        path = folder / name
+        return ModelFile(name=name, size=path.stat().st_size, sha256=sha256_of(path))
+
+    return tuple(_parallel(hashed, names))
+
+
+def _is_intact(folder: Path, listing: ModelFiles) -> bool:
+    """Whether the folder holds these files, with this content, and nothing that loading could also read."""
+    try:
+        if {entry.name for entry in folder.iterdir()} != {file.name for file in listing.files}:
+            return False
+        if any((folder / file.name).stat().st_size != file.size for file in listing.files):
+            return False
+        return _hashed(folder, [file.name for file in listing.files]) == listing.files
+    except OSError:
+        return False
+
+
+def _parallel(action: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return list(pool.map(action, items))
+
+
+def _partial_folder(folder: Path) -> Path:
+    """A new folder that no other process knows the name of; those that killed processes left are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("partial-*"):
+        if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(dir=folder, prefix="partial-"))
+    made.chmod(0o755)
+    return made
+
+
+def _replace(partial: Path, path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+    os.replace(partial, path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+    with open(descriptor, "w") as file:
+        file.write(text)
+    os.replace(name, path)
 
 
 def _short(text: str) -> str:

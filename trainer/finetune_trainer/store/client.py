@@ -303,19 +303,28 @@ class ObjectStore:
         """Write the file to the object; large ones in parallel parts."""
         transfer.upload(self._client, self._retry, self._endpoint, [(path, parse(uri))])
 
+    def upload_files(self, jobs: Sequence[tuple[Path, str]]) -> None:
+        """Write every file to its object."""
+        transfer.upload(self._client, self._retry, self._endpoint, [(path, parse(uri)) for path, uri in jobs])
+
     def download_folder(self, prefix_uri: str, folder: Path) -> builtins.list[Path]:
         """Write every object under `prefix_uri` into `folder`, keeping sub-folders.
 
         Returns the files, sorted. Raises ObjectMissingError if there is nothing under the prefix.
         """
         prefix = join(prefix_uri) + "/"
-        jobs = [
-            (parse(info.uri), transfer.inside(folder, info.uri.removeprefix(prefix)))
-            for info in self.list(prefix)
-            if not info.uri.endswith("/")
-        ]
-        if not jobs:
+        names = [info.uri.removeprefix(prefix) for info in self.list(prefix) if not info.uri.endswith("/")]
+        if not names:
             raise ObjectMissingError(f"there is nothing under {prefix} at {self._endpoint}")
+        return self.download_files(prefix_uri, names, folder)
+
+    def download_files(self, prefix_uri: str, names: Sequence[str], folder: Path) -> builtins.list[Path]:
+        """Write the objects `names`, relative to `prefix_uri`, into `folder`, keeping sub-folders.
+
+        Returns the files, sorted. Raises BadConfigError for a name that leads out of the folder, before any download.
+        """
+        prefix = join(prefix_uri) + "/"
+        jobs = [(parse(prefix + name), transfer.inside(folder, name)) for name in names]
         transfer.download(self._client, self._retry, self._endpoint, jobs)
         return sorted(path for _, path in jobs)
 

@@ -25,11 +25,14 @@ _CONFIG = TransferConfig(
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """`folder/relative`. Raises BadConfigError for a key that would lead out of the folder."""
-    path = folder / relative
-    if ".." in path.parts or not path.is_relative_to(folder):
-        raise BadConfigError(f"the key {relative!r} leads out of its folder; rename the object")
-    return path
+    """`folder/relative`: every path that a server names goes through here.
+
+    Raises BadConfigError for a key that is no path within the folder: one with `..`, `.` or empty parts, or with a
+    character that file names cannot have.
+    """
+    if "\0" in relative or any(part in ("", ".", "..") for part in relative.split("/")):
+        raise BadConfigError(f"the key {relative!r} is no path within its folder", advice="rename the object")
+    return folder / relative
 
 
 def download(client: Any, retry: RetryPolicy, endpoint: str, jobs: Sequence[tuple[S3Address, Path]]) -> None:

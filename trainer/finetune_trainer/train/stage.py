@@ -18,10 +18,10 @@ from ..data.collate import Collator
 from ..data.order import padding_groups
 from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
-from ..errors import CorruptCheckpointError, DivergedError, ModelUnusableError, StoppedError
+from ..errors import CorruptCheckpointError, DivergedError, StoppedError
 from ..model.adapters import with_adapter
 from ..model.export import Exported, export
-from ..model.fetch import fetch_model
+from ..model.fetch import prepared_model
 from ..model.load import load_model
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
@@ -103,7 +103,7 @@ class _Attempt:
     ) -> tuple[FineTuneTrainer, Path]:
         """Everything that has to exist before the first step, but the engine; and the folder of the base model."""
         with self.report.phase("model", "loading model and data"):
-            base = self._base_model()
+            base = prepared_model(self.config, self.store, self.runtime).path
             rows = self._split("train")
             collator = Collator(load_tokenizer(base).pad_token_id, self.prepared.task)
             parts = Parts(
@@ -120,16 +120,6 @@ class _Attempt:
         stop_if_agreed(self.stop.requested, where="before the first step")
         known = RowsAndBlank(rows, self.prepared.task)
         return FineTuneTrainer(parts, model=model, args=arguments, collator=collator, rows=known), base
-
-    def _base_model(self) -> Path:
-        fetched = fetch_model(self.config.spec.model.uri, self.store, self.runtime.cache)
-        if fetched.digest != self.prepared.model_digest:
-            raise ModelUnusableError(
-                f"{self.config.spec.model.uri} has changed since the run was prepared: its digest was "
-                f"{self.prepared.model_digest[:12]} and is {fetched.digest[:12]}",
-                advice="change spec.runId to start a new run with the new model, or pin the old one",
-            )
-        return fetched.path
 
     def _model(self, base: Path) -> nn.Module:
         spec, prepared = self.config.spec, self.prepared

@@ -1,0 +1,239 @@
+"""Repositories of the Hugging Face Hub: models and data sets, resolved to a commit, file by file.
+
+Reads HF_ENDPOINT and HF_TOKEN itself, because huggingface_hub does so only once, when it is imported.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from .errors import AccessDeniedError, BadDataError, ModelUnusableError, StorageUnreachableError, TrainerError
+from .store.credentials import credential
+from .store.digests import git_blob_id, sha256_of
+from .store.faults import disk_errors
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+_DATASETS = "hf://datasets/"
+_REVISION = re.compile(r"(refs/(?:convert|pr)/[^/]+|[^/]+)(?:/|$)")
+"""The revision that follows `@` in the address of a file; only the hub's own refs have slashes."""
+
+
+class Kind(StrEnum):
+    """Kinds of repositories, by the hub's own names."""
+
+    MODEL = "model"
+    DATASET = "dataset"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository, as the hub lists it."""
+
+    name: str
+    """Path within the repository."""
+    sha256: str = ""
+    """Of the content, for files in Git LFS; empty: not stated."""
+    blob_id: str = ""
+    """Git's id of the content, for all other files; empty: not stated."""
+
+    def is_content_of(self, path: Path) -> bool | None:
+        """Whether the file on this machine has the stated content; None where the hub states no digest."""
+        if self.sha256:
+            return sha256_of(path) == self.sha256
+        return git_blob_id(path) == self.blob_id if self.blob_id else None
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A repository at one commit."""
+
+    uri: str
+    """As the user wrote it."""
+    kind: Kind
+    name: str
+    """`organisation/name`, or the name alone."""
+    commit: str
+    files: tuple[HubFile, ...]
+
+    def download(self, file: HubFile, target: Path) -> None:
+        """Write the file to `target`, whole or not at all.
+
+        Raises AccessDeniedError, DiskFullError, and StorageUnreachableError also for content with another digest than
+        the hub states.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hub-") as folder:
+            try:
+                with disk_errors(target):
+                    path = hf_hub_download(
+                        self.name,
+                        file.name,
+                        repo_type=self.kind,
+                        revision=self.commit,
+                        local_dir=folder,
+                        endpoint=endpoint(),
+                        token=_token(),
+                    )
+            except _errors() as error:
+                raise _mapped(error, self.uri, self.kind) from error
+            if file.is_content_of(Path(path)) is False:
+                raise StorageUnreachableError(
+                    f"{self.uri}: {endpoint()} sent other content for {file.name} than it states a digest for",
+                    advice="check the network and the mirror that HF_ENDPOINT names",
+                )
+            shutil.move(path, target)
+
+
+@dataclass(frozen=True)
+class DatasetAddress:
+    """Files of a data set repository: `hf://datasets/organisation/name@revision/path`."""
+
+    name: str
+    revision: str
+    """Empty: the default branch."""
+    path: str
+    """A file's path or a pattern."""
+
+
+def endpoint() -> str:
+    """Address of the hub or of its mirror."""
+    return os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+
+
+def resolve_model(uri: str) -> HubRepository:
+    """The repository of `hf://[organisation/]name[@revision]` at the commit that the revision means now.
+
+    Raises ModelUnusableError for a repository or revision that does not exist, AccessDeniedError,
+    StorageUnreachableError.
+    """
+    name, _, revision = uri.removeprefix("hf://").partition("@")
+    return _resolve(uri, Kind.MODEL, name, revision)
+
+
+def resolve_dataset(uri: str) -> tuple[HubRepository, str]:
+    """The repository that the address of a data source names, at its commit now; and the path within it.
+
+    Raises BadDataError for a repository or revision that does not exist, AccessDeniedError, StorageUnreachableError.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    first, *others = dataset_addresses(uri)
+    try:
+        return _resolve(uri, Kind.DATASET, first.name, first.revision), first.path
+    except TrainerError as error:
+        # `hf://datasets/imdb/data/x.csv` may be a file of the repository `imdb/data` or of `imdb`.
+        if not others or not isinstance(error.__cause__, RepositoryNotFoundError):
+            raise
+        try:
+            return _resolve(uri, Kind.DATASET, others[0].name, others[0].revision), others[0].path
+        except TrainerError:
+            raise error from error.__cause__
+
+
+def dataset_addresses(uri: str) -> tuple[DatasetAddress, ...]:
+    """What the address may mean, the likeliest first. Raises BadDataError for one without a path."""
+    rest = uri.removeprefix(_DATASETS)
+    found = []
+    for parts in (2, 1):
+        name, separator, behind = _split(rest, parts)
+        if name is None:
+            continue
+        if separator == "@":
+            revision = _REVISION.match(behind)
+            if revision is None:
+                continue
+            found.append(DatasetAddress(name, revision[1], behind[revision.end() :]))
+            break
+        found.append(DatasetAddress(name, "", behind))
+    found = [address for address in found if address.path]
+    if not found:
+        raise BadDataError(
+            f"{uri} must name files of a data set", advice="write hf://datasets/organisation/name@revision/path"
+        )
+    return tuple(found)
+
+
+def _split(text: str, parts: int) -> tuple[str | None, str, str]:
+    """The first `parts` names, the `@` or `/` behind them, and the rest. None: there are fewer names."""
+    found = re.match("/".join([r"([^/@]+)"] * parts) + "([/@])(.*)", text, re.DOTALL)
+    if found is None:
+        return None, "", ""
+    return "/".join(found.groups()[:parts]), found[parts + 1], found[parts + 2]
+
+
+def _resolve(uri: str, kind: Kind, name: str, revision: str) -> HubRepository:
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi(endpoint=endpoint(), token=_token())
+        ask = api.model_info if kind is Kind.MODEL else api.dataset_info
+        info = ask(name, revision=revision or "main", files_metadata=True)
+    except _errors() as error:
+        raise _mapped(error, uri, kind) from error
+    files = tuple(
+        HubFile(
+            sibling.rfilename,
+            sha256=sibling.lfs.sha256 if sibling.lfs else "",
+            blob_id="" if sibling.lfs else sibling.blob_id or "",
+        )
+        for sibling in info.siblings or ()
+    )
+    if not info.sha:
+        raise StorageUnreachableError(
+            f"{uri}: {endpoint()} states no commit for {revision or 'main'}", advice="check HF_ENDPOINT"
+        )
+    return HubRepository(uri, kind, name, info.sha, files)
+
+
+def _token() -> str | bool:
+    return credential("HF_TOKEN") or False
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from httpx2 import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    return (HfHubHTTPError, HFValidationError, HTTPError, OSError)
+
+
+def _mapped(error: BaseException, uri: str, kind: Kind) -> TrainerError:
+    status = next((code for code in map(_status, _chain(error)) if code is not None), None)
+    what = "model" if kind is Kind.MODEL else "data set"
+    if status in (401, 403):
+        return AccessDeniedError(
+            f"{uri}: {endpoint()} refuses access ({status})",
+            advice=f"check the name; for a private or gated {what} set HF_TOKEN to a token that may read it",
+        )
+    if status is not None and 400 <= status < 500 and status != 429:
+        message = f"{uri}: {endpoint()} has no such {what} or revision ({status})"
+        if kind is Kind.MODEL:
+            return ModelUnusableError(
+                message, advice="check organisation, name and revision; write hf://organisation/name@revision"
+            )
+        return BadDataError(message, advice="check the name; write hf://datasets/organisation/name@revision/path")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return StorageUnreachableError(
+        f"{uri}: {endpoint()} does not answer as a hub: {reason}",
+        advice=f"check HF_ENDPOINT and the network; on a cluster without internet copy the {what} to s3://",
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    code = getattr(response, "status_code", None)
+    return code if isinstance(code, int) else None
