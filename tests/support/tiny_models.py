@@ -153,3 +153,36 @@ def save_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
     _save_same_weights(lambda: BertModel(config), folder, seed)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_tiny(family: str, folder: Path) -> Path:
+    """A random model of one architecture family, in Hugging Face layout: encoders without a head, decoders with one.
+
+    `llama` has an output matrix of its own, `llama-tied`, `gpt2` and `gemma` share it with the embeddings.
+    """
+    import transformers
+
+    tokenizer = tiny_tokenizer()
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": tokenizer.pad_token_id}
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 128} | special
+    grouped = sizes | {"num_key_value_heads": 2}
+    narrow = {"vocab_size": len(tokenizer), "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4} | special
+    short = {"vocab_size": len(tokenizer), "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4} | special
+    made: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+        "bert": ("BertModel", "BertConfig", sizes, {}),
+        "bert-without-pooler": ("BertModel", "BertConfig", sizes, {"add_pooling_layer": False}),
+        "distilbert": ("DistilBertModel", "DistilBertConfig", short, {}),
+        "roberta": ("RobertaModel", "RobertaConfig", sizes, {}),
+        "llama": ("LlamaForCausalLM", "LlamaConfig", grouped | {"tie_word_embeddings": False}, {}),
+        "llama-tied": ("LlamaForCausalLM", "LlamaConfig", grouped | {"tie_word_embeddings": True}, {}),
+        "gpt2": ("GPT2LMHeadModel", "GPT2Config", narrow, {}),
+        "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", sizes, {}),
+        "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", grouped, {}),
+        "gemma": ("GemmaForCausalLM", "GemmaConfig", grouped | {"head_dim": 8}, {}),
+    }
+    model, config, fields, options = made[family]
+    built = getattr(transformers, config)(**fields)
+    _save_same_weights(lambda: getattr(transformers, model)(built, **options), folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -246,6 +246,15 @@ def test_an_encoder_cannot_learn_to_chat(place, bert):
         place.prepare(bert, {"train": sources(uri)})
 
 
+def test_an_adapter_on_a_tied_head_is_refused_before_anything_is_written(place, tmp_path):
+    tied = tiny_models.save_tiny("llama-tied", tmp_path / "tied")
+    data = {"train": sources(place.put("chat.jsonl", jsonl(chats()))), "format": "Text"}
+    with pytest.raises(BadConfigError, match="lm_head shares its matrix with embed_tokens") as error:
+        place.prepare(tied, data, method={"lora": {"targets": ["q_proj", "lm_head"]}})
+    assert "targets: [q_proj]" in error.value.advice
+    assert not list(place.store.list(f"{place.uri}/out/datasets/"))
+
+
 def test_a_job_that_cannot_fit_is_refused_before_anything_is_written(place, bert):
     uri = place.put("train.jsonl", jsonl(classified()))
     with pytest.raises(BadConfigError, match=r"allows 0\.5 GiB") as caught:

@@ -62,6 +62,10 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     task = known_task or _task_for(data_format)
     _check_rules(spec, data_format)
     check_task(facts, spec.model.uri, task)
+    if spec.method.lora is not None:
+        from ..model.adapters import check_adapter
+
+        check_adapter(model.path, spec.method.lora, task)
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
     choice = _zero_choice(config, facts, task, dtype, length)

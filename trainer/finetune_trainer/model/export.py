@@ -1,11 +1,13 @@
-"""From a trained engine to a model folder in Hugging Face layout, in object storage."""
+"""From a trained engine to folders in Hugging Face layout, in object storage."""
 
 import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,23 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import ArtifactFormat
+from finetune_api.v1alpha1 import ArtifactFormat, Task
 
+from ..errors import ModelUnusableError
 from ..store.client import ObjectStore
 from .adapters import with_adapter
 from .load import load_model
+from .portable import add_older_names, base_name, copy_tokenizer, keep_generation_config
 from .tokenizer import load_tokenizer
 
 log = logging.getLogger("finetune")
 
-MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
+Weights = dict[str, torch.Tensor]
+
+FOLDERS = {ArtifactFormat.MERGED: "model", ArtifactFormat.ADAPTER: "adapter"}
 CARD_FILE = "README.md"
+_KEPT_WHOLE = ".modules_to_save."
+"""Part of the names of what PEFT trains itself, without an adapter."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +61,45 @@ def export(
     if dist.get_rank() != 0:
         return None
     exported: dict[ArtifactFormat, Exported] = {}
-    for form in formats:
-        folder = scratch / "export" / form.value.lower()
+    for artifact in formats:
+        folder = scratch / "export" / artifact.value.lower()
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if form is ArtifactFormat.ADAPTER:
-            _write_adapter(model, weights, folder, base_uri=config.spec.model.uri)
-        else:
-            _write_model(_merged(model, weights, config, base), weights, folder, base=base)
-            (folder / CARD_FILE).write_text(_card(config))
-        load_tokenizer(base).save_pretrained(folder)
-        name = ADAPTER_FOLDER if form is ArtifactFormat.ADAPTER else MODEL_FOLDER
-        exported[form] = Exported(uri=f"{config.run_uri}/{name}", digest=folder_digest(folder))
-        _replace(store, folder, exported[form].uri)
+        write_folder(artifact, model, weights, folder, config=config, base=base)
+        uri = f"{config.run_uri}/{FOLDERS[artifact]}"
+        exported[artifact] = Exported(uri=uri, digest=folder_digest(folder))
+        _replace(store, folder, uri)
         shutil.rmtree(folder)
     return exported.get(ArtifactFormat.MERGED) or exported[formats[0]]
 
 
-def gathered_weights(model: nn.Module, *, trainable_only: bool) -> dict[str, torch.Tensor]:
+def write_folder(
+    artifact: ArtifactFormat, model: nn.Module, weights: Weights, folder: Path, *, config: TrainerConfig, base: Path
+) -> None:
+    """Make a folder that holds the trained model in one format. Needs no other rank, and leaves `weights` as they are.
+
+    `weights` are what `gathered_weights` gives: of a PEFT model the trained parameters, else all.
+    """
+    folder.mkdir(parents=True)
+    if artifact is ArtifactFormat.ADAPTER:
+        _write_adapter(model, weights, folder, config)
+    elif isinstance(model, PeftModel):
+        merged = _merged(model, weights, config, base)
+        _write_model(merged, _own_weights(merged), folder, base=base)
+    else:
+        assert isinstance(model, PreTrainedModel)
+        _write_model(model, dict(weights), folder, base=base)
+    classifies = config.prepared is not None and config.prepared.task is Task.SEQUENCE_CLASSIFICATION
+    copy_tokenizer(base, folder, pad_token=load_tokenizer(base).pad_token if classifies else None)
+    (folder / CARD_FILE).write_text(_card(config, artifact))
+
+
+def gathered_weights(model: nn.Module, *, trainable_only: bool) -> Weights:
     """Parameters and persistent buffers by name, each once (tied names are left out). Full on rank 0, else empty.
 
-    Collective under ZeRO-3, where one parameter at a time is put together.
+    Collective under ZeRO-3, where one parameter at a time is put together. With `trainable_only` the buffers are those
+    of modules that an adapter brings whole.
     """
-    weights: dict[str, torch.Tensor] = {}
+    weights: Weights = {}
     main = dist.get_rank() == 0
     for name, parameter in model.named_parameters():
         if trainable_only and not parameter.requires_grad:
@@ -83,9 +107,11 @@ def gathered_weights(model: nn.Module, *, trainable_only: bool) -> dict[str, tor
         with _whole(parameter):
             if main:
                 weights[name] = parameter.detach().to("cpu", copy=True).contiguous()
-    if main and not trainable_only:
+    if main:
         persistent = model.state_dict(keep_vars=True)
-        weights |= {name: value.detach().cpu() for name, value in model.named_buffers() if name in persistent}
+        for name, value in model.named_buffers():
+            if name in persistent and (not trainable_only or _KEPT_WHOLE in name):
+                weights[name] = value.detach().cpu()
     return weights
 
 
@@ -125,11 +151,8 @@ def _without_zero3() -> Iterator[None]:
         hf_deepspeed._hf_deepspeed_config_weak_ref = before
 
 
-def _merged(model: nn.Module, weights: dict[str, torch.Tensor], config: TrainerConfig, base: Path) -> PreTrainedModel:
-    """The module itself, or a fresh base with the adapters folded into its matrices (rank 0 only)."""
-    if not isinstance(model, PeftModel):
-        assert isinstance(model, PreTrainedModel)
-        return model
+def _merged(model: PeftModel, weights: Weights, config: TrainerConfig, base: Path) -> PreTrainedModel:
+    """A fresh base model with the adapter folded into its matrices."""
     prepared, lora = config.prepared, config.spec.method.lora
     assert prepared is not None
     assert lora is not None, "only LoRA makes a PEFT model"
@@ -138,46 +161,58 @@ def _merged(model: nn.Module, weights: dict[str, torch.Tensor], config: TrainerC
             base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed
         )
         adapted = with_adapter(fresh, lora, prepared.task)
-    set_peft_model_state_dict(adapted, _adapter_weights(model, weights))
+    trained = adapter_weights(model, weights)
+    expected = adapter_weights(adapted)
+    if trained.keys() != expected.keys():
+        differing = sorted(trained.keys() ^ expected.keys())
+        raise ModelUnusableError(
+            f"{config.spec.model.uri} gives an adapter with other weights at the export than in training: "
+            f"{len(differing)} names differ, first {', '.join(differing[:3])}",
+            advice="keep the base model's files as they are while a run uses them",
+        )
+    set_peft_model_state_dict(adapted, trained)
     merged: PreTrainedModel = adapted.merge_and_unload()
-    weights.clear()
-    weights |= gathered_local(merged)
     return merged
 
 
-def gathered_local(model: nn.Module) -> dict[str, torch.Tensor]:
+def _own_weights(model: PreTrainedModel) -> Weights:
     """Parameters and persistent buffers of an unpartitioned model, tied names once."""
     persistent = model.state_dict(keep_vars=True)
     named = dict(model.named_parameters()) | dict(model.named_buffers())
     return {name: value.detach().cpu().contiguous() for name, value in named.items() if name in persistent}
 
 
-def _adapter_weights(model: PeftModel, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Under the names of PEFT's files."""
-    return dict(get_peft_model_state_dict(model, state_dict=weights))
+def adapter_weights(model: PeftModel, weights: Weights | None = None) -> dict[str, Any]:
+    """The adapter's part of `weights`, else of the model's own, under the names of PEFT's files."""
+    return dict(get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False))
 
 
-def _write_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], folder: Path, *, base: Path) -> None:
+def _write_model(model: PreTrainedModel, weights: Weights, folder: Path, *, base: Path) -> None:
     original = AutoConfig.from_pretrained(base)
     # Training switched it off; generation wants what the base model had.
     if hasattr(original, "use_cache"):
         model.config.use_cache = original.use_cache
     model.save_pretrained(folder, state_dict=weights)
+    keep_generation_config(base, folder)
+    add_older_names(folder, base)
 
 
-def _write_adapter(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path, *, base_uri: str) -> None:
+def _write_adapter(model: nn.Module, weights: Weights, folder: Path, config: TrainerConfig) -> None:
     assert isinstance(model, PeftModel), "rules.py lets Adapter through only with method.lora"
     configuration = model.active_peft_config
-    configuration.base_model_name_or_path = base_uri
-    model.save_pretrained(str(folder), state_dict=weights)
+    configuration.base_model_name_or_path, configuration.revision = base_name(config.spec.model.uri)
+    # PEFT would ask the hub whether the embeddings of the base model have another size.
+    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
 
 
-def _card(config: TrainerConfig) -> str:
+def _card(config: TrainerConfig, artifact: ArtifactFormat) -> str:
     """A model card until the evaluate stage writes one with figures."""
-    spec = config.spec
+    name = base_name(config.spec.model.uri)[0]
+    library = "peft" if artifact is ArtifactFormat.ADAPTER else "transformers"
     return (
-        f"---\nbase_model: {spec.model.uri}\nlibrary_name: transformers\n---\n\n"
-        f"# {config.job.name}\n\nFine-tuned from `{spec.model.uri}` by run {config.run_name}.\n"
+        f"---\nbase_model: {json.dumps(name, ensure_ascii=False)}\nlibrary_name: {library}\n---\n\n"
+        f"# {config.job.name}\n\nFine-tuned from `{config.spec.model.uri}` by run {config.run_name}, with "
+        f"transformers {version('transformers')} and PEFT {version('peft')}.\n"
     )
 
 

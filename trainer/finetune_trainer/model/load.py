@@ -56,6 +56,8 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
             advice="use a base model with a language-modelling head, or set spec.model.task to SequenceClassification",
         )
     _initialise(model, new, seed=seed)
+    # An adapter has to bring them: see adapters.with_adapter.
+    model.new_parameters = frozenset(new)
     return model
 
 
