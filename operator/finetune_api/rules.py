@@ -146,7 +146,7 @@ def _warmup(spec: Spec) -> Iterator[Violation]:
     if warmup and total is not None and warmup >= total:
         yield Violation(
             "spec.training.warmup.steps",
-            f"must be less than spec.training.maxSteps, {total}, not {warmup}: the learning rate would never reach its peak",
+            f"must be less than spec.training.maxSteps, {total}, not {warmup}: else the learning rate never peaks",
         )
 
 
@@ -247,7 +247,8 @@ def _early_stopping(spec: Spec) -> Iterator[Violation]:
         )
     if early.metric in (Metric.ACCURACY, Metric.MACRO_F1) and task is Task.CAUSAL_LM:
         yield Violation(
-            "spec.training.earlyStopping.metric", f"must be a metric of language models, not {early.metric}; write Loss"
+            "spec.training.earlyStopping.metric",
+            f"must be a metric of language models, not {early.metric}; write Loss or Perplexity",
         )
     if early.metric is Metric.PERPLEXITY and task is Task.SEQUENCE_CLASSIFICATION:
         yield Violation(
