@@ -65,7 +65,7 @@ class Env(StrEnum):
     MASTER_ADDR = "MASTER_ADDR"
     MASTER_PORT = "MASTER_PORT"
     PROGRESS_HOST = "FINETUNE_PROGRESS_HOST"
-    """Address to serve progress on. Absent: all of the pod's."""
+    """Address to serve progress on. Absent: all of the pod's, IPv4 and IPv6."""
     PROGRESS_PORT = "FINETUNE_PROGRESS_PORT"
     SCRATCH = "FINETUNE_SCRATCH"
     """Folder that the pod may fill; gone with the pod."""

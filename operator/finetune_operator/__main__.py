@@ -1,4 +1,4 @@
-"""`python -m finetune_operator run | install | crd`."""
+"""`python -m finetune_operator run | install | network-policy | crd`."""
 
 import argparse
 import asyncio
@@ -11,6 +11,7 @@ from typing import Any
 from finetune_api.crd import crd
 from finetune_api.redaction import has_credentials
 from finetune_api.trainer_config import StorageSettings
+from finetune_api.v1alpha1.quantities import amount
 
 from .logs import configure_logging
 from .manifests import Manifest
@@ -24,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "crd":
         print(json.dumps(crd(), indent=2))
+        return 0
+    if options.command == "network-policy":
+        print(dump_all([install.render_network_policy(options.namespace)]), end="")
         return 0
     if options.command == "install":
         print(dump_all(_installation(options)), end="")
@@ -50,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="finetune_operator", description="The operator of FineTuneJobs.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("crd", help="print the CustomResourceDefinition, as JSON")
+    policy = commands.add_parser("network-policy", help="print who may reach trainer pods; apply it where jobs run")
+    policy.add_argument("--namespace", default=install.NAMESPACE, help="where the operator itself runs")
     common: dict[str, Any] = {
         "parents": [_settings_parser()],
         "formatter_class": argparse.ArgumentDefaultsHelpFormatter,
@@ -67,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--watch-silence-seconds", type=float, default=70.0, help="a watch that brings nothing for so long is dead"
     )
-    run.add_argument("--host", default="0.0.0.0", help="address of metrics and probes")
+    run.add_argument("--host", default="", help="address of metrics and probes; empty: all, of IPv4 and IPv6")
     run.add_argument("--port", type=int, default=install.PORT, help="port of metrics and probes")
     return parser
 
@@ -77,6 +83,18 @@ def _settings_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     own = OperatorSettings()
     parser.add_argument("--trainer-image", default=own.trainer_image, help="image of jobs that name none")
+    parser.add_argument(
+        "--run-as-user",
+        type=_user,
+        default=str(own.run_as_user),
+        help="user and group of pods; none: the cluster chooses, as OpenShift does",
+    )
+    parser.add_argument(
+        "--ephemeral-storage",
+        type=_quantity,
+        default=own.ephemeral_storage,
+        help="disk that pods of jobs without such a request ask for; 0: none",
+    )
     parser.add_argument("--storage-endpoint", type=_endpoint, help="object storage of jobs that name none; absent: AWS")
     parser.add_argument("--storage-region", default=own.storage.region, help="its region")
     parser.add_argument("--credentials-secret", help="Secret of jobs that name none, in their own namespace")
@@ -106,7 +124,24 @@ def _installation(options: argparse.Namespace) -> tuple[Manifest, ...]:
     settings = vars(_settings_parser().parse_args([])).keys()
     chosen = {name: getattr(options, name) for name in settings}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items() if value is not None]
-    return install.render_install(namespace=options.namespace, image=options.image, arguments=arguments)
+    user = None if options.run_as_user == "none" else int(options.run_as_user)
+    return install.render_install(
+        namespace=options.namespace, image=options.image, arguments=arguments, run_as_user=user
+    )
+
+
+def _user(text: str) -> str:
+    if text != "none" and not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, or none, not {text}")
+    return text
+
+
+def _quantity(text: str) -> str:
+    try:
+        amount(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _endpoint(address: str) -> str:
@@ -128,6 +163,8 @@ def _settings(options: argparse.Namespace) -> OperatorSettings:
     endpoint = options.storage_endpoint
     return OperatorSettings(
         trainer_image=options.trainer_image,
+        run_as_user=None if options.run_as_user == "none" else int(options.run_as_user),
+        ephemeral_storage=options.ephemeral_storage,
         storage=StorageSettings(endpoint=endpoint, region=options.storage_region, path_style=endpoint is not None),
         credentials_secret=options.credentials_secret or "",
         additions=options.pod_additions,

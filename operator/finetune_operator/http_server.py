@@ -1,5 +1,7 @@
 """`/metrics`, `/healthz` and `/readyz` of the operator."""
 
+import errno
+import socket
 from collections.abc import Callable
 
 from aiohttp import web
@@ -13,7 +15,10 @@ async def serve(
     problems: Callable[[], tuple[str, ...]],
     ready: Callable[[], bool],
 ) -> web.AppRunner:
-    """Listen; the caller ends it with `cleanup()`. Raises OSError for a port that is taken."""
+    """Listen; the caller ends it with `cleanup()`. No host: on all addresses, of IPv4 and IPv6.
+
+    Raises OSError for a port that is taken.
+    """
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
@@ -29,5 +34,17 @@ async def serve(
     application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    site = web.TCPSite(runner, host, port) if host else web.SockSite(runner, _on_all_addresses(port))
+    await site.start()
     return runner
+
+
+def _on_all_addresses(port: int) -> socket.socket:
+    """One socket for both families; of IPv4 alone where the kernel has no IPv6."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                raise
+    return socket.create_server(("0.0.0.0", port))

@@ -34,7 +34,8 @@ class ServiceOptions:
     """Namespaces to serve; none: the whole cluster."""
     kubeconfig: Path | None = None
     workers: int = 24
-    host: str = "0.0.0.0"
+    host: str = ""
+    """Address of metrics and probes. Empty: all, of IPv4 and IPv6."""
     port: int = 8081
     """Of metrics and probes."""
     resync_seconds: float = 300.0

@@ -38,6 +38,11 @@ class OperatorSettings:
     """Secret with storage credentials, in each job's own namespace, for jobs that name none."""
     additions: PodAdditions = field(default_factory=PodAdditions)
     """What every trainer pod gets besides."""
+    run_as_user: int | None = 10001
+    """User, group and fsGroup of trainer pods; a fixed one keeps the ownership of cached files the same over pods.
+    None: the cluster chooses, as OpenShift does."""
+    ephemeral_storage: str = "1Gi"
+    """Request of trainer pods of jobs that name none: data, logs and exports on the node's disk. `0`: none."""
     storage: StorageSettings = field(default_factory=StorageSettings)
     """Object storage of jobs that name none."""
     termination_grace: GraceLimits = field(default_factory=GraceLimits)

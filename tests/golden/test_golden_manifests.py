@@ -46,6 +46,11 @@ def test_the_installation_in_manifests_is_what_the_operator_prints(capsys: pytes
     same_as_golden(ROOT / "manifests/install.yaml", capsys.readouterr().out)
 
 
+def test_the_network_policy_in_manifests_is_what_the_operator_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert operator_main(["network-policy"]) == 0
+    same_as_golden(ROOT / "manifests/network-policy.yaml", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
 def test_every_sample_is_valid_on_a_cluster(sample: Path) -> None:
     parse_job(read(sample))  # type: ignore[arg-type]

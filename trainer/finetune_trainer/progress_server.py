@@ -1,7 +1,10 @@
 """`/progress`, `/metrics` and `/healthz` of a trainer pod, answered from outside the training process."""
 
+import errno
+import socket
 import socketserver
 import threading
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from http import HTTPStatus
@@ -38,13 +41,13 @@ class LastWord:
 def serve_progress(folder: Path, *, stage: str, host: str, port: int) -> LastWord:
     """Serve the progress file of a scratch folder from a daemon thread, until the process ends.
 
-    Listens when it returns. Raises OSError for a port that is taken.
+    No host: on all addresses, of IPv4 and IPv6. Listens when it returns. Raises OSError for a port that is taken.
     """
     last_word = LastWord()
     try:
-        server = _Server((host, port), partial(_Handler, folder, stage, last_word))
+        server = _server(host, port, partial(_Handler, folder, stage, last_word))
     except OSError as error:
-        raise OSError(f"progress cannot be served on {host}:{port}: {error.strerror}") from error
+        raise OSError(f"progress cannot be served on {host or 'any address'}, port {port}: {error.strerror}") from error
     threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
     return last_word
 
@@ -84,13 +87,34 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests come every second: not worth a line each."""
 
 
+def _server(host: str, port: int, handler: Callable[..., _Handler]) -> "_Server":
+    if host or not socket.has_dualstack_ipv6():
+        return _Server((host or "0.0.0.0", port), handler)
+    try:
+        return _DualStackServer(("::", port), handler)
+    except OSError as error:  # the kernel knows IPv6 and has no address of it
+        if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+            raise
+        return _Server(("0.0.0.0", port), handler)
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: Callable[..., _Handler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
 
     def server_bind(self) -> None:
         # HTTPServer looks its own name up in DNS here, which can take seconds in a pod; nobody needs the name.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
+class _DualStackServer(_Server):
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
 
 def read_progress(folder: Path, stage: str) -> Progress:

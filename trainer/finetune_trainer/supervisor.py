@@ -63,7 +63,7 @@ def supervise(options: Options) -> int:
     with ExitStack() as stack:
         group = RankGroup(grace_seconds=options.grace_seconds)
         group.catch_signals(stack)
-        host, port = environ.get(Env.PROGRESS_HOST, "0.0.0.0"), int(environ.get(Env.PROGRESS_PORT, PROGRESS_PORT))
+        host, port = environ.get(Env.PROGRESS_HOST, ""), int(environ.get(Env.PROGRESS_PORT, PROGRESS_PORT))
         try:
             last_word = serve_progress(scratch, stage=options.stage, host=host, port=port)
             config = read_config(options.config)

@@ -10,6 +10,7 @@ from finetune_api.progress import FOR_STATUS, Progress
 
 from ..errors import ApiError, ClusterConflictError, StaleError
 from ..manifests import JobKey, Manifest, controller_uid
+from ..render.names import service_name
 from .api_server import ApiServer
 
 _PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
@@ -90,7 +91,7 @@ class KubernetesCluster:
             return None
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=_PROGRESS_TIMEOUT)
-        url = f"http://{address}:{constants.PROGRESS_PORT}/progress?{FOR_STATUS}"
+        url = f"http://{host_of(address)}:{constants.PROGRESS_PORT}/progress?{FOR_STATUS}"
         try:
             async with self._session.get(url) as answer:
                 return Progress.model_validate_json(await answer.read())
@@ -132,8 +133,8 @@ class KubernetesCluster:
 
         The Job goes last: while it is there, whatever was left undone is found again.
         """
-        for plural in ("services", "configmaps"):
-            await self._delete(path_of("v1", plural, key.namespace, name), {})
+        for plural, child in (("services", service_name(name)), ("configmaps", name)):
+            await self._delete(path_of("v1", plural, key.namespace, child), {})
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Foreground"}
         await self._delete(path_of("batch/v1", "jobs", key.namespace, name), body)
 
@@ -161,6 +162,11 @@ class KubernetesCluster:
         except ApiError as error:
             if not error.is_missing:
                 raise
+
+
+def host_of(address: str) -> str:
+    """An address as it stands in a URL: IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address
 
 
 def _job_path(key: JobKey) -> str:

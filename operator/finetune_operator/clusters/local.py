@@ -17,6 +17,7 @@ from finetune_api.progress import FOR_STATUS, Progress
 
 from ..errors import ClusterConflictError
 from ..manifests import JobKey, Manifest
+from ..render.names import service_name
 from .local_objects import ObjectFolder
 from .local_pod import LocalPod, PodPlace, pod_manifest, utc_now
 from .local_ports import free_ports
@@ -201,8 +202,8 @@ class LocalCluster:
         name = job["metadata"]["name"]
         for index in range(job["spec"]["parallelism"]):
             self._objects.remove("Pod", f"{name}-{index}")
-        for kind in ("ConfigMap", "Service", "Job"):
-            self._objects.remove(kind, name)
+        for kind, child in (("ConfigMap", name), ("Service", service_name(name)), ("Job", name)):
+            self._objects.remove(kind, child)
 
     def _mark_lost(self) -> None:
         """Jobs that an earlier process left running died with it: a lost node, as far as the policies are concerned."""

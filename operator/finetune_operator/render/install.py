@@ -6,6 +6,7 @@ from finetune_api import constants
 from finetune_api.crd import crd
 
 from ..manifests import Manifest
+from ..settings import OperatorSettings
 
 NAME = "finetune-operator"
 NAMESPACE = "finetune-system"
@@ -15,18 +16,22 @@ _LABELS = {"app.kubernetes.io/name": NAME}
 
 
 def render_install(
-    *, namespace: str = NAMESPACE, image: str = IMAGE, arguments: Sequence[str] = ()
+    *,
+    namespace: str = NAMESPACE,
+    image: str = IMAGE,
+    arguments: Sequence[str] = (),
+    run_as_user: int | None = OperatorSettings().run_as_user,
 ) -> tuple[Manifest, ...]:
     """Everything for one operator that serves the whole cluster, in the order in which it is created.
 
-    `arguments` are those of `run`.
+    `arguments` are those of `run`; `run_as_user` is the operator's own, None: the cluster chooses.
     """
     return (
         crd(),
         _namespace(namespace),
         _object("v1", "ServiceAccount", NAME, namespace),
         *render_rights(namespace),
-        _deployment(namespace, image, arguments),
+        _deployment(namespace, image, arguments, run_as_user),
         _service(namespace),
     )
 
@@ -74,7 +79,28 @@ def _service(namespace: str) -> Manifest:
     return _object("v1", "Service", f"{NAME}-metrics", namespace) | {"spec": spec}
 
 
-def _deployment(namespace: str, image: str, arguments: Sequence[str]) -> Manifest:
+def render_network_policy(operator_namespace: str) -> Manifest:
+    """Admits to the trainer pods of a namespace only each other, and the operator to the port of their progress.
+
+    One for each namespace with jobs, applied by hand: one for each attempt would cost calls of the API server.
+    """
+    trainers = {"matchLabels": {constants.LABEL_MANAGED_BY: constants.MANAGED_BY}}
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator_namespace}},
+        "podSelector": {"matchLabels": _LABELS},
+    }
+    spec = {
+        "podSelector": trainers,
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [{"podSelector": trainers}]},
+            {"from": [operator], "ports": [{"protocol": "TCP", "port": constants.PROGRESS_PORT}]},
+        ],
+    }
+    return _object("networking.k8s.io/v1", "NetworkPolicy", "finetune-trainers", None) | {"spec": spec}
+
+
+def _deployment(namespace: str, image: str, arguments: Sequence[str], run_as_user: int | None) -> Manifest:
     probe = {"port": "http", "scheme": "HTTP"}
     container = {
         "name": "operator",
@@ -92,7 +118,11 @@ def _deployment(namespace: str, image: str, arguments: Sequence[str]) -> Manifes
     }
     pod = {
         "serviceAccountName": NAME,
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            **({} if run_as_user is None else {"runAsUser": run_as_user}),
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "containers": [container],
     }
     spec = {

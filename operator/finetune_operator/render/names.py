@@ -6,12 +6,21 @@ from finetune_api.trainer_config import TrainerConfig
 
 
 def child_name(job: str, run: int, stage: Stage, attempt: int) -> str:
-    """`quickstart-r1-train-a2`: the Job, ConfigMap and Service of one attempt at one stage.
+    """`quickstart-r1-train-a2`: the Job and ConfigMap of one attempt at one stage.
 
     With the longest job name (40), run and attempt of four digits and a pod index of three, a train pod's
     name has 62 characters, under the 63 of a DNS label.
     """
     return f"{job}-r{run}-{stage}-a{attempt}"
+
+
+def service_name(child: str) -> str:
+    """The Service of an attempt, which gives its pods DNS names. Services may not begin with a digit, Jobs may.
+
+    Both ends are changed: no other job's child of that name can exist, all of them end in `-a<attempt>`. At most 62
+    characters.
+    """
+    return child if child[0].isalpha() else f"s-{child}-s"
 
 
 def child_labels(config: TrainerConfig) -> dict[str, str]:
@@ -37,6 +46,6 @@ def has_service(config: TrainerConfig) -> bool:
 
 
 def first_host(config: TrainerConfig) -> str:
-    """DNS name of rank 0's pod: `<job>-0.<service>`; the Service has the Job's name."""
+    """DNS name of rank 0's pod: `<job>-0.<service>`."""
     name = name_of(config)
-    return f"{name}-0.{name}"
+    return f"{name}-0.{service_name(name)}"

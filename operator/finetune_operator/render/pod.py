@@ -21,15 +21,14 @@ _NODE_LOSS: tuple[Manifest, ...] = tuple(
 )
 """Kubernetes' own default keeps pods of a lost node for five minutes, in which the others wait for them."""
 
-_USER = 10001
-"""Any non-root number does; a fixed one keeps the ownership of cached files the same over pods."""
+_DISK = "ephemeral-storage"
 
 
 def pod_template(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int) -> Manifest:
     """Pod template of a stage's Job; `grace_seconds` is what it gets after SIGTERM."""
     name, workers = names.name_of(config), config.spec.workers
     chosen = {
-        "subdomain": name if names.has_service(config) else None,
+        "subdomain": names.service_name(name) if names.has_service(config) else None,
         "nodeSelector": workers.node_selector,
         "serviceAccountName": workers.service_account_name,
         "priorityClassName": workers.priority_class_name,
@@ -44,16 +43,22 @@ def pod_template(config: TrainerConfig, settings: OperatorSettings, grace_second
             "enableServiceLinks": False,
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": grace_seconds,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": _USER,
-                "runAsGroup": _USER,
-                "fsGroup": _USER,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": _security_context(settings),
             "containers": [_container(config, settings)],
             "volumes": [*(volume for volume, _ in _volumes(config, settings)), *settings.additions.volumes],
         },
+    }
+
+
+def _security_context(settings: OperatorSettings) -> Manifest:
+    user = settings.run_as_user
+    own = {} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
+    return {
+        "runAsNonRoot": True,
+        **own,
+        # Else the kubelet changes the owner of every cached file at every start of a pod.
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
     }
 
 
@@ -71,7 +76,7 @@ def _container(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
         ],
         "env": _environment(config, settings),
         "ports": [{"name": "progress", "containerPort": constants.PROGRESS_PORT}],
-        "resources": _resources(config),
+        "resources": _resources(config, settings),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -131,6 +136,8 @@ def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Mani
         Env.TERMINATION_LOG: "/dev/termination-log",
         # The root file system is read-only: every library's cache goes to the scratch volume.
         "HOME": constants.SCRATCH_MOUNT,
+        # A user whom the cluster has chosen is not in the image's /etc/passwd, and libraries ask for a name.
+        "USER": "finetune",
         "TMPDIR": constants.SCRATCH_MOUNT,
         # boto3's chain must not fall through to the broader role of the node.
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -157,7 +164,7 @@ def _threads(config: TrainerConfig) -> int:
     return max(1, int(amount(cpus)) // config.world.processes_per_node) if cpus else 0
 
 
-def _resources(config: TrainerConfig) -> Manifest:
+def _resources(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
     resources = config.spec.workers.resources
     limits: dict[str, str] = dict(resources.limits)
     gpus = config.spec.workers.gpus_per_node
@@ -165,4 +172,8 @@ def _resources(config: TrainerConfig) -> Manifest:
         limits["nvidia.com/gpu"] = str(gpus)
     elif gpus and config.stage is Stage.EVALUATE:
         limits["nvidia.com/gpu"] = "1"
-    return {kind: amounts for kind, amounts in (("requests", dict(resources.requests)), ("limits", limits)) if amounts}
+    requests = dict(resources.requests)
+    # A limit alone is a request of the same size.
+    if amount(settings.ephemeral_storage) and _DISK not in requests and _DISK not in limits:
+        requests[_DISK] = settings.ephemeral_storage
+    return {kind: amounts for kind, amounts in (("requests", requests), ("limits", limits)) if amounts}

@@ -75,7 +75,7 @@ def _service(config: TrainerConfig) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(config),
+        "metadata": {**_metadata(config), "name": names.service_name(names.name_of(config))},
         "spec": {
             "clusterIP": "None",
             # Ranks look for each other before any of them is ready.

@@ -19,7 +19,7 @@ TOLERATION = {"key": TAINT["key"], "operator": "Exists", "effect": "NoSchedule"}
 
 
 def simulated_node(index: int, gpus: int, *, tainted: bool) -> dict[str, Any]:
-    size = {"cpu": "64", "memory": "256Gi", "pods": "250", "nvidia.com/gpu": str(gpus)}
+    size = {"cpu": "64", "memory": "256Gi", "pods": "250", "ephemeral-storage": "1Ti", "nvidia.com/gpu": str(gpus)}
     name = f"simulated-{index:04d}"
     return {
         "apiVersion": "v1",

@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from finetune_operator.__main__ import _parser, main
+from factories import make_job
+from finetune_api import constants
+from finetune_api.validation import parse_job
+from finetune_operator.__main__ import _parser, _settings, main
+from finetune_operator.render import render_all
+from finetune_operator.settings import OperatorSettings
 from process_support import ROOT
 
 
@@ -48,6 +53,41 @@ def test_settings_become_arguments_that_run_understands(capsys: pytest.CaptureFi
     assert options.command == "run"
     assert (options.storage_endpoint, options.credentials_secret) == ("https://s3.example.com", "storage")
     assert options.progress_seconds == 2
+
+
+def test_a_cluster_may_choose_the_users_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    found = printed(capsys, "--run-as-user=none")
+    assert "runAsUser" not in found["Deployment"]["spec"]["template"]["spec"]["securityContext"]
+    options = _parser().parse_args(container(found)["args"])
+    assert _settings(options).run_as_user is None
+    assert _settings(_parser().parse_args(container(printed(capsys))["args"])).run_as_user == 10001
+
+
+@pytest.mark.parametrize("argument", ["--run-as-user=0", "--run-as-user=me", "--ephemeral-storage=much"])
+def test_a_setting_that_no_pod_could_have_is_refused(capsys: pytest.CaptureFixture[str], argument: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["install", argument])
+    assert "must be" in capsys.readouterr().err
+
+
+def test_the_network_policy_admits_trainer_pods_and_the_operator(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["network-policy", "--namespace=tuning"]) == 0
+    policy = YAML(typ="safe", pure=True).load(capsys.readouterr().out)
+    job = parse_job(make_job(workers={"nodes": 2}))
+    pods = [
+        manifest["spec"]["template"]["metadata"]["labels"]
+        for manifest in render_all(job, OperatorSettings())
+        if manifest["kind"] == "Job"
+    ]
+    peers, operator = policy["spec"]["ingress"]
+    for selector in (policy["spec"]["podSelector"], peers["from"][0]["podSelector"]):
+        assert all(selector["matchLabels"].items() <= labels.items() for labels in pods)
+    (source,) = operator["from"]
+    deployed = printed(capsys, "--namespace=tuning")["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert source["podSelector"]["matchLabels"].items() <= deployed.items()
+    assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "tuning"}
+    assert operator["ports"] == [{"protocol": "TCP", "port": constants.PROGRESS_PORT}]
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
 
 
 def test_the_service_leads_to_the_port_that_run_listens_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,9 +4,10 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from factories import make_job as make_manifest
 from finetune_api import constants
 from finetune_api.constants import Env, Stage
 from finetune_api.redaction import without_secrets
@@ -18,6 +19,8 @@ from finetune_operator.render import render_all, render_stage
 from finetune_operator.settings import OperatorSettings
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 JOB_NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", fullmatch=True)
 
 
@@ -38,16 +41,41 @@ def make_job(name: str = "example", nodes: int = 1, gpus: int = 0, batch: int = 
     )
 
 
-def rendered(job: FineTuneJob, stage: Stage = Stage.TRAIN, run: int = 1, attempt: int = 1) -> dict[str, Any]:
+def rendered(
+    job: FineTuneJob,
+    stage: Stage = Stage.TRAIN,
+    run: int = 1,
+    attempt: int = 1,
+    settings: OperatorSettings | None = None,
+) -> dict[str, Any]:
     config = stage_config(job, run, stage, attempt, StorageSettings())
-    return {manifest["kind"]: manifest for manifest in render_stage(config, OperatorSettings())}
+    return {manifest["kind"]: manifest for manifest in render_stage(config, settings or OperatorSettings())}
 
 
 @given(name=JOB_NAMES, run=st.integers(1, 9999), attempt=st.integers(1, 9999), stage=st.sampled_from(Stage))
-def test_every_name_is_a_dns_label(name: str, run: int, attempt: int, stage: Stage) -> None:
-    for manifest in rendered(make_job(name, nodes=512), stage, run, attempt).values():
-        pods = manifest["spec"].get("completions", 1) if manifest["kind"] == "Job" else 1
-        assert DNS_LABEL.fullmatch(f"{manifest['metadata']['name']}-{pods - 1}")
+@example(name="7b-chat", run=1, attempt=1, stage=Stage.TRAIN)
+@example(name="7" * 40, run=9999, attempt=9999, stage=Stage.TRAIN)
+def test_every_name_is_what_its_kind_may_be_called(name: str, run: int, attempt: int, stage: Stage) -> None:
+    children = rendered(make_job(name, nodes=512), stage, run, attempt)
+    pods = children["Job"]["spec"]["completions"]
+    assert DNS_LABEL.fullmatch(f"{children['Job']['metadata']['name']}-{pods - 1}")
+    assert DNS_LABEL.fullmatch(children["ConfigMap"]["metadata"]["name"])
+    for key, value in children["Job"]["metadata"]["labels"].items():
+        assert LABEL_VALUE.fullmatch(value), key
+    if "Service" in children:
+        service, pod = children["Service"]["metadata"]["name"], children["Job"]["spec"]["template"]["spec"]
+        assert SERVICE_NAME.fullmatch(service)
+        assert pod["subdomain"] == service
+        (master,) = [entry["value"] for entry in pod["containers"][0]["env"] if entry["name"] == Env.MASTER_ADDR]
+        assert master == f"{children['Job']['metadata']['name']}-0.{service}"
+        assert all(DNS_LABEL.fullmatch(label) for label in master.split("."))
+
+
+@given(first=JOB_NAMES, second=JOB_NAMES)
+@example(first="7b", second="s-7b")
+def test_services_of_different_jobs_have_different_names(first: str, second: str) -> None:
+    names = {rendered(make_job(name, nodes=2))["Service"]["metadata"]["name"] for name in (first, second)}
+    assert len(names) == len({first, second})
 
 
 @given(nodes=st.sampled_from([1, 2, 4, 8]), gpus=st.sampled_from([0, 1, 2, 8]))
@@ -84,6 +112,40 @@ def test_pods_meet_what_the_restricted_standard_asks() -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert {next(iter(set(volume) - {"name"})) for volume in spec["volumes"]} == {"configMap", "emptyDir"}
+
+
+def test_cached_files_are_not_given_a_new_owner_at_every_start() -> None:
+    context = rendered(make_job())["Job"]["spec"]["template"]["spec"]["securityContext"]
+    assert (context["fsGroup"], context["fsGroupChangePolicy"]) == (10001, "OnRootMismatch")
+
+
+def test_a_cluster_that_chooses_users_itself_gets_pods_without_one() -> None:
+    children = rendered(make_job(), settings=OperatorSettings(run_as_user=None))
+    context = children["Job"]["spec"]["template"]["spec"]["securityContext"]
+    assert context == {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("resources", "default", "requested"),
+    [
+        ({}, "1Gi", "1Gi"),
+        ({}, "0", None),
+        ({"requests": {"cpu": 0.5, "ephemeral-storage": "7Gi"}}, "1Gi", "7Gi"),
+        ({"requests": {"ephemeral-storage": 0}}, "1Gi", "0"),
+        ({"limits": {"ephemeral-storage": "500Mi"}}, "1Gi", None),
+    ],
+)
+def test_pods_ask_for_disk_unless_the_job_says_how_much(
+    resources: dict[str, Any], default: str, requested: str | None
+) -> None:
+    job = parse_job(make_manifest(workers={"resources": resources}))
+    children = rendered(job, settings=OperatorSettings(ephemeral_storage=default))
+    asked = children["Job"]["spec"]["template"]["spec"]["containers"][0]["resources"].get("requests", {})
+    assert asked.get("ephemeral-storage") == requested
 
 
 def test_a_failed_pod_fails_the_attempt_and_nothing_is_retried_behind_our_back() -> None:
