@@ -187,7 +187,8 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
             nodes = _nodes(world, status, stage)
             config = stage_config(world.job, world.run, stage, attempt, world.settings.storage, trained, nodes)
             seconds = grace.grace_seconds(status, world.settings.termination_grace) if stage is Stage.TRAIN else None
-            for manifest in render_stage(config, world.settings, grace_seconds=seconds):
+            parameters = (status.chosen and status.chosen.parameters) or 0
+            for manifest in render_stage(config, world.settings, grace_seconds=seconds, parameters=parameters):
                 await world.cluster.apply(manifest)
         case stages.Stop(children) | stages.Clear(children):
             for child in children:

@@ -178,6 +178,8 @@ class ChosenStatus(StatusModel):
     """Its digest."""
     model_digest: str = ""
     """Digest of the base model."""
+    parameters: int | None = None
+    """Parameters of the base model."""
 
 
 class Status(StatusModel):

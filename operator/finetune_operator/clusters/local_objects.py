@@ -13,7 +13,8 @@ class ObjectFolder:
     def __init__(self, work_dir: Path, key: JobKey) -> None:
         self.root = work_dir / "jobs" / key.namespace / key.name
         self._folder = self.root / "objects"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        # For the owner alone: pod templates hold the values of environment variables.
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def read(self, kind: str, name: str) -> Manifest | None:
         """One object, or None."""

@@ -221,6 +221,7 @@ def _chosen(prepared: Prepared) -> ChosenStatus:
         dataset=prepared.dataset_uri,
         dataset_digest=prepared.dataset_digest,
         model_digest=prepared.model_digest,
+        parameters=prepared.parameters or None,
     )
 
 

@@ -1,5 +1,7 @@
 """The pod of a stage, under Pod Security Standard `restricted`."""
 
+import math
+
 from finetune_api import constants
 from finetune_api.constants import Env, Stage
 from finetune_api.trainer_config import TrainerConfig
@@ -22,10 +24,17 @@ _NODE_LOSS: tuple[Manifest, ...] = tuple(
 """Kubernetes' own default keeps pods of a lost node for five minutes, in which the others wait for them."""
 
 _DISK = "ephemeral-storage"
+_LEAST_BYTES_PER_PARAMETER = 2
+"""Of a base model on disk: 16-bit weights."""
 
 
-def pod_template(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int) -> Manifest:
-    """Pod template of a stage's Job; `grace_seconds` is what it gets after SIGTERM."""
+def pod_template(
+    config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, parameters: int = 0
+) -> Manifest:
+    """Pod template of a stage's Job; `grace_seconds` is what it gets after SIGTERM.
+
+    `parameters` are those of the base model; 0: not known yet.
+    """
     name, workers = names.name_of(config), config.spec.workers
     chosen = {
         "subdomain": names.service_name(name) if names.has_service(config) else None,
@@ -44,7 +53,7 @@ def pod_template(config: TrainerConfig, settings: OperatorSettings, grace_second
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": grace_seconds,
             "securityContext": _security_context(settings),
-            "containers": [_container(config, settings)],
+            "containers": [_container(config, settings, parameters)],
             "volumes": [*(volume for volume, _ in _volumes(config, settings)), *settings.additions.volumes],
         },
     }
@@ -62,7 +71,7 @@ def _security_context(settings: OperatorSettings) -> Manifest:
     }
 
 
-def _container(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
+def _container(config: TrainerConfig, settings: OperatorSettings, parameters: int) -> Manifest:
     return {
         "name": constants.TRAINER_CONTAINER,
         "image": config.spec.workers.image or settings.trainer_image,
@@ -76,7 +85,7 @@ def _container(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
         ],
         "env": _environment(config, settings),
         "ports": [{"name": "progress", "containerPort": constants.PROGRESS_PORT}],
-        "resources": _resources(config, settings),
+        "resources": _resources(config, settings, parameters),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -164,7 +173,7 @@ def _threads(config: TrainerConfig) -> int:
     return max(1, int(amount(cpus)) // config.world.processes_per_node) if cpus else 0
 
 
-def _resources(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
+def _resources(config: TrainerConfig, settings: OperatorSettings, parameters: int) -> Manifest:
     resources = config.spec.workers.resources
     limits: dict[str, str] = dict(resources.limits)
     gpus = config.spec.workers.gpus_per_node
@@ -175,5 +184,16 @@ def _resources(config: TrainerConfig, settings: OperatorSettings) -> Manifest:
     requests = dict(resources.requests)
     # A limit alone is a request of the same size.
     if amount(settings.ephemeral_storage) and _DISK not in requests and _DISK not in limits:
-        requests[_DISK] = settings.ephemeral_storage
+        requests[_DISK] = _disk(config, settings, parameters)
     return {kind: amounts for kind, amounts in (("requests", requests), ("limits", limits)) if amounts}
+
+
+def _disk(config: TrainerConfig, settings: OperatorSettings, parameters: int) -> str:
+    """The default, and the base model's files where they are not on a volume: so much a pod needs in any case.
+
+    No estimate of the most, which could keep pods from nodes that are large enough.
+    """
+    if not parameters or config.spec.workers.cache is not None:
+        return settings.ephemeral_storage
+    mebibytes = (amount(settings.ephemeral_storage) + _LEAST_BYTES_PER_PARAMETER * parameters) / 2**20
+    return f"{math.ceil(mebibytes)}Mi"

@@ -17,17 +17,18 @@ from .pod import pod_template
 
 
 def render_stage(
-    config: TrainerConfig, settings: OperatorSettings, *, grace_seconds: int | None = None
+    config: TrainerConfig, settings: OperatorSettings, *, grace_seconds: int | None = None, parameters: int = 0
 ) -> tuple[Manifest, ...]:
     """Everything that one attempt at a stage needs, in the order in which it has to be created.
 
-    `grace_seconds` is what its pods get after SIGTERM; absent: what the settings say.
+    `grace_seconds` is what its pods get after SIGTERM; absent: what the settings say. `parameters` are those of the
+    base model; 0: not known yet.
     """
     service = (_service(config),) if names.has_service(config) else ()
     return (
         _config_map(config),
         *service,
-        _job(config, settings, grace_seconds or settings.termination_grace.least_seconds),
+        _job(config, settings, grace_seconds or settings.termination_grace.least_seconds, parameters),
     )
 
 
@@ -89,7 +90,7 @@ def _service(config: TrainerConfig) -> Manifest:
     }
 
 
-def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int) -> Manifest:
+def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, parameters: int) -> Manifest:
     annotations = {
         constants.ANNOTATION_RUN_SPEC: semantic_hash(config.spec),
         constants.ANNOTATION_ATTEMPT_SPEC: attempt_hash(config.spec),
@@ -118,6 +119,6 @@ def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int) 
                     },
                 ]
             },
-            "template": pod_template(config, settings, grace_seconds),
+            "template": pod_template(config, settings, grace_seconds, parameters),
         },
     }

@@ -86,7 +86,7 @@ def test_a_message_about_a_wrong_variable_does_not_show_its_value(env: Any) -> N
         ("http://u:p@ss@host:9000", f"http://{HIDDEN}@host:9000"),
         ("hf://name@main and hf://a/b@v1", "hf://name@main and hf://a/b@v1"),
         ("s3://bucket/a:b@c", "s3://bucket/a:b@c"),
-        ("file:///home/me@work/x", "file:///home/me@work/x"),
+        ("file:///data/me@site/x", "file:///data/me@site/x"),
         ("mail me@example.com", "mail me@example.com"),
     ],
 )

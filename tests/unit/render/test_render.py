@@ -148,6 +148,23 @@ def test_pods_ask_for_disk_unless_the_job_says_how_much(
     assert asked.get("ephemeral-storage") == requested
 
 
+@pytest.mark.parametrize(
+    ("workers", "requested"),
+    [
+        ({}, "14376Mi"),  # 1 GiB and 14 GB
+        ({"cache": {"claimName": "models"}}, "1Gi"),
+        ({"resources": {"requests": {"ephemeral-storage": "5Gi"}}}, "5Gi"),
+    ],
+)
+def test_once_the_size_of_the_model_is_known_pods_ask_for_disk_for_its_files(
+    workers: dict[str, Any], requested: str
+) -> None:
+    config = stage_config(parse_job(make_manifest(workers=workers)), 1, Stage.TRAIN, 1, StorageSettings())
+    *_, job = render_stage(config, OperatorSettings(), parameters=7_000_000_000)
+    requests = job["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
+    assert requests["ephemeral-storage"] == requested
+
+
 def test_a_failed_pod_fails_the_attempt_and_nothing_is_retried_behind_our_back() -> None:
     spec = rendered(make_job(nodes=2))["Job"]["spec"]
     assert (spec["backoffLimit"], spec["template"]["spec"]["restartPolicy"]) == (0, "Never")
