@@ -202,9 +202,14 @@ def _described(node: Schema, main_fields: tuple[str, ...] = ()) -> str:
         return f"one of {_joined(node['enum'])}"
     match node.get("type"):
         case "array":
-            return f"a list of {_described(node['items']).removeprefix('an ').removeprefix('a ').replace(' ', 's ', 1)}"
+            entry = _described(node["items"])
+            if entry.startswith("an object"):
+                return f"a list of objects{entry.removeprefix('an object')}"
+            return f"a list, each entry {entry}"
+        case "object" if node.get("required") and not main_fields:
+            return f"an object with {_joined(node['required'], 'and')}"
         case "object" if node.get("properties"):
-            fields = main_fields or tuple(node.get("required", ())) or tuple(node["properties"])
+            fields = main_fields or tuple(node["properties"])
             return f"an object with {_joined(fields if len(fields) <= _MAX_FIELDS else (*fields[:_MAX_FIELDS], '...'))}"
         case "object":
             return (
@@ -235,9 +240,9 @@ def _node(loc: Sequence[int | str]) -> Schema:
     return node
 
 
-def _joined(words: Sequence[str]) -> str:
+def _joined(words: Sequence[str], conjunction: str = "or") -> str:
     *first, last = words
-    return f"{', '.join(first)} or {last}" if first else last
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
 def _counted(number: int, noun: str) -> str:

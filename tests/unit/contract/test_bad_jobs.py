@@ -82,6 +82,13 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         ("kind", "Job", 'kind must be FineTuneJob, not "Job"'),
         ("spec.data.test", [], "spec.data.test must be an object with sources or fraction, not a list"),
         ("spec.data.train", {}, "spec.data.train must be a list of objects with uri, not an object"),
+        ("spec.output.formats", "Merged", "spec.output.formats must be a list, each entry one of Merged or Adapter"),
+        ("spec.evaluation.prompts", "Hi", 'spec.evaluation.prompts must be a list, each entry text, not "Hi"'),
+        (
+            "spec.workers.imagePullSecrets",
+            "x",
+            "must be a list, each entry the name of an object in the job's namespace",
+        ),
         ("spec.method.full", {"rank": 1}, "spec.method.full.rank: unknown field; spec.method.full has no fields"),
         ("spec.training.learning_rate", 1, "spec.training.learning_rate: unknown field; did you mean learningRate?"),
         ("spec.suspend", "true", 'spec.suspend must be true or false, not "true"; write it without quotes'),
