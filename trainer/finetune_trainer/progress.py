@@ -4,6 +4,7 @@ The supervisor serves the file at `/progress` from outside the training process,
 dies never takes the answer with it.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 from finetune_api.constants import Stage
 from finetune_api.progress import Progress
+
+log = logging.getLogger("finetune")
 
 PROGRESS_FILE = "progress.json"
 
@@ -26,7 +29,13 @@ class ProgressReporter:
     def __init__(self, folder: Path | None, *, stage: Stage, attempt: int = 0) -> None:
         self._path = None if folder is None else folder / PROGRESS_FILE
         self._written = 0.0
+        self._logged: set[str] = set()
         self.progress = Progress(stage=stage, attempt=attempt)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0's, whose words people read."""
+        return self._path is not None
 
     def update(self, *, flush: bool = False, **fields: Any) -> None:
         """Set fields of Progress; write the file unless it was written a moment ago (`flush` writes always)."""
@@ -47,11 +56,18 @@ class ProgressReporter:
         """Count the block's seconds under `phase_seconds[name]`, and show `activity` meanwhile."""
         if activity:
             self.update(activity=activity, flush=True)
+            self._log_once(activity)
         started = time.monotonic()
         try:
             yield
         finally:
             self.add_seconds(name, time.monotonic() - started)
+
+    def _log_once(self, activity: str) -> None:
+        """Of rank 0 alone, and what is done again and again, such as saving, only the first time."""
+        if self.is_main and activity not in self._logged:
+            self._logged.add(activity)
+            log.info("%s", activity)
 
     def add_seconds(self, name: str, seconds: float) -> None:
         """Add to `phase_seconds[name]` what a caller has measured itself."""

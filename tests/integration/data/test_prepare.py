@@ -1,6 +1,7 @@
 """The prepare stage against a real object store, with tiny models and real files."""
 
 import json
+import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,9 +47,10 @@ def decoded_rows(dataset: TokenDataset, tokenizer) -> list[tuple[str, Any]]:
     return [(tokenizer.decode(row["input_ids"]), row["labels"]) for row in rows]
 
 
-def test_a_classification_job_gets_stratified_splits_and_every_field_chosen(place, bert):
+def test_a_classification_job_gets_stratified_splits_and_every_field_chosen(place, bert, caplog):
     uri = place.put("train.jsonl", jsonl(classified()))
-    prepared = place.prepare(bert, {"train": sources(uri)})
+    with caplog.at_level(logging.INFO, "finetune"):
+        prepared = place.prepare(bert, {"train": sources(uri)})
     assert prepared.format is DataFormat.CLASSIFICATION
     assert prepared.task is Task.SEQUENCE_CLASSIFICATION
     assert prepared.labels == ("bad", "good", "mixed")
@@ -59,6 +61,16 @@ def test_a_classification_job_gets_stratified_splits_and_every_field_chosen(plac
     assert prepared.dataset_uri == f"{place.uri}/out/datasets/{prepared.dataset_digest}"
     assert len(prepared.model_digest) == 64
     assert "format Classification, by the columns of the first record" in prepared.notes
+    tokens = sum(
+        length * count
+        for length, count in read_dataset_info(place.store, prepared.dataset_uri).lengths["train"].items()
+    )
+    said = caplog.messages
+    assert any(f"{prepared.parameters:,} parameters, SequenceClassification, Float32" in line for line in said)
+    assert "read 1 file: 60 records" in said
+    assert f"train split: 48 rows, {tokens:,} tokens" in said
+    assert set(prepared.notes) <= set(said)
+    assert said[-1] == f"data set written to {prepared.dataset_uri}"
     assert {"check", "model", "fetch", "read", "split", "tokenise"} <= set(place.report.progress.phase_seconds)
 
     info = read_dataset_info(place.store, prepared.dataset_uri)

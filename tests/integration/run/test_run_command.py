@@ -19,6 +19,7 @@ from finetune_trainer.store import ObjectStore
 from process_support import is_alive, until
 
 ROOT = Path(__file__).parents[3]
+SECRET = "correct-horse-battery"
 COLOURS = ("red", "green", "blue", "black")
 
 Line = dict[str, Any]
@@ -64,6 +65,7 @@ def job_folder(tmp_path: Path, store: ObjectStore, bucket: str) -> Path:
         data={"train": [{"uri": f"s3://{bucket}/data.jsonl"}]},
         training={"learningRate": 1e-3, "epochs": 15, "globalBatchSize": 4},
         checkpoint={"everySteps": 20},
+        workers={"env": [{"name": "API_TOKEN", "value": SECRET}]},
         output={"uri": f"s3://{bucket}/out"},
     )
     del job["metadata"]["namespace"]  # as most people write it
@@ -71,7 +73,9 @@ def job_folder(tmp_path: Path, store: ObjectStore, bucket: str) -> Path:
     return tmp_path
 
 
-def test_a_script_can_stop_a_run_resume_it_and_read_its_result(job_folder: Path, store_server: EmbeddedStore) -> None:
+def test_a_script_can_stop_a_run_resume_it_and_read_its_result(
+    job_folder: Path, store_server: EmbeddedStore, store: ObjectStore, bucket: str
+) -> None:
     status, lines = run(
         job_folder, store_server.endpoint, interrupt_when=lambda line: (line.get("checkpointStep") or 0) >= 20
     )
@@ -92,10 +96,27 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(job_folder: Path,
     assert row.split()[:4] == ["colours", "1", "Succeeded", "240/240"]
     assert heading.startswith("NAME")
     assert any("rank 0" in line for line in printed(job_folder, "logs", "--stage", "train", "--rank", "0"))
-    whole = printed(job_folder, "logs")
-    assert [line for line in whole if "APITOKEN-VALUE" in line] == []
-    for stage in ("prepare", "train", "evaluate"):
-        assert any(f" {stage} a1 rank 0  INFO " in line for line in whole), whole
+    whole = "\n".join(printed(job_folder, "logs"))
+    for said in (
+        "prepare a1 rank 0  INFO read 1 file: 80 records",
+        "prepare a1 rank 0  INFO train split: 64 rows, ",
+        "prepare a1 rank 0  INFO data set written to s3://",
+        "train a1 rank 0  INFO no checkpoint to resume from",
+        "train a1 rank 0  INFO checkpoint of step 20 committed in ",
+        f"train a2 rank 0  INFO resuming from step {stopped_at} of 240",
+        "train a2 rank 0  INFO training finished at step 240",
+        "evaluate a1 rank 0  INFO test split of 8 rows: Accuracy ",
+        "evaluate a1 rank 0  INFO report written to s3://",
+    ):
+        assert said in whole
+    assert whole.index("prepare a1") < whole.index("train a1") < whole.index("train a2") < whole.index("evaluate a1")
+
+    assert len(store.list(f"s3://{bucket}/out/")) > 10
+    assert [info.uri for info in store.list(f"s3://{bucket}/out/") if SECRET.encode() in store.get(info.uri)] == []
+    written = [
+        path for path in (job_folder / "work").rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()
+    ]
+    assert {path.name.split(".")[0] for path in written} == {"FineTuneJob", "Job"}
 
 
 @pytest.mark.parametrize("sign_of", ["work/store", "work/fork-server.log"], ids=["storage starts", "the run starts"])

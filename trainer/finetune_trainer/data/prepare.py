@@ -20,6 +20,7 @@ from ..model.inspect import ModelFacts, check_task, inspect_model
 from ..model.tokenizer import load_tokenizer, tokenizer_digest
 from ..progress import ProgressReporter
 from ..runtime import RuntimeEnv
+from ..stage_log import log_prepared
 from ..store.client import ObjectStore
 from ..store.uri import join
 from .build import Inputs, build_dataset, dataset_digest, dataset_folder
@@ -78,7 +79,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     info = read_dataset_info(store, dataset_uri) if reused else build_dataset(config, inputs, digest, store, report)
     packing, packing_note = choose_packing(config, info)
     detected = "" if spec.data.format else f"format {data_format}, by the columns of the first record"
-    return Prepared(
+    prepared = Prepared(
         dataset_uri=dataset_uri,
         dataset_digest=digest,
         model_digest=model.digest,
@@ -95,6 +96,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         memory_estimate_bytes=choice.bytes,
         notes=_notes(info, (detected, packing_note, choice.reason), spec.data.max_length),
     )
+    log_prepared(config, prepared, info)
+    return prepared
 
 
 def _check_rules(spec: Spec, data_format: DataFormat) -> None:

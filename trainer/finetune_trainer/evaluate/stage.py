@@ -12,6 +12,7 @@ from ..errors import ObjectMissingError
 from ..progress import ProgressReporter
 from ..run_record import versions
 from ..runtime import RuntimeEnv
+from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
 from .candidates import Candidate, adapter_uri, base_candidate, brings_head, formats, tuned_candidate
 from .compare import compare
@@ -57,11 +58,13 @@ def evaluate(
         )
         uri = _write(inputs, store)
     report.update(activity="done", flush=True)
-    return EvaluateResult(
+    result = EvaluateResult(
         report_uri=uri,
         baseline=record.baseline.metrics if record.baseline else {},
         tuned=record.tuned.metrics if record.tuned else {},
     )
+    log_evaluated(prepared, result, notes)
+    return result
 
 
 def _test_split(prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> TokenDataset | None:

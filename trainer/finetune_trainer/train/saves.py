@@ -186,6 +186,8 @@ class Saves:
         saver = self._plane.saver
         if not saver.in_flight and saver.last is not None:
             if saver.last != self._report.progress.last_checkpoint:
+                if self._report.is_main:
+                    log.info("checkpoint of step %d committed in %.1f s", saver.last.step, saver.last.save_seconds)
                 self._landing_seconds = time.monotonic() - self._begun
                 self._secured = self._begun
             self._report.update(last_checkpoint=saver.last, flush=True)

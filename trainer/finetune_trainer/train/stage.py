@@ -26,6 +26,7 @@ from ..model.load import load_model
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
 from ..runtime import RuntimeEnv
+from ..stage_log import log_train_started, log_trained
 from ..stop import StopFlag
 from ..store.client import ObjectStore
 from .arguments import training_arguments
@@ -68,11 +69,16 @@ class _Attempt:
         for warning in plan.warnings:
             log.warning(warning)
             self.report.warn(warning)
+        if self.runtime.is_main:
+            log_train_started(self.config, plan)
         # Alive until the end: ZeRO-3 finds its configuration through a weak reference to it.
         arguments = training_arguments(self.config, plan, self.runtime.scratch)
         plane = CheckpointPlane(self.store, self.config, self.runtime, cache=self.runtime.lasting_cache)
         try:
-            return self._run(plan, arguments, plane)
+            result = self._run(plan, arguments, plane)
+            if self.runtime.is_main:
+                log_trained(result)
+            return result
         finally:
             plane.close()
 

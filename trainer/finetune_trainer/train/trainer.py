@@ -185,6 +185,8 @@ class FineTuneTrainer(Trainer):
         for warning in parts.plane.warnings:
             parts.report.warn(warning)
         if self.restored is None:
+            if self.is_world_process_zero():
+                log.info("no checkpoint to resume from: training starts from the base model")
             return
         small_state = self.restored.small_state
         self.state = TrainerState(**small_state["trainer"])

@@ -1,0 +1,107 @@
+"""What every stage logs of what it did."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from factories import make_job
+from finetune_api.constants import Stage
+from finetune_api.progress import EvaluateResult, TrainResult
+from finetune_api.trainer_config import Prepared, SplitCounts, StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import DataFormat, Dtype, Metric, Packing, Task
+from finetune_api.validation import parse_job
+from finetune_operator.policy.world import stage_config
+from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.stage_log import log_evaluated, log_prepared, log_train_started, log_trained
+
+PREPARED = Prepared(
+    dataset_uri="s3://bucket/out/datasets/d",
+    dataset_digest="d",
+    model_digest="m",
+    format=DataFormat.CLASSIFICATION,
+    task=Task.SEQUENCE_CLASSIFICATION,
+    dtype=Dtype.FLOAT32,
+    packing=Packing.PADDED,
+    zero_stage=2,
+    counts=SplitCounts(train=48, test=1),
+    labels=("bad", "good"),
+    parameters=22_700_000,
+    notes=("left out 2 records: empty text 2",),
+)
+
+
+@dataclass(frozen=True)
+class File:
+    split: str = "train"
+    rows: int = 25
+
+
+@dataclass(frozen=True)
+class Data:
+    sources: tuple[File, ...] = (File(), File())
+    lengths: dict[str, dict[int, int]] = field(default_factory=lambda: {"train": {10: 40, 100: 8}, "test": {7: 1}})
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps_per_epoch: int = 3
+    total_steps: int = 9
+
+
+def config(stage: Stage) -> TrainerConfig:
+    return stage_config(parse_job(make_job(workers={"nodes": 2})), 1, stage, 1, StorageSettings())
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "finetune")
+    return caplog
+
+
+def test_prepare_logs_model_files_rows_tokens_and_what_was_left_out(said: pytest.LogCaptureFixture) -> None:
+    log_prepared(config(Stage.PREPARE), PREPARED, Data())
+    assert said.messages == [
+        "base model s3://bucket/models/base: 22,700,000 parameters, SequenceClassification, Float32, ZeRO stage 2",
+        "read 2 files: 50 records",
+        "train split: 48 rows, 1,200 tokens",
+        "test split: 1 row, 7 tokens",
+        "2 labels",
+        "left out 2 records: empty text 2",
+        "data set written to s3://bucket/out/datasets/d",
+    ]
+
+
+def test_train_logs_its_length_and_its_end(said: pytest.LogCaptureFixture) -> None:
+    log_train_started(config(Stage.TRAIN), Plan())
+    log_trained(TrainResult(model_uri="s3://b/model", digest="d", final_step=6, best_step=4, stopped_early=True))
+    assert said.messages == [
+        "attempt 1: 9 steps in all, 3 per epoch, on 2 processes; global batch 16 = 2 x micro batch 8 x 1 accumulated",
+        "training stopped early at step 6, the best state is that of step 4",
+        "model exported to s3://b/model",
+    ]
+
+
+def test_evaluate_logs_its_figures_and_where_the_report_is(said: pytest.LogCaptureFixture) -> None:
+    result = EvaluateResult(
+        report_uri="s3://b/report.html",
+        baseline={Metric.ACCURACY: 0.125},
+        tuned={Metric.ACCURACY: 0.875, Metric.LOSS: 0.25},
+    )
+    log_evaluated(PREPARED, result, ("The test split has 1 example only.",))
+    assert said.messages == [
+        "test split of 1 row: Accuracy 0.875, base model 0.125",
+        "test split of 1 row: Loss 0.25",
+        "The test split has 1 example only.",
+        "report written to s3://b/report.html",
+    ]
+
+
+def test_rank_zero_logs_what_it_begins_each_thing_once(said: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    for folder in (tmp_path, None):
+        report = ProgressReporter(folder, stage=Stage.TRAIN)
+        for activity in ("loading model and data", "saving a checkpoint", "saving a checkpoint"):
+            with report.phase("x", activity):
+                pass
+    assert said.messages == ["loading model and data", "saving a checkpoint"]

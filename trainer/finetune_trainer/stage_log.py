@@ -1,0 +1,100 @@
+"""What each stage did, as a few lines of its log. The figures are those of its result."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from finetune_api.progress import EvaluateResult, TrainResult
+from finetune_api.trainer_config import Prepared, TrainerConfig
+
+log = logging.getLogger("finetune")
+
+SPLITS = ("train", "validation", "test")
+
+
+class _Source(Protocol):
+    @property
+    def split(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+
+
+class _DataSet(Protocol):
+    """The part of `data.info.DatasetInfo` that is logged."""
+
+    @property
+    def sources(self) -> tuple[_Source, ...]: ...
+    @property
+    def lengths(self) -> Mapping[str, Mapping[int, int]]: ...
+
+
+class _Plan(Protocol):
+    """The part of `train.plan.TrainingPlan` that is logged."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def total_steps(self) -> int: ...
+
+
+def log_prepared(config: TrainerConfig, prepared: Prepared, info: _DataSet) -> None:
+    """Files, rows, tokens, what was left out, and what was chosen."""
+    for line in _prepared(config, prepared, info):
+        log.info("%s", line)
+
+
+def _prepared(config: TrainerConfig, prepared: Prepared, info: _DataSet) -> Iterator[str]:
+    yield (
+        f"base model {config.spec.model.uri}: {prepared.parameters:,} parameters, {prepared.task}, {prepared.dtype}, "
+        f"ZeRO stage {prepared.zero_stage}"
+    )
+    records = sum(source.rows for source in info.sources)
+    yield f"read {_counted(len(info.sources), 'file')}: {_counted(records, 'record')}"
+    for split in SPLITS:
+        rows = getattr(prepared.counts, split)
+        tokens = sum(length * count for length, count in info.lengths.get(split, {}).items())
+        if rows:
+            yield f"{split} split: {_counted(rows, 'row')}, {_counted(tokens, 'token')}"
+    if prepared.labels:
+        yield f"{len(prepared.labels)} labels"
+    yield from prepared.notes
+    yield f"data set {'reused from' if prepared.reused else 'written to'} {prepared.dataset_uri}"
+
+
+def log_train_started(config: TrainerConfig, plan: _Plan) -> None:
+    """How long the training is, and on what."""
+    world, batch = config.world, config.batch
+    log.info(
+        "attempt %d: %s in all, %d per epoch, on %s; global batch %d = %s x micro batch %d x %d accumulated",
+        config.attempt,
+        _counted(plan.total_steps, "step"),
+        plan.steps_per_epoch,
+        _counted(world.size, "process", "processes"),
+        batch.global_size,
+        world.size,
+        batch.micro_size,
+        batch.accumulation,
+    )
+
+
+def log_trained(result: TrainResult) -> None:
+    """Where the training ended and what was exported."""
+    ended = "stopped early" if result.stopped_early else "finished"
+    best = "" if result.best_step is None else f", the best state is that of step {result.best_step}"
+    log.info("training %s at step %d%s", ended, result.final_step, best)
+    log.info("model exported to %s", result.model_uri)
+
+
+def log_evaluated(prepared: Prepared, result: EvaluateResult, notes: tuple[str, ...]) -> None:
+    """The figures of the test split, and where the report is."""
+    for metric, value in result.tuned.items():
+        before = result.baseline.get(metric)
+        compared = "" if before is None else f", base model {before:.4g}"
+        log.info("test split of %s: %s %.4g%s", _counted(prepared.counts.test, "row"), metric, value, compared)
+    for note in notes:
+        log.info("%s", note)
+    log.info("report written to %s", result.report_uri)
+
+
+def _counted(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
