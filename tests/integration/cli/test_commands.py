@@ -76,7 +76,7 @@ def test_the_users_own_s3_needs_an_endpoint_and_its_credentials(tmp_path: Path, 
         (["store", "get", "s3://bucket/nothing", "x"], 78, "s3://bucket/nothing"),
         (["store", "ls", "bucket"], 78, "write s3://bucket/key"),
         (["store", "put", "no-such-file", "s3://bucket/a"], 66, "no-such-file: no such file"),
-        (["store", "ls", "--endpoint", "s3.example.com"], 2, "write a URL such as https://"),
+        (["store", "ls", "--endpoint", "s3.example.com"], 2, "must be a URL such as https://"),
         (["run", "no-such-job.yaml"], 66, "no-such-job.yaml: no such file"),
         (["run", "bad.yaml"], 65, "bad.yaml:1: "),
         (["validate", "bad.yaml", "no-such-job.yaml"], 66, "bad.yaml:1: "),
@@ -96,14 +96,18 @@ def test_a_command_that_cannot_do_it_says_why_in_one_message(
     assert done.stdout == ""
 
 
-def test_validate_says_what_works_here_only(tmp_path: Path) -> None:
+def test_validate_says_what_works_here_only_and_what_in_a_cluster_only(tmp_path: Path) -> None:
     sample = (ROOT / "manifests/samples/quickstart.yaml").read_text()
-    (tmp_path / "job.yaml").write_text(sample.replace("s3://demo/models/all-MiniLM-L6-v2", "file:///models/base"))
+    here = sample.replace("s3://demo/models/all-MiniLM-L6-v2", "file:///models/base")
+    variable = "{name: HF_TOKEN, valueFrom: {secretKeyRef: {name: hub, key: token}}}"
+    (tmp_path / "job.yaml").write_text(here.replace("  workers:\n", f"  workers:\n    env: [{variable}]\n"))
     done = finetune("validate", "job.yaml", cwd=tmp_path)
     assert done.returncode == 0
-    valid, note = done.stdout.splitlines()
+    valid, note, other = done.stdout.splitlines()
     assert valid == "job.yaml: valid"
     assert note.startswith("note: job.yaml:7: spec.model.uri must be an address that every node can reach")
+    assert "spec.workers.env[0].valueFrom must be absent in `finetune run`" in other
+    assert "set HF_TOKEN in the environment of the command" in other
 
 
 def test_render_prints_what_kubectl_can_apply(tmp_path: Path) -> None:
