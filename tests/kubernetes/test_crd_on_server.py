@@ -15,6 +15,8 @@ from finetune_api.validation import parse_job
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.clusters.kubernetes import path_of
 from finetune_operator.errors import ApiError
+from finetune_operator.render import render_all
+from finetune_operator.settings import OperatorSettings
 from testcluster.access import Kubectl
 from testcluster.control_plane import ControlPlane
 
@@ -172,6 +174,27 @@ def test_a_name_that_leaves_no_room_for_its_pods_is_refused(jobs: Kubectl) -> No
 def test_a_name_with_a_dot_is_refused(jobs: Kubectl) -> None:
     refusal = jobs.refusal(make_job("llama.7b", namespace=jobs.namespace)) or "accepted"
     assert "metadata.name must be a name of a-z, 0-9 and '-'" in refusal
+
+
+@pytest.mark.parametrize("user", [10001, None])
+def test_children_of_a_job_with_an_unusual_name_and_values_are_accepted(jobs: Kubectl, user: int | None) -> None:
+    """Names, amounts and references as the API server checks them in Services and pod templates."""
+    workers = {
+        "nodes": 2,
+        "resources": {"limits": {"cpu": 0.5, "memory": 1e9}},
+        "env": [{"name": "EMPTY"}, {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+        "tolerations": [{"operator": "Exists"}],
+    }
+    manifest = make_job("7b-chat", namespace=jobs.namespace, workers=workers)
+    manifest["metadata"]["uid"] = "1f3a9c42"
+    children = render_all(parse_job(manifest), OperatorSettings(run_as_user=user))
+    assert {child["kind"] for child in children} == {"ConfigMap", "Service", "Job"}
+    assert jobs.refusal(*children) is None
+
+
+def test_the_network_policy_is_accepted(jobs: Kubectl) -> None:
+    policy = YAML(typ="safe", pure=True).load(ROOT / "manifests/network-policy.yaml")
+    assert jobs.refusal(policy) is None
 
 
 def test_status_is_a_subresource(jobs: Kubectl) -> None:
