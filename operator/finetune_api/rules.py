@@ -267,11 +267,16 @@ def _output(spec: Spec) -> Iterator[Violation]:
 
 
 def lowest_zero_stage(offload: Offload, dtype: Dtype) -> int:
-    """The lowest ZeRO stage that can train: stage 0 would keep the 32-bit copy of 16-bit weights from checkpoints, and
-    has nothing to offload; only stage 3 can do without all parameters at once."""
+    """The lowest ZeRO stage that can train.
+
+    Only stages 2 and 3 accumulate the gradients of 16-bit weights in 32 bit with an optimizer whose state checkpoints
+    can read. Stage 0 has nothing to offload, and only stage 3 can do without all parameters at once.
+    """
     if offload is Offload.OPTIMIZER_AND_PARAMETERS:
         return 3
-    return 1 if offload is Offload.OPTIMIZER or dtype is Dtype.BFLOAT16 else 0
+    if dtype is not Dtype.FLOAT32:
+        return 2
+    return 1 if offload is Offload.OPTIMIZER else 0
 
 
 def zero_stage(spec: Spec, chosen: int, dtype: Dtype) -> int:

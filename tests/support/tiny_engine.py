@@ -9,11 +9,11 @@ from typing import Any
 
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, TrainerConfig, World
-from finetune_api.v1alpha1 import Offload, Spec
+from finetune_api.v1alpha1 import Dtype, Offload, Spec
 from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore, RetryPolicy
-from finetune_trainer.train.ds_config import offloaded
+from finetune_trainer.train.ds_config import offloaded, precision
 
 STEPS, SAVE_AT, GLOBAL_BATCH = 6, 3, 12
 
@@ -24,12 +24,13 @@ class Case:
     method: str = "full"
     dropout: float = 0.0
     bf16: bool = False
+    fp16: bool = False
     accumulation: int = 1
     offload: Offload = Offload.NONE
 
     @property
     def name(self) -> str:
-        dtype = "bf16" if self.bf16 else "fp32"
+        dtype = "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
         return f"zero{self.stage}-{self.method}-{dtype}-drop{self.dropout:g}-acc{self.accumulation}-off{self.offload}"
 
 
@@ -89,6 +90,8 @@ def make_model(case: Case) -> Any:
     import torch
     import transformers
 
+    from finetune_trainer.train.world import allow_float16_on_cpu
+
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
         vocab_size=96,
@@ -104,6 +107,9 @@ def make_model(case: Case) -> Any:
     model.register_buffer("steps_seen", torch.zeros(3, dtype=torch.float64))  # persistent: part of the state dict
     if case.bf16:
         model = model.bfloat16()
+    if case.fp16:
+        allow_float16_on_cpu()
+        model = model.half()
     if case.method == "lora":
         lora = peft.LoraConfig(
             r=4, lora_dropout=case.dropout, target_modules=["q_proj", "v_proj"], modules_to_save=["norm"]
@@ -136,7 +142,7 @@ def make_engine(case: Case, size: int, *, disturb: bool) -> tuple[Any, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": case.accumulation,
         "gradient_clipping": 1.0,
-        "bf16": {"enabled": case.bf16},
+        **precision_of(case),
         "zero_optimization": {"stage": case.stage, "stage3_param_persistence_threshold": 100}
         | offloaded(case.offload, gpus=False),
         "zero_allow_untested_optimizer": True,
@@ -145,6 +151,17 @@ def make_engine(case: Case, size: int, *, disturb: bool) -> tuple[Any, Any]:
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine, scheduler
+
+
+def precision_of(case: Case) -> dict[str, Any]:
+    """As a training has it. The loss scale of Float16 begins too high and grows soon: it changes all the time."""
+    dtype = Dtype.BFLOAT16 if case.bf16 else Dtype.FLOAT16 if case.fp16 else Dtype.FLOAT32
+    made = precision(dtype)
+    if case.stage == 0:  # which a training has in Float32 only
+        made.pop("data_types", None)
+    if case.fp16:
+        made["fp16"] = {"enabled": True, "initial_scale_power": 22, "loss_scale_window": 1, "hysteresis": 2}
+    return made
 
 
 def train(case: Case, engine: Any, scheduler: Any, rank: int, size: int, steps: range) -> list[str]:
@@ -166,7 +183,8 @@ def train(case: Case, engine: Any, scheduler: Any, rank: int, size: int, steps: 
         buffers = dict(engine.module.named_buffers())
         next(value for name, value in buffers.items() if name.endswith("steps_seen")).add_(1.0)
         dist.all_reduce(total)
-        losses.append(float(total).hex())
+        scale = f" scaled by {engine.optimizer.loss_scaler.cur_scale}" if case.fp16 else ""
+        losses.append(f"{float(total).hex()}{scale}")
     return losses
 
 

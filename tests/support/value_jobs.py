@@ -93,7 +93,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "workers": {"nodes": 2},
     },
     "instructions": {
-        "model": {"uri": "{models}/llama", "task": "CausalLM", "dtype": "Float32"},
+        "model": {"uri": "{models}/llama", "task": "CausalLM", "dtype": "Float16"},
         "data": {
             "train": [{"uri": "s3://{bucket}/instructions.jsonl"}],
             "format": "Instruction",

@@ -17,6 +17,8 @@ class Dtype(StrEnum):
 
     FLOAT32 = "Float32"
     BFLOAT16 = "BFloat16"
+    FLOAT16 = "Float16"
+    """Gradients are scaled, because the type has no small numbers. For GPUs without BFloat16."""
 
 
 class Model(ApiModel):
@@ -30,4 +32,4 @@ class Model(ApiModel):
     """Head and loss. Absent: SequenceClassification for Classification data, CausalLM for every other format."""
 
     dtype: Dtype | None = None
-    """Absent: BFloat16 where a GPU supports it, else Float32."""
+    """Absent: with GPUs BFloat16, or Float16 where they lack it (older than Ampere); else Float32."""

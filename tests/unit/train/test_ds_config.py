@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
         "micro": 2,
         "prepared": {"zero_stage": 3, "dtype": Dtype.BFLOAT16, "parameters": 7_000_000_000},
     },
+    "zero2-gpu-fp16": {"gpus": True, "prepared": {"zero_stage": 2, "dtype": Dtype.FLOAT16}},
     "zero2-gpu-optimizer-away": {
         "gpus": True,
         "deepspeed": {"offload": "Optimizer"},
@@ -44,9 +45,13 @@ def test_the_configurations_are_the_golden_ones() -> None:
     assert made == json.loads(GOLDEN.read_text())
 
 
-def test_stage_0_in_bfloat16_becomes_stage_1_whose_checkpoints_can_be_read() -> None:
-    config = deepspeed_config(train_config(prepared={"zero_stage": 0, "dtype": Dtype.BFLOAT16}))
-    assert config["zero_optimization"]["stage"] == 1
+@pytest.mark.parametrize("dtype", [Dtype.BFLOAT16, Dtype.FLOAT16])
+@pytest.mark.parametrize(("stage", "used"), [(0, 2), (1, 2), (2, 2), (3, 3)])
+def test_16_bit_weights_get_a_stage_that_sums_their_gradients_in_32_bit(dtype: Dtype, stage: int, used: int) -> None:
+    config = deepspeed_config(train_config(prepared={"zero_stage": stage, "dtype": dtype}))
+    assert config["zero_optimization"]["stage"] == used
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config["communication_data_type"] == "fp32"
 
 
 @pytest.mark.parametrize("parameters", [1_000, 22_700_000, 70_000_000_000])

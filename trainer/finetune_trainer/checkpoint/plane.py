@@ -154,6 +154,7 @@ class CheckpointPlane:
         fragments.set_counters(engine, state.engine)
         self.saver.parent_step = manifest.step
         log.info("restored step %d from %s", manifest.step, origin)
+        fragments.set_loss_scale(engine, state.loss_scale)
         return Restored(manifest, state.small_state, str(origin))
 
     def weights_only(self, manifest: Manifest, engine: Any) -> None:

@@ -150,6 +150,7 @@ class Saver:
         entries, content = buffers.read(engine.module)
         state = State(
             engine=fragments.counters(engine),
+            loss_scale=fragments.loss_scale(engine),
             groups=fragments.groups(engine),
             buffers=entries,
             small_state=small_state,

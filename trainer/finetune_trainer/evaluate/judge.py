@@ -75,7 +75,7 @@ class Judge:
         if not all(math.isfinite(value) for value in figures.metrics.values()):
             raise ModelUnusableError(
                 f"{candidate.address.uri} gives a loss on the test split that is not a number",
-                advice="with BFloat16 try spec.model.dtype: Float32; else look at the loss curve in training.json",
+                advice="with 16-bit types try spec.model.dtype: Float32; else look at the loss curve in training.json",
             )
         return figures.model_copy(update={"seconds": time.perf_counter() - started}), scores
 

@@ -9,6 +9,7 @@ from finetune_api.v1alpha1 import ArtifactFormat, Task
 from ..data.info import read_dataset_info
 from ..data.shards import TokenDataset
 from ..errors import ObjectMissingError
+from ..model.precision import gpu_has_bfloat16, usable_dtype
 from ..progress import ProgressReporter
 from ..run_record import versions
 from ..runtime import RuntimeEnv
@@ -36,6 +37,9 @@ def evaluate(
     """
     prepared = config.prepared
     assert prepared is not None, "the evaluate stage is told what the prepare stage decided"
+    has_bfloat16 = not config.world.gpus or gpu_has_bfloat16()
+    dtype = usable_dtype(prepared.dtype, config.spec.model.dtype, has_bfloat16=has_bfloat16)
+    prepared = prepared.model_copy(update={"dtype": dtype})
     with report.phase("data", "reading the test split"):
         info = read_dataset_info(store, prepared.dataset_uri)
         test = _test_split(prepared, store, runtime)

@@ -1,7 +1,7 @@
 """Memory of one training process, estimated before anything is loaded; and the ZeRO stage that fits. Pure.
 
 Model state is counted as in the ZeRO paper (Rajbhandari et al. 2019, arXiv 1910.02054, section 3 and figure 1): with P
-parameters, T of them trained, N processes and b bytes a value, parameters take bP, gradients bT, and the optimizer 12T
+parameters, T of them trained, N processes and b bytes a value, parameters take bP, gradients 4T, and the optimizer 12T
 (fp32 copy, momentum, variance; DeepSpeed keeps the copy for Float32 too, except at stage 0, where it is 8T). Stage 1
 divides the optimizer by N, stage 2 also the gradients, stage 3 also the parameters, of which the largest tensor is
 gathered whole, twice while the next one is fetched ahead.
@@ -93,7 +93,8 @@ def _value_bytes(dtype: Dtype) -> int:
 def _state_bytes(shape: TrainingShape, zero_stage: int) -> int:
     value = _value_bytes(shape.dtype)
     base = shape.facts.parameters + (shape.trained if shape.lora else 0)
-    parameters, gradients = value * base, value * shape.trained
+    # Gradients are accumulated in 32 bit, whatever the type of the backward pass.
+    parameters, gradients = value * base, 4 * shape.trained
     optimizer = (12 if zero_stage else 8) * shape.trained
     gathered = 0
     if zero_stage >= 1:
@@ -136,7 +137,9 @@ def choose_zero_stage(
     """
     lowest = lowest_zero_stage(offload, shape.dtype)
     if requested is not None:
-        raised = "ZeRO stage 0 keeps no 32-bit copy of BFloat16 parameters; stage 1 is used"
+        raised = (
+            f"ZeRO stage {requested} does not accumulate gradients of {shape.dtype} in 32 bit; stage {lowest} is used"
+        )
         reason = raised if requested < lowest else ""
         candidates = [max(requested, lowest)]
     elif limit is None:

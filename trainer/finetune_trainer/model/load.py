@@ -13,7 +13,11 @@ from finetune_api.v1alpha1 import Dtype, Task
 from ..errors import ModelUnusableError
 from .tokenizer import load_tokenizer
 
-TORCH_DTYPES: dict[Dtype, torch.dtype] = {Dtype.FLOAT32: torch.float32, Dtype.BFLOAT16: torch.bfloat16}
+TORCH_DTYPES: dict[Dtype, torch.dtype] = {
+    Dtype.FLOAT32: torch.float32,
+    Dtype.BFLOAT16: torch.bfloat16,
+    Dtype.FLOAT16: torch.float16,
+}
 
 _MODEL_CLASSES: dict[Task, Any] = {
     Task.SEQUENCE_CLASSIFICATION: AutoModelForSequenceClassification,

@@ -29,6 +29,7 @@ def training_arguments(config: TrainerConfig, plan: TrainingPlan, scratch: Path)
         deepspeed=deepspeed_config(config),
         use_cpu=not config.world.gpus,
         bf16=prepared.dtype is Dtype.BFLOAT16,
+        fp16=prepared.dtype is Dtype.FLOAT16,
         seed=training.seed,
         # Length.
         max_steps=plan.total_steps,

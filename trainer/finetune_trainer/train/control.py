@@ -53,6 +53,9 @@ class StepControl(TrainerCallback):
         """Agree, then decide."""
         trainer, plan, step = self._trainer, self._trainer.parts.plan, state.global_step
         saver = trainer.parts.plane.saver
+        if trainer.step_was_skipped:
+            scale = trainer.engine.optimizer.loss_scaler.cur_scale
+            log.info("step %d is skipped: its gradients overflow Float16; the loss scale is %g now", step, scale)
         stop, due, broken, tokens, stored, refused, news, too_stale = sum_over_ranks(
             [
                 trainer.parts.stop.requested,
@@ -113,9 +116,12 @@ class StepControl(TrainerCallback):
         return trainer.is_world_process_zero() and trainer.saves.are_due(step, step_seconds=trainer.meter.step_seconds)
 
     def _broken(self) -> bool:
-        """Whether this rank's loss or the gradient norm, where DeepSpeed has one, is not finite."""
+        """Whether this rank's loss or the gradient norm, where DeepSpeed has one, is not finite.
+
+        A skipped step has no norm: its gradients were scaled too much for Float16, and the weights are unchanged.
+        """
         trainer = self._trainer
-        norm = trainer.engine.get_global_grad_norm()
+        norm = None if trainer.step_was_skipped else trainer.engine.get_global_grad_norm()
         return not (
             bool(torch.isfinite(trainer.loss_since_log())) and math.isfinite(0.0 if norm is None else float(norm))
         )

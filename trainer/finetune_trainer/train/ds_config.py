@@ -28,8 +28,7 @@ def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": config.batch.micro_size,
         "gradient_accumulation_steps": config.batch.accumulation,
         "gradient_clipping": config.spec.training.max_grad_norm,
-        "bf16": {"enabled": prepared.dtype is Dtype.BFLOAT16},
-        "fp16": {"enabled": False},
+        **precision(prepared.dtype),
         "zero_optimization": zero | offloaded(config.spec.deepspeed.offload, gpus=config.world.gpus),
         # The Trainer's AdamW is torch's own, which DeepSpeed calls untested.
         "zero_allow_untested_optimizer": True,
@@ -37,6 +36,23 @@ def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
         "wall_clock_breakdown": False,
     }
     return _merged(own, config.spec.deepspeed.config or {})
+
+
+def precision(dtype: Dtype) -> dict[str, Any]:
+    """Forward and backward pass in `dtype`. Gradients are summed in 32 bit, over micro batches and over ranks.
+
+    DeepSpeed would do both in `dtype`: with 8 bits of BFloat16, a micro batch whose gradient is 256 times smaller than
+    the sum so far adds nothing, and the result depends on the number of ranks. Float16 has the dynamic loss scale of
+    DeepSpeed's defaults (Micikevicius et al. 2017, arXiv 1710.03740): a step whose gradients overflow is skipped, and
+    the second such step in a row, and each one after it, halves the scale.
+    """
+    enabled: dict[str, Any] = {
+        "bf16": {"enabled": dtype is Dtype.BFLOAT16},
+        "fp16": {"enabled": dtype is Dtype.FLOAT16},
+    }
+    if dtype is Dtype.FLOAT32:
+        return enabled
+    return enabled | {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
 
 
 def _zero(stage: int, parameters: int, *, gpus: bool) -> dict[str, Any]:

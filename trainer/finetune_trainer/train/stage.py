@@ -11,7 +11,7 @@ from transformers import TrainingArguments, set_seed
 
 from finetune_api.progress import TrainResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
-from finetune_api.v1alpha1 import Packing
+from finetune_api.v1alpha1 import Dtype, Packing
 
 from ..checkpoint.plane import CheckpointPlane
 from ..data.collate import Collator
@@ -34,7 +34,7 @@ from .plan import TrainingPlan, training_plan
 from .rows import RowsAndBlank, WholeBatches, layout
 from .trainer import FineTuneTrainer, Parts
 from .validation import Validator
-from .world import broadcast, end_process_group, start_process_group, stop_if_agreed
+from .world import agreed_dtype, broadcast, end_process_group, start_process_group, stop_if_agreed
 
 log = logging.getLogger("finetune")
 
@@ -51,9 +51,20 @@ def train(
     """
     start_process_group(config, runtime)
     try:
-        return _Attempt(config, store, runtime, report, stop).run()
+        return _Attempt(_on_these_devices(config, report), store, runtime, report, stop).run()
     finally:
         end_process_group()
+
+
+def _on_these_devices(config: TrainerConfig, report: ProgressReporter) -> TrainerConfig:
+    """The configuration with the type that all devices compute in. Collective."""
+    assert config.prepared is not None, "the train stage is told what the prepare stage decided"
+    dtype = agreed_dtype(config)
+    if dtype is not config.prepared.dtype:
+        report.warn(f"trained in {dtype}: a GPU of this job cannot compute in {config.prepared.dtype}")
+    elif dtype is Dtype.FLOAT16 and not config.world.gpus:
+        report.warn("spec.model.dtype Float16 is slow on the CPU, and meant for trying a job out; Float32 is faster")
+    return config.model_copy(update={"prepared": config.prepared.model_copy(update={"dtype": dtype})})
 
 
 @dataclass
@@ -92,6 +103,7 @@ class _Attempt:
         except (StoppedError, DivergedError):
             self._write_log(trainer)
             raise
+        trainer.warn_of_skipped_steps()
         result = self._export(trainer, base)
         self._write_log(trainer)
         # Begun by the last save, long before the export; no later one would finish it.
@@ -212,6 +224,7 @@ class _Attempt:
             "warnings": [
                 text for text in dict.fromkeys([*self.report.progress.warnings, trainer.loss_warning()]) if text
             ],
+            "skipped_steps": trainer.engine.skipped_steps,
         }
         self.store.put(
             f"{self.config.run_uri}/training.json", json.dumps(document).encode(), content_type="application/json"

@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric, Task
 
+from ..checkpoint.engine import fragments
 from ..checkpoint.plane import CheckpointPlane, Restored
 from ..checkpoint.training_state import TrainingState
 from ..data.collate import Collator
@@ -37,6 +38,10 @@ from .validation import Validator
 from .world import gather_over_ranks, stop_if_agreed, sum_over_ranks
 
 log = logging.getLogger("finetune")
+
+_NO_SMALLER_SCALE = "loss scale already at minimum"
+"""From the message of DeepSpeed's DynamicLossScaler, which raises a bare Exception."""
+_FEW_SKIPPED = 0.02
 
 
 @dataclass(frozen=True)
@@ -280,6 +285,39 @@ class FineTuneTrainer(Trainer):
         self.is_in_train = False
         steps = max(1, self.state.global_step)
         return TrainOutput(self.state.global_step, (self._total_loss_scalar + float(self.loss_since_log())) / steps, {})
+
+    # ---- Float16 ----
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro batch. Raises DivergedError where no loss scale is small enough for Float16."""
+        try:
+            return super().training_step(*args, **kwargs)
+        except Exception as error:
+            if _NO_SMALLER_SCALE in str(error):
+                raise self.diverged("gradient in Float16") from error
+            raise
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log figures; a skipped step has no gradient norm."""
+        if self.step_was_skipped:
+            logs.pop("grad_norm", None)
+        super().log(logs, *args, **kwargs)
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the last step left the weights unchanged, because its scaled gradients overflowed. The schedule of
+        the learning rate does not advance in such a step."""
+        optimizer = self.engine.optimizer
+        return bool(fragments.loss_scale(self.engine)) and bool(optimizer.overflow)
+
+    def warn_of_skipped_steps(self) -> None:
+        """Tell the user where they are more than the few in which the loss scale is found."""
+        skipped, steps = self.engine.skipped_steps, self.state.global_step
+        if skipped > _FEW_SKIPPED * steps:
+            self.parts.report.warn(
+                f"{skipped} of {steps} steps changed nothing: their gradients overflowed Float16, and the learning "
+                "rate did not advance; try spec.model.dtype Float32, or BFloat16 on other GPUs"
+            )
 
     @property
     def engine(self) -> Any:

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from finetune_api.v1alpha1 import Dtype
 from finetune_api.trainer_config import TrainerConfig
 
 from ..errors import BadConfigError, StoppedError
+from ..model.precision import gpu_has_bfloat16, usable_dtype
 from ..runtime import RuntimeEnv
 from .gloo import use_fast_collectives
 
@@ -45,6 +47,25 @@ def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
         use_fast_collectives()
 
 
+        if config.prepared is not None and config.prepared.dtype is Dtype.FLOAT16:
+            allow_float16_on_cpu()
+
+
+def allow_float16_on_cpu() -> None:
+    """Float16 on any CPU: DeepSpeed refuses it where the processor has no instructions for it, but torch computes it
+    everywhere, if slowly."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    accelerator.is_fp16_supported = lambda: True
+
+
+def agreed_dtype(config: TrainerConfig) -> Dtype:
+    """The type that the GPUs of all ranks can compute in. Collective. Raises BadConfigError on every rank."""
+    assert config.prepared is not None
+    lacking = config.world.gpus and not gpu_has_bfloat16()
+    has_bfloat16 = sum_over_ranks([float(lacking)])[0] == 0
+    return usable_dtype(config.prepared.dtype, config.spec.model.dtype, has_bfloat16=has_bfloat16)
 def end_process_group() -> None:
     """Leave the group, so that the sockets of this attempt are closed when the next one starts."""
     if dist.is_initialized():

@@ -25,6 +25,8 @@ from ..format.layout import PLANES, Fragment, Layout
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""State of DeepSpeed's DynamicLossScaler: the next overflow and the next growth of the scale depend on all of it."""
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -92,7 +94,8 @@ def _check_optimizer(engine: Any, stage: int) -> None:
     if wrapped or not hasattr(engine.optimizer, needed) or (stage in (1, 2) and not _has_flat_groups(engine)):
         raise BadConfigError(
             f"the state of DeepSpeed's {type(engine.optimizer).__name__} under ZeRO stage {stage} cannot be saved",
-            advice="for BFloat16 use spec.deepspeed.zeroStage 1, 2 or 3, and no data_types in spec.deepspeed.config",
+            advice="for BFloat16 and Float16 use spec.deepspeed.zeroStage 2 or 3, and no data_types in "
+            "spec.deepspeed.config",
         )
     if not isinstance(engine.basic_optimizer, torch.optim.Adam):  # AdamW is one
         raise BadConfigError(f"checkpoints know Adam's state only, not {type(engine.basic_optimizer).__name__}'s")
@@ -236,6 +239,21 @@ def set_counters(engine: Any, values: dict[str, int]) -> None:
     """Set what `counters` returned."""
     for name in COUNTERS:
         setattr(engine, name, values[name])
+
+
+def loss_scale(engine: Any) -> dict[str, int | float]:
+    """State of the dynamic loss scale; empty where there is none."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if scaler is None or not scaler.dynamic:
+        return {}
+    return {name: getattr(scaler, name) for name in LOSS_SCALE}
+
+
+def set_loss_scale(engine: Any, values: dict[str, int | float]) -> None:
+    """Set what `loss_scale` returned. A checkpoint of another type than Float16 has none: the scale starts anew."""
+    if loss_scale(engine):
+        for name, value in values.items():
+            setattr(engine.optimizer.loss_scaler, name, value)
 
 
 def groups(engine: Any) -> tuple[dict[str, Any], ...]:

@@ -113,6 +113,8 @@ class State(Message):
 
     engine: dict[str, int]
     """Counters of the DeepSpeed engine."""
+    loss_scale: dict[str, int | float] = {}
+    """State of the dynamic loss scale; empty unless the training is in Float16."""
     groups: tuple[dict[str, Any], ...]
     """Hyper-parameters of the optimizer's parameter groups."""
     buffers: tuple[Buffer, ...] = ()

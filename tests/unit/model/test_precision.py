@@ -1,0 +1,28 @@
+"""Which type a run has on the GPUs that it gets."""
+
+import pytest
+
+from finetune_api.v1alpha1 import Dtype
+from finetune_trainer.errors import BadConfigError
+from finetune_trainer.model.precision import usable_dtype
+
+
+@pytest.mark.parametrize(
+    ("chosen", "requested", "has_bfloat16", "used"),
+    [
+        (Dtype.BFLOAT16, None, True, Dtype.BFLOAT16),
+        (Dtype.BFLOAT16, None, False, Dtype.FLOAT16),
+        (Dtype.FLOAT16, Dtype.FLOAT16, False, Dtype.FLOAT16),
+        (Dtype.FLOAT32, None, False, Dtype.FLOAT32),
+    ],
+)
+def test_float16_stands_in_for_bfloat16_that_was_not_asked_for(
+    chosen: Dtype, requested: Dtype | None, has_bfloat16: bool, used: Dtype
+) -> None:
+    assert usable_dtype(chosen, requested, has_bfloat16=has_bfloat16) is used
+
+
+def test_bfloat16_that_was_asked_for_is_refused_with_the_remedy() -> None:
+    with pytest.raises(BadConfigError, match="BFloat16, which a GPU of this job cannot compute") as caught:
+        usable_dtype(Dtype.BFLOAT16, Dtype.BFLOAT16, has_bfloat16=False)
+    assert "Float16" in caught.value.advice
