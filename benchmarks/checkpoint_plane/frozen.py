@@ -1,16 +1,18 @@
 """Bytes of checkpoints of a training in which half of the layers stand still, beside those of a full one."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.checkpoint.engine.collective import on_main
 from finetune_trainer.checkpoint.plane import CheckpointPlane
 from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.train.ds_config import deepspeed_config
-from finetune_trainer.train.world import broadcast, end_process_group, start_process_group
+from finetune_trainer.train.world import end_process_group, start_process_group
 
 from .subject import MAX_LENGTH, with_output
 
@@ -32,12 +34,16 @@ def stored_bytes(config: dict[str, Any], model: str) -> dict[str, int]:
         for number in range(saves):
             _train(engine, range(number * _STEPS, (number + 1) * _STEPS), runtime, run.batch.micro_size)
             plane.save(TrainingState(step=(number + 1) * _STEPS, engine=engine, small_state={}))
-            total = broadcast(sum(info.size for info in store.list(f"{run.run_uri}/checkpoints/")))
+            total = on_main(partial(_stored_bytes, store, run.run_uri), int)
             found[f"{name}{number + 1}"], before = total - before, total
         plane.close()
         engine.destroy()
     end_process_group()
     return found
+
+
+def _stored_bytes(store: ObjectStore, run_uri: str) -> int:
+    return sum(info.size for info in store.list(f"{run_uri}/checkpoints/"))
 
 
 def _engine(config: TrainerConfig, model: Path, *, frozen: bool) -> Any:

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.checkpoint.engine.collective import on_main
 from finetune_trainer.checkpoint.plane import CheckpointPlane
 from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.errors import StoppedError
@@ -32,7 +33,6 @@ from finetune_trainer.train import stage
 from finetune_trainer.train.plan import TrainingPlan
 from finetune_trainer.train.saves import Saves
 from finetune_trainer.train.trainer import FineTuneTrainer
-from finetune_trainer.train.world import broadcast
 
 from .plain_s3 import client, upload_folder
 from .restores import restore_rounds
@@ -245,7 +245,7 @@ class OursAndTransformers(WatchedTrainer):
         self.watched.start(self.state.global_step)
         yield
         self.watched.allowed = False
-        self.watch.interval_steps = max(2, broadcast(self.parts.report.progress.checkpoint_every))
+        self.watch.interval_steps = max(2, on_main(lambda: self.parts.report.progress.checkpoint_every, int))
         self.watch.drag = self.watched.drag_seconds
 
 

@@ -1,6 +1,7 @@
 """Ranks of the train stage for tests: the real stage, and an end at a chosen step.
 
-The choice is in the environment: TEST_END=kill|stop|none, TEST_END_STEP, TEST_END_RANKS (comma-separated).
+The choice is in the environment: TEST_END=kill|stop|stop-in-validation|none, TEST_END_STEP, TEST_END_RANKS
+(comma-separated); TEST_SCALE_POWER is that of the loss scale with which Float16 begins.
 """
 
 import os
@@ -23,6 +24,8 @@ class EndsAt:
     def __init__(self, report: Any, *, end: str, step: int, ranks: tuple[int, ...]) -> None:
         self._report, self._end, self._step = report, end, step
         self._mine = int(os.environ["RANK"]) in ranks
+        self._batches = 0
+        """Of the validation after the chosen step, that were begun."""
 
     @property
     def requested(self) -> bool:
@@ -33,12 +36,39 @@ class EndsAt:
             saved = self.saver.last
             if self._mine and saved is not None and saved.step >= self._step:
                 os.kill(os.getpid(), signal.SIGKILL)
+        if self._end == "stop-in-validation":
+            self._batches += done == self._step and self._report.progress.activity.startswith("evaluating")
+            return self._mine and self._batches > 1
         return self._mine and self._end == "stop" and bool(done >= self._step)
 
 
+def refuse_to_pickle(value: object, *_: object, **__: object) -> None:
+    """In place of what every object collective of torch begins with."""
+    raise AssertionError(f"{type(value).__name__} is pickled for other ranks")
+
+
+def begin_with_loss_scale(power: int) -> None:
+    """2^power instead of DeepSpeed's default of 2^16, which models of this size do not overflow."""
+    from finetune_trainer.train import arguments
+
+    made = arguments.deepspeed_config
+
+    def scaled(config: Any) -> dict[str, Any]:
+        result = made(config)
+        return result | {"fp16": result["fp16"] | {"initial_scale_power": power}}
+
+    vars(arguments)["deepspeed_config"] = scaled
+
+
 def train_rank(config: Path) -> int:
-    """Like `stages.run_rank`, but the configuration says what was prepared."""
+    """Like `stages.run_rank`, but the configuration says what was prepared, and no library may send pickles."""
+    from torch.distributed import distributed_c10d
+
     from finetune_trainer.stages import run_bound
+
+    vars(distributed_c10d)["_object_to_tensor"] = refuse_to_pickle
+    if power := os.environ.get("TEST_SCALE_POWER"):
+        begin_with_loss_scale(int(power))
 
     def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
         from finetune_trainer.checkpoint.plane import CheckpointPlane
@@ -60,6 +90,37 @@ def train_rank(config: Path) -> int:
         return lambda: stage.train(config, store, runtime, report, stop)  # type: ignore[arg-type]
 
     return run_bound(config, bind)
+
+
+def train_slow_rank(config: Path) -> int:
+    """Like `train_rank`, with a time-out of collectives of TEST_GROUP_TIMEOUT seconds.
+
+    Rank 1 needs TEST_SLOW seconds more to fetch the model, and rank 0 for the export; or, with TEST_DIES, rank 0 is
+    killed during the export.
+    """
+    from datetime import timedelta
+
+    from finetune_trainer.train import stage, world
+
+    rank, seconds = int(os.environ["RANK"]), float(os.environ["TEST_SLOW"])
+    fetch, export = stage.fetch_model, stage.export
+
+    def slow_fetch(*args: Any, **kwargs: Any) -> Any:
+        if rank == 1:
+            signal.sigtimedwait([], seconds)
+        return fetch(*args, **kwargs)
+
+    def slow_export(*args: Any, **kwargs: Any) -> Any:
+        exported = export(*args, **kwargs)
+        if rank == 0:
+            signal.sigtimedwait([], seconds)
+            if "TEST_DIES" in os.environ:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return exported
+
+    vars(world)["GROUP_TIMEOUT"] = timedelta(seconds=float(os.environ["TEST_GROUP_TIMEOUT"]))
+    vars(stage).update(fetch_model=slow_fetch, export=slow_export)
+    return train_rank(config)
 
 
 def make_models(folder: Path) -> int:

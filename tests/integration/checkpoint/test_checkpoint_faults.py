@@ -305,11 +305,11 @@ def joint_failures(rank: int, size: int) -> list[tuple[str, str]]:
             raise FencedError(f"by {rank}", advice="none")
         return rank
 
-    found = [error_of(lambda failing=failing: everywhere(lambda: fails_on(failing))) for failing in ((1,), (0, 1))]
-    found.append(error_of(lambda: on_main(lambda: fails_on((0,)))))
-    assert everywhere(lambda: rank) == [0, 1]
+    found = [error_of(lambda failing=failing: everywhere(lambda: fails_on(failing), int)) for failing in ((1,), (0, 1))]
+    found.append(error_of(lambda: on_main(lambda: fails_on((0,)), int)))
+    assert everywhere(lambda: rank, int) == [0, 1]
     assert together(lambda: rank) == rank
-    assert on_main(lambda: rank + 7) == 7
+    assert on_main(lambda: rank + 7, int) == 7
     return found
 
 

@@ -87,7 +87,7 @@ class Housekeeping:
     def end(self, patience: float) -> bool:
         """A save waits, for so many seconds, or endlessly if it has to be: break it off; whether it has ended."""
         if self.is_open:
-            seen = everywhere(partial(self._wait, patience))
+            seen = everywhere(partial(self._wait, patience), _Seen)
             self.is_open, self._given_way = not all(rank.has_ended for rank in seen), seen[0].given_way
         return not self.is_open
 

@@ -87,7 +87,7 @@ class CheckpointPlane:
 
     def claim(self) -> None:
         """Become the run's attempt. Raises FencedError if this or a newer attempt is claimed by somebody else."""
-        warning = on_main(partial(self._storage.claims.claim, world_size=self._runtime.world_size))
+        warning = on_main(partial(self._storage.claims.claim, world_size=self._runtime.world_size), str)
         self._warn([warning] if warning else [])
 
     # Saving
@@ -116,13 +116,15 @@ class CheckpointPlane:
 
         `exclude` names manifests that proved unusable. Data blobs are only counted here; `load` verifies them.
         """
-        manifest, warnings = on_main(partial(self._storage.catalogue.newest_complete, exclude))
+        manifest, warnings = on_main(
+            partial(self._storage.catalogue.newest_complete, exclude), tuple[Manifest | None, list[str]]
+        )
         self._warn(warnings)
         return manifest
 
     def find(self, step: int) -> Manifest | None:
         """The manifest of one step, that of the newest attempt if several saved it; None if there is none."""
-        return on_main(partial(self._storage.catalogue.find, step))
+        return on_main(partial(self._storage.catalogue.find, step), Manifest | None)
 
     # Loading
 
@@ -137,7 +139,7 @@ class CheckpointPlane:
                 return self.load(manifest, engine)
             except CorruptCheckpointError as error:
                 excluded.add(manifest.name)
-                self._storage.blobs.suspect.update(*everywhere(lambda: set(self._storage.blobs.suspect)))
+                self._storage.blobs.suspect.update(*everywhere(lambda: set(self._storage.blobs.suspect), set[str]))
                 self._warn([f"checkpoint {manifest.name} cannot be used: {error}"])
         return None
 
@@ -149,12 +151,12 @@ class CheckpointPlane:
         """
         before = self._storage.blobs.read
         state = self._load(manifest, engine, planes=PLANES)
-        origin = sum(everywhere(lambda: self._storage.blobs.read - before), Origin())
+        origin = sum(everywhere(lambda: self._storage.blobs.read - before, Origin), Origin())
         fragments.set_groups(engine, state.groups)
         fragments.set_counters(engine, state.engine)
+        fragments.set_loss_scale(engine, state.loss_scale)
         self.saver.parent_step = manifest.step
         log.info("restored step %d from %s", manifest.step, origin)
-        fragments.set_loss_scale(engine, state.loss_scale)
         return Restored(manifest, state.small_state, str(origin))
 
     def weights_only(self, manifest: Manifest, engine: Any) -> None:

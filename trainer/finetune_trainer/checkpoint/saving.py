@@ -207,7 +207,7 @@ class Saver:
 
     def share_trouble(self) -> None:
         """A rank has news. Collective."""
-        self._troubles = everywhere(lambda: self._own_trouble)
+        self._troubles = everywhere(lambda: self._own_trouble, str)
 
     # Moving it on, together
 
@@ -215,7 +215,7 @@ class Saver:
         """All ranks are ready, or one is refused: the next part of the flight. Raises FencedError on every rank."""
         flight = self._flight
         assert flight is not None
-        stored = everywhere(partial(self._take_stored, flight))
+        stored = everywhere(partial(self._take_stored, flight), tuple[StoredPart, float])
         if flight.manifest is not None:
             self._land(flight, max(busy for _, busy in stored))
             return
@@ -239,7 +239,7 @@ class Saver:
             step=state.step,
             attempt=self._config.attempt,
             run=self._config.run,
-            time=on_main(now),
+            time=on_main(now, str),
             world_size=self._runtime.world_size,
             zero_stage=state.engine.zero_optimization_stage(),
             blob_bytes=self._blob_bytes,
@@ -285,7 +285,7 @@ class Saver:
         while self._flight is not None:
             self.hurry()
             flight = self._flight
-            ready = everywhere(partial(self._wait_until_ready, flight, deadline))
+            ready = everywhere(partial(self._wait_until_ready, flight, deadline), bool)
             if not all(ready):
                 return False
             self.advance()

@@ -4,7 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from torch import nn
 from transformers import TrainingArguments, set_seed
@@ -13,6 +13,7 @@ from finetune_api.progress import TrainResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Dtype, Packing
 
+from ..checkpoint.engine.collective import on_main
 from ..checkpoint.plane import CheckpointPlane
 from ..data.collate import Collator
 from ..data.order import padding_groups
@@ -34,7 +35,7 @@ from .plan import TrainingPlan, training_plan
 from .rows import RowsAndBlank, WholeBatches, layout
 from .trainer import FineTuneTrainer, Parts
 from .validation import Validator
-from .world import agreed_dtype, broadcast, end_process_group, start_process_group, stop_if_agreed
+from .world import agreed_dtype, end_process_group, start_process_group, stop_if_agreed
 
 log = logging.getLogger("finetune")
 
@@ -134,6 +135,8 @@ class _Attempt:
                 padding_groups=self._padding_groups,
                 validator=self._validator(collator, arguments) if plan.evaluate_every else None,
             )
+            # Downloads take as long as they take; under ZeRO-3 the ranks build the model together.
+            stop_if_agreed(self.stop.requested, where="before the model was loaded")
             model = self._model(base)
         stop_if_agreed(self.stop.requested, where="before the first step")
         known = RowsAndBlank(rows, self.prepared.task)
@@ -200,11 +203,11 @@ class _Attempt:
             exported: Exported | None = export(
                 trainer.module, config=self.config, base=base, store=self.store, scratch=self.runtime.scratch
             )
-            told: dict[str, Any] = broadcast(None if exported is None else vars(exported))
+            told = on_main(lambda: cast(Exported, exported), Exported)
         self.report.update(activity="done", flush=True)
         return TrainResult(
-            model_uri=told["uri"],
-            digest=told["digest"],
+            model_uri=told.uri,
+            digest=told.digest,
             final_step=step,
             best_step=run.best.step,
             stopped_early=run.stopped_early,

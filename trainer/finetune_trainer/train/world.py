@@ -2,21 +2,22 @@
 
 import os
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from finetune_api.v1alpha1 import Dtype
 from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import Dtype
 
+from ..checkpoint.engine.collective import any_rank, forget_waiting_group, open_waiting_group
 from ..errors import BadConfigError, StoppedError
 from ..model.precision import gpu_has_bfloat16, usable_dtype
 from ..runtime import RuntimeEnv
 from .gloo import use_fast_collectives
 
 GROUP_TIMEOUT = timedelta(minutes=30)
-"""Longest wait of one rank for another: rank 0 may be downloading or uploading a whole model meanwhile."""
+"""Longest wait of one rank for another in a training step. Where one rank may have a whole model to download, merge or
+upload, the others wait in `checkpoint.engine.collective`'s group, without that limit."""
 
 
 def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
@@ -43,10 +44,9 @@ def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
     # inference; the training has no use for it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=GROUP_TIMEOUT, verbose=False)
+    open_waiting_group()
     if not config.world.gpus:
         use_fast_collectives()
-
-
         if config.prepared is not None and config.prepared.dtype is Dtype.FLOAT16:
             allow_float16_on_cpu()
 
@@ -66,10 +66,13 @@ def agreed_dtype(config: TrainerConfig) -> Dtype:
     lacking = config.world.gpus and not gpu_has_bfloat16()
     has_bfloat16 = sum_over_ranks([float(lacking)])[0] == 0
     return usable_dtype(config.prepared.dtype, config.spec.model.dtype, has_bfloat16=has_bfloat16)
+
+
 def end_process_group() -> None:
     """Leave the group, so that the sockets of this attempt are closed when the next one starts."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        forget_waiting_group()
 
 
 def _take_gpu(config: TrainerConfig, runtime: RuntimeEnv) -> None:
@@ -99,14 +102,7 @@ def gather_over_ranks(value: float) -> list[float]:
     return values.tolist()
 
 
-def broadcast(value: Any) -> Any:
-    """Rank 0's value, on every rank. Collective."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
-
-
 def stop_if_agreed(requested: bool, *, where: str) -> None:
-    """Raise StoppedError on every rank if any of them was asked to stop. Collective."""
-    if sum_over_ranks([float(requested)])[0] > 0:
+    """Raise StoppedError on every rank if any of them was asked to stop. Collective, and waits for all of them."""
+    if any_rank(requested):
         raise StoppedError(f"stopped on request {where}; nothing was lost, there is no new state to save")

@@ -1,36 +1,67 @@
-"""Work that all ranks do together, with one outcome: where it fails on one rank, it fails on all, by the same error.
+"""What ranks tell each other, and work that has one outcome on all of them.
 
-Otherwise a rank that failed would leave while the others wait for it until the process group's time-out.
+Where an action fails on one rank, it fails on all, by the same error. Otherwise a rank that failed would leave while
+the others wait for it.
+
+Values travel as JSON, never as pickles: anybody who reaches the port of a rank could run code in it otherwise. They
+have a process group of their own, which waits as long as it takes: one rank may have to download, merge or upload a
+whole model meanwhile, and the time-out of the collectives of a training step is shorter than that. A rank that dies
+closes its connections, and those who wait for it fail at once.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from datetime import timedelta
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 
 from ...errors import TrainerError
 from ..format.failures import Failure
 
 T = TypeVar("T")
 
+PATIENCE = timedelta(days=7)
+"""Longest wait for another rank; `spec.budget.deadline` bounds a run, and the operator notices lost nodes."""
 
-@dataclass(frozen=True)
-class _Outcome(Generic[T]):
-    value: T | None = None
-    rank: int = 0
-    failure: Failure | None = None
-
-    def raised(self) -> TrainerError:
-        """The failure as every other rank sees it."""
-        assert self.failure is not None
-        return self.failure.error(by=f"rank {self.rank}")
+_MAX_MESSAGE_BYTES = 64 << 20
+"""Of one rank. What is exchanged has some KB; a length beyond it was not sent by a rank of ours."""
 
 
-def everywhere(action: Callable[[], T]) -> list[T]:
-    """Run `action` on every rank. Returns all results, by rank; the error of the lowest rank that failed ends all."""
+class _Waiting:
+    """The process group in which ranks wait for each other; None: the default one."""
+
+    group: Any = None
+
+
+def open_waiting_group() -> None:
+    """Make the group with the long time-out. Collective, after the default group was started."""
+    _Waiting.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def forget_waiting_group() -> None:
+    """The groups of this process are destroyed."""
+    _Waiting.group = None
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank; waits for all of them. Collective."""
+    summed = torch.tensor([float(flag)])
+    dist.all_reduce(summed, group=_Waiting.group)
+    return bool(summed > 0)
+
+
+def everywhere(action: Callable[[], T], kind: Any) -> list[T]:
+    """Run `action` on every rank. Returns all results, by rank; the error of the lowest rank that failed ends all.
+
+    `kind` is the type of the result, which has to survive as JSON: what pydantic's TypeAdapter takes.
+    """
+    adapter: TypeAdapter[T] = TypeAdapter(kind)
     try:
-        mine = _Outcome(action())
+        mine = _Outcome(value=adapter.dump_json(action()).decode())
     except Exception as error:
         first = _first_failed(_exchange(_failed(error)))
         assert first is not None
@@ -40,51 +71,96 @@ def everywhere(action: Callable[[], T]) -> list[T]:
     outcomes = _exchange(mine)
     if (first := _first_failed(outcomes)) is not None:
         raise first.raised()
-    return [cast(T, outcome.value) for outcome in outcomes]
+    return [adapter.validate_json(outcome.value) for outcome in outcomes]
 
 
 def together(action: Callable[[], T]) -> T:
-    """Like `everywhere`, but the results stay where they are."""
+    """Like `everywhere`, but the results stay where they are: they may be of any type."""
     mine: list[T] = []
-    everywhere(lambda: mine.append(action()))
+    everywhere(lambda: mine.append(action()), None)
     return mine[0]
 
 
-def on_main(action: Callable[[], T]) -> T:
-    """Run `action` on rank 0 alone; its result, or its error, reaches every rank."""
-    box: list[_Outcome[T]] = [_Outcome()]
+def on_main(action: Callable[[], T], kind: Any) -> T:
+    """Run `action` on rank 0 alone; its result, or its error, reaches every rank. `kind` as in `everywhere`."""
+    adapter: TypeAdapter[T] = TypeAdapter(kind)
+    outcome = _Outcome()
     if _rank() == 0:
         try:
-            box = [_Outcome(action())]
+            outcome = _Outcome(value=adapter.dump_json(action()).decode())
         except Exception as error:
-            _broadcast([_failed(error)])
+            _broadcast(_failed(error))
             raise
-    _broadcast(box)
-    if box[0].failure is not None:
-        raise box[0].raised()
-    return cast(T, box[0].value)
+    outcome = _broadcast(outcome)
+    if outcome.failure is not None:
+        raise outcome.raised()
+    return adapter.validate_json(outcome.value)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    value: str = ""
+    """JSON."""
+    rank: int = 0
+    failure: Failure | None = None
+
+    def raised(self) -> TrainerError:
+        """The failure as every other rank sees it."""
+        assert self.failure is not None
+        return self.failure.error(by=f"rank {self.rank}")
+
+    def encode(self) -> torch.Tensor:
+        failure = None if self.failure is None else self.failure.model_dump()
+        text = json.dumps({"value": self.value, "rank": self.rank, "failure": failure})
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+    @classmethod
+    def decode(cls, content: torch.Tensor) -> "_Outcome":
+        document = json.loads(content.numpy().tobytes())
+        failure = document["failure"]
+        return cls(document["value"], document["rank"], None if failure is None else Failure.model_validate(failure))
 
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _failed(error: Exception) -> _Outcome[Any]:
+def _failed(error: Exception) -> _Outcome:
     return _Outcome(rank=_rank(), failure=Failure.of(error))
 
 
-def _first_failed(outcomes: list[_Outcome[T]]) -> _Outcome[T] | None:
+def _first_failed(outcomes: list[_Outcome]) -> _Outcome | None:
     return next((outcome for outcome in outcomes if outcome.failure is not None), None)
 
 
-def _exchange(mine: _Outcome[T]) -> list[_Outcome[T]]:
+def _exchange(mine: _Outcome) -> list[_Outcome]:
     if not dist.is_initialized():
         return [mine]
-    outcomes: list[_Outcome[T]] = [mine] * dist.get_world_size()
-    dist.all_gather_object(outcomes, mine)
-    return outcomes
+    content, group = mine.encode(), _Waiting.group
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([content.numel()]), group=group)
+    lengths = [_checked(int(size)) for size in sizes]
+    padded = torch.zeros(max(lengths), dtype=torch.uint8)
+    padded[: content.numel()] = content
+    received = [torch.zeros_like(padded) for _ in lengths]
+    dist.all_gather(received, padded, group=group)
+    return [_Outcome.decode(each[:length]) for each, length in zip(received, lengths, strict=True)]
 
 
-def _broadcast(box: list[_Outcome[T]]) -> None:
-    if dist.is_initialized():
-        dist.broadcast_object_list(box, src=0)
+def _broadcast(mine: _Outcome) -> _Outcome:
+    """Rank 0's, on every rank."""
+    if not dist.is_initialized():
+        return mine
+    content, group = mine.encode(), _Waiting.group
+    size = torch.tensor([content.numel()])
+    dist.broadcast(size, src=0, group=group)
+    if _rank() != 0:
+        content = torch.zeros(_checked(int(size)), dtype=torch.uint8)
+    dist.broadcast(content, src=0, group=group)
+    return _Outcome.decode(content)
+
+
+def _checked(size: int) -> int:
+    if not 0 < size <= _MAX_MESSAGE_BYTES:
+        raise TrainerError(f"another rank announces a message of {size} bytes, more than {_MAX_MESSAGE_BYTES}")
+    return size
