@@ -38,6 +38,33 @@ def test_a_stop_that_reaches_one_rank_stops_both_with_the_state_saved(lab: Lab) 
     assert again.message.progress.step == 2 * STEPS_PER_EPOCH
 
 
+VALIDATED = {"kind": "bert-dropout", "micro": 1, "training": {"earlyStopping": {"patience": 3}}}
+"""Two batches of the validation split for each rank."""
+
+
+@pytest.fixture(scope="module")
+def log_of_a_validated_run(lab: Lab) -> list[dict[str, float]]:
+    config = lab.config("validated", **VALIDATED)
+    assert lab.run(config).exit_codes == [0, 0]
+    return lab.training_log(config)
+
+
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH], ids=["in the middle", "after the last step"])
+def test_a_stop_interrupts_a_validation_which_the_next_attempt_does_again(
+    lab: Lab, log_of_a_validated_run: list[dict[str, float]], step: int
+) -> None:
+    name = f"interrupted-{step}"
+    ends = {"TEST_END": "stop-in-validation", "TEST_END_STEP": str(step), "TEST_END_RANKS": "1"}
+    config = lab.config(name, **VALIDATED)
+    stopped = lab.run(config, **ends)
+    assert stopped.exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED], stopped.output
+    assert lab.manifests(config)[-1] == f"{step:08d}-a0001"
+    assert [entry for entry in lab.training_log(config) if "eval_loss" in entry and entry["step"] == step] == []
+    again = lab.run(lab.config(name, **VALIDATED, attempt=2))
+    assert again.exit_codes == [0, 0], again.output
+    assert lab.training_log(config) == log_of_a_validated_run
+
+
 def test_a_stop_before_the_model_is_built_is_a_clean_one(lab: Lab) -> None:
     stopped = lab.run(lab.config("stop-early", kind="bert"), TEST_END="stop", TEST_END_STEP="0", TEST_END_RANKS="0")
     assert stopped.exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]

@@ -36,7 +36,6 @@ class StepControl(TrainerCallback):
 
     def __init__(self, trainer: "FineTuneTrainer") -> None:
         self._trainer = trainer
-        self._stopping = False
         self._losses: deque[float] = deque(maxlen=_SHOWN_LOSSES)
 
     def on_train_begin(self, *unused: Any, **kwargs: Any) -> None:
@@ -46,6 +45,8 @@ class StepControl(TrainerCallback):
         trainer.meter.resume()
         trainer.saves.start(trainer.state.global_step)
         report.update(total_steps=trainer.parts.plan.total_steps, activity="training", flush=True)
+        if trainer.run.evaluation_due:
+            trainer.evaluate_again()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -79,11 +80,13 @@ class StepControl(TrainerCallback):
         trainer.run.tokens += int(tokens)
         trainer.saves.step_done(trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens))
         trainer.saves.tell_lateness(step_seconds=trainer.meter.step_seconds)
-        self._stopping = stop > 0
+        trainer.is_stopping = stop > 0
         control.should_log |= step == plan.total_steps
-        control.should_evaluate = plan.evaluates_at(step)
-        control.should_save = self._stopping or due > 0 or plan.saves_at(step)
-        control.should_training_stop |= self._stopping
+        trainer.run.evaluation_due = plan.evaluates_at(step)
+        # A validation may take longer than the pod has left: the next attempt does it.
+        control.should_evaluate = trainer.run.evaluation_due and not trainer.is_stopping
+        control.should_save = trainer.is_stopping or due > 0 or plan.saves_at(step)
+        control.should_training_stop |= trainer.is_stopping
         return control
 
     def on_log(
@@ -108,7 +111,7 @@ class StepControl(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A stop ends the attempt once the state is committed; after the last step the next attempt only exports."""
-        if self._stopping:
+        if self._trainer.is_stopping:
             raise StoppedError(f"stopped on request at step {state.global_step} of {state.max_steps}, state saved")
 
     def _clock_asks(self, step: int) -> bool:

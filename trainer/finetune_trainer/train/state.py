@@ -21,6 +21,8 @@ class RunState:
     stopped_early: bool = False
     finished: bool = False
     """True: nothing is left but the export."""
+    evaluation_due: bool = False
+    """The validation of this step was left out or interrupted by a stop; the next attempt begins with it."""
 
     def to_json(self) -> dict[str, Any]:
         """As the checkpoint keeps it."""

@@ -23,7 +23,7 @@ from ..checkpoint.engine import fragments
 from ..checkpoint.plane import CheckpointPlane, Restored
 from ..checkpoint.training_state import TrainingState
 from ..data.collate import Collator
-from ..errors import DivergedError
+from ..errors import DivergedError, StoppedError
 from ..progress import ProgressReporter
 from ..stop import StopFlag
 from .control import StepControl
@@ -79,6 +79,8 @@ class FineTuneTrainer(Trainer):
         self.restored: Restored | None = None
         self.meter = StepMeter(parts.report, total_steps=parts.plan.total_steps)
         self.saves = Saves(parts.plan, parts.plane, parts.report)
+        self.is_stopping = False
+        """All ranks have agreed to stop."""
         self._unread_tokens = 0
         self._figures: dict[str, float] = {}
         self._figures_step = -1
@@ -94,9 +96,9 @@ class FineTuneTrainer(Trainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The schedule of the plan, over DeepSpeed's optimizer."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, self.parts.plan.rate_factor
-            )
+            stepped = optimizer or self.optimizer
+            assert stepped is not None, "the loop has built it together with the engine"
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(stepped, self.parts.plan.rate_factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -106,6 +108,8 @@ class FineTuneTrainer(Trainer):
         return self.parts.sampler
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_training_stop:  # by a validation before the first step
+            return
         # accelerate loses the epoch where batches are skipped.
         self.parts.sampler.set_epoch(kwargs["epoch"])
         # The loop wants a path; here it is only the sign that there are batches to skip and generators to restore.
@@ -217,11 +221,20 @@ class FineTuneTrainer(Trainer):
     # ---- validation and checkpoints ----
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate the validation split and judge early stopping. Collective."""
+        """Evaluate the validation split and judge early stopping. Collective.
+
+        A stop request interrupts it: then the state is saved without figures, and the next attempt begins with this
+        validation.
+        """
         validator, report = self.parts.validator, self.parts.report
         assert validator is not None, "the plan evaluates only where there is a validation split"
         with report.phase("evaluate", "evaluating the validation split"):
-            figures = validator.figures(self.engine)
+            figures = validator.figures(self.engine, self.parts.stop)
+        if figures is None:
+            self.is_stopping = True
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        self.run.evaluation_due = False
         metrics = {f"eval_{_snake(metric)}": value for metric, value in figures.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -231,6 +244,20 @@ class FineTuneTrainer(Trainer):
         self._judge(figures)
         self.meter.resume()
         return metrics
+
+    def evaluate_again(self) -> None:
+        """The validation that a stop has kept the last attempt from, before the first step of this one. Collective.
+
+        Raises StoppedError where a stop interrupts it as well: the state is saved already.
+        """
+        self.evaluate()
+        if self.is_stopping:
+            raise StoppedError(
+                f"stopped on request during the validation of step {self.state.global_step}, whose state is saved"
+            )
+        if self.control.should_save:
+            self._save_checkpoint(self.module)
+            self.control.should_save = False
 
     def _judge(self, figures: dict[Metric, float]) -> None:
         rule, step = self.parts.config.spec.training.early_stopping, self.state.global_step

@@ -16,6 +16,7 @@ from finetune_api.v1alpha1 import Metric, Task
 from ..data.collate import Collator
 from ..data.shards import TokenDataset
 from ..evaluate.metrics import classification_metrics, perplexity
+from ..stop import StopFlag
 from .loss import causal_lm_loss, causal_lm_targets, classification_loss
 
 
@@ -32,19 +33,30 @@ class Validator:
     device: torch.device
 
     @torch.no_grad()
-    def figures(self, model: nn.Module) -> dict[Metric, float]:
-        """Loss, and accuracy and macro F1 (classification) or perplexity (language models). The same on every rank."""
+    def figures(self, model: nn.Module, stop: StopFlag) -> dict[Metric, float] | None:
+        """Loss, and accuracy and macro F1 (classification) or perplexity (language models). The same on every rank.
+
+        None on every rank where one of them was asked to stop: after the batch in hand, a pod's grace period may be
+        shorter than a validation.
+        """
         was_training = model.training
         model.eval()
         rows = len(self.dataset)
         sums = torch.zeros(2, dtype=torch.float64)
         answers = torch.zeros((2, rows), dtype=torch.int64)
         for indices, counts in self._batches():
+            # Exchanged during the forward pass, so that it costs no time.
+            asked = torch.tensor([float(stop.requested)])
+            exchange = dist.all_reduce(asked, async_op=True)
             batch = self.collator([self.dataset[int(index)] for index in indices])
             labels = batch.pop("labels").to(self.device)
             logits = model(**{name: tensor.to(self.device) for name, tensor in batch.items()}).logits
             if counts:
                 self._add(sums, answers, indices, logits, labels)
+            exchange.wait()
+            if float(asked) > 0:
+                model.train(was_training)
+                return None
         model.train(was_training)
         dist.all_reduce(sums)
         loss = float(sums[0] / sums[1].clamp(min=1.0))
