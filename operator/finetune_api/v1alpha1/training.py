@@ -107,7 +107,7 @@ class DeepSpeed(ApiModel):
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """0 replicates, 1 partitions optimizer state, 2 also gradients, 3 also parameters. Absent: the lowest that fits
-    the memory limit, and 2 where no limit is given."""
+    the memory limit, and 2 where no limit is given. BFloat16 and Float16 need 2 or 3; 0 and 1 become 2."""
 
     offload: Offload = Offload.NONE
     """Optimizer: moments and 32-bit weights are in the host's memory, and its processors step them. Needs zeroStage 1

@@ -7,6 +7,7 @@ import pytest
 from train_lab import STEPS_PER_EPOCH, Lab
 
 MID_EPOCH = 2
+SCALE = {"TEST_SCALE_POWER": "24"}
 CASES = [
     pytest.param(zero, method, kind, id=f"zero{zero}-{method}-{kind}")
     for zero, method, kind in product((0, 1, 2, 3), ("full", "lora"), ("bert-dropout", "llama"))
@@ -35,3 +36,26 @@ def test_losses_after_kills_in_mid_epoch_and_at_its_end_are_bitwise_equal(
     assert STEPS_PER_EPOCH <= (last.message.progress.resumed_from_step or 0) < 2 * STEPS_PER_EPOCH
 
     assert lab.training_log(config) == lab.training_log(through)
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_float16_skips_steps_that_overflow_and_goes_on_exactly(lab: Lab, zero: int) -> None:
+    """The loss scale begins too high: the first steps change nothing, and the stop comes while it is still falling."""
+    blocks = {"kind": "bert-dropout", "zero": zero, "dtype": "Float16"}
+    through, config = (lab.config(f"half-{name}-{zero}", **blocks) for name in ("through", "stopped"))
+    whole = lab.run(through, **SCALE)
+    assert whole.exit_codes == [0, 0], whole.output
+    assert lab.run(config, **SCALE, TEST_END="stop", TEST_END_STEP=str(MID_EPOCH)).exit_codes == [75, 75]
+    again = lab.config(f"half-stopped-{zero}", **blocks, attempt=2)
+    assert lab.run(again, **SCALE).exit_codes == [0, 0]
+
+    log = [entry for entry in lab.training_log(through) if "loss" in entry]
+    skipped = [entry["step"] for entry in log if "grad_norm" not in entry]
+    assert 2 * STEPS_PER_EPOCH > len(skipped) > MID_EPOCH
+    rates = [entry["learning_rate"] for entry in log]
+    steps = range(2 * STEPS_PER_EPOCH - len(skipped))
+    assert sorted(set(rates), reverse=True) == pytest.approx([5e-3 * (1 - step / len(rates)) for step in steps])
+    assert lab.store.get_json(f"{through.run_uri}/training.json")["skipped_steps"] == len(skipped)
+    assert whole.message.progress is not None
+    assert any("steps changed nothing" in warning for warning in whole.message.progress.warnings)
+    assert lab.training_log(again) == lab.training_log(through)
