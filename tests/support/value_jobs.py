@@ -70,7 +70,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         },
         "deepspeed": {"zeroStage": 0, "offload": "None"},
         "evaluation": {"baseline": False},
-        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
     },
     "text": {
         "model": {"uri": "{models}/llama", "task": "CausalLM", "dtype": "BFloat16"},
@@ -142,9 +142,18 @@ def data_files() -> dict[str, list[dict[str, Any]]]:
 POD, CONTAINER = "template.spec", "template.spec.containers[0]"
 RENDERED: dict[str, tuple[dict[str, Any], str, Any]] = {
     "gpus": ({"gpusPerNode": 2}, f"{CONTAINER}.resources.limits", {"nvidia.com/gpu": "2"}),
-    "requests": ({"resources": {"requests": {"cpu": "2"}}}, f"{CONTAINER}.resources.requests", {"cpu": "2"}),
+    "requests": ({"resources": {"requests": {"cpu": "2"}}}, f"{CONTAINER}.resources.requests.cpu", "2"),
     "limits": ({"resources": {"limits": {"memory": "8Gi"}}}, f"{CONTAINER}.resources.limits", {"memory": "8Gi"}),
     "env": ({"env": [{"name": "A", "value": "b"}]}, f"{CONTAINER}.env[-1]", {"name": "A", "value": "b"}),
+    **{
+        f"env_from_{kind}_{optional}": (
+            {"env": [{"name": "A", "valueFrom": {kind: {"name": "n", "key": "k", "optional": optional}}}]},
+            f"{CONTAINER}.env[-1]",
+            {"name": "A", "valueFrom": {kind: {"name": "n", "key": "k", "optional": optional}}},
+        )
+        for kind in ("secretKeyRef", "configMapKeyRef")
+        for optional in (True, False)
+    },
     "image": ({"image": "own:1"}, f"{CONTAINER}.image", "own:1"),
     "image_pull_secrets": ({"imagePullSecrets": ["pull"]}, f"{POD}.imagePullSecrets", [{"name": "pull"}]),
     "node_selector": ({"nodeSelector": {"pool": "gpu"}}, f"{POD}.nodeSelector", {"pool": "gpu"}),
