@@ -9,10 +9,12 @@ import torch
 from factories import merged
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import Spec
+from finetune_api.v1alpha1 import ArtifactFormat, Spec
 from finetune_trainer.data.collate import Collator
 from finetune_trainer.data.prepare import prepare
 from finetune_trainer.data.shards import TokenDataset
+from finetune_trainer.evaluate.reload import Reference, choose_sample, write_reference
+from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.tokenizer import load_tokenizer
 from finetune_trainer.progress import ProgressReporter
@@ -117,14 +119,33 @@ def trained_model(
 
 def export_whole(model: Any, config: TrainerConfig, store: ObjectStore, folder: Path) -> None:
     """What the train stage leaves with format Merged."""
-    target = folder / "export"
-    model.save_pretrained(target)
-    load_tokenizer(folder / "base").save_pretrained(target)
-    store.upload_folder(target, config.model_uri)
+    _export(ArtifactFormat.MERGED, config.model_uri, model, config, store, folder)
 
 
 def export_adapter(model: Any, config: TrainerConfig, store: ObjectStore, folder: Path) -> None:
     """What the train stage leaves with format Adapter."""
-    target = folder / "export-adapter"
-    model.save_pretrained(target)
-    store.upload_folder(target, f"{config.run_uri}/adapter")
+    _export(ArtifactFormat.ADAPTER, f"{config.run_uri}/adapter", model, config, store, folder)
+
+
+def _export(
+    artifact: ArtifactFormat, uri: str, model: Any, config: TrainerConfig, store: ObjectStore, folder: Path
+) -> None:
+    target = folder / f"export-{artifact.value}"
+    adapted = hasattr(model, "peft_config")
+    weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad or not adapted}
+    write_folder(artifact, model, weights, target, config=config, base=folder / "base")
+    store.upload_folder(target, uri)
+    write_reference(config, store, reference_of(model, config, store, folder))
+
+
+def reference_of(model: Any, config: TrainerConfig, store: ObjectStore, folder: Path) -> Reference:
+    """What the train stage measures, with the model's own loss."""
+    prepared = config.prepared
+    assert prepared is not None
+    sample = choose_sample(
+        prepared, lambda split: TokenDataset.open(store, prepared.dataset_uri, split, folder / "cache")
+    )
+    collate = Collator(0, prepared.task)
+    with torch.no_grad():
+        losses = [float(model(**collate([sample.data[row]])).loss) for row in sample.rows]
+    return Reference(split=sample.split, rows=sample.rows, losses=tuple(losses))

@@ -168,6 +168,15 @@ class Lab:
         """Of the steps that the run has logged."""
         return [entry["loss"] for entry in self.training_log(config) if "loss" in entry]
 
+    def exported_loss(self, config: TrainerConfig) -> float:
+        """Mean validation loss of the state that was exported, as the train stage measured it row by row."""
+        losses: list[float] = self.store.get_json(f"{config.run_uri}/reference.json")["losses"]
+        return sum(losses) / len(losses)
+
+    def evaluation_losses(self, config: TrainerConfig) -> dict[int, float]:
+        """Step -> validation loss, of every evaluation that the run has logged."""
+        return {int(entry["step"]): entry["eval_loss"] for entry in self.training_log(config) if "eval_loss" in entry}
+
     def manifests(self, config: TrainerConfig) -> list[str]:
         """Names of the committed checkpoints."""
         listed = self.store.list(f"{config.run_uri}/checkpoints/manifests/")

@@ -152,10 +152,14 @@ def make_models(folder: Path) -> int:
 
 
 def load_exported(folder: Path) -> int:
-    """Load `folder/model` as anybody would; what was found, and its validation loss, go to `folder/loaded.json`."""
+    """Load `folder/model` and `folder/adapter`, where they are, as anybody would.
+
+    What was found, and their validation losses, go to `folder/loaded.json`.
+    """
     import json
 
     import torch
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     from finetune_api.trainer_config import TrainerConfig
@@ -172,18 +176,30 @@ def load_exported(folder: Path) -> int:
     model, found = model_class.from_pretrained(folder / "model", output_loading_info=True)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     rows = TokenDataset.open(ObjectStore.connect(config.storage), prepared.dataset_uri, "validation", folder / "cache")
-    batch = Collator(tokenizer.pad_token_id, prepared.task)([rows[index] for index in range(len(rows))])
-    labels = batch.pop("labels")
-    with torch.no_grad():
-        logits = model.eval()(**batch).logits
-    summed = classification_loss(logits, labels) if classifies else causal_lm_loss(logits, labels)
+    collate = Collator(tokenizer.pad_token_id, prepared.task)
+
+    def loss(model: Any, *indices: int) -> float:
+        batch = collate([rows[index] for index in indices])
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            logits = model.eval()(**batch).logits
+        summed = classification_loss(logits, labels) if classifies else causal_lm_loss(logits, labels)
+        return float(summed) / (len(labels) if classifies else causal_lm_targets(labels))
+
+    everything = range(len(rows))
     result = {
         "missing": sorted(found["missing_keys"]),
         "unexpected": sorted(found["unexpected_keys"]),
-        "loss": float(summed) / (len(labels) if classifies else causal_lm_targets(labels)),
+        "loss": loss(model, *everything),
+        "row_losses": [loss(model, index) for index in everything],
         "dtype": str(model.dtype),
         "labels": [model.config.id2label[index] for index in range(len(prepared.labels))],
         "use_cache": getattr(model.config, "use_cache", None),
     }
+    if (folder / "adapter" / "adapter_config.json").exists():
+        options = {"num_labels": len(prepared.labels)} if classifies else {}
+        base = model_class.from_pretrained(config.spec.model.uri.removeprefix("file://"), **options)
+        result["base_loss"] = loss(base, *everything)
+        result["adapter_loss"] = loss(PeftModel.from_pretrained(base, str(folder / "adapter")), *everything)
     (folder / "loaded.json").write_text(json.dumps(result))
     return 0

@@ -3,6 +3,7 @@
 TrainerError
 ├── BadDataError              65  a record, a file or a split that cannot be used
 ├── ModelUnusableError        66  the base model is missing, incomplete or of the wrong kind
+│   └── ExportUnusableError       an exported folder is not the model that was trained
 ├── StorageUnreachableError   69  object storage does not answer, also after retries
 ├── AccessDeniedError         77  object storage or the hub refuses the credentials
 ├── BadConfigError            78  the configuration asks for what is not there (bucket, GPU, memory)
@@ -43,6 +44,10 @@ class ModelUnusableError(TrainerError):
     """The base model is missing, incomplete or of the wrong kind."""
 
     exit_code = ExitCode.MODEL_UNUSABLE
+
+
+class ExportUnusableError(ModelUnusableError):
+    """An exported folder cannot be loaded, or gives other figures than the model that was trained."""
 
 
 class StorageUnreachableError(TrainerError):

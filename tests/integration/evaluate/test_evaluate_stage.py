@@ -9,12 +9,23 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from evaluation_runs import export_adapter, export_whole, prepared_config, questions, reviews, runtime_in, trained_model
+from evaluation_runs import (
+    export_adapter,
+    export_whole,
+    prepared_config,
+    questions,
+    reference_of,
+    reviews,
+    runtime_in,
+    trained_model,
+)
 from finetune_api.constants import Stage
+from finetune_api.exit_codes import PERMANENT_EXIT_CODES
 from finetune_api.v1alpha1 import Metric
 from finetune_trainer.data.shards import TokenDataset
-from finetune_trainer.errors import ModelUnusableError
+from finetune_trainer.errors import ExportUnusableError, ModelUnusableError
 from finetune_trainer.evaluate.records import Evaluation
+from finetune_trainer.evaluate.reload import write_reference
 from finetune_trainer.evaluate.stage import evaluate
 from finetune_trainer.progress import ProgressReporter
 from tiny_models import CHATML, save_tiny_bert, save_tiny_llama
@@ -77,8 +88,14 @@ def test_a_classifier_is_compared_with_its_base(store, run, prepared, bert, tmp_
     assert record.base_model.digest == config.prepared.model_digest != record.model.digest
     assert {"torch", "transformers"} <= set(record.versions)
 
+    (reloaded,) = record.reloaded
+    assert (reloaded.uri, reloaded.split) == (config.model_uri, "validation")
+    assert reloaded.rows == min(32, config.prepared.counts.validation)
+    assert reloaded.reloaded == pytest.approx(reloaded.trained, abs=1e-5)
+
     page = store.get(result.report_uri).decode()
     assert "Learning rate" in page
+    assert f"{config.model_uri}: {reloaded.sentence}" in page
     card = ModelCard(store.get(f"{config.model_uri}/README.md").decode(), ignore_metadata_errors=False)
     assert {entry.metric_type for entry in card.data.eval_results} == {"loss", "accuracy", "f1"}
 
@@ -136,6 +153,36 @@ def test_an_adapter_alone_is_judged_on_its_base(store, run, prepared, bert, tmp_
     assert not list(store.list(f"{config.model_uri}/"))
     again, _ = run(config)
     assert again == result
+
+
+def test_every_exported_folder_is_loaded_again(store, run, prepared, llama, tmp_path):
+    both = {"method": {"lora": {"rank": 4}}, "output": {"formats": ["Adapter", "Merged"]}}
+    config = prepared(llama, questions(), data={"test": {"fraction": 0.0}}, **both)
+    model = trained_model(config, store, tmp_path, epochs=2, adapter=True)
+    export_whole(model, config, store, tmp_path)
+    export_adapter(model, config, store, tmp_path)
+    _, record = run(config)
+    assert [entry.uri for entry in record.reloaded] == [config.model_uri, f"{config.run_uri}/adapter"]
+    for entry in record.reloaded:
+        assert entry.reloaded == pytest.approx(entry.trained, abs=1e-4)
+        card = store.get(f"{entry.uri}/README.md").decode()
+        assert f"a loss of {entry.reloaded:.4f} on {entry.rows} rows" in card
+
+
+def test_an_export_with_other_figures_than_the_trained_model_is_refused_without_a_test_split(
+    store, run, prepared, bert, tmp_path
+):
+    config = prepared(bert, reviews(), data={"test": {"fraction": 0.0}}, evaluation={"baseline": False})
+    trained = trained_model(config, store, tmp_path, epochs=2)
+    export_whole(trained_model(config, store, tmp_path, epochs=0), config, store, tmp_path)
+    reference = reference_of(trained, config, store, tmp_path)
+    write_reference(config, store, reference)
+    with pytest.raises(ExportUnusableError, match="loaded again, is not the model that was trained") as error:
+        run(config)
+    assert config.model_uri in str(error.value)
+    assert f"was {sum(reference.losses) / len(reference.losses):.4f} when it was exported" in str(error.value)
+    assert error.value.exit_code in PERMANENT_EXIT_CODES
+    assert not store.exists(f"{config.run_uri}/report.html")
 
 
 def test_a_base_model_that_has_changed_at_its_source_is_judged_as_it_was_prepared(

@@ -62,7 +62,12 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(bench, tmp_path: Path
         [sys.executable, "-c", LOADS_THE_MODEL, str(folder)], capture_output=True, text=True, check=False
     )
     assert loaded.stdout.strip() in {"red", "green", "blue", "black"}, loaded.stderr
-    assert b"<html" in bench.store.get(job.status.artifact.report)
+    record = bench.store.get_json(job.status.artifact.report.replace("report.html", "evaluation.json"))
+    (reloaded,) = record["reloaded"]
+    assert (reloaded["uri"], reloaded["split"]) == (job.status.artifact.uri, "validation")
+    assert reloaded["reloaded"] == pytest.approx(reloaded["trained"], abs=1e-4)
+    page = bench.store.get(job.status.artifact.report).decode()
+    assert f"it has a loss of {reloaded['reloaded']:.4f}" in page
 
 
 def test_ctrl_c_saves_and_a_second_call_goes_on(bench) -> None:
@@ -89,7 +94,9 @@ def test_a_changed_spec_is_a_new_run_on_the_same_prepared_data(bench) -> None:
         assert job.status.artifact is not None
         folder = job.status.artifact.uri.removesuffix("/model")
         assert folder == f"s3://{bench.bucket}/out/runs/r000{job.status.run}-{first.metadata.uid[:8]}"
-        assert bench.store.exists(f"{folder}/evaluation.json")
+        record = bench.store.get_json(f"{folder}/evaluation.json")
+        assert (record["run"], record["model"]["uri"]) == (job.status.run, job.status.artifact.uri)
+        assert record["model"]["digest"] == job.status.artifact.digest
 
 
 @pytest.mark.parametrize(
@@ -143,8 +150,15 @@ def test_wrong_credentials_are_told_apart(bench) -> None:
 
 def test_jobs_with_the_same_output_do_not_meet(bench) -> None:
     """Also a job that is deleted and made again under its old name is another one, and begins at the beginning."""
-    found = [bench.run(bench.job(name, training={"epochs": 1})) for name in ("first", "second")]
+    adapter = {"method": {"lora": {"rank": 4}}, "output": {"formats": ["Merged", "Adapter"]}}
+    found = [
+        bench.run(bench.job("first", training={"epochs": 1})),
+        bench.run(bench.job("second", training={"epochs": 1}, **adapter)),
+    ]
     assert [job.status.phase for job in found] == [Phase.SUCCEEDED] * 2
     assert len({job.status.artifact.uri for job in found}) == 2
     assert [attempts_at(job, Stage.TRAIN)[0].resumed_from_step for job in found] == [None, None]
     assert len({job.status.chosen.dataset for job in found}) == 1
+    record = bench.store.get_json(found[1].status.artifact.report.replace("report.html", "evaluation.json"))
+    folder = found[1].status.artifact.uri.removesuffix("/model")
+    assert [entry["uri"] for entry in record["reloaded"]] == [f"{folder}/model", f"{folder}/adapter"]

@@ -82,6 +82,7 @@ def test_a_run_whose_last_step_is_saved_is_only_exported(lab: Lab) -> None:
     assert again.message.trained.final_step == 2 * STEPS_PER_EPOCH
     assert lab.manifests(config) == ["00000010-a0001"]
     assert len(lab.losses(config)) == 2 * STEPS_PER_EPOCH
+    assert lab.exported_loss(config) == pytest.approx(lab.evaluation_losses(config)[10], rel=1e-5)
 
 
 def test_early_stopping_counts_on_over_a_restart_and_exports_the_best_state(lab: Lab) -> None:
@@ -104,6 +105,10 @@ def test_early_stopping_counts_on_over_a_restart_and_exports_the_best_state(lab:
         update={"model_uri": ""}
     )
     assert lab.training_log(config) == lab.training_log(through)
+    for each in (through, config):
+        evaluated = lab.evaluation_losses(each)
+        assert lab.exported_loss(each) == pytest.approx(evaluated[2], rel=1e-5), "the best state, of step 2"
+        assert evaluated[8] != pytest.approx(evaluated[2], rel=1e-3), "the last state would pass as well"
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(lab: Lab) -> None:

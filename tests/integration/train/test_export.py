@@ -1,7 +1,6 @@
 """What is exported is the model that was trained, and anybody can load it."""
 
 import json
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,31 @@ import pytest
 
 from finetune_api.progress import TrainResult
 from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import ArtifactFormat
 from finetune_trainer.forkclient import ForkClient
 from finetune_trainer.model.fetch import fetch_model
 from process_support import base_environment
 from train_lab import Lab
 
-CASES = list(product((2, 3), ("full", "lora"), ("bert", "llama")))
+MERGED, ADAPTER = ["Merged"], ["Merged", "Adapter"]
+REVERSED = ADAPTER[::-1]
+CASES = [
+    *((zero, "full", kind, MERGED) for zero in (2, 3) for kind in ("bert", "llama")),
+    (0, "lora", "bert", ADAPTER),
+    (1, "lora", "llama", REVERSED),
+    (2, "lora", "bert", REVERSED),
+    (2, "lora", "llama", ADAPTER),
+    (3, "lora", "bert", ADAPTER),
+    (3, "lora", "llama", REVERSED),
+]
+"""ZeRO stage, method, kind of model, formats."""
 
 
 def load(lab: Lab, config: TrainerConfig, folder: Path) -> dict[str, Any]:
     """In a fresh process, from the files alone."""
-    lab.store.download_folder(config.model_uri, folder / "model")
+    for artifact in config.spec.output.formats or (ArtifactFormat.MERGED,):
+        name = "model" if artifact is ArtifactFormat.MERGED else "adapter"
+        lab.store.download_folder(f"{config.run_uri}/{name}", folder / name)
     (folder / "config.json").write_text(config.model_dump_json())
     with (folder / "log").open("wb") as output:
         rank = ForkClient(lab.server.path).start_rank(
@@ -30,11 +43,13 @@ def load(lab: Lab, config: TrainerConfig, folder: Path) -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.parametrize(("zero", "method", "kind"), CASES)
-def test_an_exported_model_loads_whole_and_has_the_loss_that_training_ended_with(
-    lab: Lab, tmp_path: Path, zero: int, method: str, kind: str
+@pytest.mark.parametrize(("zero", "method", "kind", "formats"), CASES)
+def test_every_exported_folder_loads_whole_and_has_the_loss_that_training_ended_with(
+    lab: Lab, tmp_path: Path, zero: int, method: str, kind: str, formats: list[str]
 ) -> None:
     config = lab.config(f"export-{zero}-{method}-{kind}", kind=kind, zero=zero, method={method: {}})
+    output = config.spec.output.model_copy(update={"formats": tuple(map(ArtifactFormat, formats))})
+    config = config.model_copy(update={"spec": config.spec.model_copy(update={"output": output})})
     attempt = lab.run(config)
     assert attempt.exit_codes == [0, 0], attempt.output
     result = attempt.message.trained
@@ -46,18 +61,15 @@ def test_an_exported_model_loads_whole_and_has_the_loss_that_training_ended_with
     assert loaded["labels"] == (["animal", "food"] if kind == "bert" else [])
     assert result.digest == fetch_model(config.model_uri, lab.store, tmp_path / "cache").digest
     assert (result.model_uri, result.final_step) == (config.model_uri, 10)
-
-
-def test_an_adapter_is_exported_beside_the_merged_model(lab: Lab) -> None:
-    output = {"uri": f"s3://{lab.bucket}/adapter", "formats": ["Merged", "Adapter"]}
-    config = lab.config("adapter", kind="llama", zero=3, method={"lora": {"rank": 4}}, output=output)
-    assert lab.run(config).exit_codes == [0, 0]
-    names = {info.uri.rpartition("/")[2] for info in lab.store.list(f"{config.run_uri}/adapter/")}
-    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
-    described = lab.store.get_json(f"{config.run_uri}/adapter/adapter_config.json")
-    assert (described["r"], described["lora_alpha"]) == (4, 8)
-    assert described["base_model_name_or_path"] == config.spec.model.uri
-    assert lab.store.exists(f"{config.model_uri}/model.safetensors")
+    if "Adapter" in formats:
+        assert loaded["adapter_loss"] == pytest.approx(last, rel=1e-4)
+        assert loaded["base_loss"] != pytest.approx(last, rel=1e-2), "an adapter that changes nothing would pass"
+        described = lab.store.get_json(f"{config.run_uri}/adapter/adapter_config.json")
+        assert (described["r"], described["lora_alpha"]) == (16, 32)
+        assert described["base_model_name_or_path"] == config.spec.model.uri.removeprefix("file://")
+    reference = lab.store.get_json(f"{config.run_uri}/reference.json")
+    assert reference["split"] == "validation"
+    assert reference["losses"] == pytest.approx(loaded["row_losses"], rel=1e-4)
 
 
 def test_objects_of_an_earlier_export_do_not_stay(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""The two models that are compared, loaded by the same code. Needs torch when one is opened."""
+"""The base model and the exported folders, and how each is loaded. Needs torch when one is opened."""
 
 import json
 from dataclasses import dataclass
@@ -22,7 +22,9 @@ class Candidate:
     folder: Path
     """Weights and tokenizer, in Hugging Face layout."""
     adapter: Path | None = None
-    """An adapter to put on top of them."""
+    """An exported adapter to put on top of them."""
+    exported: bool = False
+    """Written by the train stage: it has to load from its files alone, with all weights."""
 
 
 def base_candidate(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
@@ -31,35 +33,46 @@ def base_candidate(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEn
     return Candidate(Address(uri=config.spec.model.uri, digest=model.digest), model.path)
 
 
-def tuned_candidate(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
-    """What the train stage exported: the whole model, or the adapter on the base model where only that was wanted."""
+def exported_candidates(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> tuple[Candidate, ...]:
+    """What the train stage exported, one candidate for each format; the first is the one that is evaluated."""
+    found = []
     if ArtifactFormat.MERGED in formats(config):
         fetched = fetch_model(config.model_uri, store, runtime.cache)
-        return Candidate(Address(uri=config.model_uri, digest=fetched.digest), fetched.path)
+        found.append(Candidate(Address(uri=config.model_uri, digest=fetched.digest), fetched.path, exported=True))
+    if ArtifactFormat.ADAPTER in formats(config):
+        found.append(_adapter_candidate(config, store, runtime))
+    return tuple(found)
+
+
+def _adapter_candidate(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
     base = base_candidate(config, store, runtime)
     from ..model.export import folder_digest
 
     uri, folder = adapter_uri(config), runtime.scratch / "evaluate" / "adapter"
     store.download_folder(uri, folder)
     (folder / "README.md").unlink(missing_ok=True)  # this stage replaces it: it is no part of the model
-    return Candidate(Address(uri=uri, digest=folder_digest(folder)), base.folder, adapter=folder)
+    return Candidate(Address(uri=uri, digest=folder_digest(folder)), base.folder, adapter=folder, exported=True)
 
 
 def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) -> Any:
-    """The module on the stage's device, in evaluation mode; a new head is drawn from the run's seed."""
+    """The module on the stage's device, in evaluation mode.
+
+    The base model's new head is drawn from the run's seed. Raises ExportUnusableError where an exported folder does
+    not load by itself with all of its weights.
+    """
     from ..model.load import load_model
+    from ..model.reload import reload_adapter, reload_model
 
-    model: Any = load_model(
-        candidate.folder,
-        task=prepared.task,
-        labels=prepared.labels,
-        dtype=prepared.dtype,
-        seed=config.spec.training.seed,
-    )
-    if candidate.adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(candidate.adapter))
+    if candidate.exported and candidate.adapter is None:
+        model = reload_model(candidate.folder, candidate.address.uri, prepared)
+    else:
+        # Another head than the one that training began with: an adapter has to bring what the base model lacks.
+        seed = config.spec.training.seed + (candidate.adapter is not None)
+        model = load_model(
+            candidate.folder, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=seed
+        )
+        if candidate.adapter is not None:
+            model = reload_adapter(model, candidate.adapter, candidate.address.uri)
     return model.to("cuda" if config.world.gpus else "cpu").eval()
 
 

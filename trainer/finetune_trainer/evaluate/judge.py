@@ -21,7 +21,8 @@ from ..progress import ProgressReporter
 from . import generate, predict
 from .candidates import Candidate, open_model
 from .metrics import classification_metrics, perplexity
-from .records import ModelFigures
+from .records import ModelFigures, Reloaded
+from .reload import ReloadCheck
 from .significance import Interval, bootstrap_mean, wilson_interval
 
 
@@ -35,6 +36,8 @@ class Judged:
     """For the paired test, shape (examples,): 1 for a right answer of a classifier; loss per token of a language
     model's example (examples without label tokens are left out)."""
     answers: tuple[str, ...]
+    reloaded: Reloaded | None = None
+    """Exported folders only: how it compares with the model that was trained."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,11 @@ class Judge:
     prepared: Prepared
     test: TokenDataset | None
     report: ProgressReporter
+    check: ReloadCheck
 
     def __call__(self, candidate: Candidate, name: str) -> Judged:
-        """Load the model, run it over test split and prompts, and let it go again."""
-        with self.report.phase("model", f"loading the {name}"):
-            model = open_model(candidate, self.config, self.prepared)
-            tokenizer = load_tokenizer(candidate.folder)
+        """Load the model, check it if it was exported, run it over test split and prompts, and let it go again."""
+        model, tokenizer, reloaded = self._open(candidate, name)
         figures, scores = None, np.zeros(0)
         if self.test is not None:
             with self.report.phase(name, f"evaluating the {name}"):
@@ -58,7 +60,23 @@ class Judge:
         answers = self._answers(model, tokenizer, name) if self._prompts else ()
         del model
         gc.collect()
-        return Judged(figures, scores, answers)
+        return Judged(figures, scores, answers, reloaded)
+
+    def reload(self, candidate: Candidate, name: str) -> Reloaded:
+        """Load an exported folder that is not evaluated itself, check it and let it go again."""
+        _, _, reloaded = self._open(candidate, name)
+        assert reloaded is not None, "only exported folders are checked"
+        gc.collect()
+        return reloaded
+
+    def _open(self, candidate: Candidate, name: str) -> tuple[Any, Any, Reloaded | None]:
+        with self.report.phase("model", f"loading the {name}"):
+            model = open_model(candidate, self.config, self.prepared)
+            tokenizer = load_tokenizer(candidate.adapter or candidate.folder)
+        if not candidate.exported:
+            return model, tokenizer, None
+        with self.report.phase("reload", f"comparing the {name} with the model that was trained"):
+            return model, tokenizer, self.check(model, candidate.address.uri, tokenizer.pad_token_id)
 
     @property
     def _prompts(self) -> Sequence[str]:

@@ -14,6 +14,7 @@ from finetune_api.comparison import delta_text, metric_name, metric_text
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Metric, Task
 
+from ..model.portable import OLDEST_PEFT, OLDEST_TRANSFORMERS, base_name
 from . import compare, wording
 from .configuration import spec_document, yaml_text
 from .data_section import DataSection
@@ -59,6 +60,10 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         verdict=compare.verdict(record),
         model_class=_MODEL_CLASSES[record.task],
         is_adapter=artifact is ArtifactFormat.ADAPTER,
+        base_uri=config.spec.model.uri,
+        base=base_name(config.spec.model.uri),
+        oldest={"transformers": OLDEST_TRANSFORMERS, "peft": OLDEST_PEFT},
+        reloaded=next((entry for entry in record.reloaded if entry.uri == _folder(config, artifact)), None),
         worst=[row for row in compare.worst_classes(figures) if row.support][:5] if figures else [],
         pairs=compare.confused_pairs(figures, most=5) if figures else [],
         limits=limits(record, config, data),
@@ -68,12 +73,16 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
     return f"---\n{yaml_text(front_matter(record, config, artifact))}---\n\n{body}"
 
 
+def _folder(config: TrainerConfig, artifact: ArtifactFormat) -> str:
+    return f"{config.run_uri}/adapter" if artifact is ArtifactFormat.ADAPTER else config.model_uri
+
+
 def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFormat) -> dict[str, Any]:
     """Metadata for the hub. An `hf://` address becomes the hub's own name of the base model."""
     is_adapter = artifact is ArtifactFormat.ADAPTER
     lora = ["lora"] if config.spec.method.lora else []
     front: dict[str, Any] = {
-        "base_model": record.base_model.uri.removeprefix("hf://").split("@")[0],
+        "base_model": base_name(record.base_model.uri)[0],
         "base_model_relation": "adapter" if is_adapter else "finetune",
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": _PIPELINE_TAGS[record.task],

@@ -45,6 +45,32 @@ class Address(Message):
     digest: str
 
 
+class Reloaded(Message):
+    """An exported folder that was loaded again from its files, compared with the model that was trained."""
+
+    uri: str
+    split: str
+    """`validation`, `test` or `train`: where the rows are from."""
+    rows: int
+    """0: no row has a token that carries loss, so only the names and shapes of the weights were compared."""
+    trained: float
+    """Mean over the rows of the trained model's loss per target, in nats; 0 without rows."""
+    reloaded: float
+    """The same figure of the folder."""
+    tolerance: float
+    """Largest mean difference per row that is accepted."""
+
+    @property
+    def sentence(self) -> str:
+        """For report, model card and log; without the address."""
+        if not self.rows:
+            return "loaded again with all weights; the data set has no rows to compare figures on"
+        return (
+            f"loaded again, it has a loss of {self.reloaded:.4f} on {self.rows} rows of the {self.split} split; "
+            f"the model that was trained had {self.trained:.4f}"
+        )
+
+
 class Evaluation(Message):
     """`evaluation.json`: all figures of one run."""
 
@@ -67,6 +93,8 @@ class Evaluation(Message):
     majority_share: float | None = None
     """Classifiers: accuracy of always naming the most frequent class of the test split."""
     generations: tuple[Generation, ...] = ()
+    reloaded: tuple[Reloaded, ...] = ()
+    """One entry for every exported folder."""
     notes: tuple[str, ...] = ()
     """What a reader of the figures has to know, one sentence each."""
     versions: dict[str, str] = {}

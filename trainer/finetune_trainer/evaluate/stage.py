@@ -15,12 +15,13 @@ from ..run_record import versions
 from ..runtime import RuntimeEnv
 from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
-from .candidates import Candidate, adapter_uri, base_candidate, brings_head, formats, tuned_candidate
+from .candidates import Candidate, adapter_uri, base_candidate, brings_head, exported_candidates, formats
 from .compare import compare
 from .data_section import DataSection
 from .judge import Judge, Judged
 from .model_card import model_card
 from .records import Address, Evaluation, Generation, TrainingLog
+from .reload import ReloadCheck
 from .report import ReportInputs, render_report
 from .significance import PairedTest, mcnemar_exact, sign_test
 
@@ -31,9 +32,11 @@ _FEW = 100
 def evaluate(
     config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter
 ) -> EvaluateResult:
-    """Compare base and fine-tuned model on the test split; write evaluation.json, report.html and the model card.
+    """Load every exported folder again, compare base and fine-tuned model on the test split, and write
+    evaluation.json, report.html and the model cards.
 
-    Raises ModelUnusableError for a model that cannot be loaded or gives no numbers, and the errors of storage.
+    Raises ExportUnusableError for an exported folder that is not the model that was trained, ModelUnusableError for a
+    model that cannot be loaded or gives no numbers, and the errors of storage.
     """
     prepared = config.prepared
     assert prepared is not None, "the evaluate stage is told what the prepare stage decided"
@@ -44,14 +47,18 @@ def evaluate(
         info = read_dataset_info(store, prepared.dataset_uri)
         test = _test_split(prepared, store, runtime)
     with report.phase("fetch", "fetching the models"):
-        tuned = tuned_candidate(config, store, runtime)
+        tuned, *others = exported_candidates(config, store, runtime)
         base = base_candidate(config, store, runtime) if config.spec.evaluation.baseline else None
     training = _training_log(config, store)
     notes = (*_notes(config, prepared, base), *(training.warnings if training else ()))
-    judge = Judge(config, prepared, test, report)
+    judge = Judge(config, prepared, test, report, ReloadCheck.of_run(config, prepared, store, runtime.cache))
+    # The exported folders first: if one is not what was trained, the other figures are worth nothing.
+    after = judge(tuned, "tuned model")
+    reloaded = [after.reloaded, *(judge.reload(candidate, "exported adapter") for candidate in others)]
     before = judge(base, "base model") if base is not None and _needed(config, prepared) else None
-    after = judge(tuned, "tuned model") if _needed(config, prepared) else None
-    record = _record(config, prepared, tuned.address, before, after, notes)
+    record = _record(config, prepared, tuned.address, before, after, notes).model_copy(
+        update={"reloaded": tuple(entry for entry in reloaded if entry is not None)}
+    )
     with report.phase("report", "writing the report"):
         inputs = ReportInputs(
             record=record,
@@ -76,7 +83,7 @@ def _test_split(prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> 
 
 
 def _needed(config: TrainerConfig, prepared: Prepared) -> bool:
-    """Whether there is anything that a model has to be loaded for."""
+    """Whether there is anything to evaluate the base model on."""
     return prepared.counts.test > 0 or (prepared.task is Task.CAUSAL_LM and bool(config.spec.evaluation.prompts))
 
 

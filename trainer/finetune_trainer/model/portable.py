@@ -12,6 +12,10 @@ from typing import Any
 
 from .files import is_tokenizer_file
 
+OLDEST_TRANSFORMERS, OLDEST_PEFT = "4.57", "0.17"
+"""Oldest versions that exported folders were loaded with: Llama, Qwen 2, Gemma, GPT-2, GPT-NeoX, BERT, DistilBERT and
+RoBERTa gave the same logits as in the version that wrote them."""
+
 _ROPE_WORDS = ("rope", "rotary")
 """Keys of config.json with these words describe rotary embeddings, which no training of ours changes."""
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor")

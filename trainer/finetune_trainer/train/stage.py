@@ -20,6 +20,7 @@ from ..data.order import padding_groups
 from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
 from ..errors import CorruptCheckpointError, DivergedError, StoppedError
+from ..evaluate.reload import choose_sample, write_reference
 from ..model.adapters import with_adapter
 from ..model.export import Exported, export
 from ..model.fetch import prepared_model
@@ -32,6 +33,7 @@ from ..stop import StopFlag
 from ..store.client import ObjectStore
 from .arguments import training_arguments
 from .plan import TrainingPlan, training_plan
+from .reference import measure
 from .rows import RowsAndBlank, WholeBatches, layout
 from .trainer import FineTuneTrainer, Parts
 from .validation import Validator
@@ -200,6 +202,7 @@ class _Attempt:
     def _export(self, trainer: FineTuneTrainer, base: Path) -> TrainResult:
         step, run = trainer.state.global_step, trainer.run
         with self.report.phase("export", "exporting the model"):
+            self._record_reference(trainer)
             exported: Exported | None = export(
                 trainer.module, config=self.config, base=base, store=self.store, scratch=self.runtime.scratch
             )
@@ -212,6 +215,13 @@ class _Attempt:
             best_step=run.best.step,
             stopped_early=run.stopped_early,
         )
+
+    def _record_reference(self, trainer: FineTuneTrainer) -> None:
+        """Measure the model as it is exported: the evaluate stage compares every exported folder with it."""
+        sample = choose_sample(self.prepared, self._split)
+        reference = measure(trainer.engine, sample, task=self.prepared.task, device=trainer.args.device)
+        if self.runtime.is_main:
+            write_reference(self.config, self.store, reference)
 
     def _write_log(self, trainer: FineTuneTrainer) -> None:
         """`training.json`: what was logged since the first step of the run, by rank 0."""

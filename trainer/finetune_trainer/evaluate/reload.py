@@ -1,0 +1,184 @@
+"""Whether an exported folder, loaded again from its files, is the model that was trained.
+
+The train stage measures a few held-out rows with the model as it is exported and leaves the figures in the run's
+folder. The evaluate stage, another process and on a cluster another pod, measures the same rows with every exported
+folder. Needs torch.
+
+Rows are measured one at a time on both sides: some architectures let padding change a row's figures.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_api.trainer_config import Message, Prepared, TrainerConfig
+from finetune_api.v1alpha1 import Dtype, Task
+
+from ..data.collate import IGNORED, Collator
+from ..data.shards import TokenDataset
+from ..errors import ExportUnusableError
+from ..store.client import ObjectStore
+from . import predict
+from .records import Reloaded
+
+log = logging.getLogger("finetune")
+
+_MAX_ROWS = 32
+_MAX_TOKENS = 16_384
+"""Of the whole sample, about: long rows are taken in smaller number."""
+
+_TOLERANCE = {Dtype.FLOAT32: 1e-3}
+"""Mean difference per row that is accepted, as a share of the mean loss and at least of 1 nat."""
+_TOLERANCE_16_BIT = 0.05
+"""Merging an adapter rounds the sum of two matrices to 16 bits."""
+
+
+class Reference(Message):
+    """`reference.json` in the run's folder: figures of the trained model on a few rows."""
+
+    split: str
+    rows: tuple[int, ...]
+    """Indices within the split."""
+    losses: tuple[float, ...]
+    """Loss of each of those rows in nats: of its label, or the mean over the tokens that carry loss."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows that both stages measure."""
+
+    split: str
+    data: TokenDataset
+    rows: tuple[int, ...]
+
+
+def reference_uri(config: TrainerConfig) -> str:
+    """Address of `reference.json`; outside the exported folders, so their digests do not depend on it."""
+    return f"{config.run_uri}/reference.json"
+
+
+def write_reference(config: TrainerConfig, store: ObjectStore, reference: Reference) -> None:
+    """Leave the figures for the evaluate stage, in place of those of an earlier attempt."""
+    # Not pydantic's JSON, which writes a loss that is not a number as null.
+    text = json.dumps(reference.model_dump(), indent=1)
+    store.put(reference_uri(config), text.encode(), content_type="application/json")
+
+
+def read_reference(config: TrainerConfig, store: ObjectStore) -> Reference:
+    """Raises ObjectMissingError where the train stage has left none."""
+    return Reference.model_validate(store.get_json(reference_uri(config)))
+
+
+def choose_sample(prepared: Prepared, open_split: Callable[[str], TokenDataset]) -> Sample:
+    """Up to 32 rows, spread over the validation split; without one over the test split, else over the training split.
+
+    Rows in which no token carries loss are left out.
+    """
+    sample: Sample | None = None
+    for split in ("validation", "test", "train"):
+        if not getattr(prepared.counts, split):
+            continue
+        data = open_split(split)
+        wanted = min(len(data), _MAX_ROWS, max(1, int(_MAX_TOKENS / data.lengths.mean())))
+        spread = np.unique(np.linspace(0, len(data) - 1, wanted).astype(np.int64)).tolist()
+        sample = Sample(split, data, tuple(row for row in spread if _has_target(data[row], prepared.task)))
+        if sample.rows:
+            break
+    assert sample is not None, "a prepared data set has training rows"
+    return sample
+
+
+def _has_target(row: dict[str, Any], task: Task) -> bool:
+    return task is Task.SEQUENCE_CLASSIFICATION or bool((row["labels"][1:] != IGNORED).any())
+
+
+@dataclass(frozen=True)
+class ReloadCheck:
+    """Compares reloaded models with the one that was trained."""
+
+    prepared: Prepared
+    sample: Sample
+    reference: Reference
+
+    @classmethod
+    def of_run(cls, config: TrainerConfig, prepared: Prepared, store: ObjectStore, cache: Any) -> "ReloadCheck":
+        """Read the figures of the train stage and the rows that they were measured on.
+
+        Raises ObjectMissingError where there are none.
+        """
+        reference = read_reference(config, store)
+        data = TokenDataset.open(store, prepared.dataset_uri, reference.split, cache)
+        return cls(prepared, Sample(reference.split, data, reference.rows), reference)
+
+    def __call__(self, model: Any, uri: str, pad_token_id: int) -> Reloaded:
+        """Measure a reloaded model. Raises ExportUnusableError where it is not the one that was trained."""
+        trained = np.array(self.reference.losses, np.float64)
+        reloaded = self._losses(model, pad_token_id)
+        share = _TOLERANCE.get(self.prepared.dtype, _TOLERANCE_16_BIT)
+        result = Reloaded(
+            uri=uri,
+            split=self.sample.split,
+            rows=trained.size,
+            trained=_mean(trained),
+            reloaded=_mean(reloaded),
+            tolerance=share * max(1.0, abs(_mean(trained))),
+        )
+        if not math.isfinite(result.trained):
+            raise ExportUnusableError(
+                f"the model of {uri} gives a loss on the {self.sample.split} split that is not a number, in training "
+                "and loaded again",
+                advice="with BFloat16 try spec.model.dtype: Float32; else look at the loss curve in training.json",
+            )
+        difference = _mean(np.abs(reloaded - trained))
+        if not difference <= result.tolerance:
+            raise ExportUnusableError(
+                f"{uri}, loaded again, is not the model that was trained: its loss on {result.rows} rows of the "
+                f"{result.split} split is {result.reloaded:.4f}, and was {result.trained:.4f} when it was exported "
+                f"(mean difference per row {difference:.4f}, allowed {result.tolerance:.4f})",
+                advice="do not use this folder; change spec.runId to train and export again, and report the error with "
+                "the base model's name if it repeats",
+            )
+        log.info("%s: %s", uri, result.sentence)
+        return result
+
+    def _losses(self, model: Any, pad_token_id: int) -> npt.NDArray[np.float64]:
+        """Of each row of the sample, shape (rows,)."""
+        collate = Collator(pad_token_id, self.prepared.task)
+        losses = []
+        for row in self.sample.rows:
+            single = _Single(self.sample.data[row])
+            if self.prepared.task is Task.SEQUENCE_CLASSIFICATION:
+                losses.append(predict.classify(model, single, collate, _quiet).losses[0])
+            else:
+                vocabulary = int(model.config.get_text_config().vocab_size)
+                output = predict.likelihood(model, single, collate, _quiet, vocabulary=vocabulary)
+                losses.append(output.losses[0] / output.tokens[0])
+        return np.array(losses, np.float64)
+
+
+class _Single:
+    """One row as a split."""
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        self._row = row
+        self.lengths = np.array([len(row["input_ids"])], np.int32)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._row
+
+
+def _quiet(_done: int) -> None:
+    return None
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else 0.0

@@ -1,0 +1,41 @@
+"""Figures of the trained model on a few held-out rows, which every exported folder has to give again."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from finetune_api.v1alpha1 import Task
+
+from ..data.collate import Collator
+from ..evaluate.reload import Reference, Sample
+from .loss import causal_lm_loss, causal_lm_targets, classification_loss
+
+
+@torch.no_grad()
+def measure(model: nn.Module, sample: Sample, *, task: Task, device: torch.device) -> Reference:
+    """The loss of every row of the sample, the same on every rank. Collective; `model` is the engine.
+
+    Each rank takes every so many rows. Under ZeRO-3 a forward pass needs all ranks, so some repeat a row without
+    counting it.
+    """
+    if not sample.rows:
+        return Reference(split=sample.split, rows=(), losses=())
+    was_training = model.training
+    model.eval()
+    collate = Collator(0, task)  # nothing is padded: a batch is one row
+    losses = torch.zeros(len(sample.rows), dtype=torch.float64)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    for start in range(0, len(sample.rows), world):
+        position = min(start + rank, len(sample.rows) - 1)
+        batch = collate([sample.data[sample.rows[position]]])
+        labels = batch.pop("labels").to(device)
+        logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
+        if start + rank != position:
+            continue
+        if task is Task.CAUSAL_LM:
+            losses[position] = causal_lm_loss(logits, labels).double().cpu() / causal_lm_targets(labels)
+        else:
+            losses[position] = classification_loss(logits, labels).double().cpu()
+    model.train(was_training)
+    dist.all_reduce(losses)
+    return Reference(split=sample.split, rows=sample.rows, losses=tuple(losses.tolist()))
