@@ -168,7 +168,7 @@ def test_a_job_that_gets_fewer_workers_begins_with_those_and_tries_for_all_at_th
         workers = {"nodes": 4, "minNodes": 1, "startTimeout": "3s"}
         job = await world.create("crowded", script, workers=workers)
         status = await job.until(lambda status: any(entry.fewer_nodes for entry in status.attempts))
-        assert condition(status, "Ready") == ("True", "FewerWorkers")
+        assert condition(status, "Ready") == ("False", "FewerWorkers")
         status = await job.until(in_phase(Phase.SUCCEEDED))
         trainings = [entry for entry in status.attempts if entry.stage is Stage.TRAIN]
         # 16 examples cannot be shared by three workers.

@@ -121,6 +121,8 @@ class AttemptStatus(StatusModel):
     """Worker pods of the next attempt, where this one was stopped because its own did not all run."""
     first_step_time: Time | None = None
     """When its first optimizer step was done."""
+    known_checkpoint_step: int | None = None
+    """Of a training: the newest step that any attempt before it was known to have saved. Absent: none."""
     end_time: Time | None = None
     """When its last pod had ended."""
     resumed_from_step: int | None = None

@@ -52,7 +52,14 @@ def begun(status: Status, stage: Stage, number: int, job_name: str, now: str, *,
     """Status once the children of an attempt are created. A pass that sees them first would write the same, later."""
     if any(attempt.job_name == job_name for attempt in status.attempts):
         return status
-    attempt = AttemptStatus(stage=stage, number=number, job_name=job_name, start_time=now, nodes=nodes)
+    attempt = AttemptStatus(
+        stage=stage,
+        number=number,
+        job_name=job_name,
+        start_time=now,
+        nodes=nodes,
+        known_checkpoint_step=_newest_known_step(status) if stage is Stage.TRAIN else None,
+    )
     return status.model_copy(update={"attempts": (*status.attempts, attempt)[-_KEPT_ATTEMPTS:]})
 
 
@@ -185,10 +192,27 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
     return status.model_copy(update={"failure": judged.status})
 
 
+def has_new_checkpoint(status: Status, attempt: AttemptStatus) -> bool:
+    """Whether the attempt has saved a step that no attempt before it had reached.
+
+    `attempt` is the newest one. What it has not reported does not count: an attempt that ends before it has read its
+    checkpoint would otherwise look like progress, and be repeated without end.
+    """
+    saved = status.last_checkpoint
+    return attempt.stage is Stage.TRAIN and saved is not None and saved.step > (attempt.known_checkpoint_step or 0)
+
+
+def _newest_known_step(status: Status) -> int | None:
+    """The highest, not the last: a run that falls back to an older checkpoint and saves the same steps again has made
+    no progress."""
+    steps = [entry.known_checkpoint_step for entry in status.attempts if entry.known_checkpoint_step is not None]
+    if status.last_checkpoint is not None:
+        steps.append(status.last_checkpoint.step)
+    return max(steps, default=None)
+
+
 def _charge(status: Status, attempt: AttemptStatus, failure_class: FailureClass) -> Status:
-    checkpoint = status.last_checkpoint
-    has_new_checkpoint = checkpoint is not None and checkpoint.step > (attempt.resumed_from_step or 0)
-    restarts = 0 if has_new_checkpoint and attempt.stage is Stage.TRAIN else status.restarts
+    restarts = 0 if has_new_checkpoint(status, attempt) else status.restarts
     if failure_class is FailureClass.RETRYABLE:
         restarts += 1
     disruptions = status.disruptions + (failure_class is FailureClass.DISRUPTION)

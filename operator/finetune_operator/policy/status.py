@@ -19,7 +19,7 @@ _RUNNING = {
 }
 _MAX_MESSAGE = 4096
 _ONLY_TRAINING = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT_STALE})
-_NOT_READY = frozenset({Phase.PENDING, Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING})
+_NOT_READY = frozenset({Phase.PENDING, Phase.RESTARTING, Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING})
 
 
 def rejected(status: Status, violations: tuple[Violation, ...], *, generation: int, now: str) -> Status:

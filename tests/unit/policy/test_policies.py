@@ -159,6 +159,41 @@ def test_restarts_are_refilled_by_a_new_checkpoint() -> None:
     assert after.last_checkpoint.step == 60
 
 
+def saved_by(number: int, step: int, **fields: Any) -> ObservedStage:
+    """A failed training attempt whose last message reports a checkpoint at `step`."""
+    checkpoint = CommittedCheckpoint(step=step, uri="s3://bucket/m", time=STAMP, save_seconds=1.0)
+    told = Progress(stage="train", attempt=number, step=step, last_checkpoint=checkpoint, **fields)
+    message = TerminationMessage(stage="train", exit_code=70, progress=told)
+    return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, message=message),))
+
+
+def crashed(number: int, **fields: Any) -> ObservedStage:
+    """A training attempt that failed before it had reported anything."""
+    return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, **fields),))
+
+
+def test_attempts_that_end_before_they_report_anything_reach_max_restarts() -> None:
+    """The checkpoint that they start from is no progress of theirs."""
+    status = folded(Observed((PREPARED, saved_by(1, step=60))))
+    counted = []
+    for number in range(2, 6):
+        status = folded(Observed((PREPARED, crashed(number))), status)
+        counted.append(status.restarts)
+    assert counted == [2, 3, 4, 5]
+    limits = make_job(restart={"maxRestarts": 3})
+    decision = decided(limits, PREPARED, crashed(5), before=status)
+    assert isinstance(decision, stages.Finish)
+    assert decision.reason is Reason.RESTARTS_EXHAUSTED
+
+
+def test_steps_that_are_saved_again_after_a_fall_back_are_no_progress() -> None:
+    status = folded(Observed((PREPARED, saved_by(1, step=60))))
+    status = folded(Observed((PREPARED, saved_by(2, step=40, resumed_from_step=20))), status)
+    status = folded(Observed((PREPARED, saved_by(3, step=60, resumed_from_step=40))), status)
+    assert status.restarts == 3
+    assert folded(Observed((PREPARED, saved_by(4, step=80, resumed_from_step=60))), status).restarts == 1
+
+
 def test_how_often_the_state_is_saved_is_told() -> None:
     message = TerminationMessage(
         stage="train",
@@ -332,8 +367,8 @@ def test_a_jobs_own_storage_goes_before_the_operators() -> None:
     [
         (stages.Start(Stage.PREPARE, 1), Phase.PREPARING, {"Accepted", "Ready"}),
         (stages.Watch(Stage.TRAIN, 1), Phase.TRAINING, {"Accepted", "Ready"}),
-        (stages.Start(Stage.TRAIN, 2), Phase.RESTARTING, {"Accepted", "Ready"}),
-        (stages.Backoff(5.0, STAMP), Phase.RESTARTING, {"Accepted", "Ready"}),
+        (stages.Start(Stage.TRAIN, 2), Phase.RESTARTING, {"Accepted"}),
+        (stages.Backoff(5.0, STAMP), Phase.RESTARTING, {"Accepted"}),
         (stages.Rest(), Phase.SUSPENDED, {"Accepted", "Suspended"}),
         (stages.Finish(True, Reason.SUCCEEDED, ""), Phase.SUCCEEDED, {"Accepted", "Ready", "Complete"}),
         (stages.Finish(False, Reason.RESTARTS_EXHAUSTED, ""), Phase.FAILED, {"Accepted", "Stalled", "Failed"}),
