@@ -215,7 +215,7 @@ class Status(StatusModel):
     warnings: Annotated[tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=16)] = ()
     """What the stages of this run have warned of, each once; the last sixteen."""
     restarts: int = 0
-    """Restarts charged since the last new checkpoint."""
+    """Failures charged to `restart.maxRestarts`: of the stage that failed last, since its last new checkpoint."""
     disruptions: int = 0
     """Disruptions of this run."""
     chosen: ChosenStatus | None = None

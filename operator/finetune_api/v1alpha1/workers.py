@@ -141,7 +141,8 @@ class Restart(ApiModel):
     """How often training is started again. A restart resumes from the last committed checkpoint."""
 
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = 3
-    """Restarts after failures of the training itself. Refilled when a new checkpoint is committed."""
+    """Restarts of each stage after failures of its own. Those of the training are refilled when a new checkpoint is
+    committed. A failure that repeats unchanged ends the run sooner."""
 
     max_disruptions: Annotated[int, Field(ge=0, le=10_000)] = 50
     """Restarts after evictions, preemptions and other losses that the training did not cause."""

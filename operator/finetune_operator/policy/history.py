@@ -202,6 +202,12 @@ def has_new_checkpoint(status: Status, attempt: AttemptStatus) -> bool:
     return attempt.stage is Stage.TRAIN and saved is not None and saved.step > (attempt.known_checkpoint_step or 0)
 
 
+def _is_stage_charged(status: Status, attempt: AttemptStatus) -> bool:
+    """Whether `status.restarts` counts failures of this attempt's stage: each stage has restarts of its own."""
+    charged = [entry for entry in status.attempts if entry.outcome is Outcome.RETRYABLE and entry != attempt]
+    return attempt.number > 1 and (not charged or charged[-1].stage is attempt.stage)
+
+
 def _newest_known_step(status: Status) -> int | None:
     """The highest, not the last: a run that falls back to an older checkpoint and saves the same steps again has made
     no progress."""
@@ -212,7 +218,8 @@ def _newest_known_step(status: Status) -> int | None:
 
 
 def _charge(status: Status, attempt: AttemptStatus, failure_class: FailureClass) -> Status:
-    restarts = 0 if has_new_checkpoint(status, attempt) else status.restarts
+    starts_anew = has_new_checkpoint(status, attempt) or not _is_stage_charged(status, attempt)
+    restarts = 0 if starts_anew else status.restarts
     if failure_class is FailureClass.RETRYABLE:
         restarts += 1
     disruptions = status.disruptions + (failure_class is FailureClass.DISRUPTION)

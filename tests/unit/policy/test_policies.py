@@ -159,6 +159,20 @@ def test_restarts_are_refilled_by_a_new_checkpoint() -> None:
     assert after.last_checkpoint.step == 60
 
 
+def test_each_stage_has_restarts_of_its_own() -> None:
+    failed = make_stage(Stage.PREPARE, ended="Failed", pods=(make_pod(0, 70),))
+    again = make_stage(Stage.PREPARE, attempt=2, ended="Complete")
+    status = folded(Observed((failed, again)))
+    assert status.restarts == 1
+    status = folded(Observed((failed, again, CRASHED)), status)
+    assert status.restarts == 1
+    status = folded(Observed((failed, again, CRASHED, crashed(2))), status)
+    assert status.restarts == 2
+    trained = make_stage(attempt=3, ended="Complete")
+    evaluated = make_stage(Stage.EVALUATE, ended="Failed", pods=(make_pod(0, 70),))
+    assert folded(Observed((failed, again, CRASHED, crashed(2), trained, evaluated)), status).restarts == 1
+
+
 def saved_by(number: int, step: int, **fields: Any) -> ObservedStage:
     """A failed training attempt whose last message reports a checkpoint at `step`."""
     checkpoint = CommittedCheckpoint(step=step, uri="s3://bucket/m", time=STAMP, save_seconds=1.0)
