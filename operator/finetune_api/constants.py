@@ -140,6 +140,7 @@ class Reason(StrEnum):
     EVALUATE_FAILED = "EvaluateFailed"
     PERMANENT_FAILURE = "PermanentFailure"
     RESTARTS_EXHAUSTED = "RestartsExhausted"
+    REPEATED_FAILURE = "RepeatedFailure"
     DISRUPTIONS_EXHAUSTED = "DisruptionsExhausted"
 
 

@@ -18,6 +18,16 @@ _LOST_AFTER = timedelta(seconds=30)
 """A kubelet that lives ends a pod within its grace and tells so within seconds."""
 
 
+_OWN_USE = (
+    "exceeds the limit",  # an emptyDir's sizeLimit
+    "exceeds the total limit of containers",  # local storage of the pod
+    "exceeded its local ephemeral storage limit",  # of a container
+    "larger consumption of",  # low node, and the pod uses more than it has requested
+)
+"""Words in which a kubelet tells that a pod was evicted for what it used itself (pkg/kubelet/eviction/helpers.go and
+eviction_manager.go of Kubernetes). There is no field for it."""
+
+
 @dataclass(frozen=True)
 class ObservedPod:
     """One pod of a stage."""
@@ -43,6 +53,26 @@ class ObservedPod:
     created_at: str = ""
     due_at: str = ""
     """When it has to be gone at the latest, where it is being deleted: the moment of the request and its grace."""
+    kubelet_reason: str = ""
+    """Why the kubelet has failed the pod as a whole: `Evicted`, `UnexpectedAdmissionError`, `OutOfcpu`. Empty: it has
+    not."""
+    kubelet_message: str = ""
+    """The same as a sentence."""
+
+    @property
+    def is_rejected(self) -> bool:
+        """The kubelet did not admit the pod: no container of it has ever run."""
+        return self.phase == "Failed" and bool(self.kubelet_reason) and self.exit_code is None and not self.is_evicted
+
+    @property
+    def is_evicted(self) -> bool:
+        """The kubelet has ended the pod for what its node lacked, or for a limit of its own."""
+        return self.kubelet_reason == "Evicted"
+
+    @property
+    def is_overusing(self) -> bool:
+        """The pod was evicted for its own use of disk or memory, beyond its limits or its requests."""
+        return self.is_evicted and any(words in self.kubelet_message for words in _OWN_USE)
 
     @property
     def ended(self) -> bool:
@@ -206,6 +236,8 @@ def _pod(manifest: Manifest) -> ObservedPod:
         waiting=_waiting(state, conditions),
         created_at=metadata.get("creationTimestamp", ""),
         due_at=metadata.get("deletionTimestamp", ""),
+        kubelet_reason=status.get("reason", "") if status.get("phase") == "Failed" else "",
+        kubelet_message=status.get("message", "") if status.get("phase") == "Failed" else "",
     )
 
 

@@ -120,8 +120,9 @@ class Subject:
         limits = manifest["spec"]["restart"]
         assert status.restarts <= limits["maxRestarts"] + 1, "restarts"
         assert status.disruptions <= limits["maxDisruptions"] + 1, "disruptions"
-        charged = [entry.outcome for entry in status.attempts].count(Outcome.RETRYABLE)
-        assert charged <= limits["maxRestarts"] + 1, f"{charged} attempts failed"
+        for stage in Stage:
+            charged = sum(entry.outcome is Outcome.RETRYABLE for entry in status.attempts if entry.stage is stage)
+            assert charged <= limits["maxRestarts"] + 1, f"{charged} attempts at {stage} failed"
 
     def _numbers_are_used_once(self, status: Status) -> None:
         order = [(list(Stage).index(entry.stage), entry.number) for entry in status.attempts]

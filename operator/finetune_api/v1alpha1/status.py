@@ -102,6 +102,7 @@ class Outcome(StrEnum):
     PERMANENT = "Permanent"
     RETRYABLE = "Retryable"
     DISRUPTION = "Disruption"
+    REJECTED = "Rejected"
 
 
 class AttemptStatus(StatusModel):
@@ -133,6 +134,10 @@ class AttemptStatus(StatusModel):
     """How it ended. Absent: it has not."""
     reason: str = ""
     """Exit class of a failure, such as OutOfMemory or Signal9."""
+    exit_code: int | None = None
+    """Exit status of the pod that failed first. Absent: it left none, or did not fail."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """First line of the error of a failure."""
     forgiven: bool | None = None
     """True: the run had failed with it, and has another chance since its spec was changed."""
 

@@ -9,7 +9,7 @@ from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
 
 from . import turns
 
-_FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION})
+_FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION, Outcome.REJECTED})
 _WARNINGS = frozenset(
     {
         Reason.INVALID_SPEC,
@@ -24,6 +24,7 @@ _WARNINGS = frozenset(
         Reason.EVALUATE_FAILED,
         Reason.PERMANENT_FAILURE,
         Reason.RESTARTS_EXHAUSTED,
+        Reason.REPEATED_FAILURE,
         Reason.DISRUPTIONS_EXHAUSTED,
         Reason.DEADLINE_EXCEEDED,
     }

@@ -28,6 +28,11 @@ _ADVICE = {
     ExitCode.INTERNAL_ERROR: "Read the log; if the failure repeats at the same step, the data there is worth a look.",
 }
 _GOES_ON = "Nothing: the next attempt starts from the last checkpoint."
+_REJECTED_ADVICE = "If it repeats, look at the node: it has less to offer than the scheduler counts there."
+_OVERUSE_ADVICE = (
+    "Request what the job uses: memory or ephemeral-storage in the requests and limits of spec.workers.resources, or "
+    "spec.workers.sharedMemory. Data sets, models and checkpoints on the node count, unless spec.workers.cache is set."
+)
 _SIGKILL_ADVICE = (
     "The process was killed from outside, often by the memory limit; training goes on from the checkpoint."
 )
@@ -40,6 +45,8 @@ class Failure:
     failure_class: FailureClass
     exit_code: int
     status: FailureStatus
+    never_ran: bool = False
+    """A kubelet refused its pod."""
 
 
 def notice(stage: ObservedStage) -> FailureStatus | None:
@@ -72,19 +79,51 @@ def judge(stage: ObservedStage, noticed: FailureStatus | None = None) -> Failure
     failed = [pod for pod in stage.pods if pod.exit_code]
     if stage.lost:
         return _lost(stage)
+    permanent = any(_class_of(pod) is FailureClass.PERMANENT for pod in failed)
+    refused = next((pod for pod in stage.pods if pod.is_overusing or pod.is_rejected), None)
+    if refused is not None and not permanent:
+        return _refused(stage, refused)
     if not failed:
-        return _without_a_trace(stage, noticed)
+        evicted = next((pod for pod in stage.pods if pod.kubelet_reason), None)
+        return _without_a_trace(stage, noticed) if evicted is None else _refused(stage, evicted)
     culprits = [pod for pod in failed if pod.exit_code not in _BYSTANDER_EXITS] or failed
     first = min(culprits, key=lambda pod: (_class_of(pod), pod.finished_at, pod.index))
     if _class_of(first) is not FailureClass.PERMANENT:
-        disrupted = next((pod for pod in failed if pod.disrupted), None)
+        disrupted = next((pod for pod in failed if pod.disrupted or pod.kubelet_reason), None)
         first = disrupted or _first_of(culprits)
+        if first.kubelet_reason:
+            return _refused(stage, first)
     code = first.exit_code or 0
     status = _status(stage, first, code)
     if code in _BYSTANDER_EXITS and (gone := _deleted(stage)):
         told = f"{gone} was deleted, and the others stopped with it: {status.message}"
         status = status.model_copy(update={"failure_class": "PodDeleted", "pod": gone, "node": "", "message": told})
     return Failure(_class_of(first), code, status)
+
+
+def _refused(stage: ObservedStage, pod: ObservedPod) -> Failure:
+    """What the kubelet itself has ended, or never started, in its own words.
+
+    Charged as a disruption, except where the pod was evicted for what it used itself: the next one would use it too.
+    """
+    told = "was not started" if pod.is_rejected else "was ended"
+    where = f" on node {pod.node}" if pod.node else ""
+    code = pod.exit_code or 0
+    said = [f"{pod.name} {told}{where}: {pod.kubelet_reason}: {pod.kubelet_message}".rstrip(": ")]
+    if pod.message is not None:
+        said += [line for line in (pod.message.error, *pod.message.last_lines) if line]
+    status = FailureStatus(
+        failure_class=pod.kubelet_reason,
+        stage=str(stage.stage),
+        attempt=stage.attempt,
+        pod=pod.name,
+        node=pod.node,
+        exit_code=code,
+        message="\n".join(said)[:4096],
+        advice=_OVERUSE_ADVICE if pod.is_overusing else _REJECTED_ADVICE if pod.is_rejected else _GOES_ON,
+    )
+    kind = FailureClass.RETRYABLE if pod.is_overusing else FailureClass.DISRUPTION
+    return Failure(kind, code, status, never_ran=pod.is_rejected)
 
 
 def _first_of(culprits: list[ObservedPod]) -> ObservedPod:
@@ -108,7 +147,8 @@ def _deleted(stage: ObservedStage) -> str:
 
 
 def _class_of(pod: ObservedPod) -> FailureClass:
-    return FailureClass.DISRUPTION if pod.disrupted else failure_class(pod.exit_code or 0)
+    is_free = (pod.disrupted or pod.kubelet_reason) and not pod.is_overusing
+    return FailureClass.DISRUPTION if is_free else failure_class(pod.exit_code or 0)
 
 
 def _without_a_trace(stage: ObservedStage, noticed: FailureStatus | None) -> Failure:

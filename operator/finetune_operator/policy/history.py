@@ -28,6 +28,7 @@ from .runs import Run
 
 _KEPT_ATTEMPTS = 10
 _KEPT_WARNINGS, _MAX_WARNING = 16, 1024
+_MAX_ATTEMPT_MESSAGE = 256
 _STAGES = list(Stage)
 _OUTCOMES = {
     FailureClass.PERMANENT: Outcome.PERMANENT,
@@ -184,8 +185,10 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
     ended = attempt.model_copy(
         update={
             "end_time": ended_at,
-            "outcome": _OUTCOMES[judged.failure_class],
+            "outcome": Outcome.REJECTED if judged.never_ran else _OUTCOMES[judged.failure_class],
             "reason": judged.status.failure_class,
+            "exit_code": judged.exit_code or None,
+            "message": judged.status.message.partition("\n")[0][:_MAX_ATTEMPT_MESSAGE],
         }
     )
     status = _charge(_replace(status, ended), ended, judged.failure_class)

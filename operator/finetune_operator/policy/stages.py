@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from finetune_api.constants import TERMINAL_CONDITIONS, Reason, Stage
-from finetune_api.exit_codes import FailureClass
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Spec, Status
 from finetune_api.v1alpha1.quantities import seconds
 
@@ -14,11 +13,7 @@ from . import restart, scale
 from .history import last_attempt
 from .runs import Run
 
-_CLASSES = {
-    Outcome.PERMANENT: FailureClass.PERMANENT,
-    Outcome.RETRYABLE: FailureClass.RETRYABLE,
-    Outcome.DISRUPTION: FailureClass.DISRUPTION,
-}
+_FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION, Outcome.REJECTED})
 _FAILED = {Stage.PREPARE: Reason.PREPARE_FAILED, Stage.EVALUATE: Reason.EVALUATE_FAILED}
 
 
@@ -170,15 +165,9 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
         if following == len(stages):
             return Finish(True, Reason.SUCCEEDED, "the model is in object storage")
         return Start(stages[following], _following_number(status, stages[following]))
-    if last.outcome not in _CLASSES or last.forgiven:  # stopped on request, or a failure that counts no more
+    if last.outcome not in _FAILURES or last.forgiven:  # stopped on request, or a failure that counts no more
         return Start(last.stage, last.number + 1)
-    decision = restart.decide(
-        _CLASSES[last.outcome],
-        restarts=status.restarts,
-        disruptions=status.disruptions,
-        limits=spec.restart,
-        max_backoff_seconds=max_backoff,
-    )
+    decision = restart.decide(status, spec.restart, max_backoff_seconds=max_backoff)
     if isinstance(decision, restart.GiveUp):
         return Finish(False, _FAILED.get(last.stage, decision.reason), f"{last.stage} failed: {decision.message}")
     if not decision.delay_seconds or not last.end_time:

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import pytest
+
 from finetune_api import constants
+from finetune_api.exit_codes import FailureClass
 from finetune_operator.observed import Observed
 from finetune_operator.policy import failure
 
@@ -51,3 +54,72 @@ def test_a_pod_that_the_kernel_has_ended_for_memory_is_called_so_though_it_left_
     assert (judged.status.failure_class, judged.exit_code) == ("OutOfMemory", 137)
     assert judged.status.message.startswith(f"{NAME}-1-train was ended by the kernel because its memory was used up")
     assert "training.microBatchSize" in judged.status.advice
+
+
+def kubelet_failed(reason: str, message: str, exit_code: int | None = None, *, disrupted: bool = False) -> Any:
+    """The Job's judged failure where the kubelet has failed one of its pods as a whole."""
+    jobs = [make_job("train", owner="u", conditions=[{"type": "Failed", "status": "True"}])]
+    pod = make_pod(1, "train")
+    condition = [{"type": "DisruptionTarget", "status": "True"}] if disrupted else []
+    pod["status"] = {"phase": "Failed", "reason": reason, "message": message, "conditions": condition}
+    if exit_code is not None:
+        state = {"terminated": {"exitCode": exit_code, "finishedAt": "2026-01-01T12:00:00Z"}}
+        pod["status"]["containerStatuses"] = [{"name": constants.TRAINER_CONTAINER, "state": state}]
+    pod["spec"] = {"nodeName": "node-a"}
+    (stage,) = Observed.from_manifests("u", jobs, [pod]).stages
+    return failure.judge(stage)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("UnexpectedAdmissionError", "Pod was rejected: Allocate failed, Requested: 1, Available: 0"),
+        ("OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu, requested: 4000, used: 7000"),
+        ("OutOfnvidia.com/gpu", "Pod was rejected: Node didn't have enough resource: nvidia.com/gpu"),
+        ("NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed"),
+        ("NodeShutdown", "Pod was rejected as the node is shutting down."),
+    ],
+)
+def test_a_pod_that_the_kubelet_rejects_is_explained_in_its_words(reason: str, message: str) -> None:
+    judged = kubelet_failed(reason, message)
+    assert (judged.failure_class, judged.never_ran) == (FailureClass.DISRUPTION, True)
+    assert (judged.status.failure_class, judged.status.node) == (reason, "node-a")
+    assert judged.status.pod == f"{NAME}-1-train"
+    assert judged.status.message == f"{NAME}-1-train was not started on node node-a: {reason}: {message}"
+
+
+OWN_DISK = 'Usage of EmptyDir volume "scratch" exceeds the limit "1Gi". '
+OWN_TOTAL = "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "
+OWN_LIMIT = 'Container trainer exceeded its local ephemeral storage limit "1Gi". '
+OWN_MEMORY = (
+    "The node was low on resource: memory. Threshold quantity: 100Mi, available: 90Mi. "
+    "Container trainer was using 20Gi, request is 1Gi, has larger consumption of memory. "
+)
+OTHERS = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 90Mi. "
+
+
+@pytest.mark.parametrize(
+    ("message", "disrupted", "kind"),
+    [
+        (OWN_DISK, False, FailureClass.RETRYABLE),
+        (OWN_TOTAL, False, FailureClass.RETRYABLE),
+        (OWN_LIMIT, False, FailureClass.RETRYABLE),
+        (OWN_MEMORY, True, FailureClass.RETRYABLE),
+        (OTHERS, True, FailureClass.DISRUPTION),
+        (OTHERS, False, FailureClass.DISRUPTION),
+    ],
+)
+@pytest.mark.parametrize("exit_code", [None, 75, 137])
+def test_an_eviction_for_what_the_job_uses_itself_is_no_disruption(
+    message: str, disrupted: bool, kind: FailureClass, exit_code: int | None
+) -> None:
+    judged = kubelet_failed("Evicted", message, exit_code, disrupted=disrupted)
+    assert (judged.failure_class, judged.never_ran) == (kind, False)
+    assert (judged.status.failure_class, judged.status.node) == ("Evicted", "node-a")
+    assert message.strip() in judged.status.message
+    assert ("spec.workers.resources" in judged.status.advice) is (kind is FailureClass.RETRYABLE)
+
+
+def test_an_error_that_cannot_be_retried_wins_over_a_rejected_pod() -> None:
+    judged = kubelet_failed("Evicted", OWN_DISK, 65)
+    assert judged.failure_class is FailureClass.PERMANENT

@@ -10,15 +10,14 @@ from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.exit_codes import ExitCode, FailureClass
 from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
 from finetune_api.trainer_config import StorageSettings
-from finetune_api.v1alpha1 import FineTuneJob, Outcome, Restart, Status
+from finetune_api.v1alpha1 import FineTuneJob, Outcome, Status
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed, ObservedPod, ObservedStage
-from finetune_operator.policy import failure, history, restart, runs, stages, status, world
+from finetune_operator.policy import failure, history, runs, stages, status, world
 from observations import STAMP, make_pod, make_stage
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 LATER = "2026-01-01T12:00:30Z"
-LIMITS = Restart(max_restarts=2, max_disruptions=3)
 
 
 def make_job(**spec: Any) -> FineTuneJob:
@@ -241,34 +240,6 @@ def test_only_ten_attempts_are_kept_and_the_oldest_are_not_charged_again() -> No
     assert len(first.attempts) == 10
     again = folded(Observed((PREPARED, *crashes)), first)
     assert (again.restarts, again.attempts) == (first.restarts, first.attempts)
-
-
-@pytest.mark.parametrize(
-    ("kind", "restarts", "disruptions", "expected"),
-    [
-        (FailureClass.PERMANENT, 0, 0, Reason.PERMANENT_FAILURE),
-        (FailureClass.RETRYABLE, 1, 0, 0.0),
-        (FailureClass.RETRYABLE, 2, 0, 10.0),
-        (FailureClass.RETRYABLE, 3, 0, Reason.RESTARTS_EXHAUSTED),
-        (FailureClass.DISRUPTION, 99, 3, 0.0),
-        (FailureClass.DISRUPTION, 0, 4, Reason.DISRUPTIONS_EXHAUSTED),
-    ],
-)
-def test_restarts_have_a_budget_and_a_backoff(
-    kind: FailureClass, restarts: int, disruptions: int, expected: float | Reason
-) -> None:
-    decision = restart.decide(kind, restarts=restarts, disruptions=disruptions, limits=LIMITS, max_backoff_seconds=300)
-    found = decision.reason if isinstance(decision, restart.GiveUp) else decision.delay_seconds
-    assert found == expected
-
-
-def test_the_backoff_doubles_up_to_its_limit() -> None:
-    generous = Restart(max_restarts=100)
-    delays = [
-        restart.decide(FailureClass.RETRYABLE, restarts=n, disruptions=0, limits=generous, max_backoff_seconds=60)
-        for n in range(1, 7)
-    ]
-    assert delays == [restart.Retry(seconds) for seconds in (0.0, 10.0, 20.0, 40.0, 60.0, 60.0)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""What follows a failed attempt: the table of `policy/restart.py`."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.constants import Reason, Stage
+from finetune_api.v1alpha1 import AttemptStatus, CheckpointStatus, Outcome, Restart, Status
+from finetune_operator.policy import restart
+from observations import STAMP
+
+LIMITS = Restart(max_restarts=2, max_disruptions=3)
+
+
+def attempt(number: int = 1, outcome: Outcome | None = Outcome.RETRYABLE, **fields: Any) -> AttemptStatus:
+    """A training that failed with an internal error of its own, unless `fields` say otherwise."""
+    known: dict[str, Any] = {
+        "stage": Stage.TRAIN,
+        "number": number,
+        "job_name": f"example-r1-train-a{number}",
+        "start_time": STAMP,
+        "end_time": STAMP,
+        "outcome": outcome,
+        "reason": "InternalError" if outcome is Outcome.RETRYABLE else str(outcome),
+        "exit_code": 70,
+        "message": f"error {number}",
+    }
+    return AttemptStatus(**(known | fields))
+
+
+def decided(*attempts: AttemptStatus, limits: Restart = LIMITS, longest: float = 300, **status: Any) -> float | Reason:
+    """The delay of the next attempt, or why there is none."""
+    decision = restart.decide(Status(attempts=attempts, **status), limits, max_backoff_seconds=longest)
+    return decision.reason if isinstance(decision, restart.GiveUp) else decision.delay_seconds
+
+
+@pytest.mark.parametrize(
+    ("outcome", "restarts", "disruptions", "expected"),
+    [
+        (Outcome.PERMANENT, 0, 0, Reason.PERMANENT_FAILURE),
+        (Outcome.RETRYABLE, 1, 0, 0.0),
+        (Outcome.RETRYABLE, 2, 0, 10.0),
+        (Outcome.RETRYABLE, 3, 0, Reason.RESTARTS_EXHAUSTED),
+        (Outcome.DISRUPTION, 99, 3, 0.0),
+        (Outcome.DISRUPTION, 0, 4, Reason.DISRUPTIONS_EXHAUSTED),
+        (Outcome.REJECTED, 99, 3, 10.0),
+        (Outcome.REJECTED, 0, 4, Reason.DISRUPTIONS_EXHAUSTED),
+    ],
+)
+def test_restarts_have_a_budget_and_a_backoff(
+    outcome: Outcome, restarts: int, disruptions: int, expected: float | Reason
+) -> None:
+    assert decided(attempt(outcome=outcome), restarts=restarts, disruptions=disruptions) == expected
+
+
+def test_the_backoff_doubles_up_to_its_limit() -> None:
+    delays = [decided(attempt(), limits=Restart(max_restarts=100), longest=60, restarts=n) for n in range(1, 7)]
+    assert delays == [0.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([Outcome.REJECTED], 10.0),
+        ([Outcome.REJECTED] * 3, 40.0),
+        ([Outcome.DISRUPTION], 0.0),
+        ([Outcome.DISRUPTION] * 3, 20.0),
+        ([Outcome.RETRYABLE, Outcome.DISRUPTION], 0.0),
+    ],
+)
+def test_attempts_that_are_disrupted_before_their_first_step_wait_longer_each_time(
+    outcomes: list[Outcome], expected: float
+) -> None:
+    attempts = [attempt(number, outcome) for number, outcome in enumerate(outcomes, 1)]
+    assert decided(*attempts, disruptions=len(attempts)) == expected
+
+
+def test_a_disruption_in_the_middle_of_the_training_is_followed_at_once() -> None:
+    trained = attempt(2, Outcome.DISRUPTION, first_step_time=STAMP)
+    assert decided(attempt(1, Outcome.DISRUPTION), trained, disruptions=2) == 0.0
+
+
+OOM = {"reason": "OutOfMemory", "exit_code": 80}
+NAN = {"reason": "Diverged", "exit_code": 81}
+SAME = {"message": "KeyError: 'modules_to_save'", "last_step": 40}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_same"),
+    [
+        (OOM, OOM, True),
+        (OOM, {"reason": "OutOfMemory", "exit_code": 137}, False),
+        (NAN | {"last_step": 7}, NAN | {"last_step": 9}, True),
+        (NAN, OOM, False),
+        (SAME, SAME, True),
+        (SAME, SAME | {"last_step": 41}, False),
+        (SAME, SAME | {"message": "KeyError: 'other'"}, False),
+        ({"message": "example-r1-train-a1-0-x7k2p ended with status 1", "exit_code": 1, "reason": "Exit1"},
+         {"message": "example-r1-train-a2-0-9qqzz ended with status 1", "exit_code": 1, "reason": "Exit1"}, True),
+        ({"message": "<A at 0x7f01>"}, {"message": "<A at 0x7fe2>"}, True),
+        ({"reason": "Signal9", "exit_code": 137, "message": "m"},) * 2 + (False,),
+        ({"reason": "StorageUnreachable", "exit_code": 69, "message": "m"},) * 2 + (False,),
+        ({"reason": "Hung", "exit_code": 82, "message": "m"},) * 2 + (False,),
+        ({"reason": "Evicted", "exit_code": 137, "message": "used 3Gi"},
+         {"reason": "Evicted", "exit_code": 137, "message": "used 4Gi"}, True),
+    ],
+)  # fmt: skip
+def test_a_failure_that_repeats_unchanged_ends_the_run(
+    first: dict[str, Any], second: dict[str, Any], is_same: bool
+) -> None:
+    limits = Restart(max_restarts=9)
+    assert decided(attempt(1, **first), limits=limits, restarts=1) == 0.0
+    expected = Reason.REPEATED_FAILURE if is_same else 10.0
+    assert decided(attempt(1, **first), attempt(2, **second), limits=limits, restarts=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("between", "is_repeated"),
+    [
+        ([], True),
+        ([attempt(2, Outcome.DISRUPTION)], True),
+        ([attempt(2, Outcome.STOPPED)], True),
+        ([attempt(2)], False),
+    ],
+    ids=["nothing", "a disruption", "a suspension", "another failure"],
+)
+def test_disruptions_and_stops_do_not_end_a_series(between: list[AttemptStatus], is_repeated: bool) -> None:
+    found = decided(attempt(1, **NAN), *between, attempt(3, **NAN), limits=Restart(max_restarts=9), restarts=1)
+    assert (found is Reason.REPEATED_FAILURE) is is_repeated
+
+
+def test_a_new_checkpoint_and_a_changed_spec_begin_a_new_series() -> None:
+    saved = CheckpointStatus(uri="s3://b/c", step=20, time=STAMP)
+    again = attempt(2, **NAN, known_checkpoint_step=10)
+    assert decided(attempt(1, **NAN), again, restarts=1) == 0.0
+    assert decided(attempt(1, **NAN, known_checkpoint_step=10), again, restarts=1, last_checkpoint=saved) == 0.0
+    assert decided(attempt(1, **NAN, forgiven=True), attempt(2, **NAN), restarts=1) == 0.0
+
+
+def test_the_end_of_a_series_says_what_to_change() -> None:
+    status = Status(attempts=(attempt(1, **NAN), attempt(2, **NAN)), restarts=2)
+    decision = restart.decide(status, LIMITS, max_backoff_seconds=300)
+    assert isinstance(decision, restart.GiveUp)
+    assert decision.message.startswith("Diverged 2 times in the same way, without a new checkpoint in between")
+    assert "lower spec.training.learningRate" in decision.message
