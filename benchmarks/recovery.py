@@ -256,7 +256,6 @@ async def measure(site: Site, rounds: int) -> tuple[dict[str, list[float]], dict
                 ours[kind].append(await recovery(watched, kind, 1 + len(KINDS) * number + offset))
                 print(f"round {number + 1}, {kind}: {ours[kind][-1]['recovery']:.2f} s", flush=True)
     finally:
-        await watched.cluster.close()
         await server.close()
     return bares, ours
 

@@ -1,12 +1,19 @@
 """What a trainer pod tells while it runs (`GET /progress`) and when it ends (its termination message)."""
 
-import json
+import math
+import re
+from datetime import datetime
+
+from pydantic import BaseModel, ValidationError
 
 from .trainer_config import Message, Prepared
 from .v1alpha1 import Metric
 
 FOR_STATUS = "for=status"
 """Query of `GET /progress` by whom the job's status is kept: a stopped pod waits for it with its last answer."""
+
+MAX_PROGRESS_BYTES = 64 * 1024
+"""A pod's answer to `GET /progress` that is longer than this is not read."""
 
 MAX_TERMINATION_BYTES = 4096
 """Kubernetes' limit for one container."""
@@ -63,6 +70,17 @@ class Progress(Message):
     peak_memory_bytes: int = 0
     """Peak resident memory of rank 0 (CUDA: peak allocated)."""
     warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def decode(cls, content: bytes) -> "Progress | None":
+        """None for what is not progress: the answer comes from a container that is the user's to choose."""
+        if len(content) > MAX_PROGRESS_BYTES:
+            return None
+        try:
+            progress = cls.model_validate_json(content)
+        except ValidationError:
+            return None
+        return progress if _can_be_in_status(progress) else None
 
 
 class TrainResult(Message):
@@ -122,6 +140,38 @@ class TerminationMessage(Message):
     def decode(cls, text: str) -> "TerminationMessage | None":
         """None for text that is not one of ours (an empty message, a log tail written by the kubelet)."""
         try:
-            return cls.model_validate(json.loads(text))
-        except ValueError:
+            message = cls.model_validate_json(text)
+        except ValidationError:
             return None
+        return message if _can_be_in_status(message) else None
+
+
+_LARGEST = 2**53
+"""Numbers beyond it are not exact in JSON, and a hundred times this still fits the API server's 64 bits."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _can_be_in_status(value: object, name: str = "") -> bool:
+    """Whether the API server will take all numbers and times of a message: one that it refuses would keep the whole
+    status from being written."""
+    match value:
+        case BaseModel():
+            return all(_can_be_in_status(item, field) for field, item in value)
+        case dict():
+            return all(_can_be_in_status(item) for item in value.values())
+        case tuple() | list():
+            return all(_can_be_in_status(item) for item in value)
+        case float():
+            return math.isfinite(value) and (name != "eta_seconds" or abs(value) <= _LARGEST)
+        case int():
+            return abs(value) <= _LARGEST
+        case str() if value and (name == "time" or name.endswith("_time")):
+            return _is_time(value)
+    return True
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return _TIME.fullmatch(text) is not None and datetime.fromisoformat(text) is not None
+    except ValueError:
+        return False

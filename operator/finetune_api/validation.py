@@ -70,7 +70,7 @@ def dropped_fields(manifest: Mapping[str, Any]) -> tuple[Violation, ...]:
     except ValidationError as error:
         details = [detail for detail in error.errors() if detail["type"] == "extra_forbidden"]
         return tuple(_violation(detail) for detail in details)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ()
     return ()
 

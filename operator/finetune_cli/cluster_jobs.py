@@ -25,6 +25,8 @@ from .exit_status import USAGE, CommandError
 if TYPE_CHECKING:  # the client takes a second to import
     from finetune_operator.clusters.api_server import ApiServer
 
+_MAX_LOG_BYTES = 64 * 2**20
+"""Of one answer. Kubelets begin a new file after 10 MiB and show only the last one: what is longer is a flood."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 Answer = TypeVar("Answer")
@@ -113,9 +115,12 @@ class ClusterJobs:
 
     async def log(self, pod: str, *, since: str = "") -> str:
         """What the trainer in a pod has said, each line with the time at which it did; `since`: RFC 3339."""
-        query = {"container": constants.TRAINER_CONTAINER, "timestamps": "true"} | (
-            {"sinceTime": since} if since else {}
-        )
+        query = {
+            "container": constants.TRAINER_CONTAINER,
+            "timestamps": "true",
+            "limitBytes": str(_MAX_LOG_BYTES),
+            **({"sinceTime": since} if since else {}),
+        }
         path = f"{self._path('v1', 'pods')}/{pod}/log"
         return await self._ask(lambda server: server.text(path, **query))
 

@@ -52,7 +52,7 @@ def parse_line(source: LogSource, line: str, *, last_time: str = "") -> list[Log
     """A line of a log; more than one entry where a message or a traceback has several lines."""
     try:
         fields = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or "message" not in fields:
         return [LogEntry(source, line.rstrip("\r"), time=last_time)] if line.strip() else []

@@ -84,7 +84,6 @@ async def run_service(settings: OperatorSettings, options: ServiceOptions) -> No
             for part in background:
                 part.cancel()
             ends = await asyncio.gather(*background, return_exceptions=True)
-            await cluster.close()
             await probes.cleanup()
         for end in ends:
             if isinstance(end, Exception):

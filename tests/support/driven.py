@@ -91,8 +91,6 @@ class Driven:
             self.crashes += 1
         except (ApiError, ApiUnreachableError):
             await asyncio.sleep(_PASS_SECONDS)
-        finally:
-            await cluster.close()
 
     async def children(self) -> list[str]:
         """Kind and name of all that belongs to the job."""

@@ -2,9 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import aiohttp
-from pydantic import ValidationError
-
 from finetune_api import constants
 from finetune_api.progress import FOR_STATUS, Progress
 
@@ -12,9 +9,7 @@ from ..errors import ApiError, ClusterConflictError, StaleError
 from ..manifests import JobKey, Manifest, controller_uid
 from ..render.names import service_name
 from .api_server import ApiServer
-
-_PROGRESS_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
-"""Rank 0's supervisor answers from memory; what takes longer does not answer."""
+from .pod_progress import get_progress
 
 METADATA_OF_ALL = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 """What a list is asked for of which nothing but metadata counts."""
@@ -37,12 +32,6 @@ class KubernetesCluster:
         """`wrote` gets the object as each write of status has left it."""
         self._server = server
         self._wrote = wrote
-        self._session: aiohttp.ClientSession | None = None
-
-    async def close(self) -> None:
-        """End the connections to pods; the API server's connection is its maker's."""
-        if self._session is not None:
-            await self._session.close()
 
     # ---- reads -----------------------------------------------------------------------------------------------------
 
@@ -87,16 +76,7 @@ class KubernetesCluster:
     async def read_progress(self, pod: Manifest) -> Progress | None:
         """`GET /progress` of a pod; None where no whole answer comes."""
         address = _address(pod)
-        if not address:
-            return None
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=_PROGRESS_TIMEOUT)
-        url = f"http://{host_of(address)}:{constants.PROGRESS_PORT}/progress?{FOR_STATUS}"
-        try:
-            async with self._session.get(url) as answer:
-                return Progress.model_validate_json(await answer.read())
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
-            return None  # not up yet, or just gone: the next look will tell
+        return await get_progress(address, constants.PROGRESS_PORT, FOR_STATUS) if address else None
 
     async def _get(self, path: str) -> Manifest | None:
         try:
@@ -162,11 +142,6 @@ class KubernetesCluster:
         except ApiError as error:
             if not error.is_missing:
                 raise
-
-
-def host_of(address: str) -> str:
-    """An address as it stands in a URL: IPv6 in brackets."""
-    return f"[{address}]" if ":" in address else address
 
 
 def _job_path(key: JobKey) -> str:

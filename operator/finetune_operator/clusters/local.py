@@ -1,15 +1,11 @@
 """The Cluster of one machine: pods are processes, objects are files, Jobs end as the real Job controller ends them."""
 
 import asyncio
-import http.client
 import os
 import signal
-import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from finetune_api import constants
 from finetune_api.constants import Env
@@ -21,8 +17,10 @@ from ..render.names import service_name
 from .local_objects import ObjectFolder
 from .local_pod import LocalPod, PodPlace, pod_manifest, utc_now
 from .local_ports import free_ports
+from .pod_progress import get_progress
 
-_PROGRESS_TIMEOUT_SECONDS = 2.0
+_HOST = "127.0.0.1"
+"""Address of every local pod."""
 
 
 class LocalCluster:
@@ -101,12 +99,12 @@ class LocalCluster:
         running = next(
             (one for pods in self._pods.values() for one in pods if one.name == name and not one.ended), None
         )
-        return None if running is None else await asyncio.to_thread(get_progress, running.progress_port, FOR_STATUS)
+        return None if running is None else await get_progress(_HOST, running.progress_port, FOR_STATUS)
 
     async def peek_progress(self, job_name: str) -> Progress | None:
         """The same for a display, which keeps nothing."""
         pods = self._pods.get(job_name)
-        return await asyncio.to_thread(get_progress, pods[0].progress_port) if pods and not pods[0].ended else None
+        return await get_progress(_HOST, pods[0].progress_port) if pods and not pods[0].ended else None
 
     # ---- what a person at this machine does ------------------------------------------------------------------------
 
@@ -221,13 +219,3 @@ class LocalCluster:
 def _ended(job: Manifest, kind: str) -> Manifest:
     condition = {"type": kind, "status": "True", "lastTransitionTime": utc_now()}
     return {**job, "status": {"conditions": [condition]}}
-
-
-def get_progress(port: int, query: str = "") -> Progress | None:
-    """`GET /progress` of a pod on this machine; None where no whole answer comes."""
-    url = f"http://127.0.0.1:{port}/progress?{query}"
-    try:
-        with urllib.request.urlopen(url, timeout=_PROGRESS_TIMEOUT_SECONDS) as answer:
-            return Progress.model_validate_json(answer.read())
-    except (OSError, http.client.HTTPException, ValidationError):
-        return None  # not up yet, or just gone: the next look will tell

@@ -14,6 +14,7 @@ from typing import Any
 
 from finetune_api import constants
 from finetune_api.constants import Env
+from finetune_api.progress import MAX_TERMINATION_BYTES
 
 from ..manifests import Manifest, rfc3339
 
@@ -103,11 +104,11 @@ class LocalPod:
 
     def _last_word(self, *, has_failed: bool) -> str:
         """The termination message; as under FallbackToLogsOnError, the log's tail where a failed pod has left none."""
-        if self._termination_log.exists() and (message := self._termination_log.read_text()):
+        if message := _end_of(self._termination_log, MAX_TERMINATION_BYTES):
             return message
         if not has_failed:
             return ""
-        lines = self._place.log.read_bytes()[-_FALLBACK_BYTES:].decode(errors="replace").splitlines(keepends=True)
+        lines = _end_of(self._place.log, _FALLBACK_BYTES).splitlines(keepends=True)
         return "".join(lines[-_FALLBACK_LINES:])
 
     @property
@@ -145,6 +146,16 @@ class LocalPod:
         # The pod's index is the only reference that a local run accepts; `rules.cluster_only` refuses Secrets.
         assert "fieldRef" in entry["valueFrom"], f"{entry['name']}: no local pod can look up {entry['valueFrom']}"
         return str(self._index)
+
+
+def _end_of(path: Path, most_bytes: int) -> str:
+    """The last bytes of a file, as a kubelet takes them; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - most_bytes))
+            return file.read(most_bytes).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def pod_manifest(

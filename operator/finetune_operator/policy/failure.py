@@ -211,7 +211,7 @@ def _said(log_tail: str) -> Iterator[str]:
     for line in log_tail.splitlines()[-_SHOWN_LINES:]:
         try:
             yield str(json.loads(line)["message"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             yield line
 
 

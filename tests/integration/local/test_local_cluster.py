@@ -1,8 +1,6 @@
 """The local cluster ends Jobs as Kubernetes' own controller does; its pods are real processes."""
 
 import asyncio
-import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import pytest
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.validation import parse_job
-from finetune_operator.clusters.local import LocalCluster, get_progress
+from finetune_operator.clusters.local import LocalCluster
 from finetune_operator.errors import ClusterConflictError
 from finetune_operator.manifests import JobKey, Manifest
 from finetune_operator.observed import Observed, ObservedStage
@@ -218,21 +216,6 @@ def test_creating_twice_is_fine_and_a_strangers_child_is_refused(tmp_path: Path)
         assert await world.ended() is not None
 
     in_a_world(scenario, tmp_path)
-
-
-def test_a_progress_answer_that_breaks_off_is_no_answer() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def half_an_answer() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{")
-
-        thread = threading.Thread(target=half_an_answer)
-        thread.start()
-        assert get_progress(server.getsockname()[1]) is None
-        thread.join()
 
 
 def test_a_job_without_a_namespace_gets_one_as_from_an_api_server(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from finetune_operator.clusters.kubernetes import host_of
 from finetune_operator.clusters.local_ports import free_ports
+from finetune_operator.clusters.pod_progress import host_of
 from finetune_operator.http_server import serve
 from finetune_trainer.progress_server import serve_progress
 

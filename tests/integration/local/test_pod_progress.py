@@ -1,0 +1,123 @@
+"""What a pod may answer to `GET /progress`: the container is the user's, and may be hostile."""
+
+import asyncio
+import resource
+import time
+from collections.abc import Iterable
+from itertools import repeat
+
+import pytest
+
+from finetune_api.progress import MAX_PROGRESS_BYTES, Progress
+from finetune_operator.clusters.pod_progress import get_progress
+
+OK = b"HTTP/1.1 200 OK\r\n"
+BODY = b'{"stage":"train","step":7}'
+MIB = 2**20
+
+
+async def answered(chunks: Iterable[bytes], host: str = "127.0.0.1") -> Progress | None:
+    """What is made of an answer that comes in these chunks."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            for chunk in chunks:
+                writer.write(chunk)
+                await writer.drain()
+            writer.close()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return
+
+    server = await asyncio.start_server(serve, host, 0)
+    try:
+        return await get_progress(host, server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\n\r\n" + BODY,
+        OK + b"Content-Length: 26\r\n\r\n" + BODY,
+        OK + b"Transfer-Encoding: chunked\r\n\r\n1a\r\n" + BODY + b"\r\n0\r\n\r\n",
+    ],
+    ids=["to the end", "with its length", "in chunks"],
+)
+def test_progress_is_read_however_it_is_framed(answer: bytes) -> None:
+    found = asyncio.run(answered([answer[:20], answer[20:]]))
+    assert found == Progress(stage="train", step=7)
+
+
+def test_a_pod_may_have_an_ipv6_address() -> None:
+    assert asyncio.run(answered([OK + b"\r\n" + BODY], host="::1")) == Progress(stage="train", step=7)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [OK + b"\r\n" + BODY[:-1] + b" " * MAX_PROGRESS_BYTES + b"}"],
+        [OK + b"Content-Length: 900\r\n\r\n{"],
+        [OK + b"Transfer-Encoding: chunked\r\n\r\nffffffffff\r\n" + BODY],
+        [b"HTTP/1.1 500 No\r\n\r\n" + BODY],
+        [b"no HTTP at all"],
+        [],
+    ],
+    ids=["too long", "broken off", "a chunk without an end", "an error", "another protocol", "nothing"],
+)
+def test_what_is_no_whole_answer_is_no_progress(chunks: list[bytes]) -> None:
+    assert asyncio.run(answered(chunks)) is None
+
+
+@pytest.mark.parametrize(
+    "head",
+    [OK + b"\r\n", OK + b"X-Flood: ", OK + b"Content-Encoding: gzip\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n" * 9],
+    ids=["body", "header", "packed body", "interim answers"],
+)
+def test_an_answer_without_end_costs_neither_memory_nor_time(head: bytes) -> None:
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    assert asyncio.run(answered([head, *repeat(b"a" * MIB, 256)])) is None
+    assert time.monotonic() - begun < 1.5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+def test_an_answer_that_never_ends_is_given_up() -> None:
+    async def scenario() -> Progress | None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                writer.write(OK + b"\r\n")
+                while True:
+                    writer.write(b" ")
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+            except ConnectionError:
+                return
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        found = await get_progress("127.0.0.1", server.sockets[0].getsockname()[1])
+        server.close()
+        return found
+
+    begun = time.monotonic()
+    assert asyncio.run(scenario()) is None
+    assert time.monotonic() - begun < 4
+
+
+def test_a_redirect_is_not_followed() -> None:
+    async def scenario() -> tuple[Progress | None, list[bytes]]:
+        asked: list[bytes] = []
+
+        async def inner(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append(await reader.readuntil(b"\r\n"))
+            writer.write(OK + b"\r\n" + BODY)
+            writer.close()
+
+        server = await asyncio.start_server(inner, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        place = f"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{port}/admin\r\n\r\n".encode()
+        found = await answered([place])
+        server.close()
+        return found, asked
+
+    assert asyncio.run(scenario()) == (None, [])
