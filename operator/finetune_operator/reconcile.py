@@ -9,14 +9,17 @@ from pydantic import ValidationError
 from finetune_api.constants import Reason, Stage
 from finetune_api.progress import Progress
 from finetune_api.rules import Violation
-from finetune_api.v1alpha1 import FineTuneJob, Status
+from finetune_api.trainer_config import TrainerConfig
+from finetune_api.v1alpha1 import FineTuneJob, Spec, Status
+from finetune_api.v1alpha1.job import Metadata
 from finetune_api.validation import InvalidJobError, dropped_fields, parse_job
 
 from .clusters import Cluster
 from .errors import ApiError, ClusterConflictError
 from .manifests import JobKey, Manifest, rfc3339
 from .observed import Observed, ObservedStage
-from .policy import grace, history, pending, revival, runs, scale, stages, waiting
+from .policy import deadline, grace, history, pending, revival, runs, scale, stages, waiting
+from .policy import in_force as in_force_policy
 from .policy import status as status_policy
 from .policy.events import announcements
 from .policy.world import batch_plan, stage_config
@@ -57,11 +60,16 @@ async def reconcile(
         return None
     stamp = rfc3339(now)
 
-    # What breaks the rules is told, all of it, and never started.
+    # What breaks the rules is reported, all of it, and never started; what runs goes on and can be stopped.
+    violations: tuple[Violation, ...] = ()
     try:
         job = parse_job(manifest, local=local)
     except InvalidJobError as error:
-        return await _reject(cluster, manifest, error.violations, stamp)
+        violations = error.violations
+        in_force = await _job_in_force(cluster, key, manifest)
+        if in_force is None:
+            return await _reject(cluster, manifest, violations, stamp)
+        job = in_force
 
     # Observe: the children as they are now, and how far the running one is.
     jobs = await cluster.list_jobs(key, history.unjudged(job.status))
@@ -71,13 +79,15 @@ async def reconcile(
     progress = await _progress(cluster, observed, pods)
 
     # Decide: remember what ended, then choose the next step.
-    run = runs.current_run(job, observed.stages)
-    status = revival.given_another_chance(job.status, job.spec, stamp)
-    status = history.fold(status, run, observed, progress, stamp)
-    decision = stages.decide(job.spec, run, status, observed, now=now, max_backoff_seconds=settings.max_backoff_seconds)
+    found = _decide(job, observed, progress, settings, now, is_valid=not violations)
+    if found is None:
+        return await _reject(cluster, manifest, violations, stamp)
+    run, status, decision = found
+    if violations and decision is None:
+        return await _reject(cluster, manifest, violations, stamp, status)
 
     # Apply at most that one step, then announce it and write status once.
-    world = _World(cluster, key, job, run.number, observed, settings, now)
+    world = _World(cluster, key, job, run.number, observed, settings, now, violations)
     announced = None
     if isinstance(decision, stages.Stop):
         # Announced first: after a crash in between, the Job may have gone and left nothing to tell of.
@@ -93,7 +103,70 @@ async def reconcile(
     return Outcome(wait, status, job.status, job.metadata.uid)
 
 
-async def _reject(cluster: Cluster, manifest: Manifest, violations: tuple[Violation, ...], now: str) -> Outcome:
+def _decide(
+    job: FineTuneJob,
+    observed: Observed,
+    progress: Progress | None,
+    settings: OperatorSettings,
+    now: datetime,
+    *,
+    is_valid: bool,
+) -> tuple[runs.Run, Status, stages.Decision] | None:
+    """The run, the status that remembers what has ended, and the next step.
+
+    Where the object is not valid, a step that starts nothing; None where nothing has been started either.
+    """
+    stamp, status = rfc3339(now), job.status
+    run = runs.current_run(job, observed.stages) if is_valid else runs.known_run(status, observed.stages)
+    if run is None:
+        return None
+    if is_valid:
+        status = revival.given_another_chance(status, job.spec, stamp)
+    status = history.fold(status, run, observed, progress, stamp)
+    if not stages.is_over(status):
+        status = deadline.with_suspension(status, job.spec, stamp)
+    decision = stages.decide(job.spec, run, status, observed, now=now, max_backoff_seconds=settings.max_backoff_seconds)
+    return run, status, decision if is_valid else in_force_policy.without_starts(decision, observed)
+
+
+async def _job_in_force(cluster: Cluster, key: JobKey, manifest: Manifest) -> FineTuneJob | None:
+    """The job, with as much of a spec as may stop a run, while the object breaks the rules.
+
+    None where nothing can be running, or status is one that a newer operator has written.
+
+    The last valid spec is in the ConfigMap of the newest attempt, which is there as long as pods of it are. It is read
+    only where the object's own suspend, budget or restart cannot be.
+    """
+    spec = manifest.get("spec")
+    written = spec if isinstance(spec, dict) else {}
+    try:
+        metadata = Metadata.model_validate(manifest["metadata"])
+        status = Status.model_validate(manifest.get("status") or {})
+    except ValidationError:
+        return None
+    if stages.is_over(status):
+        return None
+    last = None
+    if status.attempts and not in_force_policy.is_readable(written):
+        last = _spec_of(await cluster.read_config(key, status.attempts[-1].job_name), metadata.uid)
+    return FineTuneJob.model_construct(
+        metadata=metadata, spec=in_force_policy.spec_in_force(written, last), status=status
+    )
+
+
+def _spec_of(config: str | None, uid: str) -> Spec | None:
+    """The spec with which an attempt of the object was started; None where that cannot be told any more."""
+    try:
+        found = TrainerConfig.model_validate_json(config or "")
+    except ValidationError:
+        return None
+    return found.spec if found.job.uid == uid else None
+
+
+async def _reject(
+    cluster: Cluster, manifest: Manifest, violations: tuple[Violation, ...], now: str, known: Status | None = None
+) -> Outcome:
+    """Nothing runs. `known` is the status after a look at the children, where there was one."""
     metadata, written = manifest["metadata"], manifest.get("status") or {}
     generation, uid = metadata.get("generation", 1), metadata.get("uid", "")
     try:
@@ -105,7 +178,7 @@ async def _reject(cluster: Cluster, manifest: Manifest, violations: tuple[Violat
         if merged != written:
             await cluster.write_status(manifest, merged)
         return Outcome(None, status, Status(), uid)
-    status = status_policy.rejected(before, violations, generation=generation, now=now)
+    status = status_policy.rejected(known or before, violations, generation=generation, now=now)
     await _tell(cluster, manifest, before, status, now)
     return Outcome(None, status, before, uid)
 
@@ -121,6 +194,8 @@ class _World:
     observed: Observed
     settings: OperatorSettings
     now: datetime
+    violations: tuple[Violation, ...] = ()
+    """What is wrong with the object; `job` then has only what of its spec is in force."""
 
 
 async def _progress(cluster: Cluster, observed: Observed, pods: list[Manifest]) -> Progress | None:
@@ -134,6 +209,9 @@ async def _concluded(world: _World, manifest: Manifest, status: Status, decision
     status = _with_begun(world, status, decision)
     remarks = await _remarks(world, manifest, status, decision)
     generation, now = world.job.metadata.generation, rfc3339(world.now)
+    if world.violations:
+        status = status_policy.concluded(status, decision, generation=generation, now=now, remarks=remarks)
+        return status_policy.not_accepted(status, world.violations, generation=generation, now=now)
     return status_policy.concluded(
         _with_batch(status, world.job), decision, generation=generation, now=now, remarks=remarks
     )
@@ -142,7 +220,7 @@ async def _concluded(world: _World, manifest: Manifest, status: Status, decision
 async def _remarks(
     world: _World, manifest: Manifest, status: Status, decision: stages.Decision
 ) -> status_policy.Remarks:
-    dropped = dropped_fields(manifest)
+    dropped = () if world.violations else dropped_fields(manifest)
     if not isinstance(decision, stages.Watch):
         return status_policy.Remarks(unknown_fields=dropped)
     stage = world.observed.active[-1]
@@ -150,7 +228,7 @@ async def _remarks(
     return status_policy.Remarks(
         waiting=await _why_idle(world, stage),
         unknown_fields=dropped,
-        pending=pending.pending_change(world.job.spec, stage),
+        pending="" if world.violations else pending.pending_change(world.job.spec, stage),
         grace=grace.verdict(status, stage, world.settings.termination_grace) if trains else None,
         late=(status.progress.checkpoint_late or "") if trains and status.progress else None,
     )
@@ -255,5 +333,5 @@ def _requeue_after(world: _World, status: Status, decision: stages.Decision) -> 
             return float(world.job.spec.ttl_seconds_after_finished)  # nothing else brings the job back by then
         case _:
             return None
-    left = stages.seconds_left(world.job.spec, status, world.now)
+    left = deadline.seconds_left(world.job.spec, status, world.now)
     return wait if left is None else min(wait, max(0.0, left))

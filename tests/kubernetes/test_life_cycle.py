@@ -82,6 +82,32 @@ def test_a_suspended_job_saves_and_goes_on(admin: Path, namespace: str) -> None:
     play(admin, namespace, scenario)
 
 
+@pytest.mark.parametrize("stop", [{"suspend": True}, {"budget": {"deadline": "1s"}}], ids=["suspended", "deadline"])
+def test_what_runs_can_be_stopped_while_the_spec_is_invalid(
+    admin: Path, namespace: str, stop: dict[str, object]
+) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("typo", train_ends(FOREVER))
+        await job.until(trains)
+        await world.change("typo", training={"microBatchSize": 5})
+        status = await job.until(lambda status: condition(status, "Accepted") == ("False", "InvalidSpec"))
+        assert (status.phase, status.observed_generation) == (Phase.TRAINING, 2)
+        calls = len(job.server.calls)
+        await job.step()
+        assert len(job.server.calls) == calls, "a second pass on the same world writes nothing"
+        await world.change("typo", **stop)
+        status = await job.until(in_phase(Phase.SUSPENDED, Phase.INVALID))
+        assert (status.attempts[-1].outcome, "typo-r1-train-a1" in await world.jobs()) == ("Stopped", False)
+        assert condition(status, "Accepted") == ("False", "InvalidSpec")
+        world.kubelet.scripts["typo"] = done
+        await world.change("typo", training={"microBatchSize": 4}, suspend=False, budget={"deadline": "1h"})
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        assert (status.run, status.restarts) == (1, 0)
+        assert "InvalidSpec" in await world.event_reasons("typo")
+
+    play(admin, namespace, scenario)
+
+
 def test_an_attempt_that_ends_is_looked_at_more_often(admin: Path, namespace: str, kubectl: Kubectl) -> None:
     """Rank 0's last word and the next attempt wait for it."""
 

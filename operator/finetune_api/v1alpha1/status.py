@@ -235,5 +235,9 @@ class Status(StatusModel):
     """The last ten attempts at the stages of this run, oldest first."""
     start_time: Time | None = None
     """When the run started."""
+    suspended_since: Time | None = None
+    """Since when `spec.suspend` has been set. Absent: it is not."""
+    suspended_seconds: float | None = None
+    """For how long it was set before, in this run. Neither counts for the deadline."""
     completion_time: Time | None = None
     """When the run ended."""

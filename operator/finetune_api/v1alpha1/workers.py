@@ -152,4 +152,5 @@ class Budget(ApiModel):
     """What a run may use up. What is over it is stopped with its state saved, and has failed."""
 
     deadline: Duration | None = None
-    """Time from the start of the run to its end, waiting and restarts included."""
+    """Time from the start of the run to its end, waiting and restarts included. Time in which the job is suspended does
+    not count."""

@@ -23,6 +23,9 @@ class Cluster(Protocol):
     async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
         """Every pod of the named Jobs."""
 
+    async def read_config(self, key: JobKey, child: str) -> str | None:
+        """What the pods of an attempt were told, as JSON; None where it is gone."""
+
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
         """Warning Events about the named Jobs and pods, oldest first."""
 

@@ -54,6 +54,11 @@ class KubernetesCluster:
         """Every pod of the named Jobs."""
         return await self._list("v1", "pods", key, f",{constants.LABEL_JOB_NAME} in ({','.join(jobs)})")
 
+    async def read_config(self, key: JobKey, child: str) -> str | None:
+        """From the ConfigMap of the attempt."""
+        found = await self._get(path_of("v1", "configmaps", key.namespace, child))
+        return None if found is None else str((found.get("data") or {}).get(constants.CONFIG_KEY, ""))
+
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
         """Warning Events about the named objects, oldest first."""
         path = path_of("v1", "events", key.namespace)

@@ -80,6 +80,11 @@ class LocalCluster:
         else:
             self._remove(job)
 
+    async def read_config(self, key: JobKey, child: str) -> str | None:
+        """From the ConfigMap of the attempt."""
+        found = self._objects.read("ConfigMap", child)
+        return None if found is None else str(found["data"][constants.CONFIG_KEY])
+
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
         """None: on one machine no scheduler and no kubelet stands between a Job and its pods."""
         return []

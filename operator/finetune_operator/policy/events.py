@@ -108,7 +108,9 @@ def _remarks(before: Status, after: Status) -> Iterator[Announcement]:
     """What is worth telling beside the turns, when it becomes so."""
     known = {(entry.type, entry.reason) for entry in before.conditions if before.run == after.run}
     for entry in after.conditions:
-        if entry.reason in _REMARKS and (entry.type, entry.reason) not in known:
+        is_invalid = entry.type is ConditionType.ACCEPTED and entry.reason is Reason.INVALID_SPEC
+        is_remark = entry.reason in _REMARKS or (is_invalid and after.phase is not Phase.INVALID)  # else a turn
+        if is_remark and (entry.type, entry.reason) not in known:
             identity = f"r{after.run}.{after.stage}.{after.attempt}.g{after.observed_generation}.{entry.reason}"
             yield Announcement(str(entry.reason), entry.message, entry.reason in _WARNINGS, identity)
 

@@ -28,6 +28,8 @@ def given_another_chance(status: Status, spec: Spec, now: str) -> Status:
             "restarts": 0,
             "disruptions": 0,
             "start_time": now,
+            "suspended_since": None,
+            "suspended_seconds": None,
             "completion_time": None,
             "failed_with": None,
         }

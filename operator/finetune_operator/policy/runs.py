@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from finetune_api.v1alpha1 import FineTuneJob, Spec
+from finetune_api.v1alpha1 import FineTuneJob, Spec, Status
 
 from ..observed import ObservedStage
 
@@ -46,6 +46,14 @@ def current_run(job: FineTuneJob, children: Iterable[ObservedStage]) -> Run:
     begun = {child.run: child.run_hash for child in children if child.run > known}
     same = (run for run, meant in begun.items() if meant in ("", wanted))
     return Run(max(same, default=max(begun, default=known) + 1), wanted, is_new=True)
+
+
+def known_run(status: Status, children: Iterable[ObservedStage]) -> Run | None:
+    """The run that goes on, whatever the spec says now; None where none has begun."""
+    newest = max(children, key=lambda child: child.run, default=None)
+    if newest is not None and newest.run > status.run:
+        return Run(newest.run, newest.run_hash, is_new=True)
+    return Run(status.run, status.run_hash, is_new=False) if status.run else None
 
 
 def semantic_hash(spec: Spec) -> str:

@@ -5,11 +5,11 @@ from datetime import datetime, timedelta
 
 from finetune_api.constants import TERMINAL_CONDITIONS, Reason, Stage
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Spec, Status
-from finetune_api.v1alpha1.quantities import seconds
 
 from ..manifests import rfc3339
 from ..observed import Observed, ObservedStage
 from . import restart, scale
+from .deadline import seconds_left
 from .history import last_attempt
 from .runs import Run
 
@@ -134,13 +134,6 @@ def _of_running(spec: Spec, status: Status, child: ObservedStage, now: datetime)
     if fewer is None:
         return Watch(child.stage, child.attempt)
     return Shrink(attempt, fewer, scale.explanation(spec, attempt, fewer))
-
-
-def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
-    """Until the run's deadline; negative once it is over, None where there is none."""
-    if spec.budget.deadline is None or not status.start_time:
-        return None
-    return _remaining(status.start_time, seconds(spec.budget.deadline), now)
 
 
 def _afterwards(spec: Spec, status: Status, observed: Observed, now: datetime) -> Clear | Keep | None:

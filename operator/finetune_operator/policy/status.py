@@ -37,6 +37,15 @@ def rejected(status: Status, violations: tuple[Violation, ...], *, generation: i
     )
 
 
+def not_accepted(status: Status, violations: tuple[Violation, ...], *, generation: int, now: str) -> Status:
+    """Status of a run that goes on under the last valid spec while the object breaks the rules."""
+    told = ("the run goes on with the last valid spec:", *map(str, violations))
+    message = "\n".join(told)[:_MAX_MESSAGE]
+    return _with_conditions(
+        status, {ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, message)}, generation=generation, now=now
+    )
+
+
 def beside_unreadable(written: Manifest, rejection: Status) -> Manifest:
     """A status that a newer operator has written, and beside it what this one cannot do with it.
 

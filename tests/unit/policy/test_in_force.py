@@ -1,0 +1,138 @@
+"""What counts while an edited spec breaks the rules, and how time counts against the deadline."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from factories import make_job
+from finetune_api.constants import Phase, Reason, Stage
+from finetune_api.rules import Violation
+from finetune_api.v1alpha1 import Spec, Status
+from finetune_api.validation import parse_job
+from finetune_operator.manifests import rfc3339
+from finetune_operator.observed import Observed, ObservedStage
+from finetune_operator.policy import deadline, history, in_force, runs, stages
+from finetune_operator.policy import status as status_policy
+from finetune_operator.policy.events import announcements
+from observations import STAMP, make_pod, make_stage
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+
+def spec_of(**spec: Any) -> Spec:
+    return parse_job(make_job(**spec)).spec
+
+
+LAST = spec_of(suspend=True, budget={"deadline": "1h"}, restart={"maxRestarts": 7})
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({}, (False, None, 3)),
+        ({"suspend": True}, (True, None, 3)),
+        ({"budget": {"deadline": "5m"}}, (False, "5m", 3)),
+        ({"suspend": "yes"}, (True, None, 3)),
+        ({"suspend": 1}, (True, None, 3)),
+        ({"budget": {"deadline": "soon"}}, (False, "1h", 3)),
+        ({"budget": []}, (False, "1h", 3)),
+        ({"restart": {"maxRestarts": -1}}, (False, None, 7)),
+        ({"training": "nonsense", "suspend": True}, (True, None, 3)),
+    ],
+)
+def test_what_may_stop_a_run_is_read_from_the_object_where_it_can_be(
+    written: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    spec = in_force.spec_in_force(written, LAST)
+    assert (spec.suspend, spec.budget.deadline, spec.restart.max_restarts) == expected
+    assert spec.data == LAST.data
+    assert in_force.is_readable(written) is (in_force.spec_in_force(written, None).suspend == spec.suspend and (
+        in_force.spec_in_force(written, None).budget == spec.budget
+        and in_force.spec_in_force(written, None).restart == spec.restart
+    ))  # fmt: skip
+
+
+PREPARED = make_stage(Stage.PREPARE, ended="Complete")
+
+
+def decided(written: dict[str, Any], *children: ObservedStage, last: Spec | None = None) -> stages.Decision:
+    """The next step of a run whose object has become invalid."""
+    observed = Observed(children)
+    run = runs.known_run(Status(run=1, run_hash="h"), observed.stages)
+    assert run == runs.Run(1, "h", is_new=False)
+    status = history.fold(Status(run=1, start_time="2026-01-01T11:00:00Z"), run, observed, None, STAMP)
+    spec = in_force.spec_in_force(written, last)
+    decision = stages.decide(spec, run, status, observed, now=NOW, max_backoff_seconds=300)
+    return in_force.without_starts(decision, observed)
+
+
+RUNNING = make_stage()
+CRASHED = make_stage(ended="Failed", pods=(make_pod(0, 70),))
+
+
+@pytest.mark.parametrize(
+    ("written", "children", "expected"),
+    [
+        ({}, (PREPARED, RUNNING), stages.Watch(Stage.TRAIN, 1)),
+        ({"suspend": True}, (PREPARED, RUNNING), stages.Stop((RUNNING,))),
+        ({"suspend": True}, (PREPARED,), stages.Rest()),
+        ({}, (PREPARED,), None),
+        ({}, (PREPARED, CRASHED), None),
+        ({"restart": {"maxRestarts": 0}}, (PREPARED, CRASHED), None),
+        ({"budget": {"deadline": "30m"}}, (PREPARED,), None),
+    ],
+    ids=["runs", "suspended", "rests", "next stage", "next attempt", "failed", "over its deadline, stopped"],
+)
+def test_what_runs_goes_on_or_is_stopped_and_nothing_is_started(
+    written: dict[str, Any], children: tuple[ObservedStage, ...], expected: stages.Decision
+) -> None:
+    assert decided(written, *children) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "last"),
+    [({"budget": {"deadline": "30m"}}, None), ({"budget": 9}, spec_of(budget={"deadline": "30m"}))],
+    ids=["of the object", "of the last valid spec"],
+)
+def test_the_deadline_ends_an_attempt_of_an_invalid_object(written: dict[str, Any], last: Spec | None) -> None:
+    decision = decided(written, PREPARED, RUNNING, last=last)
+    assert isinstance(decision, stages.Stop)
+    assert decision.reason is Reason.DEADLINE_EXCEEDED
+
+
+def test_the_object_says_that_it_is_not_accepted_while_its_attempt_goes_on() -> None:
+    before = status_policy.concluded(Status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
+    violation = Violation("spec.training.microBatchSize", "5 does not divide 16")
+    after = status_policy.not_accepted(before, (violation,), generation=2, now=STAMP)
+    conditions = {entry.type: entry for entry in after.conditions}
+    assert after.phase is Phase.TRAINING
+    assert (conditions["Ready"].status, conditions["Accepted"].status) == ("True", "False")
+    assert str(violation) in conditions["Accepted"].message
+    assert [told.reason for told in announcements(before, after)] == ["InvalidSpec"]
+    assert announcements(after, after) == ()
+
+
+def at(minutes: float) -> datetime:
+    return NOW + timedelta(minutes=minutes)
+
+
+def left(status: Status, minutes: float, *, suspend: bool) -> float | None:
+    """Minutes to a deadline of one hour."""
+    seconds = deadline.seconds_left(spec_of(suspend=suspend, budget={"deadline": "1h"}), status, at(minutes))
+    return None if seconds is None else seconds / 60
+
+
+def test_time_in_which_a_job_is_suspended_does_not_count_for_its_deadline() -> None:
+    runs_on, rests = spec_of(), spec_of(suspend=True)
+    status = Status(run=1, start_time=STAMP)
+    assert left(status, 20, suspend=False) == 40
+    status = deadline.with_suspension(status, rests, rfc3339(at(20)))
+    assert deadline.with_suspension(status, rests, rfc3339(at(30))) == status
+    assert left(status, 200, suspend=True) == 40
+    status = deadline.with_suspension(status, runs_on, rfc3339(at(500)))
+    assert deadline.with_suspension(status, runs_on, rfc3339(at(501))) == status
+    assert left(status, 510, suspend=False) == 30
+    status = deadline.with_suspension(status, rests, rfc3339(at(510)))
+    status = deadline.with_suspension(status, runs_on, rfc3339(at(520)))
+    assert left(status, 530, suspend=False) == 20
