@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ from .worker import Workers
 LOG = logging.getLogger(__name__)
 
 
+_NESTING = 25_000
+"""An API server takes JSON of 10,000 levels, Python by default 1,000: one object with more in its free-form fields
+would end Kopf's watch and every later start. Reading 10,000 levels takes 1.3 MB of stack."""
+
+
 @dataclass(frozen=True)
 class ServiceOptions:
     """How the process runs; what jobs get is in OperatorSettings."""
@@ -46,6 +52,7 @@ class ServiceOptions:
 async def run_service(settings: OperatorSettings, options: ServiceOptions) -> None:
     """Serve until SIGTERM or SIGINT. Raises what ends one of its parts, so that all end with it."""
     _collect_garbage_seldom()
+    sys.setrecursionlimit(_NESTING)
     metrics = Metrics()
     queue: KeyedQueue[JobKey] = KeyedQueue(added=metrics.added, taken=metrics.taken)
     table = JobTable()

@@ -70,7 +70,14 @@ class Watch:
                 self._version = found["metadata"]["resourceVersion"]
                 self._failures = 0
                 if event["type"] != "BOOKMARK":
-                    self.shown(event["type"], found)
+                    self._show(event["type"], found)
+
+    def _show(self, event: str, found: Manifest) -> None:
+        """No single object may end the watch, and the operator with it."""
+        try:
+            self.shown(event, found)
+        except Exception:
+            LOG.exception("the watch of %s: an object that cannot be understood is passed over", self.path)
 
     async def _wait(self, error: Exception, at_least: float) -> None:
         wait = max(at_least, backoff_seconds(self._failures, _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS))

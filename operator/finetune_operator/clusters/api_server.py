@@ -6,9 +6,10 @@ alone, they refuse objects that the API server accepts (an integer among a conta
 
 import contextlib
 import json
+import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -25,11 +26,15 @@ from kubernetes.aio.client.exceptions import ApiException
 from ..errors import ApiError, ApiUnreachableError, StaleError
 from ..manifests import Manifest
 
+LOG = logging.getLogger(__name__)
+
 _load: Any = kubernetes_config  # these parts of the client carry no types
 _JSON = "application/json"
 _TIMEOUT = aiohttp.ClientTimeout(total=30.0)
 _CONNECT_SECONDS = 5.0
 _CONNECTIONS = 32
+_MAX_EVENT_BYTES = 8 * 2**20
+"""Of one line of a watch: an object of etcd's 1.5 MiB may grow to six times that where JSON escapes its characters."""
 _CLOCK_TOLERANCE = timedelta(seconds=5)
 """Clocks of a cluster may differ by so much; an answer tells its time in whole seconds."""
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -116,7 +121,8 @@ class ApiServer:
         return (await self._send("GET", path, None, query, "*/*")).decode(errors="replace")
 
     async def watch(self, path: str, *, silence_seconds: float, **query: str | int) -> AsyncGenerator[Manifest, None]:
-        """The events of a watch, bookmarks too, until the server ends it.
+        """The events of a watch, bookmarks too, until the server ends it. An event that is too large, or nested too
+        deeply, to be read is left out: whoever watches looks from time to time anyway.
 
         Raises ApiError for a refusal, also one within the stream, and ApiUnreachableError for no answer, a connection
         that breaks, or one on which nothing has come for so long.
@@ -127,8 +133,10 @@ class ApiServer:
             answer = await self._open("GET", path, None, query, _JSON, timeout)
             try:
                 await self._check("GET", answer)
-                async for line in answer.response.content:
-                    yield _event_of(line, path)
+                async for line in lines_of(answer.response.content.iter_any(), path):
+                    event = _event_of(line, path)
+                    if event is not None:
+                        yield event
             finally:
                 answer.response.close()
 
@@ -184,11 +192,37 @@ class ApiServer:
             raise ApiUnreachableError(f"{method} {path}: {error or type(error).__name__}") from error
 
 
-def _event_of(line: bytes, path: str) -> Manifest:
-    """One line of a watch. Raises ApiError for the server's last word on why it ends."""
+async def lines_of(chunks: AsyncIterable[bytes], path: str, limit: int = _MAX_EVENT_BYTES) -> AsyncIterator[bytes]:
+    """The lines of a stream, without those that are longer than the limit and without a last one that breaks off.
+
+    aiohttp's own iteration raises ValueError for a line that its buffer cannot hold.
+    """
+    begun, is_too_long = bytearray(), False
+    async for chunk in chunks:
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            line = bytes(begun + end)
+            begun.clear()
+            if is_too_long or len(line) > limit:
+                LOG.warning("GET %s: an event of more than %d bytes is left out", path, limit)
+            elif line:
+                yield line
+            is_too_long = False
+        begun += rest
+        if len(begun) > limit:
+            is_too_long = True
+            begun.clear()
+
+
+def _event_of(line: bytes, path: str) -> Manifest | None:
+    """One line of a watch; None for one that cannot be read here. Raises ApiError for the server's last word on why it
+    ends."""
     try:
         event: Manifest = json.loads(line)
         kind, told = event["type"], event["object"]
+    except RecursionError:
+        LOG.warning("GET %s: an event of %d bytes is nested too deeply and is left out", path, len(line))
+        return None
     except (ValueError, KeyError, TypeError):
         raise ApiUnreachableError(f"GET {path}: a watch has brought {line[:100]!r}") from None
     if kind == "ERROR":
