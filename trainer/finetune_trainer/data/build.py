@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.trainer_config import SplitCounts, TrainerConfig
-from finetune_api.v1alpha1 import DataFormat, Holdout, Spec, Task
+from finetune_api.v1alpha1 import Holdout, Spec, Task
 
 from ..errors import BadConfigError, BadDataError, StorageProtocolError
 from ..progress import ProgressReporter
 from ..store.client import ObjectStore
 from ..store.uri import join
+from .chat import TEMPLATE_DATE
 from .formats import Example, Formatter
 from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, SourceInfo, read_dataset_info
 from .labels import label_names, unknown_label
@@ -60,6 +61,7 @@ def dataset_digest(spec: Spec, inputs: Inputs) -> str:
         "seed": spec.training.seed,
         "tokenizer": inputs.tokenizer_digest,
         "max_length": inputs.max_length,
+        "template_date": TEMPLATE_DATE.isoformat(),
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -74,7 +76,7 @@ def build_dataset(
         examples, sources = _read_all(inputs, bad, report)
         labels = _check_labels(examples, bad) if inputs.task is Task.SEQUENCE_CLASSIFICATION else ()
         bad.raise_if_any()
-        remarks = _folding_remark(inputs.formatter)
+        remarks = inputs.formatter.remarks()
     with report.phase("split", "splitting"):
         examples, remark = _split(examples, spec, inputs.task)
         remarks += remark
@@ -96,6 +98,7 @@ def build_dataset(
         lengths={split: dict(sorted(writer.lengths.items())) for split, writer in writers.items()},
         dropped=dict(sorted(bad.dropped.items())),
         truncated=truncated,
+        template_date=TEMPLATE_DATE,
         sources=sources,
         shards={split: tuple(writer.shards) for split, writer in writers.items()},
         remarks=remarks,
@@ -235,12 +238,3 @@ def _without_loss_text(bad: BadRecords, max_length: int) -> str:
 
 def _label_counts(examples: Examples) -> dict[str, dict[str, int]]:
     return {split: dict(sorted(Counter(example.label for example in rows).items())) for split, rows in examples.items()}
-
-
-def _folding_remark(formatter: Formatter) -> tuple[str, ...]:
-    if formatter.data_format not in (DataFormat.CHAT,) or formatter.renderer is None or not formatter.renderer.folded:
-        return ()
-    return (
-        f"the chat template has no system role: {formatter.renderer.folded} system messages were put in front of the "
-        "first user message",
-    )

@@ -1,6 +1,5 @@
 """Records -> examples: which format the columns speak, which column holds what, and what an example's text is."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from finetune_api.v1alpha1 import Columns, DataFormat, Task
 
 from ..errors import BadDataError
-from .chat import ChatRenderer, Message, Span
+from .chat import ChatRenderer, Span
+from .messages import Message, encodable, parse_messages, template_values
 from .problems import Place, RecordProblem, shown
 
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
@@ -31,9 +31,6 @@ NEEDED: dict[DataFormat, tuple[str, ...]] = {
 INPUT_COLUMN = "input"
 """Optional third column of Instruction records; its text follows the prompt after a blank line."""
 
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
-
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -45,6 +42,8 @@ class Example:
     """Label name; Classification only."""
     spans: tuple[Span, ...] = ()
     """Characters of `text` that carry loss; language models only."""
+    divisible: bool = False
+    """Whether a text that is longer than a row becomes several rows; it is cut to one row otherwise."""
 
     @property
     def identity(self) -> str:
@@ -106,30 +105,56 @@ class Formatter:
         if self.data_format is DataFormat.CLASSIFICATION:
             return Example(self._text(record, "text"), place, label=label_name(self._value(record, "label")[1]))
         if self.data_format is DataFormat.TEXT:
-            text = self._bos + self._text(record, "text") + self._eos
-            return Example(text, place, spans=((-1, len(text)),))
+            text = self._ended(self._begun(self._text(record, "text")))
+            return Example(text, place, spans=((-1, len(text)),), divisible=True)
         if self.data_format is DataFormat.INSTRUCTION:
             return self._instruction(record, place)
-        return self._chat(parse_messages(*reversed(self._value(record, "messages"))), place)
+        column, value = self._value(record, "messages")
+        in_parquet = place.unit == "row"
+        messages = parse_messages(value, column, nulls_are_absent=in_parquet)
+        return self._chat(messages, place, template_values(record, nulls_are_absent=in_parquet))
+
+    def prompt(self, prompt: str) -> str:
+        """The text in front of an answer, as in the training data: what a model is given to continue.
+
+        With a chat template that is the user's turn and the generation prompt; without one, an Instruction's prompt has
+        a blank line behind it, and a Text is continued as it is. Nothing is to be added when it is tokenised.
+        """
+        if self.renderer is not None:
+            return self.renderer.prompt(prompt)
+        return self._begun(prompt) + ("" if self.data_format is DataFormat.TEXT else "\n\n")
+
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know about the conversations rendered so far, one line each."""
+        return () if self.renderer is None else self.renderer.remarks()
 
     def _instruction(self, record: Mapping[str, Any], place: Place) -> Example:
         prompt, completion = self._text(record, "prompt"), self._text(record, "completion")
         more = record.get(INPUT_COLUMN)
         used = {self._value(record, field)[0] for field in NEEDED[DataFormat.INSTRUCTION]}
         if isinstance(more, str) and more.strip() and INPUT_COLUMN not in used:
-            prompt = f"{prompt}\n\n{_unicode(more, INPUT_COLUMN)}"
+            prompt = prompt + "\n\n" + encodable(more, f"column {INPUT_COLUMN!r}")
         if self.renderer is not None:
             return self._chat(
                 [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], place
             )
-        start = f"{self._bos}{prompt}\n\n"
-        text = start + completion + self._eos
+        start = self._begun(prompt) + "\n\n"
+        text = self._ended(start + completion)
         return Example(text, place, spans=((len(start), len(text)),))
 
-    def _chat(self, messages: list[Message], place: Place) -> Example:
+    def _chat(self, messages: list[Message], place: Place, values: Mapping[str, Any] | None = None) -> Example:
         assert self.renderer is not None, "Chat needs a template; prepare checks that"
-        text, spans = self.renderer(messages)
-        return Example(text, place, spans=spans)
+        text, spans = self.renderer(messages, values)
+        return Example(encodable(text, "the conversation"), place, spans=spans)
+
+    def _begun(self, text: str) -> str:
+        """The text with the begin token in front, which it may have already."""
+        return text if self._bos and text.lstrip().startswith(self._bos) else self._bos + text
+
+    def _ended(self, text: str) -> str:
+        """The text with the end token as its end, which it may have already (with white space behind it)."""
+        trimmed = text.rstrip()
+        return trimmed if self._eos and trimmed.endswith(self._eos) else text + self._eos
 
     def _value(self, record: Mapping[str, Any], field: str) -> tuple[str, Any]:
         """Name and value of the column that holds `field`."""
@@ -151,17 +176,7 @@ class Formatter:
         if not isinstance(value, str):
             what = f"column {column!r} holds {type(value).__name__} {shown(value)}, needed is text"
             raise RecordProblem("wrong type", what, f"write column {column!r} as text")
-        return _unicode(value, column)
-
-
-def _unicode(text: str, column: str) -> str:
-    """JSON may spell halves of surrogate pairs, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        what = f"column {column!r} holds half a surrogate pair, {text[error.start]!r}"
-        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF as themselves") from None
-    return text
+        return encodable(value, f"column {column!r}")
 
 
 def label_name(value: object) -> str:
@@ -177,44 +192,3 @@ def label_name(value: object) -> str:
         what = f"the label is {type(value).__name__} {shown(value)}, needed is text or a whole number"
         raise RecordProblem("wrong type", what, "write labels as text or whole numbers")
     return name
-
-
-def parse_messages(value: object, column: str) -> list[Message]:
-    """A conversation as `{role, content}`, also from ShareGPT's `{from, value}`; raises RecordProblem."""
-    remedy = f"write column {column!r} as a list of {{role, content}} with at least one assistant message"
-    if isinstance(value, str) and value.lstrip().startswith("["):  # CSV has no lists
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise RecordProblem("malformed JSON", f"column {column!r} is not JSON", remedy) from None
-    if not isinstance(value, list) or not value:
-        raise RecordProblem("wrong type", f"column {column!r} is {shown(value)}, needed is a list of messages", remedy)
-    messages = [_message(item, index, remedy) for index, item in enumerate(value, start=1)]
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RecordProblem("no assistant message", "the conversation has no assistant message", remedy)
-    return messages
-
-
-def _message(item: object, index: int, remedy: str) -> Message:
-    if not isinstance(item, dict):
-        raise RecordProblem("wrong type", f"message {index} is {shown(item)}", remedy)
-    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    if isinstance(content, list):  # OpenAI's parts
-        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    role = _SHAREGPT_ROLES.get(str(role), role)
-    if role not in _ROLES:
-        what = f"message {index} has the role {shown(role)}, known are {', '.join(sorted(_ROLES))}"
-        raise RecordProblem("unknown role", what, remedy)
-    calls = item.get("tool_calls")
-    if content is None and calls:
-        content = ""
-    if not isinstance(content, str):
-        raise RecordProblem("wrong type", f"message {index} has the content {shown(content)}, needed is text", remedy)
-    if role == "assistant" and not content.strip() and not calls:
-        raise RecordProblem("empty text", f"message {index} (assistant) is empty", "fill it or remove the record")
-    rest = {
-        key: kept
-        for key, kept in item.items()
-        if key not in {"role", "content", "from", "value"} and kept is not None  # Parquet fills absent keys with null
-    }
-    return {"role": role, "content": _unicode(content, f"message {index}"), **rest}

@@ -1,5 +1,7 @@
 """dataset.json: what a prepared data set holds and what it was made from."""
 
+from datetime import date
+
 from pydantic import BaseModel, ConfigDict
 
 from finetune_api.trainer_config import SplitCounts
@@ -9,7 +11,7 @@ from ..store.client import ObjectStore
 from ..store.uri import join
 
 DATASET_FILE = "dataset.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when the same inputs would give other shards; part of the digest."""
 
 SPLITS = ("train", "validation", "test")
@@ -63,6 +65,8 @@ class DatasetInfo(_Block):
     """Rule -> records that were left out."""
     truncated: dict[str, int] = {}
     """Split -> rows that were cut to `max_length`."""
+    template_date: date | None = None
+    """What the chat template was given as today's date."""
     sources: tuple[SourceInfo, ...]
     shards: dict[str, tuple[ShardInfo, ...]]
     """Split -> shards in row order."""

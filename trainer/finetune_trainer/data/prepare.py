@@ -3,6 +3,7 @@
 Check, choose, then either find the data set that the same inputs gave before, or make it.
 """
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..stage_log import log_prepared
 from ..store.client import ObjectStore
 from ..store.uri import join
 from .build import Inputs, build_dataset, dataset_digest, dataset_folder
-from .chat import renderer_of
+from .chat import TEMPLATE_DATE, renderer_of
 from .formats import Formatter, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
 from .order import padding_groups, padding_saved
@@ -173,10 +174,15 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
     )
 
 
-def make_formatter(data_format: DataFormat, data: Data, tokenizer: Any, model_uri: str) -> Formatter:
-    """The formatter for a tokenizer. Raises ModelUnusableError where Chat meets a model without a chat template."""
+def make_formatter(
+    data_format: DataFormat, data: Data, tokenizer: Any, model_uri: str, today: date = TEMPLATE_DATE
+) -> Formatter:
+    """The formatter for a tokenizer; `today` is the date that a chat template is given.
+
+    Raises ModelUnusableError where Chat meets a model without a chat template, or the template cannot be used.
+    """
     speaks = data_format in (DataFormat.CHAT, DataFormat.INSTRUCTION)
-    renderer = renderer_of(tokenizer) if speaks else None
+    renderer = renderer_of(tokenizer, today) if speaks else None
     if data_format is DataFormat.CHAT and renderer is None:
         raise ModelUnusableError(
             f"{model_uri} has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja)",

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Metric, Task
 
 from ..data.collate import Collator
+from ..data.prepare import make_formatter
+from ..data.problems import RecordProblem
 from ..data.shards import TokenDataset
 from ..errors import ModelUnusableError
 from ..model.tokenizer import load_tokenizer
@@ -49,6 +52,8 @@ class Judge:
     test: TokenDataset | None
     report: ProgressReporter
     check: ReloadCheck
+    template_date: date
+    """What the chat template was given as today's date when the data set was made."""
 
     def __call__(self, candidate: Candidate, name: str) -> Judged:
         """Load the model, check it if it was exported, run it over test split and prompts, and let it go again."""
@@ -57,7 +62,7 @@ class Judge:
         if self.test is not None:
             with self.report.phase(name, f"evaluating the {name}"):
                 figures, scores = self._measure(model, tokenizer, self.test, candidate, name)
-        answers = self._answers(model, tokenizer, name) if self._prompts else ()
+        answers = self._answers(model, tokenizer, candidate, name) if self._prompts else ()
         del model
         gc.collect()
         return Judged(figures, scores, answers, reloaded)
@@ -97,14 +102,26 @@ class Judge:
             )
         return figures.model_copy(update={"seconds": time.perf_counter() - started}), scores
 
-    def _answers(self, model: Any, tokenizer: Any, name: str) -> tuple[str, ...]:
+    def _formed_prompts(self, tokenizer: Any, candidate: Candidate) -> list[str]:
+        """The prompts in the form that the prepare stage gave to the training data."""
+        formatter = make_formatter(
+            self.prepared.format, self.config.spec.data, tokenizer, candidate.address.uri, self.template_date
+        )
+        try:
+            return [formatter.prompt(prompt) for prompt in self._prompts]
+        except RecordProblem as problem:
+            raise ModelUnusableError(
+                f"{candidate.address.uri}: spec.evaluation.prompts cannot be asked: {problem.what}",
+                advice="remove spec.evaluation.prompts",
+            ) from problem
+
+    def _answers(self, model: Any, tokenizer: Any, candidate: Candidate, name: str) -> tuple[str, ...]:
         activity = f"answering prompts with the {name}"
         with self.report.phase(f"{name}, prompts", activity):
             found = generate.answers(
                 model,
                 tokenizer,
-                self._prompts,
-                data_format=self.prepared.format,
+                self._formed_prompts(tokenizer, candidate),
                 max_new_tokens=self.config.spec.evaluation.max_new_tokens,
                 seed=self.config.spec.training.seed,
                 report=self._progress(activity, len(self._prompts)),

@@ -6,6 +6,7 @@ from finetune_api.progress import EvaluateResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Task
 
+from ..data.chat import TEMPLATE_DATE
 from ..data.info import read_dataset_info
 from ..data.shards import TokenDataset
 from ..errors import ObjectMissingError
@@ -51,7 +52,8 @@ def evaluate(
         base = base_candidate(config, store, runtime) if config.spec.evaluation.baseline else None
     training = _training_log(config, store)
     notes = (*_notes(config, prepared, base), *(training.warnings if training else ()))
-    judge = Judge(config, prepared, test, report, ReloadCheck.of_run(config, prepared, store, runtime.cache))
+    check = ReloadCheck.of_run(config, prepared, store, runtime.cache)
+    judge = Judge(config, prepared, test, report, check, info.template_date or TEMPLATE_DATE)
     # The exported folders first: if one is not what was trained, the other figures are worth nothing.
     after = judge(tuned, "tuned model")
     reloaded = [after.reloaded, *(judge.reload(candidate, "exported adapter") for candidate in others)]

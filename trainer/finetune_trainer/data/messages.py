@@ -1,0 +1,221 @@
+"""Columns of a Chat record -> messages and the other values that a chat template reads."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .problems import RecordProblem, shown
+
+Message = dict[str, Any]
+
+TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
+"""Optional columns of a Chat record that the chat template reads; each holds JSON values or JSON text."""
+
+MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
+"""Columns that mark a Chat record as multimodal. The product trains on text alone, so such records are refused."""
+
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+"""Types of content parts that are text, in the Chat Completions API and in the Responses API."""
+
+_RESERVED_KWARGS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "compiled_template",
+        "continue_final_message",
+        "conversations",
+        "documents",
+        "messages",
+        "return_assistant_tokens_mask",
+        "tools",
+    }
+)
+"""Names that the renderer sets itself."""
+
+
+def encodable(text: str, name: str) -> str:
+    """The text itself. JSON can contain half a surrogate pair, which no tokenizer takes: raises RecordProblem."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"{name} holds half a surrogate pair, {text[error.start]!r}"
+        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF as themselves") from None
+    return text
+
+
+def parse_messages(value: object, column: str, *, nulls_are_absent: bool = False) -> list[Message]:
+    """A conversation as `{role, content}`, also from ShareGPT's `{from, value}`; raises RecordProblem.
+
+    `nulls_are_absent`: the record is a Parquet row, whose objects have all keys of the column, null where the row does
+    not set them; such keys are removed at every depth.
+    """
+    remedy = f"write column {column!r} as a list of {{role, content}} with at least one assistant message"
+    if isinstance(value, str) and value.lstrip().startswith("["):  # CSV has no lists
+        value = _from_json(value, f"column {column!r}", remedy)
+    if not isinstance(value, list) or not value:
+        raise RecordProblem("wrong type", f"column {column!r} is {shown(value)}, needed is a list of messages", remedy)
+    if nulls_are_absent:
+        value = _without_nulls(value)
+    messages = [_message(item, index, remedy) for index, item in enumerate(value, start=1)]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise RecordProblem("no assistant message", "the conversation has no assistant message", remedy)
+    return messages
+
+
+def template_values(record: Mapping[str, Any], *, nulls_are_absent: bool = False) -> dict[str, Any]:
+    """What the template reads besides the messages: `tools`, `documents` and the keys of `chat_template_kwargs`.
+
+    Empty values are left out. Raises RecordProblem for values of another shape and for images, audio or video.
+    """
+    for column in MEDIA_COLUMNS:
+        if record.get(column):
+            raise RecordProblem(
+                "not text",
+                f"column {column!r} must be empty: only text can be trained on",
+                "remove records with images, audio or video",
+            )
+    values: dict[str, Any] = {}
+    for column in TEMPLATE_COLUMNS:
+        value = _parsed(record.get(column), f"column {column!r}")
+        if nulls_are_absent and not isinstance(record.get(column), str):
+            value = _without_nulls(value)
+        if not value:
+            continue
+        if column == "chat_template_kwargs":
+            values |= _template_kwargs(value)
+            continue
+        items = [_parsed(item, f"column {column!r}") for item in value] if isinstance(value, list) else [None]
+        if not all(isinstance(item, dict) for item in items):
+            what = f"column {column!r} must be a list of objects, not {shown(value)}"
+            raise RecordProblem("wrong type", what, f"write column {column!r} as a list of JSON objects")
+        values[column] = items
+    return values
+
+
+def _template_kwargs(value: object) -> dict[str, Any]:
+    remedy = "write column 'chat_template_kwargs' as an object of the names that the chat template reads"
+    if not isinstance(value, dict):
+        what = f"column 'chat_template_kwargs' must be an object, not {shown(value)}"
+        raise RecordProblem("wrong type", what, remedy)
+    for name in value:
+        if name in _RESERVED_KWARGS or name.endswith("_token"):
+            what = f"{name!r} cannot be set in column 'chat_template_kwargs'"
+            raise RecordProblem("reserved name", what, f"remove {name!r} from column 'chat_template_kwargs'")
+    return value
+
+
+def _message(item: object, index: int, remedy: str) -> Message:
+    if not isinstance(item, dict):
+        raise RecordProblem("wrong type", f"message {index} is {shown(item)}", remedy)
+    role = item.get("role", item.get("from"))
+    role = _SHAREGPT_ROLES.get(str(role), role)
+    if role not in _ROLES:
+        what = f"message {index} has the role {shown(role)}, known are {', '.join(sorted(_ROLES))}"
+        raise RecordProblem("unknown role", what, remedy)
+    rest = {
+        key: kept
+        for key, kept in item.items()
+        if key not in {"role", "content", "from", "value"} and kept is not None  # Parquet fills absent keys with null
+    }
+    if rest.get("function_call"):
+        what = f"message {index} has a function_call, which chat templates do not read"
+        raise RecordProblem("wrong type", what, "write function_call as tool_calls: a list of {function}")
+    for column in MEDIA_COLUMNS:
+        if rest.get(column):
+            what = f"message {index} has {column!r}: only text can be trained on"
+            raise RecordProblem("not text", what, "remove records with images, audio or video")
+    calls = _tool_calls(rest.pop("tool_calls", None), index)
+    if calls:
+        rest["tool_calls"] = calls
+    content = _content(item.get("content", item.get("value")), index)
+    if content is None and (calls or (role == "assistant" and _reasoning_field(rest))):
+        content = ""
+    if not isinstance(content, str):
+        raise RecordProblem("wrong type", f"message {index} has the content {shown(content)}, needed is text", remedy)
+    if role == "assistant" and not content.strip() and not calls:
+        raise RecordProblem("empty text", f"message {index} (assistant) is empty", "fill it or remove the record")
+    return {"role": role, "content": encodable(content, f"message {index}"), **rest}
+
+
+def _content(content: object, index: int) -> object:
+    """Parts of text joined; other content as it is."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and isinstance(part.get("text"), str) and _is_text(part, kind):
+            texts.append(part["text"])
+        else:
+            named = f"of type {kind!r}" if kind else shown(part)
+            raise RecordProblem(
+                "not text",
+                f"message {index} has a part that is not text ({named}): only text can be trained on",
+                "remove records with images, audio or video, and write other parts as text",
+            )
+    return "".join(texts)
+
+
+def _is_text(part: Mapping[str, Any], kind: object) -> bool:
+    if kind is not None:
+        return kind in _TEXT_PARTS
+    return all(value is None for key, value in part.items() if key != "text")
+
+
+def _tool_calls(calls: object, index: int) -> list[dict[str, Any]]:
+    """Tool calls with their arguments as objects: as text, a template that writes JSON would quote them again."""
+    calls = _parsed(calls, f"tool_calls of message {index}")
+    if not calls:
+        return []
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        what = f"tool_calls of message {index} must be a list of objects, not {shown(calls)}"
+        raise RecordProblem("wrong type", what, "write tool_calls as a list of {function: {name, arguments}}")
+    return [_tool_call(call, f"tool call {number} of message {index}") for number, call in enumerate(calls, start=1)]
+
+
+def _tool_call(call: dict[str, Any], name: str) -> dict[str, Any]:
+    function = call.get("function")
+    if isinstance(function, dict):
+        return call | {"function": _tool_call(function, name)}
+    arguments = call.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    if not arguments.strip():
+        return call | {"arguments": {}}
+    if not arguments.lstrip().startswith("{"):  # the input of a tool that takes plain text
+        return call
+    return call | {"arguments": _parsed(arguments, f"arguments of {name}")}
+
+
+def _reasoning_field(message: Mapping[str, Any]) -> bool:
+    return any(message.get(name) for name in ("reasoning_content", "reasoning", "thinking"))
+
+
+def _parsed(value: object, name: str) -> Any:
+    """JSON text, as `datasets` stores nested values, as the value that it holds; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.strip() in ("", "null"):
+        return None
+    if not value.lstrip().startswith(("[", "{")):
+        return value
+    return _from_json(value, name, f"write {name} as JSON")
+
+
+def _from_json(text: str, name: str, remedy: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise RecordProblem("malformed JSON", f"{name} is not JSON", remedy) from None
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
