@@ -91,7 +91,8 @@ class Data(ApiModel):
     """Names of the columns, where they differ from the usual ones."""
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
-    """Tokens per example; longer ones are cut, and the cuts are counted. Never more than the model can take."""
+    """Tokens per row. A longer document of the format Text is divided into several rows; other examples are cut, and
+    the dropped tokens are counted. Never more than the model can take."""
 
     packing: Packing | None = None
     """How examples of different length share a batch. Absent: LengthGrouped where the length histogram says that it

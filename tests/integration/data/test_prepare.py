@@ -158,13 +158,40 @@ def test_a_chat_job_learns_the_answers_alone(place, llama):
     assert len(place.open(prepared, "test")) == 0
 
 
-def test_a_plain_text_job_cuts_paragraphs_and_says_so(place, llama):
+def test_a_plain_text_job_divides_long_paragraphs_and_says_so(place, llama):
     uri = place.put("book.txt", b"a good book\n\n" + b"very " * 400 + b"\n\n" + b"the end\n\n" * 10)
     prepared = place.prepare(llama, {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}})
-    assert (prepared.format, prepared.counts.train) == (DataFormat.TEXT, 12)
-    assert max(place.open(prepared).lengths) == 256
-    assert "cut 1 of 12 train rows to 256 tokens" in prepared.notes
+    tokenizer = load_tokenizer(llama)
+    tokens = len(tokenizer("very " * 399 + "very").input_ids) + 1
+    rows = -(-tokens // 256)
+    assert (prepared.format, prepared.counts.train) == (DataFormat.TEXT, 11 + rows)
+    assert f"divided 1 of 12 texts into rows of at most 256 tokens: {11 + rows} rows in all" in prepared.notes
     assert "maxLength 1024 lowered to 256, the most that the model takes" in prepared.notes
+    dataset = place.open(prepared)
+    texts: dict[int, str] = {}
+    for number, (text, labels) in zip(dataset.documents().tolist(), decoded_rows(dataset, tokenizer), strict=True):
+        assert (labels != -100).all()
+        texts[number] = texts.get(number, "") + text
+    expected = ["a good book</s>", "very " * 399 + "very</s>", *["the end</s>"] * 10]
+    assert sorted(texts.values()) == sorted(expected)
+    info = read_dataset_info(place.store, prepared.dataset_uri)
+    assert (info.divided["train"], info.documents["train"], info.truncated["train"]) == (1, 12, 0)
+    assert (info.tokens["train"], info.dropped_tokens["train"]) == (int(dataset.lengths.sum()), 0)
+
+
+def test_the_rows_of_one_text_are_in_one_split(place, llama):
+    texts = [f"{number:03}: " + f"text {number} " * 300 for number in range(12)]
+    data = {"train": sources(place.put("long.jsonl", jsonl([{"text": text} for text in texts])))}
+    prepared = place.prepare(llama, data | {"validation": {"fraction": 0.25}, "test": {"fraction": 0.25}})
+    tokenizer = load_tokenizer(llama)
+    found: list[str] = []
+    for split in ("train", "validation", "test"):
+        dataset = place.open(prepared, split)
+        whole: dict[int, str] = {}
+        for number, (text, _) in zip(dataset.documents().tolist(), decoded_rows(dataset, tokenizer), strict=True):
+            whole[number] = whole.get(number, "") + text
+        found += whole.values()
+    assert sorted(found) == [f"{text}</s>" for text in texts]
 
 
 def test_held_out_files_are_used_whole(place, bert):
@@ -236,6 +263,11 @@ def test_an_answer_beyond_the_maximum_length_is_left_out_and_named(place, llama)
     prepared = place.prepare(llama, {"train": sources(uri)} | data)
     assert prepared.counts.train == 1
     assert "left out 1 records: no loss within maxLength 1" in prepared.notes
+    info = read_dataset_info(place.store, prepared.dataset_uri)
+    kept = place.open(prepared).lengths.sum()
+    dropped, total = info.dropped_tokens["train"], info.tokens["train"]
+    assert (dropped, total - dropped) == (total - kept, kept)
+    assert any(note.startswith(f"dropped {dropped} of {total} tokens (") for note in prepared.notes)
     with pytest.raises(BadDataError, match=r"training split is empty; in 1 records no answer .* \(256 tokens\)"):
         place.prepare(llama, {"train": sources(place.put("long.jsonl", jsonl([long])))} | data)
 

@@ -127,6 +127,19 @@ def test_a_language_model_is_judged_on_its_answers_tokens(store, run, prepared, 
     assert generation.before not in {"yes", "no"}
 
 
+def test_a_text_of_several_rows_is_one_example(store, run, prepared, llama, tmp_path):
+    texts = [{"text": f"{number}: " + f"the fox is {word}. " * 20} for number, word in enumerate("abcdefghijkl")]
+    config = prepared(llama, texts, evaluation={"prompts": ["the fox"], "maxNewTokens": 2})
+    model = trained_model(config, store, tmp_path, epochs=1)
+    export_whole(model, config, store, tmp_path)
+    _, record = run(config)
+    loss, tokens = straightforward_loss(model, store, config, tmp_path)
+    assert config.prepared.counts.test > 3
+    assert (record.tuned.examples, record.tuned.tokens) == (3, tokens)
+    assert record.tuned.metrics[Metric.LOSS] == pytest.approx(loss, rel=1e-5)
+    assert record.paired_test.better + record.paired_test.worse + record.paired_test.same == 3
+
+
 def straightforward_loss(model, store, config, tmp_path) -> tuple[float, int]:
     """Row by row, with the model's own loss."""
     test = TokenDataset.open(store, config.prepared.dataset_uri, "test", tmp_path / "cache")

@@ -134,6 +134,7 @@ def test_rows_whose_answer_lies_beyond_the_maximum_length_are_left_out_and_count
     rows = list(tokenise(examples, tokenizer, Task.CAUSAL_LM, {}, max_length=60, counts=counts))
     assert len(rows) == 1
     assert (counts.truncated, counts.without_loss) == (1, 1)
+    assert counts.tokens == counts.dropped_tokens + len(rows[0][0])
 
 
 def test_a_classified_text_is_cut_to_the_maximum_length_with_its_special_tokens():
@@ -147,6 +148,38 @@ def test_a_classified_text_is_cut_to_the_maximum_length_with_its_special_tokens(
     assert [label for _, label in rows] == [1, 0]
     assert rows[0][0][0] == tokenizer.bos_token_id
     assert counts.truncated == 1
+    whole = [len(tokenizer(text).input_ids) for text in ("very " * 30, "so")]
+    assert (counts.tokens, counts.dropped_tokens) == (sum(whole), whole[0] - 9)
+
+
+def text_rows(texts: list[str], max_length: int) -> tuple[list[tuple], TokeniseCounts, object]:
+    tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
+    formatter = make_formatter(DataFormat.TEXT, data(DataFormat.TEXT), tokenizer, "s3://bucket/model")
+    counts = TokeniseCounts()
+    examples = [formatter({"text": text}, PLACE) for text in texts]
+    rows = list(tokenise(examples, tokenizer, Task.CAUSAL_LM, {}, max_length=max_length, counts=counts))
+    return rows, counts, tokenizer
+
+
+@pytest.mark.parametrize("words", [1, 6, 7, 8, 13, 14, 15, 16, 60])
+def test_a_long_text_is_divided_into_rows_that_hold_all_of_its_tokens(words):
+    text = "very " * words
+    rows, counts, tokenizer = text_rows([text], 8)
+    tokens = [token for row, _ in rows for token in row.tolist()]
+    assert tokens == [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+    assert len(rows) == -(-len(tokens) // 8)
+    assert all(2 <= len(row) <= 8 and len(row) == len(loss) and loss.all() for row, loss in rows)
+    assert (counts.tokens, counts.dropped_tokens, counts.truncated) == (len(tokens), 0, 0)
+    assert (counts.documents, counts.divided) == (1, int(len(rows) > 1))
+
+
+def test_the_rows_of_divided_texts_follow_each_other_in_the_order_of_the_texts(monkeypatch):
+    monkeypatch.setattr("finetune_trainer.data.tokenise.BATCH_CHARACTERS", 50)
+    rows, counts, tokenizer = text_rows(["the quick " * 9, "so", "a good film " * 7], 16)
+    starts = [index for index, (row, _) in enumerate(rows) if row[0] == tokenizer.bos_token_id]
+    ends = [index for index, (row, _) in enumerate(rows) if row[-1] == tokenizer.eos_token_id]
+    assert ends == [starts[1] - 1, starts[2] - 1, len(rows) - 1]
+    assert (counts.documents, counts.divided) == (3, 2)
 
 
 @pytest.mark.parametrize(

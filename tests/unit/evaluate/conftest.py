@@ -169,6 +169,8 @@ def data_section() -> DataSection:
         dropped=(("empty text", 12), ("text longer than 65,536 characters", 1)),
         truncated=7,
         max_length=256,
+        tokens=52_310,
+        dropped_tokens=1_046,
         edges=tuple(10 * index for index in range(21)),
         histogram=lengths,
     )

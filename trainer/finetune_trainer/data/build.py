@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.trainer_config import SplitCounts, TrainerConfig
-from finetune_api.v1alpha1 import Holdout, Spec, Task
+from finetune_api.v1alpha1 import DataFormat, Holdout, Spec, Task
 
 from ..errors import BadConfigError, BadDataError, StorageProtocolError
 from ..progress import ProgressReporter
@@ -81,7 +81,7 @@ def build_dataset(
         examples, remark = _split(examples, spec, inputs.task)
         remarks += remark
         _check_counts({split: len(rows) for split, rows in examples.items()}, spec, "")
-    writers, truncated = _write(examples, labels, inputs, dataset_uri, store, bad, report)
+    writers, written = _write(examples, labels, inputs, dataset_uri, store, bad, report)
     counts = {split: writer.rows for split, writer in writers.items()}
     _check_counts(counts, spec, _without_loss_text(bad, inputs.max_length))
     info = DatasetInfo(
@@ -97,7 +97,11 @@ def build_dataset(
         label_counts=_label_counts(examples) if labels else {},
         lengths={split: dict(sorted(writer.lengths.items())) for split, writer in writers.items()},
         dropped=dict(sorted(bad.dropped.items())),
-        truncated=truncated,
+        truncated={split: count.truncated for split, count in written.items()},
+        divided={split: count.divided for split, count in written.items()},
+        documents={split: count.documents for split, count in written.items()},
+        tokens={split: count.tokens for split, count in written.items()},
+        dropped_tokens={split: count.dropped_tokens for split, count in written.items()},
         template_date=TEMPLATE_DATE,
         sources=sources,
         shards={split: tuple(writer.shards) for split, writer in writers.items()},
@@ -203,11 +207,12 @@ def _write(
     store: ObjectStore,
     bad: BadRecords,
     report: ProgressReporter,
-) -> tuple[dict[str, ShardWriter], dict[str, int]]:
+) -> tuple[dict[str, ShardWriter], dict[str, TokeniseCounts]]:
     """Tokenise the examples and write the shards of every split."""
     ids = {name: index for index, name in enumerate(labels)}
-    total, done = sum(map(len, examples.values())), 0
-    writers, truncated = {}, {}
+    divisible = inputs.formatter.data_format is DataFormat.TEXT
+    total, earlier, done = sum(map(len, examples.values())), 0, 0
+    writers, written = {}, {}
     with report.phase("tokenise", "tokenising"):
         for split in SPLITS:
             counts = TokeniseCounts()
@@ -216,15 +221,17 @@ def _write(
                 examples[split], inputs.tokenizer, inputs.task, ids, max_length=inputs.max_length, counts=counts
             )
             for tokens, target in rows:
-                writer.add(tokens, target)
+                writer.add(tokens, target, counts.documents if divisible else None)
                 done += 1
                 if done % _SHOW_EVERY == 0:
-                    report.update(activity=f"tokenising: {done:,} of {total:,} records")
+                    records = earlier + counts.documents
+                    report.update(activity=f"tokenising: {records:,} of {total:,} records")
             writer.flush()
-            writers[split], truncated[split] = writer, counts.truncated
+            earlier += counts.documents
+            writers[split], written[split] = writer, counts
             if counts.without_loss:
                 bad.dropped[WITHOUT_LOSS] += counts.without_loss
-    return writers, truncated
+    return writers, written
 
 
 WITHOUT_LOSS = "no loss within maxLength"

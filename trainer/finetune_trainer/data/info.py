@@ -65,6 +65,14 @@ class DatasetInfo(_Block):
     """Rule -> records that were left out."""
     truncated: dict[str, int] = {}
     """Split -> rows that were cut to `max_length`."""
+    divided: dict[str, int] = {}
+    """Split -> texts that were longer than `max_length` and were divided into several rows."""
+    documents: dict[str, int] = {}
+    """Split -> records that have rows."""
+    tokens: dict[str, int] = {}
+    """Split -> tokens of its records before anything was cut or left out for its length."""
+    dropped_tokens: dict[str, int] = {}
+    """Split -> how many of these tokens are in no row."""
     template_date: date | None = None
     """What the chat template was given as today's date."""
     sources: tuple[SourceInfo, ...]

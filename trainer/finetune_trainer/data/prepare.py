@@ -220,6 +220,14 @@ def _notes(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> tu
         if count:
             rows = getattr(info.counts, split)
             notes.append(f"cut {count} of {rows} {split} rows to {info.max_length} tokens")
+    if divided := sum(info.divided.values()):
+        rows, documents = sum(sum(lengths.values()) for lengths in info.lengths.values()), sum(info.documents.values())
+        notes.append(
+            f"divided {divided} of {documents} texts into rows of at most {info.max_length} tokens: {rows} rows in all"
+        )
+    if dropped := sum(info.dropped_tokens.values()):
+        total = sum(info.tokens.values())
+        notes.append(f"dropped {dropped} of {total} tokens ({dropped / total:.1%}): they lie beyond maxLength")
     if info.max_length < wanted_length:
         notes.append(f"maxLength {wanted_length} lowered to {info.max_length}, the most that the model takes")
     return tuple([*info.remarks, *notes, *(note for note in chosen if note)][:8])

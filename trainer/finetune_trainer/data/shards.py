@@ -1,7 +1,8 @@
 """Token shards: flat arrays in safetensors files, written once, read by mapping them into memory.
 
 A shard holds `tokens` (all rows behind each other), `offsets` (row i is tokens[offsets[i]:offsets[i+1]]) and either
-`labels` (one class id a row) or `loss` (one flag a token). Names carry the content's digest.
+`labels` (one class id a row) or `loss` (one flag a token). Where texts were divided into several rows, `documents` has
+the number of its text for each row. Names carry the content's digest.
 """
 
 import hashlib
@@ -46,6 +47,7 @@ class ShardWriter:
         self._tokens: list[NDArray[Any]] = []
         self._labels: list[int] = []
         self._loss: list[NDArray[np.bool_]] = []
+        self._documents: list[int] = []
         self._bytes = 0
         self.shards: list[ShardInfo] = []
         self.lengths: Counter[int] = Counter()
@@ -55,9 +57,9 @@ class ShardWriter:
         """Rows added so far."""
         return self.lengths.total()
 
-    def add(self, tokens: NDArray[np.int64], target: int | NDArray[np.bool_]) -> None:
-        """One row: its tokens, and its class id or the flags of the tokens that carry loss."""
-        extra = 4 if isinstance(target, int) else len(tokens)
+    def add(self, tokens: NDArray[np.int64], target: int | NDArray[np.bool_], document: int | None = None) -> None:
+        """One row: its tokens, its class id or the flags of the tokens that carry loss, and the number of its text."""
+        extra = (4 if isinstance(target, int) else len(tokens)) + (0 if document is None else 8)
         size = len(tokens) * self._dtype.itemsize + 8 + extra
         if self._tokens and self._bytes + size > self._max_bytes - 4096:  # the header needs some too
             self.flush()
@@ -66,6 +68,8 @@ class ShardWriter:
             self._labels.append(target)
         else:
             self._loss.append(target)
+        if document is not None:
+            self._documents.append(document)
         self._bytes += size
         self.lengths[len(tokens)] += 1
 
@@ -82,6 +86,8 @@ class ShardWriter:
             arrays["labels"] = np.asarray(self._labels, dtype=np.int32)
         else:
             arrays["loss"] = np.concatenate(self._loss)
+        if self._documents:
+            arrays["documents"] = np.asarray(self._documents, dtype=np.int64)
         data = save(arrays)
         digest = hashlib.sha256(data).hexdigest()
         name = f"{self._split}-{len(self.shards):05d}-{digest[:16]}.safetensors"
@@ -89,7 +95,7 @@ class ShardWriter:
         self.shards.append(
             ShardInfo(name=name, sha256=digest, size=len(data), rows=len(lengths), tokens=int(sum(lengths)))
         )
-        self._tokens, self._labels, self._loss, self._bytes = [], [], [], 0
+        self._tokens, self._labels, self._loss, self._documents, self._bytes = [], [], [], [], 0
 
 
 class TokenDataset:
@@ -116,6 +122,12 @@ class TokenDataset:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def documents(self) -> NDArray[np.int64]:
+        """The number of its text for each row, shape (rows,): equal for the rows that one text was divided into."""
+        if not self._shards or "documents" not in self._shards[0]:
+            return np.arange(len(self), dtype=np.int64)
+        return np.concatenate([shard["documents"] for shard in self._shards])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`input_ids` (L,) int64; `labels`: a class id, or (L,) int64 with -100 where no loss falls."""

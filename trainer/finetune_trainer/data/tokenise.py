@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,27 @@ from .formats import Example
 BATCH = 1000
 """Examples per call of the tokenizer: enough to keep its threads busy, little enough to show progress."""
 
+BATCH_CHARACTERS = 2**24
+"""Characters per call, which bounds the memory for the encodings of long texts to a few GiB."""
+
 Row = tuple[NDArray[np.int64], int | NDArray[np.bool_]]
 """Tokens, and the class id or the flags of the tokens that carry loss."""
 
 
 @dataclass
 class TokeniseCounts:
-    """What was cut and what was lost."""
+    """What one split was made into, and what was lost on the way."""
 
     truncated: int = 0
+    """Rows that were cut to the maximum length."""
+    documents: int = 0
+    """Examples that gave at least one row so far: the number of the current one, from 1."""
+    divided: int = 0
+    """Texts that were divided into several rows."""
+    tokens: int = 0
+    """Tokens of all examples before anything was cut or left out."""
+    dropped_tokens: int = 0
+    """How many of them are in no row."""
     without_loss: int = 0
     """Rows in which no token carries loss, most often because the answer begins beyond the maximum length."""
     first_without_loss: str = field(default="")
@@ -39,11 +50,27 @@ def tokenise(
     max_length: int,
     counts: TokeniseCounts,
 ) -> Iterator[Row]:
-    """Rows in the order of the examples; language-model rows without any loss are left out and counted."""
-    remaining = iter(examples)
+    """Rows in the order of the examples; language-model rows without any loss are left out and counted.
+
+    An example is cut to `max_length` tokens, unless it is divisible: then it gives as many rows as it needs.
+    """
     encode = _classification if task is Task.SEQUENCE_CLASSIFICATION else _language_model
-    while batch := list(islice(remaining, BATCH)):
+    for batch in _batches(examples):
         yield from encode(batch, tokenizer, labels, max_length, counts)
+
+
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """At most BATCH examples and, unless one alone is longer, BATCH_CHARACTERS characters at a time."""
+    batch: list[Example] = []
+    characters = 0
+    for example in examples:
+        if batch and (len(batch) == BATCH or characters + len(example.text) > BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(example)
+        characters += len(example.text)
+    if batch:
+        yield batch
 
 
 def _classification(
@@ -52,7 +79,12 @@ def _classification(
     texts = [example.text for example in batch]
     encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False, verbose=False)
     for example, encoding in zip(batch, encoded.encodings, strict=True):
+        # Every overflowing piece has special tokens of its own, which are not part of the text.
+        dropped = sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in encoding.overflowing)
         counts.truncated += bool(encoding.overflowing)
+        counts.dropped_tokens += dropped
+        counts.tokens += len(encoding.ids) + dropped
+        counts.documents += 1
         yield np.asarray(encoding.ids, dtype=np.int64), labels[example.label]
 
 
@@ -66,13 +98,32 @@ def _language_model(
     for example, encoding in zip(batch, encoded.encodings, strict=True):
         loss = loss_flags(encoding.offsets, example.spans)
         tokens = np.asarray(encoding.ids, dtype=np.int64)
-        counts.truncated += len(tokens) > max_length
+        counts.tokens += len(tokens)
+        counts.truncated += len(tokens) > max_length and not example.divisible
+        parts = chunks(len(tokens), max_length) if example.divisible else [(0, min(len(tokens), max_length))]
         # The first token is never predicted: a row of which it alone carries loss teaches nothing.
-        if not loss[1:max_length].any():
+        if not any(loss[begin + 1 : end].any() for begin, end in parts):
             counts.without_loss += 1
+            counts.dropped_tokens += len(tokens)
             counts.first_without_loss = counts.first_without_loss or str(example.place)
             continue
-        yield tokens[:max_length], loss[:max_length]
+        counts.documents += 1
+        counts.divided += len(parts) > 1
+        counts.dropped_tokens += len(tokens) - parts[-1][1]
+        for begin, end in parts:
+            yield tokens[begin:end], loss[begin:end]
+
+
+def chunks(length: int, max_length: int) -> list[tuple[int, int]]:
+    """Begin and end of the ceil(length / max_length) rows of a text; the last one may be shorter.
+
+    The first token of a row is never predicted, so that a last row of one token would teach nothing: it gets another
+    one from the row before it, if that keeps two.
+    """
+    starts = list(range(0, length, max_length))
+    if len(starts) > 1 and length - starts[-1] == 1 and max_length > 2:
+        starts[-1] -= 1
+    return list(zip(starts, [*starts[1:], length], strict=True))
 
 
 def loss_flags(offsets: list[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:

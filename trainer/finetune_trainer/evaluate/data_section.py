@@ -19,6 +19,10 @@ class DataSection:
     """Examples that were cut to the maximal length, in all splits."""
     max_length: int = 0
     """That length in tokens."""
+    tokens: int = 0
+    """Tokens of all examples before anything was cut or left out for its length, in all splits."""
+    dropped_tokens: int = 0
+    """How many of them were not used."""
     edges: tuple[int, ...] = ()
     """Bounds of the length histogram of the training split, in tokens; one more than bars."""
     histogram: tuple[int, ...] = ()
@@ -33,6 +37,8 @@ class DataSection:
             dropped=tuple(sorted(info.dropped.items(), key=lambda item: (-item[1], item[0]))),
             truncated=sum(info.truncated.values()),
             max_length=info.max_length,
+            tokens=sum(info.tokens.values()),
+            dropped_tokens=sum(info.dropped_tokens.values()),
             edges=edges,
             histogram=histogram,
             remarks=info.remarks,

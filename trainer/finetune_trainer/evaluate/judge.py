@@ -153,18 +153,21 @@ def _language_model(
 ) -> tuple[ModelFigures, npt.NDArray[np.float64]]:
     vocabulary = int(model.config.get_text_config().vocab_size)
     output = predict.likelihood(model, test, collate, report, vocabulary=vocabulary)
-    loss = float(output.losses.sum() / max(1, output.tokens.sum()))
-    told = output.tokens > 0
-    spread = bootstrap_mean(output.losses, output.tokens.astype(np.float64), seed=0) if math.isfinite(loss) else None
+    # The rows of one text depend on each other: intervals and the paired test count texts.
+    _, text = np.unique(test.documents(), return_inverse=True)
+    losses, tokens = np.bincount(text, output.losses), np.bincount(text, output.tokens)
+    loss = float(losses.sum() / max(1, tokens.sum()))
+    told = tokens > 0
+    spread = bootstrap_mean(losses, tokens, seed=0) if math.isfinite(loss) else None
     intervals = {} if spread is None else {Metric.LOSS: spread, Metric.PERPLEXITY: _exponential(spread)}
     figures = ModelFigures(
         metrics={Metric.LOSS: loss, Metric.PERPLEXITY: perplexity(loss)},
         intervals=intervals,
-        examples=len(test),
+        examples=len(tokens),
         tokens=int(output.tokens.sum()),
         seconds=0.0,
     )
-    return figures, output.losses[told] / output.tokens[told]
+    return figures, losses[told] / tokens[told]
 
 
 def _exponential(interval: Interval) -> Interval:

@@ -121,6 +121,12 @@ def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list
         found.append("It always answers with one of its classes, also where none fits.")
     if data.truncated:
         found.append(f"{data.truncated:,} examples were cut to {data.max_length:,} tokens; the rest was not seen.")
+    if data.dropped_tokens:
+        share = data.dropped_tokens / data.tokens
+        found.append(
+            f"{data.dropped_tokens:,} of {data.tokens:,} tokens ({share:.1%}) were not used: they lie beyond the "
+            f"maximal length of {data.max_length:,} tokens."
+        )
     return found
 
 
