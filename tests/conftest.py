@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import real_models
@@ -17,7 +18,12 @@ from mortal_store import MortalStore
 
 
 def pytest_configure() -> None:
-    """A shell starts what is to run in the background with SIGINT ignored, and so would be all that tests start."""
+    """Restore SIGINT, which a shell ignores in background jobs and all that they start; drop Hypothesis's deadlines.
+
+    A deadline of 200 ms per example measures how busy the machine is.
+    """
+    hypothesis.settings.register_profile("any-machine", deadline=None)
+    hypothesis.settings.load_profile("any-machine")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

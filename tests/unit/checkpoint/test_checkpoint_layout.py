@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.checkpoint.format.layout import (
@@ -50,7 +50,6 @@ def filled(layout: Layout, planes: int) -> bytes:
     return np.array(values, dtype=np.float32).tobytes()
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from([1, PLANES]), st.sampled_from([4, 12, 64, 4096]))
 def test_every_element_finds_its_place(data: st.DataObject, planes: int, blob_bytes: int) -> None:
     sizes = data.draw(shapes)
@@ -70,7 +69,6 @@ def test_every_element_finds_its_place(data: st.DataObject, planes: int, blob_by
         assert written == len(found)
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from([16, 64, 4096]))
 def test_the_same_layout_is_read_blob_by_blob_without_cutting(data: st.DataObject, blob_bytes: int) -> None:
     layout = data.draw(partitions(data.draw(shapes)))[0]
@@ -81,7 +79,6 @@ def test_the_same_layout_is_read_blob_by_blob_without_cutting(data: st.DataObjec
     }
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_lost_fragment_is_noticed(data: st.DataObject) -> None:
     sizes = data.draw(shapes)

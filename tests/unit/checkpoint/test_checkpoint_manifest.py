@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -30,7 +30,6 @@ def test_other_keys_are_left_out(key: str) -> None:
     assert newest_first([key]) == []
 
 
-@settings(deadline=None)
 @given(st.sets(st.tuples(st.integers(0, 10**10), st.integers(0, 10**6))))
 def test_numbers_that_outgrow_their_digits_are_still_ordered(pairs: set[tuple[int, int]]) -> None:
     keys = [f"{manifest_name(step, attempt)}.json" for step, attempt in pairs]
