@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ class ReloadCheck:
     reference: Reference
 
     @classmethod
-    def of_run(cls, config: TrainerConfig, prepared: Prepared, store: ObjectStore, cache: Any) -> "ReloadCheck":
+    def of_run(cls, config: TrainerConfig, prepared: Prepared, store: ObjectStore, cache: Path) -> "ReloadCheck":
         """Read the figures of the train stage and the rows that they were measured on.
 
         Raises ObjectMissingError where there are none.

@@ -61,7 +61,7 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
         )
     _initialise(model, new, seed=seed)
     # An adapter has to bring them: see adapters.with_adapter.
-    model.new_parameters = frozenset(new)
+    vars(model)["new_parameters"] = frozenset(new)
     return model
 
 
