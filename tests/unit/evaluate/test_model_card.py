@@ -6,6 +6,7 @@ from ruamel.yaml import YAML
 
 from finetune_api.v1alpha1 import ArtifactFormat, Task
 from finetune_trainer.evaluate.model_card import code, model_card, plain
+from finetune_trainer.evaluate.records import Reloaded
 
 
 def card_of(inputs, artifact=ArtifactFormat.MERGED) -> str:
@@ -42,6 +43,28 @@ def test_an_adapter_says_so(report_inputs):
     assert "lora" in front["tags"]
     assert "PeftModel.from_pretrained" in card
     assert "num_labels=19" in card
+
+
+def test_a_card_says_which_versions_it_needs_and_what_was_checked(report_inputs):
+    inputs = report_inputs()
+    checked = Reloaded(
+        uri=inputs.config.model_uri, split="validation", rows=32, trained=0.41237, reloaded=0.41241, tolerance=0.001
+    )
+    record = inputs.record.model_copy(update={"reloaded": (checked,)})
+    card = model_card(record, inputs.config, inputs.data, ArtifactFormat.MERGED)
+    assert "requires transformers 4.57 or newer" in card
+    assert "written with transformers 5.23.0" in card
+    assert "a loss of 0.4124 on 32 rows of the validation split; the model that was trained had 0.4124" in card
+    other = model_card(record, inputs.config, inputs.data, ArtifactFormat.ADAPTER)
+    assert "PEFT 0.17 or newer" in other
+    assert "0.4124" not in other
+
+
+def test_an_adapters_card_pins_the_revision_of_its_base(report_inputs):
+    inputs = report_inputs(Task.CAUSAL_LM, spec={"method": {"lora": {}}, "model": {"uri": "hf://org/name@v2"}})
+    card = card_of(inputs, ArtifactFormat.ADAPTER)
+    assert front_of(card)["base_model"] == "org/name"
+    assert 'AutoModelForCausalLM.from_pretrained("org/name", revision="v2")' in card
 
 
 def test_a_language_model_is_loaded_as_one(report_inputs):
