@@ -1,10 +1,11 @@
 """The operator at scale: a real control plane, simulated nodes, the operator as a process with its own rights.
 
-    make bench-operator ARGS='--jobs 50 --finished 50 --idle-seconds 10'
+    make bench-operator ARGS='--jobs 50 --waiting 50 --finished-ttl 50 --finished 50 --idle-seconds 10'
 
 bare: the children of all jobs (Jobs, Services, ConfigMaps), created directly by a script, stage after stage. ours: the
 same number of FineTuneJobs at once. Both in turn, in a namespace of their own that is gone before the next begins. Then
-an operator starts among many that are over. Pods succeed at once, so that what is measured is the control plane.
+jobs wait for nodes that are not there, and an operator starts among many that are over, with a TTL and without. Pods
+succeed at once, so that what is measured is the control plane.
 Prints a table and, as the last line, one JSON object.
 """
 
@@ -19,11 +20,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from scale.arms import Lives, jobs_of, quantile, run_bare, run_ours
 from scale.client import Manifest, PlainClient
 from scale.finished import Sample, Start, fill, start_among
 from scale.usage import all_cpu_seconds, cpu_seconds, peak_mib, totals, written
+from scale.waiting import Waiting, wait_for_room
 
 from operator_process import OperatorProcess, install
 from testcluster.control_plane import ControlPlane
@@ -78,18 +81,27 @@ class Bench:
             operator.stop()
         return done, await self._sample(namespace)
 
-    async def finished(self, namespace: str, sample: Sample) -> Start:
+    async def finished(self, namespace: str, sample: Sample, count: int, ttl: int | None = None) -> Start:
         begun = time.monotonic()
-        await fill(self.client, namespace, self.options.finished, sample)
-        say(f"{self.options.finished} finished jobs written in {time.monotonic() - begun:.0f} s")
+        await fill(self.client, namespace, count, sample, ttl)
+        say(f"{count} finished jobs written in {time.monotonic() - begun:.0f} s")
         # A list of all objects, which comes every five minutes, comes within the idle minute.
         arguments = (f"--resync-seconds={self.options.idle_seconds}", *self.options.operator_args)
         operator = OperatorProcess(self.control, self.control.folder / namespace, *arguments)
         try:
-            return await start_among(self.client, operator, namespace, self.options.finished, self.options.idle_seconds)
+            return await start_among(self.client, operator, namespace, count, self.options.idle_seconds)
         finally:
             if operator.is_running:
                 operator.kill()
+
+    async def waiting(self, namespace: str) -> Waiting:
+        options = self.options
+        with OperatorProcess(self.control, self.control.folder / namespace, *options.operator_args) as operator:
+            found = await wait_for_room(
+                self.client, operator, namespace, options.waiting, options.idle_seconds, options.within
+            )
+            operator.stop()
+        return found
 
     def _jobs(self, namespace: str) -> list[Manifest]:
         return jobs_of(namespace, self.options.jobs, self.options.nodes)
@@ -129,13 +141,32 @@ async def measure(options: argparse.Namespace, control: ControlPlane) -> dict[st
                 ours, sample = await bench.ours(namespace)
                 rounds.append(ours)
                 print(row(ours), flush=True)
+        found: dict[str, float] = {}
+        if options.waiting:
+            async with bench.namespace("waiting") as namespace:
+                found |= waiting_figures(await bench.waiting(namespace))
+        if options.finished_ttl:
+            async with bench.namespace("finished-ttl") as namespace:
+                ttl = await bench.finished(namespace, _just_ended(sample), options.finished_ttl, ttl=86_400)
+                found |= {"startTtlSeconds": ttl.seconds, "startTtlCalls": ttl.calls, "startTtlRssMiB": ttl.rss_mib}
         start = None
         if options.finished:
             bench.control.kubectl("create", "namespace", "finished")
-            start = await bench.finished("finished", sample)
+            start = await bench.finished("finished", sample, options.finished)
     print()
     print(table(rounds))
-    return figures(rounds, start)
+    return figures(rounds, start) | {name: round(value, 2) for name, value in found.items()}
+
+
+def waiting_figures(waiting: Waiting) -> dict[str, float]:
+    """Of jobs whose pods find no room."""
+    return {"waitingCallsPerSecond": waiting.calls_per_second, "waitingCpuPercent": waiting.cpu_percent}
+
+
+def _just_ended(sample: Sample) -> Sample:
+    """The same job, which ended now: its children have all of their time to live before them."""
+    status = {**sample.job["status"], "completionTime": datetime.now(UTC).isoformat(timespec="seconds")}
+    return Sample({**sample.job, "status": status}, sample.children)
 
 
 HEADINGS = (
@@ -202,6 +233,7 @@ def figures(rounds: Sequence[Round], start: Start | None) -> dict[str, float]:
             "startSeconds": start.seconds,
             "startSettledSeconds": start.settled_seconds,
             "startCpuSeconds": start.cpu_seconds,
+            "startCalls": start.calls,
             "startRssMiB": start.rss_mib,
             "idleCpuPercent": start.idle_cpu_percent,
             "idleWrites": start.idle_writes,
@@ -219,6 +251,8 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="bare, ours, bare, ours, ...")
     parser.add_argument("--nodes", type=int, default=2, help="train pods of a job")
     parser.add_argument("--finished", type=int, default=5000, help="finished ones to start among; 0: leave that out")
+    parser.add_argument("--waiting", type=int, default=500, help="jobs that find no room; 0: leave that out")
+    parser.add_argument("--finished-ttl", type=int, default=5000, help="finished ones with a TTL; 0: leave that out")
     parser.add_argument("--idle-seconds", type=float, default=60.0, help="for how long nothing happens")
     parser.add_argument("--within", type=float, default=1200.0, help="seconds for one arm")
     parser.add_argument("--operator-args", nargs="*", default=[], help="more arguments of the operator")

@@ -35,6 +35,8 @@ class Start:
     rss_mib: float
     idle_cpu_percent: float
     idle_writes: float
+    calls: float
+    """To the API server, until it did nothing any more; without Kopf's own."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,17 @@ class Sample:
     children: tuple[Manifest, ...]
 
 
-async def fill(client: PlainClient, namespace: str, count: int, sample: Sample) -> None:
-    """Write them all."""
+async def fill(client: PlainClient, namespace: str, count: int, sample: Sample, ttl: int | None = None) -> None:
+    """Write them all; `ttl`: seconds after which their children are to be removed."""
     async with asyncio.TaskGroup() as group:
         for number in range(count):
-            group.create_task(_write(client, namespace, f"done-{number:05d}", sample))
+            group.create_task(_write(client, namespace, f"done-{number:05d}", sample, ttl))
 
 
-async def _write(client: PlainClient, namespace: str, name: str, sample: Sample) -> None:
+async def _write(client: PlainClient, namespace: str, name: str, sample: Sample, ttl: int | None) -> None:
     nodes = sample.job["spec"]["workers"]["nodes"]
-    job = await client.create(make_job(name, namespace=namespace, workers={"nodes": nodes}))
+    spec = {"workers": {"nodes": nodes}} | ({} if ttl is None else {"ttlSecondsAfterFinished": ttl})
+    job = await client.create(make_job(name, namespace=namespace, **spec))
     rendered = render_all(parse_job(job), OperatorSettings())
     jobs = [manifest for manifest in rendered if manifest["kind"] == "Job"]
     for manifest, served in zip(jobs, sample.children, strict=True):
@@ -76,12 +79,19 @@ async def start_among(
     await _is_complete(client, namespace)
     await _quiet(pid)
     settled, used = time.monotonic() - begun, cpu_seconds(pid)
+    calls = await calls_of(operator)
 
     before = await _written(client, operator)
     await asyncio.sleep(idle_seconds)
     after = await _written(client, operator)
     idle = 100 * (cpu_seconds(pid) - used) / idle_seconds
-    return Start(seconds, settled, used, peak_mib(pid), idle, after - before)
+    return Start(seconds, settled, used, peak_mib(pid), idle, after - before, calls)
+
+
+async def calls_of(operator: OperatorProcess) -> float:
+    """All calls that the operator has made, as it counts them itself."""
+    _, text = await asyncio.to_thread(operator.get, "/metrics")
+    return sum(totals(text, "rest_client_requests_total", "method").values())
 
 
 async def _all_seen(operator: OperatorProcess, count: int) -> None:

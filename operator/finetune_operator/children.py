@@ -45,7 +45,8 @@ class Children:
         """There may be news of a Job."""
         self.heard("Job")
         key = _key_of(job)
-        if not has_news(event, job) or self.table.rests(key):
+        is_awaited = self.table.waits(key) and bool((job.get("status") or {}).get("ready"))
+        if not (has_news(event, job) or is_awaited) or self.table.rests(key):
             return
         if event != "DELETED":
             self.table.show_child(key, job)

@@ -52,6 +52,8 @@ def make_registry(
         await queue.released(key)
         if table.needs_look(key):
             queue.add(key)
+        elif (wait := table.wakes_in(key)) is not None:
+            queue.add_after(key, wait)
 
     return registry
 

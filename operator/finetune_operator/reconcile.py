@@ -3,10 +3,11 @@ world writes nothing."""
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum, auto
 
 from pydantic import ValidationError
 
-from finetune_api.constants import Reason, Stage
+from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.progress import Progress
 from finetune_api.rules import Violation
 from finetune_api.trainer_config import TrainerConfig
@@ -34,6 +35,17 @@ _ENDING_SECONDS = 1.0
 and the next attempt waits for the last pod."""
 
 
+class Look(Enum):
+    """What a job is looked at again for, by time alone."""
+
+    PROGRESS = auto()
+    """Something runs, and is asked how far it is."""
+    WAITING = auto()
+    """Its cluster has no room for it, or refuses it: when that changes, a watch mostly tells."""
+    DUE = auto()
+    """Something is due at that time, and nothing before."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a pass has done."""
@@ -46,6 +58,8 @@ class Outcome:
     """Status as it was read."""
     uid: str
     """The object's."""
+    look: Look = Look.DUE
+    """What that look is for."""
 
 
 async def reconcile(
@@ -99,8 +113,8 @@ async def reconcile(
     else:
         status = announced or await _concluded(world, manifest, status, decision)
     await _tell(cluster, manifest, job.status, status, stamp, announced)
-    wait = _OBSTRUCTED_SECONDS if refused else _requeue_after(world, status, decision)
-    return Outcome(wait, status, job.status, job.metadata.uid)
+    wait, look = _next_look(world, status, decision, is_refused=refused is not None)
+    return Outcome(wait, status, job.status, job.metadata.uid, look)
 
 
 def _decide(
@@ -239,8 +253,9 @@ async def _why_idle(world: _World, stage: ObservedStage) -> str:
     idle = waiting.idle_pods(stage, world.now)
     if idle is None:
         return ""
-    told_of = (stage.job_name, *(pod.name for pod in idle[: waiting.SHOWN]))
-    return waiting.explanation(stage, idle, await world.cluster.list_warnings(world.key, told_of))
+    names = waiting.unexplained(stage, idle)
+    warnings = await world.cluster.list_warnings(world.key, names) if names else []
+    return waiting.explanation(stage, idle, warnings)
 
 
 async def _try_to_apply(world: _World, status: Status, decision: stages.Decision) -> tuple[Reason, str] | None:
@@ -288,6 +303,8 @@ def _with_begun(world: _World, status: Status, decision: stages.Decision) -> Sta
             return history.shrinking(status, trained, nodes)
         case stages.Finish(succeeded=False):
             return status.model_copy(update={"failed_with": revival.chances(world.job.spec)})
+        case None if world.job.spec.ttl_seconds_after_finished is not None and not world.observed.stages:
+            return status.model_copy(update={"children_removed": True})
     return status
 
 
@@ -319,19 +336,35 @@ async def _tell(
     await cluster.write_status(manifest, after.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def _requeue_after(world: _World, status: Status, decision: stages.Decision) -> float | None:
+def _next_look(
+    world: _World, status: Status, decision: stages.Decision, *, is_refused: bool
+) -> tuple[float | None, Look]:
+    """When to look again, and what for."""
+    if is_refused:
+        return max(_OBSTRUCTED_SECONDS, world.settings.waiting_seconds), Look.WAITING
+    look = Look.PROGRESS
     match decision:
         case stages.Start() | stages.Watch() | stages.Linger() | stages.Stop():
             wait = world.settings.progress_seconds
             if isinstance(decision, stages.Linger) or any(child.ending for child in world.observed.active):
                 wait = min(wait, _ENDING_SECONDS)
+            elif isinstance(decision, stages.Watch) and status.phase is Phase.PENDING:
+                wait, look = _next_look_at_waiting(world, world.observed.active[-1]), Look.WAITING
         case stages.Backoff(seconds) | stages.Keep(seconds):
-            wait = seconds
+            wait, look = seconds, Look.DUE
         case stages.Shrink():
             wait = 0.0
         case stages.Finish() if world.job.spec.ttl_seconds_after_finished is not None:
-            return float(world.job.spec.ttl_seconds_after_finished)  # nothing else brings the job back by then
+            # Nothing else brings the job back by then.
+            return float(world.job.spec.ttl_seconds_after_finished), Look.DUE
         case _:
-            return None
+            return None, Look.DUE
     left = deadline.seconds_left(world.job.spec, status, world.now)
-    return wait if left is None else min(wait, max(0.0, left))
+    return wait if left is None else min(wait, max(0.0, left)), look
+
+
+def _next_look_at_waiting(world: _World, stage: ObservedStage) -> float:
+    settings = world.settings
+    wait = max(settings.progress_seconds, settings.waiting_seconds, waiting.next_look_seconds(stage, world.now))
+    to_timeout = scale.seconds_to_timeout(world.job.spec, stage, world.now)
+    return wait if to_timeout is None else min(wait, to_timeout)

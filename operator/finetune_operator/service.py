@@ -55,9 +55,9 @@ async def run_service(settings: OperatorSettings, options: ServiceOptions) -> No
     sys.setrecursionlimit(_NESTING)
     metrics = Metrics()
     queue: KeyedQueue[JobKey] = KeyedQueue(added=metrics.added, taken=metrics.taken)
-    table = JobTable()
     ready = asyncio.Event()
     async with _connection(options.kubeconfig, metrics) as server:
+        table = JobTable(server.now)
         cluster = WatchedCluster(server, table)
         workers = Workers(cluster, queue, settings, metrics, server.now)
         health = Health(queue, workers.longest_seconds, metrics, options.resync_seconds)

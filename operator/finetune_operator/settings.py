@@ -49,5 +49,7 @@ class OperatorSettings:
     """What a pod gets to save its state after SIGTERM."""
     progress_seconds: float = 5.0
     """How often the progress of a running stage is pulled."""
+    waiting_seconds: float = 0.0
+    """How long what waits for its cluster is left alone at least; more where many wait."""
     max_backoff_seconds: float = 300.0
     """Longest wait before a restart."""

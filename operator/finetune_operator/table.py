@@ -1,8 +1,9 @@
 """What the watches have shown last of every FineTuneJob: enough to know which ones need no look, or no live one."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api.constants import TERMINAL_CONDITIONS, Phase
@@ -19,6 +20,10 @@ class Seen:
     phase: str
     rests: bool
     """Over, told so for this generation, and nothing is due later."""
+    wakes_at: datetime | None = None
+    """Over and told so, but its children are to be removed at this time; nothing is due before."""
+    waits: bool = False
+    """Status says that the cluster has no room for its pods."""
 
 
 class JobTable:
@@ -27,7 +32,8 @@ class JobTable:
     Whole objects are kept only from the moment in which they are shown or written until the next pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._now = now
         self._seen: dict[JobKey, Seen] = {}
         self._written: dict[JobKey, str] = {}
         self._newest: dict[JobKey, Manifest] = {}
@@ -46,16 +52,33 @@ class JobTable:
     def show(self, key: JobKey, body: Manifest) -> None:
         """Note what a watch has shown."""
         version = str(body["metadata"].get("resourceVersion", ""))
-        seen = self._seen[key] = Seen(version, (body.get("status") or {}).get("phase", Phase.PENDING), rests(body))
+        self._seen[key] = _seen(version, body)
         written = self._written.get(key)
         self._newest.pop(key, None)
-        if not seen.rests and written in (None, version):  # else older than what we have written, or newer: who knows
+        # Another version is older than what we have written, or newer: who knows.
+        if not is_over_and_told(body) and written in (None, version):
             self._newest[key] = body
 
     def needs_look(self, key: JobKey) -> bool:
         """Whether what was shown last is unsettled. Our own last write is not: we know what comes next."""
         seen = self._seen.get(key)
-        return seen is not None and not seen.rests and self._written.get(key) != seen.resource_version
+        is_unsettled = seen is not None and not seen.rests and not self._sleeps(seen)
+        return is_unsettled and self._written.get(key) != seen.resource_version
+
+    def wakes_in(self, key: JobKey) -> float | None:
+        """Seconds until something is due of an object that needs no look before; None where nothing is."""
+        seen = self._seen.get(key)
+        if seen is None or seen.wakes_at is None or not self._sleeps(seen):
+            return None
+        return (seen.wakes_at - self._now()).total_seconds()
+
+    def waits(self, key: JobKey) -> bool:
+        """Whether its pods wait for their cluster, so that it is news when one of them runs."""
+        seen = self._seen.get(key)
+        return seen is not None and seen.waits
+
+    def _sleeps(self, seen: Seen) -> bool:
+        return seen.wakes_at is not None and seen.wakes_at > self._now()
 
     def show_child(self, key: JobKey, job: Manifest) -> None:
         """Note the child of which there was news last."""
@@ -68,7 +91,7 @@ class JobTable:
     def wrote(self, key: JobKey, body: Manifest) -> None:
         """We have written this version ourselves, and know what comes next."""
         self._written[key] = str(body["metadata"]["resourceVersion"])
-        if rests(body):
+        if is_over_and_told(body):
             for known in self._kept:
                 known.pop(key, None)
         else:
@@ -89,11 +112,11 @@ class JobTable:
     def rests(self, key: JobKey) -> bool:
         """Whether an event about a child may be passed over. One that is not shown yet gets its look when it is."""
         seen = self._seen.get(key)
-        return seen is None or seen.rests
+        return seen is None or seen.rests or self._sleeps(seen)
 
     def unsettled(self) -> tuple[JobKey, ...]:
         """Those of which something is to come."""
-        return tuple(key for key, seen in self._seen.items() if not seen.rests)
+        return tuple(key for key, seen in self._seen.items() if not seen.rests and not self._sleeps(seen))
 
     def versions(self) -> dict[JobKey, str]:
         """What the watches show now: key -> resource version."""
@@ -119,9 +142,23 @@ def has_news(event: str, job: Mapping[str, Any]) -> bool:
     return not _NEWS.isdisjoint(true_conditions(job)) or event == "DELETED" or "deletionTimestamp" in job["metadata"]
 
 
-def rests(body: Manifest) -> bool:
-    """The run is over, its status speaks of this very spec, and no time to live runs."""
+def is_over_and_told(body: Mapping[str, Any]) -> bool:
+    """The run is over, and its status speaks of this very spec."""
     status = body.get("status") or {}
-    over = not TERMINAL_CONDITIONS.isdisjoint(true_conditions(body))
-    told = status.get("observedGeneration") == body["metadata"].get("generation")
-    return over and told and body.get("spec", {}).get("ttlSecondsAfterFinished") is None
+    is_over = not TERMINAL_CONDITIONS.isdisjoint(true_conditions(body))
+    return is_over and status.get("observedGeneration") == body["metadata"].get("generation")
+
+
+def _seen(version: str, body: Mapping[str, Any]) -> Seen:
+    status = body.get("status") or {}
+    phase, ttl = status.get("phase", Phase.PENDING), (body.get("spec") or {}).get("ttlSecondsAfterFinished")
+    waits = phase == Phase.PENDING and bool(status.get("stage"))
+    if not is_over_and_told(body):
+        return Seen(version, phase, rests=False, waits=waits)
+    if ttl is None or status.get("childrenRemoved"):
+        return Seen(version, phase, rests=True)
+    try:
+        wakes_at = datetime.fromisoformat(status["completionTime"]) + timedelta(seconds=ttl)
+    except (KeyError, ValueError, TypeError, OverflowError):
+        wakes_at = None  # a look will tell
+    return Seen(version, phase, rests=False, wakes_at=wakes_at)

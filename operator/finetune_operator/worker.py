@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -12,7 +13,7 @@ from .errors import ApiError, ApiUnreachableError, StaleError
 from .manifests import JobKey
 from .metrics import Metrics
 from .queue import KeyedQueue
-from .reconcile import Outcome, reconcile
+from .reconcile import Look, Outcome, reconcile
 from .settings import OperatorSettings
 
 LOG = logging.getLogger(__name__)
@@ -23,6 +24,9 @@ _STALE_SECONDS = 0.2
 _TIMED_PASSES_PER_SECOND = 20.0
 """Running jobs are looked at by time, all of them together this often at most: a pass costs the API server three reads
 and a write. Up to a hundred that run, each one's progress is as fresh as the settings say."""
+
+_WAITING_PASSES_PER_SECOND = 5.0
+"""The same for jobs that wait for their cluster, which may be hundreds for hours."""
 
 _TIMED_SHARE = 0.1
 """What these passes may take of the workers' time: an API server that answers slowly is asked less."""
@@ -47,6 +51,8 @@ class Workers:
         self._since: dict[JobKey, float] = {}
         self._count = 1
         self._mean_seconds = 0.0
+        self._looks: dict[JobKey, Look] = {}
+        """Jobs that are looked at by time, and what for."""
 
     def longest_seconds(self) -> float:
         """How long the longest pass that is under way has taken so far."""
@@ -99,13 +105,17 @@ class Workers:
         return self._concluded(key, outcome)
 
     def _paced(self) -> OperatorSettings:
-        """The settings; where many jobs run, progress is asked less often."""
-        wait = fair_wait(self._queue.later, self._mean_seconds, self._count)
-        if wait <= self._settings.progress_seconds:
-            return self._settings
-        return replace(self._settings, progress_seconds=wait)
+        """The settings; where many jobs run, or wait, each of them is looked at less often.
+
+        What is due at a time of its own, such as the removal of a finished job's children, takes nothing from these.
+        """
+        return paced(self._settings, Counter(self._looks.values()), self._mean_seconds, self._count)
 
     def _concluded(self, key: JobKey, outcome: Outcome | None) -> str:
+        if outcome is None or outcome.requeue_after is None or outcome.look is Look.DUE:
+            self._looks.pop(key, None)
+        else:
+            self._looks[key] = outcome.look
         if outcome is None:
             return "success"
         self._metrics.turned(outcome.before, outcome.status)
@@ -117,9 +127,22 @@ class Workers:
         return "requeue_after"
 
 
-def fair_wait(jobs: int, pass_seconds: float, workers: int) -> float:
+def paced(settings: OperatorSettings, looks: Mapping[Look, int], pass_seconds: float, workers: int) -> OperatorSettings:
+    """The settings for so many jobs that are looked at by time."""
+    progress = fair_wait(looks.get(Look.PROGRESS, 0), pass_seconds, workers)
+    waiting = fair_wait(looks.get(Look.WAITING, 0), pass_seconds, workers, _WAITING_PASSES_PER_SECOND)
+    return replace(
+        settings,
+        progress_seconds=max(settings.progress_seconds, progress),
+        waiting_seconds=max(settings.waiting_seconds, waiting),
+    )
+
+
+def fair_wait(
+    jobs: int, pass_seconds: float, workers: int, passes_per_second: float = _TIMED_PASSES_PER_SECOND
+) -> float:
     """Seconds between two looks at each of so many jobs, so that all of them together cost no more than they may."""
-    return jobs * max(1 / _TIMED_PASSES_PER_SECOND, pass_seconds / (_TIMED_SHARE * workers))
+    return jobs * max(1 / passes_per_second, pass_seconds / (_TIMED_SHARE * workers))
 
 
 def fields_of(key: JobKey, outcome: Outcome | None = None) -> dict[str, object]:

@@ -241,3 +241,5 @@ class Status(StatusModel):
     """For how long it was set before, in this run. Neither counts for the deadline."""
     completion_time: Time | None = None
     """When the run ended."""
+    children_removed: bool | None = None
+    """True: the run is over, and its Jobs and pods were removed after `spec.ttlSecondsAfterFinished`."""

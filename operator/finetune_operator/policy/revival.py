@@ -31,6 +31,7 @@ def given_another_chance(status: Status, spec: Spec, now: str) -> Status:
             "suspended_since": None,
             "suspended_seconds": None,
             "completion_time": None,
+            "children_removed": None,
             "failed_with": None,
         }
     )

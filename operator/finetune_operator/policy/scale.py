@@ -40,6 +40,14 @@ def fewer_nodes(spec: Spec, attempt: AttemptStatus, stage: ObservedStage, now: d
     return max((nodes for nodes in worlds if nodes <= running), default=None)
 
 
+def seconds_to_timeout(spec: Spec, stage: ObservedStage, now: datetime) -> float | None:
+    """Until fewer workers may be chosen; None where they never are, or may be already."""
+    if spec.workers.min_nodes is None or stage.stage is not Stage.TRAIN:
+        return None
+    until = datetime.fromisoformat(stage.created_at) + timedelta(seconds=seconds(_timeout(spec)))
+    return (until - now).total_seconds() if until > now else None
+
+
 def explanation(spec: Spec, attempt: AttemptStatus, fewer: int) -> str:
     """Why an attempt is stopped for one with fewer workers."""
     return (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.observed import ObservedPod, ObservedStage
-from finetune_operator.policy.waiting import PATIENCE, explanation, idle_pods
+from finetune_operator.policy.waiting import PATIENCE, explanation, idle_pods, next_look_seconds, unexplained
 from observations import STAMP, make_pod, make_stage
 
 LATE = datetime.fromisoformat(STAMP) + PATIENCE
@@ -69,3 +69,26 @@ def warning(name: str, message: str) -> dict[str, Any]:
 def test_the_reason_is_told_by_who_knows_it(pods: list[ObservedPod], warnings: list[dict[str, Any]], line: str) -> None:
     told = explanation(stage(*pods), pods, warnings).splitlines()
     assert told == ["0 of 2 pods of job run", line]
+
+
+@pytest.mark.parametrize(
+    ("pods", "names"),
+    [
+        ([pod(0, waiting="Unschedulable: 0/2 nodes are available"), pod(1, waiting="ImagePullBackOff: no")], ()),
+        ([pod(0, waiting="Unschedulable: no"), pod(1, waiting="ContainerCreating")], ("pod-1",)),
+        ([pod(index) for index in range(5)], ("pod-0", "pod-1", "pod-2")),
+        ([], ("job",)),
+    ],
+    ids=["all said", "one silent", "all silent", "not created"],
+)
+def test_events_are_read_only_of_what_does_not_say_why_it_waits(
+    pods: list[ObservedPod], names: tuple[str, ...]
+) -> None:
+    """A pod that has no room on any node may wait for days."""
+    assert unexplained(stage(*pods), pods) == names
+
+
+@pytest.mark.parametrize(("waited", "wait"), [(0, 0.0), (20, 5.0), (60, 15.0), (3600, 30.0)])
+def test_what_has_waited_long_is_looked_at_less_often(waited: float, wait: float) -> None:
+    now = datetime.fromisoformat(STAMP) + timedelta(seconds=waited)
+    assert next_look_seconds(stage(created_at=STAMP), now) == wait

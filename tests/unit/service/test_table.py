@@ -1,10 +1,15 @@
 """Which objects need a look, by what the watches show."""
 
+import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from finetune_api import constants
+from finetune_operator.children import Children
 from finetune_operator.manifests import JobKey
+from finetune_operator.queue import KeyedQueue
 from finetune_operator.table import JobTable, has_news
 
 KEY, OTHER = JobKey("ml", "a"), JobKey("ml", "b")
@@ -34,6 +39,60 @@ def test_only_what_rests_needs_no_look(body: dict[str, Any], needed: bool) -> No
     table.show(KEY, body)
     assert table.needs_look(KEY) is needed
     assert table.rests(KEY) is not needed
+
+
+def finished(completed: str = "2026-01-01T12:00:00Z", **status: Any) -> dict[str, Any]:
+    """A job that is over, whose children are to be removed a minute later."""
+    body = shown(over="Complete", ttlSecondsAfterFinished=60)
+    body["status"] |= {"completionTime": completed, **status}
+    return body
+
+
+def test_a_finished_job_is_left_alone_until_its_children_are_due_and_after_they_are_gone() -> None:
+    """Thousands of them must not all be read when an operator starts."""
+    now = datetime(2026, 1, 1, 12, 0, 20, tzinfo=UTC)
+    table = JobTable(lambda: now)
+    table.show(KEY, finished())
+    assert (table.needs_look(KEY), table.wakes_in(KEY), table.unsettled()) == (False, 40.0, ())
+    assert table.rests(KEY), "nothing that a child tells matters until then"
+    assert table.glimpse(KEY) is None, "no object is kept for it"
+    now += timedelta(seconds=41)
+    assert (table.needs_look(KEY), table.wakes_in(KEY), table.unsettled()) == (True, None, (KEY,))
+    assert not table.rests(KEY), "the end of a child that was removed brings it back"
+    table.show(KEY, finished(childrenRemoved=True))
+    assert (table.needs_look(KEY), table.wakes_in(KEY), table.rests(KEY)) == (False, None, True)
+
+
+@pytest.mark.parametrize("completed", ["", "yesterday", None])
+def test_a_finished_job_whose_end_cannot_be_told_is_looked_at(completed: Any) -> None:
+    table = JobTable()
+    table.show(KEY, finished(completed))
+    assert table.needs_look(KEY)
+
+
+@pytest.mark.parametrize(
+    ("phase", "stage", "ready", "is_news"),
+    [
+        ("Pending", "train", 1, True),
+        ("Pending", "train", 0, False),
+        ("Training", "train", 1, False),
+        ("Pending", "", 1, False),
+    ],
+)
+def test_a_pod_that_runs_is_news_for_a_job_that_waits_for_its_pods(
+    phase: str, stage: str, ready: int, is_news: bool
+) -> None:
+    async def scenario() -> int:
+        table, queue = JobTable(), KeyedQueue[JobKey]()
+        body = shown()
+        body["status"] |= {"phase": phase, "stage": stage}
+        table.show(KEY, body)
+        job = child(namespace=KEY.namespace) | {"status": {"ready": ready}}
+        job["metadata"]["labels"] = {constants.LABEL_JOB: KEY.name}
+        Children(queue, table, lambda _: None).job_shown("MODIFIED", job)
+        return queue.later
+
+    assert asyncio.run(scenario()) == int(is_news)
 
 
 def child(*conditions: tuple[str, str], **metadata: str) -> dict[str, Any]:
