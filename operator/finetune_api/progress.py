@@ -1,7 +1,9 @@
 """What a trainer pod tells while it runs (`GET /progress`) and when it ends (its termination message)."""
 
+import json
 import math
 import re
+from collections.abc import Iterator
 from datetime import datetime
 
 from pydantic import BaseModel, ValidationError
@@ -103,7 +105,7 @@ class EvaluateResult(Message):
 
 
 class TerminationMessage(Message):
-    """The last word of a trainer pod, at most 4 KiB of JSON."""
+    """The last message of a trainer pod, at most 4 KiB of JSON."""
 
     stage: str
     exit_code: int
@@ -116,25 +118,67 @@ class TerminationMessage(Message):
     """Last lines of that rank's log."""
     progress: Progress | None = None
     prepared: Prepared | None = None
+    """Without `labels` once it was encoded: their number is not bounded. The run's record in storage has them."""
     trained: TrainResult | None = None
     evaluated: EvaluateResult | None = None
 
     def encode(self) -> str:
-        """JSON of at most 4096 bytes: log lines go first, then the error's middle."""
-        message = self
-        while len(text := message.model_dump_json(exclude_defaults=True).encode()) > MAX_TERMINATION_BYTES:
-            if message.last_lines:
-                message = message.model_copy(update={"last_lines": message.last_lines[1:]})
-            elif len(message.error) > 400:
-                message = message.model_copy(update={"error": f"{message.error[:200]} ... {message.error[-150:]}"})
-            elif message.progress is not None:
-                message = message.model_copy(update={"progress": None})
-            elif message.prepared is not None and message.prepared.notes:
-                prepared = message.prepared.model_copy(update={"notes": message.prepared.notes[:-1]})
-                message = message.model_copy(update={"prepared": prepared})
-            else:
-                raise ValueError(f"termination message of {len(text)} bytes cannot be cut to {MAX_TERMINATION_BYTES}")
-        return text.decode()
+        """JSON of at most 4096 bytes. Log lines are cut and dropped first, then other texts; figures, addresses and the
+        last checkpoint stay."""
+        text = ""
+        for message in self._ever_shorter():
+            text = message.model_dump_json(exclude_defaults=True, exclude={"prepared": {"labels"}})
+            if len(text.encode()) <= MAX_TERMINATION_BYTES:
+                break
+        return text
+
+    def _ever_shorter(self) -> Iterator["TerminationMessage"]:
+        yield self
+        message = self.model_copy(update={"last_lines": tuple(shortened(line, 300) for line in self.last_lines)})
+        yield message
+        while message.last_lines:
+            message = message.model_copy(update={"last_lines": message.last_lines[1:]})
+            yield message
+        for size in (1200, 600, 300):
+            message = message._with_short_texts(size)
+            yield message
+        while message.progress is not None and message.progress.warnings:
+            fewer = message.progress.model_copy(update={"warnings": message.progress.warnings[1:]})
+            message = message.model_copy(update={"progress": fewer})
+            yield message
+        while message.prepared is not None and message.prepared.notes:
+            prepared = message.prepared.model_copy(update={"notes": message.prepared.notes[:-1]})
+            message = message.model_copy(update={"prepared": prepared})
+            yield message
+        if (progress := message.progress) is not None:
+            least = Progress(
+                stage=progress.stage,
+                attempt=progress.attempt,
+                step=progress.step,
+                total_steps=progress.total_steps,
+                first_step_time=progress.first_step_time,
+                resumed_from_step=progress.resumed_from_step,
+                last_checkpoint=progress.last_checkpoint,
+            )
+            message = message.model_copy(update={"progress": least})
+            yield message
+        # Fits always. Reached only with addresses that are longer than object storage allows.
+        yield TerminationMessage(
+            stage=self.stage, exit_code=self.exit_code, error=message.error, advice=message.advice, rank=self.rank
+        )
+
+    def _with_short_texts(self, size: int) -> "TerminationMessage":
+        update: dict[str, object] = {"error": shortened(self.error, size), "advice": shortened(self.advice, size)}
+        if self.progress is not None:
+            texts = ("activity", "resumed_from", "checkpoint_late")
+            update["progress"] = self.progress.model_copy(
+                update={name: shortened(getattr(self.progress, name), size) for name in texts}
+                | {"warnings": tuple(shortened(warning, size) for warning in self.progress.warnings)}
+            )
+        if self.prepared is not None:
+            notes = tuple(shortened(note, size) for note in self.prepared.notes)
+            update["prepared"] = self.prepared.model_copy(update={"notes": notes})
+        return self.model_copy(update=update)
 
     @classmethod
     def decode(cls, text: str) -> "TerminationMessage | None":
@@ -175,3 +219,12 @@ def _is_time(text: str) -> bool:
         return _TIME.fullmatch(text) is not None and datetime.fromisoformat(text) is not None
     except ValueError:
         return False
+
+
+def shortened(text: str, size: int) -> str:
+    """`text`, without its middle where it takes more than `size` bytes as JSON."""
+    short, kept = text, size
+    while len(json.dumps(short, ensure_ascii=False).encode()) > size:
+        kept = kept * 3 // 4
+        short = f"{text[: kept * 4 // 7]} ... {text[len(text) - kept * 3 // 7 :]}"
+    return short

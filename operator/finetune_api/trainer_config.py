@@ -77,7 +77,7 @@ class Prepared(Message):
     zero_stage: int
     counts: SplitCounts
     labels: tuple[str, ...] = ()
-    """Label names in the order of their ids; empty for language models."""
+    """Label names in the order of their ids; empty for language models, and in the termination message."""
     parameters: int = 0
     """Parameters of the base model."""
     memory_estimate_bytes: int = 0

@@ -43,3 +43,11 @@ def colours(count: int = 160) -> bytes:
         text.insert(draw.randint(0, len(text)), label)
         rows.append({"text": " ".join(text), "label": label})
     return jsonl(rows)
+
+
+def many_classes(count: int) -> bytes:
+    """Four short rows for each of many classes with long names."""
+    names = [f"intent number {index:05d} of a bank's customers" for index in range(count)]
+    return jsonl(
+        [{"text": f"red {row} blue {index}", "label": names[index]} for index in range(count) for row in "abcd"]
+    )

@@ -12,6 +12,7 @@ from finetune_api.constants import Phase, Stage
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, Outcome
 from finetune_operator.clusters.local import LocalCluster
+from rows import many_classes
 
 LOADS_THE_MODEL = """
 import sys
@@ -149,7 +150,11 @@ def test_wrong_credentials_are_told_apart(bench) -> None:
 
 
 def test_jobs_with_the_same_output_do_not_meet(bench) -> None:
-    """Also a job that is deleted and made again under its old name is another one, and begins at the beginning."""
+    """Also a job that is deleted and made again under its old name is another one, and begins at the beginning.
+
+    With 250 classes, whose names do not fit a termination message.
+    """
+    bench.store.put(f"s3://{bench.bucket}/data.jsonl", many_classes(250))
     adapter = {"method": {"lora": {"rank": 4}}, "output": {"formats": ["Merged", "Adapter"]}}
     found = [
         bench.run(bench.job("first", training={"epochs": 1})),
@@ -162,3 +167,9 @@ def test_jobs_with_the_same_output_do_not_meet(bench) -> None:
     record = bench.store.get_json(found[1].status.artifact.report.replace("report.html", "evaluation.json"))
     folder = found[1].status.artifact.uri.removesuffix("/model")
     assert [entry["uri"] for entry in record["reloaded"]] == [f"{folder}/model", f"{folder}/adapter"]
+    for job in found:
+        model = job.status.artifact.uri
+        assert len(bench.store.get_json(f"{model}/config.json")["id2label"]) == 250
+        figures = bench.store.get_json(f"{model.removesuffix('/model')}/evaluation.json")["tuned"]["classification"]
+        assert figures["classes"] == 250
+        assert len(figures["per_class"]) <= 100

@@ -3,7 +3,9 @@
 import json
 import math
 import sys
+import tracemalloc
 
+import numpy as np
 import pytest
 
 from finetune_api.v1alpha1 import Metric
@@ -37,7 +39,9 @@ def test_accuracy_macro_f1_and_confusion_agree_with_the_table():
     metrics = classification_metrics(PREDICTIONS, TARGETS, LABELS)
     macro = sum(harmonic(precision, recall) for precision, recall, _ in BY_HAND.values()) / 3
     assert metrics.figures == pytest.approx({Metric.ACCURACY: 0.7, Metric.MACRO_F1: macro})
-    assert metrics.confusion == ((2, 1, 1), (0, 2, 0), (1, 0, 3))
+    cells = {(cell.target, cell.prediction): cell.count for cell in metrics.confusion}
+    assert cells == {(0, 0): 2, (0, 1): 1, (0, 2): 1, (1, 1): 2, (2, 0): 1, (2, 2): 3}
+    assert [row.mistakes for row in metrics.per_class] == [3, 1, 2]
     assert metrics.count == 10
 
 
@@ -51,6 +55,16 @@ def test_a_class_that_is_never_predicted_counts_as_zero():
     metrics = classification_metrics([0, 0], [0, 1], ("a", "b"))
     assert metrics.per_class[1].f1 == 0.0
     assert metrics.macro_f1 == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_classes():
+    targets = np.repeat(np.arange(3_000), 2)
+    tracemalloc.start()
+    metrics = classification_metrics(targets[::-1], targets, tuple(map(str, range(3_000))))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (metrics.classes, metrics.accuracy, len(metrics.confusion)) == (3_000, 0.0, 3_000)
+    assert peak < 3_000**2
 
 
 def test_metrics_survive_json():

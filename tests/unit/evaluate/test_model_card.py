@@ -84,7 +84,8 @@ def test_without_a_test_split_the_card_has_no_figures_and_says_so(report_inputs)
 def test_limits_name_classes_that_were_hardly_tested(report_inputs):
     inputs = report_inputs(labels=("a", "b"))
     few = inputs.record.tuned.classification.per_class[0].model_copy(update={"support": 3, "label": "rare | odd"})
-    figures = inputs.record.tuned.classification.model_copy(update={"per_class": (few,)})
+    changes = {"per_class": (few,), "confusion": (), "hardly_tested": 1}
+    figures = inputs.record.tuned.classification.model_copy(update=changes)
     tuned = inputs.record.tuned.model_copy(update={"classification": figures})
     record = inputs.record.model_copy(update={"tuned": tuned})
     card = model_card(record, inputs.config, inputs.data, ArtifactFormat.MERGED)

@@ -6,7 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from finetune_api.v1alpha1 import Task
+from finetune_api.v1alpha1 import ArtifactFormat, Task
+from finetune_trainer.evaluate.compare import bounded
+from finetune_trainer.evaluate.metrics import classification_metrics
+from finetune_trainer.evaluate.model_card import model_card
 from finetune_trainer.evaluate.records import Generation
 from finetune_trainer.evaluate.report import render_report
 
@@ -144,19 +147,31 @@ def test_the_same_run_gives_the_same_page(report_inputs):
     assert render_report(report_inputs()) == render_report(report_inputs())
 
 
-def test_many_classes_keep_the_page_small(report_inputs):
-    labels = tuple(f"intent number {index:03d} with a long name" for index in range(150))
-    text = render_report(report_inputs(labels=labels))
-    assert len(text.encode()) < MAX_BYTES
-    assert "120 classes with the fewest mistakes are not shown" in text
+def test_many_classes_keep_record_page_and_card_small_and_lose_nothing_that_is_shown(report_inputs):
+    inputs = report_inputs(labels=tuple(f"{index:05d} " + "long name " * 20 for index in range(2000)))
+    full = inputs.record
+    assert full.baseline is not None
+    assert full.tuned is not None
+    baseline, tuned = bounded(full.baseline, full.tuned)
+    short = dataclasses.replace(inputs, record=full.model_copy(update={"baseline": baseline, "tuned": tuned}))
+    page = render_report(short)
+    assert page == render_report(inputs)
+    assert model_card(short.record, *rest_of(short)) == model_card(full, *rest_of(inputs))
+    assert len(short.record.model_dump_json().encode()) < 200_000
+    assert len(page.encode()) < MAX_BYTES
+    assert "The 30 classes with the lowest F1 of 2,000." in page
+    assert "The 1,970 classes with the fewest mistakes are not shown" in page
+
+
+def rest_of(inputs):
+    return inputs.config, inputs.data, ArtifactFormat.MERGED
 
 
 def test_classes_that_were_hardly_tested_are_named(report_inputs):
-    inputs = report_inputs(labels=("often", "rarely", "never"))
-    figures = inputs.record.tuned.classification
-    supports = zip(figures.per_class, (40, 3, 0), strict=True)
-    rows = tuple(row.model_copy(update={"support": support}) for row, support in supports)
-    tuned = inputs.record.tuned.model_copy(update={"classification": figures.model_copy(update={"per_class": rows})})
+    labels = ("often", "rarely", "never")
+    inputs = report_inputs(labels=labels)
+    figures = classification_metrics([0] * 40 + [1] * 3, [0] * 40 + [1] * 3, labels)
+    tuned = inputs.record.tuned.model_copy(update={"classification": figures})
     record = inputs.record.model_copy(update={"tuned": tuned})
     text = " ".join(Page(render_report(dataclasses.replace(inputs, record=record))).text.split())
     assert "figures move in large steps: rarely." in text

@@ -1,20 +1,31 @@
 """What the figures say: verdict, weakest classes, pairs that are mixed up. Pure."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from finetune_api.comparison import MetricDelta, compare_metrics, delta_text, metric_name, metric_text
 from finetune_api.trainer_config import Message
 from finetune_api.v1alpha1 import Metric, Task
 
-from .metrics import ClassificationMetrics, ClassMetrics
+from .heat import MOST_CLASSES, most_mistaken
+from .metrics import FEW_EXAMPLES, ClassificationMetrics, ClassMetrics, Confusion
 from .records import Evaluation, ModelFigures
 from .significance import PairedTest
 
 SIGNIFICANT = 0.05
 """A p-value below this is called more than chance."""
 
-FEW_EXAMPLES = 10
-"""A class with fewer test examples than that has figures in steps of more than a tenth."""
+WORST_CLASSES = 30
+"""Classes of the report's table."""
+
+PAIRS = 10
+"""Kinds of mistakes that the report lists."""
+
+NAMED_CLASSES = 8
+"""Classes that a sentence lists by name."""
+
+_ALL_CLASSES = 100
+"""Up to so many classes, `evaluation.json` has all of them."""
 
 
 class Level(StrEnum):
@@ -90,21 +101,84 @@ def compare(baseline: ModelFigures | None, tuned: ModelFigures) -> tuple[MetricD
     return compare_metrics(baseline.metrics if baseline else {}, tuned.metrics)
 
 
+def bounded(
+    baseline: ModelFigures | None, tuned: ModelFigures | None
+) -> tuple[ModelFigures | None, ModelFigures | None]:
+    """Both with the classes of the tuned model that `telling_classes` names: the record must not grow with others."""
+    if tuned is None or tuned.classification is None:
+        return baseline, tuned
+    kept = telling_classes(tuned.classification)
+
+    def of_kept(figures: ModelFigures) -> ModelFigures:
+        assert figures.classification is not None, "both models are judged by the same task"
+        return figures.model_copy(update={"classification": figures.classification.of_classes(kept)})
+
+    return of_kept(baseline) if baseline else None, of_kept(tuned)
+
+
+def telling_classes(metrics: ClassificationMetrics) -> frozenset[int]:
+    """Ids of the classes that `evaluation.json` keeps: at most 100, and all that the report shows of.
+
+    With more classes: the 30 with the lowest F1, the 30 with the most mistakes, those of the ten commonest mistakes,
+    and the first eight of those with few test examples and of those with none.
+    """
+    if metrics.classes <= _ALL_CLASSES:
+        return frozenset(row.id for row in metrics.per_class)
+    rows = [
+        *worst_classes(metrics)[:WORST_CLASSES],
+        *most_mistaken(metrics, MOST_CLASSES),
+        *hardly_tested(metrics)[:NAMED_CLASSES],
+        *untested(metrics)[:NAMED_CLASSES],
+    ]
+    pairs = _mistakes(metrics)[:PAIRS]
+    return frozenset([row.id for row in rows] + [id_ for cell in pairs for id_ in (cell.target, cell.prediction)])
+
+
 def worst_classes(metrics: ClassificationMetrics) -> tuple[ClassMetrics, ...]:
     """Classes by F1, worst first; those without a single test example come last, they were not measured."""
     return tuple(sorted(metrics.per_class, key=lambda row: (row.support == 0, row.f1, -row.support, row.label)))
 
 
-def confused_pairs(metrics: ClassificationMetrics, most: int = 10) -> tuple[ConfusedPair, ...]:
+def hardly_tested(metrics: ClassificationMetrics) -> list[ClassMetrics]:
+    """Classes with some test examples, but fewer than ten."""
+    return [row for row in metrics.per_class if 0 < row.support < FEW_EXAMPLES]
+
+
+def untested(metrics: ClassificationMetrics) -> list[ClassMetrics]:
+    """Classes without a test example."""
+    return [row for row in metrics.per_class if row.support == 0]
+
+
+def named(classes: Sequence[ClassMetrics], number: int) -> str:
+    """The names of the first eight of `number` classes, and how many more there are."""
+    shown = classes[:NAMED_CLASSES]
+    more = f" and {number - len(shown):,} more" if number > len(shown) else ""
+    return ", ".join(row.label for row in shown) + more
+
+
+def confused_pairs(metrics: ClassificationMetrics, most: int = PAIRS) -> tuple[ConfusedPair, ...]:
     """The commonest mistakes, most frequent first."""
-    labels = [row.label for row in metrics.per_class]
-    pairs = [
-        ConfusedPair(target=labels[row], prediction=labels[column], count=count, share=count / sum(counts))
-        for row, counts in enumerate(metrics.confusion)
-        for column, count in enumerate(counts)
-        if row != column and count
-    ]
-    return tuple(sorted(pairs, key=lambda pair: (-pair.count, -pair.share, pair.target, pair.prediction))[:most])
+    rows = {row.id: row for row in metrics.per_class}
+    return tuple(
+        ConfusedPair(
+            target=rows[cell.target].label,
+            prediction=rows[cell.prediction].label,
+            count=cell.count,
+            share=cell.count / rows[cell.target].support,
+        )
+        for cell in _mistakes(metrics)[:most]
+    )
+
+
+def _mistakes(metrics: ClassificationMetrics) -> list[Confusion]:
+    """By number, then by share of the target class, then by name."""
+    rows = {row.id: row for row in metrics.per_class}
+
+    def order(cell: Confusion) -> tuple[int, int, str, str]:
+        target = rows[cell.target]
+        return (-cell.count, target.support, target.label, rows[cell.prediction].label)
+
+    return sorted((cell for cell in metrics.confusion if cell.target != cell.prediction), key=order)
 
 
 def p_text(p_value: float) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .metrics import ClassificationMetrics
+from .metrics import ClassificationMetrics, ClassMetrics
 
 MOST_CLASSES = 30
 """More columns fit no page."""
@@ -41,24 +41,18 @@ class HeatTable:
 
 def heat_table(metrics: ClassificationMetrics) -> HeatTable:
     """All classes in the order of their ids; of more than 30 those with the most mistakes, made or suffered."""
-    matrix = metrics.confusion
-    size = len(matrix)
-    mistakes = [
-        sum(matrix[index]) + sum(row[index] for row in matrix) - 2 * matrix[index][index] for index in range(size)
-    ]
-    chosen = sorted(sorted(range(size), key=lambda index: (-mistakes[index], index))[:MOST_CLASSES])
+    chosen = sorted(most_mistaken(metrics, MOST_CLASSES), key=lambda row: row.id)
+    counts = {(cell.target, cell.prediction): cell.count for cell in metrics.confusion}
     rows = []
-    for number, index in enumerate(chosen, start=1):
-        support = sum(matrix[index])
-        rows.append(
-            HeatRow(
-                number=number,
-                label=metrics.per_class[index].label,
-                support=support,
-                cells=tuple(
-                    Cell(matrix[index][other], matrix[index][other] / max(1, support), other == index)
-                    for other in chosen
-                ),
-            )
-        )
-    return HeatTable(rows=tuple(rows), left_out=size - len(chosen))
+    for number, target in enumerate(chosen, start=1):
+        cells = []
+        for other in chosen:
+            count = counts.get((target.id, other.id), 0)
+            cells.append(Cell(count, count / max(1, target.support), other.id == target.id))
+        rows.append(HeatRow(number=number, label=target.label, support=target.support, cells=tuple(cells)))
+    return HeatTable(rows=tuple(rows), left_out=metrics.classes - len(chosen))
+
+
+def most_mistaken(metrics: ClassificationMetrics, most: int) -> list[ClassMetrics]:
+    """The classes with the most mistakes, made or suffered."""
+    return sorted(metrics.per_class, key=lambda row: (-row.mistakes, row.id))[:most]

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 
 from finetune_api.comparison import OVERFLOW
 from finetune_api.trainer_config import Message
 from finetune_api.v1alpha1 import Metric
+
+FEW_EXAMPLES = 10
+"""A class with fewer test examples than that has figures in steps of more than a tenth."""
 
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
@@ -18,6 +21,7 @@ _LARGEST_EXPONENT = math.log(sys.float_info.max)
 class ClassMetrics(Message):
     """One class against all others."""
 
+    id: int
     label: str
     precision: float
     """Share of the predictions of this class that are right; 0 where it was never predicted."""
@@ -27,6 +31,18 @@ class ClassMetrics(Message):
     """Harmonic mean of both."""
     support: int
     """Examples of this class."""
+    mistakes: int
+    """Examples of this class that were missed, and examples of others that were taken for it."""
+
+
+class Confusion(Message):
+    """One cell of the confusion matrix that is not 0."""
+
+    target: int
+    """Label id of the examples."""
+    prediction: int
+    """Label id that the model gave them."""
+    count: int
 
 
 class ClassificationMetrics(Message):
@@ -37,15 +53,30 @@ class ClassificationMetrics(Message):
     """Mean F1 over the classes that occur among the targets or the predictions, each counted once."""
     count: int
     """Examples."""
+    classes: int
+    """All classes, also those that `per_class` leaves out."""
+    hardly_tested: int
+    """Of them, those with at least one and fewer than ten examples."""
+    untested: int
+    """Of them, those without an example."""
     per_class: tuple[ClassMetrics, ...]
-    """In the order of the label ids."""
-    confusion: tuple[tuple[int, ...], ...]
-    """`confusion[target][prediction]`: number of examples."""
+    """In the order of the label ids. In `evaluation.json` at most 100: with more classes, the most telling ones."""
+    confusion: tuple[Confusion, ...]
+    """By target, then by prediction; among the classes of `per_class`."""
 
     @property
     def figures(self) -> dict[Metric, float]:
         """The two figures that stand for the whole."""
         return {Metric.ACCURACY: self.accuracy, Metric.MACRO_F1: self.macro_f1}
+
+    def of_classes(self, ids: frozenset[int]) -> "ClassificationMetrics":
+        """The same figures, with rows and cells of these classes alone."""
+        return self.model_copy(
+            update={
+                "per_class": tuple(row for row in self.per_class if row.id in ids),
+                "confusion": tuple(cell for cell in self.confusion if {cell.target, cell.prediction} <= ids),
+            }
+        )
 
 
 def classification_metrics(
@@ -53,40 +84,48 @@ def classification_metrics(
     targets: Sequence[int] | npt.NDArray[np.integer],
     labels: Sequence[str],
 ) -> ClassificationMetrics:
-    """Accuracy, macro F1, per-class figures and the confusion matrix.
+    """Accuracy, macro F1, figures of every class and the confusion matrix.
 
-    `predictions` and `targets` are label ids of shape (examples,); `labels` names the ids 0, 1, ...
+    `predictions` and `targets` are label ids of shape (examples,); `labels` names the ids 0, 1, ... Time and memory
+    grow with examples and classes, not with classes squared.
     Raises ValueError for shapes that differ, for no examples and for an id without a name.
     """
     predicted, expected = np.asarray(predictions, dtype=np.int64), np.asarray(targets, dtype=np.int64)
     if predicted.shape != expected.shape or expected.ndim != 1:
-        raise ValueError(f"predictions {predicted.shape} and targets {expected.shape} have to be lists of one length")
+        raise ValueError(f"predictions {predicted.shape} and targets {expected.shape} must be lists of one length")
     if expected.size == 0:
         raise ValueError("no examples: metrics need at least one")
     for name, ids in (("prediction", predicted), ("target", expected)):
         if ids.min() < 0 or ids.max() >= len(labels):
             raise ValueError(f"{name} ids go from {ids.min()} to {ids.max()}, but there are {len(labels)} labels")
-    every = np.arange(len(labels))
     precision, recall, f1, support = precision_recall_fscore_support(
-        expected, predicted, labels=every, average=None, zero_division=0.0
+        expected, predicted, labels=np.arange(len(labels)), average=None, zero_division=0.0
     )
-    occurring = np.union1d(expected, predicted)
+    is_wrong = predicted != expected
+    mistakes = np.bincount(np.concatenate([expected[is_wrong], predicted[is_wrong]]), minlength=len(labels))
+    pairs, counts = np.unique(np.stack([expected, predicted]), axis=1, return_counts=True)
     return ClassificationMetrics(
         accuracy=float((predicted == expected).mean()),
-        macro_f1=float(f1[occurring].mean()),
+        macro_f1=float(f1[np.union1d(expected, predicted)].mean()),
         count=int(expected.size),
+        classes=len(labels),
+        hardly_tested=int(((support > 0) & (support < FEW_EXAMPLES)).sum()),
+        untested=int((support == 0).sum()),
         per_class=tuple(
             ClassMetrics(
+                id=index,
                 label=label,
                 precision=float(precision[index]),
                 recall=float(recall[index]),
                 f1=float(f1[index]),
                 support=int(support[index]),
+                mistakes=int(mistakes[index]),
             )
             for index, label in enumerate(labels)
         ),
         confusion=tuple(
-            tuple(int(cell) for cell in row) for row in confusion_matrix(expected, predicted, labels=every)
+            Confusion(target=int(target), prediction=int(prediction), count=int(count))
+            for target, prediction, count in zip(*pairs, counts, strict=True)
         ),
     )
 

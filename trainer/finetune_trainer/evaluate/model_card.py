@@ -18,6 +18,7 @@ from ..model.portable import OLDEST_PEFT, OLDEST_TRANSFORMERS, base_name
 from . import compare, wording
 from .configuration import spec_document, yaml_text
 from .data_section import DataSection
+from .metrics import FEW_EXAMPLES
 from .records import Evaluation
 
 _PIPELINE_TAGS = {Task.SEQUENCE_CLASSIFICATION: "text-classification", Task.CAUSAL_LM: "text-generation"}
@@ -112,11 +113,11 @@ def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list
         )
     figures = record.tuned.classification
     if figures:
-        few = [row.label for row in figures.per_class if row.support < compare.FEW_EXAMPLES]
+        few = [row for row in figures.per_class if row.support < FEW_EXAMPLES]
         if few:
-            shown = ", ".join(few[:8]) + (f" and {len(few) - 8} more" if len(few) > 8 else "")
+            shown = compare.named(few, figures.hardly_tested + figures.untested)
             found.append(
-                f"Classes with fewer than {compare.FEW_EXAMPLES} test examples, whose own figures say little: {shown}."
+                f"Classes with fewer than {FEW_EXAMPLES} test examples, whose own figures say little: {shown}."
             )
         found.append("It always answers with one of its classes, also where none fits.")
     if data.truncated:

@@ -18,6 +18,7 @@ from .charts import Series, histogram, line_chart
 from .configuration import spec_document, yaml_text
 from .data_section import DataSection
 from .heat import heat_table
+from .metrics import FEW_EXAMPLES
 from .records import Evaluation, TrainingLog
 from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
 
@@ -52,7 +53,6 @@ def render_report(inputs: ReportInputs) -> str:
     record = inputs.record
     figures = record.tuned.classification if record.tuned else None
     before = record.baseline.classification if record.baseline else None
-    classes = figures.per_class if figures else ()
     return (
         _environment()
         .get_template("report.html.j2")
@@ -67,11 +67,14 @@ def render_report(inputs: ReportInputs) -> str:
             bars=bars,
             train_phases=phases(training.phase_seconds),
             evaluate_phases=phases(inputs.phase_seconds),
-            worst=compare.worst_classes(figures) if figures else (),
-            few=compare.FEW_EXAMPLES,
-            hardly_tested=[row.label for row in classes if 0 < row.support < compare.FEW_EXAMPLES],
-            untested=[row.label for row in classes if row.support == 0],
-            before_f1={row.label: row.f1 for row in before.per_class} if before else {},
+            worst=[row for row in compare.worst_classes(figures) if row.support][: compare.WORST_CLASSES]
+            if figures
+            else [],
+            tested=figures.classes - figures.untested if figures else 0,
+            few=FEW_EXAMPLES,
+            hardly_tested=compare.named(compare.hardly_tested(figures), figures.hardly_tested) if figures else "",
+            untested=compare.named(compare.untested(figures), figures.untested) if figures else "",
+            before_f1={row.id: row.f1 for row in before.per_class} if before else {},
             heat=heat_table(figures) if figures else None,
             pairs=compare.confused_pairs(figures) if figures else (),
             data=inputs.data,

@@ -16,8 +16,8 @@ from ..run_record import versions
 from ..runtime import RuntimeEnv
 from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
+from . import compare
 from .candidates import Candidate, adapter_uri, base_candidate, brings_head, exported_candidates, formats
-from .compare import compare
 from .data_section import DataSection
 from .judge import Judge, Judged
 from .model_card import model_card
@@ -113,7 +113,7 @@ def _record(
     after: Judged | None,
     notes: tuple[str, ...],
 ) -> Evaluation:
-    baseline, tuned = before.figures if before else None, after.figures if after else None
+    baseline, tuned = compare.bounded(before.figures if before else None, after.figures if after else None)
     return Evaluation(
         job=config.job,
         run=config.run,
@@ -126,7 +126,7 @@ def _record(
         counts=prepared.counts,
         baseline=baseline,
         tuned=tuned,
-        comparison=compare(baseline, tuned) if tuned else (),
+        comparison=compare.compare(baseline, tuned) if tuned else (),
         paired_test=_paired_test(prepared.task, before, after),
         majority_share=_majority_share(after),
         generations=_generations(config, before, after),

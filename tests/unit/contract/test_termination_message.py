@@ -1,0 +1,111 @@
+"""The termination message fits Kubernetes' 4 KiB whatever is in it, and keeps what the operator decides by."""
+
+import json
+
+import pytest
+
+from finetune_api.progress import (
+    MAX_TERMINATION_BYTES,
+    CommittedCheckpoint,
+    EvaluateResult,
+    Progress,
+    TerminationMessage,
+    TrainResult,
+)
+from finetune_api.trainer_config import Prepared, SplitCounts
+from finetune_api.v1alpha1 import DataFormat, Dtype, Metric, Packing, Task
+
+LONG_URI = "s3://bucket/" + "ü" * 500
+CHECKPOINT = CommittedCheckpoint(step=40, uri=f"{LONG_URI}/manifest", time="2026-03-01T12:00:00Z", save_seconds=1.5)
+
+
+def prepared(**fields: object) -> Prepared:
+    plain = Prepared(
+        dataset_uri=LONG_URI,
+        dataset_digest="d" * 64,
+        model_digest="m" * 64,
+        format=DataFormat.CLASSIFICATION,
+        task=Task.SEQUENCE_CLASSIFICATION,
+        dtype=Dtype.FLOAT32,
+        packing=Packing.PADDED,
+        zero_stage=2,
+        counts=SplitCounts(train=40_000),
+    )
+    return plain.model_copy(update=fields)
+
+
+def progress(**fields: object) -> Progress:
+    return Progress(stage="train", step=41, total_steps=100, last_checkpoint=CHECKPOINT).model_copy(update=fields)
+
+
+TOO_MUCH = {
+    "many labels": {"prepared": prepared(labels=tuple(f"intent number {index}" for index in range(10_000)))},
+    "long labels": {"prepared": prepared(labels=("a" * 4096, "b" * 4096))},
+    "long notes": {"prepared": prepared(notes=("n" * 5000, "short", "x" * 5000))},
+    "a long error": {"exit_code": 65, "error": "\x01 bad line\n" * 9000},
+    "a long advice": {"exit_code": 65, "error": "e" * 300, "advice": "write it again; " * 900},
+    "long log lines": {"exit_code": 70, "last_lines": ("😀" * 4000,) * 20},
+    "long warnings": {"exit_code": 70, "progress": progress(warnings=("w" * 900,) * 16)},
+    "a long activity": {"exit_code": 70, "progress": progress(activity="reading " + "f" * 9000)},
+    "a long remark on checkpoints": {"progress": progress(checkpoint_late="late " * 2000, resumed_from="r" * 9000)},
+    "many phases": {"progress": progress(phase_seconds={f"phase {index}": 1.0 for index in range(900)})},
+    "long addresses": {
+        "trained": TrainResult(model_uri=LONG_URI, digest="d" * 64, final_step=9),
+        "progress": progress(),
+    },
+    "everything at once": {
+        "exit_code": 65,
+        "error": "\x01" * 9000,
+        "advice": "\x02" * 9000,
+        "last_lines": ("l" * 9000,) * 20,
+        "progress": progress(warnings=("w" * 9000,) * 16, activity="a" * 9000, evaluation=dict.fromkeys(Metric, 0.1)),
+        "prepared": prepared(notes=("n" * 9000,) * 8, labels=("l" * 9000,) * 100),
+        "evaluated": EvaluateResult(report_uri="s3://bucket/report", tuned=dict.fromkeys(Metric, 0.1)),
+    },
+}
+
+
+@pytest.mark.parametrize("fields", TOO_MUCH.values(), ids=TOO_MUCH)
+def test_every_message_fits_and_can_be_read_again(fields):
+    message = TerminationMessage(stage="train", exit_code=0).model_copy(update=fields)
+    text = message.encode()
+    assert len(text.encode()) <= MAX_TERMINATION_BYTES
+    read = TerminationMessage.decode(text)
+    assert read is not None
+    assert (read.stage, read.exit_code) == (message.stage, message.exit_code)
+    assert bool(read.error) == bool(message.error)
+    for name in ("trained", "evaluated"):
+        assert getattr(read, name) == getattr(message, name)
+
+
+@pytest.mark.parametrize("name", [name for name, fields in TOO_MUCH.items() if "progress" in fields])
+def test_a_shortened_message_keeps_step_and_checkpoint(name):
+    """By the checkpoint the operator decides whether an attempt made progress."""
+    read = TerminationMessage.decode(
+        TerminationMessage(stage="train", exit_code=0).model_copy(update=TOO_MUCH[name]).encode()
+    )
+    assert read is not None
+    assert read.progress is not None
+    assert (read.progress.step, read.progress.last_checkpoint) == (41, CHECKPOINT)
+
+
+@pytest.mark.parametrize("name", [name for name, fields in TOO_MUCH.items() if "prepared" in fields])
+def test_a_shortened_message_keeps_all_choices_of_prepare_but_labels_and_notes(name):
+    message = TerminationMessage(stage="prepare", exit_code=0).model_copy(update=TOO_MUCH[name])
+    read = TerminationMessage.decode(message.encode())
+    assert read is not None
+    assert read.prepared == message.prepared.model_copy(update={"labels": (), "notes": read.prepared.notes})
+
+
+def test_labels_stay_in_storage_also_where_they_would_fit():
+    text = TerminationMessage(stage="prepare", exit_code=0, prepared=prepared(labels=("a", "b"))).encode()
+    assert "labels" not in json.loads(text)["prepared"]
+
+
+def test_a_long_error_keeps_its_beginning_and_its_end():
+    message = TerminationMessage(stage="prepare", exit_code=65, error=f"first {'x' * 9000} last", advice="do this")
+    read = TerminationMessage.decode(message.encode())
+    assert read is not None
+    assert read.error.startswith("first ")
+    assert read.error.endswith(" last")
+    assert read.advice == "do this"
