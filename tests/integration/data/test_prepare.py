@@ -14,7 +14,7 @@ import pytest
 
 import tiny_models
 from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
-from finetune_trainer.data.info import DATASET_FILE, read_dataset_info
+from finetune_trainer.data.info import DATASET_FILE, FORMAT_VERSION, read_dataset_info
 from finetune_trainer.data.shards import ShardWriter, TokenDataset
 from finetune_trainer.errors import AccessDeniedError, BadConfigError, BadDataError, ModelUnusableError
 from finetune_trainer.model.tokenizer import load_tokenizer
@@ -144,6 +144,24 @@ def test_file_types_can_be_mixed_and_local(place, bert, tmp_path):
     assert prepared.counts.train == 48
 
 
+def test_a_label_has_one_name_in_all_file_types(place, bert, tmp_path):
+    numbers = place.put("a.jsonl", jsonl([{"text": f"text {i}", "label": i % 2} for i in range(20)]))
+    place.put("b.csv", b"text,label\n" + b"".join(b"row %d,%d.0\n" % (i, i % 2) for i in range(20)))
+    prepared = place.prepare(bert, {"train": sources(numbers, f"{place.uri}/data/b.csv")})
+    assert prepared.labels == ("0", "1")
+    remark = "labels got the name that other file types give them: '0.0' is '0', '1.0' is '1'"
+    assert remark in prepared.notes
+    assert remark in place.report.progress.warnings
+
+    typed = [{"text": f"text {i}", "label": i % 2 == 1} for i in range(20)]
+    pq.write_table(pa.Table.from_pylist(typed), tmp_path / "typed.parquet")
+    held_out = place.put("held-out.csv", b"text,label\none,True\ntwo,False\n")
+    data = {"train": sources(f"file://{tmp_path}/typed.parquet"), "test": {"sources": sources(held_out)}}
+    prepared = place.prepare(bert, data)
+    assert (prepared.labels, prepared.counts.test) == (("false", "true"), 2)
+    assert [place.open(prepared, "test")[index]["labels"] for index in range(2)] == [1, 0]
+
+
 def test_a_chat_job_learns_the_answers_alone(place, llama):
     uri = place.put("chat.jsonl", jsonl(chats()))
     prepared = place.prepare(llama, {"train": sources(uri), "test": {"fraction": 0}})
@@ -243,6 +261,12 @@ def test_bad_records_stop_the_job_or_are_counted(place, bert):
     ("rows", "data", "expected"),
     [
         (classified()[::3], {}, "all 20 training records have the label 'good'"),
+        ([*classified(), {"text": "x", "label": "word " * 900}], {}, "the label has 4,499 characters"),
+        (
+            [{"text": "x", "label": f"text {i}"} for i in range(60)],
+            {},
+            "60 different labels, so most labels occur once",
+        ),
         (classified(3), {}, "the validation split is empty: 3 records are too few to hold out 0.1"),
         ([{"text": " ", "label": "x"}], {"onBadRecord": "Skip"}, "the training split is empty"),
     ],
@@ -359,7 +383,7 @@ def test_rows_are_spread_over_shards_and_found_again(place):
     writer.flush()
     assert len(writer.shards) > 3
     info = {
-        "version": 1,
+        "version": FORMAT_VERSION,
         "digest": "d",
         "format": "Text",
         "task": "CausalLM",

@@ -1,8 +1,7 @@
 import pytest
 
 from finetune_api.v1alpha1 import Columns, DataFormat, Task
-from finetune_trainer.data.formats import Formatter, detect_format, label_name, parse_messages
-from finetune_trainer.data.labels import label_names, unknown_label
+from finetune_trainer.data.formats import Formatter, detect_format, parse_messages
 from finetune_trainer.data.problems import Place, RecordProblem
 from finetune_trainer.errors import BadDataError
 
@@ -80,6 +79,7 @@ def test_without_a_template_only_the_completion_and_the_end_token_carry_loss(rec
         ({"text": "x", "label": "  "}, "missing label", "the label is empty"),
         ({"text": "x", "label": 0.5}, "wrong type", "the label is float 0.5"),
         ({"text": "x", "label": ["a"]}, "wrong type", "the label is list ['a']"),
+        ({"text": "x", "label": "a\ud800"}, "undecodable bytes", "the label holds half a surrogate pair"),
     ],
 )
 def test_a_record_that_cannot_be_used_says_why(record, rule, expected):
@@ -122,27 +122,3 @@ def test_a_conversation_that_cannot_be_used_says_which_message(value, expected):
     with pytest.raises(RecordProblem) as caught:
         parse_messages(value, "messages")
     assert expected in caught.value.what
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        (["b", "a", "b"], ("a", "b")),
-        (["10", "2", "2", "-1"], ("-1", "2", "10")),
-        (["10", "2", "x"], ("10", "2", "x")),
-    ],
-)
-def test_label_ids_depend_on_the_set_of_labels_alone(labels, expected):
-    assert label_names(labels) == expected
-    assert label_names(reversed(labels)) == expected
-
-
-@pytest.mark.parametrize(("value", "expected"), [(3, "3"), (3.0, "3"), ("3", "3"), (True, "true"), (" pos ", "pos")])
-def test_one_label_has_one_name_whatever_the_file_type_writes(value, expected):
-    assert label_name(value) == expected
-
-
-def test_an_unknown_label_names_the_nearest_known_one():
-    problem = unknown_label("Postive", ("negative", "neutral", "positive"))
-    assert "label 'Postive' is not among the 3 labels" in problem.what
-    assert "nearest is 'positive'" in problem.what

@@ -1,3 +1,4 @@
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -84,3 +85,14 @@ def test_large_fractions_leave_a_row_to_train_on():
 def test_no_fraction_means_no_split():
     found = split(["a", "b", "c", "d"], validation=Share(0.0), test=Share(0.5))
     assert (len(found.train), len(found.validation), len(found.test)) == (2, 0, 2)
+
+
+def test_one_long_label_does_not_ask_for_its_room_in_every_row():
+    labels = ["a", "b"] * 250 + ["x" * 100_000]
+    texts = [f"text {number}" for number in range(len(labels))]
+    tracemalloc.start()
+    found = split(texts, labels, test=Share(0.1, stratify=True))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.too_small == ("x" * 100_000,)
+    assert peak < 2**20

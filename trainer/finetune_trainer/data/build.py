@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_api.trainer_config import SplitCounts, TrainerConfig
@@ -17,8 +17,8 @@ from ..store.uri import join
 from .chat import TEMPLATE_DATE
 from .formats import Example, Formatter
 from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, SourceInfo, read_dataset_info
-from .labels import label_names, unknown_label
-from .problems import BadRecords, RecordProblem
+from .labels import canonical_names, check_label_column, label_names, unknown_label
+from .problems import BadRecords, RecordProblem, listed
 from .readers import read
 from .shards import ShardWriter
 from .sources import SourceFile
@@ -74,9 +74,10 @@ def build_dataset(
     bad = BadRecords(spec.data.on_bad_record)
     with report.phase("read", "reading records"):
         examples, sources = _read_all(inputs, bad, report)
+        label_remarks = _name_labels(examples)
         labels = _check_labels(examples, bad) if inputs.task is Task.SEQUENCE_CLASSIFICATION else ()
         bad.raise_if_any()
-        remarks = inputs.formatter.remarks()
+        remarks = inputs.formatter.remarks() + label_remarks
     with report.phase("split", "splitting"):
         examples, remark = _split(examples, spec, inputs.task)
         remarks += remark
@@ -137,22 +138,33 @@ def _read_all(inputs: Inputs, bad: BadRecords, report: ProgressReporter) -> tupl
     return examples, tuple(sources)
 
 
+def _name_labels(examples: Examples) -> tuple[str, ...]:
+    """Give labels that are spelled in different ways one name, in place; returns remarks about it."""
+    names, remarks = canonical_names({example.label for rows in examples.values() for example in rows})
+    for rows in examples.values() if names else ():
+        rows[:] = [replace(row, label=names[row.label]) if row.label in names else row for row in rows]
+    return remarks
+
+
 def _check_labels(examples: Examples, bad: BadRecords) -> tuple[str, ...]:
     """Label names by the training files; held-out examples with another label are reported and left out."""
+    rows = len(examples["train"])
     labels = label_names(example.label for example in examples["train"])
-    if len(labels) < 2 and examples["train"]:
+    if len(labels) < 2 and rows:
         bad.raise_if_any()  # a label that is missing may stand in a line that cannot be read
         raise BadDataError(
-            f"all {len(examples['train'])} training records have the label {labels[0]!r}; a classifier needs two",
+            f"all {rows} training records have the label {labels[0]!r}; a classifier needs two",
             advice="add records of another label, or set spec.data.columns.label to the column that tells them apart",
         )
+    check_label_column(labels, rows)
+    names = frozenset(labels)
     for split in ("validation", "test"):
         known = []
         for example in examples[split]:
-            if example.label in labels or not labels:
+            if example.label in names or not names:
                 known.append(example)
             else:
-                bad.add(str(example.place), unknown_label(example.label, labels))
+                bad.add(str(example.place), unknown_label(example.label, labels, with_nearest=not bad.skips))
         examples[split] = known
     return labels
 
@@ -169,8 +181,8 @@ def _split(examples: Examples, spec: Spec, task: Task) -> tuple[Examples, tuple[
         found[name] = [rows[row] for row in drawn] if share.fraction else examples[name]
     if not split.too_small:
         return found, ()
-    listed = ", ".join(split.too_small[:_LISTED_LABELS]) + (", ..." if len(split.too_small) > _LISTED_LABELS else "")
-    return found, (f"{len(split.too_small)} labels have too few records to be in every split: {listed}",)
+    names = listed(split.too_small, most=_LISTED_LABELS)
+    return found, (f"{len(split.too_small):,} labels have too few records to be in every split: {names}",)
 
 
 def _share(holdout: Holdout, name: str, classifies: bool) -> Share:

@@ -8,6 +8,7 @@ from finetune_api.v1alpha1 import Columns, DataFormat, Task
 
 from ..errors import BadDataError
 from .chat import ChatRenderer, Span
+from .labels import label_name
 from .messages import Message, encodable, parse_messages, template_values
 from .problems import Place, RecordProblem, shown
 
@@ -177,18 +178,3 @@ class Formatter:
             what = f"column {column!r} holds {type(value).__name__} {shown(value)}, needed is text"
             raise RecordProblem("wrong type", what, f"write column {column!r} as text")
         return encodable(value, f"column {column!r}")
-
-
-def label_name(value: object) -> str:
-    """A label as text: `3` and `3.0` are the label "3"; text is taken without spaces around it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    name = str(value).strip() if isinstance(value, str | int) else ""
-    if value is None or (isinstance(value, str) and not name):
-        raise RecordProblem("missing label", "the label is empty", "fill it or remove the record")
-    if not name:
-        what = f"the label is {type(value).__name__} {shown(value)}, needed is text or a whole number"
-        raise RecordProblem("wrong type", what, "write labels as text or whole numbers")
-    return name

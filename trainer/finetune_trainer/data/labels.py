@@ -1,9 +1,108 @@
-"""Label names and ids. Pure."""
+"""Label names and ids: one label has one name, whatever wrote it. Pure."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import math
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 
-from .problems import RecordProblem
+from ..errors import BadDataError
+from .problems import RecordProblem, listed, shown
+
+MAX_CLASSES = 10_000
+MAX_LABEL_LENGTH = 256
+"""Characters of a label. Longer ones are texts from another column."""
+
+_FEW_CLASSES = 20
+"""With so few classes the share of classes among the rows says nothing: tiny data sets are legitimate."""
+_EXACT = 2**53
+"""From here on neighbouring whole numbers are one float."""
+
+_BOOLEANS = frozenset({"true", "false"})
+_FLOAT_OF_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\.0")
+"""How pandas writes whole numbers of a column with gaps."""
+_FRACTION = re.compile(r"-?[0-9]+\.[0-9]*[1-9][0-9]*")
+
+
+def label_name(value: object) -> str:
+    """A label as text: `3` and `3.0` are "3", `true` is "true"; text is taken without spaces around it.
+
+    Raises RecordProblem for what is no label. `canonical_names` gives different spellings in texts one name.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
+        raise _missing()
+    if isinstance(value, str):
+        return _text_label(value)
+    if isinstance(value, int):
+        return _text_label(str(value))
+    if isinstance(value, float | Decimal) and -_EXACT < value < _EXACT and value == int(value):
+        return str(int(value))
+    what = f"the label is {type(value).__name__} {shown(value)}, but must be text or a whole number"
+    raise RecordProblem("wrong type", what, "write labels as text or whole numbers")
+
+
+def _text_label(text: str) -> str:
+    name = text.strip()
+    if not name:
+        raise _missing()
+    if len(name) > MAX_LABEL_LENGTH:
+        what = f"the label has {len(name):,} characters, but must have at most {MAX_LABEL_LENGTH}: {shown(name)}"
+        raise RecordProblem("label too long", what, "set spec.data.columns.label to the column with the class names")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        what = f"the label holds half a surrogate pair, {name[error.start]!r}"
+        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF as themselves") from None
+    return name
+
+
+def _missing() -> RecordProblem:
+    return RecordProblem("missing label", "the label is empty", "fill it or remove the record")
+
+
+def canonical_names(spellings: Collection[str]) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """Spelling -> name, for the spellings that get another name; and remarks for the user.
+
+    - `True`, `TRUE` and `true` are "true", and likewise "false": CSV writers differ, JSON and Parquet have the type.
+    - `1.0` is "1", unless the labels have fractions such as `1.5` and no plain `1`: then they are identifiers or
+      grades, and keep their text.
+    - Equal characters in different Unicode compositions are the same (NFC).
+
+    All else keeps its spelling: `01` and `1`, or `A` and `a`, may be different things. A remark names such pairs.
+    """
+    composed = {spelling: unicodedata.normalize("NFC", spelling) for spelling in spellings}
+    names = set(composed.values())
+    whole = {name: str(int(name.removesuffix(".0"))) for name in names if _FLOAT_OF_WHOLE.fullmatch(name)}
+    if any(_FRACTION.fullmatch(name) for name in names) and names.isdisjoint(whole.values()):
+        whole = {}
+    booleans = {name: name.casefold() for name in names if name.casefold() in _BOOLEANS}
+    changed = {
+        spelling: name
+        for spelling, text in composed.items()
+        if (name := whole.get(text) or booleans.get(text) or text) != spelling
+    }
+    remarks = []
+    if changed:
+        pairs = [f"{shown(spelling)} is {shown(name)}" for spelling, name in sorted(changed.items())]
+        remarks.append(f"labels got the name that other file types give them: {listed(pairs, most=4)}")
+    kept = {changed.get(spelling, spelling) for spelling in spellings}
+    if alike := _alike(kept):
+        groups = [" and ".join(map(shown, group)) for group in alike]
+        remarks.append(f"labels that look alike are different classes: {listed(groups, most=4)}")
+    return changed, tuple(remarks)
+
+
+def _alike(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that differ only in case, spaces, width or leading zeros."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        groups[key.lstrip("0") or "0" if key.isdecimal() else key].append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def label_names(labels: Iterable[str]) -> tuple[str, ...]:
@@ -14,13 +113,37 @@ def label_names(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def unknown_label(label: str, known: Sequence[str]) -> RecordProblem:
-    """The finding for a held-out record whose label training never shows."""
-    folded = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(label.casefold(), list(folded), n=1, cutoff=0.0)
-    nearest = folded[close[0]] if close else known[0]
+def check_label_column(labels: Sequence[str], rows: int) -> None:
+    """Raise BadDataError where the `labels` of `rows` training records are not those of a classifier."""
+    classes = len(labels)
+    advice = (
+        "set spec.data.columns.label to the column with the class names; to learn to write the texts themselves, set "
+        "spec.data.format"
+    )
+    if classes > MAX_CLASSES:
+        raise BadDataError(
+            f"the {rows:,} training records have {classes:,} different labels, but a classifier can have at most "
+            f"{MAX_CLASSES:,} classes; the first: {listed([shown(label) for label in labels], most=3)}",
+            advice=advice,
+        )
+    if classes > _FEW_CLASSES and classes > rows / 2:
+        raise BadDataError(
+            f"the {rows:,} training records have {classes:,} different labels, so most labels occur once; the first: "
+            f"{listed([shown(label) for label in labels], most=3)}",
+            advice=f"{advice}; if these are the classes, add records until there are two for each",
+        )
+
+
+def unknown_label(label: str, known: Sequence[str], *, with_nearest: bool = True) -> RecordProblem:
+    """The finding for a held-out record whose label training never shows.
+
+    `with_nearest`: look for the known label that is most like it, which takes time with thousands of them.
+    """
+    folded = {name.casefold(): name for name in known} if with_nearest else {}
+    close = difflib.get_close_matches(label.casefold(), list(folded), n=1)
+    nearest = f"; nearest is {folded[close[0]]!r}" if close else ""
     return RecordProblem(
         "unknown label",
-        f"label {label!r} is not among the {len(known)} labels of the training files; nearest is {nearest!r}",
+        f"label {label!r} is not among the {len(known)} labels of the training files{nearest}",
         "correct the label, or add records that have it to spec.data.train",
     )

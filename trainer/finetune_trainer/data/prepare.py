@@ -78,6 +78,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     dataset_uri = dataset_folder(config, digest)
     reused = store.exists(join(dataset_uri, DATASET_FILE))
     info = read_dataset_info(store, dataset_uri) if reused else build_dataset(config, inputs, digest, store, report)
+    for remark in info.remarks:
+        report.warn(remark)
     packing, packing_note = choose_packing(config, info)
     detected = "" if spec.data.format else f"format {data_format}, by the columns of the first record"
     prepared = Prepared(

@@ -1,7 +1,9 @@
 """Records that cannot be used: collected while reading, so that one error lists many of them."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 
 from finetune_api.v1alpha1 import BadRecordAction
 
@@ -38,14 +40,14 @@ class BadRecords:
     """Findings of one reading. `Fail`: the error comes after ten of them or at the end; `Skip`: they are counted."""
 
     def __init__(self, action: BadRecordAction) -> None:
-        self._skip = action is BadRecordAction.SKIP
+        self.skips = action is BadRecordAction.SKIP
         self._found: list[tuple[str, RecordProblem]] = []
         self.dropped: Counter[str] = Counter()
         """Rule -> records that were skipped."""
 
     def add(self, place: str, problem: RecordProblem) -> None:
         """Note that the record at `place` cannot be used. Raises BadDataError when enough were found."""
-        if self._skip:
+        if self.skips:
             self.dropped[problem.rule] += 1
             return
         self._found.append((place, problem))
@@ -68,5 +70,15 @@ class BadRecords:
 
 def shown(value: object) -> str:
     """A value as an error message shows it: quoted, cut to 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number with too many digits
+        text = f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def listed(names: Collection[str], *, most: int = 20) -> str:
+    """Names with commas between them as an error message shows them: the first ones, and how many more there are."""
+    first = [name if len(name) <= _SHOWN else name[: _SHOWN - 3] + "..." for name in islice(names, most)]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(first) or "none") + more

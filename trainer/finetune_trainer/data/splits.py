@@ -49,7 +49,10 @@ def split_rows(keys: NDArray[np.uint64], labels: Sequence[str], *, validation: S
     A split gets its fraction of a group (a label's rows, or all rows), rounded, but at least one row; and every split
     that comes after it, training included, finds one row left. A group with fewer rows than splits is for training.
     """
-    names, codes = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
+    # By a table of names: a numpy array of texts gives every row the room of the longest one.
+    names = sorted(set(labels))
+    numbers = {name: number for number, name in enumerate(names)}
+    codes = np.fromiter((numbers[label] for label in labels), dtype=np.int64, count=len(labels))
     shares = [share for share in (test, validation) if share.fraction > 0]
     splits = 1 + len(shares)
     rows = np.argsort(keys, kind="stable").astype(np.int64)
@@ -62,9 +65,10 @@ def split_rows(keys: NDArray[np.uint64], labels: Sequence[str], *, validation: S
     empty = rows[:0]
     test_rows = parts.pop(0) if test.fraction > 0 else empty
     validation_rows = parts.pop(0) if validation.fraction > 0 else empty
-    small = np.bincount(codes, minlength=len(names)) < splits
-    stratified = any(share.stratify for share in shares)
-    return Split(rows, validation_rows, test_rows, tuple(map(str, names[small])) if stratified else ())
+    sizes = np.bincount(codes, minlength=len(names))
+    is_stratified = any(share.stratify for share in shares)
+    too_small = tuple(name for name, size in zip(names, sizes, strict=True) if size < splits) if is_stratified else ()
+    return Split(rows, validation_rows, test_rows, too_small)
 
 
 def _hold_out(rows: Rows, groups: Rows, fraction: float, splits: int, *, reserve: int) -> NDArray[np.bool_]:
