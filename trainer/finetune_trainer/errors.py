@@ -30,8 +30,9 @@ class TrainerError(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL_ERROR
 
     def __init__(self, message: str, *, advice: str = "") -> None:
-        super().__init__(message)
-        self.advice = advice
+        # Names from files may hold halves of surrogate pairs, which no log and no message can carry.
+        super().__init__(message.encode(errors="backslashreplace").decode())
+        self.advice = advice.encode(errors="backslashreplace").decode()
 
 
 class BadDataError(TrainerError):

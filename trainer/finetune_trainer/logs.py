@@ -53,7 +53,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["traceback"] = hide_credentials("".join(traceback.format_exception(*record.exc_info)).rstrip())
-        return json.dumps(fields, ensure_ascii=False)
+        # Halves of surrogate pairs, as of file names, cannot be written; as escapes they are JSON too.
+        return json.dumps(fields, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def configure_logging(rank: int) -> None:

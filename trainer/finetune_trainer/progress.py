@@ -23,6 +23,9 @@ _MIN_INTERVAL_SECONDS = 0.1
 """Replacing the file costs about 0.1 ms; at ten a second no display looks stale and no step feels it."""
 
 
+_KEPT_WARNINGS, _MAX_WARNING = 16, 1024
+
+
 class ProgressReporter:
     """Rank 0's view of the stage. The other ranks hold one that writes nothing."""
 
@@ -47,9 +50,13 @@ class ProgressReporter:
             self._written = time.monotonic()
 
     def warn(self, message: str) -> None:
-        """Add a warning that the user sees in the display and in status; the same one only once."""
+        """Add a warning that the user sees in the display and in status; the same one only once.
+
+        The last sixteen are kept, each cut to 1024 characters, as in status: what is served has to stay small.
+        """
+        message = message[:_MAX_WARNING]
         if message not in self.progress.warnings:
-            self.update(warnings=(*self.progress.warnings, message), flush=True)
+            self.update(warnings=(*self.progress.warnings, message)[-_KEPT_WARNINGS:], flush=True)
 
     @contextmanager
     def phase(self, name: str, activity: str = "") -> Iterator[None]:

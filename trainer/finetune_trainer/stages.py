@@ -33,6 +33,11 @@ Result = Prepared | TrainResult | EvaluateResult
 Bind = Callable[[TrainerConfig, RuntimeEnv, ProgressReporter], Callable[[], Result]]
 
 _RESULT_FIELDS: dict[Stage, str] = {Stage.PREPARE: "prepared", Stage.TRAIN: "trained", Stage.EVALUATE: "evaluated"}
+_OUT_OF_MEMORY_ADVICE: dict[str, str] = {
+    Stage.PREPARE: "raise spec.workers.resources.limits.memory, or prepare fewer or smaller files",
+    Stage.TRAIN: "lower spec.training.microBatchSize",
+    Stage.EVALUATE: "raise spec.workers.resources.limits.memory",
+}
 _CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
@@ -100,7 +105,7 @@ class _Rank:
         except BaseException as error:
             if is_out_of_memory(error):
                 log.error("out of memory: %s", error)
-                exhausted = MemoryExhaustedError(_described(error), advice="lower spec.training.microBatchSize")
+                exhausted = MemoryExhaustedError(_described(error), advice=_OUT_OF_MEMORY_ADVICE.get(self.stage, ""))
                 return self._finish(exhausted.exit_code, error=str(exhausted), advice=exhausted.advice)
             if not isinstance(error, Exception):
                 raise
@@ -199,7 +204,7 @@ def process_started(environ: Mapping[str, str]) -> float:
 
 
 def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
 
 
 def read_result(scratch: Path, rank: int) -> TerminationMessage | None:

@@ -122,3 +122,17 @@ def test_a_conversation_that_cannot_be_used_says_which_message(value, expected):
     with pytest.raises(RecordProblem) as caught:
         parse_messages(value, "messages")
     assert expected in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("data_format", "columns", "names", "expected"),
+    [
+        (DataFormat.CLASSIFICATION, {}, ["id", "text", "label", "embedding"], ["text", "label"]),
+        (DataFormat.CLASSIFICATION, {"label": "stars"}, ["text", "label", "stars"], ["text", "stars"]),
+        (DataFormat.INSTRUCTION, {}, ["id", "input", "prompt", "output", "response"], ["input", "prompt", "output"]),
+        (DataFormat.CHAT, {}, ["id", "messages", "tools", "images"], ["messages", "tools", "images"]),
+        (DataFormat.TEXT, {}, ["id", "body"], ["id", "body"]),  # the error lists all
+    ],
+)
+def test_only_the_columns_that_are_used_are_read(data_format, columns, names, expected):
+    assert Formatter(data_format, Columns(**columns)).columns_of(names) == expected

@@ -1,6 +1,8 @@
+import bz2
 import functools
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pytest
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import BadRecordAction, Source
 from finetune_trainer.data.problems import BadRecords
-from finetune_trainer.data.readers import Record, read
+from finetune_trainer.data.readers import Record, column_names, read
 from finetune_trainer.data.sources import SourceFile, fetch_sources
 from finetune_trainer.errors import BadDataError
 from finetune_trainer.store import ObjectStore
@@ -45,10 +47,19 @@ def records(uri: str, action: BadRecordAction = BadRecordAction.FAIL) -> tuple[l
     return found, bad
 
 
-def parquet_bytes(rows: list[dict]) -> bytes:
+def parquet_bytes(rows: list[dict] | pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
+    pq.write_table(pa.Table.from_pylist(rows) if isinstance(rows, list) else rows, sink)
     return sink.getvalue().to_pybytes()
+
+
+def mistyped(values: list[bytes]) -> pa.Array:
+    """Text whose bytes are not UTF-8, as writers without a check make it."""
+    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values).buffers())
+
+
+WITH_BAD_TEXT = pa.table({"text": mistyped([b"caf\xe9", b"fine"]), "label": ["a", "b"]})
+WITH_BAD_TIME = pa.table({"text": ["a", "b"], "label": pa.array([0, 2**62], pa.int64()).cast(pa.timestamp("us"))})
 
 
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -66,6 +77,17 @@ JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
         ("rows.csv", 'text,label\ngood,1\n"bad, very\nbad",0\n', [2, 3]),
         ("rows.csv.gz", gzip.compress(b'text,label\r\ngood,1\r\n"bad, very\r\nbad",0\r\n'), [2, 3]),
         ("rows.parquet", parquet_bytes(ROWS), [1, 2]),
+        ("rows.jsonl", JSONL.replace("\n", "\r"), [1, 2]),
+        ("rows.jsonl", JSONL.encode("utf-16"), [1, 2]),
+        ("rows.jsonl", json.dumps(ROWS), [1, 2]),
+        ("rows.csv", 'text,label\rgood,1\r"bad, very\nbad",0\r', [2, 3]),
+        ("rows.csv", '\n\r\n  \ntext,label\ngood,1\n"bad, very\nbad",0\n', [5, 6]),
+        ("rows.csv", '\ufefftext;label\ngood;1\n"bad, very\nbad";0\n', [2, 3]),
+        ("rows.csv", 'text\tlabel\ngood\t1\n"bad, very\nbad"\t0\n', [2, 3]),
+        ("rows.csv", 'sep=;\r\ntext;label\r\ngood;1\r\n"bad, very\nbad";0\r\n', [3, 4]),
+        ("rows.csv", 'text,label,,\ngood,1,,\n"bad, very\nbad",0,,\n', [2, 3]),
+        ("rows.csv", 'text,label\ngood,1\n"bad, very\nbad",0\n'.encode("utf-16-be").join([b"\xfe\xff", b""]), [2, 3]),
+        ("rows.csv", 'text,label\ngood,1\n"bad, very\nbad",0\n'.encode("utf-32"), [2, 3]),
     ],
 )
 def test_every_file_type_gives_the_same_records_with_their_places(write, name, content, numbers):
@@ -93,6 +115,24 @@ def test_paragraphs_of_a_text_file_are_records(write):
         ("a.tsv", "x\ty\n", "no reader for this suffix"),
         ("a.json", '[{"text": "x"},\n{"text": }]', "not a JSON array: line 2: Expecting value"),
         ("a.csv", "text,text\na,b\n", "line 1: column text appears twice"),
+        ("a.csv", '\n"te"xt,label\na,b\n', "line 2: the header is not CSV: ',' expected after"),
+        ("a.csv", '"text,label\na,b\n', "line 1: the header is not CSV: unexpected end of data"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "UTF-16 or UTF-32 without a byte order mark"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16")[:-1], "damaged utf-16-le: truncated data"),
+        ("a.csv", gzip.compress(b"text,label\n"), "but its content is gzip-compressed"),
+        ("a.csv.gz", gzip.compress(gzip.compress(b"text,label\n")), "but its content is gzip-compressed"),
+        ("a.jsonl.gz", gzip.compress(parquet_bytes(ROWS)), "but its content is a Parquet file"),
+        ("a.jsonl", bz2.compress(b"{}"), "but its content is bzip2-compressed"),
+        ("a.jsonl", b"version https://git-lfs/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
+        ("a.jsonl", '["x"]\n["y"]\n', "not a JSON array: line 2: Extra data"),
+        (
+            "a.json",
+            b'[{"text": "x",\n"input": "caf\xe9",\n"label": 1}]',
+            "line 2: not UTF-8, in the middle of a JSON array",
+        ),
+        ("a.json", "[" * 100_000, "not a JSON array: maximum recursion depth"),
+        ("a.parquet", parquet_bytes(pa.table([["a"], ["b"]], names=["text", "text"])), "column text appears twice"),
+        ("a.parquet", parquet_bytes(ROWS)[:-9] + b"\xff" * 5 + b"PAR1", "not readable as Parquet after row 0"),
     ],
 )
 @pytest.mark.parametrize("action", list(BadRecordAction))
@@ -112,13 +152,40 @@ BAD_RECORDS = [
         "a.jsonl line 2: not JSON: Expecting value at column 10",
         "malformed JSON",
     ),
-    ("a.jsonl", '["x"]\n', "a.jsonl line 1: not an object: ['x']", "malformed JSON"),
+    ("a.jsonl", '"x"\n', "a.jsonl line 1: not an object: 'x'", "malformed JSON"),
+    (
+        "a.jsonl",
+        '{"text": "x", "text": "y"}\n',
+        "line 1: not JSON: key 'text' appears twice in one object",
+        "malformed JSON",
+    ),
+    ("a.jsonl", '{"n": [{"k": 1, "k": 2}]}\n', "line 1: not JSON: key 'k' appears twice", "malformed JSON"),
+    ("a.jsonl", '{"text": ' + "[" * 100_000 + "\n", "line 1: not JSON: maximum recursion depth", "malformed JSON"),
+    ("a.jsonl", '{"label": ' + "7" * 5000 + "}\n", "line 1: not JSON: Exceeds the limit", "malformed JSON"),
+    ("a.jsonl", b'{"text": "a\0b"}\n', "line 1: not JSON: Invalid control character at column 12", "malformed JSON"),
+    ("a.jsonl", '{"text": "\\ud83d"}\n', r"line 1: column 'text' holds half a surrogate pair", "undecodable bytes"),
+    ("a.jsonl", '{"g": {"id": ["\\uDe00"]}}\n', r"line 1: column 'g' holds half a surrogate pair", "undecodable bytes"),
+    ("a.jsonl", '{"\\ud83d": "x"}\n', r"line 1: column '\ud83d' holds half a surrogate pair", "undecodable bytes"),
+    ("a.json", '[{"text": "\\ud83d"}]', "element 1: column 'text' holds half a surrogate pair", "undecodable bytes"),
     ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl line 1: not UTF-8: byte 0xff at position 11", "undecodable bytes"),
     ("a.txt", b"fine\n\nbr\xfcken\n", "a.txt line 3: not UTF-8: byte 0xfc at position 3", "undecodable bytes"),
     ("a.jsonl", b"", "a.jsonl: the file is empty", "empty file"),
     ("a.csv", "text,label\nx\n", "a.csv line 2: 1 fields, but the header has 2: text, label", "malformed CSV"),
     ("a.csv", 'text,label\nx,1\n"y,2\n', "a.csv line 3: not CSV: unexpected end of data", "malformed CSV"),
     ("a.json", '[{"text": "x"}, 3]', "a.json element 2: not an object: 3", "malformed JSON"),
+    ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz: the file is empty", "empty file"),
+    (
+        "a.parquet",
+        parquet_bytes(WITH_BAD_TEXT),
+        "a.parquet row 1: column 'text' is not UTF-8: byte 0xe9",
+        "undecodable bytes",
+    ),
+    (
+        "a.parquet",
+        parquet_bytes(WITH_BAD_TIME),
+        "a.parquet row 2: column 'label' holds a timestamp[us] that cannot be read",
+        "unreadable value",
+    ),
 ]
 
 
@@ -135,6 +202,75 @@ def test_a_bad_record_is_an_error_with_file_and_line(write, name, content, expec
 def test_a_bad_record_is_skipped_and_counted_by_rule_if_asked(write, name, content, expected, rule):
     _, bad = records(write(name, content), BadRecordAction.SKIP)
     assert bad.dropped == {rule: 1}
+
+
+def test_the_lines_that_an_open_quote_takes_in_are_counted(write):
+    content = 'text,label\na,1\n"b,2\nc,3\n"d",4\ne,5\n'
+    found, bad = records(write("a.csv", content), BadRecordAction.SKIP)
+    assert [record.values["text"] for record in found] == ["a", "e"]
+    assert bad.dropped == {"malformed CSV": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.csv", b'text,label\na,1\n"b\n\xff\nb",2\n\xff,3\nc,4\n', ["a", "c"]),
+        ("a.txt", b"a\n\nb\n\xff\nb\n\nc\n", ["a", "c"]),
+        ("a.txt", b"a\n\n\xff\nb\n\nc\n", ["a", "c"]),
+        ("a.txt", b"a\n\nb\n\xff\n\nc\n", ["a", "c"]),
+    ],
+)
+def test_a_record_with_an_unreadable_line_is_left_out_whole(write, name, content, texts):
+    found, bad = records(write(name, content), BadRecordAction.SKIP)
+    assert [record.values["text"] for record in found] == texts
+    assert bad.dropped["undecodable bytes"] >= 1
+
+
+def test_an_error_stays_short_however_many_columns_there_are(write):
+    header = ",".join(f"column {number} {'x' * 200}" for number in range(3000))
+    with pytest.raises(BadDataError, match="and 2,980 more") as caught:
+        records(write("a.csv", f"{header}\n" + "a,b\n" * 20))
+    assert len(str(caught.value)) < 30_000
+
+
+def test_values_of_unused_columns_do_not_matter(write, tmp_path):
+    used = lambda names: [name for name in names if name in {"text", "a.b", ""}]  # noqa: E731
+    table = WITH_BAD_TIME.append_column("a.b", [["1", "2"]]).append_column("", [["3", "4"]])
+    for name, content in (
+        ("a.parquet", parquet_bytes(table)),
+        ("a.jsonl", '{"text": "a", "a.b": "1", "": "3", "user": "\\ud83d"}\n{"text": "b", "a.b": "2", "": "4"}\n'),
+    ):
+        (file,) = fetch(tmp_path, write(name, content))
+        found = [record.values for record in read(file, BadRecords(BadRecordAction.FAIL), used)]
+        assert [{key: row[key] for key in ("text", "a.b", "")} for row in found] == [
+            {"text": "a", "a.b": "1", "": "3"},
+            {"text": "b", "a.b": "2", "": "4"},
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.parquet", parquet_bytes(WITH_BAD_TEXT), ("text", "label")),
+        ("a.parquet", parquet_bytes(WITH_BAD_TEXT.slice(0, 0)), None),
+        ("a.csv", "text;label\na;b\n", ("text", "label")),
+        ("a.csv", "text;label\n", None),
+        ("a.jsonl", '{"text": 1, "user": "\\ud83d"}\n', ("text", "user")),
+        ("a.txt", "words\n", ("text",)),
+    ],
+)
+def test_the_columns_of_a_file_are_known_without_its_values(write, tmp_path, name, content, expected):
+    (file,) = fetch(tmp_path, write(name, content))
+    assert column_names(file, BadRecords(BadRecordAction.FAIL)) == expected
+
+
+def test_a_file_whose_name_is_not_utf_8_is_refused(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
+    with open(path, "wb") as file:
+        file.write(JSONL.encode())
+    (found,) = fetch(tmp_path, f"file://{tmp_path}/*.jsonl")
+    with pytest.raises(BadDataError, match=r"caf\\udce9\.jsonl: the file's name is not UTF-8"):
+        list(read(found, BadRecords(BadRecordAction.SKIP)))
 
 
 def test_one_error_lists_ten_bad_records_and_no_more(write):

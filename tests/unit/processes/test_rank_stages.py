@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage, TrainResult
 from finetune_trainer.errors import BadConfigError, DivergedError, StoppedError
-from finetune_trainer.progress import PROGRESS_FILE
+from finetune_trainer.progress import PROGRESS_FILE, ProgressReporter
 from finetune_trainer.stages import is_out_of_memory, process_started, read_config, read_result, run_bound
 from process_support import make_config
 
@@ -58,6 +59,8 @@ def run(scratch: Path, error: BaseException | None) -> tuple[int, TerminationMes
         (MemoryError("too much"), 80, "MemoryError: too much"),
         (OutOfMemoryError("CUDA out of memory"), 80, "OutOfMemoryError: CUDA out of memory"),
         (KeyError("weight"), 70, "KeyError: 'weight'"),
+        (ValueError("half a pair: \ud83d"), 70, "ValueError: half a pair: \\ud83d"),
+        (DivergedError("half a pair: \ud83d"), 81, "half a pair: \\ud83d"),
     ],
 )
 def test_an_error_becomes_an_exit_code_and_a_message(
@@ -67,6 +70,31 @@ def test_an_error_becomes_an_exit_code_and_a_message(
     assert (returned, result.exit_code, result.error, result.rank) == (code, code, text, 0)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert ("traceback" in lines[-1]) == (code == 70)
+
+
+@pytest.mark.parametrize(
+    ("stage", "advice"),
+    [
+        (Stage.PREPARE, "raise spec.workers.resources.limits.memory, or prepare fewer or smaller files"),
+        (Stage.TRAIN, "lower spec.training.microBatchSize"),
+        (Stage.EVALUATE, "raise spec.workers.resources.limits.memory"),
+    ],
+)
+def test_what_to_do_against_a_lack_of_memory_depends_on_the_stage(scratch: Path, stage: Stage, advice: str) -> None:
+    (scratch / "config.json").write_text(make_config(stage, 1).model_dump_json())
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run(scratch, MemoryError())[1].advice == advice
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_warnings_stay_few_and_short() -> None:
+    report = ProgressReporter(None, stage=Stage.PREPARE)
+    for number in range(40):
+        report.warn(f"warning {number} {'x' * 5000}")
+    assert [warning.split()[1] for warning in report.progress.warnings] == [str(number) for number in range(24, 40)]
+    assert max(map(len, report.progress.warnings)) == 1024
 
 
 def test_a_result_is_kept_for_the_supervisor(scratch: Path) -> None:

@@ -127,7 +127,7 @@ def _read_all(inputs: Inputs, bad: BadRecords, report: ProgressReporter) -> tupl
     sources = []
     for split, file in ((split, file) for split, files in inputs.files.items() for file in files):
         rows = 0
-        for rows, record in enumerate(read(file, bad), start=1):
+        for rows, record in enumerate(read(file, bad, inputs.formatter.columns_of), start=1):
             try:
                 examples[split].append(inputs.formatter(record.values, record.place))
             except RecordProblem as problem:

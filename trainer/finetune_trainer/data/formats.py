@@ -1,6 +1,6 @@
 """Records -> examples: which format the columns speak, which column holds what, and what an example's text is."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,8 @@ from finetune_api.v1alpha1 import Columns, DataFormat, Task
 from ..errors import BadDataError
 from .chat import ChatRenderer, Span
 from .labels import label_name
-from .messages import Message, encodable, parse_messages, template_values
-from .problems import Place, RecordProblem, shown
+from .messages import MEDIA_COLUMNS, TEMPLATE_COLUMNS, Message, encodable, parse_messages, template_values
+from .problems import Place, RecordProblem, listed, shown
 
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "text": ("text",),
@@ -32,6 +32,12 @@ NEEDED: dict[DataFormat, tuple[str, ...]] = {
 INPUT_COLUMN = "input"
 """Optional third column of Instruction records; its text follows the prompt after a blank line."""
 
+OPTIONAL_COLUMNS: dict[DataFormat, tuple[str, ...]] = {
+    DataFormat.INSTRUCTION: (INPUT_COLUMN,),
+    DataFormat.CHAT: (*TEMPLATE_COLUMNS, *MEDIA_COLUMNS),
+}
+"""Format -> columns that it looks at where they are. Of Parquet files no others are read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -52,8 +58,8 @@ class Example:
         return f"{self.label}\0{self.text}"
 
 
-def detect_format(first: Mapping[str, Any], columns: Columns, task: Task | None, uri: str) -> DataFormat:
-    """The one format that the first record's columns allow. Raises BadDataError when none or several do."""
+def detect_format(first: Collection[str], columns: Columns, task: Task | None, uri: str) -> DataFormat:
+    """The one format that the first record's columns, `first`, allow. Raises BadDataError when none or several do."""
     possible = []
     for data_format, fields in NEEDED.items():
         has_all = all(_present(first, field, columns) for field in fields)
@@ -62,7 +68,7 @@ def detect_format(first: Mapping[str, Any], columns: Columns, task: Task | None,
             possible.append(data_format)
     if DataFormat.CLASSIFICATION in possible and DataFormat.TEXT in possible:
         possible.remove(DataFormat.TEXT)  # a label beside the text is there to be learnt
-    here = ", ".join(first)
+    here = listed(first)
     if len(possible) == 1:
         return possible[0]
     if possible:
@@ -78,7 +84,7 @@ def detect_format(first: Mapping[str, Any], columns: Columns, task: Task | None,
     )
 
 
-def _present(record: Mapping[str, Any], field: str, columns: Columns) -> bool:
+def _present(record: Collection[str], field: str, columns: Columns) -> bool:
     named = getattr(columns, field)
     return any(name in record for name in ((named,) if named else USUAL_NAMES[field]))
 
@@ -129,6 +135,18 @@ class Formatter:
         """What a user should know about the conversations rendered so far, one line each."""
         return () if self.renderer is None else self.renderer.remarks()
 
+    def columns_of(self, names: Sequence[str]) -> list[str]:
+        """Of a file's columns those that are read; all where a needed one is missing, since the error lists them."""
+        found = [self._present_names(names, field) for field in NEEDED[self.data_format]]
+        if not all(found):
+            return list(names)
+        used = {choice[0] for choice in found} | set(OPTIONAL_COLUMNS.get(self.data_format, ()))
+        return [name for name in names if name in used]
+
+    def _present_names(self, names: Collection[str], field: str) -> list[str]:
+        named = getattr(self._columns, field)
+        return [name for name in ((named,) if named else USUAL_NAMES[field]) if name in names]
+
     def _instruction(self, record: Mapping[str, Any], place: Place) -> Example:
         prompt, completion = self._text(record, "prompt"), self._text(record, "completion")
         more = record.get(INPUT_COLUMN)
@@ -165,7 +183,7 @@ class Formatter:
         if not found:
             raise RecordProblem(
                 "missing column",
-                f"no column {' or '.join(map(repr, names))}; columns here: {', '.join(record) or 'none'}",
+                f"no column {' or '.join(map(repr, names))}; columns here: {listed(record)}",
                 f"name the column that holds the {field} in spec.data.columns.{field}",
             )
         return found[0], record[found[0]]

@@ -30,7 +30,7 @@ from .formats import Formatter, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
 from .order import padding_groups, padding_saved
 from .problems import BadRecords
-from .readers import Record, read
+from .readers import column_names
 from .sources import SourceFile, fetch_sources
 
 _WORTH_GROUPING = 0.05
@@ -133,15 +133,10 @@ def _task_for(data_format: DataFormat) -> Task:
 
 
 def _detected_format(data: Data, task: Task | None, files: tuple[SourceFile, ...]) -> DataFormat:
-    record = _first_record(data, files)
-    return detect_format(record.values, data.columns, task, record.place.uri)
-
-
-def _first_record(data: Data, files: tuple[SourceFile, ...]) -> Record:
     bad = BadRecords(data.on_bad_record)
     for file in files:
-        for record in read(file, bad):
-            return record
+        if (names := column_names(file, bad)) is not None:
+            return detect_format(names, data.columns, task, file.uri)
     bad.raise_if_any()
     raise BadDataError("the files of spec.data.train hold no records", advice="check the files of spec.data.train")
 

@@ -45,10 +45,13 @@ class BadRecords:
         self.dropped: Counter[str] = Counter()
         """Rule -> records that were skipped."""
 
-    def add(self, place: str, problem: RecordProblem) -> None:
-        """Note that the record at `place` cannot be used. Raises BadDataError when enough were found."""
+    def add(self, place: str, problem: RecordProblem, records: int = 1) -> None:
+        """Note that the record at `place` cannot be used, and how many are lost by it.
+
+        Raises BadDataError when enough were found.
+        """
         if self.skips:
-            self.dropped[problem.rule] += 1
+            self.dropped[problem.rule] += records
             return
         self._found.append((place, problem))
         if len(self._found) >= _LISTED:

@@ -1,15 +1,20 @@
 """Files -> records: JSON Lines, JSON, CSV, Parquet and plain text, each record with its place.
 
 A record that cannot be read is reported and left out; a file that is not what its suffix says stops the reading, since
-nothing in it can be trusted.
+nothing in it can be trusted. Whatever the bytes are, the outcome is records or BadDataError.
 """
 
+import codecs
 import csv
 import gzip
+import io
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,15 +22,47 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import BadDataError
-from .problems import BadRecords, Place, RecordProblem, shown
+from .problems import BadRecords, Place, RecordProblem, listed, shown
 from .sources import SourceFile
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".txt", ".parquet")
 """The first five also with `.gz` behind."""
 
-_MAGIC = {b"PAR1": "a Parquet file", b"\x1f\x8b": "gzip-compressed", b"PK\x03\x04": "a zip archive (or an Excel file)"}
-_CSV_FIELD_LIMIT = 1 << 30
+Columns = Callable[[Sequence[str]], Iterable[str]]
+"""The names of a file's columns -> those whose values will be used."""
+
+_MAGIC = {
+    b"PAR1": "a Parquet file",
+    b"PARE": "an encrypted Parquet file",
+    b"\x1f\x8b": "gzip-compressed",
+    b"BZh": "bzip2-compressed",
+    b"\xfd7zXZ\x00": "xz-compressed",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"PK\x03\x04": "a zip archive (or an Excel file)",
+    b"\xd0\xcf\x11\xe0": "an old Excel or Word file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3\x00": "a SQLite database",
+    b"%PDF-": "a PDF file",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file (run git lfs pull)",
+}
+_ENCODINGS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order mark -> encoding."""
+_HEAD_BYTES = 4096
+_LONGEST_LINE = 1 << 28
+"""Characters. A whole data set on one line cannot be read piece by piece."""
+_CSV_FIELD_LIMIT = 1 << 26
+_DELIMITERS = (",", ";", "\t", "|")
+_SAVE_AS_UTF8 = "save the file as UTF-8 (files of older Windows programs are in Windows-1252 or Latin-1)"
 _PARQUET_BATCH_ROWS = 1024
+_HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""How JSON spells halves of surrogate pairs; two of them together are fine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +73,46 @@ class Record:
     place: Place
 
 
-def read(file: SourceFile, bad: BadRecords) -> Iterator[Record]:
-    """The records of a file, in order. Raises BadDataError for a file that is not what its suffix says."""
+def read(file: SourceFile, bad: BadRecords, columns: Columns = lambda names: names) -> Iterator[Record]:
+    """The records of a file, in order. Of Parquet files only the named columns are read.
+
+    Raises BadDataError for a file that is not what its suffix says.
+    """
+    suffix = _suffix(file)
+    if file.size == 0:
+        bad.add(file.uri, _empty_file())
+        return
+    if suffix == ".parquet":
+        yield from _parquet(file, bad, columns)
+        return
+    try:
+        with _open(file.path) as stream:
+            yield from _TEXT_READERS[suffix](_decoded(stream, file, bad), file, bad, columns)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BadDataError(f"{file.uri}: damaged gzip data ({error})", advice="upload the file again") from error
+    except UnicodeError as error:
+        raise BadDataError(
+            f"{file.uri}: damaged {getattr(error, 'encoding', 'text')}: {getattr(error, 'reason', error)}",
+            advice="save the file as UTF-8",
+        ) from error
+
+
+def _empty_file() -> RecordProblem:
+    return RecordProblem("empty file", "the file is empty", "remove it or write it again")
+
+
+def column_names(file: SourceFile, bad: BadRecords) -> tuple[str, ...] | None:
+    """The columns of the first record; None for a file without records. Raises BadDataError as `read` does."""
+    if _suffix(file) == ".parquet" and file.size:
+        with _parquet_file(file) as table:
+            return tuple(table.schema_arrow.names) if table.metadata.num_rows else None
+    return next((tuple(record.values) for record in read(file, bad, lambda _: ())), None)
+
+
+def _suffix(file: SourceFile) -> str:
+    """The suffix by which the file is read, which its first bytes do not contradict."""
+    if not _is_encodable(file.uri):
+        raise BadDataError(f"{file.uri}: the file's name is not UTF-8", advice="rename the file")
     name = file.path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix not in SUFFIXES or name.endswith(".parquet.gz"):
@@ -45,19 +120,11 @@ def read(file: SourceFile, bad: BadRecords) -> Iterator[Record]:
             f"{file.uri}: no reader for this suffix",
             advice=f"name the file by its content: {', '.join(SUFFIXES)}, the text ones also with .gz",
         )
-    if file.size == 0:
-        bad.add(file.uri, RecordProblem("empty file", "the file is empty", "remove it or write it again"))
-        return
-    _check_magic(file, "parquet" if suffix == ".parquet" else "gzip" if name.endswith(".gz") else "text")
-    if suffix == ".parquet":
-        yield from _parquet(file)
-        return
-    reader: Callable[[Iterator[Line], SourceFile, BadRecords], Iterator[Record]] = _TEXT_READERS[suffix]
-    try:
-        with _open(file.path) as stream:
-            yield from reader(_decoded(stream, file, bad), file, bad)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadDataError(f"{file.uri}: damaged gzip data ({error})", advice="upload the file again") from error
+    if file.size:
+        with file.path.open("rb") as stream:
+            start = stream.read(_HEAD_BYTES)
+        _check_magic(file, start, "parquet" if suffix == ".parquet" else "gzip" if name.endswith(".gz") else "text")
+    return suffix
 
 
 Line = tuple[int, str]
@@ -68,13 +135,11 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _check_magic(file: SourceFile, expected: str) -> None:
-    with file.path.open("rb") as stream:
-        start = stream.read(4)
+def _check_magic(file: SourceFile, start: bytes, expected: str) -> None:
     found = next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "text")
     wanted = {"parquet": "a Parquet file", "gzip": "gzip-compressed", "text": "text"}[expected]
     if found != wanted:
-        starts = f"; it starts with {start!r}" if found == "text" else ""
+        starts = f"; it starts with {start[:4]!r}" if found == "text" else ""
         raise BadDataError(
             f"{file.uri}: by its suffix the file is {wanted}, but its content is {found}{starts}",
             advice="give the file the suffix of its content, or write it again",
@@ -82,143 +147,345 @@ def _check_magic(file: SourceFile, expected: str) -> None:
 
 
 def _decoded(stream: BinaryIO, file: SourceFile, bad: BadRecords) -> Iterator[Line]:
-    """Lines as UTF-8 text; one that does not decode is reported and left out."""
-    for number, raw in enumerate(stream, start=1):
-        try:
-            text = raw.removeprefix(b"\xef\xbb\xbf").decode() if number == 1 else raw.decode()
-        except UnicodeDecodeError as error:
-            what = f"not UTF-8: byte {raw[error.start]:#04x} at position {error.start + 1}"
-            problem = RecordProblem("undecodable bytes", what, "save the file as UTF-8")
-            bad.add(str(Place(file.uri, number)), problem)
-            continue
-        yield number, text.rstrip("\r\n")
+    """Lines as text, which may end in `\\n`, `\\r\\n` or `\\r`. UTF-8, or what a byte order mark says.
+
+    A line that is not UTF-8 is reported and left out.
+    """
+    with io.BufferedReader(cast(io.RawIOBase, stream), buffer_size=1 << 16) as buffered:
+        head = buffered.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+        if not head:
+            bad.add(file.uri, _empty_file())
+            return
+        encoding = _encoding(head, file)
+        # Bytes that do not decode become halves of surrogate pairs, which valid UTF-8 never gives.
+        errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+        with io.TextIOWrapper(buffered, encoding, errors, newline=None) as text:
+            for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE), ""), start=1):
+                if len(line) >= _LONGEST_LINE:
+                    raise BadDataError(
+                        f"{file.uri} line {number}: longer than {_LONGEST_LINE >> 20} Mi characters",
+                        advice="write one record per line, as JSON Lines, or Parquet",
+                    )
+                if _is_encodable(line):
+                    yield number, line.removesuffix("\n")
+                else:
+                    bad.add(str(Place(file.uri, number)), _undecodable(line))
 
 
-def _json_lines(lines: Iterator[Line], file: SourceFile, bad: BadRecords) -> Iterator[Record]:
-    for number, line in lines:
+def _encoding(head: bytes, file: SourceFile) -> str:
+    """By the byte order mark, else UTF-8. Raises BadDataError for what is no such text."""
+    _check_magic(file, head, "text")
+    encoding = next((name for mark, name in _ENCODINGS if head.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and head.count(0) * 4 > len(head):
+        raise BadDataError(
+            f"{file.uri}: the file is UTF-16 or UTF-32 without a byte order mark, or no text at all",
+            advice="save the file as UTF-8",
+        )
+    return encoding
+
+
+def _is_encodable(text: str) -> bool:
+    """False for text with halves of surrogate pairs."""
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _undecodable(line: str) -> RecordProblem:
+    position = next(index for index, character in enumerate(line) if "\udc80" <= character <= "\udcff")
+    what = f"not UTF-8: byte {ord(line[position]) - 0xDC00:#04x} at position {position + 1}"
+    return RecordProblem("undecodable bytes", what, _SAVE_AS_UTF8)
+
+
+def _json_lines(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
+    """One object a line; or one array of objects, which is read whole."""
+    first = next(((number, line) for number, line in lines if line.strip()), None)
+    if first is None:
+        return
+    if first[1].lstrip().startswith("["):
+        yield from _json_array(first, lines, file, bad, columns)
+        return
+    for number, line in chain([first], lines):
         if not line.strip():
             continue
         place = Place(file.uri, number)
         try:
-            yield Record(_json_object(line), place)
+            yield Record(_checked_object(_parsed(line), columns if _HALF_OF_A_PAIR.search(line) else None), place)
         except RecordProblem as problem:
             bad.add(str(place), problem)
 
 
-def _json_object(line: str) -> dict[str, Any]:
+def _json_array(
+    first: Line, lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns
+) -> Iterator[Record]:
+    texts = [first[1]]
+    for number, line in lines:
+        if number != first[0] + len(texts):
+            raise BadDataError(
+                f"{file.uri} line {first[0] + len(texts)}: not UTF-8, in the middle of a JSON array",
+                advice="save the file as UTF-8, or write one JSON object per line",
+            )
+        texts.append(line)
+    text = "\n".join(texts)
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise RecordProblem("malformed JSON", f"not JSON: {where}", "write one JSON object per line") from None
-    return _checked_object(value)
-
-
-def _checked_object(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RecordProblem("malformed JSON", f"not an object: {shown(value)}", "write one JSON object per line")
-    return value
-
-
-def _json(lines: Iterator[Line], file: SourceFile, bad: BadRecords) -> Iterator[Record]:
-    """`.json` holds either one object a line or one array of objects."""
-    first = next(((number, line) for number, line in lines if line.strip()), None)
-    if first is None:
-        return
-    if not first[1].lstrip().startswith("["):
-        yield from _json_lines(_chain(first, lines), file, bad)
-        return
-    text = "\n".join([first[1], *(line for _, line in lines)])
-    try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_unrepeated)
     except (ValueError, RecursionError) as error:
         where = f"line {first[0] + error.lineno - 1}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
-        raise BadDataError(f"{file.uri}: not a JSON array: {where}", advice="mend it, or write JSON Lines") from error
+        raise BadDataError(
+            f"{file.uri}: not a JSON array: {where}", advice="correct it, or write one JSON object per line"
+        ) from error
+    to_check = columns if _HALF_OF_A_PAIR.search(text) else None
     for index, value in enumerate(values, start=1):
         place = Place(file.uri, index, "element")
         try:
-            yield Record(_checked_object(value), place)
+            yield Record(_checked_object(value, to_check), place)
         except RecordProblem as problem:
             bad.add(str(place), problem)
 
 
-def _chain(first: Line, rest: Iterator[Line]) -> Iterator[Line]:
-    yield first
-    yield from rest
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which allows a key to appear twice: the last one would win silently."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = _repeated(name for name, _ in pairs)
+        raise ValueError(f"key {listed([shown(name) for name in names], most=3)} appears twice in one object")
+    return values
 
 
-def _csv(lines: Iterator[Line], file: SourceFile, bad: BadRecords) -> Iterator[Record]:
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def _parsed(line: str) -> object:
+    try:
+        return json.loads(line, object_pairs_hook=_unrepeated)
+    except (ValueError, RecursionError) as error:
+        where = (
+            f"{error.msg.removesuffix(' at')} at column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else str(error)
+        )
+        raise RecordProblem("malformed JSON", f"not JSON: {where}", "write one JSON object per line") from None
+
+
+def _checked_object(value: object, columns: Columns | None) -> dict[str, Any]:
+    """`columns`: where their values may hold half a surrogate pair."""
+    if not isinstance(value, dict):
+        raise RecordProblem("malformed JSON", f"not an object: {shown(value)}", "write one JSON object per line")
+    for name in columns(list(value)) if columns else ():
+        _check_characters(name, value[name])
+    return value
+
+
+def _check_characters(column: str, value: object) -> None:
+    """JSON may spell halves of surrogate pairs, which neither a tokenizer nor a file takes; in nested values, too."""
+    try:
+        json.dumps([column, value], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        what = f"column {shown(column)} holds half a surrogate pair, {error.object[error.start]!r}"
+        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF as themselves") from None
+    except (ValueError, RecursionError):
+        what = f"column {shown(column)} is nested too deeply or holds a number with too many digits"
+        raise RecordProblem("malformed JSON", what, "write plain values") from None
+
+
+def _csv(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
+    """The first line that is not empty names the columns, and shows which of `,` `;` tab `|` stands between them."""
+    del columns  # a row is parsed whole
     csv.field_size_limit(_CSV_FIELD_LIMIT)
-    position = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal position
-        for number, line in lines:
-            position = number
-            yield line + "\n"
-
-    rows = csv.reader(texts(), strict=True)
-    header = next(rows, None)
-    if header is None:
+    first, delimiter = _first_csv_line(lines)
+    if first is None:
         return
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise BadDataError(f"{file.uri} line 1: column {', '.join(repeated)} appears twice", advice="rename one")
+    counted = _Counted(chain([first], lines))
+    rows = csv.reader(counted, strict=True, delimiter=delimiter)
+    header = _csv_header(rows, first[0], file)
     while True:
-        before = position
+        before = counted.begin_row()
         try:
             row = next(rows, None)
         except csv.Error as error:
-            problem = RecordProblem("malformed CSV", f"not CSV: {error}", "quote fields with double quotes")
-            bad.add(str(Place(file.uri, before + 1)), problem)
+            bad.add(str(Place(file.uri, before + 1)), *_malformed_csv(error, before + 1, counted.position))
             continue
         if row is None:
             return
         if not row:
             continue
-        place = Place(file.uri, position - sum(field.count("\n") for field in row))
+        place = Place(file.uri, counted.position - sum(field.count("\n") for field in row))
+        if counted.has_gap:
+            bad.add(str(place), RecordProblem("undecodable bytes", "a line of the row is not UTF-8", _SAVE_AS_UTF8))
+            continue
         if len(row) != len(header):
-            what = f"{len(row)} fields, but the header has {len(header)}: {', '.join(header)}"
+            what = f"{len(row)} fields, but the header has {len(header)}: {listed(header)}"
             bad.add(str(place), RecordProblem("malformed CSV", what, "quote fields that hold a comma or a line end"))
             continue
-        yield Record(dict(zip(header, row, strict=True)), place)
+        yield Record({name: field for name, field in zip(header, row, strict=True) if name}, place)
 
 
-def _text(lines: Iterator[Line], file: SourceFile, bad: BadRecords) -> Iterator[Record]:
+class _Counted:
+    """Lines for the csv module, which may take several for a row; `position` is the number of the last one."""
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self.position = 0
+        self.has_gap = False
+        """Whether a line within the current row was left out."""
+        self._begins = True
+        self._lines = iter(lines)
+
+    def begin_row(self) -> int:
+        """The number of the last line of the row before."""
+        self.has_gap, self._begins = False, True
+        return self.position
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self._lines)
+        self.has_gap |= not self._begins and number != self.position + 1
+        self.position, self._begins = number, False
+        return line + "\n"
+
+
+def _first_csv_line(lines: Iterator[Line]) -> tuple[Line | None, str]:
+    """The line with the column names, and the delimiter."""
+    present = ((number, line) for number, line in lines if line.strip())
+    first = next(present, None)
+    if first is None:
+        return None, ","
+    told = next((mark for mark in _DELIMITERS if first[1].strip(" ").lower() == f"sep={mark}"), None)
+    if told is not None:  # how Excel notes it
+        return next(present, None), told
+    return first, _delimiter(first[1])
+
+
+def _malformed_csv(error: csv.Error, first: int, last: int) -> tuple[RecordProblem, int]:
+    """The problem and the number of lines that are lost by it: a quote that is not closed takes in those after it."""
+    lines = f" (lines {first} to {last})" if last > first else ""
+    remedy = "quote fields with double quotes, and double the quotes within them"
+    return RecordProblem("malformed CSV", f"not CSV: {error}{lines}", remedy), max(1, last - first + 1)
+
+
+def _delimiter(header: str) -> str:
+    """A comma, unless there is none in the header and another mark is."""
+    outside_quotes = re.sub(r'"[^"]*"', "", header)
+    return next((mark for mark in _DELIMITERS if mark in outside_quotes), ",")
+
+
+def _csv_header(rows: Iterator[list[str]], number: int, file: SourceFile) -> list[str]:
+    try:
+        header = next(rows)
+    except csv.Error as error:
+        raise BadDataError(
+            f"{file.uri} line {number}: the header is not CSV: {error}",
+            advice="quote column names with double quotes, or with none at all",
+        ) from None
+    # A column without a name, as of an index or after a comma at the end of all lines, is not used.
+    if repeated := _repeated(name for name in header if name):
+        raise _repeated_columns(f"{file.uri} line {number}", repeated)
+    return header
+
+
+def _repeated_columns(place: str, names: list[str]) -> BadDataError:
+    return BadDataError(f"{place}: column {listed(sorted(names))} appears twice", advice="rename one")
+
+
+def _text(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
     """Every paragraph is a record `{"text": ...}`; blank lines separate them, and the lines within stay as they are."""
-    del bad  # a line that decodes is always part of a paragraph
+    del bad, columns  # a line that decodes is always part of a paragraph
     paragraph: list[str] = []
-    start = 0
-    for number, line in lines:
+    start, last, has_gap = 0, 0, False
+    for number, line in chain(lines, [(0, "")]):
+        has_gap |= number not in (0, last + 1)  # a line that was left out; so is what stood around it
+        last = number
         if line.strip():
             start = start if paragraph else number
             paragraph.append(line)
-        elif paragraph:
+            continue
+        if paragraph and not has_gap:
             yield Record({"text": "\n".join(paragraph)}, Place(file.uri, start))
-            paragraph = []
-    if paragraph:
-        yield Record({"text": "\n".join(paragraph)}, Place(file.uri, start))
+        paragraph, has_gap = [], False
 
 
-def _parquet(file: SourceFile) -> Iterator[Record]:
-    number = 0
+def _parquet_file(file: SourceFile) -> pq.ParquetFile:
     try:
-        with pq.ParquetFile(file.path) as table:
-            for batch in table.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Record(values, Place(file.uri, number, "row"))
-    except (pa.ArrowInvalid, OSError) as error:
-        first_line = str(error).splitlines()[0]
-        raise BadDataError(
-            f"{file.uri}: not readable as Parquet after row {number}: {first_line}", advice="write the file again"
-        ) from error
+        table = pq.ParquetFile(file.path)
+        names = table.schema_arrow.names
+    except _PARQUET_ERRORS as error:
+        raise _unreadable_parquet(file, 0, error) from error
+    if repeated := _repeated(names):
+        raise _repeated_columns(file.uri, repeated)
+    return table
 
 
-_TEXT_READERS: dict[str, Callable[[Iterator[Line], SourceFile, BadRecords], Iterator[Record]]] = {
+def _parquet(file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
+    number = 0
+    with _parquet_file(file) as table:
+        used = list(columns(table.schema_arrow.names))
+        batches = table.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=used)
+        while True:
+            try:
+                batch = next(batches, None)
+            except _PARQUET_ERRORS as error:
+                raise _unreadable_parquet(file, number, error) from error
+            if batch is None:
+                return
+            for values in _rows(batch, used):
+                number += 1
+                place = Place(file.uri, number, "row")
+                if isinstance(values, RecordProblem):
+                    bad.add(str(place), values)
+                else:
+                    yield Record(values, place)
+
+
+def _rows(batch: pa.RecordBatch, names: list[str]) -> Iterable[dict[str, Any] | RecordProblem]:
+    """A batch's rows as Python's values; a problem for a row with a value that Python does not have."""
+    try:
+        return cast(list[dict[str, Any]], batch.select(names).to_pylist())
+    except _VALUE_ERRORS:
+        return (_row(batch, names, index) for index in range(batch.num_rows))
+
+
+def _row(batch: pa.RecordBatch, names: list[str], index: int) -> dict[str, Any] | RecordProblem:
+    values = {}
+    for name in names:
+        column = batch.column(name)
+        try:
+            values[name] = column[index].as_py()
+        except UnicodeDecodeError as error:
+            what = f"column {shown(name)} is not UTF-8: byte {error.object[error.start]:#04x}"
+            return RecordProblem("undecodable bytes", what, f"write column {shown(name)} as UTF-8")
+        except _VALUE_ERRORS as error:
+            what = f"column {shown(name)} holds a {column.type} that cannot be read: {_first_line(error)}"
+            return RecordProblem("unreadable value", what, f"correct the value, or write column {shown(name)} as text")
+    return values
+
+
+_PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
+"""What pyarrow raises for files that are damaged or use what it does not know."""
+_VALUE_ERRORS = (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError, RecursionError)
+"""What `as_py` raises: text that is not UTF-8, times before year 1 or after year 9999, nanoseconds."""
+
+
+def _unreadable_parquet(file: SourceFile, number: int, error: BaseException) -> BadDataError:
+    is_too_large = isinstance(error, MemoryError)
+    return BadDataError(
+        f"{file.uri}: not readable as Parquet after row {number}: {_first_line(error)}",
+        advice="write the file with smaller row groups" if is_too_large else "write the file again",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+_TEXT_READERS: Mapping[str, Callable[[Iterator[Line], SourceFile, BadRecords, Columns], Iterator[Record]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
-    ".json": _json,
+    ".json": _json_lines,
     ".csv": _csv,
     ".txt": _text,
 }
