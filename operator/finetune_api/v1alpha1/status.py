@@ -187,6 +187,8 @@ class ChosenStatus(StatusModel):
     """Digest of the base model."""
     parameters: int | None = None
     """Parameters of the base model."""
+    model_revision: str = ""
+    """Commit of the hub that the revision of the base model meant when the run was prepared."""
 
 
 class Status(StatusModel):

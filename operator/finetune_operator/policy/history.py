@@ -256,6 +256,7 @@ def _chosen(prepared: Prepared) -> ChosenStatus:
         dataset_digest=prepared.dataset_digest,
         model_digest=prepared.model_digest,
         parameters=prepared.parameters or None,
+        model_revision=prepared.model_revision,
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from finetune_api.v1alpha1 import FineTuneJob, Spec, Status
@@ -41,8 +41,8 @@ def current_run(job: FineTuneJob, children: Iterable[ObservedStage]) -> Run:
     has changed meanwhile.
     """
     known, wanted = job.status.run, semantic_hash(job.spec)
-    if known and job.status.run_hash == wanted:
-        return Run(known, wanted, is_new=False)
+    if known and job.status.run_hash in (wanted, *_before_it_was_pinned(job)):
+        return Run(known, job.status.run_hash, is_new=False)
     begun = {child.run: child.run_hash for child in children if child.run > known}
     same = (run for run, meant in begun.items() if meant in ("", wanted))
     return Run(max(same, default=max(begun, default=known) + 1), wanted, is_new=True)
@@ -54,6 +54,19 @@ def known_run(status: Status, children: Iterable[ObservedStage]) -> Run | None:
     if newest is not None and newest.run > status.run:
         return Run(newest.run, newest.run_hash, is_new=True)
     return Run(status.run, status.run_hash, is_new=False) if status.run else None
+
+
+def _before_it_was_pinned(job: FineTuneJob) -> Iterator[str]:
+    """Hashes of the spec with the default branch in place of the commit that the run was prepared with.
+
+    Whoever writes that commit into `spec.model.uri` asks for the same run, not for a new one.
+    """
+    name, _, revision = job.spec.model.uri.partition("@")
+    if job.status.chosen is None or not revision or revision != job.status.chosen.model_revision:
+        return
+    for uri in (name, f"{name}@main"):
+        model = job.spec.model.model_copy(update={"uri": uri})
+        yield semantic_hash(job.spec.model_copy(update={"model": model}))
 
 
 def semantic_hash(spec: Spec) -> str:

@@ -10,7 +10,7 @@ from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.exit_codes import ExitCode, FailureClass
 from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
 from finetune_api.trainer_config import StorageSettings
-from finetune_api.v1alpha1 import FineTuneJob, Outcome, Status
+from finetune_api.v1alpha1 import ChosenStatus, FineTuneJob, Outcome, Status
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed, ObservedPod, ObservedStage
 from finetune_operator.policy import failure, history, runs, stages, status, world
@@ -293,6 +293,31 @@ def test_a_changed_meaning_is_a_new_run(change: dict[str, Any], is_new: bool) ->
     job = make_job(**change).model_copy(update={"status": Status(run=1, run_hash=first.hash)})
     second = runs.current_run(job, ())
     assert (second.is_new, second.number) == (is_new, 2 if is_new else 1)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_new"),
+    [
+        ("hf://org/name", f"hf://org/name@{COMMIT}", False),
+        ("hf://org/name@main", f"hf://org/name@{COMMIT}", False),
+        ("hf://gpt2", f"hf://gpt2@{COMMIT}", False),
+        ("hf://org/name", f"hf://org/name@{COMMIT[::-1]}", True),
+        ("hf://org/name", f"hf://org/other@{COMMIT}", True),
+        ("hf://org/name", "hf://org/name@v2", True),
+    ],
+)
+def test_pinning_the_commit_that_a_run_was_prepared_with_starts_no_new_run(
+    before: str, after: str, is_new: bool
+) -> None:
+    first = runs.current_run(make_job(model={"uri": before}), ())
+    status = Status(run=1, run_hash=first.hash, chosen=ChosenStatus(model_revision=COMMIT))
+    job = make_job(model={"uri": after}).model_copy(update={"status": status})
+    run = runs.current_run(job, ())
+    assert (run.is_new, run.number) == (is_new, 2 if is_new else 1)
+    assert is_new or run.hash == first.hash
 
 
 @pytest.mark.parametrize(
