@@ -18,7 +18,7 @@ from .crd import Schema, crd
 from .redaction import hide_credentials
 from .rules import Violation, violations
 from .v1alpha1 import FineTuneJob
-from .v1alpha1.base import NEEDED
+from .v1alpha1.base import NEEDED, fault_of
 
 _MAX_SHOWN = 80
 _MAX_FIELDS = 6
@@ -51,7 +51,7 @@ def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJo
     try:
         job = FineTuneJob.model_validate_json(json.dumps(sent), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise InvalidJobError(tuple(_violation(detail) for detail in error.errors())) from None
+        raise InvalidJobError(tuple(_violation(detail) for detail in error.errors() if not _is_echo(detail))) from None
     found = violations(job.spec, local=local)
     if found:
         raise InvalidJobError(found)
@@ -86,6 +86,12 @@ def _as_sent(value: Any, path: tuple[str, ...]) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_PLAIN_NUMBER:
         return int(value)
     return value
+
+
+def _is_echo(detail: ErrorDetails) -> bool:
+    """pydantic counts only valid entries of a list; bad ones have errors of their own, and the list is not short."""
+    value = detail["input"]
+    return detail["type"] == "too_short" and isinstance(value, list) and len(value) >= detail["ctx"]["min_length"]
 
 
 def _violation(detail: ErrorDetails) -> Violation:
@@ -163,6 +169,8 @@ def _shown(detail: ErrorDetails) -> str:
 
 def _remedy(detail: ErrorDetails) -> str:
     value, kind = detail["input"], detail["type"]
+    if kind == "string_pattern_mismatch" and (fault := fault_of(detail["ctx"]["pattern"], value)):
+        return f": {fault}"
     if kind == "string_type" and isinstance(value, bool | int | float) and _words(detail["loc"]) == "text":
         return "; write it in quotes"
     if kind in {"float_type", "int_type", "bool_type"} and isinstance(value, str):

@@ -71,7 +71,7 @@ def shared_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorag
 
 def own_settings(endpoint: str) -> StorageSettings:
     """Of the user's storage at `--endpoint`. Raises CommandError if that is no URL."""
-    if not re.fullmatch(r"https?://[^\s/]+/?", endpoint):
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", endpoint):
         shown = hide_credentials(endpoint)
         raise CommandError(f"--endpoint must be a URL such as https://s3.example.com, not {shown}", USAGE)
     if has_credentials(endpoint):

@@ -4,13 +4,17 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from enum import Enum
+from hashlib import sha256
 from typing import Self
 
 import aiohttp
 import boto3
 import yarl
 from aiohttp import web
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials
 
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
@@ -51,6 +55,10 @@ class StoreProxy(ReverseProxy):
 
     server: EmbeddedStore | MortalStore
     conditions: Conditions = Conditions.HONOURED
+    deletes_many: bool = True
+    """Whether the request that removes many objects is known."""
+    path: str = ""
+    """In front of the buckets, such as `/storage/v1/s3`; requests without it are not found."""
     requests: list[Request] = field(default_factory=list)
     """All so far, in order."""
 
@@ -69,7 +77,7 @@ class StoreProxy(ReverseProxy):
 
     def settings(self) -> StorageSettings:
         """How the trainer reaches it; with the server's own credentials."""
-        return StorageSettings(endpoint=f"http://127.0.0.1:{self.port}", path_style=True)
+        return StorageSettings(endpoint=f"http://127.0.0.1:{self.port}{self.path}", path_style=True)
 
     def count(self, method: str, part: str = "", *, since: float = 0.0) -> int:
         """Requests whose path holds `part`; `since` is a moment of `time.monotonic`."""
@@ -84,7 +92,24 @@ class StoreProxy(ReverseProxy):
         body = await request.read()
         if is_conditional and self.conditions is not Conditions.HONOURED:
             return await self._unconditional(request.path, body)
+        if not self.deletes_many and request.method == "POST" and "delete" in request.query:
+            return web.Response(status=501, text=_NOT_IMPLEMENTED, content_type="application/xml")
+        if self.path:
+            return await self._below_the_path(request, body)
         return await self._passed_on(request, body)
+
+    async def _below_the_path(self, request: web.Request, body: bytes) -> web.Response:
+        """The path is signed, so what the server gets is signed anew."""
+        if not request.raw_path.startswith(self.path + "/"):
+            return web.Response(status=404)
+        access = self.server.access
+        url = access.endpoint + request.raw_path.removeprefix(self.path)
+        signed = AWSRequest(request.method, url, data=body, headers={"X-Amz-Content-SHA256": sha256(body).hexdigest()})
+        S3SigV4Auth(Credentials(access.access_key, access.secret_key), "s3", "us-east-1").add_auth(signed)
+        address = yarl.URL(url, encoded=True)
+        async with self.session.request(request.method, address, headers=dict(signed.headers), data=body) as answer:
+            passed = {name: value for name, value in answer.headers.items() if name.lower() not in _OWN}
+            return web.Response(status=answer.status, body=await answer.read(), headers=passed)
 
     async def _unconditional(self, path: str, body: bytes) -> web.Response:
         """The header is signed, so a request without it is one of our own."""

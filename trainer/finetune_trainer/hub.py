@@ -115,6 +115,8 @@ def resolve_model(uri: str) -> HubRepository:
     Raises ModelUnusableError for a repository or revision that does not exist, AccessDeniedError,
     StorageUnreachableError.
     """
+    if uri.startswith(_DATASETS):
+        raise ModelUnusableError(f"{uri} is a data set, not a model", advice="write hf://organisation/name@revision")
     name, _, revision = uri.removeprefix("hf://").partition("@")
     return _resolve(uri, Kind.MODEL, name, revision)
 

@@ -1,5 +1,7 @@
 """What every block of the object shares: frozen, camelCase on the wire, unknown fields refused."""
 
+import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -28,13 +30,28 @@ NEEDED: dict[str, str] = {}
 """Pattern -> what it asks for, in words: what a user reads instead of a regular expression."""
 
 
-def matching(pattern: str, needed: str, *, max_length: int) -> Any:
-    """A text field that has to match `pattern`; `needed` says so in words, with an example."""
+_FAULTS: dict[str, Callable[[str], str]] = {}
+"""Pattern -> a function that says what is wrong with a value; empty: nothing in particular."""
+
+
+def matching(pattern: str, needed: str, *, max_length: int, fault: Callable[[str], str] | None = None) -> Any:
+    """A text field that has to match `pattern`; `needed` says so in words, with an example.
+
+    `fault` says of a value that does not match what is wrong with it.
+    """
     NEEDED[pattern] = needed
+    if fault is not None:
+        _FAULTS[pattern] = fault
     return Field(pattern=pattern, max_length=max_length)
 
 
-_BUCKET = "s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+def fault_of(pattern: str, value: object) -> str:
+    """What is wrong with a value that does not match the pattern; empty: nothing in particular."""
+    return _FAULTS[pattern](value) if pattern in _FAULTS and isinstance(value, str) else ""
+
+
+_BUCKET_NAME = "[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+_BUCKET = f"s3://{_BUCKET_NAME}"
 _BUCKET_RULE = "a bucket's name has 3 to 63 characters of a-z, 0-9, '.' and '-'"
 
 Duration = Annotated[
@@ -80,27 +97,91 @@ SecretName = Annotated[
 ]
 """Name of another object in the job's namespace."""
 
+_PATH = r"[^\x00-\x1f\x7f]*[^\x00-\x20\x7f]"
+"""Keys and paths may have any character but control characters; a space at the end is a mistake."""
+_HUB_NAME = "[A-Za-z0-9._-]+"
+_HUB_MODEL = f"hf://({_HUB_NAME}/)?{_HUB_NAME}(@[A-Za-z0-9._/-]+)?"
+_HUB_FILES = f"hf://datasets/{_HUB_NAME}[/@]{_PATH}"
+
+
+def _address_fault(value: str, *, schemes: tuple[str, ...], needs_key: bool = True) -> str:
+    """What is wrong with an address; `schemes` are those that the field takes."""
+    if value != value.strip():
+        return "it begins or ends with a space"
+    if control := next((character for character in value if ord(character) < 32 or ord(character) == 127), None):
+        return f"it has the control character U+{ord(control):04X}"
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        return "it has no scheme such as s3://"
+    if scheme in ("http", "https"):
+        hub = re.fullmatch(r"huggingface\.co/(datasets/)?([^/]+/[^/]+)(/.*)?", rest)
+        return f"it is a web page; write hf://{hub[1] or ''}{hub[2]}" if hub else "it is a web address"
+    if scheme not in schemes:
+        return f"{scheme}:// is not supported here"
+    if scheme == "file" and not rest.startswith("/"):
+        return f"the path must be absolute, as in file:///{rest}"
+    return _s3_fault(rest, needs_key=needs_key) if scheme == "s3" else ""
+
+
+def _s3_fault(rest: str, *, needs_key: bool) -> str:
+    bucket, _, key = rest.partition("/")
+    if not re.fullmatch(_BUCKET_NAME, bucket):
+        return f"'{bucket}' is not a bucket's name" if bucket else "the bucket is missing"
+    return "the key after the bucket is missing" if needs_key and not key else ""
+
+
+def _output_fault(value: str) -> str:
+    return _address_fault(value, schemes=("s3",), needs_key=False)
+
+
+def _model_fault(value: str) -> str:
+    if fault := _address_fault(value, schemes=("s3", "hf", "file")):
+        return fault
+    name = value.removeprefix("hf://").partition("@")[0]
+    if value.startswith("hf://datasets/"):
+        return "it is a data set, not a model"
+    return f"'{name}' is not a model's name on the hub"
+
+
+def _data_fault(value: str) -> str:
+    if fault := _address_fault(value, schemes=("s3", "hf", "file")):
+        return fault
+    rest = value.removeprefix("hf://")
+    if not rest.startswith("datasets/"):
+        return f"it is a model, not a data set; write hf://datasets/{rest}/path"
+    return "the path within the data set is missing"
+
+
 S3Uri = Annotated[
-    str, matching(rf"^{_BUCKET}(/[^\s]*)?$", f"an address such as s3://bucket/prefix ({_BUCKET_RULE})", max_length=1024)
+    str,
+    matching(
+        rf"^{_BUCKET}(/|/{_PATH})?$",
+        f"an address such as s3://bucket/prefix ({_BUCKET_RULE})",
+        max_length=1024,
+        fault=_output_fault,
+    ),
 ]
 """An object-storage address, `s3://bucket/prefix`."""
 
 ModelUri = Annotated[
     str,
     matching(
-        rf"^({_BUCKET}/[^\s]+|hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?|file:///[^\s]+)$",
-        f"s3://bucket/prefix, hf://organisation/name or, for local runs, file:///path ({_BUCKET_RULE})",
+        rf"^({_BUCKET}/{_PATH}|{_HUB_MODEL}|file:///{_PATH})$",
+        f"s3://bucket/prefix, hf://organisation/name, hf://name or, for local runs, file:///path ({_BUCKET_RULE})",
         max_length=1024,
+        fault=_model_fault,
     ),
 ]
-"""`s3://bucket/prefix`, `hf://organisation/name[@revision]` or, for local runs, `file:///path`."""
+"""`s3://bucket/prefix`, `hf://[organisation/]name[@revision]` or, for local runs, `file:///path`."""
 
 DataUri = Annotated[
     str,
     matching(
-        rf"^({_BUCKET}/[^\s]+|file:///[^\s]+)$",
-        f"s3://bucket/key or, for local runs, file:///path ({_BUCKET_RULE})",
+        rf"^({_BUCKET}/{_PATH}|{_HUB_FILES}|file:///{_PATH})$",
+        f"s3://bucket/key, hf://datasets/organisation/name/path or, for local runs, file:///path ({_BUCKET_RULE})",
         max_length=1024,
+        fault=_data_fault,
     ),
 ]
-"""`s3://bucket/key` or, for local runs, `file:///path`; `*`, `?` and `[...]` match within a name."""
+"""`s3://bucket/key`, `hf://datasets/[organisation/]name[@revision]/path` or, for local runs, `file:///path`; `*`, `?`
+and `[...]` match within a name, unless a file has exactly the name that is written."""

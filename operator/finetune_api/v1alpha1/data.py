@@ -37,7 +37,8 @@ class Source(ApiModel):
     """Files to read."""
 
     uri: DataUri
-    """One file or a glob: JSON Lines (`.jsonl`, `.jsonl.gz`), CSV, Parquet or plain text (`.txt`)."""
+    """One file or a glob: JSON Lines (`.jsonl`, `.jsonl.gz`), CSV, Parquet or plain text (`.txt`); in object storage,
+    `s3://bucket/key`, or of a data set on the hub, `hf://datasets/organisation/name[@revision]/path`."""
 
 
 class Holdout(ApiModel):

@@ -25,8 +25,8 @@ class Model(ApiModel):
     """The base model, in Hugging Face layout."""
 
     uri: ModelUri
-    """Where the base model is: `s3://bucket/prefix`, `hf://organisation/name[@revision]`; for local runs also
-    `file:///path`."""
+    """Where the base model is: `s3://bucket/prefix`, `hf://[organisation/]name[@revision]`; for local runs also
+    `file:///path`. A run keeps the files that it was prepared with, also when a revision moves or a prefix changes."""
 
     task: Task | None = None
     """Head and loss. Absent: SequenceClassification for Classification data, CausalLM for every other format."""

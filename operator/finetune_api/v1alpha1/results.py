@@ -72,11 +72,15 @@ class Storage(ApiModel):
     endpoint: (
         Annotated[
             str,
-            matching(r"^https?://[^\s/]+/?$", "a URL without a path, such as https://s3.example.com", max_length=512),
+            matching(
+                r"^https?://[^\s/?#]+(/[^\s?#]*)?$",
+                "a URL such as https://s3.example.com or https://host/storage/v1/s3",
+                max_length=512,
+            ),
         ]
         | None
     ) = None
-    """URL of an S3-compatible server. Absent: AWS."""
+    """URL of an S3-compatible server, with the path in front of the buckets where it has one. Absent: AWS."""
 
     region: Annotated[str, matching(r"^[a-z0-9-]+$", "a region such as us-east-1", max_length=64)] | None = None
     """Region to sign requests for. Absent: us-east-1."""

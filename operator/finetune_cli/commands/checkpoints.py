@@ -117,7 +117,8 @@ def prune(
     """Remove checkpoints, and what only they need.
 
     A training does this itself, by spec.checkpoint: this is for runs that are over. What early stopping may export is
-    kept too. Of a run elsewhere, blobs go once they are an hour old.
+    kept too. Of a run elsewhere, blobs are removed only once nothing has been written to it for an hour, so a save in
+    flight loses nothing.
 
     Exit status: 0 done, 1 the run is at work, or there is nothing to prune, 2 --yes is needed, 66 no such run, 69
     storage or cluster unreachable, 77 not permitted, 78 no kubeconfig or context.
@@ -151,7 +152,7 @@ def _told(pruned: "Pruned", before: int, what: str) -> list[str]:
     count = len(pruned.checkpoints)
     lines.append(f"{count} of {before} checkpoints and {pruned.blobs} blobs, {size(pruned.bytes)}, {what}")
     if pruned.blocked_by:
-        lines.append(f"blobs stay, because not all of them can be known: {pruned.blocked_by}")
+        lines.append(f"blobs stay: {pruned.blocked_by}")
     return lines
 
 

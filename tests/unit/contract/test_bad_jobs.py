@@ -264,6 +264,70 @@ def test_a_wrong_combination_is_named_with_the_remedy(path: str, value: Any, exp
         assert any(expected in complaint for complaint in complaints(manifest))
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        ("spec.model.uri", "hf://datasets/a/b", "it is a data set, not a model"),
+        ("spec.model.uri", "hf://a/b/c", "'a/b/c' is not a model's name on the hub"),
+        ("spec.model.uri", "https://huggingface.co/openai-community/gpt2", "write hf://openai-community/gpt2"),
+        ("spec.model.uri", "file://models/x", "the path must be absolute, as in file:///models/x"),
+        ("spec.model.uri", "s3://bucket", "the key after the bucket is missing"),
+        ("spec.model.uri", "s3:///models", "the bucket is missing"),
+        ("spec.output.uri", "s3://My_Bucket/x", "'My_Bucket' is not a bucket's name"),
+        ("spec.output.uri", "file:///out", "file:// is not supported here"),
+        ("spec.data.train", [{"uri": "s3://bucket/a.jsonl "}], "it begins or ends with a space"),
+        ("spec.data.train", [{"uri": "s3://bucket/a\nb"}], "it has the control character U+000A"),
+        ("spec.data.train", [{"uri": "hf://stanfordnlp/imdb"}], "write hf://datasets/stanfordnlp/imdb/path"),
+        ("spec.data.train", [{"uri": "hf://datasets/imdb"}], "the path within the data set is missing"),
+        ("spec.data.train", [{"uri": "https://huggingface.co/datasets/a/b/tree/main"}], "write hf://datasets/a/b"),
+        ("spec.data.train", [{"uri": "gs://bucket/a.jsonl"}], "gs:// is not supported here"),
+    ],
+)
+def test_a_bad_address_is_the_only_violation_and_says_what_is_wrong_with_it(path: str, value: Any, fault: str) -> None:
+    (complaint,) = complaints(job_with(path, value))
+    assert fault in complaint
+
+
+def test_a_list_that_is_empty_is_a_violation_of_its_own() -> None:
+    bad_entry = job_with("spec.data.validation", {"sources": [{"uri": "bucket/x"}]})
+    assert [text.split(" must ")[0] for text in complaints(bad_entry)] == ["spec.data.validation.sources[0].uri"]
+    empty = job_with("spec.data.validation", {"sources": []})
+    assert [text.split(" must ")[0] for text in complaints(empty)] == ["spec.data.validation.sources"]
+
+
+NAMES = [
+    "My Data/train (1).jsonl",
+    "export[final].jsonl",
+    "a+b.jsonl",
+    "ä/ö ü.jsonl",
+    "*.csv",
+    "what?.csv",
+    "a&b=c%20d#e",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_address_may_have_any_printable_character(name: str) -> None:
+    for uri in (f"s3://bucket/{name}", f"file:///data/u/{name}", f"hf://datasets/org/name@main/{name}"):
+        job = job_with("spec.data.train", [{"uri": uri}])
+        assert parse_job(job, local=True).spec.data.train[0].uri == uri
+    for uri in (f"s3://bucket/{name}", f"file:///data/u/{name}"):
+        assert parse_job(job_with("spec.model.uri", uri), local=True).spec.model.uri == uri
+    assert parse_job(job_with("spec.output.uri", f"s3://bucket/{name}"))
+
+
+@pytest.mark.parametrize(
+    "uri", ["hf://gpt2", "hf://bert-base-uncased@v1.0", "hf://org/name", "hf://org/name@refs/pr/1"]
+)
+def test_a_model_of_the_hub_needs_no_organisation(uri: str) -> None:
+    assert parse_job(job_with("spec.model.uri", uri)).spec.model.uri == uri
+
+
+@pytest.mark.parametrize("endpoint", ["https://x.example.com/storage/v1/s3", "http://minio:9000/", "http://[::1]:9000"])
+def test_an_endpoint_may_have_a_path(endpoint: str) -> None:
+    assert parse_job(job_with("spec.storage.endpoint", endpoint)).spec.storage.endpoint == endpoint
+
+
 def test_all_violations_come_at_once() -> None:
     manifest = job_with("spec.method", {"full": {}, "lora": {}})
     manifest["spec"]["training"] |= {"epochs": 1, "maxSteps": 2, "microBatchSize": 7}

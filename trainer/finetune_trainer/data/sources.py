@@ -2,7 +2,7 @@
 
 import glob
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,11 @@ from pathlib import Path
 from finetune_api.v1alpha1 import Source
 
 from ..errors import BadDataError
+from ..hub import HubFile, HubRepository, resolve_dataset
 from ..store.client import ObjectStore
+from ..store.digests import sha256_of
+from ..store.transfer import inside
+from ..store.uri import matches
 
 _PARALLEL_DOWNLOADS = 8
 """Small files are bound by latency; a large one is already fetched in parallel parts."""
@@ -26,22 +30,36 @@ class SourceFile:
     size: int
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A file that an address names, not on this machine yet unless it is a local one."""
+
+    uri: str
+    """Of this file alone; of the hub with its commit, so that it names the same content for ever."""
+    name: str
+    fetch: Callable[[Path], Path]
+    """Bring it to the path, or return where it is."""
+
+
 def fetch_sources(sources: Sequence[Source], field: str, store: ObjectStore, folder: Path) -> tuple[SourceFile, ...]:
     """All files that the sources name, each once, sorted by address: the order of the list does not matter.
 
     `field` is the path in the spec that errors name. Raises BadDataError for an address that names no file.
     """
-    uris = sorted({uri for source in sources for uri in _resolve(source.uri, field, store)})
+    found = {file.uri: file for source in sources for file in _resolve(source.uri, field, store)}
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-        return tuple(pool.map(lambda uri: _fetch(uri, store, folder), uris))
+        return tuple(pool.map(lambda uri: _fetch(found[uri], folder), sorted(found)))
 
 
-def _resolve(uri: str, field: str, store: ObjectStore) -> list[str]:
+def _resolve(uri: str, field: str, store: ObjectStore) -> list[_Found]:
     if uri.startswith("file://"):
         found = _local(uri, field)
+    elif uri.startswith("hf://"):
+        found = _on_hub(uri)
     else:
-        found = [info.uri for info in store.glob(uri) if not info.uri.endswith("/")]
+        objects = [info.uri for info in store.glob(uri) if not info.uri.endswith("/")]
+        found = [_stored(address, store) for address in objects]
     if not found:
         raise BadDataError(
             f"{field}: {uri} matches no file",
@@ -50,7 +68,32 @@ def _resolve(uri: str, field: str, store: ObjectStore) -> list[str]:
     return found
 
 
-def _local(uri: str, field: str) -> list[str]:
+def _stored(uri: str, store: ObjectStore) -> _Found:
+    def fetch(path: Path) -> Path:
+        store.download(uri, path)
+        return path
+
+    return _Found(uri, uri.rsplit("/", 1)[1], fetch)
+
+
+def _on_hub(uri: str) -> list[_Found]:
+    repository, wanted = resolve_dataset(uri)
+    files = [file for file in repository.files if file.name == wanted]
+    if not files:  # a name with brackets in it is tried as it stands first
+        files = [file for file in repository.files if matches(wanted, file.name)]
+    return [_in_repository(repository, file) for file in files]
+
+
+def _in_repository(repository: HubRepository, file: HubFile) -> _Found:
+    def fetch(path: Path) -> Path:
+        repository.download(file, path)
+        return path
+
+    uri = f"hf://datasets/{repository.name}@{repository.commit}/{file.name}"
+    return _Found(uri, file.name.rsplit("/", 1)[-1], fetch)
+
+
+def _local(uri: str, field: str) -> list[_Found]:
     pattern = uri.removeprefix("file://")
     found = [pattern] if Path(pattern).exists() else glob.glob(pattern)
     for path in found:
@@ -58,17 +101,15 @@ def _local(uri: str, field: str) -> list[str]:
             raise BadDataError(
                 f"{field}: {uri} is a folder", advice=f"name its files, for example {uri.rstrip('/')}/*.jsonl"
             )
-    return [f"file://{path}" for path in found if Path(path).is_file()]
+    return [_in_place(Path(path)) for path in found if Path(path).is_file()]
 
 
-def _fetch(uri: str, store: ObjectStore, folder: Path) -> SourceFile:
-    if uri.startswith("file://"):
-        path = Path(uri.removeprefix("file://"))
-    else:
-        place = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        path = folder / place / uri.rsplit("/", 1)[1]
-        path.parent.mkdir(exist_ok=True)
-        store.download(uri, path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return SourceFile(uri, path, digest, path.stat().st_size)
+def _in_place(path: Path) -> _Found:
+    return _Found(f"file://{path}", path.name, lambda _: path)
+
+
+def _fetch(found: _Found, folder: Path) -> SourceFile:
+    place = folder / hashlib.sha256(found.uri.encode()).hexdigest()[:16]
+    place.mkdir(exist_ok=True)
+    path = found.fetch(inside(place, found.name))
+    return SourceFile(found.uri, path, sha256_of(path), path.stat().st_size)
