@@ -65,13 +65,13 @@ class StoredRun:
         """As the attempt sees it, with nothing known yet."""
         return RunStorage.of(self.store, self.uri, attempt=self.attempt)
 
-    def store_parts(self, step: int) -> list[StoredPart]:
-        """All that a save stores before its manifest."""
-        return [self._store_part(step, rank) for rank in range(self.size)]
+    def store_parts(self, step: int, *, values: int | None = None) -> list[StoredPart]:
+        """All that a save stores before its manifest; `values`: the step whose parameters it has, if another one's."""
+        return [self._store_part(step, rank, step if values is None else values) for rank in range(self.size)]
 
-    def _store_part(self, step: int, rank: int) -> StoredPart:
+    def _store_part(self, step: int, rank: int, values: int) -> StoredPart:
         layout, steps_seen = layout_of(rank, self.size), np.array([step], dtype=np.int64).tobytes()
-        planes = planes_of(layout, step).tobytes()
+        planes = planes_of(layout, values).tobytes()
         buffer = Buffer(name="steps_seen", dtype="int64", shape=(1,), offset=0, size=8)
         order = PartOrder(
             rank=rank,
@@ -87,7 +87,10 @@ class StoredRun:
 
     def save(self, step: int, *, best: int | None = None, **figures: float) -> Manifest:
         """A committed checkpoint; `best` is the best step so far."""
-        parts = self.store_parts(step)
+        return self.commit(step, self.store_parts(step), best=best, **figures)
+
+    def commit(self, step: int, parts: list[StoredPart], *, best: int | None = None, **figures: float) -> Manifest:
+        """The manifest of a save whose parts are stored."""
         manifest = Manifest(
             step=step,
             attempt=self.attempt,

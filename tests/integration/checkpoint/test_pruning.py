@@ -5,6 +5,7 @@ from itertools import islice
 
 import pytest
 
+from finetune_trainer.checkpoint.archive import Archive
 from finetune_trainer.checkpoint.format.orders import Pruned, PruneOrder
 from finetune_trainer.checkpoint.format.retention import GRACE, Keep
 from finetune_trainer.checkpoint.stored.pruning import Pruning
@@ -12,10 +13,13 @@ from finetune_trainer.checkpoint.upload import deposit
 from finetune_trainer.checkpoint.upload.pace import Pace
 from finetune_trainer.errors import FencedError
 from finetune_trainer.store import ObjectStore
+from process_support import until
 from stored_runs import StoredRun
 
 AT_ONCE = timedelta(seconds=-1)
 """A grace period that the youngest blob has outlived."""
+QUIET = timedelta(seconds=4)
+"""Longer than this machine needs from one request to the next, whatever else it does."""
 
 
 @pytest.fixture
@@ -114,6 +118,43 @@ def test_blobs_that_nobody_names_yet_stay_for_the_grace_period(run: StoredRun) -
     assert (pruned.checkpoints, pruned.blobs, run.blobs()) == (("00000001-a0001",), 0, before)
     prune(run, Keep(last=1))
     assert run.blobs() == run.blobs_of(run.manifests[-1])
+
+
+def test_a_save_in_flight_loses_nothing_to_a_prune_from_outside(run: StoredRun) -> None:
+    """It found the blobs of a checkpoint that is removed, older than any grace, and did not upload them again."""
+    for step in (1, 2):
+        run.save(step)
+    quiet = QUIET
+    until(lambda: run.storage.quiet_for() > quiet, within=30, what="nothing is written")
+    parts = run.store_parts(3, values=1)
+    pruned = Archive(run.store, run.uri).prune(Keep(last=1), is_at_rest=False, quiet=quiet)
+    manifest = run.commit(3, parts)
+    assert run.blobs_of(manifest) <= run.blobs()
+    assert (pruned.checkpoints, pruned.blobs) == (("00000001-a0001",), 0)
+    assert "a save may be in flight" in pruned.blocked_by
+
+
+def test_a_run_that_writes_nothing_any_more_is_pruned_from_outside(run: StoredRun) -> None:
+    for step in (1, 2):
+        run.save(step)
+    pruned = Archive(run.store, run.uri).prune(Keep(last=1), is_at_rest=False, quiet=AT_ONCE)
+    assert (pruned.blobs > 0, pruned.blocked_by) == (True, "")
+    assert run.blobs() == run.blobs_of(run.manifests[-1])
+
+
+def test_a_prune_from_outside_ends_at_the_next_batch_when_a_save_begins(run: StoredRun) -> None:
+    for step in (1, 2):
+        run.save(step)
+    quiet = QUIET
+    pruning = Pruning(run.storage, Keep(last=1), grace=AT_ONCE, batch=1, quiet=quiet)
+    until(lambda: run.storage.quiet_for() > quiet, within=30, what="nothing is written")
+    steps = pruning.steps()
+    while not pruning.pruned.blobs:
+        next(steps)
+    run.store_parts(3)
+    list(steps)
+    assert pruning.pruned.blobs == 1
+    assert "a save may be in flight" in pruning.pruned.blocked_by
 
 
 DAMAGED = {

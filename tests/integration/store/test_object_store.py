@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from boto3.exceptions import Boto3Error
 
+from finetune_api.constants import Env
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
 from finetune_trainer.errors import (
@@ -25,6 +26,7 @@ from finetune_trainer.errors import (
 from finetune_trainer.store import ObjectStore, RetryPolicy, join
 from misbehaving_store import MisbehavingProxy
 from mortal_store import MortalStore
+from store_proxy import StoreProxy
 
 MIB = 1 << 20
 REQUESTS = {
@@ -176,6 +178,62 @@ def test_patterns_find_names_but_do_not_cross_folders(store: ObjectStore, folder
     assert names("missing") == names("missing*") == []
 
 
+NAMES = ["My Data/train (1).jsonl", "a+b.jsonl", "ä ö/ü.jsonl", "a&b=c%20d#e", 'it\'s "quoted".txt']
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_may_have_any_printable_character(store: ObjectStore, folder_uri: str, tmp_path: Path, name: str) -> None:
+    folder = f"{folder_uri.partition('/test')[0]}/any-name"
+    uri = join(folder, name)
+    store.put(uri, name.encode())
+    assert [info.uri for info in store.glob(uri)] == [uri]
+    assert uri in [info.uri for info in store.list(folder)]
+    store.download(uri, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == name
+    store.delete_many([uri])
+    assert not store.exists(uri)
+
+
+def test_the_key_of_an_object_is_no_pattern_even_if_it_looks_like_one(store: ObjectStore, folder_uri: str) -> None:
+    for name in ("export[final].jsonl", "exportf.jsonl", "part*.csv", "part1.csv"):
+        store.put(join(folder_uri, name), b"x")
+
+    def names(pattern: str) -> list[str]:
+        return [info.uri.removeprefix(folder_uri + "/") for info in store.glob(join(folder_uri, pattern))]
+
+    assert names("export[final].jsonl") == ["export[final].jsonl"]
+    assert names("part*.csv") == ["part*.csv"]
+    assert names("export[f-i].jsonl") == ["exportf.jsonl"]
+
+
+def test_a_server_without_multi_object_delete_is_asked_for_each_object(
+    store_server: EmbeddedStore, store: ObjectStore, folder_uri: str
+) -> None:
+    uris = [join(folder_uri, f"{number} ä+b.bin") for number in range(5)]
+    for uri in uris:
+        store.put(uri, b"x")
+    with StoreProxy(store_server, deletes_many=False) as proxy:
+        behind = ObjectStore.connect(proxy.settings(), retry=IMPATIENT)
+        behind.delete_many([*uris[:3], join(folder_uri, "absent")])
+        behind.delete_many(uris[3:4])
+        assert proxy.count("POST") == 1, "it is not asked again"
+    assert [info.uri for info in store.list(folder_uri)] == uris[4:]
+
+
+def test_an_endpoint_may_have_a_path(
+    store_server: EmbeddedStore, store: ObjectStore, folder_uri: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    with StoreProxy(store_server, path="/storage/v1/s3") as proxy:
+        behind = ObjectStore.connect(proxy.settings(), retry=IMPATIENT)
+        behind.upload(tmp_path / "file", join(folder_uri, "a b.bin"))
+        assert behind.get(join(folder_uri, "a b.bin")) == b"content"
+        assert [info.size for info in behind.list(folder_uri)] == [7]
+        behind.delete_many([join(folder_uri, "a b.bin")])
+        assert {request.path.partition("/object-store")[0] for request in proxy.requests} == {"/storage/v1/s3"}
+    assert list(store.list(folder_uri)) == []
+
+
 @pytest.mark.parametrize("size", [0, 1, 40 * MIB + 3])
 def test_files_travel_whole(store: ObjectStore, folder_uri: str, tmp_path: Path, size: int) -> None:
     content = os.urandom(min(size, MIB)) * max(1, size // MIB) if size else b""
@@ -265,6 +323,40 @@ def test_wrong_credentials_are_refused(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(AccessDeniedError, match="refuses access"):
         REQUESTS[name](ObjectStore.connect(storage_settings, retry=IMPATIENT), folder_uri, tmp_path)
+
+
+def test_a_client_uses_credentials_that_are_replaced_in_their_files(
+    storage_settings: StorageSettings, folder_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client in use, in single requests and in a transfer of many parts."""
+    good = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    monkeypatch.setenv(Env.CREDENTIALS, str(folder))
+
+    def write(**change: str) -> None:
+        for name, value in (good | change).items():
+            (folder / name).write_text(value)
+
+    write()
+    store = ObjectStore.connect(storage_settings, retry=IMPATIENT)
+    (tmp_path / "file").write_bytes(bytes(40 * MIB))
+    store.upload(tmp_path / "file", folder_uri)
+    write(AWS_SECRET_ACCESS_KEY="expired")
+    with pytest.raises(AccessDeniedError):
+        store.head(folder_uri)
+
+    refused: list[int] = []
+
+    def rotate(http_response: Any, **_: Any) -> None:
+        if http_response.status_code == 403:
+            refused.append(403)
+            write()
+
+    store._client.meta.events.register("after-call", rotate)
+    store.download(folder_uri, tmp_path / "target")
+    assert (tmp_path / "target").stat().st_size == 40 * MIB
+    assert refused
 
 
 def test_no_credentials_at_all_are_named(

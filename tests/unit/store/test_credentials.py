@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.constants import Env
-from finetune_trainer.store.credentials import credential, from_files
+from finetune_trainer.store.credentials import AWS_NAMES, credential, from_files, rotating_session
 
 
 @pytest.fixture
@@ -38,3 +38,56 @@ def test_without_mounted_keys_the_chain_is_asked(folder: Path, monkeypatch: pyte
     assert credential("HF_TOKEN") == "environment-HF_TOKEN"
     monkeypatch.delenv("HF_TOKEN")
     assert credential("HF_TOKEN") is None
+
+
+def write(folder: Path, key: str, token: str = "") -> None:
+    """As a kubelet swaps the files of a volume: all at once, by a link."""
+    files = folder / f"..{key}"
+    files.mkdir()
+    for name, value in zip(AWS_NAMES, (key, f"secret of {key}", token), strict=True):
+        if value:
+            (files / name).write_text(value)
+    link = folder / "..new"
+    link.symlink_to(files.name)
+    link.rename(folder / "..data")
+
+
+def test_the_files_of_a_kubelet_are_read_again_when_they_were_swapped(folder: Path) -> None:
+    write(folder, "first", "token")
+    _, credentials = rotating_session()
+    before = credentials.get_frozen_credentials()
+    assert (before.access_key, before.secret_key, before.token) == ("first", "secret of first", "token")
+    write(folder, "second")
+    after = credentials.get_frozen_credentials()
+    assert (after.access_key, after.secret_key, after.token) == ("second", "secret of second", None)
+    assert credentials.generation == 1
+    assert before.access_key == "first", "what a request is signed with stays consistent"
+
+
+def test_files_that_vanish_for_a_moment_leave_the_credentials_in_force(folder: Path) -> None:
+    for name in AWS_NAMES:
+        (folder / name).write_text(name)
+    _, credentials = rotating_session()
+    for name in AWS_NAMES:
+        (folder / name).unlink()
+    (folder / AWS_NAMES[0]).write_text("new")
+    (folder / AWS_NAMES[1]).write_text("new secret")
+    assert credentials.get_frozen_credentials().access_key == "new"
+
+
+def test_a_refusal_looks_up_what_the_environment_and_shared_files_say_now(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in AWS_NAMES:
+        monkeypatch.delenv(name)
+    shared = folder / "shared"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(shared))
+    shared.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = secret\n")
+    session, credentials = rotating_session()
+    assert session.get_credentials().get_frozen_credentials().access_key == "old"
+    assert not credentials.renew(0), "there are no others"
+    shared.write_text("[default]\naws_access_key_id = newer\naws_secret_access_key = secret\n")
+    assert credentials.renew(0)
+    assert session.get_credentials().get_frozen_credentials().access_key == "newer"
+    assert credentials.renew(0), "another thread that used the old ones may try again too"
+    assert not credentials.renew(credentials.generation)

@@ -87,13 +87,15 @@ class Archive:
             is_gone = bool(damages) and entry.name not in self._storage.catalogue.listing().names
             yield Checked(entry, blobs, () if is_gone else damages, is_gone)
 
-    def prune(self, keep: Keep, *, is_at_rest: bool, rehearsal: bool = False) -> Pruned:
+    def prune(self, keep: Keep, *, is_at_rest: bool, rehearsal: bool = False, quiet: timedelta = GRACE) -> Pruned:
         """Remove what is not kept. `is_at_rest`: nobody saves meanwhile, so that blobs need not be old to go.
 
-        A rehearsal removes nothing. Raises FencedError when a newer attempt begins meanwhile.
+        Otherwise blobs go only once nothing of the run has been written for `quiet`, and only those that are older: a
+        save in flight keeps all it needs. A rehearsal removes nothing. Raises FencedError when a newer attempt begins
+        meanwhile.
         """
-        grace: timedelta | None = None if is_at_rest else GRACE
-        pruning = Pruning(self._storage, keep, grace=grace, rehearsal=rehearsal)
+        waits = None if is_at_rest else quiet
+        pruning = Pruning(self._storage, keep, grace=waits, quiet=waits, rehearsal=rehearsal)
         for _ in pruning.steps():
             pass
         return pruning.pruned

@@ -9,8 +9,10 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +25,10 @@ from finetune_api.trainer_config import StorageSettings
 
 from ..errors import BadConfigError, ObjectMissingError, StorageProtocolError
 from . import transfer
-from .credentials import from_files
+from .credentials import rotating_session
 from .faults import http_status, missing_bucket, refused_key
 from .paced import PacedBody
-from .retry import DEFAULT_RETRY, RetryPolicy
+from .retry import DEFAULT_RETRY, Meter, RetryPolicy
 from .uri import S3Address, is_pattern, join, literal_prefix, matches, parse
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ READ_SECONDS = 30
 _POOL = 32
 _KEYS_PER_DELETE = 1000
 """S3 takes no more."""
+_PARALLEL_DELETES = 16
 _READ_CHUNK = 1 << 20
 """urllib3 copies every read once; a chunk that stays in the processor's cache makes that copy cheap."""
 
@@ -75,12 +78,16 @@ class ObjectStore:
         self._endpoint = endpoint
         self._retry = retry
         self._known_buckets: set[str] = set()
+        self._deletes_many = True
+        """The server has requests that delete many objects; False once it has refused one."""
 
     @classmethod
     def connect(
         cls, settings: StorageSettings, *, retry: RetryPolicy = DEFAULT_RETRY, sign_bodies: bool = True
     ) -> "ObjectStore":
         """A client for `settings`. Credentials come from mounted files, else by boto3's chain. Nothing is sent yet.
+
+        Credentials that are replaced in their files are used from the next request on.
 
         Without `sign_bodies` only the headers of requests are signed: for objects whose names are their digests, which
         would be computed a second time.
@@ -101,12 +108,13 @@ class ObjectStore:
         )
         endpoint = settings.endpoint or f"AWS S3 ({settings.region})"
         try:
-            session = boto3.session.Session(**from_files())
+            botocore_session, credentials = rotating_session()
+            session = boto3.session.Session(botocore_session=botocore_session)
             client = session.client("s3", endpoint_url=settings.endpoint, region_name=settings.region, config=config)
         except (BotoCoreError, ValueError) as error:
             raise BadConfigError(f"object storage at {endpoint} cannot be used: {error}") from error
         client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
-        return cls(client, endpoint, retry)
+        return cls(client, endpoint, replace(retry, credentials=credentials))
 
     @property
     def endpoint(self) -> str:
@@ -223,10 +231,11 @@ class ObjectStore:
 
         Raises ObjectMissingError, and StorageProtocolError for another length.
         """
-        address = parse(uri)
-        self._run(address, lambda: self._fill(address, buffer))
+        address, meter = parse(uri), Meter()
+        self._retry.run(lambda: self._fill(address, buffer, meter), lambda: address, self._endpoint, meter)
 
-    def _fill(self, address: S3Address, buffer: memoryview) -> None:
+    def _fill(self, address: S3Address, buffer: memoryview, meter: Meter) -> None:
+        meter.begin()
         answer = self._client.get_object(Bucket=address.bucket, Key=address.key)
         body = answer["Body"]
         if answer["ContentLength"] != len(buffer):
@@ -238,6 +247,7 @@ class ObjectStore:
             if not count:
                 raise ConnectionError(f"{address} ended after {filled} of {len(buffer)} bytes")
             filled += count
+            meter.add(count)
 
     # Many objects
 
@@ -264,20 +274,41 @@ class ObjectStore:
     def glob(self, pattern_uri: str) -> builtins.list[ObjectInfo]:
         """Objects that fit the pattern, sorted by address; `*`, `?` and `[...]` do not cross a slash.
 
-        An address without wildcards gives that object. Nothing fits: an empty list.
+        The address of an object gives that object, also where it has wildcards: keys such as `export[final].jsonl` are
+        common. Nothing fits: an empty list.
         """
-        if not is_pattern(pattern_uri):
-            found = self.head(pattern_uri)
+        found = self.head(pattern_uri)
+        if found is not None or not is_pattern(pattern_uri):
             return [] if found is None else [found]
         return [info for info in self.list(literal_prefix(pattern_uri)) if matches(pattern_uri, info.uri)]
 
     def delete_many(self, uris: Sequence[str]) -> None:
         """Remove objects of one bucket, in requests of up to 1000; what is not there is as good as removed.
 
-        Raises the error of the first object that storage will not remove, once all others are.
+        One by one where the server has no such request, as Google Cloud Storage. Raises the error of the first object
+        that storage will not remove, once all others are.
         """
         for start in range(0, len(uris), _KEYS_PER_DELETE):
-            self._delete_batch([parse(uri) for uri in uris[start : start + _KEYS_PER_DELETE]])
+            batch = uris[start : start + _KEYS_PER_DELETE]
+            if not self._deletes_many or not self._delete_together(batch):
+                self._delete_singly(batch)
+
+    def _delete_together(self, uris: Sequence[str]) -> bool:
+        """One request; False where the server knows no such request."""
+        try:
+            self._delete_batch([parse(uri) for uri in uris])
+        except StorageProtocolError as error:
+            # Refused as a whole (an object's refusal has no status), neither for want of rights nor of the bucket.
+            if not isinstance(error.__cause__, ClientError) or not http_status(error.__cause__):
+                raise
+            self._deletes_many = False
+        return self._deletes_many
+
+    def _delete_singly(self, uris: Sequence[str]) -> None:
+        with ThreadPoolExecutor(_PARALLEL_DELETES) as pool:
+            futures = [pool.submit(self.delete, uri) for uri in uris]
+        for future in futures:
+            future.result()
 
     def _delete_batch(self, addresses: Sequence[S3Address]) -> None:
         keys = [{"Key": address.key} for address in addresses]
@@ -292,6 +323,13 @@ class ObjectStore:
                 raise error
 
         self._retry.run(delete, lambda: failed, self._endpoint)
+
+    def now(self, uri: str) -> datetime:
+        """The time of the server, the clock that writes `modified`."""
+        address = parse(uri)
+        answer = self._run(address, lambda: self._client.list_objects_v2(Bucket=address.bucket, MaxKeys=1))
+        stated = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return parsedate_to_datetime(stated) if stated else datetime.now(UTC)
 
     # Files
 

@@ -78,9 +78,8 @@ _TRANSIENT_CODES = frozenset(
         "OperationAborted",
     }
 )
-_DENIED_CODES = frozenset(
-    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken"}
-)
+_EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+_DENIED_CODES = _EXPIRED_CODES | {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken"}
 _BUCKET_CODES = frozenset({"NoSuchBucket", "InvalidBucketName"})
 _REGION_CODES = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
 _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -92,6 +91,18 @@ def is_transient(error: Exception) -> bool:
         status = http_status(error)
         return status == 429 or (status >= 500 and status != 501) or code_of(error) in _TRANSIENT_CODES
     return isinstance(error, _TRANSIENT)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether other credentials may help. The answer to a HEAD request has a status and no code, 400 for old tokens."""
+    if isinstance(error, aws.ClientError):
+        return http_status(error) in (401, 403) or code_of(error) in {*_DENIED_CODES, "400"}
+    return isinstance(error, _CREDENTIALS)
+
+
+def is_expired(error: Exception) -> bool:
+    """Whether the server says that the credentials have expired."""
+    return isinstance(error, aws.ClientError) and code_of(error) in _EXPIRED_CODES
 
 
 def code_of(error: aws.ClientError) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
+from s3transfer.subscribers import BaseSubscriber
 
 from ..errors import BadConfigError
 from .faults import disk_errors
-from .retry import RetryPolicy
+from .retry import Meter, RetryPolicy
 from .uri import S3Address
 
 _CONFIG = TransferConfig(
@@ -37,23 +38,35 @@ def inside(folder: Path, relative: str) -> Path:
 
 def download(client: Any, retry: RetryPolicy, endpoint: str, jobs: Sequence[tuple[S3Address, Path]]) -> None:
     """Fetch every object of `jobs` to its path. A path appears whole or not at all. Raises DiskFullError."""
-    pending = list(jobs)
+    pending, meter = list(jobs), Meter()
     if pending:
-        retry.run(lambda: _download_pending(client, pending), lambda: pending[0][0], endpoint)
+        retry.run(lambda: _download_pending(client, pending, meter), lambda: pending[0][0], endpoint, meter)
 
 
-def _download_pending(client: Any, pending: list[tuple[S3Address, Path]]) -> None:
+class _Counter(BaseSubscriber):  # type: ignore[misc]  # s3transfer has no types
+    """Counts the bytes of transfers. A part that begins again is counted back."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:
+        self._meter.add(bytes_transferred)
+
+
+def _download_pending(client: Any, pending: list[tuple[S3Address, Path]], meter: Meter) -> None:
     """Takes what is done off `pending`, so that a retry fetches only the rest."""
+    meter.begin(meter.done)
     partials = {path: _partial(path) for _, path in pending}
     reader = _ClosingReader(client)
     try:
         with create_transfer_manager(reader, _CONFIG) as manager:
-            futures = [_start(manager, address, path, partials[path]) for address, path in pending]
+            futures = [_start(manager, address, path, partials[path], meter) for address, path in pending]
             for future in futures:
                 _, path = pending[0]
                 with disk_errors(path):
                     future.result()
                     os.replace(partials[path], path)
+                meter.done += path.stat().st_size
                 del pending[0]
     finally:
         reader.close()
@@ -82,10 +95,10 @@ class _ClosingReader:
             body.close()
 
 
-def _start(manager: Any, address: S3Address, path: Path, partial: Path) -> Any:
+def _start(manager: Any, address: S3Address, path: Path, partial: Path, meter: Meter) -> Any:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return manager.download(address.bucket, address.key, str(partial))
+    return manager.download(address.bucket, address.key, str(partial), subscribers=[_Counter(meter)])
 
 
 def _partial(path: Path) -> Path:
@@ -95,14 +108,19 @@ def _partial(path: Path) -> Path:
 
 def upload(client: Any, retry: RetryPolicy, endpoint: str, jobs: Sequence[tuple[Path, S3Address]]) -> None:
     """Write every file of `jobs` to its object."""
-    pending = list(jobs)
+    pending, meter = list(jobs), Meter()
     if pending:
-        retry.run(lambda: _upload_pending(client, pending), lambda: pending[0][1], endpoint)
+        retry.run(lambda: _upload_pending(client, pending, meter), lambda: pending[0][1], endpoint, meter)
 
 
-def _upload_pending(client: Any, pending: list[tuple[Path, S3Address]]) -> None:
+def _upload_pending(client: Any, pending: list[tuple[Path, S3Address]], meter: Meter) -> None:
+    meter.begin(meter.done)
     with create_transfer_manager(client, _CONFIG) as manager:
-        futures = [manager.upload(str(path), address.bucket, address.key) for path, address in pending]
+        futures = [
+            manager.upload(str(path), address.bucket, address.key, subscribers=[_Counter(meter)])
+            for path, address in pending
+        ]
         for future in futures:
             future.result()
+            meter.done += pending[0][0].stat().st_size
             del pending[0]

@@ -23,7 +23,12 @@ BATCH = 200
 
 
 class Pruning:
-    """One round. A rehearsal removes nothing, but tells what would be."""
+    """One round. A rehearsal removes nothing, but tells what would be.
+
+    `quiet` is for whoever does not know whether the run saves meanwhile: blobs go only while nothing of the run has
+    been written for so long. A save in flight may need any blob that it finds in storage, however old, and no manifest
+    names it yet; but it also writes, so it shows.
+    """
 
     def __init__(
         self,
@@ -33,8 +38,10 @@ class Pruning:
         grace: timedelta | None = GRACE,
         batch: int = BATCH,
         rehearsal: bool = False,
+        quiet: timedelta | None = None,
     ) -> None:
         self._storage, self._keep, self._grace, self._batch = storage, keep, grace, batch
+        self._quiet = quiet
         self._is_rehearsal = rehearsal
         self._is_finished = False
         self._blocked_by = ""
@@ -71,7 +78,7 @@ class Pruning:
         stays = kept(manifests, self._keep)
         names = [manifest.name for manifest in reversed(manifests) if manifest not in stays]
         yield from self._in_batches(names, catalogue.remove, self._names.extend)
-        if self._blocked_by:
+        if self._blocked_by or self._may_be_saving():
             return
         named = yield from self._named(stays)
         if named is None:
@@ -79,7 +86,10 @@ class Pruning:
         blobs = yield from self._listed()
         newest = max([listing.newest, *(blob.modified for blob in blobs)])
         goes = unneeded(blobs, named, newest=newest, grace=self._grace)
-        yield from self._in_batches(goes, self._remove_blobs, self._blobs.extend)
+        for start in range(0, len(goes), self._batch):
+            if self._may_be_saving():
+                return
+            yield from self._in_batches(goes[start : start + self._batch], self._remove_blobs, self._blobs.extend)
         self._storage.references.forget_all_but(named)
 
     def _manifests(self, names: Sequence[str]) -> Steps[list[Manifest]]:
@@ -113,6 +123,16 @@ class Pruning:
             if number % 1000 == 0:  # a page of the listing
                 yield
         return blobs
+
+    def _may_be_saving(self) -> bool:
+        """Whether the run may have a save in flight, as far as `quiet` asks; then blobs stay."""
+        if self._quiet is not None and (quiet_for := self._storage.quiet_for()) < self._quiet:
+            self._blocked_by = (
+                f"something of the run was written {max(0, quiet_for.total_seconds()) / 60:.0f} minutes ago, so a save "
+                f"may be in flight; blobs are removed after {self._quiet.total_seconds() / 60:.0f} minutes without a "
+                "write"
+            )
+        return bool(self._blocked_by)
 
     def _remove_blobs(self, blobs: Sequence[StoredBlob]) -> None:
         self._storage.blobs.remove([blob.digest for blob in blobs])

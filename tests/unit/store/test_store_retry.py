@@ -1,0 +1,119 @@
+"""How long a request is tried again: the clock, what sets it back, and credentials that have been replaced."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from finetune_trainer.errors import AccessDeniedError, StorageUnreachableError
+from finetune_trainer.store.retry import Meter, RetryPolicy
+from finetune_trainer.store.uri import parse
+
+ADDRESS = parse("s3://bucket/key")
+SHORT = RetryPolicy(total_seconds=0.05, first_delay=0.001, max_delay=0.002)
+
+
+def run(policy: RetryPolicy, request: Callable[[], Any], meter: Meter | None = None) -> Any:
+    return policy.run(request, lambda: ADDRESS, "http://storage", meter)
+
+
+class Transfer:
+    """Fails at the given numbers of bytes, one after the other, each try slower than the policy's patience."""
+
+    def __init__(self, *ends: int) -> None:
+        self.ends, self.meter, self.tries = list(ends), Meter(), 0
+
+    def __call__(self) -> str:
+        self.tries += 1
+        self.meter.begin()
+        if not self.ends:
+            return "done"
+        self.meter.add(self.ends.pop(0))
+        until_late = time.monotonic() + 2 * SHORT.total_seconds
+        while time.monotonic() < until_late:
+            pass
+        raise ConnectionError("broken off")
+
+
+def test_a_transfer_that_gets_further_each_time_is_tried_again() -> None:
+    transfer = Transfer(10, 20, 30, 40, 50, 60, 70, 80)
+    assert run(SHORT, transfer, transfer.meter) == "done"
+
+
+def test_a_transfer_that_breaks_off_earlier_than_before_is_tried_again() -> None:
+    transfer = Transfer(30, 20, 25)
+    assert run(SHORT, transfer, transfer.meter) == "done"
+
+
+def test_a_transfer_that_always_breaks_off_at_the_same_place_ends() -> None:
+    transfer = Transfer(*[10] * 50)
+    with pytest.raises(StorageUnreachableError):
+        run(SHORT, transfer, transfer.meter)
+    assert 5 <= transfer.tries <= 10
+
+
+def test_a_transfer_without_progress_ends_when_the_time_is_up() -> None:
+    transfer = Transfer(*[0] * 50)
+    with pytest.raises(StorageUnreachableError):
+        run(SHORT, transfer, transfer.meter)
+    assert transfer.tries <= 2
+
+
+def test_parts_that_begin_again_are_no_progress() -> None:
+    meter = Meter()
+    meter.begin(100)
+    meter.add(50)
+    meter.add(-50)
+    meter.add(50)
+    assert (meter.furthest, meter.moved) == (150, 100)
+
+
+class Credentials:
+    """Replaced by somebody else after a number of looks."""
+
+    def __init__(self, *, comes_after: int) -> None:
+        self.generation, self.looks, self.comes_after = 0, 0, comes_after
+
+    def renew(self, generation: int) -> bool:
+        self.looks += 1
+        if self.looks > self.comes_after and self.generation == generation:
+            self.generation += 1
+        return self.generation != generation
+
+
+def refused(code: str, status: int) -> ClientError:
+    answer: Any = {"Error": {"Code": code, "Message": ""}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "GetObject")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "comes_after"),
+    [("ExpiredToken", 400, 0), ("ExpiredToken", 400, 3), ("InvalidAccessKeyId", 403, 0), ("400", 400, 0)],
+)
+def test_a_request_that_was_refused_is_sent_again_with_new_credentials(
+    code: str, status: int, comes_after: int
+) -> None:
+    """Files in a pod may change a little later than what is in them expires."""
+    credentials = Credentials(comes_after=comes_after)
+
+    def request() -> str:
+        if credentials.generation == 0:
+            raise refused(code, status)
+        return "done"
+
+    assert run(RetryPolicy(first_delay=0.001, credentials=credentials), request) == "done"
+
+
+@pytest.mark.parametrize(("code", "status"), [("AccessDenied", 403), ("ExpiredToken", 400)])
+def test_without_new_credentials_access_is_denied(code: str, status: int) -> None:
+    credentials = Credentials(comes_after=10**6)
+
+    def request() -> None:
+        raise refused(code, status)
+
+    policy = RetryPolicy(total_seconds=0.05, first_delay=0.001, max_delay=0.01, credentials=credentials)
+    with pytest.raises(AccessDeniedError):
+        run(policy, request)
+    assert credentials.looks == 1 if code == "AccessDenied" else credentials.looks > 1
