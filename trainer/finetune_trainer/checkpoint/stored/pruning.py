@@ -86,10 +86,7 @@ class Pruning:
         blobs = yield from self._listed()
         newest = max([listing.newest, *(blob.modified for blob in blobs)])
         goes = unneeded(blobs, named, newest=newest, grace=self._grace)
-        for start in range(0, len(goes), self._batch):
-            if self._may_be_saving():
-                return
-            yield from self._in_batches(goes[start : start + self._batch], self._remove_blobs, self._blobs.extend)
+        yield from self._in_batches(goes, self._remove_blobs, self._blobs.extend, stops=self._may_be_saving)
         self._storage.references.forget_all_but(named)
 
     def _manifests(self, names: Sequence[str]) -> Steps[list[Manifest]]:
@@ -138,10 +135,17 @@ class Pruning:
         self._storage.blobs.remove([blob.digest for blob in blobs])
 
     def _in_batches(
-        self, items: Sequence[T], remove: Callable[[Sequence[T]], None], note: Callable[[Sequence[T]], None]
+        self,
+        items: Sequence[T],
+        remove: Callable[[Sequence[T]], None],
+        note: Callable[[Sequence[T]], None],
+        *,
+        stops: Callable[[], bool] = lambda: False,
     ) -> Iterator[None]:
         for start in range(0, len(items), self._batch):
             yield
+            if stops():
+                return
             batch = items[start : start + self._batch]
             # What this deletes was not needed when it was listed. Who could need it since: this attempt's own saves,
             # but none is under way while it prunes, see `housekeeping`; and a newer attempt, whose claim comes before
