@@ -19,6 +19,8 @@ class ExitCode(IntEnum):
     """Stopped on request, state saved."""
     ACCESS_DENIED = 77
     BAD_CONFIG = 78
+    PROGRAM_ERROR = 79
+    """A fault of the program that the same input meets again, such as a KeyError."""
     OUT_OF_MEMORY = 80
     DIVERGED = 81
     """The loss is NaN or infinite."""
@@ -39,7 +41,14 @@ class FailureClass(IntEnum):
 
 
 PERMANENT_EXIT_CODES = frozenset(
-    {ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.MODEL_UNUSABLE, ExitCode.ACCESS_DENIED, ExitCode.BAD_CONFIG}
+    {
+        ExitCode.USAGE,
+        ExitCode.BAD_DATA,
+        ExitCode.MODEL_UNUSABLE,
+        ExitCode.ACCESS_DENIED,
+        ExitCode.BAD_CONFIG,
+        ExitCode.PROGRAM_ERROR,
+    }
 )
 _FREE = frozenset({ExitCode.STOPPED, ExitCode.FENCED})
 

@@ -11,9 +11,10 @@
 | 69 | object storage, or the cluster, does not answer |
 | 77 | object storage, the hub, or the cluster, refuses the credentials or the permission |
 | 78 | the configuration asks for what is not there: a kubeconfig, a context, the CRD |
+| 79 | a fault of the program, which the same job would meet again |
 | 130 | stopped at once: a second Ctrl-C, or the first where nothing is to be saved |
 
-Where a run has failed for good, 65, 66, 77 and 78 are the trainer's own exit codes.
+Where a run has failed for good, 65, 66, 77, 78 and 79 are the trainer's own exit codes.
 """
 
 from finetune_api.constants import Phase

@@ -95,6 +95,11 @@ def raise_value_error(_config: Path) -> int:
     raise ValueError("a target that raises")
 
 
+def leave_a_damaged_result(_config: Path) -> int:
+    (Path(os.environ["FINETUNE_SCRATCH"]) / "result-0.json").write_text("{")
+    return 0
+
+
 def wait_for_ever(_config: Path) -> NoReturn:
     """Prints its id, and that of a child in its process group, then hangs; SIGTERM has no effect on it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from finetune_api.constants import Env, Stage
+from finetune_api.constants import Stage
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import TerminationMessage
 
+from .errors import UsageError
 from .supervisor import Options, supervise, write_termination_message
 
 
@@ -27,13 +28,11 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         return supervise(Options(Stage(arguments.stage), arguments.config, os.environ))
-    except (KeyError, ValueError) as error:
-        missing = f"environment variable {error.args[0]} is missing; variables: {', '.join(Env)}"
-        reason = missing if isinstance(error, KeyError) else f"an environment variable is wrong: {error}"
+    except UsageError as error:
         write_termination_message(
-            TerminationMessage(stage=arguments.stage, exit_code=ExitCode.USAGE, error=reason), os.environ
+            TerminationMessage(stage=arguments.stage, exit_code=error.exit_code, error=str(error)), os.environ
         )
-        parser.error(reason)
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Errors that a user can do something about, each with the exit code that tells the operator what to do next.
 
 TrainerError
+├── UsageError                64  the command line or the environment of a process is wrong
 ├── BadDataError              65  a record, a file or a split that cannot be used
 ├── ModelUnusableError        66  the base model is missing, incomplete or of the wrong kind
 │   └── ExportUnusableError       an exported folder is not the model that was trained
@@ -16,7 +17,8 @@ TrainerError
 ├── StorageProtocolError      70  object storage refuses a request for a reason of its own
 └── CorruptCheckpointError    70  a checkpoint's bytes are missing or are not what was committed
     └── NewerCheckpointError      a newer version has written it
-Anything else is an internal error, 70.
+Of anything else, `is_program_error` tells what the same input would meet again (79) from an internal error that may
+pass (70).
 """
 
 from typing import ClassVar
@@ -31,8 +33,14 @@ class TrainerError(Exception):
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         # Names from files may hold halves of surrogate pairs, which no log and no message can carry.
-        super().__init__(message.encode(errors="backslashreplace").decode())
-        self.advice = advice.encode(errors="backslashreplace").decode()
+        super().__init__(printable(message))
+        self.advice = printable(advice)
+
+
+class UsageError(TrainerError):
+    """The command line or the environment of a process is wrong. The message names the variable."""
+
+    exit_code = ExitCode.USAGE
 
 
 class BadDataError(TrainerError):
@@ -111,3 +119,42 @@ class CorruptCheckpointError(TrainerError):
 
 class NewerCheckpointError(CorruptCheckpointError):
     """A newer version has written it. Nothing is wrong with it, so a run that finds it does not go back."""
+
+
+_PROGRAM_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+PROGRAM_ERROR_ADVICE = (
+    "the same job would fail again in the same way, so it is not retried; the traceback in the log says where. "
+    "Change the job or the image, and report it if the job looks right"
+)
+
+
+def is_program_error(error: BaseException) -> bool:
+    """True for an error that follows from code and input alone, so that a retry meets it again.
+
+    Not for what depends on the network or on other processes: OSError (some of its subclasses are ValueErrors too) and
+    the RuntimeErrors of torch.
+    """
+    return isinstance(error, _PROGRAM_ERRORS) and not isinstance(error, OSError)
+
+
+def described(error: BaseException) -> str:
+    """`KeyError: 'weight'`, as text that JSON and a terminal can hold."""
+    return printable(f"{type(error).__name__}: {error}")
+
+
+def printable(text: str) -> str:
+    """Halves of surrogate pairs, which come from users' data and no file can hold, as escapes."""
+    return text.encode(errors="backslashreplace").decode()

@@ -38,6 +38,7 @@ from typing import Any, NoReturn
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import ExitCode
 
+from .errors import is_program_error
 from .preload import import_libraries, prepare_environment, renew_process
 
 _PR_SET_PDEATHSIG = 1
@@ -195,7 +196,8 @@ class ForkServer:
             code = request.run()
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else ExitCode.INTERNAL_ERROR if ended.code else 0
-        except BaseException:
+        except BaseException as error:
+            code = ExitCode.PROGRAM_ERROR if is_program_error(error) else ExitCode.INTERNAL_ERROR
             traceback.print_exc()
             raise
         finally:

@@ -10,6 +10,8 @@ from typing import Any
 
 from finetune_api.redaction import hide_credentials
 
+from .errors import printable
+
 CHATTY = {
     "DeepSpeed": logging.WARNING,
     "accelerate": logging.WARNING,
@@ -53,8 +55,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["traceback"] = hide_credentials("".join(traceback.format_exception(*record.exc_info)).rstrip())
-        # Halves of surrogate pairs, as of file names, cannot be written; as escapes they are JSON too.
-        return json.dumps(fields, ensure_ascii=False).encode(errors="backslashreplace").decode()
+        return printable(json.dumps(fields, ensure_ascii=False))
 
 
 def configure_logging(rank: int) -> None:

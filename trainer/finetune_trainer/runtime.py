@@ -6,6 +6,27 @@ from pathlib import Path
 
 from finetune_api.constants import Env
 
+from .errors import UsageError
+
+
+def variable(environ: Mapping[str, str], name: Env) -> str:
+    """Raises UsageError where the variable is missing."""
+    try:
+        return environ[name]
+    except KeyError:
+        raise UsageError(f"environment variable {name} is missing; variables: {', '.join(Env)}") from None
+
+
+def number(environ: Mapping[str, str], name: Env, default: int | None = None) -> int:
+    """A variable that is a whole number. Raises UsageError where it is none, or missing without a default."""
+    text = environ.get(name, "") if default is not None else variable(environ, name)
+    if not text and default is not None:
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"environment variable {name} must be a whole number, not {text!r}") from None
+
 
 @dataclass(frozen=True)
 class RuntimeEnv:
@@ -27,13 +48,13 @@ class RuntimeEnv:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "RuntimeEnv":
-        """Raises KeyError for a missing variable, ValueError for one that is not a number."""
-        scratch = Path(environ[Env.SCRATCH])
+        """Raises UsageError for a variable that is missing or is not a number."""
+        scratch = Path(variable(environ, Env.SCRATCH))
         return cls(
-            rank=int(environ[Env.RANK]),
-            world_size=int(environ[Env.WORLD_SIZE]),
-            local_rank=int(environ[Env.LOCAL_RANK]),
-            local_world_size=int(environ[Env.LOCAL_WORLD_SIZE]),
+            rank=number(environ, Env.RANK),
+            world_size=number(environ, Env.WORLD_SIZE),
+            local_rank=number(environ, Env.LOCAL_RANK),
+            local_world_size=number(environ, Env.LOCAL_WORLD_SIZE),
             scratch=scratch,
             cache=Path(environ.get(Env.CACHE) or scratch / "cache"),
         )

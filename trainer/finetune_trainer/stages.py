@@ -21,7 +21,17 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import EvaluateResult, TerminationMessage, TrainResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
 
-from .errors import BadConfigError, MemoryExhaustedError, StoppedError, TrainerError
+from .errors import (
+    PROGRAM_ERROR_ADVICE,
+    BadConfigError,
+    MemoryExhaustedError,
+    StoppedError,
+    TrainerError,
+    UsageError,
+    described,
+    is_program_error,
+    printable,
+)
 from .logs import QUIET_ENVIRONMENT, configure_logging, quiet_libraries
 from .progress import ProgressReporter
 from .runtime import RuntimeEnv
@@ -59,10 +69,10 @@ def run_bound(config_path: Path, bind: Bind) -> int:
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()})
     try:
         runtime = RuntimeEnv.from_environ(os.environ)
-    except (KeyError, ValueError) as error:
+    except UsageError as error:
         configure_logging(rank=-1)
-        log.error("the environment does not say which rank this is: %s", _described(error))
-        return ExitCode.USAGE
+        log.error("the environment does not say which rank this is: %s", error)
+        return error.exit_code
     configure_logging(runtime.rank)
     return _Rank(runtime, bind).run(config_path)
 
@@ -105,13 +115,20 @@ class _Rank:
         except BaseException as error:
             if is_out_of_memory(error):
                 log.error("out of memory: %s", error)
-                exhausted = MemoryExhaustedError(_described(error), advice=_OUT_OF_MEMORY_ADVICE.get(self.stage, ""))
+                exhausted = MemoryExhaustedError(described(error), advice=_OUT_OF_MEMORY_ADVICE.get(self.stage, ""))
                 return self._finish(exhausted.exit_code, error=str(exhausted), advice=exhausted.advice)
             if not isinstance(error, Exception):
                 raise
-            log.exception("internal error: %s", _described(error))
-            return self._finish(ExitCode.INTERNAL_ERROR, error=_described(error))
+            log.exception("internal error: %s", described(error))
+            if is_program_error(error) and not self._has_trained:
+                return self._finish(ExitCode.PROGRAM_ERROR, error=described(error), advice=PROGRAM_ERROR_ADVICE)
+            return self._finish(ExitCode.INTERNAL_ERROR, error=described(error))
         return self._finish(ExitCode.DONE)
+
+    @property
+    def _has_trained(self) -> bool:
+        """Later than the first step an error may follow from what has happened meanwhile: another attempt can pass."""
+        return self.report is not None and self.report.progress.first_step_time is not None
 
     def _run_stage(self, config: TrainerConfig) -> None:
         self.stage = config.stage
@@ -141,8 +158,8 @@ class _Rank:
         message = TerminationMessage(
             stage=self.stage,
             exit_code=code,
-            error=error,
-            advice=advice,
+            error=printable(error),
+            advice=printable(advice),
             rank=self.runtime.rank if failed else None,
             progress=None if self.report is None else self.report.progress,
             **self.result,
@@ -201,10 +218,6 @@ def process_started(environ: Mapping[str, str]) -> float:
     fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return time.time() - uptime + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
 
 
 def read_result(scratch: Path, rank: int) -> TerminationMessage | None:

@@ -6,6 +6,7 @@ environment names, or one of its own.
 
 import os
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from finetune_api.progress import TerminationMessage
 from finetune_api.redaction import hide_credentials
 from finetune_api.trainer_config import TrainerConfig
 
-from .errors import BadConfigError
+from .errors import PROGRAM_ERROR_ADVICE, BadConfigError, UsageError, described, is_program_error, printable
 from .forkclient import RUN_RANK, ForkClient, ForkServerProcess
 from .memory import memory_kills
 from .outcome import RankExit, decisive_exit, exit_status, termination_message
 from .progress import PROGRESS_FILE
 from .progress_server import read_progress, serve_progress
 from .rank_group import Output, RankGroup
+from .runtime import number, variable
 from .stages import read_config, read_result, result_path
 
 GRACE_SECONDS = 5.0
@@ -53,31 +55,45 @@ class Options:
 def supervise(options: Options) -> int:
     """Run one stage of one pod; returns its exit code and leaves the termination message. Main thread only.
 
-    Raises KeyError or ValueError for an environment that misses or misstates something.
+    Raises UsageError for an environment that misses or misstates something. Every other error becomes a termination
+    message and an exit code.
     """
     started = time.time()
     environ = options.environ
-    scratch = Path(environ[Env.SCRATCH])
+    scratch = Path(variable(environ, Env.SCRATCH))
+    host, port = environ.get(Env.PROGRESS_HOST, ""), number(environ, Env.PROGRESS_PORT, PROGRESS_PORT)
+    node_rank = number(environ, Env.NODE_RANK, 0)
+    try:
+        return _supervise(options, scratch, (host, port), node_rank, started)
+    except UsageError:
+        raise
+    except BadConfigError as error:
+        return _refuse(options, ExitCode.BAD_CONFIG, str(error), error.advice)
+    except OSError as error:
+        return _refuse(options, ExitCode.INTERNAL_ERROR, f"the supervisor cannot work: {error}")
+    except Exception as error:  # noqa: BLE001 - the pod's last message has to say what happened
+        traceback.print_exc()
+        reason = f"internal error of the supervisor: {described(error)}"
+        if is_program_error(error):
+            return _refuse(options, ExitCode.PROGRAM_ERROR, reason, PROGRAM_ERROR_ADVICE)
+        return _refuse(options, ExitCode.INTERNAL_ERROR, reason)
+
+
+def _supervise(options: Options, scratch: Path, address: tuple[str, int], node_rank: int, started: float) -> int:
     scratch.mkdir(parents=True, exist_ok=True)
     (scratch / PROGRESS_FILE).unlink(missing_ok=True)
     with ExitStack() as stack:
         group = RankGroup(grace_seconds=options.grace_seconds)
         group.catch_signals(stack)
-        host, port = environ.get(Env.PROGRESS_HOST, ""), int(environ.get(Env.PROGRESS_PORT, PROGRESS_PORT))
-        try:
-            last_word = serve_progress(scratch, stage=options.stage, host=host, port=port)
-            config = read_config(options.config)
-            if config.stage is not options.stage:
-                reason = f"{options.config} is for the {config.stage} stage, not for {options.stage}"
-                return _refuse(options, ExitCode.USAGE, reason, f"run {config.stage} instead")
-            status = _Pod(options, config, scratch, group).run(stack, started)
-            if status == ExitCode.STOPPED and config.stage is Stage.TRAIN and not int(environ.get(Env.NODE_RANK, 0)):
-                last_word.wait_until_heard(options.last_word_seconds)
-            return status
-        except BadConfigError as error:
-            return _refuse(options, ExitCode.BAD_CONFIG, str(error), error.advice)
-        except OSError as error:
-            return _refuse(options, ExitCode.INTERNAL_ERROR, f"the supervisor cannot work: {error}")
+        last_word = serve_progress(scratch, stage=options.stage, host=address[0], port=address[1])
+        config = read_config(options.config)
+        if config.stage is not options.stage:
+            reason = f"{options.config} is for the {config.stage} stage, not for {options.stage}"
+            return _refuse(options, ExitCode.USAGE, reason, f"run {config.stage} instead")
+        status = _Pod(options, config, scratch, group).run(stack, started)
+        if status == ExitCode.STOPPED and config.stage is Stage.TRAIN and node_rank == 0:
+            last_word.wait_until_heard(options.last_word_seconds)
+        return status
 
 
 @dataclass(frozen=True)
@@ -143,16 +159,18 @@ def rank_environments(
 ) -> list[tuple[int, dict[str, str]]]:
     """Global rank and environment of each rank of this pod, as torchrun would set it.
 
-    Only training has more than one process. Raises KeyError if there are several nodes and MASTER_ADDR is missing.
+    Only training has more than one process. Raises UsageError if there are several nodes and MASTER_ADDR is missing.
     """
     is_training = config.stage is Stage.TRAIN
     nodes = config.world.nodes if is_training else 1
     local = config.world.processes_per_node if is_training else 1
-    node_rank = int(environ.get(Env.NODE_RANK, 0)) if is_training else 0
+    node_rank = number(environ, Env.NODE_RANK, 0) if is_training else 0
     shared = dict(environ)
     shared[Env.STARTED_TIME] = f"{started:.3f}"
     shared[Env.DS_ACCELERATOR] = "cuda" if config.world.gpus else "cpu"
-    shared[Env.MASTER_ADDR] = environ[Env.MASTER_ADDR] if nodes > 1 else environ.get(Env.MASTER_ADDR, "127.0.0.1")
+    shared[Env.MASTER_ADDR] = environ.get(Env.MASTER_ADDR, "127.0.0.1")
+    if nodes > 1:
+        shared[Env.MASTER_ADDR] = variable(environ, Env.MASTER_ADDR)
     shared[Env.MASTER_PORT] = environ.get(Env.MASTER_PORT) or str(RENDEZVOUS_PORT)
     shared[Env.WORLD_SIZE], shared[Env.LOCAL_WORLD_SIZE] = str(nodes * local), str(local)
     shared.setdefault(Env.OMP_NUM_THREADS, str(max(1, len(os.sched_getaffinity(0)) // local)))
@@ -165,6 +183,7 @@ def rank_environments(
 
 def _refuse(options: Options, code: ExitCode, error: str, advice: str = "") -> int:
     """End before the ranks have run."""
+    error, advice = printable(error), printable(advice)
     message = TerminationMessage(stage=options.stage, exit_code=code, error=error, advice=advice)
     write_termination_message(message, options.environ)
     print("; ".join(filter(None, [error, advice])), flush=True)

@@ -184,8 +184,8 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_out_of_memory(
 
 def test_an_uncaught_error_leaves_its_traceback(start_pod: StartPod) -> None:
     pod = start_pod("raise_value_error")
-    assert pod.wait() == 70
-    assert pod.message.error == "rank 0 ended with exit code 70 (InternalError) and left no result"
+    assert pod.wait() == 79
+    assert pod.message.error == "rank 0 ended with exit code 79 (ProgramError) and left no result"
     assert pod.message.last_lines[-1] == "ValueError: a target that raises"
 
 
@@ -232,6 +232,20 @@ def test_a_missing_variable_is_named() -> None:
     result = run_module("train", "--config", "config.json")
     assert result.returncode == 64
     assert "environment variable FINETUNE_SCRATCH is missing" in result.stderr
+
+
+def test_a_variable_that_is_no_number_is_named(tmp_path: Path) -> None:
+    message = tmp_path / "message"
+    env = {Env.SCRATCH: str(tmp_path), Env.TERMINATION_LOG: str(message), Env.PROGRESS_PORT: "http"}
+    assert run_module("train", "--config", "config.json", **env).returncode == 64
+    assert "environment variable FINETUNE_PROGRESS_PORT must be a whole number, not 'http'" in message.read_text()
+
+
+def test_an_error_of_the_supervisor_itself_is_no_wrong_variable(start_pod: StartPod) -> None:
+    pod = start_pod("leave_a_damaged_result")
+    assert pod.wait() == 79
+    assert "internal error of the supervisor: JSONDecodeError" in pod.message.error
+    assert "not retried" in pod.message.advice
 
 
 @pytest.mark.parametrize(

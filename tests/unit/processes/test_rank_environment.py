@@ -2,6 +2,7 @@ import pytest
 
 from finetune_api.constants import Env, Stage
 from finetune_api.trainer_config import World
+from finetune_trainer.errors import UsageError
 from finetune_trainer.supervisor import rank_environments
 from process_support import make_config
 
@@ -23,7 +24,7 @@ def test_the_second_pod_of_two_holds_the_upper_half_of_the_ranks() -> None:
 
 
 def test_several_pods_have_to_know_where_rank_0_is() -> None:
-    with pytest.raises(KeyError, match="MASTER_ADDR"):
+    with pytest.raises(UsageError, match="environment variable MASTER_ADDR is missing"):
         environments(Stage.TRAIN, World(nodes=2))
 
 

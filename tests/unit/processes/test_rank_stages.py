@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import os
@@ -5,14 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage, TrainResult
-from finetune_trainer.errors import BadConfigError, DivergedError, StoppedError
+from finetune_trainer.errors import BadConfigError, BadDataError, DivergedError, StoppedError
 from finetune_trainer.progress import PROGRESS_FILE, ProgressReporter
 from finetune_trainer.stages import is_out_of_memory, process_started, read_config, read_result, run_bound
 from process_support import make_config
@@ -58,18 +59,39 @@ def run(scratch: Path, error: BaseException | None) -> tuple[int, TerminationMes
         (StoppedError("stopped at step 3"), 75, "stopped at step 3"),
         (MemoryError("too much"), 80, "MemoryError: too much"),
         (OutOfMemoryError("CUDA out of memory"), 80, "OutOfMemoryError: CUDA out of memory"),
-        (KeyError("weight"), 70, "KeyError: 'weight'"),
-        (ValueError("half a pair: \ud83d"), 70, "ValueError: half a pair: \\ud83d"),
+        (KeyError("weight"), 79, "KeyError: 'weight'"),
+        (ValueError("a matrix"), 79, "ValueError: a matrix"),
+        (TypeError("None"), 79, "TypeError: None"),
+        (ImportError("no module"), 79, "ImportError: no module"),
+        (AssertionError(), 79, "AssertionError: "),
+        (RuntimeError("connection closed by peer"), 70, "RuntimeError: connection closed by peer"),
+        (ConnectionResetError("gone"), 70, "ConnectionResetError: gone"),
+        (io.UnsupportedOperation("both an OSError and a ValueError"), 70, "UnsupportedOperation: both an OSError"),
+        (ValueError("half a pair: \ud83d"), 79, "ValueError: half a pair: \\ud83d"),
         (DivergedError("half a pair: \ud83d"), 81, "half a pair: \\ud83d"),
+        (BadDataError("half of a pair: \ud83d"), 65, "half of a pair: \\ud83d"),
     ],
 )
 def test_an_error_becomes_an_exit_code_and_a_message(
     scratch: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int, text: str
 ) -> None:
     returned, result = run(scratch, error)
-    assert (returned, result.exit_code, result.error, result.rank) == (code, code, text, 0)
+    assert (returned, result.exit_code, result.rank) == (code, code, 0)
+    assert result.error.startswith(text)
+    assert ("not retried" in result.advice) == (code == 79)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert ("traceback" in lines[-1]) == (code == 70)
+    assert ("traceback" in lines[-1]) == (code in (70, 79))
+
+
+def test_after_the_first_step_a_fault_of_the_program_may_pass(scratch: Path) -> None:
+    def bind(_config: object, _runtime: object, report: ProgressReporter) -> Callable[[], TrainResult]:
+        def stage() -> TrainResult:
+            report.update(step=8, first_step_time="2026-01-01T00:00:00Z")
+            raise KeyError("weight")
+
+        return stage
+
+    assert run_bound(scratch / "config.json", bind) == 70
 
 
 @pytest.mark.parametrize(

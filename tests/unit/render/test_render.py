@@ -170,7 +170,7 @@ def test_a_failed_pod_fails_the_attempt_and_nothing_is_retried_behind_our_back()
     assert (spec["backoffLimit"], spec["template"]["spec"]["restartPolicy"]) == (0, "Never")
     assert spec["podReplacementPolicy"] == "Failed"
     permanent = spec["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]
-    assert permanent == [64, 65, 66, 77, 78]
+    assert permanent == [64, 65, 66, 77, 78, 79]
 
 
 def test_ranks_find_each_other_by_the_first_pods_name() -> None:
