@@ -82,8 +82,12 @@ class Prepared(Message):
     """Parameters of the base model."""
     memory_estimate_bytes: int = 0
     """Estimated memory of one training process."""
+    supports_gradient_checkpointing: bool = True
+    """False: the base model cannot recompute its activations, so it is trained without, whatever the spec says."""
     notes: tuple[str, ...] = ()
     """Warnings and counts that a user should see, one line each."""
+    warnings: tuple[str, ...] = ()
+    """Those of the base model that change the result or what was asked for; also in status and report."""
 
 
 class TrainerConfig(Message):

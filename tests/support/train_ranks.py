@@ -124,9 +124,20 @@ def train_slow_rank(config: Path) -> int:
 
 
 def make_models(folder: Path) -> int:
-    """Two encoders and two decoders of a few ten thousand parameters, with dropout and without."""
+    """Two encoders and two decoders of a few ten thousand parameters, with dropout and without; and two classifiers.
+
+    `bert` brings a head for three other labels, `bert-lite` one for the labels of the data in another order.
+    """
     import torch
-    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        AlbertConfig,
+        AlbertForSequenceClassification,
+        BertConfig,
+        BertForSequenceClassification,
+        BertModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     from tiny_models import tiny_tokenizer
 
@@ -148,6 +159,10 @@ def make_models(folder: Path) -> int:
         for kind, model in (("bert", BertModel(bert)), ("llama", LlamaForCausalLM(llama))):
             model.save_pretrained(folder / f"{kind}{name}")
             tokenizer.save_pretrained(folder / f"{kind}{name}")
+    BertForSequenceClassification.from_pretrained(folder / "bert", num_labels=3).save_pretrained(folder / "bert")
+    lite = AlbertConfig(**size, embedding_size=16, id2label={0: "food", 1: "animal"})
+    AlbertForSequenceClassification(lite).save_pretrained(folder / "bert-lite")
+    tokenizer.save_pretrained(folder / "bert-lite")
     return 0
 
 

@@ -32,7 +32,7 @@ _OURS = ("finetune_trainer.stages", "finetune_trainer.store.client")
 """Their models take pydantic 0.3 s to build."""
 
 LIBRARIES = {
-    Stage.PREPARE: (*_TEXT, "pyarrow.parquet", *_OURS),
+    Stage.PREPARE: (*_TEXT, "transformers.modeling_utils", "pyarrow.parquet", *_OURS),
     Stage.TRAIN: (
         *_TEXT,
         *_MODELS,
@@ -60,7 +60,7 @@ def prepare_environment(accelerator: str) -> None:
 def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
     """Import everything that these stages need. Raises ImportError for what is missing.
 
-    To train takes about ten seconds of CPU, to evaluate 0.6 of that, to prepare 0.3.
+    To train takes about ten seconds of CPU, to evaluate 0.6 of that, to prepare about as much.
     """
     for name in dict.fromkeys(name for stage in stages for name in LIBRARIES[stage]):
         importlib.import_module(name)

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import tiny_models
 from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
@@ -321,6 +323,33 @@ def test_an_adapter_on_a_tied_head_is_refused_before_anything_is_written(place, 
         place.prepare(tied, data, method={"lora": {"targets": ["q_proj", "lm_head"]}})
     assert "targets: [q_proj]" in error.value.advice
     assert not list(place.store.list(f"{place.uri}/out/datasets/"))
+
+
+def test_a_base_like_mpnet_gets_the_length_it_can_take_and_a_warning_of_what_it_cannot_do(place, tmp_path):
+    """Its positions are counted from the pad id, and it cannot recompute activations."""
+    from transformers import MPNetConfig, MPNetModel
+
+    tokenizer = tiny_models.tiny_tokenizer()
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    config = MPNetConfig(vocab_size=len(tokenizer), max_position_embeddings=40, pad_token_id=1, **size)
+    MPNetModel(config).save_pretrained(tmp_path / "mpnet")
+    tokenizer.save_pretrained(tmp_path / "mpnet")
+    prepared = place.prepare(tmp_path / "mpnet", {"train": sources(place.put("train.jsonl", jsonl(classified())))})
+    assert "maxLength 1024 lowered to 38, the most that the model takes" in prepared.notes
+    assert not prepared.supports_gradient_checkpointing
+    (warning,) = prepared.warnings
+    assert "MPNetForSequenceClassification does not support gradient checkpointing" in warning
+    assert place.report.progress.warnings == prepared.warnings
+
+
+def test_weights_under_other_names_are_refused_before_any_data_is_read(place, bert, tmp_path):
+    folder = tmp_path / "wrapped"
+    shutil.copytree(bert, folder)
+    weights = load_file(bert / "model.safetensors")
+    save_file({f"module.{name}": value for name, value in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(ModelUnusableError, match=r"39 weights .* not used: module\.embeddings"):
+        place.prepare(folder, {"train": sources(place.put("train.jsonl", jsonl(classified())))})
+    assert not place.store.list(f"{place.uri}/out/datasets/")
 
 
 def test_a_job_that_cannot_fit_is_refused_before_anything_is_written(place, bert):

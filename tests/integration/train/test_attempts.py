@@ -2,8 +2,10 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.forkclient import RUN_RANK
@@ -14,7 +16,8 @@ from train_lab import STEPS_PER_EPOCH, Lab
 
 
 def test_all_stages_agree_on_the_loss_of_every_step(lab: Lab) -> None:
-    """The head is new: it has to be the same under ZeRO-3, which builds the model in pieces."""
+    """The head is new, and the base model has a larger one: both have to be the same under ZeRO-3, which builds the
+    model in pieces."""
     logs = []
     for zero in range(4):
         config = lab.config(f"agree-{zero}", kind="bert", zero=zero, training={"maxSteps": 4, "epochs": None})
@@ -22,6 +25,28 @@ def test_all_stages_agree_on_the_loss_of_every_step(lab: Lab) -> None:
         logs.append(lab.losses(config))
     for log in logs[1:]:
         assert log == pytest.approx(logs[0], rel=1e-5)
+
+
+def test_a_base_without_gradient_checkpointing_is_trained_and_its_rows_follow_their_labels(
+    lab: Lab, tmp_path: Path
+) -> None:
+    prepared = lab.prepare("bert-lite")
+    assert prepared.labels == ("animal", "food")
+    assert prepared.warnings == (
+        "the base model's classifier is kept: its labels are those of the data",
+        "AlbertForSequenceClassification does not support gradient checkpointing, so it is trained without: "
+        "this takes more memory",
+    )
+    still = {"maxSteps": 1, "epochs": None, "learningRate": 1e-12}
+    config = lab.config("lite", kind="bert-lite", zero=3, world=1, training=still)
+    assert config.spec.training.gradient_checkpointing
+    attempt = lab.run(config)
+    assert attempt.exit_codes == [0], attempt.output
+    lab.store.download_folder(config.model_uri, tmp_path)
+    before = load_file(lab.models / "bert-lite" / "model.safetensors")
+    after = load_file(tmp_path / "model.safetensors")
+    assert after.keys() == before.keys(), "no weight is stored under a name of earlier versions"
+    assert after["classifier.weight"] == pytest.approx(before["classifier.weight"][::-1], abs=1e-6)
 
 
 def test_a_stop_that_reaches_one_rank_stops_both_with_the_state_saved(lab: Lab) -> None:

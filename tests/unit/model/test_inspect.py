@@ -123,11 +123,6 @@ def test_a_model_that_can_do_the_task_is_taken(folder, changes, task):
     check_task(configured(folder, **changes), URI, task)
 
 
-def test_roberta_loses_the_positions_that_it_counts_past_the_padding(folder):
-    facts = configured(folder, model_type="roberta", max_position_embeddings=514, pad_token_id=1)
-    assert facts.positions == 512
-
-
 def test_models_that_also_see_keep_their_sizes_in_a_nested_block(folder):
     facts = configured(folder, text_config={"hidden_size": 64, "max_position_embeddings": 99})
     assert (facts.hidden_size, facts.positions) == (64, 99)

@@ -3,6 +3,7 @@
 Check, choose, then either find the data set that the same inputs gave before, or make it.
 """
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
 from ..model.fetch import fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model
 from ..model.tokenizer import load_tokenizer, tokenizer_digest
+from ..model.weights import WeightPlan, plan_weights
 from ..progress import ProgressReporter
 from ..runtime import RuntimeEnv
 from ..stage_log import log_prepared
@@ -68,6 +70,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         from ..model.adapters import check_adapter
 
         check_adapter(model.path, spec.method.lora, task)
+    plan = plan_weights(model.path, spec.model.uri, task)
+    facts = _completed(facts, plan)
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
     choice = _zero_choice(config, facts, task, dtype, length)
@@ -80,6 +84,9 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     info = read_dataset_info(store, dataset_uri) if reused else build_dataset(config, inputs, digest, store, report)
     for remark in info.remarks:
         report.warn(remark)
+    warnings = _model_warnings(config, plan, plan_weights(model.path, spec.model.uri, task, info.labels))
+    for warning in warnings:
+        report.warn(warning)
     packing, packing_note = choose_packing(config, info)
     detected = "" if spec.data.format else f"format {data_format}, by the columns of the first record"
     prepared = Prepared(
@@ -97,6 +104,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         labels=info.labels,
         parameters=facts.parameters,
         memory_estimate_bytes=choice.bytes,
+        supports_gradient_checkpointing=plan.gradient_checkpointing,
+        warnings=warnings,
         notes=_notes(info, (detected, packing_note, choice.reason), spec.data.max_length),
     )
     log_prepared(config, prepared, info)
@@ -147,6 +156,28 @@ def longest_allowed(wanted: int, facts: ModelFacts, tokenizer: Any) -> int:
     return min([wanted, *(int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT)])
 
 
+def _completed(facts: ModelFacts, plan: WeightPlan) -> ModelFacts:
+    """What config.json and weight files say, corrected by what the model's code does."""
+    positions = [limit for limit in (facts.positions, plan.positions) if limit is not None]
+    return replace(facts, positions=min(positions, default=None), gradient_checkpointing=plan.gradient_checkpointing)
+
+
+def _model_warnings(config: TrainerConfig, plan: WeightPlan, labelled: WeightPlan) -> tuple[str, ...]:
+    """What a user has to know about the base model: `plan` is for its own labels, `labelled` for those of the data."""
+    found = [labelled.labels.note]
+    if plan.unused:
+        found.append(
+            f"config.json of the base model has no place for {len(plan.unused)} of its weights, which are not used: "
+            f"{', '.join(plan.unused[:3])}"
+        )
+    if config.spec.training.gradient_checkpointing and not plan.gradient_checkpointing:
+        found.append(
+            f"{plan.model_class.__name__} does not support gradient checkpointing, so it is trained without: "
+            "this takes more memory"
+        )
+    return tuple(warning for warning in found if warning)
+
+
 def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dtype, length: int) -> ZeroChoice:
     spec = config.spec
     on_gpus = spec.workers.gpus_per_node > 0
@@ -162,7 +193,7 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
         micro_batch=config.batch.micro_size,
         global_batch=config.batch.global_size,
         length=length,
-        gradient_checkpointing=spec.training.gradient_checkpointing,
+        gradient_checkpointing=spec.training.gradient_checkpointing and facts.gradient_checkpointing,
     )
     # With GPUs the limit is the host's memory, which says nothing about the GPU's.
     bytes_limit = None if limit is None or on_gpus else int(amount(limit))

@@ -1,6 +1,5 @@
 """The base model and the exported folders, and how each is loaded. Needs torch when one is opened."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,13 @@ def adapter_uri(config: TrainerConfig) -> str:
     return f"{config.run_uri}/adapter"
 
 
-def brings_head(candidate: Candidate, task: Task) -> bool:
-    """Whether the model's configuration names an architecture that has a head for the task."""
-    architectures = json.loads((candidate.folder / "config.json").read_text()).get("architectures") or ()
-    return task is Task.CAUSAL_LM or any("ForSequenceClassification" in str(name) for name in architectures)
+def drawn_head(candidate: Candidate, prepared: Prepared) -> str:
+    """Why the model's answers come from a freshly drawn output layer; empty where they come from its own."""
+    if prepared.task is Task.CAUSAL_LM:
+        return ""
+    from ..model.weights import plan_weights
+
+    plan = plan_weights(candidate.folder, candidate.address.uri, prepared.task, prepared.labels)
+    if plan.brings_head:
+        return ""
+    return "has other labels than the data" if plan.labels.note else "brings no classifier head"

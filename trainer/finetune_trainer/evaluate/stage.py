@@ -17,7 +17,7 @@ from ..runtime import RuntimeEnv
 from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
 from . import compare
-from .candidates import Candidate, adapter_uri, base_candidate, brings_head, exported_candidates, formats
+from .candidates import Candidate, adapter_uri, base_candidate, drawn_head, exported_candidates, formats
 from .data_section import DataSection
 from .judge import Judge, Judged
 from .model_card import model_card
@@ -90,16 +90,16 @@ def _needed(config: TrainerConfig, prepared: Prepared) -> bool:
 
 
 def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None) -> tuple[str, ...]:
-    found = []
+    found = [f"{warning[0].upper()}{warning[1:]}." for warning in prepared.warnings]
     if prepared.counts.test == 0:
         found.append("There was no test split (data.test.fraction is 0), so no figures were measured on held-out data.")
     elif prepared.counts.test < _FEW:
         found.append(f"The test split has {prepared.counts.test} examples only; read the figures with their intervals.")
     if not config.spec.evaluation.baseline:
         found.append("The base model was not evaluated (evaluation.baseline is false).")
-    elif base is not None and prepared.counts.test and not brings_head(base, prepared.task):
+    elif base is not None and prepared.counts.test and (reason := drawn_head(base, prepared)):
         found.append(
-            "The base model brings no classifier head: its figures are those of a freshly drawn head, "
+            f"The base model {reason}: its figures are those of a freshly drawn head, "
             "the one that training started from, and close to guessing."
         )
     return tuple(found)

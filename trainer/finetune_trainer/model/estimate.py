@@ -184,7 +184,8 @@ def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str
     higher = next((other for other in STAGES if other > stage and _fits(shape, other, limit)), None)
     if higher is not None:
         ways.append(f"set spec.deepspeed.zeroStage: {higher}")
-    if not shape.gradient_checkpointing and _fits(replace(shape, gradient_checkpointing=True), stage, limit):
+    can_checkpoint = shape.facts.gradient_checkpointing and not shape.gradient_checkpointing
+    if can_checkpoint and _fits(replace(shape, gradient_checkpointing=True), stage, limit):
         ways.append("set spec.training.gradientCheckpointing: true")
     divisors = [size for size in range(shape.micro_batch - 1, 0, -1) if shape.micro_batch % size == 0]
     smaller = next((size for size in divisors if _fits(replace(shape, micro_batch=size), stage, limit)), None)

@@ -12,10 +12,9 @@ from ..errors import ModelUnusableError
 from .files import PICKLED_WEIGHTS, VOCABULARY_FILES, matches
 
 _DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""Keys of config.json that state how many tokens a sequence may have."""
 _NOT_ADAPTED = ("embed", "lm_head", "classifier", "score", "wte", "wpe", "predictions")
-_OFFSET_FAMILIES = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod"})
-"""Families that count positions from pad_token_id + 1, as fairseq did."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,9 @@ class ModelFacts:
     layers: int
     vocabulary: int
     positions: int | None
-    """Tokens that a sequence may have. None: no limit is stated."""
+    """Tokens that a sequence may have by config.json. None: no limit is stated."""
+    gradient_checkpointing: bool = True
+    """The model can recompute its activations; known once the model is built, see `model.weights`."""
 
 
 def inspect_model(folder: Path, uri: str) -> ModelFacts:
@@ -44,7 +45,7 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
     Raises ModelUnusableError naming what is missing or wrong, and where.
     """
     config = _config(folder, uri)
-    shapes = _shapes(folder, uri)
+    shapes = tensor_shapes(folder, uri)
     if not any(matches(path.name, VOCABULARY_FILES) for path in folder.iterdir()):
         raise ModelUnusableError(
             f"{uri} has no tokenizer: no tokenizer.json (nor vocab.txt, vocab.json, *.model)",
@@ -64,7 +65,7 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
         hidden_size=_first(text, "hidden_size", "n_embd", "d_model", "dim") or 0,
         layers=_first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0,
         vocabulary=_first(text, "vocab_size") or 0,
-        positions=_positions(config, text),
+        positions=_first(text, *POSITIONS),
     )
 
 
@@ -116,20 +117,26 @@ def _config(folder: Path, uri: str) -> dict[str, Any]:
     return config
 
 
-def _shapes(folder: Path, uri: str) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(folder: Path, uri: str) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor, from the headers of the weight files."""
-    from safetensors import SafetensorError, safe_open
-
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _weight_files(folder, uri):
-        try:
-            with safe_open(path, framework="np") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelUnusableError(
-                f"{uri}: {path.name} is not a whole safetensors file: {error}", advice="copy the model again"
-            ) from error
+        shapes |= {name: shape for name, shape, _ in _header(path, uri)}
     return shapes
+
+
+def _header(path: Path, uri: str) -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and stored type of every tensor of one weight file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return [(name, tuple(entry.get_shape()), entry.get_dtype()) for name, entry in slices.items()]
+    except (SafetensorError, OSError) as error:
+        raise ModelUnusableError(
+            f"{uri}: {path.name} is not a whole safetensors file: {error}", advice="copy the model again"
+        ) from error
 
 
 def _weight_files(folder: Path, uri: str) -> list[Path]:
@@ -158,10 +165,3 @@ def _weight_files(folder: Path, uri: str) -> list[Path]:
 
 def _first(config: dict[str, Any], *names: str) -> int | None:
     return next((config[name] for name in names if isinstance(config.get(name), int)), None)
-
-
-def _positions(config: dict[str, Any], text: dict[str, Any]) -> int | None:
-    positions = _first(text, *_POSITIONS)
-    if positions is not None and config["model_type"] in _OFFSET_FAMILIES:
-        positions -= (text.get("pad_token_id") or 0) + 1
-    return positions

@@ -1,17 +1,19 @@
 """The base model with the head of the task, the same values in every process and in the baseline."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from finetune_api.v1alpha1 import Dtype, Task
 
 from ..errors import ModelUnusableError
-from .tokenizer import load_tokenizer
+from .weights import plan_weights
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     Dtype.FLOAT32: torch.float32,
@@ -19,50 +21,47 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     Dtype.FLOAT16: torch.float16,
 }
 
-_MODEL_CLASSES: dict[Task, Any] = {
-    Task.SEQUENCE_CLASSIFICATION: AutoModelForSequenceClassification,
-    Task.CAUSAL_LM: AutoModelForCausalLM,
-}
-
 
 def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtype, seed: int) -> PreTrainedModel:
     """Load a model folder in Hugging Face layout. `labels` names the classes in the order of their ids.
 
-    Parameters that the folder does not have (a new head) are drawn from `seed` by name, so neither the ZeRO stage nor
-    what ran before changes them. Raises ModelUnusableError for a folder that holds no such model.
+    A classifier's rows are put in the order of `labels` where its own labels are the same. Parameters that the folder
+    does not have (a new head) are drawn from `seed` by name, so neither the ZeRO stage nor what ran before changes
+    them. Raises ModelUnusableError for a folder that holds no such model.
     """
-    overrides: dict[str, Any] = {}
-    if task is Task.SEQUENCE_CLASSIFICATION:
-        overrides = {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: index for index, label in enumerate(labels)},
-            "problem_type": "single_label_classification",
-            # A decoder finds a row's last real token by it.
-            "pad_token_id": load_tokenizer(folder).pad_token_id,
-        }
+    plan = plan_weights(folder, str(folder), task, labels)
     try:
-        config = AutoConfig.from_pretrained(folder, **overrides)
-        model: PreTrainedModel
-        model, found = _MODEL_CLASSES[task].from_pretrained(
-            folder, config=config, dtype=TORCH_DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
+        model: Any
+        found: dict[str, Any]
+        model, found = plan.model_class.from_pretrained(
+            folder,
+            config=plan.config,
+            dtype=TORCH_DTYPES[dtype],
+            output_loading_info=True,
+            # Under ZeRO-3 transformers raises for a head of another size all the same, unless it has another name.
+            ignore_mismatched_sizes=True,
+            key_mapping={f"^{re.escape(name)}$": f"replaced.{name}" for name in plan.misshapen} or None,
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelUnusableError(
-            f"{folder} cannot be loaded for {task}: {error}",
-            advice="spec.model.uri has to point to a folder in Hugging Face layout with config.json, a tokenizer and "
-            "safetensors weights of an architecture that knows this task",
+            f"{folder} cannot be loaded for {task}: {error}", advice="copy the model again; its files may be damaged"
         ) from error
-    new = set(found["missing_keys"]) | {entry[0] for entry in found["mismatched_keys"]}
-    if task is Task.CAUSAL_LM and new:
+    unplanned = (set(found["missing_keys"]) | {entry[0] for entry in found["mismatched_keys"]}) - set(plan.new)
+    if unplanned:
         raise ModelUnusableError(
-            f"{folder} lacks weights of a language model: {', '.join(sorted(new)[:4])}",
-            advice="use a base model with a language-modelling head, or set spec.model.task to SequenceClassification",
+            f"{folder}: {len(unplanned)} weights were not found when the model was loaded: {sorted(unplanned)[:4]}",
+            advice="copy the model again; its files may be damaged",
         )
-    _initialise(model, new, seed=seed)
+    # Under ZeRO-3 transformers keeps all renamings that it knows, and would undo them all when the model is saved:
+    # LayerNorm.weight would be stored as LayerNorm.gamma.
+    model._weight_conversions = [kept for kept in model._weight_conversions if kept.was_used()]
+    _initialise(model, plan.new, seed=seed)
+    if plan.labels.order:
+        _reorder(model, plan.label_axes, plan.labels.order)
     # An adapter has to bring them: see adapters.with_adapter.
-    vars(model)["new_parameters"] = frozenset(new)
-    return model
+    model.new_parameters = frozenset(plan.new)
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _initialise(model: PreTrainedModel, names: Iterable[str], *, seed: int) -> None:
@@ -84,12 +83,28 @@ def _initialise(model: PreTrainedModel, names: Iterable[str], *, seed: int) -> N
         _assign(parameter, values)
 
 
-def _assign(parameter: nn.Parameter, values: torch.Tensor) -> None:
-    if hasattr(parameter, "ds_id"):
-        import deepspeed
+def _reorder(model: PreTrainedModel, axes: Mapping[str, int], order: tuple[int, ...]) -> None:
+    """Row i of every parameter with a row for each label becomes its row `order[i]`."""
+    parameters = dict(model.named_parameters())
+    for name, axis in axes.items():
+        with _whole(parameters[name]) as (values, is_writer):
+            if is_writer:
+                values.copy_(values.index_select(axis, torch.tensor(order, device=values.device)))
 
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            if torch.distributed.get_rank() == 0:
-                parameter.data.copy_(values)
-    else:
-        parameter.data.copy_(values)
+
+def _assign(parameter: nn.Parameter, values: torch.Tensor) -> None:
+    with _whole(parameter) as (data, is_writer):
+        if is_writer:
+            data.copy_(values)
+
+
+@contextmanager
+def _whole(parameter: nn.Parameter) -> Iterator[tuple[torch.Tensor, bool]]:
+    """The parameter's values, unpartitioned, and whether this process writes them: under ZeRO-3 rank 0 does."""
+    if not hasattr(parameter, "ds_id"):
+        yield parameter.data, True
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        yield parameter.data, torch.distributed.get_rank() == 0

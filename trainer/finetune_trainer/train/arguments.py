@@ -44,7 +44,7 @@ def training_arguments(config: TrainerConfig, plan: TrainingPlan, scratch: Path)
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         # Reentrant checkpointing would need inputs with gradients, which an adapter's frozen embedding does not give.
-        activation_checkpointing=training.gradient_checkpointing,
+        activation_checkpointing=training.gradient_checkpointing and prepared.supports_gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         # Data is tokens in memory-mapped shards: worker processes would only copy them.
         dataloader_num_workers=0,

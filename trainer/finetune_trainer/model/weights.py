@@ -1,0 +1,345 @@
+"""Which parameters of a task's model a folder has weights for, found without reading a weight.
+
+The model is built on torch's meta device, and transformers' own loader matches it with empty tensors that have the
+names and shapes in the folder's safetensors headers. So renamed, fused and tied weights are matched as they are when
+the model is loaded, and the answer is the same in every process and at every ZeRO stage.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.integrations import deepspeed as hf_deepspeed
+from transformers.models.auto.auto_factory import _get_model_class
+
+from finetune_api.v1alpha1 import Task
+
+from ..errors import ModelUnusableError
+from .inspect import POSITIONS, tensor_shapes
+from .tokenizer import load_tokenizer
+
+_AUTO_CLASSES: dict[Task, Any] = {
+    Task.SEQUENCE_CLASSIFICATION: AutoModelForSequenceClassification,
+    Task.CAUSAL_LM: AutoModelForCausalLM,
+}
+_SHOWN = 4
+"""Names in an error message."""
+_SHOWN_LETTERS = 40
+"""Of a label."""
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """What becomes of the base model's rows for its own labels."""
+
+    order: tuple[int, ...] | None
+    """Row i of the new head is row `order[i]` of the folder's. None: the rows are drawn anew."""
+    note: str = ""
+    """For people; empty for a model that brings no classifier."""
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """How a model of one task is filled from one folder."""
+
+    model_class: Any
+    config: Any
+    new: tuple[str, ...]
+    """Parameters whose values are drawn, sorted: the head's (and the pooler's), as far as the folder has none that
+    fit."""
+    misshapen: tuple[str, ...]
+    """Those of `new` that the folder has with another shape."""
+    label_axes: Mapping[str, int]
+    """Parameter -> its axis with one row for each label. Classification only."""
+    labels: LabelRows
+    unused: tuple[str, ...]
+    """Weights of the base model that the folder has and `config.json` has no place for."""
+    gradient_checkpointing: bool
+    """The model can recompute its activations."""
+    positions: int | None
+    """Tokens that the position table has room for, where the model counts positions from its pad id."""
+    embeddings: int | None
+    """Rows of the input embedding, one for each token id. None: the model has no such table (CANINE hashes)."""
+
+    @property
+    def brings_head(self) -> bool:
+        """False for a classifier whose rows for the labels are drawn anew."""
+        return not set(self.label_axes) & set(self.new)
+
+
+def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = ()) -> WeightPlan:
+    """Match a folder with the model of a task. Without `labels`, a classifier has as many as the folder's config says.
+
+    Raises ModelUnusableError where anything but a head would have to be drawn: names that do not match, shapes that
+    `config.json` does not describe, a language model without its head.
+    """
+    own = _own_config(folder, uri, task)
+    config = own
+    if task is Task.SEQUENCE_CLASSIFICATION:
+        config = _own_config(folder, uri, task, **_classifier_settings(folder, labels))
+    try:
+        with _without_zero3():
+            model_class: Any = _get_model_class(config, _AUTO_CLASSES[task]._model_mapping)  # type: ignore[no-untyped-call]
+            model, found = _match(model_class, config, tensor_shapes(folder, uri))
+            axes = _label_axes(model, config) if task is Task.SEQUENCE_CLASSIFICATION else {}
+    except ModelUnusableError:
+        raise
+    except Exception as error:  # whatever a modelling file raises for a config.json that it cannot build
+        raise _cannot_load(folder, uri, task, error) from error
+    missing = set(found["missing_keys"])
+    misshapen = {name: (tuple(stored), tuple(built)) for name, stored, built in found["mismatched_keys"]}
+    parts = _Parts.of(model, axes)
+    _refuse_foreign(parts, missing, misshapen, sorted(found["unexpected_keys"]), uri, task)
+    rows = _label_rows(axes, missing, misshapen, own, labels)
+    redrawn = set(axes) if rows.order is None else set()
+    return WeightPlan(
+        model_class=model_class,
+        config=config,
+        new=tuple(sorted(missing | set(misshapen) | redrawn)),
+        misshapen=tuple(sorted(misshapen)),
+        label_axes=axes,
+        labels=rows,
+        unused=tuple(name for name in sorted(found["unexpected_keys"]) if parts.has_place_in_base(name)),
+        gradient_checkpointing=_can_checkpoint(model),
+        positions=_counted_positions(model),
+        embeddings=_embedding_rows(model),
+    )
+
+
+def _own_config(folder: Path, uri: str, task: Task, **settings: Any) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, **settings)
+    except Exception as error:
+        raise _cannot_load(folder, uri, task, error) from error
+
+
+def _cannot_load(folder: Path, uri: str, task: Task, error: Exception) -> ModelUnusableError:
+    return ModelUnusableError(
+        f"{uri} cannot be loaded for {task}: {type(error).__name__}: {error}",
+        advice="spec.model.uri has to point to a folder in Hugging Face layout with config.json, a tokenizer and "
+        "safetensors weights of an architecture that supports this task",
+    )
+
+
+def _classifier_settings(folder: Path, labels: tuple[str, ...]) -> dict[str, Any]:
+    # A decoder finds a row's last real token by it, and fairseq's encoders count positions from it.
+    settings: dict[str, Any] = {"pad_token_id": load_tokenizer(folder).pad_token_id}
+    if labels:
+        settings |= {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+    return settings
+
+
+def _match(
+    model_class: Any, config: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    model, found = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=empty,
+        device_map={"": "meta"},
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    return model, found
+
+
+def _label_axes(model: PreTrainedModel, config: Any) -> dict[str, int]:
+    """Parameters with one row for each label: those that grow with one more label."""
+    config = copy.deepcopy(config)
+    config.num_labels += 1
+    with torch.device("meta"):
+        larger = type(model)(config).state_dict()
+    axes = {}
+    for name, parameter in model.state_dict().items():
+        grown = [axis for axis, size in enumerate(parameter.shape) if larger[name].shape[axis] != size]
+        if grown:
+            axes[name] = grown[0]
+    return axes
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Tells the base model's parameters from the head's."""
+
+    prefix: str
+    """Of the base model's names; empty where the class keeps none apart."""
+    children: frozenset[str]
+    """First parts of the names within the base model."""
+    head: frozenset[str]
+    """First parts of the names of the head, where there is no prefix."""
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, axes: Mapping[str, int]) -> "_Parts":
+        base = model.base_model
+        return cls(
+            prefix="" if base is model else f"{model.base_model_prefix}.",
+            children=frozenset(name for name, _ in base.named_children()),
+            head=frozenset(name.split(".")[0] for name in axes),
+            names=frozenset(model.state_dict()),
+        )
+
+    def in_base(self, name: str) -> bool:
+        """A pooler is part of the head: models trained on masked words have none."""
+        if "pooler" in name.split("."):
+            return False
+        return name.startswith(self.prefix) if self.prefix else name.partition(".")[0] not in self.head
+
+    def has_place_in_base(self, stored: str) -> bool:
+        """For a name in the folder that no parameter has: whether it is of a part of the base model."""
+        parts = stored.removeprefix(self.prefix).split(".")
+        return parts[0] in self.children and "pooler" not in parts
+
+    def wrapper_of(self, missing: Collection[str], stored: Collection[str]) -> str:
+        """What stands in front of the folder's names, where that is why they do not match."""
+        wanted = [name.removeprefix(self.prefix) for name in sorted(missing)[:50]]
+        found = Counter(
+            name[: -len(end)].removesuffix(self.prefix)
+            for end in wanted
+            for name in stored
+            if name.endswith(f".{end}") and name != f"{self.prefix}{end}"
+        )
+        return found.most_common(1)[0][0] if found else ""
+
+
+def _refuse_foreign(
+    parts: _Parts,
+    missing: Collection[str],
+    misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    unexpected: Collection[str],
+    uri: str,
+    task: Task,
+) -> None:
+    """Raise ModelUnusableError unless every parameter that the folder has no fitting weight for is a new head's."""
+    is_new_head = task is Task.SEQUENCE_CLASSIFICATION
+    if wrong := sorted(name for name in misshapen if not is_new_head or parts.in_base(name)):
+        shown = ", ".join(
+            f"{name} is {list(misshapen[name][0])} in the weight files and {list(misshapen[name][1])} by config.json"
+            for name in wrong[:_SHOWN]
+        )
+        raise ModelUnusableError(
+            f"{uri}: config.json does not describe the weights: {len(wrong)} of {len(parts.names)} have another "
+            f"shape: {shown}",
+            advice="use the config.json that was saved with these weights",
+        )
+    absent = sorted(name for name in missing if not is_new_head or parts.in_base(name))
+    if not absent:
+        return
+    unused = f"; {len(unexpected)} weights in the folder are not used: {_listed(unexpected)}" if unexpected else ""
+    message = f"{uri} lacks {len(absent)} of the model's {len(parts.names)} weights: {_listed(absent)}{unused}"
+    if wrapper := parts.wrapper_of(missing, unexpected):
+        raise ModelUnusableError(
+            message,
+            advice=f"the names in the weight files begin with {wrapper!r}; remove that (it comes from a wrapper around "
+            "the model), or save the inner model with transformers' save_pretrained",
+        )
+    if task is Task.CAUSAL_LM and not any(parts.in_base(name) for name in absent):
+        raise ModelUnusableError(
+            message,
+            advice="use a base model with a language-modelling head, or set spec.model.task to SequenceClassification",
+        )
+    raise ModelUnusableError(
+        message, advice="use the config.json that belongs to these weights, and weights saved with save_pretrained"
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = list(names)[:_SHOWN]
+    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
+
+
+def _label_rows(
+    axes: Mapping[str, int],
+    missing: Collection[str],
+    misshapen: Collection[str],
+    own: Any,
+    labels: tuple[str, ...],
+) -> LabelRows:
+    """Keep the base model's rows for its labels, in the order of the data's, where both have the same labels."""
+    if not axes or set(axes) & set(missing):
+        return LabelRows(None)
+    if not labels:
+        return LabelRows(())
+    theirs = [str(own.id2label[index]).strip() for index in sorted(own.id2label)]
+    order = None if set(axes) & set(misshapen) else matching_rows(theirs, labels)
+    if order is None:
+        shown = _listed([label[:_SHOWN_LETTERS] for label in theirs])
+        return LabelRows(
+            None,
+            f"the base model's classifier has other labels ({shown}) than the data, so its output layer is drawn anew",
+        )
+    return LabelRows(order, "the base model's classifier is kept: its labels are those of the data")
+
+
+def matching_rows(theirs: list[str], ours: tuple[str, ...]) -> tuple[int, ...] | None:
+    """For each of our labels the place of the same one in `theirs`; None unless both have the same labels.
+
+    Case does not count, unless labels differ by nothing else.
+    """
+    for key in (str, str.casefold):
+        places = {key(label): index for index, label in enumerate(theirs)}
+        wanted = [key(label) for label in ours]
+        if len(places) == len(theirs) == len(set(wanted)) and set(wanted) == set(places):
+            return tuple(places[label] for label in wanted)
+    return None
+
+
+def _embedding_rows(model: PreTrainedModel) -> int | None:
+    try:
+        table = getattr(model.get_input_embeddings(), "weight", None)
+    except NotImplementedError:
+        return None
+    return int(table.shape[0]) if isinstance(table, torch.Tensor) and table.dim() > 1 else None
+
+
+def _can_checkpoint(model: PreTrainedModel) -> bool:
+    """Ask the model itself: some classes do not support it, others say so only when it is switched on."""
+    if not model.supports_gradient_checkpointing:
+        return False
+    try:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError:
+        return False
+    model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
+    return True
+
+
+def _counted_positions(model: Any) -> int | None:
+    """Positions left of a table whose first row in use is the one after the pad id's.
+
+    fairseq's models (RoBERTa, MPNet, Longformer, I-BERT, ...) number the tokens from `padding_idx + 1`, and such a
+    table is the only one for positions that has a `padding_idx`.
+    """
+    text = model.config.get_text_config()
+    sizes = {getattr(text, name, None) for name in POSITIONS}
+    for name, module in model.named_modules():
+        padding, table = getattr(module, "padding_idx", None), getattr(module, "weight", None)
+        if "position" not in name.rsplit(".", 1)[-1] or padding is None or not isinstance(table, torch.Tensor):
+            continue
+        if table.shape[0] in sizes:
+            return int(table.shape[0]) - int(padding) - 1
+    return None
+
+
+@contextmanager
+def _without_zero3() -> Iterator[None]:
+    """Under ZeRO-3 transformers would partition the empty model."""
+    before = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = before
