@@ -325,6 +325,41 @@ def test_an_adapter_on_a_tied_head_is_refused_before_anything_is_written(place, 
     assert not list(place.store.list(f"{place.uri}/out/datasets/"))
 
 
+def resized(base: Path, folder: Path, rows: int, *, pad: str = "") -> Path:
+    """A copy of the base model whose embedding has this many rows."""
+    from transformers import BertModel
+
+    shutil.copytree(base, folder)
+    model = BertModel.from_pretrained(base)
+    model.resize_token_embeddings(rows)
+    model.save_pretrained(folder)
+    if pad:
+        tokenizer = load_tokenizer(base)
+        tokenizer.add_special_tokens({"pad_token": pad})
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_an_embedding_smaller_than_the_tokenizer_is_refused_where_the_data_needs_the_rest(place, bert, tmp_path):
+    tokenizer = load_tokenizer(bert)
+    size, uri = len(tokenizer), place.put("train.jsonl", jsonl(classified()))
+    needed = place.prepare(bert, {"train": sources(uri)})
+    largest = read_dataset_info(place.store, needed.dataset_uri).largest_token
+    splits = [place.open(needed, split) for split in ("train", "validation", "test")]
+    assert largest == max(max(split[index]["input_ids"]) for split in splits for index in range(len(split)))
+
+    enough = place.prepare(resized(bert, tmp_path / "enough", largest + 1), {"train": sources(uri)})
+    assert enough.reused
+    with pytest.raises(ModelUnusableError) as caught:
+        place.prepare(resized(bert, tmp_path / "small", largest), {"train": sources(uri)})
+    token = tokenizer.convert_ids_to_tokens(largest)
+    expected = f"token {token!r} has the id {largest}, but the model's embedding has {largest} rows"
+    assert f"{expected}; the tokenizer has {size} tokens" in str(caught.value)
+    with pytest.raises(ModelUnusableError, match=rf"pad_token '\[PAD\]' has the id {size}, .* has {size} rows"):
+        place.prepare(resized(bert, tmp_path / "padded", size, pad="[PAD]"), {"train": sources(uri)})
+    place.prepare(resized(bert, tmp_path / "large", size + 64), {"train": sources(uri)})
+
+
 def test_a_base_like_mpnet_gets_the_length_it_can_take_and_a_warning_of_what_it_cannot_do(place, tmp_path):
     """Its positions are counted from the pad id, and it cannot recompute activations."""
     from transformers import MPNetConfig, MPNetModel

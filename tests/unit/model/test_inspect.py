@@ -91,6 +91,53 @@ def test_an_error_names_what_is_missing_and_where(folder, broken, expected):
 
 
 @pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "config.json has quantization_config (bitsandbytes, load_in_4bit)",
+        ),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "config.json has quantization_config (gptq)"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "config.json has quantization_config (fp8)"),
+        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "text_config.quantization_config (awq)"),
+        ({"compression_config": {"format": "int-quantized"}}, "compression_config (no quant_method)"),
+    ],
+)
+def test_a_quantised_base_is_refused_by_the_key_that_says_so(folder, changes, expected):
+    with pytest.raises(ModelUnusableError) as caught:
+        configured(folder, **changes)
+    assert expected in str(caught.value)
+    assert "use the unquantised model" in caught.value.advice
+
+
+def test_an_empty_quantisation_block_means_nothing(folder):
+    assert configured(folder, quantization_config=None, text_config={}).parameters > 0
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32])
+def test_weights_that_are_not_floating_point_are_refused(folder, dtype):
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(TENSORS | {name: np.zeros((16, 8), dtype=dtype)}, folder / "model.safetensors")
+    with pytest.raises(ModelUnusableError, match=f"{name} in model.safetensors is stored as [IU]"):
+        inspect_model(folder, URI)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("hf://unsloth/SmolLM2-135M-Instruct-bnb-4bit", "hf://unsloth/SmolLM2-135M-Instruct)"),
+        ("hf://TheBloke/Mistral-7B-v0.1-GPTQ", "hf://TheBloke/Mistral-7B-v0.1)"),
+        ("s3://bucket/llama-3-8b-AWQ-INT4/", "s3://bucket/llama-3-8b)"),
+    ],
+)
+def test_the_unquantised_model_is_guessed_from_the_name(folder, uri, expected):
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"quant_method": "x"}}))
+    with pytest.raises(ModelUnusableError) as caught:
+        inspect_model(folder, uri)
+    assert f"(here perhaps {expected}" in caught.value.advice
+
+
+@pytest.mark.parametrize(
     ("changes", "task", "expected"),
     [
         ({"model_type": "bert", "architectures": ["BertModel"]}, Task.CAUSAL_LM, "is an encoder"),

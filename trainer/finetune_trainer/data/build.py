@@ -93,6 +93,7 @@ def build_dataset(
         seed=spec.training.seed,
         max_length=inputs.max_length,
         tokenizer_digest=inputs.tokenizer_digest,
+        largest_token=max(writer.largest_token for writer in writers.values()),
         counts=SplitCounts(**counts),
         labels=labels,
         label_counts=_label_counts(examples) if labels else {},

@@ -54,6 +54,8 @@ class DatasetInfo(_Block):
     max_length: int
     """Tokens that a row has at most."""
     tokenizer_digest: str
+    largest_token: int
+    """Largest token id in any row: the model's embedding needs a row for it."""
     counts: SplitCounts
     labels: tuple[str, ...] = ()
     """Label names in the order of their ids."""

@@ -19,7 +19,7 @@ from ..errors import BadConfigError, BadDataError, ModelUnusableError
 from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
 from ..model.fetch import fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model
-from ..model.tokenizer import load_tokenizer, tokenizer_digest
+from ..model.tokenizer import check_special_tokens, embedding_too_small, load_tokenizer, tokenizer_digest
 from ..model.weights import WeightPlan, plan_weights
 from ..progress import ProgressReporter
 from ..runtime import RuntimeEnv
@@ -72,6 +72,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         check_adapter(model.path, spec.method.lora, task)
     plan = plan_weights(model.path, spec.model.uri, task)
     facts = _completed(facts, plan)
+    if plan.embeddings is not None:
+        check_special_tokens(tokenizer, plan.embeddings, spec.model.uri)
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
     choice = _zero_choice(config, facts, task, dtype, length)
@@ -82,6 +84,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     dataset_uri = dataset_folder(config, digest)
     reused = store.exists(join(dataset_uri, DATASET_FILE))
     info = read_dataset_info(store, dataset_uri) if reused else build_dataset(config, inputs, digest, store, report)
+    if plan.embeddings is not None and info.largest_token >= plan.embeddings:
+        raise embedding_too_small(tokenizer, info.largest_token, plan.embeddings, spec.model.uri, "the data's token")
     for remark in info.remarks:
         report.warn(remark)
     warnings = _model_warnings(config, plan, plan_weights(model.path, spec.model.uri, task, info.labels))

@@ -51,6 +51,7 @@ class ShardWriter:
         self._bytes = 0
         self.shards: list[ShardInfo] = []
         self.lengths: Counter[int] = Counter()
+        self.largest_token = 0
 
     @property
     def rows(self) -> int:
@@ -72,6 +73,7 @@ class ShardWriter:
             self._documents.append(document)
         self._bytes += size
         self.lengths[len(tokens)] += 1
+        self.largest_token = max(self.largest_token, int(tokens.max(initial=0)))
 
     def flush(self) -> None:
         """Write what was collected."""

@@ -1,6 +1,7 @@
 """What a model folder says about itself, read without loading weights; and whether it can do the task."""
 
 import json
+import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,8 +13,13 @@ from ..errors import ModelUnusableError
 from .files import PICKLED_WEIGHTS, VOCABULARY_FILES, matches
 
 _DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
+_PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Keys of config.json that state how many tokens a sequence may have."""
+_QUANTISED_SUFFIX = re.compile(
+    r"([-_.](unsloth|bnb|gptq|awq|fp8|nf4|mxfp4|nvfp4|int[48]|[48]-?bits?|w\d+a\d+|g\d+|quantized|dynamic|hqq|aqlm|exl[23]))+$",
+    re.IGNORECASE,
+)
 _NOT_ADAPTED = ("embed", "lm_head", "classifier", "score", "wte", "wpe", "predictions")
 
 
@@ -45,6 +51,7 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
     Raises ModelUnusableError naming what is missing or wrong, and where.
     """
     config = _config(folder, uri)
+    _refuse_quantised(config, uri)
     shapes = tensor_shapes(folder, uri)
     if not any(matches(path.name, VOCABULARY_FILES) for path in folder.iterdir()):
         raise ModelUnusableError(
@@ -96,6 +103,32 @@ def check_task(facts: ModelFacts, uri: str, task: Task) -> None:
         )
 
 
+def _refuse_quantised(config: dict[str, Any], uri: str) -> None:
+    for where in ("", "text_config."):
+        block = config.get("text_config") if where else config
+        for key in ("quantization_config", "compression_config"):
+            if isinstance(block, dict) and block.get(key):
+                raise _quantised(uri, f"config.json has {where}{key} ({_method(block[key])})")
+
+
+def _method(settings: Any) -> str:
+    """`gptq`, `bitsandbytes, load_in_4bit`: what a quantization_config says that was done."""
+    if not isinstance(settings, dict):
+        return str(settings)[:40]
+    switches = (key for key in ("load_in_4bit", "load_in_8bit") if settings.get(key))
+    return ", ".join(filter(None, (str(settings.get("quant_method") or "")[:40], *switches))) or "no quant_method"
+
+
+def _quantised(uri: str, finding: str) -> ModelUnusableError:
+    plain = _QUANTISED_SUFFIX.sub("", uri.rstrip("/"))
+    guess = f" (here perhaps {plain})" if plain != uri.rstrip("/") else ""
+    return ModelUnusableError(
+        f"{uri} is quantised, and quantised weights cannot be trained: {finding}",
+        advice="use the unquantised model: it is usually published under the same name without the ending -4bit, "
+        f"-GPTQ, -AWQ or -FP8{guess}, and named as base_model in the model card",
+    )
+
+
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and not any(word in name for word in _NOT_ADAPTED)
 
@@ -118,10 +151,13 @@ def _config(folder: Path, uri: str) -> dict[str, Any]:
 
 
 def tensor_shapes(folder: Path, uri: str) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor, from the headers of the weight files."""
+    """Shape of every tensor, from the headers of the weight files. Raises ModelUnusableError for quantised ones."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _weight_files(folder, uri):
-        shapes |= {name: shape for name, shape, _ in _header(path, uri)}
+        for name, shape, dtype in _header(path, uri):
+            if dtype not in _PLAIN_TYPES and name.endswith(".weight"):
+                raise _quantised(uri, f"{name} in {path.name} is stored as {dtype}")
+            shapes[name] = shape
     return shapes
 
 

@@ -38,6 +38,24 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def check_special_tokens(tokenizer: Any, rows: int, uri: str) -> None:
+    """Raise ModelUnusableError where a token that every text may get has no row in an embedding of `rows` rows."""
+    for name in ("pad_token", "bos_token", "eos_token", "cls_token", "sep_token", "unk_token"):
+        token_id = getattr(tokenizer, f"{name}_id", None)
+        if token_id is not None and token_id >= rows:
+            raise embedding_too_small(tokenizer, token_id, rows, uri, f"the tokenizer's {name}")
+
+
+def embedding_too_small(tokenizer: Any, token_id: int, rows: int, uri: str, what: str) -> ModelUnusableError:
+    """The error for a token without a row in the embedding; `what` says where the token is from."""
+    return ModelUnusableError(
+        f"{uri}: {what} {tokenizer.convert_ids_to_tokens(token_id)!r} has the id {token_id}, but the model's embedding "
+        f"has {rows} rows; the tokenizer has {len(tokenizer)} tokens",
+        advice="use the tokenizer files that belong to the model, or save the model with the tokenizer's size: "
+        f"model.resize_token_embeddings({len(tokenizer)})",
+    )
+
+
 def tokenizer_digest(folder: Path) -> str:
     """SHA-256 over the names and contents of the files that decide how text becomes tokens."""
     digest = hashlib.sha256()
