@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from finetune_api.constants import Stage
@@ -71,11 +71,12 @@ def parse_line(source: LogSource, line: str, *, last_time: str = "") -> list[Log
 
 
 def parse_lines(source: LogSource, lines: Iterable[str]) -> list[LogEntry]:
-    """All entries of a log."""
+    """All entries of a log. Lines before the first one with a time get that time, so that they stay in front of it."""
     entries: list[LogEntry] = []
     for line in lines:
         entries += parse_line(source, line, last_time=entries[-1].time if entries else "")
-    return entries
+    first = next((entry.time for entry in entries if entry.time), "")
+    return [entry if entry.time else replace(entry, time=first) for entry in entries]
 
 
 def of_newest_run(found: list[Source]) -> list[Source]:

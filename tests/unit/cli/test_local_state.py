@@ -86,16 +86,18 @@ def test_logs_prints_the_whole_run_in_the_order_of_time(
     put_log(folder, "topics-r2-train-a1-0.log", ("2026-01-01T12:00:01", "failed"))
     put_log(folder, "topics-r2-train-a10-0.log", ("2026-01-01T12:00:02", "first"), ("2026-01-01T12:00:04", "third"))
     put_log(folder, "topics-r2-train-a10-1.log", ("2026-01-01T12:00:03", "second"))
-    put_log(folder, "topics-r2-evaluate-a1-0.log")
+    put_log(folder, "topics-r2-evaluate-a1-0.log", ("2026-01-01T12:00:05", "evaluated"))
+    evaluate = folder / "logs/topics-r2-evaluate-a1-0.log"
+    evaluate.write_text(f"no time\n{evaluate.read_text()}")
     put_log(folder, "other-r1-evaluate-a1-0.log", ("2026-01-01T12:00:00", "of another job"))
 
     def printed(**options: Any) -> list[str]:
         logs("topics", work_dir=tmp_path, follow=follow, **options)
         return [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
 
-    assert printed() == ["prepared", "failed", "first", "second", "third"]
+    assert printed() == ["prepared", "failed", "first", "second", "third", "time", "evaluated"]
     assert printed(stage=Stage.TRAIN) == ["failed", "first", "second", "third"]
-    assert printed(attempt=1) == ["prepared", "failed"]
+    assert printed(attempt=1) == ["prepared", "failed", "time", "evaluated"]
     assert printed(stage=Stage.TRAIN, attempt=10, rank=0) == ["first", "second", "third"]
 
 
