@@ -62,8 +62,9 @@ class JobTable:
     def needs_look(self, key: JobKey) -> bool:
         """Whether what was shown last is unsettled. Our own last write is not: we know what comes next."""
         seen = self._seen.get(key)
-        is_unsettled = seen is not None and not seen.rests and not self._sleeps(seen)
-        return is_unsettled and self._written.get(key) != seen.resource_version
+        if seen is None or seen.rests or self._sleeps(seen):
+            return False
+        return self._written.get(key) != seen.resource_version
 
     def wakes_in(self, key: JobKey) -> float | None:
         """Seconds until something is due of an object that needs no look before; None where nothing is."""

@@ -295,7 +295,9 @@ def test_children_go_when_their_time_is_over_and_the_object_stays(admin: Path, n
             while await job.children():
                 await job.step()
                 await asyncio.sleep(0.1)
-        assert (await job.until(in_phase(Phase.SUCCEEDED))).artifact is not None
+        status = await job.until(lambda status: status.children_removed is True)
+        assert (status.phase, status.artifact is not None) == (Phase.SUCCEEDED, True)
+        assert job.last.requeue_after is None
 
     play(admin, namespace, scenario)
 
