@@ -88,10 +88,10 @@ def decide(status: Status, limits: RestartSpec, *, max_backoff_seconds: float) -
             is_rejected = last.outcome is Outcome.REJECTED
             return Retry(_backoff(in_a_row if is_rejected else in_a_row - 1, max_backoff_seconds))
     if status.restarts > limits.max_restarts:
-        times = f"failed {status.restarts} times without a new checkpoint in between"
-        return GiveUp(Reason.RESTARTS_EXHAUSTED, times)
-    if (times := identical_failures(status)) >= _IDENTICAL_FAILURES:
-        told = f"{last.reason} {times} times in the same way, without a new checkpoint in between; another attempt "
+        told = f"failed {status.restarts} times without a new checkpoint in between"
+        return GiveUp(Reason.RESTARTS_EXHAUSTED, told)
+    if (count := identical_failures(status)) >= _IDENTICAL_FAILURES:
+        told = f"{last.reason} {count} times in the same way, without a new checkpoint in between; another attempt "
         told += f"would fail again: {_REMEDIES.get(last.reason, _ANY_REMEDY)}"
         return GiveUp(Reason.REPEATED_FAILURE, told)
     return Retry(_backoff(status.restarts - 1, max_backoff_seconds))
