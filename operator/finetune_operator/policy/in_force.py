@@ -26,7 +26,7 @@ def spec_in_force(written: Mapping[str, Any], last: Spec | None) -> Spec:
     Nothing can be started from it: it has no more than that where `last`, the spec of the newest attempt, is not known.
     """
     suspend = _suspend(written)
-    update = {
+    update: dict[str, Any] = {
         "suspend": (last is not None and last.suspend) if suspend is None else suspend,
         "budget": _block(written, "budget", Budget) or (last.budget if last else Budget()),
         "restart": _block(written, "restart", Restart) or (last.restart if last else Restart()),
