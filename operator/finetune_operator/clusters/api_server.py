@@ -193,7 +193,7 @@ class ApiServer:
 
 
 async def lines_of(chunks: AsyncIterable[bytes], path: str, limit: int = _MAX_EVENT_BYTES) -> AsyncIterator[bytes]:
-    """The lines of a stream, without those that are longer than the limit and without a last one that breaks off.
+    """The lines of a stream, without those that are longer than the limit.
 
     aiohttp's own iteration raises ValueError for a line that its buffer cannot hold.
     """
@@ -212,6 +212,8 @@ async def lines_of(chunks: AsyncIterable[bytes], path: str, limit: int = _MAX_EV
         if len(begun) > limit:
             is_too_long = True
             begun.clear()
+    if begun and not is_too_long:
+        yield bytes(begun)  # broken off, or no stream of events at all: whoever reads it finds out
 
 
 def _event_of(line: bytes, path: str) -> Manifest | None:

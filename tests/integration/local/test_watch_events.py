@@ -79,7 +79,7 @@ def test_an_object_that_is_not_understood_does_not_end_the_watch() -> None:
     [
         ([b"ab\ncd\n"], [b"ab", b"cd"]),
         ([b"a", b"b\nc", b"d\n"], [b"ab", b"cd"]),
-        ([b"ab\n\ncd"], [b"ab"]),
+        ([b"ab\n\ncd"], [b"ab", b"cd"]),
         ([b"12345", b"67\nab\n"], [b"ab"]),
         ([b"123456\nab\n"], [b"ab"]),
         ([b"12345678", b"12345678", b"9\nab\n"], [b"ab"]),
