@@ -10,7 +10,7 @@ SHORT = {"training": {"maxSteps": 2, "epochs": None}}
 
 def test_a_slow_download_and_a_slow_export_outlast_the_time_out_of_collectives(lab: Lab) -> None:
     config = lab.config("slow", kind="llama", zero=3, **SHORT)
-    ended = lab.run(config, target="train_ranks:train_slow_rank", TEST_GROUP_TIMEOUT="6", TEST_SLOW="8")
+    ended = lab.run(config, target="train_ranks:train_slow_rank", TEST_GROUP_TIMEOUT="8", TEST_SLOW="9")
     assert ended.exit_codes == [0, 0], ended.output
     assert lab.store.exists(f"{config.model_uri}/model.safetensors")
 
