@@ -56,9 +56,8 @@ def parse_messages(value: object, column: str, *, nulls_are_absent: bool = False
         value = _from_json(value, f"column {column!r}", remedy)
     if not isinstance(value, list) or not value:
         raise RecordProblem("wrong type", f"column {column!r} is {shown(value)}, needed is a list of messages", remedy)
-    if nulls_are_absent:
-        value = _without_nulls(value)
-    messages = [_message(item, index, remedy) for index, item in enumerate(value, start=1)]
+    items: list[Any] = _without_nulls(value) if nulls_are_absent else value
+    messages = [_message(item, index, remedy) for index, item in enumerate(items, start=1)]
     if not any(message["role"] == "assistant" for message in messages):
         raise RecordProblem("no assistant message", "the conversation has no assistant message", remedy)
     return messages

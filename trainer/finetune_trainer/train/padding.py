@@ -46,4 +46,4 @@ def forward_by_groups(model: nn.Module, groups: int) -> None:
             return forward(**inputs)
         return tuple(forward(**group).logits for group in split_by_width(inputs, groups))
 
-    model.forward = by_groups  # type: ignore[method-assign]
+    model.forward = by_groups
