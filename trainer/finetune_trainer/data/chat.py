@@ -353,7 +353,7 @@ def _word(index: int) -> str:
 
 def _answer_start(message: Message) -> int:
     """Where the content begins behind reasoning that stands in the content itself."""
-    content = message["content"]
+    content: str = message["content"]
     if message["role"] != "assistant" or _END_OF_REASONING not in content:
         return 0
     behind = content.rindex(_END_OF_REASONING) + len(_END_OF_REASONING)

@@ -155,7 +155,8 @@ def _language_model(
     output = predict.likelihood(model, test, collate, report, vocabulary=vocabulary)
     # The rows of one text depend on each other: intervals and the paired test count texts.
     _, text = np.unique(test.documents(), return_inverse=True)
-    losses, tokens = np.bincount(text, output.losses), np.bincount(text, output.tokens)
+    losses: npt.NDArray[np.float64] = np.bincount(text, output.losses).astype(np.float64)
+    tokens: npt.NDArray[np.float64] = np.bincount(text, output.tokens).astype(np.float64)
     loss = float(losses.sum() / max(1, tokens.sum()))
     told = tokens > 0
     spread = bootstrap_mean(losses, tokens, seed=0) if math.isfinite(loss) else None
