@@ -304,6 +304,20 @@ def test_a_text_has_its_begin_and_end_token_once(text, expected):
     assert tokenizer.convert_tokens_to_ids("<s>") in tokenizer(example.text, add_special_tokens=False).input_ids
 
 
+def test_a_text_that_a_chat_template_rendered_ends_with_one_end_token():
+    formatter, _ = formatter_of(tiny_models.SMOLLM2, DataFormat.TEXT, eos="<|im_end|>")
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nSalut<|im_end|>"
+    assert formatter({"text": text + "\n"}, PLACE).text == text
+
+
+def test_a_template_for_tools_renders_the_records_that_have_tools():
+    with_tools = "{{ tools | tojson }}" + tiny_models.CHATML
+    formatter, tokenizer = formatter_of({"default": tiny_models.CHATML, "tool_use": with_tools})
+    assert learnt(formatter, tokenizer, {"messages": [USER, ANSWER], "tools": [WEATHER]})[0].startswith('[{"type"')
+    assert learnt(formatter, tokenizer, {"messages": [USER, ANSWER]})[0].startswith("<|im_start|>user")
+    assert formatter.remarks() == ()
+
+
 def test_an_instruction_without_a_template_has_its_tokens_once():
     formatter, _ = formatter_of(None, DataFormat.INSTRUCTION, adds_bos=True)
     assert formatter({"prompt": "<s>Hi", "completion": "Salut</s>"}, PLACE).text == "<s>Hi\n\nSalut</s>"

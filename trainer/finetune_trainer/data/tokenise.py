@@ -14,8 +14,8 @@ from .formats import Example
 BATCH = 1000
 """Examples per call of the tokenizer: enough to keep its threads busy, little enough to show progress."""
 
-BATCH_CHARACTERS = 2**24
-"""Characters per call, which bounds the memory for the encodings of long texts to a few GiB."""
+BATCH_CHARACTERS = 2**22
+"""Characters per call, which bounds the memory for the encodings of long texts: about 100 bytes a token."""
 
 Row = tuple[NDArray[np.int64], int | NDArray[np.bool_]]
 """Tokens, and the class id or the flags of the tokens that carry loss."""

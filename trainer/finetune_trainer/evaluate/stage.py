@@ -51,7 +51,8 @@ def evaluate(
         tuned, *others = exported_candidates(config, store, runtime)
         base = base_candidate(config, store, runtime) if config.spec.evaluation.baseline else None
     training = _training_log(config, store)
-    notes = (*_notes(config, prepared, base), *(training.warnings if training else ()))
+    examples = info.documents.get("test", prepared.counts.test)
+    notes = (*_notes(config, prepared, base, examples), *(training.warnings if training else ()))
     check = ReloadCheck.of_run(config, prepared, store, runtime.cache)
     judge = Judge(config, prepared, test, report, check, info.template_date or TEMPLATE_DATE)
     # The exported folders first: if one is not what was trained, the other figures are worth nothing.
@@ -89,12 +90,13 @@ def _needed(config: TrainerConfig, prepared: Prepared) -> bool:
     return prepared.counts.test > 0 or (prepared.task is Task.CAUSAL_LM and bool(config.spec.evaluation.prompts))
 
 
-def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None) -> tuple[str, ...]:
+def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None, examples: int) -> tuple[str, ...]:
+    """`examples`: of the test split; a text that was divided into rows is one."""
     found = [f"{warning[0].upper()}{warning[1:]}." for warning in prepared.warnings]
     if prepared.counts.test == 0:
         found.append("There was no test split (data.test.fraction is 0), so no figures were measured on held-out data.")
-    elif prepared.counts.test < _FEW:
-        found.append(f"The test split has {prepared.counts.test} examples only; read the figures with their intervals.")
+    elif examples < _FEW:
+        found.append(f"The test split has {examples} examples only; read the figures with their intervals.")
     if not config.spec.evaluation.baseline:
         found.append("The base model was not evaluated (evaluation.baseline is false).")
     elif base is not None and prepared.counts.test and (reason := drawn_head(base, prepared)):
