@@ -173,12 +173,15 @@ def _split(text: str, parts: int) -> tuple[str | None, str, str]:
 
 
 def _resolve(uri: str, kind: Kind, name: str, revision: str) -> HubRepository:
-    from huggingface_hub import HfApi
+    from huggingface_hub import DatasetInfo, HfApi, ModelInfo
 
     try:
         api = HfApi(endpoint=endpoint(), token=_token())
-        ask = api.model_info if kind is Kind.MODEL else api.dataset_info
-        info = ask(name, revision=revision or "main", files_metadata=True)
+        info: ModelInfo | DatasetInfo
+        if kind is Kind.MODEL:
+            info = api.model_info(name, revision=revision or "main", files_metadata=True)
+        else:
+            info = api.dataset_info(name, revision=revision or "main", files_metadata=True)
     except _errors() as error:
         raise _mapped(error, uri, kind) from error
     files = tuple(
