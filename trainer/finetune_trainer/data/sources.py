@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def _in_place(path: Path) -> _Found:
 
 
 def _fetch(found: _Found, folder: Path) -> SourceFile:
-    place = folder / hashlib.sha256(found.uri.encode()).hexdigest()[:16]
+    place = folder / hashlib.sha256(os.fsencode(found.uri)).hexdigest()[:16]
     place.mkdir(exist_ok=True)
     path = found.fetch(inside(place, found.name))
     return SourceFile(found.uri, path, sha256_of(path), path.stat().st_size)
