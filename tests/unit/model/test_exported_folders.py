@@ -246,13 +246,15 @@ def test_an_adapter_names_its_base_model_and_revision_separately(uri: str, name:
     assert base_name(uri) == (name, revision)
 
 
-def test_an_adapter_folder_says_which_base_model_and_revision_it_needs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("commit", "revision"), [("", "v2"), ("c0ffee", "c0ffee")])
+def test_an_adapter_folder_says_which_base_model_and_revision_it_needs(
+    tmp_path: Path, commit: str, revision: str
+) -> None:
     base = tiny_models.save_tiny("llama", tmp_path / "base")
-    config = train_config(
-        model={"uri": "hf://org/name@v2"}, method={"lora": {}}, prepared={"task": Task.CAUSAL_LM, "labels": ()}
-    )
+    prepared = {"task": Task.CAUSAL_LM, "labels": (), "model_revision": commit}
+    config = train_config(model={"uri": "hf://org/name@v2"}, method={"lora": {}}, prepared=prepared)
     model = with_adapter(load(base, Task.CAUSAL_LM), config.spec.method.lora, Task.CAUSAL_LM)
     weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     write_folder(ADAPTER, model, weights, tmp_path / "adapter", config=config, base=base)
     described = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
-    assert (described["base_model_name_or_path"], described["revision"]) == ("org/name", "v2")
+    assert (described["base_model_name_or_path"], described["revision"]) == ("org/name", revision)

@@ -200,7 +200,10 @@ def _write_model(model: PreTrainedModel, weights: Weights, folder: Path, *, base
 def _write_adapter(model: nn.Module, weights: Weights, folder: Path, config: TrainerConfig) -> None:
     assert isinstance(model, PeftModel), "rules.py lets Adapter through only with method.lora"
     configuration = model.active_peft_config
-    configuration.base_model_name_or_path, configuration.revision = base_name(config.spec.model.uri)
+    name, revision = base_name(config.spec.model.uri)
+    # The commit that was trained on, whatever the branch or tag in the address means later.
+    commit = config.prepared.model_revision if config.prepared else ""
+    configuration.base_model_name_or_path, configuration.revision = name, commit or revision
     # PEFT would ask the hub whether the embeddings of the base model have another size.
     model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
 
