@@ -16,7 +16,6 @@ import torch.distributed as dist
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.integrations import deepspeed as hf_deepspeed
 
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Task
@@ -27,6 +26,7 @@ from .adapters import with_adapter
 from .load import load_model
 from .portable import add_older_names, base_name, copy_tokenizer, keep_generation_config
 from .tokenizer import load_tokenizer
+from .weights import unpartitioned
 
 log = logging.getLogger("finetune")
 
@@ -140,23 +140,12 @@ def _whole(parameter: nn.Parameter) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _without_zero3() -> Iterator[None]:
-    """Models built inside are ordinary ones: transformers would partition them on rank 0 alone."""
-    before = hf_deepspeed._hf_deepspeed_config_weak_ref
-    hf_deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        hf_deepspeed._hf_deepspeed_config_weak_ref = before
-
-
 def _merged(model: PeftModel, weights: Weights, config: TrainerConfig, base: Path) -> PreTrainedModel:
     """A fresh base model with the adapter folded into its matrices."""
     prepared, lora = config.prepared, config.spec.method.lora
     assert prepared is not None
     assert lora is not None, "only LoRA makes a PEFT model"
-    with _without_zero3():
+    with unpartitioned():
         fresh = load_model(
             base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed
         )

@@ -84,7 +84,7 @@ def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = (
     if task is Task.SEQUENCE_CLASSIFICATION:
         config = _own_config(folder, uri, task, **_classifier_settings(folder, labels))
     try:
-        with _without_zero3():
+        with unpartitioned():
             model_class: Any = _get_model_class(config, _AUTO_CLASSES[task]._model_mapping)  # type: ignore[no-untyped-call]
             model, found = _match(model_class, config, tensor_shapes(folder, uri))
             axes = _label_axes(model, config) if task is Task.SEQUENCE_CLASSIFICATION else {}
@@ -335,8 +335,8 @@ def _counted_positions(model: Any) -> int | None:
 
 
 @contextmanager
-def _without_zero3() -> Iterator[None]:
-    """Under ZeRO-3 transformers would partition the empty model."""
+def unpartitioned() -> Iterator[None]:
+    """Models built inside are ordinary ones also under ZeRO-3, where transformers would partition them."""
     before = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     try:
