@@ -194,7 +194,9 @@ def test_what_the_rules_forbid_is_shown_with_all_violations(admin: Path, namespa
         await job.until(in_phase(Phase.INVALID))
         page = await user("status", "wrong")
         assert page.lines[0].startswith("wrong: Invalid ")
-        assert "not Accepted: InvalidSpec: spec.model.uri: file:///models/base" in " ".join(page.out.split())
+        assert "spec.model.uri must be an address that every node can reach, not file:///models/base" in " ".join(
+            page.out.split()
+        )
         assert (await user("watch", "wrong")).status == 65
 
     play(admin, namespace, scenario)

@@ -92,6 +92,9 @@ LIVES: dict[str, Life] = {
 }
 
 
+_OBSTACLES = {"CannotCreate", "WaitingForPods"}
+
+
 @dataclass(frozen=True)
 class Remains:
     """What a life has left, without the job's name."""
@@ -112,8 +115,8 @@ async def remains(world: World, job: Driven, name: str) -> Remains:
         tuple((str(entry.stage), entry.number, str(entry.outcome)) for entry in status.attempts),
         (status.run, status.restarts, status.disruptions),
         tuple(child.replace(name, "*") for child in await job.children()),
-        # An obstacle that was in the way is told of, and is no part of the life.
-        tuple(sorted((reason, count) for reason, count in told.items() if reason != "CannotCreate")),
+        # Events about an obstacle, or about pods that a busy machine starts late, are no part of the life.
+        tuple(sorted((reason, count) for reason, count in told.items() if reason not in _OBSTACLES)),
     )
 
 

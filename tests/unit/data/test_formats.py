@@ -73,7 +73,7 @@ def test_without_a_template_only_the_completion_and_the_end_token_carry_loss(rec
         ({"text": "x"}, "missing column", "no column 'label'; columns here: text"),
         ({"text": " \n", "label": 1}, "empty text", "column 'text' is empty"),
         ({"text": None, "label": 1}, "empty text", "column 'text' is empty"),
-        ({"text": 7, "label": 1}, "wrong type", "column 'text' holds int 7, needed is text"),
+        ({"text": 7, "label": 1}, "wrong type", "column 'text' must be text, not int 7"),
         ({"text": "a\ud800", "label": 1}, "undecodable bytes", "half a surrogate pair"),
         ({"text": "x", "label": None}, "missing label", "the label is empty"),
         ({"text": "x", "label": "  "}, "missing label", "the label is empty"),
@@ -108,13 +108,13 @@ def test_conversations_are_read_in_all_their_usual_shapes(value):
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ([], "needed is a list of messages"),
-        ("hello", "needed is a list of messages"),
+        ([], "must be a list of messages"),
+        ("hello", "must be a list of messages"),
         ("[oops", "is not JSON"),
         (["hi"], "message 1 is 'hi'"),
         ([{"role": "boss", "content": "hi"}], "message 1 has the role 'boss'"),
         ([CHAT[0], {"role": "assistant", "content": " "}], "message 2 (assistant) is empty"),
-        ([CHAT[0], {"role": "assistant", "content": 4}], "message 2 has the content 4"),
+        ([CHAT[0], {"role": "assistant", "content": 4}], "the content of message 2 must be text, not 4"),
         ([CHAT[0]], "no assistant message"),
     ],
 )

@@ -193,6 +193,6 @@ class Formatter:
         if value is None or (isinstance(value, str) and not value.strip()):
             raise RecordProblem("empty text", f"column {column!r} is empty", "fill it or remove the record")
         if not isinstance(value, str):
-            what = f"column {column!r} holds {type(value).__name__} {shown(value)}, needed is text"
+            what = f"column {column!r} must be text, not {type(value).__name__} {shown(value)}"
             raise RecordProblem("wrong type", what, f"write column {column!r} as text")
         return encodable(value, f"column {column!r}")

@@ -55,7 +55,7 @@ def parse_messages(value: object, column: str, *, nulls_are_absent: bool = False
     if isinstance(value, str) and value.lstrip().startswith("["):  # CSV has no lists
         value = _from_json(value, f"column {column!r}", remedy)
     if not isinstance(value, list) or not value:
-        raise RecordProblem("wrong type", f"column {column!r} is {shown(value)}, needed is a list of messages", remedy)
+        raise RecordProblem("wrong type", f"column {column!r} must be a list of messages, not {shown(value)}", remedy)
     items: list[Any] = _without_nulls(value) if nulls_are_absent else value
     messages = [_message(item, index, remedy) for index, item in enumerate(items, start=1)]
     if not any(message["role"] == "assistant" for message in messages):
@@ -132,7 +132,7 @@ def _message(item: object, index: int, remedy: str) -> Message:
     if content is None and (calls or (role == "assistant" and _reasoning_field(rest))):
         content = ""
     if not isinstance(content, str):
-        raise RecordProblem("wrong type", f"message {index} has the content {shown(content)}, needed is text", remedy)
+        raise RecordProblem("wrong type", f"the content of message {index} must be text, not {shown(content)}", remedy)
     if role == "assistant" and not content.strip() and not calls:
         raise RecordProblem("empty text", f"message {index} (assistant) is empty", "fill it or remove the record")
     return {"role": role, "content": encodable(content, f"message {index}"), **rest}
