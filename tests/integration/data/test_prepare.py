@@ -384,7 +384,7 @@ def test_weights_under_other_names_are_refused_before_any_data_is_read(place, be
     save_file({f"module.{name}": value for name, value in weights.items()}, folder / "model.safetensors")
     with pytest.raises(ModelUnusableError, match=r"39 weights .* not used: module\.embeddings"):
         place.prepare(folder, {"train": sources(place.put("train.jsonl", jsonl(classified())))})
-    assert not place.store.list(f"{place.uri}/out/datasets/")
+    assert not list(place.store.list(f"{place.uri}/out/datasets/"))
 
 
 def test_a_job_that_cannot_fit_is_refused_before_anything_is_written(place, bert):

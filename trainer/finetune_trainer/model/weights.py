@@ -22,7 +22,7 @@ from finetune_api.v1alpha1 import Task
 
 from ..errors import ModelUnusableError
 from .inspect import POSITIONS, tensor_shapes
-from .tokenizer import load_tokenizer
+from .tokenizer import check_special_tokens, load_tokenizer
 
 _AUTO_CLASSES: dict[Task, Any] = {
     Task.SEQUENCE_CLASSIFICATION: AutoModelForSequenceClassification,
@@ -91,6 +91,9 @@ def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = (
     except ModelUnusableError:
         raise
     except Exception as error:  # whatever a modelling file raises for a config.json that it cannot build
+        if rows := getattr(config.get_text_config(), "vocab_size", None):
+            # torch refuses a padding index that the embedding has no row for.
+            check_special_tokens(load_tokenizer(folder), rows, uri)
         raise _cannot_load(folder, uri, task, error) from error
     missing = set(found["missing_keys"])
     misshapen = {name: (tuple(stored), tuple(built)) for name, stored, built in found["mismatched_keys"]}
