@@ -223,12 +223,9 @@ async def _concluded(world: _World, manifest: Manifest, status: Status, decision
     status = _with_begun(world, status, decision)
     remarks = await _remarks(world, manifest, status, decision)
     generation, now = world.job.metadata.generation, rfc3339(world.now)
-    if world.violations:
-        status = status_policy.concluded(status, decision, generation=generation, now=now, remarks=remarks)
-        return status_policy.not_accepted(status, world.violations, generation=generation, now=now)
-    return status_policy.concluded(
-        _with_batch(status, world.job), decision, generation=generation, now=now, remarks=remarks
-    )
+    if not world.violations:
+        status = _with_batch(status, world.job)
+    return status_policy.concluded(status, decision, generation=generation, now=now, remarks=remarks)
 
 
 async def _remarks(
@@ -236,10 +233,11 @@ async def _remarks(
 ) -> status_policy.Remarks:
     dropped = () if world.violations else dropped_fields(manifest)
     if not isinstance(decision, stages.Watch):
-        return status_policy.Remarks(unknown_fields=dropped)
+        return status_policy.Remarks(violations=world.violations, unknown_fields=dropped)
     stage = world.observed.active[-1]
     trains = stage.stage is Stage.TRAIN
     return status_policy.Remarks(
+        violations=world.violations,
         waiting=await _why_idle(world, stage),
         unknown_fields=dropped,
         pending="" if world.violations else pending.pending_change(world.job.spec, stage),

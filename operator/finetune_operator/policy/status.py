@@ -37,15 +37,6 @@ def rejected(status: Status, violations: tuple[Violation, ...], *, generation: i
     )
 
 
-def not_accepted(status: Status, violations: tuple[Violation, ...], *, generation: int, now: str) -> Status:
-    """Status of a run that goes on under the last valid spec while the object breaks the rules."""
-    told = ("the run goes on with the last valid spec:", *map(str, violations))
-    message = "\n".join(told)[:_MAX_MESSAGE]
-    return _with_conditions(
-        status, {ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, message)}, generation=generation, now=now
-    )
-
-
 def beside_unreadable(written: Manifest, rejection: Status) -> Manifest:
     """A status that a newer operator has written, and beside it what this one cannot do with it.
 
@@ -92,6 +83,8 @@ def obstructed(status: Status, reason: Reason, message: str, *, generation: int,
 class Remarks:
     """What a user should know beside how far the job is."""
 
+    violations: tuple[Violation, ...] = ()
+    """Rules that the object breaks while its run goes on under the last valid spec."""
     waiting: str = ""
     """Why the pods of the running stage do not run."""
     unknown_fields: tuple[Violation, ...] = ()
@@ -110,7 +103,7 @@ def concluded(status: Status, decision: Decision, *, generation: int, now: str, 
     if remarks.waiting:
         phase, reason, message = Phase.PENDING, Reason.WAITING_FOR_PODS, remarks.waiting[:_MAX_MESSAGE]
     conditions: dict[ConditionType, tuple[bool, Reason, str]] = {
-        ConditionType.ACCEPTED: _accepted(remarks.unknown_fields),
+        ConditionType.ACCEPTED: _accepted(remarks),
         ConditionType.SUSPENDED: (phase is Phase.SUSPENDED, reason, message if phase is Phase.SUSPENDED else ""),
         ConditionType.RECONCILING: (
             bool(remarks.pending),
@@ -146,11 +139,14 @@ def _while_training(remarks: Remarks) -> dict[ConditionType, tuple[bool, Reason,
     return found
 
 
-def _accepted(unknown_fields: tuple[Violation, ...]) -> tuple[bool, Reason, str]:
-    """The object is good as it stands, and may not be what the user meant."""
-    if not unknown_fields:
+def _accepted(remarks: Remarks) -> tuple[bool, Reason, str]:
+    """Whether the object follows the rules; one that does may still not be what the user meant."""
+    if remarks.violations:
+        lines = ("the run goes on with the last valid spec:", *map(str, remarks.violations))
+        return False, Reason.INVALID_SPEC, "\n".join(lines)[:_MAX_MESSAGE]
+    if not remarks.unknown_fields:
         return True, Reason.VALID, ""
-    lines = ("the API server dropped what it does not know:", *map(str, unknown_fields))
+    lines = ("the API server dropped what it does not know:", *map(str, remarks.unknown_fields))
     return True, Reason.UNKNOWN_FIELDS, "\n".join(lines)[:_MAX_MESSAGE]
 
 

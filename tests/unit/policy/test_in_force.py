@@ -104,7 +104,14 @@ def test_the_deadline_ends_an_attempt_of_an_invalid_object(written: dict[str, An
 def test_the_object_says_that_it_is_not_accepted_while_its_attempt_goes_on() -> None:
     before = status_policy.concluded(Status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
     violation = Violation("spec.training.microBatchSize", "5 does not divide 16")
-    after = status_policy.not_accepted(before, (violation,), generation=2, now=STAMP)
+    remarks = status_policy.Remarks(violations=(violation,))
+
+    def pass_over(status: Status, now: str) -> Status:
+        watch = stages.Watch(Stage.TRAIN, 1)
+        return status_policy.concluded(status, watch, generation=2, now=now, remarks=remarks)
+
+    after = pass_over(before, STAMP)
+    assert pass_over(after, "2026-01-02T00:00:00Z") == after, "a second pass on the same world changes nothing"
     conditions = {entry.type: entry for entry in after.conditions}
     assert after.phase is Phase.TRAINING
     assert (conditions["Ready"].status, conditions["Accepted"].status) == ("True", "False")
