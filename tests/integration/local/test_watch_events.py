@@ -55,7 +55,7 @@ async def shown(lines: list[bytes], refused: str = "") -> list[str]:
     watching = asyncio.create_task(Watch(server, "/jobs", {}, 30.0, show).run())
     try:
         over = asyncio.create_task(is_over.wait())
-        done, _ = await asyncio.wait({watching, over}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({watching, over}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
         assert watching not in done, watching.exception()
     finally:
         watching.cancel()

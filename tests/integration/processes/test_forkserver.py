@@ -92,11 +92,11 @@ def test_two_ranks_draw_different_random_numbers(start: Start) -> None:
     assert first[1] != second[1]
 
 
-@pytest.mark.parametrize(("function", "code"), [("exit_with_rank", 65), ("raise_value_error", 70), ("missing", 70)])
+@pytest.mark.parametrize(("function", "code"), [("exit_with_rank", 65), ("raise_value_error", 79), ("missing", 79)])
 def test_the_exit_code_comes_back(start: Start, function: str, code: int) -> None:
     rank, output = start(function, RANK="65")
     assert rank.wait(60) == code
-    assert ("Traceback" in output.read_text()) == (code == 70)
+    assert ("Traceback" in output.read_text()) == (code == 79)
 
 
 def test_a_signal_comes_back_as_a_negative_number(start: Start) -> None:
