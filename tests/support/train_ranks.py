@@ -212,7 +212,9 @@ def load_exported(folder: Path) -> int:
         "use_cache": getattr(model.config, "use_cache", None),
     }
     if (folder / "adapter" / "adapter_config.json").exists():
-        options = {"num_labels": len(prepared.labels)} if classifies else {}
+        # The lab's encoder brings a head of another size, which the adapter replaces.
+        names = dict(enumerate(prepared.labels))
+        options = {"num_labels": len(names), "id2label": names, "ignore_mismatched_sizes": True} if classifies else {}
         base = model_class.from_pretrained(config.spec.model.uri.removeprefix("file://"), **options)
         result["base_loss"] = loss(base, *everything)
         result["adapter_loss"] = loss(PeftModel.from_pretrained(base, str(folder / "adapter")), *everything)
