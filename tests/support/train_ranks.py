@@ -103,7 +103,7 @@ def train_slow_rank(config: Path) -> int:
     from finetune_trainer.train import stage, world
 
     rank, seconds = int(os.environ["RANK"]), float(os.environ["TEST_SLOW"])
-    fetch, export = stage.fetch_model, stage.export
+    fetch, export = stage.prepared_model, stage.export
 
     def slow_fetch(*args: Any, **kwargs: Any) -> Any:
         if rank == 1:
@@ -119,7 +119,7 @@ def train_slow_rank(config: Path) -> int:
         return exported
 
     vars(world)["GROUP_TIMEOUT"] = timedelta(seconds=float(os.environ["TEST_GROUP_TIMEOUT"]))
-    vars(stage).update(fetch_model=slow_fetch, export=slow_export)
+    vars(stage).update(prepared_model=slow_fetch, export=slow_export)
     return train_rank(config)
 
 
