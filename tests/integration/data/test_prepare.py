@@ -2,9 +2,11 @@
 
 import json
 import logging
+import multiprocessing
+import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tiny_models
+from finetune_api.trainer_config import Prepared, StorageSettings
 from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
 from finetune_trainer.data.info import DATASET_FILE, FORMAT_VERSION, read_dataset_info
 from finetune_trainer.data.shards import ShardWriter, TokenDataset
@@ -103,10 +106,20 @@ def test_the_same_inputs_are_prepared_once(place, bert):
     assert other_seed.dataset_digest != first.dataset_digest
 
 
-def test_two_runs_that_prepare_the_same_data_at_once_share_one_data_set(place, bert):
+def prepare_apart(bucket: str, settings: StorageSettings, folder: Path, *arguments: Any) -> Prepared:
+    """In a process of its own, with connections of its own."""
+    here = Workplace(ObjectStore.connect(settings), bucket, settings, folder / str(os.getpid()))
+    return here.prepare(*arguments, apart=True)
+
+
+def test_two_runs_that_prepare_the_same_data_at_once_share_one_data_set(
+    place, bucket, storage_settings, tmp_path, bert
+):
     data = {"train": sources(place.put("race.jsonl", jsonl(classified(200))))}
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: place.prepare(bert, data, apart=True), range(2))
+    # In processes, as the stage runs: while transformers loads a model it patches its classes, for all threads.
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        runs = [pool.submit(prepare_apart, bucket, storage_settings, tmp_path, bert, data) for _ in range(2)]
+        first, second = (run.result() for run in runs)
     assert first.dataset_digest == second.dataset_digest
     for prepared in (first, second):
         rows = place.open(prepared)
