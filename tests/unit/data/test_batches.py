@@ -3,7 +3,8 @@ import torch
 
 from finetune_api.v1alpha1 import Task
 from finetune_trainer.data.collate import Collator
-from finetune_trainer.data.sampler import SeededSampler, epoch_order
+from finetune_trainer.data.order import epoch_order
+from finetune_trainer.data.sampler import SeededSampler
 
 
 def row(tokens, labels):

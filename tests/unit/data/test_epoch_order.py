@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.order import epoch_order, padded_tokens, padding_saved, strata_of
+from finetune_api.trainer_config import BatchPlan
+from finetune_trainer.data.order import (
+    Grouping,
+    cheapest_grouping,
+    epoch_order,
+    padded_tokens,
+    pass_tokens,
+    strata_of,
+)
 
 ROWS = st.lists(st.integers(1, 5000), max_size=300).map(lambda lengths: np.array(lengths, dtype=np.int32))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -128,17 +136,55 @@ def test_an_epoch_of_a_million_rows_is_ordered_in_a_moment():
     assert time.process_time() - started < 3.0
 
 
-def test_saved_padding_is_what_random_batches_would_have_wasted():
+def plan(micro: int, accumulation: int = 1, ranks: int = 1) -> BatchPlan:
+    return BatchPlan(global_size=micro * accumulation * ranks, micro_size=micro, accumulation=accumulation)
+
+
+def grouping(lengths: np.ndarray, batch: BatchPlan, fixed: float) -> Grouping:
+    return cheapest_grouping(lengths.astype(np.int32), batch, seed=1, fixed=fixed)
+
+
+@pytest.mark.parametrize(
+    ("batch", "fixed", "groups"),
+    [
+        pytest.param(plan(16), 0, 4, id="free passes: a group of every stratum"),
+        pytest.param(plan(64), 0, 8, id="as many as a larger batch has"),
+        pytest.param(plan(16), 80, 4, id="long texts pay for passes on a CPU"),
+        pytest.param(plan(16), 100_000, 1, id="costly passes: one"),
+        pytest.param(plan(8, ranks=2), 0, 4, id="ranks share the groups"),
+        pytest.param(plan(8, accumulation=2), 200, 2, id="micro steps share the groups"),
+        pytest.param(plan(4, accumulation=4), 400, 1, id="micro steps are groups"),
+        pytest.param(plan(6), 0, 3, id="groups of equal size"),
+        pytest.param(plan(5), 800, 1, id="five rows are one group or five"),
+    ],
+)
+def test_a_micro_batch_has_as_many_padding_groups_as_pay(batch: BatchPlan, fixed: float, groups: int) -> None:
+    assert grouping(lognormal_lengths(), batch, fixed).groups == groups
+
+
+def test_short_texts_are_not_computed_in_passes_that_cost_more_than_their_padding() -> None:
+    tweets = np.random.default_rng(1).integers(5, 30, 3000)
+    assert grouping(tweets, plan(4, ranks=2), pass_tokens(22_000_000, gpu=False)).groups == 1
+    assert grouping(tweets * 30, plan(4, ranks=2), pass_tokens(22_000_000, gpu=False)).groups > 1
+
+
+def test_a_pass_of_a_small_model_is_worth_more_tokens_on_a_gpu() -> None:
+    assert pass_tokens(110_000_000, gpu=True) > 50 * pass_tokens(7_000_000_000, gpu=True)
+
+
+def test_saved_is_the_share_of_the_cost_of_random_batches() -> None:
     lengths = lognormal_lengths()
-    random = [
-        padded_tokens(lengths[epoch_order(lengths, seed=1, epoch=epoch, batch_size=16, grouped=False)], 16)
-        for epoch in range(20)
-    ]
-    grouped = padded_tokens(lengths[epoch_order(lengths, seed=1, epoch=0, batch_size=16, grouped=True)], 4)
-    assert padding_saved(lengths, 16, groups=4) == pytest.approx(1 - grouped / np.mean(random), abs=0.02)
-    assert padding_saved(lengths, 16, groups=4) > 0.5
+    random, grouped = (
+        padded_tokens(lengths[epoch_order(lengths, seed=1, epoch=0, batch_size=16, grouped=grouped)], size)
+        for grouped, size in ((False, 16), (True, 4))
+    )
+    passes = -(-len(lengths) // 16)
+    assert grouping(lengths, plan(16), 0).saved == pytest.approx(1 - grouped / random)
+    expected = 1 - (grouped + 4 * 80 * passes) / (random + 80 * passes)
+    assert grouping(lengths, plan(16), 80).saved == pytest.approx(expected)
+    assert expected > 0.4
 
 
-@pytest.mark.parametrize(("lengths", "batch_size"), [([], 8), ([7] * 50, 8), ([3, 90, 4, 800], 1)])
-def test_nothing_is_saved_where_nothing_is_padded(lengths, batch_size):
-    assert padding_saved(np.array(lengths, dtype=np.int32), batch_size) == pytest.approx(0.0)
+@pytest.mark.parametrize(("lengths", "micro"), [([], 8), ([7] * 50, 8), ([3, 90, 4, 800], 1)])
+def test_nothing_is_saved_where_nothing_is_padded(lengths: list[int], micro: int) -> None:
+    assert grouping(np.array(lengths), plan(micro), 80) == Grouping(groups=1, saved=pytest.approx(0.0))

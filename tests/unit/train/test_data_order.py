@@ -9,7 +9,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
 from finetune_api.trainer_config import BatchPlan
-from finetune_trainer.data.order import padding_groups
+from finetune_trainer.data.order import cheapest_grouping
 from finetune_trainer.data.sampler import SeededSampler
 from finetune_trainer.train.rows import BLANK, WholeBatches, layout
 
@@ -25,7 +25,7 @@ def global_batches(rows: int, world: int, micro: int, *, grouped: bool) -> list[
     for rank in range(world):
         order = SeededSampler(lengths, seed=1, batch_size=GLOBAL, grouped=grouped)
         plan = BatchPlan(global_size=GLOBAL, micro_size=micro, accumulation=GLOBAL // world // micro)
-        groups = padding_groups(GLOBAL, micro, plan.accumulation) if grouped else 1
+        groups = cheapest_grouping(lengths, plan, seed=1, fixed=0).groups if grouped else 1
         sampler = WholeBatches(order, layout=layout(plan, groups=groups))
         sampler.set_epoch(2)
         batches = BatchSamplerShard(BatchSampler(sampler, micro, drop_last=False), world, rank)
@@ -57,25 +57,6 @@ def test_global_batches_hold_the_same_rows_in_every_world(
 ) -> None:
     reference = [sorted(batch) for batch in global_batches(47, 1, 8, grouped=grouped)]
     assert [sorted(batch) for batch in global_batches(47, world, micro, grouped=grouped)] == reference
-
-
-@pytest.mark.parametrize(
-    ("batch", "micro", "accumulation", "groups"),
-    [
-        (16, 16, 1, 4),
-        (16, 8, 1, 4),
-        (16, 8, 2, 2),
-        (16, 4, 4, 1),
-        (64, 16, 4, 2),
-        (64, 16, 1, 4),
-        (6, 6, 1, 3),
-        (5, 5, 1, 1),
-    ],
-)
-def test_a_micro_batch_is_padded_in_as_many_groups_as_its_share_of_the_strata(
-    batch: int, micro: int, accumulation: int, groups: int
-) -> None:
-    assert padding_groups(batch, micro, accumulation) == groups
 
 
 def test_every_rank_gets_an_equal_part_of_the_long_rows() -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from finetune_trainer.train.loss import classification_loss
-from finetune_trainer.train.padding import forward_by_groups, split_by_width
+from finetune_trainer.train.padding import forward_by_groups, labels_by_groups, split_by_width
 
 LENGTHS = [9, 8, 5, 5, 3, 2, 1, 1]
 
@@ -35,13 +35,13 @@ def model() -> BertForSequenceClassification:
 
 def gradients(trained: nn.Module, groups: int) -> dict[str, torch.Tensor]:
     rows = batch()
-    parts = split_by_width(rows, groups)
     labels = rows.pop("labels")
     outputs: Any = trained(**rows)
     logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)
-    torch.stack(
-        [classification_loss(part, group["labels"]) for part, group in zip(logits, parts, strict=True)]
-    ).sum().div(len(labels)).backward()
+    targets = labels_by_groups(labels, logits)
+    assert len(targets) == groups
+    losses = [classification_loss(part, target) for part, target in zip(logits, targets, strict=True)]
+    torch.stack(losses).sum().div(len(labels)).backward()
     return {name: value.grad for name, value in trained.named_parameters() if value.grad is not None}
 
 
@@ -67,3 +67,11 @@ def test_evaluation_takes_the_whole_batch() -> None:
     rows = batch()
     rows.pop("labels")
     assert evaluated(**rows).logits.shape == (8, 3)
+
+
+def test_labels_of_a_language_model_are_cut_like_the_inputs() -> None:
+    rows = {**batch(), "labels": torch.arange(8 * 9).reshape(8, 9)}
+    parts = split_by_width(rows, 4)
+    logits = [torch.zeros(*part["input_ids"].shape, 40) for part in parts]
+    for cut, part in zip(labels_by_groups(rows["labels"], logits), parts, strict=True):
+        assert cut.equal(part["labels"])

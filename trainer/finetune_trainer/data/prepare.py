@@ -30,7 +30,7 @@ from .build import Inputs, build_dataset, dataset_digest, dataset_folder
 from .chat import TEMPLATE_DATE, renderer_of
 from .formats import Formatter, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
-from .order import padding_groups, padding_saved
+from .order import cheapest_grouping, pass_tokens
 from .problems import BadRecords
 from .readers import column_names
 from .sources import SourceFile, fetch_sources
@@ -91,7 +91,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     warnings = _model_warnings(config, plan, plan_weights(model.path, spec.model.uri, task, info.labels))
     for warning in warnings:
         report.warn(warning)
-    packing, packing_note = choose_packing(config, info)
+    packing, packing_note = choose_packing(config, info, facts.parameters)
     detected = "" if spec.data.format else f"format {data_format}, by the columns of the first record"
     prepared = Prepared(
         dataset_uri=dataset_uri,
@@ -225,21 +225,18 @@ def make_formatter(
     return Formatter(data_format, data.columns, renderer, bos=bos if begins else "", eos=tokenizer.eos_token or "")
 
 
-def choose_packing(config: TrainerConfig, info: DatasetInfo) -> tuple[Packing, str]:
-    """The packing that the user wants, else the cheaper one; and the reason where it was chosen.
-
-    Ranks wait for each other, so what counts is the longest row among the micro batches of one forward pass.
-    """
-    if config.spec.data.packing is not None:
-        return config.spec.data.packing, ""
+def choose_packing(config: TrainerConfig, info: DatasetInfo, parameters: int) -> tuple[Packing, str]:
+    """The packing that the user wants, else the cheaper one; and the reason where it was chosen."""
+    spec = config.spec
+    if spec.data.packing is not None:
+        return spec.data.packing, ""
     histogram = info.lengths["train"]
     lengths = np.repeat(np.array(list(histogram), dtype=np.int32), list(histogram.values()))
-    together = config.batch.global_size // config.batch.accumulation
-    groups = padding_groups(config.batch.global_size, config.batch.micro_size, config.batch.accumulation)
-    saved = padding_saved(lengths, together, groups=groups)
+    fixed = pass_tokens(parameters, gpu=spec.workers.gpus_per_node > 0)
+    saved = cheapest_grouping(lengths, config.batch, seed=spec.training.seed, fixed=fixed).saved
     if saved <= _WORTH_GROUPING:
-        return Packing.PADDED, f"packing Padded: grouping by length would save {saved:.0%} of the tokens"
-    return Packing.LENGTH_GROUPED, f"packing LengthGrouped: saves {saved:.0%} of the tokens, which would be padding"
+        return Packing.PADDED, f"packing Padded: grouping by length would save {max(saved, 0):.0%} of the computation"
+    return Packing.LENGTH_GROUPED, f"packing LengthGrouped: saves {saved:.0%} of the computation"
 
 
 def _notes(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> tuple[str, ...]:

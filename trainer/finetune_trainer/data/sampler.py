@@ -4,9 +4,7 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
-from .order import Lengths, epoch_order, padding_saved
-
-__all__ = ["SeededSampler", "epoch_order", "padding_saved"]
+from .order import Lengths, epoch_order
 
 
 class SeededSampler(Sampler[int]):

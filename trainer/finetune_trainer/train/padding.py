@@ -5,7 +5,7 @@ longest; as more micro batches, DeepSpeed would reduce gradients after each of t
 several passes over narrower batches, and there is one backward pass for all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,3 +47,12 @@ def forward_by_groups(model: nn.Module, groups: int) -> None:
         return tuple(forward(**group).logits for group in split_by_width(inputs, groups))
 
     model.forward = by_groups
+
+
+def labels_by_groups(labels: torch.Tensor, logits: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The labels of each group, as `split_by_width` would cut them, for the logits of `forward_by_groups`.
+
+    A classifier's labels are (rows,). A language model's are (rows, width), and its logits (rows, width, vocabulary).
+    """
+    parts = labels.chunk(len(logits))
+    return [part[:, : of.shape[1]] if part.dim() > 1 else part for part, of in zip(parts, logits, strict=True)]

@@ -16,7 +16,7 @@ from finetune_api.v1alpha1 import Dtype, Packing
 from ..checkpoint.engine.collective import on_main
 from ..checkpoint.plane import CheckpointPlane
 from ..data.collate import Collator
-from ..data.order import padding_groups
+from ..data.order import cheapest_grouping, pass_tokens
 from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
 from ..errors import CorruptCheckpointError, DivergedError, StoppedError
@@ -127,14 +127,15 @@ class _Attempt:
             base = prepared_model(self.config, self.store, self.runtime).path
             rows = self._split("train")
             collator = Collator(load_tokenizer(base).pad_token_id, self.prepared.task)
+            groups = self._padding_groups(rows)
             parts = Parts(
                 config=self.config,
                 plan=plan,
                 plane=plane,
                 report=self.report,
                 stop=self.stop,
-                sampler=self._order(rows),
-                padding_groups=self._padding_groups,
+                sampler=self._order(rows, groups),
+                padding_groups=groups,
                 validator=self._validator(collator, arguments) if plan.evaluate_every else None,
             )
             # Downloads take as long as they take; under ZeRO-3 the ranks build the model together.
@@ -157,22 +158,21 @@ class _Attempt:
     def _split(self, name: str) -> TokenDataset:
         return TokenDataset.open(self.store, self.prepared.dataset_uri, name, self.runtime.cache)
 
-    def _order(self, rows: TokenDataset) -> WholeBatches:
-        global_batch = self.config.batch.global_size
+    def _order(self, rows: TokenDataset, padding_groups: int) -> WholeBatches:
         order = SeededSampler(
             rows.lengths,
             seed=self.config.spec.training.seed,
-            batch_size=global_batch,
+            batch_size=self.config.batch.global_size,
             grouped=self.prepared.packing is Packing.LENGTH_GROUPED,
         )
-        return WholeBatches(order, layout=layout(self.config.batch, groups=self._padding_groups))
+        return WholeBatches(order, layout=layout(self.config.batch, groups=padding_groups))
 
-    @property
-    def _padding_groups(self) -> int:
+    def _padding_groups(self, rows: TokenDataset) -> int:
         if self.prepared.packing is not Packing.LENGTH_GROUPED:
             return 1
-        batch = self.config.batch
-        return padding_groups(batch.global_size, batch.micro_size, batch.accumulation)
+        spec = self.config.spec
+        fixed = pass_tokens(self.prepared.parameters, gpu=self.config.world.gpus)
+        return cheapest_grouping(rows.lengths, self.config.batch, seed=spec.training.seed, fixed=fixed).groups
 
     def _validator(self, collator: Collator, arguments: TrainingArguments) -> Validator:
         return Validator(

@@ -29,7 +29,7 @@ from ..stop import StopFlag
 from .control import StepControl
 from .loss import causal_lm_loss, causal_lm_targets, classification_loss
 from .meter import StepMeter
-from .padding import forward_by_groups, split_by_width
+from .padding import forward_by_groups, labels_by_groups
 from .plan import TrainingPlan
 from .rows import RowsAndBlank, WholeBatches
 from .saves import Saves
@@ -129,14 +129,12 @@ class FineTuneTrainer(Trainer):
     ) -> Any:
         """Summed loss over the targets of the global batch, times the ranks that DeepSpeed averages over."""
         labels = inputs.pop("labels")
-        groups = split_by_width({**inputs, "labels": labels}, self.parts.padding_groups)
         outputs = model(**inputs)
         logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)
         summed = classification_loss if self.parts.task is Task.SEQUENCE_CLASSIFICATION else causal_lm_loss
         smoothing = self.parts.config.spec.training.label_smoothing
-        losses = [
-            summed(part, group["labels"], smoothing=smoothing) for part, group in zip(logits, groups, strict=True)
-        ]
+        targets = labels_by_groups(labels, logits)
+        losses = [summed(part, target, smoothing=smoothing) for part, target in zip(logits, targets, strict=True)]
         loss = torch.stack(losses).sum() * (self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
