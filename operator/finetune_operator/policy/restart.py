@@ -30,11 +30,13 @@ was an accident."""
 
 
 class Sameness(Enum):
-    """When two failures of the same class, stage and exit code are the same failure."""
+    """When two failures of the same class and stage are the same failure."""
 
     ALWAYS = auto()
-    """Words and step do not matter: amounts of memory and the step of a NaN differ from try to try."""
+    """Message, step and exit code do not matter: amounts of memory and the step of a NaN differ between attempts, and
+    memory may be exhausted for the framework (80) in one and for the kernel (137) in the next."""
     SAME_MESSAGE_AND_STEP = auto()
+    """Exit code, message and step are the same."""
     NEVER = auto()
     """The cause is outside of the job and may be gone: `restart.maxRestarts` alone is the limit."""
 
@@ -140,14 +142,14 @@ def identical_failures(status: Status) -> int:
 
 def is_same_failure(one: AttemptStatus, other: AttemptStatus) -> bool:
     """Whether two failed attempts at a stage have failed in the same way, as `_SAMENESS` has it."""
-    if (one.reason, one.exit_code) != (other.reason, other.exit_code):
+    if one.reason != other.reason:
         return False
     match _SAMENESS.get(one.reason, Sameness.SAME_MESSAGE_AND_STEP):
         case Sameness.ALWAYS:
             return True
         case Sameness.NEVER:
             return one is other
-    return (_plain(one), one.last_step) == (_plain(other), other.last_step)
+    return (one.exit_code, _plain(one), one.last_step) == (other.exit_code, _plain(other), other.last_step)
 
 
 def _plain(attempt: AttemptStatus) -> str:

@@ -89,7 +89,7 @@ SAME = {"message": "KeyError: 'modules_to_save'", "last_step": 40}
     ("first", "second", "is_same"),
     [
         (OOM, OOM, True),
-        (OOM, {"reason": "OutOfMemory", "exit_code": 137}, False),
+        (OOM, {"reason": "OutOfMemory", "exit_code": 137}, True),
         (NAN | {"last_step": 7}, NAN | {"last_step": 9}, True),
         (NAN, OOM, False),
         (SAME, SAME, True),
