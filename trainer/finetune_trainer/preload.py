@@ -41,7 +41,6 @@ LIBRARIES = {
         "transformers.integrations.deepspeed",
         "transformers.trainer",
         "deepspeed",
-        "deepspeed.runtime.zero.muon.muon_optimizer",  # every ZeRO engine imports it, and with it torch's compiler: 3 s
         "accelerate",
         *_OURS,
     ),
@@ -64,6 +63,8 @@ def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
     """
     for name in dict.fromkeys(name for stage in stages for name in LIBRARIES[stage]):
         importlib.import_module(name)
+    if Stage.TRAIN in stages:
+        import_muon()
     if accelerator == "cpu" and Stage.TRAIN in stages:
         # DeepSpeed builds this kernel with a C++ compiler when a process group starts: half a minute where there is a
         # compiler, the end of the job where there is none. gloo does the same work.
@@ -73,6 +74,21 @@ def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
     gc.collect()
     gc.freeze()
     assert not sys.modules["torch"].cuda.is_initialized(), "an import has initialised CUDA: no rank could be forked"
+
+
+def import_muon() -> None:
+    """Import DeepSpeed's Muon optimizer, as every ZeRO engine does, but without torch's compiler.
+
+    Its module decorates three functions with torch.compile when it is imported, and that loads Inductor: a fifth of the
+    CPU time of all imports. No job uses Muon.
+    """
+    compiler = importlib.import_module("deepspeed.runtime.compiler")
+    compile_function = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compile_function
 
 
 def renew_process(before: Mapping[str, str]) -> None:

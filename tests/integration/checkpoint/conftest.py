@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.preload import import_muon
 from process_support import free_port
 
 RunWorld = Callable[..., list[Any]]
@@ -22,7 +23,6 @@ PRELOAD = (
     "transformers.models.llama.modeling_llama",
     "peft",
     "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # imported by the first ZeRO engine, with torch's compiler: 3 s
 )
 
 
@@ -81,4 +81,5 @@ def run_world() -> Iterator[RunWorld]:
             warnings.simplefilter("ignore")  # of third-party modules at their import
             for name in PRELOAD:
                 importlib.import_module(name)
+            import_muon()  # as the first engine does
         yield _run

@@ -179,6 +179,7 @@ before = packages()
 __import__(sys.argv[2])
 print("heavy:", *sorted({"torch", "transformers", "peft", "sklearn", "deepspeed"} & before))
 print("late:", *sorted(packages() - before))
+print("compiler:", "torch._inductor.compile_fx" in sys.modules)
 """
 
 
@@ -193,7 +194,7 @@ print("late:", *sorted(packages() - before))
 def test_a_server_of_one_stage_imports_what_that_stage_needs_and_no_more(stage: str, module: str, heavy: str) -> None:
     command = [sys.executable, "-c", _IMPORTS, stage, module]
     told = subprocess.run(command, env=base_environment(), capture_output=True, text=True, check=True).stdout
-    assert told.splitlines()[-2:] == [f"heavy: {heavy}", "late:"]
+    assert told.splitlines()[-3:] == [f"heavy: {heavy}", "late:", "compiler: False"]
 
 
 _STARTER = """
