@@ -10,6 +10,7 @@ import os
 import random
 import sys
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from finetune_api.constants import Env, Stage
 
@@ -63,6 +64,7 @@ def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
     """
     for name in dict.fromkeys(name for stage in stages for name in LIBRARIES[stage]):
         importlib.import_module(name)
+    importlib.import_module("finetune_trainer.store.credentials").parse_descriptions()
     if Stage.TRAIN in stages:
         import_muon()
     if accelerator == "cpu" and Stage.TRAIN in stages:
@@ -82,7 +84,7 @@ def import_muon() -> None:
     Its module decorates three functions with torch.compile when it is imported, and that loads Inductor: a fifth of the
     CPU time of all imports. No job uses Muon.
     """
-    compiler = importlib.import_module("deepspeed.runtime.compiler")
+    compiler: Any = importlib.import_module("deepspeed.runtime.compiler")
     compile_function = compiler.compile
     compiler.compile = lambda: compiler.dummy_decorator
     try:

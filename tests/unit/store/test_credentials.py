@@ -91,3 +91,9 @@ def test_a_refusal_looks_up_what_the_environment_and_shared_files_say_now(
     assert session.get_credentials().get_frozen_credentials().access_key == "newer"
     assert credentials.renew(0), "another thread that used the old ones may try again too"
     assert not credentials.renew(credentials.generation)
+
+
+def test_descriptions_of_services_are_parsed_once_for_all_sessions() -> None:
+    loaders = [rotating_session()[0].get_component("data_loader") for _ in range(2)]
+    assert loaders[0] is loaders[1]
+    assert loaders[0].load_service_model("s3", "service-2") is loaders[1].load_service_model("s3", "service-2")
