@@ -192,6 +192,8 @@ class TerminationMessage(Message):
 
 _LARGEST = 2**53
 """Numbers beyond it are not exact in JSON, and a hundred times this still fits the API server's 64 bits."""
+_LONGEST_TIME = 32
+"""Characters, as in status."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
@@ -216,7 +218,11 @@ def _can_be_in_status(value: object, name: str = "") -> bool:
 
 def _is_time(text: str) -> bool:
     try:
-        return _TIME.fullmatch(text) is not None and datetime.fromisoformat(text) is not None
+        return (
+            len(text) <= _LONGEST_TIME
+            and _TIME.fullmatch(text) is not None
+            and datetime.fromisoformat(text) is not None
+        )
     except ValueError:
         return False
 

@@ -8,7 +8,7 @@ HIDDEN = "(hidden)"
 """Stands in the place of what is left out."""
 
 # `hf://name@revision` is no credential. The greedy middle part covers passwords that contain an unescaped `@`.
-_USERINFO = re.compile(r"\b(?!hf://)([a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s\"'<>]+@")
+_USERINFO = re.compile(r"\b(?!hf://)([a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^/\s\"'<>]+@")
 
 
 def hide_credentials(text: str) -> str:

@@ -123,6 +123,23 @@ def train_slow_rank(config: Path) -> int:
     return train_rank(config)
 
 
+def train_rank_whose_weights_break(config: Path) -> int:
+    """Like `train_rank`; the last parameter is NaN when the validation begins."""
+    import torch
+
+    from finetune_trainer.train.validation import Validator
+
+    figures = Validator.figures
+
+    def broken(self: Validator, model: torch.nn.Module, *arguments: Any) -> Any:
+        with torch.no_grad():
+            list(model.parameters())[-1].fill_(float("nan"))
+        return figures(self, model, *arguments)
+
+    Validator.figures = broken  # type: ignore[method-assign]
+    return train_rank(config)
+
+
 def make_models(folder: Path) -> int:
     """Two encoders and two decoders of a few ten thousand parameters, with dropout and without; and two classifiers.
 

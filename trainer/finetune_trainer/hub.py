@@ -184,6 +184,9 @@ def _resolve(uri: str, kind: Kind, name: str, revision: str) -> HubRepository:
             info = api.dataset_info(name, revision=revision or "main", files_metadata=True)
     except _errors() as error:
         raise _mapped(error, uri, kind) from error
+    except (ValueError, LookupError, TypeError) as error:
+        # A proxy or a login page in the hub's place: what it sends is no answer of the hub, which the client expects.
+        raise _mapped(error, uri, kind) from error
     files = tuple(
         HubFile(
             sibling.rfilename,

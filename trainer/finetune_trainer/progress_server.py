@@ -123,6 +123,8 @@ def read_progress(folder: Path, stage: str) -> Progress:
         return Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
     except FileNotFoundError:
         return Progress(stage=stage, activity="starting")
+    except ValueError:
+        return Progress(stage=stage, activity="running; the progress file cannot be read")
 
 
 _GAUGES: dict[str, str] = {

@@ -221,8 +221,11 @@ def process_started(environ: Mapping[str, str]) -> float:
 
 
 def read_result(scratch: Path, rank: int) -> TerminationMessage | None:
-    """What a rank has left; None for one that ended without a word."""
+    """What a rank has left; None for one that left nothing, or nothing that can be read."""
     try:
         return TerminationMessage.model_validate(json.loads(result_path(scratch, rank).read_text()))
     except FileNotFoundError:
+        return None
+    except ValueError:
+        log.exception("what rank %d left cannot be read", rank)
         return None

@@ -1,6 +1,8 @@
 """Files of data set repositories on the hub as sources of records."""
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import Source
 from finetune_trainer.data.sources import SourceFile, fetch_sources
 from finetune_trainer.errors import AccessDeniedError, BadDataError, StorageUnreachableError
-from finetune_trainer.hub import DatasetAddress, dataset_addresses
+from finetune_trainer.hub import DatasetAddress, dataset_addresses, resolve_model
 from finetune_trainer.store import ObjectStore
 
 FILES = {
@@ -116,3 +118,31 @@ def test_a_hostile_repository_cannot_write_outside_the_folder(hub: FakeHub, tmp_
 )
 def test_what_an_address_may_mean(rest: str, expected: list[tuple[str, str, str]]) -> None:
     assert dataset_addresses(f"hf://datasets/{rest}") == tuple(DatasetAddress(*each) for each in expected)
+
+
+@pytest.mark.parametrize("page", [b"<html>please log in</html>", b"{}", b"[]", b"null"])
+def test_a_page_in_the_hubs_place_is_no_error_of_the_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, page: bytes
+) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        try:
+            with pytest.raises(StorageUnreachableError, match="does not answer as a hub"):
+                fetched("hf://datasets/tiny/reviews/data/x.jsonl", tmp_path)
+            with pytest.raises(StorageUnreachableError, match="does not answer as a hub"):
+                resolve_model("hf://tiny/model")
+        finally:
+            server.shutdown()
+            thread.join()

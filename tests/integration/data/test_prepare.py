@@ -126,6 +126,15 @@ def test_two_runs_that_prepare_the_same_data_at_once_share_one_data_set(
         assert [len(rows[index]["input_ids"]) > 0 for index in range(len(rows))] == [True] * first.counts.train
 
 
+def test_the_same_bytes_read_as_another_file_type_are_another_data_set(place, llama):
+    content = jsonl([{"text": f"row {number}"} for number in range(20)])
+    data = {"format": "Text", "validation": {"fraction": 0}, "test": {"fraction": 0}}
+    first = place.prepare(llama, data | {"train": sources(place.put("corpus.txt", content))})
+    second = place.prepare(llama, data | {"train": sources(place.put("corpus.jsonl", content))})
+    assert first.dataset_digest != second.dataset_digest
+    assert not second.reused
+
+
 def test_where_files_are_and_how_they_are_listed_does_not_matter(place, bert):
     rows = classified()
     one, two = place.put("a.jsonl", jsonl(rows[:20])), place.put("b.jsonl", jsonl(rows[20:]))

@@ -200,6 +200,14 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_attempt_with_step_and_ad
     assert "spec.training.learningRate (now 0.001)" in diverged.message.advice
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_validation_loss_that_is_not_finite_ends_the_attempt_as_diverged(lab: Lab, kind: str) -> None:
+    config = lab.config(f"diverged-validation-{kind}", kind=kind)
+    diverged = lab.run(config, target="train_ranks:train_rank_whose_weights_break")
+    assert diverged.exit_codes == [ExitCode.DIVERGED, ExitCode.DIVERGED], diverged.output
+    assert "validation loss" in diverged.message.error
+
+
 def test_a_finite_loss_far_above_its_start_is_a_warning(lab: Lab) -> None:
     """AdamW moves every weight by up to the learning rate: within a few steps of 1 the logits are huge, and finite."""
     training = {"learningRate": 1.0, "schedule": "Constant", "epochs": 2}

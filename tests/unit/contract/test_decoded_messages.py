@@ -28,6 +28,8 @@ HOSTILE = {
     "a figure that is none": '{"stage":"train","evaluation":{"Loss":NaN}}',
     "no time": '{"stage":"train","first_step_time":"yesterday"}',
     "a time without a zone": '{"stage":"train","first_step_time":"2026-01-01T12:00:00"}',
+    "a time that is longer than status has room for": '{"stage":"train",'
+    '"first_step_time":"2026-01-01T12:00:00.123456789+00:00"}',
     "no such day": '{"stage":"train","last_checkpoint":'
     '{"step":1,"uri":"s3://b/c","time":"2026-02-31T12:00:00Z","save_seconds":1}}',
 }

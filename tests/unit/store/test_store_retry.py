@@ -117,3 +117,29 @@ def test_without_new_credentials_access_is_denied(code: str, status: int) -> Non
     with pytest.raises(AccessDeniedError):
         run(policy, request)
     assert credentials.looks == 1 if code == "AccessDenied" else credentials.looks > 1
+
+
+def test_new_credentials_each_time_do_not_make_a_denied_request_endless() -> None:
+    """An identity provider issues other keys at each look, also to a role that may not use the bucket."""
+    credentials, sent = Credentials(comes_after=0), []
+
+    def request() -> None:
+        sent.append(credentials.generation)
+        raise refused("AccessDenied", 403)
+
+    with pytest.raises(AccessDeniedError):
+        run(RetryPolicy(first_delay=0.001, credentials=credentials), request)
+    assert sent == [0, 1]
+
+
+def test_a_long_transfer_may_outlive_several_sets_of_credentials() -> None:
+    credentials, meter = Credentials(comes_after=0), Meter()
+
+    def request() -> str:
+        if credentials.generation == 3:
+            return "done"
+        meter.begin(meter.furthest)
+        meter.add(10)
+        raise refused("ExpiredToken", 400)
+
+    assert run(RetryPolicy(first_delay=0.001, credentials=credentials), request, meter) == "done"

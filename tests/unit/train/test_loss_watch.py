@@ -33,3 +33,5 @@ def test_a_loss_far_above_its_start_for_several_evaluations_is_warned_of(
 def test_a_restart_continues_to_count() -> None:
     run = RunState(loss_watch=LossWatch(start=5.8, high=1))
     assert RunState.from_json(run.to_json()) == run
+    before = {name: value for name, value in run.to_json().items() if name != "loss_watch"}
+    assert RunState.from_json(before) == RunState(), "a checkpoint from before there was a watch"

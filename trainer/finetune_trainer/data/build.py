@@ -19,7 +19,7 @@ from .formats import Example, Formatter
 from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, SourceInfo, read_dataset_info
 from .labels import canonical_names, check_label_column, label_names, unknown_label
 from .problems import BadRecords, RecordProblem, listed
-from .readers import read
+from .readers import file_type, read
 from .shards import ShardWriter
 from .sources import SourceFile
 from .splits import Share, row_keys, split_rows
@@ -45,7 +45,8 @@ class Inputs:
 
 
 def dataset_digest(spec: Spec, inputs: Inputs) -> str:
-    """SHA-256 of what the rows depend on: file contents (not names), `spec.data`, seed, tokenizer, task, length.
+    """SHA-256 of what the rows depend on: contents and types of files, not their names; `spec.data`, seed, tokenizer,
+    task, length.
 
     `spec.data.packing` is left out: it decides how rows share a batch, not what the rows are.
     """
@@ -54,7 +55,9 @@ def dataset_digest(spec: Spec, inputs: Inputs) -> str:
         holdout.pop("sources")
     depends_on = {
         "version": FORMAT_VERSION,
-        "files": {split: sorted(file.sha256 for file in files) for split, files in inputs.files.items()},
+        "files": {
+            split: sorted((file_type(file), file.sha256) for file in files) for split, files in inputs.files.items()
+        },
         "data": data,
         "format": inputs.formatter.data_format,
         "task": inputs.task,

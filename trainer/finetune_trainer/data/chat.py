@@ -43,7 +43,7 @@ and a restarted run or the evaluation would see other prompts than the training 
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ADVICE = "mark the assistant's text in the model's chat template with {% generation %} ... {% endgeneration %}"
-_WORD = re.compile("\ue000([0-9]+)\ue001")
+_WORD = re.compile("\ue000([0-9]{1,9})\ue001")
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Names that transformers accepts for the reasoning of a message."""
 _END_OF_REASONING = "</think>"

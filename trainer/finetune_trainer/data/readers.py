@@ -78,7 +78,7 @@ def read(file: SourceFile, bad: BadRecords, columns: Columns = lambda names: nam
 
     Raises BadDataError for a file that is not what its suffix says.
     """
-    suffix = _suffix(file)
+    suffix = file_type(file)
     if file.size == 0:
         bad.add(file.uri, _empty_file())
         return
@@ -103,13 +103,13 @@ def _empty_file() -> RecordProblem:
 
 def column_names(file: SourceFile, bad: BadRecords) -> tuple[str, ...] | None:
     """The columns of the first record; None for a file without records. Raises BadDataError as `read` does."""
-    if _suffix(file) == ".parquet" and file.size:
+    if file_type(file) == ".parquet" and file.size:
         with _parquet_file(file) as table:
             return tuple(table.schema_arrow.names) if table.metadata.num_rows else None
     return next((tuple(record.values) for record in read(file, bad, lambda _: ())), None)
 
 
-def _suffix(file: SourceFile) -> str:
+def file_type(file: SourceFile) -> str:
     """The suffix by which the file is read, which its first bytes do not contradict."""
     if not _is_encodable(file.uri):
         raise BadDataError(f"{file.uri}: the file's name is not UTF-8", advice="rename the file")

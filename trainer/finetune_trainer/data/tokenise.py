@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def chunks(length: int, max_length: int) -> list[tuple[int, int]]:
     starts = list(range(0, length, max_length))
     if len(starts) > 1 and length - starts[-1] == 1 and max_length > 2:
         starts[-1] -= 1
-    return list(zip(starts, [*starts[1:], length], strict=True))
+    return list(pairwise([*starts, length]))
 
 
 def loss_flags(offsets: list[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:

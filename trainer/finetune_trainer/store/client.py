@@ -325,9 +325,15 @@ class ObjectStore:
         self._retry.run(delete, lambda: failed, self._endpoint)
 
     def now(self, uri: str) -> datetime:
-        """The time of the server, the clock that writes `modified`."""
+        """The time of the server, the clock that writes `modified`.
+
+        It comes with a list of the address, not of the whole bucket, which a policy may refuse.
+        """
         address = parse(uri)
-        answer = self._run(address, lambda: self._client.list_objects_v2(Bucket=address.bucket, MaxKeys=1))
+        answer = self._run(
+            address,
+            lambda: self._client.list_objects_v2(Bucket=address.bucket, Prefix=address.key, MaxKeys=1),
+        )
         stated = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         return parsedate_to_datetime(stated) if stated else datetime.now(UTC)
 

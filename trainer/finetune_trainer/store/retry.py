@@ -85,7 +85,8 @@ class RetryPolicy:
             try:
                 return request()
             except FOREIGN as error:
-                if self.credentials is not None and is_refusal(error) and self.credentials.renew(generation):
+                is_renewed = self.credentials is not None and is_refusal(error) and self.credentials.renew(generation)
+                if is_renewed and patience.may_renew():
                     continue
                 # New credentials may come a little later than the old ones expire.
                 may_pass = is_transient(error) or (self.credentials is not None and is_expired(error))
@@ -101,10 +102,22 @@ class _Patience:
         self._policy, self._meter = policy, meter
         self._delay, self._deadline = policy.first_delay, float("inf")
         self._moved, self._furthest, self._resets = 0, 0, 0
+        self._renewed_at = -1
+        """Bytes moved when credentials were renewed last."""
         self._restart()
 
     def _restart(self) -> None:
         self._delay, self._deadline = self._policy.first_delay, float("inf")
+
+    def may_renew(self) -> bool:
+        """Whether a refused try may follow at once with new credentials: once, and again after progress.
+
+        An identity provider issues other keys each time, also to an identity without permission.
+        """
+        if self._renewed_at == self._meter.moved:
+            return False
+        self._renewed_at = self._meter.moved
+        return True
 
     def lasts(self) -> bool:
         """A try has failed: whether another one may follow."""

@@ -31,7 +31,8 @@ class RunState:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "RunState":
         """The inverse of `to_json`."""
-        nested = {"best": BestState(**value["best"]), "loss_watch": LossWatch(**value["loss_watch"])}
+        # Checkpoints of earlier versions have no loss watch.
+        nested = {"best": BestState(**value["best"]), "loss_watch": LossWatch(**value.get("loss_watch", {}))}
         return cls(**{**value, **nested})
 
 

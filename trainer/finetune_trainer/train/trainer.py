@@ -236,7 +236,9 @@ class FineTuneTrainer(Trainer):
         metrics = {f"eval_{_snake(metric)}": value for metric, value in figures.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        report.update(evaluation=figures, activity="training", flush=True)
+        # JSON has no NaN: a loss that is none ends the attempt below, with a message that names it.
+        finite = {metric: value for metric, value in figures.items() if math.isfinite(value)}
+        report.update(evaluation=finite, activity="training", flush=True)
         self._figures = {metric.value: value for metric, value in figures.items()}
         self._figures_step = self.state.global_step
         self._judge(figures)
