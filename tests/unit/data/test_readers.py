@@ -204,6 +204,20 @@ def test_a_bad_record_is_skipped_and_counted_by_rule_if_asked(write, name, conte
     assert bad.dropped == {rule: 1}
 
 
+@pytest.mark.parametrize(
+    "row", ['"she said "no" and\nleft the room",1', '"she said "no" and\nsaw\nthe room",1', '"b "b" b",1']
+)
+def test_the_rest_of_a_row_with_stray_quotes_is_no_record(write, row):
+    found, bad = records(write("a.csv", f"text,label\na,1\n{row}\nc,4\n"), BadRecordAction.SKIP)
+    assert [record.values["text"] for record in found] == ["a", "c"]
+    assert bad.dropped == {"malformed CSV": row.count("\n") + 1}
+
+
+def test_a_header_that_is_not_utf_8_is_no_reason_to_take_the_next_line_for_it(write):
+    with pytest.raises(BadDataError, match="line 1: the header is not UTF-8"):
+        records(write("a.csv", b"t\xe9xt,label\na,1\nb,2\n"), BadRecordAction.SKIP)
+
+
 def test_the_lines_that_an_open_quote_takes_in_are_counted(write):
     content = 'text,label\na,1\n"b,2\nc,3\n"d",4\ne,5\n'
     found, bad = records(write("a.csv", content), BadRecordAction.SKIP)
@@ -215,6 +229,7 @@ def test_the_lines_that_an_open_quote_takes_in_are_counted(write):
     ("name", "content", "texts"),
     [
         ("a.csv", b'text,label\na,1\n"b\n\xff\nb",2\n\xff,3\nc,4\n', ["a", "c"]),
+        ("a.csv", b'text,label\na,1\n"caf\xe9 was great\nbut the service",1\nc,4\n', ["a", "c"]),
         ("a.txt", b"a\n\nb\n\xff\nb\n\nc\n", ["a", "c"]),
         ("a.txt", b"a\n\n\xff\nb\n\nc\n", ["a", "c"]),
         ("a.txt", b"a\n\nb\n\xff\n\nc\n", ["a", "c"]),

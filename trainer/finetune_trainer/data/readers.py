@@ -87,7 +87,9 @@ def read(file: SourceFile, bad: BadRecords, columns: Columns = lambda names: nam
         return
     try:
         with _open(file.path) as stream:
-            yield from _TEXT_READERS[suffix](_decoded(stream, file, bad), file, bad, columns)
+            # Without a line in the middle of a row of CSV, nobody could tell where the next row begins.
+            lines = _decoded(stream, file, bad, keeps_all=_TEXT_READERS[suffix] is _csv)
+            yield from _TEXT_READERS[suffix](lines, file, bad, columns)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadDataError(f"{file.uri}: damaged gzip data ({error})", advice="upload the file again") from error
     except UnicodeError as error:
@@ -146,10 +148,10 @@ def _check_magic(file: SourceFile, start: bytes, expected: str) -> None:
         )
 
 
-def _decoded(stream: BinaryIO, file: SourceFile, bad: BadRecords) -> Iterator[Line]:
+def _decoded(stream: BinaryIO, file: SourceFile, bad: BadRecords, *, keeps_all: bool) -> Iterator[Line]:
     """Lines as text, which may end in `\\n`, `\\r\\n` or `\\r`. UTF-8, or what a byte order mark says.
 
-    A line that is not UTF-8 is reported and left out.
+    A line that is not UTF-8 is reported and left out; or kept (`keeps_all`), with its bytes as unpaired surrogates.
     """
     with io.BufferedReader(cast(io.RawIOBase, stream), buffer_size=1 << 16) as buffered:
         head = buffered.peek(_HEAD_BYTES)[:_HEAD_BYTES]
@@ -166,7 +168,7 @@ def _decoded(stream: BinaryIO, file: SourceFile, bad: BadRecords) -> Iterator[Li
                         f"{file.uri} line {number}: longer than {_LONGEST_LINE >> 20} Mi characters",
                         advice="write one record per line, as JSON Lines, or Parquet",
                     )
-                if _is_encodable(line):
+                if keeps_all or _is_encodable(line):
                     yield number, line.removesuffix("\n")
                 else:
                     bad.add(str(Place(file.uri, number)), _undecodable(line))
@@ -307,6 +309,7 @@ def _csv(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Colu
         try:
             row = next(rows, None)
         except csv.Error as error:
+            counted.skip_to_end_of_row(lambda line: _is_whole_row(line, delimiter, len(header)))
             bad.add(str(Place(file.uri, before + 1)), *_malformed_csv(error, before + 1, counted.position))
             continue
         if row is None:
@@ -314,8 +317,8 @@ def _csv(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Colu
         if not row:
             continue
         place = Place(file.uri, counted.position - sum(field.count("\n") for field in row))
-        if counted.has_gap:
-            bad.add(str(place), RecordProblem("undecodable bytes", "a line of the row is not UTF-8", _SAVE_AS_UTF8))
+        if not _is_encodable(text := delimiter.join(row)):
+            bad.add(str(place), _undecodable(text))
             continue
         if len(row) != len(header):
             what = f"{len(row)} fields, but the header has {len(header)}: {listed(header)}"
@@ -329,24 +332,48 @@ class _Counted:
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self.position = 0
-        self.has_gap = False
-        """Whether a line within the current row was left out."""
-        self._begins = True
+        self._quotes = 0
+        """In the current row so far."""
         self._lines = iter(lines)
 
     def begin_row(self) -> int:
         """The number of the last line of the row before."""
-        self.has_gap, self._begins = False, True
+        self._quotes = 0
         return self.position
+
+    def skip_to_end_of_row(self, is_row: Callable[[str], bool]) -> None:
+        """Leave out what is left of a row that is not CSV.
+
+        After an odd number of quotes a field is still open: its lines, up to the one with the closing quote, are no
+        rows of their own. A line that is a whole row ends it as well: the quote was one too many.
+        """
+        while self._quotes % 2:
+            number, line = next(self._lines, (0, ""))
+            if not number:
+                return
+            if is_row(line):
+                self._lines = chain([(number, line)], self._lines)
+                return
+            self.position = number
+            self._quotes += line.count('"')
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        number, line = next(self._lines)
-        self.has_gap |= not self._begins and number != self.position + 1
-        self.position, self._begins = number, False
+        self.position, line = next(self._lines)
+        self._quotes += line.count('"')
         return line + "\n"
+
+
+def _is_whole_row(line: str, delimiter: str, fields: int) -> bool:
+    """Whether a line by itself is a row with so many fields, all quotes of which are paired."""
+    try:
+        return (
+            line.count('"') % 2 == 0 and len(next(csv.reader([line], strict=True, delimiter=delimiter), ())) == fields
+        )
+    except csv.Error:
+        return False
 
 
 def _first_csv_line(lines: Iterator[Line]) -> tuple[Line | None, str]:
@@ -382,6 +409,8 @@ def _csv_header(rows: Iterator[list[str]], number: int, file: SourceFile) -> lis
             f"{file.uri} line {number}: the header is not CSV: {error}",
             advice="quote column names with double quotes, or with none at all",
         ) from None
+    if not _is_encodable("".join(header)):
+        raise BadDataError(f"{file.uri} line {number}: the header is not UTF-8", advice=_SAVE_AS_UTF8)
     # A column without a name, as of an index or after a comma at the end of all lines, is not used.
     if repeated := _repeated(name for name in header if name):
         raise _repeated_columns(f"{file.uri} line {number}", repeated)
