@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ from finetune_cli.embedded_store import EmbeddedStore
 from finetune_trainer.errors import AccessDeniedError, BadConfigError, ModelUnusableError, StorageUnreachableError
 from finetune_trainer.model import fetch
 from finetune_trainer.model.fetch import copy_folder, fetch_model, prepared_model, store_copy
-from finetune_trainer.model.tokenizer import load_tokenizer
+from finetune_trainer.model.portable import copy_tokenizer
+from finetune_trainer.model.tokenizer import load_tokenizer, tokenizer_digest
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
 from train_configs import train_config
@@ -156,6 +158,27 @@ def test_only_what_loading_reads_is_fetched(store, bucket, tmp_path, model_folde
     fetched = fetch_model(uri, store, tmp_path / "beside")
     assert {path.name for path in fetched.path.iterdir()} == {path.name for path in alone.path.iterdir()}
     assert fetched.digest == alone.digest
+
+
+def test_all_chat_templates_of_a_model_are_fetched_digested_and_exported(store, bucket, tmp_path, model_folder):
+    uri, base = f"s3://{bucket}/models/templates", tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    tool_use = base / "additional_chat_templates" / "tool_use.jinja"
+    tool_use.parent.mkdir()
+    tool_use.write_text("{{ messages[0].content }} with tools")
+    store.upload_folder(base, uri)
+    fetched = fetch_model(uri, store, tmp_path / "fetched")
+    assert fetched.digest == fetch_model(f"file://{base}", store, tmp_path / "local").digest
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    copy_tokenizer(fetched.path, exported)
+    for folder in (fetched.path, exported):
+        assert load_tokenizer(folder).chat_template["tool_use"] == tool_use.read_text()
+    known = tokenizer_digest(fetched.path)
+    assert known == tokenizer_digest(base) == tokenizer_digest(exported)
+    tool_use.write_text("changed")
+    assert tokenizer_digest(base) != known
+    assert fetch_model(f"file://{base}", store, tmp_path / "again").digest != fetched.digest
 
 
 def test_a_sharded_model_is_what_its_index_names(store, bucket, tmp_path, model_folder):

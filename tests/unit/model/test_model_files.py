@@ -14,7 +14,14 @@ def selected(*names: str, index: object = None) -> list[str]:
 
 
 def test_configuration_tokenizer_and_weights_belong_to_a_model() -> None:
-    names = ("config.json", "generation_config.json", "model.safetensors", "spiece.model", "tokenizer.json")
+    names = (
+        "additional_chat_templates/tool_use.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "spiece.model",
+        "tokenizer.json",
+    )
     assert selected(*names, "README.md", "training_args.bin") == list(names)
 
 
@@ -31,9 +38,12 @@ def test_configuration_tokenizer_and_weights_belong_to_a_model() -> None:
         "onnx/config.json",
         "original/tokenizer.model",
         "pytorch_model.bin",
+        "additional_chat_templates/../evil.jinja",
+        "additional_chat_templates/notes.txt",
+        "other/tool_use.jinja",
     ],
 )
-def test_nothing_else_does(name: str) -> None:
+def test_other_files_do_not_belong_to_a_model(name: str) -> None:
     assert selected(name) == []
 
 

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import botocore.session
 import pytest
 
 from finetune_api.constants import Env
-from finetune_trainer.store.credentials import AWS_NAMES, credential, from_files, rotating_session
+from finetune_trainer.store.credentials import AWS_NAMES, credential, from_files, parse_descriptions, rotating_session
 
 
 @pytest.fixture
@@ -97,3 +98,11 @@ def test_descriptions_of_services_are_parsed_once_for_all_sessions() -> None:
     loaders = [rotating_session()[0].get_component("data_loader") for _ in range(2)]
     assert loaders[0] is loaders[1]
     assert loaders[0].load_service_model("s3", "service-2") is loaders[1].load_service_model("s3", "service-2")
+
+
+def test_descriptions_are_parsed_without_looking_for_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fork server does it before anybody has asked for storage; a profile that is not there is no error of it."""
+    monkeypatch.setattr(botocore.session.Session, "get_credentials", lambda _: pytest.fail("looked for credentials"))
+    parse_descriptions()
+    monkeypatch.setenv("AWS_PROFILE", "not-there")
+    parse_descriptions()

@@ -23,6 +23,7 @@ from finetune_api.v1alpha1 import ArtifactFormat, Task
 from ..errors import ModelUnusableError
 from ..store.client import ObjectStore
 from .adapters import with_adapter
+from .files import files_in
 from .load import load_model
 from .portable import add_older_names, base_name, copy_tokenizer, keep_generation_config
 from .tokenizer import load_tokenizer
@@ -121,11 +122,9 @@ def folder_digest(folder: Path) -> str:
     For a whole model the same number as `fetch_model` finds, so whoever downloads it can compare.
     """
     whole = hashlib.sha256()
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name == CARD_FILE:
-            continue
-        with path.open("rb") as file:
-            whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for name in sorted(files_in(folder) - {CARD_FILE}):
+        with (folder / name).open("rb") as file:
+            whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()
 
 

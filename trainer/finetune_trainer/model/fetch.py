@@ -35,7 +35,7 @@ from ..store.client import ObjectInfo, ObjectStore
 from ..store.digests import has_etag, sha256_of
 from ..store.transfer import inside
 from ..store.uri import join
-from .files import INDEX_FILE, model_files
+from .files import INDEX_FILE, files_in, model_files, tokenizer_files
 
 log = logging.getLogger("finetune")
 
@@ -167,7 +167,8 @@ def _local_folder(uri: str) -> ModelFolder:
     path = Path(uri.removeprefix(_LOCAL))
     if not path.is_dir():
         raise ModelUnusableError(f"{uri} is not a folder", advice="name a folder in Hugging Face layout")
-    names = model_files([entry.name for entry in path.iterdir()], (path / INDEX_FILE).read_bytes)
+    present = {entry.name for entry in path.iterdir()} | set(tokenizer_files(path))
+    names = model_files(present, (path / INDEX_FILE).read_bytes)
     return ModelFolder(path, ModelFiles(source=uri, files=_hashed(path, names)))
 
 
@@ -255,7 +256,7 @@ def _cached(folder: Path, hint: Path, wanted: list[_RemoteFile]) -> Path | None:
     path = folder / digest
     if len(digest) != 64 or not digest.isalnum() or not path.is_dir() or path.is_symlink():
         return None
-    if {entry.name for entry in path.iterdir()} != {file.name for file in wanted}:
+    if files_in(path) != {file.name for file in wanted}:
         return None
     return path if all(_parallel(lambda file: file.is_content_of(path / file.name) is True, wanted)) else None
 
@@ -342,7 +343,7 @@ def _hashed(folder: Path, names: Iterable[str]) -> tuple[ModelFile, ...]:
 def _is_intact(folder: Path, listing: ModelFiles) -> bool:
     """Whether the folder holds these files, with this content, and nothing that loading could also read."""
     try:
-        if {entry.name for entry in folder.iterdir()} != {file.name for file in listing.files}:
+        if files_in(folder) != {file.name for file in listing.files}:
             return False
         if any((folder / file.name).stat().st_size != file.size for file in listing.files):
             return False

@@ -1,8 +1,10 @@
-"""Which files of a model folder are the model. Pure."""
+"""Which files of a model folder are the model."""
 
 import json
+import re
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 TOKENIZER_PATTERNS = (
     "tokenizer.json",
@@ -16,6 +18,8 @@ TOKENIZER_PATTERNS = (
     "merges.txt",
     "*.model",
 )
+_CHAT_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
+"""Where transformers keeps all chat templates but the default one, such as `tool_use.jinja`."""
 CONFIG_FILES = ("config.json", "generation_config.json")
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -31,8 +35,9 @@ VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 def model_files(names: Collection[str], read_index: Callable[[], str | bytes]) -> list[str]:
     """The names, sorted, that loading reads: configuration, tokenizer, and the weights that transformers would open.
 
-    `names` are relative to the model's folder. Files in sub-folders, pickled weights, other frameworks' weights and
-    safetensors files that nothing refers to (`consolidated.safetensors`) do not belong to the model. `read_index`
+    `names` are relative to the model's folder. Files in sub-folders other than chat templates, pickled weights, other
+    frameworks' weights and safetensors files that nothing refers to (`consolidated.safetensors`) do not belong to the
+    model. `read_index`
     returns the content of INDEX_FILE and is called only where `names` has it; a damaged index names no files.
     """
     weights = {WEIGHTS_FILE}
@@ -41,7 +46,7 @@ def model_files(names: Collection[str], read_index: Callable[[], str | bytes]) -
     return sorted(
         name
         for name in set(names)
-        if "/" not in name and (name in CONFIG_FILES or is_tokenizer_file(name) or name in weights)
+        if is_tokenizer_file(name) or ("/" not in name and (name in CONFIG_FILES or name in weights))
     )
 
 
@@ -53,8 +58,21 @@ def _indexed(index: str | bytes) -> set[str]:
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """True for a name, without folder, that decides how text becomes tokens."""
-    return "/" not in name and matches(name, TOKENIZER_PATTERNS)
+    """True for the name of a file, within the model's folder, that decides how text becomes tokens."""
+    return matches(name, TOKENIZER_PATTERNS) if "/" not in name else _CHAT_TEMPLATE.fullmatch(name) is not None
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Names of a folder's tokenizer files, sorted; those of chat templates with their folder."""
+    paths = [*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja")]
+    names = (path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    return sorted(name for name in names if is_tokenizer_file(name))
+
+
+def files_in(folder: Path) -> set[str]:
+    """Names of all files and links below a folder, relative to it. Links are not followed."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in paths}
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:

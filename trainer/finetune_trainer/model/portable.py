@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .files import is_tokenizer_file
+from .files import tokenizer_files
 
 OLDEST_TRANSFORMERS, OLDEST_PEFT = "4.57", "0.17"
 """Oldest versions that exported folders were loaded with: Llama, Qwen 2, Gemma, GPT-2, GPT-NeoX, BERT, DistilBERT and
@@ -36,9 +36,9 @@ def copy_tokenizer(base: Path, folder: Path, *, pad_token: str | None = None) ->
 
     `pad_token` is added where tokenizer_config.json names none: a decoder that classifies needs one for batches.
     """
-    for path in sorted(base.iterdir()):
-        if is_tokenizer_file(path.name):
-            shutil.copyfile(path, folder / path.name)
+    for name in tokenizer_files(base):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(base / name, folder / name)
     if pad_token is None:
         return
     path = folder / _TOKENIZER_CONFIG

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelUnusableError
-from .files import is_tokenizer_file
+from .files import tokenizer_files
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -59,7 +59,6 @@ def embedding_too_small(tokenizer: Any, token_id: int, rows: int, uri: str, what
 def tokenizer_digest(folder: Path) -> str:
     """SHA-256 over the names and contents of the files that decide how text becomes tokens."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if is_tokenizer_file(path.name):
-            digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for name in tokenizer_files(folder):
+        digest.update(f"{name}\0{hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ Session credentials expire, and whoever issues them writes new ones into the sam
 they have changed, and everything is looked up again when a server refuses what it was sent.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -13,9 +14,8 @@ from typing import Any
 
 import botocore.loaders
 import botocore.session
-from botocore import UNSIGNED
-from botocore.config import Config
 from botocore.credentials import CredentialProvider, Credentials
+from botocore.exceptions import BotoCoreError
 
 from finetune_api.constants import Env
 
@@ -126,10 +126,15 @@ class _Provider(CredentialProvider):  # type: ignore[misc]  # botocore has no ty
 def rotating_session() -> tuple[Any, RotatingCredentials]:
     """A botocore session whose clients follow the rotation of credentials, and these credentials."""
     credentials = RotatingCredentials(_looked_up, _state)
-    session = botocore.session.get_session()
-    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+    session = _session()
     session.get_component("credential_provider").providers.insert(0, _Provider(credentials))
     return session, credentials
+
+
+def _session() -> Any:
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _loader(os.environ.get("AWS_DATA_PATH")))
+    return session
 
 
 @cache
@@ -139,9 +144,14 @@ def _loader(data_path: str | None) -> Any:
 
 
 def parse_descriptions() -> None:
-    """Parse what clients of S3 need, for this process and for those that are forked from it."""
-    session, _ = rotating_session()
-    session.create_client("s3", region_name="us-east-1", config=Config(signature_version=UNSIGNED)).close()
+    """Parse what clients of S3 need, for this process and for those that are forked from it.
+
+    The client for it has keys, of nobody: it would look for some, over the network too. A profile that cannot be used
+    is an error of whoever connects.
+    """
+    session = _session()
+    with contextlib.suppress(BotoCoreError):
+        session.create_client("s3", "us-east-1", aws_access_key_id="none", aws_secret_access_key="none").close()
 
 
 def _looked_up() -> Any:
