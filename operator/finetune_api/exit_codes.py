@@ -5,6 +5,8 @@ Names and numbers below 80 follow `sysexits.h` where it has one.
 
 from enum import IntEnum
 
+from .constants import Stage
+
 
 class ExitCode(IntEnum):
     """Exit status of a trainer pod."""
@@ -65,3 +67,15 @@ def name_of(exit_code: int) -> str:
     if exit_code in ExitCode._value2member_map_:
         return "".join(word.capitalize() for word in ExitCode(exit_code).name.split("_"))
     return f"Signal{exit_code - 128}" if 128 < exit_code < 192 else f"Exit{exit_code}"
+
+
+def out_of_memory_advice(stage: str) -> str:
+    """What to change where a stage ran out of memory, as a clause: only the training has batches to make smaller."""
+    limit = "raise spec.workers.resources.limits.memory"
+    match stage:
+        case Stage.TRAIN:
+            smaller = "lower spec.training.microBatchSize or spec.data.maxLength"
+            return f"{smaller}, raise spec.deepspeed.zeroStage, or {limit}"
+        case Stage.PREPARE:
+            return f"{limit}, or prepare fewer or smaller files"
+    return limit

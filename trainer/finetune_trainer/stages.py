@@ -17,7 +17,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from finetune_api.constants import Env, Stage
-from finetune_api.exit_codes import ExitCode
+from finetune_api.exit_codes import ExitCode, out_of_memory_advice
 from finetune_api.progress import EvaluateResult, TerminationMessage, TrainResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
 
@@ -43,11 +43,6 @@ Result = Prepared | TrainResult | EvaluateResult
 Bind = Callable[[TrainerConfig, RuntimeEnv, ProgressReporter], Callable[[], Result]]
 
 _RESULT_FIELDS: dict[Stage, str] = {Stage.PREPARE: "prepared", Stage.TRAIN: "trained", Stage.EVALUATE: "evaluated"}
-_OUT_OF_MEMORY_ADVICE: dict[str, str] = {
-    Stage.PREPARE: "raise spec.workers.resources.limits.memory, or prepare fewer or smaller files",
-    Stage.TRAIN: "lower spec.training.microBatchSize",
-    Stage.EVALUATE: "raise spec.workers.resources.limits.memory",
-}
 _CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
@@ -115,7 +110,7 @@ class _Rank:
         except BaseException as error:
             if is_out_of_memory(error):
                 log.error("out of memory: %s", error)
-                exhausted = MemoryExhaustedError(described(error), advice=_OUT_OF_MEMORY_ADVICE.get(self.stage, ""))
+                exhausted = MemoryExhaustedError(described(error), advice=out_of_memory_advice(self.stage))
                 return self._finish(exhausted.exit_code, error=str(exhausted), advice=exhausted.advice)
             if not isinstance(error, Exception):
                 raise

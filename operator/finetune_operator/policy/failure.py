@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from finetune_api.exit_codes import ExitCode, FailureClass, failure_class, name_of
+from finetune_api.constants import Stage
+from finetune_api.exit_codes import ExitCode, FailureClass, failure_class, name_of, out_of_memory_advice
 from finetune_api.v1alpha1 import FailureStatus
 
 from ..observed import ObservedPod, ObservedStage
@@ -21,8 +22,7 @@ _SHOWN_LINES = 10
 """Lines of a log that status shows where a pod has left no message of its own."""
 
 _ADVICE = {
-    ExitCode.OUT_OF_MEMORY: "Lower training.microBatchSize or data.maxLength, raise deepspeed.zeroStage or the limit.",
-    ExitCode.DIVERGED: "Lower training.learningRate, add a warmup, or look for broken records in the data.",
+    ExitCode.DIVERGED: "Lower spec.training.learningRate, add a warmup, or look for broken records in the data.",
     ExitCode.STORAGE_UNREACHABLE: "Check spec.storage.endpoint and its server; committed checkpoints are safe.",
     ExitCode.ACCESS_DENIED: "Check the credentials and that they may read the inputs and write under spec.output.uri.",
     ExitCode.INTERNAL_ERROR: "Read the log; if the failure repeats at the same step, the data there is worth a look.",
@@ -196,7 +196,7 @@ def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
         node=pod.node,
         exit_code=code,
         message="\n".join(lines).strip()[:4096],
-        advice=((message.advice if message else "") or _advice(pod, code))[:1024],
+        advice=((message.advice if message else "") or _advice(stage.stage, pod, code))[:1024],
     )
 
 
@@ -215,9 +215,10 @@ def _said(log_tail: str) -> Iterator[str]:
             yield line
 
 
-def _advice(pod: ObservedPod, code: int) -> str:
-    if pod.out_of_memory:
-        return _ADVICE[ExitCode.OUT_OF_MEMORY]
+def _advice(stage: Stage, pod: ObservedPod, code: int) -> str:
+    if pod.out_of_memory or code == ExitCode.OUT_OF_MEMORY:
+        advice = out_of_memory_advice(stage)
+        return f"{advice[0].upper()}{advice[1:]}."
     if code in ExitCode._value2member_map_:
         return _ADVICE.get(ExitCode(code), "")
     return _SIGKILL_ADVICE if code == 137 else ""

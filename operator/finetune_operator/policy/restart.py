@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from finetune_api.constants import Reason, Stage
-from finetune_api.exit_codes import ExitCode, name_of
+from finetune_api.exit_codes import ExitCode, name_of, out_of_memory_advice
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
 from finetune_api.v1alpha1 import Restart as RestartSpec
 
@@ -53,9 +53,6 @@ _SAMENESS: Mapping[str, Sameness] = {
 """By exit class. Any other class, above all InternalError: SAME_MESSAGE_AND_STEP."""
 
 _REMEDIES: Mapping[str, str] = {
-    name_of(ExitCode.OUT_OF_MEMORY): (
-        "lower spec.training.microBatchSize, raise spec.deepspeed.zeroStage or spec.workers.resources.limits.memory"
-    ),
     name_of(ExitCode.DIVERGED): "lower spec.training.learningRate, add a warmup, or correct the data",
     "Evicted": "raise what status.failure names in spec.workers.resources, or use less of it",
 }
@@ -94,9 +91,15 @@ def decide(status: Status, limits: RestartSpec, *, max_backoff_seconds: float) -
         return GiveUp(Reason.RESTARTS_EXHAUSTED, told)
     if (count := identical_failures(status)) >= _IDENTICAL_FAILURES:
         told = f"{last.reason} {count} times in the same way, without a new checkpoint in between; another attempt "
-        told += f"would fail again: {_REMEDIES.get(last.reason, _ANY_REMEDY)}"
+        told += f"would fail again: {_remedy(last)}"
         return GiveUp(Reason.REPEATED_FAILURE, told)
     return Retry(_backoff(status.restarts - 1, max_backoff_seconds))
+
+
+def _remedy(attempt: AttemptStatus) -> str:
+    if attempt.reason == name_of(ExitCode.OUT_OF_MEMORY):
+        return out_of_memory_advice(attempt.stage)
+    return _REMEDIES.get(attempt.reason, _ANY_REMEDY)
 
 
 def _backoff(tries: int, longest: float) -> float:

@@ -115,6 +115,17 @@ def test_a_failure_that_repeats_unchanged_ends_the_run(
 
 
 @pytest.mark.parametrize(
+    ("stage", "advice"), [(Stage.TRAIN, "microBatchSize"), (Stage.PREPARE, "fewer or smaller files")]
+)
+def test_the_end_of_a_stage_that_runs_out_of_memory_says_what_helps_that_stage(stage: Stage, advice: str) -> None:
+    attempts = tuple(attempt(number, stage=stage, **OOM) for number in (1, 2))
+    decision = restart.decide(Status(attempts=attempts, restarts=2), Restart(max_restarts=9), max_backoff_seconds=9)
+    assert isinstance(decision, restart.GiveUp)
+    assert advice in decision.message
+    assert ("microBatchSize" in decision.message) is (stage is Stage.TRAIN)
+
+
+@pytest.mark.parametrize(
     ("between", "is_repeated"),
     [
         ([], True),

@@ -98,7 +98,11 @@ def test_after_the_first_step_a_fault_of_the_program_may_pass(scratch: Path) -> 
     ("stage", "advice"),
     [
         (Stage.PREPARE, "raise spec.workers.resources.limits.memory, or prepare fewer or smaller files"),
-        (Stage.TRAIN, "lower spec.training.microBatchSize"),
+        (
+            Stage.TRAIN,
+            "lower spec.training.microBatchSize or spec.data.maxLength, raise spec.deepspeed.zeroStage, or raise "
+            "spec.workers.resources.limits.memory",
+        ),
         (Stage.EVALUATE, "raise spec.workers.resources.limits.memory"),
     ],
 )
