@@ -10,17 +10,29 @@ another process may take the chosen one meanwhile."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of 127.0.0.1 that nobody holds now. Raises OSError if there are not so many."""
+    """Different ports that nobody holds on 127.0.0.1 or ::1 now. Raises OSError if there are not so many."""
     ports: list[int] = []
+    has_ipv6 = _has_ipv6()
     with ExitStack() as held:
         for port in random.sample(_PORTS, len(_PORTS)):
             if len(ports) == count:
                 break
             try:
                 held.enter_context(socket.create_server(("127.0.0.1", port)))
+                if has_ipv6:
+                    held.enter_context(socket.create_server(("::1", port), family=socket.AF_INET6))
             except OSError:  # another's
                 continue
             ports.append(port)
     if len(ports) < count:
         raise OSError(f"127.0.0.1 has {len(ports)} free ports in {_PORTS.start}..{_PORTS.stop - 1}, not {count}")
     return ports
+
+
+def _has_ipv6() -> bool:
+    """Whether this machine has the address ::1."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
