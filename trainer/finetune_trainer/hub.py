@@ -182,10 +182,7 @@ def _resolve(uri: str, kind: Kind, name: str, revision: str) -> HubRepository:
             info = api.model_info(name, revision=revision or "main", files_metadata=True)
         else:
             info = api.dataset_info(name, revision=revision or "main", files_metadata=True)
-    except _errors() as error:
-        raise _mapped(error, uri, kind) from error
-    except (ValueError, LookupError, TypeError) as error:
-        # A proxy or a login page in the hub's place: what it sends is no answer of the hub, which the client expects.
+    except _errors() + _UNREADABLE as error:
         raise _mapped(error, uri, kind) from error
     files = tuple(
         HubFile(
@@ -204,6 +201,10 @@ def _resolve(uri: str, kind: Kind, name: str, revision: str) -> HubRepository:
 
 def _token() -> str | bool:
     return credential("HF_TOKEN") or False
+
+
+_UNREADABLE = (ValueError, LookupError, TypeError)
+"""What the client raises for an answer that is not the hub's: of a proxy, or a login page in its place."""
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_api.trainer_config import BatchPlan
+from finetune_api.trainer_config import BatchPlan, TrainerConfig
 
 Lengths = NDArray[np.int32]
 Order = NDArray[np.int64]
@@ -166,3 +166,9 @@ def cheapest_grouping(lengths: Lengths, batch: BatchPlan, *, seed: int, fixed: f
     counts = [groups for groups in range(1, at_most + 1) if batch.micro_size % groups == 0]
     best = min(counts, key=lambda groups: cost(grouped, groups))
     return Grouping(best, saved=1.0 - cost(grouped, best) / without if without else 0.0)
+
+
+def grouping_of(config: TrainerConfig, lengths: Lengths, parameters: int) -> Grouping:
+    """The cheapest grouping of a job's rows, for a model with so many parameters."""
+    fixed = pass_tokens(parameters, gpu=config.spec.workers.gpus_per_node > 0)
+    return cheapest_grouping(lengths, config.batch, seed=config.spec.training.seed, fixed=fixed)

@@ -30,7 +30,7 @@ from .build import Inputs, build_dataset, dataset_digest, dataset_folder
 from .chat import TEMPLATE_DATE, renderer_of
 from .formats import Formatter, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
-from .order import cheapest_grouping, pass_tokens
+from .order import grouping_of
 from .problems import BadRecords
 from .readers import column_names
 from .sources import SourceFile, fetch_sources
@@ -228,13 +228,11 @@ def make_formatter(
 
 def choose_packing(config: TrainerConfig, info: DatasetInfo, parameters: int) -> tuple[Packing, str]:
     """The packing that the user wants, else the cheaper one; and the reason where it was chosen."""
-    spec = config.spec
-    if spec.data.packing is not None:
-        return spec.data.packing, ""
+    if config.spec.data.packing is not None:
+        return config.spec.data.packing, ""
     histogram = info.lengths["train"]
     lengths = np.repeat(np.array(list(histogram), dtype=np.int32), list(histogram.values()))
-    fixed = pass_tokens(parameters, gpu=spec.workers.gpus_per_node > 0)
-    saved = cheapest_grouping(lengths, config.batch, seed=spec.training.seed, fixed=fixed).saved
+    saved = grouping_of(config, lengths, parameters).saved
     if saved <= _WORTH_GROUPING:
         return Packing.PADDED, f"packing Padded: grouping by length would save {max(saved, 0):.0%} of the computation"
     return Packing.LENGTH_GROUPED, f"packing LengthGrouped: saves {saved:.0%} of the computation"

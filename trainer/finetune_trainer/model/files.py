@@ -18,8 +18,8 @@ TOKENIZER_PATTERNS = (
     "merges.txt",
     "*.model",
 )
-_CHAT_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
-"""Where transformers keeps all chat templates but the default one, such as `tool_use.jinja`."""
+_CHAT_TEMPLATES = "additional_chat_templates"
+"""Folder in which transformers keeps all chat templates but the default one, such as `tool_use.jinja`."""
 CONFIG_FILES = ("config.json", "generation_config.json")
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -59,12 +59,14 @@ def _indexed(index: str | bytes) -> set[str]:
 
 def is_tokenizer_file(name: str) -> bool:
     """True for the name of a file, within the model's folder, that decides how text becomes tokens."""
-    return matches(name, TOKENIZER_PATTERNS) if "/" not in name else _CHAT_TEMPLATE.fullmatch(name) is not None
+    if "/" not in name:
+        return matches(name, TOKENIZER_PATTERNS)
+    return re.fullmatch(rf"{_CHAT_TEMPLATES}/[^/]+\.jinja", name) is not None
 
 
 def tokenizer_files(folder: Path) -> list[str]:
     """Names of a folder's tokenizer files, sorted; those of chat templates with their folder."""
-    paths = [*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja")]
+    paths = [*folder.iterdir(), *folder.glob(f"{_CHAT_TEMPLATES}/*.jinja")]
     names = (path.relative_to(folder).as_posix() for path in paths if path.is_file())
     return sorted(name for name in names if is_tokenizer_file(name))
 

@@ -163,7 +163,7 @@ def _looked_up() -> Any:
             found.get(AWS_NAMES[2].lower()),
             method="mounted-files",
         )
-    return botocore.session.get_session().get_credentials()
+    return _session().get_credentials()
 
 
 def _folder() -> Path | None:

@@ -16,7 +16,7 @@ from finetune_api.v1alpha1 import Dtype, Packing
 from ..checkpoint.engine.collective import on_main
 from ..checkpoint.plane import CheckpointPlane
 from ..data.collate import Collator
-from ..data.order import cheapest_grouping, pass_tokens
+from ..data.order import grouping_of
 from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
 from ..errors import CorruptCheckpointError, DivergedError, StoppedError
@@ -170,9 +170,7 @@ class _Attempt:
     def _padding_groups(self, rows: TokenDataset) -> int:
         if self.prepared.packing is not Packing.LENGTH_GROUPED:
             return 1
-        spec = self.config.spec
-        fixed = pass_tokens(self.prepared.parameters, gpu=self.config.world.gpus)
-        return cheapest_grouping(rows.lengths, self.config.batch, seed=spec.training.seed, fixed=fixed).groups
+        return grouping_of(self.config, rows.lengths, self.prepared.parameters).groups
 
     def _validator(self, collator: Collator, arguments: TrainingArguments) -> Validator:
         return Validator(
