@@ -100,6 +100,11 @@ def leave_a_damaged_result(_config: Path) -> int:
     return 0
 
 
+def fail_and_leave_a_damaged_result(config: Path) -> int:
+    leave_a_damaged_result(config)
+    return 77
+
+
 def wait_for_ever(_config: Path) -> NoReturn:
     """Prints its id, and that of a child in its process group, then hangs; SIGTERM has no effect on it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

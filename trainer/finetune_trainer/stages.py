@@ -216,11 +216,8 @@ def process_started(environ: Mapping[str, str]) -> float:
 
 
 def read_result(scratch: Path, rank: int) -> TerminationMessage | None:
-    """What a rank has left; None for one that left nothing, or nothing that can be read."""
+    """What a rank has left; None for one that left nothing. Raises ValueError for what cannot be read."""
     try:
         return TerminationMessage.model_validate(json.loads(result_path(scratch, rank).read_text()))
     except FileNotFoundError:
-        return None
-    except ValueError:
-        log.exception("what rank %d left cannot be read", rank)
         return None

@@ -144,7 +144,7 @@ class _Pod:
                 lines = [*server_output.last_lines, *lines]
         message = termination_message(
             decisive,
-            read_result(self.scratch, exits[0].rank if decisive is None else decisive.rank),
+            read_result(self.scratch, exits[0].rank) if decisive is None else self._result_of_failed(decisive.rank),
             stage=self.config.stage,
             status=status,
             last_lines=lines,
@@ -152,6 +152,14 @@ class _Pod:
         )
         write_termination_message(message, self.options.environ)
         return status
+
+    def _result_of_failed(self, rank: int) -> TerminationMessage | None:
+        """What cannot be read does not hide the failure itself."""
+        try:
+            return read_result(self.scratch, rank)
+        except ValueError:
+            traceback.print_exc()
+            return None
 
 
 def rank_environments(

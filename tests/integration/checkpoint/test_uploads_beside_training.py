@@ -16,6 +16,7 @@ from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.train import cadence
 from finetune_trainer.train.saves import Saves
 from mortal_store import BUCKET, MortalStore
+from process_support import drop_right_to_raise_priorities
 from tiny_engine import Case, claim_and_restore, make_engine, make_plane, seed_ranks, train
 from train_configs import make_plan
 
@@ -127,30 +128,61 @@ def test_an_uploader_that_dies_is_replaced_and_its_save_is_not_lost(
     assert run_world(resumed_losses, 2, **place) == [rank["losses"][2:] for rank in found]
 
 
-def starved(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
-    """Rank 1's uploader gets no processor at all."""
-    carriers.LATE_LEAST_SECONDS = 2.0 if rank == 1 else 60.0
-    running = Running(rank, size, settings, folder)
-    carrier = running.plane._carrier
-    first, policies = carrier.pid, [os.sched_getscheduler(carrier.pid)]
-    if rank == 1:
+def prioritised(rank: int, size: int, settings: Any, folder: str, *, waits: bool, may_raise: bool) -> dict[str, Any]:
+    """Priorities of rank 1's uploader, which gets no processor where it has to be replaced."""
+    carriers.LATE_LEAST_SECONDS, carriers.AWAITED_SECONDS = 2.0, 1.0
+    if not may_raise:
+        drop_right_to_raise_priorities()
+    running = Running(rank, size, settings, folder, spread=0.0 if waits else 0.1)
+    carrier, saver = running.plane._carrier, running.plane.saver
+    first, told = carrier.pid, [priority_of(carrier.pid)]
+    if rank == 1 and not (waits and may_raise):
         os.kill(first, signal.SIGSTOP)
-    running.plane.saver.settle()
-    policies.append(os.sched_getscheduler(carrier.pid))
-    niceness = os.getpriority(os.PRIO_PROCESS, carrier.pid)
-    return {"policies": policies, "niceness": niceness, "replaced": carrier.pid != first}
+    while not waits and carrier.pid == first and rank == 1:
+        saver.is_ready(0.1)
+    if waits:
+        saver.settle()
+    told.append(priority_of(carrier.pid))
+    saver.settle()
+    running.train(2, 3)
+    running.save(3, 0.1)
+    told.append(priority_of(carrier.pid))
+    saver.settle()
+    return {"told": told, "replaced": carrier.pid != first, "step": saver.last.step}
 
 
-@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="of Linux")
-def test_an_uploader_that_others_leave_nothing_is_replaced_by_one_that_gets_a_little(
-    storage_settings: Any, bucket: str, run_world: Any
+def priority_of(pid: int) -> tuple[int, int]:
+    """The lowest of its threads: policy and niceness."""
+    threads = [int(thread) for thread in os.listdir(f"/proc/{pid}/task")]
+    found = {(os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)) for thread in threads}
+    return max(found)
+
+
+IDLE, LOW, ORDINARY = (os.SCHED_IDLE, 19), (os.SCHED_OTHER, 19), (os.SCHED_OTHER, 0)
+
+
+@pytest.mark.parametrize(
+    ("waits", "may_raise", "priorities", "replaced"),
+    [
+        (False, True, [IDLE, LOW, LOW], True),
+        (True, True, [IDLE, ORDINARY, IDLE], False),
+        (True, False, [IDLE, ORDINARY, IDLE], True),
+    ],
+    ids=["late", "awaited", "awaited without rights"],
+)
+def test_an_uploader_gets_a_little_when_it_is_late_and_its_ranks_share_when_it_is_awaited(
+    storage_settings: Any,
+    bucket: str,
+    run_world: Any,
+    waits: bool,
+    may_raise: bool,
+    priorities: list[tuple[int, int]],
+    replaced: bool,
 ) -> None:
-    place = {"settings": storage_settings, "folder": f"{bucket}/starved"}
-    found = run_world(starved, 2, **place)
-    assert [rank["policies"] for rank in found] == [[os.SCHED_IDLE] * 2, [os.SCHED_IDLE, os.SCHED_OTHER]]
-    assert [rank["replaced"] for rank in found] == [False, True]
-    assert [rank["niceness"] for rank in found] == [19, 19]
-    assert len(run_world(resumed_losses, 2, **place)[0]) == 4, "steps after the second, whose save it was"
+    place = {"settings": storage_settings, "folder": bucket}
+    found = run_world(prioritised, 2, waits=waits, may_raise=may_raise, **place)[1]
+    assert found == {"told": priorities, "replaced": replaced, "step": 3}
+    assert len(run_world(resumed_losses, 2, **place)[0]) == 3, "steps after the third, whose save is whole"
 
 
 def without_storage(rank: int, size: int, settings: Any, folder: str, server: int) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import asyncio
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from itertools import repeat
 
 import pytest
@@ -15,25 +16,46 @@ OK = b"HTTP/1.1 200 OK\r\n"
 BODY = b'{"stage":"train","step":7}'
 MIB = 2**20
 
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    """Port of a server that ends with all of its connections."""
+    serving: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await serve(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(connected, host, 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        await asyncio.sleep(0)  # the loop closes the sockets in its next turn
+
 
 async def answered(chunks: Iterable[bytes], host: str = "127.0.0.1") -> Progress | None:
     """What is made of an answer that comes in these chunks."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            for chunk in chunks:
-                writer.write(chunk)
-                await writer.drain()
-            writer.close()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            return
+        await reader.readuntil(b"\r\n\r\n")
+        for chunk in chunks:
+            writer.write(chunk)
+            await writer.drain()
 
-    server = await asyncio.start_server(serve, host, 0)
-    try:
-        return await get_progress(host, server.sockets[0].getsockname()[1])
-    finally:
-        server.close()
+    async with listening(serve, host) as port:
+        return await get_progress(host, port)
 
 
 @pytest.mark.parametrize(
@@ -85,19 +107,14 @@ def test_an_answer_without_end_costs_neither_memory_nor_time(head: bytes) -> Non
 def test_an_answer_that_never_ends_is_given_up() -> None:
     async def scenario() -> Progress | None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                writer.write(OK + b"\r\n")
-                while True:
-                    writer.write(b" ")
-                    await writer.drain()
-                    await asyncio.sleep(0.05)
-            except ConnectionError:
-                return
+            writer.write(OK + b"\r\n")
+            while True:
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        found = await get_progress("127.0.0.1", server.sockets[0].getsockname()[1])
-        server.close()
-        return found
+        async with listening(serve) as port:
+            return await get_progress("127.0.0.1", port)
 
     begun = time.monotonic()
     assert asyncio.run(scenario()) is None
@@ -111,13 +128,9 @@ def test_a_redirect_is_not_followed() -> None:
         async def inner(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             asked.append(await reader.readuntil(b"\r\n"))
             writer.write(OK + b"\r\n" + BODY)
-            writer.close()
 
-        server = await asyncio.start_server(inner, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        place = f"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{port}/admin\r\n\r\n".encode()
-        found = await answered([place])
-        server.close()
-        return found, asked
+        async with listening(inner) as port:
+            place = f"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{port}/admin\r\n\r\n".encode()
+            return await answered([place]), asked
 
     assert asyncio.run(scenario()) == (None, [])

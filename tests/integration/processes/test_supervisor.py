@@ -248,6 +248,12 @@ def test_an_error_of_the_supervisor_itself_is_no_wrong_variable(start_pod: Start
     assert "not retried" in pod.message.advice
 
 
+def test_a_failure_is_told_though_its_result_cannot_be_read(start_pod: StartPod) -> None:
+    pod = start_pod("fail_and_leave_a_damaged_result")
+    assert pod.wait() == pod.message.exit_code == 77
+    assert "internal error" not in pod.message.error
+
+
 @pytest.mark.parametrize(
     ("content", "code", "error"),
     [

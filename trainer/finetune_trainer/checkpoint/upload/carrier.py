@@ -1,6 +1,7 @@
 """A rank's side of its uploader: hands it orders, hears of them, and starts another one when it has died."""
 
 import contextlib
+import enum
 import logging
 import math
 import os
@@ -9,21 +10,35 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Protocol
 
 from ...errors import TrainerError
 from ..format.failures import Failure
-from ..format.orders import Answer, Order, PartOrder, Setup
+from ..format.orders import Answer, Order, PartOrder, PruneOrder, Setup
 from .shared_memory import SharedMemory
 from .uploader import HURRY, LONGEST_MESSAGE
 
 log = logging.getLogger(__name__)
 
-_NICENESS = 19
-_LATE_FACTOR, LATE_LEAST_SECONDS = 3.0, 60.0
+_LATE_FACTOR, LATE_LEAST_SECONDS = 3.0, 20.0
 """Times what an upload is spread over, which is a third of an interval: then the next one is due."""
+AWAITED_SECONDS = 5.0
+"""Somebody who waits gives an uploader of low priority so long before another one takes the order."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 """Before an uploader that has died is replaced."""
+
+
+class Priority(enum.IntEnum):
+    """Of an uploader's process."""
+
+    IDLE = 0
+    """The processors that nobody else wants (SCHED_IDLE): a rank that wakes has its own back at once, while a thread of
+    low priority keeps it until its slice ends (sched(7))."""
+    LOW = 1
+    """Niceness 19: a little, even where no processor is ever idle."""
+    ORDINARY = 2
+    """A rank's own, which has nothing else to do than to wait."""
 
 
 class Carrier(Protocol):
@@ -55,8 +70,10 @@ class UploaderProcess:
         self._setup = setup
         self._order_bytes = 0
         self._hurried = False
-        self._yields = True
-        """Whether an uploader gets the processor only when nobody else wants it."""
+        self._usual = Priority.IDLE
+        """What an uploader has while nobody waits for it."""
+        self._priority = Priority.IDLE
+        """What the process has."""
         self._late_at = math.inf
         self._pause = _FIRST_PAUSE
         self._not_before = 0.0
@@ -81,14 +98,16 @@ class UploaderProcess:
         self._orders.array(len(content)).data[:] = content
         self._order_bytes, self._hurried = len(content), False
         self._late_at = time.monotonic() + _late_seconds(order)
+        if self._channel is not None and self._priority > self._usual:
+            self._set_priority(self._usual)
         self._hand_over()
 
     def receive(self, timeout: float) -> Answer | None:
         """See Carrier."""
         if not self._order_bytes:
             return None
-        if self._yields and time.monotonic() > self._late_at:
-            self._stop_yielding()
+        if self._priority < self._wanted and time.monotonic() > self._late_at:
+            self._give_to_another()
         if self._channel is None:
             self._replace(timeout)
             return None
@@ -109,6 +128,9 @@ class UploaderProcess:
         """See Carrier."""
         if self._order_bytes and not self._hurried:
             self._hurried = True
+            self._late_at = min(self._late_at, time.monotonic() + AWAITED_SECONDS)
+            if self._channel is not None:
+                self._set_priority(Priority.ORDINARY)
             self._pass_on(HURRY)
 
     def close(self) -> None:
@@ -116,6 +138,11 @@ class UploaderProcess:
         self._let_go()
         self.snapshot.close()
         self._orders.close()
+
+    @property
+    def _wanted(self) -> Priority:
+        """For an order that is late."""
+        return Priority.ORDINARY if self._hurried else Priority.LOW
 
     def _hand_over(self) -> None:
         """The open order, to the process that is there or to a new one."""
@@ -137,7 +164,9 @@ class UploaderProcess:
         with theirs:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=tuple(descriptors.values()))
         # From here, not by itself once it has come so far: its imports are not to be felt either.
-        _hold_back(self._process.pid, yields=self._yields)
+        self._priority = Priority.ORDINARY
+        if not self._hurried:
+            self._set_priority(self._usual)
         self._pass_on(self._setup.model_dump_json().encode())
 
     def _pass_on(self, message: bytes) -> None:
@@ -153,12 +182,20 @@ class UploaderProcess:
         log.warning(text)
         return Answer(failure=Failure.of(TrainerError(text)))
 
-    def _stop_yielding(self) -> None:
-        """Others may leave nothing at all for as long as they run. Who has no rights cannot leave SCHED_IDLE, so
-        another process takes the order; what this one has stored is not stored again."""
+    def _set_priority(self, priority: Priority) -> None:
+        """Without the right to raise it (CAP_SYS_NICE) a priority stays as low as it is."""
         assert self._process is not None
-        log.warning("an upload is late: from now on uploads get a little even where the processors are never idle")
-        self._yields = False
+        with contextlib.suppress(PermissionError):
+            _set_priority(self._process.pid, priority)
+            self._priority = priority
+
+    def _give_to_another(self) -> None:
+        """Others may leave this process nothing for as long as they run, and without rights its priority cannot be
+        raised. What it has stored is not stored again."""
+        assert self._process is not None
+        if not self._hurried:
+            log.warning("an upload is late: from now on uploads get a little even where the processors are never idle")
+            self._usual = Priority.LOW
         self._process.kill()
         self._let_go()
 
@@ -180,19 +217,35 @@ class UploaderProcess:
 
 
 def _late_seconds(order: Order) -> float:
-    """After which an order is late. Only a part has much to do, and none of a removal is urgent."""
-    if not isinstance(order, PartOrder):
+    """After which an order is late. None of a removal is urgent."""
+    if isinstance(order, PruneOrder):
         return math.inf
-    return max(_LATE_FACTOR * order.spread_seconds, LATE_LEAST_SECONDS)
+    spread_seconds = order.spread_seconds if isinstance(order, PartOrder) else 0.0
+    return max(_LATE_FACTOR * spread_seconds, LATE_LEAST_SECONDS)
 
 
-def _hold_back(pid: int, *, yields: bool) -> None:
-    """Give a process that has one thread so far the lowest priority, and with `yields` only what nobody else wants.
+def _set_priority(pid: int, priority: Priority) -> None:
+    """Set it for all threads of a process: on Linux, priorities are theirs. Raises PermissionError.
 
-    A nice thread keeps its processor until its slice ends, though a rank has woken; one of SCHED_IDLE loses it at once
-    (sched(7)). Where the system has no such policy, the lowest priority it is.
+    Where SCHED_IDLE is refused, IDLE is LOW.
     """
-    os.setpriority(os.PRIO_PROCESS, pid, _NICENESS)
-    if yields and sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+    niceness = os.getpriority(os.PRIO_PROCESS, 0) if priority is Priority.ORDINARY else 19
+    if sys.platform != "linux":
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
+        return
+    policy = os.SCHED_IDLE if priority is Priority.IDLE else os.SCHED_OTHER
+    ignored = OSError if priority is Priority.IDLE else ProcessLookupError
+    done: set[int] = set()
+    while threads := _threads_of(pid) - done:  # one that starts meanwhile may have what its maker had before
+        for thread in threads:
+            with contextlib.suppress(ignored):
+                os.setpriority(os.PRIO_PROCESS, thread, niceness)
+                os.sched_setscheduler(thread, policy, os.sched_param(0))
+        done |= threads
+
+
+def _threads_of(pid: int) -> set[int]:
+    """Ids; none where the process has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return {int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()}
+    return set()
