@@ -54,7 +54,7 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "spec.storage": (
         (
-            "!has(self.endpoint) || !self.endpoint.contains('@')",
+            "!has(self.endpoint) || !self.endpoint.matches('^https?://[^/]*@')",
             "endpoint must not contain a user name or password; name a Secret with them in credentialsSecret",
         ),
     ),

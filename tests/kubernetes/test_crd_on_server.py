@@ -103,6 +103,13 @@ def test_what_is_installed_is_what_the_models_say(installed: Kubectl) -> None:
     assert version == crd()["spec"]["versions"][0]
 
 
+def test_an_at_sign_in_the_path_of_an_address_is_no_password(jobs: Kubectl) -> None:
+    assert (
+        jobs.refusal(make_job(namespace=jobs.namespace, storage={"endpoint": "https://s3.example.com/teams/@nlp"}))
+        is None
+    )
+
+
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_job_that_we_show_is_accepted(jobs: Kubectl, path: Path) -> None:
     job = YAML(typ="safe", pure=True).load(path)
