@@ -30,7 +30,7 @@ def show_environment(config: Path) -> int:
 def show_torch(_config: Path) -> int:
     """What a forked rank finds: libraries loaded, CUDA untouched, its own thread count, DeepSpeed's kernel off."""
     torch, ops = sys.modules["torch"], sys.modules["deepspeed"].ops
-    loaded = all(name in sys.modules for name in ("transformers", "peft", "accelerate", "sklearn", "boto3"))
+    loaded = all(name in sys.modules for name in ("transformers", "peft", "accelerate", "boto3"))
     kernel = ops.__compatible_ops__["deepspeed_shm_comm"]
     print(f"loaded={loaded} cuda={torch.cuda.is_initialized()} threads={torch.get_num_threads()} kernel={kernel}")
     return 0

@@ -28,7 +28,7 @@ _TEXT = (
     "boto3.s3.transfer",
     "jinja2",
 )
-_MODELS = ("safetensors.torch", "transformers.modeling_utils", "sklearn.metrics", "peft")
+_MODELS = ("safetensors.torch", "transformers.modeling_utils", "peft")
 _OURS = ("finetune_trainer.stages", "finetune_trainer.store.client")
 """Their models take pydantic 0.3 s to build."""
 
@@ -45,7 +45,7 @@ LIBRARIES = {
         "accelerate",
         *_OURS,
     ),
-    Stage.EVALUATE: (*_TEXT, *_MODELS, "matplotlib.figure", "ruamel.yaml", *_OURS),
+    Stage.EVALUATE: (*_TEXT, *_MODELS, "scipy.stats", "pyarrow.parquet", "matplotlib.figure", "ruamel.yaml", *_OURS),
 }
 """What a stage needs, in an order that lets the largest fail first."""
 

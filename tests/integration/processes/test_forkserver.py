@@ -187,8 +187,8 @@ print("compiler:", "torch._inductor.compile_fx" in sys.modules)
     ("stage", "module", "heavy"),
     [
         ("prepare", "finetune_trainer.data.prepare", "torch transformers"),
-        ("train", "finetune_trainer.train.stage", "deepspeed peft sklearn torch transformers"),
-        ("evaluate", "finetune_trainer.evaluate.stage", "peft sklearn torch transformers"),
+        ("train", "finetune_trainer.train.stage", "deepspeed peft torch transformers"),
+        ("evaluate", "finetune_trainer.evaluate.stage", "peft torch transformers"),
     ],
 )
 def test_a_server_of_one_stage_imports_what_that_stage_needs_and_no_more(stage: str, module: str, heavy: str) -> None:

@@ -7,6 +7,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_fscore_support
 
 from finetune_api.v1alpha1 import Metric
 from finetune_trainer.evaluate.metrics import classification_metrics, perplexity
@@ -33,6 +36,17 @@ def test_per_class_figures_agree_with_the_table():
         assert found[label].recall == pytest.approx(recall)
         assert found[label].f1 == pytest.approx(harmonic(precision, recall))
         assert found[label].support == support
+
+
+@given(st.integers(1, 6).flatmap(lambda classes: st.lists(st.tuples(*[st.integers(0, classes - 1)] * 2), min_size=1)))
+def test_per_class_figures_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    predictions, targets = zip(*pairs, strict=True)
+    labels = tuple(map(str, range(7)))
+    found = classification_metrics(predictions, targets, labels).per_class
+    expected = precision_recall_fscore_support(targets, predictions, labels=range(7), average=None, zero_division=0.0)
+    for index, figures in enumerate(zip(*expected, strict=True)):
+        row = found[index]
+        assert (row.precision, row.recall, row.f1, row.support) == pytest.approx(figures)
 
 
 def test_accuracy_macro_f1_and_confusion_agree_with_the_table():

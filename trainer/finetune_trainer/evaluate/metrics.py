@@ -1,4 +1,8 @@
-"""Figures of predictions against targets. Pure, and importable without torch."""
+"""Figures of predictions against targets. Pure, and importable without torch.
+
+Precision, recall and F1 are those of `sklearn.metrics.precision_recall_fscore_support` with `zero_division=0`; a test
+compares them. Importing scikit-learn takes a second of CPU time, a seventh of what a training process imports.
+"""
 
 import math
 import sys
@@ -6,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import precision_recall_fscore_support
 
 from finetune_api.comparison import OVERFLOW
 from finetune_api.trainer_config import Message
@@ -98,10 +101,11 @@ def classification_metrics(
     for name, ids in (("prediction", predicted), ("target", expected)):
         if ids.min() < 0 or ids.max() >= len(labels):
             raise ValueError(f"{name} ids go from {ids.min()} to {ids.max()}, but there are {len(labels)} labels")
-    precision, recall, f1, support = precision_recall_fscore_support(
-        expected, predicted, labels=np.arange(len(labels)), average=None, zero_division=0.0
-    )
     is_wrong = predicted != expected
+    hits, support, taken = (
+        np.bincount(ids, minlength=len(labels)) for ids in (expected[~is_wrong], expected, predicted)
+    )
+    precision, recall, f1 = _shares(hits, taken), _shares(hits, support), _shares(2 * hits, support + taken)
     mistakes = np.bincount(np.concatenate([expected[is_wrong], predicted[is_wrong]]), minlength=len(labels))
     pairs, counts = np.unique(np.stack([expected, predicted]), axis=1, return_counts=True)
     return ClassificationMetrics(
@@ -128,6 +132,11 @@ def classification_metrics(
             for target, prediction, count in zip(*pairs, counts, strict=True)
         ),
     )
+
+
+def _shares(parts: npt.NDArray[np.int64], wholes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Parts divided by wholes, and 0 for a whole of 0."""
+    return np.divide(parts, wholes, out=np.zeros(len(parts)), where=wholes > 0)
 
 
 def perplexity(loss: float) -> float:
