@@ -51,7 +51,7 @@ clean: ## Remove .venv, caches and what local runs have left
 ##@ Check
 
 .PHONY: test
-test: lint types imports ## Everything that has to pass before a change is merged; says how long each part took
+test: $(VENV)/.ready-test ## Everything that has to pass before a change is merged; says how long each part took
 	@tests/streams.sh $(BIN)/python $(ARGS)
 
 .PHONY: test-unit

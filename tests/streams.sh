@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# All tests, in three streams side by side, since those on Kubernetes wait for most of their time: on nodes, on an API
-# server without any, and all others. The latter are shown as they go, and the first two after them.
+# Checks of the code and all tests, in three streams side by side, since those on Kubernetes wait for most of their time:
+# on nodes, on an API server without any, and all others behind the checks. The latter are shown as they go, and the first
+# two after them. A check that fails ends everything.
 # Usage: tests/streams.sh PYTHON [ARGUMENT OF PYTEST ...]
 #
-# Where FINETUNE_TEST_REQUIRE names a cluster, its programs are built first, while tests run that need none.
+# Where FINETUNE_TEST_REQUIRE names a cluster, its programs are built first, while what needs none runs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=$1
@@ -32,6 +33,12 @@ without_nodes=$!
 on_kubernetes pods "$@" >"$logs/on_nodes" 2>&1 &
 on_nodes=$!
 trap 'pkill -INT -P "$without_nodes,$on_nodes"' INT TERM
+
+if ! make --no-print-directory lint types imports; then
+    pkill -INT -P "$without_nodes,$on_nodes"
+    wait "$without_nodes" "$on_nodes"
+    exit 2
+fi
 
 "$python" -m pytest tests/unit tests/golden tests/integration "$@"
 ended=$?
