@@ -16,7 +16,7 @@ trap 'rm -rf "$logs"' EXIT
 # Usage: on_kubernetes MARKS [ARGUMENT OF PYTEST ...]
 on_kubernetes() {
     if [[ ${FINETUNE_TEST_REQUIRE:-} == *kubernetes* ]]; then
-        PYTHONPATH=tests/support flock "$logs/tools" nice -n 10 "$python" -m testcluster.tools || return
+        PYTHONPATH=tests/support flock -F "$logs/tools" nice -n 10 "$python" -m testcluster.tools || return
     fi
     "$python" -m pytest tests/kubernetes -m "$@"
 }
@@ -34,7 +34,7 @@ on_kubernetes pods "$@" >"$logs/on_nodes" 2>&1 &
 on_nodes=$!
 trap 'pkill -INT -P "$without_nodes,$on_nodes"' INT TERM
 
-if ! make --no-print-directory lint types imports; then
+if ! MAKEFLAGS= make --no-print-directory VENV="${python%/bin/python}" lint types imports; then
     pkill -INT -P "$without_nodes,$on_nodes"
     wait "$without_nodes" "$on_nodes"
     exit 2

@@ -34,5 +34,11 @@ class InlineCarrier:
     def hurry(self) -> None:
         """It has no other pace."""
 
+    def favour(self) -> None:
+        """It has no other priority."""
+
+    def relax(self) -> None:
+        """It has no other priority."""
+
     def close(self) -> None:
         self.snapshot.close()

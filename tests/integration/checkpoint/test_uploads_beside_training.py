@@ -2,7 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +17,7 @@ from finetune_api.constants import Stage
 from finetune_trainer.checkpoint import saving
 from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.checkpoint.upload import carrier as carriers
+from finetune_trainer.checkpoint.upload.carrier import Priority
 from finetune_trainer.errors import AccessDeniedError
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.train import cadence
@@ -128,61 +135,113 @@ def test_an_uploader_that_dies_is_replaced_and_its_save_is_not_lost(
     assert run_world(resumed_losses, 2, **place) == [rank["losses"][2:] for rank in found]
 
 
-def prioritised(rank: int, size: int, settings: Any, folder: str, *, waits: bool, may_raise: bool) -> dict[str, Any]:
-    """Priorities of rank 1's uploader, which gets no processor where it has to be replaced."""
+@dataclass(frozen=True)
+class Neglect:
+    """What becomes of rank 1's uploader, whose processor another process takes."""
+
+    waits: bool
+    """Whether the ranks wait for it."""
+    may_raise: bool
+    """Whether they may raise its priority."""
+    is_replaced: bool
+    priorities: tuple[Priority, ...]
+    """At first, at the end of the upload, and during the next one."""
+
+
+def neglected(rank: int, size: int, settings: Any, folder: str, case: Neglect) -> dict[str, Any]:
     carriers.LATE_LEAST_SECONDS, carriers.AWAITED_SECONDS = 2.0, 1.0
-    if not may_raise:
+    if not case.may_raise:
         drop_right_to_raise_priorities()
-    running = Running(rank, size, settings, folder, spread=0.0 if waits else 0.1)
+    running = Running(rank, size, settings, folder, spread=0.0 if case.waits else 0.1)
     carrier, saver = running.plane._carrier, running.plane.saver
     first, told = carrier.pid, [priority_of(carrier.pid)]
-    if rank == 1 and not (waits and may_raise):
-        os.kill(first, signal.SIGSTOP)
-    while not waits and carrier.pid == first and rank == 1:
-        saver.is_ready(0.1)
-    if waits:
-        saver.settle()
+    with starve(first) if rank == 1 else nullcontext():
+        while not case.waits and carrier.pid == first and rank == 1:
+            saver.is_ready(0.1)
+        if case.waits:
+            saver.settle()
     told.append(priority_of(carrier.pid))
     saver.settle()
     running.train(2, 3)
     running.save(3, 0.1)
     told.append(priority_of(carrier.pid))
     saver.settle()
-    return {"told": told, "replaced": carrier.pid != first, "step": saver.last.step}
+    return {"told": tuple(told), "is_replaced": carrier.pid != first, "step": saver.last.step}
 
 
-def priority_of(pid: int) -> tuple[int, int]:
-    """The lowest of its threads: policy and niceness."""
+@contextmanager
+def starve(pid: int) -> Iterator[None]:
+    """Leave a process nothing of its processor."""
+    processor = {min(os.sched_getaffinity(0))}
+    os.sched_setaffinity(pid, processor)
+    busy = subprocess.Popen(
+        [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {processor})\nwhile True: pass"]
+    )
+    try:
+        yield
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def priority_of(pid: int) -> Priority:
+    """The lowest of its threads."""
+    own = {
+        (os.SCHED_IDLE, 19): Priority.IDLE,
+        (os.sched_getscheduler(0), 19): Priority.LOW,
+        (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)): Priority.ORDINARY,
+    }
     threads = [int(thread) for thread in os.listdir(f"/proc/{pid}/task")]
-    found = {(os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)) for thread in threads}
-    return max(found)
+    return min(own[os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)] for thread in threads)
 
 
-IDLE, LOW, ORDINARY = (os.SCHED_IDLE, 19), (os.SCHED_OTHER, 19), (os.SCHED_OTHER, 0)
+def may_raise_priorities() -> bool:
+    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    return bool(int(effective.split()[1], 16) >> 23 & 1)  # CAP_SYS_NICE
+
+
+needs_rights = pytest.mark.skipif(not may_raise_priorities(), reason="needs CAP_SYS_NICE")
+IDLE, LOW, ORDINARY = Priority
 
 
 @pytest.mark.parametrize(
-    ("waits", "may_raise", "priorities", "replaced"),
+    "case",
     [
-        (False, True, [IDLE, LOW, LOW], True),
-        (True, True, [IDLE, ORDINARY, IDLE], False),
-        (True, False, [IDLE, ORDINARY, IDLE], True),
+        pytest.param(Neglect(False, True, True, (IDLE, LOW, LOW)), id="late"),
+        pytest.param(Neglect(True, True, False, (IDLE, ORDINARY, IDLE)), id="awaited", marks=needs_rights),
+        pytest.param(Neglect(True, False, True, (IDLE, ORDINARY, IDLE)), id="awaited without rights"),
     ],
-    ids=["late", "awaited", "awaited without rights"],
 )
-def test_an_uploader_gets_a_little_when_it_is_late_and_its_ranks_share_when_it_is_awaited(
-    storage_settings: Any,
-    bucket: str,
-    run_world: Any,
-    waits: bool,
-    may_raise: bool,
-    priorities: list[tuple[int, int]],
-    replaced: bool,
+def test_an_uploader_without_a_processor_gets_a_little_and_its_ranks_priority_while_they_wait(
+    storage_settings: Any, bucket: str, run_world: Any, case: Neglect
 ) -> None:
     place = {"settings": storage_settings, "folder": bucket}
-    found = run_world(prioritised, 2, waits=waits, may_raise=may_raise, **place)[1]
-    assert found == {"told": priorities, "replaced": replaced, "step": 3}
+    found = run_world(neglected, 2, case=case, **place)[1]
+    assert found == {"told": case.priorities, "is_replaced": case.is_replaced, "step": 3}
     assert len(run_world(resumed_losses, 2, **place)[0]) == 3, "steps after the third, whose save is whole"
+
+
+def impatient(rank: int, size: int, settings: Any, folder: str, may_raise: bool) -> tuple[bool, bool, Priority]:
+    carriers.AWAITED_SECONDS = 0.5
+    if not may_raise:
+        drop_right_to_raise_priorities()
+    running = Running(rank, size, settings, folder)
+    carrier = running.plane._carrier
+    first = carrier.pid
+    os.kill(first, signal.SIGSTOP)
+    is_settled = running.plane.saver.settle(2.0)
+    told = is_settled, carrier.pid != first, priority_of(carrier.pid)
+    os.kill(first, signal.SIGCONT)
+    running.plane.saver.settle()
+    return told
+
+
+@pytest.mark.parametrize("may_raise", [pytest.param(True, marks=needs_rights), False])
+def test_an_uploader_that_is_only_slow_is_not_replaced_and_loses_its_priority_when_nobody_waits_any_more(
+    storage_settings: Any, bucket: str, run_world: Any, may_raise: bool
+) -> None:
+    place = {"settings": storage_settings, "folder": bucket}
+    assert run_world(impatient, 2, may_raise=may_raise, **place) == [(False, False, IDLE)] * 2
 
 
 def without_storage(rank: int, size: int, settings: Any, folder: str, server: int) -> dict[str, Any]:

@@ -79,8 +79,11 @@ class Housekeeping:
     def finish(self, patience: float) -> bool:
         """Give it `patience` seconds; whether nothing is going on on this rank then."""
         deadline = time.monotonic() + patience
+        if self.is_working:
+            self._carrier.favour()
         while not self.hear(_PEEK_SECONDS):
             if time.monotonic() >= deadline:
+                self._carrier.relax()
                 return False
         return True
 

@@ -287,6 +287,7 @@ class Saver:
             flight = self._flight
             ready = everywhere(partial(self._wait_until_ready, flight, deadline), bool)
             if not all(ready):
+                self._carrier.relax()
                 return False
             self.advance()
         return True

@@ -15,16 +15,18 @@ from typing import Protocol
 
 from ...errors import TrainerError
 from ..format.failures import Failure
-from ..format.orders import Answer, Order, PartOrder, PruneOrder, Setup
+from ..format.orders import Answer, CommitOrder, Order, PartOrder, PruneOrder, Setup
 from .shared_memory import SharedMemory
 from .uploader import HURRY, LONGEST_MESSAGE
 
 log = logging.getLogger(__name__)
 
-_LATE_FACTOR, LATE_LEAST_SECONDS = 3.0, 20.0
+_LATE_FACTOR, LATE_LEAST_SECONDS = 3.0, 60.0
 """Times what an upload is spread over, which is a third of an interval: then the next one is due."""
 AWAITED_SECONDS = 5.0
-"""Somebody who waits gives an uploader of low priority so long before another one takes the order."""
+"""An order that somebody waits for is late after that."""
+_STARVED_SHARE = 0.5
+"""Of the time that a late order has taken: an uploader that waited longer for a processor is replaced."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 """Before an uploader that has died is replaced."""
 
@@ -38,7 +40,7 @@ class Priority(enum.IntEnum):
     LOW = 1
     """Niceness 19: a little, even where no processor is ever idle."""
     ORDINARY = 2
-    """A rank's own, which has nothing else to do than to wait."""
+    """That of its rank, while the rank does nothing but wait for it."""
 
 
 class Carrier(Protocol):
@@ -56,7 +58,13 @@ class Carrier(Protocol):
         """The next answer; None if there is none within the time, in seconds."""
 
     def hurry(self) -> None:
-        """Somebody waits: the open order is no longer spread over time."""
+        """Somebody waits for the open order: it is no longer spread over time, and gets the priority of its rank."""
+
+    def favour(self) -> None:
+        """Somebody waits for the open order, but it keeps its pace."""
+
+    def relax(self) -> None:
+        """Nobody waits any more, though the order is still open."""
 
     def close(self) -> None:
         """Nothing is sent any more; an open order is dropped."""
@@ -69,12 +77,17 @@ class UploaderProcess:
         self.snapshot, self._orders = SharedMemory(name="snapshot"), SharedMemory(name="orders")
         self._setup = setup
         self._order_bytes = 0
-        self._hurried = False
+        self._hurried = self._awaited = False
         self._usual = Priority.IDLE
         """What an uploader has while nobody waits for it."""
         self._priority = Priority.IDLE
         """What the process has."""
-        self._late_at = math.inf
+        self._patience = math.inf
+        """Seconds after which the open order is late while nobody waits."""
+        self._looked_at, self._look_at = 0.0, math.inf
+        """When the process was last looked at, and when that is due again, on the clock of time.monotonic()."""
+        self._run_delay = 0.0
+        """What it had waited for a processor then, in seconds."""
         self._pause = _FIRST_PAUSE
         self._not_before = 0.0
         self._channel: socket.socket | None = None
@@ -96,9 +109,9 @@ class UploaderProcess:
         assert not self._order_bytes, "one order at a time"
         content = order.model_dump_json().encode()
         self._orders.array(len(content)).data[:] = content
-        self._order_bytes, self._hurried = len(content), False
-        self._late_at = time.monotonic() + _late_seconds(order)
-        if self._channel is not None and self._priority > self._usual:
+        self._order_bytes, self._hurried, self._awaited = len(content), False, False
+        self._patience = _late_seconds(order)
+        if not isinstance(order, CommitOrder):  # a small one: whoever waited for the parts waits for it, too
             self._set_priority(self._usual)
         self._hand_over()
 
@@ -106,8 +119,8 @@ class UploaderProcess:
         """See Carrier."""
         if not self._order_bytes:
             return None
-        if self._priority < self._wanted and time.monotonic() > self._late_at:
-            self._give_to_another()
+        if time.monotonic() > self._look_at:
+            self._look()
         if self._channel is None:
             self._replace(timeout)
             return None
@@ -128,21 +141,28 @@ class UploaderProcess:
         """See Carrier."""
         if self._order_bytes and not self._hurried:
             self._hurried = True
-            self._late_at = min(self._late_at, time.monotonic() + AWAITED_SECONDS)
-            if self._channel is not None:
-                self._set_priority(Priority.ORDINARY)
             self._pass_on(HURRY)
+        self.favour()
+
+    def favour(self) -> None:
+        """See Carrier."""
+        if self._order_bytes and not self._awaited:
+            self._awaited = True
+            self._set_priority(Priority.ORDINARY)
+            self._watch()
+
+    def relax(self) -> None:
+        """See Carrier."""
+        if self._awaited:
+            self._awaited = False
+            self._set_priority(self._usual)
+            self._watch()
 
     def close(self) -> None:
         """See Carrier."""
         self._let_go()
         self.snapshot.close()
         self._orders.close()
-
-    @property
-    def _wanted(self) -> Priority:
-        """For an order that is late."""
-        return Priority.ORDINARY if self._hurried else Priority.LOW
 
     def _hand_over(self) -> None:
         """The open order, to the process that is there or to a new one."""
@@ -151,6 +171,7 @@ class UploaderProcess:
         self._pass_on(b"%d" % self._order_bytes)
         if self._hurried:
             self._pass_on(HURRY)
+        self._watch()
 
     def _start(self) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -165,7 +186,7 @@ class UploaderProcess:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=tuple(descriptors.values()))
         # From here, not by itself once it has come so far: its imports are not to be felt either.
         self._priority = Priority.ORDINARY
-        if not self._hurried:
+        if not self._awaited:
             self._set_priority(self._usual)
         self._pass_on(self._setup.model_dump_json().encode())
 
@@ -184,17 +205,33 @@ class UploaderProcess:
 
     def _set_priority(self, priority: Priority) -> None:
         """Without the right to raise it (CAP_SYS_NICE) a priority stays as low as it is."""
-        assert self._process is not None
-        with contextlib.suppress(PermissionError):
+        if self._channel is None or self._process is None or priority is self._priority:
+            return
+        with contextlib.suppress(OSError):
             _set_priority(self._process.pid, priority)
             self._priority = priority
 
-    def _give_to_another(self) -> None:
-        """Others may leave this process nothing for as long as they run, and without rights its priority cannot be
-        raised. What it has stored is not stored again."""
+    def _watch(self) -> None:
+        """From now on, until the order is late."""
+        late_seconds = self._patience
+        if self._awaited and not math.isinf(late_seconds):
+            late_seconds = AWAITED_SECONDS
+        self._looked_at = time.monotonic()
+        self._look_at = self._looked_at + late_seconds
+        self._run_delay = 0.0 if self._process is None else _run_delay(self._process.pid)
+
+    def _look(self) -> None:
+        """The order is late. If that is for want of a processor, another process takes it: others may leave this one
+        nothing for as long as they run, and without rights its priority cannot be raised. What it has stored is not
+        stored again."""
         assert self._process is not None
-        if not self._hurried:
-            log.warning("an upload is late: from now on uploads get a little even where the processors are never idle")
+        waited = _run_delay(self._process.pid) - self._run_delay
+        is_starved = waited > _STARVED_SHARE * (time.monotonic() - self._looked_at)
+        if not is_starved or self._priority >= (Priority.ORDINARY if self._awaited else Priority.LOW):
+            self._watch()
+            return
+        log.warning("an upload is late because the processors are never idle: another process takes it")
+        if not self._awaited:
             self._usual = Priority.LOW
         self._process.kill()
         self._let_go()
@@ -218,34 +255,44 @@ class UploaderProcess:
 
 def _late_seconds(order: Order) -> float:
     """After which an order is late. None of a removal is urgent."""
-    if isinstance(order, PruneOrder):
+    if isinstance(order, PruneOrder):  # and who waits for one, waits for one request of it, which is not cut off
         return math.inf
     spread_seconds = order.spread_seconds if isinstance(order, PartOrder) else 0.0
     return max(_LATE_FACTOR * spread_seconds, LATE_LEAST_SECONDS)
 
 
 def _set_priority(pid: int, priority: Priority) -> None:
-    """Set it for all threads of a process: on Linux, priorities are theirs. Raises PermissionError.
+    """Set it for all threads of a process: on Linux, priorities are theirs.
 
-    Where SCHED_IDLE is refused, IDLE is LOW.
+    Raises OSError where that is refused. Where only SCHED_IDLE is, IDLE is LOW.
     """
     niceness = os.getpriority(os.PRIO_PROCESS, 0) if priority is Priority.ORDINARY else 19
     if sys.platform != "linux":
         os.setpriority(os.PRIO_PROCESS, pid, niceness)
         return
-    policy = os.SCHED_IDLE if priority is Priority.IDLE else os.SCHED_OTHER
+    policy = os.SCHED_IDLE if priority is Priority.IDLE else os.sched_getscheduler(0)
     ignored = OSError if priority is Priority.IDLE else ProcessLookupError
     done: set[int] = set()
     while threads := _threads_of(pid) - done:  # one that starts meanwhile may have what its maker had before
         for thread in threads:
             with contextlib.suppress(ignored):
                 os.setpriority(os.PRIO_PROCESS, thread, niceness)
-                os.sched_setscheduler(thread, policy, os.sched_param(0))
+                if os.sched_getscheduler(thread) != policy:
+                    os.sched_setscheduler(thread, policy, os.sched_param(0))
         done |= threads
 
 
+def _run_delay(pid: int) -> float:
+    """Seconds for which its threads were ready to run and had no processor; 0 where the system does not tell."""
+    nanoseconds = 0
+    for thread in _threads_of(pid):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            nanoseconds += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[1])
+    return nanoseconds / 1e9
+
+
 def _threads_of(pid: int) -> set[int]:
-    """Ids; none where the process has ended."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+    """Ids; none where the process has ended, or the system has no /proc."""
+    with contextlib.suppress(OSError):
         return {int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()}
     return set()
