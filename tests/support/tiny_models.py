@@ -236,6 +236,7 @@ def save_tiny(family: str, folder: Path) -> Path:
         "bert": ("BertModel", "BertConfig", sizes, {}),
         "bert-without-pooler": ("BertModel", "BertConfig", sizes, {"add_pooling_layer": False}),
         "distilbert": ("DistilBertModel", "DistilBertConfig", short, {}),
+        "albert": ("AlbertModel", "AlbertConfig", sizes | {"embedding_size": 16}, {}),
         "roberta": ("RobertaModel", "RobertaConfig", sizes, {}),
         "llama": ("LlamaForCausalLM", "LlamaConfig", grouped | {"tie_word_embeddings": False}, {}),
         "llama-tied": ("LlamaForCausalLM", "LlamaConfig", grouped | {"tie_word_embeddings": True}, {}),

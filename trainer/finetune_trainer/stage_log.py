@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from finetune_api.comparison import metric_text
 from finetune_api.progress import EvaluateResult, TrainResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
 
@@ -89,8 +90,9 @@ def log_evaluated(prepared: Prepared, result: EvaluateResult, notes: tuple[str, 
     """The figures of the test split, and where the report is."""
     for metric, value in result.tuned.items():
         before = result.baseline.get(metric)
-        compared = "" if before is None else f", base model {before:.4g}"
-        log.info("test split of %s: %s %.4g%s", _counted(prepared.counts.test, "row"), metric, value, compared)
+        compared = "" if before is None else f", base model {metric_text(metric, before)}"
+        counted = _counted(prepared.counts.test, "row")
+        log.info("test split of %s: %s %s%s", counted, metric, metric_text(metric, value), compared)
     for note in notes:
         log.info("%s", note)
     log.info("report written to %s", result.report_uri)

@@ -210,14 +210,18 @@ def test_a_base_model_that_has_changed_at_its_source_is_judged_as_it_was_prepare
     assert record.base_model.digest == config.prepared.model_digest
 
 
-def test_without_a_test_split_the_report_says_so(store, run, prepared, bert, tmp_path):
+def test_the_report_tells_of_a_missing_test_split_and_the_warnings_of_the_training(
+    store, run, prepared, bert, tmp_path
+):
     config = prepared(bert, reviews(), data={"test": {"fraction": 0.0}})
     export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
+    store.put_json(f"{config.run_uri}/training.json", {"warnings": ["the training diverges"]})
     result, record = run(config)
     assert (result.baseline, result.tuned) == ({}, {})
     assert (record.tuned, record.comparison) == (None, ())
     assert any("no test split" in note for note in record.notes)
-    assert "There is no test split" in store.get(result.report_uri).decode()
+    assert "There is no test split" in (page := store.get(result.report_uri).decode())
+    assert "the training diverges" in page
 
 
 def test_without_a_baseline_only_the_tuned_model_is_judged(store, run, prepared, bert, tmp_path):

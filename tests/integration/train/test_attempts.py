@@ -219,7 +219,7 @@ def test_a_finite_loss_far_above_its_start_is_a_warning(lab: Lab) -> None:
 
 
 def test_logged_losses_are_sums_that_survive_a_restart(lab: Lab) -> None:
-    """With so many steps every tenth is logged; the kill comes between two log lines."""
+    """With so many steps the first one and every tenth are logged; the kill comes between two log lines."""
     long = {"training": {"maxSteps": 2001, "epochs": None}, "checkpoint": {"everySteps": 15}}
     through, config = (lab.config(name, kind="bert-dropout", **long) for name in ("sums-through", "sums"))
     assert lab.run(through, TEST_END="stop", TEST_END_STEP="31").exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
@@ -227,7 +227,7 @@ def test_logged_losses_are_sums_that_survive_a_restart(lab: Lab) -> None:
     again = lab.config("sums", kind="bert-dropout", attempt=2, **long)
     assert lab.run(again, TEST_END="stop", TEST_END_STEP="31").exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
     losses = [entry for entry in lab.training_log(config) if "loss" in entry]
-    assert [entry["step"] for entry in losses] == [10, 20, 30]
+    assert [entry["step"] for entry in losses] == [1, 10, 20, 30]
     assert lab.training_log(config) == lab.training_log(through)
 
 

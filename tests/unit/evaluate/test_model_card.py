@@ -1,10 +1,13 @@
 """The model card: metadata that the hub reads, text that people read."""
 
+import dataclasses
+
 import pytest
 from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 
-from finetune_api.v1alpha1 import ArtifactFormat, Task
+from finetune_api.comparison import OVERFLOW
+from finetune_api.v1alpha1 import ArtifactFormat, Metric, Task
 from finetune_trainer.evaluate.model_card import code, model_card, plain
 from finetune_trainer.evaluate.records import Reloaded
 
@@ -29,6 +32,15 @@ def test_the_front_matter_has_what_the_hub_wants(report_inputs):
     assert {metric["type"] for metric in result["metrics"]} == {"loss", "accuracy", "f1"}
 
 
+def test_a_figure_that_overflows_is_none_for_the_hub(report_inputs):
+    inputs = report_inputs(Task.CAUSAL_LM)
+    metrics = {Metric.LOSS: 1895.0, Metric.PERPLEXITY: OVERFLOW}
+    tuned = inputs.record.tuned.model_copy(update={"metrics": metrics})
+    inputs = dataclasses.replace(inputs, record=inputs.record.model_copy(update={"tuned": tuned}))
+    (result,) = front_of(card_of(inputs))["model-index"][0]["results"]
+    assert [metric["type"] for metric in result["metrics"]] == ["loss"]
+
+
 def test_the_hubs_own_reader_finds_the_figures(report_inputs):
     card = ModelCard(card_of(report_inputs()), ignore_metadata_errors=False)
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
@@ -42,7 +54,8 @@ def test_an_adapter_says_so(report_inputs):
     assert (front["library_name"], front["base_model_relation"]) == ("peft", "adapter")
     assert "lora" in front["tags"]
     assert "PeftModel.from_pretrained" in card
-    assert "num_labels=19" in card
+    assert 'config = AutoConfig.from_pretrained("./model")' in card
+    assert "config=config)" in card
 
 
 def test_a_card_says_which_versions_it_needs_and_what_was_checked(report_inputs):

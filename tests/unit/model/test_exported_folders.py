@@ -1,6 +1,7 @@
 """What the export writes gives the outputs of the trained model, whoever loads it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from train_configs import train_config
 
 MERGED, ADAPTER = ArtifactFormat.MERGED, ArtifactFormat.ADAPTER
 LABELS = ("animal", "food")
-CLASSIFIERS = ("bert", "distilbert", "roberta", "llama", "gpt2")
-DECODERS = ("llama", "llama-tied", "gpt2", "qwen2", "gemma")
+CLASSIFIERS = ("bert", "albert", "distilbert", "roberta", "llama", "gpt2")
+DECODERS = ("llama", "llama-tied", "gpt2", "gpt_neox", "qwen2", "gemma")
 IDS = torch.tensor([[5, 40, 41, 42, 43, 2], [5, 60, 61, 62, 63, 2]])
 
 
@@ -74,13 +75,25 @@ def check_both(base: Path, task: Task, folder: Path, order: tuple[ArtifactFormat
         assert tuple(merged.config.id2label.values()) == LABELS
         # Another seed: what the base model lacks has to come from the adapter.
         torch.manual_seed(99)
-        base_model = model_class.from_pretrained(base, num_labels=len(LABELS), pad_token_id=0)
+        config = AutoConfig.from_pretrained(folder / ADAPTER.value)
+        assert tuple(config.id2label.values()) == LABELS
+        base_model = model_class.from_pretrained(base, config=config)
     else:
         base_model = model_class.from_pretrained(base)
     untrained = logits(base_model)
     adapted = PeftModel.from_pretrained(base_model, str(folder / ADAPTER.value))
     torch.testing.assert_close(logits(adapted), trained, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(untrained, trained, atol=1e-2), "an adapter that changes nothing would pass"
+
+
+def test_an_adapter_names_its_labels_whatever_those_of_its_base_model_are(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    path = tiny_models.save_tiny("bert", tmp_path / "encoder")
+    base = AutoModelForSequenceClassification.from_pretrained(path, id2label=dict(enumerate(reversed(LABELS))))
+    base.save_pretrained(tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(path / name, tmp_path / "base" / name)
+    check_both(tmp_path / "base", Task.SEQUENCE_CLASSIFICATION, tmp_path, (ADAPTER, MERGED))
 
 
 @pytest.mark.parametrize("family", DECODERS)

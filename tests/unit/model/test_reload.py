@@ -97,6 +97,8 @@ ADAPTER = [
     (change_weights(lambda found: found | {"extra.lora_A.weight": torch.zeros(2)}), "that its adapter does not use"),
     (change_config("adapter_config.json", r=4), "does not fit its base model"),
     (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be loaded again"),
+    (change_config("config.json", id2label={"0": "food", "1": "animal"}), "names the labels food, animal"),
+    (lambda folder: (folder / "config.json").unlink(), "cannot be loaded again"),
 ]
 
 
@@ -113,10 +115,10 @@ def test_a_damaged_model_folder_is_refused(exported, tmp_path, damage, message) 
 @pytest.mark.parametrize(("damage", "message"), ADAPTER)
 def test_a_damaged_adapter_folder_is_refused(exported, tmp_path, damage, message) -> None:
     folder = shutil.copytree(exported / "Adapter", tmp_path / "adapter")
-    reload_adapter(base_model(exported), folder, URI)
+    reload_adapter(base_model(exported), folder, URI, PREPARED)
     damage(folder)
     with pytest.raises(ExportUnusableError, match=message) as error:
-        reload_adapter(base_model(exported), folder, URI)
+        reload_adapter(base_model(exported), folder, URI, PREPARED)
     assert URI in str(error.value)
 
 

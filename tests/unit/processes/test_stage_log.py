@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_job
+from finetune_api.comparison import OVERFLOW
 from finetune_api.constants import Stage
 from finetune_api.progress import EvaluateResult, TrainResult
 from finetune_api.trainer_config import Prepared, SplitCounts, StorageSettings, TrainerConfig
@@ -86,13 +87,14 @@ def test_train_logs_its_length_and_its_end(said: pytest.LogCaptureFixture) -> No
 def test_evaluate_logs_its_figures_and_where_the_report_is(said: pytest.LogCaptureFixture) -> None:
     result = EvaluateResult(
         report_uri="s3://b/report.html",
-        baseline={Metric.ACCURACY: 0.125},
-        tuned={Metric.ACCURACY: 0.875, Metric.LOSS: 0.25},
+        baseline={Metric.ACCURACY: 0.125, Metric.PERPLEXITY: 20.0},
+        tuned={Metric.ACCURACY: 0.875, Metric.LOSS: 0.25, Metric.PERPLEXITY: OVERFLOW},
     )
     log_evaluated(PREPARED, result, ("The test split has 1 example only.",))
     assert said.messages == [
-        "test split of 1 row: Accuracy 0.875, base model 0.125",
-        "test split of 1 row: Loss 0.25",
+        "test split of 1 row: Accuracy 87.5 %, base model 12.5 %",
+        "test split of 1 row: Loss 0.250",
+        "test split of 1 row: Perplexity overflow (> 1e308), base model 20.00",
         "The test split has 1 example only.",
         "report written to s3://b/report.html",
     ]

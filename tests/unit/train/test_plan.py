@@ -55,7 +55,9 @@ def test_an_inverse_square_root_that_stays_at_its_peak_is_told(training: dict[st
 
 @pytest.mark.parametrize(("steps", "log_every"), [(2000, 1), (2001, 10)])
 def test_short_runs_log_every_step(steps: int, log_every: int) -> None:
-    assert training_plan(train_config(training={"maxSteps": steps})).log_every == log_every
+    plan = training_plan(train_config(training={"maxSteps": steps}))
+    assert plan.log_every == log_every
+    assert [step for step in range(1, steps + 1) if plan.logs_at(step)] == [1, steps]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
             candidate.folder, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=seed
         )
         if candidate.adapter is not None:
-            model = reload_adapter(model, candidate.adapter, candidate.address.uri)
+            model = reload_adapter(model, candidate.adapter, candidate.address.uri, prepared)
     return model.to("cuda" if config.world.gpus else "cpu").eval()
 
 

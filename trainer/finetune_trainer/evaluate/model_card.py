@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from finetune_api.comparison import delta_text, metric_name, metric_text
+from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_text
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Metric, Task
 
@@ -151,5 +151,6 @@ def _result(record: Evaluation, config: TrainerConfig) -> dict[str, Any]:
         "metrics": [
             {"type": _HUB_METRICS[metric], "name": metric_name(metric), "value": round(value, 6)}
             for metric, value in record.tuned.metrics.items()
+            if value < OVERFLOW  # which is no figure
         ],
     }

@@ -82,7 +82,7 @@ def write_folder(
     """
     folder.mkdir(parents=True)
     if artifact is ArtifactFormat.ADAPTER:
-        _write_adapter(model, weights, folder, config)
+        _write_adapter(model, weights, folder, config, base=base)
     elif isinstance(model, PeftModel):
         merged = _merged(model, weights, config, base)
         _write_model(merged, _own_weights(merged), folder, base=base)
@@ -176,16 +176,20 @@ def adapter_weights(model: PeftModel, weights: Weights | None = None) -> dict[st
 
 
 def _write_model(model: PreTrainedModel, weights: Weights, folder: Path, *, base: Path) -> None:
-    original = AutoConfig.from_pretrained(base)
-    # Training switched it off; generation wants what the base model had.
-    if hasattr(original, "use_cache"):
-        model.config.use_cache = original.use_cache
+    _restore_cache(model, base)
     model.save_pretrained(folder, state_dict=weights)
     keep_generation_config(base, folder)
     add_older_names(folder, base)
 
 
-def _write_adapter(model: nn.Module, weights: Weights, folder: Path, config: TrainerConfig) -> None:
+def _restore_cache(model: PreTrainedModel, base: Path) -> None:
+    """Training switched it off; generation wants what the base model had."""
+    original = AutoConfig.from_pretrained(base)
+    if hasattr(original, "use_cache"):
+        model.config.use_cache = original.use_cache
+
+
+def _write_adapter(model: nn.Module, weights: Weights, folder: Path, config: TrainerConfig, *, base: Path) -> None:
     assert isinstance(model, PeftModel), "rules.py lets Adapter through only with method.lora"
     configuration = model.active_peft_config
     name, revision = base_name(config.spec.model.uri)
@@ -194,6 +198,12 @@ def _write_adapter(model: nn.Module, weights: Weights, folder: Path, config: Tra
     configuration.base_model_name_or_path, configuration.revision = name, commit or revision
     # PEFT would ask the hub whether the embeddings of the base model have another size.
     model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+    if config.prepared is not None and config.prepared.task is Task.SEQUENCE_CLASSIFICATION:
+        # The base model's configuration has other labels, or none; whoever loads the adapter would name the wrong ones.
+        adapted: Any = model.get_base_model()
+        _restore_cache(adapted, base)
+        adapted.config.save_pretrained(folder)
+        add_older_names(folder, base)
 
 
 def _card(config: TrainerConfig, artifact: ArtifactFormat) -> str:

@@ -36,19 +36,26 @@ def reload_model(folder: Path, uri: str, prepared: Prepared) -> Any:
     _refuse(uri, "lacks weights of its own architecture", found["missing_keys"])
     _refuse(uri, "has weights that its architecture does not use", found["unexpected_keys"])
     _refuse(uri, "has weights of other shapes than its config.json", [entry[0] for entry in found["mismatched_keys"]])
-    labels = tuple(model.config.id2label[index] for index in sorted(model.config.id2label)) if classifies else ()
+    _check_labels(model.config, uri, prepared)
+    return model
+
+
+def _check_labels(config: Any, uri: str, prepared: Prepared) -> None:
+    if prepared.task is not Task.SEQUENCE_CLASSIFICATION:
+        return
+    labels = tuple(config.id2label[index] for index in sorted(config.id2label))
     if labels != prepared.labels:
         raise ExportUnusableError(
             f"{uri} names the labels {', '.join(labels[:4])}, but was trained on {', '.join(prepared.labels[:4])}",
             advice=_ADVICE,
         )
-    return model
 
 
-def reload_adapter(base: Any, folder: Path, uri: str) -> Any:
+def reload_adapter(base: Any, folder: Path, uri: str, prepared: Prepared) -> Any:
     """The base model with the adapter of a folder. Raises ExportUnusableError."""
     from peft import PeftModel
     from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig
 
     from .export import adapter_weights
 
@@ -58,6 +65,8 @@ def reload_adapter(base: Any, folder: Path, uri: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about missing weights, which is an error below
             model = PeftModel.from_pretrained(base, str(folder))
+        if prepared.task is Task.SEQUENCE_CLASSIFICATION:
+            _check_labels(AutoConfig.from_pretrained(folder), uri, prepared)
     except KeyError as error:  # how PEFT reports that the head is missing
         raise ExportUnusableError(f"{uri} lacks weights of its adapter, among them {error}", advice=_ADVICE) from error
     except (OSError, ValueError, TypeError, SafetensorError) as error:

@@ -81,7 +81,7 @@ class StepControl(TrainerCallback):
         trainer.saves.step_done(trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens))
         trainer.saves.tell_lateness(step_seconds=trainer.meter.step_seconds)
         trainer.is_stopping = stop > 0
-        control.should_log |= step == plan.total_steps
+        control.should_log |= plan.logs_at(step)
         trainer.run.evaluation_due = plan.evaluates_at(step)
         # A validation may take longer than the pod has left: the next attempt does it.
         control.should_evaluate = trainer.run.evaluation_due and not trainer.is_stopping

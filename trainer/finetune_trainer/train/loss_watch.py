@@ -17,7 +17,7 @@ class LossWatch:
     """What has been seen so far. It is kept in every checkpoint, so a restart continues to count."""
 
     start: float | None = None
-    """Mean training loss of the first logged steps."""
+    """Training loss of the first step."""
     high: int = 0
     """Consecutive evaluations far above the start, up to the newest."""
 

@@ -70,6 +70,11 @@ class TrainingPlan:
         """Whether the final save comes so soon that one by the clock is not worth it."""
         return (self.total_steps - step) * step_seconds <= NEAR_END_SHARE * self.max_lost_seconds
 
+    def logs_at(self, step: int) -> bool:
+        """Whether a step is logged whatever `log_every` is: the last one, and the first one, because validation losses
+        are compared with its loss. A mean over ten steps may contain the explosion that is looked for."""
+        return step in (1, self.total_steps)
+
 
 def training_plan(config: TrainerConfig) -> TrainingPlan:
     """The plan of a run. An epoch has ceil(rows / global batch) steps: its last batch is filled with blanks."""
