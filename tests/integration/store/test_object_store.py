@@ -6,6 +6,7 @@ import resource
 import threading
 from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -399,3 +400,38 @@ def test_an_outage_longer_than_the_patience_is_reported(mortal: MortalStore) -> 
     with pytest.raises(StorageUnreachableError, match="does not answer") as caught:
         store.get("s3://mortal/file")
     assert not isinstance(caught.value, Boto3Error)
+
+
+@pytest.mark.parametrize(
+    ("path_style", "url"),
+    [(True, "http://s3.test:9000/bucket/a/key"), (False, "http://bucket.s3.test:9000/a/key")],
+)
+def test_the_bucket_is_in_the_path_or_in_the_name_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, path_style: bool, url: str
+) -> None:
+    """No such host: the requests arrive at a proxy, which notes what they ask for."""
+    asked: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"here")
+
+        def log_message(self, *_: object) -> None:
+            """Requests are in `asked`."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("NO_PROXY", "")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "any")
+        try:
+            store = ObjectStore.connect(StorageSettings(endpoint="http://s3.test:9000", path_style=path_style))
+            assert store.get("s3://bucket/a/key") == b"here"
+        finally:
+            server.shutdown()
+    assert asked == [url]
