@@ -10,6 +10,8 @@ Retryable              another attempt, at most `restart.maxRestarts` since the 
 Disruption             another attempt, at most `restart.maxDisruptions` in a run; at once, but after 10 s, 20 s
                        and so on where attempts in a row are disrupted before their first step
 Rejected               as a disruption, but never at once: the node that refused the pod may get the next one too
+Evicted by a kubelet   as a disruption or, for the job's own use, as Retryable, but never at once: the node is short of
+                       memory or disk until it has settled
 =====================  ======================================================================================
 """
 
@@ -22,6 +24,9 @@ from finetune_api.constants import Reason, Stage
 from finetune_api.exit_codes import ExitCode, name_of, out_of_memory_advice
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
 from finetune_api.v1alpha1 import Restart as RestartSpec
+
+_EVICTED = "Evicted"
+"""The reason of pods that a kubelet has evicted. Those evicted through the API, as by a drain, are `Disrupted`."""
 
 _FIRST_BACKOFF_SECONDS = 10.0
 _IDENTICAL_FAILURES = 2
@@ -44,7 +49,7 @@ class Sameness(Enum):
 _SAMENESS: Mapping[str, Sameness] = {
     name_of(ExitCode.OUT_OF_MEMORY): Sameness.ALWAYS,
     name_of(ExitCode.DIVERGED): Sameness.ALWAYS,
-    "Evicted": Sameness.ALWAYS,
+    _EVICTED: Sameness.ALWAYS,
     name_of(ExitCode.STORAGE_UNREACHABLE): Sameness.NEVER,
     name_of(ExitCode.HUNG): Sameness.NEVER,
     "Signal9": Sameness.NEVER,
@@ -54,7 +59,7 @@ _SAMENESS: Mapping[str, Sameness] = {
 
 _REMEDIES: Mapping[str, str] = {
     name_of(ExitCode.DIVERGED): "lower spec.training.learningRate, add a warmup, or correct the data",
-    "Evicted": "raise what status.failure names in spec.workers.resources, or use less of it",
+    _EVICTED: "raise what status.failure names in spec.workers.resources, or use less of it",
 }
 _ANY_REMEDY = "correct what status.failure names"
 
@@ -83,9 +88,7 @@ def decide(status: Status, limits: RestartSpec, *, max_backoff_seconds: float) -
         case Outcome.DISRUPTION | Outcome.REJECTED:
             if status.disruptions > limits.max_disruptions:
                 return GiveUp(Reason.DISRUPTIONS_EXHAUSTED, f"disrupted {status.disruptions} times")
-            in_a_row = disruptions_in_a_row(status.attempts)
-            is_rejected = last.outcome is Outcome.REJECTED
-            return Retry(_backoff(in_a_row if is_rejected else in_a_row - 1, max_backoff_seconds))
+            return Retry(_backoff(last, disruptions_in_a_row(status.attempts), max_backoff_seconds))
     if status.restarts > limits.max_restarts:
         told = f"failed {status.restarts} times without a new checkpoint in between"
         return GiveUp(Reason.RESTARTS_EXHAUSTED, told)
@@ -93,7 +96,7 @@ def decide(status: Status, limits: RestartSpec, *, max_backoff_seconds: float) -
         told = f"{last.reason} {count} times in the same way, without a new checkpoint in between; another attempt "
         told += f"would fail again: {_remedy(last)}"
         return GiveUp(Reason.REPEATED_FAILURE, told)
-    return Retry(_backoff(status.restarts - 1, max_backoff_seconds))
+    return Retry(_backoff(last, status.restarts, max_backoff_seconds))
 
 
 def _remedy(attempt: AttemptStatus) -> str:
@@ -102,9 +105,14 @@ def _remedy(attempt: AttemptStatus) -> str:
     return _REMEDIES.get(attempt.reason, _ANY_REMEDY)
 
 
-def _backoff(tries: int, longest: float) -> float:
-    """At once, then 10 s, doubling: most failures are a lost process, not a broken input."""
-    return 0.0 if tries <= 0 else min(longest, _FIRST_BACKOFF_SECONDS * 2.0 ** min(tries - 1, 30))
+def _backoff(last: AttemptStatus, tries: int, longest: float) -> float:
+    """At once, then 10 s, doubling: most failures are a lost process, not a broken input.
+
+    10 s at least where the node itself was the obstacle: at once, the next attempt would find it as it was.
+    """
+    is_of_the_node = last.outcome is Outcome.REJECTED or last.reason == _EVICTED
+    waits = max(1, tries) if is_of_the_node else tries - 1
+    return 0.0 if waits <= 0 else min(longest, _FIRST_BACKOFF_SECONDS * 2.0 ** min(waits - 1, 30))
 
 
 def disruptions_in_a_row(attempts: Sequence[AttemptStatus]) -> int:

@@ -80,6 +80,34 @@ def test_a_disruption_in_the_middle_of_the_training_is_followed_at_once() -> Non
     assert decided(attempt(1, Outcome.DISRUPTION), trained, disruptions=2) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("outcome", "restarts", "first_step_times", "expected"),
+    [
+        (Outcome.DISRUPTION, 0, [STAMP], 10.0),
+        (Outcome.DISRUPTION, 0, [STAMP, STAMP], 10.0),
+        (Outcome.DISRUPTION, 0, [None], 10.0),
+        (Outcome.DISRUPTION, 0, [None, None], 20.0),
+        (Outcome.RETRYABLE, 1, [STAMP], 10.0),
+        (Outcome.RETRYABLE, 1, [None], 10.0),
+    ],
+)
+def test_an_eviction_is_never_followed_at_once(
+    outcome: Outcome, restarts: int, first_step_times: list[str | None], expected: float
+) -> None:
+    """The node is still short of what it evicted the pod for."""
+    evicted = [
+        attempt(number, outcome, reason="Evicted", first_step_time=began)
+        for number, began in enumerate(first_step_times, 1)
+    ]
+    assert decided(*evicted, restarts=restarts, disruptions=len(evicted)) == expected
+
+
+def test_a_failure_after_an_eviction_for_own_use_waits_longer() -> None:
+    limits = Restart(max_restarts=9)
+    assert decided(attempt(1, reason="Evicted"), attempt(2), limits=limits, restarts=2) == 10.0
+    assert decided(attempt(1), attempt(2, reason="Evicted"), limits=limits, restarts=2) == 20.0
+
+
 OOM = {"reason": "OutOfMemory", "exit_code": 80}
 NAN = {"reason": "Diverged", "exit_code": 81}
 SAME = {"message": "KeyError: 'modules_to_save'", "last_step": 40}
@@ -109,7 +137,7 @@ def test_a_failure_that_repeats_unchanged_ends_the_run(
     first: dict[str, Any], second: dict[str, Any], is_same: bool
 ) -> None:
     limits = Restart(max_restarts=9)
-    assert decided(attempt(1, **first), limits=limits, restarts=1) == 0.0
+    assert isinstance(decided(attempt(1, **first), limits=limits, restarts=1), float)
     expected = Reason.REPEATED_FAILURE if is_same else 10.0
     assert decided(attempt(1, **first), attempt(2, **second), limits=limits, restarts=2) == expected
 
