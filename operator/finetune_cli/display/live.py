@@ -187,6 +187,8 @@ def _state(view: View) -> Text:
     if view.validation:
         text.append("  validation ", style="dim").append(validation_text(view))
     said = view.notice if view.phase in {*EXPLAINED, Phase.SUSPENDING} else view.activity
+    if view.phase is Phase.RESTARTING:
+        said = view.activity or said  # its pods may run already
     if said:
         text.append(printable(f"{'  ' if text else ''}{said}"), style="italic dim")
     return _line(text)

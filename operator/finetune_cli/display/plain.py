@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self, TextIO
 
-from finetune_api.constants import Phase
+from finetune_api.constants import Phase, Stage
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob, ProgressStatus
 
@@ -18,7 +18,7 @@ from .view import StageState, View, snapshot
 
 _PHASES = {
     Phase.PENDING: "waiting",
-    Phase.RESTARTING: "restarting the training",
+    Phase.RESTARTING: "restarting the {stage}",
     Phase.SUSPENDING: "suspending: saving the state",
     Phase.SUSPENDED: "suspended",
     Phase.SUCCEEDED: "succeeded",
@@ -26,6 +26,8 @@ _PHASES = {
     Phase.INVALID: "refused: the object breaks the rules",
 }
 """Phases that tell more than the name of the running stage does."""
+
+_STAGES: dict[str, str] = {Stage.PREPARE: "preparation", Stage.TRAIN: "training", Stage.EVALUATE: "evaluation"}
 
 EXPLAINED = frozenset({Phase.PENDING, Phase.RESTARTING})
 """Phases that wait for something, and the operator says what for."""
@@ -118,7 +120,7 @@ def _phase_lines(before: View | None, after: View) -> Iterator[str]:
         yield after.last_end
     if after.phase in _PHASES:
         waits = f" ({after.notice})" if after.phase in EXPLAINED and after.notice else ""
-        yield f"{_PHASES[after.phase]}{waits}"
+        yield f"{_PHASES[after.phase].format(stage=_STAGES.get(after.stage, 'stage'))}{waits}"
     elif before is None or after.stage != before.stage or after.attempt != before.attempt:
         yield f"{after.stage}: {'started' if after.attempt < 2 else f'attempt {after.attempt} started'}"
 

@@ -154,8 +154,7 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
     match decision:
         case Start(stage, attempt) | Watch(stage, attempt):
             phase, reason = _RUNNING[stage]
-            is_restart = attempt > 1 and not _has_stepped(status, attempt)
-            if stage is Stage.TRAIN and is_restart:
+            if attempt > 1 and not (stage is Stage.TRAIN and _has_stepped(status, attempt)):
                 return Phase.RESTARTING, Reason.RESTARTING, _named(status, attempt)
             return phase, reason, _named(status, attempt) if attempt > 1 else ""
         case Linger(jobs):
@@ -193,6 +192,7 @@ def _named(status: Status, attempt: int) -> str:
 
 
 def _has_stepped(status: Status, attempt: int) -> bool:
+    """Whether that attempt at the training has done a step. The other stages have none, and restart until they end."""
     return any(
         entry.stage is Stage.TRAIN and entry.number == attempt and entry.first_step_time for entry in status.attempts
     )

@@ -164,6 +164,14 @@ def test_the_plain_display_tells_a_killed_worker_and_the_resume() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [("prepare", "restarting the preparation"), ("evaluate", "restarting the evaluation")],
+)
+def test_the_plain_display_names_the_stage_that_restarts(stage: str, said: str) -> None:
+    assert said in plain_lines((RESTARTING | {"stage": stage}, None))
+
+
 def test_the_plain_display_does_not_repeat_itself() -> None:
     once = plain_lines((TRAINING, live(warnings=("disk is slow",))))
     again = plain_lines(*[(TRAINING, live(warnings=("disk is slow",)))] * 5)

@@ -10,7 +10,7 @@ from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.exit_codes import ExitCode, FailureClass
 from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
 from finetune_api.trainer_config import StorageSettings
-from finetune_api.v1alpha1 import ChosenStatus, FineTuneJob, Outcome, Status
+from finetune_api.v1alpha1 import AttemptStatus, ChosenStatus, FineTuneJob, Outcome, Status
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed, ObservedPod, ObservedStage
 from finetune_operator.policy import failure, history, runs, stages, status, world
@@ -377,7 +377,11 @@ def test_a_jobs_own_storage_goes_before_the_operators() -> None:
     [
         (stages.Start(Stage.PREPARE, 1), Phase.PREPARING, {"Accepted", "Ready"}),
         (stages.Watch(Stage.TRAIN, 1), Phase.TRAINING, {"Accepted", "Ready"}),
+        (stages.Watch(Stage.EVALUATE, 1), Phase.EVALUATING, {"Accepted", "Ready"}),
         (stages.Start(Stage.TRAIN, 2), Phase.RESTARTING, {"Accepted"}),
+        (stages.Start(Stage.PREPARE, 2), Phase.RESTARTING, {"Accepted"}),
+        (stages.Watch(Stage.PREPARE, 2), Phase.RESTARTING, {"Accepted"}),
+        (stages.Watch(Stage.EVALUATE, 3), Phase.RESTARTING, {"Accepted"}),
         (stages.Backoff(5.0, STAMP), Phase.RESTARTING, {"Accepted"}),
         (stages.Rest(), Phase.SUSPENDED, {"Accepted", "Suspended"}),
         (stages.Finish(True, Reason.SUCCEEDED, ""), Phase.SUCCEEDED, {"Accepted", "Ready", "Complete"}),
@@ -388,6 +392,14 @@ def test_status_says_where_the_job_is(decision: stages.Decision, phase: Phase, t
     concluded = status.concluded(Status(run=1), decision, generation=4, now=STAMP)
     assert (concluded.phase, concluded.observed_generation) == (phase, 4)
     assert {entry.type for entry in concluded.conditions if entry.status == "True"} == true_conditions
+
+
+def test_a_restarted_training_is_ready_from_its_first_step_on_and_another_stage_is_not_by_that_step() -> None:
+    trained = AttemptStatus(stage=Stage.TRAIN, number=2, job_name="a", start_time=STAMP, first_step_time=STAMP)
+    before = Status(run=1, attempts=(trained,))
+    training = status.concluded(before, stages.Watch(Stage.TRAIN, 2), generation=1, now=STAMP)
+    evaluating = status.concluded(before, stages.Watch(Stage.EVALUATE, 2), generation=1, now=STAMP)
+    assert (training.phase, evaluating.phase) == (Phase.TRAINING, Phase.RESTARTING)
 
 
 def test_a_condition_keeps_its_time_until_it_flips() -> None:
