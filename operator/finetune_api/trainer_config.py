@@ -68,6 +68,8 @@ class Prepared(Message):
     """SHA-256 over the names and contents of the base model's files; names their copy under the output prefix."""
     model_revision: str = ""
     """Commit of the hub that the base model's revision meant; empty for a model from elsewhere."""
+    requested_revision: str | None = None
+    """That revision, as `spec.model.uri` named it: empty for the default branch. None: a model from elsewhere."""
     reused: bool = False
     """True: the same data set was there already."""
     format: DataFormat

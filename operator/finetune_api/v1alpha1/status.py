@@ -189,6 +189,8 @@ class ChosenStatus(StatusModel):
     """Parameters of the base model."""
     model_revision: str = ""
     """Commit of the hub that the revision of the base model meant when the run was prepared."""
+    requested_revision: str | None = None
+    """That revision, as spec.model.uri named it: empty for the default branch. Absent: a model from elsewhere."""
 
 
 class Status(StatusModel):

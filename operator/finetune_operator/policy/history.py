@@ -257,6 +257,7 @@ def _chosen(prepared: Prepared) -> ChosenStatus:
         model_digest=prepared.model_digest,
         parameters=prepared.parameters or None,
         model_revision=prepared.model_revision,
+        requested_revision=prepared.requested_revision,
     )
 
 

@@ -57,14 +57,16 @@ def known_run(status: Status, children: Iterable[ObservedStage]) -> Run | None:
 
 
 def _before_it_was_pinned(job: FineTuneJob) -> Iterator[str]:
-    """Hashes of the spec with the default branch in place of the commit that the run was prepared with.
+    """Hashes of the spec with the revision that the run asked for in place of the commit that it was prepared with.
 
     Whoever writes that commit into `spec.model.uri` asks for the same run, not for a new one.
     """
-    name, _, revision = job.spec.model.uri.partition("@")
-    if job.status.chosen is None or not revision or revision != job.status.chosen.model_revision:
+    chosen, (name, _, revision) = job.status.chosen, job.spec.model.uri.partition("@")
+    if chosen is None or not revision or revision != chosen.model_revision:
         return
-    for uri in (name, f"{name}@main"):
+    # A run that was prepared before its revision was recorded: the default branch, or none that we know of.
+    requested = ("", "main") if chosen.requested_revision is None else (chosen.requested_revision,)
+    for uri in (f"{name}@{one}" if one else name for one in requested):
         model = job.spec.model.model_copy(update={"uri": uri})
         yield semantic_hash(job.spec.model_copy(update={"model": model}))
 

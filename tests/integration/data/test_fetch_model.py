@@ -21,7 +21,9 @@ from finetune_trainer.model.portable import copy_tokenizer
 from finetune_trainer.model.tokenizer import load_tokenizer, tokenizer_digest
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
+from rows import chats, jsonl
 from train_configs import train_config
+from workplace import Workplace
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +245,18 @@ def test_a_restart_gets_the_prepared_model_when_the_revision_has_moved_and_the_h
         assert model.digest == run.prepared.model_digest
         assert (model.path / "config.json").read_bytes() == (model_folder / "config.json").read_bytes()
         assert (model.path / "model.safetensors").read_bytes() == (model_folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("uri", "requested"), [("hf://tiny/llama", ""), ("hf://tiny/llama@v1", "v1")])
+def test_the_preparation_tells_which_revision_it_was_asked_for_and_what_commit_that_is(
+    hub, store, bucket, storage_settings, tmp_path, uri, requested
+):
+    """The operator knows by both whether a spec that names the commit means the same run."""
+    place = Workplace(store, bucket, storage_settings, tmp_path)
+    train = place.put("train.jsonl", jsonl(chats()))
+    prepared = place.prepare(uri, {"train": [{"uri": train}]})
+    assert prepared.requested_revision == requested
+    assert prepared.model_revision == hub.repository("tiny/llama").revisions["v1"]
 
 
 def test_a_restart_gets_the_prepared_model_when_the_prefix_has_changed(store, bucket, tmp_path, model_folder, config):

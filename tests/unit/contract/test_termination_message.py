@@ -40,6 +40,7 @@ def progress(**fields: object) -> Progress:
 
 TOO_MUCH = {
     "many labels": {"prepared": prepared(labels=tuple(f"intent number {index}" for index in range(10_000)))},
+    "a long revision": {"prepared": prepared(requested_revision="v" * 1000, notes=("n" * 5000,))},
     "long labels": {"prepared": prepared(labels=("a" * 4096, "b" * 4096))},
     "long notes": {"prepared": prepared(notes=("n" * 5000, "short", "x" * 5000))},
     "a long error": {"exit_code": 65, "error": "\x01 bad line\n" * 9000},

@@ -9,8 +9,18 @@ import pytest
 from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.exit_codes import ExitCode, FailureClass
 from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
-from finetune_api.trainer_config import StorageSettings
-from finetune_api.v1alpha1 import AttemptStatus, ChosenStatus, FineTuneJob, Outcome, Status
+from finetune_api.trainer_config import Prepared, SplitCounts, StorageSettings
+from finetune_api.v1alpha1 import (
+    AttemptStatus,
+    ChosenStatus,
+    DataFormat,
+    Dtype,
+    FineTuneJob,
+    Outcome,
+    Packing,
+    Status,
+    Task,
+)
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed, ObservedPod, ObservedStage
 from finetune_operator.policy import failure, history, runs, stages, status, world
@@ -299,25 +309,56 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "is_new"),
+    ("before", "requested", "after", "is_new"),
     [
-        ("hf://org/name", f"hf://org/name@{COMMIT}", False),
-        ("hf://org/name@main", f"hf://org/name@{COMMIT}", False),
-        ("hf://gpt2", f"hf://gpt2@{COMMIT}", False),
-        ("hf://org/name", f"hf://org/name@{COMMIT[::-1]}", True),
-        ("hf://org/name", f"hf://org/other@{COMMIT}", True),
-        ("hf://org/name", "hf://org/name@v2", True),
+        ("hf://org/name", "", f"hf://org/name@{COMMIT}", False),
+        ("hf://org/name@main", "main", f"hf://org/name@{COMMIT}", False),
+        ("hf://org/name@v1", "v1", f"hf://org/name@{COMMIT}", False),
+        ("hf://org/name@refs/pr/3", "refs/pr/3", f"hf://org/name@{COMMIT}", False),
+        (f"hf://org/name@{COMMIT[:7]}", COMMIT[:7], f"hf://org/name@{COMMIT}", False),
+        ("hf://gpt2", "", f"hf://gpt2@{COMMIT}", False),
+        ("hf://org/name", None, f"hf://org/name@{COMMIT}", False),
+        ("hf://org/name@main", None, f"hf://org/name@{COMMIT}", False),
+        ("hf://org/name", "", f"hf://org/name@{COMMIT[::-1]}", True),
+        ("hf://org/name", "", f"hf://org/other@{COMMIT}", True),
+        ("hf://org/name", "", "hf://org/name@v2", True),
+        ("hf://org/name@v1", "v1", f"hf://org/name@{COMMIT[::-1]}", True),
+        ("hf://org/name@v1", "v1", f"hf://org/other@{COMMIT}", True),
+        ("hf://org/name@v1", "v1", "hf://org/name@v2", True),
+        ("hf://org/name@v1", "v1", "hf://org/name", True),
     ],
 )
 def test_pinning_the_commit_that_a_run_was_prepared_with_starts_no_new_run(
-    before: str, after: str, is_new: bool
+    before: str, requested: str | None, after: str, is_new: bool
 ) -> None:
+    """None: prepared before the revision was recorded."""
     first = runs.current_run(make_job(model={"uri": before}), ())
-    status = Status(run=1, run_hash=first.hash, chosen=ChosenStatus(model_revision=COMMIT))
+    chosen = ChosenStatus(model_revision=COMMIT, requested_revision=requested)
+    status = Status(run=1, run_hash=first.hash, chosen=chosen)
     job = make_job(model={"uri": after}).model_copy(update={"status": status})
     run = runs.current_run(job, ())
     assert (run.is_new, run.number) == (is_new, 2 if is_new else 1)
     assert is_new or run.hash == first.hash
+
+
+def test_status_keeps_the_revision_that_the_preparation_resolved() -> None:
+    prepared = Prepared(
+        dataset_uri="s3://bucket/d",
+        dataset_digest="d",
+        model_digest="m",
+        model_revision=COMMIT,
+        requested_revision="v1",
+        format=DataFormat.CHAT,
+        task=Task.CAUSAL_LM,
+        dtype=Dtype.FLOAT32,
+        packing=Packing.PADDED,
+        zero_stage=2,
+        counts=SplitCounts(train=1),
+    )
+    pod = replace(make_pod(0, 0), message=TerminationMessage(stage="prepare", exit_code=0, prepared=prepared))
+    chosen = folded(Observed((make_stage(Stage.PREPARE, ended="Complete", pods=(pod,)),))).chosen
+    assert chosen is not None
+    assert (chosen.requested_revision, chosen.model_revision) == ("v1", COMMIT)
 
 
 @pytest.mark.parametrize(

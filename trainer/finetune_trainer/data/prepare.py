@@ -99,6 +99,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         dataset_digest=digest,
         model_digest=model.digest,
         model_revision=model.revision,
+        requested_revision=spec.model.uri.partition("@")[2] if model.revision else None,
         reused=reused,
         format=data_format,
         task=task,
