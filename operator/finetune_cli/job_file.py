@@ -1,6 +1,7 @@
 """A job file -> a manifest, or everything that is wrong with it, each with file and line.
 
-Read as kubectl reads it: YAML 1.2 numbers (`2e-4` is one), dates stay text, a key may not come twice.
+Read as YAML 1.2: `2e-4` is a number, dates stay text, a key may not come twice. Scalars without quotes that kubectl
+reads differently, such as `yes` and `010`, are refused.
 """
 
 import json
@@ -18,6 +19,8 @@ from finetune_api.constants import API_VERSION, KIND
 from finetune_api.rules import Violation, cluster_only
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.validation import InvalidJobError, parse_job
+
+from .kubectl_reading import unlike_kubectl
 
 _PATH_PARTS = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 
@@ -51,6 +54,7 @@ class JobFile:
 
         `local` allows `file://` addresses; `for_run` refuses what only a cluster can do.
         """
+        unlike = tuple(unlike_kubectl(self.node, _yaml().constructor.construct_object))
         found = [
             Violation(name, f"must be set; write {name}: {value}")
             for name, value in (("apiVersion", API_VERSION), ("kind", KIND))
@@ -62,8 +66,10 @@ class JobFile:
             found += error.violations
         else:
             found += cluster_only(job.spec) if for_run else ()
-        if found:
-            lines = sorted((self.line_of(entry.path), str(entry)) for entry in found)
+        if found or unlike:
+            misread = {entry.path for _, entry in unlike}  # what else is wrong with these is about our reading alone
+            located = [(self.line_of(entry.path), str(entry)) for entry in found if entry.path not in misread]
+            lines = sorted([*located, *((line, str(entry)) for line, entry in unlike)])
             raise JobFileError("\n".join(f"{self.path}:{line}: {text}" for line, text in lines))
         return job
 

@@ -1,4 +1,4 @@
-"""Job files: read as kubectl reads them; what is wrong is told with file and line."""
+"""Job files: what kubectl reads differently, and what is wrong, is told with file and line."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 
 from factories import make_job
 from finetune_cli.job_file import JobFileError, JobFileMissingError, read_job_file
-from finetune_operator.yaml_text import dump_all
+from finetune_operator.yaml_text import dump_all, read_by_kubectl
 
 GOOD = """\
 apiVersion: finetune.dev/v1alpha1
@@ -144,3 +144,113 @@ def test_the_samples_are_valid_through_both_readers() -> None:
         file = read_job_file(path)
         file.check(local=False)
         assert file.manifest == YAML(typ="safe", pure=True).load(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("runId: on", "runId must be quoted or be true or false: kubectl reads on as true"),
+        ("suspend: yes", "suspend must be quoted or be true or false: kubectl reads yes as true"),
+        ("suspend: N", "suspend must be quoted or be true or false: kubectl reads N as false"),
+        (
+            "workers: {nodeSelector: {gpu: Off}}",
+            "workers.nodeSelector.gpu must be quoted or be true or false: kubectl reads Off as false",
+        ),
+        (
+            "workers: {nodeSelector: {on: gpu}}",
+            "workers.nodeSelector.on must have its name in quotes: kubectl reads on as true",
+        ),
+        (
+            "workers: {nodeSelector: {010: gpu}}",
+            "workers.nodeSelector.010 must have its name in quotes: kubectl reads 010 as 8",
+        ),
+        (
+            "workers: {nodeSelector: {1.0: gpu}}",
+            "workers.nodeSelector.1.0 must have its name in quotes: kubectl reads 1.0 as 1",
+        ),
+        (
+            "workers: {nodes: 010}",
+            "workers.nodes must not begin with 0, or be quoted where it is text: kubectl reads 010 as 8",
+        ),
+        (
+            "workers: {nodes: +0_10}",
+            "workers.nodes must not begin with 0, or be quoted where it is text: kubectl reads +0_10 as 8",
+        ),
+        (
+            "workers: {nodes: 0X1F}",
+            "workers.nodes must be 31, or be quoted where it is text: kubectl reads 0X1F as 31",
+        ),
+        (
+            "evaluation: {prompts: [a, [y]]}",
+            "evaluation.prompts[1][0] must be quoted or be true or false: kubectl reads y as true",
+        ),
+        *(
+            (
+                f"workers: {{env: [{{name: A, value: {secret}}}]}}",
+                "workers.env[0].value must be quoted: kubectl does not read it as text",
+            )
+            for secret in ("off", "0077", "0X77")
+        ),
+    ],
+)  # fmt: skip
+def test_what_kubectl_would_read_differently_is_refused_with_its_line(
+    tmp_path: Path, line: str, complaint: str
+) -> None:
+    found = complaints(tmp_path, f"{GOOD.replace('  runId: 2026-01-01', f'  {line}')}")
+    assert f"job.yaml:15: spec.{complaint}" in found
+    assert sum(complaint.partition(" ")[0] in one for one in found) == 1, "our own reading is not judged"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'runId: "on"',
+        "runId: 'no'",
+        "runId: !!str off",
+        "runId: >-\n    yes",
+        'workers: {nodeSelector: {"on": "010", "1.0": yEs}}',
+        "workers: {nodes: 0x2, env: [{name: A, value: 1:30}, {name: B, value: 2026-01-01}]}",
+        "workers: {nodes: 0o2}",
+        "workers: {nodes: 2.0}",
+        "suspend: False",
+        "suspend: ~",
+        "suspend:",
+    ],
+)
+def test_quotes_blocks_and_tags_are_read_alike_by_all(tmp_path: Path, line: str) -> None:
+    read_job_file(written(tmp_path, GOOD.replace("  runId: 2026-01-01", f"  {line}"))).check(local=True)
+
+
+def test_what_aliases_name_is_told_once_and_in_a_bounded_time(tmp_path: Path) -> None:
+    levels = "".join(f"  l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 5))
+    found = complaints(tmp_path, f"{GOOD}x:\n  l0: &l0 [yes]\n{levels}")
+    assert [one for one in found if "kubectl" in one] == [
+        "job.yaml:17: x.l0[0] must be quoted or be true or false: kubectl reads yes as true"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((word, True) for word in ("y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "true", "True", "TRUE")),
+        *((word, False) for word in ("n", "N", "no", "No", "NO", "off", "Off", "OFF", "false", "False", "FALSE")),
+        *((word, None) for word in ("", "~", "null", "Null", "NULL")),
+        *((word, word) for word in ("yEs", "tRue", "nULL", "0b2", "0o8", "0x", "1:30", "0x1p3", "_1", "+", ".")),
+        *((word, word) for word in (".5_", "._5", "0xFFFFFFFFFFFFFFFFF", "1e999", ".inf", "2001-01-01", "-")),
+        *((word, 8) for word in ("010", "+010", "0_10", "0o10", "0O10", "08", "0_8", "0x8", "0X8", "8_", "8.")),
+        *((word, -3) for word in ("-3", "-0b11", "0b-11", "-0B11", "-03", "-0x3")),
+        ("1_000.5", 1000.5), (".1e1", 1), (".1_0", 0.1), ("1E3", 1000), ("2e-4", 2e-4), ("010.5", 10.5),
+        ("18446744073709551615", 2**64 - 1), ("18446744073709551616", 2.0**64), ("-9223372036854775809", -(2.0**63)),
+    ],
+)  # fmt: skip
+def test_a_plain_scalar_is_known_as_kubectl_reads_it(text: str, value: object) -> None:
+    """As `kubectl label --local -f FILE -o json` has shown."""
+    found = read_by_kubectl(text)
+    assert found == value
+    assert isinstance(found, bool) is isinstance(value, bool)
+
+
+def test_what_dump_writes_is_text_for_kubectl_too() -> None:
+    words = ["y", "yes", "NO", "on", "Off", "010", "0X1F", ".1e1", "0O10", "0B1", "plain"]
+    lines = dump_all([{word: word for word in words}]).splitlines()
+    assert lines == [*(f"'{word}': '{word}'" for word in words[:-1]), "plain: plain"]
