@@ -7,7 +7,7 @@ that both speak of the same fields.
 import difflib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,6 +27,7 @@ _FREE_FORM = ("spec", "deepspeed", "config")
 _SECRET_BLOCK = ("spec", "workers", "env")
 _MOST_DROPPED = 20
 """Remarks on dropped fields: each is compared with all known names, and the annotation is anybody's to write."""
+_HALF_PAIR = "it has half of a surrogate pair; write the character itself"
 _LARGEST_PLAIN_NUMBER = 1e21
 """From here on JSON writers use an exponent."""
 _MAIN_FIELDS = {
@@ -50,11 +51,15 @@ def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJo
     Field names and types are as strict as the API server's: `learning_rate` is unknown, the text "2e-4" is no number.
     """
     sent = {name: _as_sent(value, (name,)) if name == "spec" else value for name, value in manifest.items()}
+    content = json.dumps(sent, ensure_ascii=False)
+    broken = () if _is_unicode(content) else tuple(_broken_texts(manifest, ""))
     try:
-        job = FineTuneJob.model_validate_json(json.dumps(sent), strict=True, by_alias=True, by_name=False)
+        job = FineTuneJob.model_validate_json(_mended(content), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise InvalidJobError(tuple(_violation(detail) for detail in error.errors() if not _is_echo(detail))) from None
-    found = violations(job.spec, local=local)
+        told = {violation.path for violation in broken}
+        found = tuple(_violation(detail) for detail in error.errors() if not _is_echo(detail))
+        raise InvalidJobError((*broken, *(entry for entry in found if entry.path not in told))) from None
+    found = (*broken, *violations(job.spec, local=local))
     if found:
         raise InvalidJobError(found)
     return job
@@ -88,6 +93,40 @@ def _as_sent(value: Any, path: tuple[str, ...]) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_PLAIN_NUMBER:
         return int(value)
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether each half of a surrogate pair has its other half."""
+    try:
+        text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _mended(text: str) -> str:
+    """With both halves of each surrogate pair as one character, and U+FFFD in place of a half alone."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _broken_texts(value: Any, path: str) -> Iterator[Violation]:
+    """Texts and names that no UTF-8 can hold: an escape such as `\\ud83d` in a file is half of a character."""
+    if isinstance(value, str) and not _is_unicode(value):
+        yield Violation(path, f"must be valid Unicode: {_HALF_PAIR}")
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _broken_texts(entry, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _broken_entry(str(name), entry, path)
+
+
+def _broken_entry(name: str, value: Any, path: str) -> Iterator[Violation]:
+    shown = name if _is_unicode(name) else name.encode(errors="backslashreplace").decode()
+    inner = f"{path}.{shown}" if path else shown
+    if shown != name:
+        yield Violation(inner, f"must have a name that is valid Unicode: {_HALF_PAIR}")
+    yield from _broken_texts(value, inner)
 
 
 def _is_echo(detail: ErrorDetails) -> bool:

@@ -288,6 +288,40 @@ def test_a_bad_address_is_the_only_violation_and_says_what_is_wrong_with_it(path
     assert fault in complaint
 
 
+HALF = "must be valid Unicode: it has half of a surrogate pair; write the character itself"
+HALF_NAME = "must have a name that is valid Unicode: it has half of a surrogate pair; write the character itself"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("spec.evaluation", {"prompts": ["a", "a\ud83d"]}, f"spec.evaluation.prompts[1] {HALF}"),
+        ("spec.runId", "\ude00", f"spec.runId {HALF}"),
+        ("spec.runId", "\ude00\ud83d", f"spec.runId {HALF}"),
+        ("spec.workers", {"env": [{"name": "A", "value": "\ud83d-"}]}, f"spec.workers.env[0].value {HALF}"),
+        ("spec.workers", {"nodeSelector": {"a\ud83d": "b"}}, f"spec.workers.nodeSelector.a\\ud83d {HALF_NAME}"),
+        ("spec.deepspeed", {"config": {"a": {"b": ["\ud83d"]}}}, f"spec.deepspeed.config.a.b[0] {HALF}"),
+        ("metadata.annotations", {"note": "\ud83d"}, f"metadata.annotations.note {HALF}"),
+        ("kind", "\ud83d", f"kind {HALF}"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_named_with_its_path(path: str, value: Any, expected: str) -> None:
+    assert complaints(job_with(path, value)) == [expected]
+
+
+def test_half_of_a_surrogate_pair_hides_no_other_violation() -> None:
+    manifest = job_with("spec.runId", "\ud83d")
+    manifest["spec"]["training"]["epochs"] = "three"
+    first, second = complaints(manifest)
+    assert first == f"spec.runId {HALF}"
+    assert second.startswith("spec.training.epochs must be")
+
+
+def test_both_halves_of_a_surrogate_pair_are_one_character() -> None:
+    job = parse_job(job_with("spec.evaluation", {"prompts": ["\ud83d\ude00"]}))
+    assert job.spec.evaluation.prompts == ("😀",)
+
+
 def test_a_list_that_is_empty_is_a_violation_of_its_own() -> None:
     bad_entry = job_with("spec.data.validation", {"sources": [{"uri": "bucket/x"}]})
     assert [text.split(" must ")[0] for text in complaints(bad_entry)] == ["spec.data.validation.sources[0].uri"]
