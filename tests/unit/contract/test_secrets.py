@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -10,7 +10,8 @@ from factories import make_job
 from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.redaction import HIDDEN, hide_credentials
-from finetune_api.trainer_config import StorageSettings, TrainerConfig
+from finetune_api.trainer_config import Prepared, SplitCounts, StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
 from finetune_api.validation import InvalidJobError, parse_job
 from finetune_cli.job_file import JobFileError, read_job_file
 from finetune_cli.local_storage import own_settings
@@ -20,6 +21,8 @@ from finetune_operator.render import render_stage
 from finetune_operator.settings import OperatorSettings
 from finetune_operator.yaml_text import dump_all
 from finetune_trainer.evaluate.configuration import spec_document
+from finetune_trainer.run_record import RunRecord, record_run
+from finetune_trainer.store import ObjectStore
 
 SECRET = "correct-horse-battery"
 REFERENCE = {"secretKeyRef": {"name": "tokens", "key": "hub", "optional": True}}
@@ -57,6 +60,43 @@ def test_the_report_shows_no_values() -> None:
     document = spec_document(parse_job(make_job(workers={"env": ENV})).spec)
     assert SECRET not in json.dumps(document)
     assert document["workers"]["env"][1] == {"name": "HUB", "valueFrom": REFERENCE}
+
+
+class Bucket:
+    """What was put into storage."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def put(self, uri: str, content: bytes, *, content_type: str) -> None:
+        """As `ObjectStore.put` of a whole object."""
+        self.objects[uri] = content
+
+
+def test_the_record_of_a_run_in_storage_holds_no_values() -> None:
+    """A local run knows them: its configuration need not have been through a ConfigMap."""
+    job = parse_job(make_job(workers={"env": ENV}))
+    config = stage_config(job, 1, Stage.PREPARE, 1, StorageSettings()).model_copy(update={"spec": job.spec})
+    assert SECRET in config.model_dump_json()
+    prepared = Prepared(
+        dataset_uri="s3://bucket/d",
+        dataset_digest="d",
+        model_digest="m",
+        format=DataFormat.CHAT,
+        task=Task.CAUSAL_LM,
+        dtype=Dtype.FLOAT32,
+        packing=Packing.PADDED,
+        zero_stage=2,
+        counts=SplitCounts(train=1),
+    )
+    bucket = Bucket()
+    record_run(cast(ObjectStore, bucket), config, prepared)
+    ((uri, content),) = bucket.objects.items()
+    assert uri == f"{config.run_uri}/run.json"
+    assert SECRET.encode() not in content
+    env = RunRecord.model_validate_json(content).spec.workers.env
+    assert (env[0].name, env[0].value) == ("API_TOKEN", HIDDEN)
+    assert env[1].value_from is not None
 
 
 @pytest.mark.parametrize(
