@@ -1,12 +1,24 @@
 """Credentials: mounted files win, the environment is next, else boto3's own chain is asked."""
 
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import botocore.session
 import pytest
+from botocore.credentials import Credentials, RefreshableCredentials
+from botocore.exceptions import ClientError, ConnectTimeoutError, CredentialRetrievalError, ProfileNotFound
 
 from finetune_api.constants import Env
-from finetune_trainer.store.credentials import AWS_NAMES, credential, from_files, parse_descriptions, rotating_session
+from finetune_trainer.store.credentials import (
+    AWS_NAMES,
+    RotatingCredentials,
+    credential,
+    from_files,
+    parse_descriptions,
+    rotating_session,
+)
 
 
 @pytest.fixture
@@ -92,6 +104,83 @@ def test_a_refusal_looks_up_what_the_environment_and_shared_files_say_now(
     assert session.get_credentials().get_frozen_credentials().access_key == "newer"
     assert credentials.renew(0), "another thread that used the old ones may try again too"
     assert not credentials.renew(credentials.generation)
+
+
+def sts(code: str) -> ClientError:
+    answer: Any = {"Error": {"Code": code, "Message": "told"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    return ClientError(answer, "AssumeRoleWithWebIdentity")
+
+
+def refreshing(error: Exception) -> RefreshableCredentials:
+    """Of a workload identity: due to be refreshed, which fails."""
+
+    def refresh() -> dict[str, str]:
+        raise error
+
+    return RefreshableCredentials("old", "secret", "token", datetime.now(UTC) - timedelta(1), refresh, "identity")
+
+
+class Chain:
+    """What is found, look by look; the last one again and again. Exceptions are raised."""
+
+    def __init__(self, *found: object) -> None:
+        self.found = list(found)
+
+    def __call__(self) -> Any:
+        found = self.found.pop(0) if len(self.found) > 1 else self.found[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def rotating(*found: object, state: Callable[[], object] = lambda: 0) -> RotatingCredentials:
+    return RotatingCredentials(Chain(*found), state)
+
+
+REFRESH_ERRORS = [
+    sts("ExpiredTokenException"),
+    sts("InvalidIdentityToken"),
+    CredentialRetrievalError(provider="process", error_msg="status 1"),
+    FileNotFoundError("/var/run/secrets/token"),
+    RuntimeError("the refreshed credentials are still expired"),
+]
+
+
+@pytest.mark.parametrize("error", [*REFRESH_ERRORS, ConnectTimeoutError(endpoint_url="https://sts")], ids=repr)
+def test_new_keys_are_used_though_the_old_ones_cannot_be_refreshed(error: Exception) -> None:
+    refused = rotating(refreshing(error), Credentials("new", "secret"))
+    assert refused.renew(0)
+    assert refused.get_frozen_credentials().access_key == "new"
+    states = iter([0, 1, 1])
+    changed = rotating(refreshing(error), Credentials("new", "secret"), state=lambda: next(states))
+    assert changed.get_frozen_credentials().access_key == "new"
+    assert changed.generation == 1
+
+
+@pytest.mark.parametrize("error", REFRESH_ERRORS, ids=repr)
+def test_a_refresh_that_fails_asks_for_others_and_then_counts_as_no_credentials(error: Exception) -> None:
+    with_others = rotating(refreshing(error), Credentials("new", "secret"))
+    assert with_others.get_frozen_credentials().access_key == "new"
+    alone = rotating(refreshing(error))
+    with pytest.raises(CredentialRetrievalError, match="Error when retrieving credentials"):
+        alone.get_frozen_credentials()
+    assert not alone.renew(0)
+
+
+def test_a_refresh_that_no_server_answers_may_succeed_later() -> None:
+    with pytest.raises(ConnectTimeoutError):
+        rotating(refreshing(ConnectTimeoutError(endpoint_url="https://sts"))).get_frozen_credentials()
+
+
+@pytest.mark.parametrize("found", [None, ProfileNotFound(profile="gone"), refreshing(sts("AccessDenied"))])
+def test_a_look_that_finds_nothing_usable_leaves_the_credentials_in_force(found: object) -> None:
+    credentials = rotating(Credentials("old", "secret"), found)
+    assert not credentials.renew(0)
+    assert credentials.get_frozen_credentials().access_key == "old"
+
+
+def test_nothing_was_there_and_others_come() -> None:
+    assert rotating(None, Credentials("new", "secret")).renew(0)
 
 
 def test_descriptions_of_services_are_parsed_once_for_all_sessions() -> None:

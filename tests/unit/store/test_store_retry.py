@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.credentials import RefreshableCredentials
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from finetune_trainer.errors import AccessDeniedError, StorageUnreachableError
+from finetune_trainer.store.credentials import RotatingCredentials
 from finetune_trainer.store.retry import Meter, RetryPolicy
 from finetune_trainer.store.uri import parse
 
@@ -104,6 +107,45 @@ def test_a_request_that_was_refused_is_sent_again_with_new_credentials(
         return "done"
 
     assert run(RetryPolicy(first_delay=0.001, credentials=credentials), request) == "done"
+
+
+def identity(*errors: Exception) -> RotatingCredentials:
+    """A workload identity whose tries to get keys fail, one after the other; the last one again and again."""
+    left = list(errors)
+
+    def refresh() -> None:
+        raise left.pop(0) if len(left) > 1 else left[0]
+
+    found = RefreshableCredentials("old", "s", "t", datetime.now(UTC) - timedelta(1), refresh, "identity")
+    return RotatingCredentials(lambda: found, lambda: 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "is_tried_again"),
+    [
+        (refused("ExpiredTokenException", 400), AccessDeniedError, True),
+        (refused("InvalidIdentityToken", 400), AccessDeniedError, False),
+        (refused("AccessDenied", 403), AccessDeniedError, False),
+        (FileNotFoundError("/var/run/secrets/token"), AccessDeniedError, False),
+        (RuntimeError("still expired"), AccessDeniedError, False),
+        (EndpointConnectionError(endpoint_url="https://sts"), StorageUnreachableError, True),
+        (refused("InternalFailure", 500), StorageUnreachableError, True),
+    ],
+    ids=repr,
+)
+def test_an_identity_that_gets_no_keys_is_told_as_our_own_error(
+    error: Exception, expected: type[Exception], is_tried_again: bool
+) -> None:
+    credentials, tries = identity(error), []
+
+    def request() -> None:
+        tries.append(1)
+        credentials.get_frozen_credentials()
+
+    policy = RetryPolicy(total_seconds=0.05, first_delay=0.001, max_delay=0.01, credentials=credentials)
+    with pytest.raises(expected):
+        run(policy, request)
+    assert (len(tries) > 1) is is_tried_again
 
 
 @pytest.mark.parametrize(("code", "status"), [("AccessDenied", 403), ("ExpiredToken", 400)])

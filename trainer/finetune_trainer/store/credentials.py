@@ -15,13 +15,17 @@ from typing import Any
 import botocore.loaders
 import botocore.session
 from botocore.credentials import CredentialProvider, Credentials
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, CredentialRetrievalError
 
 from finetune_api.constants import Env
+
+from .faults import FOREIGN, is_transient
 
 AWS_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _READS = 5
 """How often a set of files that changes while it is read is read again."""
+_LOOK_ERRORS: tuple[type[Exception], ...] = (*FOREIGN, OSError, RuntimeError, ValueError, LookupError)
+"""What looking for credentials, or refreshing them, may raise: a token's file that is gone, keys that come expired."""
 
 
 def credential(name: str) -> str | None:
@@ -46,6 +50,8 @@ def from_files() -> dict[str, str]:
 class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no types
     """What boto3's chain or the mounted files give, looked up again when files change or `renew` is called.
 
+    Those of an identity refresh themselves before they expire; where that fails they are as good as gone.
+
     Safe to use from many threads.
     """
 
@@ -63,12 +69,20 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
         return self._current is not None
 
     def get_frozen_credentials(self) -> Any:
-        """A consistent set of key, secret and token: what a request is signed with."""
+        """A consistent set of key, secret and token: what a request is signed with.
+
+        Raises CredentialRetrievalError where there is none any more, and a transient error where nobody can tell now.
+        """
         with self._lock:
             if (state := self._watched_state()) != self._state:
                 self._state = state
                 self._look_up()
-            return self._current.get_frozen_credentials()
+            try:
+                return self._current.get_frozen_credentials()
+            except _LOOK_ERRORS as error:
+                if is_transient(error):
+                    raise
+                return self._in_place_of_those_gone(error)
 
     def renew(self, generation: int) -> bool:
         """A server has refused those of `generation`: whether there are others by now."""
@@ -77,11 +91,20 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
                 self._look_up()
             return self.generation != generation
 
-    def _look_up(self) -> None:
-        found = self._load()
-        if found is not None and found.get_frozen_credentials() != self._current.get_frozen_credentials():
+    def _in_place_of_those_gone(self, error: Exception) -> Any:
+        found = self._look_up()
+        if found is None:
+            raise CredentialRetrievalError(provider=self.method, error_msg=str(error)) from error
+        return found
+
+    def _look_up(self) -> Any:
+        """What is found now, which is in force from now on. None: nothing that can be used, and nothing changes."""
+        found = _quietly(self._load)
+        frozen = _frozen(found)
+        if frozen is not None and frozen != _frozen(self._current):
             self._current = found
             self.generation += 1
+        return frozen
 
     @property
     def access_key(self) -> str:
@@ -107,8 +130,20 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
     @property
     def account_id(self) -> str | None:
         """Of the current set."""
-        account: str | None = getattr(self._current, "account_id", None)
+        account: str | None = getattr(self.get_frozen_credentials(), "account_id", None)
         return account
+
+
+def _frozen(credentials: Any) -> Any:
+    """A consistent set; None where there is none, or none any more."""
+    return None if credentials is None else _quietly(credentials.get_frozen_credentials)
+
+
+def _quietly(look: Callable[[], Any]) -> Any:
+    try:
+        return look()
+    except _LOOK_ERRORS:
+        return None
 
 
 class _Provider(CredentialProvider):  # type: ignore[misc]  # botocore has no types

@@ -101,8 +101,9 @@ def is_refusal(error: Exception) -> bool:
 
 
 def is_expired(error: Exception) -> bool:
-    """Whether the server says that the credentials have expired."""
-    return isinstance(error, aws.ClientError) and code_of(error) in _EXPIRED_CODES
+    """Whether a server says that the credentials have expired, or what they are got with."""
+    cause = error.__cause__ if isinstance(error, aws.CredentialRetrievalError) else error
+    return isinstance(cause, aws.ClientError) and code_of(cause) in _EXPIRED_CODES
 
 
 def code_of(error: aws.ClientError) -> str:
