@@ -89,7 +89,8 @@ def judge(stage: ObservedStage, noticed: FailureStatus | None = None) -> Failure
     culprits = [pod for pod in failed if pod.exit_code not in _BYSTANDER_EXITS] or failed
     first = min(culprits, key=lambda pod: (_class_of(pod), pod.finished_at, pod.index))
     if _class_of(first) is not FailureClass.PERMANENT:
-        disrupted = next((pod for pod in failed if pod.disrupted or pod.kubelet_reason), None)
+        disrupted_pods = (pod for pod in stage.pods if pod.kubelet_reason or (pod.exit_code and pod.disrupted))
+        disrupted = next(disrupted_pods, None)
         first = disrupted or _first_of(culprits)
         if first.kubelet_reason:
             return _refused(stage, first)

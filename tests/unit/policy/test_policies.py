@@ -120,6 +120,16 @@ def test_a_pod_without_a_last_word_is_explained_by_the_end_of_its_log() -> None:
     assert failure.message.splitlines() == ["pod-0 ended with status 137", 'ng half a line"}', "step 7", "Killed"]
 
 
+@pytest.mark.parametrize("exit_code", [None, 0, 75, 137])
+def test_an_evicted_pod_is_the_cause_whatever_its_peers_and_its_container_end_with(exit_code: int | None) -> None:
+    """The others lose their peer; a kubelet may know nothing of the evicted pod's containers any more."""
+    evicted = make_pod(1, exit_code, phase="Failed", kubelet_reason="Evicted", kubelet_message="low on memory")
+    failed = make_stage(ended="Failed", pods=(make_pod(0, 70), evicted), expected_pods=2)
+    after = folded(Observed((PREPARED, failed)))
+    assert (after.attempts[-1].outcome, after.attempts[-1].reason) == (Outcome.DISRUPTION, "Evicted")
+    assert isinstance(decided(make_job(), PREPARED, failed), stages.Backoff)
+
+
 def test_a_deleted_pod_is_named_though_it_is_gone() -> None:
     failed = make_stage(ended="Failed", pods=(make_pod(0, int(ExitCode.STOPPED)),), expected_pods=2)
     status = folded(Observed((PREPARED, failed)))
