@@ -111,7 +111,7 @@ def concluded(status: Status, decision: Decision, *, generation: int, now: str, 
             remarks.pending,
         ),
         ConditionType.STALLED: (phase is Phase.FAILED, reason, message),
-        ConditionType.READY: (phase not in _NOT_READY, reason, message),
+        ConditionType.READY: (phase not in _NOT_READY and reason is not Reason.RESTARTING, reason, message),
         ConditionType.COMPLETE: (phase is Phase.SUCCEEDED, reason, message),
         ConditionType.FAILED: (phase is Phase.FAILED, reason, message),
     }
@@ -153,10 +153,7 @@ def _accepted(remarks: Remarks) -> tuple[bool, Reason, str]:
 def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
     match decision:
         case Start(stage, attempt) | Watch(stage, attempt):
-            phase, reason = _RUNNING[stage]
-            if attempt > 1 and not (stage is Stage.TRAIN and _has_stepped(status, attempt)):
-                return Phase.RESTARTING, Reason.RESTARTING, _named(status, attempt)
-            return phase, reason, _named(status, attempt) if attempt > 1 else ""
+            return _running(status, stage, attempt)
         case Linger(jobs):
             phase, reason = Phase.PENDING, Reason.WAITING_FOR_PODS
             if status.stage:
@@ -182,6 +179,17 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
             return phase, ended.reason, ended.message
 
 
+def _running(status: Status, stage: Stage, attempt: int) -> tuple[Phase, Reason, str]:
+    phase, reason = _RUNNING[stage]
+    if attempt == 1:
+        return phase, reason, ""
+    if stage is not Stage.TRAIN:  # they report nothing that would show that this attempt gets further than the last one
+        return phase, Reason.RESTARTING, _named(status, attempt)
+    if not _has_stepped(status, attempt):
+        return Phase.RESTARTING, Reason.RESTARTING, _named(status, attempt)
+    return phase, reason, _named(status, attempt)
+
+
 def _named(status: Status, attempt: int) -> str:
     """`attempt 3`, and with how many workers where they are fewer than asked for."""
     trainings = {entry.number: entry for entry in status.attempts if entry.stage is Stage.TRAIN}
@@ -192,7 +200,7 @@ def _named(status: Status, attempt: int) -> str:
 
 
 def _has_stepped(status: Status, attempt: int) -> bool:
-    """Whether that attempt at the training has done a step. The other stages have none, and restart until they end."""
+    """Whether that attempt at the training has done a step."""
     return any(
         entry.stage is Stage.TRAIN and entry.number == attempt and entry.first_step_time for entry in status.attempts
     )
