@@ -249,6 +249,32 @@ def test_arguments_that_are_no_json_are_a_bad_record():
         formatter({"messages": [USER, asks]}, PLACE)
 
 
+@pytest.mark.parametrize("arguments", ["null", " null ", "", " ", None, "{}", {}])
+def test_a_call_without_arguments_has_an_empty_object(arguments):
+    formatter, tokenizer = formatter_of(tiny_models.CALLS_TOOLS)
+    asks = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": arguments}}]}
+    assert learnt(formatter, tokenizer, {"messages": [USER, asks]})[1] == ["<tool_call>add {}</tool_call><|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [("[1, 2]", "[1, 2]"), ('"{}"', "'{}'"), ('""', "''"), ("7", "7"), ("true", "True"), ([1, 2], "[1, 2]"), (7, "7")],
+)
+def test_arguments_that_are_no_object_are_a_bad_record(arguments, named):
+    formatter, _ = formatter_of(tiny_models.CALLS_TOOLS)
+    asks = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": arguments}}]}
+    with pytest.raises(RecordProblem) as caught:
+        formatter({"messages": [USER, asks]}, PLACE)
+    assert caught.value.what == f"arguments of tool call 1 of message 2 must be an object, not {named}"
+    assert "an object" in caught.value.remedy
+
+
+def test_the_plain_text_that_a_tool_takes_is_no_json():
+    formatter, tokenizer = formatter_of(tiny_models.CALLS_TOOLS)
+    asks = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "run", "arguments": "[ -f a ]"}}]}
+    assert '<tool_call>run "[ -f a ]"</tool_call>' in learnt(formatter, tokenizer, {"messages": [USER, asks]})[0]
+
+
 def test_a_parquet_row_has_no_nulls_of_other_rows_in_its_calls():
     formatter, tokenizer = formatter_of(tiny_models.CALLS_TOOLS)
     asks = {

@@ -19,6 +19,8 @@ _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 """Types of content parts that are text, in the Chat Completions API and in the Responses API."""
 
+_ARGUMENTS = "write the arguments of a tool call as an object, or as the JSON text of one"
+
 _RESERVED_KWARGS = frozenset(
     {
         "add_generation_prompt",
@@ -180,14 +182,22 @@ def _tool_call(call: dict[str, Any], name: str) -> dict[str, Any]:
     function = call.get("function")
     if isinstance(function, dict):
         return call | {"function": _tool_call(function, name)}
-    arguments = call.get("arguments")
-    if not isinstance(arguments, str):
+    if "arguments" not in call:
         return call
-    if not arguments.strip():
-        return call | {"arguments": {}}
-    if not arguments.lstrip().startswith("{"):  # the input of a tool that takes plain text
-        return call
-    return call | {"arguments": _parsed(arguments, f"arguments of {name}")}
+    arguments = call["arguments"]
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments.strip() or "null")
+        except (ValueError, RecursionError):
+            if arguments.lstrip().startswith("{"):
+                raise RecordProblem("malformed JSON", f"arguments of {name} are not JSON", _ARGUMENTS) from None
+            return call  # the input of a tool that takes plain text
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        what = f"arguments of {name} must be an object, not {shown(arguments)}"
+        raise RecordProblem("wrong type", what, _ARGUMENTS)
+    return call | {"arguments": arguments}
 
 
 def _reasoning_field(message: Mapping[str, Any]) -> bool:
