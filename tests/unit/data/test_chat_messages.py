@@ -6,6 +6,7 @@ import pytest
 
 import tiny_models
 from finetune_api.v1alpha1 import Data, DataFormat, Source, Task
+from finetune_trainer.data.messages import MEDIA_COLUMNS
 from finetune_trainer.data.prepare import make_formatter
 from finetune_trainer.data.problems import Place, RecordProblem
 from finetune_trainer.data.tokenise import TokeniseCounts, tokenise
@@ -220,6 +221,7 @@ def test_what_the_template_does_not_use_is_counted_in_a_note():
         ({"chat_template_kwargs": {"messages": []}}, "'messages' cannot be set in column 'chat_template_kwargs'"),
         ({"images": ["a.png"]}, "column 'images'"),
         ({"image": "a.png"}, "column 'image'"),
+        ({"image_url": "a.png"}, "column 'image_url'"),
     ],
 )
 def test_columns_that_cannot_be_used_are_bad_records(more, expected):
@@ -227,6 +229,32 @@ def test_columns_that_cannot_be_used_are_bad_records(more, expected):
     with pytest.raises(RecordProblem) as caught:
         formatter({"messages": [USER, ANSWER]} | more, PLACE)
     assert expected in caught.value.what
+
+
+@pytest.mark.parametrize("column", MEDIA_COLUMNS)
+@pytest.mark.parametrize("template", [None, tiny_models.CHATML], ids=["plain", "template"])
+def test_an_instruction_about_an_image_is_a_bad_record(template, column):
+    formatter, _ = formatter_of(template, DataFormat.INSTRUCTION)
+    record = {"prompt": "What is in the picture?", "completion": "A cat"}
+    with pytest.raises(RecordProblem, match=f"column '{column}' must be empty: only text can be trained on") as caught:
+        formatter(record | {column: ["a.png"]}, PLACE)
+    assert caught.value.rule == "not text"
+    assert "A cat" in formatter(record | {column: [], "id": 7}, PLACE).text
+
+
+def test_a_prompt_may_stand_in_a_column_that_is_named_as_images_are():
+    data = Data(train=(Source(uri="s3://bucket/a.jsonl"),), columns={"prompt": "image", "completion": "output"})
+    formatter = make_formatter(DataFormat.INSTRUCTION, data, tiny_models.tiny_tokenizer(), "s3://bucket/model")
+    assert formatter({"image": "A cat on a mat", "output": "cat"}, PLACE).text == "A cat on a mat\n\ncat</s>"
+
+
+@pytest.mark.parametrize("key", MEDIA_COLUMNS)
+def test_a_message_with_an_image_beside_its_content_is_a_bad_record(key):
+    formatter, _ = formatter_of(tiny_models.CHATML)
+    with pytest.raises(RecordProblem, match=f"message 1 has '{key}'") as caught:
+        formatter({"messages": [USER | {key: {"url": "a.png"}}, ANSWER]}, PLACE)
+    assert caught.value.rule == "not text"
+    assert "Hi" in formatter({"messages": [USER | {key: None}, ANSWER]}, PLACE).text
 
 
 @pytest.mark.parametrize("name", ["tojson", "text"])

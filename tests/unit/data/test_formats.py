@@ -130,6 +130,7 @@ def test_a_conversation_that_cannot_be_used_says_which_message(value, expected):
         (DataFormat.CLASSIFICATION, {}, ["id", "text", "label", "embedding"], ["text", "label"]),
         (DataFormat.CLASSIFICATION, {"label": "stars"}, ["text", "label", "stars"], ["text", "stars"]),
         (DataFormat.INSTRUCTION, {}, ["id", "input", "prompt", "output", "response"], ["input", "prompt", "output"]),
+        (DataFormat.INSTRUCTION, {}, ["id", "prompt", "output", "images"], ["prompt", "output", "images"]),
         (DataFormat.CHAT, {}, ["id", "messages", "tools", "images"], ["messages", "tools", "images"]),
         (DataFormat.TEXT, {}, ["id", "body"], ["id", "body"]),  # the error lists all
     ],

@@ -9,7 +9,15 @@ from finetune_api.v1alpha1 import Columns, DataFormat, Task
 from ..errors import BadDataError
 from .chat import ChatRenderer, Span
 from .labels import label_name
-from .messages import MEDIA_COLUMNS, TEMPLATE_COLUMNS, Message, encodable, parse_messages, template_values
+from .messages import (
+    MEDIA_COLUMNS,
+    TEMPLATE_COLUMNS,
+    Message,
+    encodable,
+    parse_messages,
+    refuse_media,
+    template_values,
+)
 from .problems import Place, RecordProblem, listed, shown
 
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
@@ -33,7 +41,7 @@ INPUT_COLUMN = "input"
 """Optional third column of Instruction records; its text follows the prompt after a blank line."""
 
 OPTIONAL_COLUMNS: dict[DataFormat, tuple[str, ...]] = {
-    DataFormat.INSTRUCTION: (INPUT_COLUMN,),
+    DataFormat.INSTRUCTION: (INPUT_COLUMN, *MEDIA_COLUMNS),
     DataFormat.CHAT: (*TEMPLATE_COLUMNS, *MEDIA_COLUMNS),
 }
 """Format -> columns that it looks at where they are. Of Parquet files no others are read."""
@@ -151,6 +159,7 @@ class Formatter:
         prompt, completion = self._text(record, "prompt"), self._text(record, "completion")
         more = record.get(INPUT_COLUMN)
         used = {self._value(record, field)[0] for field in NEEDED[DataFormat.INSTRUCTION]}
+        refuse_media(record, used)
         if isinstance(more, str) and more.strip() and INPUT_COLUMN not in used:
             prompt = prompt + "\n\n" + encodable(more, f"column {INPUT_COLUMN!r}")
         if self.renderer is not None:

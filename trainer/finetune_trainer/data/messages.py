@@ -1,7 +1,7 @@
 """Columns of a Chat record -> messages and the other values that a chat template reads."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .problems import RecordProblem, shown
@@ -11,14 +11,30 @@ Message = dict[str, Any]
 TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
 """Optional columns of a Chat record that the chat template reads; each holds JSON values or JSON text."""
 
-MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
-"""Columns that mark a Chat record as multimodal. The product trains on text alone, so such records are refused."""
+MEDIA_COLUMNS = (
+    "image",
+    "images",
+    "image_url",
+    "image_urls",
+    "audio",
+    "audios",
+    "audio_url",
+    "input_audio",
+    "video",
+    "videos",
+    "video_url",
+)
+"""Columns, and keys of messages, that mark a Chat or Instruction record as multimodal.
+
+The product trains on text alone, so such records are refused.
+"""
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 """Types of content parts that are text, in the Chat Completions API and in the Responses API."""
 
+_NO_MEDIA = "remove records with images, audio or video"
 _ARGUMENTS = "write the arguments of a tool call as an object, or as the JSON text of one"
 
 _RESERVED_KWARGS = frozenset(
@@ -65,18 +81,20 @@ def parse_messages(value: object, column: str, *, nulls_are_absent: bool = False
     return messages
 
 
+def refuse_media(record: Mapping[str, Any], used: Collection[str] = ()) -> None:
+    """Raise RecordProblem for a record with images, audio or video; `used` names columns that hold its text."""
+    for column in MEDIA_COLUMNS:
+        if record.get(column) and column not in used:
+            what = f"column {column!r} must be empty: only text can be trained on"
+            raise RecordProblem("not text", what, _NO_MEDIA)
+
+
 def template_values(record: Mapping[str, Any], *, nulls_are_absent: bool = False) -> dict[str, Any]:
     """What the template reads besides the messages: `tools`, `documents` and the keys of `chat_template_kwargs`.
 
     Empty values are left out. Raises RecordProblem for values of another shape and for images, audio or video.
     """
-    for column in MEDIA_COLUMNS:
-        if record.get(column):
-            raise RecordProblem(
-                "not text",
-                f"column {column!r} must be empty: only text can be trained on",
-                "remove records with images, audio or video",
-            )
+    refuse_media(record)
     values: dict[str, Any] = {}
     for column in TEMPLATE_COLUMNS:
         value = _parsed(record.get(column), f"column {column!r}")
@@ -126,7 +144,7 @@ def _message(item: object, index: int, remedy: str) -> Message:
     for column in MEDIA_COLUMNS:
         if rest.get(column):
             what = f"message {index} has {column!r}: only text can be trained on"
-            raise RecordProblem("not text", what, "remove records with images, audio or video")
+            raise RecordProblem("not text", what, _NO_MEDIA)
     calls = _tool_calls(rest.pop("tool_calls", None), index)
     if calls:
         rest["tool_calls"] = calls
