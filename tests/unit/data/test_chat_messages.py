@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 import tiny_models
 from finetune_api.v1alpha1 import Data, DataFormat, Source, Task
@@ -31,10 +32,13 @@ FAMILIES = {
 }
 
 
+def data_of(data_format):
+    return Data(train=(Source(uri="s3://bucket/a.jsonl"),), format=data_format)
+
+
 def formatter_of(template, data_format=DataFormat.CHAT, **tokenizer):
-    data = Data(train=(Source(uri="s3://bucket/a.jsonl"),), format=data_format)
     tokens = tiny_models.tiny_tokenizer(template, **tokenizer)
-    return make_formatter(data_format, data, tokens, "s3://bucket/model"), tokens
+    return make_formatter(data_format, data_of(data_format), tokens, "s3://bucket/model"), tokens
 
 
 def learnt(formatter, tokenizer, record, place=PLACE):
@@ -372,9 +376,45 @@ def test_a_template_for_tools_renders_the_records_that_have_tools():
     assert formatter.remarks() == ()
 
 
-def test_an_instruction_without_a_template_has_its_tokens_once():
+@pytest.mark.parametrize("prompt", ["Hi", "<s>Hi"])
+@pytest.mark.parametrize("completion", ["Salut", "Salut</s>", "<s>Salut</s>", " <s>Salut</s></s>\n"])
+def test_an_instruction_without_a_template_has_its_tokens_once(prompt, completion):
+    formatter, tokenizer = formatter_of(None, DataFormat.INSTRUCTION, adds_bos=True)
+    text, spans = learnt(formatter, tokenizer, {"prompt": prompt, "completion": completion})
+    assert text == "<s>Hi\n\nSalut</s>"
+    assert spans == ["Salut</s>"]
+
+
+def test_the_input_of_an_instruction_does_not_begin_again():
     formatter, _ = formatter_of(None, DataFormat.INSTRUCTION, adds_bos=True)
-    assert formatter({"prompt": "<s>Hi", "completion": "Salut</s>"}, PLACE).text == "<s>Hi\n\nSalut</s>"
+    record = {"prompt": "<s>Translate", "input": "<s>Hi", "completion": "Salut"}
+    assert formatter(record, PLACE).text == "<s>Translate\n\nHi\n\nSalut</s>"
+
+
+@pytest.mark.parametrize("completion", ["<s>", "</s>", " <s> </s>\n"])
+def test_a_completion_of_begin_and_end_tokens_alone_is_empty(completion):
+    formatter, _ = formatter_of(None, DataFormat.INSTRUCTION, adds_bos=True)
+    with pytest.raises(RecordProblem, match="column 'completion' is empty"):
+        formatter({"prompt": "Hi", "completion": completion}, PLACE)
+
+
+@pytest.mark.parametrize("text", ["so", "<s>so", "so</s>", "<s>so</s>\n"])
+def test_a_classified_text_has_the_tokens_that_the_tokenizer_adds_once(text):
+    tokenizer = tiny_models.tiny_tokenizer()
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    formatter = make_formatter(DataFormat.CLASSIFICATION, data_of(DataFormat.CLASSIFICATION), tokenizer, "s3://b/m")
+    example = formatter({"text": text, "label": "a"}, PLACE)
+    assert tokenizer(example.text).input_ids == tokenizer("so").input_ids
+    with pytest.raises(RecordProblem, match="column 'text' is empty"):
+        formatter({"text": "<s></s>", "label": "a"}, PLACE)
+
+
+def test_a_classified_text_keeps_the_tokens_that_the_tokenizer_does_not_add():
+    formatter, _ = formatter_of(None, DataFormat.CLASSIFICATION, adds_bos=True)
+    assert formatter({"text": "<s> so</s>", "label": "a"}, PLACE).text == " so</s>"
+    formatter, _ = formatter_of(None, DataFormat.CLASSIFICATION)
+    assert formatter({"text": "<s>so</s>", "label": "a"}, PLACE).text == "<s>so</s>"
 
 
 @pytest.mark.parametrize("data_format", [DataFormat.CHAT, DataFormat.INSTRUCTION])

@@ -98,7 +98,11 @@ def _present(record: Collection[str], field: str, columns: Columns) -> bool:
 
 
 class Formatter:
-    """Makes examples of one format. `renderer` is the chat template, where the tokenizer has one."""
+    """Makes examples of one format. `renderer` is the chat template, where the tokenizer has one.
+
+    `bos` and `eos` begin and end a text, unless they are empty. The tokenizer adds them to a text of Classification,
+    the formatter adds them to others; either way a text that has them already does not get them twice.
+    """
 
     def __init__(
         self,
@@ -118,7 +122,8 @@ class Formatter:
     def __call__(self, record: Mapping[str, Any], place: Place) -> Example:
         """The example of a record. Raises RecordProblem for one that cannot be used."""
         if self.data_format is DataFormat.CLASSIFICATION:
-            return Example(self._text(record, "text"), place, label=label_name(self._value(record, "label")[1]))
+            text = self._bare(record, "text")
+            return Example(text, place, label=label_name(self._value(record, "label")[1]))
         if self.data_format is DataFormat.TEXT:
             text = self._ended(self._begun(self._text(record, "text")))
             return Example(text, place, spans=((-1, len(text)),), divisible=True)
@@ -161,13 +166,13 @@ class Formatter:
         used = {self._value(record, field)[0] for field in NEEDED[DataFormat.INSTRUCTION]}
         refuse_media(record, used)
         if isinstance(more, str) and more.strip() and INPUT_COLUMN not in used:
-            prompt = prompt + "\n\n" + encodable(more, f"column {INPUT_COLUMN!r}")
+            prompt = prompt + "\n\n" + encodable(self._unbegun(more), f"column {INPUT_COLUMN!r}")
         if self.renderer is not None:
             return self._chat(
                 [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], place
             )
         start = self._begun(prompt) + "\n\n"
-        text = self._ended(start + completion)
+        text = self._ended(start + self._bare(record, "completion"))
         return Example(text, place, spans=((len(start), len(text)),))
 
     def _chat(self, messages: list[Message], place: Place, values: Mapping[str, Any] | None = None) -> Example:
@@ -183,6 +188,21 @@ class Formatter:
         """The text with the end token as its end, which it may have already (with white space behind it)."""
         trimmed = text.rstrip()
         return trimmed if self._eos and trimmed.endswith(self._eos) else text + self._eos
+
+    def _unbegun(self, text: str) -> str:
+        """The text without begin tokens in front."""
+        while self._bos and text.lstrip().startswith(self._bos):
+            text = text.lstrip().removeprefix(self._bos)
+        return text
+
+    def _bare(self, record: Mapping[str, Any], field: str) -> str:
+        """The text of a column without begin and end tokens around it. Raises RecordProblem where nothing is left."""
+        text = self._unbegun(self._text(record, field))
+        while self._eos and text.rstrip().endswith(self._eos):
+            text = text.rstrip().removesuffix(self._eos)
+        if not text.strip():
+            raise _empty(self._value(record, field)[0])
+        return text
 
     def _value(self, record: Mapping[str, Any], field: str) -> tuple[str, Any]:
         """Name and value of the column that holds `field`."""
@@ -200,8 +220,12 @@ class Formatter:
     def _text(self, record: Mapping[str, Any], field: str) -> str:
         column, value = self._value(record, field)
         if value is None or (isinstance(value, str) and not value.strip()):
-            raise RecordProblem("empty text", f"column {column!r} is empty", "fill it or remove the record")
+            raise _empty(column)
         if not isinstance(value, str):
             what = f"column {column!r} must be text, not {type(value).__name__} {shown(value)}"
             raise RecordProblem("wrong type", what, f"write column {column!r} as text")
         return encodable(value, f"column {column!r}")
+
+
+def _empty(column: str) -> RecordProblem:
+    return RecordProblem("empty text", f"column {column!r} is empty", "fill it or remove the record")

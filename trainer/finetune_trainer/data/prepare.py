@@ -222,9 +222,18 @@ def make_formatter(
             f"{model_uri} has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja)",
             advice="choose an instruction-tuned base model, or bring the data into prompt and completion columns",
         )
-    bos = tokenizer.bos_token or ""
-    begins = bool(bos) and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    return Formatter(data_format, data.columns, renderer, bos=bos if begins else "", eos=tokenizer.eos_token or "")
+    begin, end = _added_tokens(tokenizer)
+    if data_format is DataFormat.CLASSIFICATION:
+        return Formatter(data_format, data.columns, bos=begin, eos=end)
+    bos = begin if begin == tokenizer.bos_token else ""
+    return Formatter(data_format, data.columns, renderer, bos=bos, eos=tokenizer.eos_token or "")
+
+
+def _added_tokens(tokenizer: Any) -> tuple[str, str]:
+    """The special tokens that the tokenizer itself puts around a text; empty where it puts none."""
+    (encoding,) = tokenizer("a").encodings
+    special = [token if flag else "" for token, flag in zip(encoding.tokens, encoding.special_tokens_mask, strict=True)]
+    return (special[0], special[-1]) if special else ("", "")
 
 
 def choose_packing(config: TrainerConfig, info: DatasetInfo, parameters: int) -> tuple[Packing, str]:
