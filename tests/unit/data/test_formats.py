@@ -77,7 +77,7 @@ def test_without_a_template_only_the_completion_and_the_end_token_carry_loss(rec
         ({"text": "a\ud800", "label": 1}, "undecodable bytes", "half a surrogate pair"),
         ({"text": "x", "label": None}, "missing label", "the label is empty"),
         ({"text": "x", "label": "  "}, "missing label", "the label is empty"),
-        ({"text": "x", "label": 0.5}, "wrong type", "the label is float 0.5"),
+        ({"text": "x", "label": float("inf")}, "wrong type", "the label is float inf"),
         ({"text": "x", "label": ["a"]}, "wrong type", "the label is list ['a']"),
         ({"text": "x", "label": "a\ud800"}, "undecodable bytes", "the label holds half a surrogate pair"),
     ],

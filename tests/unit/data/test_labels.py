@@ -32,6 +32,11 @@ def names_of(*values: object) -> list[str]:
         ((True, "true", "True", "TRUE"), "true"),
         (("False", False), "false"),
         (("pos", " pos ", "pos\n"), "pos"),
+        ((1.5, "1.5", " 1.5", Decimal("1.50")), "1.5"),
+        ((-0.25, "-0.25", Decimal("-0.25")), "-0.25"),
+        ((0.1 + 0.2, "0.30000000000000004"), "0.30000000000000004"),
+        ((1e-07, "1e-07", Decimal("0.0000001")), "1e-07"),
+        ((Decimal("0.10000000000000000001"), "0.10000000000000000001"), "0.10000000000000000001"),
         (("caf\u00e9", "cafe\u0301"), "caf\u00e9"),
     ],
 )
@@ -60,6 +65,12 @@ def test_whole_numbers_of_a_column_with_gaps_are_whole_numbers():
     assert names_of("1.0", "1.5", 1) == ["1", "1.5", "1"]
 
 
+def test_numbers_that_are_no_classes_are_refused():
+    labels = label_names(label_name(number / 7) for number in range(100))
+    with pytest.raises(BadDataError, match="the 100 training records have 100 different labels"):
+        check_label_column(labels, rows=100)
+
+
 def test_labels_that_got_another_name_are_listed():
     changed, remarks = canonical_names({"1", "1.0", "True", "x"})
     assert changed == {"1.0": "1", "True": "true"}
@@ -83,8 +94,10 @@ def test_remarks_stay_short_with_thousands_of_labels():
     [
         (float("nan"), "missing label", "the label is empty"),
         (" \t", "missing label", "the label is empty"),
-        (0.5, "wrong type", "the label is float 0.5, but must be text or a whole number"),
-        (float("inf"), "wrong type", "float inf"),
+        (Decimal("nan"), "missing label", "the label is empty"),
+        (float("inf"), "wrong type", "the label is float inf, but must be text or a number between -2^53 and 2^53"),
+        (-float("inf"), "wrong type", "float -inf"),
+        (Decimal("Infinity"), "wrong type", "Decimal Decimal('Infinity')"),
         (2.0**53, "wrong type", "float 9007199254740992.0"),
         (b"a", "wrong type", "bytes"),
         ({"a": 1}, "wrong type", "dict"),

@@ -27,7 +27,7 @@ _FRACTION = re.compile(r"-?[0-9]+\.[0-9]*[1-9][0-9]*")
 
 
 def label_name(value: object) -> str:
-    """A label as text: `3` and `3.0` are "3", `true` is "true"; text is taken without spaces around it.
+    """A label as text: `3` and `3.0` are "3", `1.5` is "1.5", `true` is "true"; text has no spaces around it.
 
     Raises RecordProblem for what is no label. `canonical_names` gives different spellings in texts one name.
     """
@@ -39,10 +39,16 @@ def label_name(value: object) -> str:
         return _text_label(value)
     if isinstance(value, int):
         return _text_label(str(value))
-    if isinstance(value, float | Decimal) and -_EXACT < value < _EXACT and value == int(value):
-        return str(int(value))
-    what = f"the label is {type(value).__name__} {shown(value)}, but must be text or a whole number"
-    raise RecordProblem("wrong type", what, "write labels as text or whole numbers")
+    if isinstance(value, float | Decimal) and -_EXACT < value < _EXACT:
+        return str(int(value)) if value == int(value) else _fraction(value)
+    what = f"the label is {type(value).__name__} {shown(value)}, but must be text or a number between -2^53 and 2^53"
+    raise RecordProblem("wrong type", what, "write labels as text or numbers")
+
+
+def _fraction(number: float | Decimal) -> str:
+    """The shortest text that means the number, as CSV writers have it."""
+    shortest = repr(float(number))
+    return shortest if isinstance(number, float) or Decimal(shortest) == number else str(number.normalize())
 
 
 def _text_label(text: str) -> str:
