@@ -112,7 +112,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         memory_estimate_bytes=choice.bytes,
         supports_gradient_checkpointing=plan.gradient_checkpointing,
         warnings=warnings,
-        notes=_notes(info, (detected, packing_note, choice.reason), spec.data.max_length),
+        notes=notes_of(info, (detected, packing_note, choice.reason), spec.data.max_length),
     )
     log_prepared(config, prepared, info)
     return prepared
@@ -248,8 +248,8 @@ def choose_packing(config: TrainerConfig, info: DatasetInfo, parameters: int) ->
     return Packing.LENGTH_GROUPED, f"packing LengthGrouped: saves {saved:.0%} of the computation"
 
 
-def _notes(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> tuple[str, ...]:
-    """One line each, what was lost first; at most eight."""
+def notes_of(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> tuple[str, ...]:
+    """One line each, what was left out or cut first; at most eight. The remarks are warnings, too, so none is lost."""
     notes = []
     if info.dropped:
         rules = ", ".join(f"{rule} {count}" for rule, count in info.dropped.items())
@@ -268,4 +268,4 @@ def _notes(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> tu
         notes.append(f"dropped {dropped} of {total} tokens ({dropped / total:.1%}): they lie beyond maxLength")
     if info.max_length < wanted_length:
         notes.append(f"maxLength {wanted_length} lowered to {info.max_length}, the most that the model takes")
-    return tuple([*info.remarks, *notes, *(note for note in chosen if note)][:8])
+    return tuple([*notes, *info.remarks, *(note for note in chosen if note)][:8])

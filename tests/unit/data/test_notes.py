@@ -1,0 +1,38 @@
+"""What status, log and report say about a prepared data set."""
+
+from finetune_api.trainer_config import SplitCounts
+from finetune_api.v1alpha1 import DataFormat, Task
+from finetune_trainer.data.info import FORMAT_VERSION, DatasetInfo
+from finetune_trainer.data.prepare import notes_of
+
+
+def test_what_was_left_out_or_cut_comes_before_remarks_and_choices() -> None:
+    info = DatasetInfo(
+        version=FORMAT_VERSION,
+        digest="d",
+        format=DataFormat.CHAT,
+        task=Task.CAUSAL_LM,
+        seed=0,
+        max_length=256,
+        tokenizer_digest="t",
+        largest_token=9,
+        counts=SplitCounts(train=90, validation=10),
+        lengths={"train": {256: 90}, "validation": {256: 10}},
+        dropped={"empty text": 2},
+        truncated={"train": 7, "validation": 1},
+        tokens={"train": 1000},
+        dropped_tokens={"train": 30},
+        sources=(),
+        shards={},
+        remarks=tuple(f"remark {number}" for number in range(9)),
+    )
+    assert notes_of(info, ("format Chat", "", "ZeRO stage 0"), 512) == (
+        "left out 2 records: empty text 2",
+        "cut 7 of 90 train rows to 256 tokens",
+        "cut 1 of 10 validation rows to 256 tokens",
+        "dropped 30 of 1000 tokens (3.0%): they lie beyond maxLength",
+        "maxLength 512 lowered to 256, the most that the model takes",
+        "remark 0",
+        "remark 1",
+        "remark 2",
+    )
