@@ -349,10 +349,11 @@ def test_an_adapter_on_a_tied_head_is_refused_before_anything_is_written(place, 
 
 def resized(base: Path, folder: Path, rows: int, *, pad: str = "") -> Path:
     """A copy of the base model whose embedding has this many rows."""
-    from transformers import BertModel
+    import transformers
 
     shutil.copytree(base, folder)
-    model = BertModel.from_pretrained(base)
+    (architecture,) = json.loads((base / "config.json").read_text())["architectures"]
+    model = getattr(transformers, architecture).from_pretrained(base)
     model.resize_token_embeddings(rows)
     model.save_pretrained(folder)
     if pad:
@@ -380,6 +381,38 @@ def test_an_embedding_smaller_than_the_tokenizer_is_refused_where_the_data_needs
     with pytest.raises(ModelUnusableError, match=rf"pad_token '\[PAD\]' has the id {size}, .* has {size} rows"):
         place.prepare(resized(bert, tmp_path / "padded", size, pad="[PAD]"), {"train": sources(uri)})
     place.prepare(resized(bert, tmp_path / "large", size + 64), {"train": sources(uri)})
+
+
+@pytest.mark.parametrize("data_format", [DataFormat.TEXT, DataFormat.CHAT])
+def test_a_prompt_with_a_token_beyond_the_embedding_is_refused_before_training(place, llama, tmp_path, data_format):
+    tokenizer = load_tokenizer(llama)
+    beyond = len(tokenizer) - 1
+    word = tokenizer.decode([beyond])
+    assert tokenizer(word, add_special_tokens=False).input_ids == [beyond]
+    rows = [{"text": "0 1 2"}] * 20 if data_format is DataFormat.TEXT else chats()
+    data = {
+        "train": sources(place.put("rows.jsonl", jsonl(rows))),
+        "format": data_format,
+        "validation": {"fraction": 0},
+        "test": {"fraction": 0},
+    }
+    base = resized(llama, tmp_path / "small", beyond)
+    place.prepare(base, data, evaluation={"prompts": ["0 1"]})
+    with pytest.raises(ModelUnusableError) as caught:
+        place.prepare(base, data, evaluation={"prompts": ["0 1", f"1 {word}"]})
+    expected = (
+        f"spec.evaluation.prompts[1]: its token {word!r} has the id {beyond}, but the model's embedding has {beyond}"
+    )
+    assert f"{expected} rows; the tokenizer has {beyond + 1} tokens" in str(caught.value).replace("Ġ", " ")
+    place.prepare(llama, data, evaluation={"prompts": ["0 1", f"1 {word}"]})
+
+
+def test_a_prompt_that_the_chat_template_refuses_is_an_error_before_training(place, tmp_path):
+    refuses = "{% if 'bad' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + tiny_models.CHATML
+    base = tiny_models.save_tiny_llama(tmp_path / "refuses", refuses)
+    data = {"train": sources(place.put("chat.jsonl", jsonl(chats())))}
+    with pytest.raises(ModelUnusableError, match=r"spec\.evaluation\.prompts\[1\] cannot be asked: .* no"):
+        place.prepare(base, data, evaluation={"prompts": ["good", "bad"]})
 
 
 def test_a_base_like_mpnet_gets_the_length_it_can_take_and_a_warning_of_what_it_cannot_do(place, tmp_path):

@@ -32,6 +32,7 @@ from .formats import Formatter, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
 from .order import grouping_of
 from .problems import BadRecords
+from .prompts import check_prompts, formed_prompts
 from .readers import column_names
 from .sources import SourceFile, fetch_sources
 
@@ -79,6 +80,10 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
     choice = _zero_choice(config, facts, task, dtype, length)
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
+    if task is Task.CAUSAL_LM:
+        prompts = formed_prompts(spec.evaluation.prompts, formatter, spec.model.uri)
+        if plan.embeddings is not None:
+            check_prompts(prompts, tokenizer, plan.embeddings, spec.model.uri)
     inputs = Inputs(files, formatter, tokenizer, tokenizer_digest(model.path), task, length)
 
     digest = dataset_digest(spec, inputs)

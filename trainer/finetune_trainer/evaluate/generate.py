@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, set_seed
 
+from ..data.prompts import prompt_tokens
+
 
 @torch.inference_mode()
 def answers(
@@ -32,8 +34,8 @@ def answers(
     )
     found = []
     for number, prompt in enumerate(prompts, start=1):
-        encoded = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-        ids = torch.as_tensor(encoded["input_ids"])[:, -_room(model, max_new_tokens) :].to(model.device)
+        tokens = prompt_tokens(tokenizer, prompt)[-_room(model, max_new_tokens) :]
+        ids = torch.tensor([tokens], dtype=torch.long, device=model.device)
         output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
         found.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
         report(number)

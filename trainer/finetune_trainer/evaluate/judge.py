@@ -16,7 +16,7 @@ from finetune_api.v1alpha1 import Metric, Task
 
 from ..data.collate import Collator
 from ..data.prepare import make_formatter
-from ..data.problems import RecordProblem
+from ..data.prompts import formed_prompts
 from ..data.shards import TokenDataset
 from ..errors import ModelUnusableError
 from ..model.tokenizer import load_tokenizer
@@ -107,13 +107,7 @@ class Judge:
         formatter = make_formatter(
             self.prepared.format, self.config.spec.data, tokenizer, candidate.address.uri, self.template_date
         )
-        try:
-            return [formatter.prompt(prompt) for prompt in self._prompts]
-        except RecordProblem as problem:
-            raise ModelUnusableError(
-                f"{candidate.address.uri}: spec.evaluation.prompts cannot be asked: {problem.what}",
-                advice="remove spec.evaluation.prompts",
-            ) from problem
+        return formed_prompts(self._prompts, formatter, candidate.address.uri)
 
     def _answers(self, model: Any, tokenizer: Any, candidate: Candidate, name: str) -> tuple[str, ...]:
         activity = f"answering prompts with the {name}"
