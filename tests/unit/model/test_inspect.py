@@ -122,6 +122,39 @@ def test_weights_that_are_not_floating_point_are_refused(folder, dtype):
         inspect_model(folder, URI)
 
 
+GPTQ = {
+    "model.layers.0.mlp.up_proj.qweight": np.zeros((1, 16), dtype=np.int32),
+    "model.layers.0.mlp.up_proj.qzeros": np.zeros((1, 2), dtype=np.int32),
+    "model.layers.0.mlp.up_proj.scales": np.zeros((1, 16), dtype=np.float16),
+}
+
+
+@pytest.mark.parametrize("settings", ["", "quantize_config.json", "quant_config.json"])
+def test_a_quantised_base_is_refused_by_the_names_of_its_tensors(folder, settings):
+    if settings:
+        (folder / settings).write_text('{"bits": 4}')
+    plain = {name: tensor for name, tensor in TENSORS.items() if "up_proj" not in name}
+    save_file(plain | GPTQ, folder / "model.safetensors")
+    with pytest.raises(ModelUnusableError) as caught:
+        inspect_model(folder, URI)
+    assert "is quantised" in str(caught.value)
+    assert "model.layers.0.mlp.up_proj.qweight in model.safetensors is a packed weight" in str(caught.value)
+    assert "use the unquantised model" in caught.value.advice
+
+
+@pytest.mark.parametrize("settings", ["quantize_config.json", "quant_config.json"])
+def test_a_quantised_base_whose_weights_have_another_name_is_refused_by_its_settings(folder, settings):
+    (folder / settings).write_text('{"bits": 4}')
+    (folder / "model.safetensors").rename(folder / "gptq_model-4bit-128g.safetensors")
+    with pytest.raises(ModelUnusableError, match=f"is quantised, .*: it has {settings} and no model.safetensors"):
+        inspect_model(folder, URI)
+
+
+def test_settings_of_a_quantisation_beside_plain_weights_mean_nothing(folder):
+    (folder / "quantize_config.json").write_text('{"bits": 4}')
+    assert inspect_model(folder, URI).parameters > 0
+
+
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [

@@ -20,6 +20,10 @@ _QUANTISED_SUFFIX = re.compile(
     r"([-_.](unsloth|bnb|gptq|awq|fp8|nf4|mxfp4|nvfp4|int[48]|[48]-?bits?|w\d+a\d+|g\d+|quantized|dynamic|hqq|aqlm|exl[23]))+$",
     re.IGNORECASE,
 )
+_PACKED = (".qweight", ".qzeros")
+"""How the tensors of GPTQ and AWQ end, which older tools write without a word in config.json."""
+_QUANTISED_SETTINGS = ("quantize_config.json", "quant_config.json")
+"""Where these tools note what they did; beside plain weights the files mean nothing."""
 _NOT_ADAPTED = ("embed", "lm_head", "classifier", "score", "wte", "wpe", "predictions")
 
 
@@ -155,6 +159,8 @@ def tensor_shapes(folder: Path, uri: str) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _weight_files(folder, uri):
         for name, shape, dtype in _header(path, uri):
+            if name.endswith(_PACKED):
+                raise _quantised(uri, f"{name} in {path.name} is a packed weight")
             if dtype not in _PLAIN_TYPES and name.endswith(".weight"):
                 raise _quantised(uri, f"{name} in {path.name} is stored as {dtype}")
             shapes[name] = shape
@@ -191,6 +197,9 @@ def _weight_files(folder: Path, uri: str) -> list[Path]:
         return [folder / name for name in names]
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
+    for name in _QUANTISED_SETTINGS:
+        if (folder / name).exists():
+            raise _quantised(uri, f"it has {name} and no model.safetensors")
     others = sorted(path.name for path in folder.iterdir() if matches(path.name, PICKLED_WEIGHTS))
     beside = f"; there is {', '.join(others[:3])}, which is not loaded" if others else ""
     raise ModelUnusableError(
