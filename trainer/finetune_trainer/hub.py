@@ -64,7 +64,7 @@ class HubRepository:
         """Write the file to `target`, whole or not at all.
 
         Raises AccessDeniedError, DiskFullError, and StorageUnreachableError also for content with another digest than
-        the hub states.
+        the hub states; BadDataError or ModelUnusableError for a file that the client refuses to write for its name.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -85,6 +85,12 @@ class HubRepository:
                     )
             except _errors() as error:
                 raise _mapped(error, self.uri, self.kind) from error
+            except ValueError as error:  # HFValidationError, which is one, is among the errors above
+                unusable = ModelUnusableError if self.kind is Kind.MODEL else BadDataError
+                raise unusable(
+                    f"{self.uri}: the file {file.name!r} cannot be fetched: {error}",
+                    advice="name other files, or rename the file in the repository",
+                ) from error
             if file.is_content_of(Path(path)) is False:
                 raise StorageUnreachableError(
                     f"{self.uri}: {endpoint()} sent other content for {file.name} than it states a digest for",

@@ -1,5 +1,6 @@
 """Files of data set repositories on the hub as sources of records."""
 
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -98,11 +99,37 @@ def test_a_wrong_token_and_changed_content_are_named(
         fetched("hf://datasets/tiny/reviews/data/train-0.jsonl", tmp_path)
 
 
-def test_a_hostile_repository_cannot_write_outside_the_folder(hub: FakeHub, tmp_path: Path) -> None:
-    hub.repository("datasets/tiny/evil").commit({"a/..": b"x", "../../evil.jsonl": b"x", "b/../c.jsonl": b"x"})
-    with pytest.raises(Exception, match="is no path within its folder"):
-        fetched("hf://datasets/tiny/evil/a/*", tmp_path / "sources")
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("a/*", "a/.."),
+        ("../../*.jsonl", "../../evil.jsonl"),
+        ("*/*/*.jsonl", "../../evil.jsonl"),
+        ("b/../*", "b/../c.jsonl"),
+        ("/etc/*", "/etc/evil.jsonl"),
+        ("d//*", "d//e.jsonl"),
+    ],
+)
+def test_a_hostile_repository_cannot_write_outside_the_folder(
+    hub: FakeHub, tmp_path: Path, pattern: str, name: str
+) -> None:
+    hub.repository("datasets/tiny/evil").commit({name: b"x"})
+    expected = f"the file {name!r}, which must be a path within the repository"
+    with pytest.raises(BadDataError, match=re.escape(expected)) as caught:
+        fetched(f"hf://datasets/tiny/evil/{pattern}", tmp_path / "sources")
+    assert "rename the file in the repository" in caught.value.advice
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_name_that_the_client_refuses_is_bad_data(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("Invalid filename")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(BadDataError, match=r"the file 'data/train-0\.jsonl' cannot be fetched"):
+        fetched("hf://datasets/tiny/reviews/data/train-0.jsonl", tmp_path)
 
 
 @pytest.mark.parametrize(

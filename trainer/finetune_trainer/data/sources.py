@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune_api.v1alpha1 import Source
 
-from ..errors import BadDataError
+from ..errors import BadConfigError, BadDataError
 from ..hub import HubFile, HubRepository, resolve_dataset
 from ..store.client import ObjectStore
 from ..store.digests import sha256_of
@@ -91,6 +91,13 @@ def _in_repository(repository: HubRepository, file: HubFile) -> _Found:
         return path
 
     uri = f"hf://datasets/{repository.name}@{repository.commit}/{file.name}"
+    try:
+        inside(Path(), file.name)
+    except BadConfigError:
+        raise BadDataError(
+            f"{repository.uri} matches the file {file.name!r}, which must be a path within the repository",
+            advice="name other files, or rename the file in the repository",
+        ) from None
     return _Found(uri, file.name.rsplit("/", 1)[-1], fetch)
 
 
