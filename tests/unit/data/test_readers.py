@@ -62,6 +62,8 @@ WITH_BAD_TEXT = pa.table({"text": mistyped([b"caf\xe9", b"fine"]), "label": ["a"
 WITH_BAD_TIME = pa.table({"text": ["a", "b"], "label": pa.array([0, 2**62], pa.int64()).cast(pa.timestamp("us"))})
 
 
+CHINESE = "\u6587\u672c,\u6807\u7b7e\n" + "\u8fd9\u90e8\u7535\u5f71\u975e\u5e38\u597d\u770b,\u6b63\u9762\n" * 9
+UNMARKED = "the file is UTF-16 or UTF-32 without a byte order mark, or no text at all"
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
@@ -97,6 +99,38 @@ def test_every_file_type_gives_the_same_records_with_their_places(write, name, c
     assert all(record.place.uri == uri for record in found)
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("text;label, comment\ngood;1\nbad, very;0\n", {"text": "good", "label, comment": "1"}),
+        ("text,label;x\ngood,1\n", {"text": "good", "label;x": "1"}),
+        ("text,label;x\na;b,1\n", {"text": "a;b", "label;x": "1"}),  # both fit: a comma
+        ('text,label;x\n"so;\nlong",1\n', {"text": "so;\nlong", "label;x": "1"}),
+        ("text\tlabel; comment\ngood\t1\n", {"text": "good", "label; comment": "1"}),
+    ],
+)
+def test_where_the_header_has_two_marks_the_first_row_shows_which_is_the_delimiter(write, content, expected):
+    found, bad = records(write("rows.csv", content), BadRecordAction.SKIP)
+    assert found[0].values == expected
+    assert not bad.dropped
+
+
+def test_without_a_row_that_shows_it_the_delimiter_is_a_comma(write):
+    _, bad = records(write("rows.csv", "text;label, comment\n\ngood;1\n"), BadRecordAction.SKIP)
+    assert bad.dropped == {"malformed CSV": 1}
+
+
+def test_zero_bytes_in_utf_8_are_text(write):
+    found, _ = records(write("a.csv", "text,label\n\u00e9t\u00e9\0,1\n\0\0x,0\n"))
+    assert [record.values["text"] for record in found] == ["\u00e9t\u00e9\0", "\0\0x"]
+
+
+def test_zero_bytes_beside_a_line_that_is_not_utf_8_cost_that_line_alone(write):
+    found, bad = records(write("a.txt", b"a\0b\n\ncaf\xe9\n\nc\0d\n"), BadRecordAction.SKIP)
+    assert [record.values["text"] for record in found] == ["a\0b", "c\0d"]
+    assert bad.dropped == {"undecodable bytes": 1}
+
+
 def test_paragraphs_of_a_text_file_are_records(write):
     found, _ = records(write("book.txt", "one\ntwo\n\n\n  \nthree\n"))
     assert [(record.values["text"], record.place.number) for record in found] == [("one\ntwo", 1), ("three", 6)]
@@ -117,7 +151,11 @@ def test_paragraphs_of_a_text_file_are_records(write):
         ("a.csv", "text,text\na,b\n", "line 1: column text appears twice"),
         ("a.csv", '\n"te"xt,label\na,b\n', "line 2: the header is not CSV: ',' expected after"),
         ("a.csv", '"text,label\na,b\n', "line 1: the header is not CSV: unexpected end of data"),
-        ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "UTF-16 or UTF-32 without a byte order mark"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16-le"), UNMARKED),
+        ("a.csv", CHINESE.encode("utf-16-le"), UNMARKED),
+        ("a.csv", CHINESE.encode("utf-16-be"), UNMARKED),
+        ("a.jsonl", '{"text": "\u4f60\u597d"}\n'.encode("utf-16-le"), UNMARKED),
+        ("a.txt", "\u7684\u662f\u4e86\n\n\u6211\u4eec\n".encode("utf-16-le"), UNMARKED),
         ("a.csv", "text,label\na,b\n".encode("utf-16")[:-1], "damaged utf-16-le: truncated data"),
         ("a.csv", gzip.compress(b"text,label\n"), "but its content is gzip-compressed"),
         ("a.csv.gz", gzip.compress(gzip.compress(b"text,label\n")), "but its content is gzip-compressed"),

@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -178,12 +178,32 @@ def _encoding(head: bytes, file: SourceFile) -> str:
     """By the byte order mark, else UTF-8. Raises BadDataError for what is no such text."""
     _check_magic(file, head, "text")
     encoding = next((name for mark, name in _ENCODINGS if head.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and head.count(0) * 4 > len(head):
+    if encoding == "utf-8" and (head.count(0) * 4 > len(head) or _is_unmarked_utf16(head)):
         raise BadDataError(
             f"{file.uri}: the file is UTF-16 or UTF-32 without a byte order mark, or no text at all",
-            advice="save the file as UTF-8",
+            advice="save the file as UTF-8, or with a byte order mark",
         )
     return encoding
+
+
+def _is_unmarked_utf16(head: bytes) -> bool:
+    """Whether the bytes are lines of UTF-16 with few zero bytes, as of Chinese, and are no UTF-8.
+
+    Line ends and commas have a zero byte there, all at even or all at odd places.
+    """
+    places = {index % 2 for index, byte in enumerate(head) if byte == 0}
+    if len(places) != 1 or _decoded_head(head, "utf-8") is not None:
+        return False
+    text = _decoded_head(head, "utf-16-le" if 1 in places else "utf-16-be")
+    return text is not None and "\n" in text
+
+
+def _decoded_head(head: bytes, encoding: str) -> str | None:
+    """The text whose first bytes these are; None where they are of another encoding."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return None
 
 
 def _is_encodable(text: str) -> bool:
@@ -295,13 +315,18 @@ def _check_characters(column: str, value: object) -> None:
 
 
 def _csv(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-    """The first line that is not empty names the columns, and shows which of `,` `;` tab `|` stands between them."""
+    """The first line that is not empty names the columns, and shows which of `,` `;` tab `|` stands between them.
+
+    A header with two of these marks leaves it to the first row.
+    """
     del columns  # a row is parsed whole
     csv.field_size_limit(_CSV_FIELD_LIMIT)
-    first, delimiter = _first_csv_line(lines)
+    first, delimiters = _first_csv_line(lines)
     if first is None:
         return
-    counted = _Counted(chain([first], lines))
+    ahead = list(islice(lines, 1)) if len(delimiters) > 1 else []
+    delimiter = _fitting(delimiters, first[1], ahead[0][1]) if ahead else delimiters[0]
+    counted = _Counted(chain([first], ahead, lines))
     rows = csv.reader(counted, strict=True, delimiter=delimiter)
     header = _csv_header(rows, first[0], file)
     while True:
@@ -368,24 +393,19 @@ class _Counted:
 
 def _is_whole_row(line: str, delimiter: str, fields: int) -> bool:
     """Whether a line by itself is a row with so many fields, all quotes of which are paired."""
-    try:
-        return (
-            line.count('"') % 2 == 0 and len(next(csv.reader([line], strict=True, delimiter=delimiter), ())) == fields
-        )
-    except csv.Error:
-        return False
+    return _width(line, delimiter) == fields
 
 
-def _first_csv_line(lines: Iterator[Line]) -> tuple[Line | None, str]:
-    """The line with the column names, and the delimiter."""
+def _first_csv_line(lines: Iterator[Line]) -> tuple[Line | None, Sequence[str]]:
+    """The line with the column names, and what may be the delimiter, the likeliest first."""
     present = ((number, line) for number, line in lines if line.strip())
     first = next(present, None)
     if first is None:
-        return None, ","
+        return None, [","]
     told = next((mark for mark in _DELIMITERS if first[1].strip(" ").lower() == f"sep={mark}"), None)
     if told is not None:  # how Excel notes it
-        return next(present, None), told
-    return first, _delimiter(first[1])
+        return next(present, None), [told]
+    return first, _delimiters(first[1])
 
 
 def _malformed_csv(error: csv.Error, first: int, last: int) -> tuple[RecordProblem, int]:
@@ -395,10 +415,24 @@ def _malformed_csv(error: csv.Error, first: int, last: int) -> tuple[RecordProbl
     return RecordProblem("malformed CSV", f"not CSV: {error}{lines}", remedy), max(1, last - first + 1)
 
 
-def _delimiter(header: str) -> str:
-    """A comma, unless there is none in the header and another mark is."""
+def _delimiters(header: str) -> Sequence[str]:
+    """The marks that the header has outside of quotes; a comma where it has none."""
     outside_quotes = re.sub(r'"[^"]*"', "", header)
-    return next((mark for mark in _DELIMITERS if mark in outside_quotes), ",")
+    return [mark for mark in _DELIMITERS if mark in outside_quotes] or [","]
+
+
+def _fitting(delimiters: Sequence[str], header: str, row: str) -> str:
+    """The first delimiter by which the row has as many fields as the header; the first of all where none fits."""
+    widths = {mark: _width(header, mark) for mark in delimiters}
+    return next((mark for mark, width in widths.items() if width and _width(row, mark) == width), delimiters[0])
+
+
+def _width(line: str, delimiter: str) -> int:
+    """Fields of the line; 0 where it is no row by itself."""
+    try:
+        return len(next(csv.reader([line], strict=True, delimiter=delimiter), ())) if line.count('"') % 2 == 0 else 0
+    except csv.Error:
+        return 0
 
 
 def _csv_header(rows: Iterator[list[str]], number: int, file: SourceFile) -> list[str]:
