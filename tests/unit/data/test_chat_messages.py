@@ -142,6 +142,60 @@ def test_reasoning_outside_of_the_marks_of_a_template_is_counted_in_a_note():
     assert any("the reasoning of 1 assistant turns carries no loss" in note for note in formatter.remarks())
 
 
+def marked(before="", content="{{ m.content }}", between="", calls="{{ CALLS }}", end="<|im_end|>"):
+    """A template whose marks are written in the parts of an assistant turn."""
+    written = "{% for call in m.tool_calls or [] %}<call>{{ call.function.name }}</call>{% endfor %}"
+    turn = before + content + between + calls.replace("{{ CALLS }}", written) + end
+    return (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        + turn
+        + "{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
+        + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+BEGIN, END = "{% generation %}", "{% endgeneration %}"
+CONTENT = BEGIN + "{{ m.content }}" + END
+MORE = [{"role": "user", "content": "And now?"}, {"role": "assistant", "content": "Encore"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "first", "outside"),
+    [
+        (marked(content=CONTENT), ["Wait."], 1),
+        (marked(content=CONTENT, end=BEGIN + "<|im_end|>" + END), ["Wait.", "<|im_end|>"], 1),
+        (marked(content=CONTENT, end=""), ["Wait."], 1),
+        (marked(before="Note: ", content=CONTENT), ["Wait."], 3),
+        (marked(content=CONTENT, end="</s><|im_end|>"), ["Wait."], 3),
+        (marked(before=BEGIN, end="<|im_end|>" + END), ["Wait.<call>add</call><|im_end|>"], 0),
+        (marked(before=BEGIN, end=END + " \n<|im_end|>"), ["Wait.<call>add</call> \n<|im_end|>"], 0),
+        (marked(before="\n", content=CONTENT, calls="", end="\n\n<|im_end|>"), None, 0),
+        (marked(content=CONTENT, between="\n", calls=BEGIN + "{{ CALLS }}<|im_end|>" + END, end=""), None, 0),
+    ],
+    ids=["calls", "between", "no end token", "front", "end tokens", "all", "spaces", "white space", "two marks"],
+)
+def test_turns_with_text_outside_of_the_marks_of_a_template_are_counted_in_a_note(template, first, outside):
+    formatter, tokenizer = formatter_of(template)
+    asks = {"role": "assistant", "content": "Wait."} | ({"tool_calls": [CALL]} if "call.function" in template else {})
+    record = {"messages": [USER, asks, USER, ANSWER, *MORE]}
+    _, spans = learnt(formatter, tokenizer, record)
+    assert first is None or spans[: len(first)] == first
+    formatter(record, PLACE)
+    notes = (
+        f"{2 * outside} assistant turns have text outside of the chat template's generation marks, such as tool calls "
+        "or the end token, which carries no loss; enclose all that the assistant writes with {% generation %} ... "
+        "{% endgeneration %}",
+    )
+    assert formatter.remarks() == (notes if outside else ())
+
+
+def test_reasoning_outside_of_the_marks_is_in_one_note():
+    formatter, _ = formatter_of(marked(before="<think>{{ m.reasoning_content }}</think>\n", content=CONTENT))
+    formatter({"messages": [USER, thought("who?", "Me")]}, PLACE)
+    (note,) = formatter.remarks()
+    assert note.startswith("the reasoning of 1 assistant turns carries no loss")
+
+
 def test_reasoning_that_the_generation_prompt_opens_carries_loss_from_there():
     template = tiny_models.REASONS.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
     formatter, tokenizer = formatter_of(template)

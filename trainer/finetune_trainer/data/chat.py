@@ -13,7 +13,8 @@ not, they are derived for each assistant turn:
 The placeholders also show which messages a template leaves out.
 
 A turn whose reasoning the template writes only while it is the last turn carries no loss where it is an earlier one: it
-would teach the model to answer without reasoning. `ChatRenderer.remarks` counts such turns.
+would teach the model to answer without reasoning. `ChatRenderer.remarks` counts such turns, and those of which a
+template marks a part only.
 """
 
 import functools
@@ -95,6 +96,7 @@ class ChatRenderer:
         if self._marked:
             spans = [self._through_end_token(text, start, end) for start, end in marked if end > start]
             self._count_reasoning(messages, text, spans)
+            self._count_unmarked(messages, values, text, places, spans)
         else:
             spans = self._spans(messages, values, text, places)
         if not spans:
@@ -265,22 +267,32 @@ class ChatRenderer:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            start = self._start(messages[:index], values, text, places.get(index))
+            turn, through = self._turn(messages, index, values, text, places)
             is_last = index == len(messages) - 1
-            through = text if is_last else self._try(messages[: index + 1], values)
-            end = None if start is None else self._end(start, through, text, places, index)
             reasoning = _reasoning(message)
-            if start is None or end is None or end <= start:
+            if turn is None:
                 self._counts["unknown place"] += 1
-            elif reasoning and not is_last and _loses_reasoning(reasoning, text, (start, end), through or ""):
+            elif reasoning and not is_last and _loses_reasoning(reasoning, text, turn, through):
                 self._counts["reasoning rewritten"] += 1
             else:
+                start, end = turn
                 if reasoning and reasoning not in text[start:end]:
                     earlier = max((stop for _, stop in places.values() if stop <= start), default=0)
                     is_written = reasoning in text[earlier:start]
                     self._counts["reasoning without loss" if is_written else "reasoning left out"] += 1
-                spans.append((start, end))
+                spans.append(turn)
         return spans
+
+    def _turn(
+        self, messages: list[Message], index: int, values: Values, text: str, places: dict[int, Span]
+    ) -> tuple[Span | None, str]:
+        """Where the turn of a message stands, if that can be told; and what is rendered through it."""
+        start = self._start(messages[:index], values, text, places.get(index))
+        is_last = index == len(messages) - 1
+        through = text if is_last else self._try(messages[: index + 1], values)
+        end = None if start is None else self._end(start, through, text, places, index)
+        turn = None if start is None or end is None or end <= start else (start, end)
+        return turn, through or ""
 
     def _start(self, earlier: list[Message], values: Values, text: str, place: Span | None) -> int | None:
         """Where the turn behind the earlier messages begins: the end of the generation prompt."""
@@ -324,6 +336,21 @@ class ChatRenderer:
             elif not any(reasoning in text[start:end] for start, end in spans):
                 self._counts["reasoning without loss"] += 1
 
+    def _count_unmarked(
+        self, messages: list[Message], values: Values, text: str, places: dict[int, Span], spans: list[Span]
+    ) -> None:
+        """Note the turns of which a template marks a part only. White space and reasoning, which is counted, aside."""
+        for index, message in enumerate(messages):
+            turn = self._turn(messages, index, values, text, places)[0] if message["role"] == "assistant" else None
+            inside = [(start, end) for start, end in spans if turn and start < turn[1] and end > turn[0]]
+            if turn is None or not inside:
+                continue
+            start, first = turn[0], inside[0][0]
+            reasoning = _reasoning(message)
+            if reasoning and reasoning in text[start:first]:
+                start = first
+            self._counts["outside of marks"] += bool(_between(text, (start, turn[1]), inside).strip())
+
     def _through_end_token(self, text: str, start: int, end: int) -> Span:
         """The span made longer by the special token right behind it, unless one ends it already."""
         if text[start:end].rstrip().endswith(self._end_tokens):
@@ -339,6 +366,9 @@ _REMARKS = {
     "reasoning left out": "the chat template leaves out the reasoning of {} assistant turns; their answers carry loss",
     "reasoning without loss": "the reasoning of {} assistant turns carries no loss: the chat template writes it "
     "outside of what the assistant generates",
+    "outside of marks": "{} assistant turns have text outside of the chat template's generation marks, such as tool "
+    "calls or the end token, which carries no loss; enclose all that the assistant writes with {{% generation %}} ... "
+    "{{% endgeneration %}}",
     "not marked": "{} assistant turns carry no loss: the chat template does not mark them with generation",
     "unknown place": "{} assistant turns carry no loss: where they begin cannot be told in what the chat template "
     "renders; " + _ADVICE.replace("{", "{{").replace("}", "}}"),
@@ -368,6 +398,16 @@ def _reasoning(message: Message) -> str:
     if not _answer_start(message):
         return ""
     return str(message["content"]).rpartition(_END_OF_REASONING)[0].rpartition("<think>")[2].strip()
+
+
+def _between(text: str, turn: Span, spans: list[Span]) -> str:
+    """The text of the turn that is in none of the spans, which are in order."""
+    position, end = turn
+    pieces = []
+    for first, last in spans:
+        pieces.append(text[position:first])
+        position = max(position, last)
+    return "".join([*pieces, text[position:end]])
 
 
 def _loses_reasoning(reasoning: str, text: str, turn: Span, through: str) -> bool:
