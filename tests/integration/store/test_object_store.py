@@ -404,7 +404,7 @@ def test_an_outage_longer_than_the_patience_is_reported(mortal: MortalStore) -> 
 
 @pytest.mark.parametrize(
     ("path_style", "url"),
-    [(True, "http://s3.test:9000/bucket/a/key"), (False, "http://bucket.s3.test:9000/a/key")],
+    [(True, "http://s3.example.com:9000/bucket/a/key"), (False, "http://bucket.s3.example.com:9000/a/key")],
 )
 def test_the_bucket_is_in_the_path_or_in_the_name_of_the_host(
     monkeypatch: pytest.MonkeyPatch, path_style: bool, url: str
@@ -430,7 +430,7 @@ def test_the_bucket_is_in_the_path_or_in_the_name_of_the_host(
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "any")
         try:
-            store = ObjectStore.connect(StorageSettings(endpoint="http://s3.test:9000", path_style=path_style))
+            store = ObjectStore.connect(StorageSettings(endpoint="http://s3.example.com:9000", path_style=path_style))
             assert store.get("s3://bucket/a/key") == b"here"
         finally:
             server.shutdown()
