@@ -432,6 +432,18 @@ def test_a_base_like_mpnet_gets_the_length_it_can_take_and_a_warning_of_what_it_
     assert place.report.progress.warnings == prepared.warnings
 
 
+def test_a_base_that_classifies_by_other_labels_is_warned_of(place, bert, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tmp_path / "classifier"
+    shutil.copytree(bert, folder)
+    AutoModelForSequenceClassification.from_pretrained(bert, id2label={0: "spam", 1: "ham"}).save_pretrained(folder)
+    prepared = place.prepare(folder, {"train": sources(place.put("train.jsonl", jsonl(classified())))})
+    (warning,) = prepared.warnings
+    assert "has other labels (spam, ham) than the data, so its output layer is drawn anew" in warning
+    assert place.report.progress.warnings == prepared.warnings
+
+
 def test_weights_under_other_names_are_refused_before_any_data_is_read(place, bert, tmp_path):
     folder = tmp_path / "wrapped"
     shutil.copytree(bert, folder)
