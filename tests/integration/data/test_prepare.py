@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from safetensors.numpy import load_file, save_file
 import tiny_models
 from finetune_api.trainer_config import Prepared, StorageSettings
 from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
+from finetune_trainer.data import build
+from finetune_trainer.data.chat import TEMPLATE_DATE
 from finetune_trainer.data.info import DATASET_FILE, FORMAT_VERSION, read_dataset_info
 from finetune_trainer.data.shards import ShardWriter, TokenDataset
 from finetune_trainer.errors import AccessDeniedError, BadConfigError, BadDataError, ModelUnusableError
@@ -104,6 +107,16 @@ def test_the_same_inputs_are_prepared_once(place, bert):
     other_seed = place.prepare(bert, {"train": sources(uri)}, training={"learningRate": 1e-3, "seed": 7})
     assert not other_seed.reused
     assert other_seed.dataset_digest != first.dataset_digest
+
+
+def test_another_date_of_templates_is_another_data_set(place, llama, monkeypatch):
+    data = {"train": sources(place.put("chat.jsonl", jsonl(chats())))}
+    before = place.prepare(llama, data)
+    assert read_dataset_info(place.store, before.dataset_uri).template_date == TEMPLATE_DATE
+    monkeypatch.setattr(build, "TEMPLATE_DATE", date(2026, 2, 3))
+    after = place.prepare(llama, data)
+    assert after.dataset_digest != before.dataset_digest
+    assert read_dataset_info(place.store, after.dataset_uri).template_date == date(2026, 2, 3)
 
 
 def prepare_apart(bucket: str, settings: StorageSettings, folder: Path, *arguments: Any) -> Prepared:
