@@ -215,7 +215,7 @@ def test_the_report_tells_of_a_missing_test_split_and_the_warnings_of_the_traini
 ):
     config = prepared(bert, reviews(), data={"test": {"fraction": 0.0}})
     export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
-    store.put_json(f"{config.run_uri}/training.json", {"warnings": ["the training diverges"]})
+    store.put(f"{config.run_uri}/training.json", json.dumps({"warnings": ["the training diverges"]}).encode())
     result, record = run(config)
     assert (result.baseline, result.tuned) == ({}, {})
     assert (record.tuned, record.comparison) == (None, ())
