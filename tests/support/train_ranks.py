@@ -124,19 +124,32 @@ def train_slow_rank(config: Path) -> int:
 
 
 def train_rank_whose_weights_break(config: Path) -> int:
-    """Like `train_rank`; the last parameter is NaN when the validation begins."""
+    """Like `train_rank`; the last parameter is NaN during validations."""
+    return _validate_with(float("nan"), config)
+
+
+def train_rank_whose_weights_grow(config: Path) -> int:
+    """Like `train_rank`; the last parameter is ten thousand times as large during validations."""
+    return _validate_with(1e4, config)
+
+
+def _validate_with(factor: float, config: Path) -> int:
     import torch
 
     from finetune_trainer.train.validation import Validator
 
     figures = Validator.figures
 
-    def broken(self: Validator, model: torch.nn.Module, *arguments: Any) -> Any:
+    def changed(self: Validator, model: torch.nn.Module, *arguments: Any) -> Any:
         with torch.no_grad():
-            list(model.parameters())[-1].fill_(float("nan"))
-        return figures(self, model, *arguments)
+            last = list(model.parameters())[-1]
+            before = last.clone()
+            last.mul_(factor)
+            found = figures(self, model, *arguments)
+            last.copy_(before)
+        return found
 
-    Validator.figures = broken  # type: ignore[method-assign]
+    Validator.figures = changed  # type: ignore[method-assign]
     return train_rank(config)
 
 

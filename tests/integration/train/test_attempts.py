@@ -209,10 +209,9 @@ def test_a_validation_loss_that_is_not_finite_ends_the_attempt_as_diverged(lab: 
 
 
 def test_a_finite_loss_far_above_its_start_is_a_warning(lab: Lab) -> None:
-    """AdamW moves every weight by up to the learning rate: within a few steps of 1 the logits are huge, and finite."""
-    training = {"learningRate": 1.0, "schedule": "Constant", "epochs": 2}
-    config = lab.config("far-above", kind="llama", training=training)
-    ended = lab.run(config)
+    """The logits are huge by construction: what a learning rate makes of them depends on the processor."""
+    config = lab.config("far-above", kind="llama")
+    ended = lab.run(config, target="train_ranks:train_rank_whose_weights_grow")
     assert ended.exit_codes == [0, 0], ended.output
     document = lab.store.get_json(f"{config.run_uri}/training.json")
     assert [text for text in document["warnings"] if "the training diverges" in text]
