@@ -12,6 +12,7 @@ from soak.trap import Trap, point_of
 KILLS = 20
 
 
+@pytest.mark.timeout(1800)  # four minutes by itself, a quarter of an hour beside two busy processes on two cores
 def test_after_twenty_kills_every_logged_loss_is_that_of_the_uninterrupted_run(tmp_path: Path) -> None:
     campaign = Campaign(seed=7, kills=KILLS, path=tmp_path / "campaign.jsonl", cases=1)
     with site(tmp_path, max_lost_seconds=1.0) as place:
