@@ -37,8 +37,8 @@ from .readers import column_names
 from .sources import SourceFile, fetch_sources
 
 _WORTH_GROUPING = 0.25
-"""The least share of the computation for which rows are grouped by length. Groups cost randomness: on the demo's 588
-short questions, of which grouping saves 10 %, the loss on the test split was 0.77 grouped and 0.62 in random order."""
+"""The least share of the computation for which rows are grouped by length. Groups cost randomness. Over five seeds the
+loss was no higher (docs/benchmarks.md), but one seed of the demo, where grouping saves 10 %, gave 0.77, not 0.62."""
 _NO_LIMIT = 10**9
 """Tokenizers that know no maximum say a number like 1e30."""
 
