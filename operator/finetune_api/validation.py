@@ -56,9 +56,9 @@ def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJo
     try:
         job = FineTuneJob.model_validate_json(_mended(content), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        told = {violation.path for violation in broken}
+        reported = {violation.path for violation in broken}
         found = tuple(_violation(detail) for detail in error.errors() if not _is_echo(detail))
-        raise InvalidJobError((*broken, *(entry for entry in found if entry.path not in told))) from None
+        raise InvalidJobError((*broken, *(entry for entry in found if entry.path not in reported))) from None
     found = (*broken, *violations(job.spec, local=local))
     if found:
         raise InvalidJobError(found)

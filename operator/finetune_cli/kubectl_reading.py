@@ -24,10 +24,10 @@ _SECRET = re.compile(r"spec\.workers\.env\[\d+\]\.value")
 
 def unlike_kubectl(root: Node, construct: Construct) -> Iterator[tuple[int, Violation]]:
     """Line, from 1, and violation of each scalar without quotes that kubectl would read differently; keys count too."""
-    told: set[int] = set()
+    checked: set[int] = set()
     for node, path, is_key in _scalars(root, "", set()):
-        if node.style is None and id(node) not in told and not _is_tagged(node):
-            told.add(id(node))
+        if node.style is None and id(node) not in checked and not _is_tagged(node):
+            checked.add(id(node))
             message = _about_key(node, construct) if is_key else _about_value(node, path, construct)
             if message:
                 yield node.start_mark.line + 1, Violation(path, message)

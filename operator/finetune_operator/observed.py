@@ -18,6 +18,8 @@ _LOST_AFTER = timedelta(seconds=30)
 """A kubelet that lives ends a pod within its grace and tells so within seconds."""
 
 
+EVICTED = "Evicted"
+"""The reason of pods that a kubelet has evicted. Those evicted through the API, as by a drain, are `Disrupted`."""
 _OWN_USE = (
     "exceeds the limit",  # an emptyDir's sizeLimit
     "exceeds the total limit of containers",  # local storage of the pod
@@ -67,7 +69,7 @@ class ObservedPod:
     @property
     def is_evicted(self) -> bool:
         """The kubelet has ended the pod for what its node lacked, or for a limit of its own."""
-        return self.kubelet_reason == "Evicted"
+        return self.kubelet_reason == EVICTED
 
     @property
     def is_overusing(self) -> bool:

@@ -25,8 +25,7 @@ from finetune_api.exit_codes import ExitCode, name_of, out_of_memory_advice
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
 from finetune_api.v1alpha1 import Restart as RestartSpec
 
-_EVICTED = "Evicted"
-"""The reason of pods that a kubelet has evicted. Those evicted through the API, as by a drain, are `Disrupted`."""
+from ..observed import EVICTED
 
 _FIRST_BACKOFF_SECONDS = 10.0
 _IDENTICAL_FAILURES = 2
@@ -49,7 +48,7 @@ class Sameness(Enum):
 _SAMENESS: Mapping[str, Sameness] = {
     name_of(ExitCode.OUT_OF_MEMORY): Sameness.ALWAYS,
     name_of(ExitCode.DIVERGED): Sameness.ALWAYS,
-    _EVICTED: Sameness.ALWAYS,
+    EVICTED: Sameness.ALWAYS,
     name_of(ExitCode.STORAGE_UNREACHABLE): Sameness.NEVER,
     name_of(ExitCode.HUNG): Sameness.NEVER,
     "Signal9": Sameness.NEVER,
@@ -59,7 +58,7 @@ _SAMENESS: Mapping[str, Sameness] = {
 
 _REMEDIES: Mapping[str, str] = {
     name_of(ExitCode.DIVERGED): "lower spec.training.learningRate, add a warmup, or correct the data",
-    _EVICTED: "raise what status.failure names in spec.workers.resources, or use less of it",
+    EVICTED: "raise what status.failure names in spec.workers.resources, or use less of it",
 }
 _ANY_REMEDY = "correct what status.failure names"
 
@@ -110,7 +109,7 @@ def _backoff(last: AttemptStatus, tries: int, longest: float) -> float:
 
     10 s at least where the node itself was the obstacle: at once, the next attempt would find it as it was.
     """
-    is_of_the_node = last.outcome is Outcome.REJECTED or last.reason == _EVICTED
+    is_of_the_node = last.outcome is Outcome.REJECTED or last.reason == EVICTED
     waits = max(1, tries) if is_of_the_node else tries - 1
     return 0.0 if waits <= 0 else min(longest, _FIRST_BACKOFF_SECONDS * 2.0 ** min(waits - 1, 30))
 

@@ -208,7 +208,7 @@ class UploaderProcess:
         if self._channel is None or self._process is None or priority is self._priority:
             return
         with contextlib.suppress(OSError):
-            _set_priority(self._process.pid, priority)
+            _apply_priority(self._process.pid, priority)
             self._priority = priority
 
     def _watch(self) -> None:
@@ -261,7 +261,7 @@ def _late_seconds(order: Order) -> float:
     return max(_LATE_FACTOR * spread_seconds, LATE_LEAST_SECONDS)
 
 
-def _set_priority(pid: int, priority: Priority) -> None:
+def _apply_priority(pid: int, priority: Priority) -> None:
     """Set it for all threads of a process: on Linux, priorities are theirs.
 
     Raises OSError where that is refused. Where only SCHED_IDLE is, IDLE is LOW.
