@@ -52,7 +52,7 @@ class Recorder:
     def update(self, job: FineTuneJob, progress: Progress | None) -> None:
         if progress is None:
             return
-        attempt = job.status.attempt if progress.attempt == 0 else progress.attempt
+        attempt = job.status.run.attempt if progress.attempt == 0 else progress.attempt
         self.phases[progress.stage, attempt] = progress.phase_seconds
         if progress.stage == Stage.TRAIN and progress.first_step_time:
             self.first_step.setdefault(attempt, time.monotonic())
@@ -90,7 +90,7 @@ def restart_ratio(work_dir: Path) -> tuple[float, float]:
     killed: list[float] = []
 
     def kill(job: FineTuneJob, cluster: LocalCluster) -> None:
-        cluster.kill_pod(job.status.attempts[-1].job_name, 1)
+        cluster.kill_pod(job.status.run.attempts[-1].job_name, 1)
         killed.append(time.monotonic())
 
     recorder, started = Recorder(), [0.0]
@@ -123,7 +123,7 @@ def _once(
 
     def tick(job: FineTuneJob, progress: Progress | None, cluster: LocalCluster) -> None:
         ready = progress is not None and progress.stage == Stage.TRAIN and progress.first_step_time is not None
-        if ready and job.status.last_checkpoint is not None and not done:
+        if ready and job.status.run.last_checkpoint is not None and not done:
             done.append(True)
             action(job, cluster)
 

@@ -165,7 +165,8 @@ def waiting_figures(waiting: Waiting) -> dict[str, float]:
 
 def _just_ended(sample: Sample) -> Sample:
     """The same job, which ended now: its children have all of their time to live before them."""
-    status = {**sample.job["status"], "completionTime": datetime.now(UTC).isoformat(timespec="seconds")}
+    run = {**sample.job["status"]["run"], "completionTime": datetime.now(UTC).isoformat(timespec="seconds")}
+    status = {**sample.job["status"], "run": run}
     return Sample({**sample.job, "status": status}, sample.children)
 
 

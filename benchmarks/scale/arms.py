@@ -96,7 +96,7 @@ async def run_ours(client: PlainClient, namespace: str, jobs: Sequence[Manifest]
     async def follow() -> None:
         async for _, job in client.watch(_FINE_TUNE_JOBS.format(namespace)):
             now, name = time.monotonic() - begun, job["metadata"]["name"]
-            if (job.get("status") or {}).get("stage"):
+            if ((job.get("status") or {}).get("run") or {}).get("stage"):
                 started.setdefault(name, now)
             if has_condition(job, "Failed"):
                 raise RuntimeError(f"{name} failed: {job['status']}")

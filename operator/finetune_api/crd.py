@@ -104,13 +104,14 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
 
 PRINTER_COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),
-    ("Run", "integer", ".status.run", 0),
-    ("Progress", "integer", ".status.progress.percent", 0),
-    ("Loss", "number", ".status.progress.loss", 0),
-    ("Eta", "integer", ".status.progress.etaSeconds", 0),
-    ("Ckpt-Age", "date", ".status.lastCheckpoint.time", 0),
-    ("Restarts", "integer", ".status.restarts", 0),
+    ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', 0),
+    ("Progress", "string", ".status.display.progress", 0),
+    ("Loss", "string", ".status.display.loss", 0),
+    ("Eta", "string", ".status.display.eta", 0),
+    ("Restarts", "integer", ".status.run.restarts", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Run", "integer", ".status.run.number", 1),
+    ("Checkpoint-Age", "date", ".status.run.lastCheckpoint.time", 1),
     ("Nodes", "integer", ".spec.workers.nodes", 1),
     ("Model", "string", ".spec.model.uri", 1),
 )
@@ -131,7 +132,8 @@ def crd() -> dict[str, Any]:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": structural_schema(Spec),
-            "status": structural_schema(Status, with_defaults=False),
+            # Not pruned: a status in the flat shape of earlier versions has to reach the operator, which migrates it.
+            "status": structural_schema(Status, with_defaults=False) | {"x-kubernetes-preserve-unknown-fields": True},
         },
     }
     for path, rules in CEL_RULES.items():

@@ -257,7 +257,7 @@ def _early_stopping(spec: Spec) -> Iterator[Violation]:
 
 
 def _output(spec: Spec) -> Iterator[Violation]:
-    formats = spec.output.formats or ()
+    formats = spec.output.formats
     if ArtifactFormat.ADAPTER in formats and spec.method.lora is None:
         yield Violation(
             "spec.output.formats", "must not have Adapter without spec.method.lora; remove it, or set method.lora"

@@ -19,6 +19,7 @@ from .redaction import hide_credentials
 from .rules import Violation, violations
 from .v1alpha1 import FineTuneJob
 from .v1alpha1.base import NEEDED, fault_of
+from .v1alpha1.status import in_current_shape
 
 _MAX_SHOWN = 80
 _MAX_FIELDS = 6
@@ -51,6 +52,8 @@ def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJo
     Field names and types are as strict as the API server's: `learning_rate` is unknown, the text "2e-4" is no number.
     """
     sent = {name: _as_sent(value, (name,)) if name == "spec" else value for name, value in manifest.items()}
+    if "status" in sent:
+        sent["status"] = in_current_shape(sent["status"])
     content = json.dumps(sent, ensure_ascii=False)
     broken = () if _is_unicode(content) else tuple(_broken_texts(manifest, ""))
     try:
@@ -73,7 +76,8 @@ def dropped_fields(manifest: Mapping[str, Any]) -> tuple[Violation, ...]:
     note = manifest["metadata"].get("annotations", {}).get(LAST_APPLIED)
     try:
         applied = json.loads(note or "{}")
-        FineTuneJob.model_validate({**manifest, "spec": applied.get("spec", {})}, by_alias=True, by_name=False)
+        sent = {**manifest, "spec": applied.get("spec", {}), "status": in_current_shape(manifest.get("status") or {})}
+        FineTuneJob.model_validate(sent, by_alias=True, by_name=False)
     except ValidationError as error:
         details = [detail for detail in error.errors() if detail["type"] == "extra_forbidden"]
         return tuple(_violation(detail) for detail in details[:_MOST_DROPPED])

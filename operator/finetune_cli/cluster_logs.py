@@ -107,7 +107,9 @@ class ClusterLogs:
         return entries
 
     def _tell_missing(self, job: FineTuneJob, wanted: list[PodLog]) -> None:
-        gone = missing_attempts(job.status.attempts, job.status.run, wanted, stage=self.stage, number=self.attempt)
+        gone = missing_attempts(
+            job.status.run.attempts, job.status.run.number, wanted, stage=self.stage, number=self.attempt
+        )
         if gone:
             names = ", ".join(f"{entry.stage} attempt {entry.number}" for entry in gone)
             self._tell_once(

@@ -15,7 +15,7 @@ from finetune_api.constants import Phase, Stage
 from finetune_api.lost_work import LostWork, lost_work
 from finetune_api.progress import Progress
 from finetune_api.trainer_config import run_folder
-from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob
+from finetune_api.v1alpha1 import AttemptStatus, CandidateName, FineTuneJob
 from finetune_operator.clusters.local import LocalCluster
 
 from . import demo_assets
@@ -58,23 +58,22 @@ class DemoResult:
     @property
     def trainings(self) -> list[AttemptStatus]:
         """Attempts at training."""
-        return [attempt for attempt in self.job.status.attempts if attempt.stage is Stage.TRAIN]
+        return [attempt for attempt in self.job.status.run.attempts if attempt.stage is Stage.TRAIN]
 
     def as_json(self) -> dict[str, Any]:
         """The demo's last line."""
         status, trainings = self.job.status, self.trainings
-        figures = status.evaluation
         return {
-            "baseline": _camel(figures.baseline) if figures else {},
-            "tuned": _camel(figures.tuned) if figures else {},
+            "baseline": _camel(status.metrics_of(CandidateName.BASELINE)),
+            "tuned": _camel(status.metrics_of(CandidateName.TUNED)),
             "attempts": len(trainings),
             "resumedFromStep": trainings[-1].resumed_from_step if trainings else None,
-            "steps": status.progress.total_steps if status.progress else None,
+            "steps": status.run.progress.total_steps if status.run.progress else None,
             "secondsLost": round(sum(entry.seconds for entry in self.lost), 2),
             "seconds": round(self.seconds, 1),
             "worst": [{"label": entry.label, "f1": round(entry.f1, 4)} for entry in self.worst],
             "report": str(self.report.resolve()) if self.report else None,
-            "model": status.artifact.uri if status.artifact else None,
+            "model": status.run.artifact.uri if status.run.artifact else None,
         }
 
 
@@ -96,7 +95,7 @@ class Killer:
             return
         self.killed_at_step = progress.step
         self._display.event(f"kill -9 of worker {VICTIM} at step {progress.step}, on purpose")
-        cluster.kill_pod(job.status.attempts[-1].job_name, VICTIM)
+        cluster.kill_pod(job.status.run.attempts[-1].job_name, VICTIM)
 
 
 def is_time_to_kill(progress: Progress) -> bool:
@@ -116,7 +115,7 @@ def run_demo(work_dir: Path, display: Display) -> DemoResult:
         _upload_assets(file.manifest["spec"], storage, display)
 
     def read_evaluation(job: FineTuneJob, storage: LocalStorage) -> None:
-        folder = run_folder(job.spec.output.uri, job.status.run, job.metadata.uid)
+        folder = run_folder(job.spec.output.uri, job.status.run.number, job.metadata.uid)
         evaluation.update(storage.connect().get_json(f"{folder}/evaluation.json"))
 
     finished = run_job(
@@ -165,7 +164,7 @@ def _fresh(file: JobFile, state: LocalState) -> JobFile:
         return file
     run_id = before.manifest["spec"].get("runId")
     if before.status.phase in OVER - {Phase.SUSPENDED}:
-        run_id = f"demo-{before.status.run + 1}"
+        run_id = f"demo-{before.status.run.number + 1}"
     if run_id is None:
         return file
     return dataclasses.replace(file, manifest={**file.manifest, "spec": {**file.manifest["spec"], "runId": run_id}})
@@ -186,7 +185,7 @@ def _upload_assets(spec: dict[str, Any], storage: LocalStorage, display: Display
 
 
 def _result(finished: Finished, evaluation: dict[str, Any], killer: Killer, seconds: float) -> DemoResult:
-    trainings = [attempt for attempt in finished.job.status.attempts if attempt.stage is Stage.TRAIN]
+    trainings = [attempt for attempt in finished.job.status.run.attempts if attempt.stage is Stage.TRAIN]
     return DemoResult(
         job=finished.job,
         report=finished.report,

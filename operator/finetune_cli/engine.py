@@ -109,7 +109,7 @@ class _Run:
         return job
 
     async def _show(self, job: FineTuneJob) -> None:
-        running = next((entry for entry in reversed(job.status.attempts) if entry.outcome is None), None)
+        running = next((entry for entry in reversed(job.status.run.attempts) if entry.outcome is None), None)
         progress = await self._cluster.peek_progress(running.job_name) if running else None
         self._display.update(job, progress)
         if self._options.on_tick is not None:

@@ -60,8 +60,8 @@ def of_status(status: Status) -> int:
         return SUSPENDED
     if status.phase is Phase.INVALID:
         return ExitCode.BAD_DATA
-    if status.failure is not None and status.failure.exit_code in PERMANENT_EXIT_CODES:
-        return status.failure.exit_code
+    if status.run.failure is not None and status.run.failure.exit_code in PERMANENT_EXIT_CODES:
+        return status.run.failure.exit_code
     return FAILED
 
 

@@ -36,7 +36,7 @@ class LocalJob:
     @property
     def status(self) -> Status:
         """Its status as last written."""
-        return Status.model_validate_json(json.dumps(self.manifest.get("status", {})))
+        return Status.read(self.manifest.get("status"))
 
     def logs(self) -> list[LogFile]:
         """Logs of its pods, in the order in which they were begun."""

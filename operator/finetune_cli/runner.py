@@ -96,9 +96,9 @@ def _only_run(work_dir: Path) -> Iterator[None]:
 
 
 def _fetch_report(job: FineTuneJob, storage: LocalStorage, work_dir: Path) -> Path | None:
-    artifact = job.status.artifact
+    artifact = job.status.run.artifact
     if job.status.phase is not Phase.SUCCEEDED or artifact is None or not artifact.report:
         return None
-    path = work_dir / "jobs" / job.metadata.namespace / job.metadata.name / f"report-r{job.status.run:04d}.html"
+    path = work_dir / "jobs" / job.metadata.namespace / job.metadata.name / f"report-r{job.status.run.number:04d}.html"
     storage.connect().download(artifact.report, path)
     return path

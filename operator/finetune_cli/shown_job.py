@@ -24,7 +24,7 @@ def shown_job(manifest: Manifest) -> FineTuneJob:
             spec=Spec.model_construct(  # type: ignore[call-arg]
                 suspend=bool(spec.get("suspend")), restart=Restart.model_validate(spec.get("restart") or {})
             ),
-            status=Status.model_validate(manifest.get("status") or {}),
+            status=Status.read(manifest.get("status")),
         )
     except ValidationError as error:
         first = error.errors()[0]

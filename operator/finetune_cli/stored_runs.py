@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from finetune_api.trainer_config import StorageSettings, run_folder
 from finetune_api.v1alpha1 import Checkpoint, Storage
+from finetune_api.v1alpha1.status import in_current_shape
 from finetune_operator.manifests import Manifest
 from finetune_operator.policy.world import storage_settings
 
@@ -106,7 +107,7 @@ async def _address_in_cluster(name: str, places: Places, own: StorageSettings | 
 
 
 def _run_of(name: str, manifest: Manifest) -> str:
-    run = (manifest.get("status") or {}).get("run")
+    run = (in_current_shape(manifest.get("status") or {}).get("run") or {}).get("number")
     if not run:
         raise CommandError(f"{name} has not begun a run yet")
     return run_folder(manifest["spec"]["output"]["uri"], run, manifest["metadata"]["uid"])

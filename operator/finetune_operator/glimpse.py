@@ -49,7 +49,7 @@ def _is_awaited(job: Manifest, child: Manifest) -> bool:
     """The Job is the object's, is complete, and is the only one whose end status does not know."""
     metadata = child["metadata"]
     is_ours = controller_uid(child) == job["metadata"]["uid"] and "deletionTimestamp" not in metadata
-    attempts = job["status"].get("attempts") or ()
+    attempts = (job["status"].get("run") or {}).get("attempts") or ()
     open_names = [attempt["jobName"] for attempt in attempts if not attempt.get("outcome")]
     return is_ours and "Complete" in true_conditions(child) and open_names == [metadata["name"]]
 

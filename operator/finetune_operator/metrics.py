@@ -116,8 +116,8 @@ class Metrics:
         for attempt in turns.ended(before, after):
             self._attempts.labels(attempt.stage, attempt.outcome, attempt.reason).inc()
         for step in turns.first_steps(before, after):
-            if step.attempt.number == 1 and after.start_time:
-                self._first_steps.observe(_seconds_between(after.start_time, step.time))
+            if step.attempt.number == 1 and after.run.start_time:
+                self._first_steps.observe(_seconds_between(after.run.start_time, step.time))
             elif step.cost is not None:
                 self._restarts.observe(step.cost.restart_seconds)
 

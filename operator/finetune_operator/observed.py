@@ -107,6 +107,8 @@ class ObservedStage:
     """Of the part of the spec that its run is about; empty: written by an operator that did not tell."""
     spec_hash: str = ""
     """Of the part of the spec that it was started with."""
+    evaluation_hash: str = ""
+    """Of the part of the spec that decides the evaluation and the exported formats."""
     lost: bool = False
     """A pod of it should have been gone for long and is not: its node does not answer, and may never again.
 
@@ -210,8 +212,9 @@ def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> Obse
         failing="FailureTarget" in true_conditions(job),
         expected_pods=spec.get("parallelism", 1),
         grace_seconds=spec.get("template", {}).get("spec", {}).get("terminationGracePeriodSeconds", 30),
-        run_hash=annotations.get(constants.ANNOTATION_RUN_SPEC, ""),
-        spec_hash=annotations.get(constants.ANNOTATION_ATTEMPT_SPEC, ""),
+        run_hash=annotations.get(constants.ANNOTATION_RUN_SPEC_HASH, ""),
+        spec_hash=annotations.get(constants.ANNOTATION_ATTEMPT_SPEC_HASH, ""),
+        evaluation_hash=annotations.get(constants.ANNOTATION_EVALUATION_SPEC_HASH, ""),
         lost=not terminal and now is not None and any(is_overdue(pod, now) for pod in pods),
     )
 

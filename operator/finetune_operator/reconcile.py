@@ -19,7 +19,7 @@ from .clusters import Cluster
 from .errors import ApiError, ClusterConflictError
 from .manifests import JobKey, Manifest, rfc3339
 from .observed import Observed, ObservedStage
-from .policy import deadline, grace, history, pending, revival, runs, scale, stages, waiting
+from .policy import after_change, deadline, grace, history, pending, runs, scale, stages, waiting
 from .policy import in_force as in_force_policy
 from .policy import status as status_policy
 from .policy.events import announcements
@@ -135,12 +135,14 @@ def _decide(
     if run is None:
         return None
     if is_valid:
-        status = revival.given_another_chance(status, job.spec, stamp)
-    status = history.fold(status, run, observed, progress, stamp)
+        status = after_change.continued_after_change(status, job.spec, stamp)
+    status = history.apply_observation(status, run, observed, progress, stamp)
     if not stages.is_over(status):
         status = deadline.with_suspension(status, job.spec, stamp)
     decision = stages.decide(job.spec, run, status, observed, now=now, max_backoff_seconds=settings.max_backoff_seconds)
-    return run, status, decision if is_valid else in_force_policy.without_starts(decision, observed)
+    if not is_valid:
+        return run, status, in_force_policy.without_starts(decision, observed)
+    return run, status, stages.with_plan(decision, job.spec, status)
 
 
 async def _job_in_force(cluster: Cluster, key: JobKey, manifest: Manifest) -> FineTuneJob | None:
@@ -155,14 +157,14 @@ async def _job_in_force(cluster: Cluster, key: JobKey, manifest: Manifest) -> Fi
     written = spec if isinstance(spec, dict) else {}
     try:
         metadata = Metadata.model_validate(manifest["metadata"])
-        status = Status.model_validate(manifest.get("status") or {})
+        status = Status.read(manifest.get("status"))
     except ValidationError:
         return None
     if stages.is_over(status):
         return None
     last = None
-    if status.attempts and not in_force_policy.is_readable(written):
-        last = _spec_of(await cluster.read_config(key, status.attempts[-1].job_name), metadata.uid)
+    if status.run.attempts and not in_force_policy.is_readable(written):
+        last = _spec_of(await cluster.read_config(key, status.run.attempts[-1].job_name), metadata.uid)
     return FineTuneJob.model_construct(
         metadata=metadata, spec=in_force_policy.spec_in_force(written, last), status=status
     )
@@ -184,7 +186,7 @@ async def _reject(
     metadata, written = manifest["metadata"], manifest.get("status") or {}
     generation, uid = metadata.get("generation", 1), metadata.get("uid", "")
     try:
-        before = Status.model_validate(written)
+        before = Status.read(written)
     except ValidationError:
         newer = Violation("status", "was written by a newer operator; let that one serve the object")
         status = status_policy.rejected(Status(), (newer, *violations), generation=generation, now=now)
@@ -242,7 +244,7 @@ async def _remarks(
         unknown_fields=dropped,
         pending="" if world.violations else pending.pending_change(world.job.spec, stage),
         grace=grace.verdict(status, stage, world.settings.termination_grace) if trains else None,
-        late=(status.progress.checkpoint_late or "") if trains and status.progress else None,
+        late=(status.run.progress.checkpoint_late or "") if trains and status.run.progress else None,
     )
 
 
@@ -273,12 +275,11 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
     for child in world.observed.lost:
         await world.cluster.delete_job(world.key, child.job_name, child.uid)
     match decision:
-        case stages.Start(stage, attempt):
-            trained = tuple(entry for entry in status.attempts if entry.stage is Stage.TRAIN)
-            nodes = _nodes(world, status, stage)
-            config = stage_config(world.job, world.run, stage, attempt, world.settings.storage, trained, nodes)
+        case stages.Start(stage, attempt, plan):
+            trained = tuple(entry for entry in status.run.attempts if entry.stage is Stage.TRAIN)
+            config = stage_config(world.job, world.run, stage, attempt, world.settings.storage, trained, plan)
             seconds = grace.grace_seconds(status, world.settings.termination_grace) if stage is Stage.TRAIN else None
-            parameters = (status.chosen and status.chosen.parameters) or 0
+            parameters = (status.run.resolved and status.run.resolved.parameters) or 0
             for manifest in render_stage(config, world.settings, grace_seconds=seconds, parameters=parameters):
                 await world.cluster.apply(manifest)
         case stages.Stop(children) | stages.Clear(children):
@@ -287,35 +288,34 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
                     await world.cluster.delete_job(world.key, child.job_name, child.uid)
 
 
-def _nodes(world: _World, status: Status, stage: Stage) -> int | None:
-    """Workers of the next attempt; None where the stage has one."""
-    return scale.next_nodes(world.job.spec, status) if stage is Stage.TRAIN else None
-
-
 def _with_begun(world: _World, status: Status, decision: stages.Decision) -> Status:
     match decision:
-        case stages.Start(stage, attempt):
-            name, nodes = names.child_name(world.key.name, world.run, stage, attempt), _nodes(world, status, stage)
-            return history.begun(status, stage, attempt, name, rfc3339(world.now), nodes=nodes)
-        case stages.Shrink(trained, nodes):
-            return history.shrinking(status, trained, nodes)
+        case stages.Start(stage, attempt, plan):
+            name = names.child_name(world.key.name, world.run, stage, attempt)
+            evaluated = pending.evaluation_hash(world.job.spec) if stage is Stage.EVALUATE else ""
+            return history.record_started(
+                status, stage, attempt, name, rfc3339(world.now), plan=plan, evaluation_spec_hash=evaluated
+            )
+        case stages.Shrink(plan):
+            return status.with_run(next_plan=plan)
         case stages.Finish(succeeded=False):
-            return status.model_copy(update={"failed_with": revival.chances(world.job.spec)})
+            return status.with_run(failed_spec_hash=after_change.retry_hash(world.job.spec))
         case None if world.job.spec.ttl_seconds_after_finished is not None and not world.observed.stages:
-            return status.model_copy(update={"children_removed": True})
+            return status.with_run(children_removed=True)
     return status
 
 
 def _with_batch(status: Status, job: FineTuneJob) -> Status:
     """The division of the global batch among the workers that there are, or will be."""
-    if status.chosen is None:
+    if status.run.resolved is None:
         return status
     last = scale.last_training(status)
-    plan = batch_plan(job.spec, None if last is None else last.nodes)
-    chosen = status.chosen.model_copy(
-        update={"micro_batch_size": plan.micro_size, "gradient_accumulation_steps": plan.accumulation}
+    plan = None if last is None else last.plan
+    batch = batch_plan(job.spec, None if plan is None else plan.nodes, None if plan is None else plan.micro_batch_size)
+    resolved = status.run.resolved.model_copy(
+        update={"micro_batch_size": batch.micro_size, "gradient_accumulation_steps": batch.accumulation}
     )
-    return status.model_copy(update={"chosen": chosen})
+    return status.with_run(resolved=resolved)
 
 
 async def _announce(cluster: Cluster, manifest: Manifest, before: Status, after: Status, now: str) -> None:
@@ -331,7 +331,7 @@ async def _tell(
         return
     if after != announced:
         await _announce(cluster, manifest, before, after, now)
-    await cluster.write_status(manifest, after.model_dump(mode="json", by_alias=True, exclude_none=True))
+    await cluster.write_status(manifest, after.written())
 
 
 def _next_look(

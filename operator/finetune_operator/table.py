@@ -153,13 +153,16 @@ def is_over_and_told(body: Mapping[str, Any]) -> bool:
 def _seen(version: str, body: Mapping[str, Any]) -> Seen:
     status = body.get("status") or {}
     phase, ttl = status.get("phase", Phase.PENDING), (body.get("spec") or {}).get("ttlSecondsAfterFinished")
-    waits = phase == Phase.PENDING and bool(status.get("stage"))
+    run = status.get("run") or {}
+    waits = phase == Phase.PENDING and isinstance(run, dict) and bool(run.get("stage"))
     if not is_over_and_told(body):
         return Seen(version, phase, rests=False, waits=waits)
-    if ttl is None or status.get("childrenRemoved"):
+    if not isinstance(run, dict):  # the flat shape of earlier versions: a look migrates it
+        return Seen(version, phase, rests=False)
+    if ttl is None or run.get("childrenRemoved"):
         return Seen(version, phase, rests=True)
     try:
-        wakes_at = datetime.fromisoformat(status["completionTime"]) + timedelta(seconds=ttl)
+        wakes_at = datetime.fromisoformat(run["completionTime"]) + timedelta(seconds=ttl)
     except (KeyError, ValueError, TypeError, OverflowError):
         wakes_at = None  # a look will tell
     return Seen(version, phase, rests=False, wakes_at=wakes_at)

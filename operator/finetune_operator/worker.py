@@ -150,5 +150,10 @@ def fields_of(key: JobKey, outcome: Outcome | None = None) -> dict[str, object]:
     fields: dict[str, object] = {"namespace": key.namespace, "job": key.name}
     if outcome is not None:
         status = outcome.status
-        fields |= {"uid": outcome.uid, "run": status.run, "stage": status.stage, "attempt": status.attempt}
+        fields |= {
+            "uid": outcome.uid,
+            "run": status.run.number,
+            "stage": status.run.stage,
+            "attempt": status.run.attempt,
+        }
     return fields

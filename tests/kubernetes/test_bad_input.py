@@ -96,7 +96,7 @@ def newer_status(objects: Objects, _kubectl: Kubectl) -> None:
     job = objects.get("finetunejobs", NAME)
     assert job is not None
     ready = {"type": "Ready", "status": "True", "reason": "Entangled", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    job["status"] = {"run": 3, "qubits": 9, "conditions": [ready]}
+    job["status"] = {"run": {"number": 3}, "qubits": 9, "conditions": [ready]}
     objects.write_status("finetunejobs", job)
 
 

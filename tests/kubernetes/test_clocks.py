@@ -36,5 +36,5 @@ def test_times_in_status_are_those_of_the_server(
             return job if job and condition(job, "Complete") == "True" else None
 
         job = until(complete, within=120, what="it is complete")
-        ended = datetime.fromisoformat(job["status"]["completionTime"])
+        ended = datetime.fromisoformat(job["status"]["run"]["completionTime"])
         assert abs(ended - (datetime.now(UTC) + ahead)) < timedelta(minutes=5)

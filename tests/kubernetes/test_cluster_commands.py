@@ -104,7 +104,7 @@ def test_a_job_that_completes_is_watched_to_its_end_and_shown(admin: Path, names
 
         told = [json.loads(line) for line in (await user("watch", "well", "--watch", "json")).lines]
         assert [line["event"] for line in told] == ["finished"]
-        assert told[0]["status"]["evaluation"]["tuned"]["Accuracy"] == 0.9
+        assert told[0]["status"]["run"]["candidates"]["tuned"]["metrics"]["Accuracy"] == 0.9
         found = json.loads((await user("status", "well", "-o", "json")).out)
         assert found["status"]["phase"] == "Succeeded"
         assert "managedFields" not in found["metadata"]
@@ -333,8 +333,8 @@ def test_following_ends_with_the_job_and_says_everything_once(user: User, kubect
         await asyncio.to_thread(until_phase, kubectl, "slow-0", "Succeeded")
         assert not following.done()
         attempts = [{"stage": "train", "number": number, "jobName": f"slow-{number}"} for number in (1, 2)]
-        over = {"phase": "Succeeded", "observedGeneration": 1, "run": 1}
-        over["attempts"] = [{**entry, "startTime": "2026-01-01T12:00:00Z"} for entry in attempts]
+        over = {"phase": "Succeeded", "observedGeneration": 1, "run": {"number": 1}}
+        over["run"]["attempts"] = [{**entry, "startTime": "2026-01-01T12:00:00Z"} for entry in attempts]
         kubectl("patch", "ftj", "slow", "--subresource=status", "--type=merge", "-p", json.dumps({"status": over}))
         return await following
 

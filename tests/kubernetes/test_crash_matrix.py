@@ -68,7 +68,7 @@ async def is_changed_while_it_runs(world: World, name: str, fault: Fault | None)
     await job.until(trains, within=240)
     world.kubelet.scripts[name] = done
     await world.change(name, training={"learningRate": 1e-5})
-    await job.until(lambda status: status.run == 2 and status.phase is Phase.SUCCEEDED, within=240)
+    await job.until(lambda status: status.run.number == 2 and status.phase is Phase.SUCCEEDED, within=240)
     return job
 
 
@@ -112,8 +112,8 @@ async def remains(world: World, job: Driven, name: str) -> Remains:
     told = Counter(await world.event_reasons(name))
     return Remains(
         str(status.phase),
-        tuple((str(entry.stage), entry.number, str(entry.outcome)) for entry in status.attempts),
-        (status.run, status.restarts, status.disruptions),
+        tuple((str(entry.stage), entry.number, str(entry.outcome)) for entry in status.run.attempts),
+        (status.run.number, status.run.restarts, status.run.disruptions),
         tuple(child.replace(name, "*") for child in await job.children()),
         # Events about an obstacle, or about pods that a busy machine starts late, are no part of the life.
         tuple(sorted((reason, count) for reason, count in told.items() if reason not in _OBSTACLES)),

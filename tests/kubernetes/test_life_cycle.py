@@ -26,12 +26,12 @@ def test_a_job_goes_through_its_stages(admin: Path, namespace: str) -> None:
     async def scenario(world: World) -> None:
         job = await world.create("well")
         status = await job.until(in_phase(Phase.SUCCEEDED))
-        assert [(entry.stage, entry.outcome) for entry in status.attempts] == [
+        assert [(entry.stage, entry.outcome) for entry in status.run.attempts] == [
             (Stage.PREPARE, "Succeeded"),
             (Stage.TRAIN, "Succeeded"),
             (Stage.EVALUATE, "Succeeded"),
         ]
-        assert status.artifact is not None
+        assert status.run.artifact is not None
         assert await job.children() == sorted(
             [f"{kind}/well-r1-{stage}-a1" for kind in ("configmaps", "jobs") for stage in Stage]
             + ["services/well-r1-train-a1"]
@@ -61,8 +61,8 @@ def test_a_failed_attempt_is_judged(
         job = await world.create("falls", train_ends(*ends), restart={"maxRestarts": 2})
         status = await job.until(in_phase(Phase.SUCCEEDED, Phase.FAILED), within=90)
         assert status.phase is phase
-        assert [entry.outcome for entry in status.attempts if entry.stage is Stage.TRAIN] == outcomes
-        assert status.restarts == restarts
+        assert [entry.outcome for entry in status.run.attempts if entry.stage is Stage.TRAIN] == outcomes
+        assert status.run.restarts == restarts
 
     play(admin, namespace, scenario)
 
@@ -73,11 +73,11 @@ def test_a_suspended_job_saves_and_goes_on(admin: Path, namespace: str) -> None:
         await job.until(trains)
         await world.change("rests", suspend=True)
         status = await job.until(in_phase(Phase.SUSPENDED))
-        assert (status.restarts, status.disruptions) == (0, 0)
+        assert (status.run.restarts, status.run.disruptions) == (0, 0)
         assert not [name for name in await job.children() if "train" in name]
         await world.change("rests", suspend=False)
         status = await job.until(in_phase(Phase.SUCCEEDED))
-        assert [entry.number for entry in status.attempts if entry.stage is Stage.TRAIN] == [1, 2]
+        assert [entry.number for entry in status.run.attempts if entry.stage is Stage.TRAIN] == [1, 2]
 
     play(admin, namespace, scenario)
 
@@ -97,12 +97,12 @@ def test_what_runs_can_be_stopped_while_the_spec_is_invalid(
         assert len(job.server.calls) == calls, "a second pass on the same world writes nothing"
         await world.change("typo", **stop)
         status = await job.until(in_phase(Phase.SUSPENDED, Phase.INVALID))
-        assert (status.attempts[-1].outcome, "typo-r1-train-a1" in await world.jobs()) == ("Stopped", False)
+        assert (status.run.attempts[-1].outcome, "typo-r1-train-a1" in await world.jobs()) == ("Stopped", False)
         assert condition(status, "Accepted") == ("False", "InvalidSpec")
         world.kubelet.scripts["typo"] = done
         await world.change("typo", training={"microBatchSize": 4}, suspend=False, budget={"deadline": "1h"})
         status = await job.until(in_phase(Phase.SUCCEEDED))
-        assert (status.run, status.restarts) == (1, 0)
+        assert (status.run.number, status.run.restarts) == (1, 0)
         assert "InvalidSpec" in await world.event_reasons("typo")
 
     play(admin, namespace, scenario)
@@ -133,8 +133,8 @@ def test_a_changed_spec_is_a_new_run(admin: Path, namespace: str) -> None:
         world.kubelet.scripts["changes"] = done
         await world.change("changes", training={"learningRate": 1e-5})
         status = await job.until(in_phase(Phase.SUCCEEDED))
-        assert status.run == 2
-        assert {entry.job_name.split("-")[1] for entry in status.attempts} == {"r2"}
+        assert status.run.number == 2
+        assert {entry.job_name.split("-")[1] for entry in status.run.attempts} == {"r2"}
 
     play(admin, namespace, scenario)
 
@@ -151,8 +151,8 @@ def test_a_spec_that_changes_before_status_tells_of_its_first_children_is_not_ta
         assert list(await world.jobs()) == ["hasty-r1-prepare-a1"]
         await world.change("hasty", training={"learningRate": 1e-5})
         status = await job.until(in_phase(Phase.SUCCEEDED))
-        assert status.run == 2
-        assert {entry.job_name.split("-")[1] for entry in status.attempts} == {"r2"}
+        assert status.run.number == 2
+        assert {entry.job_name.split("-")[1] for entry in status.run.attempts} == {"r2"}
 
     play(admin, namespace, scenario)
 
@@ -165,9 +165,9 @@ def test_what_an_attempt_is_started_with_may_change_and_the_run_goes_on_and_the_
         await job.until(trains)
         await world.change("grows", workers={"nodes": 2}, deepspeed={"zeroStage": 3}, training={"microBatchSize": 2})
         status = await job.until(lambda status: status.observed_generation == 2)
-        assert condition(status, "Reconciling") == ("True", "AppliesAtNextAttempt")
-        assert (status.run, status.phase) == (1, Phase.TRAINING)
-        assert "AppliesAtNextAttempt" in await world.event_reasons("grows")
+        assert condition(status, "Reconciling") == ("True", "NextAttempt")
+        assert (status.run.number, status.phase) == (1, Phase.TRAINING)
+        assert "NextAttempt" in await world.event_reasons("grows")
         await world.change("grows", suspend=True)
         await job.until(in_phase(Phase.SUSPENDED))
         await world.change("grows", suspend=False)
@@ -193,10 +193,10 @@ def test_a_job_that_gets_fewer_workers_begins_with_those_and_tries_for_all_at_th
         world.kubelet.rooms["crowded"] = lambda stage, attempt, index: index < 3 or attempt > 2
         workers = {"nodes": 4, "minNodes": 1, "startTimeout": "3s"}
         job = await world.create("crowded", script, workers=workers)
-        status = await job.until(lambda status: any(entry.fewer_nodes for entry in status.attempts))
+        status = await job.until(lambda status: any(entry.fewer_nodes for entry in status.run.attempts))
         assert condition(status, "Ready") == ("False", "FewerWorkers")
         status = await job.until(in_phase(Phase.SUCCEEDED))
-        trainings = [entry for entry in status.attempts if entry.stage is Stage.TRAIN]
+        trainings = [entry for entry in status.run.attempts if entry.stage is Stage.TRAIN]
         # 16 examples cannot be shared by three workers.
         assert [(entry.nodes, entry.fewer_nodes, entry.outcome) for entry in trainings] == [
             (4, 2, "Stopped"),
@@ -205,7 +205,7 @@ def test_a_job_that_gets_fewer_workers_begins_with_those_and_tries_for_all_at_th
         ]
         assert [(await world.jobs())[f"crowded-r1-train-a{number}"]["parallelism"] for number in (2, 3)] == [2, 4]
         assert (await world.event_reasons("crowded")).count("FewerWorkers") == 1
-        assert (status.restarts, status.disruptions) == (1, 0)
+        assert (status.run.restarts, status.run.disruptions) == (1, 0)
 
     play(admin, namespace, scenario)
 
@@ -272,13 +272,13 @@ def test_a_failed_run_goes_on_when_it_is_mended_and_only_then(admin: Path, names
 
         await world.change("mended", suspend=False, deepspeed={"zeroStage": 3})
         status = await job.until(in_phase(Phase.SUCCEEDED))
-        assert [(entry.stage, entry.number, entry.forgiven) for entry in status.attempts] == [
+        assert [(entry.stage, entry.number, entry.forgiven) for entry in status.run.attempts] == [
             (Stage.PREPARE, 1, None),
             (Stage.TRAIN, 1, True),
             (Stage.TRAIN, 2, None),
             (Stage.EVALUATE, 1, None),
         ]
-        assert (status.run, status.restarts) == (1, 0)
+        assert (status.run.number, status.run.restarts) == (1, 0)
         assert (await world.config("mended-r1-train-a2")).spec.deepspeed.zero_stage == 3
         assert {"RestartsExhausted", "Restarting", "Succeeded"} <= set(await world.event_reasons("mended"))
 
@@ -295,8 +295,8 @@ def test_children_go_when_their_time_is_over_and_the_object_stays(admin: Path, n
             while await job.children():
                 await job.step()
                 await asyncio.sleep(0.1)
-        status = await job.until(lambda status: status.children_removed is True)
-        assert (status.phase, status.artifact is not None) == (Phase.SUCCEEDED, True)
+        status = await job.until(lambda status: status.run.children_removed is True)
+        assert (status.phase, status.run.artifact is not None) == (Phase.SUCCEEDED, True)
         assert job.last.requeue_after is None
 
     play(admin, namespace, scenario)

@@ -42,13 +42,13 @@ def test_a_deleted_job_ends_its_pods_in_their_grace_and_its_successor_starts_ane
         )
 
     assert uid_of(new) != uid_of(old)
-    assert [(entry["stage"], entry["number"], entry["outcome"]) for entry in new["status"]["attempts"]] == [
+    assert [(entry["stage"], entry["number"], entry["outcome"]) for entry in new["status"]["run"]["attempts"]] == [
         ("prepare", 1, "Succeeded"),
         ("train", 1, "Succeeded"),
         ("evaluate", 1, "Succeeded"),
     ]
     assert "resumedFromStep" not in attempts_at(new, "train")[0]
-    assert (new["status"]["disruptions"], new["status"]["progress"]["percent"]) == (0, 100)
+    assert (new["status"]["run"]["disruptions"], new["status"]["run"]["progress"]["percent"]) == (0, 100)
     owners = site.kubectl.json("get", "jobs", "--selector=finetune.dev/job=twice")["items"]
     assert {job["metadata"]["ownerReferences"][0]["uid"] for job in owners} == {uid_of(new)}
 
@@ -69,13 +69,13 @@ def test_a_suspended_job_saves_first_and_goes_on_from_there(site: Site) -> None:
     site.until_saved("resting")
     site.kubectl("patch", "ftj/resting", "--type=merge", '--patch={"spec": {"suspend": true}}')
     job = site.when("resting", is_in_phase("Suspended"), "suspended")
-    saved = job["status"]["lastCheckpoint"]["step"]
+    saved = job["status"]["run"]["lastCheckpoint"]["step"]
     (stopped,) = attempts_at(job, "train")
     assert (stopped["outcome"], stopped["lastStep"]) == ("Stopped", saved)
-    assert (job["status"]["restarts"], job["status"]["disruptions"]) == (0, 0)
+    assert (job["status"]["run"]["restarts"], job["status"]["run"]["disruptions"]) == (0, 0)
     assert not [name for name in site.children("resting") if "-train-" in name]
 
     site.kubectl("patch", "ftj/resting", "--type=merge", '--patch={"spec": {"suspend": false}}')
     job = site.until("resting", "Complete")
     assert [entry.get("resumedFromStep") for entry in attempts_at(job, "train")] == [None, saved]
-    assert {"Suspending", "SuspendedByUser", "Restarting", "Succeeded"} <= set(site.events("resting"))
+    assert {"Suspending", "Suspended", "Restarting", "Succeeded"} <= set(site.events("resting"))

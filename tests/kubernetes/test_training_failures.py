@@ -48,7 +48,7 @@ def test_a_dead_worker_is_told_soon_and_for_good(site: Site) -> None:
     victim = site.pods_of("mortal-r1-train-a1")["1"]
     inside(site, victim["metadata"]["name"], KILL_RANK)
     job = site.until("mortal", "Failed")
-    failure = job["status"]["failure"]
+    failure = job["status"]["run"]["failure"]
     place = (victim["metadata"]["name"], victim["spec"]["nodeName"])
     assert (failure["class"], failure["stage"], failure["attempt"]) == ("Signal9", "train", 1)
     assert (failure["rank"], failure["pod"], failure["node"], failure["exitCode"]) == (1, *place, 137)
@@ -60,7 +60,7 @@ def test_a_dead_worker_is_told_soon_and_for_good(site: Site) -> None:
     assert seconds_between(attempt["endTime"], told["firstTimestamp"]) < SOON_SECONDS
 
     site.until_no_children("mortal")
-    assert site.kubectl.json("get", "ftj/mortal")["status"]["failure"] == failure
+    assert site.kubectl.json("get", "ftj/mortal")["status"]["run"]["failure"] == failure
     assert site.events("mortal")["AttemptFailed"] == told["message"]
 
 
@@ -71,7 +71,7 @@ def test_a_worker_that_fails_by_itself_says_what_it_lacked(site: Site) -> None:
     for found in list(site.store.list(f"s3://{site.bucket}/robbed/datasets/")):
         site.store.delete(found.uri)
     job = site.until("robbed", "Failed")
-    failure = job["status"]["failure"]
+    failure = job["status"]["run"]["failure"]
     assert (failure["class"], failure["stage"], failure["exitCode"]) == ("BadConfig", "train", ExitCode.BAD_CONFIG)
     assert failure["pod"].startswith(f"robbed-r1-train-a1-{failure['rank']}-")
     error, *last_lines = failure["message"].splitlines()
@@ -87,7 +87,7 @@ def test_memory_that_is_used_up_is_called_by_its_name(site: Site) -> None:
     victim = site.pods_of("greedy-r1-train-a1")["1"]["metadata"]["name"]
     inside(site, victim, USE_UP_MEMORY)
     job = site.until("greedy", "Failed")
-    failure = job["status"]["failure"]
+    failure = job["status"]["run"]["failure"]
     assert (failure["class"], failure["rank"], failure["pod"]) == ("OutOfMemory", 1, victim)
     error = "rank 1 was killed by the kernel because the pod's memory was used up"
     assert failure["message"].splitlines()[0] == error

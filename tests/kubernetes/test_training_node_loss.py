@@ -20,7 +20,7 @@ def lose_a_node(site: Site, name: str, **spec: Any) -> str:
 
 
 def has_next_attempt(job: dict[str, Any]) -> bool:
-    return any(attempt["jobName"] == NEXT for attempt in job["status"]["attempts"])
+    return any(attempt["jobName"] == NEXT for attempt in job["status"]["run"]["attempts"])
 
 
 def until_idle(node: Node) -> None:
@@ -33,8 +33,8 @@ def test_a_lost_node_costs_an_attempt_and_nothing_else(site: Site) -> None:
     lost_node = lose_a_node(site, NAME)
     try:
         job = site.when(NAME, has_next_attempt, "the next attempt")
-        assert job["status"]["failure"]["class"] == "NodeLost"
-        assert job["status"]["failure"]["node"] == lost_node
+        assert job["status"]["run"]["failure"]["class"] == "NodeLost"
+        assert job["status"]["run"]["failure"]["node"] == lost_node
         job = site.until(NAME, "Complete")
         places = {pod["spec"]["nodeName"] for pod in site.pods_of(NEXT).values()}
         assert places == set(site.cluster.nodes) - {lost_node}
@@ -45,7 +45,7 @@ def test_a_lost_node_costs_an_attempt_and_nothing_else(site: Site) -> None:
     first, second = attempts_at(job, "train")
     assert (first["outcome"], first["reason"], second["outcome"]) == ("Disruption", "NodeLost", "Succeeded")
     assert 10 <= second["resumedFromStep"] <= first["lastStep"]
-    assert (job["status"]["restarts"], job["status"]["disruptions"]) == (0, 1)
+    assert (job["status"]["run"]["restarts"], job["status"]["run"]["disruptions"]) == (0, 1)
     told = site.events(NAME)["AttemptFailed"]
     assert told.startswith(f"train attempt 1 failed: NodeLost in {LOST}-1")
     assert f" on {lost_node}: " in told
@@ -86,7 +86,7 @@ def test_a_job_shrinks_when_a_node_is_lost_and_grows_at_the_restart_after_it_is_
         (2, "Succeeded", None),
     ]
     assert attempts[3]["resumedFromStep"] >= resumed + 10
-    assert (job["status"]["restarts"], job["status"]["disruptions"]) == (0, 2)
+    assert (job["status"]["run"]["restarts"], job["status"]["run"]["disruptions"]) == (0, 2)
     assert site.events(name)["FewerWorkers"].endswith("startTimeout of 20s; the next attempt starts with 1")
     assert {pod["spec"]["nodeName"] for pod in site.pods_of(f"{name}-r1-train-a4").values()} == set(site.cluster.nodes)
 

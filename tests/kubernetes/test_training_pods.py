@@ -107,7 +107,7 @@ def test_a_job_that_gets_two_of_four_workers_trains_on_two(site: Site) -> None:
     first, second = attempts_at(job, "train")
     assert (first["nodes"], first["fewerNodes"], first["outcome"]) == (4, 2, "Stopped")
     assert (second["nodes"], second["outcome"]) == (2, "Succeeded")
-    assert (job["status"]["restarts"], job["status"]["disruptions"]) == (0, 0)
+    assert (job["status"]["run"]["restarts"], job["status"]["run"]["disruptions"]) == (0, 0)
     assert site.events("crowded")["FewerWorkers"].endswith("startTimeout of 30s; the next attempt starts with 2")
 
 

@@ -166,7 +166,7 @@ def test_whatever_is_lost_every_job_reaches_its_end(
 def trains(objects: Objects, name: str) -> bool:
     """Its pod runs, and status knows of the attempt."""
     job = objects.get("finetunejobs", name) or {}
-    listed = {entry["jobName"] for entry in job.get("status", {}).get("attempts", ())}
+    listed = {entry["jobName"] for entry in job.get("status", {}).get("run", {}).get("attempts", ())}
     running = (pod["metadata"]["name"] for pod in objects.items("pods") if pod["status"].get("phase") == "Running")
     start = f"{name}-r1-train-a1"
     return start in listed and any(pod.startswith(start) for pod in running)

@@ -53,9 +53,9 @@ def run_sample(name: str, work_dir: Path, prepare: Any) -> FineTuneJob:
 def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path: Path) -> None:
     job = run_sample(name, tmp_path, upload_questions)
     assert job.status.phase is Phase.SUCCEEDED
-    assert job.status.evaluation is not None
-    assert job.status.evaluation.tuned["Accuracy"] >= at_least
-    assert job.status.evaluation.tuned["Accuracy"] > job.status.evaluation.baseline["Accuracy"]
+    assert job.status.run.candidates is not None
+    assert job.status.run.candidates.tuned["Accuracy"] >= at_least
+    assert job.status.run.candidates.tuned["Accuracy"] > job.status.run.candidates.baseline["Accuracy"]
 
 
 def test_a_chat_model_learns_real_answers(tmp_path: Path, smollm2_folder: Path) -> None:
@@ -68,8 +68,8 @@ def test_a_chat_model_learns_real_answers(tmp_path: Path, smollm2_folder: Path) 
 
     job = run_sample("chat-lora", tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
-    assert job.status.evaluation is not None
-    assert job.status.evaluation.tuned["Perplexity"] < job.status.evaluation.baseline["Perplexity"]
+    assert job.status.run.candidates is not None
+    assert job.status.run.candidates.tuned["Perplexity"] < job.status.run.candidates.baseline["Perplexity"]
 
 
 def test_every_sample_is_run_here() -> None:

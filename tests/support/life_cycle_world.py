@@ -101,7 +101,7 @@ def in_phase(*phases: Phase) -> Callable[[Status], bool]:
 
 def trains(status: Status) -> bool:
     """The first attempt at training runs, and status says so."""
-    return status.phase is Phase.TRAINING and status.attempts[-1].stage is Stage.TRAIN
+    return status.phase is Phase.TRAINING and status.run.attempts[-1].stage is Stage.TRAIN
 
 
 def train_ends(*ends: End) -> Script:

@@ -65,7 +65,7 @@ class Subject:
         self._remember(look)
         self._one_attempt_at_a_time(look)
         if manifest is not None and manifest.get("status"):
-            status = Status.model_validate(manifest["status"])
+            status = Status.read(manifest["status"])
             self._only_forward(manifest, status)
             self._within_budget(manifest, status)
             self._numbers_are_used_once(status)
@@ -105,35 +105,35 @@ class Subject:
         uid, generation = manifest["metadata"]["uid"], status.observed_generation
         assert self.generations.get(uid, 0) <= generation <= manifest["metadata"]["generation"], "observedGeneration"
         self.generations[uid] = generation
-        assert status.run >= self.runs.get(uid, 0), f"run {status.run} after {self.runs[uid]}"
-        self.runs[uid] = status.run
+        assert status.run.number >= self.runs.get(uid, 0), f"run {status.run.number} after {self.runs[uid]}"
+        self.runs[uid] = status.run.number
         over = [
             entry.type for entry in status.conditions if entry.type in TERMINAL_CONDITIONS and entry.status == "True"
         ]
         assert len(over) <= 1, over
-        before = self.ended.get((uid, status.run))
+        before = self.ended.get((uid, status.run.number))
         assert before is None or over == [before], f"{before} has become {over}"
         if over:
-            self.ended[uid, status.run] = over[0]
+            self.ended[uid, status.run.number] = over[0]
 
     def _within_budget(self, manifest: Manifest, status: Status) -> None:
         limits = manifest["spec"]["restart"]
-        assert status.restarts <= limits["maxRestarts"] + 1, "restarts"
-        assert status.disruptions <= limits["maxDisruptions"] + 1, "disruptions"
+        assert status.run.restarts <= limits["maxRestarts"] + 1, "restarts"
+        assert status.run.disruptions <= limits["maxDisruptions"] + 1, "disruptions"
         for stage in Stage:
-            charged = sum(entry.outcome is Outcome.RETRYABLE for entry in status.attempts if entry.stage is stage)
+            charged = sum(entry.outcome is Outcome.RETRYABLE for entry in status.run.attempts if entry.stage is stage)
             assert charged <= limits["maxRestarts"] + 1, f"{charged} attempts at {stage} failed"
 
     def _numbers_are_used_once(self, status: Status) -> None:
-        order = [(list(Stage).index(entry.stage), entry.number) for entry in status.attempts]
+        order = [(list(Stage).index(entry.stage), entry.number) for entry in status.run.attempts]
         assert order == sorted(set(order)), f"attempts {order}"
-        for entry in status.attempts:
-            key = (self.uid, status.run, str(entry.stage))
+        for entry in status.run.attempts:
+            key = (self.uid, status.run.number, str(entry.stage))
             self.numbers[key] = max(self.numbers.get(key, 0), entry.number)
-        for stage in {entry.stage for entry in status.attempts}:
-            newest = max(entry.number for entry in status.attempts if entry.stage is stage)
-            assert newest == self.numbers[self.uid, status.run, str(stage)], f"{stage} has gone back to {newest}"
-        listed = {entry.job_name for entry in status.attempts}
+        for stage in {entry.stage for entry in status.run.attempts}:
+            newest = max(entry.number for entry in status.run.attempts if entry.stage is stage)
+            assert newest == self.numbers[self.uid, status.run.number, str(stage)], f"{stage} has gone back to {newest}"
+        listed = {entry.job_name for entry in status.run.attempts}
         for uid, name in self.names.items():
             if name in listed and self.owners[uid] == self.uid:
                 known = self.recorded.setdefault((self.uid, name), uid)

@@ -5,7 +5,7 @@ from typing import Any
 from factories import make_job, merged
 from finetune_api.constants import Stage
 from finetune_api.progress import CommittedCheckpoint, Progress
-from finetune_api.v1alpha1 import FineTuneJob, Metric
+from finetune_api.v1alpha1 import FineTuneJob, Metric, RunStatus, Status
 from finetune_api.validation import parse_job
 
 START = "2026-01-01T12:00:00Z"
@@ -26,26 +26,30 @@ PREPARED = attempt("prepare", endTime="2026-01-01T12:00:06Z", outcome="Succeeded
 
 TRAINING: dict[str, Any] = {
     "phase": "Training",
-    "run": 1,
-    "stage": "train",
-    "attempt": 1,
-    "startTime": START,
-    "attempts": [PREPARED, attempt("train", firstStepTime=START)],
-    "progress": {"step": 180, "totalSteps": 296, "percent": 60, "epoch": 4.9, "loss": 0.412},
-    "lastCheckpoint": {"uri": "s3://b/c.json", "step": 180, "time": "2026-01-01T12:00:50Z"},
+    "run": {
+        "number": 1,
+        "stage": "train",
+        "attempt": 1,
+        "startTime": START,
+        "attempts": [PREPARED, attempt("train", firstStepTime=START)],
+        "progress": {"step": 180, "totalSteps": 296, "percent": 60, "epoch": 4.9, "loss": 0.412},
+        "lastCheckpoint": {"uri": "s3://b/c.json", "step": 180, "time": "2026-01-01T12:00:50Z"},
+    },
 }
 
 RESTARTING = merged(
     TRAINING,
     {
         "phase": "Restarting",
-        "attempt": 2,
-        "attempts": [
-            PREPARED,
-            attempt("train", endTime="2026-01-01T12:00:40Z", outcome="Retryable", reason="Signal9", lastStep=181),
-            attempt("train", 2),
-        ],
-        "failure": {"class": "Signal9", "stage": "train", "pod": "topics-r1-train-a1-1", "exitCode": 137},
+        "run": {
+            "attempt": 2,
+            "attempts": [
+                PREPARED,
+                attempt("train", endTime="2026-01-01T12:00:40Z", outcome="Retryable", reason="Signal9", lastStep=181),
+                attempt("train", 2),
+            ],
+            "failure": {"class": "Signal9", "stage": "train", "pod": "topics-r1-train-a1-1", "exitCode": 137},
+        },
     },
 )
 
@@ -53,23 +57,25 @@ SUCCEEDED = merged(
     TRAINING,
     {
         "phase": "Succeeded",
-        "stage": "evaluate",
-        "completionTime": "2026-01-01T12:02:05Z",
-        "progress": {"step": 296, "totalSteps": 296, "percent": 100, "epoch": 8.0, "loss": 0.031},
-        "attempts": [
-            PREPARED,
-            attempt("train", endTime="2026-01-01T12:00:40Z", outcome="Retryable", reason="Signal9", lastStep=181),
-            attempt("train", 2, endTime="2026-01-01T12:01:50Z", outcome="Succeeded", resumedFromStep=120),
-            attempt("evaluate", endTime="2026-01-01T12:02:05Z", outcome="Succeeded"),
-        ],
-        "evaluation": {
-            "baseline": {"Accuracy": 0.0946, "MacroF1": 0.021, "Loss": 2.833},
-            "tuned": {"Accuracy": 0.8784, "MacroF1": 0.791, "Loss": 0.512},
-        },
-        "artifact": {
-            "uri": "s3://demo/runs/topics/runs/r0001-1f3a9c42/model",
-            "digest": "sha256:1",
-            "report": "s3://demo/runs/topics/runs/r0001-1f3a9c42/report.html",
+        "run": {
+            "stage": "evaluate",
+            "completionTime": "2026-01-01T12:02:05Z",
+            "progress": {"step": 296, "totalSteps": 296, "percent": 100, "epoch": 8.0, "loss": 0.031},
+            "attempts": [
+                PREPARED,
+                attempt("train", endTime="2026-01-01T12:00:40Z", outcome="Retryable", reason="Signal9", lastStep=181),
+                attempt("train", 2, endTime="2026-01-01T12:01:50Z", outcome="Succeeded", resumedFromStep=120),
+                attempt("evaluate", endTime="2026-01-01T12:02:05Z", outcome="Succeeded"),
+            ],
+            "candidates": {
+                "baseline": {"metrics": {"Accuracy": 0.0946, "MacroF1": 0.021, "Loss": 2.833}},
+                "tuned": {"metrics": {"Accuracy": 0.8784, "MacroF1": 0.791, "Loss": 0.512}},
+            },
+            "artifact": {
+                "uri": "s3://demo/runs/topics/runs/r0001-1f3a9c42/model",
+                "digest": "sha256:1",
+                "report": "s3://demo/runs/topics/runs/r0001-1f3a9c42/report.html",
+            },
         },
     },
 )
@@ -78,18 +84,20 @@ FAILED = merged(
     TRAINING,
     {
         "phase": "Failed",
-        "stage": "prepare",
-        "progress": None,
-        "lastCheckpoint": None,
-        "attempts": [attempt("prepare", endTime="2026-01-01T12:00:06Z", outcome="Permanent", reason="BadData")],
-        "failure": {
-            "class": "BadData",
+        "run": {
             "stage": "prepare",
-            "rank": 0,
-            "pod": "topics-r1-prepare-a1-0",
-            "exitCode": 65,
-            "message": 's3://b/train.jsonl:17: not JSON: Expecting \',\' delimiter\nline 17: {"text": "a" "label"}',
-            "advice": "correct the line, or set spec.data.onBadRecord to Skip",
+            "progress": None,
+            "lastCheckpoint": None,
+            "attempts": [attempt("prepare", endTime="2026-01-01T12:00:06Z", outcome="Permanent", reason="BadData")],
+            "failure": {
+                "class": "BadData",
+                "stage": "prepare",
+                "rank": 0,
+                "pod": "topics-r1-prepare-a1-0",
+                "exitCode": 65,
+                "message": 's3://b/train.jsonl:17: not JSON: Expecting \',\' delimiter\nline 17: {"text": "a" "label"}',
+                "advice": "correct the line, or set spec.data.onBadRecord to Skip",
+            },
         },
         "conditions": [
             {
@@ -104,6 +112,16 @@ FAILED = merged(
 )
 
 SUSPENDED = merged(TRAINING, {"phase": "Suspended"})
+
+
+def make_status(**fields: Any) -> Status:
+    """A status from Python names: those of the run's fields go into the run. `run` is its number."""
+    run = {name: fields.pop(name) for name in RunStatus.model_fields if name in fields}
+    if "run" in fields:
+        run["number"] = fields.pop("run")
+    if unknown := fields.keys() - Status.model_fields:
+        raise TypeError(f"a status has no fields {sorted(unknown)}")
+    return Status(**fields, run=RunStatus(**run))
 
 
 def job_with(status: dict[str, Any], name: str = "topics") -> FineTuneJob:

@@ -112,7 +112,7 @@ class Site:
         """The job once a checkpoint of that step or a later one is committed."""
 
         def has_checkpoint(job: Job) -> bool:
-            return bool(job.get("status", {}).get("lastCheckpoint", {}).get("step", 0) >= step)
+            return bool(job.get("status", {}).get("run", {}).get("lastCheckpoint", {}).get("step", 0) >= step)
 
         return self.when(name, has_checkpoint, f"a checkpoint of step {step}")
 
@@ -206,7 +206,7 @@ def upload_demo(storage: EmbeddedStore, store: ObjectStore) -> None:
 
 def attempts_at(job: Job, stage: str) -> list[dict[str, Any]]:
     """What status says of the attempts at a stage, oldest first."""
-    attempts = job.get("status", {}).get("attempts", [])
+    attempts = job.get("status", {}).get("run", {}).get("attempts", [])
     return [attempt for attempt in attempts if attempt["stage"] == stage]
 
 

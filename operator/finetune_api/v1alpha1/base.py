@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
+
+from .scope import Scope
 
 
 class ApiModel(BaseModel):
@@ -18,6 +20,22 @@ class ApiModel(BaseModel):
         populate_by_name=True,
         use_attribute_docstrings=True,
     )
+
+    scope: ClassVar[Scope | None] = None
+    """Scope of the fields that have no marker of their own. None: every use of the block has to say."""
+
+    def __init_subclass__(cls, *, scope: Scope | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if scope is not None:
+            cls.scope = scope
+
+    def without_fixed_defaults(self) -> Self:
+        """A copy in which a field is absent that has the value which its absence always means, such as 3 epochs.
+
+        Blocks with such a field override it. Hashes are computed over the result, so that spelling the value out
+        changes nothing.
+        """
+        return self
 
 
 class StatusModel(ApiModel):

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from .base import ApiModel, DataUri
+from .scope import Scope
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -33,7 +34,7 @@ class Packing(StrEnum):
     LENGTH_GROUPED = "LengthGrouped"
 
 
-class Source(ApiModel):
+class Source(ApiModel, scope=Scope.DATA):
     """Files to read."""
 
     uri: DataUri
@@ -41,7 +42,7 @@ class Source(ApiModel):
     `s3://bucket/key`, or of a data set on the hub, `hf://datasets/organisation/name[@revision]/path`."""
 
 
-class Holdout(ApiModel):
+class Holdout(ApiModel, scope=Scope.DATA):
     """A split that is never trained on: its own files, or a fraction of the training files."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=64)] | None = None
@@ -54,7 +55,7 @@ class Holdout(ApiModel):
     """Keep every label's share the same in all splits. Absent: true for Classification. Only with `fraction`."""
 
 
-class Columns(ApiModel):
+class Columns(ApiModel, scope=Scope.DATA):
     """Names of the columns, where they differ from the usual ones."""
 
     text: ColumnName | None = None
@@ -73,7 +74,7 @@ class Columns(ApiModel):
     """List of `{role, content}` of a Chat record. Usual name: `messages`."""
 
 
-class Data(ApiModel):
+class Data(ApiModel, scope=Scope.DATA):
     """Training data, held-out splits and how records are read."""
 
     train: Annotated[tuple[Source, ...], Field(min_length=1, max_length=64)]
@@ -95,7 +96,7 @@ class Data(ApiModel):
     """Tokens per row. A longer document of the format Text is divided into several rows; other examples are cut, and
     the dropped tokens are counted. Never more than the model can take."""
 
-    packing: Packing | None = None
+    packing: Annotated[Packing | None, Scope.RUN] = None
     """How examples of different length share a batch. Absent: LengthGrouped where the length histogram says that it
     saves padding, else Padded."""
 

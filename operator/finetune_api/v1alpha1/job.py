@@ -10,6 +10,7 @@ from .data import Data
 from .method import FullFineTune, Method
 from .model import Model
 from .results import Checkpoint, Evaluation, Output, Storage
+from .scope import Scope
 from .status import Status
 from .training import DeepSpeed, Training
 from .workers import Budget, Restart, Workers
@@ -54,15 +55,16 @@ class Spec(ApiModel):
     budget: Budget = Budget()
     """What the run may use up."""
 
-    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    ttl_seconds_after_finished: Annotated[Annotated[int, Field(ge=0)] | None, Scope.NOW] = None
     """Remove the run's Jobs and pods this long after its end; the object itself stays. Absent: they stay too."""
 
-    suspend: bool = False
+    suspend: Annotated[bool, Scope.NOW] = False
     """Stop with the state saved; setting it back to false resumes."""
 
-    run_id: (
-        Annotated[str, matching(r"^[A-Za-z0-9._-]*$", "letters, digits, '.', '_' and '-'", max_length=63)] | None
-    ) = None
+    run_id: Annotated[
+        Annotated[str, matching(r"^[A-Za-z0-9._-]*$", "letters, digits, '.', '_' and '-'", max_length=63)] | None,
+        Scope.RUN,
+    ] = None
     """Free text. A changed value starts a new run even if nothing else changed."""
 
 

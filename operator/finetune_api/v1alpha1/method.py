@@ -1,17 +1,18 @@
 """`spec.method`: which parameters move."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 
 from .base import ApiModel
+from .scope import Scope
 
 
-class FullFineTune(ApiModel):
+class FullFineTune(ApiModel, scope=Scope.RUN):
     """Every parameter is trained."""
 
 
-class Lora(ApiModel):
+class Lora(ApiModel, scope=Scope.RUN):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), through PEFT; the base model stays frozen."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -28,8 +29,17 @@ class Lora(ApiModel):
     )
     """Names of the linear layers to adapt, such as `q_proj`. Absent: every linear layer but the head."""
 
+    @property
+    def scale(self) -> int:
+        """`alpha`, or twice the rank where it is absent."""
+        return 2 * self.rank if self.alpha is None else self.alpha
 
-class Method(ApiModel):
+    def without_fixed_defaults(self) -> Self:
+        """Without `alpha` where it is twice the rank."""
+        return self.model_copy(update={"alpha": None}) if self.alpha == 2 * self.rank else self
+
+
+class Method(ApiModel, scope=Scope.RUN):
     """Exactly one of the blocks."""
 
     full: FullFineTune | None = None

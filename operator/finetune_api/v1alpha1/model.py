@@ -1,8 +1,10 @@
 """`spec.model`: what is fine-tuned."""
 
 from enum import StrEnum
+from typing import Annotated
 
 from .base import ApiModel, ModelUri
+from .scope import Scope
 
 
 class Task(StrEnum):
@@ -21,7 +23,7 @@ class Dtype(StrEnum):
     """Gradients are scaled, because the type has no small numbers. For GPUs without BFloat16."""
 
 
-class Model(ApiModel):
+class Model(ApiModel, scope=Scope.DATA):
     """The base model, in Hugging Face layout."""
 
     uri: ModelUri
@@ -31,5 +33,5 @@ class Model(ApiModel):
     task: Task | None = None
     """Head and loss. Absent: SequenceClassification for Classification data, CausalLM for every other format."""
 
-    dtype: Dtype | None = None
+    dtype: Annotated[Dtype | None, Scope.RUN] = None
     """Absent: with GPUs BFloat16, or Float16 where they lack it (older than Ampere); else Float32."""

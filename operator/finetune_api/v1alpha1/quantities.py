@@ -31,6 +31,18 @@ def seconds(duration: str) -> float:
     return sum(float(number) * _DURATION_SECONDS[unit] for number, unit in parts)
 
 
+def short_duration(duration_seconds: float) -> str:
+    """The two largest units, as in the ages that `kubectl get` prints: `45s`, `2m14s`, `3h5m`, `2d4h`."""
+    whole = max(0, round(duration_seconds))
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    first = next((index for index, (_, size) in enumerate(units) if whole >= size), len(units) - 1)
+    parts = []
+    for unit, size in units[first : first + 2]:
+        parts.append(f"{whole // size}{unit}")
+        whole %= size
+    return "".join(part for index, part in enumerate(parts) if index == 0 or not part.startswith("0"))
+
+
 def amount(quantity: str) -> float:
     """`64Gi` -> 68719476736.0, `500m` -> 0.5, `1e9` -> 1e9. Raises ValueError for text that is not a quantity."""
     match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[a-zA-Z]*)", quantity)

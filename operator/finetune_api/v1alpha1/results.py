@@ -1,14 +1,18 @@
 """`spec.checkpoint`, `spec.evaluation`, `spec.output` and `spec.storage`: what is kept, and where."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 
 from .base import ApiModel, Duration, S3Uri, SecretName, matching
+from .scope import Scope
+
+DEFAULT_MAX_LOST_WORK = "10m"
+"""`checkpoint.maxLostWork` where neither it nor `everySteps` is given."""
 
 
-class Checkpoint(ApiModel):
+class Checkpoint(ApiModel, scope=Scope.ATTEMPT):
     """When the state of the run is saved, and what of it is kept. At most one of `maxLostWork` and `everySteps`."""
 
     max_lost_work: Duration | None = None
@@ -32,11 +36,16 @@ class Checkpoint(ApiModel):
     keep_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Keep for good the first checkpoint at or after every multiple of this many steps. 1 keeps all. Absent: none."""
 
+    def without_fixed_defaults(self) -> Self:
+        """Without `maxLostWork` where it has its default and decides."""
+        is_default = self.max_lost_work == DEFAULT_MAX_LOST_WORK and self.every_steps is None
+        return self.model_copy(update={"max_lost_work": None}) if is_default else self
 
-class Evaluation(ApiModel):
+
+class Evaluation(ApiModel, scope=Scope.EVALUATION):
     """How the model is judged, during and after training."""
 
-    every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    every_steps: Annotated[Annotated[int, Field(ge=1, le=10_000_000)] | None, Scope.RUN] = None
     """Evaluate the validation split after this many optimizer steps. Absent: at the end of every epoch."""
 
     baseline: bool = True
@@ -56,17 +65,19 @@ class ArtifactFormat(StrEnum):
     ADAPTER = "Adapter"
 
 
-class Output(ApiModel):
+class Output(ApiModel, scope=Scope.RUN):
     """Where everything that the job makes is kept."""
 
     uri: S3Uri
     """Prefix for data sets, checkpoints, models and reports."""
 
-    formats: Annotated[tuple[ArtifactFormat, ...], Field(min_length=1, max_length=2)] | None = None
-    """Merged is a complete model in Hugging Face layout; Adapter is the PEFT adapter alone. Absent: Merged."""
+    formats: Annotated[tuple[ArtifactFormat, ...], Field(min_length=1, max_length=2), Scope.EVALUATION] = (
+        ArtifactFormat.MERGED,
+    )
+    """Merged is a complete model in Hugging Face layout; Adapter is the PEFT adapter alone."""
 
 
-class Storage(ApiModel):
+class Storage(ApiModel, scope=Scope.ATTEMPT):
     """How object storage is reached. Absent fields come from the operator's settings."""
 
     endpoint: (

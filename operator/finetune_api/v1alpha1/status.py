@@ -1,7 +1,8 @@
 """`status`: what the operator has seen and done. Written by the operator alone."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -67,8 +68,7 @@ class CheckpointStatus(StatusModel):
     time: Time
     """When it was committed."""
     save_seconds: float | None = None
-    """How long training stood still for it. Pods get as long as that takes, and more, to save in when they are
-    stopped."""
+    """From the beginning of the save to its commit. Determines the grace period of the pods."""
 
 
 class FailureStatus(StatusModel):
@@ -105,6 +105,19 @@ class Outcome(StrEnum):
     REJECTED = "Rejected"
 
 
+class AttemptPlan(StatusModel):
+    """What a training attempt is started with."""
+
+    nodes: int
+    """Worker pods."""
+    micro_batch_size: int | None = None
+    """Examples per process and forward pass."""
+    gradient_accumulation_steps: int | None = None
+    """Forward passes per optimizer step."""
+    reason: Annotated[str, Field(max_length=256)] = ""
+    """Why the plan differs from what the spec asks for; empty: it does not."""
+
+
 class AttemptStatus(StatusModel):
     """One attempt at a stage."""
 
@@ -116,10 +129,10 @@ class AttemptStatus(StatusModel):
     """Its Kubernetes Job."""
     start_time: Time
     """When its Job was created."""
-    nodes: int | None = None
-    """Worker pods of a training."""
-    fewer_nodes: int | None = None
-    """Worker pods of the next attempt, where this one was stopped because its own did not all run."""
+    plan: AttemptPlan | None = None
+    """What the attempt was started with. Absent: prepare and evaluate attempts, which have one pod."""
+    evaluation_spec_hash: str = ""
+    """Evaluate attempts: hash of the spec fields that decide the evaluation and the exported formats."""
     first_step_time: Time | None = None
     """When its first optimizer step was done."""
     known_checkpoint_step: int | None = None
@@ -138,17 +151,24 @@ class AttemptStatus(StatusModel):
     """Exit status of the pod that failed first. Absent: it left none, or did not fail."""
     message: Annotated[str, Field(max_length=256)] = ""
     """First line of the error of a failure."""
-    forgiven: bool | None = None
-    """True: the run had failed with it, and has another chance since its spec was changed."""
+    superseded_by_spec_change: bool | None = None
+    """True: the run failed with this attempt and was continued after its spec was changed."""
 
 
-class EvaluationStatus(StatusModel):
-    """Figures of the held-out test split."""
+class CandidateName(StrEnum):
+    """A model that was evaluated on the test split."""
 
-    baseline: dict[Metric, float] = {}
-    """The base model's."""
-    tuned: dict[Metric, float] = {}
-    """The fine-tuned model's."""
+    BASELINE = "baseline"
+    """The base model."""
+    TUNED = "tuned"
+    """The fine-tuned model."""
+
+
+class CandidateStatus(StatusModel):
+    """One model that was evaluated on the test split."""
+
+    metrics: dict[Metric, float] = {}
+    """Metrics of the test split."""
 
 
 class ArtifactStatus(StatusModel):
@@ -162,8 +182,8 @@ class ArtifactStatus(StatusModel):
     """The HTML report."""
 
 
-class ChosenStatus(StatusModel):
-    """What the system chose for the fields that the user left out."""
+class ResolvedStatus(StatusModel):
+    """Values of the fields that the user left out, and facts about model and data."""
 
     task: str = ""
     """Head and loss."""
@@ -193,13 +213,96 @@ class ChosenStatus(StatusModel):
     """That revision, as spec.model.uri named it: empty for the default branch. Absent: a model from elsewhere."""
 
 
+class RunStatus(StatusModel):
+    """One run: everything from the prepared data to the evaluated model."""
+
+    number: int = 0
+    """Number of the run, counted from 1. 0: no run has started."""
+    spec_hash: str = ""
+    """Hash of the spec fields that decide the result (scopes Data and Run). Another hash is another run."""
+    failed_spec_hash: str | None = None
+    """Of a failed run: hash of the other spec fields that may make it succeed. With another hash the run continues."""
+    stage: str = ""
+    """Stage that is running or ran last."""
+    attempt: int = 0
+    """Attempt of that stage that is running or ran last."""
+    progress: ProgressStatus | None = None
+    """How far the training is."""
+    last_checkpoint: CheckpointStatus | None = None
+    """The last committed checkpoint."""
+    warnings: Annotated[tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=16)] = ()
+    """Warnings of the stages, each once; the last sixteen."""
+    restarts: int = 0
+    """Failures charged to `restart.maxRestarts`: of the stage that failed last, since its last new checkpoint."""
+    disruptions: int = 0
+    """Disruptions of the run."""
+    resolved: ResolvedStatus | None = None
+    """Values of the fields that the user left out, and facts about model and data."""
+    candidates: dict[CandidateName, CandidateStatus] = {}
+    """Models that were evaluated on the test split."""
+    artifact: ArtifactStatus | None = None
+    """The exported model."""
+    failure: FailureStatus | None = None
+    """Why the run, or its last attempt, failed."""
+    attempts: Annotated[tuple[AttemptStatus, ...], Field(max_length=10)] = ()
+    """The last ten attempts at the stages of the run, oldest first."""
+    next_plan: AttemptPlan | None = None
+    """Plan of the next training attempt, where it was decided before the running attempt is stopped for it."""
+    start_time: Time | None = None
+    """When the run started."""
+    suspended_since: Time | None = None
+    """Since when `spec.suspend` has been set. Absent: it is not."""
+    suspended_seconds: float | None = None
+    """How long the run was suspended before. Suspended time does not count for the deadline."""
+    completion_time: Time | None = None
+    """When the run ended."""
+    children_removed: bool | None = None
+    """True: the run is complete, and its Jobs and pods were removed after `spec.ttlSecondsAfterFinished`."""
+
+
+class PastRun(StatusModel):
+    """Summary of a run that a later one has replaced."""
+
+    number: int
+    """Number of the run."""
+    spec_hash: str = ""
+    """Hash of the spec fields that decided its result."""
+    result: Literal["Succeeded", "Failed", "Superseded"]
+    """How it ended. Superseded: the spec changed while it was running."""
+    reason: Annotated[str, Field(max_length=128)] = ""
+    """Reason of a failure."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """First line of the message of a failure."""
+    start_time: Time | None = None
+    """When the run started."""
+    completion_time: Time | None = None
+    """When the run ended. Absent: it was superseded while it was running."""
+    step: int | None = None
+    """Last optimizer step."""
+    candidates: dict[CandidateName, CandidateStatus] = {}
+    """Models that were evaluated on the test split."""
+    artifact: ArtifactStatus | None = None
+    """The exported model, which stays in object storage."""
+
+
+class DisplayStatus(StatusModel):
+    """Figures as text, for the columns of `kubectl get`."""
+
+    progress: str = ""
+    """Share of the optimizer steps that are done, such as `27%`."""
+    loss: str = ""
+    """Training loss with four significant digits."""
+    eta: str = ""
+    """Time to the last step, such as `2m14s`."""
+
+
 class Status(StatusModel):
     """What the operator has seen and done."""
 
     observed_generation: int = 0
-    """Generation of the spec that this speaks of."""
+    """Generation of the spec that this status describes."""
     phase: Phase = Phase.PENDING
-    """A printed summary; read the conditions for decisions."""
+    """A printed summary; use the conditions for decisions."""
     conditions: Annotated[
         tuple[Condition, ...],
         Field(
@@ -207,43 +310,61 @@ class Status(StatusModel):
         ),
     ] = ()
     """State in Kubernetes' own form."""
-    run: int = 0
-    """Number of the current run, from 1."""
-    run_hash: str = ""
-    """Hash of the semantic part of that run's spec; another hash is another run."""
-    failed_with: str | None = None
-    """Of a run that has failed: hash of what else in its spec may make the difference. With another one it goes on."""
-    stage: str = ""
-    """Stage that is running or ran last."""
-    attempt: int = 0
-    """Attempt of the training that is running or ran last."""
-    progress: ProgressStatus | None = None
-    """How far the training is."""
-    last_checkpoint: CheckpointStatus | None = None
-    """The last committed checkpoint."""
-    warnings: Annotated[tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=16)] = ()
-    """What the stages of this run have warned of, each once; the last sixteen."""
-    restarts: int = 0
-    """Failures charged to `restart.maxRestarts`: of the stage that failed last, since its last new checkpoint."""
-    disruptions: int = 0
-    """Disruptions of this run."""
-    chosen: ChosenStatus | None = None
-    """What the system chose for the fields that the user left out."""
-    evaluation: EvaluationStatus | None = None
-    """Figures of the held-out test split."""
-    artifact: ArtifactStatus | None = None
-    """The exported model."""
-    failure: FailureStatus | None = None
-    """Why the job, or its last attempt, failed."""
-    attempts: Annotated[tuple[AttemptStatus, ...], Field(max_length=10)] = ()
-    """The last ten attempts at the stages of this run, oldest first."""
-    start_time: Time | None = None
-    """When the run started."""
-    suspended_since: Time | None = None
-    """Since when `spec.suspend` has been set. Absent: it is not."""
-    suspended_seconds: float | None = None
-    """For how long it was set before, in this run. Neither counts for the deadline."""
-    completion_time: Time | None = None
-    """When the run ended."""
-    children_removed: bool | None = None
-    """True: the run is over, and its Jobs and pods were removed after `spec.ttlSecondsAfterFinished`."""
+    display: DisplayStatus | None = None
+    """Figures as text, for the columns of `kubectl get`."""
+    run: RunStatus = RunStatus()
+    """The current run."""
+    history: Annotated[tuple[PastRun, ...], Field(max_length=10)] = ()
+    """The last ten runs before the current one, oldest first."""
+
+    def with_run(self, **changes: object) -> Self:
+        """A copy in which these fields of the current run are changed."""
+        return self.model_copy(update={"run": self.run.model_copy(update=changes)})
+
+    def metrics_of(self, candidate: CandidateName) -> dict[Metric, float]:
+        """Metrics of the test split of a candidate of the current run; empty where it was not evaluated."""
+        found = self.run.candidates.get(candidate)
+        return {} if found is None else found.metrics
+
+    def written(self) -> dict[str, Any]:
+        """As it is written to the object: without what is absent."""
+        absent = {"run"} if self.run == RunStatus() else set()
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=absent)
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any] | None) -> Self:
+        """The status of an object, in whichever shape it was written. Raises ValidationError."""
+        return cls.model_validate(in_current_shape(written or {}))
+
+
+_RENAMED = {"runHash": "specHash", "failedWith": "failedSpecHash", "chosen": "resolved"}
+
+
+def in_current_shape(written: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A status as it was written, in the shape of `Status`.
+
+    Earlier versions wrote the fields of the run beside its number, `run`.
+    """
+    if not isinstance(written, Mapping) or not isinstance(written.get("run"), int):
+        return written
+    names = {str(field.alias) for field in RunStatus.model_fields.values()}
+    run = {_RENAMED.get(name, name): value for name, value in written.items() if _RENAMED.get(name, name) in names}
+    run["number"] = written["run"]
+    if isinstance(figures := written.get("evaluation"), dict):
+        run["candidates"] = {name: {"metrics": metrics} for name, metrics in figures.items()}
+    attempts = run.get("attempts")
+    if isinstance(attempts, list) and all(isinstance(entry, dict) for entry in attempts):
+        run["attempts"] = [_attempt_from_flat(entry) for entry in attempts]
+        if attempts and (fewer := attempts[-1].get("fewerNodes")):
+            run["nextPlan"] = {"nodes": fewer}
+    kept = {name: value for name, value in written.items() if name not in {*names, *_RENAMED, "evaluation"}}
+    return {**kept, "run": run}
+
+
+def _attempt_from_flat(entry: dict[str, Any]) -> dict[str, Any]:
+    found = {name: value for name, value in entry.items() if name not in {"nodes", "fewerNodes", "forgiven"}}
+    if entry.get("nodes"):
+        found["plan"] = {"nodes": entry["nodes"]}
+    if entry.get("forgiven"):
+        found["supersededBySpecChange"] = True
+    return found

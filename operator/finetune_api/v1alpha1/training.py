@@ -1,11 +1,15 @@
 """`spec.training` and `spec.deepspeed`: how the parameters move."""
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
 from .base import ApiModel
+from .scope import Scope
+
+DEFAULT_EPOCHS = 3
+"""Passes over the training split where neither `epochs` nor `maxSteps` is given."""
 
 
 class Schedule(StrEnum):
@@ -27,7 +31,7 @@ class Metric(StrEnum):
     MACRO_F1 = "MacroF1"
 
 
-class Warmup(ApiModel):
+class Warmup(ApiModel, scope=Scope.RUN):
     """Rise of the learning rate from zero. At most one of the fields."""
 
     ratio: Annotated[float, Field(ge=0.0, le=0.9)] | None = None
@@ -37,7 +41,7 @@ class Warmup(ApiModel):
     """Number of optimizer steps, fewer than the training has."""
 
 
-class EarlyStopping(ApiModel):
+class EarlyStopping(ApiModel, scope=Scope.RUN):
     """Stop when the validation metric no longer improves; the best state is what is exported."""
 
     metric: Metric = Metric.LOSS
@@ -50,7 +54,7 @@ class EarlyStopping(ApiModel):
     """A smaller change does not count as an improvement."""
 
 
-class Training(ApiModel):
+class Training(ApiModel, scope=Scope.RUN):
     """Length, learning rate and batch."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
@@ -72,7 +76,7 @@ class Training(ApiModel):
     global_batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 16
     """Examples per optimizer step, over all workers. The same on any number of workers."""
 
-    micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    micro_batch_size: Annotated[Annotated[int, Field(ge=1, le=65_536)] | None, Scope.ATTEMPT] = None
     """Examples per worker process and forward pass. Absent: the largest up to 16 that divides the worker's share."""
 
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -84,14 +88,19 @@ class Training(ApiModel):
     label_smoothing: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
     """Share of the target's probability that is spread over all classes."""
 
-    seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
+    seed: Annotated[int, Field(ge=0, le=4_294_967_295), Scope.DATA] = 42
     """Fixes splits, data order, new weights and dropout."""
 
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: Annotated[bool, Scope.ATTEMPT] = True
     """Recompute activations in the backward pass: less memory, about a fifth slower."""
 
     early_stopping: EarlyStopping | None = None
     """Stop when the validation metric no longer improves."""
+
+    def without_fixed_defaults(self) -> Self:
+        """Without `epochs` where they have their default and decide."""
+        is_default = self.epochs == DEFAULT_EPOCHS and self.max_steps is None
+        return self.model_copy(update={"epochs": None}) if is_default else self
 
 
 class Offload(StrEnum):
@@ -102,7 +111,7 @@ class Offload(StrEnum):
     OPTIMIZER_AND_PARAMETERS = "OptimizerAndParameters"
 
 
-class DeepSpeed(ApiModel):
+class DeepSpeed(ApiModel, scope=Scope.ATTEMPT):
     """ZeRO and what is merged into DeepSpeed's own configuration."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
@@ -113,5 +122,5 @@ class DeepSpeed(ApiModel):
     """Optimizer: moments and 32-bit weights are in the host's memory, and its processors step them. Needs zeroStage 1
     or more; OptimizerAndParameters needs 3. Without GPUs everything is there anyway."""
 
-    config: Annotated[dict[str, Any], Field(max_length=64)] | None = None
+    config: Annotated[Annotated[dict[str, Any], Field(max_length=64)] | None, Scope.RUN] = None
     """Merged as it is into DeepSpeed's configuration; a key that the job owns is refused by name."""

@@ -1,13 +1,17 @@
 """`spec.workers` and `spec.restart`: where the job runs and how often it may fall."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from .base import ApiModel, Duration, Quantity, SecretName, matching
+from .scope import Scope
+
+DEFAULT_START_TIMEOUT = "5m"
+"""`workers.startTimeout` where `minNodes` is given alone: a node comes up and pulls an image of some GB by then."""
 
 
-class KeySelector(ApiModel):
+class KeySelector(ApiModel, scope=Scope.ATTEMPT):
     """One key of a Secret or ConfigMap in the job's namespace, as in a pod."""
 
     name: SecretName
@@ -22,7 +26,7 @@ class KeySelector(ApiModel):
     """True: without the object or the key, the variable is left out. Absent: the pod waits until both exist."""
 
 
-class EnvVarSource(ApiModel):
+class EnvVarSource(ApiModel, scope=Scope.ATTEMPT):
     """Where the value of a variable comes from, as in a pod. Exactly one of the fields."""
 
     secret_key_ref: KeySelector | None = None
@@ -32,7 +36,7 @@ class EnvVarSource(ApiModel):
     """Key of a ConfigMap."""
 
 
-class EnvVar(ApiModel):
+class EnvVar(ApiModel, scope=Scope.ATTEMPT):
     """One environment variable of the trainer, as in a pod."""
 
     name: Annotated[
@@ -50,7 +54,7 @@ class EnvVar(ApiModel):
     """Take the value from a Secret or ConfigMap, instead of `value`. Only in a cluster."""
 
 
-class Resources(ApiModel):
+class Resources(ApiModel, scope=Scope.ATTEMPT):
     """Requests and limits of one worker pod, as in a container."""
 
     requests: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
@@ -60,7 +64,7 @@ class Resources(ApiModel):
     """What the worker may not exceed. A job that cannot fit `memory` is refused before it starts."""
 
 
-class Toleration(ApiModel):
+class Toleration(ApiModel, scope=Scope.ATTEMPT):
     """A taint of nodes that the workers put up with, as in a pod."""
 
     key: Annotated[str, Field(max_length=316)] = ""
@@ -79,7 +83,7 @@ class Toleration(ApiModel):
     """How long after a NoExecute taint the worker stays. Absent: for ever."""
 
 
-class Cache(ApiModel):
+class Cache(ApiModel, scope=Scope.ATTEMPT):
     """A volume that outlives the pods of an attempt."""
 
     claim_name: SecretName
@@ -87,7 +91,7 @@ class Cache(ApiModel):
     that several nodes can mount (ReadWriteMany)."""
 
 
-class Workers(ApiModel):
+class Workers(ApiModel, scope=Scope.ATTEMPT):
     """How many workers, and what each gets."""
 
     nodes: Annotated[int, Field(ge=1, le=512)] = 1
@@ -136,8 +140,13 @@ class Workers(ApiModel):
     """Where base models, prepared data and copies of the newest checkpoints stay for the next attempt, and for other
     jobs with the same claim. Absent: in the pod, gone with it; locally always in the folder of the runs."""
 
+    def without_fixed_defaults(self) -> Self:
+        """Without `startTimeout` where it has its default and is used."""
+        is_default = self.start_timeout == DEFAULT_START_TIMEOUT and self.min_nodes is not None
+        return self.model_copy(update={"start_timeout": None}) if is_default else self
 
-class Restart(ApiModel):
+
+class Restart(ApiModel, scope=Scope.NOW):
     """How often training is started again. A restart resumes from the last committed checkpoint."""
 
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = 3
@@ -148,7 +157,7 @@ class Restart(ApiModel):
     """Restarts after evictions, preemptions and other losses that the training did not cause."""
 
 
-class Budget(ApiModel):
+class Budget(ApiModel, scope=Scope.NOW):
     """What a run may use up. What is over it is stopped with its state saved, and has failed."""
 
     deadline: Duration | None = None

@@ -58,6 +58,6 @@ def closing_lines(result: "DemoResult") -> Iterator[str]:
         )
     if result.report is not None:
         yield f"report  {result.report}"
-    if result.job.status.artifact is not None:
-        yield f"get it  {own_name()} store get {result.job.status.artifact.uri}/ model/"
+    if result.job.status.run.artifact is not None:
+        yield f"get it  {own_name()} store get {result.job.status.run.artifact.uri}/ model/"
     yield ""

@@ -3,7 +3,7 @@
 import time
 
 from finetune_api.constants import Phase
-from finetune_api.v1alpha1 import Metric, Status
+from finetune_api.v1alpha1 import CandidateName, Metric, Status
 
 from ..display.text import duration, metric_name, metric_value
 from ..local_state import LocalJob, LocalState
@@ -37,15 +37,15 @@ def row(job: LocalJob, *, is_running: bool, now: float) -> tuple[str, ...]:
     if status.phase not in _OVER and not is_running:
         phase = "Interrupted"
     name = job.key.name if job.key.namespace == "default" else str(job.key)
-    progress = status.progress
+    progress = status.run.progress
     step = f"{progress.step}/{progress.total_steps}" if progress and progress.total_steps else "-"
-    return (name, str(status.run or "-"), phase, step, _metric(status), duration(max(0.0, now - job.changed)))
+    return (name, str(status.run.number or "-"), phase, step, _metric(status), duration(max(0.0, now - job.changed)))
 
 
 def _metric(status: Status) -> str:
-    tuned = status.evaluation.tuned if status.evaluation else {}
+    tuned = status.metrics_of(CandidateName.TUNED)
     telling = next((metric for metric in _TELLING if metric in tuned), None)
     if telling is not None:
         return f"{metric_name(telling)} {metric_value(telling, tuned[telling])}"
-    loss = status.progress.loss if status.progress else None
+    loss = status.run.progress.loss if status.run.progress else None
     return f"training loss {loss:.4g}" if loss is not None else "-"

@@ -28,15 +28,15 @@ _WRONG = {
 
 def phase_since(status: Status) -> str | None:
     """When the phase began, as far as status tells."""
-    if status.phase in {Phase.SUCCEEDED, Phase.FAILED} and status.completion_time:
-        return status.completion_time
+    if status.phase in {Phase.SUCCEEDED, Phase.FAILED} and status.run.completion_time:
+        return status.run.completion_time
     if status.phase in _TELLING:
         kind, value = _TELLING[status.phase]
         turned = next((entry for entry in status.conditions if entry.type is kind and entry.status == value), None)
         return turned.last_transition_time if turned else None
-    if not status.attempts:
-        return status.start_time
-    last = status.attempts[-1]
+    if not status.run.attempts:
+        return status.run.start_time
+    last = status.run.attempts[-1]
     is_between = status.phase is Phase.RESTARTING and last.end_time
     return last.end_time if is_between else last.start_time
 
@@ -54,7 +54,7 @@ def wrong_conditions(job: FineTuneJob) -> Iterator[tuple[str, str]]:
             grouped.setdefault((entry.reason, entry.message), []).append(name)
     # A message that says more stands for the same reason without one.
     told = {reason for reason, message in grouped if message}
-    cause = f": {status.failure.message}" if status.failure else ""
+    cause = f": {status.run.failure.message}" if status.run.failure else ""
     for (reason, message), names in grouped.items():
         if message or reason not in told:
             said = message.removesuffix(cause) if cause else message

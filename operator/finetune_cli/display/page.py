@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.constants import Phase
-from finetune_api.v1alpha1 import AttemptStatus, ChosenStatus, FineTuneJob, Status
+from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, ResolvedStatus, Status
 from finetune_operator.manifests import Manifest
 
 from .conditions import phase_since, wrong_conditions
@@ -66,51 +66,51 @@ class Page:
             spent = f" {spent} ago" if status.phase in _ENDED else f" for {spent}"
         yield f"{self.job.metadata.name}: {status.phase}{spent}"
         words = [self.where]
-        if status.run:
-            words.append(f"run {status.run}")
-        if status.start_time:
-            began = datetime.fromisoformat(status.start_time).astimezone()
+        if status.run.number:
+            words.append(f"run {status.run.number}")
+        if status.run.start_time:
+            began = datetime.fromisoformat(status.run.start_time).astimezone()
             took = duration(snapshot(self.job, None, self.now).elapsed_seconds)
-            words.append(f"began {began:%Y-%m-%d %H:%M:%S}, {took if status.completion_time else f'{took} ago'}")
+            words.append(f"began {began:%Y-%m-%d %H:%M:%S}, {took if status.run.completion_time else f'{took} ago'}")
         yield from textwrap.wrap(", ".join(words), self.width, break_long_words=False)
         if self.is_left and status.phase not in _ENDED:
             yield "interrupted: no process runs it; `finetune run JOB.yaml` goes on"
 
     def _course(self) -> Iterator[str]:
         status = self.status
-        figures = status.progress
+        figures = status.run.progress
         if figures is not None and figures.total_steps:
             steps = f" {figures.percent:3d} %, step {figures.step} of {figures.total_steps}"
             bar = min(_MAX_BAR, self.width - _LABEL_WIDTH - len(steps) - 2)
             done = bar * min(figures.step, figures.total_steps) // figures.total_steps
             yield from self._row("progress", f"[{'#' * done}{'.' * (bar - done)}]{steps}")
             yield from self._row("", figures_text(figures, is_running=status.phase is Phase.TRAINING))
-        if status.last_checkpoint is not None:
-            age = duration(seconds_since(status.last_checkpoint.time, self.now))
-            uri = status.last_checkpoint.uri
-            yield from self._row("checkpoint", f"step {status.last_checkpoint.step}, {age} ago: {uri}")
-        if status.run:
+        if status.run.last_checkpoint is not None:
+            age = duration(seconds_since(status.run.last_checkpoint.time, self.now))
+            uri = status.run.last_checkpoint.uri
+            yield from self._row("checkpoint", f"step {status.run.last_checkpoint.step}, {age} ago: {uri}")
+        if status.run.number:
             limits = self.job.spec.restart
             yield from self._row(
                 "charged",
-                f"restarts {status.restarts} of {limits.max_restarts} since the last new checkpoint, "
-                f"disruptions {status.disruptions} of {limits.max_disruptions}",
+                f"restarts {status.run.restarts} of {limits.max_restarts} since the last new checkpoint, "
+                f"disruptions {status.run.disruptions} of {limits.max_disruptions}",
             )
-        if status.chosen is not None:
-            yield from self._row("chosen", _chosen_text(status.chosen))
+        if status.run.resolved is not None:
+            yield from self._row("resolved", _resolved_text(status.run.resolved))
 
     def _attempts(self) -> Iterator[str]:
-        if not self.status.attempts:
+        if not self.status.run.attempts:
             return
         rows: list[tuple[str, ...]] = [("stage", "attempt", "outcome", "took", "from step", "to", "reason")]
-        rows += [_attempt_row(attempt, self.now) for attempt in self.status.attempts]
+        rows += [_attempt_row(attempt, self.now) for attempt in self.status.run.attempts]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         for row in rows:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             yield "  ".join(cells).rstrip()
 
     def _failure(self) -> Iterator[str]:
-        failure = self.status.failure
+        failure = self.status.run.failure
         if failure is None:
             return
         code = f" (exit status {failure.exit_code})" if failure.exit_code else ""
@@ -123,7 +123,7 @@ class Page:
         yield from self._row("advice", failure.advice)
 
     def _warnings(self) -> Iterator[str]:
-        for number, warning in enumerate(self.status.warnings):
+        for number, warning in enumerate(self.status.run.warnings):
             yield from self._row("" if number else "warnings", warning)
 
     def _results(self) -> Iterator[str]:
@@ -133,9 +133,9 @@ class Page:
         for row in rows:
             label, *cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
             yield f"{label.strip():<{max(_LABEL_WIDTH, widths[0] + 2)}}{'   '.join(cells)}".rstrip()
-        if self.status.artifact is not None:
-            yield from self._row("model", self.status.artifact.uri)
-            yield from self._row("report", self.status.artifact.report)
+        if self.status.run.artifact is not None:
+            yield from self._row("model", self.status.run.artifact.uri)
+            yield from self._row("report", self.status.run.artifact.report)
 
     def _conditions(self) -> Iterator[str]:
         label = "conditions"
@@ -193,18 +193,18 @@ def _order_of(event: Manifest) -> tuple[str, int]:
     return _time_of(event), int(version) if version.isdecimal() else 0
 
 
-def _chosen_text(chosen: ChosenStatus) -> str:
+def _resolved_text(resolved: ResolvedStatus) -> str:
     """`SequenceClassification, Text data, Float32, ZeRO 2, micro batch 8 x 2 accumulated, packing Padded`."""
-    batch = "" if chosen.micro_batch_size is None else f"micro batch {chosen.micro_batch_size}"
-    if batch and chosen.gradient_accumulation_steps:
-        batch += f" x {chosen.gradient_accumulation_steps} accumulated"
+    batch = "" if resolved.micro_batch_size is None else f"micro batch {resolved.micro_batch_size}"
+    if batch and resolved.gradient_accumulation_steps:
+        batch += f" x {resolved.gradient_accumulation_steps} accumulated"
     words = [
-        chosen.task,
-        f"{chosen.format} data" if chosen.format else "",
-        chosen.dtype,
-        "" if chosen.zero_stage is None else f"ZeRO {chosen.zero_stage}",
+        resolved.task,
+        f"{resolved.format} data" if resolved.format else "",
+        resolved.dtype,
+        "" if resolved.zero_stage is None else f"ZeRO {resolved.zero_stage}",
         batch,
-        f"packing {chosen.packing}" if chosen.packing else "",
+        f"packing {resolved.packing}" if resolved.packing else "",
     ]
     return ", ".join(filter(None, words))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.constants import ConditionType, Phase, Stage
-from finetune_api.v1alpha1 import FineTuneJob, Status
+from finetune_api.v1alpha1 import CandidateName, FineTuneJob, Status
 
 from .text import duration, metric_change, metric_name, metric_value, seconds_since
 
@@ -53,9 +53,7 @@ def summarize(job: FineTuneJob, *, ways: WaysOn = RUN_AGAIN) -> Summary:
 
 
 def _metrics(status: Status) -> tuple[tuple[str, str, str, str], ...]:
-    if status.evaluation is None:
-        return ()
-    baseline, tuned = status.evaluation.baseline, status.evaluation.tuned
+    baseline, tuned = status.metrics_of(CandidateName.BASELINE), status.metrics_of(CandidateName.TUNED)
     return tuple(
         (
             metric_name(metric),
@@ -68,7 +66,7 @@ def _metrics(status: Status) -> tuple[tuple[str, str, str, str], ...]:
 
 
 def _failure(status: Status) -> list[tuple[str, str]]:
-    failure = status.failure
+    failure = status.run.failure
     if status.phase is Phase.INVALID:
         return [("wrong", _message(status, ConditionType.ACCEPTED))]
     if status.phase is not Phase.FAILED:
@@ -93,29 +91,29 @@ def _message(status: Status, kind: ConditionType) -> str:
 
 def _course(status: Status) -> list[tuple[str, str]]:
     facts = [("run", _run(status))]
-    if status.progress is not None and status.progress.total_steps:
-        facts.append(("steps", f"{status.progress.step} of {status.progress.total_steps}"))
-    if status.phase is not Phase.SUCCEEDED and status.last_checkpoint is not None:
-        facts.append(("checkpoint", f"step {status.last_checkpoint.step}, {status.last_checkpoint.uri}"))
+    if status.run.progress is not None and status.run.progress.total_steps:
+        facts.append(("steps", f"{status.run.progress.step} of {status.run.progress.total_steps}"))
+    if status.phase is not Phase.SUCCEEDED and status.run.last_checkpoint is not None:
+        facts.append(("checkpoint", f"step {status.run.last_checkpoint.step}, {status.run.last_checkpoint.uri}"))
     return facts
 
 
 def _run(status: Status) -> str:
-    trainings = [attempt for attempt in status.attempts if attempt.stage is Stage.TRAIN]
-    words = [f"{status.run}"]
+    trainings = [attempt for attempt in status.run.attempts if attempt.stage is Stage.TRAIN]
+    words = [f"{status.run.number}"]
     if trainings:
         words.append(f"{trainings[-1].number} attempt{'s' if trainings[-1].number > 1 else ''} at training")
     resumed = trainings[-1].resumed_from_step if trainings else None
     if resumed:
         words.append(f"resumed from step {resumed}")
-    if status.start_time and status.completion_time:
-        end = datetime.fromisoformat(status.completion_time)
-        words.append(duration(seconds_since(status.start_time, end)))
+    if status.run.start_time and status.run.completion_time:
+        end = datetime.fromisoformat(status.run.completion_time)
+        words.append(duration(seconds_since(status.run.start_time, end)))
     return ", ".join(words)
 
 
 def _results(status: Status) -> list[tuple[str, str]]:
-    artifact = status.artifact
+    artifact = status.run.artifact
     if artifact is None:
         return []
     return [("model", artifact.uri), ("report", artifact.report)]

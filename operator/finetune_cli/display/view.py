@@ -69,21 +69,21 @@ class View:
 def snapshot(job: FineTuneJob, progress: Progress | None, now: datetime) -> View:
     """What is known at `now`; where rank 0 has answered, it is fresher than the status."""
     status = job.status
-    live = progress if progress is not None and progress.stage == status.stage else None
+    live = progress if progress is not None and progress.stage == status.run.stage else None
     training = live if live is not None and live.stage == Stage.TRAIN else None
     return View(
         name=job.metadata.name,
-        run=status.run,
+        run=status.run.number,
         phase=status.phase,
         stages=tuple(_stage(status, stage, now) for stage in Stage),
-        stage=status.stage,
-        attempt=status.attempt,
+        stage=status.run.stage,
+        attempt=status.run.attempt,
         resumed_from_step=_resumed_from(training, status),
         activity=live.activity if live else "",
         figures=_figures(status, training),
         checkpoint=_checkpoint(status, training, now),
         validation=training.evaluation if training else {},
-        warnings=tuple(dict.fromkeys((*status.warnings, *(live.warnings if live else ())))),
+        warnings=tuple(dict.fromkeys((*status.run.warnings, *(live.warnings if live else ())))),
         notice=_notice(status),
         last_end=_last_end(status),
         elapsed_seconds=_elapsed(status, now),
@@ -91,7 +91,7 @@ def snapshot(job: FineTuneJob, progress: Progress | None, now: datetime) -> View
 
 
 def _stage(status: Status, stage: Stage, now: datetime) -> StageView:
-    attempts = [attempt for attempt in status.attempts if attempt.stage is stage]
+    attempts = [attempt for attempt in status.run.attempts if attempt.stage is stage]
     return StageView(stage, _stage_state(status, stage), sum(_attempt_seconds(attempt, now) for attempt in attempts))
 
 
@@ -99,9 +99,9 @@ def _stage_state(status: Status, stage: Stage) -> StageState:
     order = list(Stage)
     if status.phase is Phase.SUCCEEDED:
         return StageState.DONE
-    if not status.stage or order.index(stage) > order.index(Stage(status.stage)):
+    if not status.run.stage or order.index(stage) > order.index(Stage(status.run.stage)):
         return StageState.WAITING
-    if stage != status.stage:
+    if stage != status.run.stage:
         return StageState.DONE
     special = {Phase.FAILED: StageState.FAILED, Phase.SUSPENDED: StageState.STOPPED}
     return special.get(status.phase, StageState.RUNNING)
@@ -115,12 +115,12 @@ def _attempt_seconds(attempt: AttemptStatus, now: datetime) -> float:
 def _resumed_from(training: Progress | None, status: Status) -> int | None:
     if training is not None:
         return training.resumed_from_step
-    return status.attempts[-1].resumed_from_step if status.attempts else None
+    return status.run.attempts[-1].resumed_from_step if status.run.attempts else None
 
 
 def _figures(status: Status, training: Progress | None) -> ProgressStatus:
     if training is None or training.total_steps == 0:
-        return status.progress or ProgressStatus()
+        return status.run.progress or ProgressStatus()
     return ProgressStatus(
         step=training.step,
         total_steps=training.total_steps,
@@ -134,7 +134,7 @@ def _figures(status: Status, training: Progress | None) -> ProgressStatus:
 
 
 def _checkpoint(status: Status, training: Progress | None, now: datetime) -> CheckpointView | None:
-    newest = training.last_checkpoint if training and training.last_checkpoint else status.last_checkpoint
+    newest = training.last_checkpoint if training and training.last_checkpoint else status.run.last_checkpoint
     return CheckpointView(newest.step, seconds_since(newest.time, now)) if newest else None
 
 
@@ -145,14 +145,14 @@ def _notice(status: Status) -> str:
 
 
 def _last_end(status: Status) -> str:
-    ended = next((attempt for attempt in reversed(status.attempts) if attempt.reason), None)
+    ended = next((attempt for attempt in reversed(status.run.attempts) if attempt.reason), None)
     if ended is None:
         return ""
-    pod = status.failure.pod if status.failure else ""
+    pod = status.run.failure.pod if status.run.failure else ""
     return f"attempt {ended.number} ended: {ended.reason}{f' in {pod}' if pod else ''}"
 
 
 def _elapsed(status: Status, now: datetime) -> float:
-    if status.start_time is None:
+    if status.run.start_time is None:
         return 0.0
-    return seconds_since(status.start_time, datetime.fromisoformat(status.completion_time or now.isoformat()))
+    return seconds_since(status.run.start_time, datetime.fromisoformat(status.run.completion_time or now.isoformat()))

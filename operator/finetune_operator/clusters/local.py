@@ -127,8 +127,8 @@ class LocalCluster:
         kept = {name: old["metadata"][name] for name in ("uid", "creationTimestamp")}
         generation = old["metadata"]["generation"] + (old["spec"] != manifest["spec"])
         status = dict(old.get("status", {}))
-        if "failedWith" in status:
-            status["failedWith"] = ""
+        if "failedSpecHash" in status.get("run", {}):
+            status["run"] = {**status["run"], "failedSpecHash": ""}
         self._objects.write({**manifest, "metadata": {**metadata, **kept, "generation": generation}, "status": status})
 
     def kill_pod(self, job_name: str, index: int) -> None:

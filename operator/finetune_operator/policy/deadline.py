@@ -9,25 +9,25 @@ from finetune_api.v1alpha1.quantities import seconds
 
 def with_suspension(status: Status, spec: Spec, now: str) -> Status:
     """Status of a run that goes on, which knows since when, and for how long before, it has been suspended."""
-    if spec.suspend and status.suspended_since is None:
-        return status.model_copy(update={"suspended_since": now})
-    if not spec.suspend and status.suspended_since is not None:
+    if spec.suspend and status.run.suspended_since is None:
+        return status.with_run(suspended_since=now)
+    if not spec.suspend and status.run.suspended_since is not None:
         past = round(suspended_seconds(status, datetime.fromisoformat(now)), 3)
-        return status.model_copy(update={"suspended_since": None, "suspended_seconds": past})
+        return status.with_run(suspended_since=None, suspended_seconds=past)
     return status
 
 
 def suspended_seconds(status: Status, now: datetime) -> float:
     """How long the run has been suspended so far."""
-    past = status.suspended_seconds or 0.0
-    if status.suspended_since is None:
+    past = status.run.suspended_seconds or 0.0
+    if status.run.suspended_since is None:
         return past
-    return past + max(0.0, (now - datetime.fromisoformat(status.suspended_since)).total_seconds())
+    return past + max(0.0, (now - datetime.fromisoformat(status.run.suspended_since)).total_seconds())
 
 
 def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
     """Until the run's deadline; negative once it is over, None where there is none."""
-    if spec.budget.deadline is None or not status.start_time:
+    if spec.budget.deadline is None or not status.run.start_time:
         return None
     allowed = seconds(spec.budget.deadline) + suspended_seconds(status, now)
-    return (datetime.fromisoformat(status.start_time) + timedelta(seconds=allowed) - now).total_seconds()
+    return (datetime.fromisoformat(status.run.start_time) + timedelta(seconds=allowed) - now).total_seconds()

@@ -57,7 +57,7 @@ def _ended_attempts(before: Status, after: Status) -> Iterator[Announcement]:
 
 
 def _with_cause(told: str, attempt: AttemptStatus, after: Status) -> str:
-    failure = after.failure
+    failure = after.run.failure
     if failure is None or (failure.stage, failure.attempt) != (attempt.stage, attempt.number):
         return told
     place = f" in {failure.pod}" if failure.pod else ""
@@ -78,17 +78,17 @@ def _resumed(before: Status, after: Status) -> Iterator[Announcement]:
 
 
 def _warnings(before: Status, after: Status) -> Iterator[Announcement]:
-    known = before.warnings if before.run == after.run else ()
-    for warning in after.warnings:
+    known = before.run.warnings if before.run.number == after.run.number else ()
+    for warning in after.run.warnings:
         if warning not in known:
-            identity = f"r{after.run}.{hashlib.sha256(warning.encode()).hexdigest()[:12]}"
+            identity = f"r{after.run.number}.{hashlib.sha256(warning.encode()).hexdigest()[:12]}"
             yield Announcement(str(Reason.STAGE_WARNING), warning, True, identity)
 
 
 def _new_run(before: Status, after: Status) -> Iterator[Announcement]:
-    if before.run and after.run != before.run:
-        told = f"the spec means something else now: run {after.run} takes the place of run {before.run}"
-        yield Announcement(str(Reason.SPEC_CHANGED), told, False, f"r{after.run}.changed")
+    if before.run.number and after.run.number != before.run.number:
+        told = f"the spec means something else now: run {after.run.number} takes the place of run {before.run.number}"
+        yield Announcement(str(Reason.SPEC_CHANGED), told, False, f"r{after.run.number}.changed")
 
 
 def _turn(before: Status, after: Status) -> Iterator[Announcement]:
@@ -99,24 +99,28 @@ def _turn(before: Status, after: Status) -> Iterator[Announcement]:
     reason, message = new
     if reason is Reason.SPEC_CHANGED:
         return  # told as a new run
-    what = message or f"run {after.run}" + (f", {after.stage} attempt {after.attempt}" if after.stage else "")
-    turn = f"{after.observed_generation}" if after.phase is Phase.INVALID else f"{after.stage}.{after.attempt}"
-    yield Announcement(str(reason), what, reason in _WARNINGS, f"r{after.run}.{turn}.{reason}")
+    what = message or f"run {after.run.number}" + (
+        f", {after.run.stage} attempt {after.run.attempt}" if after.run.stage else ""
+    )
+    turn = f"{after.observed_generation}" if after.phase is Phase.INVALID else f"{after.run.stage}.{after.run.attempt}"
+    yield Announcement(str(reason), what, reason in _WARNINGS, f"r{after.run.number}.{turn}.{reason}")
 
 
 def _remarks(before: Status, after: Status) -> Iterator[Announcement]:
     """What is worth telling beside the turns, when it becomes so."""
-    known = {(entry.type, entry.reason) for entry in before.conditions if before.run == after.run}
+    known = {(entry.type, entry.reason) for entry in before.conditions if before.run.number == after.run.number}
     for entry in after.conditions:
         is_invalid = entry.type is ConditionType.ACCEPTED and entry.reason is Reason.INVALID_SPEC
         is_remark = entry.reason in _REMARKS or (is_invalid and after.phase is not Phase.INVALID)  # else a turn
         if is_remark and (entry.type, entry.reason) not in known:
-            identity = f"r{after.run}.{after.stage}.{after.attempt}.g{after.observed_generation}.{entry.reason}"
+            identity = (
+                f"r{after.run.number}.{after.run.stage}.{after.run.attempt}.g{after.observed_generation}.{entry.reason}"
+            )
             yield Announcement(str(entry.reason), entry.message, entry.reason in _WARNINGS, identity)
 
 
 def _place(status: Status) -> tuple[object, ...]:
-    return (status.phase, status.run, status.stage, status.attempt)
+    return (status.phase, status.run.number, status.run.stage, status.run.attempt)
 
 
 def _ready(status: Status) -> tuple[Reason, str] | None:

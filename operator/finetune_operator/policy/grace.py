@@ -49,7 +49,7 @@ def verdict(status: Status, stage: ObservedStage, limits: GraceLimits) -> Verdic
 
 def _needed(status: Status) -> int | None:
     """Seconds from SIGTERM to the end of the last process, rounded up to ten, so that small changes change nothing."""
-    checkpoint, progress = status.last_checkpoint, status.progress
+    checkpoint, progress = status.run.last_checkpoint, status.run.progress
     if checkpoint is None or checkpoint.save_seconds is None:
         return None
     step = (progress.step_seconds if progress else None) or 0.0

@@ -1,23 +1,27 @@
-"""What status remembers of the attempts: folded in from the children, each end charged exactly once.
+"""What status records of runs and attempts, from observations of the children. Each end is charged exactly once.
 
-An attempt that status knows to have ended is never judged again, so a crash between creating the next attempt and
+An attempt that ended according to status is never classified again, so a crash between creating the next attempt and
 writing status repeats nothing.
 """
 
 from collections.abc import Iterable
 
-from finetune_api.constants import TERMINAL_CONDITIONS, Stage
+from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
 from finetune_api.exit_codes import FailureClass
 from finetune_api.progress import Progress, TerminationMessage
 from finetune_api.trainer_config import Prepared
 from finetune_api.v1alpha1 import (
     ArtifactStatus,
+    AttemptPlan,
     AttemptStatus,
+    CandidateName,
+    CandidateStatus,
     CheckpointStatus,
-    ChosenStatus,
-    EvaluationStatus,
     Outcome,
+    PastRun,
     ProgressStatus,
+    ResolvedStatus,
+    RunStatus,
     Status,
 )
 
@@ -27,6 +31,7 @@ from . import failure
 from .runs import Run
 
 _KEPT_ATTEMPTS = 10
+_KEPT_RUNS = 10
 _KEPT_WARNINGS, _MAX_WARNING = 16, 1024
 _MAX_ATTEMPT_MESSAGE = 256
 _STAGES = list(Stage)
@@ -37,36 +42,74 @@ _OUTCOMES = {
 }
 
 
-def fold(status: Status, run: Run, observed: Observed, progress: Progress | None, now: str) -> Status:
-    """Status after looking at the children of the run; `progress` is what rank 0 of the active stage answers."""
+def apply_observation(status: Status, run: Run, observed: Observed, progress: Progress | None, now: str) -> Status:
+    """Status after an observation of the run's children; `progress` is what rank 0 of the active stage reports."""
     if run.is_new:
-        # The old run's end is not the new one's.
-        kept = tuple(entry for entry in status.conditions if entry.type not in TERMINAL_CONDITIONS)
-        status = Status(run=run.number, run_hash=run.hash, start_time=now, conditions=kept, phase=status.phase)
+        status = _with_new_run(status, run, now)
     children = observed.of_run(run.number)
     for child in children:
         status = _with_child(status, child, progress, now)
-    return _with_vanished(status, {child.job_name for child in children} | set(observed.orphans), now)
+    status = _with_vanished(status, {child.job_name for child in children} | set(observed.orphans), now)
+    return status if status.run.spec_hash == run.hash else status.with_run(spec_hash=run.hash)
 
 
-def begun(status: Status, stage: Stage, number: int, job_name: str, now: str, *, nodes: int | None = None) -> Status:
+def _with_new_run(status: Status, run: Run, now: str) -> Status:
+    """The old run becomes history; its terminal condition does not apply to the new one."""
+    past = (*status.history, _past_run(status)) if status.run.number else status.history
+    return Status(
+        observed_generation=status.observed_generation,
+        phase=status.phase,
+        conditions=tuple(entry for entry in status.conditions if entry.type not in TERMINAL_CONDITIONS),
+        run=RunStatus(number=run.number, spec_hash=run.hash, start_time=now),
+        history=past[-_KEPT_RUNS:],
+    )
+
+
+def _past_run(status: Status) -> PastRun:
+    run = status.run
+    ended = next(
+        (entry for entry in status.conditions if entry.type in TERMINAL_CONDITIONS and entry.status == "True"), None
+    )
+    is_failed = ended is not None and ended.type is ConditionType.FAILED
+    return PastRun(
+        number=run.number,
+        spec_hash=run.spec_hash,
+        result="Superseded" if ended is None else "Failed" if is_failed else "Succeeded",
+        reason=str(ended.reason) if ended is not None and is_failed else "",
+        message=ended.message.partition("\n")[0][:_MAX_ATTEMPT_MESSAGE] if ended is not None and is_failed else "",
+        start_time=run.start_time,
+        completion_time=run.completion_time,
+        step=None if run.progress is None else run.progress.step,
+        candidates=run.candidates,
+        artifact=run.artifact,
+    )
+
+
+def record_started(
+    status: Status,
+    stage: Stage,
+    number: int,
+    job_name: str,
+    now: str,
+    *,
+    plan: AttemptPlan | None = None,
+    evaluation_spec_hash: str = "",
+) -> Status:
     """Status once the children of an attempt are created. A pass that sees them first would write the same, later."""
-    if any(attempt.job_name == job_name for attempt in status.attempts):
+    if any(attempt.job_name == job_name for attempt in status.run.attempts):
         return status
     attempt = AttemptStatus(
         stage=stage,
         number=number,
         job_name=job_name,
         start_time=now,
-        nodes=nodes,
+        plan=plan,
+        evaluation_spec_hash=evaluation_spec_hash,
         known_checkpoint_step=_newest_known_step(status) if stage is Stage.TRAIN else None,
     )
-    return status.model_copy(update={"attempts": (*status.attempts, attempt)[-_KEPT_ATTEMPTS:]})
-
-
-def shrinking(status: Status, attempt: AttemptStatus, nodes: int) -> Status:
-    """Status that knows with how many workers the attempt after this one begins."""
-    return _replace(status, attempt.model_copy(update={"fewer_nodes": nodes}))
+    attempts = (*status.run.attempts, attempt)[-_KEPT_ATTEMPTS:]
+    next_plan = None if stage is Stage.TRAIN else status.run.next_plan
+    return status.with_run(attempts=attempts, next_plan=next_plan)
 
 
 def open_jobs(status: Status, jobs: Iterable[Manifest]) -> tuple[str, ...]:
@@ -75,7 +118,7 @@ def open_jobs(status: Status, jobs: Iterable[Manifest]) -> tuple[str, ...]:
     Those whose end has not been judged, those that have not ended, though they were given up as lost, and those that
     are gone while their attempt is open: pods of them may go on.
     """
-    judged = {attempt.job_name for attempt in status.attempts if attempt.outcome is not None}
+    judged = {attempt.job_name for attempt in status.run.attempts if attempt.outcome is not None}
     found = set(unjudged(status))
     found |= {job["metadata"]["name"] for job in jobs if job["metadata"]["name"] not in judged or not has_ended(job)}
     return tuple(sorted(found))
@@ -83,28 +126,35 @@ def open_jobs(status: Status, jobs: Iterable[Manifest]) -> tuple[str, ...]:
 
 def unjudged(status: Status) -> tuple[str, ...]:
     """Names of the Jobs whose end status does not know. Where one is gone, its attempt is over."""
-    return tuple(attempt.job_name for attempt in status.attempts if attempt.outcome is None)
+    return tuple(attempt.job_name for attempt in status.run.attempts if attempt.outcome is None)
 
 
 def last_attempt(status: Status) -> AttemptStatus | None:
     """The newest attempt of the run, at whatever stage."""
-    return status.attempts[-1] if status.attempts else None
+    return status.run.attempts[-1] if status.run.attempts else None
 
 
 def _with_child(status: Status, child: ObservedStage, progress: Progress | None, now: str) -> Status:
-    known = next((attempt for attempt in status.attempts if attempt.job_name == child.job_name), None)
+    known = next((attempt for attempt in status.run.attempts if attempt.job_name == child.job_name), None)
     if known is None:
         newest = last_attempt(status)
         if newest is not None and _order(child.stage, child.attempt) < _order(newest.stage, newest.number):
             return status  # older than what status still lists: judged and charged long ago
-        nodes = child.expected_pods if child.stage is Stage.TRAIN else None
-        status = begun(status, child.stage, child.attempt, child.job_name, child.created_at, nodes=nodes)
-        known = status.attempts[-1]
+        status = record_started(
+            status,
+            child.stage,
+            child.attempt,
+            child.job_name,
+            child.created_at,
+            plan=AttemptPlan(nodes=child.expected_pods) if child.stage is Stage.TRAIN else None,
+            evaluation_spec_hash=child.evaluation_hash if child.stage is Stage.EVALUATE else "",
+        )
+        known = status.run.attempts[-1]
     if known.outcome is not None:
         return status
     if child.active:
         noticed = failure.notice(child)
-        status = status if noticed is None else status.model_copy(update={"failure": noticed})
+        status = status if noticed is None else status.with_run(failure=noticed)
         return _with_progress(status, known, progress)
     return _with_end(status, known, child, now)
 
@@ -115,7 +165,7 @@ def _order(stage: Stage, number: int) -> tuple[int, int]:
 
 def _with_vanished(status: Status, present: set[str], now: str) -> Status:
     """Attempts whose Job is gone without an end that was seen: stopped for a suspension, or deleted by somebody."""
-    for attempt in status.attempts:
+    for attempt in status.run.attempts:
         if attempt.outcome is None and attempt.job_name not in present:
             status = _replace(status, attempt.model_copy(update={"end_time": now, "outcome": Outcome.STOPPED}))
     return status
@@ -133,24 +183,24 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
             }
         )
         status = _replace(status, attempt)
-        status = status.model_copy(update={"progress": _progress_status(progress, status.progress)})
-        if status.chosen is not None and progress.zero_stage is not None:
-            chosen = status.chosen.model_copy(update={"zero_stage": progress.zero_stage})
-            status = status.model_copy(update={"chosen": chosen})
-    status = status.model_copy(update={"warnings": _warnings(status, progress)})
+        status = status.with_run(progress=_progress_status(progress, status.run.progress))
+        if status.run.resolved is not None and progress.zero_stage is not None:
+            resolved = status.run.resolved.model_copy(update={"zero_stage": progress.zero_stage})
+            status = status.with_run(resolved=resolved)
+    status = status.with_run(warnings=_warnings(status, progress))
     if progress.last_checkpoint is not None:
         committed = progress.last_checkpoint
         checkpoint = CheckpointStatus(
             uri=committed.uri, step=committed.step, time=committed.time, save_seconds=committed.save_seconds
         )
-        status = status.model_copy(update={"last_checkpoint": checkpoint})
+        status = status.with_run(last_checkpoint=checkpoint)
     return status
 
 
 def _warnings(status: Status, progress: Progress) -> tuple[str, ...]:
     """Those that are new come last."""
     told = (warning[:_MAX_WARNING] for warning in progress.warnings)
-    return tuple(dict.fromkeys((*status.warnings, *told)))[-_KEPT_WARNINGS:]
+    return tuple(dict.fromkeys((*status.run.warnings, *told)))[-_KEPT_WARNINGS:]
 
 
 def _progress_status(progress: Progress, before: ProgressStatus | None) -> ProgressStatus:
@@ -176,12 +226,12 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
     message = next((pod.message for pod in child.pods if pod.index == 0 and pod.message), None)
     if message is not None and message.progress is not None:
         status = _with_progress(status, attempt, message.progress)
-        attempt = next(entry for entry in status.attempts if entry.job_name == attempt.job_name)
+        attempt = next(entry for entry in status.run.attempts if entry.job_name == attempt.job_name)
     ended_at = child.ended_at or now  # a lost one never ends: it is given up
     if child.succeeded:
         status = _replace(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
         return _with_results(status, message)
-    judged = failure.judge(child, status.failure)
+    judged = failure.judge(child, status.run.failure)
     ended = attempt.model_copy(
         update={
             "end_time": ended_at,
@@ -192,7 +242,7 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
         }
     )
     status = _charge(_replace(status, ended), ended, judged.failure_class)
-    return status.model_copy(update={"failure": judged.status})
+    return status.with_run(failure=judged.status)
 
 
 def has_new_checkpoint(status: Status, attempt: AttemptStatus) -> bool:
@@ -201,32 +251,32 @@ def has_new_checkpoint(status: Status, attempt: AttemptStatus) -> bool:
     `attempt` is the newest one. What it has not reported does not count: an attempt that ends before it has read its
     checkpoint would otherwise look like progress, and be repeated without end.
     """
-    saved = status.last_checkpoint
+    saved = status.run.last_checkpoint
     return attempt.stage is Stage.TRAIN and saved is not None and saved.step > (attempt.known_checkpoint_step or 0)
 
 
 def _is_stage_charged(status: Status, attempt: AttemptStatus) -> bool:
-    """Whether `status.restarts` counts failures of this attempt's stage: each stage has restarts of its own."""
-    charged = [entry for entry in status.attempts if entry.outcome is Outcome.RETRYABLE and entry != attempt]
+    """Whether `status.run.restarts` counts failures of this attempt's stage: each stage has restarts of its own."""
+    charged = [entry for entry in status.run.attempts if entry.outcome is Outcome.RETRYABLE and entry != attempt]
     return attempt.number > 1 and (not charged or charged[-1].stage is attempt.stage)
 
 
 def _newest_known_step(status: Status) -> int | None:
     """The highest, not the last: a run that falls back to an older checkpoint and saves the same steps again has made
     no progress."""
-    steps = [entry.known_checkpoint_step for entry in status.attempts if entry.known_checkpoint_step is not None]
-    if status.last_checkpoint is not None:
-        steps.append(status.last_checkpoint.step)
+    steps = [entry.known_checkpoint_step for entry in status.run.attempts if entry.known_checkpoint_step is not None]
+    if status.run.last_checkpoint is not None:
+        steps.append(status.run.last_checkpoint.step)
     return max(steps, default=None)
 
 
 def _charge(status: Status, attempt: AttemptStatus, failure_class: FailureClass) -> Status:
     starts_anew = has_new_checkpoint(status, attempt) or not _is_stage_charged(status, attempt)
-    restarts = 0 if starts_anew else status.restarts
+    restarts = 0 if starts_anew else status.run.restarts
     if failure_class is FailureClass.RETRYABLE:
         restarts += 1
-    disruptions = status.disruptions + (failure_class is FailureClass.DISRUPTION)
-    return status.model_copy(update={"restarts": restarts, "disruptions": disruptions})
+    disruptions = status.run.disruptions + (failure_class is FailureClass.DISRUPTION)
+    return status.with_run(restarts=restarts, disruptions=disruptions)
 
 
 def _with_results(status: Status, message: TerminationMessage | None) -> Status:
@@ -235,18 +285,19 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
         return status
     update: dict[str, object] = {"failure": None}
     if message.prepared is not None:
-        update["chosen"] = _chosen(message.prepared)
+        update["resolved"] = _resolved(message.prepared)
     if message.trained is not None:
         update["artifact"] = ArtifactStatus(uri=message.trained.model_uri, digest=message.trained.digest)
-    if message.evaluated is not None and status.artifact is not None:
+    if message.evaluated is not None and status.run.artifact is not None:
         evaluated = message.evaluated
-        update["artifact"] = status.artifact.model_copy(update={"report": evaluated.report_uri})
-        update["evaluation"] = EvaluationStatus(baseline=evaluated.baseline, tuned=evaluated.tuned)
-    return status.model_copy(update=update)
+        update["artifact"] = status.run.artifact.model_copy(update={"report": evaluated.report_uri})
+        figures = {CandidateName.BASELINE: evaluated.baseline, CandidateName.TUNED: evaluated.tuned}
+        update["candidates"] = {name: CandidateStatus(metrics=found) for name, found in figures.items() if found}
+    return status.with_run(**update)
 
 
-def _chosen(prepared: Prepared) -> ChosenStatus:
-    return ChosenStatus(
+def _resolved(prepared: Prepared) -> ResolvedStatus:
+    return ResolvedStatus(
         task=prepared.task,
         format=prepared.format,
         dtype=prepared.dtype,
@@ -262,5 +313,5 @@ def _chosen(prepared: Prepared) -> ChosenStatus:
 
 
 def _replace(status: Status, attempt: AttemptStatus) -> Status:
-    attempts = tuple(attempt if entry.job_name == attempt.job_name else entry for entry in status.attempts)
-    return status.model_copy(update={"attempts": attempts})
+    attempts = tuple(attempt if entry.job_name == attempt.job_name else entry for entry in status.run.attempts)
+    return status.with_run(attempts=attempts)

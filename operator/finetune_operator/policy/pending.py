@@ -1,25 +1,33 @@
-"""What a user has changed while an attempt runs, and that attempt does not know of."""
+"""Changes that the running attempt does not use: it was started before them."""
 
-from finetune_api.v1alpha1 import Spec
+from finetune_api.constants import Stage
+from finetune_api.scopes import paths, spec_hash
+from finetune_api.v1alpha1 import Scope, Spec
 
 from ..observed import ObservedStage
-from .runs import TECHNICAL_FIELDS, Fields, hash_of
-
-ATTEMPT_FIELDS: Fields = {"checkpoint": True, "storage": True, "workers": True, **TECHNICAL_FIELDS}
-"""What an attempt is started with. Other fields start a new run, or are heeded at once."""
-_NAMES = "spec.checkpoint, storage, workers, zeroStage, offload, microBatchSize or gradientCheckpointing"
 
 
 def attempt_hash(spec: Spec) -> str:
-    """Of what an attempt is started with; written on its Job."""
-    return hash_of(spec, ATTEMPT_FIELDS)
+    """Hash of the fields that an attempt is started with; an annotation of its Job."""
+    return spec_hash(spec, {Scope.ATTEMPT})
+
+
+def evaluation_hash(spec: Spec) -> str:
+    """Hash of the fields that decide the evaluation and the exported formats; an annotation of an evaluate Job."""
+    return spec_hash(spec, {Scope.EVALUATION})
 
 
 def pending_change(spec: Spec, stage: ObservedStage) -> str:
-    """Why a change shows no effect yet; empty where all of the spec is in force."""
-    if stage.spec_hash in {"", attempt_hash(spec)}:
-        return ""
-    return (
-        f"{_NAMES} was changed after {stage.stage} attempt {stage.attempt} had begun; it counts from the next attempt "
-        "on (to have one now, set spec.suspend to true and back: the state is saved)"
-    )
+    """Why a change has no effect yet; empty where all of the spec is in effect."""
+    if stage.spec_hash not in {"", attempt_hash(spec)}:
+        return (
+            f"one of {', '.join(paths(Scope.ATTEMPT))} was changed after {stage.stage} attempt {stage.attempt} "
+            "started; it takes effect with the next attempt (to start one now, set spec.suspend to true and back to "
+            "false: the state is saved)"
+        )
+    if stage.stage is Stage.EVALUATE and stage.evaluation_hash not in {"", evaluation_hash(spec)}:
+        return (
+            f"one of {', '.join(paths(Scope.EVALUATION))} was changed after evaluate attempt {stage.attempt} started; "
+            "the model is evaluated again after it"
+        )
+    return ""

@@ -58,9 +58,9 @@ _SAMENESS: Mapping[str, Sameness] = {
 
 _REMEDIES: Mapping[str, str] = {
     name_of(ExitCode.DIVERGED): "lower spec.training.learningRate, add a warmup, or correct the data",
-    EVICTED: "raise what status.failure names in spec.workers.resources, or use less of it",
+    EVICTED: "raise what status.run.failure names in spec.workers.resources, or use less of it",
 }
-_ANY_REMEDY = "correct what status.failure names"
+_ANY_REMEDY = "correct what status.run.failure names"
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,22 @@ class GiveUp:
 
 def decide(status: Status, limits: RestartSpec, *, max_backoff_seconds: float) -> Retry | GiveUp:
     """What follows the last attempt, which has failed. `status` has charged its end already."""
-    last = status.attempts[-1]
+    last = status.run.attempts[-1]
     match last.outcome:
         case Outcome.PERMANENT:
             return GiveUp(Reason.PERMANENT_FAILURE, "the same input would fail again")
         case Outcome.DISRUPTION | Outcome.REJECTED:
-            if status.disruptions > limits.max_disruptions:
-                return GiveUp(Reason.DISRUPTIONS_EXHAUSTED, f"disrupted {status.disruptions} times")
-            return Retry(_backoff(last, disruptions_in_a_row(status.attempts), max_backoff_seconds))
-    if status.restarts > limits.max_restarts:
-        told = f"failed {status.restarts} times without a new checkpoint in between"
+            if status.run.disruptions > limits.max_disruptions:
+                return GiveUp(Reason.DISRUPTIONS_EXHAUSTED, f"disrupted {status.run.disruptions} times")
+            return Retry(_backoff(last, disruptions_in_a_row(status.run.attempts), max_backoff_seconds))
+    if status.run.restarts > limits.max_restarts:
+        told = f"failed {status.run.restarts} times without a new checkpoint in between"
         return GiveUp(Reason.RESTARTS_EXHAUSTED, told)
     if (count := identical_failures(status)) >= _IDENTICAL_FAILURES:
         told = f"{last.reason} {count} times in the same way, without a new checkpoint in between; another attempt "
         told += f"would fail again: {_remedy(last)}"
         return GiveUp(Reason.REPEATED_FAILURE, told)
-    return Retry(_backoff(last, status.restarts, max_backoff_seconds))
+    return Retry(_backoff(last, status.run.restarts, max_backoff_seconds))
 
 
 def _remedy(attempt: AttemptStatus) -> str:
@@ -118,7 +118,7 @@ def disruptions_in_a_row(attempts: Sequence[AttemptStatus]) -> int:
     """Attempts at the end of the list, of one stage, that were disrupted or rejected before their first step."""
     count = 0
     for entry in reversed(attempts):
-        is_disrupted = entry.outcome in {Outcome.DISRUPTION, Outcome.REJECTED} and not entry.forgiven
+        is_disrupted = entry.outcome in {Outcome.DISRUPTION, Outcome.REJECTED} and not entry.superseded_by_spec_change
         if not is_disrupted or entry.stage is not attempts[-1].stage or entry.first_step_time:
             break
         count += 1
@@ -130,11 +130,11 @@ def identical_failures(status: Status) -> int:
 
     Disruptions and requested stops in between do not count, and do not end the series.
     """
-    last = status.attempts[-1]
-    newest = None if status.last_checkpoint is None else status.last_checkpoint.step
+    last = status.run.attempts[-1]
+    newest = None if status.run.last_checkpoint is None else status.run.last_checkpoint.step
     count = 0
-    for entry in reversed(status.attempts):
-        if entry.stage is not last.stage or entry.forgiven:
+    for entry in reversed(status.run.attempts):
+        if entry.stage is not last.stage or entry.superseded_by_spec_change:
             break
         if (
             entry.stage is Stage.TRAIN

@@ -4,23 +4,30 @@ from datetime import datetime, timedelta
 
 from finetune_api.constants import Stage
 from finetune_api.rules import divides_batch
-from finetune_api.v1alpha1 import AttemptStatus, Spec, Status
+from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Spec, Status
 from finetune_api.v1alpha1.quantities import seconds
+from finetune_api.v1alpha1.workers import DEFAULT_START_TIMEOUT
 
 from ..observed import ObservedStage
-
-_START_TIMEOUT = "5m"
-"""Time for a node to come up and an image of some GB to be pulled, and little beside hours of training."""
+from .world import batch_plan
 
 
-def next_nodes(spec: Spec, status: Status) -> int:
-    """Workers of the next training attempt: fewer only where the last one was stopped because it lacked some.
+def plan_next(spec: Spec, status: Status) -> AttemptPlan:
+    """Plan of the next training attempt: what was decided before the last one was stopped, else what the spec asks for.
 
-    Whatever else has ended it, all are tried for again: nodes may have come back.
+    So an attempt has fewer workers only where the one before it was stopped because it lacked some. After any other
+    end all of them are tried again: nodes may have come back.
     """
-    last = last_training(status)
-    fewer = None if last is None else last.fewer_nodes
-    return fewer if fewer in _smaller_worlds(spec, spec.workers.nodes) else spec.workers.nodes
+    decided = status.run.next_plan
+    is_possible = decided is not None and decided.nodes in _smaller_worlds(spec, spec.workers.nodes)
+    nodes = decided.nodes if decided is not None and is_possible else spec.workers.nodes
+    batch = batch_plan(spec, nodes)
+    return AttemptPlan(
+        nodes=nodes,
+        micro_batch_size=batch.micro_size,
+        gradient_accumulation_steps=batch.accumulation,
+        reason=decided.reason if decided is not None and is_possible else "",
+    )
 
 
 def fewer_nodes(spec: Spec, attempt: AttemptStatus, stage: ObservedStage, now: datetime) -> int | None:
@@ -50,8 +57,9 @@ def seconds_to_timeout(spec: Spec, stage: ObservedStage, now: datetime) -> float
 
 def explanation(spec: Spec, attempt: AttemptStatus, fewer: int) -> str:
     """Why an attempt is stopped for one with fewer workers."""
+    nodes = attempt.plan.nodes if attempt.plan else spec.workers.nodes
     return (
-        f"the {attempt.nodes} workers of train attempt {attempt.number} did not all run within "
+        f"the {nodes} workers of train attempt {attempt.number} did not all run within "
         f"spec.workers.startTimeout of {_timeout(spec)}; the next attempt starts with {fewer}"
     )
 
@@ -63,10 +71,10 @@ def _smaller_worlds(spec: Spec, nodes: int) -> tuple[int, ...]:
 
 
 def _timeout(spec: Spec) -> str:
-    return spec.workers.start_timeout or _START_TIMEOUT
+    return spec.workers.start_timeout or DEFAULT_START_TIMEOUT
 
 
 def last_training(status: Status) -> AttemptStatus | None:
     """The newest attempt at the training."""
-    trainings = [attempt for attempt in status.attempts if attempt.stage is Stage.TRAIN]
+    trainings = [attempt for attempt in status.run.attempts if attempt.stage is Stage.TRAIN]
     return trainings[-1] if trainings else None

@@ -1,14 +1,15 @@
 """What happens next: which child to start or to stop, what to wait for, or how the run ends."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from finetune_api.constants import TERMINAL_CONDITIONS, Reason, Stage
-from finetune_api.v1alpha1 import AttemptStatus, Outcome, Spec, Status
+from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Outcome, Spec, Status
 
 from ..manifests import rfc3339
 from ..observed import Observed, ObservedStage
 from . import restart, scale
+from .after_change import needs_evaluation
 from .deadline import seconds_left
 from .history import last_attempt
 from .runs import Run
@@ -23,6 +24,8 @@ class Start:
 
     stage: Stage
     attempt: int
+    plan: AttemptPlan | None = field(default=None, compare=False)
+    """What a training attempt is started with."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,9 @@ class Watch:
 
 @dataclass(frozen=True)
 class Shrink:
-    """Note that the next attempt gets fewer workers, before this one is stopped for it."""
+    """Record the plan of the next attempt, before the running one is stopped for it."""
 
-    attempt: AttemptStatus
-    nodes: int
+    plan: AttemptPlan
     message: str
 
 
@@ -102,7 +104,7 @@ Decision = Start | Stop | Watch | Shrink | Linger | Backoff | Rest | Finish | Cl
 def decide(
     spec: Spec, run: Run, status: Status, observed: Observed, *, now: datetime, max_backoff_seconds: float
 ) -> Decision:
-    """The next step of a job; `status` has been folded from the same observation."""
+    """The next step of a job; `status` has the same observation applied."""
     stale = tuple(child for child in observed.active if child.run != run.number)
     if stale:
         return Stop(stale, Reason.SPEC_CHANGED, f"run {run.number} starts when the pods of the old one have ended")
@@ -124,23 +126,31 @@ def decide(
     return _next(spec, status, last_attempt(status), now, max_backoff_seconds)
 
 
+def with_plan(decision: Decision, spec: Spec, status: Status) -> Decision:
+    """The decision, with the plan of the attempt where it starts a training."""
+    if isinstance(decision, Start) and decision.stage is Stage.TRAIN:
+        return replace(decision, plan=scale.plan_next(spec, status))
+    return decision
+
+
 def _of_running(spec: Spec, status: Status, child: ObservedStage, now: datetime) -> Decision:
-    attempt = next((entry for entry in status.attempts if entry.job_name == child.job_name), None)
+    attempt = next((entry for entry in status.run.attempts if entry.job_name == child.job_name), None)
     if attempt is None:
         return Watch(child.stage, child.attempt)
-    if attempt.fewer_nodes is not None:
-        return Stop((child,), Reason.FEWER_WORKERS, scale.explanation(spec, attempt, attempt.fewer_nodes))
+    if (decided := status.run.next_plan) is not None and attempt.stage is Stage.TRAIN:
+        return Stop((child,), Reason.FEWER_WORKERS, scale.explanation(spec, attempt, decided.nodes))
     fewer = scale.fewer_nodes(spec, attempt, child, now)
     if fewer is None:
         return Watch(child.stage, child.attempt)
-    return Shrink(attempt, fewer, scale.explanation(spec, attempt, fewer))
+    plan = AttemptPlan(nodes=fewer, reason=f"no more than {fewer} workers could be started")
+    return Shrink(plan, scale.explanation(spec, attempt, fewer))
 
 
 def _afterwards(spec: Spec, status: Status, observed: Observed, now: datetime) -> Clear | Keep | None:
     ttl = spec.ttl_seconds_after_finished
     if ttl is None or not observed.stages:
         return None
-    wait = _remaining(status.completion_time, ttl, now)
+    wait = _remaining(status.run.completion_time, ttl, now)
     return Keep(wait) if wait > 0 else Clear(observed.stages)
 
 
@@ -155,14 +165,19 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
     if last.outcome is Outcome.SUCCEEDED:
         stages = list(Stage)
         following = stages.index(last.stage) + 1
-        if following == len(stages):
-            return Finish(True, Reason.SUCCEEDED, "the model is in object storage")
-        return Start(stages[following], _following_number(status, stages[following]))
-    if last.outcome not in _FAILURES or last.forgiven:  # stopped on request, or a failure that counts no more
+        if following < len(stages):
+            return Start(stages[following], _following_number(status, stages[following]))
+        if needs_evaluation(status, spec):
+            return Start(last.stage, last.number + 1)
+        return Finish(True, Reason.SUCCEEDED, "the model is in object storage")
+    if last.outcome not in _FAILURES or last.superseded_by_spec_change:  # stopped on request, or no longer counted
         return Start(last.stage, last.number + 1)
     decision = restart.decide(status, spec.restart, max_backoff_seconds=max_backoff)
     if isinstance(decision, restart.GiveUp):
-        return Finish(False, _FAILED.get(last.stage, decision.reason), f"{last.stage} failed: {decision.message}")
+        told = f"{last.stage} failed: {decision.message}"
+        if status.run.artifact is not None:  # a failed evaluation does not take the trained model away
+            told += f" (the trained model is at {status.run.artifact.uri})"
+        return Finish(False, _FAILED.get(last.stage, decision.reason), told)
     if not decision.delay_seconds or not last.end_time:
         return Start(last.stage, last.number + 1)
     until = datetime.fromisoformat(last.end_time) + timedelta(seconds=decision.delay_seconds)
@@ -171,7 +186,7 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
 
 
 def _following_number(status: Status, stage: Stage) -> int:
-    return 1 + max((attempt.number for attempt in status.attempts if attempt.stage is stage), default=0)
+    return 1 + max((attempt.number for attempt in status.run.attempts if attempt.stage is stage), default=0)
 
 
 def _remaining(ended: str | None, delay: float, now: datetime) -> float:

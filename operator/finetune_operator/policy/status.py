@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase, Reason, Stage
 from finetune_api.rules import Violation
-from finetune_api.v1alpha1 import Condition, Status
+from finetune_api.v1alpha1 import Condition, DisplayStatus, Outcome, ProgressStatus, Status
+from finetune_api.v1alpha1.quantities import short_duration
 
 from ..manifests import Manifest
 from .grace import Verdict
@@ -112,6 +113,7 @@ def concluded(status: Status, decision: Decision, *, generation: int, now: str, 
         ),
         ConditionType.STALLED: (phase is Phase.FAILED, reason, message),
         ConditionType.READY: (phase not in _NOT_READY and reason is not Reason.RESTARTING, reason, message),
+        ConditionType.MODEL_AVAILABLE: _model_available(status),
         ConditionType.COMPLETE: (phase is Phase.SUCCEEDED, reason, message),
         ConditionType.FAILED: (phase is Phase.FAILED, reason, message),
     }
@@ -119,10 +121,18 @@ def concluded(status: Status, decision: Decision, *, generation: int, now: str, 
     kept = tuple(entry for entry in status.conditions if entry.type in conditions or entry.type not in _ONLY_TRAINING)
     update: dict[str, object] = {"phase": phase, "observed_generation": generation, "conditions": kept}
     if isinstance(decision, Start | Watch):
-        update |= {"stage": decision.stage, "attempt": decision.attempt}
+        status = status.with_run(stage=decision.stage, attempt=decision.attempt)
     if isinstance(decision, Finish):
-        update["completion_time"] = now
+        status = status.with_run(completion_time=now)
+    update["display"] = _display(status.run.progress)
     return _with_conditions(status.model_copy(update=update), conditions, generation=generation, now=now)
+
+
+def _model_available(status: Status) -> tuple[bool, Reason, str]:
+    """A trained model stays available whatever becomes of its evaluation."""
+    if status.run.artifact is None:
+        return False, Reason.NOT_TRAINED, ""
+    return True, Reason.EXPORTED, status.run.artifact.uri
 
 
 def _while_training(remarks: Remarks) -> dict[ConditionType, tuple[bool, Reason, str]]:
@@ -156,19 +166,19 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
             return _running(status, stage, attempt)
         case Linger(jobs):
             phase, reason = Phase.PENDING, Reason.WAITING_FOR_PODS
-            if status.stage:
-                phase, reason, _ = _summary(status, Watch(Stage(status.stage), status.attempt))
+            if status.run.stage:
+                phase, reason, _ = _summary(status, Watch(Stage(status.run.stage), status.run.attempt))
             return phase, reason, f"{', '.join(jobs)} is gone, and what follows waits until its pods have ended"
         case Backoff(_, until):
             return Phase.RESTARTING, Reason.RESTARTING, f"next attempt at {until}"
-        case Shrink(_, _, message) | Stop(_, Reason.FEWER_WORKERS, message):
+        case Shrink(_, message) | Stop(_, Reason.FEWER_WORKERS, message):
             return Phase.RESTARTING, Reason.FEWER_WORKERS, message
         case Stop(_, reason, message):
             return Phase.SUSPENDING, reason, message
         case Rest():
             return Phase.SUSPENDED, Reason.SUSPENDED, "set spec.suspend to false to resume"
         case Finish(succeeded, reason, message):
-            cause = f": {status.failure.message}" if status.failure and not succeeded else ""
+            cause = f": {status.run.failure.message}" if status.run.failure and not succeeded else ""
             return Phase.SUCCEEDED if succeeded else Phase.FAILED, reason, (message + cause)[:_MAX_MESSAGE]
         case _:
             assert is_over(status), "every other decision is named above"
@@ -183,6 +193,8 @@ def _running(status: Status, stage: Stage, attempt: int) -> tuple[Phase, Reason,
     phase, reason = _RUNNING[stage]
     if attempt == 1:
         return phase, reason, ""
+    if _follows_success(status, stage, attempt):
+        return phase, reason, f"{_named(status, attempt)}: the spec was changed after the attempt before it"
     if stage is not Stage.TRAIN:  # they report nothing that would show that this attempt gets further than the last one
         return phase, Reason.RESTARTING, _named(status, attempt)
     if not _has_stepped(status, attempt):
@@ -190,19 +202,38 @@ def _running(status: Status, stage: Stage, attempt: int) -> tuple[Phase, Reason,
     return phase, reason, _named(status, attempt)
 
 
+def _follows_success(status: Status, stage: Stage, attempt: int) -> bool:
+    """Whether the attempt before this one at the stage succeeded, so that this one is not a restart."""
+    return any(
+        entry.stage is stage and entry.number == attempt - 1 and entry.outcome is Outcome.SUCCEEDED
+        for entry in status.run.attempts
+    )
+
+
 def _named(status: Status, attempt: int) -> str:
-    """`attempt 3`, and with how many workers where they are fewer than asked for."""
-    trainings = {entry.number: entry for entry in status.attempts if entry.stage is Stage.TRAIN}
-    before = trainings.get(attempt - 1)
-    if status.stage != Stage.TRAIN or before is None or before.fewer_nodes is None or attempt not in trainings:
+    """`attempt 3`, and its workers and the reason where its plan differs from the spec."""
+    trainings = {entry.number: entry for entry in status.run.attempts if entry.stage is Stage.TRAIN}
+    plan = trainings[attempt].plan if status.run.stage == Stage.TRAIN and attempt in trainings else None
+    if plan is None or not plan.reason:
         return f"attempt {attempt}"
-    return f"attempt {attempt} with {trainings[attempt].nodes} workers: no more could be had"
+    return f"attempt {attempt} with {plan.nodes} workers: {plan.reason}"
 
 
 def _has_stepped(status: Status, attempt: int) -> bool:
     """Whether that attempt at the training has done a step."""
     return any(
-        entry.stage is Stage.TRAIN and entry.number == attempt and entry.first_step_time for entry in status.attempts
+        entry.stage is Stage.TRAIN and entry.number == attempt and entry.first_step_time
+        for entry in status.run.attempts
+    )
+
+
+def _display(progress: ProgressStatus | None) -> DisplayStatus | None:
+    if progress is None or not progress.total_steps:
+        return None
+    return DisplayStatus(
+        progress=f"{progress.percent}%",
+        loss="" if progress.loss is None else f"{progress.loss:.4g}",
+        eta="" if progress.eta_seconds is None else short_duration(progress.eta_seconds),
     )
 
 

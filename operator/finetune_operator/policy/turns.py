@@ -23,14 +23,14 @@ class FirstStep:
 
 def ended(before: Status, after: Status) -> Iterator[AttemptStatus]:
     """Attempts whose end has been judged."""
-    known = {attempt.job_name for attempt in before.attempts if attempt.outcome is not None}
-    yield from (entry for entry in after.attempts if entry.outcome is not None and entry.job_name not in known)
+    known = {attempt.job_name for attempt in before.run.attempts if attempt.outcome is not None}
+    yield from (entry for entry in after.run.attempts if entry.outcome is not None and entry.job_name not in known)
 
 
 def first_steps(before: Status, after: Status) -> Iterator[FirstStep]:
     """Trainings that have done their first step."""
-    stepped = {attempt.job_name for attempt in before.attempts if attempt.first_step_time}
-    trainings = [attempt for attempt in after.attempts if attempt.stage is Stage.TRAIN]
+    stepped = {attempt.job_name for attempt in before.run.attempts if attempt.first_step_time}
+    trainings = [attempt for attempt in after.run.attempts if attempt.stage is Stage.TRAIN]
     for index, attempt in enumerate(trainings):
         if attempt.first_step_time and attempt.job_name not in stepped:
             costs = lost_work(trainings[: index + 1], step_seconds=0.0)

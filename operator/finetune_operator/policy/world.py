@@ -1,8 +1,8 @@
-"""How many processes a stage gets, and how an optimizer step is divided among them."""
+"""What an attempt is started with: its processes, and how an optimizer step is divided among them."""
 
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, Spec, Storage
+from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, FineTuneJob, Spec, Storage
 
 _LARGEST_DEFAULT_MICRO_BATCH = 16
 
@@ -14,9 +14,10 @@ def stage_config(
     attempt: int,
     storage_defaults: StorageSettings,
     attempts: tuple[AttemptStatus, ...] = (),
-    nodes: int | None = None,
+    plan: AttemptPlan | None = None,
 ) -> TrainerConfig:
-    """All that an attempt at a stage is told. `nodes`: workers of a training, where they are not all."""
+    """Configuration of an attempt at a stage. `plan`: of a training attempt; absent: as the spec asks for."""
+    nodes = None if plan is None else plan.nodes
     return TrainerConfig(
         job=JobRef(namespace=job.metadata.namespace, name=job.metadata.name, uid=job.metadata.uid),
         run=run,
@@ -25,7 +26,7 @@ def stage_config(
         spec=job.spec,
         storage=storage_settings(job.spec.storage, storage_defaults),
         world=world(job.spec, stage, nodes),
-        batch=batch_plan(job.spec, nodes),
+        batch=batch_plan(job.spec, nodes, None if plan is None else plan.micro_batch_size),
         attempts=attempts if stage is Stage.EVALUATE else (),
     )
 
@@ -38,16 +39,16 @@ def world(spec: Spec, stage: Stage, nodes: int | None = None) -> World:
     return World(gpus=gpus > 0 and stage is Stage.EVALUATE)
 
 
-def batch_plan(spec: Spec, nodes: int | None = None) -> BatchPlan:
-    """global = processes * micro * accumulation; the rules have made sure that it divides.
+def batch_plan(spec: Spec, nodes: int | None = None, micro_batch_size: int | None = None) -> BatchPlan:
+    """global = processes * micro * accumulation; the rules make sure that it divides.
 
-    With fewer workers than all, `nodes`, none has more examples in memory at once: there are more micro batches.
+    With fewer workers than all, `nodes`, none has more examples in memory at once: there are more micro-batches.
     """
     limit = spec.training.global_batch_size // world(spec, Stage.TRAIN).size
     share = spec.training.global_batch_size // world(spec, Stage.TRAIN, nodes).size
-    micro = spec.training.micro_batch_size or _largest_divisor(
-        share, _largest_divisor(limit, _LARGEST_DEFAULT_MICRO_BATCH)
-    )
+    micro = micro_batch_size or spec.training.micro_batch_size
+    if micro is None or share % micro:
+        micro = _largest_divisor(share, _largest_divisor(limit, micro or _LARGEST_DEFAULT_MICRO_BATCH))
     return BatchPlan(global_size=spec.training.global_batch_size, micro_size=micro, accumulation=share // micro)
 
 

@@ -8,8 +8,8 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import FineTuneJob
 
 from ..manifests import Manifest
-from ..policy.pending import attempt_hash
-from ..policy.runs import semantic_hash
+from ..policy.pending import attempt_hash, evaluation_hash
+from ..policy.runs import run_hash
 from ..policy.world import stage_config
 from ..settings import OperatorSettings
 from . import names
@@ -92,8 +92,9 @@ def _service(config: TrainerConfig) -> Manifest:
 
 def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, parameters: int) -> Manifest:
     annotations = {
-        constants.ANNOTATION_RUN_SPEC: semantic_hash(config.spec),
-        constants.ANNOTATION_ATTEMPT_SPEC: attempt_hash(config.spec),
+        constants.ANNOTATION_RUN_SPEC_HASH: run_hash(config.spec),
+        constants.ANNOTATION_ATTEMPT_SPEC_HASH: attempt_hash(config.spec),
+        constants.ANNOTATION_EVALUATION_SPEC_HASH: evaluation_hash(config.spec),
     }
     return {
         "apiVersion": "batch/v1",

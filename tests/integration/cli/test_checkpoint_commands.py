@@ -140,7 +140,7 @@ def test_a_local_run_is_found_by_its_name_and_left_alone_while_it_runs(tmp_path:
     job["metadata"]["uid"] = "1f3a9c42-0000"
     path = work_dir / "jobs/default/topics/objects/FineTuneJob.topics.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({**job, "status": {"run": 1, "phase": "Succeeded"}}))
+    path.write_text(json.dumps({**job, "status": {"run": {"number": 1}, "phase": "Succeeded"}}))
     with EmbeddedStore(store_folder(work_dir)) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.env().items():
             patch.setenv(name, value)

@@ -25,7 +25,7 @@ print(model.config.id2label[int(model(**inputs).logits.argmax())])
 
 
 def attempts_at(job: FineTuneJob, stage: Stage) -> list[AttemptStatus]:
-    return [attempt for attempt in job.status.attempts if attempt.stage is stage]
+    return [attempt for attempt in job.status.run.attempts if attempt.stage is stage]
 
 
 class After:
@@ -40,7 +40,7 @@ class After:
             return
         self.done, self.committed = True, progress.last_checkpoint.step
         if self.action == "kill":
-            cluster.kill_pod(job.status.attempts[-1].job_name, 1)
+            cluster.kill_pod(job.status.run.attempts[-1].job_name, 1)
         else:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -53,21 +53,21 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(bench, tmp_path: Path
     assert (first.outcome, first.reason, second.outcome) == (Outcome.RETRYABLE, "Signal9", Outcome.SUCCEEDED)
     assert second.resumed_from_step is not None
     assert second.resumed_from_step >= killer.committed > 0
-    assert job.status.evaluation is not None
-    assert job.status.evaluation.tuned["Accuracy"] > 0.6 > job.status.evaluation.baseline["Accuracy"]
+    assert job.status.run.candidates is not None
+    assert job.status.run.candidates.tuned["Accuracy"] > 0.6 > job.status.run.candidates.baseline["Accuracy"]
 
-    assert job.status.artifact is not None
+    assert job.status.run.artifact is not None
     folder = tmp_path / "model-out"
-    bench.store.download_folder(job.status.artifact.uri, folder)
+    bench.store.download_folder(job.status.run.artifact.uri, folder)
     loaded = subprocess.run(
         [sys.executable, "-c", LOADS_THE_MODEL, str(folder)], capture_output=True, text=True, check=False
     )
     assert loaded.stdout.strip() in {"red", "green", "blue", "black"}, loaded.stderr
-    record = bench.store.get_json(job.status.artifact.report.replace("report.html", "evaluation.json"))
+    record = bench.store.get_json(job.status.run.artifact.report.replace("report.html", "evaluation.json"))
     (reloaded,) = record["reloaded"]
-    assert (reloaded["uri"], reloaded["split"]) == (job.status.artifact.uri, "validation")
+    assert (reloaded["uri"], reloaded["split"]) == (job.status.run.artifact.uri, "validation")
     assert reloaded["reloaded"] == pytest.approx(reloaded["trained"], abs=1e-4)
-    page = bench.store.get(job.status.artifact.report).decode()
+    page = bench.store.get(job.status.run.artifact.report).decode()
     assert f"it has a loss of {reloaded['reloaded']:.4f}" in page
 
 
@@ -79,25 +79,25 @@ def test_ctrl_c_saves_and_a_second_call_goes_on(bench) -> None:
     assert resumed.status.phase is Phase.SUCCEEDED
     assert first.outcome is Outcome.STOPPED
     assert (first.last_step or 0) <= (second.resumed_from_step or 0) + 1
-    assert resumed.status.restarts == 0
+    assert resumed.status.run.restarts == 0
 
 
 def test_a_changed_spec_is_a_new_run_on_the_same_prepared_data(bench) -> None:
     first = bench.run(bench.job())
     second = bench.run(bench.job(training={"learningRate": 2e-3}))
     again = bench.run(bench.job(training={"learningRate": 2e-3}))
-    assert [job.status.run for job in (first, second, again)] == [1, 2, 2]
-    assert first.status.chosen is not None
-    assert second.status.chosen is not None
-    assert first.status.chosen.dataset == second.status.chosen.dataset
-    assert again.status.completion_time == second.status.completion_time
+    assert [job.status.run.number for job in (first, second, again)] == [1, 2, 2]
+    assert first.status.run.resolved is not None
+    assert second.status.run.resolved is not None
+    assert first.status.run.resolved.dataset == second.status.run.resolved.dataset
+    assert again.status.run.completion_time == second.status.run.completion_time
     for job in (first, second):
-        assert job.status.artifact is not None
-        folder = job.status.artifact.uri.removesuffix("/model")
-        assert folder == f"s3://{bench.bucket}/out/runs/r000{job.status.run}-{first.metadata.uid[:8]}"
+        assert job.status.run.artifact is not None
+        folder = job.status.run.artifact.uri.removesuffix("/model")
+        assert folder == f"s3://{bench.bucket}/out/runs/r000{job.status.run.number}-{first.metadata.uid[:8]}"
         record = bench.store.get_json(f"{folder}/evaluation.json")
-        assert (record["run"], record["model"]["uri"]) == (job.status.run, job.status.artifact.uri)
-        assert record["model"]["digest"] == job.status.artifact.digest
+        assert (record["run"], record["model"]["uri"]) == (job.status.run.number, job.status.run.artifact.uri)
+        assert record["model"]["digest"] == job.status.run.artifact.digest
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_bad_data_ends_the_run_before_training_and_says_where(bench, content: by
     bench.store.put(f"s3://{bench.bucket}/data.jsonl", content)
     job = bench.run(bench.job(data={"format": "Classification"}))
     assert job.status.phase is Phase.FAILED
-    assert job.status.failure is not None
-    assert (job.status.failure.failure_class, job.status.failure.stage) == ("BadData", "prepare")
-    told = f"{job.status.failure.message} {job.status.failure.advice}"
+    assert job.status.run.failure is not None
+    assert (job.status.run.failure.failure_class, job.status.run.failure.stage) == ("BadData", "prepare")
+    told = f"{job.status.run.failure.message} {job.status.run.failure.advice}"
     assert [word for word in words if word not in told] == [], told
     assert attempts_at(job, Stage.TRAIN) == []
 
@@ -128,7 +128,7 @@ def test_a_failed_run_is_tried_again_by_the_next_call(bench) -> None:
     assert [bench.run(same).status.phase for _ in range(2)] == [Phase.FAILED] * 2
     bench.store.put(place, good)
     job = bench.run(same)
-    assert (job.status.phase, job.status.run) == (Phase.SUCCEEDED, 1)
+    assert (job.status.phase, job.status.run.number) == (Phase.SUCCEEDED, 1)
     assert [attempt.outcome for attempt in attempts_at(job, Stage.PREPARE)] == [
         Outcome.PERMANENT,
         Outcome.PERMANENT,
@@ -138,15 +138,15 @@ def test_a_failed_run_is_tried_again_by_the_next_call(bench) -> None:
 
 def test_a_wrong_bucket_is_named(bench) -> None:
     job = bench.run(bench.job(output={"uri": "s3://no-such-bucket/out"}))
-    assert job.status.failure is not None
-    assert job.status.failure.failure_class == "BadConfig"
-    assert "no-such-bucket" in job.status.failure.message
+    assert job.status.run.failure is not None
+    assert job.status.run.failure.failure_class == "BadConfig"
+    assert "no-such-bucket" in job.status.run.failure.message
 
 
 def test_wrong_credentials_are_told_apart(bench) -> None:
     job = bench.run(bench.job(), AWS_SECRET_ACCESS_KEY="wrong")
-    assert job.status.failure is not None
-    assert job.status.failure.failure_class == "AccessDenied"
+    assert job.status.run.failure is not None
+    assert job.status.run.failure.failure_class == "AccessDenied"
 
 
 def test_jobs_with_the_same_output_do_not_meet(bench) -> None:
@@ -161,14 +161,14 @@ def test_jobs_with_the_same_output_do_not_meet(bench) -> None:
         bench.run(bench.job("second", training={"epochs": 1}, **adapter)),
     ]
     assert [job.status.phase for job in found] == [Phase.SUCCEEDED] * 2
-    assert len({job.status.artifact.uri for job in found}) == 2
+    assert len({job.status.run.artifact.uri for job in found}) == 2
     assert [attempts_at(job, Stage.TRAIN)[0].resumed_from_step for job in found] == [None, None]
-    assert len({job.status.chosen.dataset for job in found}) == 1
-    record = bench.store.get_json(found[1].status.artifact.report.replace("report.html", "evaluation.json"))
-    folder = found[1].status.artifact.uri.removesuffix("/model")
+    assert len({job.status.run.resolved.dataset for job in found}) == 1
+    record = bench.store.get_json(found[1].status.run.artifact.report.replace("report.html", "evaluation.json"))
+    folder = found[1].status.run.artifact.uri.removesuffix("/model")
     assert [entry["uri"] for entry in record["reloaded"]] == [f"{folder}/model", f"{folder}/adapter"]
     for job in found:
-        model = job.status.artifact.uri
+        model = job.status.run.artifact.uri
         assert len(bench.store.get_json(f"{model}/config.json")["id2label"]) == 250
         figures = bench.store.get_json(f"{model.removesuffix('/model')}/evaluation.json")["tuned"]["classification"]
         assert figures["classes"] == 250

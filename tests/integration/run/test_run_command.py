@@ -81,13 +81,13 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(
     )
     assert status == 3
     assert (lines[-1]["event"], lines[-1]["phase"]) == ("finished", "Suspended")
-    stopped_at = lines[-1]["status"]["lastCheckpoint"]["step"]
+    stopped_at = lines[-1]["status"]["run"]["lastCheckpoint"]["step"]
 
     status, lines = run(job_folder, store_server.endpoint, interrupt_when=lambda _: False)
     assert status == 0
     (finished,) = [line for line in lines if line["event"] == "finished"]
     assert finished["phase"] == "Succeeded"
-    trainings = [attempt for attempt in finished["status"]["attempts"] if attempt["stage"] == "train"]
+    trainings = [attempt for attempt in finished["status"]["run"]["attempts"] if attempt["stage"] == "train"]
     assert trainings[-1]["resumedFromStep"] == stopped_at
     report = next(line["text"] for line in lines if line.get("text", "").startswith("report: "))
     assert "<html" in (job_folder / report.removeprefix("report: ")).read_text()

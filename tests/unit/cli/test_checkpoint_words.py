@@ -78,7 +78,7 @@ def put(work_dir: Path, **change: Any) -> None:
 
 
 def test_a_local_job_leads_to_its_newest_run_and_to_its_storage(tmp_path: Path) -> None:
-    put(tmp_path, status={"run": 1})
+    put(tmp_path, status={"run": {"number": 1}})
     found = address_of("topics", here(tmp_path), None)
     assert found.storage is not None
     assert (found.uri, found.storage.endpoint, found.is_local) == (RUN, "https://s3.example.com", True)

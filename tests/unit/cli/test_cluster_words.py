@@ -190,7 +190,7 @@ def test_half_a_line_waits_for_its_end_unless_there_is_none() -> None:
 def test_attempts_whose_pods_are_gone_are_missed(
     attempts_there: list[int], stage: Stage | None, number: int | None, missing: list[str]
 ) -> None:
-    attempts = Status.model_validate(SUCCEEDED).attempts
+    attempts = Status.read(SUCCEEDED).run.attempts
     found = pod_logs([pod(f"p{attempt}", attempt, 0) for attempt in attempts_there])
     gone = missing_attempts(attempts, 1, found, stage=stage, number=number)
     assert [f"{entry.stage} {entry.number}" for entry in gone] == missing

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from rich.spinner import Spinner
 
+from factories import merged
 from finetune_api.constants import Stage
 from finetune_cli.display import JsonDisplay, PlainDisplay, make_display
 from finetune_cli.display.live import LiveDisplay, LossCurve, frame, summary_table
@@ -169,7 +170,7 @@ def test_the_plain_display_tells_a_killed_worker_and_the_resume() -> None:
     [("prepare", "restarting the preparation"), ("evaluate", "restarting the evaluation")],
 )
 def test_the_plain_display_names_the_stage_that_restarts(stage: str, said: str) -> None:
-    assert said in plain_lines((RESTARTING | {"stage": stage}, None))
+    assert said in plain_lines((merged(RESTARTING, {"run": {"stage": stage}}), None))
 
 
 def test_the_plain_display_does_not_repeat_itself() -> None:
@@ -210,7 +211,7 @@ def test_json_lines_always_have_the_same_keys() -> None:
         *("validation", "warnings"),
     ]
     assert all(list(line) == list(lines[0]) for line in lines[:4])
-    assert lines[-1]["status"]["evaluation"]["tuned"]["Accuracy"] == 0.8784
+    assert lines[-1]["status"]["run"]["candidates"]["tuned"]["metrics"]["Accuracy"] == 0.8784
 
 
 def test_json_lines_come_at_most_once_a_second_unless_something_happens() -> None:

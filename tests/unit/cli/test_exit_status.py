@@ -23,8 +23,11 @@ from statuses import FAILED, SUCCEEDED, SUSPENDED, job_with
         ({"phase": "Invalid"}, 65),
         ({"phase": "Failed"}, 1),
         (FAILED, 65),
-        *((merged(FAILED, {"failure": {"exitCode": int(code)}}), int(code)) for code in sorted(PERMANENT_EXIT_CODES)),
-        *((merged(FAILED, {"failure": {"exitCode": code}}), 1) for code in (70, 80, 81, 82, 137)),
+        *(
+            (merged(FAILED, {"run": {"failure": {"exitCode": int(code)}}}), int(code))
+            for code in sorted(PERMANENT_EXIT_CODES)
+        ),
+        *((merged(FAILED, {"run": {"failure": {"exitCode": code}}}), 1) for code in (70, 80, 81, 82, 137)),
     ],
 )
 def test_a_run_ends_with_the_status_of_its_end(status: dict[str, Any], code: int) -> None:

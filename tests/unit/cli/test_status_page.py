@@ -32,33 +32,37 @@ BUSY = merged(
     TRAINING,
     {
         "observedGeneration": 1,
-        "attempt": 2,
-        "restarts": 1,
-        "progress": {"tokensPerSecond": 2140.4, "etaSeconds": 24},
-        "chosen": {
-            "task": "SequenceClassification",
-            "format": "Classification",
-            "dtype": "Float32",
-            "zeroStage": 2,
-            "microBatchSize": 8,
-            "gradientAccumulationSteps": 2,
-            "packing": "Padded",
-        },
-        "attempts": [
-            attempt("prepare", endTime="2026-01-01T12:00:06Z", outcome="Succeeded"),
-            attempt("train", endTime="2026-01-01T12:00:40Z", outcome="Retryable", reason="OutOfMemory", lastStep=181),
-            attempt("train", 2, resumedFromStep=120) | {"startTime": "2026-01-01T12:00:41Z"},
-        ],
-        "failure": {
-            "class": "OutOfMemory",
-            "stage": "train",
-            "attempt": 1,
-            "rank": 1,
-            "pod": "topics-r1-train-a1-1-abcde",
-            "node": "node-b",
-            "exitCode": 80,
-            "message": "out of memory at step 181\nlast line",
-            "advice": "Lower training.microBatchSize or data.maxLength, raise deepspeed.zeroStage or the limit.",
+        "run": {
+            "attempt": 2,
+            "restarts": 1,
+            "progress": {"tokensPerSecond": 2140.4, "etaSeconds": 24},
+            "resolved": {
+                "task": "SequenceClassification",
+                "format": "Classification",
+                "dtype": "Float32",
+                "zeroStage": 2,
+                "microBatchSize": 8,
+                "gradientAccumulationSteps": 2,
+                "packing": "Padded",
+            },
+            "attempts": [
+                attempt("prepare", endTime="2026-01-01T12:00:06Z", outcome="Succeeded"),
+                attempt(
+                    "train", endTime="2026-01-01T12:00:40Z", outcome="Retryable", reason="OutOfMemory", lastStep=181
+                ),
+                attempt("train", 2, resumedFromStep=120) | {"startTime": "2026-01-01T12:00:41Z"},
+            ],
+            "failure": {
+                "class": "OutOfMemory",
+                "stage": "train",
+                "attempt": 1,
+                "rank": 1,
+                "pod": "topics-r1-train-a1-1-abcde",
+                "node": "node-b",
+                "exitCode": 80,
+                "message": "out of memory at step 181\nlast line",
+                "advice": "Lower training.microBatchSize or data.maxLength, raise deepspeed.zeroStage or the limit.",
+            },
         },
         "conditions": [condition("Accepted", "True", "Valid"), condition("Ready", "True", "Training", "attempt 2")],
     },
@@ -96,7 +100,7 @@ def test_the_page_of_a_job_that_had_trouble() -> None:
         "              epoch 4.9, loss 0.412, 2,140 tokens/s, 24 s left",
         "checkpoint    step 180, 10 s ago: s3://b/c.json",
         "charged       restarts 1 of 3 since the last new checkpoint, disruptions 0 of 50",
-        "chosen        SequenceClassification, Classification data, Float32, ZeRO 2,",
+        "resolved      SequenceClassification, Classification data, Float32, ZeRO 2,",
         "              micro batch 8 x 2 accumulated, packing Padded",
         "",
         "stage    attempt  outcome    took  from step  to   reason",
@@ -127,7 +131,7 @@ def test_a_page_fits_its_width_and_a_screen(status: dict[str, Any], width: int) 
 
 def test_what_was_warned_of_stands_on_the_page() -> None:
     warnings = ["checkpoint 00000004-a0001 cannot be used: a blob is missing, " * 2, "no conditions"]
-    lines = page(merged(BUSY, {"warnings": warnings}))
+    lines = page(merged(BUSY, {"run": {"warnings": warnings}}))
     at = lines.index("warnings      checkpoint 00000004-a0001 cannot be used: a blob is missing,")
     assert lines[at - 1] == ""
     assert lines[at + 2] == "              no conditions"
@@ -135,7 +139,7 @@ def test_what_was_warned_of_stands_on_the_page() -> None:
 
 def test_results_are_compared_and_an_address_stays_whole() -> None:
     uri = f"s3://demo/{'long-' * 20}model"
-    lines = page(merged(SUCCEEDED, {"artifact": {"uri": uri}}))
+    lines = page(merged(SUCCEEDED, {"run": {"artifact": {"uri": uri}}}))
     assert ["accuracy", "9.5", "%", "87.8", "%", "+78.4", "points"] in [line.split() for line in lines]
     assert f"model         {uri}" in lines
     assert "report        s3://demo/runs/topics/runs/r0001-1f3a9c42/report.html" in lines
@@ -144,7 +148,7 @@ def test_results_are_compared_and_an_address_stays_whole() -> None:
 
 def test_a_long_message_shows_its_first_and_its_last_lines() -> None:
     message = "\n".join(f"line {number}" for number in range(30))
-    lines = page(merged(FAILED, {"failure": {"message": message}}))
+    lines = page(merged(FAILED, {"run": {"failure": {"message": message}}}))
     start = lines.index("message       line 0")
     assert [line.strip() for line in lines[start + 1 : start + 8]] == ["...", *(f"line {n}" for n in range(24, 30))]
 
@@ -172,10 +176,10 @@ def test_events_that_may_not_be_read_are_told() -> None:
         ),
         ({"phase": "Invalid", "conditions": [condition("Accepted", "False", "InvalidSpec")]}, 0),
         (BUSY, 41),
-        (merged(BUSY, {"phase": "Restarting", "attempts": BUSY["attempts"][:2]}), 40),
-        ({**SUCCEEDED, "completionTime": "2026-01-01T12:00:50Z"}, 50),
+        (merged(BUSY, {"phase": "Restarting", "run": {"attempts": BUSY["run"]["attempts"][:2]}}), 40),
+        (merged(SUCCEEDED, {"run": {"completionTime": "2026-01-01T12:00:50Z"}}), 50),
         (
-            {**SUSPENDED, "conditions": [condition("Suspended", "True", "SuspendedByUser", at="2026-01-01T12:00:30Z")]},
+            {**SUSPENDED, "conditions": [condition("Suspended", "True", "Suspended", at="2026-01-01T12:00:30Z")]},
             30,
         ),
         (SUSPENDED, None),
@@ -207,18 +211,18 @@ def test_a_phase_began_when_what_made_it_turned(status: dict[str, Any], since: i
         ),
         (
             [
-                condition("Suspended", "True", "SuspendedByUser", "set it"),
-                condition("Ready", "False", "SuspendedByUser", "set it"),
+                condition("Suspended", "True", "Suspended", "set it"),
+                condition("Ready", "False", "Suspended", "set it"),
             ],
             {"suspend": True},
             "Suspended",
             [],
         ),
         (
-            [condition("Suspended", "True", "SuspendedByUser", "set it")],
+            [condition("Suspended", "True", "Suspended", "set it")],
             {},
             "Suspended",
-            [("Suspended", "SuspendedByUser: set it")],
+            [("Suspended", "Suspended: set it")],
         ),
         (
             [condition("Accepted", "False", "InvalidSpec", "spec.x: no"), condition("Ready", "False", "InvalidSpec")],
@@ -233,7 +237,7 @@ def test_only_what_is_not_as_it_should_be_is_shown(
     conditions: list[dict[str, Any]], spec: dict[str, Any], phase: str, wrong: list[tuple[str, str]]
 ) -> None:
     status = {"phase": phase, "observedGeneration": 1, "conditions": conditions}
-    status["failure"] = {"class": "X", "stage": "train", "message": "boom"}
+    status["run"] = {"number": 1, "failure": {"class": "X", "stage": "train", "message": "boom"}}
     assert list(wrong_conditions(shown_job({**make_job(**spec), "status": status}))) == wrong
 
 

@@ -21,7 +21,8 @@ from statuses import FAILED, TRAINING, job_with, live
 
 EVIL = "\x1b]52;c;cm0gLXJm\x07\x1b[2J\x9b31m\x7f\rover \u202e"
 HOSTILE = merged(
-    FAILED, {"warnings": [EVIL], "failure": {"message": EVIL, "advice": EVIL, "pod": f"pod{EVIL}", "node": EVIL}}
+    FAILED,
+    {"run": {"warnings": [EVIL], "failure": {"message": EVIL, "advice": EVIL, "pod": f"pod{EVIL}", "node": EVIL}}},
 )
 
 
@@ -69,7 +70,7 @@ def test_the_page_of_a_job_shows_control_characters_as_text(
     assert "52;c;cm0gLXJm" in text
     assert is_clean(text)
     if output is Output.JSON:
-        assert json.loads(text)["status"]["failure"]["message"] == EVIL
+        assert json.loads(text)["status"]["run"]["failure"]["message"] == EVIL
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from finetune_api.constants import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import AttemptStatus, Condition, FailureStatus, Outcome, Status
 from finetune_operator.policy.events import announcements
+from statuses import make_status
 
 STAMP = "2026-01-01T00:00:00Z"
 
@@ -15,7 +16,7 @@ def status(phase: Phase, reason: Reason, message: str = "", **fields: Any) -> St
     ready = Condition(
         type=ConditionType.READY, status="True", reason=reason, message=message, last_transition_time=STAMP
     )
-    return Status(**{"run": 1, "stage": "train", "attempt": 1, "phase": phase, "conditions": (ready,), **fields})
+    return make_status(**{"run": 1, "stage": "train", "attempt": 1, "phase": phase, "conditions": (ready,), **fields})
 
 
 def attempt(number: int, outcome: Outcome | None) -> AttemptStatus:
@@ -54,8 +55,8 @@ def test_a_failed_attempt_is_told_with_place_cause_and_advice_and_only_once() ->
         message="died\nlast line",
         advice="Look.",
     )
-    before = TRAINING.model_copy(update={"attempts": (attempt(1, None),)})
-    after = TRAINING.model_copy(update={"attempts": (attempt(1, Outcome.RETRYABLE),), "failure": failure})
+    before = TRAINING.with_run(attempts=(attempt(1, None),))
+    after = TRAINING.with_run(attempts=(attempt(1, Outcome.RETRYABLE),), failure=failure)
     (told,) = announcements(before, after)
     assert (told.reason, told.is_warning) == ("AttemptFailed", True)
     assert told.message == "train attempt 1 failed: Signal9 in p-1 on n: died\nLook."
@@ -64,7 +65,7 @@ def test_a_failed_attempt_is_told_with_place_cause_and_advice_and_only_once() ->
 
 def test_the_same_turn_has_the_same_identity_whoever_looks() -> None:
     first, second = (announcements(Status(), TRAINING)[0].identity for _ in range(2))
-    again = announcements(TRAINING, TRAINING.model_copy(update={"attempt": 2}))[0].identity
+    again = announcements(TRAINING, TRAINING.with_run(attempt=2))[0].identity
     assert first == second != again
 
 
@@ -74,8 +75,8 @@ def test_what_an_attempt_has_cost_is_told_when_the_next_one_steps() -> None:
     )
     second = attempt(2, None).model_copy(update={"start_time": "2026-01-01T00:01:01Z"})
     stepped = second.model_copy(update={"first_step_time": "2026-01-01T00:01:12Z", "resumed_from_step": 40})
-    before = TRAINING.model_copy(update={"attempts": (first, second)})
-    after = TRAINING.model_copy(update={"attempts": (first, stepped)})
+    before = TRAINING.with_run(attempts=(first, second))
+    after = TRAINING.with_run(attempts=(first, stepped))
     (told,) = announcements(before, after)
     assert (told.reason, told.is_warning) == ("Resumed", False)
     assert told.message == "train attempt 2 goes on at step 40, 12 s after the last one; steps done again: 7"
@@ -83,8 +84,8 @@ def test_what_an_attempt_has_cost_is_told_when_the_next_one_steps() -> None:
 
 
 def test_a_warning_is_told_when_it_is_new_and_by_the_same_name_whoever_looks() -> None:
-    before = TRAINING.model_copy(update={"warnings": ("no conditions",)})
-    after = TRAINING.model_copy(update={"warnings": ("no conditions", "step 2 is damaged")})
+    before = TRAINING.with_run(warnings=("no conditions",))
+    after = TRAINING.with_run(warnings=("no conditions", "step 2 is damaged"))
     (told,) = announcements(before, after)
     assert (told.reason, told.message, told.is_warning) == ("StageWarning", "step 2 is damaged", True)
     assert announcements(before, after) == (told,)

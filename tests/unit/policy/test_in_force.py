@@ -16,6 +16,7 @@ from finetune_operator.policy import deadline, history, in_force, runs, stages
 from finetune_operator.policy import status as status_policy
 from finetune_operator.policy.events import announcements
 from observations import STAMP, make_pod, make_stage
+from statuses import make_status
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -59,9 +60,11 @@ PREPARED = make_stage(Stage.PREPARE, ended="Complete")
 def decided(written: dict[str, Any], *children: ObservedStage, last: Spec | None = None) -> stages.Decision:
     """The next step of a run whose object has become invalid."""
     observed = Observed(children)
-    run = runs.known_run(Status(run=1, run_hash="h"), observed.stages)
+    run = runs.known_run(make_status(run=1, spec_hash="h"), observed.stages)
     assert run == runs.Run(1, "h", is_new=False)
-    status = history.fold(Status(run=1, start_time="2026-01-01T11:00:00Z"), run, observed, None, STAMP)
+    status = history.apply_observation(
+        make_status(run=1, start_time="2026-01-01T11:00:00Z"), run, observed, None, STAMP
+    )
     spec = in_force.spec_in_force(written, last)
     decision = stages.decide(spec, run, status, observed, now=NOW, max_backoff_seconds=300)
     return in_force.without_starts(decision, observed)
@@ -102,7 +105,7 @@ def test_the_deadline_ends_an_attempt_of_an_invalid_object(written: dict[str, An
 
 
 def test_the_object_says_that_it_is_not_accepted_while_its_attempt_goes_on() -> None:
-    before = status_policy.concluded(Status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
+    before = status_policy.concluded(make_status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
     violation = Violation("spec.training.microBatchSize", "5 does not divide 16")
     remarks = status_policy.Remarks(violations=(violation,))
 
@@ -132,7 +135,7 @@ def left(status: Status, minutes: float, *, suspend: bool) -> float | None:
 
 def test_time_in_which_a_job_is_suspended_does_not_count_for_its_deadline() -> None:
     runs_on, rests = spec_of(), spec_of(suspend=True)
-    status = Status(run=1, start_time=STAMP)
+    status = make_status(run=1, start_time=STAMP)
     assert left(status, 20, suspend=False) == 40
     status = deadline.with_suspension(status, rests, rfc3339(at(20)))
     assert deadline.with_suspension(status, rests, rfc3339(at(30))) == status

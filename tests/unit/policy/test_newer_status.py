@@ -23,12 +23,12 @@ def entry(kind: str, status: str, reason: str) -> dict[str, Any]:
         {"conditions": [entry("Accepted", "True", "Entangled")]},
         {"conditions": [entry("Teleported", "True", "Valid")]},
         {"phase": "Teleporting"},
-        {"attempts": [{"stage": "beam", "number": 1, "jobName": "a", "startTime": THEN}]},
+        {"run": {"number": 3, "attempts": [{"stage": "beam", "number": 1, "jobName": "a", "startTime": THEN}]}},
     ],
     ids=["ready", "accepted", "condition", "phase", "attempt"],
 )
 def test_what_cannot_be_read_stays_so_that_no_later_look_acts_on_the_rest(unknown: dict[str, Any]) -> None:
-    written = {"run": 3, "qubits": 9, **unknown}
+    written = {"run": {"number": 3}, "qubits": 9, **unknown}
     rejection = status_policy.rejected(Status(), (Violation("status", "newer"),), generation=1, now=NOW)
     told = status_policy.beside_unreadable(written, rejection)
     with pytest.raises(ValidationError):

@@ -12,6 +12,7 @@ from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed
 from finetune_operator.policy import history, runs, stages
 from finetune_operator.policy import status as status_policy
+from statuses import make_status
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 STAMP = "2026-01-01T12:00:00Z"
@@ -31,9 +32,9 @@ def make_pod(owner: str = "j1", phase: str = "Running", **metadata: Any) -> dict
     return pod
 
 
-TRAINING = Status(
+TRAINING = make_status(
     run=1,
-    run_hash="h",
+    spec_hash="h",
     phase=Phase.TRAINING,
     stage="train",
     attempt=1,
@@ -71,27 +72,27 @@ def test_nothing_begins_before_they_have_ended(suspend: bool) -> None:
     run = runs.Run(1, "h", is_new=False)
 
     def look(observed: Observed, before: Status) -> tuple[Status, stages.Decision]:
-        status = history.fold(before, run, observed, None, STAMP)
+        status = history.apply_observation(before, run, observed, None, STAMP)
         return status, stages.decide(spec, run, status, observed, now=NOW, max_backoff_seconds=300)
 
     status, decision = look(Observed((), (JOB,)), TRAINING)
     assert decision == stages.Linger((JOB,))
-    assert status.attempts[-1].outcome is None
+    assert status.run.attempts[-1].outcome is None
     told = status_policy.concluded(status, decision, generation=1, now=STAMP)
     ready = next(entry for entry in told.conditions if entry.type == "Ready")
     assert (told.phase, ready.reason) == (Phase.TRAINING, Reason.TRAINING)
     assert ready.message == f"{JOB} is gone, and what follows waits until its pods have ended"
 
     status, decision = look(Observed(()), told)
-    assert status.attempts[-1].outcome is Outcome.STOPPED
+    assert status.run.attempts[-1].outcome is Outcome.STOPPED
     assert decision == (stages.Rest() if suspend else stages.Start(Stage.TRAIN, 2))
 
 
 def test_a_new_object_waits_for_what_an_old_one_of_its_name_has_left() -> None:
     run = runs.Run(1, "h", is_new=True)
     observed = Observed((), (JOB,))
-    status = history.fold(Status(), run, observed, None, STAMP)
+    status = history.apply_observation(Status(), run, observed, None, STAMP)
     decision = stages.decide(parse_job(make_job()).spec, run, status, observed, now=NOW, max_backoff_seconds=300)
     assert decision == stages.Linger((JOB,))
     told = status_policy.concluded(status, decision, generation=1, now=STAMP)
-    assert (told.phase, told.attempts) == (Phase.PENDING, ())
+    assert (told.phase, told.run.attempts) == (Phase.PENDING, ())

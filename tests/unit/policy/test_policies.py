@@ -12,12 +12,12 @@ from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMess
 from finetune_api.trainer_config import Prepared, SplitCounts, StorageSettings
 from finetune_api.v1alpha1 import (
     AttemptStatus,
-    ChosenStatus,
     DataFormat,
     Dtype,
     FineTuneJob,
     Outcome,
     Packing,
+    ResolvedStatus,
     Status,
     Task,
 )
@@ -25,6 +25,7 @@ from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed, ObservedPod, ObservedStage
 from finetune_operator.policy import failure, history, runs, stages, status, world
 from observations import STAMP, make_pod, make_stage
+from statuses import make_status
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 LATER = "2026-01-01T12:00:30Z"
@@ -49,7 +50,7 @@ def make_job(**spec: Any) -> FineTuneJob:
 
 def folded(observed: Observed, before: Status | None = None, progress: Progress | None = None) -> Status:
     run = runs.Run(1, "hash", is_new=before is None)
-    return history.fold(before or Status(), run, observed, progress, STAMP)
+    return history.apply_observation(before or Status(), run, observed, progress, STAMP)
 
 
 def decided(job: FineTuneJob, *children: ObservedStage, before: Status | None = None) -> stages.Decision:
@@ -96,8 +97,8 @@ def test_a_suspended_job_stops_what_runs_and_then_rests() -> None:
 def test_a_job_stopped_for_a_suspension_goes_on_with_a_new_attempt_and_no_charge() -> None:
     before = folded(Observed((PREPARED, make_stage())))
     after = folded(Observed((PREPARED,)), before)
-    assert after.attempts[-1].outcome is Outcome.STOPPED
-    assert (after.restarts, after.disruptions) == (0, 0)
+    assert after.run.attempts[-1].outcome is Outcome.STOPPED
+    assert (after.run.restarts, after.run.disruptions) == (0, 0)
     assert decided(make_job(), PREPARED, before=before) == stages.Start(Stage.TRAIN, 2)
 
 
@@ -105,17 +106,17 @@ def test_children_of_an_older_run_are_stopped_first() -> None:
     old = make_stage()
     observed = Observed((old,))
     run = runs.Run(2, "other", is_new=True)
-    after = history.fold(folded(observed), run, observed, None, STAMP)
+    after = history.apply_observation(folded(observed), run, observed, None, STAMP)
     decision = stages.decide(make_job().spec, run, after, observed, now=NOW, max_backoff_seconds=300)
     expected = "run 2 starts when the pods of the old one have ended"
     assert decision == stages.Stop((old,), Reason.SPEC_CHANGED, expected)
-    assert after.attempts == ()
+    assert after.run.attempts == ()
 
 
 def test_a_pod_without_a_last_word_is_explained_by_the_end_of_its_log() -> None:
     tail = 'ng half a line"}\n{"level": "INFO", "message": "step 7", "rank": 0}\nKilled\n'
     failed = make_stage(ended="Failed", pods=(make_pod(0, 137, raw_message=tail),))
-    failure = folded(Observed((PREPARED, failed))).failure
+    failure = folded(Observed((PREPARED, failed))).run.failure
     assert failure is not None
     assert failure.message.splitlines() == ["pod-0 ended with status 137", 'ng half a line"}', "step 7", "Killed"]
 
@@ -126,24 +127,24 @@ def test_an_evicted_pod_is_the_cause_whatever_its_peers_and_its_container_end_wi
     evicted = make_pod(1, exit_code, phase="Failed", kubelet_reason="Evicted", kubelet_message="low on memory")
     failed = make_stage(ended="Failed", pods=(make_pod(0, 70), evicted), expected_pods=2)
     after = folded(Observed((PREPARED, failed)))
-    assert (after.attempts[-1].outcome, after.attempts[-1].reason) == (Outcome.DISRUPTION, "Evicted")
+    assert (after.run.attempts[-1].outcome, after.run.attempts[-1].reason) == (Outcome.DISRUPTION, "Evicted")
     assert isinstance(decided(make_job(), PREPARED, failed), stages.Backoff)
 
 
 def test_a_deleted_pod_is_named_though_it_is_gone() -> None:
     failed = make_stage(ended="Failed", pods=(make_pod(0, int(ExitCode.STOPPED)),), expected_pods=2)
     status = folded(Observed((PREPARED, failed)))
-    assert status.failure is not None
-    assert (status.failure.failure_class, status.failure.pod) == ("PodDeleted", "example-r1-train-a1-1")
-    assert status.failure.message.startswith("example-r1-train-a1-1 was deleted, and the others stopped with it: ")
-    assert (status.attempts[-1].outcome, status.restarts, status.disruptions) == (Outcome.DISRUPTION, 0, 1)
+    assert status.run.failure is not None
+    assert (status.run.failure.failure_class, status.run.failure.pod) == ("PodDeleted", "example-r1-train-a1-1")
+    assert status.run.failure.message.startswith("example-r1-train-a1-1 was deleted, and the others stopped with it: ")
+    assert (status.run.attempts[-1].outcome, status.run.restarts, status.run.disruptions) == (Outcome.DISRUPTION, 0, 1)
 
 
 def test_a_lost_attempt_has_ended_when_it_is_given_up() -> None:
     """Its Job never tells of an end, and the API server takes no empty time."""
     lost = make_stage(lost=True, pods=(make_pod(1, due_at=STAMP, node="node-b"),))
     status = folded(Observed((PREPARED, lost)))
-    attempt = status.attempts[-1]
+    attempt = status.run.attempts[-1]
     assert (attempt.outcome, attempt.reason, attempt.end_time) == (Outcome.DISRUPTION, "NodeLost", STAMP)
     assert decided(make_job(), PREPARED, lost) == stages.Start(Stage.TRAIN, 2)
 
@@ -158,7 +159,7 @@ def test_a_permanent_failure_is_not_tried_again() -> None:
 def test_an_end_is_charged_once_however_often_it_is_seen() -> None:
     observed = Observed((PREPARED, CRASHED))
     once = folded(observed)
-    assert once.restarts == 1
+    assert once.run.restarts == 1
     assert folded(observed, once) == once
 
 
@@ -169,27 +170,27 @@ def test_restarts_are_refilled_by_a_new_checkpoint() -> None:
         exit_code=70,
         progress=Progress(stage="train", attempt=1, step=80, resumed_from_step=40, last_checkpoint=checkpoint),
     )
-    before = folded(Observed((PREPARED,))).model_copy(update={"restarts": 2})
+    before = folded(Observed((PREPARED,))).with_run(restarts=2)
     crashed = replace(CRASHED, pods=(make_pod(0, 70, message=message),))
     after = folded(Observed((PREPARED, crashed)), before)
-    assert after.restarts == 1
-    assert after.attempts[-1].last_step == 80
-    assert after.last_checkpoint is not None
-    assert after.last_checkpoint.step == 60
+    assert after.run.restarts == 1
+    assert after.run.attempts[-1].last_step == 80
+    assert after.run.last_checkpoint is not None
+    assert after.run.last_checkpoint.step == 60
 
 
 def test_each_stage_has_restarts_of_its_own() -> None:
     failed = make_stage(Stage.PREPARE, ended="Failed", pods=(make_pod(0, 70),))
     again = make_stage(Stage.PREPARE, attempt=2, ended="Complete")
     status = folded(Observed((failed, again)))
-    assert status.restarts == 1
+    assert status.run.restarts == 1
     status = folded(Observed((failed, again, CRASHED)), status)
-    assert status.restarts == 1
+    assert status.run.restarts == 1
     status = folded(Observed((failed, again, CRASHED, crashed(2))), status)
-    assert status.restarts == 2
+    assert status.run.restarts == 2
     trained = make_stage(attempt=3, ended="Complete")
     evaluated = make_stage(Stage.EVALUATE, ended="Failed", pods=(make_pod(0, 70),))
-    assert folded(Observed((failed, again, CRASHED, crashed(2), trained, evaluated)), status).restarts == 1
+    assert folded(Observed((failed, again, CRASHED, crashed(2), trained, evaluated)), status).run.restarts == 1
 
 
 def saved_by(number: int, step: int, **fields: Any) -> ObservedStage:
@@ -211,7 +212,7 @@ def test_attempts_that_end_before_they_report_anything_reach_max_restarts() -> N
     counted = []
     for number in range(2, 6):
         status = folded(Observed((PREPARED, crashed(number))), status)
-        counted.append(status.restarts)
+        counted.append(status.run.restarts)
     assert counted == [2, 3, 4, 5]
     limits = make_job(restart={"maxRestarts": 3})
     decision = decided(limits, PREPARED, crashed(5), before=status)
@@ -223,8 +224,8 @@ def test_steps_that_are_saved_again_after_a_fall_back_are_no_progress() -> None:
     status = folded(Observed((PREPARED, saved_by(1, step=60))))
     status = folded(Observed((PREPARED, saved_by(2, step=40, resumed_from_step=20))), status)
     status = folded(Observed((PREPARED, saved_by(3, step=60, resumed_from_step=40))), status)
-    assert status.restarts == 3
-    assert folded(Observed((PREPARED, saved_by(4, step=80, resumed_from_step=60))), status).restarts == 1
+    assert status.run.restarts == 3
+    assert folded(Observed((PREPARED, saved_by(4, step=80, resumed_from_step=60))), status).run.restarts == 1
 
 
 def test_how_often_the_state_is_saved_is_told() -> None:
@@ -234,8 +235,8 @@ def test_how_often_the_state_is_saved_is_told() -> None:
         progress=Progress(stage="train", attempt=1, step=80, total_steps=100, checkpoint_every=20),
     )
     after = folded(Observed((PREPARED, replace(CRASHED, pods=(make_pod(0, 70, message=message),)))))
-    assert after.progress is not None
-    assert after.progress.checkpoint_every_steps == 20
+    assert after.run.progress is not None
+    assert after.run.progress.checkpoint_every_steps == 20
 
 
 def warned(number: int, *warnings: str) -> ObservedStage:
@@ -247,19 +248,19 @@ def warned(number: int, *warnings: str) -> ObservedStage:
 
 def test_what_the_attempts_of_a_run_warn_of_is_kept_once_and_the_last_of_it() -> None:
     first = folded(Observed((PREPARED, warned(1, "no conditions", "step 2 is damaged"))))
-    assert first.warnings == ("no conditions", "step 2 is damaged")
+    assert first.run.warnings == ("no conditions", "step 2 is damaged")
     second = folded(Observed((PREPARED, warned(2, "no conditions", "x" * 2000))), first)
-    assert second.warnings == (*first.warnings, "x" * 1024)
+    assert second.run.warnings == (*first.run.warnings, "x" * 1024)
     many = folded(Observed((PREPARED, warned(3, *map(str, range(20))))), second)
-    assert many.warnings == tuple(map(str, range(4, 20)))
+    assert many.run.warnings == tuple(map(str, range(4, 20)))
 
 
 def test_only_ten_attempts_are_kept_and_the_oldest_are_not_charged_again() -> None:
     crashes = tuple(make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70),)) for number in range(1, 14))
     first = folded(Observed((PREPARED, *crashes)))
-    assert len(first.attempts) == 10
+    assert len(first.run.attempts) == 10
     again = folded(Observed((PREPARED, *crashes)), first)
-    assert (again.restarts, again.attempts) == (first.restarts, first.attempts)
+    assert (again.run.restarts, again.run.attempts) == (first.run.restarts, first.run.attempts)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ def test_a_failure_carries_the_trainers_own_words() -> None:
 def test_a_changed_meaning_is_a_new_run(change: dict[str, Any], is_new: bool) -> None:
     first = runs.current_run(make_job(), ())
     assert (first.number, first.is_new) == (1, True)
-    job = make_job(**change).model_copy(update={"status": Status(run=1, run_hash=first.hash)})
+    job = make_job(**change).model_copy(update={"status": make_status(run=1, spec_hash=first.hash)})
     second = runs.current_run(job, ())
     assert (second.is_new, second.number) == (is_new, 2 if is_new else 1)
 
@@ -343,8 +344,8 @@ def test_pinning_the_commit_that_a_run_was_prepared_with_starts_no_new_run(
 ) -> None:
     """None: prepared before the revision was recorded."""
     first = runs.current_run(make_job(model={"uri": before}), ())
-    chosen = ChosenStatus(model_revision=COMMIT, requested_revision=requested)
-    status = Status(run=1, run_hash=first.hash, chosen=chosen)
+    chosen = ResolvedStatus(model_revision=COMMIT, requested_revision=requested)
+    status = make_status(run=1, spec_hash=first.hash, resolved=chosen)
     job = make_job(model={"uri": after}).model_copy(update={"status": status})
     run = runs.current_run(job, ())
     assert (run.is_new, run.number) == (is_new, 2 if is_new else 1)
@@ -366,7 +367,7 @@ def test_status_keeps_the_revision_that_the_preparation_resolved() -> None:
         counts=SplitCounts(train=1),
     )
     pod = replace(make_pod(0, 0), message=TerminationMessage(stage="prepare", exit_code=0, prepared=prepared))
-    chosen = folded(Observed((make_stage(Stage.PREPARE, ended="Complete", pods=(pod,)),))).chosen
+    chosen = folded(Observed((make_stage(Stage.PREPARE, ended="Complete", pods=(pod,)),))).run.resolved
     assert chosen is not None
     assert (chosen.requested_revision, chosen.model_revision) == ("v1", COMMIT)
 
@@ -385,8 +386,8 @@ def test_status_keeps_the_revision_that_the_preparation_resolved() -> None:
     ids=["died", "of an older operator", "changed", "known", "changed twice", "died again", "changed back"],
 )
 def test_a_run_is_never_begun_under_the_number_of_another_spec(known: int, begun: dict[int, str], number: int) -> None:
-    job = make_job().model_copy(update={"status": Status(run=known, run_hash="another" if known else "")})
-    wanted = runs.semantic_hash(job.spec)
+    job = make_job().model_copy(update={"status": make_status(run=known, spec_hash="another" if known else "")})
+    wanted = runs.run_hash(job.spec)
     children = [
         make_stage(Stage.PREPARE, run=run, run_hash=wanted if meant == "asked for" else meant)
         for run, meant in begun.items()
@@ -440,14 +441,14 @@ def test_a_jobs_own_storage_goes_before_the_operators() -> None:
     ],
 )
 def test_status_says_where_the_job_is(decision: stages.Decision, phase: Phase, true_conditions: set[str]) -> None:
-    concluded = status.concluded(Status(run=1), decision, generation=4, now=STAMP)
+    concluded = status.concluded(make_status(run=1), decision, generation=4, now=STAMP)
     assert (concluded.phase, concluded.observed_generation) == (phase, 4)
     assert {entry.type for entry in concluded.conditions if entry.status == "True"} == true_conditions
 
 
 def test_a_restarted_training_is_ready_from_its_first_step_on_and_another_stage_is_not_by_that_step() -> None:
     trained = AttemptStatus(stage=Stage.TRAIN, number=2, job_name="a", start_time=STAMP, first_step_time=STAMP)
-    before = Status(run=1, attempts=(trained,))
+    before = make_status(run=1, attempts=(trained,))
     training = status.concluded(before, stages.Watch(Stage.TRAIN, 2), generation=1, now=STAMP)
     evaluating = status.concluded(before, stages.Watch(Stage.EVALUATE, 2), generation=1, now=STAMP)
     ready = [
@@ -458,7 +459,7 @@ def test_a_restarted_training_is_ready_from_its_first_step_on_and_another_stage_
 
 
 def test_a_condition_keeps_its_time_until_it_flips() -> None:
-    first = status.concluded(Status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
+    first = status.concluded(make_status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
     later = status.concluded(first, stages.Finish(True, Reason.SUCCEEDED, ""), generation=1, now="2026-01-01T13:00:00Z")
     times = {entry.type: entry.last_transition_time for entry in later.conditions}
     assert (times["Accepted"], times["Complete"]) == (STAMP, "2026-01-01T13:00:00Z")
@@ -469,9 +470,13 @@ def test_a_deleted_pod_is_named_though_all_pods_are_gone_when_the_attempt_is_jud
     going = make_pod(1, due_at=STAMP, node="node-a")
     seen = folded(Observed((PREPARED, make_stage(pods=(make_pod(0), going), expected_pods=2))))
     judged = folded(Observed((PREPARED, make_stage(ended="Failed", expected_pods=2))), seen)
-    assert judged.failure is not None
-    assert (judged.failure.failure_class, judged.failure.pod, judged.failure.node) == ("PodDeleted", "pod-1", "node-a")
-    assert (judged.attempts[-1].outcome, judged.attempts[-1].reason) == (Outcome.DISRUPTION, "PodDeleted")
+    assert judged.run.failure is not None
+    assert (judged.run.failure.failure_class, judged.run.failure.pod, judged.run.failure.node) == (
+        "PodDeleted",
+        "pod-1",
+        "node-a",
+    )
+    assert (judged.run.attempts[-1].outcome, judged.run.attempts[-1].reason) == (Outcome.DISRUPTION, "PodDeleted")
     assert failure.notice(make_stage(pods=(going,), failing=True)) is None
     assert failure.notice(make_stage(pods=(going,), deleting=True)) is None
 
@@ -481,7 +486,7 @@ def test_what_was_noticed_of_another_attempt_is_not_this_ones_cause() -> None:
     seen = folded(Observed((PREPARED, make_stage(pods=(going,)))))
     children = (PREPARED, make_stage(ended="Failed"), make_stage(attempt=2, ended="Failed"))
     judged = folded(Observed(children), seen)
-    assert [attempt.reason for attempt in judged.attempts] == ["", "PodDeleted", "Lost"]
+    assert [attempt.reason for attempt in judged.run.attempts] == ["", "PodDeleted", "Lost"]
 
 
 def test_what_lacks_workers_is_noted_before_it_is_stopped() -> None:
@@ -493,11 +498,43 @@ def test_what_lacks_workers_is_noted_before_it_is_stopped() -> None:
     before = folded(Observed((PREPARED, waiting)))
     noted = decided(job, PREPARED, waiting, before=before)
     assert isinstance(noted, stages.Shrink)
-    assert noted.nodes == 1
-    after = history.shrinking(before, noted.attempt, noted.nodes)
+    assert noted.plan.nodes == 1
+    after = before.with_run(next_plan=noted.plan)
     assert decided(job, PREPARED, waiting, before=after) == stages.Stop((waiting,), Reason.FEWER_WORKERS, noted.message)
     told = status.concluded(after, noted, generation=1, now=STAMP)
     assert (told.phase, told.conditions[1].reason) == (Phase.RESTARTING, Reason.FEWER_WORKERS)
     ended = folded(Observed((PREPARED,)), after)
-    assert decided(job, PREPARED, before=ended) == stages.Start(Stage.TRAIN, 2)
-    assert ended.restarts == ended.disruptions == 0
+    started = stages.with_plan(decided(job, PREPARED, before=ended), job.spec, ended)
+    assert started == stages.Start(Stage.TRAIN, 2)
+    assert isinstance(started, stages.Start)
+    assert started.plan is not None
+    assert (started.plan.nodes, started.plan.reason) == (1, noted.plan.reason)
+    assert ended.run.restarts == ended.run.disruptions == 0
+
+
+RESOLVED = ResolvedStatus(task="SequenceClassification", dtype="Float32", format="Classification", packing="Padded")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_new"),
+    [
+        ({}, {"data": {"packing": "Padded"}}, False),
+        ({}, {"data": {"packing": "LengthGrouped"}}, True),
+        ({}, {"data": {"format": "Classification", "packing": "Padded"}}, False),
+        ({}, {"model": {"uri": "s3://bucket/model", "task": "SequenceClassification", "dtype": "Float32"}}, False),
+        ({}, {"model": {"uri": "s3://bucket/model", "dtype": "BFloat16"}}, True),
+        ({}, {"data": {"test": {"fraction": 0.1, "stratify": True}}}, False),
+        ({}, {"data": {"test": {"fraction": 0.1, "stratify": False}}}, True),
+        ({"data": {"packing": "Padded"}}, {}, True),
+        ({"data": {"packing": "Padded"}}, {"data": {"packing": "Padded"}}, False),
+    ],
+)
+def test_an_automatic_value_that_is_spelled_out_starts_no_new_run(
+    before: dict[str, Any], after: dict[str, Any], is_new: bool
+) -> None:
+    """One that is removed may be chosen otherwise now, so that is a change."""
+    data = {"train": [{"uri": "s3://bucket/train.jsonl"}]}
+    old, new = ({**spec, "data": data | spec.get("data", {})} for spec in (before, after))
+    status = make_status(run=1, spec_hash=runs.run_hash(make_job(**old).spec), resolved=RESOLVED)
+    found = runs.current_run(make_job(**new).model_copy(update={"status": status}), ())
+    assert found.is_new is is_new

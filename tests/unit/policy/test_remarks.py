@@ -18,6 +18,7 @@ from finetune_operator.policy.status import Remarks
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage
 from finetune_operator.settings import GraceLimits, OperatorSettings
+from statuses import make_status
 
 STAMP = "2026-01-01T12:00:00Z"
 WATCH = Watch(Stage.TRAIN, 1)
@@ -26,7 +27,7 @@ WATCH = Watch(Stage.TRAIN, 1)
 def saved(seconds: float | None, step_seconds: float | None = None) -> Status:
     """Status of a job whose last save took so long."""
     checkpoint = CheckpointStatus(uri="s3://b/c.json", step=4, time=STAMP, save_seconds=seconds)
-    return Status(run=1, last_checkpoint=checkpoint, progress=ProgressStatus(step_seconds=step_seconds))
+    return make_status(run=1, last_checkpoint=checkpoint, progress=ProgressStatus(step_seconds=step_seconds))
 
 
 def running(spec: dict[str, Any] | None = None, grace_seconds: int = 120) -> Any:
@@ -96,7 +97,7 @@ def test_a_change_that_waits_for_the_next_attempt_is_told(change: dict[str, Any]
     changed = parse_job(make_job("example", **{**before, **change})).spec
     told = pending.pending_change(changed, running(before))
     assert bool(told) is waits
-    assert not waits or "it counts from the next attempt on" in told
+    assert not waits or "it takes effect with the next attempt" in told
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ DROPPED = Remarks(
 def test_a_remark_is_a_condition_and_told_once(
     remarks: Remarks, kind: ConditionType, value: str, reason: Reason
 ) -> None:
-    plain = concluded(Status(run=1), Remarks())
+    plain = concluded(make_status(run=1), Remarks())
     told = concluded(plain, remarks)
     found = condition(told, kind)
     assert found is not None
@@ -176,11 +177,11 @@ def test_a_remark_is_a_condition_and_told_once(
 def test_a_run_that_is_over_is_not_told_what_a_stop_or_a_crash_would_cost(
     remarks: Remarks, kind: ConditionType
 ) -> None:
-    over = concluded(concluded(Status(run=1), remarks), Remarks(), Finish(True, Reason.SUCCEEDED, "done"))
+    over = concluded(concluded(make_status(run=1), remarks), Remarks(), Finish(True, Reason.SUCCEEDED, "done"))
     assert condition(over, kind) is None
 
 
 def test_a_checkpoint_that_is_in_time_is_told_as_such() -> None:
-    told = condition(concluded(Status(run=1), Remarks(late="")), ConditionType.CHECKPOINT_STALE)
+    told = condition(concluded(make_status(run=1), Remarks(late="")), ConditionType.CHECKPOINT_STALE)
     assert told is not None
     assert (told.status, told.reason) == ("False", Reason.CHECKPOINT_IN_TIME)

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from finetune_api.constants import Reason, Stage
-from finetune_api.v1alpha1 import AttemptStatus, CheckpointStatus, Outcome, Restart, Status
+from finetune_api.v1alpha1 import AttemptStatus, CheckpointStatus, Outcome, Restart
 from finetune_operator.policy import restart
 from observations import STAMP
+from statuses import make_status
 
 LIMITS = Restart(max_restarts=2, max_disruptions=3)
 
@@ -30,7 +31,7 @@ def attempt(number: int = 1, outcome: Outcome | None = Outcome.RETRYABLE, **fiel
 
 def decided(*attempts: AttemptStatus, limits: Restart = LIMITS, longest: float = 300, **status: Any) -> float | Reason:
     """The delay of the next attempt, or why there is none."""
-    decision = restart.decide(Status(attempts=attempts, **status), limits, max_backoff_seconds=longest)
+    decision = restart.decide(make_status(attempts=attempts, **status), limits, max_backoff_seconds=longest)
     return decision.reason if isinstance(decision, restart.GiveUp) else decision.delay_seconds
 
 
@@ -147,7 +148,9 @@ def test_a_failure_that_repeats_unchanged_ends_the_run(
 )
 def test_the_end_of_a_stage_that_runs_out_of_memory_says_what_helps_that_stage(stage: Stage, advice: str) -> None:
     attempts = tuple(attempt(number, stage=stage, **OOM) for number in (1, 2))
-    decision = restart.decide(Status(attempts=attempts, restarts=2), Restart(max_restarts=9), max_backoff_seconds=9)
+    decision = restart.decide(
+        make_status(attempts=attempts, restarts=2), Restart(max_restarts=9), max_backoff_seconds=9
+    )
     assert isinstance(decision, restart.GiveUp)
     assert advice in decision.message
     assert ("microBatchSize" in decision.message) is (stage is Stage.TRAIN)
@@ -173,11 +176,11 @@ def test_a_new_checkpoint_and_a_changed_spec_begin_a_new_series() -> None:
     again = attempt(2, **NAN, known_checkpoint_step=10)
     assert decided(attempt(1, **NAN), again, restarts=1) == 0.0
     assert decided(attempt(1, **NAN, known_checkpoint_step=10), again, restarts=1, last_checkpoint=saved) == 0.0
-    assert decided(attempt(1, **NAN, forgiven=True), attempt(2, **NAN), restarts=1) == 0.0
+    assert decided(attempt(1, **NAN, superseded_by_spec_change=True), attempt(2, **NAN), restarts=1) == 0.0
 
 
 def test_the_end_of_a_series_says_what_to_change() -> None:
-    status = Status(attempts=(attempt(1, **NAN), attempt(2, **NAN)), restarts=2)
+    status = make_status(attempts=(attempt(1, **NAN), attempt(2, **NAN)), restarts=2)
     decision = restart.decide(status, LIMITS, max_backoff_seconds=300)
     assert isinstance(decision, restart.GiveUp)
     assert decision.message.startswith("Diverged 2 times in the same way, without a new checkpoint in between")

@@ -1,4 +1,4 @@
-"""How many workers an attempt gets: (spec, attempts so far) -> number, and (spec, pods, time) -> fewer or not."""
+"""How many workers an attempt gets: (spec, plan decided before) -> plan, and (spec, pods, time) -> fewer or not."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,11 +8,12 @@ import pytest
 
 from factories import make_job
 from finetune_api.constants import Stage
-from finetune_api.v1alpha1 import AttemptStatus, Spec, Status
+from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Spec
 from finetune_api.validation import parse_job
 from finetune_operator.observed import ObservedStage
-from finetune_operator.policy import scale, world
+from finetune_operator.policy import history, scale, world
 from observations import STAMP, make_pod, make_stage
+from statuses import make_status
 
 BEGUN = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -23,7 +24,13 @@ def make_spec(nodes: int = 4, fewest: int | None = 1, *, micro: int | None = Non
 
 
 def make_attempt(number: int = 1, **fields: Any) -> AttemptStatus:
-    defaults = {"stage": Stage.TRAIN, "number": number, "job_name": f"a{number}", "start_time": STAMP, "nodes": 4}
+    defaults = {
+        "stage": Stage.TRAIN,
+        "number": number,
+        "job_name": f"a{number}",
+        "start_time": STAMP,
+        "plan": AttemptPlan(nodes=4),
+    }
     return AttemptStatus.model_validate(defaults | fields)
 
 
@@ -62,20 +69,41 @@ def test_an_attempt_that_has_trained_is_left_alone() -> None:
     assert scale.fewer_nodes(make_spec(), trained, starting(2), BEGUN + FIVE_MINUTES) is None
 
 
+TWO = AttemptPlan(nodes=2, reason="two nodes are there")
 NEXT = [
-    pytest.param(make_spec(), [], 4, id="the first"),
-    pytest.param(make_spec(), [make_attempt(fewer_nodes=2)], 2, id="after one that lacked some"),
-    pytest.param(make_spec(), [make_attempt(fewer_nodes=2), make_attempt(2, nodes=2)], 4, id="after any other end"),
-    pytest.param(make_spec(2), [make_attempt(fewer_nodes=2)], 2, id="the spec wants fewer meanwhile"),
-    pytest.param(make_spec(fewest=4), [make_attempt(fewer_nodes=2)], 4, id="the spec allows none meanwhile"),
+    pytest.param(make_spec(), None, AttemptPlan(nodes=4, micro_batch_size=8, gradient_accumulation_steps=1), id="all"),
+    pytest.param(
+        make_spec(),
+        TWO,
+        AttemptPlan(nodes=2, micro_batch_size=8, gradient_accumulation_steps=2, reason="two nodes are there"),
+        id="after one that lacked some",
+    ),
+    pytest.param(
+        make_spec(2),
+        TWO,
+        AttemptPlan(nodes=2, micro_batch_size=16, gradient_accumulation_steps=1),
+        id="the spec asks for fewer since",
+    ),
+    pytest.param(
+        make_spec(fewest=4),
+        TWO,
+        AttemptPlan(nodes=4, micro_batch_size=8, gradient_accumulation_steps=1),
+        id="the spec does not allow fewer any more",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("spec", "attempts", "expected"), NEXT)
-def test_the_next_attempt_tries_for_all_unless_the_last_one_lacked_some(
-    spec: Spec, attempts: list[AttemptStatus], expected: int
+@pytest.mark.parametrize(("spec", "decided", "expected"), NEXT)
+def test_the_next_attempt_has_all_workers_unless_the_last_one_lacked_some(
+    spec: Spec, decided: AttemptPlan | None, expected: AttemptPlan
 ) -> None:
-    assert scale.next_nodes(spec, Status(attempts=tuple(attempts))) == expected
+    assert scale.plan_next(spec, make_status(next_plan=decided)) == expected
+
+
+def test_a_plan_is_used_once() -> None:
+    started = history.record_started(make_status(next_plan=TWO), Stage.TRAIN, 2, "a2", STAMP, plan=TWO)
+    assert started.run.attempts[-1].plan == TWO
+    assert started.run.next_plan is None
 
 
 PLANS = [

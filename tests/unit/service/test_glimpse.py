@@ -15,7 +15,7 @@ def make_object(*attempts: tuple[str, str], version: str = "5", observed: int = 
     status: dict[str, Any] = {}
     if attempts:
         told = [{"jobName": name, **({"outcome": outcome} if outcome else {})} for name, outcome in attempts]
-        status = {"observedGeneration": observed, "attempts": told}
+        status = {"observedGeneration": observed, "run": {"number": 1, "attempts": told}}
     return {"metadata": {"uid": "u", "generation": 1, "resourceVersion": version} | metadata, "status": status}
 
 

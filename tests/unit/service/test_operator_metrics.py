@@ -6,6 +6,7 @@ from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
 from finetune_operator.manifests import JobKey
 from finetune_operator.metrics import Metrics
 from finetune_operator.table import JobTable
+from statuses import make_status
 
 
 def attempt(number: int, **fields: object) -> AttemptStatus:
@@ -26,7 +27,7 @@ SECOND = attempt(2, first_step_time="2026-01-01T00:01:04Z")
 
 
 def status(*attempts: AttemptStatus) -> Status:
-    return Status(run=1, start_time="2026-01-01T00:00:00Z", attempts=attempts)
+    return make_status(run=1, start_time="2026-01-01T00:00:00Z", attempts=attempts)
 
 
 def lines_of(metrics: Metrics) -> list[str]:

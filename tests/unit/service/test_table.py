@@ -44,7 +44,7 @@ def test_only_what_rests_needs_no_look(body: dict[str, Any], needed: bool) -> No
 def finished(completed: str = "2026-01-01T12:00:00Z", **status: Any) -> dict[str, Any]:
     """A job that is over, whose children are to be removed a minute later."""
     body = shown(over="Complete", ttlSecondsAfterFinished=60)
-    body["status"] |= {"completionTime": completed, **status}
+    body["status"] |= {"run": {"completionTime": completed, **status}}
     return body
 
 
@@ -85,7 +85,7 @@ def test_a_pod_that_runs_is_news_for_a_job_that_waits_for_its_pods(
     async def scenario() -> int:
         table, queue = JobTable(), KeyedQueue[JobKey]()
         body = shown()
-        body["status"] |= {"phase": phase, "stage": stage}
+        body["status"] |= {"phase": phase, "run": {"stage": stage}}
         table.show(KEY, body)
         job = child(namespace=KEY.namespace) | {"status": {"ready": ready}}
         job["metadata"]["labels"] = {constants.LABEL_JOB: KEY.name}

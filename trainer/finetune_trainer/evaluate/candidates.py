@@ -77,7 +77,7 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
 
 def formats(config: TrainerConfig) -> tuple[ArtifactFormat, ...]:
     """What was exported."""
-    return config.spec.output.formats or (ArtifactFormat.MERGED,)
+    return config.spec.output.formats
 
 
 def adapter_uri(config: TrainerConfig) -> str:

@@ -57,7 +57,7 @@ def export(
     `model` is the module that was trained, with or without adapters, at any ZeRO stage. Objects of an earlier export
     of the run are replaced, and those that no longer belong are deleted once the new ones are there.
     """
-    formats = config.spec.output.formats or (ArtifactFormat.MERGED,)
+    formats = config.spec.output.formats
     weights = gathered_weights(model, trainable_only=isinstance(model, PeftModel))
     if dist.get_rank() != 0:
         return None

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Schedule
 from finetune_api.v1alpha1.quantities import seconds
+from finetune_api.v1alpha1.results import DEFAULT_MAX_LOST_WORK
+from finetune_api.v1alpha1.training import DEFAULT_EPOCHS
 
 from .schedule import rate_factor
 
-DEFAULT_EPOCHS = 3
-DEFAULT_MAX_LOST_WORK = "10m"
 DENSE_LOG_STEPS = 2000
 """Up to so many steps every one is logged, beyond it every tenth."""
 

@@ -1,34 +1,37 @@
 """Attempts that status names before a pass has seen their Jobs."""
 
 from finetune_api.constants import Stage
-from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
+from finetune_api.v1alpha1 import AttemptStatus, Outcome
 from finetune_operator.observed import Observed
 from finetune_operator.policy import history
 from finetune_operator.policy.runs import Run
 from observations import STAMP, make_stage
+from statuses import make_status
 
 RUN = Run(1, "hash", is_new=False)
 RUNNING = make_stage()
 NAME = RUNNING.job_name
 
 
-def test_a_begun_attempt_is_the_one_that_the_next_pass_sees() -> None:
-    begun = history.begun(Status(run=1, run_hash="hash"), Stage.TRAIN, 1, NAME, STAMP)
-    assert [(entry.job_name, entry.start_time, entry.outcome) for entry in begun.attempts] == [(NAME, STAMP, None)]
-    assert history.begun(begun, Stage.TRAIN, 1, NAME, "later") == begun
-    assert history.fold(begun, RUN, Observed((RUNNING,)), None, STAMP) == begun, "nothing to write"
+def test_a_started_attempt_is_the_one_that_the_next_pass_sees() -> None:
+    started = history.record_started(make_status(run=1, spec_hash="hash"), Stage.TRAIN, 1, NAME, STAMP)
+    assert [(entry.job_name, entry.start_time, entry.outcome) for entry in started.run.attempts] == [
+        (NAME, STAMP, None)
+    ]
+    assert history.record_started(started, Stage.TRAIN, 1, NAME, "later") == started
+    assert history.apply_observation(started, RUN, Observed((RUNNING,)), None, STAMP) == started, "nothing to write"
 
 
-def test_a_begun_attempt_whose_job_is_gone_was_stopped() -> None:
-    begun = history.begun(Status(run=1, run_hash="hash"), Stage.TRAIN, 1, NAME, STAMP)
-    (attempt,) = history.fold(begun, RUN, Observed(()), None, STAMP).attempts
+def test_a_started_attempt_whose_job_is_gone_was_stopped() -> None:
+    started = history.record_started(make_status(run=1, spec_hash="hash"), Stage.TRAIN, 1, NAME, STAMP)
+    (attempt,) = history.apply_observation(started, RUN, Observed(()), None, STAMP).run.attempts
     assert attempt.outcome is Outcome.STOPPED
 
 
 def test_pods_are_asked_for_while_their_jobs_end_is_not_judged() -> None:
     ended = AttemptStatus(stage=Stage.PREPARE, number=1, job_name="old", start_time=STAMP, outcome=Outcome.SUCCEEDED)
     running = AttemptStatus(stage=Stage.TRAIN, number=1, job_name=NAME, start_time=STAMP)
-    status = Status(attempts=(ended, running))
+    status = make_status(attempts=(ended, running))
     over = {"conditions": [{"type": "Complete", "status": "True"}]}
     jobs = [{"metadata": {"name": name}, "status": over} for name in ("old", NAME, "new")]
     assert history.open_jobs(status, jobs) == tuple(sorted((NAME, "new")))
@@ -37,4 +40,4 @@ def test_pods_are_asked_for_while_their_jobs_end_is_not_judged() -> None:
 def test_pods_are_asked_for_while_a_job_that_was_given_up_goes_on_and_while_an_open_attempts_job_is_gone() -> None:
     lost = AttemptStatus(stage=Stage.TRAIN, number=1, job_name="lost", start_time=STAMP, outcome=Outcome.DISRUPTION)
     gone = AttemptStatus(stage=Stage.TRAIN, number=2, job_name="gone", start_time=STAMP)
-    assert history.open_jobs(Status(attempts=(lost, gone)), [{"metadata": {"name": "lost"}}]) == ("gone", "lost")
+    assert history.open_jobs(make_status(attempts=(lost, gone)), [{"metadata": {"name": "lost"}}]) == ("gone", "lost")

@@ -1,0 +1,116 @@
+"""Scopes of all spec fields, and hashes over the fields of some scopes. Pure.
+
+The scope of a leaf is the marker on its field (`Annotated[int, Scope.ATTEMPT]`), else the marker on the nearest field
+above it, else the scope that its block class declares (`class Workers(ApiModel, scope=Scope.ATTEMPT)`).
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from typing import Any, TypeVar, get_args
+
+from pydantic.fields import FieldInfo
+
+from .v1alpha1.base import ApiModel
+from .v1alpha1.job import Spec
+from .v1alpha1.scope import Scope
+
+Block = TypeVar("Block", bound=ApiModel)
+
+HASH_DIGITS = 16
+
+
+@cache
+def scopes() -> Mapping[str, Scope]:
+    """Path of every leaf of the spec -> its scope, such as `spec.data.train[].uri` -> Data.
+
+    Raises TypeError for a leaf without a scope: declare one on its field or its block class.
+    """
+    return dict(_leaves(Spec, "spec", None))
+
+
+def paths(scope: Scope) -> tuple[str, ...]:
+    """The shortest list of paths that covers the leaves of a scope: blocks where all leaves have it, else leaves."""
+    return tuple(_collapsed(Spec, "spec", scope))
+
+
+def spec_hash(spec: Spec, wanted: Collection[Scope], *, without: Collection[str] = ()) -> str:
+    """First 16 hex digits of the SHA-256 over the leaves of these scopes, except the paths in `without`.
+
+    Values that equal the default are left out: a default that is spelled out changes nothing, and neither does a field
+    that a later version adds.
+    """
+    values = _canonical(spec).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    content = dict(_selected(Spec, values, "spec", frozenset(wanted), frozenset(without)))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:HASH_DIGITS]
+
+
+def _canonical(block: Block) -> Block:
+    nested = {name: getattr(block, name) for name in type(block).model_fields}
+    changes = {name: _canonical(value) for name, value in nested.items() if isinstance(value, ApiModel)}
+    return block.model_copy(update=changes).without_fixed_defaults()
+
+
+def _leaves(model: type[ApiModel], path: str, inherited: Scope | None) -> Iterator[tuple[str, Scope]]:
+    for field_path, field, nested in _fields(model, path):
+        scope = _marker(field) or inherited
+        if nested is not None and nested.model_fields:
+            yield from _leaves(nested, field_path, scope)
+        else:
+            found = scope or model.scope
+            if found is None:
+                raise TypeError(f"{field_path} must have a scope: declare one on the field or on {model.__name__}")
+            yield field_path, found
+
+
+def _collapsed(model: type[ApiModel], path: str, scope: Scope) -> Iterator[str]:
+    for field_path, _, nested in _fields(model, path):
+        inside = _scopes_at(field_path)
+        if inside == {scope}:
+            yield field_path.removesuffix("[]")
+        elif scope in inside and nested is not None:
+            yield from _collapsed(nested, field_path, scope)
+
+
+def _selected(
+    model: type[ApiModel], values: Mapping[str, Any], path: str, wanted: frozenset[Scope], without: frozenset[str]
+) -> Iterator[tuple[str, Any]]:
+    """Leaves as (path, value). A list of blocks is one leaf. An optional block that is present, but has no value of
+    its own, is one too: `lora: {}` is not `lora` absent."""
+    for field_path, field, nested in _fields(model, path):
+        value, inside = values.get(str(field.alias)), _scopes_at(field_path)
+        if value is None or wanted.isdisjoint(inside):
+            continue
+        if nested is not None and nested.model_fields and isinstance(value, dict):
+            if field.default is None:
+                yield field_path, {}
+            yield from _selected(nested, value, field_path, wanted, without)
+        elif field_path not in without:
+            yield field_path, value
+
+
+def _scopes_at(path: str) -> set[Scope]:
+    """Scopes of the leaves at and below a path."""
+    return {scope for leaf, scope in scopes().items() if leaf == path or leaf.startswith((f"{path}.", f"{path}["))}
+
+
+def _fields(model: type[ApiModel], path: str) -> Iterator[tuple[str, FieldInfo, type[ApiModel] | None]]:
+    for field in model.model_fields.values():
+        nested = _nested(field.annotation)
+        in_list = nested is not None and _is_list(field.annotation)
+        yield f"{path}.{field.alias}{'[]' if in_list else ''}", field, nested
+
+
+def _nested(annotation: Any) -> type[ApiModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _nested(part)) is not None), None)
+
+
+def _is_list(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is tuple or any(_is_list(part) for part in get_args(annotation))
+
+
+def _marker(field: FieldInfo) -> Scope | None:
+    return next((entry for entry in field.metadata if isinstance(entry, Scope)), None)

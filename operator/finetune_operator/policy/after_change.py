@@ -1,0 +1,64 @@
+"""A completed run that continues because its spec was changed: a failed one is retried, a succeeded one is evaluated
+again. The run stays the same: nothing is trained that was trained before."""
+
+from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
+from finetune_api.scopes import spec_hash
+from finetune_api.v1alpha1 import AttemptStatus, Outcome, Scope, Spec, Status
+
+from .pending import evaluation_hash
+
+_NO_REMEDY = frozenset({"spec.suspend", "spec.ttlSecondsAfterFinished"})
+"""Fields of scope Now that cannot make a failed run succeed."""
+
+
+def retry_hash(spec: Spec) -> str:
+    """Hash of the fields that may make a failed run succeed without being another run; kept in status."""
+    return spec_hash(spec, {Scope.ATTEMPT, Scope.EVALUATION, Scope.NOW}, without=_NO_REMEDY)
+
+
+def continued_after_change(status: Status, spec: Spec, now: str) -> Status:
+    """Status as if the run were not complete, where its spec was changed since in a field that matters.
+
+    Deadline and restarts count from `now` on.
+    """
+    if _is(ConditionType.FAILED, status) and status.run.failed_spec_hash not in {None, retry_hash(spec)}:
+        *others, last = status.run.attempts or (None,)
+        superseded = () if last is None else (last.model_copy(update={"superseded_by_spec_change": True}),)
+        return _reopened(status.with_run(attempts=(*(entry for entry in others if entry), *superseded)), now)
+    if _is(ConditionType.COMPLETE, status) and needs_evaluation(status, spec):
+        return _reopened(status, now)
+    return status
+
+
+def needs_evaluation(status: Status, spec: Spec) -> bool:
+    """Whether the last successful evaluation was started with other fields of scope Evaluation."""
+    last = last_evaluation(status)
+    return last is not None and last.evaluation_spec_hash not in {"", evaluation_hash(spec)}
+
+
+def last_evaluation(status: Status) -> AttemptStatus | None:
+    """The newest evaluate attempt that succeeded."""
+    succeeded = (
+        entry
+        for entry in reversed(status.run.attempts)
+        if entry.stage is Stage.EVALUATE and entry.outcome is Outcome.SUCCEEDED
+    )
+    return next(succeeded, None)
+
+
+def _reopened(status: Status, now: str) -> Status:
+    kept = tuple(entry for entry in status.conditions if entry.type not in TERMINAL_CONDITIONS)
+    return status.model_copy(update={"conditions": kept}).with_run(
+        restarts=0,
+        disruptions=0,
+        start_time=now,
+        suspended_since=None,
+        suspended_seconds=None,
+        completion_time=None,
+        children_removed=None,
+        failed_spec_hash=None,
+    )
+
+
+def _is(kind: ConditionType, status: Status) -> bool:
+    return any(entry.type is kind and entry.status == "True" for entry in status.conditions)
