@@ -30,6 +30,8 @@ ANNOTATION_RUN_SPEC_HASH: Final = "finetune.dev/run-spec-hash"
 """Of a Job: hash of that part of the spec which decides the result; a change of it is a new run."""
 ANNOTATION_ATTEMPT_SPEC_HASH: Final = "finetune.dev/attempt-spec-hash"
 """Of a Job: hash of the part of the spec that an attempt is started with."""
+ANNOTATION_ATTEMPT_PLAN: Final = "finetune.dev/attempt-plan"
+"""Of a Job: the plan of a training attempt as JSON, for a pass that finds the Job and no attempt in status."""
 ANNOTATION_EVALUATION_SPEC_HASH: Final = "finetune.dev/evaluation-spec-hash"
 """Of a Job: hash of the part of the spec that decides the evaluation and the exported formats."""
 

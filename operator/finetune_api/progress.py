@@ -8,7 +8,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ValidationError
 
-from .trainer_config import Message, Prepared
+from .trainer_config import Exchanged, Prepared
 from .v1alpha1 import Metric
 
 FOR_STATUS = "for=status"
@@ -21,7 +21,7 @@ MAX_TERMINATION_BYTES = 4096
 """Kubernetes' limit for one container."""
 
 
-class CommittedCheckpoint(Message):
+class CommittedCheckpoint(Exchanged):
     """A checkpoint whose manifest is in storage."""
 
     step: int
@@ -32,7 +32,7 @@ class CommittedCheckpoint(Message):
     """How long it took to store it, without what was waited so that the training does not feel it."""
 
 
-class Progress(Message):
+class Progress(Exchanged):
     """`GET /progress` of rank 0's pod. Absent: not known yet."""
 
     stage: str
@@ -85,7 +85,7 @@ class Progress(Message):
         return progress if _can_be_in_status(progress) else None
 
 
-class TrainResult(Message):
+class TrainResult(Exchanged):
     """What a finished training leaves."""
 
     model_uri: str
@@ -96,7 +96,7 @@ class TrainResult(Message):
     stopped_early: bool = False
 
 
-class EvaluateResult(Message):
+class EvaluateResult(Exchanged):
     """What a finished evaluation leaves."""
 
     report_uri: str
@@ -104,7 +104,7 @@ class EvaluateResult(Message):
     tuned: dict[Metric, float] = {}
 
 
-class TerminationMessage(Message):
+class TerminationMessage(Exchanged):
     """The last message of a trainer pod, at most 4 KiB of JSON."""
 
     stage: str

@@ -1,9 +1,11 @@
 """TrainerConfig: all that one stage of a run is told, resolved. The operator writes it to a ConfigMap as JSON."""
 
+import json
+
 from pydantic import BaseModel, ConfigDict
 
 from .constants import Stage
-from .v1alpha1 import AttemptStatus, DataFormat, Dtype, Packing, Spec, Task
+from .v1alpha1 import AttemptPlan, AttemptStatus, DataFormat, Dtype, Packing, Spec, Task
 
 
 class Message(BaseModel):
@@ -12,7 +14,21 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class JobRef(Message):
+class Exchanged(Message):
+    """A block that operator and trainer send each other.
+
+    The two may be of adjacent versions: unknown fields are ignored, and fields with their default are not written. So a
+    new field has to have a default that means what its absence meant before, and defaults never change.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+
+CONFIG_VERSION = 1
+"""Of the TrainerConfig file. A trainer refuses a file with a higher one."""
+
+
+class JobRef(Exchanged):
     """Whose stage this is."""
 
     namespace: str
@@ -20,7 +36,7 @@ class JobRef(Message):
     uid: str
 
 
-class StorageSettings(Message):
+class StorageSettings(Exchanged):
     """How object storage is reached, with every default resolved. Credentials come from boto3's own chain."""
 
     endpoint: str | None = None
@@ -28,7 +44,7 @@ class StorageSettings(Message):
     path_style: bool = False
 
 
-class World(Message):
+class World(Exchanged):
     """The processes of a stage."""
 
     nodes: int = 1
@@ -42,7 +58,7 @@ class World(Message):
         return self.nodes * self.processes_per_node
 
 
-class BatchPlan(Message):
+class BatchPlan(Exchanged):
     """One optimizer step: global_size = world size * micro_size * accumulation."""
 
     global_size: int
@@ -50,7 +66,7 @@ class BatchPlan(Message):
     accumulation: int
 
 
-class SplitCounts(Message):
+class SplitCounts(Exchanged):
     """Rows of each split of a prepared data set."""
 
     train: int
@@ -58,7 +74,7 @@ class SplitCounts(Message):
     test: int = 0
 
 
-class Prepared(Message):
+class Prepared(Exchanged):
     """What the prepare stage decided; its termination message carries it, and the later stages are told."""
 
     dataset_uri: str
@@ -92,9 +108,11 @@ class Prepared(Message):
     """Those of the base model that change the result or what was asked for; also in status and report."""
 
 
-class TrainerConfig(Message):
+class TrainerConfig(Exchanged):
     """All that a stage is told."""
 
+    version: int = CONFIG_VERSION
+    """Version of the file's format."""
     job: JobRef
     run: int
     stage: Stage
@@ -104,10 +122,18 @@ class TrainerConfig(Message):
     storage: StorageSettings
     world: World
     batch: BatchPlan
+    plan: AttemptPlan | None = None
+    """Plan of a training attempt, from which `world` and `batch` follow."""
     prepared: Prepared | None = None
     """Absent in the file; train and evaluate read it from the run's record in storage."""
     attempts: tuple[AttemptStatus, ...] = ()
     """The attempts so far, for the report; evaluate stage only."""
+
+    def to_json(self) -> str:
+        """As it is written for the trainer: without what has its default, so that an older trainer can read it unless
+        the spec asks for what that one cannot do."""
+        content = {"version": self.version, **self.model_dump(mode="json", exclude_defaults=True)}
+        return json.dumps(content, indent=2, ensure_ascii=False)
 
     @property
     def run_name(self) -> str:

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pydantic import ValidationError
+
 from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage
+from finetune_api.v1alpha1 import AttemptPlan
 
 from .manifests import Manifest, controller_uid, true_conditions
 
@@ -107,6 +110,8 @@ class ObservedStage:
     """Of the part of the spec that its run is about; empty: written by an operator that did not tell."""
     spec_hash: str = ""
     """Of the part of the spec that it was started with."""
+    plan: AttemptPlan | None = None
+    """What a training was started with; None: written by an operator that did not record it."""
     evaluation_hash: str = ""
     """Of the part of the spec that decides the evaluation and the exported formats."""
     lost: bool = False
@@ -214,9 +219,17 @@ def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> Obse
         grace_seconds=spec.get("template", {}).get("spec", {}).get("terminationGracePeriodSeconds", 30),
         run_hash=annotations.get(constants.ANNOTATION_RUN_SPEC_HASH, ""),
         spec_hash=annotations.get(constants.ANNOTATION_ATTEMPT_SPEC_HASH, ""),
+        plan=_plan(annotations.get(constants.ANNOTATION_ATTEMPT_PLAN)),
         evaluation_hash=annotations.get(constants.ANNOTATION_EVALUATION_SPEC_HASH, ""),
         lost=not terminal and now is not None and any(is_overdue(pod, now) for pod in pods),
     )
+
+
+def _plan(text: str | None) -> AttemptPlan | None:
+    try:
+        return AttemptPlan.model_validate_json(text or "")
+    except ValidationError:
+        return None
 
 
 def _pod(manifest: Manifest) -> ObservedPod:

@@ -13,6 +13,7 @@ from finetune_api.rules import Violation
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import FineTuneJob, Spec, Status
 from finetune_api.v1alpha1.job import Metadata
+from finetune_api.v1alpha1.status import in_current_shape
 from finetune_api.validation import InvalidJobError, dropped_fields, parse_job
 
 from .clusters import Cluster
@@ -275,7 +276,7 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
     for child in world.observed.lost:
         await world.cluster.delete_job(world.key, child.job_name, child.uid)
     match decision:
-        case stages.Start(stage, attempt, plan):
+        case stages.Start(stage, attempt, plan=plan):
             trained = tuple(entry for entry in status.run.attempts if entry.stage is Stage.TRAIN)
             config = stage_config(world.job, world.run, stage, attempt, world.settings.storage, trained, plan)
             seconds = grace.grace_seconds(status, world.settings.termination_grace) if stage is Stage.TRAIN else None
@@ -290,11 +291,18 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
 
 def _with_begun(world: _World, status: Status, decision: stages.Decision) -> Status:
     match decision:
-        case stages.Start(stage, attempt, plan):
+        case stages.Start(stage, attempt, plan=plan):
             name = names.child_name(world.key.name, world.run, stage, attempt)
             evaluated = pending.evaluation_hash(world.job.spec) if stage is Stage.EVALUATE else ""
             return history.record_started(
-                status, stage, attempt, name, rfc3339(world.now), plan=plan, evaluation_spec_hash=evaluated
+                status,
+                stage,
+                attempt,
+                name,
+                rfc3339(world.now),
+                plan=plan,
+                spec_hash=pending.attempt_hash(world.job.spec),
+                evaluation_spec_hash=evaluated,
             )
         case stages.Shrink(plan):
             return status.with_run(next_plan=plan)
@@ -311,7 +319,7 @@ def _with_batch(status: Status, job: FineTuneJob) -> Status:
         return status
     last = scale.last_training(status)
     plan = None if last is None else last.plan
-    batch = batch_plan(job.spec, None if plan is None else plan.nodes, None if plan is None else plan.micro_batch_size)
+    batch = batch_plan(job.spec, plan.nodes if plan else None, plan.micro_batch_limit if plan else None)
     resolved = status.run.resolved.model_copy(
         update={"micro_batch_size": batch.micro_size, "gradient_accumulation_steps": batch.accumulation}
     )
@@ -327,9 +335,10 @@ async def _tell(
     cluster: Cluster, manifest: Manifest, before: Status, after: Status, now: str, announced: Status | None = None
 ) -> None:
     """Events first: after a crash in between they are made again under the same names, so none is lost or doubled."""
-    if after == before:
+    written = manifest.get("status") or {}
+    if after == before and in_current_shape(written) is written:
         return
-    if after != announced:
+    if after not in (announced, before):
         await _announce(cluster, manifest, before, after, now)
     await cluster.write_status(manifest, after.written())
 

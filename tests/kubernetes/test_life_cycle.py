@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +15,9 @@ from factories import make_job
 from finetune_api.constants import Phase, Stage
 from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
 from finetune_api.v1alpha1 import Status
-from life_cycle_world import World, in_phase, play, train_ends, trains
+from finetune_operator.clusters.api_server import ApiServer
+from finetune_operator.errors import ApiError
+from life_cycle_world import JOBS, World, in_phase, play, train_ends, trains
 from simulated_kubelet import FOREVER, End, done
 from testcluster.access import Kubectl
 
@@ -193,16 +198,19 @@ def test_a_job_that_gets_fewer_workers_begins_with_those_and_tries_for_all_at_th
         world.kubelet.rooms["crowded"] = lambda stage, attempt, index: index < 3 or attempt > 2
         workers = {"nodes": 4, "minNodes": 1, "startTimeout": "3s"}
         job = await world.create("crowded", script, workers=workers)
-        status = await job.until(lambda status: any(entry.fewer_nodes for entry in status.run.attempts))
+        status = await job.until(lambda status: status.run.next_plan is not None)
         assert condition(status, "Ready") == ("False", "FewerWorkers")
         status = await job.until(in_phase(Phase.SUCCEEDED))
         trainings = [entry for entry in status.run.attempts if entry.stage is Stage.TRAIN]
         # 16 examples cannot be shared by three workers.
-        assert [(entry.nodes, entry.fewer_nodes, entry.outcome) for entry in trainings] == [
-            (4, 2, "Stopped"),
-            (2, None, "Retryable"),
-            (4, None, "Succeeded"),
+        plans = [entry.plan for entry in trainings if entry.plan is not None]
+        assert [(plan.nodes, plan.micro_batch_size, plan.gradient_accumulation_steps) for plan in plans] == [
+            (4, 4, 1),
+            (2, 4, 2),
+            (4, 4, 1),
         ]
+        assert ["no more than 2 workers" in plan.reason for plan in plans] == [False, True, False]
+        assert [entry.outcome for entry in trainings] == ["Stopped", "Retryable", "Succeeded"]
         assert [(await world.jobs())[f"crowded-r1-train-a{number}"]["parallelism"] for number in (2, 3)] == [2, 4]
         assert (await world.event_reasons("crowded")).count("FewerWorkers") == 1
         assert (status.run.restarts, status.run.disruptions) == (1, 0)
@@ -256,7 +264,7 @@ def test_what_is_over_its_deadline_fails_with_its_state_saved(admin: Path, names
         assert {entry.reason for entry in status.conditions if entry.type == "Failed"} == {"DeadlineExceeded"}
         world.kubelet.scripts["late"] = done
         await world.change("late", budget={"deadline": "1h"})
-        assert (await job.until(in_phase(Phase.SUCCEEDED))).run == 1
+        assert (await job.until(in_phase(Phase.SUCCEEDED))).run.number == 1
 
     play(admin, namespace, scenario)
 
@@ -272,7 +280,7 @@ def test_a_failed_run_goes_on_when_it_is_mended_and_only_then(admin: Path, names
 
         await world.change("mended", suspend=False, deepspeed={"zeroStage": 3})
         status = await job.until(in_phase(Phase.SUCCEEDED))
-        assert [(entry.stage, entry.number, entry.forgiven) for entry in status.run.attempts] == [
+        assert [(entry.stage, entry.number, entry.superseded_by_spec_change) for entry in status.run.attempts] == [
             (Stage.PREPARE, 1, None),
             (Stage.TRAIN, 1, True),
             (Stage.TRAIN, 2, None),
@@ -317,5 +325,112 @@ def test_a_child_of_somebody_else_is_told_and_left_alone(admin: Path, namespace:
         assert [call for call in job.server.calls[before:] if "/configmaps" not in call] == []
         kubectl("delete", "configmap", "taken-r1-prepare-a1")
         await job.until(in_phase(Phase.SUCCEEDED))
+
+    play(admin, namespace, scenario)
+
+
+ADAPTED = {"method": {"lora": {}}}
+NOTHING: tuple[Stage, ...] = ()
+ANEW = tuple(Stage)
+FINISHED_CHANGES = [
+    pytest.param({}, {"training": {"epochs": 3}, "output": {"formats": ["Merged"]}}, 1, NOTHING, id="defaults"),
+    pytest.param({}, {"model": {"dtype": "Float32"}, "data": {"packing": "Padded"}}, 1, NOTHING, id="automatic values"),
+    pytest.param({}, {"evaluation": {"maxNewTokens": 65}}, 1, (Stage.EVALUATE,), id="sample answers"),
+    pytest.param(ADAPTED, {"output": {"formats": ["Merged", "Adapter"]}}, 1, (Stage.EVALUATE,), id="export format"),
+    pytest.param({}, {"workers": {"nodes": 1}, "checkpoint": {"keepLast": 4}}, 1, NOTHING, id="attempt"),
+    pytest.param({}, {"restart": {"maxRestarts": 9}, "ttlSecondsAfterFinished": 9999}, 1, NOTHING, id="now"),
+    pytest.param({}, {"training": {"learningRate": 0.125}}, 2, ANEW, id="run"),
+    pytest.param({}, {"data": {"maxLength": 64}}, 2, ANEW, id="data"),
+]
+
+
+@pytest.mark.parametrize(("spec", "change", "number", "started"), FINISHED_CHANGES)
+def test_a_change_of_a_finished_job_starts_what_its_scope_says(
+    admin: Path, namespace: str, spec: dict[str, Any], change: dict[str, Any], number: int, started: tuple[Stage, ...]
+) -> None:
+    """A new run goes through prepare, which finds the data set of the run before where its rows are the same."""
+
+    async def scenario(world: World) -> None:
+        job = await world.create("changed", **spec)
+        before = await job.until(in_phase(Phase.SUCCEEDED))
+        known = {entry.job_name for entry in before.run.attempts}
+        await world.change("changed", **change)
+        await job.step()
+        after = await job.until(lambda status: status.phase is Phase.SUCCEEDED and status.observed_generation == 2)
+        assert after.run.number == number
+        assert tuple(entry.stage for entry in after.run.attempts if entry.job_name not in known) == started
+        assert after.run.candidates == before.run.candidates
+        assert [(past.number, past.result, past.artifact) for past in after.history] == (
+            [] if number == 1 else [(1, "Succeeded", before.run.artifact)]
+        )
+
+    play(admin, namespace, scenario)
+
+
+def test_a_failed_evaluation_leaves_the_trained_model_in_status_and_can_be_repeated(
+    admin: Path, namespace: str
+) -> None:
+    def script(stage: Stage, attempt: int, index: int) -> End:
+        return End(65) if stage is Stage.EVALUATE and attempt == 1 else End()
+
+    async def scenario(world: World) -> None:
+        job = await world.create("judged", script)
+        status = await job.until(in_phase(Phase.FAILED))
+        assert condition(status, "Failed") == ("True", "EvaluateFailed")
+        assert condition(status, "ModelAvailable") == ("True", "Exported")
+        assert status.run.artifact is not None
+        ready = next(entry.message for entry in status.conditions if entry.type == "Ready")
+        assert status.run.artifact.uri in ready
+        await world.change("judged", evaluation={"baseline": False})
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        assert [(entry.stage, entry.number) for entry in status.run.attempts if entry.stage is Stage.EVALUATE] == [
+            (Stage.EVALUATE, 1),
+            (Stage.EVALUATE, 2),
+        ]
+        assert status.run.number == 1
+
+    play(admin, namespace, scenario)
+
+
+@asynccontextmanager
+async def any_status_allowed(server: ApiServer) -> AsyncIterator[None]:
+    """The CRD without a schema of the status, as if an older one had been installed."""
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune.dev"
+    installed = await server.request("GET", path)
+    loose = json.loads(json.dumps(installed))
+    schema = loose["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    schema["status"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    await server.request("PUT", path, loose)
+    try:
+        yield
+    finally:
+        current = await server.request("GET", path)
+        await server.request("PUT", path, {**current, "spec": installed["spec"]})
+
+
+def test_a_status_in_the_flat_shape_of_earlier_versions_is_replaced_without_losing_the_run(
+    admin: Path, namespace: str
+) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("older", train_ends(FOREVER))
+        status = await job.until(trains)
+        manifest = await world.read("older")
+        flat = {**manifest["status"], **manifest["status"]["run"], "run": 1, "runHash": status.run.spec_hash}
+        for name in ("number", "specHash", "display"):
+            flat.pop(name, None)
+        path = f"{JOBS.format(namespace=namespace)}/older/status"
+        async with any_status_allowed(world.server), asyncio.timeout(30):
+            while True:  # until the API server uses the CRD
+                with suppress(ApiError):
+                    await world.server.request("PUT", path, {**await world.read("older"), "status": flat})
+                    break
+                await asyncio.sleep(0.2)
+        await asyncio.sleep(2.0)  # until it uses the CRD of this version again
+        kept = (await world.read("older"))["status"]
+        assert (kept["run"], kept["stage"], len(kept["attempts"])) == (1, "train", 2), "the API server pruned it"
+        await job.step()
+        assert job.last is not None
+        assert job.last.status == status
+        assert (await world.read("older"))["status"] == manifest["status"]
 
     play(admin, namespace, scenario)

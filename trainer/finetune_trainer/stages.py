@@ -15,11 +15,12 @@ from pathlib import Path
 from types import FrameType
 
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
 from finetune_api.constants import Env, Stage
 from finetune_api.exit_codes import ExitCode, out_of_memory_advice
 from finetune_api.progress import EvaluateResult, TerminationMessage, TrainResult
-from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.trainer_config import CONFIG_VERSION, Prepared, TrainerConfig
 
 from .errors import (
     PROGRAM_ERROR_ADVICE,
@@ -73,18 +74,38 @@ def run_bound(config_path: Path, bind: Bind) -> int:
 
 
 def read_config(path: Path) -> TrainerConfig:
-    """Raises BadConfigError, naming file and field, for what is not a TrainerConfig."""
+    """Raises BadConfigError, naming file and field, for what is not a TrainerConfig that this trainer can carry out.
+
+    Of a newer operator unknown fields are ignored, but not those of the spec: the user has set them to something that
+    is not the default, and training without them would be another training.
+    """
     try:
-        return TrainerConfig.model_validate_json(path.read_bytes())
+        config = TrainerConfig.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BadConfigError(f"{path}: {error.strerror}", advice="pass the TrainerConfig file with --config") from error
     except ValidationError as error:
+        if unknown := [_spec_path(entry["loc"]) for entry in error.errors() if entry["type"] == "extra_forbidden"]:
+            raise BadConfigError(
+                f"{', '.join(unknown)}: unknown to this trainer, which is older than the operator",
+                advice="use the trainer image of the operator's version, or remove the field from the job",
+            ) from error
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise BadConfigError(
             f"{path}: {error.error_count()} errors; first: {where}: {first['msg']}",
             advice="run operator and trainer of the same version",
         ) from error
+    if config.version > CONFIG_VERSION:
+        raise BadConfigError(
+            f"{path}: version must be at most {CONFIG_VERSION}, not {config.version}: the operator is newer",
+            advice="use the trainer image of the operator's version",
+        )
+    return config
+
+
+def _spec_path(location: tuple[int | str, ...]) -> str:
+    """`("spec", "training", "new_field")` -> `spec.training.newField`."""
+    return ".".join(to_camel(part) if isinstance(part, str) else str(part) for part in location)
 
 
 @dataclass

@@ -114,6 +114,8 @@ class AttemptPlan(StatusModel):
     """Examples per process and forward pass."""
     gradient_accumulation_steps: int | None = None
     """Forward passes per optimizer step."""
+    micro_batch_limit: int | None = None
+    """Most examples per process and forward pass, where a restart rule lowered it. Holds until the spec changes."""
     reason: Annotated[str, Field(max_length=256)] = ""
     """Why the plan differs from what the spec asks for; empty: it does not."""
 
@@ -131,6 +133,8 @@ class AttemptStatus(StatusModel):
     """When its Job was created."""
     plan: AttemptPlan | None = None
     """What the attempt was started with. Absent: prepare and evaluate attempts, which have one pod."""
+    spec_hash: str = ""
+    """Hash of the spec fields that the attempt was started with (scope Attempt)."""
     evaluation_spec_hash: str = ""
     """Evaluate attempts: hash of the spec fields that decide the evaluation and the exported formats."""
     first_step_time: Time | None = None

@@ -93,6 +93,7 @@ def record_started(
     now: str,
     *,
     plan: AttemptPlan | None = None,
+    spec_hash: str = "",
     evaluation_spec_hash: str = "",
 ) -> Status:
     """Status once the children of an attempt are created. A pass that sees them first would write the same, later."""
@@ -104,6 +105,7 @@ def record_started(
         job_name=job_name,
         start_time=now,
         plan=plan,
+        spec_hash=spec_hash,
         evaluation_spec_hash=evaluation_spec_hash,
         known_checkpoint_step=_newest_known_step(status) if stage is Stage.TRAIN else None,
     )
@@ -146,7 +148,8 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
             child.attempt,
             child.job_name,
             child.created_at,
-            plan=AttemptPlan(nodes=child.expected_pods) if child.stage is Stage.TRAIN else None,
+            plan=(child.plan or AttemptPlan(nodes=child.expected_pods)) if child.stage is Stage.TRAIN else None,
+            spec_hash=child.spec_hash,
             evaluation_spec_hash=child.evaluation_hash if child.stage is Stage.EVALUATE else "",
         )
         known = status.run.attempts[-1]

@@ -9,24 +9,34 @@ from finetune_api.v1alpha1.quantities import seconds
 from finetune_api.v1alpha1.workers import DEFAULT_START_TIMEOUT
 
 from ..observed import ObservedStage
+from .pending import attempt_hash
+from .restart import PlanChange
 from .world import batch_plan
 
 
-def plan_next(spec: Spec, status: Status) -> AttemptPlan:
+def plan_next(spec: Spec, status: Status, change: PlanChange | None = None) -> AttemptPlan:
     """Plan of the next training attempt: what was decided before the last one was stopped, else what the spec asks for.
 
     So an attempt has fewer workers only where the one before it was stopped because it lacked some. After any other
-    end all of them are tried again: nodes may have come back.
+    end all of them are tried again: nodes may have come back. A limit of the micro-batch holds until the spec changes.
     """
     decided = status.run.next_plan
     is_possible = decided is not None and decided.nodes in _smaller_worlds(spec, spec.workers.nodes)
     nodes = decided.nodes if decided is not None and is_possible else spec.workers.nodes
-    batch = batch_plan(spec, nodes)
+    before = last_training(status)
+    is_same_spec = before is not None and before.spec_hash in {"", attempt_hash(spec)}
+    limit = before.plan.micro_batch_limit if before is not None and before.plan is not None and is_same_spec else None
+    reasons = [decided.reason] if decided is not None and is_possible else []
+    if change is not None:
+        limit = change.micro_batch_limit or limit
+        reasons.append(change.reason)
+    batch = batch_plan(spec, nodes, limit)
     return AttemptPlan(
         nodes=nodes,
         micro_batch_size=batch.micro_size,
         gradient_accumulation_steps=batch.accumulation,
-        reason=decided.reason if decided is not None and is_possible else "",
+        micro_batch_limit=limit,
+        reason="; ".join(reasons),
     )
 
 

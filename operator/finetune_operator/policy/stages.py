@@ -24,6 +24,8 @@ class Start:
 
     stage: Stage
     attempt: int
+    change: restart.PlanChange | None = None
+    """How the plan differs from that of the attempt before, by a restart rule."""
     plan: AttemptPlan | None = field(default=None, compare=False)
     """What a training attempt is started with."""
 
@@ -129,7 +131,7 @@ def decide(
 def with_plan(decision: Decision, spec: Spec, status: Status) -> Decision:
     """The decision, with the plan of the attempt where it starts a training."""
     if isinstance(decision, Start) and decision.stage is Stage.TRAIN:
-        return replace(decision, plan=scale.plan_next(spec, status))
+        return replace(decision, plan=scale.plan_next(spec, status, decision.change))
     return decision
 
 
@@ -164,9 +166,9 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
         return Start(Stage.PREPARE, 1)
     if last.outcome is Outcome.SUCCEEDED:
         stages = list(Stage)
-        following = stages.index(last.stage) + 1
-        if following < len(stages):
-            return Start(stages[following], _following_number(status, stages[following]))
+        position = stages.index(last.stage) + 1
+        if position < len(stages):
+            return Start(stages[position], _following_number(status, stages[position]))
         if needs_evaluation(status, spec):
             return Start(last.stage, last.number + 1)
         return Finish(True, Reason.SUCCEEDED, "the model is in object storage")
@@ -178,11 +180,12 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
         if status.run.artifact is not None:  # a failed evaluation does not take the trained model away
             told += f" (the trained model is at {status.run.artifact.uri})"
         return Finish(False, _FAILED.get(last.stage, decision.reason), told)
+    following = Start(last.stage, last.number + 1, decision.change)
     if not decision.delay_seconds or not last.end_time:
-        return Start(last.stage, last.number + 1)
+        return following
     until = datetime.fromisoformat(last.end_time) + timedelta(seconds=decision.delay_seconds)
     wait = (until - now).total_seconds()
-    return Backoff(wait, rfc3339(until)) if wait > 0 else Start(last.stage, last.number + 1)
+    return Backoff(wait, rfc3339(until)) if wait > 0 else following
 
 
 def _following_number(status: Status, stage: Stage) -> int:

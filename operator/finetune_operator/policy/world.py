@@ -26,7 +26,8 @@ def stage_config(
         spec=job.spec,
         storage=storage_settings(job.spec.storage, storage_defaults),
         world=world(job.spec, stage, nodes),
-        batch=batch_plan(job.spec, nodes, None if plan is None else plan.micro_batch_size),
+        batch=batch_plan(job.spec, nodes, None if plan is None else plan.micro_batch_limit),
+        plan=plan,
         attempts=attempts if stage is Stage.EVALUATE else (),
     )
 
@@ -39,16 +40,18 @@ def world(spec: Spec, stage: Stage, nodes: int | None = None) -> World:
     return World(gpus=gpus > 0 and stage is Stage.EVALUATE)
 
 
-def batch_plan(spec: Spec, nodes: int | None = None, micro_batch_size: int | None = None) -> BatchPlan:
+def batch_plan(spec: Spec, nodes: int | None = None, micro_batch_limit: int | None = None) -> BatchPlan:
     """global = processes * micro * accumulation; the rules make sure that it divides.
 
     With fewer workers than all, `nodes`, none has more examples in memory at once: there are more micro-batches.
     """
     limit = spec.training.global_batch_size // world(spec, Stage.TRAIN).size
     share = spec.training.global_batch_size // world(spec, Stage.TRAIN, nodes).size
-    micro = micro_batch_size or spec.training.micro_batch_size
-    if micro is None or share % micro:
-        micro = _largest_divisor(share, _largest_divisor(limit, micro or _LARGEST_DEFAULT_MICRO_BATCH))
+    micro = spec.training.micro_batch_size or _largest_divisor(
+        share, _largest_divisor(limit, _LARGEST_DEFAULT_MICRO_BATCH)
+    )
+    if micro_batch_limit is not None and micro > micro_batch_limit:
+        micro = _largest_divisor(share, micro_batch_limit)
     return BatchPlan(global_size=spec.training.global_batch_size, micro_size=micro, accumulation=share // micro)
 
 

@@ -68,7 +68,7 @@ def _config_map(config: TrainerConfig) -> Manifest:
         "kind": "ConfigMap",
         "metadata": _metadata(config),
         "immutable": True,
-        "data": {constants.CONFIG_KEY: shown.model_dump_json(exclude_none=True, indent=2)},
+        "data": {constants.CONFIG_KEY: shown.to_json()},
     }
 
 
@@ -96,6 +96,9 @@ def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, 
         constants.ANNOTATION_ATTEMPT_SPEC_HASH: attempt_hash(config.spec),
         constants.ANNOTATION_EVALUATION_SPEC_HASH: evaluation_hash(config.spec),
     }
+    if config.plan is not None:
+        plan = config.plan.model_dump_json(by_alias=True, exclude_defaults=True)
+        annotations[constants.ANNOTATION_ATTEMPT_PLAN] = plan
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

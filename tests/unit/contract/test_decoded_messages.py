@@ -16,7 +16,6 @@ HOSTILE = {
     "not JSON": "pages",
     "empty": "",
     "a list": "[]",
-    "an unknown field": '{"stage":"train","rm":"-rf"}',
     "nested": '{"stage":"train","loss":' + "[" * 30_000 + "]" * 30_000 + "}",
     "nested text": "[" * 4000,
     "NaN": '{"stage":"train","loss":NaN}',
