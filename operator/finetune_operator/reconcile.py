@@ -24,7 +24,7 @@ from .policy import after_change, deadline, grace, history, pending, runs, scale
 from .policy import in_force as in_force_policy
 from .policy import status as status_policy
 from .policy.events import announcements
-from .policy.world import batch_plan, stage_config
+from .policy.world import batch_plan, evaluation_needs, stage_config
 from .render import names, render_event, render_stage
 from .settings import OperatorSettings
 
@@ -278,10 +278,11 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
     match decision:
         case stages.Start(stage, attempt, plan=plan):
             trained = tuple(entry for entry in status.run.attempts if entry.stage is Stage.TRAIN)
-            config = stage_config(world.job, world.run, stage, attempt, world.settings.storage, trained, plan)
+            resolved = status.run.resolved
+            config = stage_config(world.job, world.run, stage, attempt, world.settings.storage, trained, plan, resolved)
             seconds = grace.grace_seconds(status, world.settings.termination_grace) if stage is Stage.TRAIN else None
-            parameters = (status.run.resolved and status.run.resolved.parameters) or 0
-            for manifest in render_stage(config, world.settings, grace_seconds=seconds, parameters=parameters):
+            needs = evaluation_needs(resolved)
+            for manifest in render_stage(config, world.settings, grace_seconds=seconds, needs=needs):
                 await world.cluster.apply(manifest)
         case stages.Stop(children) | stages.Clear(children):
             for child in children:

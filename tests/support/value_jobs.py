@@ -183,6 +183,18 @@ RENDERED: dict[str, tuple[dict[str, Any], str, Any]] = {
 }
 """Row -> the block `workers`, a path below the `spec` of the training's Job, and what has to be there."""
 
+_STAGE_FIELDS: dict[str, tuple[dict[str, Any], str, Any]] = {
+    name: RENDERED[name]
+    for name in ("requests", "limits", "node_selector", "any_taint", "one_taint", "taint_for_a_while")
+}
+STAGE_PODS: dict[str, tuple[str, dict[str, Any], str, Any]] = {
+    f"{stage}_{name}": (stage, *row) for stage in ("prepare", "evaluate") for name, row in _STAGE_FIELDS.items()
+} | {
+    "evaluate_gpu": ("evaluate", {"gpus": 1}, f"{CONTAINER}.resources.limits", {"nvidia.com/gpu": "1"}),
+    "evaluate_no_gpu": ("evaluate", {"gpus": 0}, f"{CONTAINER}.resources.requests.cpu", "1"),
+}
+"""Row -> the stage, its block of `stages`, a path below the `spec` of its Job, and what has to be there."""
+
 DECIDED: dict[str, tuple[str, ...]] = {
     "suspend": ("suspend=true", "suspend=false"),
     "ttl_seconds_after_finished": ("ttlSecondsAfterFinished",),

@@ -7,6 +7,7 @@ from .method import FullFineTune, Lora, Method
 from .model import Dtype, Model, Task
 from .results import ArtifactFormat, Checkpoint, Evaluation, Output, Storage
 from .scope import Scope
+from .stages import EvaluatePod, StagePod, Stages
 from .status import (
     ArtifactStatus,
     AttemptPlan,
@@ -50,6 +51,7 @@ __all__ = [
     "EarlyStopping",
     "EnvVar",
     "EnvVarSource",
+    "EvaluatePod",
     "Evaluation",
     "FailureStatus",
     "FineTuneJob",
@@ -78,6 +80,8 @@ __all__ = [
     "Scope",
     "Source",
     "Spec",
+    "StagePod",
+    "Stages",
     "Status",
     "Storage",
     "Task",

@@ -11,6 +11,7 @@ from .method import FullFineTune, Method
 from .model import Model
 from .results import Checkpoint, Evaluation, Output, Storage
 from .scope import Scope
+from .stages import Stages
 from .status import Status
 from .training import DeepSpeed, Training
 from .workers import Budget, Restart, Workers
@@ -48,6 +49,9 @@ class Spec(ApiModel):
 
     workers: Workers = Workers()
     """How many workers, and what each gets."""
+
+    stages: Stages = Stages()
+    """Pods of the prepare and evaluate stages."""
 
     restart: Restart = Restart()
     """How often training is started again."""

@@ -211,6 +211,8 @@ class ResolvedStatus(StatusModel):
     """Digest of the base model."""
     parameters: int | None = None
     """Parameters of the base model."""
+    test_tokens: int | None = None
+    """Tokens of the test split."""
     model_revision: str = ""
     """Commit of the hub that the revision of the base model meant when the run was prepared."""
     requested_revision: str | None = None

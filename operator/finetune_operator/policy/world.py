@@ -1,8 +1,9 @@
 """What an attempt is started with: its processes, and how an optimizer step is divided among them."""
 
 from finetune_api.constants import Stage
+from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, FineTuneJob, Spec, Storage
+from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Dtype, FineTuneJob, ResolvedStatus, Spec, Storage
 
 _LARGEST_DEFAULT_MICRO_BATCH = 16
 
@@ -15,9 +16,11 @@ def stage_config(
     storage_defaults: StorageSettings,
     attempts: tuple[AttemptStatus, ...] = (),
     plan: AttemptPlan | None = None,
+    resolved: ResolvedStatus | None = None,
 ) -> TrainerConfig:
     """Configuration of an attempt at a stage. `plan`: of a training attempt; absent: as the spec asks for."""
     nodes = None if plan is None else plan.nodes
+    gpus = evaluation_needs(resolved).gpus(job.spec) if stage is Stage.EVALUATE else None
     return TrainerConfig(
         job=JobRef(namespace=job.metadata.namespace, name=job.metadata.name, uid=job.metadata.uid),
         run=run,
@@ -25,7 +28,7 @@ def stage_config(
         attempt=attempt,
         spec=job.spec,
         storage=storage_settings(job.spec.storage, storage_defaults),
-        world=world(job.spec, stage, nodes),
+        world=world(job.spec, stage, nodes) if gpus is None else World(gpus=gpus > 0),
         batch=batch_plan(job.spec, nodes, None if plan is None else plan.micro_batch_limit),
         plan=plan,
         attempts=attempts if stage is Stage.EVALUATE else (),
@@ -37,7 +40,18 @@ def world(spec: Spec, stage: Stage, nodes: int | None = None) -> World:
     gpus = spec.workers.gpus_per_node
     if stage is Stage.TRAIN:
         return World(nodes=nodes or spec.workers.nodes, processes_per_node=max(1, gpus), gpus=gpus > 0)
-    return World(gpus=gpus > 0 and stage is Stage.EVALUATE)
+    return World()
+
+
+def evaluation_needs(resolved: ResolvedStatus | None) -> EvaluationNeeds:
+    """Size of the evaluation, as far as prepare has determined it."""
+    if resolved is None:
+        return EvaluationNeeds(parameters=0, test_tokens=0, dtype=Dtype.FLOAT32)
+    return EvaluationNeeds(
+        parameters=resolved.parameters or 0,
+        test_tokens=resolved.test_tokens or 0,
+        dtype=Dtype(resolved.dtype) if resolved.dtype else Dtype.FLOAT32,
+    )
 
 
 def batch_plan(spec: Spec, nodes: int | None = None, micro_batch_limit: int | None = None) -> BatchPlan:

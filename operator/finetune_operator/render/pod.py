@@ -1,11 +1,14 @@
 """The pod of a stage, under Pod Security Standard `restricted`."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from finetune_api import constants
 from finetune_api.constants import Env, Stage
+from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import EnvVar, Toleration
+from finetune_api.v1alpha1 import EnvVar, Resources, StagePod, Toleration
 from finetune_api.v1alpha1.quantities import amount
 
 from ..manifests import Manifest
@@ -24,21 +27,21 @@ _NODE_LOSS: tuple[Manifest, ...] = tuple(
 """Kubernetes' own default keeps pods of a lost node for five minutes, in which the others wait for them."""
 
 _DISK = "ephemeral-storage"
+_STAGE_CPU = "1"
+_STAGE_MEMORY = "2Gi"
+"""Prepare streams the data in less (docs/benchmarks.md)."""
 _LEAST_BYTES_PER_PARAMETER = 2
 """Of a base model on disk: 16-bit weights."""
 
 
 def pod_template(
-    config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, parameters: int = 0
+    config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, needs: EvaluationNeeds
 ) -> Manifest:
-    """Pod template of a stage's Job; `grace_seconds` is what it gets after SIGTERM.
-
-    `parameters` are those of the base model; 0: not known yet.
-    """
-    name, workers = names.name_of(config), config.spec.workers
+    """Pod template of a stage's Job; `grace_seconds` is what it gets after SIGTERM."""
+    name, workers, placement = names.name_of(config), config.spec.workers, _placement(config)
     chosen = {
         "subdomain": names.service_name(name) if names.has_service(config) else None,
-        "nodeSelector": workers.node_selector,
+        "nodeSelector": placement.node_selector,
         "serviceAccountName": workers.service_account_name,
         "priorityClassName": workers.priority_class_name,
         "imagePullSecrets": [{"name": secret} for secret in workers.image_pull_secrets],
@@ -48,12 +51,12 @@ def pod_template(
         "spec": {
             "restartPolicy": "Never",
             **{field: value for field, value in chosen.items() if value},
-            "tolerations": [*_NODE_LOSS, *(_toleration(entry) for entry in workers.tolerations)],
+            "tolerations": [*_NODE_LOSS, *(_toleration(entry) for entry in placement.tolerations)],
             "enableServiceLinks": False,
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": grace_seconds,
             "securityContext": _security_context(settings),
-            "containers": [_container(config, settings, parameters)],
+            "containers": [_container(config, settings, needs)],
             "volumes": [*(volume for volume, _ in _volumes(config, settings)), *settings.additions.volumes],
         },
     }
@@ -71,7 +74,7 @@ def _security_context(settings: OperatorSettings) -> Manifest:
     }
 
 
-def _container(config: TrainerConfig, settings: OperatorSettings, parameters: int) -> Manifest:
+def _container(config: TrainerConfig, settings: OperatorSettings, needs: EvaluationNeeds) -> Manifest:
     return {
         "name": constants.TRAINER_CONTAINER,
         "image": config.spec.workers.image or settings.trainer_image,
@@ -85,7 +88,7 @@ def _container(config: TrainerConfig, settings: OperatorSettings, parameters: in
         ],
         "env": _environment(config, settings),
         "ports": [{"name": "progress", "containerPort": constants.PROGRESS_PORT}],
-        "resources": _resources(config, settings, parameters),
+        "resources": _resources(config, settings, needs),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -168,24 +171,52 @@ def _variable(variable: EnvVar) -> Manifest:
 
 def _threads(config: TrainerConfig) -> int:
     """Of each process: a container sees all cores of its node, whatever it may use of them. 0: nothing is said."""
-    resources = config.spec.workers.resources
+    resources = _placement(config).resources
     cpus = resources.requests.get("cpu") or resources.limits.get("cpu")
     return max(1, int(amount(cpus)) // config.world.processes_per_node) if cpus else 0
 
 
-def _resources(config: TrainerConfig, settings: OperatorSettings, parameters: int) -> Manifest:
-    resources = config.spec.workers.resources
-    limits: dict[str, str] = dict(resources.limits)
-    gpus = config.spec.workers.gpus_per_node
-    if gpus and config.stage is Stage.TRAIN:
-        limits["nvidia.com/gpu"] = str(gpus)
-    elif gpus and config.stage is Stage.EVALUATE:
-        limits["nvidia.com/gpu"] = "1"
-    requests = dict(resources.requests)
+@dataclass(frozen=True)
+class _Placement:
+    """Where the pods of a stage run, and what they get."""
+
+    resources: Resources
+    node_selector: Mapping[str, str]
+    tolerations: Sequence[Toleration]
+    gpus: int = 0
+
+
+def _placement(config: TrainerConfig) -> _Placement:
+    """Training has all of `spec.workers`. An evaluation on a GPU runs where the workers run, but has not all of their
+    resources."""
+    workers, stages = config.spec.workers, config.spec.stages
+    if config.stage is Stage.TRAIN:
+        return _Placement(workers.resources, workers.node_selector, workers.tolerations, workers.gpus_per_node)
+    own: StagePod = stages.prepare if config.stage is Stage.PREPARE else stages.evaluate
+    if not config.world.gpus:
+        return _Placement(own.resources, own.node_selector, own.tolerations)
+    selector = {**workers.node_selector, **own.node_selector}
+    return _Placement(own.resources, selector, (*workers.tolerations, *own.tolerations), gpus=1)
+
+
+def _resources(config: TrainerConfig, settings: OperatorSettings, needs: EvaluationNeeds) -> Manifest:
+    placement = _placement(config)
+    limits, requests = dict(placement.resources.limits), dict(placement.resources.requests)
+    if placement.gpus:
+        limits["nvidia.com/gpu"] = str(placement.gpus)
     # A limit alone is a request of the same size.
-    if amount(settings.ephemeral_storage) and _DISK not in requests and _DISK not in limits:
-        requests[_DISK] = _disk(config, settings, parameters)
+    defaults = {} if config.stage is Stage.TRAIN else {"cpu": _STAGE_CPU, "memory": _memory(config, needs)}
+    if amount(settings.ephemeral_storage):
+        defaults[_DISK] = _disk(config, settings, needs.parameters)
+    requests |= {name: size for name, size in defaults.items() if name not in requests and name not in limits}
     return {kind: amounts for kind, amounts in (("requests", requests), ("limits", limits)) if amounts}
+
+
+def _memory(config: TrainerConfig, needs: EvaluationNeeds) -> str:
+    """Memory that a stage besides training needs."""
+    if config.stage is Stage.PREPARE or not needs.parameters:
+        return _STAGE_MEMORY
+    return f"{math.ceil(needs.memory_bytes / 2**20)}Mi"
 
 
 def _disk(config: TrainerConfig, settings: OperatorSettings, parameters: int) -> str:

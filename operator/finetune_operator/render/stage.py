@@ -2,6 +2,7 @@
 
 from finetune_api import constants
 from finetune_api.constants import Stage
+from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.exit_codes import PERMANENT_EXIT_CODES
 from finetune_api.redaction import without_secrets
 from finetune_api.trainer_config import TrainerConfig
@@ -10,25 +11,32 @@ from finetune_api.v1alpha1 import FineTuneJob
 from ..manifests import Manifest
 from ..policy.pending import attempt_hash, evaluation_hash
 from ..policy.runs import run_hash
-from ..policy.world import stage_config
+from ..policy.world import evaluation_needs, stage_config
 from ..settings import OperatorSettings
 from . import names
 from .pod import pod_template
 
 
 def render_stage(
-    config: TrainerConfig, settings: OperatorSettings, *, grace_seconds: int | None = None, parameters: int = 0
+    config: TrainerConfig,
+    settings: OperatorSettings,
+    *,
+    grace_seconds: int | None = None,
+    needs: EvaluationNeeds | None = None,
 ) -> tuple[Manifest, ...]:
     """Everything that one attempt at a stage needs, in the order in which it has to be created.
 
-    `grace_seconds` is what its pods get after SIGTERM; absent: what the settings say. `parameters` are those of the
-    base model; 0: not known yet.
+    `grace_seconds` is what its pods get after SIGTERM; absent: what the settings say. `needs`: what prepare has
+    determined about model and data; absent: nothing yet.
     """
     service = (_service(config),) if names.has_service(config) else ()
+    grace_seconds = grace_seconds or settings.termination_grace.least_seconds
     return (
         _config_map(config),
         *service,
-        _job(config, settings, grace_seconds or settings.termination_grace.least_seconds, parameters),
+        _job(
+            config, settings, grace_seconds or settings.termination_grace.least_seconds, needs or evaluation_needs(None)
+        ),
     )
 
 
@@ -90,7 +98,7 @@ def _service(config: TrainerConfig) -> Manifest:
     }
 
 
-def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, parameters: int) -> Manifest:
+def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, needs: EvaluationNeeds) -> Manifest:
     annotations = {
         constants.ANNOTATION_RUN_SPEC_HASH: run_hash(config.spec),
         constants.ANNOTATION_ATTEMPT_SPEC_HASH: attempt_hash(config.spec),
@@ -123,6 +131,6 @@ def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, 
                     },
                 ]
             },
-            "template": pod_template(config, settings, grace_seconds, parameters),
+            "template": pod_template(config, settings, grace_seconds, needs),
         },
     }

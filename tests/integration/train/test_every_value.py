@@ -25,7 +25,7 @@ from finetune_trainer.train.plan import training_plan
 from rows import jsonl
 from tiny_models import CHATML
 from train_lab import Attempt, Lab
-from value_jobs import DECIDED, RENDERED, TRAINED, data_files, made_for
+from value_jobs import DECIDED, RENDERED, STAGE_PODS, TRAINED, data_files, made_for
 
 OPERATOR = Path(finetune_operator.__file__).parent
 
@@ -95,6 +95,13 @@ def test_a_field_for_the_cluster_is_where_kubernetes_looks_for_it(row: str) -> N
     assert found_at(render_stage(config, OperatorSettings())[-1]["spec"], path) == expected
 
 
+@pytest.mark.parametrize("row", STAGE_PODS)
+def test_a_field_of_another_stage_is_where_kubernetes_looks_for_it(row: str) -> None:
+    stage, block, path, expected = STAGE_PODS[row]
+    config = stage_config(parse_job(make_job(stages={stage: block})), 1, Stage(stage), 1, StorageSettings())
+    assert found_at(render_stage(config, OperatorSettings())[-1]["spec"], path) == expected
+
+
 def attributes_read() -> Iterator[str]:
     for path in OPERATOR.rglob("*.py"):
         yield from (node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute))
@@ -110,4 +117,6 @@ def test_every_field_and_value_of_the_api_is_covered() -> None:
         covered |= set(used_values(spec)) | {"output.uri"}
     for workers, _, _ in RENDERED.values():
         covered |= set(used_values({"workers": workers}))
+    for stage, block, _, _ in STAGE_PODS.values():
+        covered |= set(used_values({"stages": {stage: block}}))
     assert sorted(set(all_values(Spec)) - covered) == []

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from factories import make_job as make_manifest
 from finetune_api import constants
 from finetune_api.constants import Env, Stage
+from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.redaction import without_secrets
 from finetune_api.trainer_config import StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import FineTuneJob, Workers
+from finetune_api.v1alpha1 import Dtype, FineTuneJob, ResolvedStatus, Workers
 from finetune_api.validation import parse_job
-from finetune_operator.policy.world import stage_config
+from finetune_operator.policy.world import evaluation_needs, stage_config
 from finetune_operator.render import render_all, render_stage
 from finetune_operator.settings import OperatorSettings
 
@@ -160,7 +161,8 @@ def test_once_the_size_of_the_model_is_known_pods_ask_for_disk_for_its_files(
     workers: dict[str, Any], requested: str
 ) -> None:
     config = stage_config(parse_job(make_manifest(workers=workers)), 1, Stage.TRAIN, 1, StorageSettings())
-    *_, job = render_stage(config, OperatorSettings(), parameters=7_000_000_000)
+    needs = EvaluationNeeds(parameters=7_000_000_000, test_tokens=0, dtype=Dtype.BFLOAT16)
+    *_, job = render_stage(config, OperatorSettings(), needs=needs)
     requests = job["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
     assert requests["ephemeral-storage"] == requested
 
@@ -219,3 +221,74 @@ def test_a_service_never_leads_to_the_pods_of_a_deleted_job_of_the_same_name() -
     labels = old["Job"]["spec"]["template"]["metadata"]["labels"]
     selector = new["Service"]["spec"]["selector"]
     assert {name for name, value in selector.items() if labels.get(name) != value} >= {constants.LABEL_JOB_UID}
+
+
+WORKERS = {
+    "nodes": 2,
+    "gpusPerNode": 8,
+    "resources": {"requests": {"cpu": "96", "rdma/hca": "1"}, "limits": {"memory": "900Gi"}},
+    "nodeSelector": {"pool": "h100"},
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+}
+SMALL = ResolvedStatus(dtype="BFloat16", parameters=100_000_000, test_tokens=50_000)
+LARGE = ResolvedStatus(dtype="BFloat16", parameters=8_000_000_000, test_tokens=500_000)
+CPU_POD = {"cpu": "1", "memory": "2Gi"}
+PLACEMENTS = [
+    pytest.param(Stage.PREPARE, {}, SMALL, CPU_POD, {}, [], id="prepare"),
+    pytest.param(Stage.EVALUATE, {}, None, CPU_POD, {}, [], id="nothing is known"),
+    pytest.param(Stage.EVALUATE, {}, SMALL, {"cpu": "1", "memory": "1253Mi"}, {}, [], id="a small model"),
+    pytest.param(
+        Stage.EVALUATE, {}, LARGE, {"cpu": "1", "memory": "19335Mi"}, {"pool": "h100"}, ["gpu"], id="a large model"
+    ),
+    pytest.param(
+        Stage.EVALUATE,
+        {"evaluate": {"gpus": 0, "nodeSelector": {"pool": "cpu"}}},
+        LARGE,
+        {"cpu": "1", "memory": "19335Mi"},
+        {"pool": "cpu"},
+        [],
+        id="no GPU wanted",
+    ),
+    pytest.param(
+        Stage.EVALUATE,
+        {"evaluate": {"gpus": 1, "resources": {"requests": {"cpu": "8"}, "limits": {"memory": "64Gi"}}}},
+        SMALL,
+        {"cpu": "8"},
+        {"pool": "h100"},
+        ["gpu"],
+        id="a GPU wanted",
+    ),
+    pytest.param(
+        Stage.PREPARE,
+        {"prepare": {"resources": {"requests": {"memory": "4Gi"}}, "tolerations": [{"key": "spot"}]}},
+        None,
+        {"cpu": "1", "memory": "4Gi"},
+        {},
+        ["spot"],
+        id="its own",
+    ),
+]
+
+
+@pytest.mark.parametrize(("stage", "stages", "resolved", "requests", "selector", "tolerations"), PLACEMENTS)
+def test_prepare_and_evaluate_have_small_pods_of_their_own(
+    stage: Stage,
+    stages: dict[str, Any],
+    resolved: ResolvedStatus | None,
+    requests: dict[str, str],
+    selector: dict[str, str],
+    tolerations: list[str],
+) -> None:
+    job = parse_job(make_manifest(workers=WORKERS, stages=stages, training={"globalBatchSize": 512}))
+    config = stage_config(job, 1, stage, 1, StorageSettings(), resolved=resolved)
+    settings = OperatorSettings(ephemeral_storage="0")
+    *_, rendered_job = render_stage(config, settings, needs=evaluation_needs(resolved))
+    pod = rendered_job["spec"]["template"]["spec"]
+    resources = pod["containers"][0]["resources"]
+    assert resources.get("requests", {}) == requests
+    assert pod.get("nodeSelector", {}) == selector
+    own = [entry["key"] for entry in pod["tolerations"] if not entry["key"].startswith("node.kubernetes.io/")]
+    assert own == tolerations
+    on_gpu = "nvidia.com/gpu" in resources.get("limits", {})
+    assert (on_gpu, config.world.gpus) == ("gpu" in tolerations, "gpu" in tolerations)
+    assert "rdma/hca" not in str(resources)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.rules import task_of, violations
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Data, DataFormat, Dtype, Packing, Spec, Task
@@ -79,6 +80,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
     choice = _zero_choice(config, facts, task, dtype, length)
+    check_evaluation_fits(spec, EvaluationNeeds(parameters=facts.parameters, test_tokens=0, dtype=dtype))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
     if task is Task.CAUSAL_LM:
         prompts = formed_prompts(spec.evaluation.prompts, formatter, spec.model.uri)
@@ -114,6 +116,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         counts=info.counts,
         labels=info.labels,
         parameters=facts.parameters,
+        test_tokens=info.tokens.get("test", 0),
         memory_estimate_bytes=choice.bytes,
         supports_gradient_checkpointing=plan.gradient_checkpointing,
         warnings=warnings,
@@ -137,6 +140,18 @@ def _check_rules(spec: Spec, data_format: DataFormat) -> None:
         raise BadConfigError(
             "; ".join(found),
             advice=f"the data has the format {data_format}; change the fields, or set spec.data.format",
+        )
+
+
+def check_evaluation_fits(spec: Spec, needs: EvaluationNeeds) -> None:
+    """Raise BadConfigError, before anything is trained, where the evaluate stage cannot hold the model in memory."""
+    limit = spec.stages.evaluate.resources.limits.get("memory")
+    if limit is not None and amount(limit) < needs.memory_bytes:
+        whole = -(-needs.memory_bytes // 2**30)
+        raise BadConfigError(
+            f"spec.stages.evaluate.resources.limits.memory must be at least {whole}Gi to evaluate a model of "
+            f"{needs.parameters:,} parameters in {needs.dtype}, not {limit}",
+            advice=f"raise it to {whole}Gi, or remove it",
         )
 
 

@@ -1,0 +1,45 @@
+"""What the evaluate stage needs, from what prepare has measured. Pure."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from .v1alpha1 import Dtype, Spec
+
+CPU_BUDGET_FLOP: Final = 3e13
+"""About ten minutes of one node's processors at 50 GFLOP/s, the rate of 16 cores with AVX2 in 32 bit."""
+
+_FORWARD_FLOP: Final = 2
+"""Per parameter and token (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
+_PROCESS_BYTES: Final = 2**30
+"""Libraries, tokenizer and activations."""
+_SLACK: Final = 1.2
+"""A weight file is read beside the weights, one shard at a time."""
+
+
+@dataclass(frozen=True)
+class EvaluationNeeds:
+    """Size of an evaluation."""
+
+    parameters: int
+    """Parameters of the model; 0: not known yet."""
+    test_tokens: int
+    """Tokens of the test split."""
+    dtype: Dtype
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory for one model at a time."""
+        width = 4 if self.dtype is Dtype.FLOAT32 else 2
+        return int(_SLACK * width * self.parameters) + _PROCESS_BYTES
+
+    def flop(self, spec: Spec) -> float:
+        """Floating-point operations of the forward passes: test split and sample answers, of each candidate."""
+        candidates = 2 if spec.evaluation.baseline else 1
+        tokens = self.test_tokens + len(spec.evaluation.prompts) * spec.evaluation.max_new_tokens
+        return float(_FORWARD_FLOP * self.parameters * tokens * candidates)
+
+    def gpus(self, spec: Spec) -> int:
+        """GPUs of the evaluate pod: what the spec asks for, else one where a CPU would take too long."""
+        if spec.stages.evaluate.gpus is not None:
+            return spec.stages.evaluate.gpus
+        return int(spec.workers.gpus_per_node > 0 and self.flop(spec) > CPU_BUDGET_FLOP)
