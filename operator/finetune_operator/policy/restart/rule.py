@@ -53,7 +53,7 @@ class Failure:
         """The attempt that failed."""
         return self.status.run.attempts[-1]
 
-    def retry(self, tries: int) -> "Retry":
+    def retry(self, tries: int, change: "PlanChange | None" = None) -> "Retry":
         """Another attempt: at once, then after 10 s, doubling. Most failures are a lost process, not a broken input.
 
         After 10 s at least where the node itself was the obstacle: the next attempt would find it unchanged.
@@ -61,8 +61,9 @@ class Failure:
         is_of_the_node = self.attempt.outcome is Outcome.REJECTED or self.attempt.reason == EVICTED
         waits = max(1, tries) if is_of_the_node else tries - 1
         if waits <= 0:
-            return Retry(0.0)
-        return Retry(min(self.max_backoff_seconds, FIRST_BACKOFF_SECONDS * 2.0 ** min(waits - 1, 30)))
+            return Retry(0.0, change)
+        seconds = min(self.max_backoff_seconds, FIRST_BACKOFF_SECONDS * 2.0 ** min(waits - 1, 30))
+        return Retry(seconds, change)
 
 
 @dataclass(frozen=True)
