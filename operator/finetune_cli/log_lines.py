@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from finetune_api.constants import Stage
+from finetune_api.stages import stage_order
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class LogSource:
     @property
     def attempt_order(self) -> tuple[int, int, int]:
         """Oldest first; the same for all pods of an attempt."""
-        return (self.run, list(Stage).index(self.stage), self.attempt)
+        return (self.run, stage_order(self.stage), self.attempt)
 
 
 Source = TypeVar("Source", bound=LogSource)

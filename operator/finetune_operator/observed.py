@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage
+from finetune_api.stages import stage_order
 from finetune_api.v1alpha1 import AttemptPlan
 
 from .manifests import Manifest, controller_uid, true_conditions
 
-_STAGES = list(Stage)
 _LOST_AFTER = timedelta(seconds=30)
 """A kubelet that lives ends a pod within its grace and tells so within seconds."""
 
@@ -134,7 +134,7 @@ class ObservedStage:
     @property
     def order(self) -> tuple[int, int, int]:
         """Later attempts at later stages of later runs compare greater."""
-        return (self.run, _STAGES.index(self.stage), self.attempt)
+        return (self.run, stage_order(self.stage), self.attempt)
 
 
 @dataclass(frozen=True)

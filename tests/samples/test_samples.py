@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from finetune_api.constants import Phase
-from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1 import CandidateName, FineTuneJob, Metric
 from finetune_cli import demo_assets
 from finetune_cli.display.plain import PlainDisplay
 from finetune_cli.job_file import read_job_file
@@ -53,9 +53,9 @@ def run_sample(name: str, work_dir: Path, prepare: Any) -> FineTuneJob:
 def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path: Path) -> None:
     job = run_sample(name, tmp_path, upload_questions)
     assert job.status.phase is Phase.SUCCEEDED
-    assert job.status.run.candidates is not None
-    assert job.status.run.candidates.tuned["Accuracy"] >= at_least
-    assert job.status.run.candidates.tuned["Accuracy"] > job.status.run.candidates.baseline["Accuracy"]
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    assert tuned[Metric.ACCURACY] >= at_least
+    assert tuned[Metric.ACCURACY] > baseline[Metric.ACCURACY]
 
 
 def test_a_chat_model_learns_real_answers(tmp_path: Path, smollm2_folder: Path) -> None:
@@ -68,8 +68,8 @@ def test_a_chat_model_learns_real_answers(tmp_path: Path, smollm2_folder: Path) 
 
     job = run_sample("chat-lora", tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
-    assert job.status.run.candidates is not None
-    assert job.status.run.candidates.tuned["Perplexity"] < job.status.run.candidates.baseline["Perplexity"]
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
 
 
 def test_every_sample_is_run_here() -> None:

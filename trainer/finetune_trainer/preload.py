@@ -13,41 +13,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from finetune_api.constants import Env, Stage
+from finetune_api.stages import STAGES
 
 SINGLE_THREADED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Read by the math libraries when they are loaded: with one thread there is no pool that a fork could break."""
-
-_TEXT = (
-    "numpy",
-    "safetensors",
-    "torch",
-    "huggingface_hub",
-    "transformers",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "boto3.s3.transfer",
-    "jinja2",
-)
-_MODELS = ("safetensors.torch", "transformers.modeling_utils", "peft")
-_OURS = ("finetune_trainer.stages", "finetune_trainer.store.client")
-"""Their models take pydantic 0.3 s to build."""
-
-LIBRARIES = {
-    Stage.PREPARE: (*_TEXT, "transformers.modeling_utils", "pyarrow.parquet", *_OURS),
-    Stage.TRAIN: (
-        *_TEXT,
-        *_MODELS,
-        "torch.distributed",
-        "torch.utils.data",
-        "transformers.integrations.deepspeed",
-        "transformers.trainer",
-        "deepspeed",
-        "accelerate",
-        *_OURS,
-    ),
-    Stage.EVALUATE: (*_TEXT, *_MODELS, "scipy.stats", "pyarrow.parquet", "matplotlib.figure", "ruamel.yaml", *_OURS),
-}
-"""What a stage needs, in an order that lets the largest fail first."""
 
 
 def prepare_environment(accelerator: str) -> None:
@@ -62,7 +31,7 @@ def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
 
     To train takes about ten seconds of CPU, to evaluate 0.6 of that, to prepare about as much.
     """
-    for name in dict.fromkeys(name for stage in stages for name in LIBRARIES[stage]):
+    for name in dict.fromkeys(name for stage in stages for name in STAGES[stage].libraries):
         importlib.import_module(name)
     importlib.import_module("finetune_trainer.store.credentials").parse_descriptions()
     if Stage.TRAIN in stages:

@@ -3,6 +3,7 @@
 Heavy modules are imported late: those of the stage that runs, and only once logging is there to tell what is missing.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -17,9 +18,10 @@ from types import FrameType
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune_api.constants import Env, Stage
+from finetune_api.constants import Env
 from finetune_api.exit_codes import ExitCode, out_of_memory_advice
 from finetune_api.progress import EvaluateResult, TerminationMessage, TrainResult
+from finetune_api.stages import STAGES
 from finetune_api.trainer_config import CONFIG_VERSION, Prepared, TrainerConfig
 
 from .errors import (
@@ -36,14 +38,14 @@ from .errors import (
 from .logs import QUIET_ENVIRONMENT, configure_logging, quiet_libraries
 from .progress import ProgressReporter
 from .runtime import RuntimeEnv
+from .stage_context import StageContext
 from .stop import install_stop_flag
 
 log = logging.getLogger("finetune")
 
 Result = Prepared | TrainResult | EvaluateResult
-Bind = Callable[[TrainerConfig, RuntimeEnv, ProgressReporter], Callable[[], Result]]
+Bind = Callable[[TrainerConfig, RuntimeEnv, ProgressReporter], Callable[[], Result | None]]
 
-_RESULT_FIELDS: dict[Stage, str] = {Stage.PREPARE: "prepared", Stage.TRAIN: "trained", Stage.EVALUATE: "evaluated"}
 _CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
@@ -152,13 +154,15 @@ class _Rank:
         self.report = report = ProgressReporter(scratch, stage=config.stage, attempt=config.attempt)
         started = process_started(os.environ)
         report.update(started_time=datetime.fromtimestamp(started, UTC).isoformat(), flush=True)
-        if config.stage is not Stage.TRAIN:
+        row = STAGES[config.stage]
+        if not row.saves_state:
             self._leave_on_term()
         run = self.bind(config, self.runtime, report)
         quiet_libraries()
         report.add_seconds("import", time.time() - started)
         report.update(flush=True)
-        self.result = {_RESULT_FIELDS[config.stage]: run()}
+        result = run()
+        self.result = {row.result: result} if row.result and result is not None else {}
 
     def _leave_on_term(self) -> None:
         """Prepare and evaluate have no state to save, so SIGTERM ends them at once; their next run starts afresh."""
@@ -189,35 +193,17 @@ class _Rank:
         return code
 
 
-def bind_stage(config: TrainerConfig, runtime: RuntimeEnv, report: ProgressReporter) -> Callable[[], Result]:
+def bind_stage(config: TrainerConfig, runtime: RuntimeEnv, report: ProgressReporter) -> Callable[[], Result | None]:
     """Import what the stage needs and bind its arguments."""
-    if config.stage is Stage.TRAIN:
-        # Before the slow imports: SIGTERM during them is a stop at the first step, not a lost process.
-        stop = install_stop_flag()
-    from .run_record import read_record, record_run
+    row = STAGES[config.stage]
+    # Before the slow imports: SIGTERM during them is a stop at the first step, not a lost process.
+    stop = install_stop_flag() if row.saves_state else None
+    module, _, function = row.entry.partition(":")
+    run: Callable[[StageContext], Result | None] = getattr(importlib.import_module(module), function)
     from .store.client import ObjectStore
 
-    store = ObjectStore.connect(config.storage)
-    if config.stage is Stage.PREPARE:
-        from .data.prepare import prepare
-
-        def prepare_run() -> Prepared:
-            prepared = prepare(config, store, runtime, report)
-            record_run(store, config, prepared)
-            return prepared
-
-        return prepare_run
-
-    def with_prepared() -> TrainerConfig:
-        return config.model_copy(update={"prepared": read_record(store, config).prepared})
-
-    if config.stage is Stage.TRAIN:
-        from .train.stage import train
-
-        return lambda: train(with_prepared(), store, runtime, report, stop)
-    from .evaluate.stage import evaluate
-
-    return lambda: evaluate(with_prepared(), store, runtime, report)
+    context = StageContext(config, ObjectStore.connect(config.storage), runtime, report, stop)
+    return lambda: run(context)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self, TextIO
 
-from finetune_api.constants import Phase, Stage
+from finetune_api.constants import Phase
 from finetune_api.progress import Progress
+from finetune_api.stages import STAGES
 from finetune_api.v1alpha1 import FineTuneJob, ProgressStatus
 
 from ..terminal import say
@@ -27,7 +28,7 @@ _PHASES = {
 }
 """Phases that tell more than the name of the running stage does."""
 
-_STAGES: dict[str, str] = {Stage.PREPARE: "preparation", Stage.TRAIN: "training", Stage.EVALUATE: "evaluation"}
+_STAGES: dict[str, str] = {stage: row.noun for stage, row in STAGES.items()}
 
 EXPLAINED = frozenset({Phase.PENDING, Phase.RESTARTING})
 """Phases that wait for something, and the operator says what for."""

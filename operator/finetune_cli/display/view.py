@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from finetune_api.constants import ConditionType, Phase, Stage
 from finetune_api.progress import Progress
+from finetune_api.stages import STAGES, stage_order
 from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, Metric, ProgressStatus, Status
 
 from .text import seconds_since
@@ -75,7 +76,7 @@ def snapshot(job: FineTuneJob, progress: Progress | None, now: datetime) -> View
         name=job.metadata.name,
         run=status.run.number,
         phase=status.phase,
-        stages=tuple(_stage(status, stage, now) for stage in Stage),
+        stages=tuple(_stage(status, stage, now) for stage in STAGES),
         stage=status.run.stage,
         attempt=status.run.attempt,
         resumed_from_step=_resumed_from(training, status),
@@ -96,10 +97,9 @@ def _stage(status: Status, stage: Stage, now: datetime) -> StageView:
 
 
 def _stage_state(status: Status, stage: Stage) -> StageState:
-    order = list(Stage)
     if status.phase is Phase.SUCCEEDED:
         return StageState.DONE
-    if not status.run.stage or order.index(stage) > order.index(Stage(status.run.stage)):
+    if not status.run.stage or stage_order(stage) > stage_order(Stage(status.run.stage)):
         return StageState.WAITING
     if stage != status.run.stage:
         return StageState.DONE

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
 from finetune_api.exit_codes import FailureClass
 from finetune_api.progress import Progress, TerminationMessage
+from finetune_api.stages import stage_order
 from finetune_api.trainer_config import Prepared
 from finetune_api.v1alpha1 import (
     ArtifactStatus,
@@ -34,7 +35,6 @@ _KEPT_ATTEMPTS = 10
 _KEPT_RUNS = 10
 _KEPT_WARNINGS, _MAX_WARNING = 16, 1024
 _MAX_ATTEMPT_MESSAGE = 256
-_STAGES = list(Stage)
 _OUTCOMES = {
     FailureClass.PERMANENT: Outcome.PERMANENT,
     FailureClass.RETRYABLE: Outcome.RETRYABLE,
@@ -163,7 +163,7 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
 
 
 def _order(stage: Stage, number: int) -> tuple[int, int]:
-    return (_STAGES.index(stage), number)
+    return (stage_order(stage), number)
 
 
 def _with_vanished(status: Status, present: set[str], now: str) -> Status:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from finetune_api.constants import TERMINAL_CONDITIONS, Reason, Stage
+from finetune_api.stages import STAGES, first_stage, stage_after
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Outcome, Spec, Status
 
 from ..manifests import rfc3339
@@ -15,7 +16,6 @@ from .history import last_attempt
 from .runs import Run
 
 _FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION, Outcome.REJECTED})
-_FAILED = {Stage.PREPARE: Reason.PREPARE_FAILED, Stage.EVALUATE: Reason.EVALUATE_FAILED}
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,13 @@ def is_over(status: Status) -> bool:
 
 def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime, max_backoff: float) -> Decision:
     if last is None:
-        return Start(Stage.PREPARE, 1)
+        return Start(first_stage(), 1)
     if last.outcome is Outcome.SUCCEEDED:
-        stages = list(Stage)
-        position = stages.index(last.stage) + 1
-        if position < len(stages):
-            return Start(stages[position], _following_number(status, stages[position]))
-        if needs_evaluation(status, spec):
-            return Start(last.stage, last.number + 1)
+        following = stage_after(last.stage)
+        if following is None and needs_evaluation(status, spec):
+            following = Stage.EVALUATE
+        if following is not None:
+            return Start(following, _following_number(status, following))
         return Finish(True, Reason.SUCCEEDED, "the model is in object storage")
     if last.outcome not in _FAILURES or last.superseded_by_spec_change:  # stopped on request, or no longer counted
         return Start(last.stage, last.number + 1)
@@ -179,13 +178,13 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
         told = f"{last.stage} failed: {decision.message}"
         if status.run.artifact is not None:  # a failed evaluation does not take the trained model away
             told += f" (the trained model is at {status.run.artifact.uri})"
-        return Finish(False, _FAILED.get(last.stage, decision.reason), told)
-    following = Start(last.stage, last.number + 1, decision.change)
+        return Finish(False, STAGES[last.stage].failed_reason or decision.reason, told)
+    retried = Start(last.stage, last.number + 1, decision.change)
     if not decision.delay_seconds or not last.end_time:
-        return following
+        return retried
     until = datetime.fromisoformat(last.end_time) + timedelta(seconds=decision.delay_seconds)
     wait = (until - now).total_seconds()
-    return Backoff(wait, rfc3339(until)) if wait > 0 else following
+    return Backoff(wait, rfc3339(until)) if wait > 0 else retried
 
 
 def _following_number(status: Status, stage: Stage) -> int:

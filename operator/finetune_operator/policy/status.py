@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase, Reason, Stage
 from finetune_api.rules import Violation
+from finetune_api.stages import STAGES
 from finetune_api.v1alpha1 import Condition, DisplayStatus, Outcome, ProgressStatus, Status
 from finetune_api.v1alpha1.quantities import short_duration
 
@@ -13,11 +14,6 @@ from ..manifests import Manifest
 from .grace import Verdict
 from .stages import Backoff, Decision, Finish, Linger, Rest, Shrink, Start, Stop, Watch, is_over
 
-_RUNNING = {
-    Stage.PREPARE: (Phase.PREPARING, Reason.PREPARING),
-    Stage.TRAIN: (Phase.TRAINING, Reason.TRAINING),
-    Stage.EVALUATE: (Phase.EVALUATING, Reason.EVALUATING),
-}
 _MAX_MESSAGE = 4096
 _ONLY_TRAINING = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT_STALE})
 _NOT_READY = frozenset({Phase.PENDING, Phase.RESTARTING, Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING})
@@ -190,12 +186,13 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
 
 
 def _running(status: Status, stage: Stage, attempt: int) -> tuple[Phase, Reason, str]:
-    phase, reason = _RUNNING[stage]
+    row = STAGES[stage]
+    phase, reason = row.phase, row.reason
     if attempt == 1:
         return phase, reason, ""
     if _follows_success(status, stage, attempt):
         return phase, reason, f"{_named(status, attempt)}: the spec was changed after the attempt before it"
-    if stage is not Stage.TRAIN:  # they report nothing that would show that this attempt gets further than the last one
+    if not row.saves_state:  # they report nothing that would show that this attempt gets further than the last one
         return phase, Reason.RESTARTING, _named(status, attempt)
     if not _has_stepped(status, attempt):
         return Phase.RESTARTING, Reason.RESTARTING, _named(status, attempt)

@@ -2,6 +2,7 @@
 
 from finetune_api.constants import Stage
 from finetune_api.evaluation_needs import EvaluationNeeds
+from finetune_api.stages import stage_order
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Dtype, FineTuneJob, ResolvedStatus, Spec, Storage
 
@@ -31,7 +32,7 @@ def stage_config(
         world=world(job.spec, stage, nodes) if gpus is None else World(gpus=gpus > 0),
         batch=batch_plan(job.spec, nodes, None if plan is None else plan.micro_batch_limit),
         plan=plan,
-        attempts=attempts if stage is Stage.EVALUATE else (),
+        attempts=attempts if stage_order(stage) > stage_order(Stage.TRAIN) else (),
     )
 
 

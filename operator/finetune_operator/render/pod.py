@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from finetune_api import constants
 from finetune_api.constants import Env, Stage
 from finetune_api.evaluation_needs import EvaluationNeeds
+from finetune_api.stages import STAGES
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import EnvVar, Resources, StagePod, Toleration
 from finetune_api.v1alpha1.quantities import amount
@@ -192,7 +193,7 @@ def _placement(config: TrainerConfig) -> _Placement:
     workers, stages = config.spec.workers, config.spec.stages
     if config.stage is Stage.TRAIN:
         return _Placement(workers.resources, workers.node_selector, workers.tolerations, workers.gpus_per_node)
-    own: StagePod = stages.prepare if config.stage is Stage.PREPARE else stages.evaluate
+    own: StagePod = getattr(stages, config.stage, None) or StagePod()
     if not config.world.gpus:
         return _Placement(own.resources, own.node_selector, own.tolerations)
     selector = {**workers.node_selector, **own.node_selector}
@@ -214,7 +215,7 @@ def _resources(config: TrainerConfig, settings: OperatorSettings, needs: Evaluat
 
 def _memory(config: TrainerConfig, needs: EvaluationNeeds) -> str:
     """Memory that a stage besides training needs."""
-    if config.stage is Stage.PREPARE or not needs.parameters:
+    if not STAGES[config.stage].loads_model or not needs.parameters:
         return _STAGE_MEMORY
     return f"{math.ceil(needs.memory_bytes / 2**20)}Mi"
 

@@ -1,10 +1,10 @@
 """The children of one attempt at one stage: ConfigMap, Service, Job."""
 
 from finetune_api import constants
-from finetune_api.constants import Stage
 from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.exit_codes import PERMANENT_EXIT_CODES
 from finetune_api.redaction import without_secrets
+from finetune_api.stages import STAGES
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import FineTuneJob
 
@@ -44,7 +44,7 @@ def render_all(job: FineTuneJob, settings: OperatorSettings) -> tuple[Manifest, 
     """What a cluster gets for the first run of a job when nothing goes wrong, stage after stage."""
     return tuple(
         manifest
-        for stage in Stage
+        for stage in STAGES
         for manifest in render_stage(stage_config(job, 1, stage, 1, settings.storage), settings)
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 from finetune_api.constants import Phase, Stage
 from finetune_api.progress import Progress
-from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, Outcome
+from finetune_api.v1alpha1 import AttemptStatus, CandidateName, FineTuneJob, Metric, Outcome
 from finetune_operator.clusters.local import LocalCluster
 from rows import many_classes
 
@@ -53,8 +53,8 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(bench, tmp_path: Path
     assert (first.outcome, first.reason, second.outcome) == (Outcome.RETRYABLE, "Signal9", Outcome.SUCCEEDED)
     assert second.resumed_from_step is not None
     assert second.resumed_from_step >= killer.committed > 0
-    assert job.status.run.candidates is not None
-    assert job.status.run.candidates.tuned["Accuracy"] > 0.6 > job.status.run.candidates.baseline["Accuracy"]
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    assert tuned[Metric.ACCURACY] > 0.6 > baseline[Metric.ACCURACY]
 
     assert job.status.run.artifact is not None
     folder = tmp_path / "model-out"

@@ -23,7 +23,9 @@ from ..model.inspect import ModelFacts, check_task, inspect_model
 from ..model.tokenizer import check_special_tokens, embedding_too_small, load_tokenizer, tokenizer_digest
 from ..model.weights import WeightPlan, plan_weights
 from ..progress import ProgressReporter
+from ..run_record import record_run
 from ..runtime import RuntimeEnv
+from ..stage_context import StageContext
 from ..stage_log import log_prepared
 from ..store.client import ObjectStore
 from ..store.uri import join
@@ -289,3 +291,10 @@ def notes_of(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> 
     if info.max_length < wanted_length:
         notes.append(f"maxLength {wanted_length} lowered to {info.max_length}, the most that the model takes")
     return tuple([*notes, *info.remarks, *(note for note in chosen if note)][:8])
+
+
+def run(context: StageContext) -> Prepared:
+    """The stage: prepare, and record the run for the stages after it."""
+    prepared = prepare(context.config, context.store, context.runtime, context.report)
+    record_run(context.store, context.config, prepared)
+    return prepared

@@ -14,6 +14,7 @@ from ..model.precision import gpu_has_bfloat16, usable_dtype
 from ..progress import ProgressReporter
 from ..run_record import versions
 from ..runtime import RuntimeEnv
+from ..stage_context import StageContext
 from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
 from . import compare
@@ -182,3 +183,8 @@ def _write(inputs: ReportInputs, store: ObjectStore) -> str:
     uri = f"{config.run_uri}/report.html"
     store.put(uri, render_report(inputs).encode(), content_type="text/html; charset=utf-8")
     return uri
+
+
+def run(context: StageContext) -> EvaluateResult:
+    """The stage."""
+    return evaluate(context.prepared_config(), context.store, context.runtime, context.report)

@@ -28,6 +28,7 @@ from ..model.load import load_model
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
 from ..runtime import RuntimeEnv
+from ..stage_context import StageContext
 from ..stage_log import log_train_started, log_trained
 from ..stop import StopFlag
 from ..store.client import ObjectStore
@@ -240,3 +241,9 @@ class _Attempt:
         self.store.put(
             f"{self.config.run_uri}/training.json", json.dumps(document).encode(), content_type="application/json"
         )
+
+
+def run(context: StageContext) -> TrainResult:
+    """The stage, on every rank."""
+    assert context.stop is not None, "the table of stages says that training saves its state"
+    return train(context.prepared_config(), context.store, context.runtime, context.report, context.stop)
