@@ -1,6 +1,7 @@
 """Our CRD on a real API server, which alone knows whether a schema is structural and what a CEL rule may cost."""
 
 import asyncio
+import json
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ from ruamel.yaml import YAML
 
 from factories import make_job
 from field_cases import field_cases
+from finetune_api.constants import Stage
 from finetune_api.crd import crd
+from finetune_api.v1alpha1 import ProgressStatus
 from finetune_api.validation import parse_job
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.clusters.kubernetes import path_of
 from finetune_operator.errors import ApiError
+from finetune_operator.policy import stages
+from finetune_operator.policy.status import concluded
 from finetune_operator.render import render_all
 from finetune_operator.settings import OperatorSettings
+from statuses import make_status
 from testcluster.access import Kubectl
 from testcluster.control_plane import ControlPlane
 
@@ -213,3 +219,22 @@ def test_status_is_a_subresource(jobs: Kubectl) -> None:
     jobs("patch", "finetunejob/job", "--subresource=status", "--type=merge", by_status)
     job = jobs.json("get", "finetunejob/job")
     assert (job["status"]["phase"], job["spec"]["suspend"]) == ("Pending", False)
+
+
+def test_kubectl_get_shows_figures_that_people_read_and_why_a_job_waits(kubectl: Kubectl) -> None:
+    progress = ProgressStatus(step=27, total_steps=100, percent=27, loss=1.4480993092066088, eta_seconds=134)
+    status = concluded(
+        make_status(run=3, stage="train", attempt=1, progress=progress, restarts=1),
+        stages.Watch(Stage.TRAIN, 1),
+        generation=1,
+        now="2026-01-01T12:00:00Z",
+    )
+    kubectl.apply(make_job("topics-train", namespace=kubectl.namespace))
+    patch = json.dumps({"status": status.written()})
+    kubectl("patch", "ftj/topics-train", "--subresource=status", "--type=merge", f"--patch={patch}")
+    heading, row = kubectl("get", "ftj", "topics-train").splitlines()
+    assert heading.split() == ["NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "RESTARTS", "AGE"]
+    assert row.split()[:-1] == ["topics-train", "Training", "Training", "27%", "1.448", "2m14s", "1"]
+    assert max(map(len, (heading, row))) <= 80
+    wide = kubectl("get", "ftj", "topics-train", "-o", "wide").splitlines()[0].split()
+    assert wide[8:] == ["RUN", "CHECKPOINT-AGE", "NODES", "MODEL"]

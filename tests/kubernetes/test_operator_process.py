@@ -35,7 +35,7 @@ def test_a_job_is_served_from_apply_to_complete(operator: OperatorProcess, kubec
         "Succeeded",
     ]
     row = kubectl("get", "ftj", "plain").splitlines()[1].split()
-    assert row[:3] == ["plain", "Succeeded", "1"]
+    assert row[:3] == ["plain", "Succeeded", "Succeeded"]
     status, text = operator.get("/metrics")
     assert status == 200
     for line in (
