@@ -1,5 +1,7 @@
 """Intervals and tests against published or hand-computed values."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -69,3 +71,21 @@ def test_the_bootstrap_is_the_same_every_time_and_weights_by_tokens():
     first = bootstrap_mean(sums, weights, seed=0)
     assert first == bootstrap_mean(sums, weights, seed=0)
     assert (first.low, first.high) == pytest.approx((1.0, 3.0))
+
+
+def test_one_example_has_an_interval_without_width():
+    interval = bootstrap_mean(np.array([12.0]), np.array([4.0]), seed=0)
+    assert (interval.low, interval.high) == (3.0, 3.0)
+
+
+def test_the_bootstrap_of_many_examples_takes_bounded_memory():
+    # All resamples at once would take 2000 x 50,000 x 8 bytes = 800 MB for the indices alone.
+    examples = 50_000
+    bootstrap_mean(np.ones(4), np.ones(4), seed=0)  # what scipy allocates at its first use does not count
+    tracemalloc.start()
+    try:
+        bootstrap_mean(np.ones(examples), np.ones(examples), seed=0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200_000_000

@@ -1,18 +1,16 @@
-"""How far a figure of a finite test split can be trusted. Pure: the bootstrap's randomness comes from its seed."""
-
-import math
+"""Confidence intervals and paired tests for figures of a finite test split. Pure: the bootstrap is seeded."""
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, bootstrap
 
 from finetune_api.trainer_config import Message
 
 _RESAMPLES = 2000
-"""Enough for a 95 % interval: its ends then lie on about 50 resamples each."""
+"""Enough for a 95 % interval: about 50 resamples lie beyond each end."""
 
-_CHUNK_ELEMENTS = 4_000_000
-"""Resampled indices held at once: 32 MB."""
+_BATCH_ELEMENTS = 4_000_000
+"""Resampled examples held at once: 32 MB each for their indices, sums and weights."""
 
 
 class Interval(Message):
@@ -33,33 +31,29 @@ class PairedTest(Message):
     worse: int
     """Examples on which it did worse."""
     same: int
-    """Examples that tell them not apart."""
+    """Examples on which both did equally well."""
     p_value: float
     """Probability of a split at least this uneven if both models were equally good."""
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """Interval for a share, from the score test.
+    """Interval for a share, from the score test; its formula is in `scipy.stats.binomtest`.
 
-    With p = successes / trials and z the normal quantile: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
+    Unlike p ± z sqrt(p(1-p)/n), it stays within 0 and 1 and holds for few examples and shares near the ends.
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927), 209-212.
-    Unlike p ± z sqrt(p(1-p)/n) it stays within 0 and 1 and holds for few examples and shares near the ends.
     Raises ValueError for no trials.
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} of {trials} is not a share")
-    z = float(norm.ppf(0.5 + confidence / 2))
-    share, spread = successes / trials, z * z / trials
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
-    return Interval(low=max(0.0, centre - half), high=min(1.0, centre + half), confidence=confidence)
+    found = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return Interval(low=float(found.low), high=float(found.high), confidence=confidence)
 
 
 def mcnemar_exact(baseline_right: npt.NDArray[np.bool_], tuned_right: npt.NDArray[np.bool_]) -> PairedTest:
     """McNemar's test, exact form, on which examples each classifier had right; arrays of shape (examples,).
 
-    Only examples that one had right and the other wrong tell; if both were equally good, each would fall either way
-    with probability 1/2. Two-sided binomial test. Source: Q. McNemar, Psychometrika 12 (1947), 153-157.
+    Only the examples that exactly one classifier had right count; if both were equally good, each of them would fall
+    either way with probability 1/2. Two-sided binomial test. Source: Q. McNemar, Psychometrika 12 (1947), 153-157.
     """
     better = int(np.count_nonzero(tuned_right & ~baseline_right))
     worse = int(np.count_nonzero(baseline_right & ~tuned_right))
@@ -67,7 +61,7 @@ def mcnemar_exact(baseline_right: npt.NDArray[np.bool_], tuned_right: npt.NDArra
 
 
 def sign_test(baseline_losses: npt.NDArray[np.float64], tuned_losses: npt.NDArray[np.float64]) -> PairedTest:
-    """On how many examples the loss fell; arrays of shape (examples,). Two-sided binomial test over the signs."""
+    """Two-sided binomial test on the number of examples whose loss fell; arrays of shape (examples,)."""
     better = int(np.count_nonzero(tuned_losses < baseline_losses))
     worse = int(np.count_nonzero(tuned_losses > baseline_losses))
     return _binomial("Sign test", better, worse, same=int(baseline_losses.size) - better - worse)
@@ -79,22 +73,34 @@ def bootstrap_mean(
     """Interval for sum(sums) / sum(weights) by resampling examples with replacement (percentile bootstrap).
 
     `sums` and `weights` have shape (examples,): for a language model the summed loss and the number of label tokens of
-    each example. Source: B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    each example. They are resampled together, because the loss of an example belongs to its tokens.
+    Source: B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
-    size = sums.size
-    generator = np.random.default_rng(seed)
-    means: list[npt.NDArray[np.float64]] = []
-    remaining = _RESAMPLES
-    while remaining:
-        rows = min(remaining, max(1, _CHUNK_ELEMENTS // size))
-        drawn = generator.integers(0, size, (rows, size))
-        means.append(sums[drawn].sum(axis=1) / np.maximum(weights[drawn].sum(axis=1), 1.0))
-        remaining -= rows
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(low=float(low), high=float(high), confidence=confidence)
+    if sums.size == 1:  # every resample is the example itself; scipy refuses it
+        mean = float(_weighted_mean(sums, weights))
+        return Interval(low=mean, high=mean, confidence=confidence)
+    found = bootstrap(
+        (sums, weights),
+        _weighted_mean,
+        n_resamples=_RESAMPLES,
+        batch=max(1, _BATCH_ELEMENTS // sums.size),
+        vectorized=True,
+        paired=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(low=float(found.low), high=float(found.high), confidence=confidence)
+
+
+def _weighted_mean(
+    sums: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], axis: int = -1
+) -> npt.NDArray[np.float64]:
+    mean: npt.NDArray[np.float64] = sums.sum(axis=axis) / np.maximum(weights.sum(axis=axis), 1.0)
+    return mean
 
 
 def _binomial(name: str, better: int, worse: int, *, same: int) -> PairedTest:
-    told = better + worse
-    p_value = float(binomtest(better, told, 0.5).pvalue) if told else 1.0
+    counted = better + worse
+    p_value = float(binomtest(better, counted, 0.5).pvalue) if counted else 1.0
     return PairedTest(name=name, better=better, worse=worse, same=same, p_value=p_value)
