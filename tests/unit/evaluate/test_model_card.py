@@ -32,6 +32,34 @@ def test_the_front_matter_has_what_the_hub_wants(report_inputs):
     assert {metric["type"] for metric in result["metrics"]} == {"loss", "accuracy", "f1"}
 
 
+def test_the_front_matter_holds_the_figures_in_model_index_form(report_inputs):
+    inputs = report_inputs()
+    figures = inputs.record.tuned.metrics
+    assert front_of(card_of(inputs)) == {
+        "base_model": "sentence-transformers/all-MiniLM-L6-v2",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["finetune-operator", "fine-tuned"],
+        "model-index": [
+            {
+                "name": "topics-r0001",
+                "results": [
+                    {
+                        "task": {"type": "text-classification", "name": "Text classification"},
+                        "dataset": {"type": "topics", "name": "Test split of topics", "split": "test"},
+                        "metrics": [
+                            {"type": "loss", "name": "Loss", "value": round(figures[Metric.LOSS], 6)},
+                            {"type": "accuracy", "name": "Accuracy", "value": round(figures[Metric.ACCURACY], 6)},
+                            {"type": "f1", "name": "Macro F1", "value": round(figures[Metric.MACRO_F1], 6)},
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+
+
 def test_a_figure_that_overflows_is_none_for_the_hub(report_inputs):
     inputs = report_inputs(Task.CAUSAL_LM)
     metrics = {Metric.LOSS: 1895.0, Metric.PERPLEXITY: OVERFLOW}
@@ -39,6 +67,15 @@ def test_a_figure_that_overflows_is_none_for_the_hub(report_inputs):
     inputs = dataclasses.replace(inputs, record=inputs.record.model_copy(update={"tuned": tuned}))
     (result,) = front_of(card_of(inputs))["model-index"][0]["results"]
     assert [metric["type"] for metric in result["metrics"]] == ["loss"]
+
+
+def test_without_a_finite_figure_there_is_no_model_index(report_inputs):
+    inputs = report_inputs(Task.CAUSAL_LM)
+    tuned = inputs.record.tuned.model_copy(update={"metrics": {Metric.LOSS: OVERFLOW, Metric.PERPLEXITY: OVERFLOW}})
+    inputs = dataclasses.replace(inputs, record=inputs.record.model_copy(update={"tuned": tuned}))
+    card = card_of(inputs)
+    assert "model-index" not in front_of(card)
+    assert ModelCard(card, ignore_metadata_errors=False).data.eval_results is None
 
 
 def test_the_hubs_own_reader_finds_the_figures(report_inputs):

@@ -6,8 +6,8 @@ figures in `model-index` form.
 
 import html
 import re
-from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_text
@@ -71,27 +71,28 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         configuration=configuration,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", configuration)), default=0)),
     )
-    return f"---\n{yaml_text(front_matter(record, config, artifact))}---\n\n{body}"
+    return f"---\n{front_matter(record, config, artifact).to_yaml()}\n---\n\n{body}"
 
 
 def _folder(config: TrainerConfig, artifact: ArtifactFormat) -> str:
     return f"{config.run_uri}/adapter" if artifact is ArtifactFormat.ADAPTER else config.model_uri
 
 
-def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFormat) -> dict[str, Any]:
+def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFormat) -> ModelCardData:
     """Metadata for the hub. An `hf://` address becomes the hub's own name of the base model."""
     is_adapter = artifact is ArtifactFormat.ADAPTER
     lora = ["lora"] if config.spec.method.lora else []
-    front: dict[str, Any] = {
-        "base_model": base_name(record.base_model.uri)[0],
-        "base_model_relation": "adapter" if is_adapter else "finetune",
-        "library_name": "peft" if is_adapter else "transformers",
-        "pipeline_tag": _PIPELINE_TAGS[record.task],
-        "tags": ["finetune-operator", "fine-tuned", *lora],
-    }
-    if record.tuned:
-        front["model-index"] = [{"name": f"{config.job.name}-{config.run_name}", "results": [_result(record, config)]}]
-    return front
+    results = _eval_results(record, config)
+    return ModelCardData(
+        base_model=base_name(record.base_model.uri)[0],
+        base_model_relation="adapter" if is_adapter else "finetune",
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=_PIPELINE_TAGS[record.task],
+        tags=["finetune-operator", "fine-tuned", *lora],
+        # Without results, ModelCardData would write the name as a field that the hub does not know.
+        model_name=f"{config.job.name}-{config.run_name}" if results else None,
+        eval_results=results or None,
+    )
 
 
 def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list[str]:
@@ -142,15 +143,22 @@ def code(text: str) -> str:
     return f"`{text.replace('`', chr(39))}`"
 
 
-def _result(record: Evaluation, config: TrainerConfig) -> dict[str, Any]:
-    assert record.tuned is not None
+def _eval_results(record: Evaluation, config: TrainerConfig) -> list[EvalResult]:
+    """One entry per finite figure of the tuned model; none without a test split."""
+    if record.tuned is None:
+        return []
     task = _PIPELINE_TAGS[record.task]
-    return {
-        "task": {"type": task, "name": task.replace("-", " ").capitalize()},
-        "dataset": {"type": config.job.name, "name": f"Test split of {config.job.name}", "split": "test"},
-        "metrics": [
-            {"type": _HUB_METRICS[metric], "name": metric_name(metric), "value": round(value, 6)}
-            for metric, value in record.tuned.metrics.items()
-            if value < OVERFLOW  # which is no figure
-        ],
-    }
+    return [
+        EvalResult(
+            task_type=task,
+            task_name=task.replace("-", " ").capitalize(),
+            dataset_type=config.job.name,
+            dataset_name=f"Test split of {config.job.name}",
+            dataset_split="test",
+            metric_type=_HUB_METRICS[metric],
+            metric_name=metric_name(metric),
+            metric_value=round(value, 6),
+        )
+        for metric, value in record.tuned.metrics.items()
+        if value < OVERFLOW  # an overflow is not a figure
+    ]
