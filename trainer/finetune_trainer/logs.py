@@ -1,16 +1,11 @@
-"""Logging of ranks: one JSON object a line, and third-party chatter turned down."""
+"""Logging of ranks: JSON lines, and third-party libraries made quiet."""
 
 import json
 import logging
 import sys
-import traceback
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any
 
-from finetune_api.redaction import hide_credentials
-
-from .errors import printable
+from finetune_api.json_logs import JsonFormatter
 
 CHATTY = {
     "DeepSpeed": logging.WARNING,
@@ -27,50 +22,29 @@ CHATTY = {
     "transformers": logging.ERROR,
     "urllib3": logging.WARNING,
 }
-"""Libraries whose INFO lines tell a user nothing, and the level from which on they speak."""
+"""Libraries whose INFO lines do not help a user, and the level from which on they log."""
 
 QUIET_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""The same, for what is decided while a library is imported."""
-
-
-class JsonFormatter(logging.Formatter):
-    """{"time", "level", "rank", "logger", "message", "traceback"}; the last only for an exception."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self._rank = rank
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever the message holds."""
-        fields: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "rank": self._rank,
-            "logger": record.name,
-            "message": hide_credentials(record.getMessage()),
-        }
-        if record.exc_info:
-            fields["traceback"] = hide_credentials("".join(traceback.format_exception(*record.exc_info)).rstrip())
-        return printable(json.dumps(fields, ensure_ascii=False))
+"""The same for what a library reads while it is imported."""
 
 
 def configure_logging(rank: int) -> None:
     """Send the root logger, and warnings, to stdout as JSON lines."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter(rank))
+    handler.setFormatter(JsonFormatter(rank=rank))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
     quiet_libraries()
 
 
 def quiet_libraries() -> None:
-    """Turn chatty libraries and their progress bars down, and take their own handlers away.
+    """Raise the levels of chatty libraries, switch their progress bars off and remove their own handlers.
 
-    To be repeated after they have been imported.
+    Call it again after they have been imported, because an import may add handlers.
     """
     for name, level in CHATTY.items():
         logger = logging.getLogger(name)
@@ -79,12 +53,12 @@ def quiet_libraries() -> None:
         logger.propagate = True
     loaded = sys.modules.get("transformers.utils.logging")
     if loaded is not None:
-        # Asked for by the environment as well, but that is read at the import, which the fork server has done before.
+        # QUIET_ENVIRONMENT is read at the import, which the fork server may have done before it was set.
         loaded.disable_progress_bar()
 
 
 def readable_lines(line: str) -> Iterator[str]:
-    """What a person should see of a log line: of ours level, message and traceback, of others the line itself."""
+    """Level, message and traceback of a JSON line; any other line as it is."""
     try:
         fields = json.loads(line)
     except ValueError:

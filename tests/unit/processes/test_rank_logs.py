@@ -1,23 +1,15 @@
-import json
 import logging
 import sys
 
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from finetune_trainer.logs import CHATTY, JsonFormatter, quiet_libraries, readable_lines
+from finetune_api.json_logs import JsonFormatter
+from finetune_trainer.logs import CHATTY, quiet_libraries, readable_lines
 
 
 def record(message: str, *arguments: object) -> logging.LogRecord:
     return logging.LogRecord("finetune", logging.ERROR, __file__, 1, message, arguments, None)
-
-
-def test_a_record_is_one_line_of_json_with_time_level_rank_and_message() -> None:
-    line = JsonFormatter(rank=3).format(record("two\nlines of %s", "text"))
-    assert "\n" not in line
-    fields = json.loads(line)
-    assert fields.pop("time").endswith("+00:00")
-    assert fields == {"level": "ERROR", "rank": 3, "logger": "finetune", "message": "two\nlines of text"}
 
 
 def test_people_see_level_message_and_traceback() -> None:
