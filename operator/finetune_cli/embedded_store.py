@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from . import seaweed
 from .locks import try_lock
 from .seaweed import EmbeddedStoreError, Ports
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 REGION = "us-east-1"
 
@@ -120,7 +123,7 @@ class EmbeddedStore:
         self._folder = folder.resolve()
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
-        self._lock: int | None = None
+        self._lock: FileLock | None = None
         self._ports: Ports | None = None
         self._access: StoreAccess | None = None
 
@@ -180,7 +183,7 @@ class EmbeddedStore:
         self._access = None
         if self._lock is not None:
             seaweed.unlink([_record_file(self._folder)])
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def check(self) -> None:
@@ -262,7 +265,7 @@ def running_store(folder: Path) -> StoreAccess | None:
     return access if access.answers() else None
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path) -> "FileLock":
     lock = try_lock(folder / "lock")
     if lock is None:
         raise StoreInUseError(

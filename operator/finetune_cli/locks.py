@@ -1,28 +1,32 @@
-"""Locks between processes. The kernel frees them when their holder ends, however it ends."""
+"""Locks between processes. The kernel releases them when their process ends, however it ends."""
 
-import fcntl
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
-def try_lock(path: Path) -> int | None:
-    """A file descriptor that holds the lock until it is closed; None if another process has it."""
+def try_lock(path: Path) -> "FileLock | None":
+    """The lock, held until `release()` or until nothing refers to it; None if another process holds it."""
+    from filelock import FileLock, Timeout  # its import takes 8 ms, and most commands lock nothing
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    # A soft lock would outlive a process that is killed. Not per thread, because any thread may release it.
+    lock = FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+        lock.acquire(blocking=False)
+    except Timeout:
         return None
-    return descriptor
+    return lock
 
 
 def is_locked(path: Path) -> bool:
     """True if another process has the lock."""
     if not path.exists():
         return False
-    descriptor = try_lock(path)
-    if descriptor is None:
+    lock = try_lock(path)
+    if lock is None:
         return True
-    os.close(descriptor)
+    lock.release()
     return False

@@ -1,7 +1,6 @@
 """`finetune run`, without the command line: a lock, storage, the engine, and the report where a browser finds it."""
 
 import copy
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def _only_run(work_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _fetch_report(job: FineTuneJob, storage: LocalStorage, work_dir: Path) -> Path | None:

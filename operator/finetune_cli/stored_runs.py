@@ -1,6 +1,5 @@
 """Where the checkpoints of a run are: of a job by its name, here or in a cluster, of any other run by its address."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -157,4 +156,4 @@ def _no_run(work_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(lock)
+        lock.release()

@@ -1,15 +1,19 @@
-"""A lock that all processes of a node see."""
+"""A lock between the processes of a node."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file at `path`, which is made if need be. It falls with its process."""
+    """Hold an exclusive lock on the file at `path`, which is created if it is missing.
+
+    Waits as long as another process or thread holds it. The kernel releases the lock when its process ends; a file
+    system without such locks is an OSError, because a lock that outlives its process would block the node for good.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(path, fallback_to_soft=False):
         yield

@@ -1,7 +1,6 @@
 """`finetune checkpoints`, as a user calls it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -153,7 +152,7 @@ def test_a_local_run_is_found_by_its_name_and_left_alone_while_it_runs(tmp_path:
         lock = try_lock(work_dir / RUN_LOCK)
         assert lock is not None
         status, _, err = checkpoints("prune", "topics", cwd=tmp_path)
-        os.close(lock)
+        lock.release()
         assert (status, len(run.names())) == (1, 3)
         assert "a run is going on in .finetune" in err
         status, lines, _ = checkpoints("prune", "topics", cwd=tmp_path)

@@ -132,7 +132,8 @@ def test_a_server_that_outlived_its_owner_is_ended_first(tmp_path: Path) -> None
     assert watcher is not None
     watcher.kill()
     watcher.communicate()
-    os.close(stray._lock or 0)
+    assert stray._lock is not None
+    stray._lock.release()
     with EmbeddedStore(tmp_path / "a") as server:
         assert json.loads(saved)["pid"] == pid
         assert server.pid != pid

@@ -1,7 +1,6 @@
 """`finetune status` and `watch` of a local run, from a second terminal."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -76,6 +75,6 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=30)
     finally:
         timer.cancel()
-        os.close(lock)
+        lock.release()
     assert (process.returncode, err) == (130, "")
     assert "".join([*lines, out]).splitlines()[-1].endswith("the job goes on")

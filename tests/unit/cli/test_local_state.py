@@ -141,5 +141,5 @@ def test_a_lock_has_one_holder_and_goes_with_it(tmp_path: Path) -> None:
     assert is_locked(path)
     assert try_lock(path) is None
     assert LocalState(tmp_path).is_running
-    os.close(held)
+    held.release()
     assert not is_locked(path)
