@@ -5,6 +5,7 @@ import time
 from finetune_api.constants import Phase
 from finetune_api.v1alpha1 import CandidateName, Metric, Status
 
+from ..display.table import table_lines
 from ..display.text import duration, metric_name, metric_value
 from ..local_state import LocalJob, LocalState
 from ..terminal import say
@@ -21,13 +22,11 @@ def runs(work_dir: WorkDir = DEFAULT_WORK_DIR) -> None:
     """List the runs of a work folder, the latest first."""
     state = LocalState(work_dir)
     is_running = state.is_running
-    rows = [_HEADINGS, *(row(job, is_running=is_running, now=time.time()) for job in state.jobs())]
-    if len(rows) == 1:
+    rows = [row(job, is_running=is_running, now=time.time()) for job in state.jobs()]
+    if not rows:
         say(f"no runs in {work_dir}; start one with `finetune run JOB.yaml`")
         return
-    widths = [max(len(cells[column]) for cells in rows) for column in range(len(_HEADINGS))]
-    for cells in rows:
-        say("   ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    say("\n".join(table_lines(_HEADINGS, rows, gap=3)))
 
 
 def row(job: LocalJob, *, is_running: bool, now: float) -> tuple[str, ...]:

@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api.v1alpha1 import Metric
 
+from .table import table_lines
 from .text import duration, metric_name, metric_value, seconds_since, size
 
 if TYPE_CHECKING:  # boto3 comes with it
     from finetune_trainer.checkpoint.archive import Checked, Entry
 
 _HEADINGS = ("STEP", "ATTEMPT", "AGE", "SIZE", "WORLD", "ZERO", "BEST", "METRICS")
-_GAP = "  "
 
 
 def table(entries: "Sequence[Entry]", *, now: datetime, width: int) -> list[str]:
     """A line for each, under headings; below, why those that cannot be read cannot."""
-    rows = [_HEADINGS, *(_row(entry, now) for entry in entries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines = [_GAP.join(cell.ljust(room) for cell, room in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = table_lines(_HEADINGS, [_row(entry, now) for entry in entries])
     unread = [f"step {entry.step} of attempt {entry.attempt}: {entry.damage}" for entry in entries if entry.damage]
     return [*(_cut(line, width) for line in lines), *unread]
 

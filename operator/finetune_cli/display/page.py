@@ -12,10 +12,13 @@ from finetune_operator.manifests import Manifest
 from .conditions import phase_since, wrong_conditions
 from .plain import figures_text
 from .summary import summarize
+from .table import table_lines
 from .text import duration, seconds_since
 from .view import snapshot
 
 _LABEL_WIDTH = 14
+_GAP = 3
+"""Spaces between the columns of figures."""
 _MAX_MESSAGE_LINES = 8
 _MAX_EVENTS = 6
 _MAX_BAR = 40
@@ -102,12 +105,8 @@ class Page:
     def _attempts(self) -> Iterator[str]:
         if not self.status.run.attempts:
             return
-        rows: list[tuple[str, ...]] = [("stage", "attempt", "outcome", "took", "from step", "to", "reason")]
-        rows += [_attempt_row(attempt, self.now) for attempt in self.status.run.attempts]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            yield "  ".join(cells).rstrip()
+        headings = ("stage", "attempt", "outcome", "took", "from step", "to", "reason")
+        yield from table_lines(headings, [_attempt_row(attempt, self.now) for attempt in self.status.attempts])
 
     def _failure(self) -> Iterator[str]:
         failure = self.status.run.failure
@@ -128,14 +127,12 @@ class Page:
 
     def _results(self) -> Iterator[str]:
         metrics = summarize(self.job).metrics
-        rows = [("test split", "baseline", "tuned", "change"), *metrics] if metrics else []
-        widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
-        for row in rows:
-            label, *cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            yield f"{label.strip():<{max(_LABEL_WIDTH, widths[0] + 2)}}{'   '.join(cells)}".rstrip()
-        if self.status.run.artifact is not None:
-            yield from self._row("model", self.status.run.artifact.uri)
-            yield from self._row("report", self.status.run.artifact.report)
+        if metrics:
+            headings = ("test split", "baseline", "tuned", "change")
+            yield from table_lines(headings, metrics, numbers=True, gap=_GAP, first_width=_LABEL_WIDTH - _GAP)
+        if self.status.artifact is not None:
+            yield from self._row("model", self.status.artifact.uri)
+            yield from self._row("report", self.status.artifact.report)
 
     def _conditions(self) -> Iterator[str]:
         label = "conditions"

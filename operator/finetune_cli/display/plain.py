@@ -14,6 +14,7 @@ from finetune_api.v1alpha1 import FineTuneJob, ProgressStatus
 
 from ..terminal import say
 from .summary import RUN_AGAIN, Summary, WaysOn, summarize
+from .table import table_lines
 from .text import count, duration, metric_name, metric_value
 from .view import StageState, View, snapshot
 
@@ -156,14 +157,8 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     """The summary as aligned text, without colour or boxes."""
     yield summary.title
     if summary.metrics:
-        rows = [("", "baseline", "tuned", "change"), *summary.metrics]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        for row in rows:
-            cells = [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-            yield f"  {'   '.join(cells)}".rstrip()
+        for line in table_lines(("", "baseline", "tuned", "change"), summary.metrics, numbers=True, gap=3):
+            yield f"  {line}"
     label_width = max((len(label) for label, _ in summary.facts), default=0)
     for label, value in summary.facts:
         first, *rest = value.splitlines()
