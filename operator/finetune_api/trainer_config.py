@@ -5,7 +5,8 @@ import json
 from pydantic import BaseModel, ConfigDict
 
 from .constants import Stage
-from .v1alpha1 import AttemptPlan, AttemptStatus, DataFormat, Dtype, Packing, Spec, Task
+from .run_layout import RunLayout, run_name
+from .v1alpha1 import ArtifactFormat, AttemptStatus, DataFormat, Dtype, Packing, Spec, Task
 
 
 class Message(BaseModel):
@@ -140,7 +141,7 @@ class TrainerConfig(Exchanged):
     @property
     def run_name(self) -> str:
         """`r0001`."""
-        return f"r{self.run:04d}"
+        return run_name(self.run)
 
     @property
     def output_uri(self) -> str:
@@ -148,17 +149,16 @@ class TrainerConfig(Exchanged):
         return self.spec.output.uri.rstrip("/")
 
     @property
+    def layout(self) -> RunLayout:
+        """Addresses of this run in object storage."""
+        return RunLayout.of(self.output_uri, self.run, self.job.uid)
+
+    @property
     def run_uri(self) -> str:
         """Folder of this run in object storage."""
-        return run_folder(self.output_uri, self.run, self.job.uid)
+        return self.layout.uri
 
     @property
     def model_uri(self) -> str:
         """Folder of the exported model."""
-        return f"{self.run_uri}/model"
-
-
-def run_folder(output_uri: str, run: int, uid: str) -> str:
-    """`<output>/runs/r0001-1f3a9c42`: with a part of the object's uid, so that neither a job that is deleted and made
-    again nor a second one with the same output meets what it has not written."""
-    return f"{output_uri.rstrip('/')}/runs/r{run:04d}-{uid[:8]}"
+        return self.layout.artifact(ArtifactFormat.MERGED)

@@ -14,8 +14,8 @@ from typing import Any
 from finetune_api.constants import Phase, Stage
 from finetune_api.lost_work import LostWork, lost_work
 from finetune_api.progress import Progress
-from finetune_api.trainer_config import run_folder
-from finetune_api.v1alpha1 import AttemptStatus, CandidateName, FineTuneJob
+from finetune_api.run_layout import RunLayout
+from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob
 from finetune_operator.clusters.local import LocalCluster
 
 from . import demo_assets
@@ -115,8 +115,8 @@ def run_demo(work_dir: Path, display: Display) -> DemoResult:
         _upload_assets(file.manifest["spec"], storage, display)
 
     def read_evaluation(job: FineTuneJob, storage: LocalStorage) -> None:
-        folder = run_folder(job.spec.output.uri, job.status.run.number, job.metadata.uid)
-        evaluation.update(storage.connect().get_json(f"{folder}/evaluation.json"))
+        layout = RunLayout.of(job.spec.output.uri, job.status.run, job.metadata.uid)
+        evaluation.update(storage.connect().get_json(layout.evaluation))
 
     finished = run_job(
         file,

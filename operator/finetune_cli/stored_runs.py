@@ -1,13 +1,13 @@
 """Where the checkpoints of a run are: of a job by its name, here or in a cluster, of any other run by its address."""
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_api.trainer_config import StorageSettings, run_folder
+from finetune_api.run_layout import RunLayout
+from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import Checkpoint, Storage
 from finetune_api.v1alpha1.status import in_current_shape
 from finetune_operator.manifests import Manifest
@@ -23,8 +23,6 @@ from .shown_job import is_settled, shown_job
 
 if TYPE_CHECKING:  # boto3 comes with it: half a second that most commands need not spend
     from finetune_trainer.checkpoint.archive import Archive, Entry
-
-_INSIDE_A_RUN = re.compile(r"/checkpoints(/(manifests|blobs)(/[^/]*)?)?/?$")
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def address_of(where: str, places: Places, endpoint: str | None) -> Address:
 def _address_of_uri(uri: str, places: Places, own: StorageSettings | None) -> Address:
     if places.access.is_asked_for:
         raise CommandError(f"{uri} is in no cluster's namespace: leave the cluster's options out", USAGE)
-    run = _INSIDE_A_RUN.sub("", uri).rstrip("/")
+    run = RunLayout.containing(uri).uri
     unrest = "" if own is None else f"whether an attempt is at work in {run} cannot be known from here"
     return Address(run, own, is_local=own is None, checkpoint=Checkpoint(), unrest=unrest)
 
@@ -109,7 +107,7 @@ def _run_of(name: str, manifest: Manifest) -> str:
     run = (in_current_shape(manifest.get("status") or {}).get("run") or {}).get("number")
     if not run:
         raise CommandError(f"{name} has not begun a run yet")
-    return run_folder(manifest["spec"]["output"]["uri"], run, manifest["metadata"]["uid"])
+    return RunLayout.of(manifest["spec"]["output"]["uri"], run, manifest["metadata"]["uid"]).uri
 
 
 def _storage_block(manifest: Manifest) -> Storage:

@@ -13,7 +13,8 @@ import pytest
 from factories import make_job
 from finetune_api import constants
 from finetune_api.constants import Phase, Stage
-from finetune_api.trainer_config import StorageSettings, run_folder
+from finetune_api.run_layout import RunLayout
+from finetune_api.trainer_config import StorageSettings
 from finetune_cli.cluster_errors import is_unknown_kind
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
@@ -168,7 +169,7 @@ def test_checkpoints_are_found_by_the_name_of_their_job(
         job.settings = replace(job.settings, storage=storage_settings)
         await job.until(trains)
         uid = (await world.read("kept"))["metadata"]["uid"]
-        run = StoredRun(store, run_folder(f"s3://{bucket}/kept", 1, uid))
+        run = StoredRun(store, RunLayout.of(f"s3://{bucket}/kept", 1, uid).uri)
         for step in (1, 2, 3):
             run.save(step)
         listed = await user("checkpoints", "list", "kept", "-o", "json")

@@ -160,7 +160,7 @@ class Lab:
 
     def training_log(self, config: TrainerConfig) -> list[dict[str, float]]:
         """What the run has logged, as the report reads it."""
-        document = self.store.get_json(f"{config.run_uri}/training.json")
+        document = self.store.get_json(config.layout.training_log)
         log: list[dict[str, float]] = document["log"]
         return log
 
@@ -170,7 +170,7 @@ class Lab:
 
     def exported_loss(self, config: TrainerConfig) -> float:
         """Mean validation loss of the state that was exported, as the train stage measured it row by row."""
-        losses: list[float] = self.store.get_json(f"{config.run_uri}/reference.json")["losses"]
+        losses: list[float] = self.store.get_json(config.layout.reference)["losses"]
         return sum(losses) / len(losses)
 
     def evaluation_losses(self, config: TrainerConfig) -> dict[int, float]:
@@ -179,7 +179,7 @@ class Lab:
 
     def manifests(self, config: TrainerConfig) -> list[str]:
         """Names of the committed checkpoints."""
-        listed = self.store.list(f"{config.run_uri}/checkpoints/manifests/")
+        listed = self.store.list(f"{config.layout.manifests}/")
         return sorted(info.uri.rpartition("/")[2].removesuffix(".json") for info in listed)
 
 

@@ -30,12 +30,12 @@ def record_run(store: ObjectStore, config: TrainerConfig, prepared: Prepared) ->
     """Write the record, without values of environment variables; writing it again for the same job replaces it."""
     spec = without_secrets(config.spec)
     record = RunRecord(job=config.job, run=config.run, spec=spec, prepared=prepared, versions=versions())
-    store.put(_uri(config), record.model_dump_json(indent=1).encode(), content_type="application/json")
+    store.put(config.layout.record, record.model_dump_json(indent=1).encode(), content_type="application/json")
 
 
 def read_record(store: ObjectStore, config: TrainerConfig) -> RunRecord:
     """The record of the configured run. Raises ObjectMissingError where the prepare stage has not ended well."""
-    return RunRecord.model_validate_json(store.get(_uri(config)))
+    return RunRecord.model_validate_json(store.get(config.layout.record))
 
 
 def versions() -> dict[str, str]:
@@ -49,7 +49,3 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return ""  # run from a source tree that is not installed
-
-
-def _uri(config: TrainerConfig) -> str:
-    return f"{config.run_uri}/run.json"

@@ -12,11 +12,12 @@ import pytest
 
 import tiny_models
 from fake_hub import TOKEN, FakeHub, files_in
+from finetune_api.run_layout import base_model_folder
 from finetune_api.trainer_config import TrainerConfig
 from finetune_cli.embedded_store import EmbeddedStore
 from finetune_trainer.errors import AccessDeniedError, BadConfigError, ModelUnusableError, StorageUnreachableError
 from finetune_trainer.model import fetch
-from finetune_trainer.model.fetch import copy_folder, fetch_model, prepared_model, store_copy
+from finetune_trainer.model.fetch import fetch_model, prepared_model, store_copy
 from finetune_trainer.model.portable import copy_tokenizer
 from finetune_trainer.model.tokenizer import load_tokenizer, tokenizer_digest
 from finetune_trainer.runtime import RuntimeEnv
@@ -274,7 +275,7 @@ def test_preparing_again_uploads_only_a_copy_that_is_incomplete(store, bucket, t
     uri = f"s3://{bucket}/models/tiny"
     store.upload_folder(model_folder, uri)
     run = prepare(config, uri, store, tmp_path / "cache")
-    copy = copy_folder(run.output_uri, run.prepared.model_digest)
+    copy = base_model_folder(run.output_uri, run.prepared.model_digest)
     before = store.head(f"{copy}/files.json")
     store.delete(f"{copy}/config.json")
     prepare(config, uri, store, tmp_path / "cache")
@@ -295,7 +296,7 @@ def test_a_copy_that_is_gone_or_damaged_is_named(store, bucket, tmp_path, model_
     uri = f"s3://{bucket}/models/tiny"
     store.upload_folder(model_folder, uri)
     run = prepare(config, uri, store, tmp_path / "cache")
-    target = f"{copy_folder(run.output_uri, run.prepared.model_digest)}/{name}"
+    target = f"{base_model_folder(run.output_uri, run.prepared.model_digest)}/{name}"
     store.delete(target)
     if content is not None:
         store.put(target, content)

@@ -47,7 +47,7 @@ def _adapter_candidate(config: TrainerConfig, store: ObjectStore, runtime: Runti
     base = base_candidate(config, store, runtime)
     from ..model.export import folder_digest
 
-    uri, folder = adapter_uri(config), runtime.scratch / "evaluate" / "adapter"
+    uri, folder = config.layout.artifact(ArtifactFormat.ADAPTER), runtime.scratch / "evaluate" / "adapter"
     store.download_folder(uri, folder)
     (folder / "README.md").unlink(missing_ok=True)  # this stage replaces it: it is no part of the model
     return Candidate(Address(uri=uri, digest=folder_digest(folder)), base.folder, adapter=folder, exported=True)
@@ -78,11 +78,6 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
 def formats(config: TrainerConfig) -> tuple[ArtifactFormat, ...]:
     """What was exported."""
     return config.spec.output.formats
-
-
-def adapter_uri(config: TrainerConfig) -> str:
-    """Folder of the exported adapter."""
-    return f"{config.run_uri}/adapter"
 
 
 def drawn_head(candidate: Candidate, prepared: Prepared) -> str:

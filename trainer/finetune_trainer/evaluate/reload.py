@@ -59,21 +59,16 @@ class Sample:
     rows: tuple[int, ...]
 
 
-def reference_uri(config: TrainerConfig) -> str:
-    """Address of `reference.json`; outside the exported folders, so their digests do not depend on it."""
-    return f"{config.run_uri}/reference.json"
-
-
 def write_reference(config: TrainerConfig, store: ObjectStore, reference: Reference) -> None:
     """Leave the figures for the evaluate stage, in place of those of an earlier attempt."""
     # Not pydantic's JSON, which writes a loss that is not a number as null.
     text = json.dumps(reference.model_dump(), indent=1)
-    store.put(reference_uri(config), text.encode(), content_type="application/json")
+    store.put(config.layout.reference, text.encode(), content_type="application/json")
 
 
 def read_reference(config: TrainerConfig, store: ObjectStore) -> Reference:
     """Raises ObjectMissingError where the train stage has left none."""
-    return Reference.model_validate(store.get_json(reference_uri(config)))
+    return Reference.model_validate(store.get_json(config.layout.reference))
 
 
 def choose_sample(prepared: Prepared, open_split: Callable[[str], TokenDataset]) -> Sample:

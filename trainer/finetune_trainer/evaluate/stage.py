@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from finetune_api.progress import EvaluateResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
-from finetune_api.v1alpha1 import ArtifactFormat, Task
+from finetune_api.v1alpha1 import Task
 
 from ..data.chat import TEMPLATE_DATE
 from ..data.info import read_dataset_info
@@ -18,7 +18,7 @@ from ..stage_context import StageContext
 from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
 from . import compare
-from .candidates import Candidate, adapter_uri, base_candidate, drawn_head, exported_candidates, formats
+from .candidates import Candidate, base_candidate, drawn_head, exported_candidates, formats
 from .data_section import DataSection
 from .judge import Judge, Judged
 from .model_card import model_card
@@ -163,7 +163,7 @@ def _generations(config: TrainerConfig, before: Judged | None, after: Judged | N
 
 def _training_log(config: TrainerConfig, store: ObjectStore) -> TrainingLog | None:
     try:
-        return TrainingLog.model_validate(store.get_json(f"{config.run_uri}/training.json"))
+        return TrainingLog.model_validate(store.get_json(config.layout.training_log))
     except ObjectMissingError:
         return None
 
@@ -172,15 +172,15 @@ def _write(inputs: ReportInputs, store: ObjectStore) -> str:
     """Put all documents into storage; the report last, since its address is what is told. Returns that."""
     config, record = inputs.config, inputs.record
     store.put(
-        f"{config.run_uri}/evaluation.json",
+        config.layout.evaluation,
         record.model_dump_json(indent=1).encode(),
         content_type="application/json",
     )
     for artifact in formats(config):
-        folder = config.model_uri if artifact is ArtifactFormat.MERGED else adapter_uri(config)
         card = model_card(record, config, inputs.data, artifact)
-        store.put(f"{folder}/README.md", card.encode(), content_type="text/markdown; charset=utf-8")
-    uri = f"{config.run_uri}/report.html"
+        address = f"{config.layout.artifact(artifact)}/README.md"
+        store.put(address, card.encode(), content_type="text/markdown; charset=utf-8")
+    uri = config.layout.report
     store.put(uri, render_report(inputs).encode(), content_type="text/html; charset=utf-8")
     return uri
 

@@ -33,7 +33,6 @@ log = logging.getLogger("finetune")
 
 Weights = dict[str, torch.Tensor]
 
-FOLDERS = {ArtifactFormat.MERGED: "model", ArtifactFormat.ADAPTER: "adapter"}
 CARD_FILE = "README.md"
 _KEPT_WHOLE = ".modules_to_save."
 """Part of the names of what PEFT trains itself, without an adapter."""
@@ -44,7 +43,7 @@ class Exported:
     """What the export leaves in object storage."""
 
     uri: str
-    """`{run_uri}/model`, or `{run_uri}/adapter` where only the adapter was asked for."""
+    """Folder of the merged model, or of the adapter if it is the only format."""
     digest: str
     """As `folder_digest` computes it."""
 
@@ -66,7 +65,7 @@ def export(
         folder = scratch / "export" / artifact.value.lower()
         shutil.rmtree(folder, ignore_errors=True)
         write_folder(artifact, model, weights, folder, config=config, base=base)
-        uri = f"{config.run_uri}/{FOLDERS[artifact]}"
+        uri = config.layout.artifact(artifact)
         exported[artifact] = Exported(uri=uri, digest=folder_digest(folder))
         _replace(store, folder, uri)
         shutil.rmtree(folder)

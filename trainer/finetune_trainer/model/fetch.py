@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from finetune_api.run_layout import base_model_folder
 from finetune_api.trainer_config import Message, TrainerConfig
 
 from ..errors import BadConfigError, ModelUnusableError, ObjectMissingError
@@ -116,11 +117,6 @@ def fetch_model(uri: str, store: ObjectStore, cache: Path) -> ModelFolder:
         return _fetch(uri, revision, available, folder)
 
 
-def copy_folder(output_uri: str, digest: str) -> str:
-    """Where the copy of a base model is kept; the runs of an output prefix share it."""
-    return join(output_uri, "models", digest)
-
-
 def store_copy(model: ModelFolder, store: ObjectStore, output_uri: str) -> None:
     """Put the model under the output prefix, where later stages find it, unless it is there.
 
@@ -128,7 +124,7 @@ def store_copy(model: ModelFolder, store: ObjectStore, output_uri: str) -> None:
     """
     if model.listing.source.startswith(_LOCAL):
         return
-    uri = copy_folder(output_uri, model.digest)
+    uri = base_model_folder(output_uri, model.digest)
     stored = {info.uri: info.size for info in store.list(uri + "/")}
     wanted = {join(uri, file.name): file.size for file in model.listing.files}
     if join(uri, FILES_FILE) not in stored or any(stored.get(name) != size for name, size in wanted.items()):
@@ -147,7 +143,7 @@ def prepared_model(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEn
     with locked(runtime.scratch / "model.lock"):  # one process of the pod hashes and downloads, the others wait
         if config.spec.model.uri.startswith(_LOCAL):
             return _unchanged_folder(config.spec.model.uri, prepared.model_digest, runtime)
-        uri = copy_folder(config.output_uri, prepared.model_digest)
+        uri = base_model_folder(config.output_uri, prepared.model_digest)
         listing = _stored_listing(uri, prepared.model_digest, store)
         folder = runtime.cache / "models"
         path = folder / listing.digest

@@ -193,7 +193,7 @@ class _Attempt:
             manifest = trainer.parts.plane.find(best)
             if manifest is None:
                 raise CorruptCheckpointError(
-                    f"the checkpoint of the best step, {best}, is gone from {self.config.run_uri}/checkpoints",
+                    f"the checkpoint of the best step, {best}, is gone from {self.config.layout.checkpoints}",
                     advice="change spec.runId to start a new run",
                 )
             trainer.parts.plane.weights_only(manifest, trainer.engine)
@@ -238,12 +238,4 @@ class _Attempt:
             ],
             "skipped_steps": trainer.engine.skipped_steps,
         }
-        self.store.put(
-            f"{self.config.run_uri}/training.json", json.dumps(document).encode(), content_type="application/json"
-        )
-
-
-def run(context: StageContext) -> TrainResult:
-    """The stage, on every rank."""
-    assert context.stop is not None, "the table of stages says that training saves its state"
-    return train(context.prepared_config(), context.store, context.runtime, context.report, context.stop)
+        self.store.put(self.config.layout.training_log, json.dumps(document).encode(), content_type="application/json")

@@ -1,0 +1,51 @@
+"""Addresses in object storage: other tools read them, and stored runs keep them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from finetune_api.run_layout import RunLayout, base_model_folder, dataset_folder
+from finetune_api.v1alpha1 import ArtifactFormat
+
+README = Path(__file__).parents[3] / "README.md"
+RUN = RunLayout.of("s3://bucket/out/", 1, "1f3a9c42-0000-4000-8000-000000000000")
+ADDRESSES = {
+    "runs/r0001-1f3a9c42": RUN.uri,
+    "runs/r0001-1f3a9c42/run.json": RUN.record,
+    "runs/r0001-1f3a9c42/checkpoints": RUN.checkpoints,
+    "runs/r0001-1f3a9c42/checkpoints/manifests": RUN.manifests,
+    "runs/r0001-1f3a9c42/checkpoints/blobs": RUN.blobs,
+    "runs/r0001-1f3a9c42/attempts": RUN.claims,
+    "runs/r0001-1f3a9c42/model": RUN.artifact(ArtifactFormat.MERGED),
+    "runs/r0001-1f3a9c42/adapter": RUN.artifact(ArtifactFormat.ADAPTER),
+    "runs/r0001-1f3a9c42/training.json": RUN.training_log,
+    "runs/r0001-1f3a9c42/reference.json": RUN.reference,
+    "runs/r0001-1f3a9c42/evaluation.json": RUN.evaluation,
+    "runs/r0001-1f3a9c42/report.html": RUN.report,
+    "datasets/0f3c": dataset_folder("s3://bucket/out", "0f3c"),
+    "models/0f3c": base_model_folder("s3://bucket/out/", "0f3c"),
+}
+
+
+@pytest.mark.parametrize(("path", "address"), ADDRESSES.items())
+def test_an_address_is_a_fixed_path_below_the_output(path: str, address: str) -> None:
+    assert address == f"s3://bucket/out/{path}"
+
+
+def test_every_path_that_the_readme_documents_is_one_of_them() -> None:
+    section = README.read_text().split("## Output of a run")[1].split("\n## ")[0]
+    documented = [path.rstrip("/") for path in re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)]
+    assert len(documented) == 10
+    known = {re.sub("/0f3c$", "/<digest>", path) for path in ADDRESSES}
+    assert set(documented) <= known
+
+
+@pytest.mark.parametrize("inside", ["", "/", "/checkpoints", "/checkpoints/", "/checkpoints/manifests/4.json"])
+def test_a_run_is_found_from_an_address_in_its_checkpoints(inside: str) -> None:
+    assert RunLayout.containing(f"{RUN.uri}{inside}") == RUN
+
+
+@pytest.mark.parametrize("outside", ["/model", "/checkpoints/other/x", "/run.json"])
+def test_other_addresses_are_taken_as_they_are(outside: str) -> None:
+    assert RunLayout.containing(f"{RUN.uri}{outside}").uri == f"{RUN.uri}{outside}"
