@@ -165,3 +165,11 @@ class Phase(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     INVALID = "Invalid"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing more happens until somebody changes the job: it ended, is suspended or was refused."""
+        return self in _TERMINAL_PHASES
+
+
+_TERMINAL_PHASES: Final = frozenset({Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED, Phase.INVALID})

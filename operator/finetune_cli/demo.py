@@ -20,7 +20,6 @@ from finetune_operator.clusters.local import LocalCluster
 
 from . import demo_assets
 from .display import Display
-from .engine import OVER
 from .exit_status import CommandError
 from .job_file import JobFile, read_job_file
 from .local_state import LocalState
@@ -163,8 +162,8 @@ def _fresh(file: JobFile, state: LocalState) -> JobFile:
     if before is None:
         return file
     run_id = before.manifest["spec"].get("runId")
-    if before.status.phase in OVER - {Phase.SUSPENDED}:
-        run_id = f"demo-{before.status.run.number + 1}"
+    if before.status.phase.is_terminal and before.status.phase is not Phase.SUSPENDED:
+        run_id = f"demo-{before.status.run + 1}"
     if run_id is None:
         return file
     return dataclasses.replace(file, manifest={**file.manifest, "spec": {**file.manifest["spec"], "runId": run_id}})

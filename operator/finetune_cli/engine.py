@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finetune_api.constants import Env, Phase
+from finetune_api.constants import Env
 from finetune_api.progress import Progress
 from finetune_api.rules import cluster_only
 from finetune_api.trainer_config import StorageSettings
@@ -28,9 +28,6 @@ from finetune_operator.settings import OperatorSettings
 
 from . import event_loop
 from .display import Display
-
-OVER = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED, Phase.INVALID})
-"""Phases after which a local run has nothing more to do."""
 
 _TICK_SECONDS = 0.2
 """How often the display is fed; the eye sees no difference above five times a second."""
@@ -86,7 +83,7 @@ class _Run:
             loop.add_signal_handler(number, self._interrupt)
         self._cluster.put(self._manifest)
         try:
-            while (job := await self._pass()).status.phase not in OVER:
+            while not (job := await self._pass()).status.phase.is_terminal:
                 if self._interrupts > 1:
                     raise KilledError
         finally:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 
-from .engine import OVER
 from .exit_status import CommandError
 from .local_state import LocalJob, LocalState, LogFile
 from .log_lines import LogEntry, by_time, of_newest_run, parse_lines
@@ -31,7 +30,7 @@ def follow(state: LocalState, name: str | None, wanted: Wanted) -> Iterator[LogE
     read: dict[LogFile, int] = {}
     while True:
         job = state.find(name)
-        is_over = job.status.phase in OVER or not state.is_running
+        is_over = job.status.phase.is_terminal or not state.is_running
         logs = job.logs()
         if logs and first is None:
             first = logs[-1].run

@@ -2,14 +2,11 @@
 
 from pydantic import ValidationError
 
-from finetune_api.constants import Phase
 from finetune_api.v1alpha1 import FineTuneJob, Restart, Spec, Status
 from finetune_api.v1alpha1.job import Metadata
 from finetune_operator.manifests import Manifest
 
 from .exit_status import CommandError
-
-_OVER = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED, Phase.INVALID})
 
 
 def shown_job(manifest: Manifest) -> FineTuneJob:
@@ -41,5 +38,5 @@ def is_seen(job: FineTuneJob) -> bool:
 
 
 def is_settled(job: FineTuneJob) -> bool:
-    """Over or suspended, and not only until the operator sees what the user has just changed."""
-    return job.status.phase in _OVER and is_seen(job)
+    """The phase is terminal, and the operator has seen the last change of the spec."""
+    return job.status.phase.is_terminal and is_seen(job)

@@ -2,8 +2,7 @@
 
 import time
 
-from finetune_api.constants import Phase
-from finetune_api.v1alpha1 import CandidateName, Metric, Status
+from finetune_api.v1alpha1 import Metric, Status
 
 from ..display.table import table_lines
 from ..display.text import duration, metric_name, metric_value
@@ -11,7 +10,6 @@ from ..local_state import LocalJob, LocalState
 from ..terminal import say
 from .options import DEFAULT_WORK_DIR, WorkDir
 
-_OVER = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED, Phase.INVALID})
 _TELLING = (Metric.ACCURACY, Metric.PERPLEXITY, Metric.LOSS)
 """Metrics in the order in which one of them speaks for a run."""
 
@@ -33,7 +31,7 @@ def row(job: LocalJob, *, is_running: bool, now: float) -> tuple[str, ...]:
     """Name, run, phase, step, metric and age of a job; `is_running`: some process runs a job in its folder."""
     status = job.status
     phase = status.phase.value
-    if status.phase not in _OVER and not is_running:
+    if not (status.phase.is_terminal or is_running):
         phase = "Interrupted"
     name = job.key.name if job.key.namespace == "default" else str(job.key)
     progress = status.run.progress

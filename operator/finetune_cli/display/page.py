@@ -23,8 +23,6 @@ _MAX_MESSAGE_LINES = 8
 _MAX_EVENTS = 6
 _MAX_BAR = 40
 
-_ENDED = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED, Phase.INVALID})
-
 
 @dataclass(frozen=True)
 class Page:
@@ -66,7 +64,7 @@ class Page:
             spent = ""
         else:
             spent = duration(seconds_since(since, self.now))
-            spent = f" {spent} ago" if status.phase in _ENDED else f" for {spent}"
+            spent = f" {spent} ago" if status.phase.is_terminal else f" for {spent}"
         yield f"{self.job.metadata.name}: {status.phase}{spent}"
         words = [self.where]
         if status.run.number:
@@ -76,7 +74,7 @@ class Page:
             took = duration(snapshot(self.job, None, self.now).elapsed_seconds)
             words.append(f"began {began:%Y-%m-%d %H:%M:%S}, {took if status.run.completion_time else f'{took} ago'}")
         yield from textwrap.wrap(", ".join(words), self.width, break_long_words=False)
-        if self.is_left and status.phase not in _ENDED:
+        if self.is_left and not status.phase.is_terminal:
             yield "interrupted: no process runs it; `finetune run JOB.yaml` goes on"
 
     def _course(self) -> Iterator[str]:
