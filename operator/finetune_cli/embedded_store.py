@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from finetune_api.files import replace_file
+
 from . import seaweed
 from .locks import try_lock
 from .seaweed import EmbeddedStoreError, Ports
@@ -210,7 +212,7 @@ class EmbeddedStore:
             self._watcher = seaweed.watch(self._process.pid)
             if self._becomes_ready(self._process):
                 record = {"pid": self.pid, "access": asdict(self._access), "ports": asdict(self._ports)}
-                seaweed.write_private(_record_file(self._folder), json.dumps(record))
+                replace_file(_record_file(self._folder), json.dumps(record))
                 return
             self._end_processes()
             time.sleep(_TRY_AGAIN_SECONDS)

@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
+from finetune_api.clock import utc_now
 from finetune_api.constants import Env
 from finetune_api.progress import Progress
 from finetune_api.rules import cluster_only
@@ -94,7 +94,7 @@ class _Run:
     async def _pass(self) -> FineTuneJob:
         """Reconcile once, then feed the display until something changes or is due."""
         self._wake.clear()
-        outcome = await reconcile(self._cluster, self._key, self._settings, datetime.now(UTC), local=True)
+        outcome = await reconcile(self._cluster, self._key, self._settings, utc_now(), local=True)
         assert outcome is not None, "a local job is never deleted while it runs"
         job = await self._job()
         due = asyncio.get_running_loop().time() + (outcome.requeue_after or 0.0)

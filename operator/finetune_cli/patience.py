@@ -5,12 +5,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from finetune_api.backoff import backoff_seconds
 from finetune_operator.errors import ApiError, ApiUnreachableError
 
 from .cluster_errors import is_passing, refused
 
-_PAUSES = (1.0, 2.0, 4.0, 8.0)
-"""Between tries; the last one from then on."""
+_FIRST_PAUSE_SECONDS = 1.0
+_MAX_PAUSE_SECONDS = 8.0
 
 Answer = TypeVar("Answer")
 Pause = Callable[[float], Awaitable[None]]
@@ -36,7 +37,7 @@ class Patience:
                     raise
                 if tries == 0:
                     self._tell(f"{refused(error)}; asking again")
-            await self._pause(_PAUSES[min(tries, len(_PAUSES) - 1)])
+            await self._pause(backoff_seconds(tries, _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS))
             tries += 1
         if tries:
             self._tell("the cluster answers again")

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from finetune_api.files import replace_file
+
 _STOP_SECONDS = 8.0
 
 _VOLUME_MB = 512
@@ -162,17 +164,9 @@ def credentials(folder: Path) -> tuple[str, str]:
         keys = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         identities = {"identities": [{"name": "finetune", "credentials": [keys], "actions": actions}]}
-        write_private(path, json.dumps(identities))
+        replace_file(path, json.dumps(identities))
     keys = json.loads(path.read_text())["identities"][0]["credentials"][0]
     return keys["accessKey"], keys["secretKey"]
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file whole; only its owner may read it."""
-    partial = path.with_name(f"{path.name}.part")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    os.replace(partial, path)
 
 
 def unlink(paths: Iterable[Path]) -> None:

@@ -1,8 +1,7 @@
-"""The one type that crosses from pure rooms to clusters: a Kubernetes object as a plain mapping."""
+"""Kubernetes objects as plain mappings, and what is read from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 Manifest = dict[str, Any]
@@ -19,11 +18,6 @@ def controller_uid(manifest: Mapping[str, Any]) -> str:
     """Of the object that controls this one; empty: none does."""
     owners = manifest["metadata"].get("ownerReferences") or ()
     return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
-
-
-def rfc3339(moment: datetime) -> str:
-    """As the API server writes times, to the millisecond: `2026-01-31T12:00:00.000Z`."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from finetune_api.backoff import backoff_seconds
+
 Key = TypeVar("Key", bound=Hashable)
-
-
-def backoff_seconds(failures: int, first: float, longest: float) -> float:
-    """How long to wait after so many failures before this one: twice as long each time."""
-    return min(first * 2.0 ** min(failures, 30), longest)
 
 
 @dataclass(order=True)

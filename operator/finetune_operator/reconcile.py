@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from pydantic import ValidationError
 
+from finetune_api.clock import rfc3339
 from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.progress import Progress
 from finetune_api.rules import Violation
@@ -18,7 +19,7 @@ from finetune_api.validation import InvalidJobError, dropped_fields, parse_job
 
 from .clusters import Cluster
 from .errors import ApiError, ClusterConflictError
-from .manifests import JobKey, Manifest, rfc3339
+from .manifests import JobKey, Manifest
 from .observed import Observed, ObservedStage
 from .policy import after_change, deadline, grace, history, pending, runs, scale, stages, waiting
 from .policy import in_force as in_force_policy

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from finetune_api.clock import utc_now
 from finetune_api.constants import TERMINAL_CONDITIONS, Phase
 
 from .glimpse import Glimpse, glimpse_of
@@ -32,7 +33,7 @@ class JobTable:
     Whole objects are kept only from the moment in which they are shown or written until the next pass.
     """
 
-    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, now: Callable[[], datetime] = utc_now) -> None:
         self._now = now
         self._seen: dict[JobKey, Seen] = {}
         self._written: dict[JobKey, str] = {}

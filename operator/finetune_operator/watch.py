@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from finetune_api.backoff import backoff_seconds
+
 from .clusters.api_server import ApiServer
 from .clusters.kubernetes import METADATA_OF_ALL
 from .errors import ApiError, ApiUnreachableError
 from .manifests import Manifest
-from .queue import backoff_seconds
 
 LOG = logging.getLogger(__name__)
 

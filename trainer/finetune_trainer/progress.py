@@ -5,7 +5,6 @@ dies never takes the answer with it.
 """
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.constants import Stage
+from finetune_api.files import replace_file
 from finetune_api.progress import Progress
 
 log = logging.getLogger("finetune")
@@ -44,9 +44,7 @@ class ProgressReporter:
         """Set fields of Progress; write the file unless it was written a moment ago (`flush` writes always)."""
         self.progress = self.progress.model_copy(update=fields)
         if self._path is not None and (flush or time.monotonic() - self._written >= _MIN_INTERVAL_SECONDS):
-            partial = self._path.with_suffix(".part")
-            partial.write_text(self.progress.model_dump_json(exclude_defaults=True))
-            os.replace(partial, self._path)
+            replace_file(self._path, self.progress.model_dump_json(exclude_defaults=True))
             self._written = time.monotonic()
 
     def warn(self, message: str) -> None:

@@ -18,8 +18,10 @@ from types import FrameType
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune_api.constants import Env
+from finetune_api.clock import rfc3339
+from finetune_api.constants import Env, Stage
 from finetune_api.exit_codes import ExitCode, out_of_memory_advice
+from finetune_api.files import replace_file
 from finetune_api.progress import EvaluateResult, TerminationMessage, TrainResult
 from finetune_api.stages import STAGES
 from finetune_api.trainer_config import CONFIG_VERSION, Prepared, TrainerConfig
@@ -153,9 +155,8 @@ class _Rank:
         scratch = self.runtime.scratch if self.runtime.is_main else None
         self.report = report = ProgressReporter(scratch, stage=config.stage, attempt=config.attempt)
         started = process_started(os.environ)
-        report.update(started_time=datetime.fromtimestamp(started, UTC).isoformat(), flush=True)
-        row = STAGES[config.stage]
-        if not row.saves_state:
+        report.update(started_time=rfc3339(datetime.fromtimestamp(started, UTC)), flush=True)
+        if config.stage is not Stage.TRAIN:
             self._leave_on_term()
         run = self.bind(config, self.runtime, report)
         quiet_libraries()
@@ -187,9 +188,7 @@ class _Rank:
         if self.report is not None:
             self.report.update(flush=True)
         path = result_path(self.runtime.scratch, self.runtime.rank)
-        partial = path.with_suffix(".part")
-        partial.write_text(message.model_dump_json(exclude_defaults=True))
-        os.replace(partial, path)
+        replace_file(path, message.model_dump_json(exclude_defaults=True))
         return code
 
 

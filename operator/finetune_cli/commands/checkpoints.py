@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from finetune_api.clock import utc_now
 
 from ..cluster_jobs import ClusterAccess
 from ..display.checkpoints import as_json, table, verdict
@@ -64,7 +65,7 @@ def list_(
         say(json.dumps([as_json(entry) for entry in entries], indent=2))
         return
     width = max(_NARROWEST, shutil.get_terminal_size().columns)
-    say("\n".join(table(entries, now=datetime.now(UTC), width=width)))
+    say("\n".join(table(entries, now=utc_now(), width=width)))
 
 
 @app.command()

@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from finetune_api.clock import utc_now
 from finetune_operator.manifests import Manifest
 
 from .. import event_loop
@@ -64,7 +64,7 @@ async def _page(place: JobPlace, manifest: Manifest) -> Page:
         job=shown_job(manifest),
         where=place.where,
         events=await place.events(),
-        now=datetime.now(UTC),
+        now=utc_now(),
         width=max(_WIDTHS[0], min(columns, _WIDTHS[1])),
         is_left=place.is_left(),
     )

@@ -4,10 +4,10 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from finetune_api.clock import utc_now
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob
 
@@ -29,7 +29,7 @@ class JsonDisplay:
 
     def update(self, job: FineTuneJob, progress: Progress | None) -> None:
         """Write a line if something has changed."""
-        fields = progress_fields(snapshot(job, progress, datetime.now(UTC)))
+        fields = progress_fields(snapshot(job, progress, utc_now()))
         moved = any(fields[key] != self._last.get(key) for key in ("phase", "stage", "attempt", "checkpointStep"))
         if fields == self._last or not (moved or self._clock() - self._written >= _MIN_SECONDS):
             return
@@ -53,7 +53,7 @@ class JsonDisplay:
     ) -> None: ...
 
     def _write(self, event: str, fields: dict[str, Any]) -> None:
-        line = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
+        line = {"event": event, "time": utc_now().isoformat(timespec="milliseconds"), **fields}
         say(json.dumps(line, ensure_ascii=False), file=self._stream)
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from finetune_api.clock import utc_now
 from finetune_api.constants import Phase, Stage
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob
@@ -73,7 +73,7 @@ class LiveDisplay:
 
     def update(self, job: FineTuneJob, progress: Progress | None) -> None:
         """Show this moment from the next refresh on."""
-        view = snapshot(job, progress, datetime.now(UTC))
+        view = snapshot(job, progress, utc_now())
         self._curve.add(view.figures.step, view.figures.loss)
         if view.last_end and view.phase is Phase.RESTARTING:
             self._tell_once(view.last_end, "yellow")

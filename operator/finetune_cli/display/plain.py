@@ -3,11 +3,12 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import Self, TextIO
 
-from finetune_api.constants import Phase
+from finetune_api.clock import utc_now
+from finetune_api.constants import Phase, Stage
 from finetune_api.progress import Progress
 from finetune_api.stages import STAGES
 from finetune_api.v1alpha1 import FineTuneJob, ProgressStatus
@@ -51,7 +52,7 @@ class PlainDisplay:
 
     def update(self, job: FineTuneJob, progress: Progress | None) -> None:
         """Tell what has changed since the last call."""
-        view = snapshot(job, progress, datetime.now(UTC))
+        view = snapshot(job, progress, utc_now())
         for line in changes(self._before, view):
             self.event(line)
         if view.activity:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -22,6 +22,8 @@ import aiohttp
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.exceptions import ApiException
+
+from finetune_api.clock import utc_now
 
 from ..errors import ApiError, ApiUnreachableError, StaleError
 from ..manifests import Manifest
@@ -95,7 +97,7 @@ class ApiServer:
 
     def now(self) -> datetime:
         """The time, by the server's clock where ours goes wrong: all times in objects are the server's."""
-        ours = datetime.now(UTC)
+        ours = utc_now()
         if self._told is None:
             return ours
         told, at = self._told

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from finetune_api import constants
+from finetune_api.clock import rfc3339, utc_now
 from finetune_api.constants import Env
 from finetune_api.progress import FOR_STATUS, Progress
 
@@ -15,7 +16,7 @@ from ..errors import ClusterConflictError
 from ..manifests import JobKey, Manifest
 from ..render.names import service_name
 from .local_objects import ObjectFolder
-from .local_pod import LocalPod, PodPlace, pod_manifest, utc_now
+from .local_pod import LocalPod, PodPlace, pod_manifest
 from .local_ports import free_ports
 from .pod_progress import get_progress
 
@@ -62,7 +63,7 @@ class LocalCluster:
             if existing["metadata"]["ownerReferences"] != manifest["metadata"]["ownerReferences"]:
                 raise ClusterConflictError(f"{manifest['kind']} {manifest['metadata']['name']} has another owner")
             return
-        metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": utc_now()}
+        metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": rfc3339(utc_now())}
         stored = {**manifest, "metadata": metadata}
         self._objects.write(stored)
         if manifest["kind"] == "Job":
@@ -73,7 +74,7 @@ class LocalCluster:
         job = self._objects.read("Job", name)
         if job is None or job["metadata"]["uid"] != uid:
             return
-        job["metadata"]["deletionTimestamp"] = utc_now()
+        job["metadata"]["deletionTimestamp"] = rfc3339(utc_now())
         self._objects.write(job)
         if name in self._tasks:
             self._terminate(job)
@@ -121,7 +122,7 @@ class LocalCluster:
         metadata = {"namespace": self._namespace, **manifest["metadata"]}
         old = self._objects.read(constants.KIND, metadata["name"])
         if old is None:
-            metadata = {**metadata, "uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": utc_now()}
+            metadata = {**metadata, "uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": rfc3339(utc_now())}
             self._objects.write({**manifest, "metadata": metadata})
             return
         kept = {name: old["metadata"][name] for name in ("uid", "creationTimestamp")}
@@ -215,12 +216,12 @@ class LocalCluster:
             if "deletionTimestamp" in job["metadata"]:
                 self._remove(job)
             elif not job.get("status", {}).get("conditions"):
-                state = {"terminated": {"exitCode": 137, "finishedAt": utc_now(), "message": ""}}
+                state = {"terminated": {"exitCode": 137, "finishedAt": rfc3339(utc_now()), "message": ""}}
                 for index in range(job["spec"]["parallelism"]):
                     self._objects.write(pod_manifest(job, index, "Failed", state, (lost,)))
                 self._objects.write(_ended(job, "Failed"))
 
 
 def _ended(job: Manifest, kind: str) -> Manifest:
-    condition = {"type": kind, "status": "True", "lastTransitionTime": utc_now()}
+    condition = {"type": kind, "status": "True", "lastTransitionTime": rfc3339(utc_now())}
     return {**job, "status": {"conditions": [condition]}}

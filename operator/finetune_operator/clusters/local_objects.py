@@ -1,8 +1,9 @@
 """Objects of the local cluster, one JSON file each, so that a later process finds what an earlier one knew."""
 
 import json
-import os
 from pathlib import Path
+
+from finetune_api.files import replace_file
 
 from ..manifests import JobKey, Manifest
 
@@ -29,11 +30,9 @@ class ObjectFolder:
         return [json.loads(path.read_text()) for path in sorted(self._folder.glob(f"{kind}.*.json"))]
 
     def write(self, manifest: Manifest) -> None:
-        """Replace an object, whole."""
+        """Create or replace an object."""
         path = self._path(manifest["kind"], manifest["metadata"]["name"])
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(manifest, indent=1))
-        os.replace(partial, path)
+        replace_file(path, json.dumps(manifest, indent=1))
 
     def remove(self, kind: str, name: str) -> None:
         """Remove an object; one that is gone already is fine."""

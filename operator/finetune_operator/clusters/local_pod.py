@@ -8,15 +8,15 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from finetune_api import constants
+from finetune_api.clock import rfc3339, utc_now
 from finetune_api.constants import Env
 from finetune_api.progress import MAX_TERMINATION_BYTES
 
-from ..manifests import Manifest, rfc3339
+from ..manifests import Manifest
 
 _PR_SET_PDEATHSIG = 1
 _FALLBACK_BYTES, _FALLBACK_LINES = 2048, 80
@@ -59,7 +59,7 @@ class LocalPod:
         container = self._job["spec"]["template"]["spec"]["containers"][0]
         mounts = self._mount(container)
         self._place.log.parent.mkdir(parents=True, exist_ok=True)
-        self._started = utc_now()
+        self._started = rfc3339(utc_now())
         with self._place.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable if word == "python" else _moved(word, mounts) for word in container["command"]),
@@ -74,7 +74,7 @@ class LocalPod:
         code = 128 - status if status < 0 else status
         self._terminated = {
             "exitCode": code,
-            "finishedAt": utc_now(),
+            "finishedAt": rfc3339(utc_now()),
             "startedAt": self._started,
             "message": self._last_word(has_failed=code != 0),
         }
@@ -201,8 +201,3 @@ def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:
         os._exit(1)
-
-
-def utc_now() -> str:
-    """RFC 3339, to the millisecond."""
-    return rfc3339(datetime.now(UTC))

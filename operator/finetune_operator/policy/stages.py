@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from finetune_api.clock import rfc3339
 from finetune_api.constants import TERMINAL_CONDITIONS, Reason, Stage
 from finetune_api.stages import STAGES, first_stage, stage_after
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Outcome, Spec, Status
 
-from ..manifests import rfc3339
 from ..observed import Observed, ObservedStage
 from . import restart, scale
 from .after_change import needs_evaluation

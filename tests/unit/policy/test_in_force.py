@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from factories import make_job
+from finetune_api.clock import rfc3339
 from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import Spec, Status
 from finetune_api.validation import parse_job
-from finetune_operator.manifests import rfc3339
 from finetune_operator.observed import Observed, ObservedStage
 from finetune_operator.policy import deadline, history, in_force, runs, stages
 from finetune_operator.policy import status as status_policy

@@ -1,7 +1,6 @@
 """The evaluate stage, top to bottom: baseline, tuned model, figures, report, model card. One process."""
 
-from datetime import UTC, datetime
-
+from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Task
@@ -120,7 +119,7 @@ def _record(
     return Evaluation(
         job=config.job,
         run=config.run,
-        time=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        time=rfc3339(utc_now(), "seconds"),
         task=prepared.task,
         format=prepared.format,
         base_model=Address(uri=config.spec.model.uri, digest=prepared.model_digest),

@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from finetune_api.files import replace_file
 from finetune_api.run_layout import base_model_folder
 from finetune_api.trainer_config import Message, TrainerConfig
 
@@ -228,7 +229,7 @@ def _fetch(uri: str, revision: str, available: dict[str, _RemoteFile], folder: P
         with locked(folder / f"{listing.digest}.lock"):
             if not _is_intact(path, listing):
                 _replace(partial, path)
-        _write_text(hint, listing.digest)
+        replace_file(hint, listing.digest)
         return ModelFolder(path, listing)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -320,7 +321,7 @@ class _Seen:
             return False
 
     def remember(self) -> None:
-        _write_text(self.memory, self._state())
+        replace_file(self.memory, self._state())
 
     def _state(self) -> str:
         stats = [(file.name, (self.folder / file.name).stat()) for file in self.listing.files]
@@ -370,13 +371,6 @@ def _replace(partial: Path, path: Path) -> None:
     elif path.exists():
         shutil.rmtree(path)
     os.replace(partial, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    with open(descriptor, "w") as file:
-        file.write(text)
-    os.replace(name, path)
 
 
 def _short(text: str) -> str:

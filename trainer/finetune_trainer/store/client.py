@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from finetune_api.clock import utc_now
 from finetune_api.trainer_config import StorageSettings
 
 from ..errors import BadConfigError, ObjectMissingError, StorageProtocolError
@@ -335,7 +336,7 @@ class ObjectStore:
             lambda: self._client.list_objects_v2(Bucket=address.bucket, Prefix=address.key, MaxKeys=1),
         )
         stated = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-        return parsedate_to_datetime(stated) if stated else datetime.now(UTC)
+        return parsedate_to_datetime(stated) if stated else utc_now()
 
     # Files
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from finetune_api.backoff import backoff_seconds
+
 from .faults import FOREIGN, is_expired, is_refusal, is_transient, translate
 from .uri import S3Address
 
@@ -100,14 +102,13 @@ class _Patience:
 
     def __init__(self, policy: RetryPolicy, meter: Meter) -> None:
         self._policy, self._meter = policy, meter
-        self._delay, self._deadline = policy.first_delay, float("inf")
         self._moved, self._furthest, self._resets = 0, 0, 0
         self._renewed_at = -1
         """Bytes moved when credentials were renewed last."""
         self._restart()
 
     def _restart(self) -> None:
-        self._delay, self._deadline = self._policy.first_delay, float("inf")
+        self._tries, self._deadline = 0, float("inf")
 
     def may_renew(self) -> bool:
         """Whether a refused try may follow at once with new credentials: once, and again after progress.
@@ -132,10 +133,14 @@ class _Patience:
         self._deadline = min(self._deadline, now + self._policy.total_seconds)
         return now + self._delay <= self._deadline
 
+    @property
+    def _delay(self) -> float:
+        return backoff_seconds(self._tries, self._policy.first_delay, self._policy.max_delay)
+
     def wait(self) -> None:
         """Until the next try."""
         time.sleep(self._delay * random.uniform(0.5, 1.0))
-        self._delay = min(2 * self._delay, self._policy.max_delay)
+        self._tries += 1
 
 
 DEFAULT_RETRY = RetryPolicy()

@@ -3,10 +3,11 @@
 import resource
 import time
 from collections import deque
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
+
+from finetune_api.clock import rfc3339, utc_now
 
 from ..progress import ProgressReporter
 
@@ -42,7 +43,7 @@ class StepMeter:
         self._tokens += tokens
         fields: dict[str, Any] = {}
         if self._report.progress.first_step_time is None:
-            fields["first_step_time"] = utc_now()
+            fields["first_step_time"] = rfc3339(utc_now())
         taken = sum(each for each, _ in self._recent)
         self._report.update(
             step=step,
@@ -55,11 +56,6 @@ class StepMeter:
             **fields,
         )
         return seconds
-
-
-def utc_now() -> str:
-    """RFC 3339, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def peak_memory_bytes() -> int:
