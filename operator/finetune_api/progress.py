@@ -3,13 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from pydantic import BaseModel, ValidationError
 
 from .trainer_config import Exchanged, Prepared
 from .v1alpha1 import Metric
+from .v1alpha1.status import MAX_WARNING_LENGTH, MAX_WARNINGS
 
 FOR_STATUS = "for=status"
 """Query of `GET /progress` by whom the job's status is kept: a stopped pod waits for it with its last answer."""
@@ -225,6 +226,12 @@ def _is_time(text: str) -> bool:
         )
     except ValueError:
         return False
+
+
+def merged_warnings(kept: Iterable[str], new: Iterable[str]) -> tuple[str, ...]:
+    """Each warning once, the new ones last, cut to what status may hold; the oldest are dropped."""
+    cut = (warning[:MAX_WARNING_LENGTH] for warning in new)
+    return tuple(dict.fromkeys((*kept, *cut)))[-MAX_WARNINGS:]
 
 
 def shortened(text: str, size: int) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from finetune_api.redaction import has_credentials, hide_credentials
 from finetune_api.trainer_config import StorageSettings
+from finetune_api.v1alpha1.base import ENDPOINT_PATTERN
 
 from .embedded_store import EmbeddedStore, StoreAccess, open_store
 from .exit_status import USAGE, CommandError
@@ -71,7 +72,7 @@ def shared_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorag
 
 def own_settings(endpoint: str) -> StorageSettings:
     """Of the user's storage at `--endpoint`. Raises CommandError if that is no URL."""
-    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", endpoint):
+    if not re.fullmatch(ENDPOINT_PATTERN, endpoint):
         shown = hide_credentials(endpoint)
         raise CommandError(f"--endpoint must be a URL such as https://s3.example.com, not {shown}", USAGE)
     if has_credentials(endpoint):

@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_api.constants import Stage
 from finetune_api.files import replace_file
-from finetune_api.progress import Progress
+from finetune_api.progress import Progress, merged_warnings
 
 log = logging.getLogger("finetune")
 
@@ -21,9 +21,6 @@ PROGRESS_FILE = "progress.json"
 
 _MIN_INTERVAL_SECONDS = 0.1
 """Replacing the file costs about 0.1 ms; at ten a second no display looks stale and no step feels it."""
-
-
-_KEPT_WARNINGS, _MAX_WARNING = 16, 1024
 
 
 class ProgressReporter:
@@ -48,13 +45,10 @@ class ProgressReporter:
             self._written = time.monotonic()
 
     def warn(self, message: str) -> None:
-        """Add a warning that the user sees in the display and in status; the same one only once.
-
-        The last sixteen are kept, each cut to 1024 characters, as in status: what is served has to stay small.
-        """
-        message = message[:_MAX_WARNING]
-        if message not in self.progress.warnings:
-            self.update(warnings=(*self.progress.warnings, message)[-_KEPT_WARNINGS:], flush=True)
+        """Add a warning that the user sees in the display and in status; the same one only once."""
+        warnings = merged_warnings(self.progress.warnings, [message])
+        if warnings != self.progress.warnings:
+            self.update(warnings=warnings, flush=True)
 
     @contextmanager
     def phase(self, name: str, activity: str = "") -> Iterator[None]:

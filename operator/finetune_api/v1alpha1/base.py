@@ -77,6 +77,9 @@ Duration = Annotated[
 ]
 """A Go-style duration, such as `90s`, `10m` or `1h30m`."""
 
+ENDPOINT_PATTERN = r"^https?://[^\s/?#]+(/[^\s?#]*)?$"
+"""URL of an S3-compatible server, with the path in front of the buckets where it has one."""
+
 _QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$"
 
 

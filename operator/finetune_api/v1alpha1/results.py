@@ -5,11 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field
 
-from .base import ApiModel, Duration, S3Uri, SecretName, matching
-from .scope import Scope
-
-DEFAULT_MAX_LOST_WORK = "10m"
-"""`checkpoint.maxLostWork` where neither it nor `everySteps` is given."""
+from .base import ENDPOINT_PATTERN, ApiModel, Duration, S3Uri, SecretName, matching
 
 
 class Checkpoint(ApiModel, scope=Scope.ATTEMPT):
@@ -84,7 +80,7 @@ class Storage(ApiModel, scope=Scope.ATTEMPT):
         Annotated[
             str,
             matching(
-                r"^https?://[^\s/?#]+(/[^\s?#]*)?$",
+                ENDPOINT_PATTERN,
                 "a URL such as https://s3.example.com or https://host/storage/v1/s3",
                 max_length=512,
             ),

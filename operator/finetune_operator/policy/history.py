@@ -8,8 +8,7 @@ from collections.abc import Iterable
 
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
 from finetune_api.exit_codes import FailureClass
-from finetune_api.progress import Progress, TerminationMessage
-from finetune_api.stages import stage_order
+from finetune_api.progress import Progress, TerminationMessage, merged_warnings
 from finetune_api.trainer_config import Prepared
 from finetune_api.v1alpha1 import (
     ArtifactStatus,
@@ -32,8 +31,6 @@ from . import failure
 from .runs import Run
 
 _KEPT_ATTEMPTS = 10
-_KEPT_RUNS = 10
-_KEPT_WARNINGS, _MAX_WARNING = 16, 1024
 _MAX_ATTEMPT_MESSAGE = 256
 _OUTCOMES = {
     FailureClass.PERMANENT: Outcome.PERMANENT,
@@ -186,11 +183,11 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
             }
         )
         status = _replace(status, attempt)
-        status = status.with_run(progress=_progress_status(progress, status.run.progress))
-        if status.run.resolved is not None and progress.zero_stage is not None:
-            resolved = status.run.resolved.model_copy(update={"zero_stage": progress.zero_stage})
-            status = status.with_run(resolved=resolved)
-    status = status.with_run(warnings=_warnings(status, progress))
+        status = status.model_copy(update={"progress": _progress_status(progress, status.progress)})
+        if status.chosen is not None and progress.zero_stage is not None:
+            chosen = status.chosen.model_copy(update={"zero_stage": progress.zero_stage})
+            status = status.model_copy(update={"chosen": chosen})
+    status = status.model_copy(update={"warnings": merged_warnings(status.warnings, progress.warnings)})
     if progress.last_checkpoint is not None:
         committed = progress.last_checkpoint
         checkpoint = CheckpointStatus(
@@ -198,12 +195,6 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
         )
         status = status.with_run(last_checkpoint=checkpoint)
     return status
-
-
-def _warnings(status: Status, progress: Progress) -> tuple[str, ...]:
-    """Those that are new come last."""
-    told = (warning[:_MAX_WARNING] for warning in progress.warnings)
-    return tuple(dict.fromkeys((*status.run.warnings, *told)))[-_KEPT_WARNINGS:]
 
 
 def _progress_status(progress: Progress, before: ProgressStatus | None) -> ProgressStatus:

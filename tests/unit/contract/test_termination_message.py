@@ -11,6 +11,7 @@ from finetune_api.progress import (
     Progress,
     TerminationMessage,
     TrainResult,
+    merged_warnings,
 )
 from finetune_api.trainer_config import Prepared, SplitCounts
 from finetune_api.v1alpha1 import DataFormat, Dtype, Metric, Packing, Task
@@ -110,3 +111,18 @@ def test_a_long_error_keeps_its_beginning_and_its_end():
     assert read.error.startswith("first ")
     assert read.error.endswith(" last")
     assert read.advice == "do this"
+
+
+@pytest.mark.parametrize(
+    ("kept", "new", "merged"),
+    [
+        ((), (), ()),
+        (("a", "b"), ("b", "c"), ("a", "b", "c")),
+        ((), ("x" * 2000,), ("x" * 1024,)),
+        (("x" * 1024,), ("x" * 2000,), ("x" * 1024,)),
+        (tuple("abcdefghijklmnop"), ("q",), tuple("bcdefghijklmnopq")),
+    ],
+    ids=["none", "each once", "cut", "once although cut", "the last sixteen"],
+)
+def test_warnings_stay_few_and_short(kept, new, merged):
+    assert merged_warnings(kept, new) == merged
