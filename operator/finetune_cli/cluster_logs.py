@@ -17,8 +17,8 @@ from finetune_operator.errors import ApiError
 from .cluster_jobs import ClusterJobs
 from .exit_status import CommandError
 from .log_lines import LogEntry, by_time, of_newest_run
-from .patience import Patience, Pause
 from .pod_logs import Mark, PodLog, missing_attempts, new_entries, pod_logs
+from .retry import Pause, Retry
 from .shown_job import is_settled, shown_job
 from .terminal import say
 
@@ -53,10 +53,10 @@ class ClusterLogs:
 
     async def follow(self, pause: Pause = asyncio.sleep) -> AsyncIterator[list[LogEntry]]:
         """The newest run from its beginning, and what comes, until the job is over."""
-        patience = Patience(_note, pause=pause)
+        retry = Retry(_note, pause=pause)
         first: int | None = None
         while True:
-            job, logs = await patience.ask(self._look)
+            job, logs = await retry.call(self._look)
             if logs and first is None:
                 first = of_newest_run(logs)[0].run
             wanted = [log for log in self._wanted(logs) if first is not None and log.run >= first]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from finetune_api.v1alpha1 import FineTuneJob
 
 from .display import Display
-from .patience import Patience, Pause
 from .places import JobPlace
+from .retry import Pause, Retry
 from .shown_job import is_seen, is_settled, shown_job
 
 _LOOK_SECONDS = 1.0
@@ -25,11 +25,11 @@ async def watch_job(
 
     Status holds what the trainer has answered to the operator; that is what the display gets, pods are out of reach.
     """
-    patience = Patience(display.event, pause=pause)
+    retry = Retry(display.event, pause=pause)
     unseen_since: float | None = clock()
     while True:
         is_left = place.is_left()
-        job = shown_job(await patience.ask(place.read))
+        job = shown_job(await retry.call(place.read))
         if is_settled(job):
             display.finish(job)
             return job

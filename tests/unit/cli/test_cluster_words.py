@@ -13,9 +13,9 @@ from finetune_api.v1alpha1 import Status
 from finetune_cli.cluster_errors import is_unknown_kind, missing_job, refused
 from finetune_cli.cluster_jobs import ClusterAccess
 from finetune_cli.exit_status import CommandError, MissingJobError
-from finetune_cli.patience import Patience
 from finetune_cli.places import Places
 from finetune_cli.pod_logs import Mark, PodLog, missing_attempts, new_entries, pod_logs
+from finetune_cli.retry import Retry
 from finetune_operator.errors import ApiError, ApiUnreachableError
 from statuses import SUCCEEDED
 
@@ -196,7 +196,7 @@ def test_attempts_whose_pods_are_gone_are_missed(
     assert [f"{entry.stage} {entry.number}" for entry in gone] == missing
 
 
-# ---- patience --------------------------------------------------------------------------------------------------------
+# ---- retries ---------------------------------------------------------------------------------------------------------
 
 
 class Flaky:
@@ -217,15 +217,15 @@ class Flaky:
         self.pauses.append(seconds)
 
     async def ask(self, times: int, **options: Any) -> list[Any]:
-        patience = Patience(self.told.append, pause=self.pause, **options)
-        return [await patience.ask(self.call) for _ in range(times)]
+        retry = Retry(self.told.append, pause=self.pause, **options)
+        return [await retry.call(self.call) for _ in range(times)]
 
 
 def test_a_cluster_that_is_away_for_a_while_is_asked_again() -> None:
     away = [ApiUnreachableError("reset"), ApiError(503, "", "starting"), ApiUnreachableError("reset")]
     server = Flaky(1, *away, 2)
     assert asyncio.run(server.ask(2)) == [1, 2]
-    assert server.told == ["the cluster does not answer: reset; asking again", "the cluster answers again"]
+    assert server.told == ["the cluster does not answer: reset; retrying", "the cluster answers again"]
     assert server.pauses == [1.0, 2.0, 4.0]
 
 
@@ -238,6 +238,6 @@ def test_a_cluster_that_is_away_for_a_while_is_asked_again() -> None:
     ],
     ids=["at the first call", "refused", "too long"],
 )
-def test_patience_ends(answers: list[Any], options: dict[str, Any]) -> None:
+def test_retries_end(answers: list[Any], options: dict[str, Any]) -> None:
     with pytest.raises((ApiError, ApiUnreachableError)):
         asyncio.run(Flaky(*answers).ask(2, **options))

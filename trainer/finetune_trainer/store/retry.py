@@ -1,4 +1,4 @@
-"""How long a request that storage does not answer is tried again."""
+"""Retries of requests to object storage."""
 
 import random
 import threading
@@ -15,8 +15,8 @@ from .uri import S3Address
 T = TypeVar("T")
 
 _RESETS = 5
-"""How many tries in a row may set the clock back without getting further than any before them: a server that breaks off
-every transfer at the same byte must not be asked for ever."""
+"""How many retries in a row may restart the time limit without transferring more than any try before them. Without this
+limit, a server that breaks off every transfer at the same byte would be retried forever."""
 
 
 class Renewable(Protocol):
@@ -24,32 +24,32 @@ class Renewable(Protocol):
 
     @property
     def generation(self) -> int:
-        """Grows whenever others are used than before."""
+        """Grows whenever the credentials change."""
 
     def renew(self, generation: int) -> bool:
-        """A server has refused those of `generation`: whether there are others by now."""
+        """Whether there are newer credentials than those of `generation`, which a server has refused."""
 
 
 @dataclass
 class Meter:
-    """How far the tries of a transfer have got, in bytes."""
+    """Progress of a transfer over all of its tries, in bytes."""
 
     moved: int = 0
     """By all tries together."""
     furthest: int = 0
-    """By the one that got furthest."""
+    """By the try that transferred most."""
     done: int = 0
-    """Of files that need not be moved again."""
+    """In files that are complete."""
     _at: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Parts are moved by several threads."""
 
     def begin(self, at: int = 0) -> None:
-        """A try begins, with so many bytes done."""
+        """Start a try that has `at` bytes already."""
         self._at = at
 
     def add(self, count: int) -> None:
-        """So many more bytes; negative where a part begins again."""
+        """Count `count` more bytes; negative where a part starts again."""
         with self._lock:
             self._at += count
             self.moved += max(0, count)
@@ -61,13 +61,13 @@ class RetryPolicy:
     """Exponential backoff with jitter, bounded by the time since the first failure after the last progress."""
 
     total_seconds: float = 30.0
-    """A short outage of storage costs no attempt; a longer one is for the operator to judge."""
+    """A short outage of storage must not fail the attempt. After a longer one the operator decides."""
     first_delay: float = 0.25
     max_delay: float = 5.0
     attempts_per_request: int = 3
-    """botocore's own quick retries, which also cover the single parts of a large transfer."""
+    """botocore's own retries, which also cover the parts of a large transfer."""
     credentials: Renewable | None = None
-    """Looked up again when a request is refused."""
+    """Renewed when a request is refused."""
 
     def run(
         self,
@@ -76,29 +76,29 @@ class RetryPolicy:
         endpoint: str,
         meter: Meter | None = None,
     ) -> T:
-        """The answer of `request`; raises our error for its failure, a transient one only when the time is up.
+        """The answer of `request`. Raises a TrainerError for a failure, for a transient one only after the time limit.
 
-        `address` is asked after a failure: of many files in one request, it names the one that failed. `meter` shows
-        how far a long transfer gets: a try that has moved bytes sets the clock back.
+        `address` is called after a failure and names the object that failed. `meter` measures the progress of a long
+        transfer: a try that has transferred bytes restarts the time limit.
         """
-        patience = _Patience(self, meter or Meter())
+        limit = _Limit(self, meter or Meter())
         while True:
             generation = 0 if self.credentials is None else self.credentials.generation
             try:
                 return request()
             except FOREIGN as error:
                 is_renewed = self.credentials is not None and is_refusal(error) and self.credentials.renew(generation)
-                if is_renewed and patience.may_renew():
+                if is_renewed and limit.may_renew():
                     continue
                 # New credentials may come a little later than the old ones expire.
                 may_pass = is_transient(error) or (self.credentials is not None and is_expired(error))
-                if not may_pass or not patience.lasts():
+                if not may_pass or not limit.allows_retry():
                     raise translate(error, address(), endpoint) from error
-            patience.wait()
+            limit.wait()
 
 
-class _Patience:
-    """The clock of one request and its retries."""
+class _Limit:
+    """Time limit and delays of one request and its retries."""
 
     def __init__(self, policy: RetryPolicy, meter: Meter) -> None:
         self._policy, self._meter = policy, meter
@@ -111,17 +111,18 @@ class _Patience:
         self._tries, self._deadline = 0, float("inf")
 
     def may_renew(self) -> bool:
-        """Whether a refused try may follow at once with new credentials: once, and again after progress.
+        """Whether a refused request may be retried at once with new credentials: once, and again after progress.
 
-        An identity provider issues other keys each time, also to an identity without permission.
+        Without this limit, a request without permission would be retried forever, because an identity provider issues
+        new keys each time.
         """
         if self._renewed_at == self._meter.moved:
             return False
         self._renewed_at = self._meter.moved
         return True
 
-    def lasts(self) -> bool:
-        """A try has failed: whether another one may follow."""
+    def allows_retry(self) -> bool:
+        """Whether a request that has failed may be retried."""
         if self._meter.furthest > self._furthest:
             self._resets = 0
             self._restart()
@@ -138,7 +139,7 @@ class _Patience:
         return backoff_seconds(self._tries, self._policy.first_delay, self._policy.max_delay)
 
     def wait(self) -> None:
-        """Until the next try."""
+        """Sleep until the next try. The jitter keeps many processes from retrying at the same time."""
         time.sleep(self._delay * random.uniform(0.5, 1.0))
         self._tries += 1
 

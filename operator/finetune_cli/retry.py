@@ -1,4 +1,4 @@
-"""Going on where a cluster does not answer for a while: a laptop that slept, an API server that is being upgraded."""
+"""Retries of calls to a cluster that does not answer for a while, such as after a laptop slept or during an upgrade."""
 
 import asyncio
 import time
@@ -17,29 +17,33 @@ Answer = TypeVar("Answer")
 Pause = Callable[[float], Awaitable[None]]
 
 
-class Patience:
-    """Asks until there is an answer, for at most some minutes; tells once that it waits, and once that it is over."""
+class Retry:
+    """Retries for up to `seconds`. Reports when waiting starts and when it ends."""
 
-    def __init__(self, tell: Callable[[str], None], *, seconds: float = 600.0, pause: Pause = asyncio.sleep) -> None:
-        self._tell, self._seconds, self._pause = tell, seconds, pause
+    def __init__(self, report: Callable[[str], None], *, seconds: float = 600.0, pause: Pause = asyncio.sleep) -> None:
+        self._report, self._seconds, self._pause = report, seconds, pause
         self._has_answered = False
 
-    async def ask(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The answer. A refusal that lasts is raised at once, and so is every error before the first answer."""
+    async def call(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The answer to `request`.
+
+        Raises ApiError and ApiUnreachableError: a permanent refusal at once, and any error before the first answer,
+        because an address that never answered is more likely wrong than busy.
+        """
         started, tries = time.monotonic(), 0
         while True:
             try:
-                answer = await call()
+                answer = await request()
                 break
             except (ApiError, ApiUnreachableError) as error:
                 waited = time.monotonic() - started
                 if not self._has_answered or not is_passing(error) or waited > self._seconds:
                     raise
                 if tries == 0:
-                    self._tell(f"{refused(error)}; asking again")
+                    self._report(f"{refused(error)}; retrying")
             await self._pause(backoff_seconds(tries, _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS))
             tries += 1
         if tries:
-            self._tell("the cluster answers again")
+            self._report("the cluster answers again")
         self._has_answered = True
         return answer
