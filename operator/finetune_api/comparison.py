@@ -7,7 +7,8 @@ from .trainer_config import Message
 from .v1alpha1 import Metric
 
 LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY})
-_SHARES = frozenset({Metric.ACCURACY, Metric.MACRO_F1})
+SHARES = frozenset({Metric.ACCURACY, Metric.MACRO_F1})
+"""Metrics between 0 and 1, shown in percent."""
 _NAMES = {
     Metric.LOSS: "Loss",
     Metric.PERPLEXITY: "Perplexity",
@@ -57,12 +58,12 @@ def metric_name(metric: Metric) -> str:
 
 def metric_text(metric: Metric, value: float) -> str:
     """`93.3 %` for a share, else the number with three significant digits."""
-    return f"{value:.1%}".replace("%", " %") if metric in _SHARES else number_text(value)
+    return f"{value:.1%}".replace("%", " %") if metric in SHARES else number_text(value)
 
 
 def delta_text(metric: Metric, delta: float) -> str:
     """`+12.5 points` for a share (percentage points), else the signed number."""
-    if metric in _SHARES:
+    if metric in SHARES:
         return f"{100 * delta:+.1f} points"
     return f"{'+' if delta >= 0 else '-'}{number_text(abs(delta))}"
 

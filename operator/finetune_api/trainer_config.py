@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .constants import Stage
 from .run_layout import RunLayout, run_name
-from .v1alpha1 import ArtifactFormat, AttemptStatus, DataFormat, Dtype, Packing, Spec, Task
+from .v1alpha1 import ArtifactFormat, AttemptPlan, AttemptStatus, DataFormat, Dtype, Packing, Spec, Task
 
 
 class Message(BaseModel):

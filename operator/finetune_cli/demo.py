@@ -15,7 +15,7 @@ from finetune_api.constants import Phase, Stage
 from finetune_api.lost_work import LostWork, lost_work
 from finetune_api.progress import Progress
 from finetune_api.run_layout import RunLayout
-from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob
+from finetune_api.v1alpha1 import AttemptStatus, CandidateName, FineTuneJob
 from finetune_operator.clusters.local import LocalCluster
 
 from . import demo_assets
@@ -114,7 +114,7 @@ def run_demo(work_dir: Path, display: Display) -> DemoResult:
         _upload_assets(file.manifest["spec"], storage, display)
 
     def read_evaluation(job: FineTuneJob, storage: LocalStorage) -> None:
-        layout = RunLayout.of(job.spec.output.uri, job.status.run, job.metadata.uid)
+        layout = RunLayout.of(job.spec.output.uri, job.status.run.number, job.metadata.uid)
         evaluation.update(storage.connect().get_json(layout.evaluation))
 
     finished = run_job(
@@ -163,7 +163,7 @@ def _fresh(file: JobFile, state: LocalState) -> JobFile:
         return file
     run_id = before.manifest["spec"].get("runId")
     if before.status.phase.is_terminal and before.status.phase is not Phase.SUSPENDED:
-        run_id = f"demo-{before.status.run + 1}"
+        run_id = f"demo-{before.status.run.number + 1}"
     if run_id is None:
         return file
     return dataclasses.replace(file, manifest={**file.manifest, "spec": {**file.manifest["spec"], "runId": run_id}})

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_api.clock import rfc3339
-from finetune_api.constants import Env, Stage
+from finetune_api.constants import Env
 from finetune_api.exit_codes import ExitCode, out_of_memory_advice
 from finetune_api.files import replace_file
 from finetune_api.progress import EvaluateResult, TerminationMessage, TrainResult
@@ -156,7 +156,8 @@ class _Rank:
         self.report = report = ProgressReporter(scratch, stage=config.stage, attempt=config.attempt)
         started = process_started(os.environ)
         report.update(started_time=rfc3339(datetime.fromtimestamp(started, UTC)), flush=True)
-        if config.stage is not Stage.TRAIN:
+        row = STAGES[config.stage]
+        if not row.saves_state:
             self._leave_on_term()
         run = self.bind(config, self.runtime, report)
         quiet_libraries()

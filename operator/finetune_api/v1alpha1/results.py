@@ -6,6 +6,10 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from .base import ENDPOINT_PATTERN, ApiModel, Duration, S3Uri, SecretName, matching
+from .scope import Scope
+
+DEFAULT_MAX_LOST_WORK = "10m"
+"""`checkpoint.maxLostWork` where neither it nor `everySteps` is given."""
 
 
 class Checkpoint(ApiModel, scope=Scope.ATTEMPT):

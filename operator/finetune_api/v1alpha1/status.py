@@ -240,7 +240,9 @@ class RunStatus(StatusModel):
     """How far the training is."""
     last_checkpoint: CheckpointStatus | None = None
     """The last committed checkpoint."""
-    warnings: Annotated[tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=16)] = ()
+    warnings: Annotated[
+        tuple[Annotated[str, Field(max_length=MAX_WARNING_LENGTH)], ...], Field(max_length=MAX_WARNINGS)
+    ] = ()
     """Warnings of the stages, each once; the last sixteen."""
     restarts: int = 0
     """Failures charged to `restart.maxRestarts`: of the stage that failed last, since its last new checkpoint."""
@@ -320,45 +322,61 @@ class Status(StatusModel):
         ),
     ] = ()
     """State in Kubernetes' own form."""
-    run: int = 0
-    """Number of the current run, from 1."""
-    run_hash: str = ""
-    """Hash of the semantic part of that run's spec; another hash is another run."""
-    failed_with: str | None = None
-    """Of a run that has failed: hash of what else in its spec may make the difference. With another one it goes on."""
-    stage: str = ""
-    """Stage that is running or ran last."""
-    attempt: int = 0
-    """Attempt of the training that is running or ran last."""
-    progress: ProgressStatus | None = None
-    """How far the training is."""
-    last_checkpoint: CheckpointStatus | None = None
-    """The last committed checkpoint."""
-    warnings: Annotated[
-        tuple[Annotated[str, Field(max_length=MAX_WARNING_LENGTH)], ...], Field(max_length=MAX_WARNINGS)
-    ] = ()
-    """What the stages of this run have warned of, each once; the last sixteen."""
-    restarts: int = 0
-    """Failures charged to `restart.maxRestarts`: of the stage that failed last, since its last new checkpoint."""
-    disruptions: int = 0
-    """Disruptions of this run."""
-    chosen: ChosenStatus | None = None
-    """What the system chose for the fields that the user left out."""
-    evaluation: EvaluationStatus | None = None
-    """Figures of the held-out test split."""
-    artifact: ArtifactStatus | None = None
-    """The exported model."""
-    failure: FailureStatus | None = None
-    """Why the job, or its last attempt, failed."""
-    attempts: Annotated[tuple[AttemptStatus, ...], Field(max_length=10)] = ()
-    """The last ten attempts at the stages of this run, oldest first."""
-    start_time: Time | None = None
-    """When the run started."""
-    suspended_since: Time | None = None
-    """Since when `spec.suspend` has been set. Absent: it is not."""
-    suspended_seconds: float | None = None
-    """For how long it was set before, in this run. Neither counts for the deadline."""
-    completion_time: Time | None = None
-    """When the run ended."""
-    children_removed: bool | None = None
-    """True: the run is over, and its Jobs and pods were removed after `spec.ttlSecondsAfterFinished`."""
+    display: DisplayStatus | None = None
+    """Figures as text, for the columns of `kubectl get`."""
+    run: RunStatus = RunStatus()
+    """The current run."""
+    history: Annotated[tuple[PastRun, ...], Field(max_length=10)] = ()
+    """The last ten runs before the current one, oldest first."""
+
+    def with_run(self, **changes: object) -> Self:
+        """A copy in which these fields of the current run are changed."""
+        return self.model_copy(update={"run": self.run.model_copy(update=changes)})
+
+    def metrics_of(self, candidate: CandidateName) -> dict[Metric, float]:
+        """Metrics of the test split of a candidate of the current run; empty where it was not evaluated."""
+        found = self.run.candidates.get(candidate)
+        return {} if found is None else found.metrics
+
+    def written(self) -> dict[str, Any]:
+        """As it is written to the object: without what is absent."""
+        absent = {"run"} if self.run == RunStatus() else set()
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=absent)
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any] | None) -> Self:
+        """The status of an object, in whichever shape it was written. Raises ValidationError."""
+        return cls.model_validate(in_current_shape(written or {}))
+
+
+_RENAMED = {"runHash": "specHash", "failedWith": "failedSpecHash", "chosen": "resolved"}
+
+
+def in_current_shape(written: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A status as it was written, in the shape of `Status`.
+
+    Earlier versions wrote the fields of the run beside its number, `run`.
+    """
+    if not isinstance(written, Mapping) or not isinstance(written.get("run"), int):
+        return written
+    names = {str(field.alias) for field in RunStatus.model_fields.values()}
+    run = {_RENAMED.get(name, name): value for name, value in written.items() if _RENAMED.get(name, name) in names}
+    run["number"] = written["run"]
+    if isinstance(figures := written.get("evaluation"), dict):
+        run["candidates"] = {name: {"metrics": metrics} for name, metrics in figures.items()}
+    attempts = run.get("attempts")
+    if isinstance(attempts, list) and all(isinstance(entry, dict) for entry in attempts):
+        run["attempts"] = [_attempt_from_flat(entry) for entry in attempts]
+        if attempts and (fewer := attempts[-1].get("fewerNodes")):
+            run["nextPlan"] = {"nodes": fewer}
+    kept = {name: value for name, value in written.items() if name not in {*names, *_RENAMED, "evaluation"}}
+    return {**kept, "run": run}
+
+
+def _attempt_from_flat(entry: dict[str, Any]) -> dict[str, Any]:
+    found = {name: value for name, value in entry.items() if name not in {"nodes", "fewerNodes", "forgiven"}}
+    if entry.get("nodes"):
+        found["plan"] = {"nodes": entry["nodes"]}
+    if entry.get("forgiven"):
+        found["supersededBySpecChange"] = True
+    return found

@@ -2,7 +2,7 @@
 
 import time
 
-from finetune_api.v1alpha1 import Metric, Status
+from finetune_api.v1alpha1 import CandidateName, Metric, Status
 
 from ..display.table import table_lines
 from ..display.text import duration, metric_name, metric_value

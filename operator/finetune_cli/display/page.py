@@ -104,7 +104,7 @@ class Page:
         if not self.status.run.attempts:
             return
         headings = ("stage", "attempt", "outcome", "took", "from step", "to", "reason")
-        yield from table_lines(headings, [_attempt_row(attempt, self.now) for attempt in self.status.attempts])
+        yield from table_lines(headings, [_attempt_row(attempt, self.now) for attempt in self.status.run.attempts])
 
     def _failure(self) -> Iterator[str]:
         failure = self.status.run.failure
@@ -128,9 +128,9 @@ class Page:
         if metrics:
             headings = ("test split", "baseline", "tuned", "change")
             yield from table_lines(headings, metrics, numbers=True, gap=_GAP, first_width=_LABEL_WIDTH - _GAP)
-        if self.status.artifact is not None:
-            yield from self._row("model", self.status.artifact.uri)
-            yield from self._row("report", self.status.artifact.report)
+        if self.status.run.artifact is not None:
+            yield from self._row("model", self.status.run.artifact.uri)
+            yield from self._row("report", self.status.run.artifact.report)
 
     def _conditions(self) -> Iterator[str]:
         label = "conditions"

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from finetune_api.clock import utc_now
-from finetune_api.constants import Phase, Stage
+from finetune_api.constants import Phase
 from finetune_api.progress import Progress
 from finetune_api.stages import STAGES
 from finetune_api.v1alpha1 import FineTuneJob, ProgressStatus

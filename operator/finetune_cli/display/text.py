@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
 
-from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT
+from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT, SHARES
 from finetune_api.v1alpha1 import Metric
 
 _BARS = "▁▂▃▄▅▆▇█"
 
 _LABELS = {Metric.MACRO_F1: "macro F1"}
-_SHARES = frozenset({Metric.ACCURACY, Metric.MACRO_F1})
-"""Metrics between 0 and 1, shown in percent."""
 
 
 def duration(seconds: float) -> str:
@@ -57,7 +55,7 @@ def metric_value(metric: Metric, value: float) -> str:
     """Shares in percent, others with four significant digits."""
     if abs(value) >= OVERFLOW:
         return OVERFLOW_TEXT
-    return f"{100 * value:.1f} %" if metric in _SHARES else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if metric in SHARES else f"{value:.4g}"
 
 
 def metric_change(metric: Metric, before: float, after: float) -> str:
@@ -65,7 +63,7 @@ def metric_change(metric: Metric, before: float, after: float) -> str:
     change = after - before
     if abs(change) >= OVERFLOW:
         return ""  # no difference from a value that is not known
-    return f"{100 * change:+.1f} points" if metric in _SHARES else f"{change:+.4g}"
+    return f"{100 * change:+.1f} points" if metric in SHARES else f"{change:+.4g}"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

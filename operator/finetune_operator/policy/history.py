@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
 from finetune_api.exit_codes import FailureClass
 from finetune_api.progress import Progress, TerminationMessage, merged_warnings
+from finetune_api.stages import stage_order
 from finetune_api.trainer_config import Prepared
 from finetune_api.v1alpha1 import (
     ArtifactStatus,
@@ -31,6 +32,7 @@ from . import failure
 from .runs import Run
 
 _KEPT_ATTEMPTS = 10
+_KEPT_RUNS = 10
 _MAX_ATTEMPT_MESSAGE = 256
 _OUTCOMES = {
     FailureClass.PERMANENT: Outcome.PERMANENT,
@@ -183,11 +185,11 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
             }
         )
         status = _replace(status, attempt)
-        status = status.model_copy(update={"progress": _progress_status(progress, status.progress)})
-        if status.chosen is not None and progress.zero_stage is not None:
-            chosen = status.chosen.model_copy(update={"zero_stage": progress.zero_stage})
-            status = status.model_copy(update={"chosen": chosen})
-    status = status.model_copy(update={"warnings": merged_warnings(status.warnings, progress.warnings)})
+        status = status.with_run(progress=_progress_status(progress, status.run.progress))
+        if status.run.resolved is not None and progress.zero_stage is not None:
+            resolved = status.run.resolved.model_copy(update={"zero_stage": progress.zero_stage})
+            status = status.with_run(resolved=resolved)
+    status = status.with_run(warnings=merged_warnings(status.run.warnings, progress.warnings))
     if progress.last_checkpoint is not None:
         committed = progress.last_checkpoint
         checkpoint = CheckpointStatus(

@@ -239,3 +239,9 @@ class _Attempt:
             "skipped_steps": trainer.engine.skipped_steps,
         }
         self.store.put(self.config.layout.training_log, json.dumps(document).encode(), content_type="application/json")
+
+
+def run(context: StageContext) -> TrainResult:
+    """The stage, on every rank."""
+    assert context.stop is not None, "the table of stages says that training saves its state"
+    return train(context.prepared_config(), context.store, context.runtime, context.report, context.stop)

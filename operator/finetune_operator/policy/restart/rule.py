@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from finetune_api.backoff import backoff_seconds
 from finetune_api.constants import Reason, Stage
 from finetune_api.exit_codes import ExitCode, name_of
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Restart, Status
@@ -62,8 +63,7 @@ class Failure:
         waits = max(1, tries) if is_of_the_node else tries - 1
         if waits <= 0:
             return Retry(0.0, change)
-        seconds = min(self.max_backoff_seconds, FIRST_BACKOFF_SECONDS * 2.0 ** min(waits - 1, 30))
-        return Retry(seconds, change)
+        return Retry(backoff_seconds(waits - 1, FIRST_BACKOFF_SECONDS, self.max_backoff_seconds), change)
 
 
 @dataclass(frozen=True)
