@@ -49,7 +49,7 @@ from checkpoint_plane.proxy import capped, take_what_is_left
 from checkpoint_plane.subject import BUCKET, WORLD, Size, with_output
 
 from finetune_api.trainer_config import StorageSettings, TrainerConfig
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 
 _WRITER_ROUNDS = 3
 

@@ -28,9 +28,9 @@ sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "trainer")]
 from finetune_api.constants import Stage  # noqa: E402
 from finetune_api.progress import Progress  # noqa: E402
 from finetune_api.v1alpha1 import FineTuneJob  # noqa: E402
-from finetune_cli.demo import quickstart_file, run_demo  # noqa: E402
 from finetune_cli.job_file import JobFile, read_job_file  # noqa: E402
-from finetune_cli.runner import run_job  # noqa: E402
+from finetune_cli.local.demo import quickstart_file, run_demo  # noqa: E402
+from finetune_cli.local.runner import run_job  # noqa: E402
 from finetune_operator.clusters.local import LocalCluster  # noqa: E402
 
 

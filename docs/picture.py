@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from finetune_cli.commands.demo import closing_lines
-from finetune_cli.demo import run_demo
+from finetune_cli.local.demo import run_demo
 from finetune_cli.display.live import LiveDisplay
 
 COLUMNS = 92

@@ -12,7 +12,7 @@ import pytest
 
 import real_models
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
 from mortal_store import MortalStore
 

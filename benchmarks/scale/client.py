@@ -62,7 +62,7 @@ class PlainClient:
         """A namespaced object."""
         return await self.send("POST", collection(manifest), manifest)
 
-    async def write_status(self, manifest: Manifest, status: Manifest) -> Manifest:
+    async def update_status(self, manifest: Manifest, status: Manifest) -> Manifest:
         """Of an object as it was created."""
         path = f"{collection(manifest)}/{manifest['metadata']['name']}/status"
         return await self.send("PUT", path, {**manifest, "status": status})

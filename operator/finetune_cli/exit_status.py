@@ -22,9 +22,9 @@ from finetune_api.exit_codes import PERMANENT_EXIT_CODES, ExitCode
 from finetune_api.v1alpha1 import Status
 from finetune_trainer.errors import TrainerError
 
-from .engine import KilledError
 from .job_file import JobFileError, JobFileMissingError
-from .seaweed import EmbeddedStoreError
+from .local.engine import KilledError
+from .local.seaweed import EmbeddedStoreError
 
 SUCCEEDED = 0
 FAILED = 1

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from finetune_operator.manifests import Manifest
 
-from .cluster_jobs import ClusterAccess, ClusterJobs, cluster_jobs
+from .cluster.jobs import ClusterAccess, ClusterJobs, cluster_jobs
 from .exit_status import FAILED, USAGE, CommandError, MissingJobError
-from .local_state import LocalJob, LocalState
+from .local.state import LocalJob, LocalState
 
 DEFAULT_WORK_DIR = Path(".finetune")
 

@@ -14,12 +14,12 @@ from finetune_operator.manifests import Manifest
 from finetune_operator.policy.world import storage_settings
 
 from . import event_loop
+from .cluster.lenient_job import is_settled, lenient_job
 from .exit_status import FAILED, USAGE, CommandError, MissingJobError
-from .local_state import RUN_LOCK
-from .local_storage import own_settings, own_storage, shared_storage
+from .local.state import RUN_LOCK
+from .local.storage import own_settings, own_storage, shared_storage
 from .locks import try_lock
 from .places import Places
-from .shown_job import is_settled, shown_job
 
 if TYPE_CHECKING:  # boto3 comes with it: half a second that most commands need not spend
     from finetune_trainer.checkpoint.archive import Archive, Entry
@@ -94,7 +94,7 @@ def _address_of_uri(uri: str, places: Places, own: StorageSettings | None) -> Ad
 async def _address_in_cluster(name: str, places: Places, own: StorageSettings | None) -> Address:
     async with places.cluster(name) as jobs:
         manifest = await jobs.get(name)
-        uri, job = _run_of(name, manifest), shown_job(manifest)
+        uri, job = _run_of(name, manifest), lenient_job(manifest)
         told = await jobs.storage(name)
     settings = told or storage_settings(_storage_block(manifest), StorageSettings())
     if own is not None:  # the same storage on another way, such as a forwarded port

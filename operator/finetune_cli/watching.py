@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from finetune_api.v1alpha1 import FineTuneJob
 
+from .cluster.lenient_job import is_seen, is_settled, lenient_job
+from .cluster.retry import Pause, Retry
 from .display import Display
 from .places import JobPlace
-from .retry import Pause, Retry
-from .shown_job import is_seen, is_settled, shown_job
 
 _LOOK_SECONDS = 1.0
 """The operator pulls progress every few seconds; phases and attempts turn in between."""
@@ -29,7 +29,7 @@ async def watch_job(
     unseen_since: float | None = clock()
     while True:
         is_left = place.is_left()
-        job = shown_job(await retry.call(place.read))
+        job = lenient_job(await retry.call(place.read))
         if is_settled(job):
             display.finish(job)
             return job

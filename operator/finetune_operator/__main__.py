@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     configure_logging(options.log_level)
     if options.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(options.kubeconfig)  # Kopf finds it there
-    from .service import ServiceOptions, run_service
+    from .controller.service import ServiceOptions, run_service
 
     service = ServiceOptions(
         namespaces=tuple(options.namespace),

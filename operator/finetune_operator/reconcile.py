@@ -111,7 +111,7 @@ async def reconcile(
         await _announce(cluster, manifest, job.status, announced, stamp)
     refused = await _try_to_apply(world, status, decision)
     if refused is not None:
-        status = status_policy.obstructed(status, *refused, generation=job.metadata.generation, now=stamp)
+        status = status_policy.blocked(status, *refused, generation=job.metadata.generation, now=stamp)
     else:
         status = announced or await _concluded(world, manifest, status, decision)
     await _tell(cluster, manifest, job.status, status, stamp, announced)
@@ -192,9 +192,9 @@ async def _reject(
     except ValidationError:
         newer = Violation("status", "was written by a newer operator; let that one serve the object")
         status = status_policy.rejected(Status(), (newer, *violations), generation=generation, now=now)
-        merged = status_policy.beside_unreadable(written, status)
+        merged = status_policy.merged_into_unreadable(written, status)
         if merged != written:
-            await cluster.write_status(manifest, merged)
+            await cluster.update_status(manifest, merged)
         return Outcome(None, status, Status(), uid)
     status = status_policy.rejected(known or before, violations, generation=generation, now=now)
     await _tell(cluster, manifest, before, status, now)
@@ -225,22 +225,22 @@ async def _progress(cluster: Cluster, observed: Observed, pods: list[Manifest]) 
 async def _concluded(world: _World, manifest: Manifest, status: Status, decision: stages.Decision) -> Status:
     """Status once the decision is carried out."""
     status = _with_begun(world, status, decision)
-    remarks = await _remarks(world, manifest, status, decision)
+    notes = await _notes(world, manifest, status, decision)
     generation, now = world.job.metadata.generation, rfc3339(world.now)
     if not world.violations:
         status = _with_batch(status, world.job)
-    return status_policy.concluded(status, decision, generation=generation, now=now, remarks=remarks)
+    return status_policy.status_after(status, decision, generation=generation, now=now, notes=notes)
 
 
-async def _remarks(
+async def _notes(
     world: _World, manifest: Manifest, status: Status, decision: stages.Decision
-) -> status_policy.Remarks:
+) -> status_policy.StatusNotes:
     dropped = () if world.violations else dropped_fields(manifest)
     if not isinstance(decision, stages.Watch):
-        return status_policy.Remarks(violations=world.violations, unknown_fields=dropped)
+        return status_policy.StatusNotes(violations=world.violations, unknown_fields=dropped)
     stage = world.observed.active[-1]
     trains = stage.stage is Stage.TRAIN
-    return status_policy.Remarks(
+    return status_policy.StatusNotes(
         violations=world.violations,
         waiting=await _why_idle(world, stage),
         unknown_fields=dropped,
@@ -284,8 +284,8 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
             seconds = grace.grace_seconds(status, world.settings.termination_grace) if stage is Stage.TRAIN else None
             needs = evaluation_needs(resolved)
             for manifest in render_stage(config, world.settings, grace_seconds=seconds, needs=needs):
-                await world.cluster.apply(manifest)
-        case stages.Stop(children) | stages.Clear(children):
+                await world.cluster.create_child(manifest)
+        case stages.Stop(children) | stages.DeleteChildren(children):
             for child in children:
                 if not child.deleting:
                     await world.cluster.delete_job(world.key, child.job_name, child.uid)
@@ -306,7 +306,7 @@ def _with_begun(world: _World, status: Status, decision: stages.Decision) -> Sta
                 spec_hash=pending.attempt_hash(world.job.spec),
                 evaluation_spec_hash=evaluated,
             )
-        case stages.Shrink(plan):
+        case stages.ScaleDown(plan):
             return status.with_run(next_plan=plan)
         case stages.Finish(succeeded=False):
             return status.with_run(failed_spec_hash=after_change.retry_hash(world.job.spec))
@@ -330,7 +330,7 @@ def _with_batch(status: Status, job: FineTuneJob) -> Status:
 
 async def _announce(cluster: Cluster, manifest: Manifest, before: Status, after: Status, now: str) -> None:
     for told in announcements(before, after):
-        await cluster.announce(render_event(manifest, told, now))
+        await cluster.create_event(render_event(manifest, told, now))
 
 
 async def _tell(
@@ -342,7 +342,7 @@ async def _tell(
         return
     if after not in (announced, before):
         await _announce(cluster, manifest, before, after, now)
-    await cluster.write_status(manifest, after.written())
+    await cluster.update_status(manifest, after.written())
 
 
 def _next_look(
@@ -353,15 +353,15 @@ def _next_look(
         return max(_OBSTRUCTED_SECONDS, world.settings.waiting_seconds), Look.WAITING
     look = Look.PROGRESS
     match decision:
-        case stages.Start() | stages.Watch() | stages.Linger() | stages.Stop():
+        case stages.Start() | stages.Watch() | stages.WaitForOrphanPods() | stages.Stop():
             wait = world.settings.progress_seconds
-            if isinstance(decision, stages.Linger) or any(child.ending for child in world.observed.active):
+            if isinstance(decision, stages.WaitForOrphanPods) or any(child.ending for child in world.observed.active):
                 wait = min(wait, _ENDING_SECONDS)
             elif isinstance(decision, stages.Watch) and status.phase is Phase.PENDING:
                 wait, look = _next_look_at_waiting(world, world.observed.active[-1]), Look.WAITING
-        case stages.Backoff(seconds) | stages.Keep(seconds):
+        case stages.Backoff(seconds) | stages.RetainChildren(seconds):
             wait, look = seconds, Look.DUE
-        case stages.Shrink():
+        case stages.ScaleDown():
             wait = 0.0
         case stages.Finish() if world.job.spec.ttl_seconds_after_finished is not None:
             # Nothing else brings the job back by then.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
 from loop_thread import LoopThread, kubelet_beside
 from objects import Objects

@@ -15,7 +15,7 @@ from finetune_api import constants
 from finetune_api.constants import Phase, Stage
 from finetune_api.run_layout import RunLayout
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.cluster_errors import is_unknown_kind
+from finetune_cli.cluster.errors import is_unknown_kind
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
 from finetune_trainer.store import ObjectStore

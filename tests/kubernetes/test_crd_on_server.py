@@ -19,7 +19,7 @@ from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.clusters.kubernetes import path_of
 from finetune_operator.errors import ApiError
 from finetune_operator.policy import stages
-from finetune_operator.policy.status import concluded
+from finetune_operator.policy.status import status_after
 from finetune_operator.render import render_all
 from finetune_operator.settings import OperatorSettings
 from statuses import make_status
@@ -223,7 +223,7 @@ def test_status_is_a_subresource(jobs: Kubectl) -> None:
 
 def test_kubectl_get_shows_figures_that_people_read_and_why_a_job_waits(kubectl: Kubectl) -> None:
     progress = ProgressStatus(step=27, total_steps=100, percent=27, loss=1.4480993092066088, eta_seconds=134)
-    status = concluded(
+    status = status_after(
         make_status(run=3, stage="train", attempt=1, progress=progress, restarts=1),
         stages.Watch(Stage.TRAIN, 1),
         generation=1,

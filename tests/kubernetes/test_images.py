@@ -70,7 +70,7 @@ def test_the_operators_image_is_small(buildah: Buildah, operator_image: str, say
 
 def test_a_start_compiles_nothing_of_ours(buildah: Buildah, operator_image: str) -> None:
     """A pod could not keep the bytecode: it would compile at every start, and take twice as long."""
-    assert compiled_by(buildah, operator_image, "finetune_operator.service") == []
+    assert compiled_by(buildah, operator_image, "finetune_operator.controller.service") == []
 
 
 def compiled_by(buildah: Buildah, image: str, module: str) -> list[str]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune_cli import demo_assets
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local import demo_assets
+from finetune_cli.local.embedded_store import EmbeddedStore
 from process_support import ROOT
 from training_site import Site, attempts_at, upload_demo
 

@@ -11,11 +11,11 @@ from ruamel.yaml import YAML
 
 from finetune_api.constants import Phase
 from finetune_api.v1alpha1 import CandidateName, FineTuneJob, Metric
-from finetune_cli import demo_assets
 from finetune_cli.display.plain import PlainDisplay
 from finetune_cli.job_file import read_job_file
-from finetune_cli.local_storage import LocalStorage
-from finetune_cli.runner import run_job
+from finetune_cli.local import demo_assets
+from finetune_cli.local.runner import run_job
+from finetune_cli.local.storage import LocalStorage
 
 SAMPLES = Path(__file__).parents[2] / "manifests/samples"
 DATA = "s3://demo/data"

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli import seaweed
-from finetune_cli.embedded_store import StoreAccess
+from finetune_cli.local import seaweed
+from finetune_cli.local.embedded_store import StoreAccess
 
 BUCKET = "mortal"
 

@@ -17,7 +17,7 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 from mortal_store import MortalStore
 from reverse_proxy import ReverseProxy
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import tiny_models
 from factories import make_job, merged
-from finetune_cli import demo_assets
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local import demo_assets
+from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
 from operator_process import OperatorProcess, events_of, install
 from rows import colours

@@ -107,7 +107,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "data": {
             "train": [{"uri": "s3://{bucket}/chats.jsonl"}],
             "format": "Chat",
-            "columns": {"messages": "turns"},
+            "columns": {"messages": "transitions"},
         },
         "method": {"lora": {}},
         "training": {**_SHORT, "schedule": "InverseSqrt", "warmup": {"steps": 1}},
@@ -135,7 +135,7 @@ def data_files() -> dict[str, list[dict[str, Any]]]:
         "renamed": [{"sentence": row["text"], "kind": row["label"]} for row in rows] + [{"sentence": "no kind"}],
         "texts": [{"text": row["text"]} for row in rows],
         "instructions": [{"ask": f"what is {row['label']}?", "answer": row["text"]} for row in rows],
-        "chats": [{"turns": row["messages"]} for row in chats(40)],
+        "chats": [{"transitions": row["messages"]} for row in chats(40)],
     }
 
 

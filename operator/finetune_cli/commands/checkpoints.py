@@ -10,7 +10,7 @@ import typer
 
 from finetune_api.clock import utc_now
 
-from ..cluster_jobs import ClusterAccess
+from ..cluster.jobs import ClusterAccess
 from ..display.checkpoints import as_json, table, verdict
 from ..display.text import size
 from ..exit_status import FAILED, USAGE, CommandError

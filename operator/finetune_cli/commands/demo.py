@@ -16,7 +16,7 @@ from ..terminal import say
 from .options import DEFAULT_WORK_DIR, WatchMode, WorkDir
 
 if TYPE_CHECKING:
-    from ..demo import DemoResult
+    from ..local.demo import DemoResult
 
 
 def demo(
@@ -28,7 +28,7 @@ def demo(
     Takes under three minutes on two cores. The last line is one JSON object with what was measured. Exit status as
     that of `finetune run`.
     """
-    from ..demo import dump, run_demo
+    from ..local.demo import dump, run_demo
 
     with make_display(watch) as display:
         result = run_demo(work_dir, display)

@@ -7,10 +7,11 @@ import typer
 
 from finetune_api.constants import Stage
 
-from .. import event_loop, local_logs
-from ..cluster_jobs import ClusterAccess
-from ..cluster_logs import ClusterLogs
-from ..local_state import LogFile
+from .. import event_loop
+from ..cluster.jobs import ClusterAccess
+from ..cluster.logs import ClusterLogs
+from ..local import logs as local_logs
+from ..local.state import LogFile
 from ..log_lines import LogEntry, is_of_rank
 from ..places import Places
 from ..terminal import say

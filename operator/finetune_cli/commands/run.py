@@ -23,7 +23,7 @@ def run(
     Exit status: 0 succeeded, 1 failed, 3 suspended, 65 invalid job or data, 66 file or model missing, 69 storage
     unreachable, 77 access denied, 78 bad configuration, 130 stopped at once.
     """
-    from ..runner import run_job
+    from ..local.runner import run_job
 
     file = read_job_file(job)
     file.check(local=True, for_run=True)

@@ -6,7 +6,7 @@ from finetune_api.v1alpha1 import CandidateName, Metric, Status
 
 from ..display.table import table_lines
 from ..display.text import duration, metric_name, metric_value
-from ..local_state import LocalJob, LocalState
+from ..local.state import LocalJob, LocalState
 from ..terminal import say
 from .options import DEFAULT_WORK_DIR, WorkDir
 

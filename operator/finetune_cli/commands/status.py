@@ -11,10 +11,10 @@ from finetune_api.clock import utc_now
 from finetune_operator.manifests import Manifest
 
 from .. import event_loop
-from ..cluster_jobs import ClusterAccess
+from ..cluster.jobs import ClusterAccess
+from ..cluster.lenient_job import lenient_job
 from ..display.page import Page
 from ..places import JobPlace, Places
-from ..shown_job import shown_job
 from ..terminal import say
 from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WorkDir
 
@@ -61,7 +61,7 @@ async def _show(places: Places, name: str | None, output: Output) -> None:
 async def _page(place: JobPlace, manifest: Manifest) -> Page:
     columns = shutil.get_terminal_size().columns
     return Page(
-        job=shown_job(manifest),
+        job=lenient_job(manifest),
         where=place.where,
         events=await place.events(),
         now=utc_now(),

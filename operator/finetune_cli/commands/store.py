@@ -11,7 +11,7 @@ import typer
 
 from ..display.text import size
 from ..exit_status import CommandError
-from ..local_storage import LocalStorage, shared_storage
+from ..local.storage import LocalStorage, shared_storage
 from ..terminal import say
 from .options import DEFAULT_WORK_DIR, Endpoint, WorkDir
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .. import event_loop
-from ..cluster_jobs import ClusterAccess
+from ..cluster.jobs import ClusterAccess
 from ..display import Display, make_display
 from ..display.summary import APPLY_AGAIN, RUN_AGAIN
 from ..exit_status import FAILED, KILLED, of_status

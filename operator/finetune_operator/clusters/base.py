@@ -32,7 +32,7 @@ class Cluster(Protocol):
     async def read_progress(self, pod: Manifest) -> Progress | None:
         """What a pod answers to `GET /progress`; None while it does not answer."""
 
-    async def apply(self, manifest: Manifest) -> None:
+    async def create_child(self, manifest: Manifest) -> None:
         """Create a child. One of the same owner is left alone; another owner's raises ClusterConflictError."""
 
     async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
@@ -41,8 +41,8 @@ class Cluster(Protocol):
         It is listed until the last pod has ended. One that is gone, or that has another uid by now, is left alone.
         """
 
-    async def write_status(self, manifest: Manifest, status: Manifest) -> None:
+    async def update_status(self, manifest: Manifest, status: Manifest) -> None:
         """Replace the status of the FineTuneJob that was read. Raises StaleError if it has changed since."""
 
-    async def announce(self, event: Manifest) -> None:
+    async def create_event(self, event: Manifest) -> None:
         """Create an Event; one of the same name says the same and is left alone."""

@@ -99,7 +99,7 @@ class KubernetesCluster:
 
     # ---- writes ----------------------------------------------------------------------------------------------------
 
-    async def apply(self, manifest: Manifest) -> None:
+    async def create_child(self, manifest: Manifest) -> None:
         """Create a child; one that is there already has to be of the same owner."""
         metadata, plural = manifest["metadata"], _PLURALS[manifest["kind"]]
         path = path_of(manifest["apiVersion"], plural, metadata["namespace"])
@@ -123,13 +123,13 @@ class KubernetesCluster:
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Foreground"}
         await self._delete(path_of("batch/v1", "jobs", key.namespace, name), body)
 
-    async def write_status(self, manifest: Manifest, status: Manifest) -> None:
+    async def update_status(self, manifest: Manifest, status: Manifest) -> None:
         """Replace the status of the object that was read. Raises StaleError if it has changed since."""
         key = JobKey(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
         written = await self._server.request("PUT", f"{_job_path(key)}/status", {**manifest, "status": status})
         self._wrote(key, written)
 
-    async def announce(self, event: Manifest) -> None:
+    async def create_event(self, event: Manifest) -> None:
         """Create an Event; one of the same name says the same and is left alone."""
         try:
             path = path_of("v1", "events", event["metadata"]["namespace"])

@@ -56,7 +56,7 @@ class LocalCluster:
         found = {**stored, **running}.values()
         return [pod for pod in found if pod["metadata"]["labels"][constants.LABEL_JOB_NAME] in jobs]
 
-    async def apply(self, manifest: Manifest) -> None:
+    async def create_child(self, manifest: Manifest) -> None:
         """Create a child; a Job's pods start at once."""
         existing = self._objects.read(manifest["kind"], manifest["metadata"]["name"])
         if existing is not None:
@@ -90,13 +90,13 @@ class LocalCluster:
         """None: on one machine no scheduler and no kubelet stands between a Job and its pods."""
         return []
 
-    async def write_status(self, manifest: Manifest, status: Manifest) -> None:
+    async def update_status(self, manifest: Manifest, status: Manifest) -> None:
         """Replace the status; the spec may have changed since it was read, which the next pass sees."""
         job = self._objects.read(constants.KIND, manifest["metadata"]["name"])
         if job is not None and job["metadata"]["uid"] == manifest["metadata"]["uid"]:
             self._objects.write({**job, "status": status})
 
-    async def announce(self, event: Manifest) -> None:
+    async def create_event(self, event: Manifest) -> None:
         """Nothing to do: who runs a job here watches it, and the display tells the same."""
 
     async def read_progress(self, pod: Manifest) -> Progress | None:

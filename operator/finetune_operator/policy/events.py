@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from finetune_api.constants import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
 
-from . import turns
+from . import transitions
 
 _FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION, Outcome.REJECTED})
 _WARNINGS = frozenset(
@@ -44,13 +44,13 @@ class Announcement:
 
 
 def announcements(before: Status, after: Status) -> tuple[Announcement, ...]:
-    """The turns between two states of a job."""
+    """The transitions between two states of a job."""
     kinds = (_ended_attempts, _new_run, _turn, _resumed, _warnings, _remarks)
     return tuple(told for kind in kinds for told in kind(before, after))
 
 
 def _ended_attempts(before: Status, after: Status) -> Iterator[Announcement]:
-    for attempt in turns.ended(before, after):
+    for attempt in transitions.ended(before, after):
         if attempt.outcome in _FAILURES:
             told = f"{attempt.stage} attempt {attempt.number} failed: {attempt.reason}"
             yield Announcement("AttemptFailed", _with_cause(told, attempt, after), True, f"{attempt.job_name}.failed")
@@ -68,7 +68,7 @@ def _with_cause(told: str, attempt: AttemptStatus, after: Status) -> str:
 
 def _resumed(before: Status, after: Status) -> Iterator[Announcement]:
     """What the end of the attempt before has cost, once it is known: when the next one has done a step."""
-    for step in turns.first_steps(before, after):
+    for step in transitions.first_steps(before, after):
         attempt, at = step.attempt, step.attempt.resumed_from_step
         if step.is_restart:
             told = f"train attempt {attempt.number} goes on {'from the base model' if at is None else f'at step {at}'}"
@@ -107,7 +107,7 @@ def _turn(before: Status, after: Status) -> Iterator[Announcement]:
 
 
 def _remarks(before: Status, after: Status) -> Iterator[Announcement]:
-    """What is worth telling beside the turns, when it becomes so."""
+    """What is worth telling beside the transitions, when it becomes so."""
     known = {(entry.type, entry.reason) for entry in before.conditions if before.run.number == after.run.number}
     for entry in after.conditions:
         is_invalid = entry.type is ConditionType.ACCEPTED and entry.reason is Reason.INVALID_SPEC

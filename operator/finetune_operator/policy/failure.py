@@ -49,7 +49,7 @@ class Failure:
     """A kubelet refused its pod."""
 
 
-def notice(stage: ObservedStage) -> FailureStatus | None:
+def detect_disruption(stage: ObservedStage) -> FailureStatus | None:
     """A pod of a running stage that somebody has deleted or evicted; None where there is none.
 
     It is gone once it has ended, and so may be the others, stopped with it: then nobody could name it any more.
@@ -70,7 +70,7 @@ def notice(stage: ObservedStage) -> FailureStatus | None:
     )
 
 
-def judge(stage: ObservedStage, noticed: FailureStatus | None = None) -> Failure:
+def classify_failure(stage: ObservedStage, noticed: FailureStatus | None = None) -> Failure:
     """Permanent beats disruption beats retryable; among equals the pod that ended first is the cause.
 
     The others are bystanders: they were stopped, or lost their peer in the middle of a collective. `noticed` is what

@@ -155,7 +155,7 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
     if known.outcome is not None:
         return status
     if child.active:
-        noticed = failure.notice(child)
+        noticed = failure.detect_disruption(child)
         status = status if noticed is None else status.with_run(failure=noticed)
         return _with_progress(status, known, progress)
     return _with_end(status, known, child, now)
@@ -227,7 +227,7 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
     if child.succeeded:
         status = _replace(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
         return _with_results(status, message)
-    judged = failure.judge(child, status.run.failure)
+    judged = failure.classify_failure(child, status.run.failure)
     ended = attempt.model_copy(
         update={
             "end_time": ended_at,

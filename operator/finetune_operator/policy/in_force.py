@@ -9,7 +9,7 @@ from finetune_api.constants import Reason
 from finetune_api.v1alpha1 import Budget, Restart, Spec, Workers
 
 from ..observed import Observed
-from .stages import Backoff, Decision, Finish, Shrink, Start, Stop, Watch
+from .stages import Backoff, Decision, Finish, ScaleDown, Start, Stop, Watch
 
 Block = TypeVar("Block", bound=BaseModel)
 _SUSPEND = TypeAdapter(bool)
@@ -42,7 +42,7 @@ def without_starts(decision: Decision, observed: Observed) -> Decision:
     A failure is not made final either: what the corrected spec allows is not known yet.
     """
     match decision:
-        case Shrink() | Stop(_, Reason.FEWER_WORKERS):
+        case ScaleDown() | Stop(_, Reason.FEWER_WORKERS):
             newest = observed.active[-1]
             return Watch(newest.stage, newest.attempt)
         case Start() | Backoff() | Finish(succeeded=False):

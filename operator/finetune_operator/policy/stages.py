@@ -48,7 +48,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Shrink:
+class ScaleDown:
     """Record the plan of the next attempt, before the running one is stopped for it."""
 
     plan: AttemptPlan
@@ -65,26 +65,26 @@ class Backoff:
 
 
 @dataclass(frozen=True)
-class Linger:
+class WaitForOrphanPods:
     """These Jobs are gone and pods of them go on: two attempts must not run at once."""
 
     jobs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Rest:
+class StaySuspended:
     """Suspended, with nothing running."""
 
 
 @dataclass(frozen=True)
-class Clear:
+class DeleteChildren:
     """The run is over and its children have been kept for long enough: remove them."""
 
     children: tuple[ObservedStage, ...]
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetainChildren:
     """The run is over; its children are removed in so many seconds."""
 
     seconds: float
@@ -99,7 +99,19 @@ class Finish:
     message: str
 
 
-Decision = Start | Stop | Watch | Shrink | Linger | Backoff | Rest | Finish | Clear | Keep | None
+Decision = (
+    Start
+    | Stop
+    | Watch
+    | ScaleDown
+    | WaitForOrphanPods
+    | Backoff
+    | StaySuspended
+    | Finish
+    | DeleteChildren
+    | RetainChildren
+    | None
+)
 """None: the run is over, and status says so."""
 
 
@@ -114,9 +126,9 @@ def decide(
         return _afterwards(spec, status, observed, now)
     active = observed.active
     if observed.orphans and not active:
-        return Linger(observed.orphans)
+        return WaitForOrphanPods(observed.orphans)
     if spec.suspend:
-        return Stop(active) if active else Rest()
+        return Stop(active) if active else StaySuspended()
     left = seconds_left(spec, status, now)
     if left is not None and left <= 0:
         over = f"spec.budget.deadline of {spec.budget.deadline} is over"
@@ -145,15 +157,17 @@ def _of_running(spec: Spec, status: Status, child: ObservedStage, now: datetime)
     if fewer is None:
         return Watch(child.stage, child.attempt)
     plan = AttemptPlan(nodes=fewer, reason=f"no more than {fewer} workers could be started")
-    return Shrink(plan, scale.explanation(spec, attempt, fewer))
+    return ScaleDown(plan, scale.explanation(spec, attempt, fewer))
 
 
-def _afterwards(spec: Spec, status: Status, observed: Observed, now: datetime) -> Clear | Keep | None:
+def _afterwards(
+    spec: Spec, status: Status, observed: Observed, now: datetime
+) -> DeleteChildren | RetainChildren | None:
     ttl = spec.ttl_seconds_after_finished
     if ttl is None or not observed.stages:
         return None
     wait = _remaining(status.run.completion_time, ttl, now)
-    return Keep(wait) if wait > 0 else Clear(observed.stages)
+    return RetainChildren(wait) if wait > 0 else DeleteChildren(observed.stages)
 
 
 def is_over(status: Status) -> bool:

@@ -12,7 +12,7 @@ from finetune_api.v1alpha1.quantities import short_duration
 
 from ..manifests import Manifest
 from .grace import Verdict
-from .stages import Backoff, Decision, Finish, Linger, Rest, Shrink, Start, Stop, Watch, is_over
+from .stages import Backoff, Decision, Finish, ScaleDown, Start, StaySuspended, Stop, WaitForOrphanPods, Watch, is_over
 
 _MAX_MESSAGE = 4096
 _ONLY_TRAINING = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT_STALE})
@@ -34,7 +34,7 @@ def rejected(status: Status, violations: tuple[Violation, ...], *, generation: i
     )
 
 
-def beside_unreadable(written: Manifest, rejection: Status) -> Manifest:
+def merged_into_unreadable(written: Manifest, rejection: Status) -> Manifest:
     """A status that a newer operator has written, and beside it what this one cannot do with it.
 
     Nothing of the other's is lost: it goes on from there when it runs again. Above all what cannot be read stays, or
@@ -61,7 +61,7 @@ def _is_readable(condition: Manifest) -> bool:
     return True
 
 
-def obstructed(status: Status, reason: Reason, message: str, *, generation: int, now: str) -> Status:
+def blocked(status: Status, reason: Reason, message: str, *, generation: int, now: str) -> Status:
     """Status while the cluster refuses what the job needs; it is tried again, and the user may be able to help."""
     message = message[:_MAX_MESSAGE]
     return _with_conditions(
@@ -77,7 +77,7 @@ def obstructed(status: Status, reason: Reason, message: str, *, generation: int,
 
 
 @dataclass(frozen=True)
-class Remarks:
+class StatusNotes:
     """What a user should know beside how far the job is."""
 
     violations: tuple[Violation, ...] = ()
@@ -94,18 +94,20 @@ class Remarks:
     """Why a crash of the running attempt would cost more than the spec allows; empty: it would not. None: not known."""
 
 
-def concluded(status: Status, decision: Decision, *, generation: int, now: str, remarks: Remarks = Remarks()) -> Status:
+def status_after(
+    status: Status, decision: Decision, *, generation: int, now: str, notes: StatusNotes = StatusNotes()
+) -> Status:
     """Status after the decision was carried out."""
     phase, reason, message = _summary(status, decision)
-    if remarks.waiting:
-        phase, reason, message = Phase.PENDING, Reason.WAITING_FOR_PODS, remarks.waiting[:_MAX_MESSAGE]
+    if notes.waiting:
+        phase, reason, message = Phase.PENDING, Reason.WAITING_FOR_PODS, notes.waiting[:_MAX_MESSAGE]
     conditions: dict[ConditionType, tuple[bool, Reason, str]] = {
-        ConditionType.ACCEPTED: _accepted(remarks),
+        ConditionType.ACCEPTED: _accepted(notes),
         ConditionType.SUSPENDED: (phase is Phase.SUSPENDED, reason, message if phase is Phase.SUSPENDED else ""),
         ConditionType.RECONCILING: (
-            bool(remarks.pending),
-            Reason.NEXT_ATTEMPT if remarks.pending else reason,
-            remarks.pending,
+            bool(notes.pending),
+            Reason.NEXT_ATTEMPT if notes.pending else reason,
+            notes.pending,
         ),
         ConditionType.STALLED: (phase is Phase.FAILED, reason, message),
         ConditionType.READY: (phase not in _NOT_READY and reason is not Reason.RESTARTING, reason, message),
@@ -113,7 +115,7 @@ def concluded(status: Status, decision: Decision, *, generation: int, now: str, 
         ConditionType.COMPLETE: (phase is Phase.SUCCEEDED, reason, message),
         ConditionType.FAILED: (phase is Phase.FAILED, reason, message),
     }
-    conditions |= _while_training(remarks)
+    conditions |= _while_training(notes)
     kept = tuple(entry for entry in status.conditions if entry.type in conditions or entry.type not in _ONLY_TRAINING)
     update: dict[str, object] = {"phase": phase, "observed_generation": generation, "conditions": kept}
     if isinstance(decision, Start | Watch):
@@ -131,28 +133,28 @@ def _model_available(status: Status) -> tuple[bool, Reason, str]:
     return True, Reason.EXPORTED, status.run.artifact.uri
 
 
-def _while_training(remarks: Remarks) -> dict[ConditionType, tuple[bool, Reason, str]]:
+def _while_training(notes: StatusNotes) -> dict[ConditionType, tuple[bool, Reason, str]]:
     """Conditions that a running training alone has, as far as it has told what they are about."""
     found: dict[ConditionType, tuple[bool, Reason, str]] = {}
-    if remarks.grace is not None:
-        safe = remarks.grace.is_safe
+    if notes.grace is not None:
+        safe = notes.grace.is_safe
         told = Reason.SAVE_FITS if safe else Reason.SAVE_TOO_SLOW
-        found[ConditionType.SAFE_TO_STOP] = (safe, told, remarks.grace.message)
-    if remarks.late is not None:
-        late = remarks.late[:_MAX_MESSAGE]
+        found[ConditionType.SAFE_TO_STOP] = (safe, told, notes.grace.message)
+    if notes.late is not None:
+        late = notes.late[:_MAX_MESSAGE]
         told = Reason.CHECKPOINT_LATE if late else Reason.CHECKPOINT_IN_TIME
         found[ConditionType.CHECKPOINT_STALE] = (bool(late), told, late)
     return found
 
 
-def _accepted(remarks: Remarks) -> tuple[bool, Reason, str]:
+def _accepted(notes: StatusNotes) -> tuple[bool, Reason, str]:
     """Whether the object follows the rules; one that does may still not be what the user meant."""
-    if remarks.violations:
-        lines = ("the run goes on with the last valid spec:", *map(str, remarks.violations))
+    if notes.violations:
+        lines = ("the run goes on with the last valid spec:", *map(str, notes.violations))
         return False, Reason.INVALID_SPEC, "\n".join(lines)[:_MAX_MESSAGE]
-    if not remarks.unknown_fields:
+    if not notes.unknown_fields:
         return True, Reason.VALID, ""
-    lines = ("the API server dropped what it does not know:", *map(str, remarks.unknown_fields))
+    lines = ("the API server dropped what it does not know:", *map(str, notes.unknown_fields))
     return True, Reason.UNKNOWN_FIELDS, "\n".join(lines)[:_MAX_MESSAGE]
 
 
@@ -160,18 +162,18 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
     match decision:
         case Start(stage, attempt) | Watch(stage, attempt):
             return _running(status, stage, attempt)
-        case Linger(jobs):
+        case WaitForOrphanPods(jobs):
             phase, reason = Phase.PENDING, Reason.WAITING_FOR_PODS
             if status.run.stage:
                 phase, reason, _ = _summary(status, Watch(Stage(status.run.stage), status.run.attempt))
             return phase, reason, f"{', '.join(jobs)} is gone, and what follows waits until its pods have ended"
         case Backoff(_, until):
             return Phase.RESTARTING, Reason.RESTARTING, f"next attempt at {until}"
-        case Shrink(_, message) | Stop(_, Reason.FEWER_WORKERS, message):
+        case ScaleDown(_, message) | Stop(_, Reason.FEWER_WORKERS, message):
             return Phase.RESTARTING, Reason.FEWER_WORKERS, message
         case Stop(_, reason, message):
             return Phase.SUSPENDING, reason, message
-        case Rest():
+        case StaySuspended():
             return Phase.SUSPENDED, Reason.SUSPENDED, "set spec.suspend to false to resume"
         case Finish(succeeded, reason, message):
             cause = f": {status.run.failure.message}" if status.run.failure and not succeeded else ""

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from factories import make_job
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.embedded_store import EmbeddedStore
-from finetune_cli.local_state import RUN_LOCK
-from finetune_cli.local_storage import store_folder
+from finetune_cli.local.embedded_store import EmbeddedStore
+from finetune_cli.local.state import RUN_LOCK
+from finetune_cli.local.storage import store_folder
 from finetune_cli.locks import try_lock
 from finetune_trainer.checkpoint.stored.loading import Loader
 from finetune_trainer.store import ObjectStore

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_cli import demo_assets
-from finetune_cli.embedded_store import EmbeddedStore
-from finetune_cli.local_storage import store_folder
+from finetune_cli.local import demo_assets
+from finetune_cli.local.embedded_store import EmbeddedStore
+from finetune_cli.local.storage import store_folder
 
 ROOT = Path(__file__).parents[3]
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.embedded_store import EmbeddedStore, StoreInUseError, open_store, running_store
-from finetune_cli.seaweed import EmbeddedStoreError, listens
+from finetune_cli.local.embedded_store import EmbeddedStore, StoreInUseError, open_store, running_store
+from finetune_cli.local.seaweed import EmbeddedStoreError, listens
 from finetune_trainer.errors import AccessDeniedError, BadConfigError
 from finetune_trainer.store import ObjectStore, RetryPolicy
 
 OWNER = """
 import sys, time
 from pathlib import Path
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 store = EmbeddedStore(Path(sys.argv[1])).start()
 store.create_bucket("kept")
 print(store.pid, flush=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from factories import make_job
-from finetune_cli.local_state import RUN_LOCK
+from finetune_cli.local.state import RUN_LOCK
 from finetune_cli.locks import try_lock
 from process_support import base_environment
 from statuses import SUCCEEDED, TRAINING

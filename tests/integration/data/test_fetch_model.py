@@ -14,7 +14,7 @@ import tiny_models
 from fake_hub import TOKEN, FakeHub, files_in
 from finetune_api.run_layout import base_model_folder
 from finetune_api.trainer_config import TrainerConfig
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.errors import AccessDeniedError, BadConfigError, ModelUnusableError, StorageUnreachableError
 from finetune_trainer.model import fetch
 from finetune_trainer.model.fetch import fetch_model, prepared_model, store_copy

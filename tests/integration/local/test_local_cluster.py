@@ -61,7 +61,7 @@ class World:
 
     async def start(self, script: str, **options: Any) -> None:
         for manifest in make_children(script, **options):
-            await self.cluster.apply(manifest)
+            await self.cluster.create_child(manifest)
 
     async def look(self) -> ObservedStage | None:
         jobs = await self.cluster.list_jobs(KEY)
@@ -209,10 +209,10 @@ def test_creating_twice_is_fine_and_a_strangers_child_is_refused(tmp_path: Path)
     async def scenario(world: World) -> None:
         children = make_children("pass", nodes=1)
         for manifest in (*children, *children):
-            await world.cluster.apply(manifest)
+            await world.cluster.create_child(manifest)
         stranger = {**children[0], "metadata": {**children[0]["metadata"], "ownerReferences": []}}
         with pytest.raises(ClusterConflictError):
-            await world.cluster.apply(stranger)
+            await world.cluster.create_child(stranger)
         assert await world.ended() is not None
 
     in_a_world(scenario, tmp_path)

@@ -9,7 +9,7 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
 from finetune_operator.clusters.api_server import ApiServer, lines_of
-from finetune_operator.watch import Watch
+from finetune_operator.controller.watch import Watch
 
 MIB = 2**20
 

@@ -13,8 +13,8 @@ from factories import make_job
 from finetune_api.progress import Progress
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_cli.embedded_store import EmbeddedStore
-from finetune_cli.engine import RunOptions, fork_server, run_locally
+from finetune_cli.local.embedded_store import EmbeddedStore
+from finetune_cli.local.engine import RunOptions, fork_server, run_locally
 from finetune_operator.clusters.local import LocalCluster
 from finetune_trainer.store import ObjectStore
 from rows import colours

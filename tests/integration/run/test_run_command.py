@@ -13,7 +13,7 @@ import pytest
 
 import tiny_models
 from factories import make_job
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_operator.yaml_text import dump_all
 from finetune_trainer.store import ObjectStore
 from process_support import is_alive, until

@@ -15,7 +15,7 @@ from boto3.exceptions import Boto3Error
 
 from finetune_api.constants import Env
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.errors import (
     AccessDeniedError,
     BadConfigError,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 from train_lab import Lab, open_lab
 
 

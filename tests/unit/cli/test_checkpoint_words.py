@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from factories import make_job
-from finetune_cli.cluster_jobs import ClusterAccess
+from finetune_cli.cluster.jobs import ClusterAccess
 from finetune_cli.display.checkpoints import table, verdict
 from finetune_cli.exit_status import CommandError, MissingJobError
 from finetune_cli.places import DEFAULT_WORK_DIR, Places

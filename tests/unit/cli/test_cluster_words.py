@@ -10,12 +10,12 @@ import pytest
 from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.v1alpha1 import Status
-from finetune_cli.cluster_errors import is_unknown_kind, missing_job, refused
-from finetune_cli.cluster_jobs import ClusterAccess
+from finetune_cli.cluster.errors import is_unknown_kind, missing_job, refused
+from finetune_cli.cluster.jobs import ClusterAccess
+from finetune_cli.cluster.pod_logs import Mark, PodLog, missing_attempts, new_entries, pod_logs
+from finetune_cli.cluster.retry import Retry
 from finetune_cli.exit_status import CommandError, MissingJobError
 from finetune_cli.places import Places
-from finetune_cli.pod_logs import Mark, PodLog, missing_attempts, new_entries, pod_logs
-from finetune_cli.retry import Retry
 from finetune_operator.errors import ApiError, ApiUnreachableError
 from statuses import SUCCEEDED
 

@@ -8,9 +8,9 @@ import pytest
 
 from finetune_api.constants import Stage
 from finetune_api.progress import Progress
-from finetune_cli.demo import DemoResult, is_time_to_kill, quickstart_file, worst_classes
-from finetune_cli.demo_assets import as_jsonl, frequent, read_questions
 from finetune_cli.job_file import read_job_file
+from finetune_cli.local.demo import DemoResult, is_time_to_kill, quickstart_file, worst_classes
+from finetune_cli.local.demo_assets import as_jsonl, frequent, read_questions
 from statuses import SUCCEEDED, TRAINING, job_with, live
 
 EVALUATION: dict[str, Any] = {

@@ -7,10 +7,10 @@ import pytest
 from factories import merged
 from finetune_api.exit_codes import PERMANENT_EXIT_CODES, ExitCode
 from finetune_cli import exit_status
-from finetune_cli.engine import KilledError
 from finetune_cli.exit_status import CommandError, explain, of_error, of_status
 from finetune_cli.job_file import JobFileError, JobFileMissingError
-from finetune_cli.seaweed import EmbeddedStoreError
+from finetune_cli.local.engine import KilledError
+from finetune_cli.local.seaweed import EmbeddedStoreError
 from finetune_trainer.errors import AccessDeniedError, BadConfigError, StorageUnreachableError
 from statuses import FAILED, SUCCEEDED, SUSPENDED, job_with
 

@@ -12,7 +12,7 @@ from finetune_api.constants import Stage
 from finetune_cli.commands.logs import logs
 from finetune_cli.commands.runs import row, runs
 from finetune_cli.exit_status import CommandError
-from finetune_cli.local_state import RUN_LOCK, LocalState
+from finetune_cli.local.state import RUN_LOCK, LocalState
 from finetune_cli.locks import is_locked, try_lock
 from statuses import SUCCEEDED, TRAINING
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from factories import make_job, merged
+from finetune_cli.cluster.lenient_job import is_settled, lenient_job
 from finetune_cli.display.conditions import phase_since, wrong_conditions
 from finetune_cli.display.page import Page
 from finetune_cli.exit_status import CommandError
-from finetune_cli.shown_job import is_settled, shown_job
 from statuses import FAILED, RESTARTING, START, SUCCEEDED, SUSPENDED, TRAINING, attempt
 
 NOW = datetime(2026, 1, 1, 12, 1, 0, tzinfo=UTC)
@@ -86,7 +86,7 @@ ALL = {
 
 def page(status: dict[str, Any], events: Any = (), **options: Any) -> list[str]:
     spec = options.pop("spec", {})
-    job = shown_job({**make_job("topics", **spec), "status": status})
+    job = lenient_job({**make_job("topics", **spec), "status": status})
     return Page(job=job, where="namespace ml, context test", events=events, now=NOW, **options).lines()
 
 
@@ -187,7 +187,7 @@ def test_events_that_may_not_be_read_are_told() -> None:
 )
 def test_a_phase_began_when_what_made_it_turned(status: dict[str, Any], since: int | None) -> None:
     expected = None if since is None else f"2026-01-01T12:00:{since:02d}Z"
-    assert phase_since(shown_job({**make_job(), "status": status}).status) == expected
+    assert phase_since(lenient_job({**make_job(), "status": status}).status) == expected
 
 
 @pytest.mark.parametrize(
@@ -238,17 +238,17 @@ def test_only_what_is_not_as_it_should_be_is_shown(
 ) -> None:
     status = {"phase": phase, "observedGeneration": 1, "conditions": conditions}
     status["run"] = {"number": 1, "failure": {"class": "X", "stage": "train", "message": "boom"}}
-    assert list(wrong_conditions(shown_job({**make_job(**spec), "status": status}))) == wrong
+    assert list(wrong_conditions(lenient_job({**make_job(**spec), "status": status}))) == wrong
 
 
 def test_a_change_that_the_operator_has_not_seen_is_told() -> None:
-    job = shown_job({**make_job(), "status": {**SUCCEEDED, "observedGeneration": 0}})
+    job = lenient_job({**make_job(), "status": {**SUCCEEDED, "observedGeneration": 0}})
     assert [names for names, _ in wrong_conditions(job)] == ["not seen"]
     assert not is_settled(job)
-    assert is_settled(shown_job({**make_job(), "status": {**SUCCEEDED, "observedGeneration": 1}}))
+    assert is_settled(lenient_job({**make_job(), "status": {**SUCCEEDED, "observedGeneration": 1}}))
 
 
 def test_an_object_that_the_rules_forbid_can_be_shown_and_a_status_of_the_future_is_told() -> None:
     assert page({"phase": "Invalid"}, spec={"model": {"uri": "file:///x"}, "novel": 1})[0] == "topics: Invalid"
     with pytest.raises(CommandError, match=r"job cannot be shown \(phase: .*newer than this command"):
-        shown_job({**make_job(), "status": {"phase": "Dreaming"}})
+        lenient_job({**make_job(), "status": {"phase": "Dreaming"}})

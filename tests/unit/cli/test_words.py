@@ -10,7 +10,7 @@ from finetune_api.constants import Stage
 from finetune_api.v1alpha1 import Metric
 from finetune_cli.commands.store import listing
 from finetune_cli.display.text import count, duration, metric_change, metric_value, size, sparkline
-from finetune_cli.local_state import LogFile
+from finetune_cli.local.state import LogFile
 from finetune_cli.log_lines import is_of_rank, parse_lines
 from finetune_trainer.evaluate.metrics import perplexity
 from finetune_trainer.store import ObjectInfo

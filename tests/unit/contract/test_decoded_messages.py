@@ -65,7 +65,7 @@ def test_what_a_trainer_says_is_read_as_it_was_meant() -> None:
 def test_deep_json_in_a_log_or_in_an_annotation_is_text() -> None:
     """The end of a log stands for the message of a pod that has left none."""
     deep = "[" * 4000
-    judged = failure.judge(make_stage(ended="Failed", pods=(make_pod(0, 1, raw_message=deep),)))
+    judged = failure.classify_failure(make_stage(ended="Failed", pods=(make_pod(0, 1, raw_message=deep),)))
     assert judged.status.message.endswith(deep[:100])
     source = LogSource(run=1, stage=Stage.TRAIN, attempt=1, index=0)
     assert [entry.text for entry in parse_line(source, deep)] == [deep]

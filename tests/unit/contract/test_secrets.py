@@ -14,7 +14,7 @@ from finetune_api.trainer_config import Prepared, SplitCounts, StorageSettings, 
 from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
 from finetune_api.validation import InvalidJobError, parse_job
 from finetune_cli.job_file import JobFileError, read_job_file
-from finetune_cli.local_storage import own_settings
+from finetune_cli.local.storage import own_settings
 from finetune_operator.__main__ import main as operator_main
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage

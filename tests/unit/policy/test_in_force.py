@@ -79,7 +79,7 @@ CRASHED = make_stage(ended="Failed", pods=(make_pod(0, 70),))
     [
         ({}, (PREPARED, RUNNING), stages.Watch(Stage.TRAIN, 1)),
         ({"suspend": True}, (PREPARED, RUNNING), stages.Stop((RUNNING,))),
-        ({"suspend": True}, (PREPARED,), stages.Rest()),
+        ({"suspend": True}, (PREPARED,), stages.StaySuspended()),
         ({}, (PREPARED,), None),
         ({}, (PREPARED, CRASHED), None),
         ({"restart": {"maxRestarts": 0}}, (PREPARED, CRASHED), None),
@@ -105,13 +105,13 @@ def test_the_deadline_ends_an_attempt_of_an_invalid_object(written: dict[str, An
 
 
 def test_the_object_says_that_it_is_not_accepted_while_its_attempt_goes_on() -> None:
-    before = status_policy.concluded(make_status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
+    before = status_policy.status_after(make_status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
     violation = Violation("spec.training.microBatchSize", "5 does not divide 16")
-    remarks = status_policy.Remarks(violations=(violation,))
+    notes = status_policy.StatusNotes(violations=(violation,))
 
     def pass_over(status: Status, now: str) -> Status:
         watch = stages.Watch(Stage.TRAIN, 1)
-        return status_policy.concluded(status, watch, generation=2, now=now, remarks=remarks)
+        return status_policy.status_after(status, watch, generation=2, now=now, notes=notes)
 
     after = pass_over(before, STAMP)
     assert pass_over(after, "2026-01-02T00:00:00Z") == after, "a second pass on the same world changes nothing"

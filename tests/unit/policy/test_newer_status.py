@@ -30,7 +30,7 @@ def entry(kind: str, status: str, reason: str) -> dict[str, Any]:
 def test_what_cannot_be_read_stays_so_that_no_later_look_acts_on_the_rest(unknown: dict[str, Any]) -> None:
     written = {"run": {"number": 3}, "qubits": 9, **unknown}
     rejection = status_policy.rejected(Status(), (Violation("status", "newer"),), generation=1, now=NOW)
-    told = status_policy.beside_unreadable(written, rejection)
+    told = status_policy.merged_into_unreadable(written, rejection)
     with pytest.raises(ValidationError):
         Status.model_validate(told)
     assert {key: told[key] for key in written if key != "conditions"} == {
@@ -38,11 +38,11 @@ def test_what_cannot_be_read_stays_so_that_no_later_look_acts_on_the_rest(unknow
     }
     assert [one for one in unknown.get("conditions", ()) if one not in told["conditions"]] == []
     assert any(one["reason"] == "InvalidSpec" and one["type"] == "Stalled" for one in told["conditions"])
-    assert status_policy.beside_unreadable(told, rejection) == told, "a second look writes nothing"
+    assert status_policy.merged_into_unreadable(told, rejection) == told, "a second look writes nothing"
 
 
 def test_the_time_of_a_condition_moves_with_its_status_alone() -> None:
     written = {"conditions": [entry("Accepted", "False", "InvalidSpec"), entry("Ready", "True", "Valid")]}
     rejection = status_policy.rejected(Status(), (Violation("status", "newer"),), generation=1, now=NOW)
-    told = status_policy.beside_unreadable(written, rejection)["conditions"]
+    told = status_policy.merged_into_unreadable(written, rejection)["conditions"]
     assert {one["type"]: one["lastTransitionTime"] for one in told} == {"Accepted": THEN, "Ready": NOW, "Stalled": NOW}

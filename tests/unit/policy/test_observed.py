@@ -50,7 +50,7 @@ def test_a_pod_that_the_kernel_has_ended_for_memory_is_called_so_though_it_left_
     jobs = [make_job("train", owner="u", conditions=[{"type": "Failed", "status": "True"}])]
     pods = [make_pod(1, "train", terminated={"exitCode": 137, "reason": "OOMKilled"})]
     (stage,) = Observed.from_manifests("u", jobs, pods).stages
-    judged = failure.judge(stage)
+    judged = failure.classify_failure(stage)
     assert (judged.status.failure_class, judged.exit_code) == ("OutOfMemory", 137)
     assert judged.status.message.startswith(f"{NAME}-1-train was ended by the kernel because its memory was used up")
     assert "training.microBatchSize" in judged.status.advice
@@ -67,7 +67,7 @@ def kubelet_failed(reason: str, message: str, exit_code: int | None = None, *, d
         pod["status"]["containerStatuses"] = [{"name": constants.TRAINER_CONTAINER, "state": state}]
     pod["spec"] = {"nodeName": "node-a"}
     (stage,) = Observed.from_manifests("u", jobs, [pod]).stages
-    return failure.judge(stage)
+    return failure.classify_failure(stage)
 
 
 @pytest.mark.parametrize(

@@ -76,16 +76,16 @@ def test_nothing_begins_before_they_have_ended(suspend: bool) -> None:
         return status, stages.decide(spec, run, status, observed, now=NOW, max_backoff_seconds=300)
 
     status, decision = look(Observed((), (JOB,)), TRAINING)
-    assert decision == stages.Linger((JOB,))
+    assert decision == stages.WaitForOrphanPods((JOB,))
     assert status.run.attempts[-1].outcome is None
-    told = status_policy.concluded(status, decision, generation=1, now=STAMP)
+    told = status_policy.status_after(status, decision, generation=1, now=STAMP)
     ready = next(entry for entry in told.conditions if entry.type == "Ready")
     assert (told.phase, ready.reason) == (Phase.TRAINING, Reason.TRAINING)
     assert ready.message == f"{JOB} is gone, and what follows waits until its pods have ended"
 
     status, decision = look(Observed(()), told)
     assert status.run.attempts[-1].outcome is Outcome.STOPPED
-    assert decision == (stages.Rest() if suspend else stages.Start(Stage.TRAIN, 2))
+    assert decision == (stages.StaySuspended() if suspend else stages.Start(Stage.TRAIN, 2))
 
 
 def test_a_new_object_waits_for_what_an_old_one_of_its_name_has_left() -> None:
@@ -93,6 +93,6 @@ def test_a_new_object_waits_for_what_an_old_one_of_its_name_has_left() -> None:
     observed = Observed((), (JOB,))
     status = history.apply_observation(Status(), run, observed, None, STAMP)
     decision = stages.decide(parse_job(make_job()).spec, run, status, observed, now=NOW, max_backoff_seconds=300)
-    assert decision == stages.Linger((JOB,))
-    told = status_policy.concluded(status, decision, generation=1, now=STAMP)
+    assert decision == stages.WaitForOrphanPods((JOB,))
+    told = status_policy.status_after(status, decision, generation=1, now=STAMP)
     assert (told.phase, told.run.attempts) == (Phase.PENDING, ())

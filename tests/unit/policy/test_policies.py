@@ -91,7 +91,7 @@ def test_the_run_is_over_when_its_evaluation_is() -> None:
 def test_a_suspended_job_stops_what_runs_and_then_rests() -> None:
     running = make_stage()
     assert decided(make_job(suspend=True), PREPARED, running) == stages.Stop((running,))
-    assert decided(make_job(suspend=True), PREPARED) == stages.Rest()
+    assert decided(make_job(suspend=True), PREPARED) == stages.StaySuspended()
 
 
 def test_a_job_stopped_for_a_suspension_goes_on_with_a_new_attempt_and_no_charge() -> None:
@@ -280,7 +280,7 @@ def test_only_ten_attempts_are_kept_and_the_oldest_are_not_charged_again() -> No
 def test_the_cause_is_the_first_pod_that_was_not_a_bystander(
     pods: tuple[ObservedPod, ...], kind: FailureClass, blamed: str
 ) -> None:
-    judged = failure.judge(make_stage(ended="Failed", pods=pods))
+    judged = failure.classify_failure(make_stage(ended="Failed", pods=pods))
     assert (judged.failure_class, judged.status.pod) == (kind, blamed)
 
 
@@ -288,7 +288,7 @@ def test_a_failure_carries_the_trainers_own_words() -> None:
     message = TerminationMessage(
         stage="train", exit_code=81, error="loss is NaN at step 7", advice="lower it", rank=1, last_lines=("a", "b")
     )
-    judged = failure.judge(make_stage(ended="Failed", pods=(make_pod(0, 81, message=message),))).status
+    judged = failure.classify_failure(make_stage(ended="Failed", pods=(make_pod(0, 81, message=message),))).status
     assert (judged.failure_class, judged.rank, judged.advice) == ("Diverged", 1, "lower it")
     assert judged.message == "loss is NaN at step 7\na\nb"
 
@@ -435,22 +435,22 @@ def test_a_jobs_own_storage_goes_before_the_operators() -> None:
         (stages.Watch(Stage.PREPARE, 2), Phase.PREPARING, {"Accepted"}),
         (stages.Watch(Stage.EVALUATE, 3), Phase.EVALUATING, {"Accepted"}),
         (stages.Backoff(5.0, STAMP), Phase.RESTARTING, {"Accepted"}),
-        (stages.Rest(), Phase.SUSPENDED, {"Accepted", "Suspended"}),
+        (stages.StaySuspended(), Phase.SUSPENDED, {"Accepted", "Suspended"}),
         (stages.Finish(True, Reason.SUCCEEDED, ""), Phase.SUCCEEDED, {"Accepted", "Ready", "Complete"}),
         (stages.Finish(False, Reason.RESTARTS_EXHAUSTED, ""), Phase.FAILED, {"Accepted", "Stalled", "Failed"}),
     ],
 )
 def test_status_says_where_the_job_is(decision: stages.Decision, phase: Phase, true_conditions: set[str]) -> None:
-    concluded = status.concluded(make_status(run=1), decision, generation=4, now=STAMP)
-    assert (concluded.phase, concluded.observed_generation) == (phase, 4)
-    assert {entry.type for entry in concluded.conditions if entry.status == "True"} == true_conditions
+    status_after = status.status_after(make_status(run=1), decision, generation=4, now=STAMP)
+    assert (status_after.phase, status_after.observed_generation) == (phase, 4)
+    assert {entry.type for entry in status_after.conditions if entry.status == "True"} == true_conditions
 
 
 def test_a_restarted_training_is_ready_from_its_first_step_on_and_another_stage_is_not_by_that_step() -> None:
     trained = AttemptStatus(stage=Stage.TRAIN, number=2, job_name="a", start_time=STAMP, first_step_time=STAMP)
     before = make_status(run=1, attempts=(trained,))
-    training = status.concluded(before, stages.Watch(Stage.TRAIN, 2), generation=1, now=STAMP)
-    evaluating = status.concluded(before, stages.Watch(Stage.EVALUATE, 2), generation=1, now=STAMP)
+    training = status.status_after(before, stages.Watch(Stage.TRAIN, 2), generation=1, now=STAMP)
+    evaluating = status.status_after(before, stages.Watch(Stage.EVALUATE, 2), generation=1, now=STAMP)
     ready = [
         any(entry.type == "Ready" and entry.status == "True" for entry in found.conditions)
         for found in (training, evaluating)
@@ -459,8 +459,10 @@ def test_a_restarted_training_is_ready_from_its_first_step_on_and_another_stage_
 
 
 def test_a_condition_keeps_its_time_until_it_flips() -> None:
-    first = status.concluded(make_status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
-    later = status.concluded(first, stages.Finish(True, Reason.SUCCEEDED, ""), generation=1, now="2026-01-01T13:00:00Z")
+    first = status.status_after(make_status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
+    later = status.status_after(
+        first, stages.Finish(True, Reason.SUCCEEDED, ""), generation=1, now="2026-01-01T13:00:00Z"
+    )
     times = {entry.type: entry.last_transition_time for entry in later.conditions}
     assert (times["Accepted"], times["Complete"]) == (STAMP, "2026-01-01T13:00:00Z")
 
@@ -477,8 +479,8 @@ def test_a_deleted_pod_is_named_though_all_pods_are_gone_when_the_attempt_is_jud
         "node-a",
     )
     assert (judged.run.attempts[-1].outcome, judged.run.attempts[-1].reason) == (Outcome.DISRUPTION, "PodDeleted")
-    assert failure.notice(make_stage(pods=(going,), failing=True)) is None
-    assert failure.notice(make_stage(pods=(going,), deleting=True)) is None
+    assert failure.detect_disruption(make_stage(pods=(going,), failing=True)) is None
+    assert failure.detect_disruption(make_stage(pods=(going,), deleting=True)) is None
 
 
 def test_what_was_noticed_of_another_attempt_is_not_this_ones_cause() -> None:
@@ -497,11 +499,11 @@ def test_what_lacks_workers_is_noted_before_it_is_stopped() -> None:
     )
     before = folded(Observed((PREPARED, waiting)))
     noted = decided(job, PREPARED, waiting, before=before)
-    assert isinstance(noted, stages.Shrink)
+    assert isinstance(noted, stages.ScaleDown)
     assert noted.plan.nodes == 1
     after = before.with_run(next_plan=noted.plan)
     assert decided(job, PREPARED, waiting, before=after) == stages.Stop((waiting,), Reason.FEWER_WORKERS, noted.message)
-    told = status.concluded(after, noted, generation=1, now=STAMP)
+    told = status.status_after(after, noted, generation=1, now=STAMP)
     assert (told.phase, told.conditions[1].reason) == (Phase.RESTARTING, Reason.FEWER_WORKERS)
     ended = folded(Observed((PREPARED,)), after)
     started = stages.with_plan(decided(job, PREPARED, before=ended), job.spec, ended)

@@ -21,7 +21,7 @@ from finetune_api.v1alpha1.quantities import short_duration
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed
 from finetune_operator.policy import history, runs, stages
-from finetune_operator.policy.status import concluded
+from finetune_operator.policy.status import status_after
 from statuses import make_status
 
 THEN, NOW = "2026-01-01T11:00:00Z", "2026-01-01T12:00:00Z"
@@ -151,10 +151,10 @@ def test_the_history_keeps_the_last_ten_runs_oldest_first() -> None:
 def test_the_columns_of_kubectl_show_figures_that_people_read() -> None:
     progress = ProgressStatus(step=27, total_steps=100, percent=27, loss=1.4480993092066088, eta_seconds=134)
     status = make_status(run=1, stage="train", attempt=1, progress=progress)
-    after = concluded(status, stages.Watch(Stage.TRAIN, 1), generation=1, now=NOW)
+    after = status_after(status, stages.Watch(Stage.TRAIN, 1), generation=1, now=NOW)
     assert after.display is not None
     assert (after.display.progress, after.display.loss, after.display.eta) == ("27%", "1.448", "2m14s")
-    assert concluded(make_status(run=1), stages.Watch(Stage.PREPARE, 1), generation=1, now=NOW).display is None
+    assert status_after(make_status(run=1), stages.Watch(Stage.PREPARE, 1), generation=1, now=NOW).display is None
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_short_duration_has_two_units_at_most(seconds: float, text: str) -> No
 def test_a_trained_model_is_available_whatever_becomes_of_its_evaluation(artifact: ArtifactStatus | None) -> None:
     status = make_status(run=1, stage="evaluate", attempt=1, artifact=artifact)
     failed = stages.Finish(False, Reason.EVALUATE_FAILED, "evaluate failed: boom")
-    after = concluded(status, failed, generation=1, now=NOW)
+    after = status_after(status, failed, generation=1, now=NOW)
     found = {entry.type: (entry.status, entry.message) for entry in after.conditions}
     assert found[ConditionType.FAILED][0] == "True"
     assert found[ConditionType.MODEL_AVAILABLE] == (("True", "s3://b/model") if artifact else ("False", ""))

@@ -1,0 +1,1 @@
+"""Jobs in a cluster: connection, watches, logs."""

@@ -1,0 +1,1 @@
+"""What the watches have shown of jobs, their children and their pods."""

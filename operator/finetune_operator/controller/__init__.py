@@ -1,0 +1,1 @@
+"""The process around the reconcile function: kopf handlers, work queue, workers, health and metrics."""

@@ -1,0 +1,113 @@
+"""The operator as a process: watches, queue, workers, probes; it ends on SIGTERM, and nothing is lost by that."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import kopf
+
+from ..cache.job_cache import JobCache
+from ..clusters.api_server import ApiServer
+from ..clusters.cached import CachedCluster
+from ..manifests import JobKey
+from ..settings import OperatorSettings
+from .child_watches import Children
+from .handlers import make_registry, make_settings
+from .health import Health
+from .http_server import serve
+from .metrics import Metrics
+from .queue import KeyedQueue
+from .worker import Workers
+
+LOG = logging.getLogger(__name__)
+
+
+_NESTING = 25_000
+"""An API server takes JSON of 10,000 levels, Python by default 1,000: one object with more in its free-form fields
+would end Kopf's watch and every later start. Reading 10,000 levels takes 1.3 MB of stack."""
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """How the process runs; what jobs get is in OperatorSettings."""
+
+    namespaces: tuple[str, ...] = ()
+    """Namespaces to serve; none: the whole cluster."""
+    kubeconfig: Path | None = None
+    workers: int = 24
+    host: str = ""
+    """Address of metrics and probes. Empty: all, of IPv4 and IPv6."""
+    port: int = 8081
+    """Of metrics and probes."""
+    resync_seconds: float = 300.0
+    watch_silence_seconds: float = 70.0
+    """After which a watch is taken for dead. API servers send bookmarks once a minute."""
+
+
+async def run_service(settings: OperatorSettings, options: ServiceOptions) -> None:
+    """Serve until SIGTERM or SIGINT. Raises what ends one of its parts, so that all end with it."""
+    _collect_garbage_seldom()
+    sys.setrecursionlimit(_NESTING)
+    metrics = Metrics()
+    queue: KeyedQueue[JobKey] = KeyedQueue(added=metrics.added, taken=metrics.taken)
+    ready = asyncio.Event()
+    async with _connection(options.kubeconfig, metrics) as server:
+        table = JobCache(server.now)
+        cluster = CachedCluster(server, table)
+        workers = Workers(cluster, queue, settings, metrics, server.now)
+        health = Health(queue, workers.longest_seconds, metrics, options.resync_seconds)
+        metrics.show_queue(lambda: len(queue), queue.oldest_seconds)
+        metrics.show_workers(options.workers, lambda: workers.active, workers.longest_seconds)
+        metrics.show_jobs(table.phases)
+        metrics.show_watches(health.silences)
+        probes = await serve(options.host, options.port, metrics.registry, health.problems, ready.is_set)
+        stop = asyncio.Event()
+        background = [
+            asyncio.create_task(workers.run(options.workers)),
+            asyncio.create_task(health.beat()),
+            asyncio.create_task(health.resync(cluster, table, options.namespaces)),
+        ]
+        children = Children(queue, table, health.heard)
+        for namespace in options.namespaces or ("",):
+            watches = children.watches(server, namespace, options.watch_silence_seconds)
+            background += [asyncio.create_task(watch.run()) for watch in watches]
+        for part in background:
+            part.add_done_callback(lambda _: stop.set())  # without one of them the others are no operator
+        try:
+            await kopf.operator(
+                registry=make_registry(queue, table, health.heard),
+                settings=make_settings(options.watch_silence_seconds),
+                clusterwide=not options.namespaces,
+                namespaces=options.namespaces,
+                ready_flag=ready,
+                stop_flag=stop,
+            )
+        finally:
+            for part in background:
+                part.cancel()
+            ends = await asyncio.gather(*background, return_exceptions=True)
+            await probes.cleanup()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
+
+
+def _collect_garbage_seldom() -> None:
+    """A list of objects is tens of thousands of containers, all alive while it is read: by default Python looks through
+    them for cycles after every 700. A start among 5,000 jobs spends half of its time in that."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
+@contextlib.asynccontextmanager
+async def _connection(kubeconfig: Path | None, metrics: Metrics) -> AsyncIterator[ApiServer]:
+    server = await ApiServer.connect(kubeconfig, metrics.called)
+    try:
+        yield server
+    finally:
+        await server.close()

@@ -1,0 +1,132 @@
+"""What the watches have shown is enough where a live look would find nothing else: (object, child) -> enough or not."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.cache.cached_view import cached_view_of
+from finetune_operator.cache.job_cache import JobCache
+from finetune_operator.manifests import JobKey
+
+KEY = JobKey("ml", "a")
+
+
+def make_object(*attempts: tuple[str, str], version: str = "5", observed: int = 1, **metadata: Any) -> dict[str, Any]:
+    status: dict[str, Any] = {}
+    if attempts:
+        told = [{"jobName": name, **({"outcome": outcome} if outcome else {})} for name, outcome in attempts]
+        status = {"observedGeneration": observed, "run": {"number": 1, "attempts": told}}
+    return {"metadata": {"uid": "u", "generation": 1, "resourceVersion": version} | metadata, "status": status}
+
+
+def make_child(name: str = "train", ended: str = "Complete", owner: str = "u", **metadata: Any) -> dict[str, Any]:
+    owners = [{"uid": owner, "controller": True}]
+    conditions = [{"type": ended, "status": "True"}] if ended else []
+    told = {"name": name, "uid": f"uid-{name}", "ownerReferences": owners}
+    return {"metadata": told | metadata, "status": {"conditions": conditions}}
+
+
+def make_pod(owner: str = "uid-train", *, state: str = "terminated") -> dict[str, Any]:
+    owners = [{"uid": owner, "controller": True}]
+    return {"metadata": {"ownerReferences": owners}, "status": {"containerStatuses": [{"state": {state: {}}}]}}
+
+
+NEW = make_object()
+WAITS = make_object(("prepare", "Succeeded"), ("train", ""))
+GOING = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("job", "child", "is_enough"),
+    [
+        (NEW, None, True),
+        (make_object(generation=2), None, False),
+        (make_object(**GOING), None, False),
+        (WAITS, None, False),
+        (WAITS, make_child(), True),
+        (WAITS, make_child(ended=""), False),
+        (WAITS, make_child(ended="Failed"), False),
+        (WAITS, make_child("prepare"), False),
+        (WAITS, make_child(owner="another"), False),
+        (WAITS, make_child(**GOING), False),
+        (make_object(("train", ""), observed=0), make_child(), False),
+        (make_object(("train", ""), **GOING), make_child(), False),
+        (make_object(("a1", ""), ("train", "")), make_child(), False),
+        (make_object(("train", "Succeeded")), make_child(), False),
+        (NEW, make_child(), False),
+    ],
+    ids=[
+        "new",
+        "new and changed",
+        "new and deleted",
+        "looked at by time",
+        "what it waits for is complete",
+        "runs",
+        "failed",
+        "judged already",
+        "of another object",
+        "child being deleted",
+        "changed since",
+        "being deleted",
+        "two are open",
+        "none is open",
+        "complete before status tells of it",
+    ],
+)
+def test_only_an_undisturbed_life_needs_no_live_look(
+    job: dict[str, Any], child: dict[str, Any] | None, is_enough: bool
+) -> None:
+    found = cached_view_of(job, child)
+    assert (found is not None) is is_enough
+    if found is not None:
+        assert found.job == job
+        assert found.children == (() if child is None else (child,))
+
+
+@pytest.mark.parametrize(
+    ("pod", "is_enough"),
+    [
+        (make_pod(), True),
+        (None, False),
+        (make_pod("uid-prepare"), False),
+        (make_pod(state="running"), False),
+        ({**make_pod(), "status": {}}, False),
+    ],
+    ids=["its rank 0", "not shown yet", "of the stage before", "has left no word", "tells nothing"],
+)
+def test_pods_are_asked_for_unless_the_last_word_was_shown(pod: dict[str, Any] | None, is_enough: bool) -> None:
+    found = cached_view_of(WAITS, make_child(), pod)
+    assert found is not None
+    assert found.pods == ((pod,) if is_enough else None)
+
+
+def test_a_glimpse_serves_one_pass() -> None:
+    table = JobCache()
+    table.show(KEY, NEW)
+    assert table.glimpse(KEY) is not None
+    assert table.glimpse(KEY) is None
+
+
+def test_what_we_have_written_is_newer_than_what_was_shown_before_or_is_shown_late() -> None:
+    table = JobCache()
+    table.show(KEY, NEW)
+    table.wrote(KEY, make_object(("train", ""), version="6"))
+    table.show_child(KEY, make_child())
+    found = table.glimpse(KEY)
+    assert found is not None
+    assert found.job["metadata"]["resourceVersion"] == "6"
+
+    table.wrote(KEY, make_object(("train", ""), version="7"))
+    table.show(KEY, make_object(("train", ""), version="6"))
+    table.show_child(KEY, make_child())
+    assert table.glimpse(KEY) is None, "older than our own, or newer: a live look tells"
+
+
+def test_nothing_is_kept_of_what_is_gone() -> None:
+    table = JobCache()
+    table.show(KEY, WAITS)
+    table.show_child(KEY, make_child())
+    table.show_pod(KEY, make_pod())
+    table.remove(KEY)
+    table.show(KEY, WAITS)
+    assert table.glimpse(KEY) is None

@@ -1,0 +1,172 @@
+"""Which objects need a look, by what the watches show."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api import constants
+from finetune_operator.cache.job_cache import JobCache, has_news
+from finetune_operator.controller.child_watches import Children
+from finetune_operator.controller.queue import KeyedQueue
+from finetune_operator.manifests import JobKey
+
+KEY, OTHER = JobKey("ml", "a"), JobKey("ml", "b")
+
+
+def shown(version: str = "1", *, over: str = "", observed: int = 1, **spec: Any) -> dict[str, Any]:
+    conditions = [{"type": over, "status": "True"}] if over else []
+    status = {"conditions": conditions, "observedGeneration": observed}
+    return {"metadata": {"resourceVersion": version, "generation": 1}, "spec": spec, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("body", "needed"),
+    [
+        (shown(), True),
+        (shown(over="Complete"), False),
+        (shown(over="Failed"), False),
+        (shown(over="Complete", observed=0), True),
+        (shown(over="Complete", ttlSecondsAfterFinished=60), True),
+        ({"metadata": {"resourceVersion": "1", "generation": 1}, "spec": {}}, True),
+        ({"metadata": {"resourceVersion": "1", "generation": 1}, "spec": {}, "status": {"conditions": None}}, True),
+    ],
+    ids=["runs", "complete", "failed", "changed since", "has to be cleared", "new", "no conditions yet"],
+)
+def test_only_what_rests_needs_no_look(body: dict[str, Any], needed: bool) -> None:
+    table = JobCache()
+    table.show(KEY, body)
+    assert table.needs_look(KEY) is needed
+    assert table.rests(KEY) is not needed
+
+
+def finished(completed: str = "2026-01-01T12:00:00Z", **status: Any) -> dict[str, Any]:
+    """A job that is over, whose children are to be removed a minute later."""
+    body = shown(over="Complete", ttlSecondsAfterFinished=60)
+    body["status"] |= {"run": {"completionTime": completed, **status}}
+    return body
+
+
+def test_a_finished_job_is_left_alone_until_its_children_are_due_and_after_they_are_gone() -> None:
+    """Thousands of them must not all be read when an operator starts."""
+    now = datetime(2026, 1, 1, 12, 0, 20, tzinfo=UTC)
+    table = JobCache(lambda: now)
+    table.show(KEY, finished())
+    assert (table.needs_look(KEY), table.wakes_in(KEY), table.unsettled()) == (False, 40.0, ())
+    assert table.rests(KEY), "nothing that a child tells matters until then"
+    assert table.glimpse(KEY) is None, "no object is kept for it"
+    now += timedelta(seconds=41)
+    assert (table.needs_look(KEY), table.wakes_in(KEY), table.unsettled()) == (True, None, (KEY,))
+    assert not table.rests(KEY), "the end of a child that was removed brings it back"
+    table.show(KEY, finished(childrenRemoved=True))
+    assert (table.needs_look(KEY), table.wakes_in(KEY), table.rests(KEY)) == (False, None, True)
+
+
+@pytest.mark.parametrize("completed", ["", "yesterday", None])
+def test_a_finished_job_whose_end_cannot_be_told_is_looked_at(completed: Any) -> None:
+    table = JobCache()
+    table.show(KEY, finished(completed))
+    assert table.needs_look(KEY)
+
+
+@pytest.mark.parametrize(
+    ("phase", "stage", "ready", "is_news"),
+    [
+        ("Pending", "train", 1, True),
+        ("Pending", "train", 0, False),
+        ("Training", "train", 1, False),
+        ("Pending", "", 1, False),
+    ],
+)
+def test_a_pod_that_runs_is_news_for_a_job_that_waits_for_its_pods(
+    phase: str, stage: str, ready: int, is_news: bool
+) -> None:
+    async def scenario() -> int:
+        table, queue = JobCache(), KeyedQueue[JobKey]()
+        body = shown()
+        body["status"] |= {"phase": phase, "run": {"stage": stage}}
+        table.show(KEY, body)
+        job = child(namespace=KEY.namespace) | {"status": {"ready": ready}}
+        job["metadata"]["labels"] = {constants.LABEL_JOB: KEY.name}
+        Children(queue, table, lambda _: None).job_shown("MODIFIED", job)
+        return queue.later
+
+    assert asyncio.run(scenario()) == int(is_news)
+
+
+def child(*conditions: tuple[str, str], **metadata: str) -> dict[str, Any]:
+    told = [{"type": kind, "status": status} for kind, status in conditions]
+    return {"metadata": metadata, "status": {"conditions": told} if told else {}}
+
+
+@pytest.mark.parametrize(
+    ("event", "job", "news"),
+    [
+        ("ADDED", child(), False),
+        ("MODIFIED", child(("FailureTarget", "True")), True),
+        ("MODIFIED", child(("FailureTarget", "False"), ("Complete", "False")), False),
+        ("MODIFIED", child(("SuccessCriteriaMet", "True"), ("Complete", "True")), True),
+        ("MODIFIED", child(("Failed", "True")), True),
+        ("MODIFIED", child(deletionTimestamp="2026-01-01T00:00:00Z"), True),
+        ("DELETED", child(), True),
+        ("MODIFIED", {"metadata": {}}, False),
+    ],
+    ids=["created", "fails", "runs", "complete", "failed", "goes", "gone", "without status"],
+)
+def test_an_event_about_a_child_has_news_when_it_fails_or_ends(event: str, job: dict[str, Any], news: bool) -> None:
+    assert has_news(event, job) is news
+
+
+def test_children_of_an_object_that_is_not_shown_yet_wait_for_it() -> None:
+    table = JobCache()
+    assert table.rests(KEY)
+    table.show(KEY, shown())
+    assert not table.rests(KEY)
+
+
+def test_our_own_last_write_needs_no_look_and_anybody_elses_does() -> None:
+    table = JobCache()
+    table.wrote(KEY, shown("7"))
+    table.show(KEY, shown("7"))
+    assert not table.needs_look(KEY)
+    table.show(KEY, shown("8"))
+    assert table.needs_look(KEY)
+
+
+def test_a_list_tells_what_the_watches_have_missed() -> None:
+    table = JobCache()
+    table.show(KEY, shown("1"))
+    before = table.versions()
+    assert table.missed(before, {KEY: "1"}) == ()
+    assert table.missed(before, {KEY: "2"}) == (KEY,)
+    assert table.missed(before, {KEY: "1", OTHER: "1"}) == (OTHER,)
+    assert table.missed(before, {}) == (KEY,)
+    table.remove(KEY)
+    assert table.missed(table.versions(), {}) == ()
+
+
+@pytest.mark.parametrize("listed", [{KEY: "1"}, {KEY: "2"}, {}], ids=["before it", "in between", "created since"])
+def test_what_changes_while_it_is_listed_is_not_missed(listed: dict[JobKey, str]) -> None:
+    table = JobCache()
+    if listed:
+        table.show(KEY, shown("1"))
+    before = table.versions()
+    table.show(KEY, shown("3"))
+    assert table.missed(before, listed) == ()
+
+
+def test_what_is_deleted_while_it_is_listed_is_not_missed() -> None:
+    table = JobCache()
+    table.show(KEY, shown("1"))
+    before = table.versions()
+    table.remove(KEY)
+    assert table.missed(before, {KEY: "1"}) == ()
+    assert table.missed(before, {KEY: "2"}) == ()
+
+
+def test_what_is_not_over_is_unsettled() -> None:
+    table = JobCache()
+    table.show(KEY, shown())
+    table.show(OTHER, shown(over="Complete"))
+    assert table.unsettled() == (KEY,)

@@ -1,0 +1,187 @@
+"""What a user is told beside how far a job is: fields that were dropped, changes that wait, saves that do not fit."""
+
+import json
+from typing import Any
+
+import pytest
+
+from factories import make_job
+from finetune_api.constants import LAST_APPLIED, ConditionType, Reason, Stage
+from finetune_api.v1alpha1 import CheckpointStatus, Condition, ProgressStatus, Status
+from finetune_api.validation import dropped_fields, parse_job
+from finetune_operator.observed import Observed
+from finetune_operator.policy import grace, pending
+from finetune_operator.policy import status as status_policy
+from finetune_operator.policy.events import announcements
+from finetune_operator.policy.stages import Finish, Watch
+from finetune_operator.policy.status import StatusNotes
+from finetune_operator.policy.world import stage_config
+from finetune_operator.render import render_stage
+from finetune_operator.settings import GraceLimits, OperatorSettings
+from statuses import make_status
+
+STAMP = "2026-01-01T12:00:00Z"
+WATCH = Watch(Stage.TRAIN, 1)
+
+
+def saved(seconds: float | None, step_seconds: float | None = None) -> Status:
+    """Status of a job whose last save took so long."""
+    checkpoint = CheckpointStatus(uri="s3://b/c.json", step=4, time=STAMP, save_seconds=seconds)
+    return make_status(run=1, last_checkpoint=checkpoint, progress=ProgressStatus(step_seconds=step_seconds))
+
+
+def running(spec: dict[str, Any] | None = None, grace_seconds: int = 120) -> Any:
+    """The observed training of a job, from the Job that a cluster would hold."""
+    job = parse_job(make_job("example", **(spec or {})))
+    config = stage_config(job, 1, Stage.TRAIN, 1, OperatorSettings().storage)
+    *_, manifest = render_stage(config, OperatorSettings(), grace_seconds=grace_seconds)
+    manifest["metadata"]["uid"] = "of the Job"
+    (stage,) = Observed.from_manifests(job.metadata.uid, [manifest], []).stages
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("seconds", "step_seconds", "expected"),
+    [
+        (None, None, 120),
+        (2.2, 0.5, 120),
+        (100.0, None, 220),
+        (100.0, 30.0, 280),
+        (5000.0, 1.0, 3600),
+    ],
+)
+def test_pods_get_as_long_as_two_saves_and_two_steps_take(
+    seconds: float | None, step_seconds: float | None, expected: int
+) -> None:
+    assert grace.grace_seconds(saved(seconds, step_seconds), GraceLimits(120, 3600)) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "given", "safe", "words"),
+    [
+        (2.2, 120, True, "about 20 s in all, and pods get 120 s"),
+        (100.0, 120, False, "the pods of attempt 1 get 120 s after SIGTERM"),
+        (100.0, 120, False, "the next attempt gets 220 s"),
+        (100.0, 220, True, "pods get 220 s"),
+        (5000.0, 3600, False, "the operator allows 3600 s at most; raise the operator's --max-termination-grace"),
+    ],
+)
+def test_a_save_that_does_not_fit_is_told(seconds: float, given: int, safe: bool, words: str) -> None:
+    verdict = grace.verdict(saved(seconds), running(grace_seconds=given), GraceLimits(120, 3600))
+    assert verdict is not None
+    assert verdict.is_safe is safe
+    assert words in verdict.message
+
+
+def test_nothing_is_said_of_a_save_that_was_never_measured() -> None:
+    for status in (Status(), saved(None)):
+        assert grace.verdict(status, running(), GraceLimits()) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "waits"),
+    [
+        ({}, False),
+        ({"workers": {"nodes": 4}}, True),
+        ({"checkpoint": {"everySteps": 7}}, True),
+        ({"restart": {"maxRestarts": 9}}, False),
+        ({"suspend": True}, False),
+        ({"training": {"learningRate": 0.1}}, False),
+        ({"training": {"microBatchSize": 2}}, True),
+        ({"deepspeed": {"zeroStage": 3}}, True),
+    ],
+    ids=["nothing", "workers", "checkpoint", "restart", "suspend", "a new run", "micro batch", "ZeRO stage"],
+)
+def test_a_change_that_waits_for_the_next_attempt_is_told(change: dict[str, Any], waits: bool) -> None:
+    before = {"workers": {"nodes": 2}}
+    changed = parse_job(make_job("example", **{**before, **change})).spec
+    told = pending.pending_change(changed, running(before))
+    assert bool(told) is waits
+    assert not waits or "it takes effect with the next attempt" in told
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({}, []),
+        ({"workers": {"node": 2}}, ["spec.workers.node: unknown field; did you mean nodes?"]),
+        (
+            {"trainning": {"epochs": 3}, "data": {"train": [{"url": "s3://b/x"}]}},
+            [
+                "spec.data.train[0].url: unknown field; did you mean uri?",
+                "spec.trainning: unknown field; did you mean training?",
+            ],
+        ),
+    ],
+)
+def test_what_the_api_server_dropped_is_found_in_kubectls_note(spec: dict[str, Any], expected: list[str]) -> None:
+    job = make_job("example")
+    note = {**job, "spec": {**job["spec"], **spec}}
+    job["metadata"]["annotations"] = {LAST_APPLIED: json.dumps(note)}
+    assert sorted(map(str, dropped_fields(job))) == expected
+
+
+@pytest.mark.parametrize("note", [None, "", "{", "[]", '{"spec": 3}', "null"])
+def test_a_note_that_cannot_be_read_tells_nothing(note: str | None) -> None:
+    job = make_job("example")
+    job["metadata"]["annotations"] = {} if note is None else {LAST_APPLIED: note}
+    assert dropped_fields(job) == ()
+
+
+def status_after(before: Status, notes: StatusNotes, decision: Any = WATCH) -> Status:
+    return status_policy.status_after(before, decision, generation=2, now=STAMP, notes=notes)
+
+
+def condition(status: Status, kind: ConditionType) -> Condition | None:
+    return next((entry for entry in status.conditions if entry.type is kind), None)
+
+
+TOO_SLOW = StatusNotes(grace=grace.Verdict(is_safe=False, message="slow"))
+LATE = StatusNotes(late="a crash would now cost all after step 20")
+PENDING = StatusNotes(pending="changed")
+DROPPED = StatusNotes(
+    unknown_fields=dropped_fields(
+        {
+            **make_job("example"),
+            "metadata": {"name": "example", "annotations": {LAST_APPLIED: '{"spec": {"trainning": 1}}'}},
+        }
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("notes", "kind", "value", "reason"),
+    [
+        (TOO_SLOW, ConditionType.SAFE_TO_STOP, "False", Reason.SAVE_TOO_SLOW),
+        (LATE, ConditionType.CHECKPOINT_STALE, "True", Reason.CHECKPOINT_LATE),
+        (PENDING, ConditionType.RECONCILING, "True", Reason.NEXT_ATTEMPT),
+        (DROPPED, ConditionType.ACCEPTED, "True", Reason.UNKNOWN_FIELDS),
+    ],
+)
+def test_a_remark_is_a_condition_and_told_once(
+    notes: StatusNotes, kind: ConditionType, value: str, reason: Reason
+) -> None:
+    plain = status_after(make_status(run=1), StatusNotes())
+    told = status_after(plain, notes)
+    found = condition(told, kind)
+    assert found is not None
+    assert (found.status, found.reason) == (value, reason)
+    assert [event.reason for event in announcements(plain, told)] == [reason]
+    assert announcements(told, status_after(told, notes)) == ()
+    assert reason not in {entry.reason for entry in status_after(told, StatusNotes()).conditions}
+
+
+@pytest.mark.parametrize(
+    ("notes", "kind"), [(TOO_SLOW, ConditionType.SAFE_TO_STOP), (LATE, ConditionType.CHECKPOINT_STALE)]
+)
+def test_a_run_that_is_over_is_not_told_what_a_stop_or_a_crash_would_cost(
+    notes: StatusNotes, kind: ConditionType
+) -> None:
+    over = status_after(status_after(make_status(run=1), notes), StatusNotes(), Finish(True, Reason.SUCCEEDED, "done"))
+    assert condition(over, kind) is None
+
+
+def test_a_checkpoint_that_is_in_time_is_told_as_such() -> None:
+    told = condition(status_after(make_status(run=1), StatusNotes(late="")), ConditionType.CHECKPOINT_STALE)
+    assert told is not None
+    assert (told.status, told.reason) == ("False", Reason.CHECKPOINT_IN_TIME)
