@@ -42,11 +42,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_plane import figures
-from checkpoint_plane.plain_s3 import client, measured_rates
-from checkpoint_plane.processes import JobFailedError, Jobs, rank_main
-from checkpoint_plane.proxy import capped, take_what_is_left
-from checkpoint_plane.subject import BUCKET, WORLD, Size, with_output
+from checkpoint_parts import figures
+from checkpoint_parts.plain_s3 import client, measured_rates
+from checkpoint_parts.processes import JobFailedError, Jobs, rank_main
+from checkpoint_parts.proxy import capped, take_what_is_left
+from checkpoint_parts.subject import BUCKET, WORLD, Size, with_output
 
 from finetune_api.trainer_config import StorageSettings, TrainerConfig
 from finetune_cli.local.embedded_store import EmbeddedStore
@@ -99,7 +99,7 @@ class Bench:
 
     def _job(self, name: str, target: str, *, world: int = WORLD, **arguments: Any) -> list[Any]:
         started = time.monotonic()
-        found = self.jobs.run(name, f"checkpoint_plane.{target}", arguments, world=world)
+        found = self.jobs.run(name, f"checkpoint_parts.{target}", arguments, world=world)
         print(f"  {name}: {time.monotonic() - started:.0f} s", flush=True)
         return found
 

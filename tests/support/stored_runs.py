@@ -12,8 +12,8 @@ from finetune_trainer.checkpoint.format.manifest import Buffer, Manifest, PartRe
 from finetune_trainer.checkpoint.format.orders import CommitOrder, PartOrder, StoredPart
 from finetune_trainer.checkpoint.stored.loading import Loader
 from finetune_trainer.checkpoint.stored.places import RunStorage
-from finetune_trainer.checkpoint.upload import deposit
-from finetune_trainer.checkpoint.upload.pace import Pace
+from finetune_trainer.checkpoint.upload import uploader
+from finetune_trainer.checkpoint.upload.uploader import Pace
 from finetune_trainer.store import ObjectStore
 
 FloatArray = npt.NDArray[np.float32]
@@ -83,7 +83,7 @@ class StoredRun:
             state=State(engine={}, groups=(), buffers=(buffer,), small_state={"step": step}) if rank == 0 else None,
             blob_bytes=self.blob_bytes,
         )
-        return deposit.store_part(self.storage, order, memoryview(planes + steps_seen), Pace())
+        return uploader.execute_upload(self.storage, order, memoryview(planes + steps_seen), Pace())
 
     def save(self, step: int, *, best: int | None = None, **figures: float) -> Manifest:
         """A committed checkpoint; `best` is the best step so far."""
@@ -107,7 +107,7 @@ class StoredRun:
             best_step=best,
             metrics=figures,
         )
-        deposit.commit(self.storage, CommitOrder(manifest=manifest))
+        uploader.commit(self.storage, CommitOrder(manifest=manifest))
         self.parent = step
         self.manifests.append(manifest)
         return manifest

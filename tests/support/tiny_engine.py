@@ -66,22 +66,22 @@ def make_store(settings: Any) -> ObjectStore:
 def make_plane(settings: Any, folder: str, rank: int, size: int, **options: Any) -> Any:
     """A plane with an uploader of its own; with `store`, one whose uploads go through that very store.
 
-    `checkpoint` is the block of the spec, `carrier` a kind of InlineCarrier.
+    `checkpoint` is the block of the spec, `client` a kind of InlineUploader.
     """
     from finetune_trainer.checkpoint.plane import CheckpointPlane
     from finetune_trainer.checkpoint.stored.places import RunStorage
-    from inline_carrier import InlineCarrier
+    from inline_uploader import InlineUploader
 
     runtime = RuntimeEnv(rank, size, rank, size, scratch=Path("/tmp"), cache=Path("/tmp"))
     store = options.pop("store", None)
     config = make_config(
         settings, folder, attempt=options.pop("attempt", 1), checkpoint=options.pop("checkpoint", None)
     )
-    carrier, kind = None, options.pop("carrier", InlineCarrier)
+    client, kind = None, options.pop("client", InlineUploader)
     if store is not None:
         cache = options.get("cache")
-        carrier = kind(RunStorage.of(store, config.run_uri, attempt=config.attempt, cache=cache))
-    options |= {"blob_bytes": options.pop("blob_bytes", 64 << 10), "carrier": carrier}
+        client = kind(RunStorage.of(store, config.run_uri, attempt=config.attempt, cache=cache))
+    options |= {"blob_bytes": options.pop("blob_bytes", 64 << 10), "client": client}
     return CheckpointPlane(store or make_store(settings), config, runtime, **options)
 
 

@@ -298,18 +298,18 @@ def test_the_weights_of_the_best_step_come_back_alone(
 
 
 def joint_failures(rank: int, size: int) -> list[tuple[str, str]]:
-    from finetune_trainer.checkpoint.engine.collective import everywhere, on_main, together
+    from finetune_trainer.checkpoint.engine.collective import all_ranks, gather_all, rank_zero
 
     def fails_on(failing: tuple[int, ...]) -> int:
         if rank in failing:
             raise FencedError(f"by {rank}", advice="none")
         return rank
 
-    found = [error_of(lambda failing=failing: everywhere(lambda: fails_on(failing), int)) for failing in ((1,), (0, 1))]
-    found.append(error_of(lambda: on_main(lambda: fails_on((0,)), int)))
-    assert everywhere(lambda: rank, int) == [0, 1]
-    assert together(lambda: rank) == rank
-    assert on_main(lambda: rank + 7, int) == 7
+    found = [error_of(lambda failing=failing: gather_all(lambda: fails_on(failing), int)) for failing in ((1,), (0, 1))]
+    found.append(error_of(lambda: rank_zero(lambda: fails_on((0,)), int)))
+    assert gather_all(lambda: rank, int) == [0, 1]
+    assert all_ranks(lambda: rank) == rank
+    assert rank_zero(lambda: rank + 7, int) == 7
     return found
 
 

@@ -7,7 +7,7 @@ from finetune_api.trainer_config import StorageSettings
 from finetune_trainer.checkpoint.format.orders import Answer, Order, PartOrder, PruneOrder
 from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.store import ObjectStore
-from inline_carrier import InlineCarrier
+from inline_uploader import InlineUploader
 from tiny_engine import Case, make_engine, make_plane, make_store, seed_ranks, train
 
 CASE = Case(2)
@@ -62,8 +62,8 @@ def test_after_many_saves_only_what_is_kept_is_there_and_each_of_it_restores(
     assert run_world(restores_each, 2, steps=[8, 7, 4, 2], **place) == [[8, 7, 4, 2]] * 2
 
 
-class SlowCarrier(InlineCarrier):
-    """Its removals go on until somebody hurries, and a little longer."""
+class SlowUploader(InlineUploader):
+    """Its removals continue until they are expedited, and a little longer."""
 
     LOOKS = 3
 
@@ -74,25 +74,25 @@ class SlowCarrier(InlineCarrier):
         self.broken_off: list[float] = []
         self._open: PruneOrder | None = None
         self._looks_left = self.LOOKS
-        self._is_hurried = False
+        self._is_expedited = False
 
     def send(self, order: Order) -> None:
         if isinstance(order, PruneOrder):
-            self._open, self._looks_left, self._is_hurried = order, self.LOOKS, False
+            self._open, self._looks_left, self._is_expedited = order, self.LOOKS, False
             return
         assert self._open is None, "one order at a time"
         if isinstance(order, PartOrder):
             self.parts.append(time.monotonic())
         super().send(order)
 
-    def hurry(self) -> None:
-        self._is_hurried = self._open is not None
+    def expedite(self) -> None:
+        self._is_expedited = self._open is not None
 
     def receive(self, timeout: float) -> Answer | None:
         if self._open is None:
             return super().receive(timeout)
         time.sleep(min(timeout, 0.1))  # as a socket waits
-        self._looks_left -= self._is_hurried
+        self._looks_left -= self._is_expedited
         if self._looks_left > 0:
             return None
         self._open = None
@@ -101,15 +101,15 @@ class SlowCarrier(InlineCarrier):
 
 
 def saves_during_a_removal(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
-    training = Training(rank, size, settings, folder, store=make_store(settings), carrier=SlowCarrier)
+    training = Training(rank, size, settings, folder, store=make_store(settings), client=SlowUploader)
     training.step(1)
     saver, found = training.saver, {}
     found["told before"] = (saver.last.step, saver.in_flight, saver.is_ready(), training.housekeeping.is_open)
     found["settled"] = (saver.settle(), training.housekeeping.is_open)
     training.step(2)
     found["told after"] = saver.last.step
-    carrier = training.plane._carrier
-    return found | {"parts": carrier.parts, "broken off": carrier.broken_off}
+    client = training.plane._client
+    return found | {"parts": client.parts, "broken off": client.broken_off}
 
 
 def test_a_save_breaks_a_removal_off_and_no_rank_stores_anything_before_it_has_ended(
@@ -126,7 +126,7 @@ def test_a_save_breaks_a_removal_off_and_no_rank_stores_anything_before_it_has_e
 
 
 def saves_that_never_leave_time(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
-    training = Training(rank, size, settings, folder, store=make_store(settings), carrier=SlowCarrier)
+    training = Training(rank, size, settings, folder, store=make_store(settings), client=SlowUploader)
     rooms = []
     for step in range(1, 6):
         rooms.append(training.saver.make_room(10.0))
@@ -167,14 +167,14 @@ def test_a_removal_is_not_begun_only_to_be_broken_off(
     assert names(store, bucket) == ["00000004-a0001.json"]
 
 
-class HangingCarrier(SlowCarrier):
+class HangingUploader(SlowUploader):
     """Its removals never end: storage has taken a request and does not answer."""
 
     LOOKS = 1 << 30
 
 
 def has_no_room(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
-    training = Training(rank, size, settings, folder, store=make_store(settings), carrier=HangingCarrier)
+    training = Training(rank, size, settings, folder, store=make_store(settings), client=HangingUploader)
     training.step(1)
     started = time.monotonic()
     has_room = training.saver.make_room(1.0)

@@ -9,8 +9,8 @@ from finetune_trainer.checkpoint.archive import Archive
 from finetune_trainer.checkpoint.format.orders import Pruned, PruneOrder
 from finetune_trainer.checkpoint.format.retention import GRACE, Keep
 from finetune_trainer.checkpoint.stored.pruning import Pruning
-from finetune_trainer.checkpoint.upload import deposit
-from finetune_trainer.checkpoint.upload.pace import Pace
+from finetune_trainer.checkpoint.upload import uploader
+from finetune_trainer.checkpoint.upload.uploader import Pace
 from finetune_trainer.errors import FencedError
 from finetune_trainer.store import ObjectStore
 from process_support import until
@@ -84,7 +84,7 @@ def test_a_newer_attempt_stops_it_and_misses_nothing(run: StoredRun) -> None:
     before, late = run.blobs(), run.storage
     order = PruneOrder(keep=Keep(last=1))
     run.claim(2)
-    answer = deposit.prune(late, order, Pace())
+    answer = uploader.prune(late, order, Pace())
     assert answer.done
     assert answer.failure is not None
     assert answer.failure.kind == FencedError.__name__
@@ -198,11 +198,11 @@ def test_a_kept_checkpoint_whose_blobs_cannot_be_known_keeps_them_all(run: Store
     assert run.blobs() == run.blobs_of(run.manifests[-1]), "once it is not kept any more, nothing is in the way"
 
 
-def test_who_hurries_waits_for_one_request_at_most(run: StoredRun) -> None:
+def test_an_expedited_removal_ends_after_at_most_one_request(run: StoredRun) -> None:
     for step in (1, 2, 3):
         run.save(step)
-    hurried = Pace()
-    hurried.hurry()
-    answer = deposit.prune(run.storage, PruneOrder(keep=Keep(last=1)), hurried)
+    expedited = Pace()
+    expedited.expedite()
+    answer = uploader.prune(run.storage, PruneOrder(keep=Keep(last=1)), expedited)
     assert (answer.done, answer.failure, answer.pruned) == (True, None, Pruned())
     assert len(run.names()) == 3

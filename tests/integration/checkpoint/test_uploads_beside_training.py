@@ -16,8 +16,8 @@ import pytest
 from finetune_api.constants import Stage
 from finetune_trainer.checkpoint import saving
 from finetune_trainer.checkpoint.training_state import TrainingState
-from finetune_trainer.checkpoint.upload import carrier as carriers
-from finetune_trainer.checkpoint.upload.carrier import Priority
+from finetune_trainer.checkpoint.upload import client as uploader_client
+from finetune_trainer.checkpoint.upload.client import Priority
 from finetune_trainer.errors import AccessDeniedError
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.train import cadence
@@ -58,7 +58,7 @@ class Running:
         return str(self.plane.saver.trouble)
 
 
-def hurried(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
+def expedited(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     saving.UNFELT_BYTES_PER_SECOND = 1.0  # no upload is spread over more time than one that is not felt needs
     running = Running(rank, size, settings, folder, spread=AN_HOUR)
     running.train(2, 4)
@@ -72,14 +72,14 @@ def hurried(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
 def test_a_save_that_is_spread_over_an_hour_is_there_at_once_when_somebody_waits(
     storage_settings: Any, bucket: str, run_world: Any
 ) -> None:
-    found = run_world(hurried, 2, settings=storage_settings, folder=bucket)
+    found = run_world(expedited, 2, settings=storage_settings, folder=bucket)
     assert found == [[True, False, True, 2, False]] * 2
 
 
 def bereft(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     running = Running(rank, size, settings, folder, spread=AN_HOUR)
-    carrier = running.plane._carrier
-    first, saver = carrier.pid, running.plane.saver
+    client = running.plane._client
+    first, saver = client.pid, running.plane.saver
     if rank == 1:
         os.kill(first, signal.SIGKILL)
         running.until_trouble()
@@ -92,7 +92,7 @@ def bereft(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     running.train(4, 6)
     return {
         "losses": running.losses,
-        "replaced": carrier.pid != first,
+        "replaced": client.pid != first,
         "told": told,
         "step": saver.last.step,
     }
@@ -101,12 +101,12 @@ def bereft(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
 def awaited(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     engine, scheduler = make_engine(CASE, size, disturb=False)
     plane = make_plane(settings, folder, rank, size)
-    before = plane._carrier.pid
+    before = plane._client.pid
     plane.saver.prepare()
-    ready = plane._carrier.pid
+    ready = plane._client.pid
     plane.claim()
     plane.save(TrainingState(step=1, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
-    return [before, ready is not None and ready == plane._carrier.pid]
+    return [before, ready is not None and ready == plane._client.pid]
 
 
 def test_an_uploader_that_is_started_early_stores_the_first_save(
@@ -128,7 +128,7 @@ def test_an_uploader_that_dies_is_replaced_and_its_save_is_not_lost(
     place = {"settings": storage_settings, "folder": bucket}
     found = run_world(bereft, 2, **place)
     assert [rank["replaced"] for rank in found] == [False, True]
-    trouble = "the uploader has ended with -9; another one takes its order"
+    trouble = "the uploader exited with status -9; a new one takes over its order"
     assert found[0]["told"] == [[False, ""], [False, f"rank 1: {trouble}"], [False, ""]]
     assert found[1]["told"] == [[True, trouble], [False, trouble], [False, ""]]
     assert [rank["step"] for rank in found] == [2, 2]
@@ -149,24 +149,24 @@ class Neglect:
 
 
 def neglected(rank: int, size: int, settings: Any, folder: str, case: Neglect) -> dict[str, Any]:
-    carriers.LATE_LEAST_SECONDS, carriers.AWAITED_SECONDS = 2.0, 1.0
+    uploader_client.LATE_LEAST_SECONDS, uploader_client.AWAITED_SECONDS = 2.0, 1.0
     if not case.may_raise:
         drop_right_to_raise_priorities()
     running = Running(rank, size, settings, folder, spread=0.0 if case.waits else 0.1)
-    carrier, saver = running.plane._carrier, running.plane.saver
-    first, told = carrier.pid, [priority_of(carrier.pid)]
+    client, saver = running.plane._client, running.plane.saver
+    first, told = client.pid, [priority_of(client.pid)]
     with starve(first) if rank == 1 else nullcontext():
-        while not case.waits and carrier.pid == first and rank == 1:
+        while not case.waits and client.pid == first and rank == 1:
             saver.is_ready(0.1)
         if case.waits:
             saver.settle()
-    told.append(priority_of(carrier.pid))
+    told.append(priority_of(client.pid))
     saver.settle()
     running.train(2, 3)
     running.save(3, 0.1)
-    told.append(priority_of(carrier.pid))
+    told.append(priority_of(client.pid))
     saver.settle()
-    return {"told": tuple(told), "is_replaced": carrier.pid != first, "step": saver.last.step}
+    return {"told": tuple(told), "is_replaced": client.pid != first, "step": saver.last.step}
 
 
 @contextmanager
@@ -222,15 +222,15 @@ def test_an_uploader_without_a_processor_gets_a_little_and_its_ranks_priority_wh
 
 
 def impatient(rank: int, size: int, settings: Any, folder: str, may_raise: bool) -> tuple[bool, bool, Priority]:
-    carriers.AWAITED_SECONDS = 0.5
+    uploader_client.AWAITED_SECONDS = 0.5
     if not may_raise:
         drop_right_to_raise_priorities()
     running = Running(rank, size, settings, folder)
-    carrier = running.plane._carrier
-    first = carrier.pid
+    client = running.plane._client
+    first = client.pid
     os.kill(first, signal.SIGSTOP)
     is_settled = running.plane.saver.settle(2.0)
-    told = is_settled, carrier.pid != first, priority_of(carrier.pid)
+    told = is_settled, client.pid != first, priority_of(client.pid)
     os.kill(first, signal.SIGCONT)
     running.plane.saver.settle()
     return told

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from finetune_trainer.checkpoint.upload.pace import Pace
+from finetune_trainer.checkpoint.upload.uploader import Pace
 from finetune_trainer.store.paced import PacedBody
 
 
@@ -34,9 +34,9 @@ def test_time_that_was_lost_is_made_up_for() -> None:
     assert seconds_of(pace, [100] * 10) < 0.1
 
 
-def test_who_hurries_waits_no_longer() -> None:
+def test_an_expedited_upload_no_longer_waits() -> None:
     pace = Pace(1000, 60.0)
-    threading.Timer(0.1, pace.hurry).start()
+    threading.Timer(0.1, pace.expedite).start()
     assert seconds_of(pace, [500, 500, 500]) < 10.0
 
 

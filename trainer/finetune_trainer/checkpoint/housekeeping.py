@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..runtime import RuntimeEnv
-from .engine.collective import everywhere
+from .engine.collective import gather_all
 from .format.orders import Answer, Pruned, PruneOrder
 from .format.retention import Keep
-from .upload.carrier import Carrier
+from .upload.client import UploaderClient
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ class _Seen:
 class Housekeeping:
     """The removals of one attempt, as one rank sees them. `begin` and `end` are for all ranks together."""
 
-    def __init__(self, carrier: Carrier, keep: Keep, runtime: RuntimeEnv) -> None:
-        self._carrier, self._keep, self._runtime = carrier, keep, runtime
+    def __init__(self, client: UploaderClient, keep: Keep, runtime: RuntimeEnv) -> None:
+        self._client, self._keep, self._runtime = client, keep, runtime
         self.is_open = False
-        """The same on every rank: begun, and not known everywhere to have ended."""
+        """The same on every rank: begun, and not known on every rank to have ended."""
         self.is_working = False
         """This rank's uploader is at it, or was when it was last heard of."""
         self._begun = 0.0
@@ -61,7 +61,7 @@ class Housekeeping:
             return
         self.is_open, self.is_working, self._begun = True, self._runtime.is_main, time.monotonic()
         if self.is_working:
-            self._carrier.send(PruneOrder(keep=self._keep))
+            self._client.send(PruneOrder(keep=self._keep))
 
     @property
     def insists(self) -> bool:
@@ -71,7 +71,7 @@ class Housekeeping:
 
     def hear(self, timeout: float = 0.0) -> bool:
         """Look for news of it, `timeout` seconds at most; whether nothing is going on on this rank."""
-        if self.is_working and (answer := self._carrier.receive(timeout)) is not None:
+        if self.is_working and (answer := self._client.receive(timeout)) is not None:
             self.is_working = not answer.done
             self._take(answer)
         return not self.is_working
@@ -80,24 +80,24 @@ class Housekeeping:
         """Give it `patience` seconds; whether nothing is going on on this rank then."""
         deadline = time.monotonic() + patience
         if self.is_working:
-            self._carrier.favour()
+            self._client.raise_priority()
         while not self.hear(_PEEK_SECONDS):
             if time.monotonic() >= deadline:
-                self._carrier.relax()
+                self._client.restore_priority()
                 return False
         return True
 
     def end(self, patience: float) -> bool:
         """A save waits, for so many seconds, or endlessly if it has to be: break it off; whether it has ended."""
         if self.is_open:
-            seen = everywhere(partial(self._wait, patience), _Seen)
+            seen = gather_all(partial(self._wait, patience), _Seen)
             self.is_open, self._given_way = not all(rank.has_ended for rank in seen), seen[0].given_way
         return not self.is_open
 
     def _wait(self, patience: float) -> _Seen:
         has_ended = self.hear()
         if not has_ended and (math.isinf(patience) or not self.insists):
-            self._carrier.hurry()
+            self._client.expedite()
             has_ended = self.finish(patience)
         return _Seen(has_ended, self._given_way)
 

@@ -17,7 +17,7 @@ from ..errors import CorruptCheckpointError
 from ..runtime import RuntimeEnv
 from ..store import ObjectStore
 from .engine import buffers, fragments, rng
-from .engine.collective import everywhere, on_main, together
+from .engine.collective import all_ranks, gather_all, rank_zero
 from .format.fitness import Lineage
 from .format.layout import PLANES
 from .format.manifest import Manifest, State
@@ -27,7 +27,7 @@ from .stored.blobs import Origin
 from .stored.loading import Loader
 from .stored.places import RunStorage
 from .training_state import TrainingState
-from .upload.carrier import Carrier, UploaderProcess
+from .upload.client import UploaderClient, UploaderProcess
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class CheckpointPlane:
         runtime: RuntimeEnv,
         *,
         blob_bytes: int = BLOB_BYTES,
-        carrier: Carrier | None = None,
+        client: UploaderClient | None = None,
         cache: Path | None = None,
     ) -> None:
         """`cache`: folder of the host that outlives this process, where copies of the newest checkpoints are kept."""
@@ -70,8 +70,8 @@ class CheckpointPlane:
             cache=cache,
         )
         setup = Setup(storage=config.storage, run_uri=config.run_uri, attempt=config.attempt, cache=cache)
-        self._carrier: Carrier = UploaderProcess(setup) if carrier is None else carrier
-        self.saver = Saver(self._carrier, self._storage, config, runtime, blob_bytes=blob_bytes)
+        self._client: UploaderClient = UploaderProcess(setup) if client is None else client
+        self.saver = Saver(self._client, self._storage, config, runtime, blob_bytes=blob_bytes)
         self.warnings: list[str] = []
         """What a user should see, oldest first."""
 
@@ -87,7 +87,7 @@ class CheckpointPlane:
 
     def claim(self) -> None:
         """Become the run's attempt. Raises FencedError if this or a newer attempt is claimed by somebody else."""
-        warning = on_main(partial(self._storage.claims.claim, world_size=self._runtime.world_size), str)
+        warning = rank_zero(partial(self._storage.claims.claim, world_size=self._runtime.world_size), str)
         self._warn([warning] if warning else [])
 
     # Saving
@@ -116,7 +116,7 @@ class CheckpointPlane:
 
         `exclude` names manifests that proved unusable. Data blobs are only counted here; `load` verifies them.
         """
-        manifest, warnings = on_main(
+        manifest, warnings = rank_zero(
             partial(self._storage.catalogue.newest_complete, exclude), tuple[Manifest | None, list[str]]
         )
         self._warn(warnings)
@@ -124,7 +124,7 @@ class CheckpointPlane:
 
     def find(self, step: int) -> Manifest | None:
         """The manifest of one step, that of the newest attempt if several saved it; None if there is none."""
-        return on_main(partial(self._storage.catalogue.find, step), Manifest | None)
+        return rank_zero(partial(self._storage.catalogue.find, step), Manifest | None)
 
     # Loading
 
@@ -139,7 +139,7 @@ class CheckpointPlane:
                 return self.load(manifest, engine)
             except CorruptCheckpointError as error:
                 excluded.add(manifest.name)
-                self._storage.blobs.suspect.update(*everywhere(lambda: set(self._storage.blobs.suspect), set[str]))
+                self._storage.blobs.suspect.update(*gather_all(lambda: set(self._storage.blobs.suspect), set[str]))
                 self._warn([f"checkpoint {manifest.name} cannot be used: {error}"])
         return None
 
@@ -151,7 +151,7 @@ class CheckpointPlane:
         """
         before = self._storage.blobs.read
         state = self._load(manifest, engine, planes=PLANES)
-        origin = sum(everywhere(lambda: self._storage.blobs.read - before, Origin), Origin())
+        origin = sum(gather_all(lambda: self._storage.blobs.read - before, Origin), Origin())
         fragments.set_groups(engine, state.groups)
         fragments.set_counters(engine, state.engine)
         fragments.set_loss_scale(engine, state.loss_scale)
@@ -177,7 +177,7 @@ class CheckpointPlane:
             steps = loader.stage(host, layout, shapes, rank=self._runtime.rank, planes=planes)
             return state, loader.buffers(state), steps
 
-        state, buffer_bytes, steps = together(stage)
+        state, buffer_bytes, steps = all_ranks(stage)
         fragments.write(engine, slots, host.view(np.float32), steps if planes == PLANES else None)
         buffers.write(engine.module, state.buffers, buffer_bytes)
         return state
@@ -185,7 +185,7 @@ class CheckpointPlane:
     def _host_buffer(self, size: int) -> npt.NDArray[np.uint8]:
         """The snapshots' memory serves for loads too: fresh pages cost more than the copy into them."""
         assert not self.saver.in_flight, "what is in flight would be overwritten"
-        return self._carrier.snapshot.array(size)
+        return self._client.snapshot.array(size)
 
     def restore_rng(self, manifest: Manifest) -> None:
         """Set this rank's random number generators; to be called after the batches of the epoch so far were skipped.
@@ -198,7 +198,7 @@ class CheckpointPlane:
                 return None
             return Loader(self._storage.blobs, manifest).part(self._runtime.rank).rng
 
-        state = together(read)
+        state = all_ranks(read)
         if state is None:
             rng.reseed(seed=self._config.spec.training.seed, step=manifest.step, rank=self._runtime.rank)
         else:

@@ -25,7 +25,7 @@ from finetune_api.trainer_config import TrainerConfig
 from ..errors import StorageUnreachableError, TrainerError
 from ..runtime import RuntimeEnv
 from .engine import buffers, fragments, rng
-from .engine.collective import everywhere, on_main, together
+from .engine.collective import all_ranks, gather_all, rank_zero
 from .engine.pinning import PinnedMemory
 from .format.clock import now
 from .format.failures import Failure
@@ -36,7 +36,7 @@ from .format.retention import Keep
 from .housekeeping import Housekeeping
 from .stored.places import RunStorage
 from .training_state import TrainingState
-from .upload.carrier import Carrier
+from .upload.client import UploaderClient
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +72,15 @@ class Saver:
     """Saves of one attempt. Collective, all but `prepare`, `hurry`, and what is asked of this rank alone."""
 
     def __init__(
-        self, carrier: Carrier, storage: RunStorage, config: TrainerConfig, runtime: RuntimeEnv, *, blob_bytes: int
+        self,
+        client: UploaderClient,
+        storage: RunStorage,
+        config: TrainerConfig,
+        runtime: RuntimeEnv,
+        *,
+        blob_bytes: int,
     ) -> None:
-        self._carrier, self._storage, self._config, self._runtime = carrier, storage, config, runtime
+        self._client, self._storage, self._config, self._runtime = client, storage, config, runtime
         self._blob_bytes = blob_bytes
         self._pinned = PinnedMemory()
         self._flight: _Flight | None = None
@@ -82,7 +88,7 @@ class Saver:
         """The next save waits for the one in flight."""
         self._troubles: list[str] = []
         """Of all ranks, by rank, as they were last exchanged; empty: none is known of."""
-        self.housekeeping = Housekeeping(carrier, Keep.of(config.spec.checkpoint), runtime)
+        self.housekeeping = Housekeeping(client, Keep.of(config.spec.checkpoint), runtime)
         self.parent_step: int | None = None
         """Step of the checkpoint that the training goes on from: the last one committed or restored."""
         self.last: CommittedCheckpoint | None = None
@@ -108,19 +114,19 @@ class Saver:
     def close(self) -> None:
         """End the uploader, and what is in flight with it. Not collective."""
         self._pinned.release()
-        self._carrier.close()
+        self._client.close()
 
     def prepare(self) -> None:
         """Saves will come. The uploader's imports take a second or more, by which the first of them would be later."""
-        self._carrier.prepare()
+        self._client.prepare()
 
     def begin(self, state: TrainingState, *, spread_seconds: float) -> None:
         """Take the snapshot, and return as soon as it is taken. `make_room` comes before it."""
         assert self._flight is None, "one save at a time"
         assert not self.housekeeping.is_open, "what this save finds in storage must not be removed"
         started = time.monotonic()
-        order = together(partial(self._snapshot, state.engine, state.small_state, spread_seconds))
-        self._carrier.send(order)
+        order = all_ranks(partial(self._snapshot, state.engine, state.small_state, spread_seconds))
+        self._client.send(order)
         self._flight = _Flight(state, snapshot_seconds=time.monotonic() - started)
 
     def _snapshot(self, engine: Any, small_state: dict[str, Any], spread_seconds: float) -> PartOrder:
@@ -128,7 +134,7 @@ class Saver:
         layout = fragments.layout_of(slots)
         state, content = self._state(engine, small_state) if self._runtime.is_main else (None, b"")
         size = layout.bytes()
-        memory = self._carrier.snapshot.array(size + len(content))
+        memory = self._client.snapshot.array(size + len(content))
         self._pinned.hold(memory)
         steps = fragments.read(engine, slots, memory[:size].view(np.float32))
         memory[size:] = np.frombuffer(content, dtype=np.uint8)
@@ -170,7 +176,7 @@ class Saver:
             return False
         deadline = time.monotonic() + timeout
         while not (flight.is_done or flight.refusal):
-            answer = self._carrier.receive(max(0.0, deadline - time.monotonic()))
+            answer = self._client.receive(max(0.0, deadline - time.monotonic()))
             if answer is None:
                 return False
             flight.busy_seconds += answer.busy_seconds
@@ -207,7 +213,7 @@ class Saver:
 
     def share_trouble(self) -> None:
         """A rank has news. Collective."""
-        self._troubles = everywhere(lambda: self._own_trouble, str)
+        self._troubles = gather_all(lambda: self._own_trouble, str)
 
     # Moving it on, together
 
@@ -215,7 +221,7 @@ class Saver:
         """All ranks are ready, or one is refused: the next part of the flight. Raises FencedError on every rank."""
         flight = self._flight
         assert flight is not None
-        stored = everywhere(partial(self._take_stored, flight), tuple[StoredPart, float])
+        stored = gather_all(partial(self._take_stored, flight), tuple[StoredPart, float])
         if flight.manifest is not None:
             self._land(flight, max(busy for _, busy in stored))
             return
@@ -223,9 +229,7 @@ class Saver:
         # The other ranks have no further order; they are ready when rank 0's is.
         flight.is_done = not self._runtime.is_main
         if self._runtime.is_main:
-            self._carrier.send(
-                CommitOrder(manifest=flight.manifest, has_conditions=self._storage.claims.has_conditions)
-            )
+            self._client.send(CommitOrder(manifest=flight.manifest, has_conditions=self._storage.claims.has_conditions))
 
     def _take_stored(self, flight: _Flight) -> tuple[StoredPart, float]:
         if flight.refusal is not None:
@@ -239,7 +243,7 @@ class Saver:
             step=state.step,
             attempt=self._config.attempt,
             run=self._config.run,
-            time=on_main(now, str),
+            time=rank_zero(now, str),
             world_size=self._runtime.world_size,
             zero_stage=state.engine.zero_optimization_stage(),
             blob_bytes=self._blob_bytes,
@@ -273,7 +277,7 @@ class Saver:
 
     def hurry(self) -> None:
         """Somebody waits."""
-        self._carrier.hurry()
+        self._client.expedite()
 
     def settle(self, patience: float = math.inf) -> bool:
         """Wait until no save is in flight any more, or for `patience` seconds; whether none is.
@@ -285,9 +289,9 @@ class Saver:
         while self._flight is not None:
             self.hurry()
             flight = self._flight
-            ready = everywhere(partial(self._wait_until_ready, flight, deadline), bool)
+            ready = gather_all(partial(self._wait_until_ready, flight, deadline), bool)
             if not all(ready):
-                self._carrier.relax()
+                self._client.restore_priority()
                 return False
             self.advance()
         return True

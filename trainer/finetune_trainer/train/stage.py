@@ -13,7 +13,7 @@ from finetune_api.progress import TrainResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Dtype, Packing
 
-from ..checkpoint.engine.collective import on_main
+from ..checkpoint.engine.collective import rank_zero
 from ..checkpoint.plane import CheckpointPlane
 from ..data.collate import Collator
 from ..data.order import grouping_of
@@ -205,7 +205,7 @@ class _Attempt:
             exported: Exported | None = export(
                 trainer.module, config=self.config, base=base, store=self.store, scratch=self.runtime.scratch
             )
-            told = on_main(lambda: cast(Exported, exported), Exported)
+            told = rank_zero(lambda: cast(Exported, exported), Exported)
         self.report.update(activity="done", flush=True)
         return TrainResult(
             model_uri=told.uri,

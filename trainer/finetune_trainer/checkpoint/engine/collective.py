@@ -1,12 +1,12 @@
-"""What ranks tell each other, and work that has one outcome on all of them.
+"""Collectives of Python values, and actions whose errors are raised on all ranks.
 
-Where an action fails on one rank, it fails on all, by the same error. Otherwise a rank that failed would leave while
+If an action fails on one rank, it raises the same error on all of them. Otherwise the rank that failed would exit while
 the others wait for it.
 
-Values travel as JSON, never as pickles: anybody who reaches the port of a rank could run code in it otherwise. They
-have a process group of their own, which waits as long as it takes: one rank may have to download, merge or upload a
-whole model meanwhile, and the time-out of the collectives of a training step is shorter than that. A rank that dies
-closes its connections, and those who wait for it fail at once.
+Values are exchanged as JSON, never as pickles: anybody who reaches the port of a rank could otherwise run code in it.
+They use a process group of their own with a long timeout: one rank may have to download, merge or upload a whole model
+meanwhile, which takes longer than the timeout of the collectives of a training step. A rank that dies closes its
+connections, and the ranks that wait for it fail at once.
 """
 
 import json
@@ -24,11 +24,11 @@ from ..format.failures import Failure
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=7)
-"""Longest wait for another rank; `spec.budget.deadline` bounds a run, and the operator notices lost nodes."""
+TIMEOUT = timedelta(days=7)
+"""Longest wait for another rank; `spec.budget.deadline` limits a run, and the operator detects lost nodes."""
 
 _MAX_MESSAGE_BYTES = 64 << 20
-"""Of one rank. What is exchanged has some KB; a length beyond it was not sent by a rank of ours."""
+"""Of one rank. Messages have a few KB; a longer one was not sent by a rank of this program."""
 
 
 class _Waiting:
@@ -38,26 +38,27 @@ class _Waiting:
 
 
 def open_waiting_group() -> None:
-    """Make the group with the long time-out. Collective, after the default group was started."""
-    _Waiting.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    """Create the group with the long timeout. Collective; the default group must be initialized."""
+    _Waiting.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def forget_waiting_group() -> None:
-    """The groups of this process are destroyed."""
+    """Forget the group: the process groups of this process are destroyed."""
     _Waiting.group = None
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank; waits for all of them. Collective."""
+    """Return whether the flag is set on any rank. Collective; waits for all ranks."""
     summed = torch.tensor([float(flag)])
     dist.all_reduce(summed, group=_Waiting.group)
     return bool(summed > 0)
 
 
-def everywhere(action: Callable[[], T], kind: Any) -> list[T]:
-    """Run `action` on every rank. Returns all results, by rank; the error of the lowest rank that failed ends all.
+def gather_all(action: Callable[[], T], kind: Any) -> list[T]:
+    """Run `action` on every rank and return the results of all ranks, in the order of the ranks.
 
-    `kind` is the type of the result, which has to survive as JSON: what pydantic's TypeAdapter takes.
+    `kind` is the type of the result, which must be serializable to JSON by pydantic's TypeAdapter. If the action
+    fails on any rank, the error of the lowest such rank is raised on every rank.
     """
     adapter: TypeAdapter[T] = TypeAdapter(kind)
     try:
@@ -74,15 +75,15 @@ def everywhere(action: Callable[[], T], kind: Any) -> list[T]:
     return [adapter.validate_json(outcome.value) for outcome in outcomes]
 
 
-def together(action: Callable[[], T]) -> T:
-    """Like `everywhere`, but the results stay where they are: they may be of any type."""
+def all_ranks(action: Callable[[], T]) -> T:
+    """Run `action` on every rank and return this rank's result, of any type. Errors are raised as in `gather_all`."""
     mine: list[T] = []
-    everywhere(lambda: mine.append(action()), None)
+    gather_all(lambda: mine.append(action()), None)
     return mine[0]
 
 
-def on_main(action: Callable[[], T], kind: Any) -> T:
-    """Run `action` on rank 0 alone; its result, or its error, reaches every rank. `kind` as in `everywhere`."""
+def rank_zero(action: Callable[[], T], kind: Any) -> T:
+    """Run `action` on rank 0 only; return its result, or raise its error, on every rank. `kind` as in `gather_all`."""
     adapter: TypeAdapter[T] = TypeAdapter(kind)
     outcome = _Outcome()
     if _rank() == 0:
@@ -105,7 +106,7 @@ class _Outcome:
     failure: Failure | None = None
 
     def raised(self) -> TrainerError:
-        """The failure as every other rank sees it."""
+        """Return the error that the other ranks raise."""
         assert self.failure is not None
         return self.failure.error(by=f"rank {self.rank}")
 
@@ -148,7 +149,7 @@ def _exchange(mine: _Outcome) -> list[_Outcome]:
 
 
 def _broadcast(mine: _Outcome) -> _Outcome:
-    """Rank 0's, on every rank."""
+    """Return rank 0's outcome on every rank."""
     if not dist.is_initialized():
         return mine
     content, group = mine.encode(), _Waiting.group
@@ -162,5 +163,5 @@ def _broadcast(mine: _Outcome) -> _Outcome:
 
 def _checked(size: int) -> int:
     if not 0 < size <= _MAX_MESSAGE_BYTES:
-        raise TrainerError(f"another rank announces a message of {size} bytes, more than {_MAX_MESSAGE_BYTES}")
+        raise TrainerError(f"a message of another rank must have 1 to {_MAX_MESSAGE_BYTES} bytes, not {size}")
     return size

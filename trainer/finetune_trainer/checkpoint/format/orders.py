@@ -66,7 +66,7 @@ class CommitOrder(Message):
 
 
 class PruneOrder(Message):
-    """Remove what is not kept. It is tried once, and broken off when somebody hurries: the next one finishes it."""
+    """Remove what is not kept. It is not retried, and stops when it is expedited: the next order finishes it."""
 
     kind: Literal["prune"] = "prune"
     keep: Keep

@@ -19,7 +19,7 @@ Steps = Generator[None, None, T]
 """Work with pauses, and its result."""
 
 BATCH = 200
-"""Objects that one request removes. Somebody in a hurry waits for one request."""
+"""Objects that one request removes. A rank that stops a removal waits for one request."""
 
 
 class Pruning:

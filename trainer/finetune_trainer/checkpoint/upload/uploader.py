@@ -1,10 +1,16 @@
-"""The uploader: a process beside each rank that hashes and uploads its snapshots while it trains on.
+"""The uploader: a process of each rank that hashes and uploads its snapshots while the rank continues to train.
 
     python -m finetune_trainer.checkpoint.upload.uploader --channel FD --orders FD --snapshot FD
 
-Over the channel, a socket that keeps messages apart, come the Setup, then the length of an order in shared memory, or
-`hurry`; back go Answers. At most one order is open. An uploader ends at once when the channel does: without its rank
-nothing of it can be committed. Storage that does not answer is tried again for as long as it takes.
+The rank sends over the channel, a socket that preserves message boundaries: first the Setup, then the length of an
+order in shared memory, or `expedite`. The uploader sends Answers. At most one order is open. An uploader exits as soon
+as the channel is closed: without its rank, nothing that it stores can be committed. It retries requests to storage that
+does not answer for as long as it takes.
+
+A checkpoint is stored in this order: data blobs, layout, part and state, which are all content-addressed and have no
+effect without a manifest; then rank 0's uploader, once all parts are stored, checks that no newer attempt has claimed
+the run and writes the manifest by one conditional put. A process that dies on the way leaves the previous checkpoint as
+the newest. Checkpoints that are no longer kept are removed last.
 """
 
 import argparse
@@ -23,26 +29,143 @@ from pydantic import TypeAdapter
 from ...errors import FencedError, TrainerError
 from ...store import ObjectStore, RetryPolicy
 from ..format.failures import Failure
-from ..format.orders import Answer, Order, PartOrder, Setup
-from ..stored.blobs import THREADS
+from ..format.manifest import Part
+from ..format.orders import Answer, CommitOrder, Order, PartOrder, PruneOrder, Setup, StoredPart
+from ..stored.blobs import THREADS, parallel
 from ..stored.places import RunStorage
-from . import deposit
-from .pace import Pace
+from ..stored.pruning import Pruning
 from .shared_memory import SharedMemory
 
 log = logging.getLogger("finetune")
 
-HURRY = b"hurry"
+EXPEDITE = b"expedite"
 LONGEST_MESSAGE = 1 << 16
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 15.0
 RETRY = RetryPolicy(total_seconds=5.0, attempts_per_request=1)
-"""Of a request; then the rank is told, and the whole order is tried again, of which most is there by then."""
+"""For one request. After it the uploader reports the failure to the rank and repeats the whole order, most of which is
+stored by then."""
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)
+
+
+class Pace:
+    """An upload rate that several threads share: an upload that is spread over time does not slow the training down.
+
+    Time that is lost to slow storage is made up for. Without `seconds` nothing waits.
+    """
+
+    def __init__(self, total_bytes: int = 0, seconds: float = 0.0, *, senders: int = 1) -> None:
+        self._rate = total_bytes / seconds if seconds > 0 else 0.0
+        self._senders = senders
+        self._sent = 0
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._expedited = threading.Event()
+        self._waited = 0.0
+
+    @property
+    def waited_seconds(self) -> float:
+        """By how much the waits have prolonged the upload: the mean over the senders, which wait concurrently."""
+        return self._waited / self._senders
+
+    @property
+    def is_expedited(self) -> bool:
+        """Whether the rank waits for the order."""
+        return self._expedited.is_set()
+
+    def expedite(self) -> None:
+        """The rank waits for the order: from now on nothing is delayed."""
+        self._expedited.set()
+
+    def __call__(self, count: int) -> None:
+        """Wait until `count` further bytes may be sent."""
+        if not self._rate or self._expedited.is_set():
+            return
+        with self._lock:
+            due = self._started + self._sent / self._rate
+            self._sent += count
+        wait = due - time.monotonic()
+        if wait > 0:
+            started = time.monotonic()
+            self._expedited.wait(wait)
+            with self._lock:
+                self._waited += time.monotonic() - started
+
+
+def execute_order(storage: RunStorage, order: Order, snapshot: SharedMemory, pace: Pace) -> Answer:
+    """Execute the order. `snapshot` is the memory that a PartOrder refers to.
+
+    Raises the error that prevents a part or a commit: without them there is no checkpoint. The error of a removal is in
+    the answer, because a removal is not retried.
+    """
+    match order:
+        case PartOrder():
+            memory = snapshot.array(order.planes_bytes + order.buffers_bytes)
+            return Answer(done=True, part=execute_upload(storage, order, memory.data, pace))
+        case CommitOrder():
+            commit(storage, order)
+            return Answer(done=True)
+        case PruneOrder():
+            return prune(storage, order, pace)
+
+
+def execute_upload(storage: RunStorage, order: PartOrder, memory: memoryview, pace: Pace) -> StoredPart:
+    """Upload the blobs of a rank's snapshot that storage does not have yet.
+
+    `memory` holds the rank's optimizer state arrays, followed by the module's buffers.
+    """
+    blobs, size = storage.blobs, order.planes_bytes
+    blobs.suspect.update(order.suspect)
+    cuts = [memory[at : min(at + order.blob_bytes, size)] for at in range(0, size, order.blob_bytes)]
+    storage.copies.begin(size)
+    digests = parallel(lambda content: blobs.put(content, pace=pace, keep=True), cuts)
+    storage.copies.end()
+    part = Part(
+        rank=order.rank,
+        layout=blobs.put_json(order.layout.model_dump()),
+        blobs=tuple(digests),
+        bytes=size,
+        steps=order.steps,
+        rng=order.rng,
+    )
+    digest, state = blobs.put_json(part.model_dump()), ""
+    if order.state is not None:
+        buffers = memory[size : size + order.buffers_bytes]
+        stored = blobs.put(buffers) if order.state.buffers else None
+        state = blobs.put_json(order.state.model_copy(update={"buffers_blob": stored}).model_dump())
+    return StoredPart(digest=digest, bytes=size, state=state, suspect=tuple(blobs.suspect))
+
+
+def commit(storage: RunStorage, order: CommitOrder) -> None:
+    """Write the manifest, which makes the checkpoint exist.
+
+    Raises FencedError if a newer attempt has claimed the run, or another process has written this manifest.
+    """
+    manifest = order.manifest
+    storage.claims.check()
+    if not storage.catalogue.add(manifest, has_conditions=order.has_conditions):
+        raise FencedError(
+            f"{storage.catalogue.uri_of(manifest.name)} exists already: another process writes as attempt "
+            f"{manifest.attempt}"
+        )
+
+
+def prune(storage: RunStorage, order: PruneOrder, pace: Pace) -> Answer:
+    """Remove what is not kept, until the order is expedited."""
+    pruning = Pruning(storage, order.keep)
+    try:
+        for _ in pruning.steps():
+            if pace.is_expedited:
+                break
+    except Exception as error:
+        if not isinstance(error, TrainerError):
+            log.exception("unexpected error while old checkpoints were removed")
+        return Answer(done=True, pruned=pruning.pruned, failure=Failure.of(error))
+    return Answer(done=True, pruned=pruning.pruned)
 
 
 @dataclass
 class Uploader:
-    """One thread listens, so that a rank's end and its hurry are heard; another one works."""
+    """One thread reads the channel, so that the rank's end and `expedite` are noticed at once; another one works."""
 
     channel: socket.socket
     orders: SharedMemory
@@ -51,37 +174,37 @@ class Uploader:
     pace: Pace | None = None
 
     def serve(self) -> None:
-        """Until the channel ends."""
+        """Execute orders until the channel is closed."""
         while message := self.channel.recv(LONGEST_MESSAGE):
-            if message == HURRY:
+            if message == EXPEDITE:
                 if self.pace is not None:
-                    self.pace.hurry()
+                    self.pace.expedite()
                 continue
             order = _ORDER.validate_json(self.orders.array(int(message))[: int(message)].tobytes())
             self.pace = _pace_of(order)
-            threading.Thread(target=self._carry_out, args=(order, self.pace), daemon=True).start()
+            threading.Thread(target=self._execute, args=(order, self.pace), daemon=True).start()
 
-    def _carry_out(self, order: Order, pace: Pace) -> None:
+    def _execute(self, order: Order, pace: Pace) -> None:
         delay, started = _FIRST_DELAY, time.monotonic()
         while True:
             try:
-                answer = deposit.carry_out(self.storage, order, self.snapshot, pace)
+                answer = execute_order(self.storage, order, self.snapshot, pace)
             except Exception as error:
                 is_final = isinstance(error, FencedError)
-                self._tell(Answer(failure=Failure.of(error), is_final=is_final))
+                self._send(Answer(failure=Failure.of(error), is_final=is_final))
                 if is_final:
                     return
                 if not isinstance(error, TrainerError):
-                    log.exception("an upload has failed for a reason of its own")
+                    log.exception("unexpected error in an upload")
                 time.sleep(delay)
                 delay = min(2 * delay, _LONGEST_DELAY)
             else:
                 busy = max(0.0, time.monotonic() - started - pace.waited_seconds)
-                self._tell(answer.model_copy(update={"busy_seconds": busy}))
+                self._send(answer.model_copy(update={"busy_seconds": busy}))
                 return
 
-    def _tell(self, answer: Answer) -> None:
-        with contextlib.suppress(ConnectionError):  # the rank is gone, and so is this process in a moment
+    def _send(self, answer: Answer) -> None:
+        with contextlib.suppress(ConnectionError):  # the rank has exited, and `serve` is about to end this process
             self.channel.send(answer.model_dump_json().encode())
 
 
@@ -103,7 +226,7 @@ def main() -> NoReturn:
     store = ObjectStore.connect(setup.storage, retry=RETRY, sign_bodies=False)
     storage = RunStorage.of(store, setup.run_uri, attempt=setup.attempt, cache=setup.cache)
     Uploader(channel, SharedMemory(arguments.orders), SharedMemory(arguments.snapshot), storage).serve()
-    # Threads may be in the middle of an upload that nobody waits for any more.
+    # Threads may be in the middle of an upload that nobody waits for.
     os._exit(0)
 
 

@@ -1,18 +1,17 @@
-"""An uploader without a process: orders are carried out as they are given, against a store that a test has prepared."""
+"""An uploader without a process: executes each order at once, against a store that the test has prepared."""
 
 from collections import deque
 
 from finetune_trainer.checkpoint.format.failures import Failure
 from finetune_trainer.checkpoint.format.orders import Answer, Order
 from finetune_trainer.checkpoint.stored.places import RunStorage
-from finetune_trainer.checkpoint.upload import deposit
-from finetune_trainer.checkpoint.upload.pace import Pace
 from finetune_trainer.checkpoint.upload.shared_memory import SharedMemory
+from finetune_trainer.checkpoint.upload.uploader import Pace, execute_order
 from finetune_trainer.errors import TrainerError
 
 
-class InlineCarrier:
-    """A Carrier. It does not try again: every failure is final."""
+class InlineUploader:
+    """An UploaderClient that does not retry: every failure is final."""
 
     def __init__(self, storage: RunStorage) -> None:
         self.snapshot = SharedMemory()
@@ -24,21 +23,21 @@ class InlineCarrier:
 
     def send(self, order: Order) -> None:
         try:
-            self._answers.append(deposit.carry_out(self._storage, order, self.snapshot, Pace()))
+            self._answers.append(execute_order(self._storage, order, self.snapshot, Pace()))
         except TrainerError as error:
             self._answers.append(Answer(failure=Failure.of(error), is_final=True))
 
     def receive(self, timeout: float) -> Answer | None:
         return self._answers.popleft() if self._answers else None
 
-    def hurry(self) -> None:
-        """It has no other pace."""
+    def expedite(self) -> None:
+        """It always runs at full speed."""
 
-    def favour(self) -> None:
-        """It has no other priority."""
+    def raise_priority(self) -> None:
+        """It has no process."""
 
-    def relax(self) -> None:
-        """It has no other priority."""
+    def restore_priority(self) -> None:
+        """It has no process."""
 
     def close(self) -> None:
         self.snapshot.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer.checkpoint.engine.collective import on_main
+from finetune_trainer.checkpoint.engine.collective import rank_zero
 from finetune_trainer.checkpoint.plane import CheckpointPlane
 from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.runtime import RuntimeEnv
@@ -34,7 +34,7 @@ def stored_bytes(config: dict[str, Any], model: str) -> dict[str, int]:
         for number in range(saves):
             _train(engine, range(number * _STEPS, (number + 1) * _STEPS), runtime, run.batch.micro_size)
             plane.save(TrainingState(step=(number + 1) * _STEPS, engine=engine, small_state={}))
-            total = on_main(partial(_stored_bytes, store, run.run_uri), int)
+            total = rank_zero(partial(_stored_bytes, store, run.run_uri), int)
             found[f"{name}{number + 1}"], before = total - before, total
         plane.close()
         engine.destroy()

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer.checkpoint.engine.collective import on_main
+from finetune_trainer.checkpoint.engine.collective import rank_zero
 from finetune_trainer.checkpoint.plane import CheckpointPlane
 from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.errors import StoppedError
@@ -245,7 +245,7 @@ class OursAndTransformers(WatchedTrainer):
         self.watched.start(self.state.global_step)
         yield
         self.watched.allowed = False
-        self.watch.interval_steps = max(2, on_main(lambda: self.parts.report.progress.checkpoint_every, int))
+        self.watch.interval_steps = max(2, rank_zero(lambda: self.parts.report.progress.checkpoint_every, int))
         self.watch.drag = self.watched.drag_seconds
 
 
