@@ -17,8 +17,8 @@ stepSlowdown      Steps during which an upload at its default pace never rested,
                   uploaders run beside the training, as they do in a pod; store and proxy, which are elsewhere then,
                   take of this machine only what it leaves.
 wallRatio         The interval with the save beside the halves without. `--max-lost-work` (default 2m, the product's is
-                  10m) decides how often, through the product's own cadence, from its own measurements.
-restoreRatio      `CheckpointPlane.restore` into a real engine, from listing to last collective, all bytes verified,
+                  10m) decides how often, through the product's own save interval, from its own measurements.
+restoreRatio      `CheckpointManager.restore` into a real engine, from listing to last collective, all bytes verified,
                   into fresh memory; beside boto3 reading the same blobs, as many at once, into fresh memory.
 bytesRatio        All new objects of a checkpoint, beside all files of a save of transformers'.
 frozenBytesRatio  New objects of the second checkpoint with half of the layers frozen, beside those of the first full
@@ -116,16 +116,16 @@ class Bench:
     def _training_lines(self, ranks: list[Any]) -> list[str]:
         main = ranks[0]
         first, *others = main["saves"]
-        stalls = [save["snapshot"] + save["moving_on"] for save in main["saves"]]
-        landing = statistics.median(save["landing"] for save in others)
+        stalls = [save["snapshot"] + save["progress"] for save in main["saves"]]
+        latency = statistics.median(save["commit_latency"] for save in others)
         saving, uploading = (
             statistics.median(each[part] for each in main["baselines"]) for part in ("saving", "uploading")
         )
         return [
-            f"first checkpoint, with the uploader's start: stall {stalls[0]:.3f} s, in {first['landing']:.1f} s",
-            f"the others: stall {max(stalls[1:]):.3f} s at most, they exist in {landing:.1f} s",
+            f"first checkpoint, with the uploader's start: stall {stalls[0]:.3f} s, in {first['commit_latency']:.1f} s",
+            f"the others: stall {max(stalls[1:]):.3f} s at most, committed in {latency:.1f} s",
             f"interval: {main['interval_steps']} steps, for maxLostWork {self.options.max_lost_work}, where the steps "
-            f"beside an upload take {main['drag']:.2f} s longer in all",
+            f"beside an upload take {main['upload_overhead']:.2f} s longer in all",
             f"transformers and DeepSpeed: {saving:.2f} s for the save, {uploading:.2f} s for the uploads",
         ]
 

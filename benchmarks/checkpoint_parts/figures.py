@@ -76,7 +76,7 @@ def training_figures(ranks: Sequence[dict[str, Any]], stored_bytes: float) -> li
     main = ranks[0]
     ours, baselines = main["saves"][-len(main["baselines"]) :], main["baselines"]
     stalls = [
-        Pair(save["snapshot"] + save["moving_on"], other["saving"] + other["uploading"])
+        Pair(save["snapshot"] + save["progress"], other["saving"] + other["uploading"])
         for save, other in zip(ours, baselines, strict=True)
     ]
     written = [Pair(stored_bytes, sum(each)) for each in zip(*map(_baseline_bytes, ranks), strict=True)]

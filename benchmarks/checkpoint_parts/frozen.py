@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.checkpoint.async_saver import TrainingState
 from finetune_trainer.checkpoint.engine.collective import rank_zero
-from finetune_trainer.checkpoint.plane import CheckpointPlane
-from finetune_trainer.checkpoint.training_state import TrainingState
+from finetune_trainer.checkpoint.manager import CheckpointManager
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.train.ds_config import deepspeed_config
@@ -28,15 +28,15 @@ def stored_bytes(config: dict[str, Any], model: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, frozen, saves in (("full", False, 1), ("half", True, 2)):
         run = with_output(resolved, f"frozen-{name}")
-        engine, plane = _engine(run, Path(model), frozen=frozen), CheckpointPlane(store, run, runtime)
-        plane.claim()
+        engine, manager = _engine(run, Path(model), frozen=frozen), CheckpointManager(store, run, runtime)
+        manager.claim()
         before = 0
         for number in range(saves):
             _train(engine, range(number * _STEPS, (number + 1) * _STEPS), runtime, run.batch.micro_size)
-            plane.save(TrainingState(step=(number + 1) * _STEPS, engine=engine, small_state={}))
+            manager.save(TrainingState(step=(number + 1) * _STEPS, engine=engine, small_state={}))
             total = rank_zero(partial(_stored_bytes, store, run.run_uri), int)
             found[f"{name}{number + 1}"], before = total - before, total
-        plane.close()
+        manager.close()
         engine.destroy()
     end_process_group()
     return found

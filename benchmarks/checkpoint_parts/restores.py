@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.checkpoint.format.layout import blob_sizes
-from finetune_trainer.checkpoint.plane import CheckpointPlane
+from finetune_trainer.checkpoint.manager import CheckpointManager
 from finetune_trainer.checkpoint.stored.host import HostCopies
 from finetune_trainer.checkpoint.stored.loading import Loader
 from finetune_trainer.checkpoint.stored.places import RunStorage
@@ -33,12 +33,12 @@ def restore_rounds(engine: Any, config: TrainerConfig, rounds: int) -> dict[str,
     sizes = {f"{folder}/{digest}": size for digest, size in digests.items()}
 
     def restore(cache: Path | None, place: str) -> None:
-        # A plane of its own has memory of its own, as after a restart: its pages are fresh.
-        plane = CheckpointPlane(store, config, runtime, cache=cache)
-        restored = plane.restore(engine)
+        # A manager of its own has memory of its own, as after a restart: its pages are fresh.
+        manager = CheckpointManager(store, config, runtime, cache=cache)
+        restored = manager.restore(engine)
         assert restored is not None
         assert restored.origin.startswith(place)
-        plane.close()
+        manager.close()
 
     cache = _kept_on_host(storage, digests, config, runtime)
     sides: dict[str, Callable[[], object]] = {

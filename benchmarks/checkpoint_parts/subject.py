@@ -19,7 +19,7 @@ FROZEN_LAYERS, FROZEN_VOCABULARY = 12, 2048
 """43.7 M parameters, 42.5 M of them in layers: only there is half of the layers about half of the parameters."""
 MAX_LENGTH, ROWS, WORDS = 64, 512, 200
 _MANY_STEPS = 1_000_000
-"""The benchmark ends the training, not its plan: the cadence must not see an end come near."""
+"""The benchmark ends the training, not its plan: the save interval must not depend on an end that is near."""
 
 
 @dataclass(frozen=True)

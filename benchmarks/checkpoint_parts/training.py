@@ -1,8 +1,8 @@
-"""The product's train stage with a watch in its hand.
+"""The product's train stage, measured.
 
-Stage, Trainer, saves, plane and uploaders are the product's; subclasses here take times and say when a save may come.
-The baseline is saved by the same Trainer object with what transformers itself does: `_save_checkpoint` of its Trainer,
-hence DeepSpeed's `save_checkpoint`, on the same engine, between the same steps.
+Stage, Trainer, CheckpointManager and uploaders are the product's; subclasses here take times and say when a save may
+start. The baseline is saved by the same Trainer object with what transformers itself does: `_save_checkpoint` of its
+Trainer, hence DeepSpeed's `save_checkpoint`, on the same engine, between the same steps.
 """
 
 import math
@@ -19,10 +19,11 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from finetune_api.constants import Stage
+from finetune_api.progress import CommittedCheckpoint
 from finetune_api.trainer_config import TrainerConfig
+from finetune_trainer.checkpoint.async_saver import TrainingState
 from finetune_trainer.checkpoint.engine.collective import rank_zero
-from finetune_trainer.checkpoint.plane import CheckpointPlane
-from finetune_trainer.checkpoint.training_state import TrainingState
+from finetune_trainer.checkpoint.manager import CheckpointManager
 from finetune_trainer.errors import StoppedError
 from finetune_trainer.logs import configure_logging
 from finetune_trainer.progress import ProgressReporter
@@ -30,8 +31,6 @@ from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.train import stage
-from finetune_trainer.train.plan import TrainingPlan
-from finetune_trainer.train.saves import Saves
 from finetune_trainer.train.trainer import FineTuneTrainer
 
 from .plain_s3 import client, upload_folder
@@ -41,7 +40,7 @@ from .subject import BUCKET
 _WARM_UP_STEPS, _SETTLE_STEPS = 4, 2
 """Left out: the first steps allocate, and those after a baseline save find cold caches."""
 _LEARNT_SAVES, _LEARNT_STEPS = 4, 8
-"""Before the cadence is asked for: of the first save, which starts the uploaders, it learns little."""
+"""Before the save interval is computed: the first save, which starts the uploaders, is not typical."""
 _QUIET_STEPS = 3
 """Before a save of DeepSpeed's writers."""
 
@@ -52,10 +51,10 @@ class Save:
 
     snapshot: float
     """`_save_checkpoint`, from its call to its return."""
-    moving_on: float = 0.0
+    progress: float = 0.0
     """Within the ends of later steps, where ranks exchange digests and learn of the commit."""
-    landing: float = 0.0
-    """From the snapshot until the checkpoint exists: no stall."""
+    commit_latency: float = 0.0
+    """From the snapshot until the checkpoint is committed: no stall."""
 
 
 @dataclass
@@ -90,43 +89,49 @@ class Watch:
     baselines: list[Baseline] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     interval_steps: int = 0
-    """What the automatic cadence came to."""
-    drag: float = 0.0
-    """Of what it knew then: seconds that steps beside an upload take longer, all together."""
+    """The automatic save interval."""
+    upload_overhead: float = 0.0
+    """Measured until then: seconds by which the steps during an upload take longer, in total."""
 
 
-class WatchedSaves(Saves):
-    """The clock asks only where the benchmark lets it."""
+class WatchedManager(CheckpointManager):
+    """A save is due only when the benchmark allows it."""
 
-    def __init__(self, plan: TrainingPlan, plane: CheckpointPlane, report: ProgressReporter, watch: Watch) -> None:
-        super().__init__(plan, plane, report)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.watch = Watch()
         self.allowed, self.uploading = False, False
-        self._watch, self._taken = watch, 0.0
+        self._taken = 0.0
 
     @property
-    def drag_seconds(self) -> float:
-        """As it is known."""
-        return self._drag.seconds
+    def upload_overhead(self) -> float:
+        """In seconds, as measured so far."""
+        return self._scheduler._overhead.seconds
 
     def end_interval(self) -> None:
         """The next save is due as soon as it is allowed."""
-        self._begun = -math.inf
+        self._scheduler._started = -math.inf
 
-    def are_due(self, step: int, *, step_seconds: float) -> bool:
-        return self.allowed and super().are_due(step, step_seconds=step_seconds)
+    def restart_interval(self, step: int) -> None:
+        """The interval starts now."""
+        self._scheduler.start(step)
 
-    def take(self, state: TrainingState, *, step_seconds: float, waits: bool) -> None:
+    def should_save(self, step: int, *, step_seconds: float) -> bool:
+        return self.allowed and super().should_save(step, step_seconds=step_seconds)
+
+    def save(self, state: TrainingState, *, step_seconds: float = 0.0, wait: bool = True) -> CommittedCheckpoint | None:
         self._taken = time.perf_counter()
-        super().take(state, step_seconds=step_seconds, waits=waits)
+        saved = super().save(state, step_seconds=step_seconds, wait=wait)
         self.uploading = True
+        return saved
 
-    def move_on(self, *, all_stored: bool, refused: bool) -> None:
-        started, flies = time.perf_counter(), self._plane.saver.in_flight
-        super().move_on(all_stored=all_stored, refused=refused)
-        if flies and all_stored:
-            self.uploading, save = False, self._watch.saves[-1]
-            save.moving_on += time.perf_counter() - started
-            save.landing = time.perf_counter() - self._taken
+    def progress(self, *, all_stored: bool, fenced: bool, error_changed: bool, too_stale: bool) -> None:
+        started, was_in_flight = time.perf_counter(), self.in_flight
+        super().progress(all_stored=all_stored, fenced=fenced, error_changed=error_changed, too_stale=too_stale)
+        if was_in_flight and all_stored:
+            self.uploading, save = False, self.watch.saves[-1]
+            save.progress += time.perf_counter() - started
+            save.commit_latency = time.perf_counter() - self._taken
 
 
 class WatchedTrainer(FineTuneTrainer, ABC):
@@ -136,10 +141,9 @@ class WatchedTrainer(FineTuneTrainer, ABC):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.watch, self.window = Watch(), Window(saves=False)
-        self.watched = WatchedSaves(self.parts.plan, self.parts.plane, self.parts.report, self.watch)
-        self.saves = self.watched
-        self.add_callback(_Clock(self))
+        assert isinstance(self.parts.checkpoints, WatchedManager)
+        self.watched = self.parts.checkpoints
+        self.watch, self.window = self.watched.watch, Window(saves=False)
         endpoint = self.parts.config.storage.endpoint
         assert endpoint is not None
         self.s3 = client(endpoint)
@@ -154,6 +158,7 @@ class WatchedTrainer(FineTuneTrainer, ABC):
         return {}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        self.add_callback(_Clock(self))  # after the product's own callback, which the stage has added
         super().train(*args, **kwargs)
         raise MeasuredError(asdict(self.watch) | self.after_training())
 
@@ -167,7 +172,7 @@ class WatchedTrainer(FineTuneTrainer, ABC):
         self.window.steps += 1
         if self._uploading_since and uploading:
             self.window.beside.append(seconds)
-        elif not self.parts.plane.saver.in_flight and not self._uploading_since:
+        elif not self.watched.in_flight and not self._uploading_since:
             self.window.quiet.append(seconds)
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
@@ -226,27 +231,27 @@ class OursAndTransformers(WatchedTrainer):
             yield
 
     def _window(self, *, saves: bool, steps: int) -> Iterator[None]:
-        """So many steps, and more if the save is still in flight then: the cadence would wait for it, too."""
+        """This many steps, and more if the save is still in flight then: the product would wait for it, too."""
         self.window, started = Window(saves=saves), time.perf_counter()
         self.watched.allowed = saves
         if saves:
             self.watched.end_interval()
         yield
         self.watched.allowed = False
-        while self.window.steps < steps or self.parts.plane.saver.in_flight:
+        while self.window.steps < steps or self.watched.in_flight:
             yield
         self.window.seconds = time.perf_counter() - started
         self.watch.windows.append(self.window)
         self.window = Window(saves=False)  # what comes before the next one is of none
 
     def _learn_interval(self) -> Iterator[None]:
-        """Let the product work out the cadence, of what the saves so far have cost."""
+        """Let the product compute the save interval from what the saves so far have cost."""
         self.watched.allowed = True
-        self.watched.start(self.state.global_step)
+        self.watched.restart_interval(self.state.global_step)
         yield
         self.watched.allowed = False
         self.watch.interval_steps = max(2, rank_zero(lambda: self.parts.report.progress.checkpoint_every, int))
-        self.watch.drag = self.watched.drag_seconds
+        self.watch.upload_overhead = self.watched.upload_overhead
 
 
 class TransformersOnly(WatchedTrainer):
@@ -278,7 +283,7 @@ class MeasuredError(StoppedError):
 
 
 class _Clock(TrainerCallback):
-    """Comes after the product's own callback."""
+    """Added after the product's own callback."""
 
     def __init__(self, trainer: WatchedTrainer) -> None:
         self._trainer = trainer
@@ -309,6 +314,7 @@ def train_rank(config: dict[str, Any], story: str, rounds: int) -> dict[str, Any
     trainer = _STORIES[story]
     trainer.rounds = rounds
     stage.FineTuneTrainer = trainer  # type: ignore[misc]
+    stage.CheckpointManager = WatchedManager  # type: ignore[misc]
     report = ProgressReporter(runtime.scratch if runtime.is_main else None, stage=Stage.TRAIN, attempt=1)
     try:
         stage.train(resolved, ObjectStore.connect(resolved.storage), runtime, report, StopFlag())

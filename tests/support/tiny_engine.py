@@ -10,7 +10,6 @@ from typing import Any
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, TrainerConfig, World
 from finetune_api.v1alpha1 import Dtype, Offload, Spec
-from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore, RetryPolicy
 from finetune_trainer.train.ds_config import offloaded, precision
@@ -63,12 +62,12 @@ def make_store(settings: Any) -> ObjectStore:
     return ObjectStore.connect(settings, retry=RetryPolicy(total_seconds=2.0, attempts_per_request=1))
 
 
-def make_plane(settings: Any, folder: str, rank: int, size: int, **options: Any) -> Any:
-    """A plane with an uploader of its own; with `store`, one whose uploads go through that very store.
+def make_manager(settings: Any, folder: str, rank: int, size: int, **options: Any) -> Any:
+    """A manager with an uploader of its own; with `store`, one whose uploads go through that very store.
 
     `checkpoint` is the block of the spec, `client` a kind of InlineUploader.
     """
-    from finetune_trainer.checkpoint.plane import CheckpointPlane
+    from finetune_trainer.checkpoint.manager import CheckpointManager
     from finetune_trainer.checkpoint.stored.places import RunStorage
     from inline_uploader import InlineUploader
 
@@ -82,7 +81,7 @@ def make_plane(settings: Any, folder: str, rank: int, size: int, **options: Any)
         cache = options.get("cache")
         client = kind(RunStorage.of(store, config.run_uri, attempt=config.attempt, cache=cache))
     options |= {"blob_bytes": options.pop("blob_bytes", 64 << 10), "client": client}
-    return CheckpointPlane(store or make_store(settings), config, runtime, **options)
+    return CheckpointManager(store or make_store(settings), config, runtime, **options)
 
 
 def make_model(case: Case) -> Any:
@@ -200,30 +199,32 @@ def seed_ranks(rank: int) -> None:
 
 
 def uninterrupted(rank: int, size: int, cases: list[Case], settings: Any, folder: str) -> dict[str, Any]:
-    """Train to the end, saving once on the way, beside the steps that follow."""
+    """Train to the end, and save once on the way, during the steps that follow."""
+    from finetune_trainer.checkpoint.async_saver import TrainingState
+
     results = {}
     for case in cases:
         engine, scheduler = make_engine(case, size, disturb=False)
-        plane = make_plane(settings, f"{folder}/{case.name}", rank, size)
-        plane.claim()
+        manager = make_manager(settings, f"{folder}/{case.name}", rank, size)
+        manager.claim()
         seed_ranks(rank)
         losses = train(case, engine, scheduler, rank, size, range(SAVE_AT))
-        small_state = {"scheduler": scheduler.state_dict()}
-        plane.save(TrainingState(step=SAVE_AT, engine=engine, small_state=small_state), spread_seconds=0.5)
+        state = TrainingState(step=SAVE_AT, engine=engine, small_state={"scheduler": scheduler.state_dict()})
+        manager._saver.save(state, spread_seconds=0.5)
         losses += train(case, engine, scheduler, rank, size, range(SAVE_AT, STEPS))
-        plane.saver.settle()
+        manager._saver.wait()
         results[case.name] = losses
-        plane.close()
+        manager.close()
         engine.destroy()
     return results
 
 
-def claim_and_restore(plane: Any, engine: Any, scheduler: Any) -> Any:
+def claim_and_restore(manager: Any, engine: Any, scheduler: Any) -> Any:
     """Become the run's attempt and go on from its newest checkpoint; returns its manifest."""
-    plane.claim()
-    restored = plane.restore(engine)
-    scheduler.load_state_dict(restored.small_state["scheduler"])  # leaves the optimizer's lr as the plane set it
-    plane.restore_rng(restored.manifest)
+    manager.claim()
+    restored = manager.restore(engine)
+    scheduler.load_state_dict(restored.small_state["scheduler"])  # leaves the optimizer's lr as the manager set it
+    manager.restore_rng(restored.manifest)
     return restored.manifest
 
 
@@ -234,12 +235,12 @@ def resumed(
     results = {}
     for attempt, (source, case) in enumerate(pairs, start=first_attempt):
         engine, scheduler = make_engine(case, size, disturb=True)
-        plane = make_plane(settings, f"{folder}/{source.name}", rank, size, attempt=attempt)
-        claim_and_restore(plane, engine, scheduler)
+        manager = make_manager(settings, f"{folder}/{source.name}", rank, size, attempt=attempt)
+        claim_and_restore(manager, engine, scheduler)
         losses = train(case, engine, scheduler, rank, size, range(SAVE_AT, STEPS))
         counters = {"global_steps": engine.global_steps, "micro_steps": engine.micro_steps}
         seen = [value for name, value in engine.module.named_buffers() if name.endswith("steps_seen")]
         results[f"{source.name}->{case.name}"] = {"losses": losses, "seen": seen[0].tolist(), **counters}
-        plane.close()
+        manager.close()
         engine.destroy()
     return results

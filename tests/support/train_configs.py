@@ -1,13 +1,11 @@
 """Resolved configurations of the train stage, with one thing changed."""
 
-import math
 from typing import Any
 
 from factories import merged
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, SplitCounts, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Spec, Task
-from finetune_trainer.train.plan import TrainingPlan
 
 _SPEC: dict[str, Any] = {
     "model": {"uri": "s3://bucket/models/base"},
@@ -45,12 +43,4 @@ def train_config(
         world=World(nodes=2, gpus=gpus),
         batch=BatchPlan(global_size=16, micro_size=micro, accumulation=8 // micro),
         prepared=decided.model_copy(update=prepared or {}),
-    )
-
-
-def make_plan(**change: Any) -> TrainingPlan:
-    """A hundred steps of ten epochs that saves by the clock."""
-    fields = {"steps_per_epoch": 10, "total_steps": 100, "warmup_steps": 0, "log_every": 1, "evaluate_every": 10}
-    return TrainingPlan(
-        **{**fields, "save_every": 0, "max_lost_seconds": 600.0, "max_stale_seconds": math.inf, **change}
     )

@@ -14,12 +14,12 @@ from typing import Any
 class EndsAt:
     """A StopFlag that asks for the stop once a step is done, or kills its process with SIGKILL once one is saved.
 
-    Saves are taken beside the training, and a tiny one may be over before the first has landed. So from the step of a
-    kill on, every step waits until the next save may begin.
+    Uploads run in the background, and a tiny training may end before the first one is committed. So from the step of
+    the kill on, every step waits until the next save can start.
     """
 
-    saver: Any = None
-    """Of the attempt; None until it has one."""
+    manager: Any = None
+    """The CheckpointManager of the attempt; None until it has one."""
 
     def __init__(self, report: Any, *, end: str, step: int, ranks: tuple[int, ...]) -> None:
         self._report, self._end, self._step = report, end, step
@@ -32,8 +32,8 @@ class EndsAt:
         """Read by every rank at the end of every step, before that step is reported."""
         done = self._report.progress.step
         if self._end == "kill" and done >= self._step:
-            self.saver.make_room()
-            saved = self.saver.last
+            self.manager._saver.wait_until_idle()
+            saved = self.manager.last
             if self._mine and saved is not None and saved.step >= self._step:
                 os.kill(os.getpid(), signal.SIGKILL)
         if self._end == "stop-in-validation":
@@ -71,7 +71,7 @@ def train_rank(config: Path) -> int:
         begin_with_loss_scale(int(power))
 
     def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
-        from finetune_trainer.checkpoint.plane import CheckpointPlane
+        from finetune_trainer.checkpoint.manager import CheckpointManager
         from finetune_trainer.store.client import ObjectStore
         from finetune_trainer.train import stage
 
@@ -80,12 +80,12 @@ def train_rank(config: Path) -> int:
             report, end=os.environ.get("TEST_END", "none"), step=int(os.environ.get("TEST_END_STEP", "0")), ranks=ranks
         )
 
-        class KnownPlane(CheckpointPlane):
+        class KnownManager(CheckpointManager):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
-                stop.saver = self.saver
+                stop.manager = self
 
-        vars(stage)["CheckpointPlane"] = KnownPlane
+        vars(stage)["CheckpointManager"] = KnownManager
         store = ObjectStore.connect(config.storage)
         return lambda: stage.train(config, store, runtime, report, stop)  # type: ignore[arg-type]
 

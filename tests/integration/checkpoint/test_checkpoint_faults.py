@@ -7,40 +7,40 @@ from typing import Any
 import pytest
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_trainer.checkpoint.training_state import TrainingState
+from finetune_trainer.checkpoint.async_saver import TrainingState
 from finetune_trainer.errors import BadConfigError, FencedError, StorageUnreachableError, TrainerError
 from finetune_trainer.store import ObjectStore
 from mortal_store import BUCKET, MortalStore
 from stored_checkpoints import blob_uri, data_blobs, manifests
-from tiny_engine import GLOBAL_BATCH, Case, claim_and_restore, make_engine, make_plane, make_store, seed_ranks, train
+from tiny_engine import GLOBAL_BATCH, Case, claim_and_restore, make_engine, make_manager, make_store, seed_ranks, train
 
 
 def save_two(rank: int, size: int, case: Case, settings: Any, folder: str) -> list[str]:
     """Save steps 2 and 4 of 6; returns the losses."""
     engine, scheduler = make_engine(case, size, disturb=False)
-    plane = make_plane(settings, folder, rank, size)
-    plane.claim()
+    manager = make_manager(settings, folder, rank, size)
+    manager.claim()
     seed_ranks(rank)
     losses = []
     for start in (0, 2):
         losses += train(case, engine, scheduler, rank, size, range(start, start + 2))
-        plane.save(TrainingState(step=start + 2, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
+        manager.save(TrainingState(step=start + 2, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
     return losses + train(case, engine, scheduler, rank, size, range(4, 6))
 
 
 def go_back(rank: int, size: int, case: Case, settings: Any, folder: str) -> dict[str, Any]:
     """Restore as attempt 2, train on, save step 4 again, and restore that as attempt 3."""
     engine, scheduler = make_engine(case, size, disturb=True)
-    plane = make_plane(settings, folder, rank, size, attempt=2)
-    manifest = claim_and_restore(plane, engine, scheduler)
+    manager = make_manager(settings, folder, rank, size, attempt=2)
+    manifest = claim_and_restore(manager, engine, scheduler)
     losses = train(case, engine, scheduler, rank, size, range(2, 4))
-    plane.save(TrainingState(step=4, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
+    manager.save(TrainingState(step=4, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
     losses += train(case, engine, scheduler, rank, size, range(4, 6))
-    again = make_plane(settings, folder, rank, size, attempt=3)
+    again = make_manager(settings, folder, rank, size, attempt=3)
     last = again.restore(engine)
     return {
         "step": manifest.step,
-        "warnings": plane.warnings,
+        "warnings": manager.warnings,
         "losses": losses,
         "parent": last.manifest.parent_step,
         "last": last.manifest.name,
@@ -91,10 +91,10 @@ def without_any(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
 
     engine, _ = make_engine(Case(2), size, disturb=True)
     before = [parameter.detach().clone() for parameter in engine.module.parameters()]
-    plane = make_plane(settings, folder, rank, size, attempt=2)
-    restored = plane.restore(engine)
+    manager = make_manager(settings, folder, rank, size, attempt=2)
+    restored = manager.restore(engine)
     pairs = zip(before, engine.module.parameters(), strict=True)
-    return [restored, len(plane.warnings), all(torch.equal(a, b) for a, b in pairs), engine.global_steps]
+    return [restored, len(manager.warnings), all(torch.equal(a, b) for a, b in pairs), engine.global_steps]
 
 
 def test_without_a_usable_checkpoint_the_engine_is_left_as_it_was(
@@ -117,8 +117,8 @@ def error_of(action: Any) -> tuple[str, str]:
 
 def late_writer(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     engine, scheduler = make_engine(Case(2), size, disturb=False)
-    old = make_plane(settings, folder, rank, size, attempt=1)
-    new = make_plane(settings, folder, rank, size, attempt=2)
+    old = make_manager(settings, folder, rank, size, attempt=1)
+    new = make_manager(settings, folder, rank, size, attempt=2)
     old.claim()
     train(Case(2), engine, scheduler, rank, size, range(1))
     old.save(TrainingState(step=1, engine=engine, small_state={}))
@@ -126,7 +126,7 @@ def late_writer(rank: int, size: int, settings: Any, folder: str) -> dict[str, A
     train(Case(2), engine, scheduler, rank, size, range(1, 2))
     found = {"late save": error_of(lambda: old.save(TrainingState(step=2, engine=engine, small_state={})))}
     found["late claim"] = error_of(old.claim)
-    found["same claim"] = error_of(make_plane(settings, folder, rank, size, attempt=2).claim)
+    found["same claim"] = error_of(make_manager(settings, folder, rank, size, attempt=2).claim)
     new.save(TrainingState(step=2, engine=engine, small_state={}))
     found["chosen"] = new.choose().name
     return found
@@ -147,8 +147,8 @@ def overtaken_between_check_and_put(rank: int, size: int, settings: Any, folder:
     """The newer attempt claims and commits the same step after the older one's check, before its put."""
     engine, scheduler = make_engine(Case(0), size, disturb=False)
     store = make_store(settings)
-    old = make_plane(settings, folder, rank, size, attempt=1, store=store)
-    new = make_plane(settings, folder, rank, size, attempt=2)
+    old = make_manager(settings, folder, rank, size, attempt=1, store=store)
+    new = make_manager(settings, folder, rank, size, attempt=2)
     old.claim()
     train(Case(0), engine, scheduler, rank, size, range(1))
     overtaken: list[str] = []
@@ -162,7 +162,7 @@ def overtaken_between_check_and_put(rank: int, size: int, settings: Any, folder:
     store._client.meta.events.register("before-call.s3.PutObject", overtake)
     old.save(TrainingState(step=1, engine=engine, small_state={"by": 1}))
     assert overtaken
-    restored = make_plane(settings, folder, rank, size, attempt=3).restore(engine)
+    restored = make_manager(settings, folder, rank, size, attempt=3).restore(engine)
     return f"{restored.manifest.name} by {restored.small_state['by']}"
 
 
@@ -199,16 +199,16 @@ def save_while_it_dies(rank: int, size: int, settings: Any, folder: str, server:
     engine, scheduler = make_engine(Case(2), size, disturb=False)
     store = DyingStore.connect(settings, retry=RetryPolicy(attempts_per_request=1))
     assert isinstance(store, DyingStore)
-    plane = make_plane(settings, folder, rank, size, store=store)
-    plane.claim()
+    manager = make_manager(settings, folder, rank, size, store=store)
+    manager.claim()
     train(Case(2), engine, scheduler, rank, size, range(1))
-    plane.save(TrainingState(step=1, engine=engine, small_state={"step": 1}))
+    manager.save(TrainingState(step=1, engine=engine, small_state={"step": 1}))
     train(Case(2), engine, scheduler, rank, size, range(1, 2))
     # Impatient only now: a server that has just started may take longer than that for its first object.
     store._retry = RetryPolicy(total_seconds=0.5, attempts_per_request=1)
     store.server, store.at_manifest = server, moment == "manifest"
     store.puts_left = 2 if moment == "blobs" and rank == 1 else 10**9
-    return error_of(lambda: plane.save(TrainingState(step=2, engine=engine, small_state={"step": 2})))
+    return error_of(lambda: manager.save(TrainingState(step=2, engine=engine, small_state={"step": 2})))
 
 
 def restored_step(rank: int, size: int, settings: Any, folder: str) -> int:
@@ -217,8 +217,8 @@ def restored_step(rank: int, size: int, settings: Any, folder: str) -> int:
     engine, _ = make_engine(Case(2), size, disturb=True)
     # A server that has just been started may be busy for a while before it serves what it has.
     store = ObjectStore.connect(settings, retry=RetryPolicy(total_seconds=60.0))
-    plane = make_plane(settings, folder, rank, size, attempt=2, store=store)
-    return int(plane.restore(engine).small_state["step"])
+    manager = make_manager(settings, folder, rank, size, attempt=2, store=store)
+    return int(manager.restore(engine).small_state["step"])
 
 
 @pytest.mark.parametrize("moment", ["blobs", "manifest"])
@@ -238,12 +238,12 @@ def foreign(rank: int, size: int, settings: Any, folder: str) -> dict[str, tuple
     found = {}
     for name, case in (("lora", Case(2, "lora")), ("frozen", Case(2, "frozen")), ("bf16", Case(0, bf16=True))):
         engine, _ = make_engine(case, size, disturb=False)
-        plane = make_plane(settings, folder, rank, size, attempt=2)
-        found[name] = error_of(lambda plane=plane, engine=engine: plane.restore(engine))
+        manager = make_manager(settings, folder, rank, size, attempt=2)
+        found[name] = error_of(lambda manager=manager, engine=engine: manager.restore(engine))
     engine, _ = make_engine(Case(2), size, disturb=False)
     engine.basic_optimizer.param_groups[1]["weight_decay"] = 0.5
-    plane = make_plane(settings, folder, rank, size, attempt=2)
-    found["weight decay"] = error_of(lambda: plane.restore(engine))
+    manager = make_manager(settings, folder, rank, size, attempt=2)
+    found["weight decay"] = error_of(lambda: manager.restore(engine))
     return found
 
 
@@ -267,8 +267,8 @@ def best_state(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     equal = []
     for case in (Case(0), Case(2, bf16=True), Case(3), Case(3, "lora")):
         engine, scheduler = make_engine(case, size, disturb=False)
-        plane = make_plane(settings, f"{folder}/{case.name}", rank, size)
-        plane.claim()
+        manager = make_manager(settings, f"{folder}/{case.name}", rank, size)
+        manager.claim()
         rows = torch.arange(GLOBAL_BATCH * 8).view(GLOBAL_BATCH, 8) % 96
 
         def loss(engine: Any = engine, rows: Any = rows) -> str:
@@ -279,14 +279,14 @@ def best_state(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
             return value
 
         train(case, engine, scheduler, rank, size, range(2))
-        plane.save(TrainingState(step=2, engine=engine, small_state={}, best_step=2, metrics={"Loss": 0.5}))
+        manager.save(TrainingState(step=2, engine=engine, small_state={}, best_step=2, metrics={"Loss": 0.5}))
         best = loss()
         train(case, engine, scheduler, rank, size, range(2, 4))
-        plane.save(TrainingState(step=4, engine=engine, small_state={}))
+        manager.save(TrainingState(step=4, engine=engine, small_state={}))
         last = loss()
-        found = plane.find(2)
-        plane.weights_only(found, engine)
-        equal.append([loss() == best != last, found.is_best, found.metrics, engine.global_steps, plane.find(3)])
+        found = manager.find(2)
+        manager.load_weights(2, engine)
+        equal.append([loss() == best != last, found.is_best, found.metrics, engine.global_steps, manager.find(3)])
     return equal
 
 

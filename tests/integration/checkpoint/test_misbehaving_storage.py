@@ -3,10 +3,10 @@
 from typing import Any
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.local.embedded_store import EmbeddedStore
-from finetune_trainer.checkpoint.training_state import TrainingState
+from finetune_cli.embedded_store import EmbeddedStore
+from finetune_trainer.checkpoint.async_saver import TrainingState
 from misbehaving_store import OLD_LISTS, TROUBLES, MisbehavingProxy
-from tiny_engine import Case, make_engine, make_plane, seed_ranks, train
+from tiny_engine import Case, make_engine, make_manager, seed_ranks, train
 
 CASE, STEPS = Case(2, dropout=0.1), 6
 RESUMED = dict.fromkeys(TROUBLES, 4) | {
@@ -16,41 +16,41 @@ RESUMED = dict.fromkeys(TROUBLES, 4) | {
 """The step from which a run goes on that has saved its second and its fourth."""
 
 
-def save(plane: Any, engine: Any, scheduler: Any, step: int) -> None:
-    plane.save(TrainingState(step=step, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
+def save(manager: Any, engine: Any, scheduler: Any, step: int) -> None:
+    manager.save(TrainingState(step=step, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
 
 
 def saved(rank: int, size: int, settings: Any, folder: str) -> list[str]:
     """Losses of a run that saves twice on its way."""
     engine, scheduler = make_engine(CASE, size, disturb=False)
-    plane = make_plane(settings, folder, rank, size)
-    plane.claim()
-    assert plane.restore(engine) is None
+    manager = make_manager(settings, folder, rank, size)
+    manager.claim()
+    assert manager.restore(engine) is None
     seed_ranks(rank)
     losses = []
     for start in (0, 2):
         losses += train(CASE, engine, scheduler, rank, size, range(start, start + 2))
-        save(plane, engine, scheduler, start + 2)
+        save(manager, engine, scheduler, start + 2)
     losses += train(CASE, engine, scheduler, rank, size, range(4, STEPS))
-    plane.close()
+    manager.close()
     return losses
 
 
 def resumed(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     """The next attempt in other processes: where it goes on, what it says, and its losses."""
     engine, scheduler = make_engine(CASE, size, disturb=False)
-    plane = make_plane(settings, folder, rank, size, attempt=2)
-    plane.claim()
+    manager = make_manager(settings, folder, rank, size, attempt=2)
+    manager.claim()
     seed_ranks(rank)
     step = 0
-    if restored := plane.restore(engine):
+    if restored := manager.restore(engine):
         scheduler.load_state_dict(restored.small_state["scheduler"])
-        plane.restore_rng(restored.manifest)
+        manager.restore_rng(restored.manifest)
         step = restored.manifest.step
     losses = train(CASE, engine, scheduler, rank, size, range(step, STEPS))
-    save(plane, engine, scheduler, STEPS)
-    plane.close()
-    return {"step": step, "losses": losses, "warnings": plane.warnings}
+    save(manager, engine, scheduler, STEPS)
+    manager.close()
+    return {"step": step, "losses": losses, "warnings": manager.warnings}
 
 
 def in_all(rank: int, size: int, body: Any, settings: Any, bucket: str) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.local.embedded_store import EmbeddedStore
+from finetune_cli.embedded_store import EmbeddedStore
+from finetune_trainer.checkpoint.async_saver import TrainingState
 from finetune_trainer.checkpoint.stored.host import FOLDER
-from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.store import ObjectStore
 from store_proxy import StoreProxy
 from stored_checkpoints import data_blobs
-from tiny_engine import Case, make_engine, make_plane, seed_ranks, train
+from tiny_engine import Case, make_engine, make_manager, seed_ranks, train
 
 CASE = Case(2, dropout=0.1)
 SAVES = (1, 2, 3, 4)
@@ -21,16 +21,16 @@ SAVES = (1, 2, 3, 4)
 def save_four(rank: int, size: int, settings: Any, folder: str, cache: Path) -> list[str]:
     """Train and save beside it; returns the losses of steps 5 and 6."""
     engine, scheduler = make_engine(CASE, size, disturb=False)
-    plane = make_plane(settings, folder, rank, size, cache=cache)
-    plane.claim()
+    manager = make_manager(settings, folder, rank, size, cache=cache)
+    manager.claim()
     seed_ranks(rank)
     for step in SAVES:
         train(CASE, engine, scheduler, rank, size, range(step - 1, step))
         state = TrainingState(step=step, engine=engine, small_state={"scheduler": scheduler.state_dict()})
-        plane.save(state, spread_seconds=0.1)
+        manager._saver.save(state, spread_seconds=0.1)
     losses = train(CASE, engine, scheduler, rank, size, range(4, 6))
-    plane.saver.settle()
-    plane.close()
+    manager._saver.wait()
+    manager.close()
     return losses
 
 
@@ -53,11 +53,11 @@ def go_on(
     found = []
     for cache in caches:
         engine, scheduler = make_engine(case, size, disturb=True)
-        plane = make_plane(settings, folder, rank, size, attempt=2, cache=cache)
-        restored = plane.restore(engine)
-        found.append({"origin": restored.origin, "warnings": plane.warnings, "state": state_of(engine, rank, size)})
+        manager = make_manager(settings, folder, rank, size, attempt=2, cache=cache)
+        restored = manager.restore(engine)
+        found.append({"origin": restored.origin, "warnings": manager.warnings, "state": state_of(engine, rank, size)})
         scheduler.load_state_dict(restored.small_state["scheduler"])
-        plane.restore_rng(restored.manifest)
+        manager.restore_rng(restored.manifest)
         found[-1]["losses"] = train(case, engine, scheduler, rank, size, range(4, 6))
         engine.destroy()
     return found

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.local.embedded_store import EmbeddedStore
+from finetune_cli.embedded_store import EmbeddedStore
+from finetune_trainer.checkpoint.async_saver import TrainingState
 from finetune_trainer.checkpoint.stored.claims import Claims
-from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.errors import FencedError
 from finetune_trainer.store import ObjectStore
 from store_proxy import Conditions, StoreProxy
 from stored_checkpoints import manifests, run_uri
-from tiny_engine import Case, claim_and_restore, make_engine, make_plane, seed_ranks, train
+from tiny_engine import Case, claim_and_restore, make_engine, make_manager, seed_ranks, train
 
 CASE = Case(2, dropout=0.1)
 LACKING = [Conditions.IGNORED, Conditions.REFUSED, Conditions.REFUSED_AS_BAD]
@@ -106,27 +106,27 @@ def test_where_conditions_are_honoured_a_start_costs_three_requests_more(
 
 def save_once(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     engine, scheduler = make_engine(CASE, size, disturb=False)
-    plane = make_plane(settings, folder, rank, size)
-    plane.claim()
+    manager = make_manager(settings, folder, rank, size)
+    manager.claim()
     claimed = time.monotonic()
     seed_ranks(rank)
     train(CASE, engine, scheduler, rank, size, range(2))
     state = TrainingState(step=2, engine=engine, small_state={"scheduler": scheduler.state_dict()})
-    plane.save(state, spread_seconds=0.1)
+    manager._saver.save(state, spread_seconds=0.1)
     losses = train(CASE, engine, scheduler, rank, size, range(2, 5))
-    plane.saver.settle()
-    plane.close()
-    return {"losses": losses, "warnings": plane.warnings, "claimed": claimed}
+    manager._saver.wait()
+    manager.close()
+    return {"losses": losses, "warnings": manager.warnings, "claimed": claimed}
 
 
 def go_on(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     engine, scheduler = make_engine(CASE, size, disturb=True)
-    plane = make_plane(settings, folder, rank, size, attempt=2)
-    manifest = claim_and_restore(plane, engine, scheduler)
+    manager = make_manager(settings, folder, rank, size, attempt=2)
+    manifest = claim_and_restore(manager, engine, scheduler)
     losses = train(CASE, engine, scheduler, rank, size, range(manifest.step, 5))
-    plane.save(TrainingState(step=5, engine=engine, small_state={}))
-    plane.close()
-    return {"losses": losses, "warnings": plane.warnings}
+    manager.save(TrainingState(step=5, engine=engine, small_state={}))
+    manager.close()
+    return {"losses": losses, "warnings": manager.warnings}
 
 
 @pytest.mark.parametrize("conditions", [Conditions.IGNORED, Conditions.REFUSED])

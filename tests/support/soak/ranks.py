@@ -39,16 +39,19 @@ def train_rank(config: Path) -> int:
     from finetune_trainer.stages import run_bound
 
     def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
-        from finetune_trainer.checkpoint.plane import CheckpointPlane
+        from finetune_trainer.checkpoint import save_interval
+        from finetune_trainer.checkpoint.manager import CheckpointManager
         from finetune_trainer.store.client import ObjectStore
-        from finetune_trainer.train import cadence, stage
+        from finetune_trainer.train import stage
 
-        class SmallBlobs(CheckpointPlane):
+        class SmallBlobs(CheckpointManager):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, blob_bytes=BLOB_BYTES, **kwargs)
 
-        vars(stage)["CheckpointPlane"] = SmallBlobs
-        vars(cadence)["OVERHEAD"] = math.inf  # of steps of a few milliseconds, saves every few seconds take more
+        vars(stage)["CheckpointManager"] = SmallBlobs
+        vars(save_interval)["MAX_OVERHEAD"] = (
+            math.inf
+        )  # steps take a few milliseconds, and saves every few seconds cost more
         clock = StepClock(runtime.scratch / "steps", report, is_main=runtime.is_main)
         store = ObjectStore.connect(config.storage)
         return lambda: stage.train(config, store, runtime, report, clock)  # type: ignore[arg-type]

@@ -1,12 +1,12 @@
-"""Lengths, schedules, and when a training logs, evaluates and saves."""
+"""Lengths, schedules, and when a training logs and evaluates."""
 
-import math
 from typing import Any
 
 import pytest
 
+from finetune_trainer.checkpoint.save_interval import SavePolicy
 from finetune_trainer.train.plan import training_plan
-from train_configs import make_plan, train_config
+from train_configs import train_config
 
 # 100 rows in batches of 16: 7 steps an epoch, the last batch filled up.
 LENGTHS = [
@@ -77,21 +77,6 @@ def test_without_a_validation_split_nothing_is_evaluated() -> None:
     assert not any(plan.evaluates_at(step) for step in range(1, 22))
 
 
-def test_saves_by_steps_come_at_the_interval_and_at_the_end() -> None:
+def test_the_save_policy_is_that_of_the_job_with_the_length_of_the_plan() -> None:
     plan = training_plan(train_config(checkpoint={"everySteps": 8}))
-    assert [step for step in range(1, 22) if plan.saves_at(step)] == [8, 16, 21]
-
-
-@pytest.mark.parametrize(("step", "soon"), [(93, False), (94, True), (95, True)])
-def test_a_save_by_the_clock_is_left_out_in_the_last_tenth_of_what_may_be_lost(step: int, soon: bool) -> None:
-    assert make_plan(max_lost_seconds=600.0).ends_soon(step, step_seconds=10.0) is soon
-
-
-def test_lost_work_is_ten_minutes_unless_told() -> None:
-    assert training_plan(train_config()).max_lost_seconds == 600.0
-    assert training_plan(train_config(checkpoint={"maxLostWork": "90s"})).max_lost_seconds == 90.0
-
-
-def test_without_a_limit_nothing_is_too_stale() -> None:
-    assert training_plan(train_config()).max_stale_seconds == math.inf
-    assert training_plan(train_config(checkpoint={"maxStaleness": "1h"})).max_stale_seconds == 3600.0
+    assert plan.saves == SavePolicy(total_steps=21, every_steps=8)

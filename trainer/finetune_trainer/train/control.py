@@ -1,20 +1,21 @@
-"""What happens at the end of every optimizer step, decided together by all ranks."""
+"""What happens at the end of every optimizer step, decided by all ranks together."""
 
 import logging
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT
 
 from ..errors import StoppedError
+from .trainer import FineTuneTrainer
 from .world import sum_over_ranks
-
-if TYPE_CHECKING:
-    from .trainer import FineTuneTrainer
 
 log = logging.getLogger("finetune")
 
@@ -24,26 +25,78 @@ def _text(value: float) -> str:
 
 
 _SHOWN_LOSSES = 10
-"""The loss of one small batch jumps; people who look now and then see the mean of so many. The log keeps each."""
+"""The loss of one small batch is noisy, so the display shows the mean of this many. The log keeps each of them."""
+
+
+def _vote(reduction: Callable[[float, int], bool | float]) -> Any:
+    """A field of StepVotes. `reduction` turns the sum over the ranks and the number of ranks into the result."""
+    return field(metadata={"reduction": reduction})
+
+
+def _any(total: float, world_size: int) -> bool:
+    return total > 0
+
+
+def _all(total: float, world_size: int) -> bool:
+    return total == world_size
+
+
+def _sum(total: float, world_size: int) -> float:
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepVotes:
+    """What only some ranks know at the end of a step; `all_reduce` makes it the same on every rank.
+
+    All reductions are computed from one sum over the ranks in 64 bits, so that a step needs a single all-reduce.
+    """
+
+    stop: bool = _vote(_any)
+    """A stop was requested."""
+    save: bool = _vote(_any)
+    """A save is due, by the clock of rank 0."""
+    diverged: bool = _vote(_any)
+    """Loss or gradient norm is not finite."""
+    tokens: float = _vote(_sum)
+    """Tokens without padding since the last step."""
+    part_stored: bool = _vote(_all)
+    """The part of the save in flight is stored."""
+    fenced: bool = _vote(_any)
+    """A newer attempt has claimed the run."""
+    upload_error_changed: bool = _vote(_any)
+    """The other ranks do not know this rank's current upload error."""
+    too_stale: bool = _vote(_any)
+    """The save in flight takes longer than `spec.checkpoint.maxStaleness`, by the clock of rank 0."""
+
+    def pack(self) -> list[float]:
+        """The votes as numbers, in the order of the fields."""
+        return [float(getattr(self, each.name)) for each in fields(self)]
+
+    @classmethod
+    def unpack(cls, totals: list[float], *, world_size: int) -> "StepVotes":
+        """Reduce the element-wise sums of what all ranks packed."""
+        pairs = zip(fields(cls), totals, strict=True)
+        return cls(**{each.name: each.metadata["reduction"](total, world_size) for each, total in pairs})
+
+    def all_reduce(self) -> "StepVotes":
+        """Return the reduced votes, the same on every rank. Collective: one all-reduce."""
+        return self.unpack(sum_over_ranks(self.pack()), world_size=dist.get_world_size())
 
 
 class StepControl(TrainerCallback):
-    """Sets the Trainer's flags for logging, evaluation, saving and stopping.
+    """Sets the Trainer's flags for logging, evaluation, saving and stopping, by the votes of all ranks."""
 
-    One all-reduce of a few numbers per step carries what only some ranks know: a stop request, the clock of rank 0, a
-    loss that is not finite, the tokens of the step, and how far a save in flight is.
-    """
-
-    def __init__(self, trainer: "FineTuneTrainer") -> None:
+    def __init__(self, trainer: FineTuneTrainer) -> None:
         self._trainer = trainer
         self._losses: deque[float] = deque(maxlen=_SHOWN_LOSSES)
 
     def on_train_begin(self, *unused: Any, **kwargs: Any) -> None:
-        """The loop has set its counters; ours follow, and the clock starts."""
+        """Restore what the loop has just reset, and start the clocks."""
         trainer, report = self._trainer, self._trainer.parts.report
         trainer.restore_losses()
         trainer.meter.resume()
-        trainer.saves.start(trainer.state.global_step)
+        trainer.parts.checkpoints.start(trainer.state.global_step)
         report.update(total_steps=trainer.parts.plan.total_steps, activity="training", flush=True)
         if trainer.run.evaluation_due:
             trainer.evaluate_again()
@@ -51,41 +104,31 @@ class StepControl(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Agree, then decide."""
+        """Exchange the votes, then decide."""
         trainer, plan, step = self._trainer, self._trainer.parts.plan, state.global_step
-        saver = trainer.parts.plane.saver
+        checkpoints = trainer.parts.checkpoints
         if trainer.step_was_skipped:
             scale = trainer.engine.optimizer.loss_scaler.cur_scale
             log.info("step %d is skipped: its gradients overflow Float16; the loss scale is %g now", step, scale)
-        stop, due, broken, tokens, stored, refused, news, too_stale = sum_over_ranks(
-            [
-                trainer.parts.stop.requested,
-                self._clock_asks(step),
-                self._broken(),
-                trainer.take_tokens(),
-                saver.is_ready(),
-                saver.is_refused,
-                saver.has_news,
-                args.process_index == 0 and trainer.saves.is_too_stale,
-            ]
-        )
-        if broken:
+        votes = self._votes(step).all_reduce()
+        if votes.diverged:
             raise trainer.diverged("loss or its gradient")
-        if news:
-            saver.share_trouble()
-        trainer.saves.move_on(all_stored=stored == args.world_size, refused=refused > 0)
-        if too_stale:
-            raise trainer.saves.too_stale()
-        tokens -= trainer.blanks_of(step)
+        checkpoints.progress(
+            all_stored=votes.part_stored,
+            fenced=votes.fenced,
+            error_changed=votes.upload_error_changed,
+            too_stale=votes.too_stale,
+        )
+        tokens = votes.tokens - trainer.blanks_of(step)
         trainer.run.tokens += int(tokens)
-        trainer.saves.step_done(trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens))
-        trainer.saves.tell_lateness(step_seconds=trainer.meter.step_seconds)
-        trainer.is_stopping = stop > 0
+        seconds = trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens)
+        checkpoints.record_step(seconds, step_seconds=trainer.meter.step_seconds)
+        trainer.is_stopping = votes.stop
         control.should_log |= plan.logs_at(step)
         trainer.run.evaluation_due = plan.evaluates_at(step)
-        # A validation may take longer than the pod has left: the next attempt does it.
+        # A validation may take longer than the grace period of the pod: the next attempt does it.
         control.should_evaluate = trainer.run.evaluation_due and not trainer.is_stopping
-        control.should_save = trainer.is_stopping or due > 0 or plan.saves_at(step)
+        control.should_save = trainer.is_stopping or votes.save
         control.should_training_stop |= trainer.is_stopping
         return control
 
@@ -110,18 +153,32 @@ class StepControl(TrainerCallback):
             self._trainer.parts.report.update(loss=recent, learning_rate=logs["learning_rate"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A stop ends the attempt once the state is committed; after the last step the next attempt only exports."""
+        """End the attempt after a stop: the state is committed. After the last step the next attempt only exports."""
         if self._trainer.is_stopping:
             raise StoppedError(f"stopped on request at step {state.global_step} of {state.max_steps}, state saved")
 
-    def _clock_asks(self, step: int) -> bool:
-        trainer = self._trainer
-        return trainer.is_world_process_zero() and trainer.saves.are_due(step, step_seconds=trainer.meter.step_seconds)
+    def _votes(self, step: int) -> StepVotes:
+        trainer, checkpoints = self._trainer, self._trainer.parts.checkpoints
+        stop = trainer.parts.stop.requested
+        is_due = trainer.is_world_process_zero() and checkpoints.should_save(
+            step, step_seconds=trainer.meter.step_seconds
+        )
+        upload = checkpoints.upload_status()
+        return StepVotes(
+            stop=stop,
+            save=is_due,
+            diverged=self._is_diverged(),
+            tokens=trainer.take_tokens(),
+            part_stored=upload.is_stored,
+            fenced=upload.is_fenced,
+            upload_error_changed=upload.error_changed,
+            too_stale=upload.is_too_stale,
+        )
 
-    def _broken(self) -> bool:
-        """Whether this rank's loss or the gradient norm, where DeepSpeed has one, is not finite.
+    def _is_diverged(self) -> bool:
+        """Whether this rank's loss, or the gradient norm if DeepSpeed computes one, is not finite.
 
-        A skipped step has no norm: its gradients were scaled too much for Float16, and the weights are unchanged.
+        A skipped step has no norm: its scaled gradients overflowed Float16, and the weights are unchanged.
         """
         trainer = self._trainer
         norm = None if trainer.step_was_skipped else trainer.engine.get_global_grad_norm()

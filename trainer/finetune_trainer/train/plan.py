@@ -1,21 +1,17 @@
-"""How long a training is, and at which steps it logs, evaluates and saves. Pure."""
+"""How long a training is, when it saves, and at which steps it logs and evaluates. Pure."""
 
 import math
 from dataclasses import dataclass
 
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Schedule
-from finetune_api.v1alpha1.quantities import seconds
-from finetune_api.v1alpha1.results import DEFAULT_MAX_LOST_WORK
-from finetune_api.v1alpha1.training import DEFAULT_EPOCHS
 
+from ..checkpoint.save_interval import SavePolicy
 from .schedule import rate_factor
 
+DEFAULT_EPOCHS = 3
 DENSE_LOG_STEPS = 2000
 """Up to so many steps every one is logged, beyond it every tenth."""
-
-NEAR_END_SHARE = 0.1
-"""A save by the clock is left out when the final one comes within this share of what may be lost."""
 
 _HARDLY_LOWER = 0.9
 """Share of the peak learning rate; a schedule that ends above it is as good as constant."""
@@ -31,11 +27,7 @@ class TrainingPlan:
     log_every: int
     evaluate_every: int
     """0: never, there is no validation split."""
-    save_every: int
-    """0: by the clock, `max_lost_seconds`, see cadence.py."""
-    max_lost_seconds: float
-    max_stale_seconds: float
-    """Longest time that storing a state may take; infinite: any."""
+    saves: SavePolicy
     schedule: Schedule = Schedule.LINEAR
 
     def rate_factor(self, step: int) -> float:
@@ -62,14 +54,6 @@ class TrainingPlan:
         """True at every interval and at the last step, so that the final state always has figures."""
         return self.evaluate_every > 0 and (step % self.evaluate_every == 0 or step == self.total_steps)
 
-    def saves_at(self, step: int) -> bool:
-        """True where the step number alone decides."""
-        return step >= self.total_steps or (self.save_every > 0 and step % self.save_every == 0)
-
-    def ends_soon(self, step: int, *, step_seconds: float) -> bool:
-        """Whether the final save comes so soon that one by the clock is not worth it."""
-        return (self.total_steps - step) * step_seconds <= NEAR_END_SHARE * self.max_lost_seconds
-
     def logs_at(self, step: int) -> bool:
         """Whether a step is logged whatever `log_every` is: the last one, and the first one, because validation losses
         are compared with its loss. A mean over ten steps may contain the explosion that is looked for."""
@@ -80,7 +64,7 @@ def training_plan(config: TrainerConfig) -> TrainingPlan:
     """The plan of a run. An epoch has ceil(rows / global batch) steps: its last batch is filled with blanks."""
     prepared = config.prepared
     assert prepared is not None, "the train stage is told what the prepare stage decided"
-    training, checkpoint = config.spec.training, config.spec.checkpoint
+    training = config.spec.training
     per_epoch = math.ceil(prepared.counts.train / config.batch.global_size)
     total = training.max_steps or per_epoch * (training.epochs or DEFAULT_EPOCHS)
     return TrainingPlan(
@@ -90,8 +74,6 @@ def training_plan(config: TrainerConfig) -> TrainingPlan:
         warmup_steps=training.warmup.steps or min(math.ceil((training.warmup.ratio or 0.0) * total), total - 1),
         log_every=1 if total <= DENSE_LOG_STEPS else 10,
         evaluate_every=(config.spec.evaluation.every_steps or per_epoch) if prepared.counts.validation else 0,
-        save_every=checkpoint.every_steps or 0,
-        max_lost_seconds=seconds(checkpoint.max_lost_work or DEFAULT_MAX_LOST_WORK),
-        max_stale_seconds=seconds(checkpoint.max_staleness) if checkpoint.max_staleness else math.inf,
+        saves=SavePolicy.of(config.spec.checkpoint, total_steps=total),
         schedule=training.schedule,
     )

@@ -14,12 +14,12 @@ from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Dtype, Packing
 
 from ..checkpoint.engine.collective import rank_zero
-from ..checkpoint.plane import CheckpointPlane
+from ..checkpoint.manager import CheckpointManager
 from ..data.collate import Collator
 from ..data.order import grouping_of
 from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
-from ..errors import CorruptCheckpointError, DivergedError, StoppedError
+from ..errors import DivergedError, StoppedError
 from ..evaluate.reload import choose_sample, write_reference
 from ..model.adapters import with_adapter
 from ..model.export import Exported, export
@@ -33,6 +33,7 @@ from ..stage_log import log_train_started, log_trained
 from ..stop import StopFlag
 from ..store.client import ObjectStore
 from .arguments import training_arguments
+from .control import StepControl
 from .plan import TrainingPlan, training_plan
 from .reference import measure
 from .rows import RowsAndBlank, WholeBatches, layout
@@ -41,9 +42,6 @@ from .validation import Validator
 from .world import agreed_dtype, end_process_group, start_process_group, stop_if_agreed
 
 log = logging.getLogger("finetune")
-
-TIDY_SECONDS = 10.0
-"""What the removal of old checkpoints may add to a training that is over."""
 
 
 def train(
@@ -88,20 +86,27 @@ class _Attempt:
             log_train_started(self.config, plan)
         # Alive until the end: ZeRO-3 finds its configuration through a weak reference to it.
         arguments = training_arguments(self.config, plan, self.runtime.scratch)
-        plane = CheckpointPlane(self.store, self.config, self.runtime, cache=self.runtime.lasting_cache)
+        checkpoints = CheckpointManager(
+            self.store,
+            self.config,
+            self.runtime,
+            policy=plan.saves,
+            report=self.report,
+            cache=self.runtime.lasting_cache,
+        )
         try:
-            result = self._run(plan, arguments, plane)
+            result = self._run(plan, arguments, checkpoints)
             if self.runtime.is_main:
                 log_trained(result)
             return result
         finally:
-            plane.close()
+            checkpoints.close()
 
-    def _run(self, plan: TrainingPlan, arguments: TrainingArguments, plane: CheckpointPlane) -> TrainResult:
+    def _run(self, plan: TrainingPlan, arguments: TrainingArguments, checkpoints: CheckpointManager) -> TrainResult:
         with self.report.phase("claim", "claiming the run"):
-            plane.claim()
+            checkpoints.claim()
         stop_if_agreed(self.stop.requested, where="before the model was loaded")
-        trainer, base = self._trainer(plan, arguments, plane)
+        trainer, base = self._trainer(plan, arguments, checkpoints)
         try:
             self._steps(trainer)
         except (StoppedError, DivergedError):
@@ -110,9 +115,7 @@ class _Attempt:
         trainer.warn_of_skipped_steps()
         result = self._export(trainer, base)
         self._write_log(trainer)
-        # Begun by the last save, long before the export; no later one would finish it.
-        plane.saver.housekeeping.finish(TIDY_SECONDS)
-        plane.remove_copies()
+        checkpoints.finish()
         return result
 
     @property
@@ -121,7 +124,7 @@ class _Attempt:
         return self.config.prepared
 
     def _trainer(
-        self, plan: TrainingPlan, arguments: TrainingArguments, plane: CheckpointPlane
+        self, plan: TrainingPlan, arguments: TrainingArguments, checkpoints: CheckpointManager
     ) -> tuple[FineTuneTrainer, Path]:
         """Everything that has to exist before the first step, but the engine; and the folder of the base model."""
         with self.report.phase("model", "loading model and data"):
@@ -132,7 +135,7 @@ class _Attempt:
             parts = Parts(
                 config=self.config,
                 plan=plan,
-                plane=plane,
+                checkpoints=checkpoints,
                 report=self.report,
                 stop=self.stop,
                 sampler=self._order(rows, groups),
@@ -144,7 +147,9 @@ class _Attempt:
             model = self._model(base)
         stop_if_agreed(self.stop.requested, where="before the first step")
         known = RowsAndBlank(rows, self.prepared.task)
-        return FineTuneTrainer(parts, model=model, args=arguments, collator=collator, rows=known), base
+        trainer = FineTuneTrainer(parts, model=model, args=arguments, collator=collator, rows=known)
+        trainer.add_callback(StepControl(trainer))
+        return trainer, base
 
     def _model(self, base: Path) -> nn.Module:
         spec, prepared = self.config.spec, self.prepared
@@ -190,13 +195,7 @@ class _Attempt:
         if best is None or best == trainer.state.global_step:
             return
         with self.report.phase("restore", f"bringing back the best state, step {best}"):
-            manifest = trainer.parts.plane.find(best)
-            if manifest is None:
-                raise CorruptCheckpointError(
-                    f"the checkpoint of the best step, {best}, is gone from {self.config.layout.checkpoints}",
-                    advice="change spec.runId to start a new run",
-                )
-            trainer.parts.plane.weights_only(manifest, trainer.engine)
+            trainer.parts.checkpoints.load_weights(best, trainer.engine)
 
     def _export(self, trainer: FineTuneTrainer, base: Path) -> TrainResult:
         step, run = trainer.state.global_step, trainer.run

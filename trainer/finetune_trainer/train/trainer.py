@@ -19,20 +19,18 @@ from transformers.trainer_utils import TrainOutput
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric, Task
 
+from ..checkpoint.async_saver import TrainingState
 from ..checkpoint.engine import fragments
-from ..checkpoint.plane import CheckpointPlane, Restored
-from ..checkpoint.training_state import TrainingState
+from ..checkpoint.manager import CheckpointManager, Restored
 from ..data.collate import Collator
 from ..errors import DivergedError, StoppedError
 from ..progress import ProgressReporter
 from ..stop import StopFlag
-from .control import StepControl
 from .loss import causal_lm_loss, causal_lm_targets, classification_loss
 from .meter import StepMeter
 from .padding import forward_by_groups, labels_by_groups
 from .plan import TrainingPlan
 from .rows import RowsAndBlank, WholeBatches
-from .saves import Saves
 from .state import LossSums, RunState, small_state
 from .validation import Validator
 from .world import gather_over_ranks, stop_if_agreed, sum_over_ranks
@@ -50,7 +48,7 @@ class Parts:
 
     config: TrainerConfig
     plan: TrainingPlan
-    plane: CheckpointPlane
+    checkpoints: CheckpointManager
     report: ProgressReporter
     stop: StopFlag
     sampler: WholeBatches
@@ -66,7 +64,7 @@ class Parts:
 
 
 class FineTuneTrainer(Trainer):
-    """One attempt. `run` is what the checkpoints carry from attempt to attempt."""
+    """One attempt; `StepControl` has to be added as a callback. `run` is kept in the checkpoints."""
 
     loss_is_scaled_for_ga = True
     """`compute_loss` divides by the whole global batch."""
@@ -78,15 +76,12 @@ class FineTuneTrainer(Trainer):
         self.run = RunState()
         self.restored: Restored | None = None
         self.meter = StepMeter(parts.report, total_steps=parts.plan.total_steps)
-        self.saves = Saves(parts.plan, parts.plane, parts.report)
         self.is_stopping = False
         """All ranks have agreed to stop."""
         self._unread_tokens = 0
         self._figures: dict[str, float] = {}
         self._figures_step = -1
-        super().__init__(
-            model=model, args=args, data_collator=collator, train_dataset=rows, callbacks=[StepControl(self)]
-        )
+        super().__init__(model=model, args=args, data_collator=collator, train_dataset=rows)
         self.remove_callback(PrinterCallback)
         if parts.padding_groups > 1:
             forward_by_groups(self.module, parts.padding_groups)
@@ -188,8 +183,8 @@ class FineTuneTrainer(Trainer):
     def _restore(self) -> None:
         parts = self.parts
         with parts.report.phase("restore", "looking for a checkpoint"):
-            self.restored = parts.plane.restore(self.engine)
-        for warning in parts.plane.warnings:
+            self.restored = parts.checkpoints.restore(self.engine)
+        for warning in parts.checkpoints.warnings:
             parts.report.warn(warning)
         if self.restored is None:
             if self.is_world_process_zero():
@@ -206,7 +201,7 @@ class FineTuneTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called by the loop after the batch skip, the only moment at which dropout goes on as it would have."""
         assert self.restored is not None, "only a resumed epoch restores generators"
-        self.parts.plane.restore_rng(self.restored.manifest)
+        self.parts.checkpoints.restore_rng(self.restored.manifest)
 
     def restore_losses(self) -> None:
         """Set the accumulators that the loop has just zeroed."""
@@ -293,10 +288,10 @@ class FineTuneTrainer(Trainer):
             best_step=self.run.best.step,
             metrics=self._figures if self._figures_step == step else {},
         )
-        self.saves.take(
+        parts.checkpoints.save(
             state,
             step_seconds=self.meter.step_seconds,
-            waits=self.control.should_training_stop or self.run.finished,
+            wait=self.control.should_training_stop or self.run.finished,
         )
         parts.report.update(activity="training", flush=True)
         self.meter.resume()

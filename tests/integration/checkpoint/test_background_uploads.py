@@ -14,18 +14,16 @@ from typing import Any
 import pytest
 
 from finetune_api.constants import Stage
-from finetune_trainer.checkpoint import saving
-from finetune_trainer.checkpoint.training_state import TrainingState
+from finetune_trainer.checkpoint import async_saver, save_interval
+from finetune_trainer.checkpoint.async_saver import TrainingState
+from finetune_trainer.checkpoint.save_interval import SavePolicy
 from finetune_trainer.checkpoint.upload import client as uploader_client
 from finetune_trainer.checkpoint.upload.client import Priority
-from finetune_trainer.errors import AccessDeniedError
+from finetune_trainer.errors import AccessDeniedError, StorageUnreachableError
 from finetune_trainer.progress import ProgressReporter
-from finetune_trainer.train import cadence
-from finetune_trainer.train.saves import Saves
 from mortal_store import BUCKET, MortalStore
 from process_support import drop_right_to_raise_priorities
-from tiny_engine import Case, claim_and_restore, make_engine, make_plane, seed_ranks, train
-from train_configs import make_plan
+from tiny_engine import Case, claim_and_restore, make_engine, make_manager, seed_ranks, train
 
 CASE = Case(2)
 AN_HOUR = 3600.0
@@ -34,38 +32,40 @@ AN_HOUR = 3600.0
 class Running:
     """A rank that has trained two steps and has a save of the second in flight."""
 
-    def __init__(self, rank: int, size: int, settings: Any, folder: str, *, spread: float = 0.0) -> None:
+    def __init__(
+        self, rank: int, size: int, settings: Any, folder: str, *, spread: float = 0.0, **options: Any
+    ) -> None:
         self.rank, self.size = rank, size
         self.engine, self.scheduler = make_engine(CASE, size, disturb=False)
-        self.plane = make_plane(settings, folder, rank, size)
-        self.plane.claim()
+        self.manager = make_manager(settings, folder, rank, size, **options)
+        self.manager.claim()
         seed_ranks(rank)
         self.losses = train(CASE, self.engine, self.scheduler, rank, size, range(2))
         self.save(2, spread)
 
     def save(self, step: int, spread: float = 0.0) -> None:
         state = {"scheduler": self.scheduler.state_dict()}
-        self.plane.save(TrainingState(step=step, engine=self.engine, small_state=state), spread_seconds=spread)
+        self.manager._saver.save(TrainingState(step=step, engine=self.engine, small_state=state), spread_seconds=spread)
 
     def train(self, start: int, end: int) -> None:
         self.losses += train(CASE, self.engine, self.scheduler, self.rank, self.size, range(start, end))
 
     def until_trouble(self) -> str:
         deadline = time.monotonic() + 60
-        while not self.plane.saver.trouble:
-            assert not self.plane.saver.is_ready(0.1)
+        while not self.manager._saver.error:
+            assert not self.manager._saver.poll(0.1)
             assert time.monotonic() < deadline
-        return str(self.plane.saver.trouble)
+        return str(self.manager._saver.error)
 
 
 def expedited(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
-    saving.UNFELT_BYTES_PER_SECOND = 1.0  # no upload is spread over more time than one that is not felt needs
+    async_saver.UPLOAD_BYTES_PER_SECOND = 1.0  # otherwise no upload takes longer than at the lowest rate
     running = Running(rank, size, settings, folder, spread=AN_HOUR)
     running.train(2, 4)
-    saver = running.plane.saver
-    was_in_flight, ready = saver.in_flight, saver.is_ready(0.5)
+    saver = running.manager._saver
+    was_in_flight, ready = saver.in_flight, saver.poll(0.5)
     started = time.monotonic()
-    saver.settle()
+    saver.wait()
     return [was_in_flight, ready, time.monotonic() - started < 30, saver.last.step, saver.in_flight]
 
 
@@ -78,17 +78,17 @@ def test_a_save_that_is_spread_over_an_hour_is_there_at_once_when_somebody_waits
 
 def bereft(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     running = Running(rank, size, settings, folder, spread=AN_HOUR)
-    client = running.plane._client
-    first, saver = client.pid, running.plane.saver
+    client = running.manager._client
+    first, saver = client.pid, running.manager._saver
     if rank == 1:
         os.kill(first, signal.SIGKILL)
         running.until_trouble()
-    told = [[saver.has_news, saver.trouble]]
-    saver.share_trouble()
-    told.append([saver.has_news, saver.trouble])
+    told = [[saver.error_changed, saver.error]]
+    saver.share_errors()
+    told.append([saver.error_changed, saver.error])
     running.train(2, 4)
-    saver.settle()
-    told.append([saver.has_news, saver.trouble])
+    saver.wait()
+    told.append([saver.error_changed, saver.error])
     running.train(4, 6)
     return {
         "losses": running.losses,
@@ -100,13 +100,13 @@ def bereft(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
 
 def awaited(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     engine, scheduler = make_engine(CASE, size, disturb=False)
-    plane = make_plane(settings, folder, rank, size)
-    before = plane._client.pid
-    plane.saver.prepare()
-    ready = plane._client.pid
-    plane.claim()
-    plane.save(TrainingState(step=1, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
-    return [before, ready is not None and ready == plane._client.pid]
+    manager = make_manager(settings, folder, rank, size)
+    before = manager._client.pid
+    manager._saver.prepare()
+    ready = manager._client.pid
+    manager.claim()
+    manager.save(TrainingState(step=1, engine=engine, small_state={"scheduler": scheduler.state_dict()}))
+    return [before, ready is not None and ready == manager._client.pid]
 
 
 def test_an_uploader_that_is_started_early_stores_the_first_save(
@@ -117,8 +117,8 @@ def test_an_uploader_that_is_started_early_stores_the_first_save(
 
 def resumed_losses(rank: int, size: int, settings: Any, folder: str) -> list[str]:
     engine, scheduler = make_engine(CASE, size, disturb=True)
-    plane = make_plane(settings, folder, rank, size, attempt=2)
-    manifest = claim_and_restore(plane, engine, scheduler)
+    manager = make_manager(settings, folder, rank, size, attempt=2)
+    manifest = claim_and_restore(manager, engine, scheduler)
     return train(CASE, engine, scheduler, rank, size, range(manifest.step, 6))
 
 
@@ -153,19 +153,19 @@ def neglected(rank: int, size: int, settings: Any, folder: str, case: Neglect) -
     if not case.may_raise:
         drop_right_to_raise_priorities()
     running = Running(rank, size, settings, folder, spread=0.0 if case.waits else 0.1)
-    client, saver = running.plane._client, running.plane.saver
+    client, saver = running.manager._client, running.manager._saver
     first, told = client.pid, [priority_of(client.pid)]
     with starve(first) if rank == 1 else nullcontext():
         while not case.waits and client.pid == first and rank == 1:
-            saver.is_ready(0.1)
+            saver.poll(0.1)
         if case.waits:
-            saver.settle()
+            saver.wait()
     told.append(priority_of(client.pid))
-    saver.settle()
+    saver.wait()
     running.train(2, 3)
     running.save(3, 0.1)
     told.append(priority_of(client.pid))
-    saver.settle()
+    saver.wait()
     return {"told": tuple(told), "is_replaced": client.pid != first, "step": saver.last.step}
 
 
@@ -226,13 +226,13 @@ def impatient(rank: int, size: int, settings: Any, folder: str, may_raise: bool)
     if not may_raise:
         drop_right_to_raise_priorities()
     running = Running(rank, size, settings, folder)
-    client = running.plane._client
+    client = running.manager._client
     first = client.pid
     os.kill(first, signal.SIGSTOP)
-    is_settled = running.plane.saver.settle(2.0)
+    is_settled = running.manager._saver.wait(2.0)
     told = is_settled, client.pid != first, priority_of(client.pid)
     os.kill(first, signal.SIGCONT)
-    running.plane.saver.settle()
+    running.manager._saver.wait()
     return told
 
 
@@ -248,7 +248,7 @@ def without_storage(rank: int, size: int, settings: Any, folder: str, server: in
     import torch.distributed as dist
 
     running = Running(rank, size, settings, folder)
-    running.plane.saver.settle()
+    running.manager._saver.wait()
     dist.barrier()
     if rank == 0:
         os.kill(server, signal.SIGKILL)
@@ -257,9 +257,14 @@ def without_storage(rank: int, size: int, settings: Any, folder: str, server: in
     running.save(4)
     trouble = running.until_trouble()
     running.train(4, 6)
-    left_out = not running.plane.saver.settle(0.5)
-    running.plane.close()
-    return {"trouble": trouble, "left out": left_out, "losses": running.losses, "last": running.plane.saver.last.step}
+    left_out = not running.manager._saver.wait(0.5)
+    running.manager.close()
+    return {
+        "trouble": trouble,
+        "left out": left_out,
+        "losses": running.losses,
+        "last": running.manager._saver.last.step,
+    }
 
 
 def test_without_storage_the_training_goes_on_and_says_so(mortal: MortalStore, run_world: Any) -> None:
@@ -276,26 +281,30 @@ def late(rank: int, size: int, settings: Any, folder: str, server: int) -> list[
     """What rank 0 would tell a user: while all is well, when storage is away, and in the end."""
     import torch.distributed as dist
 
-    cadence.LATE_LEAST_SECONDS = 0.5
-    running = Running(rank, size, settings, folder)
-    running.plane.saver.settle()
+    save_interval.LATE_LEAST_SECONDS = 0.5
+    policy = SavePolicy(total_steps=100, max_lost_seconds=0.4, max_stale_seconds=5.0)
     report = ProgressReporter(None, stage=Stage.TRAIN)
-    saves = Saves(make_plan(max_lost_seconds=0.4, max_stale_seconds=5.0), running.plane, report)
-    saves.start(2)
-    saves.tell_lateness(step_seconds=0.1)
+    running = Running(rank, size, settings, folder, policy=policy, report=report)
+    manager = running.manager
+    manager._saver.wait()
+    manager.start(2)
+    manager.record_step(0.1, step_seconds=0.1)
     told = [report.progress.checkpoint_late]
-    assert running.plane.saver.housekeeping.finish(60)
+    assert running.manager._pruner.wait(60)
     dist.barrier()
     if rank == 0:
         os.kill(server, signal.SIGKILL)
-    saves.take(TrainingState(step=3, engine=running.engine, small_state={}), step_seconds=0.1, waits=False)
+    manager.save(TrainingState(step=3, engine=running.engine, small_state={}), step_seconds=0.1, wait=False)
     running.until_trouble()
-    saves.tell_lateness(step_seconds=0.1)
+    manager.record_step(0.1, step_seconds=0.1)
     told.append(report.progress.checkpoint_late)
-    while not saves.is_too_stale:
+    while not manager._is_too_stale:
         time.sleep(0.1)
-    running.plane.close()
-    return [*told, str(saves.too_stale())]
+    assert manager.upload_status().is_too_stale is (rank == 0), "by the clock of rank 0 only"
+    with pytest.raises(StorageUnreachableError) as stale:
+        manager.progress(all_stored=False, fenced=False, error_changed=False, too_stale=True)
+    manager.close()
+    return [*told, str(stale.value)]
 
 
 def test_a_checkpoint_that_is_late_is_told_with_what_keeps_it(mortal: MortalStore, run_world: Any) -> None:
@@ -309,43 +318,45 @@ def test_a_checkpoint_that_is_late_is_told_with_what_keeps_it(mortal: MortalStor
 
 def costly(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     """Steps from one save to the next before and after steps beside uploads took twice as long, and what is told."""
-    running = Running(rank, size, settings, folder)
     report = ProgressReporter(None, stage=Stage.TRAIN)
-    saves = Saves(make_plan(max_lost_seconds=60.0), running.plane, report)
-    saver, every = running.plane.saver, []
+    policy = SavePolicy(total_steps=100, max_lost_seconds=60.0)
+    running = Running(rank, size, settings, folder, policy=policy, report=report)
+    manager, every = running.manager, []
     for step in range(3, 7):
-        saver.settle()
-        assert saver.housekeeping.finish(60)
+        manager._saver.wait()
+        assert manager._pruner.wait(60)
         for _ in range(10):
-            saves.step_done(1.0)
-        saves.are_due(step, step_seconds=1.0)
+            manager.record_step(1.0, step_seconds=1.0)
+        manager.should_save(step, step_seconds=1.0)
         every.append(report.progress.checkpoint_every)
-        saves.take(TrainingState(step=step, engine=running.engine, small_state={}), step_seconds=1.0, waits=False)
+        state = TrainingState(step=step, engine=running.engine, small_state={})
+        manager.save(state, step_seconds=1.0, wait=False)
         for _ in range(4):
-            saves.step_done(2.0)
-        saves.tell_lateness(step_seconds=1.0)
+            manager.record_step(2.0, step_seconds=1.0)
     return [every[0], every[-1], *report.progress.warnings]
 
 
-def test_saves_come_less_often_where_steps_beside_them_take_longer(
+def test_saves_come_less_often_if_steps_during_uploads_take_longer(
     storage_settings: Any, bucket: str, run_world: Any
 ) -> None:
     for before, after, told in run_world(costly, 2, settings=storage_settings, folder=f"{bucket}/costly"):
         assert before == 39
-        assert 4.0 / cadence.OVERHEAD - 1 <= after < 8.0 / cadence.OVERHEAD, "four steps, a second each, and the stalls"
+        assert 4.0 / save_interval.MAX_OVERHEAD - 1 <= after < 8.0 / save_interval.MAX_OVERHEAD, (
+            "four steps, a second each, and the stalls"
+        )
         assert "not the 60 s of spec.checkpoint.maxLostWork: a save costs " in told
 
 
 def paused(rank: int, size: int, settings: Any, folder: str) -> list[bool]:
     """Whether a save is due: at once, and one short step later with an evaluation before it."""
-    running = Running(rank, size, settings, folder)
-    running.plane.saver.settle()
-    assert running.plane.saver.housekeeping.finish(60)
-    saves = Saves(make_plan(max_lost_seconds=3.0), running.plane, ProgressReporter(None, stage=Stage.TRAIN))
-    saves.start(2)
-    due = [saves.are_due(3, step_seconds=0.01)]
+    policy = SavePolicy(total_steps=100, max_lost_seconds=3.0)
+    manager = Running(rank, size, settings, folder, policy=policy).manager
+    manager._saver.wait()
+    assert manager._pruner.wait(60)
+    manager.start(2)
+    due = [manager.should_save(3, step_seconds=0.01)]
     time.sleep(3.0)
-    return [*due, saves.are_due(4, step_seconds=0.01)]
+    return [*due, manager.should_save(4, step_seconds=0.01)]
 
 
 def test_time_that_passes_without_steps_is_work_that_a_crash_costs(
@@ -356,11 +367,11 @@ def test_time_that_passes_without_steps_is_work_that_a_crash_costs(
 
 def without_rights(rank: int, size: int, settings: Any, folder: str) -> str:
     os.environ["AWS_SECRET_ACCESS_KEY"] = "wrong"
-    plane = make_plane(settings, folder, rank, size)
+    manager = make_manager(settings, folder, rank, size)
     engine, scheduler = make_engine(CASE, size, disturb=False)
     train(CASE, engine, scheduler, rank, size, range(1))
     with pytest.raises(AccessDeniedError) as told:
-        plane.save(TrainingState(step=1, engine=engine, small_state={}))
+        manager.save(TrainingState(step=1, engine=engine, small_state={}))
     return str(told.value)
 
 

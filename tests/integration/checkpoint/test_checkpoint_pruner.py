@@ -4,11 +4,11 @@ import time
 from typing import Any
 
 from finetune_api.trainer_config import StorageSettings
+from finetune_trainer.checkpoint.async_saver import TrainingState
 from finetune_trainer.checkpoint.format.orders import Answer, Order, PartOrder, PruneOrder
-from finetune_trainer.checkpoint.training_state import TrainingState
 from finetune_trainer.store import ObjectStore
 from inline_uploader import InlineUploader
-from tiny_engine import Case, make_engine, make_plane, make_store, seed_ranks, train
+from tiny_engine import Case, make_engine, make_manager, make_store, seed_ranks, train
 
 CASE = Case(2)
 AN_HOUR = 3600.0
@@ -20,15 +20,15 @@ class Training:
     def __init__(self, rank: int, size: int, settings: Any, folder: str, **options: Any) -> None:
         self.rank, self.size = rank, size
         self.engine, self.scheduler = make_engine(CASE, size, disturb=False)
-        self.plane = make_plane(settings, folder, rank, size, **options)
-        self.saver, self.housekeeping = self.plane.saver, self.plane.saver.housekeeping
-        self.plane.claim()
+        self.manager = make_manager(settings, folder, rank, size, **options)
+        self.saver, self.pruner = self.manager._saver, self.manager._pruner
+        self.manager.claim()
         seed_ranks(rank)
 
     def step(self, step: int, *, spread_seconds: float | None = None, **judged: Any) -> None:
         train(CASE, self.engine, self.scheduler, self.rank, self.size, range(step - 1, step))
         state = TrainingState(step=step, engine=self.engine, small_state={"step": step}, **judged)
-        self.plane.save(state, spread_seconds=spread_seconds)
+        self.saver.save(state, spread_seconds=spread_seconds)
 
 
 def names(store: ObjectStore, folder: str) -> list[str]:
@@ -42,15 +42,15 @@ def saves_eight_times(rank: int, size: int, settings: Any, folder: str) -> list[
     for step in range(1, 9):
         training.step(step, best_step=2 if step > 1 else None)
     told = training.saver.last.step
-    finished = training.housekeeping.finish(60.0)
-    training.plane.close()
-    return [told, finished, training.housekeeping.trouble]
+    finished = training.pruner.wait(60.0)
+    training.manager.close()
+    return [told, finished, training.pruner.error]
 
 
 def restores_each(rank: int, size: int, settings: Any, folder: str, steps: list[int]) -> list[int]:
     engine, _ = make_engine(CASE, size, disturb=True)
-    plane = make_plane(settings, folder, rank, size, attempt=2)
-    return [plane.load(plane.find(step), engine).small_state["step"] for step in steps]
+    manager = make_manager(settings, folder, rank, size, attempt=2)
+    return [manager.load(manager.find(step), engine).small_state["step"] for step in steps]
 
 
 def test_after_many_saves_only_what_is_kept_is_there_and_each_of_it_restores(
@@ -104,11 +104,11 @@ def saves_during_a_removal(rank: int, size: int, settings: Any, folder: str) -> 
     training = Training(rank, size, settings, folder, store=make_store(settings), client=SlowUploader)
     training.step(1)
     saver, found = training.saver, {}
-    found["told before"] = (saver.last.step, saver.in_flight, saver.is_ready(), training.housekeeping.is_open)
-    found["settled"] = (saver.settle(), training.housekeeping.is_open)
+    found["told before"] = (saver.last.step, saver.in_flight, saver.poll(), training.pruner.is_open)
+    found["settled"] = (saver.wait(), training.pruner.is_open)
     training.step(2)
     found["told after"] = saver.last.step
-    client = training.plane._client
+    client = training.manager._client
     return found | {"parts": client.parts, "broken off": client.broken_off}
 
 
@@ -129,10 +129,10 @@ def saves_that_never_leave_time(rank: int, size: int, settings: Any, folder: str
     training = Training(rank, size, settings, folder, store=make_store(settings), client=SlowUploader)
     rooms = []
     for step in range(1, 6):
-        rooms.append(training.saver.make_room(10.0))
+        rooms.append(training.saver.wait_until_idle(10.0))
         if rooms[-1]:
             training.step(step)
-    return {"rooms": rooms, "insists": training.housekeeping.insists, "must": training.saver.make_room()}
+    return {"rooms": rooms, "insists": training.pruner.blocks_saves, "must": training.saver.wait_until_idle()}
 
 
 def test_a_removal_that_three_saves_have_broken_off_gives_way_only_to_one_that_has_to_be(
@@ -149,13 +149,13 @@ def awaited(rank: int, size: int, settings: Any, folder: str) -> list[bool]:
     training = Training(rank, size, settings, folder, checkpoint={"keepLast": 1})
     opened = []
     for step in range(1, 5):
-        assert training.saver.make_room(60.0)
-        opened.append(training.housekeeping.is_open)
+        assert training.saver.wait_until_idle(60.0)
+        opened.append(training.pruner.is_open)
         training.step(step, spread_seconds=0.0)
-    training.saver.settle()
-    opened.append(training.housekeeping.is_open)
-    assert training.housekeeping.finish(60.0)
-    training.plane.close()
+    training.saver.wait()
+    opened.append(training.pruner.is_open)
+    assert training.pruner.wait(60.0)
+    training.manager.close()
     return opened
 
 
@@ -177,7 +177,7 @@ def has_no_room(rank: int, size: int, settings: Any, folder: str) -> dict[str, A
     training = Training(rank, size, settings, folder, store=make_store(settings), client=HangingUploader)
     training.step(1)
     started = time.monotonic()
-    has_room = training.saver.make_room(1.0)
+    has_room = training.saver.wait_until_idle(1.0)
     return {"room": has_room, "seconds": time.monotonic() - started, "flight": training.saver.in_flight}
 
 
@@ -199,8 +199,8 @@ def may_not_remove(rank: int, size: int, settings: Any, folder: str) -> dict[str
     training = Training(rank, size, settings, folder, store=store, checkpoint={"keepLast": 1})
     for step in (1, 2):
         training.step(step)
-    training.housekeeping.finish(10.0)
-    return {"last": training.saver.last.step, "trouble": training.housekeeping.trouble}
+    training.pruner.wait(10.0)
+    return {"last": training.saver.last.step, "trouble": training.pruner.error}
 
 
 def test_storage_that_lets_nothing_be_removed_is_told_and_costs_no_save(
