@@ -123,10 +123,10 @@ def frozen_figure(stored: dict[str, int]) -> Figure:
 
 
 def host_figure(ranks: Sequence[dict[str, Any]]) -> Figure:
-    """Restores from the own host beside those from S3, each as rank 0 has seen it; without the first of each."""
+    """Restores from the node-local cache beside those from S3, each as rank 0 has seen it; without the first of each."""
     restores = ranks[0]["restores"]
     pairs = tuple(Pair(*each) for each in zip(restores["host"][1:], restores["ours"][1:], strict=True))
-    return Figure("hostRestoreRatio", "restore from own host / S3", "s", pairs, 0.25, 0.15)
+    return Figure("hostRestoreRatio", "restore from node-local cache / S3", "s", pairs, 0.25, 0.15)
 
 
 def writer_stalls(main: dict[str, Any]) -> list[float]:

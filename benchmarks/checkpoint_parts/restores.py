@@ -1,4 +1,4 @@
-"""Restores from S3 and from the own host beside raw downloads of the same bytes.
+"""Restores from S3 and from the node-local cache beside raw downloads of the same bytes.
 
 Collective: every rank reads its own part, all at once.
 """
@@ -14,9 +14,9 @@ import torch.distributed as dist
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.checkpoint.format.layout import blob_sizes
 from finetune_trainer.checkpoint.manager import CheckpointManager
-from finetune_trainer.checkpoint.stored.host import HostCopies
 from finetune_trainer.checkpoint.stored.loading import Loader
-from finetune_trainer.checkpoint.stored.places import RunStorage
+from finetune_trainer.checkpoint.stored.node_local_cache import NodeLocalCache
+from finetune_trainer.checkpoint.stored.run_storage import RunStorage
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore, join
 
@@ -44,7 +44,7 @@ def restore_rounds(engine: Any, config: TrainerConfig, rounds: int) -> dict[str,
     sides: dict[str, Callable[[], object]] = {
         "ours": lambda: restore(None, "storage"),
         "raw": lambda: download(s3, BUCKET, sizes),
-        "host": lambda: restore(cache, "own host"),
+        "host": lambda: restore(cache, "node-local cache"),
     }
     found: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds + 1):
@@ -65,11 +65,11 @@ def _own_part(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) ->
 def _kept_on_host(storage: RunStorage, sizes: dict[str, int], config: TrainerConfig, runtime: RuntimeEnv) -> Path:
     """A cache folder with the copies that this rank's uploader would have left there, still in the page cache."""
     cache = runtime.scratch / "own-host"
-    copies = HostCopies.of(cache, config.run_uri)
-    copies.begin(sum(sizes.values()))
+    copies = NodeLocalCache.of(cache, config.run_uri)
+    copies.start_part(sum(sizes.values()))
     for digest in sizes:
-        copies.keep(digest, storage.blobs.get(digest))
-    copies.end()
+        copies.add(digest, storage.blobs.get(digest))
+    copies.finish_part()
     return cache
 
 

@@ -60,7 +60,7 @@ class Progress(Exchanged):
     """ZeRO stage of the attempt's engine."""
     resumed_from_step: int | None = None
     resumed_from: str = ""
-    """Where that state was read, with all workers' bytes: `own host (510.0 MB) and storage (0.1 MB)`."""
+    """Where that state was read, with all workers' bytes: `node-local cache (510.0 MB) and storage (0.1 MB)`."""
     last_checkpoint: CommittedCheckpoint | None = None
     checkpoint_every: int | None = None
     """Optimizer steps from one save to the next, as measured for `maxLostWork`."""

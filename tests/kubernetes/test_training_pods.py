@@ -89,7 +89,7 @@ def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: 
     assert (first["outcome"], second["outcome"]) == ("Disruption", "Succeeded")
     assert second["resumedFromStep"] >= 10
     log = site.kubectl("logs", site.pods_of("colours-r1-train-a2")["0"]["metadata"]["name"])
-    assert f"restored step {second['resumedFromStep']} from own host (" in log
+    assert f"restored step {second['resumedFromStep']} from node-local cache (" in log
     assert (status["restarts"], status["disruptions"], status["progress"]["percent"]) == (0, 1, 100)
     assert status["evaluation"]["tuned"]["Accuracy"] > 0.6 > status["evaluation"]["baseline"]["Accuracy"]
     events = site.events("colours")

@@ -1,6 +1,6 @@
 """A manifest, and what the run that it belongs to is of."""
 
-from finetune_trainer.checkpoint.format.fitness import Lineage
+from finetune_trainer.checkpoint.format.compatibility import Lineage
 from finetune_trainer.checkpoint.format.manifest import Manifest, PartRef
 
 MODEL, DATA, OTHER = "a1" * 32, "b2" * 32, "c3" * 32

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.checkpoint.format.layout import PLANES, Fragment, Layout
+from finetune_trainer.checkpoint.format.layout import OPTIMIZER_STATE_ARRAYS, Fragment, Layout
 from finetune_trainer.checkpoint.format.manifest import Buffer, Manifest, PartRef, State
 from finetune_trainer.checkpoint.format.orders import CommitOrder, PartOrder, StoredPart
 from finetune_trainer.checkpoint.stored.loading import Loader
-from finetune_trainer.checkpoint.stored.places import RunStorage
+from finetune_trainer.checkpoint.stored.run_storage import RunStorage
 from finetune_trainer.checkpoint.upload import uploader
 from finetune_trainer.checkpoint.upload.uploader import Pace
 from finetune_trainer.store import ObjectStore
@@ -42,10 +42,10 @@ def layout_of(rank: int, size: int) -> Layout:
     return Layout(fragments=tuple(fragments))
 
 
-def planes_of(layout: Layout, step: int) -> FloatArray:
+def arrays_of(layout: Layout, step: int) -> FloatArray:
     parts = [value_of(each.name, step).ravel()[each.start : each.start + each.numel] for each in layout.fragments]
-    plane = np.concatenate(parts)
-    return np.concatenate([plane, plane * 0.5, plane * 0.25])
+    array = np.concatenate(parts)
+    return np.concatenate([array, array * 0.5, array * 0.25])
 
 
 @dataclass
@@ -71,19 +71,19 @@ class StoredRun:
 
     def _store_part(self, step: int, rank: int, values: int) -> StoredPart:
         layout, steps_seen = layout_of(rank, self.size), np.array([step], dtype=np.int64).tobytes()
-        planes = planes_of(layout, values).tobytes()
+        arrays = arrays_of(layout, values).tobytes()
         buffer = Buffer(name="steps_seen", dtype="int64", shape=(1,), offset=0, size=8)
         order = PartOrder(
             rank=rank,
             layout=layout,
             steps=tuple(float(step) for _ in layout.fragments),
             rng={"rank": rank, "step": step},
-            planes_bytes=len(planes),
+            arrays_bytes=len(arrays),
             buffers_bytes=8 if rank == 0 else 0,
             state=State(engine={}, groups=(), buffers=(buffer,), small_state={"step": step}) if rank == 0 else None,
             blob_bytes=self.blob_bytes,
         )
-        return uploader.execute_upload(self.storage, order, memoryview(planes + steps_seen), Pace())
+        return uploader.execute_upload(self.storage, order, memoryview(arrays + steps_seen), Pace())
 
     def save(self, step: int, *, best: int | None = None, **figures: float) -> Manifest:
         """A committed checkpoint; `best` is the best step so far."""
@@ -154,6 +154,6 @@ class StoredRun:
             assert loader.buffers(state) == np.array([manifest.step], dtype=np.int64).tobytes()
             wanted = layout_of(0, 1)
             buffer = np.empty(wanted.bytes(), dtype=np.uint8)
-            loader.stage(buffer, wanted, dict(SHAPES), rank=99, planes=PLANES)
-            assert np.array_equal(buffer.view(np.float32), planes_of(wanted, manifest.step))
+            loader.stage(buffer, wanted, dict(SHAPES), rank=99, arrays=OPTIMIZER_STATE_ARRAYS)
+            assert np.array_equal(buffer.view(np.float32), arrays_of(wanted, manifest.step))
             yield name

@@ -68,7 +68,7 @@ def make_manager(settings: Any, folder: str, rank: int, size: int, **options: An
     `checkpoint` is the block of the spec, `client` a kind of InlineUploader.
     """
     from finetune_trainer.checkpoint.manager import CheckpointManager
-    from finetune_trainer.checkpoint.stored.places import RunStorage
+    from finetune_trainer.checkpoint.stored.run_storage import RunStorage
     from inline_uploader import InlineUploader
 
     runtime = RuntimeEnv(rank, size, rank, size, scratch=Path("/tmp"), cache=Path("/tmp"))

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from finetune_trainer.checkpoint.archive import Archive, Keep
 from finetune_trainer.checkpoint.stored.loading import Loader
-from finetune_trainer.checkpoint.stored.values import write_values
+from finetune_trainer.checkpoint.stored.safetensors_export import export_safetensors
 from finetune_trainer.errors import BadConfigError, CorruptCheckpointError, FencedError
 from finetune_trainer.store import ObjectStore
 from stored_runs import SHAPES, StoredRun, value_of
@@ -62,9 +62,9 @@ def test_a_run_that_goes_on_is_not_pruned_by_people(run: StoredRun) -> None:
     assert len(run.names()) == 3
 
 
-def test_a_rehearsal_tells_what_would_go_and_removes_nothing(run: StoredRun) -> None:
+def test_a_dry_run_reports_what_would_be_removed_and_removes_nothing(run: StoredRun) -> None:
     archive, blobs = Archive(run.store, run.uri), run.blobs()
-    told = archive.prune(Keep(last=1), is_at_rest=True, rehearsal=True)
+    told = archive.prune(Keep(last=1), is_at_rest=True, dry_run=True)
     assert (len(run.names()), run.blobs()) == (3, blobs)
     assert archive.prune(Keep(last=1), is_at_rest=True) == told
     assert (len(told.checkpoints), told.blobs) == (2, len(blobs) - len(run.blobs()))
@@ -72,7 +72,7 @@ def test_a_rehearsal_tells_what_would_go_and_removes_nothing(run: StoredRun) -> 
 
 @pytest.mark.parametrize(("shard_bytes", "files"), [(1 << 30, 1), (1, 3)], ids=["one file", "a file each"])
 def test_values_are_put_together_from_all_ranks(run: StoredRun, tmp_path: Path, shard_bytes: int, files: int) -> None:
-    written = write_values(Loader(run.storage.blobs, run.manifests[1]), tmp_path / "out", shard_bytes=shard_bytes)
+    written = export_safetensors(Loader(run.storage.blobs, run.manifests[1]), tmp_path / "out", shard_bytes=shard_bytes)
     assert sorted(written) == sorted((tmp_path / "out").iterdir())
     index = json.loads(written[-1].read_text())
     assert written[-1].name == "model.safetensors.index.json"
@@ -96,4 +96,4 @@ def test_values_are_not_written_from_damaged_bytes(run: StoredRun, tmp_path: Pat
 def test_a_parameter_that_no_rank_holds_whole_is_named(run: StoredRun, tmp_path: Path) -> None:
     halved = run.manifests[0].model_copy(update={"world_size": 2, "parts": run.manifests[0].parts[:2]})
     with pytest.raises(BadConfigError, match="does not hold elements 160 to 240 of embedding"):
-        write_values(Loader(run.storage.blobs, halved), tmp_path)
+        export_safetensors(Loader(run.storage.blobs, halved), tmp_path)

@@ -59,7 +59,9 @@ def test_a_stop_that_reaches_one_rank_stops_both_with_the_state_saved(lab: Lab) 
     assert again.exit_codes == [0, 0]
     assert again.message.progress is not None
     assert again.message.progress.resumed_from_step == 3
-    assert again.message.progress.resumed_from.startswith("own host ("), "both attempts have the same cache folder"
+    assert again.message.progress.resumed_from.startswith("node-local cache ("), (
+        "both attempts have the same cache folder"
+    )
     assert again.message.progress.step == 2 * STEPS_PER_EPOCH
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from finetune_api.trainer_config import TrainerConfig
-from finetune_trainer.checkpoint.stored.places import RunStorage
-from finetune_trainer.checkpoint.stored.verifying import Verifier
+from finetune_trainer.checkpoint.archive import Verifier
+from finetune_trainer.checkpoint.stored.run_storage import RunStorage
 from finetune_trainer.errors import ObjectMissingError
 from mortal_store import MortalStore
 from soak.events import Event, Point, Victim

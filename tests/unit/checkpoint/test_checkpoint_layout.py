@@ -18,7 +18,7 @@ from finetune_trainer.checkpoint.format.layout import (
 from finetune_trainer.errors import BadConfigError
 
 Shapes = dict[str, int]
-PLANES = 3
+OPTIMIZER_STATE_ARRAYS = 3
 
 shapes = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 40), min_size=1)
 
@@ -35,44 +35,44 @@ def partitions(draw: st.DrawFn, sizes: Shapes) -> list[Layout]:
     return [Layout(fragments=tuple(draw(st.permutations(rank)))) for rank in ranks]
 
 
-def value(name: str, plane: int, element: int) -> float:
-    return float(ord(name) * 1000 + plane * 100 + element)
+def value(name: str, array: int, element: int) -> float:
+    return float(ord(name) * 1000 + array * 100 + element)
 
 
-def filled(layout: Layout, planes: int) -> bytes:
+def filled(layout: Layout, arrays: int) -> bytes:
     """What a rank with this layout holds, were every element to know its own place."""
     values = [
-        value(fragment.name, plane, fragment.start + index)
-        for plane in range(planes)
+        value(fragment.name, array, fragment.start + index)
+        for array in range(arrays)
         for fragment in layout.fragments
         for index in range(fragment.numel)
     ]
     return np.array(values, dtype=np.float32).tobytes()
 
 
-@given(st.data(), st.sampled_from([1, PLANES]), st.sampled_from([4, 12, 64, 4096]))
-def test_every_element_finds_its_place(data: st.DataObject, planes: int, blob_bytes: int) -> None:
+@given(st.data(), st.sampled_from([1, OPTIMIZER_STATE_ARRAYS]), st.sampled_from([4, 12, 64, 4096]))
+def test_every_element_finds_its_place(data: st.DataObject, arrays: int, blob_bytes: int) -> None:
     sizes = data.draw(shapes)
     sources, targets = data.draw(partitions(sizes)), data.draw(partitions(sizes))
-    stored = [filled(source, PLANES) for source in sources]
+    stored = [filled(source, OPTIMIZER_STATE_ARRAYS) for source in sources]
     for wanted in targets:
         copies = plan(wanted, sources)
-        found = bytearray(wanted.bytes(planes))
+        found = bytearray(wanted.bytes(arrays))
         written = 0
-        for (source, number), parts in pieces(copies, wanted, sources, planes=planes, blob_bytes=blob_bytes).items():
+        for (source, number), parts in pieces(copies, wanted, sources, arrays=arrays, blob_bytes=blob_bytes).items():
             blob = stored[source][number * blob_bytes : (number + 1) * blob_bytes]
             for piece in parts:
                 assert piece.at + piece.size <= len(blob)
                 found[piece.to : piece.to + piece.size] = blob[piece.at : piece.at + piece.size]
                 written += piece.size
-        assert bytes(found) == filled(wanted, planes)
+        assert bytes(found) == filled(wanted, arrays)
         assert written == len(found)
 
 
 @given(st.data(), st.sampled_from([16, 64, 4096]))
 def test_the_same_layout_is_read_blob_by_blob_without_cutting(data: st.DataObject, blob_bytes: int) -> None:
     layout = data.draw(partitions(data.draw(shapes)))[0]
-    found = pieces(plan(layout, [layout]), layout, [layout], planes=PLANES, blob_bytes=blob_bytes)
+    found = pieces(plan(layout, [layout]), layout, [layout], arrays=OPTIMIZER_STATE_ARRAYS, blob_bytes=blob_bytes)
     sizes = blob_sizes(layout.bytes(), blob_bytes)
     assert {number: [piece.size for piece in parts] for (_, number), parts in found.items()} == {
         number: [size] for number, size in enumerate(sizes)

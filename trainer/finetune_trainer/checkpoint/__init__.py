@@ -1,6 +1,6 @@
-"""Checkpoints: the whole training state in object storage, committed by one manifest, readable by any other world.
+"""Checkpoints: the whole training state in object storage, committed by one manifest, loadable with any world size.
 
-`format` says what a checkpoint is, `stored` keeps it in storage, `upload` brings it there beside the training, `engine`
-alone knows DeepSpeed's optimizers. `plane` and `saving` put them together for a training, `archive` for people. Bytes
-are raw little-endian fp32 and JSON; nothing is ever unpickled.
+`format` defines what a checkpoint is, `stored` reads and writes storage, `upload` runs the uploader process, and only
+`engine` knows DeepSpeed's optimizers. A training uses `manager`, the command line uses `archive`. Blobs are raw
+little-endian fp32 and JSON; nothing is ever unpickled.
 """

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, for people: what there is, whether it is whole, what may go. No torch, no engine."""
+"""The checkpoints of a run for the command line: list, verify, prune, export. Uses neither torch nor an engine."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,26 +7,27 @@ from pathlib import Path
 
 from ..errors import CorruptCheckpointError
 from ..store import ObjectStore, join
-from .format.manifest import Manifest, numbers_of
+from .format.layout import blob_sizes
+from .format.manifest import Manifest, Part, numbers_of
 from .format.orders import Pruned
 from .format.retention import GRACE, Keep
+from .stored.blobs import Blobs, parallel
 from .stored.claims import newest_claim
 from .stored.loading import Loader
-from .stored.places import RunStorage
 from .stored.pruning import Pruning
-from .stored.values import write_values
-from .stored.verifying import Verifier
+from .stored.run_storage import RunStorage
+from .stored.safetensors_export import export_safetensors
 
-__all__ = ["Archive", "Checked", "Entry", "Keep", "Pruned"]
+__all__ = ["Archive", "Checked", "Entry", "Keep", "Pruned", "Verifier"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint, or what is left of it."""
+    """A checkpoint, which may be damaged."""
 
     name: str
     uri: str
-    """Of the manifest."""
+    """Address of the manifest."""
     step: int
     attempt: int
     manifest: Manifest | None
@@ -36,15 +37,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Checked:
-    """What the bytes of a checkpoint are like."""
+    """Result of the verification of a checkpoint."""
 
     entry: Entry
     blobs: int = 0
-    """That it names."""
+    """Number of blobs that it refers to."""
     damages: tuple[str, ...] = ()
-    """Each with the address of what is missing or wrong; empty: all of it is whole."""
+    """Each with the address of what is missing or wrong; empty: the checkpoint is complete."""
     is_gone: bool = False
-    """It was removed meanwhile."""
+    """It was removed during the verification."""
 
 
 class Archive:
@@ -53,17 +54,17 @@ class Archive:
     def __init__(self, store: ObjectStore, run_uri: str) -> None:
         self.run_uri = run_uri.rstrip("/")
         newest = newest_claim(store, join(self.run_uri, "attempts"))
-        # In the name of the newest attempt: one that begins later stops what goes on here.
+        # Acts as the newest attempt: an attempt that starts later fences what is done here.
         self._storage = RunStorage.of(store, self.run_uri, attempt=newest)
         self._store = store
 
     @property
     def is_there(self) -> bool:
-        """Whether there is such a run at all."""
+        """Whether the run exists."""
         return any(True for _ in self._store.list(self.run_uri + "/"))
 
     def entries(self) -> list[Entry]:
-        """All checkpoints, the one to restore first in front."""
+        """All checkpoints, in the order in which a restore tries them."""
         return [self._entry(name) for name in self._storage.catalogue.listing().names]
 
     def _entry(self, name: str) -> Entry:
@@ -77,7 +78,7 @@ class Archive:
         return Entry(name, catalogue.uri_of(name), step, attempt, manifest, damage)
 
     def check(self, entries: Sequence[Entry]) -> Iterator[Checked]:
-        """Read every byte of these checkpoints, one after the other; what several share is read once."""
+        """Verify every byte of these checkpoints, one after the other; shared blobs are read once."""
         verifier = Verifier(self._storage.blobs)
         for entry in entries:
             if entry.manifest is None:
@@ -87,21 +88,70 @@ class Archive:
             is_gone = bool(damages) and entry.name not in self._storage.catalogue.listing().names
             yield Checked(entry, blobs, () if is_gone else damages, is_gone)
 
-    def prune(self, keep: Keep, *, is_at_rest: bool, rehearsal: bool = False, quiet: timedelta = GRACE) -> Pruned:
-        """Remove what is not kept. `is_at_rest`: nobody saves meanwhile, so that blobs need not be old to go.
+    def prune(self, keep: Keep, *, is_at_rest: bool, dry_run: bool = False, quiet: timedelta = GRACE) -> Pruned:
+        """Remove checkpoints that are not kept, and their blobs.
 
-        Otherwise blobs go only once nothing of the run has been written for `quiet`, and only those that are older: a
-        save in flight keeps all it needs. A rehearsal removes nothing. Raises FencedError when a newer attempt begins
-        meanwhile.
+        `is_at_rest`: no attempt is running, so blobs of any age can be removed. Otherwise blobs are removed only if
+        nothing of the run was written for `quiet`, and only those that are older: a save in flight loses nothing.
+        `dry_run`: remove nothing. Raises FencedError when a newer attempt starts meanwhile.
         """
         waits = None if is_at_rest else quiet
-        pruning = Pruning(self._storage, keep, grace=waits, quiet=waits, rehearsal=rehearsal)
+        pruning = Pruning(self._storage, keep, grace=waits, quiet=waits, dry_run=dry_run)
         for _ in pruning.steps():
             pass
         return pruning.pruned
 
     def export(self, entry: Entry, folder: Path) -> list[Path]:
-        """Write the parameters' values into `folder`; the files, the index last. Raises CorruptCheckpointError."""
+        """Write the parameters as safetensors into `folder`; returns the files, the index last.
+
+        Raises CorruptCheckpointError.
+        """
         if entry.manifest is None:
             raise CorruptCheckpointError(entry.damage)
-        return write_values(Loader(self._storage.blobs, entry.manifest), folder)
+        return export_safetensors(Loader(self._storage.blobs, entry.manifest), folder)
+
+
+class Verifier:
+    """Reads blobs and compares them with their digests. Each is read once, however many checkpoints share it."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._sizes: dict[str, int] = {}
+        """Sizes of the blobs that were verified."""
+        self._damages: dict[str, str] = {}
+
+    def check(self, manifest: Manifest) -> tuple[int, tuple[str, ...]]:
+        """Number of blobs that the checkpoint refers to, and what is wrong with them. At most four are in memory."""
+        loader, damages = Loader(self._blobs, manifest), []
+        wanted: dict[str, int | None] = {}
+        """Digest -> size; None: any."""
+        try:
+            buffers = loader.state().buffers_blob
+            wanted |= {} if buffers is None else {buffers: None}
+        except CorruptCheckpointError as error:
+            damages.append(str(error))
+        for number in range(manifest.world_size):
+            try:
+                wanted |= self._of_part(manifest, loader.part(number))
+            except CorruptCheckpointError as error:
+                damages.append(str(error))
+        found = parallel(lambda item: self._damage(*item), wanted.items())
+        named = len({manifest.state, *(part.digest for part in manifest.parts), *wanted})
+        return named, (*damages, *filter(None, found))
+
+    def _of_part(self, manifest: Manifest, part: Part) -> dict[str, int | None]:
+        sizes = blob_sizes(part.bytes, manifest.blob_bytes)
+        if len(sizes) != len(part.blobs):
+            raise CorruptCheckpointError(f"rank {part.rank} has {len(part.blobs)} blobs, expected {len(sizes)}")
+        return {part.layout: None, **dict(zip(part.blobs, sizes, strict=True))}
+
+    def _damage(self, digest: str, size: int | None) -> str:
+        if digest not in self._sizes and digest not in self._damages:
+            try:
+                self._sizes[digest] = len(self._blobs.get(digest))
+            except CorruptCheckpointError as error:
+                self._damages[digest] = str(error)
+        if digest in self._damages:
+            return self._damages[digest]
+        found = self._sizes[digest]
+        return "" if size in (None, found) else f"{self._blobs.uri_of(digest)} has {found} bytes, expected {size}"

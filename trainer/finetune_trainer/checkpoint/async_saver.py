@@ -24,16 +24,15 @@ from finetune_api.trainer_config import TrainerConfig
 
 from ..errors import StorageUnreachableError, TrainerError
 from ..runtime import RuntimeEnv
-from .engine import buffers, fragments, rng
+from .engine import buffers, optimizer_state, rng
 from .engine.collective import all_ranks, gather_all, rank_zero
 from .engine.pinning import PinnedMemory
-from .format.clock import now
+from .format.compatibility import Lineage
 from .format.failures import Failure
-from .format.fitness import Lineage
-from .format.manifest import Manifest, PartRef, State
+from .format.manifest import Manifest, PartRef, State, utc_now
 from .format.orders import CommitOrder, PartOrder, StoredPart
 from .pruner import CheckpointPruner
-from .stored.places import RunStorage
+from .stored.run_storage import RunStorage
 from .upload.client import UploaderClient
 
 log = logging.getLogger(__name__)
@@ -158,20 +157,20 @@ class AsyncSaver:
         self._pending = _PendingSave(state, snapshot_seconds=time.monotonic() - started)
 
     def _snapshot(self, engine: Any, small_state: dict[str, Any], spread_seconds: float) -> PartOrder:
-        slots = fragments.owned(engine, rank=self._runtime.rank, world_size=self._runtime.world_size)
-        layout = fragments.layout_of(slots)
+        slots = optimizer_state.owned(engine, rank=self._runtime.rank, world_size=self._runtime.world_size)
+        layout = optimizer_state.layout_of(slots)
         state, content = self._state(engine, small_state) if self._runtime.is_main else (None, b"")
         size = layout.bytes()
         memory = self._client.snapshot.array(size + len(content))
         self._pinned.hold(memory)
-        steps = fragments.read(engine, slots, memory[:size].view(np.float32))
+        steps = optimizer_state.read(engine, slots, memory[:size].view(np.float32))
         memory[size:] = np.frombuffer(content, dtype=np.uint8)
         return PartOrder(
             rank=self._runtime.rank,
             layout=layout,
             steps=steps,
             rng=rng.capture(),
-            planes_bytes=size,
+            arrays_bytes=size,
             buffers_bytes=len(content),
             state=state,
             blob_bytes=self._blob_bytes,
@@ -183,9 +182,9 @@ class AsyncSaver:
     def _state(engine: Any, small_state: dict[str, Any]) -> tuple[State, bytes]:
         entries, content = buffers.read(engine.module)
         state = State(
-            engine=fragments.counters(engine),
-            loss_scale=fragments.loss_scale(engine),
-            groups=fragments.groups(engine),
+            engine=optimizer_state.counters(engine),
+            loss_scale=optimizer_state.loss_scale(engine),
+            groups=optimizer_state.groups(engine),
             buffers=entries,
             small_state=small_state,
         )
@@ -273,7 +272,7 @@ class AsyncSaver:
             step=state.step,
             attempt=self._config.attempt,
             run=self._config.run,
-            time=rank_zero(now, str),
+            time=rank_zero(utc_now, str),
             world_size=self._runtime.world_size,
             zero_stage=state.engine.zero_optimization_stage(),
             blob_bytes=self._blob_bytes,

@@ -25,10 +25,10 @@ from ..progress import ProgressReporter
 from ..runtime import RuntimeEnv
 from ..store import ObjectStore
 from .async_saver import AsyncSaver, TrainingState
-from .engine import buffers, fragments, rng
+from .engine import buffers, optimizer_state, rng
 from .engine.collective import all_ranks, gather_all, rank_zero
-from .format.fitness import Lineage
-from .format.layout import PLANES
+from .format.compatibility import Lineage
+from .format.layout import OPTIMIZER_STATE_ARRAYS
 from .format.manifest import Manifest, State
 from .format.orders import Setup
 from .format.retention import Keep
@@ -37,7 +37,7 @@ from .save_interval import SavePolicy
 from .scheduler import CheckpointScheduler
 from .stored.blobs import Origin
 from .stored.loading import Loader
-from .stored.places import RunStorage
+from .stored.run_storage import RunStorage
 from .upload.client import UploaderClient, UploaderProcess
 
 log = logging.getLogger("finetune")
@@ -59,7 +59,7 @@ class Restored:
     manifest: Manifest
     small_state: dict[str, Any]
     origin: str
-    """Where the state was read, over all ranks: `own host (510.0 MB) and storage (0.1 MB)`."""
+    """Where the state was read, over all ranks: `node-local cache (510.0 MB) and storage (0.1 MB)`."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class CheckpointManager:
         """
         # The removal was started by the last save, long before the export; no later save will finish it.
         self._pruner.wait(FINISH_SECONDS)
-        self._storage.copies.remove()
+        self._storage.node_cache.remove()
 
     def close(self) -> None:
         """End the uploader; a save in flight is dropped. Not collective."""
@@ -313,11 +313,11 @@ class CheckpointManager:
         they were. Raises BadConfigError if the checkpoint holds other parameters.
         """
         before = self._storage.blobs.read
-        state = self._load(manifest, engine, planes=PLANES)
+        state = self._load(manifest, engine, arrays=OPTIMIZER_STATE_ARRAYS)
         origin = sum(gather_all(lambda: self._storage.blobs.read - before, Origin), Origin())
-        fragments.set_groups(engine, state.groups)
-        fragments.set_counters(engine, state.engine)
-        fragments.set_loss_scale(engine, state.loss_scale)
+        optimizer_state.set_groups(engine, state.groups)
+        optimizer_state.set_counters(engine, state.engine)
+        optimizer_state.set_loss_scale(engine, state.loss_scale)
         self._saver.parent_step = manifest.step
         log.info("restored step %d from %s", manifest.step, origin)
         return Restored(manifest, state.small_state, str(origin))
@@ -333,24 +333,24 @@ class CheckpointManager:
                 f"the checkpoint of the best step, {step}, is gone from {self._config.run_uri}/checkpoints",
                 advice="change spec.runId to start a new run",
             )
-        self._load(manifest, engine, planes=1)
+        self._load(manifest, engine, arrays=1)
 
-    def _load(self, manifest: Manifest, engine: Any, *, planes: int) -> State:
-        """Verify on every rank, then write the first `planes` planes and the module's buffers."""
+    def _load(self, manifest: Manifest, engine: Any, *, arrays: int) -> State:
+        """Verify on every rank, then write the first `arrays` arrays and the module's buffers."""
         loader = Loader(self._storage.blobs, manifest)
-        slots = fragments.wanted(engine)
-        layout = fragments.layout_of(slots)
-        host = self._host_buffer(layout.bytes(planes))
+        slots = optimizer_state.wanted(engine)
+        layout = optimizer_state.layout_of(slots)
+        host = self._host_buffer(layout.bytes(arrays))
 
         def stage() -> tuple[State, bytes, tuple[float, ...]]:
             state = loader.state()
-            fragments.check_groups(engine, state.groups)
-            shapes = fragments.trained_shapes(engine)
-            steps = loader.stage(host, layout, shapes, rank=self._runtime.rank, planes=planes)
+            optimizer_state.check_groups(engine, state.groups)
+            shapes = optimizer_state.trained_shapes(engine)
+            steps = loader.stage(host, layout, shapes, rank=self._runtime.rank, arrays=arrays)
             return state, loader.buffers(state), steps
 
         state, buffer_bytes, steps = all_ranks(stage)
-        fragments.write(engine, slots, host.view(np.float32), steps if planes == PLANES else None)
+        optimizer_state.write(engine, slots, host.view(np.float32), steps if arrays == OPTIMIZER_STATE_ARRAYS else None)
         buffers.write(engine.module, state.buffers, buffer_bytes)
         return state
 

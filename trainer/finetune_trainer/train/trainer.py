@@ -20,7 +20,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric, Task
 
 from ..checkpoint.async_saver import TrainingState
-from ..checkpoint.engine import fragments
+from ..checkpoint.engine import optimizer_state
 from ..checkpoint.manager import CheckpointManager, Restored
 from ..data.collate import Collator
 from ..errors import DivergedError, StoppedError
@@ -330,7 +330,7 @@ class FineTuneTrainer(Trainer):
         """Whether the last step left the weights unchanged, because its scaled gradients overflowed. The schedule of
         the learning rate does not advance in such a step."""
         optimizer = self.engine.optimizer
-        return bool(fragments.loss_scale(self.engine)) and bool(optimizer.overflow)
+        return bool(optimizer_state.loss_scale(self.engine)) and bool(optimizer.overflow)
 
     def warn_of_skipped_steps(self) -> None:
         """Tell the user where they are more than the few in which the loss scale is found."""

@@ -1,4 +1,4 @@
-"""Page-locked host memory: a GPU copies into it at the full speed of the bus, not through a buffer of its driver."""
+"""Page-locked host memory: a GPU copies into it at the full speed of the bus, without a buffer of the driver."""
 
 import logging
 from typing import Any
@@ -9,19 +9,19 @@ import torch
 
 log = logging.getLogger(__name__)
 
-_cuda: Any = torch.cuda  # these parts of it carry no types
+_cuda: Any = torch.cuda  # the functions used here have no types
 _DEFAULT_FLAGS = 0
 
 
 class PinnedMemory:
-    """One array at a time that is locked for this process's GPU. Where none is used, nothing is locked."""
+    """Locks one array at a time for the GPU of this process. Without a GPU nothing is locked."""
 
     def __init__(self) -> None:
         self._array: npt.NDArray[np.uint8] | None = None
         self._is_refused = False
 
     def hold(self, array: npt.NDArray[np.uint8]) -> None:
-        """Lock this one instead of the last. Memory that cannot be locked is copied into all the same, only slower."""
+        """Lock this array instead of the last one. If memory cannot be locked, copies are only slower."""
         if self._is_refused or not _cuda.is_initialized() or self._is_held(array):
             return
         self.release()
@@ -33,7 +33,7 @@ class PinnedMemory:
         self._array = array
 
     def release(self) -> None:
-        """Unlock it: before its memory is given back."""
+        """Unlock the array, before its memory is freed."""
         if self._array is not None:
             _cuda.cudart().cudaHostUnregister(self._array.ctypes.data)
         self._array = None

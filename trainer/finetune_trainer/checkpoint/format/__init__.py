@@ -1,1 +1,1 @@
-"""What a checkpoint is, and what is said about it: values without any input or output."""
+"""The checkpoint format and the messages about it. Pure: no input or output."""

@@ -1,4 +1,4 @@
-"""Errors on their way to another process: as a message, and as an error again."""
+"""Serialization of errors, to raise them in another process."""
 
 from pydantic import ValidationError
 
@@ -9,7 +9,7 @@ from ...errors import TrainerError
 
 
 class Failure(Message):
-    """What has gone wrong. Anything but a TrainerError arrives as one whose text names the kind."""
+    """A serialized error. Any other error than a TrainerError becomes one whose text names its type."""
 
     kind: str
     message: str
@@ -17,21 +17,21 @@ class Failure(Message):
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
-        """The message for `error`."""
+        """Serialize `error`."""
         kind = type(error).__name__
         if isinstance(error, TrainerError):
             return cls(kind=kind, message=str(error), advice=error.advice)
         return cls(kind=TrainerError.__name__, message=f"{kind}: {error}")
 
     def error(self, *, by: str = "") -> TrainerError:
-        """The error again; `by` says in front of its text who had it."""
+        """Return the error; `by` names at the start of its text who raised it."""
         kind = getattr(errors, self.kind, TrainerError)
         assert issubclass(kind, TrainerError)
         return kind(f"{by}: {self.message}" if by else self.message, advice=self.advice)
 
 
 def first_fault(error: ValidationError) -> str:
-    """What is wrong with the first field that is, in one line."""
+    """Describe the first error in one line, with the path of its field."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}" if where else first["msg"]

@@ -1,7 +1,7 @@
-"""Who holds which elements of which parameter, and how another partition is put together from it. Pure.
+"""Which rank holds which elements of which parameter, and load-time resharding to another partition. Pure.
 
-A rank's state is three planes of equally many fp32 elements: the parameters, then Adam's first and second moment.
-Within a plane the rank's fragments lie one after the other. Stored, these bytes are cut into blobs of equal size.
+A rank's optimizer state is three arrays of equally many fp32 elements: the parameters, then Adam's first and second
+moment. Within an array the rank's fragments are contiguous. In storage these bytes are cut into blobs of equal size.
 """
 
 from collections import defaultdict
@@ -13,14 +13,14 @@ from finetune_api.trainer_config import Message
 
 from ...errors import BadConfigError
 
-PLANES = 3
+OPTIMIZER_STATE_ARRAYS = 3
 """Parameters, exp_avg, exp_avg_sq."""
 
 ELEMENT_BYTES = 4
 
 
 class Fragment(Message):
-    """A run of elements of one flattened parameter."""
+    """A contiguous range of elements of one flattened parameter."""
 
     name: str
     group: int
@@ -33,21 +33,21 @@ class Fragment(Message):
 
 
 class Layout(Message):
-    """What one rank holds, in the order of its planes."""
+    """The fragments that one rank holds, in the order of its arrays."""
 
     fragments: tuple[Fragment, ...]
 
     @property
     def elements(self) -> int:
-        """Elements of one plane."""
+        """Number of elements of one array."""
         return sum(fragment.numel for fragment in self.fragments)
 
-    def bytes(self, planes: int = PLANES) -> int:
-        """Bytes of the first `planes` planes."""
-        return planes * self.elements * ELEMENT_BYTES
+    def bytes(self, arrays: int = OPTIMIZER_STATE_ARRAYS) -> int:
+        """Size of the first `arrays` arrays in bytes."""
+        return arrays * self.elements * ELEMENT_BYTES
 
     def offsets(self) -> list[int]:
-        """Where in a plane each fragment begins, in elements."""
+        """Start of each fragment within an array, in elements."""
         found, offset = [], 0
         for fragment in self.fragments:
             found.append(offset)
@@ -57,7 +57,7 @@ class Layout(Message):
 
 @dataclass(frozen=True)
 class Copy:
-    """`numel` elements that go from a plane of a source to the same plane of the wanted layout."""
+    """`numel` elements to copy from an array of a source to the same array of the wanted layout."""
 
     source: int
     """Index of the source layout."""
@@ -65,20 +65,20 @@ class Copy:
     fragment: int
     """Index of the wanted fragment."""
     at: int
-    """First element in the source's plane."""
+    """First element in the source's array."""
     to: int
-    """First element in the wanted plane."""
+    """First element in the wanted array."""
     numel: int
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes that go from one blob of a source to the wanted planes."""
+    """Bytes to copy from one blob of a source to the wanted arrays."""
 
     at: int
     """First byte in the blob."""
     to: int
-    """First byte in the wanted planes."""
+    """First byte in the wanted arrays."""
     size: int
 
 
@@ -94,7 +94,7 @@ def check_parameters(sources: Sequence[Layout], shapes: Mapping[str, tuple[int, 
 
 
 def plan(wanted: Layout, sources: Sequence[Layout]) -> list[Copy]:
-    """The copies that make up `wanted`, each of its elements exactly once, in its own order.
+    """Return the copies that fill `wanted`, each of its elements exactly once, in its order.
 
     Raises BadConfigError if elements are in no source (a hole) or if a parameter is in another group there.
     """
@@ -142,11 +142,11 @@ def _index(sources: Sequence[Layout]) -> defaultdict[str, list[_Held]]:
 
 
 def pieces(
-    copies: Sequence[Copy], wanted: Layout, sources: Sequence[Layout], *, planes: int, blob_bytes: int
+    copies: Sequence[Copy], wanted: Layout, sources: Sequence[Layout], *, arrays: int, blob_bytes: int
 ) -> dict[tuple[int, int], list[Piece]]:
-    """What to take out of which blob: {(source, blob number): pieces}. Neighbours are merged before they are cut."""
+    """What to read from each blob: {(source, blob number): pieces}. Adjacent copies are merged before they are cut."""
     found: dict[tuple[int, int], list[Piece]] = defaultdict(list)
-    for source, run in _runs(copies, wanted, sources, planes):
+    for source, run in _runs(copies, wanted, sources, arrays):
         at, to, end = run.at, run.to, run.at + run.size
         while at < end:
             number, inside = divmod(at, blob_bytes)
@@ -157,15 +157,15 @@ def pieces(
 
 
 def _runs(
-    copies: Sequence[Copy], wanted: Layout, sources: Sequence[Layout], planes: int
+    copies: Sequence[Copy], wanted: Layout, sources: Sequence[Layout], arrays: int
 ) -> Iterator[tuple[int, Piece]]:
-    """The longest runs of bytes that lie one after the other on both sides, across fragments and planes."""
+    """The longest byte ranges that are contiguous on both sides, across fragments and arrays."""
     current: tuple[int, Piece] | None = None
     elements = [source.elements for source in sources]
-    for plane, copy in product(range(planes), copies):
+    for array, copy in product(range(arrays), copies):
         piece = Piece(
-            at=(plane * elements[copy.source] + copy.at) * ELEMENT_BYTES,
-            to=(plane * wanted.elements + copy.to) * ELEMENT_BYTES,
+            at=(array * elements[copy.source] + copy.at) * ELEMENT_BYTES,
+            to=(array * wanted.elements + copy.to) * ELEMENT_BYTES,
             size=copy.numel * ELEMENT_BYTES,
         )
         if current is None:
@@ -180,7 +180,7 @@ def _runs(
 
 
 def _follows(run: Piece, piece: Piece) -> bool:
-    """Whether the piece begins where the run ends, on both sides."""
+    """Whether the piece starts where the run ends, on both sides."""
     return (run.at + run.size, run.to + run.size) == (piece.at, piece.to)
 
 

@@ -1,18 +1,19 @@
-"""What a checkpoint consists of. Pure.
+"""The contents of a checkpoint.
 
-manifests/<step>-a<attempt>.json  ends with its own digest, and names, by SHA-256
+manifests/<step>-a<attempt>.json  ends with its own digest, and refers by SHA-256 to
   a state blob                    engine counters, parameter groups, and the Trainer's own state (JSON)
   a part blob per rank            its random number generators, Adam steps, and (JSON), by SHA-256
     a layout blob                 which elements of which parameters (JSON, the same in every checkpoint)
     data blobs                    those elements and their moments, fp32
 
-A checkpoint exists if, and only if, its manifest does; the manifest is written last.
+A checkpoint exists if and only if its manifest exists; the manifest is written last.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.trainer_config import Message
@@ -46,18 +47,18 @@ class Manifest(Message):
     state: str
     """Digest of the state blob."""
     parent_step: int | None = None
-    """Step of the checkpoint that this one was trained on from. Absent: from the base model."""
+    """Step of the checkpoint that the training resumed from or saved before. Absent: the base model."""
     job: str = ""
-    """Whose it is: `default/topic-classifier (uid 1f3a9c42)`."""
+    """The job: `default/topic-classifier (uid 1f3a9c42)`."""
     dataset_digest: str = ""
     model_digest: str = ""
     bytes: int = 0
-    """Of all data blobs."""
+    """Size of all data blobs."""
     is_best: bool = False
     best_step: int | None = None
-    """Step of the best state so far, which an export after early stopping needs. Absent: nothing is judged."""
+    """Step of the best state so far, which an export after early stopping needs. Absent: early stopping is not used."""
     metrics: dict[str, float] = {}
-    """Figures of the validation split at this step."""
+    """Metrics of the validation split at this step."""
 
     @property
     def name(self) -> str:
@@ -66,7 +67,7 @@ class Manifest(Message):
 
 
 def sealed(manifest: Manifest) -> bytes:
-    """As it is stored: JSON, and in it the digest of the rest."""
+    """Serialize the manifest to JSON, with the digest of its other fields."""
     document = manifest.model_dump(mode="json")
     return json.dumps(document | {"digest": digest_of(document)}, indent=1).encode()
 
@@ -74,14 +75,14 @@ def sealed(manifest: Manifest) -> bytes:
 def digest_of(document: Mapping[str, Any]) -> str:
     """SHA-256 of all fields but `digest`, as JSON with sorted keys and without spaces.
 
-    Any version of the format has it: otherwise bytes that were changed on their way could look like another version.
+    Every version of the format has it: otherwise changed bytes could look like a manifest of another version.
     """
     rest = {name: value for name, value in document.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class Part(Message):
-    """What one rank holds."""
+    """The state of one rank."""
 
     rank: int
     layout: str
@@ -109,7 +110,7 @@ class Buffer(Message):
 
 
 class State(Message):
-    """What is the same on every rank."""
+    """The state that is the same on every rank."""
 
     engine: dict[str, int]
     """Counters of the DeepSpeed engine."""
@@ -120,7 +121,12 @@ class State(Message):
     buffers: tuple[Buffer, ...] = ()
     buffers_blob: str | None = None
     small_state: dict[str, Any]
-    """The Trainer's own."""
+    """State of the Trainer."""
+
+
+def utc_now() -> str:
+    """The current time as manifests and claims write it: RFC 3339, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def manifest_name(step: int, attempt: int) -> str:
@@ -136,9 +142,9 @@ def numbers_of(name: str) -> tuple[int, int]:
 
 
 def newest_first(keys: list[str]) -> list[str]:
-    """Names of the manifests among `keys` (file names), the one to restore first in front.
+    """Names of the manifests among `keys` (file names), in the order in which a restore tries them.
 
-    A newer attempt knows better than a late writer of an older one, whatever the step; other names are left out.
+    A newer attempt takes precedence over a late writer of an older one, whatever the step. Other names are ignored.
     """
     found = [(int(match[2]), int(match[1])) for match in map(_NAME.fullmatch, keys) if match]
     return [manifest_name(step, attempt) for attempt, step in sorted(found, reverse=True)]

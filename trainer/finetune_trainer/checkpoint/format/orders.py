@@ -1,7 +1,7 @@
-"""What a rank and its uploader say to each other. Pure.
+"""Messages between a rank and its uploader. Pure.
 
-An order lies in shared memory, for it may be large; over the socket goes only how long it is. Both stay as they are
-until the answer has come, so an order whose uploader has died is given to the next one.
+An order may be large, so it is in shared memory, and only its length is sent over the socket. Order and snapshot stay
+unchanged until the answer arrives, so that a new uploader can take over the order of one that has died.
 """
 
 from pathlib import Path
@@ -16,36 +16,36 @@ from .retention import Keep
 
 
 class Setup(Message):
-    """For whom an uploader works; its first line of input."""
+    """Configuration of an uploader, the first message that it receives."""
 
     storage: StorageSettings
     run_uri: str
     attempt: int
     cache: Path | None = None
-    """Where the own host keeps copies; None: nowhere."""
+    """Folder of the node-local cache; None: there is none."""
 
 
 class PartOrder(Message):
-    """Store the snapshot of one rank: its planes, and behind them the module's buffers."""
+    """Store the snapshot of one rank: its optimizer state arrays, followed by the module's buffers."""
 
     kind: Literal["part"] = "part"
     rank: int
     layout: Layout
     steps: tuple[float, ...]
     rng: dict[str, Any]
-    planes_bytes: int
+    arrays_bytes: int
     buffers_bytes: int = 0
     state: State | None = None
     """Rank 0's alone, without the digest of the buffers."""
     blob_bytes: int
     suspect: tuple[str, ...] = ()
-    """Blobs that storage is known to have damaged: uploaded again even where they seem to be there."""
+    """Blobs that are known to be damaged in storage: uploaded again even if they seem to exist."""
     spread_seconds: float = 0.0
-    """How long it may take, so that the training does not feel it; 0: as fast as it can."""
+    """Time to spread the upload over, so that it does not slow the training down; 0: at full speed."""
 
 
 class StoredPart(Message):
-    """What has become of a PartOrder."""
+    """Result of a PartOrder."""
 
     digest: str
     bytes: int
@@ -53,7 +53,7 @@ class StoredPart(Message):
     state: str = ""
     """Digest of the state blob, rank 0's alone."""
     suspect: tuple[str, ...] = ()
-    """Of the order's suspect blobs those that did not come up, and may be damaged still."""
+    """The suspect blobs of the order that were not uploaded again, and may still be damaged."""
 
 
 class CommitOrder(Message):
@@ -62,7 +62,7 @@ class CommitOrder(Message):
     kind: Literal["commit"] = "commit"
     manifest: Manifest
     has_conditions: bool = True
-    """Whether storage has conditional writes, as the claim has found."""
+    """Whether storage honours conditional writes, as the claim has detected."""
 
 
 class PruneOrder(Message):
@@ -73,31 +73,31 @@ class PruneOrder(Message):
 
 
 class Pruned(Message):
-    """What has become of a PruneOrder."""
+    """Result of a PruneOrder."""
 
     checkpoints: tuple[str, ...] = ()
     """Names, oldest first."""
     blobs: int = 0
     bytes: int = 0
-    """Of those blobs."""
+    """Size of those blobs."""
     is_finished: bool = False
-    """Nothing is left that could go now."""
+    """Nothing is left that can be removed now."""
     blocked_by: str = ""
-    """Why no blobs go; empty: they do, once they are old enough."""
+    """Why no blobs are removed; empty: they are, when they are old enough."""
 
 
 Order = PartOrder | CommitOrder | PruneOrder
 
 
 class Answer(Message):
-    """What an uploader tells: that the order is carried out, or what is in the way."""
+    """An uploader's report: the order is executed, or an error that prevents it."""
 
     done: bool = False
-    """Nothing more is to come."""
+    """The last answer to the order."""
     part: StoredPart | None = None
     pruned: Pruned | None = None
     busy_seconds: float = 0.0
-    """Time that the order took, without what was waited to spread it."""
+    """Time that the order took, without the waits that spread it."""
     failure: Failure | None = None
-    """Without `is_final` or `done` the uploader tries on."""
+    """Without `is_final` or `done` the uploader retries."""
     is_final: bool = False

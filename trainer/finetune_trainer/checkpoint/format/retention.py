@@ -1,8 +1,8 @@
-"""Which checkpoints stay, and which blobs go with those that do not. Pure.
+"""Which checkpoints are kept, and which blobs can be removed with the others. Pure.
 
-What stays: the newest ones, the best ones, one of every so many steps, and what one of the newest would need to end
-the run. What went before it was told stays gone, so each answer has to agree with the one before it: none of these
-rules ever wants a checkpoint back that it once let go.
+Kept are the newest ones, the best ones, the first one at or after each multiple of `every` steps, and the best state
+that one of the newest would export. A removed checkpoint cannot come back, so the rules are monotonic: none of them
+ever wants a checkpoint again that it once released.
 """
 
 import re
@@ -16,13 +16,13 @@ from finetune_api.v1alpha1 import Checkpoint
 from .manifest import Manifest
 
 GRACE = timedelta(hours=1)
-"""How old a blob has to be that nobody names: a save that is being stored has its blobs before it has a manifest."""
+"""Minimum age of an unreferenced blob: a save in flight has stored its blobs before it has a manifest."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Keep(Message):
-    """What is kept, as `spec.checkpoint` says it."""
+    """The retention rules of `spec.checkpoint`."""
 
     last: int = 2
     best: int = 1
@@ -31,7 +31,7 @@ class Keep(Message):
 
     @classmethod
     def of(cls, rule: Checkpoint) -> "Keep":
-        """As a job says it."""
+        """The rules of a job."""
         return cls(last=rule.keep_last, best=rule.keep_best, every=rule.keep_every)
 
 
@@ -40,7 +40,7 @@ class StoredBlob:
     """A blob as storage lists it."""
 
     digest: str
-    """Its name; that of anything else is none, and is left alone."""
+    """Its name. An object whose name is not a digest is left alone."""
     size: int
     modified: datetime
 
@@ -51,14 +51,14 @@ def newest_to_oldest(manifests: Iterable[Manifest]) -> list[Manifest]:
 
 
 def kept(manifests: Iterable[Manifest], keep: Keep) -> list[Manifest]:
-    """Those that stay, the newest first. All others may go."""
+    """The manifests to keep, the newest first. All others may be removed."""
     ordered = newest_to_oldest(manifests)
     reasons = why_kept(ordered, keep)
     return [manifest for manifest in ordered if manifest.name in reasons]
 
 
 def why_kept(manifests: Iterable[Manifest], keep: Keep) -> dict[str, list[str]]:
-    """Name -> `last`, `best`, `every`: why it stays. Not there: it may go."""
+    """Name -> reasons (`last`, `best`, `every`) to keep it. A name that is absent may be removed."""
     ordered = newest_to_oldest(manifests)
     last = ordered[: keep.last]
     best = [manifest for manifest in ordered if manifest.is_best][: keep.best]
@@ -71,8 +71,11 @@ def why_kept(manifests: Iterable[Manifest], keep: Keep) -> dict[str, list[str]]:
 
 
 def _needed(last: Sequence[Manifest], ordered: Sequence[Manifest]) -> list[Manifest]:
-    """What the newest ones would export after early stopping. A run that has to go back from a damaged best state needs
-    the best one before that, which is not the newest best one."""
+    """What the newest ones would export after early stopping.
+
+    A run whose best state is damaged falls back to an earlier checkpoint, and needs the best state of that one, which
+    may not be the newest best one.
+    """
     steps = {manifest.best_step for manifest in last}
     found = {manifest.step: manifest for manifest in reversed(ordered) if manifest.step in steps}
     return list(found.values())
@@ -84,13 +87,13 @@ def _every(ordered: Sequence[Manifest], every: int | None) -> list[Manifest]:
         return []
     stays: dict[int, Manifest] = {}
     for manifest in sorted(_line(ordered), key=lambda each: (each.step, -each.attempt)):
-        # Of the multiples up to its step, it is the first for those that no smaller step has reached.
+        # It is the first one for each multiple up to its step that no smaller step has reached.
         stays.setdefault(manifest.step // every, manifest)
     return [manifest for multiple, manifest in stays.items() if multiple]
 
 
 def _line(ordered: Sequence[Manifest]) -> list[Manifest]:
-    """Without those that the run went back behind: a newer attempt began at an earlier step."""
+    """Without checkpoints that were superseded: a newer attempt resumed from an earlier step."""
     return [
         manifest
         for manifest in ordered
@@ -101,8 +104,11 @@ def _line(ordered: Sequence[Manifest]) -> list[Manifest]:
 def unneeded(
     blobs: Iterable[StoredBlob], named: Collection[str], *, newest: datetime, grace: timedelta | None = GRACE
 ) -> list[StoredBlob]:
-    """Blobs that may go. `named`: all digests that checkpoints still name; `newest`: the latest time that storage tells
-    of any object, for no other clock is the one that wrote the blobs' times. Without `grace` no save is under way."""
+    """Blobs that can be removed.
+
+    `named`: digests that checkpoints still refer to; `newest`: latest modification time of any object, by the clock of
+    storage, which also wrote the times of the blobs; `grace`: None if no save is in flight.
+    """
 
     def is_old(blob: StoredBlob) -> bool:
         return grace is None or newest - blob.modified > grace

@@ -1,1 +1,1 @@
-"""Checkpoints in object storage and their copies on the own host: claimed, listed, read, verified, removed."""
+"""Checkpoints in object storage and in the node-local cache: claims, listing, reading, verification and removal."""

@@ -1,4 +1,4 @@
-"""Content-addressed blobs: the name of each is the SHA-256 of its bytes."""
+"""Content-addressed blobs: the name of a blob is the SHA-256 of its bytes."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ...errors import CorruptCheckpointError, ObjectMissingError, StorageProtocolError
 from ...store import ObjectStore, join
 from ..format.retention import StoredBlob
-from .host import HostCopies
+from .node_local_cache import NodeLocalCache
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,48 +23,48 @@ THREADS = 4
 
 @dataclass(frozen=True)
 class Origin:
-    """How many bytes were read where."""
+    """Bytes read, by place."""
 
-    host: int = 0
+    node_cache: int = 0
     storage: int = 0
 
     def __add__(self, other: "Origin") -> "Origin":
-        return Origin(self.host + other.host, self.storage + other.storage)
+        return Origin(self.node_cache + other.node_cache, self.storage + other.storage)
 
     def __sub__(self, other: "Origin") -> "Origin":
-        return Origin(self.host - other.host, self.storage - other.storage)
+        return Origin(self.node_cache - other.node_cache, self.storage - other.storage)
 
     def __str__(self) -> str:
-        """`own host (510.0 MB) and storage (0.1 MB)`."""
-        places = (("own host", self.host), ("storage", self.storage))
+        """`node-local cache (510.0 MB) and storage (0.1 MB)`."""
+        places = (("node-local cache", self.node_cache), ("storage", self.storage))
         return " and ".join(f"{place} ({size / 1e6:.1f} MB)" for place, size in places if size)
 
 
 class Blobs:
-    """The blobs of a run. What is there already is not uploaded again; data is read from the own host where it is."""
+    """The blobs of a run. Existing blobs are not uploaded again; reads of data use the node-local cache."""
 
-    def __init__(self, store: ObjectStore, uri: str, copies: HostCopies) -> None:
+    def __init__(self, store: ObjectStore, uri: str, node_cache: NodeLocalCache) -> None:
         self._store = store
         self._uri = uri
-        self._copies = copies
+        self._node_cache = node_cache
         self._lock = threading.Lock()
         self.read = Origin()
-        """Verified bytes so far."""
+        """Verified bytes read so far."""
         self.suspect: set[str] = set()
-        """Digests whose stored bytes were found to be others; they are uploaded again when they come up."""
+        """Digests whose stored bytes proved wrong; they are uploaded again when they are saved again."""
 
     def uri_of(self, digest: str) -> str:
         """Address of a blob."""
         return join(self._uri, digest)
 
-    def put(self, data: bytes | memoryview, *, pace: Callable[[int], None] | None = None, keep: bool = False) -> str:
-        """Store the bytes, and return their digest. `pace` is called before each few of them are sent, and may wait.
+    def put(self, data: bytes | memoryview, *, pace: Callable[[int], None] | None = None, cache: bool = False) -> str:
+        """Store the bytes and return their digest. `pace` is called before each chunk is sent, and may wait.
 
-        `keep`: on the own host too, and there first: a pace makes up for the time that takes, if any of it is left.
+        `cache`: also write them to the node-local cache, before the upload: the pace makes up for that time.
         """
         digest = hashlib.sha256(data).hexdigest()
-        if keep:
-            self._copies.keep(digest, data)
+        if cache:
+            self._node_cache.add(digest, data)
         uri = self.uri_of(digest)
         present = None if digest in self.suspect else self._store.head(uri)
         if present is None or present.size != len(data):
@@ -83,9 +83,12 @@ class Blobs:
         return content
 
     def read_into(self, digest: str, buffer: memoryview) -> None:
-        """Fill `buffer` with the verified bytes, from the own host if it has them. Raises CorruptCheckpointError."""
-        if self._copies.read_into(digest, buffer):
-            self._count(Origin(host=len(buffer)))
+        """Fill `buffer` with the verified bytes, from the node-local cache if it has them.
+
+        Raises CorruptCheckpointError.
+        """
+        if self._node_cache.read_into(digest, buffer):
+            self._count(Origin(node_cache=len(buffer)))
             return
 
         def fill(uri: str) -> memoryview:
@@ -100,7 +103,7 @@ class Blobs:
             self.read += more
 
     def _verified(self, digest: str, read: Callable[[str], Content]) -> Content:
-        """Bytes may also break on their way, so what is wrong is read a second time before it is called so."""
+        """Read twice before reporting an error: bytes may also be damaged in transit."""
         uri, fault = self.uri_of(digest), "its bytes have another SHA-256 than its name"
         for _ in range(2):
             try:
@@ -116,21 +119,21 @@ class Blobs:
         raise CorruptCheckpointError(f"{uri} is damaged: {fault}")
 
     def listed(self) -> Iterator[StoredBlob]:
-        """Every object that storage has among the blobs."""
+        """List all objects in the folder of the blobs."""
         for info in self._store.list(self._uri + "/"):
             yield StoredBlob(info.uri.rpartition("/")[2], info.size, info.modified)
 
     def remove(self, digests: Sequence[str]) -> None:
-        """Delete blobs; those that are not there are no error."""
+        """Delete blobs; missing ones are ignored."""
         self._store.delete_many([self.uri_of(digest) for digest in digests])
 
     def sizes(self) -> dict[str, int]:
-        """Every blob that storage has, with its bytes."""
+        """Digest and size in bytes of every stored blob."""
         return {blob.digest: blob.size for blob in self.listed()}
 
 
 def parallel(action: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`action` of every item, in order, on a few threads; the first failure ends it."""
+    """Apply `action` to every item on a few threads; results in order. The first error is raised."""
     work: Sequence[T] = list(items)
     if len(work) <= 1:
         return [action(item) for item in work]

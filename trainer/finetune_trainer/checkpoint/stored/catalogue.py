@@ -1,4 +1,4 @@
-"""Which checkpoints a run has, and which of them can be used."""
+"""The manifests of a run: which checkpoints there are, and which of them can be used."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from ...errors import BadConfigError, CorruptCheckpointError, NewerCheckpointError, ObjectMissingError
 from ...store import ObjectStore, join
-from ..format.fitness import Lineage, NewerFormatError, UnfitError, check_lineage, read_manifest
+from ..format.compatibility import IncompatibleCheckpointError, Lineage, NewerFormatError, check_lineage, read_manifest
 from ..format.manifest import Manifest, newest_first, numbers_of, sealed
 from .blobs import Blobs
 from .loading import Loader
@@ -14,18 +14,18 @@ from .loading import Loader
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies under `manifests`."""
+    """Contents of the folder `manifests`."""
 
     names: tuple[str, ...]
-    """Of the manifests, the one to restore first in front."""
+    """Names of the manifests, in the order in which a restore tries them."""
     strangers: tuple[str, ...]
-    """Names of everything else."""
+    """Names of all other objects."""
     newest: datetime
-    """When storage last wrote any of it, by its own clock."""
+    """Latest modification time, by the clock of storage."""
 
 
 class Catalogue:
-    """The manifests under `runs/<run>/checkpoints/manifests`. To be used on rank 0 alone."""
+    """The manifests under `runs/<run>/checkpoints/manifests`. Used on rank 0 only."""
 
     def __init__(self, store: ObjectStore, blobs: Blobs, uri: str, *, lineage: Lineage | None) -> None:
         self._store = store
@@ -38,24 +38,24 @@ class Catalogue:
         return join(self._uri, f"{name}.json")
 
     def add(self, manifest: Manifest, *, has_conditions: bool = True) -> bool:
-        """Commit a checkpoint; False if there is another one of that name already.
+        """Commit a checkpoint; False if another one of that name exists.
 
-        Without conditional writes that is looked up first. Its name carries the attempt, which one process has claimed,
-        so nobody else wants it; see docs/decisions/0006.
+        Without conditional writes this checks first whether the name exists. The name contains the attempt, which one
+        process has claimed, so no other process writes it; see docs/decisions/0006.
         """
         uri, content = self.uri_of(manifest.name), sealed(manifest)
         if has_conditions:
             is_new = self._store.put_if_absent(uri, content)
         elif is_new := not self._store.exists(uri):
             self._store.put(uri, content)
-        # The same one: written by an uploader that has died before it could tell.
+        # Equal content: written by an uploader that died before it could report it.
         return is_new or self._store.get(uri) == content
 
     def newest_complete(self, exclude: Collection[str]) -> tuple[Manifest | None, list[str]]:
-        """The first usable manifest, and why those before it are not.
+        """The first usable manifest, and warnings about the unusable ones before it.
 
-        Raises BadConfigError where one before it is of a newer version: it has what a start from the one after it, or
-        from the base model, would compute again.
+        Raises BadConfigError if one before it has a newer format: a start from an older checkpoint would repeat work
+        that it holds.
         """
         warnings: list[str] = []
         for name in self._names():
@@ -81,7 +81,7 @@ class Catalogue:
         return self.read(found[0]) if found else None
 
     def listing(self) -> Listing:
-        """What there is, by one look."""
+        """List the folder."""
         prefix = self._uri + "/"
         found = {info.uri.removeprefix(prefix): info.modified for info in self._store.list(prefix)}
         names = newest_first(list(found))
@@ -92,7 +92,7 @@ class Catalogue:
         )
 
     def remove(self, names: Sequence[str]) -> None:
-        """Delete manifests, and the checkpoints with them; those that are not there are no error."""
+        """Delete manifests, and with them the checkpoints; missing ones are ignored."""
         self._store.delete_many([self.uri_of(name) for name in names])
 
     def _names(self) -> tuple[str, ...]:
@@ -109,15 +109,15 @@ class Catalogue:
             raise CorruptCheckpointError(f"{uri} is gone") from error
         except NewerFormatError as error:
             raise NewerCheckpointError(f"{uri} {error}") from error
-        except UnfitError as error:
+        except IncompatibleCheckpointError as error:
             raise CorruptCheckpointError(f"{uri} {error}") from error
         if manifest.name != name:
             raise CorruptCheckpointError(f"{uri} holds the manifest of {manifest.name}")
         return manifest
 
     def _read(self, uri: str) -> Manifest:
-        """Bytes may also break on their way, so what is wrong is read a second time before it is called so."""
+        """Read twice before reporting an error: bytes may also be damaged in transit."""
         try:
             return read_manifest(self._store.get(uri))
-        except UnfitError:
+        except IncompatibleCheckpointError:
             return read_manifest(self._store.get(uri))

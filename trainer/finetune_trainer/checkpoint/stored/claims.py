@@ -1,4 +1,4 @@
-"""Claims: which attempt owns the run. The highest claimed attempt does; every other one must not write any more."""
+"""Claims: the highest claimed attempt owns the run, and every other one must not write any more."""
 
 import json
 import socket
@@ -7,7 +7,7 @@ import uuid
 
 from ...errors import FencedError
 from ...store import Conditions, ObjectStore, join
-from ..format.clock import now
+from ..format.manifest import utc_now
 from .claim_keys import ClaimKey, Verdict, keys_of, verdict
 
 _RIVALS_SECONDS = 30.0
@@ -16,7 +16,7 @@ _LOOK_SECONDS = 0.2
 
 
 class Claims:
-    """The claims under `runs/<run>/attempts`, as one attempt sees them. To be used on rank 0 alone."""
+    """The claims under `runs/<run>/attempts`, as one attempt sees them. Used on rank 0 only."""
 
     def __init__(self, store: ObjectStore, uri: str, *, attempt: int) -> None:
         self._store = store
@@ -36,7 +36,7 @@ class Claims:
         token = uuid.uuid4().hex  # tells two claims of one attempt apart
         claim = {
             "attempt": self._attempt,
-            "time": now(),
+            "time": utc_now(),
             "world": world_size,
             "host": socket.gethostname(),
             "token": token,

@@ -1,5 +1,6 @@
-"""From a manifest to this rank's planes in host memory: read, verify, re-slice. Touches no engine."""
+"""Load-time resharding: from a manifest to this rank's arrays in host memory, verified. Does not touch an engine."""
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -19,14 +20,14 @@ ByteArray = npt.NDArray[np.uint8]
 
 
 class Loader:
-    """Reads one checkpoint. Every method raises CorruptCheckpointError for bytes that are missing or wrong."""
+    """Reads one checkpoint. All methods raise CorruptCheckpointError for missing or damaged bytes."""
 
     def __init__(self, blobs: Blobs, manifest: Manifest) -> None:
         self._blobs = blobs
         self.manifest = manifest
 
     def check_complete(self) -> None:
-        """Every blob is there with its size; the small ones are read and verified, the data blobs only at `stage`."""
+        """Check that every blob exists with its size. Small blobs are read and verified, data blobs only by `stage`."""
         self.state()
         parts = parallel(self.part, range(self.manifest.world_size))
         present = self._blobs.sizes()
@@ -40,35 +41,35 @@ class Loader:
                     raise CorruptCheckpointError(f"blob {digest} of rank {part.rank} {found}, expected {size} bytes")
 
     def state(self) -> State:
-        """What is the same on every rank."""
+        """State that is the same on every rank."""
         return _parse(State, self._blobs.get(self.manifest.state))
 
     def buffers(self, state: State) -> bytes:
-        """The persistent buffers' bytes."""
+        """Bytes of the persistent buffers."""
         return b"" if state.buffers_blob is None else self._blobs.get(state.buffers_blob)
 
     def part(self, rank: int) -> Part:
-        """One rank's part."""
+        """Part of one rank."""
         return _parse(Part, self._blobs.get(self.manifest.parts[rank].digest))
 
     def layout(self, part: Part) -> Layout:
-        """What the part holds."""
+        """Layout of the part."""
         return _parse(Layout, self._blobs.get(part.layout))
 
     def stage(
-        self, buffer: ByteArray, wanted: Layout, shapes: dict[str, tuple[int, ...]], *, rank: int, planes: int
+        self, buffer: ByteArray, wanted: Layout, shapes: dict[str, tuple[int, ...]], *, rank: int, arrays: int
     ) -> tuple[float, ...]:
-        """Fill `buffer` with the first `planes` of the wanted planes; returns Adam's step of each wanted fragment.
+        """Fill `buffer` with the first `arrays` of the wanted arrays; returns Adam's step of each wanted fragment.
 
-        Reads this rank's own part if that is enough, else every rank's. `shapes` are those of all trained parameters.
-        Raises BadConfigError if the checkpoint does not fit them.
+        Reads only this rank's own part if it is sufficient, else the parts of all ranks. `shapes`: of all trained
+        parameters. Raises BadConfigError if the checkpoint does not match them.
         """
-        assert buffer.nbytes == wanted.bytes(planes)
+        assert buffer.nbytes == wanted.bytes(arrays)
         parts = self._parts(wanted, rank)
         layouts = parallel(self.layout, parts)
         check_parameters(layouts, shapes)
         copies = plan(wanted, layouts)
-        work = pieces(copies, wanted, layouts, planes=planes, blob_bytes=self.manifest.blob_bytes)
+        work = pieces(copies, wanted, layouts, arrays=arrays, blob_bytes=self.manifest.blob_bytes)
 
         def fetch(key: tuple[int, int]) -> None:
             part, number = parts[key[0]], key[1]
@@ -89,7 +90,7 @@ class Loader:
         return tuple(steps.values())
 
     def _parts(self, wanted: Layout, rank: int) -> list[Part]:
-        """The own part where it covers all that is wanted: the usual case, and then no rank reads another's bytes."""
+        """The rank's own part if it covers everything, which is the usual case: then no rank reads another's bytes."""
         if rank < self.manifest.world_size:
             part = self.part(rank)
             try:
@@ -99,6 +100,36 @@ class Loader:
             else:
                 return [part]
         return parallel(self.part, range(self.manifest.world_size))
+
+
+class References:
+    """The digests that part and state blobs refer to. Blobs are immutable, so each is read once and then cached."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._known: dict[str, frozenset[str]] = {}
+
+    def learn(self, manifest: Manifest) -> Iterator[None]:
+        """Read the blobs that are not cached, one at a time. Raises CorruptCheckpointError if one cannot be read."""
+        loader = Loader(self._blobs, manifest)
+        if manifest.state not in self._known:
+            yield
+            buffers = loader.state().buffers_blob
+            self._known[manifest.state] = frozenset() if buffers is None else frozenset({buffers})
+        for number, reference in enumerate(manifest.parts):
+            if reference.digest not in self._known:
+                yield
+                part = loader.part(number)
+                self._known[reference.digest] = frozenset({part.layout, *part.blobs})
+
+    def of(self, manifest: Manifest) -> set[str]:
+        """Digests of all blobs of a checkpoint; call `learn` first."""
+        roots = {manifest.state, *(part.digest for part in manifest.parts)}
+        return roots.union(*(self._known[digest] for digest in roots))
+
+    def forget_all_but(self, named: set[str]) -> None:
+        """Drop the blobs that no checkpoint refers to any more."""
+        self._known = {digest: names for digest, names in self._known.items() if digest in named}
 
 
 def _parse(model: type[M], content: bytes) -> M:

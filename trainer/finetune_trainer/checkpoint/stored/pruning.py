@@ -1,7 +1,7 @@
-"""The removal of checkpoints that are not kept, in storage: manifests first, then the blobs that none names any more.
+"""Removes checkpoints that are not kept from storage: first manifests, then the blobs that no manifest refers to.
 
-It may be broken off between any two requests: a checkpoint without its manifest is none, and blobs that are left over
-are found again by the next round.
+A removal can be interrupted between any two requests: without its manifest a checkpoint does not exist, and the next
+round finds the blobs that are left over.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -12,22 +12,22 @@ from ...errors import CorruptCheckpointError
 from ..format.manifest import Manifest
 from ..format.orders import Pruned
 from ..format.retention import GRACE, Keep, StoredBlob, kept, unneeded
-from .places import RunStorage
+from .run_storage import RunStorage
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
-"""Work with pauses, and its result."""
+"""Work that pauses between requests, and returns a result."""
 
 BATCH = 200
 """Objects that one request removes. A rank that stops a removal waits for one request."""
 
 
 class Pruning:
-    """One round. A rehearsal removes nothing, but tells what would be.
+    """One round. `dry_run`: report what would be removed, and remove nothing.
 
-    `quiet` is for whoever does not know whether the run saves meanwhile: blobs go only while nothing of the run has
-    been written for so long. A save in flight may need any blob that it finds in storage, however old, and no manifest
-    names it yet; but it also writes, so it shows.
+    `quiet` is for callers that do not know whether the run is saving: blobs are removed only if nothing of the run was
+    written for so long. A save in flight may need any blob that it finds in storage, however old, although no manifest
+    refers to it yet; but it also writes, which shows in the listing.
     """
 
     def __init__(
@@ -37,21 +37,21 @@ class Pruning:
         *,
         grace: timedelta | None = GRACE,
         batch: int = BATCH,
-        rehearsal: bool = False,
+        dry_run: bool = False,
         quiet: timedelta | None = None,
     ) -> None:
         self._storage, self._keep, self._grace, self._batch = storage, keep, grace, batch
         self._quiet = quiet
-        self._is_rehearsal = rehearsal
+        self._is_dry_run = dry_run
         self._is_finished = False
         self._blocked_by = ""
-        """Why blobs stay; empty if they do not."""
+        """Why blobs are not removed; empty if they are."""
         self._names: list[str] = []
         self._blobs: list[StoredBlob] = []
 
     @property
     def pruned(self) -> Pruned:
-        """What was removed so far."""
+        """What has been removed so far."""
         return Pruned(
             checkpoints=tuple(self._names),
             blobs=len(self._blobs),
@@ -61,9 +61,9 @@ class Pruning:
         )
 
     def steps(self) -> Iterator[None]:
-        """Do it, pausing before every request, or few of them. Raises FencedError once a newer attempt has the run.
+        """Remove, pausing before every request or every few of them.
 
-        The next round finishes what one that was not run to its end has left.
+        Raises FencedError if a newer attempt has claimed the run. The next round finishes an interrupted one.
         """
         yield from self._round()
         self._is_finished = True
@@ -90,7 +90,7 @@ class Pruning:
         self._storage.references.forget_all_but(named)
 
     def _manifests(self, names: Sequence[str]) -> Steps[list[Manifest]]:
-        """Those that can be read, in the order of `names`. The others stay: who knows what they are."""
+        """The manifests that can be read, in the order of `names`. The others are kept: their contents are unknown."""
         found = []
         for name in names:
             yield
@@ -101,7 +101,7 @@ class Pruning:
         return found
 
     def _named(self, manifests: Sequence[Manifest]) -> Steps[set[str] | None]:
-        """Every digest that is still needed; None if that cannot be known."""
+        """Every digest that is still needed; None if a part cannot be read."""
         references, named = self._storage.references, set[str]()
         for manifest in manifests:
             try:
@@ -122,7 +122,7 @@ class Pruning:
         return blobs
 
     def _may_be_saving(self) -> bool:
-        """Whether the run may have a save in flight, as far as `quiet` asks; then blobs stay."""
+        """Whether the run may have a save in flight, according to `quiet`; then no blobs are removed."""
         if self._quiet is not None and (quiet_for := self._storage.quiet_for()) < self._quiet:
             self._blocked_by = (
                 f"something of the run was written {max(0, quiet_for.total_seconds()) / 60:.0f} minutes ago, so a save "
@@ -147,14 +147,14 @@ class Pruning:
             if stops():
                 return
             batch = items[start : start + self._batch]
-            # What this deletes was not needed when it was listed. Who could need it since: this attempt's own saves,
-            # but none is under way while it prunes, see `housekeeping`; and a newer attempt, whose claim comes before
-            # its first look at the checkpoints. It finds old blobs there and does not upload them again. A claim that
-            # comes between this check and the request, within one batch, can cost it a checkpoint that it has just
-            # saved, if that needs a blob which nobody has needed for the grace period: it is noticed as incomplete
-            # when it is read, and the one before it is gone on from. Nothing wrong is ever gone on from. The same holds
-            # for a request that was given up here, and that storage carries out later all the same.
+            # These objects were not needed when they were listed. Two writers could need them since. This attempt's own
+            # saves: none is in flight while it prunes, see `CheckpointPruner`. A newer attempt: it claims the run
+            # before it lists checkpoints, finds old blobs in storage and does not upload them again. A claim between
+            # this check and the request, within one batch, can cost the newer attempt a checkpoint that it has just
+            # saved, if that needs a blob which was unreferenced for the grace period. The checkpoint is detected as
+            # incomplete when it is read, and the run resumes from the previous one, never from a wrong state. The same
+            # holds for a request that timed out here, and that storage executes later nevertheless.
             self._storage.claims.check()
-            if not self._is_rehearsal:
+            if not self._is_dry_run:
                 remove(batch)
             note(batch)

@@ -1,4 +1,4 @@
-"""Host memory that a rank and its uploader both see: one writes a snapshot into it, the other one reads it there."""
+"""Host memory shared by a rank, which writes a snapshot into it, and its uploader, which reads it."""
 
 import mmap
 import os
@@ -10,9 +10,9 @@ ByteArray = npt.NDArray[np.uint8]
 
 
 class SharedMemory:
-    """An anonymous file in memory (Linux). It grows and never shrinks: fresh pages cost more than the copy into them.
+    """An anonymous file in memory (Linux). It never shrinks: touching fresh pages costs more than a copy.
 
-    Not limited by the pod's /dev/shm; counted as memory of whoever wrote it.
+    Not limited by the size of /dev/shm; counted as memory of the process that wrote it.
     """
 
     def __init__(self, descriptor: int | None = None, *, name: str = "finetune") -> None:
@@ -20,7 +20,7 @@ class SharedMemory:
         self._array: ByteArray = np.empty(0, dtype=np.uint8)
 
     def array(self, size: int) -> ByteArray:
-        """The first `size` bytes, to write and read. Contents stay when it grows; views of before go on to hold."""
+        """The first `size` bytes, readable and writable. Earlier views stay valid when the memory grows."""
         if self._array.nbytes < size:
             if os.fstat(self.descriptor).st_size < size:
                 os.truncate(self.descriptor, size)
@@ -28,6 +28,6 @@ class SharedMemory:
         return self._array[:size]
 
     def close(self) -> None:
-        """Give the memory back as soon as the last view of it is gone."""
+        """Free the memory when the last view is released."""
         self._array = np.empty(0, dtype=np.uint8)
         os.close(self.descriptor)

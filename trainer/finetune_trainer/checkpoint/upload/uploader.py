@@ -32,8 +32,8 @@ from ..format.failures import Failure
 from ..format.manifest import Part
 from ..format.orders import Answer, CommitOrder, Order, PartOrder, PruneOrder, Setup, StoredPart
 from ..stored.blobs import THREADS, parallel
-from ..stored.places import RunStorage
 from ..stored.pruning import Pruning
+from ..stored.run_storage import RunStorage
 from .shared_memory import SharedMemory
 
 log = logging.getLogger("finetune")
@@ -99,7 +99,7 @@ def execute_order(storage: RunStorage, order: Order, snapshot: SharedMemory, pac
     """
     match order:
         case PartOrder():
-            memory = snapshot.array(order.planes_bytes + order.buffers_bytes)
+            memory = snapshot.array(order.arrays_bytes + order.buffers_bytes)
             return Answer(done=True, part=execute_upload(storage, order, memory.data, pace))
         case CommitOrder():
             commit(storage, order)
@@ -113,12 +113,12 @@ def execute_upload(storage: RunStorage, order: PartOrder, memory: memoryview, pa
 
     `memory` holds the rank's optimizer state arrays, followed by the module's buffers.
     """
-    blobs, size = storage.blobs, order.planes_bytes
+    blobs, size = storage.blobs, order.arrays_bytes
     blobs.suspect.update(order.suspect)
     cuts = [memory[at : min(at + order.blob_bytes, size)] for at in range(0, size, order.blob_bytes)]
-    storage.copies.begin(size)
-    digests = parallel(lambda content: blobs.put(content, pace=pace, keep=True), cuts)
-    storage.copies.end()
+    storage.node_cache.start_part(size)
+    digests = parallel(lambda content: blobs.put(content, pace=pace, cache=True), cuts)
+    storage.node_cache.finish_part()
     part = Part(
         rank=order.rank,
         layout=blobs.put_json(order.layout.model_dump()),
@@ -210,8 +210,8 @@ class Uploader:
 
 def _pace_of(order: Order) -> Pace:
     if isinstance(order, PartOrder):
-        blobs = math.ceil(order.planes_bytes / order.blob_bytes)
-        return Pace(order.planes_bytes, order.spread_seconds, senders=min(THREADS, max(1, blobs)))
+        blobs = math.ceil(order.arrays_bytes / order.blob_bytes)
+        return Pace(order.arrays_bytes, order.spread_seconds, senders=min(THREADS, max(1, blobs)))
     return Pace()
 
 

@@ -1,21 +1,21 @@
-"""Where a run's checkpoints lie in storage."""
+"""The folders of a run's checkpoints in storage."""
 
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from ...store import ObjectStore, join
-from ..format.fitness import Lineage
+from ..format.compatibility import Lineage
 from .blobs import Blobs
 from .catalogue import Catalogue
 from .claims import Claims
-from .host import HostCopies
-from .references import References
+from .loading import References
+from .node_local_cache import NodeLocalCache
 
 
 @dataclass(frozen=True)
 class RunStorage:
-    """The three rooms of a run, as one attempt sees them, what it has learnt of them, and what the own host has."""
+    """Claims, blobs and manifests of a run, as one attempt sees them, and the node-local cache."""
 
     store: ObjectStore
     uri: str
@@ -24,11 +24,11 @@ class RunStorage:
     claims: Claims
     blobs: Blobs
     catalogue: Catalogue
-    copies: HostCopies
+    node_cache: NodeLocalCache
     references: References
 
     def quiet_for(self) -> timedelta:
-        """How long ago storage last wrote anything of the run, by its own clock."""
+        """Time since anything of the run was last written, by the clock of storage."""
         written = max((info.modified for info in self.store.list(self.uri.rstrip("/") + "/")), default=None)
         return timedelta.max if written is None else self.store.now(self.uri) - written
 
@@ -42,9 +42,9 @@ class RunStorage:
         lineage: Lineage | None = None,
         cache: Path | None = None,
     ) -> "RunStorage":
-        """`lineage` says which checkpoints are of something else, `cache` where the own host keeps copies."""
-        copies = HostCopies.of(cache, run_uri)
-        blobs = Blobs(store, join(run_uri, "checkpoints", "blobs"), copies)
+        """`lineage`: identifies compatible checkpoints; `cache`: folder of the node-local cache."""
+        node_cache = NodeLocalCache.of(cache, run_uri)
+        blobs = Blobs(store, join(run_uri, "checkpoints", "blobs"), node_cache)
         manifests = join(run_uri, "checkpoints", "manifests")
         return cls(
             store=store,
@@ -52,6 +52,6 @@ class RunStorage:
             claims=Claims(store, join(run_uri, "attempts"), attempt=attempt),
             blobs=blobs,
             catalogue=Catalogue(store, blobs, manifests, lineage=lineage),
-            copies=copies,
+            node_cache=node_cache,
             references=References(blobs),
         )

@@ -1,4 +1,4 @@
-"""Copies on the own host: verified, bounded, and never in the way."""
+"""The node-local cache: verified, bounded, and never a reason for a failure."""
 
 import hashlib
 import os
@@ -8,25 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.checkpoint.stored.host import FOLDER, HostCopies
+from finetune_trainer.checkpoint.stored.node_local_cache import FOLDER, NodeLocalCache
 
 RUN = "s3://bucket/out/runs/r0001-1"
 DATA = os.urandom(3 << 20)
-SKIPPED = "the own host keeps no copy, or not a whole one, of this save"
+SKIPPED = "the node-local cache has no copy, or only a part, of this save"
 
 
 def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def save(copies: HostCopies, *blobs: bytes) -> None:
-    copies.begin(sum(map(len, blobs)))
+def save(copies: NodeLocalCache, *blobs: bytes) -> None:
+    copies.start_part(sum(map(len, blobs)))
     for blob in blobs:
-        copies.keep(digest_of(blob), blob)
-    copies.end()
+        copies.add(digest_of(blob), blob)
+    copies.finish_part()
 
 
-def read(copies: HostCopies, data: bytes) -> bytes | None:
+def read(copies: NodeLocalCache, data: bytes) -> bytes | None:
     buffer = bytearray(len(data))
     return bytes(buffer) if copies.read_into(digest_of(data), memoryview(buffer)) else None
 
@@ -36,18 +36,18 @@ def files(cache: Path) -> set[str]:
 
 
 def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
-    save(HostCopies.of(tmp_path, RUN), DATA, b"x")
-    assert read(HostCopies.of(tmp_path, RUN), DATA) == DATA
+    save(NodeLocalCache.of(tmp_path, RUN), DATA, b"x")
+    assert read(NodeLocalCache.of(tmp_path, RUN), DATA) == DATA
     assert files(tmp_path) == {digest_of(DATA), digest_of(b"x")}
 
 
 def test_another_run_has_none_of_it(tmp_path: Path) -> None:
-    save(HostCopies.of(tmp_path, RUN), DATA)
-    assert read(HostCopies.of(tmp_path, RUN + "0"), DATA) is None
+    save(NodeLocalCache.of(tmp_path, RUN), DATA)
+    assert read(NodeLocalCache.of(tmp_path, RUN + "0"), DATA) is None
 
 
 def test_without_a_folder_there_are_none(caplog: pytest.LogCaptureFixture) -> None:
-    copies = HostCopies.of(None, RUN)
+    copies = NodeLocalCache.of(None, RUN)
     save(copies, DATA)
     copies.remove()
     assert read(copies, DATA) is None
@@ -55,10 +55,10 @@ def test_without_a_folder_there_are_none(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "cut short", "too long", "empty"])
-def test_a_damaged_file_is_removed_and_told_of_once(
+def test_a_damaged_file_is_removed_and_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    copies = HostCopies.of(tmp_path, RUN)
+    copies = NodeLocalCache.of(tmp_path, RUN)
     save(copies, DATA)
     [path] = tmp_path.glob(f"{FOLDER}/*/*")
     path.write_bytes(
@@ -68,13 +68,13 @@ def test_a_damaged_file_is_removed_and_told_of_once(
     )
     assert read(copies, DATA) is None
     assert not path.exists()
-    assert caplog.messages == [f"{path} is damaged and removed, storage is asked instead"]
+    assert caplog.messages == [f"{path} is damaged and was removed; reading storage instead"]
     save(copies, DATA)
     assert read(copies, DATA) == DATA
 
 
 def test_what_two_saves_do_not_need_any_more_goes_with_the_third(tmp_path: Path) -> None:
-    copies = HostCopies.of(tmp_path, RUN)
+    copies = NodeLocalCache.of(tmp_path, RUN)
     for number in range(6):
         save(copies, b"same", b"%d" % number)
         newest = range(max(0, number - 1), number + 1)
@@ -82,7 +82,7 @@ def test_what_two_saves_do_not_need_any_more_goes_with_the_third(tmp_path: Path)
 
 
 def test_ranks_of_a_host_leave_each_other_what_they_need(tmp_path: Path) -> None:
-    ranks = [HostCopies.of(tmp_path, RUN) for _ in range(3)]
+    ranks = [NodeLocalCache.of(tmp_path, RUN) for _ in range(3)]
     for step in range(5):
         for number in (0, 1, 2) if step % 2 else (2, 0, 1):
             save(ranks[number], b"%d of %d" % (step, number))
@@ -95,7 +95,7 @@ def test_ranks_of_a_host_leave_each_other_what_they_need(tmp_path: Path) -> None
 
 def test_a_full_disk_costs_the_copy_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file-size limit of the process stands for the full disk; the kernel refuses the write in the same place."""
-    copies = HostCopies.of(tmp_path, RUN)
+    copies = NodeLocalCache.of(tmp_path, RUN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
@@ -110,9 +110,9 @@ def test_a_full_disk_costs_the_copy_alone(tmp_path: Path, caplog: pytest.LogCapt
     assert read(copies, DATA) == DATA
 
 
-def test_a_disk_that_stays_full_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_stays_full_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
-    copies, good = HostCopies.of(tmp_path / "file", RUN), HostCopies.of(tmp_path, RUN)
+    copies, good = NodeLocalCache.of(tmp_path / "file", RUN), NodeLocalCache.of(tmp_path, RUN)
     for _ in range(3):
         save(copies, DATA)
         save(good, DATA)
@@ -121,11 +121,11 @@ def test_a_disk_that_stays_full_is_told_of_once(tmp_path: Path, caplog: pytest.L
 
 def test_a_disk_with_little_room_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     free = os.statvfs(tmp_path)
-    copies = HostCopies.of(tmp_path, RUN)
-    copies.begin(free.f_bavail * free.f_frsize * 3 // 4)
+    copies = NodeLocalCache.of(tmp_path, RUN)
+    copies.start_part(free.f_bavail * free.f_frsize * 3 // 4)
     for blob in (DATA, b"x"):
-        copies.keep(digest_of(blob), blob)
-    copies.end()
+        copies.add(digest_of(blob), blob)
+    copies.finish_part()
     [told] = caplog.messages
     assert "MB are free, less than twice the" in told
     assert files(tmp_path) == set()
@@ -133,7 +133,7 @@ def test_a_disk_with_little_room_is_left_alone(tmp_path: Path, caplog: pytest.Lo
 
 def test_a_folder_that_cannot_be_made_costs_the_copy_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
-    copies = HostCopies.of(tmp_path / "file", RUN)
+    copies = NodeLocalCache.of(tmp_path / "file", RUN)
     save(copies, DATA)
     assert read(copies, DATA) is None
     assert [message for message in caplog.messages if message.startswith(SKIPPED)] == caplog.messages[:1]
@@ -141,15 +141,15 @@ def test_a_folder_that_cannot_be_made_costs_the_copy_alone(tmp_path: Path, caplo
 
 def test_what_ended_runs_have_left_goes_after_a_day(tmp_path: Path) -> None:
     for run, age in (("old", 25 * 3600), ("young", 23 * 3600)):
-        save(HostCopies.of(tmp_path, run), run.encode())
+        save(NodeLocalCache.of(tmp_path, run), run.encode())
         folder = next(path.parent for path in tmp_path.glob(f"{FOLDER}/*/{digest_of(run.encode())}"))
         os.utime(folder, (time.time() - age,) * 2)
-    save(HostCopies.of(tmp_path, RUN), DATA)
+    save(NodeLocalCache.of(tmp_path, RUN), DATA)
     assert files(tmp_path) == {digest_of(b"young"), digest_of(DATA)}
 
 
 def test_a_run_that_has_ended_well_takes_its_copies_away(tmp_path: Path) -> None:
-    save(HostCopies.of(tmp_path, RUN), DATA)
-    save(HostCopies.of(tmp_path, "other"), b"other")
-    HostCopies.of(tmp_path, RUN).remove()
+    save(NodeLocalCache.of(tmp_path, RUN), DATA)
+    save(NodeLocalCache.of(tmp_path, "other"), b"other")
+    NodeLocalCache.of(tmp_path, RUN).remove()
     assert files(tmp_path) == {digest_of(b"other")}

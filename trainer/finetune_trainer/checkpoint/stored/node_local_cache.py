@@ -1,10 +1,10 @@
-"""Copies of data blobs on the own host: what a restore reads before it asks storage.
+"""Node-local cache: copies of data blobs on the host, which a restore reads before it reads storage.
 
     <cache>/checkpoints/<short digest of the run's address>/<digest of the blob>
 
-An uploader writes them, from the snapshot, beside its uploads. They are a convenience and never the truth: which
-checkpoints there are says storage alone, every file is verified as it is read, and whatever fails here is skipped with
-one line in the log. So nothing waits for the disk either: no fsync, and a slow disk is left alone.
+An uploader writes them from the snapshot, during its upload. They are only an optimization: storage alone defines which
+checkpoints exist, every file is verified when it is read, and a failure of the cache only logs a warning. So writes are
+not synced, and a slow disk is not used.
 """
 
 import contextlib
@@ -24,33 +24,33 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 _CHUNK = 1 << 20
-"""Hashed while it still is in the processor's cache."""
+"""Small enough to be hashed while it is in the processor's cache."""
 _SLOW_SECONDS, _SLOW_BYTES_PER_SECOND = 2.0, 100e6
-"""A disk that falls these seconds behind this rate is not worth it. Twice that of an upload which the training does not
-feel (`saving.UNFELT_BYTES_PER_SECOND`), so that the upload can make up for the time."""
+"""A disk that falls behind this rate by these seconds is not used. The rate is twice that of an upload
+(`async_saver.UPLOAD_BYTES_PER_SECOND`), so that the upload can make up for the time."""
 _ABANDONED_SECONDS = 24 * 3600.0
 
 
-class HostCopies:
-    """The copies of one run. Ranks of a host, each with an uploader of its own, share them: renames make that safe."""
+class NodeLocalCache:
+    """The cache of one run, shared by the uploaders of all ranks of a host: files appear by atomic renames."""
 
     def __init__(self, folder: Path | None) -> None:
-        """None: there are none, and none are made."""
+        """`folder`: None disables the cache."""
         self._folder = folder
         self._lock = threading.Lock()
-        """One writer at a time: the others send meanwhile, and the disk's seconds can be counted."""
+        """One writer at a time: the other threads upload meanwhile, and the time of the disk can be measured."""
         self._is_off = True
-        """Nothing of this part is kept any more."""
-        self._is_told = False
-        """Why has been logged, and since then no part was kept whole."""
+        """Nothing more of this part is written."""
+        self._is_logged = False
+        """The reason has been logged, and no part was written completely since."""
         self._part_bytes = 0
         self._seconds, self._written = 0.0, 0
         self._ends: deque[float] = deque(maxlen=3)
-        """When this uploader's last parts were complete, oldest first; seconds since 1970."""
+        """When this uploader finished its last parts, oldest first; Unix time in seconds."""
 
     @classmethod
-    def of(cls, cache: Path | None, run_uri: str) -> "HostCopies":
-        """Those of a run, in the host's cache folder; None: no such folder outlives the process."""
+    def of(cls, cache: Path | None, run_uri: str) -> "NodeLocalCache":
+        """The cache of a run in the cache folder of the host; None: no folder outlives the process."""
         if cache is None:
             return cls(None)
         return cls(cache / FOLDER / hashlib.sha256(run_uri.encode()).hexdigest()[:24])
@@ -58,7 +58,7 @@ class HostCopies:
     # Reading
 
     def read_into(self, digest: str, buffer: memoryview) -> bool:
-        """Fill `buffer` with the verified bytes; False where there are none. A file with others is removed."""
+        """Fill `buffer` with the verified bytes; False if there are none. A damaged file is removed."""
         if self._folder is None:
             return False
         path = self._folder / digest
@@ -68,17 +68,17 @@ class HostCopies:
         except FileNotFoundError:
             return False
         except OSError as error:
-            log.warning("%s cannot be read, storage is asked instead: %s", path, error.strerror)
+            log.warning("%s cannot be read; reading storage instead: %s", path, error.strerror)
             return False
         if not is_whole:
-            log.warning("%s is damaged and removed, storage is asked instead", path)
+            log.warning("%s is damaged and was removed; reading storage instead", path)
             _remove(path)
         return is_whole
 
     # Writing, by an uploader
 
-    def begin(self, part_bytes: int) -> None:
-        """A part of so many bytes is about to be kept."""
+    def start_part(self, part_bytes: int) -> None:
+        """A part of so many bytes follows."""
         self._is_off, self._part_bytes, self._seconds, self._written = self._folder is None, part_bytes, 0.0, 0
         if self._folder is None:
             return
@@ -89,41 +89,41 @@ class HostCopies:
         except OSError as error:
             self._skip(f"{self._folder} cannot be used: {error.strerror}")
 
-    def keep(self, digest: str, data: bytes | memoryview) -> None:
-        """Write a blob of the part, or note that it is still wanted. Any thread; never raises for the disk."""
+    def add(self, digest: str, data: bytes | memoryview) -> None:
+        """Write a blob of the part, or mark it as used. Thread-safe; never raises an error of the disk."""
         if self._folder is None:
             return
         with self._lock:
             if self._is_off:
                 return
             try:
-                self._keep(self._folder / digest, data)
+                self._add(self._folder / digest, data)
             except OSError as error:
                 self._skip(f"{self._folder} cannot be written: {error.strerror}")
 
-    def _keep(self, path: Path, data: bytes | memoryview) -> None:
+    def _add(self, path: Path, data: bytes | memoryview) -> None:
         started, now = time.monotonic(), time.time()
         if not _has_size(path, len(data)):
             if (free := shutil.disk_usage(path.parent).free) < 2 * self._part_bytes:
                 self._skip(f"{free / 1e6:.1f} MB are free, less than twice the {self._part_bytes / 1e6:.1f} MB")
                 return
             _write(path, data)
-        # Not the file system's own clock, which lags behind the one that `end` reads.
+        # Not the file system's own clock, which lags behind the one that `finish_part` reads.
         os.utime(path, (now, now))
         self._seconds += time.monotonic() - started
         self._written += len(data)
         if self._seconds > _SLOW_SECONDS + self._written / _SLOW_BYTES_PER_SECOND:
             self._skip(f"the disk takes only {self._written / self._seconds / 1e6:.1f} MB/s")
 
-    def end(self) -> None:
-        """The part is complete. What neither it nor the part before it has needed is removed.
+    def finish_part(self) -> None:
+        """The part is complete: remove the blobs that neither it nor the previous part has used.
 
-        Ranks save together, and begin a save when the one before it is committed. So whatever any of them needed for
-        this save or the last one is younger than this rank's last-but-one part. An uploader that is new does not know
-        when that was, and removes nothing before its third.
+        Ranks save together, and start a save when the previous one is committed. So the blobs that any rank used for
+        this save or the previous one are younger than this rank's last-but-one part. A new uploader does not know when
+        that was, and removes nothing before its third part.
         """
         self._ends.append(time.time())
-        self._is_told = self._is_told and self._is_off
+        self._is_logged = self._is_logged and self._is_off
         if self._folder is None or len(self._ends) < 3:
             return
         with contextlib.suppress(OSError):
@@ -132,18 +132,18 @@ class HostCopies:
                     _remove(path)
 
     def remove(self) -> None:
-        """All copies of the run: it needs none any more."""
+        """Remove the cache of the run, which is no longer needed."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _skip(self, reason: str) -> None:
         self._is_off = True
-        if not self._is_told:
-            log.warning("the own host keeps no copy, or not a whole one, of this save: %s", reason)
-        self._is_told = True
+        if not self._is_logged:
+            log.warning("the node-local cache has no copy, or only a part, of this save: %s", reason)
+        self._is_logged = True
 
     def _remove_abandoned(self) -> None:
-        """Folders of runs that have kept nothing for a day: they have ended, or gone elsewhere."""
+        """Remove the caches of runs that have written nothing for a day: they have ended or moved to other hosts."""
         assert self._folder is not None
         for folder in self._folder.parent.iterdir():
             if folder != self._folder and _modified(folder) < time.time() - _ABANDONED_SECONDS:
@@ -151,7 +151,7 @@ class HostCopies:
 
 
 def _fill(file: io.FileIO, buffer: memoryview) -> str:
-    """Digest of the bytes read; empty where there are too few."""
+    """Digest of the bytes read; empty if the file is too short."""
     digest, filled = hashlib.sha256(), 0
     while filled < len(buffer):
         chunk = buffer[filled : filled + _CHUNK]
@@ -171,7 +171,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _modified(path: Path) -> float:
-    """Seconds since 1970; never for what another rank has removed in the meantime."""
+    """Modification time as Unix time; infinite if another rank has removed the file meanwhile."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def _modified(path: Path) -> float:
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
-    """Whole or not at all. Not synced: after a crash of the host the digest tells what is missing."""
+    """Write atomically. Not synced: after a crash of the host the digest detects missing bytes."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
     try:
         with open(descriptor, "wb") as file:

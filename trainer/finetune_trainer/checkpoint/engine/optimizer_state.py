@@ -1,6 +1,6 @@
 """The fp32 parameters and Adam moments inside a DeepSpeed engine, by parameter name, for ZeRO stages 0 to 3.
 
-The only room that knows the insides of DeepSpeed's optimizers; tests/unit/checkpoint asserts that they still have them.
+The only module that uses private attributes of DeepSpeed's optimizers; tests/unit/checkpoint asserts that they exist.
 
 | stage | flat fp32 parameters | which parameters, and where |
 |---|---|---|
@@ -21,23 +21,23 @@ import torch
 import torch.distributed as dist
 
 from ...errors import BadConfigError
-from ..format.layout import PLANES, Fragment, Layout
+from ..format.layout import OPTIMIZER_STATE_ARRAYS, Fragment, Layout
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-"""State of DeepSpeed's DynamicLossScaler: the next overflow and the next growth of the scale depend on all of it."""
+"""State of DeepSpeed's DynamicLossScaler, which determines the next changes of the scale."""
 
 FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A fragment and where it lives: elements `at` to `at + fragment.numel` of the tensor that the optimizer steps."""
+    """A fragment and its place: elements `at` to `at + fragment.numel` of the tensor that the optimizer steps."""
 
     fragment: Fragment
     tensor: torch.Tensor
-    """What the optimizer steps: contiguous fp32."""
+    """The tensor that the optimizer steps: contiguous fp32."""
     at: int
 
     def parameter(self) -> torch.Tensor:
@@ -53,12 +53,12 @@ class Slot:
 
 
 def layout_of(slots: Sequence[Slot]) -> Layout:
-    """The order in which `read` and `write` lay the slots out."""
+    """The layout in which `read` and `write` order the slots."""
     return Layout(fragments=tuple(slot.fragment for slot in slots))
 
 
 def wanted(engine: Any) -> list[Slot]:
-    """What this rank needs to go on: its partition, or under stage 0 everything. Raises BadConfigError."""
+    """The slots that this rank needs: its partition, or all parameters with stage 0. Raises BadConfigError."""
     stage = engine.zero_optimization_stage()
     _check_optimizer(engine, stage)
     slots = list({0: _replicated, 1: _partitioned, 2: _partitioned, 3: _sharded}[stage](engine))
@@ -73,7 +73,7 @@ def wanted(engine: Any) -> list[Slot]:
 
 
 def owned(engine: Any, *, rank: int, world_size: int) -> list[Slot]:
-    """What this rank saves. Under stage 0 every rank has everything and saves its share of each parameter."""
+    """The slots that this rank saves. With stage 0 every rank saves its share of each parameter."""
     slots = wanted(engine)
     if engine.zero_optimization_stage() > 0:
         return slots
@@ -119,7 +119,7 @@ def _partitioned(engine: Any) -> Iterator[Slot]:
     for group, (parameters, flat) in enumerate(zip(optimizer.bit16_groups, flats, strict=True)):
         for parameter in parameters:
             mapping = parameter._hp_mapping
-            if mapping is None:  # none of it is in this rank's partition
+            if mapping is None:  # outside of this rank's partition
                 continue
             here = mapping.hp_fragment_address
             fragment = Fragment(
@@ -154,7 +154,7 @@ def _sharded(engine: Any) -> Iterator[Slot]:
 
 
 def trained_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
-    """Name and whole shape of every trained parameter, whatever rank holds it."""
+    """Name and full shape of every trained parameter, on any rank."""
     return {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape))
         for parameter, name in engine.param_names.items()
@@ -162,20 +162,23 @@ def trained_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def read(engine: Any, slots: Sequence[Slot], planes: FloatArray) -> tuple[float, ...]:
-    """Copy the slots' parameters and moments into `planes` (PLANES x elements); returns Adam's step of each slot."""
+def read(engine: Any, slots: Sequence[Slot], arrays: FloatArray) -> tuple[float, ...]:
+    """Copy parameters and moments of the slots into `arrays`, of OPTIMIZER_STATE_ARRAYS times their elements.
+
+    Returns Adam's step of each slot.
+    """
     state = engine.basic_optimizer.state
-    target = torch.from_numpy(planes).view(PLANES, -1)
+    target = torch.from_numpy(arrays).view(OPTIMIZER_STATE_ARRAYS, -1)
     offset = 0
     for slot in slots:
         end = offset + slot.fragment.numel
         target[0, offset:end].copy_(slot.parameter())
         adam = state.get(slot.tensor) or {}
-        for plane, name in enumerate(MOMENTS, start=1):
+        for array, name in enumerate(MOMENTS, start=1):
             if name in adam:
-                target[plane, offset:end].copy_(slot.moment(adam, name))
+                target[array, offset:end].copy_(slot.moment(adam, name))
             else:  # not stepped yet
-                target[plane, offset:end].zero_()
+                target[array, offset:end].zero_()
         offset = end
     return tuple(_step_of(state.get(slot.tensor) or {}) for slot in slots)
 
@@ -184,12 +187,12 @@ def _step_of(adam: dict[str, Any]) -> float:
     return float(adam.get("step", 0.0))
 
 
-def write(engine: Any, slots: Sequence[Slot], planes: FloatArray, steps: Sequence[float] | None) -> None:
-    """Copy `planes` into the engine, whole: parameters, and with `steps` moments and step counts too. Collective.
+def write(engine: Any, slots: Sequence[Slot], arrays: FloatArray, steps: Sequence[float] | None) -> None:
+    """Copy `arrays` into the engine: parameters and, with `steps`, moments and step counts. Collective.
 
-    Without `steps`, `planes` is the parameters' plane alone and the optimizer's state stays as it is.
+    Without `steps`, `arrays` holds the parameters only, and the optimizer's moments are unchanged.
     """
-    source = torch.from_numpy(planes).view(1 if steps is None else PLANES, -1)
+    source = torch.from_numpy(arrays).view(1 if steps is None else OPTIMIZER_STATE_ARRAYS, -1)
     offset = 0
     for number, slot in enumerate(slots):
         end = offset + slot.fragment.numel
@@ -197,14 +200,14 @@ def write(engine: Any, slots: Sequence[Slot], planes: FloatArray, steps: Sequenc
         if steps is not None:
             adam = _adam_state(engine.basic_optimizer, slot.tensor)
             adam["step"].fill_(steps[number])
-            for plane, name in enumerate(MOMENTS, start=1):
-                slot.moment(adam, name).copy_(source[plane, offset:end])
+            for array, name in enumerate(MOMENTS, start=1):
+                slot.moment(adam, name).copy_(source[array, offset:end])
         offset = end
     _push_to_module(engine)
 
 
 def _adam_state(optimizer: Any, tensor: torch.Tensor) -> dict[str, Any]:
-    """The state that torch's Adam would make at its first step, if it is not there yet."""
+    """Adam's state of a tensor; created as torch does at the first step if it is missing."""
     state: dict[str, Any] = optimizer.state[tensor]
     if "step" not in state:
         options = next(iter(optimizer.param_groups))
@@ -217,7 +220,7 @@ def _adam_state(optimizer: Any, tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def _push_to_module(engine: Any) -> None:
-    """Bring the fp32 values to the weights that the module computes with, as the end of an optimizer step does."""
+    """Copy the fp32 values to the weights of the module, as the end of an optimizer step does."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage in (1, 2):
         optimizer.update_lp_params()
@@ -231,18 +234,18 @@ def _push_to_module(engine: Any) -> None:
 
 
 def counters(engine: Any) -> dict[str, int]:
-    """The engine's own counters."""
+    """Counters of the engine."""
     return {name: int(getattr(engine, name)) for name in COUNTERS}
 
 
 def set_counters(engine: Any, values: dict[str, int]) -> None:
-    """Set what `counters` returned."""
+    """Set the counters."""
     for name in COUNTERS:
         setattr(engine, name, values[name])
 
 
 def loss_scale(engine: Any) -> dict[str, int | float]:
-    """State of the dynamic loss scale; empty where there is none."""
+    """State of the dynamic loss scale; empty if there is none."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if scaler is None or not scaler.dynamic:
         return {}
@@ -250,7 +253,7 @@ def loss_scale(engine: Any) -> dict[str, int | float]:
 
 
 def set_loss_scale(engine: Any, values: dict[str, int | float]) -> None:
-    """Set what `loss_scale` returned. A checkpoint of another type than Float16 has none: the scale starts anew."""
+    """Set the state of the loss scale. Checkpoints of other types than Float16 have none: the scale keeps its start."""
     if loss_scale(engine):
         for name, value in values.items():
             setattr(engine.optimizer.loss_scaler, name, value)

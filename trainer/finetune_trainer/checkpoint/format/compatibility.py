@@ -1,4 +1,4 @@
-"""Whether a manifest is one that this run can go on from, and in words what differs where it is not. Pure."""
+"""Whether a run can resume from a manifest, and why not if it cannot. Pure."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .manifest import VERSION, Manifest, digest_of
 
 @dataclass(frozen=True)
 class Lineage:
-    """Whose checkpoints, and of what, a run can go on from."""
+    """Identifies the checkpoints that a run can resume from."""
 
     job: str
     """`default/topic-classifier (uid 1f3a9c42)`."""
@@ -23,7 +23,7 @@ class Lineage:
 
     @classmethod
     def of(cls, config: TrainerConfig) -> "Lineage":
-        """That of a run. Digests are empty where its data is not prepared."""
+        """The lineage of a run. Digests are empty if its data is not prepared yet."""
         job, prepared = config.job, config.prepared
         return cls(
             job=f"{job.namespace}/{job.name} (uid {job.uid})",
@@ -32,51 +32,53 @@ class Lineage:
         )
 
 
-class UnfitError(ValueError):
-    """Says what is wrong with a manifest; its address is to stand in front."""
+class IncompatibleCheckpointError(ValueError):
+    """The run cannot resume from the manifest. The caller prepends the address of the manifest to the text."""
 
 
-class NewerFormatError(UnfitError):
-    """This program is too old for it."""
+class NewerFormatError(IncompatibleCheckpointError):
+    """This version of the program is too old for the manifest."""
 
 
 def read_manifest(content: bytes) -> Manifest:
-    """Raises UnfitError for another format, for changed bytes, and for what is no manifest at all.
+    """Parse a manifest. Manifests without a digest were saved by an earlier version.
 
-    Those that hold no digest were saved before they did.
+    Raises IncompatibleCheckpointError if it has another format, was changed, or is not a manifest.
     """
     document = _document(content)
     digest = document.pop("digest", None)
     if digest is not None and digest != digest_of(document):
-        raise UnfitError("is damaged: its fields have another SHA-256 than it says")
+        raise IncompatibleCheckpointError("is damaged: its fields have another SHA-256 than it says")
     version = document.get("version")
-    if isinstance(version, int) and version > VERSION:  # a newer format may have any fields, but it has this one
+    if isinstance(version, int) and version > VERSION:  # every format has this field
         raise NewerFormatError(f"was written by a newer finetune-operator (format {version}, known {VERSION})")
     if isinstance(version, int) and version < VERSION:
-        raise UnfitError(f"was written by an older finetune-operator (format {version}, known {VERSION})")
+        raise IncompatibleCheckpointError(
+            f"was written by an older finetune-operator (format {version}, known {VERSION})"
+        )
     try:
         return Manifest.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        raise UnfitError(f"is not a manifest of format {VERSION}: {first_fault(error)}") from error
+        raise IncompatibleCheckpointError(f"is not a manifest of format {VERSION}: {first_fault(error)}") from error
 
 
 def _document(content: bytes) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except ValueError as error:
-        raise UnfitError(f"is not a manifest of format {VERSION}: {error}") from error
+        raise IncompatibleCheckpointError(f"is not a manifest of format {VERSION}: {error}") from error
     if not isinstance(document, dict):
-        raise UnfitError(f"is not a manifest of format {VERSION}: it is no JSON object")
+        raise IncompatibleCheckpointError(f"is not a manifest of format {VERSION}: it is no JSON object")
     return document
 
 
 def check_lineage(manifest: Manifest, lineage: Lineage) -> None:
-    """Raises UnfitError if the checkpoint is another job's, or was trained from another base model or data set.
+    """Check that the checkpoint belongs to the job, its base model and its data set.
 
-    Checkpoints that do not say whose they are were saved before they did.
+    Manifests without a job were saved by an earlier version. Raises IncompatibleCheckpointError.
     """
     if manifest.job not in {"", lineage.job}:
-        raise UnfitError(f"was saved by another job, {manifest.job}; this one is {lineage.job}")
+        raise IncompatibleCheckpointError(f"was saved by another job, {manifest.job}; this one is {lineage.job}")
     pairs = (
         ("from another base model", manifest.model_digest, lineage.model_digest),
         ("on another data set", manifest.dataset_digest, lineage.dataset_digest),
@@ -87,7 +89,7 @@ def check_lineage(manifest: Manifest, lineage: Lineage) -> None:
         if theirs != ours
     ]
     if found:
-        raise UnfitError(f"was trained {' and '.join(found)}")
+        raise IncompatibleCheckpointError(f"was trained {' and '.join(found)}")
 
 
 def _short(digest: str) -> str:

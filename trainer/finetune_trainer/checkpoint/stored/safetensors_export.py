@@ -1,4 +1,4 @@
-"""The parameters of a checkpoint as safetensors: put together from what the ranks held, under their own names, fp32."""
+"""Export the parameters of a checkpoint as safetensors, in fp32, assembled from the parts of all ranks."""
 
 import json
 import math
@@ -15,16 +15,16 @@ from .blobs import parallel
 from .loading import Loader
 
 SHARD_BYTES = 1 << 30
-"""Of a file, and so of what is in memory at a time, but for a parameter that is larger: it has a file of its own."""
+"""Size of a file, and so of the memory in use. A larger parameter gets a file of its own."""
 
 _INDEX = "model.safetensors.index.json"
 
 
-def write_values(loader: Loader, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> list[Path]:
-    """`model.safetensors`, or numbered parts of it, and an index that says which holds which; returns the files.
+def export_safetensors(loader: Loader, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> list[Path]:
+    """Write `model.safetensors`, or numbered shards of it, and an index of the parameters; returns the files.
 
-    A file appears whole or not at all, and the index when all are there. Raises CorruptCheckpointError, DiskFullError,
-    and BadConfigError where the ranks together do not hold a parameter whole.
+    Each file is written atomically, the index last. Raises CorruptCheckpointError, DiskFullError,
+    and BadConfigError if the parts do not hold every element of a parameter.
     """
     wholes = _wholes(loader)
     shards = list(_shards(wholes, shard_bytes))
@@ -50,7 +50,7 @@ def write_values(loader: Loader, folder: Path, *, shard_bytes: int = SHARD_BYTES
 
 
 def _wholes(loader: Loader) -> list[Fragment]:
-    """Every parameter as one fragment, in the order in which the ranks name them."""
+    """Every parameter as one fragment, in the order of the layouts."""
     parts = parallel(loader.part, range(loader.manifest.world_size))
     found: dict[str, Fragment] = {}
     for layout in parallel(loader.layout, parts):
@@ -76,12 +76,12 @@ def _write_shard(loader: Loader, path: Path, layout: Layout, shapes: dict[str, t
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    buffer = np.empty(layout.bytes(planes=1), dtype=np.uint8)
-    # No rank of that number: a rank's own part would be tried first, and no rank holds everything.
-    loader.stage(buffer, layout, shapes, rank=loader.manifest.world_size, planes=1)
-    plane = buffer.view(np.float32)
+    buffer = np.empty(layout.bytes(arrays=1), dtype=np.uint8)
+    # A rank that does not exist: the own part of a rank would be tried first, and no rank holds everything.
+    loader.stage(buffer, layout, shapes, rank=loader.manifest.world_size, arrays=1)
+    array = buffer.view(np.float32)
     values = {
-        fragment.name: plane[at : at + fragment.numel].reshape(fragment.shape)
+        fragment.name: array[at : at + fragment.numel].reshape(fragment.shape)
         for fragment, at in zip(layout.fragments, layout.offsets(), strict=True)
     }
     partial = path.with_name(f"{path.name}.part")
@@ -90,7 +90,9 @@ def _write_shard(loader: Loader, path: Path, layout: Layout, shapes: dict[str, t
         try:
             save_file(values, partial, metadata={"format": "pt"})
             os.replace(partial, path)
-        except SafetensorError as error:  # how the library tells of a full disk
-            raise DiskFullError(f"{path} cannot be written: {error}", advice="give a folder with more room") from error
+        except SafetensorError as error:  # raised by the library for a full disk
+            raise DiskFullError(
+                f"{path} cannot be written: {error}", advice="choose a folder with more free space"
+            ) from error
         finally:
             partial.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.embedded_store import EmbeddedStore
 from finetune_trainer.checkpoint.async_saver import TrainingState
-from finetune_trainer.checkpoint.stored.host import FOLDER
+from finetune_trainer.checkpoint.stored.node_local_cache import FOLDER
 from finetune_trainer.store import ObjectStore
 from store_proxy import StoreProxy
 from stored_checkpoints import data_blobs
@@ -38,12 +38,12 @@ def state_of(engine: Any, rank: int, size: int) -> str:
     """Digest of this rank's parameters and moments."""
     import numpy as np
 
-    from finetune_trainer.checkpoint.engine import fragments
+    from finetune_trainer.checkpoint.engine import optimizer_state
 
-    slots = fragments.owned(engine, rank=rank, world_size=size)
-    planes = np.empty(fragments.layout_of(slots).bytes(), dtype=np.uint8)
-    steps = fragments.read(engine, slots, planes.view(np.float32))
-    return hashlib.sha256(planes.tobytes() + repr(steps).encode()).hexdigest()
+    slots = optimizer_state.owned(engine, rank=rank, world_size=size)
+    arrays = np.empty(optimizer_state.layout_of(slots).bytes(), dtype=np.uint8)
+    steps = optimizer_state.read(engine, slots, arrays.view(np.float32))
+    return hashlib.sha256(arrays.tobytes() + repr(steps).encode()).hexdigest()
 
 
 def go_on(
@@ -87,7 +87,7 @@ def test_a_restore_on_the_same_host_reads_no_data_from_storage(
     for [found] in after:
         assert found["losses"] == before[0]
         assert found["warnings"] == []
-        assert found["origin"].startswith("own host (")
+        assert found["origin"].startswith("node-local cache (")
         assert " and storage (0.0 MB)" in found["origin"]
     assert after[0][0]["state"] == from_storage["state"]
     assert from_storage["origin"].startswith("storage (")
@@ -120,7 +120,7 @@ def test_what_is_damaged_or_missing_on_the_host_comes_from_storage(
         assert len({found["state"] for found in results}) == 1
         assert [found["warnings"] for found in results] == [[]] * 4
         for found in results[:3]:
-            assert found["origin"].startswith("own host (")
+            assert found["origin"].startswith("node-local cache (")
             assert " and storage (0.0 MB)" not in found["origin"]
     whole = copies(tmp_path / "whole")
     for cache in caches:
@@ -136,7 +136,7 @@ def test_another_world_reads_what_the_host_has(
     for case in (CASE, Case(3, dropout=0.1)):
         [[host, storage]] = run_world(go_on, 1, caches=[tmp_path, None], case=case, **place)
         assert host["state"] == storage["state"]
-        assert host["origin"].startswith("own host (")
+        assert host["origin"].startswith("node-local cache (")
 
 
 def test_a_cache_that_cannot_be_written_costs_no_save(

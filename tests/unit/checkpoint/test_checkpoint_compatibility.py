@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.checkpoint.format.fitness import NewerFormatError, UnfitError, check_lineage, read_manifest
+from finetune_trainer.checkpoint.format.compatibility import (
+    IncompatibleCheckpointError,
+    NewerFormatError,
+    check_lineage,
+    read_manifest,
+)
 from finetune_trainer.checkpoint.format.manifest import digest_of, sealed
 from small_manifests import LINEAGE, MANIFEST, OTHER
 
@@ -27,7 +32,7 @@ def test_a_manifest_as_it_is_stored_is_read_and_no_bit_of_it_may_change() -> Non
     for place in range(8 * len(content)):
         changed = bytearray(content)
         changed[place // 8] ^= 1 << place % 8
-        with contextlib.suppress(UnfitError):
+        with contextlib.suppress(IncompatibleCheckpointError):
             assert read_manifest(bytes(changed)) == MANIFEST, "what is no part of the JSON's meaning may"
 
 
@@ -35,7 +40,7 @@ def test_a_newer_version_is_told_from_a_damaged_one() -> None:
     newer: dict[str, Any] = {**json.loads(document(version=2)), "shards": []}
     with pytest.raises(NewerFormatError):
         read_manifest(json.dumps(newer | {"digest": digest_of(newer)}).encode())
-    with pytest.raises(UnfitError, match="is damaged: its fields have another SHA-256 than it says"):
+    with pytest.raises(IncompatibleCheckpointError, match="is damaged: its fields have another SHA-256 than it says"):
         read_manifest(sealed(MANIFEST).replace(b'"version": 1', b'"version": 3'))
 
 
@@ -56,7 +61,7 @@ def test_a_newer_version_is_told_from_a_damaged_one() -> None:
     ],
 )
 def test_another_format_is_named(content: bytes, told: str) -> None:
-    with pytest.raises(UnfitError) as refused:
+    with pytest.raises(IncompatibleCheckpointError) as refused:
         read_manifest(content)
     assert str(refused.value).startswith(told)
 
@@ -84,6 +89,6 @@ def test_another_format_is_named(content: bytes, told: str) -> None:
     ],
 )
 def test_what_it_was_trained_from_is_named(fields: dict[str, str], told: str) -> None:
-    with pytest.raises(UnfitError) as refused:
+    with pytest.raises(IncompatibleCheckpointError) as refused:
         check_lineage(MANIFEST.model_copy(update=fields), LINEAGE)
     assert str(refused.value) == told

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.checkpoint.format.retention import Keep
-from finetune_trainer.checkpoint.stored.places import RunStorage
 from finetune_trainer.checkpoint.stored.pruning import Pruning
+from finetune_trainer.checkpoint.stored.run_storage import RunStorage
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.store import ObjectStore
 from small_manifests import LINEAGE, MANIFEST, OTHER
