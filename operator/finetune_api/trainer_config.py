@@ -121,6 +121,8 @@ class TrainerConfig(Exchanged):
     stage: Stage
     attempt: int = 0
     """Attempt of the training, from 1; 0 in the other stages."""
+    generation: int | None = None
+    """How often the processes of this attempt were started before; absent: never. A higher one fences a lower one."""
     spec: Spec
     storage: StorageSettings
     world: World

@@ -22,8 +22,9 @@ LACKING = [Conditions.IGNORED, Conditions.REFUSED, Conditions.REFUSED_AS_BAD]
 CLAIMANTS = 6
 
 
-def claims_of(proxy: StoreProxy, folder: str, attempt: int) -> Claims:
-    return Claims(ObjectStore.connect(proxy.settings()), f"{run_uri(folder)}/attempts", attempt=attempt)
+def claims_of(proxy: StoreProxy, folder: str, attempt: int, generation: int = 0) -> Claims:
+    store = ObjectStore.connect(proxy.settings())
+    return Claims(store, f"{run_uri(folder)}/attempts", attempt=attempt, generation=generation)
 
 
 def names(store: ObjectStore, folder: str) -> list[str]:
@@ -73,6 +74,48 @@ def test_a_newer_attempt_fences_an_older_one(
         for late in (old.check, lambda: old.claim(world_size=1)):
             with pytest.raises(FencedError, match="attempt 2 has claimed the run; attempt 1 must not write any more"):
                 late()
+
+
+ALLOWED, CLAIMED, NEWER = "", "is claimed already", "must not write any more"
+CLAIMS = [
+    pytest.param((1, 0), (1, 0), True, ALLOWED, id="the same process claims again"),
+    pytest.param((1, 2), (1, 2), True, ALLOWED, id="the same process claims its generation again"),
+    pytest.param((1, 0), (1, 0), False, CLAIMED, id="another process of the same generation"),
+    pytest.param((1, 2), (1, 2), False, CLAIMED, id="another process of the same later generation"),
+    pytest.param((1, 0), (1, 1), False, ALLOWED, id="a newer generation"),
+    pytest.param((1, 1), (1, 0), False, NEWER, id="an older generation"),
+    pytest.param((1, 9), (2, 0), False, ALLOWED, id="a newer attempt"),
+    pytest.param((2, 0), (1, 9), False, NEWER, id="an older attempt of a higher generation"),
+]
+"""(attempt, generation) that is claimed, the one that is claimed then, whether by the same process, and the outcome."""
+
+
+@pytest.mark.parametrize("conditions", [Conditions.HONOURED, Conditions.IGNORED])
+@pytest.mark.parametrize(("held", "wanted", "is_same", "outcome"), CLAIMS)
+def test_a_claim_is_that_of_an_attempt_and_a_generation(
+    storage_settings: StorageSettings,
+    store_server: EmbeddedStore,
+    bucket: str,
+    conditions: Conditions,
+    held: tuple[int, int],
+    wanted: tuple[int, int],
+    is_same: bool,
+    outcome: str,
+) -> None:
+    with StoreProxy(store_server, conditions) as proxy:
+        first = claims_of(proxy, bucket, *held)
+        first.claim(world_size=1)
+        second = first if is_same else claims_of(proxy, bucket, *wanted)
+        if outcome:
+            with pytest.raises(FencedError, match=outcome):
+                second.claim(world_size=1)
+            first.check()
+            return
+        second.claim(world_size=1)
+        second.check()
+        if not is_same:
+            with pytest.raises(FencedError, match=NEWER):
+                first.check()
 
 
 def test_a_server_that_has_learnt_conditions_since_still_knows_who_has_claimed(

@@ -9,20 +9,21 @@ from hypothesis import strategies as st
 
 from finetune_trainer.checkpoint.stored.claim_keys import ClaimKey, Verdict, keys_of, verdict
 
-A, B, C = (ClaimKey(2, token) for token in "abc")
+A, B, C = (ClaimKey(2, token=token) for token in "abc")
 
 
 @pytest.mark.parametrize(
     ("listed", "expected"),
     [
         ([B], Verdict.OURS),
-        ([ClaimKey(1), ClaimKey(1, "a"), B], Verdict.OURS),
+        ([ClaimKey(1), ClaimKey(1, token="a"), B], Verdict.OURS),
         ([B, C], Verdict.WAIT),
         ([A, B], Verdict.LOST),
         ([A, B, C], Verdict.LOST),
         ([ClaimKey(2), B], Verdict.LOST),
         ([B, ClaimKey(3)], Verdict.LOST),
-        ([B, ClaimKey(3, "z")], Verdict.LOST),
+        ([B, ClaimKey(3, token="z")], Verdict.LOST),
+        ([B, ClaimKey(2, 1, "z")], Verdict.LOST),
         ([], Verdict.WAIT),
         ([ClaimKey(1)], Verdict.WAIT),
         ([C], Verdict.WAIT),
@@ -33,9 +34,27 @@ def test_the_run_is_ours_only_where_nobody_else_of_the_attempt_is(listed: list[C
 
 
 def test_names_of_anything_else_are_no_claims() -> None:
-    keys = [ClaimKey(1), ClaimKey(12, "0f"), ClaimKey(3)]
+    keys = [ClaimKey(1), ClaimKey(12, token="0f"), ClaimKey(3), ClaimKey(3, 1), ClaimKey(3, 10, "0f")]
     assert keys_of(key.name for key in keys) == keys
-    assert keys_of(["", ".json", "x.json", "1-.json", "01.json", "-a.json", ".conditions-0f", "1", "²-a.json"]) == []
+    assert (
+        keys_of(
+            [
+                "",
+                ".json",
+                "x.json",
+                "1-.json",
+                "01.json",
+                "-a.json",
+                ".conditions-0f",
+                "1",
+                "²-a.json",
+                "1.0.json",
+                "1.01.json",
+                "1..json",
+            ]
+        )
+        == []
+    )
 
 
 class Claimant:
@@ -84,3 +103,26 @@ def test_of_those_who_come_together_the_smallest_token_has_the_run(order: tuple[
 @pytest.mark.parametrize("first", range(3))
 def test_who_comes_alone_has_the_run_and_keeps_it(first: int) -> None:
     assert [claimant.has_run for claimant in play([first] * 2)] == [number == first for number in range(3)]
+
+
+def test_names_of_claims_without_a_generation_are_those_of_earlier_versions() -> None:
+    names = {ClaimKey(3): "3.json", ClaimKey(3, token="5f"): "3-5f.json", ClaimKey(3, 1): "3.1.json"}
+    assert {key: key.name for key in names} == names
+    assert ClaimKey(3, 2, "5f").name == "3.2-5f.json"
+
+
+@pytest.mark.parametrize(
+    ("mine", "listed", "expected"),
+    [
+        (ClaimKey(2, 1, "b"), [A, ClaimKey(2, 1, "b")], Verdict.OURS),
+        (ClaimKey(2, 1, "b"), [ClaimKey(2), ClaimKey(2, 1, "b")], Verdict.OURS),
+        (ClaimKey(2, 1, "b"), [ClaimKey(2, 1, "b"), ClaimKey(2, 1, "c")], Verdict.WAIT),
+        (ClaimKey(2, 1, "b"), [ClaimKey(2, 1, "a"), ClaimKey(2, 1, "b")], Verdict.LOST),
+        (ClaimKey(2, 1, "b"), [ClaimKey(2, 1, "b"), ClaimKey(2, 2)], Verdict.LOST),
+        (ClaimKey(2, 9, "b"), [ClaimKey(2, 9, "b"), ClaimKey(3)], Verdict.LOST),
+    ],
+)
+def test_a_generation_is_newer_than_the_ones_before_of_its_attempt(
+    mine: ClaimKey, listed: list[ClaimKey], expected: Verdict
+) -> None:
+    assert verdict(mine, listed) is expected

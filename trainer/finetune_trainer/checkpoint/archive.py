@@ -55,7 +55,7 @@ class Archive:
         self.run_uri = run_uri.rstrip("/")
         newest = newest_claim(store, join(self.run_uri, "attempts"))
         # Acts as the newest attempt: an attempt that starts later fences what is done here.
-        self._storage = RunStorage.of(store, self.run_uri, attempt=newest)
+        self._storage = RunStorage.of(store, self.run_uri, attempt=newest.attempt, generation=newest.generation)
         self._store = store
 
     @property

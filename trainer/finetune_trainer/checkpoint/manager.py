@@ -101,10 +101,17 @@ class CheckpointManager:
             store,
             config.run_uri,
             attempt=config.attempt,
+            generation=config.generation or 0,
             lineage=Lineage.of(config) if config.prepared else None,
             cache=cache,
         )
-        setup = Setup(storage=config.storage, run_uri=config.run_uri, attempt=config.attempt, cache=cache)
+        setup = Setup(
+            storage=config.storage,
+            run_uri=config.run_uri,
+            attempt=config.attempt,
+            generation=config.generation or 0,
+            cache=cache,
+        )
         self._client: UploaderClient = UploaderProcess(setup) if client is None else client
         self._pruner = CheckpointPruner(self._client, Keep.of(config.spec.checkpoint), runtime)
         self._saver = AsyncSaver(self._client, self._storage, config, runtime, self._pruner, blob_bytes=blob_bytes)

@@ -21,6 +21,7 @@ class Setup(Message):
     storage: StorageSettings
     run_uri: str
     attempt: int
+    generation: int = 0
     cache: Path | None = None
     """Folder of the node-local cache; None: there is none."""
 

@@ -1,42 +1,60 @@
-"""The names of claims, and whose a run is where storage cannot say it in one step. Pure.
+"""Names of claims, and who owns a run if storage has no conditional writes. Pure.
 
-<attempt>.json           with conditional writes: storage lets one of all claimants create it
-<attempt>-<token>.json   without: each claimant writes a name of its own, and looks who else is there
+<attempt>[.<generation>].json           with conditional writes: storage lets one of all claimants create it
+<attempt>[.<generation>]-<token>.json   without: each claimant writes a name of its own, and lists the others
+
+A generation counts how often the processes of one attempt were started; generation 0 is not written.
 """
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+_NAME = re.compile(r"(0|[1-9][0-9]*)(?:\.([1-9][0-9]*))?(?:-([0-9a-z]+))?\.json")
+
 
 @dataclass(frozen=True, order=True)
 class ClaimKey:
-    """A claim's name. Sorts by attempt, then by token; one without a token comes first."""
+    """Name of a claim. Sorts by attempt, generation and token; one without a token comes first."""
 
     attempt: int
+    generation: int = 0
     token: str = ""
-    """Of lower-case letters and digits, another one for each claimant."""
+    """Lower-case letters and digits, different for each claimant."""
 
     @property
     def name(self) -> str:
-        """`3.json`, or `3-5f0c.json`."""
-        return f"{self.attempt}-{self.token}.json" if self.token else f"{self.attempt}.json"
+        """`3.json`, `3.1.json`, or `3.1-5f0c.json`."""
+        generation = f".{self.generation}" if self.generation else ""
+        token = f"-{self.token}" if self.token else ""
+        return f"{self.attempt}{generation}{token}.json"
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Attempt and generation: the claim with the highest rank owns the run."""
+        return self.attempt, self.generation
+
+    def __str__(self) -> str:
+        """`attempt 3`, or `generation 1 of attempt 3`."""
+        return (
+            f"generation {self.generation} of attempt {self.attempt}" if self.generation else f"attempt {self.attempt}"
+        )
 
     @classmethod
     def of(cls, name: str) -> "ClaimKey | None":
-        """None for the name of anything else."""
-        attempt, _, token = name.removesuffix(".json").partition("-")
-        key = cls(int(attempt), token) if attempt.isascii() and attempt.isdecimal() else None
-        return key if key is not None and key.name == name else None
+        """Parse a name; None if it is not that of a claim."""
+        match = _NAME.fullmatch(name)
+        return None if match is None else cls(int(match[1]), int(match[2] or 0), match[3] or "")
 
 
 class Verdict(Enum):
     """What a claimant that has written its key does next."""
 
     OURS = "ours"
-    """Go on: the run is ours."""
+    """Continue: it owns the run."""
     WAIT = "wait"
-    """Look again: others are here that have to withdraw for us, or the own key is not listed yet."""
+    """List again: other claimants have to withdraw, or its own key is not listed yet."""
     LOST = "lost"
     """Withdraw."""
 
@@ -47,13 +65,13 @@ def keys_of(names: Iterable[str]) -> list[ClaimKey]:
 
 
 def verdict(mine: ClaimKey, listed: Collection[ClaimKey]) -> Verdict:
-    """What a listing means that was asked for after `mine` was written.
+    """What a listing means that was requested after `mine` was written.
 
-    Only who sees nobody else of its attempt, and no newer attempt, has the run, and its key stays. So of two claimants
-    at most one ever has it: the listing of the one who wrote later shows the other. Those who come at the same time
-    settle it by their tokens: the smallest waits, the others withdraw.
+    A claimant owns the run only if it sees nobody else of its attempt and generation, and no newer one; its key stays.
+    So at most one of two claimants ever owns it: the listing of the one that wrote later shows the other. Claimants
+    that come at the same time decide by their tokens: the smallest waits, the others withdraw.
     """
-    rivals = [key for key in listed if key.attempt >= mine.attempt and key != mine]
-    if any(key.attempt > mine.attempt or key < mine for key in rivals):
+    rivals = [key for key in listed if key.rank >= mine.rank and key != mine]
+    if any(key.rank > mine.rank or key < mine for key in rivals):
         return Verdict.LOST
     return Verdict.WAIT if rivals or mine not in listed else Verdict.OURS

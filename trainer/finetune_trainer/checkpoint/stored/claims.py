@@ -1,82 +1,101 @@
-"""Claims: the highest claimed attempt owns the run, and every other one must not write any more."""
+"""Claims: the process that made the newest claim owns the run, and every other one must not write any more.
+
+A claim is made for an attempt and a generation: the processes of an attempt can be started again with a higher
+generation, which fences the older one like a newer attempt does. The process that made a claim can make it again.
+"""
 
 import json
 import socket
 import time
 import uuid
+from dataclasses import replace
 
-from ...errors import FencedError
+from ...errors import FencedError, ObjectMissingError
 from ...store import Conditions, ObjectStore, join
 from ..format.manifest import utc_now
 from .claim_keys import ClaimKey, Verdict, keys_of, verdict
 
 _RIVALS_SECONDS = 30.0
-"""How long others of the same attempt are waited for to withdraw: as long as their requests may be tried again."""
+"""How long to wait for other claimants of the same attempt to withdraw: as long as their requests may be retried."""
 _LOOK_SECONDS = 0.2
 
 
 class Claims:
-    """The claims under `runs/<run>/attempts`, as one attempt sees them. Used on rank 0 only."""
+    """The claims under `runs/<run>/attempts`, as one process of an attempt sees them. Used on rank 0 only."""
 
-    def __init__(self, store: ObjectStore, uri: str, *, attempt: int) -> None:
+    def __init__(self, store: ObjectStore, uri: str, *, attempt: int, generation: int = 0) -> None:
+        """`generation`: how often the processes of the attempt were started before."""
         self._store = store
         self._uri = uri
-        self._attempt = attempt
+        self._token = uuid.uuid4().hex
+        """Identifies this process among several that claim the same attempt and generation."""
+        self._key = ClaimKey(attempt, generation)
         self.has_conditions = True
-        """Whether storage has conditional writes; `claim` finds it out."""
+        """Whether storage honours conditional writes; set by `claim`."""
 
     def claim(self, *, world_size: int) -> str:
-        """Create this attempt's claim. Raises FencedError if it, or a newer one, is there already.
+        """Claim the run. This process can claim it again, for instance if an answer of storage was lost.
 
-        Returns what a user should know of the storage; empty: nothing.
+        Raises FencedError if another process has made this claim, or there is a newer one. Returns a warning about the
+        storage; empty: none.
         """
         self._check_ours(self._listed())
         conditions = self._store.conditions(self._uri)
         self.has_conditions = conditions is Conditions.HONOURED
-        token = uuid.uuid4().hex  # tells two claims of one attempt apart
         claim = {
-            "attempt": self._attempt,
+            "attempt": self._key.attempt,
+            "generation": self._key.generation,
             "time": utc_now(),
             "world": world_size,
             "host": socket.gethostname(),
-            "token": token,
+            "token": self._token,
         }
         content = json.dumps(claim).encode()
         if self.has_conditions:
-            self._create(ClaimKey(self._attempt), content)
+            self._create(self._key, content)
             return ""
-        self._contend(ClaimKey(self._attempt, token), content)
+        self._contend(replace(self._key, token=self._token), content)
         return (
             f"storage at {self._store.endpoint} {conditions} conditional writes (If-None-Match): who may write to the "
             "run is found out by listing"
         )
 
     def check(self) -> None:
-        """Raises FencedError if a newer attempt has claimed the run."""
+        """Raise FencedError if there is a newer claim."""
         self._check_newer(self._listed())
 
     def _listed(self) -> list[ClaimKey]:
         return _claims_under(self._store, self._uri)
 
     def _check_newer(self, listed: list[ClaimKey]) -> None:
-        newest = _newest_of(listed)
-        if newest > self._attempt:
-            raise FencedError(f"attempt {newest} has claimed the run; attempt {self._attempt} must not write any more")
+        newest = max(listed, key=lambda key: key.rank, default=self._key)
+        if newest.rank > self._key.rank:
+            newer = replace(newest, token="")
+            raise FencedError(f"{newer} has claimed the run; {self._key} must not write any more")
 
     def _check_ours(self, others: list[ClaimKey]) -> None:
         self._check_newer(others)
         for key in others:
-            if key.attempt == self._attempt:
-                raise FencedError(f"attempt {self._attempt} is claimed already: {join(self._uri, key.name)}")
+            if key.rank == self._key.rank and not self._is_own(key):
+                raise FencedError(f"{self._key} is claimed already: {join(self._uri, key.name)}")
+
+    def _is_own(self, key: ClaimKey) -> bool:
+        """Whether this process made the claim."""
+        if key.token:
+            return key.token == self._token
+        try:
+            claim = self._store.get_json(join(self._uri, key.name))
+        except ObjectMissingError:
+            return False
+        return isinstance(claim, dict) and claim.get("token") == self._token
 
     def _create(self, key: ClaimKey, content: bytes) -> None:
-        """In one step, of which storage makes sure that it succeeds once."""
-        uri = join(self._uri, key.name)
-        if not self._store.put_if_absent(uri, content):
-            raise FencedError(f"attempt {self._attempt} is claimed already: {uri}")
+        """Create the claim by one conditional write, which succeeds for one process only."""
+        if not self._store.put_if_absent(join(self._uri, key.name), content) and not self._is_own(key):
+            raise FencedError(f"{self._key} is claimed already: {join(self._uri, key.name)}")
 
     def _contend(self, key: ClaimKey, content: bytes) -> None:
-        """Write a key that nobody else wants, and see who else is there; docs/decisions/0006."""
+        """Write a key of this process, and list the others; see docs/decisions/0006."""
         uri = join(self._uri, key.name)
         self._store.put(uri, content)
         deadline = time.monotonic() + _RIVALS_SECONDS
@@ -86,18 +105,15 @@ class Claims:
                 continue
             self._store.delete(uri)
             self._check_ours([each for each in listed if each != key])
-            raise FencedError(f"the claim of attempt {self._attempt} is not there after it was written: {uri}")
+            raise FencedError(f"the claim of {self._key} is missing after it was written: {uri}")
 
 
-def newest_claim(store: ObjectStore, uri: str) -> int:
-    """The highest attempt with a claim under `uri`; 0 if there is none."""
-    return _newest_of(_claims_under(store, uri))
+def newest_claim(store: ObjectStore, uri: str) -> ClaimKey:
+    """The newest claim under `uri`, without its token; attempt 0 if there is none."""
+    newest = max(_claims_under(store, uri), key=lambda key: key.rank, default=ClaimKey(0))
+    return replace(newest, token="")
 
 
 def _claims_under(store: ObjectStore, uri: str) -> list[ClaimKey]:
     prefix = uri + "/"
     return keys_of(info.uri.removeprefix(prefix) for info in store.list(prefix))
-
-
-def _newest_of(claims: list[ClaimKey]) -> int:
-    return max(claims, default=ClaimKey(0)).attempt

@@ -39,6 +39,7 @@ class RunStorage:
         run_uri: str,
         *,
         attempt: int,
+        generation: int = 0,
         lineage: Lineage | None = None,
         cache: Path | None = None,
     ) -> "RunStorage":
@@ -49,7 +50,7 @@ class RunStorage:
         return cls(
             store=store,
             uri=run_uri,
-            claims=Claims(store, join(run_uri, "attempts"), attempt=attempt),
+            claims=Claims(store, join(run_uri, "attempts"), attempt=attempt, generation=generation),
             blobs=blobs,
             catalogue=Catalogue(store, blobs, manifests, lineage=lineage),
             node_cache=node_cache,

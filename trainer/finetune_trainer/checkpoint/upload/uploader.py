@@ -224,7 +224,7 @@ def main() -> NoReturn:
     channel = socket.socket(fileno=arguments.channel)
     setup = Setup.model_validate_json(channel.recv(LONGEST_MESSAGE))
     store = ObjectStore.connect(setup.storage, retry=RETRY, sign_bodies=False)
-    storage = RunStorage.of(store, setup.run_uri, attempt=setup.attempt, cache=setup.cache)
+    storage = RunStorage.of(store, setup.run_uri, attempt=setup.attempt, generation=setup.generation, cache=setup.cache)
     Uploader(channel, SharedMemory(arguments.orders), SharedMemory(arguments.snapshot), storage).serve()
     # Threads may be in the middle of an upload that nobody waits for.
     os._exit(0)
