@@ -23,7 +23,7 @@ restoreRatio      `CheckpointManager.restore` into a real engine, from listing t
 bytesRatio        All new objects of a checkpoint, beside all files of a save of transformers'.
 frozenBytesRatio  New objects of the second checkpoint with half of the layers frozen, beside those of the first full
                   one. On another cut (12 layers, a vocabulary of 2,048): in the first one the embedding is two thirds.
-hostRestoreRatio  Restores from the node-local cache beside those from S3. The copies are in the machine's page cache, as after
+hostRestoreRatio  Restores from the node-local cache and from S3. The copies are in the machine's page cache, as after
                   the restart of a process; a cold disk adds its own time.
 
 The first checkpoint of a process contains the start of its uploader; it is printed, not counted.

@@ -123,7 +123,7 @@ def frozen_figure(stored: dict[str, int]) -> Figure:
 
 
 def host_figure(ranks: Sequence[dict[str, Any]]) -> Figure:
-    """Restores from the node-local cache beside those from S3, each as rank 0 has seen it; without the first of each."""
+    """Restores from the node-local cache and from S3, as seen by rank 0; without the first of each."""
     restores = ranks[0]["restores"]
     pairs = tuple(Pair(*each) for each in zip(restores["host"][1:], restores["ours"][1:], strict=True))
     return Figure("hostRestoreRatio", "restore from node-local cache / S3", "s", pairs, 0.25, 0.15)

@@ -220,10 +220,12 @@ def uninterrupted(rank: int, size: int, cases: list[Case], settings: Any, folder
 
 
 def claim_and_restore(manager: Any, engine: Any, scheduler: Any) -> Any:
-    """Become the run's attempt and go on from its newest checkpoint; returns its manifest."""
+    """Claim the run and restore its newest checkpoint; returns the manifest."""
+    from finetune_trainer.train.state import resume_schedule
+
     manager.claim()
     restored = manager.restore(engine)
-    scheduler.load_state_dict(restored.small_state["scheduler"])  # leaves the optimizer's lr as the manager set it
+    resume_schedule(scheduler, restored.small_state["scheduler"])
     manager.restore_rng(restored.manifest)
     return restored.manifest
 

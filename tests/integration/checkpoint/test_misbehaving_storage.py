@@ -38,13 +38,15 @@ def saved(rank: int, size: int, settings: Any, folder: str) -> list[str]:
 
 def resumed(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     """The next attempt in other processes: where it goes on, what it says, and its losses."""
+    from finetune_trainer.train.state import resume_schedule
+
     engine, scheduler = make_engine(CASE, size, disturb=False)
     manager = make_manager(settings, folder, rank, size, attempt=2)
     manager.claim()
     seed_ranks(rank)
     step = 0
     if restored := manager.restore(engine):
-        scheduler.load_state_dict(restored.small_state["scheduler"])
+        resume_schedule(scheduler, restored.small_state["scheduler"])
         manager.restore_rng(restored.manifest)
         step = restored.manifest.step
     losses = train(CASE, engine, scheduler, rank, size, range(step, STEPS))

@@ -50,13 +50,15 @@ def go_on(
     rank: int, size: int, settings: Any, folder: str, caches: list[Path | None], case: Case = CASE
 ) -> list[dict[str, Any]]:
     """Restore with each of the caches, and train on."""
+    from finetune_trainer.train.state import resume_schedule
+
     found = []
     for cache in caches:
         engine, scheduler = make_engine(case, size, disturb=True)
         manager = make_manager(settings, folder, rank, size, attempt=2, cache=cache)
         restored = manager.restore(engine)
         found.append({"origin": restored.origin, "warnings": manager.warnings, "state": state_of(engine, rank, size)})
-        scheduler.load_state_dict(restored.small_state["scheduler"])
+        resume_schedule(scheduler, restored.small_state["scheduler"])
         manager.restore_rng(restored.manifest)
         found[-1]["losses"] = train(case, engine, scheduler, rank, size, range(4, 6))
         engine.destroy()

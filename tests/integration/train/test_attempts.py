@@ -1,5 +1,6 @@
 """How attempts end and how the next one goes on: stops, early stopping, damage, late writers, other worlds."""
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.checkpoint.format.manifest import digest_of
 from finetune_trainer.forkclient import RUN_RANK
 from finetune_trainer.store import ObjectStore
 from mortal_store import BUCKET, MortalStore
@@ -284,3 +286,46 @@ def test_the_stage_reads_what_was_prepared_from_the_runs_record(lab: Lab) -> Non
     assert progress.tokens > 0
     assert progress.first_step_time is not None
     assert progress.last_checkpoint is not None
+
+
+def test_an_attempt_trains_with_its_own_learning_rate_and_not_with_that_of_the_checkpoint(lab: Lab) -> None:
+    warmup = {"warmup": {"steps": 4}}
+    first = lab.config("rate", kind="llama", training=warmup)
+    assert lab.run(first, TEST_END="stop", TEST_END_STEP="2").exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
+    halved = {"learningRate": first.spec.training.learning_rate / 2}
+    again = lab.run(lab.config("rate", kind="llama", attempt=2, training=warmup | halved))
+    assert again.exit_codes == [0, 0], again.output
+    through = lab.config("rate-through", kind="llama", training=warmup)
+    assert lab.run(through).exit_codes == [0, 0]
+    rates, planned = (
+        [entry["learning_rate"] for entry in lab.training_log(config) if "learning_rate" in entry]
+        for config in (first, through)
+    )
+    resumed = int(lab.manifests(first)[0].partition("-")[0])
+    assert rates == planned[:resumed] + [rate / 2 for rate in planned[resumed:]]
+
+
+@pytest.mark.parametrize(("position", "shift"), [("absent", 0), ("two batches ahead", 2)])
+def test_data_continues_at_the_position_of_the_manifest(lab: Lab, position: str, shift: int) -> None:
+    """With a learning rate of nearly 0 a loss depends on its batch alone. Earlier versions wrote no position."""
+    still = {"training": {"epochs": 3, "learningRate": 1e-12}}
+    through, config = (lab.config(f"{name}-{shift}", kind="llama", **still) for name in ("data-through", "data"))
+    assert lab.run(through).exit_codes == [0, 0]
+    stopped = lab.run(config, TEST_END="stop", TEST_END_STEP="2")
+    assert stopped.exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
+    [name] = lab.manifests(config)
+    uri = f"{config.run_uri}/checkpoints/manifests/{name}.json"
+    document = lab.store.get_json(uri)
+    step = document["step"]
+    assert document.pop("data_position") == step
+    change = {"data_position": step + shift} if shift else {}
+    document = document | change
+    lab.store.put(uri, json.dumps(document | {"digest": digest_of(document)}).encode())
+    again = lab.run(lab.config(f"data-{shift}", kind="llama", attempt=2, **still))
+    assert again.exit_codes == [0, 0], again.output
+    found, expected = lab.losses(config), lab.losses(through)
+    assert len(found) == len(expected), "the number of steps is that of the plan"
+    assert found[step : len(found) - shift] == pytest.approx(expected[step + shift :], rel=1e-6)
+    last = sorted(lab.manifests(config))[-1]
+    saved = lab.store.get_json(f"{config.run_uri}/checkpoints/manifests/{last}.json")
+    assert saved["data_position"] == saved["step"] + shift

@@ -64,3 +64,23 @@ def test_every_rank_gets_an_equal_part_of_the_long_rows() -> None:
     dealt = layout(BatchPlan(global_size=16, micro_size=8, accumulation=1), groups=4)
     assert dealt[:8] == [0, 1, 4, 5, 8, 9, 12, 13]
     assert dealt[8:] == [2, 3, 6, 7, 10, 11, 14, 15]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5, 6, 17])
+def test_an_offset_shifts_the_data_across_epochs(offset: int) -> None:
+    """41 rows are six global batches, so that an epoch of the loop takes its last batches from the next order."""
+    lengths = np.arange(41, dtype=np.int32)
+
+    def stream(epochs: int, shift: int) -> list[int]:
+        sampler = WholeBatches(SeededSampler(lengths, seed=1, batch_size=GLOBAL, grouped=False), layout=range(GLOBAL))
+        sampler.set_offset(shift)
+        found = []
+        for epoch in range(epochs):
+            sampler.set_epoch(epoch)
+            rows = list(sampler)
+            assert len(rows) == len(sampler) == 6 * GLOBAL
+            found += rows
+        return found
+
+    whole = stream(6, 0)
+    assert stream(3, offset) == whole[offset * GLOBAL :][: 3 * 6 * GLOBAL]

@@ -57,6 +57,8 @@ class TrainingState:
     """DeepSpeed engine."""
     small_state: dict[str, Any]
     """State of the Trainer as JSON values, the same on every rank; rank 0's is stored."""
+    data_position: int | None = None
+    """Global batches of training data consumed so far; None: one per step."""
     best_step: int | None = None
     """Step of the best state so far, if early stopping is used."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -272,6 +274,7 @@ class AsyncSaver:
             step=state.step,
             attempt=self._config.attempt,
             run=self._config.run,
+            data_position=state.step if state.data_position is None else state.data_position,
             time=rank_zero(utc_now, str),
             world_size=self._runtime.world_size,
             zero_stage=state.engine.zero_optimization_stage(),

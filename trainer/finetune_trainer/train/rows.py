@@ -40,20 +40,35 @@ class WholeBatches(Sampler[int]):
         global_batch = len(layout)
         self._order = order
         self._layout = layout
+        self._epoch = 0
+        self._offset = 0
         self.blanks = -len(order) % global_batch
         """Blanks in the last batch of every epoch."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order comes next."""
-        self._order.set_epoch(epoch)
+        self._epoch = epoch
+
+    def set_offset(self, batches: int) -> None:
+        """Shift the data by `batches` global batches: an epoch starts that many after the start of its own order."""
+        self._offset = batches
 
     def __len__(self) -> int:
         return len(self._order) + self.blanks
 
     def __iter__(self) -> Iterator[int]:
+        size = len(self._layout)
+        per_epoch = len(self) // size
+        epoch, skipped = divmod(self._epoch * per_epoch + self._offset, per_epoch)
+        yield from self._rows_of(epoch)[skipped * size :]
+        if skipped:
+            yield from self._rows_of(epoch + 1)[: skipped * size]
+
+    def _rows_of(self, epoch: int) -> list[int]:
+        self._order.set_epoch(epoch)
         rows = [*self._order, *[BLANK] * self.blanks]
-        for start in range(0, len(rows), len(self._layout)):
-            yield from (rows[start + position] for position in self._layout)
+        starts = range(0, len(rows), len(self._layout))
+        return [rows[start + position] for start in starts for position in self._layout]
 
 
 class RowsAndBlank(Dataset[dict[str, Any]]):

@@ -1,9 +1,11 @@
-"""The small state of a training: all that a checkpoint holds beside parameters, moments and random generators."""
+"""The small state of a training: everything in a checkpoint but parameters, moments and random generators."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerState
 
 from .loss_watch import LossWatch
@@ -67,3 +69,19 @@ def small_state(
         "losses": dataclasses.asdict(losses),
         "run": run.to_json(),
     }
+
+
+def resume_schedule(schedule: LambdaLR, stored: dict[str, Any]) -> None:
+    """Continue a learning rate schedule at its stored position, with the base learning rates of this attempt.
+
+    `LambdaLR.load_state_dict` alone would bring back the stored rates, so that a learning rate that is given for this
+    attempt would be ignored. With the same base rates the result equals the stored rates to the last bit.
+    """
+    base, position = list(schedule.base_lrs), stored["last_epoch"]
+    rates = [rate * factor(position) for rate, factor in zip(base, schedule.lr_lambdas, strict=True)]
+    schedule.load_state_dict(stored | {"base_lrs": base, "_last_lr": rates})
+    for options, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        if isinstance(options["lr"], torch.Tensor):
+            options["lr"].fill_(rate)
+        else:
+            options["lr"] = rate

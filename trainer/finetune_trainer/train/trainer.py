@@ -31,7 +31,7 @@ from .meter import StepMeter
 from .padding import forward_by_groups, labels_by_groups
 from .plan import TrainingPlan
 from .rows import RowsAndBlank, WholeBatches
-from .state import LossSums, RunState, small_state
+from .state import LossSums, RunState, resume_schedule, small_state
 from .validation import Validator
 from .world import gather_over_ranks, stop_if_agreed, sum_over_ranks
 
@@ -78,6 +78,8 @@ class FineTuneTrainer(Trainer):
         self.meter = StepMeter(parts.report, total_steps=parts.plan.total_steps)
         self.is_stopping = False
         """All ranks have agreed to stop."""
+        self._batch_offset = 0
+        """Global batches that were consumed in addition to one per step."""
         self._unread_tokens = 0
         self._figures: dict[str, float] = {}
         self._figures_step = -1
@@ -135,7 +137,8 @@ class FineTuneTrainer(Trainer):
 
     def blanks_of(self, step: int) -> int:
         """Blank rows in the global batch of a step, over all ranks."""
-        return self.parts.sampler.blanks if step % self.parts.plan.steps_per_epoch == 0 else 0
+        position = step + self._batch_offset
+        return self.parts.sampler.blanks if position % self.parts.plan.steps_per_epoch == 0 else 0
 
     def take_tokens(self) -> int:
         """This rank's tokens since the last call."""
@@ -155,6 +158,8 @@ class FineTuneTrainer(Trainer):
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *unused: Any
     ) -> tuple[int, int]:
         """Build the engine and restore the newest checkpoint into it; returns the epoch and its batches to skip.
+
+        Both count one batch per step; a data position that differs is an offset of the sampler.
 
         transformers reads its state before it builds the engine. Only an engine can tell whether a checkpoint is
         whole, so the order is turned round.
@@ -192,9 +197,12 @@ class FineTuneTrainer(Trainer):
             return
         small_state = self.restored.small_state
         self.state = TrainerState(**small_state["trainer"])
-        self._schedule.load_state_dict(small_state["scheduler"])
+        resume_schedule(self._schedule, small_state["scheduler"])
         self.run = RunState.from_json(small_state["run"])
-        step = self.restored.manifest.step
+        manifest = self.restored.manifest
+        step = manifest.step
+        self._batch_offset = manifest.position - step
+        parts.sampler.set_offset(self._batch_offset)
         parts.report.update(resumed_from_step=step, resumed_from=self.restored.origin, step=step, flush=True)
         log.info("resuming from step %d of %d", step, parts.plan.total_steps)
 
@@ -281,6 +289,7 @@ class FineTuneTrainer(Trainer):
         )
         state = TrainingState(
             step=step,
+            data_position=step + self._batch_offset,
             engine=self.engine,
             small_state=small_state(
                 trainer_state=self.state, scheduler=self._schedule.state_dict(), losses=losses, run=self.run

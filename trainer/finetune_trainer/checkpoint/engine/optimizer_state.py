@@ -25,6 +25,8 @@ from ..format.layout import OPTIMIZER_STATE_ARRAYS, Fragment, Layout
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LEARNING_RATE = ("lr", "initial_lr")
+"""Options of a parameter group that the schedule sets."""
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """State of DeepSpeed's DynamicLossScaler, which determines the next changes of the scale."""
 
@@ -282,9 +284,14 @@ def check_groups(engine: Any, stored: Sequence[dict[str, Any]]) -> None:
 
 
 def set_groups(engine: Any, stored: Sequence[dict[str, Any]]) -> None:
-    """Set the hyper-parameters; above all `lr`, which the scheduler's state does not bring back for the first step."""
+    """Set the hyper-parameters, except for the learning rate.
+
+    That one is computed by the schedule of the attempt: an attempt may have another learning rate than the one before.
+    """
     for options, values in zip(engine.basic_optimizer.param_groups, stored, strict=True):
         for key, value in values.items():
+            if key in LEARNING_RATE:
+                continue
             if isinstance(options.get(key), torch.Tensor):
                 options[key].fill_(value)
             else:

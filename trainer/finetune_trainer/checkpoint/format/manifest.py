@@ -37,6 +37,9 @@ class Manifest(Message):
     step: int
     attempt: int
     run: int
+    data_position: int | None = None
+    """Global batches of training data consumed before the next step, over all epochs. Absent in manifests of earlier
+    versions, where it equals the step; see `position`."""
     time: str
     """RFC 3339, UTC."""
     world_size: int
@@ -59,6 +62,11 @@ class Manifest(Message):
     """Step of the best state so far, which an export after early stopping needs. Absent: early stopping is not used."""
     metrics: dict[str, float] = {}
     """Metrics of the validation split at this step."""
+
+    @property
+    def position(self) -> int:
+        """The data position, which in manifests without one is the step."""
+        return self.step if self.data_position is None else self.data_position
 
     @property
     def name(self) -> str:
