@@ -63,7 +63,7 @@ class TrainingPlan:
 def training_plan(config: TrainerConfig) -> TrainingPlan:
     """The plan of a run. An epoch has ceil(rows / global batch) steps: its last batch is filled with blanks."""
     prepared = config.prepared
-    assert prepared is not None, "the train stage is told what the prepare stage decided"
+    assert prepared is not None, "the train stage needs the result of the prepare stage"
     training = config.spec.training
     per_epoch = math.ceil(prepared.counts.train / config.batch.global_size)
     total = training.max_steps or per_epoch * (training.epochs or DEFAULT_EPOCHS)

@@ -60,7 +60,7 @@ def train(
 
 def _on_these_devices(config: TrainerConfig, report: ProgressReporter) -> TrainerConfig:
     """The configuration with the type that all devices compute in. Collective."""
-    assert config.prepared is not None, "the train stage is told what the prepare stage decided"
+    assert config.prepared is not None, "the train stage needs the result of the prepare stage"
     dtype = agreed_dtype(config)
     if dtype is not config.prepared.dtype:
         report.warn(f"trained in {dtype}: a GPU of this job cannot compute in {config.prepared.dtype}")
@@ -120,7 +120,7 @@ class _Attempt:
 
     @property
     def prepared(self) -> Prepared:
-        assert self.config.prepared is not None, "the train stage is told what the prepare stage decided"
+        assert self.config.prepared is not None, "the train stage needs the result of the prepare stage"
         return self.config.prepared
 
     def _trainer(
@@ -204,11 +204,11 @@ class _Attempt:
             exported: Exported | None = export(
                 trainer.module, config=self.config, base=base, store=self.store, scratch=self.runtime.scratch
             )
-            told = rank_zero(lambda: cast(Exported, exported), Exported)
+            shared = rank_zero(lambda: cast(Exported, exported), Exported)
         self.report.update(activity="done", flush=True)
         return TrainResult(
-            model_uri=told.uri,
-            digest=told.digest,
+            model_uri=shared.uri,
+            digest=shared.digest,
             final_step=step,
             best_step=run.best.step,
             stopped_early=run.stopped_early,

@@ -44,7 +44,7 @@ _FEW_SKIPPED = 0.02
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training is made of, beside the model."""
+    """The parts of a training, except for the model."""
 
     config: TrainerConfig
     plan: TrainingPlan
@@ -207,7 +207,7 @@ class FineTuneTrainer(Trainer):
         log.info("resuming from step %d of %d", step, parts.plan.total_steps)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called by the loop after the batch skip, the only moment at which dropout goes on as it would have."""
+        """Called by the loop after the batches were skipped, the only moment at which dropout continues exactly."""
         assert self.restored is not None, "only a resumed epoch restores generators"
         self.parts.checkpoints.restore_rng(self.restored.manifest)
 

@@ -1,1 +1,1 @@
-"""The process beside each rank that stores its snapshots, and both ends of the wire to it. No torch."""
+"""The uploader process of each rank, its client in the rank, and the memory that they share. No torch."""
