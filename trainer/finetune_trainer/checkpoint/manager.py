@@ -40,6 +40,8 @@ from .stored.loading import Loader
 from .stored.run_storage import RunStorage
 from .upload.client import UploaderClient, UploaderProcess
 
+__all__ = ["CheckpointManager", "Restored", "TrainingState", "UploadStatus"]
+
 log = logging.getLogger("finetune")
 
 BLOB_BYTES = 64 << 20

@@ -19,9 +19,8 @@ from transformers.trainer_utils import TrainOutput
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric, Task
 
-from ..checkpoint.async_saver import TrainingState
 from ..checkpoint.engine import optimizer_state
-from ..checkpoint.manager import CheckpointManager, Restored
+from ..checkpoint.manager import CheckpointManager, Restored, TrainingState
 from ..data.collate import Collator
 from ..errors import DivergedError, StoppedError
 from ..progress import ProgressReporter
