@@ -7,6 +7,7 @@ newest usable checkpoint with any number of ranks (load-time resharding).
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -93,12 +94,12 @@ class CheckpointManager:
         client: UploaderClient | None = None,
         cache: Path | None = None,
     ) -> None:
-        """`policy`: when to save, for `should_save`; `cache`: folder of the host that outlives this process."""
+        """`policy`: when to save, by default as the spec says; `cache`: folder of the host that outlives the pod."""
         assert blob_bytes % 4 == 0
         self._config = config
         self._runtime = runtime
         self._report = report or ProgressReporter(None, stage=config.stage, attempt=config.attempt)
-        self._policy = policy or SavePolicy.of(config.spec.checkpoint, total_steps=config.spec.training.max_steps or 0)
+        self._policy = policy or SavePolicy.of(config.spec.checkpoint, total_steps=sys.maxsize)
         self._storage = RunStorage.of(
             store,
             config.run_uri,
