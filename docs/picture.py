@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from finetune_cli.commands.demo import closing_lines
-from finetune_cli.local.demo import run_demo
 from finetune_cli.display.live import LiveDisplay
+from finetune_cli.local.demo import run_demo
 
 COLUMNS = 92
 WORK_DIR = Path(".finetune/picture")

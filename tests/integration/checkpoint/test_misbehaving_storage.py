@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.checkpoint.async_saver import TrainingState
 from misbehaving_store import OLD_LISTS, TROUBLES, MisbehavingProxy
 from tiny_engine import Case, make_engine, make_manager, seed_ranks, train

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.checkpoint.async_saver import TrainingState
 from finetune_trainer.checkpoint.stored.node_local_cache import FOLDER
 from finetune_trainer.store import ObjectStore

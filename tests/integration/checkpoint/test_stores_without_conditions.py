@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api.trainer_config import StorageSettings
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.checkpoint.async_saver import TrainingState
 from finetune_trainer.checkpoint.stored.claims import Claims
 from finetune_trainer.errors import FencedError

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from finetune_api.v1alpha1 import Checkpoint
 from finetune_api.v1alpha1.quantities import seconds
-
-DEFAULT_MAX_LOST_WORK = "10m"
+from finetune_api.v1alpha1.results import DEFAULT_MAX_LOST_WORK
 
 MAX_OVERHEAD = 0.035
 """Largest share of the time that saves may take from the training, by stopping it and by slowing steps down: the bound

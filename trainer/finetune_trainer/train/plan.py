@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Schedule
+from finetune_api.v1alpha1.training import DEFAULT_EPOCHS
 
 from ..checkpoint.save_interval import SavePolicy
 from .schedule import rate_factor
 
-DEFAULT_EPOCHS = 3
 DENSE_LOG_STEPS = 2000
 """Up to so many steps every one is logged, beyond it every tenth."""
 
