@@ -17,9 +17,12 @@ from .constants import (
     SINGULAR,
     VERSION,
 )
-from .v1alpha1 import FineTuneJob, Spec, Status
+from .support import SUPPORT
+from .v1alpha1 import FineTuneJob, Method, Spec, Status
 
 Schema = dict[str, Any]
+
+_METHODS = tuple(Method.blocks())
 
 CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "": (
@@ -32,7 +35,12 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "metadata.name must be a name of a-z, 0-9 and '-', because the names of pods are derived from it",
         ),
     ),
-    "spec.method": (("has(self.full) != has(self.lora)", "must have exactly one of full, lora"),),
+    "spec.method": (
+        (
+            f"[{', '.join(f'has(self.{name})' for name in _METHODS)}].exists_one(is_set, is_set)",
+            f"must have exactly one of {', '.join(_METHODS)}",
+        ),
+    ),
     "spec.training": (
         ("!has(self.epochs) || !has(self.maxSteps)", "must not have both epochs and maxSteps; keep one"),
     ),
@@ -56,13 +64,6 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "!has(self.endpoint) || !self.endpoint.matches('^https?://[^/]*@')",
             "endpoint must not contain a user name or password; name a Secret with them in credentialsSecret",
-        ),
-    ),
-    "spec.deepspeed": (
-        (
-            "!has(self.zeroStage) || self.zeroStage >= (self.offload == 'OptimizerAndParameters' ? 3 : "
-            "self.offload == 'Optimizer' ? 1 : 0)",
-            "zeroStage must be at least 1 for offload Optimizer, and 3 for OptimizerAndParameters",
         ),
     ),
     "spec.training.warmup": (("!has(self.ratio) || !has(self.steps)", "must not have both ratio and steps; keep one"),),
@@ -90,17 +91,15 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "(self.workers.gpusPerNode > 0 ? self.workers.gpusPerNode : 1)) == 0",
             "training.globalBatchSize must be divisible by the number of training processes",
         ),
-        (
-            "!has(self.output.formats) || !self.output.formats.exists(f, f == 'Adapter') || has(self.method.lora)",
-            "output.formats must not have Adapter without method.lora; remove it, or set method.lora",
-        ),
+        *SUPPORT.cel_rules(),
         (
             "!has(self.training.earlyStopping) || self.checkpoint.keepBest >= 1",
             "checkpoint.keepBest must be at least 1 with early stopping, which exports the best state",
         ),
     ),
 }
-"""Path -> (rule, message). `rules.py` says the same, and more, for `finetune validate` and for the operator."""
+"""Path -> (rule, message). `rules.py` says the same, and more, for `finetune validate` and for the operator.
+Those about combinations come from the support table."""
 
 PRINTER_COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),

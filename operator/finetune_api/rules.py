@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .redaction import has_credentials
-from .v1alpha1 import ArtifactFormat, DataFormat, Dtype, Holdout, Metric, Offload, Spec, Task
+from .support import DTYPE_STAGES, OFFLOAD_STAGES, SUPPORT
+from .v1alpha1 import Dtype, Holdout, Offload, Spec, Task
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
     """All violations of a spec; `local` allows `file://` addresses, which no cluster could reach."""
     checks: list[Callable[[Spec], Iterator[Violation]]] = [
         _method,
+        _support,
         _no_credentials,
         _env,
         _tolerations,
@@ -36,10 +38,8 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _holdouts,
         _batch,
         _fewest_workers,
-        _task,
         _early_stopping,
         _output,
-        _offload,
         _owned_deepspeed_keys,
     ]
     if not local:
@@ -62,11 +62,7 @@ def cluster_only(spec: Spec) -> tuple[Violation, ...]:
 
 def task_of(spec: Spec) -> Task | None:
     """The task that the spec names or its data format implies; None where only the data can tell."""
-    if spec.model.task is not None:
-        return spec.model.task
-    if spec.data.format is None:
-        return None
-    return Task.SEQUENCE_CLASSIFICATION if spec.data.format is DataFormat.CLASSIFICATION else Task.CAUSAL_LM
+    return SUPPORT.task_of(spec)
 
 
 OWNED_DEEPSPEED_KEYS: dict[str, str] = {
@@ -89,10 +85,16 @@ OWNED_DEEPSPEED_KEYS: dict[str, str] = {
 
 
 def _method(spec: Spec) -> Iterator[Violation]:
-    chosen = [name for name in ("full", "lora") if getattr(spec.method, name) is not None]
-    if len(chosen) != 1:
-        found = "both" if chosen else "none"
-        yield Violation("spec.method", f"must have exactly one of full, lora, not {found}; keep one block")
+    given = list(spec.method.given)
+    if len(given) != 1:
+        known = ", ".join(spec.method.blocks())
+        found = "none" if not given else "both" if len(given) == 2 else f"{len(given)} of them"
+        yield Violation("spec.method", f"must have exactly one of {known}, not {found}; keep one block")
+
+
+def _support(spec: Spec) -> Iterator[Violation]:
+    """Combinations that the support table does not have."""
+    yield from (Violation(path, message) for path, message in SUPPORT.refusals(spec))
 
 
 def _no_credentials(spec: Spec) -> Iterator[Violation]:
@@ -217,22 +219,8 @@ def _fewest_workers(spec: Spec) -> Iterator[Violation]:
         )
 
 
-def _task(spec: Spec) -> Iterator[Violation]:
-    task, data_format = spec.model.task, spec.data.format
-    is_classification = data_format is DataFormat.CLASSIFICATION
-    if task and data_format and is_classification != (task is Task.SEQUENCE_CLASSIFICATION):
-        yield Violation(
-            "spec.model.task",
-            f"must fit spec.data.format, {data_format}, and {task} does not; remove task, or change the format",
-        )
-    if spec.evaluation.prompts and task_of(spec) is Task.SEQUENCE_CLASSIFICATION:
-        yield Violation(
-            "spec.evaluation.prompts", "must be empty for a classifier, which does not answer prompts; remove them"
-        )
-
-
 def _early_stopping(spec: Spec) -> Iterator[Violation]:
-    early, task = spec.training.early_stopping, task_of(spec)
+    early = spec.training.early_stopping
     if early is None:
         return
     if spec.data.validation.fraction == 0.0:
@@ -245,52 +233,23 @@ def _early_stopping(spec: Spec) -> Iterator[Violation]:
             f"must be at least 1, not {spec.checkpoint.keep_best}: early stopping exports the best state; write 1, or "
             "remove spec.training.earlyStopping",
         )
-    if early.metric in (Metric.ACCURACY, Metric.MACRO_F1) and task is Task.CAUSAL_LM:
-        yield Violation(
-            "spec.training.earlyStopping.metric",
-            f"must be a metric of language models, not {early.metric}; write Loss or Perplexity",
-        )
-    if early.metric is Metric.PERPLEXITY and task is Task.SEQUENCE_CLASSIFICATION:
-        yield Violation(
-            "spec.training.earlyStopping.metric", "must be a metric of classifiers, not Perplexity; write Loss"
-        )
 
 
 def _output(spec: Spec) -> Iterator[Violation]:
-    formats = spec.output.formats
-    if ArtifactFormat.ADAPTER in formats and spec.method.lora is None:
-        yield Violation(
-            "spec.output.formats", "must not have Adapter without spec.method.lora; remove it, or set method.lora"
-        )
+    formats = spec.output.formats or ()
     if len(set(formats)) != len(formats):
         yield Violation("spec.output.formats", "must not list a format twice; keep one")
 
 
 def lowest_zero_stage(offload: Offload, dtype: Dtype) -> int:
-    """The lowest ZeRO stage that can train.
-
-    Only stages 2 and 3 accumulate the gradients of 16-bit weights in 32 bit with an optimizer whose state checkpoints
-    can read. Stage 0 has nothing to offload, and only stage 3 can do without all parameters at once.
-    """
-    if offload is Offload.OPTIMIZER_AND_PARAMETERS:
-        return 3
-    if dtype is not Dtype.FLOAT32:
-        return 2
-    return 1 if offload is Offload.OPTIMIZER else 0
+    """The lowest ZeRO stage that can be trained with this offloading in this type."""
+    return min(set(OFFLOAD_STAGES[offload]) & set(DTYPE_STAGES[dtype]))
 
 
 def zero_stage(spec: Spec, chosen: int, dtype: Dtype) -> int:
     """The ZeRO stage of an attempt: the one that the spec asks for now, else the one chosen when data was prepared."""
     asked = spec.deepspeed.zero_stage
     return max(chosen if asked is None else asked, lowest_zero_stage(spec.deepspeed.offload, dtype))
-
-
-def _offload(spec: Spec) -> Iterator[Violation]:
-    stage, offload = spec.deepspeed.zero_stage, spec.deepspeed.offload
-    lowest = lowest_zero_stage(offload, Dtype.FLOAT32)
-    if stage is not None and stage < lowest:
-        possible = " or ".join(str(number) for number in range(lowest, 4))
-        yield Violation("spec.deepspeed.zeroStage", f"must be {possible} for offload {offload}, not {stage}")
 
 
 def _owned_deepspeed_keys(spec: Spec) -> Iterator[Violation]:

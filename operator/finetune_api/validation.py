@@ -238,7 +238,8 @@ def _unknown_field(loc: tuple[int | str, ...]) -> str:
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(str(loc[-1]).lower(), list(by_lower), n=1, cutoff=0.6)
     if close:
-        return f"unknown field; did you mean {by_lower[close[0]]}?"
+        listed = f" The methods are {', '.join(known)}" if _path(loc[:-1]) == "spec.method" else ""
+        return f"unknown field; did you mean {by_lower[close[0]]}?{listed}"
     return f"unknown field; known fields: {', '.join(known)}"
 
 

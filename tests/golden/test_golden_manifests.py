@@ -1,4 +1,7 @@
-"""Golden files: what a cluster gets for a job, and the CRD. `make golden` writes them anew; review the difference."""
+"""Golden files: what a cluster gets for a job, the CRD, the support table.
+
+`make golden` writes them anew; review the difference.
+"""
 
 import os
 from pathlib import Path
@@ -7,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from finetune_api.crd import crd
+from finetune_api.support import SUPPORT
 from finetune_api.validation import parse_job
 from finetune_operator.__main__ import main as operator_main
 from finetune_operator.render import render_all
@@ -39,6 +43,10 @@ def test_a_cluster_gets_exactly_these_manifests(case: Path) -> None:
 
 def test_the_crd_in_manifests_is_the_one_of_the_models() -> None:
     same_as_golden(ROOT / "manifests/crds/finetunejobs.yaml", dump_all([crd()]))
+
+
+def test_the_page_about_supported_combinations_is_the_one_of_the_table() -> None:
+    same_as_golden(ROOT / "docs/support.md", SUPPORT.page())
 
 
 def test_the_installation_in_manifests_is_what_the_operator_prints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "parameters away without ZeRO-3": (
         {"deepspeed": {"zeroStage": 2, "offload": "OptimizerAndParameters"}},
-        "zeroStage must be at least 1 for offload Optimizer, and 3 for OptimizerAndParameters",
+        "deepspeed.zeroStage must be 3 for offload OptimizerAndParameters, not 0, 1 or 2",
+    ),
+    "a metric of other models": (
+        {
+            "model": {"task": "CausalLM"},
+            "data": {"format": "Text"},
+            "training": {"earlyStopping": {"metric": "Accuracy"}},
+        },
+        "training.earlyStopping.metric must be a metric of language models, not Accuracy or MacroF1",
+    ),
+    "prompts for a classifier": (
+        {"evaluation": {"prompts": ["Hi"]}},
+        "evaluation.prompts must be empty for a classifier",
+    ),
+    "a format of another task": (
+        {"model": {"task": "CausalLM"}},
+        "model.task must fit data.format, Classification, and CausalLM does not",
     ),
     "two sources of a variable": (
         {"workers": {"env": [{"name": "A", "value": "x", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}},

@@ -3,8 +3,11 @@
 from .base import DataUri, ModelUri, Quantity, S3Uri
 from .data import BadRecordAction, Columns, Data, DataFormat, Holdout, Packing, Source
 from .job import FineTuneJob, Metadata, Spec
-from .method import FullFineTune, Lora, Method
-from .model import Dtype, Model, Task
+from .method import Method
+from .methods.base import MethodBlock, MethodSupport
+from .methods.full import FullFineTune
+from .methods.lora import Lora
+from .model import Dtype, Model
 from .results import ArtifactFormat, Checkpoint, Evaluation, Output, Storage
 from .scope import Scope
 from .stages import EvaluatePod, StagePod, Stages
@@ -25,10 +28,12 @@ from .status import (
     RunStatus,
     Status,
 )
+from .tasks import TASK_SUPPORT, Task, TaskSupport
 from .training import DeepSpeed, EarlyStopping, Metric, Offload, Schedule, Training, Warmup
 from .workers import Budget, Cache, EnvVar, EnvVarSource, KeySelector, Resources, Restart, Toleration, Workers
 
 __all__ = [
+    "TASK_SUPPORT",
     "ArtifactFormat",
     "ArtifactStatus",
     "AttemptPlan",
@@ -61,6 +66,8 @@ __all__ = [
     "Lora",
     "Metadata",
     "Method",
+    "MethodBlock",
+    "MethodSupport",
     "Metric",
     "Model",
     "ModelUri",
@@ -85,6 +92,7 @@ __all__ = [
     "Status",
     "Storage",
     "Task",
+    "TaskSupport",
     "Toleration",
     "Training",
     "Warmup",

@@ -7,7 +7,8 @@ from pydantic import ConfigDict, Field
 from ..constants import API_VERSION, JOB_NAME_PATTERN, KIND, MAX_JOB_NAME
 from .base import ApiModel, matching
 from .data import Data
-from .method import FullFineTune, Method
+from .method import Method
+from .methods.full import FullFineTune
 from .model import Model
 from .results import Checkpoint, Evaluation, Output, Storage
 from .scope import Scope

@@ -1,33 +1,11 @@
-"""`spec.method`: which parameters move."""
+"""`spec.method`: which parameters are trained."""
 
-from typing import Annotated, Self
-
-from pydantic import Field
+from typing import get_args
 
 from .base import ApiModel
-from .scope import Scope
-
-
-class FullFineTune(ApiModel, scope=Scope.RUN):
-    """Every parameter is trained."""
-
-
-class Lora(ApiModel, scope=Scope.RUN):
-    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), through PEFT; the base model stays frozen."""
-
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Rank r of the update B*A."""
-
-    alpha: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Scale of the update is alpha / rank. Absent: twice the rank."""
-
-    dropout: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
-    """Dropout before the adapter's first matrix."""
-
-    targets: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64)] | None = (
-        None
-    )
-    """Names of the linear layers to adapt, such as `q_proj`. Absent: every linear layer but the head."""
+from .methods.base import MethodBlock
+from .methods.full import FullFineTune
+from .methods.lora import Lora
 
     @property
     def scale(self) -> int:
@@ -47,3 +25,28 @@ class Method(ApiModel, scope=Scope.RUN):
 
     lora: Lora | None = None
     """Train low-rank adapters."""
+
+    @classmethod
+    def blocks(cls) -> dict[str, type[MethodBlock]]:
+        """Name in a manifest -> class of every method's block, in the order of the fields."""
+        return {
+            field.alias or name: next(kind for kind in get_args(field.annotation) if issubclass(kind, MethodBlock))
+            for name, field in cls.model_fields.items()
+        }
+
+    @property
+    def given(self) -> dict[str, MethodBlock]:
+        """Name in a manifest -> block, of those that are set; exactly one in a valid spec."""
+        values = {field.alias or name: getattr(self, name) for name, field in type(self).model_fields.items()}
+        return {name: block for name, block in values.items() if block is not None}
+
+    @property
+    def name(self) -> str:
+        """Name of the method of a valid spec."""
+        (name,) = self.given
+        return name
+
+    @property
+    def block(self) -> MethodBlock:
+        """Settings of the method of a valid spec."""
+        return self.given[self.name]

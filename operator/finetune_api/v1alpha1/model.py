@@ -4,14 +4,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from .base import ApiModel, ModelUri
-from .scope import Scope
-
-
-class Task(StrEnum):
-    """Which head and which loss the model gets."""
-
-    SEQUENCE_CLASSIFICATION = "SequenceClassification"
-    CAUSAL_LM = "CausalLM"
+from .tasks import Task
 
 
 class Dtype(StrEnum):

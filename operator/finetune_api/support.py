@@ -1,0 +1,365 @@
+"""The support table: which methods, tasks, ZeRO stages, offloading and export formats go together. Pure.
+
+The rows of the table stand where the choices are defined: a method's in its block (`v1alpha1/methods`), a task's in
+`v1alpha1/tasks.py`, those of offloading here. Everything else is derived from them: the CEL rules of the CRD, the
+violations that `finetune validate`, the operator and the prepare stage report, the ZeRO stages that the trainer may
+choose from, and docs/support.md.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .v1alpha1 import (
+    TASK_SUPPORT,
+    ArtifactFormat,
+    DataFormat,
+    Dtype,
+    Method,
+    MethodSupport,
+    Metric,
+    Offload,
+    Spec,
+    Task,
+    TaskSupport,
+)
+
+ZERO_STAGES = (0, 1, 2, 3)
+
+OFFLOAD_STAGES: dict[Offload, tuple[int, ...]] = {
+    Offload.NONE: ZERO_STAGES,
+    Offload.OPTIMIZER: (1, 2, 3),  # stage 0 has no optimizer of DeepSpeed's that could be moved
+    Offload.OPTIMIZER_AND_PARAMETERS: (3,),  # the other stages need all parameters at once
+}
+"""ZeRO stages that can be trained with each value of `spec.deepspeed.offload`."""
+
+DTYPE_STAGES: dict[Dtype, tuple[int, ...]] = {
+    Dtype.FLOAT32: ZERO_STAGES,
+    # Only these accumulate the gradients of 16-bit weights in 32 bit with an optimizer whose state can be saved.
+    Dtype.BFLOAT16: (2, 3),
+    Dtype.FLOAT16: (2, 3),
+}
+"""ZeRO stages that can be trained in each type. Not a rule for users: a lower stage in the spec is raised."""
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """One choice of a spec that limits the values of one field."""
+
+    path: str
+    """Path of the field, such as `output.formats`."""
+    applies: Callable[[Spec], bool]
+    values: Callable[[Spec], Sequence[Any]]
+    """The values that a spec gives the field; none where it leaves the choice open."""
+    allowed: tuple[Any, ...]
+    condition: str
+    """CEL: whether the restriction applies."""
+    within: Callable[[str], str]
+    """CEL: from the list of allowed values to whether the field is absent or has only such values."""
+    requirement: Callable[[str], str]
+    """From a refused value to what the field must be, and how to correct it."""
+    refused: tuple[Any, ...]
+    """All values of the field that are not allowed."""
+
+    @property
+    def rule(self) -> str:
+        """CEL over the spec."""
+        return f"!({self.condition}) || {self.within(_cel_list(self.allowed))}"
+
+    @property
+    def message(self) -> str:
+        """What the API server says."""
+        return f"{self.path} {self.requirement(_any_of(self.refused))}".replace("spec.", "")
+
+
+@dataclass(frozen=True)
+class Support:
+    """The table."""
+
+    methods: Mapping[str, MethodSupport]
+    """By the name of the method's block."""
+    tasks: Mapping[Task, TaskSupport]
+    offload: Mapping[Offload, tuple[int, ...]]
+
+    def refusals(self, spec: Spec) -> Iterator[tuple[str, str]]:
+        """Field path (`spec.output.formats`) and message of every combination in a spec that is not supported."""
+        for one in self.restrictions():
+            if one.applies(spec):
+                wrong = (value for value in dict.fromkeys(one.values(spec)) if value not in one.allowed)
+                yield from ((f"spec.{one.path}", one.requirement(_text(value))) for value in wrong)
+
+    def cel_rules(self) -> tuple[tuple[str, str], ...]:
+        """Rule and message of every restriction, for `spec`."""
+        return tuple((one.rule, one.message) for one in self.restrictions())
+
+    def task_of(self, spec: Spec) -> Task | None:
+        """The task that the spec names or its data format implies; None where only the data can tell."""
+        if spec.model.task is not None or spec.data.format is None:
+            return spec.model.task
+        return self.task_for(spec.data.format)
+
+    def task_for(self, data_format: DataFormat) -> Task:
+        """The task of a data format where the spec names none."""
+        return next(task for task, row in self.tasks.items() if data_format in row.formats)
+
+    def zero_stages(self, method: str, offload: Offload, dtype: Dtype) -> tuple[int, ...]:
+        """Stages that can be trained, lowest first."""
+        rows = (self.methods[method].zero_stages, self.offload[offload], DTYPE_STAGES[dtype])
+        return tuple(stage for stage in ZERO_STAGES if all(stage in row for row in rows))
+
+    def restrictions(self) -> Iterator[Restriction]:
+        """Every cell of the table that says no, grouped by choice and field."""
+        for method, method_row in self.methods.items():
+            yield from self._of_method(method, method_row)
+        for task, task_row in self.tasks.items():
+            yield from self._of_task(task, task_row)
+        for offload, stages in self.offload.items():
+            yield from _of_offload(offload, stages)
+
+    def _of_method(self, method: str, row: MethodSupport) -> Iterator[Restriction]:
+        with_method = f"with method.{method}"
+
+        def applies(spec: Spec) -> bool:
+            return list(spec.method.given) == [method]
+
+        def restriction(path: str, **fields: Any) -> Restriction:
+            return Restriction(path, applies=applies, condition=f"has(self.method.{method})", **fields)
+
+        if refused := _others(tuple(ArtifactFormat), row.formats):
+            able = [name for name, other in self.methods.items() if set(refused) <= set(other.formats)]
+            without = f" without spec.{_any_of([f'method.{name}' for name in able])}" if able else f" {with_method}"
+            remedy = f", or set {_any_of([f'method.{name}' for name in able])}" if able else ""
+            yield restriction(
+                "output.formats",
+                values=lambda spec: spec.output.formats or (),
+                allowed=row.formats,
+                within=_cel_all("output.formats"),
+                requirement=lambda value: f"must not have {value}{without}; remove it{remedy}",
+                refused=refused,
+            )
+        if refused := _others(ZERO_STAGES, row.zero_stages):
+            yield restriction(
+                "deepspeed.zeroStage",
+                values=_zero_stage,
+                allowed=row.zero_stages,
+                within=_cel_within("deepspeed.zeroStage"),
+                requirement=_one_of(row.zero_stages, with_method),
+                refused=refused,
+            )
+        if refused := _others((False, True), row.gradient_checkpointing):
+            yield restriction(
+                "training.gradientCheckpointing",
+                values=lambda spec: (spec.training.gradient_checkpointing,),
+                allowed=row.gradient_checkpointing,
+                within=_cel_within("training.gradientCheckpointing"),
+                requirement=_one_of(row.gradient_checkpointing, with_method),
+                refused=refused,
+            )
+        tasks = self._tasks(row)
+        if refused := _others(tuple(self.tasks), tasks):
+            yield restriction(
+                "model.task",
+                values=self._task_values,
+                allowed=tasks,
+                within=lambda _: " && ".join(
+                    f"!({self._cel_is_task(task)})" for task in self.tasks if task not in tasks
+                ),
+                requirement=_one_of(tasks, with_method),
+                refused=refused,
+            )
+
+    def _of_task(self, task: Task, row: TaskSupport) -> Iterator[Restriction]:
+        def applies(spec: Spec) -> bool:
+            return self.task_of(spec) == task
+
+        def restriction(path: str, **fields: Any) -> Restriction:
+            return Restriction(path, applies=applies, condition=self._cel_is_task(task), **fields)
+
+        if refused := _others(tuple(DataFormat), row.formats):
+            # Only a task that is named can contradict the format: otherwise the format decides about the task.
+            formats = _any_of(row.formats)
+            yield Restriction(
+                "model.task",
+                applies=lambda spec: spec.model.task == task,
+                values=lambda spec: () if spec.data.format is None else (spec.data.format,),
+                allowed=row.formats,
+                condition=f"has(self.model.task) && self.model.task == '{task}'",
+                within=_cel_within("data.format"),
+                requirement=lambda value: (
+                    f"must fit spec.data.format, {value}, and {task} does not; remove task, or set format to {formats}"
+                ),
+                refused=refused,
+            )
+        if refused := _others(tuple(Metric), row.metrics):
+            yield restriction(
+                "training.earlyStopping.metric",
+                values=lambda spec: (spec.training.early_stopping.metric,) if spec.training.early_stopping else (),
+                allowed=row.metrics,
+                within=_cel_within("training.earlyStopping.metric", present="training.earlyStopping"),
+                requirement=lambda value: (
+                    f"must be a metric of {row.model}s, not {value}; write {_any_of(row.metrics)}"
+                ),
+                refused=refused,
+            )
+        if not row.answers_prompts:
+            yield restriction(
+                "evaluation.prompts",
+                values=lambda spec: ("prompts",) if spec.evaluation.prompts else (),
+                allowed=(),
+                within=lambda _: "!has(self.evaluation.prompts) || self.evaluation.prompts.size() == 0",
+                requirement=lambda _: f"must be empty for a {row.model}, which does not answer prompts; remove them",
+                refused=("prompts",),
+            )
+
+    def _tasks(self, row: MethodSupport) -> tuple[Task, ...]:
+        return tuple(self.tasks) if row.tasks is None else row.tasks
+
+    def _task_values(self, spec: Spec) -> tuple[Task, ...]:
+        task = self.task_of(spec)
+        return () if task is None else (task,)
+
+    def _cel_is_task(self, task: Task) -> str:
+        implied = [data_format for data_format in self.tasks[task].formats if self.task_for(data_format) == task]
+        by_format = f"has(self.data.format) && self.data.format in {_cel_list(implied)}" if implied else "false"
+        return f"has(self.model.task) ? self.model.task == '{task}' : ({by_format})"
+
+    def page(self) -> str:
+        """docs/support.md."""
+        by_method = [
+            [
+                f"`{name}`",
+                _listed(self._tasks(row)),
+                _listed(row.zero_stages),
+                _listed(_text(value) for value in row.gradient_checkpointing),
+                _listed(row.formats),
+            ]
+            for name, row in self.methods.items()
+        ]
+        by_task = [
+            [
+                f"`{task}`",
+                _listed(row.formats),
+                _listed(row.metrics),
+                f"`{row.headline}`",
+                "yes" if row.answers_prompts else "no",
+            ]
+            for task, row in self.tasks.items()
+        ]
+        methods = ["`spec.method`", "`model.task`", "`deepspeed.zeroStage`", "`training.gradientCheckpointing`"]
+        return _PAGE.format(
+            methods=_markdown([*methods, "`output.formats`"], by_method),
+            tasks=_markdown(["`model.task`", "`data.format`", "metrics", "verdict by", "prompts"], by_task),
+            offload=_markdown(
+                ["`deepspeed.offload`", "`deepspeed.zeroStage`"],
+                [[f"`{name}`", _listed(stages)] for name, stages in self.offload.items()],
+            ),
+            dtypes=_markdown(
+                ["`model.dtype`", "ZeRO stages"],
+                [[f"`{name}`", _listed(stages)] for name, stages in DTYPE_STAGES.items()],
+            ),
+        )
+
+
+_PAGE = """<!-- Generated from operator/finetune_api/support.py by `make golden`. -->
+
+# What works with what
+
+A row lists what can be combined with the value in its first column. Any other combination is refused by the API server,
+by `finetune validate` and by the operator, with the field and the remedy.
+
+## Fine-tuning methods
+
+{methods}
+
+The first format in a row is exported where `spec.output.formats` is absent. Base models with quantized weights cannot
+be trained with any method.
+
+## Tasks
+
+{tasks}
+
+Without `spec.model.task`, the data format decides: the first task in the table that lists it. The metrics can be used
+in `spec.training.earlyStopping`. Prompts are those in `spec.evaluation.prompts`.
+
+## Offloading
+
+{offload}
+
+## Floating-point types
+
+A lower stage in the spec is raised to the lowest one in the row, with a note.
+
+{dtypes}
+"""
+
+
+def _of_offload(offload: Offload, stages: tuple[int, ...]) -> Iterator[Restriction]:
+    if refused := _others(ZERO_STAGES, stages):
+        yield Restriction(
+            "deepspeed.zeroStage",
+            applies=lambda spec: spec.deepspeed.offload is offload,
+            values=_zero_stage,
+            allowed=stages,
+            condition=f"self.deepspeed.offload == '{offload}'",
+            within=_cel_within("deepspeed.zeroStage"),
+            requirement=_one_of(stages, f"for offload {offload}"),
+            refused=refused,
+        )
+
+
+def _zero_stage(spec: Spec) -> tuple[int, ...]:
+    return () if spec.deepspeed.zero_stage is None else (spec.deepspeed.zero_stage,)
+
+
+def _one_of(allowed: Sequence[Any], reason: str) -> Callable[[str], str]:
+    values = [_text(value) for value in allowed]
+    return lambda value: f"must be {' or '.join(values)} {reason}, not {value}"
+
+
+def _others(every: Sequence[Any], allowed: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(value for value in every if value not in allowed)
+
+
+def _text(value: Any) -> str:
+    """A value as users write it in YAML."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _any_of(values: Sequence[Any]) -> str:
+    *first, last = [_text(value) for value in values]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _cel_list(values: Sequence[Any]) -> str:
+    literals = (f"'{value}'" if isinstance(value, str) else _text(value) for value in values)
+    return f"[{', '.join(literals)}]"
+
+
+def _cel_within(path: str, *, present: str = "") -> Callable[[str], str]:
+    return lambda allowed: f"!has(self.{present or path}) || self.{path} in {allowed}"
+
+
+def _cel_all(path: str) -> Callable[[str], str]:
+    return lambda allowed: f"!has(self.{path}) || self.{path}.all(one, one in {allowed})"
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+SUPPORT = Support(
+    methods={name: block.support for name, block in Method.blocks().items()},
+    tasks=TASK_SUPPORT,
+    offload=OFFLOAD_STAGES,
+)
+"""The table of this version."""
+
+
+def export_formats(spec: Spec) -> tuple[ArtifactFormat, ...]:
+    """What a run exports: what the spec asks for, else the first format of its method."""
+    return spec.output.formats or spec.method.block.support.formats[:1]

@@ -1,0 +1,1 @@
+"""The blocks of `spec.method`, one file per fine-tuning method."""

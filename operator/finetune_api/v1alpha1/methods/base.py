@@ -1,0 +1,28 @@
+"""What every block of `spec.method` states about itself."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..base import ApiModel
+from ..results import ArtifactFormat
+from ..tasks import Task
+
+
+@dataclass(frozen=True)
+class MethodSupport:
+    """The row of one fine-tuning method in the support table (see `finetune_api.support`)."""
+
+    formats: tuple[ArtifactFormat, ...]
+    """What can be exported. The first one is exported where `spec.output.formats` is absent."""
+    tasks: tuple[Task, ...] | None = None
+    """None: every task."""
+    zero_stages: tuple[int, ...] = (0, 1, 2, 3)
+    gradient_checkpointing: tuple[bool, ...] = (False, True)
+    """Values of `spec.training.gradientCheckpointing` that it can be trained with."""
+
+
+class MethodBlock(ApiModel):
+    """The settings of one fine-tuning method."""
+
+    support: ClassVar[MethodSupport]
+    """What the method can be combined with."""

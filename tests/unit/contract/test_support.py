@@ -1,0 +1,214 @@
+"""The support table refuses what its rows do not have: in a spec, in CEL and on the page, also for new rows."""
+
+from typing import Any, ClassVar, cast
+
+import pytest
+
+from factories import make_job
+from finetune_api.crd import CEL_RULES
+from finetune_api.rules import lowest_zero_stage, violations
+from finetune_api.support import OFFLOAD_STAGES, SUPPORT, ZERO_STAGES, Support, export_formats
+from finetune_api.v1alpha1 import (
+    ArtifactFormat,
+    DataFormat,
+    Dtype,
+    Method,
+    MethodBlock,
+    MethodSupport,
+    Metric,
+    Offload,
+    Spec,
+    Task,
+    TaskSupport,
+)
+from finetune_api.validation import InvalidJobError, parse_job
+
+
+class Prefix(MethodBlock):
+    """A method that is trained by few stages, cannot be merged and does not recompute activations."""
+
+    support: ClassVar[MethodSupport] = MethodSupport(
+        formats=(ArtifactFormat.ADAPTER,),
+        tasks=(Task.CAUSAL_LM,),
+        zero_stages=(0, 2),
+        gradient_checkpointing=(False,),
+    )
+
+    length: int = 8
+
+
+class MoreMethods(Method):
+    """What the API has when one more field is added."""
+
+    prefix_tokens: Prefix | None = None
+
+
+class MoreSpec(Spec):
+    """A spec with it."""
+
+    method: MoreMethods
+
+
+RANKING = cast(Task, "Ranking")
+MORE = Support(
+    methods={name: block.support for name, block in MoreMethods.blocks().items()},
+    tasks={
+        **SUPPORT.tasks,
+        RANKING: TaskSupport("ranker", (DataFormat.TEXT,), (Metric.LOSS,), Metric.LOSS, answers_prompts=False),
+    },
+    offload=OFFLOAD_STAGES,
+)
+PREFIX = {"prefixTokens": {}}
+
+
+def spec_with(*, task: str | None = None, **change: Any) -> MoreSpec:
+    document = make_job(**{"method": PREFIX, "training": {"gradientCheckpointing": False}, **change})["spec"]
+    spec = MoreSpec.model_validate(document)
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"task": task})}) if task else spec
+
+
+TEXT = {"data": {"format": "Text"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "refusals"),
+    [
+        (TEXT, []),
+        (TEXT | {"deepspeed": {"zeroStage": 2}}, []),
+        (TEXT | {"output": {"formats": ["Adapter"]}}, []),
+        (
+            TEXT | {"output": {"formats": ["Merged"]}},
+            [
+                "spec.output.formats must not have Merged without spec.method.full or method.lora; remove it, "
+                "or set method.full or method.lora"
+            ],
+        ),
+        (
+            TEXT | {"deepspeed": {"zeroStage": 3}},
+            ["spec.deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 3"],
+        ),
+        (
+            TEXT | {"training": {"gradientCheckpointing": True}},
+            ["spec.training.gradientCheckpointing must be false with method.prefixTokens, not true"],
+        ),
+        ({}, ["spec.model.task must be CausalLM with method.prefixTokens, not SequenceClassification"]),
+        (
+            TEXT | {"task": "Ranking"},
+            ["spec.model.task must be CausalLM with method.prefixTokens, not Ranking"],
+        ),
+        (TEXT | {"task": "Ranking", "method": {"full": {}}}, []),
+        (
+            {"task": "Ranking", "method": {"full": {}}},
+            [
+                "spec.model.task must fit spec.data.format, Classification, and Ranking does not; remove task, or set "
+                "format to Text"
+            ],
+        ),
+        (
+            TEXT | {"task": "Ranking", "method": {"full": {}}, "evaluation": {"prompts": ["a"]}},
+            ["spec.evaluation.prompts must be empty for a ranker, which does not answer prompts; remove them"],
+        ),
+        (
+            TEXT
+            | {
+                "task": "Ranking",
+                "method": {"full": {}},
+                "training": {"earlyStopping": {"metric": "Accuracy"}},
+            },
+            ["spec.training.earlyStopping.metric must be a metric of rankers, not Accuracy; write Loss"],
+        ),
+    ],
+)
+def test_rows_for_a_new_method_and_a_new_task_accept_and_refuse(change: dict[str, Any], refusals: list[str]) -> None:
+    assert [f"{path} {message}" for path, message in MORE.refusals(spec_with(**change))] == refusals
+
+
+def test_every_new_row_gets_its_cel_rules() -> None:
+    rules = dict(MORE.cel_rules())
+    assert {rule: rules[rule] for rule in rules if "prefixTokens" in rule} == {
+        "!(has(self.method.prefixTokens)) || !has(self.output.formats) || "
+        "self.output.formats.all(one, one in ['Adapter'])": "output.formats must not have Merged without method.full "
+        "or method.lora; remove it, or set method.full or method.lora",
+        "!(has(self.method.prefixTokens)) || !has(self.deepspeed.zeroStage) || "
+        "self.deepspeed.zeroStage in [0, 2]": "deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 1 or 3",
+        "!(has(self.method.prefixTokens)) || !has(self.training.gradientCheckpointing) || "
+        "self.training.gradientCheckpointing in [false]": "training.gradientCheckpointing must be false with "
+        "method.prefixTokens, not true",
+        "!(has(self.method.prefixTokens)) || !(has(self.model.task) ? self.model.task == 'SequenceClassification' : "
+        "(has(self.data.format) && self.data.format in ['Classification'])) && "
+        "!(has(self.model.task) ? self.model.task == 'Ranking' : (false))": "model.task must be CausalLM with "
+        "method.prefixTokens, not SequenceClassification or Ranking",
+    }
+
+
+def test_every_rule_of_the_table_is_in_the_crd() -> None:
+    assert set(SUPPORT.cel_rules()) <= set(CEL_RULES["spec"])
+
+
+def test_every_restriction_is_reported_for_every_value_that_it_refuses() -> None:
+    for restriction in SUPPORT.restrictions():
+        for value in restriction.refused:
+            assert f"{value}" in restriction.requirement(value) or value == "prompts", restriction.path
+
+
+@pytest.mark.parametrize(
+    ("method", "formats", "exported"),
+    [
+        ({"full": {}}, None, ["Merged"]),
+        ({"lora": {}}, None, ["Merged"]),
+        (PREFIX, None, ["Adapter"]),
+        ({"lora": {}}, ["Adapter", "Merged"], ["Adapter", "Merged"]),
+    ],
+)
+def test_the_first_format_of_the_method_is_exported_where_none_is_asked_for(
+    method: dict[str, Any], formats: list[str] | None, exported: list[str]
+) -> None:
+    spec = spec_with(method=method, output={"formats": formats})
+    assert list(export_formats(spec)) == exported
+
+
+@pytest.mark.parametrize("offload", Offload)
+@pytest.mark.parametrize("dtype", Dtype)
+def test_every_offloading_in_every_type_has_a_stage_that_can_be_trained(offload: Offload, dtype: Dtype) -> None:
+    stages = SUPPORT.zero_stages("full", offload, dtype)
+    assert stages == ZERO_STAGES[lowest_zero_stage(offload, dtype) :]
+
+
+def test_the_page_has_a_row_for_every_method_and_every_task() -> None:
+    rows = [line.split("|")[1].strip() for line in MORE.page().splitlines() if line.startswith("| `")]
+    assert {"`full`", "`lora`", "`prefixTokens`", *(f"`{task}`" for task in Task), "`Ranking`"} <= set(rows)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({}, "spec.method must have exactly one of full, lora, prefixTokens, not none; keep one block"),
+        (
+            {"full": {}, "lora": {}, "prefixTokens": {}},
+            "spec.method must have exactly one of full, lora, prefixTokens, not 3 of them; keep one block",
+        ),
+    ],
+)
+def test_the_rule_of_exactly_one_method_follows_the_fields(method: dict[str, Any], message: str) -> None:
+    spec = spec_with(method=method)
+    assert message in [str(violation) for violation in violations(spec)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": {"adapters": {}}}, "spec.method.adapters: unknown field; known fields: full, lora"),
+        (
+            {"method": {"loar": {}}},
+            "spec.method.loar: unknown field; did you mean lora? The methods are full, lora",
+        ),
+        (
+            {"model": {"task": "Summarise"}},
+            'spec.model.task must be one of SequenceClassification or CausalLM, not "Summarise"',
+        ),
+    ],
+)
+def test_an_unknown_method_or_task_is_refused_with_those_that_are_known(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidJobError) as error:
+        parse_job(make_job(**change))
+    assert message in [str(violation) for violation in error.value.violations]
