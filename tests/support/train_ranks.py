@@ -211,7 +211,7 @@ def load_exported(folder: Path) -> int:
     from finetune_trainer.data.collate import Collator
     from finetune_trainer.data.shards import TokenDataset
     from finetune_trainer.store.client import ObjectStore
-    from finetune_trainer.train.loss import causal_lm_loss, causal_lm_targets, classification_loss
+    from finetune_trainer.tasks import TASKS
 
     config = TrainerConfig.model_validate_json((folder / "config.json").read_text())
     prepared = config.prepared
@@ -228,8 +228,8 @@ def load_exported(folder: Path) -> int:
         labels = batch.pop("labels")
         with torch.no_grad():
             logits = model.eval()(**batch).logits
-        summed = classification_loss(logits, labels) if classifies else causal_lm_loss(logits, labels)
-        return float(summed) / (len(labels) if classifies else causal_lm_targets(labels))
+        task = TASKS[prepared.task]
+        return float(task.loss(logits, labels)) / task.targets(labels)
 
     everything = range(len(rows))
     result = {

@@ -12,8 +12,8 @@ from finetune_cli.commands.store import listing
 from finetune_cli.display.text import count, duration, metric_change, metric_value, size, sparkline
 from finetune_cli.local.state import LogFile
 from finetune_cli.log_lines import is_of_rank, parse_lines
-from finetune_trainer.evaluate.metrics import perplexity
 from finetune_trainer.store import ObjectInfo
+from finetune_trainer.tasks.metrics import perplexity
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, SplitCounts
 from finetune_api.v1alpha1 import AttemptStatus, DataFormat, Dtype, Metric, Outcome, Packing, Spec, Task
 from finetune_trainer.evaluate.compare import compare
 from finetune_trainer.evaluate.data_section import DataSection
-from finetune_trainer.evaluate.metrics import classification_metrics, perplexity
 from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelFigures, TrainingLog
 from finetune_trainer.evaluate.report import ReportInputs
 from finetune_trainer.evaluate.significance import Interval, PairedTest, mcnemar_exact, sign_test, wilson_interval
+from finetune_trainer.tasks.metrics import classification_metrics, perplexity
 
 TOPICS = ("ai", "botprofile", "computers", "conversations", "emotion", "food", "gossip", "greetings", "health")
 TOPICS += ("history", "humor", "literature", "money", "movies", "politics", "psychology", "science", "sports", "trivia")

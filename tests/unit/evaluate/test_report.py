@@ -8,10 +8,10 @@ import pytest
 
 from finetune_api.v1alpha1 import ArtifactFormat, Task
 from finetune_trainer.evaluate.compare import bounded
-from finetune_trainer.evaluate.metrics import classification_metrics
 from finetune_trainer.evaluate.model_card import model_card
 from finetune_trainer.evaluate.records import Generation
 from finetune_trainer.evaluate.report import render_report
+from finetune_trainer.tasks.metrics import classification_metrics
 
 EVIL = "<script>alert('x')</script>"
 MAX_BYTES = 500_000

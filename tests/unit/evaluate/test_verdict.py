@@ -4,8 +4,8 @@ import pytest
 
 from finetune_api.v1alpha1 import Metric, Task
 from finetune_trainer.evaluate.compare import Level, compare, confused_pairs, p_text, verdict, worst_classes
-from finetune_trainer.evaluate.metrics import classification_metrics
 from finetune_trainer.evaluate.significance import PairedTest
+from finetune_trainer.tasks.metrics import classification_metrics
 
 LABELS = ("ai", "food", "sport", "never")
 

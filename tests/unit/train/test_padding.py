@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from finetune_trainer.train.loss import classification_loss
+from finetune_api.v1alpha1 import Task
+from finetune_trainer.tasks import TASKS
 from finetune_trainer.train.padding import forward_by_groups, labels_by_groups, split_by_width
 
 LENGTHS = [9, 8, 5, 5, 3, 2, 1, 1]
@@ -40,7 +41,9 @@ def gradients(trained: nn.Module, groups: int) -> dict[str, torch.Tensor]:
     logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)
     targets = labels_by_groups(labels, logits)
     assert len(targets) == groups
-    losses = [classification_loss(part, target) for part, target in zip(logits, targets, strict=True)]
+    losses = [
+        TASKS[Task.SEQUENCE_CLASSIFICATION].loss(part, target) for part, target in zip(logits, targets, strict=True)
+    ]
     torch.stack(losses).sum().div(len(labels)).backward()
     return {name: value.grad for name, value in trained.named_parameters() if value.grad is not None}
 

@@ -14,6 +14,7 @@ from ..errors import BadConfigError, BadDataError, StorageProtocolError
 from ..progress import ProgressReporter
 from ..store.client import ObjectStore
 from ..store.uri import join
+from ..tasks import TASKS
 from .chat import TEMPLATE_DATE
 from .formats import Example, Formatter
 from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, SourceInfo, read_dataset_info
@@ -78,7 +79,7 @@ def build_dataset(
     with report.phase("read", "reading records"):
         examples, sources = _read_all(inputs, bad, report)
         label_remarks = _name_labels(examples)
-        labels = _check_labels(examples, bad) if inputs.task is Task.SEQUENCE_CLASSIFICATION else ()
+        labels = _check_labels(examples, bad) if TASKS[inputs.task].has_labels else ()
         bad.raise_if_any()
         remarks = inputs.formatter.remarks() + label_remarks
     with report.phase("split", "splitting"):
@@ -175,9 +176,9 @@ def _check_labels(examples: Examples, bad: BadRecords) -> tuple[str, ...]:
 
 def _split(examples: Examples, spec: Spec, task: Task) -> tuple[Examples, tuple[str, ...]]:
     rows = examples["train"]
-    classifies = task is Task.SEQUENCE_CLASSIFICATION
-    validation = _share(spec.data.validation, "validation", classifies)
-    test = _share(spec.data.test, "test", classifies)
+    has_labels = TASKS[task].has_labels
+    validation = _share(spec.data.validation, "validation", has_labels)
+    test = _share(spec.data.test, "test", has_labels)
     keys = row_keys([example.identity for example in rows], spec.training.seed)
     split = split_rows(keys, [example.label for example in rows], validation=validation, test=test)
     found = {"train": [rows[row] for row in split.train]}
@@ -189,12 +190,12 @@ def _split(examples: Examples, spec: Spec, task: Task) -> tuple[Examples, tuple[
     return found, (f"{len(split.too_small):,} labels have too few records to be in every split: {names}",)
 
 
-def _share(holdout: Holdout, name: str, classifies: bool) -> Share:
-    if holdout.stratify and not classifies:
+def _share(holdout: Holdout, name: str, has_labels: bool) -> Share:
+    if holdout.stratify and not has_labels:
         raise BadConfigError(
             f"spec.data.{name}.stratify: this data has no labels to keep the shares of", advice="remove stratify"
         )
-    return Share(holdout.fraction or 0.0, classifies if holdout.stratify is None else holdout.stratify)
+    return Share(holdout.fraction or 0.0, has_labels if holdout.stratify is None else holdout.stratify)
 
 
 def _check_counts(counts: dict[str, int], spec: Spec, reason: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.rules import task_of, violations
+from finetune_api.support import SUPPORT
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Data, DataFormat, Dtype, Packing, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
@@ -29,6 +30,7 @@ from ..stage_context import StageContext
 from ..stage_log import log_prepared
 from ..store.client import ObjectStore
 from ..store.uri import join
+from ..tasks import TASKS
 from .build import Inputs, build_dataset, dataset_digest, dataset_folder
 from .chat import TEMPLATE_DATE, renderer_of
 from .formats import Formatter, detect_format
@@ -68,7 +70,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     with report.phase("fetch", "fetching the data files"):
         files = _fetch_files(spec.data, store, runtime.scratch / "sources")
         data_format = spec.data.format or _detected_format(spec.data, spec.model.task, files["train"])
-    task = known_task or _task_for(data_format)
+    task = known_task or SUPPORT.task_for(data_format)
     _check_rules(spec, data_format)
     check_task(facts, spec.model.uri, task)
     if spec.method.lora is not None:
@@ -84,7 +86,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     choice = _zero_choice(config, facts, task, dtype, length)
     check_evaluation_fits(spec, EvaluationNeeds(parameters=facts.parameters, test_tokens=0, dtype=dtype))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
-    if task is Task.CAUSAL_LM:
+    if TASKS[task].support.answers_prompts:
         prompts = formed_prompts(spec.evaluation.prompts, formatter, spec.model.uri)
         if plan.embeddings is not None:
             check_prompts(prompts, tokenizer, plan.embeddings, spec.model.uri)
@@ -163,10 +165,6 @@ def _fetch_files(data: Data, store: ObjectStore, folder: Path) -> Files:
         if holdout.sources is not None:
             files[split] = fetch_sources(holdout.sources, f"spec.data.{split}.sources", store, folder)
     return files
-
-
-def _task_for(data_format: DataFormat) -> Task:
-    return Task.SEQUENCE_CLASSIFICATION if data_format is DataFormat.CLASSIFICATION else Task.CAUSAL_LM
 
 
 def _detected_format(data: Data, task: Task | None, files: tuple[SourceFile, ...]) -> DataFormat:

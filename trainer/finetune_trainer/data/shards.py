@@ -25,11 +25,11 @@ from ..store.client import ObjectStore
 from ..store.digests import sha256_of
 from ..store.transfer import inside
 from ..store.uri import join
+from ..tasks import IGNORED
 from .info import DatasetInfo, ShardInfo, read_dataset_info
 
 MAX_SHARD_BYTES = 64 * 2**20
 _PARALLEL_DOWNLOADS = 8
-_NO_LOSS = -100
 _DTYPES = {"U16": "<u2", "I32": "<i4", "I64": "<i8", "BOOL": "|b1"}
 
 
@@ -141,7 +141,7 @@ class TokenDataset:
         tokens = np.asarray(shard["tokens"][begin:end], dtype=np.int64)
         if "labels" in shard:
             return {"input_ids": tokens, "labels": int(shard["labels"][row])}
-        return {"input_ids": tokens, "labels": np.where(shard["loss"][begin:end], tokens, _NO_LOSS)}
+        return {"input_ids": tokens, "labels": np.where(shard["loss"][begin:end], tokens, IGNORED)}
 
 
 def _local_copy(store: ObjectStore, dataset_uri: str, shard: ShardInfo, folder: Path) -> Path:

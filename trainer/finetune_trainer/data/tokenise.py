@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from finetune_api.v1alpha1 import Task
 
+from ..tasks import TASKS
 from .formats import Example
 
 BATCH = 1000
@@ -55,7 +56,7 @@ def tokenise(
 
     An example is cut to `max_length` tokens, unless it is divisible: then it gives as many rows as it needs.
     """
-    encode = _classification if task is Task.SEQUENCE_CLASSIFICATION else _language_model
+    encode = TASKS[task].encode
     for batch in _batches(examples):
         yield from encode(batch, tokenizer, labels, max_length, counts)
 
@@ -74,9 +75,10 @@ def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield batch
 
 
-def _classification(
+def classification_rows(
     batch: list[Example], tokenizer: Any, labels: Mapping[str, int], max_length: int, counts: TokeniseCounts
 ) -> Iterator[Row]:
+    """Rows of texts with one label each, cut to `max_length`, with the tokenizer's special tokens."""
     texts = [example.text for example in batch]
     encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False, verbose=False)
     for example, encoding in zip(batch, encoded.encodings, strict=True):
@@ -89,9 +91,10 @@ def _classification(
         yield np.asarray(encoding.ids, dtype=np.int64), labels[example.label]
 
 
-def _language_model(
+def language_model_rows(
     batch: list[Example], tokenizer: Any, labels: Mapping[str, int], max_length: int, counts: TokeniseCounts
 ) -> Iterator[Row]:
+    """Rows of texts with the flags of the tokens that carry loss; those without any are left out and counted."""
     del labels  # the targets are the tokens themselves
     texts = [example.text for example in batch]
     # What begins and ends a text is written in it already; the tokenizer must not add it again.

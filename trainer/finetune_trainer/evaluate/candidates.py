@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import Prepared, TrainerConfig
-from finetune_api.v1alpha1 import ArtifactFormat, Task
+from finetune_api.v1alpha1 import ArtifactFormat
 
 from ..model.fetch import fetch_model, prepared_model
 from ..runtime import RuntimeEnv
 from ..store.client import ObjectStore
+from ..tasks import TASKS
 from .records import Address
 
 
@@ -82,7 +83,7 @@ def formats(config: TrainerConfig) -> tuple[ArtifactFormat, ...]:
 
 def drawn_head(candidate: Candidate, prepared: Prepared) -> str:
     """Why the model's answers come from a freshly drawn output layer; empty where they come from its own."""
-    if prepared.task is Task.CAUSAL_LM:
+    if not TASKS[prepared.task].may_draw_head:
         return ""
     from ..model.weights import plan_weights
 

@@ -5,10 +5,10 @@ from enum import StrEnum
 
 from finetune_api.comparison import MetricDelta, compare_metrics, delta_text, metric_name, metric_text
 from finetune_api.trainer_config import Message
-from finetune_api.v1alpha1 import Metric, Task
+from finetune_api.v1alpha1 import TASK_SUPPORT, Metric
 
+from ..tasks.metrics import FEW_EXAMPLES, ClassificationMetrics, ClassMetrics, Confusion
 from .heat import MOST_CLASSES, most_mistaken
-from .metrics import FEW_EXAMPLES, ClassificationMetrics, ClassMetrics, Confusion
 from .records import Evaluation, ModelFigures
 from .significance import PairedTest
 
@@ -59,11 +59,6 @@ class ConfusedPair(Message):
     """Of the target class's examples."""
 
 
-def headline_metric(task: Task) -> Metric:
-    """The one figure that a verdict is about."""
-    return Metric.ACCURACY if task is Task.SEQUENCE_CLASSIFICATION else Metric.PERPLEXITY
-
-
 def verdict(record: Evaluation) -> Verdict:
     """What a user may conclude from the figures."""
     if record.tuned is None:
@@ -73,7 +68,7 @@ def verdict(record: Evaluation) -> Verdict:
             sentence="There is no test split, so nothing was measured on held-out data. "
             "Set data.test.fraction above 0, or name data.test.sources, to get figures.",
         )
-    metric = headline_metric(record.task)
+    metric = TASK_SUPPORT[record.task].headline
     name, after = metric_name(metric), metric_text(metric, record.tuned.metrics[metric])
     row = next((row for row in record.comparison if row.metric is metric), None)
     measured = _measured_on(record.tuned, metric)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .metrics import ClassificationMetrics, ClassMetrics
+from ..tasks.metrics import ClassificationMetrics, ClassMetrics
 
 MOST_CLASSES = 30
 """More columns fit no page."""

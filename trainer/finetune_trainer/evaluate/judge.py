@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_api.trainer_config import Prepared, TrainerConfig
-from finetune_api.v1alpha1 import Metric, Task
+from finetune_api.v1alpha1 import Metric
 
 from ..data.collate import Collator
 from ..data.prepare import make_formatter
@@ -21,9 +21,10 @@ from ..data.shards import TokenDataset
 from ..errors import ModelUnusableError
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
-from . import generate, predict
+from ..tasks import TASKS
+from ..tasks.base import Measured
+from . import generate
 from .candidates import Candidate, open_model
-from .metrics import classification_metrics, perplexity
 from .records import ModelFigures, Reloaded
 from .reload import ReloadCheck
 from .significance import Interval, bootstrap_mean, wilson_interval
@@ -85,7 +86,7 @@ class Judge:
 
     @property
     def _prompts(self) -> Sequence[str]:
-        return self.config.spec.evaluation.prompts if self.prepared.task is Task.CAUSAL_LM else ()
+        return self.config.spec.evaluation.prompts if TASKS[self.prepared.task].support.answers_prompts else ()
 
     def _measure(
         self, model: Any, tokenizer: Any, test: TokenDataset, candidate: Candidate, name: str
@@ -93,14 +94,21 @@ class Judge:
         collate = Collator(tokenizer.pad_token_id, self.prepared.task)
         started = time.perf_counter()
         progress = self._progress(f"evaluating the {name}", len(test))
-        measure = _classifier if self.prepared.task is Task.SEQUENCE_CLASSIFICATION else _language_model
-        figures, scores = measure(model, test, collate, self.prepared, progress)
-        if not all(math.isfinite(value) for value in figures.metrics.values()):
+        found = TASKS[self.prepared.task].measure(model, test, collate, self.prepared.labels, progress)
+        if not all(math.isfinite(value) for value in found.metrics.values()):
             raise ModelUnusableError(
                 f"{candidate.address.uri} gives a loss on the test split that is not a number",
                 advice="with 16-bit types try spec.model.dtype: Float32; else look at the loss curve in training.json",
             )
-        return figures.model_copy(update={"seconds": time.perf_counter() - started}), scores
+        figures = ModelFigures(
+            metrics=found.metrics,
+            intervals=_intervals(found),
+            classification=found.classification,
+            examples=found.examples,
+            tokens=found.tokens,
+            seconds=time.perf_counter() - started,
+        )
+        return figures, found.scores
 
     def _formed_prompts(self, tokenizer: Any, candidate: Candidate) -> list[str]:
         """The prompts in the form that the prepare stage gave to the training data."""
@@ -126,44 +134,12 @@ class Judge:
         return lambda done: self.report.update(activity=f"{activity}: {done} of {total}")
 
 
-def _classifier(
-    model: Any, test: TokenDataset, collate: Collator, prepared: Prepared, report: predict.Report
-) -> tuple[ModelFigures, npt.NDArray[np.float64]]:
-    output = predict.classify(model, test, collate, report)
-    metrics = classification_metrics(output.predictions, output.targets, prepared.labels)
-    right = output.predictions == output.targets
-    figures = ModelFigures(
-        metrics={Metric.LOSS: float(output.losses.mean())} | metrics.figures,
-        intervals={Metric.ACCURACY: wilson_interval(int(right.sum()), right.size)},
-        classification=metrics,
-        examples=right.size,
-        seconds=0.0,
-    )
-    return figures, right.astype(np.float64)
-
-
-def _language_model(
-    model: Any, test: TokenDataset, collate: Collator, prepared: Prepared, report: predict.Report
-) -> tuple[ModelFigures, npt.NDArray[np.float64]]:
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    output = predict.likelihood(model, test, collate, report, vocabulary=vocabulary)
-    # The rows of one text depend on each other: intervals and the paired test count texts.
-    _, text = np.unique(test.documents(), return_inverse=True)
-    losses: npt.NDArray[np.float64] = np.bincount(text, output.losses).astype(np.float64)
-    tokens: npt.NDArray[np.float64] = np.bincount(text, output.tokens).astype(np.float64)
-    loss = float(losses.sum() / max(1, tokens.sum()))
-    told = tokens > 0
-    spread = bootstrap_mean(losses, tokens, seed=0) if math.isfinite(loss) else None
-    intervals = {} if spread is None else {Metric.LOSS: spread, Metric.PERPLEXITY: _exponential(spread)}
-    figures = ModelFigures(
-        metrics={Metric.LOSS: loss, Metric.PERPLEXITY: perplexity(loss)},
-        intervals=intervals,
-        examples=len(tokens),
-        tokens=int(output.tokens.sum()),
-        seconds=0.0,
-    )
-    return figures, losses[told] / tokens[told]
-
-
-def _exponential(interval: Interval) -> Interval:
-    return interval.model_copy(update={"low": perplexity(interval.low), "high": perplexity(interval.high)})
+def _intervals(found: Measured) -> dict[Metric, Interval]:
+    """95 % intervals of the metrics that the task gives the counts for."""
+    intervals = {metric: wilson_interval(*counts) for metric, counts in found.shares.items()}
+    if found.mean is not None:
+        spread = bootstrap_mean(found.mean.sums, found.mean.weights, seed=0)
+        for metric, of_mean in found.mean.metrics.items():
+            ends = {"low": of_mean(spread.low), "high": of_mean(spread.high)}
+            intervals[metric] = spread.model_copy(update=ends)
+    return intervals

@@ -12,20 +12,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_text
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import ArtifactFormat, Metric, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Metric
 
 from ..model.portable import OLDEST_PEFT, OLDEST_TRANSFORMERS, base_name
+from ..tasks import TASKS
+from ..tasks.metrics import FEW_EXAMPLES
 from . import compare, wording
 from .configuration import spec_document, yaml_text
 from .data_section import DataSection
-from .metrics import FEW_EXAMPLES
 from .records import Evaluation
 
-_PIPELINE_TAGS = {Task.SEQUENCE_CLASSIFICATION: "text-classification", Task.CAUSAL_LM: "text-generation"}
-_MODEL_CLASSES = {
-    Task.SEQUENCE_CLASSIFICATION: "AutoModelForSequenceClassification",
-    Task.CAUSAL_LM: "AutoModelForCausalLM",
-}
 _HUB_METRICS = {
     Metric.LOSS: "loss",
     Metric.PERPLEXITY: "perplexity",
@@ -59,7 +55,8 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         config=config,
         data=data,
         verdict=compare.verdict(record),
-        model_class=_MODEL_CLASSES[record.task],
+        with_labels=TASKS[record.task].has_labels,
+        model_class=TASKS[record.task].auto_class,
         is_adapter=artifact is ArtifactFormat.ADAPTER,
         base_uri=config.spec.model.uri,
         base=base_name(config.spec.model.uri),
@@ -82,17 +79,16 @@ def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFo
     """Metadata for the hub. An `hf://` address becomes the hub's own name of the base model."""
     is_adapter = artifact is ArtifactFormat.ADAPTER
     lora = ["lora"] if config.spec.method.lora else []
-    results = _eval_results(record, config)
-    return ModelCardData(
-        base_model=base_name(record.base_model.uri)[0],
-        base_model_relation="adapter" if is_adapter else "finetune",
-        library_name="peft" if is_adapter else "transformers",
-        pipeline_tag=_PIPELINE_TAGS[record.task],
-        tags=["finetune-operator", "fine-tuned", *lora],
-        # Without results, ModelCardData would write the name as a field that the hub does not know.
-        model_name=f"{config.job.name}-{config.run_name}" if results else None,
-        eval_results=results or None,
-    )
+    front: dict[str, Any] = {
+        "base_model": base_name(record.base_model.uri)[0],
+        "base_model_relation": "adapter" if is_adapter else "finetune",
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": TASKS[record.task].pipeline_tag,
+        "tags": ["finetune-operator", "fine-tuned", *lora],
+    }
+    if record.tuned:
+        front["model-index"] = [{"name": f"{config.job.name}-{config.run_name}", "results": [_result(record, config)]}]
+    return front
 
 
 def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list[str]:
@@ -107,11 +103,7 @@ def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list
             "The test split was drawn at random from the training files. It says how the model does on data like "
             "those, and nothing about other data. Records that resemble each other may be on both sides."
         )
-    if record.task is Task.CAUSAL_LM:
-        found.append(
-            "Perplexity measures how well the model foresees the test split's text, not whether its answers are "
-            "right, helpful or safe; neither was evaluated."
-        )
+    found.extend(TASKS[record.task].limits)
     figures = record.tuned.classification
     if figures:
         few = [row for row in figures.per_class if row.support < FEW_EXAMPLES]
@@ -143,22 +135,15 @@ def code(text: str) -> str:
     return f"`{text.replace('`', chr(39))}`"
 
 
-def _eval_results(record: Evaluation, config: TrainerConfig) -> list[EvalResult]:
-    """One entry per finite figure of the tuned model; none without a test split."""
-    if record.tuned is None:
-        return []
-    task = _PIPELINE_TAGS[record.task]
-    return [
-        EvalResult(
-            task_type=task,
-            task_name=task.replace("-", " ").capitalize(),
-            dataset_type=config.job.name,
-            dataset_name=f"Test split of {config.job.name}",
-            dataset_split="test",
-            metric_type=_HUB_METRICS[metric],
-            metric_name=metric_name(metric),
-            metric_value=round(value, 6),
-        )
-        for metric, value in record.tuned.metrics.items()
-        if value < OVERFLOW  # an overflow is not a figure
-    ]
+def _result(record: Evaluation, config: TrainerConfig) -> dict[str, Any]:
+    assert record.tuned is not None
+    task = TASKS[record.task].pipeline_tag
+    return {
+        "task": {"type": task, "name": task.replace("-", " ").capitalize()},
+        "dataset": {"type": config.job.name, "name": f"Test split of {config.job.name}", "split": "test"},
+        "metrics": [
+            {"type": _HUB_METRICS[metric], "name": metric_name(metric), "value": round(value, 6)}
+            for metric, value in record.tuned.metrics.items()
+            if value < OVERFLOW  # which is no figure
+        ],
+    }

@@ -8,7 +8,7 @@ from finetune_api.comparison import MetricDelta
 from finetune_api.trainer_config import JobRef, Message, SplitCounts
 from finetune_api.v1alpha1 import DataFormat, Metric, Task
 
-from .metrics import ClassificationMetrics
+from ..tasks.metrics import ClassificationMetrics
 from .significance import Interval, PairedTest
 
 FORMAT_VERSION = 1

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_api.trainer_config import Message, Prepared, TrainerConfig
-from finetune_api.v1alpha1 import Dtype, Task
+from finetune_api.v1alpha1 import Dtype
 
-from ..data.collate import IGNORED, Collator
+from ..data.collate import Collator
 from ..data.shards import TokenDataset
 from ..errors import ExportUnusableError
 from ..store.client import ObjectStore
-from . import predict
+from ..tasks import TASKS
 from .records import Reloaded
 
 log = logging.getLogger("finetune")
@@ -83,15 +83,11 @@ def choose_sample(prepared: Prepared, open_split: Callable[[str], TokenDataset])
         data = open_split(split)
         wanted = min(len(data), _MAX_ROWS, max(1, int(_MAX_TOKENS / data.lengths.mean())))
         spread = np.unique(np.linspace(0, len(data) - 1, wanted).astype(np.int64)).tolist()
-        sample = Sample(split, data, tuple(row for row in spread if _has_target(data[row], prepared.task)))
+        sample = Sample(split, data, tuple(row for row in spread if TASKS[prepared.task].has_target(data[row])))
         if sample.rows:
             break
     assert sample is not None, "a prepared data set has training rows"
     return sample
-
-
-def _has_target(row: dict[str, Any], task: Task) -> bool:
-    return task is Task.SEQUENCE_CLASSIFICATION or bool((row["labels"][1:] != IGNORED).any())
 
 
 @dataclass(frozen=True)
@@ -146,19 +142,14 @@ class ReloadCheck:
     def _losses(self, model: Any, pad_token_id: int) -> npt.NDArray[np.float64]:
         """Of each row of the sample, shape (rows,)."""
         collate = Collator(pad_token_id, self.prepared.task)
-        losses = []
-        for row in self.sample.rows:
-            single = _Single(self.sample.data[row])
-            if self.prepared.task is Task.SEQUENCE_CLASSIFICATION:
-                losses.append(predict.classify(model, single, collate, _quiet).losses[0])
-            else:
-                vocabulary = int(model.config.get_text_config().vocab_size)
-                output = predict.likelihood(model, single, collate, _quiet, vocabulary=vocabulary)
-                losses.append(output.losses[0] / output.tokens[0])
+        task = TASKS[self.prepared.task]
+        losses = [
+            task.row_losses(model, _OneRow(self.sample.data[row]), collate, _quiet)[0] for row in self.sample.rows
+        ]
         return np.array(losses, np.float64)
 
 
-class _Single:
+class _OneRow:
     """One row as a split."""
 
     def __init__(self, row: dict[str, Any]) -> None:

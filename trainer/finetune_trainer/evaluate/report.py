@@ -13,12 +13,12 @@ from finetune_api.comparison import LOWER_IS_BETTER, OVERFLOW, delta_text, metri
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric
 
+from ..tasks.metrics import FEW_EXAMPLES
 from . import compare, wording
 from .charts import Series, histogram, line_chart
 from .configuration import spec_document, yaml_text
 from .data_section import DataSection
 from .heat import heat_table
-from .metrics import FEW_EXAMPLES
 from .records import Evaluation, TrainingLog
 from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
 

@@ -3,7 +3,7 @@
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
-from finetune_api.v1alpha1 import Task
+from finetune_api.v1alpha1 import ArtifactFormat
 
 from ..data.chat import TEMPLATE_DATE
 from ..data.info import read_dataset_info
@@ -16,6 +16,7 @@ from ..runtime import RuntimeEnv
 from ..stage_context import StageContext
 from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
+from ..tasks import TASKS, TrainingTask
 from . import compare
 from .candidates import Candidate, base_candidate, drawn_head, exported_candidates, formats
 from .data_section import DataSection
@@ -87,7 +88,9 @@ def _test_split(prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> 
 
 def _needed(config: TrainerConfig, prepared: Prepared) -> bool:
     """Whether there is anything to evaluate the base model on."""
-    return prepared.counts.test > 0 or (prepared.task is Task.CAUSAL_LM and bool(config.spec.evaluation.prompts))
+    return prepared.counts.test > 0 or (
+        TASKS[prepared.task].support.answers_prompts and bool(config.spec.evaluation.prompts)
+    )
 
 
 def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None, examples: int) -> tuple[str, ...]:
@@ -129,7 +132,7 @@ def _record(
         baseline=baseline,
         tuned=tuned,
         comparison=compare.compare(baseline, tuned) if tuned else (),
-        paired_test=_paired_test(prepared.task, before, after),
+        paired_test=_paired_test(TASKS[prepared.task], before, after),
         majority_share=_majority_share(after),
         generations=_generations(config, before, after),
         notes=notes,
@@ -137,10 +140,10 @@ def _record(
     )
 
 
-def _paired_test(task: Task, before: Judged | None, after: Judged | None) -> PairedTest | None:
+def _paired_test(task: TrainingTask, before: Judged | None, after: Judged | None) -> PairedTest | None:
     if before is None or after is None or after.figures is None:
         return None
-    if task is Task.SEQUENCE_CLASSIFICATION:
+    if task.scores_are_answers:
         return mcnemar_exact(before.scores > 0, after.scores > 0)
     return sign_test(before.scores, after.scores)
 

@@ -10,17 +10,13 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from finetune_api.v1alpha1 import Lora, Task
 
 from ..errors import BadConfigError
+from ..tasks import TASKS
 
-_TASK_TYPES = {Task.SEQUENCE_CLASSIFICATION: TaskType.SEQ_CLS, Task.CAUSAL_LM: TaskType.CAUSAL_LM}
-_MODEL_CLASSES: dict[Task, Any] = {
-    Task.SEQUENCE_CLASSIFICATION: AutoModelForSequenceClassification,
-    Task.CAUSAL_LM: AutoModelForCausalLM,
-}
 _PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the names of the model's own modules."""
 
@@ -35,7 +31,7 @@ def lora_config(lora: Lora, task: Task, trained_whole: tuple[str, ...] = ()) -> 
         # An adapter inside a module that is trained whole would be a second update of the same weights.
         exclude_modules=rf"({'|'.join(map(re.escape, trained_whole))})(\..*)?" if trained_whole else None,
         modules_to_save=list(trained_whole) or None,
-        task_type=_TASK_TYPES[task],
+        task_type=TaskType[TASKS[task].peft_type],
     )
 
 
@@ -72,7 +68,7 @@ def check_adapter(folder: Path, lora: Lora, task: Task) -> None:
     """
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        skeleton: PreTrainedModel = _MODEL_CLASSES[task].from_config(config)
+        skeleton: PreTrainedModel = TASKS[task].model_class.from_config(config)
         for target in list(skeleton.all_tied_weights_keys):
             if _holds(folder, target):
                 skeleton.all_tied_weights_keys.pop(target)
@@ -92,7 +88,7 @@ def _holds(folder: Path, name: str) -> bool:
 
 def _trained_whole(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
     """Full names of the modules without an adapter: the head, and what was drawn because the base model lacks it."""
-    if task is not Task.SEQUENCE_CLASSIFICATION:
+    if not TASKS[task].may_draw_head:
         return ()
     body = model.base_model_prefix
     if not isinstance(getattr(model, body, None), nn.Module):

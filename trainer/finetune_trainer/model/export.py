@@ -18,10 +18,11 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import ArtifactFormat, Task
+from finetune_api.v1alpha1 import ArtifactFormat
 
 from ..errors import ModelUnusableError
 from ..store.client import ObjectStore
+from ..tasks import TASKS
 from .adapters import with_adapter
 from .files import files_in
 from .load import load_model
@@ -88,8 +89,8 @@ def write_folder(
     else:
         assert isinstance(model, PreTrainedModel)
         _write_model(model, dict(weights), folder, base=base)
-    classifies = config.prepared is not None and config.prepared.task is Task.SEQUENCE_CLASSIFICATION
-    copy_tokenizer(base, folder, pad_token=load_tokenizer(base).pad_token if classifies else None)
+    needs_pad_token = config.prepared is not None and TASKS[config.prepared.task].needs_pad_token
+    copy_tokenizer(base, folder, pad_token=load_tokenizer(base).pad_token if needs_pad_token else None)
     (folder / CARD_FILE).write_text(_card(config, artifact))
 
 
@@ -197,7 +198,7 @@ def _write_adapter(model: nn.Module, weights: Weights, folder: Path, config: Tra
     configuration.base_model_name_or_path, configuration.revision = name, commit or revision
     # PEFT would ask the hub whether the embeddings of the base model have another size.
     model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
-    if config.prepared is not None and config.prepared.task is Task.SEQUENCE_CLASSIFICATION:
+    if config.prepared is not None and TASKS[config.prepared.task].has_labels:
         # The base model's configuration has other labels, or none; whoever loads the adapter would name the wrong ones.
         adapted: Any = model.get_base_model()
         _restore_cache(adapted, base)

@@ -10,6 +10,7 @@ from typing import Any
 from finetune_api.v1alpha1 import Task
 
 from ..errors import ModelUnusableError
+from ..tasks import TASKS
 from .files import PICKLED_WEIGHTS, VOCABULARY_FILES, matches
 
 _DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
@@ -86,19 +87,16 @@ def check_task(facts: ModelFacts, uri: str, task: Task) -> None:
     from transformers.models.auto import modeling_auto as auto
 
     model_type = facts.model_type
-    heads = {
-        Task.CAUSAL_LM: auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        Task.SEQUENCE_CLASSIFICATION: auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    }[task]
+    head_types = getattr(auto, TASKS[task].head_types)
     # transformers gives encoders such as BERT a causal head too; it makes sense for those trained as decoders only.
     reads_only = model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not facts.is_decoder
-    if task is Task.CAUSAL_LM and (reads_only or facts.is_encoder_decoder):
+    if TASKS[task].needs_decoder and (reads_only or facts.is_encoder_decoder):
         kind = "an encoder-decoder" if facts.is_encoder_decoder else "an encoder"
         raise ModelUnusableError(
             f"{uri} is {kind} (model_type {model_type}), which cannot be trained as a {task} model",
             advice="use it with Classification data, or choose a decoder model such as Llama, Qwen, Gemma or SmolLM",
         )
-    if model_type not in heads:
+    if model_type not in head_types:
         known = model_type in configuration_auto.CONFIG_MAPPING
         raise ModelUnusableError(
             f"{uri} has the model_type {model_type}, and the installed transformers has "

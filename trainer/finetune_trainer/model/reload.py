@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import Prepared
-from finetune_api.v1alpha1 import Task
 
 from ..errors import ExportUnusableError
+from ..tasks import TASKS
 
 _ADVICE = "change spec.runId to train and export again, and report the error with the base model's name if it repeats"
 
@@ -21,14 +21,11 @@ def reload_model(folder: Path, uri: str, prepared: Prepared) -> Any:
     `uri` is where it was downloaded from, for messages. Raises ExportUnusableError.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from .load import TORCH_DTYPES
 
-    classifies = prepared.task is Task.SEQUENCE_CLASSIFICATION
-    model_class: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     try:
-        model, found = model_class.from_pretrained(
+        model, found = TASKS[prepared.task].model_class.from_pretrained(
             folder, dtype=TORCH_DTYPES[prepared.dtype], output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -41,7 +38,7 @@ def reload_model(folder: Path, uri: str, prepared: Prepared) -> Any:
 
 
 def _check_labels(config: Any, uri: str, prepared: Prepared) -> None:
-    if prepared.task is not Task.SEQUENCE_CLASSIFICATION:
+    if not TASKS[prepared.task].has_labels:
         return
     labels = tuple(config.id2label[index] for index in sorted(config.id2label))
     if labels != prepared.labels:
@@ -65,7 +62,7 @@ def reload_adapter(base: Any, folder: Path, uri: str, prepared: Prepared) -> Any
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about missing weights, which is an error below
             model = PeftModel.from_pretrained(base, str(folder))
-        if prepared.task is Task.SEQUENCE_CLASSIFICATION:
+        if TASKS[prepared.task].has_labels:
             _check_labels(AutoConfig.from_pretrained(folder), uri, prepared)
     except KeyError as error:  # how PEFT reports that the head is missing
         raise ExportUnusableError(f"{uri} lacks weights of its adapter, among them {error}", advice=_ADVICE) from error

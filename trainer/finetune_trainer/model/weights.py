@@ -14,20 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.models.auto.auto_factory import _get_model_class
 
 from finetune_api.v1alpha1 import Task
 
 from ..errors import ModelUnusableError
+from ..tasks import TASKS
 from .inspect import POSITIONS, tensor_shapes
 from .tokenizer import check_special_tokens, load_tokenizer
 
-_AUTO_CLASSES: dict[Task, Any] = {
-    Task.SEQUENCE_CLASSIFICATION: AutoModelForSequenceClassification,
-    Task.CAUSAL_LM: AutoModelForCausalLM,
-}
 _SHOWN = 4
 """Names in an error message."""
 _SHOWN_LETTERS = 40
@@ -81,13 +78,15 @@ def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = (
     """
     own = _own_config(folder, uri, task)
     config = own
-    if task is Task.SEQUENCE_CLASSIFICATION:
-        config = _own_config(folder, uri, task, **_classifier_settings(folder, labels))
+    head = TASKS[task]
+    pad_token_id = load_tokenizer(folder).pad_token_id if head.needs_pad_token else None
+    if settings := head.config_settings(labels, pad_token_id):
+        config = _own_config(folder, uri, task, **settings)
     try:
         with unpartitioned():
-            model_class: Any = _get_model_class(config, _AUTO_CLASSES[task]._model_mapping)  # type: ignore[no-untyped-call]
+            model_class: Any = _get_model_class(config, head.model_class._model_mapping)  # type: ignore[no-untyped-call]
             model, found = _match(model_class, config, tensor_shapes(folder, uri))
-            axes = _label_axes(model, config) if task is Task.SEQUENCE_CLASSIFICATION else {}
+            axes = _label_axes(model, config) if head.has_labels else {}
     except ModelUnusableError:
         raise
     except Exception as error:  # whatever a modelling file raises for a config.json that it cannot build
@@ -128,19 +127,6 @@ def _cannot_load(folder: Path, uri: str, task: Task, error: Exception) -> ModelU
         advice="spec.model.uri has to point to a folder in Hugging Face layout with config.json, a tokenizer and "
         "safetensors weights of an architecture that supports this task",
     )
-
-
-def _classifier_settings(folder: Path, labels: tuple[str, ...]) -> dict[str, Any]:
-    # A decoder finds a row's last real token by it, and fairseq's encoders count positions from it.
-    settings: dict[str, Any] = {"pad_token_id": load_tokenizer(folder).pad_token_id}
-    if labels:
-        settings |= {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: index for index, label in enumerate(labels)},
-            "problem_type": "single_label_classification",
-        }
-    return settings
 
 
 def _match(
@@ -227,8 +213,8 @@ def _refuse_foreign(
     task: Task,
 ) -> None:
     """Raise ModelUnusableError unless every parameter that the folder has no fitting weight for is a new head's."""
-    is_new_head = task is Task.SEQUENCE_CLASSIFICATION
-    if wrong := sorted(name for name in misshapen if not is_new_head or parts.in_base(name)):
+    may_draw_head = TASKS[task].may_draw_head
+    if wrong := sorted(name for name in misshapen if not may_draw_head or parts.in_base(name)):
         shown = ", ".join(
             f"{name} is {list(misshapen[name][0])} in the weight files and {list(misshapen[name][1])} by config.json"
             for name in wrong[:_SHOWN]
@@ -238,7 +224,7 @@ def _refuse_foreign(
             f"shape: {shown}",
             advice="use the config.json that was saved with these weights",
         )
-    absent = sorted(name for name in missing if not is_new_head or parts.in_base(name))
+    absent = sorted(name for name in missing if not may_draw_head or parts.in_base(name))
     if not absent:
         return
     unused = f"; {len(unexpected)} weights in the folder are not used: {_listed(unexpected)}" if unexpected else ""
@@ -249,11 +235,8 @@ def _refuse_foreign(
             advice=f"the names in the weight files begin with {wrapper!r}; remove that (it comes from a wrapper around "
             "the model), or save the inner model with transformers' save_pretrained",
         )
-    if task is Task.CAUSAL_LM and not any(parts.in_base(name) for name in absent):
-        raise ModelUnusableError(
-            message,
-            advice="use a base model with a language-modelling head, or set spec.model.task to SequenceClassification",
-        )
+    if not may_draw_head and not any(parts.in_base(name) for name in absent):
+        raise ModelUnusableError(message, advice=TASKS[task].no_head_advice)
     raise ModelUnusableError(
         message, advice="use the config.json that belongs to these weights, and weights saved with save_pretrained"
     )

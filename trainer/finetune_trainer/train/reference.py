@@ -8,7 +8,7 @@ from finetune_api.v1alpha1 import Task
 
 from ..data.collate import Collator
 from ..evaluate.reload import Reference, Sample
-from .loss import causal_lm_loss, causal_lm_targets, classification_loss
+from ..tasks import TASKS
 
 
 @torch.no_grad()
@@ -32,10 +32,7 @@ def measure(model: nn.Module, sample: Sample, *, task: Task, device: torch.devic
         logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
         if start + rank != position:
             continue
-        if task is Task.CAUSAL_LM:
-            losses[position] = causal_lm_loss(logits, labels).double().cpu() / causal_lm_targets(labels)
-        else:
-            losses[position] = classification_loss(logits, labels).double().cpu()
+        losses[position] = TASKS[task].loss(logits, labels).double().cpu() / TASKS[task].targets(labels)
     model.train(was_training)
     dist.all_reduce(losses)
     return Reference(split=sample.split, rows=sample.rows, losses=tuple(losses.tolist()))

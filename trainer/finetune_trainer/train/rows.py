@@ -15,7 +15,7 @@ from finetune_api.v1alpha1 import Task
 
 from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
-from .loss import IGNORED
+from ..tasks import TASKS
 
 BLANK = -1
 """Number of the row that is none. It has one token and no label."""
@@ -77,8 +77,7 @@ class RowsAndBlank(Dataset[dict[str, Any]]):
     def __init__(self, rows: TokenDataset, task: Task) -> None:
         self._rows = rows
         token = rows[0]["input_ids"][:1]
-        labels = IGNORED if task is Task.SEQUENCE_CLASSIFICATION else np.full(1, IGNORED, dtype=np.int64)
-        self._blank = {"input_ids": token, "labels": labels}
+        self._blank = {"input_ids": token, "labels": TASKS[task].padding_labels()}
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 from transformers.trainer_utils import TrainOutput
 
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import Metric, Task
+from finetune_api.v1alpha1 import Metric
 
 from ..checkpoint.engine import optimizer_state
 from ..checkpoint.manager import CheckpointManager, Restored, TrainingState
@@ -25,7 +25,8 @@ from ..data.collate import Collator
 from ..errors import DivergedError, StoppedError
 from ..progress import ProgressReporter
 from ..stop import StopFlag
-from .loss import causal_lm_loss, causal_lm_targets, classification_loss
+from ..tasks import TASKS, TrainingTask
+from .control import StepControl
 from .meter import StepMeter
 from .padding import forward_by_groups, labels_by_groups
 from .plan import TrainingPlan
@@ -56,10 +57,10 @@ class Parts:
     validator: Validator | None
 
     @property
-    def task(self) -> Task:
-        """Head and loss."""
+    def task(self) -> TrainingTask:
+        """Loss and its normalisation."""
         assert self.config.prepared is not None
-        return self.config.prepared.task
+        return TASKS[self.config.prepared.task]
 
 
 class FineTuneTrainer(Trainer):
@@ -115,9 +116,10 @@ class FineTuneTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
         """Targets of the global batch; also counts this rank's tokens."""
         self._unread_tokens += sum(int(batch["attention_mask"].sum()) for batch in batch_samples)
-        if self.parts.task is Task.SEQUENCE_CLASSIFICATION:
+        task = self.parts.task
+        if task.has_one_target_per_row:
             return self.parts.config.batch.global_size - self.blanks_of(self.state.global_step + 1)
-        local = sum(causal_lm_targets(batch["labels"]) for batch in batch_samples)
+        local = sum(task.targets(batch["labels"]) for batch in batch_samples)
         return max(1, int(sum_over_ranks([float(local)])[0]))
 
     def compute_loss(
@@ -127,7 +129,7 @@ class FineTuneTrainer(Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)
-        summed = classification_loss if self.parts.task is Task.SEQUENCE_CLASSIFICATION else causal_lm_loss
+        summed = self.parts.task.loss
         smoothing = self.parts.config.spec.training.label_smoothing
         targets = labels_by_groups(labels, logits)
         losses = [summed(part, target, smoothing=smoothing) for part, target in zip(logits, targets, strict=True)]

@@ -15,9 +15,8 @@ from finetune_api.v1alpha1 import Metric, Task
 
 from ..data.collate import Collator
 from ..data.shards import TokenDataset
-from ..evaluate.metrics import classification_metrics, perplexity
 from ..stop import StopFlag
-from .loss import causal_lm_loss, causal_lm_targets, classification_loss
+from ..tasks import TASKS
 
 
 @dataclass
@@ -34,16 +33,16 @@ class Validator:
 
     @torch.no_grad()
     def figures(self, model: nn.Module, stop: StopFlag) -> dict[Metric, float] | None:
-        """Loss, and accuracy and macro F1 (classification) or perplexity (language models). The same on every rank.
+        """Loss, and the task's own metrics. The same on every rank.
 
         None on every rank where one of them was asked to stop: after the batch in hand, a pod's grace period may be
         shorter than a validation.
         """
         was_training = model.training
         model.eval()
-        rows = len(self.dataset)
+        task = TASKS[self.task]
         sums = torch.zeros(2, dtype=torch.float64)
-        answers = torch.zeros((2, rows), dtype=torch.int64)
+        scores = task.validation_scores(len(self.dataset), self.labels)
         for indices, counts in self._batches():
             # Exchanged during the forward pass, so that it costs no time.
             asked = torch.tensor([float(stop.requested)])
@@ -52,7 +51,9 @@ class Validator:
             labels = batch.pop("labels").to(self.device)
             logits = model(**{name: tensor.to(self.device) for name, tensor in batch.items()}).logits
             if counts:
-                self._add(sums, answers, indices, logits, labels)
+                sums[0] += task.loss(logits, labels).double().cpu()
+                sums[1] += task.targets(labels)
+                scores.add(indices, logits, labels)
             exchange.wait()
             if float(asked) > 0:
                 model.train(was_training)
@@ -60,29 +61,9 @@ class Validator:
         model.train(was_training)
         dist.all_reduce(sums)
         loss = float(sums[0] / sums[1].clamp(min=1.0))
-        if self.task is Task.CAUSAL_LM:
-            return {Metric.LOSS: loss, Metric.PERPLEXITY: perplexity(loss)}
-        dist.all_reduce(answers)
-        metrics = classification_metrics(answers[0].numpy(), answers[1].numpy(), self.labels)
-        return {Metric.LOSS: loss} | metrics.figures
-
-    def _add(
-        self,
-        sums: torch.Tensor,
-        answers: torch.Tensor,
-        indices: np.ndarray[tuple[int], np.dtype[np.int64]],
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> None:
-        """Add a batch to `sums` (summed loss, number of targets) and `answers` ((predicted, expected), row)."""
-        if self.task is Task.CAUSAL_LM:
-            sums[0] += causal_lm_loss(logits, labels).double().cpu()
-            sums[1] += causal_lm_targets(labels)
-            return
-        sums[0] += classification_loss(logits, labels).double().cpu()
-        sums[1] += len(indices)
-        answers[0, indices] = logits.argmax(-1).cpu()
-        answers[1, indices] = labels.cpu()
+        for tensor in scores.tensors():
+            dist.all_reduce(tensor)
+        return scores.metrics(loss)
 
     def _batches(self) -> list[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], bool]]:
         """This rank's batches of row numbers, similar lengths together, and whether they count.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_fscore_support
 
 from finetune_api.v1alpha1 import Metric
-from finetune_trainer.evaluate.metrics import classification_metrics, perplexity
+from finetune_trainer.tasks.metrics import classification_metrics, perplexity
 
 LABELS = ("ai", "food", "sport")
 TARGETS = [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]

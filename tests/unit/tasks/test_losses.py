@@ -6,7 +6,10 @@ from torch.nn import functional
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_pt_utils import LabelSmoother
 
-from finetune_trainer.train.loss import IGNORED, causal_lm_loss, causal_lm_targets, classification_loss
+from finetune_api.v1alpha1 import Task
+from finetune_trainer.tasks import IGNORED, TASKS
+
+LANGUAGE_MODEL, CLASSIFIER = TASKS[Task.CAUSAL_LM], TASKS[Task.SEQUENCE_CLASSIFICATION]
 
 ROWS, TOKENS, VOCABULARY = 3, 7, 11
 
@@ -23,29 +26,29 @@ def make_lm_batch() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_language_models_loss_is_transformers_own() -> None:
     logits, labels = make_lm_batch()
     theirs = ForCausalLMLoss(logits, labels, vocab_size=VOCABULARY, num_items_in_batch=torch.tensor(1.0))
-    torch.testing.assert_close(causal_lm_loss(logits, labels), theirs)
+    torch.testing.assert_close(LANGUAGE_MODEL.loss(logits, labels), theirs)
 
 
 def test_the_mean_per_target_is_transformers_own() -> None:
     logits, labels = make_lm_batch()
-    mean = causal_lm_loss(logits, labels) / causal_lm_targets(labels)
+    mean = LANGUAGE_MODEL.loss(logits, labels) / LANGUAGE_MODEL.targets(labels)
     torch.testing.assert_close(mean, ForCausalLMLoss(logits, labels, vocab_size=VOCABULARY))
 
 
 def test_the_first_token_of_a_row_is_no_target() -> None:
     labels = torch.full((1, 4), IGNORED)
     labels[0, 0] = 5
-    assert causal_lm_targets(labels) == 0
+    assert LANGUAGE_MODEL.targets(labels) == 0
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_label_smoothing_is_the_trainers(smoothing: float) -> None:
     logits, labels = make_lm_batch()
     theirs = LabelSmoother(epsilon=smoothing)({"logits": logits}, labels, shift_labels=True)
-    mean = causal_lm_loss(logits, labels, smoothing=smoothing) / causal_lm_targets(labels)
+    mean = LANGUAGE_MODEL.loss(logits, labels, smoothing=smoothing) / LANGUAGE_MODEL.targets(labels)
     torch.testing.assert_close(mean, theirs)
 
 
 def test_a_classifiers_loss_is_cross_entropy() -> None:
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
-    torch.testing.assert_close(classification_loss(logits, labels) / 5, functional.cross_entropy(logits, labels))
+    torch.testing.assert_close(CLASSIFIER.loss(logits, labels) / 5, functional.cross_entropy(logits, labels))

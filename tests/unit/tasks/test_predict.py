@@ -7,7 +7,8 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from finetune_api.v1alpha1 import Task
 from finetune_trainer.data.collate import Collator
-from finetune_trainer.evaluate import predict
+from finetune_trainer.tasks.causal_lm import LOGITS_BYTES, likelihood
+from finetune_trainer.tasks.sequence_classification import classify
 
 VOCABULARY = 64
 
@@ -69,9 +70,9 @@ def one_by_one(model, rows: Rows) -> tuple[list[float], list[int]]:
 
 @pytest.mark.parametrize("room_tokens", [10_000, 100, 30, 7, 1])
 def test_the_loss_is_that_of_single_rows_however_little_room_there_is(llama, language_rows, room_tokens, monkeypatch):
-    monkeypatch.setitem(predict._LOGITS_BYTES, "cpu", 4 * VOCABULARY * room_tokens)
+    monkeypatch.setitem(LOGITS_BYTES, "cpu", 4 * VOCABULARY * room_tokens)
     done: list[int] = []
-    found = predict.likelihood(llama, language_rows, Collator(0, Task.CAUSAL_LM), done.append, vocabulary=VOCABULARY)
+    found = likelihood(llama, language_rows, Collator(0, Task.CAUSAL_LM), done.append, vocabulary=VOCABULARY)
     losses, tokens = one_by_one(llama, language_rows)
     assert found.tokens.tolist() == tokens
     assert found.losses.tolist() == pytest.approx(losses, rel=1e-5, abs=1e-6)
@@ -96,7 +97,7 @@ def test_a_classifier_answers_in_the_order_of_the_split():
             for length in (4, 30, 9, 100, 12, 3)
         ]
     )
-    found = predict.classify(model, rows, Collator(0, Task.SEQUENCE_CLASSIFICATION), lambda _: None)
+    found = classify(model, rows, Collator(0, Task.SEQUENCE_CLASSIFICATION), lambda _: None)
     assert not model.training
     assert found.targets.tolist() == [row["labels"] for row in rows.rows]
     for index, row in enumerate(rows.rows):

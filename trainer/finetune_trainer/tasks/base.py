@@ -1,0 +1,202 @@
+"""What the trainer has to know about a task. Importable without torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_api.v1alpha1 import TASK_SUPPORT, Metric, Task, TaskSupport
+
+from ..registry import Registry
+from .metrics import ClassificationMetrics
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data.formats import Example
+    from ..data.tokenise import Row, TokeniseCounts
+
+IGNORED = -100
+"""Label that no loss falls on: padding, a prompt. It is the default of torch's cross-entropy."""
+
+Report = Callable[[int], None]
+"""Called with the number of examples that are done."""
+
+Collate = Callable[[list[dict[str, Any]]], "dict[str, torch.Tensor]"]
+
+
+class Split(Protocol):
+    """The rows of a split, as TokenDataset gives them."""
+
+    lengths: npt.NDArray[np.int32]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class TestSplit(Split, Protocol):
+    """A split whose rows may be parts of longer texts."""
+
+    def documents(self) -> npt.NDArray[np.integer[Any]]:
+        """Number of the record that each row was made of, shape (rows,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """A mean over examples of different weight, and the metrics that are functions of it."""
+
+    sums: npt.NDArray[np.float64]
+    """Shape (examples,)."""
+    weights: npt.NDArray[np.float64]
+    """Shape (examples,)."""
+    metrics: Mapping[Metric, Callable[[float], float]]
+    """Each rises with the mean."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model did on the test split. Intervals and significance are computed from it elsewhere."""
+
+    metrics: dict[Metric, float]
+    examples: int
+    scores: npt.NDArray[np.float64]
+    """Shape (examples,), for the paired test: 1 for a right answer and 0 for a wrong one, or the loss per target."""
+    tokens: int = 0
+    """Tokens that the loss is a mean over; 0 where it is a mean over rows."""
+    classification: ClassificationMetrics | None = None
+    shares: Mapping[Metric, tuple[int, int]] = field(default_factory=dict)
+    """Metrics that are shares: successes and trials."""
+    mean: WeightedMean | None = None
+
+
+class ValidationScores:
+    """What a rank adds up over its batches of the validation split, beside loss and targets.
+
+    The tensors are summed over all ranks before the metrics are computed. This class has none.
+    """
+
+    def add(self, rows: npt.NDArray[np.int64], logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add a batch; `rows` are its row numbers in the split, shape (rows,)."""
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What has to be summed over the ranks."""
+        return []
+
+    def metrics(self, loss: float) -> dict[Metric, float]:
+        """Metrics of the whole split, given the mean loss per target."""
+        return {Metric.LOSS: loss}
+
+
+class TrainingTask(ABC):
+    """Head, encoding, loss and metrics of one task."""
+
+    name: ClassVar[Task]
+    auto_class: ClassVar[str]
+    """Class of transformers that loads a model with the task's head."""
+    head_types: ClassVar[str]
+    """Mapping in `transformers.models.auto.modeling_auto` from the model types that have such a head."""
+    peft_type: ClassVar[str]
+    """Member of `peft.TaskType`."""
+    pipeline_tag: ClassVar[str]
+    """The hub's name of the task."""
+    needs_decoder: ClassVar[bool]
+    """Whether only models that were trained to write can be used."""
+    has_labels: ClassVar[bool]
+    """Whether every record has one label of a fixed set. The head then has one output for each of them."""
+    may_draw_head: ClassVar[bool]
+    """Whether parameters of the head may be new; all others have to be in the base model's files."""
+    no_head_advice: ClassVar[str] = ""
+    """What to do where the base model lacks a head that may not be new."""
+    needs_pad_token: ClassVar[bool]
+    """Whether the model has to know the pad id, which some base models do not name."""
+    has_token_logits: ClassVar[bool]
+    """Whether the head gives logits over the vocabulary for every token, which take memory."""
+    has_one_target_per_row: ClassVar[bool]
+    """The loss is normalised by rows, whose number is known without communication; otherwise by targets."""
+    scores_are_answers: ClassVar[bool]
+    """Whether `Measured.scores` are right and wrong answers; otherwise they are losses."""
+    limits: ClassVar[tuple[str, ...]] = ()
+    """Sentences of the model card about what the metrics do not say."""
+
+    @property
+    def support(self) -> TaskSupport:
+        """Row of the support table."""
+        return TASK_SUPPORT[self.name]
+
+    @property
+    def model_class(self) -> Any:
+        """`auto_class`, imported."""
+        import transformers
+
+        return getattr(transformers, self.auto_class)
+
+    def config_settings(self, labels: tuple[str, ...], pad_token_id: int | None) -> dict[str, Any]:
+        """Settings of the model's configuration that the task changes; without labels, those of the base model stay."""
+        del labels, pad_token_id
+        return {}
+
+    # ---- data ----
+
+    @abstractmethod
+    def encode(
+        self,
+        batch: list[Example],
+        tokenizer: Any,
+        labels: Mapping[str, int],
+        max_length: int,
+        counts: TokeniseCounts,
+    ) -> Iterator[Row]:
+        """Rows of a batch of examples, each of at most `max_length` tokens."""
+
+    @abstractmethod
+    def collate_labels(self, rows: Sequence[Mapping[str, Any]], width: int) -> npt.NDArray[np.int64]:
+        """Labels of a batch that is padded to `width` tokens; the first axis is the rows."""
+
+    @abstractmethod
+    def padding_labels(self) -> Any:
+        """`labels` of a row of one token that has no target and only fills up a batch."""
+
+    @abstractmethod
+    def has_target(self, row: Mapping[str, Any]) -> bool:
+        """Whether any loss falls on a row."""
+
+    # ---- loss ----
+
+    @abstractmethod
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
+        """Loss in nats, summed over the targets, from the model's logits and the labels of `collate_labels`."""
+
+    @abstractmethod
+    def targets(self, labels: torch.Tensor) -> int:
+        """Number of targets that `loss` sums over."""
+
+    # ---- metrics ----
+
+    def validation_scores(self, rows: int, labels: tuple[str, ...]) -> ValidationScores:
+        """An accumulator for a validation split of so many rows."""
+        del rows, labels
+        return ValidationScores()
+
+    @abstractmethod
+    def measure(
+        self, model: torch.nn.Module, split: TestSplit, collate: Collate, labels: tuple[str, ...], report: Report
+    ) -> Measured:
+        """Evaluate a model on the test split, in one process. The model is left in evaluation mode."""
+
+    @abstractmethod
+    def row_losses(
+        self, model: torch.nn.Module, split: Split, collate: Collate, report: Report
+    ) -> npt.NDArray[np.float64]:
+        """Mean loss per target of every row, in nats, shape (rows,). Used to compare an exported model with the trained
+        one."""
+
+
+TASKS: Registry[TrainingTask] = Registry("finetune_trainer.tasks", "spec.model.task")
+"""Task by name."""

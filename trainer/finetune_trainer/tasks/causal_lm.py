@@ -1,0 +1,189 @@
+"""Causal language models: the next token, wherever the data asks for it."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from finetune_api.v1alpha1 import Metric, Task
+
+from .base import (
+    IGNORED,
+    TASKS,
+    Collate,
+    Measured,
+    Report,
+    Split,
+    TestSplit,
+    TrainingTask,
+    ValidationScores,
+    WeightedMean,
+)
+from .forward import batches, cross_entropy, device_of
+from .metrics import perplexity
+
+LOGITS_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""Room for the 32-bit logits of one batch. Larger batches gain nothing on a CPU, where 256 MiB is beyond any cache."""
+
+
+@TASKS.register
+class CausalLM(TrainingTask):
+    """`logits` are (rows, tokens, vocabulary), `labels` token ids of shape (rows, tokens): those of the inputs, or
+    IGNORED. The token at position t + 1 is the target of the logits at position t."""
+
+    name = Task.CAUSAL_LM
+    auto_class = "AutoModelForCausalLM"
+    head_types = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+    peft_type = "CAUSAL_LM"
+    pipeline_tag = "text-generation"
+    needs_decoder = True
+    has_labels = False
+    may_draw_head = False
+    no_head_advice = "use a base model with a language-modelling head, or set spec.model.task to SequenceClassification"
+    needs_pad_token = False
+    has_token_logits = True
+    has_one_target_per_row = False
+    scores_are_answers = False
+    limits = (
+        "Perplexity measures how well the model foresees the test split's text, not whether its answers are right, "
+        "helpful or safe; neither was evaluated.",
+    )
+
+    def encode(
+        self, batch: Any, tokenizer: Any, labels: Mapping[str, int], max_length: int, counts: Any
+    ) -> Iterator[Any]:
+        """Rows whose flags say which tokens carry loss; those without any are left out and counted."""
+        from ..data.tokenise import language_model_rows
+
+        return language_model_rows(batch, tokenizer, labels, max_length, counts)
+
+    def collate_labels(self, rows: Sequence[Mapping[str, Any]], width: int) -> npt.NDArray[np.int64]:
+        """Shape (rows, width)."""
+        labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
+        for index, row in enumerate(rows):
+            labels[index, : len(row["labels"])] = row["labels"]
+        return labels
+
+    def padding_labels(self) -> npt.NDArray[np.int64]:
+        """Of one token."""
+        return np.full(1, IGNORED, dtype=np.int64)
+
+    def has_target(self, row: Mapping[str, Any]) -> bool:
+        """Whether any token but the first, which is never predicted, carries loss."""
+        return bool((row["labels"][1:] != IGNORED).any())
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
+        """Cross-entropy of every next token that carries loss."""
+        # The labels are shifted, not the logits: to cut the last position of the logits would copy the largest tensor
+        # of the step.
+        targets = functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+        return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), smoothing=smoothing)
+
+    def targets(self, labels: torch.Tensor) -> int:
+        """Tokens that carry loss and have one before them."""
+        return int((labels[:, 1:] != IGNORED).sum())
+
+    def validation_scores(self, rows: int, labels: tuple[str, ...]) -> ValidationScores:
+        """Perplexity."""
+        del rows, labels
+        return _Perplexity()
+
+    def measure(
+        self, model: torch.nn.Module, split: TestSplit, collate: Collate, labels: tuple[str, ...], report: Report
+    ) -> Measured:
+        """Loss and perplexity."""
+        del labels
+        found = likelihood(model, split, collate, report, vocabulary=_vocabulary(model))
+        # The rows of one text depend on each other: intervals and the paired test count texts.
+        _, text = np.unique(split.documents(), return_inverse=True)
+        losses: npt.NDArray[np.float64] = np.bincount(text, found.losses).astype(np.float64)
+        tokens: npt.NDArray[np.float64] = np.bincount(text, found.tokens).astype(np.float64)
+        loss = float(losses.sum() / max(1, tokens.sum()))
+        with_targets = tokens > 0
+        return Measured(
+            metrics={Metric.LOSS: loss, Metric.PERPLEXITY: perplexity(loss)},
+            examples=len(tokens),
+            scores=losses[with_targets] / tokens[with_targets],
+            tokens=int(found.tokens.sum()),
+            mean=WeightedMean(losses, tokens, _OF_LOSS) if math.isfinite(loss) else None,
+        )
+
+    def row_losses(
+        self, model: torch.nn.Module, split: Split, collate: Collate, report: Report
+    ) -> npt.NDArray[np.float64]:
+        """Mean over the tokens that carry loss; every row has to have one."""
+        found = likelihood(model, split, collate, report, vocabulary=_vocabulary(model))
+        return found.losses / found.tokens
+
+
+_OF_LOSS: dict[Metric, Callable[[float], float]] = {Metric.LOSS: float, Metric.PERPLEXITY: perplexity}
+
+
+class _Perplexity(ValidationScores):
+    def metrics(self, loss: float) -> dict[Metric, float]:
+        return {Metric.LOSS: loss, Metric.PERPLEXITY: perplexity(loss)}
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a language model found each row, in the order of the split; arrays of shape (rows,)."""
+
+    losses: npt.NDArray[np.float64]
+    """Negative log-likelihood in nats, summed over the tokens that carry loss."""
+    tokens: npt.NDArray[np.int64]
+    """Tokens that carry loss."""
+
+
+@torch.inference_mode()
+def likelihood(
+    model: torch.nn.Module, split: Split, collate: Collate, report: Report, *, vocabulary: int
+) -> Likelihood:
+    """Loss of each row under a causal language model; `vocabulary` is the width of its logits.
+
+    A row whose logits would not fit the room is fed in pieces that attend to the earlier ones through the key-value
+    cache: the same figures, bounded memory.
+    """
+    model.eval()
+    losses, tokens = np.zeros(len(split), np.float64), np.zeros(len(split), np.int64)
+    piece = max(1, LOGITS_BYTES[device_of(model).type] // (4 * vocabulary))
+    for rows, batch in batches(model, split, collate, report, max_tokens=piece):
+        targets = batch["labels"][:, 1:]  # position t predicts token t + 1
+        tokens[rows] = (targets != IGNORED).sum(dim=1).cpu().numpy()
+        if batch["input_ids"].numel() > piece:
+            losses[rows] = _loss_in_pieces(model, batch["input_ids"], targets, piece)
+        else:
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+            losses[rows] = _summed_loss(logits[:, :-1], targets)
+    return Likelihood(losses, tokens)
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _loss_in_pieces(
+    model: torch.nn.Module, ids: torch.Tensor, targets: torch.Tensor, piece: int
+) -> npt.NDArray[np.float64]:
+    """The loss of one row, shape (1,); `ids` is (1, length) without padding, `targets` (1, length - 1)."""
+    cache, total = None, np.zeros(1, np.float64)
+    for start in range(0, targets.shape[1], piece):
+        output = model(input_ids=ids[:, start : start + piece], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        wanted = targets[:, start : start + piece]
+        total += _summed_loss(output.logits[:, : wanted.shape[1]], wanted)
+    return total
+
+
+def _summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Summed loss of each row; logits (rows, length, vocabulary), targets (rows, length)."""
+    wanted = targets != IGNORED
+    each = cross_entropy(logits[wanted], targets[wanted], reduction="none").double()
+    rows = wanted.nonzero()[:, 0]
+    return (
+        torch.zeros(targets.shape[0], dtype=torch.float64, device=each.device).index_add_(0, rows, each).cpu().numpy()
+    )

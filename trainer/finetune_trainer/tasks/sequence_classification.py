@@ -1,0 +1,151 @@
+"""Sequence classification: one label for every text.
+
+transformers normalises a classifier's loss per micro batch but scales it as if it had been normalised over the batch
+(its models accept `num_items_in_batch` and ignore it), which multiplies the gradient by the number of ranks. So the
+loss is computed here, from the logits, for every model alike.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from finetune_api.v1alpha1 import Metric, Task
+
+from .base import IGNORED, TASKS, Collate, Measured, Report, Split, TestSplit, TrainingTask, ValidationScores
+from .forward import batches, cross_entropy
+from .metrics import classification_metrics
+
+
+@TASKS.register
+class SequenceClassification(TrainingTask):
+    """`logits` are (rows, classes), `labels` class ids of shape (rows,)."""
+
+    name = Task.SEQUENCE_CLASSIFICATION
+    auto_class = "AutoModelForSequenceClassification"
+    head_types = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
+    peft_type = "SEQ_CLS"
+    pipeline_tag = "text-classification"
+    needs_decoder = False
+    has_labels = True
+    may_draw_head = True
+    needs_pad_token = True  # a decoder classifies at the last token that is not padding
+    has_token_logits = False
+    has_one_target_per_row = True
+    scores_are_answers = True
+
+    def config_settings(self, labels: tuple[str, ...], pad_token_id: int | None) -> dict[str, Any]:
+        """Names of the labels, and the pad id."""
+        # A decoder finds a row's last real token by it, and fairseq's encoders count positions from it.
+        settings: dict[str, Any] = {"pad_token_id": pad_token_id}
+        if labels:
+            settings |= {
+                "num_labels": len(labels),
+                "id2label": dict(enumerate(labels)),
+                "label2id": {label: index for index, label in enumerate(labels)},
+                "problem_type": "single_label_classification",
+            }
+        return settings
+
+    def encode(
+        self, batch: Any, tokenizer: Any, labels: Mapping[str, int], max_length: int, counts: Any
+    ) -> Iterator[Any]:
+        """One row for each text, cut to `max_length`, with the tokenizer's own special tokens."""
+        from ..data.tokenise import classification_rows
+
+        return classification_rows(batch, tokenizer, labels, max_length, counts)
+
+    def collate_labels(self, rows: Sequence[Mapping[str, Any]], width: int) -> npt.NDArray[np.int64]:
+        """Shape (rows,)."""
+        del width
+        return np.array([row["labels"] for row in rows], dtype=np.int64)
+
+    def padding_labels(self) -> int:
+        """No class."""
+        return IGNORED
+
+    def has_target(self, row: Mapping[str, Any]) -> bool:
+        """Every row has a label."""
+        del row
+        return True
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
+        """Cross-entropy of the rows that have a label."""
+        return cross_entropy(logits, labels, smoothing=smoothing)
+
+    def targets(self, labels: torch.Tensor) -> int:
+        """Rows that have a label."""
+        return int((labels != IGNORED).sum())
+
+    def validation_scores(self, rows: int, labels: tuple[str, ...]) -> ValidationScores:
+        """Accuracy and macro F1."""
+        return _Answers(rows, labels)
+
+    def measure(
+        self, model: torch.nn.Module, split: TestSplit, collate: Collate, labels: tuple[str, ...], report: Report
+    ) -> Measured:
+        """Loss, accuracy, macro F1, figures of every class and the confusion matrix."""
+        found = classify(model, split, collate, report)
+        metrics = classification_metrics(found.predictions, found.targets, labels)
+        right = found.predictions == found.targets
+        return Measured(
+            metrics={Metric.LOSS: float(found.losses.mean())} | metrics.figures,
+            examples=right.size,
+            scores=right.astype(np.float64),
+            classification=metrics,
+            shares={Metric.ACCURACY: (int(right.sum()), right.size)},
+        )
+
+    def row_losses(
+        self, model: torch.nn.Module, split: Split, collate: Collate, report: Report
+    ) -> npt.NDArray[np.float64]:
+        """Cross-entropy of every row's label."""
+        return classify(model, split, collate, report).losses
+
+
+class _Answers(ValidationScores):
+    """Predicted and expected class of every row; a row that is not this rank's is 0 until the ranks are summed."""
+
+    def __init__(self, rows: int, labels: tuple[str, ...]) -> None:
+        self._labels = labels
+        self._answers = torch.zeros((2, rows), dtype=torch.int64)
+
+    def add(self, rows: npt.NDArray[np.int64], logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self._answers[0, rows] = logits.argmax(-1).cpu()
+        self._answers[1, rows] = labels.cpu()
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self._answers]
+
+    def metrics(self, loss: float) -> dict[Metric, float]:
+        predicted, expected = self._answers.numpy()
+        return {Metric.LOSS: loss} | classification_metrics(predicted, expected, self._labels).figures
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a classifier answered, in the order of the split; arrays of shape (rows,)."""
+
+    predictions: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    losses: npt.NDArray[np.float64]
+    """Cross-entropy in nats."""
+
+
+@torch.inference_mode()
+def classify(model: torch.nn.Module, split: Split, collate: Collate, report: Report) -> Classified:
+    """Predictions and losses of a sequence classifier; `model` is left in evaluation mode."""
+    model.eval()
+    size = len(split)
+    predictions, targets = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    losses = np.zeros(size, np.float64)
+    for rows, batch in batches(model, split, collate, report):
+        labels = batch.pop("labels")
+        logits = model(**batch).logits.float()
+        predictions[rows] = logits.argmax(dim=-1).cpu().numpy()
+        targets[rows] = labels.cpu().numpy()
+        losses[rows] = cross_entropy(logits, labels, reduction="none").double().cpu().numpy()
+    return Classified(predictions, targets, losses)
