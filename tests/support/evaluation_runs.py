@@ -14,12 +14,14 @@ from finetune_trainer.data.collate import Collator
 from finetune_trainer.data.prepare import prepare
 from finetune_trainer.data.shards import TokenDataset
 from finetune_trainer.evaluate.reload import Reference, choose_sample, write_reference
+from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.tokenizer import load_tokenizer
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
+from finetune_trainer.tasks import TASKS
 
 SUBJECTS = ("the fox", "the dog", "my friend", "a book", "this film", "your house", "the city", "our team")
 GOOD = ("good", "great", "lovely", "fine", "bright", "kind")
@@ -98,10 +100,8 @@ def trained_model(
         base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed
     )
     if adapter:
-        from finetune_trainer.model.adapters import with_adapter
-
-        assert config.spec.method.lora is not None
-        model = with_adapter(model, config.spec.method.lora, prepared.task)
+        method: Any = METHODS[config.spec.method.name]
+        model = method.adapted(model, config.spec.method.block, TASKS[prepared.task])
     tokenizer = load_tokenizer(base)
     rows = TokenDataset.open(store, prepared.dataset_uri, "train", folder / "cache")
     collate = Collator(tokenizer.pad_token_id, prepared.task)

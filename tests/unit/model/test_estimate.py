@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.v1alpha1 import Dtype, Lora, Task
+from finetune_api.v1alpha1 import Dtype, FullFineTune, Lora, Task
+from finetune_trainer.data.prepare import lighter_methods
 from finetune_trainer.errors import BadConfigError
+from finetune_trainer.methods import METHODS
 from finetune_trainer.model.estimate import (
     PROCESS_BYTES,
     UPLOADER_BYTES,
@@ -32,12 +34,17 @@ BILLION = ModelFacts(
 """No activations: what is left is the paper's model state."""
 
 
-def shape(**changes) -> TrainingShape:
+def shape(*, facts: ModelFacts = BILLION, lora: Lora | None = None, **changes) -> TrainingShape:
+    name, block = ("full", FullFineTune()) if lora is None else ("lora", lora)
+    trained, added = METHODS[name].parameters(facts, block)
     usual = TrainingShape(
-        facts=BILLION,
-        task=Task.CAUSAL_LM,
+        facts=facts,
+        has_token_logits=True,
         dtype=Dtype.BFLOAT16,
-        lora=None,
+        method=name,
+        trained=trained,
+        added=added,
+        lighter_methods=lighter_methods(facts, trained, Task.CAUSAL_LM),
         nodes=64,
         processes_per_node=1,
         micro_batch=4,

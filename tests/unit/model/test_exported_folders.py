@@ -14,10 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 import tiny_models
 from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Lora, Task
 from finetune_trainer.errors import BadConfigError
-from finetune_trainer.model.adapters import check_adapter, with_adapter
+from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.portable import base_name
+from finetune_trainer.tasks import TASKS
 from train_configs import train_config
 
 MERGED, ADAPTER = ArtifactFormat.MERGED, ArtifactFormat.ADAPTER
@@ -25,6 +26,15 @@ LABELS = ("animal", "food")
 CLASSIFIERS = ("bert", "albert", "distilbert", "roberta", "llama", "gpt2")
 DECODERS = ("llama", "llama-tied", "gpt2", "gpt_neox", "qwen2", "gemma")
 IDS = torch.tensor([[5, 40, 41, 42, 43, 2], [5, 60, 61, 62, 63, 2]])
+
+
+def adapted(model: Any, lora: Any, task: Task) -> Any:
+    method: Any = METHODS["lora"]
+    return method.adapted(model, lora, TASKS[task])
+
+
+def check_adapter(base: Path, lora: Lora, task: Task) -> None:
+    METHODS["lora"].check(base, lora, TASKS[task])
 
 
 def load(folder: Path, task: Task, dtype: Dtype = Dtype.FLOAT32) -> Any:
@@ -42,7 +52,7 @@ def export_both(base: Path, task: Task, folder: Path, order: tuple[ArtifactForma
         prepared={"task": task, "labels": LABELS if task is Task.SEQUENCE_CLASSIFICATION else ()},
     )
     torch.manual_seed(1)
-    model = with_adapter(load(base, task), config.spec.method.lora, task)
+    model = adapted(load(base, task), config.spec.method.lora, task)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -81,8 +91,8 @@ def check_both(base: Path, task: Task, folder: Path, order: tuple[ArtifactFormat
     else:
         base_model = model_class.from_pretrained(base)
     untrained = logits(base_model)
-    adapted = PeftModel.from_pretrained(base_model, str(folder / ADAPTER.value))
-    torch.testing.assert_close(logits(adapted), trained, atol=1e-3, rtol=1e-3)
+    loaded = PeftModel.from_pretrained(base_model, str(folder / ADAPTER.value))
+    torch.testing.assert_close(logits(loaded), trained, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(untrained, trained, atol=1e-2), "an adapter that changes nothing would pass"
 
 
@@ -130,7 +140,7 @@ def test_an_adapter_on_a_matrix_that_two_layers_share_is_refused(
     base = tiny_models.save_tiny(family, tmp_path / "base")
     for refuse in (
         lambda: check_adapter(base, Lora(targets=targets), Task.CAUSAL_LM),
-        lambda: with_adapter(load(base, Task.CAUSAL_LM), Lora(targets=targets), Task.CAUSAL_LM),
+        lambda: adapted(load(base, Task.CAUSAL_LM), Lora(targets=targets), Task.CAUSAL_LM),
     ):
         with pytest.raises(BadConfigError, match=f"must not name {named}: .* shares its matrix with") as error:
             refuse()
@@ -266,7 +276,7 @@ def test_an_adapter_folder_says_which_base_model_and_revision_it_needs(
     base = tiny_models.save_tiny("llama", tmp_path / "base")
     prepared = {"task": Task.CAUSAL_LM, "labels": (), "model_revision": commit}
     config = train_config(model={"uri": "hf://org/name@v2"}, method={"lora": {}}, prepared=prepared)
-    model = with_adapter(load(base, Task.CAUSAL_LM), config.spec.method.lora, Task.CAUSAL_LM)
+    model = adapted(load(base, Task.CAUSAL_LM), config.spec.method.lora, Task.CAUSAL_LM)
     weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     write_folder(ADAPTER, model, weights, tmp_path / "adapter", config=config, base=base)
     described = json.loads((tmp_path / "adapter/adapter_config.json").read_text())

@@ -17,15 +17,17 @@ from finetune_api.trainer_config import SplitCounts
 from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Packing, Task
 from finetune_trainer.errors import ExportUnusableError
 from finetune_trainer.evaluate.reload import Reference, ReloadCheck, Sample, choose_sample
-from finetune_trainer.model.adapters import with_adapter
+from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.reload import reload_adapter, reload_model
+from finetune_trainer.tasks import TASKS
 from train_configs import train_config
 
 LABELS = ("bad", "good")
 CONFIG = train_config(method={"lora": {"rank": 2}})
 PREPARED: Any = CONFIG.prepared
+LORA = METHODS["lora"]
 URI = "s3://bucket/out/model"
 
 
@@ -49,7 +51,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier with an adapter on it, exported in both formats beside its base."""
     folder = tmp_path_factory.mktemp("exported")
     base = tiny_models.save_tiny("bert", folder / "base")
-    model = with_adapter(base_model(folder), CONFIG.spec.method.lora, PREPARED.task)
+    model = LORA.apply(base_model(folder), CONFIG.spec.method.lora, TASKS[PREPARED.task], seed=1)
     weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     for artifact in ArtifactFormat:
         write_folder(artifact, model, weights, folder / artifact.value, config=CONFIG, base=base)
@@ -115,10 +117,10 @@ def test_a_damaged_model_folder_is_refused(exported, tmp_path, damage, message) 
 @pytest.mark.parametrize(("damage", "message"), ADAPTER)
 def test_a_damaged_adapter_folder_is_refused(exported, tmp_path, damage, message) -> None:
     folder = shutil.copytree(exported / "Adapter", tmp_path / "adapter")
-    reload_adapter(base_model(exported), folder, URI, PREPARED)
+    reload_adapter(base_model(exported), folder, URI, PREPARED, LORA)
     damage(folder)
     with pytest.raises(ExportUnusableError, match=message) as error:
-        reload_adapter(base_model(exported), folder, URI, PREPARED)
+        reload_adapter(base_model(exported), folder, URI, PREPARED, LORA)
     assert URI in str(error.value)
 
 

@@ -18,6 +18,7 @@ from finetune_api.v1alpha1 import Data, DataFormat, Dtype, Packing, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
 
 from ..errors import BadConfigError, BadDataError, ModelUnusableError
+from ..methods import METHODS
 from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
 from ..model.fetch import fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model
@@ -73,10 +74,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     task = known_task or SUPPORT.task_for(data_format)
     _check_rules(spec, data_format)
     check_task(facts, spec.model.uri, task)
-    if spec.method.lora is not None:
-        from ..model.adapters import check_adapter
-
-        check_adapter(model.path, spec.method.lora, task)
+    METHODS[spec.method.name].check(model.path, spec.method.block, TASKS[task])
     plan = plan_weights(model.path, spec.model.uri, task)
     facts = _completed(facts, plan)
     if plan.embeddings is not None:
@@ -208,11 +206,16 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
     spec = config.spec
     on_gpus = spec.workers.gpus_per_node > 0
     limit = spec.workers.resources.limits.get("memory")
+    trained, added = METHODS[spec.method.name].parameters(facts, spec.method.block)
     shape = TrainingShape(
         facts=facts,
-        task=task,
+        has_token_logits=TASKS[task].has_token_logits,
         dtype=dtype,
-        lora=spec.method.lora,
+        method=spec.method.name,
+        trained=trained,
+        added=added,
+        zero_stages=spec.method.block.support.zero_stages,
+        lighter_methods=lighter_methods(facts, trained, task),
         nodes=spec.workers.min_nodes or spec.workers.nodes,
         is_fewest=spec.workers.min_nodes is not None,
         processes_per_node=max(1, spec.workers.gpus_per_node),
@@ -226,6 +229,16 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
     return choose_zero_stage(
         shape, requested=spec.deepspeed.zero_stage, limit=bytes_limit, offload=spec.deepspeed.offload
     )
+
+
+def lighter_methods(facts: ModelFacts, trained: int, task: Task) -> dict[str, tuple[int, int]]:
+    """Methods that can be used for the task and train fewer parameters: numbers of trained and of added ones."""
+    counts = {name: METHODS[name].parameters(facts, METHODS[name].block()) for name in METHODS}
+    return {
+        name: count
+        for name, count in counts.items()
+        if count.trained < trained and task in (METHODS[name].block.support.tasks or tuple(Task))
+    }
 
 
 def make_formatter(

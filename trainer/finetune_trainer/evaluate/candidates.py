@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.support import export_formats
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
+from ..methods import METHODS
 from ..model.fetch import fetch_model, prepared_model
 from ..runtime import RuntimeEnv
 from ..store.client import ObjectStore
@@ -72,13 +74,20 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
             candidate.folder, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=seed
         )
         if candidate.adapter is not None:
-            model = reload_adapter(model, candidate.adapter, candidate.address.uri, prepared)
+            model = reload_adapter(
+                model, candidate.adapter, candidate.address.uri, prepared, METHODS[config.spec.method.name]
+            )
     return model.to("cuda" if config.world.gpus else "cpu").eval()
 
 
 def formats(config: TrainerConfig) -> tuple[ArtifactFormat, ...]:
     """What was exported."""
-    return config.spec.output.formats
+    return export_formats(config.spec)
+
+
+def adapter_uri(config: TrainerConfig) -> str:
+    """Folder of the exported adapter."""
+    return f"{config.run_uri}/adapter"
 
 
 def drawn_head(candidate: Candidate, prepared: Prepared) -> str:

@@ -14,6 +14,7 @@ from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_te
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Metric
 
+from ..methods import METHODS
 from ..model.portable import OLDEST_PEFT, OLDEST_TRANSFORMERS, base_name
 from ..tasks import TASKS
 from ..tasks.metrics import FEW_EXAMPLES
@@ -55,6 +56,7 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         config=config,
         data=data,
         verdict=compare.verdict(record),
+        method=METHODS[config.spec.method.name],
         with_labels=TASKS[record.task].has_labels,
         model_class=TASKS[record.task].auto_class,
         is_adapter=artifact is ArtifactFormat.ADAPTER,
@@ -78,13 +80,12 @@ def _folder(config: TrainerConfig, artifact: ArtifactFormat) -> str:
 def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFormat) -> ModelCardData:
     """Metadata for the hub. An `hf://` address becomes the hub's own name of the base model."""
     is_adapter = artifact is ArtifactFormat.ADAPTER
-    lora = ["lora"] if config.spec.method.lora else []
     front: dict[str, Any] = {
         "base_model": base_name(record.base_model.uri)[0],
         "base_model_relation": "adapter" if is_adapter else "finetune",
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": TASKS[record.task].pipeline_tag,
-        "tags": ["finetune-operator", "fine-tuned", *lora],
+        "tags": ["finetune-operator", "fine-tuned", *METHODS[config.spec.method.name].tags],
     }
     if record.tuned:
         front["model-index"] = [{"name": f"{config.job.name}-{config.run_name}", "results": [_result(record, config)]}]

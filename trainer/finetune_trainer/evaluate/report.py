@@ -13,6 +13,7 @@ from finetune_api.comparison import LOWER_IS_BETTER, OVERFLOW, delta_text, metri
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric
 
+from ..methods import METHODS
 from ..tasks.metrics import FEW_EXAMPLES
 from . import compare, wording
 from .charts import Series, histogram, line_chart
@@ -61,6 +62,7 @@ def render_report(inputs: ReportInputs) -> str:
             config=inputs.config,
             prepared=inputs.config.prepared,
             verdict=compare.verdict(record),
+            method=METHODS[inputs.config.spec.method.name],
             cards=_cards(inputs, training, bars),
             charts=_curves(training, restart_marks(attempts)),
             has_log=inputs.training is not None,

@@ -13,11 +13,13 @@ the others only the input. A language model adds its logits, their gradient and 
 A save copies the 12T/N bytes that it is of, at any stage, into memory that stays, and a process beside stores them.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import gcd
 
 from finetune_api.rules import lowest_zero_stage
-from finetune_api.v1alpha1 import Dtype, Lora, Offload, Task
+from finetune_api.support import ZERO_STAGES
+from finetune_api.v1alpha1 import Dtype, Offload
 
 from ..errors import BadConfigError
 from .inspect import ModelFacts
@@ -31,7 +33,6 @@ UPLOADER_BYTES = 64 * 2**20
 for MiniLM (22.7 M parameters, Float32, one CPU process, 8 x 128 tokens) is 2 % above the measured peak, at stage 0 and
 at stage 2; a fifth of that peak are pages of libraries, which the kernel may drop."""
 
-STAGES = (0, 1, 2, 3)
 _MAX_NODES = 512
 _GIB = 2**30
 
@@ -41,9 +42,15 @@ class TrainingShape:
     """What the memory of a training process depends on."""
 
     facts: ModelFacts
-    task: Task
+    has_token_logits: bool
+    """The model gives logits over the vocabulary for every token."""
     dtype: Dtype
-    lora: Lora | None
+    method: str
+    """Name of the fine-tuning method."""
+    trained: int
+    """Parameters that are trained."""
+    added: int
+    """Those of them that the base model does not have."""
     nodes: int
     processes_per_node: int
     micro_batch: int
@@ -53,6 +60,10 @@ class TrainingShape:
     length: int
     """Tokens per example."""
     gradient_checkpointing: bool
+    zero_stages: tuple[int, ...] = ZERO_STAGES
+    """Those that the method can be trained with."""
+    lighter_methods: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Other methods for this task that train fewer parameters: `trained` and `added`, with their default settings."""
     is_fewest: bool = False
     """`nodes` are spec.workers.minNodes, the fewest that the training may have to do with."""
 
@@ -60,19 +71,6 @@ class TrainingShape:
     def world(self) -> int:
         """Training processes in all."""
         return self.nodes * self.processes_per_node
-
-    @property
-    def trained(self) -> int:
-        """Parameters that move."""
-        if self.lora is None:
-            return self.facts.parameters
-        targets = self.lora.targets
-        chosen = (
-            size
-            for name, size in self.facts.linear
-            if targets is None or any(part in targets for part in name.split("."))
-        )
-        return self.lora.rank * sum(chosen)
 
 
 def process_bytes(shape: TrainingShape, zero_stage: int) -> int:
@@ -92,7 +90,7 @@ def _value_bytes(dtype: Dtype) -> int:
 
 def _state_bytes(shape: TrainingShape, zero_stage: int) -> int:
     value = _value_bytes(shape.dtype)
-    base = shape.facts.parameters + (shape.trained if shape.lora else 0)
+    base = shape.facts.parameters + shape.added
     # Gradients are accumulated in 32 bit, whatever the type of the backward pass.
     parameters, gradients = value * base, 4 * shape.trained
     optimizer = (12 if zero_stage else 8) * shape.trained
@@ -113,7 +111,7 @@ def _activation_bytes(shape: TrainingShape) -> int:
     layers = shape.facts.layers
     kept = 17 * value * hidden
     held = layers * value * hidden + kept if shape.gradient_checkpointing else layers * kept
-    logits = 12 * tokens * shape.facts.vocabulary if shape.task is Task.CAUSAL_LM else 0
+    logits = 12 * tokens * shape.facts.vocabulary if shape.has_token_logits else 0
     return held + logits
 
 
@@ -136,16 +134,24 @@ def choose_zero_stage(
     setting that does.
     """
     lowest = lowest_zero_stage(offload, shape.dtype)
+    usable = [stage for stage in shape.zero_stages if stage >= lowest]
+    if not usable:
+        raise BadConfigError(
+            f"spec.method.{shape.method} is trained with ZeRO stage {' or '.join(map(str, shape.zero_stages))}, but "
+            f"{shape.dtype} with spec.deepspeed.offload {offload} needs stage {lowest} or higher",
+            advice="set spec.model.dtype: Float32 and spec.deepspeed.offload: None, or use another method",
+        )
     if requested is not None:
         raised = (
             f"ZeRO stage {requested} does not accumulate gradients of {shape.dtype} in 32 bit; stage {lowest} is used"
         )
         reason = raised if requested < lowest else ""
-        candidates = [max(requested, lowest)]
+        candidates = [_at_least(max(requested, lowest), usable)]
     elif limit is None:
-        candidates, reason = [max(2, lowest)], _chosen_without_limit(offload)
+        candidates = [_at_least(2, usable)]
+        reason = _chosen_without_limit(candidates[0], offload)
     else:
-        candidates, reason = [stage for stage in STAGES if stage >= lowest], "the lowest that fits the memory limit"
+        candidates, reason = usable, "the lowest that fits the memory limit"
     fitting = next((stage for stage in candidates if _fits(shape, stage, limit)), None)
     if fitting is None:
         assert limit is not None, "without a limit everything fits"
@@ -156,10 +162,15 @@ def choose_zero_stage(
     return ZeroChoice(fitting, estimate, reason)
 
 
-def _chosen_without_limit(offload: Offload) -> str:
+def _at_least(stage: int, usable: list[int]) -> int:
+    """The lowest usable stage from this one on, else the highest."""
+    return next((other for other in usable if other >= stage), usable[-1])
+
+
+def _chosen_without_limit(stage: int, offload: Offload) -> str:
     if offload is Offload.OPTIMIZER_AND_PARAMETERS:
-        return f"ZeRO stage 3: spec.deepspeed.offload {offload} needs it"
-    return "ZeRO stage 2: spec.workers.resources.limits.memory gives no limit to choose by"
+        return f"ZeRO stage {stage}: spec.deepspeed.offload {offload} needs it"
+    return f"ZeRO stage {stage}: spec.workers.resources.limits.memory gives no limit to choose by"
 
 
 def _fits(shape: TrainingShape, stage: int, limit: int | None) -> bool:
@@ -181,7 +192,7 @@ def _refusal(shape: TrainingShape, stage: int, limit: int) -> BadConfigError:
 def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str]:
     """Changes of one setting that fit, the least intrusive first; at most three."""
     ways = []
-    higher = next((other for other in STAGES if other > stage and _fits(shape, other, limit)), None)
+    higher = next((other for other in shape.zero_stages if other > stage and _fits(shape, other, limit)), None)
     if higher is not None:
         ways.append(f"set spec.deepspeed.zeroStage: {higher}")
     can_checkpoint = shape.facts.gradient_checkpointing and not shape.gradient_checkpointing
@@ -191,8 +202,10 @@ def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str
     smaller = next((size for size in divisors if _fits(replace(shape, micro_batch=size), stage, limit)), None)
     if smaller is not None:
         ways.append(f"set spec.training.microBatchSize: {smaller}")
-    if shape.lora is None and _fits(replace(shape, lora=Lora()), stage, limit):
-        ways.append("set spec.method.lora instead of full")
+    for name, (trained, added) in shape.lighter_methods.items():
+        if _fits(replace(shape, trained=trained, added=added), stage, limit):
+            ways.append(f"set spec.method.{name} instead of {shape.method}")
+            break
     nodes = _nodes_that_fit(shape, max(stage, 1), limit)
     if nodes is not None:
         field = "minNodes" if shape.is_fewest else "nodes"

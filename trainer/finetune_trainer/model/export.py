@@ -11,19 +11,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from finetune_api.trainer_config import TrainerConfig
+from finetune_api.support import export_formats
+from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
-from ..errors import ModelUnusableError
+from ..methods import METHODS, FineTuningMethod
+from ..methods.base import Weights
 from ..store.client import ObjectStore
 from ..tasks import TASKS
-from .adapters import with_adapter
 from .files import files_in
 from .load import load_model
 from .portable import add_older_names, base_name, copy_tokenizer, keep_generation_config
@@ -32,11 +31,8 @@ from .weights import unpartitioned
 
 log = logging.getLogger("finetune")
 
-Weights = dict[str, torch.Tensor]
-
+FOLDERS = {ArtifactFormat.MERGED: "model", ArtifactFormat.ADAPTER: "adapter"}
 CARD_FILE = "README.md"
-_KEPT_WHOLE = ".modules_to_save."
-"""Part of the names of what PEFT trains itself, without an adapter."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +50,11 @@ def export(
 ) -> Exported | None:
     """Gather the weights, write the folders on rank 0 and upload them. Collective; None on the other ranks.
 
-    `model` is the module that was trained, with or without adapters, at any ZeRO stage. Objects of an earlier export
-    of the run are replaced, and those that no longer belong are deleted once the new ones are there.
+    `model` is the module that was trained, as the method's `apply` made it, at any ZeRO stage. Objects of an earlier
+    export of the run are replaced, and those that no longer belong are deleted once the new ones are there.
     """
-    formats = config.spec.output.formats
-    weights = gathered_weights(model, trainable_only=isinstance(model, PeftModel))
+    formats = export_formats(config.spec)
+    weights = gathered_weights(model, METHODS[config.spec.method.name])
     if dist.get_rank() != 0:
         return None
     exported: dict[ArtifactFormat, Exported] = {}
@@ -78,32 +74,28 @@ def write_folder(
 ) -> None:
     """Make a folder that holds the trained model in one format. Needs no other rank, and leaves `weights` as they are.
 
-    `weights` are what `gathered_weights` gives: of a PEFT model the trained parameters, else all.
+    `weights` are those of `gathered_weights`.
     """
+    assert config.prepared is not None, "the train stage is told what the prepare stage decided"
+    task = TASKS[config.prepared.task]
     folder.mkdir(parents=True)
     if artifact is ArtifactFormat.ADAPTER:
-        _write_adapter(model, weights, folder, config, base=base)
-    elif isinstance(model, PeftModel):
-        merged = _merged(model, weights, config, base)
-        _write_model(merged, _own_weights(merged), folder, base=base)
+        _write_adapter(model, weights, folder, config, config.prepared, base)
     else:
-        assert isinstance(model, PreTrainedModel)
-        _write_model(model, dict(weights), folder, base=base)
-    needs_pad_token = config.prepared is not None and TASKS[config.prepared.task].needs_pad_token
-    copy_tokenizer(base, folder, pad_token=load_tokenizer(base).pad_token if needs_pad_token else None)
+        _write_merged(model, weights, folder, config, config.prepared, base)
+    copy_tokenizer(base, folder, pad_token=load_tokenizer(base).pad_token if task.needs_pad_token else None)
     (folder / CARD_FILE).write_text(_card(config, artifact))
 
 
-def gathered_weights(model: nn.Module, *, trainable_only: bool) -> Weights:
+def gathered_weights(model: nn.Module, method: FineTuningMethod[Any]) -> Weights:
     """Parameters and persistent buffers by name, each once (tied names are left out). Full on rank 0, else empty.
 
-    Collective under ZeRO-3, where one parameter at a time is put together. With `trainable_only` the buffers are those
-    of modules that an adapter brings whole.
+    Collective under ZeRO-3, where one parameter at a time is put together. Of an adapter, only what was trained.
     """
     weights: Weights = {}
     main = dist.get_rank() == 0
     for name, parameter in model.named_parameters():
-        if trainable_only and not parameter.requires_grad:
+        if method.is_adapter and not parameter.requires_grad:
             continue
         with _whole(parameter):
             if main:
@@ -111,7 +103,7 @@ def gathered_weights(model: nn.Module, *, trainable_only: bool) -> Weights:
     if main:
         persistent = model.state_dict(keep_vars=True)
         for name, value in model.named_buffers():
-            if name in persistent and (not trainable_only or _KEPT_WHOLE in name):
+            if name in persistent and method.has_buffer(name):
                 weights[name] = value.detach().cpu()
     return weights
 
@@ -139,47 +131,36 @@ def _whole(parameter: nn.Parameter) -> Iterator[None]:
         yield
 
 
-def _merged(model: PeftModel, weights: Weights, config: TrainerConfig, base: Path) -> PreTrainedModel:
-    """A fresh base model with the adapter folded into its matrices."""
-    prepared, lora = config.prepared, config.spec.method.lora
-    assert prepared is not None
-    assert lora is not None, "only LoRA makes a PEFT model"
-    with unpartitioned():
-        fresh = load_model(
+def _write_merged(
+    model: nn.Module, weights: Weights, folder: Path, config: TrainerConfig, prepared: Prepared, base: Path
+) -> None:
+    def load_base() -> PreTrainedModel:
+        return load_model(
             base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed
         )
-        adapted = with_adapter(fresh, lora, prepared.task)
-    trained = adapter_weights(model, weights)
-    expected = adapter_weights(adapted)
-    if trained.keys() != expected.keys():
-        differing = sorted(trained.keys() ^ expected.keys())
-        raise ModelUnusableError(
-            f"{config.spec.model.uri} gives an adapter with other weights at the export than in training: "
-            f"{len(differing)} names differ, first {', '.join(differing[:3])}",
-            advice="keep the base model's files as they are while a run uses them",
-        )
-    set_peft_model_state_dict(adapted, trained)
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
 
-
-def _own_weights(model: PreTrainedModel) -> Weights:
-    """Parameters and persistent buffers of an unpartitioned model, tied names once."""
-    persistent = model.state_dict(keep_vars=True)
-    named = dict(model.named_parameters()) | dict(model.named_buffers())
-    return {name: value.detach().cpu().contiguous() for name, value in named.items() if name in persistent}
-
-
-def adapter_weights(model: PeftModel, weights: Weights | None = None) -> dict[str, Any]:
-    """The adapter's part of `weights`, else of the model's own, under the names of PEFT's files."""
-    return dict(get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False))
-
-
-def _write_model(model: PreTrainedModel, weights: Weights, folder: Path, *, base: Path) -> None:
-    _restore_cache(model, base)
-    model.save_pretrained(folder, state_dict=weights)
+    spec = config.spec.method
+    with unpartitioned():
+        merged, own = METHODS[spec.name].merged(model, weights, spec.block, TASKS[prepared.task], load_base)
+    _restore_cache(merged, base)
+    merged.save_pretrained(folder, state_dict=own)
     keep_generation_config(base, folder)
     add_older_names(folder, base)
+
+
+def _write_adapter(
+    model: nn.Module, weights: Weights, folder: Path, config: TrainerConfig, prepared: Prepared, base: Path
+) -> None:
+    method = METHODS[config.spec.method.name]
+    name, revision = base_name(config.spec.model.uri)
+    # The commit that was trained on, whatever the branch or tag in the address means later.
+    method.save_adapter(model, weights, folder, base=name, revision=prepared.model_revision or revision)
+    if TASKS[prepared.task].has_labels:
+        # The base model's configuration has other labels, or none; whoever loads the adapter would name the wrong ones.
+        adapted = method.unwrapped(model)
+        _restore_cache(adapted, base)
+        adapted.config.save_pretrained(folder)
+        add_older_names(folder, base)
 
 
 def _restore_cache(model: PreTrainedModel, base: Path) -> None:
@@ -187,23 +168,6 @@ def _restore_cache(model: PreTrainedModel, base: Path) -> None:
     original = AutoConfig.from_pretrained(base)
     if hasattr(original, "use_cache"):
         model.config.use_cache = original.use_cache
-
-
-def _write_adapter(model: nn.Module, weights: Weights, folder: Path, config: TrainerConfig, *, base: Path) -> None:
-    assert isinstance(model, PeftModel), "rules.py lets Adapter through only with method.lora"
-    configuration = model.active_peft_config
-    name, revision = base_name(config.spec.model.uri)
-    # The commit that was trained on, whatever the branch or tag in the address means later.
-    commit = config.prepared.model_revision if config.prepared else ""
-    configuration.base_model_name_or_path, configuration.revision = name, commit or revision
-    # PEFT would ask the hub whether the embeddings of the base model have another size.
-    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
-    if config.prepared is not None and TASKS[config.prepared.task].has_labels:
-        # The base model's configuration has other labels, or none; whoever loads the adapter would name the wrong ones.
-        adapted: Any = model.get_base_model()
-        _restore_cache(adapted, base)
-        adapted.config.save_pretrained(folder)
-        add_older_names(folder, base)
 
 
 def _card(config: TrainerConfig, artifact: ArtifactFormat) -> str:

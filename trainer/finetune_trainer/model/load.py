@@ -58,7 +58,7 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
     _initialise(model, plan.new, seed=seed)
     if plan.labels.order:
         _reorder(model, plan.label_axes, plan.labels.order)
-    # An adapter has to bring them: see adapters.with_adapter.
+    # An adapter has to bring them.
     model.new_parameters = frozenset(plan.new)
     loaded: PreTrainedModel = model
     return loaded

@@ -3,16 +3,15 @@
 transformers and PEFT go on with random values for what a file lacks; after an export that is an error.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import Prepared
 
 from ..errors import ExportUnusableError
+from ..methods import FineTuningMethod
+from ..methods.base import EXPORT_ADVICE
 from ..tasks import TASKS
-
-_ADVICE = "change spec.runId to train and export again, and report the error with the base model's name if it repeats"
 
 
 def reload_model(folder: Path, uri: str, prepared: Prepared) -> Any:
@@ -29,7 +28,7 @@ def reload_model(folder: Path, uri: str, prepared: Prepared) -> Any:
             folder, dtype=TORCH_DTYPES[prepared.dtype], output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ExportUnusableError(f"{uri} cannot be loaded again: {error}", advice=_ADVICE) from error
+        raise ExportUnusableError(f"{uri} cannot be loaded again: {error}", advice=EXPORT_ADVICE) from error
     _refuse(uri, "lacks weights of its own architecture", found["missing_keys"])
     _refuse(uri, "has weights that its architecture does not use", found["unexpected_keys"])
     _refuse(uri, "has weights of other shapes than its config.json", [entry[0] for entry in found["mismatched_keys"]])
@@ -44,41 +43,27 @@ def _check_labels(config: Any, uri: str, prepared: Prepared) -> None:
     if labels != prepared.labels:
         raise ExportUnusableError(
             f"{uri} names the labels {', '.join(labels[:4])}, but was trained on {', '.join(prepared.labels[:4])}",
-            advice=_ADVICE,
+            advice=EXPORT_ADVICE,
         )
 
 
-def reload_adapter(base: Any, folder: Path, uri: str, prepared: Prepared) -> Any:
+def reload_adapter(base: Any, folder: Path, uri: str, prepared: Prepared, method: FineTuningMethod[Any]) -> Any:
     """The base model with the adapter of a folder. Raises ExportUnusableError."""
-    from peft import PeftModel
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
     from transformers import AutoConfig
 
-    from .export import adapter_weights
-
     try:
-        with safe_open(folder / "adapter_model.safetensors", framework="np") as file:
-            stored = set(file.keys())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about missing weights, which is an error below
-            model = PeftModel.from_pretrained(base, str(folder))
+        loaded = method.load_adapter(base, folder, uri)
         if TASKS[prepared.task].has_labels:
             _check_labels(AutoConfig.from_pretrained(folder), uri, prepared)
-    except KeyError as error:  # how PEFT reports that the head is missing
-        raise ExportUnusableError(f"{uri} lacks weights of its adapter, among them {error}", advice=_ADVICE) from error
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise ExportUnusableError(f"{uri} cannot be loaded again: {error}", advice=_ADVICE) from error
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        raise ExportUnusableError(f"{uri} does not fit its base model: {error}", advice=_ADVICE) from error
-    wanted = set(adapter_weights(model))
-    _refuse(uri, "lacks weights of its adapter", wanted - stored)
-    _refuse(uri, "has weights that its adapter does not use", stored - wanted)
-    return model
+        raise ExportUnusableError(f"{uri} cannot be loaded again: {error}", advice=EXPORT_ADVICE) from error
+    _refuse(uri, "lacks weights of its adapter", loaded.missing)
+    _refuse(uri, "has weights that its adapter does not use", loaded.unused)
+    return loaded.model
 
 
 def _refuse(uri: str, what: str, names: Any) -> None:
     if names:
         first = ", ".join(sorted(names)[:3])
-        raise ExportUnusableError(f"{uri} {what}: {len(names)}, first {first}", advice=_ADVICE)
+        raise ExportUnusableError(f"{uri} {what}: {len(names)}, first {first}", advice=EXPORT_ADVICE)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from torch import nn
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments
 
 from finetune_api.progress import TrainResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
@@ -21,7 +21,7 @@ from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
 from ..errors import DivergedError, StoppedError
 from ..evaluate.reload import choose_sample, write_reference
-from ..model.adapters import with_adapter
+from ..methods import METHODS
 from ..model.export import Exported, export
 from ..model.fetch import prepared_model
 from ..model.load import load_model
@@ -32,6 +32,7 @@ from ..stage_context import StageContext
 from ..stage_log import log_train_started, log_trained
 from ..stop import StopFlag
 from ..store.client import ObjectStore
+from ..tasks import TASKS
 from .arguments import training_arguments
 from .control import StepControl
 from .plan import TrainingPlan, training_plan
@@ -156,10 +157,8 @@ class _Attempt:
         model = load_model(
             base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=spec.training.seed
         )
-        if spec.method.lora is None:
-            return model
-        set_seed(spec.training.seed)
-        return with_adapter(model, spec.method.lora, prepared.task)
+        method = METHODS[spec.method.name]
+        return method.apply(model, spec.method.block, TASKS[prepared.task], seed=spec.training.seed)
 
     def _split(self, name: str) -> TokenDataset:
         return TokenDataset.open(self.store, self.prepared.dataset_uri, name, self.runtime.cache)

@@ -1,0 +1,126 @@
+"""What the trainer has to know about a fine-tuning method. Importable without torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+from finetune_api.v1alpha1 import MethodBlock
+
+from ..registry import Registry
+from ..tasks import TrainingTask
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+Weights = dict[str, "torch.Tensor"]
+"""By name; on the CPU."""
+
+EXPORT_ADVICE = (
+    "change spec.runId to train and export again, and report the error with the base model's name if it repeats"
+)
+"""What to do with an exported folder that is not what was trained."""
+
+Block = TypeVar("Block", bound=MethodBlock)
+
+
+class ModelSizes(Protocol):
+    """Sizes of a base model, known before it is loaded."""
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        ...
+
+    @property
+    def linear(self) -> tuple[tuple[str, int], ...]:
+        """Name and rows + columns of every matrix but embeddings and heads."""
+        ...
+
+
+class ParameterCounts(NamedTuple):
+    """Numbers of parameters, for the estimate of memory."""
+
+    trained: int
+    added: int
+    """Those of them that the base model does not have."""
+
+
+class LoadedAdapter(NamedTuple):
+    """A base model with an exported adapter, and the weights of one that the other lacks."""
+
+    model: Any
+    missing: Set[str]
+    """Names that the method needs and the folder does not have."""
+    unused: Set[str]
+    """Names in the folder that the method has no place for."""
+
+
+class FineTuningMethod(ABC, Generic[Block]):
+    """Which parameters are trained, and what is exported."""
+
+    name: ClassVar[str]
+    """Name of its block in `spec.method`."""
+    block: type[Block]
+    title: ClassVar[str]
+    """What reports call it."""
+    adapter: ClassVar[str] = ""
+    """What the model card calls an exported adapter, with its article."""
+    tags: ClassVar[tuple[str, ...]] = ()
+    """Of the model card."""
+    is_adapter: ClassVar[bool]
+    """Whether only the trained parameters are gathered for the export, and the base model stays as it is."""
+
+    @abstractmethod
+    def parameters(self, sizes: ModelSizes, block: Block) -> ParameterCounts:
+        """Estimated before anything is loaded."""
+
+    def check(self, folder: Path, block: Block, task: TrainingTask) -> None:
+        """Raise BadConfigError in the prepare stage where `apply` would, without loading weights."""
+
+    @abstractmethod
+    def apply(self, model: PreTrainedModel, block: Block, task: TrainingTask, *, seed: int) -> nn.Module:
+        """The model to train, with `requires_grad` set on the parameters that are trained. New ones are drawn from
+        `seed`. Raises BadConfigError where the block does not fit the model."""
+
+    def has_buffer(self, name: str) -> bool:
+        """Whether a persistent buffer of the trained model is exported."""
+        del name
+        return True
+
+    @abstractmethod
+    def merged(
+        self,
+        model: nn.Module,
+        weights: Weights,
+        block: Block,
+        task: TrainingTask,
+        load_base: Callable[[], PreTrainedModel],
+    ) -> tuple[PreTrainedModel, Weights]:
+        """A model that needs neither base model nor PEFT, and its weights; `weights` are left as they are.
+
+        `weights` are the gathered ones of the trained model; `load_base` loads the base model once more. Raises
+        ModelUnusableError where that is another one than in training.
+        """
+
+    def save_adapter(
+        self, model: nn.Module, weights: Weights, folder: Path, *, base: str, revision: str | None
+    ) -> None:
+        """Write what was trained, without the base model that `base` and `revision` name."""
+        raise NotImplementedError(f"the support table has no Adapter for {self.name}")
+
+    def unwrapped(self, model: nn.Module) -> Any:
+        """The model of transformers within the trained one."""
+        return model
+
+    def load_adapter(self, base: Any, folder: Path, uri: str) -> LoadedAdapter:
+        """Load what `save_adapter` wrote. Raises ExportUnusableError; `uri` is the folder's address, for messages."""
+        raise NotImplementedError(f"the support table has no Adapter for {self.name}")
+
+
+METHODS: Registry[FineTuningMethod[Any]] = Registry("finetune_trainer.methods", "spec.method")
+"""Method by name."""
