@@ -92,6 +92,23 @@ def train_rank(config: Path) -> int:
     return run_bound(config, bind)
 
 
+def train_rank_with_extensions(config: Path) -> int:
+    """Like `train_rank`, with the method and the task of `extensions` instead of those in the configuration."""
+    from extensions import BRIER, HeadOnly, MoreMethods, registered
+    from finetune_trainer.train import stage
+
+    train = stage.train
+
+    def extended(config: Any, *args: Any) -> Any:
+        spec = config.spec.model_copy(update={"method": MoreMethods(head_only=HeadOnly())})
+        prepared = config.prepared.model_copy(update={"task": BRIER})
+        with registered():
+            return train(config.model_copy(update={"spec": spec, "prepared": prepared}), *args)
+
+    vars(stage)["train"] = extended
+    return train_rank(config)
+
+
 def train_slow_rank(config: Path) -> int:
     """Like `train_rank`, with a time-out of collectives of TEST_GROUP_TIMEOUT seconds.
 

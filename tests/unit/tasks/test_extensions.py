@@ -1,0 +1,167 @@
+"""A method and a task that are added in files of their own work without an edit elsewhere."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from extensions import BRIER, MORE_SUPPORT, HeadOnly, MoreMethods, MoreSpec, registered
+from factories import make_job
+from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Method, Task
+from finetune_trainer.data.collate import Collator
+from finetune_trainer.errors import BadConfigError, ModelUnusableError
+from finetune_trainer.methods import METHODS
+from finetune_trainer.model.export import write_folder
+from finetune_trainer.model.inspect import check_task, inspect_model
+from finetune_trainer.model.load import load_model
+from finetune_trainer.model.reload import reload_model
+from finetune_trainer.registry import Registry
+from finetune_trainer.tasks import TASKS
+from train_configs import train_config
+
+ROOTS = [str(Path(__file__).parents[3] / root) for root in ("operator", "trainer")]
+LABELS = ("bad", "good")
+
+NEW_METHOD = """
+from typing import Any
+from finetune_api.v1alpha1 import FullFineTune
+from finetune_trainer.methods import METHODS, FineTuningMethod
+from finetune_trainer.methods.base import ParameterCounts
+
+@METHODS.register
+class Nothing(FineTuningMethod[FullFineTune]):
+    name, block, title, is_adapter = "nothing", FullFineTune, "nothing", False
+
+    def parameters(self, sizes: Any, block: Any) -> ParameterCounts:
+        return ParameterCounts(0, 0)
+
+    def apply(self, model: Any, block: Any, task: Any, *, seed: int) -> Any:
+        return model.requires_grad_(False)
+
+    def merged(self, model: Any, weights: Any, *_: Any) -> Any:
+        return model, dict(weights)
+"""
+NEW_TASK = """
+from finetune_trainer.tasks import TASKS
+from finetune_trainer.tasks.causal_lm import CausalLM
+
+@TASKS.register
+class Backwards(CausalLM):
+    name = "Backwards"
+"""
+
+
+@pytest.fixture
+def extended() -> Iterator[None]:
+    with registered():
+        yield
+
+
+@pytest.mark.parametrize(
+    ("package", "registry", "source", "name"),
+    [("methods", "METHODS", NEW_METHOD, "nothing"), ("tasks", "TASKS", NEW_TASK, "Backwards")],
+)
+def test_a_file_that_is_put_into_the_package_is_found(
+    package: str, registry: str, source: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "added.py").write_text(source)
+    code = (
+        f"import finetune_trainer.{package} as package; package.__path__.append({str(tmp_path)!r}); "
+        f"print(package.{registry}[{name!r}].name, *package.{registry})"
+    )
+    env = {"PYTHONPATH": ":".join(ROOTS)}
+    found = subprocess.run([sys.executable, "-c", code], check=True, env=env, capture_output=True, text=True)
+    first, *every = found.stdout.split()
+    known = {"methods": set(Method.blocks()), "tasks": {str(task) for task in Task}}[package]
+    assert (first, set(every)) == (name, known | {name})
+
+
+def test_what_can_be_written_in_a_spec_is_what_the_trainer_knows() -> None:
+    assert set(METHODS) == set(Method.blocks())
+    assert {name: METHODS[name].block for name in METHODS} == Method.blocks()
+    assert set(TASKS) == set(Task)
+
+
+@pytest.mark.parametrize(
+    ("registry", "message"),
+    [
+        (TASKS, "spec.model.task must be one of CausalLM, SequenceClassification, not Brier"),
+        (METHODS, "spec.method must be one of full, lora, not Brier"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_that_are_known(registry: Registry[Any], message: str) -> None:
+    with pytest.raises(BadConfigError, match=message):
+        registry["Brier"]
+
+
+def test_a_name_cannot_be_taken_twice(extended: None) -> None:
+    with pytest.raises(ValueError, match=r"spec\.method headOnly is defined twice"), registered():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "refusals"),
+    [
+        ({}, []),
+        ({"deepspeed": {"zeroStage": 3}}, ["spec.deepspeed.zeroStage must be 0 or 1 or 2 with method.headOnly, not 3"]),
+        (
+            {"output": {"formats": ["Adapter"]}},
+            ["spec.output.formats must not have Adapter without spec.method.lora; remove it, or set method.lora"],
+        ),
+        (
+            {"training": {"earlyStopping": {"metric": "Accuracy"}}},
+            [
+                "spec.training.earlyStopping.metric must be a metric of probability forecasters, not Accuracy; "
+                "write Loss"
+            ],
+        ),
+    ],
+)
+def test_the_support_table_accepts_and_refuses_what_is_combined_with_them(
+    change: dict[str, Any], refusals: list[str]
+) -> None:
+    spec = MoreSpec.model_validate(make_job(**change)["spec"] | {"method": {"headOnly": {}}})
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"task": BRIER})})
+    assert [f"{path} {message}" for path, message in MORE_SUPPORT.refusals(spec)] == refusals
+
+
+def test_a_model_is_checked_trained_exported_and_loaded_with_them(extended: None, tmp_path: Path) -> None:
+    base = tiny_models.save_tiny("bert", tmp_path / "base")
+    check_task(inspect_model(base, "file:///base"), "file:///base", BRIER)
+    config = train_config(prepared={"task": BRIER})
+    spec = config.spec.model_copy(update={"method": MoreMethods(head_only=HeadOnly())})
+    config = config.model_copy(update={"spec": spec})
+    method, task = METHODS[spec.method.name], TASKS[BRIER]
+    model: Any = load_model(base, task=BRIER, labels=LABELS, dtype=Dtype.FLOAT32, seed=1)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    trained = method.apply(model, spec.method.block, task, seed=1)
+    rows = [{"input_ids": [40 + row, 50, 60], "labels": row % 2} for row in range(8)]
+    batch = Collator(0, BRIER)(rows)
+    labels = batch.pop("labels")
+    optimizer = torch.optim.SGD([value for value in trained.parameters() if value.requires_grad], lr=0.5)
+    losses = []
+    for _ in range(5):
+        loss = task.loss(trained(**batch).logits, labels) / task.targets(labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    changed = {name for name, value in trained.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+    weights = {name: value.detach() for name, value in trained.named_parameters()}
+    write_folder(ArtifactFormat.MERGED, trained, weights, tmp_path / "model", config=config, base=base)
+    assert config.prepared is not None
+    again = reload_model(tmp_path / "model", "s3://bucket/model", config.prepared)
+    torch.testing.assert_close(again.eval()(**batch).logits, trained.eval()(**batch).logits)
+
+
+def test_a_model_without_such_a_head_is_refused(extended: None, tmp_path: Path) -> None:
+    facts = inspect_model(tiny_models.save_tiny("bert", tmp_path / "base"), "file:///base")
+    with pytest.raises(ModelUnusableError, match="has no Brier head for it"):
+        check_task(type(facts)(**{**vars(facts), "model_type": "clip_vision_model"}), "file:///base", BRIER)
