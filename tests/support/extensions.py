@@ -112,11 +112,12 @@ class Brier(TrainingTask):
     def has_target(self, row: Mapping[str, Any]) -> bool:
         return True
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, batch: Any, *, smoothing: float = 0.0) -> torch.Tensor:
+        labels = batch["labels"]
         return _brier(logits[labels >= 0], labels[labels >= 0]).sum()
 
-    def targets(self, labels: torch.Tensor) -> int:
-        return int((labels >= 0).sum())
+    def targets(self, batch: Any) -> int:
+        return int((batch["labels"] >= 0).sum())
 
     def measure(
         self, model: Any, split: Any, collate: Any, labels: tuple[str, ...], report: Callable[[int], None]

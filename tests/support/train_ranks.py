@@ -240,13 +240,13 @@ def load_exported(folder: Path) -> int:
     rows = TokenDataset.open(ObjectStore.connect(config.storage), prepared.dataset_uri, "validation", folder / "cache")
     collate = Collator(tokenizer.pad_token_id, prepared.task)
 
+    task = TASKS[prepared.task]
+
     def loss(model: Any, *indices: int) -> float:
         batch = collate([rows[index] for index in indices])
-        labels = batch.pop("labels")
         with torch.no_grad():
-            logits = model.eval()(**batch).logits
-        task = TASKS[prepared.task]
-        return float(task.loss(logits, labels)) / task.targets(labels)
+            logits = model.eval()(**{name: batch[name] for name in task.model_inputs}).logits
+        return float(task.loss(logits, batch)) / task.targets(batch)
 
     everything = range(len(rows))
     result = {

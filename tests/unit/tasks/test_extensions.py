@@ -142,11 +142,11 @@ def test_a_model_is_checked_trained_exported_and_loaded_with_them(extended: None
     trained = method.apply(model, spec.method.block, task, seed=1)
     rows = [{"input_ids": [40 + row, 50, 60], "labels": row % 2} for row in range(8)]
     batch = Collator(0, BRIER)(rows)
-    labels = batch.pop("labels")
+    inputs = {name: batch[name] for name in task.model_inputs}
     optimizer = torch.optim.SGD([value for value in trained.parameters() if value.requires_grad], lr=0.5)
     losses = []
     for _ in range(5):
-        loss = task.loss(trained(**batch).logits, labels) / task.targets(labels)
+        loss = task.loss(trained(**inputs).logits, batch) / task.targets(batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -158,7 +158,7 @@ def test_a_model_is_checked_trained_exported_and_loaded_with_them(extended: None
     write_folder(ArtifactFormat.MERGED, trained, weights, tmp_path / "model", config=config, base=base)
     assert config.prepared is not None
     again = reload_model(tmp_path / "model", "s3://bucket/model", config.prepared)
-    torch.testing.assert_close(again.eval()(**batch).logits, trained.eval()(**batch).logits)
+    torch.testing.assert_close(again.eval()(**inputs).logits, trained.eval()(**inputs).logits)
 
 
 def test_a_model_without_such_a_head_is_refused(extended: None, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from finetune_api.v1alpha1 import Task
 from finetune_trainer.tasks import TASKS
-from finetune_trainer.train.padding import forward_by_groups, labels_by_groups, split_by_width
+from finetune_trainer.train.padding import batch_by_groups, forward_by_groups, split_by_width
 
 LENGTHS = [9, 8, 5, 5, 3, 2, 1, 1]
 
@@ -36,15 +36,13 @@ def model() -> BertForSequenceClassification:
 
 def gradients(trained: nn.Module, groups: int) -> dict[str, torch.Tensor]:
     rows = batch()
-    labels = rows.pop("labels")
-    outputs: Any = trained(**rows)
+    task = TASKS[Task.SEQUENCE_CLASSIFICATION]
+    outputs: Any = trained(**{name: rows[name] for name in task.model_inputs})
     logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)
-    targets = labels_by_groups(labels, logits)
-    assert len(targets) == groups
-    losses = [
-        TASKS[Task.SEQUENCE_CLASSIFICATION].loss(part, target) for part, target in zip(logits, targets, strict=True)
-    ]
-    torch.stack(losses).sum().div(len(labels)).backward()
+    parts = batch_by_groups(rows, logits)
+    assert len(parts) == groups
+    losses = [task.loss(part, of_part) for part, of_part in zip(logits, parts, strict=True)]
+    torch.stack(losses).sum().div(len(LENGTHS)).backward()
     return {name: value.grad for name, value in trained.named_parameters() if value.grad is not None}
 
 
@@ -76,5 +74,6 @@ def test_labels_of_a_language_model_are_cut_like_the_inputs() -> None:
     rows = {**batch(), "labels": torch.arange(8 * 9).reshape(8, 9)}
     parts = split_by_width(rows, 4)
     logits = [torch.zeros(*part["input_ids"].shape, 40) for part in parts]
-    for cut, part in zip(labels_by_groups(rows["labels"], logits), parts, strict=True):
-        assert cut.equal(part["labels"])
+    for cut, part in zip(batch_by_groups(rows, logits), parts, strict=True):
+        assert cut.keys() == part.keys()
+        assert all(tensor.equal(part[name]) for name, tensor in cut.items())

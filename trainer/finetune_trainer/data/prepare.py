@@ -76,7 +76,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     check_task(facts, spec.model.uri, task)
     METHODS[spec.method.name].check(model.path, spec.method.block, TASKS[task])
     plan = plan_weights(model.path, spec.model.uri, task)
-    facts = _completed(facts, plan)
+    facts = _completed(facts, plan, METHODS[spec.method.name].virtual_tokens(spec.method.block))
     if plan.embeddings is not None:
         check_special_tokens(tokenizer, plan.embeddings, spec.model.uri)
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
@@ -180,9 +180,9 @@ def longest_allowed(wanted: int, facts: ModelFacts, tokenizer: Any) -> int:
     return min([wanted, *(int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT)])
 
 
-def _completed(facts: ModelFacts, plan: WeightPlan) -> ModelFacts:
-    """What config.json and weight files say, corrected by what the model's code does."""
-    positions = [limit for limit in (facts.positions, plan.positions) if limit is not None]
+def _completed(facts: ModelFacts, plan: WeightPlan, virtual_tokens: int) -> ModelFacts:
+    """What config.json and weight files say, corrected by what the model's code and the fine-tuning method do."""
+    positions = [limit - virtual_tokens for limit in (facts.positions, plan.positions) if limit is not None]
     return replace(facts, positions=min(positions, default=None), gradient_checkpointing=plan.gradient_checkpointing)
 
 

@@ -79,6 +79,11 @@ class FineTuningMethod(ABC, Generic[Block]):
     def parameters(self, sizes: ModelSizes, block: Block) -> ParameterCounts:
         """Estimated before anything is loaded."""
 
+    def virtual_tokens(self, block: Block) -> int:
+        """Positions of every row that the method takes for itself: the model's limit on the tokens of a row falls."""
+        del block
+        return 0
+
     def check(self, folder: Path, block: Block, task: TrainingTask) -> None:
         """Raise BadConfigError in the prepare stage where `apply` would, without loading weights."""
 

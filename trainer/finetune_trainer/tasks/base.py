@@ -27,6 +27,9 @@ IGNORED = -100
 Report = Callable[[int], None]
 """Called with the number of examples that are done."""
 
+Batch = Mapping[str, "torch.Tensor"]
+"""What a task collates, the inputs of the model among it."""
+
 Collate = Callable[[list[dict[str, Any]]], "dict[str, torch.Tensor]"]
 
 
@@ -82,7 +85,7 @@ class ValidationScores:
     The tensors are summed over all ranks before the metrics are computed. This class has none.
     """
 
-    def add(self, rows: npt.NDArray[np.int64], logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def add(self, rows: npt.NDArray[np.int64], logits: torch.Tensor, batch: Batch) -> None:
         """Add a batch; `rows` are its row numbers in the split, shape (rows,)."""
 
     def tensors(self) -> list[torch.Tensor]:
@@ -108,6 +111,8 @@ class TrainingTask(ABC):
     """The hub's name of the task."""
     needs_decoder: ClassVar[bool]
     """Whether only models that were trained to write can be used."""
+    model_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
+    """Tensors of a batch that the model is called with; the others are for the loss."""
     has_labels: ClassVar[bool]
     """Whether every record has one label of a fixed set. The head then has one output for each of them."""
     may_draw_head: ClassVar[bool]
@@ -155,13 +160,38 @@ class TrainingTask(ABC):
     ) -> Iterator[Row]:
         """Rows of a batch of examples, each of at most `max_length` tokens."""
 
+    def collate(
+        self, rows: Sequence[Mapping[str, Any]], pad_token_id: int, *, multiple: int = 1
+    ) -> dict[str, torch.Tensor]:
+        """One batch, padded on the right to the longest row, or up to the next multiple of `multiple` tokens.
+
+        `input_ids` and `attention_mask` (rows, width), int64; `labels` as `collate_labels` gives them.
+        """
+        import torch
+
+        width = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
+        input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
+        attention_mask = np.zeros((len(rows), width), dtype=np.int64)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row["input_ids"])] = row["input_ids"]
+            attention_mask[index, : len(row["input_ids"])] = 1
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(attention_mask),
+            "labels": torch.from_numpy(self.collate_labels(rows, width)),
+        }
+
     @abstractmethod
     def collate_labels(self, rows: Sequence[Mapping[str, Any]], width: int) -> npt.NDArray[np.int64]:
         """Labels of a batch that is padded to `width` tokens; the first axis is the rows."""
 
+    def padding_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row without a target, which only fills up a batch: one token of `row`."""
+        return {"input_ids": row["input_ids"][:1], "labels": self.padding_labels()}
+
     @abstractmethod
     def padding_labels(self) -> Any:
-        """`labels` of a row of one token that has no target and only fills up a batch."""
+        """`labels` of a row of one token that has no target."""
 
     @abstractmethod
     def has_target(self, row: Mapping[str, Any]) -> bool:
@@ -170,11 +200,11 @@ class TrainingTask(ABC):
     # ---- loss ----
 
     @abstractmethod
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
-        """Loss in nats, summed over the targets, from the model's logits and the labels of `collate_labels`."""
+    def loss(self, logits: torch.Tensor, batch: Batch, *, smoothing: float = 0.0) -> torch.Tensor:
+        """Loss, summed over the targets of a batch of `collate`, given the model's logits for it."""
 
     @abstractmethod
-    def targets(self, labels: torch.Tensor) -> int:
+    def targets(self, batch: Batch) -> int:
         """Number of targets that `loss` sums over."""
 
     # ---- metrics ----

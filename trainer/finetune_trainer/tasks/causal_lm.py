@@ -15,6 +15,7 @@ from finetune_api.v1alpha1 import Metric, Task
 from .base import (
     IGNORED,
     TASKS,
+    Batch,
     Collate,
     Measured,
     Report,
@@ -77,16 +78,16 @@ class CausalLM(TrainingTask):
         """Whether any token but the first, which is never predicted, carries loss."""
         return bool((row["labels"][1:] != IGNORED).any())
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
-        """Cross-entropy of every next token that carries loss."""
+    def loss(self, logits: torch.Tensor, batch: Batch, *, smoothing: float = 0.0) -> torch.Tensor:
+        """Cross-entropy of every next token that carries loss, in nats."""
         # The labels are shifted, not the logits: to cut the last position of the logits would copy the largest tensor
         # of the step.
-        targets = functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+        targets = functional.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
         return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), smoothing=smoothing)
 
-    def targets(self, labels: torch.Tensor) -> int:
+    def targets(self, batch: Batch) -> int:
         """Tokens that carry loss and have one before them."""
-        return int((labels[:, 1:] != IGNORED).sum())
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
 
     def validation_scores(self, rows: int, labels: tuple[str, ...]) -> ValidationScores:
         """Perplexity."""

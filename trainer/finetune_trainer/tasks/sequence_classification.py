@@ -15,7 +15,7 @@ import torch
 
 from finetune_api.v1alpha1 import Metric, Task
 
-from .base import IGNORED, TASKS, Collate, Measured, Report, Split, TestSplit, TrainingTask, ValidationScores
+from .base import IGNORED, TASKS, Batch, Collate, Measured, Report, Split, TestSplit, TrainingTask, ValidationScores
 from .forward import batches, cross_entropy
 from .metrics import classification_metrics
 
@@ -72,13 +72,13 @@ class SequenceClassification(TrainingTask):
         del row
         return True
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
-        """Cross-entropy of the rows that have a label."""
-        return cross_entropy(logits, labels, smoothing=smoothing)
+    def loss(self, logits: torch.Tensor, batch: Batch, *, smoothing: float = 0.0) -> torch.Tensor:
+        """Cross-entropy of the rows that have a label, in nats."""
+        return cross_entropy(logits, batch["labels"], smoothing=smoothing)
 
-    def targets(self, labels: torch.Tensor) -> int:
+    def targets(self, batch: Batch) -> int:
         """Rows that have a label."""
-        return int((labels != IGNORED).sum())
+        return int((batch["labels"] != IGNORED).sum())
 
     def validation_scores(self, rows: int, labels: tuple[str, ...]) -> ValidationScores:
         """Accuracy and macro F1."""
@@ -113,9 +113,9 @@ class _Answers(ValidationScores):
         self._labels = labels
         self._answers = torch.zeros((2, rows), dtype=torch.int64)
 
-    def add(self, rows: npt.NDArray[np.int64], logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def add(self, rows: npt.NDArray[np.int64], logits: torch.Tensor, batch: Batch) -> None:
         self._answers[0, rows] = logits.argmax(-1).cpu()
-        self._answers[1, rows] = labels.cpu()
+        self._answers[1, rows] = batch["labels"].cpu()
 
     def tensors(self) -> list[torch.Tensor]:
         return [self._answers]

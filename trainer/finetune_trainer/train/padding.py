@@ -49,10 +49,14 @@ def forward_by_groups(model: nn.Module, groups: int) -> None:
     model.forward = by_groups
 
 
-def labels_by_groups(labels: torch.Tensor, logits: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The labels of each group, as `split_by_width` would cut them, for the logits of `forward_by_groups`.
+def batch_by_groups(batch: Mapping[str, torch.Tensor], logits: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The tensors of each group, as `split_by_width` would cut them, for the logits of `forward_by_groups`.
 
-    A classifier's labels are (rows,). A language model's are (rows, width), and its logits (rows, width, vocabulary).
+    The widths are read from the logits where they have one for every token: to compute them again from the mask would
+    wait for the GPU.
     """
-    parts = labels.chunk(len(logits))
-    return [part[:, : of.shape[1]] if part.dim() > 1 else part for part, of in zip(parts, logits, strict=True)]
+    parts: list[dict[str, torch.Tensor]] = [{} for _ in logits]
+    for name, tensor in batch.items():
+        for part, rows, of in zip(parts, tensor.chunk(len(logits)), logits, strict=True):
+            part[name] = rows[:, : of.shape[1]] if rows.dim() > 1 and of.dim() > 2 else rows
+    return parts

@@ -22,17 +22,18 @@ def measure(model: nn.Module, sample: Sample, *, task: Task, device: torch.devic
         return Reference(split=sample.split, rows=(), losses=())
     was_training = model.training
     model.eval()
+    definition = TASKS[task]
     collate = Collator(0, task)  # nothing is padded: a batch is one row
     losses = torch.zeros(len(sample.rows), dtype=torch.float64)
     rank, world = dist.get_rank(), dist.get_world_size()
     for start in range(0, len(sample.rows), world):
         position = min(start + rank, len(sample.rows) - 1)
-        batch = collate([sample.data[sample.rows[position]]])
-        labels = batch.pop("labels").to(device)
-        logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
+        row = collate([sample.data[sample.rows[position]]])
+        batch = {name: tensor.to(device) for name, tensor in row.items()}
+        logits = model(**{name: batch[name] for name in definition.model_inputs}).logits
         if start + rank != position:
             continue
-        losses[position] = TASKS[task].loss(logits, labels).double().cpu() / TASKS[task].targets(labels)
+        losses[position] = definition.loss(logits, batch).double().cpu() / definition.targets(batch)
     model.train(was_training)
     dist.all_reduce(losses)
     return Reference(split=sample.split, rows=sample.rows, losses=tuple(losses.tolist()))

@@ -76,8 +76,7 @@ class RowsAndBlank(Dataset[dict[str, Any]]):
 
     def __init__(self, rows: TokenDataset, task: Task) -> None:
         self._rows = rows
-        token = rows[0]["input_ids"][:1]
-        self._blank = {"input_ids": token, "labels": TASKS[task].padding_labels()}
+        self._blank = TASKS[task].padding_row(rows[0])
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -28,7 +28,7 @@ from ..stop import StopFlag
 from ..tasks import TASKS, TrainingTask
 from .control import StepControl
 from .meter import StepMeter
-from .padding import forward_by_groups, labels_by_groups
+from .padding import batch_by_groups, forward_by_groups
 from .plan import TrainingPlan
 from .rows import RowsAndBlank, WholeBatches
 from .state import LossSums, RunState, resume_schedule, small_state
@@ -119,20 +119,18 @@ class FineTuneTrainer(Trainer):
         task = self.parts.task
         if task.has_one_target_per_row:
             return self.parts.config.batch.global_size - self.blanks_of(self.state.global_step + 1)
-        local = sum(task.targets(batch["labels"]) for batch in batch_samples)
+        local = sum(task.targets(batch) for batch in batch_samples)
         return max(1, int(sum_over_ranks([float(local)])[0]))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Summed loss over the targets of the global batch, times the ranks that DeepSpeed averages over."""
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
+        task, smoothing = self.parts.task, self.parts.config.spec.training.label_smoothing
+        outputs = model(**{name: inputs[name] for name in task.model_inputs})
         logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)
-        summed = self.parts.task.loss
-        smoothing = self.parts.config.spec.training.label_smoothing
-        targets = labels_by_groups(labels, logits)
-        losses = [summed(part, target, smoothing=smoothing) for part, target in zip(logits, targets, strict=True)]
+        groups = batch_by_groups(inputs, logits)
+        losses = [task.loss(part, group, smoothing=smoothing) for part, group in zip(logits, groups, strict=True)]
         loss = torch.stack(losses).sum() * (self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 

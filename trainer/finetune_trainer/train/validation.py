@@ -47,13 +47,13 @@ class Validator:
             # Exchanged during the forward pass, so that it costs no time.
             asked = torch.tensor([float(stop.requested)])
             exchange = dist.all_reduce(asked, async_op=True)
-            batch = self.collator([self.dataset[int(index)] for index in indices])
-            labels = batch.pop("labels").to(self.device)
-            logits = model(**{name: tensor.to(self.device) for name, tensor in batch.items()}).logits
+            rows = self.collator([self.dataset[int(index)] for index in indices])
+            batch = {name: tensor.to(self.device) for name, tensor in rows.items()}
+            logits = model(**{name: batch[name] for name in task.model_inputs}).logits
             if counts:
-                sums[0] += task.loss(logits, labels).double().cpu()
-                sums[1] += task.targets(labels)
-                scores.add(indices, logits, labels)
+                sums[0] += task.loss(logits, batch).double().cpu()
+                sums[1] += task.targets(batch)
+                scores.add(indices, logits, batch)
             exchange.wait()
             if float(asked) > 0:
                 model.train(was_training)
