@@ -5,8 +5,8 @@ import pytest
 from finetune_api.constants import Stage
 from finetune_api.v1alpha1 import AttemptStatus, Task
 from finetune_trainer.evaluate.data_section import length_histogram
+from finetune_trainer.evaluate.formatting import duration_text, short_digest, size_text
 from finetune_trainer.evaluate.timeline import attempt_bars, phases, restart_marks, step_seconds
-from finetune_trainer.evaluate.wording import duration_text, short_digest, size_text
 from finetune_trainer.tasks.forward import batches_by_length
 
 

@@ -1,5 +1,5 @@
-"""How good the model is: figures of the held-out test split before and after training, the report, the model card.
+"""How good the model is: metrics of the held-out test split before and after training, the report, the model card.
 
-`metrics`, `significance`, `compare` and `facts` are pure; `stage` alone reads and writes storage, `predict` and
-`generate` alone need torch.
+`significance`, `compare`, `report` and `model_card` are pure; `stage` alone reads and writes storage; models are loaded
+in `judge`, `generate` and `reload`. What is measured is the task's choice (see `finetune_trainer.tasks`).
 """

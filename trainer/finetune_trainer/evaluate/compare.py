@@ -8,7 +8,7 @@ from finetune_api.trainer_config import Message
 from finetune_api.v1alpha1 import TASK_SUPPORT, Metric
 
 from ..tasks.metrics import FEW_EXAMPLES, ClassificationMetrics, ClassMetrics, Confusion
-from .heat import MOST_CLASSES, most_mistaken
+from .confusion_table import MOST_CLASSES, most_mistaken
 from .records import Evaluation, ModelFigures
 from .significance import PairedTest
 

@@ -18,7 +18,7 @@ from ..methods import METHODS
 from ..model.portable import OLDEST_PEFT, OLDEST_TRANSFORMERS, base_name
 from ..tasks import TASKS
 from ..tasks.metrics import FEW_EXAMPLES
-from . import compare, wording
+from . import compare, formatting
 from .configuration import spec_document, yaml_text
 from .data_section import DataSection
 from .records import Evaluation
@@ -43,10 +43,10 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
     environment.filters.update(
         plain=plain,
         code=code,
-        count=wording.count_text,
+        count=formatting.count_text,
         metric_name=metric_name,
         percent=lambda share: metric_text(Metric.ACCURACY, share),
-        digest=wording.short_digest,
+        digest=formatting.short_digest,
     )
     environment.globals.update(metric_text=metric_text, delta_text=delta_text)
     figures = record.tuned.classification if record.tuned else None

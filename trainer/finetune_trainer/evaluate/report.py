@@ -15,11 +15,11 @@ from finetune_api.v1alpha1 import Metric
 
 from ..methods import METHODS
 from ..tasks.metrics import FEW_EXAMPLES
-from . import compare, wording
+from . import compare, formatting
 from .charts import Series, histogram, line_chart
 from .configuration import spec_document, yaml_text
+from .confusion_table import confusion_table
 from .data_section import DataSection
-from .heat import heat_table
 from .records import Evaluation, TrainingLog
 from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
 
@@ -77,7 +77,7 @@ def render_report(inputs: ReportInputs) -> str:
             hardly_tested=compare.named(compare.hardly_tested(figures), figures.hardly_tested) if figures else "",
             untested=compare.named(compare.untested(figures), figures.untested) if figures else "",
             before_f1={row.id: row.f1 for row in before.per_class} if before else {},
-            heat=heat_table(figures) if figures else None,
+            confusion=confusion_table(figures) if figures else None,
             pairs=compare.confused_pairs(figures) if figures else (),
             data=inputs.data,
             length_chart=_length_chart(inputs.data),
@@ -95,11 +95,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=wording.count_text,
-        size=wording.size_text,
-        duration=wording.duration_text,
-        time=wording.time_text,
-        digest=wording.short_digest,
+        count=formatting.count_text,
+        size=formatting.size_text,
+        duration=formatting.duration_text,
+        time=formatting.time_text,
+        digest=formatting.short_digest,
         number=number_text,
         percent=lambda share: metric_text(Metric.ACCURACY, share),
         metric_name=metric_name,
@@ -120,24 +120,24 @@ def _cards(inputs: ReportInputs, training: TrainingLog, bars: Sequence[AttemptBa
                 note = f"95 %: {metric_text(metric, interval.low)} to {metric_text(metric, interval.high)}"
             cards.append(Card(metric_name(metric), metric_text(metric, value), note))
     if training.steps:
-        tokens = f"{wording.size_text(training.tokens)} tokens" if training.tokens else ""
-        cards.append(Card("Optimizer steps", wording.count_text(training.steps), tokens))
+        tokens = f"{formatting.size_text(training.tokens)} tokens" if training.tokens else ""
+        cards.append(Card("Optimizer steps", formatting.count_text(training.steps), tokens))
     if bars:
         lost = sum(bar.lost.seconds for bar in bars if bar.lost)
         seconds = (
-            wording.moment(bars[-1].status.end_time or bars[-1].status.start_time)
-            - wording.moment(bars[0].status.start_time)
+            formatting.moment(bars[-1].status.end_time or bars[-1].status.start_time)
+            - formatting.moment(bars[0].status.start_time)
         ).total_seconds()
         restarts = len(bars) - 1
         note = f"{restarts} restart{'' if restarts == 1 else 's'}" + (
-            f", {wording.duration_text(lost)} lost" if restarts else ""
+            f", {formatting.duration_text(lost)} lost" if restarts else ""
         )
-        cards.append(Card("Training time", wording.duration_text(seconds), note))
+        cards.append(Card("Training time", formatting.duration_text(seconds), note))
     counts = record.counts
     cards.append(
         Card(
             "Training data",
-            wording.count_text(counts.train),
+            formatting.count_text(counts.train),
             f"{counts.validation:,} validation, {counts.test:,} test",
         )
     )

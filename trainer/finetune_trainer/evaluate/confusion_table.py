@@ -9,7 +9,7 @@ MOST_CLASSES = 30
 
 
 @dataclass(frozen=True)
-class Cell:
+class ConfusionCell:
     """One pair of target and prediction."""
 
     count: int
@@ -20,26 +20,26 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class HeatRow:
+class ConfusionRow:
     """One target class."""
 
     number: int
     """Its number in the table, from 1."""
     label: str
     support: int
-    cells: tuple[Cell, ...]
+    cells: tuple[ConfusionCell, ...]
 
 
 @dataclass(frozen=True)
-class HeatTable:
+class ConfusionTable:
     """Rows are targets, columns predictions, both in the order of `rows`."""
 
-    rows: tuple[HeatRow, ...]
+    rows: tuple[ConfusionRow, ...]
     left_out: int
     """Classes that are not shown."""
 
 
-def heat_table(metrics: ClassificationMetrics) -> HeatTable:
+def confusion_table(metrics: ClassificationMetrics) -> ConfusionTable:
     """All classes in the order of their ids; of more than 30 those with the most mistakes, made or suffered."""
     chosen = sorted(most_mistaken(metrics, MOST_CLASSES), key=lambda row: row.id)
     counts = {(cell.target, cell.prediction): cell.count for cell in metrics.confusion}
@@ -48,9 +48,9 @@ def heat_table(metrics: ClassificationMetrics) -> HeatTable:
         cells = []
         for other in chosen:
             count = counts.get((target.id, other.id), 0)
-            cells.append(Cell(count, count / max(1, target.support), other.id == target.id))
-        rows.append(HeatRow(number=number, label=target.label, support=target.support, cells=tuple(cells)))
-    return HeatTable(rows=tuple(rows), left_out=metrics.classes - len(chosen))
+            cells.append(ConfusionCell(count, count / max(1, target.support), other.id == target.id))
+        rows.append(ConfusionRow(number=number, label=target.label, support=target.support, cells=tuple(cells)))
+    return ConfusionTable(rows=tuple(rows), left_out=metrics.classes - len(chosen))
 
 
 def most_mistaken(metrics: ClassificationMetrics, most: int) -> list[ClassMetrics]:
