@@ -1,7 +1,7 @@
 """Models -> CustomResourceDefinition: a structural schema with CEL rules and printer columns. Pure.
 
 What pydantic writes and what the API server takes differ in the ways that `_structural` names; the rules that a
-schema cannot say but CEL can are listed here, beside the path they guard.
+schema cannot express but CEL can are listed here by the path that they apply to.
 """
 
 from typing import Any
@@ -205,16 +205,16 @@ def _structural(node: Schema, definitions: dict[str, Schema], *, with_defaults: 
 
 
 def _resolve(node: Schema, definitions: dict[str, Schema]) -> Schema:
-    """Follow `$ref` and unwrap Optional; what stands beside the reference (description, default) wins."""
-    beside = {key: value for key, value in node.items() if key not in {"$ref", "anyOf"}}
+    """Follow `$ref` and unwrap Optional; siblings of the reference (description, default) win."""
+    siblings = {key: value for key, value in node.items() if key not in {"$ref", "anyOf"}}
     if "$ref" in node:
         target = definitions[node["$ref"].rsplit("/", 1)[1]]
-        return _resolve(target, definitions) | beside
+        return _resolve(target, definitions) | siblings
     if "anyOf" in node:
         options = [option for option in node["anyOf"] if option.get("type") != "null"]
         if len(options) != 1:
             raise ValueError(f"a structural schema cannot say a union of {len(options)} types: {node}")
-        return _resolve(options[0], definitions) | beside
+        return _resolve(options[0], definitions) | siblings
     return node
 
 

@@ -61,7 +61,7 @@ def cluster_only(spec: Spec) -> tuple[Violation, ...]:
 
 
 def task_of(spec: Spec) -> Task | None:
-    """The task that the spec names or its data format implies; None where only the data can tell."""
+    """The task that the spec names or its data format implies; None where it depends on the data."""
     return SUPPORT.task_of(spec)
 
 
@@ -236,7 +236,7 @@ def _early_stopping(spec: Spec) -> Iterator[Violation]:
 
 
 def _output(spec: Spec) -> Iterator[Violation]:
-    formats = spec.output.formats or ()
+    formats = spec.output.formats
     if len(set(formats)) != len(formats):
         yield Violation("spec.output.formats", "must not list a format twice; keep one")
 

@@ -93,7 +93,7 @@ class Support:
         return tuple((one.rule, one.message) for one in self.restrictions())
 
     def task_of(self, spec: Spec) -> Task | None:
-        """The task that the spec names or its data format implies; None where only the data can tell."""
+        """The task that the spec names or its data format implies; None where it depends on the data."""
         if spec.model.task is not None or spec.data.format is None:
             return spec.model.task
         return self.task_for(spec.data.format)
@@ -129,12 +129,13 @@ class Support:
             able = [name for name, other in self.methods.items() if set(refused) <= set(other.formats)]
             without = f" without spec.{_any_of([f'method.{name}' for name in able])}" if able else f" {with_method}"
             remedy = f", or set {_any_of([f'method.{name}' for name in able])}" if able else ""
+            write = f"write [{', '.join(row.formats)}]"
             yield restriction(
                 "output.formats",
-                values=lambda spec: spec.output.formats or (),
+                values=lambda spec: spec.output.formats,
                 allowed=row.formats,
                 within=_cel_all("output.formats"),
-                requirement=lambda value: f"must not have {value}{without}; remove it{remedy}",
+                requirement=lambda value: f"must not have {value}{without}; {write}{remedy}",
                 refused=refused,
             )
         if refused := _others(ZERO_STAGES, row.zero_stages):
@@ -271,8 +272,7 @@ by `finetune validate` and by the operator, with the field and the remedy.
 
 {methods}
 
-The first format in a row is exported where `spec.output.formats` is absent. Base models with quantized weights cannot
-be trained with any method.
+Base models with quantized weights cannot be trained with any method.
 
 ## Tasks
 
@@ -358,8 +358,3 @@ SUPPORT = Support(
     offload=OFFLOAD_STAGES,
 )
 """The table of this version."""
-
-
-def export_formats(spec: Spec) -> tuple[ArtifactFormat, ...]:
-    """What a run exports: what the spec asks for, else the first format of its method."""
-    return spec.output.formats or spec.method.block.support.formats[:1]

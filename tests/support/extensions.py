@@ -79,7 +79,6 @@ class Brier(TrainingTask):
     peft_type = "SEQ_CLS"
     pipeline_tag = "text-classification"
     needs_decoder = False
-    has_labels = True
     may_draw_head = True
     needs_pad_token = True
     has_token_logits = False
@@ -91,6 +90,7 @@ class Brier(TrainingTask):
         formats=(DataFormat.CLASSIFICATION,),
         metrics=(Metric.LOSS,),
         headline=Metric.LOSS,
+        has_labels=True,
         answers_prompts=False,
     )
 

@@ -6,15 +6,7 @@ from .base import ApiModel
 from .methods.base import MethodBlock
 from .methods.full import FullFineTune
 from .methods.lora import Lora
-
-    @property
-    def scale(self) -> int:
-        """`alpha`, or twice the rank where it is absent."""
-        return 2 * self.rank if self.alpha is None else self.alpha
-
-    def without_fixed_defaults(self) -> Self:
-        """Without `alpha` where it is twice the rank."""
-        return self.model_copy(update={"alpha": None}) if self.alpha == 2 * self.rank else self
+from .scope import Scope
 
 
 class Method(ApiModel, scope=Scope.RUN):

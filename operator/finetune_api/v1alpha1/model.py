@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from .base import ApiModel, ModelUri
+from .scope import Scope
 from .tasks import Task
 
 

@@ -26,6 +26,8 @@ class TaskSupport:
     """Metrics of its validation and test split, in the order in which they are shown."""
     headline: Metric
     """The metric that a verdict on the trained model is about."""
+    has_labels: bool
+    """Whether every record has one label of a fixed set. Splits are then stratified by it."""
     answers_prompts: bool
     """Whether `spec.evaluation.prompts` can be answered."""
 
@@ -36,6 +38,7 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
         formats=(DataFormat.CLASSIFICATION,),
         metrics=(Metric.LOSS, Metric.ACCURACY, Metric.MACRO_F1),
         headline=Metric.ACCURACY,
+        has_labels=True,
         answers_prompts=False,
     ),
     Task.CAUSAL_LM: TaskSupport(
@@ -43,6 +46,7 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
         formats=(DataFormat.TEXT, DataFormat.INSTRUCTION, DataFormat.CHAT),
         metrics=(Metric.LOSS, Metric.PERPLEXITY),
         headline=Metric.PERPLEXITY,
+        has_labels=False,
         answers_prompts=True,
     ),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from finetune_api.scopes import HASH_DIGITS, spec_hash
-from finetune_api.v1alpha1 import ArtifactFormat, FineTuneJob, ResolvedStatus, Scope, Spec, Status, Task
+from finetune_api.v1alpha1 import TASK_SUPPORT, ArtifactFormat, FineTuneJob, ResolvedStatus, Scope, Spec, Status
 
 from ..observed import ObservedStage
 
@@ -79,7 +79,7 @@ def _written_at_start(spec: Spec, resolved: ResolvedStatus) -> Iterator[tuple[ob
     )
     for written, chosen in automatic:
         yield (written, None) if written is not None and written == chosen else (written,)
-    stratified = resolved.task == Task.SEQUENCE_CLASSIFICATION
+    stratified = any(row.has_labels for task, row in TASK_SUPPORT.items() if task == resolved.task)
     for holdout in (spec.data.validation, spec.data.test):
         is_automatic = holdout.stratify is not None and holdout.stratify == stratified
         yield (holdout, holdout.model_copy(update={"stratify": None})) if is_automatic else (holdout,)

@@ -7,7 +7,7 @@ import pytest
 from factories import make_job
 from finetune_api.crd import CEL_RULES
 from finetune_api.rules import lowest_zero_stage, violations
-from finetune_api.support import OFFLOAD_STAGES, SUPPORT, ZERO_STAGES, Support, export_formats
+from finetune_api.support import OFFLOAD_STAGES, SUPPORT, ZERO_STAGES, Support
 from finetune_api.v1alpha1 import (
     ArtifactFormat,
     DataFormat,
@@ -54,7 +54,9 @@ MORE = Support(
     methods={name: block.support for name, block in MoreMethods.blocks().items()},
     tasks={
         **SUPPORT.tasks,
-        RANKING: TaskSupport("ranker", (DataFormat.TEXT,), (Metric.LOSS,), Metric.LOSS, answers_prompts=False),
+        RANKING: TaskSupport(
+            "ranker", (DataFormat.TEXT,), (Metric.LOSS,), Metric.LOSS, has_labels=False, answers_prompts=False
+        ),
     },
     offload=OFFLOAD_STAGES,
 )
@@ -62,7 +64,8 @@ PREFIX = {"prefixTokens": {}}
 
 
 def spec_with(*, task: str | None = None, **change: Any) -> MoreSpec:
-    document = make_job(**{"method": PREFIX, "training": {"gradientCheckpointing": False}, **change})["spec"]
+    only_adapter = {"method": PREFIX, "output": {"formats": ["Adapter"]}} if "method" not in change else {}
+    document = make_job(**{**only_adapter, "training": {"gradientCheckpointing": False}, **change})["spec"]
     spec = MoreSpec.model_validate(document)
     return spec.model_copy(update={"model": spec.model.model_copy(update={"task": task})}) if task else spec
 
@@ -79,7 +82,7 @@ TEXT = {"data": {"format": "Text"}}
         (
             TEXT | {"output": {"formats": ["Merged"]}},
             [
-                "spec.output.formats must not have Merged without spec.method.full or method.lora; remove it, "
+                "spec.output.formats must not have Merged without spec.method.full or method.lora; write [Adapter], "
                 "or set method.full or method.lora"
             ],
         ),
@@ -128,7 +131,7 @@ def test_every_new_row_gets_its_cel_rules() -> None:
     assert {rule: rules[rule] for rule in rules if "prefixTokens" in rule} == {
         "!(has(self.method.prefixTokens)) || !has(self.output.formats) || "
         "self.output.formats.all(one, one in ['Adapter'])": "output.formats must not have Merged without method.full "
-        "or method.lora; remove it, or set method.full or method.lora",
+        "or method.lora; write [Adapter], or set method.full or method.lora",
         "!(has(self.method.prefixTokens)) || !has(self.deepspeed.zeroStage) || "
         "self.deepspeed.zeroStage in [0, 2]": "deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 1 or 3",
         "!(has(self.method.prefixTokens)) || !has(self.training.gradientCheckpointing) || "
@@ -149,22 +152,6 @@ def test_every_restriction_is_reported_for_every_value_that_it_refuses() -> None
     for restriction in SUPPORT.restrictions():
         for value in restriction.refused:
             assert f"{value}" in restriction.requirement(value) or value == "prompts", restriction.path
-
-
-@pytest.mark.parametrize(
-    ("method", "formats", "exported"),
-    [
-        ({"full": {}}, None, ["Merged"]),
-        ({"lora": {}}, None, ["Merged"]),
-        (PREFIX, None, ["Adapter"]),
-        ({"lora": {}}, ["Adapter", "Merged"], ["Adapter", "Merged"]),
-    ],
-)
-def test_the_first_format_of_the_method_is_exported_where_none_is_asked_for(
-    method: dict[str, Any], formats: list[str] | None, exported: list[str]
-) -> None:
-    spec = spec_with(method=method, output={"formats": formats})
-    assert list(export_formats(spec)) == exported
 
 
 @pytest.mark.parametrize("offload", Offload)

@@ -111,7 +111,7 @@ def test_a_name_cannot_be_taken_twice(extended: None) -> None:
         ({"deepspeed": {"zeroStage": 3}}, ["spec.deepspeed.zeroStage must be 0 or 1 or 2 with method.headOnly, not 3"]),
         (
             {"output": {"formats": ["Adapter"]}},
-            ["spec.output.formats must not have Adapter without spec.method.lora; remove it, or set method.lora"],
+            ["spec.output.formats must not have Adapter without spec.method.lora; write [Merged], or set method.lora"],
         ),
         (
             {"training": {"earlyStopping": {"metric": "Accuracy"}}},

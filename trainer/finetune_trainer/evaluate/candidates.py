@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.support import export_formats
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
@@ -82,12 +81,7 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
 
 def formats(config: TrainerConfig) -> tuple[ArtifactFormat, ...]:
     """What was exported."""
-    return export_formats(config.spec)
-
-
-def adapter_uri(config: TrainerConfig) -> str:
-    """Folder of the exported adapter."""
-    return f"{config.run_uri}/adapter"
+    return config.spec.output.formats
 
 
 def drawn_head(candidate: Candidate, prepared: Prepared) -> str:

@@ -92,7 +92,7 @@ def verdict(record: Evaluation) -> Verdict:
 
 
 def compare(baseline: ModelFigures | None, tuned: ModelFigures) -> tuple[MetricDelta, ...]:
-    """Every figure of the tuned model beside the baseline's."""
+    """Every metric of the tuned model with that of the baseline."""
     return compare_metrics(baseline.metrics if baseline else {}, tuned.metrics)
 
 

@@ -80,16 +80,17 @@ def _folder(config: TrainerConfig, artifact: ArtifactFormat) -> str:
 def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFormat) -> ModelCardData:
     """Metadata for the hub. An `hf://` address becomes the hub's own name of the base model."""
     is_adapter = artifact is ArtifactFormat.ADAPTER
-    front: dict[str, Any] = {
-        "base_model": base_name(record.base_model.uri)[0],
-        "base_model_relation": "adapter" if is_adapter else "finetune",
-        "library_name": "peft" if is_adapter else "transformers",
-        "pipeline_tag": TASKS[record.task].pipeline_tag,
-        "tags": ["finetune-operator", "fine-tuned", *METHODS[config.spec.method.name].tags],
-    }
-    if record.tuned:
-        front["model-index"] = [{"name": f"{config.job.name}-{config.run_name}", "results": [_result(record, config)]}]
-    return front
+    results = _eval_results(record, config)
+    return ModelCardData(
+        base_model=base_name(record.base_model.uri)[0],
+        base_model_relation="adapter" if is_adapter else "finetune",
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=TASKS[record.task].pipeline_tag,
+        tags=["finetune-operator", "fine-tuned", *METHODS[config.spec.method.name].tags],
+        # Without results, ModelCardData would write the name as a field that the hub does not know.
+        model_name=f"{config.job.name}-{config.run_name}" if results else None,
+        eval_results=results or None,
+    )
 
 
 def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list[str]:
@@ -136,15 +137,22 @@ def code(text: str) -> str:
     return f"`{text.replace('`', chr(39))}`"
 
 
-def _result(record: Evaluation, config: TrainerConfig) -> dict[str, Any]:
-    assert record.tuned is not None
+def _eval_results(record: Evaluation, config: TrainerConfig) -> list[EvalResult]:
+    """One entry per finite figure of the tuned model; none without a test split."""
+    if record.tuned is None:
+        return []
     task = TASKS[record.task].pipeline_tag
-    return {
-        "task": {"type": task, "name": task.replace("-", " ").capitalize()},
-        "dataset": {"type": config.job.name, "name": f"Test split of {config.job.name}", "split": "test"},
-        "metrics": [
-            {"type": _HUB_METRICS[metric], "name": metric_name(metric), "value": round(value, 6)}
-            for metric, value in record.tuned.metrics.items()
-            if value < OVERFLOW  # which is no figure
-        ],
-    }
+    return [
+        EvalResult(
+            task_type=task,
+            task_name=task.replace("-", " ").capitalize(),
+            dataset_type=config.job.name,
+            dataset_name=f"Test split of {config.job.name}",
+            dataset_split="test",
+            metric_type=_HUB_METRICS[metric],
+            metric_name=metric_name(metric),
+            metric_value=round(value, 6),
+        )
+        for metric, value in record.tuned.metrics.items()
+        if value < OVERFLOW  # an overflow is not a figure
+    ]

@@ -3,7 +3,6 @@
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
-from finetune_api.v1alpha1 import ArtifactFormat
 
 from ..data.chat import TEMPLATE_DATE
 from ..data.info import read_dataset_info
@@ -41,7 +40,7 @@ def evaluate(
     model that cannot be loaded or gives no numbers, and the errors of storage.
     """
     prepared = config.prepared
-    assert prepared is not None, "the evaluate stage is told what the prepare stage decided"
+    assert prepared is not None, "the evaluate stage runs after the prepare stage"
     has_bfloat16 = not config.world.gpus or gpu_has_bfloat16()
     dtype = usable_dtype(prepared.dtype, config.spec.model.dtype, has_bfloat16=has_bfloat16)
     prepared = prepared.model_copy(update={"dtype": dtype})
@@ -171,7 +170,7 @@ def _training_log(config: TrainerConfig, store: ObjectStore) -> TrainingLog | No
 
 
 def _write(inputs: ReportInputs, store: ObjectStore) -> str:
-    """Put all documents into storage; the report last, since its address is what is told. Returns that."""
+    """Put all documents into storage; the report last, since its address is the result. Returns that."""
     config, record = inputs.config, inputs.record
     store.put(
         config.layout.evaluation,

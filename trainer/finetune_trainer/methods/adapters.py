@@ -137,7 +137,7 @@ class AdapterMethod(FineTuningMethod[Block]):
         return model.get_base_model()
 
     def load_adapter(self, base: Any, folder: Path, uri: str) -> LoadedAdapter:
-        """As anybody would load it. PEFT goes on with random values for what the file lacks."""
+        """Load it as any user of PEFT would, which draws random values for what the file lacks."""
         from peft import PeftModel
         from safetensors import safe_open
 

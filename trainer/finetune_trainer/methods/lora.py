@@ -12,7 +12,7 @@ from .base import METHODS, ModelSizes, ParameterCounts
 
 @METHODS.register
 class LoraMethod(AdapterMethod[Lora]):
-    """Two small matrices beside each adapted one."""
+    """The update of an adapted matrix is the product of two small ones."""
 
     name = "lora"
     block = Lora
@@ -31,12 +31,12 @@ class LoraMethod(AdapterMethod[Lora]):
         return ParameterCounts(trained=trained, added=trained)
 
     def peft_config(self, block: Lora, task: TrainingTask, trained_whole: tuple[str, ...]) -> Any:
-        """alpha is twice the rank by default."""
+        """`LoraConfig`."""
         from peft import LoraConfig
 
         return LoraConfig(
             r=block.rank,
-            lora_alpha=block.alpha if block.alpha is not None else 2 * block.rank,
+            lora_alpha=block.scale,
             lora_dropout=block.dropout,
             target_modules=list(block.targets) if block.targets else "all-linear",
             # An adapter inside a module that is trained whole would be a second update of the same weights.

@@ -10,7 +10,7 @@ Activations of a transformer layer take 17b bytes per token and hidden unit (Kor
 equation 1 without the attention matrix, which sdpa does not keep); with checkpointing, one layer is held in full and of
 the others only the input. A language model adds its logits, their gradient and the softmax in fp32.
 
-A save copies the 12T/N bytes that it is of, at any stage, into memory that stays, and a process beside stores them.
+A save copies its 12T/N bytes, at any stage, into memory that is kept, and the uploader process stores them.
 """
 
 from collections.abc import Mapping
@@ -75,8 +75,8 @@ class TrainingShape:
 
 def process_bytes(shape: TrainingShape, zero_stage: int) -> int:
     """Estimated peak memory of one training process, in bytes."""
-    beside = PROCESS_BYTES + UPLOADER_BYTES + snapshot_bytes(shape)
-    return beside + _state_bytes(shape, zero_stage) + _activation_bytes(shape)
+    fixed = PROCESS_BYTES + UPLOADER_BYTES + snapshot_bytes(shape)
+    return fixed + _state_bytes(shape, zero_stage) + _activation_bytes(shape)
 
 
 def snapshot_bytes(shape: TrainingShape) -> int:

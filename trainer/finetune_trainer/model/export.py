@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from finetune_api.support import export_formats
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
@@ -31,7 +30,6 @@ from .weights import unpartitioned
 
 log = logging.getLogger("finetune")
 
-FOLDERS = {ArtifactFormat.MERGED: "model", ArtifactFormat.ADAPTER: "adapter"}
 CARD_FILE = "README.md"
 
 
@@ -53,7 +51,7 @@ def export(
     `model` is the module that was trained, as the method's `apply` made it, at any ZeRO stage. Objects of an earlier
     export of the run are replaced, and those that no longer belong are deleted once the new ones are there.
     """
-    formats = export_formats(config.spec)
+    formats = config.spec.output.formats
     weights = gathered_weights(model, METHODS[config.spec.method.name])
     if dist.get_rank() != 0:
         return None
@@ -76,7 +74,7 @@ def write_folder(
 
     `weights` are those of `gathered_weights`.
     """
-    assert config.prepared is not None, "the train stage is told what the prepare stage decided"
+    assert config.prepared is not None, "the train stage runs after the prepare stage"
     task = TASKS[config.prepared.task]
     folder.mkdir(parents=True)
     if artifact is ArtifactFormat.ADAPTER:

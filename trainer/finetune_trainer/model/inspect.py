@@ -24,7 +24,7 @@ _QUANTISED_SUFFIX = re.compile(
 _PACKED = (".qweight", ".qzeros")
 """How the tensors of GPTQ and AWQ end, which older tools write without a word in config.json."""
 _QUANTISED_SETTINGS = ("quantize_config.json", "quant_config.json")
-"""Where these tools note what they did; beside plain weights the files mean nothing."""
+"""Files that these tools write; next to plain weights they mean nothing."""
 _NOT_ADAPTED = ("embed", "lm_head", "classifier", "score", "wte", "wpe", "predictions")
 
 
@@ -61,7 +61,7 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
     if not any(matches(path.name, VOCABULARY_FILES) for path in folder.iterdir()):
         raise ModelUnusableError(
             f"{uri} has no tokenizer: no tokenizer.json (nor vocab.txt, vocab.json, *.model)",
-            advice="copy the tokenizer's files beside the weights",
+            advice="copy the tokenizer's files into the folder of the weights",
         )
     nested = config.get("text_config")  # models that also see or hear
     text: dict[str, Any] = nested if isinstance(nested, dict) else config
@@ -199,9 +199,9 @@ def _weight_files(folder: Path, uri: str) -> list[Path]:
         if (folder / name).exists():
             raise _quantised(uri, f"it has {name} and no model.safetensors")
     others = sorted(path.name for path in folder.iterdir() if matches(path.name, PICKLED_WEIGHTS))
-    beside = f"; there is {', '.join(others[:3])}, which is not loaded" if others else ""
+    pickled = f"; there is {', '.join(others[:3])}, which is not loaded" if others else ""
     raise ModelUnusableError(
-        f"{uri} has no weights: no model.safetensors and no model.safetensors.index.json{beside}",
+        f"{uri} has no weights: no model.safetensors and no model.safetensors.index.json{pickled}",
         advice="save the model with transformers' save_pretrained, which writes safetensors",
     )
 

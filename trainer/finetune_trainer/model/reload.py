@@ -1,6 +1,6 @@
 """Exported folders, loaded as anybody would load them, and refused where a weight is missing or is not used.
 
-transformers and PEFT go on with random values for what a file lacks; after an export that is an error.
+transformers and PEFT draw random values for weights that a file lacks; after an export that is an error.
 """
 
 from pathlib import Path

@@ -80,7 +80,7 @@ class Measured:
 
 
 class ValidationScores:
-    """What a rank adds up over its batches of the validation split, beside loss and targets.
+    """What a rank adds up over its batches of the validation split, in addition to loss and targets.
 
     The tensors are summed over all ranks before the metrics are computed. This class has none.
     """
@@ -113,8 +113,6 @@ class TrainingTask(ABC):
     """Whether only models that were trained to write can be used."""
     model_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     """Tensors of a batch that the model is called with; the others are for the loss."""
-    has_labels: ClassVar[bool]
-    """Whether every record has one label of a fixed set. The head then has one output for each of them."""
     may_draw_head: ClassVar[bool]
     """Whether parameters of the head may be new; all others have to be in the base model's files."""
     no_head_advice: ClassVar[str] = ""
@@ -134,6 +132,11 @@ class TrainingTask(ABC):
     def support(self) -> TaskSupport:
         """Row of the support table."""
         return TASK_SUPPORT[self.name]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every record has one label of a fixed set. The head then has one output for each of them."""
+        return self.support.has_labels
 
     @property
     def model_class(self) -> Any:

@@ -43,7 +43,6 @@ class CausalLM(TrainingTask):
     peft_type = "CAUSAL_LM"
     pipeline_tag = "text-generation"
     needs_decoder = True
-    has_labels = False
     may_draw_head = False
     no_head_advice = "use a base model with a language-modelling head, or set spec.model.task to SequenceClassification"
     needs_pad_token = False

@@ -30,7 +30,6 @@ class SequenceClassification(TrainingTask):
     peft_type = "SEQ_CLS"
     pipeline_tag = "text-classification"
     needs_decoder = False
-    has_labels = True
     may_draw_head = True
     needs_pad_token = True  # a decoder classifies at the last token that is not padding
     has_token_logits = False

@@ -26,7 +26,6 @@ from ..errors import DivergedError, StoppedError
 from ..progress import ProgressReporter
 from ..stop import StopFlag
 from ..tasks import TASKS, TrainingTask
-from .control import StepControl
 from .meter import StepMeter
 from .padding import batch_by_groups, forward_by_groups
 from .plan import TrainingPlan

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from ..base import ApiModel
 from ..results import ArtifactFormat
+from ..scope import Scope
 from ..tasks import Task
 
 
@@ -13,7 +14,7 @@ class MethodSupport:
     """The row of one fine-tuning method in the support table (see `finetune_api.support`)."""
 
     formats: tuple[ArtifactFormat, ...]
-    """What can be exported. The first one is exported where `spec.output.formats` is absent."""
+    """What can be exported."""
     tasks: tuple[Task, ...] | None = None
     """None: every task."""
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
@@ -21,7 +22,7 @@ class MethodSupport:
     """Values of `spec.training.gradientCheckpointing` that it can be trained with."""
 
 
-class MethodBlock(ApiModel):
+class MethodBlock(ApiModel, scope=Scope.RUN):
     """The settings of one fine-tuning method."""
 
     support: ClassVar[MethodSupport]

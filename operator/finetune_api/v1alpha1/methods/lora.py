@@ -1,6 +1,6 @@
 """`spec.method.lora`."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
@@ -26,3 +26,12 @@ class Lora(MethodBlock):
         None
     )
     """Names of the linear layers to adapt, such as `q_proj`. Absent: every linear layer but the head."""
+
+    @property
+    def scale(self) -> int:
+        """`alpha`, or twice the rank where it is absent."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+    def without_fixed_defaults(self) -> Self:
+        """Without `alpha` where it is twice the rank."""
+        return self.model_copy(update={"alpha": None}) if self.alpha == 2 * self.rank else self
