@@ -77,11 +77,9 @@ class ChatRenderer:
         self._learn_about_template(special_tokens)
         self.for_tools: ChatRenderer | None = None
         """Renders conversations that have tools, where the tokenizer has a template of its own for them."""
-        self.folded = 0
-        """Conversations whose system message was put in front of the first user message."""
-        self._unused: Counter[str] = Counter()
-        """Name that the template does not read -> records that set it."""
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        """What happened to the conversations rendered so far: keys of `_REMARKS`, `folded`, and `unused NAME` for a
+        value that the template does not read."""
 
     def __call__(self, messages: list[Message], values: Values | None = None) -> Rendered:
         """Text and loss spans, in order. Raises RecordProblem for what the template refuses or leaves out."""
@@ -91,8 +89,8 @@ class ChatRenderer:
         messages = self._adapted(messages)
         text, marked = self._rendered(messages, values)
         places = self._places(messages, values, text)
-        rewritten = self._counts["reasoning rewritten"]
-        self._unused.update(name for name in values if name not in self._variables)
+        rewritten = self.counts["reasoning rewritten"]
+        self.counts.update(f"{_UNUSED}{name}" for name in values if name not in self._variables)
         if self._marked:
             spans = [self._through_end_token(text, start, end) for start, end in marked if end > start]
             self._count_reasoning(messages, text, spans)
@@ -100,7 +98,7 @@ class ChatRenderer:
         else:
             spans = self._spans(messages, values, text, places)
         if not spans:
-            if self._counts["reasoning rewritten"] > rewritten:
+            if self.counts["reasoning rewritten"] > rewritten:
                 raise RecordProblem(
                     "chat template",
                     "the model's chat template leaves out the reasoning of every answer because later turns follow",
@@ -117,24 +115,39 @@ class ChatRenderer:
         """A user's message and the generation prompt. Raises RecordProblem where the template refuses that."""
         return self._rendered(self._adapted([{"role": "user", "content": content}]), {}, prompt=True)[0]
 
-    def remarks(self) -> tuple[str, ...]:
-        """What happened to the conversations rendered so far, one line each."""
+    @property
+    def folded(self) -> int:
+        """Conversations whose system message was put in front of the first user message."""
+        return self.counts["folded"]
+
+    def take_counts(self) -> Counter[str]:
+        """The counts since the last call; those of the template for tools have the prefix `tools: `."""
+        taken, self.counts = self.counts, Counter()
+        if self.for_tools is not None:
+            taken.update({f"{_TOOLS}{key}": count for key, count in self.for_tools.take_counts().items()})
+        return taken
+
+    def remarks(self, counts: Counter[str] | None = None) -> tuple[str, ...]:
+        """What happened to the conversations, one line each. Absent `counts`: to those rendered so far."""
+        counts = self.counts if counts is None else counts
         found = []
-        if self.folded:
+        if counts["folded"]:
             found.append(
-                f"the chat template has no system role: {self.folded} system messages were put in front of the first "
-                "user message"
+                f"the chat template has no system role: {counts['folded']} system messages were put in front of the "
+                "first user message"
             )
         if "strftime_now" in self._variables:
             found.append(
                 f"the chat template writes today's date: the data has {self._today:%d %b %Y} in its place, so that the "
                 "same records give the same tokens on every day"
             )
-        if self._unused:
-            listed = ", ".join(f"{name} ({count} records)" for name, count in self._unused.most_common(8))
+        if unused := _with_prefix(counts, _UNUSED):
+            listed = ", ".join(f"{name} ({count} records)" for name, count in unused.most_common(8))
             found.append(f"the chat template does not use: {listed}")
-        found += [text.format(self._counts[kind]) for kind, text in _REMARKS.items() if self._counts[kind]]
-        return tuple(dict.fromkeys([*found, *(self.for_tools.remarks() if self.for_tools else ())]))
+        found += [text.format(counts[kind]) for kind, text in _REMARKS.items() if counts[kind]]
+        if self.for_tools is not None:
+            found += self.for_tools.remarks(_with_prefix(counts, _TOOLS) + self.for_tools.counts)
+        return tuple(dict.fromkeys(found))
 
     def _learn_about_template(self, special_tokens: Sequence[str]) -> None:
         """Find out by small conversations what the template writes."""
@@ -210,7 +223,7 @@ class ChatRenderer:
         messages = [self._adapted_message(message, index) for index, message in enumerate(messages, start=1)]
         if self.folds_system and messages[0]["role"] == "system":
             messages = _fold_system(messages)
-            self.folded += 1
+            self.counts["folded"] += 1
         return messages
 
     def _adapted_message(self, message: Message, index: int) -> Message:
@@ -271,15 +284,15 @@ class ChatRenderer:
             is_last = index == len(messages) - 1
             reasoning = _reasoning(message)
             if turn is None:
-                self._counts["unknown place"] += 1
+                self.counts["unknown place"] += 1
             elif reasoning and not is_last and _loses_reasoning(reasoning, text, turn, through):
-                self._counts["reasoning rewritten"] += 1
+                self.counts["reasoning rewritten"] += 1
             else:
                 start, end = turn
                 if reasoning and reasoning not in text[start:end]:
                     earlier = max((stop for _, stop in places.values() if stop <= start), default=0)
                     is_written = reasoning in text[earlier:start]
-                    self._counts["reasoning without loss" if is_written else "reasoning left out"] += 1
+                    self.counts["reasoning without loss" if is_written else "reasoning left out"] += 1
                 spans.append(turn)
         return spans
 
@@ -329,12 +342,12 @@ class ChatRenderer:
     def _count_reasoning(self, messages: list[Message], text: str, spans: list[Span]) -> None:
         """Note the turns of which a template that marks the spans itself leaves something without loss."""
         answers = [message for message in messages if message["role"] == "assistant"]
-        self._counts["not marked"] += max(0, len(answers) - len(spans))
+        self.counts["not marked"] += max(0, len(answers) - len(spans))
         for reasoning in filter(None, map(_reasoning, answers)):
             if reasoning not in text:
-                self._counts["reasoning left out"] += 1
+                self.counts["reasoning left out"] += 1
             elif not any(reasoning in text[start:end] for start, end in spans):
-                self._counts["reasoning without loss"] += 1
+                self.counts["reasoning without loss"] += 1
 
     def _count_unmarked(
         self, messages: list[Message], values: Values, text: str, places: dict[int, Span], spans: list[Span]
@@ -349,7 +362,7 @@ class ChatRenderer:
             reasoning = _reasoning(message)
             if reasoning and reasoning in text[start:first]:
                 start = first
-            self._counts["outside of marks"] += bool(_between(text, (start, turn[1]), inside).strip())
+            self.counts["outside of marks"] += bool(_between(text, (start, turn[1]), inside).strip())
 
     def _through_end_token(self, text: str, start: int, end: int) -> Span:
         """The span made longer by the special token right behind it, unless one ends it already."""
@@ -374,6 +387,13 @@ _REMARKS = {
     "renders; " + _ADVICE.replace("{", "{{").replace("}", "}}"),
 }
 """What happened to an assistant turn -> the line that counts such turns."""
+
+
+_UNUSED, _TOOLS = "unused ", "tools: "
+
+
+def _with_prefix(counts: Counter[str], prefix: str) -> Counter[str]:
+    return Counter({key.removeprefix(prefix): count for key, count in counts.items() if key.startswith(prefix)})
 
 
 def _word(index: int) -> str:
@@ -501,29 +521,9 @@ def renderer_of(tokenizer: Any, today: date = TEMPLATE_DATE) -> ChatRenderer | N
 
 
 def _renderer(tokenizer: Any, template: str, today: date) -> ChatRenderer:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     marked = _MARKER.search(template) is not None
-    special = tokenizer.special_tokens_map
     variables = _variables(template)
-
-    # transformers annotates a string, and returns the texts and the marked spans of each.
-    render_templates: Any = render_jinja_template
-
-    def render(messages: list[Message], prompt: bool, values: Values) -> Rendered:
-        # transformers compiles a template once and keeps it. It takes no functions as arguments, so the clock is
-        # replaced in the compiled template.
-        _compiled(template).globals["strftime_now"] = functools.partial(_formatted, today)
-        texts, spans = render_templates(
-            [messages],
-            chat_template=template,
-            add_generation_prompt=prompt,
-            return_assistant_tokens_mask=marked and not prompt,
-            **special,
-            **values,
-        )
-        return texts[0], tuple(spans[0]) if spans else ()
-
+    render = functools.partial(_render, template, marked, dict(tokenizer.special_tokens_map), today)
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return ChatRenderer(
         render,
@@ -533,6 +533,33 @@ def _renderer(tokenizer: Any, template: str, today: date) -> ChatRenderer:
         begin=tokenizer.bos_token or "",
         today=today,
     )
+
+
+def _render(
+    template: str,
+    marked: bool,
+    special_tokens: Mapping[str, str],
+    today: date,
+    messages: list[Message],
+    prompt: bool,
+    values: Values,
+) -> Rendered:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    # transformers annotates a string, and returns the texts and the marked spans of each.
+    render_templates: Any = render_jinja_template
+    # transformers compiles a template once and keeps it. It takes no functions as arguments, so the clock is replaced
+    # in the compiled template.
+    _compiled(template).globals["strftime_now"] = functools.partial(_formatted, today)
+    texts, spans = render_templates(
+        [messages],
+        chat_template=template,
+        add_generation_prompt=prompt,
+        return_assistant_tokens_mask=marked and not prompt,
+        **special_tokens,
+        **values,
+    )
+    return texts[0], tuple(spans[0]) if spans else ()
 
 
 def _compiled(template: str) -> Any:

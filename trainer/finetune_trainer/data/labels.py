@@ -80,16 +80,13 @@ def canonical_names(spellings: Collection[str]) -> tuple[Mapping[str, str], tupl
 
     All else keeps its spelling: `01` and `1`, or `A` and `a`, may be different things. A remark names such pairs.
     """
-    composed = {spelling: unicodedata.normalize("NFC", spelling) for spelling in spellings}
-    names = set(composed.values())
-    whole = {name: str(int(name.removesuffix(".0"))) for name in names if _FLOAT_OF_WHOLE.fullmatch(name)}
-    if any(_FRACTION.fullmatch(name) for name in names) and names.isdisjoint(whole.values()):
-        whole = {}
-    booleans = {name: name.casefold() for name in names if name.casefold() in _BOOLEANS}
+    names = {unicodedata.normalize("NFC", spelling) for spelling in spellings}
+    whole = {canonical_name(name, floats_are_whole=True) for name in names if _FLOAT_OF_WHOLE.fullmatch(name)}
+    has_grades = any(_FRACTION.fullmatch(name) for name in names) and names.isdisjoint(whole)
     changed = {
         spelling: name
-        for spelling, text in composed.items()
-        if (name := whole.get(text) or booleans.get(text) or text) != spelling
+        for spelling in spellings
+        if (name := canonical_name(spelling, floats_are_whole=not has_grades)) != spelling
     }
     remarks = []
     if changed:
@@ -100,6 +97,15 @@ def canonical_names(spellings: Collection[str]) -> tuple[Mapping[str, str], tupl
         groups = [" and ".join(map(shown, group)) for group in alike]
         remarks.append(f"labels that look alike are different classes: {listed(groups, most=4)}")
     return changed, tuple(remarks)
+
+
+def canonical_name(spelling: str, *, floats_are_whole: bool) -> str:
+    """The name of one spelling. Whether `1.0` is `1` (`floats_are_whole`) depends on all labels of a data set."""
+    name = unicodedata.normalize("NFC", spelling)
+    if floats_are_whole and _FLOAT_OF_WHOLE.fullmatch(name):
+        return str(int(name.removesuffix(".0")))
+    folded = name.casefold()
+    return folded if folded in _BOOLEANS else name
 
 
 def _alike(names: Iterable[str]) -> list[list[str]]:

@@ -23,8 +23,11 @@ class RecordProblem(ValueError):  # noqa: N818 - not an error of the program but
         self.what = what
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[type["RecordProblem"], tuple[str, str, str]]:
+        return RecordProblem, (self.rule, self.what, self.remedy)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a record stands: its file and its line (text files) or row (Parquet), from 1."""
 
@@ -41,7 +44,8 @@ class BadRecords:
 
     def __init__(self, action: BadRecordAction) -> None:
         self.skips = action is BadRecordAction.SKIP
-        self._found: list[tuple[str, RecordProblem]] = []
+        self.found: list[tuple[str, RecordProblem]] = []
+        """Place and problem of each record, in the order of the records; empty with `Skip`."""
         self.dropped: Counter[str] = Counter()
         """Rule -> records that were skipped."""
 
@@ -53,16 +57,22 @@ class BadRecords:
         if self.skips:
             self.dropped[problem.rule] += records
             return
-        self._found.append((place, problem))
-        if len(self._found) >= _LISTED:
+        self.found.append((place, problem))
+        if len(self.found) >= _LISTED:
             self.raise_if_any()
+
+    def merge(self, later: "BadRecords") -> None:
+        """Add the findings of the records that follow. Raises BadDataError when enough were found."""
+        self.dropped.update(later.dropped)
+        for place, problem in later.found:
+            self.add(place, problem)
 
     def raise_if_any(self) -> None:
         """Raise BadDataError listing what was found, with one remedy for each kind of problem."""
-        if not self._found:
+        if not self.found:
             return
-        lines = [f"{place}: {problem.what}" for place, problem in self._found]
-        remedies = list(dict.fromkeys(problem.remedy for _, problem in self._found))
+        lines = [f"{place}: {problem.what}" for place, problem in self.found]
+        remedies = list(dict.fromkeys(problem.remedy for _, problem in self.found))
         more = " (reading stopped there)" if len(lines) >= _LISTED else ""
         head = f"{len(lines)} record{'s' if len(lines) > 1 else ''} cannot be used{more}:\n  "
         raise BadDataError(
