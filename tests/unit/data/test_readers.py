@@ -3,6 +3,7 @@ import functools
 import gzip
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import BadRecordAction, Source
 from finetune_trainer.data.problems import BadRecords
-from finetune_trainer.data.readers import Record, column_names, read
+from finetune_trainer.data.readers import Record, blocks, column_names, read
 from finetune_trainer.data.sources import SourceFile, fetch_sources
 from finetune_trainer.errors import BadDataError
 from finetune_trainer.store import ObjectStore
@@ -354,3 +355,50 @@ def test_a_folder_is_not_a_file(tmp_path):
     with pytest.raises(BadDataError, match="is a folder") as caught:
         fetch(tmp_path, f"file://{tmp_path}")
     assert f"file://{tmp_path}/*.jsonl" in caught.value.advice
+
+
+LINES = [{"text": f"täxt {number}", "label": number} for number in range(40)]
+LINE_ENDS = {"\n": "\n", "\r\n": "\r\n", "\r": "\r", "no last one": "\n"}
+BROKEN = 'oops\n\n\n{"text": "\\ud83d", "label": 1}\n'
+
+
+def lines(end: str) -> bytes:
+    text = "\n".join(map(json.dumps, LINES[:20])) + "\n" + BROKEN + "\n".join(map(json.dumps, LINES[20:]))
+    return (text if end == "no last one" else text + "\n").replace("\n", LINE_ENDS[end]).encode()
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1 << 20])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *[("a.jsonl", lines(end)) for end in LINE_ENDS],
+        ("a.jsonl", b"\xef\xbb\xbf" + lines("\r\n")),
+        ("a.jsonl", lines("\n").replace(b"oops", b"\xff")),
+        ("a.jsonl.gz", gzip.compress(lines("\n"))),
+        ("a.jsonl", lines("\r").decode().encode("utf-16")),
+        ("a.csv", "text,label\n" + "".join(f'"{row["text"]}\n2",{row["label"]}\n' for row in LINES) + '"a\n'),
+        ("a.txt", "\n\n\n".join(row["text"] for row in LINES)),
+        ("a.parquet", parquet_bytes(WITH_BAD_TEXT)),
+    ],
+)
+def test_blocks_of_any_size_hold_the_same_records_at_the_same_places(write, tmp_path, name, content, size):
+    (file,) = fetch(tmp_path, write(name, content))
+    every = lambda names: names  # noqa: E731
+    whole, there = BadRecords(BadRecordAction.FAIL), BadRecords(BadRecordAction.FAIL)
+    parts = [pickle.loads(pickle.dumps(block)) for block in blocks(file, every, size)]
+    found = [record for block in parts for record in block.read(there, every)]
+    assert found == list(read(file, whole))
+    assert [(place, str(problem)) for place, problem in there.found] == [
+        (place, str(problem)) for place, problem in whole.found
+    ]
+    if name == "a.jsonl" and size == 7 and b"\x00" not in content:
+        assert len(parts) >= 40
+
+
+def test_records_before_the_damaged_part_of_a_file_are_read_first(write, tmp_path):
+    content = gzip.compress(b"oops\n" + b"".join(b'{"text": "row %d"}\n' % row for row in range(50_000)))
+    (file,) = fetch(tmp_path, write("a.jsonl.gz", content[: len(content) // 2]))
+    bad = BadRecords(BadRecordAction.FAIL)
+    with pytest.raises(BadDataError, match="damaged gzip"):
+        list(read(file, bad))
+    assert [place for place, _ in bad.found] == [f"{file.uri} line 1"]

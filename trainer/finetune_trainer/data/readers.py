@@ -1,5 +1,9 @@
 """Files -> records: JSON Lines, JSON, CSV, Parquet and plain text, each record with its place.
 
+A file is read as blocks of a few MiB, which do not depend on each other: a worker process can read each one. Lines of
+JSON and rows of Parquet become Python values there; of CSV, whose rows may span lines, and of paragraphs of text, the
+blocks hold records that are parsed already.
+
 A record that cannot be read is reported and left out; a file that is not what its suffix says stops the reading, since
 nothing in it can be trusted. Whatever the bytes are, the outcome is records or BadDataError.
 """
@@ -16,10 +20,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from finetune_api.v1alpha1 import BadRecordAction
 
 from ..errors import BadDataError
 from .problems import BadRecords, Place, RecordProblem, listed, shown
@@ -27,6 +33,8 @@ from .sources import SourceFile
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".txt", ".parquet")
 """The first five also with `.gz` behind."""
+
+BLOCK_BYTES = 1 << 20
 
 Columns = Callable[[Sequence[str]], Iterable[str]]
 """The names of a file's columns -> those whose values will be used."""
@@ -61,6 +69,11 @@ _CSV_FIELD_LIMIT = 1 << 26
 _DELIMITERS = (",", ";", "\t", "|")
 _SAVE_AS_UTF8 = "save the file as UTF-8 (files of older Windows programs are in Windows-1252 or Latin-1)"
 _PARQUET_BATCH_ROWS = 1024
+_PARQUET_BUFFER_BYTES = 1 << 20
+"""Read at a time of a column; without it a whole row group of the column would be in memory."""
+_PARSED_RECORDS = 20_000
+_CHARACTER_BYTES = 4
+"""At most, in UTF-8."""
 _HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 """How JSON spells halves of surrogate pairs; two of them together are fine."""
 
@@ -73,30 +86,128 @@ class Record:
     place: Place
 
 
+class Block(Protocol):
+    """A part of a file that can be read on its own, also in another process."""
+
+    @property
+    def file(self) -> SourceFile:
+        """The file that it is a part of."""
+
+    def read(self, bad: BadRecords, columns: Columns) -> Iterator[Record]:
+        """Its records in order; those that cannot be read are added to `bad`."""
+
+
 def read(file: SourceFile, bad: BadRecords, columns: Columns = lambda names: names) -> Iterator[Record]:
-    """The records of a file, in order. Of Parquet files only the named columns are read.
+    """The records of a file, in order. Of Parquet and CSV files only the named columns are kept.
 
     Raises BadDataError for a file that is not what its suffix says.
     """
+    for block in blocks(file, columns):
+        yield from block.read(bad, columns)
+
+
+def blocks(file: SourceFile, columns: Columns, size: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The parts of a file, of about `size` bytes each, in order. Raises BadDataError as `read` does."""
     suffix = file_type(file)
     if file.size == 0:
-        bad.add(file.uri, _empty_file())
-        return
-    if suffix == ".parquet":
-        yield from _parquet(file, bad, columns)
-        return
-    try:
-        with _open(file.path) as stream:
-            # Without a line in the middle of a row of CSV, nobody could tell where the next row begins.
-            lines = _decoded(stream, file, bad, keeps_all=_TEXT_READERS[suffix] is _csv)
-            yield from _TEXT_READERS[suffix](lines, file, bad, columns)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadDataError(f"{file.uri}: damaged gzip data ({error})", advice="upload the file again") from error
-    except UnicodeError as error:
-        raise BadDataError(
-            f"{file.uri}: damaged {getattr(error, 'encoding', 'text')}: {getattr(error, 'reason', error)}",
-            advice="save the file as UTF-8",
-        ) from error
+        yield ParsedBlock(file, (_Bad(file.uri, _empty_file()),))
+    elif suffix == ".parquet":
+        yield from _parquet(file, columns, size)
+    else:
+        try:
+            yield from _text_blocks(file, suffix, columns, size)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise BadDataError(f"{file.uri}: damaged gzip data ({error})", advice="upload the file again") from error
+        except UnicodeError as error:
+            raise BadDataError(
+                f"{file.uri}: damaged {getattr(error, 'encoding', 'text')}: {getattr(error, 'reason', error)}",
+                advice="save the file as UTF-8",
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Bad:
+    """A record that cannot be read."""
+
+    place: str
+    problem: RecordProblem
+    records: int = 1
+
+
+@dataclass(frozen=True)
+class ParsedBlock:
+    """Records and findings in the order of the file."""
+
+    file: SourceFile
+    entries: Sequence[Record | _Bad]
+
+    def read(self, bad: BadRecords, columns: Columns) -> Iterator[Record]:
+        """The records; the findings are added to `bad`."""
+        del columns
+        for entry in self.entries:
+            if isinstance(entry, _Bad):
+                bad.add(entry.place, entry.problem, entry.records)
+            else:
+                yield entry
+
+
+class _Collector(BadRecords):
+    """Puts findings among the records of a ParsedBlock, in place of raising or counting them."""
+
+    def __init__(self, entries: list[Record | _Bad]) -> None:
+        super().__init__(BadRecordAction.SKIP)
+        self._entries = entries
+
+    def add(self, place: str, problem: RecordProblem, records: int = 1) -> None:
+        """Note the finding."""
+        self._entries.append(_Bad(place, problem, records))
+
+
+@dataclass(frozen=True)
+class LinesBlock:
+    """Whole lines of JSON in UTF-8: where they stand in the file, or, of compressed files, the lines themselves."""
+
+    file: SourceFile
+    first_line: int
+    """Number of its first line, from 1."""
+    encoding: str
+    offset: int
+    size: int
+    data: bytes | None = None
+
+    def read(self, bad: BadRecords, columns: Columns) -> Iterator[Record]:
+        """One record for each line that holds an object."""
+        data = self.data
+        if data is None:
+            with self.file.path.open("rb") as stream:
+                stream.seek(self.offset)
+                data = stream.read(self.size)
+        lines = _decoded(io.BytesIO(data), self.file, bad, self.encoding, keeps_all=False, first=self.first_line)
+        yield from _json_lines(lines, self.file, bad, columns)
+
+
+@dataclass(frozen=True)
+class RowsBlock:
+    """Rows of Parquet."""
+
+    file: SourceFile
+    first_row: int
+    """Number of its first row, from 1."""
+    data: bytes
+    """Batches of rows with the columns that are used, as an Arrow stream."""
+
+    def read(self, bad: BadRecords, columns: Columns) -> Iterator[Record]:
+        """One record for each row whose values Python has."""
+        del columns  # the batches hold no others
+        number = self.first_row
+        for batch in pa.ipc.open_stream(self.data):
+            for values in _rows(batch, batch.schema.names):
+                place = Place(self.file.uri, number, "row")
+                number += 1
+                if isinstance(values, RecordProblem):
+                    bad.add(str(place), values)
+                else:
+                    yield Record(values, place)
 
 
 def _empty_file() -> RecordProblem:
@@ -108,7 +219,9 @@ def column_names(file: SourceFile, bad: BadRecords) -> tuple[str, ...] | None:
     if file_type(file) == ".parquet" and file.size:
         with _parquet_file(file) as table:
             return tuple(table.schema_arrow.names) if table.metadata.num_rows else None
-    return next((tuple(record.values) for record in read(file, bad, lambda _: ())), None)
+    is_csv = file_type(file) == ".csv"
+    columns: Columns = (lambda names: names) if is_csv else (lambda _: ())  # the values of lines of JSON are not needed
+    return next((tuple(record.values) for record in read(file, bad, columns)), None)
 
 
 def file_type(file: SourceFile) -> str:
@@ -148,30 +261,118 @@ def _check_magic(file: SourceFile, start: bytes, expected: str) -> None:
         )
 
 
-def _decoded(stream: BinaryIO, file: SourceFile, bad: BadRecords, *, keeps_all: bool) -> Iterator[Line]:
-    """Lines as text, which may end in `\\n`, `\\r\\n` or `\\r`. UTF-8, or what a byte order mark says.
+def _text_blocks(file: SourceFile, suffix: str, columns: Columns, size: int) -> Iterator[Block]:
+    with io.BufferedReader(cast(io.RawIOBase, _open(file.path)), buffer_size=1 << 16) as stream:
+        head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+        if not head:
+            yield ParsedBlock(file, (_Bad(file.uri, _empty_file()),))
+            return
+        encoding = _encoding(head, file)
+        reader = _TEXT_READERS[suffix]
+        if reader is _json_lines:
+            if _is_json_array(file, encoding):
+                reader = _json_array
+            elif encoding.startswith("utf-8"):
+                yield from _line_blocks(stream, file, encoding, size)
+                return
+        entries: list[Record | _Bad] = []
+        found = _Collector(entries)
+        # Without a line in the middle of a row of CSV, the beginning of the next row would be unknown.
+        lines = _decoded(stream, file, found, encoding, keeps_all=reader is _csv)
+        yield from _parsed_blocks(reader(lines, file, found, columns), entries, file, size)
+
+
+def _parsed_blocks(
+    records: Iterator[Record], entries: list[Record | _Bad], file: SourceFile, size: int
+) -> Iterator[Block]:
+    """Blocks of the records and of the findings that reading them adds to `entries`."""
+    error: Exception | None = None
+    characters = 0
+    while error is None:
+        try:
+            record = next(records, None)
+        except (BadDataError, EOFError, gzip.BadGzipFile, zlib.error, UnicodeError) as raised:
+            record, error = None, raised  # it comes after the records before it
+        if record is not None:
+            entries.append(record)
+            characters += sum(len(value) if isinstance(value, str) else 64 for value in record.values.values())
+        if entries and (record is None or characters >= size or len(entries) >= _PARSED_RECORDS):
+            yield ParsedBlock(file, tuple(entries))
+            entries.clear()
+            characters = 0
+        if record is None:
+            break
+    if error is not None:
+        raise error
+
+
+def _line_blocks(stream: BinaryIO, file: SourceFile, encoding: str, size: int) -> Iterator[Block]:
+    """Divide UTF-8 behind line ends. Lines are counted here, so that every block knows the number of its first one."""
+    is_compressed = file.path.name.lower().endswith(".gz")
+    line, offset, rest = 1, 0, b""
+    is_last = False
+    while not is_last:
+        more, error = _read_fully(stream, max(size, len(rest)))  # twice as much for a line longer than a block
+        is_last = len(more) < max(size, len(rest))
+        data = rest + more
+        # A `\r` at the very end may be the first half of a line end.
+        end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, -1)) + 1
+        if (is_last and error is None) or len(data) - end >= _CHARACTER_BYTES * _LONGEST_LINE:
+            end = len(data)  # a line that is too long is refused by the reader of the block
+        if end:
+            block = data[:end]
+            yield LinesBlock(file, line, encoding, offset, end, block if is_compressed else None)
+            line += block.count(b"\n") + (block.count(b"\r") - block.count(b"\r\n") if b"\r" in block else 0)
+            offset, encoding = offset + end, "utf-8"
+        rest = data[end:]
+        if error is not None:
+            raise error
+
+
+def _read_fully(stream: BinaryIO, size: int) -> tuple[bytes, Exception | None]:
+    """So many bytes, or all that can be read; and what went wrong then, in a damaged gzip file."""
+    pieces: list[bytes] = []
+    try:
+        while size > 0 and (piece := stream.read(min(size, 1 << 16))):
+            pieces.append(piece)
+            size -= len(piece)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        return b"".join(pieces), error
+    return b"".join(pieces), None
+
+
+def _is_json_array(file: SourceFile, encoding: str) -> bool:
+    """Whether the first line that is not empty begins an array."""
+    ignored = BadRecords(BadRecordAction.SKIP)
+    with io.BufferedReader(cast(io.RawIOBase, _open(file.path)), buffer_size=1 << 16) as stream:
+        try:
+            lines = _decoded(stream, file, ignored, encoding, keeps_all=False)
+            first = next((line for _, line in lines if line.strip()), "")
+        except (BadDataError, EOFError, gzip.BadGzipFile, zlib.error, UnicodeError):
+            return False  # reading the records meets it again
+    return first.lstrip().startswith("[")
+
+
+def _decoded(
+    stream: BinaryIO, file: SourceFile, bad: BadRecords, encoding: str, *, keeps_all: bool, first: int = 1
+) -> Iterator[Line]:
+    """Lines as text, which may end in `\\n`, `\\r\\n` or `\\r`; `first` is the number of the first one.
 
     A line that is not UTF-8 is reported and left out; or kept (`keeps_all`), with its bytes as unpaired surrogates.
     """
-    with io.BufferedReader(cast(io.RawIOBase, stream), buffer_size=1 << 16) as buffered:
-        head = buffered.peek(_HEAD_BYTES)[:_HEAD_BYTES]
-        if not head:
-            bad.add(file.uri, _empty_file())
-            return
-        encoding = _encoding(head, file)
-        # Bytes that do not decode become halves of surrogate pairs, which valid UTF-8 never gives.
-        errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
-        with io.TextIOWrapper(buffered, encoding, errors, newline=None) as text:
-            for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE), ""), start=1):
-                if len(line) >= _LONGEST_LINE:
-                    raise BadDataError(
-                        f"{file.uri} line {number}: longer than {_LONGEST_LINE >> 20} Mi characters",
-                        advice="write one record per line, as JSON Lines, or Parquet",
-                    )
-                if keeps_all or _is_encodable(line):
-                    yield number, line.removesuffix("\n")
-                else:
-                    bad.add(str(Place(file.uri, number)), _undecodable(line))
+    # Bytes that do not decode become halves of surrogate pairs, which valid UTF-8 never gives.
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+    with io.TextIOWrapper(stream, encoding, errors, newline=None) as text:
+        for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE), ""), start=first):
+            if len(line) >= _LONGEST_LINE:
+                raise BadDataError(
+                    f"{file.uri} line {number}: longer than {_LONGEST_LINE >> 20} Mi characters",
+                    advice="write one record per line, as JSON Lines, or Parquet",
+                )
+            if keeps_all or _is_encodable(line):
+                yield number, line.removesuffix("\n")
+            else:
+                bad.add(str(Place(file.uri, number)), _undecodable(line))
 
 
 def _encoding(head: bytes, file: SourceFile) -> str:
@@ -223,14 +424,8 @@ def _undecodable(line: str) -> RecordProblem:
 
 
 def _json_lines(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-    """One object a line; or one array of objects, which is read whole."""
-    first = next(((number, line) for number, line in lines if line.strip()), None)
-    if first is None:
-        return
-    if first[1].lstrip().startswith("["):
-        yield from _json_array(first, lines, file, bad, columns)
-        return
-    for number, line in chain([first], lines):
+    """One object a line."""
+    for number, line in lines:
         if not line.strip():
             continue
         place = Place(file.uri, number)
@@ -240,9 +435,9 @@ def _json_lines(lines: Iterator[Line], file: SourceFile, bad: BadRecords, column
             bad.add(str(place), problem)
 
 
-def _json_array(
-    first: Line, lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns
-) -> Iterator[Record]:
+def _json_array(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
+    """One array of objects, which is read whole."""
+    first = next((number, line) for number, line in lines if line.strip())
     texts = [first[1]]
     for number, line in lines:
         if number != first[0] + len(texts):
@@ -319,7 +514,6 @@ def _csv(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Colu
 
     A header with two of these marks leaves it to the first row.
     """
-    del columns  # a row is parsed whole
     csv.field_size_limit(_CSV_FIELD_LIMIT)
     first, delimiters = _first_csv_line(lines)
     if first is None:
@@ -329,6 +523,7 @@ def _csv(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Colu
     counted = _Counted(chain([first], ahead, lines))
     rows = csv.reader(counted, strict=True, delimiter=delimiter)
     header = _csv_header(rows, first[0], file)
+    used = set(columns([name for name in header if name]))
     while True:
         before = counted.begin_row()
         try:
@@ -349,7 +544,7 @@ def _csv(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Colu
             what = f"{len(row)} fields, but the header has {len(header)}: {listed(header)}"
             bad.add(str(place), RecordProblem("malformed CSV", what, "quote fields that hold a comma or a line end"))
             continue
-        yield Record({name: field for name, field in zip(header, row, strict=True) if name}, place)
+        yield Record({name: field for name, field in zip(header, row, strict=True) if name in used}, place)
 
 
 class _Counted:
@@ -474,7 +669,7 @@ def _text(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Col
 
 def _parquet_file(file: SourceFile) -> pq.ParquetFile:
     try:
-        table = pq.ParquetFile(file.path)
+        table = pq.ParquetFile(file.path, buffer_size=_PARQUET_BUFFER_BYTES)
         names = table.schema_arrow.names
     except _PARQUET_ERRORS as error:
         raise _unreadable_parquet(file, 0, error) from error
@@ -483,25 +678,37 @@ def _parquet_file(file: SourceFile) -> pq.ParquetFile:
     return table
 
 
-def _parquet(file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-    number = 0
+def _parquet(file: SourceFile, columns: Columns, size: int) -> Iterator[Block]:
     with _parquet_file(file) as table:
         used = list(columns(table.schema_arrow.names))
         batches = table.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=used)
-        while True:
+        first, number, waiting = 1, 0, list[pa.RecordBatch]()
+        error: Exception | None = None
+        batch = None
+        while error is None:
             try:
                 batch = next(batches, None)
-            except _PARQUET_ERRORS as error:
-                raise _unreadable_parquet(file, number, error) from error
+            except _PARQUET_ERRORS as raised:
+                batch, error = None, raised
+            if batch is not None:
+                waiting.append(batch.select(used))
+                number += batch.num_rows
+            if waiting and (batch is None or sum(each.nbytes for each in waiting) >= size):
+                yield RowsBlock(file, first, _stream_of(waiting))
+                first, waiting = number + 1, []
             if batch is None:
-                return
-            for values in _rows(batch, used):
-                number += 1
-                place = Place(file.uri, number, "row")
-                if isinstance(values, RecordProblem):
-                    bad.add(str(place), values)
-                else:
-                    yield Record(values, place)
+                break
+        if error is not None:
+            raise _unreadable_parquet(file, number, error) from error
+
+
+def _stream_of(batches: list[pa.RecordBatch]) -> bytes:
+    """A pickled batch would hold the whole buffers that it is a part of; an Arrow stream holds its rows alone."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batches[0].schema) as stream:
+        for batch in batches:
+            stream.write_batch(batch)
+    return cast(bytes, sink.getvalue().to_pybytes())
 
 
 def _rows(batch: pa.RecordBatch, names: list[str]) -> Iterable[dict[str, Any] | RecordProblem]:
