@@ -1,14 +1,49 @@
-"""How often the kernel has killed a process of this control group for memory."""
+"""What this control group may use, and how often the kernel has killed one of its processes for memory."""
 
+import math
+import os
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
+_NO_LIMIT = 1 << 60
+"""cgroup v1 says a number like 2**63 where there is no limit."""
+
+
+def cpu_limit(root: Path = CGROUP_ROOT, groups: Path = _OWN_GROUPS) -> int:
+    """CPUs that this process may use: those of its affinity, or fewer by the quota of cgroup v2 or v1; rounded up."""
+    allowed = len(os.sched_getaffinity(0))
+    for folder in _folders(root, groups, "cpu"):
+        try:
+            if (folder / "cpu.max").is_file():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+                period = (folder / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            continue
+        if quota.isdecimal():  # not `max` and not -1
+            return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+    return allowed
+
+
+def memory_limit(root: Path = CGROUP_ROOT, groups: Path = _OWN_GROUPS) -> int | None:
+    """Bytes that the group may use, by cgroup v2 or v1; None where there is no limit to read."""
+    for folder in _folders(root, groups, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                text = (folder / name).read_text().strip()
+            except OSError:
+                continue
+            if text.isdecimal() and int(text) < _NO_LIMIT:
+                return int(text)
+    return None
 
 
 def memory_kills(root: Path = CGROUP_ROOT, groups: Path = _OWN_GROUPS) -> int:
     """The group's `oom_kill` counter, of cgroup v2 or v1; 0 where there is none to read."""
-    for file in _counter_files(root, groups):
+    names = ("memory.events", "memory.oom_control")
+    for file in (folder / name for folder in _folders(root, groups, "memory") for name in names):
         try:
             lines = file.read_text().splitlines()
         except OSError:
@@ -19,13 +54,13 @@ def memory_kills(root: Path = CGROUP_ROOT, groups: Path = _OWN_GROUPS) -> int:
     return 0
 
 
-def _counter_files(root: Path, groups: Path) -> list[Path]:
+def _folders(root: Path, groups: Path, controller: str) -> list[Path]:
     """Candidates. In a container the group's own folder is usually mounted as the root itself."""
-    files = []
+    folders = []
     for line in groups.read_text().splitlines():
         _, controllers, name = line.split(":", 2)
         if controllers == "":
-            files += [root / name.lstrip("/") / "memory.events", root / "memory.events"]
-        elif "memory" in controllers.split(","):
-            files += [root / "memory" / name.lstrip("/") / "memory.oom_control", root / "memory" / "memory.oom_control"]
-    return files
+            folders += [root / name.lstrip("/"), root]
+        elif controller in controllers.split(","):
+            folders += [root / controllers / name.lstrip("/"), root / controller / name.lstrip("/"), root / controller]
+    return folders

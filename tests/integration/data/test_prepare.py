@@ -523,7 +523,7 @@ def test_rows_are_spread_over_shards_and_found_again(place):
     writer = ShardWriter(place.store, f"{place.uri}/ds", "train", vocabulary=70_000, max_bytes=4096 + 400)
     rows = [np.arange(length, dtype=np.int64) + 69_000 for length in range(1, 30)]
     for number, row in enumerate(rows):
-        writer.add(row, np.arange(len(row)) % 2 == number % 2)
+        writer.add(np.array([len(row)]), row, loss=np.arange(len(row)) % 2 == number % 2)
     writer.flush()
     assert len(writer.shards) > 3
     info = {

@@ -8,8 +8,9 @@ from finetune_trainer.data.chat import renderer_of
 from finetune_trainer.data.formats import Formatter
 from finetune_trainer.data.prepare import make_formatter
 from finetune_trainer.data.problems import Place, RecordProblem
-from finetune_trainer.data.tokenise import TokeniseCounts, loss_flags, tokenise
+from finetune_trainer.data.tokenise import loss_flags
 from finetune_trainer.errors import ModelUnusableError
+from tokenised import Tokenised, tokenised
 
 PLACE = Place("s3://b/a.jsonl", 3)
 USER, SYSTEM = {"role": "user", "content": "What is 2+2?"}, {"role": "system", "content": "Be brief."}
@@ -38,7 +39,7 @@ def chat_formatter(template: str) -> tuple[Formatter, object]:
 def learnt(formatter: Formatter, tokenizer, record: dict, max_length: int = 512) -> list[str]:
     """The stretches of tokens that carry loss, decoded."""
     example = formatter(record, PLACE)
-    rows = tokenise([example], tokenizer, Task.CAUSAL_LM, {}, max_length=max_length, counts=TokeniseCounts())
+    rows, _ = tokenised([example], tokenizer, Task.CAUSAL_LM, max_length=max_length)
     ((tokens, loss),) = rows
     stretches: list[list[int]] = []
     for index, token in enumerate(tokens.tolist()):
@@ -94,7 +95,7 @@ def test_a_text_is_tokenised_as_the_tokenizer_would_do_it_itself():
     tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
     formatter = make_formatter(DataFormat.TEXT, data(DataFormat.TEXT), tokenizer, "s3://bucket/model")
     example = formatter({"text": "the quick fox"}, PLACE)
-    ((tokens, loss),) = tokenise([example], tokenizer, Task.CAUSAL_LM, {}, max_length=99, counts=TokeniseCounts())
+    ((tokens, loss),), _ = tokenised([example], tokenizer, Task.CAUSAL_LM, max_length=99)
     assert tokens.tolist() == [*tokenizer("the quick fox").input_ids, tokenizer.eos_token_id]
     assert loss.all()
 
@@ -129,9 +130,8 @@ def test_rows_whose_answer_lies_beyond_the_maximum_length_are_left_out_and_count
     formatter, tokenizer = chat_formatter(tiny_models.CHATML)
     long = {"messages": [USER | {"content": "why? " * 50}, ANSWER]}
     short = {"messages": [USER, ANSWER]}
-    counts = TokeniseCounts()
     examples = [formatter(long, PLACE), formatter(short, PLACE)]
-    rows = list(tokenise(examples, tokenizer, Task.CAUSAL_LM, {}, max_length=60, counts=counts))
+    rows, counts = tokenised(examples, tokenizer, Task.CAUSAL_LM, max_length=60)
     assert len(rows) == 1
     assert (counts.truncated, counts.without_loss) == (1, 1)
     assert counts.tokens == counts.dropped_tokens + len(rows[0][0])
@@ -141,23 +141,20 @@ def test_a_classified_text_is_cut_to_the_maximum_length_with_its_special_tokens(
     tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
     formatter = Formatter(DataFormat.CLASSIFICATION, Columns())
     examples = [formatter({"text": "very " * 30, "label": "b"}, PLACE), formatter({"text": "so", "label": "a"}, PLACE)]
-    counts = TokeniseCounts()
-    ids = {"a": 0, "b": 1}
-    rows = list(tokenise(examples, tokenizer, Task.SEQUENCE_CLASSIFICATION, ids, max_length=9, counts=counts))
+    rows, counts = tokenised(examples, tokenizer, Task.SEQUENCE_CLASSIFICATION, max_length=9)
     assert [len(tokens) for tokens, _ in rows] == [9, len(tokenizer("so").input_ids)]
-    assert [label for _, label in rows] == [1, 0]
+    assert [label for _, label in rows] == ["b", "a"]
     assert rows[0][0][0] == tokenizer.bos_token_id
     assert counts.truncated == 1
     whole = [len(tokenizer(text).input_ids) for text in ("very " * 30, "so")]
     assert (counts.tokens, counts.dropped_tokens) == (sum(whole), whole[0] - 9)
 
 
-def text_rows(texts: list[str], max_length: int) -> tuple[list[tuple], TokeniseCounts, object]:
+def text_rows(texts: list[str], max_length: int) -> tuple[list[tuple], Tokenised, object]:
     tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
     formatter = make_formatter(DataFormat.TEXT, data(DataFormat.TEXT), tokenizer, "s3://bucket/model")
-    counts = TokeniseCounts()
     examples = [formatter({"text": text}, PLACE) for text in texts]
-    rows = list(tokenise(examples, tokenizer, Task.CAUSAL_LM, {}, max_length=max_length, counts=counts))
+    rows, counts = tokenised(examples, tokenizer, Task.CAUSAL_LM, max_length=max_length)
     return rows, counts, tokenizer
 
 

@@ -95,7 +95,7 @@ def outcome(path: Path, content: bytes) -> list[str]:
             refused = f"{error} {error.advice}".encode()
         else:
             refused = b""
-            row_keys([example.identity for example in found], seed=1)
+            row_keys([f"{example.label}\0{example.text}" for example in found], seed=1)
             canonical_names({example.label for example in found})
             labels = label_names(example.label for example in found)
             assert json.dumps(labels, ensure_ascii=False).encode() is not None

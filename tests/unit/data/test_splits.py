@@ -1,18 +1,39 @@
 import tracemalloc
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.splits import Share, row_keys, split_rows
+from finetune_trainer.data.splits import TEST, TRAIN, VALIDATION, Share, Splitter, row_keys
 
 TENTH = Share(0.1)
 
 
-def split(texts, labels=None, *, validation=TENTH, test=TENTH, seed=42):
-    return split_rows(row_keys(texts, seed), labels or [""] * len(texts), validation=validation, test=test)
+@dataclass
+class Found:
+    """Row numbers of each split, in key order."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    too_small: tuple[str, ...]
+
+
+def split(texts, labels=None, *, validation=TENTH, test=TENTH, seed=42, part=1000):
+    labels = labels or [""] * len(texts)
+    names = sorted(set(labels))
+    codes = np.array([names.index(label) for label in labels], dtype=np.int64)
+    order = np.argsort(row_keys(texts, seed), kind="stable")
+    parts = [codes[order[start : start + part]] for start in range(0, len(order), part)]
+    sizes = np.bincount(codes, minlength=len(names))
+    splitter = Splitter(sizes, lambda: parts, validation=validation, test=test)
+    assigned = np.concatenate([np.zeros(0, dtype=np.int8), *map(splitter.assign, parts)])
+    found = [order[assigned == code] for code in (TRAIN, VALIDATION, TEST)]
+    assert [len(rows) for rows in found] == [splitter.counts[code] for code in (TRAIN, VALIDATION, TEST)]
+    return Found(*found, tuple(names[label] for label in splitter.too_small))
 
 
 @given(
@@ -26,6 +47,10 @@ def test_every_row_is_in_exactly_one_split(rows, fractions, stratify, seed):
     shares = [Share(fraction, flag) for fraction, flag in zip(fractions, stratify, strict=True)]
     texts, labels = [text for text, _ in rows], [label for _, label in rows]
     found = split(texts, labels, validation=shares[0], test=shares[1], seed=seed)
+    for part in (1, 7):
+        in_parts = split(texts, labels, validation=shares[0], test=shares[1], seed=seed, part=part)
+        for name in ("train", "validation", "test"):
+            assert getattr(in_parts, name).tolist() == getattr(found, name).tolist()
     everything = np.concatenate([found.train, found.validation, found.test])
     assert sorted(everything.tolist()) == list(range(len(rows)))
     if rows:

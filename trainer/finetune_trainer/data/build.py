@@ -1,43 +1,66 @@
-"""Files of records -> a data set in object storage: read, split, tokenise, write, dataset.json last."""
+"""Files of records -> a data set in object storage: process blocks, split, write shards, dataset.json last."""
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import functools
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
 from finetune_api.trainer_config import SplitCounts, TrainerConfig
-from finetune_api.v1alpha1 import DataFormat, Holdout, Spec, Task
+from finetune_api.v1alpha1 import BadRecordAction, DataFormat, Holdout, Spec, Task
 
 from ..errors import BadConfigError, BadDataError, StorageProtocolError
 from ..progress import ProgressReporter
 from ..store.client import ObjectStore
 from ..store.uri import join
-from ..tasks import TASKS
+from . import splits
 from .chat import TEMPLATE_DATE
-from .formats import Example, Formatter
+from .formats import NEEDED, USUAL_NAMES, Formatter
 from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, SourceInfo, read_dataset_info
-from .labels import canonical_names, check_label_column, label_names, unknown_label
-from .problems import BadRecords, RecordProblem, listed
-from .readers import file_type, read
+from .labels import canonical_name, canonical_names, check_label_column, label_names, unknown_label
+from .pipeline import (
+    ENCODE_NS,
+    BlockPlan,
+    BlockResult,
+    Files,
+    KeyedRows,
+    Step,
+    Tally,
+    encode_examples,
+    format_records,
+    optional,
+)
+from .problems import BadRecords, Place, listed
+from .readers import BLOCK_BYTES, blocks
+from .runs import Run, in_key_order, read_bucket, use_other_keys
 from .shards import ShardWriter
-from .sources import SourceFile
-from .splits import Share, row_keys, split_rows
-from .tokenise import TokeniseCounts, tokenise
+from .splits import Share, Splitter
+from .tokenise import FastTokenizer, encode_of
+from .workers import process_blocks, worker_count
 
-_SHOW_EVERY = 10_000
 _LISTED_LABELS = 5
+_BUCKET_BYTES = 32 << 20
+"""Bytes of text, roughly, whose rows are sorted in memory at a time."""
+_LARGEST_BLOCK = 8 << 20
+_BLOCKS = 64
+"""Into how many blocks the files are divided, if that gives blocks of 1 to 8 MiB."""
+_COMPRESSED = {".gz": 5, ".parquet": 3}
+"""Suffix -> how many bytes of text a byte is, roughly."""
 
-Examples = dict[str, list[Example]]
+SPLIT_CODES = {"train": splits.TRAIN, "validation": splits.VALIDATION, "test": splits.TEST}
 
 
 @dataclass(frozen=True)
 class Inputs:
     """All that the rows of a data set depend on, besides the spec."""
 
-    files: dict[str, tuple[SourceFile, ...]]
-    """Split -> files that the spec names for it."""
+    files: Files
     formatter: Formatter
     tokenizer: Any
     tokenizer_digest: str
@@ -45,50 +68,112 @@ class Inputs:
     max_length: int
 
 
-def dataset_digest(spec: Spec, inputs: Inputs) -> str:
-    """SHA-256 of what the rows depend on: contents and types of files, not their names; `spec.data`, seed, tokenizer,
-    task, length.
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a job, in their order."""
 
-    `spec.data.packing` is left out: it decides how rows share a batch, not what the rows are.
-    """
-    data = spec.data.model_dump(mode="json", by_alias=True, exclude={"train", "packing"})
-    for holdout in (data["validation"], data["test"]):
-        holdout.pop("sources")
-    depends_on = {
-        "version": FORMAT_VERSION,
-        "files": {
-            split: sorted((file_type(file), file.sha256) for file in files) for split, files in inputs.files.items()
-        },
-        "data": data,
-        "format": inputs.formatter.data_format,
-        "task": inputs.task,
-        "seed": spec.training.seed,
-        "tokenizer": inputs.tokenizer_digest,
-        "max_length": inputs.max_length,
-        "template_date": TEMPLATE_DATE.isoformat(),
+    on_examples: tuple[Step, ...]
+    """From `format` to `encode`: on one block at a time."""
+    on_keys: tuple[Step, ...]
+    """Optional ones, on the keys of all rows."""
+    split: Step
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter((*self.on_examples, *self.on_keys, self.split))
+
+
+def steps_of(spec: Spec, inputs: Inputs) -> Steps:
+    """The steps that make the rows. Raises BadConfigError for `stratify` without labels."""
+    data, formatter = spec.data, inputs.formatter
+    named = {name: getattr(data.columns, name) for name in NEEDED[formatter.data_format]}
+    parameters: dict[str, Any] = {
+        "format": formatter.data_format,
+        "columns": {name: [column] if column else list(USUAL_NAMES[name]) for name, column in named.items()},
+        "skips bad records": data.on_bad_record is BadRecordAction.SKIP,
     }
-    return hashlib.sha256(json.dumps(depends_on, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    if formatter.renderer is not None:
+        parameters["template date"] = TEMPLATE_DATE.isoformat()
+    form = Step("format", 1, parameters, functools.partial(format_records, formatter), formatter.remarks)
+    encode = Step(
+        "encode",
+        1,
+        {"task": inputs.task, "tokenizer": inputs.tokenizer_digest, "max length": inputs.max_length},
+        functools.partial(
+            encode_examples, encode_of(inputs.task), FastTokenizer.of(inputs.tokenizer), inputs.max_length
+        ),
+    )
+    shares = {name: _share(getattr(data, name), name, inputs.task) for name in ("validation", "test")}
+    split = Step(
+        "split",
+        1,
+        {"seed": spec.training.seed}
+        | {name: [share.fraction, share.fraction > 0 and share.stratify] for name, share in shares.items()},
+        functools.partial(Splitter, validation=shares["validation"], test=shares["test"]),
+    )
+    on_examples = (form, *optional(spec, on_keys=False), encode)
+    return Steps(on_examples, tuple(optional(spec, on_keys=True)), split)
+
+
+def _share(holdout: Holdout, name: str, task: Task) -> Share:
+    classifies = task is Task.SEQUENCE_CLASSIFICATION
+    if holdout.stratify and not classifies:
+        raise BadConfigError(
+            f"spec.data.{name}.stratify: this data has no labels to keep the shares of", advice="remove stratify"
+        )
+    return Share(holdout.fraction or 0.0, classifies if holdout.stratify is None else holdout.stratify)
 
 
 def build_dataset(
-    config: TrainerConfig, inputs: Inputs, digest: str, store: ObjectStore, report: ProgressReporter
+    config: TrainerConfig,
+    inputs: Inputs,
+    steps: Steps,
+    digest: str,
+    store: ObjectStore,
+    scratch: Path,
+    report: ProgressReporter,
 ) -> DatasetInfo:
-    """Make the data set and commit it. Raises BadDataError for records, labels or splits that cannot be used."""
+    """Make the data set and commit it. `scratch` is a folder for rows that are not in shards yet.
+
+    Raises BadDataError for records, labels or splits that cannot be used, DiskFullError where `scratch` has no room.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="rows-") as folder:
+        return _build(config, inputs, steps, digest, store, Path(folder), report)
+
+
+def _build(
+    config: TrainerConfig,
+    inputs: Inputs,
+    steps: Steps,
+    digest: str,
+    store: ObjectStore,
+    folder: Path,
+    report: ProgressReporter,
+) -> DatasetInfo:
     spec, dataset_uri = config.spec, dataset_folder(config, digest)
-    bad = BadRecords(spec.data.on_bad_record)
-    with report.phase("read", "reading records"):
-        examples, sources = _read_all(inputs, bad, report)
-        label_remarks = _name_labels(examples)
-        labels = _check_labels(examples, bad) if TASKS[inputs.task].has_labels else ()
-        bad.raise_if_any()
-        remarks = inputs.formatter.remarks() + label_remarks
+    rows = _process(spec, inputs, steps, folder, report)
     with report.phase("split", "splitting"):
-        examples, remark = _split(examples, spec, inputs.task)
-        remarks += remark
-        _check_counts({split: len(rows) for split, rows in examples.items()}, spec, "")
-    writers, written = _write(examples, labels, inputs, dataset_uri, store, bad, report)
-    counts = {split: writer.rows for split, writer in writers.items()}
-    _check_counts(counts, spec, _without_loss_text(bad, inputs.max_length))
+        remarks = steps.on_examples[0].report(rows.tallies["format"].counts) + rows.name_labels()
+        labels = rows.check_labels() if inputs.task is Task.SEQUENCE_CLASSIFICATION else ()
+        rows.bad.raise_if_any()
+        rows.number_labels(labels)
+        rows.apply_to_keys(steps.on_keys)
+        splitter = rows.splitter(steps.split)
+        if splitter.too_small:
+            names = listed([labels[label] for label in splitter.too_small], most=_LISTED_LABELS)
+            remarks += (f"{len(splitter.too_small):,} labels have too few records to be in every split: {names}",)
+        _check_counts(rows.counts(splitter), spec, "")
+    for step in (*steps.on_examples[1:], *steps.on_keys):
+        tally = rows.tallies[step.name]
+        remarks += step.report(tally.counts)
+        rows.bad.dropped[step.name] += tally.dropped
+    with report.phase("write", "writing shards"):
+        written = {split: _SplitWriter(store, dataset_uri, split, inputs, len(labels)) for split in SPLITS}
+        rows.write(splitter, written, report)
+    if lost := sum(split.without_loss for split in written.values()):
+        rows.bad.dropped[WITHOUT_LOSS] += lost
+    counts = {name: split.writer.rows for name, split in written.items()}
+    _check_counts(counts, spec, _without_loss_text(rows.bad, inputs.max_length))
     info = DatasetInfo(
         version=FORMAT_VERSION,
         digest=digest,
@@ -97,20 +182,20 @@ def build_dataset(
         seed=spec.training.seed,
         max_length=inputs.max_length,
         tokenizer_digest=inputs.tokenizer_digest,
-        largest_token=max(writer.largest_token for writer in writers.values()),
+        largest_token=max(split.writer.largest_token for split in written.values()),
         counts=SplitCounts(**counts),
         labels=labels,
-        label_counts=_label_counts(examples) if labels else {},
-        lengths={split: dict(sorted(writer.lengths.items())) for split, writer in writers.items()},
-        dropped=dict(sorted(bad.dropped.items())),
-        truncated={split: count.truncated for split, count in written.items()},
-        divided={split: count.divided for split, count in written.items()},
-        documents={split: count.documents for split, count in written.items()},
-        tokens={split: count.tokens for split, count in written.items()},
-        dropped_tokens={split: count.dropped_tokens for split, count in written.items()},
+        label_counts={name: split.named_label_counts(labels) for name, split in written.items()} if labels else {},
+        lengths={name: dict(sorted(split.writer.lengths.items())) for name, split in written.items()},
+        dropped={rule: count for rule, count in sorted(rows.bad.dropped.items()) if count},
+        truncated={name: split.truncated for name, split in written.items()},
+        divided={name: split.divided for name, split in written.items()},
+        documents={name: split.documents for name, split in written.items()},
+        tokens={name: split.tokens for name, split in written.items()},
+        dropped_tokens={name: split.dropped_tokens for name, split in written.items()},
         template_date=TEMPLATE_DATE,
-        sources=sources,
-        shards={split: tuple(writer.shards) for split, writer in writers.items()},
+        sources=tuple(rows.sources),
+        shards={name: tuple(split.writer.shards) for name, split in written.items()},
         remarks=remarks,
     )
     uri, content = join(dataset_uri, DATASET_FILE), info.model_dump_json(indent=1).encode()
@@ -127,75 +212,262 @@ def dataset_folder(config: TrainerConfig, digest: str) -> str:
     return join(config.output_uri, "datasets", digest)
 
 
-def _read_all(inputs: Inputs, bad: BadRecords, report: ProgressReporter) -> tuple[Examples, tuple[SourceInfo, ...]]:
-    examples: Examples = {split: [] for split in SPLITS}
-    sources = []
-    for split, file in ((split, file) for split, files in inputs.files.items() for file in files):
-        rows = 0
-        for rows, record in enumerate(read(file, bad, inputs.formatter.columns_of), start=1):
-            try:
-                examples[split].append(inputs.formatter(record.values, record.place))
-            except RecordProblem as problem:
-                bad.add(str(record.place), problem)
-            if rows % _SHOW_EVERY == 0:
-                report.update(activity=f"reading records: {rows:,} of {file.uri}")
-        sources.append(SourceInfo(split=split, uri=file.uri, sha256=file.sha256, rows=rows))
-    return examples, tuple(sources)
+def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: ProgressReporter) -> "_Rows":
+    """All blocks of all files, each to a run on disk."""
+    files = [(split, file) for split, found in inputs.files.items() for file in found]
+    text_bytes = sum(file.size * _COMPRESSED.get(file.path.suffix.lower(), 1) for _, file in files)
+    plan = BlockPlan(
+        steps=steps.on_examples,
+        columns=inputs.formatter.columns_of,
+        action=spec.data.on_bad_record,
+        seed=spec.training.seed,
+        buckets=1 + text_bytes // _BUCKET_BYTES,
+        wide=len(inputs.tokenizer) > 2**16,
+        folder=folder,
+    )
+    size = min(_LARGEST_BLOCK, max(BLOCK_BYTES, text_bytes // _BLOCKS))
+    bad = BadRecords(spec.data.on_bad_record)
+    rows = _Rows(bad, {step.name: Tally(bad) for step in steps}, plan.buckets)
+    rows.sources = [SourceInfo(split=split, uri=file.uri, sha256=file.sha256, rows=0) for split, file in files]
+    started = time.monotonic()
+    seconds = 0.0
+    report.update(activity="reading and tokenising records", flush=True)
+    tasks = ((number, block) for number, (_, file) in enumerate(files) for block in blocks(file, plan.columns, size))
+    for number, result in process_blocks(plan, tasks, worker_count(text_bytes)):
+        rows.add(result, number)
+        seconds += result.seconds
+        done = sum(source.rows for source in rows.sources)
+        report.update(activity=f"reading and tokenising: {done:,} records")
+    # Workers do both at the same time: the share of each in their time is its share of the clock's.
+    spent = time.monotonic() - started
+    tokenising = min(1.0, rows.tallies["encode"].counts[ENCODE_NS] / 1e9 / seconds) if seconds else 0.0
+    report.add_seconds("read", spent * (1 - tokenising))
+    report.add_seconds("tokenise", spent * tokenising)
+    return rows
 
 
-def _name_labels(examples: Examples) -> tuple[str, ...]:
-    """Give labels that are spelled in different ways one name, in place; returns remarks about it."""
-    names, remarks = canonical_names({example.label for rows in examples.values() for example in rows})
-    for rows in examples.values() if names else ():
-        rows[:] = [replace(row, label=names[row.label]) if row.label in names else row for row in rows]
-    return remarks
+@dataclass
+class _Rows:
+    """The rows of all blocks: on disk, with what has to be known of them in memory."""
+
+    bad: BadRecords
+    tallies: dict[str, Tally]
+    """Name of the step -> what it counted in all blocks."""
+    buckets: int
+    sources: list[SourceInfo] = field(default_factory=list)
+    runs: list[tuple[str, Run]] = field(default_factory=list)
+    """Split by the field that names the file, and run, in the order of the files."""
+    names: list[list[str]] = field(default_factory=list)
+    """Of each run: the names of its labels, by their numbers in it."""
+    codes: list[NDArray[np.int64]] = field(default_factory=list)
+    """Of each run: the numbers of these labels in the data set. -1: one that the training files lack."""
+
+    def add(self, result: BlockResult, number: int) -> None:
+        """The next block, of the source of that number. Raises BadDataError as reading in one process would."""
+        source = self.sources[number]
+        self.sources[number] = source.model_copy(update={"rows": source.rows + result.records})
+        for name, tally in result.tallies.items():
+            self.tallies[name].merge(tally)
+        self.bad.merge(result.bad)
+        if result.error is not None:
+            raise result.error
+        if result.run is not None:
+            self.runs.append((source.split, result.run))
+
+    def name_labels(self) -> tuple[str, ...]:
+        """Give labels that are spelled in different ways one name; returns remarks about it."""
+        changed, remarks = canonical_names({spelling for _, run in self.runs for spelling in run.spellings})
+        for _, run in self.runs:
+            names = [changed.get(spelling, spelling) for spelling in run.spellings]
+            whole = [canonical_name(spelling, floats_are_whole=True) for spelling in run.spellings]
+            if run.has_other_keys and names != whole:
+                use_other_keys(run, self.buckets)
+            self.names.append(names)
+        return remarks
+
+    def check_labels(self) -> tuple[str, ...]:
+        """Label names by the training files; held-out examples with another label are reported, to be left out."""
+        training = [(run, names) for (split, run), names in zip(self.runs, self.names, strict=True) if split == "train"]
+        rows = sum(int(run.counts.sum()) for run, _ in training)
+        labels = label_names(name for _, names in training for name in names)
+        if len(labels) < 2 and rows:
+            self.bad.raise_if_any()  # a label that is missing may stand in a line that cannot be read
+            raise BadDataError(
+                f"all {rows} training records have the label {labels[0]!r}; a classifier needs two",
+                advice="add records of another label, or set spec.data.columns.label to the column that tells them "
+                "apart",
+            )
+        check_label_column(labels, rows)
+        known = frozenset(labels)
+        for (split, run), names in zip(self.runs, self.names, strict=True):
+            unknown = [number for number, name in enumerate(names) if name not in known]
+            if split != "train" and known and unknown:
+                self._report_unknown(run, names, unknown, labels)
+        return labels
+
+    def _report_unknown(self, run: Run, names: Sequence[str], unknown: Sequence[int], labels: Sequence[str]) -> None:
+        problems = {number: unknown_label(names[number], labels, with_nearest=not self.bad.skips) for number in unknown}
+        if self.bad.skips:
+            for number in unknown:
+                self.bad.add(run.uri, problems[number], int(run.counts[number]))
+            return
+        rows = self._whole(run, ["number", "label"])
+        for place, label in zip(rows["number"].to_pylist(), rows["label"].to_pylist(), strict=True):
+            if label in problems:
+                self.bad.add(str(Place(run.uri, place, run.unit)), problems[label])
+
+    def number_labels(self, labels: Sequence[str]) -> None:
+        """Decide the numbers of the labels in the data set; there is one, 0, where there are no labels."""
+        numbers = {name: number for number, name in enumerate(labels)}
+        absent = -1 if labels else 0
+        self.codes = [np.array([numbers.get(name, absent) for name in names], dtype=np.int64) for names in self.names]
+
+    def apply_to_keys(self, steps: Sequence[Step]) -> None:
+        """Apply the steps to the keys of all rows, a bucket at a time, and note which rows they keep."""
+        for bucket in range(self.buckets) if steps and self.runs else ():
+            batches = [read_bucket(run, bucket, ["key", "label"]) for _, run in self.runs]
+            table, order = in_key_order(batches)
+            sizes = [batch.num_rows for batch in batches]
+            labels = np.concatenate(
+                [codes[batch["label"].to_numpy()] for codes, batch in zip(self.codes, batches, strict=True)]
+            )
+            split_codes = np.array([SPLIT_CODES[split] for split, _ in self.runs], dtype=np.int8)
+            rows = KeyedRows(table["key"].to_numpy()[order], labels[order], np.repeat(split_codes, sizes)[order])
+            left = np.flatnonzero(rows.labels >= 0)
+            for step in steps:
+                tally = self.tallies[step.name]
+                kept = step.apply(KeyedRows(rows.keys[left], rows.labels[left], rows.splits[left]), tally)
+                tally.dropped += len(left) - int(kept.sum())
+                left = left[kept]
+            is_kept = np.zeros(len(order), dtype=np.bool_)
+            is_kept[order[left]] = True
+            ends = np.cumsum(sizes)
+            for (_, run), begin, end in zip(self.runs, ends - sizes, ends, strict=True):
+                run.kept[bucket] = np.packbits(is_kept[begin:end])
+
+    def splitter(self, step: Step) -> Splitter:
+        """What assigns the rows of the training files to the splits."""
+        training = [(run, codes) for (split, run), codes in zip(self.runs, self.codes, strict=True) if split == "train"]
+        sizes = np.zeros(1 + max((int(codes.max(initial=0)) for _, codes in training), default=0), dtype=np.int64)
+        for run, codes in training:
+            counts = self._label_counts(run)
+            np.add.at(sizes, codes, counts)
+
+        def in_order() -> Iterator[NDArray[np.int64]]:
+            for bucket in range(self.buckets) if training else ():
+                yield self._training_rows(bucket, ["key", "label"])[2]
+
+        made: Splitter = step.apply(sizes, in_order)
+        return made
+
+    def counts(self, splitter: Splitter) -> dict[str, int]:
+        """Examples of each split."""
+        found = {name: splitter.counts[code] for name, code in SPLIT_CODES.items()}
+        for (split, run), codes in zip(self.runs, self.codes, strict=True):
+            if split != "train":
+                found[split] += int(self._label_counts(run)[codes >= 0].sum())
+        return found
+
+    def write(self, splitter: Splitter, written: dict[str, "_SplitWriter"], report: ProgressReporter) -> None:
+        """The training files' rows in the order of their keys, each to its split; those of held-out files in theirs."""
+        columns = ["key", *self._columns()]
+        total = sum(source.rows for source in self.sources)
+        done = 0
+        for bucket in range(self.buckets):
+            table, order, codes = self._training_rows(bucket, columns)
+            splits_of = splitter.assign(codes)
+            for name, code in SPLIT_CODES.items():
+                chosen = splits_of == code
+                if chosen.any():
+                    written[name].add(table.take(pa.array(order[chosen])), codes[chosen])
+            done += len(order)
+            report.update(activity=f"writing shards: {done:,} of {total:,} records")
+        for (split, run), codes in zip(self.runs, self.codes, strict=True):
+            if split != "train":
+                rows = self._whole(run, ["number", *self._columns()])
+                labels = codes[rows["label"].to_numpy()]
+                written[split].add(rows.take(pa.array(np.flatnonzero(labels >= 0))), labels[labels >= 0])
+        for writer in written.values():
+            writer.writer.flush()
+
+    def _columns(self) -> list[str]:
+        names = ["label", "truncated", "dropped", "rows", "tokens", "loss"]
+        return [name for name in names if self.runs and name in self.runs[0][1].columns]
+
+    def _training_rows(
+        self, bucket: int, columns: Sequence[str]
+    ) -> tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of a bucket, their order by key, and their labels in that order."""
+        training = [(run, codes) for (split, run), codes in zip(self.runs, self.codes, strict=True) if split == "train"]
+        batches = [read_bucket(run, bucket, columns) for run, _ in training]
+        table, order = in_key_order(batches)
+        labels = [codes[batch["label"].to_numpy()] for (_, codes), batch in zip(training, batches, strict=True)]
+        return table, order, np.concatenate(labels)[order]
+
+    def _whole(self, run: Run, columns: Sequence[str]) -> pa.Table:
+        """All rows of a run, in the order of its file."""
+        table = pa.Table.from_batches([read_bucket(run, bucket, columns) for bucket in range(self.buckets)])
+        return table.combine_chunks().sort_by("number")
+
+    def _label_counts(self, run: Run) -> NDArray[np.int64]:
+        """Examples of each of the run's labels."""
+        if not run.kept:
+            return run.counts
+        found = np.zeros(len(run.counts), dtype=np.int64)
+        for bucket in range(self.buckets):
+            found += np.bincount(read_bucket(run, bucket, ["label"])["label"].to_numpy(), minlength=len(found))
+        return found
 
 
-def _check_labels(examples: Examples, bad: BadRecords) -> tuple[str, ...]:
-    """Label names by the training files; held-out examples with another label are reported and left out."""
-    rows = len(examples["train"])
-    labels = label_names(example.label for example in examples["train"])
-    if len(labels) < 2 and rows:
-        bad.raise_if_any()  # a label that is missing may stand in a line that cannot be read
-        raise BadDataError(
-            f"all {rows} training records have the label {labels[0]!r}; a classifier needs two",
-            advice="add records of another label, or set spec.data.columns.label to the column that tells them apart",
+class _SplitWriter:
+    """The shards of one split, and what dataset.json says about its rows."""
+
+    def __init__(self, store: ObjectStore, dataset_uri: str, split: str, inputs: Inputs, labels: int) -> None:
+        self.writer = ShardWriter(store, dataset_uri, split, vocabulary=len(inputs.tokenizer))
+        self._classifies = inputs.task is Task.SEQUENCE_CLASSIFICATION
+        self._divides = inputs.formatter.data_format is DataFormat.TEXT
+        self._label_counts = np.zeros(labels, dtype=np.int64)
+        self.truncated = self.divided = self.documents = self.tokens = self.dropped_tokens = self.without_loss = 0
+
+    def add(self, examples: pa.Table, labels: NDArray[np.int64]) -> None:
+        """The next examples; `labels` has the number of each one's label."""
+        table = examples.combine_chunks()
+        columns = {name: table[name].chunk(0) for name in table.column_names} if table.num_rows else {}
+        if not columns:
+            return
+        rows = columns["rows"].value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+        has_rows = rows > 0
+        documents = self.documents + np.cumsum(has_rows)
+        tokens = columns["tokens"].flatten().to_numpy()
+        self.writer.add(
+            columns["rows"].flatten().to_numpy().astype(np.int64),
+            tokens,
+            labels=np.repeat(labels, rows) if self._classifies else None,
+            loss=columns["loss"].flatten().to_numpy(zero_copy_only=False) if "loss" in columns else None,
+            documents=np.repeat(documents, rows) if self._divides else None,
         )
-    check_label_column(labels, rows)
-    names = frozenset(labels)
-    for split in ("validation", "test"):
-        known = []
-        for example in examples[split]:
-            if example.label in names or not names:
-                known.append(example)
-            else:
-                bad.add(str(example.place), unknown_label(example.label, labels, with_nearest=not bad.skips))
-        examples[split] = known
-    return labels
+        dropped = int(columns["dropped"].to_numpy().sum())
+        self.truncated += int(columns["truncated"].to_numpy(zero_copy_only=False).sum())
+        self.divided += int((rows > 1).sum())
+        self.documents += int(has_rows.sum())
+        self.tokens += len(tokens) + dropped
+        self.dropped_tokens += dropped
+        self.without_loss += int((~has_rows).sum())
+        self._label_counts += np.bincount(labels, minlength=len(self._label_counts))[: len(self._label_counts)]
+
+    def named_label_counts(self, labels: Sequence[str]) -> dict[str, int]:
+        """Label -> examples, for the labels that the split has."""
+        found = dict(zip(labels, self._label_counts.tolist(), strict=True))
+        return {label: count for label, count in sorted(found.items()) if count}
 
 
-def _split(examples: Examples, spec: Spec, task: Task) -> tuple[Examples, tuple[str, ...]]:
-    rows = examples["train"]
-    has_labels = TASKS[task].has_labels
-    validation = _share(spec.data.validation, "validation", has_labels)
-    test = _share(spec.data.test, "test", has_labels)
-    keys = row_keys([example.identity for example in rows], spec.training.seed)
-    split = split_rows(keys, [example.label for example in rows], validation=validation, test=test)
-    found = {"train": [rows[row] for row in split.train]}
-    for name, share, drawn in (("validation", validation, split.validation), ("test", test, split.test)):
-        found[name] = [rows[row] for row in drawn] if share.fraction else examples[name]
-    if not split.too_small:
-        return found, ()
-    names = listed(split.too_small, most=_LISTED_LABELS)
-    return found, (f"{len(split.too_small):,} labels have too few records to be in every split: {names}",)
+WITHOUT_LOSS = "no loss within maxLength"
+"""Rule under which dataset.json counts language-model rows whose answer begins beyond the maximum length."""
 
 
-def _share(holdout: Holdout, name: str, has_labels: bool) -> Share:
-    if holdout.stratify and not has_labels:
-        raise BadConfigError(
-            f"spec.data.{name}.stratify: this data has no labels to keep the shares of", advice="remove stratify"
-        )
-    return Share(holdout.fraction or 0.0, has_labels if holdout.stratify is None else holdout.stratify)
+def _without_loss_text(bad: BadRecords, max_length: int) -> str:
+    lost = bad.dropped[WITHOUT_LOSS]
+    return f"; in {lost} records no answer begins within spec.data.maxLength ({max_length} tokens)" if lost else ""
 
 
 def _check_counts(counts: dict[str, int], spec: Spec, reason: str) -> None:
@@ -214,51 +486,3 @@ def _check_counts(counts: dict[str, int], spec: Spec, reason: str) -> None:
             f"{holdout.fraction:g} of them{reason}",
             advice=f"add records, or set spec.data.{name}.fraction: 0 to do without this split",
         )
-
-
-def _write(
-    examples: Examples,
-    labels: Sequence[str],
-    inputs: Inputs,
-    dataset_uri: str,
-    store: ObjectStore,
-    bad: BadRecords,
-    report: ProgressReporter,
-) -> tuple[dict[str, ShardWriter], dict[str, TokeniseCounts]]:
-    """Tokenise the examples and write the shards of every split."""
-    ids = {name: index for index, name in enumerate(labels)}
-    divisible = inputs.formatter.data_format is DataFormat.TEXT
-    total, earlier, done = sum(map(len, examples.values())), 0, 0
-    writers, written = {}, {}
-    with report.phase("tokenise", "tokenising"):
-        for split in SPLITS:
-            counts = TokeniseCounts()
-            writer = ShardWriter(store, dataset_uri, split, vocabulary=len(inputs.tokenizer))
-            rows = tokenise(
-                examples[split], inputs.tokenizer, inputs.task, ids, max_length=inputs.max_length, counts=counts
-            )
-            for tokens, target in rows:
-                writer.add(tokens, target, counts.documents if divisible else None)
-                done += 1
-                if done % _SHOW_EVERY == 0:
-                    records = earlier + counts.documents
-                    report.update(activity=f"tokenising: {records:,} of {total:,} records")
-            writer.flush()
-            earlier += counts.documents
-            writers[split], written[split] = writer, counts
-            if counts.without_loss:
-                bad.dropped[WITHOUT_LOSS] += counts.without_loss
-    return writers, written
-
-
-WITHOUT_LOSS = "no loss within maxLength"
-"""Rule under which dataset.json counts language-model rows whose answer begins beyond the maximum length."""
-
-
-def _without_loss_text(bad: BadRecords, max_length: int) -> str:
-    lost = bad.dropped[WITHOUT_LOSS]
-    return f"; in {lost} records no answer begins within spec.data.maxLength ({max_length} tokens)" if lost else ""
-
-
-def _label_counts(examples: Examples) -> dict[str, dict[str, int]]:
-    return {split: dict(sorted(Counter(example.label for example in rows).items())) for split, rows in examples.items()}

@@ -1,5 +1,6 @@
 """Records -> examples: which format the columns speak, which column holds what, and what an example's text is."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,11 +61,6 @@ class Example:
     """Characters of `text` that carry loss; language models only."""
     divisible: bool = False
     """Whether a text that is longer than a row becomes several rows; it is cut to one row otherwise."""
-
-    @property
-    def identity(self) -> str:
-        """What makes two examples the same."""
-        return f"{self.label}\0{self.text}"
 
 
 def detect_format(first: Collection[str], columns: Columns, task: Task | None, uri: str) -> DataFormat:
@@ -145,9 +141,13 @@ class Formatter:
             return self.renderer.prompt(prompt)
         return self._begun(prompt) + ("" if self.data_format is DataFormat.TEXT else "\n\n")
 
-    def remarks(self) -> tuple[str, ...]:
-        """What a user should know about the conversations rendered so far, one line each."""
-        return () if self.renderer is None else self.renderer.remarks()
+    def take_counts(self) -> Counter[str]:
+        """What happened to the conversations rendered since the last call."""
+        return Counter() if self.renderer is None else self.renderer.take_counts()
+
+    def remarks(self, counts: Counter[str] | None = None) -> tuple[str, ...]:
+        """What a user should know about the conversations, one line each. Absent `counts`: those rendered so far."""
+        return () if self.renderer is None else self.renderer.remarks(counts)
 
     def columns_of(self, names: Sequence[str]) -> list[str]:
         """Of a file's columns those that are read; all where a needed one is missing, since the error lists them."""

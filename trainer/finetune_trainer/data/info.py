@@ -11,7 +11,7 @@ from ..store.client import ObjectStore
 from ..store.uri import join
 
 DATASET_FILE = "dataset.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised when the same inputs would give other shards; part of the digest."""
 
 SPLITS = ("train", "validation", "test")

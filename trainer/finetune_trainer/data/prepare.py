@@ -31,12 +31,12 @@ from ..stage_context import StageContext
 from ..stage_log import log_prepared
 from ..store.client import ObjectStore
 from ..store.uri import join
-from ..tasks import TASKS
-from .build import Inputs, build_dataset, dataset_digest, dataset_folder
+from .build import Inputs, build_dataset, dataset_folder, steps_of
 from .chat import TEMPLATE_DATE, renderer_of
 from .formats import Formatter, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
 from .order import grouping_of
+from .pipeline import dataset_digest
 from .problems import BadRecords
 from .prompts import check_prompts, formed_prompts
 from .readers import column_names
@@ -89,11 +89,15 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         if plan.embeddings is not None:
             check_prompts(prompts, tokenizer, plan.embeddings, spec.model.uri)
     inputs = Inputs(files, formatter, tokenizer, tokenizer_digest(model.path), task, length)
-
-    digest = dataset_digest(spec, inputs)
+    steps = steps_of(spec, inputs)
+    digest = dataset_digest(files, steps)
     dataset_uri = dataset_folder(config, digest)
     reused = store.exists(join(dataset_uri, DATASET_FILE))
-    info = read_dataset_info(store, dataset_uri) if reused else build_dataset(config, inputs, digest, store, report)
+    info = (
+        read_dataset_info(store, dataset_uri)
+        if reused
+        else build_dataset(config, inputs, steps, digest, store, runtime.scratch, report)
+    )
     if plan.embeddings is not None and info.largest_token >= plan.embeddings:
         raise embedding_too_small(tokenizer, info.largest_token, plan.embeddings, spec.model.uri, "the data's token")
     for remark in info.remarks:

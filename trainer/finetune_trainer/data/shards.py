@@ -44,10 +44,7 @@ class ShardWriter:
         self._split = split
         self._dtype = np.dtype(np.uint16 if vocabulary <= 2**16 else np.int32)
         self._max_bytes = max_bytes
-        self._tokens: list[NDArray[Any]] = []
-        self._labels: list[int] = []
-        self._loss: list[NDArray[np.bool_]] = []
-        self._documents: list[int] = []
+        self._waiting: list[dict[str, NDArray[Any]]] = []
         self._bytes = 0
         self.shards: list[ShardInfo] = []
         self.lengths: Counter[int] = Counter()
@@ -58,46 +55,66 @@ class ShardWriter:
         """Rows added so far."""
         return self.lengths.total()
 
-    def add(self, tokens: NDArray[np.int64], target: int | NDArray[np.bool_], document: int | None = None) -> None:
-        """One row: its tokens, its class id or the flags of the tokens that carry loss, and the number of its text."""
-        extra = (4 if isinstance(target, int) else len(tokens)) + (0 if document is None else 8)
-        size = len(tokens) * self._dtype.itemsize + 8 + extra
-        if self._tokens and self._bytes + size > self._max_bytes - 4096:  # the header needs some too
-            self.flush()
-        self._tokens.append(tokens.astype(self._dtype))
-        if isinstance(target, int):
-            self._labels.append(target)
-        else:
-            self._loss.append(target)
-        if document is not None:
-            self._documents.append(document)
-        self._bytes += size
-        self.lengths[len(tokens)] += 1
+    def add(
+        self,
+        lengths: NDArray[np.int64],
+        tokens: NDArray[Any],
+        *,
+        labels: NDArray[Any] | None = None,
+        loss: NDArray[np.bool_] | None = None,
+        documents: NDArray[np.int64] | None = None,
+    ) -> None:
+        """R rows of T tokens: `lengths` (R,) and `tokens` (T,); the class ids `labels` (R,) or the flags of the tokens
+        that carry loss, `loss` (T,); and the number of its text for each row, `documents` (R,)."""
+        arrays = {"lengths": lengths.astype(np.int64), "tokens": tokens.astype(self._dtype)}
+        if labels is not None:
+            arrays["labels"] = labels.astype(np.int32)
+        if loss is not None:
+            arrays["loss"] = loss
+        if documents is not None:
+            arrays["documents"] = documents
+        each = self._dtype.itemsize + (0 if loss is None else 1)
+        sizes = lengths * each + 8 + (0 if labels is None else 4) + (0 if documents is None else 8)
+        ends = np.cumsum(sizes)
+        begin = 0
+        while begin < len(lengths):
+            room = self._max_bytes - 4096 - self._bytes  # the header needs some too
+            before = int(ends[begin - 1]) if begin else 0
+            end = int(np.searchsorted(ends, before + room, side="right"))
+            if end == begin and not self._waiting:
+                end = begin + 1  # one row that is larger than a shard
+            if end > begin:
+                self._waiting.append(_rows_of(arrays, begin, end))
+                self._bytes += int(ends[end - 1]) - before
+            if end < len(lengths):
+                self.flush()
+            begin = end
+        found, counts = np.unique(lengths, return_counts=True)
+        self.lengths.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
         self.largest_token = max(self.largest_token, int(tokens.max(initial=0)))
 
     def flush(self) -> None:
         """Write what was collected."""
-        if not self._tokens:
+        if not self._waiting:
             return
-        lengths = [len(tokens) for tokens in self._tokens]
-        arrays: dict[str, NDArray[Any]] = {
-            "tokens": np.concatenate(self._tokens),
-            "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        }
-        if self._labels:
-            arrays["labels"] = np.asarray(self._labels, dtype=np.int32)
-        else:
-            arrays["loss"] = np.concatenate(self._loss)
-        if self._documents:
-            arrays["documents"] = np.asarray(self._documents, dtype=np.int64)
+        arrays = {name: np.concatenate([part[name] for part in self._waiting]) for name in self._waiting[0]}
+        lengths = arrays.pop("lengths")
+        arrays["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         data = save(arrays)
         digest = hashlib.sha256(data).hexdigest()
         name = f"{self._split}-{len(self.shards):05d}-{digest[:16]}.safetensors"
         self._store.put(join(self._folder, name), data)
         self.shards.append(
-            ShardInfo(name=name, sha256=digest, size=len(data), rows=len(lengths), tokens=int(sum(lengths)))
+            ShardInfo(name=name, sha256=digest, size=len(data), rows=len(lengths), tokens=int(lengths.sum()))
         )
-        self._tokens, self._labels, self._loss, self._documents, self._bytes = [], [], [], [], 0
+        self._waiting, self._bytes = [], 0
+
+
+def _rows_of(arrays: dict[str, NDArray[Any]], begin: int, end: int) -> dict[str, NDArray[Any]]:
+    """The rows from `begin` to `end`."""
+    starts = np.concatenate([[0], np.cumsum(arrays["lengths"])])
+    tokens = slice(int(starts[begin]), int(starts[end]))
+    return {name: array[tokens if name in ("tokens", "loss") else slice(begin, end)] for name, array in arrays.items()}
 
 
 class TokenDataset:

@@ -3,16 +3,22 @@
 Every row gets a key, a keyed hash of its content. Rows sorted by key are in a random but reproducible order; the first
 of them are held out. So the same rows give the same split however they are spread over files, and when rows are added,
 most of the old ones stay in the split they were in.
+
+All that has to be known of all rows at once is how many each label has. Rows are then assigned in key order, a part at
+a time, so that memory does not grow with them.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.int64]
+Codes = NDArray[np.int64]
+"""The label of each row as a number from 0, shape (rows,); all zero where there are no labels."""
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -25,15 +31,99 @@ class Share:
     """Take the fraction of every label's rows, not of all rows together."""
 
 
-@dataclass(frozen=True)
-class Split:
-    """Row numbers of each split, in key order."""
+class Splitter:
+    """Assigns rows, in key order, to the splits; remembers how many it has assigned.
 
-    train: Rows
-    validation: Rows
-    test: Rows
-    too_small: tuple[str, ...] = ()
-    """Labels with fewer rows than there are splits; a stratified split has none of them."""
+    A split gets its fraction of a group (a label's rows, or all rows), rounded, but at least one row; and every split
+    that comes after it, training included, finds one row left. A group with fewer rows than splits is for training.
+    """
+
+    def __init__(
+        self, sizes: NDArray[np.int64], rows: Callable[[], Iterable[Codes]], *, validation: Share, test: Share
+    ) -> None:
+        """`sizes` has the rows of each label, shape (labels,); `rows` gives all rows in key order, in parts."""
+        shares = [(TEST, test), (VALIDATION, validation)]
+        shares = [(split, share) for split, share in shares if share.fraction > 0]
+        self._splits = 1 + len(shares)
+        self._sizes = sizes
+        self._is_stratified = any(share.stratify for _, share in shares)
+        self._stages: list[_Stage] = []
+        available = sizes
+        for position, (split, share) in enumerate(shares):
+            stage = _Stage(split, share, sizes, available, splits=self._splits, reserve=len(shares) - position)
+            if position + 1 < len(shares):
+                available = sizes - self._taken_by_label(stage, rows)
+            self._stages.append(stage)
+
+    @staticmethod
+    def _taken_by_label(stage: "_Stage", rows: Callable[[], Iterable[Codes]]) -> NDArray[np.int64]:
+        if stage.stratify:
+            return stage.wanted
+        found = np.zeros(len(stage.sizes), dtype=np.int64)
+        first = int(stage.wanted.sum())
+        for codes in rows():
+            found += np.bincount(codes[:first], minlength=len(found))
+            first -= min(first, len(codes))
+            if not first:
+                break
+        return found
+
+    def assign(self, codes: Codes) -> NDArray[np.int8]:
+        """TRAIN, VALIDATION or TEST for each of the next rows in key order."""
+        found = np.full(len(codes), TRAIN, dtype=np.int8)
+        left = np.arange(len(codes))
+        for stage in self._stages:
+            is_taken = stage.take(codes[left])
+            found[left[is_taken]] = stage.split
+            left = left[~is_taken]
+        return found
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Split -> rows that it gets in all."""
+        held_out = {stage.split: int(stage.wanted.sum()) for stage in self._stages}
+        return {VALIDATION: 0, TEST: 0, TRAIN: int(self._sizes.sum()) - sum(held_out.values())} | held_out
+
+    @property
+    def too_small(self) -> list[int]:
+        """Labels with fewer rows than there are splits; a stratified split has none of them."""
+        return np.flatnonzero((self._sizes < self._splits) & (self._sizes > 0)).tolist() if self._is_stratified else []
+
+
+class _Stage:
+    """One held-out split: the first rows of each group."""
+
+    def __init__(
+        self,
+        split: int,
+        share: Share,
+        sizes: NDArray[np.int64],
+        available: NDArray[np.int64],
+        *,
+        splits: int,
+        reserve: int,
+    ) -> None:
+        self.split = split
+        self.stratify = share.stratify
+        self.sizes = sizes
+        if not share.stratify:
+            sizes, available = sizes.sum(keepdims=True), available.sum(keepdims=True)
+        most = np.maximum(1, np.floor(sizes * share.fraction + 0.5).astype(np.int64))
+        self.wanted = np.where(sizes < splits, 0, np.clip(most, 0, np.maximum(0, available - reserve)))
+        """Rows that are taken of each group."""
+        self._seen = np.zeros(len(sizes), dtype=np.int64)
+
+    def take(self, codes: Codes) -> NDArray[np.bool_]:
+        """Which of the next rows to take."""
+        groups = codes if self.stratify else np.zeros(len(codes), dtype=np.int64)
+        counts = np.bincount(groups, minlength=len(self._seen))
+        by_group = np.argsort(groups, kind="stable")
+        starts = np.cumsum(counts) - counts
+        rank = np.empty(len(groups), dtype=np.int64)
+        rank[by_group] = np.arange(len(groups)) - starts[groups[by_group]]
+        taken = np.asarray(self._seen[groups] + rank < self.wanted[groups])
+        self._seen += counts
+        return taken
 
 
 def row_keys(identities: Sequence[str], seed: int) -> NDArray[np.uint64]:
@@ -41,45 +131,3 @@ def row_keys(identities: Sequence[str], seed: int) -> NDArray[np.uint64]:
     secret = seed.to_bytes(8, "little")
     digests = (hashlib.blake2b(text.encode(), digest_size=8, key=secret).digest() for text in identities)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
-
-
-def split_rows(keys: NDArray[np.uint64], labels: Sequence[str], *, validation: Share, test: Share) -> Split:
-    """Hold out shares of the rows; `labels` has one label a row, all equal where there are none.
-
-    A split gets its fraction of a group (a label's rows, or all rows), rounded, but at least one row; and every split
-    that comes after it, training included, finds one row left. A group with fewer rows than splits is for training.
-    """
-    # By a table of names: a numpy array of texts gives every row the room of the longest one.
-    names = sorted(set(labels))
-    numbers = {name: number for number, name in enumerate(names)}
-    codes = np.fromiter((numbers[label] for label in labels), dtype=np.int64, count=len(labels))
-    shares = [share for share in (test, validation) if share.fraction > 0]
-    splits = 1 + len(shares)
-    rows = np.argsort(keys, kind="stable").astype(np.int64)
-    parts: list[Rows] = []
-    for position, share in enumerate(shares):
-        groups = codes if share.stratify else np.zeros(len(keys), dtype=np.int64)
-        held_out = _hold_out(rows, groups, share.fraction, splits, reserve=splits - 1 - position)
-        parts.append(rows[held_out])
-        rows = rows[~held_out]
-    empty = rows[:0]
-    test_rows = parts.pop(0) if test.fraction > 0 else empty
-    validation_rows = parts.pop(0) if validation.fraction > 0 else empty
-    sizes = np.bincount(codes, minlength=len(names))
-    is_stratified = any(share.stratify for share in shares)
-    too_small = tuple(name for name, size in zip(names, sizes, strict=True) if size < splits) if is_stratified else ()
-    return Split(rows, validation_rows, test_rows, too_small)
-
-
-def _hold_out(rows: Rows, groups: Rows, fraction: float, splits: int, *, reserve: int) -> NDArray[np.bool_]:
-    """Which of `rows` (in key order) to take: the first of each group."""
-    sizes = np.bincount(groups)
-    here = groups[rows]
-    available = np.bincount(here, minlength=len(sizes))
-    wanted = np.maximum(1, np.floor(sizes * fraction + 0.5).astype(np.int64))
-    taken = np.where(sizes < splits, 0, np.clip(wanted, 0, np.maximum(0, available - reserve)))
-    by_group = np.argsort(here, kind="stable")
-    starts = np.cumsum(available) - available
-    rank = np.empty(len(rows), dtype=np.int64)
-    rank[by_group] = np.arange(len(rows)) - starts[here[by_group]]
-    return np.asarray(rank < taken[here])

@@ -1,12 +1,17 @@
-"""Examples -> rows of tokens, in batches, with a fast tokenizer."""
+"""Examples -> tokens, in batches, with a fast tokenizer.
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+Workers call the library `tokenizers` itself, with the settings that transformers would make: transformers would take
+half a second and 50 MiB in each of them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
 
 from finetune_api.v1alpha1 import Task
 
@@ -14,54 +19,73 @@ from ..tasks import TASKS
 from .formats import Example
 
 BATCH = 1000
-"""Examples per call of the tokenizer: enough to keep its threads busy, little enough to show progress."""
+"""Examples per call of the tokenizer."""
 
-BATCH_CHARACTERS = 2**22
+BATCH_CHARACTERS = 2**19
 """Characters per call, which bounds the memory for the encodings of long texts: about 100 bytes a token."""
 
-Row = tuple[NDArray[np.int64], int | NDArray[np.bool_]]
-"""Tokens, and the class id or the flags of the tokens that carry loss."""
+
+@dataclass(frozen=True)
+class FastTokenizer:
+    """A tokenizer without transformers; it can be pickled."""
+
+    backend: Tokenizer
+    truncation_side: str
+    split_special_tokens: bool
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "FastTokenizer":
+        """With the settings of a fast tokenizer of transformers."""
+        return cls(tokenizer.backend_tokenizer, tokenizer.truncation_side, bool(tokenizer.split_special_tokens))
+
+    def whole(self, texts: list[str], *, with_offsets: bool) -> list[Encoding]:
+        """All tokens of the texts and none besides. Offsets take time: without, they are zero."""
+        self.backend.no_truncation()
+        self._prepare()
+        encode = self.backend.encode_batch if with_offsets else self.backend.encode_batch_fast
+        return list(encode(texts, add_special_tokens=False))
+
+    def cut(self, texts: list[str], max_length: int) -> list[Encoding]:
+        """The first `max_length` tokens, the special ones of the tokenizer included; the rest is in `overflowing`."""
+        self.backend.enable_truncation(max_length, stride=0, strategy="longest_first", direction=self.truncation_side)
+        self._prepare()
+        return list(self.backend.encode_batch_fast(texts, add_special_tokens=True))
+
+    def _prepare(self) -> None:
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = self.split_special_tokens
 
 
-@dataclass
-class TokeniseCounts:
-    """What one split was made into, and what was lost on the way."""
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Examples and the rows that they became; T tokens in R rows of N examples."""
 
-    truncated: int = 0
-    """Rows that were cut to the maximum length."""
-    documents: int = 0
-    """Examples that gave at least one row so far: the number of the current one, from 1."""
-    divided: int = 0
-    """Texts that were divided into several rows."""
-    tokens: int = 0
-    """Tokens of all examples before anything was cut or left out."""
-    dropped_tokens: int = 0
-    """How many of them are in no row."""
-    without_loss: int = 0
-    """Rows in which no token carries loss, most often because the answer begins beyond the maximum length."""
-    first_without_loss: str = field(default="")
-    """Where the first of them stands."""
-
-
-def tokenise(
-    examples: Iterable[Example],
-    tokenizer: Any,
-    task: Task,
-    labels: Mapping[str, int],
-    *,
-    max_length: int,
-    counts: TokeniseCounts,
-) -> Iterator[Row]:
-    """Rows in the order of the examples; language-model rows without any loss are left out and counted.
-
-    An example is cut to `max_length` tokens, unless it is divisible: then it gives as many rows as it needs.
-    """
-    encode = TASKS[task].encode
-    for batch in _batches(examples):
-        yield from encode(batch, tokenizer, labels, max_length, counts)
+    examples: list[Example]
+    tokens: NDArray[np.int32]
+    """(T,): of all rows, one behind the other."""
+    loss: NDArray[np.bool_] | None
+    """(T,): which tokens carry loss. None: the target of a row is its class."""
+    row_lengths: NDArray[np.int32]
+    """(R,): tokens of each row."""
+    rows: NDArray[np.int32]
+    """(N,): rows of each example. 0: no token carries loss, most often because the answer begins beyond the maximum
+    length."""
+    truncated: NDArray[np.bool_]
+    """(N,): whether the example was cut to the maximum length."""
+    dropped: NDArray[np.int64]
+    """(N,): tokens of each example that are in no row."""
 
 
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+Encode = Callable[[list[Example], FastTokenizer, int], EncodedBatch]
+"""(examples, tokenizer, maximum length of a row) -> their rows."""
+
+
+def encode_of(task: Task) -> Encode:
+    """How the examples of a task become rows."""
+    return encode_classified if task is Task.SEQUENCE_CLASSIFICATION else encode_language
+
+
+def batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
     """At most BATCH examples and, unless one alone is longer, BATCH_CHARACTERS characters at a time."""
     batch: list[Example] = []
     characters = 0
@@ -75,47 +99,66 @@ def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield batch
 
 
-def classification_rows(
-    batch: list[Example], tokenizer: Any, labels: Mapping[str, int], max_length: int, counts: TokeniseCounts
-) -> Iterator[Row]:
-    """Rows of texts with one label each, cut to `max_length`, with the tokenizer's special tokens."""
-    texts = [example.text for example in batch]
-    encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False, verbose=False)
-    for example, encoding in zip(batch, encoded.encodings, strict=True):
+def encode_classified(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
+    """One row for each example, with the tokenizer's own special tokens, cut to the maximum length."""
+    encodings = tokenizer.cut([example.text for example in examples], max_length)
+    ids: list[int] = []
+    lengths, dropped = [], []
+    for encoding in encodings:
+        tokens = encoding.ids
+        ids += tokens
+        lengths.append(len(tokens))
         # Every overflowing piece has special tokens of its own, which are not part of the text.
-        dropped = sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in encoding.overflowing)
-        counts.truncated += bool(encoding.overflowing)
-        counts.dropped_tokens += dropped
-        counts.tokens += len(encoding.ids) + dropped
-        counts.documents += 1
-        yield np.asarray(encoding.ids, dtype=np.int64), labels[example.label]
+        dropped.append(sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in encoding.overflowing))
+    return EncodedBatch(
+        examples,
+        np.array(ids, dtype=np.int32),
+        None,
+        np.array(lengths, dtype=np.int32),
+        np.ones(len(examples), dtype=np.int32),
+        np.array([bool(encoding.overflowing) for encoding in encodings], dtype=np.bool_),
+        np.array(dropped, dtype=np.int64),
+    )
 
 
-def language_model_rows(
-    batch: list[Example], tokenizer: Any, labels: Mapping[str, int], max_length: int, counts: TokeniseCounts
-) -> Iterator[Row]:
-    """Rows of texts with the flags of the tokens that carry loss; those without any are left out and counted."""
-    del labels  # the targets are the tokens themselves
-    texts = [example.text for example in batch]
-    # What begins and ends a text is written in it already; the tokenizer must not add it again.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    for example, encoding in zip(batch, encoded.encodings, strict=True):
-        loss = loss_flags(encoding.offsets, example.spans)
-        tokens = np.asarray(encoding.ids, dtype=np.int64)
-        counts.tokens += len(tokens)
-        counts.truncated += len(tokens) > max_length and not example.divisible
-        parts = chunks(len(tokens), max_length) if example.divisible else [(0, min(len(tokens), max_length))]
+def encode_language(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
+    """The tokens are the targets, where they carry loss. A text that is divisible gives as many rows as it needs,
+    another one is cut. What begins and ends a text is written in it already; the tokenizer must not add it again."""
+    with_offsets = any(not _is_learnt_whole(example) for example in examples)
+    encodings = tokenizer.whole([example.text for example in examples], with_offsets=with_offsets)
+    ids: list[int] = []
+    flags: list[NDArray[np.bool_]] = []
+    lengths, rows, truncated, dropped = [], [], [], []
+    for example, encoding in zip(examples, encodings, strict=True):
+        tokens = encoding.ids
+        total = len(tokens)
+        whole = _is_learnt_whole(example)
+        loss = np.ones(total, dtype=np.bool_) if whole else loss_flags(encoding.offsets, example.spans)
+        parts = chunks(total, max_length) if example.divisible else [(0, min(total, max_length))]
         # The first token is never predicted: a row of which it alone carries loss teaches nothing.
         if not any(loss[begin + 1 : end].any() for begin, end in parts):
-            counts.without_loss += 1
-            counts.dropped_tokens += len(tokens)
-            counts.first_without_loss = counts.first_without_loss or str(example.place)
-            continue
-        counts.documents += 1
-        counts.divided += len(parts) > 1
-        counts.dropped_tokens += len(tokens) - parts[-1][1]
-        for begin, end in parts:
-            yield tokens[begin:end], loss[begin:end]
+            parts = []
+        end = parts[-1][1] if parts else 0
+        ids += tokens if end == total else tokens[:end]
+        flags.append(loss[:end])
+        lengths += [stop - begin for begin, stop in parts]
+        rows.append(len(parts))
+        truncated.append(total > max_length and not example.divisible)
+        dropped.append(total - end)
+    return EncodedBatch(
+        examples,
+        np.array(ids, dtype=np.int32),
+        np.concatenate(flags),
+        np.array(lengths, dtype=np.int32),
+        np.array(rows, dtype=np.int32),
+        np.array(truncated, dtype=np.bool_),
+        np.array(dropped, dtype=np.int64),
+    )
+
+
+def _is_learnt_whole(example: Example) -> bool:
+    """Whether every token carries loss, so that nothing depends on where it stands."""
+    return example.spans == ((-1, len(example.text)),)
 
 
 def chunks(length: int, max_length: int) -> list[tuple[int, int]]:

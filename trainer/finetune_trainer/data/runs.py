@@ -1,0 +1,140 @@
+"""Encoded rows on local disk, between the steps that see one block and those that see the keys of all rows.
+
+A run holds the rows of one block, sorted by key, as Arrow record batches: one for each bucket, a range of keys. Taking
+the same bucket out of every run gives all rows of that range, so that the rows of a data set of any size can be visited
+in the order of their keys with the memory for one bucket.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..store.faults import disk_errors
+from .labels import canonical_name
+from .splits import row_keys
+from .tokenise import EncodedBatch
+
+
+@dataclass
+class Run:
+    """Where the rows of one block are, and what is known of them without reading."""
+
+    path: Path
+    uri: str
+    """The file that the records are from."""
+    unit: str
+    """What the numbers of its records count: `line`, `row` or `element`."""
+    spellings: tuple[str, ...]
+    """Labels as they are written, by the numbers in the column `label`."""
+    counts: NDArray[np.int64]
+    """(spellings,): examples with each of them."""
+    columns: tuple[str, ...]
+    has_other_keys: bool
+    """Whether keys depend on what `1.0` means: then a column has those for the case that it is not `1`."""
+    kept: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    """Bucket -> one bit for each of its rows, for rows that a step has removed."""
+
+
+class RunWriter:
+    """Collects the rows of a block and writes them sorted by key."""
+
+    def __init__(self, path: Path, seed: int, buckets: int, *, wide: bool) -> None:
+        self._path = path
+        self._seed = seed
+        self._buckets = buckets
+        self._tokens = pa.int32() if wide else pa.uint16()
+        self._batches: list[pa.RecordBatch] = []
+        self._spellings: dict[str, int] = {}
+        self._unit = "line"
+        self._has_other_keys = False
+
+    def add(self, batch: EncodedBatch) -> None:
+        """Add encoded examples, in the order of the block."""
+        examples = batch.examples
+        spellings = self._spellings
+        labels = np.array([spellings.setdefault(each.label, len(spellings)) for each in examples], dtype=np.int32)
+        row_ends = np.concatenate([[0], np.cumsum(batch.rows)]).astype(np.int32)
+        token_ends = np.concatenate([[0], np.cumsum(batch.row_lengths)]).astype(np.int32)[row_ends]
+        self._unit = examples[0].place.unit
+        whole, other = (
+            {label: canonical_name(label, floats_are_whole=are_whole) for label in spellings}
+            for are_whole in (True, False)
+        )
+        keys = self._keys(batch, whole)
+        self._has_other_keys |= whole != other
+        columns = {
+            "key": keys,
+            "other key": keys if whole == other else self._keys(batch, other),
+            "number": np.array([each.place.number for each in examples], dtype=np.int64),
+            "label": labels,
+            "truncated": batch.truncated,
+            "dropped": batch.dropped,
+            "rows": pa.ListArray.from_arrays(row_ends, batch.row_lengths),
+            "tokens": pa.ListArray.from_arrays(token_ends, pa.array(batch.tokens).cast(self._tokens)),
+        }
+        if batch.loss is not None:
+            columns["loss"] = pa.ListArray.from_arrays(token_ends, pa.array(batch.loss))
+        self._batches.append(pa.RecordBatch.from_pydict(columns))
+
+    def finish(self, uri: str) -> Run | None:
+        """Write the file. None, and no file, where there are no examples. Raises DiskFullError."""
+        if not self._batches:
+            return None
+        table = pa.Table.from_batches(self._batches)
+        if not self._has_other_keys:
+            table = table.drop_columns("other key")
+        _write_sorted(self._path, table, self._buckets)
+        columns = tuple(table.column_names)
+        counts = np.bincount(table["label"].to_numpy(), minlength=len(self._spellings)).astype(np.int64)
+        return Run(self._path, uri, self._unit, tuple(self._spellings), counts, columns, self._has_other_keys)
+
+    def _keys(self, batch: EncodedBatch, names: dict[str, str]) -> NDArray[np.uint64]:
+        return row_keys([f"{names[each.label]}\0{each.text}" for each in batch.examples], self._seed)
+
+
+def _write_sorted(path: Path, table: pa.Table, buckets: int) -> None:
+    (rows,) = table.combine_chunks().to_batches(max_chunksize=None)
+    keys = rows["key"].to_numpy()
+    order = np.argsort(keys, kind="stable")
+    rows = rows.take(pa.array(order))
+    edges = np.array([(bucket << 64) // buckets for bucket in range(1, buckets)], dtype=np.uint64)
+    ends = [0, *np.searchsorted(keys[order], edges).tolist(), len(keys)]
+    with disk_errors(path), pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as out:
+        for begin, end in pairwise(ends):
+            out.write_batch(rows.slice(begin, end - begin))
+
+
+def use_other_keys(run: Run, buckets: int) -> None:
+    """Sort a run by its other keys, in place."""
+    with pa.OSFile(str(run.path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    # Rows of a block with equal keys have to be in the order of the block, as they are after the first sorting.
+    table = table.sort_by("number")
+    table = table.set_column(0, "key", table["other key"]).drop_columns("other key")
+    _write_sorted(run.path, table, buckets)
+    run.has_other_keys = False
+
+
+def read_bucket(run: Run, bucket: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+    """The rows of a run in one bucket that no step has removed, sorted by key; absent `columns`: with all of them."""
+    with pa.OSFile(str(run.path)) as file:
+        options = None
+        if columns is not None:
+            names = pa.ipc.open_file(file).schema.names
+            options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
+        batch = pa.ipc.open_file(file, options=options).get_batch(bucket)
+    kept = run.kept.get(bucket)
+    if kept is None:
+        return batch
+    return batch.filter(pa.array(np.unpackbits(kept, count=batch.num_rows).astype(np.bool_)))
+
+
+def in_key_order(batches: Sequence[pa.RecordBatch]) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The rows of the same bucket of several runs as one table, and their order by key; equal keys stay in order."""
+    table = pa.Table.from_batches(batches).combine_chunks()
+    return table, np.argsort(table["key"].to_numpy(), kind="stable")

@@ -1,0 +1,125 @@
+"""Blocks of files processed in worker processes, with the results in the order of the blocks."""
+
+import ctypes
+import logging
+import os
+import pickle
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+
+from ..errors import MemoryExhaustedError, TrainerError
+from ..memory import cpu_limit, memory_kills, memory_limit
+from .pipeline import BlockPlan, BlockResult, process_block
+from .readers import Block
+
+log = logging.getLogger("finetune")
+
+WORTH_WORKERS = 8 << 20
+"""Bytes of files from which on workers are started. Starting two takes 0.9 s of CPU time each, tokenising 8 MiB about 3
+s."""
+_WORKER_BYTES = 256 << 20
+"""Memory of a worker, with room to spare: 130 to 200 MiB were measured."""
+_AHEAD = 2
+"""Blocks for each worker that are read before the first of them is done."""
+_PR_SET_PDEATHSIG = 1
+
+
+def worker_count(source_bytes: int) -> int:
+    """Workers for so many bytes of files; 0: the process itself does the work.
+
+    One for each CPU of the container, as far as its memory goes.
+    """
+    if source_bytes < WORTH_WORKERS:
+        return 0
+    limit = memory_limit()
+    by_memory = cpu_limit() if limit is None else max(0, limit // 2) // _WORKER_BYTES
+    count = min(cpu_limit(), by_memory)
+    return count if count > 1 else 0
+
+
+def process_blocks(
+    plan: BlockPlan, blocks: Iterable[tuple[int, Block]], workers: int
+) -> Iterator[tuple[int, BlockResult]]:
+    """The result of each block, in order, with the number that comes with the block.
+
+    An error while reading comes after the results of the blocks before it.
+
+    Raises MemoryExhaustedError or TrainerError where a worker ends before its block is done.
+    """
+    data = None if workers == 0 else _pickled(plan)
+    if data is None:
+        for number, (file, block) in enumerate(blocks):
+            yield file, process_block(plan, block, number)
+        return
+    kills = memory_kills()
+    # A fresh interpreter: a fork of this process would copy the locks of torch's, boto3's and the tokenizer's threads.
+    # Sized once for all: with this start method all workers start with the first block.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(data, os.getpid()))
+    try:
+        yield from _in_order(pool, blocks, workers * _AHEAD)
+    except BrokenProcessPool as error:
+        if memory_kills() > kills:
+            raise MemoryExhaustedError(
+                "a worker process of the prepare stage was killed because the container reached its memory limit",
+                advice="raise spec.workers.resources.limits.memory",
+            ) from error
+        raise TrainerError(
+            "a worker process of the prepare stage ended unexpectedly",
+            advice="the lines above in the log of the prepare stage may say why; the stage is tried again",
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, blocks: Iterable[tuple[int, Block]], ahead: int
+) -> Iterator[tuple[int, BlockResult]]:
+    waiting: deque[tuple[int, Future[BlockResult]]] = deque()
+    error: TrainerError | None = None
+    remaining = enumerate(blocks)
+    while error is None:
+        try:
+            number, (file, block) = next(remaining)
+        except StopIteration:
+            break
+        except TrainerError as raised:
+            error = raised
+            break
+        waiting.append((file, pool.submit(_process, block, number)))
+        if len(waiting) > ahead:
+            file, result = waiting.popleft()
+            yield file, result.result()
+    for file, result in waiting:
+        yield file, result.result()
+    if error is not None:
+        raise error
+
+
+def _pickled(plan: BlockPlan) -> bytes | None:
+    """None, with a line in the log, for a tokenizer that has parts written in Python."""
+    try:
+        return pickle.dumps(plan)
+    except Exception as error:  # noqa: BLE001 - `tokenizers` raises nothing more specific
+        log.warning("the data is tokenised in one process, because the tokenizer cannot be sent to others: %s", error)
+        return None
+
+
+_plan: BlockPlan
+
+
+def _start(data: bytes, parent: int) -> None:
+    """Make ready a worker: it ends with the process that started it, however that ends."""
+    global _plan  # noqa: PLW0603 - the initializer of a pool has no other way to leave something for its tasks
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _plan = pickle.loads(data)
+
+
+def _process(block: Block, number: int) -> BlockResult:
+    return process_block(_plan, block, number)
