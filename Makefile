@@ -104,6 +104,10 @@ bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is
 bench-order: $(VENV)/.ready-test ## What grouping rows by length costs in loss and saves in time; downloads news texts
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/order_quality.py $(ARGS)
 
+.PHONY: bench-data
+bench-data: $(VENV)/.ready-test ## Preparation of data beside the bare tokenizer, and its memory; ARGS='--gigabytes 0.1 1 5'
+	@$(BIN)/python benchmarks/data_preparation.py $(ARGS)
+
 .PHONY: bench-recovery
 bench-recovery: $(VENV)/.ready-test ## What a lost worker costs on two real nodes, part by part: Linux, Go, root; about four minutes
 	@$(BIN)/python benchmarks/recovery.py $(ARGS)

@@ -18,8 +18,8 @@ from finetune_api.v1alpha1 import Task
 from ..tasks import TASKS
 from .formats import Example
 
-BATCH = 1000
-"""Examples per call of the tokenizer."""
+BATCH = 200
+"""Examples per call of the tokenizer: their encodings stay in the processor's cache."""
 
 BATCH_CHARACTERS = 2**19
 """Characters per call, which bounds the memory for the encodings of long texts: about 100 bytes a token."""

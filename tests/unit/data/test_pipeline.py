@@ -1,0 +1,221 @@
+"""Steps of preparation: what the digest of a data set depends on, and optional steps in files of their own."""
+
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiny_models
+from finetune_api.v1alpha1 import BadRecordAction, Columns, DataFormat, Spec, Task
+from finetune_trainer.data import pipeline
+from finetune_trainer.data import steps as optional_steps
+from finetune_trainer.data.build import Inputs, steps_of
+from finetune_trainer.data.pipeline import BlockPlan, KeyedRows, Tally, dataset_digest, optional, process_block
+from finetune_trainer.data.prepare import make_formatter
+from finetune_trainer.data.problems import BadRecords
+from finetune_trainer.data.readers import blocks
+from finetune_trainer.data.runs import read_bucket
+from finetune_trainer.data.sources import SourceFile
+from rows import classified, jsonl
+
+DATA: dict[str, Any] = {"train": [{"uri": "s3://bucket/a.jsonl"}], "format": "Classification"}
+FILE = SourceFile("s3://bucket/a.jsonl", Path("/nowhere/a.jsonl"), "1" * 64, 0)
+
+
+def spec_of(data: dict[str, Any] | None = None, **blocks: Any) -> Spec:
+    return Spec.model_validate(
+        {
+            "model": {"uri": "s3://bucket/model"},
+            "data": DATA | (data or {}),
+            "training": {"learningRate": 1e-3},
+            "output": {"uri": "s3://bucket/out"},
+        }
+        | blocks
+    )
+
+
+def inputs_of(spec: Spec, **changes: Any) -> Inputs:
+    data_format = changes.pop("data_format", spec.data.format or DataFormat.CLASSIFICATION)
+    tokenizer = tiny_models.tiny_tokenizer(tiny_models.CHATML)
+    formatter = make_formatter(data_format, spec.data, tokenizer, "s3://bucket/model")
+    classifies = data_format is DataFormat.CLASSIFICATION
+    task = Task.SEQUENCE_CLASSIFICATION if classifies else Task.CAUSAL_LM
+    return replace(Inputs({"train": (FILE,)}, formatter, tokenizer, "t" * 64, task, 64), **changes)
+
+
+def digest_of(data: dict[str, Any] | None = None, changes: dict[str, Any] | None = None, **blocks: Any) -> str:
+    spec = spec_of(data, **blocks)
+    inputs = inputs_of(spec, **(changes or {}))
+    return dataset_digest(inputs.files, steps_of(spec, inputs))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"format": None},
+        {"columns": {}},
+        {"columns": {"text": "text", "label": "label"}},
+        {"columns": {"prompt": "question"}},
+        {"validation": {"fraction": 0.1, "stratify": True}},
+        {"test": {"fraction": 0.1}},
+        {"onBadRecord": "Fail"},
+        {"maxLength": 1024},
+        {"packing": "Padded"},
+        {"train": [{"uri": "s3://elsewhere/b.jsonl"}]},
+    ],
+)
+def test_a_default_that_is_spelled_out_or_a_field_without_effect_is_the_same_data_set(data):
+    assert digest_of(data) == digest_of()
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "blocks"),
+    [
+        ({"columns": {"text": "body"}}, {}, {}),
+        ({"validation": {"fraction": 0.2}}, {}, {}),
+        ({"validation": {"fraction": 0.1, "stratify": False}}, {}, {}),
+        ({"onBadRecord": "Skip"}, {}, {}),
+        ({"format": "Text"}, {}, {}),
+        ({}, {"max_length": 65}, {}),
+        ({}, {"tokenizer_digest": "u" * 64}, {}),
+        ({}, {"files": {"train": (replace(FILE, sha256="2" * 64),)}}, {}),
+        ({}, {"files": {"train": (replace(FILE, path=Path("/nowhere/a.json")),)}}, {}),
+        ({}, {"files": {"train": (FILE,), "test": (FILE,)}}, {}),
+        ({}, {}, {"training": {"learningRate": 1e-3, "seed": 7}}),
+    ],
+)
+def test_what_changes_rows_changes_the_digest(data, changes, blocks):
+    assert digest_of(data, changes, **blocks) != digest_of()
+
+
+def test_a_field_that_the_api_gets_later_does_not_change_the_digest():
+    """Nor does one of a block that a step reads: the steps name what they depend on."""
+
+    class LaterColumns(Columns):
+        later: str | None = None
+
+    spec = spec_of()
+    later = spec.model_copy(update={"data": spec.data.model_copy(update={"columns": LaterColumns(later="x")})})
+    inputs = inputs_of(spec)
+    assert dataset_digest(inputs.files, steps_of(later, inputs)) == dataset_digest(inputs.files, steps_of(spec, inputs))
+
+
+def test_another_version_of_a_step_is_another_data_set():
+    spec = spec_of()
+    inputs = inputs_of(spec)
+    steps = list(steps_of(spec, inputs))
+    assert [step.name for step in steps] == ["format", "encode", "split"]
+    before = dataset_digest(inputs.files, steps)
+    for index, step in enumerate(steps):
+        changed = [*steps[:index], replace(step, version=step.version + 1), *steps[index + 1 :]]
+        assert dataset_digest(inputs.files, changed) != before
+
+
+SHORT = """
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from finetune_trainer.data.pipeline import DataStep
+
+
+@dataclass(frozen=True)
+class Parameters:
+    fewest: int
+
+
+def parameters(spec):
+    return Parameters(spec.training.epochs) if spec.training.epochs > 1 else None
+
+
+def apply(parameters, examples, tally):
+    for example in examples:
+        if len(example.text.split()) < parameters.fewest:
+            tally.dropped += 1
+        else:
+            tally.counts["kept"] += 1
+            yield example
+
+
+STEP = DataStep("short texts", 1, 10, parameters, apply, lambda counts: (f"{counts['kept']} texts are long enough",))
+"""
+EQUAL = """
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune_trainer.data.pipeline import DataStep
+
+
+@dataclass(frozen=True)
+class Parameters:
+    pass
+
+
+def apply(_parameters, rows, _tally):
+    return np.concatenate([[True], rows.keys[1:] != rows.keys[:-1]])
+
+
+def parameters(spec):
+    return Parameters() if spec.training.epochs > 1 else None
+
+
+STEP = DataStep("equal rows", 1, 20, parameters, apply, on_keys=True)
+"""
+
+
+@pytest.fixture
+def two_more_steps(tmp_path, monkeypatch):
+    """In files of their own, enabled by `training.epochs` above 1."""
+    (tmp_path / "short_texts.py").write_text(SHORT)
+    (tmp_path / "equal_rows.py").write_text(EQUAL)
+    monkeypatch.setattr(optional_steps, "__path__", [*optional_steps.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    yield
+    for name in ("short_texts", "equal_rows"):
+        sys.modules.pop(f"{optional_steps.__name__}.{name}", None)
+
+
+def test_a_step_in_a_file_of_its_own_is_found_and_leaves_the_digest_alone_unless_it_is_enabled(request):
+    before, with_epochs = digest_of(), {"training": {"learningRate": 1e-3, "epochs": 3}}
+    enabled_before = digest_of(**with_epochs)
+    request.getfixturevalue("two_more_steps")
+    assert digest_of(training={"learningRate": 1e-3, "epochs": 1}) == before
+    spec = spec_of(**with_epochs)
+    assert [step.name for step in steps_of(spec, inputs_of(spec))] == [
+        "format",
+        "short texts",
+        "encode",
+        "equal rows",
+        "split",
+    ]
+    assert digest_of(**with_epochs) != enabled_before
+    assert digest_of(**with_epochs) != digest_of(training={"learningRate": 1e-3, "epochs": 4})
+
+
+def test_an_optional_step_counts_what_it_drops_and_a_block_holds_the_rest(two_more_steps, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([*classified(20), {"text": "so", "label": "good"}]))
+    spec = spec_of(training={"learningRate": 1e-3, "epochs": 3})
+    inputs = inputs_of(spec)
+    steps = steps_of(spec, inputs)
+    file = SourceFile("file:///a.jsonl", path, "", path.stat().st_size)
+    columns = inputs.formatter.columns_of
+    plan = BlockPlan(steps.on_examples, columns, BadRecordAction.FAIL, 1, 1, False, tmp_path)
+    (block,) = blocks(file, columns)
+    result = process_block(plan, block, 0)
+    assert (result.records, result.tallies["short texts"].dropped) == (21, 1)
+    assert steps.on_examples[1].report(result.tallies["short texts"].counts) == ("20 texts are long enough",)
+    assert result.run is not None
+    assert read_bucket(result.run, 0).num_rows == 20
+    rows = KeyedRows(np.array([1, 1, 2], dtype=np.uint64), np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int8))
+    kept = steps.on_keys[0].apply(rows, Tally(BadRecords(BadRecordAction.FAIL)))
+    assert kept.tolist() == [True, False, True]
+
+
+def test_there_are_no_optional_steps_that_a_default_spec_enables():
+    assert optional(spec_of(), on_keys=False) == optional(spec_of(), on_keys=True) == []
+    assert pipeline.FORMAT_VERSION == 4
