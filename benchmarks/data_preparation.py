@@ -7,7 +7,7 @@ does not depend on how much it gets. Both get the same number of MB: those of th
 
     python benchmarks/data_preparation.py [--gigabytes 0.1 1] [--format Classification|Text] [--sample-megabytes 20]
 
-Texts are sentences of chatterbot-corpus, joined at random (one seed) to records of 20 to 200 words. Memory is sampled
+Texts are sentences of chatterbot-corpus, joined at random (one seed) to texts of 20 to 200 words, with a number in front. Memory is sampled
 every 50 ms from /proc: resident pages of the stage's process and of its workers. Pages that processes share (libraries)
 count once for each of them in `sum`; `pss` counts them once in all. On a machine that other work keeps busy, look at
 `cpuRatio`: MB a second of CPU time, all processes together, divided by the same of the bare tokenizer. Times the number
@@ -36,6 +36,8 @@ from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, Trai
 from finetune_api.v1alpha1 import Spec
 from finetune_cli.embedded_store import EmbeddedStore
 
+DISTINCT_TEXTS = 20_000
+"""Apart from the number in front: writing gigabytes of them takes less time than tokenising them."""
 TOPICS = ("ai", "history", "movies", "science")
 
 
@@ -54,13 +56,17 @@ def sentences() -> list[str]:
 def write_records(path: Path, size: int) -> int:
     """Write JSON Lines of about `size` bytes; returns the bytes of the texts."""
     draw, lines, text_bytes, written = random.Random(1), sentences(), 0, 0
+    texts = []
+    for _ in range(DISTINCT_TEXTS):
+        words: list[str] = []
+        wanted = draw.randint(20, 200)
+        while len(words) < wanted:
+            words += draw.choice(lines).split()
+        texts.append(" ".join(words))
     with path.open("w", encoding="utf-8") as file:
         number = 0
         while written < size:
-            words, wanted = [f"{number}:"], draw.randint(20, 200)
-            while len(words) < wanted:
-                words += draw.choice(lines).split()
-            text = " ".join(words)
+            text = f"{number}: {texts[number % DISTINCT_TEXTS]}"
             line = json.dumps({"text": text, "label": TOPICS[number % len(TOPICS)]}, ensure_ascii=False)
             file.write(line + "\n")
             text_bytes += len(text.encode())
@@ -199,6 +205,10 @@ def measure(gigabytes: float, arguments: argparse.Namespace, settings: StorageSe
     process.start()
     sampler = MemorySampler(process.pid)
     sampler.start()
+    while results.empty() and process.is_alive():
+        time.sleep(0.1)
+    if results.empty():
+        raise SystemExit("the prepare stage failed; its log is above")
     seconds, counts, phases = results.get()
     peaks = sampler.stop()
     process.join()
