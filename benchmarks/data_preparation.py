@@ -7,11 +7,11 @@ does not depend on how much it gets. Both get the same number of MB: those of th
 
     python benchmarks/data_preparation.py [--gigabytes 0.1 1] [--format Classification|Text] [--sample-megabytes 20]
 
-Texts are sentences of chatterbot-corpus, joined at random (one seed) to texts of 20 to 200 words, with a number in front. Memory is sampled
-every 50 ms from /proc: resident pages of the stage's process and of its workers. Pages that processes share (libraries)
-count once for each of them in `sum`; `pss` counts them once in all. On a machine that other work keeps busy, look at
-`cpuRatio`: MB a second of CPU time, all processes together, divided by the same of the bare tokenizer. Times the number
-of cores, it is the throughput ratio of an idle machine.
+Texts are sentences of chatterbot-corpus, joined at random (one seed) to texts of 20 to 200 words, with a number in
+front. Memory is sampled every 50 ms from /proc: resident pages of the stage's process and of its workers. Pages that
+processes share (libraries) count once for each of them in `sum`; `pss` counts them once in all. On a machine that other
+work keeps busy, look at `cpuRatio`: MB a second of CPU time, all processes together, divided by the same of the bare
+tokenizer. Times the number of cores, it is the throughput ratio of an idle machine.
 
 Prints a table and, as the last line, one JSON object: `throughputRatio` is ours divided by theirs for the largest file,
 `peakMiB` the largest `sum` of all files.

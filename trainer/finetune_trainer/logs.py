@@ -12,7 +12,6 @@ CHATTY = {
     "accelerate": logging.WARNING,
     "botocore": logging.WARNING,
     "boto3": logging.WARNING,
-    "datasets": logging.WARNING,
     "filelock": logging.WARNING,
     "httpx": logging.WARNING,
     "huggingface_hub": logging.WARNING,

@@ -19,7 +19,6 @@ from process_support import base_environment, is_alive, until
 from rows import chats, classified, jsonl
 from workplace import Workplace
 
-
 WHOLE = {name: getattr(build, name) for name in ("BLOCK_BYTES", "_LARGEST_BLOCK", "_BUCKET_BYTES")}
 
 
