@@ -1,6 +1,7 @@
 """What carries loss, read back: the labels are decoded and compared with what the assistant said."""
 
 import pytest
+from tokenizers.pre_tokenizers import PreTokenizer
 
 import tiny_models
 from finetune_api.v1alpha1 import Columns, Data, DataFormat, Source, Task
@@ -8,7 +9,7 @@ from finetune_trainer.data.chat import renderer_of
 from finetune_trainer.data.formats import Formatter
 from finetune_trainer.data.prepare import make_formatter
 from finetune_trainer.data.problems import Place, RecordProblem
-from finetune_trainer.data.tokenise import loss_flags
+from finetune_trainer.data.tokenise import FastTokenizer, loss_flags
 from finetune_trainer.errors import ModelUnusableError
 from tokenised import Tokenised, tokenised
 
@@ -191,3 +192,14 @@ def test_the_rows_of_divided_texts_follow_each_other_in_the_order_of_the_texts(m
 )
 def test_a_token_carries_loss_when_it_ends_within_a_span(offsets, expected):
     assert loss_flags(offsets, [(4, 9)]).astype(int).tolist() == expected
+
+
+def test_a_tokenizer_with_parts_written_in_python_stays_in_its_process():
+    class Spaces:
+        def pre_tokenize(self, text):
+            text.split(" ", "removed")
+
+    tokenizer = tiny_models.tiny_tokenizer()
+    assert FastTokenizer.of(tokenizer).can_be_sent()
+    tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Spaces())
+    assert not FastTokenizer.of(tokenizer).can_be_sent()

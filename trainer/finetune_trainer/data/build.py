@@ -1,6 +1,7 @@
 """Files of records -> a data set in object storage: process blocks, split, write shards, dataset.json last."""
 
 import functools
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,8 @@ from .shards import ShardWriter
 from .splits import Share, Splitter
 from .tokenise import FastTokenizer, encode_of
 from .workers import process_blocks, worker_count
+
+log = logging.getLogger("finetune")
 
 _LISTED_LABELS = 5
 _BUCKET_BYTES = 32 << 20
@@ -233,7 +236,11 @@ def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: Pro
     seconds = 0.0
     report.update(activity="reading and tokenising records", flush=True)
     tasks = ((number, block) for number, (_, file) in enumerate(files) for block in blocks(file, plan.columns, size))
-    for number, result in process_blocks(plan, tasks, worker_count(text_bytes)):
+    workers = worker_count(text_bytes)
+    if workers and not FastTokenizer.of(inputs.tokenizer).can_be_sent():
+        log.warning("the data is tokenised in one process, because the tokenizer has parts that are written in Python")
+        workers = 0
+    for number, result in process_blocks(plan, tasks, workers):
         rows.add(result, number)
         seconds += result.seconds
         done = sum(source.rows for source in rows.sources)

@@ -27,7 +27,7 @@ BATCH_CHARACTERS = 2**19
 
 @dataclass(frozen=True)
 class FastTokenizer:
-    """A tokenizer without transformers; it can be pickled."""
+    """A tokenizer without transformers."""
 
     backend: Tokenizer
     truncation_side: str
@@ -50,6 +50,14 @@ class FastTokenizer:
         self.backend.enable_truncation(max_length, stride=0, strategy="longest_first", direction=self.truncation_side)
         self._prepare()
         return list(self.backend.encode_batch_fast(texts, add_special_tokens=True))
+
+    def can_be_sent(self) -> bool:
+        """Whether other processes can have it: not a tokenizer that has parts written in Python."""
+        try:
+            self.backend.to_str()
+        except Exception:  # noqa: BLE001 - `tokenizers` raises nothing more specific
+            return False
+        return True
 
     def _prepare(self) -> None:
         self.backend.no_padding()

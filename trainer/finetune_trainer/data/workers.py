@@ -1,9 +1,7 @@
 """Blocks of files processed in worker processes, with the results in the order of the blocks."""
 
 import ctypes
-import logging
 import os
-import pickle
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,13 +14,10 @@ from ..memory import cpu_limit, memory_kills, memory_limit
 from .pipeline import BlockPlan, BlockResult, process_block
 from .readers import Block
 
-log = logging.getLogger("finetune")
-
 WORTH_WORKERS = 8 << 20
-"""Bytes of files from which on workers are started. Starting two takes 0.9 s of CPU time each, tokenising 8 MiB about 3
-s."""
+"""Bytes of files from which on workers start. To start one takes 0.9 s of CPU time, to tokenise 8 MiB about 5 s."""
 _WORKER_BYTES = 256 << 20
-"""Memory of a worker, with room to spare: 130 to 200 MiB were measured."""
+"""Memory of a worker, with room to spare: about 200 MiB were measured."""
 _AHEAD = 2
 """Blocks for each worker that are read before the first of them is done."""
 _PR_SET_PDEATHSIG = 1
@@ -50,15 +45,14 @@ def process_blocks(
 
     Raises MemoryExhaustedError or TrainerError where a worker ends before its block is done.
     """
-    data = None if workers == 0 else _pickled(plan)
-    if data is None:
+    if workers == 0:
         for number, (file, block) in enumerate(blocks):
             yield file, process_block(plan, block, number)
         return
     kills = memory_kills()
     # A fresh interpreter: a fork of this process would copy the locks of torch's, boto3's and the tokenizer's threads.
     # Sized once for all: with this start method all workers start with the first block.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(data, os.getpid()))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(plan, os.getpid()))
     try:
         yield from _in_order(pool, blocks, workers * _AHEAD)
     except BrokenProcessPool as error:
@@ -99,26 +93,17 @@ def _in_order(
         raise error
 
 
-def _pickled(plan: BlockPlan) -> bytes | None:
-    """None, with a line in the log, for a tokenizer that has parts written in Python."""
-    try:
-        return pickle.dumps(plan)
-    except Exception as error:  # noqa: BLE001 - `tokenizers` raises nothing more specific
-        log.warning("the data is tokenised in one process, because the tokenizer cannot be sent to others: %s", error)
-        return None
-
-
 _plan: BlockPlan
 
 
-def _start(data: bytes, parent: int) -> None:
+def _start(plan: BlockPlan, parent: int) -> None:
     """Make ready a worker: it ends with the process that started it, however that ends."""
     global _plan  # noqa: PLW0603 - the initializer of a pool has no other way to leave something for its tasks
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _plan = pickle.loads(data)
+    _plan = plan
 
 
 def _process(block: Block, number: int) -> BlockResult:
