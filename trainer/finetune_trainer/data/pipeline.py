@@ -60,7 +60,7 @@ class Tally:
 
 
 Apply = Callable[[Iterator[Any], Tally], Iterator[Any]]
-"""Takes the items of one block and gives those that go on, in their order."""
+"""Takes the items of one block and gives those that the next step gets, in their order."""
 
 
 @dataclass(frozen=True)
