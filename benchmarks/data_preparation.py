@@ -34,7 +34,7 @@ from training_speed import package_folder
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import Spec
-from finetune_cli.embedded_store import EmbeddedStore
+from finetune_cli.local.embedded_store import EmbeddedStore
 
 DISTINCT_TEXTS = 20_000
 """Apart from the number in front: writing gigabytes of them takes less time than tokenising them."""

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import tiny_models
-from finetune_api.v1alpha1 import BadRecordAction, Columns, DataFormat, Task
+from finetune_api.v1alpha1 import BadRecordAction, Columns, DataFormat
 from finetune_trainer.data.formats import Formatter
 from finetune_trainer.data.pipeline import BlockPlan, Step, Tally, encode_examples, format_records
 from finetune_trainer.data.readers import Block, blocks
 from finetune_trainer.data.sources import SourceFile
-from finetune_trainer.data.tokenise import FastTokenizer, encode_of
+from finetune_trainer.data.tokenise import FastTokenizer, encode_classified
 from finetune_trainer.data.workers import process_blocks
 from rows import classified, jsonl
 
@@ -27,7 +27,7 @@ class Apply:
 
     def __call__(self, records: Iterator[Any], tally: Tally) -> Iterator[Any]:
         examples = format_records(Formatter(DataFormat.CLASSIFICATION, Columns()), records, tally)
-        return encode_examples(encode_of(Task.SEQUENCE_CLASSIFICATION), self.tokenizer, 64, examples, tally)
+        return encode_examples(encode_classified, self.tokenizer, 64, examples, tally)
 
 
 def divide_by_zero(items: Iterator[Any], tally: Tally) -> Iterator[Any]:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from finetune_api.v1alpha1 import Task
 from finetune_trainer.data.formats import Example
-from finetune_trainer.data.tokenise import FastTokenizer, batches, encode_of
+from finetune_trainer.data.tokenise import FastTokenizer, batches
+from finetune_trainer.tasks import TASKS
 
 Row = tuple[NDArray[np.int32], str | NDArray[np.bool_]]
 """Tokens, and the label's name or the flags of the tokens that carry loss."""
@@ -31,7 +32,7 @@ def tokenised(examples: list[Example], tokenizer: Any, task: Task, *, max_length
     rows: list[Row] = []
     counts = Tokenised()
     for batch in batches(examples):
-        encoded = encode_of(task)(batch, FastTokenizer.of(tokenizer), max_length)
+        encoded = TASKS[task].encode(batch, FastTokenizer.of(tokenizer), max_length)
         ends = np.cumsum(encoded.row_lengths)
         tokens = np.split(encoded.tokens, ends[:-1]) if len(ends) else []
         loss = None if encoded.loss is None else np.split(encoded.loss, ends[:-1])

@@ -20,6 +20,7 @@ from ..errors import BadConfigError, BadDataError, StorageProtocolError
 from ..progress import ProgressReporter
 from ..store.client import ObjectStore
 from ..store.uri import join
+from ..tasks import TASKS
 from . import splits
 from .chat import TEMPLATE_DATE
 from .formats import NEEDED, USUAL_NAMES, Formatter
@@ -42,7 +43,7 @@ from .readers import BLOCK_BYTES, blocks
 from .runs import Run, in_key_order, read_bucket, use_other_keys
 from .shards import ShardWriter
 from .splits import Share, Splitter
-from .tokenise import FastTokenizer, encode_of
+from .tokenise import FastTokenizer
 from .workers import process_blocks, worker_count
 
 log = logging.getLogger("finetune")
@@ -102,7 +103,7 @@ def steps_of(spec: Spec, inputs: Inputs) -> Steps:
         1,
         {"task": inputs.task, "tokenizer": inputs.tokenizer_digest, "max length": inputs.max_length},
         functools.partial(
-            encode_examples, encode_of(inputs.task), FastTokenizer.of(inputs.tokenizer), inputs.max_length
+            encode_examples, TASKS[inputs.task].encode, FastTokenizer.of(inputs.tokenizer), inputs.max_length
         ),
     )
     shares = {name: _share(getattr(data, name), name, inputs.task) for name in ("validation", "test")}
@@ -118,12 +119,12 @@ def steps_of(spec: Spec, inputs: Inputs) -> Steps:
 
 
 def _share(holdout: Holdout, name: str, task: Task) -> Share:
-    classifies = task is Task.SEQUENCE_CLASSIFICATION
-    if holdout.stratify and not classifies:
+    has_labels = TASKS[task].has_labels
+    if holdout.stratify and not has_labels:
         raise BadConfigError(
             f"spec.data.{name}.stratify: this data has no labels to keep the shares of", advice="remove stratify"
         )
-    return Share(holdout.fraction or 0.0, classifies if holdout.stratify is None else holdout.stratify)
+    return Share(holdout.fraction or 0.0, has_labels if holdout.stratify is None else holdout.stratify)
 
 
 def build_dataset(
@@ -157,7 +158,7 @@ def _build(
     rows = _process(spec, inputs, steps, folder, report)
     with report.phase("split", "splitting"):
         remarks = steps.on_examples[0].report(rows.tallies["format"].counts) + rows.name_labels()
-        labels = rows.check_labels() if inputs.task is Task.SEQUENCE_CLASSIFICATION else ()
+        labels = rows.check_labels() if TASKS[inputs.task].has_labels else ()
         rows.bad.raise_if_any()
         rows.number_labels(labels)
         rows.apply_to_keys(steps.on_keys)
@@ -431,7 +432,7 @@ class _SplitWriter:
 
     def __init__(self, store: ObjectStore, dataset_uri: str, split: str, inputs: Inputs, labels: int) -> None:
         self.writer = ShardWriter(store, dataset_uri, split, vocabulary=len(inputs.tokenizer))
-        self._classifies = inputs.task is Task.SEQUENCE_CLASSIFICATION
+        self._has_labels = TASKS[inputs.task].has_labels
         self._divides = inputs.formatter.data_format is DataFormat.TEXT
         self._label_counts = np.zeros(labels, dtype=np.int64)
         self.truncated = self.divided = self.documents = self.tokens = self.dropped_tokens = self.without_loss = 0
@@ -449,7 +450,7 @@ class _SplitWriter:
         self.writer.add(
             columns["rows"].flatten().to_numpy().astype(np.int64),
             tokens,
-            labels=np.repeat(labels, rows) if self._classifies else None,
+            labels=np.repeat(labels, rows) if self._has_labels else None,
             loss=columns["loss"].flatten().to_numpy(zero_copy_only=False) if "loss" in columns else None,
             documents=np.repeat(documents, rows) if self._divides else None,
         )

@@ -31,6 +31,7 @@ from ..stage_context import StageContext
 from ..stage_log import log_prepared
 from ..store.client import ObjectStore
 from ..store.uri import join
+from ..tasks import TASKS
 from .build import Inputs, build_dataset, dataset_folder, steps_of
 from .chat import TEMPLATE_DATE, renderer_of
 from .formats import Formatter, detect_format

@@ -13,9 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from finetune_api.v1alpha1 import Task
-
-from ..tasks import TASKS
 from .formats import Example
 
 BATCH = 200
@@ -86,11 +83,6 @@ class EncodedBatch:
 
 Encode = Callable[[list[Example], FastTokenizer, int], EncodedBatch]
 """(examples, tokenizer, maximum length of a row) -> their rows."""
-
-
-def encode_of(task: Task) -> Encode:
-    """How the examples of a task become rows."""
-    return encode_classified if task is Task.SEQUENCE_CLASSIFICATION else encode_language
 
 
 def batches(examples: Iterable[Example]) -> Iterator[list[Example]]:

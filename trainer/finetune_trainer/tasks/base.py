@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -18,8 +18,7 @@ from .metrics import ClassificationMetrics
 if TYPE_CHECKING:
     import torch
 
-    from ..data.formats import Example
-    from ..data.tokenise import Row, TokeniseCounts
+    from ..data.tokenise import Encode
 
 IGNORED = -100
 """Label that no loss falls on: padding, a prompt. It is the default of torch's cross-entropy."""
@@ -152,16 +151,11 @@ class TrainingTask(ABC):
 
     # ---- data ----
 
+    @property
     @abstractmethod
-    def encode(
-        self,
-        batch: list[Example],
-        tokenizer: Any,
-        labels: Mapping[str, int],
-        max_length: int,
-        counts: TokeniseCounts,
-    ) -> Iterator[Row]:
-        """Rows of a batch of examples, each of at most `max_length` tokens."""
+    def encode(self) -> Encode:
+        """How examples become rows of at most `max_length` tokens: a function of a module that does not import torch,
+        because worker processes run it."""
 
     def collate(
         self, rows: Sequence[Mapping[str, Any]], pad_token_id: int, *, multiple: int = 1

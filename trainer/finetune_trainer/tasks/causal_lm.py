@@ -1,7 +1,7 @@
 """Causal language models: the next token, wherever the data asks for it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,12 @@ class CausalLM(TrainingTask):
         "helpful or safe; neither was evaluated.",
     )
 
-    def encode(
-        self, batch: Any, tokenizer: Any, labels: Mapping[str, int], max_length: int, counts: Any
-    ) -> Iterator[Any]:
+    @property
+    def encode(self) -> Any:
         """Rows whose flags say which tokens carry loss; those without any are left out and counted."""
-        from ..data.tokenise import language_model_rows
+        from ..data.tokenise import encode_language
 
-        return language_model_rows(batch, tokenizer, labels, max_length, counts)
+        return encode_language
 
     def collate_labels(self, rows: Sequence[Mapping[str, Any]], width: int) -> npt.NDArray[np.int64]:
         """Shape (rows, width)."""

@@ -5,7 +5,7 @@ transformers normalises a classifier's loss per micro batch but scales it as if 
 loss is computed here, from the logits, for every model alike.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,12 @@ class SequenceClassification(TrainingTask):
             }
         return settings
 
-    def encode(
-        self, batch: Any, tokenizer: Any, labels: Mapping[str, int], max_length: int, counts: Any
-    ) -> Iterator[Any]:
+    @property
+    def encode(self) -> Any:
         """One row for each text, cut to `max_length`, with the tokenizer's own special tokens."""
-        from ..data.tokenise import classification_rows
+        from ..data.tokenise import encode_classified
 
-        return classification_rows(batch, tokenizer, labels, max_length, counts)
+        return encode_classified
 
     def collate_labels(self, rows: Sequence[Mapping[str, Any]], width: int) -> npt.NDArray[np.int64]:
         """Shape (rows,)."""
