@@ -5,10 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.v1alpha1 import Columns, DataFormat, Task
+from finetune_api.v1alpha1 import TASK_SUPPORT, Columns, DataFormat, Task
 
 from ..errors import BadDataError
-from ..tasks import TASKS
 from .chat import ChatRenderer, Span
 from .labels import label_name
 from .messages import (
@@ -68,7 +67,7 @@ def detect_format(first: Collection[str], columns: Columns, task: Task | None, u
     possible = []
     for data_format, fields in NEEDED.items():
         has_all = all(_present(first, field, columns) for field in fields)
-        fits_task = task is None or data_format in TASKS[task].support.formats
+        fits_task = task is None or data_format in TASK_SUPPORT[task].formats
         if has_all and fits_task:
             possible.append(data_format)
     if DataFormat.CLASSIFICATION in possible and DataFormat.TEXT in possible:
