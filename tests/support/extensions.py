@@ -19,7 +19,7 @@ from finetune_api.v1alpha1 import (
     Task,
     TaskSupport,
 )
-from finetune_trainer.data.tokenise import classification_rows
+from finetune_trainer.data.tokenise import encode_classified
 from finetune_trainer.methods import METHODS, FineTuningMethod
 from finetune_trainer.methods.base import ParameterCounts
 from finetune_trainer.tasks import TASKS, TrainingTask
@@ -98,10 +98,9 @@ class Brier(TrainingTask):
         names = {"num_labels": len(labels), "id2label": dict(enumerate(labels))} if labels else {}
         return {"pad_token_id": pad_token_id, **names}
 
-    def encode(
-        self, batch: Any, tokenizer: Any, labels: Mapping[str, int], max_length: int, counts: Any
-    ) -> Iterator[Any]:
-        return classification_rows(batch, tokenizer, labels, max_length, counts)
+    @property
+    def encode(self) -> Any:
+        return encode_classified
 
     def collate_labels(self, rows: Sequence[Mapping[str, Any]], width: int) -> Any:
         return np.array([row["labels"] for row in rows], dtype=np.int64)
