@@ -101,6 +101,10 @@ class EvaluateResult(Exchanged):
     """What a finished evaluation leaves."""
 
     report_uri: str
+    model_uri: str = ""
+    """Folder of the evaluated model. Empty: written by an older trainer."""
+    digest: str = ""
+    """Its digest."""
     baseline: dict[Metric, float] = {}
     tuned: dict[Metric, float] = {}
 

@@ -286,7 +286,10 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
         update["artifact"] = ArtifactStatus(uri=message.trained.model_uri, digest=message.trained.digest)
     if message.evaluated is not None and status.run.artifact is not None:
         evaluated = message.evaluated
-        update["artifact"] = status.run.artifact.model_copy(update={"report": evaluated.report_uri})
+        artifact = {"report": evaluated.report_uri}
+        if evaluated.model_uri:  # a format that was exported now may be the one to use
+            artifact |= {"uri": evaluated.model_uri, "digest": evaluated.digest}
+        update["artifact"] = status.run.artifact.model_copy(update=artifact)
         figures = {CandidateName.BASELINE: evaluated.baseline, CandidateName.TUNED: evaluated.tuned}
         update["candidates"] = {name: CandidateStatus(metrics=found) for name, found in figures.items() if found}
     return status.with_run(**update)

@@ -173,3 +173,23 @@ def test_jobs_with_the_same_output_do_not_meet(bench) -> None:
         figures = bench.store.get_json(f"{model.removesuffix('/model')}/evaluation.json")["tuned"]["classification"]
         assert figures["classes"] == 250
         assert len(figures["per_class"]) <= 100
+
+
+def test_a_format_that_is_added_to_a_finished_job_is_exported_without_training(bench, tmp_path: Path) -> None:
+    spec = {"method": {"lora": {"rank": 4}}, "training": {"epochs": 2, "learningRate": 5e-3}}
+    first = bench.run(bench.job(output={"formats": ["Adapter"]}, **spec))
+    assert first.status.run.artifact is not None
+    assert first.status.run.artifact.uri.endswith("/adapter")
+    both = bench.run(bench.job(output={"formats": ["Merged", "Adapter"]}, **spec))
+    assert (both.status.phase, both.status.run.number) == (Phase.SUCCEEDED, 1)
+    assert [entry.number for entry in attempts_at(both, Stage.TRAIN)] == [1]
+    assert [entry.number for entry in attempts_at(both, Stage.EVALUATE)] == [1, 2]
+    assert both.status.run.artifact is not None
+    assert both.status.run.artifact.uri.endswith("/model")
+    # The product itself has compared both folders with the trained model; this is the merged one, loaded again.
+    figures = [job.status.metrics_of(CandidateName.TUNED) for job in (first, both)]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+    folder = tmp_path / "merged"
+    bench.store.download_folder(both.status.run.artifact.uri, folder)
+    loaded = subprocess.run([sys.executable, "-c", LOADS_THE_MODEL, str(folder)], capture_output=True, text=True)
+    assert loaded.stdout.strip() in {"red", "green", "blue", "black"}, loaded.stderr

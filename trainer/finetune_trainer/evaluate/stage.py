@@ -8,6 +8,7 @@ from ..data.chat import TEMPLATE_DATE
 from ..data.info import read_dataset_info
 from ..data.shards import TokenDataset
 from ..errors import ObjectMissingError
+from ..model.fetch import prepared_model
 from ..model.precision import gpu_has_bfloat16, usable_dtype
 from ..progress import ProgressReporter
 from ..run_record import versions
@@ -47,6 +48,8 @@ def evaluate(
     with report.phase("data", "reading the test split"):
         info = read_dataset_info(store, prepared.dataset_uri)
         test = _test_split(prepared, store, runtime)
+    with report.phase("export", "exporting formats that the run does not have yet"):
+        _export_missing(config, prepared, store, runtime)
     with report.phase("fetch", "fetching the models"):
         tuned, *others = exported_candidates(config, store, runtime)
         base = base_candidate(config, store, runtime) if config.spec.evaluation.baseline else None
@@ -74,11 +77,24 @@ def evaluate(
     report.update(activity="done", flush=True)
     result = EvaluateResult(
         report_uri=uri,
+        model_uri=tuned.address.uri,
+        digest=tuned.address.digest,
         baseline=record.baseline.metrics if record.baseline else {},
         tuned=record.tuned.metrics if record.tuned else {},
     )
     log_evaluated(prepared, result, notes)
     return result
+
+
+def _export_missing(config: TrainerConfig, prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> None:
+    """Export what the spec asks for and an earlier evaluation of the run did not."""
+    if all(any(store.list(f"{config.layout.artifact(artifact)}/")) for artifact in formats(config)):
+        return
+    from ..model.export import export_missing
+
+    base = prepared_model(config, store, runtime).path
+    as_prepared = config.model_copy(update={"prepared": prepared})
+    export_missing(as_prepared, store, base=base, scratch=runtime.scratch)
 
 
 def _test_split(prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> TokenDataset | None:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
+from ..errors import ExportUnusableError
 from ..methods import METHODS, FineTuningMethod
 from ..methods.base import Weights
 from ..store.client import ObjectStore
@@ -25,6 +26,7 @@ from ..tasks import TASKS
 from .files import files_in
 from .load import load_model
 from .portable import add_older_names, base_name, copy_tokenizer, keep_generation_config
+from .reload import reload_adapter
 from .tokenizer import load_tokenizer
 from .weights import unpartitioned
 
@@ -51,12 +53,13 @@ def export(
     `model` is the module that was trained, as the method's `apply` made it, at any ZeRO stage. Objects of an earlier
     export of the run are replaced, and those that no longer belong are deleted once the new ones are there.
     """
-    formats = config.spec.output.formats
-    weights = gathered_weights(model, METHODS[config.spec.method.name])
+    formats, method = config.spec.output.formats, METHODS[config.spec.method.name]
+    weights = gathered_weights(model, method)
     if dist.get_rank() != 0:
         return None
     exported: dict[ArtifactFormat, Exported] = {}
-    for artifact in formats:
+    # An adapter is small and is always kept: every other format can be made from it later, without training.
+    for artifact in dict.fromkeys((*formats, *((ArtifactFormat.ADAPTER,) if method.is_adapter else ()))):
         folder = scratch / "export" / artifact.value.lower()
         shutil.rmtree(folder, ignore_errors=True)
         write_folder(artifact, model, weights, folder, config=config, base=base)
@@ -65,6 +68,43 @@ def export(
         _replace(store, folder, uri)
         shutil.rmtree(folder)
     return exported.get(ArtifactFormat.MERGED) or exported[formats[0]]
+
+
+def export_missing(config: TrainerConfig, store: ObjectStore, *, base: Path, scratch: Path) -> list[ArtifactFormat]:
+    """Export the formats of the spec that storage does not have, from the adapter that the train stage left.
+
+    So a format that is added to the spec of a finished run needs no training. Returns the exported formats. Raises
+    ExportUnusableError where there is no adapter to make a format from.
+    """
+    wanted = config.spec.output.formats
+    missing = [artifact for artifact in wanted if not any(store.list(f"{config.layout.artifact(artifact)}/"))]
+    for artifact in missing:
+        folder = scratch / "export" / artifact.value.lower()
+        shutil.rmtree(folder, ignore_errors=True)
+        model = _from_adapter(artifact, config, store, base, scratch / "export" / "source")
+        write_folder(artifact, model, dict(model.state_dict()), folder, config=config, base=base)
+        _replace(store, folder, config.layout.artifact(artifact))
+        shutil.rmtree(folder)
+    return missing
+
+
+def _from_adapter(artifact: ArtifactFormat, config: TrainerConfig, store: ObjectStore, base: Path, folder: Path) -> Any:
+    """The base model with the run's adapter."""
+    assert config.prepared is not None, "the evaluate stage has the result of the prepare stage"
+    prepared, method = config.prepared, METHODS[config.spec.method.name]
+    uri = config.layout.artifact(ArtifactFormat.ADAPTER)
+    if artifact is ArtifactFormat.ADAPTER or not method.is_adapter or not any(store.list(f"{uri}/")):
+        raise ExportUnusableError(
+            f"{config.layout.artifact(artifact)} is not in storage, and the run has no adapter to make it from",
+            advice=f"change spec.runId to train and export again, or remove {artifact} from spec.output.formats",
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    store.download_folder(uri, folder)
+    # Another head than the one that training began with: an adapter has to bring what the base model lacks.
+    fresh = load_model(
+        base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed + 1
+    )
+    return reload_adapter(fresh, folder, uri, prepared, method)
 
 
 def write_folder(
