@@ -209,7 +209,7 @@ def test_a_job_that_gets_fewer_workers_begins_with_those_and_tries_for_all_at_th
             (2, 4, 2),
             (4, 4, 1),
         ]
-        assert ["no more than 2 workers" in plan.reason for plan in plans] == [False, True, False]
+        assert ["could start 2 of 4 workers" in plan.reason for plan in plans] == [False, True, False]
         assert [entry.outcome for entry in trainings] == ["Stopped", "Retryable", "Succeeded"]
         assert [(await world.jobs())[f"crowded-r1-train-a{number}"]["parallelism"] for number in (2, 3)] == [2, 4]
         assert (await world.event_reasons("crowded")).count("FewerWorkers") == 1

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.constants import Phase
-from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, ResolvedStatus, Status
+from finetune_api.v1alpha1 import AttemptStatus, CandidateName, FineTuneJob, PastRun, ResolvedStatus, Status
 from finetune_operator.manifests import Manifest
 
 from .conditions import phase_since, wrong_conditions
 from .plain import figures_text
 from .summary import summarize
 from .table import table_lines
-from .text import duration, seconds_since
+from .text import duration, metric_name, metric_value, seconds_since
 from .view import snapshot
 
 _LABEL_WIDTH = 14
@@ -51,6 +51,7 @@ class Page:
             self._failure,
             self._warnings,
             self._results,
+            self._history,
             self._conditions,
             self._events,
         )
@@ -105,6 +106,9 @@ class Page:
             return
         headings = ("stage", "attempt", "outcome", "took", "from step", "to", "reason")
         yield from table_lines(headings, [_attempt_row(attempt, self.now) for attempt in self.status.run.attempts])
+        for attempt in self.status.run.attempts:
+            if attempt.plan is not None and attempt.plan.reason:
+                yield from self._row("plan", f"attempt {attempt.number}: {attempt.plan.reason}")
 
     def _failure(self) -> Iterator[str]:
         failure = self.status.run.failure
@@ -131,6 +135,12 @@ class Page:
         if self.status.run.artifact is not None:
             yield from self._row("model", self.status.run.artifact.uri)
             yield from self._row("report", self.status.run.artifact.report)
+
+    def _history(self) -> Iterator[str]:
+        if not self.status.history:
+            return
+        headings = ("earlier run", "result", "steps", "test split", "model")
+        yield from table_lines(headings, [_past_run_row(past) for past in self.status.history])
 
     def _conditions(self) -> Iterator[str]:
         label = "conditions"
@@ -186,6 +196,20 @@ def _order_of(event: Manifest) -> tuple[str, int]:
     """Times are whole seconds, in which a job may turn twice."""
     version = str(event.get("metadata", {}).get("resourceVersion", ""))
     return _time_of(event), int(version) if version.isdecimal() else 0
+
+
+def _past_run_row(past: PastRun) -> tuple[str, ...]:
+    tuned = past.candidates.get(CandidateName.TUNED)
+    figures = (
+        ""
+        if tuned is None
+        else ", ".join(
+            f"{metric_name(metric)} {metric_value(metric, value)}" for metric, value in tuned.metrics.items()
+        )
+    )
+    result = f"{past.result} ({past.reason})" if past.reason else past.result
+    steps = "" if past.step is None else str(past.step)
+    return (str(past.number), result, steps, figures, past.artifact.uri if past.artifact else "")
 
 
 def _resolved_text(resolved: ResolvedStatus) -> str:

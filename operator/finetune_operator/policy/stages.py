@@ -156,7 +156,7 @@ def _of_running(spec: Spec, status: Status, child: ObservedStage, now: datetime)
     fewer = scale.fewer_nodes(spec, attempt, child, now)
     if fewer is None:
         return Watch(child.stage, child.attempt)
-    plan = AttemptPlan(nodes=fewer, reason=f"no more than {fewer} workers could be started")
+    plan = AttemptPlan(nodes=fewer, reason=f"could start {fewer} of {child.expected_pods} workers")
     return ScaleDown(plan, scale.explanation(spec, attempt, fewer))
 
 

@@ -252,3 +252,21 @@ def test_an_object_that_the_rules_forbid_can_be_shown_and_a_status_of_the_future
     assert page({"phase": "Invalid"}, spec={"model": {"uri": "file:///x"}, "novel": 1})[0] == "topics: Invalid"
     with pytest.raises(CommandError, match=r"job cannot be shown \(phase: .*newer than this command"):
         lenient_job({**make_job(), "status": {"phase": "Dreaming"}})
+
+
+def test_earlier_runs_and_the_reason_of_a_plan_are_shown() -> None:
+    past = {
+        "number": 1,
+        "result": "Failed",
+        "reason": "RestartsExhausted",
+        "step": 120,
+        "candidates": {"tuned": {"metrics": {"Accuracy": 0.5}}},
+        "artifact": {"uri": "s3://demo/model", "digest": "d"},
+    }
+    attempts = [attempt("train", plan={"nodes": 1, "reason": "could start 1 of 2 workers"})]
+    lines = page(merged(SUCCEEDED, {"history": [past], "run": {"attempts": attempts}}))
+    start = next(index for index, line in enumerate(lines) if line.startswith("earlier run"))
+    assert lines[start + 1].split() == [
+        "1", "Failed", "(RestartsExhausted)", "120", "accuracy", "50.0", "%", "s3://demo/model"
+    ]  # fmt: skip
+    assert "plan          attempt 1: could start 1 of 2 workers" in lines
