@@ -349,7 +349,9 @@ class Status(StatusModel):
         return cls.model_validate(in_current_shape(written or {}))
 
 
-_RENAMED = {"runHash": "specHash", "failedWith": "failedSpecHash", "chosen": "resolved"}
+_RENAMED = {"runHash": "specHash", "chosen": "resolved"}
+_DROPPED = frozenset({"evaluation", "failedWith"})
+"""`failedWith` was a hash of other fields: compared with one of today, it would start every failed run again."""
 
 
 def in_current_shape(written: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -369,7 +371,7 @@ def in_current_shape(written: Mapping[str, Any]) -> Mapping[str, Any]:
         run["attempts"] = [_attempt_from_flat(entry) for entry in attempts]
         if attempts and (fewer := attempts[-1].get("fewerNodes")):
             run["nextPlan"] = {"nodes": fewer}
-    kept = {name: value for name, value in written.items() if name not in {*names, *_RENAMED, "evaluation"}}
+    kept = {name: value for name, value in written.items() if name not in {*names, *_RENAMED, *_DROPPED}}
     return {**kept, "run": run}
 
 

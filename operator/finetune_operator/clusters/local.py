@@ -11,6 +11,7 @@ from finetune_api import constants
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.constants import Env
 from finetune_api.progress import FOR_STATUS, Progress
+from finetune_api.v1alpha1.status import in_current_shape
 
 from ..errors import ClusterConflictError
 from ..manifests import JobKey, Manifest
@@ -127,7 +128,7 @@ class LocalCluster:
             return
         kept = {name: old["metadata"][name] for name in ("uid", "creationTimestamp")}
         generation = old["metadata"]["generation"] + (old["spec"] != manifest["spec"])
-        status = dict(old.get("status", {}))
+        status = dict(in_current_shape(old.get("status", {})))
         if "failedSpecHash" in status.get("run", {}):
             status["run"] = {**status["run"], "failedSpecHash": ""}
         self._objects.write({**manifest, "metadata": {**metadata, **kept, "generation": generation}, "status": status})

@@ -21,6 +21,7 @@ from finetune_api.v1alpha1.quantities import short_duration
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed
 from finetune_operator.policy import history, runs, stages
+from finetune_operator.policy.after_change import continued_after_change
 from finetune_operator.policy.status import status_after
 from statuses import make_status
 
@@ -59,7 +60,7 @@ def test_a_status_in_the_flat_shape_of_earlier_versions_is_read_without_loss(rea
     status: Status = read(FLAT)
     run = status.run
     assert (status.observed_generation, status.phase) == (4, Phase.TRAINING)
-    assert (run.number, run.spec_hash, run.failed_spec_hash) == (3, "0123456789abcdef", "fedcba9876543210")
+    assert (run.number, run.spec_hash, run.failed_spec_hash) == (3, "0123456789abcdef", None)
     assert (run.stage, run.attempt, run.restarts, run.disruptions, run.suspended_seconds) == ("train", 2, 1, 2, 7.5)
     assert (run.start_time, run.warnings) == (THEN, ("a warning",))
     assert run.resolved is not None
@@ -174,3 +175,9 @@ def test_a_trained_model_is_available_whatever_becomes_of_its_evaluation(artifac
     assert found[ConditionType.FAILED][0] == "True"
     assert found[ConditionType.MODEL_AVAILABLE] == (("True", "s3://b/model") if artifact else ("False", ""))
     assert after.run.artifact == artifact
+
+
+def test_a_run_that_failed_under_an_earlier_operator_is_not_started_again_by_an_upgrade() -> None:
+    failed = {"type": "Failed", "status": "True", "reason": "RestartsExhausted", "lastTransitionTime": THEN}
+    job = job_with({**FLAT, "phase": "Failed", "conditions": [failed]})
+    assert continued_after_change(job.status, job.spec, NOW) == job.status
