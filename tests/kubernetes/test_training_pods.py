@@ -33,8 +33,8 @@ def written_for_a_test(folder: Path) -> str:
 
 
 def is_half_way(job: dict[str, Any]) -> bool:
-    status = job.get("status", {})
-    return status.get("progress", {}).get("percent", 0) >= 50 and "lastCheckpoint" in status
+    run = job.get("status", {}).get("run", {})
+    return run.get("progress", {}).get("percent", 0) >= 50 and "lastCheckpoint" in run
 
 
 def test_the_quickstart_survives_a_killed_worker(quickstart: Site, tmp_path: Path) -> None:
@@ -49,17 +49,17 @@ def test_the_quickstart_survives_a_killed_worker(quickstart: Site, tmp_path: Pat
     site.wait_for_complete(NAME)
 
     job = kubectl.json("get", f"ftj/{NAME}")
-    status = job["status"]
+    run = job["status"]["run"]
     first, second = attempts_at(job, "train")
     assert (first["outcome"], first["reason"], second["outcome"]) == ("Retryable", "Signal9", "Succeeded")
     assert 0 < second["resumedFromStep"] <= first["lastStep"]
-    assert (status["restarts"], status["disruptions"], status["progress"]["percent"]) == (1, 0, 100)
+    assert (run["restarts"], run["disruptions"], run["progress"]["percent"]) == (1, 0, 100)
     told = site.events(NAME)["AttemptFailed"]
     assert f"Signal9 in {victim['metadata']['name']} on {victim['spec']['nodeName']}: " in told
-    baseline, tuned = (status["evaluation"][model]["Accuracy"] for model in ("baseline", "tuned"))
+    baseline, tuned = (run["candidates"][model]["metrics"]["Accuracy"] for model in ("baseline", "tuned"))
     assert tuned >= 0.5
     assert baseline < tuned / 4
-    assert answers_rightly(site, status["artifact"]["uri"], tmp_path / "exported") >= 0.5
+    assert answers_rightly(site, run["artifact"]["uri"], tmp_path / "exported") >= 0.5
 
 
 def answers_rightly(site: Site, uri: str, folder: Path) -> float:
@@ -84,14 +84,16 @@ def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: 
     site.kubectl("delete", "pod", deleted, "--wait=false")
 
     job = site.until("colours", "Complete")
-    status = job["status"]
+    run = job["status"]["run"]
     first, second = attempts_at(job, "train")
     assert (first["outcome"], second["outcome"]) == ("Disruption", "Succeeded")
     assert second["resumedFromStep"] >= 10
     log = site.kubectl("logs", site.pods_of("colours-r1-train-a2")["0"]["metadata"]["name"])
     assert f"restored step {second['resumedFromStep']} from node-local cache (" in log
-    assert (status["restarts"], status["disruptions"], status["progress"]["percent"]) == (0, 1, 100)
-    assert status["evaluation"]["tuned"]["Accuracy"] > 0.6 > status["evaluation"]["baseline"]["Accuracy"]
+    assert (run["restarts"], run["disruptions"], run["progress"]["percent"]) == (0, 1, 100)
+    assert (
+        run["candidates"]["tuned"]["metrics"]["Accuracy"] > 0.6 > run["candidates"]["baseline"]["metrics"]["Accuracy"]
+    )
     events = site.events("colours")
     assert {"Preparing", "Training", "Restarting", "AttemptFailed", "Evaluating", "Succeeded"} <= set(events)
     assert events["Resumed"].startswith(f"train attempt 2 goes on at step {second['resumedFromStep']}, ")
