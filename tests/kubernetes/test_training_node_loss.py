@@ -79,12 +79,13 @@ def test_a_job_shrinks_when_a_node_is_lost_and_grows_at_the_restart_after_it_is_
 
     job = site.until(name, "Complete")
     attempts = attempts_at(job, "train")
-    assert [(each["nodes"], each["outcome"], each.get("fewerNodes")) for each in attempts] == [
-        (2, "Disruption", None),
-        (2, "Stopped", 1),
-        (1, "Disruption", None),
-        (2, "Succeeded", None),
+    assert [(each["plan"]["nodes"], each["outcome"]) for each in attempts] == [
+        (2, "Disruption"),
+        (2, "Stopped"),
+        (1, "Disruption"),
+        (2, "Succeeded"),
     ]
+    assert [each["plan"].get("reason", "") for each in attempts] == ["", "", "could start 1 of 2 workers", ""]
     assert attempts[3]["resumedFromStep"] >= resumed + 10
     assert (job["status"]["run"]["restarts"], job["status"]["run"]["disruptions"]) == (0, 2)
     assert site.events(name)["FewerWorkers"].endswith("startTimeout of 20s; the next attempt starts with 1")
@@ -93,4 +94,4 @@ def test_a_job_shrinks_when_a_node_is_lost_and_grows_at_the_restart_after_it_is_
 
 def trains_alone(job: dict[str, Any]) -> bool:
     attempts = attempts_at(job, "train")
-    return len(attempts) == 3 and attempts[2]["nodes"] == 1 and "resumedFromStep" in attempts[2]
+    return len(attempts) == 3 and attempts[2]["plan"]["nodes"] == 1 and "resumedFromStep" in attempts[2]

@@ -107,8 +107,9 @@ def test_a_job_that_gets_two_of_four_workers_trains_on_two(site: Site) -> None:
     site.kubectl.apply(site.job("crowded", workers=workers))
     job = site.until("crowded", "Complete")
     first, second = attempts_at(job, "train")
-    assert (first["nodes"], first["fewerNodes"], first["outcome"]) == (4, 2, "Stopped")
-    assert (second["nodes"], second["outcome"]) == (2, "Succeeded")
+    assert (first["plan"]["nodes"], first["outcome"]) == (4, "Stopped")
+    assert (second["plan"]["nodes"], second["outcome"]) == (2, "Succeeded")
+    assert second["plan"]["reason"] == "could start 2 of 4 workers"
     assert (job["status"]["run"]["restarts"], job["status"]["run"]["disruptions"]) == (0, 0)
     assert site.events("crowded")["FewerWorkers"].endswith("startTimeout of 30s; the next attempt starts with 2")
 
