@@ -1,14 +1,14 @@
-"""The time of day, and how it is written."""
+"""The current time and its text format."""
 
 from datetime import UTC, datetime
 from typing import Literal
 
 
 def utc_now() -> datetime:
-    """The time of this machine's clock, in UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 def rfc3339(moment: datetime, timespec: Literal["milliseconds", "seconds"] = "milliseconds") -> str:
-    """A moment in UTC as Kubernetes writes times: `2026-01-31T12:00:00.000Z`."""
+    """Format a time in UTC as Kubernetes does: `2026-01-31T12:00:00.000Z`."""
     return moment.isoformat(timespec=timespec).replace("+00:00", "Z")

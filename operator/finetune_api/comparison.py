@@ -1,4 +1,4 @@
-"""Figures before and after training, side by side and as people read them. Pure."""
+"""Compare metrics before and after training, and format them. Pure."""
 
 import sys
 from collections.abc import Mapping
@@ -18,12 +18,13 @@ _NAMES = {
 
 
 OVERFLOW = sys.float_info.max
-"""Stands for a perplexity that no float can hold: the exponential of a loss above 709.78 nats per token."""
+"""Placeholder for a perplexity that exceeds the range of a float: the exponential of a loss above 709.78 nats per
+token."""
 OVERFLOW_TEXT = "overflow (> 1e308)"
 
 
 class MetricDelta(Message):
-    """One figure of the test split, before and after."""
+    """A metric of the test split before and after training."""
 
     metric: Metric
     baseline: float | None = None
@@ -32,11 +33,11 @@ class MetricDelta(Message):
     delta: float | None = None
     """tuned - baseline, in the metric's own unit."""
     improved: bool | None = None
-    """Whether the change is for the better; absent where there is no baseline or no change."""
+    """Whether the metric improved. Absent without a baseline or without a change."""
 
 
 def compare_metrics(baseline: Mapping[Metric, float], tuned: Mapping[Metric, float]) -> tuple[MetricDelta, ...]:
-    """One row for each figure of the tuned model, in the order of `Metric`."""
+    """Return one row for each metric of the tuned model, in the order of `Metric`."""
     rows = []
     for metric in Metric:
         if metric not in tuned:
@@ -57,19 +58,20 @@ def metric_name(metric: Metric) -> str:
 
 
 def metric_text(metric: Metric, value: float) -> str:
-    """`93.3 %` for a share, else the number with three significant digits."""
+    """`93.3 %` for a share, otherwise the number with three significant digits."""
     return f"{value:.1%}".replace("%", " %") if metric in SHARES else number_text(value)
 
 
 def delta_text(metric: Metric, delta: float) -> str:
-    """`+12.5 points` for a share (percentage points), else the signed number."""
+    """`+12.5 points` for a share (percentage points), otherwise the signed number."""
     if metric in SHARES:
         return f"{100 * delta:+.1f} points"
     return f"{'+' if delta >= 0 else '-'}{number_text(abs(delta))}"
 
 
 def number_text(value: float) -> str:
-    """Three significant digits without an exponent where that is readable: `0.0123`, `4.57`, `1,235`, `1.2e+08`."""
+    """Format with three significant digits, without an exponent for common sizes: `0.0123`, `4.57`, `1,235`,
+    `1.2e+08`."""
     size = abs(value)
     if size >= OVERFLOW:
         return OVERFLOW_TEXT

@@ -1,4 +1,4 @@
-"""Names that more than one room spells: group, labels, environment, conditions, reasons."""
+"""Names that several packages use: API group, labels, environment variables, conditions, reasons."""
 
 from enum import StrEnum
 from typing import Final
@@ -13,7 +13,7 @@ SHORT_NAMES: Final = ("ftj",)
 CATEGORIES: Final = ("all", "ml")
 
 MAX_JOB_NAME: Final = 40
-"""The longest child name, `<name>-r<run>-train-a<attempt>-<index>`, has to fit a 63-character DNS label."""
+"""The longest child name, `<name>-r<run>-train-a<attempt>-<index>`, must fit into a DNS label of 63 characters."""
 
 JOB_NAME_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
@@ -22,24 +22,24 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "finetune-operator"
 LABEL_JOB: Final = "finetune.dev/job"
 LABEL_JOB_UID: Final = "finetune.dev/job-uid"
-"""A deleted job's pods may still be ending while one of the same name has its own."""
+"""Distinguishes the pods of a deleted job, which may still be terminating, from those of a new job with its name."""
 LABEL_RUN: Final = "finetune.dev/run"
 LABEL_STAGE: Final = "finetune.dev/stage"
 LABEL_ATTEMPT: Final = "finetune.dev/attempt"
 ANNOTATION_RUN_SPEC_HASH: Final = "finetune.dev/run-spec-hash"
-"""Of a Job: hash of that part of the spec which decides the result; a change of it is a new run."""
+"""On a Job: hash of the spec fields that determine the result. A different hash starts a new run."""
 ANNOTATION_ATTEMPT_SPEC_HASH: Final = "finetune.dev/attempt-spec-hash"
-"""Of a Job: hash of the part of the spec that an attempt is started with."""
+"""On a Job: hash of the spec fields that an attempt is started with."""
 ANNOTATION_ATTEMPT_PLAN: Final = "finetune.dev/attempt-plan"
-"""Of a Job: the plan of a training attempt as JSON, for a pass that finds the Job and no attempt in status."""
+"""On a Job: the plan of a training attempt as JSON, for a reconcile that finds the Job but no attempt in status."""
 ANNOTATION_EVALUATION_SPEC_HASH: Final = "finetune.dev/evaluation-spec-hash"
-"""Of a Job: hash of the part of the spec that decides the evaluation and the exported formats."""
+"""On a Job: hash of the spec fields that determine the evaluation and the exported formats."""
 
-# Kubernetes' own.
+# Defined by Kubernetes.
 LABEL_JOB_NAME: Final = "batch.kubernetes.io/job-name"
 LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
-"""Of a pod, as an annotation and as a label: its index within its Job."""
+"""Annotation and label of a pod: its index within its Job."""
 
 TRAINER_CONTAINER: Final = "trainer"
 CONFIG_KEY: Final = "config.json"
@@ -48,7 +48,7 @@ SCRATCH_MOUNT: Final = "/scratch"
 CACHE_MOUNT: Final = "/cache"
 CREDENTIALS_MOUNT: Final = "/etc/finetune-credentials"
 NODE_LOSS_SECONDS: Final = 30
-"""How long a pod stays on a node that does not answer; a reboot takes longer, a hiccup of the network does not."""
+"""How long a pod stays on an unreachable node. Short network failures end sooner; a reboot takes longer."""
 RENDEZVOUS_PORT: Final = 29500
 PROGRESS_PORT: Final = 8080
 
@@ -62,23 +62,23 @@ class Stage(StrEnum):
 
 
 class Env(StrEnum):
-    """Environment of a trainer pod, set by the operator (or by torchrun's convention)."""
+    """Environment variables of a trainer pod, set by the operator (some with the names that torchrun uses)."""
 
     NODE_RANK = "FINETUNE_NODE_RANK"
     """Index of the pod within the stage's Job."""
     MASTER_ADDR = "MASTER_ADDR"
     MASTER_PORT = "MASTER_PORT"
     PROGRESS_HOST = "FINETUNE_PROGRESS_HOST"
-    """Address to serve progress on. Absent: all of the pod's, IPv4 and IPv6."""
+    """Address to serve progress on. Absent: all addresses of the pod, IPv4 and IPv6."""
     PROGRESS_PORT = "FINETUNE_PROGRESS_PORT"
     SCRATCH = "FINETUNE_SCRATCH"
-    """Folder that the pod may fill; gone with the pod."""
+    """Folder for temporary files, deleted with the pod."""
     CACHE = "FINETUNE_CACHE"
-    """Folder for downloaded models and data, shared by the pods of a node where there is one. Absent: in SCRATCH."""
+    """Folder for downloaded models and data, shared by the pods of a node. Absent: a folder in SCRATCH."""
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
     """File for the termination message."""
     CREDENTIALS = "FINETUNE_CREDENTIALS"
-    """Folder with one file a credential, named as the environment variable would be."""
+    """Folder with one file per credential, named like the environment variable."""
     FORK_SERVER = "FINETUNE_FORK_SERVER"
     """Unix socket of a running fork server. Absent, or with GPUs: the supervisor starts its own."""
     # Set by the supervisor for each rank, as torchrun does.
@@ -87,7 +87,8 @@ class Env(StrEnum):
     LOCAL_RANK = "LOCAL_RANK"
     LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
     OMP_NUM_THREADS = "OMP_NUM_THREADS"
-    """Threads of a rank. The operator sets it for a pod with a CPU request; absent: the cores, shared by the ranks."""
+    """Threads of a rank. The operator sets it for a pod with a CPU request; absent: the cores are divided among the
+    ranks."""
     DS_ACCELERATOR = "DS_ACCELERATOR"
     """DeepSpeed's device, `cpu` or `cuda`."""
     STARTED_TIME = "FINETUNE_STARTED_TIME"
@@ -105,19 +106,20 @@ class ConditionType(StrEnum):
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     SAFE_TO_STOP = "SafeToStop"
-    """While training: whether the pods' grace period is long enough to save in. Absent until a save was measured."""
+    """While training: whether the grace period of the pods is long enough for a save. Absent until a save was
+    measured."""
     CHECKPOINT_STALE = "CheckpointStale"
-    """While training: whether a crash would now cost more than the spec allows."""
+    """While training: whether a crash would now lose more work than the spec allows."""
     MODEL_AVAILABLE = "ModelAvailable"
     """Whether the run has exported a trained model. It stays True when the evaluation fails."""
 
 
 TERMINAL_CONDITIONS: Final = frozenset({ConditionType.COMPLETE, ConditionType.FAILED})
-"""One of these is True once a run is over."""
+"""One of these is True when a run has ended."""
 
 
 class Reason(StrEnum):
-    """Reasons of those conditions, and of the Events that announce them."""
+    """Reasons of these conditions and of the corresponding Events."""
 
     VALID = "Valid"
     INVALID_SPEC = "InvalidSpec"
@@ -153,7 +155,7 @@ class Reason(StrEnum):
 
 
 class Phase(StrEnum):
-    """A printed summary; decisions read conditions and children instead."""
+    """Summary for display. Decisions are based on conditions and children instead."""
 
     PENDING = "Pending"
     PREPARING = "Preparing"
@@ -168,7 +170,7 @@ class Phase(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing more happens until somebody changes the job: it ended, is suspended or was refused."""
+        """Whether the job does not continue until it is changed: it has ended, is suspended or is invalid."""
         return self in _TERMINAL_PHASES
 
 

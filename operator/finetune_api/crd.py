@@ -1,7 +1,7 @@
 """Models -> CustomResourceDefinition: a structural schema with CEL rules and printer columns. Pure.
 
-What pydantic writes and what the API server takes differ in the ways that `_structural` names; the rules that a
-schema cannot express but CEL can are listed here by the path that they apply to.
+`_structural` converts the schema that pydantic generates to one that the API server accepts. Rules that only CEL can
+express are listed here by the path that they apply to.
 """
 
 from typing import Any
@@ -74,7 +74,7 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "(has(self.validation.fraction) ? self.validation.fraction : 0.0) + "
             "(has(self.test.fraction) ? self.test.fraction : 0.0) < 1.0",
-            "must leave something to train on: lower validation.fraction and test.fraction to less than 1 together",
+            "must leave data to train on; lower validation.fraction and test.fraction so that their sum is less than 1",
         ),
     ),
     "spec.data.validation": (
@@ -94,12 +94,12 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         *SUPPORT.cel_rules(),
         (
             "!has(self.training.earlyStopping) || self.checkpoint.keepBest >= 1",
-            "checkpoint.keepBest must be at least 1 with early stopping, which exports the best state",
+            "checkpoint.keepBest must be at least 1 with early stopping, which exports the best checkpoint",
         ),
     ),
 }
-"""Path -> (rule, message). `rules.py` says the same, and more, for `finetune validate` and for the operator.
-Those about combinations come from the support table."""
+"""Path -> (rule, message). `rules.py` has the same rules, and more, for `finetune validate` and the operator.
+Rules about combinations come from the support table."""
 
 PRINTER_COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),
@@ -131,7 +131,7 @@ def crd() -> dict[str, Any]:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": structural_schema(Spec),
-            # Not pruned: a status in the flat shape of earlier versions has to reach the operator, which migrates it.
+            # Not pruned: the operator must receive a status in the flat shape of earlier versions to migrate it.
             "status": structural_schema(Status, with_defaults=False) | {"x-kubernetes-preserve-unknown-fields": True},
         },
     }
@@ -174,13 +174,16 @@ def crd() -> dict[str, Any]:
 
 
 def structural_schema(model: type[Spec] | type[Status], *, with_defaults: bool = True) -> Schema:
-    """JSON schema of a model in the form that Kubernetes calls structural."""
+    """Return the JSON schema of a model as a structural schema of Kubernetes."""
     raw = model.model_json_schema(by_alias=True)
     return _structural(raw, raw.get("$defs", {}), with_defaults=with_defaults)
 
 
 def _structural(node: Schema, definitions: dict[str, Schema], *, with_defaults: bool) -> Schema:
-    """References inlined, `anyOf [X, null]` made X; nulls and `additionalProperties: false` (pruning does that) go."""
+    """Inline references, replace `anyOf [X, null]` by X, and remove nulls and `additionalProperties: false`.
+
+    Pruning in the API server has the effect of the latter.
+    """
 
     def child(value: Schema, *, with_defaults: bool = with_defaults) -> Schema:
         return _structural(value, definitions, with_defaults=with_defaults)
@@ -194,7 +197,7 @@ def _structural(node: Schema, definitions: dict[str, Schema], *, with_defaults: 
     if node.get("properties"):
         result["properties"] = {name: child(value) for name, value in node["properties"].items()}
     if "items" in node:
-        # No defaults in list entries: GitOps tools compare lists element for element with what was written.
+        # No defaults in list entries, because GitOps tools compare the elements of lists with the applied manifest.
         result["items"] = child(node["items"], with_defaults=False)
     values = node.get("additionalProperties")
     if values is True:
@@ -213,13 +216,13 @@ def _resolve(node: Schema, definitions: dict[str, Schema]) -> Schema:
     if "anyOf" in node:
         options = [option for option in node["anyOf"] if option.get("type") != "null"]
         if len(options) != 1:
-            raise ValueError(f"a structural schema cannot say a union of {len(options)} types: {node}")
+            raise ValueError(f"a field must have one type in a structural schema, not {len(options)}: {node}")
         return _resolve(options[0], definitions) | siblings
     return node
 
 
 def _without_nulls(value: Any) -> Any:
-    """A default as the API server takes it: an absent field is left out, never null."""
+    """Return a default that the API server accepts: absent fields are omitted instead of null."""
     if isinstance(value, dict):
         return {key: _without_nulls(child) for key, child in value.items() if child is not None}
     return value

@@ -1,4 +1,4 @@
-"""What the evaluate stage needs, from what prepare has measured. Pure."""
+"""Resources of the evaluate stage, derived from the measurements of the prepare stage. Pure."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,14 +6,14 @@ from typing import Final
 from .v1alpha1 import Dtype, Spec
 
 CPU_BUDGET_FLOP: Final = 3e13
-"""About ten minutes of one node's processors at 50 GFLOP/s, the rate of 16 cores with AVX2 in 32 bit."""
+"""About ten minutes on the CPU of one node at 50 GFLOP/s, the rate of 16 cores with AVX2 in 32 bit."""
 
 _FORWARD_FLOP: Final = 2
 """Per parameter and token (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
 _PROCESS_BYTES: Final = 2**30
 """Libraries, tokenizer and activations."""
 _SLACK: Final = 1.2
-"""A weight file is read beside the weights, one shard at a time."""
+"""Memory for weight files in addition to the loaded weights: they are read one shard at a time."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class EvaluationNeeds:
     """Size of an evaluation."""
 
     parameters: int
-    """Parameters of the model; 0: not known yet."""
+    """Parameters of the model; 0: not yet known."""
     test_tokens: int
     """Tokens of the test split."""
     dtype: Dtype
@@ -39,7 +39,7 @@ class EvaluationNeeds:
         return float(_FORWARD_FLOP * self.parameters * tokens * candidates)
 
     def gpus(self, spec: Spec) -> int:
-        """GPUs of the evaluate pod: what the spec asks for, else one where a CPU would take too long."""
+        """GPUs of the evaluate pod: the value in the spec, otherwise 1 if a CPU would take too long and GPUs exist."""
         if spec.stages.evaluate.gpus is not None:
             return spec.stages.evaluate.gpus
         return int(spec.workers.gpus_per_node > 0 and self.flop(spec) > CPU_BUDGET_FLOP)

@@ -1,6 +1,6 @@
-"""How a trainer process says why it ended. The trainer leaves with these; the operator judges by them.
+"""Exit codes of the trainer. The operator classifies failures by them.
 
-Names and numbers below 80 follow `sysexits.h` where it has one.
+Codes from 64 to 78 have the numbers, and similar names, of `sysexits.h`, but not all have its meaning.
 """
 
 from enum import IntEnum
@@ -18,11 +18,11 @@ class ExitCode(IntEnum):
     STORAGE_UNREACHABLE = 69
     INTERNAL_ERROR = 70
     STOPPED = 75
-    """Stopped on request, state saved."""
+    """Stopped on request after saving a checkpoint."""
     ACCESS_DENIED = 77
     BAD_CONFIG = 78
     PROGRAM_ERROR = 79
-    """A fault of the program that the same input meets again, such as a KeyError."""
+    """A bug that would occur again with the same input, such as a KeyError."""
     OUT_OF_MEMORY = 80
     DIVERGED = 81
     """The loss is NaN or infinite."""
@@ -32,14 +32,14 @@ class ExitCode(IntEnum):
 
 
 class FailureClass(IntEnum):
-    """What a failed attempt means for the next one, worst first."""
+    """Classes of failures, which determine whether another attempt follows. Most severe first."""
 
     PERMANENT = 0
-    """The same input would fail again: no retry."""
+    """The same input would fail again. Not retried."""
     RETRYABLE = 1
-    """Charged to `restart.maxRestarts`."""
+    """Retried. Counts against `restart.maxRestarts`."""
     DISRUPTION = 2
-    """Not the training's fault: charged to `restart.maxDisruptions`."""
+    """Not caused by the stage. Retried. Counts against `restart.maxDisruptions`."""
 
 
 PERMANENT_EXIT_CODES = frozenset(
@@ -56,21 +56,22 @@ _FREE = frozenset({ExitCode.STOPPED, ExitCode.FENCED})
 
 
 def failure_class(exit_code: int) -> FailureClass:
-    """The class of a non-zero exit status; what is not in `ExitCode` (a signal, a crash) is retryable."""
+    """Return the class of a non-zero exit status. A status that is not in `ExitCode` (a signal, a crash) is
+    retryable."""
     if exit_code in PERMANENT_EXIT_CODES:
         return FailureClass.PERMANENT
     return FailureClass.DISRUPTION if exit_code in _FREE else FailureClass.RETRYABLE
 
 
 def name_of(exit_code: int) -> str:
-    """`BadData`, `OutOfMemory`, `Signal9`, `Exit3`: how status and logs name an exit status."""
+    """`BadData`, `OutOfMemory`, `Signal9`, `Exit3`: the name of an exit status in status and logs."""
     if exit_code in ExitCode._value2member_map_:
         return "".join(word.capitalize() for word in ExitCode(exit_code).name.split("_"))
     return f"Signal{exit_code - 128}" if 128 < exit_code < 192 else f"Exit{exit_code}"
 
 
 def out_of_memory_advice(stage: str) -> str:
-    """What to change where a stage ran out of memory, as a clause: only the training has batches to make smaller."""
+    """Return how to correct an out-of-memory failure of a stage, as a clause. Only training has batches to reduce."""
     limit = "raise spec.workers.resources.limits.memory"
     match stage:
         case Stage.TRAIN:

@@ -1,4 +1,4 @@
-"""Files that other processes read while they are written."""
+"""Atomic replacement of files that other processes read."""
 
 import os
 import tempfile
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Replace a text file as a whole: a reader gets the old or the new content, also if the writer is killed.
+    """Replace a text file atomically. A reader gets the old or the new content, even if the writer is killed.
 
-    Only the owner may read it. Several processes may replace it at the same time; the last one wins.
+    Only the owner can read it. If several processes replace it at the same time, the last one wins.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,4 +1,4 @@
-"""The format of log lines: operator and trainer write it, `finetune logs` reads it."""
+"""The format of log lines, which operator and trainer write and `finetune logs` reads."""
 
 import logging
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from .redaction import hide_credentials
 class JsonFormatter(BaseFormatter):
     """Formats a record as one line of JSON without credentials.
 
-    Keys: time (RFC 3339, UTC), level, `static`, logger, message, those of `fields` that the record has, and for an
-    exception traceback. Other attributes of a record, which libraries set, are left out.
+    Keys: time (RFC 3339, UTC), level, `static`, logger, message, the attributes in `fields` that the record has, and
+    for an exception traceback. Other attributes, which libraries set, are omitted.
     """
 
     def __init__(self, fields: Sequence[str] = (), **static: object) -> None:
@@ -22,13 +22,13 @@ class JsonFormatter(BaseFormatter):
         self._fields, self._static = tuple(fields), static
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line. Halves of surrogate pairs, which no stream can encode, are escaped."""
+        """Return the line. Unpaired surrogates, which streams cannot encode, are escaped."""
         return super().format(record).encode(errors="backslashreplace").decode()
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
-        """Collect what the line holds.
+        """Collect the keys and values of the line.
 
-        The base class would add every attribute of the record, and spread a message that is a dictionary over the line.
+        The base class would add every attribute of the record, and the entries of a message that is a dictionary.
         """
         log_data.update(
             {

@@ -1,4 +1,4 @@
-"""What restarts cost: work done twice, and time in which no step was done. Pure."""
+"""Cost of restarts: repeated steps, and time without steps. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,34 +10,34 @@ from .v1alpha1 import AttemptStatus, Outcome
 
 @dataclass(frozen=True)
 class LostWork:
-    """What the end of one attempt cost the run."""
+    """Time that the run lost because an attempt ended early."""
 
     attempt: int
-    """The attempt that ended too soon."""
+    """Number of the attempt that ended early."""
     steps: int
-    """Optimizer steps it had done that were in no checkpoint, so that a later attempt did them again."""
+    """Optimizer steps that were in no checkpoint and that a later attempt repeated."""
     redo_seconds: float
-    """Those steps times the mean step time."""
+    """Repeated steps times the mean step time."""
     restart_seconds: float
-    """From its end to the first optimizer step of the next attempt."""
+    """Time from the end of the attempt to the first optimizer step of the next one."""
 
     @property
     def seconds(self) -> float:
-        """Both together."""
+        """Total of `redo_seconds` and `restart_seconds`."""
         return self.redo_seconds + self.restart_seconds
 
 
 def lost_work(attempts: Sequence[AttemptStatus], step_seconds: float) -> list[LostWork]:
-    """What each attempt that was followed by another one lost; `step_seconds` is the mean time of a step.
+    """Return the lost work of each attempt that was followed by another. `step_seconds` is the mean time of a step.
 
-    The restart lasts from the end of the attempt to the first optimizer step of the next. A next attempt that ended
-    before its first step counts up to its own end; the rest is counted at that one, so nothing is counted twice. After
-    an attempt that was stopped on request it lasts from the creation of the next attempt: the wait before it may
-    be a suspension, which is wanted. An attempt whose follower has neither stepped nor ended is left out: its cost is
-    not known yet.
+    The restart lasts from the end of the attempt to the first optimizer step of the next. If the next attempt ended
+    before its first step, the restart lasts until that end, and the time after it belongs to the next attempt. After an
+    attempt that was stopped on request, the restart begins with the creation of the next attempt, because the time
+    before it may be an intended suspension. Attempts whose successor has neither completed a step nor ended are left
+    out, because their cost is not yet known.
 
-    Steps are counted against the next attempt that says where it resumed. They are a lower bound: `last_step` is the
-    last one that was seen.
+    Repeated steps are counted up to the next attempt that reports where it resumed. They are a lower bound, because
+    `last_step` is the last step that was observed.
     """
     ordered = sorted(attempts, key=lambda attempt: attempt.number)
     found = []

@@ -1,4 +1,4 @@
-"""What a trainer pod tells while it runs (`GET /progress`) and when it ends (its termination message)."""
+"""Messages of a trainer pod: progress while it runs (`GET /progress`), and its termination message."""
 
 import json
 import math
@@ -13,13 +13,13 @@ from .v1alpha1 import Metric
 from .v1alpha1.status import MAX_WARNING_LENGTH, MAX_WARNINGS
 
 FOR_STATUS = "for=status"
-"""Query of `GET /progress` by whom the job's status is kept: a stopped pod waits for it with its last answer."""
+"""Query that the operator adds to `GET /progress`. A pod that is stopped waits until this query was answered."""
 
 MAX_PROGRESS_BYTES = 64 * 1024
-"""A pod's answer to `GET /progress` that is longer than this is not read."""
+"""Longer responses to `GET /progress` are ignored."""
 
 MAX_TERMINATION_BYTES = 4096
-"""Kubernetes' limit for one container."""
+"""Limit that Kubernetes sets for the termination message of a container."""
 
 
 class CommittedCheckpoint(Exchanged):
@@ -30,15 +30,15 @@ class CommittedCheckpoint(Exchanged):
     time: str
     """RFC 3339, UTC."""
     save_seconds: float
-    """How long it took to store it, without what was waited so that the training does not feel it."""
+    """Time that storing it took, without the delays that keep the upload from slowing down the training."""
 
 
 class Progress(Exchanged):
-    """`GET /progress` of rank 0's pod. Absent: not known yet."""
+    """`GET /progress` of rank 0's pod. Absent: not yet known."""
 
     stage: str
     activity: str = ""
-    """What is being done, for people: `loading the model`."""
+    """Human-readable current activity, such as `loading the model`."""
     attempt: int = 0
     step: int = 0
     total_steps: int = 0
@@ -46,7 +46,7 @@ class Progress(Exchanged):
     tokens: int = 0
     """Tokens without padding trained on by this attempt, over all workers."""
     loss: float | None = None
-    """Mean of the last ten logged."""
+    """Mean of the last ten logged values."""
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     step_seconds: float | None = None
@@ -55,19 +55,20 @@ class Progress(Exchanged):
     started_time: str | None = None
     """When the attempt's process started."""
     first_step_time: str | None = None
-    """When the attempt's first optimizer step was done."""
+    """When the attempt completed its first optimizer step."""
     zero_stage: int | None = None
     """ZeRO stage of the attempt's engine."""
     resumed_from_step: int | None = None
     resumed_from: str = ""
-    """Where that state was read, with all workers' bytes: `node-local cache (510.0 MB) and storage (0.1 MB)`."""
+    """Where that state was read from, with the bytes of all workers: `node-local cache (510.0 MB) and storage (0.1
+    MB)`."""
     last_checkpoint: CommittedCheckpoint | None = None
     checkpoint_every: int | None = None
-    """Optimizer steps from one save to the next, as measured for `maxLostWork`."""
+    """Optimizer steps between two saves, derived from measurements for `maxLostWork`."""
     checkpoint_late: str = ""
-    """Why a crash would now cost more than the spec allows; empty: it would not."""
+    """Why a crash would now lose more work than the spec allows; empty: it would not."""
     evaluation: dict[Metric, float] = {}
-    """Last figures of the validation split."""
+    """Last metrics of the validation split."""
     phase_seconds: dict[str, float] = {}
     """Seconds spent so far in import, claim, model, engine, restore, steps, evaluate, save and export."""
     peak_memory_bytes: int = 0
@@ -76,7 +77,7 @@ class Progress(Exchanged):
 
     @classmethod
     def decode(cls, content: bytes) -> "Progress | None":
-        """None for what is not progress: the answer comes from a container that is the user's to choose."""
+        """Decode a response. Returns None if it is not valid, because the user can choose the image that sends it."""
         if len(content) > MAX_PROGRESS_BYTES:
             return None
         try:
@@ -87,18 +88,18 @@ class Progress(Exchanged):
 
 
 class TrainResult(Exchanged):
-    """What a finished training leaves."""
+    """Result of a completed training."""
 
     model_uri: str
     digest: str
     final_step: int
     best_step: int | None = None
-    """Step of the exported state, where early stopping chose it."""
+    """Step of the exported checkpoint, if early stopping selected it."""
     stopped_early: bool = False
 
 
 class EvaluateResult(Exchanged):
-    """What a finished evaluation leaves."""
+    """Result of a completed evaluation."""
 
     report_uri: str
     model_uri: str = ""
@@ -110,12 +111,12 @@ class EvaluateResult(Exchanged):
 
 
 class TerminationMessage(Exchanged):
-    """The last message of a trainer pod, at most 4 KiB of JSON."""
+    """The termination message of a trainer pod, at most 4 KiB of JSON."""
 
     stage: str
     exit_code: int
     error: str = ""
-    """First error, for people: what, where, and what to do instead."""
+    """Human-readable first error: what failed, where, and how to correct it."""
     advice: str = ""
     rank: int | None = None
     """First rank that failed."""
@@ -123,13 +124,16 @@ class TerminationMessage(Exchanged):
     """Last lines of that rank's log."""
     progress: Progress | None = None
     prepared: Prepared | None = None
-    """Without `labels` once it was encoded: their number is not bounded. The run's record in storage has them."""
+    """Encoded without `labels`, whose number is not limited. The run record in storage contains them."""
     trained: TrainResult | None = None
     evaluated: EvaluateResult | None = None
 
     def encode(self) -> str:
-        """JSON of at most 4096 bytes. Log lines are cut and dropped first, then other texts; figures, addresses and the
-        last checkpoint stay."""
+        """Encode as JSON of at most 4096 bytes.
+
+        Log lines are shortened and dropped first, then other texts. Figures, addresses and the last checkpoint are
+        kept.
+        """
         text = ""
         for message in self._ever_shorter():
             text = message.model_dump_json(exclude_defaults=True, exclude={"prepared": {"labels"}})
@@ -167,7 +171,7 @@ class TerminationMessage(Exchanged):
             )
             message = message.model_copy(update={"progress": least})
             yield message
-        # Fits always. Reached only with addresses that are longer than object storage allows.
+        # Always fits. Needed only for addresses that are longer than object storage allows.
         yield TerminationMessage(
             stage=self.stage, exit_code=self.exit_code, error=message.error, advice=message.advice, rank=self.rank
         )
@@ -187,7 +191,7 @@ class TerminationMessage(Exchanged):
 
     @classmethod
     def decode(cls, text: str) -> "TerminationMessage | None":
-        """None for text that is not one of ours (an empty message, a log tail written by the kubelet)."""
+        """Decode a message. Returns None for other text, such as an empty message or log lines from the kubelet."""
         try:
             message = cls.model_validate_json(text)
         except ValidationError:
@@ -196,15 +200,17 @@ class TerminationMessage(Exchanged):
 
 
 _LARGEST = 2**53
-"""Numbers beyond it are not exact in JSON, and a hundred times this still fits the API server's 64 bits."""
+"""Larger integers are not exact in JSON. A hundred times this value still fits into 64 bits."""
 _LONGEST_TIME = 32
-"""Characters, as in status."""
+"""Characters, the same limit as in status."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def _can_be_in_status(value: object, name: str = "") -> bool:
-    """Whether the API server will take all numbers and times of a message: one that it refuses would keep the whole
-    status from being written."""
+    """Whether the API server will accept all numbers and times of a message.
+
+    A single rejected value would prevent the whole status from being written.
+    """
     match value:
         case BaseModel():
             return all(_can_be_in_status(item, field) for field, item in value)
@@ -233,13 +239,13 @@ def _is_time(text: str) -> bool:
 
 
 def merged_warnings(kept: Iterable[str], new: Iterable[str]) -> tuple[str, ...]:
-    """Each warning once, the new ones last, cut to what status may hold; the oldest are dropped."""
+    """Append new warnings without duplicates, within the limits of status. The oldest are dropped."""
     cut = (warning[:MAX_WARNING_LENGTH] for warning in new)
     return tuple(dict.fromkeys((*kept, *cut)))[-MAX_WARNINGS:]
 
 
 def shortened(text: str, size: int) -> str:
-    """`text`, without its middle where it takes more than `size` bytes as JSON."""
+    """Return `text`, shortened in the middle if it takes more than `size` bytes as JSON."""
     short, kept = text, size
     while len(json.dumps(short, ensure_ascii=False).encode()) > size:
         kept = kept * 3 // 4

@@ -1,6 +1,6 @@
-"""Checks across fields, which no single field's type can say. Pure.
+"""Validation rules that involve several fields. Pure.
 
-Every check returns all that is wrong at once, each with the path of the field and what to write instead.
+Every check returns all violations at once, each with the path of the field and how to correct it.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,12 +13,12 @@ from .v1alpha1 import Dtype, Holdout, Offload, Spec, Task
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing that is wrong with an object."""
+    """A rule that an object violates."""
 
     path: str
     """Field path, such as `spec.training.learningRate`."""
     message: str
-    """What the field must be, the value, and what to write instead."""
+    """What the field must be, its value, and how to correct it."""
 
     def __str__(self) -> str:
         """`spec.training.epochs must be at least 1, not 0`."""
@@ -26,7 +26,7 @@ class Violation:
 
 
 def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
-    """All violations of a spec; `local` allows `file://` addresses, which no cluster could reach."""
+    """Return all violations of a spec. `local` allows `file://` addresses, which the nodes of a cluster cannot read."""
     checks: list[Callable[[Spec], Iterator[Violation]]] = [
         _method,
         _support,
@@ -48,7 +48,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
 
 
 def cluster_only(spec: Spec) -> tuple[Violation, ...]:
-    """What a cluster can do and `finetune run` cannot."""
+    """Return violations for the fields that only a cluster supports and `finetune run` does not."""
     return tuple(
         Violation(
             f"spec.workers.env[{index}].valueFrom",
@@ -61,7 +61,7 @@ def cluster_only(spec: Spec) -> tuple[Violation, ...]:
 
 
 def task_of(spec: Spec) -> Task | None:
-    """The task that the spec names or its data format implies; None where it depends on the data."""
+    """The task that the spec names or its data format implies; None if it depends on the data."""
     return SUPPORT.task_of(spec)
 
 
@@ -81,7 +81,7 @@ OWNED_DEEPSPEED_KEYS: dict[str, str] = {
     "checkpoint": "spec.checkpoint",
     "elasticity": "spec.workers.nodes",
 }
-"""Keys of DeepSpeed's configuration that the job owns, and the field that sets each."""
+"""Keys of the DeepSpeed configuration that the job sets -> the spec field that determines the value."""
 
 
 def _method(spec: Spec) -> Iterator[Violation]:
@@ -93,7 +93,7 @@ def _method(spec: Spec) -> Iterator[Violation]:
 
 
 def _support(spec: Spec) -> Iterator[Violation]:
-    """Combinations that the support table does not have."""
+    """Combinations that the support table does not contain."""
     yield from (Violation(path, message) for path, message in SUPPORT.refusals(spec))
 
 
@@ -121,7 +121,7 @@ def _env(spec: Spec) -> Iterator[Violation]:
 
 
 def _tolerations(spec: Spec) -> Iterator[Violation]:
-    """As the API server checks them in a pod: it would refuse the Job."""
+    """The checks of the API server for pods, which would reject the Job otherwise."""
     for index, toleration in enumerate(spec.workers.tolerations):
         path = f"spec.workers.tolerations[{index}]"
         if toleration.operator == "Exists" and toleration.value:
@@ -130,7 +130,8 @@ def _tolerations(spec: Spec) -> Iterator[Violation]:
             yield Violation(f"{path}.key", "must be set with operator Equal; write a key, or operator: Exists")
         if toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
             yield Violation(
-                f"{path}.effect", "must be NoExecute where tolerationSeconds is set; write it, or remove them"
+                f"{path}.effect",
+                "must be NoExecute if tolerationSeconds is set; write effect: NoExecute, or remove tolerationSeconds",
             )
 
 
@@ -148,7 +149,8 @@ def _warmup(spec: Spec) -> Iterator[Violation]:
     if warmup and total is not None and warmup >= total:
         yield Violation(
             "spec.training.warmup.steps",
-            f"must be less than spec.training.maxSteps, {total}, not {warmup}: else the learning rate never peaks",
+            f"must be less than spec.training.maxSteps, {total}, not {warmup}, because the learning rate would never "
+            "reach its peak",
         )
 
 
@@ -161,14 +163,14 @@ def _holdouts(spec: Spec) -> Iterator[Violation]:
         if holdout.stratify is not None and holdout.fraction is None:
             yield Violation(
                 f"spec.data.{name}.stratify",
-                "must be absent without fraction: files of their own are not split; remove it",
+                "must be absent without fraction, because separate files are not split; remove it",
             )
     held_out = sum(holdout.fraction or 0.0 for holdout in splits.values())
     if held_out >= 1.0:
         yield Violation(
             "spec.data",
-            f"must leave something to train on, but validation.fraction and test.fraction add up to {held_out:g}; "
-            "lower them to less than 1 together",
+            f"must leave data to train on, but validation.fraction and test.fraction add up to {held_out:g}; "
+            "lower them so that their sum is less than 1",
         )
 
 
@@ -191,7 +193,7 @@ def _batch(spec: Spec) -> Iterator[Violation]:
 
 
 def divides_batch(spec: Spec, nodes: int) -> bool:
-    """Whether so many workers can share the global batch evenly."""
+    """Whether the global batch can be divided evenly among this number of workers."""
     micro = spec.training.micro_batch_size or 1
     return spec.training.global_batch_size % (nodes * max(1, spec.workers.gpus_per_node) * micro) == 0
 
@@ -202,7 +204,8 @@ def _fewest_workers(spec: Spec) -> Iterator[Violation]:
         if spec.workers.start_timeout is not None:
             yield Violation(
                 "spec.workers.startTimeout",
-                "must be absent without minNodes: the job waits for all of its workers; remove it, or set minNodes too",
+                "must be absent without minNodes, because the job waits for all workers; remove it, or set minNodes "
+                "too",
             )
         return
     if fewest > nodes:
@@ -213,7 +216,7 @@ def _fewest_workers(spec: Spec) -> Iterator[Violation]:
         usable = [str(number) for number in range(1, nodes + 1) if divides_batch(spec, number)]
         yield Violation(
             "spec.workers.minNodes",
-            f"must be a number of workers that can share the global batch of {spec.training.global_batch_size} evenly, "
+            f"must be a number of workers that divides the global batch of {spec.training.global_batch_size} evenly, "
             f"not {fewest}; write "
             f"{' or '.join(usable) or 'another spec.training.globalBatchSize'}",
         )
@@ -230,8 +233,8 @@ def _early_stopping(spec: Spec) -> Iterator[Violation]:
     if spec.checkpoint.keep_best < 1:
         yield Violation(
             "spec.checkpoint.keepBest",
-            f"must be at least 1, not {spec.checkpoint.keep_best}: early stopping exports the best state; write 1, or "
-            "remove spec.training.earlyStopping",
+            f"must be at least 1, not {spec.checkpoint.keep_best}: early stopping exports the best checkpoint; "
+            "write 1, or remove spec.training.earlyStopping",
         )
 
 
@@ -242,27 +245,27 @@ def _output(spec: Spec) -> Iterator[Violation]:
 
 
 def lowest_zero_stage(offload: Offload, dtype: Dtype) -> int:
-    """The lowest ZeRO stage that can be trained with this offloading in this type."""
+    """Return the lowest ZeRO stage that supports this offloading and this type."""
     return min(set(OFFLOAD_STAGES[offload]) & set(DTYPE_STAGES[dtype]))
 
 
 def zero_stage(spec: Spec, chosen: int, dtype: Dtype) -> int:
-    """The ZeRO stage of an attempt: the one that the spec asks for now, else the one chosen when data was prepared."""
-    asked = spec.deepspeed.zero_stage
-    return max(chosen if asked is None else asked, lowest_zero_stage(spec.deepspeed.offload, dtype))
+    """Return the ZeRO stage of an attempt: the current value in the spec, else the one chosen by the prepare stage."""
+    requested = spec.deepspeed.zero_stage
+    return max(chosen if requested is None else requested, lowest_zero_stage(spec.deepspeed.offload, dtype))
 
 
 def _owned_deepspeed_keys(spec: Spec) -> Iterator[Violation]:
     config = spec.deepspeed.config or {}
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        yield Violation("spec.deepspeed.config.zero_optimization", "must be an object of DeepSpeed's options")
+        yield Violation("spec.deepspeed.config.zero_optimization", "must be an object with DeepSpeed options")
         return
     present = set(config) | {f"zero_optimization.{key}" for key in zero}
     for key, owner in OWNED_DEEPSPEED_KEYS.items():
         if key in present:
             yield Violation(
-                f"spec.deepspeed.config.{key}", f"must be absent, the job itself sets it; remove it and use {owner}"
+                f"spec.deepspeed.config.{key}", f"must be absent, because the job sets it; remove it and use {owner}"
             )
 
 

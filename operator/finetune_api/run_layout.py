@@ -1,7 +1,7 @@
-"""Where things are in object storage. Pure: operator, trainer and command line derive the same addresses.
+"""Addresses in object storage, which operator, trainer and command line derive in the same way. Pure.
 
 <output>/datasets/<digest>/       prepared data sets, shared by the runs of an output
-<output>/models/<digest>/         copies of base models, shared too
+<output>/models/<digest>/         copies of base models, shared by the runs of an output
 <output>/runs/r0001-1f3a9c42/     one run, see `RunLayout`
 """
 
@@ -36,24 +36,24 @@ class RunLayout:
     def of(cls, output_uri: str, run: int, uid: str) -> Self:
         """`<output>/runs/r0001-1f3a9c42`.
 
-        It contains a part of the object's uid, so that a job that is deleted and created again, or a second job with
+        It contains a part of the object's UID, so that a job that is deleted and created again, or a second job with
         the same output, never reads or overwrites the objects of the first.
         """
         return cls(f"{output_uri.rstrip('/')}/runs/{run_name(run)}-{uid[:8]}")
 
     @classmethod
     def containing(cls, uri: str) -> Self:
-        """The run whose folder, or whose checkpoint folders, manifests or blobs `uri` names."""
+        """Return the run that contains `uri`, the address of its folder, checkpoint folders, manifests or blobs."""
         return cls(_INSIDE_CHECKPOINTS.sub("", uri).rstrip("/"))
 
     @property
     def record(self) -> str:
-        """What the run is: spec, digests and versions. Written by the prepare stage."""
+        """The run record: spec, digests and versions. Written by the prepare stage."""
         return f"{self.uri}/run.json"
 
     @property
     def checkpoints(self) -> str:
-        """Folder with everything that checkpoints consist of."""
+        """Folder with manifests and blobs of checkpoints."""
         return f"{self.uri}/checkpoints"
 
     @property

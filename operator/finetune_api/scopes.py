@@ -31,15 +31,16 @@ def scopes() -> Mapping[str, Scope]:
 
 
 def paths(scope: Scope) -> tuple[str, ...]:
-    """The shortest list of paths that covers the leaves of a scope: blocks where all leaves have it, else leaves."""
+    """Return the shortest list of paths that covers the leaves of a scope: blocks if all their leaves have it, else
+    leaves."""
     return tuple(_collapsed(Spec, "spec", scope))
 
 
 def spec_hash(spec: Spec, wanted: Collection[Scope], *, without: Collection[str] = ()) -> str:
     """First 16 hex digits of the SHA-256 over the leaves of these scopes, except the paths in `without`.
 
-    Values that equal the default are left out: a default that is spelled out changes nothing, and neither does a field
-    that a later version adds.
+    Values that equal the default are omitted, so a default that is written out, or a field that a later version adds,
+    does not change the hash.
     """
     values = _canonical(spec).model_dump(mode="json", by_alias=True, exclude_defaults=True)
     content = dict(_selected(Spec, values, "spec", frozenset(wanted), frozenset(without)))
@@ -76,8 +77,10 @@ def _collapsed(model: type[ApiModel], path: str, scope: Scope) -> Iterator[str]:
 def _selected(
     model: type[ApiModel], values: Mapping[str, Any], path: str, wanted: frozenset[Scope], without: frozenset[str]
 ) -> Iterator[tuple[str, Any]]:
-    """Leaves as (path, value). A list of blocks is one leaf. An optional block that is present, but has no value of
-    its own, is one too: `lora: {}` is not `lora` absent."""
+    """Yield leaves as (path, value). A list of blocks is one leaf.
+
+    A present optional block without values is also a leaf, because `lora: {}` differs from an absent `lora`.
+    """
     for field_path, field, nested in _fields(model, path):
         value, inside = values.get(str(field.alias)), _scopes_at(field_path)
         if value is None or wanted.isdisjoint(inside):

@@ -1,4 +1,4 @@
-"""The stages of a run, one row each: everything about a stage but what it does, which is in its own module."""
+"""The properties of the stages of a run. Their implementation is in the trainer."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ _TEXT = (
 )
 _MODELS = ("safetensors.torch", "transformers.modeling_utils", "peft")
 _OURS = ("finetune_trainer.stages", "finetune_trainer.store.client")
-"""Their models take pydantic 0.3 s to build."""
+"""Importing them takes 0.3 s, in which pydantic builds its models."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class StageSpec:
     reason: Reason
     """Reason of the conditions while the stage runs."""
     failed_reason: Reason | None
-    """Reason of the condition Failed; None: the one of the restart rule that ended the run."""
+    """Reason of the condition Failed; None: the reason of the restart rule that ended the run."""
     noun: str
-    """For people: the running stage is shown as `restarting the <noun>`."""
+    """Name of the stage in messages, such as `restarting the <noun>`."""
     entry: str
     """`module:function` that a rank runs with a StageContext; it returns the result."""
     result: str = ""
     """Field of the termination message that holds the result; empty: the stage has none."""
     libraries: tuple[str, ...] = (*_TEXT, *_OURS)
-    """Modules that the fork server imports before it forks a rank, in an order that lets the largest fail first."""
+    """Modules that the fork server imports, in this order, before it forks a rank."""
     loads_model: bool = True
-    """The pod needs memory for the model's weights."""
+    """Whether the pod needs memory for the weights of the model."""
     saves_state: bool = False
-    """It has all workers, a plan for each attempt, and state to save when it is stopped. The others have one process,
-    which ends at once and starts again from the beginning."""
+    """True: the stage has all workers, a plan for each attempt, and saves a checkpoint when it is stopped. False: it
+    has one process, which ends at once when it is stopped and starts from the beginning."""
 
 
 _ROWS = (
@@ -100,7 +100,7 @@ _ROWS = (
 )
 
 STAGES: dict[Stage, StageSpec] = {row.stage: row for row in _ROWS}
-"""The table, in the order in which a run passes through the stages."""
+"""Stages in the order of a run."""
 
 
 def stage_order(stage: Stage) -> int:

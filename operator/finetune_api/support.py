@@ -1,9 +1,9 @@
-"""The support table: which methods, tasks, ZeRO stages, offloading and export formats go together. Pure.
+"""The support table: which methods, tasks, ZeRO stages, offloading and export formats can be combined. Pure.
 
-The rows of the table stand where the choices are defined: a method's in its block (`v1alpha1/methods`), a task's in
-`v1alpha1/tasks.py`, those of offloading here. Everything else is derived from them: the CEL rules of the CRD, the
-violations that `finetune validate`, the operator and the prepare stage report, the ZeRO stages that the trainer may
-choose from, and docs/support.md.
+The rows of the table are defined with the choices: methods in their blocks (`v1alpha1/methods`), tasks in
+`v1alpha1/tasks.py`, offloading here. Everything else is derived from them: the CEL rules of the CRD, the violations
+that `finetune validate`, the operator and the prepare stage report, the ZeRO stages that the trainer may choose from,
+and docs/support.md.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 OFFLOAD_STAGES: dict[Offload, tuple[int, ...]] = {
     Offload.NONE: ZERO_STAGES,
-    Offload.OPTIMIZER: (1, 2, 3),  # stage 0 has no optimizer of DeepSpeed's that could be moved
+    Offload.OPTIMIZER: (1, 2, 3),  # stage 0 does not use a DeepSpeed optimizer that could be offloaded
     Offload.OPTIMIZER_AND_PARAMETERS: (3,),  # the other stages need all parameters at once
 }
 """ZeRO stages that can be trained with each value of `spec.deepspeed.offload`."""
@@ -39,25 +39,25 @@ DTYPE_STAGES: dict[Dtype, tuple[int, ...]] = {
     Dtype.BFLOAT16: (2, 3),
     Dtype.FLOAT16: (2, 3),
 }
-"""ZeRO stages that can be trained in each type. Not a rule for users: a lower stage in the spec is raised."""
+"""ZeRO stages that support each type. A lower stage in the spec is not a violation; it is raised."""
 
 
 @dataclass(frozen=True)
 class Restriction:
-    """One choice of a spec that limits the values of one field."""
+    """A choice in a spec that limits the values of a field."""
 
     path: str
     """Path of the field, such as `output.formats`."""
     applies: Callable[[Spec], bool]
     values: Callable[[Spec], Sequence[Any]]
-    """The values that a spec gives the field; none where it leaves the choice open."""
+    """The values of the field in a spec; empty if it is not set."""
     allowed: tuple[Any, ...]
     condition: str
     """CEL: whether the restriction applies."""
     within: Callable[[str], str]
-    """CEL: from the list of allowed values to whether the field is absent or has only such values."""
+    """Returns CEL for a list of allowed values: whether the field is absent or has only these values."""
     requirement: Callable[[str], str]
-    """From a refused value to what the field must be, and how to correct it."""
+    """Returns for a rejected value what the field must be and how to correct it."""
     refused: tuple[Any, ...]
     """All values of the field that are not allowed."""
 
@@ -68,7 +68,7 @@ class Restriction:
 
     @property
     def message(self) -> str:
-        """What the API server says."""
+        """Message of the API server."""
         return f"{self.path} {self.requirement(_any_of(self.refused))}".replace("spec.", "")
 
 
@@ -82,7 +82,7 @@ class Support:
     offload: Mapping[Offload, tuple[int, ...]]
 
     def refusals(self, spec: Spec) -> Iterator[tuple[str, str]]:
-        """Field path (`spec.output.formats`) and message of every combination in a spec that is not supported."""
+        """Yield field path (`spec.output.formats`) and message of every combination in a spec that is not supported."""
         for one in self.restrictions():
             if one.applies(spec):
                 wrong = (value for value in dict.fromkeys(one.values(spec)) if value not in one.allowed)
@@ -99,16 +99,16 @@ class Support:
         return self.task_for(spec.data.format)
 
     def task_for(self, data_format: DataFormat) -> Task:
-        """The task of a data format where the spec names none."""
+        """Return the task of a data format if the spec does not set one."""
         return next(task for task, row in self.tasks.items() if data_format in row.formats)
 
     def zero_stages(self, method: str, offload: Offload, dtype: Dtype) -> tuple[int, ...]:
-        """Stages that can be trained, lowest first."""
+        """Return the supported stages, lowest first."""
         rows = (self.methods[method].zero_stages, self.offload[offload], DTYPE_STAGES[dtype])
         return tuple(stage for stage in ZERO_STAGES if all(stage in row for row in rows))
 
     def restrictions(self) -> Iterator[Restriction]:
-        """Every cell of the table that says no, grouped by choice and field."""
+        """Yield the combinations that are not supported, grouped by choice and field."""
         for method, method_row in self.methods.items():
             yield from self._of_method(method, method_row)
         for task, task_row in self.tasks.items():
@@ -177,7 +177,7 @@ class Support:
             return Restriction(path, applies=applies, condition=self._cel_is_task(task), **fields)
 
         if refused := _others(tuple(DataFormat), row.formats):
-            # Only a task that is named can contradict the format: otherwise the format decides about the task.
+            # Only an explicit task can contradict the format; otherwise the format determines the task.
             formats = _any_of(row.formats)
             yield Restriction(
                 "model.task",
@@ -249,7 +249,7 @@ class Support:
         methods = ["`spec.method`", "`model.task`", "`deepspeed.zeroStage`", "`training.gradientCheckpointing`"]
         return _PAGE.format(
             methods=_markdown([*methods, "`output.formats`"], by_method),
-            tasks=_markdown(["`model.task`", "`data.format`", "metrics", "verdict by", "prompts"], by_task),
+            tasks=_markdown(["`model.task`", "`data.format`", "metrics", "compared by", "prompts"], by_task),
             offload=_markdown(
                 ["`deepspeed.offload`", "`deepspeed.zeroStage`"],
                 [[f"`{name}`", _listed(stages)] for name, stages in self.offload.items()],
@@ -263,10 +263,10 @@ class Support:
 
 _PAGE = """<!-- Generated from operator/finetune_api/support.py by `make golden`. -->
 
-# What works with what
+# Supported combinations
 
-A row lists what can be combined with the value in its first column. Any other combination is refused by the API server,
-by `finetune validate` and by the operator, with the field and the remedy.
+A row lists what can be combined with the value in its first column. The API server, `finetune
+validate` and the operator reject any other combination, and report the field and how to correct it.
 
 ## Fine-tuning methods
 
@@ -278,7 +278,7 @@ Base models with quantized weights cannot be trained with any method.
 
 {tasks}
 
-Without `spec.model.task`, the data format decides: the first task in the table that lists it. The metrics can be used
+Without `spec.model.task`, the first task in the table that lists the data format is used. The metrics can be used
 in `spec.training.earlyStopping`. Prompts are those in `spec.evaluation.prompts`.
 
 ## Offloading
@@ -321,7 +321,7 @@ def _others(every: Sequence[Any], allowed: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _text(value: Any) -> str:
-    """A value as users write it in YAML."""
+    """Format a value as in YAML."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

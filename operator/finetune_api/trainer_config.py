@@ -1,4 +1,4 @@
-"""TrainerConfig: all that one stage of a run is told, resolved. The operator writes it to a ConfigMap as JSON."""
+"""TrainerConfig: the resolved configuration of one stage of a run. The operator writes it to a ConfigMap as JSON."""
 
 import json
 
@@ -18,19 +18,19 @@ class Message(BaseModel):
 class Exchanged(Message):
     """A block that operator and trainer send each other.
 
-    The two may be of adjacent versions: unknown fields are ignored, and fields with their default are not written. So a
-    new field has to have a default that means what its absence meant before, and defaults never change.
+    The two may have adjacent versions. Unknown fields are ignored, and fields with their default value are not written.
+    Therefore the default of a new field must preserve the previous behaviour, and defaults must never change.
     """
 
     model_config = ConfigDict(extra="ignore")
 
 
 CONFIG_VERSION = 1
-"""Of the TrainerConfig file. A trainer refuses a file with a higher one."""
+"""Version of the TrainerConfig file. A trainer rejects a file with a higher version."""
 
 
 class JobRef(Exchanged):
-    """Whose stage this is."""
+    """The FineTuneJob that the stage belongs to."""
 
     namespace: str
     name: str
@@ -38,7 +38,7 @@ class JobRef(Exchanged):
 
 
 class StorageSettings(Exchanged):
-    """How object storage is reached, with every default resolved. Credentials come from boto3's own chain."""
+    """How to connect to object storage, with all defaults resolved. boto3 finds the credentials."""
 
     endpoint: str | None = None
     region: str = "us-east-1"
@@ -55,7 +55,7 @@ class World(Exchanged):
 
     @property
     def size(self) -> int:
-        """Processes in all."""
+        """Total number of processes."""
         return self.nodes * self.processes_per_node
 
 
@@ -76,19 +76,19 @@ class SplitCounts(Exchanged):
 
 
 class Prepared(Exchanged):
-    """What the prepare stage decided; its termination message carries it, and the later stages are told."""
+    """Result of the prepare stage. It is in its termination message and in the configuration of later stages."""
 
     dataset_uri: str
-    """Folder of the prepared data set, which holds `dataset.json`."""
+    """Folder of the prepared data set, which contains `dataset.json`."""
     dataset_digest: str
     model_digest: str
     """SHA-256 over the names and contents of the base model's files; names their copy under the output prefix."""
     model_revision: str = ""
-    """Commit of the hub that the base model's revision meant; empty for a model from elsewhere."""
+    """Commit on the hub that the revision of the base model pointed to; empty if the model is not from the hub."""
     requested_revision: str | None = None
-    """That revision, as `spec.model.uri` named it: empty for the default branch. None: a model from elsewhere."""
+    """Revision as written in `spec.model.uri`; empty: the default branch. None: the model is not from the hub."""
     reused: bool = False
-    """True: the same data set was there already."""
+    """True: the prepared data set already existed."""
     format: DataFormat
     task: Task
     dtype: Dtype
@@ -104,15 +104,16 @@ class Prepared(Exchanged):
     memory_estimate_bytes: int = 0
     """Estimated memory of one training process."""
     supports_gradient_checkpointing: bool = True
-    """False: the base model cannot recompute its activations, so it is trained without, whatever the spec says."""
+    """False: the base model cannot recompute its activations, so gradient checkpointing is disabled regardless of the
+    spec."""
     notes: tuple[str, ...] = ()
-    """Warnings and counts that a user should see, one line each."""
+    """Warnings and counts for the user, one line each."""
     warnings: tuple[str, ...] = ()
-    """Those of the base model that change the result or what was asked for; also in status and report."""
+    """Warnings about the base model that affect the result or override the spec; also in status and report."""
 
 
 class TrainerConfig(Exchanged):
-    """All that a stage is told."""
+    """Configuration of one stage of a run."""
 
     version: int = CONFIG_VERSION
     """Version of the file's format."""
@@ -122,7 +123,8 @@ class TrainerConfig(Exchanged):
     attempt: int = 0
     """Attempt of the training, from 1; 0 in the other stages."""
     generation: int | None = None
-    """How often the processes of this attempt were started before; absent: never. A higher one fences a lower one."""
+    """How often the processes of this attempt were started before; absent: never. A higher number fences a lower
+    one."""
     spec: Spec
     storage: StorageSettings
     world: World
@@ -135,8 +137,10 @@ class TrainerConfig(Exchanged):
     """The attempts so far, for the report; evaluate stage only."""
 
     def to_json(self) -> str:
-        """As it is written for the trainer: without what has its default, so that an older trainer can read it unless
-        the spec asks for what that one cannot do."""
+        """Encode without fields that have their default, so that an older trainer can read it.
+
+        It cannot if the spec uses a field that it does not support.
+        """
         content = {"version": self.version, **self.model_dump(mode="json", exclude_defaults=True)}
         return json.dumps(content, indent=2, ensure_ascii=False)
 

@@ -1,7 +1,7 @@
-"""From a manifest to a FineTuneJob, or to every violation at once. Pure.
+"""Parse a manifest into a FineTuneJob, or report all violations at once. Pure.
 
-Every message says what the field must be. What the field may hold is read from the schema that the API server gets, so
-that both speak of the same fields.
+Every message states what the field must be. The allowed values are read from the schema that the API server gets, so
+that both report the same fields.
 """
 
 import difflib
@@ -24,22 +24,23 @@ from .v1alpha1.status import in_current_shape
 _MAX_SHOWN = 80
 _MAX_FIELDS = 6
 _FREE_FORM = ("spec", "deepspeed", "config")
-"""Passed on as it is: the API server changes nothing below it."""
+"""Passed on unchanged. The API server does not prune below it."""
 _SECRET_BLOCK = ("spec", "workers", "env")
 _MOST_DROPPED = 20
-"""Remarks on dropped fields: each is compared with all known names, and the annotation is anybody's to write."""
-_HALF_PAIR = "it has half of a surrogate pair; write the character itself"
+"""Maximum number of reported dropped fields: each is compared with all known names, and anybody can write the
+annotation."""
+_HALF_PAIR = "it contains an unpaired surrogate; write the character itself"
 _LARGEST_PLAIN_NUMBER = 1e21
-"""From here on JSON writers use an exponent."""
+"""JSON writers use an exponent from this number on."""
 _MAIN_FIELDS = {
     "spec.data.validation": ("sources", "fraction"),
     "spec.data.test": ("sources", "fraction"),
 }
-"""Fields to name for a block that is not an object; without an entry: the required ones, else all."""
+"""Fields to list in the message for a block that is not an object. Without an entry: the required ones, else all."""
 
 
 class InvalidJobError(ValueError):
-    """The object breaks the schema or the rules; `violations` lists everything that is wrong."""
+    """The object violates the schema or the rules. `violations` lists all violations."""
 
     def __init__(self, found: tuple[Violation, ...]) -> None:
         self.violations = found
@@ -49,7 +50,8 @@ class InvalidJobError(ValueError):
 def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJob:
     """Check schema and rules. Raises InvalidJobError with all violations; `local` allows `file://` addresses.
 
-    Field names and types are as strict as the API server's: `learning_rate` is unknown, the text "2e-4" is no number.
+    Field names and types are as strict as in the API server: `learning_rate` is unknown, the text "2e-4" is not a
+    number.
     """
     sent = {name: _as_sent(value, (name,)) if name == "spec" else value for name, value in manifest.items()}
     if "status" in sent:
@@ -57,7 +59,9 @@ def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJo
     content = json.dumps(sent, ensure_ascii=False)
     broken = () if _is_unicode(content) else tuple(_broken_texts(manifest, ""))
     try:
-        job = FineTuneJob.model_validate_json(_mended(content), strict=True, by_alias=True, by_name=False)
+        job = FineTuneJob.model_validate_json(
+            _without_unpaired_surrogates(content), strict=True, by_alias=True, by_name=False
+        )
     except ValidationError as error:
         reported = {violation.path for violation in broken}
         found = tuple(_violation(detail) for detail in error.errors() if not _is_echo(detail))
@@ -69,9 +73,10 @@ def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJo
 
 
 def dropped_fields(manifest: Mapping[str, Any]) -> tuple[Violation, ...]:
-    """What `kubectl apply` was given and the API server dropped, according to kubectl's own annotation.
+    """Return the fields of `kubectl apply` that the API server dropped, according to the annotation of kubectl.
 
-    The annotation does not change when the object is corrected by other means, so this is a remark and no violation.
+    The annotation does not change when the object is corrected by other means, so this is a warning and not a
+    violation.
     """
     note = manifest["metadata"].get("annotations", {}).get(LAST_APPLIED)
     try:
@@ -87,7 +92,7 @@ def dropped_fields(manifest: Mapping[str, Any]) -> tuple[Violation, ...]:
 
 
 def _as_sent(value: Any, path: tuple[str, ...]) -> Any:
-    """A value as the API server stores it: kubectl writes 3.0 as 3, and a field that is null counts as absent."""
+    """Return a value as the API server stores it: kubectl writes 3.0 as 3, and null fields are absent."""
     if path == _FREE_FORM:
         return value
     if isinstance(value, dict):
@@ -100,7 +105,7 @@ def _as_sent(value: Any, path: tuple[str, ...]) -> Any:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether each half of a surrogate pair has its other half."""
+    """Whether a text has no unpaired surrogates."""
     try:
         text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
@@ -108,13 +113,13 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _mended(text: str) -> str:
-    """With both halves of each surrogate pair as one character, and U+FFFD in place of a half alone."""
+def _without_unpaired_surrogates(text: str) -> str:
+    """Join surrogate pairs into one character, and replace unpaired surrogates by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _broken_texts(value: Any, path: str) -> Iterator[Violation]:
-    """Texts and names that no UTF-8 can hold: an escape such as `\\ud83d` in a file is half of a character."""
+    """Yield texts and names that UTF-8 cannot encode, because an escape such as `\\ud83d` is half of a character."""
     if isinstance(value, str) and not _is_unicode(value):
         yield Violation(path, f"must be valid Unicode: {_HALF_PAIR}")
     elif isinstance(value, list):
@@ -134,7 +139,7 @@ def _broken_entry(name: str, value: Any, path: str) -> Iterator[Violation]:
 
 
 def _is_echo(detail: ErrorDetails) -> bool:
-    """pydantic counts only valid entries of a list; bad ones have errors of their own, and the list is not short."""
+    """Whether a list is too short only because pydantic does not count invalid entries, which have separate errors."""
     value = detail["input"]
     return detail["type"] == "too_short" and isinstance(value, list) and len(value) >= detail["ctx"]["min_length"]
 
@@ -157,7 +162,7 @@ def _path(loc: Sequence[int | str]) -> str:
 
 
 def _requirement(detail: ErrorDetails) -> str:
-    """`be an integer`, `have at most 64 characters`: what follows on "must"."""
+    """`be an integer`, `have at most 64 characters`: the text after "must"."""
     context = detail.get("ctx", {})
     match detail["type"]:
         case "string_pattern_mismatch":
@@ -196,11 +201,11 @@ _TYPES = {
     "model_type": "",
     "model_attributes_type": "",
 }
-"""Error of pydantic -> what was expected; empty: the field's own words."""
+"""Error type of pydantic -> expected type; empty: the description of the field."""
 
 
 def _shown(detail: ErrorDetails) -> str:
-    """The value, short and without secrets."""
+    """Return the value for a message, shortened and without secrets."""
     value, loc = detail["input"], detail["loc"]
     if detail["type"] in {"too_short", "too_long"} and isinstance(value, list | dict):
         return str(len(value))
@@ -244,7 +249,7 @@ def _unknown_field(loc: tuple[int | str, ...]) -> str:
 
 
 def _words(loc: tuple[int | str, ...]) -> str:
-    """What a field holds: `a list of objects with uri`."""
+    """Describe the values of a field, such as `a list of objects with uri`."""
     node = _node(loc)
     return _described(node, _MAIN_FIELDS.get(_path(loc), ()))
 
@@ -286,7 +291,7 @@ def _schema() -> Schema:
 
 
 def _node(loc: Sequence[int | str]) -> Schema:
-    """The schema of a field; empty for one that has none."""
+    """Return the schema of a field; empty if it has none."""
     node = _schema()
     for part in loc:
         inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)

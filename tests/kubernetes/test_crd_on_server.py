@@ -43,7 +43,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two warmups": ({"training": {"warmup": {"ratio": 0.1, "steps": 5}}}, "must not have both ratio and steps"),
     "nothing to train on": (
         {"data": {"validation": {"fraction": 0.6}, "test": {"fraction": 0.5}}},
-        "must leave something to train on",
+        "must leave data to train on",
     ),
     "uneven batch": (
         {"training": {"globalBatchSize": 16}, "workers": {"nodes": 3}},

@@ -22,7 +22,7 @@ class ApiModel(BaseModel):
     )
 
     scope: ClassVar[Scope | None] = None
-    """Scope of the fields that have no marker of their own. None: every use of the block has to say."""
+    """Scope of the fields without a marker. None: every field that uses the block must have a marker."""
 
     def __init_subclass__(cls, *, scope: Scope | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -30,10 +30,10 @@ class ApiModel(BaseModel):
             cls.scope = scope
 
     def without_fixed_defaults(self) -> Self:
-        """A copy in which a field is absent that has the value which its absence always means, such as 3 epochs.
+        """Return a copy without the fields that are set to their fixed default, such as 3 epochs.
 
-        Blocks with such a field override it. Hashes are computed over the result, so that spelling the value out
-        changes nothing.
+        Blocks with such a field override this method. Hashes are computed over the result, so a default that is
+        written out does not change a hash.
         """
         return self
 
@@ -45,17 +45,17 @@ class StatusModel(ApiModel):
 
 
 NEEDED: dict[str, str] = {}
-"""Pattern -> what it asks for, in words: what a user reads instead of a regular expression."""
+"""Pattern -> description of the values that it matches, shown in errors instead of the regular expression."""
 
 
 _FAULTS: dict[str, Callable[[str], str]] = {}
-"""Pattern -> a function that says what is wrong with a value; empty: nothing in particular."""
+"""Pattern -> function that returns what is wrong with a value; empty if there is no specific reason."""
 
 
 def matching(pattern: str, needed: str, *, max_length: int, fault: Callable[[str], str] | None = None) -> Any:
-    """A text field that has to match `pattern`; `needed` says so in words, with an example.
+    """A text field that must match `pattern`. `needed` describes the pattern, with an example.
 
-    `fault` says of a value that does not match what is wrong with it.
+    `fault` returns what is wrong with a value that does not match.
     """
     NEEDED[pattern] = needed
     if fault is not None:
@@ -64,7 +64,7 @@ def matching(pattern: str, needed: str, *, max_length: int, fault: Callable[[str
 
 
 def fault_of(pattern: str, value: object) -> str:
-    """What is wrong with a value that does not match the pattern; empty: nothing in particular."""
+    """Return what is wrong with a value that does not match the pattern; empty if there is no specific reason."""
     return _FAULTS[pattern](value) if pattern in _FAULTS and isinstance(value, str) else ""
 
 
@@ -78,19 +78,19 @@ Duration = Annotated[
 """A Go-style duration, such as `90s`, `10m` or `1h30m`."""
 
 ENDPOINT_PATTERN = r"^https?://[^\s/?#]+(/[^\s?#]*)?$"
-"""URL of an S3-compatible server, with the path in front of the buckets where it has one."""
+"""URL of an S3-compatible server, including the path before the bucket, if any."""
 
 _QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$"
 
 
 def _as_text(value: object) -> object:
-    """`cpu: 4` and `cpu: 0.5` are as good as `cpu: "4"` and `cpu: "0.5"`, here as in any pod."""
+    """Accept `cpu: 4` and `cpu: 0.5` as well as `cpu: "4"` and `cpu: "0.5"`, as pods do."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 _QUANTITY_SCHEMA: dict[str, Any] = {
-    # Text or any number: x-kubernetes-int-or-string would refuse 0.5. A structural schema can only say that as a value
-    # of any type, from which the other types are taken away again.
+    # Text or any number. x-kubernetes-int-or-string would reject 0.5, so the schema allows every type and then excludes
+    # booleans, objects and lists.
     "x-kubernetes-preserve-unknown-fields": True,
     "not": {"enum": [True, False, {}, []]},
     "maxProperties": 0,
@@ -119,14 +119,14 @@ SecretName = Annotated[
 """Name of another object in the job's namespace."""
 
 _PATH = r"[^\x00-\x1f\x7f]*[^\x00-\x20\x7f]"
-"""Keys and paths may have any character but control characters; a space at the end is a mistake."""
+"""Keys and paths may contain any character except control characters, and must not end with a space."""
 _HUB_NAME = "[A-Za-z0-9._-]+"
 _HUB_MODEL = f"hf://({_HUB_NAME}/)?{_HUB_NAME}(@[A-Za-z0-9._/-]+)?"
 _HUB_FILES = f"hf://datasets/{_HUB_NAME}[/@]{_PATH}"
 
 
 def _address_fault(value: str, *, schemes: tuple[str, ...], needs_key: bool = True) -> str:
-    """What is wrong with an address; `schemes` are those that the field takes."""
+    """Return what is wrong with an address. `schemes` are the schemes that the field accepts."""
     if value != value.strip():
         return "it begins or ends with a space"
     if control := next((character for character in value if ord(character) < 32 or ord(character) == 127), None):
@@ -205,4 +205,4 @@ DataUri = Annotated[
     ),
 ]
 """`s3://bucket/key`, `hf://datasets/[organisation/]name[@revision]/path` or, for local runs, `file:///path`; `*`, `?`
-and `[...]` match within a name, unless a file has exactly the name that is written."""
+and `[...]` match within a name, unless a file with exactly this name exists."""

@@ -1,4 +1,4 @@
-"""`spec.data`: what the model learns from."""
+"""`spec.data`: the data that the model is trained and evaluated on."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -21,7 +21,7 @@ class DataFormat(StrEnum):
 
 
 class BadRecordAction(StrEnum):
-    """What a record that cannot be read or used does to the run."""
+    """What happens when a record cannot be read or used."""
 
     FAIL = "Fail"
     SKIP = "Skip"
@@ -38,25 +38,25 @@ class Source(ApiModel, scope=Scope.DATA):
     """Files to read."""
 
     uri: DataUri
-    """One file or a glob: JSON Lines (`.jsonl`, `.jsonl.gz`), CSV, Parquet or plain text (`.txt`); in object storage,
-    `s3://bucket/key`, or of a data set on the hub, `hf://datasets/organisation/name[@revision]/path`."""
+    """One file or a glob: JSON Lines (`.jsonl`, `.jsonl.gz`), CSV, Parquet or plain text (`.txt`). In object storage
+    `s3://bucket/key`, in a data set on the hub `hf://datasets/organisation/name[@revision]/path`."""
 
 
 class Holdout(ApiModel, scope=Scope.DATA):
     """A split that is never trained on: its own files, or a fraction of the training files."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=64)] | None = None
-    """Files of their own. Exactly one of `sources` and `fraction`."""
+    """Separate files. Exactly one of `sources` and `fraction`."""
 
     fraction: Annotated[float, Field(ge=0.0, le=0.9)] | None = None
-    """Share of the training files to hold out, drawn by `training.seed`. 0 means: no such split."""
+    """Share of the training files to hold out, drawn by `training.seed`. 0: no such split."""
 
     stratify: bool | None = None
     """Keep every label's share the same in all splits. Absent: true for Classification. Only with `fraction`."""
 
 
 class Columns(ApiModel, scope=Scope.DATA):
-    """Names of the columns, where they differ from the usual ones."""
+    """Names of the columns that differ from the usual names."""
 
     text: ColumnName | None = None
     """Text of a Classification or Text record. Usual name: `text`."""
@@ -81,24 +81,25 @@ class Data(ApiModel, scope=Scope.DATA):
     """Files to train on."""
 
     validation: Holdout = Holdout(fraction=0.1)
-    """Watched during training: evaluation curves, early stopping."""
+    """Split that is evaluated during training, for the curves of the report and for early stopping."""
 
     test: Holdout = Holdout(fraction=0.1)
-    """Touched once, by the evaluate stage."""
+    """Split that only the evaluate stage reads."""
 
     format: DataFormat | None = None
-    """How a record becomes an example. Absent: decided by the columns of the first record."""
+    """How a record becomes an example. Absent: determined from the columns of the first record."""
 
     columns: Columns = Columns()
-    """Names of the columns, where they differ from the usual ones."""
+    """Names of the columns that differ from the usual names."""
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
-    """Tokens per row. A longer document of the format Text is divided into several rows; other examples are cut, and
-    the dropped tokens are counted. Never more than the model can take."""
+    """Tokens per row. A longer document of the format Text is divided into several rows; other examples are
+    truncated, and the dropped tokens are counted. Limited to the maximum length of the model."""
 
     packing: Annotated[Packing | None, Scope.RUN] = None
-    """How examples of different length share a batch. Absent: LengthGrouped where the length histogram says that it
-    saves padding, else Padded."""
+    """How examples of different length share a batch. Absent: LengthGrouped if it saves padding for the lengths
+    of the data, else Padded."""
 
     on_bad_record: BadRecordAction = BadRecordAction.FAIL
-    """A malformed line, a missing column, an empty text: stop with file and line, or skip and count."""
+    """A malformed line, a missing column, an empty text: Fail stops the run and reports file and
+    line, Skip skips and counts the record."""

@@ -1,4 +1,4 @@
-"""FineTuneJob, whole."""
+"""The FineTuneJob object."""
 
 from typing import Annotated, Literal
 
@@ -25,46 +25,46 @@ class Spec(ApiModel):
     """The base model."""
 
     data: Data
-    """What the model learns from."""
+    """Training data, held-out splits and how records are read."""
 
     method: Method = Method(full=FullFineTune())
-    """Which parameters move: exactly one block. Absent: a full fine-tune."""
+    """Which parameters are trained. Exactly one block. Absent: a full fine-tune."""
 
     training: Training
     """Length, learning rate and batch."""
 
     deepspeed: DeepSpeed = DeepSpeed()
-    """ZeRO and DeepSpeed's own configuration."""
+    """ZeRO, and additions to the DeepSpeed configuration."""
 
     checkpoint: Checkpoint = Checkpoint()
     """When the state of the run is saved, and which checkpoints are kept."""
 
     evaluation: Evaluation = Evaluation()
-    """How the model is judged."""
+    """How the model is evaluated, during and after training."""
 
     output: Output
-    """Where everything that the job makes is kept."""
+    """Where the output of the job is stored."""
 
     storage: Storage = Storage()
-    """How object storage is reached."""
+    """How to connect to object storage."""
 
     workers: Workers = Workers()
-    """How many workers, and what each gets."""
+    """Number of workers, and their resources, environment and placement."""
 
     stages: Stages = Stages()
     """Pods of the prepare and evaluate stages."""
 
     restart: Restart = Restart()
-    """How often training is started again."""
+    """How often failed stages are restarted."""
 
     budget: Budget = Budget()
-    """What the run may use up."""
+    """Limits of the run."""
 
     ttl_seconds_after_finished: Annotated[Annotated[int, Field(ge=0)] | None, Scope.NOW] = None
-    """Remove the run's Jobs and pods this long after its end; the object itself stays. Absent: they stay too."""
+    """Delete the run's Jobs and pods this long after its end; the FineTuneJob itself is kept. Absent: keep them."""
 
     suspend: Annotated[bool, Scope.NOW] = False
-    """Stop with the state saved; setting it back to false resumes."""
+    """True: save a checkpoint and stop. Setting it back to false resumes the run."""
 
     run_id: Annotated[
         Annotated[str, matching(r"^[A-Za-z0-9._-]*$", "letters, digits, '.', '_' and '-'", max_length=63)] | None,
@@ -74,7 +74,7 @@ class Spec(ApiModel):
 
 
 class Metadata(ApiModel):
-    """The part of Kubernetes' object metadata that the job's own rules read."""
+    """The fields of Kubernetes object metadata that validation reads."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -92,10 +92,10 @@ class Metadata(ApiModel):
     """Namespace."""
 
     uid: str = ""
-    """Identity, given by the API server."""
+    """UID, set by the API server."""
 
     generation: int = 1
-    """Counts the changes of the spec."""
+    """Sequence number of the spec, incremented by the API server at every change."""
 
 
 class FineTuneJob(ApiModel):
@@ -111,7 +111,7 @@ class FineTuneJob(ApiModel):
     """Name and namespace."""
 
     spec: Spec
-    """What the user wants."""
+    """The desired run, written by the user."""
 
     status: Status = Status()
-    """What the operator has seen and done."""
+    """The observed state of the job, written by the operator."""

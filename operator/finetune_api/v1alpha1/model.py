@@ -1,4 +1,4 @@
-"""`spec.model`: what is fine-tuned."""
+"""`spec.model`: the base model."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -14,7 +14,7 @@ class Dtype(StrEnum):
     FLOAT32 = "Float32"
     BFLOAT16 = "BFloat16"
     FLOAT16 = "Float16"
-    """Gradients are scaled, because the type has no small numbers. For GPUs without BFloat16."""
+    """The loss is scaled, because small gradients would underflow. For GPUs without BFloat16."""
 
 
 class Model(ApiModel, scope=Scope.DATA):
@@ -22,10 +22,11 @@ class Model(ApiModel, scope=Scope.DATA):
 
     uri: ModelUri
     """Where the base model is: `s3://bucket/prefix`, `hf://[organisation/]name[@revision]`; for local runs also
-    `file:///path`. A run keeps the files that it was prepared with, also when a revision moves or a prefix changes."""
+    `file:///path`. A run continues to use the files that it was prepared with, even if the revision or the prefix
+    changes later."""
 
     task: Task | None = None
     """Head and loss. Absent: SequenceClassification for Classification data, CausalLM for every other format."""
 
     dtype: Annotated[Dtype | None, Scope.RUN] = None
-    """Absent: with GPUs BFloat16, or Float16 where they lack it (older than Ampere); else Float32."""
+    """Absent: BFloat16 with GPUs, Float16 with GPUs without it (older than Ampere), else Float32."""

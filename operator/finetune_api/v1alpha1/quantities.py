@@ -32,7 +32,7 @@ def seconds(duration: str) -> float:
 
 
 def short_duration(duration_seconds: float) -> str:
-    """The two largest units, as in the ages that `kubectl get` prints: `45s`, `2m14s`, `3h5m`, `2d4h`."""
+    """Format a duration in its two largest units, as `kubectl get` does: `45s`, `2m14s`, `3h5m`, `2d4h`."""
     whole = max(0, round(duration_seconds))
     units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
     first = next((index for index, (_, size) in enumerate(units) if whole >= size), len(units) - 1)

@@ -1,10 +1,10 @@
-"""What a change of a spec field causes. Declared on the fields; everything that depends on it is derived."""
+"""The effect of changing a spec field. It is declared on the fields; hashes and checks are derived from it."""
 
 from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """What a change of a field causes. A block class declares the scope of its fields, and a field can override it."""
+    """The effect of changing a field. A block class declares the scope of its fields, and a field can override it."""
 
     DATA = "Data"
     """A new run, which prepares the data again where the prepared rows depend on the field."""

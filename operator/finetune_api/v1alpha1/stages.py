@@ -1,4 +1,4 @@
-"""`spec.stages`: the pods of the stages besides training, which `spec.workers` describes."""
+"""`spec.stages`: the pods of the prepare and evaluate stages. `spec.workers` describes those of training."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from .workers import Resources, Toleration
 
 
 class StagePod(ApiModel, scope=Scope.ATTEMPT):
-    """The pod of a stage. It has none of the workers' resources, node selector and tolerations."""
+    """The pod of a stage. It does not inherit the workers' resources, node selector and tolerations."""
 
     resources: Resources = Resources()
     """Requests and limits. Absent: requests for one CPU, and for the memory that the stage needs."""
@@ -26,8 +26,8 @@ class EvaluatePod(StagePod, scope=Scope.ATTEMPT):
     """The pod of the evaluate stage."""
 
     gpus: Annotated[int, Field(ge=0, le=1)] | None = None
-    """GPUs of the pod; with one it has the workers' node selector and tolerations too. Absent: 1 if the workers have
-    GPUs and the evaluation would take more than about ten minutes on a CPU, else 0."""
+    """GPUs of the pod. A pod with a GPU also has the workers' node selector and tolerations. Absent: 1 if the workers
+    have GPUs and the evaluation would take more than about ten minutes on a CPU, else 0."""
 
 
 class Stages(ApiModel, scope=Scope.ATTEMPT):

@@ -1,4 +1,4 @@
-"""`status`: what the operator has seen and done. Written by the operator alone."""
+"""`status`: the observed state of the job. Only the operator writes it."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -22,57 +22,57 @@ class Condition(StatusModel):
     """One aspect of the job's state."""
 
     type: ConditionType
-    """Which aspect."""
+    """Type of the condition."""
     status: Literal["True", "False", "Unknown"]
-    """Whether it holds."""
+    """Whether the condition holds."""
     reason: Reason
-    """Why, in one word."""
+    """Machine-readable reason of the last change."""
     message: Annotated[str, Field(max_length=4096)] = ""
-    """Why, for people."""
+    """Human-readable details."""
     last_transition_time: Time
     """When `status` last changed."""
     observed_generation: int = 0
-    """Generation of the spec that this speaks of."""
+    """Generation of the spec that the condition is based on."""
 
 
 class ProgressStatus(StatusModel):
-    """How far the current stage is."""
+    """Progress of the training."""
 
     step: int = 0
-    """Optimizer steps done."""
+    """Completed optimizer steps."""
     total_steps: int = 0
     """Optimizer steps of the whole run."""
     percent: int = 0
-    """Whole percent of the run's steps."""
+    """Completed share of the optimizer steps, in whole percent."""
     epoch: float = 0.0
-    """Passes over the training split."""
+    """Completed passes over the training split."""
     loss: float | None = None
-    """Training loss, the mean of the last ten steps that were logged."""
+    """Training loss, mean of the last ten logged steps."""
     learning_rate: float | None = None
-    """Learning rate last logged."""
+    """Last logged learning rate."""
     tokens_per_second: float | None = None
-    """Tokens without padding, over all workers."""
+    """Tokens per second without padding, over all workers."""
     step_seconds: float | None = None
-    """Recent mean time of an optimizer step."""
+    """Recent mean time of an optimizer step, in seconds."""
     eta_seconds: int | None = None
-    """Time to the last step, from the recent step time."""
+    """Estimated time to the last step, in seconds, from the recent step time."""
     checkpoint_every_steps: int | None = None
-    """Optimizer steps from one save to the next, derived from `checkpoint.maxLostWork`."""
+    """Optimizer steps between two saves, derived from `checkpoint.maxLostWork`."""
     checkpoint_late: str | None = None
-    """Why a crash would now cost more than the spec allows. Absent: it would not."""
+    """Why a crash would now lose more work than `checkpoint.maxLostWork`. Absent: it would not."""
 
 
 class CheckpointStatus(StatusModel):
     """The last committed checkpoint."""
 
     uri: str
-    """Its manifest."""
+    """Address of its manifest."""
     step: int
-    """Optimizer step."""
+    """Optimizer step of the checkpoint."""
     time: Time
     """When it was committed."""
     save_seconds: float | None = None
-    """From the beginning of the save to its commit. Determines the grace period of the pods."""
+    """Seconds from the start of the save to its commit. Determines the grace period of the pods."""
 
 
 class FailureStatus(StatusModel):
@@ -83,23 +83,23 @@ class FailureStatus(StatusModel):
     stage: str
     """Stage that failed."""
     attempt: int = 0
-    """Which attempt at it."""
+    """Attempt that failed, counted from 1 within the stage."""
     rank: int | None = None
     """First rank that failed."""
     pod: str = ""
-    """Its pod."""
+    """Pod of that rank."""
     node: str = ""
-    """The node that the pod ran on."""
+    """Node that the pod ran on."""
     exit_code: int = 0
-    """Its exit status."""
+    """Exit status of the pod."""
     message: Annotated[str, Field(max_length=4096)] = ""
-    """The error and its last lines."""
+    """The error and the last lines of the log."""
     advice: Annotated[str, Field(max_length=1024)] = ""
-    """What to do about it."""
+    """How to correct the failure."""
 
 
 class Outcome(StrEnum):
-    """How an attempt ended, as far as the next one is concerned."""
+    """How an attempt ended. It determines whether another attempt follows."""
 
     SUCCEEDED = "Succeeded"
     STOPPED = "Stopped"
@@ -110,7 +110,7 @@ class Outcome(StrEnum):
 
 
 class AttemptPlan(StatusModel):
-    """What a training attempt is started with."""
+    """Plan that a training attempt is started with."""
 
     nodes: int
     """Worker pods."""
@@ -119,44 +119,44 @@ class AttemptPlan(StatusModel):
     gradient_accumulation_steps: int | None = None
     """Forward passes per optimizer step."""
     micro_batch_limit: int | None = None
-    """Most examples per process and forward pass, where a restart rule lowered it. Holds until the spec changes."""
+    """Maximum examples per process and forward pass, if a restart rule lowered it. Applies until the spec changes."""
     reason: Annotated[str, Field(max_length=256)] = ""
-    """Why the plan differs from what the spec asks for; empty: it does not."""
+    """Why the plan differs from the spec. Empty: it does not."""
 
 
 class AttemptStatus(StatusModel):
     """One attempt at a stage."""
 
     stage: Stage
-    """Stage that was attempted."""
+    """Stage of the attempt."""
     number: int
     """Counted from 1 within the run and the stage."""
     job_name: str
-    """Its Kubernetes Job."""
+    """Name of its Kubernetes Job."""
     start_time: Time
     """When its Job was created."""
     plan: AttemptPlan | None = None
-    """What the attempt was started with. Absent: prepare and evaluate attempts, which have one pod."""
+    """Plan that the attempt was started with. Absent: prepare and evaluate attempts, which have one pod."""
     spec_hash: str = ""
     """Hash of the spec fields that the attempt was started with (scope Attempt)."""
     evaluation_spec_hash: str = ""
-    """Evaluate attempts: hash of the spec fields that decide the evaluation and the exported formats."""
+    """Evaluate attempts: hash of the spec fields that determine the evaluation and the exported formats."""
     first_step_time: Time | None = None
-    """When its first optimizer step was done."""
+    """When its first optimizer step was completed."""
     known_checkpoint_step: int | None = None
-    """Of a training: the newest step that any attempt before it was known to have saved. Absent: none."""
+    """Training attempts: newest step that an earlier attempt is known to have saved. Absent: none."""
     end_time: Time | None = None
-    """When its last pod had ended."""
+    """When its last pod ended."""
     resumed_from_step: int | None = None
     """Step of the checkpoint it started from. Absent: from the base model, or not yet known."""
     last_step: int | None = None
-    """Last optimizer step seen."""
+    """Last optimizer step that was observed."""
     outcome: Outcome | None = None
-    """How it ended. Absent: it has not."""
+    """How the attempt ended. Absent: it has not ended."""
     reason: str = ""
     """Exit class of a failure, such as OutOfMemory or Signal9."""
     exit_code: int | None = None
-    """Exit status of the pod that failed first. Absent: it left none, or did not fail."""
+    """Exit status of the pod that failed first. Absent: unknown, or no pod failed."""
     message: Annotated[str, Field(max_length=256)] = ""
     """First line of the error of a failure."""
     superseded_by_spec_change: bool | None = None
@@ -183,11 +183,11 @@ class ArtifactStatus(StatusModel):
     """The exported model."""
 
     uri: str
-    """Folder in Hugging Face layout."""
+    """Address of the folder, in Hugging Face layout."""
     digest: str
     """SHA-256 over the files' names and contents."""
     report: str = ""
-    """The HTML report."""
+    """Address of the HTML report."""
 
 
 class ResolvedStatus(StatusModel):
@@ -200,7 +200,7 @@ class ResolvedStatus(StatusModel):
     dtype: str = ""
     """Floating-point type."""
     zero_stage: int | None = None
-    """ZeRO stage, of the last attempt that has trained."""
+    """ZeRO stage of the last training attempt."""
     micro_batch_size: int | None = None
     """Examples per process and forward pass."""
     gradient_accumulation_steps: int | None = None
@@ -210,7 +210,7 @@ class ResolvedStatus(StatusModel):
     dataset: str = ""
     """Address of the prepared data set."""
     dataset_digest: str = ""
-    """Its digest."""
+    """Digest of the prepared data set."""
     model_digest: str = ""
     """Digest of the base model."""
     parameters: int | None = None
@@ -218,9 +218,9 @@ class ResolvedStatus(StatusModel):
     test_tokens: int | None = None
     """Tokens of the test split."""
     model_revision: str = ""
-    """Commit of the hub that the revision of the base model meant when the run was prepared."""
+    """Commit on the hub that the revision of the base model pointed to when the run was prepared."""
     requested_revision: str | None = None
-    """That revision, as spec.model.uri named it: empty for the default branch. Absent: a model from elsewhere."""
+    """Revision as written in spec.model.uri. Empty: the default branch. Absent: the model is not from the hub."""
 
 
 class RunStatus(StatusModel):
@@ -229,25 +229,25 @@ class RunStatus(StatusModel):
     number: int = 0
     """Number of the run, counted from 1. 0: no run has started."""
     spec_hash: str = ""
-    """Hash of the spec fields that decide the result (scopes Data and Run). Another hash is another run."""
+    """Hash of the spec fields that determine the result (scopes Data and Run). A different hash starts a new run."""
     failed_spec_hash: str | None = None
-    """Of a failed run: hash of the other spec fields that may make it succeed. With another hash the run continues."""
+    """Failed runs: hash of the spec fields that may correct the failure. The run continues when the hash changes."""
     stage: str = ""
     """Stage that is running or ran last."""
     attempt: int = 0
     """Attempt of that stage that is running or ran last."""
     progress: ProgressStatus | None = None
-    """How far the training is."""
+    """Progress of the training."""
     last_checkpoint: CheckpointStatus | None = None
     """The last committed checkpoint."""
     warnings: Annotated[
         tuple[Annotated[str, Field(max_length=MAX_WARNING_LENGTH)], ...], Field(max_length=MAX_WARNINGS)
     ] = ()
-    """Warnings of the stages, each once; the last sixteen."""
+    """The last sixteen distinct warnings of the stages."""
     restarts: int = 0
-    """Failures charged to `restart.maxRestarts`: of the stage that failed last, since its last new checkpoint."""
+    """Failures of the stage that failed last, since its last new checkpoint. Limited by `restart.maxRestarts`."""
     disruptions: int = 0
-    """Disruptions of the run."""
+    """Disruptions of the run. Limited by `restart.maxDisruptions`."""
     resolved: ResolvedStatus | None = None
     """Values of the fields that the user left out, and facts about model and data."""
     candidates: dict[CandidateName, CandidateStatus] = {}
@@ -257,15 +257,15 @@ class RunStatus(StatusModel):
     failure: FailureStatus | None = None
     """Why the run, or its last attempt, failed."""
     attempts: Annotated[tuple[AttemptStatus, ...], Field(max_length=10)] = ()
-    """The last ten attempts at the stages of the run, oldest first."""
+    """The last ten attempts of the run, oldest first."""
     next_plan: AttemptPlan | None = None
-    """Plan of the next training attempt, where it was decided before the running attempt is stopped for it."""
+    """Plan of the next training attempt, if the running attempt is being stopped for it."""
     start_time: Time | None = None
     """When the run started."""
     suspended_since: Time | None = None
-    """Since when `spec.suspend` has been set. Absent: it is not."""
+    """When `spec.suspend` was set to true. Absent: the job is not suspended."""
     suspended_seconds: float | None = None
-    """How long the run was suspended before. Suspended time does not count for the deadline."""
+    """Seconds for which the run was suspended before. They do not count against the deadline."""
     completion_time: Time | None = None
     """When the run ended."""
     children_removed: bool | None = None
@@ -273,14 +273,14 @@ class RunStatus(StatusModel):
 
 
 class PastRun(StatusModel):
-    """Summary of a run that a later one has replaced."""
+    """Summary of a run that a later run replaced."""
 
     number: int
     """Number of the run."""
     spec_hash: str = ""
-    """Hash of the spec fields that decided its result."""
+    """Hash of the spec fields that determined its result."""
     result: Literal["Succeeded", "Failed", "Superseded"]
-    """How it ended. Superseded: the spec changed while it was running."""
+    """How the run ended. Superseded: the spec changed while it was running."""
     reason: Annotated[str, Field(max_length=128)] = ""
     """Reason of a failure."""
     message: Annotated[str, Field(max_length=256)] = ""
@@ -294,58 +294,58 @@ class PastRun(StatusModel):
     candidates: dict[CandidateName, CandidateStatus] = {}
     """Models that were evaluated on the test split."""
     artifact: ArtifactStatus | None = None
-    """The exported model, which stays in object storage."""
+    """The exported model, which is kept in object storage."""
 
 
 class DisplayStatus(StatusModel):
-    """Figures as text, for the columns of `kubectl get`."""
+    """Figures formatted as text, for the columns of `kubectl get`."""
 
     progress: str = ""
-    """Share of the optimizer steps that are done, such as `27%`."""
+    """Completed share of the optimizer steps, such as `27%`."""
     loss: str = ""
     """Training loss with four significant digits."""
     eta: str = ""
-    """Time to the last step, such as `2m14s`."""
+    """Estimated time to the last step, such as `2m14s`."""
 
 
 class Status(StatusModel):
-    """What the operator has seen and done."""
+    """The observed state of the job."""
 
     observed_generation: int = 0
     """Generation of the spec that this status describes."""
     phase: Phase = Phase.PENDING
-    """A printed summary; use the conditions for decisions."""
+    """Summary for display. Use the conditions for decisions."""
     conditions: Annotated[
         tuple[Condition, ...],
         Field(
             max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
         ),
     ] = ()
-    """State in Kubernetes' own form."""
+    """Conditions of the job, by type."""
     display: DisplayStatus | None = None
-    """Figures as text, for the columns of `kubectl get`."""
+    """Figures formatted as text, for the columns of `kubectl get`."""
     run: RunStatus = RunStatus()
     """The current run."""
     history: Annotated[tuple[PastRun, ...], Field(max_length=10)] = ()
     """The last ten runs before the current one, oldest first."""
 
     def with_run(self, **changes: object) -> Self:
-        """A copy in which these fields of the current run are changed."""
+        """Return a copy in which these fields of the current run are changed."""
         return self.model_copy(update={"run": self.run.model_copy(update=changes)})
 
     def metrics_of(self, candidate: CandidateName) -> dict[Metric, float]:
-        """Metrics of the test split of a candidate of the current run; empty where it was not evaluated."""
+        """Return the test metrics of a candidate of the current run; empty if it was not evaluated."""
         found = self.run.candidates.get(candidate)
         return {} if found is None else found.metrics
 
     def written(self) -> dict[str, Any]:
-        """As it is written to the object: without what is absent."""
+        """Return the status as it is written to the object, without absent fields."""
         absent = {"run"} if self.run == RunStatus() else set()
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=absent)
 
     @classmethod
     def read(cls, written: Mapping[str, Any] | None) -> Self:
-        """The status of an object, in whichever shape it was written. Raises ValidationError."""
+        """Parse the status of an object, in the current or an earlier shape. Raises ValidationError."""
         return cls.model_validate(in_current_shape(written or {}))
 
 
@@ -355,9 +355,9 @@ _DROPPED = frozenset({"evaluation", "failedWith"})
 
 
 def in_current_shape(written: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A status as it was written, in the shape of `Status`.
+    """Convert a status that an earlier version wrote to the shape of `Status`.
 
-    Earlier versions wrote the fields of the run beside its number, `run`.
+    Earlier versions wrote the fields of the run at the top level, next to its number, `run`.
     """
     if not isinstance(written, Mapping) or not isinstance(written.get("run"), int):
         return written

@@ -1,4 +1,4 @@
-"""What a model can be trained for: the names of `spec.model.task`, and what goes with each."""
+"""What a model can be trained for: the names of `spec.model.task`, and the properties of each."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from .training import Metric
 
 
 class Task(StrEnum):
-    """Which head and which loss the model gets."""
+    """Head and loss of the model."""
 
     SEQUENCE_CLASSIFICATION = "SequenceClassification"
     CAUSAL_LM = "CausalLM"
@@ -19,13 +19,14 @@ class TaskSupport:
     """The row of one task in the support table (see `finetune_api.support`)."""
 
     model: str
-    """What its models are called in messages."""
+    """Name of its models in messages."""
     formats: tuple[DataFormat, ...]
-    """Data formats that it can be trained on. A format without `spec.model.task` means the first task that lists it."""
+    """Data formats that it can be trained on. If `spec.model.task` is absent, the first task that lists the data format
+    is used."""
     metrics: tuple[Metric, ...]
     """Metrics of its validation and test split, in the order in which they are shown."""
     headline: Metric
-    """The metric that a verdict on the trained model is about."""
+    """The metric by which the trained model is compared with the base model."""
     has_labels: bool
     """Whether every record has one label of a fixed set. Splits are then stratified by it."""
     answers_prompts: bool

@@ -1,4 +1,4 @@
-"""`spec.training` and `spec.deepspeed`: how the parameters move."""
+"""`spec.training` and `spec.deepspeed`: length, learning rate, batch size and ZeRO."""
 
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -9,11 +9,11 @@ from .base import ApiModel
 from .scope import Scope
 
 DEFAULT_EPOCHS = 3
-"""Passes over the training split where neither `epochs` nor `maxSteps` is given."""
+"""Passes over the training split if neither `epochs` nor `maxSteps` is given."""
 
 
 class Schedule(StrEnum):
-    """How the learning rate goes on after the warmup."""
+    """The learning rate after the warmup."""
 
     LINEAR = "Linear"
     COSINE = "Cosine"
@@ -23,7 +23,7 @@ class Schedule(StrEnum):
 
 
 class Metric(StrEnum):
-    """A figure of the validation or test split. Loss and Perplexity are better when smaller."""
+    """A metric of the validation or test split. Loss and Perplexity are better when smaller."""
 
     LOSS = "Loss"
     PERPLEXITY = "Perplexity"
@@ -32,23 +32,23 @@ class Metric(StrEnum):
 
 
 class Warmup(ApiModel, scope=Scope.RUN):
-    """Rise of the learning rate from zero. At most one of the fields."""
+    """Linear increase of the learning rate from zero. At most one of the fields."""
 
     ratio: Annotated[float, Field(ge=0.0, le=0.9)] | None = None
-    """Share of all steps."""
+    """Share of all optimizer steps."""
 
     steps: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
-    """Number of optimizer steps, fewer than the training has."""
+    """Optimizer steps. Must be fewer than the steps of the training."""
 
 
 class EarlyStopping(ApiModel, scope=Scope.RUN):
-    """Stop when the validation metric no longer improves; the best state is what is exported."""
+    """Stop when the validation metric no longer improves. The best checkpoint is exported."""
 
     metric: Metric = Metric.LOSS
-    """Which validation metric is watched."""
+    """Validation metric that must improve."""
 
     patience: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Evaluations without improvement before the run stops. Counted across restarts."""
+    """Evaluations without improvement after which the training stops. Counted across restarts."""
 
     min_delta: Annotated[float, Field(ge=0.0)] = 0.0
     """A smaller change does not count as an improvement."""
@@ -64,17 +64,18 @@ class Training(ApiModel, scope=Scope.RUN):
     """Optimizer steps, instead of epochs."""
 
     learning_rate: Annotated[float, Field(ge=1e-12, le=10.0)]
-    """Peak learning rate. Usual: 2e-5 for a full fine-tune, 2e-4 for LoRA."""
+    """Peak learning rate. Common values are 2e-5 for a full fine-tune and 2e-4 for LoRA."""
 
     schedule: Schedule = Schedule.LINEAR
-    """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial fall to zero at the
-    end, Polynomial with the square of the share of steps that are left. InverseSqrt falls as sqrt(warmup / step)."""
+    """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial decay to zero at
+    the end, Polynomial with the square of the remaining share of the steps. InverseSqrt decays as sqrt(warmup /
+    step)."""
 
     warmup: Warmup = Warmup()
-    """Rise of the learning rate from zero. Absent: none."""
+    """Linear increase of the learning rate from zero. Absent: none."""
 
     global_batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 16
-    """Examples per optimizer step, over all workers. The same on any number of workers."""
+    """Examples per optimizer step, over all workers. It does not depend on the number of workers."""
 
     micro_batch_size: Annotated[Annotated[int, Field(ge=1, le=65_536)] | None, Scope.ATTEMPT] = None
     """Examples per worker process and forward pass. Absent: the largest up to 16 that divides the worker's share."""
@@ -83,28 +84,28 @@ class Training(ApiModel, scope=Scope.RUN):
     """AdamW weight decay; not applied to biases and norms."""
 
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
-    """Gradients are scaled down to this norm. 0 switches clipping off."""
+    """Maximum gradient norm; larger gradients are clipped. 0 disables clipping."""
 
     label_smoothing: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
-    """Share of the target's probability that is spread over all classes."""
+    """Share of the target's probability that is distributed over all classes."""
 
     seed: Annotated[int, Field(ge=0, le=4_294_967_295), Scope.DATA] = 42
-    """Fixes splits, data order, new weights and dropout."""
+    """Seed of splits, data order, new weights and dropout."""
 
     gradient_checkpointing: Annotated[bool, Scope.ATTEMPT] = True
-    """Recompute activations in the backward pass: less memory, about a fifth slower."""
+    """Recompute activations in the backward pass. Needs less memory and is about 20 % slower."""
 
     early_stopping: EarlyStopping | None = None
     """Stop when the validation metric no longer improves."""
 
     def without_fixed_defaults(self) -> Self:
-        """Without `epochs` where they have their default and decide."""
+        """Without `epochs` if it is set to its default and applies."""
         is_default = self.epochs == DEFAULT_EPOCHS and self.max_steps is None
         return self.model_copy(update={"epochs": None}) if is_default else self
 
 
 class Offload(StrEnum):
-    """What of the training state is kept in the host's memory instead of the GPU's."""
+    """Training state that is kept in host memory instead of GPU memory."""
 
     NONE = "None"
     OPTIMIZER = "Optimizer"
@@ -112,15 +113,15 @@ class Offload(StrEnum):
 
 
 class DeepSpeed(ApiModel, scope=Scope.ATTEMPT):
-    """ZeRO and what is merged into DeepSpeed's own configuration."""
+    """ZeRO, and additions to the DeepSpeed configuration."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """0 replicates, 1 partitions optimizer state, 2 also gradients, 3 also parameters. Absent: the lowest that fits
-    the memory limit, and 2 where no limit is given. BFloat16 and Float16 need 2 or 3; 0 and 1 become 2."""
+    the memory limit, or 2 without a limit. BFloat16 and Float16 need 2 or 3; 0 and 1 become 2."""
 
     offload: Offload = Offload.NONE
-    """Optimizer: moments and 32-bit weights are in the host's memory, and its processors step them. Needs zeroStage 1
-    or more; OptimizerAndParameters needs 3. Without GPUs everything is there anyway."""
+    """Optimizer: moments and 32-bit weights are kept in host memory and updated on the CPU. Needs zeroStage 1 or more;
+    OptimizerAndParameters needs 3. No effect without GPUs."""
 
     config: Annotated[Annotated[dict[str, Any], Field(max_length=64)] | None, Scope.RUN] = None
-    """Merged as it is into DeepSpeed's configuration; a key that the job owns is refused by name."""
+    """Merged unchanged into the DeepSpeed configuration. Keys that other fields of the job set are rejected."""

@@ -149,7 +149,7 @@ def test_the_samples_are_valid_through_both_readers() -> None:
 def test_half_of_a_surrogate_pair_in_a_file_is_told_with_its_line(tmp_path: Path) -> None:
     text = GOOD.replace("  runId: 2026-01-01", '  evaluation:\n    prompts: ["a\\ud83d"]')
     assert complaints(tmp_path, text) == [
-        "job.yaml:16: spec.evaluation.prompts[0] must be valid Unicode: it has half of a surrogate pair; "
+        "job.yaml:16: spec.evaluation.prompts[0] must be valid Unicode: it contains an unpaired surrogate; "
         "write the character itself"
     ]
 

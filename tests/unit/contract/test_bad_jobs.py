@@ -132,7 +132,7 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
         (
             "spec",
             job_with("spec.training.earlyStopping", {})["spec"] | {"checkpoint": {"keepBest": 0}},
-            "spec.checkpoint.keepBest must be at least 1, not 0: early stopping exports the best state; write 1,",
+            "spec.checkpoint.keepBest must be at least 1, not 0: early stopping exports the best checkpoint; write 1,",
         ),
         ("spec.checkpoint", {"keepBest": 0}, None),
         (
@@ -143,7 +143,7 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
         (
             "spec.workers",
             {"nodes": 4, "minNodes": 3},
-            "spec.workers.minNodes must be a number of workers that can share the global batch of 16 evenly, not 3; "
+            "spec.workers.minNodes must be a number of workers that divides the global batch of 16 evenly, not 3; "
             "write 1 or 2 or 4",
         ),
         (
@@ -161,7 +161,7 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
         (
             "spec.data.validation",
             {"fraction": 0.9},
-            "spec.data must leave something to train on, but validation.fraction and test.fraction add up to 1",
+            "spec.data must leave data to train on, but validation.fraction and test.fraction add up to 1",
         ),
         (
             "spec.workers.nodes",
@@ -209,13 +209,13 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
         (
             "spec.deepspeed.config",
             {"zero_optimization": {"offload_param": {"device": "cpu"}}},
-            "zero_optimization.offload_param must be absent, the job itself sets it; remove it and use spec.",
+            "zero_optimization.offload_param must be absent, because the job sets it; remove it and use spec.",
         ),
         ("spec.deepspeed.config", {"optimizer": {}}, "spec.deepspeed.config.optimizer must be absent"),
         (
             "spec.deepspeed.config",
             {"zero_optimization": {"stage": 3}},
-            "zero_optimization.stage must be absent, the job itself sets it; remove it and use spec.deepspeed.zero",
+            "zero_optimization.stage must be absent, because the job sets it; remove it and use spec.deepspeed.zero",
         ),
         (
             "spec.model.uri",
@@ -235,7 +235,7 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
         (
             "spec.workers.tolerations",
             [{"key": "gpu", "tolerationSeconds": 5}],
-            "spec.workers.tolerations[0].effect must be NoExecute where tolerationSeconds is set",
+            "spec.workers.tolerations[0].effect must be NoExecute if tolerationSeconds is set",
         ),
         ("spec.workers.tolerations", [{"operator": "Exists"}], None),
         (
@@ -288,8 +288,8 @@ def test_a_bad_address_is_the_only_violation_and_says_what_is_wrong_with_it(path
     assert fault in complaint
 
 
-HALF = "must be valid Unicode: it has half of a surrogate pair; write the character itself"
-HALF_NAME = "must have a name that is valid Unicode: it has half of a surrogate pair; write the character itself"
+HALF = "must be valid Unicode: it contains an unpaired surrogate; write the character itself"
+HALF_NAME = "must have a name that is valid Unicode: it contains an unpaired surrogate; write the character itself"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What every block of `spec.method` states about itself."""
+"""Base class of the blocks of `spec.method`, and their rows in the support table."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +14,7 @@ class MethodSupport:
     """The row of one fine-tuning method in the support table (see `finetune_api.support`)."""
 
     formats: tuple[ArtifactFormat, ...]
-    """What can be exported."""
+    """Formats that can be exported."""
     tasks: tuple[Task, ...] | None = None
     """None: every task."""
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
