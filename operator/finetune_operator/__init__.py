@@ -1,4 +1,4 @@
-"""The operator: one idempotent reconcile over two clusters, a real one and local processes.
+"""The operator: one idempotent reconcile function for Kubernetes and for local processes.
 
-`policy`, `render` and `observed` are pure; `clusters` do the I/O; `reconcile` is the only story.
+`policy`, `render` and `observed` are pure, `clusters` do the I/O, and `reconcile` combines them.
 """

@@ -21,7 +21,7 @@ from .yaml_text import dump_all
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The process' entry; its exit status."""
+    """Run the command line. Returns the exit status."""
     options = _parser().parse_args(arguments)
     if options.command == "crd":
         print(json.dumps(crd(), indent=2))
@@ -54,73 +54,76 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="finetune_operator", description="The operator of FineTuneJobs.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("crd", help="print the CustomResourceDefinition, as JSON")
-    policy = commands.add_parser("network-policy", help="print who may reach trainer pods; apply it where jobs run")
-    policy.add_argument("--namespace", default=install.NAMESPACE, help="where the operator itself runs")
+    policy = commands.add_parser("network-policy", help="print a NetworkPolicy for namespaces with jobs")
+    policy.add_argument("--namespace", default=install.NAMESPACE, help="namespace of the operator")
     common: dict[str, Any] = {
         "parents": [_settings_parser()],
         "formatter_class": argparse.ArgumentDefaultsHelpFormatter,
     }
-    printed = commands.add_parser("install", help="print what `kubectl apply --server-side -f -` installs", **common)
-    printed.add_argument("--namespace", default=install.NAMESPACE, help="where the operator itself runs")
-    printed.add_argument("--image", default=install.IMAGE, help="the operator's")
-    run = commands.add_parser("run", help="serve a cluster until SIGTERM", **common)
+    printed = commands.add_parser("install", help="print manifests for `kubectl apply --server-side -f -`", **common)
+    printed.add_argument("--namespace", default=install.NAMESPACE, help="namespace of the operator")
+    printed.add_argument("--image", default=install.IMAGE, help="image of the operator")
+    run = commands.add_parser("run", help="run the operator until SIGTERM", **common)
     own = OperatorSettings()
-    run.add_argument("--namespace", action="append", default=[], help="serve this one only; may be given again")
-    run.add_argument("--kubeconfig", type=Path, help="absent: the usual places, or the pod's own account")
+    run.add_argument("--namespace", action="append", default=[], help="watch only this namespace; can be repeated")
+    run.add_argument("--kubeconfig", type=Path, help="absent: the default, or the service account of the pod")
     run.add_argument(
         "--pod-additions", type=_additions, default=own.additions, help="JSON file with volumes, volumeMounts and env"
     )
     run.add_argument(
-        "--watch-silence-seconds", type=float, default=70.0, help="a watch that brings nothing for so long is dead"
+        "--watch-silence-seconds",
+        type=float,
+        default=70.0,
+        help="seconds without an event after which a watch is opened again",
     )
-    run.add_argument("--host", default="", help="address of metrics and probes; empty: all, of IPv4 and IPv6")
+    run.add_argument("--host", default="", help="address of metrics and probes; empty: all addresses, IPv4 and IPv6")
     run.add_argument("--port", type=int, default=install.PORT, help="port of metrics and probes")
     return parser
 
 
 def _settings_parser() -> argparse.ArgumentParser:
-    """What an installation writes into the Deployment, for `run` to read."""
+    """Return the parser of the options that `install` writes to the Deployment and `run` reads."""
     parser = argparse.ArgumentParser(add_help=False)
     own = OperatorSettings()
-    parser.add_argument("--trainer-image", default=own.trainer_image, help="image of jobs that name none")
+    parser.add_argument("--trainer-image", default=own.trainer_image, help="image of jobs that do not set one")
     parser.add_argument(
         "--run-as-user",
         type=_user,
         default=str(own.run_as_user),
-        help="user and group of pods; none: the cluster chooses, as OpenShift does",
+        help="user and group of pods; none: assigned by the cluster, as on OpenShift",
     )
     parser.add_argument(
         "--ephemeral-storage",
         type=_quantity,
         default=own.ephemeral_storage,
-        help="disk that pods of jobs without such a request ask for; 0: none",
+        help="ephemeral storage that pods request if the job does not set it; 0: none",
     )
-    parser.add_argument("--storage-endpoint", type=_endpoint, help="object storage of jobs that name none; absent: AWS")
-    parser.add_argument("--storage-region", default=own.storage.region, help="its region")
-    parser.add_argument("--credentials-secret", help="Secret of jobs that name none, in their own namespace")
+    parser.add_argument("--storage-endpoint", type=_endpoint, help="object storage if the job sets none; absent: AWS")
+    parser.add_argument("--storage-region", default=own.storage.region, help="region of the object storage")
+    parser.add_argument("--credentials-secret", help="Secret of jobs that do not set one, in the namespace of the job")
     parser.add_argument(
-        "--progress-seconds", type=float, default=own.progress_seconds, help="how often progress is asked"
+        "--progress-seconds", type=float, default=own.progress_seconds, help="seconds between two reads of progress"
     )
     parser.add_argument(
         "--termination-grace",
         type=int,
         default=own.termination_grace.least_seconds,
-        help="seconds to save in, at least",
+        help="minimum grace period of training pods, in seconds",
     )
     parser.add_argument(
         "--max-termination-grace",
         type=int,
         default=own.termination_grace.most_seconds,
-        help="the same, at most: slow saves get more than the least",
+        help="maximum grace period; it is longer than the minimum if saves are slow",
     )
-    parser.add_argument("--workers", type=int, default=24, help="jobs that are looked at at once")
-    parser.add_argument("--resync-seconds", type=float, default=300.0, help="how often all objects are listed")
+    parser.add_argument("--workers", type=int, default=24, help="number of concurrent reconciles")
+    parser.add_argument("--resync-seconds", type=float, default=300.0, help="seconds between two lists of all objects")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser
 
 
 def _installation(options: argparse.Namespace) -> tuple[Manifest, ...]:
-    """Every setting is written out, so that the Deployment shows what can be set."""
+    """Return the manifests. All settings are explicit, so that the Deployment shows which settings exist."""
     settings = vars(_settings_parser().parse_args([])).keys()
     chosen = {name: getattr(options, name) for name in settings}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items() if value is not None]
@@ -151,7 +154,7 @@ def _endpoint(address: str) -> str:
 
 
 def _additions(path: str) -> PodAdditions:
-    """Volumes, mounts and environment that a site adds to every trainer pod."""
+    """Parse the volumes, mounts and environment variables that are added to every trainer pod."""
     try:
         content = json.loads(Path(path).read_text())
         return PodAdditions(*(tuple(content.pop(name, ())) for name in ("volumes", "volumeMounts", "env")))

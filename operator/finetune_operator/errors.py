@@ -1,47 +1,47 @@
 """Errors of the operator.
 
 OperatorError
-├── ClusterConflictError   a child's name is taken by an object that is not ours
-├── ApiError               the API server has refused a call
-│   └── StaleError         the object has changed since it was read: read again, decide again
-└── ApiUnreachableError    no answer came: the call may have been carried out, or not
+├── ClusterConflictError   an object of another owner has the name of a child
+├── ApiError               the API server returned an error status
+│   └── StaleError         the object has changed since it was read; reconcile again
+└── ApiUnreachableError    no response; the request may or may not have been executed
 """
 
 from http import HTTPStatus
 
 
 class OperatorError(Exception):
-    """Something that the operator cannot go on with."""
+    """Base class of errors of the operator."""
 
 
 class ClusterConflictError(OperatorError):
-    """A child's name is taken by an object that another owner has made."""
+    """An object of another owner has the name of a child."""
 
 
 class ApiError(OperatorError):
-    """The API server has refused a call."""
+    """The API server returned an error status."""
 
     def __init__(self, status: int, reason: str, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message or f"the API server answered {status} {reason}")
         self.status = status
         self.reason = reason
-        """Kubernetes' word for it, such as `AlreadyExists`."""
+        """Reason of the Status object, such as `AlreadyExists`."""
         self.retry_after = retry_after
-        """Seconds that the server asks to wait."""
+        """Seconds to wait, from the header Retry-After."""
 
     @property
     def is_missing(self) -> bool:
-        """The object, or its namespace, is not there."""
+        """Whether the object or its namespace does not exist."""
         return self.status == HTTPStatus.NOT_FOUND
 
     @property
     def exists(self) -> bool:
-        """There is an object of that name already."""
+        """Whether an object of that name exists."""
         return self.reason == "AlreadyExists"
 
     @property
     def is_lasting(self) -> bool:
-        """The same call would be refused again: the object breaks a rule, a quota or a permission of the cluster."""
+        """Whether the same request would fail again because of a rule, quota or permission of the cluster."""
         return self.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY}
 
 
@@ -50,4 +50,4 @@ class StaleError(ApiError):
 
 
 class ApiUnreachableError(OperatorError):
-    """No answer came in time: the call may have been carried out, or not."""
+    """No response in time. The request may or may not have been executed."""

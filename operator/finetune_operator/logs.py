@@ -1,4 +1,4 @@
-"""JSON lines on standard error: time, level, message, and which job, run and attempt a line is about."""
+"""JSON lines on standard error: time, level, message, and the job, run and attempt."""
 
 import logging
 

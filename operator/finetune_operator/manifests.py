@@ -1,4 +1,4 @@
-"""Kubernetes objects as plain mappings, and what is read from them."""
+"""Kubernetes objects as dictionaries, and functions that read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ Manifest = dict[str, Any]
 
 
 def true_conditions(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Conditions of an object that hold: type -> when each was set."""
+    """Return the conditions of an object that are True: type -> last transition time."""
     conditions = (manifest.get("status") or {}).get("conditions") or []
     held = (entry for entry in conditions if entry.get("status") == "True")
     return {entry.get("type", ""): entry.get("lastTransitionTime", "") for entry in held}
 
 
 def controller_uid(manifest: Mapping[str, Any]) -> str:
-    """Of the object that controls this one; empty: none does."""
+    """Return the UID of the controlling owner; empty without one."""
     owners = manifest["metadata"].get("ownerReferences") or ()
     return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
 

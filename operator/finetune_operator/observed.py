@@ -1,6 +1,6 @@
 """A frozen snapshot of a job's children, from their manifests. Pure.
 
-Read from Kubernetes' own fields alone, so that the local adapter and a real cluster are judged by the same eyes.
+Only fields of Kubernetes are read, so that the local cluster and Kubernetes are handled by the same code.
 """
 
 from collections.abc import Iterable
@@ -18,18 +18,18 @@ from finetune_api.v1alpha1 import AttemptPlan
 from .manifests import Manifest, controller_uid, true_conditions
 
 _LOST_AFTER = timedelta(seconds=30)
-"""A kubelet that lives ends a pod within its grace and tells so within seconds."""
+"""Time after the grace period until a pod is considered lost. A working kubelet reports the end within seconds."""
 
 
 EVICTED = "Evicted"
-"""The reason of pods that a kubelet has evicted. Those evicted through the API, as by a drain, are `Disrupted`."""
+"""Reason of pods that were evicted by a kubelet. Evictions through the API, such as drains, are `Disrupted`."""
 _OWN_USE = (
     "exceeds the limit",  # an emptyDir's sizeLimit
     "exceeds the total limit of containers",  # local storage of the pod
     "exceeded its local ephemeral storage limit",  # of a container
-    "larger consumption of",  # low node, and the pod uses more than it has requested
+    "larger consumption of",  # node pressure, and the pod uses more than it requested
 )
-"""Words in which a kubelet tells that a pod was evicted for what it used itself (pkg/kubelet/eviction/helpers.go and
+"""Message texts of a kubelet for pods that were evicted because of their own usage (pkg/kubelet/eviction/helpers.go and
 eviction_manager.go of Kubernetes). There is no field for it."""
 
 
@@ -41,47 +41,47 @@ class ObservedPod:
     index: int
     phase: str
     exit_code: int | None
-    """None while it runs, or where nothing is known of its end."""
+    """None while it is running, or if it is unknown."""
     finished_at: str
-    """RFC 3339; empty while it runs."""
+    """RFC 3339; empty while it is running."""
     message: TerminationMessage | None
     raw_message: str
-    """The termination message where it is not one of ours (a log tail from the kubelet)."""
+    """The termination message as text, which may be the end of the log."""
     disrupted: bool
-    """Evicted, preempted or lost: the pod's end is not the training's fault."""
+    """Whether it was evicted, preempted or lost, which the training did not cause."""
     out_of_memory: bool = False
-    """The kernel has ended a process of it, or all of them, because its memory was used up."""
+    """Whether the kernel killed processes of the pod because it ran out of memory."""
     node: str = ""
-    """Where it runs; empty while it is not placed."""
+    """Node of the pod; empty before it is scheduled."""
     waiting: str = ""
-    """Why it does not run yet, in the words of the scheduler or the kubelet; empty once it does."""
+    """Why it is not running yet, as reported by the scheduler or the kubelet; empty when it is running."""
     created_at: str = ""
     due_at: str = ""
-    """When it has to be gone at the latest, where it is being deleted: the moment of the request and its grace."""
+    """Deletion timestamp: time of the deletion request plus grace period; empty if it is not being deleted."""
     kubelet_reason: str = ""
-    """Why the kubelet has failed the pod as a whole: `Evicted`, `UnexpectedAdmissionError`, `OutOfcpu`. Empty: it has
-    not."""
+    """Reason with which the kubelet failed the pod, such as `Evicted`, `UnexpectedAdmissionError`, `OutOfcpu`; empty:
+    it did not."""
     kubelet_message: str = ""
-    """The same as a sentence."""
+    """Message for `kubelet_reason`."""
 
     @property
     def is_rejected(self) -> bool:
-        """The kubelet did not admit the pod: no container of it has ever run."""
+        """Whether the kubelet rejected the pod, so that none of its containers ever ran."""
         return self.phase == "Failed" and bool(self.kubelet_reason) and self.exit_code is None and not self.is_evicted
 
     @property
     def is_evicted(self) -> bool:
-        """The kubelet has ended the pod for what its node lacked, or for a limit of its own."""
+        """Whether the kubelet evicted the pod, because of node pressure or a limit of the pod."""
         return self.kubelet_reason == EVICTED
 
     @property
     def is_overusing(self) -> bool:
-        """The pod was evicted for its own use of disk or memory, beyond its limits or its requests."""
+        """Whether the pod was evicted because its use of disk or memory exceeded its limits or requests."""
         return self.is_evicted and any(words in self.kubelet_message for words in _OWN_USE)
 
     @property
     def ended(self) -> bool:
-        """True once no process of the pod can run any more."""
+        """Whether no process of the pod can be running."""
         return self.phase in {"Succeeded", "Failed"}
 
 
@@ -96,39 +96,39 @@ class ObservedStage:
     uid: str
     created_at: str
     ended_at: str
-    """When the Job's terminal condition was set; empty while it runs."""
+    """When the terminal condition of the Job was set; empty while it is running."""
     succeeded: bool
     failed: bool
     deleting: bool
     pods: tuple[ObservedPod, ...]
     failing: bool = False
-    """The Job controller is ending its pods because one of them has failed or was deleted."""
+    """Whether the Job controller terminates its pods because one of them failed or was deleted."""
     expected_pods: int = 1
     grace_seconds: int = 30
-    """What its pods get after SIGTERM."""
+    """Grace period of its pods."""
     run_hash: str = ""
-    """Of the part of the spec that its run is about; empty: written by an operator that did not tell."""
+    """Hash of the spec fields that determine the result; empty: created by a version without it."""
     spec_hash: str = ""
-    """Of the part of the spec that it was started with."""
+    """Hash of the spec fields that it was started with."""
     plan: AttemptPlan | None = None
-    """What a training was started with; None: written by an operator that did not record it."""
+    """Plan of a training attempt; None: created by a version without plans."""
     evaluation_hash: str = ""
-    """Of the part of the spec that decides the evaluation and the exported formats."""
+    """Hash of the spec fields that determine evaluation and exported formats."""
     lost: bool = False
-    """A pod of it should have been gone for long and is not: its node does not answer, and may never again.
+    """Whether a pod has not ended long after its deletion timestamp, because its node does not respond.
 
-    Kubernetes then keeps Job and pod for ever, forced deletion included. The attempt is given up as it is; what still
-    runs of it is fenced by the claim of the next one.
+    Kubernetes keeps the Job and the pod until the node responds or is deleted. The attempt is given up; processes that
+    may still be running are fenced by the claim of the next attempt.
     """
 
     @property
     def active(self) -> bool:
-        """True while pods of it may run and it has not been given up."""
+        """Whether its pods may be running and it has not been given up."""
         return not (self.succeeded or self.failed or self.lost)
 
     @property
     def ending(self) -> bool:
-        """True while pods of it have ended, or have been told to, and others may still run."""
+        """Whether some pods have ended or are being deleted, and others may still be running."""
         return self.active and (self.deleting or any(pod.ended or pod.due_at for pod in self.pods))
 
     @property
@@ -143,19 +143,19 @@ class Observed:
 
     stages: tuple[ObservedStage, ...]
     orphans: tuple[str, ...] = ()
-    """Names of Jobs that are gone while pods of them go on: somebody has deleted them, and the pods still save."""
+    """Names of deleted Jobs with running pods, which may be saving a checkpoint."""
 
     @classmethod
     def from_manifests(
         cls, owner_uid: str, jobs: Iterable[Manifest], pods: Iterable[Manifest], *, now: datetime | None = None
     ) -> "Observed":
-        """Jobs that another object owns (a deleted job of the same name) are not ours and are left out.
+        """Build the snapshot. Jobs of another owner, such as a deleted job of the same name, are ignored.
 
-        Without `now` no stage is taken for lost.
+        Without `now` no stage is considered lost.
         """
         jobs = list(jobs)
         present = {job["metadata"]["uid"] for job in jobs}
-        # By uid: pods of a deleted job may still be ending while a Job of the same name is there for its successor.
+        # By UID, because pods of a deleted job may still be terminating when its successor has a Job of the same name.
         pods_by_job: dict[str, list[ObservedPod]] = {}
         orphans: set[str] = set()
         for manifest in pods:
@@ -174,27 +174,27 @@ class Observed:
 
     @property
     def active(self) -> tuple[ObservedStage, ...]:
-        """Children that may still run."""
+        """Children that may be running."""
         return tuple(stage for stage in self.stages if stage.active)
 
     @property
     def lost(self) -> tuple[ObservedStage, ...]:
-        """Children that were given up and are not being deleted yet."""
+        """Children that were given up and are not being deleted."""
         return tuple(stage for stage in self.stages if stage.lost and not stage.deleting)
 
 
 def is_overdue(pod: ObservedPod, now: datetime) -> bool:
-    """The pod is being deleted, its grace is long over, and nobody has told of its end."""
+    """Whether a pod has not ended although its grace period expired at least 30 s ago."""
     return bool(pod.due_at) and not pod.ended and now >= datetime.fromisoformat(pod.due_at) + _LOST_AFTER
 
 
 def has_ended(job: Manifest) -> bool:
-    """The Job has a terminal condition."""
+    """Whether the Job has a terminal condition."""
     return bool(_terminal(job))
 
 
 def _terminal(job: Manifest) -> dict[str, str]:
-    """Terminal condition -> when it was set."""
+    """Return terminal condition -> time when it was set."""
     return {kind: since for kind, since in true_conditions(job).items() if kind in {"Complete", "Failed"}}
 
 
@@ -260,7 +260,7 @@ def _pod(manifest: Manifest) -> ObservedPod:
 
 
 def _waiting(state: Manifest, conditions: list[Manifest]) -> str:
-    """What the scheduler says of a pod without a node, else what the kubelet says of its container."""
+    """Return why a pod is not running: the message of the scheduler, or that of the kubelet for its container."""
     for entry in conditions:
         if entry["type"] == "PodScheduled" and entry["status"] == "False":
             return f"{entry.get('reason', 'Unscheduled')}: {entry.get('message', '')}".rstrip(": ")

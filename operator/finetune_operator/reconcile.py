@@ -1,5 +1,7 @@
-"""The only story: observe, decide, apply, announce, write status. It has no rules of its own; a second pass on the same
-world writes nothing."""
+"""Reconcile a FineTuneJob: observe, decide, apply, create Events, update status.
+
+It is idempotent: repeating it without changes in the cluster writes nothing. All rules are in `policy`.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,59 +26,59 @@ from .observed import Observed, ObservedStage
 from .policy import after_change, deadline, grace, history, pending, runs, scale, stages, waiting
 from .policy import in_force as in_force_policy
 from .policy import status as status_policy
-from .policy.events import announcements
+from .policy.events import job_events
 from .policy.world import batch_plan, evaluation_needs, stage_config
 from .render import names, render_event, render_stage
 from .settings import OperatorSettings
 
-_OBSTRUCTED_SECONDS = 30.0
-"""How often a refused call is tried again: a quota or a permission changes by a person's hand."""
+_BLOCKED_SECONDS = 30.0
+"""Interval of retries after a rejected request. Quotas and permissions are changed by people."""
 
 _ENDING_SECONDS = 1.0
-"""How often a stage is looked at whose pods are ending: rank 0's supervisor waits to be asked for its last progress,
-and the next attempt waits for the last pod."""
+"""Interval while pods are terminating: the supervisor of rank 0 waits until its last progress is read, and the next
+attempt waits for the last pod."""
 
 
-class Look(Enum):
-    """What a job is looked at again for, by time alone."""
+class RequeueReason(Enum):
+    """Why a job is reconciled again after a time."""
 
     PROGRESS = auto()
-    """Something runs, and is asked how far it is."""
+    """An attempt is running and its progress is read."""
     WAITING = auto()
-    """Its cluster has no room for it, or refuses it: when that changes, a watch mostly tells."""
+    """Pods wait for resources, or the cluster rejects a request. A watch reports most changes."""
     DUE = auto()
-    """Something is due at that time, and nothing before."""
+    """Something is due at that time and not before."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a pass has done."""
+class ReconcileResult:
+    """Result of a reconcile."""
 
     requeue_after: float | None
-    """Seconds after which to look again even if nothing is heard; None: only when something changes."""
+    """Seconds until the next reconcile without an event; None: only after an event."""
     status: Status
-    """Status as it stands now."""
+    """Status after the reconcile."""
     before: Status
-    """Status as it was read."""
+    """Status before the reconcile."""
     uid: str
-    """The object's."""
-    look: Look = Look.DUE
-    """What that look is for."""
+    """UID of the object."""
+    requeue_reason: RequeueReason = RequeueReason.DUE
+    """Reason for `requeue_after`."""
 
 
 async def reconcile(
     cluster: Cluster, key: JobKey, settings: OperatorSettings, now: datetime, *, local: bool = False
-) -> Outcome | None:
-    """One pass over one job; None where the job is gone or going. `local` allows `file://` inputs.
+) -> ReconcileResult | None:
+    """Reconcile a job once; None if it does not exist or is being deleted. `local` allows `file://` inputs.
 
-    Raises ApiError and ApiUnreachableError for calls that may succeed when they are tried again.
+    Raises ApiError and ApiUnreachableError for requests that may succeed when they are retried.
     """
     manifest = await cluster.get(key)
     if manifest is None or "deletionTimestamp" in manifest["metadata"]:
         return None
     stamp = rfc3339(now)
 
-    # What breaks the rules is reported, all of it, and never started; what runs goes on and can be stopped.
+    # Violations are reported, and nothing is started. A run in progress continues and can be stopped.
     violations: tuple[Violation, ...] = ()
     try:
         job = parse_job(manifest, local=local)
@@ -87,14 +89,14 @@ async def reconcile(
             return await _reject(cluster, manifest, violations, stamp)
         job = in_force
 
-    # Observe: the children as they are now, and how far the running one is.
-    jobs = await cluster.list_jobs(key, history.unjudged(job.status))
+    # Observe: the children, and the progress of the active stage.
+    jobs = await cluster.list_jobs(key, history.open_attempt_jobs(job.status))
     open_jobs = history.open_jobs(job.status, jobs)
     pods = await cluster.list_pods(key, open_jobs) if open_jobs else []
     observed = Observed.from_manifests(job.metadata.uid, jobs, pods, now=now)
     progress = await _progress(cluster, observed, pods)
 
-    # Decide: remember what ended, then choose the next step.
+    # Decide: record what has ended, then choose the next step.
     found = _decide(job, observed, progress, settings, now, is_valid=not violations)
     if found is None:
         return await _reject(cluster, manifest, violations, stamp)
@@ -102,21 +104,21 @@ async def reconcile(
     if violations and decision is None:
         return await _reject(cluster, manifest, violations, stamp, status)
 
-    # Apply at most that one step, then announce it and write status once.
+    # Apply the step, create its Events, and write status once.
     world = _World(cluster, key, job, run.number, observed, settings, now, violations)
     announced = None
     if isinstance(decision, stages.Stop):
-        # Announced first: after a crash in between, the Job may have gone and left nothing to tell of.
-        announced = await _concluded(world, manifest, status, decision)
-        await _announce(cluster, manifest, job.status, announced, stamp)
-    refused = await _try_to_apply(world, status, decision)
+        # Events first: after a crash in between, the Job may no longer exist, and its end could not be reported.
+        announced = await _status_after(world, manifest, status, decision)
+        await _create_events(cluster, manifest, job.status, announced, stamp)
+    refused = await _try_apply(world, status, decision)
     if refused is not None:
         status = status_policy.blocked(status, *refused, generation=job.metadata.generation, now=stamp)
     else:
-        status = announced or await _concluded(world, manifest, status, decision)
-    await _tell(cluster, manifest, job.status, status, stamp, announced)
-    wait, look = _next_look(world, status, decision, is_refused=refused is not None)
-    return Outcome(wait, status, job.status, job.metadata.uid, look)
+        status = announced or await _status_after(world, manifest, status, decision)
+    await _update_status(cluster, manifest, job.status, status, stamp, announced)
+    wait, requeue_reason = _requeue_after(world, status, decision, is_refused=refused is not None)
+    return ReconcileResult(wait, status, job.status, job.metadata.uid, requeue_reason)
 
 
 def _decide(
@@ -128,9 +130,9 @@ def _decide(
     *,
     is_valid: bool,
 ) -> tuple[runs.Run, Status, stages.Decision] | None:
-    """The run, the status that remembers what has ended, and the next step.
+    """Return the run, the status that records what has ended, and the next step.
 
-    Where the object is not valid, a step that starts nothing; None where nothing has been started either.
+    For an invalid object, the step starts nothing, and the result is None if no run has started.
     """
     stamp, status = rfc3339(now), job.status
     run = runs.current_run(job, observed.stages) if is_valid else runs.known_run(status, observed.stages)
@@ -139,7 +141,7 @@ def _decide(
     if is_valid:
         status = after_change.continued_after_change(status, job.spec, stamp)
     status = history.apply_observation(status, run, observed, progress, stamp)
-    if not stages.is_over(status):
+    if not stages.has_ended(status):
         status = deadline.with_suspension(status, job.spec, stamp)
     decision = stages.decide(job.spec, run, status, observed, now=now, max_backoff_seconds=settings.max_backoff_seconds)
     if not is_valid:
@@ -148,12 +150,11 @@ def _decide(
 
 
 async def _job_in_force(cluster: Cluster, key: JobKey, manifest: Manifest) -> FineTuneJob | None:
-    """The job, with as much of a spec as may stop a run, while the object breaks the rules.
+    """Return an invalid job with the part of its spec that can stop a run.
 
-    None where nothing can be running, or status is one that a newer operator has written.
-
-    The last valid spec is in the ConfigMap of the newest attempt, which is there as long as pods of it are. It is read
-    only where the object's own suspend, budget or restart cannot be.
+    None if nothing can be running, or if a newer operator wrote the status. The last valid spec is in the ConfigMap of
+    the newest attempt, which exists as long as its pods. It is read only if suspend, budget or restart of the object is
+    invalid.
     """
     spec = manifest.get("spec")
     written = spec if isinstance(spec, dict) else {}
@@ -162,7 +163,7 @@ async def _job_in_force(cluster: Cluster, key: JobKey, manifest: Manifest) -> Fi
         status = Status.read(manifest.get("status"))
     except ValidationError:
         return None
-    if stages.is_over(status):
+    if stages.has_ended(status):
         return None
     last = None
     if status.run.attempts and not in_force_policy.is_readable(written):
@@ -173,7 +174,7 @@ async def _job_in_force(cluster: Cluster, key: JobKey, manifest: Manifest) -> Fi
 
 
 def _spec_of(config: str | None, uid: str) -> Spec | None:
-    """The spec with which an attempt of the object was started; None where that cannot be told any more."""
+    """Return the spec of an attempt from its configuration; None if it is missing or belongs to another object."""
     try:
         found = TrainerConfig.model_validate_json(config or "")
     except ValidationError:
@@ -183,27 +184,29 @@ def _spec_of(config: str | None, uid: str) -> Spec | None:
 
 async def _reject(
     cluster: Cluster, manifest: Manifest, violations: tuple[Violation, ...], now: str, known: Status | None = None
-) -> Outcome:
-    """Nothing runs. `known` is the status after a look at the children, where there was one."""
+) -> ReconcileResult:
+    """Write the status of an invalid object without a running attempt. `known` is the status after an observation."""
     metadata, written = manifest["metadata"], manifest.get("status") or {}
     generation, uid = metadata.get("generation", 1), metadata.get("uid", "")
     try:
         before = Status.read(written)
     except ValidationError:
-        newer = Violation("status", "was written by a newer operator; let that one serve the object")
+        newer = Violation(
+            "status", "must be readable by this version, but was written by a newer operator; upgrade the operator"
+        )
         status = status_policy.rejected(Status(), (newer, *violations), generation=generation, now=now)
         merged = status_policy.merged_into_unreadable(written, status)
         if merged != written:
             await cluster.update_status(manifest, merged)
-        return Outcome(None, status, Status(), uid)
+        return ReconcileResult(None, status, Status(), uid)
     status = status_policy.rejected(known or before, violations, generation=generation, now=now)
-    await _tell(cluster, manifest, before, status, now)
-    return Outcome(None, status, before, uid)
+    await _update_status(cluster, manifest, before, status, now)
+    return ReconcileResult(None, status, before, uid)
 
 
 @dataclass(frozen=True)
 class _World:
-    """One job as a pass has found it, and where."""
+    """Input of a reconcile."""
 
     cluster: Cluster
     key: JobKey
@@ -213,7 +216,7 @@ class _World:
     settings: OperatorSettings
     now: datetime
     violations: tuple[Violation, ...] = ()
-    """What is wrong with the object; `job` then has only what of its spec is in force."""
+    """Violations of the object. If there are any, `job` has only the part of the spec that applies."""
 
 
 async def _progress(cluster: Cluster, observed: Observed, pods: list[Manifest]) -> Progress | None:
@@ -222,9 +225,9 @@ async def _progress(cluster: Cluster, observed: Observed, pods: list[Manifest]) 
     return None if manifest is None else await cluster.read_progress(manifest)
 
 
-async def _concluded(world: _World, manifest: Manifest, status: Status, decision: stages.Decision) -> Status:
-    """Status once the decision is carried out."""
-    status = _with_begun(world, status, decision)
+async def _status_after(world: _World, manifest: Manifest, status: Status, decision: stages.Decision) -> Status:
+    """Return the status after the decision was applied."""
+    status = _with_decision(world, status, decision)
     notes = await _notes(world, manifest, status, decision)
     generation, now = world.job.metadata.generation, rfc3339(world.now)
     if not world.violations:
@@ -245,13 +248,13 @@ async def _notes(
         waiting=await _why_idle(world, stage),
         unknown_fields=dropped,
         pending="" if world.violations else pending.pending_change(world.job.spec, stage),
-        grace=grace.verdict(status, stage, world.settings.termination_grace) if trains else None,
+        grace=grace.stop_safety(status, stage, world.settings.termination_grace) if trains else None,
         late=(status.run.progress.checkpoint_late or "") if trains and status.run.progress else None,
     )
 
 
 async def _why_idle(world: _World, stage: ObservedStage) -> str:
-    """Why the pods of the running stage do not run; empty where they do, or may soon."""
+    """Return why pods of the active stage are not running; empty if they are, or are not late."""
     idle = waiting.idle_pods(stage, world.now)
     if idle is None:
         return ""
@@ -260,8 +263,8 @@ async def _why_idle(world: _World, stage: ObservedStage) -> str:
     return waiting.explanation(stage, idle, warnings)
 
 
-async def _try_to_apply(world: _World, status: Status, decision: stages.Decision) -> tuple[Reason, str] | None:
-    """What the cluster has against it; None where it is done. Raises what may go better the next time."""
+async def _try_apply(world: _World, status: Status, decision: stages.Decision) -> tuple[Reason, str] | None:
+    """Apply a decision. Returns reason and message of a rejection, or None. Raises errors that may be temporary."""
     try:
         await _apply(world, status, decision)
     except ClusterConflictError as error:
@@ -291,7 +294,7 @@ async def _apply(world: _World, status: Status, decision: stages.Decision) -> No
                     await world.cluster.delete_job(world.key, child.job_name, child.uid)
 
 
-def _with_begun(world: _World, status: Status, decision: stages.Decision) -> Status:
+def _with_decision(world: _World, status: Status, decision: stages.Decision) -> Status:
     match decision:
         case stages.Start(stage, attempt, plan=plan):
             name = names.child_name(world.key.name, world.run, stage, attempt)
@@ -316,7 +319,7 @@ def _with_begun(world: _World, status: Status, decision: stages.Decision) -> Sta
 
 
 def _with_batch(status: Status, job: FineTuneJob) -> Status:
-    """The division of the global batch among the workers that there are, or will be."""
+    """Record the division of the global batch among the workers of the last or next training attempt."""
     if status.run.resolved is None:
         return status
     last = scale.last_training(status)
@@ -328,52 +331,52 @@ def _with_batch(status: Status, job: FineTuneJob) -> Status:
     return status.with_run(resolved=resolved)
 
 
-async def _announce(cluster: Cluster, manifest: Manifest, before: Status, after: Status, now: str) -> None:
-    for told in announcements(before, after):
-        await cluster.create_event(render_event(manifest, told, now))
+async def _create_events(cluster: Cluster, manifest: Manifest, before: Status, after: Status, now: str) -> None:
+    for event in job_events(before, after):
+        await cluster.create_event(render_event(manifest, event, now))
 
 
-async def _tell(
+async def _update_status(
     cluster: Cluster, manifest: Manifest, before: Status, after: Status, now: str, announced: Status | None = None
 ) -> None:
-    """Events first: after a crash in between they are made again under the same names, so none is lost or doubled."""
+    """Create Events, then write status. After a crash in between, the same Events are created under the same names."""
     written = manifest.get("status") or {}
     if after == before and in_current_shape(written) is written:
         return
     if after not in (announced, before):
-        await _announce(cluster, manifest, before, after, now)
+        await _create_events(cluster, manifest, before, after, now)
     await cluster.update_status(manifest, after.written())
 
 
-def _next_look(
+def _requeue_after(
     world: _World, status: Status, decision: stages.Decision, *, is_refused: bool
-) -> tuple[float | None, Look]:
-    """When to look again, and what for."""
+) -> tuple[float | None, RequeueReason]:
+    """Return when to reconcile again, and why."""
     if is_refused:
-        return max(_OBSTRUCTED_SECONDS, world.settings.waiting_seconds), Look.WAITING
-    look = Look.PROGRESS
+        return max(_BLOCKED_SECONDS, world.settings.waiting_seconds), RequeueReason.WAITING
+    requeue_reason = RequeueReason.PROGRESS
     match decision:
         case stages.Start() | stages.Watch() | stages.WaitForOrphanPods() | stages.Stop():
             wait = world.settings.progress_seconds
             if isinstance(decision, stages.WaitForOrphanPods) or any(child.ending for child in world.observed.active):
                 wait = min(wait, _ENDING_SECONDS)
             elif isinstance(decision, stages.Watch) and status.phase is Phase.PENDING:
-                wait, look = _next_look_at_waiting(world, world.observed.active[-1]), Look.WAITING
+                wait, requeue_reason = _waiting_seconds(world, world.observed.active[-1]), RequeueReason.WAITING
         case stages.Backoff(seconds) | stages.RetainChildren(seconds):
-            wait, look = seconds, Look.DUE
+            wait, requeue_reason = seconds, RequeueReason.DUE
         case stages.ScaleDown():
             wait = 0.0
         case stages.Finish() if world.job.spec.ttl_seconds_after_finished is not None:
-            # Nothing else brings the job back by then.
-            return float(world.job.spec.ttl_seconds_after_finished), Look.DUE
+            # No event triggers this reconcile.
+            return float(world.job.spec.ttl_seconds_after_finished), RequeueReason.DUE
         case _:
-            return None, Look.DUE
+            return None, RequeueReason.DUE
     left = deadline.seconds_left(world.job.spec, status, world.now)
-    return wait if left is None else min(wait, max(0.0, left)), look
+    return wait if left is None else min(wait, max(0.0, left)), requeue_reason
 
 
-def _next_look_at_waiting(world: _World, stage: ObservedStage) -> float:
+def _waiting_seconds(world: _World, stage: ObservedStage) -> float:
     settings = world.settings
-    wait = max(settings.progress_seconds, settings.waiting_seconds, waiting.next_look_seconds(stage, world.now))
+    wait = max(settings.progress_seconds, settings.waiting_seconds, waiting.next_check_seconds(stage, world.now))
     to_timeout = scale.seconds_to_timeout(world.job.spec, stage, world.now)
     return wait if to_timeout is None else min(wait, to_timeout)

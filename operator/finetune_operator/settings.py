@@ -1,4 +1,4 @@
-"""What whoever runs the operator decides for all jobs."""
+"""Settings of the operator that apply to all jobs."""
 
 from dataclasses import dataclass, field
 
@@ -9,13 +9,13 @@ from .manifests import Manifest
 
 @dataclass(frozen=True)
 class PodAdditions:
-    """What a site's pods need beside their own: a certificate bundle, a proxy's address, a shared file system."""
+    """Additions to all trainer pods, such as a certificate bundle, a proxy address or a shared file system."""
 
     volumes: tuple[Manifest, ...] = ()
     volume_mounts: tuple[Manifest, ...] = ()
-    """Of the trainer container."""
+    """Mounts of the trainer container."""
     env: tuple[Manifest, ...] = ()
-    """Of the trainer container; what a job sets itself wins."""
+    """Environment of the trainer container. Variables of the job take precedence."""
 
 
 @dataclass(frozen=True)
@@ -23,33 +23,33 @@ class GraceLimits:
     """Bounds of a grace period."""
 
     least_seconds: int = 120
-    """More, where a save was seen to take longer."""
+    """Minimum. The grace period is longer if saves take longer."""
     most_seconds: int = 3600
-    """For so long may an eviction or the drain of a node have to wait."""
+    """Maximum, for which evictions and drains may have to wait."""
 
 
 @dataclass(frozen=True)
 class OperatorSettings:
-    """Defaults for all jobs; a field of the job wins where there is one."""
+    """Defaults for all jobs. Fields of the job take precedence."""
 
     trainer_image: str = "finetune-trainer:0.1.0"
-    """Image of the trainer pods of jobs that name none."""
+    """Image of trainer pods if the job does not set one."""
     credentials_secret: str = ""
-    """Secret with storage credentials, in each job's own namespace, for jobs that name none."""
+    """Secret with storage credentials in the namespace of the job, if the job does not set one."""
     additions: PodAdditions = field(default_factory=PodAdditions)
-    """What every trainer pod gets besides."""
+    """Additions to all trainer pods."""
     run_as_user: int | None = 10001
-    """User, group and fsGroup of trainer pods; a fixed one keeps the ownership of cached files the same over pods.
-    None: the cluster chooses, as OpenShift does."""
+    """User, group and fsGroup of trainer pods; a fixed user keeps the ownership of cached files the same across pods.
+    None: assigned by the cluster, as on OpenShift."""
     ephemeral_storage: str = "1Gi"
-    """Request of trainer pods of jobs that name none: data, logs and exports on the node's disk. `0`: none."""
+    """Request of trainer pods if the job does not set one, for data, logs and exports on disk. `0`: none."""
     storage: StorageSettings = field(default_factory=StorageSettings)
-    """Object storage of jobs that name none."""
+    """Object storage if the job does not set one."""
     termination_grace: GraceLimits = field(default_factory=GraceLimits)
-    """What a pod gets to save its state after SIGTERM."""
+    """Bounds of the grace period of training pods."""
     progress_seconds: float = 5.0
-    """How often the progress of a running stage is pulled."""
+    """Interval in which the progress of a running stage is read."""
     waiting_seconds: float = 0.0
-    """How long what waits for its cluster is left alone at least; more where many wait."""
+    """Minimum interval of reconciles of jobs whose pods wait for the cluster; longer if many jobs wait."""
     max_backoff_seconds: float = 300.0
     """Longest wait before a restart."""

@@ -1,4 +1,4 @@
-"""Manifests as the YAML that kubectl reads. Pure."""
+"""YAML that kubectl reads with the intended types. Pure."""
 
 import io
 import math
@@ -22,14 +22,14 @@ _SIGN_AFTER_PREFIX = re.compile(r"0b[-+][01]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 _LOOSE_UNDERSCORE = re.compile(r"\..*(_(?![0-9])|(?<![0-9])_)")
-"""What begins with a point is a number only where each of its underscores is between digits."""
+"""A scalar that begins with a point is a number only if all its underscores are between digits."""
 
 
 def read_by_kubectl(text: str) -> str | bool | int | float | None:
-    """What kubectl makes of a scalar without quotes and tag.
+    """Return the value that kubectl reads for a scalar without quotes and tag.
 
-    It reads YAML 1.1, but by rules of its own (`resolve.go` of sigs.k8s.io/yaml/goyaml.v2): `yes` is true, `010` is 8,
-    and underscores in numbers do not count. Infinity and NaN, which JSON has no words for, are text here.
+    It reads a variant of YAML 1.1 (`resolve.go` of sigs.k8s.io/yaml/goyaml.v2): `yes` is true, `010` is 8,
+    and underscores in numbers are ignored. Infinity and NaN, which JSON does not support, are text here.
     """
     if text in _WORDS:
         return _WORDS[text]
@@ -45,7 +45,7 @@ def read_by_kubectl(text: str) -> str | bool | int | float | None:
 
 
 def _integer(plain: str) -> int | None:
-    """An integer of 64 bits; unsigned where it has no sign."""
+    """Parse an integer of 64 bits, unsigned without a sign."""
     if _SIGN_AFTER_PREFIX.fullmatch(plain):
         return int(plain[2:], 2)
     found = _INTEGER.fullmatch(plain)
@@ -58,16 +58,16 @@ def _integer(plain: str) -> int | None:
 
 
 class _Representer(SafeRepresenter):
-    """Texts of several lines as blocks, so that a ConfigMap can be read and its differences reviewed."""
+    """Writes texts of several lines as blocks, so that ConfigMaps are readable and can be compared."""
 
     def represent_text(self, text: str) -> ScalarNode:
-        """In quotes too where kubectl would take it for something else, which YAML 1.2 does not: `yes`."""
+        """Also quote texts that kubectl would read as another type, such as `yes`, unlike YAML 1.2."""
         style = "|" if "\n" in text else None if read_by_kubectl(text) == text else "'"
         node: ScalarNode = self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
         return node
 
     def ignore_aliases(self, data: object) -> bool:
-        """What is there twice is written twice: whoever edits one of them means that one."""
+        """Write equal objects twice instead of with aliases, so that each can be edited separately."""
         return True
 
 
@@ -75,7 +75,7 @@ _Representer.add_representer(str, _Representer.represent_text)
 
 
 def dump_all(manifests: Iterable[dict[str, Any]]) -> str:
-    """A YAML stream, one document a manifest, in block style and with keys in the order given."""
+    """Return a YAML stream with one document per manifest, in block style, with the keys in their order."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
     yaml.default_flow_style = False

@@ -126,7 +126,7 @@ INPUTS = {
         "Ready",
         "False",
         "WaitingForPods",
-        ("0 of 1 pods of bad-r1-prepare-a1 run", 'secret "absent" not found'),
+        ("0 of 1 pods of bad-r1-prepare-a1 are running", 'secret "absent" not found'),
         spec={"storage": {"credentialsSecret": "absent"}},
         stuck='MountVolume.SetUp failed for volume "credentials" : secret "absent" not found',
     ),
@@ -134,7 +134,7 @@ INPUTS = {
         "Ready",
         "False",
         "WaitingForPods",
-        ("0 of 1 pods of bad-r1-prepare-a1 run", "exceeded quota: none", "limited: pods=0"),
+        ("0 of 1 pods of bad-r1-prepare-a1 are running", "exceeded quota: none", "limited: pods=0"),
         before=quota(pods="0"),
     ),
     "job quota": BadInput(

@@ -91,4 +91,4 @@ def test_without_the_right_to_watch_pods_jobs_end_all_the_same_and_the_log_says_
         operator.start(server=proxy.server).ready()
         objects.create("finetunejobs", make_job("poor", namespace=objects.namespace))
         until(lambda: holds(objects, "finetunejobs", "poor"), within=60, what="the end of all")
-    assert f"the watch of /api/v1/namespaces/{objects.namespace}/pods: " in operator.said()
+    assert f"watch of /api/v1/namespaces/{objects.namespace}/pods failed: " in operator.said()

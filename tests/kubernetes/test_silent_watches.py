@@ -68,7 +68,7 @@ def test_the_probe_fails_while_the_watch_stays_behind_and_a_new_start_mends_it(s
     operator, proxy = start("--resync-seconds=1", "--watch-silence-seconds=1000")
     with silence(proxy):
         create(objects, "unseen")
-        ill = (500, "the watch shows other objects than a list, three times")
+        ill = (500, "watch and list have returned different objects three times")
         until(lambda: operator.get("/healthz") == ill, within=60, what="the probe fails")
     assert operator.stop() == 0
     operator.start(server=proxy.server).ready()

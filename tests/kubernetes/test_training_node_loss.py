@@ -49,7 +49,7 @@ def test_a_lost_node_costs_an_attempt_and_nothing_else(site: Site) -> None:
     told = site.events(NAME)["AttemptFailed"]
     assert told.startswith(f"train attempt 1 failed: NodeLost in {LOST}-1")
     assert f" on {lost_node}: " in told
-    assert site.events(NAME)["Resumed"].startswith(f"train attempt 2 goes on at step {second['resumedFromStep']}, ")
+    assert site.events(NAME)["Resumed"].startswith(f"train attempt 2 resumes at step {second['resumedFromStep']}, ")
     claims = site.store.list(f"{job['status']['run']['artifact']['uri'].rpartition('/')[0]}/attempts/")
     assert [claim.uri.rpartition("/")[2] for claim in claims] == ["1.json", "2.json"]
 

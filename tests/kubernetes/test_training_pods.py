@@ -96,7 +96,7 @@ def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: 
     )
     events = site.events("colours")
     assert {"Preparing", "Training", "Restarting", "AttemptFailed", "Evaluating", "Succeeded"} <= set(events)
-    assert events["Resumed"].startswith(f"train attempt 2 goes on at step {second['resumedFromStep']}, ")
+    assert events["Resumed"].startswith(f"train attempt 2 resumes at step {second['resumedFromStep']}, ")
     # Its own name where it was still there to be seen, its Job's and index where it was gone already.
     assert events["AttemptFailed"].startswith("train attempt 1 failed: PodDeleted in colours-r1-train-a1-1")
 

@@ -11,7 +11,7 @@ from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.clusters.kubernetes import KubernetesCluster
 from finetune_operator.errors import ApiError, ApiUnreachableError
 from finetune_operator.manifests import JobKey
-from finetune_operator.reconcile import Outcome, reconcile
+from finetune_operator.reconcile import ReconcileResult, reconcile
 from finetune_operator.settings import OperatorSettings
 
 MUTATING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -71,7 +71,7 @@ class Driven:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     """The operator's own, which may go wrong."""
     crashes: int = 0
-    last: Outcome | None = None
+    last: ReconcileResult | None = None
 
     async def until(self, holds: Callable[[Status], bool], *, within: float = 60.0) -> Status:
         """Pass after pass, as watch and queue would bring them."""

@@ -1,1 +1,1 @@
-"""What the watches have shown of jobs, their children and their pods."""
+"""Cached state of FineTuneJobs, their Jobs and pods, from watch events."""

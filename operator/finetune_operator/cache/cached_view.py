@@ -1,7 +1,7 @@
-"""When what the watches have shown is enough for a pass, and a live look would find nothing else that matters. Pure.
+"""Decide when a reconcile can use watch events instead of live reads. Pure.
 
-That holds twice in an undisturbed life: at its very beginning, and when the one Job that status waits for is complete.
-Everything else is looked at live: what has failed, changed, been suspended or deleted, and whatever time has brought.
+Two cases need no live reads: a new FineTuneJob without status, and a job whose only open attempt has completed. All
+other reconciles read live: after failures, changes, suspensions and deletions, and when they are triggered by time.
 """
 
 from collections.abc import Mapping
@@ -13,40 +13,39 @@ from ..manifests import Manifest, controller_uid, true_conditions
 
 @dataclass(frozen=True)
 class CachedView:
-    """A FineTuneJob and those of its Jobs that a pass has to see."""
+    """A FineTuneJob and the Jobs that a reconcile needs."""
 
     job: Manifest
     children: tuple[Manifest, ...]
     pods: tuple[Manifest, ...] | None = None
-    """Of the children; None: they have to be asked for."""
+    """Pods of the children; None: they must be read."""
 
 
 def cached_view_of(job: Manifest, child: Manifest | None, pod: Manifest | None = None) -> CachedView | None:
-    """From the newest version of the object, the Job of which there was news last, and rank 0's pod that has ended well
-    last; None: look live.
+    """Return the view for a reconcile; None: read live.
 
-    The version is the newest that anybody has told us: where it is not the newest that there is, the write of status is
-    refused. Children have been created by then, all under names that a look at the newer version would give them too,
-    or they belong to an object that is gone, and go with it.
+    `job` is the newest version that a watch or a write returned, `child` the last Job with a relevant event, and `pod`
+    the last succeeded pod of rank 0. If `job` is outdated, the write of status is rejected. Children that were created
+    before have the names that a reconcile of the newer version would use, or are deleted with their owner.
     """
     metadata, status = job["metadata"], job.get("status") or {}
     if "deletionTimestamp" in metadata:
         return None
     if child is None:
         return CachedView(job, ()) if _is_untouched(metadata, status) else None
-    is_told = status.get("observedGeneration") == metadata["generation"]
-    if not is_told or not _is_awaited(job, child):
+    is_observed = status.get("observedGeneration") == metadata["generation"]
+    if not is_observed or not _is_awaited(job, child):
         return None
-    return CachedView(job, (child,), (pod,) if pod is not None and _is_last_word(child, pod) else None)
+    return CachedView(job, (child,), (pod,) if pod is not None and _is_result_pod(child, pod) else None)
 
 
 def _is_untouched(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
-    """No pass has told of it. One that has died before it could has created the children that the next one will."""
+    """Whether no reconcile has written status. After a crash before that write, the same children are created again."""
     return not status and metadata["generation"] == 1
 
 
 def _is_awaited(job: Manifest, child: Manifest) -> bool:
-    """The Job is the object's, is complete, and is the only one whose end status does not know."""
+    """Whether the Job belongs to the object, is complete, and is the only one without an outcome in status."""
     metadata = child["metadata"]
     is_ours = controller_uid(child) == job["metadata"]["uid"] and "deletionTimestamp" not in metadata
     attempts = (job["status"].get("run") or {}).get("attempts") or ()
@@ -54,7 +53,7 @@ def _is_awaited(job: Manifest, child: Manifest) -> bool:
     return is_ours and "Complete" in true_conditions(child) and open_names == [metadata["name"]]
 
 
-def _is_last_word(child: Manifest, pod: Manifest) -> bool:
-    """The pod is the Job's, and its container has ended: of a Job that is complete, its rank 0's word alone counts."""
+def _is_result_pod(child: Manifest, pod: Manifest) -> bool:
+    """Whether the pod belongs to the Job and its container has terminated. Only rank 0 reports the result of a Job."""
     containers = pod["status"].get("containerStatuses") or ()
     return controller_uid(pod) == child["metadata"]["uid"] and any("terminated" in one["state"] for one in containers)

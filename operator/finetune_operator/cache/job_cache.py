@@ -1,4 +1,4 @@
-"""What the watches have shown last of every FineTuneJob: enough to know which ones need no look, or no live one."""
+"""Cache of the last watch events of all FineTuneJobs, to decide which need a reconcile, and which need live reads."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,28 +14,28 @@ from .cached_view import CachedView, cached_view_of
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One object, as last shown."""
+class CachedJob:
+    """The last known state of a FineTuneJob."""
 
     resource_version: str
     phase: str
-    rests: bool
-    """Over, told so for this generation, and nothing is due later."""
-    wakes_at: datetime | None = None
-    """Over and told so, but its children are to be removed at this time; nothing is due before."""
-    waits: bool = False
-    """Status says that the cluster has no room for its pods."""
+    is_settled: bool
+    """The run has ended, status reports it for this generation, and nothing is due later."""
+    due_at: datetime | None = None
+    """The run has ended and its children are deleted at this time. Nothing is due before."""
+    is_waiting: bool = False
+    """Status reports that the pods wait for resources of the cluster."""
 
 
 class JobCache:
-    """FineTuneJobs by key. Not the truth: decisions are made on live reads, unless `glimpse` says that none is needed.
+    """FineTuneJobs by key. Decisions are based on live reads, unless `cached_view` returns a view.
 
-    Whole objects are kept only from the moment in which they are shown or written until the next pass.
+    Complete objects are kept only from a watch event or write until the next reconcile, to limit memory.
     """
 
     def __init__(self, now: Callable[[], datetime] = utc_now) -> None:
         self._now = now
-        self._seen: dict[JobKey, Seen] = {}
+        self._jobs: dict[JobKey, CachedJob] = {}
         self._written: dict[JobKey, str] = {}
         self._newest: dict[JobKey, Manifest] = {}
         self._child: dict[JobKey, Manifest] = {}
@@ -43,55 +43,55 @@ class JobCache:
         self._kept = (self._newest, self._child, self._pod)
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self._jobs)
 
     def phases(self) -> dict[str, int]:
-        """How many objects are in each phase; those in which none is are named too."""
-        counts = Counter(seen.phase for seen in self._seen.values())
+        """Return the number of objects in each phase, including phases without objects."""
+        counts = Counter(job.phase for job in self._jobs.values())
         return {phase: counts[phase] for phase in Phase}
 
-    def show(self, key: JobKey, body: Manifest) -> None:
-        """Note what a watch has shown."""
+    def record(self, key: JobKey, body: Manifest) -> None:
+        """Record a watch event of a FineTuneJob."""
         version = str(body["metadata"].get("resourceVersion", ""))
-        self._seen[key] = _seen(version, body)
+        self._jobs[key] = _cached_job(version, body)
         written = self._written.get(key)
         self._newest.pop(key, None)
-        # Another version is older than what we have written, or newer: who knows.
+        # Another version may be older or newer than our last write.
         if not is_settled_status(body) and written in (None, version):
             self._newest[key] = body
 
-    def needs_look(self, key: JobKey) -> bool:
-        """Whether what was shown last is unsettled. Our own last write is not: we know what comes next."""
-        seen = self._seen.get(key)
-        if seen is None or seen.rests or self._sleeps(seen):
+    def needs_reconcile(self, key: JobKey) -> bool:
+        """Whether the last event requires a reconcile. Events for our own last write do not."""
+        job = self._jobs.get(key)
+        if job is None or job.is_settled or self._is_waiting_for_due(job):
             return False
-        return self._written.get(key) != seen.resource_version
+        return self._written.get(key) != job.resource_version
 
-    def wakes_in(self, key: JobKey) -> float | None:
-        """Seconds until something is due of an object that needs no look before; None where nothing is."""
-        seen = self._seen.get(key)
-        if seen is None or seen.wakes_at is None or not self._sleeps(seen):
+    def seconds_until_due(self, key: JobKey) -> float | None:
+        """Return the seconds until the next reconcile of a job that needs none before; None if nothing is due."""
+        job = self._jobs.get(key)
+        if job is None or job.due_at is None or not self._is_waiting_for_due(job):
             return None
-        return (seen.wakes_at - self._now()).total_seconds()
+        return (job.due_at - self._now()).total_seconds()
 
-    def waits(self, key: JobKey) -> bool:
-        """Whether its pods wait for their cluster, so that it is news when one of them runs."""
-        seen = self._seen.get(key)
-        return seen is not None and seen.waits
+    def is_waiting(self, key: JobKey) -> bool:
+        """Whether its pods wait for the cluster, so that a reconcile is needed when one of them starts."""
+        job = self._jobs.get(key)
+        return job is not None and job.is_waiting
 
-    def _sleeps(self, seen: Seen) -> bool:
-        return seen.wakes_at is not None and seen.wakes_at > self._now()
+    def _is_waiting_for_due(self, job: CachedJob) -> bool:
+        return job.due_at is not None and job.due_at > self._now()
 
-    def show_child(self, key: JobKey, job: Manifest) -> None:
-        """Note the child of which there was news last."""
+    def record_child(self, key: JobKey, job: Manifest) -> None:
+        """Record the last child with a relevant event."""
         self._child[key] = job
 
-    def show_pod(self, key: JobKey, pod: Manifest) -> None:
-        """Note rank 0's pod that has ended well last."""
+    def record_pod(self, key: JobKey, pod: Manifest) -> None:
+        """Record the last succeeded pod of rank 0."""
         self._pod[key] = pod
 
-    def wrote(self, key: JobKey, body: Manifest) -> None:
-        """We have written this version ourselves, and know what comes next."""
+    def record_write(self, key: JobKey, body: Manifest) -> None:
+        """Record a version that this operator has written."""
         self._written[key] = str(body["metadata"]["resourceVersion"])
         if is_settled_status(body):
             for known in self._kept:
@@ -99,36 +99,36 @@ class JobCache:
         else:
             self._newest[key] = body
 
-    def glimpse(self, key: JobKey) -> CachedView | None:
-        """What a pass may take for a live look, once; None: it has to look."""
+    def cached_view(self, key: JobKey) -> CachedView | None:
+        """Return the view for the next reconcile, once; None: it must read live."""
         job, child, pod = (known.pop(key, None) for known in self._kept)
         return None if job is None else cached_view_of(job, child, pod)
 
     def remove(self, key: JobKey) -> None:
-        """The object is gone."""
-        self._seen.pop(key, None)
+        """Remove a deleted object."""
+        self._jobs.pop(key, None)
         self._written.pop(key, None)
         for known in self._kept:
             known.pop(key, None)
 
-    def rests(self, key: JobKey) -> bool:
-        """Whether an event about a child may be passed over. One that is not shown yet gets its look when it is."""
-        seen = self._seen.get(key)
-        return seen is None or seen.rests or self._sleeps(seen)
+    def is_settled(self, key: JobKey) -> bool:
+        """Whether events of children can be ignored. An unknown object is reconciled when its watch event arrives."""
+        job = self._jobs.get(key)
+        return job is None or job.is_settled or self._is_waiting_for_due(job)
 
     def unsettled(self) -> tuple[JobKey, ...]:
-        """Those of which something is to come."""
-        return tuple(key for key, seen in self._seen.items() if not seen.rests and not self._sleeps(seen))
+        """Return the keys of jobs that are not settled."""
+        return tuple(key for key, job in self._jobs.items() if not job.is_settled and not self._is_waiting_for_due(job))
 
     def versions(self) -> dict[JobKey, str]:
-        """What the watches show now: key -> resource version."""
-        return {key: seen.resource_version for key, seen in self._seen.items()}
+        """Return key -> last known resource version."""
+        return {key: job.resource_version for key, job in self._jobs.items()}
 
     def missed(self, before: dict[JobKey, str], listed: dict[JobKey, str]) -> tuple[JobKey, ...]:
-        """Keys of a live list that the watches show otherwise, or still show though gone.
+        """Return the keys whose last watch event differs from a live list.
 
-        `before` is what they showed before the list was asked for: what has moved since then is not missed, the watch
-        may be ahead of the list.
+        `before` are the versions before the list was requested. Objects that have changed since are not returned,
+        because the watch may be ahead of the list.
         """
         shown = self.versions()
         differing = (key for key in {**before, **listed} if before.get(key) != listed.get(key))
@@ -136,34 +136,34 @@ class JobCache:
 
 
 _NEWS = frozenset({"Complete", "FailureTarget", "Failed"})
-"""FailureTarget: one pod has failed and the others are being ended, which is when they leave their last word."""
+"""Conditions of a Job that require a reconcile. With FailureTarget, a pod has failed and the others are terminating."""
 
 
 def has_news(event: str, job: Mapping[str, Any]) -> bool:
-    """Whether an event about a child has news: it fails, is over, goes or is gone. How far it is, is asked by time."""
+    """Whether an event of a Job requires a reconcile: failure, end or deletion. Progress is read periodically."""
     return not _NEWS.isdisjoint(true_conditions(job)) or event == "DELETED" or "deletionTimestamp" in job["metadata"]
 
 
 def is_settled_status(body: Mapping[str, Any]) -> bool:
-    """The run is over, and its status speaks of this very spec."""
+    """Whether the run has ended and its status describes the current spec."""
     status = body.get("status") or {}
-    is_over = not TERMINAL_CONDITIONS.isdisjoint(true_conditions(body))
-    return is_over and status.get("observedGeneration") == body["metadata"].get("generation")
+    has_ended = not TERMINAL_CONDITIONS.isdisjoint(true_conditions(body))
+    return has_ended and status.get("observedGeneration") == body["metadata"].get("generation")
 
 
-def _seen(version: str, body: Mapping[str, Any]) -> Seen:
+def _cached_job(version: str, body: Mapping[str, Any]) -> CachedJob:
     status = body.get("status") or {}
     phase, ttl = status.get("phase", Phase.PENDING), (body.get("spec") or {}).get("ttlSecondsAfterFinished")
     run = status.get("run") or {}
-    waits = phase == Phase.PENDING and isinstance(run, dict) and bool(run.get("stage"))
+    is_waiting = phase == Phase.PENDING and isinstance(run, dict) and bool(run.get("stage"))
     if not is_settled_status(body):
-        return Seen(version, phase, rests=False, waits=waits)
-    if not isinstance(run, dict):  # the flat shape of earlier versions: a look migrates it
-        return Seen(version, phase, rests=False)
+        return CachedJob(version, phase, is_settled=False, is_waiting=is_waiting)
+    if not isinstance(run, dict):  # the flat shape of earlier versions: a reconcile migrates it
+        return CachedJob(version, phase, is_settled=False)
     if ttl is None or run.get("childrenRemoved"):
-        return Seen(version, phase, rests=True)
+        return CachedJob(version, phase, is_settled=True)
     try:
-        wakes_at = datetime.fromisoformat(run["completionTime"]) + timedelta(seconds=ttl)
+        due_at = datetime.fromisoformat(run["completionTime"]) + timedelta(seconds=ttl)
     except (KeyError, ValueError, TypeError, OverflowError):
-        wakes_at = None  # a look will tell
-    return Seen(version, phase, rests=False, wakes_at=wakes_at)
+        due_at = None  # determined by a reconcile
+    return CachedJob(version, phase, is_settled=False, due_at=due_at)

@@ -1,4 +1,4 @@
-"""Where children live: the Cluster protocol and its adapters. All of the operator's I/O is here."""
+"""The Cluster protocol and its implementations, which do all I/O of the operator."""
 
 from .base import Cluster
 

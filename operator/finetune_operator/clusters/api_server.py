@@ -1,7 +1,7 @@
-"""One connection to an API server: plain objects in and out, every refusal an ApiError.
+"""Client of an API server. Objects are plain dictionaries, and errors are raised as ApiError.
 
-The official client does what is its own business: kubeconfig, tokens, TLS, connections. Its typed models are left
-alone, they refuse objects that the API server accepts (an integer among a container's limits).
+The official client handles kubeconfig, tokens, TLS and connections. Its typed models are not used, because they reject
+objects that the API server accepts (an integer in the limits of a container).
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from ..manifests import Manifest
 
 LOG = logging.getLogger(__name__)
 
-_load: Any = kubernetes_config  # these parts of the client carry no types
+_load: Any = kubernetes_config  # these parts of the client have no type annotations
 _JSON = "application/json"
 _TIMEOUT = aiohttp.ClientTimeout(total=30.0)
 _CONNECT_SECONDS = 5.0
 _CONNECTIONS = 32
 _MAX_EVENT_BYTES = 8 * 2**20
-"""Of one line of a watch: an object of etcd's 1.5 MiB may grow to six times that where JSON escapes its characters."""
+"""Maximum size of a watch event. An object of 1.5 MiB, the limit of etcd, may need six times that with JSON escapes."""
 _CLOCK_TOLERANCE = timedelta(seconds=5)
-"""Clocks of a cluster may differ by so much; an answer tells its time in whole seconds."""
+"""Tolerated difference between the clocks. Responses contain the time in whole seconds."""
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -53,15 +53,15 @@ class ApiServer:
         context: str = "",
         namespace: str = "default",
     ) -> None:
-        """`called` hears of the method and the answer's status of every call; status 0: no answer."""
+        """`called` is called with method and status of every request; status 0: no response."""
         self._client = client
         self._called = called
         self.context = context
-        """The kubeconfig's; empty: the pod's own account."""
+        """Context of the kubeconfig; empty: the service account of the pod."""
         self.namespace = namespace
-        """The context's, or the pod's own."""
-        self._told: tuple[datetime, float] | None = None
-        """The server's time in its last answer, and when that came."""
+        """Namespace of the context, or of the pod."""
+        self._server_time: tuple[datetime, float] | None = None
+        """The server time in the last response, and the monotonic time when it was received."""
 
     @classmethod
     async def connect(
@@ -71,9 +71,9 @@ class ApiServer:
         *,
         context: str | None = None,
     ) -> "ApiServer":
-        """Through a kubeconfig file; absent: KUBECONFIG's or the home folder's, or in a pod its own account.
+        """Connect with a kubeconfig. Absent: that of KUBECONFIG or the home folder, or the service account of the pod.
 
-        Raises ConfigException where nothing leads to a cluster.
+        Raises ConfigException if no configuration is found.
         """
         configuration = Configuration()
         names_none = kubeconfig is None and context is None
@@ -86,52 +86,57 @@ class ApiServer:
             chosen = loaded.current_context
             found = {"context": chosen["name"], "namespace": chosen["context"].get("namespace") or "default"}
         configuration.connection_pool_maxsize = _CONNECTIONS
-        # Else the environment and ~/.netrc are read again for every call, on two threads.
+        # Otherwise the environment and ~/.netrc are read for every request, on two threads.
         configuration.proxy = configuration.proxy or proxy_of(configuration.host)
         configuration.client_session_kwargs = {"trust_env": False}
         return cls(ApiClient(configuration), called, **found)
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         await self._client.close()
 
     def now(self) -> datetime:
-        """The time, by the server's clock where ours goes wrong: all times in objects are the server's."""
+        """Return the time, by the clock of the server if the local clock differs: times in objects are from the
+        server."""
         ours = utc_now()
-        if self._told is None:
+        if self._server_time is None:
             return ours
-        told, at = self._told
-        theirs = told + timedelta(seconds=time.monotonic() - at)
+        server_time, at = self._server_time
+        theirs = server_time + timedelta(seconds=time.monotonic() - at)
         return ours if abs(ours - theirs) < _CLOCK_TOLERANCE else theirs
 
     async def request(
         self, method: str, path: str, body: Manifest | None = None, *, accept: str = _JSON, **query: str | int
     ) -> Manifest:
-        """One call; what the server answers.
+        """Send a request and return the response.
 
-        Raises ApiError for a refusal (StaleError for a conflict of versions) and ApiUnreachableError for no answer.
+        Raises ApiError for an error status (StaleError for a version conflict) and ApiUnreachableError without
+        response.
         """
         content = await self._send(method, path, body, query, accept)
         try:
             result: Manifest = json.loads(content)
         except ValueError:
-            raise ApiUnreachableError(f"{method} {path}: somebody else answers: {content[:100]!r}") from None
+            raise ApiUnreachableError(
+                f"{method} {path}: the response must be JSON, not {content[:100]!r}; check the address of the API "
+                "server"
+            ) from None
         return result
 
     async def text(self, path: str, **query: str | int) -> str:
-        """GET of something that is no object, such as a log."""
+        """GET a text, such as a log."""
         return (await self._send("GET", path, None, query, "*/*")).decode(errors="replace")
 
     async def watch(self, path: str, *, silence_seconds: float, **query: str | int) -> AsyncGenerator[Manifest, None]:
-        """The events of a watch, bookmarks too, until the server ends it. An event that is too large, or nested too
-        deeply, to be read is left out: whoever watches looks from time to time anyway.
+        """Yield the events of a watch, including bookmarks, until the server closes it.
 
-        Raises ApiError for a refusal, also one within the stream, and ApiUnreachableError for no answer, a connection
-        that breaks, or one on which nothing has come for so long.
+        Events that are too large or nested too deeply are skipped; callers list objects periodically. Raises ApiError
+        for an error status, also within the stream, and ApiUnreachableError without response, if the connection fails,
+        or if nothing was received for `silence_seconds`.
         """
         timeout = aiohttp.ClientTimeout(sock_connect=_CONNECT_SECONDS, sock_read=silence_seconds)
         query |= {"watch": "true", "allowWatchBookmarks": "true"}
-        with self._telling("GET", path):
+        with self._translated_errors("GET", path):
             answer = await self._open("GET", path, None, query, _JSON, timeout)
             try:
                 await self._check("GET", answer)
@@ -145,7 +150,7 @@ class ApiServer:
     async def _send(
         self, method: str, path: str, body: Manifest | None, query: Mapping[str, str | int], accept: str
     ) -> bytes:
-        with self._telling(method, path):
+        with self._translated_errors(method, path):
             answer = await self._open(method, path, body, query, accept, _TIMEOUT)
             await self._check(method, answer)
             content: bytes = await answer.read()
@@ -160,21 +165,21 @@ class ApiServer:
         accept: str,
         timeout: aiohttp.ClientTimeout,
     ) -> Any:
-        """Make a call; its answer, of which nothing is read yet."""
+        """Send a request and return the response before its body is read."""
         if query:
             path = f"{path}?{urlencode(query)}"
         headers = {"Accept": accept, **self._client.default_headers}
         if method == "PATCH":
             headers["Content-Type"] = "application/strategic-merge-patch+json"
-        # What is sent is JSON already: the client's own preparation would copy all of it, value by value.
+        # The body is plain JSON. The serialization of the client would copy all of its values.
         await self._client.update_params_for_auth(headers, None, ["BearerToken"], path, method, body)
         url = self._client.configuration.host + path
         return await self._client.call_api(method, url, headers, body, _request_timeout=timeout)
 
     async def _check(self, method: str, answer: Any) -> None:
-        """Note what the head of an answer tells; raises ApiError where it is a refusal."""
+        """Record the server time of a response. Raises ApiError for an error status."""
         if date := answer.headers.get("Date"):
-            self._told = (parsedate_to_datetime(date), time.monotonic())
+            self._server_time = (parsedate_to_datetime(date), time.monotonic())
         refused = not HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES
         content = await answer.read() if refused else b""
         self._called(method, answer.status)
@@ -182,8 +187,8 @@ class ApiServer:
             raise refusal_of(answer.status, content, answer.headers)
 
     @contextlib.contextmanager
-    def _telling(self, method: str, path: str) -> Iterator[None]:
-        """Whatever goes wrong in a call, in our own words, and counted."""
+    def _translated_errors(self, method: str, path: str) -> Iterator[None]:
+        """Translate exceptions of a request and count them."""
         try:
             yield
         except ApiException as error:
@@ -195,9 +200,9 @@ class ApiServer:
 
 
 async def lines_of(chunks: AsyncIterable[bytes], path: str, limit: int = _MAX_EVENT_BYTES) -> AsyncIterator[bytes]:
-    """The lines of a stream, without those that are longer than the limit.
+    """Yield the lines of a stream, and skip those that are longer than the limit.
 
-    aiohttp's own iteration raises ValueError for a line that its buffer cannot hold.
+    The iteration of aiohttp raises ValueError for a line that exceeds its buffer.
     """
     begun, is_too_long = bytearray(), False
     async for chunk in chunks:
@@ -206,7 +211,7 @@ async def lines_of(chunks: AsyncIterable[bytes], path: str, limit: int = _MAX_EV
             line = bytes(begun + end)
             begun.clear()
             if is_too_long or len(line) > limit:
-                LOG.warning("GET %s: an event of more than %d bytes is left out", path, limit)
+                LOG.warning("GET %s: an event of more than %d bytes is skipped", path, limit)
             elif line:
                 yield line
             is_too_long = False
@@ -215,46 +220,47 @@ async def lines_of(chunks: AsyncIterable[bytes], path: str, limit: int = _MAX_EV
             is_too_long = True
             begun.clear()
     if begun and not is_too_long:
-        yield bytes(begun)  # broken off, or no stream of events at all: whoever reads it finds out
+        yield bytes(begun)  # incomplete, or not a stream of events: the caller reports it
 
 
 def _event_of(line: bytes, path: str) -> Manifest | None:
-    """One line of a watch; None for one that cannot be read here. Raises ApiError for the server's last word on why it
-    ends."""
+    """Parse a line of a watch; None if it is nested too deeply. Raises ApiError for an event of type ERROR."""
     try:
         event: Manifest = json.loads(line)
-        kind, told = event["type"], event["object"]
+        kind, content = event["type"], event["object"]
     except RecursionError:
-        LOG.warning("GET %s: an event of %d bytes is nested too deeply and is left out", path, len(line))
+        LOG.warning("GET %s: an event of %d bytes is nested too deeply and is skipped", path, len(line))
         return None
     except (ValueError, KeyError, TypeError):
-        raise ApiUnreachableError(f"GET {path}: a watch has brought {line[:100]!r}") from None
+        raise ApiUnreachableError(
+            f"GET {path}: a watch event must be a JSON object with type and object, not {line[:100]!r}"
+        ) from None
     if kind == "ERROR":
-        raise _error_of(int(told.get("code") or 0), told)
+        raise _error_of(int(content.get("code") or 0), content)
     return event
 
 
 def proxy_of(server: str) -> str | None:
-    """The environment's way to it; None: straight."""
+    """Return the proxy for a server from the environment; None: no proxy."""
     address = urlsplit(server)
     return None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
 
 
 def refusal_of(status: int, content: bytes | str | None, headers: Any) -> ApiError:
-    """The server's own words where it sends a Status object; else what it, or a box in between, sends."""
+    """Return an error with the message of the Status object of a response, else with the text of the response."""
     text = content.decode(errors="replace") if isinstance(content, bytes) else content or ""
     try:
-        told = json.loads(text)
+        content_object = json.loads(text)
     except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        told = {"message": text[:1000]}
+        content_object = None
+    if not isinstance(content_object, dict):
+        content_object = {"message": text[:1000]}
     wait = (headers or {}).get("Retry-After")
-    return _error_of(status, told, retry_after=float(wait) if wait and wait.isdigit() else None)
+    return _error_of(status, content_object, retry_after=float(wait) if wait and wait.isdigit() else None)
 
 
-def _error_of(status: int, told: Mapping[str, Any], *, retry_after: float | None = None) -> ApiError:
-    """`told` is a Status object."""
-    reason = str(told.get("reason", ""))
+def _error_of(status: int, content: Mapping[str, Any], *, retry_after: float | None = None) -> ApiError:
+    """Return the error for a Status object."""
+    reason = str(content.get("reason", ""))
     kind = StaleError if status == HTTPStatus.CONFLICT and reason == "Conflict" else ApiError
-    return kind(status, reason, str(told.get("message", "")), retry_after=retry_after)
+    return kind(status, reason, str(content.get("message", "")), retry_after=retry_after)

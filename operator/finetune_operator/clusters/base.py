@@ -1,4 +1,4 @@
-"""The few things that reconcile needs from a cluster."""
+"""Operations on a cluster that reconcile needs."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,40 +9,40 @@ from ..manifests import JobKey, Manifest
 
 
 class Cluster(Protocol):
-    """A place where FineTuneJobs and their children live. Reads are live, or as good as that: see `glimpse`."""
+    """Storage of FineTuneJobs and their children. Reads are live, or equivalent (see `cached_view_of`)."""
 
     async def get(self, key: JobKey) -> Manifest | None:
-        """The FineTuneJob, or None."""
+        """Return the FineTuneJob, or None."""
 
     async def list_jobs(self, key: JobKey, awaited: Sequence[str]) -> list[Manifest]:
-        """Every `batch/v1` Job that carries the FineTuneJob's label, whoever owns it.
+        """Return all `batch/v1` Jobs with the label of the FineTuneJob, regardless of their owner.
 
-        Those that are `awaited` are left out only where they are gone, and not where a list lags behind.
+        Jobs in `awaited` are missing only if they do not exist, even if the list is outdated.
         """
 
     async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
-        """Every pod of the named Jobs."""
+        """Return all pods of these Jobs."""
 
     async def read_config(self, key: JobKey, child: str) -> str | None:
-        """What the pods of an attempt were told, as JSON; None where it is gone."""
+        """Return the configuration of an attempt as JSON; None if it does not exist."""
 
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
-        """Warning Events about the named Jobs and pods, oldest first."""
+        """Return Warning Events for these Jobs and pods, oldest first."""
 
     async def read_progress(self, pod: Manifest) -> Progress | None:
-        """What a pod answers to `GET /progress`; None while it does not answer."""
+        """Return the response of a pod to `GET /progress`; None if it does not respond."""
 
     async def create_child(self, manifest: Manifest) -> None:
-        """Create a child. One of the same owner is left alone; another owner's raises ClusterConflictError."""
+        """Create a child. Does nothing if it exists; raises ClusterConflictError if it has another owner."""
 
     async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
-        """Delete a Job, what belongs to it and its pods, which get SIGTERM and their grace.
+        """Delete a Job, its ConfigMap, Service and pods, which get SIGTERM and their grace period.
 
-        It is listed until the last pod has ended. One that is gone, or that has another uid by now, is left alone.
+        The Job is listed until its last pod has ended. Does nothing if it does not exist or has another UID.
         """
 
     async def update_status(self, manifest: Manifest, status: Manifest) -> None:
         """Replace the status of the FineTuneJob that was read. Raises StaleError if it has changed since."""
 
     async def create_event(self, event: Manifest) -> None:
-        """Create an Event; one of the same name says the same and is left alone."""
+        """Create an Event. Does nothing if it exists: Events with equal names have equal content."""

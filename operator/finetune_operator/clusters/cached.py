@@ -1,4 +1,4 @@
-"""The Cluster of a real API server beside watches: a pass that needs no live look gets none."""
+"""A Cluster that uses watch events instead of live reads where they are sufficient."""
 
 from collections.abc import Sequence
 
@@ -10,34 +10,34 @@ from .kubernetes import KubernetesCluster
 
 
 class CachedCluster(KubernetesCluster):
-    """The reads of one pass, in their order: what the watches have shown where that is enough, else live."""
+    """KubernetesCluster whose reads in a reconcile use a cached view if there is one."""
 
-    def __init__(self, server: ApiServer, table: JobCache) -> None:
-        super().__init__(server, table.wrote)
-        self._table = table
-        self._glimpses: dict[JobKey, CachedView] = {}
+    def __init__(self, server: ApiServer, cache: JobCache) -> None:
+        super().__init__(server, cache.record_write)
+        self._cache = cache
+        self._views: dict[JobKey, CachedView] = {}
         self._pods: dict[JobKey, tuple[Manifest, ...]] = {}
 
     async def get(self, key: JobKey) -> Manifest | None:
-        """The FineTuneJob, or None. A key is in one pass at a time."""
-        self._glimpses.pop(key, None)
+        """Return the FineTuneJob, or None. Only one reconcile of a key runs at a time."""
+        self._views.pop(key, None)
         self._pods.pop(key, None)
-        glimpse = self._table.glimpse(key)
-        if glimpse is None:
+        view = self._cache.cached_view(key)
+        if view is None:
             return await super().get(key)
-        self._glimpses[key] = glimpse
-        return glimpse.job
+        self._views[key] = view
+        return view.job
 
     async def list_jobs(self, key: JobKey, awaited: Sequence[str]) -> list[Manifest]:
-        """Its Jobs; where the object was shown, those that were shown with it."""
-        glimpse = self._glimpses.pop(key, None)
-        if glimpse is None:
+        """Return its Jobs, from the cached view if `get` used it."""
+        view = self._views.pop(key, None)
+        if view is None:
             return await super().list_jobs(key, awaited)
-        if glimpse.pods is not None:
-            self._pods[key] = glimpse.pods
-        return list(glimpse.children)
+        if view.pods is not None:
+            self._pods[key] = view.pods
+        return list(view.children)
 
     async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
-        """Their pods; those that were shown with the Jobs."""
+        """Return the pods of these Jobs, from the cached view if `list_jobs` used it."""
         pods = self._pods.pop(key, None)
         return await super().list_pods(key, jobs) if pods is None else list(pods)

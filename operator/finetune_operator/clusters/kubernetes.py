@@ -1,4 +1,4 @@
-"""The Cluster of a real API server: live reads, guarded writes, nothing cached."""
+"""Cluster with an API server: live reads, and writes with preconditions. Nothing is cached."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,14 +12,15 @@ from .api_server import ApiServer
 from .pod_progress import get_progress
 
 METADATA_OF_ALL = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
-"""What a list is asked for of which nothing but metadata counts."""
+"""Media type for lists of metadata."""
 _METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
-"""What is created is known; the server need not send it back."""
+"""Media type for responses to creation requests, whose content is known."""
 _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs", "Event": "events"}
 
 
 def path_of(api_version: str, plural: str, namespace: str, name: str = "") -> str:
-    """`/apis/batch/v1/namespaces/ml/jobs/example`; no name: the collection's, no namespace: the cluster's."""
+    """`/apis/batch/v1/namespaces/ml/jobs/example`; without name that of the collection, without namespace that of the
+    cluster."""
     root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
     scope = f"{root}/namespaces/{namespace}" if namespace else root
     return f"{scope}/{plural}" + (f"/{name}" if name else "")
@@ -29,38 +30,38 @@ class KubernetesCluster:
     """FineTuneJobs and their children in a cluster."""
 
     def __init__(self, server: ApiServer, wrote: Callable[[JobKey, Manifest], None] = lambda *_: None) -> None:
-        """`wrote` gets the object as each write of status has left it."""
+        """`wrote` is called with the object that each write of status returns."""
         self._server = server
         self._wrote = wrote
 
     # ---- reads -----------------------------------------------------------------------------------------------------
 
     async def get(self, key: JobKey) -> Manifest | None:
-        """The FineTuneJob, or None."""
+        """Return the FineTuneJob, or None."""
         return await self.get_live(key)
 
     async def get_live(self, key: JobKey) -> Manifest | None:
-        """The same, asked of the API server whatever is known already."""
+        """Return the FineTuneJob from the API server, or None."""
         return await self._get(_job_path(key))
 
     async def list_jobs(self, key: JobKey, awaited: Sequence[str]) -> list[Manifest]:
-        """Every Job that carries the FineTuneJob's label; what is awaited and not listed is asked for by name."""
+        """Return all Jobs with the label of the FineTuneJob. Awaited Jobs that are not listed are read by name."""
         found = await self._list("batch/v1", "jobs", key)
         missing = set(awaited) - {job["metadata"]["name"] for job in found}
-        asked = [await self._get(path_of("batch/v1", "jobs", key.namespace, name)) for name in sorted(missing)]
-        return found + [job for job in asked if job is not None]
+        read = [await self._get(path_of("batch/v1", "jobs", key.namespace, name)) for name in sorted(missing)]
+        return found + [job for job in read if job is not None]
 
     async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
-        """Every pod of the named Jobs."""
+        """Return all pods of these Jobs."""
         return await self._list("v1", "pods", key, f",{constants.LABEL_JOB_NAME} in ({','.join(jobs)})")
 
     async def read_config(self, key: JobKey, child: str) -> str | None:
-        """From the ConfigMap of the attempt."""
+        """Return the configuration from the ConfigMap of the attempt."""
         found = await self._get(path_of("v1", "configmaps", key.namespace, child))
         return None if found is None else str((found.get("data") or {}).get(constants.CONFIG_KEY, ""))
 
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
-        """Warning Events about the named objects, oldest first."""
+        """Return Warning Events for these objects, oldest first."""
         path = path_of("v1", "events", key.namespace)
         found: list[Manifest] = []
         for name in names:
@@ -69,7 +70,7 @@ class KubernetesCluster:
         return sorted(found, key=lambda event: event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])
 
     async def list_versions(self, namespaces: tuple[str, ...]) -> dict[JobKey, str]:
-        """Resource version of every FineTuneJob; no namespaces: of the whole cluster."""
+        """Return the resource versions of all FineTuneJobs. No namespaces: the whole cluster."""
         found = {}
         for path in (path_of(constants.API_VERSION, constants.PLURAL, name) for name in namespaces or ("",)):
             items = (await self._server.request("GET", path, accept=METADATA_OF_ALL))["items"]
@@ -79,7 +80,7 @@ class KubernetesCluster:
         return found
 
     async def read_progress(self, pod: Manifest) -> Progress | None:
-        """`GET /progress` of a pod; None where no whole answer comes."""
+        """Return the response to `GET /progress`; None without a complete response."""
         address = _address(pod)
         return await get_progress(address, constants.PROGRESS_PORT, FOR_STATUS) if address else None
 
@@ -100,7 +101,7 @@ class KubernetesCluster:
     # ---- writes ----------------------------------------------------------------------------------------------------
 
     async def create_child(self, manifest: Manifest) -> None:
-        """Create a child; one that is there already has to be of the same owner."""
+        """Create a child. Raises ClusterConflictError if it exists with another owner."""
         metadata, plural = manifest["metadata"], _PLURALS[manifest["kind"]]
         path = path_of(manifest["apiVersion"], plural, metadata["namespace"])
         try:
@@ -114,9 +115,9 @@ class KubernetesCluster:
                 raise ClusterConflictError(f"{what} exists and belongs to another owner; delete it") from None
 
     async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
-        """Delete a Job in the foreground: it stays listed, being deleted, until its last pod has ended.
+        """Delete a Job in the foreground: it is listed until its last pod has ended.
 
-        The Job goes last: while it is there, whatever was left undone is found again.
+        The Job is deleted last, so that an interrupted deletion is found and repeated.
         """
         for plural, child in (("services", service_name(name)), ("configmaps", name)):
             await self._delete(path_of("v1", plural, key.namespace, child), {})
@@ -130,7 +131,7 @@ class KubernetesCluster:
         self._wrote(key, written)
 
     async def create_event(self, event: Manifest) -> None:
-        """Create an Event; one of the same name says the same and is left alone."""
+        """Create an Event. Does nothing if it exists: Events with equal names have equal content."""
         try:
             path = path_of("v1", "events", event["metadata"]["namespace"])
             await self._server.request("POST", path, event, accept=_METADATA_ONLY)
@@ -139,7 +140,7 @@ class KubernetesCluster:
                 raise
 
     async def _delete(self, path: str, body: Manifest) -> None:
-        """Gone already, or another object by now: both are left alone."""
+        """Delete an object. Does nothing if it does not exist or has another UID."""
         try:
             await self._server.request("DELETE", path, body)
         except StaleError:

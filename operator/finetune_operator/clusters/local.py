@@ -1,4 +1,4 @@
-"""The Cluster of one machine: pods are processes, objects are files, Jobs end as the real Job controller ends them."""
+"""Cluster on one machine: pods are processes, objects are files. Jobs end as with the Job controller of Kubernetes."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ _HOST = "127.0.0.1"
 
 
 class LocalCluster:
-    """Runs one FineTuneJob at a time. `on_change` is called when a child has changed."""
+    """Runs one FineTuneJob at a time. `on_change` is called when a child changes."""
 
     def __init__(
         self, work_dir: Path, key: JobKey, *, environ: Mapping[str, str], on_change: Callable[[], None]
@@ -43,26 +43,27 @@ class LocalCluster:
     # ---- the Cluster protocol --------------------------------------------------------------------------------------
 
     async def get(self, key: JobKey) -> Manifest | None:
-        """The FineTuneJob, or None."""
+        """Return the FineTuneJob, or None."""
         return self._objects.read(constants.KIND, key.name)
 
     async def list_jobs(self, key: JobKey, awaited: Sequence[str] = ()) -> list[Manifest]:
-        """Its Jobs, running and ended."""
+        """Return its Jobs, running and ended."""
         return self._objects.list("Job")
 
     async def list_pods(self, key: JobKey, jobs: Sequence[str]) -> list[Manifest]:
-        """Pods of the named Jobs, running and ended."""
+        """Return the pods of these Jobs, running and ended."""
         running = {pod.name: pod.manifest() for pods in self._pods.values() for pod in pods}
         stored = {manifest["metadata"]["name"]: manifest for manifest in self._objects.list("Pod")}
         found = {**stored, **running}.values()
         return [pod for pod in found if pod["metadata"]["labels"][constants.LABEL_JOB_NAME] in jobs]
 
     async def create_child(self, manifest: Manifest) -> None:
-        """Create a child; a Job's pods start at once."""
+        """Create a child. The pods of a Job start immediately."""
         existing = self._objects.read(manifest["kind"], manifest["metadata"]["name"])
         if existing is not None:
             if existing["metadata"]["ownerReferences"] != manifest["metadata"]["ownerReferences"]:
-                raise ClusterConflictError(f"{manifest['kind']} {manifest['metadata']['name']} has another owner")
+                what = f"{manifest['kind']} {manifest['metadata']['name']}"
+                raise ClusterConflictError(f"{what} exists and belongs to another owner; delete it")
             return
         metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": rfc3339(utc_now())}
         stored = {**manifest, "metadata": metadata}
@@ -71,7 +72,7 @@ class LocalCluster:
             self._tasks[metadata["name"]] = asyncio.create_task(self._run_job(stored))
 
     async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
-        """SIGTERM to the pods; the objects go when the last pod has ended."""
+        """Send SIGTERM to the pods. The objects are removed when the last pod has ended."""
         job = self._objects.read("Job", name)
         if job is None or job["metadata"]["uid"] != uid:
             return
@@ -83,25 +84,25 @@ class LocalCluster:
             self._remove(job)
 
     async def read_config(self, key: JobKey, child: str) -> str | None:
-        """From the ConfigMap of the attempt."""
+        """Return the configuration from the ConfigMap of the attempt."""
         found = self._objects.read("ConfigMap", child)
         return None if found is None else str(found["data"][constants.CONFIG_KEY])
 
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
-        """None: on one machine no scheduler and no kubelet stands between a Job and its pods."""
+        """Return no Events: there is no scheduler and no kubelet."""
         return []
 
     async def update_status(self, manifest: Manifest, status: Manifest) -> None:
-        """Replace the status; the spec may have changed since it was read, which the next pass sees."""
+        """Replace the status. The next reconcile handles a spec that has changed since it was read."""
         job = self._objects.read(constants.KIND, manifest["metadata"]["name"])
         if job is not None and job["metadata"]["uid"] == manifest["metadata"]["uid"]:
             self._objects.write({**job, "status": status})
 
     async def create_event(self, event: Manifest) -> None:
-        """Nothing to do: who runs a job here watches it, and the display tells the same."""
+        """Do nothing: the display of the command reports the same transitions."""
 
     async def read_progress(self, pod: Manifest) -> Progress | None:
-        """`GET /progress` of a pod, for the status."""
+        """Return the response of a pod to `GET /progress`, for the status."""
         name = pod["metadata"]["name"]
         running = next(
             (one for pods in self._pods.values() for one in pods if one.name == name and not one.ended), None
@@ -109,16 +110,16 @@ class LocalCluster:
         return None if running is None else await get_progress(_HOST, running.progress_port, FOR_STATUS)
 
     async def peek_progress(self, job_name: str) -> Progress | None:
-        """The same for a display, which keeps nothing."""
+        """Return the progress for a display, without effect on the shutdown of the pod."""
         pods = self._pods.get(job_name)
         return await get_progress(_HOST, pods[0].progress_port) if pods and not pods[0].ended else None
 
-    # ---- what a person at this machine does ------------------------------------------------------------------------
+    # ---- operations of the user --------------------------------------------------------------------------------
 
     def put(self, manifest: Manifest) -> None:
-        """`kubectl apply` of a FineTuneJob: keeps identity and status, counts a changed spec as a new generation.
+        """Create or update a FineTuneJob: keeps UID and status, and increments the generation if the spec changed.
 
-        A run that has failed is tried again, changed or not: who asks for it has mended something.
+        A failed run is retried even if the spec is unchanged, because the cause may have been corrected elsewhere.
         """
         metadata = {"namespace": self._namespace, **manifest["metadata"]}
         old = self._objects.read(constants.KIND, metadata["name"])
@@ -134,11 +135,11 @@ class LocalCluster:
         self._objects.write({**manifest, "metadata": {**metadata, **kept, "generation": generation}, "status": status})
 
     def kill_pod(self, job_name: str, index: int) -> None:
-        """`kill -9` of a pod's first process, as a lost node or the kernel's memory killer would."""
+        """Kill the first process of a pod with SIGKILL, like the loss of a node or the out-of-memory killer."""
         self._pods[job_name][index].signal(signal.SIGKILL)
 
     async def close(self) -> None:
-        """End whatever still runs, at once."""
+        """Kill all running pods."""
         for pods in self._pods.values():
             for pod in pods:
                 pod.signal(signal.SIGKILL)
@@ -147,7 +148,7 @@ class LocalCluster:
     # ---- the Job controller and the kubelet ------------------------------------------------------------------------
 
     async def _run_job(self, job: Manifest) -> None:
-        """backoffLimit 0: the first failed pod fails the Job, the others are terminated, and only then it counts."""
+        """Run a Job with backoffLimit 0: the first failed pod fails the Job after the other pods were terminated."""
         name = job["metadata"]["name"]
         config = self._objects.read("ConfigMap", name)
         assert config is not None, f"{name}: the ConfigMap is created before the Job"
@@ -178,7 +179,7 @@ class LocalCluster:
         self._on_change()
 
     def _terminate(self, job: Manifest) -> None:
-        """SIGTERM now, SIGKILL after the pod's grace."""
+        """Send SIGTERM, and SIGKILL after the grace period."""
         pods = self._pods[job["metadata"]["name"]]
         for pod in pods:
             pod.signal(signal.SIGTERM)
@@ -211,7 +212,8 @@ class LocalCluster:
             self._objects.remove(kind, child)
 
     def _mark_lost(self) -> None:
-        """Jobs that an earlier process left running died with it: a lost node, as far as the policies are concerned."""
+        """Mark Jobs that ran in an earlier process as failed by the loss of a node: their pods ended with that
+        process."""
         lost = {"type": "DisruptionTarget", "status": "True", "reason": "MachineLost"}
         for job in self._objects.list("Job"):
             if "deletionTimestamp" in job["metadata"]:

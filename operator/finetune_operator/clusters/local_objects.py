@@ -1,4 +1,4 @@
-"""Objects of the local cluster, one JSON file each, so that a later process finds what an earlier one knew."""
+"""Objects of the local cluster, one JSON file each, which later processes can read."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,11 @@ class ObjectFolder:
     def __init__(self, work_dir: Path, key: JobKey) -> None:
         self.root = work_dir / "jobs" / key.namespace / key.name
         self._folder = self.root / "objects"
-        # For the owner alone: pod templates hold the values of environment variables.
+        # Only for the owner, because pod templates contain the values of environment variables.
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def read(self, kind: str, name: str) -> Manifest | None:
-        """One object, or None."""
+        """Return an object, or None."""
         try:
             manifest: Manifest = json.loads(self._path(kind, name).read_text())
         except FileNotFoundError:
@@ -26,7 +26,7 @@ class ObjectFolder:
         return manifest
 
     def list(self, kind: str) -> list[Manifest]:
-        """All objects of a kind, by name."""
+        """Return all objects of a kind, sorted by name."""
         return [json.loads(path.read_text()) for path in sorted(self._folder.glob(f"{kind}.*.json"))]
 
     def write(self, manifest: Manifest) -> None:
@@ -35,7 +35,7 @@ class ObjectFolder:
         replace_file(path, json.dumps(manifest, indent=1))
 
     def remove(self, kind: str, name: str) -> None:
-        """Remove an object; one that is gone already is fine."""
+        """Remove an object. Does nothing if it does not exist."""
         self._path(kind, name).unlink(missing_ok=True)
 
     def _path(self, kind: str, name: str) -> Path:

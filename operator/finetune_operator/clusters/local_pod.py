@@ -1,4 +1,4 @@
-"""One pod as a local process group: the container's command and environment, with its mounts as folders."""
+"""A pod as a local process group, with the command and environment of the container, and folders as mounts."""
 
 import asyncio
 import ctypes
@@ -20,19 +20,19 @@ from ..manifests import Manifest
 
 _PR_SET_PDEATHSIG = 1
 _FALLBACK_BYTES, _FALLBACK_LINES = 2048, 80
-"""What a kubelet takes from the log of a container that failed without a termination message."""
+"""Part of the log that a kubelet uses for a container that failed without a termination message."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class PodPlace:
-    """Where a local pod lives."""
+    """Folders, ports and environment of a local pod."""
 
     folder: Path
-    """Its own folder: config, scratch, termination message."""
+    """Folder of the pod: configuration, scratch, termination message."""
     log: Path
     environ: Mapping[str, str]
-    """What every local pod inherits: the user's environment, storage credentials, the node's cache."""
+    """Environment of all local pods: that of the user, storage credentials, and the cache."""
     rendezvous_port: int
     progress_port: int
 
@@ -51,11 +51,11 @@ class LocalPod:
 
     @property
     def ended(self) -> bool:
-        """True once its process is gone."""
+        """Whether its process has ended."""
         return self._terminated is not None
 
     async def run(self) -> int:
-        """Start the process and wait for its end; its exit status, 128 + n for signal n."""
+        """Start the process and wait until it ends. Returns the exit status, 128 + n for signal n."""
         container = self._job["spec"]["template"]["spec"]["containers"][0]
         mounts = self._mount(container)
         self._place.log.parent.mkdir(parents=True, exist_ok=True)
@@ -76,14 +76,14 @@ class LocalPod:
             "exitCode": code,
             "finishedAt": rfc3339(utc_now()),
             "startedAt": self._started,
-            "message": self._last_word(has_failed=code != 0),
+            "message": self._termination_message(has_failed=code != 0),
         }
         shutil.rmtree(self._place.folder, ignore_errors=True)
         self._end.set()
         return code
 
     async def wait(self) -> None:
-        """Until its process is gone."""
+        """Wait until its process has ended."""
         await self._end.wait()
 
     def signal(self, number: signal.Signals) -> None:
@@ -102,8 +102,8 @@ class LocalPod:
             phase = "Failed" if self._terminated["exitCode"] else "Succeeded"
         return pod_manifest(self._job, self._index, phase, state)
 
-    def _last_word(self, *, has_failed: bool) -> str:
-        """The termination message; as under FallbackToLogsOnError, the log's tail where a failed pod has left none."""
+    def _termination_message(self, *, has_failed: bool) -> str:
+        """The termination message; as under FallbackToLogsOnError, the end of the log if a failed pod has none."""
         if message := _end_of(self._termination_log, MAX_TERMINATION_BYTES):
             return message
         if not has_failed:
@@ -116,7 +116,7 @@ class LocalPod:
         return self._place.folder / "termination-log"
 
     def _mount(self, container: Manifest) -> dict[str, Path]:
-        """Volumes as folders: mount path -> folder. Shared memory needs none, the machine's own is there."""
+        """Volumes as folders: mount path -> folder. Shared memory uses that of the machine."""
         mounts: dict[str, Path] = {}
         for mount in container["volumeMounts"]:
             if mount["mountPath"].startswith("/dev/"):
@@ -130,7 +130,7 @@ class LocalPod:
 
     def _environment(self, container: Manifest, mounts: dict[str, Path]) -> dict[str, str]:
         own = {entry["name"]: self._value(entry, mounts) for entry in container["env"]}
-        # Every pod has the machine's one address, so what a pod could fix is told from outside.
+        # All pods share the address of the machine, so each needs its own ports.
         local = {
             Env.MASTER_ADDR: "127.0.0.1",
             Env.MASTER_PORT: str(self._place.rendezvous_port),
@@ -143,13 +143,13 @@ class LocalPod:
     def _value(self, entry: Manifest, mounts: dict[str, Path]) -> str:
         if "value" in entry:
             return _moved(entry["value"], mounts)
-        # The pod's index is the only reference that a local run accepts; `rules.cluster_only` refuses Secrets.
-        assert "fieldRef" in entry["valueFrom"], f"{entry['name']}: no local pod can look up {entry['valueFrom']}"
+        # The index of the pod is the only reference in a local run; `rules.cluster_only` rejects Secrets.
+        assert "fieldRef" in entry["valueFrom"], f"{entry['name']}: must not use {entry['valueFrom']} in a local pod"
         return str(self._index)
 
 
 def _end_of(path: Path, most_bytes: int) -> str:
-    """The last bytes of a file, as a kubelet takes them; empty where there is none."""
+    """Return the last bytes of a file; empty if it does not exist."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - most_bytes))
@@ -161,7 +161,7 @@ def _end_of(path: Path, most_bytes: int) -> str:
 def pod_manifest(
     job: Manifest, index: int, phase: str, state: Manifest, conditions: tuple[Manifest, ...] = ()
 ) -> Manifest:
-    """A pod of an Indexed Job as an API object."""
+    """Return a pod of an Indexed Job as an API object."""
     name = job["metadata"]["name"]
     return {
         "apiVersion": "v1",
@@ -197,7 +197,7 @@ def _moved(text: str, mounts: dict[str, Path]) -> str:
 
 
 def _die_with_parent() -> None:
-    """Runs in the child before exec: no pod outlives the command that runs it, however that command ends."""
+    """Run in the child before exec, so that pods end with the command that runs them, even if it is killed."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:
         os._exit(1)

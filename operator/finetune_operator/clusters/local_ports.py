@@ -1,16 +1,16 @@
-"""Ports for processes that bind them seconds later, when they have imported their libraries."""
+"""Ports for processes that bind them seconds later, after importing their libraries."""
 
 import random
 import socket
 from contextlib import ExitStack
 
 _PORTS = range(20_000, 30_000)
-"""Below those that Linux (32768 on) and macOS (49152 on) hand out to whoever names none: of those, any connection of
-another process may take the chosen one meanwhile."""
+"""Below the ephemeral ports of Linux (from 32768) and macOS (from 49152), which connections of other processes may take
+in the meantime."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody holds on 127.0.0.1 or ::1 now. Raises OSError if there are not so many."""
+    """Return different free ports of 127.0.0.1 and ::1. Raises OSError if there are not enough."""
     ports: list[int] = []
     has_ipv6 = _has_ipv6()
     with ExitStack() as held:
@@ -21,7 +21,7 @@ def free_ports(count: int) -> list[int]:
                 held.enter_context(socket.create_server(("127.0.0.1", port)))
                 if has_ipv6:
                     held.enter_context(socket.create_server(("::1", port), family=socket.AF_INET6))
-            except OSError:  # another's
+            except OSError:  # in use
                 continue
             ports.append(port)
     if len(ports) < count:

@@ -1,7 +1,7 @@
-"""`GET /progress` of a pod. What runs in a pod is the user's: it may answer anything, or without end.
+"""`GET /progress` of a pod. The image of a pod is untrusted: it may send any response, or one without end.
 
-No HTTP library is used for the transfer because none of them bounds all that a server can send: header lines, a body
-that grows when it is unpacked, redirects to other addresses. Here every byte of an answer counts against one limit.
+No HTTP library is used for the transfer, because none limits everything that a server can send: header lines, a
+compressed body, redirects to other addresses. Here all bytes of a response count against one limit.
 """
 
 import asyncio
@@ -13,29 +13,29 @@ from typing import cast
 from finetune_api.progress import MAX_PROGRESS_BYTES, Progress
 
 _TOTAL_SECONDS = 2.0
-"""From the connection to the last byte. A supervisor answers from memory; what takes longer does not answer."""
+"""Timeout from the connection to the last byte. A supervisor responds from memory."""
 _MAX_ANSWER_BYTES = MAX_PROGRESS_BYTES + 16 * 1024
-"""With the headers."""
+"""Maximum size of a response, including headers."""
 _CHUNK_BYTES = 16 * 1024
 
 
 async def get_progress(host: str, port: int, query: str = "") -> Progress | None:
-    """Progress of the pod at an IP address; None where no whole and valid answer comes in time."""
+    """Return the progress of the pod at an IP address; None without a complete and valid response in time."""
     try:
         async with asyncio.timeout(_TOTAL_SECONDS):
             answer = await _exchange(host, port, f"/progress?{query}")
         return None if answer is None else Progress.decode(_body(answer))
     except (OSError, http.client.HTTPException, ValueError):
-        return None  # not up yet, or just gone: the next look will tell
+        return None  # not started yet, or just ended; read again later
 
 
 def host_of(address: str) -> str:
-    """An address as it stands in a URL: IPv6 in brackets."""
+    """Return an address for a URL, IPv6 in brackets."""
     return f"[{address}]" if ":" in address else address
 
 
 async def _exchange(host: str, port: int, path: str) -> bytes | None:
-    """All that the server sends; None where that is more than an answer may have."""
+    """Return the response; None if it exceeds the limit."""
     reader, writer = await asyncio.open_connection(host, port, limit=_CHUNK_BYTES)
     try:
         head = (
@@ -56,20 +56,20 @@ async def _exchange(host: str, port: int, path: str) -> bytes | None:
 
 
 class _Received:
-    """What `http.client` needs of a socket, with all bytes there already."""
+    """Socket interface for `http.client` over bytes that were already received."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
 
     def makefile(self, _mode: str) -> io.BytesIO:
-        """The bytes as a file."""
+        """Return the bytes as a file."""
         return io.BytesIO(self._content)
 
 
 def _body(answer: bytes) -> bytes:
-    """The body of an answer with status 200; empty for any other status, redirects among them.
+    """Return the body of a response with status 200; empty for other statuses, including redirects.
 
-    Raises HTTPException or ValueError for what is no answer, or not a whole one.
+    Raises HTTPException or ValueError for an invalid or incomplete response.
     """
     response = http.client.HTTPResponse(cast(socket.socket, _Received(answer)))
     response.begin()

@@ -1,7 +1,7 @@
-"""What is watched of the children: Jobs of which there is news, and the pods that leave a stage's last word.
+"""Watches of Jobs, and of the succeeded pods of rank 0, whose termination messages contain the results of stages.
 
-They bring their FineTuneJob into the queue; nothing is decided here. A FineTuneJob that is not over is looked at when
-it is shown, and its children with it: so none of theirs is listed, and a start among thousands reads none.
+Their events add the FineTuneJob to the queue. Children are not listed when the operator starts: every FineTuneJob that
+has not ended is reconciled when it is listed, which reads its children.
 """
 
 from collections.abc import Callable
@@ -18,49 +18,49 @@ from .watch import Watch
 
 _OURS = f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY}"
 _FIRST_OF_JOB = f"{_OURS},{constants.COMPLETION_INDEX}=0"
-"""Only rank 0's pod leaves a last word."""
+"""Only the pod of rank 0 reports a result."""
 _COALESCE_SECONDS = 0.2
-"""A Job that goes changes several times within a moment; one look at the end of it is enough."""
+"""Delay of a reconcile after an event, because a Job that ends changes several times within a short time."""
 
 
 @dataclass(frozen=True)
 class Children:
-    """Their part of the queue."""
+    """Handlers that feed the queue from events of children."""
 
     queue: KeyedQueue[JobKey]
-    table: JobCache
-    heard: Callable[[str], None]
-    """Is told the kind of every object that is shown."""
+    cache: JobCache
+    on_event: Callable[[str], None]
+    """Called with the kind of the object of every event."""
 
     def watches(self, server: ApiServer, namespace: str, silence_seconds: float) -> tuple[Watch, Watch]:
-        """To be run; an empty namespace: the whole cluster."""
+        """Return the watches to run. An empty namespace: the whole cluster."""
         jobs, pods = path_of("batch/v1", "jobs", namespace), path_of("v1", "pods", namespace)
         ended = {"labelSelector": _FIRST_OF_JOB, "fieldSelector": "status.phase=Succeeded"}
         return (
-            Watch(server, jobs, {"labelSelector": _OURS}, silence_seconds, self.job_shown, self.look_at_all),
+            Watch(server, jobs, {"labelSelector": _OURS}, silence_seconds, self.job_shown, self.add_unsettled),
             Watch(server, pods, ended, silence_seconds, self.pod_shown),
         )
 
     def job_shown(self, event: str, job: Manifest) -> None:
-        """There may be news of a Job."""
-        self.heard("Job")
+        """Handle an event of a Job."""
+        self.on_event("Job")
         key = _key_of(job)
-        is_awaited = self.table.waits(key) and bool((job.get("status") or {}).get("ready"))
-        if not (has_news(event, job) or is_awaited) or self.table.rests(key):
+        is_awaited = self.cache.is_waiting(key) and bool((job.get("status") or {}).get("ready"))
+        if not (has_news(event, job) or is_awaited) or self.cache.is_settled(key):
             return
         if event != "DELETED":
-            self.table.show_child(key, job)
+            self.cache.record_child(key, job)
         self.queue.add_after(key, _COALESCE_SECONDS)
 
     def pod_shown(self, event: str, pod: Manifest) -> None:
-        """A pod has ended well. Its Job will tell so; what comes before is kept for the look that follows."""
+        """Record a succeeded pod for the reconcile that the event of its Job triggers."""
         key = _key_of(pod)
-        if event != "DELETED" and not self.table.rests(key):
-            self.table.show_pod(key, pod)
+        if event != "DELETED" and not self.cache.is_settled(key):
+            self.cache.record_pod(key, pod)
 
-    def look_at_all(self) -> None:
-        """Whatever is not over may have ended unseen."""
-        for key in self.table.unsettled():
+    def add_unsettled(self) -> None:
+        """Reconcile all jobs that have not ended, because events may have been missed."""
+        for key in self.cache.unsettled():
             self.queue.add(key)
 
 

@@ -1,4 +1,4 @@
-"""Kopf's part: the watch of FineTuneJobs. What it shows goes into the queue; nothing is decided here."""
+"""The watch of FineTuneJobs through Kopf. Its events add keys to the queue."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,26 +13,26 @@ from .queue import KeyedQueue
 
 
 class _NothingKept(kopf.DiffBaseStorage):
-    """For handlers that ask what has changed, Kopf copies each object of each event. Ours do not ask."""
+    """Storage without content: Kopf copies every object for handlers that compare versions, which ours do not."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
-        """What a later event would be compared with."""
+        """Return the content to store: none."""
         return {}
 
     def fetch(self, **_: Any) -> kopf.BodyEssence | None:
-        """What was stored."""
+        """Return the stored content: none."""
         return None
 
     def store(self, **_: Any) -> None:
-        """Nothing is."""
+        """Store nothing."""
 
 
 def make_registry(
-    queue: KeyedQueue[JobKey], table: JobCache, heard: Callable[[str], None] = lambda _: None
+    queue: KeyedQueue[JobKey], cache: JobCache, on_event: Callable[[str], None] = lambda _: None
 ) -> kopf.OperatorRegistry:
     """Handlers that feed the queue. Only `on.event`: no annotations, no finalizers, no state in Kopf.
 
-    `heard` is told the kind of every object that a watch shows.
+    `on_event` is called with the kind of the object of every event.
     """
     registry = kopf.OperatorRegistry()
 
@@ -42,32 +42,32 @@ def make_registry(
 
     @kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL, registry=registry)
     async def job_seen(type: str | None, body: kopf.Body, namespace: str | None, name: str | None, **_: Any) -> None:  # noqa: A002 Kopf's name
-        heard(constants.KIND)
+        on_event(constants.KIND)
         key = JobKey(namespace or "", name or "")
         if type == "DELETED":
-            table.remove(key)
+            cache.remove(key)
             return
-        table.show(key, dict(body))
-        # The watch may be faster than the answer to the write that it shows.
+        cache.record(key, dict(body))
+        # The watch event of a write may arrive before the response to the write.
         await queue.released(key)
-        if table.needs_look(key):
+        if cache.needs_reconcile(key):
             queue.add(key)
-        elif (wait := table.wakes_in(key)) is not None:
+        elif (wait := cache.seconds_until_due(key)) is not None:
             queue.add_after(key, wait)
 
     return registry
 
 
 def make_settings(watch_silence_seconds: float) -> kopf.OperatorSettings:
-    """How Kopf watches. A watch that brings nothing for so long, no bookmark either, is opened anew."""
+    """Return the settings of Kopf. A watch without events or bookmarks for this time is opened again."""
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.posting.enabled = False
     settings.persistence.diffbase_storage = _NothingKept()
     settings.watching.chunk_size = 500
-    # How long Kopf keeps a task, and the object with it, for each object that it has shown: by default five seconds,
-    # which is all objects of a cluster at a start.
+    # Kopf keeps a task with the object for each event for this time. With the default of five seconds, it would keep
+    # all objects of the cluster at the start.
     settings.queueing.idle_timeout = 0.05
     settings.watching.server_timeout = 300
     settings.watching.inactivity_timeout = watch_silence_seconds

@@ -1,4 +1,4 @@
-"""Whether the operator works, not only whether it lives: age of the queue, of a pass, of the watches, of the loop."""
+"""Liveness of the operator: age of the queue, of reconciles, of lists, and lag of the event loop."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ _BEAT_SECONDS = 1.0
 
 @dataclass
 class Health:
-    """What the probes know. `problems` is empty while all is well."""
+    """State of the probes. `problems` is empty while the operator is healthy."""
 
     queue: KeyedQueue[JobKey]
     longest_pass: Callable[[], float]
@@ -38,58 +38,58 @@ class Health:
     _behind: int = 0
     _heard: dict[str, float] = field(default_factory=lambda: dict.fromkeys((constants.KIND, "Job"), time.monotonic()))
 
-    def heard(self, kind: str) -> None:
-        """A watch has shown an object of this kind."""
+    def record_event(self, kind: str) -> None:
+        """Record an event of a watch of this kind."""
         self._heard[kind] = time.monotonic()
 
     def silences(self) -> dict[str, float]:
-        """Kind -> seconds since a watch has shown one, or since the start."""
+        """Return kind -> seconds since the last event of its watch, or since the start."""
         now = time.monotonic()
         return {kind: now - at for kind, at in self._heard.items()}
 
     def problems(self) -> tuple[str, ...]:
-        """Why the operator should be started again, in words."""
+        """Return the reasons why the operator must be restarted."""
         now = time.monotonic()
         checks = (
-            (self.queue.oldest_seconds() > _QUEUE_SECONDS, "a key has waited for two minutes"),
-            (self.longest_pass() > _PASS_SECONDS, "a pass has taken five minutes"),
-            (now - self._beat > _LAG_SECONDS, "the event loop stands still"),
-            (now - self._listed > 3 * self.list_seconds + _LAG_SECONDS, "objects could not be listed three times"),
-            (self._behind >= _MISSED_LISTS, "the watch shows other objects than a list, three times"),
+            (self.queue.oldest_seconds() > _QUEUE_SECONDS, "a key has waited in the queue for more than two minutes"),
+            (self.longest_pass() > _PASS_SECONDS, "a reconcile has taken more than five minutes"),
+            (now - self._beat > _LAG_SECONDS, "the event loop is blocked"),
+            (now - self._listed > 3 * self.list_seconds + _LAG_SECONDS, "listing objects has failed three times"),
+            (self._behind >= _MISSED_LISTS, "watch and list have returned different objects three times"),
         )
         return tuple(text for holds, text in checks if holds)
 
     async def beat(self) -> None:
-        """Measure how late the event loop runs, until cancelled."""
+        """Measure the lag of the event loop, until cancelled."""
         while True:
             before = time.monotonic()
             await asyncio.sleep(_BEAT_SECONDS)
             self._beat = time.monotonic()
             self.metrics.loop_lag.set(max(0.0, self._beat - before - _BEAT_SECONDS))
 
-    async def resync(self, cluster: KubernetesCluster, table: JobCache, namespaces: tuple[str, ...]) -> None:
-        """List all objects from time to time: what the watches have missed is looked at, and counted against them."""
+    async def resync(self, cluster: KubernetesCluster, cache: JobCache, namespaces: tuple[str, ...]) -> None:
+        """List all objects periodically, reconcile those that the watch has missed, and count these lists."""
         while True:
             await asyncio.sleep(self.list_seconds * random.uniform(0.8, 1.2))
             try:
-                missed = await self._missed(cluster, table, namespaces)
+                missed = await self._missed(cluster, cache, namespaces)
             except OperatorError as error:
-                LOG.warning("objects cannot be listed: %s", error)
+                LOG.warning("listing objects failed: %s", error)
                 continue
             self._behind = self._behind + 1 if missed else 0
             for key in missed:
                 self.queue.add(key)
 
     async def _missed(
-        self, cluster: KubernetesCluster, table: JobCache, namespaces: tuple[str, ...]
+        self, cluster: KubernetesCluster, cache: JobCache, namespaces: tuple[str, ...]
     ) -> tuple[JobKey, ...]:
-        before = table.versions()
+        before = cache.versions()
         listed = await cluster.list_versions(namespaces)
         self._listed = time.monotonic()
-        await asyncio.sleep(_BEAT_SECONDS)  # what is just on its way is not missed
-        missed = table.missed(before, listed)
+        await asyncio.sleep(_BEAT_SECONDS)  # events may be on their way
+        missed = cache.missed(before, listed)
         for key in missed:
-            # A list may come from a server that lags behind, and what it leaves out the watch would not show again.
+            # A list may be outdated, and the watch would not send an object again that is removed here by mistake.
             if key not in listed and await cluster.get_live(key) is None:
-                table.remove(key)
+                cache.remove(key)
         return missed

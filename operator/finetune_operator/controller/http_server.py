@@ -15,9 +15,9 @@ async def serve(
     problems: Callable[[], tuple[str, ...]],
     ready: Callable[[], bool],
 ) -> web.AppRunner:
-    """Listen; the caller ends it with `cleanup()`. No host: on all addresses, of IPv4 and IPv6.
+    """Start the server; the caller stops it with `cleanup()`. No host: all addresses, IPv4 and IPv6.
 
-    Raises OSError for a port that is taken.
+    Raises OSError if the port is in use.
     """
 
     async def metrics(_: web.Request) -> web.Response:
@@ -40,7 +40,7 @@ async def serve(
 
 
 def _on_all_addresses(port: int) -> socket.socket:
-    """One socket for both families; of IPv4 alone where the kernel has no IPv6."""
+    """Return a socket for IPv4 and IPv6, or only for IPv4 if the kernel has no IPv6."""
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)

@@ -1,5 +1,7 @@
-"""Prometheus metrics. Names of controller-runtime where it has one, so that dashboards for controllers fit; never the
-name of a job as a label: a cluster's life has more of them than a time series database likes."""
+"""Prometheus metrics, with the names of controller-runtime where they exist, so that its dashboards can be used.
+
+Names of jobs are not used as labels, because their number is not limited.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -19,22 +21,22 @@ _TRAINING_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0,
 
 
 class Metrics:
-    """All metrics of one operator, in a registry of its own."""
+    """All metrics of one operator, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._passes = self._counter("controller_runtime_reconcile", "Reconcile passes by result.", "result")
-        self._errors = self._counter("controller_runtime_reconcile_errors", "Passes that have to be tried again.")
-        self._seconds = self._histogram("controller_runtime_reconcile_time_seconds", "Length of a reconcile pass.")
-        self._adds = self._counter("workqueue_adds", "Keys that were added.", owner="name")
-        self._retries = self._counter("workqueue_retries", "Keys that were put back after a failure.", owner="name")
+        self._passes = self._counter("controller_runtime_reconcile", "Reconciles by result.", "result")
+        self._errors = self._counter("controller_runtime_reconcile_errors", "Reconciles that failed and are retried.")
+        self._seconds = self._histogram("controller_runtime_reconcile_time_seconds", "Duration of a reconcile.")
+        self._adds = self._counter("workqueue_adds", "Keys added to the queue.", owner="name")
+        self._retries = self._counter("workqueue_retries", "Keys added again after a failure.", owner="name")
         self._waits = self._histogram(
-            "workqueue_queue_duration_seconds", "How long a key waited for a worker.", owner="name"
+            "workqueue_queue_duration_seconds", "Time that a key waited for a worker.", owner="name"
         )
-        self._work = self._histogram("workqueue_work_duration_seconds", "How long a worker had a key.", owner="name")
+        self._work = self._histogram("workqueue_work_duration_seconds", "Time that a worker used a key.", owner="name")
         self._api = Counter(
             "rest_client_requests",
-            "Calls to the API server by method and answer; code 0: no answer.",
+            "Requests to the API server by method and status code; code 0: no response.",
             ["method", "code"],
             registry=self.registry,
         )
@@ -45,15 +47,17 @@ class Metrics:
             registry=self.registry,
         )
         self._first_steps = self._histogram(
-            "finetune_time_to_first_step_seconds", "From the start of a run to its first optimizer step.", training=True
+            "finetune_time_to_first_step_seconds",
+            "Time from the start of a run to its first optimizer step.",
+            training=True,
         )
         self._restarts = self._histogram(
             "finetune_restart_seconds",
-            "From the end of an attempt to the first optimizer step of the next.",
+            "Time from the end of an attempt to the first optimizer step of the next.",
             training=True,
         )
         self.loop_lag = Gauge(
-            "finetune_event_loop_lag_seconds", "How late the event loop ran last.", registry=self.registry
+            "finetune_event_loop_lag_seconds", "Last measured lag of the event loop.", registry=self.registry
         )
 
     def _counter(self, metric: str, text: str, *labels: str, owner: str = "controller") -> Counter:
@@ -64,28 +68,28 @@ class Metrics:
         return Histogram(metric, text, [] if training else [owner], buckets=buckets, registry=self.registry)
 
     def _show(self, name: str, text: str, value: Callable[[], float], label: str = "name") -> None:
-        """A gauge that is asked when somebody looks."""
+        """Register a gauge that is evaluated when metrics are collected."""
         Gauge(name, text, [label], registry=self.registry).labels(_CONTROLLER).set_function(value)
 
     def show_queue(self, depth: Callable[[], float], oldest: Callable[[], float]) -> None:
-        """What waits."""
-        self._show("workqueue_depth", "Keys that wait.", depth)
-        self._show("workqueue_oldest_waiting_seconds", "How long the first key has waited.", oldest)
+        """Register the metrics of the queue."""
+        self._show("workqueue_depth", "Keys that wait for a worker.", depth)
+        self._show("workqueue_oldest_waiting_seconds", "Time that the oldest key has waited.", oldest)
 
     def show_workers(self, most: int, active: Callable[[], float], longest: Callable[[], float]) -> None:
-        """Who works."""
-        self._show("controller_runtime_max_concurrent_reconciles", "Workers.", lambda: most, "controller")
-        self._show("controller_runtime_active_workers", "Workers that have a key.", active, "controller")
-        self._show("workqueue_longest_running_processor_seconds", "Age of the oldest pass.", longest)
+        """Register the metrics of the workers."""
+        self._show("controller_runtime_max_concurrent_reconciles", "Number of workers.", lambda: most, "controller")
+        self._show("controller_runtime_active_workers", "Workers that process a key.", active, "controller")
+        self._show("workqueue_longest_running_processor_seconds", "Age of the oldest reconcile in progress.", longest)
 
     def show_jobs(self, phases: Callable[[], Mapping[str, int]]) -> None:
-        """What the watch shows."""
-        text = f"Objects of {GROUP} that the watch shows."
+        """Register the number of jobs by phase."""
+        text = f"Objects of {GROUP} by phase."
         self.registry.register(_Shown("finetune_jobs", text, "phase", phases))
 
     def show_watches(self, ages: Callable[[], Mapping[str, float]]) -> None:
-        """When the watches have shown something last."""
-        text = "How long ago a watch has shown something."
+        """Register the age of the last watch events."""
+        text = "Time since the last event of a watch."
         self.registry.register(_Shown("finetune_watch_last_event_age_seconds", text, "kind", ages))
 
     def added(self) -> None:
@@ -102,17 +106,17 @@ class Metrics:
         self._errors.labels(_CONTROLLER).inc()
 
     def reconciled(self, result: str, seconds: float) -> None:
-        """A pass has ended: `success`, `requeue`, `requeue_after` or `error`."""
+        """Record a reconcile with its result: `success`, `requeue`, `requeue_after` or `error`."""
         self._passes.labels(_CONTROLLER, result).inc()
         self._seconds.labels(_CONTROLLER).observe(seconds)
         self._work.labels(_CONTROLLER).observe(seconds)
 
     def called(self, method: str, status: int) -> None:
-        """A call to the API server was answered; 0: it was not."""
+        """Count a request to the API server; status 0: no response."""
         self._api.labels(method, str(status)).inc()
 
-    def turned(self, before: Status, after: Status) -> None:
-        """A pass has moved a job."""
+    def record_transition(self, before: Status, after: Status) -> None:
+        """Record the transitions of a job in a reconcile."""
         for attempt in transitions.ended(before, after):
             self._attempts.labels(attempt.stage, attempt.outcome, attempt.reason).inc()
         for step in transitions.first_steps(before, after):
@@ -123,7 +127,7 @@ class Metrics:
 
 
 class _Shown(Collector):
-    """A gauge with a value for each of some words, asked when somebody looks."""
+    """A gauge with one value per label, evaluated when metrics are collected."""
 
     def __init__(self, name: str, text: str, label: str, values: Callable[[], Mapping[str, float]]) -> None:
         self._name, self._text, self._label, self._values = name, text, label, values

@@ -1,6 +1,7 @@
-"""A queue of keys: each at most once, never two workers on one key, failures wait longer each time.
+"""A queue of keys with the semantics of client-go's workqueue, for one event loop. Not thread-safe.
 
-What client-go's workqueue is to Go controllers. For one event loop; nothing here is shared between threads.
+A key is queued at most once and processed by at most one worker at a time. Retries are delayed with exponential
+back-off.
 """
 
 import asyncio
@@ -24,15 +25,15 @@ class _Due:
 
 @dataclass
 class _Hold:
-    """A worker has a key."""
+    """A key that a worker processes."""
 
     again: bool = False
-    """It was added meanwhile."""
+    """Whether the key was added during processing."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class KeyedQueue(Generic[Key]):
-    """Keys that want to be looked at, in the order in which they were added."""
+    """Keys to reconcile, in the order in which they were added."""
 
     def __init__(
         self,
@@ -42,15 +43,15 @@ class KeyedQueue(Generic[Key]):
         added: Callable[[], None] = lambda: None,
         taken: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """`added` hears of every key that is put in, `taken` how many seconds one that is taken has waited."""
+        """`added` is called for every added key, `taken` with the seconds that a key has waited."""
         self._added, self._taken = added, taken
         self._first, self._max = first_backoff_seconds, max_backoff_seconds
         self._waiting: dict[Key, float] = {}
-        """Key -> when it was added; a dict keeps the order."""
+        """Key -> time when it was added. A dict preserves the order."""
         self._working: dict[Key, _Hold] = {}
         self._later: list[_Due] = []
         self._due: dict[Key, float] = {}
-        """Key -> the earliest time at which it comes back by itself."""
+        """Key -> earliest time at which it is added by a timer."""
         self._failures: dict[Key, int] = {}
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
@@ -60,31 +61,31 @@ class KeyedQueue(Generic[Key]):
 
     @property
     def working(self) -> int:
-        """Keys that workers have now."""
+        """Number of keys that are being processed."""
         return len(self._working)
 
     @property
     def later(self) -> int:
-        """Keys that come back by themselves."""
+        """Number of keys with a timer."""
         return len(self._due)
 
     def oldest_seconds(self) -> float:
-        """How long the first key has waited; 0 where none waits."""
+        """Return how long the oldest key has waited; 0 if the queue is empty."""
         first = next(iter(self._waiting.values()), None)
         return 0.0 if first is None else self._now() - first
 
     def add(self, key: Key) -> None:
-        """Look at the key soon. One that waits already keeps its place; one in work comes again afterwards."""
+        """Add a key. A queued key keeps its position; a key that is being processed is added again afterwards."""
         if key in self._working:
             self._working[key].again = True
         elif key not in self._waiting:
             self._waiting[key] = self._now()
             self._added()
-            self._due.pop(key, None)  # looking now makes looking later the next look's business
+            self._due.pop(key, None)  # the next reconcile sets a new timer
         self._changed.set()
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Look at the key in so many seconds, unless something brings it sooner."""
+        """Add a key after this time, unless it is added earlier."""
         at = self._now() + seconds
         if key in self._waiting or at >= self._due.get(key, float("inf")):
             return
@@ -93,7 +94,7 @@ class KeyedQueue(Generic[Key]):
         self._changed.set()
 
     def retry(self, key: Key, *, at_least: float = 0.0) -> float:
-        """After a failure: look again, later each time; returns the wait in seconds."""
+        """Add a key after a failure with exponential back-off. Returns the delay in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         wait = max(at_least, backoff_seconds(failures, self._first, self._max))
@@ -101,11 +102,11 @@ class KeyedQueue(Generic[Key]):
         return wait
 
     def forget(self, key: Key) -> None:
-        """The key is well: its next failure is a first one."""
+        """Reset the back-off of a key after a success."""
         self._failures.pop(key, None)
 
     async def get(self) -> Key:
-        """The next key; it is the caller's alone until `done`."""
+        """Wait for the next key. No other worker gets it until `done` is called."""
         while True:
             self._move_due()
             if self._waiting:
@@ -122,14 +123,14 @@ class KeyedQueue(Generic[Key]):
                 continue
 
     def done(self, key: Key) -> None:
-        """The caller has finished with the key."""
+        """Mark the processing of a key as completed."""
         hold = self._working.pop(key)
         hold.over.set()
         if hold.again:
             self.add(key)
 
     async def released(self, key: Key) -> None:
-        """Wait for the end of the work on the key that is under way, if any is."""
+        """Wait until the key is not being processed."""
         hold = self._working.get(key)
         if hold is not None:
             await hold.over.wait()
@@ -138,7 +139,7 @@ class KeyedQueue(Generic[Key]):
         while self._later and self._later[0].at <= self._now():
             due = heapq.heappop(self._later)
             key: Key = due.key  # type: ignore[assignment]
-            if self._due.get(key) == due.at:  # else an earlier or later wish has taken its place
+            if self._due.get(key) == due.at:  # else the timer was replaced
                 del self._due[key]
                 self.add(key)
 

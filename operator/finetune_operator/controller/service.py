@@ -1,4 +1,4 @@
-"""The operator as a process: watches, queue, workers, probes; it ends on SIGTERM, and nothing is lost by that."""
+"""The operator process: watches, queue, workers and probes. It can be stopped at any time with SIGTERM."""
 
 import asyncio
 import contextlib
@@ -28,59 +28,59 @@ LOG = logging.getLogger(__name__)
 
 
 _NESTING = 25_000
-"""An API server takes JSON of 10,000 levels, Python by default 1,000: one object with more in its free-form fields
-would end Kopf's watch and every later start. Reading 10,000 levels takes 1.3 MB of stack."""
+"""Recursion limit. An API server accepts JSON of 10,000 levels, Python by default about 1,000: an object with more
+levels in a free-form field would end the watch of Kopf. Reading 10,000 levels needs 1.3 MB of stack."""
 
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """How the process runs; what jobs get is in OperatorSettings."""
+    """Settings of the process. OperatorSettings has the settings of jobs."""
 
     namespaces: tuple[str, ...] = ()
-    """Namespaces to serve; none: the whole cluster."""
+    """Namespaces to watch; empty: the whole cluster."""
     kubeconfig: Path | None = None
     workers: int = 24
     host: str = ""
-    """Address of metrics and probes. Empty: all, of IPv4 and IPv6."""
+    """Address of metrics and probes. Empty: all addresses, IPv4 and IPv6."""
     port: int = 8081
-    """Of metrics and probes."""
+    """Port of metrics and probes."""
     resync_seconds: float = 300.0
     watch_silence_seconds: float = 70.0
-    """After which a watch is taken for dead. API servers send bookmarks once a minute."""
+    """Seconds without an event after which a watch is opened again. API servers send bookmarks once a minute."""
 
 
 async def run_service(settings: OperatorSettings, options: ServiceOptions) -> None:
-    """Serve until SIGTERM or SIGINT. Raises what ends one of its parts, so that all end with it."""
+    """Run until SIGTERM or SIGINT. If a background task fails, the operator stops and its exception is raised."""
     _collect_garbage_seldom()
     sys.setrecursionlimit(_NESTING)
     metrics = Metrics()
     queue: KeyedQueue[JobKey] = KeyedQueue(added=metrics.added, taken=metrics.taken)
     ready = asyncio.Event()
     async with _connection(options.kubeconfig, metrics) as server:
-        table = JobCache(server.now)
-        cluster = CachedCluster(server, table)
+        cache = JobCache(server.now)
+        cluster = CachedCluster(server, cache)
         workers = Workers(cluster, queue, settings, metrics, server.now)
         health = Health(queue, workers.longest_seconds, metrics, options.resync_seconds)
         metrics.show_queue(lambda: len(queue), queue.oldest_seconds)
         metrics.show_workers(options.workers, lambda: workers.active, workers.longest_seconds)
-        metrics.show_jobs(table.phases)
+        metrics.show_jobs(cache.phases)
         metrics.show_watches(health.silences)
         probes = await serve(options.host, options.port, metrics.registry, health.problems, ready.is_set)
         stop = asyncio.Event()
         background = [
             asyncio.create_task(workers.run(options.workers)),
             asyncio.create_task(health.beat()),
-            asyncio.create_task(health.resync(cluster, table, options.namespaces)),
+            asyncio.create_task(health.resync(cluster, cache, options.namespaces)),
         ]
-        children = Children(queue, table, health.heard)
+        children = Children(queue, cache, health.record_event)
         for namespace in options.namespaces or ("",):
             watches = children.watches(server, namespace, options.watch_silence_seconds)
             background += [asyncio.create_task(watch.run()) for watch in watches]
         for part in background:
-            part.add_done_callback(lambda _: stop.set())  # without one of them the others are no operator
+            part.add_done_callback(lambda _: stop.set())  # the operator needs all of them
         try:
             await kopf.operator(
-                registry=make_registry(queue, table, health.heard),
+                registry=make_registry(queue, cache, health.record_event),
                 settings=make_settings(options.watch_silence_seconds),
                 clusterwide=not options.namespaces,
                 namespaces=options.namespaces,
@@ -98,8 +98,8 @@ async def run_service(settings: OperatorSettings, options: ServiceOptions) -> No
 
 
 def _collect_garbage_seldom() -> None:
-    """A list of objects is tens of thousands of containers, all alive while it is read: by default Python looks through
-    them for cycles after every 700. A start among 5,000 jobs spends half of its time in that."""
+    """Collect garbage less often. Parsing lists of objects creates many containers, and by default Python searches for
+    cycles after every 700. At a start with 5,000 jobs, this takes half of the time."""
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
 

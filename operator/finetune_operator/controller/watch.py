@@ -1,4 +1,4 @@
-"""A watch that takes no list before it, and stays open whatever happens: what it may have missed, others look for."""
+"""A watch that starts without a list and is opened again after errors. Missed events are handled by the caller."""
 
 import asyncio
 import contextlib
@@ -17,28 +17,28 @@ from ..manifests import Manifest
 LOG = logging.getLogger(__name__)
 
 _SERVER_SECONDS = 300
-"""After which the server is asked to end the watch, so that it is opened on another one from time to time."""
+"""Duration of a watch request, so that it is periodically opened on another API server."""
 _FIRST_WAIT_SECONDS = 0.5
 _MAX_WAIT_SECONDS = 30.0
 
 
 @dataclass
 class Watch:
-    """Objects of one kind, from now on."""
+    """A watch of the objects of one kind."""
 
     server: ApiServer
     path: str
-    """The collection's."""
+    """Path of the collection."""
     selectors: Mapping[str, str]
-    """Of what is shown: `labelSelector`, `fieldSelector`."""
+    """Selectors of the objects: `labelSelector`, `fieldSelector`."""
     silence_seconds: float
-    """After which a connection that brings nothing, no bookmark either, is taken for dead."""
+    """Time without an event or bookmark after which the connection is closed."""
     shown: Callable[[str, Manifest], None]
-    """Is told each event, by its type, and its object."""
+    """Called with the type and the object of every event."""
     began: Callable[[], None] = lambda: None
-    """Is told when the watch begins at a new place: what was before, it does not show."""
+    """Called when the watch starts at a new version. Events before it are not received."""
     _version: str = ""
-    """Up to which everything has been shown; empty: not known."""
+    """Version up to which all events were received; empty: unknown."""
     _failures: int = 0
 
     async def run(self) -> None:
@@ -50,19 +50,19 @@ class Watch:
                 await self._follow()
             except ApiError as error:
                 if error.status != HTTPStatus.TOO_MANY_REQUESTS:
-                    self._version = ""  # too old, or of a server that knows another history
+                    self._version = ""  # the version is too old, or of another server
                 await self._wait(error, error.retry_after or 0.0)
             except ApiUnreachableError as error:
                 await self._wait(error, 0.0)
 
     async def _begin(self) -> None:
-        """Of a list only its version counts."""
+        """Start at the current version, from a list of one object."""
         newest = await self.server.request("GET", self.path, accept=METADATA_OF_ALL, limit=1)
         self._version = newest["metadata"]["resourceVersion"]
         self.began()
 
     async def _follow(self) -> None:
-        """One connection, until the server ends it."""
+        """Receive events until the server closes the connection."""
         begin = {"resourceVersion": self._version, "timeoutSeconds": str(_SERVER_SECONDS)}
         events = self.server.watch(self.path, silence_seconds=self.silence_seconds, **self.selectors, **begin)
         async with contextlib.aclosing(events):
@@ -74,14 +74,14 @@ class Watch:
                     self._show(event["type"], found)
 
     def _show(self, event: str, found: Manifest) -> None:
-        """No single object may end the watch, and the operator with it."""
+        """Call the handler. An exception for one object must not end the watch."""
         try:
             self.shown(event, found)
         except Exception:
-            LOG.exception("the watch of %s: an object that cannot be understood is passed over", self.path)
+            LOG.exception("watch of %s: the handler failed, the object is skipped", self.path)
 
     async def _wait(self, error: Exception, at_least: float) -> None:
         wait = max(at_least, backoff_seconds(self._failures, _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS))
         self._failures += 1
-        LOG.warning("the watch of %s: %s; again in %.1f s", self.path, error, wait)
+        LOG.warning("watch of %s failed: %s; retrying in %.1f s", self.path, error, wait)
         await asyncio.sleep(wait)

@@ -1,4 +1,4 @@
-"""Workers: take a key, reconcile it, say when to look again. A failure waits and is tried again; nothing ends them."""
+"""Workers, which reconcile keys and schedule the next reconcile. Failures are retried with back-off."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from datetime import datetime
 from ..clusters import Cluster
 from ..errors import ApiError, ApiUnreachableError, StaleError
 from ..manifests import JobKey
-from ..reconcile import Look, Outcome, reconcile
+from ..reconcile import ReconcileResult, RequeueReason, reconcile
 from ..settings import OperatorSettings
 from .metrics import Metrics
 from .queue import KeyedQueue
@@ -19,24 +19,24 @@ from .queue import KeyedQueue
 LOG = logging.getLogger(__name__)
 
 _STALE_SECONDS = 0.2
-"""A write that met a newer object: the watch brings that one within this time."""
+"""Delay after a write conflict, in which the watch delivers the newer object."""
 
 _TIMED_PASSES_PER_SECOND = 20.0
-"""Running jobs are looked at by time, all of them together this often at most: a pass costs the API server three reads
-and a write. Up to a hundred that run, each one's progress is as fresh as the settings say."""
+"""Maximum rate of periodic reconciles of running jobs, each of which needs three reads and a write. Up to a hundred
+running jobs are reconciled at the interval of the settings."""
 
 _WAITING_PASSES_PER_SECOND = 5.0
-"""The same for jobs that wait for their cluster, which may be hundreds for hours."""
+"""The same for jobs that wait for the cluster, which may be hundreds for hours."""
 
 _TIMED_SHARE = 0.1
-"""What these passes may take of the workers' time: an API server that answers slowly is asked less."""
+"""Maximum share of the workers' time for periodic reconciles, so that a slow API server gets fewer requests."""
 
 _REMEMBERED = 0.9
-"""How much of the mean length of a pass is that of the passes before the last one."""
+"""Weight of earlier reconciles in the moving average of their duration."""
 
 
 class Workers:
-    """Some workers on one queue."""
+    """Workers of one queue."""
 
     def __init__(
         self,
@@ -51,17 +51,17 @@ class Workers:
         self._since: dict[JobKey, float] = {}
         self._count = 1
         self._mean_seconds = 0.0
-        self._looks: dict[JobKey, Look] = {}
-        """Jobs that are looked at by time, and what for."""
+        self._requeued: dict[JobKey, RequeueReason] = {}
+        """Jobs that are reconciled periodically, and why."""
 
     def longest_seconds(self) -> float:
-        """How long the longest pass that is under way has taken so far."""
+        """Return how long the oldest reconcile in progress has taken so far."""
         now = time.monotonic()
         return max((now - since for since in self._since.values()), default=0.0)
 
     @property
     def active(self) -> int:
-        """Passes that are under way."""
+        """Number of reconciles in progress."""
         return len(self._since)
 
     async def run(self, count: int) -> None:
@@ -85,52 +85,54 @@ class Workers:
             self._metrics.reconciled(result, took)
 
     async def _pass(self, key: JobKey) -> str:
-        """One pass; its result as the metrics name it."""
+        """Reconcile once. Returns the result as the label of the metric."""
         try:
-            outcome = await reconcile(self._cluster, key, self._paced(), self._now())
+            result = await reconcile(self._cluster, key, self._paced(), self._now())
         except StaleError:
             self._queue.add_after(key, _STALE_SECONDS)
             return "requeue"
         except (ApiError, ApiUnreachableError) as error:
             self._metrics.retried()
             wait = self._queue.retry(key, at_least=getattr(error, "retry_after", None) or 0.0)
-            LOG.warning("the API server: %s; again in %.1f s", error, wait, extra=fields_of(key))
+            LOG.warning("request to the API server failed: %s; retrying in %.1f s", error, wait, extra=fields_of(key))
             return "error"
         except Exception:
             self._metrics.retried()
             wait = self._queue.retry(key)
-            LOG.exception("a pass failed; again in %.1f s", wait, extra=fields_of(key))
+            LOG.exception("reconcile failed; retrying in %.1f s", wait, extra=fields_of(key))
             return "error"
         self._queue.forget(key)
-        return self._concluded(key, outcome)
+        return self._record_result(key, result)
 
     def _paced(self) -> OperatorSettings:
-        """The settings; where many jobs run, or wait, each of them is looked at less often.
+        """Return the settings with longer intervals if many jobs are running or waiting.
 
-        What is due at a time of its own, such as the removal of a finished job's children, takes nothing from these.
+        Jobs with a due time, such as the deletion of children after the TTL, do not count.
         """
-        return paced(self._settings, Counter(self._looks.values()), self._mean_seconds, self._count)
+        return paced(self._settings, Counter(self._requeued.values()), self._mean_seconds, self._count)
 
-    def _concluded(self, key: JobKey, outcome: Outcome | None) -> str:
-        if outcome is None or outcome.requeue_after is None or outcome.look is Look.DUE:
-            self._looks.pop(key, None)
+    def _record_result(self, key: JobKey, result: ReconcileResult | None) -> str:
+        if result is None or result.requeue_after is None or result.requeue_reason is RequeueReason.DUE:
+            self._requeued.pop(key, None)
         else:
-            self._looks[key] = outcome.look
-        if outcome is None:
+            self._requeued[key] = result.requeue_reason
+        if result is None:
             return "success"
-        self._metrics.turned(outcome.before, outcome.status)
-        if outcome.status.phase != outcome.before.phase:
-            LOG.info("%s", outcome.status.phase, extra=fields_of(key, outcome))
-        if outcome.requeue_after is None:
+        self._metrics.record_transition(result.before, result.status)
+        if result.status.phase != result.before.phase:
+            LOG.info("%s", result.status.phase, extra=fields_of(key, result))
+        if result.requeue_after is None:
             return "success"
-        self._queue.add_after(key, outcome.requeue_after)
+        self._queue.add_after(key, result.requeue_after)
         return "requeue_after"
 
 
-def paced(settings: OperatorSettings, looks: Mapping[Look, int], pass_seconds: float, workers: int) -> OperatorSettings:
-    """The settings for so many jobs that are looked at by time."""
-    progress = fair_wait(looks.get(Look.PROGRESS, 0), pass_seconds, workers)
-    waiting = fair_wait(looks.get(Look.WAITING, 0), pass_seconds, workers, _WAITING_PASSES_PER_SECOND)
+def paced(
+    settings: OperatorSettings, requeued: Mapping[RequeueReason, int], pass_seconds: float, workers: int
+) -> OperatorSettings:
+    """Return the settings for these numbers of periodically reconciled jobs."""
+    progress = fair_wait(requeued.get(RequeueReason.PROGRESS, 0), pass_seconds, workers)
+    waiting = fair_wait(requeued.get(RequeueReason.WAITING, 0), pass_seconds, workers, _WAITING_PASSES_PER_SECOND)
     return replace(
         settings,
         progress_seconds=max(settings.progress_seconds, progress),
@@ -141,17 +143,17 @@ def paced(settings: OperatorSettings, looks: Mapping[Look, int], pass_seconds: f
 def fair_wait(
     jobs: int, pass_seconds: float, workers: int, passes_per_second: float = _TIMED_PASSES_PER_SECOND
 ) -> float:
-    """Seconds between two looks at each of so many jobs, so that all of them together cost no more than they may."""
+    """Return the seconds between two reconciles of a job that keep the total rate of `jobs` jobs within its limits."""
     return jobs * max(1 / passes_per_second, pass_seconds / (_TIMED_SHARE * workers))
 
 
-def fields_of(key: JobKey, outcome: Outcome | None = None) -> dict[str, object]:
-    """What a log line about a job carries beside its text."""
+def fields_of(key: JobKey, result: ReconcileResult | None = None) -> dict[str, object]:
+    """Return the additional fields of a log line about a job."""
     fields: dict[str, object] = {"namespace": key.namespace, "job": key.name}
-    if outcome is not None:
-        status = outcome.status
+    if result is not None:
+        status = result.status
         fields |= {
-            "uid": outcome.uid,
+            "uid": result.uid,
             "run": status.run.number,
             "stage": status.run.stage,
             "attempt": status.run.attempt,

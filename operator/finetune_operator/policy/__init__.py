@@ -1,1 +1,1 @@
-"""Decisions, one a file: (spec, observed, now) -> decision. Pure: no I/O, clock, randomness or Kopf."""
+"""Decisions, one per module: (spec, observed, now) -> decision. Pure: no I/O, clock, randomness or Kopf."""

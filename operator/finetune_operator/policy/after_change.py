@@ -1,5 +1,7 @@
-"""A completed run that continues because its spec was changed: a failed one is retried, a succeeded one is evaluated
-again. The run stays the same: nothing is trained that was trained before."""
+"""Continue a run that has ended because its spec was changed: retry a failed run, or evaluate a succeeded one again.
+
+The run keeps its number, and completed stages are not repeated.
+"""
 
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
 from finetune_api.scopes import spec_hash
@@ -12,14 +14,15 @@ _NO_REMEDY = frozenset({"spec.suspend", "spec.ttlSecondsAfterFinished"})
 
 
 def retry_hash(spec: Spec) -> str:
-    """Hash of the fields that may make a failed run succeed without being another run; kept in status."""
+    """Return the hash of the fields that may correct a failed run without starting a new one. It is stored in
+    status."""
     return spec_hash(spec, {Scope.ATTEMPT, Scope.EVALUATION, Scope.NOW}, without=_NO_REMEDY)
 
 
 def continued_after_change(status: Status, spec: Spec, now: str) -> Status:
-    """Status as if the run were not complete, where its spec was changed since in a field that matters.
+    """Remove the terminal condition if the spec was changed after the run ended in a field that continues it.
 
-    Deadline and restarts count from `now` on.
+    Deadline, restarts and disruptions count from `now`.
     """
     if _is(ConditionType.FAILED, status) and status.run.failed_spec_hash not in {None, retry_hash(spec)}:
         *others, last = status.run.attempts or (None,)
@@ -31,13 +34,13 @@ def continued_after_change(status: Status, spec: Spec, now: str) -> Status:
 
 
 def needs_evaluation(status: Status, spec: Spec) -> bool:
-    """Whether the last successful evaluation was started with other fields of scope Evaluation."""
+    """Whether the last successful evaluation was started with different fields of scope Evaluation."""
     last = last_evaluation(status)
     return last is not None and last.evaluation_spec_hash not in {"", evaluation_hash(spec)}
 
 
 def last_evaluation(status: Status) -> AttemptStatus | None:
-    """The newest evaluate attempt that succeeded."""
+    """Return the newest evaluate attempt that succeeded."""
     succeeded = (
         entry
         for entry in reversed(status.run.attempts)

@@ -1,5 +1,7 @@
-"""How much of `spec.budget.deadline` is left. Time in which the job is suspended does not count, as for a `batch/v1`
-Job; unlike there, a suspension does not give the whole deadline back."""
+"""Time left until `spec.budget.deadline`. Suspended time does not count.
+
+Unlike with a `batch/v1` Job, a suspension does not reset the deadline.
+"""
 
 from datetime import datetime, timedelta
 
@@ -8,7 +10,7 @@ from finetune_api.v1alpha1.quantities import seconds
 
 
 def with_suspension(status: Status, spec: Spec, now: str) -> Status:
-    """Status of a run that goes on, which knows since when, and for how long before, it has been suspended."""
+    """Record in status since when the run is suspended, and for how long it was suspended before."""
     if spec.suspend and status.run.suspended_since is None:
         return status.with_run(suspended_since=now)
     if not spec.suspend and status.run.suspended_since is not None:
@@ -18,7 +20,7 @@ def with_suspension(status: Status, spec: Spec, now: str) -> Status:
 
 
 def suspended_seconds(status: Status, now: datetime) -> float:
-    """How long the run has been suspended so far."""
+    """Return the total time for which the run has been suspended."""
     past = status.run.suspended_seconds or 0.0
     if status.run.suspended_since is None:
         return past
@@ -26,7 +28,7 @@ def suspended_seconds(status: Status, now: datetime) -> float:
 
 
 def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
-    """Until the run's deadline; negative once it is over, None where there is none."""
+    """Return the seconds until the deadline of the run: negative after it, None without a deadline."""
     if spec.budget.deadline is None or not status.run.start_time:
         return None
     allowed = seconds(spec.budget.deadline) + suspended_seconds(status, now)

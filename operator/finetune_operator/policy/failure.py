@@ -1,4 +1,4 @@
-"""Why an attempt failed: which pod was first, what class it is, and what the user can do."""
+"""Classify a failed attempt: the pod that failed first, the class of the failure, and how to correct it."""
 
 import json
 from collections.abc import Iterator
@@ -13,49 +13,52 @@ from ..observed import ObservedPod, ObservedStage
 
 _SIGTERM_EXIT = 143
 _BYSTANDER_EXITS = frozenset({int(ExitCode.STOPPED), _SIGTERM_EXIT})
-"""How pods end that were stopped because another one failed."""
+"""Exit statuses of pods that were stopped because another pod failed."""
 
 _SETTLE = timedelta(seconds=2)
-"""Pods that end within this time of each other may have ended for the same cause; their times are whole seconds."""
+"""Pods that end within this time of each other may have the same cause, because the times have a resolution of one
+second."""
 
 _SHOWN_LINES = 10
-"""Lines of a log that status shows where a pod has left no message of its own."""
+"""Log lines that status shows for a pod without a termination message."""
 
 _ADVICE = {
-    ExitCode.DIVERGED: "Lower spec.training.learningRate, add a warmup, or look for broken records in the data.",
+    ExitCode.DIVERGED: "Lower spec.training.learningRate, add a warmup, or search the data for corrupt records.",
     ExitCode.STORAGE_UNREACHABLE: "Check spec.storage.endpoint and its server; committed checkpoints are safe.",
     ExitCode.ACCESS_DENIED: "Check the credentials and that they may read the inputs and write under spec.output.uri.",
-    ExitCode.INTERNAL_ERROR: "Read the log; if the failure repeats at the same step, the data there is worth a look.",
+    ExitCode.INTERNAL_ERROR: "Read the log; if the failure repeats at the same step, inspect the data of that step.",
 }
-_GOES_ON = "Nothing: the next attempt starts from the last checkpoint."
-_REJECTED_ADVICE = "If it repeats, look at the node: it has less to offer than the scheduler counts there."
+_NO_ACTION = "No action is required: the next attempt starts from the last checkpoint."
+_REJECTED_ADVICE = "If it repeats, inspect the node: it has fewer resources available than the scheduler assumes."
 _OVERUSE_ADVICE = (
     "Request what the job uses: memory or ephemeral-storage in the requests and limits of spec.workers.resources, or "
-    "spec.workers.sharedMemory. Data sets, models and checkpoints on the node count, unless spec.workers.cache is set."
+    "spec.workers.sharedMemory. This includes data sets, models and checkpoints on the node, unless spec.workers.cache "
+    "is "
+    "set."
 )
 _SIGKILL_ADVICE = (
-    "The process was killed from outside, often by the memory limit; training goes on from the checkpoint."
+    "The process was killed, often because of the memory limit; training resumes from the last checkpoint."
 )
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One failed attempt, judged."""
+    """The classification of a failed attempt."""
 
     failure_class: FailureClass
     exit_code: int
     status: FailureStatus
     never_ran: bool = False
-    """A kubelet refused its pod."""
+    """Whether a kubelet rejected its pod."""
 
 
 def detect_disruption(stage: ObservedStage) -> FailureStatus | None:
-    """A pod of a running stage that somebody has deleted or evicted; None where there is none.
+    """Return a deleted or evicted pod of a running stage; None if there is none.
 
-    It is gone once it has ended, and so may be the others, stopped with it: then nobody could name it any more.
+    It must be recorded while it exists: when the pods have ended, they may be removed without a trace of the cause.
     """
     if stage.failing or stage.deleting:
-        return None  # what is being deleted now is a consequence
+        return None  # the deletion of pods is a consequence of the failure
     pod = next((pod for pod in stage.pods if pod.due_at), None)
     if pod is None:
         return None
@@ -65,16 +68,17 @@ def detect_disruption(stage: ObservedStage) -> FailureStatus | None:
         attempt=stage.attempt,
         pod=pod.name,
         node=pod.node,
-        message=f"{pod.name} was {'evicted' if pod.disrupted else 'deleted'}, and the others stop with it",
-        advice=_GOES_ON,
+        message=f"{pod.name} was {'evicted' if pod.disrupted else 'deleted'}, so the other pods are stopped",
+        advice=_NO_ACTION,
     )
 
 
-def classify_failure(stage: ObservedStage, noticed: FailureStatus | None = None) -> Failure:
-    """Permanent beats disruption beats retryable; among equals the pod that ended first is the cause.
+def classify_failure(stage: ObservedStage, detected: FailureStatus | None = None) -> Failure:
+    """Classify a failed attempt by its most severe pod: permanent, then disruption, then retryable.
 
-    The others are bystanders: they were stopped, or lost their peer in the middle of a collective. `noticed` is what
-    was noticed while the stage still ran; it stands where no pod is left to tell more.
+    Among pods of the same class, the one that ended first is the cause. The others were stopped, or lost their peer
+    during a collective. `detected` is the disruption that was detected while the stage was running; it is used if no
+    pod is left.
     """
     failed = [pod for pod in stage.pods if pod.exit_code]
     if stage.lost:
@@ -85,7 +89,7 @@ def classify_failure(stage: ObservedStage, noticed: FailureStatus | None = None)
         return _refused(stage, refused)
     if not failed:
         evicted = next((pod for pod in stage.pods if pod.kubelet_reason), None)
-        return _without_a_trace(stage, noticed) if evicted is None else _refused(stage, evicted)
+        return _without_pods(stage, detected) if evicted is None else _refused(stage, evicted)
     culprits = [pod for pod in failed if pod.exit_code not in _BYSTANDER_EXITS] or failed
     first = min(culprits, key=lambda pod: (_class_of(pod), pod.finished_at, pod.index))
     if _class_of(first) is not FailureClass.PERMANENT:
@@ -97,22 +101,22 @@ def classify_failure(stage: ObservedStage, noticed: FailureStatus | None = None)
     code = first.exit_code or 0
     status = _status(stage, first, code)
     if code in _BYSTANDER_EXITS and (gone := _deleted(stage)):
-        told = f"{gone} was deleted, and the others stopped with it: {status.message}"
-        status = status.model_copy(update={"failure_class": "PodDeleted", "pod": gone, "node": "", "message": told})
+        message = f"{gone} was deleted, so the other pods were stopped: {status.message}"
+        status = status.model_copy(update={"failure_class": "PodDeleted", "pod": gone, "node": "", "message": message})
     return Failure(_class_of(first), code, status)
 
 
 def _refused(stage: ObservedStage, pod: ObservedPod) -> Failure:
-    """What the kubelet itself has ended, or never started, in its own words.
+    """Classify a pod that the kubelet ended or rejected, with the message of the kubelet.
 
-    Charged as a disruption, except where the pod was evicted for what it used itself: the next one would use it too.
+    It is a disruption, unless the pod was evicted because of its own resource usage, which the next pod would repeat.
     """
-    told = "was not started" if pod.is_rejected else "was ended"
+    event = "was not started" if pod.is_rejected else "was ended"
     where = f" on node {pod.node}" if pod.node else ""
     code = pod.exit_code or 0
-    said = [f"{pod.name} {told}{where}: {pod.kubelet_reason}: {pod.kubelet_message}".rstrip(": ")]
+    lines = [f"{pod.name} {event}{where}: {pod.kubelet_reason}: {pod.kubelet_message}".rstrip(": ")]
     if pod.message is not None:
-        said += [line for line in (pod.message.error, *pod.message.last_lines) if line]
+        lines += [line for line in (pod.message.error, *pod.message.last_lines) if line]
     status = FailureStatus(
         failure_class=pod.kubelet_reason,
         stage=str(stage.stage),
@@ -120,17 +124,17 @@ def _refused(stage: ObservedStage, pod: ObservedPod) -> Failure:
         pod=pod.name,
         node=pod.node,
         exit_code=code,
-        message="\n".join(said)[:4096],
-        advice=_OVERUSE_ADVICE if pod.is_overusing else _REJECTED_ADVICE if pod.is_rejected else _GOES_ON,
+        message="\n".join(lines)[:4096],
+        advice=_OVERUSE_ADVICE if pod.is_overusing else _REJECTED_ADVICE if pod.is_rejected else _NO_ACTION,
     )
     kind = FailureClass.RETRYABLE if pod.is_overusing else FailureClass.DISRUPTION
     return Failure(kind, code, status, never_ran=pod.is_rejected)
 
 
 def _first_of(culprits: list[ObservedPod]) -> ObservedPod:
-    """The pod that ended first; where that is one with an internal error, one that names its cause just after it.
+    """Return the pod that ended first, or after an internal error the pod that ended within 2 s with a specific cause.
 
-    A worker that has lost its peer ends with an internal error, and its end may be told before the peer's own.
+    A worker that loses its peer ends with an internal error, and its end may be reported before that of the peer.
     """
     ordered = sorted(culprits, key=lambda pod: (pod.finished_at, pod.index))
     first = ordered[0]
@@ -142,7 +146,7 @@ def _first_of(culprits: list[ObservedPod]) -> ObservedPod:
 
 
 def _deleted(stage: ObservedStage) -> str:
-    """A pod that should be there and is not, by its host name: one that ended by itself is kept, with its end."""
+    """Return the host name of a missing pod. Only deleted pods are missing: pods that ended by themselves are kept."""
     present = {pod.index for pod in stage.pods}
     return next((f"{stage.job_name}-{index}" for index in range(stage.expected_pods) if index not in present), "")
 
@@ -152,22 +156,22 @@ def _class_of(pod: ObservedPod) -> FailureClass:
     return FailureClass.DISRUPTION if is_free else failure_class(pod.exit_code or 0)
 
 
-def _without_a_trace(stage: ObservedStage, noticed: FailureStatus | None) -> Failure:
-    """The Job failed and no pod says why: its pods were removed, so the training is not to blame."""
-    if noticed is not None and (noticed.stage, noticed.attempt) == (stage.stage, stage.attempt):
-        return Failure(FailureClass.DISRUPTION, 0, noticed)
+def _without_pods(stage: ObservedStage, detected: FailureStatus | None) -> Failure:
+    """Classify a failed Job without pods: they were removed, which the training did not cause."""
+    if detected is not None and (detected.stage, detected.attempt) == (stage.stage, stage.attempt):
+        return Failure(FailureClass.DISRUPTION, 0, detected)
     status = FailureStatus(
         failure_class="Lost",
         stage=str(stage.stage),
         attempt=stage.attempt,
         message=f"{stage.job_name} failed and its pods are gone",
-        advice=_GOES_ON,
+        advice=_NO_ACTION,
     )
     return Failure(FailureClass.DISRUPTION, 0, status)
 
 
 def _lost(stage: ObservedStage) -> Failure:
-    """A node that does not answer: nobody can tell how its pod ended, or whether it has."""
+    """Classify the loss of a node. Whether and how its pod ended is unknown."""
     pod = next(pod for pod in stage.pods if pod.due_at and not pod.ended)
     status = FailureStatus(
         failure_class="NodeLost",
@@ -175,8 +179,8 @@ def _lost(stage: ObservedStage) -> Failure:
         attempt=stage.attempt,
         pod=pod.name,
         node=pod.node,
-        message=f"{pod.name} should have ended by {pod.due_at}, and node {pod.node or '(unknown)'} does not tell of it",
-        advice="Look after the node. The next attempt goes on elsewhere; what still runs there cannot write any more.",
+        message=f"{pod.name} must have ended by {pod.due_at}, but node {pod.node or '(unknown)'} does not respond",
+        advice="Check the node. The next attempt runs on other nodes; processes left on this one cannot write.",
     )
     return Failure(FailureClass.DISRUPTION, 0, status)
 
@@ -186,7 +190,7 @@ def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
     if message is not None:
         lines = [message.error, *message.last_lines]
     else:
-        lines = [f"{pod.name} {_ended(pod, code)}", *_said(pod.raw_message)]
+        lines = [f"{pod.name} {_ended(pod, code)}", *_log_messages(pod.raw_message)]
     name = name_of(ExitCode.OUT_OF_MEMORY if pod.out_of_memory else code)
     return FailureStatus(
         failure_class="Disrupted" if pod.disrupted else name,
@@ -203,12 +207,12 @@ def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
 
 def _ended(pod: ObservedPod, code: int) -> str:
     if pod.out_of_memory:
-        return "was ended by the kernel because its memory was used up"
+        return "was killed by the kernel because it ran out of memory"
     return f"ended with status {code}"
 
 
-def _said(log_tail: str) -> Iterator[str]:
-    """The last lines of a log as people read them; the first of a tail may be the end of a longer one."""
+def _log_messages(log_tail: str) -> Iterator[str]:
+    """Yield the messages of the last log lines. The first line may be incomplete and is then returned unchanged."""
     for line in log_tail.splitlines()[-_SHOWN_LINES:]:
         try:
             yield str(json.loads(line)["message"])

@@ -1,4 +1,4 @@
-"""How long pods get to save their state after SIGTERM: by what saving was measured to take, not by a guess."""
+"""Termination grace period of the pods, derived from the measured duration of saves."""
 
 import math
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from ..observed import ObservedStage
 from ..settings import GraceLimits
 
 _SAVES = 2.0
-"""A stop may come in the middle of a save; then that one is finished, and the state of the stop is saved after it."""
+"""Saves after SIGTERM: one may be in progress, which is completed before the state is saved again."""
 
 _STEPS = 2.0
-"""The step that is under way, and the one at whose end the ranks agree to stop."""
+"""Steps after SIGTERM: the current step, and the step at whose end the ranks agree to stop."""
 
 _ENDING_SECONDS = 15.0
-"""Processes end, and rank 0 waits up to five seconds to be asked for its last word."""
+"""Time for the processes to end, and for rank 0 to wait up to five seconds until its last progress is read."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StopSafety:
     """Whether the pods of an attempt can be stopped without losing work."""
 
     is_safe: bool
@@ -27,28 +27,29 @@ class Verdict:
 
 
 def grace_seconds(status: Status, limits: GraceLimits) -> int:
-    """terminationGracePeriodSeconds of the next attempt's pods."""
+    """Return terminationGracePeriodSeconds of the pods of the next attempt."""
     return max(limits.least_seconds, min(limits.most_seconds, _needed(status) or 0))
 
 
-def verdict(status: Status, stage: ObservedStage, limits: GraceLimits) -> Verdict | None:
-    """Of a running attempt; None until a save has been measured."""
+def stop_safety(status: Status, stage: ObservedStage, limits: GraceLimits) -> StopSafety | None:
+    """Return whether a running attempt can be stopped safely; None until a save has been measured."""
     needed, given = _needed(status), stage.grace_seconds
     if needed is None:
         return None
-    needs = f"saving the state takes about {needed} s in all"
+    needs = f"saving a checkpoint after SIGTERM takes about {needed} s in total"
     if needed <= given:
-        return Verdict(True, f"{needs}, and pods get {given} s after SIGTERM")
-    told = f"{needs}, but the pods of attempt {stage.attempt} get {given} s after SIGTERM: an eviction loses the work "
-    told += "since the last checkpoint"
+        return StopSafety(True, f"{needs}, and the grace period of the pods is {given} s")
+    problem = f"{needs}, but the grace period of the pods of attempt {stage.attempt} is {given} s: an eviction loses "
+    problem += "the work since the last checkpoint"
     if needed <= limits.most_seconds:
-        return Verdict(False, f"{told}; the next attempt gets {needed} s")
-    remedy = "raise the operator's --max-termination-grace, spread the state over more workers, or train fewer weights"
-    return Verdict(False, f"{told}, and the operator allows {limits.most_seconds} s at most; {remedy}")
+        return StopSafety(False, f"{problem}; that of the next attempt is {needed} s")
+    remedy = "raise the operator's --max-termination-grace, use more workers, or train fewer parameters"
+    return StopSafety(False, f"{problem}, and the operator allows at most {limits.most_seconds} s; {remedy}")
 
 
 def _needed(status: Status) -> int | None:
-    """Seconds from SIGTERM to the end of the last process, rounded up to ten, so that small changes change nothing."""
+    """Seconds from SIGTERM to the end of the last process, rounded up to a multiple of ten to avoid frequent
+    changes."""
     checkpoint, progress = status.run.last_checkpoint, status.run.progress
     if checkpoint is None or checkpoint.save_seconds is None:
         return None

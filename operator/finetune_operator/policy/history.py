@@ -1,7 +1,7 @@
-"""What status records of runs and attempts, from observations of the children. Each end is charged exactly once.
+"""Record runs and attempts in status from observations of the children. The end of each attempt is counted once.
 
-An attempt that ended according to status is never classified again, so a crash between creating the next attempt and
-writing status repeats nothing.
+An attempt that has an outcome in status is never classified again, also after a crash between creating the next attempt
+and writing status.
 """
 
 from collections.abc import Iterable
@@ -42,7 +42,8 @@ _OUTCOMES = {
 
 
 def apply_observation(status: Status, run: Run, observed: Observed, progress: Progress | None, now: str) -> Status:
-    """Status after an observation of the run's children; `progress` is what rank 0 of the active stage reports."""
+    """Return the status after an observation of the children. `progress` is the report of rank 0 of the active
+    stage."""
     if run.is_new:
         status = _with_new_run(status, run, now)
     children = observed.of_run(run.number)
@@ -53,7 +54,7 @@ def apply_observation(status: Status, run: Run, observed: Observed, progress: Pr
 
 
 def _with_new_run(status: Status, run: Run, now: str) -> Status:
-    """The old run becomes history; its terminal condition does not apply to the new one."""
+    """Move the old run to the history. Its terminal condition does not apply to the new one."""
     past = (*status.history, _past_run(status)) if status.run.number else status.history
     return Status(
         observed_generation=status.observed_generation,
@@ -95,7 +96,7 @@ def record_started(
     spec_hash: str = "",
     evaluation_spec_hash: str = "",
 ) -> Status:
-    """Status once the children of an attempt are created. A pass that sees them first would write the same, later."""
+    """Return the status after the children of an attempt were created. A later observation would record the same."""
     if any(attempt.job_name == job_name for attempt in status.run.attempts):
         return status
     attempt = AttemptStatus(
@@ -114,24 +115,26 @@ def record_started(
 
 
 def open_jobs(status: Status, jobs: Iterable[Manifest]) -> tuple[str, ...]:
-    """Names of Jobs whose pods have to be seen; those of the others tell nothing that status does not know.
+    """Return the names of the Jobs whose pods must be read; status has all information about the others.
 
-    Those whose end has not been judged, those that have not ended, though they were given up as lost, and those that
-    are gone while their attempt is open: pods of them may go on.
+    These are Jobs whose end is not recorded, Jobs that were given up as lost but have not ended, and deleted Jobs whose
+    attempt has no outcome, because their pods may still be running.
     """
-    judged = {attempt.job_name for attempt in status.run.attempts if attempt.outcome is not None}
-    found = set(unjudged(status))
-    found |= {job["metadata"]["name"] for job in jobs if job["metadata"]["name"] not in judged or not has_ended(job)}
+    classified = {attempt.job_name for attempt in status.run.attempts if attempt.outcome is not None}
+    found = set(open_attempt_jobs(status))
+    names = {job["metadata"]["name"]: job for job in jobs}
+    found |= {name for name, job in names.items() if name not in classified or not has_ended(job)}
     return tuple(sorted(found))
 
 
-def unjudged(status: Status) -> tuple[str, ...]:
-    """Names of the Jobs whose end status does not know. Where one is gone, its attempt is over."""
+def open_attempt_jobs(status: Status) -> tuple[str, ...]:
+    """Return the names of the Jobs whose attempt has no outcome. If such a Job does not exist, the attempt has
+    ended."""
     return tuple(attempt.job_name for attempt in status.run.attempts if attempt.outcome is None)
 
 
 def last_attempt(status: Status) -> AttemptStatus | None:
-    """The newest attempt of the run, at whatever stage."""
+    """Return the newest attempt of the run, at any stage."""
     return status.run.attempts[-1] if status.run.attempts else None
 
 
@@ -140,7 +143,7 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
     if known is None:
         newest = last_attempt(status)
         if newest is not None and _order(child.stage, child.attempt) < _order(newest.stage, newest.number):
-            return status  # older than what status still lists: judged and charged long ago
+            return status  # older than the attempts in status: already counted
         status = record_started(
             status,
             child.stage,
@@ -155,8 +158,8 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
     if known.outcome is not None:
         return status
     if child.active:
-        noticed = failure.detect_disruption(child)
-        status = status if noticed is None else status.with_run(failure=noticed)
+        detected = failure.detect_disruption(child)
+        status = status if detected is None else status.with_run(failure=detected)
         return _with_progress(status, known, progress)
     return _with_end(status, known, child, now)
 
@@ -166,7 +169,7 @@ def _order(stage: Stage, number: int) -> tuple[int, int]:
 
 
 def _with_vanished(status: Status, present: set[str], now: str) -> Status:
-    """Attempts whose Job is gone without an end that was seen: stopped for a suspension, or deleted by somebody."""
+    """Record the end of attempts whose Job was deleted before its end was observed, for a suspension or by a user."""
     for attempt in status.run.attempts:
         if attempt.outcome is None and attempt.job_name not in present:
             status = _replace(status, attempt.model_copy(update={"end_time": now, "outcome": Outcome.STOPPED}))
@@ -200,7 +203,7 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
 
 
 def _progress_status(progress: Progress, before: ProgressStatus | None) -> ProgressStatus:
-    """While an attempt has not reached its first step, the figures of the one before stay."""
+    """Until an attempt completes its first step, the figures of the attempt before it are kept."""
     if progress.total_steps == 0 and before is not None:
         return before
     return ProgressStatus(
@@ -223,43 +226,43 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
     if message is not None and message.progress is not None:
         status = _with_progress(status, attempt, message.progress)
         attempt = next(entry for entry in status.run.attempts if entry.job_name == attempt.job_name)
-    ended_at = child.ended_at or now  # a lost one never ends: it is given up
+    ended_at = child.ended_at or now  # a lost stage has no end time
     if child.succeeded:
         status = _replace(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
         return _with_results(status, message)
-    judged = failure.classify_failure(child, status.run.failure)
+    classified = failure.classify_failure(child, status.run.failure)
     ended = attempt.model_copy(
         update={
             "end_time": ended_at,
-            "outcome": Outcome.REJECTED if judged.never_ran else _OUTCOMES[judged.failure_class],
-            "reason": judged.status.failure_class,
-            "exit_code": judged.exit_code or None,
-            "message": judged.status.message.partition("\n")[0][:_MAX_ATTEMPT_MESSAGE],
+            "outcome": Outcome.REJECTED if classified.never_ran else _OUTCOMES[classified.failure_class],
+            "reason": classified.status.failure_class,
+            "exit_code": classified.exit_code or None,
+            "message": classified.status.message.partition("\n")[0][:_MAX_ATTEMPT_MESSAGE],
         }
     )
-    status = _charge(_replace(status, ended), ended, judged.failure_class)
-    return status.with_run(failure=judged.status)
+    status = _charge(_replace(status, ended), ended, classified.failure_class)
+    return status.with_run(failure=classified.status)
 
 
 def has_new_checkpoint(status: Status, attempt: AttemptStatus) -> bool:
-    """Whether the attempt has saved a step that no attempt before it had reached.
+    """Whether the newest attempt has saved a step that no earlier attempt had saved.
 
-    `attempt` is the newest one. What it has not reported does not count: an attempt that ends before it has read its
-    checkpoint would otherwise look like progress, and be repeated without end.
+    Only reported checkpoints count. Otherwise an attempt that ends before it reads its checkpoint would count as
+    progress, and would be repeated without limit.
     """
     saved = status.run.last_checkpoint
     return attempt.stage is Stage.TRAIN and saved is not None and saved.step > (attempt.known_checkpoint_step or 0)
 
 
 def _is_stage_charged(status: Status, attempt: AttemptStatus) -> bool:
-    """Whether `status.run.restarts` counts failures of this attempt's stage: each stage has restarts of its own."""
+    """Whether `status.run.restarts` counts failures of this attempt's stage. Restarts are counted per stage."""
     charged = [entry for entry in status.run.attempts if entry.outcome is Outcome.RETRYABLE and entry != attempt]
     return attempt.number > 1 and (not charged or charged[-1].stage is attempt.stage)
 
 
 def _newest_known_step(status: Status) -> int | None:
-    """The highest, not the last: a run that falls back to an older checkpoint and saves the same steps again has made
-    no progress."""
+    """Return the highest known step. Saving the same steps again after resuming from an older checkpoint is no
+    progress."""
     steps = [entry.known_checkpoint_step for entry in status.run.attempts if entry.known_checkpoint_step is not None]
     if status.run.last_checkpoint is not None:
         steps.append(status.run.last_checkpoint.step)
@@ -267,8 +270,8 @@ def _newest_known_step(status: Status) -> int | None:
 
 
 def _charge(status: Status, attempt: AttemptStatus, failure_class: FailureClass) -> Status:
-    starts_anew = has_new_checkpoint(status, attempt) or not _is_stage_charged(status, attempt)
-    restarts = 0 if starts_anew else status.run.restarts
+    resets = has_new_checkpoint(status, attempt) or not _is_stage_charged(status, attempt)
+    restarts = 0 if resets else status.run.restarts
     if failure_class is FailureClass.RETRYABLE:
         restarts += 1
     disruptions = status.run.disruptions + (failure_class is FailureClass.DISRUPTION)
@@ -276,7 +279,7 @@ def _charge(status: Status, attempt: AttemptStatus, failure_class: FailureClass)
 
 
 def _with_results(status: Status, message: TerminationMessage | None) -> Status:
-    """What a finished stage has left; kept in status because its pods will be gone."""
+    """Record the results of a completed stage in status, because its pods are deleted later."""
     if message is None:
         return status
     update: dict[str, object] = {"failure": None}

@@ -1,4 +1,4 @@
-"""What of a spec counts while the object breaks the rules: whatever runs goes on, and can always be stopped."""
+"""The part of an invalid spec that applies: a run in progress continues and can be stopped."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -16,14 +16,15 @@ _SUSPEND = TypeAdapter(bool)
 
 
 def is_readable(written: Mapping[str, Any]) -> bool:
-    """Whether everything that can stop a run is well-formed in a spec, so that no older one has to be looked up."""
+    """Whether all fields that can stop a run are valid, so that the last valid spec is not needed."""
     return None not in (_suspend(written), _block(written, "budget", Budget), _block(written, "restart", Restart))
 
 
 def spec_in_force(written: Mapping[str, Any], last: Spec | None) -> Spec:
-    """`suspend`, `budget` and `restart` of the object where they are well-formed, else of the last valid spec.
+    """Return the last valid spec with `suspend`, `budget` and `restart` of the object if these are valid.
 
-    Nothing can be started from it: it has no more than that where `last`, the spec of the newest attempt, is not known.
+    `last` is the spec of the newest attempt. If it is unknown, the result has only these fields, and no attempt can be
+    started from it.
     """
     suspend = _suspend(written)
     update: dict[str, Any] = {
@@ -37,9 +38,9 @@ def spec_in_force(written: Mapping[str, Any], last: Spec | None) -> Spec:
 
 
 def without_starts(decision: Decision, observed: Observed) -> Decision:
-    """The decision as far as it may be carried out; None: all waits until the object is corrected.
+    """Return the decision without new attempts; None: wait until the object is corrected.
 
-    A failure is not made final either: what the corrected spec allows is not known yet.
+    A failed run is not completed either, because the corrected spec may allow another attempt.
     """
     match decision:
         case ScaleDown() | Stop(_, Reason.FEWER_WORKERS):
@@ -51,7 +52,7 @@ def without_starts(decision: Decision, observed: Observed) -> Decision:
 
 
 def _suspend(written: Mapping[str, Any]) -> bool | None:
-    """None: it is there and not well-formed."""
+    """Return the value of `suspend`; None if it is not valid."""
     try:
         return _SUSPEND.validate_python(written.get("suspend", False), strict=True)
     except ValidationError:

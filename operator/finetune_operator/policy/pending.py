@@ -1,4 +1,4 @@
-"""Changes that the running attempt does not use: it was started before them."""
+"""Changes of the spec that the running attempt does not use because it was started before them."""
 
 from finetune_api.constants import Stage
 from finetune_api.scopes import paths, spec_hash
@@ -8,22 +8,23 @@ from ..observed import ObservedStage
 
 
 def attempt_hash(spec: Spec) -> str:
-    """Hash of the fields that an attempt is started with; an annotation of its Job."""
+    """Return the hash of the fields that an attempt is started with, an annotation of its Job."""
     return spec_hash(spec, {Scope.ATTEMPT})
 
 
 def evaluation_hash(spec: Spec) -> str:
-    """Hash of the fields that decide the evaluation and the exported formats; an annotation of an evaluate Job."""
+    """Return the hash of the fields that determine evaluation and exported formats, an annotation of an evaluate
+    Job."""
     return spec_hash(spec, {Scope.EVALUATION})
 
 
 def pending_change(spec: Spec, stage: ObservedStage) -> str:
-    """Why a change has no effect yet; empty where all of the spec is in effect."""
+    """Return why a change has no effect yet; empty if the whole spec is in effect."""
     if stage.spec_hash not in {"", attempt_hash(spec)}:
         return (
             f"one of {', '.join(paths(Scope.ATTEMPT))} was changed after {stage.stage} attempt {stage.attempt} "
             "started; it takes effect with the next attempt (to start one now, set spec.suspend to true and back to "
-            "false: the state is saved)"
+            "false: a checkpoint is saved)"
         )
     if stage.stage is Stage.EVALUATE and stage.evaluation_hash not in {"", evaluation_hash(spec)}:
         return (

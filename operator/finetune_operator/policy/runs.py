@@ -1,4 +1,4 @@
-"""Which run the spec asks for. Fields of the scopes Data and Run decide; another value is a new numbered run."""
+"""Determine the run of a spec. A change of a field of scope Data or Run starts a new run with the next number."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from ..observed import ObservedStage
 
 @dataclass(frozen=True)
 class Run:
-    """The run that the spec asks for."""
+    """The run that the spec describes."""
 
     number: int
     hash: str
@@ -23,10 +23,10 @@ class Run:
 
 
 def current_run(job: FineTuneJob, children: Iterable[ObservedStage]) -> Run:
-    """The run in status while the spec asks for the same; else the next number that no other spec has used.
+    """Return the run in status if the spec still describes it, else a new run with the next unused number.
 
-    Children of a run that status does not know were created by a pass that ended before it could write status, or the
-    spec has changed since.
+    Children of a run that is not in status were created by a reconcile that failed before it wrote status. If the spec
+    was changed since, their number is not used again.
     """
     known, wanted = job.status.run, run_hash(job.spec)
     if known.number and known.spec_hash in _hashes_of_same_run(job):
@@ -39,7 +39,7 @@ def current_run(job: FineTuneJob, children: Iterable[ObservedStage]) -> Run:
 
 
 def known_run(status: Status, children: Iterable[ObservedStage]) -> Run | None:
-    """The run in progress, whatever the spec says now; None where none has started."""
+    """Return the run in progress, independent of the current spec; None if none has started."""
     newest = max(children, key=lambda child: child.run, default=None)
     if newest is not None and newest.run > status.run.number:
         return Run(newest.run, newest.run_hash, is_new=True)
@@ -47,14 +47,14 @@ def known_run(status: Status, children: Iterable[ObservedStage]) -> Run | None:
 
 
 def run_hash(spec: Spec) -> str:
-    """Hash of the fields that decide the result."""
+    """Return the hash of the fields that determine the result."""
     return spec_hash(spec, {Scope.DATA, Scope.RUN})
 
 
 def _hashes_of_same_run(job: FineTuneJob) -> Iterator[str]:
-    """Hashes that a run of this spec may have been started with.
+    """Yield the hashes that a run of this spec may have been started with.
 
-    A field that was absent then and now has the value that the run resolved it to changes nothing.
+    Setting an absent field to the value that the run resolved it to does not start a new run.
     """
     yield run_hash(job.spec)
     if job.status.run.resolved is None:
@@ -69,7 +69,8 @@ def _hashes_of_same_run(job: FineTuneJob) -> Iterator[str]:
 
 
 def _written_at_start(spec: Spec, resolved: ResolvedStatus) -> Iterator[tuple[object, ...]]:
-    """For each field with an automatic value: the values that the user may have written when the run started."""
+    """Yield for each field with an automatic value the values that it may have had in the spec at the start of the
+    run."""
     yield tuple(_model_uris(spec, resolved))
     automatic = (
         (spec.model.task, resolved.task),
@@ -86,22 +87,21 @@ def _written_at_start(spec: Spec, resolved: ResolvedStatus) -> Iterator[tuple[ob
 
 
 def _model_uris(spec: Spec, resolved: ResolvedStatus) -> Iterator[str]:
-    """The base model's address, and those with the revision that the run asked for in place of the resolved commit.
+    """Yield the address of the base model, and the address with the original revision instead of the resolved commit.
 
-    A user who pins that commit in `spec.model.uri` asks for the same run.
+    Pinning the resolved commit in `spec.model.uri` does not start a new run.
     """
     yield spec.model.uri
     name, _, revision = spec.model.uri.partition("@")
     if not revision or revision != resolved.model_revision:
         return
-    # A run that was prepared before its revision was recorded: the default branch, or an unknown one.
+    # Runs of earlier versions did not record the revision: assume the default branch.
     requested = ("", "main") if resolved.requested_revision is None else (resolved.requested_revision,)
     yield from (f"{name}@{one}" if one else name for one in requested)
 
 
 def _hashes_before_scopes(spec: Spec) -> Iterator[str]:
-    """Hashes that operators computed before fields had scopes: over whole blocks, where `output.formats` was absent by
-    default. They keep a run that such an operator started."""
+    """Yield the hashes that earlier versions computed, over whole blocks instead of scopes. They keep existing runs."""
     blocks = ("model", "data", "method", "training", "deepspeed", "evaluation", "output", "run_id")
     technical = {
         "training": {"micro_batch_size", "gradient_checkpointing"},

@@ -1,4 +1,4 @@
-"""How many workers a training attempt gets: all that the spec asks for, or as many as could be had."""
+"""Number of workers of a training attempt: all that the spec requests, or fewer if not all can be started."""
 
 from datetime import datetime, timedelta
 
@@ -15,10 +15,11 @@ from .world import batch_plan
 
 
 def plan_next(spec: Spec, status: Status, change: PlanChange | None = None) -> AttemptPlan:
-    """Plan of the next training attempt: what was decided before the last one was stopped, else what the spec asks for.
+    """Return the plan of the next training attempt: the one recorded in status, else that of the spec.
 
-    So an attempt has fewer workers only where the one before it was stopped because it lacked some. After any other
-    end all of them are tried again: nodes may have come back. A limit of the micro-batch holds until the spec changes.
+    An attempt has fewer workers only if the attempt before it was stopped because workers were missing. After any other
+    end, all workers are requested again, because nodes may be available again. A limit of the micro-batch size applies
+    until the spec changes.
     """
     decided = status.run.next_plan
     is_possible = decided is not None and decided.nodes in _smaller_worlds(spec, spec.workers.nodes)
@@ -41,10 +42,10 @@ def plan_next(spec: Spec, status: Status, change: PlanChange | None = None) -> A
 
 
 def fewer_nodes(spec: Spec, attempt: AttemptStatus, stage: ObservedStage, now: datetime) -> int | None:
-    """With how many workers to begin instead, where this attempt's do not all run within the start time-out.
+    """Return a smaller number of workers for the next attempt if not all pods are running after the start timeout.
 
-    None where they do, where there is time left, or where too few of them run for any world that the spec allows: they
-    go on waiting then.
+    None if all are running, if the timeout has not been reached, or if fewer are running than the spec allows. In the
+    last case the pods continue to wait.
     """
     if stage.stage is not Stage.TRAIN or stage.deleting or attempt.first_step_time:
         return None
@@ -58,7 +59,7 @@ def fewer_nodes(spec: Spec, attempt: AttemptStatus, stage: ObservedStage, now: d
 
 
 def seconds_to_timeout(spec: Spec, stage: ObservedStage, now: datetime) -> float | None:
-    """Until fewer workers may be chosen; None where they never are, or may be already."""
+    """Return the seconds until the start timeout; None without one, or after it."""
     if spec.workers.min_nodes is None or stage.stage is not Stage.TRAIN:
         return None
     until = datetime.fromisoformat(stage.created_at) + timedelta(seconds=seconds(_timeout(spec)))
@@ -66,16 +67,16 @@ def seconds_to_timeout(spec: Spec, stage: ObservedStage, now: datetime) -> float
 
 
 def explanation(spec: Spec, attempt: AttemptStatus, fewer: int) -> str:
-    """Why an attempt is stopped for one with fewer workers."""
+    """Return why an attempt is stopped and restarted with fewer workers."""
     nodes = attempt.plan.nodes if attempt.plan else spec.workers.nodes
     return (
-        f"the {nodes} workers of train attempt {attempt.number} did not all run within "
+        f"the {nodes} workers of train attempt {attempt.number} were not all running within "
         f"spec.workers.startTimeout of {_timeout(spec)}; the next attempt starts with {fewer}"
     )
 
 
 def _smaller_worlds(spec: Spec, nodes: int) -> tuple[int, ...]:
-    """Numbers of workers below `nodes` that the spec allows and that can share its global batch."""
+    """Return the numbers of workers below `nodes` that the spec allows and that divide the global batch."""
     fewest = spec.workers.min_nodes or spec.workers.nodes
     return tuple(number for number in range(fewest, nodes) if divides_batch(spec, number))
 
@@ -85,6 +86,6 @@ def _timeout(spec: Spec) -> str:
 
 
 def last_training(status: Status) -> AttemptStatus | None:
-    """The newest attempt at the training."""
+    """Return the newest training attempt."""
     trainings = [attempt for attempt in status.run.attempts if attempt.stage is Stage.TRAIN]
     return trainings[-1] if trainings else None

@@ -1,4 +1,4 @@
-"""What happens next: which child to start or to stop, what to wait for, or how the run ends."""
+"""Decide the next step of a run: start or stop an attempt, wait, or complete the run."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -25,23 +25,23 @@ class Start:
     stage: Stage
     attempt: int
     change: restart.PlanChange | None = None
-    """How the plan differs from that of the attempt before, by a restart rule."""
+    """Change of the plan by a restart rule."""
     plan: AttemptPlan | None = field(default=None, compare=False)
-    """What a training attempt is started with."""
+    """Plan of a training attempt."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Delete these children, leaving them time to save."""
+    """Delete these children. Their pods save a checkpoint within the grace period."""
 
     children: tuple[ObservedStage, ...]
     reason: Reason = Reason.SUSPENDING
-    message: str = "saving the state"
+    message: str = "saving a checkpoint"
 
 
 @dataclass(frozen=True)
 class Watch:
-    """A child runs: come back for its progress."""
+    """An attempt is running: read its progress periodically."""
 
     stage: Stage
     attempt: int
@@ -49,7 +49,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class ScaleDown:
-    """Record the plan of the next attempt, before the running one is stopped for it."""
+    """Record the plan of the next attempt before the running attempt is stopped for it."""
 
     plan: AttemptPlan
     message: str
@@ -66,33 +66,33 @@ class Backoff:
 
 @dataclass(frozen=True)
 class WaitForOrphanPods:
-    """These Jobs are gone and pods of them go on: two attempts must not run at once."""
+    """Wait for running pods of these deleted Jobs, because two attempts must not run at the same time."""
 
     jobs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class StaySuspended:
-    """Suspended, with nothing running."""
+    """The job is suspended and no pod is running."""
 
 
 @dataclass(frozen=True)
 class DeleteChildren:
-    """The run is over and its children have been kept for long enough: remove them."""
+    """Delete the children of a run that has ended, after `spec.ttlSecondsAfterFinished`."""
 
     children: tuple[ObservedStage, ...]
 
 
 @dataclass(frozen=True)
 class RetainChildren:
-    """The run is over; its children are removed in so many seconds."""
+    """Keep the children of a run that has ended for this time."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Finish:
-    """The run is over."""
+    """The run ends with this step."""
 
     succeeded: bool
     reason: Reason
@@ -112,17 +112,17 @@ Decision = (
     | RetainChildren
     | None
 )
-"""None: the run is over, and status says so."""
+"""None: the run has ended, and status contains this."""
 
 
 def decide(
     spec: Spec, run: Run, status: Status, observed: Observed, *, now: datetime, max_backoff_seconds: float
 ) -> Decision:
-    """The next step of a job; `status` has the same observation applied."""
+    """Return the next step of a job. `observed` must have been applied to `status`."""
     stale = tuple(child for child in observed.active if child.run != run.number)
     if stale:
-        return Stop(stale, Reason.SPEC_CHANGED, f"run {run.number} starts when the pods of the old one have ended")
-    if is_over(status):
+        return Stop(stale, Reason.SPEC_CHANGED, f"run {run.number} starts when the pods of the previous run have ended")
+    if has_ended(status):
         return _afterwards(spec, status, observed, now)
     active = observed.active
     if observed.orphans and not active:
@@ -131,17 +131,17 @@ def decide(
         return Stop(active) if active else StaySuspended()
     left = seconds_left(spec, status, now)
     if left is not None and left <= 0:
-        over = f"spec.budget.deadline of {spec.budget.deadline} is over"
+        exceeded = f"the run exceeded spec.budget.deadline of {spec.budget.deadline}"
         if active:
-            return Stop(active, Reason.DEADLINE_EXCEEDED, f"{over}; saving the state")
-        return Finish(False, Reason.DEADLINE_EXCEEDED, over)
+            return Stop(active, Reason.DEADLINE_EXCEEDED, f"{exceeded}; saving a checkpoint")
+        return Finish(False, Reason.DEADLINE_EXCEEDED, exceeded)
     if active:
         return _of_running(spec, status, active[-1], now)
     return _next(spec, status, last_attempt(status), now, max_backoff_seconds)
 
 
 def with_plan(decision: Decision, spec: Spec, status: Status) -> Decision:
-    """The decision, with the plan of the attempt where it starts a training."""
+    """Return the decision, with a plan if it starts a training attempt."""
     if isinstance(decision, Start) and decision.stage is Stage.TRAIN:
         return replace(decision, plan=scale.plan_next(spec, status, decision.change))
     return decision
@@ -170,8 +170,8 @@ def _afterwards(
     return RetainChildren(wait) if wait > 0 else DeleteChildren(observed.stages)
 
 
-def is_over(status: Status) -> bool:
-    """The run has a terminal condition."""
+def has_ended(status: Status) -> bool:
+    """Whether the run has a terminal condition."""
     return any(entry.type in TERMINAL_CONDITIONS and entry.status == "True" for entry in status.conditions)
 
 
@@ -189,10 +189,10 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
         return Start(last.stage, last.number + 1)
     decision = restart.decide(status, spec.restart, max_backoff_seconds=max_backoff)
     if isinstance(decision, restart.GiveUp):
-        told = f"{last.stage} failed: {decision.message}"
-        if status.run.artifact is not None:  # a failed evaluation does not take the trained model away
-            told += f" (the trained model is at {status.run.artifact.uri})"
-        return Finish(False, STAGES[last.stage].failed_reason or decision.reason, told)
+        message = f"{last.stage} failed: {decision.message}"
+        if status.run.artifact is not None:  # the trained model is kept when the evaluation fails
+            message += f" (the trained model is at {status.run.artifact.uri})"
+        return Finish(False, STAGES[last.stage].failed_reason or decision.reason, message)
     retried = Start(last.stage, last.number + 1, decision.change)
     if not decision.delay_seconds or not last.end_time:
         return retried

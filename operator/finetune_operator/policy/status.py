@@ -1,4 +1,4 @@
-"""Conditions and phase after a decision. Every transition is told once."""
+"""Conditions and phase after a decision."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,19 @@ from finetune_api.v1alpha1 import Condition, DisplayStatus, Outcome, ProgressSta
 from finetune_api.v1alpha1.quantities import short_duration
 
 from ..manifests import Manifest
-from .grace import Verdict
-from .stages import Backoff, Decision, Finish, ScaleDown, Start, StaySuspended, Stop, WaitForOrphanPods, Watch, is_over
+from .grace import StopSafety
+from .stages import (
+    Backoff,
+    Decision,
+    Finish,
+    ScaleDown,
+    Start,
+    StaySuspended,
+    Stop,
+    WaitForOrphanPods,
+    Watch,
+    has_ended,
+)
 
 _MAX_MESSAGE = 4096
 _ONLY_TRAINING = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT_STALE})
@@ -20,13 +31,13 @@ _NOT_READY = frozenset({Phase.PENDING, Phase.RESTARTING, Phase.FAILED, Phase.SUS
 
 
 def rejected(status: Status, violations: tuple[Violation, ...], *, generation: int, now: str) -> Status:
-    """Status of an object that breaks the rules: all violations at once, and nothing started."""
+    """Return the status of an invalid object, with all violations."""
     message = "\n".join(str(violation) for violation in violations)[:_MAX_MESSAGE]
     return _with_conditions(
         status.model_copy(update={"phase": Phase.INVALID, "observed_generation": generation}),
         {
             ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, message),
-            ConditionType.STALLED: (True, Reason.INVALID_SPEC, "the object has to be corrected"),
+            ConditionType.STALLED: (True, Reason.INVALID_SPEC, "correct the object"),
             ConditionType.READY: (False, Reason.INVALID_SPEC, ""),
         },
         generation=generation,
@@ -35,14 +46,14 @@ def rejected(status: Status, violations: tuple[Violation, ...], *, generation: i
 
 
 def merged_into_unreadable(written: Manifest, rejection: Status) -> Manifest:
-    """A status that a newer operator has written, and beside it what this one cannot do with it.
+    """Add the conditions of a rejection to a status that a newer operator wrote and that cannot be read.
 
-    Nothing of the other's is lost: it goes on from there when it runs again. Above all what cannot be read stays, or
-    the next look would read the rest and act on half of what the other knew.
+    Everything else is kept, so that the newer operator can continue from it. In particular, unreadable fields are kept:
+    without them the status would become readable, and decisions would be based on an incomplete status.
     """
-    told = rejection.model_dump(mode="json", by_alias=True, exclude_none=True)["conditions"]
+    added = rejection.model_dump(mode="json", by_alias=True, exclude_none=True)["conditions"]
     conditions = {entry.get("type"): entry for entry in written.get("conditions") or ()}
-    for entry in told:
+    for entry in added:
         old = conditions.get(entry["type"])
         if old is None:
             conditions[entry["type"]] = entry
@@ -62,7 +73,7 @@ def _is_readable(condition: Manifest) -> bool:
 
 
 def blocked(status: Status, reason: Reason, message: str, *, generation: int, now: str) -> Status:
-    """Status while the cluster refuses what the job needs; it is tried again, and the user may be able to help."""
+    """Return the status while the cluster rejects a call. The call is retried, and the user may be able to help."""
     message = message[:_MAX_MESSAGE]
     return _with_conditions(
         status.model_copy(update={"phase": Phase.PENDING, "observed_generation": generation}),
@@ -78,26 +89,26 @@ def blocked(status: Status, reason: Reason, message: str, *, generation: int, no
 
 @dataclass(frozen=True)
 class StatusNotes:
-    """What a user should know beside how far the job is."""
+    """Information for the conditions in addition to the decision."""
 
     violations: tuple[Violation, ...] = ()
-    """Rules that the object breaks while its run goes on under the last valid spec."""
+    """Violations of the object while its run continues with the last valid spec."""
     waiting: str = ""
-    """Why the pods of the running stage do not run."""
+    """Why pods of the active stage are not running."""
     unknown_fields: tuple[Violation, ...] = ()
-    """What the user wrote and the API server dropped."""
+    """Fields that the user applied and the API server dropped."""
     pending: str = ""
-    """What of the spec is not in force yet."""
-    grace: Verdict | None = None
+    """Changes of the spec that are not in effect yet."""
+    grace: StopSafety | None = None
     """Whether the running attempt can be stopped without losing work."""
     late: str | None = None
-    """Why a crash of the running attempt would cost more than the spec allows; empty: it would not. None: not known."""
+    """Why a crash would lose more work than the spec allows; empty: it would not. None: unknown."""
 
 
 def status_after(
     status: Status, decision: Decision, *, generation: int, now: str, notes: StatusNotes = StatusNotes()
 ) -> Status:
-    """Status after the decision was carried out."""
+    """Return the status after the decision was applied."""
     phase, reason, message = _summary(status, decision)
     if notes.waiting:
         phase, reason, message = Phase.PENDING, Reason.WAITING_FOR_PODS, notes.waiting[:_MAX_MESSAGE]
@@ -127,34 +138,34 @@ def status_after(
 
 
 def _model_available(status: Status) -> tuple[bool, Reason, str]:
-    """A trained model stays available whatever becomes of its evaluation."""
+    """A trained model stays available if its evaluation fails."""
     if status.run.artifact is None:
         return False, Reason.NOT_TRAINED, ""
     return True, Reason.EXPORTED, status.run.artifact.uri
 
 
 def _while_training(notes: StatusNotes) -> dict[ConditionType, tuple[bool, Reason, str]]:
-    """Conditions that a running training alone has, as far as it has told what they are about."""
+    """Return the conditions that only a running training has, if it has reported the values."""
     found: dict[ConditionType, tuple[bool, Reason, str]] = {}
     if notes.grace is not None:
         safe = notes.grace.is_safe
-        told = Reason.SAVE_FITS if safe else Reason.SAVE_TOO_SLOW
-        found[ConditionType.SAFE_TO_STOP] = (safe, told, notes.grace.message)
+        reason = Reason.SAVE_FITS if safe else Reason.SAVE_TOO_SLOW
+        found[ConditionType.SAFE_TO_STOP] = (safe, reason, notes.grace.message)
     if notes.late is not None:
         late = notes.late[:_MAX_MESSAGE]
-        told = Reason.CHECKPOINT_LATE if late else Reason.CHECKPOINT_IN_TIME
-        found[ConditionType.CHECKPOINT_STALE] = (bool(late), told, late)
+        reason = Reason.CHECKPOINT_LATE if late else Reason.CHECKPOINT_IN_TIME
+        found[ConditionType.CHECKPOINT_STALE] = (bool(late), reason, late)
     return found
 
 
 def _accepted(notes: StatusNotes) -> tuple[bool, Reason, str]:
-    """Whether the object follows the rules; one that does may still not be what the user meant."""
+    """Return the condition Accepted. A valid object with dropped fields is accepted with another reason."""
     if notes.violations:
-        lines = ("the run goes on with the last valid spec:", *map(str, notes.violations))
+        lines = ("the run continues with the last valid spec:", *map(str, notes.violations))
         return False, Reason.INVALID_SPEC, "\n".join(lines)[:_MAX_MESSAGE]
     if not notes.unknown_fields:
         return True, Reason.VALID, ""
-    lines = ("the API server dropped what it does not know:", *map(str, notes.unknown_fields))
+    lines = ("the API server dropped unknown fields:", *map(str, notes.unknown_fields))
     return True, Reason.UNKNOWN_FIELDS, "\n".join(lines)[:_MAX_MESSAGE]
 
 
@@ -166,7 +177,7 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
             phase, reason = Phase.PENDING, Reason.WAITING_FOR_PODS
             if status.run.stage:
                 phase, reason, _ = _summary(status, Watch(Stage(status.run.stage), status.run.attempt))
-            return phase, reason, f"{', '.join(jobs)} is gone, and what follows waits until its pods have ended"
+            return phase, reason, f"{', '.join(jobs)} was deleted; the next attempt waits until its pods have ended"
         case Backoff(_, until):
             return Phase.RESTARTING, Reason.RESTARTING, f"next attempt at {until}"
         case ScaleDown(_, message) | Stop(_, Reason.FEWER_WORKERS, message):
@@ -179,7 +190,7 @@ def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
             cause = f": {status.run.failure.message}" if status.run.failure and not succeeded else ""
             return Phase.SUCCEEDED if succeeded else Phase.FAILED, reason, (message + cause)[:_MAX_MESSAGE]
         case _:
-            assert is_over(status), "every other decision is named above"
+            assert has_ended(status), "all other decisions are handled above"
             ended = next(
                 entry for entry in status.conditions if entry.type in TERMINAL_CONDITIONS and entry.status == "True"
             )
@@ -193,8 +204,8 @@ def _running(status: Status, stage: Stage, attempt: int) -> tuple[Phase, Reason,
     if attempt == 1:
         return phase, reason, ""
     if _follows_success(status, stage, attempt):
-        return phase, reason, f"{_named(status, attempt)}: the spec was changed after the attempt before it"
-    if not row.saves_state:  # they report nothing that would show that this attempt gets further than the last one
+        return phase, reason, f"{_named(status, attempt)}: the spec was changed after the previous attempt"
+    if not row.saves_state:  # these stages report no steps that would show whether the restart succeeded
         return phase, Reason.RESTARTING, _named(status, attempt)
     if not _has_stepped(status, attempt):
         return Phase.RESTARTING, Reason.RESTARTING, _named(status, attempt)
@@ -210,7 +221,7 @@ def _follows_success(status: Status, stage: Stage, attempt: int) -> bool:
 
 
 def _named(status: Status, attempt: int) -> str:
-    """`attempt 3`, and its workers and the reason where its plan differs from the spec."""
+    """Return `attempt 3`, with the workers and the reason if its plan differs from the spec."""
     trainings = {entry.number: entry for entry in status.run.attempts if entry.stage is Stage.TRAIN}
     plan = trainings[attempt].plan if status.run.stage == Stage.TRAIN and attempt in trainings else None
     if plan is None or not plan.reason:
@@ -219,7 +230,7 @@ def _named(status: Status, attempt: int) -> str:
 
 
 def _has_stepped(status: Status, attempt: int) -> bool:
-    """Whether that attempt at the training has done a step."""
+    """Whether that training attempt has completed a step."""
     return any(
         entry.stage is Stage.TRAIN and entry.number == attempt and entry.first_step_time
         for entry in status.run.attempts
@@ -239,7 +250,8 @@ def _display(progress: ProgressStatus | None) -> DisplayStatus | None:
 def _with_conditions(
     status: Status, wanted: dict[ConditionType, tuple[bool, Reason, str]], *, generation: int, now: str
 ) -> Status:
-    """`last_transition_time` moves only when the condition's status flips, as Kubernetes' conventions ask."""
+    """`last_transition_time` changes only with the status of the condition, as the API conventions of Kubernetes
+    require."""
     before = {condition.type: condition for condition in status.conditions}
     for kind, (holds, reason, message) in wanted.items():
         value = "True" if holds else "False"

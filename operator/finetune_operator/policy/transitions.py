@@ -1,4 +1,4 @@
-"""What has happened to attempts between two states of a job: what is announced, and what is counted."""
+"""Transitions of attempts between two states of a job, for Events and metrics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from finetune_api.v1alpha1 import AttemptStatus, Status
 
 @dataclass(frozen=True)
 class FirstStep:
-    """A training has done its first optimizer step."""
+    """The first optimizer step of a training attempt."""
 
     attempt: AttemptStatus
     time: str
-    """When: RFC 3339."""
+    """Time of the step, RFC 3339."""
     is_restart: bool
-    """Another attempt at the training went before it."""
+    """Whether it follows another training attempt."""
     cost: LostWork | None
-    """What the end of that one has cost, without the time of the steps that are done again."""
+    """Lost work of the previous attempt, without the time of repeated steps."""
 
 
 def ended(before: Status, after: Status) -> Iterator[AttemptStatus]:
-    """Attempts whose end has been judged."""
+    """Yield attempts that have an outcome now and had none before."""
     known = {attempt.job_name for attempt in before.run.attempts if attempt.outcome is not None}
     yield from (entry for entry in after.run.attempts if entry.outcome is not None and entry.job_name not in known)
 
 
 def first_steps(before: Status, after: Status) -> Iterator[FirstStep]:
-    """Trainings that have done their first step."""
+    """Yield training attempts that have completed their first step."""
     stepped = {attempt.job_name for attempt in before.run.attempts if attempt.first_step_time}
     trainings = [attempt for attempt in after.run.attempts if attempt.stage is Stage.TRAIN]
     for index, attempt in enumerate(trainings):

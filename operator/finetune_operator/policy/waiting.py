@@ -1,4 +1,4 @@
-"""Why pods of a running stage do not run: what the scheduler, the kubelet or the Job controller says of them."""
+"""Explain why pods of an active stage are not running, from reports of scheduler, kubelet and Job controller."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -6,54 +6,59 @@ from datetime import datetime, timedelta
 from ..manifests import Manifest
 from ..observed import ObservedPod, ObservedStage
 
-PATIENCE = timedelta(seconds=20)
-"""Pods that are placed and whose image is there run within seconds; before that, nothing is worth telling."""
+START_GRACE = timedelta(seconds=20)
+"""Time in which pods normally start. Pods that have waited longer are reported."""
 
 _LONGEST_SECONDS = 30.0
-"""For so long may the reason that is shown be an old one."""
+"""Longest interval between two checks, and so the maximum age of the reported reason."""
 
 _ORDINARY = frozenset({"ContainerCreating", "PodInitializing", ""})
-"""What a kubelet says while it works, and also while it waits for a volume that will never come."""
+"""Reasons of the kubelet during a normal start, which it also reports while it waits for a missing volume."""
 
 SHOWN = 3
-"""Pods that are named; the others wait for the same."""
+"""Maximum number of pods in a message."""
 
 
 def idle_pods(stage: ObservedStage, now: datetime) -> tuple[ObservedPod, ...] | None:
-    """Pods that should run by now and do not; empty where pods are missing altogether, None where all is well."""
-    if not stage.active or stage.deleting or now < datetime.fromisoformat(stage.created_at) + PATIENCE:
+    """Return the pods that should be running and are not. Empty: pods do not exist; None: no pod is late."""
+    if not stage.active or stage.deleting or now < datetime.fromisoformat(stage.created_at) + START_GRACE:
         return None
     idle = tuple(pod for pod in stage.pods if pod.phase == "Pending" and _is_late(pod, now))
     return idle if idle or len(stage.pods) < stage.expected_pods else None
 
 
 def unexplained(stage: ObservedStage, idle: Sequence[ObservedPod]) -> tuple[str, ...]:
-    """Names of objects whose Events have to be read for an explanation: a pod that the scheduler cannot place says so
-    itself, and costs no call."""
+    """Return the names of objects whose Events must be read.
+
+    The status of a pod that cannot be scheduled contains the reason, so no request is needed for it.
+    """
     if not idle:
         return (stage.job_name,)
     return tuple(pod.name for pod in idle[:SHOWN] if pod.waiting in _ORDINARY)
 
 
-def next_look_seconds(stage: ObservedStage, now: datetime) -> float:
-    """When to look again at a stage whose pods wait: the longer they have waited, the later. When one of them runs, the
-    watch of its Job tells sooner."""
+def next_check_seconds(stage: ObservedStage, now: datetime) -> float:
+    """Return the seconds until the next check of a stage with waiting pods. They grow with the time that pods have
+    waited.
+
+    The watch of its Job triggers an earlier check when a pod starts.
+    """
     waited = (now - datetime.fromisoformat(stage.created_at)).total_seconds()
     return min(_LONGEST_SECONDS, max(0.0, waited / 4))
 
 
 def explanation(stage: ObservedStage, idle: Sequence[ObservedPod], warnings: Sequence[Manifest]) -> str:
-    """One sentence on how many pods wait, then what is said of them; `warnings` are Events, oldest first."""
+    """Return how many pods are running, and the reasons of the others. `warnings` are Events, oldest first."""
     running = sum(pod.phase == "Running" for pod in stage.pods)
-    lines = [f"{running} of {stage.expected_pods} pods of {stage.job_name} run"]
-    told = {event["involvedObject"]["name"]: event.get("message", "") for event in warnings}
+    lines = [f"{running} of {stage.expected_pods} pods of {stage.job_name} are running"]
+    messages = {event["involvedObject"]["name"]: event.get("message", "") for event in warnings}
     for pod in idle[:SHOWN]:
-        said = pod.waiting if pod.waiting not in _ORDINARY else told.get(pod.name, pod.waiting)
-        lines.append(f"{pod.name}: {said or 'not started yet'}")
+        reason = pod.waiting if pod.waiting not in _ORDINARY else messages.get(pod.name, pod.waiting)
+        lines.append(f"{pod.name}: {reason or 'not started yet'}")
     if not idle:
-        lines.append(told.get(stage.job_name, "the Job controller has not created the others yet"))
+        lines.append(messages.get(stage.job_name, "the Job controller has not created the other pods yet"))
     return "\n".join(lines)
 
 
 def _is_late(pod: ObservedPod, now: datetime) -> bool:
-    return now >= datetime.fromisoformat(pod.created_at) + PATIENCE
+    return now >= datetime.fromisoformat(pod.created_at) + START_GRACE

@@ -1,4 +1,4 @@
-"""What an attempt is started with: its processes, and how an optimizer step is divided among them."""
+"""Processes of an attempt, and the division of an optimizer step among them."""
 
 from finetune_api.constants import Stage
 from finetune_api.evaluation_needs import EvaluationNeeds
@@ -19,7 +19,7 @@ def stage_config(
     plan: AttemptPlan | None = None,
     resolved: ResolvedStatus | None = None,
 ) -> TrainerConfig:
-    """Configuration of an attempt at a stage. `plan`: of a training attempt; absent: as the spec asks for."""
+    """Return the configuration of an attempt. `plan` is that of a training attempt; absent: all workers of the spec."""
     nodes = None if plan is None else plan.nodes
     gpus = evaluation_needs(resolved).gpus(job.spec) if stage is Stage.EVALUATE else None
     return TrainerConfig(
@@ -37,7 +37,7 @@ def stage_config(
 
 
 def world(spec: Spec, stage: Stage, nodes: int | None = None) -> World:
-    """Training gets every worker, or `nodes`; the other stages are one process."""
+    """Return the processes of a stage: all workers, or `nodes`, for training; one process for the other stages."""
     gpus = spec.workers.gpus_per_node
     if stage is Stage.TRAIN:
         return World(nodes=nodes or spec.workers.nodes, processes_per_node=max(1, gpus), gpus=gpus > 0)
@@ -45,7 +45,7 @@ def world(spec: Spec, stage: Stage, nodes: int | None = None) -> World:
 
 
 def evaluation_needs(resolved: ResolvedStatus | None) -> EvaluationNeeds:
-    """Size of the evaluation, as far as prepare has determined it."""
+    """Return the size of the evaluation, if the prepare stage has determined it."""
     if resolved is None:
         return EvaluationNeeds(parameters=0, test_tokens=0, dtype=Dtype.FLOAT32)
     return EvaluationNeeds(
@@ -56,9 +56,9 @@ def evaluation_needs(resolved: ResolvedStatus | None) -> EvaluationNeeds:
 
 
 def batch_plan(spec: Spec, nodes: int | None = None, micro_batch_limit: int | None = None) -> BatchPlan:
-    """global = processes * micro * accumulation; the rules make sure that it divides.
+    """Divide the global batch: global = processes * micro * accumulation. Validation ensures that it is divisible.
 
-    With fewer workers than all, `nodes`, none has more examples in memory at once: there are more micro-batches.
+    With fewer workers, `nodes`, the micro-batch size does not grow; the number of micro-batches does.
     """
     limit = spec.training.global_batch_size // world(spec, Stage.TRAIN).size
     share = spec.training.global_batch_size // world(spec, Stage.TRAIN, nodes).size
@@ -75,7 +75,7 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def storage_settings(own: Storage, defaults: StorageSettings) -> StorageSettings:
-    """The job's own storage block over the operator's defaults."""
+    """Merge the storage block of a job with the defaults of the operator."""
     endpoint = own.endpoint or defaults.endpoint
     path_style = own.path_style
     if path_style is None:

@@ -1,4 +1,4 @@
-"""(what a stage is told, settings, owner) -> manifests. Pure: no I/O, clock, randomness or Kopf."""
+"""(stage configuration, settings, owner) -> manifests. Pure: no I/O, clock, randomness or Kopf."""
 
 from .event import render_event
 from .stage import render_all, render_stage

@@ -1,20 +1,20 @@
-"""An announcement as a Kubernetes Event on the FineTuneJob."""
+"""Render a Kubernetes Event on the FineTuneJob."""
 
 import hashlib
 
 from finetune_api import constants
 
 from ..manifests import Manifest
-from ..policy.events import Announcement
+from ..policy.events import JobEvent
 
 _MAX_MESSAGE = 1024
-"""The API server's limit for `events`."""
+"""Maximum length of the message of an Event in Kubernetes."""
 
 
-def render_event(owner: Manifest, told: Announcement, now: str) -> Manifest:
-    """Named by what it tells: creating it twice, also after a crash in between, makes one."""
+def render_event(owner: Manifest, event: JobEvent, now: str) -> Manifest:
+    """Return the Event. Its name is derived from its identity, so repeated creation results in one Event."""
     name, namespace, uid = (owner["metadata"][field] for field in ("name", "namespace", "uid"))
-    digest = hashlib.sha256(f"{uid}.{told.identity}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{uid}.{event.identity}".encode()).hexdigest()[:16]
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -26,9 +26,9 @@ def render_event(owner: Manifest, told: Announcement, now: str) -> Manifest:
             "namespace": namespace,
             "uid": uid,
         },
-        "type": "Warning" if told.is_warning else "Normal",
-        "reason": told.reason,
-        "message": told.message[:_MAX_MESSAGE],
+        "type": "Warning" if event.is_warning else "Normal",
+        "reason": event.reason,
+        "message": event.message[:_MAX_MESSAGE],
         "source": {"component": constants.MANAGED_BY},
         "firstTimestamp": now,
         "lastTimestamp": now,

@@ -1,4 +1,4 @@
-"""What an operator needs to run in a cluster: the CRD, its rights, its Deployment and its metrics. No more."""
+"""Manifests of an installation: CRD, RBAC, Deployment and metrics Service."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def render_install(
 ) -> tuple[Manifest, ...]:
     """Everything for one operator that serves the whole cluster, in the order in which it is created.
 
-    `arguments` are those of `run`; `run_as_user` is the operator's own, None: the cluster chooses.
+    `arguments` are those of `run`. `run_as_user` is the user of the operator; None: assigned by the cluster.
     """
     return (
         crd(),
@@ -37,7 +37,7 @@ def render_install(
 
 
 def render_rights(namespace: str) -> tuple[Manifest, Manifest]:
-    """The role, and its binding to the operator's account. No Secrets: pods mount them, the operator names them."""
+    """Return the role and its binding. It has no access to Secrets, which the operator only refers to in pods."""
     role = _object("rbac.authorization.k8s.io/v1", "ClusterRole", NAME, None) | {"rules": list(_rules())}
     binding = _object("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", NAME, None) | {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": NAME},
@@ -53,7 +53,7 @@ def _rules() -> tuple[Manifest, ...]:
     return (
         rule(constants.GROUP, [constants.PLURAL], "get", "list", "watch"),
         rule(constants.GROUP, [f"{constants.PLURAL}/status"], "update"),
-        # Asked for by clusters that check who may block an owner's deletion.
+        # Required with the admission plugin OwnerReferencesPermissionEnforcement.
         rule(constants.GROUP, [f"{constants.PLURAL}/finalizers"], "update"),
         rule("batch", ["jobs"], "create", "get", "list", "watch", "delete"),
         rule("", ["services", "configmaps"], "create", "get", "delete"),
@@ -63,14 +63,14 @@ def _rules() -> tuple[Manifest, ...]:
 
 
 def _namespace(name: str) -> Manifest:
-    """Nobody, not even the operator, gets more there than it needs."""
+    """Return the namespace, with Pod Security Standard `restricted`."""
     namespace = _object("v1", "Namespace", name, None)
     namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = "restricted"
     return namespace
 
 
 def _service(namespace: str) -> Manifest:
-    """Of the metrics. Also while the watches are not open: that is when somebody looks at them."""
+    """Return the Service of the metrics, which are also available before the operator is ready."""
     spec = {
         "selector": _LABELS,
         "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
@@ -80,9 +80,10 @@ def _service(namespace: str) -> Manifest:
 
 
 def render_network_policy(operator_namespace: str) -> Manifest:
-    """Admits to the trainer pods of a namespace only each other, and the operator to the port of their progress.
+    """Return a policy that allows traffic among the trainer pods of a namespace, and from the operator to their
+    progress.
 
-    One for each namespace with jobs, applied by hand: one for each attempt would cost calls of the API server.
+    It is applied manually, once per namespace with jobs: a policy for each attempt would cost requests.
     """
     trainers = {"matchLabels": {constants.LABEL_MANAGED_BY: constants.MANAGED_BY}}
     operator = {
@@ -127,7 +128,7 @@ def _deployment(namespace: str, image: str, arguments: Sequence[str], run_as_use
     }
     spec = {
         "replicas": 1,
-        # Two at once do no harm, but each would do the other's work again.
+        # Two operators at the same time are safe, but repeat each other's work.
         "strategy": {"type": "Recreate"},
         "selector": {"matchLabels": _LABELS},
         "template": {"metadata": {"labels": _LABELS}, "spec": pod},

@@ -1,4 +1,4 @@
-"""The only namer of children, and the only place that knows their labels."""
+"""Names and labels of children."""
 
 from finetune_api import constants
 from finetune_api.constants import Stage
@@ -15,9 +15,10 @@ def child_name(job: str, run: int, stage: Stage, attempt: int) -> str:
 
 
 def service_name(child: str) -> str:
-    """The Service of an attempt, which gives its pods DNS names. Services may not begin with a digit, Jobs may.
+    """The Service of an attempt, which gives its pods DNS names. Unlike those of Jobs, names of Services must not begin
+    with a digit.
 
-    Both ends are changed: no other job's child of that name can exist, all of them end in `-a<attempt>`. At most 62
+    Prefix and suffix are added so that it differs from names of other children, which end in `-a<attempt>`. At most 62
     characters.
     """
     return child if child[0].isalpha() else f"s-{child}-s"
@@ -41,7 +42,7 @@ def name_of(config: TrainerConfig) -> str:
 
 
 def has_service(config: TrainerConfig) -> bool:
-    """Pods that have to find each other need DNS names; one alone does not."""
+    """Whether the stage has a Service: several pods need DNS names to find each other."""
     return config.stage is Stage.TRAIN and config.world.nodes > 1
 
 

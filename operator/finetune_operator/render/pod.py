@@ -25,20 +25,20 @@ _NODE_LOSS: tuple[Manifest, ...] = tuple(
     }
     for taint in ("not-ready", "unreachable")
 )
-"""Kubernetes' own default keeps pods of a lost node for five minutes, in which the others wait for them."""
+"""By default, Kubernetes keeps the pods of a lost node for five minutes, in which the other pods would wait."""
 
 _DISK = "ephemeral-storage"
 _STAGE_CPU = "1"
 _STAGE_MEMORY = "2Gi"
-"""Prepare streams the data in less (docs/benchmarks.md)."""
+"""Sufficient for the prepare stage, which streams the data (docs/benchmarks.md)."""
 _LEAST_BYTES_PER_PARAMETER = 2
-"""Of a base model on disk: 16-bit weights."""
+"""Size of a base model on disk with 16-bit weights."""
 
 
 def pod_template(
     config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, needs: EvaluationNeeds
 ) -> Manifest:
-    """Pod template of a stage's Job; `grace_seconds` is what it gets after SIGTERM."""
+    """Pod template of a stage's Job; `grace_seconds` is its grace period."""
     name, workers, placement = names.name_of(config), config.spec.workers, _placement(config)
     chosen = {
         "subdomain": names.service_name(name) if names.has_service(config) else None,
@@ -69,7 +69,7 @@ def _security_context(settings: OperatorSettings) -> Manifest:
     return {
         "runAsNonRoot": True,
         **own,
-        # Else the kubelet changes the owner of every cached file at every start of a pod.
+        # Otherwise the kubelet changes the owner of all cached files at every start of a pod.
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
     }
@@ -104,8 +104,8 @@ def _container(config: TrainerConfig, settings: OperatorSettings, needs: Evaluat
 
 
 def _volumes(config: TrainerConfig, settings: OperatorSettings) -> list[tuple[Manifest, Manifest]]:
-    """Each volume, and where it is mounted."""
-    # The container runtime's own /dev/shm is 64 MiB, too small for NCCL between the GPUs of a node.
+    """Return (volume, mount) pairs."""
+    # The default /dev/shm of container runtimes is 64 MiB, which is too small for NCCL between the GPUs of a node.
     memory = {"medium": "Memory", "sizeLimit": config.spec.workers.shared_memory}
     found: list[tuple[Manifest, Manifest]] = [
         (
@@ -126,7 +126,7 @@ def _volumes(config: TrainerConfig, settings: OperatorSettings) -> list[tuple[Ma
 
 
 def credentials_secret(config: TrainerConfig, settings: OperatorSettings) -> str:
-    """The Secret with the job's storage credentials; empty: the pod's own identity."""
+    """Return the Secret with storage credentials; empty: the workload identity of the pod is used."""
     return config.spec.storage.credentials_secret or settings.credentials_secret
 
 
@@ -149,10 +149,10 @@ def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Mani
         Env.TERMINATION_LOG: "/dev/termination-log",
         # The root file system is read-only: every library's cache goes to the scratch volume.
         "HOME": constants.SCRATCH_MOUNT,
-        # A user whom the cluster has chosen is not in the image's /etc/passwd, and libraries ask for a name.
+        # Libraries need a user name, and a user that the cluster assigned is not in /etc/passwd of the image.
         "USER": "finetune",
         "TMPDIR": constants.SCRATCH_MOUNT,
-        # boto3's chain must not fall through to the broader role of the node.
+        # boto3 must not fall back to the role of the node, which may have more permissions.
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     return [
@@ -171,7 +171,7 @@ def _variable(variable: EnvVar) -> Manifest:
 
 
 def _threads(config: TrainerConfig) -> int:
-    """Of each process: a container sees all cores of its node, whatever it may use of them. 0: nothing is said."""
+    """Return the threads of each process, because a container sees all cores of its node. 0: not specified."""
     resources = _placement(config).resources
     cpus = resources.requests.get("cpu") or resources.limits.get("cpu")
     return max(1, int(amount(cpus)) // config.world.processes_per_node) if cpus else 0
@@ -179,7 +179,7 @@ def _threads(config: TrainerConfig) -> int:
 
 @dataclass(frozen=True)
 class _Placement:
-    """Where the pods of a stage run, and what they get."""
+    """Placement and resources of the pods of a stage."""
 
     resources: Resources
     node_selector: Mapping[str, str]
@@ -188,8 +188,10 @@ class _Placement:
 
 
 def _placement(config: TrainerConfig) -> _Placement:
-    """Training has all of `spec.workers`. An evaluation on a GPU runs where the workers run, but has not all of their
-    resources."""
+    """Return the placement: for training that of `spec.workers`.
+
+    An evaluation on a GPU runs on the nodes of the workers, but with its own resources.
+    """
     workers, stages = config.spec.workers, config.spec.stages
     if config.stage is Stage.TRAIN:
         return _Placement(workers.resources, workers.node_selector, workers.tolerations, workers.gpus_per_node)
@@ -214,16 +216,16 @@ def _resources(config: TrainerConfig, settings: OperatorSettings, needs: Evaluat
 
 
 def _memory(config: TrainerConfig, needs: EvaluationNeeds) -> str:
-    """Memory that a stage besides training needs."""
+    """Return the memory request of a stage other than training."""
     if not STAGES[config.stage].loads_model or not needs.parameters:
         return _STAGE_MEMORY
     return f"{math.ceil(needs.memory_bytes / 2**20)}Mi"
 
 
 def _disk(config: TrainerConfig, settings: OperatorSettings, parameters: int) -> str:
-    """The default, and the base model's files where they are not on a volume: so much a pod needs in any case.
+    """Return the disk request: the default plus the files of the base model if they are not on a volume.
 
-    No estimate of the most, which could keep pods from nodes that are large enough.
+    It is a lower bound, because an estimate that is too high could exclude nodes that are large enough.
     """
     if not parameters or config.spec.workers.cache is not None:
         return settings.ephemeral_storage

@@ -24,10 +24,10 @@ def render_stage(
     grace_seconds: int | None = None,
     needs: EvaluationNeeds | None = None,
 ) -> tuple[Manifest, ...]:
-    """Everything that one attempt at a stage needs, in the order in which it has to be created.
+    """Return the children of an attempt, in the order of their creation.
 
-    `grace_seconds` is what its pods get after SIGTERM; absent: what the settings say. `needs`: what prepare has
-    determined about model and data; absent: nothing yet.
+    `grace_seconds` is the grace period of its pods; absent: the minimum of the settings. `needs` is the size of the
+    evaluation; absent: not yet known.
     """
     service = (_service(config),) if names.has_service(config) else ()
     grace_seconds = grace_seconds or settings.termination_grace.least_seconds
@@ -41,7 +41,7 @@ def render_stage(
 
 
 def render_all(job: FineTuneJob, settings: OperatorSettings) -> tuple[Manifest, ...]:
-    """What a cluster gets for the first run of a job when nothing goes wrong, stage after stage."""
+    """Return the children of the first run of a job without restarts, for all stages."""
     return tuple(
         manifest
         for stage in STAGES
@@ -68,8 +68,8 @@ def _metadata(config: TrainerConfig) -> Manifest:
 
 
 def _config_map(config: TrainerConfig) -> Manifest:
-    """The configuration, readable for everyone who may read ConfigMaps: the pod template alone holds the values of
-    environment variables."""
+    """Return the ConfigMap. It does not contain the values of environment variables, which are only in the pod
+    template."""
     shown = config.model_copy(update={"spec": without_secrets(config.spec)})
     return {
         "apiVersion": "v1",
@@ -87,7 +87,7 @@ def _service(config: TrainerConfig) -> Manifest:
         "metadata": {**_metadata(config), "name": names.service_name(names.name_of(config))},
         "spec": {
             "clusterIP": "None",
-            # Ranks look for each other before any of them is ready.
+            # Ranks resolve each other's names before they are ready.
             "publishNotReadyAddresses": True,
             "selector": {
                 constants.LABEL_JOB_NAME: names.name_of(config),
@@ -115,7 +115,7 @@ def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, 
             "completionMode": "Indexed",
             "completions": config.world.nodes,
             "parallelism": config.world.nodes,
-            # The first failed pod fails the attempt; what comes next is the restart policy's decision, not the Job's.
+            # The first failed pod fails the attempt. The restart policy of the operator decides about the next one.
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {

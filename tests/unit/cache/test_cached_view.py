@@ -102,31 +102,31 @@ def test_pods_are_asked_for_unless_the_last_word_was_shown(pod: dict[str, Any] |
 
 def test_a_glimpse_serves_one_pass() -> None:
     table = JobCache()
-    table.show(KEY, NEW)
-    assert table.glimpse(KEY) is not None
-    assert table.glimpse(KEY) is None
+    table.record(KEY, NEW)
+    assert table.cached_view(KEY) is not None
+    assert table.cached_view(KEY) is None
 
 
 def test_what_we_have_written_is_newer_than_what_was_shown_before_or_is_shown_late() -> None:
     table = JobCache()
-    table.show(KEY, NEW)
-    table.wrote(KEY, make_object(("train", ""), version="6"))
-    table.show_child(KEY, make_child())
-    found = table.glimpse(KEY)
+    table.record(KEY, NEW)
+    table.record_write(KEY, make_object(("train", ""), version="6"))
+    table.record_child(KEY, make_child())
+    found = table.cached_view(KEY)
     assert found is not None
     assert found.job["metadata"]["resourceVersion"] == "6"
 
-    table.wrote(KEY, make_object(("train", ""), version="7"))
-    table.show(KEY, make_object(("train", ""), version="6"))
-    table.show_child(KEY, make_child())
-    assert table.glimpse(KEY) is None, "older than our own, or newer: a live look tells"
+    table.record_write(KEY, make_object(("train", ""), version="7"))
+    table.record(KEY, make_object(("train", ""), version="6"))
+    table.record_child(KEY, make_child())
+    assert table.cached_view(KEY) is None, "older than our own, or newer: a live look tells"
 
 
 def test_nothing_is_kept_of_what_is_gone() -> None:
     table = JobCache()
-    table.show(KEY, WAITS)
-    table.show_child(KEY, make_child())
-    table.show_pod(KEY, make_pod())
+    table.record(KEY, WAITS)
+    table.record_child(KEY, make_child())
+    table.record_pod(KEY, make_pod())
     table.remove(KEY)
-    table.show(KEY, WAITS)
-    assert table.glimpse(KEY) is None
+    table.record(KEY, WAITS)
+    assert table.cached_view(KEY) is None

@@ -36,9 +36,9 @@ def shown(version: str = "1", *, over: str = "", observed: int = 1, **spec: Any)
 )
 def test_only_what_rests_needs_no_look(body: dict[str, Any], needed: bool) -> None:
     table = JobCache()
-    table.show(KEY, body)
-    assert table.needs_look(KEY) is needed
-    assert table.rests(KEY) is not needed
+    table.record(KEY, body)
+    assert table.needs_reconcile(KEY) is needed
+    assert table.is_settled(KEY) is not needed
 
 
 def finished(completed: str = "2026-01-01T12:00:00Z", **status: Any) -> dict[str, Any]:
@@ -52,22 +52,22 @@ def test_a_finished_job_is_left_alone_until_its_children_are_due_and_after_they_
     """Thousands of them must not all be read when an operator starts."""
     now = datetime(2026, 1, 1, 12, 0, 20, tzinfo=UTC)
     table = JobCache(lambda: now)
-    table.show(KEY, finished())
-    assert (table.needs_look(KEY), table.wakes_in(KEY), table.unsettled()) == (False, 40.0, ())
-    assert table.rests(KEY), "nothing that a child tells matters until then"
-    assert table.glimpse(KEY) is None, "no object is kept for it"
+    table.record(KEY, finished())
+    assert (table.needs_reconcile(KEY), table.seconds_until_due(KEY), table.unsettled()) == (False, 40.0, ())
+    assert table.is_settled(KEY), "nothing that a child tells matters until then"
+    assert table.cached_view(KEY) is None, "no object is kept for it"
     now += timedelta(seconds=41)
-    assert (table.needs_look(KEY), table.wakes_in(KEY), table.unsettled()) == (True, None, (KEY,))
-    assert not table.rests(KEY), "the end of a child that was removed brings it back"
-    table.show(KEY, finished(childrenRemoved=True))
-    assert (table.needs_look(KEY), table.wakes_in(KEY), table.rests(KEY)) == (False, None, True)
+    assert (table.needs_reconcile(KEY), table.seconds_until_due(KEY), table.unsettled()) == (True, None, (KEY,))
+    assert not table.is_settled(KEY), "the end of a child that was removed brings it back"
+    table.record(KEY, finished(childrenRemoved=True))
+    assert (table.needs_reconcile(KEY), table.seconds_until_due(KEY), table.is_settled(KEY)) == (False, None, True)
 
 
 @pytest.mark.parametrize("completed", ["", "yesterday", None])
 def test_a_finished_job_whose_end_cannot_be_told_is_looked_at(completed: Any) -> None:
     table = JobCache()
-    table.show(KEY, finished(completed))
-    assert table.needs_look(KEY)
+    table.record(KEY, finished(completed))
+    assert table.needs_reconcile(KEY)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_pod_that_runs_is_news_for_a_job_that_waits_for_its_pods(
         table, queue = JobCache(), KeyedQueue[JobKey]()
         body = shown()
         body["status"] |= {"phase": phase, "run": {"stage": stage}}
-        table.show(KEY, body)
+        table.record(KEY, body)
         job = child(namespace=KEY.namespace) | {"status": {"ready": ready}}
         job["metadata"]["labels"] = {constants.LABEL_JOB: KEY.name}
         Children(queue, table, lambda _: None).job_shown("MODIFIED", job)
@@ -120,23 +120,23 @@ def test_an_event_about_a_child_has_news_when_it_fails_or_ends(event: str, job: 
 
 def test_children_of_an_object_that_is_not_shown_yet_wait_for_it() -> None:
     table = JobCache()
-    assert table.rests(KEY)
-    table.show(KEY, shown())
-    assert not table.rests(KEY)
+    assert table.is_settled(KEY)
+    table.record(KEY, shown())
+    assert not table.is_settled(KEY)
 
 
 def test_our_own_last_write_needs_no_look_and_anybody_elses_does() -> None:
     table = JobCache()
-    table.wrote(KEY, shown("7"))
-    table.show(KEY, shown("7"))
-    assert not table.needs_look(KEY)
-    table.show(KEY, shown("8"))
-    assert table.needs_look(KEY)
+    table.record_write(KEY, shown("7"))
+    table.record(KEY, shown("7"))
+    assert not table.needs_reconcile(KEY)
+    table.record(KEY, shown("8"))
+    assert table.needs_reconcile(KEY)
 
 
 def test_a_list_tells_what_the_watches_have_missed() -> None:
     table = JobCache()
-    table.show(KEY, shown("1"))
+    table.record(KEY, shown("1"))
     before = table.versions()
     assert table.missed(before, {KEY: "1"}) == ()
     assert table.missed(before, {KEY: "2"}) == (KEY,)
@@ -150,15 +150,15 @@ def test_a_list_tells_what_the_watches_have_missed() -> None:
 def test_what_changes_while_it_is_listed_is_not_missed(listed: dict[JobKey, str]) -> None:
     table = JobCache()
     if listed:
-        table.show(KEY, shown("1"))
+        table.record(KEY, shown("1"))
     before = table.versions()
-    table.show(KEY, shown("3"))
+    table.record(KEY, shown("3"))
     assert table.missed(before, listed) == ()
 
 
 def test_what_is_deleted_while_it_is_listed_is_not_missed() -> None:
     table = JobCache()
-    table.show(KEY, shown("1"))
+    table.record(KEY, shown("1"))
     before = table.versions()
     table.remove(KEY)
     assert table.missed(before, {KEY: "1"}) == ()
@@ -167,6 +167,6 @@ def test_what_is_deleted_while_it_is_listed_is_not_missed() -> None:
 
 def test_what_is_not_over_is_unsettled() -> None:
     table = JobCache()
-    table.show(KEY, shown())
-    table.show(OTHER, shown(over="Complete"))
+    table.record(KEY, shown())
+    table.record(OTHER, shown(over="Complete"))
     assert table.unsettled() == (KEY,)

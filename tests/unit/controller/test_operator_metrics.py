@@ -38,7 +38,7 @@ def test_turns_are_counted_once_and_restarts_are_timed() -> None:
     metrics = Metrics()
     life = [status(), status(attempt(1)), status(FIRST), status(ENDED, attempt(2)), status(ENDED, SECOND)]
     for before, after in zip(life, life[1:] + life[-1:], strict=True):
-        metrics.turned(before, after)
+        metrics.record_transition(before, after)
     lines = lines_of(metrics)
     for expected in (
         'finetune_attempts_ended_total{outcome="Retryable",reason="OutOfMemory",stage="train"} 1.0',
@@ -54,7 +54,7 @@ def test_turns_are_counted_once_and_restarts_are_timed() -> None:
 def test_every_phase_has_a_line_also_where_no_job_is_in_it() -> None:
     metrics, table = Metrics(), JobCache()
     metrics.show_jobs(table.phases)
-    table.show(JobKey("ml", "topics"), {"metadata": {"generation": 1}, "status": {"phase": "Training"}})
+    table.record(JobKey("ml", "topics"), {"metadata": {"generation": 1}, "status": {"phase": "Training"}})
     lines = lines_of(metrics)
     assert 'finetune_jobs{phase="Training"} 1.0' in lines
     assert 'finetune_jobs{phase="Failed"} 0.0' in lines

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_operator.controller.worker import fair_wait, paced
-from finetune_operator.reconcile import Look
+from finetune_operator.reconcile import RequeueReason
 from finetune_operator.settings import OperatorSettings
 
 
@@ -30,7 +30,7 @@ def test_many_jobs_or_slow_answers_are_asked_less_often(jobs: int, pass_seconds:
 def test_jobs_that_wait_or_are_finished_do_not_slow_down_those_that_run(
     running: int, waiting: int, due: int, progress_seconds: float, waiting_seconds: float
 ) -> None:
-    looks = {Look.PROGRESS: running, Look.WAITING: waiting, Look.DUE: due}
+    looks = {RequeueReason.PROGRESS: running, RequeueReason.WAITING: waiting, RequeueReason.DUE: due}
     found = paced(OperatorSettings(), looks, pass_seconds=0.02, workers=24)
     assert (found.progress_seconds, found.waiting_seconds) == (
         pytest.approx(progress_seconds),

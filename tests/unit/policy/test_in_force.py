@@ -14,7 +14,7 @@ from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed, ObservedStage
 from finetune_operator.policy import deadline, history, in_force, runs, stages
 from finetune_operator.policy import status as status_policy
-from finetune_operator.policy.events import announcements
+from finetune_operator.policy.events import job_events
 from observations import STAMP, make_pod, make_stage
 from statuses import make_status
 
@@ -119,8 +119,8 @@ def test_the_object_says_that_it_is_not_accepted_while_its_attempt_goes_on() -> 
     assert after.phase is Phase.TRAINING
     assert (conditions["Ready"].status, conditions["Accepted"].status) == ("True", "False")
     assert str(violation) in conditions["Accepted"].message
-    assert [told.reason for told in announcements(before, after)] == ["InvalidSpec"]
-    assert announcements(after, after) == ()
+    assert [told.reason for told in job_events(before, after)] == ["InvalidSpec"]
+    assert job_events(after, after) == ()
 
 
 def at(minutes: float) -> datetime:

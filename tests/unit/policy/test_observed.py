@@ -52,7 +52,7 @@ def test_a_pod_that_the_kernel_has_ended_for_memory_is_called_so_though_it_left_
     (stage,) = Observed.from_manifests("u", jobs, pods).stages
     judged = failure.classify_failure(stage)
     assert (judged.status.failure_class, judged.exit_code) == ("OutOfMemory", 137)
-    assert judged.status.message.startswith(f"{NAME}-1-train was ended by the kernel because its memory was used up")
+    assert judged.status.message.startswith(f"{NAME}-1-train was killed by the kernel because it ran out of memory")
     assert "training.microBatchSize" in judged.status.advice
 
 

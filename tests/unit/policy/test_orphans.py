@@ -81,7 +81,7 @@ def test_nothing_begins_before_they_have_ended(suspend: bool) -> None:
     told = status_policy.status_after(status, decision, generation=1, now=STAMP)
     ready = next(entry for entry in told.conditions if entry.type == "Ready")
     assert (told.phase, ready.reason) == (Phase.TRAINING, Reason.TRAINING)
-    assert ready.message == f"{JOB} is gone, and what follows waits until its pods have ended"
+    assert ready.message == f"{JOB} was deleted; the next attempt waits until its pods have ended"
 
     status, decision = look(Observed(()), told)
     assert status.run.attempts[-1].outcome is Outcome.STOPPED

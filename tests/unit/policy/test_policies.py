@@ -108,7 +108,7 @@ def test_children_of_an_older_run_are_stopped_first() -> None:
     run = runs.Run(2, "other", is_new=True)
     after = history.apply_observation(folded(observed), run, observed, None, STAMP)
     decision = stages.decide(make_job().spec, run, after, observed, now=NOW, max_backoff_seconds=300)
-    expected = "run 2 starts when the pods of the old one have ended"
+    expected = "run 2 starts when the pods of the previous run have ended"
     assert decision == stages.Stop((old,), Reason.SPEC_CHANGED, expected)
     assert after.run.attempts == ()
 
@@ -136,7 +136,7 @@ def test_a_deleted_pod_is_named_though_it_is_gone() -> None:
     status = folded(Observed((PREPARED, failed)))
     assert status.run.failure is not None
     assert (status.run.failure.failure_class, status.run.failure.pod) == ("PodDeleted", "example-r1-train-a1-1")
-    assert status.run.failure.message.startswith("example-r1-train-a1-1 was deleted, and the others stopped with it: ")
+    assert status.run.failure.message.startswith("example-r1-train-a1-1 was deleted, so the other pods were stopped: ")
     assert (status.run.attempts[-1].outcome, status.run.restarts, status.run.disruptions) == (Outcome.DISRUPTION, 0, 1)
 
 

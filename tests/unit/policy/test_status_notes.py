@@ -12,7 +12,7 @@ from finetune_api.validation import dropped_fields, parse_job
 from finetune_operator.observed import Observed
 from finetune_operator.policy import grace, pending
 from finetune_operator.policy import status as status_policy
-from finetune_operator.policy.events import announcements
+from finetune_operator.policy.events import job_events
 from finetune_operator.policy.stages import Finish, Watch
 from finetune_operator.policy.status import StatusNotes
 from finetune_operator.policy.world import stage_config
@@ -59,23 +59,23 @@ def test_pods_get_as_long_as_two_saves_and_two_steps_take(
 @pytest.mark.parametrize(
     ("seconds", "given", "safe", "words"),
     [
-        (2.2, 120, True, "about 20 s in all, and pods get 120 s"),
-        (100.0, 120, False, "the pods of attempt 1 get 120 s after SIGTERM"),
-        (100.0, 120, False, "the next attempt gets 220 s"),
-        (100.0, 220, True, "pods get 220 s"),
-        (5000.0, 3600, False, "the operator allows 3600 s at most; raise the operator's --max-termination-grace"),
+        (2.2, 120, True, "about 20 s in total, and the grace period of the pods is 120 s"),
+        (100.0, 120, False, "the grace period of the pods of attempt 1 is 120 s"),
+        (100.0, 120, False, "that of the next attempt is 220 s"),
+        (100.0, 220, True, "the grace period of the pods is 220 s"),
+        (5000.0, 3600, False, "the operator allows at most 3600 s; raise the operator's --max-termination-grace"),
     ],
 )
 def test_a_save_that_does_not_fit_is_told(seconds: float, given: int, safe: bool, words: str) -> None:
-    verdict = grace.verdict(saved(seconds), running(grace_seconds=given), GraceLimits(120, 3600))
-    assert verdict is not None
-    assert verdict.is_safe is safe
-    assert words in verdict.message
+    safety = grace.stop_safety(saved(seconds), running(grace_seconds=given), GraceLimits(120, 3600))
+    assert safety is not None
+    assert safety.is_safe is safe
+    assert words in safety.message
 
 
 def test_nothing_is_said_of_a_save_that_was_never_measured() -> None:
     for status in (Status(), saved(None)):
-        assert grace.verdict(status, running(), GraceLimits()) is None
+        assert grace.stop_safety(status, running(), GraceLimits()) is None
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def condition(status: Status, kind: ConditionType) -> Condition | None:
     return next((entry for entry in status.conditions if entry.type is kind), None)
 
 
-TOO_SLOW = StatusNotes(grace=grace.Verdict(is_safe=False, message="slow"))
+TOO_SLOW = StatusNotes(grace=grace.StopSafety(is_safe=False, message="slow"))
 LATE = StatusNotes(late="a crash would now cost all after step 20")
 PENDING = StatusNotes(pending="changed")
 DROPPED = StatusNotes(
@@ -166,8 +166,8 @@ def test_a_remark_is_a_condition_and_told_once(
     found = condition(told, kind)
     assert found is not None
     assert (found.status, found.reason) == (value, reason)
-    assert [event.reason for event in announcements(plain, told)] == [reason]
-    assert announcements(told, status_after(told, notes)) == ()
+    assert [event.reason for event in job_events(plain, told)] == [reason]
+    assert job_events(told, status_after(told, notes)) == ()
     assert reason not in {entry.reason for entry in status_after(told, StatusNotes()).conditions}
 
 

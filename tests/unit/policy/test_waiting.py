@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from finetune_operator.observed import ObservedPod, ObservedStage
-from finetune_operator.policy.waiting import PATIENCE, explanation, idle_pods, next_look_seconds, unexplained
+from finetune_operator.policy.waiting import START_GRACE, explanation, idle_pods, next_check_seconds, unexplained
 from observations import STAMP, make_pod, make_stage
 
-LATE = datetime.fromisoformat(STAMP) + PATIENCE
+LATE = datetime.fromisoformat(STAMP) + START_GRACE
 
 
 def pod(index: int = 0, phase: str = "Pending", waiting: str = "") -> ObservedPod:
@@ -63,12 +63,12 @@ def warning(name: str, message: str) -> dict[str, Any]:
         ),
         ([pod(0)], [], "pod-0: not started yet"),
         ([], [warning("job", "exceeded quota")], "exceeded quota"),
-        ([], [], "the Job controller has not created the others yet"),
+        ([], [], "the Job controller has not created the other pods yet"),
     ],
 )
 def test_the_reason_is_told_by_who_knows_it(pods: list[ObservedPod], warnings: list[dict[str, Any]], line: str) -> None:
     told = explanation(stage(*pods), pods, warnings).splitlines()
-    assert told == ["0 of 2 pods of job run", line]
+    assert told == ["0 of 2 pods of job are running", line]
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_events_are_read_only_of_what_does_not_say_why_it_waits(
 @pytest.mark.parametrize(("waited", "wait"), [(0, 0.0), (20, 5.0), (60, 15.0), (3600, 30.0)])
 def test_what_has_waited_long_is_looked_at_less_often(waited: float, wait: float) -> None:
     now = datetime.fromisoformat(STAMP) + timedelta(seconds=waited)
-    assert next_look_seconds(stage(created_at=STAMP), now) == wait
+    assert next_check_seconds(stage(created_at=STAMP), now) == wait

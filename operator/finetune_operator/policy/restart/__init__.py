@@ -1,7 +1,7 @@
-"""What follows a failed attempt: an ordered table of rules, like the failure policy of a JobSet.
+"""Decide what follows a failed attempt with an ordered table of rules, like the failure policy of a JobSet.
 
-Each module of `rules` declares one `RULE`. The rule with the lowest order whose condition holds decides; the last one
-always does. To add a rule, add a module.
+Each module of `rules` declares one `RULE`. The first rule in ascending order whose condition holds decides; the last
+rule always applies. To add a rule, add a module.
 """
 
 import importlib
@@ -28,6 +28,6 @@ def rules() -> tuple[Rule, ...]:
 
 
 def decide(status: Status, limits: Restart, *, max_backoff_seconds: float) -> Action:
-    """What follows the last attempt, which has failed. `status` has charged its end already."""
+    """Decide what follows the last attempt, which has failed. `status` must already count its end."""
     failure = Failure(status, limits, max_backoff_seconds)
     return next(action for rule in rules() if (action := rule.decide(failure)) is not None)

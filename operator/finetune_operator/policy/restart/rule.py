@@ -1,4 +1,4 @@
-"""What a restart rule is, and what rules have in common: back-off, and when two failures are the same."""
+"""Interface of restart rules, and functions they share: back-off, and comparison of failures."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ class Sameness(Enum):
     SAME_MESSAGE_AND_STEP = auto()
     """Exit code, message and step are the same."""
     NEVER = auto()
-    """The cause is outside of the job and may be gone: `restart.maxRestarts` alone is the limit."""
+    """The cause is outside of the job and may no longer exist. Only `restart.maxRestarts` limits the restarts."""
 
 
 _SAMENESS: Mapping[str, Sameness] = {
@@ -41,10 +41,10 @@ _SAMENESS: Mapping[str, Sameness] = {
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed attempt, and what a rule may consider."""
+    """A failed attempt, with the information that rules use."""
 
     status: Status
-    """The end of the attempt is charged already."""
+    """Status that already counts the end of the attempt."""
     limits: Restart
     """`spec.restart`."""
     max_backoff_seconds: float
@@ -55,9 +55,9 @@ class Failure:
         return self.status.run.attempts[-1]
 
     def retry(self, tries: int, change: "PlanChange | None" = None) -> "Retry":
-        """Another attempt: at once, then after 10 s, doubling. Most failures are a lost process, not a broken input.
+        """Return another attempt: at once, then after 10 s, doubled each time.
 
-        After 10 s at least where the node itself was the obstacle: the next attempt would find it unchanged.
+        If the node was the cause, the first wait is also 10 s, because an immediate attempt would find it unchanged.
         """
         is_of_the_node = self.attempt.outcome is Outcome.REJECTED or self.attempt.reason == EVICTED
         waits = max(1, tries) if is_of_the_node else tries - 1
@@ -68,20 +68,20 @@ class Failure:
 
 @dataclass(frozen=True)
 class PlanChange:
-    """How the plan of the next training attempt differs from the one before."""
+    """Difference between the plans of the next training attempt and the previous one."""
 
     reason: str
     micro_batch_limit: int | None = None
-    """Most examples per process and forward pass. The global batch stays the same."""
+    """Maximum examples per process and forward pass. The global batch does not change."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Start the next attempt, this long after the failed one ended."""
+    """Start the next attempt after a delay, measured from the end of the failed one."""
 
     delay_seconds: float
     change: PlanChange | None = None
-    """How the plan of the next training attempt differs."""
+    """Change of the plan of the next training attempt."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Rule:
 
 
 def disruptions_in_a_row(attempts: Sequence[AttemptStatus]) -> int:
-    """Attempts at the end of the list, of one stage, that were disrupted or rejected before their first step."""
+    """Count the latest consecutive attempts of a stage that were disrupted or rejected before their first step."""
     count = 0
     for entry in reversed(attempts):
         is_disrupted = entry.outcome in {Outcome.DISRUPTION, Outcome.REJECTED} and not entry.superseded_by_spec_change
@@ -118,9 +118,9 @@ def disruptions_in_a_row(attempts: Sequence[AttemptStatus]) -> int:
 
 
 def identical_failures(status: Status) -> int:
-    """How often the last attempt's stage has failed as that attempt did, without a new checkpoint in between.
+    """Count the consecutive failures of the stage that equal the last one, without a new checkpoint in between.
 
-    Disruptions and requested stops in between do not count, and do not end the series.
+    Disruptions and requested stops in between do not count and do not end the series.
     """
     last = status.run.attempts[-1]
     newest = None if status.run.last_checkpoint is None else status.run.last_checkpoint.step
@@ -143,7 +143,7 @@ def identical_failures(status: Status) -> int:
 
 
 def is_same_failure(one: AttemptStatus, other: AttemptStatus) -> bool:
-    """Whether two failed attempts at a stage have failed in the same way, as `_SAMENESS` has it."""
+    """Whether two attempts of a stage have failed in the same way, as defined by `_SAMENESS`."""
     if one.reason != other.reason:
         return False
     match _SAMENESS.get(one.reason, Sameness.SAME_MESSAGE_AND_STEP):
@@ -155,6 +155,6 @@ def is_same_failure(one: AttemptStatus, other: AttemptStatus) -> bool:
 
 
 def _plain(attempt: AttemptStatus) -> str:
-    """Its message without what differs between two attempts: names of pods, addresses of objects in memory."""
+    """Return the message without names of pods and memory addresses, which differ between attempts."""
     pods = re.escape(attempt.job_name) + r"-\d+(-[a-z0-9]{5})?"
     return re.sub(rf"{pods}|\b0x[0-9a-f]+\b", "", attempt.message)

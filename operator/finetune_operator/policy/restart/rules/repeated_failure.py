@@ -1,4 +1,4 @@
-"""The same failure again without a new checkpoint in between: one retry shows whether the first was an accident."""
+"""The same failure again without a new checkpoint in between: one retry shows whether the first was transient."""
 
 from collections.abc import Mapping
 
