@@ -16,7 +16,7 @@ _TEXT = (
     "jinja2",
 )
 _MODELS = ("safetensors.torch", "transformers.modeling_utils", "peft")
-_OURS = ("finetune_trainer.stages", "finetune_trainer.store.client")
+_OURS = ("finetune_trainer.rank_main", "finetune_trainer.store.client")
 """Importing them takes 0.3 s, in which pydantic builds its models."""
 
 

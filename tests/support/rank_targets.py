@@ -1,6 +1,6 @@
 """What ranks run in these tests, and a supervisor that runs it: `python rank_targets.py STAGE CONFIG FUNCTION`.
 
-Each function takes the place of `finetune_trainer.stages:run_rank`; the processes, the fork server and the signals
+Each function takes the place of `finetune_trainer.rank_main:run_rank`; the processes, the fork server and the signals
 are the real ones.
 """
 
@@ -138,7 +138,7 @@ def use_up_memory(_config: Path) -> int:
 def bad_data(config: Path) -> int:
     """Rank 1 cannot read a record; rank 0 waits for it in a collective that never comes."""
     from finetune_trainer.errors import BadDataError
-    from finetune_trainer.stages import run_bound
+    from finetune_trainer.rank_main import run_bound
 
     def read() -> NoReturn:
         if RANK == 0:
@@ -150,13 +150,13 @@ def bad_data(config: Path) -> int:
 
 def evaluated(config: Path) -> int:
     from finetune_api.progress import EvaluateResult
-    from finetune_trainer.stages import run_bound
+    from finetune_trainer.rank_main import run_bound
 
     return run_bound(config, lambda *_: lambda: EvaluateResult(report_uri="s3://bucket/report.html"))
 
 
 def evaluate_for_ever(config: Path) -> int:
-    from finetune_trainer.stages import run_bound
+    from finetune_trainer.rank_main import run_bound
 
     def wait() -> NoReturn:
         print(f"waiting {os.getpid()}")
@@ -169,7 +169,7 @@ def evaluate_for_ever(config: Path) -> int:
 def report_progress(config: Path) -> int:
     """Three steps' worth of progress, then until it is stopped; saves what it has."""
     from finetune_api.progress import CommittedCheckpoint
-    from finetune_trainer.stages import run_bound
+    from finetune_trainer.rank_main import run_bound
     from finetune_trainer.stop import install_stop_flag
 
     def bind(_config: object, _runtime: object, report: object) -> object:

@@ -64,7 +64,7 @@ def train_rank(config: Path) -> int:
     """Like `stages.run_rank`, but the configuration says what was prepared, and no library may send pickles."""
     from torch.distributed import distributed_c10d
 
-    from finetune_trainer.stages import run_bound
+    from finetune_trainer.rank_main import run_bound
 
     vars(distributed_c10d)["_object_to_tensor"] = refuse_to_pickle
     if power := os.environ.get("TEST_SCALE_POWER"):

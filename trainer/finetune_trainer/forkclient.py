@@ -22,7 +22,7 @@ from finetune_api.exit_codes import ExitCode
 
 from .forkserver import listen, short_address
 
-RUN_RANK = "finetune_trainer.stages:run_rank"
+RUN_RANK = "finetune_trainer.rank_main:run_rank"
 
 _KILLED = -9
 _STOP_SECONDS = 5.0

@@ -25,8 +25,8 @@ from .outcome import RankExit, decisive_exit, exit_status, termination_message
 from .progress import PROGRESS_FILE
 from .progress_server import read_progress, serve_progress
 from .rank_group import Output, RankGroup
+from .rank_main import read_config, read_result, result_path
 from .runtime import number, variable
-from .stages import read_config, read_result, result_path
 
 GRACE_SECONDS = 5.0
 """What the other ranks get after one has failed: enough to write a line, they are stuck in a collective anyway."""

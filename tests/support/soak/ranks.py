@@ -36,7 +36,7 @@ def step_times(scratch: Path) -> list[tuple[int, float]]:
 
 def train_rank(config: Path) -> int:
     """Like `stages.run_rank`, but the configuration says what was prepared."""
-    from finetune_trainer.stages import run_bound
+    from finetune_trainer.rank_main import run_bound
 
     def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
         from finetune_trainer.checkpoint import save_interval

@@ -14,7 +14,7 @@ from finetune_api.v1alpha1 import AttemptPlan
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
 from finetune_trainer.errors import BadConfigError
-from finetune_trainer.stages import read_config
+from finetune_trainer.rank_main import read_config
 
 
 def config_of(**spec: Any) -> TrainerConfig:

@@ -15,7 +15,7 @@ from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage, TrainResult
 from finetune_trainer.errors import BadConfigError, BadDataError, DivergedError, StoppedError
 from finetune_trainer.progress import PROGRESS_FILE, ProgressReporter
-from finetune_trainer.stages import is_out_of_memory, process_started, read_config, read_result, run_bound
+from finetune_trainer.rank_main import is_out_of_memory, process_started, read_config, read_result, run_bound
 from process_support import make_config
 
 TRAINED = TrainResult(model_uri="s3://bucket/model", digest="d", final_step=4)
@@ -169,6 +169,6 @@ def test_the_cpu_allocators_words_are_known(error: Exception, expected: bool) ->
 def test_the_start_of_the_process_is_the_supervisors_or_else_its_own() -> None:
     assert process_started({"FINETUNE_STARTED_TIME": "12.5"}) == 12.5
     before = time.time()
-    code = "from finetune_trainer.stages import process_started; print(process_started({}))"
+    code = "from finetune_trainer.rank_main import process_started; print(process_started({}))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert before - 1.0 <= float(said) <= time.time()
