@@ -1,6 +1,6 @@
-"""Object storage: addresses, one client, whole-file transfers. Knows S3 and nothing of training; imports no torch.
+"""Object storage: addresses, one client and transfers of whole files. Depends on S3 only, and does not import torch.
 
-Every failure leaves this room as one of our own errors (`finetune_trainer.errors`); no botocore exception does.
+Every failure is raised as an error of `finetune_trainer.errors`. No botocore exception leaves this package.
 """
 
 from .client import Conditions, ObjectInfo, ObjectStore

@@ -1,6 +1,6 @@
-"""ObjectStore: the one way to object storage.
+"""ObjectStore, the only client of object storage in the trainer.
 
-Safe to use from many threads. To be made after a fork, not before it: sockets must not be shared between processes.
+A store is thread-safe. Create it after a fork, not before: processes must not share sockets.
 """
 
 import base64
@@ -36,24 +36,24 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS = 5
 READ_SECONDS = 30
-"""How long storage may say nothing to a request."""
+"""Seconds to wait for the next bytes of a response."""
 _POOL = 32
 _KEYS_PER_DELETE = 1000
-"""S3 takes no more."""
+"""The limit of S3."""
 _PARALLEL_DELETES = 16
 _READ_CHUNK = 1 << 20
-"""urllib3 copies every read once; a chunk that stays in the processor's cache makes that copy cheap."""
+"""Bytes. urllib3 copies every read once; the copy is cheap if the chunk fits into the processor's cache."""
 
 
 def _add_md5(params: dict[str, Any], **_: Any) -> None:
-    """Older S3-compatible servers remove many objects only for this header; boto3 sends a CRC32 in its place."""
+    """Older S3-compatible servers require this header to delete many objects; boto3 sends a CRC32 instead."""
     digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What storage says of an object. The etag is no content hash: multipart uploads have another one."""
+    """Metadata of an object. The ETag is not a hash of the content if the object was uploaded in parts."""
 
     uri: str
     size: int
@@ -62,17 +62,17 @@ class ObjectInfo:
 
 
 class Conditions(StrEnum):
-    """What a server does with a put that must not replace anything (`If-None-Match: *`)."""
+    """How a server handles a conditional write (`If-None-Match: *`)."""
 
     HONOURED = "honours"
     IGNORED = "ignores"
-    """It replaces what is there."""
+    """The server replaces an existing object."""
     REFUSED = "refuses"
-    """It answers that it knows no such thing."""
+    """The server rejects the header."""
 
 
 class ObjectStore:
-    """One S3-compatible server. Every method raises our own errors only, see `faults.translate`."""
+    """Client of one S3-compatible server. Methods raise only subclasses of TrainerError, see `faults.translate`."""
 
     def __init__(self, client: Any, endpoint: str, retry: RetryPolicy) -> None:
         self._client = client
@@ -80,18 +80,19 @@ class ObjectStore:
         self._retry = retry
         self._known_buckets: set[str] = set()
         self._deletes_many = True
-        """The server has requests that delete many objects; False once it has refused one."""
+        """The server supports DeleteObjects; False after it has rejected a request."""
 
     @classmethod
     def connect(
         cls, settings: StorageSettings, *, retry: RetryPolicy = DEFAULT_RETRY, sign_bodies: bool = True
     ) -> "ObjectStore":
-        """A client for `settings`. Credentials come from mounted files, else by boto3's chain. Nothing is sent yet.
+        """Create a client for `settings` without sending a request.
 
-        Credentials that are replaced in their files are used from the next request on.
+        Credentials come from mounted files, otherwise from boto3's chain. If the files change, the next request uses
+        the new credentials.
 
-        Without `sign_bodies` only the headers of requests are signed: for objects whose names are their digests, which
-        would be computed a second time.
+        `sign_bodies=False` signs only the headers of requests. Use it for objects that are named by their digest, whose
+        content would otherwise be hashed twice. Raises BadConfigError for settings that boto3 rejects.
         """
         config = Config(
             connect_timeout=_CONNECT_SECONDS,
@@ -103,7 +104,7 @@ class ObjectStore:
                 "addressing_style": "path" if settings.path_style else "virtual",
                 "payload_signing_enabled": None if sign_bodies else False,
             },
-            # boto3's own checksums break S3-compatible servers (boto3#4392); ours are end to end.
+            # boto3's checksums fail on some S3-compatible servers (boto3#4392). Callers verify digests end to end.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -119,7 +120,7 @@ class ObjectStore:
 
     @property
     def endpoint(self) -> str:
-        """The server, as messages name it."""
+        """Name of the server in messages."""
         return self._endpoint
 
     def _run(self, address: S3Address, request: Callable[[], T]) -> T:
@@ -128,7 +129,7 @@ class ObjectStore:
     # Single objects
 
     def get(self, uri: str) -> bytes:
-        """The object's bytes. Raises ObjectMissingError if there is none."""
+        """Return the object's bytes. Raises ObjectMissingError if it does not exist."""
         address = parse(uri)
         return self._run(address, lambda: self._read(address))
 
@@ -137,11 +138,11 @@ class ObjectStore:
         return content
 
     def get_json(self, uri: str) -> Any:
-        """The object's JSON value. Raises ObjectMissingError, and StorageProtocolError if it is not JSON."""
+        """Return the object's JSON value. Raises ObjectMissingError, and StorageProtocolError if it is not JSON."""
         try:
             return json.loads(self.get(uri))
         except ValueError as error:
-            raise StorageProtocolError(f"{uri} does not hold JSON: {error}") from error
+            raise StorageProtocolError(f"{uri} must be JSON: {error}") from error
 
     def put(
         self,
@@ -151,24 +152,24 @@ class ObjectStore:
         content_type: str | None = None,
         pace: Callable[[int], None] | None = None,
     ) -> None:
-        """Write the object whole, replacing what is there.
+        """Write the whole object, replacing an existing one.
 
-        `pace` is called with each number of bytes before these are sent, and may wait.
+        `pace` is called with the number of bytes of each chunk before it is sent, and may block.
         """
         address = parse(uri)
         extra = {} if content_type is None else {"ContentType": content_type}
 
         def request() -> Any:
-            body = bytes(data) if pace is None else PacedBody(data, pace)  # another try begins with its first byte
+            body = bytes(data) if pace is None else PacedBody(data, pace)  # a retry sends it from the start
             return self._client.put_object(Bucket=address.bucket, Key=address.key, Body=body, **extra)
 
         self._run(address, request)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Create the object in one atomic step; False if it exists already.
+        """Create the object atomically. Returns False if it already exists.
 
-        A refusal that follows an unanswered try may come from that try itself having succeeded. Then the stored bytes
-        decide, so `data` should hold something that only this writer writes.
+        If a try gets no response, it may have succeeded, and its retry is then rejected. In this case the stored bytes
+        are compared with `data`, which should therefore contain something that only this writer writes.
         """
         address = parse(uri)
         tries = 0
@@ -188,7 +189,7 @@ class ObjectStore:
         return self._run(address, create)
 
     def conditions(self, prefix_uri: str) -> Conditions:
-        """Try what `put_if_absent` does on this server, with an object under `prefix_uri`: three requests."""
+        """Test how this server handles `put_if_absent`, with an object under `prefix_uri`. Sends three requests."""
         probe = join(prefix_uri, f".conditions-{uuid.uuid4().hex}")
         try:
             self.put_if_absent(probe, b"first")
@@ -199,7 +200,7 @@ class ObjectStore:
         return Conditions.HONOURED if is_honoured else Conditions.IGNORED
 
     def head(self, uri: str) -> ObjectInfo | None:
-        """What storage says of the object; None if there is none."""
+        """Return the object's metadata, or None if it does not exist."""
         address = parse(uri)
         try:
             answer = self._run(address, lambda: self._client.head_object(Bucket=address.bucket, Key=address.key))
@@ -209,7 +210,7 @@ class ObjectStore:
         return ObjectInfo(uri, int(answer["ContentLength"]), answer["ETag"], answer["LastModified"])
 
     def _check_bucket(self, address: S3Address) -> None:
-        """A HEAD answer has no body, so a missing object and a missing bucket look the same in it."""
+        """Raise if the bucket is missing: a HEAD response has no body that distinguishes it from a missing object."""
         if address.bucket in self._known_buckets:
             return
         try:
@@ -219,18 +220,18 @@ class ObjectStore:
         self._known_buckets.add(address.bucket)
 
     def exists(self, uri: str) -> bool:
-        """Whether the object is there."""
+        """Whether the object exists."""
         return self.head(uri) is not None
 
     def delete(self, uri: str) -> None:
-        """Remove the object; nothing happens if there is none."""
+        """Delete the object if it exists."""
         address = parse(uri)
         self._run(address, lambda: self._client.delete_object(Bucket=address.bucket, Key=address.key))
 
     def read_into(self, uri: str, buffer: memoryview) -> None:
-        """Fill `buffer` (writable, contiguous bytes) with the object, which must be exactly as long.
+        """Read the object into `buffer` (writable, contiguous bytes), which must have exactly the object's length.
 
-        Raises ObjectMissingError, and StorageProtocolError for another length.
+        Raises ObjectMissingError, and StorageProtocolError if the lengths differ.
         """
         address, meter = parse(uri), Meter()
         self._retry.run(lambda: self._fill(address, buffer, meter), lambda: address, self._endpoint, meter)
@@ -253,7 +254,7 @@ class ObjectStore:
     # Many objects
 
     def list(self, prefix_uri: str) -> Iterator[ObjectInfo]:
-        """All objects whose address starts with `prefix_uri`, in the order of their keys."""
+        """Yield all objects whose address starts with `prefix_uri`, ordered by key."""
         address = parse(prefix_uri)
         more: dict[str, str] = {}
         while True:
@@ -273,10 +274,10 @@ class ObjectStore:
         return self._run(address, request)
 
     def glob(self, pattern_uri: str) -> builtins.list[ObjectInfo]:
-        """Objects that fit the pattern, sorted by address; `*`, `?` and `[...]` do not cross a slash.
+        """Return the objects that match the pattern, sorted by address; `*`, `?` and `[...]` do not match a slash.
 
-        The address of an object gives that object, also where it has wildcards: keys such as `export[final].jsonl` are
-        common. Nothing fits: an empty list.
+        The address of an existing object returns that object even if it contains wildcards, because keys such as
+        `export[final].jsonl` are common.
         """
         found = self.head(pattern_uri)
         if found is not None or not is_pattern(pattern_uri):
@@ -284,10 +285,10 @@ class ObjectStore:
         return [info for info in self.list(literal_prefix(pattern_uri)) if matches(pattern_uri, info.uri)]
 
     def delete_many(self, uris: Sequence[str]) -> None:
-        """Remove objects of one bucket, in requests of up to 1000; what is not there is as good as removed.
+        """Delete objects of one bucket, in requests of up to 1000 objects. Missing objects are ignored.
 
-        One by one where the server has no such request, as Google Cloud Storage. Raises the error of the first object
-        that storage will not remove, once all others are.
+        Objects are deleted one by one if the server does not support DeleteObjects, for example Google Cloud Storage.
+        If objects cannot be deleted, all others are deleted first; then the error of the first one is raised.
         """
         for start in range(0, len(uris), _KEYS_PER_DELETE):
             batch = uris[start : start + _KEYS_PER_DELETE]
@@ -295,11 +296,12 @@ class ObjectStore:
                 self._delete_singly(batch)
 
     def _delete_together(self, uris: Sequence[str]) -> bool:
-        """One request; False where the server knows no such request."""
+        """Send one request. Returns False if the server does not support it."""
         try:
             self._delete_batch([parse(uri) for uri in uris])
         except StorageProtocolError as error:
-            # Refused as a whole (an object's refusal has no status), neither for want of rights nor of the bucket.
+            # The error of a single object has no HTTP status. With a status, the server rejected the whole request, and
+            # a missing bucket or missing permissions would have raised another error.
             if not isinstance(error.__cause__, ClientError) or not http_status(error.__cause__):
                 raise
             self._deletes_many = False
@@ -314,7 +316,7 @@ class ObjectStore:
     def _delete_batch(self, addresses: Sequence[S3Address]) -> None:
         keys = [{"Key": address.key} for address in addresses]
         bucket, failed = addresses[0].bucket, addresses[0]
-        assert all(address.bucket == bucket for address in addresses), "one bucket at a time"
+        assert all(address.bucket == bucket for address in addresses), "all objects must be in one bucket"
 
         def delete() -> None:
             nonlocal failed
@@ -326,9 +328,9 @@ class ObjectStore:
         self._retry.run(delete, lambda: failed, self._endpoint)
 
     def now(self, uri: str) -> datetime:
-        """The time of the server, the clock that writes `modified`.
+        """Return the server's time, from the same clock as `ObjectInfo.modified`.
 
-        It comes with a list of the address, not of the whole bucket, which a policy may refuse.
+        Sends a list request for `uri`, because a policy may not allow listing the whole bucket.
         """
         address = parse(uri)
         answer = self._run(
@@ -341,32 +343,32 @@ class ObjectStore:
     # Files
 
     def download(self, uri: str, path: Path) -> None:
-        """Write the object to `path`, which appears whole or not at all; large ones in parallel ranges."""
+        """Download the object to `path`, atomically. Large objects are downloaded in parallel ranges."""
         transfer.download(self._client, self._retry, self._endpoint, [(parse(uri), path)])
 
     def upload(self, path: Path, uri: str) -> None:
-        """Write the file to the object; large ones in parallel parts."""
+        """Upload the file. Large files are uploaded in parallel parts."""
         transfer.upload(self._client, self._retry, self._endpoint, [(path, parse(uri))])
 
     def upload_files(self, jobs: Sequence[tuple[Path, str]]) -> None:
-        """Write every file to its object."""
+        """Upload every file to its address."""
         transfer.upload(self._client, self._retry, self._endpoint, [(path, parse(uri)) for path, uri in jobs])
 
     def download_folder(self, prefix_uri: str, folder: Path) -> builtins.list[Path]:
-        """Write every object under `prefix_uri` into `folder`, keeping sub-folders.
+        """Download all objects under `prefix_uri` into `folder`, keeping subfolders.
 
-        Returns the files, sorted. Raises ObjectMissingError if there is nothing under the prefix.
+        Returns the files, sorted. Raises ObjectMissingError if there are no objects under the prefix.
         """
         prefix = join(prefix_uri) + "/"
         names = [info.uri.removeprefix(prefix) for info in self.list(prefix) if not info.uri.endswith("/")]
         if not names:
-            raise ObjectMissingError(f"there is nothing under {prefix} at {self._endpoint}")
+            raise ObjectMissingError(f"no objects exist under {prefix} at {self._endpoint}")
         return self.download_files(prefix_uri, names, folder)
 
     def download_files(self, prefix_uri: str, names: Sequence[str], folder: Path) -> builtins.list[Path]:
-        """Write the objects `names`, relative to `prefix_uri`, into `folder`, keeping sub-folders.
+        """Download the objects `names`, relative to `prefix_uri`, into `folder`, keeping subfolders.
 
-        Returns the files, sorted. Raises BadConfigError for a name that leads out of the folder, before any download.
+        Returns the files, sorted. Raises BadConfigError before any download if a name points outside the folder.
         """
         prefix = join(prefix_uri) + "/"
         jobs = [(parse(prefix + name), transfer.inside(folder, name)) for name in names]
@@ -374,16 +376,16 @@ class ObjectStore:
         return sorted(path for _, path in jobs)
 
     def upload_folder(self, folder: Path, prefix_uri: str) -> builtins.list[str]:
-        """Write every file under `folder` to `prefix_uri`, keeping sub-folders. Returns the addresses, sorted."""
+        """Upload all files under `folder` to `prefix_uri`, keeping subfolders. Returns the addresses, sorted."""
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         jobs = [(path, parse(join(prefix_uri, path.relative_to(folder).as_posix()))) for path in files]
         transfer.upload(self._client, self._retry, self._endpoint, jobs)
         return sorted(str(address) for _, address in jobs)
 
     def check_read_write(self, prefix_uri: str) -> None:
-        """Write an object under `prefix_uri`, read it back and delete it, or raise the error that says why not."""
+        """Write an object under `prefix_uri`, read it back and delete it. Raises the error of the first failure."""
         probe = join(prefix_uri, f".preflight-{uuid.uuid4().hex}")
         self.put(probe, probe.encode())
         if self.get(probe) != probe.encode():
-            raise StorageProtocolError(f"{probe} reads back other bytes than were written to {self._endpoint}")
+            raise StorageProtocolError(f"{self._endpoint} returned different bytes for {probe} than were written")
         self.delete(probe)

@@ -1,7 +1,8 @@
-"""Credentials, one file each: a mounted Secret. Files stay out of the pod's description and of child processes.
+"""Credentials from the files of a mounted Secret.
 
-Session credentials expire, and whoever issues them writes new ones into the same files. So files are read again when
-they have changed, and everything is looked up again when a server refuses what it was sent.
+Unlike environment variables, files do not appear in the pod's description and are not inherited by child processes.
+Session credentials expire, and their issuer updates the files. Files are therefore read again when they change, and all
+credentials are looked up again when a server rejects a request.
 """
 
 import contextlib
@@ -23,21 +24,21 @@ from .faults import FOREIGN, is_transient
 
 AWS_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _READS = 5
-"""How often a set of files that changes while it is read is read again."""
+"""How often a set of files is read again because it changed while it was read."""
 _LOOK_ERRORS: tuple[type[Exception], ...] = (*FOREIGN, OSError, RuntimeError, ValueError, LookupError)
-"""What looking for credentials, or refreshing them, may raise: a token's file that is gone, keys that come expired."""
+"""Exceptions of looking up or refreshing credentials, for example a missing token file or keys that have expired."""
 
 
 def credential(name: str) -> str | None:
-    """The file of that name in the credentials folder, else the environment variable; None where there is neither."""
+    """Return the content of the file `name` in the credentials folder, else the environment variable, else None."""
     folder = _folder()
     return (_read(folder / name) if folder else None) or os.environ.get(name) or None
 
 
 def from_files() -> dict[str, str]:
-    """boto3's arguments for a session, where the folder holds keys; empty: boto3's own chain is asked.
+    """Return boto3's session arguments if the folder contains keys, otherwise an empty dict, for boto3's own chain.
 
-    All of one place: a token that belongs to other keys would have the mounted ones refused.
+    Sources are never mixed: a server rejects keys together with the session token of other keys.
     """
     for _ in range(_READS):
         before, folder = _state(), _folder()
@@ -48,18 +49,17 @@ def from_files() -> dict[str, str]:
 
 
 class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no types
-    """What boto3's chain or the mounted files give, looked up again when files change or `renew` is called.
+    """Credentials of mounted files or boto3's chain, looked up again when files change or `renew` is called.
 
-    Those of an identity refresh themselves before they expire; where that fails they are as good as gone.
-
-    Safe to use from many threads.
+    Credentials of a workload identity refresh themselves before they expire. If that fails, they count as missing.
+    Thread-safe.
     """
 
     def __init__(self, load: Callable[[], Any], state: Callable[[], object]) -> None:
         self._load, self._watched_state = load, state
         self._lock = threading.RLock()
         self.generation = 0
-        """Grows whenever others are used than before."""
+        """Increases whenever the credentials change."""
         self._state = state()
         self._current = load()
 
@@ -69,9 +69,10 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
         return self._current is not None
 
     def get_frozen_credentials(self) -> Any:
-        """A consistent set of key, secret and token: what a request is signed with.
+        """Return a consistent set of key, secret and token to sign a request with.
 
-        Raises CredentialRetrievalError where there is none any more, and a transient error where nobody can tell now.
+        Raises CredentialRetrievalError if there are no credentials any more, and a transient error if the lookup failed
+        temporarily.
         """
         with self._lock:
             if (state := self._watched_state()) != self._state:
@@ -85,7 +86,7 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
                 return self._in_place_of_those_gone(error)
 
     def renew(self, generation: int) -> bool:
-        """A server has refused those of `generation`: whether there are others by now."""
+        """Look up credentials after a server has rejected those of `generation`. Return whether they have changed."""
         with self._lock:
             if self.generation == generation:
                 self._look_up()
@@ -98,7 +99,7 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
         return found
 
     def _look_up(self) -> Any:
-        """What is found now, which is in force from now on. None: nothing that can be used, and nothing changes."""
+        """Look up credentials and use them from now on. Return None, without a change, if none are usable."""
         found = _quietly(self._load)
         frozen = _frozen(found)
         if frozen is not None and frozen != _frozen(self._current):
@@ -124,7 +125,7 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
 
     @property
     def method(self) -> str:
-        """Where the current set was found."""
+        """Source of the current set."""
         return str(self._current.method)
 
     @property
@@ -135,7 +136,7 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
 
 
 def _frozen(credentials: Any) -> Any:
-    """A consistent set; None where there is none, or none any more."""
+    """Return a consistent set, or None if there is none or it has expired."""
     return None if credentials is None else _quietly(credentials.get_frozen_credentials)
 
 
@@ -154,12 +155,12 @@ class _Provider(CredentialProvider):  # type: ignore[misc]  # botocore has no ty
         self._credentials = credentials
 
     def load(self) -> RotatingCredentials | None:
-        """Before all of boto3's own providers."""
+        """Return the credentials; this provider precedes all of boto3's own."""
         return self._credentials if self._credentials.is_there else None
 
 
 def rotating_session() -> tuple[Any, RotatingCredentials]:
-    """A botocore session whose clients follow the rotation of credentials, and these credentials."""
+    """Return a botocore session whose clients follow the rotation of credentials, and these credentials."""
     credentials = RotatingCredentials(_looked_up, _state)
     session = _session()
     session.get_component("credential_provider").providers.insert(0, _Provider(credentials))
@@ -174,15 +175,15 @@ def _session() -> Any:
 
 @cache
 def _loader(data_path: str | None) -> Any:
-    """The loader of the descriptions of services, which parses each once: 0.2 s of CPU for S3 in every new session."""
+    """Return a cached loader of service descriptions. Parsing that of S3 takes 0.2 s of CPU in every new session."""
     return botocore.loaders.create_loader(data_path)
 
 
 def parse_descriptions() -> None:
-    """Parse what clients of S3 need, for this process and for those that are forked from it.
+    """Parse the descriptions that S3 clients need, for this process and its forked children.
 
-    The client for it has keys, of nobody: it would look for some, over the network too. A profile that cannot be used
-    is an error of whoever connects.
+    This creates a client with dummy keys; without keys, botocore would look for credentials, also over the network. An
+    unusable profile is ignored here: `ObjectStore.connect` reports it.
     """
     session = _session()
     with contextlib.suppress(BotoCoreError):
@@ -190,7 +191,7 @@ def parse_descriptions() -> None:
 
 
 def _looked_up() -> Any:
-    """Mounted keys, else what a new session finds: environment, shared files, workload identity. None: nothing."""
+    """Return mounted keys, else those that a new session finds (environment, shared files, workload identity)."""
     if found := from_files():
         return Credentials(
             found[AWS_NAMES[0].lower()],
@@ -202,7 +203,7 @@ def _looked_up() -> Any:
 
 
 def _folder() -> Path | None:
-    """The folder of the files. A kubelet swaps all files of a volume at once, by the link `..data`."""
+    """Return the folder of the files. A kubelet replaces all files of a volume at once, through the link `..data`."""
     named = os.environ.get(Env.CREDENTIALS)
     if not named:
         return None
@@ -214,11 +215,11 @@ def _read(path: Path) -> str | None:
     try:
         return path.read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
-        return None  # not there, or swapped just now
+        return None  # missing, or just being replaced
 
 
 def _state() -> object:
-    """Changes whenever one of the files may have changed."""
+    """Return a value that changes when one of the files may have changed."""
     folder = _folder()
     shared = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
     return [_stat(path) for path in (shared, *(folder / name for name in AWS_NAMES if folder))]

@@ -1,4 +1,4 @@
-"""Whether a file on this machine has the content that a server states. Pure but for reading the file."""
+"""Digests of local files, to compare with those that a server reports. Reads the files and has no other effects."""
 
 import hashlib
 import re
@@ -8,18 +8,19 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 _MULTIPART = re.compile(r"([0-9a-f]{32})-([0-9]+)")
 _MIB = 1 << 20
 _PART_SIZES = (5 * _MIB, 8 * _MIB, 15 * _MIB, 16 * _MIB, 32 * _MIB, 64 * _MIB, 100 * _MIB, 128 * _MIB, 512 * _MIB)
-"""What common clients use: AWS CLI and boto3 8, this project 16, Go clients 5, rclone 5, minio 16, s3cmd 15."""
+"""Part sizes in MiB of common clients: AWS CLI and boto3 8, this project 16, Go clients 5, rclone 5, minio 16,
+s3cmd 15."""
 _CHUNK = 1 << 20
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of the file, in hexadecimal digits."""
+    """Return the SHA-256 of the file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def git_blob_id(path: Path) -> str:
-    """The id that git gives the file's content: SHA-1 over `blob <size>` and a zero byte, then the content."""
+    """Return git's id of the file's content: SHA-1 over `blob <size>`, a zero byte and the content."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -28,10 +29,10 @@ def git_blob_id(path: Path) -> str:
 
 
 def has_etag(path: Path, etag: str) -> bool:
-    """Whether the etag proves that the object and the file have the same content.
+    """Whether the ETag proves that the object and the file have the same content.
 
-    An etag is the MD5 of the content, or after a multipart upload the MD5 of the parts' MD5s and their number. Servers
-    may use others (encryption with a KMS key, unknown part sizes); then nothing is proved and this is False.
+    An ETag is the MD5 of the content, or after a multipart upload the MD5 of the parts' MD5s and the number of parts.
+    Returns False for any other ETag (encryption with a KMS key, unknown part sizes), even if the contents are equal.
     """
     stated = etag.strip('"').lower()
     if _MD5.fullmatch(stated):

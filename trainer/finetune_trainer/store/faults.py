@@ -1,4 +1,4 @@
-"""What boto3, s3transfer and the disk raise, and which of our errors it means."""
+"""Translates the exceptions of boto3, s3transfer and the file system into subclasses of TrainerError."""
 
 import errno
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ FOREIGN: tuple[type[Exception], ...] = (
     ConnectionError,
     TimeoutError,
 )
-"""Everything that a request to storage may raise besides our own errors and those of the disk."""
+"""All exceptions that a request to storage may raise, except for TrainerError and errors of the local disk."""
 
 _TRANSIENT: tuple[type[Exception], ...] = (
     aws.HTTPClientError,  # connection refused, closed or reset, time-outs, TLS, broken streams
@@ -68,13 +68,13 @@ _CREDENTIALS: tuple[type[Exception], ...] = (
 _TRANSIENT_CODES = frozenset(
     {
         "SlowDown",
-        "InternalError",  # these two of a single object; as an answer to a whole request their status says it too
+        "InternalError",  # these two for a single object; for a whole request, the HTTP status is enough
         "ServiceUnavailable",
         "Throttling",
         "ThrottlingException",
         "RequestTimeout",
         "RequestLimitExceeded",
-        "ConditionalRequestConflict",  # another conditional write of the same key is under way
+        "ConditionalRequestConflict",  # another conditional write of the same key is in progress
         "OperationAborted",
     }
 )
@@ -86,7 +86,7 @@ _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed a moment later."""
+    """Whether the same request may succeed if it is retried."""
     if isinstance(error, aws.ClientError):
         status = http_status(error)
         return status == 429 or (status >= 500 and status != 501) or code_of(error) in _TRANSIENT_CODES
@@ -94,30 +94,30 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether other credentials may help. The answer to a HEAD request has a status and no code, 400 for old tokens."""
+    """Whether other credentials may help. A HEAD response has only a status and no code; it is 400 for old tokens."""
     if isinstance(error, aws.ClientError):
         return http_status(error) in (401, 403) or code_of(error) in {*_DENIED_CODES, "400"}
     return isinstance(error, _CREDENTIALS)
 
 
 def is_expired(error: Exception) -> bool:
-    """Whether a server says that the credentials have expired, or what they are got with."""
+    """Whether the server reports that the credentials, or the token that they are obtained with, have expired."""
     cause = error.__cause__ if isinstance(error, aws.CredentialRetrievalError) else error
     return isinstance(cause, aws.ClientError) and code_of(cause) in _EXPIRED_CODES
 
 
 def code_of(error: aws.ClientError) -> str:
-    """The S3 error code, such as `NoSuchKey`; the bare status (`404`) where a HEAD request has no body."""
+    """Return the S3 error code, such as `NoSuchKey`, or the status (`404`) for HEAD requests, which have no body."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def http_status(error: aws.ClientError) -> int:
-    """The HTTP status, 0 where there was no answer."""
+    """Return the HTTP status, or 0 if there was no response."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def refused_key(answer: dict[str, Any]) -> aws.ClientError | None:
-    """What the answer to a DeleteObjects request, 200 as a whole, says of the first object that it did not remove."""
+    """Return the error of the first object that a DeleteObjects request did not delete, although its status is 200."""
     for error in answer.get("Errors", ()):
         if error.get("Code") != "NoSuchKey":
             return aws.ClientError({"Error": error, "ResponseMetadata": {}}, "DeleteObjects")
@@ -125,11 +125,11 @@ def refused_key(answer: dict[str, Any]) -> aws.ClientError | None:
 
 
 def translate(error: Exception, address: S3Address, endpoint: str) -> TrainerError:
-    """The error of ours that `error`, raised by a request for `address`, means."""
+    """Return the TrainerError for `error`, which a request for `address` has raised."""
     if is_transient(error):
         return StorageUnreachableError(
             f"object storage at {endpoint} does not answer ({address}): {error}",
-            advice="check that spec.storage.endpoint is right and reachable; the run goes on from its last checkpoint",
+            advice="check that spec.storage.endpoint is right and reachable; the run resumes from its last checkpoint",
         )
     if isinstance(error, _CREDENTIALS):
         return _denied(f"no usable credentials for {address} at {endpoint}: {error}")
@@ -149,17 +149,18 @@ def _refusal(error: aws.ClientError, address: S3Address, endpoint: str) -> Train
         return missing_bucket(address, endpoint)
     if code in _REGION_CODES:
         return BadConfigError(
-            f"{address} at {endpoint} is in another region: {said}", advice="set spec.storage.region to the bucket's"
+            f"{address} at {endpoint} is in another region: {said}",
+            advice="set spec.storage.region to the region of the bucket",
         )
     if status in (401, 403) or code in _DENIED_CODES:
         return _denied(f"object storage at {endpoint} refuses access to {address}: {code} {said}".rstrip())
     if status == 404:
         return ObjectMissingError(f"{address} does not exist at {endpoint}")
-    return StorageProtocolError(f"object storage at {endpoint} refuses a request for {address}: {code} {said}".rstrip())
+    return StorageProtocolError(f"object storage at {endpoint} rejects a request for {address}: {code} {said}".rstrip())
 
 
 def missing_bucket(address: S3Address, endpoint: str) -> BadConfigError:
-    """The error for a bucket that is not there."""
+    """Return the error for a missing bucket."""
     return BadConfigError(
         f"bucket {address.bucket!r} does not exist at {endpoint} ({address})",
         advice="create the bucket, or correct the address",
@@ -167,12 +168,12 @@ def missing_bucket(address: S3Address, endpoint: str) -> BadConfigError:
 
 
 def _denied(message: str) -> AccessDeniedError:
-    return AccessDeniedError(message, advice="check the access key, the secret key and what they may do in the bucket")
+    return AccessDeniedError(message, advice="check the access key, the secret key and the permissions for the bucket")
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, quota or file-size limit met while writing `path` into DiskFullError; other errors pass."""
+    """Raise DiskFullError if writing `path` fails because of a full disk, a quota or a file-size limit."""
     try:
         yield
     except OSError as error:
@@ -180,5 +181,5 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         raise DiskFullError(
             f"no space left to write {path}: {error.strerror}",
-            advice="give the pod's scratch or cache folder more room, or point it at a larger disk",
+            advice="give the pod's scratch or cache folder more space, or move it to a larger disk",
         ) from error

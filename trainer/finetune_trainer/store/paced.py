@@ -1,4 +1,4 @@
-"""The body of a request that is sent no faster than somebody says."""
+"""A request body with limited speed."""
 
 import io
 from collections.abc import Callable
@@ -7,7 +7,7 @@ _PIECE = 256 << 10
 
 
 class PacedBody(io.RawIOBase):
-    """Bytes as a file for reading; `pace` is called before each piece and may wait. No copy of the whole is made."""
+    """A readable file of bytes in memory. Calls `pace` before each chunk, which may block. Never copies all bytes."""
 
     def __init__(self, data: bytes | memoryview, pace: Callable[[int], None]) -> None:
         self._view, self._pace, self._at = memoryview(data), pace, 0
@@ -20,21 +20,21 @@ class PacedBody(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        """True: a request that fails is sent again from its beginning."""
+        """True: a failed request is sent again from the start."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As files do."""
+        """Change the position, as `io.IOBase.seek` does."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._view)}[whence]
         self._at = base + offset
         return self._at
 
     def tell(self) -> int:
-        """As files do."""
+        """Return the position in bytes."""
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes from here on, once they may be sent."""
+        """Return at most `size` bytes from the current position, after `pace` has returned for them."""
         end = len(self._view) if size is None or size < 0 else min(self._at + size, len(self._view))
         start, self._at = self._at, end
         for at in range(start, end, _PIECE):

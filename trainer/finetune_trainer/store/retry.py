@@ -20,36 +20,35 @@ limit, a server that breaks off every transfer at the same byte would be retried
 
 
 class Renewable(Protocol):
-    """Credentials that others may replace while they are used."""
+    """Credentials that can change while they are used."""
 
     @property
     def generation(self) -> int:
-        """Grows whenever the credentials change."""
+        """Increases whenever the credentials change."""
 
     def renew(self, generation: int) -> bool:
-        """Whether there are newer credentials than those of `generation`, which a server has refused."""
+        """Return whether there are newer credentials than those of `generation`, which a server has rejected."""
 
 
 @dataclass
 class Meter:
-    """Progress of a transfer over all of its tries, in bytes."""
+    """Progress of a transfer over all of its tries, in bytes. Thread-safe: parts are transferred by several threads."""
 
     moved: int = 0
-    """By all tries together."""
+    """Transferred by all tries together."""
     furthest: int = 0
-    """By the try that transferred most."""
+    """Transferred by the try that got furthest."""
     done: int = 0
-    """In files that are complete."""
+    """Bytes of the files that are complete."""
     _at: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    """Parts are moved by several threads."""
 
     def begin(self, at: int = 0) -> None:
-        """Start a try that has `at` bytes already."""
+        """Start a try that already has `at` bytes."""
         self._at = at
 
     def add(self, count: int) -> None:
-        """Count `count` more bytes; negative where a part starts again."""
+        """Count `count` more bytes; negative if a part is transferred again."""
         with self._lock:
             self._at += count
             self.moved += max(0, count)
@@ -61,13 +60,14 @@ class RetryPolicy:
     """Exponential backoff with jitter, bounded by the time since the first failure after the last progress."""
 
     total_seconds: float = 30.0
-    """A short outage of storage must not fail the attempt. After a longer one the operator decides."""
+    """Time limit. A short outage of storage must not fail the attempt. After a longer one, the operator decides whether
+    to restart it."""
     first_delay: float = 0.25
     max_delay: float = 5.0
     attempts_per_request: int = 3
     """botocore's own retries, which also cover the parts of a large transfer."""
     credentials: Renewable | None = None
-    """Renewed when a request is refused."""
+    """Renewed when the server rejects a request."""
 
     def run(
         self,
@@ -76,7 +76,7 @@ class RetryPolicy:
         endpoint: str,
         meter: Meter | None = None,
     ) -> T:
-        """The answer of `request`. Raises a TrainerError for a failure, for a transient one only after the time limit.
+        """Return the result of `request`. Retries transient failures until the time limit, then raises a TrainerError.
 
         `address` is called after a failure and names the object that failed. `meter` measures the progress of a long
         transfer: a try that has transferred bytes restarts the time limit.
@@ -90,7 +90,7 @@ class RetryPolicy:
                 is_renewed = self.credentials is not None and is_refusal(error) and self.credentials.renew(generation)
                 if is_renewed and limit.may_renew():
                     continue
-                # New credentials may come a little later than the old ones expire.
+                # New credentials may arrive shortly after the old ones have expired.
                 may_pass = is_transient(error) or (self.credentials is not None and is_expired(error))
                 if not may_pass or not limit.allows_retry():
                     raise translate(error, address(), endpoint) from error
@@ -111,7 +111,7 @@ class _Limit:
         self._tries, self._deadline = 0, float("inf")
 
     def may_renew(self) -> bool:
-        """Whether a refused request may be retried at once with new credentials: once, and again after progress.
+        """Whether a rejected request may be retried at once with new credentials: once, and again after progress.
 
         Without this limit, a request without permission would be retried forever, because an identity provider issues
         new keys each time.

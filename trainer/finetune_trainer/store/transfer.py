@@ -1,6 +1,6 @@
-"""Files from and to object storage, in parallel parts, by s3transfer's classic transfer manager.
+"""Downloads and uploads of files in parallel parts, by s3transfer.
 
-The classic one everywhere: the native (CRT) one ignores a custom endpoint.
+The classic transfer manager is always used, because the native (CRT) one ignores a custom endpoint.
 """
 
 import os
@@ -26,25 +26,25 @@ _CONFIG = TransferConfig(
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """`folder/relative`: every path that a server names goes through here.
+    """Return `folder/relative`. Use it for every path that comes from a server.
 
-    Raises BadConfigError for a key that is no path within the folder: one with `..`, `.` or empty parts, or with a
-    character that file names cannot have.
+    Raises BadConfigError if the key is not a path within the folder: if it has `..`, `.` or empty parts, or a character
+    that file names cannot contain.
     """
     if "\0" in relative or any(part in ("", ".", "..") for part in relative.split("/")):
-        raise BadConfigError(f"the key {relative!r} is no path within its folder", advice="rename the object")
+        raise BadConfigError(f"the key {relative!r} must be a path within its folder", advice="rename the object")
     return folder / relative
 
 
 def download(client: Any, retry: RetryPolicy, endpoint: str, jobs: Sequence[tuple[S3Address, Path]]) -> None:
-    """Fetch every object of `jobs` to its path. A path appears whole or not at all. Raises DiskFullError."""
+    """Download every object of `jobs` to its path. Files are created atomically. Raises DiskFullError."""
     pending, meter = list(jobs), Meter()
     if pending:
         retry.run(lambda: _download_pending(client, pending, meter), lambda: pending[0][0], endpoint, meter)
 
 
 class _Counter(BaseSubscriber):  # type: ignore[misc]  # s3transfer has no types
-    """Counts the bytes of transfers. A part that begins again is counted back."""
+    """Counts the bytes of transfers. s3transfer reports a negative number if a part is transferred again."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -54,7 +54,7 @@ class _Counter(BaseSubscriber):  # type: ignore[misc]  # s3transfer has no types
 
 
 def _download_pending(client: Any, pending: list[tuple[S3Address, Path]], meter: Meter) -> None:
-    """Takes what is done off `pending`, so that a retry fetches only the rest."""
+    """Remove what is complete from `pending`, so that a retry downloads only the rest."""
     meter.begin(meter.done)
     partials = {path: _partial(path) for _, path in pending}
     reader = _ClosingReader(client)
@@ -75,8 +75,11 @@ def _download_pending(client: Any, pending: list[tuple[S3Address, Path]], meter:
 
 
 class _ClosingReader:
-    """A client whose answers are closed in the end: a transfer that fails forgets those that it has not read whole,
-    and each holds a connection until the garbage collector finds it."""
+    """A client that closes the bodies of its responses in `close`.
+
+    A transfer that fails does not close those that it has not read completely, and each keeps a connection open until
+    it is garbage-collected.
+    """
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -102,12 +105,12 @@ def _start(manager: Any, address: S3Address, path: Path, partial: Path, meter: M
 
 
 def _partial(path: Path) -> Path:
-    """Processes and threads may fetch the same file at the same time; each writes its own."""
+    """Return a temporary path that no other process or thread uses, as several may download the same file."""
     return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
 
 
 def upload(client: Any, retry: RetryPolicy, endpoint: str, jobs: Sequence[tuple[Path, S3Address]]) -> None:
-    """Write every file of `jobs` to its object."""
+    """Upload every file of `jobs` to its address."""
     pending, meter = list(jobs), Meter()
     if pending:
         retry.run(lambda: _upload_pending(client, pending, meter), lambda: pending[0][1], endpoint, meter)

@@ -11,7 +11,7 @@ _WILDCARDS = "*?["
 
 @dataclass(frozen=True)
 class S3Address:
-    """A place in object storage; `key` is empty for the bucket itself."""
+    """Bucket and key of an object; `key` is empty for the bucket itself."""
 
     bucket: str
     key: str
@@ -21,30 +21,30 @@ class S3Address:
 
 
 def parse(uri: str) -> S3Address:
-    """Raises BadConfigError for anything but `s3://bucket[/key]`."""
+    """Parse `s3://bucket[/key]`. Raises BadConfigError for any other text."""
     bucket, _, key = uri.removeprefix(_SCHEME).partition("/")
     if not uri.startswith(_SCHEME) or not bucket:
-        raise BadConfigError(f"{uri!r} is not an object-storage address", advice="write s3://bucket/key")
+        raise BadConfigError(f"{uri!r} must be an object-storage address", advice="write s3://bucket/key")
     return S3Address(bucket, key)
 
 
 def join(uri: str, *parts: str) -> str:
-    """Append `parts` with one slash before each; slashes at their ends do not matter."""
+    """Append `parts` with one slash before each; slashes at their ends are removed."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def is_pattern(uri: str) -> bool:
-    """True if `uri` holds one of `*`, `?` and `[`."""
+    """Whether `uri` contains one of `*`, `?` and `[`."""
     return any(character in uri for character in _WILDCARDS)
 
 
 def literal_prefix(pattern: str) -> str:
-    """The part of `pattern` before its first wildcard."""
+    """Return the part of `pattern` before its first wildcard."""
     cuts = [pattern.index(character) for character in _WILDCARDS if character in pattern]
     return pattern[: min(cuts, default=len(pattern))]
 
 
 def matches(pattern: str, uri: str) -> bool:
-    """Whether `uri` fits `pattern`; `*`, `?` and `[...]` match within a name, never across a slash."""
+    """Whether `uri` matches `pattern`; `*`, `?` and `[...]` match within a name, never across a slash."""
     wanted, found = pattern.split("/"), uri.split("/")
     return len(wanted) == len(found) and all(fnmatchcase(name, part) for part, name in zip(wanted, found, strict=True))
