@@ -1,6 +1,7 @@
-"""Exit codes of the trainer. The operator classifies failures by them.
+"""Exit codes of the trainer, from which the operator decides whether a failed attempt is retried.
 
-Codes from 64 to 78 have the numbers, and similar names, of `sysexits.h`, but not all have its meaning.
+The meanings are defined here. Numbers from 64 to 78 are taken from `sysexits.h` where it has a similar one, so that
+they differ from those of shells and signals; the definitions of that header do not apply.
 """
 
 from enum import IntEnum

@@ -53,7 +53,7 @@ def test_a_dead_worker_is_told_soon_and_for_good(site: Site) -> None:
     assert (failure["class"], failure["stage"], failure["attempt"]) == ("Signal9", "train", 1)
     assert (failure["rank"], failure["pod"], failure["node"], failure["exitCode"]) == (1, *place, 137)
     error = failure["message"].splitlines()[0]
-    assert error == "rank 1 was ended by signal 9 (SIGKILL)"
+    assert error == "rank 1 was terminated by signal 9 (SIGKILL)"
     (told,) = [event for event in events_of(site.kubectl, "mortal") if event["reason"] == "AttemptFailed"]
     assert told["message"].startswith(f"train attempt 1 failed: Signal9 in {place[0]} on {place[1]}: {error}")
     (attempt,) = attempts_at(job, "train")

@@ -197,7 +197,7 @@ def main() -> int:
     stage, config, function = sys.argv[1:]
     target = f"rank_targets:{function}"
     return supervise(
-        Options(Stage(stage), Path(config), os.environ, target=target, grace_seconds=1.0, last_word_seconds=2.0)
+        Options(Stage(stage), Path(config), os.environ, target=target, grace_seconds=1.0, final_read_seconds=2.0)
     )
 
 

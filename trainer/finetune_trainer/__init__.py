@@ -1,4 +1,4 @@
-"""The trainer: one image, three stages (prepare, train, evaluate), told what to do by one TrainerConfig.
+"""The trainer: one image with three stages (prepare, train, evaluate), configured by one TrainerConfig.
 
-Never imports kopf or kubernetes; meets the operator only in `finetune_api`.
+It never imports kopf or kubernetes. The only code that it shares with the operator is `finetune_api`.
 """

@@ -21,7 +21,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main() -> int:
-    """Parse the command line and supervise; what is wrong with the environment is a usage error."""
+    """Parse the command line and supervise. An invalid environment is reported as a usage error."""
     parser = _Parser(prog="python -m finetune_trainer", description="Run one stage of a fine-tuning job.")
     parser.add_argument("stage", choices=[stage.value for stage in Stage], help="stage of the run")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="TrainerConfig as JSON")

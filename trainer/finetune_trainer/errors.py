@@ -1,4 +1,6 @@
-"""Errors that a user can do something about, each with the exit code that tells the operator what to do next.
+"""Errors that a user can act on. Each has an exit code, from which the operator decides whether to retry.
+
+The codes are those of `finetune_api.exit_codes.ExitCode`; operator and trainer define their meaning.
 
 TrainerError
 ├── UsageError                64  the command line or the environment of a process is wrong
@@ -7,18 +9,18 @@ TrainerError
 │   └── ExportUnusableError       an exported folder is not the model that was trained
 ├── StorageUnreachableError   69  object storage does not answer, also after retries
 ├── AccessDeniedError         77  object storage or the hub refuses the credentials
-├── BadConfigError            78  the configuration asks for what is not there (bucket, GPU, memory)
-│   └── ObjectMissingError        an object that should be in storage is not
+├── BadConfigError            78  the configuration requires something that is not available (bucket, GPU, memory)
+│   └── ObjectMissingError        an object is missing in storage
 ├── MemoryExhaustedError      80  an allocation failed
 ├── DivergedError             81  the loss is NaN or infinite
 ├── FencedError               83  a newer attempt owns the run
 ├── StoppedError              75  stopped on request, state saved; not a failure
-├── DiskFullError             70  a file cannot be written for want of space
-├── StorageProtocolError      70  object storage refuses a request for a reason of its own
+├── DiskFullError             70  a file cannot be written because the disk is full
+├── StorageProtocolError      70  object storage rejects a request for another reason
 └── CorruptCheckpointError    70  a checkpoint's bytes are missing or are not what was committed
     └── NewerCheckpointError      a newer version has written it
-Of anything else, `is_program_error` tells what the same input would meet again (79) from an internal error that may
-pass (70).
+For any other exception, `is_program_error` distinguishes errors that would occur again with the same input (79) from
+internal errors that a retry may not meet (70).
 """
 
 from typing import ClassVar
@@ -27,12 +29,12 @@ from finetune_api.exit_codes import ExitCode
 
 
 class TrainerError(Exception):
-    """`str(error)` says what is wrong and where; `advice` says what to do instead."""
+    """`str(error)` states what is wrong and where; `advice` states how to fix it."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL_ERROR
 
     def __init__(self, message: str, *, advice: str = "") -> None:
-        # Names from files may hold halves of surrogate pairs, which no log and no message can carry.
+        # Names from files may contain lone surrogates, which cannot be encoded as UTF-8 for logs and messages.
         super().__init__(printable(message))
         self.advice = printable(advice)
 
@@ -56,7 +58,7 @@ class ModelUnusableError(TrainerError):
 
 
 class ExportUnusableError(ModelUnusableError):
-    """An exported folder cannot be loaded, or gives other figures than the model that was trained."""
+    """An exported folder cannot be loaded, or its figures differ from those of the trained model."""
 
 
 class StorageUnreachableError(TrainerError):
@@ -72,13 +74,13 @@ class AccessDeniedError(TrainerError):
 
 
 class BadConfigError(TrainerError):
-    """The configuration asks for what is not there: a bucket, a GPU, memory."""
+    """The configuration requires something that is not available: a bucket, a GPU, memory."""
 
     exit_code = ExitCode.BAD_CONFIG
 
 
 class ObjectMissingError(BadConfigError):
-    """An object that should be in storage is not."""
+    """An object is missing in storage."""
 
 
 class MemoryExhaustedError(TrainerError):
@@ -94,7 +96,7 @@ class DivergedError(TrainerError):
 
 
 class FencedError(TrainerError):
-    """A newer attempt owns the run; this one must not write any more."""
+    """A newer attempt owns the run, so this one must not write any more."""
 
     exit_code = ExitCode.FENCED
 
@@ -106,19 +108,19 @@ class StoppedError(TrainerError):
 
 
 class DiskFullError(TrainerError):
-    """A file cannot be written for want of space. The message names the path."""
+    """A file cannot be written because the disk is full. The message names the path."""
 
 
 class StorageProtocolError(TrainerError):
-    """Object storage refuses a request for a reason of its own, or answers with other bytes than asked for."""
+    """Object storage rejects a request for another reason, or its response is not what was requested."""
 
 
 class CorruptCheckpointError(TrainerError):
-    """A checkpoint's bytes are missing or are not what was committed. Restoring goes back to the one before."""
+    """Bytes of a checkpoint are missing or differ from what was committed. The previous one is restored instead."""
 
 
 class NewerCheckpointError(CorruptCheckpointError):
-    """A newer version has written it. Nothing is wrong with it, so a run that finds it does not go back."""
+    """A newer version has written the checkpoint. It is intact, so the run does not fall back to an older one."""
 
 
 _PROGRAM_ERRORS = (
@@ -142,19 +144,19 @@ PROGRAM_ERROR_ADVICE = (
 
 
 def is_program_error(error: BaseException) -> bool:
-    """True for an error that follows from code and input alone, so that a retry meets it again.
+    """Whether the error depends only on code and input, so that a retry would meet it again.
 
-    Not for what depends on the network or on other processes: OSError (some of its subclasses are ValueErrors too) and
-    the RuntimeErrors of torch.
+    False for errors that depend on the network or on other processes: OSError (some of its subclasses are ValueErrors
+    too) and the RuntimeErrors of torch.
     """
     return isinstance(error, _PROGRAM_ERRORS) and not isinstance(error, OSError)
 
 
 def described(error: BaseException) -> str:
-    """`KeyError: 'weight'`, as text that JSON and a terminal can hold."""
+    """Return type and message, such as `KeyError: 'weight'`, as printable text."""
     return printable(f"{type(error).__name__}: {error}")
 
 
 def printable(text: str) -> str:
-    """Halves of surrogate pairs, which come from users' data and no file can hold, as escapes."""
+    """Replace lone surrogates, which occur in users' data and cannot be encoded as UTF-8, by escape sequences."""
     return text.encode(errors="backslashreplace").decode()

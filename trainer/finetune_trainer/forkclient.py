@@ -1,6 +1,6 @@
-"""Asks a fork server for ranks (protocol: forkserver.py), and starts one where there is none.
+"""Client of the fork server (protocol: forkserver.py), and a class that starts one.
 
-Nothing here blocks, except `wait` and `stop`: a rank that was asked for while the server still imports has no pid yet.
+Only `wait` and `stop` block. A rank that is requested while the server is still importing has no pid yet.
 """
 
 import json
@@ -29,24 +29,24 @@ _STOP_SECONDS = 5.0
 
 
 class RankProcess:
-    """A rank, as far as its server has told. `fileno()` is readable when there is news."""
+    """State of a rank as reported by its server. `fileno()` is readable when there is a new report."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._received = bytearray()
         self.pid: int | None = None
-        """None until the server has forked it."""
+        """None until the server has forked the rank."""
         self.exit_code: int | None = None
-        """None while it runs; negative: ended by that signal."""
+        """None while the rank runs; negative: terminated by that signal."""
         self.error = ""
-        """Why there is no rank, where the server refused or is gone."""
+        """Why the rank does not run: the server has rejected the request or has exited. Empty otherwise."""
 
     def fileno(self) -> int:
-        """The connection, for a selector."""
+        """Return the file descriptor of the connection, for a selector."""
         return self._connection.fileno()
 
     def poll(self) -> int | None:
-        """Take in what the server has sent; the exit code, or None while the rank runs."""
+        """Read the server's reports. Returns the exit code, or None while the rank runs."""
         while self.exit_code is None:
             try:
                 data = self._connection.recv(4096)
@@ -55,7 +55,7 @@ class RankProcess:
             except OSError:
                 data = b""
             if not data:
-                # The kernel kills the ranks of a server that ends.
+                # The kernel kills the ranks when the server exits.
                 self._finish(ExitCode.INTERNAL_ERROR if self.pid is None else _KILLED, "the fork server ended")
                 break
             self._received += data
@@ -66,27 +66,27 @@ class RankProcess:
         return self.exit_code
 
     def wait(self, timeout: float | None = None) -> int:
-        """Block until the rank has ended. Raises TimeoutError."""
+        """Block until the rank has exited. Raises TimeoutError."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (code := self.poll()) is None:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                raise TimeoutError(f"the rank with process id {self.pid} has not ended within {timeout:g} s")
+                raise TimeoutError(f"the rank with process id {self.pid} has not exited within {timeout:g} s")
             select.select([self._connection], [], [], left)
         return code
 
     def send_signal(self, number: int) -> None:
-        """By way of the server, which knows whether the process id is still this rank's.
+        """Send a signal through the server, which knows whether the process id still belongs to this rank.
 
-        A rank that has not been forked yet gets the signal as soon as it is.
+        A rank that has not been forked yet receives the signal after the fork.
         """
         if self.exit_code is not None:
             return
-        with suppress(OSError):  # the end of the connection is news that poll() reads
+        with suppress(OSError):  # poll() reports a closed connection
             self._connection.sendall(json.dumps({"signal": int(number)}).encode() + b"\n")
 
     def kill(self) -> None:
-        """SIGKILL for the rank and its children; one that has not been forked yet never will be."""
+        """Kill the rank and its children. If it has not been forked yet, cancel the request."""
         if self.exit_code is None:
             self._finish(_KILLED, "")
 
@@ -96,7 +96,7 @@ class RankProcess:
         elif "exit" in message:
             self._finish(int(message["exit"]), "")
         elif self.pid is None:
-            self._finish(ExitCode.INTERNAL_ERROR, f"the fork server refused: {message.get('error')}")
+            self._finish(ExitCode.INTERNAL_ERROR, f"the fork server rejected the request: {message.get('error')}")
 
     def _finish(self, code: int, error: str) -> None:
         self.exit_code, self.error = code, error
@@ -104,7 +104,7 @@ class RankProcess:
 
 
 class ForkClient:
-    """Asks the server behind a Unix socket."""
+    """Requests ranks from the fork server that listens on a Unix socket."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -118,10 +118,10 @@ class ForkClient:
         target: str = RUN_RANK,
         cwd: Path | None = None,
     ) -> RankProcess:
-        """Ask for a rank that calls `target(Path(argument))` in the given environment.
+        """Request a rank that calls `target(Path(argument))` in the given environment.
 
-        Its stdout and stderr go to `stdout_fd`, which the caller may close afterwards. Raises ConnectionError where
-        no server listens.
+        Its stdout and stderr are `stdout_fd`, which the caller may close afterwards. Raises ConnectionError if no
+        server is listening.
         """
         request = {"env": dict(env), "cwd": str(cwd or Path.cwd()), "target": target, "argument": str(argument)}
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -133,19 +133,20 @@ class ForkClient:
             connection.sendall(payload[sent:])
         except OSError as error:
             connection.close()
-            raise ConnectionError(f"no fork server answers at {self._path}: {error}") from error
+            raise ConnectionError(f"no fork server is listening at {self._path}: {error}") from error
         connection.setblocking(False)
         return RankProcess(connection)
 
 
 def _source_roots() -> list[str]:
-    """Where our packages are, unless they are installed: the server has to find them as this interpreter does."""
+    """Return the folders of this project's packages if they are not installed, so that the server can import them."""
     roots = [str(Path(__file__).parents[1]), str(Path(finetune_api.__path__[0]).parent)]
     return [root for root in roots if root != sysconfig.get_path("purelib")]
 
 
 class ForkServerProcess:
-    """A fork server of our own. It ends with us, however we end: its standard input is a pipe that we hold."""
+    """A fork server that this process starts. It exits with this process, even if that is killed, because its standard
+    input is a pipe from this process."""
 
     def __init__(self, path: Path, process: "subprocess.Popen[bytes]") -> None:
         self.path = path
@@ -161,8 +162,10 @@ class ForkServerProcess:
         env: Mapping[str, str] | None = None,
         output: int | IO[Any] | None = None,
     ) -> "ForkServerProcess":
-        """Start one that listens on `path`; clients may connect as soon as this returns. Its imports, of what `stage`
-        needs (None: any), go on in the background for seconds; what it has to say (errors, mostly) goes to `output`.
+        """Start a fork server that listens on `path`.
+
+        Clients may connect as soon as this returns, while the server imports the libraries of `stage` (None: of all
+        stages), which takes seconds. Its stdout and stderr, mostly errors, go to `output`.
         """
         environ = dict(os.environ if env is None else env)
         environ["PYTHONPATH"] = os.pathsep.join([*_source_roots(), *filter(None, [environ.get("PYTHONPATH")])])
@@ -183,7 +186,7 @@ class ForkServerProcess:
         return cls(path, process)
 
     def stop(self) -> None:
-        """End it and, with it, all of its ranks."""
+        """Stop the server, which kills all of its ranks."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:

@@ -1,19 +1,19 @@
-"""The fork server: imports the libraries once and forks a ready rank for each request.
+"""The fork server: imports the libraries once and forks a rank for each request.
 
     python -m finetune_trainer.forkserver --socket PATH
 
-Protocol, over a Unix stream socket, one connection for one rank:
+Protocol, over a Unix stream socket with one connection per rank:
 
     client -> server   {"env": {...}, "cwd": "...", "target": "module:function", "argument": "..."}\\n
                        with one file descriptor (SCM_RIGHTS) for the rank's stdout and stderr
-    server -> client   {"pid": 1234}\\n   then   {"exit": 0}\\n   (negative: ended by that signal)
-                       or {"error": "..."}\\n for a request that makes no sense
-    client -> server   {"signal": 15}\\n  as often as it likes
+    server -> client   {"pid": 1234}\\n   then   {"exit": 0}\\n   (negative: terminated by that signal)
+                       or {"error": "..."}\\n for an invalid request
+    client -> server   {"signal": 15}\\n  any number of times
 
-A client that goes away takes its rank with it: SIGKILL for the rank's whole process group. Clients may connect while
-the libraries are still being imported; they wait. The server itself computes nothing (see preload.py), has one
-thread, and ends on SIGTERM or, with `--lifeline`, as soon as its standard input is closed, which is how it notices
-that the process that started it is gone.
+When a client closes its connection, the process group of its rank is killed. Clients may connect while the libraries
+are being imported; their requests wait. The server itself runs no computation (see preload.py) and has one thread. It
+exits on SIGTERM or, with `--lifeline`, when its standard input is closed, which happens when the process that started
+it exits.
 """
 
 import argparse
@@ -48,7 +48,7 @@ _CHUNK = 65536
 
 @contextmanager
 def short_address(path: Path) -> Iterator[str]:
-    """The path of a Unix socket in a form of less than the kernel's 108 bytes, however deep its folder is."""
+    """Yield the path of a Unix socket in a form that is shorter than the kernel's limit of 108 bytes."""
     folder = os.open(path.parent, os.O_DIRECTORY | os.O_PATH)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -57,7 +57,7 @@ def short_address(path: Path) -> Iterator[str]:
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening Unix socket that only this user may connect to; a left-over file in its place is replaced."""
+    """Return a listening Unix socket that only this user may connect to. Replaces an existing file at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -70,7 +70,7 @@ def listen(path: Path) -> socket.socket:
 
 @dataclass
 class _Client:
-    """One connection and the rank that it asked for."""
+    """One connection and the rank that it has requested."""
 
     connection: socket.socket
     received: bytearray = field(default_factory=bytearray)
@@ -78,7 +78,7 @@ class _Client:
     pid: int | None = None
 
     def send(self, message: dict[str, Any]) -> None:
-        """A client that no longer reads is about to be noticed as gone; nothing is lost with its message."""
+        """Send a message. Errors are ignored: the event loop will see that the client has closed its connection."""
         try:
             self.connection.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
@@ -91,7 +91,7 @@ class _Client:
 
 
 class ForkServer:
-    """The selector loop. One thread; every handler returns at once."""
+    """The event loop. It has one thread, and handlers do not block."""
 
     def __init__(self, listener: socket.socket, *, lifeline: int | None = None) -> None:
         self._listener = listener
@@ -109,11 +109,11 @@ class ForkServer:
             self._selector.register(lifeline, selectors.EVENT_READ, self._stop)
 
     def serve(self) -> None:
-        """Serve until SIGTERM or the lifeline ends; then no rank of ours is left."""
+        """Serve until SIGTERM or until the lifeline is closed, then kill the remaining ranks."""
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _ignore)
         signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGIO, signal.SIG_IGN)  # from now on the selector watches the lifeline
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # from now on, the selector watches the lifeline
         while self._running:
             for key, _ in self._selector.select():
                 key.data()
@@ -137,7 +137,7 @@ class ForkServer:
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(client))
 
     def _receive(self, client: _Client) -> None:
-        """Read all there is before acting: a client that is already gone gets no rank."""
+        """Read all available data before handling it: no rank is forked for a client that has already disconnected."""
         while True:
             try:
                 data, descriptors, _, _ = socket.recv_fds(client.connection, _CHUNK, 4)
@@ -167,8 +167,9 @@ class ForkServer:
 
     def _fork(self, client: _Client, request: "_Request") -> None:
         if not client.descriptors:
-            raise ValueError("a file descriptor for the rank's output has to come with the request")
-        # Blocked until the rank has a handler (stop.py): a SIGTERM in between waits instead of killing it.
+            raise ValueError("the request must include a file descriptor for the output of the rank")
+        # Blocked until the rank has a handler (stop.py), so that an earlier SIGTERM is delivered then and does not kill
+        # the rank.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         server = os.getpid()
         try:
@@ -182,7 +183,7 @@ class ForkServer:
         client.send({"pid": pid})
 
     def _become_rank(self, output: int, request: "_Request", server: int) -> NoReturn:
-        """In the child: leave everything of the server behind, run the target, never return."""
+        """Run in the child: release the server's resources, run the target and exit. Never returns."""
         code: int = ExitCode.INTERNAL_ERROR
         try:
             os.setsid()
@@ -220,22 +221,25 @@ class ForkServer:
             self._woken.recv(_CHUNK)
         for client in list(self._clients.values()):
             if client.pid is not None and os.waitid(os.P_PID, client.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                status = self._bury(client.pid)
+                status = self._kill_and_reap(client.pid)
                 client.pid = None
                 client.send({"exit": os.waitstatus_to_exitcode(status)})
                 self._drop(client)
 
-    def _bury(self, pid: int) -> int:
-        """End what is left of the rank's process group (loader workers) while its id cannot be reused; reap it."""
+    def _kill_and_reap(self, pid: int) -> int:
+        """Kill the rest of the rank's process group (such as loader workers), then reap the rank.
+
+        The order matters: the id of the group cannot be reused before the rank is reaped.
+        """
         try:
             os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:  # it had not yet reached setsid
+        except ProcessLookupError:  # the rank has not called setsid yet
             os.kill(pid, signal.SIGKILL)
         return os.waitpid(pid, 0)[1]
 
     def _drop(self, client: _Client) -> None:
         if client.pid is not None:
-            self._bury(client.pid)
+            self._kill_and_reap(client.pid)
         self._clients.pop(client.connection.fileno(), None)
         self._selector.unregister(client.connection)
         client.close()
@@ -243,7 +247,7 @@ class ForkServer:
 
 @dataclass(frozen=True)
 class _Request:
-    """What to run, and with what around it."""
+    """What to run, and its environment and working directory."""
 
     env: dict[str, str]
     cwd: str
@@ -255,12 +259,12 @@ class _Request:
     def parse(cls, data: dict[str, Any]) -> "_Request":
         env = data["env"]
         if not all(isinstance(part, str) for item in env.items() for part in item):
-            raise ValueError("env has to map text to text")
+            raise ValueError("env must map strings to strings")
         module, _, function = str(data["target"]).partition(":")
         return cls(env=env, cwd=str(data["cwd"]), module=module, function=function, argument=str(data["argument"]))
 
     def run(self) -> int:
-        """Import the target late, in the child: its module may be one that only this environment can see."""
+        """Import and call the target. Only the child does so, because the module may be on its PYTHONPATH only."""
         for folder in reversed(self.env.get("PYTHONPATH", "").split(os.pathsep)):
             if folder and folder not in sys.path:
                 sys.path.insert(0, folder)
@@ -269,11 +273,11 @@ class _Request:
 
 
 def _ignore(_signum: int, _frame: FrameType | None) -> None:
-    """SIGCHLD needs a Python handler for the wakeup descriptor to be written."""
+    """Handle SIGCHLD, because Python writes to the wakeup descriptor only for signals with a Python handler."""
 
 
 def _die_with_parent(parent: int) -> None:
-    """Ask the kernel for SIGKILL when the server ends, also when it is killed."""
+    """Let the kernel kill this process when the server exits or is killed."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
@@ -292,10 +296,10 @@ def _redirect(output: int) -> None:
 
 
 def watch_lifeline(descriptor: int) -> None:
-    """End by SIGIO when the other side of a pipe is closed, also in the middle of an import."""
+    """Let SIGIO terminate this process when the other end of a pipe is closed, also during an import."""
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([descriptor], [], [], 0)[0]:  # closed before the kernel was asked to tell
+    if select.select([descriptor], [], [], 0)[0]:  # closed before O_ASYNC was set
         sys.exit(0)
 
 
@@ -316,7 +320,7 @@ def main() -> NoReturn:
     prepare_environment(arguments.accelerator)
     import_libraries(arguments.accelerator, [arguments.stage] if arguments.stage else tuple(Stage))
     ForkServer(listener, lifeline=lifeline).serve()
-    # Taking all those modules down in order takes seconds, and whoever ends us waits for it.
+    # A regular exit would destroy all modules, which takes seconds, while the process that stops this server waits.
     os._exit(0)
 
 

@@ -1,6 +1,6 @@
-"""Repositories of the Hugging Face Hub: models and data sets, resolved to a commit, file by file.
+"""Models and data sets of the Hugging Face Hub: resolves a repository to a commit and downloads single files.
 
-Reads HF_ENDPOINT and HF_TOKEN itself, because huggingface_hub does so only once, when it is imported.
+HF_ENDPOINT and HF_TOKEN are read here for every call, because huggingface_hub reads them only when it is imported.
 """
 
 import os
@@ -20,11 +20,11 @@ from .store.faults import disk_errors
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _DATASETS = "hf://datasets/"
 _REVISION = re.compile(r"(refs/(?:convert|pr)/[^/]+|[^/]+)(?:/|$)")
-"""The revision that follows `@` in the address of a file; only the hub's own refs have slashes."""
+"""The revision after `@` in the address of a file. Only special refs of the hub contain slashes."""
 
 
 class Kind(StrEnum):
-    """Kinds of repositories, by the hub's own names."""
+    """Repository types, by the hub's names."""
 
     MODEL = "model"
     DATASET = "dataset"
@@ -37,12 +37,12 @@ class HubFile:
     name: str
     """Path within the repository."""
     sha256: str = ""
-    """Of the content, for files in Git LFS; empty: not stated."""
+    """SHA-256 of the content of a file in Git LFS; empty if not provided."""
     blob_id: str = ""
-    """Git's id of the content, for all other files; empty: not stated."""
+    """Git's id of the content of any other file; empty if not provided."""
 
     def is_content_of(self, path: Path) -> bool | None:
-        """Whether the file on this machine has the stated content; None where the hub states no digest."""
+        """Whether the local file has the content of this file; None if the hub provides no digest."""
         if self.sha256:
             return sha256_of(path) == self.sha256
         return git_blob_id(path) == self.blob_id if self.blob_id else None
@@ -61,10 +61,10 @@ class HubRepository:
     files: tuple[HubFile, ...]
 
     def download(self, file: HubFile, target: Path) -> None:
-        """Write the file to `target`, whole or not at all.
+        """Download the file to `target`, atomically.
 
-        Raises AccessDeniedError, DiskFullError, and StorageUnreachableError also for content with another digest than
-        the hub states; BadDataError or ModelUnusableError for a file that the client refuses to write for its name.
+        Raises AccessDeniedError, DiskFullError, StorageUnreachableError (also if the digest of the content differs from
+        the hub's), and BadDataError or ModelUnusableError if the client rejects the name of the file.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -85,15 +85,15 @@ class HubRepository:
                     )
             except _errors() as error:
                 raise _mapped(error, self.uri, self.kind) from error
-            except ValueError as error:  # HFValidationError, which is one, is among the errors above
+            except ValueError as error:  # not HFValidationError, a subclass that is handled above
                 unusable = ModelUnusableError if self.kind is Kind.MODEL else BadDataError
                 raise unusable(
-                    f"{self.uri}: the file {file.name!r} cannot be fetched: {error}",
+                    f"{self.uri}: the file {file.name!r} cannot be downloaded: {error}",
                     advice="name other files, or rename the file in the repository",
                 ) from error
             if file.is_content_of(Path(path)) is False:
                 raise StorageUnreachableError(
-                    f"{self.uri}: {endpoint()} sent other content for {file.name} than it states a digest for",
+                    f"{self.uri}: the content of {file.name} from {endpoint()} does not match its digest",
                     advice="check the network and the mirror that HF_ENDPOINT names",
                 )
             shutil.move(path, target)
@@ -107,19 +107,18 @@ class DatasetAddress:
     revision: str
     """Empty: the default branch."""
     path: str
-    """A file's path or a pattern."""
+    """Path of a file, or a pattern."""
 
 
 def endpoint() -> str:
-    """Address of the hub or of its mirror."""
+    """Return the address of the hub or of its mirror."""
     return os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
 
 
 def resolve_model(uri: str) -> HubRepository:
-    """The repository of `hf://[organisation/]name[@revision]` at the commit that the revision means now.
+    """Return the repository of `hf://[organisation/]name[@revision]` at the current commit of the revision.
 
-    Raises ModelUnusableError for a repository or revision that does not exist, AccessDeniedError,
-    StorageUnreachableError.
+    Raises ModelUnusableError if the repository or revision does not exist, AccessDeniedError, StorageUnreachableError.
     """
     if uri.startswith(_DATASETS):
         raise ModelUnusableError(f"{uri} is a data set, not a model", advice="write hf://organisation/name@revision")
@@ -128,9 +127,9 @@ def resolve_model(uri: str) -> HubRepository:
 
 
 def resolve_dataset(uri: str) -> tuple[HubRepository, str]:
-    """The repository that the address of a data source names, at its commit now; and the path within it.
+    """Return the repository of a data source at its current commit, and the path within it.
 
-    Raises BadDataError for a repository or revision that does not exist, AccessDeniedError, StorageUnreachableError.
+    Raises BadDataError if the repository or revision does not exist, AccessDeniedError, StorageUnreachableError.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -148,7 +147,7 @@ def resolve_dataset(uri: str) -> tuple[HubRepository, str]:
 
 
 def dataset_addresses(uri: str) -> tuple[DatasetAddress, ...]:
-    """What the address may mean, the likeliest first. Raises BadDataError for one without a path."""
+    """Return the possible meanings of the address, the most likely first. Raises BadDataError if it has no path."""
     rest = uri.removeprefix(_DATASETS)
     found = []
     for parts in (2, 1):
@@ -171,7 +170,7 @@ def dataset_addresses(uri: str) -> tuple[DatasetAddress, ...]:
 
 
 def _split(text: str, parts: int) -> tuple[str | None, str, str]:
-    """The first `parts` names, the `@` or `/` behind them, and the rest. None: there are fewer names."""
+    """Return the first `parts` names (None if there are fewer), the `@` or `/` that follows, and the rest."""
     found = re.match("/".join([r"([^/@]+)"] * parts) + "([/@])(.*)", text, re.DOTALL)
     if found is None:
         return None, "", ""
@@ -200,7 +199,7 @@ def _resolve(uri: str, kind: Kind, name: str, revision: str) -> HubRepository:
     )
     if not info.sha:
         raise StorageUnreachableError(
-            f"{uri}: {endpoint()} states no commit for {revision or 'main'}", advice="check HF_ENDPOINT"
+            f"{uri}: {endpoint()} provides no commit for {revision or 'main'}", advice="check HF_ENDPOINT"
         )
     return HubRepository(uri, kind, name, info.sha, files)
 
@@ -210,7 +209,7 @@ def _token() -> str | bool:
 
 
 _UNREADABLE = (ValueError, LookupError, TypeError)
-"""What the client raises for an answer that is not the hub's: of a proxy, or a login page in its place."""
+"""What the client raises for a response that is not the hub's, for example that of a proxy or a login page."""
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -1,4 +1,4 @@
-"""Logging of ranks: JSON lines, and third-party libraries made quiet."""
+"""Logging of ranks as JSON lines, with less output of third-party libraries."""
 
 import json
 import logging
@@ -21,18 +21,18 @@ CHATTY = {
     "transformers": logging.ERROR,
     "urllib3": logging.WARNING,
 }
-"""Libraries whose INFO lines do not help a user, and the level from which on they log."""
+"""Minimum log levels of libraries whose INFO lines are not useful to a user."""
 
 QUIET_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""The same for what a library reads while it is imported."""
+"""Environment variables to the same effect, which libraries read when they are imported."""
 
 
 def configure_logging(rank: int) -> None:
-    """Send the root logger, and warnings, to stdout as JSON lines."""
+    """Log to stdout as JSON lines, including Python warnings."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter(rank=rank))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
@@ -41,7 +41,7 @@ def configure_logging(rank: int) -> None:
 
 
 def quiet_libraries() -> None:
-    """Raise the levels of chatty libraries, switch their progress bars off and remove their own handlers.
+    """Set the log levels of libraries, disable their progress bars and remove their own handlers.
 
     Call it again after they have been imported, because an import may add handlers.
     """
@@ -52,12 +52,12 @@ def quiet_libraries() -> None:
         logger.propagate = True
     loaded = sys.modules.get("transformers.utils.logging")
     if loaded is not None:
-        # QUIET_ENVIRONMENT is read at the import, which the fork server may have done before it was set.
+        # transformers reads QUIET_ENVIRONMENT when it is imported, which may have been before the variables were set.
         loaded.disable_progress_bar()
 
 
 def readable_lines(line: str) -> Iterator[str]:
-    """Level, message and traceback of a JSON line; any other line as it is."""
+    """Yield level, message and traceback of a JSON line, or any other line unchanged."""
     try:
         fields = json.loads(line)
     except ValueError:

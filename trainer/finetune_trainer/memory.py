@@ -1,4 +1,4 @@
-"""What this control group may use, and how often the kernel has killed one of its processes for memory."""
+"""CPU and memory limits of this control group, and how many of its processes the kernel has killed for memory."""
 
 import math
 import os
@@ -7,11 +7,11 @@ from pathlib import Path
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _NO_LIMIT = 1 << 60
-"""cgroup v1 says a number like 2**63 where there is no limit."""
+"""cgroup v1 reports a number like 2**63 if there is no limit."""
 
 
 def cpu_limit(root: Path = CGROUP_ROOT, groups: Path = _OWN_GROUPS) -> int:
-    """CPUs that this process may use: those of its affinity, or fewer by the quota of cgroup v2 or v1; rounded up."""
+    """Return the number of CPUs that this process may use by its affinity and its cgroup v1 or v2 quota, rounded up."""
     allowed = len(os.sched_getaffinity(0))
     for folder in _folders(root, groups, "cpu"):
         try:
@@ -28,7 +28,7 @@ def cpu_limit(root: Path = CGROUP_ROOT, groups: Path = _OWN_GROUPS) -> int:
 
 
 def memory_limit(root: Path = CGROUP_ROOT, groups: Path = _OWN_GROUPS) -> int | None:
-    """Bytes that the group may use, by cgroup v2 or v1; None where there is no limit to read."""
+    """Return the memory limit of the group in bytes, by cgroup v2 or v1; None if there is none."""
     for folder in _folders(root, groups, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             try:
@@ -41,7 +41,7 @@ def memory_limit(root: Path = CGROUP_ROOT, groups: Path = _OWN_GROUPS) -> int | 
 
 
 def memory_kills(root: Path = CGROUP_ROOT, groups: Path = _OWN_GROUPS) -> int:
-    """The group's `oom_kill` counter, of cgroup v2 or v1; 0 where there is none to read."""
+    """Return the group's `oom_kill` counter, of cgroup v2 or v1; 0 if there is none."""
     names = ("memory.events", "memory.oom_control")
     for file in (folder / name for folder in _folders(root, groups, "memory") for name in names):
         try:
@@ -55,7 +55,7 @@ def memory_kills(root: Path = CGROUP_ROOT, groups: Path = _OWN_GROUPS) -> int:
 
 
 def _folders(root: Path, groups: Path, controller: str) -> list[Path]:
-    """Candidates. In a container the group's own folder is usually mounted as the root itself."""
+    """Return candidate folders. In a container, the group's folder is usually mounted as the root."""
     folders = []
     for line in groups.read_text().splitlines():
         _, controllers, name = line.split(":", 2)

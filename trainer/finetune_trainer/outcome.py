@@ -1,4 +1,4 @@
-"""From how the ranks of a pod ended to one exit code and one termination message. Pure."""
+"""Derives the exit code and the termination message of a pod from the exits of its ranks. Pure."""
 
 import signal
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from finetune_api.exit_codes import ExitCode, name_of
 from finetune_api.progress import Progress, TerminationMessage
 
 SETTLE_SECONDS = 1.0
-"""Ranks that end within this time of each other may have ended for the same cause."""
+"""Ranks that exit within this time of each other may have failed for the same reason."""
 
 KEPT_LINES = 20
 """Log lines of the failed rank in a termination message."""
@@ -16,24 +16,25 @@ KEPT_LINES = 20
 
 @dataclass(frozen=True)
 class RankExit:
-    """How one rank ended."""
+    """Exit of one rank."""
 
     rank: int
     code: int
-    """Exit status; negative: the signal that ended it."""
+    """Exit status; negative: the signal that terminated the rank."""
     at: float
     """Monotonic seconds."""
     ended_by_us: bool = False
-    """True: it was ended because another one had failed before, or was called off."""
+    """The supervisor terminated it, because another rank had failed or a stop came before all ranks had started."""
     error: str = ""
-    """Why there was no rank, where the fork server could not make one."""
+    """Why the fork server could not start the rank, or no longer runs it; empty otherwise."""
 
 
 def decisive_exit(exits: Sequence[RankExit]) -> RankExit | None:
-    """The exit that the pod's own is about: the first failure, or else the first stop; None if all is done.
+    """Return the exit that determines the pod's: the first failure, else the first stop, else None.
 
-    A rank that fails takes its peers with it: they see a broken connection and end with an internal error, sometimes
-    seen a moment before the cause. So an exit that names its cause is preferred to an internal error just before it.
+    When a rank fails, the connections of the other ranks break, and they fail with an internal error, sometimes shortly
+    before the exit of the first rank is seen. A failure with a specific code is therefore preferred to an internal
+    error up to SETTLE_SECONDS before it.
     """
     ended = sorted((one for one in exits if one.code != ExitCode.DONE), key=lambda one: one.at)
     failures = [one for one in ended if one.code != ExitCode.STOPPED and not one.ended_by_us]
@@ -47,9 +48,9 @@ def decisive_exit(exits: Sequence[RankExit]) -> RankExit | None:
 
 
 def exit_status(ended: RankExit, *, memory_kills: int) -> int:
-    """Status for the pod: 128+n for a rank ended by signal n, OUT_OF_MEMORY where the kernel did it for memory.
+    """Return the pod's exit status: 128+n for signal n, OUT_OF_MEMORY if the kernel killed a process for memory.
 
-    It may have done it to the fork server: that one is as large as a rank, and its ranks end with it.
+    The killed process may be the fork server, which is as large as a rank; its ranks are then killed too.
     """
     if memory_kills > 0 and (ended.code == -signal.SIGKILL or ended.error):
         return ExitCode.OUT_OF_MEMORY
@@ -65,7 +66,7 @@ def termination_message(
     last_lines: Sequence[str],
     progress: Progress,
 ) -> TerminationMessage:
-    """The pod's last word: what the decisive rank has left (`result`), completed by what only its parent can know."""
+    """Return the pod's termination message: `result` of the decisive rank, completed with what the supervisor knows."""
     message = result or TerminationMessage(stage=stage, exit_code=status)
     changes: dict[str, object] = {"stage": stage, "exit_code": status, "progress": message.progress or progress}
     if decisive is not None:
@@ -78,7 +79,7 @@ def termination_message(
 
 
 def _explanation(exit_: RankExit, status: int) -> dict[str, str]:
-    """Error and advice for a rank that had no time to write its own."""
+    """Return error and advice for a rank that could not write them."""
     rank = f"rank {exit_.rank}"
     if status == ExitCode.OUT_OF_MEMORY:
         return {
@@ -88,8 +89,8 @@ def _explanation(exit_: RankExit, status: int) -> dict[str, str]:
     if exit_.error:
         return {"error": f"{rank} could not run: {exit_.error}"}
     if exit_.code < 0:
-        return {"error": f"{rank} was ended by signal {-exit_.code} ({_signal_name(-exit_.code)})"}
-    return {"error": f"{rank} ended with exit code {exit_.code} ({name_of(exit_.code)}) and left no result"}
+        return {"error": f"{rank} was terminated by signal {-exit_.code} ({_signal_name(-exit_.code)})"}
+    return {"error": f"{rank} exited with code {exit_.code} ({name_of(exit_.code)}) without a result"}
 
 
 def _signal_name(number: int) -> str:

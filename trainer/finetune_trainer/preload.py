@@ -1,7 +1,7 @@
-"""What the fork server imports once, so that no rank has to; and what a forked rank has to set right again.
+"""Imports of the fork server, and the state that a forked rank must reset.
 
-Forking a process that has used CUDA or run an OpenMP region gives a child that hangs or dies. So nothing is computed
-here: imports only, with one thread, and `import_libraries` ends by checking that CUDA was left alone.
+A child that is forked from a process that has used CUDA or OpenMP hangs or crashes. The fork server therefore only
+imports modules, with one thread, and `import_libraries` checks that no import has initialized CUDA.
 """
 
 import gc
@@ -16,20 +16,21 @@ from finetune_api.constants import Env, Stage
 from finetune_api.stages import STAGES
 
 SINGLE_THREADED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Read by the math libraries when they are loaded: with one thread there is no pool that a fork could break."""
+"""Variables that the math libraries read when they are loaded. With one thread they create no pool, which a fork would
+break."""
 
 
 def prepare_environment(accelerator: str) -> None:
-    """Set what the libraries read from the environment while they are imported."""
+    """Set the environment variables that the libraries read when they are imported."""
     for name in SINGLE_THREADED:
         os.environ[name] = "1"
     os.environ[Env.DS_ACCELERATOR] = accelerator
 
 
 def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
-    """Import everything that these stages need. Raises ImportError for what is missing.
+    """Import all libraries of these stages. Raises ImportError if one is missing.
 
-    To train takes about ten seconds of CPU, to evaluate 0.6 of that, to prepare about as much.
+    The imports of the train stage take about ten seconds of CPU time, those of the other stages about six each.
     """
     for name in dict.fromkeys(name for stage in stages for name in STAGES[stage].libraries):
         importlib.import_module(name)
@@ -37,21 +38,21 @@ def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
     if Stage.TRAIN in stages:
         import_muon()
     if accelerator == "cpu" and Stage.TRAIN in stages:
-        # DeepSpeed builds this kernel with a C++ compiler when a process group starts: half a minute where there is a
-        # compiler, the end of the job where there is none. gloo does the same work.
+        # DeepSpeed compiles this kernel when a process group starts, which takes half a minute, and fails without a C++
+        # compiler. Without the kernel, it uses gloo.
         importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed collects garbage with every engine. What is imported here never becomes any: half a second saved each
-    # time, in every rank, and its pages stay shared.
+    # DeepSpeed runs the garbage collector for every engine. Freezing the imported objects, which are never garbage,
+    # saves half a second each time in every rank, and keeps their memory pages shared.
     gc.collect()
     gc.freeze()
-    assert not sys.modules["torch"].cuda.is_initialized(), "an import has initialised CUDA: no rank could be forked"
+    assert not sys.modules["torch"].cuda.is_initialized(), "an import has initialized CUDA, so ranks cannot be forked"
 
 
 def import_muon() -> None:
-    """Import DeepSpeed's Muon optimizer, as every ZeRO engine does, but without torch's compiler.
+    """Import DeepSpeed's Muon optimizer, which every ZeRO engine imports, without torch's compiler.
 
-    Its module decorates three functions with torch.compile when it is imported, and that loads Inductor: a fifth of the
-    CPU time of all imports. No job uses Muon.
+    The module decorates three functions with torch.compile, which loads Inductor: a fifth of the CPU time of all
+    imports. No job uses Muon.
     """
     compiler: Any = importlib.import_module("deepspeed.runtime.compiler")
     compile_function = compiler.compile
@@ -63,9 +64,9 @@ def import_muon() -> None:
 
 
 def renew_process(before: Mapping[str, str]) -> None:
-    """Make a forked child look as if it had imported the libraries itself, with its own environment.
+    """Reset the state of the libraries in a forked child, as if it had imported them in its own environment.
 
-    `before` is the environment that the libraries were imported with. Modules that were never imported stay so.
+    `before` is the environment that the libraries were imported in. Modules that are not loaded are not imported.
     """
     random.seed()
     if (numpy := sys.modules.get("numpy")) is not None:

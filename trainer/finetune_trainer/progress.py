@@ -1,7 +1,7 @@
-"""How a rank tells its supervisor how far it is: a small file, replaced whole.
+"""Reports the progress of rank 0 in a small file, which is replaced atomically.
 
-The supervisor serves the file at `/progress` from outside the training process, so that a rank that computes, hangs or
-dies never takes the answer with it.
+The supervisor serves the file at `/progress`. Because it is another process, requests are answered even while the rank
+is busy, hangs or has crashed.
 """
 
 import logging
@@ -20,11 +20,11 @@ log = logging.getLogger("finetune")
 PROGRESS_FILE = "progress.json"
 
 _MIN_INTERVAL_SECONDS = 0.1
-"""Replacing the file costs about 0.1 ms; at ten a second no display looks stale and no step feels it."""
+"""Replacing the file takes about 0.1 ms. Ten updates per second suffice for a display and do not slow down training."""
 
 
 class ProgressReporter:
-    """Rank 0's view of the stage. The other ranks hold one that writes nothing."""
+    """Collects the progress of the stage and writes it to a file. On ranks other than 0, it writes nothing."""
 
     def __init__(self, folder: Path | None, *, stage: Stage, attempt: int = 0) -> None:
         self._path = None if folder is None else folder / PROGRESS_FILE
@@ -34,25 +34,25 @@ class ProgressReporter:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0's, whose words people read."""
+        """Whether this is rank 0, which logs and reports for all ranks."""
         return self._path is not None
 
     def update(self, *, flush: bool = False, **fields: Any) -> None:
-        """Set fields of Progress; write the file unless it was written a moment ago (`flush` writes always)."""
+        """Set fields of Progress and write the file, at most ten times per second unless `flush` is set."""
         self.progress = self.progress.model_copy(update=fields)
         if self._path is not None and (flush or time.monotonic() - self._written >= _MIN_INTERVAL_SECONDS):
             replace_file(self._path, self.progress.model_dump_json(exclude_defaults=True))
             self._written = time.monotonic()
 
     def warn(self, message: str) -> None:
-        """Add a warning that the user sees in the display and in status; the same one only once."""
+        """Add a warning for the display and the job's status, unless it has been added before."""
         warnings = merged_warnings(self.progress.warnings, [message])
         if warnings != self.progress.warnings:
             self.update(warnings=warnings, flush=True)
 
     @contextmanager
     def phase(self, name: str, activity: str = "") -> Iterator[None]:
-        """Count the block's seconds under `phase_seconds[name]`, and show `activity` meanwhile."""
+        """Add the duration of the block to `phase_seconds[name]`, and show `activity` while it runs."""
         if activity:
             self.update(activity=activity, flush=True)
             self._log_once(activity)
@@ -63,13 +63,13 @@ class ProgressReporter:
             self.add_seconds(name, time.monotonic() - started)
 
     def _log_once(self, activity: str) -> None:
-        """Of rank 0 alone, and what is done again and again, such as saving, only the first time."""
+        """Log the activity on rank 0, only the first time, because some (such as saving) are repeated many times."""
         if self.is_main and activity not in self._logged:
             self._logged.add(activity)
             log.info("%s", activity)
 
     def add_seconds(self, name: str, seconds: float) -> None:
-        """Add to `phase_seconds[name]` what a caller has measured itself."""
+        """Add `seconds`, measured by the caller, to `phase_seconds[name]`."""
         spent = dict(self.progress.phase_seconds)
         spent[name] = spent.get(name, 0.0) + seconds
         self.update(phase_seconds=spent)

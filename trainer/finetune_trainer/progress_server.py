@@ -1,4 +1,4 @@
-"""`/progress`, `/metrics` and `/healthz` of a trainer pod, answered from outside the training process."""
+"""Serves `/progress`, `/metrics` and `/healthz` of a trainer pod from the supervisor, outside the training process."""
 
 import errno
 import socket
@@ -17,57 +17,58 @@ from finetune_api.progress import FOR_STATUS, Progress
 from .progress import PROGRESS_FILE
 
 
-class LastWord:
-    """Whether who keeps the job's status has asked for progress since there was nothing more to come.
+class FinalRead:
+    """Whether the operator has read the progress after the ranks exited.
 
-    That one asks for `/progress?for=status`; displays and people may look as often as they like.
+    The operator requests `/progress?for=status`. Other requests, for example from displays, do not count.
     """
 
     def __init__(self) -> None:
         self.is_final = False
-        """True: the ranks have ended, what is answered from now on is the last there is."""
-        self._heard = threading.Event()
+        """The ranks have exited, so the progress does not change any more."""
+        self._is_done = threading.Event()
 
-    def heard(self) -> None:
-        """The last word has been answered."""
-        self._heard.set()
+    def mark_done(self) -> None:
+        """Record that the operator has read the final progress."""
+        self._is_done.set()
 
-    def wait_until_heard(self, seconds: float) -> bool:
-        """Wait for the question, at most so long; False if it did not come."""
+    def wait(self, seconds: float) -> bool:
+        """Wait until the operator has read the final progress. Returns False after a timeout of `seconds`."""
         self.is_final = True
-        return self._heard.wait(seconds)
+        return self._is_done.wait(seconds)
 
 
-def serve_progress(folder: Path, *, stage: str, host: str, port: int) -> LastWord:
-    """Serve the progress file of a scratch folder from a daemon thread, until the process ends.
+def serve_progress(folder: Path, *, stage: str, host: str, port: int) -> FinalRead:
+    """Serve the progress file of a scratch folder in a daemon thread, until the process exits.
 
-    No host: on all addresses, of IPv4 and IPv6. Listens when it returns. Raises OSError for a port that is taken.
+    Without a host, the server listens on all IPv4 and IPv6 addresses. It is listening when this returns. Raises OSError
+    if the port is in use.
     """
-    last_word = LastWord()
+    final_read = FinalRead()
     try:
-        server = _server(host, port, partial(_Handler, folder, stage, last_word))
+        server = _server(host, port, partial(_Handler, folder, stage, final_read))
     except OSError as error:
         raise OSError(f"progress cannot be served on {host or 'any address'}, port {port}: {error.strerror}") from error
     threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
-    return last_word
+    return final_read
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Three paths, GET only."""
+    """Handles GET requests of three paths."""
 
-    def __init__(self, folder: Path, stage: str, last_word: LastWord, *request: Any) -> None:
-        self._folder, self._stage, self._last_word = folder, stage, last_word
-        super().__init__(*request)  # this answers already
+    def __init__(self, folder: Path, stage: str, final_read: FinalRead, *request: Any) -> None:
+        self._folder, self._stage, self._final_read = folder, stage, final_read
+        super().__init__(*request)  # handles the request
 
     def do_GET(self) -> None:
-        """Answer, or say which paths there are."""
-        is_final = self._last_word.is_final  # asked before the file is read: what is read is then final too
+        """Respond with the content of the path, or with 404 and the list of paths."""
+        is_final = self._final_read.is_final  # read before the file, so that the content of the file is final too
         progress = read_progress(self._folder, self._stage)
         path, _, query = self.path.partition("?")
         if path == "/progress":
             self._answer("application/json", progress.model_dump_json(exclude_defaults=True))
             if is_final and query == FOR_STATUS:
-                self._last_word.heard()
+                self._final_read.mark_done()
         elif path == "/metrics":
             self._answer("text/plain; version=0.0.4", metrics_text(progress))
         elif path == "/healthz":
@@ -84,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 the base class names it so
-        """Requests come every second: not worth a line each."""
+        """Log nothing: there are several requests per second."""
 
 
 def _server(host: str, port: int, handler: Callable[..., _Handler]) -> "_Server":
@@ -92,7 +93,7 @@ def _server(host: str, port: int, handler: Callable[..., _Handler]) -> "_Server"
         return _Server((host or "0.0.0.0", port), handler)
     try:
         return _DualStackServer(("::", port), handler)
-    except OSError as error:  # the kernel knows IPv6 and has no address of it
+    except OSError as error:  # the kernel supports IPv6, but no interface has an IPv6 address
         if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
             raise
         return _Server(("0.0.0.0", port), handler)
@@ -106,7 +107,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        # HTTPServer looks its own name up in DNS here, which can take seconds in a pod; nobody needs the name.
+        # HTTPServer.server_bind resolves its own host name, which can take seconds in a pod. The name is not used.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
@@ -118,7 +119,7 @@ class _DualStackServer(_Server):
 
 
 def read_progress(folder: Path, stage: str) -> Progress:
-    """The last progress; before there is one, a stage that starts."""
+    """Return the progress in the file, or that of a starting stage if there is no file yet."""
     try:
         return Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
     except FileNotFoundError:
@@ -143,7 +144,7 @@ _GAUGES: dict[str, str] = {
 
 
 def metrics_text(progress: Progress) -> str:
-    """Progress in Prometheus' text format; what is not known yet is left out."""
+    """Return the progress in Prometheus' text format, without fields that are not known yet."""
     labels = f'stage="{progress.stage}",attempt="{progress.attempt}"'
     lines: list[str] = []
 

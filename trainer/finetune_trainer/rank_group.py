@@ -1,4 +1,4 @@
-"""The ranks of one pod while they run: their output, their ends, and what the end of one means for the others."""
+"""Runs the ranks of one pod: forwards their output and signals, and stops all ranks when one fails."""
 
 import os
 import selectors
@@ -22,9 +22,9 @@ _LONGEST_LINE = 65536
 
 
 class Output:
-    """The pipe that a process writes to: repeated on our stdout line by line, the last lines kept for people.
+    """A pipe for the output of a process. Lines are copied to stdout, and the last ones are kept for error reports.
 
-    `write_end` is for the process; the caller closes it as soon as the process has it.
+    `write_end` is the process's end; the caller closes it after passing it on.
     """
 
     def __init__(self, label: str) -> None:
@@ -35,7 +35,7 @@ class Output:
         self._partial = b""
 
     def pump(self) -> bool:
-        """Take in all there is; False when no process holds the other end any more."""
+        """Read all available output. Returns False when no process has the other end open any more."""
         while True:
             try:
                 data = os.read(self.read_end, _LONGEST_LINE)
@@ -51,7 +51,7 @@ class Output:
                 self.flush()
 
     def flush(self) -> None:
-        """Treat what has no newline yet as a line."""
+        """Emit the incomplete last line."""
         self._emit(self._partial)
         self._partial = b""
 
@@ -61,10 +61,10 @@ class Output:
             return
         self.last_lines.extend(readable_lines(line))
         try:
-            # Lines of our own logger are JSON and name their rank; others get a prefix.
+            # Lines of the trainer's logger are JSON and contain the rank. Other lines get a prefix.
             print(line if line.startswith("{") else f"[{self._label}] {line}", flush=True)
         except OSError:
-            return  # nobody reads our stdout any more; the ranks go on
+            return  # stdout is closed; the ranks continue
 
 
 @dataclass
@@ -76,10 +76,11 @@ class _Member:
 
 
 class RankGroup:
-    """Watches ranks until the last has ended.
+    """Watches ranks until all have exited.
 
-    The first failure ends the others: SIGTERM, then after `grace_seconds` SIGKILL. SIGTERM and SIGINT are passed on
-    as SIGTERM, once; then the ranks have all the time they need to save, within the pod's own grace period.
+    When a rank fails, the others get SIGTERM, and SIGKILL after `grace_seconds`. The first SIGTERM or SIGINT of the
+    supervisor is forwarded to the ranks as SIGTERM. The time that they may take to save is limited only by the grace
+    period of the pod.
     """
 
     def __init__(self, *, grace_seconds: float) -> None:
@@ -92,7 +93,7 @@ class RankGroup:
         self._deadline: float | None = None
 
     def catch_signals(self, stack: ExitStack) -> None:
-        """From now on SIGTERM and SIGINT wake the loop; `stack` undoes it. Main thread only."""
+        """Handle SIGTERM and SIGINT in the event loop until `stack` is closed. Call it in the main thread."""
         woken, waker = socket.socketpair()
         for end in (woken, waker):
             end.setblocking(False)
@@ -107,19 +108,19 @@ class RankGroup:
             stack.callback(signal.signal, number, signal.signal(number, on_stop))
 
     def watch(self, output: Output) -> None:
-        """Repeat the output of a process that is not a rank."""
+        """Copy the output of a process that is not a rank."""
         os.close(output.write_end)
         self._register(output.read_end, lambda: self._pump(output))
 
     def add(self, rank: int, process: RankProcess, output: Output) -> None:
-        """Watch a rank that has just been asked for."""
+        """Watch a rank that has been requested."""
         member = _Member(rank, process, output)
         self._members[rank] = member
         self.watch(output)
         self._register(process, lambda: self._check(member))
 
     def wait(self) -> list[RankExit]:
-        """Block until all ranks have ended, and tell how."""
+        """Block until all ranks have exited, and return their exits."""
         while any(member.ended is None for member in self._members.values()):
             timeout = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
             for key, _ in self._selector.select(timeout):
@@ -129,13 +130,13 @@ class RankGroup:
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self._kill_all(ExitCode.INTERNAL_ERROR)
         for member in self._members.values():
-            # What a rank wrote before it ended is in the pipe; its end may be far, where a grandchild holds it.
+            # The pipe may still contain the last output of the rank. It may remain open, if a grandchild inherited it.
             if member.output.pump():
                 member.output.flush()
         return [member.ended for member in self._members.values() if member.ended is not None]
 
     def last_lines(self, rank: int) -> list[str]:
-        """The last log lines of a rank."""
+        """Return the last log lines of a rank."""
         return list(self._members[rank].output.last_lines)
 
     def _register(self, source: int | RankProcess, handler: Callable[[], None]) -> None:
@@ -165,7 +166,7 @@ class RankGroup:
     def _pass_on_stop(self) -> None:
         self._stop_passed_on = True
         if any(member.process.pid is None for member in self._members.values()):
-            # Without all ranks none can have done anything: called off, nothing to save.
+            # Training starts when all ranks run. Until then there is nothing to save.
             self._kill_all(ExitCode.STOPPED)
         else:
             self._terminate_all()

@@ -1,6 +1,7 @@
-"""The whole life of one rank: configuration in, one stage, result file and exit code out.
+"""The main function of a rank: reads the configuration, runs one stage, writes a result file and returns the exit code.
 
-Heavy modules are imported late: those of the stage that runs, and only once logging is there to tell what is missing.
+Large libraries are imported late: only those of the stage that runs, and after logging is configured, so that a missing
+library is logged.
 """
 
 import importlib
@@ -52,36 +53,36 @@ _CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUA
 
 
 def result_path(scratch: Path, rank: int) -> Path:
-    """Where a rank leaves its TerminationMessage for the supervisor."""
+    """Return the path of the file in which a rank leaves its TerminationMessage for the supervisor."""
     return scratch / f"result-{rank}.json"
 
 
 def run_rank(config_path: Path) -> int:
-    """Run the configured stage as the rank that the environment names, and return its exit code.
+    """Run the configured stage as the rank that the environment specifies, and return its exit code.
 
-    Leaves `result-<rank>.json` in the scratch folder, which has to exist.
+    Writes `result-<rank>.json` to the scratch folder, which must exist.
     """
     return run_bound(config_path, bind_stage)
 
 
 def run_bound(config_path: Path, bind: Bind) -> int:
-    """`run_rank` for any stage function: `bind` imports it and ties its arguments."""
+    """Like `run_rank`, for any stage function: `bind` imports it and binds its arguments."""
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()})
     try:
         runtime = RuntimeEnv.from_environ(os.environ)
     except UsageError as error:
         configure_logging(rank=-1)
-        log.error("the environment does not say which rank this is: %s", error)
+        log.error("the environment of this rank is invalid: %s", error)
         return error.exit_code
     configure_logging(runtime.rank)
     return _Rank(runtime, bind).run(config_path)
 
 
 def read_config(path: Path) -> TrainerConfig:
-    """Raises BadConfigError, naming file and field, for what is not a TrainerConfig that this trainer can carry out.
+    """Read the configuration. Raises BadConfigError, with file and field, if this trainer does not support it.
 
-    Of a newer operator unknown fields are ignored, but not those of the spec: the user has set them to something that
-    is not the default, and training without them would be another training.
+    Unknown fields of a newer operator are ignored, except for those of the spec: the user has set them to a value other
+    than the default, and the result would differ without them.
     """
     try:
         config = TrainerConfig.model_validate_json(path.read_bytes())
@@ -114,7 +115,7 @@ def _spec_path(location: tuple[int | str, ...]) -> str:
 
 @dataclass
 class _Rank:
-    """What is known by the time the stage ends, however it ends."""
+    """State of a rank that is needed to report the end of its stage, including a failure."""
 
     runtime: RuntimeEnv
     bind: Bind
@@ -123,7 +124,7 @@ class _Rank:
     result: dict[str, Result] = field(default_factory=dict)
 
     def run(self, config_path: Path) -> int:
-        """The stage; every error becomes an exit code and a message."""
+        """Run the stage. Every error is turned into an exit code and a message."""
         try:
             self._run_stage(read_config(config_path))
         except StoppedError as stopped:
@@ -147,7 +148,7 @@ class _Rank:
 
     @property
     def _has_trained(self) -> bool:
-        """Later than the first step an error may follow from what has happened meanwhile: another attempt can pass."""
+        """Whether a step has completed. Later errors may depend on the state of the training: a retry may succeed."""
         return self.report is not None and self.report.progress.first_step_time is not None
 
     def _run_stage(self, config: TrainerConfig) -> None:
@@ -158,7 +159,7 @@ class _Rank:
         report.update(started_time=rfc3339(datetime.fromtimestamp(started, UTC)), flush=True)
         row = STAGES[config.stage]
         if not row.saves_state:
-            self._leave_on_term()
+            self._exit_on_sigterm()
         run = self.bind(config, self.runtime, report)
         quiet_libraries()
         report.add_seconds("import", time.time() - started)
@@ -166,8 +167,8 @@ class _Rank:
         result = run()
         self.result = {row.result: result} if row.result and result is not None else {}
 
-    def _leave_on_term(self) -> None:
-        """Prepare and evaluate have no state to save, so SIGTERM ends them at once; their next run starts afresh."""
+    def _exit_on_sigterm(self) -> None:
+        """Exit at once on SIGTERM: prepare and evaluate have no state to save, and start again in the next attempt."""
 
         def on_term(_signum: int, _frame: FrameType | None) -> None:
             os._exit(self._finish(ExitCode.STOPPED, error=f"the {self.stage} stage was stopped on request"))
@@ -194,9 +195,9 @@ class _Rank:
 
 
 def bind_stage(config: TrainerConfig, runtime: RuntimeEnv, report: ProgressReporter) -> Callable[[], Result | None]:
-    """Import what the stage needs and bind its arguments."""
+    """Import the stage's modules and bind its arguments."""
     row = STAGES[config.stage]
-    # Before the slow imports: SIGTERM during them is a stop at the first step, not a lost process.
+    # Before the slow imports: SIGTERM during them stops the training at its first step instead of killing the process.
     stop = install_stop_flag() if row.saves_state else None
     module, _, function = row.entry.partition(":")
     run: Callable[[StageContext], Result | None] = getattr(importlib.import_module(module), function)
@@ -207,14 +208,14 @@ def bind_stage(config: TrainerConfig, runtime: RuntimeEnv, report: ProgressRepor
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for Python's, CUDA's and the CPU allocator's ways of saying it. Needs no torch."""
+    """Whether the error is an out-of-memory error of Python, CUDA or torch's CPU allocator. Does not import torch."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_OUT_OF_MEMORY)
 
 
 def process_started(environ: Mapping[str, str]) -> float:
-    """When the supervisor started this stage, or else when this process started; seconds since 1970."""
+    """Return when the supervisor started this stage, or else when this process started, in seconds since 1970."""
     if given := environ.get(Env.STARTED_TIME):
         return float(given)
     fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
@@ -223,7 +224,7 @@ def process_started(environ: Mapping[str, str]) -> float:
 
 
 def read_result(scratch: Path, rank: int) -> TerminationMessage | None:
-    """What a rank has left; None for one that left nothing. Raises ValueError for what cannot be read."""
+    """Read the result file of a rank; None if there is none. Raises ValueError if its content is invalid."""
     try:
         return TerminationMessage.model_validate(json.loads(result_path(scratch, rank).read_text()))
     except FileNotFoundError:

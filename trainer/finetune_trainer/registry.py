@@ -1,4 +1,4 @@
-"""Objects by name, found in the modules of a package: what is added in a file of its own needs no entry elsewhere."""
+"""Registries of objects by name. They import all modules of a package, so a new object needs only a file of its own."""
 
 import importlib
 import pkgutil
@@ -18,7 +18,7 @@ T = TypeVar("T", bound=Named)
 
 
 class Registry(Generic[T]):
-    """One object for each registered class. The modules of `package` are imported at the first lookup."""
+    """One instance of each registered class. The modules of `package` are imported at the first lookup."""
 
     def __init__(self, package: str, field: str) -> None:
         self._package = package
@@ -28,7 +28,7 @@ class Registry(Generic[T]):
         self._is_loaded = False
 
     def register(self, kind: type[T]) -> type[T]:
-        """Class decorator: add an object of the class under its `name`. Raises ValueError for a name that is taken."""
+        """Class decorator: add an instance of the class under its `name`. Raises ValueError if the name is taken."""
         one = kind()
         if one.name in self._found:
             raise ValueError(f"{self._field} {one.name} is defined twice: {kind!r} and {type(self._found[one.name])!r}")
@@ -40,7 +40,7 @@ class Registry(Generic[T]):
         del self._found[name]
 
     def __getitem__(self, name: str) -> T:
-        """The object of that name. Raises BadConfigError with the names that are known."""
+        """Return the object of that name. Raises BadConfigError with the known names if there is none."""
         known = self._load()
         if name not in known:
             raise BadConfigError(

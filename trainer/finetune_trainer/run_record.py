@@ -1,7 +1,7 @@
-"""`runs/<run>/run.json`: what a run is, written by its prepare stage and read by the later ones.
+"""`runs/<run>/run.json`: the record of a run, written by its prepare stage and read by the later stages.
 
-It lies in storage and not in the later stages' configuration, so that their configuration follows from the job alone:
-`finetune render` prints exactly what a cluster gets, and an operator that was down loses nothing.
+The record is in storage and not in the configuration of the later stages, so that their configuration depends on the
+job alone: `finetune render` prints exactly what the operator creates, and no result is lost while the operator is down.
 """
 
 from importlib import metadata
@@ -16,30 +16,30 @@ _TOLD_VERSIONS = ("finetune-operator", "torch", "transformers", "deepspeed", "pe
 
 
 class RunRecord(Message):
-    """What decides the result of a run."""
+    """Everything that determines the result of a run."""
 
     job: JobRef
     run: int
     spec: Spec
     prepared: Prepared
     versions: dict[str, str]
-    """Distribution -> version, of the libraries that touch numbers."""
+    """Distribution -> version, of the libraries that affect numerical results."""
 
 
 def record_run(store: ObjectStore, config: TrainerConfig, prepared: Prepared) -> None:
-    """Write the record, without values of environment variables; writing it again for the same job replaces it."""
+    """Write the record, without values of environment variables. Replaces an earlier record of the same run."""
     spec = without_secrets(config.spec)
     record = RunRecord(job=config.job, run=config.run, spec=spec, prepared=prepared, versions=versions())
     store.put(config.layout.record, record.model_dump_json(indent=1).encode(), content_type="application/json")
 
 
 def read_record(store: ObjectStore, config: TrainerConfig) -> RunRecord:
-    """The record of the configured run. Raises ObjectMissingError where the prepare stage has not ended well."""
+    """Read the record of the configured run. Raises ObjectMissingError if the prepare stage has not succeeded."""
     return RunRecord.model_validate_json(store.get(config.layout.record))
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that touch numbers."""
+    """Return the versions of the libraries that affect numerical results."""
     found = {name: _version(name) for name in _TOLD_VERSIONS}
     return {name: version for name, version in found.items() if version}
 

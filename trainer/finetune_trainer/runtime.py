@@ -1,4 +1,4 @@
-"""Who this process is among the ranks of its stage, from the environment. Pure."""
+"""Rank, world size and folders of this process, from the environment. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from .errors import UsageError
 
 
 def variable(environ: Mapping[str, str], name: Env) -> str:
-    """Raises UsageError where the variable is missing."""
+    """Return the value of the variable. Raises UsageError if it is missing."""
     try:
         return environ[name]
     except KeyError:
@@ -18,7 +18,7 @@ def variable(environ: Mapping[str, str], name: Env) -> str:
 
 
 def number(environ: Mapping[str, str], name: Env, default: int | None = None) -> int:
-    """A variable that is a whole number. Raises UsageError where it is none, or missing without a default."""
+    """Return a whole number. Raises UsageError if the value is not one, or if it is missing and has no default."""
     text = environ.get(name, "") if default is not None else variable(environ, name)
     if not text and default is not None:
         return default
@@ -30,25 +30,25 @@ def number(environ: Mapping[str, str], name: Env, default: int | None = None) ->
 
 @dataclass(frozen=True)
 class RuntimeEnv:
-    """One rank's place in the world; the names are torchrun's."""
+    """Ranks and sizes of one process, by torchrun's names, and its folders."""
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
     scratch: Path
-    """Folder of the pod; gone with it."""
+    """Folder that is deleted with the pod."""
     cache: Path
     """Folder for downloads, shared by the processes of a node."""
 
     @property
     def lasting_cache(self) -> Path | None:
-        """The cache where it outlives the pod, for what only a later pod reads; None: it lies in `scratch`."""
+        """The cache if it outlives the pod, for data that only a later pod reads; None if it is within `scratch`."""
         return None if self.cache.is_relative_to(self.scratch) else self.cache
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "RuntimeEnv":
-        """Raises UsageError for a variable that is missing or is not a number."""
+        """Parse the environment. Raises UsageError if a variable is missing or is not a number."""
         scratch = Path(variable(environ, Env.SCRATCH))
         return cls(
             rank=number(environ, Env.RANK),
@@ -61,5 +61,5 @@ class RuntimeEnv:
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that speaks for all."""
+        """Whether this is rank 0, which logs and writes for all ranks."""
         return self.rank == 0

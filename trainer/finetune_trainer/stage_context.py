@@ -1,4 +1,4 @@
-"""What every stage is given."""
+"""The arguments of every stage."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageContext:
-    """The configuration of a stage, and what it works with."""
+    """The configuration of a stage and the objects that it uses."""
 
     config: TrainerConfig
     store: "ObjectStore"
     runtime: RuntimeEnv
     report: ProgressReporter
     stop: StopFlag | None = None
-    """Set by SIGTERM, for a stage that has state to save."""
+    """Set by SIGTERM; None for a stage that has no state to save."""
 
     def prepared_config(self) -> TrainerConfig:
-        """The configuration with what prepare has recorded of the run. Raises BadDataError where it has not run."""
+        """Return the configuration with the recorded result of prepare. Raises ObjectMissingError if there is none."""
         from .run_record import read_record
 
         return self.config.model_copy(update={"prepared": read_record(self.store, self.config).prepared})

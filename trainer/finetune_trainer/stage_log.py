@@ -1,4 +1,4 @@
-"""What each stage did, as a few lines of its log. The figures are those of its result."""
+"""Log lines that summarize each stage. The figures are those of its result."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -39,7 +39,7 @@ class _Plan(Protocol):
 
 
 def log_prepared(config: TrainerConfig, prepared: Prepared, info: _DataSet) -> None:
-    """Files, rows, tokens, what was left out, and what was chosen."""
+    """Log files, rows, tokens, dropped records and chosen settings."""
     for line in _prepared(config, prepared, info):
         log.info("%s", line)
 
@@ -63,7 +63,7 @@ def _prepared(config: TrainerConfig, prepared: Prepared, info: _DataSet) -> Iter
 
 
 def log_train_started(config: TrainerConfig, plan: _Plan) -> None:
-    """How long the training is, and on what."""
+    """Log the length of the training and its batch sizes."""
     world, batch = config.world, config.batch
     log.info(
         "attempt %d: %s in all, %d per epoch, on %s; global batch %d = %s x micro batch %d x %d accumulated",
@@ -79,7 +79,7 @@ def log_train_started(config: TrainerConfig, plan: _Plan) -> None:
 
 
 def log_trained(result: TrainResult) -> None:
-    """Where the training ended and what was exported."""
+    """Log the last step of the training and the exported model."""
     ended = "stopped early" if result.stopped_early else "finished"
     best = "" if result.best_step is None else f", the best state is that of step {result.best_step}"
     log.info("training %s at step %d%s", ended, result.final_step, best)
@@ -87,7 +87,7 @@ def log_trained(result: TrainResult) -> None:
 
 
 def log_evaluated(prepared: Prepared, result: EvaluateResult, notes: tuple[str, ...]) -> None:
-    """The figures of the test split, and where the report is."""
+    """Log the figures of the test split and the address of the report."""
     for metric, value in result.tuned.items():
         before = result.baseline.get(metric)
         compared = "" if before is None else f", base model {metric_text(metric, before)}"

@@ -1,4 +1,4 @@
-"""SIGTERM means: stop at a step that all ranks agree on, with the state saved."""
+"""Handling of SIGTERM: all ranks stop after the same step and save the state."""
 
 import signal
 from dataclasses import dataclass
@@ -7,15 +7,16 @@ from types import FrameType
 
 @dataclass
 class StopFlag:
-    """Set once; the training loop reads it between two steps and agrees with the other ranks."""
+    """Set by SIGTERM. The training loop reads it between two steps and agrees with the other ranks on the step."""
 
     requested: bool = False
 
 
 def install_stop_flag() -> StopFlag:
-    """A flag that SIGTERM sets and nothing else does. Main thread only.
+    """Return a flag that SIGTERM sets. Call it in the main thread.
 
-    The fork server starts ranks with SIGTERM blocked, so that one sent before this handler exists waits for it.
+    The fork server starts ranks with SIGTERM blocked, so that a signal that is sent before the handler is installed is
+    delivered afterwards.
     """
     flag = StopFlag()
 

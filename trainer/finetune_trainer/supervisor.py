@@ -1,7 +1,7 @@
-"""The first process of every trainer pod: starts the local ranks, answers for them, and tells how they ended.
+"""PID 1 of every trainer pod: starts the local ranks, serves their progress and reports how they exited.
 
-Imports no torch, so that it answers within a second of starting. The ranks come from a fork server: the one that the
-environment names, or one of its own.
+It does not import torch, so that it serves requests within a second of its start. A fork server starts the ranks: the
+one that the environment names, otherwise one that the supervisor starts.
 """
 
 import os
@@ -29,33 +29,35 @@ from .rank_main import read_config, read_result, result_path
 from .runtime import number, variable
 
 GRACE_SECONDS = 5.0
-"""What the other ranks get after one has failed: enough to write a line, they are stuck in a collective anyway."""
+"""Time between SIGTERM and SIGKILL for the other ranks after one has failed. It suffices to write a log line; the ranks
+cannot save, because they wait for the failed rank in a collective operation."""
 
-LAST_WORD_SECONDS = 5.0
-"""How long a stopped rank 0 waits to be asked for its last progress: an operator asks every few seconds.
+FINAL_READ_SECONDS = 5.0
+"""How long the supervisor of a stopped rank 0 waits for the operator, which polls every few seconds, to read the final
+progress.
 
-The API server drops a deleted pod as soon as it has ended, mostly before anybody has read its termination message;
-without the wait, nobody would learn of the checkpoint that was saved at the stop.
+The API server removes a deleted pod as soon as it has terminated, usually before its termination message is read.
+Without this wait, the checkpoint that was saved at the stop would not appear in the job's status.
 """
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a supervisor is told beside its configuration file."""
+    """Options of a supervisor in addition to its configuration file."""
 
     stage: Stage
     config: Path
     environ: Mapping[str, str]
     target: str = RUN_RANK
-    """What a rank runs."""
+    """Function that every rank runs, as `module:function`."""
     grace_seconds: float = GRACE_SECONDS
-    last_word_seconds: float = LAST_WORD_SECONDS
+    final_read_seconds: float = FINAL_READ_SECONDS
 
 
 def supervise(options: Options) -> int:
-    """Run one stage of one pod; returns its exit code and leaves the termination message. Main thread only.
+    """Run one stage in one pod, write the termination message and return the exit code. Call it in the main thread.
 
-    Raises UsageError for an environment that misses or misstates something. Every other error becomes a termination
+    Raises UsageError if an environment variable is missing or invalid. Every other error is turned into a termination
     message and an exit code.
     """
     started = time.time()
@@ -70,8 +72,8 @@ def supervise(options: Options) -> int:
     except BadConfigError as error:
         return _refuse(options, ExitCode.BAD_CONFIG, str(error), error.advice)
     except OSError as error:
-        return _refuse(options, ExitCode.INTERNAL_ERROR, f"the supervisor cannot work: {error}")
-    except Exception as error:  # noqa: BLE001 - the pod's last message has to say what happened
+        return _refuse(options, ExitCode.INTERNAL_ERROR, f"the supervisor failed: {error}")
+    except Exception as error:  # noqa: BLE001 - every error must be reported in the termination message
         traceback.print_exc()
         reason = f"internal error of the supervisor: {described(error)}"
         if is_program_error(error):
@@ -85,20 +87,20 @@ def _supervise(options: Options, scratch: Path, address: tuple[str, int], node_r
     with ExitStack() as stack:
         group = RankGroup(grace_seconds=options.grace_seconds)
         group.catch_signals(stack)
-        last_word = serve_progress(scratch, stage=options.stage, host=address[0], port=address[1])
+        final_read = serve_progress(scratch, stage=options.stage, host=address[0], port=address[1])
         config = read_config(options.config)
         if config.stage is not options.stage:
             reason = f"{options.config} is for the {config.stage} stage, not for {options.stage}"
             return _refuse(options, ExitCode.USAGE, reason, f"run {config.stage} instead")
         status = _Pod(options, config, scratch, group).run(stack, started)
         if status == ExitCode.STOPPED and config.stage is Stage.TRAIN and node_rank == 0:
-            last_word.wait_until_heard(options.last_word_seconds)
+            final_read.wait(options.final_read_seconds)
         return status
 
 
 @dataclass(frozen=True)
 class _Pod:
-    """The ranks of this pod and where they belong."""
+    """Runs the ranks of this pod."""
 
     options: Options
     config: TrainerConfig
@@ -117,7 +119,10 @@ class _Pod:
         return self._conclude(exits, server_output, memory_kills() - kills)
 
     def _fork_server(self, stack: ExitStack) -> tuple[Output | None, ForkClient]:
-        """A shared one serves CPU ranks only: which device DeepSpeed uses is settled when it is imported."""
+        """Return a client of the shared fork server, if any, else of a new one, with its output.
+
+        A shared fork server can start ranks for the CPU only: DeepSpeed chooses its device when it is imported.
+        """
         shared = self.options.environ.get(Env.FORK_SERVER)
         if shared and not self.config.world.gpus:
             return None, ForkClient(Path(shared))
@@ -154,7 +159,7 @@ class _Pod:
         return status
 
     def _result_of_failed(self, rank: int) -> TerminationMessage | None:
-        """What cannot be read does not hide the failure itself."""
+        """Read the result of a failed rank. An unreadable result is logged, so that it does not hide the failure."""
         try:
             return read_result(self.scratch, rank)
         except ValueError:
@@ -165,9 +170,10 @@ class _Pod:
 def rank_environments(
     config: TrainerConfig, environ: Mapping[str, str], *, started: float
 ) -> list[tuple[int, dict[str, str]]]:
-    """Global rank and environment of each rank of this pod, as torchrun would set it.
+    """Return the global rank and the environment of each rank of this pod, with torchrun's variables.
 
-    Only training has more than one process. Raises UsageError if there are several nodes and MASTER_ADDR is missing.
+    Only the train stage has more than one process. Raises UsageError if there are several nodes and MASTER_ADDR is
+    missing.
     """
     is_training = config.stage is Stage.TRAIN
     nodes = config.world.nodes if is_training else 1
@@ -190,7 +196,7 @@ def rank_environments(
 
 
 def _refuse(options: Options, code: ExitCode, error: str, advice: str = "") -> int:
-    """End before the ranks have run."""
+    """Report an error that occurred before the ranks were started."""
     error, advice = printable(error), printable(advice)
     message = TerminationMessage(stage=options.stage, exit_code=code, error=error, advice=advice)
     write_termination_message(message, options.environ)
@@ -199,7 +205,7 @@ def _refuse(options: Options, code: ExitCode, error: str, advice: str = "") -> i
 
 
 def write_termination_message(message: TerminationMessage, environ: Mapping[str, str]) -> None:
-    """Into the file that the environment names, where it names one. It becomes part of the job's status."""
+    """Write the message to the file that the environment names, if any. It becomes part of the job's status."""
     if path := environ.get(Env.TERMINATION_LOG):
         shown = {
             "error": hide_credentials(message.error),

@@ -92,7 +92,7 @@ def test_a_wrong_token_and_changed_content_are_named(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.changed_on_the_way.add("data/train-0.jsonl")
-    with pytest.raises(StorageUnreachableError, match="other content"):
+    with pytest.raises(StorageUnreachableError, match="does not match its digest"):
         fetched("hf://datasets/tiny/reviews/data/train-0.jsonl", tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(AccessDeniedError, match="refuses access"):
@@ -128,7 +128,7 @@ def test_a_name_that_the_client_refuses_is_bad_data(
         raise ValueError("Invalid filename")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    with pytest.raises(BadDataError, match=r"the file 'data/train-0\.jsonl' cannot be fetched"):
+    with pytest.raises(BadDataError, match=r"the file 'data/train-0\.jsonl' cannot be downloaded"):
         fetched("hf://datasets/tiny/reviews/data/train-0.jsonl", tmp_path)
 
 

@@ -144,7 +144,7 @@ def test_a_bad_request_is_answered_and_survived(
 
 
 def test_a_client_says_where_no_server_answers(tmp_path: Path) -> None:
-    with pytest.raises(ConnectionError, match=r"no fork server answers at .*nobody\.sock"):
+    with pytest.raises(ConnectionError, match=r"no fork server is listening at .*nobody\.sock"):
         ForkClient(tmp_path / "nobody.sock").start_rank({}, "config.json", 1)
 
 

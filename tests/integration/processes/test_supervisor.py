@@ -112,7 +112,7 @@ def test_a_killed_rank_ends_the_pod_with_its_name_and_last_lines(start_pod: Star
     message = pod.message
     assert message.exit_code == 137
     assert message.rank in (0, 1)
-    assert message.error == f"rank {message.rank} was ended by signal 9 (SIGKILL)"
+    assert message.error == f"rank {message.rank} was terminated by signal 9 (SIGKILL)"
     assert message.last_lines == (f"waiting {pids[0]} {pids[1]}",)
     until(lambda: not any(map(is_alive, pids)), within=5, what="the other rank is gone too")
 
@@ -185,14 +185,14 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_out_of_memory(
 def test_an_uncaught_error_leaves_its_traceback(start_pod: StartPod) -> None:
     pod = start_pod("raise_value_error")
     assert pod.wait() == 79
-    assert pod.message.error == "rank 0 ended with exit code 79 (ProgramError) and left no result"
+    assert pod.message.error == "rank 0 exited with code 79 (ProgramError) without a result"
     assert pod.message.last_lines[-1] == "ValueError: a target that raises"
 
 
 def test_a_fork_server_that_is_not_there_is_named(start_pod: StartPod, tmp_path: Path) -> None:
     pod = start_pod("succeed", **{Env.FORK_SERVER: str(tmp_path / "gone.sock")})
     assert pod.wait() == 70
-    assert f"no fork server answers at {tmp_path}/gone.sock" in pod.message.error
+    assert f"no fork server is listening at {tmp_path}/gone.sock" in pod.message.error
 
 
 def test_a_fork_server_that_dies_takes_the_pod_with_it(start_pod: StartPod, tmp_path: Path) -> None:

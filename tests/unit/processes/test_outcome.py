@@ -68,15 +68,15 @@ def test_success_and_stops_carry_no_log() -> None:
 @pytest.mark.parametrize(
     ("decisive", "status", "error"),
     [
-        (RankExit(1, -11, 1.0), 139, "rank 1 was ended by signal 11 (SIGSEGV)"),
-        (RankExit(1, -63, 1.0), 191, "rank 1 was ended by signal 63 (unknown)"),
+        (RankExit(1, -11, 1.0), 139, "rank 1 was terminated by signal 11 (SIGSEGV)"),
+        (RankExit(1, -63, 1.0), 191, "rank 1 was terminated by signal 63 (unknown)"),
         (RankExit(0, -9, 1.0), 80, "rank 0 was killed by the kernel because the pod's memory was used up"),
         (
             RankExit(0, -9, 1.0, error="the fork server ended"),
             80,
             "rank 0 was killed by the kernel because the pod's memory was used up",
         ),
-        (RankExit(0, 3, 1.0), 3, "rank 0 ended with exit code 3 (Exit3) and left no result"),
+        (RankExit(0, 3, 1.0), 3, "rank 0 exited with code 3 (Exit3) without a result"),
         (RankExit(0, 70, 1.0, error="no fork server"), 70, "rank 0 could not run: no fork server"),
     ],
 )
@@ -86,5 +86,5 @@ def test_a_rank_that_left_no_word_is_spoken_for(decisive: RankExit, status: int,
 
 def test_a_result_written_before_a_kill_is_not_believed() -> None:
     found = message(RankExit(0, -9, 1.0), TerminationMessage(stage="train", exit_code=0), 137)
-    assert found.error == "rank 0 was ended by signal 9 (SIGKILL)"
+    assert found.error == "rank 0 was terminated by signal 9 (SIGKILL)"
     assert found.exit_code == 137
