@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler
 from finetune_api.trainer_config import BatchPlan
 from finetune_trainer.data.order import cheapest_grouping
 from finetune_trainer.data.sampler import SeededSampler
-from finetune_trainer.train.rows import BLANK, WholeBatches, layout
+from finetune_trainer.train.rows import PADDING_ROW, WholeBatches, layout
 
 GLOBAL = 8
 WORLDS = [(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 2, 2), (2, 1, 4), (4, 2, 1), (4, 1, 2)]
@@ -39,15 +39,15 @@ def global_batches(rows: int, world: int, micro: int, *, grouped: bool) -> list[
 @pytest.mark.parametrize(("world", "micro", "accumulation"), WORLDS)
 @pytest.mark.parametrize("rows", [8, 37, 40, 41, 47])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_every_row_is_seen_once_and_only_the_last_batch_holds_blanks(
+def test_every_row_is_seen_once_and_only_the_last_batch_has_padding_rows(
     rows: int, world: int, micro: int, accumulation: int, grouped: bool
 ) -> None:
     batches = global_batches(rows, world, micro, grouped=grouped)
     seen = Counter(chain(*batches))
-    blanks = seen.pop(BLANK, 0)
+    padding_rows = seen.pop(PADDING_ROW, 0)
     assert seen == Counter(range(rows))
     assert [len(batch) for batch in batches] == [GLOBAL] * -(-rows // GLOBAL)
-    assert batches[-1].count(BLANK) == blanks == -rows % GLOBAL
+    assert batches[-1].count(PADDING_ROW) == padding_rows == -rows % GLOBAL
 
 
 @pytest.mark.parametrize(("world", "micro", "accumulation"), WORLDS)

@@ -1,4 +1,4 @@
-"""From a resolved TrainerConfig to transformers' TrainingArguments."""
+"""Converts a resolved TrainerConfig to transformers' TrainingArguments."""
 
 import os
 from pathlib import Path
@@ -16,13 +16,14 @@ from .world import GROUP_TIMEOUT
 
 
 def training_arguments(config: TrainerConfig, plan: TrainingPlan, scratch: Path) -> TrainingArguments:
-    """Arguments of the Trainer. Has to be alive before the model is built: ZeRO-3 finds its configuration through it.
+    """Return the arguments of the Trainer.
 
-    Raises BadConfigError if transformers sees another world than the environment: every rank would then train on the
-    same rows and call itself rank 0.
+    They must exist before the model is built and as long as it is trained: ZeRO-3 finds its configuration through a
+    weak reference to them. Raises BadConfigError if transformers' world size differs from the environment's; every rank
+    would otherwise train on the same rows as rank 0.
     """
     prepared = config.prepared
-    assert prepared is not None, "the train stage is told what the prepare stage decided"
+    assert prepared is not None, "the train stage needs the result of the prepare stage"
     training = config.spec.training
     arguments = TrainingArguments(
         output_dir=str(scratch / "trainer"),
@@ -36,17 +37,17 @@ def training_arguments(config: TrainerConfig, plan: TrainingPlan, scratch: Path)
         per_device_train_batch_size=config.batch.micro_size,
         gradient_accumulation_steps=config.batch.accumulation,
         average_tokens_across_devices=True,
-        # AdamW; the fused kernel passes over parameters and moments once instead of eight times.
+        # AdamW. The fused kernel reads parameters and moments once instead of eight times.
         optim="adamw_torch_fused",
         adam_beta1=0.9,
         adam_beta2=0.999,
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        # Reentrant checkpointing would need inputs with gradients, which an adapter's frozen embedding does not give.
+        # Reentrant checkpointing requires inputs with gradients, but the output of a frozen embedding has none.
         activation_checkpointing=training.gradient_checkpointing and prepared.supports_gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
-        # Data is tokens in memory-mapped shards: worker processes would only copy them.
+        # The tokens are in memory-mapped shards, which worker processes would only copy.
         dataloader_num_workers=0,
         dataloader_pin_memory=config.world.gpus,
         remove_unused_columns=False,
@@ -63,7 +64,7 @@ def training_arguments(config: TrainerConfig, plan: TrainingPlan, scratch: Path)
 
 
 def _silences(plan: TrainingPlan) -> dict[str, Any]:
-    """When to evaluate and save, and what to tell people, is StepControl's."""
+    """Return arguments that disable the Trainer's evaluation, saving and reports, which StepControl does."""
     return {
         "logging_strategy": "steps",
         "logging_steps": plan.log_every,

@@ -1,4 +1,4 @@
-"""What happens at the end of every optimizer step, decided by all ranks together."""
+"""Decides at the end of every optimizer step, on all ranks alike, whether to log, evaluate, save and stop."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ def _text(value: float) -> str:
 
 
 _SHOWN_LOSSES = 10
-"""The loss of one small batch is noisy, so the display shows the mean of this many. The log keeps each of them."""
+"""Number of losses that the displayed loss is the mean of, because that of a small batch is noisy. The log has each."""
 
 
 def _vote(reduction: Callable[[float, int], bool | float]) -> Any:
@@ -47,7 +47,7 @@ def _sum(total: float, world_size: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class StepVotes:
-    """What only some ranks know at the end of a step; `all_reduce` makes it the same on every rank.
+    """Values that differ between ranks at the end of a step; `all_reduce` makes them the same on every rank.
 
     All reductions are computed from one sum over the ranks in 64 bits, so that a step needs a single all-reduce.
     """
@@ -61,13 +61,13 @@ class StepVotes:
     tokens: float = _vote(_sum)
     """Tokens without padding since the last step."""
     part_stored: bool = _vote(_all)
-    """The part of the save in flight is stored."""
+    """This rank's part of the current save is stored."""
     fenced: bool = _vote(_any)
     """A newer attempt has claimed the run."""
     upload_error_changed: bool = _vote(_any)
     """The other ranks do not know this rank's current upload error."""
     too_stale: bool = _vote(_any)
-    """The save in flight takes longer than `spec.checkpoint.maxStaleness`, by the clock of rank 0."""
+    """The current save takes longer than `spec.checkpoint.maxStaleness`, by the clock of rank 0."""
 
     def pack(self) -> list[float]:
         """The votes as numbers, in the order of the fields."""
@@ -92,7 +92,7 @@ class StepControl(TrainerCallback):
         self._losses: deque[float] = deque(maxlen=_SHOWN_LOSSES)
 
     def on_train_begin(self, *unused: Any, **kwargs: Any) -> None:
-        """Restore what the loop has just reset, and start the clocks."""
+        """Restore the values that the loop has reset, and start the clocks."""
         trainer, report = self._trainer, self._trainer.parts.report
         trainer.restore_losses()
         trainer.meter.resume()
@@ -104,7 +104,7 @@ class StepControl(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Exchange the votes, then decide."""
+        """Reduce the votes, then decide."""
         trainer, plan, step = self._trainer, self._trainer.parts.plan, state.global_step
         checkpoints = trainer.parts.checkpoints
         if trainer.step_was_skipped:
@@ -119,14 +119,14 @@ class StepControl(TrainerCallback):
             error_changed=votes.upload_error_changed,
             too_stale=votes.too_stale,
         )
-        tokens = votes.tokens - trainer.blanks_of(step)
+        tokens = votes.tokens - trainer.padding_rows_of(step)
         trainer.run.tokens += int(tokens)
         seconds = trainer.meter.step_done(step, epoch=state.epoch, tokens=tokens)
         checkpoints.record_step(seconds, step_seconds=trainer.meter.step_seconds)
         trainer.is_stopping = votes.stop
         control.should_log |= plan.logs_at(step)
         trainer.run.evaluation_due = plan.evaluates_at(step)
-        # A validation may take longer than the grace period of the pod: the next attempt does it.
+        # A validation may take longer than the pod's grace period, so it is left to the next attempt.
         control.should_evaluate = trainer.run.evaluation_due and not trainer.is_stopping
         control.should_save = trainer.is_stopping or votes.save
         control.should_training_stop |= trainer.is_stopping
@@ -140,7 +140,7 @@ class StepControl(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Log the figures and report them, on rank 0."""
+        """Log and report the figures on rank 0."""
         if logs is not None and "loss" in logs:
             self._trainer.run.loss_watch = self._trainer.run.loss_watch.started_at(logs["loss"])
         if logs is None or not state.is_world_process_zero:
@@ -153,7 +153,10 @@ class StepControl(TrainerCallback):
             self._trainer.parts.report.update(loss=recent, learning_rate=logs["learning_rate"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """End the attempt after a stop: the state is committed. After the last step the next attempt only exports."""
+        """Raise StoppedError after a requested stop, now that the state is committed.
+
+        After the last step, only the export is left to the next attempt.
+        """
         if self._trainer.is_stopping:
             raise StoppedError(f"stopped on request at step {state.global_step} of {state.max_steps}, state saved")
 

@@ -1,4 +1,4 @@
-"""From a resolved TrainerConfig to DeepSpeed's configuration. Pure: no torch, no I/O."""
+"""Converts a resolved TrainerConfig to DeepSpeed's configuration. Pure: no torch, no I/O."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,13 +14,13 @@ MIN_BUCKET_ELEMENTS = 1_000_000
 
 
 def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration of the train stage, with the user's own `deepspeed.config` merged in.
+    """Return DeepSpeed's configuration of the train stage, with the user's `deepspeed.config` merged into it.
 
-    Values that transformers compares with its TrainingArguments are written out, so that a golden file shows what
-    runs; a disagreement is an error at start. There is no `optimizer` and no `scheduler`: they are the Trainer's.
+    Values that transformers also has in its TrainingArguments are set explicitly, so that golden files show them;
+    transformers raises an error at start if they differ. The Trainer makes `optimizer` and `scheduler`.
     """
     prepared = config.prepared
-    assert prepared is not None, "the train stage is told what the prepare stage decided"
+    assert prepared is not None, "the train stage needs the result of the prepare stage"
     stage = zero_stage(config.spec, prepared.zero_stage, prepared.dtype)
     zero = _zero(stage, prepared.parameters, gpus=config.world.gpus)
     own: dict[str, Any] = {
@@ -30,7 +30,7 @@ def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
         "gradient_clipping": config.spec.training.max_grad_norm,
         **precision(prepared.dtype),
         "zero_optimization": zero | offloaded(config.spec.deepspeed.offload, gpus=config.world.gpus),
-        # The Trainer's AdamW is torch's own, which DeepSpeed calls untested.
+        # The Trainer uses torch's AdamW, which DeepSpeed classifies as untested.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
@@ -39,12 +39,13 @@ def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
 
 
 def precision(dtype: Dtype) -> dict[str, Any]:
-    """Forward and backward pass in `dtype`. Gradients are summed in 32 bit, over micro batches and over ranks.
+    """Return settings for forward and backward passes in `dtype`, with gradients summed in 32 bit.
 
-    DeepSpeed would do both in `dtype`: with 8 bits of BFloat16, a micro batch whose gradient is 256 times smaller than
-    the sum so far adds nothing, and the result depends on the number of ranks. Float16 has the dynamic loss scale of
-    DeepSpeed's defaults (Micikevicius et al. 2017, arXiv 1710.03740): a step whose gradients overflow is skipped, and
-    the second such step in a row, and each one after it, halves the scale.
+    By default, DeepSpeed sums gradients over micro batches and ranks in `dtype`. With the 8-bit significand of
+    BFloat16, a micro batch whose gradient is 256 times smaller than the sum so far adds nothing, and the result depends
+    on the number of ranks. Float16 uses the dynamic loss scale of DeepSpeed's defaults (Micikevicius et al. 2017, arXiv
+    1710.03740): a step whose gradients overflow is skipped, and the second such step in a row, and each one after it,
+    halves the scale.
     """
     enabled: dict[str, Any] = {
         "bf16": {"enabled": dtype is Dtype.BFLOAT16},
@@ -56,7 +57,7 @@ def precision(dtype: Dtype) -> dict[str, Any]:
 
 
 def _zero(stage: int, parameters: int, *, gpus: bool) -> dict[str, Any]:
-    """Settings of one stage. On the CPU there are no streams to overlap communication with."""
+    """Return the settings of a ZeRO stage. Communication is not overlapped on the CPU, which has no streams."""
     if stage == 0:
         return {"stage": 0}
     bucket = min(max(parameters, MIN_BUCKET_ELEMENTS), MAX_BUCKET_ELEMENTS)
@@ -76,7 +77,7 @@ def _zero(stage: int, parameters: int, *, gpus: bool) -> dict[str, Any]:
 
 
 def offloaded(offload: Offload, *, gpus: bool) -> dict[str, Any]:
-    """What of the state is in the host's memory; page-locked where a GPU copies from it and to it."""
+    """Return the settings that keep state in host memory, page-locked if GPUs copy from and to it."""
     place = {"device": "cpu", "pin_memory": gpus}
     parts = {
         Offload.NONE: (),
@@ -87,7 +88,7 @@ def offloaded(offload: Offload, *, gpus: bool) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """`more` over `base`, objects merged key by key."""
+    """Return `base` updated with `more`, merging nested objects."""
     result = dict(base)
     for key, value in more.items():
         below = result.get(key)

@@ -1,8 +1,8 @@
-"""Collectives that gloo does slowly, made of those that it does fast.
+"""A faster all-gather for gloo, made of broadcasts.
 
-gloo gathers a whole model's weights, as ZeRO does in every step, several times slower than by one broadcast a
-rank, which moves the same bytes: it stages everything in a buffer of its own. Measured by
-`benchmarks/gather.py`. The result is the same to the last bit: bytes are moved, nothing is computed.
+ZeRO gathers the weights of the whole model in every step. gloo's all-gather copies them through a buffer and is several
+times slower than one broadcast per rank, which transfers the same number of bytes (measured by `benchmarks/gather.py`).
+The results are identical, because nothing is computed.
 """
 
 from typing import Any
@@ -12,25 +12,25 @@ import torch.distributed as dist
 
 
 class Works:
-    """Several collectives under way, waited for as one."""
+    """Handles of several asynchronous collectives, as one handle."""
 
     def __init__(self, works: list[Any]) -> None:
         self._works = works
 
     def wait(self) -> None:
-        """Until all of them are done."""
+        """Block until all collectives are complete."""
         for work in self._works:
             work.wait()
 
     def is_completed(self) -> bool:
-        """Whether all of them are done."""
+        """Whether all collectives are complete."""
         return all(work.is_completed() for work in self._works)
 
 
 def all_gather_by_broadcast(
     output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any = None, async_op: bool = False
 ) -> Works | None:
-    """As torch's `all_gather_into_tensor`: output (W * n) <- every rank's input (n), in the order of the ranks."""
+    """Like torch's `all_gather_into_tensor`: gathers inputs (n,) of W ranks into `output_tensor` (W * n,)."""
     ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
     pieces = output_tensor.view(-1).chunk(len(ranks))
     own = pieces[ranks.index(dist.get_rank())]
@@ -47,7 +47,7 @@ def all_gather_by_broadcast(
 
 
 def use_fast_collectives() -> None:
-    """Let DeepSpeed gather by broadcast; its process group has to be gloo's, and started."""
+    """Replace DeepSpeed's all-gather by broadcasts. Its process group must be initialized and use gloo."""
     from deepspeed.comm import comm
 
     comm.cdb.all_gather_function = all_gather_by_broadcast

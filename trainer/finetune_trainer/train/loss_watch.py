@@ -14,7 +14,7 @@ PATIENCE = 2
 
 @dataclass(frozen=True)
 class LossWatch:
-    """What has been seen so far. It is kept in every checkpoint, so a restart continues to count."""
+    """Losses seen so far. Saved in every checkpoint, so that counting continues after a restart."""
 
     start: float | None = None
     """Training loss of the first step."""
@@ -22,16 +22,16 @@ class LossWatch:
     """Consecutive evaluations far above the start, up to the newest."""
 
     def started_at(self, loss: float) -> "LossWatch":
-        """With the loss of the first log line; later ones change nothing."""
+        """Return the state with the first training loss, unless it is set already."""
         return self if self.start is not None else replace(self, start=loss)
 
     def after(self, validation_loss: float) -> "LossWatch":
-        """With one more evaluation."""
+        """Return the state after one more evaluation."""
         is_high = self.start is not None and validation_loss > FACTOR * self.start
         return replace(self, high=self.high + 1 if is_high else 0)
 
     def warning(self, *, is_last: bool, learning_rate: float) -> str:
-        """What to warn of; empty if there is nothing. `is_last`: no evaluation follows."""
+        """Return a warning, or an empty string. `is_last`: no evaluation follows."""
         if self.high < (1 if is_last else PATIENCE):
             return ""
         return (

@@ -1,4 +1,4 @@
-"""Speed of the training as rank 0 reports it."""
+"""Measures the speed of the training on rank 0."""
 
 import resource
 import time
@@ -12,7 +12,7 @@ from finetune_api.clock import rfc3339, utc_now
 from ..progress import ProgressReporter
 
 WINDOW_STEPS = 20
-"""Steps that the recent speed is the mean of."""
+"""Number of steps over which the recent speed is averaged."""
 
 
 class StepMeter:
@@ -26,16 +26,16 @@ class StepMeter:
         self._tokens = 0.0
 
     def resume(self) -> None:
-        """The time up to now was no training: the next step starts here."""
+        """Restart the clock of the current step, after an evaluation or a save."""
         self._since = time.monotonic()
 
     @property
     def step_seconds(self) -> float:
-        """Recent mean time of a step; 0 before the first."""
+        """Recent mean time of a step in seconds; 0 before the first step."""
         return sum(taken for taken, _ in self._recent) / len(self._recent) if self._recent else 0.0
 
     def step_done(self, step: int, *, epoch: float, tokens: float) -> float:
-        """One optimizer step is done that saw `tokens` tokens without padding, over all ranks; how long it took."""
+        """Record an optimizer step with `tokens` tokens without padding over all ranks. Returns its time in seconds."""
         now = time.monotonic()
         seconds, self._since = now - self._since, now
         self._recent.append((seconds, tokens))
@@ -59,7 +59,7 @@ class StepMeter:
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process; on a GPU the peak of what torch allocated there."""
+    """Return the peak resident memory of this process, or on a GPU the peak memory that torch has allocated there."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

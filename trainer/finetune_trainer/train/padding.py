@@ -1,8 +1,8 @@
-"""A micro batch in groups of rows of similar length, each padded to its own width and computed by itself.
+"""Computes a micro batch in groups of rows of similar length, each padded to its own width.
 
-A global batch has rows of all lengths (see data/order.py). In one micro batch per step all would be padded to the
-longest; as more micro batches, DeepSpeed would reduce gradients after each of them. So one forward pass of the model is
-several passes over narrower batches, and there is one backward pass for all.
+A global batch has rows of all lengths (see data/order.py). As one micro batch per step, all rows would be padded to the
+longest one. As several micro batches, DeepSpeed would reduce the gradients after each of them. The forward pass of a
+micro batch therefore consists of one pass per group, followed by one backward pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from torch import nn
 
 
 def split_by_width(batch: Mapping[str, torch.Tensor], groups: int) -> list[dict[str, torch.Tensor]]:
-    """Equal groups of consecutive rows, without the columns that are padding for all of them.
+    """Split a batch into groups of consecutive rows, without the columns that contain only padding.
 
-    Tensors are (rows, width), padded on the right, or (rows,). `groups` has to divide the number of rows.
+    Tensors have shape (rows, width), padded on the right, or (rows,). `groups` must divide the number of rows.
     """
     if groups == 1:
         return [dict(batch)]
@@ -34,10 +34,10 @@ def split_by_width(batch: Mapping[str, torch.Tensor], groups: int) -> list[dict[
 
 
 def forward_by_groups(model: nn.Module, groups: int) -> None:
-    """Let the model, while it trains, take a micro batch and return a tuple with the logits of each group.
+    """Make the model in training mode return a tuple with the logits of each group of a micro batch.
 
-    The method is replaced on the instance: parameters keep their names, and hooks of the module (ZeRO-3 gathers
-    parameters in them) run once per pass over the whole micro batch.
+    The method of the instance is replaced, so parameters keep their names, and hooks of the module, in which ZeRO-3
+    gathers parameters, run once per micro batch.
     """
     forward = model.forward
 
@@ -50,9 +50,9 @@ def forward_by_groups(model: nn.Module, groups: int) -> None:
 
 
 def batch_by_groups(batch: Mapping[str, torch.Tensor], logits: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """The tensors of each group, as `split_by_width` would cut them, for the logits of `forward_by_groups`.
+    """Return the tensors of each group, as `split_by_width` does, for the logits of `forward_by_groups`.
 
-    The widths are read from the logits where they have one for every token: to compute them again from the mask would
+    The widths are taken from the logits if these have one entry per token, because computing them from the mask would
     wait for the GPU.
     """
     parts: list[dict[str, torch.Tensor]] = [{} for _ in logits]

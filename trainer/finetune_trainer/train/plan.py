@@ -1,4 +1,4 @@
-"""How long a training is, when it saves, and at which steps it logs and evaluates. Pure."""
+"""Number of steps of a training, and the steps at which it logs and evaluates. Pure."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from ..checkpoint.save_interval import SavePolicy
 from .schedule import rate_factor
 
 DENSE_LOG_STEPS = 2000
-"""Up to so many steps every one is logged, beyond it every tenth."""
+"""Trainings of up to this many steps log every step, longer ones every tenth."""
 
 _HARDLY_LOWER = 0.9
-"""Share of the peak learning rate; a schedule that ends above it is as good as constant."""
+"""Share of the peak learning rate. A schedule that ends above it is almost constant."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class TrainingPlan:
     warmup_steps: int
     log_every: int
     evaluate_every: int
-    """0: never, there is no validation split."""
+    """0: never, because there is no validation split."""
     saves: SavePolicy
     schedule: Schedule = Schedule.LINEAR
 
     def rate_factor(self, step: int) -> float:
-        """Factor of the peak learning rate at a step, which counts from 0."""
+        """Return the learning rate at a step, counted from 0, as a share of its peak."""
         return rate_factor(self.schedule, step, warmup=self.warmup_steps, total=self.total_steps)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know about the learning rate before it costs a training."""
+        """Return warnings about the learning rate, one line each."""
         if self.warmup_steps >= self.total_steps:
             return (
                 f"the learning rate never reaches spec.training.learningRate: the warmup has {self.warmup_steps} steps "
@@ -51,17 +51,20 @@ class TrainingPlan:
         return ()
 
     def evaluates_at(self, step: int) -> bool:
-        """True at every interval and at the last step, so that the final state always has figures."""
+        """Whether a step is followed by a validation. The last one always is, so that the final state has figures."""
         return self.evaluate_every > 0 and (step % self.evaluate_every == 0 or step == self.total_steps)
 
     def logs_at(self, step: int) -> bool:
-        """Whether a step is logged whatever `log_every` is: the last one, and the first one, because validation losses
-        are compared with its loss. A mean over ten steps may contain the explosion that is looked for."""
+        """Whether a step is logged regardless of `log_every`.
+
+        These are the last step and the first one, whose loss validation losses are compared with: a mean over ten steps
+        may already be affected by a divergence.
+        """
         return step in (1, self.total_steps)
 
 
 def training_plan(config: TrainerConfig) -> TrainingPlan:
-    """The plan of a run. An epoch has ceil(rows / global batch) steps: its last batch is filled with blanks."""
+    """Return the plan of a run. An epoch has ceil(rows / global batch) steps; the last batch has padding rows."""
     prepared = config.prepared
     assert prepared is not None, "the train stage needs the result of the prepare stage"
     training = config.spec.training
@@ -70,7 +73,7 @@ def training_plan(config: TrainerConfig) -> TrainingPlan:
     return TrainingPlan(
         steps_per_epoch=per_epoch,
         total_steps=total,
-        # A share of the steps never takes all of them: a single step would train with a learning rate of 0.
+        # At least one step is not part of the warmup: the learning rate of a single step would otherwise be 0.
         warmup_steps=training.warmup.steps or min(math.ceil((training.warmup.ratio or 0.0) * total), total - 1),
         log_every=1 if total <= DENSE_LOG_STEPS else 10,
         evaluate_every=(config.spec.evaluation.every_steps or per_epoch) if prepared.counts.validation else 0,

@@ -1,4 +1,4 @@
-"""Figures of the trained model on a few held-out rows, which every exported folder has to give again."""
+"""Losses of the trained model on a few held-out rows, which every exported folder must reproduce."""
 
 import torch
 import torch.distributed as dist
@@ -13,17 +13,17 @@ from ..tasks import TASKS
 
 @torch.no_grad()
 def measure(model: nn.Module, sample: Sample, *, task: Task, device: torch.device) -> Reference:
-    """The loss of every row of the sample, the same on every rank. Collective; `model` is the engine.
+    """Return the loss of every row of the sample, the same on every rank. Collective; `model` is the engine.
 
-    Each rank takes every so many rows. Under ZeRO-3 a forward pass needs all ranks, so some repeat a row without
-    counting it.
+    The rows are distributed over the ranks. Under ZeRO-3, all ranks must take part in a forward pass, so some compute a
+    row a second time without counting it.
     """
     if not sample.rows:
         return Reference(split=sample.split, rows=(), losses=())
     was_training = model.training
     model.eval()
     definition = TASKS[task]
-    collate = Collator(0, task)  # nothing is padded: a batch is one row
+    collate = Collator(0, task)  # a batch is one row, so nothing is padded
     losses = torch.zeros(len(sample.rows), dtype=torch.float64)
     rank, world = dist.get_rank(), dist.get_world_size()
     for start in range(0, len(sample.rows), world):

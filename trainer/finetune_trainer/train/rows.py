@@ -1,7 +1,7 @@
-"""The rows of an epoch, in global batches that are all full and hold no row twice.
+"""The rows of an epoch in full global batches, in which no row occurs twice.
 
-accelerate would fill an epoch's last batch with rows of its first, and with how many depends on the world. Here it is
-filled with blanks, which carry no label: every row counts once per epoch, in any world.
+accelerate fills the last batch of an epoch with rows of the first one; their number depends on the world size. Here it
+is filled with padding rows, which have no label, so that every row counts once per epoch, for any world size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,15 +17,16 @@ from ..data.sampler import SeededSampler
 from ..data.shards import TokenDataset
 from ..tasks import TASKS
 
-BLANK = -1
-"""Number of the row that is none. It has one token and no label."""
+PADDING_ROW = -1
+"""Index of the padding row, which has one token and no label."""
 
 
 def layout(batch: BatchPlan, *, groups: int) -> list[int]:
-    """Where the rows of a global batch, longest first, go: position -> row, for `batch.global_size` positions.
+    """Return the arrangement of a global batch whose rows are sorted by length, longest first: position -> row.
 
-    Micro batches are dealt to the ranks in turn. A micro step takes `groups` consecutive groups of similar length, and
-    every rank gets an equal part of each: no rank waits for another one that has all the long rows.
+    The result has `batch.global_size` entries. Micro batches are assigned to the ranks in turn. A micro step has
+    `groups` consecutive groups of similar length, and every rank gets an equal part of each, so that no rank has all
+    long rows while the others wait for it.
     """
     ranks = batch.global_size // (batch.micro_size * batch.accumulation)
     rows = np.arange(batch.global_size).reshape(batch.accumulation, groups, ranks, batch.micro_size // groups)
@@ -34,7 +35,7 @@ def layout(batch: BatchPlan, *, groups: int) -> list[int]:
 
 
 class WholeBatches(Sampler[int]):
-    """The order of the epoch, followed by blanks up to the next multiple of the global batch, each batch laid out."""
+    """The order of an epoch, padded to a multiple of the global batch, with each batch arranged by `layout`."""
 
     def __init__(self, order: SeededSampler, *, layout: Sequence[int]) -> None:
         global_batch = len(layout)
@@ -42,19 +43,19 @@ class WholeBatches(Sampler[int]):
         self._layout = layout
         self._epoch = 0
         self._offset = 0
-        self.blanks = -len(order) % global_batch
-        """Blanks in the last batch of every epoch."""
+        self.padding_rows = -len(order) % global_batch
+        """Padding rows in the last batch of every epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, whose order comes next."""
+        """Select the epoch, counted from 0, that is iterated next."""
         self._epoch = epoch
 
     def set_offset(self, batches: int) -> None:
-        """Shift the data by `batches` global batches: an epoch starts that many after the start of its own order."""
+        """Shift the data by `batches` global batches: an epoch starts that many batches into its own order."""
         self._offset = batches
 
     def __len__(self) -> int:
-        return len(self._order) + self.blanks
+        return len(self._order) + self.padding_rows
 
     def __iter__(self) -> Iterator[int]:
         size = len(self._layout)
@@ -66,20 +67,20 @@ class WholeBatches(Sampler[int]):
 
     def _rows_of(self, epoch: int) -> list[int]:
         self._order.set_epoch(epoch)
-        rows = [*self._order, *[BLANK] * self.blanks]
+        rows = [*self._order, *[PADDING_ROW] * self.padding_rows]
         starts = range(0, len(rows), len(self._layout))
         return [rows[start + position] for start in starts for position in self._layout]
 
 
-class RowsAndBlank(Dataset[dict[str, Any]]):
-    """A TokenDataset whose row `BLANK` can be asked for, too."""
+class RowsWithPadding(Dataset[dict[str, Any]]):
+    """A TokenDataset with an additional padding row, whose index is PADDING_ROW."""
 
     def __init__(self, rows: TokenDataset, task: Task) -> None:
         self._rows = rows
-        self._blank = TASKS[task].padding_row(rows[0])
+        self._padding_row = TASKS[task].padding_row(rows[0])
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._blank if index == BLANK else self._rows[index]
+        return self._padding_row if index == PADDING_ROW else self._rows[index]

@@ -17,7 +17,7 @@ INVERSE_SQRT_STEPS = 10_000
 
 
 def rate_factor(schedule: Schedule, step: int, *, warmup: int, total: int) -> float:
-    """Factor of the peak learning rate at `step`, which counts from 0.
+    """Return the learning rate at `step`, counted from 0, as a share of its peak.
 
     During the first `warmup` steps step / warmup. Afterwards, with p = (step - warmup) / (total - warmup):
 

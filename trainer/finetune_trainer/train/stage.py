@@ -1,4 +1,4 @@
-"""The train stage, top to bottom: claim, model, engine, steps, export."""
+"""The train stage: claims the run, loads the model, builds the engine, trains and exports."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ from .arguments import training_arguments
 from .control import StepControl
 from .plan import TrainingPlan, training_plan
 from .reference import measure
-from .rows import RowsAndBlank, WholeBatches, layout
+from .rows import RowsWithPadding, WholeBatches, layout
 from .trainer import FineTuneTrainer, Parts
 from .validation import Validator
 from .world import agreed_dtype, end_process_group, start_process_group, stop_if_agreed
@@ -48,7 +48,7 @@ log = logging.getLogger("finetune")
 def train(
     config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter, stop: StopFlag
 ) -> TrainResult:
-    """Run one attempt of the training; every rank calls it, every rank gets the same result.
+    """Run one attempt of the training. Collective; every rank gets the same result.
 
     Raises StoppedError (state saved), DivergedError, FencedError, and the errors of storage, data and model.
     """
@@ -60,13 +60,13 @@ def train(
 
 
 def _on_these_devices(config: TrainerConfig, report: ProgressReporter) -> TrainerConfig:
-    """The configuration with the type that all devices compute in. Collective."""
+    """Return the configuration with a floating-point type that all devices support. Collective."""
     assert config.prepared is not None, "the train stage needs the result of the prepare stage"
     dtype = agreed_dtype(config)
     if dtype is not config.prepared.dtype:
         report.warn(f"trained in {dtype}: a GPU of this job cannot compute in {config.prepared.dtype}")
     elif dtype is Dtype.FLOAT16 and not config.world.gpus:
-        report.warn("spec.model.dtype Float16 is slow on the CPU, and meant for trying a job out; Float32 is faster")
+        report.warn("spec.model.dtype Float16 is slow on the CPU and meant for testing a job; Float32 is faster")
     return config.model_copy(update={"prepared": config.prepared.model_copy(update={"dtype": dtype})})
 
 
@@ -85,7 +85,7 @@ class _Attempt:
             self.report.warn(warning)
         if self.runtime.is_main:
             log_train_started(self.config, plan)
-        # Alive until the end: ZeRO-3 finds its configuration through a weak reference to it.
+        # Kept alive until the end, because ZeRO-3 finds its configuration through a weak reference to it.
         arguments = training_arguments(self.config, plan, self.runtime.scratch)
         checkpoints = CheckpointManager(
             self.store,
@@ -127,7 +127,7 @@ class _Attempt:
     def _trainer(
         self, plan: TrainingPlan, arguments: TrainingArguments, checkpoints: CheckpointManager
     ) -> tuple[FineTuneTrainer, Path]:
-        """Everything that has to exist before the first step, but the engine; and the folder of the base model."""
+        """Build everything that the first step needs except for the engine. Also returns the base model's folder."""
         with self.report.phase("model", "loading model and data"):
             base = prepared_model(self.config, self.store, self.runtime).path
             rows = self._split("train")
@@ -143,11 +143,11 @@ class _Attempt:
                 padding_groups=groups,
                 validator=self._validator(collator, arguments) if plan.evaluate_every else None,
             )
-            # Downloads take as long as they take; under ZeRO-3 the ranks build the model together.
+            # The duration of downloads differs between ranks, but under ZeRO-3 the ranks build the model together.
             stop_if_agreed(self.stop.requested, where="before the model was loaded")
             model = self._model(base)
         stop_if_agreed(self.stop.requested, where="before the first step")
-        known = RowsAndBlank(rows, self.prepared.task)
+        known = RowsWithPadding(rows, self.prepared.task)
         trainer = FineTuneTrainer(parts, model=model, args=arguments, collator=collator, rows=known)
         trainer.add_callback(StepControl(trainer))
         return trainer, base
@@ -188,12 +188,12 @@ class _Attempt:
         )
 
     def _steps(self, trainer: FineTuneTrainer) -> None:
-        """Train to the end, and bring the best state back where early stopping asks for it."""
+        """Train to the end, then restore the best state if early stopping requires it."""
         trainer.train()
         best = trainer.run.best.step
         if best is None or best == trainer.state.global_step:
             return
-        with self.report.phase("restore", f"bringing back the best state, step {best}"):
+        with self.report.phase("restore", f"restoring the best state, step {best}"):
             trainer.parts.checkpoints.load_weights(best, trainer.engine)
 
     def _export(self, trainer: FineTuneTrainer, base: Path) -> TrainResult:
@@ -214,14 +214,14 @@ class _Attempt:
         )
 
     def _record_reference(self, trainer: FineTuneTrainer) -> None:
-        """Measure the model as it is exported: the evaluate stage compares every exported folder with it."""
+        """Measure the model that is exported. The evaluate stage compares every exported folder with the result."""
         sample = choose_sample(self.prepared, self._split)
         reference = measure(trainer.engine, sample, task=self.prepared.task, device=trainer.args.device)
         if self.runtime.is_main:
             write_reference(self.config, self.store, reference)
 
     def _write_log(self, trainer: FineTuneTrainer) -> None:
-        """`training.json`: what was logged since the first step of the run, by rank 0."""
+        """Write `training.json` on rank 0: the log since the first step of the run."""
         if not self.runtime.is_main:
             return
         document = {
@@ -230,7 +230,7 @@ class _Attempt:
             "phase_seconds": self.report.progress.phase_seconds,
             "steps": trainer.parts.plan.total_steps,
             "tokens": trainer.run.tokens,
-            # Of this attempt, and what an earlier one has warned of and the checkpoint remembers.
+            # Warnings of this attempt, and those of earlier ones, which the checkpoint contains.
             "warnings": [
                 text for text in dict.fromkeys([*self.report.progress.warnings, trainer.loss_warning()]) if text
             ],
@@ -240,6 +240,6 @@ class _Attempt:
 
 
 def run(context: StageContext) -> TrainResult:
-    """The stage, on every rank."""
-    assert context.stop is not None, "the table of stages says that training saves its state"
+    """Run the stage on every rank."""
+    assert context.stop is not None, "the train stage has `saves_state` in finetune_api.stages"
     return train(context.prepared_config(), context.store, context.runtime, context.report, context.stop)

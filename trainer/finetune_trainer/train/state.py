@@ -1,4 +1,4 @@
-"""The small state of a training: everything in a checkpoint but parameters, moments and random generators."""
+"""The small state of a training: everything in a checkpoint except for parameters, moments and random generators."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from .stopping import BestState
 
 @dataclass
 class RunState:
-    """What the Trainer itself does not count."""
+    """State of a run that the Trainer does not keep."""
 
     tokens: int = 0
     """Tokens without padding since the first step of the run, over all ranks."""
@@ -22,12 +22,12 @@ class RunState:
     loss_watch: LossWatch = field(default_factory=LossWatch)
     stopped_early: bool = False
     finished: bool = False
-    """True: nothing is left but the export."""
+    """Only the export is left."""
     evaluation_due: bool = False
-    """The validation of this step was left out or interrupted by a stop; the next attempt begins with it."""
+    """A stop has skipped or interrupted the validation of this step; the next attempt starts with it."""
 
     def to_json(self) -> dict[str, Any]:
-        """As the checkpoint keeps it."""
+        """Return the JSON value that is saved in a checkpoint."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -40,7 +40,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class LossSums:
-    """The Trainer's accumulators between two log lines; transformers forgets them on a resume."""
+    """The Trainer's accumulators between two log lines, which transformers does not restore."""
 
     since_log: tuple[float, ...]
     """Summed loss since the last log line, by rank."""
@@ -48,7 +48,7 @@ class LossSums:
     last_logged_step: int
 
     def of_rank(self, rank: int, world: int) -> float:
-        """A rank's own sum; after a change of the world the mean, which logs the same loss."""
+        """Return the sum of a rank, or after a change of the world size the mean, which gives the same logged loss."""
         if len(self.since_log) == world:
             return self.since_log[rank]
         return sum(self.since_log) / len(self.since_log)
@@ -62,7 +62,7 @@ class LossSums:
 def small_state(
     *, trainer_state: TrainerState, scheduler: dict[str, Any], losses: LossSums, run: RunState
 ) -> dict[str, Any]:
-    """One JSON object; log history included, so that the log covers the whole run."""
+    """Return the state as a JSON object. It includes the log history, so that the log covers the whole run."""
     return {
         "trainer": dataclasses.asdict(trainer_state),
         "scheduler": scheduler,
@@ -74,8 +74,8 @@ def small_state(
 def resume_schedule(schedule: LambdaLR, stored: dict[str, Any]) -> None:
     """Continue a learning rate schedule at its stored position, with the base learning rates of this attempt.
 
-    `LambdaLR.load_state_dict` alone would bring back the stored rates, so that a learning rate that is given for this
-    attempt would be ignored. With the same base rates the result equals the stored rates to the last bit.
+    `LambdaLR.load_state_dict` alone would restore the stored rates and ignore a learning rate that is set for this
+    attempt. With the same base rates, the result equals the stored rates to the last bit.
     """
     base, position = list(schedule.base_lrs), stored["last_epoch"]
     rates = [rate * factor(position) for rate, factor in zip(base, schedule.lr_lambdas, strict=True)]

@@ -1,4 +1,4 @@
-"""Early stopping as a value: what has been seen, what is best, how long ago. Pure."""
+"""State and rule of early stopping. Pure."""
 
 from dataclasses import dataclass, replace
 
@@ -9,14 +9,14 @@ LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY})
 
 @dataclass(frozen=True)
 class BestState:
-    """The best evaluation so far. It travels in every checkpoint, so a restart goes on counting."""
+    """The best evaluation so far. Saved in every checkpoint, so that counting continues after a restart."""
 
     value: float | None = None
     step: int | None = None
     evaluations_since: int = 0
 
     def improved_by(self, value: float, rule: EarlyStopping) -> bool:
-        """Whether `value` is better than the best by more than `rule.min_delta`. The first value always is."""
+        """Whether `value` is better than the best one by more than `rule.min_delta`. True for the first value."""
         if self.value is None:
             return True
         gain = self.value - value if rule.metric in LOWER_IS_BETTER else value - self.value
@@ -29,5 +29,5 @@ class BestState:
         return replace(self, evaluations_since=self.evaluations_since + 1)
 
     def exhausted(self, rule: EarlyStopping) -> bool:
-        """Whether the patience is used up."""
+        """Whether the number of evaluations without improvement has reached the patience."""
         return self.evaluations_since >= rule.patience

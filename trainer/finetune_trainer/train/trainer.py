@@ -1,9 +1,9 @@
-"""transformers' Trainer with our data order, loss, validation and checkpoints.
+"""transformers' Trainer with this project's data order, loss, validation and checkpoints.
 
-What is overridden is listed by name here because transformers gives no promise about it: `_init_training_state`,
+These overridden methods are not part of transformers' public API: `_init_training_state`,
 `_prepare_for_training`, `_run_epoch`, `_finalize_training`, `_save_checkpoint`, `_load_rng_state`,
-`_get_train_sampler`, `_get_num_items_in_batch`, `store_flos`, `create_scheduler`. A unit test asserts that they are
-still there.
+`_get_train_sampler`, `_get_num_items_in_batch`, `store_flos`, `create_scheduler`. A unit test asserts that they still
+exist.
 """
 
 import logging
@@ -29,7 +29,7 @@ from ..tasks import TASKS, TrainingTask
 from .meter import StepMeter
 from .padding import batch_by_groups, forward_by_groups
 from .plan import TrainingPlan
-from .rows import RowsAndBlank, WholeBatches
+from .rows import RowsWithPadding, WholeBatches
 from .state import LossSums, RunState, resume_schedule, small_state
 from .validation import Validator
 from .world import gather_over_ranks, stop_if_agreed, sum_over_ranks
@@ -37,7 +37,7 @@ from .world import gather_over_ranks, stop_if_agreed, sum_over_ranks
 log = logging.getLogger("finetune")
 
 _NO_SMALLER_SCALE = "loss scale already at minimum"
-"""From the message of DeepSpeed's DynamicLossScaler, which raises a bare Exception."""
+"""Part of the message of DeepSpeed's DynamicLossScaler, which raises a plain Exception."""
 _FEW_SKIPPED = 0.02
 
 
@@ -52,7 +52,7 @@ class Parts:
     stop: StopFlag
     sampler: WholeBatches
     padding_groups: int
-    """Parts of a micro batch that are padded, and computed, by themselves."""
+    """Parts of a micro batch that are padded and computed separately."""
     validator: Validator | None
 
     @property
@@ -63,13 +63,13 @@ class Parts:
 
 
 class FineTuneTrainer(Trainer):
-    """One attempt; `StepControl` has to be added as a callback. `run` is kept in the checkpoints."""
+    """Trains one attempt. `StepControl` must be added as a callback. `run` is saved in the checkpoints."""
 
     loss_is_scaled_for_ga = True
     """`compute_loss` divides by the whole global batch."""
 
     def __init__(
-        self, parts: Parts, *, model: nn.Module, args: TrainingArguments, collator: Collator, rows: RowsAndBlank
+        self, parts: Parts, *, model: nn.Module, args: TrainingArguments, collator: Collator, rows: RowsWithPadding
     ) -> None:
         self.parts = parts
         self.run = RunState()
@@ -104,27 +104,27 @@ class FineTuneTrainer(Trainer):
         return self.parts.sampler
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.control.should_training_stop:  # by a validation before the first step
+        if self.control.should_training_stop:  # set by a validation before the first step
             return
-        # accelerate loses the epoch where batches are skipped.
+        # accelerate resets the epoch when batches are skipped.
         self.parts.sampler.set_epoch(kwargs["epoch"])
-        # The loop wants a path; here it is only the sign that there are batches to skip and generators to restore.
+        # The loop expects a path. It only checks that there is one, to skip batches and restore random generators.
         kwargs["resume_from_checkpoint"] = None if self.restored is None else self.restored.manifest.name
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
-        """Targets of the global batch; also counts this rank's tokens."""
+        """Return the number of targets of the global batch, and count this rank's tokens."""
         self._unread_tokens += sum(int(batch["attention_mask"].sum()) for batch in batch_samples)
         task = self.parts.task
         if task.has_one_target_per_row:
-            return self.parts.config.batch.global_size - self.blanks_of(self.state.global_step + 1)
+            return self.parts.config.batch.global_size - self.padding_rows_of(self.state.global_step + 1)
         local = sum(task.targets(batch) for batch in batch_samples)
         return max(1, int(sum_over_ranks([float(local)])[0]))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Summed loss over the targets of the global batch, times the ranks that DeepSpeed averages over."""
+        """Return the summed loss over the targets of the global batch, times the ranks that DeepSpeed averages over."""
         task, smoothing = self.parts.task, self.parts.config.spec.training.label_smoothing
         outputs = model(**{name: inputs[name] for name in task.model_inputs})
         logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)
@@ -133,34 +133,34 @@ class FineTuneTrainer(Trainer):
         loss = torch.stack(losses).sum() * (self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def blanks_of(self, step: int) -> int:
-        """Blank rows in the global batch of a step, over all ranks."""
+    def padding_rows_of(self, step: int) -> int:
+        """Return the number of padding rows in the global batch of a step, over all ranks."""
         position = step + self._batch_offset
-        return self.parts.sampler.blanks if position % self.parts.plan.steps_per_epoch == 0 else 0
+        return self.parts.sampler.padding_rows if position % self.parts.plan.steps_per_epoch == 0 else 0
 
     def take_tokens(self) -> int:
-        """This rank's tokens since the last call."""
+        """Return this rank's tokens since the last call."""
         taken, self._unread_tokens = self._unread_tokens, 0
         return taken
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: it walks over all modules for every micro batch."""
+        """Return 0: counting would iterate over all modules for every micro batch."""
         return 0
 
     def store_flos(self) -> None:
-        """Nothing to store, and no collective for it."""
+        """Do nothing: operations are not counted, and the method of the base class is a collective."""
 
     # ---- engine and resume ----
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *unused: Any
     ) -> tuple[int, int]:
-        """Build the engine and restore the newest checkpoint into it; returns the epoch and its batches to skip.
+        """Build the engine and restore the newest checkpoint. Returns the epoch and the number of batches to skip.
 
-        Both count one batch per step; a data position that differs is an offset of the sampler.
+        Both assume one batch per step; a different data position is an offset of the sampler.
 
-        transformers reads its state before it builds the engine. Only an engine can tell whether a checkpoint is
-        whole, so the order is turned round.
+        transformers restores its state before it builds the engine. The order is reversed here, because only an engine
+        can verify that a checkpoint is complete.
         """
         assert num_update_steps_per_epoch == self.parts.plan.steps_per_epoch, "plan and dataloader count differently"
         super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, None, None)
@@ -174,7 +174,7 @@ class FineTuneTrainer(Trainer):
                 self, max_steps, num_train_epochs, None
             )
         if self.run.finished:
-            # An epoch after the last: the loop ends at once, and what is left is the export.
+            # An epoch after the last one: the loop ends at once, and only the export is left.
             return num_train_epochs, 0
         epoch, steps = divmod(self.state.global_step, num_update_steps_per_epoch)
         return epoch, steps * self.args.gradient_accumulation_steps
@@ -205,12 +205,12 @@ class FineTuneTrainer(Trainer):
         log.info("resuming from step %d of %d", step, parts.plan.total_steps)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called by the loop after the batches were skipped, the only moment at which dropout continues exactly."""
+        """Restore the random generators. The loop calls this after skipping batches, so dropout continues exactly."""
         assert self.restored is not None, "only a resumed epoch restores generators"
         self.parts.checkpoints.restore_rng(self.restored.manifest)
 
     def restore_losses(self) -> None:
-        """Set the accumulators that the loop has just zeroed."""
+        """Restore the accumulators, which the loop has set to zero."""
         if self.restored is None:
             return
         losses = LossSums.from_json(self.restored.small_state["losses"])
@@ -220,9 +220,9 @@ class FineTuneTrainer(Trainer):
     # ---- validation and checkpoints ----
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate the validation split and judge early stopping. Collective.
+        """Evaluate the validation split and apply the rule of early stopping. Collective.
 
-        A stop request interrupts it: then the state is saved without figures, and the next attempt begins with this
+        A stop request interrupts it. The state is then saved without figures, and the next attempt starts with this
         validation.
         """
         validator, report = self.parts.validator, self.parts.report
@@ -237,7 +237,7 @@ class FineTuneTrainer(Trainer):
         metrics = {f"eval_{_snake(metric)}": value for metric, value in figures.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        # JSON has no NaN: a loss that is none ends the attempt below, with a message that names it.
+        # JSON has no NaN. If the loss is NaN, the attempt fails below with a specific message.
         finite = {metric: value for metric, value in figures.items() if math.isfinite(value)}
         report.update(evaluation=finite, activity="training", flush=True)
         self._figures = {metric.value: value for metric, value in figures.items()}
@@ -247,9 +247,9 @@ class FineTuneTrainer(Trainer):
         return metrics
 
     def evaluate_again(self) -> None:
-        """The validation that a stop has kept the last attempt from, before the first step of this one. Collective.
+        """Run the validation that a stop has skipped in the last attempt, before the first step. Collective.
 
-        Raises StoppedError where a stop interrupts it as well: the state is saved already.
+        Raises StoppedError if a stop interrupts it again; the state is already saved.
         """
         self.evaluate()
         if self.is_stopping:
@@ -304,7 +304,7 @@ class FineTuneTrainer(Trainer):
         self.meter.resume()
 
     def _check_parameters(self) -> None:
-        """Raise DivergedError rather than commit a state that no later attempt could use. Collective."""
+        """Raise DivergedError if parameters are not finite, so that no unusable state is committed. Collective."""
         local = (getattr(parameter, "ds_tensor", parameter).data for parameter in self.module.parameters())
         broken = not all(is_finite(values) for values in local)
         if sum_over_ranks([float(broken)])[0] > 0:
@@ -318,7 +318,7 @@ class FineTuneTrainer(Trainer):
     # ---- Float16 ----
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro batch. Raises DivergedError where no loss scale is small enough for Float16."""
+        """Train on one micro batch. Raises DivergedError if no loss scale is small enough for Float16."""
         try:
             return super().training_step(*args, **kwargs)
         except Exception as error:
@@ -327,20 +327,20 @@ class FineTuneTrainer(Trainer):
             raise
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log figures; a skipped step has no gradient norm."""
+        """Log figures, without the gradient norm if the step was skipped."""
         if self.step_was_skipped:
             logs.pop("grad_norm", None)
         super().log(logs, *args, **kwargs)
 
     @property
     def step_was_skipped(self) -> bool:
-        """Whether the last step left the weights unchanged, because its scaled gradients overflowed. The schedule of
-        the learning rate does not advance in such a step."""
+        """Whether the last step did not change the weights, because its scaled gradients overflowed. The learning rate
+        schedule does not advance in such a step."""
         optimizer = self.engine.optimizer
         return bool(optimizer_state.loss_scale(self.engine)) and bool(optimizer.overflow)
 
     def warn_of_skipped_steps(self) -> None:
-        """Tell the user where they are more than the few in which the loss scale is found."""
+        """Warn if more steps were skipped than the loss scale needs to adapt."""
         skipped, steps = self.engine.skipped_steps, self.state.global_step
         if skipped > _FEW_SKIPPED * steps:
             self.parts.report.warn(
@@ -365,19 +365,19 @@ class FineTuneTrainer(Trainer):
         return self.lr_scheduler
 
     def loss_since_log(self) -> torch.Tensor:
-        """This rank's summed loss since the last log line, a scalar tensor."""
+        """This rank's summed loss since the last log line, as a scalar tensor."""
         summed: torch.Tensor = self._tr_loss
         return summed
 
     def loss_warning(self) -> str:
-        """Why the finite validation loss is a sign of divergence; empty where it is none."""
+        """Return a warning if the finite validation loss indicates divergence, else an empty string."""
         return self.run.loss_watch.warning(
             is_last=self.state.global_step >= self.parts.plan.total_steps,
             learning_rate=self.parts.config.spec.training.learning_rate,
         )
 
     def diverged(self, what: str) -> DivergedError:
-        """The error that names step and learning rate."""
+        """Return a DivergedError with the step and the learning rate."""
         rate = self.parts.config.spec.training.learning_rate
         return DivergedError(
             f"the {what} is NaN or infinite at step {self.state.global_step} "
@@ -391,9 +391,9 @@ def _snake(metric: Metric) -> str:
 
 
 def is_finite(values: torch.Tensor) -> bool:
-    """Read once, for training waits: NaN goes through minimum and maximum. `isfinite` of each value takes ten times as
-    long."""
-    if not values.numel():  # a shard that has nothing of it
+    """Whether all values are finite, from their minimum and maximum, which propagate NaN. Checking each value with
+    `isfinite` takes ten times as long."""
+    if not values.numel():  # this rank's shard is empty
         return True
     least, largest = torch.aminmax(values)
     return bool(torch.isfinite(least)) and bool(torch.isfinite(largest))

@@ -1,7 +1,7 @@
-"""The validation split, evaluated by all ranks together.
+"""Evaluates the validation split on all ranks.
 
-Own loop instead of the Trainer's: it weights the loss by token instead of by batch, counts no row twice, draws no
-random number (so it can stand between two steps without changing dropout), and never gathers logits.
+Unlike the Trainer's loop, this one weights the loss by token instead of by batch, counts no row twice, draws no random
+numbers (so that it does not change the dropout of the next step), and never gathers logits.
 """
 
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ class Validator:
 
     @torch.no_grad()
     def figures(self, model: nn.Module, stop: StopFlag) -> dict[Metric, float] | None:
-        """Loss, and the task's own metrics. The same on every rank.
+        """Return the loss and the task's metrics, the same on every rank.
 
-        None on every rank where one of them was asked to stop: after the batch in hand, a pod's grace period may be
-        shorter than a validation.
+        Returns None on every rank if a stop is requested on any rank. The validation then ends after the current batch,
+        because it may take longer than the pod's grace period.
         """
         was_training = model.training
         model.eval()
@@ -44,7 +44,7 @@ class Validator:
         sums = torch.zeros(2, dtype=torch.float64)
         scores = task.validation_scores(len(self.dataset), self.labels)
         for indices, counts in self._batches():
-            # Exchanged during the forward pass, so that it costs no time.
+            # Reduced during the forward pass, so that it takes no additional time.
             asked = torch.tensor([float(stop.requested)])
             exchange = dist.all_reduce(asked, async_op=True)
             rows = self.collator([self.dataset[int(index)] for index in indices])
@@ -66,9 +66,10 @@ class Validator:
         return scores.metrics(loss)
 
     def _batches(self) -> list[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], bool]]:
-        """This rank's batches of row numbers, similar lengths together, and whether they count.
+        """Return this rank's batches of row indices, sorted by length, and whether each batch counts.
 
-        Every rank gets the same number: under ZeRO-3 a forward pass needs all ranks, so the last one may be idle work.
+        Every rank gets the same number of batches, because all ranks must take part in a forward pass under ZeRO-3. The
+        last batch of a rank may therefore be a repetition that does not count.
         """
         order = np.argsort(self.dataset.lengths, kind="stable")[::-1].astype(np.int64)
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]

@@ -1,4 +1,4 @@
-"""The process group of a training, and what its ranks agree on."""
+"""The process group of a training and collective operations on single values."""
 
 import os
 from datetime import timedelta
@@ -16,15 +16,15 @@ from ..runtime import RuntimeEnv
 from .gloo import use_fast_collectives
 
 GROUP_TIMEOUT = timedelta(minutes=30)
-"""Longest wait of one rank for another in a training step. Where one rank may have a whole model to download, merge or
-upload, the others wait in `checkpoint.engine.collective`'s group, without that limit."""
+"""Longest time that a rank waits for another one in a training step. While one rank downloads, merges or uploads a
+whole model, the others wait in the group of `checkpoint.engine.collective`, which has no such limit."""
 
 
 def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
-    """Join the other ranks: gloo on the CPU; nccl on GPUs, with gloo beside it for values that live on the CPU.
+    """Initialize the process group: gloo on the CPU; nccl on GPUs, and gloo for tensors on the CPU.
 
-    DeepSpeed starts the group, not accelerate: `zero.Init` sees a world of one process otherwise.
-    Raises BadConfigError where the environment's world is not the configured one or a GPU is missing.
+    DeepSpeed initializes the group and not accelerate, because otherwise `zero.Init` sees a world size of 1. Raises
+    BadConfigError if the world size differs from the configured one, or if a GPU is missing.
     """
     if runtime.world_size != config.world.size:
         raise BadConfigError(
@@ -40,8 +40,8 @@ def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
         backend = "gloo"
     import deepspeed
 
-    # DeepSpeed would build a C++ kernel at start (a compiler in the image, seconds of time) for collectives of
-    # inference; the training has no use for it.
+    # DeepSpeed would compile a C++ kernel for collectives of inference, which takes seconds and requires a compiler in
+    # the image. Training does not use it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=GROUP_TIMEOUT, verbose=False)
     open_waiting_group()
@@ -52,8 +52,7 @@ def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
 
 
 def allow_float16_on_cpu() -> None:
-    """Float16 on any CPU: DeepSpeed refuses it where the processor has no instructions for it, but torch computes it
-    everywhere, if slowly."""
+    """Allow Float16 on any CPU. DeepSpeed requires Float16 instructions, but torch works, slowly, without them."""
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
@@ -61,7 +60,8 @@ def allow_float16_on_cpu() -> None:
 
 
 def agreed_dtype(config: TrainerConfig) -> Dtype:
-    """The type that the GPUs of all ranks can compute in. Collective. Raises BadConfigError on every rank."""
+    """Return a floating-point type that the GPUs of all ranks support. Collective. Raises BadConfigError on every
+    rank."""
     assert config.prepared is not None
     lacking = config.world.gpus and not gpu_has_bfloat16()
     has_bfloat16 = sum_over_ranks([float(lacking)])[0] == 0
@@ -69,7 +69,7 @@ def agreed_dtype(config: TrainerConfig) -> Dtype:
 
 
 def end_process_group() -> None:
-    """Leave the group, so that the sockets of this attempt are closed when the next one starts."""
+    """Destroy the group, so that the sockets of this attempt are closed before the next one starts."""
     if dist.is_initialized():
         dist.destroy_process_group()
         forget_waiting_group()
@@ -88,14 +88,14 @@ def _take_gpu(config: TrainerConfig, runtime: RuntimeEnv) -> None:
 
 
 def sum_over_ranks(values: list[float]) -> list[float]:
-    """Element-wise sum in 64 bit, the same on every rank. Collective."""
+    """Return the element-wise sum in 64 bit, the same on every rank. Collective."""
     summed = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(summed)
     return summed.tolist()
 
 
 def gather_over_ranks(value: float) -> list[float]:
-    """Every rank's value, in the order of the ranks. Collective."""
+    """Return every rank's value, in the order of the ranks. Collective."""
     values = torch.zeros(dist.get_world_size(), dtype=torch.float64)
     values[dist.get_rank()] = value
     dist.all_reduce(values)
@@ -103,6 +103,6 @@ def gather_over_ranks(value: float) -> list[float]:
 
 
 def stop_if_agreed(requested: bool, *, where: str) -> None:
-    """Raise StoppedError on every rank if any of them was asked to stop. Collective, and waits for all of them."""
+    """Raise StoppedError on every rank if a stop is requested on any rank. Collective."""
     if any_rank(requested):
-        raise StoppedError(f"stopped on request {where}; nothing was lost, there is no new state to save")
+        raise StoppedError(f"stopped on request {where}; there is no new state to save")
