@@ -1,1 +1,1 @@
-"""The base model: fetching, checking and estimating it, its tokenizer, loading and exporting it."""
+"""The base model: downloads, checks, memory estimates, tokenizer, loading and export."""

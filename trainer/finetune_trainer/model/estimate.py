@@ -1,16 +1,16 @@
-"""Memory of one training process, estimated before anything is loaded; and the ZeRO stage that fits. Pure.
+"""Estimates the memory of a training process before anything is loaded, and chooses a ZeRO stage that fits. Pure.
 
 Model state is counted as in the ZeRO paper (Rajbhandari et al. 2019, arXiv 1910.02054, section 3 and figure 1): with P
 parameters, T of them trained, N processes and b bytes a value, parameters take bP, gradients 4T, and the optimizer 12T
 (fp32 copy, momentum, variance; DeepSpeed keeps the copy for Float32 too, except at stage 0, where it is 8T). Stage 1
-divides the optimizer by N, stage 2 also the gradients, stage 3 also the parameters, of which the largest tensor is
-gathered whole, twice while the next one is fetched ahead.
+divides the optimizer by N, stage 2 also the gradients, stage 3 also the parameters. Stage 3 gathers one parameter at a
+time and prefetches the next, so that twice the size of the largest one is added.
 
 Activations of a transformer layer take 17b bytes per token and hidden unit (Korthikanti et al. 2022, arXiv 2205.05198,
-equation 1 without the attention matrix, which sdpa does not keep); with checkpointing, one layer is held in full and of
-the others only the input. A language model adds its logits, their gradient and the softmax in fp32.
+equation 1 without the attention matrix, which sdpa does not keep). With gradient checkpointing, the activations of one
+layer and the inputs of all others are kept. A language model adds its logits, their gradient and the softmax in fp32.
 
-A save copies its 12T/N bytes, at any stage, into memory that is kept, and the uploader process stores them.
+At any stage, a save copies 12T/N bytes into a buffer, which is kept; the uploader process stores them.
 """
 
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ from ..errors import BadConfigError
 from .inspect import ModelFacts
 
 PROCESS_BYTES = 12 * 2**30 // 10
-"""Python with torch, transformers, DeepSpeed and the Trainer takes 0.85 GiB; communication buffers, the loader and
-the step's own copies the rest."""
+"""Python with torch, transformers, DeepSpeed and the Trainer takes 0.85 GiB. Communication buffers, the data loader and
+temporary tensors of a step take the rest."""
 
 UPLOADER_BYTES = 64 * 2**20
-"""The process that stores snapshots: Python with boto3, numpy and pydantic, 54 MiB measured. All in all the estimate
-for MiniLM (22.7 M parameters, Float32, one CPU process, 8 x 128 tokens) is 2 % above the measured peak, at stage 0 and
-at stage 2; a fifth of that peak are pages of libraries, which the kernel may drop."""
+"""The process that stores snapshots: Python with boto3, numpy and pydantic, 54 MiB measured. The whole estimate for
+MiniLM (22.7 M parameters, Float32, one CPU process, 8 x 128 tokens) is 2 % above the measured peak, at stage 0 and at
+stage 2. A fifth of that peak is pages of libraries, which the kernel may reclaim."""
 
 _MAX_NODES = 512
 _GIB = 2**30
@@ -39,18 +39,18 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class TrainingShape:
-    """What the memory of a training process depends on."""
+    """Quantities that determine the memory of a training process."""
 
     facts: ModelFacts
     has_token_logits: bool
-    """The model gives logits over the vocabulary for every token."""
+    """The model computes logits over the vocabulary for every token."""
     dtype: Dtype
     method: str
     """Name of the fine-tuning method."""
     trained: int
     """Parameters that are trained."""
     added: int
-    """Those of them that the base model does not have."""
+    """Trained parameters that are added to those of the base model."""
     nodes: int
     processes_per_node: int
     micro_batch: int
@@ -65,22 +65,22 @@ class TrainingShape:
     lighter_methods: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Other methods for this task that train fewer parameters: `trained` and `added`, with their default settings."""
     is_fewest: bool = False
-    """`nodes` are spec.workers.minNodes, the fewest that the training may have to do with."""
+    """`nodes` is spec.workers.minNodes, the smallest number of nodes that the training may run on."""
 
     @property
     def world(self) -> int:
-        """Training processes in all."""
+        """Number of training processes."""
         return self.nodes * self.processes_per_node
 
 
 def process_bytes(shape: TrainingShape, zero_stage: int) -> int:
-    """Estimated peak memory of one training process, in bytes."""
+    """Return the estimated peak memory of one training process, in bytes."""
     fixed = PROCESS_BYTES + UPLOADER_BYTES + snapshot_bytes(shape)
     return fixed + _state_bytes(shape, zero_stage) + _activation_bytes(shape)
 
 
 def snapshot_bytes(shape: TrainingShape) -> int:
-    """What a process copies for a save, and keeps the memory of: its share of fp32 parameters and moments."""
+    """Return the size of a process's save buffer in bytes: its share of fp32 parameters and moments."""
     return 12 * shape.trained // shape.world
 
 
@@ -91,7 +91,7 @@ def _value_bytes(dtype: Dtype) -> int:
 def _state_bytes(shape: TrainingShape, zero_stage: int) -> int:
     value = _value_bytes(shape.dtype)
     base = shape.facts.parameters + shape.added
-    # Gradients are accumulated in 32 bit, whatever the type of the backward pass.
+    # Gradients are accumulated in 32 bit, regardless of the type of the backward pass.
     parameters, gradients = value * base, 4 * shape.trained
     optimizer = (12 if zero_stage else 8) * shape.trained
     gathered = 0
@@ -117,7 +117,7 @@ def _activation_bytes(shape: TrainingShape) -> int:
 
 @dataclass(frozen=True)
 class ZeroChoice:
-    """The ZeRO stage of a run, why, and what it is estimated to take."""
+    """The ZeRO stage of a run, the reason for it, and the estimated memory."""
 
     stage: int
     bytes: int
@@ -128,10 +128,10 @@ class ZeroChoice:
 def choose_zero_stage(
     shape: TrainingShape, *, requested: int | None, limit: int | None, offload: Offload = Offload.NONE
 ) -> ZeroChoice:
-    """The stage asked for, else the lowest that fits a node's `limit` in bytes, else 2 where there is no limit.
+    """Return the requested stage, else the lowest that fits a node's `limit` in bytes, else 2 if there is no limit.
 
-    Never less than training needs at all. Raises BadConfigError when it cannot fit, with the estimate and the nearest
-    setting that does.
+    The stage is raised to the lowest one that supports the data type and offload. Raises BadConfigError if the training
+    does not fit, with the estimate and the closest settings that fit.
     """
     lowest = lowest_zero_stage(offload, shape.dtype)
     usable = [stage for stage in shape.zero_stages if stage >= lowest]
@@ -163,7 +163,7 @@ def choose_zero_stage(
 
 
 def _at_least(stage: int, usable: list[int]) -> int:
-    """The lowest usable stage from this one on, else the highest."""
+    """Return the lowest usable stage that is at least `stage`, else the highest usable one."""
     return next((other for other in usable if other >= stage), usable[-1])
 
 
@@ -190,7 +190,7 @@ def _refusal(shape: TrainingShape, stage: int, limit: int) -> BadConfigError:
 
 
 def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str]:
-    """Changes of one setting that fit, the least intrusive first; at most three."""
+    """Return at most three changes of a single setting with which the training fits, the least intrusive first."""
     ways = []
     higher = next((other for other in shape.zero_stages if other > stage and _fits(shape, other, limit)), None)
     if higher is not None:
@@ -214,7 +214,7 @@ def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str
 
 
 def _nodes_that_fit(shape: TrainingShape, stage: int, limit: int) -> int | None:
-    """The next number of nodes among which the global batch can be divided, with which it fits."""
+    """Return the next higher number of nodes that divides the global batch and with which the training fits."""
     for nodes in range(shape.nodes + 1, _MAX_NODES + 1):
         share, rest = divmod(shape.global_batch, nodes * shape.processes_per_node)
         if not rest and _fits(replace(shape, nodes=nodes, micro_batch=gcd(share, shape.micro_batch)), stage, limit):

@@ -1,4 +1,4 @@
-"""From a trained engine to folders in Hugging Face layout, in object storage."""
+"""Exports a trained engine to folders in Hugging Face layout in object storage."""
 
 import hashlib
 import json
@@ -37,21 +37,21 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True)
 class Exported:
-    """What the export leaves in object storage."""
+    """Address and digest of the export."""
 
     uri: str
     """Folder of the merged model, or of the adapter if it is the only format."""
     digest: str
-    """As `folder_digest` computes it."""
+    """Result of `folder_digest`."""
 
 
 def export(
     model: nn.Module, *, config: TrainerConfig, base: Path, store: ObjectStore, scratch: Path
 ) -> Exported | None:
-    """Gather the weights, write the folders on rank 0 and upload them. Collective; None on the other ranks.
+    """Gather the weights, write the folders on rank 0 and upload them. Collective; returns None on the other ranks.
 
-    `model` is the module that was trained, as the method's `apply` made it, at any ZeRO stage. Objects of an earlier
-    export of the run are replaced, and those that no longer belong are deleted once the new ones are there.
+    `model` is the trained module as the method's `apply` has returned it, at any ZeRO stage. Objects of an earlier
+    export of the run are replaced; obsolete ones are deleted after the upload.
     """
     formats, method = config.spec.output.formats, METHODS[config.spec.method.name]
     weights = gathered_weights(model, method)
@@ -110,9 +110,9 @@ def _from_adapter(artifact: ArtifactFormat, config: TrainerConfig, store: Object
 def write_folder(
     artifact: ArtifactFormat, model: nn.Module, weights: Weights, folder: Path, *, config: TrainerConfig, base: Path
 ) -> None:
-    """Make a folder that holds the trained model in one format. Needs no other rank, and leaves `weights` as they are.
+    """Write a folder with the trained model in one format. Not collective.
 
-    `weights` are those of `gathered_weights`.
+    `weights` is the result of `gathered_weights` and is not changed.
     """
     assert config.prepared is not None, "the train stage runs after the prepare stage"
     task = TASKS[config.prepared.task]
@@ -126,9 +126,9 @@ def write_folder(
 
 
 def gathered_weights(model: nn.Module, method: FineTuningMethod[Any]) -> Weights:
-    """Parameters and persistent buffers by name, each once (tied names are left out). Full on rank 0, else empty.
+    """Return parameters and persistent buffers by name, each tied one once, on rank 0, and an empty dict elsewhere.
 
-    Collective under ZeRO-3, where one parameter at a time is put together. Of an adapter, only what was trained.
+    Collective under ZeRO-3, where one parameter at a time is gathered. For an adapter, only trained parameters.
     """
     weights: Weights = {}
     main = dist.get_rank() == 0
@@ -147,9 +147,10 @@ def gathered_weights(model: nn.Module, method: FineTuningMethod[Any]) -> Weights
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and content digests of all files but the card, which the evaluate stage replaces.
+    """Return the SHA-256 over the names and content digests of all files except for the model card.
 
-    For a whole model the same number as `fetch_model` finds, so whoever downloads it can compare.
+    The evaluate stage replaces the card. For a full model, the digest equals that of `fetch_model`, so that it can be
+    verified after a download.
     """
     whole = hashlib.sha256()
     for name in sorted(files_in(folder) - {CARD_FILE}):
@@ -191,10 +192,10 @@ def _write_adapter(
 ) -> None:
     method = METHODS[config.spec.method.name]
     name, revision = base_name(config.spec.model.uri)
-    # The commit that was trained on, whatever the branch or tag in the address means later.
+    # The commit that was trained on: a branch or tag in the address may point to another one later.
     method.save_adapter(model, weights, folder, base=name, revision=prepared.model_revision or revision)
     if TASKS[prepared.task].has_labels:
-        # The base model's configuration has other labels, or none; whoever loads the adapter would name the wrong ones.
+        # The base model's configuration has other labels or none, and users of the adapter would get wrong names.
         adapted = method.unwrapped(model)
         _restore_cache(adapted, base)
         adapted.config.save_pretrained(folder)
@@ -202,14 +203,14 @@ def _write_adapter(
 
 
 def _restore_cache(model: PreTrainedModel, base: Path) -> None:
-    """Training switched it off; generation wants what the base model had."""
+    """Restore the setting of the base model for generation; training has disabled the cache."""
     original = AutoConfig.from_pretrained(base)
     if hasattr(original, "use_cache"):
         model.config.use_cache = original.use_cache
 
 
 def _card(config: TrainerConfig, artifact: ArtifactFormat) -> str:
-    """A model card until the evaluate stage writes one with figures."""
+    """Return a preliminary model card, which the evaluate stage replaces by one with figures."""
     name = base_name(config.spec.model.uri)[0]
     library = "peft" if artifact is ArtifactFormat.ADAPTER else "transformers"
     return (

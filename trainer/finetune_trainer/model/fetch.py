@@ -1,13 +1,13 @@
-"""The base model's files on this machine, from the hub, object storage or a folder.
+"""Downloads the base model from the hub, object storage or a local folder.
 
-Prepare fetches the model from where the user says, and puts a copy under the output prefix:
+The prepare stage downloads the model from the user's address and stores a copy under the output prefix:
 
     <output>/models/<digest>/<file>       the files that training reads
     <output>/models/<digest>/files.json   their names, sizes and digests; written last
 
-All later stages read that copy, so what the hub or a prefix serves meanwhile does not matter to a run. On the machine
-files lie in `<cache>/models/<digest>`. A cache may be shared with other jobs, which can write there: files are
-compared with their digests at the start of every stage, and nothing else in the cache is believed.
+All later stages read that copy, so that changes at the user's address do not affect the run. Local files are in
+`<cache>/models/<digest>`. The cache may be shared with other jobs, which can write to it. Every stage therefore
+compares the files with their digests when it starts, and trusts nothing else in the cache.
 """
 
 import hashlib
@@ -59,17 +59,17 @@ class ModelFile(Message):
 
 
 class ModelFiles(Message):
-    """`files.json`: what a model consists of."""
+    """`files.json`: the files of a model."""
 
     source: str
-    """Address that it was fetched from, as in the spec."""
+    """Address that it was downloaded from, as in the spec."""
     revision: str = ""
     """Commit of the hub; empty for other sources."""
     files: tuple[ModelFile, ...]
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the sorted names and content digests; names the model."""
+        """SHA-256 over the sorted names and content digests; identifies the model."""
         whole = hashlib.sha256()
         for file in sorted(self.files, key=lambda file: file.name):
             whole.update(f"{file.name}\0{file.sha256}\n".encode())
@@ -78,7 +78,7 @@ class ModelFiles(Message):
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model in Hugging Face layout on this machine."""
+    """A local model in Hugging Face layout."""
 
     path: Path
     listing: ModelFiles
@@ -96,18 +96,18 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class _RemoteFile:
-    """A file of a model where the user keeps it."""
+    """A file of a model at the user's address."""
 
     name: str
     fetch: Callable[[Path], None]
     is_content_of: Callable[[Path], bool | None]
-    """Whether a file on this machine is known to have the same content."""
+    """Whether a local file is known to have the same content."""
 
 
 def fetch_model(uri: str, store: ObjectStore, cache: Path) -> ModelFolder:
-    """Bring the model at `s3://`, `hf://` or `file://`, as it is there now, into the cache, or find it there.
+    """Download the current model at `s3://`, `hf://` or `file://` into the cache, unless the cache has it.
 
-    Raises ModelUnusableError for an address without a model, AccessDeniedError, StorageUnreachableError.
+    Raises ModelUnusableError if there is no model at the address, AccessDeniedError, StorageUnreachableError.
     """
     if uri.startswith(_LOCAL):
         return _local_folder(uri)
@@ -119,9 +119,9 @@ def fetch_model(uri: str, store: ObjectStore, cache: Path) -> ModelFolder:
 
 
 def store_copy(model: ModelFolder, store: ObjectStore, output_uri: str) -> None:
-    """Put the model under the output prefix, where later stages find it, unless it is there.
+    """Store a copy of the model under the output prefix for later stages, unless there is one.
 
-    Not a local folder: later stages run on the same machine and read it in place.
+    A local folder is not copied, because later stages run on the same machine and read it directly.
     """
     if model.listing.source.startswith(_LOCAL):
         return
@@ -135,13 +135,13 @@ def store_copy(model: ModelFolder, store: ObjectStore, output_uri: str) -> None:
 
 
 def prepared_model(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> ModelFolder:
-    """The base model that the run was prepared with, whatever its source has by now. Any process of a pod.
+    """Return the base model that the run was prepared with. May be called by all processes of a pod.
 
-    Raises BadConfigError where the stored copy is gone or damaged, ModelUnusableError where a local folder has changed.
+    Raises BadConfigError if the stored copy is missing or damaged, ModelUnusableError if a local folder has changed.
     """
     prepared = config.prepared
-    assert prepared is not None, "the stages after prepare have its result"
-    with locked(runtime.scratch / "model.lock"):  # one process of the pod hashes and downloads, the others wait
+    assert prepared is not None, "stages after prepare need its result"
+    with locked(runtime.scratch / "model.lock"):  # one process of the pod hashes and downloads while the others wait
         if config.spec.model.uri.startswith(_LOCAL):
             return _unchanged_folder(config.spec.model.uri, prepared.model_digest, runtime)
         uri = base_model_folder(config.output_uri, prepared.model_digest)
@@ -216,7 +216,7 @@ def _fetch(uri: str, revision: str, available: dict[str, _RemoteFile], folder: P
         names = model_files(available, lambda: _content(available[INDEX_FILE], partial))
         if not names:
             raise ModelUnusableError(
-                f"{uri} holds no model files", advice="name the prefix that config.json and *.safetensors are under"
+                f"{uri} has no model files", advice="name the prefix that config.json and *.safetensors are under"
             )
         wanted = [available[name] for name in names]
         hint = folder / f"{_short(uri)}.digest"
@@ -242,9 +242,9 @@ def _content(file: _RemoteFile, folder: Path) -> bytes:
 
 
 def _cached(folder: Path, hint: Path, wanted: list[_RemoteFile]) -> Path | None:
-    """The folder that was fetched from here before, where the source's own digests prove that it still is the same.
+    """Return the cached folder of this address if the source's digests prove that its content is current.
 
-    Others can write the hint and the files; neither is believed.
+    The hint and the files are verified, because other jobs can write them.
     """
     try:
         digest = hint.read_text()
@@ -278,7 +278,7 @@ def _stored_listing(uri: str, digest: str, store: ObjectStore) -> ModelFiles:
 
 
 def _download_copy(uri: str, listing: ModelFiles, store: ObjectStore, folder: Path) -> None:
-    """Bring the copy into the cache, unless another pod of the node has done so meanwhile."""
+    """Download the copy into the cache, unless another pod of the node has done so in the meantime."""
     path = folder / listing.digest
     if _is_intact(path, listing):
         return
@@ -303,12 +303,12 @@ def _download_copy(uri: str, listing: ModelFiles, store: ObjectStore, folder: Pa
         shutil.rmtree(partial, ignore_errors=True)
 
 
-# Files on this machine
+# Local files
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a process of this pod has verified, remembered in the pod's own folder, which no other job can write."""
+    """Record of a folder that a process of this pod has verified, kept in a folder that other jobs cannot write to."""
 
     memory: Path
     folder: Path
@@ -338,7 +338,7 @@ def _hashed(folder: Path, names: Iterable[str]) -> tuple[ModelFile, ...]:
 
 
 def _is_intact(folder: Path, listing: ModelFiles) -> bool:
-    """Whether the folder holds these files, with this content, and nothing that loading could also read."""
+    """Whether the folder has these files with this content, and no other files that loading would read."""
     try:
         if files_in(folder) != {file.name for file in listing.files}:
             return False
@@ -355,7 +355,7 @@ def _parallel(action: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 def _partial_folder(folder: Path) -> Path:
-    """A new folder that no other process knows the name of; those that killed processes left are removed."""
+    """Return a new folder with a unique name. Removes those that killed processes have left."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("partial-*"):
         if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:

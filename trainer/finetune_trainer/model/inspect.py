@@ -1,4 +1,4 @@
-"""What a model folder says about itself, read without loading weights; and whether it can do the task."""
+"""Reads the properties of a model folder without loading weights, and checks whether the model supports the task."""
 
 import json
 import re
@@ -22,9 +22,9 @@ _QUANTISED_SUFFIX = re.compile(
     re.IGNORECASE,
 )
 _PACKED = (".qweight", ".qzeros")
-"""How the tensors of GPTQ and AWQ end, which older tools write without a word in config.json."""
+"""Suffixes of GPTQ and AWQ tensors. Older tools write them without an entry in config.json."""
 _QUANTISED_SETTINGS = ("quantize_config.json", "quant_config.json")
-"""Files that these tools write; next to plain weights they mean nothing."""
+"""Files that these tools write. They are ignored if the folder also has plain weights."""
 _NOT_ADAPTED = ("embed", "lm_head", "classifier", "score", "wte", "wpe", "predictions")
 
 
@@ -34,7 +34,7 @@ class ModelFacts:
 
     model_type: str
     is_decoder: bool
-    """config.json says that it was trained to write."""
+    """Whether config.json describes a decoder."""
     is_encoder_decoder: bool
     parameters: int
     largest_parameter: int
@@ -45,15 +45,15 @@ class ModelFacts:
     layers: int
     vocabulary: int
     positions: int | None
-    """Tokens that a sequence may have by config.json. None: no limit is stated."""
+    """Maximum number of tokens of a sequence by config.json; None if it has no limit."""
     gradient_checkpointing: bool = True
-    """The model can recompute its activations; known once the model is built, see `model.weights`."""
+    """Whether the model supports gradient checkpointing; known when the model has been built, see `model.weights`."""
 
 
 def inspect_model(folder: Path, uri: str) -> ModelFacts:
-    """Check that the folder holds a usable model, and measure it.
+    """Check that the folder has a usable model, and return its sizes.
 
-    Raises ModelUnusableError naming what is missing or wrong, and where.
+    Raises ModelUnusableError with the file and what is wrong.
     """
     config = _config(folder, uri)
     _refuse_quantised(config, uri)
@@ -63,7 +63,7 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
             f"{uri} has no tokenizer: no tokenizer.json (nor vocab.txt, vocab.json, *.model)",
             advice="copy the tokenizer's files into the folder of the weights",
         )
-    nested = config.get("text_config")  # models that also see or hear
+    nested = config.get("text_config")  # multimodal models
     text: dict[str, Any] = nested if isinstance(nested, dict) else config
     names = tuple(config.get("architectures") or ())
     sizes = [prod(shape) for shape in shapes.values()]
@@ -82,13 +82,13 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
 
 
 def check_task(facts: ModelFacts, uri: str, task: Task) -> None:
-    """Raise ModelUnusableError where transformers has no head of that kind for the model, or it makes no sense."""
+    """Raise ModelUnusableError if transformers has no head for the task, or if the model was not trained for it."""
     from transformers.models.auto import configuration_auto
     from transformers.models.auto import modeling_auto as auto
 
     model_type = facts.model_type
     head_types = getattr(auto, TASKS[task].head_types)
-    # transformers gives encoders such as BERT a causal head too; it makes sense for those trained as decoders only.
+    # transformers also has causal heads for encoders such as BERT, but they are useful only for decoders.
     reads_only = model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not facts.is_decoder
     if TASKS[task].needs_decoder and (reads_only or facts.is_encoder_decoder):
         kind = "an encoder-decoder" if facts.is_encoder_decoder else "an encoder"
@@ -114,7 +114,7 @@ def _refuse_quantised(config: dict[str, Any], uri: str) -> None:
 
 
 def _method(settings: Any) -> str:
-    """`gptq`, `bitsandbytes, load_in_4bit`: what a quantization_config says that was done."""
+    """Return the method of a quantization_config, such as `gptq` or `bitsandbytes, load_in_4bit`."""
     if not isinstance(settings, dict):
         return str(settings)[:40]
     switches = (key for key in ("load_in_4bit", "load_in_8bit") if settings.get(key))
@@ -153,7 +153,7 @@ def _config(folder: Path, uri: str) -> dict[str, Any]:
 
 
 def tensor_shapes(folder: Path, uri: str) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor, from the headers of the weight files. Raises ModelUnusableError for quantised ones."""
+    """Return the shape of every tensor from the headers of the weight files. Raises ModelUnusableError if quantized."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _weight_files(folder, uri):
         for name, shape, dtype in _header(path, uri):
@@ -166,7 +166,7 @@ def tensor_shapes(folder: Path, uri: str) -> dict[str, tuple[int, ...]]:
 
 
 def _header(path: Path, uri: str) -> list[tuple[str, tuple[int, ...], str]]:
-    """Name, shape and stored type of every tensor of one weight file."""
+    """Return name, shape and stored type of every tensor of one weight file."""
     from safetensors import SafetensorError, safe_open
 
     try:

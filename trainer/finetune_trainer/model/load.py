@@ -1,4 +1,4 @@
-"""The base model with the head of the task, the same values in every process and in the baseline."""
+"""Loads the base model with the head of the task, with the same values in every process and in the baseline."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,9 +25,9 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
 def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtype, seed: int) -> PreTrainedModel:
     """Load a model folder in Hugging Face layout. `labels` names the classes in the order of their ids.
 
-    A classifier's rows are put in the order of `labels` where its own labels are the same. Parameters that the folder
-    does not have (a new head) are drawn from `seed` by name, so neither the ZeRO stage nor what ran before changes
-    them. Raises ModelUnusableError for a folder that holds no such model.
+    If the labels of a stored classifier are the same, its rows are reordered to match `labels`. Parameters that the
+    folder does not have (a new head) are initialized from `seed` in the order of their names, independent of the ZeRO
+    stage and of earlier random numbers. Raises ModelUnusableError if the folder has no such model.
     """
     plan = plan_weights(folder, str(folder), task, labels)
     try:
@@ -38,7 +38,7 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
             config=plan.config,
             dtype=TORCH_DTYPES[dtype],
             output_loading_info=True,
-            # Under ZeRO-3 transformers raises for a head of another size all the same, unless it has another name.
+            # Under ZeRO-3, transformers raises an error for a head of another size unless it has another name.
             ignore_mismatched_sizes=True,
             key_mapping={f"^{re.escape(name)}$": f"replaced.{name}" for name in plan.misshapen} or None,
         )
@@ -52,7 +52,7 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
             f"{folder}: {len(unplanned)} weights were not found when the model was loaded: {sorted(unplanned)[:4]}",
             advice="copy the model again; its files may be damaged",
         )
-    # Under ZeRO-3 transformers keeps all renamings that it knows, and would undo them all when the model is saved:
+    # Under ZeRO-3, transformers keeps all renamings that it knows and reverts them when the model is saved:
     # LayerNorm.weight would be stored as LayerNorm.gamma.
     model._weight_conversions = [kept for kept in model._weight_conversions if kept.was_used()]
     _initialise(model, plan.new, seed=seed)
@@ -65,9 +65,9 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
 
 
 def _initialise(model: PreTrainedModel, names: Iterable[str], *, seed: int) -> None:
-    """Draw the named parameters: matrices normal with the model's own deviation, biases 0, scales 1.
+    """Initialize the named parameters: matrices normal with the model's standard deviation, biases 0, scales 1.
 
-    One generator in the order of the names; under ZeRO-3 rank 0 draws and the others receive.
+    Uses one generator in the order of the names. Under ZeRO-3, rank 0 draws the values and the others receive them.
     """
     generator = torch.Generator().manual_seed(seed)
     text_config = model.config.get_text_config()
@@ -84,7 +84,7 @@ def _initialise(model: PreTrainedModel, names: Iterable[str], *, seed: int) -> N
 
 
 def _reorder(model: PreTrainedModel, axes: Mapping[str, int], order: tuple[int, ...]) -> None:
-    """Row i of every parameter with a row for each label becomes its row `order[i]`."""
+    """Reorder the rows of all parameters that have one row per label: row i becomes the former row `order[i]`."""
     parameters = dict(model.named_parameters())
     for name, axis in axes.items():
         with _whole(parameters[name]) as (values, is_writer):
@@ -100,7 +100,7 @@ def _assign(parameter: nn.Parameter, values: torch.Tensor) -> None:
 
 @contextmanager
 def _whole(parameter: nn.Parameter) -> Iterator[tuple[torch.Tensor, bool]]:
-    """The parameter's values, unpartitioned, and whether this process writes them: under ZeRO-3 rank 0 does."""
+    """Yield the unpartitioned values and whether this process writes them: under ZeRO-3, only rank 0 does."""
     if not hasattr(parameter, "ds_id"):
         yield parameter.data, True
         return

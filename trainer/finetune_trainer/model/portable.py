@@ -1,8 +1,8 @@
-"""What an exported folder needs so that other versions of transformers, vLLM and PEFT read it. Needs no torch.
+"""Makes exported folders readable by other versions of transformers, vLLM and PEFT. Does not import torch.
 
-transformers 5 writes files that version 4 cannot read or reads wrongly: tokenizer_config.json names classes and lists
-that version 4 does not know, and `rope_theta` has moved into `rope_parameters`, so that version 4 falls back to its
-default of 10,000 without a warning.
+transformers 5 writes files that version 4 cannot read or misreads: tokenizer_config.json contains classes and lists
+that version 4 does not support, and `rope_theta` has moved into `rope_parameters`, so that version 4 uses its default
+of 10,000 without a warning.
 """
 
 import json
@@ -13,18 +13,18 @@ from typing import Any
 from .files import tokenizer_files
 
 OLDEST_TRANSFORMERS, OLDEST_PEFT = "4.57", "0.17"
-"""Oldest versions that exported folders were loaded with: Llama, Qwen 2, Gemma, GPT-2, GPT-NeoX, BERT, DistilBERT and
+"""Oldest versions that were tested with exported folders: Llama, Qwen 2, Gemma, GPT-2, GPT-NeoX, BERT, DistilBERT and
 RoBERTa gave the same logits as in the version that wrote them."""
 
 _ROPE_WORDS = ("rope", "rotary")
-"""Keys of config.json with these words describe rotary embeddings, which no training of ours changes."""
+"""Keys of config.json with these words describe rotary embeddings, which fine-tuning does not change."""
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor")
 """Entries of `rope_parameters` that version 4 keeps outside `rope_scaling`."""
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def base_name(uri: str) -> tuple[str, str | None]:
-    """Name and revision of a base model as PEFT and the hub write them: `hf://` addresses give the hub's own name."""
+    """Return name and revision of a base model as PEFT and the hub write them; for `hf://`, the name on the hub."""
     if uri.startswith("hf://"):
         name, _, revision = uri.removeprefix("hf://").partition("@")
         return name, revision or None
@@ -32,9 +32,9 @@ def base_name(uri: str) -> tuple[str, str | None]:
 
 
 def copy_tokenizer(base: Path, folder: Path, *, pad_token: str | None = None) -> None:
-    """Copy the base model's tokenizer files as they are.
+    """Copy the base model's tokenizer files unchanged, except for the padding token.
 
-    `pad_token` is added where tokenizer_config.json names none: a decoder that classifies needs one for batches.
+    `pad_token` is added if tokenizer_config.json has none: a decoder that classifies needs one for batches.
     """
     for name in tokenizer_files(base):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -48,14 +48,14 @@ def copy_tokenizer(base: Path, folder: Path, *, pad_token: str | None = None) ->
 
 
 def keep_generation_config(base: Path, folder: Path) -> None:
-    """The base model's generation_config.json as it is; without one, what transformers has written stays."""
+    """Copy the base model's generation_config.json, if it has one, over the file that transformers has written."""
     path = base / "generation_config.json"
     if path.exists():
         shutil.copyfile(path, folder / path.name)
 
 
 def add_older_names(folder: Path, base: Path) -> None:
-    """Add to config.json the keys that version 4 reads, where the installed version still reads the same from it."""
+    """Add the keys that version 4 reads to config.json, if the installed version still reads the same values."""
     from transformers import AutoConfig
 
     path = folder / "config.json"
@@ -69,9 +69,9 @@ def add_older_names(folder: Path, base: Path) -> None:
 
 
 def with_older_names(config: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """`config` with `torch_dtype` and the rotary embeddings under the names of version 4.
+    """Return `config` with `torch_dtype` and the rotary embeddings under the names of version 4.
 
-    `base` is the base model's own config.json. What it says about rotary embeddings goes before what is derived.
+    `base` is the base model's config.json. Its settings of rotary embeddings take precedence over derived ones.
     """
     result = dict(config)
     if "dtype" in config:
@@ -87,7 +87,7 @@ def with_older_names(config: dict[str, Any], base: dict[str, Any]) -> dict[str, 
 
 
 def _derived(parameters: Any, kept: dict[str, Any]) -> dict[str, Any]:
-    """`rope_theta`, `rope_scaling` and the like from `rope_parameters`, which may be a dict per type of layer."""
+    """Derive `rope_theta`, `rope_scaling` etc. from `rope_parameters`, which may contain a dict per layer type."""
     if not isinstance(parameters, dict):
         return {}
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The floating-point type of a run on the devices that it gets."""
+"""Chooses the floating-point type of a run for its devices."""
 
 from finetune_api.v1alpha1 import Dtype
 
@@ -6,10 +6,10 @@ from ..errors import BadConfigError
 
 
 def usable_dtype(chosen: Dtype, requested: Dtype | None, *, has_bfloat16: bool) -> Dtype:
-    """The type to train or evaluate in: what the prepare stage chose, or Float16 on a GPU without BFloat16.
+    """Return the type to train or evaluate in: that of the prepare stage, or Float16 on a GPU without BFloat16.
 
-    The prepare stage runs without a GPU, so it cannot know. Raises BadConfigError where the job asks for BFloat16 by
-    name (`requested`, spec.model.dtype) on such a GPU.
+    The prepare stage runs without a GPU and cannot know its type. Raises BadConfigError if the job requests BFloat16
+    explicitly (`requested`, spec.model.dtype) on such a GPU.
     """
     if chosen is not Dtype.BFLOAT16 or has_bfloat16:
         return chosen
@@ -22,7 +22,7 @@ def usable_dtype(chosen: Dtype, requested: Dtype | None, *, has_bfloat16: bool) 
 
 
 def gpu_has_bfloat16() -> bool:
-    """Whether this process's GPU computes in BFloat16 itself; torch would emulate it slowly."""
+    """Whether the GPU of this process supports BFloat16 in hardware; torch's emulation is slow."""
     import torch
 
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))

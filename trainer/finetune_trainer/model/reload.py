@@ -1,6 +1,6 @@
-"""Exported folders, loaded as anybody would load them, and refused where a weight is missing or is not used.
+"""Loads exported folders with the public API of transformers and PEFT, and rejects missing or unused weights.
 
-transformers and PEFT draw random values for weights that a file lacks; after an export that is an error.
+transformers and PEFT initialize missing weights randomly. For an exported folder this is an error.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ from ..tasks import TASKS
 
 
 def reload_model(folder: Path, uri: str, prepared: Prepared) -> Any:
-    """The model of a folder in Hugging Face layout, by its files alone; labels and head are the folder's own.
+    """Load the model of a folder in Hugging Face layout, with labels and head of the folder.
 
-    `uri` is where it was downloaded from, for messages. Raises ExportUnusableError.
+    `uri` is the address of the folder for messages. Raises ExportUnusableError.
     """
     from safetensors import SafetensorError
 
@@ -48,7 +48,7 @@ def _check_labels(config: Any, uri: str, prepared: Prepared) -> None:
 
 
 def reload_adapter(base: Any, folder: Path, uri: str, prepared: Prepared, method: FineTuningMethod[Any]) -> Any:
-    """The base model with the adapter of a folder. Raises ExportUnusableError."""
+    """Load the adapter of a folder into the base model. Raises ExportUnusableError."""
     from safetensors import SafetensorError
     from transformers import AutoConfig
 

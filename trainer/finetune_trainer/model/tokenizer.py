@@ -1,4 +1,4 @@
-"""The base model's tokenizer."""
+"""Loads and checks the tokenizer of the base model."""
 
 import hashlib
 from pathlib import Path
@@ -9,9 +9,9 @@ from .files import tokenizer_files
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a model folder, padding on the right; without a pad token the end token pads.
+    """Load the fast tokenizer of a model folder. It pads on the right, with the end token if there is no pad token.
 
-    Raises ModelUnusableError for one that cannot be loaded or is not a fast one.
+    Raises ModelUnusableError if the tokenizer cannot be loaded or is not a fast one.
     """
     from transformers import AutoTokenizer
 
@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def check_special_tokens(tokenizer: Any, rows: int, uri: str) -> None:
-    """Raise ModelUnusableError where a token that every text may get has no row in an embedding of `rows` rows."""
+    """Raise ModelUnusableError if a special token of the tokenizer has no row in an embedding of `rows` rows."""
     for name in ("pad_token", "bos_token", "eos_token", "cls_token", "sep_token", "unk_token"):
         token_id = getattr(tokenizer, f"{name}_id", None)
         if token_id is not None and token_id >= rows:
@@ -47,7 +47,7 @@ def check_special_tokens(tokenizer: Any, rows: int, uri: str) -> None:
 
 
 def embedding_too_small(tokenizer: Any, token_id: int, rows: int, uri: str, what: str) -> ModelUnusableError:
-    """The error for a token without a row in the embedding; `what` says where the token is from."""
+    """Return the error for a token without a row in the embedding; `what` states the origin of the token."""
     return ModelUnusableError(
         f"{uri}: {what} {tokenizer.convert_ids_to_tokens(token_id)!r} has the id {token_id}, but the model's embedding "
         f"has {rows} rows; the tokenizer has {len(tokenizer)} tokens",
@@ -57,7 +57,7 @@ def embedding_too_small(tokenizer: Any, token_id: int, rows: int, uri: str, what
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of the files that decide how text becomes tokens."""
+    """Return the SHA-256 over the names and contents of the files that affect tokenization."""
     digest = hashlib.sha256()
     for name in tokenizer_files(folder):
         digest.update(f"{name}\0{hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode())

@@ -1,8 +1,8 @@
-"""Which parameters of a task's model a folder has weights for, found without reading a weight.
+"""Determines which parameters of a task's model a folder has weights for, without reading weights.
 
-The model is built on torch's meta device, and transformers' own loader matches it with empty tensors that have the
-names and shapes in the folder's safetensors headers. So renamed, fused and tied weights are matched as they are when
-the model is loaded, and the answer is the same in every process and at every ZeRO stage.
+The model is built on torch's meta device, and transformers' loader matches it with empty tensors that have the names
+and shapes of the folder's safetensors headers. Renamed, fused and tied weights are therefore matched exactly as when
+the model is loaded, and the result is the same in every process and at every ZeRO stage.
 """
 
 import copy
@@ -28,22 +28,22 @@ from .tokenizer import check_special_tokens, load_tokenizer
 _SHOWN = 4
 """Names in an error message."""
 _SHOWN_LETTERS = 40
-"""Of a label."""
+"""Maximum number of characters of a label in a message."""
 
 
 @dataclass(frozen=True)
 class LabelRows:
-    """What becomes of the base model's rows for its own labels."""
+    """Use of the base model's classifier rows."""
 
     order: tuple[int, ...] | None
-    """Row i of the new head is row `order[i]` of the folder's. None: the rows are drawn anew."""
+    """Row i of the new head is row `order[i]` of the folder's. None: the rows are initialized."""
     note: str = ""
-    """For people; empty for a model that brings no classifier."""
+    """Explanation for the user; empty for a model without a classifier."""
 
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """How a model of one task is filled from one folder."""
+    """Sources of the parameters of a task's model: the folder or initialization."""
 
     model_class: Any
     config: Any
@@ -53,28 +53,28 @@ class WeightPlan:
     misshapen: tuple[str, ...]
     """Those of `new` that the folder has with another shape."""
     label_axes: Mapping[str, int]
-    """Parameter -> its axis with one row for each label. Classification only."""
+    """Parameter -> its axis with one row per label. Classification only."""
     labels: LabelRows
     unused: tuple[str, ...]
-    """Weights of the base model that the folder has and `config.json` has no place for."""
+    """Weights of the folder that are part of the base model but not of the architecture in `config.json`."""
     gradient_checkpointing: bool
-    """The model can recompute its activations."""
+    """Whether the model supports gradient checkpointing."""
     positions: int | None
-    """Tokens that the position table has room for, where the model counts positions from its pad id."""
+    """Number of tokens that the position table supports, if the model counts positions from its pad id."""
     embeddings: int | None
-    """Rows of the input embedding, one for each token id. None: the model has no such table (CANINE hashes)."""
+    """Rows of the input embedding, one per token id. None: the model has no such table (CANINE hashes)."""
 
     @property
     def brings_head(self) -> bool:
-        """False for a classifier whose rows for the labels are drawn anew."""
+        """False for a classifier whose rows for the labels are initialized."""
         return not set(self.label_axes) & set(self.new)
 
 
 def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = ()) -> WeightPlan:
-    """Match a folder with the model of a task. Without `labels`, a classifier has as many as the folder's config says.
+    """Match a folder with the model of a task. Without `labels`, a classifier has those of the folder's config.json.
 
-    Raises ModelUnusableError where anything but a head would have to be drawn: names that do not match, shapes that
-    `config.json` does not describe, a language model without its head.
+    Raises ModelUnusableError if parameters other than a head would have to be initialized: if names do not match, if
+    shapes differ from `config.json`, or if a language model has no head.
     """
     own = _own_config(folder, uri, task)
     config = own
@@ -89,9 +89,9 @@ def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = (
             axes = _label_axes(model, config) if head.has_labels else {}
     except ModelUnusableError:
         raise
-    except Exception as error:  # whatever a modelling file raises for a config.json that it cannot build
+    except Exception as error:  # modeling files raise any exception for an invalid config.json
         if rows := getattr(config.get_text_config(), "vocab_size", None):
-            # torch refuses a padding index that the embedding has no row for.
+            # torch rejects a padding index without a row in the embedding.
             check_special_tokens(load_tokenizer(folder), rows, uri)
         raise _cannot_load(folder, uri, task, error) from error
     missing = set(found["missing_keys"])
@@ -124,7 +124,7 @@ def _own_config(folder: Path, uri: str, task: Task, **settings: Any) -> Any:
 def _cannot_load(folder: Path, uri: str, task: Task, error: Exception) -> ModelUnusableError:
     return ModelUnusableError(
         f"{uri} cannot be loaded for {task}: {type(error).__name__}: {error}",
-        advice="spec.model.uri has to point to a folder in Hugging Face layout with config.json, a tokenizer and "
+        advice="spec.model.uri must point to a folder in Hugging Face layout with config.json, a tokenizer and "
         "safetensors weights of an architecture that supports this task",
     )
 
@@ -146,7 +146,7 @@ def _match(
 
 
 def _label_axes(model: PreTrainedModel, config: Any) -> dict[str, int]:
-    """Parameters with one row for each label: those that grow with one more label."""
+    """Return the parameters with one row per label: those that grow when a label is added."""
     config = copy.deepcopy(config)
     config.num_labels += 1
     with torch.device("meta"):
@@ -161,14 +161,14 @@ def _label_axes(model: PreTrainedModel, config: Any) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Tells the base model's parameters from the head's."""
+    """Distinguishes parameters of the base model from those of the head."""
 
     prefix: str
-    """Of the base model's names; empty where the class keeps none apart."""
+    """Prefix of the base model's names; empty if the class has none."""
     children: frozenset[str]
     """First parts of the names within the base model."""
     head: frozenset[str]
-    """First parts of the names of the head, where there is no prefix."""
+    """First parts of the names of the head, if there is no prefix."""
     names: frozenset[str]
 
     @classmethod
@@ -182,18 +182,19 @@ class _Parts:
         )
 
     def in_base(self, name: str) -> bool:
-        """A pooler is part of the head: models trained on masked words have none."""
+        """Whether a parameter belongs to the base model. A pooler belongs to the head: masked language models have
+        none."""
         if "pooler" in name.split("."):
             return False
         return name.startswith(self.prefix) if self.prefix else name.partition(".")[0] not in self.head
 
     def has_place_in_base(self, stored: str) -> bool:
-        """For a name in the folder that no parameter has: whether it is of a part of the base model."""
+        """Whether a stored name without a parameter belongs to a module of the base model."""
         parts = stored.removeprefix(self.prefix).split(".")
         return parts[0] in self.children and "pooler" not in parts
 
     def wrapper_of(self, missing: Collection[str], stored: Collection[str]) -> str:
-        """What stands in front of the folder's names, where that is why they do not match."""
+        """Return the prefix of the folder's names if it is the reason why they do not match."""
         wanted = [name.removeprefix(self.prefix) for name in sorted(missing)[:50]]
         found = Counter(
             name[: -len(end)].removesuffix(self.prefix)
@@ -212,7 +213,7 @@ def _refuse_foreign(
     uri: str,
     task: Task,
 ) -> None:
-    """Raise ModelUnusableError unless every parameter that the folder has no fitting weight for is a new head's."""
+    """Raise ModelUnusableError unless all parameters without a matching weight belong to a new head."""
     may_draw_head = TASKS[task].may_draw_head
     if wrong := sorted(name for name in misshapen if not may_draw_head or parts.in_base(name)):
         shown = ", ".join(
@@ -254,7 +255,7 @@ def _label_rows(
     own: Any,
     labels: tuple[str, ...],
 ) -> LabelRows:
-    """Keep the base model's rows for its labels, in the order of the data's, where both have the same labels."""
+    """Keep the base model's classifier rows, in the order of the data's labels, if both have the same labels."""
     if not axes or set(axes) & set(missing):
         return LabelRows(None)
     if not labels:
@@ -271,9 +272,9 @@ def _label_rows(
 
 
 def matching_rows(theirs: list[str], ours: tuple[str, ...]) -> tuple[int, ...] | None:
-    """For each of our labels the place of the same one in `theirs`; None unless both have the same labels.
+    """Return the index in `theirs` of each of `ours`, or None if the labels are not the same.
 
-    Case does not count, unless labels differ by nothing else.
+    Case is ignored, unless there are labels that differ only in case.
     """
     for key in (str, str.casefold):
         places = {key(label): index for index, label in enumerate(theirs)}
@@ -292,7 +293,7 @@ def _embedding_rows(model: PreTrainedModel) -> int | None:
 
 
 def _can_checkpoint(model: PreTrainedModel) -> bool:
-    """Ask the model itself: some classes do not support it, others say so only when it is switched on."""
+    """Enable gradient checkpointing to find out: some classes report only then that they do not support it."""
     if not model.supports_gradient_checkpointing:
         return False
     try:
@@ -304,10 +305,10 @@ def _can_checkpoint(model: PreTrainedModel) -> bool:
 
 
 def _counted_positions(model: Any) -> int | None:
-    """Positions left of a table whose first row in use is the one after the pad id's.
+    """Return the number of usable positions of a table whose positions start after the pad id; None for other tables.
 
-    fairseq's models (RoBERTa, MPNet, Longformer, I-BERT, ...) number the tokens from `padding_idx + 1`, and such a
-    table is the only one for positions that has a `padding_idx`.
+    Models from fairseq (RoBERTa, MPNet, Longformer, I-BERT, ...) number tokens from `padding_idx + 1`. Among position
+    tables, only theirs have a `padding_idx`.
     """
     text = model.config.get_text_config()
     sizes = {getattr(text, name, None) for name in POSITIONS}
@@ -322,7 +323,7 @@ def _counted_positions(model: Any) -> int | None:
 
 @contextmanager
 def unpartitioned() -> Iterator[None]:
-    """Models built inside are ordinary ones also under ZeRO-3, where transformers would partition them."""
+    """Build models in this context without partitioning, also under ZeRO-3."""
     before = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     try:
