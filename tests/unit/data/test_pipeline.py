@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import tiny_models
@@ -14,12 +15,14 @@ from finetune_api.v1alpha1 import BadRecordAction, Columns, DataFormat, Spec, Ta
 from finetune_trainer.data import pipeline
 from finetune_trainer.data import steps as optional_steps
 from finetune_trainer.data.build import Inputs, steps_of
+from finetune_trainer.data.formats import Example, Formatter
 from finetune_trainer.data.pipeline import BlockPlan, KeyedRows, Tally, dataset_digest, optional, process_block
 from finetune_trainer.data.prepare import make_formatter
-from finetune_trainer.data.problems import BadRecords
+from finetune_trainer.data.problems import BadRecords, Place
 from finetune_trainer.data.readers import blocks
-from finetune_trainer.data.runs import read_bucket
+from finetune_trainer.data.runs import read_bucket, read_keys, remove_rows, sort_by_step_key, use_other_keys
 from finetune_trainer.data.sources import SourceFile
+from finetune_trainer.data.splits import row_keys
 from rows import classified, jsonl
 
 DATA: dict[str, Any] = {"train": [{"uri": "s3://bucket/a.jsonl"}], "format": "Classification"}
@@ -219,3 +222,75 @@ def test_an_optional_step_counts_what_it_drops_and_a_block_holds_the_rest(two_mo
 def test_there_are_no_optional_steps_that_a_default_spec_enables():
     assert optional(spec_of(), on_keys=False) == optional(spec_of(), on_keys=True) == []
     assert pipeline.FORMAT_VERSION == 4
+
+
+def test_the_order_of_the_files_is_part_of_the_digest_only_if_a_step_depends_on_it():
+    spec = spec_of()
+    steps = list(steps_of(spec, inputs_of(spec)))
+    other = replace(FILE, sha256="0" * 64)
+    one_way, other_way = {"train": (FILE, other)}, {"train": (other, FILE)}
+    assert dataset_digest(one_way, steps) == dataset_digest(other_way, steps)
+    steps[-1] = replace(steps[-1], depends_on_file_order=True)
+    assert dataset_digest(one_way, steps) != dataset_digest(other_way, steps)
+
+
+def words_without_the_last(example: Example) -> str:
+    return " ".join(example.text.split()[:-1])
+
+
+@pytest.mark.parametrize("buckets", [1, 3])
+@pytest.mark.parametrize("keys_change", [False, True])
+def test_a_step_gets_rows_in_the_order_of_its_own_key_and_what_it_removes_is_not_read_again(
+    tmp_path, buckets, keys_change
+):
+    """With equal keys in the order of the file, whatever order the rows of the run have."""
+    texts = [f"text {number % 7} number {number * 31 % 50}" for number in range(50)]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([{"text": text, "label": f"{number % 3}.0"} for number, text in enumerate(texts)]))
+    spec = spec_of()
+    inputs = inputs_of(spec)
+    columns = inputs.formatter.columns_of
+    steps = steps_of(spec, inputs).on_examples
+    keys = {"same begin": words_without_the_last}
+    plan = BlockPlan(steps, columns, BadRecordAction.FAIL, 1, buckets, False, tmp_path, keys)
+    (block,) = blocks(SourceFile("file:///a.jsonl", path, "", path.stat().st_size), columns)
+    run = process_block(plan, block, 0).run
+    assert run is not None
+    if keys_change:
+        use_other_keys(run, buckets)
+    rows = pa.Table.from_batches([read_bucket(run, bucket) for bucket in range(buckets)])
+    numbers = np.array(rows["number"])
+
+    found = []
+    file = sort_by_step_key(run, "same begin", buckets)
+    for bucket in range(buckets):
+        batch = read_keys(run, bucket, file)
+        assert (np.diff(np.array(batch["key"])) >= 0).all()
+        found += list(zip(batch["key"].to_pylist(), numbers[batch["position"].to_numpy()].tolist(), strict=True))
+    expected = row_keys([f"text {number % 7} number" for number in range(50)], 1).tolist()
+    assert found == sorted(zip(expected, range(1, 51), strict=True))
+
+    odd = np.flatnonzero(numbers % 2 == 1)
+    remove_rows(run, odd[:10])
+    remove_rows(run, odd[10:])
+    for bucket in range(buckets):
+        left = [*read_keys(run, bucket, None)["position"].to_pylist()]
+        assert (numbers[left] % 2 == 0).all()
+        assert read_bucket(run, bucket)["number"].to_pylist() == numbers[left].tolist()
+    again = [read_keys(run, bucket, file)["position"].to_pylist() for bucket in range(buckets)]
+    assert sum(map(len, again)) == 25
+    assert set(odd).isdisjoint(position for positions in again for position in positions)
+
+
+@pytest.mark.parametrize(
+    ("data_format", "record", "content"),
+    [
+        ("Classification", {"text": "<s>a b</s>", "label": 1}, ("a b",)),
+        ("Text", {"text": "a b \n"}, ("a b \n",)),
+        ("Text", {"text": "<s>a b</s> \n"}, ("a b",)),
+        ("Instruction", {"prompt": "<s>a", "input": "more", "completion": "b</s>"}, ("a\n\nmore", "b")),
+    ],
+)
+def test_what_steps_compare_has_no_begin_and_end_tokens(data_format, record, content):
+    formatter = Formatter(DataFormat(data_format), Columns(), bos="<s>", eos="</s>")
+    assert formatter(record, Place("file:///a.jsonl", 1)).content == content

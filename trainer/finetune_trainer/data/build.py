@@ -40,7 +40,7 @@ from .pipeline import (
 )
 from .problems import BadRecords, Place, listed
 from .readers import BLOCK_BYTES, blocks
-from .runs import Run, in_key_order, read_bucket, use_other_keys
+from .runs import Run, in_key_order, read_bucket, read_keys, remove_rows, sort_by_step_key, use_other_keys
 from .shards import ShardWriter
 from .splits import Share, Splitter
 from .tokenise import FastTokenizer
@@ -162,7 +162,7 @@ def _build(
         rows.bad.raise_if_any()
         rows.number_labels(labels)
         rows.apply_to_keys(steps.on_keys)
-        splitter = rows.splitter(steps.split)
+        splitter = rows.splitter(steps.split, rows.training_sizes())
         if splitter.too_small:
             names = listed([labels[label] for label in splitter.too_small], most=_LISTED_LABELS)
             remarks += (f"{len(splitter.too_small):,} labels have too few records to be in every split: {names}",)
@@ -228,6 +228,7 @@ def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: Pro
         buckets=1 + text_bytes // _BUCKET_BYTES,
         wide=len(inputs.tokenizer) > 2**16,
         folder=folder,
+        step_keys={step.name: step.key for step in steps.on_keys if step.key is not None},
     )
     size = min(_LARGEST_BLOCK, max(BLOCK_BYTES, text_bytes // _BLOCKS))
     bad = BadRecords(spec.data.on_bad_record)
@@ -331,38 +332,48 @@ class _Rows:
         self.codes = [np.array([numbers.get(name, absent) for name in names], dtype=np.int64) for names in self.names]
 
     def apply_to_keys(self, steps: Sequence[Step]) -> None:
-        """Apply the steps to the keys of all rows, a bucket at a time, and note which rows they keep."""
-        for bucket in range(self.buckets) if steps and self.runs else ():
-            batches = [read_bucket(run, bucket, ["key", "label"]) for _, run in self.runs]
-            table, order = in_key_order(batches)
-            sizes = [batch.num_rows for batch in batches]
-            labels = np.concatenate(
-                [codes[batch["label"].to_numpy()] for codes, batch in zip(self.codes, batches, strict=True)]
-            )
-            split_codes = np.array([SPLIT_CODES[split] for split, _ in self.runs], dtype=np.int8)
-            rows = KeyedRows(table["key"].to_numpy()[order], labels[order], np.repeat(split_codes, sizes)[order])
-            left = np.flatnonzero(rows.labels >= 0)
-            for step in steps:
-                tally = self.tallies[step.name]
-                kept = step.apply(KeyedRows(rows.keys[left], rows.labels[left], rows.splits[left]), tally)
-                tally.dropped += len(left) - int(kept.sum())
-                left = left[kept]
-            is_kept = np.zeros(len(order), dtype=np.bool_)
-            is_kept[order[left]] = True
-            ends = np.cumsum(sizes)
-            for (_, run), begin, end in zip(self.runs, ends - sizes, ends, strict=True):
-                run.kept[bucket] = np.packbits(is_kept[begin:end])
+        """Apply each step to the keys of all rows, a bucket at a time, and note which rows it removes.
 
-    def splitter(self, step: Step) -> Splitter:
-        """What assigns the rows of the training files to the splits."""
+        Held in memory: one bucket, and a bit for each row. Raises DiskFullError.
+        """
+        for step in steps:
+            runs = [run for _, run in self.runs]
+            paths = [None if step.key is None else sort_by_step_key(run, step.name, self.buckets) for run in runs]
+            for bucket in range(self.buckets) if runs else ():
+                self._apply(step, [read_keys(run, bucket, path) for run, path in zip(runs, paths, strict=True)])
+
+    def _apply(self, step: Step, batches: Sequence[pa.RecordBatch]) -> None:
+        """Apply a step to the keys of one bucket; `batches` has those of each run."""
+        table, order = in_key_order(batches)
+        labels = np.concatenate(
+            [codes[batch["label"].to_numpy()] for codes, batch in zip(self.codes, batches, strict=True)]
+        )
+        order = order[labels[order] >= 0]
+        if not len(order):
+            return
+        runs = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
+        split_codes = np.array([SPLIT_CODES[split] for split, _ in self.runs], dtype=np.int8)
+        rows = KeyedRows(table["key"].to_numpy()[order], labels[order], split_codes[runs[order]])
+        tally = self.tallies[step.name]
+        removed = order[~step.apply(rows, tally)]
+        tally.dropped += len(removed)
+        positions = table["position"].to_numpy()
+        for number in np.unique(runs[removed]):
+            remove_rows(self.runs[number][1], positions[removed[runs[removed] == number]])
+
+    def training_sizes(self) -> NDArray[np.int64]:
+        """How many rows of the training files each label has, shape (labels,)."""
         training = [(run, codes) for (split, run), codes in zip(self.runs, self.codes, strict=True) if split == "train"]
         sizes = np.zeros(1 + max((int(codes.max(initial=0)) for _, codes in training), default=0), dtype=np.int64)
         for run, codes in training:
-            counts = self._label_counts(run)
-            np.add.at(sizes, codes, counts)
+            np.add.at(sizes, codes, self._label_counts(run))
+        return sizes
+
+    def splitter(self, step: Step, sizes: NDArray[np.int64]) -> Splitter:
+        """What assigns the rows of the training files to the splits; `sizes` has those of each label."""
 
         def in_order() -> Iterator[NDArray[np.int64]]:
-            for bucket in range(self.buckets) if training else ():
+            for bucket in range(self.buckets) if any(split == "train" for split, _ in self.runs) else ():
                 yield self._training_rows(bucket, ["key", "label"])[2]
 
         made: Splitter = step.apply(sizes, in_order)
@@ -419,7 +430,7 @@ class _Rows:
 
     def _label_counts(self, run: Run) -> NDArray[np.int64]:
         """Examples of each of the run's labels."""
-        if not run.kept:
+        if run.kept is None:
             return run.counts
         found = np.zeros(len(run.counts), dtype=np.int64)
         for bucket in range(self.buckets):

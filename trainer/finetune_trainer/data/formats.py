@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finetune_api.v1alpha1 import TASK_SUPPORT, Columns, DataFormat, Task
@@ -60,6 +60,16 @@ class Example:
     """Characters of `text` that carry loss; language models only."""
     divisible: bool = False
     """Whether a text that is longer than a row becomes several rows; it is cut to one row otherwise."""
+    parts: tuple[str, ...] = field(default=(), compare=False)
+    """Texts of the record, where `text` has begin and end tokens or a template around them."""
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What the record says, for steps that compare records: its texts without what every example has.
+
+        The rendered conversation for Chat, prompt and completion for Instruction, else the text.
+        """
+        return self.parts or (self.text,)
 
 
 def detect_format(first: Collection[str], columns: Columns, task: Task | None, uri: str) -> DataFormat:
@@ -121,8 +131,9 @@ class Formatter:
             text = self._bare(record, "text")
             return Example(text, place, label=label_name(self._value(record, "label")[1]))
         if self.data_format is DataFormat.TEXT:
-            text = self._ended(self._begun(self._text(record, "text")))
-            return Example(text, place, spans=((-1, len(text)),), divisible=True)
+            bare = self._text(record, "text")
+            text = self._ended(self._begun(bare))
+            return Example(text, place, spans=((-1, len(text)),), divisible=True, parts=(self._stripped(bare),))
         if self.data_format is DataFormat.INSTRUCTION:
             return self._instruction(record, place)
         column, value = self._value(record, "messages")
@@ -167,13 +178,15 @@ class Formatter:
         refuse_media(record, used)
         if isinstance(more, str) and more.strip() and INPUT_COLUMN not in used:
             prompt = prompt + "\n\n" + encodable(self._unbegun(more), f"column {INPUT_COLUMN!r}")
+        parts = (self._unbegun(prompt), self._stripped(completion))
         if self.renderer is not None:
-            return self._chat(
+            example = self._chat(
                 [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], place
             )
+            return replace(example, parts=parts)
         start = self._begun(prompt) + "\n\n"
         text = self._ended(start + self._bare(record, "completion"))
-        return Example(text, place, spans=((len(start), len(text)),))
+        return Example(text, place, spans=((len(start), len(text)),), parts=parts)
 
     def _chat(self, messages: list[Message], place: Place, values: Mapping[str, Any] | None = None) -> Example:
         assert self.renderer is not None, "Chat needs a template; prepare checks that"
@@ -197,11 +210,16 @@ class Formatter:
 
     def _bare(self, record: Mapping[str, Any], field: str) -> str:
         """The text of a column without begin and end tokens around it. Raises RecordProblem where nothing is left."""
-        text = self._unbegun(self._text(record, field))
-        while self._eos and text.rstrip().endswith(self._eos):
-            text = text.rstrip().removesuffix(self._eos)
+        text = self._stripped(self._text(record, field))
         if not text.strip():
             raise _empty(self._value(record, field)[0])
+        return text
+
+    def _stripped(self, text: str) -> str:
+        """The text without begin and end tokens around it, which may leave nothing."""
+        text = self._unbegun(text)
+        while self._eos and text.rstrip().endswith(self._eos):
+            text = text.rstrip().removesuffix(self._eos)
         return text
 
     def _value(self, record: Mapping[str, Any], field: str) -> tuple[str, Any]:

@@ -5,8 +5,8 @@ the same bucket out of every run gives all rows of that range, so that the rows 
 in the order of their keys with the memory for one bucket.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..store.faults import disk_errors
+from .formats import Example
 from .labels import canonical_name
 from .splits import row_keys
 from .tokenise import EncodedBatch
@@ -36,17 +37,22 @@ class Run:
     columns: tuple[str, ...]
     has_other_keys: bool
     """Whether keys depend on what `1.0` means: then a column has those for the case that it is not `1`."""
-    kept: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
-    """Bucket -> one bit for each of its rows, for rows that a step has removed."""
+    starts: NDArray[np.int64]
+    """(buckets + 1,): the position of the first row of each bucket, and at the end the number of rows."""
+    kept: NDArray[np.uint8] | None = None
+    """(ceil(rows / 8),): one bit for each row, by its position; None: no step has removed one."""
 
 
 class RunWriter:
     """Collects the rows of a block and writes them sorted by key."""
 
-    def __init__(self, path: Path, seed: int, buckets: int, *, wide: bool) -> None:
+    def __init__(
+        self, path: Path, seed: int, buckets: int, step_keys: Mapping[str, Callable[[Example], str]], *, wide: bool
+    ) -> None:
         self._path = path
         self._seed = seed
         self._buckets = buckets
+        self._step_keys = step_keys
         self._tokens = pa.int32() if wide else pa.uint16()
         self._batches: list[pa.RecordBatch] = []
         self._spellings: dict[str, int] = {}
@@ -77,6 +83,8 @@ class RunWriter:
             "rows": pa.ListArray.from_arrays(row_ends, batch.row_lengths),
             "tokens": pa.ListArray.from_arrays(token_ends, pa.array(batch.tokens).cast(self._tokens)),
         }
+        for step, key in self._step_keys.items():
+            columns[_column_of(step)] = row_keys([key(each) for each in examples], self._seed)
         if batch.loss is not None:
             columns["loss"] = pa.ListArray.from_arrays(token_ends, pa.array(batch.loss))
         self._batches.append(pa.RecordBatch.from_pydict(columns))
@@ -88,16 +96,22 @@ class RunWriter:
         table = pa.Table.from_batches(self._batches)
         if not self._has_other_keys:
             table = table.drop_columns("other key")
-        _write_sorted(self._path, table, self._buckets)
+        starts = _write_sorted(self._path, table, self._buckets)
         columns = tuple(table.column_names)
         counts = np.bincount(table["label"].to_numpy(), minlength=len(self._spellings)).astype(np.int64)
-        return Run(self._path, uri, self._unit, tuple(self._spellings), counts, columns, self._has_other_keys)
+        return Run(self._path, uri, self._unit, tuple(self._spellings), counts, columns, self._has_other_keys, starts)
 
     def _keys(self, batch: EncodedBatch, names: dict[str, str]) -> NDArray[np.uint64]:
         return row_keys([f"{names[each.label]}\0{each.text}" for each in batch.examples], self._seed)
 
 
-def _write_sorted(path: Path, table: pa.Table, buckets: int) -> None:
+def _column_of(step: str) -> str:
+    """The column that has the keys of a step."""
+    return f"key of {step}"
+
+
+def _write_sorted(path: Path, table: pa.Table, buckets: int) -> NDArray[np.int64]:
+    """Write the rows in the order of the column `key`; returns `Run.starts`. Raises DiskFullError."""
     (rows,) = table.combine_chunks().to_batches(max_chunksize=None)
     keys = rows["key"].to_numpy()
     order = np.argsort(keys, kind="stable")
@@ -107,6 +121,7 @@ def _write_sorted(path: Path, table: pa.Table, buckets: int) -> None:
     with disk_errors(path), pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as out:
         for begin, end in pairwise(ends):
             out.write_batch(rows.slice(begin, end - begin))
+    return np.array(ends, dtype=np.int64)
 
 
 def use_other_keys(run: Run, buckets: int) -> None:
@@ -116,22 +131,76 @@ def use_other_keys(run: Run, buckets: int) -> None:
     # Rows of a block with equal keys have to be in the order of the block, as they are after the first sorting.
     table = table.sort_by("number")
     table = table.set_column(0, "key", table["other key"]).drop_columns("other key")
-    _write_sorted(run.path, table, buckets)
+    run.starts = _write_sorted(run.path, table, buckets)
     run.has_other_keys = False
 
 
 def read_bucket(run: Run, bucket: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
     """The rows of a run in one bucket that no step has removed, sorted by key; absent `columns`: with all of them."""
     with pa.OSFile(str(run.path)) as file:
-        options = None
-        if columns is not None:
-            names = pa.ipc.open_file(file).schema.names
-            options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
-        batch = pa.ipc.open_file(file, options=options).get_batch(bucket)
-    kept = run.kept.get(bucket)
-    if kept is None:
+        batch = _open(file, columns).get_batch(bucket)
+    if run.kept is None:
         return batch
-    return batch.filter(pa.array(np.unpackbits(kept, count=batch.num_rows).astype(np.bool_)))
+    return batch.filter(pa.array(_are_kept(run, np.arange(run.starts[bucket], run.starts[bucket + 1]))))
+
+
+def sort_by_step_key(run: Run, step: str, buckets: int) -> Path:
+    """Write key, label and position of the rows of a run, in the order of the step's own key, for `read_keys`.
+
+    Rows with equal keys are in the order of the block. Another step with a key of its own replaces the file.
+    Raises DiskFullError.
+    """
+    with pa.OSFile(str(run.path)) as file:
+        table = _open(file, [_column_of(step), "label", "number"]).read_all()
+    rows = pa.table(
+        {
+            "key": table[_column_of(step)],
+            "label": table["label"],
+            "position": np.arange(table.num_rows, dtype=np.int64),
+            "number": table["number"],
+        }
+    )
+    path = run.path.with_suffix(".keys")
+    _write_sorted(path, rows.sort_by("number").drop_columns("number"), buckets)
+    return path
+
+
+def read_keys(run: Run, bucket: int, path: Path | None) -> pa.RecordBatch:
+    """Key, label and position in the run of the rows in one bucket that no step has removed, sorted by key.
+
+    `path`: the file that `sort_by_step_key` wrote. None: by the keys of the run.
+    """
+    with pa.OSFile(str(path or run.path)) as file:
+        batch = _open(file, ["key", "label"] if path is None else None).get_batch(bucket)
+    if path is None:
+        positions = np.arange(run.starts[bucket], run.starts[bucket + 1])
+        batch = pa.RecordBatch.from_pydict({"key": batch["key"], "label": batch["label"], "position": positions})
+    return batch if run.kept is None else batch.filter(pa.array(_are_kept(run, batch["position"].to_numpy())))
+
+
+def remove_rows(run: Run, positions: NDArray[np.int64]) -> None:
+    """Leave out the rows at these positions from now on."""
+    if not len(positions):
+        return
+    if run.kept is None:
+        run.kept = np.full((int(run.starts[-1]) + 7) // 8, 0xFF, dtype=np.uint8)
+    np.bitwise_and.at(run.kept, positions >> 3, ~(np.uint8(0x80) >> (positions & 7).astype(np.uint8)))
+
+
+def _are_kept(run: Run, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    assert run.kept is not None, "all rows are kept"
+    bits = run.kept[positions >> 3] << (positions & 7).astype(np.uint8)
+    return np.asarray(bits & 0x80, dtype=np.bool_)
+
+
+def _open(file: pa.NativeFile, columns: Sequence[str] | None) -> pa.ipc.RecordBatchFileReader:
+    """A reader of these columns, in the order of the file; absent: of all."""
+    if columns is None:
+        return pa.ipc.open_file(file)
+    names = pa.ipc.open_file(file).schema.names
+    return pa.ipc.open_file(
+        file, options=pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
+    )
 
 
 def in_key_order(batches: Sequence[pa.RecordBatch]) -> tuple[pa.Table, NDArray[np.int64]]:
