@@ -4,7 +4,7 @@ import functools
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,11 +162,14 @@ def _build(
         rows.bad.raise_if_any()
         rows.number_labels(labels)
         rows.apply_to_keys(steps.on_keys)
-        splitter = rows.splitter(steps.split, rows.training_sizes())
+        removed = _removed_text(rows.tallies)
+        sizes = rows.training_sizes()
+        remarks += _check_labels_left(labels, sizes, removed)
+        splitter = rows.splitter(steps.split, sizes)
         if splitter.too_small:
             names = listed([labels[label] for label in splitter.too_small], most=_LISTED_LABELS)
             remarks += (f"{len(splitter.too_small):,} labels have too few records to be in every split: {names}",)
-        _check_counts(rows.counts(splitter), spec, "")
+        _check_counts(rows.counts(splitter), spec, removed)
     for step in (*steps.on_examples[1:], *steps.on_keys):
         tally = rows.tallies[step.name]
         remarks += step.report(tally.counts)
@@ -177,7 +180,7 @@ def _build(
     if lost := sum(split.without_loss for split in written.values()):
         rows.bad.dropped[WITHOUT_LOSS] += lost
     counts = {name: split.writer.rows for name, split in written.items()}
-    _check_counts(counts, spec, _without_loss_text(rows.bad, inputs.max_length))
+    _check_counts(counts, spec, removed + _without_loss_text(rows.bad, inputs.max_length))
     info = DatasetInfo(
         version=FORMAT_VERSION,
         digest=digest,
@@ -487,6 +490,28 @@ WITHOUT_LOSS = "no loss within maxLength"
 def _without_loss_text(bad: BadRecords, max_length: int) -> str:
     lost = bad.dropped[WITHOUT_LOSS]
     return f"; in {lost} records no answer begins within spec.data.maxLength ({max_length} tokens)" if lost else ""
+
+
+def _removed_text(tallies: Mapping[str, Tally]) -> str:
+    removed = {step: tally.dropped for step, tally in tallies.items() if tally.dropped}
+    return "".join(f"; the step {step!r} removed {count:,} records" for step, count in removed.items())
+
+
+def _check_labels_left(labels: Sequence[str], sizes: NDArray[np.int64], removed: str) -> tuple[str, ...]:
+    """A remark on labels that have lost all their training records to steps. Raises BadDataError if fewer than two have
+    any; where none has any, the training split is empty and that is the error."""
+    empty = [label for label, size in zip(labels, sizes, strict=False) if not size]
+    left = len(labels) - len(empty)
+    if not empty or not left:
+        return ()
+    if left == 1:
+        (label,) = set(labels) - set(empty)
+        raise BadDataError(
+            f"all training records that are left have the label {label!r}; a classifier needs two{removed}",
+            advice="add records of another label, or disable the step in spec.data",
+        )
+    names = listed(empty, most=_LISTED_LABELS)
+    return (f"{len(empty):,} labels have no training record left, so they are not learnt: {names}",)
 
 
 def _check_counts(counts: dict[str, int], spec: Spec, reason: str) -> None:
