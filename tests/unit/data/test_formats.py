@@ -1,7 +1,8 @@
 import pytest
 
 from finetune_api.v1alpha1 import Columns, DataFormat, Task
-from finetune_trainer.data.formats import Formatter, detect_format, parse_messages
+from finetune_trainer.data.formats import FORMATS, Formatter, detect_format
+from finetune_trainer.data.messages import parse_messages
 from finetune_trainer.data.problems import Place, RecordProblem
 from finetune_trainer.errors import BadDataError
 
@@ -137,3 +138,9 @@ def test_a_conversation_that_cannot_be_used_says_which_message(value, expected):
 )
 def test_only_the_columns_that_are_used_are_read(data_format, columns, names, expected):
     assert Formatter(data_format, Columns(**columns)).columns_of(names) == expected
+
+
+def test_every_format_of_the_api_is_known_and_reads_columns_that_can_be_named():
+    assert set(FORMATS) == set(DataFormat)
+    fields = {field for name in FORMATS for field in FORMATS[name].columns}
+    assert fields == set(Columns.model_fields)

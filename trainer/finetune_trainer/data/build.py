@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from finetune_api.trainer_config import SplitCounts, TrainerConfig
-from finetune_api.v1alpha1 import BadRecordAction, DataFormat, Holdout, Spec, Task
+from finetune_api.v1alpha1 import BadRecordAction, Holdout, Spec, Task
 
 from ..errors import BadConfigError, BadDataError, StorageProtocolError
 from ..progress import ProgressReporter
@@ -23,7 +23,7 @@ from ..store.uri import join
 from ..tasks import TASKS
 from . import splits
 from .chat import TEMPLATE_DATE
-from .formats import NEEDED, USUAL_NAMES, Formatter
+from .formats import FORMATS, Formatter
 from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, SourceInfo, read_dataset_info
 from .labels import canonical_name, canonical_names, check_label_column, label_names, unknown_label
 from .pipeline import (
@@ -89,15 +89,15 @@ class Steps:
 def steps_of(spec: Spec, inputs: Inputs) -> Steps:
     """The steps that make the rows. Raises BadConfigError for `stratify` without labels."""
     data, formatter = spec.data, inputs.formatter
-    named = {name: getattr(data.columns, name) for name in NEEDED[formatter.data_format]}
     parameters: dict[str, Any] = {
         "format": formatter.data_format,
-        "columns": {name: [column] if column else list(USUAL_NAMES[name]) for name, column in named.items()},
+        "columns": {field: list(names) for field, names in formatter.fields.items()},
         "skips bad records": data.on_bad_record is BadRecordAction.SKIP,
     }
     if formatter.renderer is not None:
         parameters["template date"] = TEMPLATE_DATE.isoformat()
-    form = Step("format", 1, parameters, functools.partial(format_records, formatter), formatter.remarks)
+    version = FORMATS[formatter.data_format].version
+    form = Step("format", version, parameters, functools.partial(format_records, formatter), formatter.remarks)
     encode = Step(
         "encode",
         1,
@@ -447,7 +447,7 @@ class _SplitWriter:
     def __init__(self, store: ObjectStore, dataset_uri: str, split: str, inputs: Inputs, labels: int) -> None:
         self.writer = ShardWriter(store, dataset_uri, split, vocabulary=len(inputs.tokenizer))
         self._has_labels = TASKS[inputs.task].has_labels
-        self._divides = inputs.formatter.data_format is DataFormat.TEXT
+        self._divides = FORMATS[inputs.formatter.data_format].is_divisible
         self._label_counts = np.zeros(labels, dtype=np.int64)
         self.truncated = self.divided = self.documents = self.tokens = self.dropped_tokens = self.without_loss = 0
 

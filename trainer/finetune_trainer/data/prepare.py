@@ -34,7 +34,7 @@ from ..store.uri import join
 from ..tasks import TASKS
 from .build import Inputs, build_dataset, dataset_folder, steps_of
 from .chat import TEMPLATE_DATE, renderer_of
-from .formats import Formatter, detect_format
+from .formats import FORMATS, Formatter, TemplateUse, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
 from .order import grouping_of
 from .pipeline import dataset_digest
@@ -251,17 +251,17 @@ def make_formatter(
 ) -> Formatter:
     """The formatter for a tokenizer; `today` is the date that a chat template is given.
 
-    Raises ModelUnusableError where Chat meets a model without a chat template, or the template cannot be used.
+    Raises ModelUnusableError where the format needs a chat template and the model has none, or it cannot be used.
     """
-    speaks = data_format in (DataFormat.CHAT, DataFormat.INSTRUCTION)
-    renderer = renderer_of(tokenizer, today) if speaks else None
-    if data_format is DataFormat.CHAT and renderer is None:
+    form = FORMATS[data_format]
+    renderer = None if form.template is TemplateUse.NEVER else renderer_of(tokenizer, today)
+    if form.template is TemplateUse.REQUIRED and renderer is None:
         raise ModelUnusableError(
             f"{model_uri} has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja)",
             advice="choose an instruction-tuned base model, or bring the data into prompt and completion columns",
         )
     begin, end = _added_tokens(tokenizer)
-    if data_format is DataFormat.CLASSIFICATION:
+    if form.tokenizer_adds_ends:
         return Formatter(data_format, data.columns, bos=begin, eos=end)
     bos = begin if begin == tokenizer.bos_token else ""
     return Formatter(data_format, data.columns, renderer, bos=bos, eos=tokenizer.eos_token or "")

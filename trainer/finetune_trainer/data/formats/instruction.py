@@ -1,0 +1,42 @@
+"""Instruction: a prompt and its answer."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from finetune_api.v1alpha1 import DataFormat
+
+from ..messages import MEDIA_COLUMNS, encodable, refuse_media
+from ..problems import Place
+from .base import FORMATS, Example, Formatter, RecordFormat, TemplateUse
+
+INPUT_COLUMN = "input"
+"""Optional third column; its text follows the prompt after a blank line."""
+
+
+@FORMATS.register
+class Instruction(RecordFormat):
+    """Formed by the chat template where the tokenizer has one, else with a blank line between prompt and answer."""
+
+    name = DataFormat.INSTRUCTION
+    columns = {"prompt": ("prompt", "instruction"), "completion": ("completion", "output", "response")}
+    optional_columns = (INPUT_COLUMN, *MEDIA_COLUMNS)
+    template = TemplateUse.OPTIONAL
+
+    def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:
+        """Only the answer carries loss."""
+        prompt, completion = formatter.text(record, "prompt"), formatter.text(record, "completion")
+        more = record.get(INPUT_COLUMN)
+        used = {formatter.value(record, field)[0] for field in self.columns}
+        refuse_media(record, used)
+        if isinstance(more, str) and more.strip() and INPUT_COLUMN not in used:
+            prompt = prompt + "\n\n" + encodable(formatter.unbegun(more), f"column {INPUT_COLUMN!r}")
+        parts = (formatter.unbegun(prompt), formatter.stripped(completion))
+        if formatter.renderer is not None:
+            example = formatter.chat(
+                [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], place
+            )
+            return replace(example, parts=parts)
+        start = formatter.begun(prompt) + "\n\n"
+        text = formatter.ended(start + formatter.bare(record, "completion"))
+        return Example(text, place, spans=((len(start), len(text)),), parts=parts)
