@@ -28,9 +28,16 @@ class TaskSupport:
     headline: Metric
     """The metric by which the trained model is compared with the base model."""
     has_labels: bool
-    """Whether every record has one label of a fixed set. Splits are then stratified by it."""
+    """Whether there is a fixed set of labels. The head then has one output for each of them."""
     answers_prompts: bool
     """Whether `spec.evaluation.prompts` can be answered."""
+    labels_tokens: bool = False
+    """Whether a label belongs to a token; otherwise to a record."""
+
+    @property
+    def labels_records(self) -> bool:
+        """Whether every record has one label. Splits are then stratified by it."""
+        return self.has_labels and not self.labels_tokens
 
 
 TASK_SUPPORT: dict[Task, TaskSupport] = {

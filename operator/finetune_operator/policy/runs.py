@@ -80,7 +80,7 @@ def _written_at_start(spec: Spec, resolved: ResolvedStatus) -> Iterator[tuple[ob
     )
     for written, chosen in automatic:
         yield (written, None) if written is not None and written == chosen else (written,)
-    stratified = any(row.has_labels for task, row in TASK_SUPPORT.items() if task == resolved.task)
+    stratified = any(row.labels_records for task, row in TASK_SUPPORT.items() if task == resolved.task)
     for holdout in (spec.data.validation, spec.data.test):
         is_automatic = holdout.stratify is not None and holdout.stratify == stratified
         yield (holdout, holdout.model_copy(update={"stratify": None})) if is_automatic else (holdout,)

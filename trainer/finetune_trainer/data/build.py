@@ -40,7 +40,17 @@ from .pipeline import (
 )
 from .problems import BadRecords, Place, listed
 from .readers import BLOCK_BYTES, blocks
-from .runs import Run, in_key_order, read_bucket, read_keys, remove_rows, sort_by_step_key, use_other_keys
+from .runs import (
+    Run,
+    in_key_order,
+    keep_rows,
+    read_bucket,
+    read_keys,
+    remove_rows,
+    sort_by_step_key,
+    use_other_keys,
+    with_numbers,
+)
 from .shards import ShardWriter
 from .splits import Share, Splitter
 from .tokenise import FastTokenizer
@@ -119,10 +129,10 @@ def steps_of(spec: Spec, inputs: Inputs) -> Steps:
 
 
 def _share(holdout: Holdout, name: str, task: Task) -> Share:
-    has_labels = TASKS[task].has_labels
+    has_labels = TASKS[task].support.labels_records
     if holdout.stratify and not has_labels:
         raise BadConfigError(
-            f"spec.data.{name}.stratify: this data has no labels to keep the shares of", advice="remove stratify"
+            f"spec.data.{name}.stratify: the records have no labels to keep the shares of", advice="remove stratify"
         )
     return Share(holdout.fraction or 0.0, has_labels if holdout.stratify is None else holdout.stratify)
 
@@ -158,9 +168,10 @@ def _build(
     rows = _process(spec, inputs, steps, folder, report)
     with report.phase("split", "splitting"):
         remarks = steps.on_examples[0].report(rows.tallies["format"].counts) + rows.name_labels()
-        labels = rows.check_labels() if TASKS[inputs.task].has_labels else ()
+        support = TASKS[inputs.task].support
+        labels = rows.check_labels(of_tokens=support.labels_tokens) if support.has_labels else ()
         rows.bad.raise_if_any()
-        rows.number_labels(labels)
+        rows.number_labels(labels, of_tokens=support.labels_tokens)
         rows.apply_to_keys(steps.on_keys)
         removed = _removed_text(rows.tallies)
         sizes = rows.training_sizes()
@@ -273,6 +284,10 @@ class _Rows:
     """Of each run: the names of its labels, by their numbers in it."""
     codes: list[NDArray[np.int64]] = field(default_factory=list)
     """Of each run: the numbers of these labels in the data set. -1: one that the training files lack."""
+    token_names: list[list[str]] = field(default_factory=list)
+    """Of each run: the names of the labels of its tokens."""
+    token_codes: list[NDArray[np.int64]] = field(default_factory=list)
+    """Of each run: their numbers in the data set."""
 
     def add(self, result: BlockResult, number: int) -> None:
         """The next block, of the source of that number. Raises BadDataError as reading in one process would."""
@@ -288,33 +303,43 @@ class _Rows:
 
     def name_labels(self) -> tuple[str, ...]:
         """Give labels that are spelled in different ways one name; returns remarks about it."""
-        changed, remarks = canonical_names({spelling for _, run in self.runs for spelling in run.spellings})
+        changed, remarks = canonical_names({spelling for _, run in self.runs for spelling in _spellings(run)})
         for _, run in self.runs:
-            names = [changed.get(spelling, spelling) for spelling in run.spellings]
-            whole = [canonical_name(spelling, floats_are_whole=True) for spelling in run.spellings]
+            names = [changed.get(spelling, spelling) for spelling in _spellings(run)]
+            whole = [canonical_name(spelling, floats_are_whole=True) for spelling in _spellings(run)]
             if run.has_other_keys and names != whole:
                 use_other_keys(run, self.buckets)
-            self.names.append(names)
+            self.names.append(names[: len(run.spellings)])
+            self.token_names.append(names[len(run.spellings) :])
         return remarks
 
-    def check_labels(self) -> tuple[str, ...]:
+    def check_labels(self, *, of_tokens: bool) -> tuple[str, ...]:
         """Label names by the training files; held-out examples with another label are reported, to be left out."""
-        training = [(run, names) for (split, run), names in zip(self.runs, self.names, strict=True) if split == "train"]
-        rows = sum(int(run.counts.sum()) for run, _ in training)
-        labels = label_names(name for _, names in training for name in names)
+        names_of = self.token_names if of_tokens else self.names
+        things, column = ("labelled training tokens", "tags") if of_tokens else ("training records", "label")
+        training = [(run, names) for (split, run), names in zip(self.runs, names_of, strict=True) if split == "train"]
+        rows = sum(int((run.token_counts if of_tokens else run.counts).sum()) for run, _ in training)
+        # Tokens beyond the maximum length are in no row, and neither are labels that only they have.
+        labels = label_names(
+            name
+            for run, names in training
+            for name, count in zip(names, run.token_counts if of_tokens else run.counts, strict=True)
+            if count
+        )
         if len(labels) < 2 and rows:
             self.bad.raise_if_any()  # a label that is missing may stand in a line that cannot be read
             raise BadDataError(
-                f"all {rows} training records have the label {labels[0]!r}; a classifier needs two",
-                advice="add records of another label, or set spec.data.columns.label to the column that tells them "
+                f"all {rows} {things} have the label {labels[0]!r}; a classifier needs two",
+                advice=f"add records of another label, or set spec.data.columns.{column} to the column that tells them "
                 "apart",
             )
-        check_label_column(labels, rows)
+        check_label_column(labels, rows, things, column)
         known = frozenset(labels)
-        for (split, run), names in zip(self.runs, self.names, strict=True):
+        report = self._report_unknown_tokens if of_tokens else self._report_unknown
+        for (split, run), names in zip(self.runs, names_of, strict=True):
             unknown = [number for number, name in enumerate(names) if name not in known]
             if split != "train" and known and unknown:
-                self._report_unknown(run, names, unknown, labels)
+                report(run, names, unknown, labels)
         return labels
 
     def _report_unknown(self, run: Run, names: Sequence[str], unknown: Sequence[int], labels: Sequence[str]) -> None:
@@ -328,9 +353,34 @@ class _Rows:
             if label in problems:
                 self.bad.add(str(Place(run.uri, place, run.unit)), problems[label])
 
-    def number_labels(self, labels: Sequence[str]) -> None:
-        """Decide the numbers of the labels in the data set; there is one, 0, where there are no labels."""
+    def _report_unknown_tokens(
+        self, run: Run, names: Sequence[str], unknown: Sequence[int], labels: Sequence[str]
+    ) -> None:
+        """Report each record that has a token with such a label, once, and leave it out."""
+        problems = {number: unknown_label(names[number], labels, with_nearest=not self.bad.skips) for number in unknown}
+        found: list[tuple[int, int]] = []
+        for bucket in range(self.buckets):
+            batch = read_bucket(run, bucket, ["number", "token labels"])
+            lists = batch["token labels"]
+            rows = np.repeat(np.arange(batch.num_rows), lists.value_lengths().to_numpy(zero_copy_only=False))
+            numbers = lists.flatten().to_numpy()
+            is_wrong = np.isin(numbers, unknown)
+            wrong, first = np.unique(rows[is_wrong], return_index=True)
+            places = batch["number"].to_numpy()[wrong]
+            found += zip(places.tolist(), numbers[is_wrong][first].tolist(), strict=True)
+            is_kept = np.ones(batch.num_rows, dtype=np.bool_)
+            is_kept[wrong] = False
+            keep_rows(run, bucket, is_kept)
+        for place, number in sorted(found):
+            self.bad.add(str(Place(run.uri, place, run.unit)), problems[number])
+
+    def number_labels(self, labels: Sequence[str], *, of_tokens: bool) -> None:
+        """Decide the numbers of the labels in the data set. Where records have no labels, they all have 0."""
         numbers = {name: number for number, name in enumerate(labels)}
+        if of_tokens:
+            self.token_codes = [np.array([numbers.get(name, -1) for name in names]) for names in self.token_names]
+            self.codes = [np.zeros(len(names), dtype=np.int64) for names in self.names]
+            return
         absent = -1 if labels else 0
         self.codes = [np.array([numbers.get(name, absent) for name in names], dtype=np.int64) for names in self.names]
 
@@ -404,31 +454,38 @@ class _Rows:
                     written[name].add(table.take(pa.array(order[chosen])), codes[chosen])
             done += len(order)
             report.update(activity=f"writing shards: {done:,} of {total:,} records")
-        for (split, run), codes in zip(self.runs, self.codes, strict=True):
+        for (split, run), codes, token_codes in zip(self.runs, self.codes, self._token_codes(), strict=True):
             if split != "train":
-                rows = self._whole(run, ["number", *self._columns()])
+                rows = self._whole(run, ["number", *self._columns()], token_codes)
                 labels = codes[rows["label"].to_numpy()]
                 written[split].add(rows.take(pa.array(np.flatnonzero(labels >= 0))), labels[labels >= 0])
         for writer in written.values():
             writer.writer.flush()
 
     def _columns(self) -> list[str]:
-        names = ["label", "truncated", "dropped", "rows", "tokens", "loss"]
+        names = ["label", "truncated", "dropped", "rows", "tokens", "loss", "token labels"]
         return [name for name in names if self.runs and name in self.runs[0][1].columns]
 
     def _training_rows(
         self, bucket: int, columns: Sequence[str]
     ) -> tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]:
         """The rows of a bucket, their order by key, and their labels in that order."""
-        training = [(run, codes) for (split, run), codes in zip(self.runs, self.codes, strict=True) if split == "train"]
-        batches = [read_bucket(run, bucket, columns) for run, _ in training]
+        training = [
+            (run, codes, token_codes)
+            for (split, run), codes, token_codes in zip(self.runs, self.codes, self._token_codes(), strict=True)
+            if split == "train"
+        ]
+        batches = [_read(run, bucket, columns, token_codes) for run, _, token_codes in training]
         table, order = in_key_order(batches)
-        labels = [codes[batch["label"].to_numpy()] for (_, codes), batch in zip(training, batches, strict=True)]
+        labels = [codes[batch["label"].to_numpy()] for (_, codes, _), batch in zip(training, batches, strict=True)]
         return table, order, np.concatenate(labels)[order]
 
-    def _whole(self, run: Run, columns: Sequence[str]) -> pa.Table:
+    def _token_codes(self) -> Sequence[NDArray[np.int64] | None]:
+        return self.token_codes or [None] * len(self.runs)
+
+    def _whole(self, run: Run, columns: Sequence[str], token_codes: NDArray[np.int64] | None = None) -> pa.Table:
         """All rows of a run, in the order of its file."""
-        table = pa.Table.from_batches([read_bucket(run, bucket, columns) for bucket in range(self.buckets)])
+        table = pa.Table.from_batches([_read(run, bucket, columns, token_codes) for bucket in range(self.buckets)])
         return table.combine_chunks().sort_by("number")
 
     def _label_counts(self, run: Run) -> NDArray[np.int64]:
@@ -441,12 +498,23 @@ class _Rows:
         return found
 
 
+def _spellings(run: Run) -> tuple[str, ...]:
+    """All labels as they are written: those of records, then those of tokens."""
+    return (*run.spellings, *run.token_spellings)
+
+
+def _read(run: Run, bucket: int, columns: Sequence[str], token_codes: NDArray[np.int64] | None) -> pa.RecordBatch:
+    """Rows of a run, with the numbers that the labels of tokens have in the data set."""
+    batch = read_bucket(run, bucket, columns)
+    return batch if token_codes is None or "token labels" not in columns else with_numbers(batch, token_codes)
+
+
 class _SplitWriter:
     """The shards of one split, and what dataset.json says about its rows."""
 
     def __init__(self, store: ObjectStore, dataset_uri: str, split: str, inputs: Inputs, labels: int) -> None:
         self.writer = ShardWriter(store, dataset_uri, split, vocabulary=len(inputs.tokenizer))
-        self._has_labels = TASKS[inputs.task].has_labels
+        self._labels_records = TASKS[inputs.task].support.labels_records
         self._divides = FORMATS[inputs.formatter.data_format].is_divisible
         self._label_counts = np.zeros(labels, dtype=np.int64)
         self.truncated = self.divided = self.documents = self.tokens = self.dropped_tokens = self.without_loss = 0
@@ -461,11 +529,13 @@ class _SplitWriter:
         has_rows = rows > 0
         documents = self.documents + np.cumsum(has_rows)
         tokens = columns["tokens"].flatten().to_numpy()
+        token_labels = columns["token labels"].flatten().to_numpy() if "token labels" in columns else None
         self.writer.add(
             columns["rows"].flatten().to_numpy().astype(np.int64),
             tokens,
-            labels=np.repeat(labels, rows) if self._has_labels else None,
+            labels=np.repeat(labels, rows) if self._labels_records else None,
             loss=columns["loss"].flatten().to_numpy(zero_copy_only=False) if "loss" in columns else None,
+            token_labels=token_labels,
             documents=np.repeat(documents, rows) if self._divides else None,
         )
         dropped = int(columns["dropped"].to_numpy().sum())
@@ -475,10 +545,12 @@ class _SplitWriter:
         self.tokens += len(tokens) + dropped
         self.dropped_tokens += dropped
         self.without_loss += int((~has_rows).sum())
+        if token_labels is not None:
+            labels = token_labels[token_labels >= 0]
         self._label_counts += np.bincount(labels, minlength=len(self._label_counts))[: len(self._label_counts)]
 
     def named_label_counts(self, labels: Sequence[str]) -> dict[str, int]:
-        """Label -> examples, for the labels that the split has."""
+        """Label -> examples or tokens, for the labels that the split has."""
         found = dict(zip(labels, self._label_counts.tolist(), strict=True))
         return {label: count for label, count in sorted(found.items()) if count}
 

@@ -60,7 +60,7 @@ class DatasetInfo(_Block):
     labels: tuple[str, ...] = ()
     """Label names in the order of their ids."""
     label_counts: dict[str, dict[str, int]] = {}
-    """Split -> label -> rows."""
+    """Split -> label -> rows with it or, where tokens have labels, tokens."""
     lengths: dict[str, dict[int, int]]
     """Split -> tokens of a row -> rows."""
     dropped: dict[str, int] = {}

@@ -125,22 +125,27 @@ def label_names(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def check_label_column(labels: Sequence[str], rows: int) -> None:
-    """Raise BadDataError where the `labels` of `rows` training records are not those of a classifier."""
+def check_label_column(
+    labels: Sequence[str], rows: int, things: str = "training records", field: str = "label"
+) -> None:
+    """Raise BadDataError where the `labels` of so many `things` for training are not those of a classifier.
+
+    `field`: the field of `spec.data.columns` that names their column.
+    """
     classes = len(labels)
     advice = (
-        "set spec.data.columns.label to the column with the class names; to learn to write the texts themselves, set "
-        "spec.data.format"
+        f"set spec.data.columns.{field} to the column with the class names; to learn to write the texts themselves, "
+        "set spec.data.format"
     )
     if classes > MAX_CLASSES:
         raise BadDataError(
-            f"the {rows:,} training records have {classes:,} different labels, but a classifier can have at most "
+            f"the {rows:,} {things} have {classes:,} different labels, but a classifier can have at most "
             f"{MAX_CLASSES:,} classes; the first: {listed([shown(label) for label in labels], most=3)}",
             advice=advice,
         )
     if classes > _FEW_CLASSES and classes > rows / 2:
         raise BadDataError(
-            f"the {rows:,} training records have {classes:,} different labels, so most labels occur once; the first: "
+            f"the {rows:,} {things} have {classes:,} different labels, so most labels occur once; the first: "
             f"{listed([shown(label) for label in labels], most=3)}",
             advice=f"{advice}; if these are the classes, add records until there are two for each",
         )

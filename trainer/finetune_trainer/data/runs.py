@@ -6,7 +6,7 @@ in the order of their keys with the memory for one bucket.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,6 +39,10 @@ class Run:
     """Whether keys depend on what `1.0` means: then a column has those for the case that it is not `1`."""
     starts: NDArray[np.int64]
     """(buckets + 1,): the position of the first row of each bucket, and at the end the number of rows."""
+    token_spellings: tuple[str, ...] = ()
+    """Labels of tokens as they are written, by the numbers in the column `token labels`."""
+    token_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(token_spellings,): tokens with each of them."""
     kept: NDArray[np.uint8] | None = None
     """(ceil(rows / 8),): one bit for each row, by its position; None: no step has removed one."""
 
@@ -56,6 +60,7 @@ class RunWriter:
         self._tokens = pa.int32() if wide else pa.uint16()
         self._batches: list[pa.RecordBatch] = []
         self._spellings: dict[str, int] = {}
+        self._token_spellings: dict[str, int] = {}
         self._unit = "line"
         self._has_other_keys = False
 
@@ -64,11 +69,13 @@ class RunWriter:
         examples = batch.examples
         spellings = self._spellings
         labels = np.array([spellings.setdefault(each.label, len(spellings)) for each in examples], dtype=np.int32)
+        token_spellings = self._token_spellings
+        places = [token_spellings.setdefault(name, len(token_spellings)) for name in batch.token_label_names]
         row_ends = np.concatenate([[0], np.cumsum(batch.rows)]).astype(np.int32)
         token_ends = np.concatenate([[0], np.cumsum(batch.row_lengths)]).astype(np.int32)[row_ends]
         self._unit = examples[0].place.unit
         whole, other = (
-            {label: canonical_name(label, floats_are_whole=are_whole) for label in spellings}
+            {label: canonical_name(label, floats_are_whole=are_whole) for label in (*spellings, *token_spellings)}
             for are_whole in (True, False)
         )
         keys = self._keys(batch, whole)
@@ -87,6 +94,9 @@ class RunWriter:
             columns[_column_of(step)] = row_keys([key(each) for each in examples], self._seed)
         if batch.loss is not None:
             columns["loss"] = pa.ListArray.from_arrays(token_ends, pa.array(batch.loss))
+        if batch.token_labels is not None:
+            numbers = np.array([*places, -1], dtype=np.int32)[batch.token_labels]
+            columns["token labels"] = pa.ListArray.from_arrays(token_ends, pa.array(numbers))
         self._batches.append(pa.RecordBatch.from_pydict(columns))
 
     def finish(self, uri: str) -> Run | None:
@@ -99,10 +109,19 @@ class RunWriter:
         starts = _write_sorted(self._path, table, self._buckets)
         columns = tuple(table.column_names)
         counts = np.bincount(table["label"].to_numpy(), minlength=len(self._spellings)).astype(np.int64)
-        return Run(self._path, uri, self._unit, tuple(self._spellings), counts, columns, self._has_other_keys, starts)
+        run = Run(self._path, uri, self._unit, tuple(self._spellings), counts, columns, self._has_other_keys, starts)
+        if "token labels" in columns:
+            numbers = table["token labels"].combine_chunks().flatten().to_numpy()
+            run.token_spellings = tuple(self._token_spellings)
+            run.token_counts = np.bincount(numbers[numbers >= 0], minlength=len(run.token_spellings)).astype(np.int64)
+        return run
 
     def _keys(self, batch: EncodedBatch, names: dict[str, str]) -> NDArray[np.uint64]:
-        return row_keys([f"{names[each.label]}\0{each.text}" for each in batch.examples], self._seed)
+        def written(example: Example) -> str:
+            labels = (names[label] for label in example.span_labels) if example.span_labels else (names[example.label],)
+            return "\n".join(labels)
+
+        return row_keys([f"{written(each)}\0{each.text}" for each in batch.examples], self._seed)
 
 
 def _column_of(step: str) -> str:
@@ -201,6 +220,22 @@ def _open(file: pa.NativeFile, columns: Sequence[str] | None) -> pa.ipc.RecordBa
     return pa.ipc.open_file(
         file, options=pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
     )
+
+
+def keep_rows(run: Run, bucket: int, is_kept: NDArray[np.bool_]) -> None:
+    """Remove rows from what `read_bucket` gives; `is_kept` has a value for each row that it gives now."""
+    positions = np.arange(run.starts[bucket], run.starts[bucket + 1])
+    if run.kept is not None:
+        positions = positions[_are_kept(run, positions)]
+    remove_rows(run, positions[~is_kept])
+
+
+def with_numbers(batch: pa.RecordBatch, numbers: NDArray[np.int64]) -> pa.RecordBatch:
+    """The batch with other numbers for the labels of tokens: `numbers[i]` in place of i; -1 stays."""
+    place = batch.schema.get_field_index("token labels")
+    lists = batch.column(place)
+    replaced = np.append(numbers, -1).astype(np.int32)[lists.values.to_numpy()]
+    return batch.set_column(place, "token labels", pa.ListArray.from_arrays(lists.offsets, pa.array(replaced)))
 
 
 def in_key_order(batches: Sequence[pa.RecordBatch]) -> tuple[pa.Table, NDArray[np.int64]]:

@@ -1,8 +1,9 @@
 """Token shards: flat arrays in safetensors files, written once, read by mapping them into memory.
 
-A shard holds `tokens` (all rows behind each other), `offsets` (row i is tokens[offsets[i]:offsets[i+1]]) and either
-`labels` (one class id a row) or `loss` (one flag a token). Where texts were divided into several rows, `documents` has
-the number of its text for each row. Names carry the content's digest.
+A shard holds `tokens` (all rows behind each other), `offsets` (row i is tokens[offsets[i]:offsets[i+1]]) and one of
+`labels` (a class id for each row), `token_labels` (one for each token, -1 for none) and `loss` (a flag for each token).
+Where texts were divided into several rows, `documents` has the number of its text for each row. Names carry the
+content's digest.
 """
 
 import hashlib
@@ -30,7 +31,9 @@ from .info import DatasetInfo, ShardInfo, read_dataset_info
 
 MAX_SHARD_BYTES = 64 * 2**20
 _PARALLEL_DOWNLOADS = 8
-_DTYPES = {"U16": "<u2", "I32": "<i4", "I64": "<i8", "BOOL": "|b1"}
+_OF_TOKENS = ("tokens", "loss", "token_labels")
+"""Arrays with one value for each token."""
+_DTYPES = {"U16": "<u2", "I16": "<i2", "I32": "<i4", "I64": "<i8", "BOOL": "|b1"}
 
 
 class ShardWriter:
@@ -62,18 +65,22 @@ class ShardWriter:
         *,
         labels: NDArray[Any] | None = None,
         loss: NDArray[np.bool_] | None = None,
+        token_labels: NDArray[Any] | None = None,
         documents: NDArray[np.int64] | None = None,
     ) -> None:
-        """R rows of T tokens: `lengths` (R,) and `tokens` (T,); the class ids `labels` (R,) or the flags of the tokens
-        that carry loss, `loss` (T,); and the number of its text for each row, `documents` (R,)."""
+        """R rows of T tokens: `lengths` (R,) and `tokens` (T,); one of the class ids `labels` (R,), the class ids
+        `token_labels` (T,) with -1 for none, and the flags of the tokens that carry loss, `loss` (T,); and the number
+        of its text for each row, `documents` (R,)."""
         arrays = {"lengths": lengths.astype(np.int64), "tokens": tokens.astype(self._dtype)}
         if labels is not None:
             arrays["labels"] = labels.astype(np.int32)
         if loss is not None:
             arrays["loss"] = loss
+        if token_labels is not None:
+            arrays["token_labels"] = token_labels.astype(np.int16)  # at most MAX_CLASSES labels
         if documents is not None:
             arrays["documents"] = documents
-        each = self._dtype.itemsize + (0 if loss is None else 1)
+        each = self._dtype.itemsize + (0 if loss is None else 1) + (0 if token_labels is None else 2)
         sizes = lengths * each + 8 + (0 if labels is None else 4) + (0 if documents is None else 8)
         ends = np.cumsum(sizes)
         begin = 0
@@ -114,7 +121,7 @@ def _rows_of(arrays: dict[str, NDArray[Any]], begin: int, end: int) -> dict[str,
     """The rows from `begin` to `end`."""
     starts = np.concatenate([[0], np.cumsum(arrays["lengths"])])
     tokens = slice(int(starts[begin]), int(starts[end]))
-    return {name: array[tokens if name in ("tokens", "loss") else slice(begin, end)] for name, array in arrays.items()}
+    return {name: array[tokens if name in _OF_TOKENS else slice(begin, end)] for name, array in arrays.items()}
 
 
 class TokenDataset:
@@ -149,7 +156,8 @@ class TokenDataset:
         return np.concatenate([shard["documents"] for shard in self._shards])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids` (L,) int64; `labels`: a class id, or (L,) int64 with -100 where no loss falls."""
+        """`input_ids` (L,) int64; `labels`: a class id, or (L,) int64, token or class ids with -100 where no loss
+        falls."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -158,6 +166,9 @@ class TokenDataset:
         tokens = np.asarray(shard["tokens"][begin:end], dtype=np.int64)
         if "labels" in shard:
             return {"input_ids": tokens, "labels": int(shard["labels"][row])}
+        if "token_labels" in shard:
+            classes = np.asarray(shard["token_labels"][begin:end], dtype=np.int64)
+            return {"input_ids": tokens, "labels": np.where(classes >= 0, classes, IGNORED)}
         return {"input_ids": tokens, "labels": np.where(shard["loss"][begin:end], tokens, IGNORED)}
 
 

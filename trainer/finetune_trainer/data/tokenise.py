@@ -42,11 +42,12 @@ class FastTokenizer:
         encode = self.backend.encode_batch if with_offsets else self.backend.encode_batch_fast
         return list(encode(texts, add_special_tokens=False))
 
-    def cut(self, texts: list[str], max_length: int) -> list[Encoding]:
+    def cut(self, texts: list[str], max_length: int, *, with_offsets: bool = False) -> list[Encoding]:
         """The first `max_length` tokens, the special ones of the tokenizer included; the rest is in `overflowing`."""
         self.backend.enable_truncation(max_length, stride=0, strategy="longest_first", direction=self.truncation_side)
         self._prepare()
-        return list(self.backend.encode_batch_fast(texts, add_special_tokens=True))
+        encode = self.backend.encode_batch if with_offsets else self.backend.encode_batch_fast
+        return list(encode(texts, add_special_tokens=True))
 
     def can_be_sent(self) -> bool:
         """Whether other processes can have it: not a tokenizer that has parts written in Python."""
@@ -69,7 +70,7 @@ class EncodedBatch:
     tokens: NDArray[np.int32]
     """(T,): of all rows, one behind the other."""
     loss: NDArray[np.bool_] | None
-    """(T,): which tokens carry loss. None: the target of a row is its class."""
+    """(T,): which tokens carry loss. None: the targets are labels, of rows or of tokens."""
     row_lengths: NDArray[np.int32]
     """(R,): tokens of each row."""
     rows: NDArray[np.int32]
@@ -79,6 +80,9 @@ class EncodedBatch:
     """(N,): whether the example was cut to the maximum length."""
     dropped: NDArray[np.int64]
     """(N,): tokens of each example that are in no row."""
+    token_labels: NDArray[np.int32] | None = None
+    """(T,): the label of each token as a place in `token_label_names`; -1: it has none. None: tokens have no labels."""
+    token_label_names: tuple[str, ...] = ()
 
 
 Encode = Callable[[list[Example], FastTokenizer, int], EncodedBatch]
@@ -119,6 +123,62 @@ def encode_classified(examples: list[Example], tokenizer: FastTokenizer, max_len
         np.array([bool(encoding.overflowing) for encoding in encodings], dtype=np.bool_),
         np.array(dropped, dtype=np.int64),
     )
+
+
+def encode_labelled_spans(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
+    """One row for each example, with the tokenizer's own special tokens, cut to the maximum length. The first token of
+    each span has its label, the others have none. An example of which no token has one gives no row."""
+    encodings = tokenizer.cut([example.text for example in examples], max_length, with_offsets=True)
+    names: dict[str, int] = {}
+    ids: list[int] = []
+    labels: list[NDArray[np.int32]] = []
+    lengths, rows, dropped = [], [], []
+    for example, encoding in zip(examples, encodings, strict=True):
+        numbers = [names.setdefault(label, len(names)) for label in example.span_labels]
+        found = np.full(len(encoding.ids), -1, dtype=np.int32)
+        for token, number in zip(first_tokens(encoding.offsets, example.spans), numbers, strict=True):
+            if token is not None:
+                found[token] = number
+        is_used = bool((found >= 0).any())
+        rows.append(int(is_used))
+        cut = sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in encoding.overflowing)
+        if is_used:
+            ids += encoding.ids
+            labels.append(found)
+            lengths.append(len(found))
+        else:
+            cut += len(encoding.ids) - sum(encoding.special_tokens_mask)
+        dropped.append(cut)
+    return EncodedBatch(
+        examples,
+        np.array(ids, dtype=np.int32),
+        None,
+        np.array(lengths, dtype=np.int32),
+        np.array(rows, dtype=np.int32),
+        np.array([bool(encoding.overflowing) for encoding in encodings], dtype=np.bool_),
+        np.array(dropped, dtype=np.int64),
+        np.concatenate([np.zeros(0, dtype=np.int32), *labels]),
+        tuple(names),
+    )
+
+
+def first_tokens(offsets: list[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> list[int | None]:
+    """The place of the first token of each span: the first one that has a character of it.
+
+    None for a span that has no such token (it was cut off, or the tokenizer removes its characters), or that shares it
+    with a span before it. Special tokens have no characters. `spans` are in order.
+    """
+    found: list[int | None] = []
+    token = 0
+    for start, end in spans:
+        while token < len(offsets) and (offsets[token][1] <= start or offsets[token][0] == offsets[token][1]):
+            token += 1
+        if token < len(offsets) and offsets[token][0] < end:
+            found.append(token)
+            token += 1
+        else:
+            found.append(None)
+    return found
 
 
 def encode_language(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:

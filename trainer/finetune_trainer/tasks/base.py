@@ -134,7 +134,7 @@ class TrainingTask(ABC):
 
     @property
     def has_labels(self) -> bool:
-        """Whether every record has one label of a fixed set. The head then has one output for each of them."""
+        """Whether there is a fixed set of labels. The head then has one output for each of them."""
         return self.support.has_labels
 
     @property

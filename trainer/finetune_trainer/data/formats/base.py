@@ -24,7 +24,10 @@ class Example:
     label: str = ""
     """Label name; Classification only."""
     spans: tuple[Span, ...] = ()
-    """Characters of `text` that carry loss; language models only."""
+    """Characters of `text` that carry loss, or that have a label each; in order, without overlap. Not of texts with
+    one label."""
+    span_labels: tuple[str, ...] = ()
+    """Label names of `spans`, where these have labels."""
     divisible: bool = False
     """Whether a text that is longer than a row becomes several rows; it is cut to one row otherwise."""
     parts: tuple[str, ...] = field(default=(), compare=False)
