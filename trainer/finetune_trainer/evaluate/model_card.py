@@ -66,6 +66,7 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         reloaded=next((entry for entry in record.reloaded if entry.uri == _folder(config, artifact)), None),
         worst=[row for row in compare.worst_classes(figures) if row.support][:5] if figures else [],
         pairs=compare.confused_pairs(figures, most=5) if figures else [],
+        labelled=TASKS[record.task].labelled,
         limits=limits(record, config, data),
         configuration=configuration,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", configuration)), default=0)),
@@ -112,7 +113,8 @@ def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list
         if few:
             shown = compare.named(few, figures.hardly_tested + figures.untested)
             found.append(
-                f"Classes with fewer than {FEW_EXAMPLES} test examples, whose own figures say little: {shown}."
+                f"Classes with fewer than {FEW_EXAMPLES} test {TASKS[record.task].labelled}s, whose own figures say "
+                f"little: {shown}."
             )
         found.append("It always answers with one of its classes, also where none fits.")
     if data.truncated:

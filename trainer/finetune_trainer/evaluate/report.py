@@ -14,6 +14,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import Metric
 
 from ..methods import METHODS
+from ..tasks import TASKS
 from ..tasks.metrics import FEW_EXAMPLES
 from . import compare, formatting
 from .charts import Series, histogram, line_chart
@@ -74,6 +75,7 @@ def render_report(inputs: ReportInputs) -> str:
             else [],
             tested=figures.classes - figures.untested if figures else 0,
             few=FEW_EXAMPLES,
+            labelled=TASKS[record.task].labelled,
             hardly_tested=compare.named(compare.hardly_tested(figures), figures.hardly_tested) if figures else "",
             untested=compare.named(compare.untested(figures), figures.untested) if figures else "",
             before_f1={row.id: row.f1 for row in before.per_class} if before else {},

@@ -124,6 +124,8 @@ class TrainingTask(ABC):
     """The loss is normalised by rows, whose number is known without communication; otherwise by targets."""
     scores_are_answers: ClassVar[bool]
     """Whether `Measured.scores` are right and wrong answers; otherwise they are losses."""
+    labelled: ClassVar[str] = "example"
+    """What has a label, in the singular: the unit of the figures of each class."""
     limits: ClassVar[tuple[str, ...]] = ()
     """Sentences of the model card about what the metrics do not say."""
 
