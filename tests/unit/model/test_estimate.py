@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.v1alpha1 import Dtype, FullFineTune, Lora, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Dtype, FullFineTune, Lora, Task
 from finetune_trainer.data.prepare import lighter_methods
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
@@ -44,7 +44,7 @@ def shape(*, facts: ModelFacts = BILLION, lora: Lora | None = None, **changes) -
         method=name,
         trained=trained,
         added=added,
-        lighter_methods=lighter_methods(facts, trained, Task.CAUSAL_LM),
+        lighter_methods=lighter_methods(facts, trained, Task.CAUSAL_LM, (ArtifactFormat.MERGED,)),
         nodes=64,
         processes_per_node=1,
         micro_batch=4,

@@ -14,10 +14,11 @@ from extensions import BRIER, MORE_SUPPORT, HeadOnly, MoreMethods, MoreSpec, reg
 from factories import make_job
 from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Method, Task
 from finetune_trainer.data.collate import Collator
+from finetune_trainer.data.prepare import lighter_methods
 from finetune_trainer.errors import BadConfigError, ModelUnusableError
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
-from finetune_trainer.model.inspect import check_task, inspect_model
+from finetune_trainer.model.inspect import ModelFacts, check_task, inspect_model
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.reload import reload_model
 from finetune_trainer.registry import Registry
@@ -128,6 +129,29 @@ def test_the_support_table_accepts_and_refuses_what_is_combined_with_them(
     spec = MoreSpec.model_validate(make_job(**change)["spec"] | {"method": {"headOnly": {}}})
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"task": BRIER})})
     assert [f"{path} {message}" for path, message in MORE_SUPPORT.refusals(spec)] == refusals
+
+
+def test_lighter_methods_fit_task_and_formats_and_the_one_that_trains_most_comes_first(extended: None) -> None:
+    facts = ModelFacts(
+        model_type="bert",
+        is_decoder=False,
+        is_encoder_decoder=False,
+        parameters=10**6,
+        largest_parameter=10**5,
+        linear=(("encoder.layer.0.attention.self.query.weight", 512),),
+        hidden_size=256,
+        layers=1,
+        vocabulary=300,
+        positions=512,
+    )
+    usable = {
+        formats: list(lighter_methods(facts, 10**6, Task.SEQUENCE_CLASSIFICATION, formats))
+        for formats in ((ArtifactFormat.MERGED,), (ArtifactFormat.ADAPTER,))
+    }
+    assert (usable[ArtifactFormat.MERGED,][0], usable[ArtifactFormat.MERGED,][-1]) == ("lora", "headOnly")
+    assert "lora" in usable[ArtifactFormat.ADAPTER,]
+    assert "headOnly" not in usable[ArtifactFormat.ADAPTER,]
+    assert "headOnly" not in lighter_methods(facts, 10**6, Task.CAUSAL_LM, (ArtifactFormat.MERGED,))
 
 
 def test_a_model_is_checked_trained_exported_and_loaded_with_them(extended: None, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Check, choose, then either find the data set that the same inputs gave before, or make it.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -14,7 +15,7 @@ from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.rules import task_of, violations
 from finetune_api.support import SUPPORT
 from finetune_api.trainer_config import Prepared, TrainerConfig
-from finetune_api.v1alpha1 import Data, DataFormat, Dtype, Packing, Spec, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Data, DataFormat, Dtype, Packing, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
 
 from ..errors import BadConfigError, BadDataError, ModelUnusableError
@@ -220,7 +221,7 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
         trained=trained,
         added=added,
         zero_stages=spec.method.block.support.zero_stages,
-        lighter_methods=lighter_methods(facts, trained, task),
+        lighter_methods=lighter_methods(facts, trained, task, spec.output.formats),
         nodes=spec.workers.min_nodes or spec.workers.nodes,
         is_fewest=spec.workers.min_nodes is not None,
         processes_per_node=max(1, spec.workers.gpus_per_node),
@@ -236,14 +237,19 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
     )
 
 
-def lighter_methods(facts: ModelFacts, trained: int, task: Task) -> dict[str, tuple[int, int]]:
-    """Methods that can be used for the task and train fewer parameters: numbers of trained and of added ones."""
-    counts = {name: METHODS[name].parameters(facts, METHODS[name].block()) for name in METHODS}
-    return {
-        name: count
-        for name, count in counts.items()
-        if count.trained < trained and task in (METHODS[name].block.support.tasks or tuple(Task))
-    }
+def lighter_methods(
+    facts: ModelFacts, trained: int, task: Task, formats: Collection[ArtifactFormat]
+) -> dict[str, tuple[int, int]]:
+    """Methods that train fewer parameters and can be used for the task and exported in these formats.
+
+    Name -> numbers of trained and of added parameters, the method that trains the most first: it is the closest to
+    what was asked for.
+    """
+    rows = {name: METHODS[name].block.support for name in METHODS}
+    usable = [name for name, row in rows.items() if task in (row.tasks or tuple(Task)) and {*formats} <= {*row.formats}]
+    counts = {name: METHODS[name].parameters(facts, METHODS[name].block()) for name in usable}
+    lighter = {name: count for name, count in counts.items() if count.trained < trained}
+    return {name: lighter[name] for name in sorted(lighter, key=lambda name: -lighter[name].trained)}
 
 
 def make_formatter(
