@@ -14,13 +14,14 @@ from extensions import BRIER, MORE_SUPPORT, HeadOnly, MoreMethods, MoreSpec, reg
 from factories import make_job
 from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Method, Task
 from finetune_trainer.data.collate import Collator
-from finetune_trainer.data.prepare import lighter_methods
+from finetune_trainer.data.prepare import completed_facts, lighter_methods
 from finetune_trainer.errors import BadConfigError, ModelUnusableError
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.inspect import ModelFacts, check_task, inspect_model
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.reload import reload_model
+from finetune_trainer.model.weights import plan_weights
 from finetune_trainer.registry import Registry
 from finetune_trainer.tasks import TASKS
 from train_configs import train_config
@@ -152,6 +153,18 @@ def test_lighter_methods_fit_task_and_formats_and_the_one_that_trains_most_comes
     assert "lora" in usable[ArtifactFormat.ADAPTER,]
     assert "headOnly" not in usable[ArtifactFormat.ADAPTER,]
     assert "headOnly" not in lighter_methods(facts, 10**6, Task.CAUSAL_LM, (ArtifactFormat.MERGED,))
+
+
+def test_virtual_tokens_leave_the_data_less_room_but_never_none(tmp_path: Path) -> None:
+    base = tiny_models.save_tiny("llama", tmp_path / "base")
+    facts, plan = inspect_model(base, "file:///base"), plan_weights(base, "file:///base", Task.CAUSAL_LM)
+    positions = facts.positions
+    assert positions is not None
+    assert completed_facts(facts, plan, "prefix", 10).positions == positions - 10
+    assert completed_facts(facts, plan, "prefix", positions - 2).positions == 2
+    with pytest.raises(BadConfigError, match=f"prefix must leave room for the data: it takes {positions - 1}") as error:
+        completed_facts(facts, plan, "prefix", positions - 1)
+    assert f"at most {positions - 2}" in error.value.advice
 
 
 def test_a_model_is_checked_trained_exported_and_loaded_with_them(extended: None, tmp_path: Path) -> None:

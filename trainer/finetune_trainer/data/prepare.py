@@ -78,12 +78,13 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     check_task(facts, spec.model.uri, task)
     METHODS[spec.method.name].check(model.path, spec.method.block, TASKS[task])
     plan = plan_weights(model.path, spec.model.uri, task)
-    facts = _completed(facts, plan, METHODS[spec.method.name].virtual_tokens(spec.method.block))
+    virtual_tokens = METHODS[spec.method.name].virtual_tokens(spec.method.block)
+    facts = completed_facts(facts, plan, spec.method.name, virtual_tokens)
     if plan.embeddings is not None:
         check_special_tokens(tokenizer, plan.embeddings, spec.model.uri)
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
-    choice = _zero_choice(config, facts, task, dtype, length)
+    choice = _zero_choice(config, facts, task, dtype, length + virtual_tokens)
     check_evaluation_fits(spec, EvaluationNeeds(parameters=facts.parameters, test_tokens=0, dtype=dtype))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
     if TASKS[task].support.answers_prompts:
@@ -186,10 +187,21 @@ def longest_allowed(wanted: int, facts: ModelFacts, tokenizer: Any) -> int:
     return min([wanted, *(int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT)])
 
 
-def _completed(facts: ModelFacts, plan: WeightPlan, virtual_tokens: int) -> ModelFacts:
-    """What config.json and weight files say, corrected by what the model's code and the fine-tuning method do."""
-    positions = [limit - virtual_tokens for limit in (facts.positions, plan.positions) if limit is not None]
-    return replace(facts, positions=min(positions, default=None), gradient_checkpointing=plan.gradient_checkpointing)
+def completed_facts(facts: ModelFacts, plan: WeightPlan, method: str, virtual_tokens: int) -> ModelFacts:
+    """What config.json and weight files say, corrected by what the model's code and the fine-tuning method do.
+
+    `virtual_tokens` are the positions that the method takes of every row. Raises BadConfigError where they leave fewer
+    than two tokens, of which the first is never predicted.
+    """
+    limits = [limit for limit in (facts.positions, plan.positions) if limit is not None]
+    if virtual_tokens and limits and min(limits) - virtual_tokens < 2:
+        raise BadConfigError(
+            f"spec.method.{method} must leave room for the data: it takes {virtual_tokens} of the {min(limits)} tokens "
+            "that the base model can read at once",
+            advice=f"lower the number of virtual tokens to at most {max(0, min(limits) - 2)}, or choose another method",
+        )
+    positions = min(limits) - virtual_tokens if limits else None
+    return replace(facts, positions=positions, gradient_checkpointing=plan.gradient_checkpointing)
 
 
 def _model_warnings(config: TrainerConfig, plan: WeightPlan, labelled: WeightPlan) -> tuple[str, ...]:
@@ -209,6 +221,7 @@ def _model_warnings(config: TrainerConfig, plan: WeightPlan, labelled: WeightPla
 
 
 def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dtype, length: int) -> ZeroChoice:
+    """`length` is that of a row with the method's virtual tokens, which take as much memory as others."""
     spec = config.spec
     on_gpus = spec.workers.gpus_per_node > 0
     limit = spec.workers.resources.limits.get("memory")

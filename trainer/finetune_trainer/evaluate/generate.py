@@ -18,11 +18,13 @@ def answers(
     max_new_tokens: int,
     seed: int,
     report: Callable[[int], None],
+    virtual_tokens: int = 0,
 ) -> list[str]:
     """Greedy continuations of at most `max_new_tokens` tokens, one for each prompt.
 
     The prompts are tokenised as they are: `Formatter.prompt` gives them the form of the training data, with the begin
-    token. A prompt that leaves no room in the model's context keeps its end.
+    token. A prompt that leaves no room in the model's context keeps its end. `virtual_tokens` are the positions that
+    the model puts before every prompt.
     """
     model.eval()
     set_seed(seed)  # greedy search draws nothing; a model with randomness of its own would
@@ -34,7 +36,7 @@ def answers(
     )
     found = []
     for number, prompt in enumerate(prompts, start=1):
-        tokens = prompt_tokens(tokenizer, prompt)[-_room(model, max_new_tokens) :]
+        tokens = prompt_tokens(tokenizer, prompt)[-_room(model, max_new_tokens + virtual_tokens) :]
         ids = torch.tensor([tokens], dtype=torch.long, device=model.device)
         output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
         found.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
@@ -42,10 +44,10 @@ def answers(
     return found
 
 
-def _room(model: Any, max_new_tokens: int) -> int:
-    """Tokens that a prompt may have."""
+def _room(model: Any, reserved: int) -> int:
+    """Tokens that a prompt may have, where `reserved` positions are for others."""
     context = getattr(model.config, "max_position_embeddings", None) or 1_000_000
-    return max(1, int(context) - max_new_tokens)
+    return max(1, int(context) - reserved)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -19,6 +19,7 @@ from ..data.prepare import make_formatter
 from ..data.prompts import formed_prompts
 from ..data.shards import TokenDataset
 from ..errors import ModelUnusableError
+from ..methods import METHODS
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
 from ..tasks import TASKS
@@ -119,6 +120,7 @@ class Judge:
 
     def _answers(self, model: Any, tokenizer: Any, candidate: Candidate, name: str) -> tuple[str, ...]:
         activity = f"answering prompts with the {name}"
+        method = self.config.spec.method
         with self.report.phase(f"{name}, prompts", activity):
             found = generate.answers(
                 model,
@@ -127,6 +129,7 @@ class Judge:
                 max_new_tokens=self.config.spec.evaluation.max_new_tokens,
                 seed=self.config.spec.training.seed,
                 report=self._progress(activity, len(self._prompts)),
+                virtual_tokens=METHODS[method.name].virtual_tokens(method.block) if candidate.adapter else 0,
             )
         return tuple(found)
 
