@@ -19,12 +19,15 @@ from .v1alpha1 import (
     MethodSupport,
     Metric,
     Offload,
+    Output,
     Spec,
     Task,
     TaskSupport,
 )
 
 ZERO_STAGES = (0, 1, 2, 3)
+
+DEFAULT_FORMATS: tuple[ArtifactFormat, ...] = Output.model_fields["formats"].default
 
 OFFLOAD_STAGES: dict[Offload, tuple[int, ...]] = {
     Offload.NONE: ZERO_STAGES,
@@ -130,6 +133,8 @@ class Support:
             without = f" without spec.{_any_of([f'method.{name}' for name in able])}" if able else f" {with_method}"
             remedy = f", or set {_any_of([f'method.{name}' for name in able])}" if able else ""
             write = f"write [{', '.join(row.formats)}]"
+            if not {*DEFAULT_FORMATS} <= {*row.formats}:  # so it has to be written
+                write += f", because the default is [{', '.join(DEFAULT_FORMATS)}]"
             yield restriction(
                 "output.formats",
                 values=lambda spec: spec.output.formats,

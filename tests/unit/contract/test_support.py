@@ -83,7 +83,7 @@ TEXT = {"data": {"format": "Text"}}
             TEXT | {"output": {"formats": ["Merged"]}},
             [
                 "spec.output.formats must not have Merged without spec.method.full or method.lora; write [Adapter], "
-                "or set method.full or method.lora"
+                "because the default is [Merged], or set method.full or method.lora"
             ],
         ),
         (
@@ -131,7 +131,8 @@ def test_every_new_row_gets_its_cel_rules() -> None:
     assert {rule: rules[rule] for rule in rules if "prefixTokens" in rule} == {
         "!(has(self.method.prefixTokens)) || !has(self.output.formats) || "
         "self.output.formats.all(one, one in ['Adapter'])": "output.formats must not have Merged without method.full "
-        "or method.lora; write [Adapter], or set method.full or method.lora",
+        "or method.lora; write [Adapter], because the default is [Merged], or set method.full or "
+        "method.lora",
         "!(has(self.method.prefixTokens)) || !has(self.deepspeed.zeroStage) || "
         "self.deepspeed.zeroStage in [0, 2]": "deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 1 or 3",
         "!(has(self.method.prefixTokens)) || !has(self.training.gradientCheckpointing) || "
