@@ -70,14 +70,18 @@ class AdapterMethod(FineTuningMethod[Block]):
                 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
                 adapted: PeftModel = get_peft_model(model, self.peft_config(block, task, _trained_whole(model, task)))
         except ValueError as error:
-            known = sorted({_last(name) for name, module in model.named_modules() if _is_linear(module)})
             raise BadConfigError(
                 f"spec.method.{self.name} cannot be applied to {type(model).__name__}: {error}",
-                advice=f"linear layers of this model are {', '.join(known)}; leave targets out to adapt all but the "
-                "head",
+                advice=self.advice(model, block),
             ) from error
         self._check_shared(adapted, block)
         return adapted
+
+    def advice(self, model: PreTrainedModel, block: Block) -> str:
+        """What to write where PEFT refuses the model."""
+        if "targets" not in type(block).model_fields:
+            return "use another base model or another method"
+        return f"linear layers of this model are {', '.join(linear_layers(model))}; leave targets out for the usual ones"
 
     def check(self, folder: Path, block: Block, task: TrainingTask) -> None:
         """Build the model on the meta device and apply the method.
@@ -188,7 +192,12 @@ class AdapterMethod(FineTuningMethod[Block]):
         left = [target for target in self.targets(block) or () if _last(target) not in layers]
         if left:
             return f"write {field}: [{', '.join(left)}], or use a base model whose embeddings are not tied"
-        return f"remove {field} to adapt every linear layer but the head, or use spec.method.full"
+        return f"remove {field} to adapt the usual layers, or use spec.method.full"
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Last parts of the names of all linear layers, sorted."""
+    return sorted({_last(name) for name, module in model.named_modules() if _is_linear(module)})
 
 
 def _trained_whole(model: PreTrainedModel, task: TrainingTask) -> tuple[str, ...]:

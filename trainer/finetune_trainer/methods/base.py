@@ -41,6 +41,11 @@ class ModelSizes(Protocol):
         """Name and rows + columns of every matrix but embeddings and heads."""
         ...
 
+    @property
+    def hidden_size(self) -> int:
+        """Values in the embedding of one token; 0 where the configuration does not state it."""
+        ...
+
 
 class ParameterCounts(NamedTuple):
     """Numbers of parameters, for the estimate of memory."""
