@@ -81,7 +81,9 @@ class AdapterMethod(FineTuningMethod[Block]):
         """What to write where PEFT refuses the model."""
         if "targets" not in type(block).model_fields:
             return "use another base model or another method"
-        return f"linear layers of this model are {', '.join(linear_layers(model))}; leave targets out for the usual ones"
+        return (
+            f"linear layers of this model are {', '.join(linear_layers(model))}; leave targets out for the usual ones"
+        )
 
     def check(self, folder: Path, block: Block, task: TrainingTask) -> None:
         """Build the model on the meta device and apply the method.
@@ -126,6 +128,7 @@ class AdapterMethod(FineTuningMethod[Block]):
                 advice="keep the base model's files as they are while a run uses them",
             )
         set_peft_model_state_dict(adapted, trained)
+        _unwrap_trained_whole(adapted)
         merged: PreTrainedModel = adapted.merge_and_unload()
         return merged, _own_weights(merged)
 
@@ -212,6 +215,20 @@ def _trained_whole(model: PreTrainedModel, task: TrainingTask) -> tuple[str, ...
     heads = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
     drawn = {name.rpartition(".")[0] for name in getattr(model, "new_parameters", ())}
     return tuple(sorted([*heads, *(name for name in drawn if name.startswith(f"{body}."))]))
+
+
+def _unwrap_trained_whole(adapted: PeftModel) -> None:
+    """Put the modules that are trained whole in the place of PEFT's wrappers.
+
+    Only LoRA's own code does that for modules of several layers, such as RoBERTa's head; the code that the other tuners
+    share expects every module to have a weight.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(adapted.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, child = name.rpartition(".")
+            setattr(adapted.get_submodule(parent), child, module.modules_to_save[adapted.active_adapter])
 
 
 def _adapter_weights(model: PeftModel, weights: Weights | None = None) -> dict[str, Any]:
