@@ -1,6 +1,7 @@
 """Small manifests for tests: what a user would write, with one thing changed."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 MINIMAL_SPEC: dict[str, Any] = {
@@ -36,3 +37,9 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         else:
             result[key] = value
     return result
+
+
+def any_of(names: Sequence[str]) -> str:
+    """`a, b or c`, as messages list alternatives."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

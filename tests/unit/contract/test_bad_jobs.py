@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
+from finetune_api.v1alpha1 import Method
 from finetune_api.validation import InvalidJobError, parse_job
+
+METHODS = ", ".join(Method.blocks())
 
 
 def job_with(path: str, value: Any) -> dict[str, Any]:
@@ -107,11 +110,11 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        ("spec.method", {}, "spec.method must have exactly one of full, lora, not none"),
+        ("spec.method", {}, f"spec.method must have exactly one of {METHODS}, not none"),
         (
             "spec.method",
             {"full": {}, "lora": {}},
-            "spec.method must have exactly one of full, lora, not both",
+            f"spec.method must have exactly one of {METHODS}, not both",
         ),
         (
             "spec.training",

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from factories import make_job
+from factories import any_of, make_job
 from finetune_api.crd import CEL_RULES
 from finetune_api.rules import lowest_zero_stage, violations
 from finetune_api.support import OFFLOAD_STAGES, SUPPORT, ZERO_STAGES, Support
@@ -61,6 +61,8 @@ MORE = Support(
     offload=OFFLOAD_STAGES,
 )
 PREFIX = {"prefixTokens": {}}
+METHODS = ", ".join(Method.blocks())
+MERGED = any_of([f"method.{name}" for name, row in SUPPORT.methods.items() if ArtifactFormat.MERGED in row.formats])
 
 
 def spec_with(*, task: str | None = None, **change: Any) -> MoreSpec:
@@ -82,8 +84,8 @@ TEXT = {"data": {"format": "Text"}}
         (
             TEXT | {"output": {"formats": ["Merged"]}},
             [
-                "spec.output.formats must not have Merged without spec.method.full or method.lora; write [Adapter], "
-                "because the default is [Merged], or set method.full or method.lora"
+                f"spec.output.formats must not have Merged without spec.{MERGED}; write [Adapter], because the default "
+                f"is [Merged], or set {MERGED}"
             ],
         ),
         (
@@ -130,9 +132,8 @@ def test_every_new_row_gets_its_cel_rules() -> None:
     rules = dict(MORE.cel_rules())
     assert {rule: rules[rule] for rule in rules if "prefixTokens" in rule} == {
         "!(has(self.method.prefixTokens)) || !has(self.output.formats) || "
-        "self.output.formats.all(one, one in ['Adapter'])": "output.formats must not have Merged without method.full "
-        "or method.lora; write [Adapter], because the default is [Merged], or set method.full or "
-        "method.lora",
+        "self.output.formats.all(one, one in ['Adapter'])": f"output.formats must not have Merged without {MERGED}; "
+        f"write [Adapter], because the default is [Merged], or set {MERGED}",
         "!(has(self.method.prefixTokens)) || !has(self.deepspeed.zeroStage) || "
         "self.deepspeed.zeroStage in [0, 2]": "deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 1 or 3",
         "!(has(self.method.prefixTokens)) || !has(self.training.gradientCheckpointing) || "
@@ -170,10 +171,10 @@ def test_the_page_has_a_row_for_every_method_and_every_task() -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({}, "spec.method must have exactly one of full, lora, prefixTokens, not none; keep one block"),
+        ({}, f"spec.method must have exactly one of {METHODS}, prefixTokens, not none; keep one block"),
         (
             {"full": {}, "lora": {}, "prefixTokens": {}},
-            "spec.method must have exactly one of full, lora, prefixTokens, not 3 of them; keep one block",
+            f"spec.method must have exactly one of {METHODS}, prefixTokens, not 3 of them; keep one block",
         ),
     ],
 )
@@ -185,10 +186,10 @@ def test_the_rule_of_exactly_one_method_follows_the_fields(method: dict[str, Any
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": {"adapters": {}}}, "spec.method.adapters: unknown field; known fields: full, lora"),
+        ({"method": {"adapters": {}}}, f"spec.method.adapters: unknown field; known fields: {METHODS}"),
         (
             {"method": {"loar": {}}},
-            "spec.method.loar: unknown field; did you mean lora? The methods are full, lora",
+            f"spec.method.loar: unknown field; did you mean lora? The methods are {METHODS}",
         ),
         (
             {"model": {"task": "Summarise"}},
