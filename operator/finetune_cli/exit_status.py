@@ -5,12 +5,12 @@
 | 0 | succeeded |
 | 1 | the run failed, and trying again might help |
 | 2 | wrong use of the command line |
-| 3 | suspended, state saved: the same command resumes |
+| 3 | suspended, checkpoint saved: the same command resumes |
 | 65 | the job, or its data, is invalid |
 | 66 | a file, the job, or the base model, is missing or unusable |
 | 69 | object storage, or the cluster, does not answer |
 | 77 | object storage, the hub, or the cluster, refuses the credentials or the permission |
-| 78 | the configuration asks for what is not there: a kubeconfig, a context, the CRD |
+| 78 | a kubeconfig, context or CRD that is required does not exist |
 | 79 | a fault of the program, which the same job would meet again |
 | 130 | stopped at once: a second Ctrl-C, or the first where nothing is to be saved |
 
@@ -34,7 +34,7 @@ KILLED = 130
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked; the message says why and what to do."""
+    """A command failed. The message states why and how to correct it."""
 
     def __init__(self, message: str, exit_status: int = FAILED) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ USER_ERRORS = (CommandError, JobFileError, EmbeddedStoreError, TrainerError, Kil
 
 
 def of_status(status: Status) -> int:
-    """Exit status of `finetune run` and `finetune watch` for a job that is over or suspended."""
+    """Exit status of `finetune run` and `finetune watch` for a job that has ended or is suspended."""
     if status.phase is Phase.SUCCEEDED:
         return SUCCEEDED
     if status.phase is Phase.SUSPENDED:
@@ -85,6 +85,6 @@ def of_error(error: Exception) -> int:
 def explain(error: Exception) -> str:
     """What to print for one of USER_ERRORS."""
     if isinstance(error, KilledError):
-        return "stopped without saving; the same command goes on from the last committed checkpoint"
+        return "stopped without saving; the same command resumes from the last committed checkpoint"
     advice = error.advice if isinstance(error, TrainerError) else ""
     return f"{error}\n{advice}" if advice else str(error)

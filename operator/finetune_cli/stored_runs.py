@@ -17,7 +17,7 @@ from . import event_loop
 from .cluster.lenient_job import is_settled, lenient_job
 from .exit_status import FAILED, USAGE, CommandError, MissingJobError
 from .local.state import RUN_LOCK
-from .local.storage import own_settings, own_storage, shared_storage
+from .local.storage import external_storage, own_settings, shared_storage
 from .locks import try_lock
 from .places import Places
 
@@ -36,7 +36,7 @@ class Address:
     """Only `finetune run` in the work folder writes there."""
     checkpoint: Checkpoint
     """What its job says; of a bare address, what a job says by itself."""
-    unrest: str = ""
+    busy_reason: str = ""
     """Why an attempt may be at work there; empty: none is, or it can be kept from it."""
 
 
@@ -85,28 +85,28 @@ def address_of(where: str, places: Places, endpoint: str | None) -> Address:
 
 def _address_of_uri(uri: str, places: Places, own: StorageSettings | None) -> Address:
     if places.access.is_asked_for:
-        raise CommandError(f"{uri} is in no cluster's namespace: leave the cluster's options out", USAGE)
+        raise CommandError(f"{uri} must not be combined with options of a cluster; remove them", USAGE)
     run = RunLayout.containing(uri).uri
-    unrest = "" if own is None else f"whether an attempt is at work in {run} cannot be known from here"
-    return Address(run, own, is_local=own is None, checkpoint=Checkpoint(), unrest=unrest)
+    busy_reason = "" if own is None else f"it is unknown whether an attempt is running in {run}"
+    return Address(run, own, is_local=own is None, checkpoint=Checkpoint(), busy_reason=busy_reason)
 
 
 async def _address_in_cluster(name: str, places: Places, own: StorageSettings | None) -> Address:
     async with places.cluster(name) as jobs:
         manifest = await jobs.get(name)
         uri, job = _run_of(name, manifest), lenient_job(manifest)
-        told = await jobs.storage(name)
-    settings = told or storage_settings(_storage_block(manifest), StorageSettings())
+        reported = await jobs.storage(name)
+    settings = reported or storage_settings(_storage_block(manifest), StorageSettings())
     if own is not None:  # the same storage on another way, such as a forwarded port
         settings = settings.model_copy(update={"endpoint": own.endpoint, "path_style": True})
-    unrest = "" if is_settled(job) else f"{name} is {job.status.phase}: an attempt may be at work in {uri}"
-    return Address(uri, settings, is_local=False, checkpoint=_checkpoint_block(manifest), unrest=unrest)
+    busy_reason = "" if is_settled(job) else f"{name} is {job.status.phase}: an attempt may be running in {uri}"
+    return Address(uri, settings, is_local=False, checkpoint=_checkpoint_block(manifest), busy_reason=busy_reason)
 
 
 def _run_of(name: str, manifest: Manifest) -> str:
     run = (in_current_shape(manifest.get("status") or {}).get("run") or {}).get("number")
     if not run:
-        raise CommandError(f"{name} has not begun a run yet")
+        raise CommandError(f"{name} has not started a run yet")
     return RunLayout.of(manifest["spec"]["output"]["uri"], run, manifest["metadata"]["uid"]).uri
 
 
@@ -128,14 +128,14 @@ def stored_run(where: str, places: Places, endpoint: str | None, *, alone: bool 
     from finetune_trainer.store import parse
 
     address = address_of(where, places, endpoint)
-    parse(address.uri)  # a wrong address is told before a server is started
+    parse(address.uri)  # report a wrong address before a server is started
     with ExitStack() as held:
         if alone and address.is_local:
             held.enter_context(_no_run(places.work_dir))
         if address.storage is None:
             storage = held.enter_context(shared_storage(places.work_dir, None))
         else:
-            storage = own_storage(address.storage)
+            storage = external_storage(address.storage)
         archive = Archive(storage.connect(), address.uri)
         if not archive.is_there:
             raise MissingJobError(
@@ -149,7 +149,7 @@ def _no_run(work_dir: Path) -> Iterator[None]:
     lock = try_lock(work_dir / RUN_LOCK)
     if lock is None:
         raise CommandError(
-            f"a run is going on in {work_dir}, which removes old checkpoints itself; wait for it", FAILED
+            f"a run is active in {work_dir}, which prunes its checkpoints itself; wait until it has ended", FAILED
         )
     try:
         yield

@@ -1,4 +1,4 @@
-"""`finetune watch`, without the command line: read, show, sleep, until the job is over or suspended."""
+"""`finetune watch`, without the command line: read, show, sleep, until the job has ended or is suspended."""
 
 import asyncio
 import time
@@ -15,13 +15,13 @@ _LOOK_SECONDS = 1.0
 """The operator pulls progress every few seconds; phases and attempts turn in between."""
 
 _UNSEEN_SECONDS = 20.0
-"""After which an operator that is there would have looked at the object."""
+"""Time in which a running operator would have reconciled the object."""
 
 
 async def watch_job(
     place: JobPlace, display: Display, *, pause: Pause = asyncio.sleep, clock: Callable[[], float] = time.monotonic
 ) -> FineTuneJob | None:
-    """The job as it ended, or was suspended. None: it did neither, and nobody works at it any more.
+    """Return the job when it has ended or is suspended. None: it has not, but no process runs it.
 
     Status holds what the trainer has answered to the operator; that is what the display gets, pods are out of reach.
     """
@@ -39,6 +39,6 @@ async def watch_job(
         if is_seen(job):
             unseen_since = None
         elif unseen_since is not None and clock() - unseen_since > _UNSEEN_SECONDS:
-            display.event("the operator has not looked at the object yet; is it running?")
+            display.event("the operator has not reconciled the object yet; check that it is running")
             unseen_since = None
         await pause(_LOOK_SECONDS)

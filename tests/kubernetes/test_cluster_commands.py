@@ -148,7 +148,7 @@ def test_a_suspended_job_ends_the_watching_and_resuming_does_not(admin: Path, na
 
         # Not over, though status still says Suspended: the operator has not seen the change.
         await world.change("rests", suspend=False)
-        assert "not seen: the operator has not looked" in (await user("status", "rests")).out
+        assert "not observed: the operator has not reconciled" in (await user("status", "rests")).out
         watching = asyncio.create_task(user("watch", "rests"))
         await asyncio.sleep(3)
         assert not watching.done()
@@ -179,7 +179,7 @@ def test_checkpoints_are_found_by_the_name_of_their_job(
         # While it trains, nothing of it is removed by chance.
         refused = await user("checkpoints", "prune", "kept", "--keep-last", "1")
         assert refused.status == 2
-        assert refused.err.startswith(f"finetune: kept is Training: an attempt may be at work in {run.uri}, ")
+        assert refused.err.startswith(f"finetune: kept is Training: an attempt may be running in {run.uri}, ")
         assert len(run.names()) == 3
         await world.change("kept", suspend=True)
         await job.until(in_phase(Phase.SUSPENDED))
@@ -208,12 +208,12 @@ def test_a_name_that_is_none_is_told_with_those_that_may_be_meant(user: User, ku
         said = user.now(command, "topics")
         assert said.status == 66
         expected = (
-            f"there is no FineTuneJob topics in namespace {user.namespace} (context test); the namespace holds none"
+            f"there is no FineTuneJob topics in namespace {user.namespace} (context test); the namespace has none"
         )
         assert said.err == f"finetune: {expected}\n"
     kubectl.apply(make_job("topic-classifier", namespace=user.namespace))
     assert "; did you mean topic-classifier?" in user.now("status", "topics-classifier").err
-    assert "; there: topic-classifier\n" in user.now("status", "x").err
+    assert "; existing jobs: topic-classifier\n" in user.now("status", "x").err
 
 
 def test_who_may_not_read_is_told_in_the_api_servers_words(
@@ -341,4 +341,4 @@ def test_following_ends_with_the_job_and_says_everything_once(user: User, kubect
 
     said = asyncio.run(scenario())
     assert (said.status, words_of(said)) == (0, ["early", "late", "last"])
-    assert "the pods of train attempt 2 are gone, and their logs with them" in said.err
+    assert "the pods of train attempt 2 were deleted, with their logs" in said.err

@@ -15,7 +15,7 @@ _DENIED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 def refused(error: ApiError | ApiUnreachableError) -> CommandError:
-    """A call that came to nothing, in the API server's own words where it has some."""
+    """Return the error for a failed request, with the message of the API server if there is one."""
     if isinstance(error, ApiUnreachableError):
         return CommandError(f"the cluster does not answer: {error}", ExitCode.STORAGE_UNREACHABLE)
     if is_unknown_kind(error):
@@ -49,11 +49,11 @@ def no_connection(reason: str) -> CommandError:
 
 def missing_job(name: str, known: Sequence[str], *, namespace: str, where: str) -> MissingJobError:
     """There is no such job, but perhaps one that was meant."""
-    told = f"there is no {KIND} {name} in namespace {namespace} ({where})"
+    message = f"there is no {KIND} {name} in namespace {namespace} ({where})"
     close = difflib.get_close_matches(name, known, n=3)
     if close:
-        return MissingJobError(f"{told}; did you mean {' or '.join(close)}?")
+        return MissingJobError(f"{message}; did you mean {' or '.join(close)}?")
     if known:
         more = f" and {len(known) - _SHOWN_NAMES} more" if len(known) > _SHOWN_NAMES else ""
-        return MissingJobError(f"{told}; there: {', '.join(known[:_SHOWN_NAMES])}{more}")
-    return MissingJobError(f"{told}; the namespace holds none")
+        return MissingJobError(f"{message}; existing jobs: {', '.join(known[:_SHOWN_NAMES])}{more}")
+    return MissingJobError(f"{message}; the namespace has none")

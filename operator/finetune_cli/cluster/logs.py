@@ -113,7 +113,7 @@ class ClusterLogs:
         if gone:
             names = ", ".join(f"{entry.stage} attempt {entry.number}" for entry in gone)
             self._tell_once(
-                f"the pods of {names} are gone, and their logs with them; "
+                f"the pods of {names} were deleted, with their logs; "
                 f"`finetune status {self.name}` has the last lines of what failed"
             )
 

@@ -97,7 +97,7 @@ def _waits(status: Manifest) -> str:
     states = (entry.get("state", {}).get("waiting", {}) for entry in status.get("containerStatuses") or [])
     conditions = (entry for entry in status.get("conditions") or [] if entry.get("status") == "False")
     reasons = (entry.get("message") or entry.get("reason") for entry in (*states, *conditions))
-    return next((str(reason) for reason in reasons if reason), "it has not been looked at yet")
+    return next((str(reason) for reason in reasons if reason), "it has not been scheduled yet")
 
 
 def _utc(stamp: str) -> str:

@@ -1,4 +1,4 @@
-"""`finetune checkpoints list|verify|prune|export`: what a run has saved."""
+"""`finetune checkpoints list|verify|prune|export`: checkpoints of a run."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from .options import DEFAULT_WORK_DIR, Context, Endpoint, Kubeconfig, Namespace,
 if TYPE_CHECKING:  # boto3 comes with it
     from finetune_trainer.checkpoint.archive import Keep, Pruned
 
-app = typer.Typer(help="List, verify, prune and export what a run has saved.", no_args_is_help=True)
+app = typer.Typer(help="List, verify, prune and export the checkpoints of a run.", no_args_is_help=True)
 
 _NARROWEST = 80
 
@@ -30,7 +30,7 @@ Where = Annotated[
     str,
     typer.Argument(
         metavar="JOB|s3://BUCKET/KEY",
-        help="Job here or in a cluster, or the folder of any run.",
+        help="Local job, job in a cluster, or address of the folder of a run.",
         show_default=False,
     ),
 ]
@@ -98,38 +98,38 @@ def prune(
     where: Where,
     *,
     keep_last: Annotated[
-        int | None, typer.Option(metavar="N", help="Keep the N newest; as the job says if left out.", min=1)
+        int | None, typer.Option(metavar="N", help="Keep the N newest; by default as set in the job.", min=1)
     ] = None,
     keep_best: Annotated[
-        int | None, typer.Option(metavar="N", help="Keep the N newest best ones; as the job says if left out.", min=0)
+        int | None, typer.Option(metavar="N", help="Keep the N newest best ones; by default as set in the job.", min=0)
     ] = None,
     keep_every: Annotated[
         int | None,
-        typer.Option(metavar="S", help="Keep the first of every S steps; as the job says if left out.", min=1),
+        typer.Option(metavar="S", help="Keep the first of every S steps; by default as set in the job.", min=1),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="No attempt of this run is at work, I know it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm that no attempt of this run is running.")] = False,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Remove checkpoints, and what only they need.
+    """Remove checkpoints, and blobs that only they need.
 
-    A training does this itself, by spec.checkpoint: this is for runs that are over. What early stopping may export is
-    kept too. Of a run elsewhere, blobs are removed only once nothing has been written to it for an hour, so a save in
-    flight loses nothing.
+    Training prunes checkpoints itself, as set in spec.checkpoint; this command is for runs that have ended. Checkpoints
+    that early stopping may export are kept. In shared storage, blobs are removed only if nothing was written for an
+    hour, so that a save in progress is not damaged.
 
-    Exit status: 0 done, 1 the run is at work, or there is nothing to prune, 2 --yes is needed, 66 no such run, 69
+    Exit status: 0 done, 1 the run is active, or there is nothing to prune, 2 --yes is needed, 66 no such run, 69
     storage or cluster unreachable, 77 not permitted, 78 no kubeconfig or context.
     """
     places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
     with stored_run(where, places, endpoint, alone=not dry_run) as run:
-        if run.address.unrest and not (dry_run or yes):
+        if run.address.busy_reason and not (dry_run or yes):
             raise CommandError(
-                f"{run.address.unrest}, and it could lose what it is saving; "
-                "add --yes if you know that none is, or --dry-run",
+                f"{run.address.busy_reason}, and it could lose the checkpoint that it is saving; "
+                "add --yes to confirm that none is running, or --dry-run",
                 USAGE,
             )
         before = len(run.entries())
@@ -143,9 +143,9 @@ def prune(
 def _keep(run: StoredRun, last: int | None, best: int | None, every: int | None) -> "Keep":
     from finetune_trainer.checkpoint.archive import Keep
 
-    asked = {"last": last, "best": best, "every": every}
-    told = {name: value for name, value in asked.items() if value is not None}
-    return Keep.of(run.address.checkpoint).model_copy(update=told)
+    options = {"last": last, "best": best, "every": every}
+    given = {name: value for name, value in options.items() if value is not None}
+    return Keep.of(run.address.checkpoint).model_copy(update=given)
 
 
 def _told(pruned: "Pruned", before: int, what: str) -> list[str]:
@@ -153,7 +153,7 @@ def _told(pruned: "Pruned", before: int, what: str) -> list[str]:
     count = len(pruned.checkpoints)
     lines.append(f"{count} of {before} checkpoints and {pruned.blobs} blobs, {size(pruned.bytes)}, {what}")
     if pruned.blocked_by:
-        lines.append(f"blobs stay: {pruned.blocked_by}")
+        lines.append(f"blobs are kept: {pruned.blocked_by}")
     return lines
 
 
@@ -162,7 +162,7 @@ def export(
     where: Where,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New or empty folder.", show_default=False)],
     step: Annotated[
-        int | None, typer.Option(metavar="N", help="Step; what a restart takes first if left out.", min=0)
+        int | None, typer.Option(metavar="N", help="Step; by default the checkpoint that a restart loads first.", min=0)
     ] = None,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
@@ -180,7 +180,7 @@ def export(
     unreachable, 70 the checkpoint is damaged, or the disk is full, 77 not permitted, 78 no kubeconfig or context.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CommandError(f"{folder} is not an empty folder; give a new one", USAGE)
+        raise CommandError(f"{folder} must be an empty folder; write the path of a new one", USAGE)
     places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
     with stored_run(where, places, endpoint) as run:
         for path in run.archive.export(run.entries(step)[0], folder):

@@ -53,7 +53,7 @@ def closing_lines(result: "DemoResult") -> Iterator[str]:
             yield f"  {entry.label}: {before} -> {entry.f1:.2f} ({entry.support} questions)"
     for lost in result.lost:
         yield (
-            f"the kill cost {duration(lost.seconds)}: {lost.steps} steps done again "
+            f"the kill cost {duration(lost.seconds)}: {lost.steps} repeated steps "
             f"({duration(lost.redo_seconds)}), {duration(lost.restart_seconds)} until the next step"
         )
     if result.report is not None:

@@ -1,4 +1,4 @@
-"""`finetune logs`: what the workers of a run have logged."""
+"""`finetune logs`: logs of the workers of a run."""
 
 from collections.abc import Iterable
 from typing import Annotated
@@ -19,18 +19,18 @@ from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WorkDir
 
 
 def logs(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; the latest local one if left out.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; by default the latest local one.")] = None,
     *,
     attempt: Annotated[int | None, typer.Option(metavar="N", help="Only this attempt of each stage.")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Only this stage.")] = None,
     rank: Annotated[int | None, typer.Option(metavar="R", help="Only this rank.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the logs until the run has ended.")] = False,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Print what the workers have logged.
+    """Print the logs of the workers.
 
     That is all stages and attempts of the newest run, by time.
 

@@ -29,7 +29,7 @@ Endpoint = Annotated[
     typer.Option(
         "--endpoint",
         metavar="URL",
-        help="Your own S3 instead of the embedded one; credentials come from AWS_* variables.",
+        help="External S3 endpoint instead of the embedded server, with credentials from AWS_* variables.",
     ),
 ]
 JobFiles = Annotated[list[Path], typer.Argument(metavar="FILE", help="Job files.", show_default=False)]

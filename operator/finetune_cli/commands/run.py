@@ -14,11 +14,11 @@ def run(
     endpoint: Endpoint = None,
     watch: WatchMode = None,
 ) -> None:
-    """Run a job here, with processes as workers.
+    """Run a job on this machine, with processes as workers.
 
     Object storage is an embedded server, or your own with --endpoint.
 
-    Ctrl-C saves the state and stops; the same command goes on from there. A second Ctrl-C stops at once.
+    Ctrl-C saves a checkpoint and stops; the same command resumes. A second Ctrl-C stops without saving.
 
     Exit status: 0 succeeded, 1 failed, 3 suspended, 65 invalid job or data, 66 file or model missing, 69 storage
     unreachable, 77 access denied, 78 bad configuration, 130 stopped at once.

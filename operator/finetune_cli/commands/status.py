@@ -30,7 +30,7 @@ class Output(StrEnum):
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; the latest local one if left out.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; by default the latest local one.")] = None,
     output: Annotated[Output, typer.Option("--output", "-o", help="A page, or the object.")] = Output.PAGE,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     namespace: Namespace = None,
@@ -71,6 +71,6 @@ async def _page(place: JobPlace, manifest: Manifest) -> Page:
 
 
 def _readable(manifest: Manifest) -> Manifest:
-    """Without who has written which field, as kubectl prints it."""
+    """Return the object without managedFields, as kubectl prints it."""
     metadata = {field: value for field, value in manifest["metadata"].items() if field != "managedFields"}
     return {**manifest, "metadata": metadata}

@@ -1,4 +1,4 @@
-"""`finetune store put|get|ls`: a look into object storage without an S3 client."""
+"""`finetune store put|get|ls`: access to object storage without an S3 client."""
 
 import sys
 from collections.abc import Iterable
@@ -84,7 +84,8 @@ def get(
 @app.command()
 def ls(
     uri: Annotated[
-        str | None, typer.Argument(metavar="[s3://BUCKET/PREFIX]", help="Where to look; all buckets if left out.")
+        str | None,
+        typer.Argument(metavar="[s3://BUCKET/PREFIX]", help="Prefix to list; by default all buckets."),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Every object, also in folders.")] = False,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
@@ -97,7 +98,7 @@ def ls(
     from finetune_trainer.store import parse
 
     if uri is not None:
-        parse(uri)  # a wrong address is told before a server is started
+        parse(uri)  # report a wrong address before a server is started
     with shared_storage(work_dir, endpoint) as storage:
         if uri is None:
             _list_buckets(storage)

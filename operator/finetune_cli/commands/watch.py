@@ -15,14 +15,14 @@ from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WatchMode
 
 
 def watch(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; the latest local one if left out.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; by default the latest local one.")] = None,
     mode: WatchMode = None,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Show a job until it is over or suspended. Ctrl-C ends the watching, not the job.
+    """Show a job until it has ended or is suspended. Ctrl-C stops the command, not the job.
 
     A local run of that name wins; without one, or with --namespace, --context or --kubeconfig, it is the job of a
     cluster.
@@ -36,7 +36,7 @@ def watch(
         try:
             exit_status = event_loop.run(_watch(places, name, display))
         except KeyboardInterrupt:
-            display.event("the job goes on")
+            display.event("the job continues")
             exit_status = KILLED
     raise typer.Exit(exit_status)
 
@@ -46,5 +46,5 @@ async def _watch(places: Places, name: str | None, display: Display) -> int:
         job = await watch_job(place, display)
         if job is not None:
             return of_status(job.status)
-        display.event("interrupted: no process runs it; `finetune run JOB.yaml` goes on")
+        display.event("interrupted: no process runs it; `finetune run JOB.yaml` resumes")
         return FAILED

@@ -17,7 +17,7 @@ class Display(Protocol):
         """Something happened that the status does not say."""
 
     def finish(self, job: FineTuneJob) -> None:
-        """The run is over, or suspended: show its result."""
+        """Show the result of a run that has ended or is suspended."""
 
     def __enter__(self) -> Self: ...
 

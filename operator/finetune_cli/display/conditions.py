@@ -60,7 +60,10 @@ def wrong_conditions(job: FineTuneJob) -> Iterator[tuple[str, str]]:
             said = message.removesuffix(cause) if cause else message
             yield ", ".join(names), f"{reason}: {said}" if said else reason
     if status.observed_generation != job.metadata.generation:
-        yield "not seen", "the operator has not looked at the object since it was made or changed; is it running?"
+        yield (
+            "not observed",
+            "the operator has not reconciled the object since it was created or changed; check that it is running",
+        )
 
 
 def _is_wrong(entry: Condition) -> bool:

@@ -1,4 +1,4 @@
-"""A display for people at a terminal: a few lines that stay in place while the run goes on."""
+"""A display for people at a terminal: a few lines that are updated in place while the run continues."""
 
 import time
 from collections.abc import Callable
@@ -39,7 +39,7 @@ _PHASE_STYLES = {Phase.SUCCEEDED: "green", Phase.FAILED: "red", Phase.INVALID: "
 
 
 class LossCurve:
-    """The losses of a run by step. Steps that are done again after a restart replace what they had before."""
+    """The losses of a run by step. Steps that are repeated after a restart replace their earlier losses."""
 
     def __init__(self) -> None:
         self._points: list[tuple[int, float]] = []

@@ -76,7 +76,7 @@ class Page:
             words.append(f"began {began:%Y-%m-%d %H:%M:%S}, {took if status.run.completion_time else f'{took} ago'}")
         yield from textwrap.wrap(", ".join(words), self.width, break_long_words=False)
         if self.is_left and not status.phase.is_terminal:
-            yield "interrupted: no process runs it; `finetune run JOB.yaml` goes on"
+            yield "interrupted: no process runs it; `finetune run JOB.yaml` resumes"
 
     def _course(self) -> Iterator[str]:
         status = self.status

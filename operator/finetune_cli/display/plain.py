@@ -22,18 +22,18 @@ from .view import StageState, View, snapshot
 _PHASES = {
     Phase.PENDING: "waiting",
     Phase.RESTARTING: "restarting the {stage}",
-    Phase.SUSPENDING: "suspending: saving the state",
+    Phase.SUSPENDING: "suspending: saving a checkpoint",
     Phase.SUSPENDED: "suspended",
     Phase.SUCCEEDED: "succeeded",
     Phase.FAILED: "failed",
-    Phase.INVALID: "refused: the object breaks the rules",
+    Phase.INVALID: "rejected: the job is invalid",
 }
-"""Phases that tell more than the name of the running stage does."""
+"""Phases that are shown instead of the name of the stage."""
 
 _STAGES: dict[str, str] = {stage: row.noun for stage, row in STAGES.items()}
 
 EXPLAINED = frozenset({Phase.PENDING, Phase.RESTARTING})
-"""Phases that wait for something, and the operator says what for."""
+"""Phases for which the message of the operator is shown."""
 
 
 class PlainDisplay:
@@ -51,7 +51,7 @@ class PlainDisplay:
         self._said: set[tuple[object, ...]] = set()
 
     def update(self, job: FineTuneJob, progress: Progress | None) -> None:
-        """Tell what has changed since the last call."""
+        """Print what has changed since the last call."""
         view = snapshot(job, progress, utc_now())
         for line in changes(self._before, view):
             self.event(line)
@@ -82,7 +82,7 @@ class PlainDisplay:
     ) -> None: ...
 
     def _once(self, text: str, *, key: tuple[object, ...]) -> None:
-        """Say it, but not again under the same key: what is done at every checkpoint is told at the first."""
+        """Print a line once per key, such as activities that repeat at every checkpoint."""
         if (text, *key) not in self._said:
             self._said.add((text, *key))
             self.event(text)

@@ -1,4 +1,4 @@
-"""What a finished run has come to: rows of words, for a table or for a log. Pure."""
+"""The result of a run as rows of text, for a table or a log. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,26 +11,26 @@ from .text import duration, metric_change, metric_name, metric_value, seconds_si
 
 @dataclass(frozen=True)
 class WaysOn:
-    """How a job that is at rest goes on, in words."""
+    """How a suspended or failed job can be continued."""
 
     suspended: str
     failed: str
 
 
-RUN_AGAIN = WaysOn("run the same command again", "mend what is wrong and run the same command again")
-APPLY_AGAIN = WaysOn("set spec.suspend to false", "mend the spec and apply it again")
+RUN_AGAIN = WaysOn("run the same command again", "correct the problem and run the same command again")
+APPLY_AGAIN = WaysOn("set spec.suspend to false", "correct the spec and apply it again")
 
 _TITLES = {
     Phase.SUCCEEDED: "fine-tuned",
     Phase.FAILED: "failed",
-    Phase.SUSPENDED: "suspended, state saved",
-    Phase.INVALID: "refused",
+    Phase.SUSPENDED: "suspended, checkpoint saved",
+    Phase.INVALID: "rejected",
 }
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a run, in words."""
+    """The result of a run as text."""
 
     title: str
     metrics: tuple[tuple[str, str, str, str], ...]
@@ -41,7 +41,7 @@ class Summary:
 
 
 def summarize(job: FineTuneJob, *, ways: WaysOn = RUN_AGAIN) -> Summary:
-    """The result of a job that is over or suspended; `ways` says how it goes on where it can."""
+    """Return the result of a job that has ended or is suspended. `ways` describes how it can be continued."""
     status = job.status
     facts = [*_failure(status), *_course(status), *_results(status), *_next(job, ways)]
     return Summary(
@@ -124,6 +124,6 @@ def _next(job: FineTuneJob, ways: WaysOn) -> list[tuple[str, str]]:
         case Phase.SUSPENDED:
             return [("resume", ways.suspended)]
         case Phase.FAILED:
-            return [("logs", f"finetune logs {job.metadata.name}"), ("to go on", ways.failed)]
+            return [("logs", f"finetune logs {job.metadata.name}"), ("to continue", ways.failed)]
         case _:
             return []

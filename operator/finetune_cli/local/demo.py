@@ -77,13 +77,13 @@ class DemoResult:
 
 
 class Killer:
-    """Kills one worker, once: when half of the steps are done and a checkpoint is there to go on from."""
+    """Kills one worker, once: when half of the steps are done and a checkpoint exists to resume from."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
         self.killed_at_step: int | None = None
         self.step_seconds = 0.0
-        """Recent mean time of a step, as rank 0 last told it."""
+        """Recent mean time of a step, as last reported by rank 0."""
 
     def __call__(self, job: FineTuneJob, progress: Progress | None, cluster: LocalCluster) -> None:
         """Look at this moment of the run."""
@@ -156,7 +156,7 @@ def _per_class(evaluation: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 def _fresh(file: JobFile, state: LocalState) -> JobFile:
-    """A demo that was shown before is a new run; one that was interrupted goes on."""
+    """Start a new run after a completed demo; resume an interrupted one."""
     name = file.manifest["metadata"]["name"]
     before = next((job for job in state.jobs() if job.key.name == name), None)
     if before is None:

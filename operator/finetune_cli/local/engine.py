@@ -1,4 +1,4 @@
-"""`finetune run`: storage, fork server, local cluster and the reconcile loop, from the first look to the last.
+"""`finetune run`: storage, fork server, local cluster and the reconcile loop, from start to end.
 
 The loop is the operator's: look, reconcile, sleep until something changes or is due. What differs from a cluster is
 only where children live.
@@ -36,7 +36,7 @@ OnTick = Callable[[FineTuneJob, Progress | None, LocalCluster], None]
 
 
 class KilledError(Exception):
-    """The user asked a second time: everything was ended without saving."""
+    """The user pressed Ctrl-C a second time; the run was stopped without saving."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RunOptions:
 
 
 def run_locally(manifest: Manifest, options: RunOptions, display: Display) -> FineTuneJob:
-    """Run a FineTuneJob until it is over or suspended; the job as it stands then.
+    """Run a FineTuneJob until it has ended or is suspended, and return it.
 
     Raises InvalidJobError before anything is started, and KilledError after a second Ctrl-C.
     """
@@ -67,7 +67,7 @@ def run_locally(manifest: Manifest, options: RunOptions, display: Display) -> Fi
 
 
 class _Run:
-    """One local run: its cluster, and what has to be told to it."""
+    """One local run and its cluster."""
 
     def __init__(self, manifest: Manifest, options: RunOptions, environ: Mapping[str, str], display: Display) -> None:
         self._manifest, self._options, self._display = manifest, options, display
@@ -120,7 +120,7 @@ class _Run:
     def _interrupt(self) -> None:
         self._interrupts += 1
         if self._interrupts == 1:
-            self._display.event("stopping: saving the state (press Ctrl-C again to stop without saving)")
+            self._display.event("stopping: saving a checkpoint (press Ctrl-C again to stop without saving)")
             self._cluster.put({**self._manifest, "spec": {**self._manifest["spec"], "suspend": True}})
         self._wake.set()
 

@@ -40,7 +40,7 @@ def run_job(
     on_tick: OnTick | None = None,
     on_success: Callable[[FineTuneJob, LocalStorage], None] = lambda *_: None,
 ) -> Finished:
-    """Run a job file until the job is over or suspended.
+    """Run a job file until the job has ended or is suspended.
 
     `endpoint` wins over the job's own; without either, an embedded server is started. `prepare` is called once storage
     is there, `on_success` while it still is. Raises one of `exit_status.USER_ERRORS`.

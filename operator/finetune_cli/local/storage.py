@@ -54,7 +54,7 @@ def store_folder(work_dir: Path) -> Path:
 def owned_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorage]:
     """For a run: the user's storage, or an embedded server that this process starts and ends."""
     if endpoint is not None:
-        yield own_storage(own_settings(endpoint))
+        yield external_storage(own_settings(endpoint))
         return
     with EmbeddedStore(store_folder(work_dir)) as server:
         yield _embedded(server.access, server.check)
@@ -62,9 +62,9 @@ def owned_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorage
 
 @contextmanager
 def shared_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorage]:
-    """For a look: the user's storage, or the embedded server, also while a run is using it."""
+    """Read access to the external storage, or to the embedded server, also while a run is using it."""
     if endpoint is not None:
-        yield own_storage(own_settings(endpoint))
+        yield external_storage(own_settings(endpoint))
         return
     with open_store(store_folder(work_dir)) as access:
         yield _embedded(access, lambda: None)
@@ -81,7 +81,7 @@ def own_settings(endpoint: str) -> StorageSettings:
     return StorageSettings(endpoint=endpoint.rstrip("/"), region=region, path_style=True)
 
 
-def own_storage(settings: StorageSettings) -> LocalStorage:
+def external_storage(settings: StorageSettings) -> LocalStorage:
     """The user's storage, with the credentials of the user's environment."""
     return LocalStorage(settings=settings, environ=dict(os.environ), check=lambda: None, embedded=None)
 

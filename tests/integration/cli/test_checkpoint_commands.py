@@ -113,7 +113,7 @@ def test_values_come_as_safetensors(run: StoredRun, own: tuple[str, str], tmp_pa
     assert set(values) == set(SHAPES)
     assert all(np.array_equal(value, value_of(name, 20)) for name, value in values.items())
     status, _, err = checkpoints("export", run.uri, "out", *own, cwd=tmp_path)
-    assert (status, "out is not an empty folder" in err) == (2, True)
+    assert (status, "out must be an empty folder" in err) == (2, True)
 
 
 def test_what_is_not_there_is_told_with_what_is(run: StoredRun, own: tuple[str, str], tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_local_run_is_found_by_its_name_and_left_alone_while_it_runs(tmp_path:
         status, _, err = checkpoints("prune", "topics", cwd=tmp_path)
         lock.release()
         assert (status, len(run.names())) == (1, 3)
-        assert "a run is going on in .finetune" in err
+        assert "a run is active in .finetune" in err
         status, lines, _ = checkpoints("prune", "topics", cwd=tmp_path)
         assert status == 0
         assert lines[-1].startswith("2 of 3 checkpoints and ")

@@ -77,4 +77,4 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(tmp_path: Path) -> None:
         timer.cancel()
         lock.release()
     assert (process.returncode, err) == (130, "")
-    assert "".join([*lines, out]).splitlines()[-1].endswith("the job goes on")
+    assert "".join([*lines, out]).splitlines()[-1].endswith("the job continues")

@@ -91,10 +91,10 @@ def test_a_job_that_is_not_there_or_has_not_begun_is_told(tmp_path: Path) -> Non
     with pytest.raises(MissingJobError, match=r"holds no runs; .*\n.*named by its folder"):
         address_of("topics", here(tmp_path), None)
     put(tmp_path)
-    with pytest.raises(CommandError, match="topics has not begun a run yet"):
+    with pytest.raises(CommandError, match="topics has not started a run yet"):
         address_of("topics", here(tmp_path), None)
 
 
 def test_a_run_that_is_named_by_its_folder_is_in_no_namespace() -> None:
-    with pytest.raises(CommandError, match="in no cluster's namespace: leave the cluster's options out"):
+    with pytest.raises(CommandError, match="must not be combined with options of a cluster; remove them"):
         address_of(RUN, Places(DEFAULT_WORK_DIR, ClusterAccess(namespace="team")), None)

@@ -51,9 +51,9 @@ def test_a_missing_object_is_no_missing_kind() -> None:
     ("name", "known", "words"),
     [
         ("topcis", ["colours", "topics"], "did you mean topics?"),
-        ("x", ["a-1", "b-2"], "; there: a-1, b-2"),
+        ("x", ["a-1", "b-2"], "; existing jobs: a-1, b-2"),
         ("x", [f"job-{n}" for n in range(9)], "job-4 and 4 more"),
-        ("x", [], "the namespace holds none"),
+        ("x", [], "the namespace has none"),
     ],
 )
 def test_a_missing_job_is_told_with_what_may_be_meant(name: str, known: list[str], words: str) -> None:
@@ -126,7 +126,7 @@ def test_pods_are_sorted_and_strangers_left_out() -> None:
     [
         ({"phase": "Running"}, ""),
         ({"phase": "Failed"}, ""),
-        ({}, "it has not been looked at yet"),
+        ({}, "it has not been scheduled yet"),
         ({"conditions": [{"type": "PodScheduled", "status": "False", "message": "no node"}]}, "no node"),
         (
             {

@@ -120,13 +120,16 @@ def test_the_summary_of_a_failure_says_what_where_and_what_to_do() -> None:
     assert facts["where"] == "stage prepare, rank 0, topics-r1-prepare-a1-0"
     assert facts["class"] == "BadData (exit status 65)"
     assert facts["logs"] == "finetune logs topics"
-    assert facts["to go on"] == "mend what is wrong and run the same command again"
-    assert dict(summarize(job_with(FAILED), ways=APPLY_AGAIN).facts)["to go on"] == "mend the spec and apply it again"
+    assert facts["to continue"] == "correct the problem and run the same command again"
+    assert (
+        dict(summarize(job_with(FAILED), ways=APPLY_AGAIN).facts)["to continue"]
+        == "correct the spec and apply it again"
+    )
 
 
 def test_a_suspended_run_says_how_to_go_on() -> None:
     summary = summarize(job_with(SUSPENDED))
-    assert summary.title == "topics: suspended, state saved"
+    assert summary.title == "topics: suspended, checkpoint saved"
     assert dict(summary.facts)["resume"] == "run the same command again"
     assert dict(summary.facts)["checkpoint"] == "step 180, s3://b/c.json"
 

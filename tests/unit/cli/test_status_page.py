@@ -154,7 +154,7 @@ def test_a_long_message_shows_its_first_and_its_last_lines() -> None:
 
 
 def test_a_local_run_that_nobody_works_at_is_told() -> None:
-    assert "interrupted: no process runs it; `finetune run JOB.yaml` goes on" in page(TRAINING, is_left=True)
+    assert "interrupted: no process runs it; `finetune run JOB.yaml` resumes" in page(TRAINING, is_left=True)
     assert not any("interrupted" in line for line in page(SUCCEEDED, is_left=True))
 
 
@@ -243,7 +243,7 @@ def test_only_what_is_not_as_it_should_be_is_shown(
 
 def test_a_change_that_the_operator_has_not_seen_is_told() -> None:
     job = lenient_job({**make_job(), "status": {**SUCCEEDED, "observedGeneration": 0}})
-    assert [names for names, _ in wrong_conditions(job)] == ["not seen"]
+    assert [names for names, _ in wrong_conditions(job)] == ["not observed"]
     assert not is_settled(job)
     assert is_settled(lenient_job({**make_job(), "status": {**SUCCEEDED, "observedGeneration": 1}}))
 

@@ -81,7 +81,7 @@ def test_an_end_that_the_operator_has_yet_to_take_back_is_none() -> None:
 
 def test_an_operator_that_does_not_look_is_told_once() -> None:
     _, lines = watched(Place(*[{}] * 8, SUCCEEDED | SEEN))
-    assert lines.count("the operator has not looked at the object yet; is it running?") == 1
+    assert lines.count("the operator has not reconciled the object yet; check that it is running") == 1
     _, lines = watched(Place({}, {}, *[TRAINING | SEEN] * 8, SUCCEEDED | SEEN))
     assert not any("has not looked" in line for line in lines)
 
