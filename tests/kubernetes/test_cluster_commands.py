@@ -165,7 +165,7 @@ def test_checkpoints_are_found_by_the_name_of_their_job(
 
     async def scenario(world: World) -> None:
         job = await world.create("kept", train_ends(FOREVER), output={"uri": f"s3://{bucket}/kept"})
-        assert (await user("checkpoints", "list", "kept")).err == "finetune: kept has not begun a run yet\n"
+        assert (await user("checkpoints", "list", "kept")).err == "finetune: kept has not started a run yet\n"
         job.settings = replace(job.settings, storage=storage_settings)
         await job.until(trains)
         uid = (await world.read("kept"))["metadata"]["uid"]
