@@ -96,7 +96,7 @@ def test_a_run_elsewhere_is_pruned_by_who_knows_that_it_is_at_rest(
 ) -> None:
     status, _, err = checkpoints("prune", run.uri, "--keep-last", "1", *own, cwd=tmp_path)
     assert status == 2
-    assert "add --yes if you know that none is, or --dry-run" in err
+    assert "add --yes to confirm that none is running, or --dry-run" in err
     removed = ["00000010-a0001", "00000030-a0002"]
     status, lines, _ = checkpoints("prune", run.uri, "--keep-last", "1", "--dry-run", *own, cwd=tmp_path)
     assert (status, lines[:2], len(run.names())) == (0, [f"{name}: would be removed" for name in removed], 4)
