@@ -14,7 +14,7 @@ import real_models
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
-from mortal_store import MortalStore
+from killable_store import KillableStore
 
 
 def pytest_configure() -> None:
@@ -85,9 +85,9 @@ def smollm2_folder() -> Path:
 
 
 @pytest.fixture
-def mortal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalStore]:
+def killable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KillableStore]:
     """A server that the test may kill and start again; its credentials are in the environment."""
-    with MortalStore(tmp_path) as server:
+    with KillableStore(tmp_path) as server:
         for name, value in server.access.env().items():
             monkeypatch.setenv(name, value)
         yield server

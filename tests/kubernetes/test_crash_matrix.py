@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from driven import Driven, Fault
 from finetune_api.constants import Phase
 from finetune_api.v1alpha1 import Status
 from life_cycle_world import World, in_phase, play, train_ends, trains
+from reconciled_job import Fault, ReconciledJob
 from simulated_kubelet import FOREVER, End, done
 
 CRASHES = ("crash before", "crash after")
@@ -24,22 +24,22 @@ FAULTS = ("timeout before", "timeout after", "409", "422", "429", "500", "503")
 AT_ONCE = 12
 """Lives that are led at the same time; two cores have no use for more."""
 
-Life = Callable[[World, str, Fault | None], Awaitable[Driven]]
+Life = Callable[[World, str, Fault | None], Awaitable[ReconciledJob]]
 
 
-async def completes(world: World, name: str, fault: Fault | None) -> Driven:
+async def completes(world: World, name: str, fault: Fault | None) -> ReconciledJob:
     job = await world.create(name, done, fault)
     await job.until(in_phase(Phase.SUCCEEDED), within=240)
     return job
 
 
-async def falls_once(world: World, name: str, fault: Fault | None) -> Driven:
+async def falls_once(world: World, name: str, fault: Fault | None) -> ReconciledJob:
     job = await world.create(name, train_ends(End(70)), fault)
     await job.until(in_phase(Phase.SUCCEEDED), within=240)
     return job
 
 
-async def fails_and_is_mended(world: World, name: str, fault: Fault | None) -> Driven:
+async def fails_and_is_mended(world: World, name: str, fault: Fault | None) -> ReconciledJob:
     job = await world.create(name, train_ends(End(65)), fault)
     await job.until(in_phase(Phase.FAILED), within=240)
     await world.change(name, deepspeed={"zeroStage": 3})
@@ -47,13 +47,13 @@ async def fails_and_is_mended(world: World, name: str, fault: Fault | None) -> D
     return job
 
 
-async def is_evicted(world: World, name: str, fault: Fault | None) -> Driven:
+async def is_evicted(world: World, name: str, fault: Fault | None) -> ReconciledJob:
     job = await world.create(name, train_ends(End(137, disrupted=True)), fault)
     await job.until(in_phase(Phase.SUCCEEDED), within=240)
     return job
 
 
-async def rests_and_goes_on(world: World, name: str, fault: Fault | None) -> Driven:
+async def rests_and_goes_on(world: World, name: str, fault: Fault | None) -> ReconciledJob:
     job = await world.create(name, train_ends(FOREVER), fault)
     await job.until(trains, within=240)
     await world.change(name, suspend=True)
@@ -63,7 +63,7 @@ async def rests_and_goes_on(world: World, name: str, fault: Fault | None) -> Dri
     return job
 
 
-async def is_changed_while_it_runs(world: World, name: str, fault: Fault | None) -> Driven:
+async def is_changed_while_it_runs(world: World, name: str, fault: Fault | None) -> ReconciledJob:
     job = await world.create(name, train_ends(FOREVER), fault)
     await job.until(trains, within=240)
     world.kubelet.scripts[name] = done
@@ -72,7 +72,7 @@ async def is_changed_while_it_runs(world: World, name: str, fault: Fault | None)
     return job
 
 
-async def takes_fewer(world: World, name: str, fault: Fault | None) -> Driven:
+async def takes_fewer(world: World, name: str, fault: Fault | None) -> ReconciledJob:
     """Three workers cannot share its batch, so two it is, however many of the three run when the time is over."""
     world.kubelet.rooms[name] = lambda _stage, _attempt, index: index < 3
     workers = {"nodes": 4, "minNodes": 2, "startTimeout": "2s"}
@@ -106,7 +106,7 @@ class Remains:
     events: tuple[tuple[str, int], ...]
 
 
-async def remains(world: World, job: Driven, name: str) -> Remains:
+async def remains(world: World, job: ReconciledJob, name: str) -> Remains:
     assert job.last is not None
     status: Status = job.last.status
     told = Counter(await world.event_reasons(name))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from driven import Fault
 from factories import make_job
 from finetune_api.constants import Phase, Stage
 from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
@@ -18,6 +17,7 @@ from finetune_api.v1alpha1 import Status
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
 from life_cycle_world import JOBS, World, in_phase, play, train_ends, trains
+from reconciled_job import Fault
 from simulated_kubelet import FOREVER, End, done
 from testcluster.access import Kubectl
 
@@ -248,7 +248,7 @@ def test_what_the_api_server_drops_is_told(admin: Path, namespace: str, kubectl:
     async def scenario(world: World) -> None:
         manifest = make_job("misspelt", namespace=namespace, workers={"nodes": 1, "gpuPerNode": 8})
         kubectl("apply", "--validate=ignore", "-f", "-", stdin=json.dumps(manifest))
-        job = world.driven("misspelt")
+        job = world.reconciled("misspelt")
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert condition(status, "Accepted") == ("True", "UnknownFields")
         assert "spec.workers.gpuPerNode: unknown field; did you mean gpusPerNode?" in str(status.conditions)

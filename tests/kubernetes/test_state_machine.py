@@ -1,6 +1,6 @@
 """Users, clusters and clocks do what they like, in any order; what has to hold of a job holds after every step.
 
-API server, Job controller and scheduler are real, pods are simulated, and the operator's passes are driven by the test.
+API server, Job controller and scheduler are real, pods are simulated, and the operator's passes are run by the test.
 FINETUNE_TEST_EXAMPLES sets how many lives are led; by default a few, always the same ones.
 """
 
@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from driven import Driven, Fault
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
 from life_cycle_world import World
-from modelled_jobs import Look, Subject
+from modelled_jobs import Look, ModelledJob
+from reconciled_job import Fault, ReconciledJob
 from simulated_kubelet import End
 
 EXAMPLES = int(os.environ.get("FINETUNE_TEST_EXAMPLES", "0"))
@@ -44,7 +44,7 @@ SPECS = st.fixed_dictionaries(
 )
 
 
-class Theatre:
+class ClusterFixture:
     """One loop, one connection and one kubelet for all lives; names are used once."""
 
     def __init__(self, admin: Path, namespace: str) -> None:
@@ -78,27 +78,27 @@ class Theatre:
         return Look(*[answer["items"] for answer in await asyncio.gather(*listed)])
 
 
-class Lives(RuleBasedStateMachine):
+class JobStateMachine(RuleBasedStateMachine):
     """A few jobs, side by side."""
 
-    theatre: Theatre
+    cluster_fixture: ClusterFixture
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = self.theatre.world
-        self.theatre.lives += 1
+        self.world = self.cluster_fixture.world
+        self.cluster_fixture.lives += 1
         self.trail: list[str] = []
-        self.subjects: list[Subject] = []
+        self.modelled_jobs: list[ModelledJob] = []
 
     @initialize(specs=st.lists(SPECS, min_size=SUBJECTS, max_size=SUBJECTS))
     def begin(self, specs: list[dict[str, Any]]) -> None:
         for number, spec in enumerate(specs):
-            name = f"life-{self.theatre.lives}-{number}"
-            driven = self.theatre.run(self.world.create(name, **spec))
-            subject = Subject(name, driven)
-            driven.clock = subject.now
-            self.world.kubelet.scripts[name] = subject.script
-            self.subjects.append(subject)
+            name = f"life-{self.cluster_fixture.lives}-{number}"
+            reconciled = self.cluster_fixture.run(self.world.create(name, **spec))
+            modelled = ModelledJob(name, reconciled)
+            reconciled.clock = modelled.now
+            self.world.kubelet.scripts[name] = modelled.script
+            self.modelled_jobs.append(modelled)
         self._go_on(f"begin {specs}")
 
     # ---- users -----------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(which=WHICH, rate=st.integers(1, 3))
     def change_the_meaning(self, which: int, rate: int) -> None:
-        self.subjects[which].ends.clear()
+        self.modelled_jobs[which].ends.clear()
         self._change(which, training={"learningRate": rate * 1e-5})
 
     @rule(which=WHICH, nodes=st.sampled_from([1, 2, 4]))
@@ -118,20 +118,20 @@ class Lives(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def delete(self, which: int) -> None:
-        if self.subjects[which].uid:
-            self.theatre.run(self.world.remove(self.subjects[which].name))
+        if self.modelled_jobs[which].uid:
+            self.cluster_fixture.run(self.world.remove(self.modelled_jobs[which].name))
             self._go_on(f"delete {which}")
 
     @rule(which=WHICH, spec=SPECS, in_use=st.booleans())
     def create_again(self, which: int, spec: dict[str, Any], in_use: bool) -> None:
         """Under the same name, also while the old one's children are still there."""
-        subject = self.subjects[which]
-        if subject.uid and in_use:
-            self.theatre.run(self.world.remove(subject.name))
-        elif subject.uid:
+        modelled = self.modelled_jobs[which]
+        if modelled.uid and in_use:
+            self.cluster_fixture.run(self.world.remove(modelled.name))
+        elif modelled.uid:
             return
-        subject.ends.clear()
-        self.theatre.run(self.world.create(subject.name, subject.script, **spec))
+        modelled.ends.clear()
+        self.cluster_fixture.run(self.world.create(modelled.name, modelled.script, **spec))
         self._go_on(f"create again {which} {spec}")
 
     # ---- the cluster -----------------------------------------------------------------------------------------------
@@ -150,16 +150,16 @@ class Lives(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def somebody_deletes_a_pod(self, which: int) -> None:
-        look = self.theatre.run(self.theatre.look())
-        for job in self.subjects[which].active_jobs(look)[-1:]:
-            for pod in self.subjects[which].pods_of(job, look)[:1]:
+        look = self.cluster_fixture.run(self.cluster_fixture.look())
+        for job in self.modelled_jobs[which].active_jobs(look)[-1:]:
+            for pod in self.modelled_jobs[which].pods_of(job, look)[:1]:
                 self._remove(f"/api/v1/namespaces/{self.world.namespace}/pods/{pod['metadata']['name']}")
                 self._go_on(f"delete pod {pod['metadata']['name']}")
 
     @rule(which=WHICH, policy=st.sampled_from(["Background", "Foreground"]))
     def somebody_deletes_the_job(self, which: int, policy: str) -> None:
-        look = self.theatre.run(self.theatre.look())
-        for job in self.subjects[which].active_jobs(look)[-1:]:
+        look = self.cluster_fixture.run(self.cluster_fixture.look())
+        for job in self.modelled_jobs[which].active_jobs(look)[-1:]:
             name = job["metadata"]["name"]
             self._remove(f"/apis/batch/v1/namespaces/{self.world.namespace}/jobs/{name}", policy)
             self._go_on(f"delete job {name} {policy}")
@@ -173,41 +173,41 @@ class Lives(RuleBasedStateMachine):
 
     @rule(which=WHICH, kind=FAULTS)
     def its_next_write_goes_wrong(self, which: int, kind: str) -> None:
-        server = self.subjects[which].driven.server
+        server = self.modelled_jobs[which].reconciled.server
         server.fault = Fault(len(server.calls), kind)
         self.trail.append(f"{kind} at the next write of {which}")
 
     @rule(which=WHICH, minutes=st.sampled_from([-60, -1, 1, 60]))
     def its_clock_jumps(self, which: int, minutes: int) -> None:
-        self.subjects[which].offset += timedelta(minutes=minutes)
+        self.modelled_jobs[which].offset += timedelta(minutes=minutes)
         self._go_on(f"clock of {which} jumps by {minutes} minutes")
 
     @rule(which=WHICH)
     def there_are_two_of_it(self, which: int) -> None:
-        driven = self.subjects[which].driven
-        twin = Driven(driven.server, driven.key, clock=driven.clock)
+        reconciled = self.modelled_jobs[which].reconciled
+        twin = ReconciledJob(reconciled.server, reconciled.key, clock=reconciled.clock)
         for _ in range(2):
-            self.theatre.run(asyncio.wait_for(_together(driven, twin), 60))
+            self.cluster_fixture.run(asyncio.wait_for(_together(reconciled, twin), 60))
         self._go_on(f"two operators on {which}")
 
     # ---- what comes of it ------------------------------------------------------------------------------------------
 
     def _change(self, which: int, **spec: Any) -> None:
-        if self.subjects[which].uid:
-            self.theatre.run(self.world.change(self.subjects[which].name, **spec))
+        if self.modelled_jobs[which].uid:
+            self.cluster_fixture.run(self.world.change(self.modelled_jobs[which].name, **spec))
             self._go_on(f"change {which} {spec}")
 
     def _end(self, which: int, index: int, end: End) -> None:
-        subject = self.subjects[which]
-        for job in subject.active_jobs(self.theatre.run(self.theatre.look()))[-1:]:
+        modelled = self.modelled_jobs[which]
+        for job in modelled.active_jobs(self.cluster_fixture.run(self.cluster_fixture.look()))[-1:]:
             labels = job["metadata"]["labels"]
             culprit = min(index, job["spec"]["completions"] - 1)
-            subject.ends[labels["finetune.dev/stage"], int(labels["finetune.dev/attempt"])] = (culprit, end)
+            modelled.ends[labels["finetune.dev/stage"], int(labels["finetune.dev/attempt"])] = (culprit, end)
             self._go_on(f"{job['metadata']['name']}-{culprit} ends {end}")
 
     def _remove(self, path: str, policy: str = "Background") -> None:
         try:
-            self.theatre.run(self.world.server.request("DELETE", path, {"propagationPolicy": policy}))
+            self.cluster_fixture.run(self.world.server.request("DELETE", path, {"propagationPolicy": policy}))
         except ApiError as error:
             if not error.is_missing:
                 raise
@@ -215,61 +215,63 @@ class Lives(RuleBasedStateMachine):
     def _go_on(self, what: str) -> None:
         self.trail.append(what)
         for _ in range(PASSES):
-            self.theatre.run(self._pass())
+            self.cluster_fixture.run(self._pass())
 
     async def _pass(self) -> None:
-        await asyncio.gather(*(subject.driven.step() for subject in self.subjects))
+        await asyncio.gather(*(modelled.reconciled.step() for modelled in self.modelled_jobs))
         await asyncio.sleep(0.1)
-        look = await self.theatre.look()
-        for subject in self.subjects:
+        look = await self.cluster_fixture.look()
+        for modelled in self.modelled_jobs:
             try:
-                subject.check(look)
+                modelled.check(look)
             except AssertionError as error:
-                raise AssertionError("\n".join([str(error), f"of {subject.name}", *self.trail])) from error
+                raise AssertionError("\n".join([str(error), f"of {modelled.name}", *self.trail])) from error
 
     def teardown(self) -> None:
         """Left alone, nothing is written any more; deleted, nothing remains."""
         self.world.kubelet.dead = False
-        self.theatre.run(self._until_quiet())
-        for subject in self.subjects:
-            if subject.uid:
-                self.theatre.run(self.world.remove(subject.name))
-        self.theatre.run(self._until_nothing_is_left())
+        self.cluster_fixture.run(self._until_quiet())
+        for modelled in self.modelled_jobs:
+            if modelled.uid:
+                self.cluster_fixture.run(self.world.remove(modelled.name))
+        self.cluster_fixture.run(self._until_nothing_is_left())
 
     async def _until_quiet(self) -> None:
         quiet = 0
         for _ in range(150):
-            before = [len(subject.driven.server.calls) for subject in self.subjects]
+            before = [len(modelled.reconciled.server.calls) for modelled in self.modelled_jobs]
             await self._pass()
-            quiet = quiet + 1 if before == [len(subject.driven.server.calls) for subject in self.subjects] else 0
+            quiet = (
+                quiet + 1 if before == [len(modelled.reconciled.server.calls) for modelled in self.modelled_jobs] else 0
+            )
             if quiet >= QUIET_PASSES and await self._is_at_rest():
                 return
-        calls = {subject.name: subject.driven.server.calls[-10:] for subject in self.subjects}
+        calls = {modelled.name: modelled.reconciled.server.calls[-10:] for modelled in self.modelled_jobs}
         raise AssertionError("\n".join([f"never quiet: {calls}", *self.trail]))
 
     async def _is_at_rest(self) -> bool:
         """No pod is about to begin or to end."""
         return all(
             "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") != "Pending"
-            for pod in (await self.theatre.look()).pods
+            for pod in (await self.cluster_fixture.look()).pods
         )
 
     async def _until_nothing_is_left(self) -> None:
         async with asyncio.timeout(90):
-            while left := [child for subject in self.subjects for child in await subject.driven.children()]:
+            while left := [child for modelled in self.modelled_jobs for child in await modelled.reconciled.children()]:
                 await asyncio.sleep(0.2)
-                for subject in self.subjects:
-                    await subject.driven.step()
+                for modelled in self.modelled_jobs:
+                    await modelled.reconciled.step()
         assert left == []
 
 
-async def _together(*operators: Driven) -> None:
+async def _together(*operators: ReconciledJob) -> None:
     await asyncio.gather(*(operator.step() for operator in operators))
 
 
 def test_whatever_happens_in_whatever_order_the_invariants_hold(admin: Path, namespace: str) -> None:
-    theatre = Theatre(admin, namespace)
-    machine = type("LivesInThisCluster", (Lives,), {"theatre": theatre})
+    cluster_fixture = ClusterFixture(admin, namespace)
+    machine = type("JobStateMachineInThisCluster", (JobStateMachine,), {"cluster_fixture": cluster_fixture})
     try:
         run_state_machine_as_test(
             machine,
@@ -285,4 +287,4 @@ def test_whatever_happens_in_whatever_order_the_invariants_hold(admin: Path, nam
             ),
         )
     finally:
-        theatre.close()
+        cluster_fixture.close()

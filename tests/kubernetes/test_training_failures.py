@@ -43,25 +43,25 @@ def seconds_between(earlier: str, later: str) -> float:
 
 
 def test_a_dead_worker_is_told_soon_and_for_good(site: Site) -> None:
-    site.kubectl.apply(site.long_job("mortal", restart={"maxRestarts": 0}, ttlSecondsAfterFinished=1))
-    site.until_saved("mortal")
-    victim = site.pods_of("mortal-r1-train-a1")["1"]
+    site.kubectl.apply(site.long_job("killable", restart={"maxRestarts": 0}, ttlSecondsAfterFinished=1))
+    site.until_saved("killable")
+    victim = site.pods_of("killable-r1-train-a1")["1"]
     inside(site, victim["metadata"]["name"], KILL_RANK)
-    job = site.until("mortal", "Failed")
+    job = site.until("killable", "Failed")
     failure = job["status"]["run"]["failure"]
     place = (victim["metadata"]["name"], victim["spec"]["nodeName"])
     assert (failure["class"], failure["stage"], failure["attempt"]) == ("Signal9", "train", 1)
     assert (failure["rank"], failure["pod"], failure["node"], failure["exitCode"]) == (1, *place, 137)
     error = failure["message"].splitlines()[0]
     assert error == "rank 1 was terminated by signal 9 (SIGKILL)"
-    (told,) = [event for event in events_of(site.kubectl, "mortal") if event["reason"] == "AttemptFailed"]
+    (told,) = [event for event in events_of(site.kubectl, "killable") if event["reason"] == "AttemptFailed"]
     assert told["message"].startswith(f"train attempt 1 failed: Signal9 in {place[0]} on {place[1]}: {error}")
     (attempt,) = attempts_at(job, "train")
     assert seconds_between(attempt["endTime"], told["firstTimestamp"]) < SOON_SECONDS
 
-    site.until_no_children("mortal")
-    assert site.kubectl.json("get", "ftj/mortal")["status"]["run"]["failure"] == failure
-    assert site.events("mortal")["AttemptFailed"] == told["message"]
+    site.until_no_children("killable")
+    assert site.kubectl.json("get", "ftj/killable")["status"]["run"]["failure"] == failure
+    assert site.events("killable")["AttemptFailed"] == told["message"]
 
 
 def test_a_worker_that_fails_by_itself_says_what_it_lacked(site: Site) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
-from driven import MUTATING
+from reconciled_job import MUTATING
 from reverse_proxy import ReverseProxy
 
 _HOP = frozenset({"connection", "transfer-encoding", "content-length", "host", "accept-encoding", "keep-alive"})

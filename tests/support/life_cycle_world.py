@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from driven import Driven, Fault, FaultyServer
 from factories import make_job
 from finetune_api.constants import CONFIG_KEY, Phase, Stage
 from finetune_api.trainer_config import TrainerConfig
@@ -13,6 +12,7 @@ from finetune_api.v1alpha1 import Status
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import StaleError
 from finetune_operator.manifests import JobKey, Manifest
+from reconciled_job import Fault, FaultyServer, ReconciledJob
 from simulated_kubelet import FOREVER, End, Script, SimulatedKubelet, done
 
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
@@ -25,16 +25,16 @@ class World:
         self.server, self.namespace = server, namespace
         self.kubelet = SimulatedKubelet(server, namespace)
 
-    async def create(self, name: str, script: Script = done, fault: Fault | None = None, **spec: Any) -> Driven:
+    async def create(self, name: str, script: Script = done, fault: Fault | None = None, **spec: Any) -> ReconciledJob:
         """A job whose pods end as the script says; its operator meets the fault."""
         self.kubelet.scripts[name] = script
         job = make_job(name, namespace=self.namespace, **{"workers": {"nodes": 2}, **spec})
         await self.server.request("POST", JOBS.format(namespace=self.namespace), job)
-        return self.driven(name, fault)
+        return self.reconciled(name, fault)
 
-    def driven(self, name: str, fault: Fault | None = None) -> Driven:
+    def reconciled(self, name: str, fault: Fault | None = None) -> ReconciledJob:
         """The operator of a job that is there."""
-        return Driven(FaultyServer(self.server, fault), JobKey(self.namespace, name))
+        return ReconciledJob(FaultyServer(self.server, fault), JobKey(self.namespace, name))
 
     async def jobs(self) -> dict[str, Any]:
         """Spec of every `batch/v1` Job of the namespace, by its name."""

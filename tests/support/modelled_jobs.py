@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from driven import Driven
 from finetune_api import constants
 from finetune_api.constants import TERMINAL_CONDITIONS, Stage
 from finetune_api.v1alpha1 import Outcome, Status
+from reconciled_job import ReconciledJob
 from simulated_kubelet import FOREVER, End
 
 Manifest = dict[str, Any]
@@ -24,11 +24,11 @@ class Look:
 
 
 @dataclass
-class Subject:
+class ModelledJob:
     """One name, under which objects come and go, and all that was seen of them."""
 
     name: str
-    driven: Driven
+    reconciled: ReconciledJob
     uid: str = ""
     """Of the object that is there now; empty while there is none."""
     offset: timedelta = timedelta()

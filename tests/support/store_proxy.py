@@ -18,7 +18,7 @@ from botocore.credentials import Credentials
 
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
-from mortal_store import MortalStore
+from killable_store import KillableStore
 from reverse_proxy import ReverseProxy
 
 _OWN = frozenset({"connection", "transfer-encoding", "content-length", "keep-alive", "expect"})
@@ -53,7 +53,7 @@ class Request:
 class StoreProxy(ReverseProxy):
     """Between clients and a server. A context manager."""
 
-    server: EmbeddedStore | MortalStore
+    server: EmbeddedStore | KillableStore
     conditions: Conditions = Conditions.HONOURED
     deletes_many: bool = True
     """Whether the request that removes many objects is known."""

@@ -21,7 +21,7 @@ from finetune_trainer.checkpoint.upload import client as uploader_client
 from finetune_trainer.checkpoint.upload.client import Priority
 from finetune_trainer.errors import AccessDeniedError, StorageUnreachableError
 from finetune_trainer.progress import ProgressReporter
-from mortal_store import BUCKET, MortalStore
+from killable_store import BUCKET, KillableStore
 from process_support import drop_right_to_raise_priorities
 from tiny_engine import Case, claim_and_restore, make_engine, make_manager, seed_ranks, train
 
@@ -267,13 +267,13 @@ def without_storage(rank: int, size: int, settings: Any, folder: str, server: in
     }
 
 
-def test_without_storage_the_training_goes_on_and_says_so(mortal: MortalStore, run_world: Any) -> None:
-    place = {"settings": mortal.settings(), "folder": f"{BUCKET}/away"}
-    found = run_world(without_storage, 2, server=mortal.pid, **place)
+def test_without_storage_the_training_goes_on_and_says_so(killable: KillableStore, run_world: Any) -> None:
+    place = {"settings": killable.settings(), "folder": f"{BUCKET}/away"}
+    found = run_world(without_storage, 2, server=killable.pid, **place)
     for rank in found:
-        assert mortal.access.endpoint in rank["trouble"]
+        assert killable.access.endpoint in rank["trouble"]
         assert (rank["left out"], rank["last"], len(rank["losses"])) == (True, 2, 6)
-    mortal.start()
+    killable.start()
     assert run_world(resumed_losses, 2, **place) == [rank["losses"][2:] for rank in found]
 
 
@@ -307,12 +307,12 @@ def late(rank: int, size: int, settings: Any, folder: str, server: int) -> list[
     return [*told, str(stale.value)]
 
 
-def test_a_checkpoint_that_is_late_is_told_with_what_keeps_it(mortal: MortalStore, run_world: Any) -> None:
-    place = {"settings": mortal.settings(), "folder": f"{BUCKET}/late"}
-    for in_time, told, end in run_world(late, 2, server=mortal.pid, **place):
+def test_a_checkpoint_that_is_late_is_told_with_what_keeps_it(killable: KillableStore, run_world: Any) -> None:
+    place = {"settings": killable.settings(), "folder": f"{BUCKET}/late"}
+    for in_time, told, end in run_world(late, 2, server=killable.pid, **place):
         assert in_time == ""
         assert told.startswith("a crash would now cost all after step 2: ")
-        assert mortal.access.endpoint in told
+        assert killable.access.endpoint in told
         assert end.startswith("the state of step 3 could not be stored within 5 s, which is spec.checkpoint.maxStal")
 
 

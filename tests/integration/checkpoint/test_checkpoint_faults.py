@@ -10,7 +10,7 @@ from finetune_api.trainer_config import StorageSettings
 from finetune_trainer.checkpoint.async_saver import TrainingState
 from finetune_trainer.errors import BadConfigError, FencedError, StorageUnreachableError, TrainerError
 from finetune_trainer.store import ObjectStore
-from mortal_store import BUCKET, MortalStore
+from killable_store import BUCKET, KillableStore
 from stored_checkpoints import blob_uri, data_blobs, manifests
 from tiny_engine import GLOBAL_BATCH, Case, claim_and_restore, make_engine, make_manager, make_store, seed_ranks, train
 
@@ -223,13 +223,13 @@ def restored_step(rank: int, size: int, settings: Any, folder: str) -> int:
 
 @pytest.mark.parametrize("moment", ["blobs", "manifest"])
 def test_storage_that_dies_within_a_save_leaves_the_checkpoint_before(
-    mortal: MortalStore, run_world: Any, moment: str
+    killable: KillableStore, run_world: Any, moment: str
 ) -> None:
-    place: dict[str, Any] = {"settings": mortal.settings(), "folder": f"{BUCKET}/{moment}"}
-    for kind, message in run_world(save_while_it_dies, 2, server=mortal.pid, moment=moment, **place):
+    place: dict[str, Any] = {"settings": killable.settings(), "folder": f"{BUCKET}/{moment}"}
+    for kind, message in run_world(save_while_it_dies, 2, server=killable.pid, moment=moment, **place):
         assert kind == StorageUnreachableError.__name__
-        assert mortal.access.endpoint in message
-    mortal.start()
+        assert killable.access.endpoint in message
+    killable.start()
     assert run_world(restored_step, 2, **place) == [1, 1]
 
 

@@ -35,16 +35,16 @@ def test_two_hundred_kills_have_every_victim_at_every_request() -> None:
 
 
 REQUESTS = [
-    ("PUT", "/mortal/out/attempts/3.json", b"{}", Point.CLAIM),
-    ("PUT", "/mortal/out/checkpoints/manifests/00000010-a0001.json", b"{}", Point.MANIFEST),
-    ("PUT", "/mortal/out/checkpoints/blobs/abc", b"\x00\x01", Point.BLOB),
-    ("PUT", "/mortal/out/checkpoints/blobs/abc", b'{"blobs":[],"layout":"d"}', Point.PART),
-    ("PUT", "/mortal/out/checkpoints/blobs/abc", b'{"fragments":[]}', None),
-    ("GET", "/mortal/out/checkpoints/blobs/abc", b"", Point.RESTORE),
-    ("GET", "/mortal?list-type=2&prefix=out%2Fcheckpoints%2Fblobs%2F", b"", None),
-    ("POST", "/mortal?delete", b"<Key>out/checkpoints/manifests/a.json</Key>", Point.PRUNED_MANIFESTS),
-    ("POST", "/mortal?delete", b"<Key>out/checkpoints/blobs/a</Key>", Point.PRUNED_BLOBS),
-    ("HEAD", "/mortal/out/checkpoints/blobs/abc", b"", None),
+    ("PUT", "/killable/out/attempts/3.json", b"{}", Point.CLAIM),
+    ("PUT", "/killable/out/checkpoints/manifests/00000010-a0001.json", b"{}", Point.MANIFEST),
+    ("PUT", "/killable/out/checkpoints/blobs/abc", b"\x00\x01", Point.BLOB),
+    ("PUT", "/killable/out/checkpoints/blobs/abc", b'{"blobs":[],"layout":"d"}', Point.PART),
+    ("PUT", "/killable/out/checkpoints/blobs/abc", b'{"fragments":[]}', None),
+    ("GET", "/killable/out/checkpoints/blobs/abc", b"", Point.RESTORE),
+    ("GET", "/killable?list-type=2&prefix=out%2Fcheckpoints%2Fblobs%2F", b"", None),
+    ("POST", "/killable?delete", b"<Key>out/checkpoints/manifests/a.json</Key>", Point.PRUNED_MANIFESTS),
+    ("POST", "/killable?delete", b"<Key>out/checkpoints/blobs/a</Key>", Point.PRUNED_BLOBS),
+    ("HEAD", "/killable/out/checkpoints/blobs/abc", b"", None),
 ]
 
 

@@ -22,9 +22,9 @@ from finetune_trainer.model.portable import copy_tokenizer
 from finetune_trainer.model.tokenizer import load_tokenizer, tokenizer_digest
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
+from prepare_fixture import PrepareFixture
 from rows import chats, jsonl
 from train_configs import train_config
-from workplace import Workplace
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_the_preparation_tells_which_revision_it_was_asked_for_and_what_commit_t
     hub, store, bucket, storage_settings, tmp_path, uri, requested
 ):
     """The operator knows by both whether a spec that names the commit means the same run."""
-    place = Workplace(store, bucket, storage_settings, tmp_path)
+    place = PrepareFixture(store, bucket, storage_settings, tmp_path)
     train = place.put("train.jsonl", jsonl(chats()))
     prepared = place.prepare(uri, {"train": [{"uri": train}]})
     assert prepared.requested_revision == requested

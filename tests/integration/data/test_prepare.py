@@ -27,13 +27,13 @@ from finetune_trainer.data.shards import ShardWriter, TokenDataset
 from finetune_trainer.errors import AccessDeniedError, BadConfigError, BadDataError, ModelUnusableError
 from finetune_trainer.model.tokenizer import load_tokenizer
 from finetune_trainer.store import ObjectStore
+from prepare_fixture import PrepareFixture
 from rows import chats, classified, jsonl
-from workplace import Workplace
 
 
 @pytest.fixture
-def place(store, bucket, storage_settings, tmp_path) -> Workplace:
-    return Workplace(store, bucket, storage_settings, tmp_path)
+def place(store, bucket, storage_settings, tmp_path) -> PrepareFixture:
+    return PrepareFixture(store, bucket, storage_settings, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_another_date_of_templates_is_another_data_set(place, llama, monkeypatch
 
 def prepare_apart(bucket: str, settings: StorageSettings, folder: Path, *arguments: Any) -> Prepared:
     """In a process of its own, with connections of its own."""
-    here = Workplace(ObjectStore.connect(settings), bucket, settings, folder / str(os.getpid()))
+    here = PrepareFixture(ObjectStore.connect(settings), bucket, settings, folder / str(os.getpid()))
     return here.prepare(*arguments, apart=True)
 
 

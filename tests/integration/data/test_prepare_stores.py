@@ -4,9 +4,9 @@ import pytest
 
 import tiny_models
 from finetune_trainer.store import ObjectStore
+from prepare_fixture import PrepareFixture
 from rows import classified, jsonl
 from store_proxy import Conditions, StoreProxy
-from workplace import Workplace
 
 
 @pytest.mark.parametrize("conditions", [Conditions.IGNORED, Conditions.REFUSED])
@@ -15,7 +15,7 @@ def test_storage_without_conditional_writes_holds_data_sets_too(
 ):
     with StoreProxy(store_server, conditions) as proxy:
         settings = proxy.settings()
-        place = Workplace(ObjectStore.connect(settings), bucket, settings, tmp_path)
+        place = PrepareFixture(ObjectStore.connect(settings), bucket, settings, tmp_path)
         bert = tiny_models.save_tiny_bert(tmp_path / "bert")
         uri = place.put("a.jsonl", jsonl(classified(20)))
         first, second = (place.prepare(bert, {"train": [{"uri": uri}]}, apart=True) for _ in range(2))

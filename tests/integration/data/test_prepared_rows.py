@@ -14,13 +14,13 @@ import pytest
 import tiny_models
 from finetune_trainer.data.info import read_dataset_info
 from finetune_trainer.model.tokenizer import load_tokenizer
+from prepare_fixture import PrepareFixture
 from rows import chats, classified, jsonl
-from workplace import Workplace
 
 
 @pytest.fixture
-def place(store, bucket, storage_settings, tmp_path) -> Workplace:
-    return Workplace(store, bucket, storage_settings, tmp_path)
+def place(store, bucket, storage_settings, tmp_path) -> PrepareFixture:
+    return PrepareFixture(store, bucket, storage_settings, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ EXPECTED = {
 }
 
 
-def rows_digest(place: Workplace, prepared: Any, model: Path) -> str:
+def rows_digest(place: PrepareFixture, prepared: Any, model: Path) -> str:
     """Of what training reads, row by row: texts, targets, numbers of documents; and of what dataset.json counts."""
     tokenizer = load_tokenizer(model)
     info = read_dataset_info(place.store, prepared.dataset_uri)

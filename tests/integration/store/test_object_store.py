@@ -25,8 +25,8 @@ from finetune_trainer.errors import (
     StorageUnreachableError,
 )
 from finetune_trainer.store import ObjectStore, RetryPolicy, join
+from killable_store import KillableStore
 from misbehaving_store import MisbehavingProxy
-from mortal_store import MortalStore
 from store_proxy import StoreProxy
 
 MIB = 1 << 20
@@ -378,27 +378,27 @@ def test_an_unreachable_server_is_named(storage_settings: StorageSettings, tmp_p
         REQUESTS[name](store, "s3://test-bucket/key", tmp_path)
 
 
-def test_a_server_that_dies_in_the_middle_is_waited_for(mortal: MortalStore, tmp_path: Path) -> None:
-    store: ObjectStore = ObjectStore.connect(mortal.settings(), retry=RetryPolicy(total_seconds=30.0))
+def test_a_server_that_dies_in_the_middle_is_waited_for(killable: KillableStore, tmp_path: Path) -> None:
+    store: ObjectStore = ObjectStore.connect(killable.settings(), retry=RetryPolicy(total_seconds=30.0))
     content = os.urandom(MIB) * 40
     (tmp_path / "source").write_bytes(content)
-    store.upload(tmp_path / "source", "s3://mortal/file")
-    mortal.kill()
+    store.upload(tmp_path / "source", "s3://killable/file")
+    killable.kill()
     with ThreadPoolExecutor(2) as pool:
-        reading = pool.submit(store.get, "s3://mortal/file")
-        downloading = pool.submit(store.download, "s3://mortal/file", tmp_path / "target")
-        mortal.start()
+        reading = pool.submit(store.get, "s3://killable/file")
+        downloading = pool.submit(store.download, "s3://killable/file", tmp_path / "target")
+        killable.start()
         assert reading.result() == content
         downloading.result()
     assert (tmp_path / "target").read_bytes() == content
 
 
-def test_an_outage_longer_than_the_patience_is_reported(mortal: MortalStore) -> None:
-    store: ObjectStore = ObjectStore.connect(mortal.settings(), retry=RetryPolicy(total_seconds=1.0))
-    store.put("s3://mortal/file", bytes(MIB))
-    mortal.kill()
+def test_an_outage_longer_than_the_patience_is_reported(killable: KillableStore) -> None:
+    store: ObjectStore = ObjectStore.connect(killable.settings(), retry=RetryPolicy(total_seconds=1.0))
+    store.put("s3://killable/file", bytes(MIB))
+    killable.kill()
     with pytest.raises(StorageUnreachableError, match="does not answer") as caught:
-        store.get("s3://mortal/file")
+        store.get("s3://killable/file")
     assert not isinstance(caught.value, Boto3Error)
 
 

@@ -12,7 +12,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer.checkpoint.format.manifest import digest_of
 from finetune_trainer.forkclient import RUN_RANK
 from finetune_trainer.store import ObjectStore
-from mortal_store import BUCKET, MortalStore
+from killable_store import BUCKET, KillableStore
 from process_support import until
 from train_lab import STEPS_PER_EPOCH, Lab
 
@@ -168,26 +168,26 @@ def test_a_late_writer_of_an_older_attempt_is_fenced(lab: Lab) -> None:
     assert not lab.store.exists(f"{config.run_uri}/training.json")
 
 
-def test_an_attempt_ends_where_nothing_could_be_stored_for_too_long(lab: Lab, mortal: MortalStore) -> None:
+def test_an_attempt_ends_where_nothing_could_be_stored_for_too_long(lab: Lab, killable: KillableStore) -> None:
     checkpoint = {"everySteps": 5, "maxStaleness": "15s"}
     config = lab.config("stale", kind="bert", training={"epochs": 2000}, checkpoint=checkpoint)
     assert config.prepared is not None
-    there = ObjectStore.connect(mortal.settings())
+    there = ObjectStore.connect(killable.settings())
     lab.store.download_folder(config.prepared.dataset_uri, lab.folder / "moved")
     there.upload_folder(lab.folder / "moved", f"s3://{BUCKET}/data")
     prepared = config.prepared.model_copy(update={"dataset_uri": f"s3://{BUCKET}/data"})
     output = config.spec.output.model_copy(update={"uri": f"s3://{BUCKET}/stale"})
     moved = config.model_copy(
         update={
-            "storage": mortal.settings(),
+            "storage": killable.settings(),
             "prepared": prepared,
             "spec": config.spec.model_copy(update={"output": output}),
         }
     )
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(lab.run, moved, **mortal.access.env())
+        running = pool.submit(lab.run, moved, **killable.access.env())
         until(lambda: list(there.list(f"{moved.run_uri}/checkpoints/manifests/")), within=60, what="a checkpoint")
-        mortal.kill()
+        killable.kill()
         ended = running.result()
     assert ended.exit_codes == [ExitCode.STORAGE_UNREACHABLE] * 2
     assert "could not be stored within 15 s, which is spec.checkpoint.maxStaleness" in ended.message.error

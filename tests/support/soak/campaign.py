@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mortal_store import BUCKET, MortalStore
+from killable_store import BUCKET, KillableStore
 from soak.events import Event, Point, Victim, events
 from soak.runs import CASES, Outcome, Run, Site
 from soak.trap import TrapProxy
@@ -27,7 +27,7 @@ def site(folder: Path, *, max_lost_seconds: float) -> Iterator[Site]:
     """Storage that can be killed, the way to it, tiny models and their data."""
     (folder / "store").mkdir()
     with (
-        MortalStore(folder / "store") as store,
+        KillableStore(folder / "store") as store,
         TrapProxy(store) as proxy,
         pytest.MonkeyPatch.context() as patch,
     ):

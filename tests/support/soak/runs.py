@@ -20,7 +20,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.checkpoint.archive import Verifier
 from finetune_trainer.checkpoint.stored.run_storage import RunStorage
 from finetune_trainer.errors import ObjectMissingError
-from mortal_store import MortalStore
+from killable_store import KillableStore
 from soak.events import Event, Point, Victim
 from soak.ranks import TARGET, step_times
 from soak.trap import Trap, TrapProxy
@@ -70,7 +70,7 @@ class Site:
     """What all runs share."""
 
     lab: Lab
-    store: MortalStore
+    store: KillableStore
     proxy: TrapProxy
     max_lost_seconds: float
     """`checkpoint.maxLostWork` of every run."""

@@ -1,4 +1,4 @@
-"""An S3 server that a test may kill and start again: same folder, same ports, same credentials."""
+"""An S3 server that a test can kill and restart with the same folder, same ports, same credentials."""
 
 import subprocess
 import time
@@ -8,10 +8,10 @@ from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local import seaweed
 from finetune_cli.local.embedded_store import StoreAccess
 
-BUCKET = "mortal"
+BUCKET = "killable"
 
 
-class MortalStore:
+class KillableStore:
     """A context manager; its server has one bucket, `BUCKET`."""
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class MortalStore:
         self.access.create_bucket(BUCKET)
 
     def kill(self) -> None:
-        """Not even a chance to say goodbye; nothing happens if it is dead already."""
+        """Send SIGKILL to the server, if it is running."""
         if self._watcher is not None:
             seaweed.dismiss(self._watcher)
             self._watcher = None
@@ -54,7 +54,7 @@ class MortalStore:
             self._process = None
         seaweed.unlink(self._ports.unix_sockets())
 
-    def __enter__(self) -> "MortalStore":
+    def __enter__(self) -> "KillableStore":
         self.start()
         return self
 

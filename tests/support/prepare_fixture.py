@@ -14,7 +14,7 @@ from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
 
 
-class Workplace:
+class PrepareFixture:
     """One bucket, its files, and prepare on them."""
 
     def __init__(self, store: ObjectStore, bucket: str, settings: StorageSettings, folder: Path) -> None:

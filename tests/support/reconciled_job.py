@@ -1,4 +1,4 @@
-"""The operator's own passes against a real API server, driven by a test: one job, one loop, faults on demand."""
+"""The operator's own passes against a real API server, run by a test: one job, one loop, injected faults."""
 
 import asyncio
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class FaultyServer:
 
 
 @dataclass
-class Driven:
+class ReconciledJob:
     """One job under an operator that is started again after each crash."""
 
     server: FaultyServer
