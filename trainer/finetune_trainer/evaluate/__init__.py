@@ -1,5 +1,5 @@
-"""How good the model is: metrics of the held-out test split before and after training, the report, the model card.
+"""The evaluate stage: metrics of the test split before and after training, the report and the model card.
 
-`significance`, `compare`, `report` and `model_card` are pure; `stage` alone reads and writes storage; models are loaded
-in `judge`, `generate` and `reload`. What is measured is the task's choice (see `finetune_trainer.tasks`).
+`significance`, `compare`, `report` and `model_card` are pure. Only `stage` writes to storage. Models are loaded in
+`judge`, `generate` and `reload`. The task defines the metrics (see `finetune_trainer.tasks`).
 """

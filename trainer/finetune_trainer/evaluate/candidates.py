@@ -1,4 +1,4 @@
-"""The base model and the exported folders, and how each is loaded. Needs torch when one is opened."""
+"""Loads the base model and the exported folders. Imports torch when a model is opened."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from .records import Address
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model on this machine that is not loaded yet."""
+    """A local model that is not loaded yet."""
 
     address: Address
     folder: Path
@@ -67,7 +67,7 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
     if candidate.exported and candidate.adapter is None:
         model = reload_model(candidate.folder, candidate.address.uri, prepared)
     else:
-        # Another head than the one that training began with: an adapter has to bring what the base model lacks.
+        # The head differs from the initial one of the training: an adapter must contain what the base model lacks.
         seed = config.spec.training.seed + (candidate.adapter is not None)
         model = load_model(
             candidate.folder, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=seed
@@ -85,7 +85,7 @@ def formats(config: TrainerConfig) -> tuple[ArtifactFormat, ...]:
 
 
 def drawn_head(candidate: Candidate, prepared: Prepared) -> str:
-    """Why the model's answers come from a freshly drawn output layer; empty where they come from its own."""
+    """Return why the output layer of the model is randomly initialized, or an empty string if it is not."""
     if not TASKS[prepared.task].may_draw_head:
         return ""
     from ..model.weights import plan_weights

@@ -1,4 +1,4 @@
-"""What the figures say: verdict, weakest classes, pairs that are mixed up. Pure."""
+"""Interprets the figures: verdict, weakest classes, confused pairs. Pure."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -13,7 +13,7 @@ from .records import Evaluation, ModelFigures
 from .significance import PairedTest
 
 SIGNIFICANT = 0.05
-"""A p-value below this is called more than chance."""
+"""Significance level of the paired test."""
 
 WORST_CLASSES = 30
 """Classes of the report's table."""
@@ -60,7 +60,7 @@ class ConfusedPair(Message):
 
 
 def verdict(record: Evaluation) -> Verdict:
-    """What a user may conclude from the figures."""
+    """Return the conclusion from the figures."""
     if record.tuned is None:
         return Verdict(
             level=Level.UNMEASURED,
@@ -193,7 +193,7 @@ def _measured_on(figures: ModelFigures, metric: Metric) -> str:
 
 
 def _level(row: MetricDelta, test: PairedTest | None) -> Level:
-    """The test counts examples, the figure may weight them by tokens: only where both point one way is it a verdict."""
+    """Return the level. Better or worse requires that the test, which counts examples, and the figure agree."""
     if row.improved is None or test is None or test.p_value >= SIGNIFICANT:
         return Level.UNCLEAR
     if row.improved != (test.better > test.worse):

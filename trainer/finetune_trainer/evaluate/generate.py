@@ -1,4 +1,4 @@
-"""Answers to the user's prompts, before and after. Needs torch."""
+"""Generates answers to the user's prompts. Imports torch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def answers(
     the model puts before every prompt.
     """
     model.eval()
-    set_seed(seed)  # greedy search draws nothing; a model with randomness of its own would
+    set_seed(seed)  # greedy search is deterministic, but a model may draw random numbers
     greedy = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -51,7 +51,7 @@ def _room(model: Any, reserved: int) -> int:
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """What ends an answer: the model's own list (chat models often end a turn otherwise) and the tokenizer's token."""
+    """Return the ids that end an answer: those of the model (chat models have several) and of the tokenizer."""
     own = model.generation_config.eos_token_id
     listed = [] if own is None else [own] if isinstance(own, int) else list(own)
     return sorted({token for token in (*listed, tokenizer.eos_token_id) if token is not None})

@@ -1,4 +1,4 @@
-"""One model on the test split and on the prompts. Needs torch."""
+"""Evaluates a model on the test split and on the prompts. Imports torch."""
 
 import gc
 import math
@@ -33,7 +33,7 @@ from .significance import Interval, bootstrap_mean, wilson_interval
 
 @dataclass(frozen=True)
 class Judged:
-    """What one model did."""
+    """Results of one model."""
 
     figures: ModelFigures | None
     """None: there was no test split."""
@@ -47,7 +47,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges models one after another by the same code."""
+    """Evaluates models one after another."""
 
     config: TrainerConfig
     prepared: Prepared
@@ -58,7 +58,7 @@ class Judge:
     """What the chat template was given as today's date when the data set was made."""
 
     def __call__(self, candidate: Candidate, name: str) -> Judged:
-        """Load the model, check it if it was exported, run it over test split and prompts, and let it go again."""
+        """Load the model, check it if it was exported, evaluate it on test split and prompts, and release it."""
         model, tokenizer, reloaded = self._open(candidate, name)
         figures, scores = None, np.zeros(0)
         if self.test is not None:
@@ -70,7 +70,7 @@ class Judge:
         return Judged(figures, scores, answers, reloaded)
 
     def reload(self, candidate: Candidate, name: str) -> Reloaded:
-        """Load an exported folder that is not evaluated itself, check it and let it go again."""
+        """Load and check an exported folder that is not evaluated, and release it."""
         _, _, reloaded = self._open(candidate, name)
         assert reloaded is not None, "only exported folders are checked"
         gc.collect()

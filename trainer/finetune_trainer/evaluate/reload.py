@@ -1,10 +1,10 @@
-"""Whether an exported folder, loaded again from its files, is the model that was trained.
+"""Checks that an exported folder, loaded from its files, is the trained model.
 
-The train stage measures a few held-out rows with the model as it is exported and leaves the figures in the run's
-folder. The evaluate stage, another process and on a cluster another pod, measures the same rows with every exported
-folder. Needs torch.
+The train stage computes the losses of a few held-out rows with the trained model and stores them in the run's folder.
+The evaluate stage, which is another process and in a cluster another pod, computes them with every exported folder.
+Imports torch.
 
-Rows are measured one at a time on both sides: some architectures let padding change a row's figures.
+Both stages use batches of one row, because padding changes the results of some architectures.
 """
 
 import json
@@ -60,14 +60,14 @@ class Sample:
 
 
 def write_reference(config: TrainerConfig, store: ObjectStore, reference: Reference) -> None:
-    """Leave the figures for the evaluate stage, in place of those of an earlier attempt."""
+    """Store the figures for the evaluate stage. Replaces those of an earlier attempt."""
     # Not pydantic's JSON, which writes a loss that is not a number as null.
     text = json.dumps(reference.model_dump(), indent=1)
     store.put(config.layout.reference, text.encode(), content_type="application/json")
 
 
 def read_reference(config: TrainerConfig, store: ObjectStore) -> Reference:
-    """Raises ObjectMissingError where the train stage has left none."""
+    """Read the figures of the train stage. Raises ObjectMissingError if there are none."""
     return Reference.model_validate(store.get_json(config.layout.reference))
 
 

@@ -1,4 +1,4 @@
-"""The evaluate stage, top to bottom: baseline, tuned model, figures, report, model card. One process."""
+"""The evaluate stage: evaluates baseline and tuned model and writes figures, report and model cards. One process."""
 
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult

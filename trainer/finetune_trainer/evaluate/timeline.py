@@ -12,7 +12,7 @@ from .records import TrainingLog
 
 _PHASE_ORDER = ("import", "claim", "model", "engine", "restore", "steps", "evaluate", "save", "export")
 _SMALL = 0.005
-"""Phases below this share are told together."""
+"""Phases below this share are combined."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class AttemptBar:
 
     @property
     def stopped(self) -> bool:
-        """Whether it ended because it was asked to."""
+        """Whether it ended because of a stop request."""
         return self.status.outcome is Outcome.STOPPED
 
 
@@ -101,7 +101,7 @@ def step_seconds(training: TrainingLog, attempts: Sequence[AttemptStatus]) -> fl
 
 
 def restart_marks(attempts: Sequence[AttemptStatus]) -> list[tuple[float, str]]:
-    """Where the curves were taken up again: the step and the attempt that did."""
+    """Return the step and the label of every attempt that resumed the training."""
     return [
         (float(attempt.resumed_from_step or 0), f"attempt {attempt.number}")
         for attempt in sorted(attempts, key=lambda attempt: attempt.number)[1:]
