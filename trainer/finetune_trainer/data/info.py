@@ -1,4 +1,4 @@
-"""dataset.json: what a prepared data set holds and what it was made from."""
+"""dataset.json: content and sources of a prepared data set."""
 
 from datetime import date
 

@@ -1,6 +1,6 @@
-"""The prepare stage: everything that can fail for want of data, model, storage or memory fails here, on one CPU.
+"""The prepare stage: checks data, model, storage and memory, so that errors are found before training starts.
 
-Check, choose, then either find the data set that the same inputs gave before, or make it.
+It chooses the settings that the user left open, then reuses the data set of the same inputs or makes it.
 """
 
 from collections.abc import Collection
@@ -48,7 +48,7 @@ _WORTH_GROUPING = 0.25
 """The least share of the computation for which rows are grouped by length. Groups cost randomness. Over five seeds the
 loss was no higher (docs/benchmarks.md), but one seed of the demo, where grouping saves 10 %, gave 0.77, not 0.62."""
 _NO_LIMIT = 10**9
-"""Tokenizers that know no maximum say a number like 1e30."""
+"""Tokenizers without a maximum length report a number like 1e30."""
 
 Files = dict[str, tuple[SourceFile, ...]]
 
@@ -306,7 +306,7 @@ def choose_packing(config: TrainerConfig, info: DatasetInfo, parameters: int) ->
 
 
 def notes_of(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> tuple[str, ...]:
-    """One line each, what was left out or cut first; at most eight. The remarks are warnings, too, so none is lost."""
+    """Return at most eight notes, those about dropped and cut records first. All remarks are also warnings."""
     notes = []
     if info.dropped:
         rules = ", ".join(f"{rule} {count}" for rule, count in info.dropped.items())

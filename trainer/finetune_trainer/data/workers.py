@@ -97,7 +97,7 @@ _plan: BlockPlan
 
 
 def _start(plan: BlockPlan, parent: int) -> None:
-    """Make ready a worker: it ends with the process that started it, however that ends."""
+    """Initialize a worker, which the kernel ends when the process that started it exits."""
     global _plan  # noqa: PLW0603 - the initializer of a pool has no other way to leave something for its tasks
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
