@@ -277,7 +277,7 @@ def test_bad_input_is_told_and_costs_little(told: dict[str, Told], name: str) ->
 
 def test_what_a_newer_operator_has_written_stays(told: dict[str, Told]) -> None:
     status = told["newer status"].status
-    assert (status["run"], status["qubits"]) == (3, 9)
+    assert (status["run"]["number"], status["qubits"]) == (3, 9)
     assert told["newer status"].conditions["Ready"]["reason"] == "Entangled"
 
 
