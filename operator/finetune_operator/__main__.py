@@ -102,6 +102,11 @@ def _settings_parser() -> argparse.ArgumentParser:
     parser.add_argument("--storage-region", default=own.storage.region, help="region of the object storage")
     parser.add_argument("--credentials-secret", help="Secret of jobs that do not set one, in the namespace of the job")
     parser.add_argument(
+        install.NETWORK_POLICIES.removesuffix("="),
+        metavar="NAMESPACE",
+        help="create a NetworkPolicy for each attempt that allows its own pods, and the operator in this namespace",
+    )
+    parser.add_argument(
         "--progress-seconds", type=float, default=own.progress_seconds, help="seconds between two reads of progress"
     )
     parser.add_argument(
@@ -171,6 +176,7 @@ def _settings(options: argparse.Namespace) -> OperatorSettings:
         storage=StorageSettings(endpoint=endpoint, region=options.storage_region, path_style=endpoint is not None),
         credentials_secret=options.credentials_secret or "",
         additions=options.pod_additions,
+        operator_namespace=options.network_policies_from or "",
         termination_grace=GraceLimits(options.termination_grace, options.max_termination_grace),
         progress_seconds=options.progress_seconds,
     )

@@ -45,6 +45,9 @@ class OperatorSettings:
     """Request of trainer pods if the job does not set one, for data, logs and exports on disk. `0`: none."""
     storage: StorageSettings = field(default_factory=StorageSettings)
     """Object storage if the job does not set one."""
+    operator_namespace: str = ""
+    """Namespace of the operator. Each attempt gets a NetworkPolicy that allows traffic among its own pods, and from the
+    operator in this namespace to their progress. Empty: none."""
     termination_grace: GraceLimits = field(default_factory=GraceLimits)
     """Bounds of the grace period of training pods."""
     progress_seconds: float = 5.0

@@ -434,3 +434,27 @@ def test_a_status_in_the_flat_shape_of_earlier_versions_is_replaced_without_losi
         assert (await world.read("older"))["status"] == manifest["status"]
 
     play(admin, namespace, scenario)
+
+
+def test_each_attempt_has_a_network_policy_that_selects_its_own_pods_alone(admin: Path, namespace: str) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("guarded", train_ends(End(70), FOREVER))
+        job.settings = replace(job.settings, operator_namespace="ops")
+        await job.until(lambda status: status.run.attempts[-1].job_name == "guarded-r1-train-a2")
+        found = await world.server.request("GET", f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies")
+        policies = {policy["metadata"]["name"]: policy["spec"] for policy in found["items"]}
+        assert sorted(policies) == ["guarded-r1-prepare-a1", "guarded-r1-train-a1", "guarded-r1-train-a2"]
+        selected: dict[str, set[str]] = {}
+        async with asyncio.timeout(30):
+            while not all(selected.get(name) for name in policies):  # the Job controller creates the pods
+                pods = (await world.server.request("GET", f"/api/v1/namespaces/{namespace}/pods"))["items"]
+                for name, spec in policies.items():
+                    own = spec["podSelector"]["matchLabels"].items()
+                    labels = [pod["metadata"]["labels"] for pod in pods]
+                    selected[name] = {each["batch.kubernetes.io/job-name"] for each in labels if own <= each.items()}
+                await asyncio.sleep(0.2)
+        assert selected == {name: {name} for name in policies}
+        peers = policies["guarded-r1-train-a2"]["ingress"][0]["from"]
+        assert peers == [{"podSelector": policies["guarded-r1-train-a2"]["podSelector"]}]
+
+    play(admin, namespace, scenario)

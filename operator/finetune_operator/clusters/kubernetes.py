@@ -15,7 +15,13 @@ METADATA_OF_ALL = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s
 """Media type for lists of metadata."""
 _METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 """Media type for responses to creation requests, whose content is known."""
-_PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs", "Event": "events"}
+_PLURALS = {
+    "ConfigMap": "configmaps",
+    "Service": "services",
+    "Job": "jobs",
+    "Event": "events",
+    "NetworkPolicy": "networkpolicies",
+}
 
 
 def path_of(api_version: str, plural: str, namespace: str, name: str = "") -> str:

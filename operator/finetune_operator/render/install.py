@@ -12,7 +12,14 @@ NAME = "finetune-operator"
 NAMESPACE = "finetune-system"
 IMAGE = "finetune-operator:0.1.0"
 PORT = 8081
+NETWORK_POLICIES = "--network-policies-from="
+"""Argument of `run` for which the operator needs a right."""
 _LABELS = {"app.kubernetes.io/name": NAME}
+_NETWORK_POLICIES: Manifest = {
+    "apiGroups": ["networking.k8s.io"],
+    "resources": ["networkpolicies"],
+    "verbs": ["create", "get"],
+}
 
 
 def render_install(
@@ -30,15 +37,19 @@ def render_install(
         crd(),
         _namespace(namespace),
         _object("v1", "ServiceAccount", NAME, namespace),
-        *render_rights(namespace),
+        *render_rights(namespace, network_policies=any(NETWORK_POLICIES in argument for argument in arguments)),
         _deployment(namespace, image, arguments, run_as_user),
         _service(namespace),
     )
 
 
-def render_rights(namespace: str) -> tuple[Manifest, Manifest]:
-    """Return the role and its binding. It has no access to Secrets, which the operator only refers to in pods."""
-    role = _object("rbac.authorization.k8s.io/v1", "ClusterRole", NAME, None) | {"rules": list(_rules())}
+def render_rights(namespace: str, *, network_policies: bool = False) -> tuple[Manifest, Manifest]:
+    """Return the role and its binding. It has no access to Secrets, which the operator only refers to in pods.
+
+    `network_policies`: the operator creates a NetworkPolicy for each attempt.
+    """
+    rules = [*_rules(), *((_NETWORK_POLICIES,) if network_policies else ())]
+    role = _object("rbac.authorization.k8s.io/v1", "ClusterRole", NAME, None) | {"rules": rules}
     binding = _object("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", NAME, None) | {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": NAME},
         "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": namespace}],
@@ -79,25 +90,28 @@ def _service(namespace: str) -> Manifest:
     return _object("v1", "Service", f"{NAME}-metrics", namespace) | {"spec": spec}
 
 
-def render_network_policy(operator_namespace: str) -> Manifest:
-    """Return a policy that allows traffic among the trainer pods of a namespace, and from the operator to their
-    progress.
-
-    It is applied manually, once per namespace with jobs: a policy for each attempt would cost requests.
-    """
-    trainers = {"matchLabels": {constants.LABEL_MANAGED_BY: constants.MANAGED_BY}}
+def network_policy_spec(pods: Manifest, operator_namespace: str) -> Manifest:
+    """Return the spec of a policy that allows traffic among these pods, and from the operator to their progress."""
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator_namespace}},
         "podSelector": {"matchLabels": _LABELS},
     }
-    spec = {
-        "podSelector": trainers,
+    return {
+        "podSelector": pods,
         "policyTypes": ["Ingress"],
         "ingress": [
-            {"from": [{"podSelector": trainers}]},
+            {"from": [{"podSelector": pods}]},
             {"from": [operator], "ports": [{"protocol": "TCP", "port": constants.PROGRESS_PORT}]},
         ],
     }
+
+
+def render_network_policy(operator_namespace: str) -> Manifest:
+    """Return a policy that allows traffic among the trainer pods of a namespace, and from the operator to their
+    progress. It is applied manually, once per namespace with jobs.
+    """
+    trainers = {"matchLabels": {constants.LABEL_MANAGED_BY: constants.MANAGED_BY}}
+    spec = network_policy_spec(trainers, operator_namespace)
     return _object("networking.k8s.io/v1", "NetworkPolicy", "finetune-trainers", None) | {"spec": spec}
 
 

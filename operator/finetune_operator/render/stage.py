@@ -14,6 +14,7 @@ from ..policy.runs import run_hash
 from ..policy.world import evaluation_needs, stage_config
 from ..settings import OperatorSettings
 from . import names
+from .install import network_policy_spec
 from .pod import pod_template
 
 
@@ -31,8 +32,10 @@ def render_stage(
     """
     service = (_service(config),) if names.has_service(config) else ()
     grace_seconds = grace_seconds or settings.termination_grace.least_seconds
+    policy = (_network_policy(config, settings.operator_namespace),) if settings.operator_namespace else ()
     return (
         _config_map(config),
+        *policy,  # before the Job: no pod is reachable without it
         *service,
         _job(
             config, settings, grace_seconds or settings.termination_grace.least_seconds, needs or evaluation_needs(None)
@@ -77,6 +80,20 @@ def _config_map(config: TrainerConfig) -> Manifest:
         "metadata": _metadata(config),
         "immutable": True,
         "data": {constants.CONFIG_KEY: shown.to_json()},
+    }
+
+
+def _network_policy(config: TrainerConfig, operator_namespace: str) -> Manifest:
+    """Return the policy of an attempt. It stays until the FineTuneJob is deleted, so that it also covers pods that are
+    terminating."""
+    own = {
+        "matchLabels": {constants.LABEL_JOB_NAME: names.name_of(config), constants.LABEL_JOB_UID: config.job.uid},
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(config),
+        "spec": network_policy_spec(own, operator_namespace),
     }
 
 

@@ -104,7 +104,9 @@ def test_a_model_without_an_organisation_is_fetched(hub, store, tmp_path, model_
 
 def test_content_that_is_not_what_the_hub_states_is_refused(hub, store, tmp_path):
     hub.changed_on_the_way.add("model.safetensors")
-    with pytest.raises(StorageUnreachableError, match=r"the content of model\.safetensors from .* does not match its digest"):
+    with pytest.raises(
+        StorageUnreachableError, match=r"the content of model\.safetensors from .* does not match its digest"
+    ):
         fetch_model("hf://tiny/llama", store, tmp_path)
 
 

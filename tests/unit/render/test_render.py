@@ -16,7 +16,8 @@ from finetune_api.trainer_config import StorageSettings, TrainerConfig
 from finetune_api.v1alpha1 import Dtype, FineTuneJob, ResolvedStatus, Workers
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import evaluation_needs, stage_config
-from finetune_operator.render import render_all, render_stage
+from finetune_operator.render import names, render_all, render_stage
+from finetune_operator.render.install import render_install
 from finetune_operator.settings import OperatorSettings
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -292,3 +293,31 @@ def test_prepare_and_evaluate_have_small_pods_of_their_own(
     on_gpu = "nvidia.com/gpu" in resources.get("limits", {})
     assert (on_gpu, config.world.gpus) == ("gpu" in tolerations, "gpu" in tolerations)
     assert "rdma/hca" not in str(resources)
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_an_attempt_gets_a_network_policy_of_its_own_before_its_pods(stage: Stage) -> None:
+    config = stage_config(make_job(nodes=2), 1, stage, 1, StorageSettings())
+    manifests = render_stage(config, OperatorSettings(operator_namespace="ops"))
+    kinds = [manifest["kind"] for manifest in manifests]
+    assert kinds.index("NetworkPolicy") < kinds.index("Job") == len(kinds) - 1
+    policy, job = manifests[kinds.index("NetworkPolicy")], manifests[-1]
+    assert policy["metadata"]["ownerReferences"] == job["metadata"]["ownerReferences"]
+    own = policy["spec"]["podSelector"]["matchLabels"]
+    added_by_kubernetes = {constants.LABEL_JOB_NAME: job["metadata"]["name"]}
+    labels = job["spec"]["template"]["metadata"]["labels"] | added_by_kubernetes
+    assert own.items() <= labels.items()
+    other = stage_config(make_job(nodes=2), 1, stage, 2, StorageSettings())
+    assert names.name_of(other) != own[constants.LABEL_JOB_NAME], "another attempt is not selected"
+    peers, operator = policy["spec"]["ingress"]
+    assert peers == {"from": [{"podSelector": {"matchLabels": own}}]}
+    assert operator["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "ops"}
+    assert operator["ports"] == [{"protocol": "TCP", "port": constants.PROGRESS_PORT}]
+    assert "NetworkPolicy" not in [manifest["kind"] for manifest in render_stage(config, OperatorSettings())]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_right_to_create_network_policies_is_installed_only_where_it_is_needed(enabled: bool) -> None:
+    arguments = ["--network-policies-from=ops"] if enabled else []
+    (role,) = [one for one in render_install(arguments=arguments) if one["kind"] == "ClusterRole"]
+    assert ("networkpolicies" in str(role["rules"])) is enabled
