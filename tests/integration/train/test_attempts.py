@@ -317,7 +317,7 @@ def test_data_continues_at_the_position_of_the_manifest(lab: Lab, position: str,
     uri = f"{config.run_uri}/checkpoints/manifests/{name}.json"
     document = lab.store.get_json(uri)
     step = document["step"]
-    assert document.pop("data_position") == step
+    assert "data_position" not in document, "it is the step, as trainers expect that do not know the field"
     change = {"data_position": step + shift} if shift else {}
     document = document | change
     lab.store.put(uri, json.dumps(document | {"digest": digest_of(document)}).encode())
@@ -328,4 +328,4 @@ def test_data_continues_at_the_position_of_the_manifest(lab: Lab, position: str,
     assert found[step : len(found) - shift] == pytest.approx(expected[step + shift :], rel=1e-6)
     last = sorted(lab.manifests(config))[-1]
     saved = lab.store.get_json(f"{config.run_uri}/checkpoints/manifests/{last}.json")
-    assert saved["data_position"] == saved["step"] + shift
+    assert saved.get("data_position", saved["step"]) == saved["step"] + shift

@@ -1,5 +1,6 @@
 """Names and order of manifests."""
 
+import json
 import random
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune_trainer.checkpoint.format.manifest import Manifest, PartRef, manifest_name, newest_first
+from finetune_trainer.checkpoint.format.compatibility import read_manifest
+from finetune_trainer.checkpoint.format.manifest import Manifest, PartRef, manifest_name, newest_first, sealed
 
 
 def make_manifest(**fields: object) -> Manifest:
@@ -46,3 +48,12 @@ def test_a_manifest_survives_its_json() -> None:
 def test_a_field_of_another_version_is_not_ignored() -> None:
     with pytest.raises(ValidationError, match="surprise"):
         make_manifest(surprise=1)
+
+
+@pytest.mark.parametrize(("position", "is_written"), [(None, False), (40, False), (42, True)])
+def test_the_position_is_written_only_where_it_is_not_the_step(position: int | None, is_written: bool) -> None:
+    """A trainer that does not know the field can read all other checkpoints."""
+    manifest = make_manifest(step=40, data_position=position)
+    content = sealed(manifest)
+    assert ("data_position" in json.loads(content)) is is_written
+    assert read_manifest(content).position == (position or 40)

@@ -17,8 +17,10 @@ from finetune_trainer.data.tokenise import FastTokenizer, encode_labelled_spans,
         ([(0, 3), (6, 8)], [(0, 3), (4, 5), (6, 8)], [0, None, 1]),
         ([(0, 3)], [(0, 3), (4, 8)], [0, None]),
         ([], [(0, 3)], [None]),
+        ([(0, 0), (2, 4), (5, 8), (0, 0)], [(0, 4), (5, 8)], [None, 2]),
+        ([(0, 8), (8, 9)], [(0, 3), (4, 9)], [0, None]),
     ],
-    ids=["pieces", "leading space", "one token for two", "removed", "cut", "nothing"],
+    ids=["pieces", "leading space", "one token for two", "removed", "cut", "nothing", "cut on the left", "shared"],
 )
 def test_the_first_token_of_a_span(offsets, spans, expected):
     assert first_tokens(offsets, spans) == expected

@@ -402,3 +402,13 @@ def test_records_before_the_damaged_part_of_a_file_are_read_first(write, tmp_pat
     with pytest.raises(BadDataError, match="damaged gzip"):
         list(read(file, bad))
     assert [place for place, _ in bad.found] == [f"{file.uri} line 1"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_blocks_of_nested_records_are_as_large_as_those_of_texts(write, tmp_path, encoding):
+    """Records of conversations, in one array or in an encoding whose lines are not divided by bytes."""
+    chats = [{"messages": [{"role": "user", "content": "x" * 1000}]} for _ in range(100)]
+    text = json.dumps(chats) if encoding == "utf-8" else "".join(json.dumps(chat) + "\n" for chat in chats)
+    (file,) = fetch(tmp_path, write("chats.jsonl", text.encode(encoding)))
+    found = list(blocks(file, lambda names: names, 10_000))
+    assert 9 <= len(found) <= 12

@@ -188,6 +188,8 @@ def _build(
     with report.phase("write", "writing shards"):
         written = {split: _SplitWriter(store, dataset_uri, split, inputs, len(labels)) for split in SPLITS}
         rows.write(splitter, written, report)
+    if support.labels_tokens:
+        remarks += _check_labels_left(labels, written["train"].label_counts, removed)
     if lost := sum(split.without_loss for split in written.values()):
         rows.bad.dropped[WITHOUT_LOSS] += lost
     counts = {name: split.writer.rows for name, split in written.items()}
@@ -516,7 +518,7 @@ class _SplitWriter:
         self.writer = ShardWriter(store, dataset_uri, split, vocabulary=len(inputs.tokenizer))
         self._labels_records = TASKS[inputs.task].support.labels_records
         self._divides = FORMATS[inputs.formatter.data_format].is_divisible
-        self._label_counts = np.zeros(labels, dtype=np.int64)
+        self.label_counts = np.zeros(labels, dtype=np.int64)
         self.truncated = self.divided = self.documents = self.tokens = self.dropped_tokens = self.without_loss = 0
 
     def add(self, examples: pa.Table, labels: NDArray[np.int64]) -> None:
@@ -547,11 +549,11 @@ class _SplitWriter:
         self.without_loss += int((~has_rows).sum())
         if token_labels is not None:
             labels = token_labels[token_labels >= 0]
-        self._label_counts += np.bincount(labels, minlength=len(self._label_counts))[: len(self._label_counts)]
+        self.label_counts += np.bincount(labels, minlength=len(self.label_counts))[: len(self.label_counts)]
 
     def named_label_counts(self, labels: Sequence[str]) -> dict[str, int]:
         """Label -> examples or tokens, for the labels that the split has."""
-        found = dict(zip(labels, self._label_counts.tolist(), strict=True))
+        found = dict(zip(labels, self.label_counts.tolist(), strict=True))
         return {label: count for label, count in sorted(found.items()) if count}
 
 

@@ -282,6 +282,17 @@ def _text_blocks(file: SourceFile, suffix: str, columns: Columns, size: int) -> 
         yield from _parsed_blocks(reader(lines, file, found, columns), entries, file, size)
 
 
+def _characters(value: Any) -> int:
+    """Characters of the texts in a value, nested ones included; 8 for any other value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(str(name)) + _characters(child) for name, child in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(_characters, value))
+    return 8
+
+
 def _parsed_blocks(
     records: Iterator[Record], entries: list[Record | _Bad], file: SourceFile, size: int
 ) -> Iterator[Block]:
@@ -295,7 +306,7 @@ def _parsed_blocks(
             record, error = None, raised  # it comes after the records before it
         if record is not None:
             entries.append(record)
-            characters += sum(len(value) if isinstance(value, str) else 64 for value in record.values.values())
+            characters += _characters(record.values)
         if entries and (record is None or characters >= size or len(entries) >= _PARSED_RECORDS):
             yield ParsedBlock(file, tuple(entries))
             entries.clear()
@@ -348,7 +359,7 @@ def _is_json_array(file: SourceFile, encoding: str) -> bool:
         try:
             lines = _decoded(stream, file, ignored, encoding, keeps_all=False)
             first = next((line for _, line in lines if line.strip()), "")
-        except (BadDataError, EOFError, gzip.BadGzipFile, zlib.error, UnicodeError):
+        except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeError):
             return False  # reading the records meets it again
     return first.lstrip().startswith("[")
 

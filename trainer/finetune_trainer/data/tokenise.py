@@ -165,18 +165,18 @@ def encode_labelled_spans(examples: list[Example], tokenizer: FastTokenizer, max
 def first_tokens(offsets: list[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> list[int | None]:
     """The place of the first token of each span: the first one that has a character of it.
 
-    None for a span that has no such token (it was cut off, or the tokenizer removes its characters), or that shares it
-    with a span before it. Special tokens have no characters. `spans` are in order.
+    None for a span whose first character is in no token of its own: it was cut off, the tokenizer removes it, or the
+    token begins in a span before. Special tokens have no characters. `spans` are in order.
     """
     found: list[int | None] = []
     token = 0
-    for start, end in spans:
+    for start, _ in spans:
         while token < len(offsets) and (offsets[token][1] <= start or offsets[token][0] == offsets[token][1]):
             token += 1
-        if token < len(offsets) and offsets[token][0] < end:
+        if token < len(offsets) and offsets[token][0] <= start:
             found.append(token)
             token += 1
-        else:
+        else:  # none, or one in the middle of the span, whose first token is shared or cut off
             found.append(None)
     return found
 

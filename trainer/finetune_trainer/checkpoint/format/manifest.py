@@ -77,6 +77,8 @@ class Manifest(Message):
 def sealed(manifest: Manifest) -> bytes:
     """Serialize the manifest to JSON, with the digest of its other fields."""
     document = manifest.model_dump(mode="json")
+    if manifest.position == manifest.step:
+        del document["data_position"]  # so that trainers that do not know the field can read the checkpoint
     return json.dumps(document | {"digest": digest_of(document)}, indent=1).encode()
 
 
