@@ -7,7 +7,7 @@ job alone: `finetune render` prints exactly what the operator creates, and no re
 from importlib import metadata
 
 from finetune_api.redaction import without_secrets
-from finetune_api.trainer_config import JobRef, Message, Prepared, TrainerConfig
+from finetune_api.trainer_config import Exchanged, JobRef, Message, Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Spec
 
 from .store.client import ObjectStore
@@ -26,16 +26,23 @@ class RunRecord(Message):
     """Distribution -> version, of the libraries that affect numerical results."""
 
 
+class PreparedRun(Exchanged):
+    """The part of the record that later stages read. The rest may have been written by an adjacent version."""
+
+    prepared: Prepared
+
+
 def record_run(store: ObjectStore, config: TrainerConfig, prepared: Prepared) -> None:
     """Write the record, without values of environment variables. Replaces an earlier record of the same run."""
     spec = without_secrets(config.spec)
     record = RunRecord(job=config.job, run=config.run, spec=spec, prepared=prepared, versions=versions())
-    store.put(config.layout.record, record.model_dump_json(indent=1).encode(), content_type="application/json")
+    content = record.model_dump_json(indent=1, exclude_defaults=True).encode()
+    store.put(config.layout.record, content, content_type="application/json")
 
 
-def read_record(store: ObjectStore, config: TrainerConfig) -> RunRecord:
+def read_record(store: ObjectStore, config: TrainerConfig) -> PreparedRun:
     """Read the record of the configured run. Raises ObjectMissingError if the prepare stage has not succeeded."""
-    return RunRecord.model_validate_json(store.get(config.layout.record))
+    return PreparedRun.model_validate_json(store.get(config.layout.record))
 
 
 def versions() -> dict[str, str]:

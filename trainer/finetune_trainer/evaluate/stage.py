@@ -88,9 +88,10 @@ def evaluate(
 
 def _export_missing(config: TrainerConfig, prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> None:
     """Export what the spec asks for and an earlier evaluation of the run did not."""
-    if all(any(store.list(f"{config.layout.artifact(artifact)}/")) for artifact in formats(config)):
+    from ..model.export import export_missing, is_exported
+
+    if all(is_exported(config, store, artifact) for artifact in formats(config)):
         return
-    from ..model.export import export_missing
 
     base = prepared_model(config, store, runtime).path
     as_prepared = config.model_copy(update={"prepared": prepared})

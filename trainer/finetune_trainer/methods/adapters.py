@@ -128,6 +128,10 @@ class AdapterMethod(FineTuningMethod[Block]):
                 advice="keep the base model's files as they are while a run uses them",
             )
         set_peft_model_state_dict(adapted, trained)
+        return self.merge(adapted)
+
+    def merge(self, adapted: Any) -> tuple[PreTrainedModel, Weights]:
+        """Add the adapter to the matrices of its base model, in place."""
         _unwrap_trained_whole(adapted)
         merged: PreTrainedModel = adapted.merge_and_unload()
         return merged, _own_weights(merged)

@@ -117,6 +117,10 @@ class FineTuningMethod(ABC, Generic[Block]):
         ModelUnusableError where that is another one than in training.
         """
 
+    def merge(self, adapted: Any) -> tuple[PreTrainedModel, Weights]:
+        """Merge a base model that `load_adapter` has put an adapter on, in place; the model and its weights."""
+        raise NotImplementedError(f"the support table has no Adapter for {self.name}")
+
     def save_adapter(
         self, model: nn.Module, weights: Weights, folder: Path, *, base: str, revision: str | None
     ) -> None:

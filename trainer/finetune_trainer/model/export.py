@@ -33,6 +33,8 @@ from .weights import unpartitioned
 log = logging.getLogger("finetune")
 
 CARD_FILE = "README.md"
+_LAST_FILE = {ArtifactFormat.MERGED: "config.json", ArtifactFormat.ADAPTER: "adapter_config.json"}
+"""The file that is uploaded last: a folder without it is incomplete."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def export(
         write_folder(artifact, model, weights, folder, config=config, base=base)
         uri = config.layout.artifact(artifact)
         exported[artifact] = Exported(uri=uri, digest=folder_digest(folder))
-        _replace(store, folder, uri)
+        _replace(store, artifact, folder, uri)
         shutil.rmtree(folder)
     return exported.get(ArtifactFormat.MERGED) or exported[formats[0]]
 
@@ -76,16 +78,23 @@ def export_missing(config: TrainerConfig, store: ObjectStore, *, base: Path, scr
     So a format that is added to the spec of a finished run needs no training. Returns the exported formats. Raises
     ExportUnusableError where there is no adapter to make a format from.
     """
-    wanted = config.spec.output.formats
-    missing = [artifact for artifact in wanted if not any(store.list(f"{config.layout.artifact(artifact)}/"))]
+    missing = [artifact for artifact in config.spec.output.formats if not is_exported(config, store, artifact)]
     for artifact in missing:
         folder = scratch / "export" / artifact.value.lower()
         shutil.rmtree(folder, ignore_errors=True)
-        model = _from_adapter(artifact, config, store, base, scratch / "export" / "source")
-        write_folder(artifact, model, dict(model.state_dict()), folder, config=config, base=base)
-        _replace(store, folder, config.layout.artifact(artifact))
+        folder.mkdir(parents=True)
+        adapted = _from_adapter(artifact, config, store, base, scratch / "export" / "source")
+        merged, own = METHODS[config.spec.method.name].merge(adapted)
+        _save_merged(merged, own, folder, base)
+        _complete(folder, artifact, config, base)
+        _replace(store, artifact, folder, config.layout.artifact(artifact))
         shutil.rmtree(folder)
     return missing
+
+
+def is_exported(config: TrainerConfig, store: ObjectStore, artifact: ArtifactFormat) -> bool:
+    """Whether storage has the whole folder of a format: the file that is uploaded last is there."""
+    return store.exists(f"{config.layout.artifact(artifact)}/{_LAST_FILE[artifact]}")
 
 
 def _from_adapter(artifact: ArtifactFormat, config: TrainerConfig, store: ObjectStore, base: Path, folder: Path) -> Any:
@@ -93,7 +102,11 @@ def _from_adapter(artifact: ArtifactFormat, config: TrainerConfig, store: Object
     assert config.prepared is not None, "the evaluate stage has the result of the prepare stage"
     prepared, method = config.prepared, METHODS[config.spec.method.name]
     uri = config.layout.artifact(ArtifactFormat.ADAPTER)
-    if artifact is ArtifactFormat.ADAPTER or not method.is_adapter or not any(store.list(f"{uri}/")):
+    if (
+        artifact is ArtifactFormat.ADAPTER
+        or not method.is_adapter
+        or not is_exported(config, store, ArtifactFormat.ADAPTER)
+    ):
         raise ExportUnusableError(
             f"{config.layout.artifact(artifact)} is not in storage, and the run has no adapter to make it from",
             advice=f"change spec.runId to train and export again, or remove {artifact} from spec.output.formats",
@@ -115,12 +128,18 @@ def write_folder(
     `weights` is the result of `gathered_weights` and is not changed.
     """
     assert config.prepared is not None, "the train stage runs after the prepare stage"
-    task = TASKS[config.prepared.task]
     folder.mkdir(parents=True)
     if artifact is ArtifactFormat.ADAPTER:
         _write_adapter(model, weights, folder, config, config.prepared, base)
     else:
         _write_merged(model, weights, folder, config, config.prepared, base)
+    _complete(folder, artifact, config, base)
+
+
+def _complete(folder: Path, artifact: ArtifactFormat, config: TrainerConfig, base: Path) -> None:
+    """Add the files that do not depend on the weights."""
+    assert config.prepared is not None, "the train stage runs after the prepare stage"
+    task = TASKS[config.prepared.task]
     copy_tokenizer(base, folder, pad_token=load_tokenizer(base).pad_token if task.needs_pad_token else None)
     (folder / CARD_FILE).write_text(_card(config, artifact))
 
@@ -181,6 +200,10 @@ def _write_merged(
     spec = config.spec.method
     with unpartitioned():
         merged, own = METHODS[spec.name].merged(model, weights, spec.block, TASKS[prepared.task], load_base)
+    _save_merged(merged, own, folder, base)
+
+
+def _save_merged(merged: PreTrainedModel, own: Weights, folder: Path, base: Path) -> None:
     _restore_cache(merged, base)
     merged.save_pretrained(folder, state_dict=own)
     keep_generation_config(base, folder)
@@ -220,8 +243,14 @@ def _card(config: TrainerConfig, artifact: ArtifactFormat) -> str:
     )
 
 
-def _replace(store: ObjectStore, folder: Path, uri: str) -> None:
-    written = set(store.upload_folder(folder, uri))
+def _replace(store: ObjectStore, artifact: ArtifactFormat, folder: Path, uri: str) -> None:
+    """Upload a folder, and delete what an earlier export has left there."""
+    last = folder / _LAST_FILE[artifact]
+    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != last]
+    jobs = [(path, f"{uri}/{path.relative_to(folder).as_posix()}") for path in others]
+    store.upload_files(jobs)
+    store.upload(last, f"{uri}/{last.name}")
+    written = {f"{uri}/{last.name}", *(address for _, address in jobs)}
     for stale in [info.uri for info in store.list(f"{uri}/") if info.uri not in written]:
         store.delete(stale)
     log.info("exported %d files to %s", len(written), uri)
