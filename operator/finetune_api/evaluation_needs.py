@@ -10,6 +10,8 @@ CPU_BUDGET_FLOP: Final = 3e13
 
 _FORWARD_FLOP: Final = 2
 """Per parameter and token (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
+_RELOAD_TOKENS: Final = 16_384
+"""Most tokens on which each exported folder is compared with the trained model."""
 _PROCESS_BYTES: Final = 2**30
 """Libraries, tokenizer and activations."""
 _SLACK: Final = 1.2
@@ -22,8 +24,8 @@ class EvaluationNeeds:
 
     parameters: int
     """Parameters of the model; 0: not yet known."""
-    test_tokens: int
-    """Tokens of the test split."""
+    test_tokens: int | None
+    """Tokens of the test split; None: not known."""
     dtype: Dtype
 
     @property
@@ -33,13 +35,16 @@ class EvaluationNeeds:
         return int(_SLACK * width * self.parameters) + _PROCESS_BYTES
 
     def flop(self, spec: Spec) -> float:
-        """Floating-point operations of the forward passes: test split and sample answers, of each candidate."""
+        """Floating-point operations of the forward passes: test split and sample answers of each candidate, and the
+        comparison of each exported folder with the trained model."""
         candidates = 2 if spec.evaluation.baseline else 1
-        tokens = self.test_tokens + len(spec.evaluation.prompts) * spec.evaluation.max_new_tokens
-        return float(_FORWARD_FLOP * self.parameters * tokens * candidates)
+        generated = len(spec.evaluation.prompts) * spec.evaluation.max_new_tokens
+        tokens = candidates * ((self.test_tokens or 0) + generated) + _RELOAD_TOKENS * len(spec.output.formats)
+        return float(_FORWARD_FLOP * self.parameters * tokens)
 
     def gpus(self, spec: Spec) -> int:
         """GPUs of the evaluate pod: the value in the spec, otherwise 1 if a CPU would take too long and GPUs exist."""
         if spec.stages.evaluate.gpus is not None:
             return spec.stages.evaluate.gpus
-        return int(spec.workers.gpus_per_node > 0 and self.flop(spec) > CPU_BUDGET_FLOP)
+        is_long = self.flop(spec) > CPU_BUDGET_FLOP or (self.test_tokens is None and self.parameters > 0)
+        return int(spec.workers.gpus_per_node > 0 and is_long)

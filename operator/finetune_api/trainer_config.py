@@ -99,8 +99,8 @@ class Prepared(Exchanged):
     """Label names in the order of their ids; empty for language models, and in the termination message."""
     parameters: int = 0
     """Parameters of the base model."""
-    test_tokens: int = 0
-    """Tokens of the test split."""
+    test_tokens: int | None = None
+    """Tokens of the test split. Absent: written by an older trainer."""
     memory_estimate_bytes: int = 0
     """Estimated memory of one training process."""
     supports_gradient_checkpointing: bool = True

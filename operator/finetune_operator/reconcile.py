@@ -14,7 +14,7 @@ from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.progress import Progress
 from finetune_api.rules import Violation
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import FineTuneJob, Spec, Status
+from finetune_api.v1alpha1 import AttemptPlan, FineTuneJob, Spec, Status
 from finetune_api.v1alpha1.job import Metadata
 from finetune_api.v1alpha1.status import in_current_shape
 from finetune_api.validation import InvalidJobError, dropped_fields, parse_job
@@ -138,7 +138,9 @@ def _decide(
     run = runs.current_run(job, observed.stages) if is_valid else runs.known_run(status, observed.stages)
     if run is None:
         return None
-    if is_valid:
+    if run.is_adopted:
+        status = after_change.with_evaluation_hashes(status, job.spec)
+    if is_valid and not run.is_new:
         status = after_change.continued_after_change(status, job.spec, stamp)
     status = history.apply_observation(status, run, observed, progress, stamp)
     if not stages.has_ended(status):
@@ -313,8 +315,18 @@ def _with_decision(world: _World, status: Status, decision: stages.Decision) -> 
             return status.with_run(next_plan=plan)
         case stages.Finish(succeeded=False):
             return status.with_run(failed_spec_hash=after_change.retry_hash(world.job.spec))
-        case None if world.job.spec.ttl_seconds_after_finished is not None and not world.observed.stages:
-            return status.with_run(children_removed=True)
+        case None:
+            return _after_end(world, status)
+    return status
+
+
+def _after_end(world: _World, status: Status) -> Status:
+    """Record what a run that has ended lacks in status."""
+    if world.job.spec.ttl_seconds_after_finished is not None and not world.observed.stages:
+        status = status.with_run(children_removed=True)
+    if status.phase is Phase.FAILED and status.run.failed_spec_hash is None and not world.violations:
+        # It failed under an operator that compared other fields: from now on a change continues it.
+        status = status.with_run(failed_spec_hash=after_change.retry_hash(world.job.spec))
     return status
 
 
@@ -324,10 +336,12 @@ def _with_batch(status: Status, job: FineTuneJob) -> Status:
         return status
     last = scale.last_training(status)
     plan = None if last is None else last.plan
-    batch = batch_plan(job.spec, plan.nodes if plan else None, plan.micro_batch_limit if plan else None)
-    resolved = status.run.resolved.model_copy(
-        update={"micro_batch_size": batch.micro_size, "gradient_accumulation_steps": batch.accumulation}
-    )
+    if plan is None or plan.micro_batch_size is None:
+        batch = batch_plan(job.spec)
+        plan = AttemptPlan(nodes=1, micro_batch_size=batch.micro_size, gradient_accumulation_steps=batch.accumulation)
+    # Not computed from the plan's nodes: with the GPUs of an edited spec they may not divide the batch.
+    batch_fields = ("micro_batch_size", "gradient_accumulation_steps")
+    resolved = status.run.resolved.model_copy(update={name: getattr(plan, name) for name in batch_fields})
     return status.with_run(resolved=resolved)
 
 

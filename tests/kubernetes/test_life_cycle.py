@@ -340,6 +340,12 @@ FINISHED_CHANGES = [
     pytest.param({}, {"workers": {"nodes": 1}, "checkpoint": {"keepLast": 4}}, 1, NOTHING, id="attempt"),
     pytest.param({}, {"restart": {"maxRestarts": 9}, "ttlSecondsAfterFinished": 9999}, 1, NOTHING, id="now"),
     pytest.param({}, {"training": {"learningRate": 0.125}}, 2, ANEW, id="run"),
+    pytest.param(
+        {}, {"training": {"learningRate": 0.25}, "evaluation": {"maxNewTokens": 66}}, 2, ANEW, id="run and evaluation"
+    ),
+    pytest.param(
+        {"workers": {"nodes": 8}}, {"workers": {"nodes": 1, "gpusPerNode": 8}}, 1, NOTHING, id="no common batch"
+    ),
     pytest.param({}, {"data": {"maxLength": 64}}, 2, ANEW, id="data"),
 ]
 
@@ -388,6 +394,25 @@ def test_a_failed_evaluation_leaves_the_trained_model_in_status_and_can_be_repea
             (Stage.EVALUATE, 2),
         ]
         assert status.run.number == 1
+
+    play(admin, namespace, scenario)
+
+
+def test_a_run_that_failed_under_an_operator_without_scopes_continues_after_a_change(
+    admin: Path, namespace: str
+) -> None:
+    async def scenario(world: World) -> None:
+        job = await world.create("hopeless", train_ends(End(65)))
+        status = await job.until(in_phase(Phase.FAILED))
+        manifest = await world.read("hopeless")
+        del manifest["status"]["run"]["failedSpecHash"]
+        await world.server.request("PUT", f"{JOBS.format(namespace=namespace)}/hopeless/status", manifest)
+        await job.step()
+        assert job.last is not None
+        assert job.last.status == status, "it stays as it is until the spec changes"
+        world.kubelet.scripts["hopeless"] = done
+        await world.change("hopeless", restart={"maxRestarts": 9})
+        assert (await job.until(in_phase(Phase.SUCCEEDED))).run.number == 1
 
     play(admin, namespace, scenario)
 

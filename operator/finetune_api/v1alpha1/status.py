@@ -112,13 +112,13 @@ class Outcome(StrEnum):
 class AttemptPlan(StatusModel):
     """Plan that a training attempt is started with."""
 
-    nodes: int
+    nodes: Annotated[int, Field(ge=1, le=512)]
     """Worker pods."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Examples per process and forward pass."""
-    gradient_accumulation_steps: int | None = None
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] | None = None
     """Forward passes per optimizer step."""
-    micro_batch_limit: int | None = None
+    micro_batch_limit: Annotated[int, Field(ge=1)] | None = None
     """Maximum examples per process and forward pass, if a restart rule lowered it. Applies until the spec changes."""
     reason: Annotated[str, Field(max_length=256)] = ""
     """Why the plan differs from the spec. Empty: it does not."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finetune_api import constants
 from finetune_api.clock import rfc3339, utc_now
-from finetune_api.constants import Env
+from finetune_api.constants import Env, Phase
 from finetune_api.progress import FOR_STATUS, Progress
 from finetune_api.v1alpha1.status import in_current_shape
 
@@ -130,8 +130,8 @@ class LocalCluster:
         kept = {name: old["metadata"][name] for name in ("uid", "creationTimestamp")}
         generation = old["metadata"]["generation"] + (old["spec"] != manifest["spec"])
         status = dict(in_current_shape(old.get("status", {})))
-        if "failedSpecHash" in status.get("run", {}):
-            status["run"] = {**status["run"], "failedSpecHash": ""}
+        if status.get("phase") == Phase.FAILED:
+            status["run"] = {**status.get("run", {}), "failedSpecHash": ""}
         self._objects.write({**manifest, "metadata": {**metadata, **kept, "generation": generation}, "status": status})
 
     def kill_pod(self, job_name: str, index: int) -> None:

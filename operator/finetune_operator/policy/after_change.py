@@ -39,6 +39,21 @@ def needs_evaluation(status: Status, spec: Spec) -> bool:
     return last is not None and last.evaluation_spec_hash not in {"", evaluation_hash(spec)}
 
 
+def with_evaluation_hashes(status: Status, spec: Spec) -> Status:
+    """Return status with the hash of the evaluation fields in evaluate attempts of an operator that did not record it.
+
+    The hash of the run covered these fields then, and it still matches.
+    """
+    hashed = evaluation_hash(spec)
+    attempts = (
+        entry.model_copy(update={"evaluation_spec_hash": entry.evaluation_spec_hash or hashed})
+        if entry.stage is Stage.EVALUATE
+        else entry
+        for entry in status.run.attempts
+    )
+    return status.with_run(attempts=tuple(attempts))
+
+
 def last_evaluation(status: Status) -> AttemptStatus | None:
     """Return the newest evaluate attempt that succeeded."""
     succeeded = (

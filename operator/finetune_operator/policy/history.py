@@ -309,7 +309,7 @@ def _resolved(prepared: Prepared) -> ResolvedStatus:
         dataset_digest=prepared.dataset_digest,
         model_digest=prepared.model_digest,
         parameters=prepared.parameters or None,
-        test_tokens=prepared.test_tokens or None,
+        test_tokens=prepared.test_tokens,
         model_revision=prepared.model_revision,
         requested_revision=prepared.requested_revision,
     )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from finetune_api.scopes import HASH_DIGITS, spec_hash
@@ -20,6 +20,8 @@ class Run:
     hash: str
     is_new: bool
     """True: status still describes an older run, or none."""
+    is_adopted: bool = field(default=False, compare=False)
+    """Whether an operator that hashed other fields started the run, so that its hash is replaced."""
 
 
 def current_run(job: FineTuneJob, children: Iterable[ObservedStage]) -> Run:
@@ -31,8 +33,8 @@ def current_run(job: FineTuneJob, children: Iterable[ObservedStage]) -> Run:
     known, wanted = job.status.run, run_hash(job.spec)
     if known.number and known.spec_hash in _hashes_of_same_run(job):
         return Run(known.number, known.spec_hash, is_new=False)
-    if known.number and known.spec_hash in _hashes_before_scopes(job.spec):
-        return Run(known.number, wanted, is_new=False)
+    if known.number and known.spec_hash in _hashes_before_scopes(job):
+        return Run(known.number, wanted, is_new=False, is_adopted=True)
     started = {child.run: child.run_hash for child in children if child.run > known.number}
     same = (run for run, found in started.items() if found in ("", wanted))
     return Run(max(same, default=max(started, default=known.number) + 1), wanted, is_new=True)
@@ -100,8 +102,16 @@ def _model_uris(spec: Spec, resolved: ResolvedStatus) -> Iterator[str]:
     yield from (f"{name}@{one}" if one else name for one in requested)
 
 
-def _hashes_before_scopes(spec: Spec) -> Iterator[str]:
-    """Yield the hashes that earlier versions computed, over whole blocks instead of scopes. They keep existing runs."""
+def _hashes_before_scopes(job: FineTuneJob) -> Iterator[str]:
+    """Return hashes that operators computed before fields had scopes: over whole blocks, where `output.formats` was
+    absent by default. They keep a run that such an operator started."""
+    resolved = job.status.run.resolved
+    for uri in (job.spec.model.uri,) if resolved is None else _model_uris(job.spec, resolved):
+        model = job.spec.model.model_copy(update={"uri": uri})
+        yield from _hashes_of_blocks(job.spec.model_copy(update={"model": model}))
+
+
+def _hashes_of_blocks(spec: Spec) -> Iterator[str]:
     blocks = ("model", "data", "method", "training", "deepspeed", "evaluation", "output", "run_id")
     technical = {
         "training": {"micro_batch_size", "gradient_checkpointing"},

@@ -10,7 +10,7 @@ from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Outcome, Spec, Sta
 
 from ..observed import Observed, ObservedStage
 from . import restart, scale
-from .after_change import needs_evaluation
+from .after_change import last_evaluation, needs_evaluation
 from .deadline import seconds_left
 from .history import last_attempt
 from .runs import Run
@@ -187,6 +187,9 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
         return Finish(True, Reason.SUCCEEDED, "the model is in object storage")
     if last.outcome not in _FAILURES or last.superseded_by_spec_change:  # stopped on request, or no longer counted
         return Start(last.stage, last.number + 1)
+    if last.stage is Stage.EVALUATE and last_evaluation(status) is not None and not needs_evaluation(status, spec):
+        # An evaluation with other fields failed, and they were changed back since.
+        return Finish(True, Reason.SUCCEEDED, "the model is in object storage")
     decision = restart.decide(status, spec.restart, max_backoff_seconds=max_backoff)
     if isinstance(decision, restart.GiveUp):
         message = f"{last.stage} failed: {decision.message}"

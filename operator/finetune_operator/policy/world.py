@@ -47,10 +47,10 @@ def world(spec: Spec, stage: Stage, nodes: int | None = None) -> World:
 def evaluation_needs(resolved: ResolvedStatus | None) -> EvaluationNeeds:
     """Return the size of the evaluation, if the prepare stage has determined it."""
     if resolved is None:
-        return EvaluationNeeds(parameters=0, test_tokens=0, dtype=Dtype.FLOAT32)
+        return EvaluationNeeds(parameters=0, test_tokens=None, dtype=Dtype.FLOAT32)
     return EvaluationNeeds(
         parameters=resolved.parameters or 0,
-        test_tokens=resolved.test_tokens or 0,
+        test_tokens=resolved.test_tokens,
         dtype=Dtype(resolved.dtype) if resolved.dtype else Dtype.FLOAT32,
     )
 

@@ -9,12 +9,13 @@ import pytest
 from factories import make_job
 from finetune_api.constants import Stage
 from finetune_api.progress import Progress, TerminationMessage
-from finetune_api.trainer_config import CONFIG_VERSION, StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import AttemptPlan
+from finetune_api.trainer_config import CONFIG_VERSION, Prepared, SplitCounts, StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import AttemptPlan, DataFormat, Dtype, Packing, Task
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.rank_main import read_config
+from finetune_trainer.run_record import PreparedRun
 
 
 def config_of(**spec: Any) -> TrainerConfig:
@@ -88,3 +89,20 @@ def test_an_older_operator_ignores_what_a_newer_trainer_adds() -> None:
     content["progress"] |= {"gpu_temperature": 60}
     assert TerminationMessage.decode(json.dumps(content)) == message
     assert Progress.decode(json.dumps(content["progress"]).encode()) == message.progress
+
+
+def test_stages_read_what_was_prepared_whatever_else_a_record_has() -> None:
+    prepared = Prepared(
+        dataset_uri="s3://b/d",
+        dataset_digest="d",
+        model_digest="m",
+        format=DataFormat.TEXT,
+        task=Task.CAUSAL_LM,
+        dtype=Dtype.FLOAT32,
+        packing=Packing.PADDED,
+        zero_stage=2,
+        counts=SplitCounts(train=8),
+    )
+    older = {"spec": {"output": {"uri": "s3://b/out", "formats": None}}, "job": {"namespace": "n"}, "novel": 1}
+    text = json.dumps({**older, "prepared": {**prepared.model_dump(mode="json"), "novel": 2}})
+    assert PreparedRun.model_validate_json(text).prepared == prepared

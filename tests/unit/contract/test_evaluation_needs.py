@@ -18,17 +18,19 @@ BILLION = 1_000_000_000
     ("parameters", "test_tokens", "spec", "gpus"),
     [
         (8 * BILLION, 500_000, {"workers": {"gpusPerNode": 8}}, 1),
-        (8 * BILLION, 500, {"workers": {"gpusPerNode": 8}}, 0),
+        (8 * BILLION, 0, {"workers": {"gpusPerNode": 8}}, 1),
+        (8 * BILLION, None, {"workers": {"gpusPerNode": 8}}, 1),
+        (0, None, {"workers": {"gpusPerNode": 8}}, 0),
         (22_000_000, 300_000, {"workers": {"gpusPerNode": 8}}, 0),
         (8 * BILLION, 500_000, {}, 0),
         (8 * BILLION, 500_000, {"workers": {"gpusPerNode": 8}, "stages": {"evaluate": {"gpus": 0}}}, 0),
         (1000, 10, {"workers": {"gpusPerNode": 8}, "stages": {"evaluate": {"gpus": 1}}}, 1),
-        (BILLION, 10_000, {"workers": {"gpusPerNode": 1}}, 1),
-        (BILLION, 10_000, {"workers": {"gpusPerNode": 1}, "evaluation": {"baseline": False}}, 0),
+        (BILLION // 2, 10_000, {"workers": {"gpusPerNode": 1}}, 1),
+        (BILLION // 2, 10_000, {"workers": {"gpusPerNode": 1}, "evaluation": {"baseline": False}}, 0),
     ],
 )
 def test_an_evaluation_asks_for_a_gpu_only_where_a_cpu_would_take_too_long(
-    parameters: int, test_tokens: int, spec: dict[str, Any], gpus: int
+    parameters: int, test_tokens: int | None, spec: dict[str, Any], gpus: int
 ) -> None:
     job = parse_job(make_job(**{"training": {"globalBatchSize": 512}, **spec}))
     needs = EvaluationNeeds(parameters=parameters, test_tokens=test_tokens, dtype=Dtype.BFLOAT16)

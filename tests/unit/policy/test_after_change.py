@@ -11,7 +11,7 @@ from finetune_api.v1alpha1 import AttemptStatus, Condition, Outcome, Spec, Statu
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed
 from finetune_operator.policy import stages
-from finetune_operator.policy.after_change import continued_after_change, retry_hash
+from finetune_operator.policy.after_change import continued_after_change, retry_hash, with_evaluation_hashes
 from finetune_operator.policy.pending import evaluation_hash
 from finetune_operator.policy.runs import Run
 from statuses import make_status
@@ -152,3 +152,21 @@ def test_fields_that_change_while_the_model_is_evaluated_are_used_in_a_second_ev
             max_backoff_seconds=9,
         )
         assert decision == expected
+
+
+def test_a_failed_evaluation_with_fields_that_were_changed_back_leaves_the_run_complete() -> None:
+    complete = succeeded(evaluation_hash(spec_of()))
+    failed = AttemptStatus(stage=Stage.EVALUATE, number=4, job_name="again", start_time=THEN, outcome=Outcome.PERMANENT)
+    status = complete.model_copy(update={"conditions": ()}).with_run(attempts=(*complete.run.attempts, failed))
+    for spec, is_complete in [(spec_of(), True), (spec_of(evaluation={"maxNewTokens": 128}), False)]:
+        decision = stages.decide(
+            spec, Run(1, "", is_new=False), status, Observed(()), now=datetime.fromisoformat(NOW), max_backoff_seconds=9
+        )
+        assert isinstance(decision, stages.Finish)
+        assert decision.succeeded is is_complete
+
+
+def test_evaluations_of_an_operator_that_did_not_record_their_fields_get_the_hash_of_the_spec() -> None:
+    adopted = with_evaluation_hashes(succeeded(""), spec_of())
+    assert adopted == succeeded(evaluation_hash(spec_of()))
+    assert with_evaluation_hashes(succeeded("known"), spec_of()) == succeeded("known")

@@ -90,6 +90,7 @@ HASHES_BEFORE_SCOPES = {
     ),
 }
 """Hashes of these specs as the operators before field scopes computed them."""
+HASH_OF_THE_BRANCH = "eb5f1e7c2b43e889"
 
 
 @pytest.mark.parametrize("name", HASHES_BEFORE_SCOPES)
@@ -181,3 +182,27 @@ def test_a_run_that_failed_under_an_earlier_operator_is_not_started_again_by_an_
     failed = {"type": "Failed", "status": "True", "reason": "RestartsExhausted", "lastTransitionTime": THEN}
     job = job_with({**FLAT, "phase": "Failed", "conditions": [failed]})
     assert continued_after_change(job.status, job.spec, NOW) == job.status
+
+
+def test_a_run_of_an_earlier_operator_whose_commit_was_pinned_goes_on() -> None:
+    """`hf://org/name` was prepared; the user then wrote the resolved commit into the spec."""
+    blocks = {"model": {"uri": "hf://org/name@0123abc"}}
+    resolved = {"modelRevision": "0123abc", "requestedRevision": ""}
+    job = job_with({"run": 3, "runHash": HASH_OF_THE_BRANCH, "phase": "Training", "chosen": resolved}, **blocks)
+    assert runs.current_run(job, ()) == runs.Run(3, runs.run_hash(job.spec), is_new=False)
+    assert runs.current_run(job, ()).is_adopted
+
+
+@pytest.mark.parametrize("text", ['{"nodes": 0}', '{"nodes": 2, "microBatchLimit": 0}', '{"nodes": -1}', "{}", "nodes"])
+def test_a_plan_in_an_annotation_that_cannot_be_is_no_plan(text: str) -> None:
+    job = {
+        "metadata": {
+            "name": "a",
+            "labels": {"finetune.dev/stage": "train", "finetune.dev/run": "1", "finetune.dev/attempt": "1"},
+            "annotations": {"finetune.dev/attempt-plan": text},
+            "ownerReferences": [{"uid": "u", "controller": True}],
+            "uid": "j",
+        }
+    }
+    (stage,) = Observed.from_manifests("u", [job], []).stages
+    assert stage.plan is None
