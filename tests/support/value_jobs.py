@@ -102,6 +102,14 @@ TRAINED: dict[str, dict[str, Any]] = {
         "training": {**_SHORT, "schedule": "Constant", "earlyStopping": {"metric": "Perplexity"}},
         "deepspeed": {"zeroStage": 2},
     },
+    "classifier-scaled": {
+        "model": {"uri": "{models}/bert", "task": "SequenceClassification"},
+        "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}]},
+        "method": {"ia3": {"targets": ["key", "value", "intermediate.dense"]}},
+        "training": _SHORT,
+        "deepspeed": {"zeroStage": 3},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
+    },
     "chats": {
         "model": {"uri": "{models}/llama-chat"},
         "data": {

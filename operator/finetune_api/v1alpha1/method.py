@@ -5,6 +5,7 @@ from typing import get_args
 from .base import ApiModel
 from .methods.base import MethodBlock
 from .methods.full import FullFineTune
+from .methods.ia3 import Ia3
 from .methods.lora import Lora
 from .scope import Scope
 
@@ -17,6 +18,9 @@ class Method(ApiModel, scope=Scope.RUN):
 
     lora: Lora | None = None
     """Train low-rank adapters."""
+
+    ia3: Ia3 | None = None
+    """Train factors for the activations of some layers."""
 
     @classmethod
     def blocks(cls) -> dict[str, type[MethodBlock]]:

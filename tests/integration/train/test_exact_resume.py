@@ -10,7 +10,10 @@ MID_EPOCH = 2
 SCALE = {"TEST_SCALE_POWER": "24"}
 CASES = [
     pytest.param(zero, method, kind, id=f"zero{zero}-{method}-{kind}")
-    for zero, method, kind in product((0, 1, 2, 3), ("full", "lora"), ("bert-dropout", "llama"))
+    for zero, method, kind in [
+        *product((0, 1, 2, 3), ("full", "lora"), ("bert-dropout", "llama")),
+        (2, "ia3", "bert-dropout"),
+    ]
 ]
 
 

@@ -24,6 +24,7 @@ CASES = [
     (2, "lora", "llama", ADAPTER),
     (3, "lora", "bert", ADAPTER),
     (3, "lora", "llama", REVERSED),
+    (3, "ia3", "bert", ADAPTER),
 ]
 """ZeRO stage, method, kind of model, formats."""
 
@@ -68,7 +69,9 @@ def test_every_exported_folder_loads_whole_and_has_the_loss_that_training_ended_
         assert loaded["adapter_loss"] == pytest.approx(last, rel=1e-4)
         assert loaded["base_loss"] != pytest.approx(last, rel=1e-2), "an adapter that changes nothing would pass"
         described = lab.store.get_json(f"{config.run_uri}/adapter/adapter_config.json")
-        assert (described["r"], described["lora_alpha"]) == (16, 32)
+        assert described["peft_type"] == method.upper()
+        if method == "lora":
+            assert (described["r"], described["lora_alpha"]) == (16, 32)
         assert described["base_model_name_or_path"] == config.spec.model.uri.removeprefix("file://")
     reference = lab.store.get_json(f"{config.run_uri}/reference.json")
     assert reference["split"] == "validation"
