@@ -30,6 +30,7 @@ _VARIABLE: dict[str, Any] = {"name": "X"}
 _AROUND: dict[str, Any] = {
     "data.validation.stratify": {"data": {"validation": {"fraction": 0.2}}},
     "data.test.stratify": {"data": {"test": {"fraction": 0.2}}},
+    "method.promptTuning": {"output": {"formats": ["Adapter"]}},
     "workers.startTimeout": {"workers": {"minNodes": 1}},
     "workers.tolerations[]": {"workers": {"tolerations": [_TOLERATION]}},
     "workers.env[]": {"workers": {"env": [_VARIABLE]}},

@@ -110,6 +110,16 @@ TRAINED: dict[str, dict[str, Any]] = {
         "deepspeed": {"zeroStage": 3},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
     },
+    "prompted": {
+        "model": {"uri": "{models}/llama", "task": "CausalLM"},
+        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text", "packing": "LengthGrouped"},
+        "method": {"promptTuning": {"virtualTokens": 5}},
+        "training": {**_SHORT, "gradientCheckpointing": True},
+        "deepspeed": {"zeroStage": 3},
+        "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
+        "workers": {"nodes": 2},
+    },
     "chats": {
         "model": {"uri": "{models}/llama-chat"},
         "data": {

@@ -7,6 +7,7 @@ from .methods.base import MethodBlock
 from .methods.full import FullFineTune
 from .methods.ia3 import Ia3
 from .methods.lora import Lora
+from .methods.prompt_tuning import PromptTuning
 from .scope import Scope
 
 
@@ -21,6 +22,9 @@ class Method(ApiModel, scope=Scope.RUN):
 
     ia3: Ia3 | None = None
     """Train factors for the activations of some layers."""
+
+    prompt_tuning: PromptTuning | None = None
+    """Train embeddings before every text."""
 
     @classmethod
     def blocks(cls) -> dict[str, type[MethodBlock]]:

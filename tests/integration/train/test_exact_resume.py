@@ -13,6 +13,7 @@ CASES = [
     for zero, method, kind in [
         *product((0, 1, 2, 3), ("full", "lora"), ("bert-dropout", "llama")),
         (2, "ia3", "bert-dropout"),
+        (3, "promptTuning", "llama"),
     ]
 ]
 
@@ -22,6 +23,8 @@ def test_losses_after_kills_in_mid_epoch_and_at_its_end_are_bitwise_equal(
     lab: Lab, zero: int, method: str, kind: str
 ) -> None:
     blocks = {"method": {method: {"dropout": 0.1} if method == "lora" else {}}, "kind": kind, "zero": zero}
+    if method == "promptTuning":
+        blocks["output"] = {"formats": ["Adapter"]}
     through = lab.config(f"through-{zero}-{method}-{kind}", **blocks)
     whole = lab.run(through)
     assert whole.exit_codes == [0, 0]
