@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a format of another task": (
         {"model": {"task": "CausalLM"}},
-        "model.task must fit data.format, Classification, and CausalLM does not",
+        "model.task must fit data.format, Classification or TokenClassification, and CausalLM does not",
     ),
     "two sources of a variable": (
         {"workers": {"env": [{"name": "A", "value": "x", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}},

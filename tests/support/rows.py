@@ -16,6 +16,18 @@ def classified(rows: int = 60) -> list[dict[str, Any]]:
     ]
 
 
+def tagged(rows: int = 60) -> list[dict[str, Any]]:
+    """Sentences with names of people and places: a capital letter tells them apart from other words."""
+    draw = random.Random(3)
+    made: list[dict[str, Any]] = []
+    for _ in range(rows):
+        person, place = draw.choice(["Ada", "Grace", "Alan"]), draw.choice(["London", "Paris"])
+        words = [person, "Byron", "was", *["very"] * draw.randrange(4), "good", "in", place]
+        tags = ["B-PER", "I-PER", *["O"] * (len(words) - 3), "B-LOC"]
+        made.append({"tokens": words, "tags": tags})
+    return made
+
+
 def chats(rows: int = 40) -> list[dict[str, Any]]:
     return [
         {

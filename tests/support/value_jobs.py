@@ -7,7 +7,7 @@ into RENDERED, with its place in a manifest, or into DECIDED, where the operator
 import json
 from typing import Any
 
-from rows import chats, classified
+from rows import chats, classified, tagged
 
 _SHORT = {"maxSteps": 3, "learningRate": 1e-3, "globalBatchSize": 8}
 
@@ -130,6 +130,18 @@ TRAINED: dict[str, dict[str, Any]] = {
         "method": {"lora": {}},
         "training": {**_SHORT, "schedule": "InverseSqrt", "warmup": {"steps": 1}},
     },
+    "token-classifier": {
+        "model": {"uri": "{models}/bert", "task": "TokenClassification"},
+        "data": {
+            "train": [{"uri": "s3://{bucket}/tagged.jsonl"}],
+            "format": "TokenClassification",
+            "columns": {"tokens": "words", "tags": "names"},
+        },
+        "method": {"lora": {}},
+        "training": {**_SHORT, "earlyStopping": {"metric": "MacroF1"}},
+        "evaluation": {"everySteps": 2},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
+    },
 }
 """Job -> its spec. `{models}` is the address of a folder of models, `{bucket}` a bucket, `{endpoint}` its server,
 `{job}` the name of the job."""
@@ -153,6 +165,7 @@ def data_files() -> dict[str, list[dict[str, Any]]]:
         "renamed": [{"sentence": row["text"], "kind": row["label"]} for row in rows] + [{"sentence": "no kind"}],
         "texts": [{"text": row["text"]} for row in rows],
         "instructions": [{"ask": f"what is {row['label']}?", "answer": row["text"]} for row in rows],
+        "tagged": [{"words": row["tokens"], "names": row["tags"]} for row in tagged(60)],
         "chats": [{"transitions": row["messages"]} for row in chats(40)],
     }
 

@@ -18,6 +18,7 @@ class DataFormat(StrEnum):
     TEXT = "Text"
     INSTRUCTION = "Instruction"
     CHAT = "Chat"
+    TOKEN_CLASSIFICATION = "TokenClassification"
 
 
 class BadRecordAction(StrEnum):
@@ -72,6 +73,12 @@ class Columns(ApiModel, scope=Scope.DATA):
 
     messages: ColumnName | None = None
     """List of `{role, content}` of a Chat record. Usual name: `messages`."""
+
+    tokens: ColumnName | None = None
+    """List of the words of a TokenClassification record. Usual name: `tokens`."""
+
+    tags: ColumnName | None = None
+    """List of the labels of a TokenClassification record, one for each word. Usual names: `tags`, `ner_tags`."""
 
 
 class Data(ApiModel, scope=Scope.DATA):

@@ -26,7 +26,8 @@ class Model(ApiModel, scope=Scope.DATA):
     changes later."""
 
     task: Task | None = None
-    """Head and loss. Absent: SequenceClassification for Classification data, CausalLM for every other format."""
+    """Head and loss. Absent: SequenceClassification for Classification data, TokenClassification for data of the format
+    of that name, CausalLM for every other format."""
 
     dtype: Annotated[Dtype | None, Scope.RUN] = None
     """Absent: BFloat16 with GPUs, Float16 with GPUs without it (older than Ampere), else Float32."""

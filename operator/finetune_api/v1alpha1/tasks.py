@@ -12,6 +12,7 @@ class Task(StrEnum):
 
     SEQUENCE_CLASSIFICATION = "SequenceClassification"
     CAUSAL_LM = "CausalLM"
+    TOKEN_CLASSIFICATION = "TokenClassification"
 
 
 @dataclass(frozen=True)
@@ -56,5 +57,14 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
         headline=Metric.PERPLEXITY,
         has_labels=False,
         answers_prompts=True,
+    ),
+    Task.TOKEN_CLASSIFICATION: TaskSupport(
+        model="token classifier",
+        formats=(DataFormat.TOKEN_CLASSIFICATION,),
+        metrics=(Metric.LOSS, Metric.ACCURACY, Metric.MACRO_F1),
+        headline=Metric.MACRO_F1,  # most tokens have the label of no entity, which makes any accuracy high
+        has_labels=True,
+        answers_prompts=False,
+        labels_tokens=True,
     ),
 }

@@ -141,8 +141,10 @@ def test_every_new_row_gets_its_cel_rules() -> None:
         "method.prefixTokens, not true",
         "!(has(self.method.prefixTokens)) || !(has(self.model.task) ? self.model.task == 'SequenceClassification' : "
         "(has(self.data.format) && self.data.format in ['Classification'])) && "
+        "!(has(self.model.task) ? self.model.task == 'TokenClassification' : "
+        "(has(self.data.format) && self.data.format in ['TokenClassification'])) && "
         "!(has(self.model.task) ? self.model.task == 'Ranking' : (false))": "model.task must be CausalLM with "
-        "method.prefixTokens, not SequenceClassification or Ranking",
+        "method.prefixTokens, not SequenceClassification, TokenClassification or Ranking",
     }
 
 
@@ -193,7 +195,7 @@ def test_the_rule_of_exactly_one_method_follows_the_fields(method: dict[str, Any
         ),
         (
             {"model": {"task": "Summarise"}},
-            'spec.model.task must be one of SequenceClassification or CausalLM, not "Summarise"',
+            'spec.model.task must be one of SequenceClassification, CausalLM or TokenClassification, not "Summarise"',
         ),
     ],
 )

@@ -78,7 +78,7 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "encoder.", "base_model.model.")
     [(task, prefix) for task in Task for prefix in WRAPPERS if (task, prefix) != (Task.CAUSAL_LM, "model.")],
 )
 def test_weights_under_a_wrappers_names_are_refused(llama, bert, tmp_path, task, prefix):
-    base = bert if task is Task.SEQUENCE_CLASSIFICATION else llama
+    base = llama if task is Task.CAUSAL_LM else bert
     folder = with_names(base, tmp_path / "wrapped", lambda name: prefix + name)
     error = refusal(folder, task)
     total = len(load_file(base / "model.safetensors"))
@@ -119,7 +119,7 @@ def test_a_name_within_the_base_model_that_differs_is_named(bert, tmp_path):
     ],
 )
 def test_a_config_that_does_not_describe_the_weights_is_refused(bert, llama, tmp_path, task, changes, expected):
-    base = bert if task is Task.SEQUENCE_CLASSIFICATION else llama
+    base = llama if task is Task.CAUSAL_LM else bert
     error = refusal(with_config(base, tmp_path / "other", **changes), task)
     assert expected in str(error)
     assert error.advice
