@@ -23,6 +23,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "maxLength": 32,
             "packing": "Padded",
             "onBadRecord": "Skip",
+            "cleaning": {"exactDuplicates": True},
         },
         "method": {"full": {}},
         "training": {
@@ -79,6 +80,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "validation": {"fraction": 0.2, "stratify": False},
             "test": {"fraction": 0.2, "stratify": False},
             "format": "Text",
+            "cleaning": {"exactDuplicates": False},
         },
         "training": {
             "epochs": 1,
@@ -162,7 +164,8 @@ def data_files() -> dict[str, list[dict[str, Any]]]:
     return {
         "classified": rows,
         "held-out": [{**row, "text": f"{row['text']} again"} for row in rows[:15]],
-        "renamed": [{"sentence": row["text"], "kind": row["label"]} for row in rows] + [{"sentence": "no kind"}],
+        "renamed": [{"sentence": row["text"], "kind": row["label"]} for row in [*rows, *rows[:3]]]
+        + [{"sentence": "no kind"}],
         "texts": [{"text": row["text"]} for row in rows],
         "instructions": [{"ask": f"what is {row['label']}?", "answer": row["text"]} for row in rows],
         "tagged": [{"words": row["tokens"], "names": row["tags"]} for row in tagged(60)],

@@ -1,7 +1,7 @@
 """FineTuneJob v1alpha1, one file per block."""
 
 from .base import DataUri, ModelUri, Quantity, S3Uri
-from .data import BadRecordAction, Columns, Data, DataFormat, Holdout, Packing, Source
+from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout, Packing, Source
 from .job import FineTuneJob, Metadata, Spec
 from .method import Method
 from .methods.base import MethodBlock, MethodSupport
@@ -45,6 +45,7 @@ __all__ = [
     "CandidateStatus",
     "Checkpoint",
     "CheckpointStatus",
+    "Cleaning",
     "Columns",
     "Condition",
     "Data",

@@ -81,6 +81,14 @@ class Columns(ApiModel, scope=Scope.DATA):
     """List of the labels of a TokenClassification record, one for each word. Usual names: `tags`, `ner_tags`."""
 
 
+class Cleaning(ApiModel, scope=Scope.DATA):
+    """Rules by which records are left out of training on purpose."""
+
+    exact_duplicates: bool = False
+    """Of training records with the same text, keep the first, and none whose text is in a held-out file. Texts are
+    compared without their labels, after Unicode normalisation (NFC) and with each run of white space as one space."""
+
+
 class Data(ApiModel, scope=Scope.DATA):
     """Training data, held-out splits and how records are read."""
 
@@ -110,3 +118,6 @@ class Data(ApiModel, scope=Scope.DATA):
     on_bad_record: BadRecordAction = BadRecordAction.FAIL
     """A malformed line, a missing column, an empty text: Fail stops the run and reports file and
     line, Skip skips and counts the record."""
+
+    cleaning: Cleaning = Cleaning()
+    """Rules by which records are left out of training on purpose."""

@@ -294,3 +294,9 @@ def test_a_step_gets_rows_in_the_order_of_its_own_key_and_what_it_removes_is_not
 def test_what_steps_compare_has_no_begin_and_end_tokens(data_format, record, content):
     formatter = Formatter(DataFormat(data_format), Columns(), bos="<s>", eos="</s>")
     assert formatter(record, Place("file:///a.jsonl", 1)).content == content
+
+
+def test_a_job_without_optional_steps_has_the_digest_from_before_there_were_any():
+    before = "0f2f31d78c431c728bfcbcc4c63e01442f89283ca2e62e3f6bfbb3410784f686"
+    assert digest_of() == digest_of({"cleaning": {"exactDuplicates": False}}) == before
+    assert digest_of({"cleaning": {"exactDuplicates": True}}) != before
