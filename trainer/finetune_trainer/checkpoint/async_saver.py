@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import CommittedCheckpoint
 from finetune_api.trainer_config import TrainerConfig
 
@@ -29,7 +30,7 @@ from .engine.collective import all_ranks, gather_all, rank_zero
 from .engine.pinning import PinnedMemory
 from .format.compatibility import Lineage
 from .format.failures import Failure
-from .format.manifest import Manifest, PartRef, State, utc_now
+from .format.manifest import Manifest, PartRef, State
 from .format.orders import CommitOrder, PartOrder, StoredPart
 from .pruner import CheckpointPruner
 from .stored.run_storage import RunStorage
@@ -275,7 +276,7 @@ class AsyncSaver:
             attempt=self._config.attempt,
             run=self._config.run,
             data_position=state.step if state.data_position is None else state.data_position,
-            time=rank_zero(utc_now, str),
+            time=rank_zero(lambda: rfc3339(utc_now(), "seconds"), str),
             world_size=self._runtime.world_size,
             zero_stage=state.engine.zero_optimization_stage(),
             blob_bytes=self._blob_bytes,

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from finetune_api.run_layout import dataset_folder
 from finetune_api.trainer_config import SplitCounts, TrainerConfig
 from finetune_api.v1alpha1 import BadRecordAction, Holdout, Spec, Task
 
@@ -164,7 +165,7 @@ def _build(
     folder: Path,
     report: ProgressReporter,
 ) -> DatasetInfo:
-    spec, dataset_uri = config.spec, dataset_folder(config, digest)
+    spec, dataset_uri = config.spec, dataset_folder(config.output_uri, digest)
     rows = _process(spec, inputs, steps, folder, report)
     with report.phase("split", "splitting"):
         remarks = steps.on_examples[0].report(rows.tallies["format"].counts) + rows.name_labels()
@@ -225,11 +226,6 @@ def _build(
         store.put(uri, content)
         return info
     return info if is_new else read_dataset_info(store, dataset_uri)  # another run was faster; its shards are the same
-
-
-def dataset_folder(config: TrainerConfig, digest: str) -> str:
-    """Where the data set with that digest is kept; the runs of an output prefix share it."""
-    return join(config.output_uri, "datasets", digest)
 
 
 def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: ProgressReporter) -> "_Rows":

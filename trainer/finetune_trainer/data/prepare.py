@@ -13,6 +13,7 @@ import numpy as np
 
 from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.rules import task_of, violations
+from finetune_api.run_layout import dataset_folder
 from finetune_api.support import SUPPORT
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Data, DataFormat, Dtype, Packing, Spec, Task
@@ -33,7 +34,7 @@ from ..stage_log import log_prepared
 from ..store.client import ObjectStore
 from ..store.uri import join
 from ..tasks import TASKS
-from .build import Inputs, build_dataset, dataset_folder, steps_of
+from .build import Inputs, build_dataset, steps_of
 from .chat import TEMPLATE_DATE, renderer_of
 from .formats import FORMATS, Formatter, TemplateUse, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
@@ -94,7 +95,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     inputs = Inputs(files, formatter, tokenizer, tokenizer_digest(model.path), task, length)
     steps = steps_of(spec, inputs)
     digest = dataset_digest(files, steps)
-    dataset_uri = dataset_folder(config, digest)
+    dataset_uri = dataset_folder(config.output_uri, digest)
     reused = store.exists(join(dataset_uri, DATASET_FILE))
     info = (
         read_dataset_info(store, dataset_uri)

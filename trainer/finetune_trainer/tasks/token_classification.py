@@ -65,7 +65,7 @@ class TokenClassification(TrainingTask):
 
     @property
     def encode(self) -> Any:
-        """One row for each text, cut to `max_length`, with the tokenizer's own special tokens."""
+        """One row for each text, cut to `max_length`; the first token of each span carries its label."""
         from ..data.tokenise import encode_labelled_spans
 
         return encode_labelled_spans

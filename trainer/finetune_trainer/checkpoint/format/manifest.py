@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.trainer_config import Message
@@ -132,11 +131,6 @@ class State(Message):
     buffers_blob: str | None = None
     small_state: dict[str, Any]
     """State of the Trainer."""
-
-
-def utc_now() -> str:
-    """The current time as manifests and claims write it: RFC 3339, UTC, whole seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def manifest_name(step: int, attempt: int) -> str:

@@ -10,9 +10,10 @@ import time
 import uuid
 from dataclasses import replace
 
+from finetune_api.clock import rfc3339, utc_now
+
 from ...errors import FencedError, ObjectMissingError
 from ...store import Conditions, ObjectStore, join
-from ..format.manifest import utc_now
 from .claim_keys import ClaimKey, Verdict, keys_of, verdict
 
 _RIVALS_SECONDS = 30.0
@@ -45,7 +46,7 @@ class Claims:
         claim = {
             "attempt": self._key.attempt,
             "generation": self._key.generation,
-            "time": utc_now(),
+            "time": rfc3339(utc_now(), "seconds"),
             "world": world_size,
             "host": socket.gethostname(),
             "token": self._token,
