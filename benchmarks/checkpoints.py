@@ -8,11 +8,11 @@ Storage is the embedded S3 server behind a proxy with a stated rate, both direct
 A round is half an automatic interval without saves, a whole one with the save that belongs to it, the other half
 without, and a save of transformers'. Each figure is the median of the rounds' ratios.
 
-stallRatio        Ours: the Trainer's whole `_save_checkpoint` (check of the parameters, exchanges, snapshot, order),
-                  and of later steps the part in which the ranks move the save on. The other: the same Trainer object's
-                  save by transformers and DeepSpeed (model, ZeRO states, scheduler, generators) to this machine's disk,
-                  then every file uploaded with boto3 (`upload_file`, its default parallel parts, four files at once,
-                  each rank its own) until both ranks are done.
+stallRatio        Ours: the loop's whole `_save` (check of the parameters, exchanges, snapshot, order),
+                  and of later steps the part in which the ranks advance the save. The other: the save of a Trainer
+                  around the same engine, by transformers and DeepSpeed (model, ZeRO states, scheduler, generators) to
+                  this machine's disk, then every file uploaded with boto3 (`upload_file`, its default parallel parts,
+                  four files at once, each rank its own) until both ranks are done.
 stepSlowdown      Steps during which an upload at its default pace never rested, beside the others of the round. The
                   uploaders run beside the training, as they do in a pod; store and proxy, which are elsewhere then,
                   take of this machine only what it leaves.

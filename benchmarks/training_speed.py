@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "trainer")]
 import numpy as np  # noqa: E402
 
 from finetune_api.constants import Env, Stage  # noqa: E402
-from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World  # noqa: E402
+from finetune_api.trainer_config import BatchPlan, JobRef, PreparedConfig, StorageSettings, TrainerConfig, World  # noqa: E402
 from finetune_api.v1alpha1 import Spec  # noqa: E402
 
 WORLD = 2
@@ -132,7 +132,7 @@ def run_ours(config: TrainerConfig) -> tuple[list[Mark], float]:
     runtime = RuntimeEnv.from_environ(os.environ)
     report = Clock(runtime.scratch if runtime.is_main else None, stage=Stage.TRAIN, attempt=1)
     store = ObjectStore.connect(config.storage)
-    train(config, store, runtime, report, StopFlag())
+    train(PreparedConfig.of(config, config.prepared), store, runtime, report, StopFlag())
     log = store.get_json(f"{config.run_uri}/training.json")["log"]
     return marks, statistics.fmean(entry["loss"] for entry in log if "loss" in entry)
 

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune_api.trainer_config import TrainerConfig
+from finetune_api.trainer_config import PreparedConfig
 from finetune_trainer.checkpoint.engine.collective import rank_zero
 from finetune_trainer.checkpoint.manager import CheckpointManager, TrainingState
 from finetune_trainer.runtime import RuntimeEnv
@@ -21,7 +21,7 @@ _STEPS = 2
 
 def stored_bytes(config: dict[str, Any], model: str) -> dict[str, int]:
     """New bytes in storage: of the first full checkpoint, and of the first and the second of the half frozen one."""
-    resolved, runtime = TrainerConfig.model_validate(config), RuntimeEnv.from_environ(os.environ)
+    resolved, runtime = PreparedConfig.model_validate(config), RuntimeEnv.from_environ(os.environ)
     start_process_group(resolved, runtime)
     store = ObjectStore.connect(resolved.storage)
     found: dict[str, int] = {}
@@ -45,7 +45,7 @@ def _stored_bytes(store: ObjectStore, run_uri: str) -> int:
     return sum(info.size for info in store.list(f"{run_uri}/checkpoints/"))
 
 
-def _engine(config: TrainerConfig, model: Path, *, frozen: bool) -> Any:
+def _engine(config: PreparedConfig, model: Path, *, frozen: bool) -> Any:
     import deepspeed
     import torch
     from transformers import AutoModelForCausalLM

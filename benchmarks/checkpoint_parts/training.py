@@ -1,8 +1,8 @@
 """The product's train stage, measured.
 
-Stage, Trainer, CheckpointManager and uploaders are the product's; subclasses here take times and say when a save may
-start. The baseline is saved by the same Trainer object with what transformers itself does: `_save_checkpoint` of its
-Trainer, hence DeepSpeed's `save_checkpoint`, on the same engine, between the same steps.
+Stage, loop, CheckpointManager and uploaders are the product's; subclasses here take times and say when a save may
+start. The baseline is saved by a Trainer of transformers around the same engine, between the same steps: its
+`_save_checkpoint`, hence DeepSpeed's `save_checkpoint`.
 """
 
 import math
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import Trainer, TrainingArguments
 
-from finetune_api.constants import Stage
+from finetune_api.constants import Env, Stage
 from finetune_api.progress import CommittedCheckpoint
-from finetune_api.trainer_config import TrainerConfig
+from finetune_api.trainer_config import PreparedConfig
 from finetune_trainer.checkpoint.engine.collective import rank_zero
 from finetune_trainer.checkpoint.manager import CheckpointManager, TrainingState
 from finetune_trainer.errors import StoppedError
@@ -30,7 +30,8 @@ from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.train import stage
-from finetune_trainer.train.trainer import FineTuneTrainer
+from finetune_trainer.train.ds_config import deepspeed_config
+from finetune_trainer.train.loop import TrainingLoop
 
 from .plain_s3 import client, upload_folder
 from .restores import restore_rounds
@@ -49,7 +50,7 @@ class Save:
     """What one of our checkpoints kept the training from, in seconds."""
 
     snapshot: float
-    """`_save_checkpoint`, from its call to its return."""
+    """`_save`, from its call to its return."""
     progress: float = 0.0
     """Within the ends of later steps, where ranks exchange digests and learn of the commit."""
     commit_latency: float = 0.0
@@ -133,7 +134,7 @@ class WatchedManager(CheckpointManager):
             save.commit_latency = time.perf_counter() - self._taken
 
 
-class WatchedTrainer(FineTuneTrainer, ABC):
+class WatchedLoop(TrainingLoop, ABC):
     """`story` decides what happens after each step; it is advanced at the end of every step, on every rank alike."""
 
     rounds = 1
@@ -143,6 +144,8 @@ class WatchedTrainer(FineTuneTrainer, ABC):
         assert isinstance(self.parts.checkpoints, WatchedManager)
         self.watched = self.parts.checkpoints
         self.watch, self.window = self.watched.watch, Window(saves=False)
+        self._advance: Iterator[None] | None = None
+        self._transformers: Trainer | None = None
         endpoint = self.parts.config.storage.endpoint
         assert endpoint is not None
         self.s3 = client(endpoint)
@@ -156,10 +159,20 @@ class WatchedTrainer(FineTuneTrainer, ABC):
         """What else is measured with the engine; JSON."""
         return {}
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        self.add_callback(_Clock(self))  # after the product's own callback, which the stage has added
-        super().train(*args, **kwargs)
-        raise MeasuredError(asdict(self.watch) | self.after_training())
+    def _train_step(self, micro_batches: Any) -> tuple[float, float | None]:
+        if self._advance is None:
+            self._advance = self.story()
+            self.step_begins()
+            next(self._advance)
+        return super()._train_step(micro_batches)
+
+    def _agree(self, tokens: int, norm: float | None) -> None:
+        super()._agree(tokens, norm)
+        self.step_ends()
+        assert self._advance is not None
+        if next(self._advance, _OVER) is _OVER:
+            raise MeasuredError(asdict(self.watch) | self.after_training())
+        self.step_begins()
 
     def step_begins(self) -> None:
         """Now; what has been before is no part of a step."""
@@ -174,21 +187,23 @@ class WatchedTrainer(FineTuneTrainer, ABC):
         elif not self.watched.in_flight and not self._uploading_since:
             self.window.quiet.append(seconds)
 
-    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+    def _save(self) -> None:
         started = time.perf_counter()
-        super()._save_checkpoint(model, trial)
+        super()._save()
         self.watch.saves.append(Save(snapshot=time.perf_counter() - started))
         self.step_begins()
 
     def transformers_save(self, *, upload: bool) -> None:
         """Save as transformers does, upload every file that this rank wrote, and wait for the other ranks."""
-        folder = Path(self.args.output_dir)
+        trainer = self._transformers_trainer()
+        trainer.state.global_step = self.run.step
         dist.barrier()
         started = time.perf_counter()
-        super(FineTuneTrainer, self)._save_checkpoint(self.model, None)
+        trainer._save_checkpoint(self.module, None)
         saved = time.perf_counter()
+        folder = self._folder()
         if upload:
-            upload_folder(self.s3, folder, BUCKET, f"baseline/{self.state.global_step}/{self.args.process_index}")
+            upload_folder(self.s3, folder, BUCKET, f"baseline/{self.run.step}/{dist.get_rank()}")
         dist.barrier()
         ended = time.perf_counter()
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -197,12 +212,37 @@ class WatchedTrainer(FineTuneTrainer, ABC):
 
     def forget_files(self) -> None:
         """Remove what transformers has saved: disk, and pages that would still have to be written."""
-        shutil.rmtree(self.args.output_dir, ignore_errors=True)
+        shutil.rmtree(self._folder(), ignore_errors=True)
         dist.barrier()
         self.meter.resume()
 
+    def _folder(self) -> Path:
+        return Path(os.environ[Env.SCRATCH]) / "transformers"
 
-class OursAndTransformers(WatchedTrainer):
+    def _transformers_trainer(self) -> Trainer:
+        """A Trainer with this engine, as after its own preparation of a training."""
+        if self._transformers is None:
+            config = self.parts.config
+            settings = deepspeed_config(config)
+            arguments = TrainingArguments(
+                output_dir=str(self._folder()),
+                deepspeed=settings,
+                use_cpu=True,
+                per_device_train_batch_size=config.batch.micro_size,
+                gradient_accumulation_steps=config.batch.accumulation,
+                max_grad_norm=config.spec.training.max_grad_norm,
+                report_to="none",
+                disable_tqdm=True,
+            )
+            trainer = Trainer(model=self.module, args=arguments)
+            trainer.model_wrapped = trainer.deepspeed = self.engine
+            trainer.accelerator.deepspeed_config = settings
+            trainer.optimizer, trainer.lr_scheduler = self.engine.optimizer, self.schedule
+            self._transformers = trainer
+        return self._transformers
+
+
+class OursAndTransformers(WatchedLoop):
     """Rounds of: half an automatic interval without saves, a whole one with its save, the other half, a save of
     transformers'. A machine that grows slower, or faster, in steps or little by little, does so on both sides."""
 
@@ -246,14 +286,14 @@ class OursAndTransformers(WatchedTrainer):
     def _learn_interval(self) -> Iterator[None]:
         """Let the product compute the save interval from what the saves so far have cost."""
         self.watched.allowed = True
-        self.watched.restart_interval(self.state.global_step)
+        self.watched.restart_interval(self.run.step)
         yield
         self.watched.allowed = False
         self.watch.interval_steps = max(2, rank_zero(lambda: self.parts.report.progress.checkpoint_every, int))
         self.watch.upload_overhead = self.watched.upload_overhead
 
 
-class TransformersOnly(WatchedTrainer):
+class TransformersOnly(WatchedLoop):
     """Saves of transformers' without an upload, through the writer that DeepSpeed was configured with.
 
     One that writes beside the training is waited for at the end of the next step: that is in `beside`.
@@ -281,38 +321,17 @@ class MeasuredError(StoppedError):
         self.found = found
 
 
-class _Clock(TrainerCallback):
-    """Added after the product's own callback."""
-
-    def __init__(self, trainer: WatchedTrainer) -> None:
-        self._trainer = trainer
-        self._story: Iterator[None] | None = None
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._story is None:
-            self._story = self._trainer.story()
-            self._trainer.step_begins()
-            next(self._story)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        assert self._story is not None
-        self._trainer.step_ends()
-        if next(self._story, _OVER) is _OVER:
-            control.should_training_stop = True
-        self._trainer.step_begins()
-
-
 _OVER = object()
-_STORIES: dict[str, type[WatchedTrainer]] = {"ours": OursAndTransformers, "writer": TransformersOnly}
+_STORIES: dict[str, type[WatchedLoop]] = {"ours": OursAndTransformers, "writer": TransformersOnly}
 
 
 def train_rank(config: dict[str, Any], story: str, rounds: int) -> dict[str, Any]:
-    """The train stage with the story's Trainer, on the rank that the environment names."""
-    resolved, runtime = TrainerConfig.model_validate(config), RuntimeEnv.from_environ(os.environ)
+    """The train stage with the story's loop, on the rank that the environment names."""
+    resolved, runtime = PreparedConfig.model_validate(config), RuntimeEnv.from_environ(os.environ)
     configure_logging(runtime.rank)
-    trainer = _STORIES[story]
-    trainer.rounds = rounds
-    stage.FineTuneTrainer = trainer  # type: ignore[misc]
+    loop = _STORIES[story]
+    loop.rounds = rounds
+    stage.TrainingLoop = loop  # type: ignore[misc]
     stage.CheckpointManager = WatchedManager  # type: ignore[misc]
     report = ProgressReporter(runtime.scratch if runtime.is_main else None, stage=Stage.TRAIN, attempt=1)
     try:

@@ -168,3 +168,14 @@ class TrainerConfig(Exchanged):
     def model_uri(self) -> str:
         """Folder of the exported model."""
         return self.layout.artifact(ArtifactFormat.MERGED)
+
+
+class PreparedConfig(TrainerConfig):
+    """Configuration of a stage after prepare, with the result of prepare."""
+
+    prepared: Prepared
+
+    @classmethod
+    def of(cls, config: TrainerConfig, prepared: Prepared) -> "PreparedConfig":
+        """Add the result of prepare to a configuration."""
+        return cls.model_validate(dict(config) | {"prepared": prepared})

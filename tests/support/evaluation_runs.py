@@ -8,7 +8,7 @@ import torch
 
 from factories import merged
 from finetune_api.constants import Stage
-from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
+from finetune_api.trainer_config import BatchPlan, JobRef, PreparedConfig, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import ArtifactFormat, Spec
 from finetune_trainer.data.collate import Collator
 from finetune_trainer.data.prepare import prepare
@@ -63,7 +63,7 @@ def prepared_config(
     base: Path,
     records: list[dict[str, Any]],
     **spec: Any,
-) -> TrainerConfig:
+) -> PreparedConfig:
     """Upload base model and records, run the prepare stage, and return the evaluate stage's configuration."""
     store.upload_folder(base, f"s3://{bucket}/base")
     lines = "\n".join(json.dumps(record) for record in records)
@@ -85,15 +85,14 @@ def prepared_config(
     )
     runtime = runtime_in(folder / "prepare")
     prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
-    return config.model_copy(update={"prepared": prepared})
+    return PreparedConfig.of(config, prepared)
 
 
 def trained_model(
-    config: TrainerConfig, store: ObjectStore, folder: Path, *, epochs: int, adapter: bool = False
+    config: PreparedConfig, store: ObjectStore, folder: Path, *, epochs: int, adapter: bool = False
 ) -> Any:
     """The model after a plain single-process loop over the prepared training split."""
     prepared = config.prepared
-    assert prepared is not None
     base = folder / "base"
     store.download_folder(config.spec.model.uri, base)
     model: Any = load_model(

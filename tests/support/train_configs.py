@@ -4,7 +4,7 @@ from typing import Any
 
 from factories import merged
 from finetune_api.constants import Stage
-from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, SplitCounts, StorageSettings, TrainerConfig, World
+from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, PreparedConfig, SplitCounts, StorageSettings, World
 from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Spec, Task
 
 _SPEC: dict[str, Any] = {
@@ -18,7 +18,7 @@ _SPEC: dict[str, Any] = {
 
 def train_config(
     *, gpus: bool = False, micro: int = 8, prepared: dict[str, Any] | None = None, **spec: Any
-) -> TrainerConfig:
+) -> PreparedConfig:
     """Two processes; `spec` is merged into the smallest spec, `prepared` replaces what the prepare stage decided."""
     decided = Prepared(
         dataset_uri="s3://bucket/datasets/d",
@@ -33,7 +33,7 @@ def train_config(
         labels=("bad", "good"),
         parameters=22_700_000,
     )
-    return TrainerConfig(
+    return PreparedConfig(
         job=JobRef(namespace="default", name="job", uid="u"),
         run=1,
         stage=Stage.TRAIN,

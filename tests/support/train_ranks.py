@@ -49,15 +49,15 @@ def refuse_to_pickle(value: object, *_: object, **__: object) -> None:
 
 def begin_with_loss_scale(power: int) -> None:
     """2^power instead of DeepSpeed's default of 2^16, which models of this size do not overflow."""
-    from finetune_trainer.train import arguments
+    from finetune_trainer.train import engine
 
-    made = arguments.deepspeed_config
+    made = engine.deepspeed_config
 
     def scaled(config: Any) -> dict[str, Any]:
         result = made(config)
         return result | {"fp16": result["fp16"] | {"initial_scale_power": power}}
 
-    vars(arguments)["deepspeed_config"] = scaled
+    vars(engine)["deepspeed_config"] = scaled
 
 
 def train_rank(config: Path) -> int:
@@ -71,6 +71,7 @@ def train_rank(config: Path) -> int:
         begin_with_loss_scale(int(power))
 
     def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
+        from finetune_api.trainer_config import PreparedConfig
         from finetune_trainer.checkpoint.manager import CheckpointManager
         from finetune_trainer.store.client import ObjectStore
         from finetune_trainer.train import stage
@@ -87,7 +88,8 @@ def train_rank(config: Path) -> int:
 
         vars(stage)["CheckpointManager"] = KnownManager
         store = ObjectStore.connect(config.storage)
-        return lambda: stage.train(config, store, runtime, report, stop)  # type: ignore[arg-type]
+        prepared = PreparedConfig.of(config, config.prepared)
+        return lambda: stage.train(prepared, store, runtime, report, stop)  # type: ignore[arg-type]
 
     return run_bound(config, bind)
 
@@ -224,15 +226,14 @@ def load_exported(folder: Path) -> int:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    from finetune_api.trainer_config import TrainerConfig
+    from finetune_api.trainer_config import PreparedConfig
     from finetune_trainer.data.collate import Collator
     from finetune_trainer.data.shards import TokenDataset
     from finetune_trainer.store.client import ObjectStore
     from finetune_trainer.tasks import TASKS
 
-    config = TrainerConfig.model_validate_json((folder / "config.json").read_text())
+    config = PreparedConfig.model_validate_json((folder / "config.json").read_text())
     prepared = config.prepared
-    assert prepared is not None
     classifies = bool(prepared.labels)
     model_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     model, found = model_class.from_pretrained(folder / "model", output_loading_info=True)

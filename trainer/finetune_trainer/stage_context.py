@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune_api.trainer_config import TrainerConfig
+from finetune_api.trainer_config import PreparedConfig, TrainerConfig
 
 from .progress import ProgressReporter
 from .runtime import RuntimeEnv
@@ -24,8 +24,8 @@ class StageContext:
     stop: StopFlag | None = None
     """Set by SIGTERM; None for a stage that has no state to save."""
 
-    def prepared_config(self) -> TrainerConfig:
+    def prepared_config(self) -> PreparedConfig:
         """Return the configuration with the recorded result of prepare. Raises ObjectMissingError if there is none."""
         from .run_record import read_record
 
-        return self.config.model_copy(update={"prepared": read_record(self.store, self.config).prepared})
+        return PreparedConfig.of(self.config, read_record(self.store, self.config).prepared)

@@ -7,7 +7,7 @@ from typing import Any
 def voted(rank: int, size: int) -> dict[str, Any]:
     import torch.distributed as dist
 
-    from finetune_trainer.train.control import StepVotes
+    from finetune_trainer.train.votes import StepVotes
 
     calls, all_reduce = [], dist.all_reduce
 

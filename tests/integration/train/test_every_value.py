@@ -14,7 +14,7 @@ import finetune_operator
 from api_values import all_values, used_values
 from factories import make_job
 from finetune_api.constants import Stage
-from finetune_api.trainer_config import StorageSettings, TrainerConfig
+from finetune_api.trainer_config import PreparedConfig, StorageSettings, TrainerConfig
 from finetune_api.v1alpha1 import Spec
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
@@ -68,7 +68,7 @@ def test_a_job_of_the_table_runs_to_its_end_as_its_spec_says(site: Lab, name: st
     run_stage(site, manifest, Stage.EVALUATE)
 
     log = site.training_log(config)
-    plan = training_plan(config.model_copy(update={"prepared": prepared}))
+    plan = training_plan(PreparedConfig.of(config, prepared))
     peak, rates = config.spec.training.learning_rate, [entry["learning_rate"] for entry in log if "loss" in entry]
     assert rates == pytest.approx([peak * plan.rate_factor(step) for step in range(plan.total_steps)])
     assert trained.message.progress is not None

@@ -39,6 +39,7 @@ def train_rank(config: Path) -> int:
     from finetune_trainer.rank_main import run_bound
 
     def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
+        from finetune_api.trainer_config import PreparedConfig
         from finetune_trainer.checkpoint import save_interval
         from finetune_trainer.checkpoint.manager import CheckpointManager
         from finetune_trainer.store.client import ObjectStore
@@ -54,6 +55,7 @@ def train_rank(config: Path) -> int:
         )  # steps take a few milliseconds, and saves every few seconds cost more
         clock = StepClock(runtime.scratch / "steps", report, is_main=runtime.is_main)
         store = ObjectStore.connect(config.storage)
-        return lambda: stage.train(config, store, runtime, report, clock)  # type: ignore[arg-type]
+        prepared = PreparedConfig.of(config, config.prepared)
+        return lambda: stage.train(prepared, store, runtime, report, clock)  # type: ignore[arg-type]
 
     return run_bound(config, bind)

@@ -3,8 +3,6 @@ import torch
 
 from finetune_api.v1alpha1 import Task
 from finetune_trainer.data.collate import Collator
-from finetune_trainer.data.order import epoch_order
-from finetune_trainer.data.sampler import SeededSampler
 
 
 def row(tokens, labels):
@@ -25,12 +23,3 @@ def test_the_width_is_rounded_up_to_the_multiple():
     assert batch["input_ids"].shape == (2, 16)
     assert batch["input_ids"][1].tolist() == [1, *[9] * 15]
     assert batch["labels"].tolist() == [2, 0]
-
-
-def test_the_sampler_yields_the_order_of_its_epoch():
-    lengths = np.arange(1, 50, dtype=np.int32)
-    sampler = SeededSampler(lengths, seed=3, batch_size=4, grouped=True)
-    assert len(sampler) == 49
-    sampler.set_epoch(2)
-    assert list(sampler) == epoch_order(lengths, seed=3, epoch=2, batch_size=4, grouped=True).tolist()
-    assert list(sampler) == list(sampler)

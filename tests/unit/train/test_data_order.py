@@ -1,38 +1,36 @@
-"""Which rows each rank sees: together every row of an epoch once, whatever the world."""
+"""Rows of each rank: together every row of an epoch once, for any number of ranks."""
 
 from collections import Counter
 from itertools import chain
 
 import numpy as np
 import pytest
-from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import BatchSampler
 
 from finetune_api.trainer_config import BatchPlan
-from finetune_trainer.data.order import cheapest_grouping
-from finetune_trainer.data.sampler import SeededSampler
-from finetune_trainer.train.rows import PADDING_ROW, WholeBatches, layout
+from finetune_trainer.data.order import cheapest_grouping, epoch_order
+from finetune_trainer.train.rows import PADDING_ROW, GlobalBatches, layout
 
 GLOBAL = 8
 WORLDS = [(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 2, 2), (2, 1, 4), (4, 2, 1), (4, 1, 2)]
 """(ranks, micro batch, accumulation), all of the same global batch."""
+ALONE = BatchPlan(global_size=GLOBAL, micro_size=GLOBAL, accumulation=1)
 
 
-def global_batches(rows: int, world: int, micro: int, *, grouped: bool) -> list[list[int]]:
-    """The rows of each optimizer step over all ranks, dealt out as accelerate does it."""
+def make_batches(rows: int, micro: int, accumulation: int, *, grouped: bool) -> GlobalBatches:
     lengths = np.random.default_rng(3).integers(3, 40, rows).astype(np.int32)
-    shards = []
-    for rank in range(world):
-        order = SeededSampler(lengths, seed=1, batch_size=GLOBAL, grouped=grouped)
-        plan = BatchPlan(global_size=GLOBAL, micro_size=micro, accumulation=GLOBAL // world // micro)
-        groups = cheapest_grouping(lengths, plan, seed=1, fixed=0).groups if grouped else 1
-        sampler = WholeBatches(order, layout=layout(plan, groups=groups))
-        sampler.set_epoch(2)
-        batches = BatchSamplerShard(BatchSampler(sampler, micro, drop_last=False), world, rank)
-        shards.append(list(batches))
-    assert len({len(shard) for shard in shards}) == 1, "ranks would wait for each other for ever"
-    rounds = [[row for shard in shards for row in shard[index]] for index in range(len(shards[0]))]
+    plan = BatchPlan(global_size=GLOBAL, micro_size=micro, accumulation=accumulation)
+    groups = cheapest_grouping(lengths, plan, seed=1, fixed=0).groups if grouped else 1
+    return GlobalBatches(lengths, plan, seed=1, grouped=grouped, groups=groups)
+
+
+def global_batches(rows: int, world: int, micro: int, *, grouped: bool, first: int = 0) -> list[list[int]]:
+    """The rows of each optimizer step of epoch 2 over all ranks."""
     accumulation = GLOBAL // world // micro
+    batches = make_batches(rows, micro, accumulation, grouped=grouped)
+    ranks = [batches.micro_batches(2, rank=rank, first=first) for rank in range(world)]
+    assert {len(batch) for batch in chain(*ranks)} == {micro}
+    assert len({len(mine) for mine in ranks}) == 1, "a rank without a micro batch would block the others forever"
+    rounds = [list(chain(*micro_batches)) for micro_batches in zip(*ranks, strict=True)]
     return [list(chain(*rounds[start : start + accumulation])) for start in range(0, len(rounds), accumulation)]
 
 
@@ -48,6 +46,11 @@ def test_every_row_is_seen_once_and_only_the_last_batch_has_padding_rows(
     assert seen == Counter(range(rows))
     assert [len(batch) for batch in batches] == [GLOBAL] * -(-rows // GLOBAL)
     assert batches[-1].count(PADDING_ROW) == padding_rows == -rows % GLOBAL
+    counted = make_batches(rows, micro, accumulation, grouped=grouped)
+    assert [counted.padding_rows(number) for number in range(2 * len(batches))] == 2 * [
+        *[0] * (len(batches) - 1),
+        padding_rows,
+    ]
 
 
 @pytest.mark.parametrize(("world", "micro", "accumulation"), WORLDS)
@@ -59,28 +62,41 @@ def test_global_batches_hold_the_same_rows_in_every_world(
     assert [sorted(batch) for batch in global_batches(47, world, micro, grouped=grouped)] == reference
 
 
+@pytest.mark.parametrize(("world", "micro", "accumulation"), WORLDS)
+@pytest.mark.parametrize("first", [0, 1, 5])
+def test_a_resumed_epoch_continues_with_the_batches_that_are_left(
+    world: int, micro: int, accumulation: int, first: int
+) -> None:
+    whole = global_batches(47, world, micro, grouped=True)
+    assert global_batches(47, world, micro, grouped=True, first=first) == whole[first:]
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    batches = GlobalBatches(np.arange(1, 50, dtype=np.int32), ALONE, seed=3, grouped=True)
+    orders = [list(chain(*batches.micro_batches(epoch, rank=0))) for epoch in range(3)]
+    expected = [
+        epoch_order(batches.lengths, seed=3, epoch=epoch, batch_size=GLOBAL, grouped=True) for epoch in range(3)
+    ]
+    assert [[row for row in order if row != PADDING_ROW] for order in orders] == [order.tolist() for order in expected]
+    assert len({tuple(order) for order in orders}) == 3
+
+
 def test_every_rank_gets_an_equal_part_of_the_long_rows() -> None:
     """Rows are numbered by descending length: two ranks, one micro batch of 8 each, in four groups of 2 + 2 rows."""
-    dealt = layout(BatchPlan(global_size=16, micro_size=8, accumulation=1), groups=4)
+    dealt = layout(BatchPlan(global_size=16, micro_size=8, accumulation=1), groups=4).tolist()
     assert dealt[:8] == [0, 1, 4, 5, 8, 9, 12, 13]
     assert dealt[8:] == [2, 3, 6, 7, 10, 11, 14, 15]
 
 
-@pytest.mark.parametrize("offset", [0, 1, 5, 6, 17])
-def test_an_offset_shifts_the_data_across_epochs(offset: int) -> None:
-    """41 rows are six global batches, so that an epoch of the loop takes its last batches from the next order."""
-    lengths = np.arange(41, dtype=np.int32)
-
-    def stream(epochs: int, shift: int) -> list[int]:
-        sampler = WholeBatches(SeededSampler(lengths, seed=1, batch_size=GLOBAL, grouped=False), layout=range(GLOBAL))
-        sampler.set_offset(shift)
-        found = []
-        for epoch in range(epochs):
-            sampler.set_epoch(epoch)
-            rows = list(sampler)
-            assert len(rows) == len(sampler) == 6 * GLOBAL
-            found += rows
-        return found
-
-    whole = stream(6, 0)
-    assert stream(3, offset) == whole[offset * GLOBAL :][: 3 * 6 * GLOBAL]
+@pytest.mark.parametrize("start", [0, 1, 5, 6, 17])
+def test_the_data_continue_from_any_global_batch_across_epochs(start: int) -> None:
+    """41 rows are six global batches. A run that skips batches has another position in the data than its step."""
+    batches = GlobalBatches(np.arange(41, dtype=np.int32), ALONE, seed=1, grouped=False)
+    whole = [batch for epoch in range(6) for batch in batches.micro_batches(epoch, rank=0)]
+    found, number = [], start
+    while number < len(whole):
+        epoch, first = batches.place(number)
+        mine = batches.micro_batches(epoch, rank=0, first=first)
+        found += mine
+        number += len(mine)
+    assert found == whole[start:]

@@ -3,7 +3,6 @@
 import pytest
 
 from finetune_trainer.train.loss_watch import LossWatch
-from finetune_trainer.train.state import RunState
 
 
 @pytest.mark.parametrize(
@@ -28,10 +27,3 @@ def test_a_loss_far_above_its_start_for_several_evaluations_is_warned_of(
     if warns:
         assert "(5.8)" in warning
         assert "lower spec.training.learningRate (now 10)" in warning
-
-
-def test_a_restart_continues_to_count() -> None:
-    run = RunState(loss_watch=LossWatch(start=5.8, high=1))
-    assert RunState.from_json(run.to_json()) == run
-    before = {name: value for name, value in run.to_json().items() if name != "loss_watch"}
-    assert RunState.from_json(before) == RunState(), "a checkpoint from before there was a watch"

@@ -53,11 +53,12 @@ def test_an_inverse_square_root_that_stays_at_its_peak_is_told(training: dict[st
     assert ["hardly lowers" in warning for warning in plan.warnings] == [True] * warned
 
 
-@pytest.mark.parametrize(("steps", "log_every"), [(2000, 1), (2001, 10)])
-def test_short_runs_log_every_step(steps: int, log_every: int) -> None:
+@pytest.mark.parametrize(("steps", "logged"), [(2000, [*range(1, 2001)]), (2001, [1, *range(10, 2001, 10), 2001])])
+def test_short_runs_log_every_step_and_long_ones_every_tenth_the_first_and_the_last(
+    steps: int, logged: list[int]
+) -> None:
     plan = training_plan(train_config(training={"maxSteps": steps}))
-    assert plan.log_every == log_every
-    assert [step for step in range(1, steps + 1) if plan.logs_at(step)] == [1, steps]
+    assert [step for step in range(1, steps + 1) if plan.logs_at(step)] == logged
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.train.control import StepVotes
+from finetune_trainer.train.votes import StepVotes
 
 QUIET = StepVotes(
     stop=False,

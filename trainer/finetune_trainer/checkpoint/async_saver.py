@@ -57,7 +57,7 @@ class TrainingState:
     engine: Any
     """DeepSpeed engine."""
     small_state: dict[str, Any]
-    """State of the Trainer as JSON values, the same on every rank; rank 0's is stored."""
+    """State of the training loop as JSON values, the same on every rank; rank 0's is stored."""
     data_position: int | None = None
     """Global batches of training data consumed so far; None: one per step."""
     best_step: int | None = None

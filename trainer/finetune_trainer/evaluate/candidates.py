@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
 from ..methods import METHODS
@@ -28,13 +28,13 @@ class Candidate:
     """Written by the train stage: it has to load from its files alone, with all weights."""
 
 
-def base_candidate(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
+def base_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
     """The base model that the run was prepared with."""
     model = prepared_model(config, store, runtime)
     return Candidate(Address(uri=config.spec.model.uri, digest=model.digest), model.path)
 
 
-def exported_candidates(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> tuple[Candidate, ...]:
+def exported_candidates(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> tuple[Candidate, ...]:
     """What the train stage exported, one candidate for each format; the first is the one that is evaluated."""
     found = []
     if ArtifactFormat.MERGED in formats(config):
@@ -45,7 +45,7 @@ def exported_candidates(config: TrainerConfig, store: ObjectStore, runtime: Runt
     return tuple(found)
 
 
-def _adapter_candidate(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
+def _adapter_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
     base = base_candidate(config, store, runtime)
     from ..model.export import folder_digest
 

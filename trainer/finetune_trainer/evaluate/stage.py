@@ -2,7 +2,7 @@
 
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult
-from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
 
 from ..data.chat import TEMPLATE_DATE
 from ..data.info import read_dataset_info
@@ -32,7 +32,7 @@ _FEW = 100
 
 
 def evaluate(
-    config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter
+    config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter
 ) -> EvaluateResult:
     """Load every exported folder again, compare base and fine-tuned model on the test split, and write
     evaluation.json, report.html and the model cards.
@@ -41,7 +41,6 @@ def evaluate(
     model that cannot be loaded or gives no numbers, and the errors of storage.
     """
     prepared = config.prepared
-    assert prepared is not None, "the evaluate stage runs after the prepare stage"
     has_bfloat16 = not config.world.gpus or gpu_has_bfloat16()
     dtype = usable_dtype(prepared.dtype, config.spec.model.dtype, has_bfloat16=has_bfloat16)
     prepared = prepared.model_copy(update={"dtype": dtype})
@@ -86,7 +85,7 @@ def evaluate(
     return result
 
 
-def _export_missing(config: TrainerConfig, prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> None:
+def _export_missing(config: PreparedConfig, prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> None:
     """Export what the spec asks for and an earlier evaluation of the run did not."""
     from ..model.export import export_missing, is_exported
 

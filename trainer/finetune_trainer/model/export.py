@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.trainer_config import Prepared, PreparedConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
 from ..errors import ExportUnusableError
@@ -48,7 +48,7 @@ class Exported:
 
 
 def export(
-    model: nn.Module, *, config: TrainerConfig, base: Path, store: ObjectStore, scratch: Path
+    model: nn.Module, *, config: PreparedConfig, base: Path, store: ObjectStore, scratch: Path
 ) -> Exported | None:
     """Gather the weights, write the folders on rank 0 and upload them. Collective; returns None on the other ranks.
 
@@ -72,7 +72,7 @@ def export(
     return exported.get(ArtifactFormat.MERGED) or exported[formats[0]]
 
 
-def export_missing(config: TrainerConfig, store: ObjectStore, *, base: Path, scratch: Path) -> list[ArtifactFormat]:
+def export_missing(config: PreparedConfig, store: ObjectStore, *, base: Path, scratch: Path) -> list[ArtifactFormat]:
     """Export the formats of the spec that storage does not have, from the adapter that the train stage left.
 
     So a format that is added to the spec of a finished run needs no training. Returns the exported formats. Raises
@@ -92,14 +92,15 @@ def export_missing(config: TrainerConfig, store: ObjectStore, *, base: Path, scr
     return missing
 
 
-def is_exported(config: TrainerConfig, store: ObjectStore, artifact: ArtifactFormat) -> bool:
+def is_exported(config: PreparedConfig, store: ObjectStore, artifact: ArtifactFormat) -> bool:
     """Whether storage has the whole folder of a format: the file that is uploaded last is there."""
     return store.exists(f"{config.layout.artifact(artifact)}/{_LAST_FILE[artifact]}")
 
 
-def _from_adapter(artifact: ArtifactFormat, config: TrainerConfig, store: ObjectStore, base: Path, folder: Path) -> Any:
+def _from_adapter(
+    artifact: ArtifactFormat, config: PreparedConfig, store: ObjectStore, base: Path, folder: Path
+) -> Any:
     """The base model with the run's adapter."""
-    assert config.prepared is not None, "the evaluate stage has the result of the prepare stage"
     prepared, method = config.prepared, METHODS[config.spec.method.name]
     uri = config.layout.artifact(ArtifactFormat.ADAPTER)
     if (
@@ -121,13 +122,12 @@ def _from_adapter(artifact: ArtifactFormat, config: TrainerConfig, store: Object
 
 
 def write_folder(
-    artifact: ArtifactFormat, model: nn.Module, weights: Weights, folder: Path, *, config: TrainerConfig, base: Path
+    artifact: ArtifactFormat, model: nn.Module, weights: Weights, folder: Path, *, config: PreparedConfig, base: Path
 ) -> None:
     """Write a folder with the trained model in one format. Not collective.
 
     `weights` is the result of `gathered_weights` and is not changed.
     """
-    assert config.prepared is not None, "the train stage runs after the prepare stage"
     folder.mkdir(parents=True)
     if artifact is ArtifactFormat.ADAPTER:
         _write_adapter(model, weights, folder, config, config.prepared, base)
@@ -136,9 +136,8 @@ def write_folder(
     _complete(folder, artifact, config, base)
 
 
-def _complete(folder: Path, artifact: ArtifactFormat, config: TrainerConfig, base: Path) -> None:
+def _complete(folder: Path, artifact: ArtifactFormat, config: PreparedConfig, base: Path) -> None:
     """Add the files that do not depend on the weights."""
-    assert config.prepared is not None, "the train stage runs after the prepare stage"
     task = TASKS[config.prepared.task]
     copy_tokenizer(base, folder, pad_token=load_tokenizer(base).pad_token if task.needs_pad_token else None)
     (folder / CARD_FILE).write_text(_card(config, artifact))
@@ -190,7 +189,7 @@ def _whole(parameter: nn.Parameter) -> Iterator[None]:
 
 
 def _write_merged(
-    model: nn.Module, weights: Weights, folder: Path, config: TrainerConfig, prepared: Prepared, base: Path
+    model: nn.Module, weights: Weights, folder: Path, config: PreparedConfig, prepared: Prepared, base: Path
 ) -> None:
     def load_base() -> PreTrainedModel:
         return load_model(
@@ -211,7 +210,7 @@ def _save_merged(merged: PreTrainedModel, own: Weights, folder: Path, base: Path
 
 
 def _write_adapter(
-    model: nn.Module, weights: Weights, folder: Path, config: TrainerConfig, prepared: Prepared, base: Path
+    model: nn.Module, weights: Weights, folder: Path, config: PreparedConfig, prepared: Prepared, base: Path
 ) -> None:
     method = METHODS[config.spec.method.name]
     name, revision = base_name(config.spec.model.uri)
@@ -232,7 +231,7 @@ def _restore_cache(model: PreTrainedModel, base: Path) -> None:
         model.config.use_cache = original.use_cache
 
 
-def _card(config: TrainerConfig, artifact: ArtifactFormat) -> str:
+def _card(config: PreparedConfig, artifact: ArtifactFormat) -> str:
     """Return a preliminary model card, which the evaluate stage replaces by one with figures."""
     name = base_name(config.spec.model.uri)[0]
     library = "peft" if artifact is ArtifactFormat.ADAPTER else "transformers"

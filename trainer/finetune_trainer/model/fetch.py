@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from finetune_api.files import replace_file
 from finetune_api.run_layout import base_model_folder
-from finetune_api.trainer_config import Message, TrainerConfig
+from finetune_api.trainer_config import Message, PreparedConfig
 
 from ..errors import BadConfigError, ModelUnusableError, ObjectMissingError
 from ..hub import HubFile, HubRepository, resolve_model
@@ -134,13 +134,12 @@ def store_copy(model: ModelFolder, store: ObjectStore, output_uri: str) -> None:
         store.put(join(uri, FILES_FILE), content, content_type="application/json")
 
 
-def prepared_model(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv) -> ModelFolder:
+def prepared_model(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> ModelFolder:
     """Return the base model that the run was prepared with. May be called by all processes of a pod.
 
     Raises BadConfigError if the stored copy is missing or damaged, ModelUnusableError if a local folder has changed.
     """
     prepared = config.prepared
-    assert prepared is not None, "stages after prepare need its result"
     with locked(runtime.scratch / "model.lock"):  # one process of the pod hashes and downloads while the others wait
         if config.spec.model.uri.startswith(_LOCAL):
             return _unchanged_folder(config.spec.model.uri, prepared.model_digest, runtime)

@@ -1,4 +1,5 @@
 """The train stage: from prepared tokens and a base model to an exported model, resumable at every step.
 
-`ds_config`, `plan` and `stopping` are pure; the rest drives transformers' Trainer and DeepSpeed.
+`stage` assembles an attempt, `engine` builds DeepSpeed's engine, and `loop` trains. `ds_config`, `plan`, `schedule`,
+`stopping` and `loss_watch` are pure.
 """

@@ -1,10 +1,10 @@
-"""Converts a resolved TrainerConfig to DeepSpeed's configuration. Pure: no torch, no I/O."""
+"""Converts a PreparedConfig to DeepSpeed's configuration. Pure: no torch, no I/O."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.rules import zero_stage
-from finetune_api.trainer_config import TrainerConfig
+from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Dtype, Offload
 
 MAX_BUCKET_ELEMENTS = 50_000_000
@@ -13,14 +13,12 @@ MAX_BUCKET_ELEMENTS = 50_000_000
 MIN_BUCKET_ELEMENTS = 1_000_000
 
 
-def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
+def deepspeed_config(config: PreparedConfig) -> dict[str, Any]:
     """Return DeepSpeed's configuration of the train stage, with the user's `deepspeed.config` merged into it.
 
-    Values that transformers also has in its TrainingArguments are set explicitly, so that golden files show them;
-    transformers raises an error at start if they differ. The Trainer makes `optimizer` and `scheduler`.
+    `optimizer` and `scheduler` are absent: `build_engine` makes them.
     """
     prepared = config.prepared
-    assert prepared is not None, "the train stage needs the result of the prepare stage"
     stage = zero_stage(config.spec, prepared.zero_stage, prepared.dtype)
     zero = _zero(stage, prepared.parameters, gpus=config.world.gpus)
     own: dict[str, Any] = {
@@ -30,7 +28,7 @@ def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
         "gradient_clipping": config.spec.training.max_grad_norm,
         **precision(prepared.dtype),
         "zero_optimization": zero | offloaded(config.spec.deepspeed.offload, gpus=config.world.gpus),
-        # The Trainer uses torch's AdamW, which DeepSpeed classifies as untested.
+        # torch's AdamW, which DeepSpeed classifies as untested.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from finetune_api.trainer_config import TrainerConfig
+from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Schedule
 from finetune_api.v1alpha1.training import DEFAULT_EPOCHS
 
@@ -55,19 +55,16 @@ class TrainingPlan:
         return self.evaluate_every > 0 and (step % self.evaluate_every == 0 or step == self.total_steps)
 
     def logs_at(self, step: int) -> bool:
-        """Whether a step is logged regardless of `log_every`.
+        """Whether a step is logged: every `log_every`th, the first and the last one.
 
-        These are the last step and the first one, whose loss validation losses are compared with: a mean over ten steps
-        may already be affected by a divergence.
+        Validation losses are compared with the first loss; a mean over ten steps may already show a divergence.
         """
-        return step in (1, self.total_steps)
+        return step % self.log_every == 0 or step in (1, self.total_steps)
 
 
-def training_plan(config: TrainerConfig) -> TrainingPlan:
+def training_plan(config: PreparedConfig) -> TrainingPlan:
     """Return the plan of a run. An epoch has ceil(rows / global batch) steps; the last batch has padding rows."""
-    prepared = config.prepared
-    assert prepared is not None, "the train stage needs the result of the prepare stage"
-    training = config.spec.training
+    prepared, training = config.prepared, config.spec.training
     per_epoch = math.ceil(prepared.counts.train / config.batch.global_size)
     total = training.max_steps or per_epoch * (training.epochs or DEFAULT_EPOCHS)
     return TrainingPlan(

@@ -1,19 +1,20 @@
 """The rows of an epoch in full global batches, in which no row occurs twice.
 
-accelerate fills the last batch of an epoch with rows of the first one; their number depends on the world size. Here it
-is filled with padding rows, which have no label, so that every row counts once per epoch, for any world size.
+The last batch of an epoch is filled with padding rows, which have no label, so that every row counts once per epoch,
+for any number of ranks. (accelerate fills it with rows of the first batch; their number depends on the ranks.)
 """
 
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
 from finetune_api.trainer_config import BatchPlan
 from finetune_api.v1alpha1 import Task
 
-from ..data.sampler import SeededSampler
+from ..data.order import Lengths, epoch_order
 from ..data.shards import TokenDataset
 from ..tasks import TASKS
 
@@ -21,55 +22,56 @@ PADDING_ROW = -1
 """Index of the padding row, which has one token and no label."""
 
 
-def layout(batch: BatchPlan, *, groups: int) -> list[int]:
+def layout(batch: BatchPlan, *, groups: int) -> NDArray[np.int64]:
     """Return the arrangement of a global batch whose rows are sorted by length, longest first: position -> row.
 
-    The result has `batch.global_size` entries. Micro batches are assigned to the ranks in turn. A micro step has
+    The result has shape (`batch.global_size`,). Micro batches are assigned to the ranks in turn. A micro step has
     `groups` consecutive groups of similar length, and every rank gets an equal part of each, so that no rank has all
     long rows while the others wait for it.
     """
     ranks = batch.global_size // (batch.micro_size * batch.accumulation)
     rows = np.arange(batch.global_size).reshape(batch.accumulation, groups, ranks, batch.micro_size // groups)
-    dealt: list[int] = rows.transpose(0, 2, 1, 3).reshape(-1).tolist()
-    return dealt
+    return rows.transpose(0, 2, 1, 3).reshape(-1)
 
 
-class WholeBatches(Sampler[int]):
-    """The order of an epoch, padded to a multiple of the global batch, with each batch arranged by `layout`."""
+@dataclass(frozen=True)
+class GlobalBatches:
+    """The order of the training data: a sequence of global batches, numbered from 0 over all epochs."""
 
-    def __init__(self, order: SeededSampler, *, layout: Sequence[int]) -> None:
-        global_batch = len(layout)
-        self._order = order
-        self._layout = layout
-        self._epoch = 0
-        self._offset = 0
-        self.padding_rows = -len(order) % global_batch
-        """Padding rows in the last batch of every epoch."""
+    lengths: Lengths
+    """Tokens of each row."""
+    batch: BatchPlan
+    seed: int
+    grouped: bool
+    """See `epoch_order`."""
+    groups: int = 1
+    """Parts of a micro batch that are padded and computed separately."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Select the epoch, counted from 0, that is iterated next."""
-        self._epoch = epoch
+    @property
+    def per_epoch(self) -> int:
+        """Global batches of an epoch."""
+        return -(-len(self.lengths) // self.batch.global_size)
 
-    def set_offset(self, batches: int) -> None:
-        """Shift the data by `batches` global batches: an epoch starts that many batches into its own order."""
-        self._offset = batches
+    def place(self, number: int) -> tuple[int, int]:
+        """Return the epoch of a global batch, and its number in the epoch, both from 0."""
+        return divmod(number, self.per_epoch)
 
-    def __len__(self) -> int:
-        return len(self._order) + self.padding_rows
+    def padding_rows(self, number: int) -> int:
+        """Return the number of padding rows in a global batch, over all ranks. Only the last of an epoch has any."""
+        is_last = self.place(number)[1] == self.per_epoch - 1
+        return -len(self.lengths) % self.batch.global_size if is_last else 0
 
-    def __iter__(self) -> Iterator[int]:
-        size = len(self._layout)
-        per_epoch = len(self) // size
-        epoch, skipped = divmod(self._epoch * per_epoch + self._offset, per_epoch)
-        yield from self._rows_of(epoch)[skipped * size :]
-        if skipped:
-            yield from self._rows_of(epoch + 1)[: skipped * size]
-
-    def _rows_of(self, epoch: int) -> list[int]:
-        self._order.set_epoch(epoch)
-        rows = [*self._order, *[PADDING_ROW] * self.padding_rows]
-        starts = range(0, len(rows), len(self._layout))
-        return [rows[start + position] for start in starts for position in self._layout]
+    def micro_batches(self, epoch: int, *, rank: int, first: int = 0) -> list[list[int]]:
+        """Return the rows of each micro batch of a rank in an epoch, from the global batch with the number `first`."""
+        order = epoch_order(
+            self.lengths, seed=self.seed, epoch=epoch, batch_size=self.batch.global_size, grouped=self.grouped
+        )
+        rows = np.full(self.per_epoch * self.batch.global_size, PADDING_ROW)
+        rows[: len(order)] = order
+        arranged = rows.reshape(self.per_epoch, -1)[first:, layout(self.batch, groups=self.groups)]
+        ranks = self.batch.global_size // (self.batch.micro_size * self.batch.accumulation)
+        dealt: list[list[int]] = arranged.reshape(-1, ranks, self.batch.micro_size)[:, rank].tolist()
+        return dealt
 
 
 class RowsWithPadding(Dataset[dict[str, Any]]):

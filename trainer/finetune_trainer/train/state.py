@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerState
 
 from .loss_watch import LossWatch
 from .stopping import BestState
@@ -14,10 +13,17 @@ from .stopping import BestState
 
 @dataclass
 class RunState:
-    """State of a run that the Trainer does not keep."""
+    """What a training continues with, the same on every rank."""
 
+    step: int = 0
+    """Optimizer steps since the start of the run."""
     tokens: int = 0
-    """Tokens without padding since the first step of the run, over all ranks."""
+    """Tokens without padding since the start of the run, over all ranks."""
+    log: list[dict[str, float]] = field(default_factory=list)
+    """Figures since the start of the run, oldest first. Each entry has `step` and `epoch`."""
+    last_logged_step: int = 0
+    loss_since_log: tuple[float, ...] = ()
+    """Summed training loss of the steps after `last_logged_step`, by rank; set when the state is saved."""
     best: BestState = field(default_factory=BestState)
     loss_watch: LossWatch = field(default_factory=LossWatch)
     stopped_early: bool = False
@@ -26,49 +32,30 @@ class RunState:
     evaluation_due: bool = False
     """A stop has skipped or interrupted the validation of this step; the next attempt starts with it."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON value that is saved in a checkpoint."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "RunState":
-        """The inverse of `to_json`."""
-        # Checkpoints of earlier versions have no loss watch.
-        nested = {"best": BestState(**value["best"]), "loss_watch": LossWatch(**value.get("loss_watch", {}))}
-        return cls(**{**value, **nested})
+    def loss_of_rank(self, rank: int, world: int) -> float:
+        """Return `loss_since_log` of a rank, or after a change of the world size the mean, which gives the same logged
+        loss."""
+        if len(self.loss_since_log) == world:
+            return self.loss_since_log[rank]
+        return sum(self.loss_since_log) / len(self.loss_since_log)
 
 
-@dataclass(frozen=True)
-class LossSums:
-    """The Trainer's accumulators between two log lines, which transformers does not restore."""
-
-    since_log: tuple[float, ...]
-    """Summed loss since the last log line, by rank."""
-    logged: float
-    last_logged_step: int
-
-    def of_rank(self, rank: int, world: int) -> float:
-        """Return the sum of a rank, or after a change of the world size the mean, which gives the same logged loss."""
-        if len(self.since_log) == world:
-            return self.since_log[rank]
-        return sum(self.since_log) / len(self.since_log)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "LossSums":
-        """The inverse of `dataclasses.asdict`, through JSON."""
-        return cls(tuple(value["since_log"]), value["logged"], value["last_logged_step"])
+def small_state(run: RunState, schedule: LambdaLR) -> dict[str, Any]:
+    """Return the state as a JSON object."""
+    return {"run": dataclasses.asdict(run), "schedule": schedule.state_dict()}
 
 
-def small_state(
-    *, trainer_state: TrainerState, scheduler: dict[str, Any], losses: LossSums, run: RunState
-) -> dict[str, Any]:
-    """Return the state as a JSON object. It includes the log history, so that the log covers the whole run."""
-    return {
-        "trainer": dataclasses.asdict(trainer_state),
-        "scheduler": scheduler,
-        "losses": dataclasses.asdict(losses),
-        "run": run.to_json(),
-    }
+def read_small_state(stored: dict[str, Any]) -> tuple[RunState, dict[str, Any]]:
+    """Return the state of a run, and that of the schedule for `resume_schedule`."""
+    run = dict(stored["run"])
+    if "trainer" in stored:  # written while transformers' Trainer ran the loop
+        trainer, losses = stored["trainer"], stored["losses"]
+        run |= {"step": trainer["global_step"], "log": trainer["log_history"]}
+        run |= {"last_logged_step": losses["last_logged_step"], "loss_since_log": losses["since_log"]}
+    # Checkpoints of earlier versions have no loss watch.
+    nested = {"best": BestState(**run["best"]), "loss_watch": LossWatch(**run.get("loss_watch", {}))}
+    run |= nested | {"loss_since_log": tuple(run["loss_since_log"])}
+    return RunState(**run), stored["schedule" if "schedule" in stored else "scheduler"]
 
 
 def resume_schedule(schedule: LambdaLR, stored: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Evaluates the validation split on all ranks.
 
-Unlike the Trainer's loop, this one weights the loss by token instead of by batch, counts no row twice, draws no random
-numbers (so that it does not change the dropout of the next step), and never gathers logits.
+The loss is weighted by token, not by batch, and no row is counted twice. No random numbers are drawn, so that the
+dropout of the next step does not change, and logits are never gathered.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from finetune_api.trainer_config import TrainerConfig
+from finetune_api.trainer_config import PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import Dtype
 
 from ..checkpoint.engine.collective import any_rank, forget_waiting_group, open_waiting_group
@@ -23,7 +23,7 @@ whole model, the others wait in the group of `checkpoint.engine.collective`, whi
 def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
     """Initialize the process group: gloo on the CPU; nccl on GPUs, and gloo for tensors on the CPU.
 
-    DeepSpeed initializes the group and not accelerate, because otherwise `zero.Init` sees a world size of 1. Raises
+    DeepSpeed initializes the group, because otherwise `zero.Init` sees a world size of 1. Raises
     BadConfigError if the world size differs from the configured one, or if a GPU is missing.
     """
     if runtime.world_size != config.world.size:
@@ -59,10 +59,14 @@ def allow_float16_on_cpu() -> None:
     accelerator.is_fp16_supported = lambda: True
 
 
-def agreed_dtype(config: TrainerConfig) -> Dtype:
+def device_of(config: TrainerConfig, runtime: RuntimeEnv) -> torch.device:
+    """Return the device of this rank."""
+    return torch.device("cuda", runtime.local_rank) if config.world.gpus else torch.device("cpu")
+
+
+def agreed_dtype(config: PreparedConfig) -> Dtype:
     """Return a floating-point type that the GPUs of all ranks support. Collective. Raises BadConfigError on every
     rank."""
-    assert config.prepared is not None
     lacking = config.world.gpus and not gpu_has_bfloat16()
     has_bfloat16 = sum_over_ranks([float(lacking)])[0] == 0
     return usable_dtype(config.prepared.dtype, config.spec.model.dtype, has_bfloat16=has_bfloat16)

@@ -1,7 +1,7 @@
 """The contents of a checkpoint.
 
 manifests/<step>-a<attempt>.json  ends with its own digest, and refers by SHA-256 to
-  a state blob                    engine counters, parameter groups, and the Trainer's own state (JSON)
+  a state blob                    engine counters, parameter groups, and the state of the training loop (JSON)
   a part blob per rank            its random number generators, Adam steps, and (JSON), by SHA-256
     a layout blob                 which elements of which parameters (JSON, the same in every checkpoint)
     data blobs                    those elements and their moments, fp32
