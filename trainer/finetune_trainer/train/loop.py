@@ -101,14 +101,12 @@ class TrainingLoop:
         self._restore()
         stop_if_agreed(self.parts.stop.requested, where="before the first step")
         self._start()
-        if self.run.finished or self.run.stopped_early:
-            return  # only the export is left
-        for micro_batches in self._steps():
+        steps = self._steps()
+        while self.run.step < self.parts.plan.total_steps and not self.run.stopped_early:
+            micro_batches = next(steps)
             rate, norm = self._train_step(micro_batches)
             self._agree(sum(_tokens(batch) for batch in micro_batches), norm)
             self._log_evaluate_save(rate, norm)
-            if self.run.stopped_early or self.run.step == self.parts.plan.total_steps:
-                return
 
     # ---- start ----
 
