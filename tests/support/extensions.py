@@ -94,10 +94,6 @@ class Brier(TrainingTask):
         answers_prompts=False,
     )
 
-    def config_settings(self, labels: tuple[str, ...], pad_token_id: int | None) -> dict[str, Any]:
-        names = {"num_labels": len(labels), "id2label": dict(enumerate(labels))} if labels else {}
-        return {"pad_token_id": pad_token_id, **names}
-
     @property
     def encode(self) -> Any:
         return encode_classified

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from finetune_api.v1alpha1 import Task
 from finetune_trainer.data.collate import Collator
 from finetune_trainer.tasks.causal_lm import LOGITS_BYTES, likelihood
-from finetune_trainer.tasks.sequence_classification import classify
+from finetune_trainer.tasks.forward import classify
 
 VOCABULARY = 64
 

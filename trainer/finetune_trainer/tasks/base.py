@@ -147,9 +147,19 @@ class TrainingTask(ABC):
         return getattr(transformers, self.auto_class)
 
     def config_settings(self, labels: tuple[str, ...], pad_token_id: int | None) -> dict[str, Any]:
-        """Settings of the model's configuration that the task changes; without labels, those of the base model stay."""
-        del labels, pad_token_id
-        return {}
+        """Settings of the model's configuration that the task changes: with `has_labels`, the pad id and the names of
+        the labels. Without `labels`, the base model's names stay."""
+        if not self.has_labels:
+            return {}
+        # A decoder finds a row's last real token by the pad id, and fairseq's encoders count positions from it.
+        settings: dict[str, Any] = {"pad_token_id": pad_token_id}
+        if labels:
+            settings |= {
+                "num_labels": len(labels),
+                "id2label": dict(enumerate(labels)),
+                "label2id": {label: index for index, label in enumerate(labels)},
+            }
+        return settings
 
     # ---- data ----
 
@@ -225,6 +235,23 @@ class TrainingTask(ABC):
     ) -> npt.NDArray[np.float64]:
         """Mean loss per target of every row, in nats, shape (rows,). Used to compare an exported model with the trained
         one."""
+
+
+class TokenTask(TrainingTask):
+    """A task whose targets are tokens: `labels` of a row has one entry per token, IGNORED where it has no target."""
+
+    has_one_target_per_row = False
+
+    def collate_labels(self, rows: Sequence[Mapping[str, Any]], width: int) -> npt.NDArray[np.int64]:
+        """Shape (rows, width)."""
+        labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
+        for index, row in enumerate(rows):
+            labels[index, : len(row["labels"])] = row["labels"]
+        return labels
+
+    def padding_labels(self) -> npt.NDArray[np.int64]:
+        """Shape (1,)."""
+        return np.full(1, IGNORED, dtype=np.int64)
 
 
 TASKS: Registry[TrainingTask] = Registry("finetune_trainer.tasks", "spec.model.task")

@@ -1,7 +1,7 @@
 """Causal language models: the next token, wherever the data asks for it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from .base import (
     Report,
     Split,
     TestSplit,
-    TrainingTask,
+    TokenTask,
     ValidationScores,
     WeightedMean,
 )
@@ -33,7 +33,7 @@ LOGITS_BYTES = {"cpu": 2**28, "cuda": 2**31}
 
 
 @TASKS.register
-class CausalLM(TrainingTask):
+class CausalLM(TokenTask):
     """`logits` are (rows, tokens, vocabulary), `labels` token ids of shape (rows, tokens): those of the inputs, or
     IGNORED. The token at position t + 1 is the target of the logits at position t."""
 
@@ -47,7 +47,6 @@ class CausalLM(TrainingTask):
     no_head_advice = "use a base model with a language-modelling head, or set spec.model.task to SequenceClassification"
     needs_pad_token = False
     has_token_logits = True
-    has_one_target_per_row = False
     scores_are_answers = False
     limits = (
         "Perplexity measures how well the model foresees the test split's text, not whether its answers are right, "
@@ -60,17 +59,6 @@ class CausalLM(TrainingTask):
         from ..data.tokenise import encode_language
 
         return encode_language
-
-    def collate_labels(self, rows: Sequence[Mapping[str, Any]], width: int) -> npt.NDArray[np.int64]:
-        """Shape (rows, width)."""
-        labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
-        for index, row in enumerate(rows):
-            labels[index, : len(row["labels"])] = row["labels"]
-        return labels
-
-    def padding_labels(self) -> npt.NDArray[np.int64]:
-        """Of one token."""
-        return np.full(1, IGNORED, dtype=np.int64)
 
     def has_target(self, row: Mapping[str, Any]) -> bool:
         """Whether any token but the first, which is never predicted, carries loss."""

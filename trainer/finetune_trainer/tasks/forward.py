@@ -1,7 +1,8 @@
 """Forward passes in batches of similar length, and cross-entropy: what the tasks share that needs torch."""
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,41 @@ def cross_entropy(
     return functional.cross_entropy(
         logits.float(), labels, ignore_index=IGNORED, reduction=reduction, label_smoothing=smoothing
     )
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Answers of a model that gives its targets classes: T targets in the order of the split."""
+
+    predictions: npt.NDArray[np.int64]
+    """(T,)"""
+    targets: npt.NDArray[np.int64]
+    """(T,)"""
+    rows: npt.NDArray[np.int64]
+    """(T,): the row of each target, ascending."""
+    losses: npt.NDArray[np.float64]
+    """(T,): cross-entropy in nats."""
+
+
+@torch.inference_mode()
+def classify(model: torch.nn.Module, split: Split, collate: Collate, report: Report) -> Classified:
+    """Predictions and losses of every target of a split; `model` is left in evaluation mode.
+
+    The logits have the shape of the labels, (rows,) or (rows, tokens), and one more axis for the classes.
+    """
+    model.eval()
+    found: list[tuple[npt.NDArray[Any], ...]] = []
+    for rows, batch in batches(model, split, collate, report):
+        labels = batch.pop("labels")
+        has_label = labels != IGNORED
+        logits, targets = model(**batch).logits[has_label].float(), labels[has_label]
+        losses = cross_entropy(logits, targets, reduction="none").double()
+        places = rows[has_label.nonzero()[:, 0].cpu().numpy()]
+        found.append((places, *(tensor.cpu().numpy() for tensor in (logits.argmax(-1), targets, losses))))
+    all_rows, *answers = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.argsort(all_rows, kind="stable")
+    all_predictions, all_targets, all_losses = (values[order] for values in answers)
+    return Classified(all_predictions, all_targets, all_rows[order], all_losses)
 
 
 def batches(

@@ -6,7 +6,6 @@ loss is computed here, from the logits, for every model alike.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from finetune_api.v1alpha1 import Metric, Task
 
 from .base import IGNORED, TASKS, Batch, Collate, Measured, Report, Split, TestSplit, TrainingTask, ValidationScores
-from .forward import batches, cross_entropy
+from .forward import classify, cross_entropy
 from .metrics import classification_metrics
 
 
@@ -37,17 +36,9 @@ class SequenceClassification(TrainingTask):
     scores_are_answers = True
 
     def config_settings(self, labels: tuple[str, ...], pad_token_id: int | None) -> dict[str, Any]:
-        """Names of the labels, and the pad id."""
-        # A decoder finds a row's last real token by it, and fairseq's encoders count positions from it.
-        settings: dict[str, Any] = {"pad_token_id": pad_token_id}
-        if labels:
-            settings |= {
-                "num_labels": len(labels),
-                "id2label": dict(enumerate(labels)),
-                "label2id": {label: index for index, label in enumerate(labels)},
-                "problem_type": "single_label_classification",
-            }
-        return settings
+        """Also that a text has exactly one label."""
+        problem = {"problem_type": "single_label_classification"} if labels else {}
+        return super().config_settings(labels, pad_token_id) | problem
 
     @property
     def encode(self) -> Any:
@@ -121,29 +112,3 @@ class _Answers(ValidationScores):
     def metrics(self, loss: float) -> dict[Metric, float]:
         predicted, expected = self._answers.numpy()
         return {Metric.LOSS: loss} | classification_metrics(predicted, expected, self._labels).figures
-
-
-@dataclass(frozen=True)
-class Classified:
-    """What a classifier answered, in the order of the split; arrays of shape (rows,)."""
-
-    predictions: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64]
-    losses: npt.NDArray[np.float64]
-    """Cross-entropy in nats."""
-
-
-@torch.inference_mode()
-def classify(model: torch.nn.Module, split: Split, collate: Collate, report: Report) -> Classified:
-    """Predictions and losses of a sequence classifier; `model` is left in evaluation mode."""
-    model.eval()
-    size = len(split)
-    predictions, targets = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    losses = np.zeros(size, np.float64)
-    for rows, batch in batches(model, split, collate, report):
-        labels = batch.pop("labels")
-        logits = model(**batch).logits.float()
-        predictions[rows] = logits.argmax(dim=-1).cpu().numpy()
-        targets[rows] = labels.cpu().numpy()
-        losses[rows] = cross_entropy(logits, labels, reduction="none").double().cpu().numpy()
-    return Classified(predictions, targets, losses)
