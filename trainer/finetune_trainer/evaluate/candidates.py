@@ -37,10 +37,10 @@ def base_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeE
 def exported_candidates(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> tuple[Candidate, ...]:
     """What the train stage exported, one candidate for each format; the first is the one that is evaluated."""
     found = []
-    if ArtifactFormat.MERGED in formats(config):
+    if ArtifactFormat.MERGED in config.spec.output.formats:
         fetched = fetch_model(config.model_uri, store, runtime.cache)
         found.append(Candidate(Address(uri=config.model_uri, digest=fetched.digest), fetched.path, exported=True))
-    if ArtifactFormat.ADAPTER in formats(config):
+    if ArtifactFormat.ADAPTER in config.spec.output.formats:
         found.append(_adapter_candidate(config, store, runtime))
     return tuple(found)
 
@@ -77,11 +77,6 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
                 model, candidate.adapter, candidate.address.uri, prepared, METHODS[config.spec.method.name]
             )
     return model.to("cuda" if config.world.gpus else "cpu").eval()
-
-
-def formats(config: TrainerConfig) -> tuple[ArtifactFormat, ...]:
-    """What was exported."""
-    return config.spec.output.formats
 
 
 def drawn_head(candidate: Candidate, prepared: Prepared) -> str:

@@ -18,7 +18,7 @@ from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
 from ..tasks import TASKS, TrainingTask
 from . import compare
-from .candidates import Candidate, base_candidate, drawn_head, exported_candidates, formats
+from .candidates import Candidate, base_candidate, drawn_head, exported_candidates
 from .data_section import DataSection
 from .judge import Judge, Judged
 from .model_card import model_card
@@ -89,7 +89,7 @@ def _export_missing(config: PreparedConfig, prepared: Prepared, store: ObjectSto
     """Export what the spec asks for and an earlier evaluation of the run did not."""
     from ..model.export import export_missing, is_exported
 
-    if all(is_exported(config, store, artifact) for artifact in formats(config)):
+    if all(is_exported(config, store, artifact) for artifact in config.spec.output.formats):
         return
 
     base = prepared_model(config, store, runtime).path
@@ -193,7 +193,7 @@ def _write(inputs: ReportInputs, store: ObjectStore) -> str:
         record.model_dump_json(indent=1).encode(),
         content_type="application/json",
     )
-    for artifact in formats(config):
+    for artifact in config.spec.output.formats:
         card = model_card(record, config, inputs.data, artifact)
         address = f"{config.layout.artifact(artifact)}/README.md"
         store.put(address, card.encode(), content_type="text/markdown; charset=utf-8")
