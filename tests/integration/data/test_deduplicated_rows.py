@@ -2,12 +2,10 @@
 
 import json
 import unicodedata
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tiny_models
 from finetune_trainer.data import build
 from finetune_trainer.data.info import DATASET_FILE, read_dataset_info
 from finetune_trainer.data.prepare import notes_of
@@ -19,21 +17,6 @@ CLEANED = {"cleaning": {"exactDuplicates": True}}
 MORE = [(row["text"], row["label"], True) for row in classified(40)]
 MORE_HELD_OUT = [(f"{text} again", label, True) for text, label, _ in MORE]
 """Records of which none is a duplicate: text, label, whether it stays."""
-
-
-@pytest.fixture
-def place(store, bucket, storage_settings, tmp_path) -> PrepareFixture:
-    return PrepareFixture(store, bucket, storage_settings, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "bert": tiny_models.save_tiny_bert(folder / "bert"),
-        "plain": tiny_models.save_tiny_llama(folder / "plain"),
-        "chat": tiny_models.save_tiny_llama(folder / "chat", tiny_models.CHATML),
-    }
 
 
 def rows_of(place: PrepareFixture, prepared: Any) -> dict[str, list[tuple[list[int], Any]]]:
@@ -184,12 +167,12 @@ LANGUAGE: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
         [{"prompt": "add 3 and 3 ", "completion": "it is 6\n"}, INSTRUCTIONS[4], INSTRUCTIONS[0] | {"input": " "}],
     ),
     "Instruction with a template": (
-        "chat",
+        "llama",
         [*INSTRUCTIONS, INSTRUCTIONS[0] | {"completion": "nothing"}],
         [{"prompt": "add 3 and 3 ", "completion": "\nit is 6\n"}, INSTRUCTIONS[4], INSTRUCTIONS[4]],
     ),
     "Chat": (
-        "chat",
+        "llama",
         [*chats(30), {"messages": chats(1)[0]["messages"] * 2}],
         [
             chats(5)[3],

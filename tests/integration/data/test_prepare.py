@@ -31,21 +31,6 @@ from prepare_fixture import PrepareFixture
 from rows import chats, classified, jsonl
 
 
-@pytest.fixture
-def place(store, bucket, storage_settings, tmp_path) -> PrepareFixture:
-    return PrepareFixture(store, bucket, storage_settings, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Path:
-    return tiny_models.save_tiny_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> Path:
-    return tiny_models.save_tiny_llama(tmp_path_factory.mktemp("llama"), tiny_models.CHATML)
-
-
 def sources(*uris: str) -> list[dict[str, str]]:
     return [{"uri": uri} for uri in uris]
 

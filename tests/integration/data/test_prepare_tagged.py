@@ -8,23 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import tiny_models
 from finetune_api.v1alpha1 import DataFormat, Task
 from finetune_trainer.data.info import read_dataset_info
 from finetune_trainer.errors import BadDataError
 from finetune_trainer.model.tokenizer import load_tokenizer
 from prepare_fixture import PrepareFixture
 from rows import jsonl, tagged
-
-
-@pytest.fixture
-def place(store, bucket, storage_settings, tmp_path) -> PrepareFixture:
-    return PrepareFixture(store, bucket, storage_settings, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Path:
-    return tiny_models.save_tiny_bert(tmp_path_factory.mktemp("models") / "bert")
 
 
 def tags_of(place: PrepareFixture, prepared: Any, split: str, model: Path) -> list[tuple[str, list[str]]]:

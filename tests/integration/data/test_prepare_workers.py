@@ -15,16 +15,10 @@ from finetune_trainer.data import build
 from finetune_trainer.data.info import DATASET_FILE
 from finetune_trainer.data.workers import WORTH_WORKERS, process_blocks, worker_count
 from finetune_trainer.errors import BadDataError, TrainerError
-from prepare_fixture import PrepareFixture
 from process_support import base_environment, is_alive, until
 from rows import chats, classified, jsonl
 
 WHOLE = {name: getattr(build, name) for name in ("BLOCK_BYTES", "_LARGEST_BLOCK", "_BUCKET_BYTES")}
-
-
-@pytest.fixture
-def place(store, bucket, storage_settings, tmp_path) -> PrepareFixture:
-    return PrepareFixture(store, bucket, storage_settings, tmp_path)
 
 
 @pytest.fixture

@@ -11,27 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import tiny_models
 from finetune_trainer.data.info import read_dataset_info
 from finetune_trainer.model.tokenizer import load_tokenizer
 from prepare_fixture import PrepareFixture
 from rows import chats, classified, jsonl
-
-
-@pytest.fixture
-def place(store, bucket, storage_settings, tmp_path) -> PrepareFixture:
-    return PrepareFixture(store, bucket, storage_settings, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "bert": tiny_models.save_tiny_bert(folder / "bert"),
-        "llama": tiny_models.save_tiny_llama(folder / "llama", tiny_models.CHATML),
-        "gemma": tiny_models.save_tiny_llama(folder / "gemma", tiny_models.GEMMA),
-        "plain": tiny_models.save_tiny_llama(folder / "plain"),
-    }
 
 
 def labelled(rows: int, labels: tuple[Any, ...]) -> list[dict[str, Any]]:
