@@ -1,8 +1,11 @@
-"""Small manifests for tests: what a user would write, with one thing changed."""
+"""Small manifests, as a user would write them, and results of the prepare stage, with one thing changed."""
 
 import copy
 from collections.abc import Sequence
 from typing import Any
+
+from finetune_api.trainer_config import Prepared, SplitCounts
+from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
 
 MINIMAL_SPEC: dict[str, Any] = {
     "model": {"uri": "s3://bucket/models/base"},
@@ -24,6 +27,22 @@ def make_job(name: str = "job", *, namespace: str = "default", **spec: Any) -> d
         "spec": merged(MINIMAL_SPEC, spec),
     }
     return copy.deepcopy(manifest)
+
+
+def make_prepared(**fields: Any) -> Prepared:
+    """What the prepare stage decides for a small classifier; `fields` replace its values and are not validated."""
+    plain = Prepared(
+        dataset_uri="s3://bucket/out/datasets/d",
+        dataset_digest="d",
+        model_digest="m",
+        format=DataFormat.CLASSIFICATION,
+        task=Task.SEQUENCE_CLASSIFICATION,
+        dtype=Dtype.FLOAT32,
+        packing=Packing.PADDED,
+        zero_stage=2,
+        counts=SplitCounts(train=100, validation=10, test=10),
+    )
+    return plain.model_copy(update=fields)
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

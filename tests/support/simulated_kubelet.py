@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from factories import make_prepared
 from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.progress import EvaluateResult, Progress, TerminationMessage, TrainResult
-from finetune_api.trainer_config import Prepared, SplitCounts
-from finetune_api.v1alpha1 import DataFormat, Dtype, Metric, Packing, Task
+from finetune_api.trainer_config import SplitCounts
+from finetune_api.v1alpha1 import Metric
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
 
@@ -235,17 +236,7 @@ RESULTS = {
     Stage.PREPARE: TerminationMessage(
         stage="prepare",
         exit_code=0,
-        prepared=Prepared(
-            dataset_uri="s3://bucket/out/datasets/d",
-            dataset_digest="d",
-            model_digest="m",
-            format=DataFormat.CLASSIFICATION,
-            task=Task.SEQUENCE_CLASSIFICATION,
-            dtype=Dtype.FLOAT32,
-            packing=Packing.PADDED,
-            zero_stage=0,
-            counts=SplitCounts(train=8),
-        ),
+        prepared=make_prepared(zero_stage=0, counts=SplitCounts(train=8)),
     ),
     Stage.TRAIN: TerminationMessage(
         stage="train",

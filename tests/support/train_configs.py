@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from factories import merged
+from factories import make_prepared, merged
 from finetune_api.constants import Stage
-from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, PreparedConfig, SplitCounts, StorageSettings, World
-from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Spec, Task
+from finetune_api.trainer_config import BatchPlan, JobRef, PreparedConfig, StorageSettings, World
+from finetune_api.v1alpha1 import Spec
 
 _SPEC: dict[str, Any] = {
     "model": {"uri": "s3://bucket/models/base"},
@@ -20,19 +20,6 @@ def train_config(
     *, gpus: bool = False, micro: int = 8, prepared: dict[str, Any] | None = None, **spec: Any
 ) -> PreparedConfig:
     """Two processes; `spec` is merged into the smallest spec, `prepared` replaces what the prepare stage decided."""
-    decided = Prepared(
-        dataset_uri="s3://bucket/datasets/d",
-        dataset_digest="d",
-        model_digest="m",
-        format=DataFormat.CLASSIFICATION,
-        task=Task.SEQUENCE_CLASSIFICATION,
-        dtype=Dtype.FLOAT32,
-        packing=Packing.PADDED,
-        zero_stage=2,
-        counts=SplitCounts(train=100, validation=10, test=10),
-        labels=("bad", "good"),
-        parameters=22_700_000,
-    )
     return PreparedConfig(
         job=JobRef(namespace="default", name="job", uid="u"),
         run=1,
@@ -42,5 +29,5 @@ def train_config(
         storage=StorageSettings(),
         world=World(nodes=2, gpus=gpus),
         batch=BatchPlan(global_size=16, micro_size=micro, accumulation=8 // micro),
-        prepared=decided.model_copy(update=prepared or {}),
+        prepared=make_prepared(**{"labels": ("bad", "good"), "parameters": 22_700_000} | (prepared or {})),
     )

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from factories import make_job
+from factories import make_job, make_prepared
 from finetune_api.constants import Stage
 from finetune_api.progress import Progress, TerminationMessage
-from finetune_api.trainer_config import CONFIG_VERSION, Prepared, SplitCounts, StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import AttemptPlan, DataFormat, Dtype, Packing, Task
+from finetune_api.trainer_config import CONFIG_VERSION, StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import AttemptPlan
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
 from finetune_trainer.errors import BadConfigError
@@ -92,17 +92,7 @@ def test_an_older_operator_ignores_what_a_newer_trainer_adds() -> None:
 
 
 def test_stages_read_what_was_prepared_whatever_else_a_record_has() -> None:
-    prepared = Prepared(
-        dataset_uri="s3://b/d",
-        dataset_digest="d",
-        model_digest="m",
-        format=DataFormat.TEXT,
-        task=Task.CAUSAL_LM,
-        dtype=Dtype.FLOAT32,
-        packing=Packing.PADDED,
-        zero_stage=2,
-        counts=SplitCounts(train=8),
-    )
+    prepared = make_prepared()
     older = {"spec": {"output": {"uri": "s3://b/out", "formats": None}}, "job": {"namespace": "n"}, "novel": 1}
     text = json.dumps({**older, "prepared": {**prepared.model_dump(mode="json"), "novel": 2}})
     assert PreparedRun.model_validate_json(text).prepared == prepared

@@ -6,12 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from factories import make_job
+from factories import make_job, make_prepared
 from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.redaction import HIDDEN, hide_credentials
-from finetune_api.trainer_config import Prepared, SplitCounts, StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
+from finetune_api.trainer_config import StorageSettings, TrainerConfig
 from finetune_api.validation import InvalidJobError, parse_job
 from finetune_cli.job_file import JobFileError, read_job_file
 from finetune_cli.local.storage import own_settings
@@ -78,19 +77,8 @@ def test_the_record_of_a_run_in_storage_holds_no_values() -> None:
     job = parse_job(make_job(workers={"env": ENV}))
     config = stage_config(job, 1, Stage.PREPARE, 1, StorageSettings()).model_copy(update={"spec": job.spec})
     assert SECRET in config.model_dump_json()
-    prepared = Prepared(
-        dataset_uri="s3://bucket/d",
-        dataset_digest="d",
-        model_digest="m",
-        format=DataFormat.CHAT,
-        task=Task.CAUSAL_LM,
-        dtype=Dtype.FLOAT32,
-        packing=Packing.PADDED,
-        zero_stage=2,
-        counts=SplitCounts(train=1),
-    )
     bucket = Bucket()
-    record_run(cast(ObjectStore, bucket), config, prepared)
+    record_run(cast(ObjectStore, bucket), config, make_prepared())
     ((uri, content),) = bucket.objects.items()
     assert uri == f"{config.run_uri}/run.json"
     assert SECRET.encode() not in content

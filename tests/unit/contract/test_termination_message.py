@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from factories import make_prepared
 from finetune_api.progress import (
     MAX_TERMINATION_BYTES,
     CommittedCheckpoint,
@@ -13,26 +14,15 @@ from finetune_api.progress import (
     TrainResult,
     merged_warnings,
 )
-from finetune_api.trainer_config import Prepared, SplitCounts
-from finetune_api.v1alpha1 import DataFormat, Dtype, Metric, Packing, Task
+from finetune_api.trainer_config import Prepared
+from finetune_api.v1alpha1 import Metric
 
 LONG_URI = "s3://bucket/" + "ü" * 500
 CHECKPOINT = CommittedCheckpoint(step=40, uri=f"{LONG_URI}/manifest", time="2026-03-01T12:00:00Z", save_seconds=1.5)
 
 
 def prepared(**fields: object) -> Prepared:
-    plain = Prepared(
-        dataset_uri=LONG_URI,
-        dataset_digest="d" * 64,
-        model_digest="m" * 64,
-        format=DataFormat.CLASSIFICATION,
-        task=Task.SEQUENCE_CLASSIFICATION,
-        dtype=Dtype.FLOAT32,
-        packing=Packing.PADDED,
-        zero_stage=2,
-        counts=SplitCounts(train=40_000),
-    )
-    return plain.model_copy(update=fields)
+    return make_prepared(dataset_uri=LONG_URI, dataset_digest="d" * 64, model_digest="m" * 64, **fields)
 
 
 def progress(**fields: object) -> Progress:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from factories import make_prepared
 from finetune_api.constants import Stage
-from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, SplitCounts, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import AttemptStatus, DataFormat, Dtype, Metric, Outcome, Packing, Spec, Task
+from finetune_api.trainer_config import BatchPlan, JobRef, SplitCounts, StorageSettings, TrainerConfig, World
+from finetune_api.v1alpha1 import AttemptStatus, DataFormat, Metric, Outcome, Spec, Task
 from finetune_trainer.evaluate.compare import compare
 from finetune_trainer.evaluate.data_section import DataSection
 from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelFigures, TrainingLog
@@ -102,15 +103,12 @@ def trainer_config(task: Task, *, labels: tuple[str, ...] = (), **spec: object) 
         storage=StorageSettings(),
         world=World(),
         batch=BatchPlan(global_size=16, micro_size=8, accumulation=1),
-        prepared=Prepared(
+        prepared=make_prepared(
             dataset_uri="s3://corp/models/topics/datasets/0f3c9d1b2a4e",
             dataset_digest="0f3c9d1b2a4e8877",
             model_digest="c1a5f0d23b17aa02",
             format=DataFormat.CLASSIFICATION if classification else DataFormat.CHAT,
             task=task,
-            dtype=Dtype.FLOAT32,
-            packing=Packing.LENGTH_GROUPED,
-            zero_stage=2,
             counts=SplitCounts(train=1620, validation=202, test=203),
             labels=labels,
             parameters=22_713_216,

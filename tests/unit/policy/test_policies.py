@@ -6,20 +6,17 @@ from typing import Any
 
 import pytest
 
+from factories import make_prepared
 from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.exit_codes import ExitCode, FailureClass
 from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
-from finetune_api.trainer_config import Prepared, SplitCounts, StorageSettings
+from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import (
     AttemptStatus,
-    DataFormat,
-    Dtype,
     FineTuneJob,
     Outcome,
-    Packing,
     ResolvedStatus,
     Status,
-    Task,
 )
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed, ObservedPod, ObservedStage
@@ -353,19 +350,7 @@ def test_pinning_the_commit_that_a_run_was_prepared_with_starts_no_new_run(
 
 
 def test_status_keeps_the_revision_that_the_preparation_resolved() -> None:
-    prepared = Prepared(
-        dataset_uri="s3://bucket/d",
-        dataset_digest="d",
-        model_digest="m",
-        model_revision=COMMIT,
-        requested_revision="v1",
-        format=DataFormat.CHAT,
-        task=Task.CAUSAL_LM,
-        dtype=Dtype.FLOAT32,
-        packing=Packing.PADDED,
-        zero_stage=2,
-        counts=SplitCounts(train=1),
-    )
+    prepared = make_prepared(model_revision=COMMIT, requested_revision="v1")
     pod = replace(make_pod(0, 0), message=TerminationMessage(stage="prepare", exit_code=0, prepared=prepared))
     chosen = folded(Observed((make_stage(Stage.PREPARE, ended="Complete", pods=(pod,)),))).run.resolved
     assert chosen is not None

@@ -6,26 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from factories import make_job
+from factories import make_job, make_prepared
 from finetune_api.comparison import OVERFLOW
 from finetune_api.constants import Stage
 from finetune_api.progress import EvaluateResult, TrainResult
-from finetune_api.trainer_config import Prepared, SplitCounts, StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import DataFormat, Dtype, Metric, Packing, Task
+from finetune_api.trainer_config import SplitCounts, StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import Metric
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.stage_log import log_evaluated, log_prepared, log_train_started, log_trained
 
-PREPARED = Prepared(
-    dataset_uri="s3://bucket/out/datasets/d",
-    dataset_digest="d",
-    model_digest="m",
-    format=DataFormat.CLASSIFICATION,
-    task=Task.SEQUENCE_CLASSIFICATION,
-    dtype=Dtype.FLOAT32,
-    packing=Packing.PADDED,
-    zero_stage=2,
+PREPARED = make_prepared(
     counts=SplitCounts(train=48, test=1),
     labels=("bad", "good"),
     parameters=22_700_000,
