@@ -4,18 +4,7 @@ import sys
 from collections.abc import Mapping
 
 from .trainer_config import Message
-from .v1alpha1 import Metric
-
-LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY})
-SHARES = frozenset({Metric.ACCURACY, Metric.MACRO_F1})
-"""Metrics between 0 and 1, shown in percent."""
-_NAMES = {
-    Metric.LOSS: "Loss",
-    Metric.PERPLEXITY: "Perplexity",
-    Metric.ACCURACY: "Accuracy",
-    Metric.MACRO_F1: "Macro F1",
-}
-
+from .v1alpha1 import METRIC_SUPPORT, Metric
 
 OVERFLOW = sys.float_info.max
 """Placeholder for a perplexity that exceeds the range of a float: the exponential of a loss above 709.78 nats per
@@ -47,24 +36,30 @@ def compare_metrics(baseline: Mapping[Metric, float], tuned: Mapping[Metric, flo
             rows.append(MetricDelta(metric=metric, tuned=after))
             continue
         delta = after - before
-        improved = None if delta == 0 else (delta < 0) == (metric in LOWER_IS_BETTER)
+        improved = None if delta == 0 else (delta < 0) == METRIC_SUPPORT[metric].lower_is_better
         rows.append(MetricDelta(metric=metric, baseline=before, tuned=after, delta=delta, improved=improved))
     return tuple(rows)
 
 
 def metric_name(metric: Metric) -> str:
-    """`MacroF1` -> `Macro F1`."""
-    return _NAMES[metric]
+    """Name at the beginning of a sentence: `Macro F1`."""
+    name = METRIC_SUPPORT[metric].name
+    return name[0].upper() + name[1:]
 
 
 def metric_text(metric: Metric, value: float) -> str:
     """`93.3 %` for a share, otherwise the number with three significant digits."""
-    return f"{value:.1%}".replace("%", " %") if metric in SHARES else number_text(value)
+    return share_text(value) if METRIC_SUPPORT[metric].is_share else number_text(value)
+
+
+def share_text(value: float) -> str:
+    """`93.3 %`."""
+    return f"{value:.1%}".replace("%", " %")
 
 
 def delta_text(metric: Metric, delta: float) -> str:
     """`+12.5 points` for a share (percentage points), otherwise the signed number."""
-    if metric in SHARES:
+    if METRIC_SUPPORT[metric].is_share:
         return f"{100 * delta:+.1f} points"
     return f"{'+' if delta >= 0 else '-'}{number_text(abs(delta))}"
 

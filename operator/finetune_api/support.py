@@ -1,9 +1,9 @@
 """The support table: which methods, tasks, ZeRO stages, offloading and export formats can be combined. Pure.
 
 The rows of the table are defined with the choices: methods in their blocks (`v1alpha1/methods`), tasks in
-`v1alpha1/tasks.py`, offloading here. Everything else is derived from them: the CEL rules of the CRD, the violations
-that `finetune validate`, the operator and the prepare stage report, the ZeRO stages that the trainer may choose from,
-and docs/support.md.
+`v1alpha1/tasks.py`, metrics in `v1alpha1/metrics.py`, offloading here. Everything else is derived from them: the CEL
+rules of the CRD, the violations that `finetune validate`, the operator and the prepare stage report, the ZeRO stages
+that the trainer may choose from, and docs/support.md.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .v1alpha1 import (
+    METRIC_SUPPORT,
     TASK_SUPPORT,
     ArtifactFormat,
     DataFormat,
@@ -255,6 +256,18 @@ class Support:
         return _PAGE.format(
             methods=_markdown([*methods, "`output.formats`"], by_method),
             tasks=_markdown(["`model.task`", "`data.format`", "metrics", "compared by", "prompts"], by_task),
+            metrics=_markdown(
+                ["metric", "meaning", "better", "tasks"],
+                [
+                    [
+                        f"`{metric}`",
+                        row.meaning,
+                        "lower" if row.lower_is_better else "higher",
+                        _listed(task for task, other in self.tasks.items() if metric in other.metrics),
+                    ]
+                    for metric, row in METRIC_SUPPORT.items()
+                ],
+            ),
             offload=_markdown(
                 ["`deepspeed.offload`", "`deepspeed.zeroStage`"],
                 [[f"`{name}`", _listed(stages)] for name, stages in self.offload.items()],
@@ -283,8 +296,14 @@ Base models with quantized weights cannot be trained with any method.
 
 {tasks}
 
-Without `spec.model.task`, the first task in the table that lists the data format is used. The metrics can be used
-in `spec.training.earlyStopping`. Prompts are those in `spec.evaluation.prompts`.
+Without `spec.model.task`, the first task in the table that lists the data format is used. Prompts are those in
+`spec.evaluation.prompts`.
+
+## Metrics
+
+Metrics of the validation split, which can be used in `spec.training.earlyStopping`, and of the test split.
+
+{metrics}
 
 ## Offloading
 

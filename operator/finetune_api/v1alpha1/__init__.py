@@ -7,6 +7,7 @@ from .method import Method
 from .methods.base import MethodBlock, MethodSupport
 from .methods.full import FullFineTune
 from .methods.lora import Lora
+from .metrics import METRIC_SUPPORT, Metric, MetricSupport
 from .model import Dtype, Model
 from .results import ArtifactFormat, Checkpoint, Evaluation, Output, Storage
 from .scope import Scope
@@ -29,10 +30,11 @@ from .status import (
     Status,
 )
 from .tasks import TASK_SUPPORT, Task, TaskSupport
-from .training import DeepSpeed, EarlyStopping, Metric, Offload, Schedule, Training, Warmup
+from .training import DeepSpeed, EarlyStopping, Offload, Schedule, Training, Warmup
 from .workers import Budget, Cache, EnvVar, EnvVarSource, KeySelector, Resources, Restart, Toleration, Workers
 
 __all__ = [
+    "METRIC_SUPPORT",
     "TASK_SUPPORT",
     "ArtifactFormat",
     "ArtifactStatus",
@@ -70,6 +72,7 @@ __all__ = [
     "MethodBlock",
     "MethodSupport",
     "Metric",
+    "MetricSupport",
     "Model",
     "ModelUri",
     "Offload",

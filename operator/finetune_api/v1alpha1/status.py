@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..constants import ConditionType, Phase, Reason, Stage
 from .base import StatusModel
-from .training import Metric
+from .metrics import Metric
 
 Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 """RFC 3339, UTC."""

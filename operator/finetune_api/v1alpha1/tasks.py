@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from .data import DataFormat
-from .training import Metric
+from .metrics import Metric
 
 
 class Task(StrEnum):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from .base import ApiModel
+from .metrics import Metric
 from .scope import Scope
 
 DEFAULT_EPOCHS = 3
@@ -20,15 +21,6 @@ class Schedule(StrEnum):
     CONSTANT = "Constant"
     POLYNOMIAL = "Polynomial"
     INVERSE_SQRT = "InverseSqrt"
-
-
-class Metric(StrEnum):
-    """A metric of the validation or test split. Loss and Perplexity are better when smaller."""
-
-    LOSS = "Loss"
-    PERPLEXITY = "Perplexity"
-    ACCURACY = "Accuracy"
-    MACRO_F1 = "MacroF1"
 
 
 class Warmup(ApiModel, scope=Scope.RUN):

@@ -2,16 +2,13 @@
 
 import time
 
-from finetune_api.v1alpha1 import CandidateName, Metric, Status
+from finetune_api.v1alpha1 import TASK_SUPPORT, CandidateName, Status
 
 from ..display.table import table_lines
 from ..display.text import duration, metric_name, metric_value
 from ..local.state import LocalJob, LocalState
 from ..terminal import say
 from .options import DEFAULT_WORK_DIR, WorkDir
-
-_TELLING = (Metric.ACCURACY, Metric.PERPLEXITY, Metric.LOSS)
-"""Metrics in the order in which one of them speaks for a run."""
 
 _HEADINGS = ("NAME", "RUN", "PHASE", "STEP", "METRIC", "AGE")
 
@@ -41,8 +38,10 @@ def row(job: LocalJob, *, is_running: bool, now: float) -> tuple[str, ...]:
 
 def _metric(status: Status) -> str:
     tuned = status.metrics_of(CandidateName.TUNED)
-    telling = next((metric for metric in _TELLING if metric in tuned), None)
-    if telling is not None:
-        return f"{metric_name(telling)} {metric_value(telling, tuned[telling])}"
+    resolved = status.run.resolved
+    tasks = {task: row for task, row in TASK_SUPPORT.items() if resolved is None or resolved.task in ("", task)}
+    headline = next((row.headline for row in tasks.values() if row.headline in tuned), None)
+    if headline is not None:
+        return f"{metric_name(headline)} {metric_value(headline, tuned[headline])}"
     loss = status.run.progress.loss if status.run.progress else None
     return f"training loss {loss:.4g}" if loss is not None else "-"

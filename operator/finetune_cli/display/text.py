@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
 
-from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT, SHARES
-from finetune_api.v1alpha1 import Metric
+from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT
+from finetune_api.v1alpha1 import METRIC_SUPPORT, Metric
 
 _BARS = "▁▂▃▄▅▆▇█"
-
-_LABELS = {Metric.MACRO_F1: "macro F1"}
 
 
 def duration(seconds: float) -> str:
@@ -48,14 +46,14 @@ def seconds_since(then: str, now: datetime) -> float:
 
 def metric_name(metric: Metric) -> str:
     """`accuracy`, `macro F1`."""
-    return _LABELS.get(metric, metric.value.lower())
+    return METRIC_SUPPORT[metric].name
 
 
 def metric_value(metric: Metric, value: float) -> str:
     """Shares in percent, others with four significant digits."""
     if abs(value) >= OVERFLOW:
         return OVERFLOW_TEXT
-    return f"{100 * value:.1f} %" if metric in SHARES else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if METRIC_SUPPORT[metric].is_share else f"{value:.4g}"
 
 
 def metric_change(metric: Metric, before: float, after: float) -> str:
@@ -63,7 +61,7 @@ def metric_change(metric: Metric, before: float, after: float) -> str:
     change = after - before
     if abs(change) >= OVERFLOW:
         return ""  # no difference from a value that is not known
-    return f"{100 * change:+.1f} points" if metric in SHARES else f"{change:+.4g}"
+    return f"{100 * change:+.1f} points" if METRIC_SUPPORT[metric].is_share else f"{change:+.4g}"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

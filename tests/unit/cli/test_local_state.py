@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from factories import make_job
+from factories import make_job, merged
 from finetune_api.constants import Stage
 from finetune_cli.commands.logs import logs
 from finetune_cli.commands.runs import row, runs
@@ -64,6 +64,24 @@ def test_a_row_tells_the_state_of_a_run(tmp_path: Path) -> None:
     )
     assert row(half, is_running=True, now=1001)[2:5] == ("Training", "180/296", "training loss 0.412")
     assert row(half, is_running=False, now=1001)[:3] == ("team/half", "1", "Interrupted")
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics", "shown"),
+    [
+        ("SequenceClassification", {"Loss": 0.5, "Accuracy": 0.9, "MacroF1": 0.4}, "accuracy 90.0 %"),
+        ("TokenClassification", {"Loss": 0.5, "Accuracy": 0.9, "MacroF1": 0.4}, "macro F1 40.0 %"),
+        ("CausalLM", {"Loss": 0.5, "Perplexity": 1.65}, "perplexity 1.65"),
+        ("CausalLM", {}, "-"),
+    ],
+)
+def test_the_metric_of_a_run_is_the_one_its_task_is_compared_by(
+    tmp_path: Path, task: str, metrics: dict[str, float], shown: str
+) -> None:
+    status = merged(SUCCEEDED, {"run": {"candidates": None, "progress": None}})
+    run = {"resolved": {"task": task}, "candidates": {"tuned": {"metrics": metrics}}}
+    put(tmp_path, "job", merged(status, {"run": run}))
+    assert row(LocalState(tmp_path).find("job"), is_running=False, now=1060)[4] == shown
 
 
 def test_runs_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,8 @@ from finetune_api.crd import CEL_RULES
 from finetune_api.rules import lowest_zero_stage, violations
 from finetune_api.support import OFFLOAD_STAGES, SUPPORT, ZERO_STAGES, Support
 from finetune_api.v1alpha1 import (
+    METRIC_SUPPORT,
+    TASK_SUPPORT,
     ArtifactFormat,
     DataFormat,
     Dtype,
@@ -168,6 +170,12 @@ def test_every_offloading_in_every_type_has_a_stage_that_can_be_trained(offload:
 def test_the_page_has_a_row_for_every_method_and_every_task() -> None:
     rows = [line.split("|")[1].strip() for line in MORE.page().splitlines() if line.startswith("| `")]
     assert {"`full`", "`lora`", "`prefixTokens`", *(f"`{task}`" for task in Task), "`Ranking`"} <= set(rows)
+
+
+def test_every_metric_has_a_row_and_a_task() -> None:
+    assert list(METRIC_SUPPORT) == list(Metric)
+    assert {metric for row in TASK_SUPPORT.values() for metric in row.metrics} == set(Metric)
+    assert all({row.headline, Metric.LOSS} <= set(row.metrics) for row in TASK_SUPPORT.values())
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,12 @@ _COLOURS = {
     "blue": "#0a0003",
     "orange": "#0a0004",
     "red": "#0a0005",
+    "green": "#0a0006",
 }
 """CSS variable of the page -> placeholder."""
+
+LINE_COLOURS = ("blue", "orange", "green")
+"""Colours of the lines of one chart; red is for marks."""
 
 _SIZE_INCHES = (4.8, 2.3)
 _STYLE: Any = {

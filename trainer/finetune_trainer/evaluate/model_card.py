@@ -10,9 +10,9 @@ import re
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_text
+from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_text, share_text
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import ArtifactFormat, Metric
+from finetune_api.v1alpha1 import METRIC_SUPPORT, ArtifactFormat
 
 from ..methods import METHODS
 from ..model.portable import OLDEST_PEFT, OLDEST_TRANSFORMERS, base_name
@@ -22,13 +22,6 @@ from . import compare, formatting
 from .configuration import spec_document, yaml_text
 from .data_section import DataSection
 from .records import Evaluation
-
-_HUB_METRICS = {
-    Metric.LOSS: "loss",
-    Metric.PERPLEXITY: "perplexity",
-    Metric.ACCURACY: "accuracy",
-    Metric.MACRO_F1: "f1",
-}
 
 
 def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, artifact: ArtifactFormat) -> str:
@@ -45,7 +38,7 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         code=code,
         count=formatting.count_text,
         metric_name=metric_name,
-        percent=lambda share: metric_text(Metric.ACCURACY, share),
+        percent=share_text,
         digest=formatting.short_digest,
     )
     environment.globals.update(metric_text=metric_text, delta_text=delta_text)
@@ -151,7 +144,7 @@ def _eval_results(record: Evaluation, config: TrainerConfig) -> list[EvalResult]
             dataset_type=config.job.name,
             dataset_name=f"Test split of {config.job.name}",
             dataset_split="test",
-            metric_type=_HUB_METRICS[metric],
+            metric_type=METRIC_SUPPORT[metric].hub_type,
             metric_name=metric_name(metric),
             metric_value=round(value, 6),
         )

@@ -5,19 +5,20 @@ Everything that comes from users or data passes through Jinja's escaping; only t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from finetune_api.comparison import LOWER_IS_BETTER, OVERFLOW, delta_text, metric_name, metric_text, number_text
+from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_text, number_text, share_text
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import Metric
+from finetune_api.v1alpha1 import METRIC_SUPPORT, Metric
 
 from ..methods import METHODS
 from ..tasks import TASKS
 from ..tasks.metrics import FEW_EXAMPLES
 from . import compare, formatting
-from .charts import Series, histogram, line_chart
+from .charts import LINE_COLOURS, Series, histogram, line_chart
 from .configuration import spec_document, yaml_text
 from .confusion_table import confusion_table
 from .data_section import DataSection
@@ -103,7 +104,7 @@ def _environment() -> Environment:
         time=formatting.time_text,
         digest=formatting.short_digest,
         number=number_text,
-        percent=lambda share: metric_text(Metric.ACCURACY, share),
+        percent=share_text,
         metric_name=metric_name,
         p_text=compare.p_text,
     )
@@ -117,7 +118,7 @@ def _cards(inputs: ReportInputs, training: TrainingLog, bars: Sequence[AttemptBa
     if record.tuned:
         for metric, value in record.tuned.metrics.items():
             interval = record.tuned.intervals.get(metric)
-            note = f"{'lower' if metric in LOWER_IS_BETTER else 'higher'} is better"
+            note = f"{'lower' if METRIC_SUPPORT[metric].lower_is_better else 'higher'} is better"
             if interval:
                 note = f"95 %: {metric_text(metric, interval.low)} to {metric_text(metric, interval.high)}"
             cards.append(Card(metric_name(metric), metric_text(metric, value), note))
@@ -148,6 +149,8 @@ def _cards(inputs: ReportInputs, training: TrainingLog, bars: Sequence[AttemptBa
 
 def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[tuple[str, Markup]]:
     """Title and drawing of every curve that has at least two points, or one if it was measured at few points."""
+    others = [metric for metric in Metric if metric is not Metric.LOSS]
+    shares = [metric for metric in others if METRIC_SUPPORT[metric].is_share]
     wanted = [
         (
             "Loss",
@@ -159,13 +162,14 @@ def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[t
         ),
         (
             "Validation figures",
-            [
-                Series("accuracy", training.curve("eval_accuracy"), dots=True),
-                Series("macro F1", training.curve("eval_macro_f1"), "orange", dots=True),
-            ],
+            [_validation(training, metric, colour) for metric, colour in zip(shares, cycle(LINE_COLOURS))],
             True,
         ),
-        ("Validation perplexity", [Series("perplexity", _finite(training.curve("eval_perplexity")), dots=True)], False),
+        *(
+            (f"Validation {METRIC_SUPPORT[metric].name}", [_validation(training, metric)], False)
+            for metric in others
+            if metric not in shares
+        ),
         ("Learning rate", [Series("learning rate", training.curve("learning_rate"))], False),
         ("Gradient norm", [Series("gradient norm", training.curve("grad_norm"), smooth=True)], False),
     ]
@@ -175,6 +179,10 @@ def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[t
         if present:
             drawn.append((title, line_chart(title, present, marks=marks, percent=percent)))
     return drawn
+
+
+def _validation(training: TrainingLog, metric: Metric, colour: str = "blue") -> Series:
+    return Series(METRIC_SUPPORT[metric].name, _finite(training.curve(f"eval_{metric.key}")), colour, dots=True)
 
 
 def _finite(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

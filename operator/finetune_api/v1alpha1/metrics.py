@@ -1,0 +1,49 @@
+"""Metrics of the validation and test split: their names, and the properties of each."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Metric(StrEnum):
+    """A metric of the validation or test split."""
+
+    LOSS = "Loss"
+    PERPLEXITY = "Perplexity"
+    ACCURACY = "Accuracy"
+    MACRO_F1 = "MacroF1"
+
+    @property
+    def key(self) -> str:
+        """Name in the training log, after `eval_`: `macro_f1`."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.value).lower()
+
+
+@dataclass(frozen=True)
+class MetricSupport:
+    """The row of one metric in the support table (see `finetune_api.support`). Its tasks list it in theirs."""
+
+    name: str
+    """Name within a sentence: `macro F1`."""
+    meaning: str
+    """What it measures, for docs/support.md."""
+    hub_type: str
+    """Its identifier in the metadata of a model card (`model-index`, `metrics.type`)."""
+    lower_is_better: bool = False
+    is_share: bool = False
+    """Whether it is between 0 and 1 and shown in percent."""
+
+
+METRIC_SUPPORT: dict[Metric, MetricSupport] = {
+    Metric.LOSS: MetricSupport(
+        "loss", "mean cross-entropy per text or token, in nats", hub_type="loss", lower_is_better=True
+    ),
+    Metric.PERPLEXITY: MetricSupport(
+        "perplexity", "exponential of the loss", hub_type="perplexity", lower_is_better=True
+    ),
+    Metric.ACCURACY: MetricSupport(
+        "accuracy", "share of the texts or words with the right label", hub_type="accuracy", is_share=True
+    ),
+    Metric.MACRO_F1: MetricSupport("macro F1", "mean of the F1 of each label", hub_type="f1", is_share=True),
+}
+"""In the order in which metrics are shown: that of `Metric`."""
