@@ -1,5 +1,8 @@
 """The support table refuses what its rows do not have: in a spec, in CEL and on the page, also for new rows."""
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -176,6 +179,24 @@ def test_every_metric_has_a_row_and_a_task() -> None:
     assert list(METRIC_SUPPORT) == list(Metric)
     assert {metric for row in TASK_SUPPORT.values() for metric in row.metrics} == set(Metric)
     assert all({row.headline, Metric.LOSS} <= set(row.metrics) for row in TASK_SUPPORT.values())
+
+
+ROOT = Path(__file__).parents[3]
+DECLARE_METRICS = ("operator/finetune_api/v1alpha1/", "trainer/finetune_trainer/tasks/")
+
+
+def metrics_named(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Metric":
+            yield node.attr
+
+
+def test_a_metric_is_named_only_by_its_row_and_the_tasks_that_have_it() -> None:
+    """All others ask the table, so that a new metric needs no edit there. Every task has a loss."""
+    paths = [path for root in ("operator", "trainer") for path in (ROOT / root).rglob("*.py")]
+    named = {str(path.relative_to(ROOT)): {*metrics_named(path)} - {"LOSS"} for path in paths}
+    assert sum(bool(metrics) for metrics in named.values()) > 3
+    assert [path for path, metrics in named.items() if metrics and not path.startswith(DECLARE_METRICS)] == []
 
 
 @pytest.mark.parametrize(

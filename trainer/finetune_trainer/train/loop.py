@@ -327,7 +327,7 @@ class TrainingLoop:
             self.is_stopping = self._save_due = True
             return
         self.run.evaluation_due = False
-        self._log({f"eval_{_snake(metric)}": value for metric, value in figures.items()})
+        self._log({f"eval_{metric.key}": value for metric, value in figures.items()})
         # JSON has no NaN. If the loss is NaN, the attempt fails below with a specific message.
         finite = {metric: value for metric, value in figures.items() if math.isfinite(value)}
         report.update(evaluation=finite, activity="training", flush=True)
@@ -411,10 +411,6 @@ def _is_main() -> bool:
 
 def _tokens(batch: Batch) -> int:
     return int(batch["attention_mask"].sum())
-
-
-def _snake(metric: Metric) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in metric.value).lstrip("_")
 
 
 def _text(value: float) -> str:

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from finetune_api.v1alpha1 import EarlyStopping, Metric
-
-LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY})
+from finetune_api.v1alpha1 import METRIC_SUPPORT, EarlyStopping
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class BestState:
         """Whether `value` is better than the best one by more than `rule.min_delta`. True for the first value."""
         if self.value is None:
             return True
-        gain = self.value - value if rule.metric in LOWER_IS_BETTER else value - self.value
+        gain = self.value - value if METRIC_SUPPORT[rule.metric].lower_is_better else value - self.value
         return gain > rule.min_delta
 
     def after(self, value: float, step: int, rule: EarlyStopping) -> "BestState":
