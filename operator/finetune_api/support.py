@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .v1alpha1 import (
+    ENTITY_PREFIXES,
     METRIC_SUPPORT,
     TASK_SUPPORT,
     ArtifactFormat,
@@ -247,7 +248,7 @@ class Support:
                 f"`{task}`",
                 _listed(row.formats),
                 _listed(row.metrics),
-                f"`{row.headline}`",
+                _headline(row),
                 "yes" if row.answers_prompts else "no",
             ]
             for task, row in self.tasks.items()
@@ -297,7 +298,7 @@ Base models with quantized weights cannot be trained with any method.
 {tasks}
 
 Without `spec.model.task`, the first task in the table that lists the data format is used. Prompts are those in
-`spec.evaluation.prompts`.
+`spec.evaluation.prompts`. The column `compared by` has the metric of the report's verdict.
 
 ## Metrics
 
@@ -365,6 +366,12 @@ def _cel_within(path: str, *, present: str = "") -> Callable[[str], str]:
 
 def _cel_all(path: str) -> Callable[[str], str]:
     return lambda allowed: f"!has(self.{path}) || self.{path}.all(one, one in {allowed})"
+
+
+def _headline(row: TaskSupport) -> str:
+    if row.entity_headline is None:
+        return f"`{row.headline}`"
+    return f"`{row.entity_headline}` if a label has a prefix such as `{ENTITY_PREFIXES[0]}`, otherwise `{row.headline}`"
 
 
 def _listed(values: Any) -> str:

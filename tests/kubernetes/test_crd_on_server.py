@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "data": {"format": "Text"},
             "training": {"earlyStopping": {"metric": "Accuracy"}},
         },
-        "training.earlyStopping.metric must be a metric of language models, not Accuracy or MacroF1",
+        "training.earlyStopping.metric must be a metric of language models, not Accuracy, MacroF1 or EntityF1",
     ),
     "prompts for a classifier": (
         {"evaluation": {"prompts": ["Hi"]}},

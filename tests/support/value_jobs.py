@@ -140,7 +140,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "columns": {"tokens": "words", "tags": "names"},
         },
         "method": {"lora": {}},
-        "training": {**_SHORT, "earlyStopping": {"metric": "MacroF1"}},
+        "training": {**_SHORT, "earlyStopping": {"metric": "EntityF1"}},
         "evaluation": {"everySteps": 2},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
     },

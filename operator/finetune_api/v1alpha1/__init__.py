@@ -29,11 +29,12 @@ from .status import (
     RunStatus,
     Status,
 )
-from .tasks import TASK_SUPPORT, Task, TaskSupport
+from .tasks import ENTITY_PREFIXES, TASK_SUPPORT, Task, TaskSupport
 from .training import DeepSpeed, EarlyStopping, Offload, Schedule, Training, Warmup
 from .workers import Budget, Cache, EnvVar, EnvVarSource, KeySelector, Resources, Restart, Toleration, Workers
 
 __all__ = [
+    "ENTITY_PREFIXES",
     "METRIC_SUPPORT",
     "TASK_SUPPORT",
     "ArtifactFormat",

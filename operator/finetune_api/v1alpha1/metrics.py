@@ -12,6 +12,7 @@ class Metric(StrEnum):
     PERPLEXITY = "Perplexity"
     ACCURACY = "Accuracy"
     MACRO_F1 = "MacroF1"
+    ENTITY_F1 = "EntityF1"
 
     @property
     def key(self) -> str:
@@ -45,5 +46,11 @@ METRIC_SUPPORT: dict[Metric, MetricSupport] = {
         "accuracy", "share of the texts or words with the right label", hub_type="accuracy", is_share=True
     ),
     Metric.MACRO_F1: MetricSupport("macro F1", "mean of the F1 of each label", hub_type="f1", is_share=True),
+    Metric.ENTITY_F1: MetricSupport(
+        "entity F1",
+        "F1 of entities; one is found if all of its words and its type are right ([labels](data.md#formats))",
+        hub_type="f1",
+        is_share=True,
+    ),
 }
 """In the order in which metrics are shown: that of `Metric`."""

@@ -1,10 +1,14 @@
 """What a model can be trained for: the names of `spec.model.task`, and the properties of each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from .data import DataFormat
 from .metrics import Metric
+
+ENTITY_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
+"""Prefixes of labels that say where an entity begins and ends, of the schemes BIO, BIOES and BILOU."""
 
 
 class Task(StrEnum):
@@ -34,6 +38,13 @@ class TaskSupport:
     """Whether `spec.evaluation.prompts` can be answered."""
     labels_tokens: bool = False
     """Whether a label belongs to a token; otherwise to a record."""
+    entity_headline: Metric | None = None
+    """Used instead of `headline` if a label has one of ENTITY_PREFIXES."""
+
+    def headline_for(self, labels: Sequence[str]) -> Metric:
+        """The metric by which a model with these labels is compared with the base model."""
+        has_entities = any(label.startswith(ENTITY_PREFIXES) for label in labels)
+        return self.entity_headline if self.entity_headline and has_entities else self.headline
 
     @property
     def labels_records(self) -> bool:
@@ -61,10 +72,11 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
     Task.TOKEN_CLASSIFICATION: TaskSupport(
         model="token classifier",
         formats=(DataFormat.TOKEN_CLASSIFICATION,),
-        metrics=(Metric.LOSS, Metric.ACCURACY, Metric.MACRO_F1),
+        metrics=(Metric.LOSS, Metric.ACCURACY, Metric.MACRO_F1, Metric.ENTITY_F1),
         headline=Metric.MACRO_F1,  # most tokens have the label of no entity, which makes any accuracy high
         has_labels=True,
         answers_prompts=False,
         labels_tokens=True,
+        entity_headline=Metric.ENTITY_F1,
     ),
 }

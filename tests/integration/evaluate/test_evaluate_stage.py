@@ -19,6 +19,7 @@ from evaluation_runs import (
     runtime_in,
     trained_model,
 )
+from finetune_api.comparison import metric_name, metric_text
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import PERMANENT_EXIT_CODES
 from finetune_api.v1alpha1 import Metric
@@ -28,6 +29,7 @@ from finetune_trainer.evaluate.records import Evaluation
 from finetune_trainer.evaluate.reload import write_reference
 from finetune_trainer.evaluate.stage import evaluate
 from finetune_trainer.progress import ProgressReporter
+from rows import tagged
 from tiny_models import CHATML, save_tiny_bert, save_tiny_llama
 
 TRAINING_LOG = {
@@ -98,6 +100,32 @@ def test_a_classifier_is_compared_with_its_base(store, run, prepared, bert, tmp_
     assert f"{config.model_uri}: {reloaded.sentence}" in page
     card = ModelCard(store.get(f"{config.model_uri}/README.md").decode(), ignore_metadata_errors=False)
     assert {entry.metric_type for entry in card.data.eval_results} == {"loss", "accuracy", "f1"}
+
+
+@pytest.mark.parametrize(
+    ("written", "headline"),
+    [({}, Metric.ENTITY_F1), ({"B-PER": "PER", "I-PER": "PER", "B-LOC": "LOC"}, Metric.MACRO_F1)],
+    ids=["labels with prefixes", "labels without prefixes"],
+)
+def test_a_token_classifier_is_compared_by_whole_entities_if_its_labels_have_prefixes(
+    store, run, prepared, bert, tmp_path, written, headline
+):
+    records = [{**row, "tags": [written.get(tag, tag) for tag in row["tags"]]} for row in tagged(80)]
+    config = prepared(bert, records)
+    export_whole(trained_model(config, store, tmp_path, epochs=6), config, store, tmp_path)
+    result, record = run(config)
+    assert record.headline is headline
+    f1 = [figures[Metric.ENTITY_F1] for figures in (result.baseline, result.tuned)]
+    assert f1[0] < 0.5
+    assert f1[1] > 0.9
+    interval = record.tuned.intervals[Metric.ENTITY_F1]
+    assert interval.low <= f1[1] <= interval.high
+    page, card = (store.get(uri).decode() for uri in (result.report_uri, f"{config.model_uri}/README.md"))
+    assert f"{metric_name(headline)} rose from" in page
+    before, after = (metric_text(Metric.ENTITY_F1, value) for value in f1)
+    assert f"| Entity F1 | {before} | {after} |" in card
+    names = [entry.metric_name for entry in ModelCard(card, ignore_metadata_errors=False).data.eval_results]
+    assert names == ["Loss", "Accuracy", "Macro F1", "Entity F1"]
 
 
 def test_evaluating_twice_gives_the_same_figures(store, run, prepared, bert, tmp_path):

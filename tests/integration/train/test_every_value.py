@@ -77,6 +77,7 @@ def test_a_job_of_the_table_runs_to_its_end_as_its_spec_says(site: Lab, name: st
     evaluation = site.store.get_json(f"{config.run_uri}/evaluation.json")
     figures = [*evaluation["tuned"]["metrics"].values(), *(entry["loss"] for entry in log if "loss" in entry)]
     assert all(map(math.isfinite, figures))
+    assert evaluation["headline"] in evaluation["tuned"]["metrics"]
     assert (evaluation["baseline"] is not None) == config.spec.evaluation.baseline
     assert len(evaluation["generations"]) == len(config.spec.evaluation.prompts)
 

@@ -13,6 +13,7 @@ from finetune_api.v1alpha1 import Metric
     [
         (Metric.ACCURACY, 0.5, 0.75, True),
         (Metric.MACRO_F1, 0.5, 0.25, False),
+        (Metric.ENTITY_F1, 0.25, 0.5, True),
         (Metric.LOSS, 2.0, 1.5, True),
         (Metric.PERPLEXITY, 8.0, 9.0, False),
         (Metric.ACCURACY, 0.5, 0.5, None),
@@ -38,6 +39,7 @@ def test_rows_come_in_one_order():
     ("metric", "value", "text", "change"),
     [
         (Metric.ACCURACY, 0.9333, "93.3 %", "+93.3 points"),
+        (Metric.ENTITY_F1, 0.5, "50.0 %", "+50.0 points"),
         (Metric.LOSS, 0.2346, "0.235", "+0.235"),
         (Metric.PERPLEXITY, 12.345, "12.35", "+12.35"),
         (Metric.PERPLEXITY, 1234.5, "1,234", "+1,234"),

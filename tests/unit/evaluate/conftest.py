@@ -10,7 +10,7 @@ import pytest
 from factories import make_prepared
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, SplitCounts, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import AttemptStatus, DataFormat, Metric, Outcome, Spec, Task
+from finetune_api.v1alpha1 import TASK_SUPPORT, AttemptStatus, DataFormat, Metric, Outcome, Spec, Task
 from finetune_trainer.evaluate.compare import compare
 from finetune_trainer.evaluate.data_section import DataSection
 from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelFigures, TrainingLog
@@ -207,6 +207,7 @@ def report_inputs() -> Callable[..., ReportInputs]:
             counts=prepared.counts,
             baseline=before if baseline and tuned else None,
             tuned=after if tuned else None,
+            headline=TASK_SUPPORT[task].headline_for(labels),
             comparison=compare(before if baseline else None, after) if tuned else (),
             paired_test=test if baseline and tuned else None,
             majority_share=1 / len(labels) if classification and tuned else None,

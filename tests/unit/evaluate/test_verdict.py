@@ -30,6 +30,23 @@ def test_a_language_model_is_judged_by_its_perplexity(report_inputs):
     assert "120 held-out examples (4,310 tokens)" in said.sentence
 
 
+def test_the_verdict_is_about_the_headline_of_the_record(report_inputs):
+    record = report_inputs().record
+    figures = [
+        model.model_copy(update={"metrics": model.metrics | {Metric.ENTITY_F1: f1}, "intervals": {}})
+        for model, f1 in ((record.baseline, 0.02), (record.tuned, 0.8))
+    ]
+    changed = {
+        "headline": Metric.ENTITY_F1,
+        "baseline": figures[0],
+        "tuned": figures[1],
+        "comparison": compare(*figures),
+    }
+    said = verdict(record.model_copy(update=changed))
+    assert (said.level, said.headline, said.change) == (Level.BETTER, "Entity F1 2.0 % → 80.0 %", "+78.0 points")
+    assert said.sentence.startswith("Entity F1 rose from 2.0 % to 80.0 % on 209 held-out examples.")
+
+
 def test_without_a_test_split_nothing_was_measured(report_inputs):
     said = verdict(report_inputs(tuned=False).record)
     assert said.level is Level.UNMEASURED

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForTokenClassification
 from finetune_api.v1alpha1 import Metric, Task
 from finetune_trainer.data.collate import Collator
 from finetune_trainer.tasks import IGNORED, TASKS
+from finetune_trainer.tasks.entities import EntityLabels
 
 TASK = TASKS[Task.TOKEN_CLASSIFICATION]
 LABELS = ("B", "I", "O", "X")
@@ -74,6 +75,15 @@ def test_figures_are_those_of_every_row_alone(model: BertForTokenClassification)
     found = TASK.measure(model, split, collate, LABELS, lambda _: None)
     assert found.metrics[Metric.ACCURACY] == pytest.approx(accuracy_score(expected, predicted))
     assert found.metrics[Metric.MACRO_F1] == pytest.approx(f1_score(expected, predicted, average="macro"))
+    entities = EntityLabels.of(LABELS).entities
+    rows = np.repeat(np.arange(150), [int((row["labels"] != IGNORED).sum()) for row in split.rows])
+    spans = [{*map(tuple, entities(np.array(ids), rows).T.tolist())} for ids in (expected, predicted)]
+    f1 = 2 * len(spans[0] & spans[1]) / (len(spans[0]) + len(spans[1]))
+    assert 0 < f1 < 1
+    assert found.metrics[Metric.ENTITY_F1] == pytest.approx(f1)
+    for mean in found.means:
+        for metric, of_mean in mean.metrics.items():
+            assert of_mean(mean.sums.sum() / mean.weights.sum()) == pytest.approx(found.metrics[metric])
     assert (found.examples, found.tokens) == (150, len(expected))
     np.testing.assert_allclose(found.scores, losses, rtol=1e-5)
     np.testing.assert_allclose(TASK.row_losses(model, split, collate, lambda _: None), losses, rtol=1e-5)

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from finetune_api.comparison import MetricDelta, compare_metrics, delta_text, metric_name, metric_text
 from finetune_api.trainer_config import Message
-from finetune_api.v1alpha1 import TASK_SUPPORT, Metric
+from finetune_api.v1alpha1 import Metric
 
 from ..tasks.metrics import FEW_EXAMPLES, ClassificationMetrics, ClassMetrics, Confusion
 from .confusion_table import MOST_CLASSES, most_mistaken
@@ -68,7 +68,7 @@ def verdict(record: Evaluation) -> Verdict:
             sentence="There is no test split, so nothing was measured on held-out data. "
             "Set data.test.fraction above 0, or name data.test.sources, to get figures.",
         )
-    metric = TASK_SUPPORT[record.task].headline
+    metric = record.headline
     name, after = metric_name(metric), metric_text(metric, record.tuned.metrics[metric])
     row = next((row for row in record.comparison if row.metric is metric), None)
     measured = _measured_on(record.tuned, metric)

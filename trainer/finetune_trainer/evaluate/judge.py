@@ -140,9 +140,9 @@ class Judge:
 def _intervals(found: Measured) -> dict[Metric, Interval]:
     """95 % intervals of the metrics that the task gives the counts for."""
     intervals = {metric: wilson_interval(*counts) for metric, counts in found.shares.items()}
-    if found.mean is not None:
-        spread = bootstrap_mean(found.mean.sums, found.mean.weights, seed=0)
-        for metric, of_mean in found.mean.metrics.items():
+    for mean in found.means:
+        spread = bootstrap_mean(mean.sums, mean.weights, seed=0)
+        for metric, of_mean in mean.metrics.items():
             ends = {"low": of_mean(spread.low), "high": of_mean(spread.high)}
             intervals[metric] = spread.model_copy(update=ends)
     return intervals

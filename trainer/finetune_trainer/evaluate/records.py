@@ -88,6 +88,8 @@ class Evaluation(Message):
     baseline: ModelFigures | None = None
     tuned: ModelFigures | None = None
     """Absent: there was no test split."""
+    headline: Metric
+    """The metric that decides the verdict."""
     comparison: tuple[MetricDelta, ...] = ()
     paired_test: PairedTest | None = None
     majority_share: float | None = None

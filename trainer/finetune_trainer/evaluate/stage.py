@@ -146,6 +146,7 @@ def _record(
         counts=prepared.counts,
         baseline=baseline,
         tuned=tuned,
+        headline=TASKS[prepared.task].support.headline_for(prepared.labels),
         comparison=compare.compare(baseline, tuned) if tuned else (),
         paired_test=_paired_test(TASKS[prepared.task], before, after),
         majority_share=_majority_share(after),

@@ -75,7 +75,7 @@ class Measured:
     classification: ClassificationMetrics | None = None
     shares: Mapping[Metric, tuple[int, int]] = field(default_factory=dict)
     """Metrics that are shares: successes and trials."""
-    mean: WeightedMean | None = None
+    means: tuple[WeightedMean, ...] = ()
 
 
 class ValidationScores:

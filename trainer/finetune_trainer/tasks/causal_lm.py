@@ -97,7 +97,7 @@ class CausalLM(TokenTask):
             examples=len(tokens),
             scores=losses[with_targets] / tokens[with_targets],
             tokens=int(found.tokens.sum()),
-            mean=WeightedMean(losses, tokens, _OF_LOSS) if math.isfinite(loss) else None,
+            means=(WeightedMean(losses, tokens, _OF_LOSS),) if math.isfinite(loss) else (),
         )
 
     def row_losses(

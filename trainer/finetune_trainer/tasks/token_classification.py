@@ -27,6 +27,7 @@ from .base import (
     ValidationScores,
     WeightedMean,
 )
+from .entities import EntityLabels, entity_counts, entity_f1
 from .forward import classify, cross_entropy
 from .metrics import classification_metrics
 
@@ -47,7 +48,7 @@ class TokenClassification(TokenTask):
     scores_are_answers = False  # the words of a text depend on each other, so the paired test compares losses of texts
     labelled = "token"
     limits = (
-        "Figures count single words by the prediction at their first token; whole entities were not compared.",
+        "Figures of classes, accuracy and macro F1 count single words, by the prediction at their first token.",
         "It was trained on words with a space between them. Other texts have to be divided into words in the same way.",
     )
 
@@ -71,26 +72,35 @@ class TokenClassification(TokenTask):
         return int((batch["labels"] != IGNORED).sum())
 
     def validation_scores(self, rows: int, labels: tuple[str, ...]) -> ValidationScores:
-        """Accuracy and macro F1 over tokens."""
+        """Accuracy and macro F1 over tokens, and F1 over entities."""
         del rows
-        return _Counts(len(labels))
+        return _Counts(labels)
 
     def measure(
         self, model: torch.nn.Module, split: TestSplit, collate: Collate, labels: tuple[str, ...], report: Report
     ) -> Measured:
-        """Loss, accuracy and macro F1 over tokens, figures of every class and the confusion matrix."""
+        """Loss, accuracy and macro F1 over tokens, F1 over entities, figures of every class and the confusion matrix.
+
+        A word without a target, such as one that was cut off, belongs to no entity.
+        """
         found = classify(model, split, collate, report)
         metrics = classification_metrics(found.predictions, found.targets, labels)
         per_row = partial(np.bincount, found.rows, minlength=len(split))
         tokens, losses = per_row(), per_row(found.losses)
         right = per_row(found.predictions == found.targets).astype(np.float64)
+        entities = entity_counts(found.predictions, found.targets, found.rows, EntityLabels.of(labels), len(split))
+        f1 = {Metric.ENTITY_F1: entity_f1(*entities.sum(axis=1).tolist())}
         return Measured(
-            metrics={Metric.LOSS: float(found.losses.mean())} | metrics.figures,
+            metrics={Metric.LOSS: float(found.losses.mean())} | metrics.figures | f1,
             examples=len(split),
             scores=losses[tokens > 0] / tokens[tokens > 0],
             tokens=found.targets.size,
             classification=metrics,
-            mean=WeightedMean(right, tokens.astype(np.float64), {Metric.ACCURACY: float}),
+            means=(
+                WeightedMean(right, tokens.astype(np.float64), {Metric.ACCURACY: float}),
+                # F1 is a share: of all entities of targets and predictions, those that both have.
+                WeightedMean(2.0 * entities[0], 1.0 * (entities[1] + entities[2]), {Metric.ENTITY_F1: float}),
+            ),
         )
 
     def row_losses(
@@ -102,25 +112,35 @@ class TokenClassification(TokenTask):
 
 
 class _Counts(ValidationScores):
-    """Of each class: tokens that were found, that have it as label, and that were given it; shape (3, classes)."""
+    """Tokens of each class, shape (3, classes), and entities, shape (3,): those that were found, those of the targets,
+    and those of the predictions."""
 
-    def __init__(self, classes: int) -> None:
-        self._counts = torch.zeros((3, classes), dtype=torch.int64)
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self._labels = EntityLabels.of(labels)
+        self._counts = torch.zeros((3, len(labels)), dtype=torch.int64)
+        self._entities = torch.zeros(3, dtype=torch.int64)
 
     def add(self, rows: npt.NDArray[np.int64], logits: torch.Tensor, batch: Batch) -> None:
-        del rows
         has_label = batch["labels"] != IGNORED
         expected, predicted = batch["labels"][has_label].cpu(), logits.argmax(-1)[has_label].cpu()
         classes = self._counts.shape[1]
         for row, ids in enumerate((expected[expected == predicted], expected, predicted)):
             self._counts[row] += torch.bincount(ids, minlength=classes)
+        places = has_label.nonzero()[:, 0].cpu().numpy()
+        entities = entity_counts(predicted.numpy(), expected.numpy(), places, self._labels, len(rows))
+        self._entities += torch.from_numpy(entities.sum(axis=1))
 
     def tensors(self) -> list[torch.Tensor]:
-        return [self._counts]
+        return [self._counts, self._entities]
 
     def metrics(self, loss: float) -> dict[Metric, float]:
         found, expected, given = self._counts.double()
         occurs = expected + given > 0
         f1 = 2 * found[occurs] / (expected + given)[occurs]
         accuracy = found.sum() / expected.sum()
-        return {Metric.LOSS: loss, Metric.ACCURACY: float(accuracy), Metric.MACRO_F1: float(f1.mean())}
+        return {
+            Metric.LOSS: loss,
+            Metric.ACCURACY: float(accuracy),
+            Metric.MACRO_F1: float(f1.mean()),
+            Metric.ENTITY_F1: entity_f1(*self._entities.tolist()),
+        }
