@@ -5,8 +5,9 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .trainer_config import Exchanged, Prepared
 from .v1alpha1 import Metric
@@ -20,6 +21,14 @@ MAX_PROGRESS_BYTES = 64 * 1024
 
 MAX_TERMINATION_BYTES = 4096
 """Limit that Kubernetes sets for the termination message of a container."""
+
+
+def _known_metrics(value: Any) -> Any:
+    return {name: number for name, number in value.items() if name in set(Metric)} if isinstance(value, dict) else value
+
+
+Figures = Annotated[dict[Metric, float], BeforeValidator(_known_metrics)]
+"""Metrics of a split. Those that only a newer trainer has are ignored, like unknown fields."""
 
 
 class CommittedCheckpoint(Exchanged):
@@ -67,7 +76,7 @@ class Progress(Exchanged):
     """Optimizer steps between two saves, derived from measurements for `maxLostWork`."""
     checkpoint_late: str = ""
     """Why a crash would now lose more work than the spec allows; empty: it would not."""
-    evaluation: dict[Metric, float] = {}
+    evaluation: Figures = {}
     """Last metrics of the validation split."""
     phase_seconds: dict[str, float] = {}
     """Seconds spent so far in import, claim, model, engine, restore, steps, evaluate, save and export."""
@@ -106,8 +115,8 @@ class EvaluateResult(Exchanged):
     """Folder of the evaluated model. Empty: written by an older trainer."""
     digest: str = ""
     """Its digest."""
-    baseline: dict[Metric, float] = {}
-    tuned: dict[Metric, float] = {}
+    baseline: Figures = {}
+    tuned: Figures = {}
 
 
 class TerminationMessage(Exchanged):
