@@ -53,10 +53,11 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         with_labels=TASKS[record.task].has_labels,
         model_class=TASKS[record.task].auto_class,
         is_adapter=artifact is ArtifactFormat.ADAPTER,
+        folder=config.layout.artifact(artifact),
         base_uri=config.spec.model.uri,
         base=base_name(config.spec.model.uri),
         oldest={"transformers": OLDEST_TRANSFORMERS, "peft": OLDEST_PEFT},
-        reloaded=next((entry for entry in record.reloaded if entry.uri == _folder(config, artifact)), None),
+        reloaded=next((entry for entry in record.reloaded if entry.uri == config.layout.artifact(artifact)), None),
         worst=[row for row in compare.worst_classes(figures) if row.support][:5] if figures else [],
         pairs=compare.confused_pairs(figures, most=5) if figures else [],
         labelled=TASKS[record.task].labelled,
@@ -65,10 +66,6 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", configuration)), default=0)),
     )
     return f"---\n{front_matter(record, config, artifact).to_yaml()}\n---\n\n{body}"
-
-
-def _folder(config: TrainerConfig, artifact: ArtifactFormat) -> str:
-    return f"{config.run_uri}/adapter" if artifact is ArtifactFormat.ADAPTER else config.model_uri
 
 
 def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFormat) -> ModelCardData:
