@@ -7,7 +7,7 @@ from finetune_api.progress import FOR_STATUS, Progress
 
 from ..errors import ApiError, ClusterConflictError, StaleError
 from ..manifests import JobKey, Manifest, controller_uid
-from ..render.names import service_name
+from ..names import service_name
 from .api_server import ApiServer
 from .pod_progress import get_progress
 

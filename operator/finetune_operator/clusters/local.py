@@ -15,7 +15,7 @@ from finetune_api.v1alpha1.status import in_current_shape
 
 from ..errors import ClusterConflictError
 from ..manifests import JobKey, Manifest
-from ..render.names import service_name
+from ..names import service_name
 from .local_objects import ObjectFolder
 from .local_pod import LocalPod, PodPlace, pod_manifest
 from .local_ports import free_ports

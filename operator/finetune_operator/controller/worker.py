@@ -11,7 +11,8 @@ from datetime import datetime
 from ..clusters import Cluster
 from ..errors import ApiError, ApiUnreachableError, StaleError
 from ..manifests import JobKey
-from ..reconcile import ReconcileResult, RequeueReason, reconcile
+from ..policy.actions import RequeueReason
+from ..reconcile import ReconcileResult, reconcile
 from ..settings import OperatorSettings
 from .metrics import Metrics
 from .queue import KeyedQueue
@@ -112,10 +113,10 @@ class Workers:
         return paced(self._settings, Counter(self._requeued.values()), self._mean_seconds, self._count)
 
     def _record_result(self, key: JobKey, result: ReconcileResult | None) -> str:
-        if result is None or result.requeue_after is None or result.requeue_reason is RequeueReason.DUE:
+        if result is None or result.requeue_after is None or result.requeue.reason is RequeueReason.DUE:
             self._requeued.pop(key, None)
         else:
-            self._requeued[key] = result.requeue_reason
+            self._requeued[key] = result.requeue.reason
         if result is None:
             return "success"
         self._metrics.record_transition(result.before, result.status)

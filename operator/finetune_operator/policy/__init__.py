@@ -1,1 +1,1 @@
-"""Decisions, one per module: (spec, observed, now) -> decision. Pure: no I/O, clock, randomness or Kopf."""
+"""Decisions, and the plan of a reconcile that follows from them. Pure: no I/O, clock, randomness or Kopf."""

@@ -5,11 +5,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from finetune_api.constants import Reason
 from finetune_api.v1alpha1 import Budget, Restart, Spec, Workers
-
-from ..observed import Observed
-from .stages import Backoff, Decision, Finish, ScaleDown, Start, Stop, Watch
 
 Block = TypeVar("Block", bound=BaseModel)
 _SUSPEND = TypeAdapter(bool)
@@ -35,20 +31,6 @@ def spec_in_force(written: Mapping[str, Any], last: Spec | None) -> Spec:
     if last is not None:
         return last.model_copy(update=update)
     return Spec.model_construct(**update, workers=Workers(), ttl_seconds_after_finished=None)
-
-
-def without_starts(decision: Decision, observed: Observed) -> Decision:
-    """Return the decision without new attempts; None: wait until the object is corrected.
-
-    A failed run is not completed either, because the corrected spec may allow another attempt.
-    """
-    match decision:
-        case ScaleDown() | Stop(_, Reason.FEWER_WORKERS):
-            newest = observed.active[-1]
-            return Watch(newest.stage, newest.attempt)
-        case Start() | Backoff() | Finish(succeeded=False):
-            return None
-    return decision
 
 
 def _suspend(written: Mapping[str, Any]) -> bool | None:

@@ -41,6 +41,21 @@ def plan_next(spec: Spec, status: Status, change: PlanChange | None = None) -> A
     )
 
 
+def with_batch(status: Status, spec: Spec) -> Status:
+    """Record the division of the global batch among the workers of the last or next training attempt in status."""
+    if status.run.resolved is None:
+        return status
+    last = last_training(status)
+    plan = None if last is None else last.plan
+    if plan is None or plan.micro_batch_size is None:
+        batch = batch_plan(spec)
+        plan = AttemptPlan(nodes=1, micro_batch_size=batch.micro_size, gradient_accumulation_steps=batch.accumulation)
+    # Not computed from the plan's nodes: with the GPUs of an edited spec they may not divide the batch.
+    batch_fields = ("micro_batch_size", "gradient_accumulation_steps")
+    resolved = status.run.resolved.model_copy(update={name: getattr(plan, name) for name in batch_fields})
+    return status.with_run(resolved=resolved)
+
+
 def fewer_nodes(spec: Spec, attempt: AttemptStatus, stage: ObservedStage, now: datetime) -> int | None:
     """Return a smaller number of workers for the next attempt if not all pods are running after the start timeout.
 

@@ -1,38 +1,27 @@
-"""Conditions and phase after a decision."""
+"""Conditions and phase after a step."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from pydantic import ValidationError
 
-from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase, Reason, Stage
+from finetune_api.constants import ConditionType, Phase, Reason
 from finetune_api.rules import Violation
-from finetune_api.stages import STAGES
-from finetune_api.v1alpha1 import Condition, DisplayStatus, Outcome, ProgressStatus, Status
+from finetune_api.v1alpha1 import Condition, DisplayStatus, ProgressStatus, Status
 from finetune_api.v1alpha1.quantities import short_duration
 
 from ..manifests import Manifest
 from .grace import StopSafety
-from .stages import (
-    Backoff,
-    Decision,
-    Finish,
-    ScaleDown,
-    Start,
-    StaySuspended,
-    Stop,
-    WaitForOrphanPods,
-    Watch,
-    has_ended,
-)
 
-_MAX_MESSAGE = 4096
+MAX_MESSAGE = 4096
+"""Maximum length of the message of a condition."""
 _ONLY_TRAINING = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT_STALE})
 _NOT_READY = frozenset({Phase.PENDING, Phase.RESTARTING, Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING})
 
 
 def rejected(status: Status, violations: tuple[Violation, ...], *, generation: int, now: str) -> Status:
     """Return the status of an invalid object, with all violations."""
-    message = "\n".join(str(violation) for violation in violations)[:_MAX_MESSAGE]
+    message = "\n".join(str(violation) for violation in violations)[:MAX_MESSAGE]
     return _with_conditions(
         status.model_copy(update={"phase": Phase.INVALID, "observed_generation": generation}),
         {
@@ -74,7 +63,7 @@ def _is_readable(condition: Manifest) -> bool:
 
 def blocked(status: Status, reason: Reason, message: str, *, generation: int, now: str) -> Status:
     """Return the status while the cluster rejects a call. The call is retried, and the user may be able to help."""
-    message = message[:_MAX_MESSAGE]
+    message = message[:MAX_MESSAGE]
     return _with_conditions(
         status.model_copy(update={"phase": Phase.PENDING, "observed_generation": generation}),
         {
@@ -87,9 +76,20 @@ def blocked(status: Status, reason: Reason, message: str, *, generation: int, no
     )
 
 
+Summary = tuple[Phase, Reason, str]
+"""Phase of a job, and reason and message of its conditions."""
+
+
+class Summarized(Protocol):
+    """A step, as far as status needs it."""
+
+    def summary(self, status: Status) -> Summary:
+        """Return phase, reason and message after the step. `status` contains what the step records."""
+
+
 @dataclass(frozen=True)
 class StatusNotes:
-    """Information for the conditions in addition to the decision."""
+    """Information for the conditions in addition to the step."""
 
     violations: tuple[Violation, ...] = ()
     """Violations of the object while its run continues with the last valid spec."""
@@ -106,12 +106,12 @@ class StatusNotes:
 
 
 def status_after(
-    status: Status, decision: Decision, *, generation: int, now: str, notes: StatusNotes = StatusNotes()
+    status: Status, step: Summarized, *, generation: int, now: str, notes: StatusNotes = StatusNotes()
 ) -> Status:
-    """Return the status after the decision was applied."""
-    phase, reason, message = _summary(status, decision)
+    """Return the status after a step. `status` contains what the step records."""
+    phase, reason, message = step.summary(status)
     if notes.waiting:
-        phase, reason, message = Phase.PENDING, Reason.WAITING_FOR_PODS, notes.waiting[:_MAX_MESSAGE]
+        phase, reason, message = Phase.PENDING, Reason.WAITING_FOR_PODS, notes.waiting[:MAX_MESSAGE]
     conditions: dict[ConditionType, tuple[bool, Reason, str]] = {
         ConditionType.ACCEPTED: _accepted(notes),
         ConditionType.SUSPENDED: (phase is Phase.SUSPENDED, reason, message if phase is Phase.SUSPENDED else ""),
@@ -128,12 +128,12 @@ def status_after(
     }
     conditions |= _while_training(notes)
     kept = tuple(entry for entry in status.conditions if entry.type in conditions or entry.type not in _ONLY_TRAINING)
-    update: dict[str, object] = {"phase": phase, "observed_generation": generation, "conditions": kept}
-    if isinstance(decision, Start | Watch):
-        status = status.with_run(stage=decision.stage, attempt=decision.attempt)
-    if isinstance(decision, Finish):
-        status = status.with_run(completion_time=now)
-    update["display"] = _display(status.run.progress)
+    update = {
+        "phase": phase,
+        "observed_generation": generation,
+        "conditions": kept,
+        "display": _display(status.run.progress),
+    }
     return _with_conditions(status.model_copy(update=update), conditions, generation=generation, now=now)
 
 
@@ -152,7 +152,7 @@ def _while_training(notes: StatusNotes) -> dict[ConditionType, tuple[bool, Reaso
         reason = Reason.SAVE_FITS if safe else Reason.SAVE_TOO_SLOW
         found[ConditionType.SAFE_TO_STOP] = (safe, reason, notes.grace.message)
     if notes.late is not None:
-        late = notes.late[:_MAX_MESSAGE]
+        late = notes.late[:MAX_MESSAGE]
         reason = Reason.CHECKPOINT_LATE if late else Reason.CHECKPOINT_IN_TIME
         found[ConditionType.CHECKPOINT_STALE] = (bool(late), reason, late)
     return found
@@ -162,79 +162,11 @@ def _accepted(notes: StatusNotes) -> tuple[bool, Reason, str]:
     """Return the condition Accepted. A valid object with dropped fields is accepted with another reason."""
     if notes.violations:
         lines = ("the run continues with the last valid spec:", *map(str, notes.violations))
-        return False, Reason.INVALID_SPEC, "\n".join(lines)[:_MAX_MESSAGE]
+        return False, Reason.INVALID_SPEC, "\n".join(lines)[:MAX_MESSAGE]
     if not notes.unknown_fields:
         return True, Reason.VALID, ""
     lines = ("the API server dropped unknown fields:", *map(str, notes.unknown_fields))
-    return True, Reason.UNKNOWN_FIELDS, "\n".join(lines)[:_MAX_MESSAGE]
-
-
-def _summary(status: Status, decision: Decision) -> tuple[Phase, Reason, str]:
-    match decision:
-        case Start(stage, attempt) | Watch(stage, attempt):
-            return _running(status, stage, attempt)
-        case WaitForOrphanPods(jobs):
-            phase, reason = Phase.PENDING, Reason.WAITING_FOR_PODS
-            if status.run.stage:
-                phase, reason, _ = _summary(status, Watch(Stage(status.run.stage), status.run.attempt))
-            return phase, reason, f"{', '.join(jobs)} was deleted; the next attempt waits until its pods have ended"
-        case Backoff(_, until):
-            return Phase.RESTARTING, Reason.RESTARTING, f"next attempt at {until}"
-        case ScaleDown(_, message) | Stop(_, Reason.FEWER_WORKERS, message):
-            return Phase.RESTARTING, Reason.FEWER_WORKERS, message
-        case Stop(_, reason, message):
-            return Phase.SUSPENDING, reason, message
-        case StaySuspended():
-            return Phase.SUSPENDED, Reason.SUSPENDED, "set spec.suspend to false to resume"
-        case Finish(succeeded, reason, message):
-            cause = f": {status.run.failure.message}" if status.run.failure and not succeeded else ""
-            return Phase.SUCCEEDED if succeeded else Phase.FAILED, reason, (message + cause)[:_MAX_MESSAGE]
-        case _:
-            assert has_ended(status), "all other decisions are handled above"
-            ended = next(
-                entry for entry in status.conditions if entry.type in TERMINAL_CONDITIONS and entry.status == "True"
-            )
-            phase = Phase.SUCCEEDED if ended.type is ConditionType.COMPLETE else Phase.FAILED
-            return phase, ended.reason, ended.message
-
-
-def _running(status: Status, stage: Stage, attempt: int) -> tuple[Phase, Reason, str]:
-    row = STAGES[stage]
-    phase, reason = row.phase, row.reason
-    if attempt == 1:
-        return phase, reason, ""
-    if _follows_success(status, stage, attempt):
-        return phase, reason, f"{_named(status, attempt)}: the spec was changed after the previous attempt"
-    if not row.saves_state:  # these stages report no steps that would show whether the restart succeeded
-        return phase, Reason.RESTARTING, _named(status, attempt)
-    if not _has_stepped(status, attempt):
-        return Phase.RESTARTING, Reason.RESTARTING, _named(status, attempt)
-    return phase, reason, _named(status, attempt)
-
-
-def _follows_success(status: Status, stage: Stage, attempt: int) -> bool:
-    """Whether the attempt before this one at the stage succeeded, so that this one is not a restart."""
-    return any(
-        entry.stage is stage and entry.number == attempt - 1 and entry.outcome is Outcome.SUCCEEDED
-        for entry in status.run.attempts
-    )
-
-
-def _named(status: Status, attempt: int) -> str:
-    """Return `attempt 3`, with the workers and the reason if its plan differs from the spec."""
-    trainings = {entry.number: entry for entry in status.run.attempts if entry.stage is Stage.TRAIN}
-    plan = trainings[attempt].plan if status.run.stage == Stage.TRAIN and attempt in trainings else None
-    if plan is None or not plan.reason:
-        return f"attempt {attempt}"
-    return f"attempt {attempt} with {plan.nodes} workers: {plan.reason}"
-
-
-def _has_stepped(status: Status, attempt: int) -> bool:
-    """Whether that training attempt has completed a step."""
-    return any(
-        entry.stage is Stage.TRAIN and entry.number == attempt and entry.first_step_time
-        for entry in status.run.attempts
-    )
+    return True, Reason.UNKNOWN_FIELDS, "\n".join(lines)[:MAX_MESSAGE]
 
 
 def _display(progress: ProgressStatus | None) -> DisplayStatus | None:

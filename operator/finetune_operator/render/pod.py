@@ -12,9 +12,9 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import EnvVar, Resources, StagePod, Toleration
 from finetune_api.v1alpha1.quantities import amount
 
+from .. import names
 from ..manifests import Manifest
 from ..settings import OperatorSettings
-from . import names
 
 _NODE_LOSS: tuple[Manifest, ...] = tuple(
     {

@@ -8,12 +8,12 @@ from finetune_api.stages import STAGES
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import FineTuneJob
 
+from .. import names
 from ..manifests import Manifest
 from ..policy.pending import attempt_hash, evaluation_hash
 from ..policy.runs import run_hash
 from ..policy.world import evaluation_needs, stage_config
 from ..settings import OperatorSettings
-from . import names
 from .install import network_policy_spec
 from .pod import pod_template
 

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_operator.controller.worker import fair_wait, paced
-from finetune_operator.reconcile import RequeueReason
+from finetune_operator.policy.actions import RequeueReason
 from finetune_operator.settings import OperatorSettings
 
 

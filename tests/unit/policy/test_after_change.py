@@ -127,7 +127,7 @@ def test_a_complete_run_is_evaluated_again_within_the_run(change: dict[str, Any]
     decision = stages.decide(
         spec, Run(1, "", is_new=False), after, Observed(()), now=datetime.fromisoformat(NOW), max_backoff_seconds=300
     )
-    assert decision == (stages.Start(Stage.EVALUATE, 4) if again else None)
+    assert decision == (stages.Start(Stage.EVALUATE, 4) if again else stages.StayEnded())
 
 
 def test_an_evaluation_of_unknown_fields_is_not_repeated() -> None:

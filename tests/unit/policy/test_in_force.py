@@ -57,7 +57,7 @@ def test_what_may_stop_a_run_is_read_from_the_object_where_it_can_be(
 PREPARED = make_stage(Stage.PREPARE, ended="Complete")
 
 
-def decided(written: dict[str, Any], *children: ObservedStage, last: Spec | None = None) -> stages.Decision:
+def decided(written: dict[str, Any], *children: ObservedStage, last: Spec | None = None) -> stages.Step | None:
     """The next step of a run whose object has become invalid."""
     observed = Observed(children)
     run = runs.known_run(make_status(run=1, spec_hash="h"), observed.stages)
@@ -67,7 +67,7 @@ def decided(written: dict[str, Any], *children: ObservedStage, last: Spec | None
     )
     spec = in_force.spec_in_force(written, last)
     decision = stages.decide(spec, run, status, observed, now=NOW, max_backoff_seconds=300)
-    return in_force.without_starts(decision, observed)
+    return decision.without_start(observed)
 
 
 RUNNING = make_stage()
@@ -88,7 +88,7 @@ CRASHED = make_stage(ended="Failed", pods=(make_pod(0, 70),))
     ids=["runs", "suspended", "rests", "next stage", "next attempt", "failed", "over its deadline, stopped"],
 )
 def test_what_runs_goes_on_or_is_stopped_and_nothing_is_started(
-    written: dict[str, Any], children: tuple[ObservedStage, ...], expected: stages.Decision
+    written: dict[str, Any], children: tuple[ObservedStage, ...], expected: stages.Step | None
 ) -> None:
     assert decided(written, *children) == expected
 

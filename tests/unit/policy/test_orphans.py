@@ -71,7 +71,7 @@ def test_nothing_begins_before_they_have_ended(suspend: bool) -> None:
     spec = parse_job(make_job(suspend=suspend)).spec
     run = runs.Run(1, "h", is_new=False)
 
-    def look(observed: Observed, before: Status) -> tuple[Status, stages.Decision]:
+    def look(observed: Observed, before: Status) -> tuple[Status, stages.Step]:
         status = history.apply_observation(before, run, observed, None, STAMP)
         return status, stages.decide(spec, run, status, observed, now=NOW, max_backoff_seconds=300)
 

@@ -50,7 +50,7 @@ def folded(observed: Observed, before: Status | None = None, progress: Progress 
     return history.apply_observation(before or Status(), run, observed, progress, STAMP)
 
 
-def decided(job: FineTuneJob, *children: ObservedStage, before: Status | None = None) -> stages.Decision:
+def decided(job: FineTuneJob, *children: ObservedStage, before: Status | None = None) -> stages.Step:
     observed = Observed(children)
     run = runs.Run(1, "hash", is_new=False)
     return stages.decide(job.spec, run, folded(observed, before), observed, now=NOW, max_backoff_seconds=300)
@@ -73,9 +73,7 @@ CRASHED = make_stage(Stage.TRAIN, ended="Failed", pods=(make_pod(0, 70),))
         ((PREPARED, CRASHED, make_stage(attempt=2)), stages.Watch(Stage.TRAIN, 2)),
     ],
 )
-def test_the_next_step_follows_from_the_children(
-    children: tuple[ObservedStage, ...], expected: stages.Decision
-) -> None:
+def test_the_next_step_follows_from_the_children(children: tuple[ObservedStage, ...], expected: stages.Step) -> None:
     assert decided(make_job(), *children) == expected
 
 
@@ -425,7 +423,7 @@ def test_a_jobs_own_storage_goes_before_the_operators() -> None:
         (stages.Finish(False, Reason.RESTARTS_EXHAUSTED, ""), Phase.FAILED, {"Accepted", "Stalled", "Failed"}),
     ],
 )
-def test_status_says_where_the_job_is(decision: stages.Decision, phase: Phase, true_conditions: set[str]) -> None:
+def test_status_says_where_the_job_is(decision: stages.Step, phase: Phase, true_conditions: set[str]) -> None:
     status_after = status.status_after(make_status(run=1), decision, generation=4, now=STAMP)
     assert (status_after.phase, status_after.observed_generation) == (phase, 4)
     assert {entry.type for entry in status_after.conditions if entry.status == "True"} == true_conditions
@@ -491,7 +489,7 @@ def test_what_lacks_workers_is_noted_before_it_is_stopped() -> None:
     told = status.status_after(after, noted, generation=1, now=STAMP)
     assert (told.phase, told.conditions[1].reason) == (Phase.RESTARTING, Reason.FEWER_WORKERS)
     ended = folded(Observed((PREPARED,)), after)
-    started = stages.with_plan(decided(job, PREPARED, before=ended), job.spec, ended)
+    started = decided(job, PREPARED, before=ended).planned(job.spec, ended)
     assert started == stages.Start(Stage.TRAIN, 2)
     assert isinstance(started, stages.Start)
     assert started.plan is not None

@@ -15,8 +15,9 @@ from finetune_api.redaction import without_secrets
 from finetune_api.trainer_config import StorageSettings, TrainerConfig
 from finetune_api.v1alpha1 import Dtype, FineTuneJob, ResolvedStatus, Workers
 from finetune_api.validation import parse_job
+from finetune_operator import names
 from finetune_operator.policy.world import evaluation_needs, stage_config
-from finetune_operator.render import names, render_all, render_stage
+from finetune_operator.render import render_all, render_stage
 from finetune_operator.render.install import render_install
 from finetune_operator.settings import OperatorSettings
 

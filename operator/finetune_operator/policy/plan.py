@@ -1,0 +1,160 @@
+"""The plan of a reconcile: facts -> actions, status, Events, and when to reconcile again.
+
+`stages` chooses the step and its classes have everything that depends on the kind of step. This module records the
+observation, combines the step with what all steps have in common, and orders the effects.
+"""
+
+from dataclasses import dataclass, replace
+
+from pydantic import ValidationError
+
+from finetune_api.constants import Reason
+from finetune_api.rules import Violation
+from finetune_api.v1alpha1 import Status
+from finetune_api.v1alpha1.status import in_current_shape
+from finetune_api.validation import dropped_fields
+
+from ..manifests import Manifest
+from . import after_change, deadline, history, runs, scale, stages, waiting
+from . import status as status_policy
+from .actions import Action, CreateEvent, DeleteJob, Requeue, RequeueReason, UpdateStatus
+from .events import JobEvent, job_events
+from .facts import Facts
+
+_BLOCKED_SECONDS = 30.0
+"""Interval of retries after a rejected request. Quotas and permissions are changed by people."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a reconcile does."""
+
+    actions: tuple[Action, ...]
+    """All effects, in the order of their execution. Without changes in the cluster, the next plan has none."""
+    before: Status
+    """Status before the reconcile."""
+    status: Status
+    """Status after the reconcile."""
+    observation: Status
+    """`before` with the observation and without the step: the basis of status if the cluster refuses an action."""
+    requeue: Requeue
+
+    @property
+    def events(self) -> tuple[JobEvent, ...]:
+        """The Events among the actions."""
+        return tuple(action.event for action in self.actions if isinstance(action, CreateEvent))
+
+
+def plan_of(facts: Facts) -> Plan:
+    """Return the plan for these facts."""
+    status, step = _decide(facts)
+    if step is None:
+        return rejection(facts.manifest, facts.violations, facts.stamp, observation=status)
+    if facts.is_valid:
+        step = step.planned(facts.spec, status)
+    lost = tuple(DeleteJob(child.job_name, child.uid) for child in facts.observed.lost)
+    children = (*lost, *step.actions(facts, status))
+    after = _status_after(facts, status, step)
+    events, update = _reports(facts.manifest, facts.job.status, after)
+    return Plan(
+        # Status is last: the next reconcile repeats everything that a crash has left undone.
+        actions=(*events, *children, *update) if step.has_events_first else (*children, *events, *update),
+        before=facts.job.status,
+        status=after,
+        observation=status,
+        requeue=step.requeue(facts, after),
+    )
+
+
+def unexplained_objects(facts: Facts) -> tuple[str, ...]:
+    """Return the names of objects whose Warning Events the plan needs. Usually there are none."""
+    active = facts.observed.active
+    if not active or waiting.idle_pods(active[-1], facts.now) is None:
+        return ()  # the common case needs no decision
+    _, step = _decide(facts)
+    return () if step is None else step.unexplained_objects(facts)
+
+
+def refused(facts: Facts, plan: Plan, reason: Reason, message: str) -> Plan:
+    """Return the plan that replaces `plan` after the cluster refused one of its changes of children."""
+    status = status_policy.blocked(
+        plan.observation, reason, message, generation=facts.job.metadata.generation, now=facts.stamp
+    )
+    events, update = _reports(facts.manifest, plan.before, status)
+    wait = max(_BLOCKED_SECONDS, facts.settings.waiting_seconds)
+    return Plan((*events, *update), plan.before, status, plan.observation, Requeue(wait, RequeueReason.WAITING))
+
+
+def rejection(
+    manifest: Manifest, violations: tuple[Violation, ...], now: str, *, observation: Status | None = None
+) -> Plan:
+    """Return the plan for an invalid object of which no attempt continues.
+
+    `observation` is the status after an observation of its children; None: they were not observed. `now`: RFC 3339.
+    """
+    written, generation = manifest.get("status") or {}, manifest["metadata"].get("generation", 1)
+    try:
+        before = Status.read(written)
+    except ValidationError:
+        newer = Violation(
+            "status", "must be readable by this version, but was written by a newer operator; upgrade the operator"
+        )
+        status = status_policy.rejected(Status(), (newer, *violations), generation=generation, now=now)
+        merged = status_policy.merged_into_unreadable(written, status)
+        return Plan(() if merged == written else (UpdateStatus(merged),), Status(), status, Status(), Requeue())
+    status = status_policy.rejected(observation or before, violations, generation=generation, now=now)
+    events, update = _reports(manifest, before, status)
+    return Plan((*events, *update), before, status, observation or before, Requeue())
+
+
+def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
+    """Return the status with everything that has happened, and the next step.
+
+    None: the object is invalid, and no attempt of it is running.
+    """
+    job, observed, now = facts.job, facts.observed, facts.stamp
+    status = job.status
+    run = runs.current_run(job, observed.stages) if facts.is_valid else runs.known_run(status, observed.stages)
+    if run is None:
+        return status, None
+    if run.is_adopted:
+        status = after_change.with_evaluation_hashes(status, job.spec)
+    if facts.is_valid and not run.is_new:
+        status = after_change.continued_after_change(status, job.spec, now)
+    status = history.apply_observation(status, run, observed, facts.progress, now)
+    if not stages.has_ended(status):
+        status = deadline.with_suspension(status, job.spec, now)
+    step: stages.Step | None = stages.decide(
+        job.spec, run, status, observed, now=facts.now, max_backoff_seconds=facts.settings.max_backoff_seconds
+    )
+    if step is not None and not facts.is_valid:
+        step = step.without_start(observed)
+    return status, step
+
+
+def _status_after(facts: Facts, status: Status, step: stages.Step) -> Status:
+    """Return the status after the step. `status` contains the observation."""
+    status = step.record(facts, status)
+    notes = replace(
+        step.notes(facts, status),
+        violations=facts.violations,
+        unknown_fields=dropped_fields(facts.manifest) if facts.is_valid else (),
+    )
+    if facts.is_valid:
+        status = scale.with_batch(status, facts.spec)
+    generation = facts.job.metadata.generation
+    return status_policy.status_after(status, step, generation=generation, now=facts.stamp, notes=notes)
+
+
+def _reports(
+    manifest: Manifest, before: Status, after: Status
+) -> tuple[tuple[CreateEvent, ...], tuple[UpdateStatus, ...]]:
+    """Return the Events and the write of status for a transition; empty if the object already has that status.
+
+    After a crash between them, the same Events are created again under the same names.
+    """
+    written = manifest.get("status") or {}
+    events = tuple(CreateEvent(event) for event in job_events(before, after))
+    if after == before and in_current_shape(written) is written:
+        return events, ()
+    return events, (UpdateStatus(after.written()),)

@@ -1,0 +1,20 @@
+"""Time until the children of a run that has ended are deleted, `spec.ttlSecondsAfterFinished` after its end."""
+
+from datetime import datetime, timedelta
+
+from finetune_api.clock import rfc3339
+from finetune_api.v1alpha1 import Spec, Status
+
+
+def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
+    """Return the seconds until the deletion: negative after it, None if the children are kept.
+
+    `now` is rounded as times in status are, so that the result is the whole time in the reconcile that ends the run.
+    """
+    ttl = spec.ttl_seconds_after_finished
+    if ttl is None:
+        return None
+    if not status.run.completion_time:
+        return 0.0
+    due_at = datetime.fromisoformat(status.run.completion_time) + timedelta(seconds=ttl)
+    return (due_at - datetime.fromisoformat(rfc3339(now))).total_seconds()
