@@ -7,6 +7,7 @@ from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
 from finetune_api.scopes import spec_hash
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Scope, Spec, Status
 
+from . import in_force
 from .pending import evaluation_hash
 
 _NO_REMEDY = frozenset({"spec.suspend", "spec.ttlSecondsAfterFinished"})
@@ -34,8 +35,11 @@ def continued_after_change(status: Status, spec: Spec, now: str) -> Status:
 
 
 def needs_evaluation(status: Status, spec: Spec) -> bool:
-    """Whether the last successful evaluation was started with different fields of scope Evaluation."""
-    last = last_evaluation(status)
+    """Whether the last successful evaluation was started with different fields of scope Evaluation.
+
+    False for an invalid object whose fields are unknown: once it is corrected, they are compared again.
+    """
+    last = None if in_force.is_partial(spec) else last_evaluation(status)
     return last is not None and last.evaluation_spec_hash not in {"", evaluation_hash(spec)}
 
 

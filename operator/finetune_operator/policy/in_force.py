@@ -33,6 +33,11 @@ def spec_in_force(written: Mapping[str, Any], last: Spec | None) -> Spec:
     return Spec.model_construct(**update, workers=Workers(), ttl_seconds_after_finished=None)
 
 
+def is_partial(spec: Spec) -> bool:
+    """Whether a spec has only the fields that can stop a run, because the last valid spec is unknown."""
+    return "model" not in spec.model_fields_set  # required, so every spec of a user has it
+
+
 def _suspend(written: Mapping[str, Any]) -> bool | None:
     """Return the value of `suspend`; None if it is not valid."""
     try:

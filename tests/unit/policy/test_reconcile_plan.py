@@ -24,6 +24,7 @@ from finetune_operator.policy.actions import (
     UpdateStatus,
 )
 from finetune_operator.policy.facts import Facts
+from finetune_operator.policy.pending import evaluation_hash
 from finetune_operator.policy.plan import Plan, plan_of, refused, rejection, unexplained_objects
 from finetune_operator.settings import OperatorSettings
 from observations import STAMP, make_pod, make_stage
@@ -367,6 +368,16 @@ def test_a_second_reconcile_reports_nothing_again(facts: Facts, reaction: Any) -
     after = written(facts, plan_of(facts))
     second = plan_of(after if reaction is None else reaction(after))
     assert [one for one in outline(second.actions) if not one.startswith("delete")] == []
+
+
+def test_a_run_of_an_invalid_object_is_complete_when_its_last_stage_succeeds() -> None:
+    """Its evaluation fields may be unknown; they are compared when the object is corrected."""
+    evaluating = make_stage(Stage.EVALUATE, evaluation_hash=evaluation_hash(make_facts().spec))
+    children = (PREPARED, SUCCEEDED, replace(evaluating, succeeded=True))
+    plan = plan_of(make_facts(*children, status=recorded(PREPARED, SUCCEEDED, evaluating), violations=BROKEN))
+    assert outline(plan.actions) == ["Event Succeeded", "Event InvalidSpec", "update status"]
+    changed = plan_of(make_facts(*children, status=plan.status, evaluation={"maxNewTokens": 7}))
+    assert outline(changed.actions)[0] == "create example-r1-evaluate-a2"
 
 
 def test_an_attempt_gets_its_configuration_from_the_facts() -> None:
