@@ -321,8 +321,8 @@ class RetainChildren(_AfterEnd):
     seconds: float
 
     def requeue(self, facts: Facts, status: Status) -> Requeue:
-        """Delete them then."""
-        return Requeue(self.seconds).at_most(deadline.seconds_left(facts.spec, status, facts.now))
+        """Delete them then. The deadline no longer applies."""
+        return Requeue(self.seconds)
 
 
 @dataclass(frozen=True)

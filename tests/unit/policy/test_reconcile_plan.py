@@ -269,6 +269,13 @@ PLANS = [
         Phase.SUCCEEDED,
     ),
     case(
+        "within the time-to-live, past the deadline",
+        make_facts(*COMPLETE, status=recorded(*COMPLETE), after=20, budget={"deadline": "10s"}, **TTL),
+        [],
+        Requeue(40.0),
+        Phase.SUCCEEDED,
+    ),
+    case(
         "after the time-to-live",
         make_facts(*COMPLETE, status=recorded(*COMPLETE), after=60, **TTL),
         ["delete example-r1-prepare-a1", "delete example-r1-train-a1", "delete example-r1-evaluate-a1"],
