@@ -310,6 +310,29 @@ def test_children_go_when_their_time_is_over_and_the_object_stays(admin: Path, n
     play(admin, namespace, scenario)
 
 
+def test_a_field_that_is_corrected_after_a_refused_job_reaches_its_pods(
+    admin: Path, namespace: str, kubectl: Kubectl
+) -> None:
+    """The immutable ConfigMap was created before the Job was refused."""
+    hard = {"count/jobs.batch": "0"}
+    kubectl.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": hard}})
+    kubectl.until("resourcequota/none", lambda quota: "hard" in quota.get("status", {}), within=60)
+
+    async def scenario(world: World) -> None:
+        job = await world.create("corrected")
+        await job.step()
+        assert job.last is not None
+        ready = next(entry for entry in job.last.status.conditions if entry.type == "Ready")
+        assert (ready.reason, await world.jobs()) == ("CannotCreate", {})
+        assert (await world.config("corrected-r1-prepare-a1")).spec.training.micro_batch_size is None
+        await world.change("corrected", training={"microBatchSize": 2})
+        kubectl("delete", "resourcequota", "none")
+        await job.until(in_phase(Phase.SUCCEEDED))
+        assert (await world.config("corrected-r1-prepare-a1")).spec.training.micro_batch_size == 2
+
+    play(admin, namespace, scenario)
+
+
 def test_a_child_of_somebody_else_is_told_and_left_alone(admin: Path, namespace: str, kubectl: Kubectl) -> None:
     async def scenario(world: World) -> None:
         stranger = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "taken-r1-prepare-a1"}}

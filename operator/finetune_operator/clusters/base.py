@@ -33,7 +33,11 @@ class Cluster(Protocol):
         """Return the response of a pod to `GET /progress`; None if it does not respond."""
 
     async def create_child(self, manifest: Manifest) -> None:
-        """Create a child. Does nothing if it exists; raises ClusterConflictError if it has another owner."""
+        """Create a child. Does nothing if it exists; raises ClusterConflictError if it has another owner.
+
+        A ConfigMap with other content is replaced if the Job of its attempt does not exist: the spec was changed after
+        the cluster refused that Job.
+        """
 
     async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
         """Delete a Job, its ConfigMap, Service and pods, which get SIGTERM and their grace period.

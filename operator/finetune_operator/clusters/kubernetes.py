@@ -107,7 +107,11 @@ class KubernetesCluster:
     # ---- writes ----------------------------------------------------------------------------------------------------
 
     async def create_child(self, manifest: Manifest) -> None:
-        """Create a child. Raises ClusterConflictError if it exists with another owner."""
+        """Create a child. Raises ClusterConflictError if it exists with another owner.
+
+        A ConfigMap of a Job that does not exist is replaced if its content differs. Raises StaleError if it has
+        changed since.
+        """
         metadata, plural = manifest["metadata"], _PLURALS[manifest["kind"]]
         path = path_of(manifest["apiVersion"], plural, metadata["namespace"])
         try:
@@ -119,6 +123,20 @@ class KubernetesCluster:
             if controller_uid(existing) != controller_uid(manifest):
                 what = f"{manifest['kind']} {metadata['namespace']}/{metadata['name']}"
                 raise ClusterConflictError(f"{what} exists and belongs to another owner; delete it") from None
+            if existing.get("data") != manifest.get("data"):
+                await self._replace_unused(path, existing, manifest)
+
+    async def _replace_unused(self, path: str, existing: Manifest, manifest: Manifest) -> None:
+        """Replace an immutable ConfigMap that was created before the cluster refused the Job of the same name.
+
+        If the Job exists, its pods may have read the ConfigMap, which is kept.
+        """
+        metadata = existing["metadata"]
+        if await self._get(path_of("batch/v1", "jobs", metadata["namespace"], metadata["name"])) is not None:
+            return
+        preconditions = {name: metadata[name] for name in ("uid", "resourceVersion")}
+        await self._server.request("DELETE", f"{path}/{metadata['name']}", {"preconditions": preconditions})
+        await self._server.request("POST", path, manifest, accept=_METADATA_ONLY)
 
     async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
         """Delete a Job in the foreground: it is listed until its last pod has ended.

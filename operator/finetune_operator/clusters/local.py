@@ -58,13 +58,18 @@ class LocalCluster:
         return [pod for pod in found if pod["metadata"]["labels"][constants.LABEL_JOB_NAME] in jobs]
 
     async def create_child(self, manifest: Manifest) -> None:
-        """Create a child. The pods of a Job start immediately."""
+        """Create a child. The pods of a Job start immediately.
+
+        A ConfigMap of a Job that does not exist is replaced if its content differs.
+        """
         existing = self._objects.read(manifest["kind"], manifest["metadata"]["name"])
         if existing is not None:
             if existing["metadata"]["ownerReferences"] != manifest["metadata"]["ownerReferences"]:
                 what = f"{manifest['kind']} {manifest['metadata']['name']}"
                 raise ClusterConflictError(f"{what} exists and belongs to another owner; delete it")
-            return
+            has_job = self._objects.read("Job", manifest["metadata"]["name"]) is not None
+            if has_job or existing.get("data") == manifest.get("data"):
+                return
         metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": rfc3339(utc_now())}
         stored = {**manifest, "metadata": metadata}
         self._objects.write(stored)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.constants import Stage
+from finetune_api.constants import CONFIG_KEY, Stage
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.validation import parse_job
 from finetune_operator.clusters.local import LocalCluster
@@ -213,6 +213,21 @@ def test_creating_twice_is_fine_and_a_strangers_child_is_refused(tmp_path: Path)
         stranger = {**children[0], "metadata": {**children[0]["metadata"], "ownerReferences": []}}
         with pytest.raises(ClusterConflictError):
             await world.cluster.create_child(stranger)
+        assert await world.ended() is not None
+
+    in_a_world(scenario, tmp_path)
+
+
+def test_a_config_map_is_replaced_as_long_as_its_job_does_not_exist(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        refused, *_ = make_children("pass", nodes=2)
+        children = make_children("pass", nodes=1)
+        await world.cluster.create_child(refused)
+        for manifest in children:
+            await world.cluster.create_child(manifest)
+        await world.cluster.create_child(refused)
+        config = await world.cluster.read_config(KEY, refused["metadata"]["name"])
+        assert config == children[0]["data"][CONFIG_KEY]
         assert await world.ended() is not None
 
     in_a_world(scenario, tmp_path)
