@@ -345,8 +345,7 @@ class StayEnded(_AfterEnd):
 
     def record(self, facts: Facts, status: Status) -> Status:
         """Record that the children were removed, and what a run of an earlier operator lacks."""
-        if facts.spec.ttl_seconds_after_finished is not None and not facts.observed.stages:
-            status = status.with_run(children_removed=True)
+        status = time_to_live.with_removal(status, facts.spec, facts.observed)
         if status.phase is Phase.FAILED and status.run.failed_spec_hash is None:
             # It failed under an operator that compared other fields: from now on a change continues it.
             status = status.with_run(failed_spec_hash=after_change.retry_hash(facts.spec))

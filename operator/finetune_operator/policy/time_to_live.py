@@ -1,9 +1,11 @@
-"""Time until the children of a run that has ended are deleted, `spec.ttlSecondsAfterFinished` after its end."""
+"""Deletion of the children of a run that has ended, `spec.ttlSecondsAfterFinished` after its end."""
 
 from datetime import datetime, timedelta
 
 from finetune_api.clock import rfc3339
 from finetune_api.v1alpha1 import Spec, Status
+
+from ..observed import Observed
 
 
 def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
@@ -18,3 +20,10 @@ def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
         return 0.0
     due_at = datetime.fromisoformat(status.run.completion_time) + timedelta(seconds=ttl)
     return (due_at - datetime.fromisoformat(rfc3339(now))).total_seconds()
+
+
+def with_removal(status: Status, spec: Spec, observed: Observed) -> Status:
+    """Record in the status of a run that has ended that all its children were deleted, so that nothing is due."""
+    if spec.ttl_seconds_after_finished is None or observed.stages:
+        return status
+    return status.with_run(children_removed=True)
