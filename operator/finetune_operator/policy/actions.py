@@ -67,7 +67,7 @@ class Requeue:
     reason: RequeueReason = RequeueReason.DUE
 
     def at_most(self, seconds: float | None) -> "Requeue":
-        """Return the requeue with a limit of the time; None: no limit. A limit in the past is now."""
+        """Return the requeue with a limit of the time; None: no limit."""
         if self.seconds is None or seconds is None:
             return self
-        return Requeue(min(self.seconds, max(0.0, seconds)), self.reason)
+        return Requeue(min(self.seconds, seconds), self.reason)

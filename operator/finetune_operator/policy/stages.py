@@ -168,7 +168,7 @@ class Watch(Step):
         settings, stage = facts.settings, active[-1]
         wait = max(settings.progress_seconds, settings.waiting_seconds, waiting.next_check_seconds(stage, facts.now))
         requeue = Requeue(wait, RequeueReason.WAITING).at_most(scale.seconds_to_timeout(facts.spec, stage, facts.now))
-        return requeue.at_most(deadline.seconds_left(facts.spec, status, facts.now))
+        return _until_deadline(requeue, facts, status)
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Backoff(Step):
 
     def requeue(self, facts: Facts, status: Status) -> Requeue:
         """Start the attempt at its time, or fail the run at its deadline."""
-        return Requeue(self.seconds).at_most(deadline.seconds_left(facts.spec, status, facts.now))
+        return _until_deadline(Requeue(self.seconds), facts, status)
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,13 @@ def _progress_interval(facts: Facts, status: Status, *, is_ending: bool = False)
     requeue = Requeue(facts.settings.progress_seconds, RequeueReason.PROGRESS)
     if is_ending or any(child.ending for child in facts.observed.active):
         requeue = requeue.at_most(_ENDING_SECONDS)
-    return requeue.at_most(deadline.seconds_left(facts.spec, status, facts.now))
+    return _until_deadline(requeue, facts, status)
+
+
+def _until_deadline(requeue: Requeue, facts: Facts, status: Status) -> Requeue:
+    """Return the requeue, at the deadline at the latest. A deadline in the past has already had its effect."""
+    left = deadline.seconds_left(facts.spec, status, facts.now)
+    return requeue if left is None or left <= 0 else requeue.at_most(left)
 
 
 # ---- the decision ----------------------------------------------------------------------------------------------------

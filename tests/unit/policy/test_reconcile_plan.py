@@ -59,9 +59,9 @@ def make_facts(
     return Facts(manifest, job, settings, now, Observed(children, orphans), violations=violations)
 
 
-def recorded(*children: ObservedStage, **spec: Any) -> Status:
+def recorded(*children: ObservedStage, **given: Any) -> Status:
     """Status of the job after a reconcile that has observed these children."""
-    return plan_of(make_facts(*children, **spec)).status
+    return plan_of(make_facts(*children, **given)).status
 
 
 def outline(actions: tuple[Action, ...]) -> list[str]:
@@ -176,8 +176,28 @@ PLANS = [
         "over the deadline",
         make_facts(PREPARED, RUNNING, status=recorded(PREPARED, RUNNING), after=3600, **HOUR),
         ["Event DeadlineExceeded", "delete example-r1-train-a1", "update status"],
-        Requeue(0.0, RequeueReason.PROGRESS),
+        PROGRESS,
         Phase.SUSPENDING,
+    ),
+    case(
+        "over the deadline, Job is being deleted",
+        make_facts(
+            PREPARED,
+            DELETING,
+            status=recorded(PREPARED, DELETING, status=recorded(PREPARED, RUNNING), after=3600, **HOUR),
+            after=3600,
+            **HOUR,
+        ),
+        [],
+        Requeue(1.0, RequeueReason.PROGRESS),
+        Phase.SUSPENDING,
+    ),
+    case(
+        "over the deadline, pods of a deleted Job",
+        make_facts(PREPARED, status=recorded(PREPARED, RUNNING), orphans=("example-r1-train-a1",), after=3600, **HOUR),
+        ["update status"],
+        Requeue(1.0, RequeueReason.PROGRESS),
+        Phase.TRAINING,
     ),
     case(
         "suspended",
