@@ -146,7 +146,7 @@ def test_labelled_rows_are_those_of_files_without_duplicates(place, models, case
     assert (info.counts, info.labels, info.label_counts) == (other.counts, other.labels, other.label_counts)
     assert [remark for remark in info.remarks if remark not in other.remarks] == remarks
     (first, *_) = notes_of(info, (), 1024)
-    assert first.startswith(f"left out {sum(info.dropped.values())} records: exact duplicates {removed}")
+    assert first.startswith(f"dropped {sum(info.dropped.values())} records: exact duplicates {removed}")
     assert set(remarks) <= set(cleaned.notes)
 
 
@@ -287,5 +287,5 @@ def test_what_the_step_leaves_nothing_of_is_named(place, models):
     uri = place.put("b.jsonl", jsonl([*classified(30), *twice[:2], *({**row, "label": "new"} for row in twice[:2])]))
     prepared = place.prepare(models["bert"], {"train": [{"uri": uri}], **CLEANED})
     info = read_dataset_info(place.store, prepared.dataset_uri)
-    assert "1 labels have no training record left, so they are not learnt: new" in info.remarks
+    assert "1 labels have no training records left and are not learned: new" in info.remarks
     assert info.labels == ("bad", "good", "mixed", "new")

@@ -288,9 +288,9 @@ def test_preparing_again_uploads_only_a_copy_that_is_incomplete(store, bucket, t
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("files.json", None, "the base model of this run is gone from s3://"),
+        ("files.json", None, "the base model of this run is missing at s3://"),
         ("files.json", b'{"source": "x", "files": []}', "lists another model"),
-        ("config.json", None, "a file of the base model of this run is gone"),
+        ("config.json", None, "a file of the base model of this run is missing"),
         ("config.json", b"{}", "holds other content than the digests"),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_label_has_one_name_in_all_file_types(place, bert, tmp_path):
     place.put("b.csv", b"text,label\n" + b"".join(b"row %d,%d.0\n" % (i, i % 2) for i in range(20)))
     prepared = place.prepare(bert, {"train": sources(numbers, f"{place.uri}/data/b.csv")})
     assert prepared.labels == ("0", "1")
-    remark = "labels got the name that other file types give them: '0.0' is '0', '1.0' is '1'"
+    remark = "labels were renamed to the form that other file types use: '0.0' is '0', '1.0' is '1'"
     assert remark in prepared.notes
     assert remark in place.report.progress.warnings
 
@@ -206,7 +206,7 @@ def test_a_plain_text_job_divides_long_paragraphs_and_says_so(place, llama):
     rows = -(-tokens // 256)
     assert (prepared.format, prepared.counts.train) == (DataFormat.TEXT, 11 + rows)
     assert f"divided 1 of 12 texts into rows of at most 256 tokens: {11 + rows} rows in all" in prepared.notes
-    assert "maxLength 1024 lowered to 256, the most that the model takes" in prepared.notes
+    assert "maxLength 1024 lowered to 256, the maximum of the model" in prepared.notes
     dataset = place.open(prepared)
     texts: dict[int, str] = {}
     for number, (text, labels) in zip(dataset.documents().tolist(), decoded_rows(dataset, tokenizer), strict=True):
@@ -289,7 +289,7 @@ def test_bad_records_stop_the_job_or_are_counted(place, bert):
             {},
             "60 different labels, so most labels occur once",
         ),
-        (classified(3), {}, "the validation split is empty: 3 records are too few to hold out 0.1"),
+        (classified(3), {}, "the validation split is empty: 3 records are too few to hold out a fraction of 0.1"),
         ([{"text": " ", "label": "x"}], {"onBadRecord": "Skip"}, "the training split is empty"),
     ],
 )
@@ -409,7 +409,7 @@ def test_a_prompt_that_the_chat_template_refuses_is_an_error_before_training(pla
     refuses = "{% if 'bad' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + tiny_models.CHATML
     base = tiny_models.save_tiny_llama(tmp_path / "refuses", refuses)
     data = {"train": sources(place.put("chat.jsonl", jsonl(chats())))}
-    with pytest.raises(ModelUnusableError, match=r"spec\.evaluation\.prompts\[1\] cannot be asked: .* no"):
+    with pytest.raises(ModelUnusableError, match=r"spec\.evaluation\.prompts\[1\] cannot be used: .* no"):
         place.prepare(base, data, evaluation={"prompts": ["good", "bad"]})
 
 
@@ -423,7 +423,7 @@ def test_a_base_like_mpnet_gets_the_length_it_can_take_and_a_warning_of_what_it_
     MPNetModel(config).save_pretrained(tmp_path / "mpnet")
     tokenizer.save_pretrained(tmp_path / "mpnet")
     prepared = place.prepare(tmp_path / "mpnet", {"train": sources(place.put("train.jsonl", jsonl(classified())))})
-    assert "maxLength 1024 lowered to 38, the most that the model takes" in prepared.notes
+    assert "maxLength 1024 lowered to 38, the maximum of the model" in prepared.notes
     assert not prepared.supports_gradient_checkpointing
     (warning,) = prepared.warnings
     assert "MPNetForSequenceClassification does not support gradient checkpointing" in warning
@@ -438,7 +438,7 @@ def test_a_base_that_classifies_by_other_labels_is_warned_of(place, bert, tmp_pa
     AutoModelForSequenceClassification.from_pretrained(bert, id2label={0: "spam", 1: "ham"}).save_pretrained(folder)
     prepared = place.prepare(folder, {"train": sources(place.put("train.jsonl", jsonl(classified())))})
     (warning,) = prepared.warnings
-    assert "has other labels (spam, ham) than the data, so its output layer is drawn anew" in warning
+    assert "has other labels (spam, ham) than the data, so its output layer is randomly initialized" in warning
     assert place.report.progress.warnings == prepared.warnings
 
 

@@ -13,7 +13,7 @@ import block_plans
 import tiny_models
 from finetune_trainer.data import build
 from finetune_trainer.data.info import DATASET_FILE
-from finetune_trainer.data.workers import WORTH_WORKERS, process_blocks, worker_count
+from finetune_trainer.data.workers import MIN_BYTES_FOR_WORKERS, process_blocks, worker_count
 from finetune_trainer.errors import BadDataError, TrainerError
 from process_support import base_environment, is_alive, until
 from rows import chats, classified, jsonl
@@ -82,7 +82,7 @@ def test_the_first_bad_records_are_listed_whatever_process_meets_them(place, sma
 
 
 def test_small_files_start_no_workers():
-    assert worker_count(WORTH_WORKERS - 1) == 0
+    assert worker_count(MIN_BYTES_FOR_WORKERS - 1) == 0
     assert worker_count(1 << 40) in {0, *range(2, len(os.sched_getaffinity(0)) + 1)}
 
 

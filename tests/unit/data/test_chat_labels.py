@@ -108,7 +108,7 @@ def test_a_chat_for_a_model_without_template_is_refused():
 
 def test_a_template_that_hides_the_answer_is_refused_with_the_way_out():
     formatter, _ = chat_formatter(tiny_models.SHOUTS)
-    with pytest.raises(RecordProblem, match="cannot be told from the rest") as caught:
+    with pytest.raises(RecordProblem, match="cannot be located in the output") as caught:
         formatter({"messages": [USER, ANSWER, *MORE]}, PLACE)
     assert "{% generation %}" in caught.value.remedy
 
@@ -200,6 +200,6 @@ def test_a_tokenizer_with_parts_written_in_python_stays_in_its_process():
             text.split(" ", "removed")
 
     tokenizer = tiny_models.tiny_tokenizer()
-    assert FastTokenizer.of(tokenizer).can_be_sent()
+    assert FastTokenizer.of(tokenizer).is_picklable()
     tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Spaces())
-    assert not FastTokenizer.of(tokenizer).can_be_sent()
+    assert not FastTokenizer.of(tokenizer).is_picklable()

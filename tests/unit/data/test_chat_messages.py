@@ -117,12 +117,12 @@ def test_an_earlier_answer_without_its_reasoning_carries_no_loss_and_a_note_coun
     assert "who?" not in text
     assert spans == ["<think>\nwhy?\n</think>\n\nSo<|im_end|>"]
     (note,) = formatter.remarks()
-    assert note.startswith("1 assistant turns carry no loss: the chat template leaves out their reasoning")
+    assert note.startswith("1 assistant turns carry no loss: the chat template omits their reasoning")
 
 
 def test_a_conversation_whose_only_answer_lost_its_reasoning_is_a_bad_record():
     formatter, _ = formatter_of(tiny_models.QWEN3)
-    with pytest.raises(RecordProblem, match="leaves out the reasoning of every answer"):
+    with pytest.raises(RecordProblem, match="omits the reasoning of every answer"):
         formatter({"messages": [USER, thought("who?", "Me"), USER]}, PLACE)
 
 
@@ -131,7 +131,7 @@ def test_a_template_without_reasoning_trains_on_the_answers_and_a_note_counts_th
     _, spans = learnt(formatter, tokenizer, {"messages": [USER, thought("who?", "Me")]})
     assert spans == ["Me<|im_end|>"]
     (note,) = formatter.remarks()
-    assert note.startswith("the chat template leaves out the reasoning of 1 assistant turns")
+    assert note.startswith("the chat template omits the reasoning of 1 assistant turns")
 
 
 def test_reasoning_outside_of_the_marks_of_a_template_is_counted_in_a_note():
@@ -183,8 +183,8 @@ def test_turns_with_text_outside_of_the_marks_of_a_template_are_counted_in_a_not
     formatter(record, PLACE)
     notes = (
         f"{2 * outside} assistant turns have text outside of the chat template's generation marks, such as tool calls "
-        "or the end token, which carries no loss; enclose all that the assistant writes with {% generation %} ... "
-        "{% endgeneration %}",
+        "or the end token, which carries no loss; put everything that the assistant generates inside "
+        "{% generation %} ... {% endgeneration %}",
     )
     assert formatter.remarks() == (notes if outside else ())
 
@@ -209,7 +209,7 @@ def test_a_system_prompt_that_the_template_leaves_out_is_folded_with_a_note():
     assert "<|im_start|>user\nAnswer in French.\n\nHi<|im_end|>" in text
     assert spans == ["Salut<|im_end|>"]
     assert formatter.remarks() == (
-        "the chat template has no system role: 1 system messages were put in front of the first user message",
+        "the chat template has no system role: 1 system messages were merged into the first user message",
     )
 
 
@@ -229,7 +229,7 @@ def test_a_developer_message_takes_the_place_of_a_system_message():
 )
 def test_a_message_that_the_template_leaves_out_is_a_bad_record(messages, lost):
     formatter, _ = formatter_of(tiny_models.USER_AND_ASSISTANT)
-    with pytest.raises(RecordProblem, match="chat template leaves out") as caught:
+    with pytest.raises(RecordProblem, match="chat template omits") as caught:
         formatter({"messages": messages}, PLACE)
     assert lost in caught.value.what
 
@@ -271,7 +271,7 @@ def test_what_the_template_does_not_use_is_counted_in_a_note():
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({"tools": "[oops"}, "column 'tools' is not JSON"),
+        ({"tools": "[oops"}, "column 'tools' must be JSON"),
         ({"tools": {"name": "weather"}}, "column 'tools' must be a list of objects"),
         ({"tools": ["weather"]}, "column 'tools' must be a list of objects"),
         ({"documents": [1]}, "column 'documents' must be a list of objects"),

@@ -29,14 +29,14 @@ def test_the_first_record_decides_the_format(record, columns, task, expected):
 
 def test_columns_that_fit_two_formats_are_an_error_that_says_what_to_set():
     record = {"instruction": "x", "output": "y", "text": "x y"}
-    with pytest.raises(BadDataError, match="fit more than one format: Text, Instruction") as caught:
+    with pytest.raises(BadDataError, match="match more than one format: Text, Instruction") as caught:
         detect_format(record, Columns(), None, "s3://b/a.jsonl")
     assert caught.value.advice == "set spec.data.format to one of Text, Instruction"
 
 
 @pytest.mark.parametrize(("record", "task"), [({"body": "x"}, None), ({"text": "x"}, Task.SEQUENCE_CLASSIFICATION)])
 def test_columns_that_fit_no_format_are_an_error_that_says_what_to_set(record, task):
-    with pytest.raises(BadDataError, match=r"a\.jsonl: the columns \((body|text)\) fit no format") as caught:
+    with pytest.raises(BadDataError, match=r"a\.jsonl: the columns \((body|text)\) match no format") as caught:
         detect_format(record, Columns(), task, "s3://b/a.jsonl")
     assert "spec.data.columns" in caught.value.advice
 
@@ -75,12 +75,12 @@ def test_without_a_template_only_the_completion_and_the_end_token_carry_loss(rec
         ({"text": " \n", "label": 1}, "empty text", "column 'text' is empty"),
         ({"text": None, "label": 1}, "empty text", "column 'text' is empty"),
         ({"text": 7, "label": 1}, "wrong type", "column 'text' must be text, not int 7"),
-        ({"text": "a\ud800", "label": 1}, "undecodable bytes", "half a surrogate pair"),
+        ({"text": "a\ud800", "label": 1}, "undecodable bytes", "an unpaired surrogate"),
         ({"text": "x", "label": None}, "missing label", "the label is empty"),
         ({"text": "x", "label": "  "}, "missing label", "the label is empty"),
         ({"text": "x", "label": float("inf")}, "wrong type", "the label is float inf"),
         ({"text": "x", "label": ["a"]}, "wrong type", "the label is list ['a']"),
-        ({"text": "x", "label": "a\ud800"}, "undecodable bytes", "the label holds half a surrogate pair"),
+        ({"text": "x", "label": "a\ud800"}, "undecodable bytes", "the label contains an unpaired surrogate"),
     ],
 )
 def test_a_record_that_cannot_be_used_says_why(record, rule, expected):
@@ -111,8 +111,8 @@ def test_conversations_are_read_in_all_their_usual_shapes(value):
     [
         ([], "must be a list of messages"),
         ("hello", "must be a list of messages"),
-        ("[oops", "is not JSON"),
-        (["hi"], "message 1 is 'hi'"),
+        ("[oops", "must be JSON"),
+        (["hi"], "message 1 must be an object, not 'hi'"),
         ([{"role": "boss", "content": "hi"}], "message 1 has the role 'boss'"),
         ([CHAT[0], {"role": "assistant", "content": " "}], "message 2 (assistant) is empty"),
         ([CHAT[0], {"role": "assistant", "content": 4}], "the content of message 2 must be text, not 4"),

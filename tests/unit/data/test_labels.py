@@ -74,13 +74,13 @@ def test_numbers_that_are_no_classes_are_refused():
 def test_labels_that_got_another_name_are_listed():
     changed, remarks = canonical_names({"1", "1.0", "True", "x"})
     assert changed == {"1.0": "1", "True": "true"}
-    assert remarks == ("labels got the name that other file types give them: '1.0' is '1', 'True' is 'true'",)
+    assert remarks == ("labels were renamed to the form that other file types use: '1.0' is '1', 'True' is 'true'",)
 
 
 def test_labels_that_look_alike_and_stay_different_are_listed():
     changed, remarks = canonical_names({"Positive", "positive", "01", "1", "neutral"})
     assert changed == {}
-    assert remarks == ("labels that look alike are different classes: '01' and '1', 'Positive' and 'positive'",)
+    assert remarks == ("labels that look similar are different classes: '01' and '1', 'Positive' and 'positive'",)
 
 
 def test_remarks_stay_short_with_thousands_of_labels():
@@ -103,7 +103,7 @@ def test_remarks_stay_short_with_thousands_of_labels():
         ({"a": 1}, "wrong type", "dict"),
         ("word " * 100, "label too long", "the label has 499 characters, but must have at most 256: 'word word"),
         (10**300, "label too long", "301 characters"),
-        ("a\ud800", "undecodable bytes", "half a surrogate pair"),
+        ("a\ud800", "undecodable bytes", "an unpaired surrogate"),
     ],
 )
 def test_what_is_no_label_says_why(value, rule, expected):

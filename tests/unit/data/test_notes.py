@@ -27,11 +27,11 @@ def test_what_was_left_out_or_cut_comes_before_remarks_and_choices() -> None:
         remarks=tuple(f"remark {number}" for number in range(9)),
     )
     assert notes_of(info, ("format Chat", "", "ZeRO stage 0"), 512) == (
-        "left out 2 records: empty text 2",
-        "cut 7 of 90 train rows to 256 tokens",
-        "cut 1 of 10 validation rows to 256 tokens",
-        "dropped 30 of 1000 tokens (3.0%): they lie beyond maxLength",
-        "maxLength 512 lowered to 256, the most that the model takes",
+        "dropped 2 records: empty text 2",
+        "truncated 7 of 90 train rows to 256 tokens",
+        "truncated 1 of 10 validation rows to 256 tokens",
+        "dropped 30 of 1000 tokens (3.0%): beyond maxLength",
+        "maxLength 512 lowered to 256, the maximum of the model",
         "remark 0",
         "remark 1",
         "remark 2",

@@ -64,7 +64,7 @@ WITH_BAD_TIME = pa.table({"text": ["a", "b"], "label": pa.array([0, 2**62], pa.i
 
 
 CHINESE = "\u6587\u672c,\u6807\u7b7e\n" + "\u8fd9\u90e8\u7535\u5f71\u975e\u5e38\u597d\u770b,\u6b63\u9762\n" * 9
-UNMARKED = "the file is UTF-16 or UTF-32 without a byte order mark, or no text at all"
+UNMARKED = "the file is UTF-16 or UTF-32 without a byte order mark, or not text"
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
@@ -140,16 +140,16 @@ def test_paragraphs_of_a_text_file_are_records(write):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.parquet", JSONL, "by its suffix the file is a Parquet file, but its content is text"),
-        ("a.jsonl", parquet_bytes(ROWS), "by its suffix the file is text, but its content is a Parquet file"),
-        ("a.jsonl", gzip.compress(b"{}"), "but its content is gzip-compressed"),
+        ("a.parquet", JSONL, "the suffix says a Parquet file, but the content is text"),
+        ("a.jsonl", parquet_bytes(ROWS), "the suffix says text, but the content is a Parquet file"),
+        ("a.jsonl", gzip.compress(b"{}"), "but the content is gzip-compressed"),
         ("a.csv", b"PK\x03\x04...", "a zip archive (or an Excel file)"),
-        ("a.jsonl.gz", JSONL, "by its suffix the file is gzip-compressed, but its content is text"),
+        ("a.jsonl.gz", JSONL, "the suffix says gzip-compressed, but the content is text"),
         ("a.jsonl.gz", gzip.compress(JSONL.encode() * 50)[:-20], "damaged gzip data"),
-        ("a.parquet", b"PAR1 and no more", "not readable as Parquet after row 0"),
+        ("a.parquet", b"PAR1 and no more", "cannot be read as Parquet after row 0"),
         ("a.tsv", "x\ty\n", "no reader for this suffix"),
         ("a.json", '[{"text": "x"},\n{"text": }]', "not a JSON array: line 2: Expecting value"),
-        ("a.csv", "text,text\na,b\n", "line 1: column text appears twice"),
+        ("a.csv", "text,text\na,b\n", "line 1: column text must not appear twice"),
         ("a.csv", '\n"te"xt,label\na,b\n', "line 2: the header is not CSV: ',' expected after"),
         ("a.csv", '"text,label\na,b\n', "line 1: the header is not CSV: unexpected end of data"),
         ("a.csv", "text,label\na,b\n".encode("utf-16-le"), UNMARKED),
@@ -158,10 +158,10 @@ def test_paragraphs_of_a_text_file_are_records(write):
         ("a.jsonl", '{"text": "\u4f60\u597d"}\n'.encode("utf-16-le"), UNMARKED),
         ("a.txt", "\u7684\u662f\u4e86\n\n\u6211\u4eec\n".encode("utf-16-le"), UNMARKED),
         ("a.csv", "text,label\na,b\n".encode("utf-16")[:-1], "damaged utf-16-le: truncated data"),
-        ("a.csv", gzip.compress(b"text,label\n"), "but its content is gzip-compressed"),
-        ("a.csv.gz", gzip.compress(gzip.compress(b"text,label\n")), "but its content is gzip-compressed"),
-        ("a.jsonl.gz", gzip.compress(parquet_bytes(ROWS)), "but its content is a Parquet file"),
-        ("a.jsonl", bz2.compress(b"{}"), "but its content is bzip2-compressed"),
+        ("a.csv", gzip.compress(b"text,label\n"), "but the content is gzip-compressed"),
+        ("a.csv.gz", gzip.compress(gzip.compress(b"text,label\n")), "but the content is gzip-compressed"),
+        ("a.jsonl.gz", gzip.compress(parquet_bytes(ROWS)), "but the content is a Parquet file"),
+        ("a.jsonl", bz2.compress(b"{}"), "but the content is bzip2-compressed"),
         ("a.jsonl", b"version https://git-lfs/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
         ("a.jsonl", '["x"]\n["y"]\n', "not a JSON array: line 2: Extra data"),
         (
@@ -170,8 +170,12 @@ def test_paragraphs_of_a_text_file_are_records(write):
             "line 2: not UTF-8, in the middle of a JSON array",
         ),
         ("a.json", "[" * 100_000, "not a JSON array: maximum recursion depth"),
-        ("a.parquet", parquet_bytes(pa.table([["a"], ["b"]], names=["text", "text"])), "column text appears twice"),
-        ("a.parquet", parquet_bytes(ROWS)[:-9] + b"\xff" * 5 + b"PAR1", "not readable as Parquet after row 0"),
+        (
+            "a.parquet",
+            parquet_bytes(pa.table([["a"], ["b"]], names=["text", "text"])),
+            "column text must not appear twice",
+        ),
+        ("a.parquet", parquet_bytes(ROWS)[:-9] + b"\xff" * 5 + b"PAR1", "cannot be read as Parquet after row 0"),
     ],
 )
 @pytest.mark.parametrize("action", list(BadRecordAction))
@@ -195,17 +199,22 @@ BAD_RECORDS = [
     (
         "a.jsonl",
         '{"text": "x", "text": "y"}\n',
-        "line 1: not JSON: key 'text' appears twice in one object",
+        "line 1: not JSON: key 'text' must not appear twice in one object",
         "malformed JSON",
     ),
-    ("a.jsonl", '{"n": [{"k": 1, "k": 2}]}\n', "line 1: not JSON: key 'k' appears twice", "malformed JSON"),
+    ("a.jsonl", '{"n": [{"k": 1, "k": 2}]}\n', "line 1: not JSON: key 'k' must not appear twice", "malformed JSON"),
     ("a.jsonl", '{"text": ' + "[" * 100_000 + "\n", "line 1: not JSON: maximum recursion depth", "malformed JSON"),
     ("a.jsonl", '{"label": ' + "7" * 5000 + "}\n", "line 1: not JSON: Exceeds the limit", "malformed JSON"),
     ("a.jsonl", b'{"text": "a\0b"}\n', "line 1: not JSON: Invalid control character at column 12", "malformed JSON"),
-    ("a.jsonl", '{"text": "\\ud83d"}\n', r"line 1: column 'text' holds half a surrogate pair", "undecodable bytes"),
-    ("a.jsonl", '{"g": {"id": ["\\uDe00"]}}\n', r"line 1: column 'g' holds half a surrogate pair", "undecodable bytes"),
-    ("a.jsonl", '{"\\ud83d": "x"}\n', r"line 1: column '\ud83d' holds half a surrogate pair", "undecodable bytes"),
-    ("a.json", '[{"text": "\\ud83d"}]', "element 1: column 'text' holds half a surrogate pair", "undecodable bytes"),
+    ("a.jsonl", '{"text": "\\ud83d"}\n', r"line 1: column 'text' contains an unpaired surrogate", "undecodable bytes"),
+    (
+        "a.jsonl",
+        '{"g": {"id": ["\\uDe00"]}}\n',
+        r"line 1: column 'g' contains an unpaired surrogate",
+        "undecodable bytes",
+    ),
+    ("a.jsonl", '{"\\ud83d": "x"}\n', r"line 1: column '\ud83d' contains an unpaired surrogate", "undecodable bytes"),
+    ("a.json", '[{"text": "\\ud83d"}]', "element 1: column 'text' contains an unpaired surrogate", "undecodable bytes"),
     ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl line 1: not UTF-8: byte 0xff at position 11", "undecodable bytes"),
     ("a.txt", b"fine\n\nbr\xfcken\n", "a.txt line 3: not UTF-8: byte 0xfc at position 3", "undecodable bytes"),
     ("a.jsonl", b"", "a.jsonl: the file is empty", "empty file"),
@@ -222,7 +231,7 @@ BAD_RECORDS = [
     (
         "a.parquet",
         parquet_bytes(WITH_BAD_TIME),
-        "a.parquet row 2: column 'label' holds a timestamp[us] that cannot be read",
+        "a.parquet row 2: column 'label' contains a timestamp[us] that cannot be read",
         "unreadable value",
     ),
 ]

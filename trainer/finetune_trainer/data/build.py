@@ -1,4 +1,4 @@
-"""Files of records -> a data set in object storage: process blocks, split, write shards, dataset.json last."""
+"""Builds a data set in object storage: processes blocks of files, assigns splits, writes shards, then dataset.json."""
 
 import functools
 import logging
@@ -61,19 +61,19 @@ log = logging.getLogger("finetune")
 
 _LISTED_LABELS = 5
 _BUCKET_BYTES = 32 << 20
-"""Bytes of text, roughly, whose rows are sorted in memory at a time."""
+"""Approximate size of the text whose rows are sorted in memory at a time."""
 _LARGEST_BLOCK = 8 << 20
 _BLOCKS = 64
-"""Into how many blocks the files are divided, if that gives blocks of 1 to 8 MiB."""
+"""Target number of blocks, as long as a block has 1 to 8 MiB."""
 _COMPRESSED = {".gz": 5, ".parquet": 3}
-"""Suffix -> how many bytes of text a byte is, roughly."""
+"""Suffix -> approximate number of bytes of text per byte of the file."""
 
 SPLIT_CODES = {"train": splits.TRAIN, "validation": splits.VALIDATION, "test": splits.TEST}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that the rows of a data set depend on, besides the spec."""
+    """Everything except the spec that the rows of a data set depend on."""
 
     files: Files
     formatter: Formatter
@@ -85,12 +85,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a job, in their order."""
+    """The steps of a job, in order."""
 
     on_examples: tuple[Step, ...]
-    """From `format` to `encode`: on one block at a time."""
+    """From `format` to `encode`; each runs on one block at a time."""
     on_keys: tuple[Step, ...]
-    """Optional ones, on the keys of all rows."""
+    """Optional steps that run on the keys of all rows."""
     split: Step
 
     def __iter__(self) -> Iterator[Step]:
@@ -147,9 +147,9 @@ def build_dataset(
     scratch: Path,
     report: ProgressReporter,
 ) -> DatasetInfo:
-    """Make the data set and commit it. `scratch` is a folder for rows that are not in shards yet.
+    """Build the data set and commit it. `scratch` is a folder for rows that are not in shards yet.
 
-    Raises BadDataError for records, labels or splits that cannot be used, DiskFullError where `scratch` has no room.
+    Raises BadDataError for unusable records, labels or splits, and DiskFullError where `scratch` is full.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix="rows-") as folder:
@@ -222,14 +222,14 @@ def _build(
     uri, content = join(dataset_uri, DATASET_FILE), info.model_dump_json(indent=1).encode()
     try:
         is_new = store.put_if_absent(uri, content)
-    except StorageProtocolError:  # no conditional writes there: then the last one counts
+    except StorageProtocolError:  # the store has no conditional writes: the last writer wins
         store.put(uri, content)
         return info
-    return info if is_new else read_dataset_info(store, dataset_uri)  # another run was faster; its shards are the same
+    return info if is_new else read_dataset_info(store, dataset_uri)  # another run committed the same shards first
 
 
 def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: ProgressReporter) -> "_Rows":
-    """All blocks of all files, each to a run on disk."""
+    """Process all blocks of all files; each becomes a run on disk."""
     files = [(split, file) for split, found in inputs.files.items() for file in found]
     text_bytes = sum(file.size * _COMPRESSED.get(file.path.suffix.lower(), 1) for _, file in files)
     plan = BlockPlan(
@@ -251,7 +251,7 @@ def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: Pro
     report.update(activity="reading and tokenising records", flush=True)
     tasks = ((number, block) for number, (_, file) in enumerate(files) for block in blocks(file, plan.columns, size))
     workers = worker_count(text_bytes)
-    if workers and not FastTokenizer.of(inputs.tokenizer).can_be_sent():
+    if workers and not FastTokenizer.of(inputs.tokenizer).is_picklable():
         log.warning("the data is tokenised in one process, because the tokenizer has parts that are written in Python")
         workers = 0
     for number, result in process_blocks(plan, tasks, workers):
@@ -259,7 +259,7 @@ def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: Pro
         seconds += result.seconds
         done = sum(source.rows for source in rows.sources)
         report.update(activity=f"reading and tokenising: {done:,} records")
-    # Workers do both at the same time: the share of each in their time is its share of the clock's.
+    # Workers format and encode in parallel, so the wall time is divided in proportion to the CPU time of each step.
     spent = time.monotonic() - started
     tokenising = min(1.0, rows.tallies["encode"].counts[ENCODE_NS] / 1e9 / seconds) if seconds else 0.0
     report.add_seconds("read", spent * (1 - tokenising))
@@ -269,26 +269,26 @@ def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: Pro
 
 @dataclass
 class _Rows:
-    """The rows of all blocks: on disk, with what has to be known of them in memory."""
+    """The rows of all blocks: on disk, with an index in memory."""
 
     bad: BadRecords
     tallies: dict[str, Tally]
-    """Name of the step -> what it counted in all blocks."""
+    """Step name -> its counts over all blocks."""
     buckets: int
     sources: list[SourceInfo] = field(default_factory=list)
     runs: list[tuple[str, Run]] = field(default_factory=list)
-    """Split by the field that names the file, and run, in the order of the files."""
+    """By split of the source file; runs are in the order of the files."""
     names: list[list[str]] = field(default_factory=list)
-    """Of each run: the names of its labels, by their numbers in it."""
+    """For each run: its label names, indexed by the run's own label ids."""
     codes: list[NDArray[np.int64]] = field(default_factory=list)
-    """Of each run: the numbers of these labels in the data set. -1: one that the training files lack."""
+    """For each run: run label id -> data set label id. -1: the label is not in the training files."""
     token_names: list[list[str]] = field(default_factory=list)
-    """Of each run: the names of the labels of its tokens."""
+    """For each run: the names of its token labels."""
     token_codes: list[NDArray[np.int64]] = field(default_factory=list)
-    """Of each run: their numbers in the data set."""
+    """For each run: run token label id -> data set label id."""
 
     def add(self, result: BlockResult, number: int) -> None:
-        """The next block, of the source of that number. Raises BadDataError as reading in one process would."""
+        """Add the next block; `number` is that of its source. Raises BadDataError as reading in one process would."""
         source = self.sources[number]
         self.sources[number] = source.model_copy(update={"rows": source.rows + result.records})
         for name, tally in result.tallies.items():
@@ -300,7 +300,7 @@ class _Rows:
             self.runs.append((source.split, result.run))
 
     def name_labels(self) -> tuple[str, ...]:
-        """Give labels that are spelled in different ways one name; returns remarks about it."""
+        """Give one name to labels that are spelled in different ways. Returns remarks about it."""
         changed, remarks = canonical_names({spelling for _, run in self.runs for spelling in _spellings(run)})
         for _, run in self.runs:
             names = [changed.get(spelling, spelling) for spelling in _spellings(run)]
@@ -312,12 +312,12 @@ class _Rows:
         return remarks
 
     def check_labels(self, *, of_tokens: bool) -> tuple[str, ...]:
-        """Label names by the training files; held-out examples with another label are reported, to be left out."""
+        """Collect the label names of the training files; report and drop held-out examples with any other label."""
         names_of = self.token_names if of_tokens else self.names
         things, column = ("labelled training tokens", "tags") if of_tokens else ("training records", "label")
         training = [(run, names) for (split, run), names in zip(self.runs, names_of, strict=True) if split == "train"]
         rows = sum(int((run.token_counts if of_tokens else run.counts).sum()) for run, _ in training)
-        # Tokens beyond the maximum length are in no row, and neither are labels that only they have.
+        # Tokens beyond the maximum length are in no row, so labels that occur only there are not counted.
         labels = label_names(
             name
             for run, names in training
@@ -325,11 +325,11 @@ class _Rows:
             if count
         )
         if len(labels) < 2 and rows:
-            self.bad.raise_if_any()  # a label that is missing may stand in a line that cannot be read
+            self.bad.raise_if_any()  # the missing label may be in a line that cannot be read
             raise BadDataError(
                 f"all {rows} {things} have the label {labels[0]!r}; a classifier needs two",
-                advice=f"add records of another label, or set spec.data.columns.{column} to the column that tells them "
-                "apart",
+                advice=f"add records of another label, or set spec.data.columns.{column} to the column with "
+                "the class names",
             )
         check_label_column(labels, rows, things, column)
         known = frozenset(labels)
@@ -346,7 +346,7 @@ class _Rows:
             for number in unknown:
                 self.bad.add(run.uri, problems[number], int(run.counts[number]))
             return
-        rows = self._whole(run, ["number", "label"])
+        rows = self._all_rows(run, ["number", "label"])
         for place, label in zip(rows["number"].to_pylist(), rows["label"].to_pylist(), strict=True):
             if label in problems:
                 self.bad.add(str(Place(run.uri, place, run.unit)), problems[label])
@@ -354,7 +354,7 @@ class _Rows:
     def _report_unknown_tokens(
         self, run: Run, names: Sequence[str], unknown: Sequence[int], labels: Sequence[str]
     ) -> None:
-        """Report each record that has a token with such a label, once, and leave it out."""
+        """Report each record that has a token with an unknown label, once, and drop it."""
         problems = {number: unknown_label(names[number], labels, with_nearest=not self.bad.skips) for number in unknown}
         found: list[tuple[int, int]] = []
         for bucket in range(self.buckets):
@@ -373,7 +373,7 @@ class _Rows:
             self.bad.add(str(Place(run.uri, place, run.unit)), problems[number])
 
     def number_labels(self, labels: Sequence[str], *, of_tokens: bool) -> None:
-        """Decide the numbers of the labels in the data set. Where records have no labels, they all have 0."""
+        """Assign data set label ids. Records without labels all get 0."""
         numbers = {name: number for number, name in enumerate(labels)}
         if of_tokens:
             self.token_codes = [np.array([numbers.get(name, -1) for name in names]) for names in self.token_names]
@@ -383,9 +383,9 @@ class _Rows:
         self.codes = [np.array([numbers.get(name, absent) for name in names], dtype=np.int64) for names in self.names]
 
     def apply_to_keys(self, steps: Sequence[Step]) -> None:
-        """Apply each step to the keys of all rows, a bucket at a time, and note which rows it removes.
+        """Apply each step to the keys of all rows, one bucket at a time, and mark the rows that it removes.
 
-        Held in memory: one bucket, and a bit for each row. Raises DiskFullError.
+        Memory: one bucket, and one bit per row. Raises DiskFullError.
         """
         for step in steps:
             runs = [run for _, run in self.runs]
@@ -394,7 +394,7 @@ class _Rows:
                 self._apply(step, [read_keys(run, bucket, path) for run, path in zip(runs, paths, strict=True)])
 
     def _apply(self, step: Step, batches: Sequence[pa.RecordBatch]) -> None:
-        """Apply a step to the keys of one bucket; `batches` has those of each run."""
+        """Apply a step to the keys of one bucket; `batches` has one batch per run."""
         table, order = in_key_order(batches)
         labels = np.concatenate(
             [codes[batch["label"].to_numpy()] for codes, batch in zip(self.codes, batches, strict=True)]
@@ -413,7 +413,7 @@ class _Rows:
             remove_rows(self.runs[number][1], positions[removed[runs[removed] == number]])
 
     def training_sizes(self) -> NDArray[np.int64]:
-        """How many rows of the training files each label has, shape (labels,)."""
+        """Number of training rows per label, shape (labels,)."""
         training = [(run, codes) for (split, run), codes in zip(self.runs, self.codes, strict=True) if split == "train"]
         sizes = np.zeros(1 + max((int(codes.max(initial=0)) for _, codes in training), default=0), dtype=np.int64)
         for run, codes in training:
@@ -421,7 +421,7 @@ class _Rows:
         return sizes
 
     def splitter(self, step: Step, sizes: NDArray[np.int64]) -> Splitter:
-        """What assigns the rows of the training files to the splits; `sizes` has those of each label."""
+        """Return the object that assigns training rows to splits; `sizes` is the number of rows per label."""
 
         def in_order() -> Iterator[NDArray[np.int64]]:
             for bucket in range(self.buckets) if any(split == "train" for split, _ in self.runs) else ():
@@ -431,7 +431,7 @@ class _Rows:
         return made
 
     def counts(self, splitter: Splitter) -> dict[str, int]:
-        """Examples of each split."""
+        """Number of examples per split."""
         found = {name: splitter.counts[code] for name, code in SPLIT_CODES.items()}
         for (split, run), codes in zip(self.runs, self.codes, strict=True):
             if split != "train":
@@ -439,7 +439,7 @@ class _Rows:
         return found
 
     def write(self, splitter: Splitter, written: dict[str, "_SplitWriter"], report: ProgressReporter) -> None:
-        """The training files' rows in the order of their keys, each to its split; those of held-out files in theirs."""
+        """Write the rows of the training files in key order, each to its split, then those of the held-out files."""
         columns = ["key", *self._columns()]
         total = sum(source.rows for source in self.sources)
         done = 0
@@ -454,7 +454,7 @@ class _Rows:
             report.update(activity=f"writing shards: {done:,} of {total:,} records")
         for (split, run), codes, token_codes in zip(self.runs, self.codes, self._token_codes(), strict=True):
             if split != "train":
-                rows = self._whole(run, ["number", *self._columns()], token_codes)
+                rows = self._all_rows(run, ["number", *self._columns()], token_codes)
                 labels = codes[rows["label"].to_numpy()]
                 written[split].add(rows.take(pa.array(np.flatnonzero(labels >= 0))), labels[labels >= 0])
         for writer in written.values():
@@ -467,7 +467,7 @@ class _Rows:
     def _training_rows(
         self, bucket: int, columns: Sequence[str]
     ) -> tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of a bucket, their order by key, and their labels in that order."""
+        """The rows of a bucket, the permutation that sorts them by key, and their labels in that order."""
         training = [
             (run, codes, token_codes)
             for (split, run), codes, token_codes in zip(self.runs, self.codes, self._token_codes(), strict=True)
@@ -481,13 +481,13 @@ class _Rows:
     def _token_codes(self) -> Sequence[NDArray[np.int64] | None]:
         return self.token_codes or [None] * len(self.runs)
 
-    def _whole(self, run: Run, columns: Sequence[str], token_codes: NDArray[np.int64] | None = None) -> pa.Table:
-        """All rows of a run, in the order of its file."""
+    def _all_rows(self, run: Run, columns: Sequence[str], token_codes: NDArray[np.int64] | None = None) -> pa.Table:
+        """All rows of a run, in file order."""
         table = pa.Table.from_batches([_read(run, bucket, columns, token_codes) for bucket in range(self.buckets)])
         return table.combine_chunks().sort_by("number")
 
     def _label_counts(self, run: Run) -> NDArray[np.int64]:
-        """Examples of each of the run's labels."""
+        """Number of examples per label of the run."""
         if run.kept is None:
             return run.counts
         found = np.zeros(len(run.counts), dtype=np.int64)
@@ -497,18 +497,18 @@ class _Rows:
 
 
 def _spellings(run: Run) -> tuple[str, ...]:
-    """All labels as they are written: those of records, then those of tokens."""
+    """All labels as written in the files: record labels, then token labels."""
     return (*run.spellings, *run.token_spellings)
 
 
 def _read(run: Run, bucket: int, columns: Sequence[str], token_codes: NDArray[np.int64] | None) -> pa.RecordBatch:
-    """Rows of a run, with the numbers that the labels of tokens have in the data set."""
+    """Rows of a run, with token labels mapped to data set label ids."""
     batch = read_bucket(run, bucket, columns)
     return batch if token_codes is None or "token labels" not in columns else with_numbers(batch, token_codes)
 
 
 class _SplitWriter:
-    """The shards of one split, and what dataset.json says about its rows."""
+    """Writes the shards of one split and collects its statistics for dataset.json."""
 
     def __init__(self, store: ObjectStore, dataset_uri: str, split: str, inputs: Inputs, labels: int) -> None:
         self.writer = ShardWriter(store, dataset_uri, split, vocabulary=len(inputs.tokenizer))
@@ -518,7 +518,7 @@ class _SplitWriter:
         self.truncated = self.divided = self.documents = self.tokens = self.dropped_tokens = self.without_loss = 0
 
     def add(self, examples: pa.Table, labels: NDArray[np.int64]) -> None:
-        """The next examples; `labels` has the number of each one's label."""
+        """Add the next examples; `labels` has the label id of each."""
         table = examples.combine_chunks()
         columns = {name: table[name].chunk(0) for name in table.column_names} if table.num_rows else {}
         if not columns:
@@ -548,13 +548,13 @@ class _SplitWriter:
         self.label_counts += np.bincount(labels, minlength=len(self.label_counts))[: len(self.label_counts)]
 
     def named_label_counts(self, labels: Sequence[str]) -> dict[str, int]:
-        """Label -> examples or tokens, for the labels that the split has."""
+        """Label -> number of examples or tokens, for the labels that occur in the split."""
         found = dict(zip(labels, self.label_counts.tolist(), strict=True))
         return {label: count for label, count in sorted(found.items()) if count}
 
 
 WITHOUT_LOSS = "no loss within maxLength"
-"""Rule under which dataset.json counts language-model rows whose answer begins beyond the maximum length."""
+"""Rule under which dataset.json counts language-model records whose answer begins beyond the maximum length."""
 
 
 def _without_loss_text(bad: BadRecords, max_length: int) -> str:
@@ -568,8 +568,8 @@ def _removed_text(tallies: Mapping[str, Tally]) -> str:
 
 
 def _check_labels_left(labels: Sequence[str], sizes: NDArray[np.int64], removed: str) -> tuple[str, ...]:
-    """A remark on labels that have lost all their training records to steps. Raises BadDataError if fewer than two have
-    any; where none has any, the training split is empty and that is the error."""
+    """Return a remark on labels that have no training record left after the steps. Raises BadDataError if fewer than
+    two labels have any. If none has, the training split is empty, which `_check_counts` reports."""
     empty = [label for label, size in zip(labels, sizes, strict=False) if not size]
     left = len(labels) - len(empty)
     if not empty or not left:
@@ -581,11 +581,11 @@ def _check_labels_left(labels: Sequence[str], sizes: NDArray[np.int64], removed:
             advice="add records of another label, or disable the step in spec.data",
         )
     names = listed(empty, most=_LISTED_LABELS)
-    return (f"{len(empty):,} labels have no training record left, so they are not learnt: {names}",)
+    return (f"{len(empty):,} labels have no training records left and are not learned: {names}",)
 
 
 def _check_counts(counts: dict[str, int], spec: Spec, reason: str) -> None:
-    """Raise BadDataError for a split that should have rows and has none."""
+    """Raise BadDataError for a required split without rows."""
     if not counts["train"]:
         raise BadDataError(f"the training split is empty{reason}", advice="check the files of spec.data.train")
     for name, holdout in (("validation", spec.data.validation), ("test", spec.data.test)):
@@ -596,7 +596,7 @@ def _check_counts(counts: dict[str, int], spec: Spec, reason: str) -> None:
                 f"the {name} split is empty{reason}", advice=f"check the files of spec.data.{name}.sources"
             )
         raise BadDataError(
-            f"the {name} split is empty: {sum(counts.values())} records are too few to hold out "
-            f"{holdout.fraction:g} of them{reason}",
-            advice=f"add records, or set spec.data.{name}.fraction: 0 to do without this split",
+            f"the {name} split is empty: {sum(counts.values())} records are too few to hold out a fraction of "
+            f"{holdout.fraction:g}{reason}",
+            advice=f"add records, or set spec.data.{name}.fraction: 0 to have no such split",
         )

@@ -1,20 +1,20 @@
-"""Conversations -> text through the tokenizer's own chat template, with the spans that carry loss.
+"""Renders conversations as text with the tokenizer's chat template and finds the spans that carry loss.
 
-The loss falls on what the model itself has to write: everything from the generation prompt to the token that ends the
-assistant's turn, with reasoning and tool calls. A template marks those spans itself (`{% generation %}`). Where it does
-not, they are derived for each assistant turn:
+Loss is computed on what the model itself must generate: everything from the generation prompt to the token that ends
+the assistant's turn, including reasoning and tool calls. A template can mark those spans itself (`{% generation %}`).
+If it does not, they are derived for each assistant turn:
 
-- Prefixes: the turn begins where the rendering of the messages before it, with the generation prompt, ends, and it ends
-  where the rendering through it ends, if these renderings are prefixes of the whole one.
-- Placeholders: templates that rewrite earlier turns (dropping reasoning, for example) break the prefix property. The
-  conversation is rendered with unique words in place of all contents; if putting the contents back gives exactly the
-  whole rendering, the places of the words are the places of the contents.
+- Prefixes: if the rendering of the messages before the turn (with the generation prompt) and the rendering up to and
+  including the turn are both prefixes of the full rendering, the turn is the text between their ends.
+- Placeholders: templates that rewrite earlier turns (for example, to drop reasoning) break the prefix property. The
+  conversation is rendered with unique placeholders instead of the contents. If substituting the contents gives exactly
+  the full rendering, the positions of the placeholders are the positions of the contents.
 
-The placeholders also show which messages a template leaves out.
+The placeholders also show which messages a template omits.
 
-A turn whose reasoning the template writes only while it is the last turn carries no loss where it is an earlier one: it
-would teach the model to answer without reasoning. `ChatRenderer.remarks` counts such turns, and those of which a
-template marks a part only.
+Some templates render reasoning only for the last turn. An earlier turn of such a template carries no loss, because it
+would train the model to answer without reasoning. `ChatRenderer.remarks` counts these turns, and the turns that a
+template marks only in part.
 """
 
 import functools
@@ -30,32 +30,32 @@ from .messages import Message
 from .problems import RecordProblem
 
 Span = tuple[int, int]
-"""Start and end in characters."""
+"""Start and end position in characters."""
 Rendered = tuple[str, tuple[Span, ...]]
 Values = Mapping[str, Any]
-"""What a template reads besides the messages, such as `tools`."""
+"""Variables that a template reads besides the messages, such as `tools`."""
 
 Render = Callable[[list[Message], bool, Values], Rendered]
-"""(messages, add generation prompt, other values) -> text and the spans that the template itself marks."""
+"""(messages, add generation prompt, other variables) -> text, and the spans that the template itself marks."""
 
 TEMPLATE_DATE = date(2025, 1, 1)
-"""What `strftime_now` of a chat template returns. With today's date the same data would have other tokens tomorrow,
-and a restarted run or the evaluation would see other prompts than the training did."""
+"""Result of `strftime_now` in chat templates. With the current date, the same data would be tokenised differently on
+another day, and a restarted run or the evaluation would see other prompts than the training did."""
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ADVICE = "mark the assistant's text in the model's chat template with {% generation %} ... {% endgeneration %}"
 _WORD = re.compile("\ue000([0-9]{1,9})\ue001")
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Names that transformers accepts for the reasoning of a message."""
+"""Field names that transformers accepts for the reasoning of a message."""
 _END_OF_REASONING = "</think>"
 _FUNCTIONS = frozenset({"strftime_now", "lipsum"})
-"""Functions known to every template whose result is not the same every time."""
+"""Template functions whose result is not deterministic."""
 
 
 class ChatRenderer:
     """Renders conversations with one template.
 
-    `special_tokens` are those of the tokenizer, `variables` the names that the template reads, `begin` the begin token.
+    `special_tokens` are the tokenizer's, `variables` the names that the template reads, `begin` is the begin token.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class ChatRenderer:
         self._render = render
         self._variables = variables
         self._begin = begin
-        """What begins a conversation, where the template writes that once."""
+        """Text at the start of a conversation, if the template writes it only once."""
         self._today = today
         self._learn_about_template(special_tokens)
         self.for_tools: ChatRenderer | None = None
-        """Renders conversations that have tools, where the tokenizer has a template of its own for them."""
+        """Renders conversations that have tools, if the tokenizer has a separate template for them."""
         self.counts: Counter[str] = Counter()
-        """What happened to the conversations rendered so far: keys of `_REMARKS`, `folded`, and `unused NAME` for a
-        value that the template does not read."""
+        """Counters over the conversations rendered so far: keys of `_REMARKS`, `folded`, and `unused NAME` for a
+        variable that the template does not read."""
 
     def __call__(self, messages: list[Message], values: Values | None = None) -> Rendered:
-        """Text and loss spans, in order. Raises RecordProblem for what the template refuses or leaves out."""
+        """Return the text and its loss spans, in order. Raises RecordProblem for what the template rejects or omits."""
         values = values or {}
         if self.for_tools is not None and values.get("tools"):
             return self.for_tools(messages, values)
@@ -101,45 +101,45 @@ class ChatRenderer:
             if self.counts["reasoning rewritten"] > rewritten:
                 raise RecordProblem(
                     "chat template",
-                    "the model's chat template leaves out the reasoning of every answer because later turns follow",
+                    "the model's chat template omits the reasoning of every answer, because later turns follow",
                     "end such conversations with an answer",
                 )
             raise RecordProblem(
                 "chat template",
-                "the assistant's text cannot be told from the rest in what the model's chat template renders",
+                "the assistant's text cannot be located in the output of the model's chat template",
                 _ADVICE,
             )
         return text, tuple(spans)
 
     def prompt(self, content: str) -> str:
-        """A user's message and the generation prompt. Raises RecordProblem where the template refuses that."""
+        """Return a user message with the generation prompt. Raises RecordProblem if the template rejects it."""
         return self._rendered(self._adapted([{"role": "user", "content": content}]), {}, prompt=True)[0]
 
     @property
     def folded(self) -> int:
-        """Conversations whose system message was put in front of the first user message."""
+        """Number of conversations whose system message was merged into the first user message."""
         return self.counts["folded"]
 
     def take_counts(self) -> Counter[str]:
-        """The counts since the last call; those of the template for tools have the prefix `tools: `."""
+        """Return and reset the counters; those of the template for tools have the prefix `tools: `."""
         taken, self.counts = self.counts, Counter()
         if self.for_tools is not None:
             taken.update({f"{_TOOLS}{key}": count for key, count in self.for_tools.take_counts().items()})
         return taken
 
     def remarks(self, counts: Counter[str] | None = None) -> tuple[str, ...]:
-        """What happened to the conversations, one line each. Absent `counts`: to those rendered so far."""
+        """Describe the counters, one line each. Without `counts`: those of the conversations rendered so far."""
         counts = self.counts if counts is None else counts
         found = []
         if counts["folded"]:
             found.append(
-                f"the chat template has no system role: {counts['folded']} system messages were put in front of the "
+                f"the chat template has no system role: {counts['folded']} system messages were merged into the "
                 "first user message"
             )
         if "strftime_now" in self._variables:
             found.append(
-                f"the chat template writes today's date: the data has {self._today:%d %b %Y} in its place, so that the "
-                "same records give the same tokens on every day"
+                f"the chat template contains today's date; {self._today:%d %b %Y} is used instead, so that the "
+                "same records always give the same tokens"
             )
         if unused := _with_prefix(counts, _UNUSED):
             listed = ", ".join(f"{name} ({count} records)" for name, count in unused.most_common(8))
@@ -150,26 +150,26 @@ class ChatRenderer:
         return tuple(dict.fromkeys(found))
 
     def _learn_about_template(self, special_tokens: Sequence[str]) -> None:
-        """Find out by small conversations what the template writes."""
+        """Render small conversations to find out how the template behaves."""
         user, answer = {"role": "user", "content": _word(0)}, {"role": "assistant", "content": _word(1)}
         question, prompted = self._try([user], {}), self._try([user], {}, prompt=True)
         turns = self._try([user, answer], {}) or ""
         if not (turns.startswith(self._begin) and turns.count(self._begin) == 1):
-            self._begin = ""  # some models begin every message with it
+            self._begin = ""  # some templates write it before every message
         tail = turns.partition(_word(1))[2]
         between = turns.partition(_word(0))[2].partition(_word(1))[0]
         by_length = sorted(special_tokens, key=len, reverse=True)
         self._end_tokens = tuple(token for token in by_length if token in tail)
-        """The special tokens that end an assistant turn: those behind an answer that ends a conversation."""
+        """Special tokens that end an assistant turn: those after the answer that ends a conversation."""
         self._user_end_tokens = tuple(token for token in self._end_tokens if between.lstrip().startswith(token))
         self._has_generation_prompt = question != prompted
         header = ""
         if question is not None and turns.startswith(question):
             header = turns[len(question) :].partition(_word(1))[0]
         self._header = header if header.strip() else ""
-        """What the template writes in front of an answer; it carries no loss though no generation prompt has it."""
+        """Text that the template writes before an answer; it carries no loss although no generation prompt has it."""
         self.folds_system = not self._renders_role("system")
-        """The template refuses or leaves out the system role; such messages are put in front of the first user
+        """Whether the template rejects or omits the system role; such messages are merged into the first user
         message."""
         self._renders_developer = self._renders_role("developer")
         self._arguments_as_text = self._wants_arguments_as_text()
@@ -179,7 +179,7 @@ class ChatRenderer:
         return text is not None and _word(0) in text
 
     def _wants_arguments_as_text(self) -> bool:
-        """Whether the template writes the arguments of a tool call without turning them into JSON itself."""
+        """Whether the template writes the arguments of a tool call as they are, without converting them to JSON."""
         texts = []
         for arguments in ({"probe": "x"}, '{"probe": "x"}'):
             call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": arguments}}
@@ -191,7 +191,7 @@ class ChatRenderer:
         return as_object is None or "{'probe': 'x'}" in as_object
 
     def _rendered(self, messages: list[Message], values: Values, *, prompt: bool = False) -> Rendered:
-        # Jinja runs the template's own code: besides its refusals (TemplateError) anything a filter meets may come.
+        # A template is code: filters can raise other exceptions than TemplateError.
         from jinja2 import TemplateError
 
         try:
@@ -207,19 +207,19 @@ class ChatRenderer:
         ) as error:
             raise RecordProblem(
                 "chat template",
-                f"the model's chat template refuses the conversation: {error}",
-                "order the roles as the template wants them (usually user and assistant in turn)",
+                f"the model's chat template rejects the conversation: {error}",
+                "use the order of roles that the template requires (usually user and assistant in turn)",
             ) from error
 
     def _try(self, messages: list[Message], values: Values, *, prompt: bool = False) -> str | None:
-        """The text; None where the template refuses the messages."""
+        """Return the text; None if the template rejects the messages."""
         try:
             return self._rendered(messages, values, prompt=prompt)[0]
         except RecordProblem:
             return None
 
     def _adapted(self, messages: list[Message]) -> list[Message]:
-        """The messages as the template takes them. Raises RecordProblem where that is not possible."""
+        """Convert the messages to what the template accepts. Raises RecordProblem where that is not possible."""
         messages = [self._adapted_message(message, index) for index, message in enumerate(messages, start=1)]
         if self.folds_system and messages[0]["role"] == "system":
             messages = _fold_system(messages)
@@ -244,9 +244,9 @@ class ChatRenderer:
         return adapted
 
     def _places(self, messages: list[Message], values: Values, text: str) -> dict[int, Span]:
-        """Message number -> where its content stands in the text, for all messages or none.
+        """Message number -> position of its content in the text, for all messages or none.
 
-        Raises RecordProblem for a message that the template leaves out.
+        Raises RecordProblem for a message that the template omits.
         """
         blank, names = [], {}
         for index, message in enumerate(messages):
@@ -299,7 +299,8 @@ class ChatRenderer:
     def _turn(
         self, messages: list[Message], index: int, values: Values, text: str, places: dict[int, Span]
     ) -> tuple[Span | None, str]:
-        """Where the turn of a message stands, if that can be told; and what is rendered through it."""
+        """The span of a message's turn, or None if it cannot be determined; and the rendering up to and including
+        it."""
         start = self._start(messages[:index], values, text, places.get(index))
         is_last = index == len(messages) - 1
         through = text if is_last else self._try(messages[: index + 1], values)
@@ -308,7 +309,7 @@ class ChatRenderer:
         return turn, through or ""
 
     def _start(self, earlier: list[Message], values: Values, text: str, place: Span | None) -> int | None:
-        """Where the turn behind the earlier messages begins: the end of the generation prompt."""
+        """Where the turn after the earlier messages begins: the end of the generation prompt."""
         before = self._try(earlier, values, prompt=True)
         start = None
         if before is not None and text.startswith(before):
@@ -316,7 +317,8 @@ class ChatRenderer:
             if not self._has_generation_prompt and text.startswith(self._header, start):
                 start += len(self._header)
         elif before is not None:
-            # The prompt may open the reasoning, as `<think>`, where the rendered turn has none or writes it otherwise.
+            # The prompt may open the reasoning (`<think>`) although the rendered turn has none or formats it
+            # differently.
             base = self._try(earlier, values)
             if base and before.startswith(base) and text.startswith(base):
                 start = len(base) + _common_prefix(before[len(base) :], text[len(base) :])
@@ -325,7 +327,7 @@ class ChatRenderer:
         return start
 
     def _end(self, start: int, through: str | None, text: str, places: dict[int, Span], index: int) -> int | None:
-        """Where the turn ends: behind its end token."""
+        """Where the turn ends: after its end token."""
         if through is not None and len(through) > start and text.startswith(through):
             trimmed = through.rstrip()
             return len(trimmed) if trimmed.endswith(self._end_tokens) else len(through)
@@ -340,7 +342,7 @@ class ChatRenderer:
         return None if place is None else place[1]
 
     def _count_reasoning(self, messages: list[Message], text: str, spans: list[Span]) -> None:
-        """Note the turns of which a template that marks the spans itself leaves something without loss."""
+        """For templates that mark the spans themselves: count the turns whose reasoning carries no loss."""
         answers = [message for message in messages if message["role"] == "assistant"]
         self.counts["not marked"] += max(0, len(answers) - len(spans))
         for reasoning in filter(None, map(_reasoning, answers)):
@@ -352,7 +354,8 @@ class ChatRenderer:
     def _count_unmarked(
         self, messages: list[Message], values: Values, text: str, places: dict[int, Span], spans: list[Span]
     ) -> None:
-        """Note the turns of which a template marks a part only. White space and reasoning, which is counted, aside."""
+        """Count the turns that a template marks only in part. White space and reasoning (counted elsewhere) are
+        ignored."""
         for index, message in enumerate(messages):
             turn = self._turn(messages, index, values, text, places)[0] if message["role"] == "assistant" else None
             inside = [(start, end) for start, end in spans if turn and start < turn[1] and end > turn[0]]
@@ -365,7 +368,7 @@ class ChatRenderer:
             self.counts["outside of marks"] += bool(_between(text, (start, turn[1]), inside).strip())
 
     def _through_end_token(self, text: str, start: int, end: int) -> Span:
-        """The span made longer by the special token right behind it, unless one ends it already."""
+        """Extend the span by the special token directly after it, unless the span already ends with one."""
         if text[start:end].rstrip().endswith(self._end_tokens):
             return start, start + len(text[start:end].rstrip())
         after = text[end:]
@@ -374,19 +377,19 @@ class ChatRenderer:
 
 
 _REMARKS = {
-    "reasoning rewritten": "{} assistant turns carry no loss: the chat template leaves out their reasoning because "
-    "later turns follow; split such conversations so that each of these turns is the last one",
-    "reasoning left out": "the chat template leaves out the reasoning of {} assistant turns; their answers carry loss",
+    "reasoning rewritten": "{} assistant turns carry no loss: the chat template omits their reasoning, because "
+    "later turns follow; split such conversations so that each of these turns comes last",
+    "reasoning left out": "the chat template omits the reasoning of {} assistant turns; their answers carry loss",
     "reasoning without loss": "the reasoning of {} assistant turns carries no loss: the chat template writes it "
     "outside of what the assistant generates",
     "outside of marks": "{} assistant turns have text outside of the chat template's generation marks, such as tool "
-    "calls or the end token, which carries no loss; enclose all that the assistant writes with {{% generation %}} ... "
-    "{{% endgeneration %}}",
+    "calls or the end token, which carries no loss; put everything that the assistant generates inside "
+    "{{% generation %}} ... {{% endgeneration %}}",
     "not marked": "{} assistant turns carry no loss: the chat template does not mark them with generation",
-    "unknown place": "{} assistant turns carry no loss: where they begin cannot be told in what the chat template "
-    "renders; " + _ADVICE.replace("{", "{{").replace("}", "}}"),
+    "unknown place": "{} assistant turns carry no loss: their start cannot be located in the output of the chat "
+    "template; " + _ADVICE.replace("{", "{{").replace("}", "}}"),
 }
-"""What happened to an assistant turn -> the line that counts such turns."""
+"""Kind of event -> the line that reports how many assistant turns it affected."""
 
 
 _UNUSED, _TOOLS = "unused ", "tools: "
@@ -397,12 +400,12 @@ def _with_prefix(counts: Counter[str], prefix: str) -> Counter[str]:
 
 
 def _word(index: int) -> str:
-    """A placeholder from a private area of Unicode, which no template takes for anything else."""
+    """A placeholder in a private use area of Unicode, which templates do not treat specially."""
     return f"\ue000{index}\ue001"
 
 
 def _answer_start(message: Message) -> int:
-    """Where the content begins behind reasoning that stands in the content itself."""
+    """Where the content begins, after reasoning that is part of the content."""
     content: str = message["content"]
     if message["role"] != "assistant" or _END_OF_REASONING not in content:
         return 0
@@ -421,7 +424,7 @@ def _reasoning(message: Message) -> str:
 
 
 def _between(text: str, turn: Span, spans: list[Span]) -> str:
-    """The text of the turn that is in none of the spans, which are in order."""
+    """The text of the turn outside the spans, which are sorted."""
     position, end = turn
     pieces = []
     for first, last in spans:
@@ -431,7 +434,7 @@ def _between(text: str, turn: Span, spans: list[Span]) -> str:
 
 
 def _loses_reasoning(reasoning: str, text: str, turn: Span, through: str) -> bool:
-    """Whether the turn has its reasoning in `through`, where it is the last one, and not in the whole text."""
+    """Whether the turn has its reasoning in `through`, where it comes last, but not in the full text."""
     start, end = turn
     written = text[start:end].count(reasoning)
     if through.startswith(text[:start]):
@@ -440,7 +443,7 @@ def _loses_reasoning(reasoning: str, text: str, turn: Span, through: str) -> boo
 
 
 def _aligned(messages: list[Message], rendered: str, text: str) -> dict[int, Span]:
-    """Places of the contents in `text`, if `rendered` with the contents put back is exactly that; else none."""
+    """Positions of the contents in `text`, if `rendered` with the contents substituted equals it; else empty."""
     pieces = _WORD.split(rendered)
     position = len(pieces[0])
     if not text.startswith(pieces[0]):
@@ -461,7 +464,7 @@ def _aligned(messages: list[Message], rendered: str, text: str) -> dict[int, Spa
 
 
 def _common_prefix(first: str, second: str) -> int:
-    """Number of characters in which both texts begin alike."""
+    """Length of the longest common prefix."""
     pairs = zip(first, second, strict=False)
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
@@ -469,8 +472,8 @@ def _common_prefix(first: str, second: str) -> int:
 def _left_out(what: str, role: str) -> RecordProblem:
     return RecordProblem(
         "left out by template",
-        f"the model's chat template leaves out {what}",
-        f"remove such {role} messages, or choose a base model whose chat template has them",
+        f"the model's chat template omits {what}",
+        f"remove such {role} messages, or choose a base model whose chat template renders them",
     )
 
 
@@ -498,14 +501,14 @@ def _fold_system(messages: list[Message]) -> list[Message]:
         raise RecordProblem(
             "chat template",
             "the model's chat template has no system role, and no user message follows the system message",
-            "let a user message follow the system message",
+            "add a user message after the system message",
         )
     contents = [message["content"] for message in (*system, rest[0])]
     return [rest[0] | {"content": "\n\n".join(contents)}, *rest[1:]]
 
 
 def renderer_of(tokenizer: Any, today: date = TEMPLATE_DATE) -> ChatRenderer | None:
-    """The renderer of a transformers tokenizer; None where it has no chat template.
+    """Return the renderer of a transformers tokenizer; None if it has no chat template.
 
     Raises ModelUnusableError for a template that cannot be compiled or whose output is random.
     """
@@ -548,8 +551,8 @@ def _render(
 
     # transformers annotates a string, and returns the texts and the marked spans of each.
     render_templates: Any = render_jinja_template
-    # transformers compiles a template once and keeps it. It takes no functions as arguments, so the clock is replaced
-    # in the compiled template.
+    # transformers caches compiled templates and passes no functions to them, so the clock is replaced in the compiled
+    # template.
     _compiled(template).globals["strftime_now"] = functools.partial(_formatted, today)
     texts, spans = render_templates(
         [messages],
@@ -573,7 +576,7 @@ def _formatted(today: date, pattern: str) -> str:
 
 
 def _variables(template: str) -> frozenset[str]:
-    """The names that the template reads from outside. Raises ModelUnusableError for one that cannot be used."""
+    """The names that the template reads from its context. Raises ModelUnusableError for an invalid template."""
     from jinja2 import TemplateError, meta, nodes
 
     try:
@@ -581,13 +584,13 @@ def _variables(template: str) -> frozenset[str]:
     except TemplateError as error:
         raise ModelUnusableError(
             f"the model's chat template is not a valid Jinja template: {error}",
-            advice="take chat_template of tokenizer_config.json from the model's source again",
+            advice="restore chat_template in tokenizer_config.json from the model's source",
         ) from error
-    # jinja2.meta leaves out the functions that transformers gives to every template.
+    # jinja2.meta does not report the functions that transformers provides to every template.
     names = meta.find_undeclared_variables(tree) | {node.name for node in tree.find_all(nodes.Name)} & _FUNCTIONS
     if "lipsum" in names or any(node.name == "random" for node in tree.find_all(nodes.Filter)):
         raise ModelUnusableError(
-            "the model's chat template draws at random: the same records would have other tokens in every run",
-            advice="remove the filter random and the function lipsum from chat_template in tokenizer_config.json",
+            "the model's chat template uses random values: the same records would give different tokens in every run",
+            advice="remove the filter `random` and the function `lipsum` from chat_template in tokenizer_config.json",
         )
     return frozenset(names)

@@ -1,4 +1,4 @@
-"""Rows of a TokenDataset -> one padded batch."""
+"""Collates rows of a TokenDataset into one padded batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ..tasks import TASKS
 
 
 class Collator:
-    """The `collate` of a task, with a tokenizer's pad id."""
+    """Calls `collate` of a task with the tokenizer's pad id."""
 
     def __init__(self, pad_token_id: int, task: Task, pad_to_multiple_of: int | None = None) -> None:
         self._pad_token_id = pad_token_id

@@ -1,4 +1,4 @@
-"""dataset.json: content and sources of a prepared data set."""
+"""dataset.json: contents and sources of a prepared data set."""
 
 from datetime import date
 
@@ -12,7 +12,7 @@ from ..store.uri import join
 
 DATASET_FILE = "dataset.json"
 FORMAT_VERSION = 4
-"""Raised when the same inputs would give other shards; part of the digest."""
+"""Increased when the same inputs would give different shards; part of the digest."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -25,11 +25,11 @@ class SourceInfo(_Block):
     """One file of records."""
 
     split: str
-    """`train`, `validation` or `test`: which part of the spec names it."""
+    """`train`, `validation` or `test`: the part of the spec that names it."""
     uri: str
     sha256: str
     rows: int
-    """Records read, also those that were dropped later."""
+    """Records read, including those that were dropped later."""
 
 
 class ShardInfo(_Block):
@@ -44,7 +44,7 @@ class ShardInfo(_Block):
 
 
 class DatasetInfo(_Block):
-    """The whole of dataset.json. Written last: a data set exists only if this does."""
+    """The contents of dataset.json. It is written last: a data set without it does not exist."""
 
     version: int
     digest: str
@@ -52,38 +52,38 @@ class DatasetInfo(_Block):
     task: Task
     seed: int
     max_length: int
-    """Tokens that a row has at most."""
+    """Maximum number of tokens per row."""
     tokenizer_digest: str
     largest_token: int
-    """Largest token id in any row: the model's embedding needs a row for it."""
+    """Largest token id in any row: the model's embedding must have a row for it."""
     counts: SplitCounts
     labels: tuple[str, ...] = ()
     """Label names in the order of their ids."""
     label_counts: dict[str, dict[str, int]] = {}
-    """Split -> label -> rows with it or, where tokens have labels, tokens."""
+    """Split -> label -> number of rows with it, or of tokens with it if tokens have labels."""
     lengths: dict[str, dict[int, int]]
-    """Split -> tokens of a row -> rows."""
+    """Split -> tokens of a row -> number of rows."""
     dropped: dict[str, int] = {}
-    """Rule -> records that were left out."""
+    """Rule -> number of records that were dropped."""
     truncated: dict[str, int] = {}
-    """Split -> rows that were cut to `max_length`."""
+    """Split -> number of rows that were truncated to `max_length`."""
     divided: dict[str, int] = {}
-    """Split -> texts that were longer than `max_length` and were divided into several rows."""
+    """Split -> number of texts that were longer than `max_length` and were split into several rows."""
     documents: dict[str, int] = {}
-    """Split -> records that have rows."""
+    """Split -> number of records that have rows."""
     tokens: dict[str, int] = {}
-    """Split -> tokens of its records before anything was cut or left out for its length."""
+    """Split -> tokens of its records before truncating and dropping."""
     dropped_tokens: dict[str, int] = {}
-    """Split -> how many of these tokens are in no row."""
+    """Split -> number of these tokens that are in no row."""
     template_date: date | None = None
-    """What the chat template was given as today's date."""
+    """The date that chat templates get as the current date."""
     sources: tuple[SourceInfo, ...]
     shards: dict[str, tuple[ShardInfo, ...]]
     """Split -> shards in row order."""
     remarks: tuple[str, ...] = ()
-    """What a user should know about how the rows were made, one line each."""
+    """Notes for the user about how the rows were made, one line each."""
 
 
 def read_dataset_info(store: ObjectStore, dataset_uri: str) -> DatasetInfo:
-    """dataset.json of a prepared data set. Raises ObjectMissingError where there is none."""
+    """Read dataset.json of a prepared data set. Raises ObjectMissingError if there is none."""
     return DatasetInfo.model_validate_json(store.get(join(dataset_uri, DATASET_FILE)))

@@ -1,4 +1,4 @@
-"""Label names and ids: one label has one name, whatever wrote it. Pure."""
+"""Label names and ids: the same label gets the same name, whatever wrote the file. Pure."""
 
 import difflib
 import math
@@ -13,23 +13,23 @@ from .problems import RecordProblem, listed, shown
 
 MAX_CLASSES = 10_000
 MAX_LABEL_LENGTH = 256
-"""Characters of a label. Longer ones are texts from another column."""
+"""Maximum characters of a label. Longer values are texts from another column."""
 
 _FEW_CLASSES = 20
-"""With so few classes the share of classes among the rows says nothing: tiny data sets are legitimate."""
+"""Up to this number of classes, the ratio of classes to rows is not checked: tiny data sets are legitimate."""
 _EXACT = 2**53
-"""From here on neighbouring whole numbers are one float."""
+"""From here on, neighbouring integers have the same float."""
 
 _BOOLEANS = frozenset({"true", "false"})
 _FLOAT_OF_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\.0")
-"""How pandas writes whole numbers of a column with gaps."""
+"""How pandas writes integers of a column with missing values."""
 _FRACTION = re.compile(r"-?[0-9]+\.[0-9]*[1-9][0-9]*")
 
 
 def label_name(value: object) -> str:
-    """A label as text: `3` and `3.0` are "3", `1.5` is "1.5", `true` is "true"; text has no spaces around it.
+    """A label as text: `3` and `3.0` are "3", `1.5` is "1.5", `true` is "true"; spaces around text are removed.
 
-    Raises RecordProblem for what is no label. `canonical_names` gives different spellings in texts one name.
+    Raises RecordProblem for a value that is not a label. `canonical_names` unifies different spellings in texts.
     """
     if isinstance(value, bool):
         return str(value).lower()
@@ -46,7 +46,7 @@ def label_name(value: object) -> str:
 
 
 def _fraction(number: float | Decimal) -> str:
-    """The shortest text that means the number, as CSV writers have it."""
+    """The shortest text with the value of the number, as CSV writers use it."""
     shortest = repr(float(number))
     return shortest if isinstance(number, float) or Decimal(shortest) == number else str(number.normalize())
 
@@ -61,8 +61,8 @@ def _text_label(text: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        what = f"the label holds half a surrogate pair, {name[error.start]!r}"
-        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF as themselves") from None
+        what = f"the label contains an unpaired surrogate, {name[error.start]!r}"
+        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF without escapes") from None
     return name
 
 
@@ -71,14 +71,15 @@ def _missing() -> RecordProblem:
 
 
 def canonical_names(spellings: Collection[str]) -> tuple[Mapping[str, str], tuple[str, ...]]:
-    """Spelling -> name, for the spellings that get another name; and remarks for the user.
+    """Spelling -> name, for the spellings that get a different name; and remarks for the user.
 
-    - `True`, `TRUE` and `true` are "true", and likewise "false": CSV writers differ, JSON and Parquet have the type.
-    - `1.0` is "1", unless the labels have fractions such as `1.5` and no plain `1`: then they are identifiers or
-      grades, and keep their text.
+    - `True`, `TRUE` and `true` are "true", likewise "false": CSV writers differ, JSON and Parquet have a boolean type.
+    - `1.0` is "1", unless the labels include fractions such as `1.5` and no plain `1`: then they are identifiers or
+      grades, and are kept as text.
     - Equal characters in different Unicode compositions are the same (NFC).
 
-    All else keeps its spelling: `01` and `1`, or `A` and `a`, may be different things. A remark names such pairs.
+    Everything else keeps its spelling: `01` and `1`, or `A` and `a`, may be different classes. A remark lists such
+    pairs.
     """
     names = {unicodedata.normalize("NFC", spelling) for spelling in spellings}
     whole = {canonical_name(name, floats_are_whole=True) for name in names if _FLOAT_OF_WHOLE.fullmatch(name)}
@@ -91,11 +92,11 @@ def canonical_names(spellings: Collection[str]) -> tuple[Mapping[str, str], tupl
     remarks = []
     if changed:
         pairs = [f"{shown(spelling)} is {shown(name)}" for spelling, name in sorted(changed.items())]
-        remarks.append(f"labels got the name that other file types give them: {listed(pairs, most=4)}")
+        remarks.append(f"labels were renamed to the form that other file types use: {listed(pairs, most=4)}")
     kept = {changed.get(spelling, spelling) for spelling in spellings}
-    if alike := _alike(kept):
-        groups = [" and ".join(map(shown, group)) for group in alike]
-        remarks.append(f"labels that look alike are different classes: {listed(groups, most=4)}")
+    if similar := _similar_names(kept):
+        groups = [" and ".join(map(shown, group)) for group in similar]
+        remarks.append(f"labels that look similar are different classes: {listed(groups, most=4)}")
     return changed, tuple(remarks)
 
 
@@ -108,7 +109,7 @@ def canonical_name(spelling: str, *, floats_are_whole: bool) -> str:
     return folded if folded in _BOOLEANS else name
 
 
-def _alike(names: Iterable[str]) -> list[list[str]]:
+def _similar_names(names: Iterable[str]) -> list[list[str]]:
     """Groups of names that differ only in case, spaces, width or leading zeros."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
@@ -118,7 +119,7 @@ def _alike(names: Iterable[str]) -> list[list[str]]:
 
 
 def label_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The distinct names; a name's place is its id. Sorted, whole numbers by value: 2 comes before 10."""
+    """The distinct names; the index of a name is its id. Integers are sorted by value: 2 comes before 10."""
     names = set(labels)
     if all(name.removeprefix("-").isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
@@ -128,13 +129,13 @@ def label_names(labels: Iterable[str]) -> tuple[str, ...]:
 def check_label_column(
     labels: Sequence[str], rows: int, things: str = "training records", field: str = "label"
 ) -> None:
-    """Raise BadDataError where the `labels` of so many `things` for training are not those of a classifier.
+    """Raise BadDataError if the `labels` of `rows` training `things` cannot be the classes of a classifier.
 
     `field`: the field of `spec.data.columns` that names their column.
     """
     classes = len(labels)
     advice = (
-        f"set spec.data.columns.{field} to the column with the class names; to learn to write the texts themselves, "
+        f"set spec.data.columns.{field} to the column with the class names; to train on the texts themselves, "
         "set spec.data.format"
     )
     if classes > MAX_CLASSES:
@@ -147,18 +148,18 @@ def check_label_column(
         raise BadDataError(
             f"the {rows:,} {things} have {classes:,} different labels, so most labels occur once; the first: "
             f"{listed([shown(label) for label in labels], most=3)}",
-            advice=f"{advice}; if these are the classes, add records until there are two for each",
+            advice=f"{advice}; if these are the classes, add records so that each class has at least two",
         )
 
 
 def unknown_label(label: str, known: Sequence[str], *, with_nearest: bool = True) -> RecordProblem:
-    """The finding for a held-out record whose label training never shows.
+    """The problem of a held-out record whose label does not occur in training.
 
-    `with_nearest`: look for the known label that is most like it, which takes time with thousands of them.
+    `with_nearest`: find the most similar known label, which is slow with thousands of labels.
     """
     folded = {name.casefold(): name for name in known} if with_nearest else {}
     close = difflib.get_close_matches(label.casefold(), list(folded), n=1)
-    nearest = f"; nearest is {folded[close[0]]!r}" if close else ""
+    nearest = f"; the nearest is {folded[close[0]]!r}" if close else ""
     return RecordProblem(
         "unknown label",
         f"label {label!r} is not among the {len(known)} labels of the training files{nearest}",

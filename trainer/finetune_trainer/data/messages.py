@@ -1,4 +1,4 @@
-"""Columns of a Chat record -> messages and the other values that a chat template reads."""
+"""Converts the columns of a Chat record to messages and to the other variables that a chat template reads."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -24,15 +24,15 @@ MEDIA_COLUMNS = (
     "videos",
     "video_url",
 )
-"""Columns, and keys of messages, that mark a Chat or Instruction record as multimodal.
+"""Columns and message keys that mark a Chat or Instruction record as multimodal.
 
-The product trains on text alone, so such records are refused.
+Only text can be trained on, so such records are rejected.
 """
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
-"""Types of content parts that are text, in the Chat Completions API and in the Responses API."""
+"""Types of content parts that are text, in the Chat Completions API and the Responses API."""
 
 _NO_MEDIA = "remove records with images, audio or video"
 _ARGUMENTS = "write the arguments of a tool call as an object, or as the JSON text of one"
@@ -50,24 +50,24 @@ _RESERVED_KWARGS = frozenset(
         "tools",
     }
 )
-"""Names that the renderer sets itself."""
+"""Variables that the renderer sets itself."""
 
 
 def encodable(text: str, name: str) -> str:
-    """The text itself. JSON can contain half a surrogate pair, which no tokenizer takes: raises RecordProblem."""
+    """Return the text. Raises RecordProblem if it has an unpaired surrogate (JSON allows it, tokenizers do not)."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        what = f"{name} holds half a surrogate pair, {text[error.start]!r}"
-        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF as themselves") from None
+        what = f"{name} contains an unpaired surrogate, {text[error.start]!r}"
+        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF without escapes") from None
     return text
 
 
 def parse_messages(value: object, column: str, *, nulls_are_absent: bool = False) -> list[Message]:
-    """A conversation as `{role, content}`, also from ShareGPT's `{from, value}`; raises RecordProblem.
+    """Parse a conversation to `{role, content}` messages, also from ShareGPT's `{from, value}`. Raises RecordProblem.
 
-    `nulls_are_absent`: the record is a Parquet row, whose objects have all keys of the column, null where the row does
-    not set them; such keys are removed at every depth.
+    `nulls_are_absent`: the record is a Parquet row, whose objects have all keys of the column, with null for those that
+    the row does not set; such keys are removed at every depth.
     """
     remedy = f"write column {column!r} as a list of {{role, content}} with at least one assistant message"
     if isinstance(value, str) and value.lstrip().startswith("["):  # CSV has no lists
@@ -82,7 +82,7 @@ def parse_messages(value: object, column: str, *, nulls_are_absent: bool = False
 
 
 def refuse_media(record: Mapping[str, Any], used: Collection[str] = ()) -> None:
-    """Raise RecordProblem for a record with images, audio or video; `used` names columns that hold its text."""
+    """Raise RecordProblem for a record with images, audio or video. `used` names the columns that hold its text."""
     for column in MEDIA_COLUMNS:
         if record.get(column) and column not in used:
             what = f"column {column!r} must be empty: only text can be trained on"
@@ -90,9 +90,9 @@ def refuse_media(record: Mapping[str, Any], used: Collection[str] = ()) -> None:
 
 
 def template_values(record: Mapping[str, Any], *, nulls_are_absent: bool = False) -> dict[str, Any]:
-    """What the template reads besides the messages: `tools`, `documents` and the keys of `chat_template_kwargs`.
+    """Variables that the template reads besides the messages: `tools`, `documents`, keys of `chat_template_kwargs`.
 
-    Empty values are left out. Raises RecordProblem for values of another shape and for images, audio or video.
+    Empty values are omitted. Raises RecordProblem for values of another type and for images, audio or video.
     """
     refuse_media(record)
     values: dict[str, Any] = {}
@@ -127,11 +127,11 @@ def _template_kwargs(value: object) -> dict[str, Any]:
 
 def _message(item: object, index: int, remedy: str) -> Message:
     if not isinstance(item, dict):
-        raise RecordProblem("wrong type", f"message {index} is {shown(item)}", remedy)
+        raise RecordProblem("wrong type", f"message {index} must be an object, not {shown(item)}", remedy)
     role = item.get("role", item.get("from"))
     role = _SHAREGPT_ROLES.get(str(role), role)
     if role not in _ROLES:
-        what = f"message {index} has the role {shown(role)}, known are {', '.join(sorted(_ROLES))}"
+        what = f"message {index} has the role {shown(role)}, which must be one of {', '.join(sorted(_ROLES))}"
         raise RecordProblem("unknown role", what, remedy)
     rest = {
         key: kept
@@ -159,7 +159,7 @@ def _message(item: object, index: int, remedy: str) -> Message:
 
 
 def _content(content: object, index: int) -> object:
-    """Parts of text joined; other content as it is."""
+    """Text parts joined; other content unchanged."""
     if not isinstance(content, list):
         return content
     texts = []
@@ -186,7 +186,7 @@ def _is_text(part: Mapping[str, Any], kind: object) -> bool:
 
 
 def _tool_calls(calls: object, index: int) -> list[dict[str, Any]]:
-    """Tool calls with their arguments as objects: as text, a template that writes JSON would quote them again."""
+    """Tool calls with their arguments as objects: a template that writes JSON would quote text a second time."""
     calls = _parsed(calls, f"tool_calls of message {index}")
     if not calls:
         return []
@@ -208,7 +208,7 @@ def _tool_call(call: dict[str, Any], name: str) -> dict[str, Any]:
             arguments = json.loads(arguments.strip() or "null")
         except (ValueError, RecursionError):
             if arguments.lstrip().startswith("{"):
-                raise RecordProblem("malformed JSON", f"arguments of {name} are not JSON", _ARGUMENTS) from None
+                raise RecordProblem("malformed JSON", f"arguments of {name} must be JSON", _ARGUMENTS) from None
             return call  # the input of a tool that takes plain text
     if arguments is None:
         arguments = {}
@@ -223,7 +223,7 @@ def _reasoning_field(message: Mapping[str, Any]) -> bool:
 
 
 def _parsed(value: object, name: str) -> Any:
-    """JSON text, as `datasets` stores nested values, as the value that it holds; anything else as it is."""
+    """Parse JSON text, which `datasets` stores for nested values; other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     if value.strip() in ("", "null"):
@@ -237,7 +237,7 @@ def _from_json(text: str, name: str, remedy: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise RecordProblem("malformed JSON", f"{name} is not JSON", remedy) from None
+        raise RecordProblem("malformed JSON", f"{name} must be JSON", remedy) from None
 
 
 def _without_nulls(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """The order in which an epoch visits the rows, and what grouping by length saves. Pure.
 
-The order is a function of its arguments alone, bit for bit: random bits come from Philox, whose stream numpy
-guarantees, and lengths are compared as integers, so that every machine and every restart agrees.
+The order is a deterministic function of its arguments: random bits come from Philox, whose stream numpy guarantees,
+and lengths are compared as integers, so every machine and every restart computes the same order.
 """
 
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ Lengths = NDArray[np.int32]
 Order = NDArray[np.int64]
 
 _SIGNIFICANT_BITS = 8
-"""Lengths that agree in their leading 8 bits (within 0.8 %) count as equal and mix freely from epoch to epoch."""
+"""Lengths that agree in their leading 8 bits (within 0.8 %) count as equal and are shuffled across epochs."""
 _CLASS_BITS = 12
-"""Enough for the classes of lengths up to 2**20, the most that `spec.data.maxLength` takes."""
+"""Enough for the classes of lengths up to 2**20, the maximum of `spec.data.maxLength`."""
 
 _SAMPLED = 2**17
-"""Rows by which the cost of an epoch is estimated."""
+"""Number of rows that are sampled to estimate the cost of an epoch."""
 
 
 def epoch_order(lengths: Lengths, *, seed: int, epoch: int, batch_size: int, grouped: bool) -> Order:
-    """A permutation of the row numbers, another one for every epoch; O(n log n).
+    """A permutation of the row numbers, different for every epoch; O(n log n).
 
-    `grouped`: every consecutive `batch_size` rows (a global batch) consist of `strata_of` groups of rows with
-    similar lengths, one of each stratum of the data set, longest first. Each group is padded by itself, so hardly
-    anything is padded, and still every batch has short and long rows: length goes with content (short news are about
-    earnings), and batches of one length would be batches of few classes. Batches come in random order, except that the
-    longest rows of every stratum come first: what does not fit into memory fails at once.
+    `grouped`: every `batch_size` consecutive rows (a global batch) consist of `strata_of(batch_size)` groups of rows
+    with similar lengths, one from each stratum of the data set, longest first. Each group is padded separately, so
+    there is little padding, and every batch still has short and long rows. Length correlates with content (short news
+    are about earnings), so batches of one length would be batches of few classes. Batches come in random order, except
+    that the longest rows of every stratum come first, so that an out-of-memory error occurs at once.
     """
     bits = np.random.Philox(key=[seed, epoch])
     if not grouped:
@@ -44,10 +44,10 @@ def _random(bits: np.random.Philox, count: int) -> NDArray[np.uint64]:
 
 
 def _sorted_rows(randoms: NDArray[np.uint64], class_bits: int, classes: NDArray[np.uint64] | None = None) -> Order:
-    """Row numbers sorted by class, then at random.
+    """Row numbers sorted by class, in random order within a class.
 
-    Class, random bits and row number share one 64-bit key: keys are distinct, so that every sorting algorithm gives
-    the same order, and sorting values is several times as fast as sorting indices.
+    Class, random bits and row number share one 64-bit key. Keys are therefore distinct, so every sorting algorithm
+    gives the same order, and sorting values is several times as fast as sorting indices.
     """
     row_bits = max(1, len(randoms).bit_length())
     keys = (randoms >> np.uint64(class_bits + row_bits)) << np.uint64(row_bits)
@@ -59,7 +59,7 @@ def _sorted_rows(randoms: NDArray[np.uint64], class_bits: int, classes: NDArray[
 
 
 def _length_class(lengths: Lengths) -> NDArray[np.uint64]:
-    """Numbers that grow with the length, equal for lengths that agree in their leading bits."""
+    """Integers that increase with the length and are equal for lengths that agree in their leading bits."""
     _, bit_length = np.frexp(lengths.astype(np.float64))  # exact for integers
     cleared = np.maximum(bit_length - _SIGNIFICANT_BITS, 0).astype(np.int64)
     leading = lengths.astype(np.int64) >> cleared
@@ -67,9 +67,9 @@ def _length_class(lengths: Lengths) -> NDArray[np.uint64]:
 
 
 def _stratified_batches(rows: Order, batch_size: int, bits: np.random.Philox) -> Order:
-    """Rows in descending length -> whole batches with one group of every stratum, then the incomplete batch.
+    """Rows in descending length -> full batches with one group from every stratum, then the incomplete batch.
 
-    The incomplete batch has its share of every stratum too, cut out at a random place.
+    The incomplete batch takes its share of every stratum from a random position.
     """
     batches, rest = divmod(len(rows), batch_size)
     if batches == 0:
@@ -88,22 +88,22 @@ def _stratified_batches(rows: Order, batch_size: int, bits: np.random.Philox) ->
 
 
 def _shares(total: int, parts: int) -> list[int]:
-    """A total as equal whole numbers, as far as it goes."""
+    """Divide a total into integers that differ by at most one."""
     return [total * (part + 1) // parts - total * part // parts for part in range(parts)]
 
 
 def strata_of(batch_size: int) -> int:
-    """Groups of similar length in a global batch: the smallest divisor of its size that is not below the square root.
+    """Groups of similar length in a global batch: the smallest divisor of its size that is at least its square root.
 
-    With S groups of B / S rows, all of one length, a batch's mean length varies by `within / S`, where `within` is the
-    variance inside a stratum, and a random batch's by `total / B`. With S = sqrt(B) the former is about half of the
-    latter for batches from 8 to 256 rows: the groups cost no variety.
+    With S groups of B / S rows of equal length, the variance of a batch's mean length is `within / S`, where `within`
+    is the variance inside a stratum; that of a random batch is `total / B`. With S = sqrt(B) the former is about half
+    of the latter for batches from 8 to 256 rows: grouping does not reduce the variety within a batch.
     """
     return next(size for size in range(1, batch_size + 1) if batch_size % size == 0 and size**2 >= batch_size)
 
 
 def _longest_first(rows: Order, lengths: Lengths, batch_size: int) -> Order:
-    """Each batch sorted by length, longest first; the incomplete one too."""
+    """Sort each batch by length, longest first, including the incomplete one."""
     row_bits = max(1, len(rows).bit_length())
     keys = (lengths[rows].astype(np.int64) << row_bits) | rows
     whole = len(rows) // batch_size * batch_size
@@ -114,7 +114,7 @@ def _longest_first(rows: Order, lengths: Lengths, batch_size: int) -> Order:
 
 
 def padded_tokens(lengths: Lengths, batch_size: int) -> int:
-    """Tokens that the batches hold with padding when rows are taken in the given order."""
+    """Tokens of all batches including padding, for rows in the given order."""
     if len(lengths) == 0:
         return 0
     starts = np.arange(0, len(lengths), batch_size)
@@ -123,31 +123,31 @@ def padded_tokens(lengths: Lengths, batch_size: int) -> int:
 
 
 def pass_tokens(parameters: int, *, gpu: bool) -> float:
-    """What a forward and backward pass costs apart from its tokens, in tokens.
+    """Fixed cost of a forward and backward pass, in tokens.
 
-    On a CPU 60 to 430, measured with BERT-base, MiniLM and a model of two small layers on one core. On a GPU an
-    estimate: launching the kernels of a layer takes about 1 ms, a token takes 6 FLOP for each parameter at 300 TFLOP/s,
-    so 5,800 tokens for BERT-base and 70 for a model of 7 billion parameters.
+    On a CPU 60 to 430, measured with BERT-base, MiniLM and a model of two small layers on one core. On a GPU it is an
+    estimate: launching the kernels of a layer takes about 1 ms, a token takes 6 FLOP per parameter at 300 TFLOP/s, so
+    5,800 tokens for BERT-base and 70 for a model of 7 billion parameters.
     """
     return 5e11 / max(parameters, 1) if gpu else 80.0
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """How micro batches are padded, and what an epoch costs so."""
+    """How micro batches are padded, and what that saves."""
 
     groups: int
-    """Groups of a micro batch, each padded by itself and computed in a pass of its own."""
+    """Groups per micro batch; each is padded separately and computed in its own pass."""
     saved: float
-    """Share of the cost of random batches that it saves; below 0 where it costs more."""
+    """Share of the cost of random batches that is saved; negative if grouping costs more."""
 
 
 def cheapest_grouping(lengths: Lengths, batch: BatchPlan, *, seed: int, fixed: float) -> Grouping:
     """The cheapest number of padding groups for rows grouped by length, and what it saves.
 
-    More groups need less padding and more passes; a pass costs `fixed` tokens besides its own. Processes wait for each
-    other, so what counts is the longest row among the groups that all processes compute at the same time. A function of
-    its arguments alone: every process and every restart finds the same.
+    More groups need less padding but more passes; each pass costs `fixed` tokens in addition. Processes wait for each
+    other, so the cost of a pass is the longest row of the groups that all processes compute at the same time.
+    Deterministic: every process and every restart gets the same result.
     """
     sample = lengths[:: max(1, len(lengths) // _SAMPLED)]
     random, grouped = (
@@ -169,6 +169,6 @@ def cheapest_grouping(lengths: Lengths, batch: BatchPlan, *, seed: int, fixed: f
 
 
 def grouping_of(config: TrainerConfig, lengths: Lengths, parameters: int) -> Grouping:
-    """The cheapest grouping of a job's rows, for a model with so many parameters."""
+    """The cheapest grouping of a job's rows, for a model with `parameters` parameters."""
     fixed = pass_tokens(parameters, gpu=config.spec.workers.gpus_per_node > 0)
     return cheapest_grouping(lengths, config.batch, seed=config.spec.training.seed, fixed=fixed)

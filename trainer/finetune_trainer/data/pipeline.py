@@ -1,15 +1,15 @@
-"""Preparation as an ordered list of steps, and what one of them is.
+"""Data preparation as an ordered list of steps, and the interface of a step.
 
     read -> format -> (optional steps on examples) -> encode -> (optional steps on keys) -> split -> shards
 
-The steps up to `encode` take one block of a file at a time and know nothing of the others, so blocks may be processed
-in any number of processes, or on any number of machines. What depends on all rows at once sees of each row only a
-64-bit key, its label and which file it is from, in the order of the keys. The key is a hash of label and text, or of
-what a step chooses to compare.
+The steps up to `encode` process one block of a file at a time, independently of other blocks, so blocks can be
+processed by any number of processes or machines. Steps that depend on all rows see only a 64-bit key per row, its
+label and its source file, in key order. The key is a hash of label and text, or of
+what a step compares rows by.
 
-The digest of a data set is made of the source files and of the name, the version and the parameters of every step; and
-of the order of the files, if a step depends on it. Nothing else enters, so that neither a default that is spelled out
-nor a field that the API gets later makes another data set.
+The digest of a data set covers the source files and the name, version and parameters of every step, and the order of
+the files if a step depends on it. It covers nothing else, so spelling out a default or a field that a later API version
+adds does not create another data set.
 """
 
 import dataclasses
@@ -46,39 +46,39 @@ Files = Mapping[str, tuple[SourceFile, ...]]
 
 @dataclass
 class Tally:
-    """What one step counts in one block, or in all of them."""
+    """What one step counts, in one block or in all of them."""
 
     bad: BadRecords
-    """Records that cannot be used: they stop the run, or are left out, by `spec.data.onBadRecord`."""
+    """Unusable records: they stop the run or are dropped, according to `spec.data.onBadRecord`."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Whatever the step reports."""
+    """Anything that the step reports."""
     dropped: int = 0
-    """Rows that the step removes on purpose; dataset.json counts them under its name."""
+    """Rows that the step removes intentionally; dataset.json counts them under the step's name."""
 
     def merge(self, later: "Tally") -> None:
-        """Add what was counted in the block that follows, but not its bad records."""
+        """Add the counts of the next block, without its bad records."""
         self.counts.update(later.counts)
         self.dropped += later.dropped
 
 
 Apply = Callable[[Iterator[Any], Tally], Iterator[Any]]
-"""Takes the items of one block and gives those that the next step gets, in their order."""
+"""Maps the items of one block to the items that the next step gets, in order."""
 
 
 @dataclass(frozen=True)
 class KeyedRows:
-    """Rows of all files whose keys are in one range, in the order of the keys.
+    """Rows of all files whose keys are in one range, in key order.
 
-    Rows with equal keys are in the order of the files, which are sorted by address, and of the records in them.
+    Rows with equal keys are in the order of the files (sorted by address) and of the records in a file.
     """
 
     keys: NDArray[np.uint64]
     """(rows,): a keyed hash of label and text, or of what the step's `key` returns. Equal rows have equal keys."""
     labels: NDArray[np.int64]
-    """(rows,): the number of the label; 0 where there are no labels."""
+    """(rows,): the label id; 0 if there are no labels."""
     splits: NDArray[np.int8]
-    """(rows,): TRAIN, VALIDATION or TEST (`splits.py`), by the field of the spec that names the file. Training files
-    come first among equal keys."""
+    """(rows,): TRAIN, VALIDATION or TEST (`splits.py`), by the field of the spec that names the file. Among equal keys,
+    training files come first."""
 
 
 ApplyToKeys = Callable[[KeyedRows, Tally], NDArray[np.bool_]]
@@ -86,27 +86,27 @@ ApplyToKeys = Callable[[KeyedRows, Tally], NDArray[np.bool_]]
 
 
 def no_remarks(_counts: Counter[str]) -> tuple[str, ...]:
-    """For a step that has nothing to say."""
+    """For a step without remarks."""
     return ()
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step with its parameters. Pickled for worker processes: by reference to its function's module."""
+    """A step with its parameters. Pickled for worker processes, so `apply` must be importable from its module."""
 
     name: str
     version: int
-    """Raised when the same parameters would give other rows."""
+    """Increased when the same parameters would give different rows."""
     parameters: Mapping[str, Any]
-    """Resolved, as JSON: part of the digest. What does not change rows stays out."""
+    """Resolved, as JSON: part of the digest. Parameters that do not change rows are omitted."""
     apply: Any
-    """An Apply, an ApplyToKeys, or of the step `split` a function that makes a Splitter."""
+    """An Apply or an ApplyToKeys; for the step `split`, a function that makes a Splitter."""
     report: Callable[[Counter[str]], tuple[str, ...]] = no_remarks
-    """What a user should know, one line each, by the counts of all blocks."""
+    """Remarks for the user, one line each, from the counts of all blocks."""
     key: Callable[[Example], str] | None = None
-    """Of a step on keys: what it compares rows by. None: label and text."""
+    """For steps on keys: what the step compares rows by. None: label and text."""
     depends_on_file_order: bool = False
-    """Whether other rows may result when the same files come in another order, as after a renaming. Then the order is
+    """Whether the rows may change when the files come in another order, for example after renaming. If so, the order is
     part of the digest."""
 
 
@@ -114,27 +114,27 @@ class Step:
 class DataStep:
     """An optional step: `STEP` of a module in `steps/`.
 
-    `parameters` resolves a typed field of the spec to a dataclass of JSON values; None: the step is not enabled, and
-    then the digest does not change by its existence. `apply` gets the dataclass first.
+    `parameters` resolves a typed field of the spec to a dataclass of JSON values. It returns None if the step is not
+    enabled; the digest then does not depend on the step. `apply` gets the dataclass as its first argument.
     """
 
     name: str
     version: int
     order: int
-    """Among the optional steps; those of equal order go by name."""
+    """Position among the optional steps; ties are ordered by name."""
     parameters: Callable[[Spec], Any]
     apply: Callable[..., Any]
     report: Callable[[Counter[str]], tuple[str, ...]] = no_remarks
     on_keys: bool = False
-    """`apply` is an ApplyToKeys, not an Apply."""
+    """Whether `apply` is an ApplyToKeys instead of an Apply."""
     key: Callable[[Any, Example], str] | None = None
-    """Only with `on_keys`. (parameters, example) -> the text that rows are compared by: those for which it is equal get
-    equal keys. None: label and text. Costs, on disk, 8 bytes a row in the rows' file and 20 bytes in another one."""
+    """Only with `on_keys`. (parameters, example) -> the text that rows are compared by: equal texts get equal keys.
+    None: label and text. Takes 8 bytes per row in the file of the rows and 20 bytes in another file on disk."""
     depends_on_file_order: bool = False
     """See `Step`."""
 
     def of(self, spec: Spec) -> Step | None:
-        """The step as this spec wants it; None where it does not."""
+        """The step for this spec; None if it is not enabled."""
         parameters = self.parameters(spec)
         if parameters is None:
             return None
@@ -150,7 +150,7 @@ class DataStep:
 
 
 def optional(spec: Spec, *, on_keys: bool) -> list[Step]:
-    """The optional steps that the spec enables, in their order."""
+    """The optional steps that the spec enables, in order."""
     names = [module.name for module in pkgutil.iter_modules(optional_steps.__path__)]
     modules = [importlib.import_module(f"{optional_steps.__name__}.{name}") for name in names]
     found: list[DataStep] = sorted((module.STEP for module in modules), key=lambda step: (step.order, step.name))
@@ -159,7 +159,7 @@ def optional(spec: Spec, *, on_keys: bool) -> list[Step]:
 
 
 def dataset_digest(files: Files, steps: Iterable[Step]) -> str:
-    """SHA-256 of what the rows depend on: contents and types of the files, not their names; the steps."""
+    """SHA-256 of what the rows depend on: contents and types of the files (not their names), and the steps."""
     steps = tuple(steps)
     ordered = list if any(step.depends_on_file_order for step in steps) else sorted
     depends_on = {
@@ -171,7 +171,7 @@ def dataset_digest(files: Files, steps: Iterable[Step]) -> str:
 
 
 def format_records(formatter: Formatter, records: Iterator[Record], tally: Tally) -> Iterator[Example]:
-    """The step `format`: an example for each record that can be used."""
+    """The step `format`: one example for each usable record."""
     for record in records:
         try:
             yield formatter(record.values, record.place)
@@ -183,7 +183,7 @@ def format_records(formatter: Formatter, records: Iterator[Record], tally: Tally
 def encode_examples(
     encode: Encode, tokenizer: FastTokenizer, max_length: int, examples: Iterator[Example], tally: Tally
 ) -> Iterator[EncodedBatch]:
-    """The step `encode`: rows of tokens, a batch of examples at a time."""
+    """The step `encode`: rows of tokens, one batch of examples at a time."""
     for batch in batches(examples):
         started = time.perf_counter_ns()
         encoded = encode(batch, tokenizer, max_length)
@@ -196,41 +196,41 @@ ENCODE_NS = "encode nanoseconds"
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """All that a process needs to make the rows of a block."""
+    """Everything that a process needs to make the rows of a block."""
 
     steps: tuple[Step, ...]
-    """Those up to `encode`."""
+    """The steps up to `encode`."""
     columns: Columns
     action: BadRecordAction
     seed: int
-    """Of the keys."""
+    """Seed of the keys."""
     buckets: int
     wide: bool
     """Whether token ids need more than 16 bits."""
     folder: Path
-    """Where the rows are kept until all blocks are done."""
+    """Folder for the rows until all blocks are processed."""
     step_keys: Mapping[str, Callable[[Example], str]] = field(default_factory=dict)
-    """Name of a step on keys -> what it compares rows by, for those that do not use label and text."""
+    """Step on keys -> what it compares rows by, for steps that do not use label and text."""
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What came of a block; its rows are on disk."""
+    """The result of a block; its rows are on disk."""
 
     records: int
-    """That were read, also those that were left out later."""
+    """Records read, including those that were dropped later."""
     tallies: dict[str, Tally]
-    """Name of the step -> what it counted."""
+    """Step name -> its counts."""
     bad: BadRecords
     run: Run | None
     """None: no rows."""
     seconds: float
     error: BadDataError | None = None
-    """Why reading ended within the block."""
+    """Why reading stopped within the block."""
 
 
 def process_block(plan: BlockPlan, block: Block, number: int) -> BlockResult:
-    """Apply the steps to a block and write its rows as the run of that number."""
+    """Apply the steps to a block and write its rows as run `number`."""
     started = time.perf_counter()
     bad = BadRecords(plan.action)
     tallies = {step.name: Tally(bad) for step in plan.steps}

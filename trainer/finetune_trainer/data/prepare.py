@@ -1,6 +1,6 @@
 """The prepare stage: checks data, model, storage and memory, so that errors are found before training starts.
 
-It chooses the settings that the user left open, then reuses the data set of the same inputs or makes it.
+It chooses the settings that the user did not set, then reuses the data set of the same inputs or builds it.
 """
 
 from collections.abc import Collection
@@ -41,13 +41,13 @@ from .info import DATASET_FILE, DatasetInfo, read_dataset_info
 from .order import grouping_of
 from .pipeline import dataset_digest
 from .problems import BadRecords
-from .prompts import check_prompts, formed_prompts
+from .prompts import check_prompts, format_prompts
 from .readers import column_names
 from .sources import SourceFile, fetch_sources
 
-_WORTH_GROUPING = 0.25
-"""The least share of the computation for which rows are grouped by length. Groups cost randomness. Over five seeds the
-loss was no higher (docs/benchmarks.md), but one seed of the demo, where grouping saves 10 %, gave 0.77, not 0.62."""
+_MIN_GROUPING_SAVING = 0.25
+"""Minimum saving of computation for which rows are grouped by length, because grouping reduces randomness. Over five
+seeds the loss was not higher (docs/benchmarks.md), but with one seed of the demo (10 % saved) it was 0.77, not 0.62."""
 _NO_LIMIT = 10**9
 """Tokenizers without a maximum length report a number like 1e30."""
 
@@ -55,14 +55,14 @@ Files = dict[str, tuple[SourceFile, ...]]
 
 
 def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter) -> Prepared:
-    """Check storage, model, data and memory, then make the data set or reuse it.
+    """Check storage, model, data and memory, then build the data set or reuse it.
 
-    Raises BadDataError, ModelUnusableError, BadConfigError, AccessDeniedError or StorageUnreachableError, each saying
-    what is wrong, where, and what to do instead.
+    Raises BadDataError, ModelUnusableError, BadConfigError, AccessDeniedError or StorageUnreachableError; each message
+    states the problem, its location and the fix.
     """
     spec = config.spec
     known_task = task_of(spec)
-    with report.phase("check", "checking that object storage can be written and read"):
+    with report.phase("check", "checking read and write access to object storage"):
         store.check_read_write(config.output_uri)
     with report.phase("model", f"fetching the base model {spec.model.uri}"):
         model = fetch_model(spec.model.uri, store, runtime.cache)
@@ -89,7 +89,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     check_evaluation_fits(spec, EvaluationNeeds(parameters=facts.parameters, test_tokens=0, dtype=dtype))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
     if TASKS[task].support.answers_prompts:
-        prompts = formed_prompts(spec.evaluation.prompts, formatter, spec.model.uri)
+        prompts = format_prompts(spec.evaluation.prompts, formatter, spec.model.uri)
         if plan.embeddings is not None:
             check_prompts(prompts, tokenizer, plan.embeddings, spec.model.uri)
     inputs = Inputs(files, formatter, tokenizer, tokenizer_digest(model.path), task, length)
@@ -137,7 +137,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
 
 
 def _check_rules(spec: Spec, data_format: DataFormat) -> None:
-    """Check the rules that depend on the task, once the data has shown it.
+    """Check the rules that depend on the task, once the task is known from the data.
 
     Raises BadConfigError with all violations.
     """
@@ -149,12 +149,12 @@ def _check_rules(spec: Spec, data_format: DataFormat) -> None:
     if found:
         raise BadConfigError(
             "; ".join(found),
-            advice=f"the data has the format {data_format}; change the fields, or set spec.data.format",
+            advice=f"the data has the format {data_format}; change these fields, or set spec.data.format",
         )
 
 
 def check_evaluation_fits(spec: Spec, needs: EvaluationNeeds) -> None:
-    """Raise BadConfigError, before anything is trained, where the evaluate stage cannot hold the model in memory."""
+    """Raise BadConfigError, before training, if the memory of the evaluate stage is too small for the model."""
     limit = spec.stages.evaluate.resources.limits.get("memory")
     if limit is not None and amount(limit) < needs.memory_bytes:
         whole = -(-needs.memory_bytes // 2**30)
@@ -179,20 +179,20 @@ def _detected_format(data: Data, task: Task | None, files: tuple[SourceFile, ...
         if (names := column_names(file, bad)) is not None:
             return detect_format(names, data.columns, task, file.uri)
     bad.raise_if_any()
-    raise BadDataError("the files of spec.data.train hold no records", advice="check the files of spec.data.train")
+    raise BadDataError("the files of spec.data.train have no records", advice="check the files of spec.data.train")
 
 
 def longest_allowed(wanted: int, facts: ModelFacts, tokenizer: Any) -> int:
-    """Tokens that a row may have: what the user wants, but never more than model and tokenizer can take."""
+    """Maximum tokens of a row: what the user set, limited to what model and tokenizer accept."""
     limits = [facts.positions, tokenizer.model_max_length]
     return min([wanted, *(int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT)])
 
 
 def completed_facts(facts: ModelFacts, plan: WeightPlan, method: str, virtual_tokens: int) -> ModelFacts:
-    """What config.json and weight files say, corrected by what the model's code and the fine-tuning method do.
+    """The facts of config.json and weight files, corrected for the model's code and the fine-tuning method.
 
-    `virtual_tokens` are the positions that the method takes of every row. Raises BadConfigError where they leave fewer
-    than two tokens, of which the first is never predicted.
+    `virtual_tokens` are the positions of every row that the method uses. Raises BadConfigError if fewer than two tokens
+    remain (the first token is never predicted).
     """
     limits = [limit for limit in (facts.positions, plan.positions) if limit is not None]
     if virtual_tokens and limits and min(limits) - virtual_tokens < 2:
@@ -206,23 +206,23 @@ def completed_facts(facts: ModelFacts, plan: WeightPlan, method: str, virtual_to
 
 
 def _model_warnings(config: TrainerConfig, plan: WeightPlan, labelled: WeightPlan) -> tuple[str, ...]:
-    """What a user has to know about the base model: `plan` is for its own labels, `labelled` for those of the data."""
+    """Warnings about the base model: `plan` is for its own labels, `labelled` for the labels of the data."""
     found = [labelled.labels.note]
     if plan.unused:
         found.append(
-            f"config.json of the base model has no place for {len(plan.unused)} of its weights, which are not used: "
+            f"config.json of the base model does not describe {len(plan.unused)} of its weights, which are ignored: "
             f"{', '.join(plan.unused[:3])}"
         )
     if config.spec.training.gradient_checkpointing and not plan.gradient_checkpointing:
         found.append(
-            f"{plan.model_class.__name__} does not support gradient checkpointing, so it is trained without: "
-            "this takes more memory"
+            f"{plan.model_class.__name__} does not support gradient checkpointing, so it is trained without it: "
+            "training uses more memory"
         )
     return tuple(warning for warning in found if warning)
 
 
 def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dtype, length: int) -> ZeroChoice:
-    """`length` is that of a row with the method's virtual tokens, which take as much memory as others."""
+    """`length` includes the method's virtual tokens, which use as much memory as other tokens."""
     spec = config.spec
     on_gpus = spec.workers.gpus_per_node > 0
     limit = spec.workers.resources.limits.get("memory")
@@ -244,7 +244,7 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
         length=length,
         gradient_checkpointing=spec.training.gradient_checkpointing and facts.gradient_checkpointing,
     )
-    # With GPUs the limit is the host's memory, which says nothing about the GPU's.
+    # With GPUs, the container's memory limit does not bound the GPU's memory.
     bytes_limit = None if limit is None or on_gpus else int(amount(limit))
     return choose_zero_stage(
         shape, requested=spec.deepspeed.zero_stage, limit=bytes_limit, offload=spec.deepspeed.offload
@@ -254,10 +254,10 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
 def lighter_methods(
     facts: ModelFacts, trained: int, task: Task, formats: Collection[ArtifactFormat]
 ) -> dict[str, tuple[int, int]]:
-    """Methods that train fewer parameters and can be used for the task and exported in these formats.
+    """Methods that train fewer parameters and support the task and the output formats.
 
-    Name -> numbers of trained and of added parameters, the method that trains the most first: it is the closest to
-    what was asked for.
+    Name -> numbers of trained and added parameters, sorted by trained parameters, largest first: the first is closest
+    to the requested method.
     """
     rows = {name: METHODS[name].block.support for name in METHODS}
     usable = [name for name, row in rows.items() if task in (row.tasks or tuple(Task)) and {*formats} <= {*row.formats}]
@@ -269,16 +269,16 @@ def lighter_methods(
 def make_formatter(
     data_format: DataFormat, data: Data, tokenizer: Any, model_uri: str, today: date = TEMPLATE_DATE
 ) -> Formatter:
-    """The formatter for a tokenizer; `today` is the date that a chat template is given.
+    """The formatter for a tokenizer; `today` is the date that a chat template gets.
 
-    Raises ModelUnusableError where the format needs a chat template and the model has none, or it cannot be used.
+    Raises ModelUnusableError if the format needs a chat template and the model has none or an invalid one.
     """
     form = FORMATS[data_format]
     renderer = None if form.template is TemplateUse.NEVER else renderer_of(tokenizer, today)
     if form.template is TemplateUse.REQUIRED and renderer is None:
         raise ModelUnusableError(
             f"{model_uri} has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja)",
-            advice="choose an instruction-tuned base model, or bring the data into prompt and completion columns",
+            advice="choose an instruction-tuned base model, or convert the data to prompt and completion columns",
         )
     begin, end = _added_tokens(tokenizer)
     if form.tokenizer_adds_ends:
@@ -288,49 +288,49 @@ def make_formatter(
 
 
 def _added_tokens(tokenizer: Any) -> tuple[str, str]:
-    """The special tokens that the tokenizer itself puts around a text; empty where it puts none."""
+    """The special tokens that the tokenizer adds before and after a text; empty if it adds none."""
     (encoding,) = tokenizer("a").encodings
     special = [token if flag else "" for token, flag in zip(encoding.tokens, encoding.special_tokens_mask, strict=True)]
     return (special[0], special[-1]) if special else ("", "")
 
 
 def choose_packing(config: TrainerConfig, info: DatasetInfo, parameters: int) -> tuple[Packing, str]:
-    """The packing that the user wants, else the cheaper one; and the reason where it was chosen."""
+    """The packing that the user set, otherwise the cheaper one, with the reason for the choice."""
     if config.spec.data.packing is not None:
         return config.spec.data.packing, ""
     histogram = info.lengths["train"]
     lengths = np.repeat(np.array(list(histogram), dtype=np.int32), list(histogram.values()))
     saved = grouping_of(config, lengths, parameters).saved
-    if saved <= _WORTH_GROUPING:
+    if saved <= _MIN_GROUPING_SAVING:
         return Packing.PADDED, f"packing Padded: grouping by length would save {max(saved, 0):.0%} of the computation"
     return Packing.LENGTH_GROUPED, f"packing LengthGrouped: saves {saved:.0%} of the computation"
 
 
 def notes_of(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> tuple[str, ...]:
-    """Return at most eight notes, those about dropped and cut records first. All remarks are also warnings."""
+    """At most eight notes, those about dropped and truncated records first. All remarks are also logged as warnings."""
     notes = []
     if info.dropped:
         rules = ", ".join(f"{rule} {count}" for rule, count in info.dropped.items())
-        notes.append(f"left out {sum(info.dropped.values())} records: {rules}")
+        notes.append(f"dropped {sum(info.dropped.values())} records: {rules}")
     for split, count in info.truncated.items():
         if count:
             rows = getattr(info.counts, split)
-            notes.append(f"cut {count} of {rows} {split} rows to {info.max_length} tokens")
+            notes.append(f"truncated {count} of {rows} {split} rows to {info.max_length} tokens")
     if divided := sum(info.divided.values()):
         rows, documents = sum(sum(lengths.values()) for lengths in info.lengths.values()), sum(info.documents.values())
         notes.append(
-            f"divided {divided} of {documents} texts into rows of at most {info.max_length} tokens: {rows} rows in all"
+            f"split {divided} of {documents} texts into rows of at most {info.max_length} tokens: {rows} rows in total"
         )
     if dropped := sum(info.dropped_tokens.values()):
         total = sum(info.tokens.values())
-        notes.append(f"dropped {dropped} of {total} tokens ({dropped / total:.1%}): they lie beyond maxLength")
+        notes.append(f"dropped {dropped} of {total} tokens ({dropped / total:.1%}): beyond maxLength")
     if info.max_length < wanted_length:
-        notes.append(f"maxLength {wanted_length} lowered to {info.max_length}, the most that the model takes")
+        notes.append(f"maxLength {wanted_length} lowered to {info.max_length}, the maximum of the model")
     return tuple([*notes, *info.remarks, *(note for note in chosen if note)][:8])
 
 
 def run(context: StageContext) -> Prepared:
-    """The stage: prepare, and record the run for the stages after it."""
+    """Run the stage: prepare the data, and store its result for the next stages."""
     prepared = prepare(context.config, context.store, context.runtime, context.report)
     record_run(context.store, context.config, prepared)
     return prepared

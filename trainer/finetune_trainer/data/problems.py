@@ -1,4 +1,4 @@
-"""Records that cannot be used: collected while reading, so that one error lists many of them."""
+"""Unusable records: collected while reading, so that one error lists many of them."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -10,12 +10,12 @@ from finetune_api.v1alpha1 import BadRecordAction
 from ..errors import BadDataError
 
 _LISTED = 10
-"""Enough to see a pattern; reading stops there, since a file of the wrong kind would give millions."""
+"""Enough to see a pattern. Reading stops there, because a file of the wrong type could give millions."""
 _SHOWN = 80
 
 
-class RecordProblem(ValueError):  # noqa: N818 - not an error of the program but a finding about one record
-    """One record cannot be used. `rule` names the kind of problem, `remedy` what to do about it."""
+class RecordProblem(ValueError):  # noqa: N818 - a finding about one record, not a program error
+    """One record cannot be used. `rule` is the kind of problem, `remedy` is how to fix it."""
 
     def __init__(self, rule: str, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -29,7 +29,7 @@ class RecordProblem(ValueError):  # noqa: N818 - not an error of the program but
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record stands: its file and its line (text files) or row (Parquet), from 1."""
+    """Location of a record: its file, and its line (text files) or row (Parquet), from 1."""
 
     uri: str
     number: int
@@ -40,19 +40,19 @@ class Place:
 
 
 class BadRecords:
-    """Findings of one reading. `Fail`: the error comes after ten of them or at the end; `Skip`: they are counted."""
+    """Problems found while reading. `Fail`: raised after ten of them or at the end; `Skip`: they are counted."""
 
     def __init__(self, action: BadRecordAction) -> None:
         self.skips = action is BadRecordAction.SKIP
         self.found: list[tuple[str, RecordProblem]] = []
         """Place and problem of each record, in the order of the records; empty with `Skip`."""
         self.dropped: Counter[str] = Counter()
-        """Rule -> records that were skipped."""
+        """Rule -> number of records that were skipped."""
 
     def add(self, place: str, problem: RecordProblem, records: int = 1) -> None:
-        """Note that the record at `place` cannot be used, and how many are lost by it.
+        """Report that the record at `place` cannot be used; `records` is the number of records that this loses.
 
-        Raises BadDataError when enough were found.
+        Raises BadDataError when the limit is reached.
         """
         if self.skips:
             self.dropped[problem.rule] += records
@@ -62,27 +62,27 @@ class BadRecords:
             self.raise_if_any()
 
     def merge(self, later: "BadRecords") -> None:
-        """Add the findings of the records that follow. Raises BadDataError when enough were found."""
+        """Add the problems of the records that follow. Raises BadDataError when the limit is reached."""
         self.dropped.update(later.dropped)
         for place, problem in later.found:
             self.add(place, problem)
 
     def raise_if_any(self) -> None:
-        """Raise BadDataError listing what was found, with one remedy for each kind of problem."""
+        """Raise BadDataError with the list of problems, and one remedy for each kind of problem."""
         if not self.found:
             return
         lines = [f"{place}: {problem.what}" for place, problem in self.found]
         remedies = list(dict.fromkeys(problem.remedy for _, problem in self.found))
-        more = " (reading stopped there)" if len(lines) >= _LISTED else ""
+        more = " (reading stopped here)" if len(lines) >= _LISTED else ""
         head = f"{len(lines)} record{'s' if len(lines) > 1 else ''} cannot be used{more}:\n  "
         raise BadDataError(
             head + "\n  ".join(lines),
-            advice="; ".join([*remedies, "or set spec.data.onBadRecord: Skip to leave such records out"]),
+            advice="; ".join([*remedies, "or set spec.data.onBadRecord: Skip to drop such records"]),
         )
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: quoted, cut to 80 characters."""
+    """Format a value for an error message: quoted, truncated to 80 characters."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or a number with too many digits
@@ -91,7 +91,7 @@ def shown(value: object) -> str:
 
 
 def listed(names: Collection[str], *, most: int = 20) -> str:
-    """Names with commas between them as an error message shows them: the first ones, and how many more there are."""
+    """Join names with commas for an error message: the first `most`, and how many more there are."""
     first = [name if len(name) <= _SHOWN else name[: _SHOWN - 3] + "..." for name in islice(names, most)]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return (", ".join(first) or "none") + more

@@ -1,6 +1,6 @@
-"""The prompts of `spec.evaluation` in the form and the tokens of the training data.
+"""Formats and tokenises the prompts of `spec.evaluation` like the training data.
 
-The prepare stage checks them and the evaluate stage asks them; both by this code, so that what passes can be asked.
+The prepare stage checks them and the evaluate stage generates from them, both with this code.
 """
 
 from collections.abc import Sequence
@@ -14,27 +14,27 @@ from .problems import RecordProblem
 _FIELD = "spec.evaluation.prompts"
 
 
-def formed_prompts(prompts: Sequence[str], formatter: Formatter, uri: str) -> list[str]:
-    """The prompts as the model at `uri` is asked. Raises ModelUnusableError where its chat template refuses one."""
-    formed = []
+def format_prompts(prompts: Sequence[str], formatter: Formatter, uri: str) -> list[str]:
+    """The prompts as the model at `uri` gets them. Raises ModelUnusableError if its chat template rejects one."""
+    formatted = []
     for index, prompt in enumerate(prompts):
         try:
-            formed.append(formatter.prompt(prompt))
+            formatted.append(formatter.prompt(prompt))
         except RecordProblem as problem:
             raise ModelUnusableError(
-                f"{uri}: {_FIELD}[{index}] cannot be asked: {problem.what}", advice=f"remove {_FIELD}[{index}]"
+                f"{uri}: {_FIELD}[{index}] cannot be used: {problem.what}", advice=f"remove {_FIELD}[{index}]"
             ) from problem
-    return formed
+    return formatted
 
 
-def prompt_tokens(tokenizer: Any, formed: str) -> list[int]:
-    """Token ids of a formed prompt, which has its begin token already."""
-    return list(tokenizer(formed, add_special_tokens=False, verbose=False).input_ids)
+def prompt_tokens(tokenizer: Any, formatted: str) -> list[int]:
+    """Token ids of a formatted prompt, which already has its begin token."""
+    return list(tokenizer(formatted, add_special_tokens=False, verbose=False).input_ids)
 
 
-def check_prompts(formed: Sequence[str], tokenizer: Any, rows: int, uri: str) -> None:
-    """Raise ModelUnusableError for a prompt with a token that has no row in an embedding of `rows` rows."""
-    for index, prompt in enumerate(formed):
+def check_prompts(formatted: Sequence[str], tokenizer: Any, rows: int, uri: str) -> None:
+    """Raise ModelUnusableError for a prompt with a token id that is not in an embedding of `rows` rows."""
+    for index, prompt in enumerate(formatted):
         largest = max(prompt_tokens(tokenizer, prompt), default=0)
         if largest >= rows:
             raise embedding_too_small(tokenizer, largest, rows, uri, f"{_FIELD}[{index}]: its token")

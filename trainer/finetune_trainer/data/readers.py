@@ -1,11 +1,11 @@
-"""Files -> records: JSON Lines, JSON, CSV, Parquet and plain text, each record with its place.
+"""Reads records from files: JSON Lines, JSON, CSV, Parquet and plain text, each record with its location.
 
-A file is read as blocks of a few MiB, which do not depend on each other: a worker process can read each one. Lines of
-JSON and rows of Parquet become Python values there; of CSV, whose rows may span lines, and of paragraphs of text, the
-blocks hold records that are parsed already.
+A file is read as independent blocks of a few MiB, so that worker processes can read them in parallel. Workers parse
+lines of JSON and rows of Parquet; for CSV, whose rows may span lines, and paragraphs of text, the blocks hold parsed
+records.
 
-A record that cannot be read is reported and left out; a file that is not what its suffix says stops the reading, since
-nothing in it can be trusted. Whatever the bytes are, the outcome is records or BadDataError.
+An unreadable record is reported and dropped. A file whose content does not match its suffix stops the reading. For
+any bytes, the result is records or BadDataError.
 """
 
 import codecs
@@ -32,12 +32,12 @@ from .problems import BadRecords, Place, RecordProblem, listed, shown
 from .sources import SourceFile
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".txt", ".parquet")
-"""The first five also with `.gz` behind."""
+"""The first five also with the additional suffix `.gz`."""
 
 BLOCK_BYTES = 1 << 20
 
 Columns = Callable[[Sequence[str]], Iterable[str]]
-"""The names of a file's columns -> those whose values will be used."""
+"""Column names of a file -> those whose values will be used."""
 
 _MAGIC = {
     b"PAR1": "a Parquet file",
@@ -56,7 +56,7 @@ _MAGIC = {
 }
 _ENCODINGS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),  # starts with the byte order mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -64,50 +64,50 @@ _ENCODINGS = (
 """Byte order mark -> encoding."""
 _HEAD_BYTES = 4096
 _LONGEST_LINE = 1 << 28
-"""Characters. A whole data set on one line cannot be read piece by piece."""
+"""Characters. A data set on a single line cannot be read in parts."""
 _CSV_FIELD_LIMIT = 1 << 26
 _DELIMITERS = (",", ";", "\t", "|")
-_SAVE_AS_UTF8 = "save the file as UTF-8 (files of older Windows programs are in Windows-1252 or Latin-1)"
+_SAVE_AS_UTF8 = "save the file as UTF-8 (older Windows programs write Windows-1252 or Latin-1)"
 _PARQUET_BATCH_ROWS = 1024
 _PARQUET_BUFFER_BYTES = 1 << 20
-"""Read at a time of a column; without it a whole row group of the column would be in memory."""
+"""Bytes of a column read at a time; without it, a whole row group of the column is read into memory."""
 _PARSED_RECORDS = 20_000
 _CHARACTER_BYTES = 4
-"""At most, in UTF-8."""
-_HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
-"""How JSON spells halves of surrogate pairs; two of them together are fine."""
+"""Maximum size, in UTF-8."""
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+"""JSON escapes of unpaired surrogates; two of them that form a pair are valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as it stands in its file."""
+    """One record as it is in its file."""
 
     values: dict[str, Any]
     place: Place
 
 
 class Block(Protocol):
-    """A part of a file that can be read on its own, also in another process."""
+    """A part of a file that can be read independently, also in another process."""
 
     @property
     def file(self) -> SourceFile:
-        """The file that it is a part of."""
+        """The file that the block belongs to."""
 
     def read(self, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-        """Its records in order; those that cannot be read are added to `bad`."""
+        """The records in order; unreadable ones are added to `bad`."""
 
 
 def read(file: SourceFile, bad: BadRecords, columns: Columns = lambda names: names) -> Iterator[Record]:
-    """The records of a file, in order. Of Parquet and CSV files only the named columns are kept.
+    """The records of a file, in order. From Parquet and CSV files only the selected columns are read.
 
-    Raises BadDataError for a file that is not what its suffix says.
+    Raises BadDataError if the content of the file does not match its suffix.
     """
     for block in blocks(file, columns):
         yield from block.read(bad, columns)
 
 
 def blocks(file: SourceFile, columns: Columns, size: int = BLOCK_BYTES) -> Iterator[Block]:
-    """The parts of a file, of about `size` bytes each, in order. Raises BadDataError as `read` does."""
+    """The blocks of a file, of about `size` bytes each, in order. Raises BadDataError as `read` does."""
     suffix = file_type(file)
     if file.size == 0:
         yield ParsedBlock(file, (_Bad(file.uri, _empty_file()),))
@@ -127,7 +127,7 @@ def blocks(file: SourceFile, columns: Columns, size: int = BLOCK_BYTES) -> Itera
 
 @dataclass(frozen=True)
 class _Bad:
-    """A record that cannot be read."""
+    """An unreadable record."""
 
     place: str
     problem: RecordProblem
@@ -136,13 +136,13 @@ class _Bad:
 
 @dataclass(frozen=True)
 class ParsedBlock:
-    """Records and findings in the order of the file."""
+    """Records and problems in the order of the file."""
 
     file: SourceFile
     entries: Sequence[Record | _Bad]
 
     def read(self, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-        """The records; the findings are added to `bad`."""
+        """Yield the records; problems are added to `bad`."""
         del columns
         for entry in self.entries:
             if isinstance(entry, _Bad):
@@ -152,31 +152,31 @@ class ParsedBlock:
 
 
 class _Collector(BadRecords):
-    """Puts findings among the records of a ParsedBlock, in place of raising or counting them."""
+    """Inserts problems among the records of a ParsedBlock instead of raising or counting them."""
 
     def __init__(self, entries: list[Record | _Bad]) -> None:
         super().__init__(BadRecordAction.SKIP)
         self._entries = entries
 
     def add(self, place: str, problem: RecordProblem, records: int = 1) -> None:
-        """Note the finding."""
+        """Add the problem."""
         self._entries.append(_Bad(place, problem, records))
 
 
 @dataclass(frozen=True)
 class LinesBlock:
-    """Whole lines of JSON in UTF-8: where they stand in the file, or, of compressed files, the lines themselves."""
+    """Whole lines of JSON in UTF-8: their position in the file or, for compressed files, the lines themselves."""
 
     file: SourceFile
     first_line: int
-    """Number of its first line, from 1."""
+    """Number of the first line, from 1."""
     encoding: str
     offset: int
     size: int
     data: bytes | None = None
 
     def read(self, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-        """One record for each line that holds an object."""
+        """One record for each line with an object."""
         data = self.data
         if data is None:
             with self.file.path.open("rb") as stream:
@@ -192,12 +192,12 @@ class RowsBlock:
 
     file: SourceFile
     first_row: int
-    """Number of its first row, from 1."""
+    """Number of the first row, from 1."""
     data: bytes
-    """Batches of rows with the columns that are used, as an Arrow stream."""
+    """Batches of rows with the selected columns, as an Arrow stream."""
 
     def read(self, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-        """One record for each row whose values Python has."""
+        """One record for each row whose values Python can represent."""
         del columns  # the batches hold no others
         number = self.first_row
         for batch in pa.ipc.open_stream(self.data):
@@ -211,7 +211,7 @@ class RowsBlock:
 
 
 def _empty_file() -> RecordProblem:
-    return RecordProblem("empty file", "the file is empty", "remove it or write it again")
+    return RecordProblem("empty file", "the file is empty", "remove it, or write it again")
 
 
 def column_names(file: SourceFile, bad: BadRecords) -> tuple[str, ...] | None:
@@ -225,7 +225,7 @@ def column_names(file: SourceFile, bad: BadRecords) -> tuple[str, ...] | None:
 
 
 def file_type(file: SourceFile) -> str:
-    """The suffix by which the file is read, which its first bytes do not contradict."""
+    """The suffix that determines how the file is read, checked against the first bytes of the file."""
     if not _is_encodable(file.uri):
         raise BadDataError(f"{file.uri}: the file's name is not UTF-8", advice="rename the file")
     name = file.path.name.lower()
@@ -233,7 +233,7 @@ def file_type(file: SourceFile) -> str:
     if suffix not in SUFFIXES or name.endswith(".parquet.gz"):
         raise BadDataError(
             f"{file.uri}: no reader for this suffix",
-            advice=f"name the file by its content: {', '.join(SUFFIXES)}, the text ones also with .gz",
+            advice=f"use a suffix that matches the content: {', '.join(SUFFIXES)}, the text ones also with .gz",
         )
     if file.size:
         with file.path.open("rb") as stream:
@@ -243,7 +243,7 @@ def file_type(file: SourceFile) -> str:
 
 
 Line = tuple[int, str]
-"""Line number from 1, and the line without its end."""
+"""Line number from 1, and the line without its line end."""
 
 
 def _open(path: Path) -> BinaryIO:
@@ -256,8 +256,8 @@ def _check_magic(file: SourceFile, start: bytes, expected: str) -> None:
     if found != wanted:
         starts = f"; it starts with {start[:4]!r}" if found == "text" else ""
         raise BadDataError(
-            f"{file.uri}: by its suffix the file is {wanted}, but its content is {found}{starts}",
-            advice="give the file the suffix of its content, or write it again",
+            f"{file.uri}: the suffix says {wanted}, but the content is {found}{starts}",
+            advice="rename the file to match its content, or write it again",
         )
 
 
@@ -277,13 +277,13 @@ def _text_blocks(file: SourceFile, suffix: str, columns: Columns, size: int) -> 
                 return
         entries: list[Record | _Bad] = []
         found = _Collector(entries)
-        # Without a line in the middle of a row of CSV, the beginning of the next row would be unknown.
+        # A line that is missing inside a CSV row would make the start of the next row unknown.
         lines = _decoded(stream, file, found, encoding, keeps_all=reader is _csv)
         yield from _parsed_blocks(reader(lines, file, found, columns), entries, file, size)
 
 
 def _characters(value: Any) -> int:
-    """Characters of the texts in a value, nested ones included; 8 for any other value."""
+    """Number of characters of the texts in a value, including nested ones; 8 for any other value."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
@@ -296,14 +296,14 @@ def _characters(value: Any) -> int:
 def _parsed_blocks(
     records: Iterator[Record], entries: list[Record | _Bad], file: SourceFile, size: int
 ) -> Iterator[Block]:
-    """Blocks of the records and of the findings that reading them adds to `entries`."""
+    """Blocks of the records and of the problems that reading them adds to `entries`."""
     error: Exception | None = None
     characters = 0
     while error is None:
         try:
             record = next(records, None)
         except (BadDataError, EOFError, gzip.BadGzipFile, zlib.error, UnicodeError) as raised:
-            record, error = None, raised  # it comes after the records before it
+            record, error = None, raised  # raised after the records before it
         if record is not None:
             entries.append(record)
             characters += _characters(record.values)
@@ -318,7 +318,7 @@ def _parsed_blocks(
 
 
 def _line_blocks(stream: BinaryIO, file: SourceFile, encoding: str, size: int) -> Iterator[Block]:
-    """Divide UTF-8 behind line ends. Lines are counted here, so that every block knows the number of its first one."""
+    """Split UTF-8 after line ends. Lines are counted here, so that every block has the number of its first line."""
     is_compressed = file.path.name.lower().endswith(".gz")
     line, offset, rest = 1, 0, b""
     is_last = False
@@ -329,7 +329,7 @@ def _line_blocks(stream: BinaryIO, file: SourceFile, encoding: str, size: int) -
         # A `\r` at the very end may be the first half of a line end.
         end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, -1)) + 1
         if (is_last and error is None) or len(data) - end >= _CHARACTER_BYTES * _LONGEST_LINE:
-            end = len(data)  # a line that is too long is refused by the reader of the block
+            end = len(data)  # the reader of the block rejects a line that is too long
         if end:
             block = data[:end]
             yield LinesBlock(file, line, encoding, offset, end, block if is_compressed else None)
@@ -341,7 +341,7 @@ def _line_blocks(stream: BinaryIO, file: SourceFile, encoding: str, size: int) -
 
 
 def _read_fully(stream: BinaryIO, size: int) -> tuple[bytes, Exception | None]:
-    """So many bytes, or all that can be read; and what went wrong then, in a damaged gzip file."""
+    """Read `size` bytes or as many as possible; also returns the error of a damaged gzip file."""
     pieces: list[bytes] = []
     try:
         while size > 0 and (piece := stream.read(min(size, 1 << 16))):
@@ -353,25 +353,25 @@ def _read_fully(stream: BinaryIO, size: int) -> tuple[bytes, Exception | None]:
 
 
 def _is_json_array(file: SourceFile, encoding: str) -> bool:
-    """Whether the first line that is not empty begins an array."""
+    """Whether the first non-empty line begins an array."""
     ignored = BadRecords(BadRecordAction.SKIP)
     with io.BufferedReader(cast(io.RawIOBase, _open(file.path)), buffer_size=1 << 16) as stream:
         try:
             lines = _decoded(stream, file, ignored, encoding, keeps_all=False)
             first = next((line for _, line in lines if line.strip()), "")
         except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeError):
-            return False  # reading the records meets it again
+            return False  # reading the records raises the error again
     return first.lstrip().startswith("[")
 
 
 def _decoded(
     stream: BinaryIO, file: SourceFile, bad: BadRecords, encoding: str, *, keeps_all: bool, first: int = 1
 ) -> Iterator[Line]:
-    """Lines as text, which may end in `\\n`, `\\r\\n` or `\\r`; `first` is the number of the first one.
+    """Decode lines, which may end in `\\n`, `\\r\\n` or `\\r`; `first` is the number of the first line.
 
-    A line that is not UTF-8 is reported and left out; or kept (`keeps_all`), with its bytes as unpaired surrogates.
+    A line that is not UTF-8 is reported and dropped, or kept (`keeps_all`) with its bytes as unpaired surrogates.
     """
-    # Bytes that do not decode become halves of surrogate pairs, which valid UTF-8 never gives.
+    # Undecodable bytes become unpaired surrogates, which valid UTF-8 never contains.
     errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
     with io.TextIOWrapper(stream, encoding, errors, newline=None) as text:
         for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE), ""), start=first):
@@ -387,21 +387,21 @@ def _decoded(
 
 
 def _encoding(head: bytes, file: SourceFile) -> str:
-    """By the byte order mark, else UTF-8. Raises BadDataError for what is no such text."""
+    """The encoding, from the byte order mark, else UTF-8. Raises BadDataError for other encodings."""
     _check_magic(file, head, "text")
     encoding = next((name for mark, name in _ENCODINGS if head.startswith(mark)), "utf-8")
     if encoding == "utf-8" and (head.count(0) * 4 > len(head) or _is_unmarked_utf16(head)):
         raise BadDataError(
-            f"{file.uri}: the file is UTF-16 or UTF-32 without a byte order mark, or no text at all",
+            f"{file.uri}: the file is UTF-16 or UTF-32 without a byte order mark, or not text",
             advice="save the file as UTF-8, or with a byte order mark",
         )
     return encoding
 
 
 def _is_unmarked_utf16(head: bytes) -> bool:
-    """Whether the bytes are lines of UTF-16 with few zero bytes, as of Chinese, and are no UTF-8.
+    """Whether the bytes are lines of UTF-16 with few zero bytes, such as Chinese text, and not valid UTF-8.
 
-    Line ends and commas have a zero byte there, all at even or all at odd places.
+    Line ends and commas then have a zero byte, all at even or all at odd positions.
     """
     places = {index % 2 for index, byte in enumerate(head) if byte == 0}
     if len(places) != 1 or _decoded_head(head, "utf-8") is not None:
@@ -411,7 +411,7 @@ def _is_unmarked_utf16(head: bytes) -> bool:
 
 
 def _decoded_head(head: bytes, encoding: str) -> str | None:
-    """The text whose first bytes these are; None where they are of another encoding."""
+    """Decode the beginning of a text; None if it has another encoding."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeDecodeError:
@@ -419,7 +419,7 @@ def _decoded_head(head: bytes, encoding: str) -> str | None:
 
 
 def _is_encodable(text: str) -> bool:
-    """False for text with halves of surrogate pairs."""
+    """False for text with unpaired surrogates."""
     try:
         if not text.isascii():
             text.encode()
@@ -435,19 +435,19 @@ def _undecodable(line: str) -> RecordProblem:
 
 
 def _json_lines(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-    """One object a line."""
+    """One object per line."""
     for number, line in lines:
         if not line.strip():
             continue
         place = Place(file.uri, number)
         try:
-            yield Record(_checked_object(_parsed(line), columns if _HALF_OF_A_PAIR.search(line) else None), place)
+            yield Record(_checked_object(_parsed(line), columns if _SURROGATE_ESCAPE.search(line) else None), place)
         except RecordProblem as problem:
             bad.add(str(place), problem)
 
 
 def _json_array(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-    """One array of objects, which is read whole."""
+    """One array of objects, which is read completely."""
     first = next((number, line) for number, line in lines if line.strip())
     texts = [first[1]]
     for number, line in lines:
@@ -465,7 +465,7 @@ def _json_array(lines: Iterator[Line], file: SourceFile, bad: BadRecords, column
         raise BadDataError(
             f"{file.uri}: not a JSON array: {where}", advice="correct it, or write one JSON object per line"
         ) from error
-    to_check = columns if _HALF_OF_A_PAIR.search(text) else None
+    to_check = columns if _SURROGATE_ESCAPE.search(text) else None
     for index, value in enumerate(values, start=1):
         place = Place(file.uri, index, "element")
         try:
@@ -475,11 +475,11 @@ def _json_array(lines: Iterator[Line], file: SourceFile, bad: BadRecords, column
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, which allows a key to appear twice: the last one would win silently."""
+    """Build a JSON object. JSON allows duplicate keys, of which Python silently uses the last one."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = _repeated(name for name, _ in pairs)
-        raise ValueError(f"key {listed([shown(name) for name in names], most=3)} appears twice in one object")
+        raise ValueError(f"key {listed([shown(name) for name in names], most=3)} must not appear twice in one object")
     return values
 
 
@@ -500,7 +500,7 @@ def _parsed(line: str) -> object:
 
 
 def _checked_object(value: object, columns: Columns | None) -> dict[str, Any]:
-    """`columns`: where their values may hold half a surrogate pair."""
+    """`columns`: those whose values may contain an unpaired surrogate."""
     if not isinstance(value, dict):
         raise RecordProblem("malformed JSON", f"not an object: {shown(value)}", "write one JSON object per line")
     for name in columns(list(value)) if columns else ():
@@ -509,29 +509,30 @@ def _checked_object(value: object, columns: Columns | None) -> dict[str, Any]:
 
 
 def _check_characters(column: str, value: object) -> None:
-    """JSON may spell halves of surrogate pairs, which neither a tokenizer nor a file takes; in nested values, too."""
+    """Reject unpaired surrogates, which JSON can express but tokenizers and files do not accept; checks nested
+    values."""
     try:
         json.dumps([column, value], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        what = f"column {shown(column)} holds half a surrogate pair, {error.object[error.start]!r}"
-        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF as themselves") from None
+        what = f"column {shown(column)} contains an unpaired surrogate, {error.object[error.start]!r}"
+        raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF without escapes") from None
     except (ValueError, RecursionError):
-        what = f"column {shown(column)} is nested too deeply or holds a number with too many digits"
-        raise RecordProblem("malformed JSON", what, "write plain values") from None
+        what = f"column {shown(column)} is nested too deeply or contains a number with too many digits"
+        raise RecordProblem("malformed JSON", what, "write simpler values") from None
 
 
 def _csv(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-    """The first line that is not empty names the columns, and shows which of `,` `;` tab `|` stands between them.
+    """The first non-empty line has the column names and determines the delimiter: `,` `;` tab or `|`.
 
-    A header with two of these marks leaves it to the first row.
+    If the header contains two of these, the first row decides.
     """
     csv.field_size_limit(_CSV_FIELD_LIMIT)
     first, delimiters = _first_csv_line(lines)
     if first is None:
         return
     ahead = list(islice(lines, 1)) if len(delimiters) > 1 else []
-    delimiter = _fitting(delimiters, first[1], ahead[0][1]) if ahead else delimiters[0]
-    counted = _Counted(chain([first], ahead, lines))
+    delimiter = _matching_delimiter(delimiters, first[1], ahead[0][1]) if ahead else delimiters[0]
+    counted = _CountedLines(chain([first], ahead, lines))
     rows = csv.reader(counted, strict=True, delimiter=delimiter)
     header = _csv_header(rows, first[0], file)
     used = set(columns([name for name in header if name]))
@@ -553,30 +554,30 @@ def _csv(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Colu
             continue
         if len(row) != len(header):
             what = f"{len(row)} fields, but the header has {len(header)}: {listed(header)}"
-            bad.add(str(place), RecordProblem("malformed CSV", what, "quote fields that hold a comma or a line end"))
+            bad.add(str(place), RecordProblem("malformed CSV", what, "quote fields that contain a comma or a line end"))
             continue
         yield Record({name: field for name, field in zip(header, row, strict=True) if name in used}, place)
 
 
-class _Counted:
-    """Lines for the csv module, which may take several for a row; `position` is the number of the last one."""
+class _CountedLines:
+    """Lines for the csv module, which may use several for a row; `position` is the number of the last one."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self.position = 0
         self._quotes = 0
-        """In the current row so far."""
+        """Lines of the current row so far."""
         self._lines = iter(lines)
 
     def begin_row(self) -> int:
-        """The number of the last line of the row before."""
+        """Start a row. Returns the number of the last line of the previous row."""
         self._quotes = 0
         return self.position
 
     def skip_to_end_of_row(self, is_row: Callable[[str], bool]) -> None:
-        """Leave out what is left of a row that is not CSV.
+        """Skip the rest of a row that is not CSV.
 
-        After an odd number of quotes a field is still open: its lines, up to the one with the closing quote, are no
-        rows of their own. A line that is a whole row ends it as well: the quote was one too many.
+        After an odd number of quotes, a field is still open: the lines up to the closing quote are not separate rows. A
+        line that is a complete row also ends the skipping: then one quote was superfluous.
         """
         while self._quotes % 2:
             number, line = next(self._lines, (0, ""))
@@ -598,43 +599,43 @@ class _Counted:
 
 
 def _is_whole_row(line: str, delimiter: str, fields: int) -> bool:
-    """Whether a line by itself is a row with so many fields, all quotes of which are paired."""
+    """Whether a line by itself is a row with `fields` fields and paired quotes."""
     return _width(line, delimiter) == fields
 
 
 def _first_csv_line(lines: Iterator[Line]) -> tuple[Line | None, Sequence[str]]:
-    """The line with the column names, and what may be the delimiter, the likeliest first."""
+    """The line with the column names, and the possible delimiters, the most likely first."""
     present = ((number, line) for number, line in lines if line.strip())
     first = next(present, None)
     if first is None:
         return None, [","]
-    told = next((mark for mark in _DELIMITERS if first[1].strip(" ").lower() == f"sep={mark}"), None)
-    if told is not None:  # how Excel notes it
-        return next(present, None), [told]
+    declared = next((mark for mark in _DELIMITERS if first[1].strip(" ").lower() == f"sep={mark}"), None)
+    if declared is not None:  # Excel's `sep=` line
+        return next(present, None), [declared]
     return first, _delimiters(first[1])
 
 
 def _malformed_csv(error: csv.Error, first: int, last: int) -> tuple[RecordProblem, int]:
-    """The problem and the number of lines that are lost by it: a quote that is not closed takes in those after it."""
+    """The problem and the number of lines that it loses: an unclosed quote includes the lines after it."""
     lines = f" (lines {first} to {last})" if last > first else ""
     remedy = "quote fields with double quotes, and double the quotes within them"
     return RecordProblem("malformed CSV", f"not CSV: {error}{lines}", remedy), max(1, last - first + 1)
 
 
 def _delimiters(header: str) -> Sequence[str]:
-    """The marks that the header has outside of quotes; a comma where it has none."""
+    """The delimiters that the header has outside of quotes; a comma if it has none."""
     outside_quotes = re.sub(r'"[^"]*"', "", header)
     return [mark for mark in _DELIMITERS if mark in outside_quotes] or [","]
 
 
-def _fitting(delimiters: Sequence[str], header: str, row: str) -> str:
-    """The first delimiter by which the row has as many fields as the header; the first of all where none fits."""
+def _matching_delimiter(delimiters: Sequence[str], header: str, row: str) -> str:
+    """The first delimiter that splits row and header into equally many fields; the first of all if none does."""
     widths = {mark: _width(header, mark) for mark in delimiters}
     return next((mark for mark, width in widths.items() if width and _width(row, mark) == width), delimiters[0])
 
 
 def _width(line: str, delimiter: str) -> int:
-    """Fields of the line; 0 where it is no row by itself."""
+    """Number of fields of the line; 0 if it is not a row by itself."""
     try:
         return len(next(csv.reader([line], strict=True, delimiter=delimiter), ())) if line.count('"') % 2 == 0 else 0
     except csv.Error:
@@ -647,27 +648,27 @@ def _csv_header(rows: Iterator[list[str]], number: int, file: SourceFile) -> lis
     except csv.Error as error:
         raise BadDataError(
             f"{file.uri} line {number}: the header is not CSV: {error}",
-            advice="quote column names with double quotes, or with none at all",
+            advice="quote column names with double quotes, or do not quote them",
         ) from None
     if not _is_encodable("".join(header)):
         raise BadDataError(f"{file.uri} line {number}: the header is not UTF-8", advice=_SAVE_AS_UTF8)
-    # A column without a name, as of an index or after a comma at the end of all lines, is not used.
+    # A column without a name, such as an index or one after a trailing comma, is ignored.
     if repeated := _repeated(name for name in header if name):
         raise _repeated_columns(f"{file.uri} line {number}", repeated)
     return header
 
 
 def _repeated_columns(place: str, names: list[str]) -> BadDataError:
-    return BadDataError(f"{place}: column {listed(sorted(names))} appears twice", advice="rename one")
+    return BadDataError(f"{place}: column {listed(sorted(names))} must not appear twice", advice="rename one")
 
 
 def _text(lines: Iterator[Line], file: SourceFile, bad: BadRecords, columns: Columns) -> Iterator[Record]:
-    """Every paragraph is a record `{"text": ...}`; blank lines separate them, and the lines within stay as they are."""
+    """Every paragraph is a record `{"text": ...}`; blank lines separate paragraphs, line ends within one are kept."""
     del bad, columns  # a line that decodes is always part of a paragraph
     paragraph: list[str] = []
     start, last, has_gap = 0, 0, False
     for number, line in chain(lines, [(0, "")]):
-        has_gap |= number not in (0, last + 1)  # a line that was left out; so is what stood around it
+        has_gap |= number not in (0, last + 1)  # a line was dropped; so is the paragraph around it
         last = number
         if line.strip():
             start = start if paragraph else number
@@ -714,7 +715,7 @@ def _parquet(file: SourceFile, columns: Columns, size: int) -> Iterator[Block]:
 
 
 def _stream_of(batches: list[pa.RecordBatch]) -> bytes:
-    """A pickled batch would hold the whole buffers that it is a part of; an Arrow stream holds its rows alone."""
+    """Pickling a batch would include the whole buffers that it is a slice of; an Arrow stream has only its rows."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batches[0].schema) as stream:
         for batch in batches:
@@ -723,7 +724,7 @@ def _stream_of(batches: list[pa.RecordBatch]) -> bytes:
 
 
 def _rows(batch: pa.RecordBatch, names: list[str]) -> Iterable[dict[str, Any] | RecordProblem]:
-    """A batch's rows as Python's values; a problem for a row with a value that Python does not have."""
+    """A batch's rows as Python values; a problem for a row with a value that Python cannot represent."""
     try:
         return cast(list[dict[str, Any]], batch.select(names).to_pylist())
     except _VALUE_ERRORS:
@@ -740,21 +741,21 @@ def _row(batch: pa.RecordBatch, names: list[str], index: int) -> dict[str, Any] 
             what = f"column {shown(name)} is not UTF-8: byte {error.object[error.start]:#04x}"
             return RecordProblem("undecodable bytes", what, f"write column {shown(name)} as UTF-8")
         except _VALUE_ERRORS as error:
-            what = f"column {shown(name)} holds a {column.type} that cannot be read: {_first_line(error)}"
+            what = f"column {shown(name)} contains a {column.type} that cannot be read: {_first_line(error)}"
             return RecordProblem("unreadable value", what, f"correct the value, or write column {shown(name)} as text")
     return values
 
 
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
-"""What pyarrow raises for files that are damaged or use what it does not know."""
+"""Exceptions of pyarrow for files that are damaged or use unsupported features."""
 _VALUE_ERRORS = (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError, RecursionError)
-"""What `as_py` raises: text that is not UTF-8, times before year 1 or after year 9999, nanoseconds."""
+"""Exceptions of `as_py`: text that is not UTF-8, times before year 1 or after year 9999, nanoseconds."""
 
 
 def _unreadable_parquet(file: SourceFile, number: int, error: BaseException) -> BadDataError:
     is_too_large = isinstance(error, MemoryError)
     return BadDataError(
-        f"{file.uri}: not readable as Parquet after row {number}: {_first_line(error)}",
+        f"{file.uri}: cannot be read as Parquet after row {number}: {_first_line(error)}",
         advice="write the file with smaller row groups" if is_too_large else "write the file again",
     )
 

@@ -1,8 +1,8 @@
-"""Encoded rows on local disk, between the steps that see one block and those that see the keys of all rows.
+"""Encoded rows on local disk, between the steps on single blocks and the steps on the keys of all rows.
 
-A run holds the rows of one block, sorted by key, as Arrow record batches: one for each bucket, a range of keys. Taking
-the same bucket out of every run gives all rows of that range, so that the rows of a data set of any size can be visited
-in the order of their keys with the memory for one bucket.
+A run has the rows of one block, sorted by key, as Arrow record batches: one for each bucket (a range of keys). Reading
+the same bucket of every run gives all rows of that range, so the rows of a data set of any size can be visited in key
+order with memory for one bucket.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,28 +23,28 @@ from .tokenise import EncodedBatch
 
 @dataclass
 class Run:
-    """Where the rows of one block are, and what is known of them without reading."""
+    """The file with the rows of one block, and an index of it."""
 
     path: Path
     uri: str
-    """The file that the records are from."""
+    """The file that the records come from."""
     unit: str
-    """What the numbers of its records count: `line`, `row` or `element`."""
+    """Unit of the record numbers: `line`, `row` or `element`."""
     spellings: tuple[str, ...]
-    """Labels as they are written, by the numbers in the column `label`."""
+    """Labels as written in the file, indexed by the ids in the column `label`."""
     counts: NDArray[np.int64]
-    """(spellings,): examples with each of them."""
+    """(spellings,): number of examples of each."""
     columns: tuple[str, ...]
     has_other_keys: bool
-    """Whether keys depend on what `1.0` means: then a column has those for the case that it is not `1`."""
+    """Whether keys depend on how `1.0` is interpreted: then a column has the keys for the case that it is not `1`."""
     starts: NDArray[np.int64]
-    """(buckets + 1,): the position of the first row of each bucket, and at the end the number of rows."""
+    """(buckets + 1,): the position of the first row of each bucket; the last value is the number of rows."""
     token_spellings: tuple[str, ...] = ()
-    """Labels of tokens as they are written, by the numbers in the column `token labels`."""
+    """Token labels as written in the file, indexed by the ids in the column `token labels`."""
     token_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """(token_spellings,): tokens with each of them."""
+    """(token_spellings,): number of tokens of each."""
     kept: NDArray[np.uint8] | None = None
-    """(ceil(rows / 8),): one bit for each row, by its position; None: no step has removed one."""
+    """(ceil(rows / 8),): one bit per row, by position; None: no row was removed."""
 
 
 class RunWriter:
@@ -100,7 +100,7 @@ class RunWriter:
         self._batches.append(pa.RecordBatch.from_pydict(columns))
 
     def finish(self, uri: str) -> Run | None:
-        """Write the file. None, and no file, where there are no examples. Raises DiskFullError."""
+        """Write the file. Returns None, without a file, if there are no examples. Raises DiskFullError."""
         if not self._batches:
             return None
         table = pa.Table.from_batches(self._batches)
@@ -125,7 +125,7 @@ class RunWriter:
 
 
 def _column_of(step: str) -> str:
-    """The column that has the keys of a step."""
+    """The column with the keys of a step."""
     return f"key of {step}"
 
 
@@ -144,10 +144,10 @@ def _write_sorted(path: Path, table: pa.Table, buckets: int) -> NDArray[np.int64
 
 
 def use_other_keys(run: Run, buckets: int) -> None:
-    """Sort a run by its other keys, in place."""
+    """Sort a run by its alternative keys, in place."""
     with pa.OSFile(str(run.path)) as file:
         table = pa.ipc.open_file(file).read_all()
-    # Rows of a block with equal keys have to be in the order of the block, as they are after the first sorting.
+    # Rows with equal keys must be in the order of the block, as after the first sort.
     table = table.sort_by("number")
     table = table.set_column(0, "key", table["other key"]).drop_columns("other key")
     run.starts = _write_sorted(run.path, table, buckets)
@@ -155,7 +155,7 @@ def use_other_keys(run: Run, buckets: int) -> None:
 
 
 def read_bucket(run: Run, bucket: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
-    """The rows of a run in one bucket that no step has removed, sorted by key; absent `columns`: with all of them."""
+    """The rows of a run in one bucket that no step removed, sorted by key. Without `columns`: all columns."""
     with pa.OSFile(str(run.path)) as file:
         batch = _open(file, columns).get_batch(bucket)
     if run.kept is None:
@@ -164,9 +164,9 @@ def read_bucket(run: Run, bucket: int, columns: Sequence[str] | None = None) -> 
 
 
 def sort_by_step_key(run: Run, step: str, buckets: int) -> Path:
-    """Write key, label and position of the rows of a run, in the order of the step's own key, for `read_keys`.
+    """Write key, label and position of a run's rows, sorted by the step's own key, for `read_keys`.
 
-    Rows with equal keys are in the order of the block. Another step with a key of its own replaces the file.
+    Rows with equal keys are in the order of the block. The next step with its own key replaces the file.
     Raises DiskFullError.
     """
     with pa.OSFile(str(run.path)) as file:
@@ -185,9 +185,9 @@ def sort_by_step_key(run: Run, step: str, buckets: int) -> Path:
 
 
 def read_keys(run: Run, bucket: int, path: Path | None) -> pa.RecordBatch:
-    """Key, label and position in the run of the rows in one bucket that no step has removed, sorted by key.
+    """Key, label and position in the run of the rows in one bucket that no step removed, sorted by key.
 
-    `path`: the file that `sort_by_step_key` wrote. None: by the keys of the run.
+    `path`: the file written by `sort_by_step_key`. None: use the keys of the run.
     """
     with pa.OSFile(str(path or run.path)) as file:
         batch = _open(file, ["key", "label"] if path is None else None).get_batch(bucket)
@@ -198,7 +198,7 @@ def read_keys(run: Run, bucket: int, path: Path | None) -> pa.RecordBatch:
 
 
 def remove_rows(run: Run, positions: NDArray[np.int64]) -> None:
-    """Leave out the rows at these positions from now on."""
+    """Remove the rows at these positions."""
     if not len(positions):
         return
     if run.kept is None:
@@ -213,7 +213,7 @@ def _are_kept(run: Run, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _open(file: pa.NativeFile, columns: Sequence[str] | None) -> pa.ipc.RecordBatchFileReader:
-    """A reader of these columns, in the order of the file; absent: of all."""
+    """A reader of these columns, in file order; None: all columns."""
     if columns is None:
         return pa.ipc.open_file(file)
     names = pa.ipc.open_file(file).schema.names
@@ -223,7 +223,7 @@ def _open(file: pa.NativeFile, columns: Sequence[str] | None) -> pa.ipc.RecordBa
 
 
 def keep_rows(run: Run, bucket: int, is_kept: NDArray[np.bool_]) -> None:
-    """Remove rows from what `read_bucket` gives; `is_kept` has a value for each row that it gives now."""
+    """Remove rows from the result of `read_bucket`; `is_kept` has a value for each row that it returns now."""
     positions = np.arange(run.starts[bucket], run.starts[bucket + 1])
     if run.kept is not None:
         positions = positions[_are_kept(run, positions)]
@@ -231,7 +231,7 @@ def keep_rows(run: Run, bucket: int, is_kept: NDArray[np.bool_]) -> None:
 
 
 def with_numbers(batch: pa.RecordBatch, numbers: NDArray[np.int64]) -> pa.RecordBatch:
-    """The batch with other numbers for the labels of tokens: `numbers[i]` in place of i; -1 stays."""
+    """The batch with token labels mapped by `numbers`: `numbers[i]` replaces i; -1 is kept."""
     place = batch.schema.get_field_index("token labels")
     lists = batch.column(place)
     replaced = np.append(numbers, -1).astype(np.int32)[lists.values.to_numpy()]
@@ -239,6 +239,6 @@ def with_numbers(batch: pa.RecordBatch, numbers: NDArray[np.int64]) -> pa.Record
 
 
 def in_key_order(batches: Sequence[pa.RecordBatch]) -> tuple[pa.Table, NDArray[np.int64]]:
-    """The rows of the same bucket of several runs as one table, and their order by key; equal keys stay in order."""
+    """The rows of one bucket of several runs as one table, and the stable permutation that sorts them by key."""
     table = pa.Table.from_batches(batches).combine_chunks()
     return table, np.argsort(table["key"].to_numpy(), kind="stable")

@@ -1,9 +1,9 @@
-"""Token shards: flat arrays in safetensors files, written once, read by mapping them into memory.
+"""Token shards: flat arrays in safetensors files, written once and read through memory maps.
 
-A shard holds `tokens` (all rows behind each other), `offsets` (row i is tokens[offsets[i]:offsets[i+1]]) and one of
-`labels` (a class id for each row), `token_labels` (one for each token, -1 for none) and `loss` (a flag for each token).
-Where texts were divided into several rows, `documents` has the number of its text for each row. Names carry the
-content's digest.
+A shard has `tokens` (all rows concatenated), `offsets` (row i is tokens[offsets[i]:offsets[i+1]]) and one of `labels`
+(a class id per row), `token_labels` (one per token, -1 for none) and `loss` (a flag per token). If texts were split
+into several rows, `documents` has the number of its text for each row. File names contain the digest of the
+content.
 """
 
 import hashlib
@@ -32,12 +32,12 @@ from .info import DatasetInfo, ShardInfo, read_dataset_info
 MAX_SHARD_BYTES = 64 * 2**20
 _PARALLEL_DOWNLOADS = 8
 _OF_TOKENS = ("tokens", "loss", "token_labels")
-"""Arrays with one value for each token."""
+"""Arrays with one value per token."""
 _DTYPES = {"U16": "<u2", "I16": "<i2", "I32": "<i4", "I64": "<i8", "BOOL": "|b1"}
 
 
 class ShardWriter:
-    """Collects the rows of one split and puts a shard into storage whenever enough are there."""
+    """Collects the rows of one split and uploads a shard when it is full."""
 
     def __init__(
         self, store: ObjectStore, dataset_uri: str, split: str, *, vocabulary: int, max_bytes: int = MAX_SHARD_BYTES
@@ -68,7 +68,7 @@ class ShardWriter:
         token_labels: NDArray[Any] | None = None,
         documents: NDArray[np.int64] | None = None,
     ) -> None:
-        """R rows of T tokens: `lengths` (R,) and `tokens` (T,); one of the class ids `labels` (R,), the class ids
+        """Add R rows of T tokens: `lengths` (R,) and `tokens` (T,); one of the class ids `labels` (R,), the class ids
         `token_labels` (T,) with -1 for none, and the flags of the tokens that carry loss, `loss` (T,); and the number
         of its text for each row, `documents` (R,)."""
         arrays = {"lengths": lengths.astype(np.int64), "tokens": tokens.astype(self._dtype)}
@@ -85,11 +85,11 @@ class ShardWriter:
         ends = np.cumsum(sizes)
         begin = 0
         while begin < len(lengths):
-            room = self._max_bytes - 4096 - self._bytes  # the header needs some too
+            room = self._max_bytes - 4096 - self._bytes  # space for the header
             before = int(ends[begin - 1]) if begin else 0
             end = int(np.searchsorted(ends, before + room, side="right"))
             if end == begin and not self._waiting:
-                end = begin + 1  # one row that is larger than a shard
+                end = begin + 1  # a single row that is larger than a shard
             if end > begin:
                 self._waiting.append(_rows_of(arrays, begin, end))
                 self._bytes += int(ends[end - 1]) - before
@@ -101,7 +101,7 @@ class ShardWriter:
         self.largest_token = max(self.largest_token, int(tokens.max(initial=0)))
 
     def flush(self) -> None:
-        """Write what was collected."""
+        """Write the collected rows as a shard."""
         if not self._waiting:
             return
         arrays = {name: np.concatenate([part[name] for part in self._waiting]) for name in self._waiting[0]}
@@ -125,7 +125,7 @@ def _rows_of(arrays: dict[str, NDArray[Any]], begin: int, end: int) -> dict[str,
 
 
 class TokenDataset:
-    """The rows of one split, map-style; the shards are mapped into memory, so that processes share them."""
+    """The rows of one split, map-style; shards are memory-mapped, so processes share the memory."""
 
     def __init__(self, shards: list[dict[str, NDArray[Any]]], info: DatasetInfo) -> None:
         self.info = info
@@ -137,7 +137,7 @@ class TokenDataset:
 
     @classmethod
     def open(cls, store: ObjectStore, dataset_uri: str, split: str, cache: Path) -> "TokenDataset":
-        """Download what the cache lacks, verified by digest. Safe to call from all processes of a node at once."""
+        """Download the shards that are not cached, verified by digest. All processes of a node may call it at once."""
         info = read_dataset_info(store, dataset_uri)
         folder = cache / "datasets" / info.digest
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,14 +150,14 @@ class TokenDataset:
         return int(self._starts[-1])
 
     def documents(self) -> NDArray[np.int64]:
-        """The number of its text for each row, shape (rows,): equal for the rows that one text was divided into."""
+        """The number of its text for each row, shape (rows,): rows of the same text have the same number."""
         if not self._shards or "documents" not in self._shards[0]:
             return np.arange(len(self), dtype=np.int64)
         return np.concatenate([shard["documents"] for shard in self._shards])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids` (L,) int64; `labels`: a class id, or (L,) int64, token or class ids with -100 where no loss
-        falls."""
+        """`input_ids` (L,) int64; `labels`: a class id, or (L,) int64 with token or class ids, and -100 where there is
+        no loss."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -173,7 +173,7 @@ class TokenDataset:
 
 
 def _local_copy(store: ObjectStore, dataset_uri: str, shard: ShardInfo, folder: Path) -> Path:
-    """The shard on this machine. What the cache has is compared with its digest: other jobs may write there too."""
+    """The local copy of a shard. A cached file is checked against the digest: other jobs may write there too."""
     path = inside(folder, shard.name)
     if _is_intact(path, shard):
         return path
@@ -187,9 +187,9 @@ def _local_copy(store: ObjectStore, dataset_uri: str, shard: ShardInfo, folder: 
             digest = sha256_of(partial)
             if digest != shard.sha256:
                 raise BadDataError(
-                    f"{uri}: content does not match its digest in dataset.json ({digest[:16]} instead of "
+                    f"{uri}: the content does not match its digest in dataset.json ({digest[:16]} instead of "
                     f"{shard.sha256[:16]})",
-                    advice=f"delete {dataset_uri} and start a new run: the data set is prepared again",
+                    advice=f"delete {dataset_uri} and start a new run: it prepares the data set again",
                 )
             os.replace(partial, path)
     return path
@@ -200,7 +200,7 @@ def _is_intact(path: Path, shard: ShardInfo) -> bool:
 
 
 def _mapped(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file without reading them: an 8-byte header length, a JSON header, the data.
+    """The arrays of a safetensors file, memory-mapped: an 8-byte header length, a JSON header, the data.
 
     (safetensors' own numpy reader copies every array into the memory of each process.)
     """

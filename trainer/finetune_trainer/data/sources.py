@@ -1,4 +1,4 @@
-"""From the addresses in the spec to files on this machine, with their digests."""
+"""Downloads the files that the spec names, and computes their digests."""
 
 import glob
 import hashlib
@@ -18,12 +18,12 @@ from ..store.transfer import inside
 from ..store.uri import matches
 
 _PARALLEL_DOWNLOADS = 8
-"""Small files are bound by latency; a large one is already fetched in parallel parts."""
+"""Small files are limited by latency; a large one is already downloaded in parallel parts."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of records, present on this machine."""
+    """One file of records on this machine."""
 
     uri: str
     path: Path
@@ -33,19 +33,19 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class _Found:
-    """A file that an address names, not on this machine yet unless it is a local one."""
+    """A file that an address names; not downloaded yet unless it is local."""
 
     uri: str
-    """Of this file alone; of the hub with its commit, so that it names the same content for ever."""
+    """The address of this file alone; for the hub with its commit, so that its content never changes."""
     name: str
     fetch: Callable[[Path], Path]
-    """Bring it to the path, or return where it is."""
+    """Download it to the path, or return its existing path."""
 
 
 def fetch_sources(sources: Sequence[Source], field: str, store: ObjectStore, folder: Path) -> tuple[SourceFile, ...]:
-    """All files that the sources name, each once, sorted by address: the order of the list does not matter.
+    """All files that the sources name, without duplicates, sorted by address: the order of the list does not matter.
 
-    `field` is the path in the spec that errors name. Raises BadDataError for an address that names no file.
+    `field` is the path in the spec for error messages. Raises BadDataError for an address that names no file.
     """
     found = {file.uri: file for source in sources for file in _resolve(source.uri, field, store)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def _stored(uri: str, store: ObjectStore) -> _Found:
 def _on_hub(uri: str) -> list[_Found]:
     repository, wanted = resolve_dataset(uri)
     files = [file for file in repository.files if file.name == wanted]
-    if not files:  # a name with brackets in it is tried as it stands first
+    if not files:  # a name with brackets is first tried literally
         files = [file for file in repository.files if matches(wanted, file.name)]
     return [_in_repository(repository, file) for file in files]
 

@@ -1,11 +1,11 @@
-"""Which rows are held out. Pure: decided by what a row says and by the seed, not by file names or their order.
+"""Which rows are held out. Pure: decided by the content of a row and the seed, not by file names or file order.
 
-Every row gets a key, a keyed hash of its content. Rows sorted by key are in a random but reproducible order; the first
-of them are held out. So the same rows give the same split however they are spread over files, and when rows are added,
-most of the old ones stay in the split they were in.
+Every row gets a key, a keyed hash of its content. Rows sorted by key are in a random but reproducible order, and the
+first of them are held out. The same rows therefore give the same split however they are distributed over files, and
+when rows are added, most existing rows stay in their split.
 
-All that has to be known of all rows at once is how many each label has. Rows are then assigned in key order, a part at
-a time, so that memory does not grow with them.
+The only global information is the number of rows per label. Rows are then assigned in key order, in parts, so that
+memory use does not depend on their number.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Codes = NDArray[np.int64]
-"""The label of each row as a number from 0, shape (rows,); all zero where there are no labels."""
+"""The label id of each row, shape (rows,); all zero if there are no labels."""
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
@@ -32,16 +32,16 @@ class Share:
 
 
 class Splitter:
-    """Assigns rows, in key order, to the splits; remembers how many it has assigned.
+    """Assigns rows to the splits, in key order; keeps count of the assigned rows.
 
-    A split gets its fraction of a group (a label's rows, or all rows), rounded, but at least one row; and every split
-    that comes after it, training included, finds one row left. A group with fewer rows than splits is for training.
+    A split gets its fraction of a group (a label's rows, or all rows), rounded, but at least one row, and leaves at
+    least one row for every later split, including training. A group with fewer rows than splits is used for training.
     """
 
     def __init__(
         self, sizes: NDArray[np.int64], rows: Callable[[], Iterable[Codes]], *, validation: Share, test: Share
     ) -> None:
-        """`sizes` has the rows of each label, shape (labels,); `rows` gives all rows in key order, in parts."""
+        """`sizes` is the number of rows per label, shape (labels,); `rows` yields all rows in key order, in parts."""
         shares = [(TEST, test), (VALIDATION, validation)]
         shares = [(split, share) for split, share in shares if share.fraction > 0]
         self._splits = 1 + len(shares)
@@ -80,13 +80,13 @@ class Splitter:
 
     @property
     def counts(self) -> dict[int, int]:
-        """Split -> rows that it gets in all."""
+        """Split -> total number of its rows."""
         held_out = {stage.split: int(stage.wanted.sum()) for stage in self._stages}
         return {VALIDATION: 0, TEST: 0, TRAIN: int(self._sizes.sum()) - sum(held_out.values())} | held_out
 
     @property
     def too_small(self) -> list[int]:
-        """Labels with fewer rows than there are splits; a stratified split has none of them."""
+        """Labels with fewer rows than there are splits; a stratified held-out split has none of these rows."""
         return np.flatnonzero((self._sizes < self._splits) & (self._sizes > 0)).tolist() if self._is_stratified else []
 
 
@@ -110,7 +110,7 @@ class _Stage:
             sizes, available = sizes.sum(keepdims=True), available.sum(keepdims=True)
         most = np.maximum(1, np.floor(sizes * share.fraction + 0.5).astype(np.int64))
         self.wanted = np.where(sizes < splits, 0, np.clip(most, 0, np.maximum(0, available - reserve)))
-        """Rows that are taken of each group."""
+        """Number of rows that are taken from each group."""
         self._seen = np.zeros(len(sizes), dtype=np.int64)
 
     def take(self, codes: Codes) -> NDArray[np.bool_]:

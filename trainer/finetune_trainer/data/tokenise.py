@@ -1,6 +1,6 @@
-"""Examples -> tokens, in batches, with a fast tokenizer.
+"""Tokenises examples in batches, with a fast tokenizer.
 
-Workers call the library `tokenizers` itself, with the settings that transformers would make: transformers would take
+Workers use the library `tokenizers` directly, with the settings of transformers: importing transformers would take
 half a second and 50 MiB in each of them.
 """
 
@@ -16,15 +16,15 @@ from tokenizers import Encoding, Tokenizer
 from .formats import Example
 
 BATCH = 200
-"""Examples per call of the tokenizer: their encodings stay in the processor's cache."""
+"""Examples per call of the tokenizer: their encodings fit into the processor's cache."""
 
 BATCH_CHARACTERS = 2**19
-"""Characters per call, which bounds the memory for the encodings of long texts: about 100 bytes a token."""
+"""Characters per call. Bounds the memory for the encodings of long texts: about 100 bytes per token."""
 
 
 @dataclass(frozen=True)
 class FastTokenizer:
-    """A tokenizer without transformers."""
+    """A tokenizer that does not need transformers."""
 
     backend: Tokenizer
     truncation_side: str
@@ -32,25 +32,26 @@ class FastTokenizer:
 
     @classmethod
     def of(cls, tokenizer: Any) -> "FastTokenizer":
-        """With the settings of a fast tokenizer of transformers."""
+        """Create it from a fast tokenizer of transformers, with the same settings."""
         return cls(tokenizer.backend_tokenizer, tokenizer.truncation_side, bool(tokenizer.split_special_tokens))
 
-    def whole(self, texts: list[str], *, with_offsets: bool) -> list[Encoding]:
-        """All tokens of the texts and none besides. Offsets take time: without, they are zero."""
+    def encode_full(self, texts: list[str], *, with_offsets: bool) -> list[Encoding]:
+        """Encode the complete texts without special tokens. Without `with_offsets`, which is faster, all offsets are
+        zero."""
         self.backend.no_truncation()
         self._prepare()
         encode = self.backend.encode_batch if with_offsets else self.backend.encode_batch_fast
         return list(encode(texts, add_special_tokens=False))
 
-    def cut(self, texts: list[str], max_length: int, *, with_offsets: bool = False) -> list[Encoding]:
-        """The first `max_length` tokens, the special ones of the tokenizer included; the rest is in `overflowing`."""
+    def encode_truncated(self, texts: list[str], max_length: int, *, with_offsets: bool = False) -> list[Encoding]:
+        """Encode up to `max_length` tokens, special tokens included; `overflowing` has the rest."""
         self.backend.enable_truncation(max_length, stride=0, strategy="longest_first", direction=self.truncation_side)
         self._prepare()
         encode = self.backend.encode_batch if with_offsets else self.backend.encode_batch_fast
         return list(encode(texts, add_special_tokens=True))
 
-    def can_be_sent(self) -> bool:
-        """Whether other processes can have it: not a tokenizer that has parts written in Python."""
+    def is_picklable(self) -> bool:
+        """Whether it can be sent to other processes: false for tokenizers with parts written in Python."""
         try:
             self.backend.to_str()
         except Exception:  # noqa: BLE001 - `tokenizers` raises nothing more specific
@@ -64,24 +65,24 @@ class FastTokenizer:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Examples and the rows that they became; T tokens in R rows of N examples."""
+    """Examples and their rows: T tokens in R rows of N examples."""
 
     examples: list[Example]
     tokens: NDArray[np.int32]
-    """(T,): of all rows, one behind the other."""
+    """(T,): the tokens of all rows, concatenated."""
     loss: NDArray[np.bool_] | None
     """(T,): which tokens carry loss. None: the targets are labels, of rows or of tokens."""
     row_lengths: NDArray[np.int32]
-    """(R,): tokens of each row."""
+    """(R,): number of tokens of each row."""
     rows: NDArray[np.int32]
-    """(N,): rows of each example. 0: no token carries loss, most often because the answer begins beyond the maximum
-    length."""
+    """(N,): number of rows of each example. 0: no token carries loss, usually because the answer begins beyond the
+    maximum length."""
     truncated: NDArray[np.bool_]
-    """(N,): whether the example was cut to the maximum length."""
+    """(N,): whether the example was truncated to the maximum length."""
     dropped: NDArray[np.int64]
-    """(N,): tokens of each example that are in no row."""
+    """(N,): number of tokens of each example that are in no row."""
     token_labels: NDArray[np.int32] | None = None
-    """(T,): the label of each token as a place in `token_label_names`; -1: it has none. None: tokens have no labels."""
+    """(T,): the label of each token as an index into `token_label_names`; -1: none. None: tokens have no labels."""
     token_label_names: tuple[str, ...] = ()
 
 
@@ -90,7 +91,7 @@ Encode = Callable[[list[Example], FastTokenizer, int], EncodedBatch]
 
 
 def batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """At most BATCH examples and, unless one alone is longer, BATCH_CHARACTERS characters at a time."""
+    """Batches of at most BATCH examples and at most BATCH_CHARACTERS characters, unless a single one is longer."""
     batch: list[Example] = []
     characters = 0
     for example in examples:
@@ -104,15 +105,15 @@ def batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 
 def encode_classified(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
-    """One row for each example, with the tokenizer's own special tokens, cut to the maximum length."""
-    encodings = tokenizer.cut([example.text for example in examples], max_length)
+    """One row per example, with the tokenizer's own special tokens, truncated to the maximum length."""
+    encodings = tokenizer.encode_truncated([example.text for example in examples], max_length)
     ids: list[int] = []
     lengths, dropped = [], []
     for encoding in encodings:
         tokens = encoding.ids
         ids += tokens
         lengths.append(len(tokens))
-        # Every overflowing piece has special tokens of its own, which are not part of the text.
+        # Every overflowing part has its own special tokens, which are not part of the text.
         dropped.append(sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in encoding.overflowing))
     return EncodedBatch(
         examples,
@@ -126,9 +127,9 @@ def encode_classified(examples: list[Example], tokenizer: FastTokenizer, max_len
 
 
 def encode_labelled_spans(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
-    """One row for each example, with the tokenizer's own special tokens, cut to the maximum length. The first token of
-    each span has its label, the others have none. An example of which no token has one gives no row."""
-    encodings = tokenizer.cut([example.text for example in examples], max_length, with_offsets=True)
+    """One row per example, with the tokenizer's own special tokens, truncated to the maximum length. The first token of
+    each span has its label, the others have none. An example without labelled tokens gives no row."""
+    encodings = tokenizer.encode_truncated([example.text for example in examples], max_length, with_offsets=True)
     names: dict[str, int] = {}
     ids: list[int] = []
     labels: list[NDArray[np.int32]] = []
@@ -163,10 +164,10 @@ def encode_labelled_spans(examples: list[Example], tokenizer: FastTokenizer, max
 
 
 def first_tokens(offsets: list[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> list[int | None]:
-    """The place of the first token of each span: the first one that has a character of it.
+    """The index of the first token of each span: the first one that contains a character of it.
 
-    None for a span whose first character is in no token of its own: it was cut off, the tokenizer removes it, or the
-    token begins in a span before. Special tokens have no characters. `spans` are in order.
+    None for a span whose first character is in no token of its own: it was truncated, the tokenizer removes it, or the
+    token begins in an earlier span. Special tokens have no characters. `spans` are sorted.
     """
     found: list[int | None] = []
     token = 0
@@ -176,26 +177,26 @@ def first_tokens(offsets: list[tuple[int, int]], spans: Iterable[tuple[int, int]
         if token < len(offsets) and offsets[token][0] <= start:
             found.append(token)
             token += 1
-        else:  # none, or one in the middle of the span, whose first token is shared or cut off
+        else:  # no token, or one in the middle of the span, whose first token is shared or truncated
             found.append(None)
     return found
 
 
 def encode_language(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
-    """The tokens are the targets, where they carry loss. A text that is divisible gives as many rows as it needs,
-    another one is cut. What begins and ends a text is written in it already; the tokenizer must not add it again."""
-    with_offsets = any(not _is_learnt_whole(example) for example in examples)
-    encodings = tokenizer.whole([example.text for example in examples], with_offsets=with_offsets)
+    """Rows whose tokens are the targets, where they carry loss. A divisible text gives as many rows as it needs, others
+    are truncated. The text already has its begin and end tokens; the tokenizer must not add them again."""
+    with_offsets = any(not _carries_loss_everywhere(example) for example in examples)
+    encodings = tokenizer.encode_full([example.text for example in examples], with_offsets=with_offsets)
     ids: list[int] = []
     flags: list[NDArray[np.bool_]] = []
     lengths, rows, truncated, dropped = [], [], [], []
     for example, encoding in zip(examples, encodings, strict=True):
         tokens = encoding.ids
         total = len(tokens)
-        whole = _is_learnt_whole(example)
+        whole = _carries_loss_everywhere(example)
         loss = np.ones(total, dtype=np.bool_) if whole else loss_flags(encoding.offsets, example.spans)
         parts = chunks(total, max_length) if example.divisible else [(0, min(total, max_length))]
-        # The first token is never predicted: a row of which it alone carries loss teaches nothing.
+        # The first token is never predicted: a row in which only that one carries loss is useless.
         if not any(loss[begin + 1 : end].any() for begin, end in parts):
             parts = []
         end = parts[-1][1] if parts else 0
@@ -216,16 +217,16 @@ def encode_language(examples: list[Example], tokenizer: FastTokenizer, max_lengt
     )
 
 
-def _is_learnt_whole(example: Example) -> bool:
-    """Whether every token carries loss, so that nothing depends on where it stands."""
+def _carries_loss_everywhere(example: Example) -> bool:
+    """Whether every token carries loss, so that offsets are not needed."""
     return example.spans == ((-1, len(example.text)),)
 
 
 def chunks(length: int, max_length: int) -> list[tuple[int, int]]:
-    """Begin and end of the ceil(length / max_length) rows of a text; the last one may be shorter.
+    """Start and end of the ceil(length / max_length) rows of a text; the last row may be shorter.
 
-    The first token of a row is never predicted, so that a last row of one token would teach nothing: it gets another
-    one from the row before it, if that keeps two.
+    The first token of a row is never predicted, so a last row of one token would be useless: it gets another token from
+    the row before it, if that keeps two.
     """
     starts = list(range(0, length, max_length))
     if len(starts) > 1 and length - starts[-1] == 1 and max_length > 2:
@@ -236,8 +237,8 @@ def chunks(length: int, max_length: int) -> list[tuple[int, int]]:
 def loss_flags(offsets: list[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:
     """Which tokens carry loss: those that end within a span.
 
-    So a token that begins before a span and reaches into it counts, one that reaches out of it does not, and a token of
-    no width (a space that the tokenizer trimmed) goes with the characters before it.
+    A token that begins before a span and ends in it counts, one that ends after the span does not, and a token of zero
+    width (a space that the tokenizer trimmed) is treated like the characters before it.
     """
     ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
     flags = np.zeros(len(ends), dtype=np.bool_)

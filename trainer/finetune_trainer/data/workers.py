@@ -1,4 +1,4 @@
-"""Blocks of files processed in worker processes, with the results in the order of the blocks."""
+"""Processes blocks of files in worker processes, with the results in the order of the blocks."""
 
 import ctypes
 import os
@@ -14,21 +14,22 @@ from ..memory import cpu_limit, memory_kills, memory_limit
 from .pipeline import BlockPlan, BlockResult, process_block
 from .readers import Block
 
-WORTH_WORKERS = 8 << 20
-"""Bytes of files from which on workers start. To start one takes 0.9 s of CPU time, to tokenise 8 MiB about 5 s."""
+MIN_BYTES_FOR_WORKERS = 8 << 20
+"""Minimum size of the files for which workers are started. Starting one takes 0.9 s of CPU time, tokenising 8 MiB
+about 5 s."""
 _WORKER_BYTES = 256 << 20
-"""Memory of a worker, with room to spare: about 200 MiB were measured."""
-_AHEAD = 2
-"""Blocks for each worker that are read before the first of them is done."""
+"""Memory reserved for a worker: about 200 MiB were measured."""
+_QUEUED_BLOCKS_PER_WORKER = 2
+"""Blocks per worker that are read before the first of them is processed."""
 _PR_SET_PDEATHSIG = 1
 
 
 def worker_count(source_bytes: int) -> int:
-    """Workers for so many bytes of files; 0: the process itself does the work.
+    """Number of workers for files of this size; 0: process the blocks in this process.
 
-    One for each CPU of the container, as far as its memory goes.
+    One per CPU of the container, as far as its memory allows.
     """
-    if source_bytes < WORTH_WORKERS:
+    if source_bytes < MIN_BYTES_FOR_WORKERS:
         return 0
     limit = memory_limit()
     by_memory = cpu_limit() if limit is None else max(0, limit // 2) // _WORKER_BYTES
@@ -39,22 +40,22 @@ def worker_count(source_bytes: int) -> int:
 def process_blocks(
     plan: BlockPlan, blocks: Iterable[tuple[int, Block]], workers: int
 ) -> Iterator[tuple[int, BlockResult]]:
-    """The result of each block, in order, with the number that comes with the block.
+    """Yield the result of each block, in order, with the number that was given with the block.
 
-    An error while reading comes after the results of the blocks before it.
+    An error while reading is raised after the results of the blocks before it.
 
-    Raises MemoryExhaustedError or TrainerError where a worker ends before its block is done.
+    Raises MemoryExhaustedError or TrainerError if a worker exits before its block is done.
     """
     if workers == 0:
         for number, (file, block) in enumerate(blocks):
             yield file, process_block(plan, block, number)
         return
     kills = memory_kills()
-    # A fresh interpreter: a fork of this process would copy the locks of torch's, boto3's and the tokenizer's threads.
-    # Sized once for all: with this start method all workers start with the first block.
+    # Uses "spawn": a fork would copy locks that threads of torch, boto3 and the tokenizer may hold.
+    # The size is fixed: with this start method, all workers are started with the first block.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(plan, os.getpid()))
     try:
-        yield from _in_order(pool, blocks, workers * _AHEAD)
+        yield from _in_order(pool, blocks, workers * _QUEUED_BLOCKS_PER_WORKER)
     except BrokenProcessPool as error:
         if memory_kills() > kills:
             raise MemoryExhaustedError(
@@ -63,7 +64,7 @@ def process_blocks(
             ) from error
         raise TrainerError(
             "a worker process of the prepare stage ended unexpectedly",
-            advice="the lines above in the log of the prepare stage may say why; the stage is tried again",
+            advice="see the preceding lines in the log of the prepare stage; the stage is retried",
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -97,7 +98,7 @@ _plan: BlockPlan
 
 
 def _start(plan: BlockPlan, parent: int) -> None:
-    """Initialize a worker, which the kernel ends when the process that started it exits."""
+    """Initialize a worker. The kernel kills it when its parent process exits."""
     global _plan  # noqa: PLW0603 - the initializer of a pool has no other way to leave something for its tasks
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:

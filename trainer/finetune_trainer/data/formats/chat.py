@@ -1,4 +1,4 @@
-"""Chat: conversations, formed by the chat template of the tokenizer."""
+"""Chat: conversations, rendered with the tokenizer's chat template."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from .base import FORMATS, Example, Formatter, RecordFormat, TemplateUse
 
 @FORMATS.register
 class Chat(RecordFormat):
-    """A list of messages, and the values that a template may ask for (tools, documents)."""
+    """A list of messages, and the variables that a template may read (tools, documents)."""
 
     name = DataFormat.CHAT
     columns = {"messages": ("messages", "conversations")}
@@ -20,7 +20,7 @@ class Chat(RecordFormat):
     template = TemplateUse.REQUIRED
 
     def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:
-        """The answers of the assistant carry loss."""
+        """Only the assistant's answers carry loss."""
         column, value = formatter.value(record, "messages")
         in_parquet = place.unit == "row"
         messages = parse_messages(value, column, nulls_are_absent=in_parquet)

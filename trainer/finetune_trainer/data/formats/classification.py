@@ -12,14 +12,14 @@ from .base import FORMATS, Example, Formatter, RecordFormat
 
 @FORMATS.register
 class Classification(RecordFormat):
-    """The tokenizer adds its special tokens, so a text that has them already loses them here."""
+    """The tokenizer adds its special tokens, so special tokens at the ends of the text are removed here."""
 
     name = DataFormat.CLASSIFICATION
     columns = {"text": ("text",), "label": ("label",)}
-    preferred_to = (DataFormat.TEXT,)  # a label beside the text is there to be learnt
+    preferred_to = (DataFormat.TEXT,)  # a label column means that the label is to be learned
     tokenizer_adds_ends = True
 
     def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:
         """A text with a label."""
-        text = formatter.bare(record, "text")
+        text = formatter.text_without_bos_eos(record, "text")
         return Example(text, place, label=label_name(formatter.value(record, "label")[1]))

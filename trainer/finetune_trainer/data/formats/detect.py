@@ -1,4 +1,4 @@
-"""Which format the columns of a file have."""
+"""Detects the format of a file from its columns."""
 
 from collections.abc import Collection
 
@@ -10,7 +10,7 @@ from .base import FORMATS, column_names
 
 
 def detect_format(first: Collection[str], columns: Columns, task: Task | None, uri: str) -> DataFormat:
-    """The one format that the first record's columns, `first`, allow. Raises BadDataError when none or several do."""
+    """The only format that `first`, the columns of the first record, allow. Raises BadDataError for none or several."""
     possible = []
     for data_format in DataFormat:
         fields = FORMATS[data_format].columns
@@ -25,12 +25,12 @@ def detect_format(first: Collection[str], columns: Columns, task: Task | None, u
         return possible[0]
     if possible:
         raise BadDataError(
-            f"{uri}: the columns ({here}) fit more than one format: {', '.join(possible)}",
+            f"{uri}: the columns ({here}) match more than one format: {', '.join(possible)}",
             advice=f"set spec.data.format to one of {', '.join(possible)}",
         )
     needs = "; ".join(f"{name}: {', '.join(FORMATS[name].columns)}" for name in DataFormat)
     suited = "" if task is None else f" for the task {task}"
     raise BadDataError(
-        f"{uri}: the columns ({here}) fit no format{suited}",
+        f"{uri}: the columns ({here}) match no format{suited}",
         advice=f"set spec.data.format, and name the columns in spec.data.columns ({needs})",
     )

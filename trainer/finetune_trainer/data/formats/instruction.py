@@ -16,7 +16,7 @@ INPUT_COLUMN = "input"
 
 @FORMATS.register
 class Instruction(RecordFormat):
-    """Formed by the chat template where the tokenizer has one, else with a blank line between prompt and answer."""
+    """Rendered with the chat template if the tokenizer has one, else with a blank line between prompt and answer."""
 
     name = DataFormat.INSTRUCTION
     columns = {"prompt": ("prompt", "instruction"), "completion": ("completion", "output", "response")}
@@ -30,13 +30,13 @@ class Instruction(RecordFormat):
         used = {formatter.value(record, field)[0] for field in self.columns}
         refuse_media(record, used)
         if isinstance(more, str) and more.strip() and INPUT_COLUMN not in used:
-            prompt = prompt + "\n\n" + encodable(formatter.unbegun(more), f"column {INPUT_COLUMN!r}")
-        parts = (formatter.unbegun(prompt), formatter.stripped(completion))
+            prompt = prompt + "\n\n" + encodable(formatter.without_bos(more), f"column {INPUT_COLUMN!r}")
+        parts = (formatter.without_bos(prompt), formatter.without_bos_eos(completion))
         if formatter.renderer is not None:
             example = formatter.chat(
                 [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], place
             )
             return replace(example, parts=parts)
-        start = formatter.begun(prompt) + "\n\n"
-        text = formatter.ended(start + formatter.bare(record, "completion"))
+        start = formatter.with_bos(prompt) + "\n\n"
+        text = formatter.with_eos(start + formatter.text_without_bos_eos(record, "completion"))
         return Example(text, place, spans=((len(start), len(text)),), parts=parts)

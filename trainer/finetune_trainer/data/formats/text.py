@@ -1,4 +1,4 @@
-"""Text: documents, all of which is learnt."""
+"""Text: documents; every token carries loss."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +11,18 @@ from .base import FORMATS, Example, Formatter, RecordFormat
 
 @FORMATS.register
 class Text(RecordFormat):
-    """A document that is longer than a row becomes several rows."""
+    """A document that is longer than a row is split into several rows."""
 
     name = DataFormat.TEXT
     columns = {"text": ("text",)}
     is_divisible = True
 
     def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:
-        """A document between the begin and the end token, all of which carries loss."""
+        """A document between the begin and the end token; all of it carries loss."""
         bare = formatter.text(record, "text")
-        text = formatter.ended(formatter.begun(bare))
-        return Example(text, place, spans=((-1, len(text)),), divisible=True, parts=(formatter.stripped(bare),))
+        text = formatter.with_eos(formatter.with_bos(bare))
+        return Example(text, place, spans=((-1, len(text)),), divisible=True, parts=(formatter.without_bos_eos(bare),))
 
     def prompt(self, prompt: str, formatter: Formatter) -> str:
-        """The prompt is continued as it is."""
-        return formatter.begun(prompt)
+        """The prompt, unchanged."""
+        return formatter.with_bos(prompt)

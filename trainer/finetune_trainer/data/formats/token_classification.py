@@ -1,4 +1,4 @@
-"""TokenClassification: words and a label for each of them."""
+"""TokenClassification: words, and a label for each of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from .base import FORMATS, Example, Formatter, RecordFormat
 
 @FORMATS.register
 class TokenClassification(RecordFormat):
-    """The text is the words with a space between them, which is also what a trained model is given."""
+    """The text is the words joined with spaces, as a trained model gets it."""
 
     name = DataFormat.TOKEN_CLASSIFICATION
     columns = {"tokens": ("tokens",), "tags": ("tags", "ner_tags")}
@@ -26,7 +26,7 @@ class TokenClassification(RecordFormat):
         if len(words) != len(tags):
             raise RecordProblem(
                 "words without labels",
-                f"columns {column!r} and {other!r} must have one length, not {len(words)} words and {len(tags)} labels",
+                f"columns {column!r} and {other!r} must be equally long, not {len(words)} words and {len(tags)} labels",
                 "give every word one label",
             )
         spans, start = [], 0

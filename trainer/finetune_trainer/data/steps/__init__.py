@@ -1,4 +1,4 @@
-"""Optional steps of preparation, one module each: a module that has a `STEP` (see `pipeline.DataStep`) takes part.
+"""Optional steps of data preparation, one module each. A module that defines `STEP` (see `pipeline.DataStep`) is used.
 
-docs/decisions/0017-preparation-is-a-list-of-steps.md shows what such a module looks like.
+docs/decisions/0017-preparation-is-a-list-of-steps.md describes how to write one.
 """

@@ -1,7 +1,7 @@
-"""`spec.data.cleaning.exactDuplicates`: no text is trained on twice, and none that is in a held-out file.
+"""`spec.data.cleaning.exactDuplicates`: trains on each text once, and on no text of a held-out file.
 
-Texts are the same if they are equal after Unicode normalisation NFC and after every run of white space has become one
-space, and none at the ends. Labels are not compared.
+Texts are the same if they are equal after Unicode normalisation (NFC), collapsing white space to single spaces and
+stripping it at the ends. Labels are not compared.
 """
 
 import unicodedata
@@ -23,7 +23,7 @@ _HELD_OUT = "records whose text is held out"
 
 @dataclass(frozen=True)
 class Parameters:
-    """Nothing to choose."""
+    """The step has no parameters."""
 
 
 def parameters(spec: Spec) -> Parameters | None:
@@ -32,12 +32,12 @@ def parameters(spec: Spec) -> Parameters | None:
 
 
 def key(_: Parameters, example: Example) -> str:
-    """The texts of the record, normalised; a line each, since line ends are white space."""
+    """The normalised texts of the record, one per line (line ends within a text were replaced by spaces)."""
     return "\n".join(" ".join(unicodedata.normalize("NFC", text).split()) for text in example.content)
 
 
 def apply(_: Parameters, rows: KeyedRows, tally: Tally) -> NDArray[np.bool_]:
-    """Keep all records of held-out files; of training records with a text that none of these has, the first."""
+    """Keep all records of held-out files; of training records with a text that no held-out file has, the first."""
     is_first = np.concatenate([[True], rows.keys[1:] != rows.keys[:-1]])
     first = np.flatnonzero(is_first)
     text = np.cumsum(is_first) - 1
@@ -46,7 +46,7 @@ def apply(_: Parameters, rows: KeyedRows, tally: Tally) -> NDArray[np.bool_]:
     is_held_out = training_records < np.diff([*first, len(text)])
     kept: NDArray[np.bool_] = ~in_training | (is_first & ~is_held_out[text])
 
-    # Training files come first among equal keys, so the first record of a held-out file follows them.
+    # Among equal keys, training files come first and held-out files follow.
     label_that_stays = rows.labels[np.where(is_held_out, first + training_records, first)]
     conflicts = ~kept & (rows.labels != label_that_stays[text])
     tally.counts[_CONFLICTS] += len(np.unique(text[conflicts]))
@@ -55,7 +55,7 @@ def apply(_: Parameters, rows: KeyedRows, tally: Tally) -> NDArray[np.bool_]:
 
 
 def report(counts: Counter[str]) -> tuple[str, ...]:
-    """What may be a mistake in the data."""
+    """Report what may be a mistake in the data."""
     found = []
     if counts[_CONFLICTS]:
         found.append(
