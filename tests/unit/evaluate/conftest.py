@@ -13,7 +13,7 @@ from finetune_api.trainer_config import BatchPlan, JobRef, SplitCounts, StorageS
 from finetune_api.v1alpha1 import TASK_SUPPORT, AttemptStatus, DataFormat, Metric, Outcome, Spec, Task
 from finetune_trainer.evaluate.compare import compare
 from finetune_trainer.evaluate.data_section import DataSection
-from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelFigures, TrainingLog
+from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelMetrics, TrainingLog
 from finetune_trainer.evaluate.report import ReportInputs
 from finetune_trainer.evaluate.significance import Interval, PairedTest, mcnemar_exact, sign_test, wilson_interval
 from finetune_trainer.tasks.metrics import classification_metrics, perplexity
@@ -117,7 +117,7 @@ def trainer_config(task: Task, *, labels: tuple[str, ...] = (), **spec: object) 
     )
 
 
-def classifier_figures(labels: tuple[str, ...]) -> tuple[ModelFigures, ModelFigures, PairedTest]:
+def classifier_figures(labels: tuple[str, ...]) -> tuple[ModelMetrics, ModelMetrics, PairedTest]:
     generator = np.random.default_rng(3)
     targets = np.repeat(np.arange(len(labels)), 11)
     base = generator.integers(0, len(labels), targets.size)
@@ -127,7 +127,7 @@ def classifier_figures(labels: tuple[str, ...]) -> tuple[ModelFigures, ModelFigu
     for predictions, loss in ((base, 3.01), (tuned, 0.412)):
         metrics = classification_metrics(predictions, targets, labels)
         figures.append(
-            ModelFigures(
+            ModelMetrics(
                 metrics={Metric.LOSS: loss} | metrics.figures,
                 intervals={Metric.ACCURACY: wilson_interval(int((predictions == targets).sum()), targets.size)},
                 classification=metrics,
@@ -139,12 +139,12 @@ def classifier_figures(labels: tuple[str, ...]) -> tuple[ModelFigures, ModelFigu
     return figures[0], figures[1], test
 
 
-def language_figures() -> tuple[ModelFigures, ModelFigures, PairedTest]:
+def language_figures() -> tuple[ModelMetrics, ModelMetrics, PairedTest]:
     generator = np.random.default_rng(3)
     before = generator.normal(3.2, 0.4, 120)
     after = before - np.abs(generator.normal(0.9, 0.4, 120))
     figures = [
-        ModelFigures(
+        ModelMetrics(
             metrics={Metric.LOSS: float(losses.mean()), Metric.PERPLEXITY: perplexity(float(losses.mean()))},
             intervals={
                 Metric.PERPLEXITY: Interval(

@@ -2,18 +2,18 @@
 
 import pytest
 
-from finetune_trainer.evaluate.charts import Series, histogram, line_chart, moving_mean, thinned, tick_text
+from finetune_trainer.evaluate.charts import Series, downsampled, histogram, line_chart, moving_mean, tick_text
 
 
 def test_a_long_curve_is_thinned_to_means():
     points = [(float(step), float(step % 2)) for step in range(10_000)]
-    few = thinned(points, 400)
+    few = downsampled(points, 400)
     assert len(few) <= 400
     assert [y for _, y in few] == pytest.approx([0.5] * len(few), abs=0.03)
 
 
 def test_a_short_curve_keeps_its_points():
-    assert thinned([(1.0, 2.0), (2.0, 3.0)]) == [(1.0, 2.0), (2.0, 3.0)]
+    assert downsampled([(1.0, 2.0), (2.0, 3.0)]) == [(1.0, 2.0), (2.0, 3.0)]
 
 
 def test_the_moving_mean_looks_back_only():

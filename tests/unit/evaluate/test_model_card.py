@@ -103,8 +103,8 @@ def test_a_card_says_which_versions_it_needs_and_what_was_checked(report_inputs)
     record = inputs.record.model_copy(update={"reloaded": (checked,)})
     card = model_card(record, inputs.config, inputs.data, ArtifactFormat.MERGED)
     assert "requires transformers 4.57 or newer" in card
-    assert "written with transformers 5.23.0" in card
-    assert "a loss of 0.4124 on 32 rows of the validation split; the model that was trained had 0.4124" in card
+    assert "saved with transformers 5.23.0" in card
+    assert "the loss is 0.4124 on 32 rows of the validation split; the trained model had 0.4124" in card
     other = model_card(record, inputs.config, inputs.data, ArtifactFormat.ADAPTER)
     assert "PEFT 0.17 or newer" in other
     assert "0.4124" not in other
@@ -131,20 +131,20 @@ def test_without_a_test_split_the_card_has_no_figures_and_says_so(report_inputs)
     assert "Nothing was measured on held-out data" in card
 
 
-def test_limits_name_classes_that_were_hardly_tested(report_inputs):
+def test_limits_name_classes_that_were_rarely_tested(report_inputs):
     inputs = report_inputs(labels=("a", "b"))
     few = inputs.record.tuned.classification.per_class[0].model_copy(update={"support": 3, "label": "rare | odd"})
-    changes = {"per_class": (few,), "confusion": (), "hardly_tested": 1}
+    changes = {"per_class": (few,), "confusion": (), "rarely_tested": 1}
     figures = inputs.record.tuned.classification.model_copy(update=changes)
     tuned = inputs.record.tuned.model_copy(update={"classification": figures})
     record = inputs.record.model_copy(update={"tuned": tuned})
     card = model_card(record, inputs.config, inputs.data, ArtifactFormat.MERGED)
-    assert r"fewer than 10 test examples, whose own figures say little: rare \| odd" in card
+    assert r"fewer than 10 test examples, whose metrics are imprecise: rare \| odd" in card
 
 
 def test_labels_cannot_break_out_of_a_table(report_inputs):
     card = card_of(report_inputs(labels=("a|b\n# Heading", "<script>x</script>", "c")))
-    assert "\n# Heading" not in card.split("## Configuration")[0].split("How to load")[1]
+    assert "\n# Heading" not in card.split("## Configuration")[0].split("## Usage")[1]
     assert "<script>" not in card
 
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from finetune_api.v1alpha1 import ArtifactFormat, Task
-from finetune_trainer.evaluate.compare import bounded
+from finetune_trainer.evaluate.compare import limit_classes
 from finetune_trainer.evaluate.model_card import model_card
 from finetune_trainer.evaluate.records import Generation
 from finetune_trainer.evaluate.report import render_report
@@ -82,17 +82,17 @@ def test_the_page_tells_the_whole_story(classifier_page):
         "+84.2 points",
         "A note.",
         "Before and after",
-        "always naming the most frequent class would be right 5.3 % of the time",
+        "always predicting the most frequent class has an accuracy of 5.3 %",
         "Learning rate",
         "Attempt 2",
         "OutOfMemory",
         "from the checkpoint of step 80, to step 240",
-        "16 steps done again",
-        "Where the time went",
+        "16 steps repeated",
+        "Time per phase",
         "Classes, weakest first",
-        "Commonest mistakes",
+        "Most frequent mistakes",
         "Confusion matrix",
-        "Left out: empty text",
+        "Dropped: empty text",
         "Length of the training examples",
         "learningRate: 5e-05",
         "maxNewTokens: 64",
@@ -133,7 +133,7 @@ def test_a_run_without_test_split_log_or_attempts_has_a_report(report_inputs):
     bare = inputs.config.model_copy(update={"attempts": ()})
     text = " ".join(Page(render_report(dataclasses.replace(inputs, config=bare))).text.split())
     assert "Not measured" in text
-    assert "left no log" in text
+    assert "stored no log" in text
     assert "Attempt 1" not in text
 
 
@@ -152,7 +152,7 @@ def test_many_classes_keep_record_page_and_card_small_and_lose_nothing_that_is_s
     full = inputs.record
     assert full.baseline is not None
     assert full.tuned is not None
-    baseline, tuned = bounded(full.baseline, full.tuned)
+    baseline, tuned = limit_classes(full.baseline, full.tuned)
     short = dataclasses.replace(inputs, record=full.model_copy(update={"baseline": baseline, "tuned": tuned}))
     page = render_report(short)
     assert page == render_report(inputs)
@@ -167,12 +167,12 @@ def rest_of(inputs):
     return inputs.config, inputs.data, ArtifactFormat.MERGED
 
 
-def test_classes_that_were_hardly_tested_are_named(report_inputs):
+def test_classes_that_were_rarely_tested_are_named(report_inputs):
     labels = ("often", "rarely", "never")
     inputs = report_inputs(labels=labels)
     figures = classification_metrics([0] * 40 + [1] * 3, [0] * 40 + [1] * 3, labels)
     tuned = inputs.record.tuned.model_copy(update={"classification": figures})
     record = inputs.record.model_copy(update={"tuned": tuned})
     text = " ".join(Page(render_report(dataclasses.replace(inputs, record=record))).text.split())
-    assert "figures move in large steps: rarely." in text
+    assert "whose metrics are imprecise: rarely." in text
     assert "not measured: never." in text

@@ -26,7 +26,7 @@ def test_wilson_agrees_with_published_intervals(successes, trials, low, high):
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 5)])
 def test_what_is_no_share_has_no_interval(successes, trials):
-    with pytest.raises(ValueError, match="not a share"):
+    with pytest.raises(ValueError, match="not a proportion"):
         wilson_interval(successes, trials)
 
 

@@ -16,8 +16,8 @@ def test_better_than_chance_explains_is_better(report_inputs):
     assert said.headline == "Accuracy 3.3 % → 87.6 %"
     assert said.change == "+84.2 points"
     assert said.sentence == (
-        "Accuracy rose from 3.3 % to 87.6 % on 209 held-out examples (95 % interval 82.4 % to 91.4 %). That is more "
-        "than chance explains (177 examples got better and 1 worse; McNemar, exact: p < 0.001)."
+        "Accuracy rose from 3.3 % to 87.6 % on 209 held-out examples (95 % interval 82.4 % to 91.4 %). The "
+        "difference is statistically significant (177 examples improved and 1 got worse; McNemar, exact: p < 0.001)."
     )
 
 
@@ -65,11 +65,11 @@ def test_without_a_baseline_nothing_says_whether_training_helped(report_inputs):
     ("before", "after", "better", "worse", "p_value", "level", "words"),
     [
         (0.5, 0.7, 30, 10, 0.002, Level.BETTER, "rose from 50.0 % to 70.0 %"),
-        (0.7, 0.5, 10, 30, 0.002, Level.WORSE, "Training made the model worse"),
-        (0.5, 0.52, 12, 10, 0.83, Level.UNCLEAR, "could be chance (12 examples got better and 10 worse"),
+        (0.7, 0.5, 10, 30, 0.002, Level.WORSE, "The model got significantly worse"),
+        (0.5, 0.52, 12, 10, 0.83, Level.UNCLEAR, "result is inconclusive (12 examples improved and 10 got worse"),
         (0.5, 0.5, 10, 10, 1.0, Level.UNCLEAR, "Accuracy stayed at 50.0 %"),
         # The mean over tokens and the count of examples may disagree; then nothing is claimed.
-        (0.5, 0.7, 10, 30, 0.002, Level.UNCLEAR, "could be chance"),
+        (0.5, 0.7, 10, 30, 0.002, Level.UNCLEAR, "inconclusive"),
     ],
 )
 def test_the_verdict_follows_figure_and_test(report_inputs, before, after, better, worse, p_value, level, words):

@@ -17,25 +17,25 @@ from .records import Address
 
 @dataclass(frozen=True)
 class Candidate:
-    """A local model that is not loaded yet."""
+    """A model on local disk that is not loaded yet."""
 
     address: Address
     folder: Path
     """Weights and tokenizer, in Hugging Face layout."""
     adapter: Path | None = None
-    """An exported adapter to put on top of them."""
+    """An exported adapter that is applied to them, if any."""
     exported: bool = False
-    """Written by the train stage: it has to load from its files alone, with all weights."""
+    """Written by the train stage: the folder must load by itself, with all weights."""
 
 
 def base_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
-    """The base model that the run was prepared with."""
+    """The base model that the prepare stage inspected."""
     model = prepared_model(config, store, runtime)
     return Candidate(Address(uri=config.spec.model.uri, digest=model.digest), model.path)
 
 
 def exported_candidates(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> tuple[Candidate, ...]:
-    """What the train stage exported, one candidate for each format; the first is the one that is evaluated."""
+    """The exports of the train stage, one candidate per format; the first one is evaluated."""
     found = []
     if ArtifactFormat.MERGED in config.spec.output.formats:
         fetched = fetch_model(config.model_uri, store, runtime.cache)
@@ -51,15 +51,15 @@ def _adapter_candidate(config: PreparedConfig, store: ObjectStore, runtime: Runt
 
     uri, folder = config.layout.artifact(ArtifactFormat.ADAPTER), runtime.scratch / "evaluate" / "adapter"
     store.download_folder(uri, folder)
-    (folder / "README.md").unlink(missing_ok=True)  # this stage replaces it: it is no part of the model
+    (folder / "README.md").unlink(missing_ok=True)  # not part of the model: this stage replaces it
     return Candidate(Address(uri=uri, digest=folder_digest(folder)), base.folder, adapter=folder, exported=True)
 
 
 def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) -> Any:
-    """The module on the stage's device, in evaluation mode.
+    """Load the model on the stage's device, in evaluation mode.
 
-    The base model's new head is drawn from the run's seed. Raises ExportUnusableError where an exported folder does
-    not load by itself with all of its weights.
+    A new head of the base model is initialized with the run's seed. Raises ExportUnusableError if an exported folder
+    does not load by itself with all of its weights.
     """
     from ..model.load import load_model
     from ..model.reload import reload_adapter, reload_model
@@ -67,7 +67,7 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
     if candidate.exported and candidate.adapter is None:
         model = reload_model(candidate.folder, candidate.address.uri, prepared)
     else:
-        # The head differs from the initial one of the training: an adapter must contain what the base model lacks.
+        # Initialized differently from the head in training: the adapter must contain what the base model lacks.
         seed = config.spec.training.seed + (candidate.adapter is not None)
         model = load_model(
             candidate.folder, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=seed
@@ -79,13 +79,13 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
     return model.to("cuda" if config.world.gpus else "cpu").eval()
 
 
-def drawn_head(candidate: Candidate, prepared: Prepared) -> str:
+def random_head_reason(candidate: Candidate, prepared: Prepared) -> str:
     """Return why the output layer of the model is randomly initialized, or an empty string if it is not."""
     if not TASKS[prepared.task].may_draw_head:
         return ""
     from ..model.weights import plan_weights
 
     plan = plan_weights(candidate.folder, candidate.address.uri, prepared.task, prepared.labels)
-    if plan.brings_head:
+    if plan.has_head:
         return ""
-    return "has other labels than the data" if plan.labels.note else "brings no classifier head"
+    return "has other labels than the data" if plan.labels.note else "has no classification head"

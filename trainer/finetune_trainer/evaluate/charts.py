@@ -1,7 +1,7 @@
-"""Line charts and histograms as SVG that takes its colours from the page. Pure; drawn by matplotlib without a backend.
+"""Line charts and histograms as SVG that uses the colours of the page. Pure; drawn by matplotlib without a backend.
 
-matplotlib knows no CSS variables: it draws with placeholder colours, which are then replaced by `var(--name)`, so one
-chart serves the light page, the dark page and the printed one.
+matplotlib does not support CSS variables. It draws with placeholder colours, which are then replaced by `var(--name)`,
+so one chart works in light mode, in dark mode and in print.
 """
 
 import io
@@ -52,7 +52,7 @@ _STYLE: Any = {
     "path.simplify": True,
 }
 _MOST_POINTS = 400
-"""More points than that cannot be told apart on a page; they would only make the file large."""
+"""More points cannot be distinguished on a page and would only make the file larger."""
 
 _NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
@@ -65,9 +65,9 @@ class Series:
     points: Sequence[tuple[float, float]]
     colour: str = "blue"
     dots: bool = False
-    """Few points, measured one by one."""
+    """Few points, measured individually."""
     smooth: bool = False
-    """Also draw the moving mean, and the points themselves faintly."""
+    """Also draw the moving mean, and draw the points themselves faintly."""
 
 
 def line_chart(
@@ -78,7 +78,7 @@ def line_chart(
     x_label: str = "optimizer step",
     percent: bool = False,
 ) -> Markup:
-    """A chart of one or more lines; `marks` are vertical lines with a short text each."""
+    """A chart of one or more lines; `marks` are labelled vertical lines."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure()
         for line in series:
@@ -105,7 +105,7 @@ def line_chart(
 
 
 def histogram(title: str, edges: Sequence[float], counts: Sequence[int], *, x_label: str) -> Markup:
-    """Bars between neighbouring `edges`; `counts` is one shorter."""
+    """One bar between each two neighbouring `edges`; `counts` is one shorter."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure()
         axes.bar(range(len(counts)), counts, width=0.86, color=_COLOURS["blue"], alpha=0.85, linewidth=0)
@@ -117,8 +117,8 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int], *, x_la
         return _svg(figure, title)
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points: means over neighbours, so that a peak leaves a trace."""
+def downsampled(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> list[tuple[float, float]]:
+    """At most `most` points: means over neighbours, so that peaks remain visible."""
     if len(points) <= most:
         return list(points)
     size = -(-len(points) // most)
@@ -127,7 +127,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> 
 
 
 def moving_mean(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
-    """Each point's mean with the `window - 1` before it."""
+    """The mean of each point and the `window - 1` points before it."""
     found = []
     for index, (x, _) in enumerate(points):
         near = points[max(0, index - window + 1) : index + 1]
@@ -137,7 +137,7 @@ def moving_mean(points: Sequence[tuple[float, float]], window: int) -> list[tupl
 
 def _draw(axes: Any, line: Series) -> None:
     colour = _COLOURS[line.colour]
-    points = thinned(line.points)
+    points = downsampled(line.points)
     xs, ys = [x for x, _ in points], [y for _, y in points]
     if line.dots or len(points) == 1:
         axes.plot(xs, ys, color=colour, marker="o", markersize=3.5, label=line.name)
@@ -155,7 +155,7 @@ def _figure() -> tuple[Any, Any]:
 
 
 def tick_text(value: float) -> str:
-    """A number at an axis, as learning rates are written: `0.5`, `1.5e-4`."""
+    """Format an axis label: `0.5`, `1.5e-4`."""
     if 1e-2 <= abs(value) < 1e6 or value == 0:
         return f"{value:g}"
     mantissa, exponent = f"{value:.1e}".split("e")
@@ -163,7 +163,7 @@ def tick_text(value: float) -> str:
 
 
 def _svg(figure: Figure, title: str) -> Markup:
-    """The drawing as an element of the page: no prolog, no fixed size, no fonts or styles of its own."""
+    """The figure as an inline element: without prolog, fixed size, fonts or styles."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)

@@ -1,4 +1,4 @@
-"""Interprets the figures: verdict, weakest classes, confused pairs. Pure."""
+"""Interprets the metrics: verdict, weakest classes, confused pairs. Pure."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -8,28 +8,28 @@ from finetune_api.trainer_config import Message
 from finetune_api.v1alpha1 import Metric
 
 from ..tasks.metrics import FEW_EXAMPLES, ClassificationMetrics, ClassMetrics, Confusion
-from .confusion_table import MOST_CLASSES, most_mistaken
-from .records import Evaluation, ModelFigures
+from .confusion_table import MOST_CLASSES, classes_with_most_mistakes
+from .records import Evaluation, ModelMetrics
 from .significance import PairedTest
 
 SIGNIFICANT = 0.05
 """Significance level of the paired test."""
 
 WORST_CLASSES = 30
-"""Classes of the report's table."""
+"""Maximum classes in the report's table."""
 
 PAIRS = 10
-"""Kinds of mistakes that the report lists."""
+"""Maximum confused pairs in the report."""
 
 NAMED_CLASSES = 8
-"""Classes that a sentence lists by name."""
+"""Maximum classes that a sentence names."""
 
 _ALL_CLASSES = 100
-"""Up to so many classes, `evaluation.json` has all of them."""
+"""Maximum classes up to which `evaluation.json` has all of them."""
 
 
 class Level(StrEnum):
-    """The verdict in one word."""
+    """The verdict as one word."""
 
     BETTER = "Better"
     WORSE = "Worse"
@@ -39,7 +39,7 @@ class Level(StrEnum):
 
 
 class Verdict(Message):
-    """The verdict in one word, one line and one or two sentences."""
+    """The verdict as one word, one line, and one or two sentences."""
 
     level: Level
     headline: str
@@ -50,23 +50,23 @@ class Verdict(Message):
 
 
 class ConfusedPair(Message):
-    """Examples of one class that were taken for another."""
+    """Examples of one class that were predicted as another."""
 
     target: str
     prediction: str
     count: int
     share: float
-    """Of the target class's examples."""
+    """As a share of the target class's examples."""
 
 
 def verdict(record: Evaluation) -> Verdict:
-    """Return the conclusion from the figures."""
+    """Derive the verdict from the metrics."""
     if record.tuned is None:
         return Verdict(
             level=Level.UNMEASURED,
             headline="Not measured",
             sentence="There is no test split, so nothing was measured on held-out data. "
-            "Set data.test.fraction above 0, or name data.test.sources, to get figures.",
+            "Set data.test.fraction above 0, or name data.test.sources, to get metrics.",
         )
     metric = record.headline
     name, after = metric_name(metric), metric_text(metric, record.tuned.metrics[metric])
@@ -76,7 +76,7 @@ def verdict(record: Evaluation) -> Verdict:
         return Verdict(
             level=Level.UNCOMPARED,
             headline=f"{name} {after}",
-            sentence=f"{name} is {after} {measured}. No baseline was evaluated, so nothing says whether training "
+            sentence=f"{name} is {after} {measured}. No baseline was evaluated, so it is unknown whether training "
             "helped.",
         )
     before = metric_text(metric, row.baseline)
@@ -87,41 +87,41 @@ def verdict(record: Evaluation) -> Verdict:
         level=level,
         headline=f"{name} {before} → {after}",
         change="no change" if row.improved is None else delta_text(metric, row.delta),
-        sentence=f"{moved} {measured}. {_chance(level, record.paired_test)}".rstrip(),
+        sentence=f"{moved} {measured}. {_significance_text(level, record.paired_test)}".rstrip(),
     )
 
 
-def compare(baseline: ModelFigures | None, tuned: ModelFigures) -> tuple[MetricDelta, ...]:
-    """Every metric of the tuned model with that of the baseline."""
+def compare(baseline: ModelMetrics | None, tuned: ModelMetrics) -> tuple[MetricDelta, ...]:
+    """Every metric of the tuned model, with the baseline's value."""
     return compare_metrics(baseline.metrics if baseline else {}, tuned.metrics)
 
 
-def bounded(
-    baseline: ModelFigures | None, tuned: ModelFigures | None
-) -> tuple[ModelFigures | None, ModelFigures | None]:
-    """Both with the classes of the tuned model that `telling_classes` names: the record must not grow with others."""
+def limit_classes(
+    baseline: ModelMetrics | None, tuned: ModelMetrics | None
+) -> tuple[ModelMetrics | None, ModelMetrics | None]:
+    """Both models with the classes that `recorded_classes` selects, which bounds the size of the record."""
     if tuned is None or tuned.classification is None:
         return baseline, tuned
-    kept = telling_classes(tuned.classification)
+    kept = recorded_classes(tuned.classification)
 
-    def of_kept(figures: ModelFigures) -> ModelFigures:
-        assert figures.classification is not None, "both models are judged by the same task"
+    def reduced(figures: ModelMetrics) -> ModelMetrics:
+        assert figures.classification is not None, "both models are evaluated on the same task"
         return figures.model_copy(update={"classification": figures.classification.of_classes(kept)})
 
-    return of_kept(baseline) if baseline else None, of_kept(tuned)
+    return reduced(baseline) if baseline else None, reduced(tuned)
 
 
-def telling_classes(metrics: ClassificationMetrics) -> frozenset[int]:
-    """Ids of the classes that `evaluation.json` keeps: at most 100, and all that the report shows of.
+def recorded_classes(metrics: ClassificationMetrics) -> frozenset[int]:
+    """Ids of the classes that `evaluation.json` has: at most 100, including all that the report shows.
 
-    With more classes: the 30 with the lowest F1, the 30 with the most mistakes, those of the ten commonest mistakes,
-    and the first eight of those with few test examples and of those with none.
+    With more classes: the 30 with the lowest F1, the 30 with the most mistakes, those of the ten most frequent
+    mistakes, and the first eight classes each with few and with no test examples.
     """
     if metrics.classes <= _ALL_CLASSES:
         return frozenset(row.id for row in metrics.per_class)
     rows = [
         *worst_classes(metrics)[:WORST_CLASSES],
-        *most_mistaken(metrics, MOST_CLASSES),
+        *classes_with_most_mistakes(metrics, MOST_CLASSES),
         *hardly_tested(metrics)[:NAMED_CLASSES],
         *untested(metrics)[:NAMED_CLASSES],
     ]
@@ -130,7 +130,7 @@ def telling_classes(metrics: ClassificationMetrics) -> frozenset[int]:
 
 
 def worst_classes(metrics: ClassificationMetrics) -> tuple[ClassMetrics, ...]:
-    """Classes by F1, worst first; those without a single test example come last, they were not measured."""
+    """Classes by F1, worst first; classes without test examples come last, since they were not measured."""
     return tuple(sorted(metrics.per_class, key=lambda row: (row.support == 0, row.f1, -row.support, row.label)))
 
 
@@ -144,7 +144,7 @@ def untested(metrics: ClassificationMetrics) -> list[ClassMetrics]:
     return [row for row in metrics.per_class if row.support == 0]
 
 
-def named(classes: Sequence[ClassMetrics], number: int) -> str:
+def list_names(classes: Sequence[ClassMetrics], number: int) -> str:
     """The names of the first eight of `number` classes, and how many more there are."""
     shown = classes[:NAMED_CLASSES]
     more = f" and {number - len(shown):,} more" if number > len(shown) else ""
@@ -152,7 +152,7 @@ def named(classes: Sequence[ClassMetrics], number: int) -> str:
 
 
 def confused_pairs(metrics: ClassificationMetrics, most: int = PAIRS) -> tuple[ConfusedPair, ...]:
-    """The commonest mistakes, most frequent first."""
+    """The most frequent mistakes, most frequent first."""
     rows = {row.id: row for row in metrics.per_class}
     return tuple(
         ConfusedPair(
@@ -166,7 +166,7 @@ def confused_pairs(metrics: ClassificationMetrics, most: int = PAIRS) -> tuple[C
 
 
 def _mistakes(metrics: ClassificationMetrics) -> list[Confusion]:
-    """By number, then by share of the target class, then by name."""
+    """Sorted by count, then by share of the target class, then by name."""
     rows = {row.id: row for row in metrics.per_class}
 
     def order(cell: Confusion) -> tuple[int, int, str, str]:
@@ -181,7 +181,7 @@ def p_text(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
 
 
-def _measured_on(figures: ModelFigures, metric: Metric) -> str:
+def _measured_on(figures: ModelMetrics, metric: Metric) -> str:
     examples = f"{figures.examples:,} held-out example{'' if figures.examples == 1 else 's'}"
     if figures.tokens:
         examples += f" ({figures.tokens:,} tokens)"
@@ -193,7 +193,7 @@ def _measured_on(figures: ModelFigures, metric: Metric) -> str:
 
 
 def _level(row: MetricDelta, test: PairedTest | None) -> Level:
-    """Return the level. Better or worse requires that the test, which counts examples, and the figure agree."""
+    """Return the level. Better or worse requires that the paired test and the metric agree."""
     if row.improved is None or test is None or test.p_value >= SIGNIFICANT:
         return Level.UNCLEAR
     if row.improved != (test.better > test.worse):
@@ -201,12 +201,12 @@ def _level(row: MetricDelta, test: PairedTest | None) -> Level:
     return Level.BETTER if row.improved else Level.WORSE
 
 
-def _chance(level: Level, test: PairedTest | None) -> str:
+def _significance_text(level: Level, test: PairedTest | None) -> str:
     if test is None:
         return ""
-    counts = f"{test.better:,} examples got better and {test.worse:,} worse; {test.name}: {p_text(test.p_value)}"
+    counts = f"{test.better:,} examples improved and {test.worse:,} got worse; {test.name}: {p_text(test.p_value)}"
     if level is Level.UNCLEAR:
-        return f"The difference could be chance ({counts})."
+        return f"The result is inconclusive ({counts})."
     if level is Level.WORSE:
-        return f"Training made the model worse by more than chance explains ({counts})."
-    return f"That is more than chance explains ({counts})."
+        return f"The model got significantly worse ({counts})."
+    return f"The difference is statistically significant ({counts})."

@@ -1,4 +1,4 @@
-"""The job's own words in report and model card. Pure."""
+"""The job's spec as shown in report and model card. Pure."""
 
 import io
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from finetune_api.v1alpha1 import Spec
 
 
 def spec_document(spec: Spec) -> dict[str, Any]:
-    """The spec as users write it, defaults included, without values of environment variables."""
+    """The spec as users write it, including defaults, without values of environment variables."""
     return without_secrets(spec).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..tasks.metrics import ClassificationMetrics, ClassMetrics
 
 MOST_CLASSES = 30
-"""More columns fit no page."""
+"""More columns do not fit on a page."""
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class ConfusionCell:
 
     count: int
     share: float
-    """Of the row's examples."""
+    """As a share of the row's examples."""
     right: bool
-    """On the diagonal."""
+    """Whether it is on the diagonal."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ConfusionRow:
     """One target class."""
 
     number: int
-    """Its number in the table, from 1."""
+    """Row number in the table, from 1."""
     label: str
     support: int
     cells: tuple[ConfusionCell, ...]
@@ -36,12 +36,12 @@ class ConfusionTable:
 
     rows: tuple[ConfusionRow, ...]
     left_out: int
-    """Classes that are not shown."""
+    """Number of classes that are not shown."""
 
 
 def confusion_table(metrics: ClassificationMetrics) -> ConfusionTable:
-    """All classes in the order of their ids; of more than 30 those with the most mistakes, made or suffered."""
-    chosen = sorted(most_mistaken(metrics, MOST_CLASSES), key=lambda row: row.id)
+    """All classes in the order of their ids; if there are more than 30, those in the most mistakes."""
+    chosen = sorted(classes_with_most_mistakes(metrics, MOST_CLASSES), key=lambda row: row.id)
     counts = {(cell.target, cell.prediction): cell.count for cell in metrics.confusion}
     rows = []
     for number, target in enumerate(chosen, start=1):
@@ -53,6 +53,6 @@ def confusion_table(metrics: ClassificationMetrics) -> ConfusionTable:
     return ConfusionTable(rows=tuple(rows), left_out=metrics.classes - len(chosen))
 
 
-def most_mistaken(metrics: ClassificationMetrics, most: int) -> list[ClassMetrics]:
-    """The classes with the most mistakes, made or suffered."""
+def classes_with_most_mistakes(metrics: ClassificationMetrics, most: int) -> list[ClassMetrics]:
+    """The classes with the most mistakes, as target or as prediction."""
     return sorted(metrics.per_class, key=lambda row: (-row.mistakes, row.id))[:most]

@@ -1,4 +1,4 @@
-"""What report and model card say of the data set. Pure."""
+"""The data set as shown in report and model card. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ _NICE = (1, 2, 5)
 
 @dataclass(frozen=True)
 class DataSection:
-    """Counts of the data set that are for people."""
+    """Statistics of the data set for display."""
 
     dropped: tuple[tuple[str, int], ...] = ()
-    """Rule -> records left out by it, most frequent first."""
+    """Rule -> number of records that it dropped, most frequent first."""
     truncated: int = 0
-    """Examples that were cut to the maximal length, in all splits."""
+    """Number of examples that were truncated to the maximum length, in all splits."""
     max_length: int = 0
-    """That length in tokens."""
+    """Maximum length in tokens."""
     tokens: int = 0
-    """Tokens of all examples before anything was cut or left out for its length, in all splits."""
+    """Number of tokens of all examples before truncating and dropping, in all splits."""
     dropped_tokens: int = 0
-    """How many of them were not used."""
+    """Number of these tokens that were not used."""
     edges: tuple[int, ...] = ()
-    """Bounds of the length histogram of the training split, in tokens; one more than bars."""
+    """Bin edges of the length histogram of the training split, in tokens; one more than bins."""
     histogram: tuple[int, ...] = ()
-    """Examples between two bounds: the lower one is counted, the upper one is not."""
+    """Number of examples per bin, including its lower edge and excluding its upper edge."""
     remarks: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, info: DatasetInfo) -> "DataSection":
-        """From dataset.json."""
+        """Create it from dataset.json."""
         edges, histogram = length_histogram(info.lengths.get("train", {}))
         return cls(
             dropped=tuple(sorted(info.dropped.items(), key=lambda item: (-item[1], item[0]))),
@@ -46,7 +46,7 @@ class DataSection:
 
 
 def length_histogram(lengths: Mapping[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Bounds and counts of at most 24 bars of equal, round width, from `{tokens: rows}`."""
+    """Edges and counts of at most 24 bins of equal, round width, from `{tokens: rows}`."""
     if not lengths:
         return (), ()
     longest = max(lengths)

@@ -1,4 +1,4 @@
-"""Numbers and times as the report and the model card write them. Pure."""
+"""Formats numbers and times for the report and the model card. Pure."""
 
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ def count_text(number: int) -> str:
 
 
 def size_text(number: float) -> str:
-    """Parameters or tokens, roughly: `22.7 M`, `135 M`, `980`."""
+    """Number of parameters or tokens, rounded: `22.7 M`, `135 M`, `980`."""
     for factor, unit in _UNITS:
         if number >= factor:
             return f"{number / factor:.3g} {unit}"
@@ -36,10 +36,10 @@ def time_text(text: str) -> str:
 
 
 def moment(text: str) -> datetime:
-    """RFC 3339 -> a moment in UTC. Raises ValueError for other text."""
+    """Parse RFC 3339 to a time in UTC. Raises ValueError for other text."""
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
 def short_digest(digest: str) -> str:
-    """The first twelve digits: enough to tell by eye."""
+    """The first twelve digits, enough to compare by eye."""
     return digest.removeprefix("sha256:")[:12]

@@ -1,7 +1,7 @@
-"""The model card: what Hugging Face's hub and people read first in a model folder. Pure.
+"""The model card: README.md of a model folder, as the Hugging Face hub shows it. Pure.
 
 The front matter follows the hub's model card metadata: `base_model`, `library_name`, `pipeline_tag`, `tags` and the
-figures in `model-index` form.
+metrics in `model-index` form.
 """
 
 import html
@@ -25,7 +25,7 @@ from .records import Evaluation
 
 
 def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, artifact: ArtifactFormat) -> str:
-    """README.md of the exported folder: front matter and Markdown."""
+    """README.md of an exported folder: front matter and Markdown."""
     environment = Environment(
         loader=PackageLoader(__package__, "templates"),
         undefined=StrictUndefined,
@@ -69,7 +69,7 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
 
 
 def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFormat) -> ModelCardData:
-    """Metadata for the hub. An `hf://` address becomes the hub's own name of the base model."""
+    """Metadata for the hub. For an `hf://` address, the base model is given by its hub name."""
     is_adapter = artifact is ArtifactFormat.ADAPTER
     results = _eval_results(record, config)
     return ModelCardData(
@@ -78,59 +78,59 @@ def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFo
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=TASKS[record.task].pipeline_tag,
         tags=["finetune-operator", "fine-tuned", *METHODS[config.spec.method.name].tags],
-        # Without results, ModelCardData would write the name as a field that the hub does not know.
+        # Without results, ModelCardData would write the name as a field that the hub does not support.
         model_name=f"{config.job.name}-{config.run_name}" if results else None,
         eval_results=results or None,
     )
 
 
 def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list[str]:
-    """What the figures do not say, one sentence each; as plain text."""
-    found = ["Whatever limits and licence the base model and the training data have hold for this model as well."]
+    """Limitations of the metrics, as plain text with one sentence each."""
+    found = ["The limitations and licences of the base model and of the training data also apply to this model."]
     test = config.spec.data.test
     if record.tuned is None:
         found.append("Nothing was measured on held-out data: there was no test split.")
         return found
     if test.fraction is not None:
         found.append(
-            "The test split was drawn at random from the training files. It says how the model does on data like "
-            "those, and nothing about other data. Records that resemble each other may be on both sides."
+            "The test split was drawn at random from the training files. The metrics apply to data like "
+            "these, not to other data. Similar records may be in both the training and the test split."
         )
     found.extend(TASKS[record.task].limits)
     figures = record.tuned.classification
     if figures:
         few = [row for row in figures.per_class if row.support < FEW_EXAMPLES]
         if few:
-            shown = compare.named(few, figures.hardly_tested + figures.untested)
+            shown = compare.list_names(few, figures.hardly_tested + figures.untested)
             found.append(
-                f"Classes with fewer than {FEW_EXAMPLES} test {TASKS[record.task].labelled}s, whose own figures say "
-                f"little: {shown}."
+                f"Classes with fewer than {FEW_EXAMPLES} test {TASKS[record.task].labelled}s, whose metrics are "
+                f"imprecise: {shown}."
             )
-        found.append("It always answers with one of its classes, also where none fits.")
+        found.append("The model always predicts one of its classes, even if none applies.")
     if data.truncated:
-        found.append(f"{data.truncated:,} examples were cut to {data.max_length:,} tokens; the rest was not seen.")
+        found.append(f"{data.truncated:,} examples were truncated to {data.max_length:,} tokens.")
     if data.dropped_tokens:
         share = data.dropped_tokens / data.tokens
         found.append(
-            f"{data.dropped_tokens:,} of {data.tokens:,} tokens ({share:.1%}) were not used: they lie beyond the "
-            f"maximal length of {data.max_length:,} tokens."
+            f"{data.dropped_tokens:,} of {data.tokens:,} tokens ({share:.1%}) were not used because they are beyond "
+            f"the maximum length of {data.max_length:,} tokens."
         )
     return found
 
 
 def plain(text: str) -> str:
-    """Text from users as Markdown shows it literally, also inside a table: no HTML, no markup, one line."""
+    """Escape text from users for Markdown, also inside a table: no HTML, no markup, one line."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
 
 
 def code(text: str) -> str:
-    """Text from users as a code span."""
+    """Format text from users as a code span."""
     return f"`{text.replace('`', chr(39))}`"
 
 
 def _eval_results(record: Evaluation, config: TrainerConfig) -> list[EvalResult]:
-    """One entry per finite figure of the tuned model; none without a test split."""
+    """One entry per finite metric of the tuned model; none without a test split."""
     if record.tuned is None:
         return []
     task = TASKS[record.task].pipeline_tag
@@ -146,5 +146,5 @@ def _eval_results(record: Evaluation, config: TrainerConfig) -> list[EvalResult]
             metric_value=round(value, 6),
         )
         for metric, value in record.tuned.metrics.items()
-        if value < OVERFLOW  # an overflow is not a figure
+        if value < OVERFLOW  # an overflowed value is not a result
     ]

@@ -1,4 +1,4 @@
-"""What an evaluation leaves as `evaluation.json`, and what it reads of `training.json`."""
+"""The format of `evaluation.json`, and the part of `training.json` that the evaluation reads."""
 
 from typing import Any
 
@@ -14,65 +14,65 @@ from .significance import Interval, PairedTest
 FORMAT_VERSION = 1
 
 
-class ModelFigures(Message):
-    """What one model did on the test split."""
+class ModelMetrics(Message):
+    """Results of one model on the test split."""
 
     metrics: dict[Metric, float]
     intervals: dict[Metric, Interval] = {}
     """95 % intervals of the metrics that have one."""
     classification: ClassificationMetrics | None = None
-    """Classifiers only."""
+    """Only for classifiers."""
     examples: int
     tokens: int = 0
-    """Language models: label tokens that the loss is a mean over."""
+    """Only for language models: number of label tokens that the loss is averaged over."""
     seconds: float
-    """Time of the forward passes."""
+    """Duration of the forward passes."""
 
 
 class Generation(Message):
-    """One prompt's answers."""
+    """The answers to one prompt."""
 
     prompt: str
     before: str | None = None
-    """The base model's; absent where it was not evaluated."""
+    """The base model's; absent if it was not evaluated."""
     after: str
 
 
 class Address(Message):
-    """A folder in storage or on the hub, and what was in it."""
+    """A folder in storage or on the hub, and the digest of its contents."""
 
     uri: str
     digest: str
 
 
 class Reloaded(Message):
-    """An exported folder that was loaded again from its files, compared with the model that was trained."""
+    """An exported folder that was loaded from its files, compared with the trained model."""
 
     uri: str
     split: str
-    """`validation`, `test` or `train`: where the rows are from."""
+    """`validation`, `test` or `train`: the split of the rows."""
     rows: int
     """0: no row has a token that carries loss, so only the names and shapes of the weights were compared."""
     trained: float
-    """Mean over the rows of the trained model's loss per target, in nats; 0 without rows."""
+    """The trained model's loss per target in nats, averaged over the rows; 0 without rows."""
     reloaded: float
-    """The same figure of the folder."""
+    """The same loss of the exported folder."""
     tolerance: float
-    """Largest mean difference per row that is accepted."""
+    """Maximum accepted mean difference per row."""
 
     @property
     def sentence(self) -> str:
-        """For report, model card and log; without the address."""
+        """Summary for report, model card and log, without the address."""
         if not self.rows:
-            return "loaded again with all weights; the data set has no rows to compare figures on"
+            return "reloaded with all weights; the data set has no rows for a comparison of the loss"
         return (
-            f"loaded again, it has a loss of {self.reloaded:.4f} on {self.rows} rows of the {self.split} split; "
-            f"the model that was trained had {self.trained:.4f}"
+            f"after reloading, the loss is {self.reloaded:.4f} on {self.rows} rows of the {self.split} split; "
+            f"the trained model had {self.trained:.4f}"
         )
 
 
 class Evaluation(Message):
-    """`evaluation.json`: all figures of one run."""
+    """`evaluation.json`: all results of one run."""
 
     version: int = FORMAT_VERSION
     job: JobRef
@@ -85,26 +85,26 @@ class Evaluation(Message):
     model: Address
     dataset: Address
     counts: SplitCounts
-    baseline: ModelFigures | None = None
-    tuned: ModelFigures | None = None
-    """Absent: there was no test split."""
+    baseline: ModelMetrics | None = None
+    tuned: ModelMetrics | None = None
+    """Absent: there is no test split."""
     headline: Metric
     """The metric that decides the verdict."""
     comparison: tuple[MetricDelta, ...] = ()
     paired_test: PairedTest | None = None
     majority_share: float | None = None
-    """Classifiers: accuracy of always naming the most frequent class of the test split."""
+    """Only for classifiers: accuracy of always predicting the most frequent class of the test split."""
     generations: tuple[Generation, ...] = ()
     reloaded: tuple[Reloaded, ...] = ()
-    """One entry for every exported folder."""
+    """One entry per exported folder."""
     notes: tuple[str, ...] = ()
-    """What a reader of the figures has to know, one sentence each."""
+    """Notes on how to read the metrics, one sentence each."""
     versions: dict[str, str] = {}
-    """Of the packages that made the figures."""
+    """Versions of the packages that computed the results."""
 
 
 class TrainingLog(BaseModel):
-    """`training.json`, written by the train stage: the whole run's log without duplicates."""
+    """`training.json`, written by the train stage: the log of all attempts, without repeated steps."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -116,7 +116,7 @@ class TrainingLog(BaseModel):
     warnings: tuple[str, ...] = ()
 
     def curve(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of every entry that has the figure, in order."""
+        """(step, value) of every entry that has `name`, in order."""
         return [
             (int(entry["step"]), float(entry[name]))
             for entry in self.log

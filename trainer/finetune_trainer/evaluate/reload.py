@@ -32,22 +32,22 @@ log = logging.getLogger("finetune")
 
 _MAX_ROWS = 32
 _MAX_TOKENS = 16_384
-"""Of the whole sample, about: long rows are taken in smaller number."""
+"""Approximate size of the whole sample: fewer rows are used if they are long."""
 
 _TOLERANCE = {Dtype.FLOAT32: 1e-3}
-"""Mean difference per row that is accepted, as a share of the mean loss and at least of 1 nat."""
+"""Accepted mean difference per row, relative to the mean loss, or to 1 nat if the loss is smaller."""
 _TOLERANCE_16_BIT = 0.05
 """Merging an adapter rounds the sum of two matrices to 16 bits."""
 
 
 class Reference(Message):
-    """`reference.json` in the run's folder: figures of the trained model on a few rows."""
+    """`reference.json` in the run's folder: losses of the trained model on a few rows."""
 
     split: str
     rows: tuple[int, ...]
-    """Indices within the split."""
+    """Row indices within the split."""
     losses: tuple[float, ...]
-    """Loss of each of those rows in nats: of its label, or the mean over the tokens that carry loss."""
+    """Loss of each of these rows in nats: of its label, or the mean over the tokens that carry loss."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,21 @@ class Sample:
 
 
 def write_reference(config: TrainerConfig, store: ObjectStore, reference: Reference) -> None:
-    """Store the figures for the evaluate stage. Replaces those of an earlier attempt."""
-    # Not pydantic's JSON, which writes a loss that is not a number as null.
+    """Store the losses for the evaluate stage. Replaces those of an earlier attempt."""
+    # Not pydantic's JSON, which would write NaN as null.
     text = json.dumps(reference.model_dump(), indent=1)
     store.put(config.layout.reference, text.encode(), content_type="application/json")
 
 
 def read_reference(config: TrainerConfig, store: ObjectStore) -> Reference:
-    """Read the figures of the train stage. Raises ObjectMissingError if there are none."""
+    """Read the losses stored by the train stage. Raises ObjectMissingError if there are none."""
     return Reference.model_validate(store.get_json(config.layout.reference))
 
 
 def choose_sample(prepared: Prepared, open_split: Callable[[str], TokenDataset]) -> Sample:
-    """Up to 32 rows, spread over the validation split; without one over the test split, else over the training split.
+    """Up to 32 evenly spaced rows of the validation split; of the test or the training split if it is missing.
 
-    Rows in which no token carries loss are left out.
+    Rows in which no token carries loss are excluded.
     """
     sample: Sample | None = None
     for split in ("validation", "test", "train"):
@@ -92,7 +92,7 @@ def choose_sample(prepared: Prepared, open_split: Callable[[str], TokenDataset])
 
 @dataclass(frozen=True)
 class ReloadCheck:
-    """Compares reloaded models with the one that was trained."""
+    """Compares reloaded models with the trained model."""
 
     prepared: Prepared
     sample: Sample
@@ -100,16 +100,16 @@ class ReloadCheck:
 
     @classmethod
     def of_run(cls, config: TrainerConfig, prepared: Prepared, store: ObjectStore, cache: Path) -> "ReloadCheck":
-        """Read the figures of the train stage and the rows that they were measured on.
+        """Read the losses stored by the train stage, and the rows that they were measured on.
 
-        Raises ObjectMissingError where there are none.
+        Raises ObjectMissingError if there are none.
         """
         reference = read_reference(config, store)
         data = TokenDataset.open(store, prepared.dataset_uri, reference.split, cache)
         return cls(prepared, Sample(reference.split, data, reference.rows), reference)
 
     def __call__(self, model: Any, uri: str, pad_token_id: int) -> Reloaded:
-        """Measure a reloaded model. Raises ExportUnusableError where it is not the one that was trained."""
+        """Measure a reloaded model. Raises ExportUnusableError if it is not the trained model."""
         trained = np.array(self.reference.losses, np.float64)
         reloaded = self._losses(model, pad_token_id)
         share = _TOLERANCE.get(self.prepared.dtype, _TOLERANCE_16_BIT)
@@ -123,15 +123,15 @@ class ReloadCheck:
         )
         if not math.isfinite(result.trained):
             raise ExportUnusableError(
-                f"the model of {uri} gives a loss on the {self.sample.split} split that is not a number, in training "
-                "and loaded again",
-                advice="with BFloat16 try spec.model.dtype: Float32; else look at the loss curve in training.json",
+                f"the model of {uri} has a loss on the {self.sample.split} split that is not a number, both after "
+                "training and after reloading",
+                advice="with BFloat16, try spec.model.dtype: Float32; otherwise check the loss curve in training.json",
             )
         difference = _mean(np.abs(reloaded - trained))
         if not difference <= result.tolerance:
             raise ExportUnusableError(
-                f"{uri}, loaded again, is not the model that was trained: its loss on {result.rows} rows of the "
-                f"{result.split} split is {result.reloaded:.4f}, and was {result.trained:.4f} when it was exported "
+                f"{uri} is not the trained model: after reloading, its loss on {result.rows} rows of the "
+                f"{result.split} split is {result.reloaded:.4f}, but it was {result.trained:.4f} before the export "
                 f"(mean difference per row {difference:.4f}, allowed {result.tolerance:.4f})",
                 advice="do not use this folder; change spec.runId to train and export again, and report the error with "
                 "the base model's name if it repeats",
@@ -140,17 +140,18 @@ class ReloadCheck:
         return result
 
     def _losses(self, model: Any, pad_token_id: int) -> npt.NDArray[np.float64]:
-        """Of each row of the sample, shape (rows,)."""
+        """Loss of each row of the sample, shape (rows,)."""
         collate = Collator(pad_token_id, self.prepared.task)
         task = TASKS[self.prepared.task]
         losses = [
-            task.row_losses(model, _OneRow(self.sample.data[row]), collate, _quiet)[0] for row in self.sample.rows
+            task.row_losses(model, _OneRow(self.sample.data[row]), collate, _ignore_progress)[0]
+            for row in self.sample.rows
         ]
         return np.array(losses, np.float64)
 
 
 class _OneRow:
-    """One row as a split."""
+    """A split that has one row."""
 
     def __init__(self, row: dict[str, Any]) -> None:
         self._row = row
@@ -163,7 +164,7 @@ class _OneRow:
         return self._row
 
 
-def _quiet(_done: int) -> None:
+def _ignore_progress(_done: int) -> None:
     return None
 
 

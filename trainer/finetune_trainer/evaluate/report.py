@@ -1,6 +1,6 @@
-"""The report: one self-contained HTML file, without scripts and without the network. Pure.
+"""The report: one self-contained HTML file without scripts or network access. Pure.
 
-Everything that comes from users or data passes through Jinja's escaping; only the drawings of `charts` are let through.
+All values from users or data are escaped by Jinja; only the SVG of `charts` is inserted unescaped.
 """
 
 from collections.abc import Sequence
@@ -28,20 +28,20 @@ from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seco
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All that a report is made of."""
+    """Everything that the report is made from."""
 
     record: Evaluation
     config: TrainerConfig
     training: TrainingLog | None
-    """None: the train stage left no log."""
+    """None: the train stage stored no log."""
     data: DataSection
     phase_seconds: dict[str, float]
-    """Of the evaluation itself."""
+    """Phase durations of the evaluation itself."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A figure at the top of the report."""
+    """A value at the top of the report."""
 
     label: str
     value: str
@@ -49,7 +49,7 @@ class Card:
 
 
 def render_report(inputs: ReportInputs) -> str:
-    """The page as text."""
+    """The HTML page as text."""
     training = inputs.training or TrainingLog()
     attempts = inputs.config.attempts
     bars = attempt_bars(attempts, step_seconds(training, attempts))
@@ -77,8 +77,8 @@ def render_report(inputs: ReportInputs) -> str:
             tested=figures.classes - figures.untested if figures else 0,
             few=FEW_EXAMPLES,
             labelled=TASKS[record.task].labelled,
-            hardly_tested=compare.named(compare.hardly_tested(figures), figures.hardly_tested) if figures else "",
-            untested=compare.named(compare.untested(figures), figures.untested) if figures else "",
+            hardly_tested=compare.list_names(compare.hardly_tested(figures), figures.hardly_tested) if figures else "",
+            untested=compare.list_names(compare.untested(figures), figures.untested) if figures else "",
             before_f1={row.id: row.f1 for row in before.per_class} if before else {},
             confusion=confusion_table(figures) if figures else None,
             pairs=compare.confused_pairs(figures) if figures else (),
@@ -148,7 +148,7 @@ def _cards(inputs: ReportInputs, training: TrainingLog, bars: Sequence[AttemptBa
 
 
 def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[tuple[str, Markup]]:
-    """Title and drawing of every curve that has at least two points, or one if it was measured at few points."""
+    """Title and chart of every curve with at least two points, or one if it was measured at few points."""
     others = [metric for metric in Metric if metric is not Metric.LOSS]
     shares = [metric for metric in others if METRIC_SUPPORT[metric].is_share]
     wanted = [
@@ -186,7 +186,7 @@ def _validation(training: TrainingLog, metric: Metric, colour: str = "blue") -> 
 
 
 def _finite(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Without the values that overflowed: one of them would flatten all others."""
+    """Without values that overflowed: a single one would flatten all others."""
     return [(step, value) for step, value in curve if value < OVERFLOW]
 
 

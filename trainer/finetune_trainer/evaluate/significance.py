@@ -1,4 +1,4 @@
-"""Confidence intervals and paired tests for figures of a finite test split. Pure: the bootstrap is seeded."""
+"""Confidence intervals and paired tests for metrics of a finite test split. Pure: the bootstrap is seeded."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,10 +7,10 @@ from scipy.stats import binomtest, bootstrap
 from finetune_api.trainer_config import Message
 
 _RESAMPLES = 2000
-"""Enough for a 95 % interval: about 50 resamples lie beyond each end."""
+"""Enough for a 95 % interval: about 50 resamples are beyond each end."""
 
 _BATCH_ELEMENTS = 4_000_000
-"""Resampled examples held at once: 32 MB each for their indices, sums and weights."""
+"""Resampled examples held at a time: 32 MB each for indices, sums and weights."""
 
 
 class Interval(Message):
@@ -22,38 +22,40 @@ class Interval(Message):
 
 
 class PairedTest(Message):
-    """Baseline against tuned model on the same examples."""
+    """Compares baseline and tuned model on the same examples."""
 
     name: str
-    """Which test."""
+    """Name of the test."""
     better: int
-    """Examples on which the tuned model did better."""
+    """Number of examples on which the tuned model was better."""
     worse: int
-    """Examples on which it did worse."""
+    """Number of examples on which it was worse."""
     same: int
-    """Examples on which both did equally well."""
+    """Number of examples without a difference."""
     p_value: float
-    """Probability of a split at least this uneven if both models were equally good."""
+    """Probability of a ratio at least this uneven if both models were equally good."""
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """Interval for a share, from the score test; its formula is in `scipy.stats.binomtest`.
+    """Confidence interval of a proportion, from the score test; the formula is in `scipy.stats.binomtest`.
 
-    Unlike p ± z sqrt(p(1-p)/n), it stays within 0 and 1 and holds for few examples and shares near the ends.
-    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927), 209-212.
-    Raises ValueError for no trials.
+    Unlike p ± z sqrt(p(1-p)/n), it stays within 0 and 1 and is accurate for few examples and for proportions near 0 or
+    1. Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927),
+    209-212.
+    Raises ValueError without trials.
     """
     if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} of {trials} is not a share")
+        raise ValueError(f"{successes} of {trials} is not a proportion")
     found = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return Interval(low=float(found.low), high=float(found.high), confidence=confidence)
 
 
 def mcnemar_exact(baseline_right: npt.NDArray[np.bool_], tuned_right: npt.NDArray[np.bool_]) -> PairedTest:
-    """McNemar's test, exact form, on which examples each classifier had right; arrays of shape (examples,).
+    """McNemar's exact test on which examples each classifier predicted correctly; arrays of shape (examples,).
 
-    Only the examples that exactly one classifier had right count; if both were equally good, each of them would fall
-    either way with probability 1/2. Two-sided binomial test. Source: Q. McNemar, Psychometrika 12 (1947), 153-157.
+    Only the examples that exactly one classifier predicted correctly count; if both are equally good, each of them
+    favours either classifier with probability 1/2. Two-sided binomial test. Source: Q. McNemar, Psychometrika 12
+    (1947), 153-157.
     """
     better = int(np.count_nonzero(tuned_right & ~baseline_right))
     worse = int(np.count_nonzero(baseline_right & ~tuned_right))
@@ -61,7 +63,7 @@ def mcnemar_exact(baseline_right: npt.NDArray[np.bool_], tuned_right: npt.NDArra
 
 
 def sign_test(baseline_losses: npt.NDArray[np.float64], tuned_losses: npt.NDArray[np.float64]) -> PairedTest:
-    """Two-sided binomial test on the number of examples whose loss fell; arrays of shape (examples,)."""
+    """Two-sided binomial test on the number of examples whose loss decreased; arrays of shape (examples,)."""
     better = int(np.count_nonzero(tuned_losses < baseline_losses))
     worse = int(np.count_nonzero(tuned_losses > baseline_losses))
     return _binomial("Sign test", better, worse, same=int(baseline_losses.size) - better - worse)
@@ -70,13 +72,13 @@ def sign_test(baseline_losses: npt.NDArray[np.float64], tuned_losses: npt.NDArra
 def bootstrap_mean(
     sums: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], *, seed: int, confidence: float = 0.95
 ) -> Interval:
-    """Interval for sum(sums) / sum(weights) by resampling examples with replacement (percentile bootstrap).
+    """Interval of sum(sums) / sum(weights) by resampling examples with replacement (percentile bootstrap).
 
-    `sums` and `weights` have shape (examples,): for a language model the summed loss and the number of label tokens of
+    `sums` and `weights` have shape (examples,): for a language model, the summed loss and the number of label tokens of
     each example. They are resampled together, because the loss of an example belongs to its tokens.
     Source: B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
-    if sums.size == 1:  # every resample is the example itself; scipy refuses it
+    if sums.size == 1:  # every resample is the example itself, which scipy rejects
         mean = float(_weighted_mean(sums, weights))
         return Interval(low=mean, high=mean, confidence=confidence)
     found = bootstrap(

@@ -1,4 +1,4 @@
-"""The evaluate stage: evaluates baseline and tuned model and writes figures, report and model cards. One process."""
+"""The evaluate stage: evaluates base and tuned model, writes metrics, report and model cards. A single process."""
 
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult
@@ -18,9 +18,9 @@ from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
 from ..tasks import TASKS, TrainingTask
 from . import compare
-from .candidates import Candidate, base_candidate, drawn_head, exported_candidates
+from .candidates import Candidate, base_candidate, exported_candidates, random_head_reason
 from .data_section import DataSection
-from .judge import Judge, Judged
+from .evaluator import ModelEvaluator, ModelResult
 from .model_card import model_card
 from .records import Address, Evaluation, Generation, TrainingLog
 from .reload import ReloadCheck
@@ -28,17 +28,17 @@ from .report import ReportInputs, render_report
 from .significance import PairedTest, mcnemar_exact, sign_test
 
 _FEW = 100
-"""Test examples below which an interval is wider than about ten points."""
+"""Below this number of test examples, an interval is wider than about ten points."""
 
 
 def evaluate(
     config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter
 ) -> EvaluateResult:
-    """Load every exported folder again, compare base and fine-tuned model on the test split, and write
+    """Reload every exported folder, compare base and fine-tuned model on the test split, and write
     evaluation.json, report.html and the model cards.
 
-    Raises ExportUnusableError for an exported folder that is not the model that was trained, ModelUnusableError for a
-    model that cannot be loaded or gives no numbers, and the errors of storage.
+    Raises ExportUnusableError for an exported folder that is not the trained model, ModelUnusableError for a model that
+    cannot be loaded or returns NaN, and storage errors.
     """
     prepared = config.prepared
     has_bfloat16 = not config.world.gpus or gpu_has_bfloat16()
@@ -47,7 +47,7 @@ def evaluate(
     with report.phase("data", "reading the test split"):
         info = read_dataset_info(store, prepared.dataset_uri)
         test = _test_split(prepared, store, runtime)
-    with report.phase("export", "exporting formats that the run does not have yet"):
+    with report.phase("export", "exporting missing formats"):
         _export_missing(config, prepared, store, runtime)
     with report.phase("fetch", "fetching the models"):
         tuned, *others = exported_candidates(config, store, runtime)
@@ -56,11 +56,11 @@ def evaluate(
     examples = info.documents.get("test", prepared.counts.test)
     notes = (*_notes(config, prepared, base, examples), *(training.warnings if training else ()))
     check = ReloadCheck.of_run(config, prepared, store, runtime.cache)
-    judge = Judge(config, prepared, test, report, check, info.template_date or TEMPLATE_DATE)
-    # The exported folders first: if one is not what was trained, the other figures are worth nothing.
-    after = judge(tuned, "tuned model")
-    reloaded = [after.reloaded, *(judge.reload(candidate, "exported adapter") for candidate in others)]
-    before = judge(base, "base model") if base is not None and _needed(config, prepared) else None
+    evaluator = ModelEvaluator(config, prepared, test, report, check, info.template_date or TEMPLATE_DATE)
+    # Exported folders are checked first: if one is not the trained model, the other results are meaningless.
+    after = evaluator(tuned, "tuned model")
+    reloaded = [after.reloaded, *(evaluator.reload(candidate, "exported adapter") for candidate in others)]
+    before = evaluator(base, "base model") if base is not None and _needs_baseline(config, prepared) else None
     record = _record(config, prepared, tuned.address, before, after, notes).model_copy(
         update={"reloaded": tuple(entry for entry in reloaded if entry is not None)}
     )
@@ -86,7 +86,7 @@ def evaluate(
 
 
 def _export_missing(config: PreparedConfig, prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> None:
-    """Export what the spec asks for and an earlier evaluation of the run did not."""
+    """Export the formats that the spec requests and that no earlier evaluation of the run exported."""
     from ..model.export import export_missing, is_exported
 
     if all(is_exported(config, store, artifact) for artifact in config.spec.output.formats):
@@ -101,7 +101,7 @@ def _test_split(prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> 
     return TokenDataset.open(store, prepared.dataset_uri, "test", runtime.cache) if prepared.counts.test else None
 
 
-def _needed(config: TrainerConfig, prepared: Prepared) -> bool:
+def _needs_baseline(config: TrainerConfig, prepared: Prepared) -> bool:
     """Whether there is anything to evaluate the base model on."""
     return prepared.counts.test > 0 or (
         TASKS[prepared.task].support.answers_prompts and bool(config.spec.evaluation.prompts)
@@ -109,18 +109,18 @@ def _needed(config: TrainerConfig, prepared: Prepared) -> bool:
 
 
 def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None, examples: int) -> tuple[str, ...]:
-    """`examples`: of the test split; a text that was divided into rows is one."""
+    """`examples`: number of examples of the test split; a text that was split into rows counts once."""
     found = [f"{warning[0].upper()}{warning[1:]}." for warning in prepared.warnings]
     if prepared.counts.test == 0:
-        found.append("There was no test split (data.test.fraction is 0), so no figures were measured on held-out data.")
+        found.append("There was no test split (data.test.fraction is 0), so nothing was measured on held-out data.")
     elif examples < _FEW:
-        found.append(f"The test split has {examples} examples only; read the figures with their intervals.")
+        found.append(f"The test split has {examples} examples only; consider the confidence intervals.")
     if not config.spec.evaluation.baseline:
         found.append("The base model was not evaluated (evaluation.baseline is false).")
-    elif base is not None and prepared.counts.test and (reason := drawn_head(base, prepared)):
+    elif base is not None and prepared.counts.test and (reason := random_head_reason(base, prepared)):
         found.append(
-            f"The base model {reason}: its figures are those of a freshly drawn head, "
-            "the one that training started from, and close to guessing."
+            f"The base model {reason}: its metrics are those of a randomly initialized head, "
+            "with which training started, and close to chance."
         )
     return tuple(found)
 
@@ -129,11 +129,11 @@ def _record(
     config: TrainerConfig,
     prepared: Prepared,
     model: Address,
-    before: Judged | None,
-    after: Judged | None,
+    before: ModelResult | None,
+    after: ModelResult | None,
     notes: tuple[str, ...],
 ) -> Evaluation:
-    baseline, tuned = compare.bounded(before.figures if before else None, after.figures if after else None)
+    baseline, tuned = compare.limit_classes(before.figures if before else None, after.figures if after else None)
     return Evaluation(
         job=config.job,
         run=config.run,
@@ -156,7 +156,7 @@ def _record(
     )
 
 
-def _paired_test(task: TrainingTask, before: Judged | None, after: Judged | None) -> PairedTest | None:
+def _paired_test(task: TrainingTask, before: ModelResult | None, after: ModelResult | None) -> PairedTest | None:
     if before is None or after is None or after.figures is None:
         return None
     if task.scores_are_answers:
@@ -164,12 +164,14 @@ def _paired_test(task: TrainingTask, before: Judged | None, after: Judged | None
     return sign_test(before.scores, after.scores)
 
 
-def _majority_share(after: Judged | None) -> float | None:
+def _majority_share(after: ModelResult | None) -> float | None:
     figures = after.figures.classification if after and after.figures else None
     return max(row.support for row in figures.per_class) / figures.count if figures else None
 
 
-def _generations(config: TrainerConfig, before: Judged | None, after: Judged | None) -> tuple[Generation, ...]:
+def _generations(
+    config: TrainerConfig, before: ModelResult | None, after: ModelResult | None
+) -> tuple[Generation, ...]:
     if after is None or not after.answers:
         return ()
     earlier = before.answers if before else (None,) * len(after.answers)
@@ -187,7 +189,7 @@ def _training_log(config: TrainerConfig, store: ObjectStore) -> TrainingLog | No
 
 
 def _write(inputs: ReportInputs, store: ObjectStore) -> str:
-    """Put all documents into storage; the report last, since its address is the result. Returns that."""
+    """Store all documents, the report last. Returns the address of the report."""
     config, record = inputs.config, inputs.record
     store.put(
         config.layout.evaluation,
@@ -204,5 +206,5 @@ def _write(inputs: ReportInputs, store: ObjectStore) -> str:
 
 
 def run(context: StageContext) -> EvaluateResult:
-    """The stage."""
+    """Run the stage."""
     return evaluate(context.prepared_config(), context.store, context.runtime, context.report)

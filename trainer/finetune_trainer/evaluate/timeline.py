@@ -1,4 +1,4 @@
-"""Attempts on a time line, and where the time of a stage went. Pure."""
+"""The attempts on a time line, and the time spent per phase. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _SMALL = 0.005
 
 @dataclass(frozen=True)
 class AttemptBar:
-    """One attempt; places and widths are percent of the whole time line."""
+    """One attempt; positions and widths are percentages of the time line."""
 
     status: AttemptStatus
     left: float
@@ -31,17 +31,17 @@ class AttemptBar:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it reached the end of the training."""
+        """Whether it completed the training."""
         return self.status.outcome is Outcome.SUCCEEDED
 
     @property
     def result(self) -> str:
-        """How it ended, in a word."""
+        """Its result as one word."""
         return self.status.reason or self.status.outcome or "running"
 
     @property
     def stopped(self) -> bool:
-        """Whether it ended because of a stop request."""
+        """Whether a stop request ended it."""
         return self.status.outcome is Outcome.STOPPED
 
 
@@ -55,7 +55,7 @@ class Phase:
 
 
 def attempt_bars(attempts: Sequence[AttemptStatus], step_seconds: float) -> list[AttemptBar]:
-    """A bar for each attempt, in order; what is not known of an attempt has no width."""
+    """One bar per attempt, in order; unknown parts of an attempt have zero width."""
     ordered = sorted(attempts, key=lambda attempt: attempt.number)
     if not ordered:
         return []
@@ -82,7 +82,7 @@ def attempt_bars(attempts: Sequence[AttemptStatus], step_seconds: float) -> list
 
 
 def phases(seconds: Mapping[str, float]) -> list[Phase]:
-    """The training's phases in their order, others as they come; tiny ones together as `other`."""
+    """The training phases in their order, then others in the given order; tiny ones are combined as `other`."""
     total = sum(seconds.values())
     if total <= 0:
         return []
@@ -94,7 +94,7 @@ def phases(seconds: Mapping[str, float]) -> list[Phase]:
 
 
 def step_seconds(training: TrainingLog, attempts: Sequence[AttemptStatus]) -> float:
-    """Mean time of an optimizer step in the last attempt; 0 where it is not known."""
+    """Mean duration of an optimizer step in the last attempt; 0 if unknown."""
     last = max(attempts, key=lambda attempt: attempt.number, default=None)
     done = training.steps - ((last.resumed_from_step or 0) if last else 0)
     return training.phase_seconds.get("steps", 0.0) / done if done > 0 else 0.0
@@ -110,7 +110,7 @@ def restart_marks(attempts: Sequence[AttemptStatus]) -> list[tuple[float, str]]:
 
 
 def _ends(attempt: AttemptStatus) -> tuple[datetime, datetime]:
-    """First step and end; what is missing is the moment before it."""
+    """Times of the first step and of the end; if one is unknown, the time before it."""
     start = moment(attempt.start_time)
     end = moment(attempt.end_time) if attempt.end_time else None
     first = moment(attempt.first_step_time) if attempt.first_step_time else end or start

@@ -16,7 +16,7 @@ from finetune_api.v1alpha1 import Metric
 
 from ..data.collate import Collator
 from ..data.prepare import make_formatter
-from ..data.prompts import formed_prompts
+from ..data.prompts import format_prompts
 from ..data.shards import TokenDataset
 from ..errors import ModelUnusableError
 from ..methods import METHODS
@@ -26,27 +26,27 @@ from ..tasks import TASKS
 from ..tasks.base import Measured
 from . import generate
 from .candidates import Candidate, open_model
-from .records import ModelFigures, Reloaded
+from .records import ModelMetrics, Reloaded
 from .reload import ReloadCheck
 from .significance import Interval, bootstrap_mean, wilson_interval
 
 
 @dataclass(frozen=True)
-class Judged:
+class ModelResult:
     """Results of one model."""
 
-    figures: ModelFigures | None
-    """None: there was no test split."""
+    figures: ModelMetrics | None
+    """None: there is no test split."""
     scores: npt.NDArray[np.float64]
-    """For the paired test, shape (examples,): 1 for a right answer of a classifier; loss per token of a language
-    model's example (examples without label tokens are left out)."""
+    """For the paired test, shape (examples,): 1 for a correct answer of a classifier; loss per token for each example
+    of a language model (without examples that have no label tokens)."""
     answers: tuple[str, ...]
     reloaded: Reloaded | None = None
-    """Exported folders only: how it compares with the model that was trained."""
+    """Only for exported folders: the comparison with the trained model."""
 
 
 @dataclass(frozen=True)
-class Judge:
+class ModelEvaluator:
     """Evaluates models one after another."""
 
     config: TrainerConfig
@@ -55,9 +55,9 @@ class Judge:
     report: ProgressReporter
     check: ReloadCheck
     template_date: date
-    """What the chat template was given as today's date when the data set was made."""
+    """The date that chat templates got as the current date when the data set was made."""
 
-    def __call__(self, candidate: Candidate, name: str) -> Judged:
+    def __call__(self, candidate: Candidate, name: str) -> ModelResult:
         """Load the model, check it if it was exported, evaluate it on test split and prompts, and release it."""
         model, tokenizer, reloaded = self._open(candidate, name)
         figures, scores = None, np.zeros(0)
@@ -67,7 +67,7 @@ class Judge:
         answers = self._answers(model, tokenizer, candidate, name) if self._prompts else ()
         del model
         gc.collect()
-        return Judged(figures, scores, answers, reloaded)
+        return ModelResult(figures, scores, answers, reloaded)
 
     def reload(self, candidate: Candidate, name: str) -> Reloaded:
         """Load and check an exported folder that is not evaluated, and release it."""
@@ -82,7 +82,7 @@ class Judge:
             tokenizer = load_tokenizer(candidate.adapter or candidate.folder)
         if not candidate.exported:
             return model, tokenizer, None
-        with self.report.phase("reload", f"comparing the {name} with the model that was trained"):
+        with self.report.phase("reload", f"comparing the {name} with the trained model"):
             return model, tokenizer, self.check(model, candidate.address.uri, tokenizer.pad_token_id)
 
     @property
@@ -91,17 +91,18 @@ class Judge:
 
     def _measure(
         self, model: Any, tokenizer: Any, test: TokenDataset, candidate: Candidate, name: str
-    ) -> tuple[ModelFigures, npt.NDArray[np.float64]]:
+    ) -> tuple[ModelMetrics, npt.NDArray[np.float64]]:
         collate = Collator(tokenizer.pad_token_id, self.prepared.task)
         started = time.perf_counter()
         progress = self._progress(f"evaluating the {name}", len(test))
         found = TASKS[self.prepared.task].measure(model, test, collate, self.prepared.labels, progress)
         if not all(math.isfinite(value) for value in found.metrics.values()):
             raise ModelUnusableError(
-                f"{candidate.address.uri} gives a loss on the test split that is not a number",
-                advice="with 16-bit types try spec.model.dtype: Float32; else look at the loss curve in training.json",
+                f"{candidate.address.uri} has a loss on the test split that is not a number",
+                advice="with a 16-bit type, try spec.model.dtype: Float32; otherwise check the loss curve in "
+                "training.json",
             )
-        figures = ModelFigures(
+        figures = ModelMetrics(
             metrics=found.metrics,
             intervals=_intervals(found),
             classification=found.classification,
@@ -111,12 +112,12 @@ class Judge:
         )
         return figures, found.scores
 
-    def _formed_prompts(self, tokenizer: Any, candidate: Candidate) -> list[str]:
-        """The prompts in the form that the prepare stage gave to the training data."""
+    def _formatted_prompts(self, tokenizer: Any, candidate: Candidate) -> list[str]:
+        """The prompts, formatted as the prepare stage formatted the training data."""
         formatter = make_formatter(
             self.prepared.format, self.config.spec.data, tokenizer, candidate.address.uri, self.template_date
         )
-        return formed_prompts(self._prompts, formatter, candidate.address.uri)
+        return format_prompts(self._prompts, formatter, candidate.address.uri)
 
     def _answers(self, model: Any, tokenizer: Any, candidate: Candidate, name: str) -> tuple[str, ...]:
         activity = f"answering prompts with the {name}"
@@ -125,7 +126,7 @@ class Judge:
             found = generate.answers(
                 model,
                 tokenizer,
-                self._formed_prompts(tokenizer, candidate),
+                self._formatted_prompts(tokenizer, candidate),
                 max_new_tokens=self.config.spec.evaluation.max_new_tokens,
                 seed=self.config.spec.training.seed,
                 report=self._progress(activity, len(self._prompts)),
@@ -138,7 +139,7 @@ class Judge:
 
 
 def _intervals(found: Measured) -> dict[Metric, Interval]:
-    """95 % intervals of the metrics that the task gives the counts for."""
+    """95 % intervals of the metrics for which the task returns counts."""
     intervals = {metric: wilson_interval(*counts) for metric, counts in found.shares.items()}
     for mean in found.means:
         spread = bootstrap_mean(mean.sums, mean.weights, seed=0)
