@@ -134,7 +134,7 @@ def prune(
             )
         before = len(run.entries())
         pruned = run.archive.prune(
-            _keep(run, keep_last, keep_best, keep_every), is_at_rest=run.address.is_local, dry_run=dry_run
+            _keep(run, keep_last, keep_best, keep_every), is_idle=run.address.is_local, dry_run=dry_run
         )
     for line in _told(pruned, before, "would be removed" if dry_run else "removed"):
         say(line)

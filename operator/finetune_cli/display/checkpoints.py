@@ -10,7 +10,7 @@ from .table import table_lines
 from .text import duration, metric_name, metric_value, seconds_since, size
 
 if TYPE_CHECKING:  # boto3 comes with it
-    from finetune_trainer.checkpoint.archive import Checked, Entry
+    from finetune_trainer.checkpoint.archive import Entry, VerificationResult
 
 _HEADINGS = ("STEP", "ATTEMPT", "AGE", "SIZE", "WORLD", "ZERO", "BEST", "METRICS")
 
@@ -70,7 +70,7 @@ def as_json(entry: "Entry") -> dict[str, Any]:
     }
 
 
-def verdict(checked: "Checked") -> str:
+def verdict(checked: "VerificationResult") -> str:
     """One line: whole, or what is damaged."""
     entry = checked.entry
     name = f"step {entry.step} of attempt {entry.attempt}"

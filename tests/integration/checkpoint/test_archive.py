@@ -49,7 +49,7 @@ def test_every_kind_of_damage_is_found_and_named(run: StoredRun) -> None:
 def test_a_checkpoint_that_is_removed_while_it_is_read_is_not_called_damaged(run: StoredRun) -> None:
     archive = Archive(run.store, run.uri)
     entries = archive.entries()
-    archive.prune(Keep(last=1), is_at_rest=True)
+    archive.prune(Keep(last=1), is_idle=True)
     verdicts = [(checked.is_gone, checked.damages) for checked in archive.check(entries)]
     assert verdicts == [(False, ()), (True, ()), (True, ())]
 
@@ -58,15 +58,15 @@ def test_a_run_that_goes_on_is_not_pruned_by_people(run: StoredRun) -> None:
     archive = Archive(run.store, run.uri)
     run.claim(2)
     with pytest.raises(FencedError, match="attempt 2 has claimed the run"):
-        archive.prune(Keep(last=1), is_at_rest=True)
+        archive.prune(Keep(last=1), is_idle=True)
     assert len(run.names()) == 3
 
 
 def test_a_dry_run_reports_what_would_be_removed_and_removes_nothing(run: StoredRun) -> None:
     archive, blobs = Archive(run.store, run.uri), run.blobs()
-    told = archive.prune(Keep(last=1), is_at_rest=True, dry_run=True)
+    told = archive.prune(Keep(last=1), is_idle=True, dry_run=True)
     assert (len(run.names()), run.blobs()) == (3, blobs)
-    assert archive.prune(Keep(last=1), is_at_rest=True) == told
+    assert archive.prune(Keep(last=1), is_idle=True) == told
     assert (len(told.checkpoints), told.blobs) == (2, len(blobs) - len(run.blobs()))
 
 
@@ -95,5 +95,5 @@ def test_values_are_not_written_from_damaged_bytes(run: StoredRun, tmp_path: Pat
 
 def test_a_parameter_that_no_rank_holds_whole_is_named(run: StoredRun, tmp_path: Path) -> None:
     halved = run.manifests[0].model_copy(update={"world_size": 2, "parts": run.manifests[0].parts[:2]})
-    with pytest.raises(BadConfigError, match="does not hold elements 160 to 240 of embedding"):
+    with pytest.raises(BadConfigError, match="does not have elements 160 to 240 of embedding"):
         export_safetensors(Loader(run.storage.blobs, halved), tmp_path)

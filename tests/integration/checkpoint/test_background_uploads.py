@@ -128,7 +128,7 @@ def test_an_uploader_that_dies_is_replaced_and_its_save_is_not_lost(
     place = {"settings": storage_settings, "folder": bucket}
     found = run_world(bereft, 2, **place)
     assert [rank["replaced"] for rank in found] == [False, True]
-    trouble = "the uploader exited with status -9; a new one takes over its order"
+    trouble = "the uploader exited with status -9; a new process takes over its order"
     assert found[0]["told"] == [[False, ""], [False, f"rank 1: {trouble}"], [False, ""]]
     assert found[1]["told"] == [[True, trouble], [False, trouble], [False, ""]]
     assert [rank["step"] for rank in found] == [2, 2]
@@ -311,7 +311,7 @@ def test_a_checkpoint_that_is_late_is_told_with_what_keeps_it(killable: Killable
     place = {"settings": killable.settings(), "folder": f"{BUCKET}/late"}
     for in_time, told, end in run_world(late, 2, server=killable.pid, **place):
         assert in_time == ""
-        assert told.startswith("a crash would now cost all after step 2: ")
+        assert told.startswith("a crash would now lose all after step 2: ")
         assert killable.access.endpoint in told
         assert end.startswith("the state of step 3 could not be stored within 5 s, which is spec.checkpoint.maxStal")
 
@@ -344,7 +344,7 @@ def test_saves_come_less_often_if_steps_during_uploads_take_longer(
         assert 4.0 / save_interval.MAX_OVERHEAD - 1 <= after < 8.0 / save_interval.MAX_OVERHEAD, (
             "four steps, a second each, and the stalls"
         )
-        assert "not the 60 s of spec.checkpoint.maxLostWork: a save costs " in told
+        assert "not the 60 s of spec.checkpoint.maxLostWork: a save takes " in told
 
 
 def paused(rank: int, size: int, settings: Any, folder: str) -> list[bool]:

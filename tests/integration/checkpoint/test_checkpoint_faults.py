@@ -137,8 +137,8 @@ def test_a_late_writer_cannot_commit_after_a_newer_claim(
 ) -> None:
     for found in run_world(late_writer, 2, settings=storage_settings, folder=bucket):
         assert found["late save"][0] == found["late claim"][0] == found["same claim"][0] == FencedError.__name__
-        assert "attempt 2 has claimed the run; attempt 1 must not write any more" in found["late save"][1]
-        assert "attempt 2 is claimed already" in found["same claim"][1]
+        assert "attempt 2 has claimed the run; attempt 1 must not write anymore" in found["late save"][1]
+        assert "attempt 2 is already claimed" in found["same claim"][1]
         assert found["chosen"] == "00000002-a0002"
     assert manifests(store, bucket) == ["00000001-a0001.json", "00000002-a0002.json"]
 

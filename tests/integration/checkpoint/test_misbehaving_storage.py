@@ -71,4 +71,4 @@ def test_nothing_wrong_is_accepted_and_what_passes_costs_nothing(
         assert found["losses"] == before[kind][found["step"] :], f"{kind}: bitwise those of the uninterrupted run"
     for told, step in zip(after["stored-changed"]["warnings"], (4, 2), strict=True):
         assert told.startswith(f"checkpoint 0000000{step}-a0001 cannot be used: ")
-        assert "is damaged: its bytes have another SHA-256 than its name" in told
+        assert "is damaged: the SHA-256 of its content does not match its name" in told

@@ -127,7 +127,7 @@ def test_a_save_in_flight_loses_nothing_to_a_prune_from_outside(run: StoredRun) 
     quiet = QUIET
     until(lambda: run.storage.quiet_for() > quiet, within=30, what="nothing is written")
     parts = run.store_parts(3, values=1)
-    pruned = Archive(run.store, run.uri).prune(Keep(last=1), is_at_rest=False, quiet=quiet)
+    pruned = Archive(run.store, run.uri).prune(Keep(last=1), is_idle=False, quiet=quiet)
     manifest = run.commit(3, parts)
     assert run.blobs_of(manifest) <= run.blobs()
     assert (pruned.checkpoints, pruned.blobs) == (("00000001-a0001",), 0)
@@ -137,7 +137,7 @@ def test_a_save_in_flight_loses_nothing_to_a_prune_from_outside(run: StoredRun) 
 def test_a_run_that_writes_nothing_any_more_is_pruned_from_outside(run: StoredRun) -> None:
     for step in (1, 2):
         run.save(step)
-    pruned = Archive(run.store, run.uri).prune(Keep(last=1), is_at_rest=False, quiet=AT_ONCE)
+    pruned = Archive(run.store, run.uri).prune(Keep(last=1), is_idle=False, quiet=AT_ONCE)
     assert (pruned.blobs > 0, pruned.blocked_by) == (True, "")
     assert run.blobs() == run.blobs_of(run.manifests[-1])
 
@@ -161,7 +161,7 @@ DAMAGED = {
     "a manifest that is no JSON": ("checkpoints/manifests/00000001-a0001.json", b"{"),
     "a manifest of another version": ("checkpoints/manifests/00000001-a0001.json", b'{"version": 2}'),
     "a manifest under another name": ("checkpoints/manifests/00000009-a0009.json", b""),
-    "something that is no manifest": ("checkpoints/manifests/notes.txt", b"mine"),
+    "something that is not a manifest": ("checkpoints/manifests/notes.txt", b"mine"),
 }
 
 

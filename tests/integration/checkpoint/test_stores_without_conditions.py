@@ -54,10 +54,10 @@ def test_of_many_claimants_of_one_attempt_exactly_one_goes_on(
         [warning] = [text for text in told if not text.startswith("fenced: ")]
         word = "ignores" if conditions is Conditions.IGNORED else "refuses"
         assert f"storage at {proxy.settings().endpoint} {word} conditional writes" in warning
-        assert {text[:36] for text in told if text != warning} == {"fenced: attempt 1 is claimed already"}
+        assert {text[:36] for text in told if text != warning} == {"fenced: attempt 1 is already claimed"}
         assert len(names(store, bucket)) == 1, "the others have withdrawn, and nothing is left of the tries"
         # And nobody later.
-        with pytest.raises(FencedError, match="attempt 1 is claimed already"):
+        with pytest.raises(FencedError, match="attempt 1 is already claimed"):
             claims_of(proxy, bucket, 1).claim(world_size=1)
 
 
@@ -72,11 +72,11 @@ def test_a_newer_attempt_fences_an_older_one(
         new.claim(world_size=1)
         new.check()
         for late in (old.check, lambda: old.claim(world_size=1)):
-            with pytest.raises(FencedError, match="attempt 2 has claimed the run; attempt 1 must not write any more"):
+            with pytest.raises(FencedError, match="attempt 2 has claimed the run; attempt 1 must not write anymore"):
                 late()
 
 
-ALLOWED, CLAIMED, NEWER = "", "is claimed already", "must not write any more"
+ALLOWED, CLAIMED, NEWER = "", "is already claimed", "must not write anymore"
 CLAIMS = [
     pytest.param((1, 0), (1, 0), True, ALLOWED, id="the same process claims again"),
     pytest.param((1, 2), (1, 2), True, ALLOWED, id="the same process claims its generation again"),
@@ -124,11 +124,11 @@ def test_a_server_that_has_learnt_conditions_since_still_knows_who_has_claimed(
     with StoreProxy(store_server, Conditions.IGNORED) as proxy:
         claims_of(proxy, bucket, 1).claim(world_size=1)
         proxy.conditions = Conditions.HONOURED
-        with pytest.raises(FencedError, match="attempt 1 is claimed already"):
+        with pytest.raises(FencedError, match="attempt 1 is already claimed"):
             claims_of(proxy, bucket, 1).claim(world_size=1)
         claims_of(proxy, bucket, 2).claim(world_size=1)
         proxy.conditions = Conditions.IGNORED
-        with pytest.raises(FencedError, match="attempt 2 is claimed already"):
+        with pytest.raises(FencedError, match="attempt 2 is already claimed"):
             claims_of(proxy, bucket, 2).claim(world_size=1)
 
 

@@ -12,7 +12,7 @@ from finetune_trainer.checkpoint.format.compatibility import (
     check_lineage,
     read_manifest,
 )
-from finetune_trainer.checkpoint.format.manifest import digest_of, sealed
+from finetune_trainer.checkpoint.format.manifest import digest_of, serialize
 from small_manifests import LINEAGE, MANIFEST, OTHER
 
 
@@ -27,7 +27,7 @@ def test_a_manifest_of_this_run_is_read() -> None:
 
 
 def test_a_manifest_as_it_is_stored_is_read_and_no_bit_of_it_may_change() -> None:
-    content = sealed(MANIFEST)
+    content = serialize(MANIFEST)
     assert read_manifest(content) == MANIFEST
     for place in range(8 * len(content)):
         changed = bytearray(content)
@@ -40,8 +40,10 @@ def test_a_newer_version_is_told_from_a_damaged_one() -> None:
     newer: dict[str, Any] = {**json.loads(document(version=2)), "shards": []}
     with pytest.raises(NewerFormatError):
         read_manifest(json.dumps(newer | {"digest": digest_of(newer)}).encode())
-    with pytest.raises(IncompatibleCheckpointError, match="is damaged: its fields have another SHA-256 than it says"):
-        read_manifest(sealed(MANIFEST).replace(b'"version": 1', b'"version": 3'))
+    with pytest.raises(
+        IncompatibleCheckpointError, match="is damaged: the SHA-256 of its fields does not match its digest"
+    ):
+        read_manifest(serialize(MANIFEST).replace(b'"version": 1', b'"version": 3'))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_lost_fragment_is_noticed(data: st.DataObject) -> None:
             for group, (name, numel) in enumerate(sizes.items())
         )
     )
-    with pytest.raises(BadConfigError, match=f"does not hold elements {lost.start} to .* of {lost.name}"):
+    with pytest.raises(BadConfigError, match=f"does not have elements {lost.start} to .* of {lost.name}"):
         plan(everything, rest)
 
 
@@ -112,7 +112,7 @@ def test_a_parameter_of_another_shape_is_refused() -> None:
 
 
 def test_a_parameter_that_is_not_trained_now_is_refused() -> None:
-    with pytest.raises(BadConfigError, match="holds w, which is not trained now"):
+    with pytest.raises(BadConfigError, match="has w, which is not trained now"):
         check_parameters([one()], {"v": (2, 3)})
 
 

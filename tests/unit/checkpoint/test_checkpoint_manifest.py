@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_trainer.checkpoint.format.compatibility import read_manifest
-from finetune_trainer.checkpoint.format.manifest import Manifest, PartRef, manifest_name, newest_first, sealed
+from finetune_trainer.checkpoint.format.manifest import Manifest, PartRef, manifest_name, newest_first, serialize
 
 
 def make_manifest(**fields: object) -> Manifest:
@@ -54,6 +54,6 @@ def test_a_field_of_another_version_is_not_ignored() -> None:
 def test_the_position_is_written_only_where_it_is_not_the_step(position: int | None, is_written: bool) -> None:
     """A trainer that does not know the field can read all other checkpoints."""
     manifest = make_manifest(step=40, data_position=position)
-    content = sealed(manifest)
+    content = serialize(manifest)
     assert ("data_position" in json.loads(content)) is is_written
     assert read_manifest(content).position == (position or 40)

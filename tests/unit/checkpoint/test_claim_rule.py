@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.checkpoint.stored.claim_keys import ClaimKey, Verdict, keys_of, verdict
+from finetune_trainer.checkpoint.stored.claim_keys import ClaimDecision, ClaimKey, decide_claim, keys_of
 
 A, B, C = (ClaimKey(2, token=token) for token in "abc")
 
@@ -15,22 +15,24 @@ A, B, C = (ClaimKey(2, token=token) for token in "abc")
 @pytest.mark.parametrize(
     ("listed", "expected"),
     [
-        ([B], Verdict.OURS),
-        ([ClaimKey(1), ClaimKey(1, token="a"), B], Verdict.OURS),
-        ([B, C], Verdict.WAIT),
-        ([A, B], Verdict.LOST),
-        ([A, B, C], Verdict.LOST),
-        ([ClaimKey(2), B], Verdict.LOST),
-        ([B, ClaimKey(3)], Verdict.LOST),
-        ([B, ClaimKey(3, token="z")], Verdict.LOST),
-        ([B, ClaimKey(2, 1, "z")], Verdict.LOST),
-        ([], Verdict.WAIT),
-        ([ClaimKey(1)], Verdict.WAIT),
-        ([C], Verdict.WAIT),
+        ([B], ClaimDecision.OURS),
+        ([ClaimKey(1), ClaimKey(1, token="a"), B], ClaimDecision.OURS),
+        ([B, C], ClaimDecision.WAIT),
+        ([A, B], ClaimDecision.LOST),
+        ([A, B, C], ClaimDecision.LOST),
+        ([ClaimKey(2), B], ClaimDecision.LOST),
+        ([B, ClaimKey(3)], ClaimDecision.LOST),
+        ([B, ClaimKey(3, token="z")], ClaimDecision.LOST),
+        ([B, ClaimKey(2, 1, "z")], ClaimDecision.LOST),
+        ([], ClaimDecision.WAIT),
+        ([ClaimKey(1)], ClaimDecision.WAIT),
+        ([C], ClaimDecision.WAIT),
     ],
 )
-def test_the_run_is_ours_only_where_nobody_else_of_the_attempt_is(listed: list[ClaimKey], expected: Verdict) -> None:
-    assert verdict(B, listed) is expected
+def test_the_run_is_ours_only_where_nobody_else_of_the_attempt_is(
+    listed: list[ClaimKey], expected: ClaimDecision
+) -> None:
+    assert decide_claim(B, listed) is expected
 
 
 def test_names_of_anything_else_are_no_claims() -> None:
@@ -71,10 +73,10 @@ class Claimant:
         if self.looks == 0:
             keys.add(self.key)
             return
-        found = verdict(self.key, sorted(keys))
-        if found is Verdict.OURS:
+        found = decide_claim(self.key, sorted(keys))
+        if found is ClaimDecision.OURS:
             self.has_run = True
-        elif found is Verdict.LOST or self.looks > patience:
+        elif found is ClaimDecision.LOST or self.looks > patience:
             self.has_run = False
             keys.remove(self.key)
 
@@ -114,15 +116,15 @@ def test_names_of_claims_without_a_generation_are_those_of_earlier_versions() ->
 @pytest.mark.parametrize(
     ("mine", "listed", "expected"),
     [
-        (ClaimKey(2, 1, "b"), [A, ClaimKey(2, 1, "b")], Verdict.OURS),
-        (ClaimKey(2, 1, "b"), [ClaimKey(2), ClaimKey(2, 1, "b")], Verdict.OURS),
-        (ClaimKey(2, 1, "b"), [ClaimKey(2, 1, "b"), ClaimKey(2, 1, "c")], Verdict.WAIT),
-        (ClaimKey(2, 1, "b"), [ClaimKey(2, 1, "a"), ClaimKey(2, 1, "b")], Verdict.LOST),
-        (ClaimKey(2, 1, "b"), [ClaimKey(2, 1, "b"), ClaimKey(2, 2)], Verdict.LOST),
-        (ClaimKey(2, 9, "b"), [ClaimKey(2, 9, "b"), ClaimKey(3)], Verdict.LOST),
+        (ClaimKey(2, 1, "b"), [A, ClaimKey(2, 1, "b")], ClaimDecision.OURS),
+        (ClaimKey(2, 1, "b"), [ClaimKey(2), ClaimKey(2, 1, "b")], ClaimDecision.OURS),
+        (ClaimKey(2, 1, "b"), [ClaimKey(2, 1, "b"), ClaimKey(2, 1, "c")], ClaimDecision.WAIT),
+        (ClaimKey(2, 1, "b"), [ClaimKey(2, 1, "a"), ClaimKey(2, 1, "b")], ClaimDecision.LOST),
+        (ClaimKey(2, 1, "b"), [ClaimKey(2, 1, "b"), ClaimKey(2, 2)], ClaimDecision.LOST),
+        (ClaimKey(2, 9, "b"), [ClaimKey(2, 9, "b"), ClaimKey(3)], ClaimDecision.LOST),
     ],
 )
 def test_a_generation_is_newer_than_the_ones_before_of_its_attempt(
-    mine: ClaimKey, listed: list[ClaimKey], expected: Verdict
+    mine: ClaimKey, listed: list[ClaimKey], expected: ClaimDecision
 ) -> None:
-    assert verdict(mine, listed) is expected
+    assert decide_claim(mine, listed) is expected

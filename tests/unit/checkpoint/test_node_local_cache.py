@@ -12,7 +12,7 @@ from finetune_trainer.checkpoint.stored.node_local_cache import FOLDER, NodeLoca
 
 RUN = "s3://bucket/out/runs/r0001-1"
 DATA = os.urandom(3 << 20)
-SKIPPED = "the node-local cache has no copy, or only a part, of this save"
+SKIPPED = "this save is not or only partly in the node-local cache"
 
 
 def digest_of(data: bytes) -> str:
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_removed_and_reported_once(
     )
     assert read(copies, DATA) is None
     assert not path.exists()
-    assert caplog.messages == [f"{path} is damaged and was removed; reading storage instead"]
+    assert caplog.messages == [f"{path} is damaged and was removed; reading from storage instead"]
     save(copies, DATA)
     assert read(copies, DATA) == DATA
 

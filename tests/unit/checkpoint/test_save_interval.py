@@ -69,13 +69,13 @@ MORE = [
     pytest.param(SaveCosts(step=1.0, stall=0.1, upload_overhead=2.0, commit_latency=60.0), "", id="what was asked for"),
     pytest.param(
         SaveCosts(step=1.0, stall=1.0, upload_overhead=29.0, commit_latency=60.0),
-        "a crash may cost 948 s of work, not the 600 s of spec.checkpoint.maxLostWork: a save costs 30.0 s, and all of "
-        "them 3.5% of the time at most",
+        "a crash may lose 948 s of work, not the 600 s of spec.checkpoint.maxLostWork: a save takes 30.0 s, and "
+        "saves may use at most 3.5% of time",
         id="saves that cost too much",
     ),
     pytest.param(
         SaveCosts(step=1.0, commit_latency=500.0),
-        "a crash may cost 1001 s of work, not the 600 s of spec.checkpoint.maxLostWork: a checkpoint takes 500 s until "
+        "a crash may lose 1001 s of work, not the 600 s of spec.checkpoint.maxLostWork: a checkpoint takes 500 s until "
         "it is stored",
         id="storage that is slow",
     ),

@@ -13,7 +13,7 @@ from finetune_cli.display.checkpoints import table, verdict
 from finetune_cli.exit_status import CommandError, MissingJobError
 from finetune_cli.places import DEFAULT_WORK_DIR, Places
 from finetune_cli.stored_runs import address_of
-from finetune_trainer.checkpoint.archive import Checked, Entry
+from finetune_trainer.checkpoint.archive import Entry, VerificationResult
 from finetune_trainer.checkpoint.format.manifest import Manifest, manifest_name
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -44,10 +44,10 @@ def test_a_table_has_a_line_for_each_and_fits_its_width() -> None:
 
 
 def test_what_was_verified_is_one_line_each() -> None:
-    assert verdict(Checked(entry(5), blobs=4)) == "step 5 of attempt 1: whole, 4 blobs, 3.0 MiB"
-    damaged = Checked(entry(5), damages=("s3://b/x is missing", "s3://b/y is missing"))
+    assert verdict(VerificationResult(entry(5), blobs=4)) == "step 5 of attempt 1: whole, 4 blobs, 3.0 MiB"
+    damaged = VerificationResult(entry(5), damages=("s3://b/x is missing", "s3://b/y is missing"))
     assert verdict(damaged) == "step 5 of attempt 1: damaged: s3://b/x is missing (and 1 more)"
-    assert verdict(Checked(entry(5), is_gone=True)) == "step 5 of attempt 1: was removed meanwhile"
+    assert verdict(VerificationResult(entry(5), is_gone=True)) == "step 5 of attempt 1: was removed meanwhile"
 
 
 def here(work_dir: Path) -> Places:

@@ -18,7 +18,7 @@ from .stored.pruning import Pruning
 from .stored.run_storage import RunStorage
 from .stored.safetensors_export import export_safetensors
 
-__all__ = ["Archive", "Checked", "Entry", "Keep", "Pruned", "Verifier"]
+__all__ = ["Archive", "Entry", "Keep", "Pruned", "VerificationResult", "Verifier"]
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Checked:
+class VerificationResult:
     """Result of the verification of a checkpoint."""
 
     entry: Entry
     blobs: int = 0
     """Number of blobs that it refers to."""
     damages: tuple[str, ...] = ()
-    """Each with the address of what is missing or wrong; empty: the checkpoint is complete."""
+    """Problems, each with the address of the missing or damaged object; empty: the checkpoint is complete."""
     is_gone: bool = False
-    """It was removed during the verification."""
+    """Whether it was removed during the verification."""
 
 
 class Archive:
@@ -54,7 +54,7 @@ class Archive:
     def __init__(self, store: ObjectStore, run_uri: str) -> None:
         self.run_uri = run_uri.rstrip("/")
         newest = newest_claim(store, join(self.run_uri, "attempts"))
-        # Acts as the newest attempt: an attempt that starts later fences what is done here.
+        # Acts as the newest attempt: a later attempt fences the operations of this object.
         self._storage = RunStorage.of(store, self.run_uri, attempt=newest.attempt, generation=newest.generation)
         self._store = store
 
@@ -77,25 +77,25 @@ class Archive:
             damage = str(error)
         return Entry(name, catalogue.uri_of(name), step, attempt, manifest, damage)
 
-    def check(self, entries: Sequence[Entry]) -> Iterator[Checked]:
+    def check(self, entries: Sequence[Entry]) -> Iterator[VerificationResult]:
         """Verify every byte of these checkpoints, one after the other; shared blobs are read once."""
         verifier = Verifier(self._storage.blobs)
         for entry in entries:
             if entry.manifest is None:
-                yield Checked(entry, damages=(entry.damage,))
+                yield VerificationResult(entry, damages=(entry.damage,))
                 continue
             blobs, damages = verifier.check(entry.manifest)
             is_gone = bool(damages) and entry.name not in self._storage.catalogue.listing().names
-            yield Checked(entry, blobs, () if is_gone else damages, is_gone)
+            yield VerificationResult(entry, blobs, () if is_gone else damages, is_gone)
 
-    def prune(self, keep: Keep, *, is_at_rest: bool, dry_run: bool = False, quiet: timedelta = GRACE) -> Pruned:
+    def prune(self, keep: Keep, *, is_idle: bool, dry_run: bool = False, quiet: timedelta = GRACE) -> Pruned:
         """Remove checkpoints that are not kept, and their blobs.
 
-        `is_at_rest`: no attempt is running, so blobs of any age can be removed. Otherwise blobs are removed only if
-        nothing of the run was written for `quiet`, and only those that are older: a save in flight loses nothing.
-        `dry_run`: remove nothing. Raises FencedError when a newer attempt starts meanwhile.
+        `is_idle`: no attempt is running, so blobs of any age can be removed. Otherwise blobs are removed only if
+        nothing of the run was written for `quiet`, and only blobs older than that, so that a save in flight loses
+        nothing. `dry_run`: remove nothing. Raises FencedError when a newer attempt starts in the meantime.
         """
-        waits = None if is_at_rest else quiet
+        waits = None if is_idle else quiet
         pruning = Pruning(self._storage, keep, grace=waits, quiet=waits, dry_run=dry_run)
         for _ in pruning.steps():
             pass
@@ -121,10 +121,10 @@ class Verifier:
         self._damages: dict[str, str] = {}
 
     def check(self, manifest: Manifest) -> tuple[int, tuple[str, ...]]:
-        """Number of blobs that the checkpoint refers to, and what is wrong with them. At most four are in memory."""
+        """Number of blobs that the checkpoint refers to, and their problems. Holds at most four blobs in memory."""
         loader, damages = Loader(self._blobs, manifest), []
         wanted: dict[str, int | None] = {}
-        """Digest -> size; None: any."""
+        """Digest -> expected size; None: any size."""
         try:
             buffers = loader.state().buffers_blob
             wanted |= {} if buffers is None else {buffers: None}

@@ -2,11 +2,11 @@
 
 One save is in flight at a time. All ranks advance it together, so all of them know its state:
 
-    start    every rank copies its state into shared memory and orders its uploader to store it
-    advance  the parts of all ranks are stored: rank 0 collects their digests and orders the manifest
+    start    every rank copies its state into shared memory and sends its uploader an order to store it
+    advance  the parts of all ranks are stored: rank 0 collects their digests and sends the order to write the manifest
     advance  the manifest is written: the checkpoint is committed, nothing is in flight, and old ones are pruned
 
-Between these, `poll` says on each rank whether its part is stored; the training loop adds that to the votes that its
+Between these, `poll` reports on each rank whether its part is stored; the training loop adds this to the votes that the
 ranks exchange at every step anyway.
 """
 
@@ -39,19 +39,19 @@ from .upload.client import UploaderClient
 log = logging.getLogger(__name__)
 
 STORAGE_ERROR_SECONDS = 90.0
-"""How long a required save waits for storage that does not answer. It is longer than one or two requests may take that
-storage accepts and does not answer: uploaders report nothing meanwhile, and a server that had just been started kept
-its first writer waiting for 19 s."""
+"""How long a required save waits for unresponsive storage. It exceeds the timeout of one or two requests that storage
+accepts but does not answer, during which uploaders report nothing. A server that had just been started delayed
+its first writer by 19 s."""
 _POLL_SECONDS = 0.2
 
 UPLOAD_BYTES_PER_SECOND = 50e6
-"""Lowest rate of a rank's upload. Measured with a prototype on two processors: at this rate steps take 4.5 % longer, at
-full speed 18 to 44 %. A lower rate would only keep a checkpoint in flight for longer."""
+"""Minimum upload rate of a rank. Measured with a prototype on two processors: at this rate steps take 4.5 % longer, at
+full speed 18 to 44 %. A lower rate would only keep a checkpoint in flight longer."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a save stores: a training after an optimizer step."""
+    """The state that a save stores: that of a training run after an optimizer step."""
 
     step: int
     engine: Any
@@ -73,18 +73,18 @@ class _PendingSave:
     state: TrainingState
     snapshot_seconds: float
     manifest: Manifest | None = None
-    """The manifest that was ordered; None: parts are being stored."""
+    """The manifest that is being written; None: parts are being stored."""
     stored: StoredPart | None = None
     busy_seconds: float = 0.0
     is_done: bool = False
-    """This rank's current order is executed."""
+    """Whether this rank's current order is done."""
     error: TrainerError | None = None
     error_since: float = math.inf
     fenced: Failure | None = None
 
 
 class AsyncSaver:
-    """Saves of one attempt. Collective, except for `prepare`, `poll` and the properties."""
+    """Executes the saves of one attempt. Collective, except for `prepare`, `poll` and the properties."""
 
     def __init__(
         self,
@@ -102,26 +102,26 @@ class AsyncSaver:
         self._pinned = PinnedMemory()
         self._pending: _PendingSave | None = None
         self._is_save_waiting = False
-        """The next save waits for the one in flight."""
+        """Whether the next save is waiting for the one in flight."""
         self._errors: list[str] = []
-        """Errors of all uploaders, by rank, as last exchanged; empty: none is known."""
+        """Errors of all uploaders, by rank, as last exchanged; empty: no errors."""
         self.parent_step: int | None = None
         """Step of the checkpoint that the training continues from: the last one committed or restored."""
         self.last: CommittedCheckpoint | None = None
-        """The checkpoint that was committed last."""
+        """The last committed checkpoint."""
 
     @property
     def in_flight(self) -> bool:
-        """Whether a save is in flight; the same on every rank. A removal of old checkpoints does not count."""
+        """Whether a save is in flight; the same on every rank. Pruning does not count."""
         return self._pending is not None
 
     @property
     def is_busy(self) -> bool:
-        """Whether this rank's uploader stored or removed something when its last answer arrived."""
+        """Whether this rank's uploader was uploading or pruning at its last answer."""
         return self.in_flight or self._pruner.is_busy
 
     def close(self) -> None:
-        """End the uploader; a save in flight is dropped. Not collective."""
+        """Terminate the uploader; a save in flight is dropped. Not collective."""
         self._pinned.release()
         self._client.close()
 
@@ -132,9 +132,9 @@ class AsyncSaver:
     # Staging
 
     def save(self, state: TrainingState, *, spread_seconds: float | None = None) -> None:
-        """Save the state; wait first for a save in flight. A step that was saved last is not saved again.
+        """Save the state, after waiting for a save in flight. The last saved step is not saved again.
 
-        With `spread_seconds` the upload runs in the background within about that time, and this returns at once.
+        With `spread_seconds` the upload runs in the background within about that time, and this returns immediately.
         Without it, this returns when the checkpoint is committed. Raises FencedError if a newer attempt has claimed the
         run; after this or any other error nothing is committed.
         """
@@ -151,7 +151,7 @@ class AsyncSaver:
         return None if self.last is None else self.last.step
 
     def start(self, state: TrainingState, *, spread_seconds: float) -> None:
-        """Take the snapshot and return as soon as it is taken. `wait_until_idle` must be called before."""
+        """Take the snapshot and return immediately. `wait_until_idle` must be called first."""
         assert self._pending is None, "one save at a time"
         assert not self._pruner.is_open, "a removal could delete blobs that this save finds in storage"
         started = time.monotonic()
@@ -231,13 +231,14 @@ class AsyncSaver:
 
     @property
     def error(self) -> str:
-        """Why an upload does not proceed: this rank's error, else that of the lowest rank with one; empty: none."""
+        """Why an upload makes no progress: this rank's error, else that of the lowest rank with one; empty: no
+        error."""
         others = (f"rank {rank}: {error}" for rank, error in enumerate(self._errors) if error)
         return self._own_error or next(others, "")
 
     @property
     def error_changed(self) -> bool:
-        """Whether the other ranks know another error of this rank's uploader than it has now."""
+        """Whether this rank's error differs from the one that was last exchanged."""
         known = self._errors[self._runtime.rank] if self._errors else ""
         return self._own_error != known
 
@@ -248,7 +249,7 @@ class AsyncSaver:
     # Commit
 
     def advance(self) -> None:
-        """Advance the save: all ranks are done, or one is fenced. Raises FencedError on every rank."""
+        """Advance the save once all ranks are done or one is fenced. Raises FencedError on every rank."""
         pending = self._pending
         assert pending is not None
         stored = gather_all(partial(self._take_stored, pending), tuple[StoredPart, float])
@@ -309,9 +310,9 @@ class AsyncSaver:
     # Waiting
 
     def wait(self, timeout: float = math.inf) -> bool:
-        """Wait at most `timeout` seconds until no save is in flight; return whether none is. A removal continues.
+        """Wait at most `timeout` seconds until no save is in flight; return whether none is. Pruning continues.
 
-        Raises FencedError, and without a timeout the error of storage that has not answered for STORAGE_ERROR_SECONDS.
+        Raises FencedError, and without a timeout, the storage error that has lasted for STORAGE_ERROR_SECONDS.
         """
         deadline = time.monotonic() + timeout
         while self._pending is not None:
@@ -326,7 +327,7 @@ class AsyncSaver:
     def wait_until_idle(self, timeout: float = math.inf) -> bool:
         """Wait at most `timeout` seconds until a save can start; return whether it can. Raises like `wait`.
 
-        A removal of old checkpoints is stopped for it, after its current request, unless the removal blocks saves.
+        Pruning is stopped for it after the current request, unless pruning blocks saves.
         """
         deadline = time.monotonic() + timeout
         self._is_save_waiting = True

@@ -1,4 +1,4 @@
-"""CheckpointManager: the checkpoints of a training run. The only entrance to this package for a training.
+"""CheckpointManager: the checkpoints of a training run. The only interface to this package for training.
 
 The path of a save: `should_save` at the end of a step, `save` takes the snapshot (staging), the uploader process of
 each rank uploads it (`upload.uploader`), and `progress` at the end of later steps commits it. `restore` loads the
@@ -46,13 +46,13 @@ __all__ = ["CheckpointManager", "Restored", "TrainingState", "UploadStatus"]
 log = logging.getLogger("finetune")
 
 BLOB_BYTES = 64 << 20
-"""Large enough for full speed, small enough that a retry after a crash finds most of them uploaded already."""
+"""Large enough for full speed, small enough that a retry after a crash finds most of them uploaded."""
 
 BUSY_SECONDS = 2.0
-"""How long a save that is not required waits for the one before it: a small state is stored by then."""
+"""How long a save that is not required waits for the previous one: a small state is stored by then."""
 
 FINISH_SECONDS = 10.0
-"""How long the end of a training waits for the removal of old checkpoints."""
+"""How long the end of training waits for pruning."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Restored:
 
 @dataclass(frozen=True)
 class UploadStatus:
-    """What a rank contributes to the votes of a step: the state of its part of the save in flight."""
+    """A rank's contribution to the votes of a step: the state of its part of the save in flight."""
 
     is_stored: bool
-    """This rank's part is done, and waits for the other ranks only."""
+    """This rank's part is done and only waits for the other ranks."""
     is_fenced: bool
     """A newer attempt has claimed the run."""
     error_changed: bool
-    """The other ranks do not know this rank's current error yet."""
+    """This rank's error changed since it was last exchanged."""
     is_too_stale: bool
     """On rank 0: the state has been in flight for longer than `spec.checkpoint.maxStaleness`."""
 
@@ -94,7 +94,7 @@ class CheckpointManager:
         client: UploaderClient | None = None,
         cache: Path | None = None,
     ) -> None:
-        """`policy`: when to save, by default as the spec says; `cache`: folder of the host that outlives the pod."""
+        """`policy`: when to save, by default from the spec; `cache`: folder of the host that outlives the pod."""
         assert blob_bytes % 4 == 0
         self._config = config
         self._runtime = runtime
@@ -132,21 +132,21 @@ class CheckpointManager:
         self._warn([warning] if warning else [])
 
     def start(self, step: int) -> None:
-        """Start the uploader and the clock of the save interval: the training starts at this step. Not collective."""
+        """Start the uploader, and the clock of the save interval at this step. Not collective."""
         self._saver.prepare()
         self._scheduler.start(step)
 
     def finish(self) -> None:
-        """The run has succeeded: finish the removal of old checkpoints, and remove the node-local cache of the run.
+        """After the run has succeeded: finish pruning and remove the node-local cache of the run.
 
         Waits at most FINISH_SECONDS. Not collective.
         """
-        # The removal was started by the last save, long before the export; no later save will finish it.
+        # The last save started the pruning long before the export; no later save will finish it.
         self._pruner.wait(FINISH_SECONDS)
         self._storage.node_cache.remove()
 
     def close(self) -> None:
-        """End the uploader; a save in flight is dropped. Not collective."""
+        """Terminate the uploader; a save in flight is dropped. Not collective."""
         self._saver.close()
 
     # Saving
@@ -162,7 +162,7 @@ class CheckpointManager:
         return self._saver.last
 
     def should_save(self, step: int, *, step_seconds: float) -> bool:
-        """Whether the policy requires a save after this step. Not collective: rank 0's answer counts.
+        """Whether the policy requires a save after this step. Not collective: only rank 0's answer is used.
 
         `step_seconds`: recent mean duration of a step.
         """
@@ -173,8 +173,8 @@ class CheckpointManager:
     def save(self, state: TrainingState, *, step_seconds: float = 0.0, wait: bool = True) -> CommittedCheckpoint | None:
         """Save the state of the training.
 
-        Takes the snapshot and returns; the upload runs in the background. With `wait` this returns when the checkpoint
-        is committed, which the last save of an attempt needs. A save that is neither that nor the best state is
+        Takes the snapshot and returns; the upload runs in the background. With `wait`, this returns when the checkpoint
+        is committed, as the last save of an attempt requires. A save that is neither that nor the best state is
         postponed while the previous one is in flight. Returns the checkpoint if it is committed, else None.
 
         Raises FencedError if a newer attempt has claimed the run; after any error nothing is committed.
@@ -194,12 +194,12 @@ class CheckpointManager:
         is_idle = self._saver.wait_until_idle(math.inf if is_required else BUSY_SECONDS)
         self._report_commit()
         if not is_idle:
-            reason = "is still being stored" if self._saver.in_flight else "is followed by a removal of old ones"
-            log.info("a save is postponed: that of step %d %s", self._scheduler.step, reason)
+            reason = "is still being stored" if self._saver.in_flight else "is followed by pruning"
+            log.info("a save is postponed: the save of step %d %s", self._scheduler.step, reason)
         return is_idle
 
     def upload_status(self) -> UploadStatus:
-        """Process the answers of this rank's uploader. Not collective: `progress` takes what all ranks agreed on."""
+        """Process the answers of this rank's uploader. Not collective: `progress` gets what all ranks agreed on."""
         return UploadStatus(
             is_stored=self._saver.poll(),
             is_fenced=self._saver.is_fenced,
@@ -212,7 +212,7 @@ class CheckpointManager:
         return self._saver.in_flight and self._scheduler.is_too_stale
 
     def progress(self, *, all_stored: bool, fenced: bool, error_changed: bool, too_stale: bool) -> None:
-        """Advance the save in flight after a step, by the votes of all ranks on their `upload_status`.
+        """Advance the save in flight after a step, according to the votes of all ranks on their `upload_status`.
 
         Raises FencedError on every rank if a newer attempt has claimed the run, and StorageUnreachableError if the
         state could not be stored within `spec.checkpoint.maxStaleness`.
@@ -249,7 +249,7 @@ class CheckpointManager:
         step, pruner_error = self._scheduler.step, self._pruner.error
         if pruner_error and pruner_error != self._reported_pruner_error:
             self._reported_pruner_error = pruner_error
-            self._report_warning(f"checkpoints that are not kept are not all removed: {pruner_error}")
+            self._report_warning(f"not all old checkpoints were removed: {pruner_error}")
         if self._saver.in_flight and self._saver.error and self._warned_step != step:
             self._warned_step = step
             self._report_warning(f"the checkpoint of step {step} is not stored yet: {self._saver.error}")
@@ -260,20 +260,20 @@ class CheckpointManager:
 
     def _why_late(self) -> str:
         last = self._saver.last
-        base = f"all after step {last.step}" if last else "all that this attempt has done"
-        return f"a crash would now cost {base}: {self._obstacle()}"
+        base = f"all after step {last.step}" if last else "all progress of this attempt"
+        return f"a crash would now lose {base}: {self._delay_reason()}"
 
-    def _obstacle(self) -> str:
+    def _delay_reason(self) -> str:
         if self._saver.in_flight:
-            return self._saver.error or f"that of step {self._scheduler.step} is still being stored"
+            return self._saver.error or f"the state of step {self._scheduler.step} is still being stored"
         return self._pruner.error or "the next save has not started yet"
 
     def _too_stale_error(self) -> StorageUnreachableError:
         limit = self._policy.max_stale_seconds
         return StorageUnreachableError(
-            f"the state of step {self._scheduler.step} could not be stored within {limit:g} s, which is "
-            f"spec.checkpoint.maxStaleness: {self._obstacle()}",
-            advice="check the storage; or remove spec.checkpoint.maxStaleness to continue training meanwhile",
+            f"the state of step {self._scheduler.step} could not be stored within {limit:g} s, the value of "
+            f"spec.checkpoint.maxStaleness: {self._delay_reason()}",
+            advice="check the storage, or remove spec.checkpoint.maxStaleness to continue training in the meantime",
         )
 
     def _warn(self, messages: list[str]) -> None:
@@ -285,9 +285,10 @@ class CheckpointManager:
     # Choosing
 
     def choose(self, *, exclude: Collection[str] = ()) -> Manifest | None:
-        """Return the newest manifest, by attempt, then by step, whose blobs are all there; None if there is none.
+        """Return the newest manifest, by attempt, then by step, whose blobs all exist; None if there is none.
 
-        `exclude`: names of manifests that proved unusable. Data blobs are only listed here; `load` verifies them.
+        `exclude`: names of manifests that turned out to be unusable. Data blobs are only listed here; `load` verifies
+        them.
         """
         manifest, warnings = rank_zero(
             partial(self._storage.catalogue.newest_complete, exclude), tuple[Manifest | None, list[str]]
@@ -296,7 +297,7 @@ class CheckpointManager:
         return manifest
 
     def find(self, step: int) -> Manifest | None:
-        """Return the manifest of a step, that of the newest attempt if several saved it; None if there is none."""
+        """Return the manifest of a step; that of the newest attempt if several saved it; None if there is none."""
         return rank_zero(partial(self._storage.catalogue.find, step), Manifest | None)
 
     # Loading
@@ -304,7 +305,7 @@ class CheckpointManager:
     def restore(self, engine: Any) -> Restored | None:
         """Load the newest usable checkpoint into the engine; None if there is none.
 
-        Checkpoints that prove damaged are skipped and named in `warnings`. Call `restore_rng` later for the generators.
+        Damaged checkpoints are skipped and listed in `warnings`. Call `restore_rng` later for the generators.
         """
         excluded: set[str] = set()
         while (manifest := self.choose(exclude=excluded)) is not None:
@@ -319,8 +320,8 @@ class CheckpointManager:
     def load(self, manifest: Manifest, engine: Any) -> Restored:
         """Load a checkpoint into the engine, with any world size and ZeRO stage.
 
-        No engine is changed before every rank has verified all of its bytes, so a CorruptCheckpointError leaves them as
-        they were. Raises BadConfigError if the checkpoint holds other parameters.
+        No engine is changed until every rank has verified all of its bytes, so a CorruptCheckpointError leaves them
+        unchanged. Raises BadConfigError if the checkpoint has different parameters.
         """
         before = self._storage.blobs.read
         state = self._load(manifest, engine, arrays=OPTIMIZER_STATE_ARRAYS)
@@ -333,14 +334,14 @@ class CheckpointManager:
         return Restored(manifest, state.small_state, str(origin))
 
     def load_weights(self, step: int, engine: Any) -> None:
-        """Load the parameters of a step only, such as the best one before its export; optimizer and counters stay.
+        """Load only the parameters of a step, such as the best one before its export; optimizer and counters are kept.
 
         Raises CorruptCheckpointError if there is no such checkpoint, or it is damaged.
         """
         manifest = self.find(step)
         if manifest is None:
             raise CorruptCheckpointError(
-                f"the checkpoint of the best step, {step}, is gone from {self._config.run_uri}/checkpoints",
+                f"the checkpoint of the best step, {step}, is missing in {self._config.run_uri}/checkpoints",
                 advice="change spec.runId to start a new run",
             )
         self._load(manifest, engine, arrays=1)
@@ -365,14 +366,15 @@ class CheckpointManager:
         return state
 
     def _host_buffer(self, size: int) -> npt.NDArray[np.uint8]:
-        """Loads use the memory of snapshots, too: touching fresh pages costs more than the copy into them."""
+        """Loads reuse the memory of snapshots: touching fresh pages costs more than the copy into them."""
         assert not self._saver.in_flight, "a load would overwrite the snapshot in flight"
         return self._client.snapshot.array(size)
 
     def restore_rng(self, manifest: Manifest) -> None:
-        """Set this rank's random number generators, after the batches of the epoch so far were skipped.
+        """Set this rank's random number generators, after the consumed batches of the epoch were skipped.
 
-        With another world size no saved stream belongs to a rank: then they are seeded from seed, step and rank.
+        With another world size, no saved stream belongs to a rank; the generators are then seeded from seed, step and
+        rank.
         """
 
         def read() -> dict[str, Any] | None:

@@ -1,10 +1,10 @@
 """CheckpointPruner: rank 0's uploader removes checkpoints that are not kept, between two saves.
 
-A save relies on blobs that it finds in storage, although no manifest names them yet. So no rank uploads anything while
-a removal is open: it starts when a save has been committed, and ends, on rank 0 and then on all ranks together, before
-the next save starts. A save that waits stops the removal after its current request, and the removal after the next save
-finishes it. If saves follow each other so closely that no removal ever finishes, one save is left out for a while:
-storage must not fill up.
+A save relies on blobs that it finds in storage although no manifest refers to them yet. Therefore no rank uploads
+anything during pruning: it starts when a save has been committed, and ends, on rank 0 and then on all ranks together,
+before the next save starts. A waiting save stops the pruning after its current request, and the pruning after the next
+save finishes it. If saves follow each other so closely that pruning never finishes, it blocks saves for a while:
+otherwise storage would fill up.
 """
 
 import logging
@@ -23,38 +23,38 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _MAX_INTERRUPTIONS = 3
-"""A save may interrupt this many removals in a row; the next removal blocks saves that are not required."""
+"""A save may interrupt pruning this many times in a row; the next pruning blocks saves that are not required."""
 BLOCKING_SECONDS = 60.0
-"""After this time the removal no longer blocks saves; it has removed some checkpoints by then."""
+"""After this time pruning no longer blocks saves; it has removed some checkpoints by then."""
 
 
 @dataclass(frozen=True)
 class _Progress:
-    """Progress of the removal on one rank."""
+    """Progress of pruning on one rank."""
 
     has_ended: bool
     interruptions: int
 
 
 class CheckpointPruner:
-    """The removals of one attempt, as one rank sees them. `start` and `stop` are collective."""
+    """Pruning of one attempt, on one rank. `start` and `stop` are collective."""
 
     def __init__(self, client: UploaderClient, keep: Keep, runtime: RuntimeEnv) -> None:
         self._client, self._keep, self._runtime = client, keep, runtime
         self.is_open = False
-        """The same on every rank: a removal has started and is not known to have ended on all ranks."""
+        """The same on every rank: pruning has started and is not known to have ended on all ranks."""
         self.is_busy = False
-        """This rank's uploader was removing something when its last answer arrived."""
+        """Whether this rank's uploader was pruning at its last answer."""
         self._started = 0.0
         self._interruptions = 0
-        """How many removals in a row were not finished."""
+        """How many times in a row pruning was interrupted."""
         self.error = ""
-        """Why the last removal did not remove everything it should have; empty if it did."""
+        """Why the last pruning did not remove everything; empty if it did."""
 
     def start(self, *, is_save_waiting: bool) -> None:
-        """Remove what is no longer kept, after a commit. No order is open on any rank.
+        """Start pruning after a commit. No order may be open on any rank.
 
-        `is_save_waiting`: the next save is waiting already.
+        `is_save_waiting`: the next save is already waiting.
         """
         if is_save_waiting and self._interruptions < _MAX_INTERRUPTIONS:
             self._interruptions += 1
@@ -65,7 +65,7 @@ class CheckpointPruner:
 
     @property
     def blocks_saves(self) -> bool:
-        """On rank 0: whether only a required save may interrupt the removal."""
+        """On rank 0: whether only a required save may interrupt the pruning."""
         is_starved = self.is_busy and self._interruptions >= _MAX_INTERRUPTIONS
         return is_starved and time.monotonic() - self._started < BLOCKING_SECONDS
 
@@ -77,7 +77,7 @@ class CheckpointPruner:
         return not self.is_busy
 
     def wait(self, timeout: float) -> bool:
-        """Wait for the removal for at most `timeout` seconds; return whether this rank's uploader is idle."""
+        """Wait for the pruning for at most `timeout` seconds; return whether this rank's uploader is idle."""
         deadline = time.monotonic() + timeout
         if self.is_busy:
             self._client.raise_priority()
@@ -88,9 +88,9 @@ class CheckpointPruner:
         return True
 
     def stop(self, timeout: float) -> bool:
-        """Stop the removal so that a save can start; return whether it has ended on all ranks. Collective.
+        """Stop the pruning so that a save can start; return whether it has ended on all ranks. Collective.
 
-        `timeout`: in seconds; infinite for a save that is required, which a removal cannot block.
+        `timeout`: in seconds; infinite for a required save, which pruning cannot block.
         """
         if self.is_open:
             seen = gather_all(partial(self._stop, timeout), _Progress)
@@ -109,7 +109,7 @@ class CheckpointPruner:
         if answer.failure is not None:
             self.error = answer.failure.message
         elif answer.done:
-            self.error = pruned.blocked_by and f"their blobs stay while {pruned.blocked_by}"
+            self.error = pruned.blocked_by and f"their blobs are kept while {pruned.blocked_by}"
             self._interruptions = 0 if pruned.is_finished else self._interruptions + 1
         if pruned.checkpoints or pruned.blobs:
             names = ", ".join(pruned.checkpoints) or "no checkpoint"

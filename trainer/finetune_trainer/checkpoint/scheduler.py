@@ -28,12 +28,12 @@ class CheckpointScheduler:
         self.step, self._started = 0, time.monotonic()
         """Step and time of the last snapshot; at first, of the start of the attempt."""
         self._secured = self._started
-        """Time of the snapshot that the last checkpoint holds."""
+        """Time of the snapshot in the last committed checkpoint."""
         self._stall_seconds = 0.0
         self._commit_latency = 0.0
         self._overhead, self._was_uploading = UploadOverhead(), False
         self._is_postponed = False
-        """A save was left out because the previous one was still in flight."""
+        """A due save was skipped because the previous one was still in flight."""
         self._has_reported_costs = False
 
     def start(self, step: int) -> None:
@@ -42,14 +42,14 @@ class CheckpointScheduler:
         self._secured = self._started
 
     def is_due(self, step: int, *, step_seconds: float) -> bool:
-        """Whether the clock requires a save after this step: with one more step, the interval would have passed."""
+        """Whether a save is due by time after this step: after one more step, the interval would have passed."""
         if self._is_postponed:
             return True
         if self._policy.every_steps or step_seconds <= 0:
             return False
         lost, costs = self._policy.max_lost_seconds, self._costs(step_seconds)
         self._report.update(checkpoint_every=interval_steps(lost, costs))
-        # By the clock, not by the number of steps: evaluations and slow steps are repeated after a crash, too.
+        # By time, not by the number of steps: evaluations and slow steps are also repeated after a crash.
         has_passed = time.monotonic() - self._started + step_seconds > interval_seconds(lost, costs)
         return has_passed and not self._policy.ends_soon(step, step_seconds=step_seconds)
 
@@ -62,7 +62,7 @@ class CheckpointScheduler:
         )
 
     def upload_seconds(self, step_seconds: float) -> float:
-        """Seconds to spread the next upload over; never so many that the state would become too stale."""
+        """Seconds to spread the next upload over, limited so that the state does not become too stale."""
         limit = upload_seconds(self._policy.max_stale_seconds)
         if self._policy.every_steps:
             return min(limit, upload_seconds(self._policy.every_steps * step_seconds))
@@ -71,11 +71,12 @@ class CheckpointScheduler:
     # Events
 
     def postpone(self) -> None:
-        """The save that was due is left out; the next one is due as soon as it is possible."""
+        """A due save was skipped; the next one is due as soon as possible."""
         self._is_postponed = True
 
     def save_started(self, step: int, started: float, *, stall_seconds: float | None) -> None:
-        """A snapshot was taken. `started`: by time.monotonic(); `stall_seconds`: None if the upload was waited for."""
+        """A snapshot was taken. `started`: by time.monotonic(); `stall_seconds`: None if the save waited for the
+        upload."""
         self._is_postponed, self._was_uploading = False, True
         self._overhead.start_save()
         if stall_seconds is not None:
@@ -83,16 +84,16 @@ class CheckpointScheduler:
         self.step, self._started = step, started
 
     def committed(self) -> None:
-        """The last snapshot is committed."""
+        """The last snapshot was committed."""
         self._commit_latency = time.monotonic() - self._started
         self._secured = self._started
 
     def step_done(self, seconds: float, *, is_uploading: bool) -> None:
-        """A step took this long, without the save that may have followed the step before it."""
+        """A step took this long, excluding a save after the previous step."""
         self._overhead.step(seconds, is_uploading=is_uploading or self._was_uploading)
         self._was_uploading = is_uploading
 
-    # Work that no checkpoint holds
+    # Work that no checkpoint has
 
     @property
     def is_too_stale(self) -> bool:
@@ -100,7 +101,7 @@ class CheckpointScheduler:
         return time.monotonic() - self._started > self._policy.max_stale_seconds
 
     def is_late(self, *, step_seconds: float) -> bool:
-        """Whether a crash would now cost clearly more work than the user was promised."""
+        """Whether a crash would now cost clearly more work than promised."""
         if self._policy.every_steps:
             promised = 2 * self._policy.every_steps * step_seconds
         else:
@@ -110,7 +111,7 @@ class CheckpointScheduler:
         return time.monotonic() - self._secured > late_seconds(promised)
 
     def _report_costs(self, costs: SaveCosts) -> None:
-        """Warn once if `maxLostWork` cannot be kept."""
+        """Warn once if `maxLostWork` cannot be met."""
         if self._overhead.saves >= SAVES_BEFORE_COSTS_ARE_REPORTED and not self._has_reported_costs:
             why = why_lost_is_more(self._policy.max_lost_seconds, costs)
             if why:

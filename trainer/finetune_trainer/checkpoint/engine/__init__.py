@@ -1,1 +1,1 @@
-"""The state of a training inside its ranks: read out of DeepSpeed and torch, written back, agreed on."""
+"""Reads the training state from DeepSpeed and torch, writes it back, and synchronizes it between ranks."""

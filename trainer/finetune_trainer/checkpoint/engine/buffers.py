@@ -8,7 +8,7 @@ from ..format.manifest import Buffer
 
 
 def read(module: torch.nn.Module) -> tuple[tuple[Buffer, ...], bytes]:
-    """Every persistent buffer's bytes, one after the other, and where each is."""
+    """The bytes of all persistent buffers, concatenated, and the position of each."""
     entries: list[Buffer] = []
     content = bytearray()
     for name, tensor in _persistent(module):

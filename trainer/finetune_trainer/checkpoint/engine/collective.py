@@ -1,12 +1,12 @@
-"""Collectives of Python values, and actions whose errors are raised on all ranks.
+"""Collectives for Python values, and actions whose errors are raised on all ranks.
 
-If an action fails on one rank, it raises the same error on all of them. Otherwise the rank that failed would exit while
+If an action fails on one rank, the same error is raised on all of them. Otherwise the failed rank would exit while
 the others wait for it.
 
-Values are exchanged as JSON, never as pickles: anybody who reaches the port of a rank could otherwise run code in it.
-They use a process group of their own with a long timeout: one rank may have to download, merge or upload a whole model
-meanwhile, which takes longer than the timeout of the collectives of a training step. A rank that dies closes its
-connections, and the ranks that wait for it fail at once.
+Values are exchanged as JSON, never as pickles: otherwise anyone who can reach a rank's port could run code in it.
+They use a separate process group with a long timeout, because a rank may download, merge or upload a whole model in
+the meantime, which takes longer than the timeout of the collectives of a training step. A rank that dies closes its
+connections, so the ranks that wait for it fail at once.
 """
 
 import json
@@ -25,32 +25,32 @@ from ..format.failures import Failure
 T = TypeVar("T")
 
 TIMEOUT = timedelta(days=7)
-"""Longest wait for another rank; `spec.budget.deadline` limits a run, and the operator detects lost nodes."""
+"""Maximum wait for another rank; `spec.budget.deadline` limits the run, and the operator detects lost nodes."""
 
 _MAX_MESSAGE_BYTES = 64 << 20
-"""Of one rank. Messages have a few KB; a longer one was not sent by a rank of this program."""
+"""Limit for the message of one rank. Messages have a few KB; a longer one was not sent by this program."""
 
 
-class _Waiting:
-    """The process group in which ranks wait for each other; None: the default one."""
+class _WaitGroup:
+    """The process group in which ranks wait for each other; None: the default group."""
 
     group: Any = None
 
 
 def open_waiting_group() -> None:
     """Create the group with the long timeout. Collective; the default group must be initialized."""
-    _Waiting.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    _WaitGroup.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def forget_waiting_group() -> None:
-    """Forget the group: the process groups of this process are destroyed."""
-    _Waiting.group = None
+    """Forget the group, after the process groups of this process were destroyed."""
+    _WaitGroup.group = None
 
 
 def any_rank(flag: bool) -> bool:
     """Return whether the flag is set on any rank. Collective; waits for all ranks."""
     summed = torch.tensor([float(flag)])
-    dist.all_reduce(summed, group=_Waiting.group)
+    dist.all_reduce(summed, group=_WaitGroup.group)
     return bool(summed > 0)
 
 
@@ -137,7 +137,7 @@ def _first_failed(outcomes: list[_Outcome]) -> _Outcome | None:
 def _exchange(mine: _Outcome) -> list[_Outcome]:
     if not dist.is_initialized():
         return [mine]
-    content, group = mine.encode(), _Waiting.group
+    content, group = mine.encode(), _WaitGroup.group
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([content.numel()]), group=group)
     lengths = [_checked(int(size)) for size in sizes]
@@ -152,7 +152,7 @@ def _broadcast(mine: _Outcome) -> _Outcome:
     """Return rank 0's outcome on every rank."""
     if not dist.is_initialized():
         return mine
-    content, group = mine.encode(), _Waiting.group
+    content, group = mine.encode(), _WaitGroup.group
     size = torch.tensor([content.numel()])
     dist.broadcast(size, src=0, group=group)
     if _rank() != 0:
@@ -163,5 +163,5 @@ def _broadcast(mine: _Outcome) -> _Outcome:
 
 def _checked(size: int) -> int:
     if not 0 < size <= _MAX_MESSAGE_BYTES:
-        raise TrainerError(f"a message of another rank must have 1 to {_MAX_MESSAGE_BYTES} bytes, not {size}")
+        raise TrainerError(f"a message from another rank must have 1 to {_MAX_MESSAGE_BYTES} bytes, not {size}")
     return size

@@ -35,11 +35,11 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Slot:
-    """A fragment and its place: elements `at` to `at + fragment.numel` of the tensor that the optimizer steps."""
+    """A fragment and its location: elements `at` to `at + fragment.numel` of the tensor that the optimizer updates."""
 
     fragment: Fragment
     tensor: torch.Tensor
-    """The tensor that the optimizer steps: contiguous fp32."""
+    """The tensor that the optimizer updates: contiguous fp32."""
     at: int
 
     def parameter(self) -> torch.Tensor:
@@ -55,7 +55,7 @@ class Slot:
 
 
 def layout_of(slots: Sequence[Slot]) -> Layout:
-    """The layout in which `read` and `write` order the slots."""
+    """The layout with the slots in the order that `read` and `write` use."""
     return Layout(fragments=tuple(slot.fragment for slot in slots))
 
 
@@ -96,11 +96,11 @@ def _check_optimizer(engine: Any, stage: int) -> None:
     if wrapped or not hasattr(engine.optimizer, needed) or (stage in (1, 2) and not _has_flat_groups(engine)):
         raise BadConfigError(
             f"the state of DeepSpeed's {type(engine.optimizer).__name__} under ZeRO stage {stage} cannot be saved",
-            advice="for BFloat16 and Float16 use spec.deepspeed.zeroStage 2 or 3, and no data_types in "
+            advice="for BFloat16 and Float16, use spec.deepspeed.zeroStage 2 or 3, and no data_types in "
             "spec.deepspeed.config",
         )
     if not isinstance(engine.basic_optimizer, torch.optim.Adam):  # AdamW is one
-        raise BadConfigError(f"checkpoints know Adam's state only, not {type(engine.basic_optimizer).__name__}'s")
+        raise BadConfigError(f"checkpoints support Adam's state only, not {type(engine.basic_optimizer).__name__}'s")
 
 
 def _has_flat_groups(engine: Any) -> bool:
@@ -165,7 +165,7 @@ def trained_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
 
 
 def read(engine: Any, slots: Sequence[Slot], arrays: FloatArray) -> tuple[float, ...]:
-    """Copy parameters and moments of the slots into `arrays`, of OPTIMIZER_STATE_ARRAYS times their elements.
+    """Copy parameters and moments of the slots into `arrays`, which has OPTIMIZER_STATE_ARRAYS times their elements.
 
     Returns Adam's step of each slot.
     """
@@ -255,7 +255,8 @@ def loss_scale(engine: Any) -> dict[str, int | float]:
 
 
 def set_loss_scale(engine: Any, values: dict[str, int | float]) -> None:
-    """Set the state of the loss scale. Checkpoints of other types than Float16 have none: the scale keeps its start."""
+    """Set the state of the loss scale. Checkpoints without Float16 have none; the scale then keeps its initial
+    value."""
     if loss_scale(engine):
         for name, value in values.items():
             setattr(engine.optimizer.loss_scaler, name, value)
@@ -274,19 +275,17 @@ def _plain(value: Any) -> Any:
 
 
 def check_groups(engine: Any, stored: Sequence[dict[str, Any]]) -> None:
-    """Raises BadConfigError if the optimizer now has other groups, or another weight decay in one of them."""
+    """Raise BadConfigError if the optimizer has different groups, or a different weight decay in one of them."""
     now = [options["weight_decay"] for options in groups(engine)]
     then = [options["weight_decay"] for options in stored]
     if now != then:
-        raise BadConfigError(
-            f"the optimizer's parameter groups have weight decay {now} now, but {then} in the checkpoint"
-        )
+        raise BadConfigError(f"the optimizer's parameter groups have weight decay {now}, but {then} in the checkpoint")
 
 
 def set_groups(engine: Any, stored: Sequence[dict[str, Any]]) -> None:
     """Set the hyper-parameters, except for the learning rate.
 
-    That one is computed by the schedule of the attempt: an attempt may have another learning rate than the one before.
+    The schedule of the attempt computes the learning rate, which may differ from that of the previous attempt.
     """
     for options, values in zip(engine.basic_optimizer.param_groups, stored, strict=True):
         for key, value in values.items():

@@ -10,7 +10,7 @@ import torch
 
 
 def capture() -> dict[str, Any]:
-    """State of Python's, NumPy's, torch's and, where there is one, CUDA's generator."""
+    """State of the generators of Python, NumPy, torch and, if available, CUDA."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
@@ -35,7 +35,7 @@ def restore(state: dict[str, Any]) -> None:
 
 
 def reseed(*, seed: int, step: int, rank: int) -> None:
-    """Start new streams for a rank that no saved state belongs to: same on every try, different for every rank."""
+    """Start new random streams for a rank without saved state: the same on every retry, different for every rank."""
     derived = int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:4], "little")
     random.seed(derived)
     np.random.seed(derived)

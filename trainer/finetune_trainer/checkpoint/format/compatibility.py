@@ -48,7 +48,7 @@ def read_manifest(content: bytes) -> Manifest:
     document = _document(content)
     digest = document.pop("digest", None)
     if digest is not None and digest != digest_of(document):
-        raise IncompatibleCheckpointError("is damaged: its fields have another SHA-256 than it says")
+        raise IncompatibleCheckpointError("is damaged: the SHA-256 of its fields does not match its digest")
     version = document.get("version")
     if isinstance(version, int) and version > VERSION:  # every format has this field
         raise NewerFormatError(f"was written by a newer finetune-operator (format {version}, known {VERSION})")
@@ -68,7 +68,7 @@ def _document(content: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise IncompatibleCheckpointError(f"is not a manifest of format {VERSION}: {error}") from error
     if not isinstance(document, dict):
-        raise IncompatibleCheckpointError(f"is not a manifest of format {VERSION}: it is no JSON object")
+        raise IncompatibleCheckpointError(f"is not a manifest of format {VERSION}: it is not a JSON object")
     return document
 
 

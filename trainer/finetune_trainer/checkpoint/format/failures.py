@@ -9,7 +9,7 @@ from ...errors import TrainerError
 
 
 class Failure(Message):
-    """A serialized error. Any other error than a TrainerError becomes one whose text names its type."""
+    """A serialized error. An error that is not a TrainerError becomes one whose text includes its type."""
 
     kind: str
     message: str
@@ -24,7 +24,7 @@ class Failure(Message):
         return cls(kind=TrainerError.__name__, message=f"{kind}: {error}")
 
     def error(self, *, by: str = "") -> TrainerError:
-        """Return the error; `by` names at the start of its text who raised it."""
+        """Return the error; the text starts with `by`, which names who raised it."""
         kind = getattr(errors, self.kind, TrainerError)
         assert issubclass(kind, TrainerError)
         return kind(f"{by}: {self.message}" if by else self.message, advice=self.advice)

@@ -1,7 +1,7 @@
-"""Which rank holds which elements of which parameter, and load-time resharding to another partition. Pure.
+"""Which rank has which elements of which parameter, and load-time resharding to another partition. Pure.
 
-A rank's optimizer state is three arrays of equally many fp32 elements: the parameters, then Adam's first and second
-moment. Within an array the rank's fragments are contiguous. In storage these bytes are cut into blobs of equal size.
+A rank's optimizer state is three fp32 arrays of equal size: the parameters, and Adam's first and second moments.
+Within an array, the rank's fragments are contiguous. In storage these bytes are split into blobs of equal size.
 """
 
 from collections import defaultdict
@@ -29,11 +29,11 @@ class Fragment(Message):
     """First element, counted in the flattened parameter."""
     numel: int
     shape: tuple[int, ...]
-    """Of the whole parameter."""
+    """Shape of the whole parameter."""
 
 
 class Layout(Message):
-    """The fragments that one rank holds, in the order of its arrays."""
+    """The fragments of one rank, in the order of its arrays."""
 
     fragments: tuple[Fragment, ...]
 
@@ -83,12 +83,12 @@ class Piece:
 
 
 def check_parameters(sources: Sequence[Layout], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises BadConfigError if a source holds a parameter that is not trained now, or one of another shape."""
+    """Raise BadConfigError if a source has a parameter that is not trained now, or that has another shape now."""
     for source in sources:
         for fragment in source.fragments:
             shape = shapes.get(fragment.name)
             if shape is None:
-                raise BadConfigError(f"the checkpoint holds {fragment.name}, which is not trained now")
+                raise BadConfigError(f"the checkpoint has {fragment.name}, which is not trained now")
             if shape != fragment.shape:
                 raise BadConfigError(f"{fragment.name} has shape {shape} now, but {fragment.shape} in the checkpoint")
 
@@ -116,8 +116,8 @@ def plan(wanted: Layout, sources: Sequence[Layout]) -> list[Copy]:
             position = stop
         if position < end:
             raise BadConfigError(
-                f"the checkpoint does not hold elements {position} to {end} of {fragment.name}",
-                advice="a checkpoint can only be continued with the same model and the same trained parameters",
+                f"the checkpoint does not have elements {position} to {end} of {fragment.name}",
+                advice="a checkpoint can only be resumed with the same model and the same trained parameters",
             )
     return copies
 
@@ -131,7 +131,7 @@ class _Held:
 
 
 def _index(sources: Sequence[Layout]) -> defaultdict[str, list[_Held]]:
-    """By name, in the order of the elements."""
+    """Parameter name -> its fragments, in the order of the elements."""
     index: defaultdict[str, list[_Held]] = defaultdict(list)
     for source, layout in enumerate(sources):
         for number, (fragment, offset) in enumerate(zip(layout.fragments, layout.offsets(), strict=True)):
@@ -144,7 +144,8 @@ def _index(sources: Sequence[Layout]) -> defaultdict[str, list[_Held]]:
 def pieces(
     copies: Sequence[Copy], wanted: Layout, sources: Sequence[Layout], *, arrays: int, blob_bytes: int
 ) -> dict[tuple[int, int], list[Piece]]:
-    """What to read from each blob: {(source, blob number): pieces}. Adjacent copies are merged before they are cut."""
+    """What to read from each blob: {(source, blob number): pieces}. Adjacent copies are merged before they are
+    split."""
     found: dict[tuple[int, int], list[Piece]] = defaultdict(list)
     for source, run in _runs(copies, wanted, sources, arrays):
         at, to, end = run.at, run.to, run.at + run.size
@@ -185,5 +186,5 @@ def _follows(run: Piece, piece: Piece) -> bool:
 
 
 def blob_sizes(total: int, blob_bytes: int) -> list[int]:
-    """Sizes of the blobs that `total` bytes are cut into."""
+    """Sizes of the blobs that `total` bytes are split into."""
     return [min(blob_bytes, total - at) for at in range(0, total, blob_bytes)]

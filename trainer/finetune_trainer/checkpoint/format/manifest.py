@@ -1,10 +1,10 @@
 """The contents of a checkpoint.
 
-manifests/<step>-a<attempt>.json  ends with its own digest, and refers by SHA-256 to
+manifests/<step>-a<attempt>.json  contains its own digest, and refers by SHA-256 to
   a state blob                    engine counters, parameter groups, and the state of the training loop (JSON)
   a part blob per rank            its random number generators, Adam steps, and (JSON), by SHA-256
     a layout blob                 which elements of which parameters (JSON, the same in every checkpoint)
-    data blobs                    those elements and their moments, fp32
+    data blobs                    these elements and their moments, fp32
 
 A checkpoint exists if and only if its manifest exists; the manifest is written last.
 """
@@ -30,14 +30,14 @@ class PartRef(Message):
 
 
 class Manifest(Message):
-    """A committed checkpoint. Its key carries step and attempt, see docs/decisions/0001."""
+    """A committed checkpoint. Its key contains step and attempt, see docs/decisions/0001."""
 
     version: int = VERSION
     step: int
     attempt: int
     run: int
     data_position: int | None = None
-    """Global batches of training data consumed before the next step, over all epochs. Absent in manifests of earlier
+    """Global batches of training data consumed before the next step, over all epochs. Missing in manifests of earlier
     versions, where it equals the step; see `position`."""
     time: str
     """RFC 3339, UTC."""
@@ -55,16 +55,16 @@ class Manifest(Message):
     dataset_digest: str = ""
     model_digest: str = ""
     bytes: int = 0
-    """Size of all data blobs."""
+    """Total size of the data blobs."""
     is_best: bool = False
     best_step: int | None = None
-    """Step of the best state so far, which an export after early stopping needs. Absent: early stopping is not used."""
+    """Step of the best state so far, which is exported after early stopping. Absent: early stopping is not used."""
     metrics: dict[str, float] = {}
     """Metrics of the validation split at this step."""
 
     @property
     def position(self) -> int:
-        """The data position, which in manifests without one is the step."""
+        """The data position; in manifests without one it is the step."""
         return self.step if self.data_position is None else self.data_position
 
     @property
@@ -73,7 +73,7 @@ class Manifest(Message):
         return manifest_name(self.step, self.attempt)
 
 
-def sealed(manifest: Manifest) -> bytes:
+def serialize(manifest: Manifest) -> bytes:
     """Serialize the manifest to JSON, with the digest of its other fields."""
     document = manifest.model_dump(mode="json")
     if manifest.position == manifest.step:
@@ -84,7 +84,7 @@ def sealed(manifest: Manifest) -> bytes:
 def digest_of(document: Mapping[str, Any]) -> str:
     """SHA-256 of all fields but `digest`, as JSON with sorted keys and without spaces.
 
-    Every version of the format has it: otherwise changed bytes could look like a manifest of another version.
+    Every version of the format has the digest: otherwise damaged bytes could look like a manifest of another version.
     """
     rest = {name: value for name, value in document.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -99,7 +99,7 @@ class Part(Message):
     blobs: tuple[str, ...]
     """Digests of the data blobs, in order."""
     bytes: int
-    """Of all data blobs together."""
+    """Total size of the data blobs."""
     steps: tuple[float, ...]
     """Adam's step count of each fragment of the layout."""
     rng: dict[str, Any]
@@ -134,7 +134,7 @@ class State(Message):
 
 
 def manifest_name(step: int, attempt: int) -> str:
-    """Sorts by step."""
+    """The name of a manifest; names sort by step."""
     return f"{step:08d}-a{attempt:04d}"
 
 
@@ -148,7 +148,7 @@ def numbers_of(name: str) -> tuple[int, int]:
 def newest_first(keys: list[str]) -> list[str]:
     """Names of the manifests among `keys` (file names), in the order in which a restore tries them.
 
-    A newer attempt takes precedence over a late writer of an older one, whatever the step. Other names are ignored.
+    A newer attempt takes precedence over a late write of an older one, regardless of the step. Other names are ignored.
     """
     found = [(int(match[2]), int(match[1])) for match in map(_NAME.fullmatch, keys) if match]
     return [manifest_name(step, attempt) for attempt, step in sorted(found, reverse=True)]

@@ -1,7 +1,7 @@
 """Messages between a rank and its uploader. Pure.
 
-An order may be large, so it is in shared memory, and only its length is sent over the socket. Order and snapshot stay
-unchanged until the answer arrives, so that a new uploader can take over the order of one that has died.
+An order can be large, so it is in shared memory and only its length is sent over the socket. Order and snapshot do not
+change until the answer arrives, so a new uploader can take over the order of one that died.
 """
 
 from pathlib import Path
@@ -16,14 +16,14 @@ from .retention import Keep
 
 
 class Setup(Message):
-    """Configuration of an uploader, the first message that it receives."""
+    """Configuration of an uploader, and the first message that it receives."""
 
     storage: StorageSettings
     run_uri: str
     attempt: int
     generation: int = 0
     cache: Path | None = None
-    """Folder of the node-local cache; None: there is none."""
+    """Folder of the node-local cache; None: no cache."""
 
 
 class PartOrder(Message):
@@ -37,12 +37,12 @@ class PartOrder(Message):
     arrays_bytes: int
     buffers_bytes: int = 0
     state: State | None = None
-    """Rank 0's alone, without the digest of the buffers."""
+    """Only from rank 0, without the digest of the buffers."""
     blob_bytes: int
     suspect: tuple[str, ...] = ()
-    """Blobs that are known to be damaged in storage: uploaded again even if they seem to exist."""
+    """Blobs known to be damaged in storage: uploaded again even if they seem to exist."""
     spread_seconds: float = 0.0
-    """Time to spread the upload over, so that it does not slow the training down; 0: at full speed."""
+    """Duration to spread the upload over, so that it does not slow training down; 0: full speed."""
 
 
 class StoredPart(Message):
@@ -50,24 +50,24 @@ class StoredPart(Message):
 
     digest: str
     bytes: int
-    """Of the data blobs."""
+    """Total size of the data blobs."""
     state: str = ""
-    """Digest of the state blob, rank 0's alone."""
+    """Digest of the state blob; only from rank 0."""
     suspect: tuple[str, ...] = ()
-    """The suspect blobs of the order that were not uploaded again, and may still be damaged."""
+    """The suspect blobs of the order that were not uploaded again and may still be damaged."""
 
 
 class CommitOrder(Message):
-    """Write the manifest, if no newer attempt has claimed the run."""
+    """Write the manifest, unless a newer attempt has claimed the run."""
 
     kind: Literal["commit"] = "commit"
     manifest: Manifest
     has_conditions: bool = True
-    """Whether storage honours conditional writes, as the claim has detected."""
+    """Whether storage honours conditional writes, as detected by the claim."""
 
 
 class PruneOrder(Message):
-    """Remove what is not kept. It is not retried, and stops when it is expedited: the next order finishes it."""
+    """Remove checkpoints that are not kept. Not retried, and stopped by `expedite`: the next order finishes it."""
 
     kind: Literal["prune"] = "prune"
     keep: Keep
@@ -77,28 +77,28 @@ class Pruned(Message):
     """Result of a PruneOrder."""
 
     checkpoints: tuple[str, ...] = ()
-    """Names, oldest first."""
+    """Names of the removed checkpoints, oldest first."""
     blobs: int = 0
     bytes: int = 0
-    """Size of those blobs."""
+    """Total size of the removed blobs."""
     is_finished: bool = False
-    """Nothing is left that can be removed now."""
+    """Whether everything that can be removed now was removed."""
     blocked_by: str = ""
-    """Why no blobs are removed; empty: they are, when they are old enough."""
+    """Why no blobs are removed; empty: blobs are removed once they are old enough."""
 
 
 Order = PartOrder | CommitOrder | PruneOrder
 
 
 class Answer(Message):
-    """An uploader's report: the order is executed, or an error that prevents it."""
+    """An uploader's report: the order is done, or an error prevents it."""
 
     done: bool = False
-    """The last answer to the order."""
+    """Whether this is the last answer to the order."""
     part: StoredPart | None = None
     pruned: Pruned | None = None
     busy_seconds: float = 0.0
-    """Time that the order took, without the waits that spread it."""
+    """Duration of the order, without the waits of a spread upload."""
     failure: Failure | None = None
-    """Without `is_final` or `done` the uploader retries."""
+    """Without `is_final` or `done`, the uploader retries."""
     is_final: bool = False

@@ -1,8 +1,8 @@
-"""Which checkpoints are kept, and which blobs can be removed with the others. Pure.
+"""Which checkpoints are kept, and which blobs can be removed along with the others. Pure.
 
 Kept are the newest ones, the best ones, the first one at or after each multiple of `every` steps, and the best state
-that one of the newest would export. A removed checkpoint cannot come back, so the rules are monotonic: none of them
-ever wants a checkpoint again that it once released.
+that one of the newest would export. A removed checkpoint cannot be restored, so the rules are monotonic: a checkpoint
+that was not kept once is never needed again.
 """
 
 import re
@@ -16,7 +16,7 @@ from finetune_api.v1alpha1 import Checkpoint
 from .manifest import Manifest
 
 GRACE = timedelta(hours=1)
-"""Minimum age of an unreferenced blob: a save in flight has stored its blobs before it has a manifest."""
+"""Minimum age of an unreferenced blob: a save in flight stores its blobs before its manifest."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -46,12 +46,12 @@ class StoredBlob:
 
 
 def newest_to_oldest(manifests: Iterable[Manifest]) -> list[Manifest]:
-    """In the order in which a restore takes them, see `manifest.newest_first`."""
+    """In the order in which a restore tries them, see `manifest.newest_first`."""
     return sorted(manifests, key=lambda manifest: (manifest.attempt, manifest.step), reverse=True)
 
 
 def kept(manifests: Iterable[Manifest], keep: Keep) -> list[Manifest]:
-    """The manifests to keep, the newest first. All others may be removed."""
+    """The manifests to keep, newest first. All others may be removed."""
     ordered = newest_to_oldest(manifests)
     reasons = why_kept(ordered, keep)
     return [manifest for manifest in ordered if manifest.name in reasons]
@@ -71,7 +71,7 @@ def why_kept(manifests: Iterable[Manifest], keep: Keep) -> dict[str, list[str]]:
 
 
 def _needed(last: Sequence[Manifest], ordered: Sequence[Manifest]) -> list[Manifest]:
-    """What the newest ones would export after early stopping.
+    """The best states that the newest checkpoints would export after early stopping.
 
     A run whose best state is damaged falls back to an earlier checkpoint, and needs the best state of that one, which
     may not be the newest best one.
@@ -82,7 +82,7 @@ def _needed(last: Sequence[Manifest], ordered: Sequence[Manifest]) -> list[Manif
 
 
 def _every(ordered: Sequence[Manifest], every: int | None) -> list[Manifest]:
-    """The first at or after each multiple."""
+    """The first manifest at or after each multiple."""
     if every is None:
         return []
     stays: dict[int, Manifest] = {}
@@ -93,7 +93,8 @@ def _every(ordered: Sequence[Manifest], every: int | None) -> list[Manifest]:
 
 
 def _line(ordered: Sequence[Manifest]) -> list[Manifest]:
-    """Without checkpoints that were superseded: a newer attempt resumed from an earlier step."""
+    """Without superseded checkpoints, from which a newer attempt did not resume because it resumed from an earlier
+    step."""
     return [
         manifest
         for manifest in ordered
@@ -106,8 +107,8 @@ def unneeded(
 ) -> list[StoredBlob]:
     """Blobs that can be removed.
 
-    `named`: digests that checkpoints still refer to; `newest`: latest modification time of any object, by the clock of
-    storage, which also wrote the times of the blobs; `grace`: None if no save is in flight.
+    `named`: digests that checkpoints still refer to; `newest`: latest modification time of any object, from the clock
+    of storage, like the times of the blobs; `grace`: None if no save is in flight.
     """
 
     def is_old(blob: StoredBlob) -> bool:

@@ -18,12 +18,12 @@ R = TypeVar("R")
 Content = TypeVar("Content", bytes, memoryview)
 
 THREADS = 4
-"""hashlib and sockets release the GIL; more threads than this gain nothing on one network card."""
+"""hashlib and sockets release the GIL; more threads do not help with a single network card."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Bytes read, by place."""
+    """Number of bytes read, by origin."""
 
     node_cache: int = 0
     storage: int = 0
@@ -41,7 +41,7 @@ class Origin:
 
 
 class Blobs:
-    """The blobs of a run. Existing blobs are not uploaded again; reads of data use the node-local cache."""
+    """The blobs of a run. Existing blobs are not uploaded again; data is read from the node-local cache first."""
 
     def __init__(self, store: ObjectStore, uri: str, node_cache: NodeLocalCache) -> None:
         self._store = store
@@ -51,16 +51,16 @@ class Blobs:
         self.read = Origin()
         """Verified bytes read so far."""
         self.suspect: set[str] = set()
-        """Digests whose stored bytes proved wrong; they are uploaded again when they are saved again."""
+        """Digests whose stored bytes were damaged; they are uploaded again when they are saved again."""
 
     def uri_of(self, digest: str) -> str:
         """Address of a blob."""
         return join(self._uri, digest)
 
     def put(self, data: bytes | memoryview, *, pace: Callable[[int], None] | None = None, cache: bool = False) -> str:
-        """Store the bytes and return their digest. `pace` is called before each chunk is sent, and may wait.
+        """Store the bytes and return their digest. `pace` is called before each chunk is sent, and may block.
 
-        `cache`: also write them to the node-local cache, before the upload: the pace makes up for that time.
+        `cache`: also write them to the node-local cache, before the upload; the pace compensates for that time.
         """
         digest = hashlib.sha256(data).hexdigest()
         if cache:
@@ -103,8 +103,8 @@ class Blobs:
             self.read += more
 
     def _verified(self, digest: str, read: Callable[[str], Content]) -> Content:
-        """Read twice before reporting an error: bytes may also be damaged in transit."""
-        uri, fault = self.uri_of(digest), "its bytes have another SHA-256 than its name"
+        """Read twice before reporting an error, because bytes may also be damaged in transit."""
+        uri, fault = self.uri_of(digest), "the SHA-256 of its content does not match its name"
         for _ in range(2):
             try:
                 content = read(uri)

@@ -1,4 +1,4 @@
-"""The manifests of a run: which checkpoints there are, and which of them can be used."""
+"""The manifests of a run: which checkpoints exist, and which of them are usable."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from ...errors import BadConfigError, CorruptCheckpointError, NewerCheckpointError, ObjectMissingError
 from ...store import ObjectStore, join
 from ..format.compatibility import IncompatibleCheckpointError, Lineage, NewerFormatError, check_lineage, read_manifest
-from ..format.manifest import Manifest, newest_first, numbers_of, sealed
+from ..format.manifest import Manifest, newest_first, numbers_of, serialize
 from .blobs import Blobs
 from .loading import Loader
 
@@ -18,10 +18,10 @@ class Listing:
 
     names: tuple[str, ...]
     """Names of the manifests, in the order in which a restore tries them."""
-    strangers: tuple[str, ...]
+    others: tuple[str, ...]
     """Names of all other objects."""
     newest: datetime
-    """Latest modification time, by the clock of storage."""
+    """Latest modification time, from the clock of storage."""
 
 
 class Catalogue:
@@ -38,24 +38,24 @@ class Catalogue:
         return join(self._uri, f"{name}.json")
 
     def add(self, manifest: Manifest, *, has_conditions: bool = True) -> bool:
-        """Commit a checkpoint; False if another one of that name exists.
+        """Commit a checkpoint; False if a different one of that name exists.
 
-        Without conditional writes this checks first whether the name exists. The name contains the attempt, which one
-        process has claimed, so no other process writes it; see docs/decisions/0006.
+        Without conditional writes, this first checks whether the name exists. The name contains the attempt, which only
+        one process has claimed, so no other process writes it; see docs/decisions/0006.
         """
-        uri, content = self.uri_of(manifest.name), sealed(manifest)
+        uri, content = self.uri_of(manifest.name), serialize(manifest)
         if has_conditions:
             is_new = self._store.put_if_absent(uri, content)
         elif is_new := not self._store.exists(uri):
             self._store.put(uri, content)
-        # Equal content: written by an uploader that died before it could report it.
+        # Equal content was written by an uploader that died before it could report it.
         return is_new or self._store.get(uri) == content
 
     def newest_complete(self, exclude: Collection[str]) -> tuple[Manifest | None, list[str]]:
         """The first usable manifest, and warnings about the unusable ones before it.
 
-        Raises BadConfigError if one before it has a newer format: a start from an older checkpoint would repeat work
-        that it holds.
+        Raises BadConfigError if one of those has a newer format: starting from an older checkpoint would repeat
+        its work.
         """
         warnings: list[str] = []
         for name in self._names():
@@ -67,7 +67,8 @@ class Catalogue:
             except NewerCheckpointError as error:
                 raise BadConfigError(
                     f"checkpoint {name}: {error}",
-                    advice="use an image of that version (spec.workers.image), or remove it to start from before it",
+                    advice="use an image of that version (spec.workers.image), or remove it to resume from an older "
+                    "one",
                 ) from error
             except CorruptCheckpointError as error:
                 warnings.append(f"checkpoint {name} cannot be used: {error}")
@@ -87,7 +88,7 @@ class Catalogue:
         names = newest_first(list(found))
         return Listing(
             names=tuple(names),
-            strangers=tuple(key for key in found if key.removesuffix(".json") not in names),
+            others=tuple(key for key in found if key.removesuffix(".json") not in names),
             newest=max(found.values(), default=datetime.min.replace(tzinfo=UTC)),
         )
 
@@ -106,17 +107,17 @@ class Catalogue:
             if self._lineage is not None:
                 check_lineage(manifest, self._lineage)
         except ObjectMissingError as error:
-            raise CorruptCheckpointError(f"{uri} is gone") from error
+            raise CorruptCheckpointError(f"{uri} is missing") from error
         except NewerFormatError as error:
             raise NewerCheckpointError(f"{uri} {error}") from error
         except IncompatibleCheckpointError as error:
             raise CorruptCheckpointError(f"{uri} {error}") from error
         if manifest.name != name:
-            raise CorruptCheckpointError(f"{uri} holds the manifest of {manifest.name}")
+            raise CorruptCheckpointError(f"{uri} contains the manifest of {manifest.name}")
         return manifest
 
     def _read(self, uri: str) -> Manifest:
-        """Read twice before reporting an error: bytes may also be damaged in transit."""
+        """Read twice before reporting an error, because bytes may also be damaged in transit."""
         try:
             return read_manifest(self._store.get(uri))
         except IncompatibleCheckpointError:

@@ -1,7 +1,7 @@
 """Names of claims, and who owns a run if storage has no conditional writes. Pure.
 
-<attempt>[.<generation>].json           with conditional writes: storage lets one of all claimants create it
-<attempt>[.<generation>]-<token>.json   without: each claimant writes a name of its own, and lists the others
+<attempt>[.<generation>].json           with conditional writes: storage lets only one claimant create it
+<attempt>[.<generation>]-<token>.json   without: each claimant writes its own name and lists the others
 
 A generation counts how often the processes of one attempt were started; generation 0 is not written.
 """
@@ -16,7 +16,7 @@ _NAME = re.compile(r"(0|[1-9][0-9]*)(?:\.([1-9][0-9]*))?(?:-([0-9a-z]+))?\.json"
 
 @dataclass(frozen=True, order=True)
 class ClaimKey:
-    """Name of a claim. Sorts by attempt, generation and token; one without a token comes first."""
+    """Name of a claim. Sorts by attempt, generation and token; no token sorts first."""
 
     attempt: int
     generation: int = 0
@@ -48,13 +48,13 @@ class ClaimKey:
         return None if match is None else cls(int(match[1]), int(match[2] or 0), match[3] or "")
 
 
-class Verdict(Enum):
-    """What a claimant that has written its key does next."""
+class ClaimDecision(Enum):
+    """What a claimant does after writing its key."""
 
     OURS = "ours"
     """Continue: it owns the run."""
     WAIT = "wait"
-    """List again: other claimants have to withdraw, or its own key is not listed yet."""
+    """List again: other claimants must withdraw first, or its own key is not listed yet."""
     LOST = "lost"
     """Withdraw."""
 
@@ -64,14 +64,14 @@ def keys_of(names: Iterable[str]) -> list[ClaimKey]:
     return [key for key in map(ClaimKey.of, names) if key is not None]
 
 
-def verdict(mine: ClaimKey, listed: Collection[ClaimKey]) -> Verdict:
-    """What a listing means that was requested after `mine` was written.
+def decide_claim(mine: ClaimKey, listed: Collection[ClaimKey]) -> ClaimDecision:
+    """Interpret a listing that was requested after `mine` was written.
 
-    A claimant owns the run only if it sees nobody else of its attempt and generation, and no newer one; its key stays.
-    So at most one of two claimants ever owns it: the listing of the one that wrote later shows the other. Claimants
-    that come at the same time decide by their tokens: the smallest waits, the others withdraw.
+    A claimant owns the run only if it sees no other claim of its attempt and generation and no newer one; its key
+    stays. So at most one of two claimants can own the run: the listing of the one that wrote later shows the other.
+    Concurrent claimants are ordered by their tokens: the smallest waits, the others withdraw.
     """
     rivals = [key for key in listed if key.rank >= mine.rank and key != mine]
     if any(key.rank > mine.rank or key < mine for key in rivals):
-        return Verdict.LOST
-    return Verdict.WAIT if rivals or mine not in listed else Verdict.OURS
+        return ClaimDecision.LOST
+    return ClaimDecision.WAIT if rivals or mine not in listed else ClaimDecision.OURS

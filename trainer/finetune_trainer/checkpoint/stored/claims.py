@@ -1,7 +1,7 @@
-"""Claims: the process that made the newest claim owns the run, and every other one must not write any more.
+"""Claims: the process with the newest claim owns the run; all other processes must not write.
 
-A claim is made for an attempt and a generation: the processes of an attempt can be started again with a higher
-generation, which fences the older one like a newer attempt does. The process that made a claim can make it again.
+A claim is for an attempt and a generation: the processes of an attempt can be restarted with a higher generation,
+which fences the older one like a newer attempt does. A process can repeat its own claim.
 """
 
 import json
@@ -14,9 +14,9 @@ from finetune_api.clock import rfc3339, utc_now
 
 from ...errors import FencedError, ObjectMissingError
 from ...store import Conditions, ObjectStore, join
-from .claim_keys import ClaimKey, Verdict, keys_of, verdict
+from .claim_keys import ClaimDecision, ClaimKey, decide_claim, keys_of
 
-_RIVALS_SECONDS = 30.0
+_WITHDRAWAL_SECONDS = 30.0
 """How long to wait for other claimants of the same attempt to withdraw: as long as their requests may be retried."""
 _LOOK_SECONDS = 0.2
 
@@ -35,9 +35,9 @@ class Claims:
         """Whether storage honours conditional writes; set by `claim`."""
 
     def claim(self, *, world_size: int) -> str:
-        """Claim the run. This process can claim it again, for instance if an answer of storage was lost.
+        """Claim the run. The same process can repeat the claim, for example if a response of storage was lost.
 
-        Raises FencedError if another process has made this claim, or there is a newer one. Returns a warning about the
+        Raises FencedError if another process made this claim, or a newer one exists. Returns a warning about the
         storage; empty: none.
         """
         self._check_ours(self._listed())
@@ -57,8 +57,8 @@ class Claims:
             return ""
         self._contend(replace(self._key, token=self._token), content)
         return (
-            f"storage at {self._store.endpoint} {conditions} conditional writes (If-None-Match): who may write to the "
-            "run is found out by listing"
+            f"storage at {self._store.endpoint} {conditions} conditional writes (If-None-Match): ownership of the "
+            "run is determined by listing claims"
         )
 
     def check(self) -> None:
@@ -72,13 +72,13 @@ class Claims:
         newest = max(listed, key=lambda key: key.rank, default=self._key)
         if newest.rank > self._key.rank:
             newer = replace(newest, token="")
-            raise FencedError(f"{newer} has claimed the run; {self._key} must not write any more")
+            raise FencedError(f"{newer} has claimed the run; {self._key} must not write anymore")
 
     def _check_ours(self, others: list[ClaimKey]) -> None:
         self._check_newer(others)
         for key in others:
             if key.rank == self._key.rank and not self._is_own(key):
-                raise FencedError(f"{self._key} is claimed already: {join(self._uri, key.name)}")
+                raise FencedError(f"{self._key} is already claimed: {join(self._uri, key.name)}")
 
     def _is_own(self, key: ClaimKey) -> bool:
         """Whether this process made the claim."""
@@ -93,15 +93,15 @@ class Claims:
     def _create(self, key: ClaimKey, content: bytes) -> None:
         """Create the claim by one conditional write, which succeeds for one process only."""
         if not self._store.put_if_absent(join(self._uri, key.name), content) and not self._is_own(key):
-            raise FencedError(f"{self._key} is claimed already: {join(self._uri, key.name)}")
+            raise FencedError(f"{self._key} is already claimed: {join(self._uri, key.name)}")
 
     def _contend(self, key: ClaimKey, content: bytes) -> None:
-        """Write a key of this process, and list the others; see docs/decisions/0006."""
+        """Write a key of this process, then list the others; see docs/decisions/0006."""
         uri = join(self._uri, key.name)
         self._store.put(uri, content)
-        deadline = time.monotonic() + _RIVALS_SECONDS
-        while (found := verdict(key, listed := self._listed())) is not Verdict.OURS:
-            if found is Verdict.WAIT and time.monotonic() < deadline:
+        deadline = time.monotonic() + _WITHDRAWAL_SECONDS
+        while (found := decide_claim(key, listed := self._listed())) is not ClaimDecision.OURS:
+            if found is ClaimDecision.WAIT and time.monotonic() < deadline:
                 time.sleep(_LOOK_SECONDS)
                 continue
             self._store.delete(uri)

@@ -1,4 +1,4 @@
-"""Load-time resharding: from a manifest to this rank's arrays in host memory, verified. Does not touch an engine."""
+"""Load-time resharding: from a manifest to this rank's verified arrays in host memory. Does not access an engine."""
 
 from collections.abc import Iterator
 from typing import TypeVar
@@ -41,19 +41,19 @@ class Loader:
                     raise CorruptCheckpointError(f"blob {digest} of rank {part.rank} {found}, expected {size} bytes")
 
     def state(self) -> State:
-        """State that is the same on every rank."""
+        """The state that is the same on every rank."""
         return _parse(State, self._blobs.get(self.manifest.state))
 
     def buffers(self, state: State) -> bytes:
-        """Bytes of the persistent buffers."""
+        """The bytes of the persistent buffers."""
         return b"" if state.buffers_blob is None else self._blobs.get(state.buffers_blob)
 
     def part(self, rank: int) -> Part:
-        """Part of one rank."""
+        """The part of one rank."""
         return _parse(Part, self._blobs.get(self.manifest.parts[rank].digest))
 
     def layout(self, part: Part) -> Layout:
-        """Layout of the part."""
+        """The layout of the part."""
         return _parse(Layout, self._blobs.get(part.layout))
 
     def stage(
@@ -61,7 +61,7 @@ class Loader:
     ) -> tuple[float, ...]:
         """Fill `buffer` with the first `arrays` of the wanted arrays; returns Adam's step of each wanted fragment.
 
-        Reads only this rank's own part if it is sufficient, else the parts of all ranks. `shapes`: of all trained
+        Reads only this rank's own part if it is sufficient, otherwise the parts of all ranks. `shapes`: of all trained
         parameters. Raises BadConfigError if the checkpoint does not match them.
         """
         assert buffer.nbytes == wanted.bytes(arrays)
@@ -75,7 +75,7 @@ class Loader:
             part, number = parts[key[0]], key[1]
             size = blob_sizes(part.bytes, self.manifest.blob_bytes)[number]
             wanted_pieces = work[key]
-            if len(wanted_pieces) == 1 and wanted_pieces[0].size == size:  # the whole blob, as it is
+            if len(wanted_pieces) == 1 and wanted_pieces[0].size == size:  # the whole blob, unchanged
                 to = wanted_pieces[0].to
                 self._blobs.read_into(part.blobs[number], buffer.data[to : to + size])
                 return
@@ -90,7 +90,7 @@ class Loader:
         return tuple(steps.values())
 
     def _parts(self, wanted: Layout, rank: int) -> list[Part]:
-        """The rank's own part if it covers everything, which is the usual case: then no rank reads another's bytes."""
+        """The rank's own part if it covers everything, as usual: then no rank reads another rank's bytes."""
         if rank < self.manifest.world_size:
             part = self.part(rank)
             try:
@@ -103,13 +103,13 @@ class Loader:
 
 
 class References:
-    """The digests that part and state blobs refer to. Blobs are immutable, so each is read once and then cached."""
+    """The digests that part and state blobs refer to. Blobs are immutable, so each is read once and cached."""
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self._known: dict[str, frozenset[str]] = {}
 
-    def learn(self, manifest: Manifest) -> Iterator[None]:
+    def read(self, manifest: Manifest) -> Iterator[None]:
         """Read the blobs that are not cached, one at a time. Raises CorruptCheckpointError if one cannot be read."""
         loader = Loader(self._blobs, manifest)
         if manifest.state not in self._known:
@@ -123,12 +123,12 @@ class References:
                 self._known[reference.digest] = frozenset({part.layout, *part.blobs})
 
     def of(self, manifest: Manifest) -> set[str]:
-        """Digests of all blobs of a checkpoint; call `learn` first."""
+        """Digests of all blobs of a checkpoint; `read` must be called first."""
         roots = {manifest.state, *(part.digest for part in manifest.parts)}
         return roots.union(*(self._known[digest] for digest in roots))
 
-    def forget_all_but(self, named: set[str]) -> None:
-        """Drop the blobs that no checkpoint refers to any more."""
+    def retain(self, named: set[str]) -> None:
+        """Drop cached blobs that no checkpoint refers to anymore."""
         self._known = {digest: names for digest, names in self._known.items() if digest in named}
 
 

@@ -2,9 +2,9 @@
 
     <cache>/checkpoints/<short digest of the run's address>/<digest of the blob>
 
-An uploader writes them from the snapshot, during its upload. They are only an optimization: storage alone defines which
-checkpoints exist, every file is verified when it is read, and a failure of the cache only logs a warning. So writes are
-not synced, and a slow disk is not used.
+An uploader writes them from the snapshot during its upload. They are only an optimization: storage alone defines which
+checkpoints exist, every file is verified when it is read, and a failure of the cache only logs a warning. Therefore
+writes are not synced, and a slow disk is not used.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ FOLDER = "checkpoints"
 _CHUNK = 1 << 20
 """Small enough to be hashed while it is in the processor's cache."""
 _SLOW_SECONDS, _SLOW_BYTES_PER_SECOND = 2.0, 100e6
-"""A disk that falls behind this rate by these seconds is not used. The rate is twice that of an upload
-(`async_saver.UPLOAD_BYTES_PER_SECOND`), so that the upload can make up for the time."""
+"""A disk that falls behind this rate by this many seconds is not used. The rate is twice that of an upload
+(`async_saver.UPLOAD_BYTES_PER_SECOND`), so that the upload can catch up."""
 _ABANDONED_SECONDS = 24 * 3600.0
 
 
@@ -38,11 +38,11 @@ class NodeLocalCache:
         """`folder`: None disables the cache."""
         self._folder = folder
         self._lock = threading.Lock()
-        """One writer at a time: the other threads upload meanwhile, and the time of the disk can be measured."""
+        """One writer at a time: other threads upload in the meantime, and the time of the disk can be measured."""
         self._is_off = True
         """Nothing more of this part is written."""
         self._is_logged = False
-        """The reason has been logged, and no part was written completely since."""
+        """Whether the reason was logged, and no part was written completely since."""
         self._part_bytes = 0
         self._seconds, self._written = 0.0, 0
         self._ends: deque[float] = deque(maxlen=3)
@@ -68,17 +68,17 @@ class NodeLocalCache:
         except FileNotFoundError:
             return False
         except OSError as error:
-            log.warning("%s cannot be read; reading storage instead: %s", path, error.strerror)
+            log.warning("%s cannot be read; reading from storage instead: %s", path, error.strerror)
             return False
         if not is_whole:
-            log.warning("%s is damaged and was removed; reading storage instead", path)
+            log.warning("%s is damaged and was removed; reading from storage instead", path)
             _remove(path)
         return is_whole
 
     # Writing, by an uploader
 
     def start_part(self, part_bytes: int) -> None:
-        """A part of so many bytes follows."""
+        """Start a part of `part_bytes` bytes."""
         self._is_off, self._part_bytes, self._seconds, self._written = self._folder is None, part_bytes, 0.0, 0
         if self._folder is None:
             return
@@ -90,7 +90,7 @@ class NodeLocalCache:
             self._skip(f"{self._folder} cannot be used: {error.strerror}")
 
     def add(self, digest: str, data: bytes | memoryview) -> None:
-        """Write a blob of the part, or mark it as used. Thread-safe; never raises an error of the disk."""
+        """Write a blob of the part, or mark it as used. Thread-safe; never raises a disk error."""
         if self._folder is None:
             return
         with self._lock:
@@ -108,19 +108,19 @@ class NodeLocalCache:
                 self._skip(f"{free / 1e6:.1f} MB are free, less than twice the {self._part_bytes / 1e6:.1f} MB")
                 return
             _write(path, data)
-        # Not the file system's own clock, which lags behind the one that `finish_part` reads.
+        # Not the file system's clock, which lags behind the one that `finish_part` reads.
         os.utime(path, (now, now))
         self._seconds += time.monotonic() - started
         self._written += len(data)
         if self._seconds > _SLOW_SECONDS + self._written / _SLOW_BYTES_PER_SECOND:
-            self._skip(f"the disk takes only {self._written / self._seconds / 1e6:.1f} MB/s")
+            self._skip(f"the disk writes only {self._written / self._seconds / 1e6:.1f} MB/s")
 
     def finish_part(self) -> None:
-        """The part is complete: remove the blobs that neither it nor the previous part has used.
+        """Finish the part: remove the blobs that neither it nor the previous part used.
 
-        Ranks save together, and start a save when the previous one is committed. So the blobs that any rank used for
-        this save or the previous one are younger than this rank's last-but-one part. A new uploader does not know when
-        that was, and removes nothing before its third part.
+        Ranks save together, and start a save when the previous one is committed. Therefore the blobs that any rank used
+        for this save or the previous one are newer than this rank's second-to-last part. A new uploader does not know
+        that time, and removes nothing before its third part.
         """
         self._ends.append(time.time())
         self._is_logged = self._is_logged and self._is_off
@@ -139,7 +139,7 @@ class NodeLocalCache:
     def _skip(self, reason: str) -> None:
         self._is_off = True
         if not self._is_logged:
-            log.warning("the node-local cache has no copy, or only a part, of this save: %s", reason)
+            log.warning("this save is not or only partly in the node-local cache: %s", reason)
         self._is_logged = True
 
     def _remove_abandoned(self) -> None:
@@ -151,7 +151,7 @@ class NodeLocalCache:
 
 
 def _fill(file: io.FileIO, buffer: memoryview) -> str:
-    """Digest of the bytes read; empty if the file is too short."""
+    """Fill the buffer. Returns the digest of the bytes; empty if the file is too short."""
     digest, filled = hashlib.sha256(), 0
     while filled < len(buffer):
         chunk = buffer[filled : filled + _CHUNK]
@@ -171,7 +171,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _modified(path: Path) -> float:
-    """Modification time as Unix time; infinite if another rank has removed the file meanwhile."""
+    """Modification time as Unix time; infinite if another rank removed the file in the meantime."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def _modified(path: Path) -> float:
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
-    """Write atomically. Not synced: after a crash of the host the digest detects missing bytes."""
+    """Write atomically. Not synced: after a crash of the host, the digest detects missing bytes."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".")
     try:
         with open(descriptor, "wb") as file:

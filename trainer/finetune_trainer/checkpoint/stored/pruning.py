@@ -1,7 +1,7 @@
 """Removes checkpoints that are not kept from storage: first manifests, then the blobs that no manifest refers to.
 
-A removal can be interrupted between any two requests: without its manifest a checkpoint does not exist, and the next
-round finds the blobs that are left over.
+Pruning can be interrupted between any two requests: without its manifest a checkpoint does not exist, and the next
+round finds the remaining blobs.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,18 +16,18 @@ from .run_storage import RunStorage
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
-"""Work that pauses between requests, and returns a result."""
+"""An iterator that pauses between requests, and returns a result."""
 
 BATCH = 200
-"""Objects that one request removes. A rank that stops a removal waits for one request."""
+"""Number of objects that one request removes. A rank that stops the pruning waits for one request."""
 
 
 class Pruning:
     """One round. `dry_run`: report what would be removed, and remove nothing.
 
     `quiet` is for callers that do not know whether the run is saving: blobs are removed only if nothing of the run was
-    written for so long. A save in flight may need any blob that it finds in storage, however old, although no manifest
-    refers to it yet; but it also writes, which shows in the listing.
+    written for this long. A save in flight may need any blob that it finds in storage, however old, although no
+    manifest refers to it yet; but it also writes, which the listing shows.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Pruning:
 
     @property
     def pruned(self) -> Pruned:
-        """What has been removed so far."""
+        """What was removed so far."""
         return Pruned(
             checkpoints=tuple(self._names),
             blobs=len(self._blobs),
@@ -61,7 +61,7 @@ class Pruning:
         )
 
     def steps(self) -> Iterator[None]:
-        """Remove, pausing before every request or every few of them.
+        """Remove, pausing before every request or every few requests.
 
         Raises FencedError if a newer attempt has claimed the run. The next round finishes an interrupted one.
         """
@@ -73,8 +73,8 @@ class Pruning:
         yield
         listing = catalogue.listing()
         manifests = yield from self._manifests(listing.names)
-        if listing.strangers:
-            self._blocked_by = f"{catalogue.uri_of(listing.strangers[0]).removesuffix('.json')} is no manifest"
+        if listing.others:
+            self._blocked_by = f"{catalogue.uri_of(listing.others[0]).removesuffix('.json')} is not a manifest"
         stays = kept(manifests, self._keep)
         names = [manifest.name for manifest in reversed(manifests) if manifest not in stays]
         yield from self._in_batches(names, catalogue.remove, self._names.extend)
@@ -87,10 +87,10 @@ class Pruning:
         newest = max([listing.newest, *(blob.modified for blob in blobs)])
         goes = unneeded(blobs, named, newest=newest, grace=self._grace)
         yield from self._in_batches(goes, self._remove_blobs, self._blobs.extend, stops=self._may_be_saving)
-        self._storage.references.forget_all_but(named)
+        self._storage.references.retain(named)
 
     def _manifests(self, names: Sequence[str]) -> Steps[list[Manifest]]:
-        """The manifests that can be read, in the order of `names`. The others are kept: their contents are unknown."""
+        """The readable manifests, in the order of `names`. The others are kept, because their contents are unknown."""
         found = []
         for name in names:
             yield
@@ -105,7 +105,7 @@ class Pruning:
         references, named = self._storage.references, set[str]()
         for manifest in manifests:
             try:
-                yield from references.learn(manifest)
+                yield from references.read(manifest)
             except CorruptCheckpointError as error:
                 self._blocked_by = f"checkpoint {manifest.name}: {error}"
                 return None
@@ -147,13 +147,13 @@ class Pruning:
             if stops():
                 return
             batch = items[start : start + self._batch]
-            # These objects were not needed when they were listed. Two writers could need them since. This attempt's own
-            # saves: none is in flight while it prunes, see `CheckpointPruner`. A newer attempt: it claims the run
+            # These objects were not needed when they were listed, but two writers may need them since. Saves of this
+            # attempt: none is in flight while it prunes, see `CheckpointPruner`. A newer attempt: it claims the run
             # before it lists checkpoints, finds old blobs in storage and does not upload them again. A claim between
             # this check and the request, within one batch, can cost the newer attempt a checkpoint that it has just
-            # saved, if that needs a blob which was unreferenced for the grace period. The checkpoint is detected as
+            # saved, if that needs a blob that was unreferenced for the grace period. The checkpoint is detected as
             # incomplete when it is read, and the run resumes from the previous one, never from a wrong state. The same
-            # holds for a request that timed out here, and that storage executes later nevertheless.
+            # applies to a request that timed out here but that storage still executes later.
             self._storage.claims.check()
             if not self._is_dry_run:
                 remove(batch)

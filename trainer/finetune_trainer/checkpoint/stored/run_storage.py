@@ -28,7 +28,7 @@ class RunStorage:
     references: References
 
     def quiet_for(self) -> timedelta:
-        """Time since anything of the run was last written, by the clock of storage."""
+        """Time since anything of the run was last written, from the clock of storage."""
         written = max((info.modified for info in self.store.list(self.uri.rstrip("/") + "/")), default=None)
         return timedelta.max if written is None else self.store.now(self.uri) - written
 

@@ -15,7 +15,7 @@ from .blobs import parallel
 from .loading import Loader
 
 SHARD_BYTES = 1 << 30
-"""Size of a file, and so of the memory in use. A larger parameter gets a file of its own."""
+"""Maximum size of a file, and thus of the memory in use. A larger parameter gets its own file."""
 
 _INDEX = "model.safetensors.index.json"
 
@@ -24,9 +24,9 @@ def export_safetensors(loader: Loader, folder: Path, *, shard_bytes: int = SHARD
     """Write `model.safetensors`, or numbered shards of it, and an index of the parameters; returns the files.
 
     Each file is written atomically, the index last. Raises CorruptCheckpointError, DiskFullError,
-    and BadConfigError if the parts do not hold every element of a parameter.
+    and BadConfigError if the parts do not have every element of a parameter.
     """
-    wholes = _wholes(loader)
+    wholes = _full_parameters(loader)
     shards = list(_shards(wholes, shard_bytes))
     shapes = {fragment.name: fragment.shape for fragment in wholes}
     weight_map: dict[str, str] = {}
@@ -49,7 +49,7 @@ def export_safetensors(loader: Loader, folder: Path, *, shard_bytes: int = SHARD
     return [*written, folder / _INDEX]
 
 
-def _wholes(loader: Loader) -> list[Fragment]:
+def _full_parameters(loader: Loader) -> list[Fragment]:
     """Every parameter as one fragment, in the order of the layouts."""
     parts = parallel(loader.part, range(loader.manifest.world_size))
     found: dict[str, Fragment] = {}
@@ -77,7 +77,7 @@ def _write_shard(loader: Loader, path: Path, layout: Layout, shapes: dict[str, t
     from safetensors.numpy import save_file
 
     buffer = np.empty(layout.bytes(arrays=1), dtype=np.uint8)
-    # A rank that does not exist: the own part of a rank would be tried first, and no rank holds everything.
+    # A rank that does not exist, because the rank's own part would be tried first, and no rank has everything.
     loader.stage(buffer, layout, shapes, rank=loader.manifest.world_size, arrays=1)
     array = buffer.view(np.float32)
     values = {
@@ -90,7 +90,7 @@ def _write_shard(loader: Loader, path: Path, layout: Layout, shapes: dict[str, t
         try:
             save_file(values, partial, metadata={"format": "pt"})
             os.replace(partial, path)
-        except SafetensorError as error:  # raised by the library for a full disk
+        except SafetensorError as error:  # safetensors raises it for a full disk
             raise DiskFullError(
                 f"{path} cannot be written: {error}", advice="choose a folder with more free space"
             ) from error

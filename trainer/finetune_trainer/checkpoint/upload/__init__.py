@@ -1,1 +1,1 @@
-"""The uploader process of each rank, its client in the rank, and the memory that they share. No torch."""
+"""The uploader process of each rank, its client in the rank, and the memory they share. No torch."""

@@ -1,4 +1,4 @@
-"""The rank's side of its uploader: sends orders, receives answers, and starts a new process after one has died."""
+"""The rank's side of its uploader: sends orders, receives answers, and replaces a process that died."""
 
 import contextlib
 import enum
@@ -22,24 +22,24 @@ from .uploader import EXPEDITE, LONGEST_MESSAGE
 log = logging.getLogger(__name__)
 
 _LATE_FACTOR, LATE_LEAST_SECONDS = 3.0, 60.0
-"""An order is late after this multiple of the time that its upload is spread over, a third of the save interval: then
-the next save is due."""
+"""An order is late after this multiple of the duration that its upload is spread over, a third of the save interval:
+by then the next save is due."""
 AWAITED_SECONDS = 5.0
-"""An order that the rank waits for is late after this time."""
+"""An order that the rank is waiting for is late after this time."""
 _STARVED_SHARE = 0.5
-"""Share of the time of a late order. An uploader that waited longer than this for a processor is replaced."""
+"""Share of the time of a late order: an uploader that waited longer than this for a processor is replaced."""
 _FIRST_BACK_OFF, _LONGEST_BACK_OFF = 0.5, 30.0
-"""Back-off before an uploader that has died is replaced."""
+"""Back-off before an uploader that died is replaced."""
 
 
 class Priority(enum.IntEnum):
     """Scheduling priority of an uploader process."""
 
     IDLE = 0
-    """SCHED_IDLE: only processors that are idle otherwise. A rank that wakes up preempts it at once, but a thread of
-    low priority keeps the processor until its time slice ends (sched(7))."""
+    """SCHED_IDLE: only otherwise idle processors. A rank that wakes up preempts it at once, whereas a thread of
+    low priority would keep the processor until its time slice ends (sched(7))."""
     LOW = 1
-    """Niceness 19: a small share, even where no processor is ever idle."""
+    """Niceness 19: a small share, even if no processor is ever idle."""
     ORDINARY = 2
     """The priority of its rank, while the rank only waits for the upload."""
 
@@ -50,7 +50,7 @@ class UploaderClient(Protocol):
     snapshot: SharedMemory
 
     def prepare(self) -> None:
-        """Get ready: orders will follow."""
+        """Prepare for orders."""
 
     def send(self, order: Order) -> None:
         """Send the order; `receive` returns the answers."""
@@ -62,13 +62,13 @@ class UploaderClient(Protocol):
         """The rank waits for the open order: upload at full speed, with the priority of the rank."""
 
     def raise_priority(self) -> None:
-        """The rank waits for the open order: give it the priority of the rank, but keep its pace."""
+        """The rank waits for the open order: give it the rank's priority, but keep its pace."""
 
     def restore_priority(self) -> None:
         """The rank no longer waits, although the order is still open."""
 
     def close(self) -> None:
-        """End the uploader; an open order is dropped."""
+        """Terminate the uploader; an open order is dropped."""
 
 
 class UploaderProcess:
@@ -88,7 +88,7 @@ class UploaderProcess:
         self._checked_at, self._check_at = 0.0, math.inf
         """When the process was last checked and when the next check is due, by time.monotonic()."""
         self._run_delay = 0.0
-        """Seconds for which the process had waited for a processor at the last check."""
+        """Total time the process had waited for a processor at the last check, in seconds."""
         self._back_off = _FIRST_BACK_OFF
         self._not_before = 0.0
         self._channel: socket.socket | None = None
@@ -112,7 +112,7 @@ class UploaderProcess:
         self._orders.array(len(content)).data[:] = content
         self._order_bytes, self._expedited, self._awaited = len(content), False, False
         self._late_after = _late_seconds(order)
-        if not isinstance(order, CommitOrder):  # short, and a rank that waited for the parts waits for it too
+        if not isinstance(order, CommitOrder):  # short, and a rank that waited for the parts also waits for it
             self._set_priority(self._usual)
         self._send_order()
 
@@ -185,7 +185,7 @@ class UploaderProcess:
         command = [sys.executable, "-m", f"{__package__}.uploader", *options]
         with theirs:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=tuple(descriptors.values()))
-        # Set from here, not by the process itself: its imports must not slow the training down either.
+        # Set from here, not by the process itself, because its imports must not slow training down either.
         self._priority = Priority.ORDINARY
         if not self._awaited:
             self._set_priority(self._usual)
@@ -193,19 +193,19 @@ class UploaderProcess:
 
     def _write(self, message: bytes) -> None:
         if self._channel is not None:  # otherwise `_send_order` sends it to the next process
-            with contextlib.suppress(ConnectionError):  # it has just died, and `receive` handles that
+            with contextlib.suppress(ConnectionError):  # it has just died, which `receive` handles
                 self._channel.send(message)
 
     def _on_uploader_exit(self) -> Answer:
         code = self._kill_and_reap()
         self._not_before = time.monotonic() + self._back_off
         self._back_off = min(2 * self._back_off, _LONGEST_BACK_OFF)
-        text = f"the uploader exited with status {code}; a new one takes over its order"
+        text = f"the uploader exited with status {code}; a new process takes over its order"
         log.warning(text)
         return Answer(failure=Failure.of(TrainerError(text)))
 
     def _set_priority(self, priority: Priority) -> None:
-        """Set the priority. Without CAP_SYS_NICE it cannot be raised and stays as it is."""
+        """Set the priority. Without CAP_SYS_NICE it cannot be raised and is kept."""
         if self._channel is None or self._process is None or priority is self._priority:
             return
         with contextlib.suppress(OSError):
@@ -222,10 +222,10 @@ class UploaderProcess:
         self._run_delay = 0.0 if self._process is None else _run_delay(self._process.pid)
 
     def _check(self) -> None:
-        """Replace the process of a late order if it gets no processor.
+        """Replace the process of a late order if it gets no processor time.
 
-        Other processes may starve it for as long as they run, and without CAP_SYS_NICE its priority cannot be raised; a
-        new process starts with a higher one. Blobs that are stored already are not uploaded again.
+        Other processes may starve it for as long as they run, and without CAP_SYS_NICE its priority cannot be raised,
+        but a new process starts with a higher one. Blobs that are already stored are not uploaded again.
         """
         assert self._process is not None
         waited = _run_delay(self._process.pid) - self._run_delay
@@ -239,7 +239,7 @@ class UploaderProcess:
         self._kill_and_reap(kill=True)
 
     def _kill_and_reap(self, *, kill: bool = False) -> int | None:
-        """Close the channel, at which an uploader exits, and wait for the process; `kill`: with SIGKILL.
+        """Close the channel, which makes an uploader exit, and wait for the process; `kill`: with SIGKILL.
 
         Returns the exit status, or None if there was no process.
         """
@@ -251,7 +251,7 @@ class UploaderProcess:
         return None if self._process is None else self._process.wait()
 
     def _replace(self, timeout: float) -> None:
-        """Start a new process with the same order when the back-off has passed."""
+        """Start a new process with the same order once the back-off has passed."""
         wait = self._not_before - time.monotonic()
         if wait > 0:
             time.sleep(min(wait, timeout))
@@ -261,8 +261,8 @@ class UploaderProcess:
 
 
 def _late_seconds(order: Order) -> float:
-    """Seconds after which an order is late; a removal never is."""
-    if isinstance(order, PruneOrder):  # a rank that waits for a removal waits for one request, which is not interrupted
+    """Seconds after which an order is late; pruning never is."""
+    if isinstance(order, PruneOrder):  # a rank that waits for pruning waits for one request, which is not interrupted
         return math.inf
     spread_seconds = order.spread_seconds if isinstance(order, PartOrder) else 0.0
     return max(_LATE_FACTOR * spread_seconds, LATE_LEAST_SECONDS)
@@ -271,7 +271,7 @@ def _late_seconds(order: Order) -> float:
 def _apply_priority(pid: int, priority: Priority) -> None:
     """Set the priority of all threads of a process: on Linux each thread has its own.
 
-    Raises OSError if that is refused. If only SCHED_IDLE is refused, IDLE becomes LOW.
+    Raises OSError if that is not permitted. If only SCHED_IDLE is not permitted, IDLE becomes LOW.
     """
     niceness = os.getpriority(os.PRIO_PROCESS, 0) if priority is Priority.ORDINARY else 19
     if sys.platform != "linux":
@@ -280,7 +280,7 @@ def _apply_priority(pid: int, priority: Priority) -> None:
     policy = os.SCHED_IDLE if priority is Priority.IDLE else os.sched_getscheduler(0)
     ignored = OSError if priority is Priority.IDLE else ProcessLookupError
     done: set[int] = set()
-    while threads := _threads_of(pid) - done:  # a thread that starts meanwhile may have inherited the old priority
+    while threads := _threads_of(pid) - done:  # a new thread may have inherited the old priority
         for thread in threads:
             with contextlib.suppress(ignored):
                 os.setpriority(os.PRIO_PROCESS, thread, niceness)

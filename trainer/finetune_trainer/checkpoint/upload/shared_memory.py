@@ -1,4 +1,4 @@
-"""Host memory shared by a rank, which writes a snapshot into it, and its uploader, which reads it."""
+"""Host memory shared by a rank, which writes snapshots into it, and its uploader, which reads them."""
 
 import mmap
 import os
@@ -12,7 +12,7 @@ ByteArray = npt.NDArray[np.uint8]
 class SharedMemory:
     """An anonymous file in memory (Linux). It never shrinks: touching fresh pages costs more than a copy.
 
-    Not limited by the size of /dev/shm; counted as memory of the process that wrote it.
+    Not limited by the size of /dev/shm; accounted to the process that wrote it.
     """
 
     def __init__(self, descriptor: int | None = None, *, name: str = "finetune") -> None:

@@ -4,12 +4,12 @@
 
 The rank sends over the channel, a socket that preserves message boundaries: first the Setup, then the length of an
 order in shared memory, or `expedite`. The uploader sends Answers. At most one order is open. An uploader exits as soon
-as the channel is closed: without its rank, nothing that it stores can be committed. It retries requests to storage that
-does not answer for as long as it takes.
+as the channel is closed: without its rank, nothing that it stores can be committed. It retries requests to unresponsive
+storage indefinitely.
 
-A checkpoint is stored in this order: data blobs, layout, part and state, which are all content-addressed and have no
-effect without a manifest; then rank 0's uploader, once all parts are stored, checks that no newer attempt has claimed
-the run and writes the manifest by one conditional put. A process that dies on the way leaves the previous checkpoint as
+A checkpoint is stored in this order: data blobs, layout, part and state, which are content-addressed and have no
+effect without a manifest. Once all parts are stored, rank 0's uploader checks that no newer attempt has claimed the
+run and writes the manifest with one conditional put. If a process dies before that, the previous checkpoint remains
 the newest. Checkpoints that are no longer kept are removed last.
 """
 
@@ -42,15 +42,15 @@ EXPEDITE = b"expedite"
 LONGEST_MESSAGE = 1 << 16
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 15.0
 RETRY = RetryPolicy(total_seconds=5.0, attempts_per_request=1)
-"""For one request. After it the uploader reports the failure to the rank and repeats the whole order, most of which is
-stored by then."""
+"""Timeout of one request. After it, the uploader reports the failure to the rank and repeats the whole order, most of
+which is stored by then."""
 _ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
 
 class Pace:
-    """An upload rate that several threads share: an upload that is spread over time does not slow the training down.
+    """An upload rate shared by several threads: spreading an upload over time avoids slowing training down.
 
-    Time that is lost to slow storage is made up for. Without `seconds` nothing waits.
+    Time lost to slow storage is made up for. Without `seconds`, nothing waits.
     """
 
     def __init__(self, total_bytes: int = 0, seconds: float = 0.0, *, senders: int = 1) -> None:
@@ -64,7 +64,7 @@ class Pace:
 
     @property
     def waited_seconds(self) -> float:
-        """By how much the waits have prolonged the upload: the mean over the senders, which wait concurrently."""
+        """How much the waits prolonged the upload: the mean over the senders, which wait concurrently."""
         return self._waited / self._senders
 
     @property
@@ -73,7 +73,7 @@ class Pace:
         return self._expedited.is_set()
 
     def expedite(self) -> None:
-        """The rank waits for the order: from now on nothing is delayed."""
+        """The rank waits for the order: stop delaying."""
         self._expedited.set()
 
     def __call__(self, count: int) -> None:
@@ -94,8 +94,8 @@ class Pace:
 def execute_order(storage: RunStorage, order: Order, snapshot: SharedMemory, pace: Pace) -> Answer:
     """Execute the order. `snapshot` is the memory that a PartOrder refers to.
 
-    Raises the error that prevents a part or a commit: without them there is no checkpoint. The error of a removal is in
-    the answer, because a removal is not retried.
+    Raises the error that prevents a part or a commit, since there is no checkpoint without them. An error of pruning is
+    returned in the answer, because pruning is not retried.
     """
     match order:
         case PartOrder():
@@ -111,7 +111,7 @@ def execute_order(storage: RunStorage, order: Order, snapshot: SharedMemory, pac
 def execute_upload(storage: RunStorage, order: PartOrder, memory: memoryview, pace: Pace) -> StoredPart:
     """Upload the blobs of a rank's snapshot that storage does not have yet.
 
-    `memory` holds the rank's optimizer state arrays, followed by the module's buffers.
+    `memory` has the rank's optimizer state arrays, followed by the module's buffers.
     """
     blobs, size = storage.blobs, order.arrays_bytes
     blobs.suspect.update(order.suspect)
@@ -144,7 +144,7 @@ def commit(storage: RunStorage, order: CommitOrder) -> None:
     storage.claims.check()
     if not storage.catalogue.add(manifest, has_conditions=order.has_conditions):
         raise FencedError(
-            f"{storage.catalogue.uri_of(manifest.name)} exists already: another process writes as attempt "
+            f"{storage.catalogue.uri_of(manifest.name)} already exists: another process writes as attempt "
             f"{manifest.attempt}"
         )
 
@@ -158,14 +158,15 @@ def prune(storage: RunStorage, order: PruneOrder, pace: Pace) -> Answer:
                 break
     except Exception as error:
         if not isinstance(error, TrainerError):
-            log.exception("unexpected error while old checkpoints were removed")
+            log.exception("unexpected error while removing old checkpoints")
         return Answer(done=True, pruned=pruning.pruned, failure=Failure.of(error))
     return Answer(done=True, pruned=pruning.pruned)
 
 
 @dataclass
 class Uploader:
-    """One thread reads the channel, so that the rank's end and `expedite` are noticed at once; another one works."""
+    """One thread reads the channel, so that it notices the rank's exit and `expedite` immediately; another one
+    works."""
 
     channel: socket.socket
     orders: SharedMemory
@@ -195,7 +196,7 @@ class Uploader:
                 if is_final:
                     return
                 if not isinstance(error, TrainerError):
-                    log.exception("unexpected error in an upload")
+                    log.exception("unexpected error during an upload")
                 time.sleep(delay)
                 delay = min(2 * delay, _LONGEST_DELAY)
             else:
