@@ -6,9 +6,9 @@ TrainerError
 ├── UsageError                64  the command line or the environment of a process is wrong
 ├── BadDataError              65  a record, a file or a split that cannot be used
 ├── ModelUnusableError        66  the base model is missing, incomplete or of the wrong kind
-│   └── ExportUnusableError       an exported folder is not the model that was trained
-├── StorageUnreachableError   69  object storage does not answer, also after retries
-├── AccessDeniedError         77  object storage or the hub refuses the credentials
+│   └── ExportUnusableError       an exported folder is not the trained model
+├── StorageUnreachableError   69  object storage does not answer, even after retries
+├── AccessDeniedError         77  object storage or the hub rejects the credentials
 ├── BadConfigError            78  the configuration requires something that is not available (bucket, GPU, memory)
 │   └── ObjectMissingError        an object is missing in storage
 ├── MemoryExhaustedError      80  an allocation failed
@@ -17,10 +17,10 @@ TrainerError
 ├── StoppedError              75  stopped on request, state saved; not a failure
 ├── DiskFullError             70  a file cannot be written because the disk is full
 ├── StorageProtocolError      70  object storage rejects a request for another reason
-└── CorruptCheckpointError    70  a checkpoint's bytes are missing or are not what was committed
-    └── NewerCheckpointError      a newer version has written it
+└── CorruptCheckpointError    70  a checkpoint's bytes are missing or differ from what was committed
+    └── NewerCheckpointError      it was written by a newer version
 For any other exception, `is_program_error` distinguishes errors that would occur again with the same input (79) from
-internal errors that a retry may not meet (70).
+internal errors that may not occur again in a retry (70).
 """
 
 from typing import ClassVar
@@ -58,17 +58,17 @@ class ModelUnusableError(TrainerError):
 
 
 class ExportUnusableError(ModelUnusableError):
-    """An exported folder cannot be loaded, or its figures differ from those of the trained model."""
+    """An exported folder cannot be loaded, or its metrics differ from those of the trained model."""
 
 
 class StorageUnreachableError(TrainerError):
-    """Object storage does not answer, also after retries."""
+    """Object storage does not answer, even after retries."""
 
     exit_code = ExitCode.STORAGE_UNREACHABLE
 
 
 class AccessDeniedError(TrainerError):
-    """Object storage or the hub refuses the credentials."""
+    """Object storage or the hub rejects the credentials."""
 
     exit_code = ExitCode.ACCESS_DENIED
 
@@ -96,7 +96,7 @@ class DivergedError(TrainerError):
 
 
 class FencedError(TrainerError):
-    """A newer attempt owns the run, so this one must not write any more."""
+    """A newer attempt owns the run, so this one must not write anymore."""
 
     exit_code = ExitCode.FENCED
 
@@ -138,16 +138,16 @@ _PROGRAM_ERRORS = (
 )
 
 PROGRAM_ERROR_ADVICE = (
-    "the same job would fail again in the same way, so it is not retried; the traceback in the log says where. "
-    "Change the job or the image, and report it if the job looks right"
+    "the same job would fail again in the same way, so it is not retried; see the traceback in the log. "
+    "Change the job or the image, and report the error if the job is correct"
 )
 
 
 def is_program_error(error: BaseException) -> bool:
-    """Whether the error depends only on code and input, so that a retry would meet it again.
+    """Whether the error depends only on code and input, so that a retry would raise it again.
 
-    False for errors that depend on the network or on other processes: OSError (some of its subclasses are ValueErrors
-    too) and the RuntimeErrors of torch.
+    False for errors that depend on the network or on other processes: OSError (some of its subclasses are also
+    ValueErrors) and the RuntimeErrors of torch.
     """
     return isinstance(error, _PROGRAM_ERRORS) and not isinstance(error, OSError)
 

@@ -163,7 +163,7 @@ class ForkServer:
             else:
                 os.kill(client.pid, int(request["signal"]))
         except (ValueError, KeyError, TypeError, OSError) as error:
-            client.send({"error": f"bad request: {type(error).__name__}: {error}"})
+            client.send({"error": f"invalid request: {type(error).__name__}: {error}"})
 
     def _fork(self, client: _Client, request: "_Request") -> None:
         if not client.descriptors:
@@ -227,7 +227,7 @@ class ForkServer:
                 self._drop(client)
 
     def _kill_and_reap(self, pid: int) -> int:
-        """Kill the rest of the rank's process group (such as loader workers), then reap the rank.
+        """Kill the other processes of the rank's group (such as data loader workers), then reap the rank.
 
         The order matters: the id of the group cannot be reused before the rank is reaped.
         """
@@ -311,7 +311,7 @@ def main() -> NoReturn:
     place.add_argument("--listener", type=int, metavar="FD", help="inherited descriptor of a listening Unix socket")
     parser.add_argument("--accelerator", choices=("cpu", "cuda"), default="cpu", help="device of the ranks")
     parser.add_argument("--stage", type=Stage, choices=tuple(Stage), help="only stage of the ranks; default: any")
-    parser.add_argument("--lifeline", action="store_true", help="end when standard input is closed")
+    parser.add_argument("--lifeline", action="store_true", help="exit when standard input is closed")
     arguments = parser.parse_args()
     lifeline = 0 if arguments.lifeline else None
     if lifeline is not None:

@@ -209,7 +209,7 @@ def _token() -> str | bool:
 
 
 _UNREADABLE = (ValueError, LookupError, TypeError)
-"""What the client raises for a response that is not the hub's, for example that of a proxy or a login page."""
+"""What the client raises for a response that is not from the hub, for example from a proxy or a login page."""
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -224,7 +224,7 @@ def _mapped(error: BaseException, uri: str, kind: Kind) -> TrainerError:
     what = "model" if kind is Kind.MODEL else "data set"
     if status in (401, 403):
         return AccessDeniedError(
-            f"{uri}: {endpoint()} refuses access ({status})",
+            f"{uri}: {endpoint()} denies access ({status})",
             advice=f"check the name; for a private or gated {what} set HF_TOKEN to a token that may read it",
         )
     if status is not None and 400 <= status < 500 and status != 429:

@@ -28,7 +28,7 @@ QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""Environment variables to the same effect, which libraries read when they are imported."""
+"""Environment variables with the same effect, which libraries read when they are imported."""
 
 
 def configure_logging(rank: int) -> None:

@@ -25,7 +25,7 @@ class FinalRead:
 
     def __init__(self) -> None:
         self.is_final = False
-        """The ranks have exited, so the progress does not change any more."""
+        """The ranks have exited, so the progress does not change anymore."""
         self._is_done = threading.Event()
 
     def mark_done(self) -> None:
@@ -130,7 +130,7 @@ def read_progress(folder: Path, stage: str) -> Progress:
 
 _GAUGES: dict[str, str] = {
     "step": "Optimizer steps done.",
-    "total_steps": "Optimizer steps in all.",
+    "total_steps": "Total number of optimizer steps.",
     "epoch": "Passes over the training split.",
     "tokens": "Tokens without padding trained on by this attempt.",
     "loss": "Training loss.",
@@ -160,10 +160,10 @@ def metrics_text(progress: Progress) -> str:
     if saved is not None:
         moment = datetime.fromisoformat(saved.time).timestamp()
         gauge("last_checkpoint_step", "Step of the last committed checkpoint.", [("", saved.step)])
-        gauge("last_checkpoint_timestamp_seconds", "When it was committed.", [("", moment)])
-        gauge("last_checkpoint_save_seconds", "How long it took to store it.", [("", saved.save_seconds)])
+        gauge("last_checkpoint_timestamp_seconds", "Time when it was committed.", [("", moment)])
+        gauge("last_checkpoint_save_seconds", "Time that storing it took.", [("", saved.save_seconds)])
     phases = [(f',phase="{name}"', seconds) for name, seconds in sorted(progress.phase_seconds.items())]
     gauge("phase_seconds", "Seconds spent in each phase of the attempt.", phases)
     figures = [(f',metric="{name}"', value) for name, value in sorted(progress.evaluation.items())]
-    gauge("evaluation", "Last figures of the validation split.", figures)
+    gauge("evaluation", "Last metrics of the validation split.", figures)
     return "\n".join(lines) + "\n"

@@ -35,7 +35,7 @@ class Output:
         self._partial = b""
 
     def pump(self) -> bool:
-        """Read all available output. Returns False when no process has the other end open any more."""
+        """Read all available output. Returns False when no process has the other end open anymore."""
         while True:
             try:
                 data = os.read(self.read_end, _LONGEST_LINE)

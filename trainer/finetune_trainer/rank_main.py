@@ -53,7 +53,7 @@ _CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUA
 
 
 def result_path(scratch: Path, rank: int) -> Path:
-    """Return the path of the file in which a rank leaves its TerminationMessage for the supervisor."""
+    """Return the path of the file that a rank writes its TerminationMessage to, for the supervisor."""
     return scratch / f"result-{rank}.json"
 
 
@@ -95,10 +95,10 @@ def read_config(path: Path) -> TrainerConfig:
                 advice="use the trainer image of the operator's version, or remove the field from the job",
             ) from error
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BadConfigError(
             f"{path}: {error.error_count()} errors; first: {where}: {first['msg']}",
-            advice="run operator and trainer of the same version",
+            advice="use the same version for operator and trainer",
         ) from error
     if config.version > CONFIG_VERSION:
         raise BadConfigError(

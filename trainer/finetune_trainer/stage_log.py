@@ -1,4 +1,4 @@
-"""Log lines that summarize each stage. The figures are those of its result."""
+"""Log lines that summarize each stage, from its result."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -66,7 +66,7 @@ def log_train_started(config: TrainerConfig, plan: _Plan) -> None:
     """Log the length of the training and its batch sizes."""
     world, batch = config.world, config.batch
     log.info(
-        "attempt %d: %s in all, %d per epoch, on %s; global batch %d = %s x micro batch %d x %d accumulated",
+        "attempt %d: %s in total, %d per epoch, on %s; global batch %d = %s x micro batch %d x %d accumulated",
         config.attempt,
         _counted(plan.total_steps, "step"),
         plan.steps_per_epoch,
@@ -87,7 +87,7 @@ def log_trained(result: TrainResult) -> None:
 
 
 def log_evaluated(prepared: Prepared, result: EvaluateResult, notes: tuple[str, ...]) -> None:
-    """Log the figures of the test split and the address of the report."""
+    """Log the metrics of the test split and the address of the report."""
     for metric, value in result.tuned.items():
         before = result.baseline.get(metric)
         compared = "" if before is None else f", base model {metric_text(metric, before)}"

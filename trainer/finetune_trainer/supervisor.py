@@ -30,7 +30,7 @@ from .runtime import number, variable
 
 GRACE_SECONDS = 5.0
 """Time between SIGTERM and SIGKILL for the other ranks after one has failed. It suffices to write a log line; the ranks
-cannot save, because they wait for the failed rank in a collective operation."""
+cannot save, because they wait for the failed rank in a collective."""
 
 FINAL_READ_SECONDS = 5.0
 """How long the supervisor of a stopped rank 0 waits for the operator, which polls every few seconds, to read the final

@@ -137,7 +137,7 @@ def test_a_stop_request_before_there_are_ranks_is_a_stop_too(start_pod: StartPod
 
 
 def test_a_stopped_pod_waits_until_its_last_progress_is_read(start_pod: StartPod) -> None:
-    """A deleted pod is gone from the API the moment it ends: its termination message would come too late."""
+    """A deleted pod is missing at the API the moment it ends: its termination message would come too late."""
     pod = start_pod("report_progress")
     until(lambda: '"step":3' in (answered(pod.port, "/progress") or ""), within=60, what="step 3")
     pod.process.send_signal(signal.SIGTERM)

@@ -35,9 +35,9 @@ def test_a_base_without_gradient_checkpointing_is_trained_and_its_rows_follow_th
     prepared = lab.prepare("bert-lite")
     assert prepared.labels == ("animal", "food")
     assert prepared.warnings == (
-        "the base model's classifier is kept: its labels are those of the data",
-        "AlbertForSequenceClassification does not support gradient checkpointing, so it is trained without: "
-        "this takes more memory",
+        "the base model's classifier is kept: it has the labels of the data",
+        "AlbertForSequenceClassification does not support gradient checkpointing, so it is trained without it: "
+        "training uses more memory",
     )
     still = {"maxSteps": 1, "epochs": None, "learningRate": 1e-12}
     config = lab.config("lite", kind="bert-lite", zero=3, world=1, training=still)

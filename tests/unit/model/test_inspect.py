@@ -69,7 +69,7 @@ def test_sharded_weights_are_counted_over_all_shards(folder):
     [
         (lambda folder: (folder / "config.json").unlink(), "s3://bucket/base has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "config.json names no model_type"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json has no model_type"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "s3://bucket/base has no tokenizer"),
         (lambda folder: (folder / "model.safetensors").unlink(), "s3://bucket/base has no weights"),
         (
@@ -78,7 +78,7 @@ def test_sharded_weights_are_counted_over_all_shards(folder):
         ),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"\x10" * 40),
-            "model.safetensors is not a whole safetensors file",
+            "model.safetensors is not a complete safetensors file",
         ),
     ],
 )
@@ -107,7 +107,7 @@ def test_a_quantised_base_is_refused_by_the_key_that_says_so(folder, changes, ex
     with pytest.raises(ModelUnusableError) as caught:
         configured(folder, **changes)
     assert expected in str(caught.value)
-    assert "use the unquantised model" in caught.value.advice
+    assert "use the model without quantization" in caught.value.advice
 
 
 def test_an_empty_quantisation_block_means_nothing(folder):
@@ -137,16 +137,16 @@ def test_a_quantised_base_is_refused_by_the_names_of_its_tensors(folder, setting
     save_file(plain | GPTQ, folder / "model.safetensors")
     with pytest.raises(ModelUnusableError) as caught:
         inspect_model(folder, URI)
-    assert "is quantised" in str(caught.value)
+    assert "is quantized" in str(caught.value)
     assert "model.layers.0.mlp.up_proj.qweight in model.safetensors is a packed weight" in str(caught.value)
-    assert "use the unquantised model" in caught.value.advice
+    assert "use the model without quantization" in caught.value.advice
 
 
 @pytest.mark.parametrize("settings", ["quantize_config.json", "quant_config.json"])
 def test_a_quantised_base_whose_weights_have_another_name_is_refused_by_its_settings(folder, settings):
     (folder / settings).write_text('{"bits": 4}')
     (folder / "model.safetensors").rename(folder / "gptq_model-4bit-128g.safetensors")
-    with pytest.raises(ModelUnusableError, match=f"is quantised, .*: it has {settings} and no model.safetensors"):
+    with pytest.raises(ModelUnusableError, match=f"is quantized, .*: it has {settings} and no model.safetensors"):
         inspect_model(folder, URI)
 
 
@@ -167,7 +167,7 @@ def test_the_unquantised_model_is_guessed_from_the_name(folder, uri, expected):
     (folder / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"quant_method": "x"}}))
     with pytest.raises(ModelUnusableError) as caught:
         inspect_model(folder, uri)
-    assert f"(here perhaps {expected}" in caught.value.advice
+    assert f"(possibly {expected}" in caught.value.advice
 
 
 @pytest.mark.parametrize(

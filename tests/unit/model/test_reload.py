@@ -87,10 +87,10 @@ MERGED = [
     (without("classifier"), "lacks weights of its own architecture: 2, first classifier.bias"),
     (without("query"), "lacks weights of its own architecture"),
     (change_weights(lambda found: found | {"extra.weight": torch.zeros(2)}), "does not use: 1, first extra.weight"),
-    (change_weights(lambda found: found | {"classifier.bias": torch.zeros(3)}), "other shapes than its config.json"),
+    (change_weights(lambda found: found | {"classifier.bias": torch.zeros(3)}), "other shapes than in its config.json"),
     (change_config("config.json", id2label={"0": "good", "1": "bad"}), "names the labels good, bad, but was trained"),
-    (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded again"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 40), "cannot be loaded again"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "cannot be reloaded"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 40), "cannot be reloaded"),
 ]
 ADAPTER = [
     (change_weights(lambda _: {}), "lacks weights of its adapter"),
@@ -98,9 +98,9 @@ ADAPTER = [
     (without("lora_B"), "lacks weights of its adapter"),
     (change_weights(lambda found: found | {"extra.lora_A.weight": torch.zeros(2)}), "that its adapter does not use"),
     (change_config("adapter_config.json", r=4), "does not fit its base model"),
-    (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be loaded again"),
+    (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be reloaded"),
     (change_config("config.json", id2label={"0": "food", "1": "animal"}), "names the labels food, animal"),
-    (lambda folder: (folder / "config.json").unlink(), "cannot be loaded again"),
+    (lambda folder: (folder / "config.json").unlink(), "cannot be reloaded"),
 ]
 
 
@@ -200,4 +200,4 @@ def test_long_rows_and_rows_without_targets_are_left_out() -> None:
 
 def test_a_sample_of_no_rows_is_reported_as_such() -> None:
     found = check_of([])(SimpleNamespace(), URI, 0)
-    assert (found.rows, found.sentence.startswith("loaded again with all weights")) == (0, True)
+    assert (found.rows, found.sentence.startswith("reloaded with all weights")) == (0, True)

@@ -106,13 +106,13 @@ def test_a_name_within_the_base_model_that_differs_is_named(bert, tmp_path):
         (
             Task.SEQUENCE_CLASSIFICATION,
             {"hidden_size": 64},
-            "bert.embeddings.LayerNorm.bias is [32] in the weight files and [64] by config.json",
+            "bert.embeddings.LayerNorm.bias is [32] in the weight files and [64] according to config.json",
         ),
         (Task.SEQUENCE_CLASSIFICATION, {"num_hidden_layers": 3}, "lacks 16 of the model's 57 weights: bert.encoder"),
         (
             Task.CAUSAL_LM,
             {"intermediate_size": 96},
-            "model.layers.0.mlp.down_proj.weight is [32, 64] in the weight files and [32, 96] by config.json",
+            "model.layers.0.mlp.down_proj.weight is [32, 64] in the weight files and [32, 96] according to config.json",
         ),
         (Task.SEQUENCE_CLASSIFICATION, {"num_attention_heads": 5}, "cannot be loaded for SequenceClassification"),
         (Task.SEQUENCE_CLASSIFICATION, {"hidden_size": "wide"}, "cannot be loaded for SequenceClassification"),
@@ -225,8 +225,8 @@ def test_a_classifier_with_the_same_labels_keeps_each_labels_row(classifier):
     assert model.classifier.bias.tolist() == [2.0, 1.0]
     assert model.config.id2label == {0: "bad", 1: "good"}
     plan = plan_weights(classifier, "uri", Task.SEQUENCE_CLASSIFICATION, ("bad", "good"))
-    assert plan.brings_head
-    assert plan.labels.note == "the base model's classifier is kept: its labels are those of the data"
+    assert plan.has_head
+    assert plan.labels.note == "the base model's classifier is kept: it has the labels of the data"
 
 
 def test_a_classifier_with_swapped_rows_and_labels_is_the_same_model(classifier, tmp_path):
@@ -250,9 +250,9 @@ def test_a_classifier_with_other_labels_gets_a_new_output_layer(classifier, tmp_
     folder = with_config(classifier, tmp_path / "other", id2label=id2label)
     plan = plan_weights(folder, "uri", Task.SEQUENCE_CLASSIFICATION, labels)
     assert plan.new == ("classifier.bias", "classifier.weight")
-    assert not plan.brings_head
+    assert not plan.has_head
     named = ", ".join(id2label.values())
-    assert f"has other labels ({named}) than the data, so its output layer is drawn anew" in plan.labels.note
+    assert f"has other labels ({named}) than the data, so its output layer is randomly initialized" in plan.labels.note
     model = loaded(folder, labels=labels)
     assert model.classifier.bias.tolist() == [0.0] * len(labels)
     assert torch.equal(model.classifier.weight, loaded(folder, labels=labels).classifier.weight)

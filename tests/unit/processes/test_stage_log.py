@@ -70,7 +70,7 @@ def test_train_logs_its_length_and_its_end(said: pytest.LogCaptureFixture) -> No
     log_train_started(config(Stage.TRAIN), Plan())
     log_trained(TrainResult(model_uri="s3://b/model", digest="d", final_step=6, best_step=4, stopped_early=True))
     assert said.messages == [
-        "attempt 1: 9 steps in all, 3 per epoch, on 2 processes; global batch 16 = 2 x micro batch 8 x 1 accumulated",
+        "attempt 1: 9 steps in total, 3 per epoch, on 2 processes; global batch 16 = 2 x micro batch 8 x 1 accumulated",
         "training stopped early at step 6, the best state is that of step 4",
         "model exported to s3://b/model",
     ]

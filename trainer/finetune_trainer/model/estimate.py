@@ -1,10 +1,10 @@
 """Estimates the memory of a training process before anything is loaded, and chooses a ZeRO stage that fits. Pure.
 
 Model state is counted as in the ZeRO paper (Rajbhandari et al. 2019, arXiv 1910.02054, section 3 and figure 1): with P
-parameters, T of them trained, N processes and b bytes a value, parameters take bP, gradients 4T, and the optimizer 12T
-(fp32 copy, momentum, variance; DeepSpeed keeps the copy for Float32 too, except at stage 0, where it is 8T). Stage 1
-divides the optimizer by N, stage 2 also the gradients, stage 3 also the parameters. Stage 3 gathers one parameter at a
-time and prefetches the next, so that twice the size of the largest one is added.
+parameters, T of them trained, N processes and b bytes per value, parameters take bP, gradients 4T, and the optimizer
+12T (fp32 copy, momentum, variance; DeepSpeed keeps the copy for Float32 too, except at stage 0, where it is 8T). Stage
+1 divides the optimizer by N, stage 2 also the gradients, stage 3 also the parameters. Stage 3 gathers one parameter at
+a time and prefetches the next, so that twice the size of the largest one is added.
 
 Activations of a transformer layer take 17b bytes per token and hidden unit (Korthikanti et al. 2022, arXiv 2205.05198,
 equation 1 without the attention matrix, which sdpa does not keep). With gradient checkpointing, the activations of one
@@ -25,8 +25,8 @@ from ..errors import BadConfigError
 from .inspect import ModelFacts
 
 PROCESS_BYTES = 12 * 2**30 // 10
-"""Python with torch, transformers, DeepSpeed and the Trainer takes 0.85 GiB. Communication buffers, the data loader and
-temporary tensors of a step take the rest."""
+"""Python with torch, transformers, DeepSpeed and the Trainer uses 0.85 GiB. Communication buffers, the data loader and
+temporary tensors of a step use the rest."""
 
 UPLOADER_BYTES = 64 * 2**20
 """The process that stores snapshots: Python with boto3, numpy and pydantic, 54 MiB measured. The whole estimate for
@@ -43,14 +43,14 @@ class TrainingShape:
 
     facts: ModelFacts
     has_token_logits: bool
-    """The model computes logits over the vocabulary for every token."""
+    """Whether the model computes logits over the vocabulary for every token."""
     dtype: Dtype
     method: str
     """Name of the fine-tuning method."""
     trained: int
-    """Parameters that are trained."""
+    """Number of trained parameters."""
     added: int
-    """Trained parameters that are added to those of the base model."""
+    """Number of trained parameters that are added to those of the base model."""
     nodes: int
     processes_per_node: int
     micro_batch: int
@@ -61,7 +61,7 @@ class TrainingShape:
     """Tokens per example."""
     gradient_checkpointing: bool
     zero_stages: tuple[int, ...] = ZERO_STAGES
-    """Those that the method can be trained with."""
+    """ZeRO stages that the method supports."""
     lighter_methods: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Other methods for this task that train fewer parameters: `trained` and `added`, with their default settings."""
     is_fewest: bool = False
@@ -121,7 +121,7 @@ class ZeroChoice:
 
     stage: int
     bytes: int
-    """Of one training process."""
+    """Memory of one training process."""
     reason: str
 
 
@@ -154,7 +154,7 @@ def choose_zero_stage(
         candidates, reason = usable, "the lowest that fits the memory limit"
     fitting = next((stage for stage in candidates if _fits(shape, stage, limit)), None)
     if fitting is None:
-        assert limit is not None, "without a limit everything fits"
+        assert limit is not None, "without a limit, everything fits"
         raise _refusal(shape, min(candidates, key=lambda stage: process_bytes(shape, stage)), limit)
     estimate = process_bytes(shape, fitting)
     if requested is None and limit is not None:
@@ -170,7 +170,7 @@ def _at_least(stage: int, usable: list[int]) -> int:
 def _chosen_without_limit(stage: int, offload: Offload) -> str:
     if offload is Offload.OPTIMIZER_AND_PARAMETERS:
         return f"ZeRO stage {stage}: spec.deepspeed.offload {offload} needs it"
-    return f"ZeRO stage {stage}: spec.workers.resources.limits.memory gives no limit to choose by"
+    return f"ZeRO stage {stage}: spec.workers.resources.limits.memory sets no limit"
 
 
 def _fits(shape: TrainingShape, stage: int, limit: int | None) -> bool:

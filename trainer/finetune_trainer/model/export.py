@@ -75,8 +75,8 @@ def export(
 def export_missing(config: PreparedConfig, store: ObjectStore, *, base: Path, scratch: Path) -> list[ArtifactFormat]:
     """Export the formats of the spec that storage does not have, from the adapter that the train stage left.
 
-    So a format that is added to the spec of a finished run needs no training. Returns the exported formats. Raises
-    ExportUnusableError where there is no adapter to make a format from.
+    Therefore a format that is added to the spec of a finished run needs no training. Returns the exported formats.
+    Raises ExportUnusableError if there is no adapter to make a format from.
     """
     missing = [artifact for artifact in config.spec.output.formats if not is_exported(config, store, artifact)]
     for artifact in missing:
@@ -93,7 +93,7 @@ def export_missing(config: PreparedConfig, store: ObjectStore, *, base: Path, sc
 
 
 def is_exported(config: PreparedConfig, store: ObjectStore, artifact: ArtifactFormat) -> bool:
-    """Whether storage has the whole folder of a format: the file that is uploaded last is there."""
+    """Whether storage has the complete folder of a format, that is, the file that is uploaded last."""
     return store.exists(f"{config.layout.artifact(artifact)}/{_LAST_FILE[artifact]}")
 
 
@@ -114,7 +114,7 @@ def _from_adapter(
         )
     shutil.rmtree(folder, ignore_errors=True)
     store.download_folder(uri, folder)
-    # Another head than the one that training began with: an adapter has to bring what the base model lacks.
+    # Not the head that training started with: the adapter must contain what the base model lacks.
     fresh = load_model(
         base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed + 1
     )
@@ -153,7 +153,7 @@ def gathered_weights(model: nn.Module, method: FineTuningMethod[Any]) -> Weights
     for name, parameter in model.named_parameters():
         if method.is_adapter and not parameter.requires_grad:
             continue
-        with _whole(parameter):
+        with _unpartitioned(parameter):
             if main:
                 weights[name] = parameter.detach().to("cpu", copy=True).contiguous()
     if main:
@@ -178,7 +178,7 @@ def folder_digest(folder: Path) -> str:
 
 
 @contextmanager
-def _whole(parameter: nn.Parameter) -> Iterator[None]:
+def _unpartitioned(parameter: nn.Parameter) -> Iterator[None]:
     if not hasattr(parameter, "ds_id"):
         yield
         return
@@ -232,7 +232,7 @@ def _restore_cache(model: PreTrainedModel, base: Path) -> None:
 
 
 def _card(config: PreparedConfig, artifact: ArtifactFormat) -> str:
-    """Return a preliminary model card, which the evaluate stage replaces by one with figures."""
+    """Return a preliminary model card, which the evaluate stage replaces by one with metrics."""
     name = base_name(config.spec.model.uri)[0]
     library = "peft" if artifact is ArtifactFormat.ADAPTER else "transformers"
     return (

@@ -147,7 +147,7 @@ def prepared_model(config: PreparedConfig, store: ObjectStore, runtime: RuntimeE
         listing = _stored_listing(uri, prepared.model_digest, store)
         folder = runtime.cache / "models"
         path = folder / listing.digest
-        seen = _Seen(runtime.scratch / "model.verified", path, listing)
+        seen = _VerifiedRecord(runtime.scratch / "model.verified", path, listing)
         if not seen.is_unchanged():
             if not _is_intact(path, listing):
                 with locked(folder / f"{listing.digest}.lock"):
@@ -173,7 +173,7 @@ def _unchanged_folder(uri: str, digest: str, runtime: RuntimeEnv) -> ModelFolder
     if known.exists():
         listing = ModelFiles.model_validate_json(known.read_bytes())
         path = Path(uri.removeprefix(_LOCAL))
-        if _Seen(runtime.scratch / "model.verified", path, listing).is_unchanged():
+        if _VerifiedRecord(runtime.scratch / "model.verified", path, listing).is_unchanged():
             return ModelFolder(path, listing)
     model = _local_folder(uri)
     if model.digest != digest:
@@ -182,7 +182,7 @@ def _unchanged_folder(uri: str, digest: str, runtime: RuntimeEnv) -> ModelFolder
             advice="restore the folder, or change spec.runId to start a new run with the new model",
         )
     known.write_text(model.listing.model_dump_json())
-    _Seen(runtime.scratch / "model.verified", model.path, model.listing).remember()
+    _VerifiedRecord(runtime.scratch / "model.verified", model.path, model.listing).remember()
     return model
 
 
@@ -265,7 +265,7 @@ def _stored_listing(uri: str, digest: str, store: ObjectStore) -> ModelFiles:
     try:
         listing = ModelFiles.model_validate(store.get_json(join(uri, FILES_FILE)))
     except ObjectMissingError as error:
-        raise BadConfigError(f"the base model of this run is gone from {uri}", advice=advice) from error
+        raise BadConfigError(f"the base model of this run is missing at {uri}", advice=advice) from error
     except ValidationError as error:
         raise BadConfigError(f"{join(uri, FILES_FILE)} does not list the files of a model", advice=advice) from error
     if listing.digest != digest:
@@ -289,12 +289,12 @@ def _download_copy(uri: str, listing: ModelFiles, store: ObjectStore, folder: Pa
             store.download_files(uri, [file.name for file in listing.files], partial)
         except ObjectMissingError as error:
             raise BadConfigError(
-                f"a file of the base model of this run is gone: {error}",
+                f"a file of the base model of this run is missing: {error}",
                 advice="restore it, or change spec.runId to start a new run, which prepares the model again",
             ) from error
         if not _is_intact(partial, listing):
             raise BadConfigError(
-                f"{uri} holds other content than the digests in its {FILES_FILE}",
+                f"{uri} does not match the digests in its {FILES_FILE}",
                 advice="delete that folder and change spec.runId: a new run prepares the model again",
             )
         _replace(partial, path)
@@ -306,7 +306,7 @@ def _download_copy(uri: str, listing: ModelFiles, store: ObjectStore, folder: Pa
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _VerifiedRecord:
     """Record of a folder that a process of this pod has verified, kept in a folder that other jobs cannot write to."""
 
     memory: Path
@@ -354,7 +354,7 @@ def _parallel(action: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 def _partial_folder(folder: Path) -> Path:
-    """Return a new folder with a unique name. Removes those that killed processes have left."""
+    """Return a new folder with a unique name. Removes those left by killed processes."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("partial-*"):
         if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:

@@ -56,11 +56,11 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
     Raises ModelUnusableError with the file and what is wrong.
     """
     config = _config(folder, uri)
-    _refuse_quantised(config, uri)
+    _reject_quantized(config, uri)
     shapes = tensor_shapes(folder, uri)
     if not any(matches(path.name, VOCABULARY_FILES) for path in folder.iterdir()):
         raise ModelUnusableError(
-            f"{uri} has no tokenizer: no tokenizer.json (nor vocab.txt, vocab.json, *.model)",
+            f"{uri} has no tokenizer: no tokenizer.json (or vocab.txt, vocab.json, *.model)",
             advice="copy the tokenizer's files into the folder of the weights",
         )
     nested = config.get("text_config")  # multimodal models
@@ -105,12 +105,12 @@ def check_task(facts: ModelFacts, uri: str, task: Task) -> None:
         )
 
 
-def _refuse_quantised(config: dict[str, Any], uri: str) -> None:
+def _reject_quantized(config: dict[str, Any], uri: str) -> None:
     for where in ("", "text_config."):
         block = config.get("text_config") if where else config
         for key in ("quantization_config", "compression_config"):
             if isinstance(block, dict) and block.get(key):
-                raise _quantised(uri, f"config.json has {where}{key} ({_method(block[key])})")
+                raise _quantized_error(uri, f"config.json has {where}{key} ({_method(block[key])})")
 
 
 def _method(settings: Any) -> str:
@@ -121,13 +121,13 @@ def _method(settings: Any) -> str:
     return ", ".join(filter(None, (str(settings.get("quant_method") or "")[:40], *switches))) or "no quant_method"
 
 
-def _quantised(uri: str, finding: str) -> ModelUnusableError:
+def _quantized_error(uri: str, finding: str) -> ModelUnusableError:
     plain = _QUANTISED_SUFFIX.sub("", uri.rstrip("/"))
-    guess = f" (here perhaps {plain})" if plain != uri.rstrip("/") else ""
+    guess = f" (possibly {plain})" if plain != uri.rstrip("/") else ""
     return ModelUnusableError(
-        f"{uri} is quantised, and quantised weights cannot be trained: {finding}",
-        advice="use the unquantised model: it is usually published under the same name without the ending -4bit, "
-        f"-GPTQ, -AWQ or -FP8{guess}, and named as base_model in the model card",
+        f"{uri} is quantized, and quantized weights cannot be trained: {finding}",
+        advice="use the model without quantization: it usually has the same name without the suffix -4bit, "
+        f"-GPTQ, -AWQ or -FP8{guess}, and is named as base_model in the model card",
     )
 
 
@@ -139,7 +139,7 @@ def _config(folder: Path, uri: str) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise ModelUnusableError(
-            f"{uri} has no config.json", advice="name the folder in Hugging Face layout that holds config.json"
+            f"{uri} has no config.json", advice="name the folder in Hugging Face layout with config.json"
         )
     try:
         config = json.loads(path.read_text())
@@ -147,7 +147,7 @@ def _config(folder: Path, uri: str) -> dict[str, Any]:
         raise ModelUnusableError(f"{uri}: config.json is not JSON: {error}", advice="copy the model again") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelUnusableError(
-            f"{uri}: config.json names no model_type", advice="use a model that transformers can load by itself"
+            f"{uri}: config.json has no model_type", advice="use a model that transformers can load by itself"
         )
     return config
 
@@ -158,9 +158,9 @@ def tensor_shapes(folder: Path, uri: str) -> dict[str, tuple[int, ...]]:
     for path in _weight_files(folder, uri):
         for name, shape, dtype in _header(path, uri):
             if name.endswith(_PACKED):
-                raise _quantised(uri, f"{name} in {path.name} is a packed weight")
+                raise _quantized_error(uri, f"{name} in {path.name} is a packed weight")
             if dtype not in _PLAIN_TYPES and name.endswith(".weight"):
-                raise _quantised(uri, f"{name} in {path.name} is stored as {dtype}")
+                raise _quantized_error(uri, f"{name} in {path.name} is stored as {dtype}")
             shapes[name] = shape
     return shapes
 
@@ -175,7 +175,7 @@ def _header(path: Path, uri: str) -> list[tuple[str, tuple[int, ...], str]]:
             return [(name, tuple(entry.get_shape()), entry.get_dtype()) for name, entry in slices.items()]
     except (SafetensorError, OSError) as error:
         raise ModelUnusableError(
-            f"{uri}: {path.name} is not a whole safetensors file: {error}", advice="copy the model again"
+            f"{uri}: {path.name} is not a complete safetensors file: {error}", advice="copy the model again"
         ) from error
 
 
@@ -197,7 +197,7 @@ def _weight_files(folder: Path, uri: str) -> list[Path]:
         return [folder / "model.safetensors"]
     for name in _QUANTISED_SETTINGS:
         if (folder / name).exists():
-            raise _quantised(uri, f"it has {name} and no model.safetensors")
+            raise _quantized_error(uri, f"it has {name} and no model.safetensors")
     others = sorted(path.name for path in folder.iterdir() if matches(path.name, PICKLED_WEIGHTS))
     pickled = f"; there is {', '.join(others[:3])}, which is not loaded" if others else ""
     raise ModelUnusableError(

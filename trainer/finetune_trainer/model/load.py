@@ -58,7 +58,7 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
     _initialise(model, plan.new, seed=seed)
     if plan.labels.order:
         _reorder(model, plan.label_axes, plan.labels.order)
-    # An adapter has to bring them.
+    # An adapter must contain them.
     model.new_parameters = frozenset(plan.new)
     loaded: PreTrainedModel = model
     return loaded
@@ -67,7 +67,7 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
 def _initialise(model: PreTrainedModel, names: Iterable[str], *, seed: int) -> None:
     """Initialize the named parameters: matrices normal with the model's standard deviation, biases 0, scales 1.
 
-    Uses one generator in the order of the names. Under ZeRO-3, rank 0 draws the values and the others receive them.
+    Uses one generator in the order of the names. Under ZeRO-3, rank 0 generates the values and broadcasts them.
     """
     generator = torch.Generator().manual_seed(seed)
     text_config = model.config.get_text_config()
@@ -87,19 +87,19 @@ def _reorder(model: PreTrainedModel, axes: Mapping[str, int], order: tuple[int, 
     """Reorder the rows of all parameters that have one row per label: row i becomes the former row `order[i]`."""
     parameters = dict(model.named_parameters())
     for name, axis in axes.items():
-        with _whole(parameters[name]) as (values, is_writer):
+        with _unpartitioned(parameters[name]) as (values, is_writer):
             if is_writer:
                 values.copy_(values.index_select(axis, torch.tensor(order, device=values.device)))
 
 
 def _assign(parameter: nn.Parameter, values: torch.Tensor) -> None:
-    with _whole(parameter) as (data, is_writer):
+    with _unpartitioned(parameter) as (data, is_writer):
         if is_writer:
             data.copy_(values)
 
 
 @contextmanager
-def _whole(parameter: nn.Parameter) -> Iterator[tuple[torch.Tensor, bool]]:
+def _unpartitioned(parameter: nn.Parameter) -> Iterator[tuple[torch.Tensor, bool]]:
     """Yield the unpartitioned values and whether this process writes them: under ZeRO-3, only rank 0 does."""
     if not hasattr(parameter, "ds_id"):
         yield parameter.data, True

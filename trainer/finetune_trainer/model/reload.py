@@ -28,10 +28,12 @@ def reload_model(folder: Path, uri: str, prepared: Prepared) -> Any:
             folder, dtype=TORCH_DTYPES[prepared.dtype], output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ExportUnusableError(f"{uri} cannot be loaded again: {error}", advice=EXPORT_ADVICE) from error
-    _refuse(uri, "lacks weights of its own architecture", found["missing_keys"])
-    _refuse(uri, "has weights that its architecture does not use", found["unexpected_keys"])
-    _refuse(uri, "has weights of other shapes than its config.json", [entry[0] for entry in found["mismatched_keys"]])
+        raise ExportUnusableError(f"{uri} cannot be reloaded: {error}", advice=EXPORT_ADVICE) from error
+    _reject(uri, "lacks weights of its own architecture", found["missing_keys"])
+    _reject(uri, "has weights that its architecture does not use", found["unexpected_keys"])
+    _reject(
+        uri, "has weights with other shapes than in its config.json", [entry[0] for entry in found["mismatched_keys"]]
+    )
     _check_labels(model.config, uri, prepared)
     return model
 
@@ -57,13 +59,13 @@ def reload_adapter(base: Any, folder: Path, uri: str, prepared: Prepared, method
         if TASKS[prepared.task].has_labels:
             _check_labels(AutoConfig.from_pretrained(folder), uri, prepared)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise ExportUnusableError(f"{uri} cannot be loaded again: {error}", advice=EXPORT_ADVICE) from error
-    _refuse(uri, "lacks weights of its adapter", loaded.missing)
-    _refuse(uri, "has weights that its adapter does not use", loaded.unused)
+        raise ExportUnusableError(f"{uri} cannot be reloaded: {error}", advice=EXPORT_ADVICE) from error
+    _reject(uri, "lacks weights of its adapter", loaded.missing)
+    _reject(uri, "has weights that its adapter does not use", loaded.unused)
     return loaded.model
 
 
-def _refuse(uri: str, what: str, names: Any) -> None:
+def _reject(uri: str, what: str, names: Any) -> None:
     if names:
         first = ", ".join(sorted(names)[:3])
         raise ExportUnusableError(f"{uri} {what}: {len(names)}, first {first}", advice=EXPORT_ADVICE)

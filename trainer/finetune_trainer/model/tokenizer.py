@@ -24,8 +24,8 @@ def load_tokenizer(folder: Path) -> Any:
         ) from error
     if not tokenizer.is_fast:
         raise ModelUnusableError(
-            f"{folder}: the tokenizer {type(tokenizer).__name__} has no fast form",
-            advice="save it with transformers' save_pretrained so that the folder holds a tokenizer.json",
+            f"{folder}: the tokenizer {type(tokenizer).__name__} has no fast version",
+            advice="save it with transformers' save_pretrained so that the folder has a tokenizer.json",
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

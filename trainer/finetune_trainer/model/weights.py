@@ -26,7 +26,7 @@ from .inspect import POSITIONS, tensor_shapes
 from .tokenizer import check_special_tokens, load_tokenizer
 
 _SHOWN = 4
-"""Names in an error message."""
+"""Maximum number of names in an error message."""
 _SHOWN_LETTERS = 40
 """Maximum number of characters of a label in a message."""
 
@@ -48,8 +48,8 @@ class WeightPlan:
     model_class: Any
     config: Any
     new: tuple[str, ...]
-    """Parameters whose values are drawn, sorted: the head's (and the pooler's), as far as the folder has none that
-    fit."""
+    """Parameters that are initialized, sorted: those of the head (and the pooler) for which the folder has no matching
+    weights."""
     misshapen: tuple[str, ...]
     """Those of `new` that the folder has with another shape."""
     label_axes: Mapping[str, int]
@@ -65,7 +65,7 @@ class WeightPlan:
     """Rows of the input embedding, one per token id. None: the model has no such table (CANINE hashes)."""
 
     @property
-    def brings_head(self) -> bool:
+    def has_head(self) -> bool:
         """False for a classifier whose rows for the labels are initialized."""
         return not set(self.label_axes) & set(self.new)
 
@@ -97,7 +97,7 @@ def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = (
     missing = set(found["missing_keys"])
     misshapen = {name: (tuple(stored), tuple(built)) for name, stored, built in found["mismatched_keys"]}
     parts = _Parts.of(model, axes)
-    _refuse_foreign(parts, missing, misshapen, sorted(found["unexpected_keys"]), uri, task)
+    _reject_foreign(parts, missing, misshapen, sorted(found["unexpected_keys"]), uri, task)
     rows = _label_rows(axes, missing, misshapen, own, labels)
     redrawn = set(axes) if rows.order is None else set()
     return WeightPlan(
@@ -205,7 +205,7 @@ class _Parts:
         return found.most_common(1)[0][0] if found else ""
 
 
-def _refuse_foreign(
+def _reject_foreign(
     parts: _Parts,
     missing: Collection[str],
     misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
@@ -217,7 +217,8 @@ def _refuse_foreign(
     may_draw_head = TASKS[task].may_draw_head
     if wrong := sorted(name for name in misshapen if not may_draw_head or parts.in_base(name)):
         shown = ", ".join(
-            f"{name} is {list(misshapen[name][0])} in the weight files and {list(misshapen[name][1])} by config.json"
+            f"{name} is {list(misshapen[name][0])} in the weight files and {list(misshapen[name][1])} according to "
+            "config.json"
             for name in wrong[:_SHOWN]
         )
         raise ModelUnusableError(
@@ -233,8 +234,8 @@ def _refuse_foreign(
     if wrapper := parts.wrapper_of(missing, unexpected):
         raise ModelUnusableError(
             message,
-            advice=f"the names in the weight files begin with {wrapper!r}; remove that (it comes from a wrapper around "
-            "the model), or save the inner model with transformers' save_pretrained",
+            advice=f"the names in the weight files begin with {wrapper!r}; remove this prefix (it is from a wrapper "
+            "around the model), or save the inner model with transformers' save_pretrained",
         )
     if not may_draw_head and not any(parts.in_base(name) for name in absent):
         raise ModelUnusableError(message, advice=TASKS[task].no_head_advice)
@@ -266,9 +267,10 @@ def _label_rows(
         shown = _listed([label[:_SHOWN_LETTERS] for label in theirs])
         return LabelRows(
             None,
-            f"the base model's classifier has other labels ({shown}) than the data, so its output layer is drawn anew",
+            f"the base model's classifier has other labels ({shown}) than the data, so its output layer is randomly "
+            "initialized",
         )
-    return LabelRows(order, "the base model's classifier is kept: its labels are those of the data")
+    return LabelRows(order, "the base model's classifier is kept: it has the labels of the data")
 
 
 def matching_rows(theirs: list[str], ours: tuple[str, ...]) -> tuple[int, ...] | None:

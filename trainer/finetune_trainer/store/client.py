@@ -36,10 +36,10 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS = 5
 READ_SECONDS = 30
-"""Seconds to wait for the next bytes of a response."""
+"""Timeout for the next bytes of a response, in seconds."""
 _POOL = 32
 _KEYS_PER_DELETE = 1000
-"""The limit of S3."""
+"""Limit of S3."""
 _PARALLEL_DELETES = 16
 _READ_CHUNK = 1 << 20
 """Bytes. urllib3 copies every read once; the copy is cheap if the chunk fits into the processor's cache."""
@@ -80,7 +80,7 @@ class ObjectStore:
         self._retry = retry
         self._known_buckets: set[str] = set()
         self._deletes_many = True
-        """The server supports DeleteObjects; False after it has rejected a request."""
+        """Whether the server supports DeleteObjects; False after it has rejected a request."""
 
     @classmethod
     def connect(
@@ -168,8 +168,8 @@ class ObjectStore:
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Create the object atomically. Returns False if it already exists.
 
-        If a try gets no response, it may have succeeded, and its retry is then rejected. In this case the stored bytes
-        are compared with `data`, which should therefore contain something that only this writer writes.
+        If a try gets no response, it may have succeeded, so its retry is rejected. In this case the stored bytes are
+        compared with `data`, which should therefore contain something that only this writer writes.
         """
         address = parse(uri)
         tries = 0

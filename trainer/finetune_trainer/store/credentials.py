@@ -24,9 +24,9 @@ from .faults import FOREIGN, is_transient
 
 AWS_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _READS = 5
-"""How often a set of files is read again because it changed while it was read."""
+"""Maximum number of times a set of files is read again because it changed while being read."""
 _LOOK_ERRORS: tuple[type[Exception], ...] = (*FOREIGN, OSError, RuntimeError, ValueError, LookupError)
-"""Exceptions of looking up or refreshing credentials, for example a missing token file or keys that have expired."""
+"""Exceptions of looking up or refreshing credentials, for example a missing token file or expired keys."""
 
 
 def credential(name: str) -> str | None:
@@ -71,7 +71,7 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
     def get_frozen_credentials(self) -> Any:
         """Return a consistent set of key, secret and token to sign a request with.
 
-        Raises CredentialRetrievalError if there are no credentials any more, and a transient error if the lookup failed
+        Raises CredentialRetrievalError if there are no credentials anymore, and a transient error if the lookup failed
         temporarily.
         """
         with self._lock:
@@ -83,7 +83,7 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
             except _LOOK_ERRORS as error:
                 if is_transient(error):
                     raise
-                return self._in_place_of_those_gone(error)
+                return self._replacement_for_missing(error)
 
     def renew(self, generation: int) -> bool:
         """Look up credentials after a server has rejected those of `generation`. Return whether they have changed."""
@@ -92,7 +92,7 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
                 self._look_up()
             return self.generation != generation
 
-    def _in_place_of_those_gone(self, error: Exception) -> Any:
+    def _replacement_for_missing(self, error: Exception) -> Any:
         found = self._look_up()
         if found is None:
             raise CredentialRetrievalError(provider=self.method, error_msg=str(error)) from error
@@ -109,28 +109,28 @@ class RotatingCredentials(Credentials):  # type: ignore[misc]  # botocore has no
 
     @property
     def access_key(self) -> str:
-        """Of the current set."""
+        """The access key of the current set."""
         return str(self.get_frozen_credentials().access_key)
 
     @property
     def secret_key(self) -> str:
-        """Of the current set."""
+        """The secret key of the current set."""
         return str(self.get_frozen_credentials().secret_key)
 
     @property
     def token(self) -> str | None:
-        """Of the current set."""
+        """The session token of the current set."""
         token: str | None = self.get_frozen_credentials().token
         return token
 
     @property
     def method(self) -> str:
-        """Source of the current set."""
+        """The source of the current set."""
         return str(self._current.method)
 
     @property
     def account_id(self) -> str | None:
-        """Of the current set."""
+        """The account of the current set."""
         account: str | None = getattr(self.get_frozen_credentials(), "account_id", None)
         return account
 

@@ -129,7 +129,8 @@ def translate(error: Exception, address: S3Address, endpoint: str) -> TrainerErr
     if is_transient(error):
         return StorageUnreachableError(
             f"object storage at {endpoint} does not answer ({address}): {error}",
-            advice="check that spec.storage.endpoint is right and reachable; the run resumes from its last checkpoint",
+            advice="check that spec.storage.endpoint is correct and reachable; the run resumes from its last "
+            "checkpoint",
         )
     if isinstance(error, _CREDENTIALS):
         return _denied(f"no usable credentials for {address} at {endpoint}: {error}")

@@ -1,4 +1,4 @@
-"""A request body with limited speed."""
+"""A rate-limited request body."""
 
 import io
 from collections.abc import Callable

@@ -15,7 +15,7 @@ from .uri import S3Address
 T = TypeVar("T")
 
 _RESETS = 5
-"""How many retries in a row may restart the time limit without transferring more than any try before them. Without this
+"""How many retries in a row may restart the time limit without transferring more than any earlier try. Without this
 limit, a server that breaks off every transfer at the same byte would be retried forever."""
 
 
@@ -78,7 +78,7 @@ class RetryPolicy:
     ) -> T:
         """Return the result of `request`. Retries transient failures until the time limit, then raises a TrainerError.
 
-        `address` is called after a failure and names the object that failed. `meter` measures the progress of a long
+        `address` is called after a failure and returns the object that failed. `meter` measures the progress of a long
         transfer: a try that has transferred bytes restarts the time limit.
         """
         limit = _Limit(self, meter or Meter())
@@ -104,7 +104,7 @@ class _Limit:
         self._policy, self._meter = policy, meter
         self._moved, self._furthest, self._resets = 0, 0, 0
         self._renewed_at = -1
-        """Bytes moved when credentials were renewed last."""
+        """Bytes transferred when credentials were last renewed."""
         self._restart()
 
     def _restart(self) -> None:

@@ -54,7 +54,7 @@ class _Counter(BaseSubscriber):  # type: ignore[misc]  # s3transfer has no types
 
 
 def _download_pending(client: Any, pending: list[tuple[S3Address, Path]], meter: Meter) -> None:
-    """Remove what is complete from `pending`, so that a retry downloads only the rest."""
+    """Remove completed files from `pending`, so that a retry downloads only the rest."""
     meter.begin(meter.done)
     partials = {path: _partial(path) for _, path in pending}
     reader = _ClosingReader(client)
