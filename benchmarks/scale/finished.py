@@ -77,7 +77,7 @@ async def start_among(
     await asyncio.gather(_all_seen(operator, count + 1), _first_job(client, namespace))
     seconds = time.monotonic() - begun
     await _is_complete(client, namespace)
-    await _quiet(pid)
+    await _ignore_progress(pid)
     settled, used = time.monotonic() - begun, cpu_seconds(pid)
     calls = await calls_of(operator)
 
@@ -116,7 +116,7 @@ async def _is_complete(client: PlainClient, namespace: str) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _quiet(pid: int) -> None:
+async def _ignore_progress(pid: int) -> None:
     """Until it has used next to nothing for some seconds, or until it is clear that it never will."""
     for _ in range(20):
         before = cpu_seconds(pid)

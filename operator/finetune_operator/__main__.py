@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="finetune_operator", description="The operator of FineTuneJobs.")
+    parser = argparse.ArgumentParser(prog="finetune_operator", description="The operator for FineTuneJobs.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("crd", help="print the CustomResourceDefinition, as JSON")
     policy = commands.add_parser("network-policy", help="print a NetworkPolicy for namespaces with jobs")
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--watch-silence-seconds",
         type=float,
         default=70.0,
-        help="seconds without an event after which a watch is opened again",
+        help="seconds without an event after which a watch is reopened",
     )
     run.add_argument("--host", default="", help="address of metrics and probes; empty: all addresses, IPv4 and IPv6")
     run.add_argument("--port", type=int, default=install.PORT, help="port of metrics and probes")
@@ -119,7 +119,7 @@ def _settings_parser() -> argparse.ArgumentParser:
         "--max-termination-grace",
         type=int,
         default=own.termination_grace.most_seconds,
-        help="maximum grace period; it is longer than the minimum if saves are slow",
+        help="maximum grace period, for jobs with slow saves",
     )
     parser.add_argument("--workers", type=int, default=24, help="number of concurrent reconciles")
     parser.add_argument("--resync-seconds", type=float, default=300.0, help="seconds between two lists of all objects")

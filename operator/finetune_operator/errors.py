@@ -22,7 +22,7 @@ class ApiError(OperatorError):
     """The API server returned an error status."""
 
     def __init__(self, status: int, reason: str, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message or f"the API server answered {status} {reason}")
+        super().__init__(message or f"the API server returned {status} {reason}")
         self.status = status
         self.reason = reason
         """Reason of the Status object, such as `AlreadyExists`."""

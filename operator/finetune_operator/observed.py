@@ -23,8 +23,8 @@ _LOST_AFTER = timedelta(seconds=30)
 
 EVICTED = "Evicted"
 """Reason of pods that were evicted by a kubelet. Evictions through the API, such as drains, are `Disrupted`."""
-_OWN_USE = (
-    "exceeds the limit",  # an emptyDir's sizeLimit
+_OVERUSE_MESSAGES = (
+    "exceeds the limit",  # sizeLimit of an emptyDir
     "exceeds the total limit of containers",  # local storage of the pod
     "exceeded its local ephemeral storage limit",  # of a container
     "larger consumption of",  # node pressure, and the pod uses more than it requested
@@ -59,8 +59,8 @@ class ObservedPod:
     due_at: str = ""
     """Deletion timestamp: time of the deletion request plus grace period; empty if it is not being deleted."""
     kubelet_reason: str = ""
-    """Reason with which the kubelet failed the pod, such as `Evicted`, `UnexpectedAdmissionError`, `OutOfcpu`; empty:
-    it did not."""
+    """Reason given by the kubelet for failing the pod, such as `Evicted`, `UnexpectedAdmissionError`, `OutOfcpu`; empty
+    if it did not fail the pod."""
     kubelet_message: str = ""
     """Message for `kubelet_reason`."""
 
@@ -77,7 +77,7 @@ class ObservedPod:
     @property
     def is_overusing(self) -> bool:
         """Whether the pod was evicted because its use of disk or memory exceeded its limits or requests."""
-        return self.is_evicted and any(words in self.kubelet_message for words in _OWN_USE)
+        return self.is_evicted and any(words in self.kubelet_message for words in _OVERUSE_MESSAGES)
 
     @property
     def ended(self) -> bool:
@@ -96,7 +96,7 @@ class ObservedStage:
     uid: str
     created_at: str
     ended_at: str
-    """When the terminal condition of the Job was set; empty while it is running."""
+    """Time when the terminal condition of the Job was set; empty while it is running."""
     succeeded: bool
     failed: bool
     deleting: bool
@@ -107,7 +107,7 @@ class ObservedStage:
     grace_seconds: int = 30
     """Grace period of its pods."""
     run_hash: str = ""
-    """Hash of the spec fields that determine the result; empty: created by a version without it."""
+    """Hash of the spec fields that determine the result; empty if it was created by a version without it."""
     spec_hash: str = ""
     """Hash of the spec fields that it was started with."""
     plan: AttemptPlan | None = None

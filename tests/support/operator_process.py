@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from finetune_operator.render.install import NAME, render_rights
+from finetune_operator.render.install import NAME, render_role
 from process_support import ROOT, base_environment, free_port, until
 from testcluster.access import Kubectl, condition
 from testcluster.control_plane import ControlPlane
@@ -29,7 +29,7 @@ def install(control: ControlPlane | ExistingCluster) -> None:
     kubectl.until(f"crd/{CRD}", lambda _: kubectl.run("get", "ftj").returncode == 0, within=30)
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME, "namespace": ACCOUNTS}}
     space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ACCOUNTS}}
-    kubectl.within(ACCOUNTS).apply(space, account, *render_rights(ACCOUNTS), server_side=True)
+    kubectl.within(ACCOUNTS).apply(space, account, *render_role(ACCOUNTS), server_side=True)
 
 
 class OperatorProcess:

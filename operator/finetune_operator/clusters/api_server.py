@@ -204,23 +204,23 @@ async def lines_of(chunks: AsyncIterable[bytes], path: str, limit: int = _MAX_EV
 
     The iteration of aiohttp raises ValueError for a line that exceeds its buffer.
     """
-    begun, is_too_long = bytearray(), False
+    partial, is_too_long = bytearray(), False
     async for chunk in chunks:
         *ends, rest = chunk.split(b"\n")
         for end in ends:
-            line = bytes(begun + end)
-            begun.clear()
+            line = bytes(partial + end)
+            partial.clear()
             if is_too_long or len(line) > limit:
                 LOG.warning("GET %s: an event of more than %d bytes is skipped", path, limit)
             elif line:
                 yield line
             is_too_long = False
-        begun += rest
-        if len(begun) > limit:
+        partial += rest
+        if len(partial) > limit:
             is_too_long = True
-            begun.clear()
-    if begun and not is_too_long:
-        yield bytes(begun)  # incomplete, or not a stream of events: the caller reports it
+            partial.clear()
+    if partial and not is_too_long:
+        yield bytes(partial)  # incomplete, or not a stream of events: the caller reports it
 
 
 def _event_of(line: bytes, path: str) -> Manifest | None:

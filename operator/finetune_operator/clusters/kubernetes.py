@@ -14,7 +14,7 @@ from .pod_progress import get_progress
 METADATA_OF_ALL = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 """Media type for lists of metadata."""
 _METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
-"""Media type for responses to creation requests, whose content is known."""
+"""Media type for responses to create requests, whose content is known."""
 _PLURALS = {
     "ConfigMap": "configmaps",
     "Service": "services",
@@ -25,15 +25,15 @@ _PLURALS = {
 
 
 def path_of(api_version: str, plural: str, namespace: str, name: str = "") -> str:
-    """`/apis/batch/v1/namespaces/ml/jobs/example`; without name that of the collection, without namespace that of the
-    cluster."""
+    """`/apis/batch/v1/namespaces/ml/jobs/example`; the collection if there is no name, the cluster if there is no
+    namespace."""
     root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
     scope = f"{root}/namespaces/{namespace}" if namespace else root
     return f"{scope}/{plural}" + (f"/{name}" if name else "")
 
 
 class KubernetesCluster:
-    """FineTuneJobs and their children in a cluster."""
+    """FineTuneJobs and their children in a Kubernetes cluster."""
 
     def __init__(self, server: ApiServer, wrote: Callable[[JobKey, Manifest], None] = lambda *_: None) -> None:
         """`wrote` is called with the object that each write of status returns."""
@@ -80,7 +80,7 @@ class KubernetesCluster:
         found = {}
         for path in (path_of(constants.API_VERSION, constants.PLURAL, name) for name in namespaces or ("",)):
             items = (await self._server.request("GET", path, accept=METADATA_OF_ALL))["items"]
-            for item in items or ():  # null where there are none
+            for item in items or ():  # null if there are none
                 metadata = item["metadata"]
                 found[JobKey(metadata["namespace"], metadata["name"])] = metadata["resourceVersion"]
         return found

@@ -92,7 +92,7 @@ class LocalPod:
             try:
                 self._process.send_signal(number)
             except ProcessLookupError:
-                return  # it has just ended
+                return  # it has just exited
 
     def manifest(self) -> Manifest:
         """The pod as an API object."""

@@ -13,7 +13,7 @@ NAMESPACE = "finetune-system"
 IMAGE = "finetune-operator:0.1.0"
 PORT = 8081
 NETWORK_POLICIES = "--network-policies-from="
-"""Argument of `run` for which the operator needs a right."""
+"""Argument of `run` that requires an additional permission."""
 _LABELS = {"app.kubernetes.io/name": NAME}
 _NETWORK_POLICIES: Manifest = {
     "apiGroups": ["networking.k8s.io"],
@@ -29,7 +29,7 @@ def render_install(
     arguments: Sequence[str] = (),
     run_as_user: int | None = OperatorSettings().run_as_user,
 ) -> tuple[Manifest, ...]:
-    """Everything for one operator that serves the whole cluster, in the order in which it is created.
+    """Return everything for one operator that serves the whole cluster, in the order of creation.
 
     `arguments` are those of `run`. `run_as_user` is the user of the operator; None: assigned by the cluster.
     """
@@ -37,14 +37,14 @@ def render_install(
         crd(),
         _namespace(namespace),
         _object("v1", "ServiceAccount", NAME, namespace),
-        *render_rights(namespace, network_policies=any(NETWORK_POLICIES in argument for argument in arguments)),
+        *render_role(namespace, network_policies=any(NETWORK_POLICIES in argument for argument in arguments)),
         _deployment(namespace, image, arguments, run_as_user),
         _service(namespace),
     )
 
 
-def render_rights(namespace: str, *, network_policies: bool = False) -> tuple[Manifest, Manifest]:
-    """Return the role and its binding. It has no access to Secrets, which the operator only refers to in pods.
+def render_role(namespace: str, *, network_policies: bool = False) -> tuple[Manifest, Manifest]:
+    """Return the role and its binding. The operator has no access to Secrets, which it only refers to in pods.
 
     `network_policies`: the operator creates a NetworkPolicy for each attempt.
     """

@@ -25,7 +25,7 @@ _NODE_LOSS: tuple[Manifest, ...] = tuple(
     }
     for taint in ("not-ready", "unreachable")
 )
-"""By default, Kubernetes keeps the pods of a lost node for five minutes, in which the other pods would wait."""
+"""By default, Kubernetes keeps the pods of a lost node for five minutes, during which the other pods would wait."""
 
 _DISK = "ephemeral-storage"
 _STAGE_CPU = "1"

@@ -35,7 +35,7 @@ def render_stage(
     policy = (_network_policy(config, settings.operator_namespace),) if settings.operator_namespace else ()
     return (
         _config_map(config),
-        *policy,  # before the Job: no pod is reachable without it
+        *policy,  # before the Job, so that no pod is reachable without it
         *service,
         _job(
             config, settings, grace_seconds or settings.termination_grace.least_seconds, needs or evaluation_needs(None)
@@ -84,8 +84,8 @@ def _config_map(config: TrainerConfig) -> Manifest:
 
 
 def _network_policy(config: TrainerConfig, operator_namespace: str) -> Manifest:
-    """Return the policy of an attempt. It stays until the FineTuneJob is deleted, so that it also covers pods that are
-    terminating."""
+    """Return the policy of an attempt. It is kept until the FineTuneJob is deleted, so that it also covers pods that
+    are terminating."""
     own = {
         "matchLabels": {constants.LABEL_JOB_NAME: names.name_of(config), constants.LABEL_JOB_UID: config.job.uid},
     }

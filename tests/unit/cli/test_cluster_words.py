@@ -31,7 +31,7 @@ NO_KIND = ApiError(404, "", "404 page not found\n")
         (ApiError(403, "Forbidden", "user x cannot get it"), 77, "the cluster refuses: user x cannot get it"),
         (ApiError(401, "Unauthorized", "Unauthorized"), 77, "the cluster refuses: Unauthorized"),
         (ApiError(503, "", "starting"), 69, "the cluster cannot answer: starting"),
-        (ApiError(429, "TooManyRequests", ""), 69, "the API server answered 429 TooManyRequests"),
+        (ApiError(429, "TooManyRequests", ""), 69, "the API server returned 429 TooManyRequests"),
         (ApiError(422, "Invalid", "no"), 1, "the cluster refuses: no"),
     ],
 )

@@ -137,7 +137,7 @@ def condition(status: Status, kind: ConditionType) -> Condition | None:
 
 
 TOO_SLOW = StatusNotes(grace=grace.StopSafety(is_safe=False, message="slow"))
-LATE = StatusNotes(late="a crash would now cost all after step 20")
+LATE = StatusNotes(late="a crash would now lose all after step 20")
 PENDING = StatusNotes(pending="changed")
 DROPPED = StatusNotes(
     unknown_fields=dropped_fields(
