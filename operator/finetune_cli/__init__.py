@@ -1,4 +1,5 @@
-"""The command line: everything that a user types, sees and gets back.
+"""The command line.
 
-Runs the operator's own reconcile on the local cluster; imports no torch, so that every command answers at once.
+`finetune run` uses the reconcile function of the operator with a local cluster. The package does not import torch, so
+that commands start quickly.
 """

@@ -1,4 +1,4 @@
-"""`finetune`: commands in, exit status out."""
+"""The `finetune` command."""
 
 import sys
 
@@ -6,11 +6,11 @@ import typer
 
 from .commands import checkpoints, demo, logs, objects, run, runs, status, store, watch
 from .exit_status import USER_ERRORS, explain, of_error
-from .terminal import say
+from .terminal import echo
 
 app = typer.Typer(
     name="finetune",
-    help="Fine-tune language models: one typed object in, a model in object storage out.",
+    help="Fine-tune language models as described by FineTuneJobs.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -32,11 +32,11 @@ app.command(name="version")(objects.show_version)
 
 
 def main() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     try:
         app()
     except USER_ERRORS as error:
-        say(f"finetune: {explain(error)}", file=sys.stderr)
+        echo(f"finetune: {explain(error)}", file=sys.stderr)
         sys.exit(of_error(error))
 
 

@@ -1,4 +1,4 @@
-"""asyncio's loop in a terminal, where Ctrl-C may come at any moment."""
+"""Run a coroutine so that Ctrl-C can be pressed at any time."""
 
 import asyncio
 import signal
@@ -9,7 +9,10 @@ Result = TypeVar("Result")
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """`asyncio.run`, but an interrupt waits until the loop is made: half of one complains as it is removed."""
+    """Like `asyncio.run`, but SIGINT is blocked while the event loop is created.
+
+    An interrupt during the creation would leave an incomplete loop, whose finalizer prints an error.
+    """
     with asyncio.Runner() as runner:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

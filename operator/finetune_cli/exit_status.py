@@ -1,20 +1,20 @@
-"""How every command ends, as a number that scripts can use. Pure but for the words on standard error.
+"""Exit statuses of the commands. Pure.
 
 | status | meaning |
 |---|---|
 | 0 | succeeded |
-| 1 | the run failed, and trying again might help |
-| 2 | wrong use of the command line |
-| 3 | suspended, checkpoint saved: the same command resumes |
-| 65 | the job, or its data, is invalid |
-| 66 | a file, the job, or the base model, is missing or unusable |
-| 69 | object storage, or the cluster, does not answer |
-| 77 | object storage, the hub, or the cluster, refuses the credentials or the permission |
-| 78 | a kubeconfig, context or CRD that is required does not exist |
-| 79 | a fault of the program, which the same job would meet again |
-| 130 | stopped at once: a second Ctrl-C, or the first where nothing is to be saved |
+| 1 | the run failed, but a retry might succeed |
+| 2 | the command line is wrong |
+| 3 | suspended with a saved checkpoint; the same command resumes |
+| 65 | the job or its data is invalid |
+| 66 | a file, the job or the base model is missing or unusable |
+| 69 | object storage or the cluster is unreachable |
+| 77 | object storage, the hub or the cluster denied access |
+| 78 | a required kubeconfig, context or CRD does not exist |
+| 79 | an error in the program, which a retry of the same job would cause again |
+| 130 | stopped immediately: by a second Ctrl-C, or by the first one if there is nothing to save |
 
-Where a run has failed for good, 65, 66, 77, 78 and 79 are the trainer's own exit codes.
+If a run has failed permanently, 65, 66, 77, 78 and 79 are the exit codes of the trainer.
 """
 
 from finetune_api.constants import Phase
@@ -42,18 +42,18 @@ class CommandError(Exception):
 
 
 class MissingJobError(CommandError):
-    """There is no such job, in the work folder or in the cluster."""
+    """The job does not exist in the work folder or in the cluster."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, ExitCode.MODEL_UNUSABLE)
 
 
 USER_ERRORS = (CommandError, JobFileError, EmbeddedStoreError, TrainerError, KilledError)
-"""What a user can do something about: shown as one message, without a traceback."""
+"""Errors that the user can correct. They are shown as one message, without a traceback."""
 
 
 def of_status(status: Status) -> int:
-    """Exit status of `finetune run` and `finetune watch` for a job that has ended or is suspended."""
+    """Exit status of `finetune run` and `finetune watch` for a job that has ended or been suspended."""
     if status.phase is Phase.SUCCEEDED:
         return SUCCEEDED
     if status.phase is Phase.SUSPENDED:

@@ -1,7 +1,7 @@
-"""A job file -> a manifest, or everything that is wrong with it, each with file and line.
+"""Read job files. Errors list all mistakes, each with file and line.
 
-Read as YAML 1.2: `2e-4` is a number, dates stay text, a key may not come twice. Scalars without quotes that kubectl
-reads differently, such as `yes` and `010`, are refused.
+Files are parsed as YAML 1.2: `2e-4` is a number, dates stay text, and duplicate keys are errors. Unquoted scalars that
+kubectl reads differently, such as `yes` and `010`, are rejected.
 """
 
 import json
@@ -20,21 +20,21 @@ from finetune_api.rules import Violation, cluster_only
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.validation import InvalidJobError, parse_job
 
-from .kubectl_reading import unlike_kubectl
+from .kubectl_yaml import kubectl_differences
 
 _PATH_PARTS = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 
 
 class JobFileError(ValueError):
-    """The file cannot be used; every line of the message starts with the file's name."""
+    """The file cannot be used. Every line of the message starts with the name of the file."""
 
 
 class JobFileMissingError(JobFileError):
-    """There is no such file."""
+    """The file does not exist or cannot be read."""
 
 
 class _Constructor(SafeConstructor):
-    """Dates stay text, as they do on their way to the API server."""
+    """Keeps dates as text, because JSON, the format of the API server, has no dates."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
@@ -42,19 +42,19 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.cons
 
 @dataclass(frozen=True)
 class JobFile:
-    """One FineTuneJob as it was written."""
+    """One FineTuneJob as it is in the file."""
 
     path: Path
     manifest: dict[str, Any]
     node: Node
-    """The same as a tree that knows its lines."""
+    """The same content as a tree of nodes with line numbers."""
 
     def check(self, *, local: bool, for_run: bool = False) -> FineTuneJob:
-        """The job. Raises JobFileError with everything that breaks the schema or the rules.
+        """Return the validated job. Raises JobFileError with every violation of the schema or the rules.
 
-        `local` allows `file://` addresses; `for_run` refuses what only a cluster can do.
+        `local` allows `file://` addresses; `for_run` rejects settings that only work in a cluster.
         """
-        unlike = tuple(unlike_kubectl(self.node, _yaml().constructor.construct_object))
+        differences = tuple(kubectl_differences(self.node, _yaml().constructor.construct_object))
         found = [
             Violation(name, f"must be set; write {name}: {value}")
             for name, value in (("apiVersion", API_VERSION), ("kind", KIND))
@@ -66,15 +66,15 @@ class JobFile:
             found += error.violations
         else:
             found += cluster_only(job.spec) if for_run else ()
-        if found or unlike:
-            misread = {entry.path for _, entry in unlike}  # what else is wrong with these is about our reading alone
+        if found or differences:
+            misread = {entry.path for _, entry in differences}  # their other violations are about our value only
             located = [(self.line_of(entry.path), str(entry)) for entry in found if entry.path not in misread]
-            lines = sorted([*located, *((line, str(entry)) for line, entry in unlike)])
+            lines = sorted([*located, *((line, str(entry)) for line, entry in differences)])
             raise JobFileError("\n".join(f"{self.path}:{line}: {text}" for line, text in lines))
         return job
 
     def line_of(self, field_path: str) -> int:
-        """Line, from 1, of a field; of the innermost block around it where the field itself is not there."""
+        """Return the line of a field, counted from 1, or of the innermost block around it if the field is absent."""
         node, line = self.node, int(self.node.start_mark.line)
         for index, name in _PATH_PARTS.findall(field_path):
             inner = _child(node, int(index) if index else name)
@@ -85,15 +85,15 @@ class JobFile:
 
 
 def read_job_file(path: Path) -> JobFile:
-    """The one FineTuneJob of a file. Raises JobFileError for a file that is not YAML or holds none, or several."""
+    """Return the FineTuneJob of a file. Raises JobFileError if the file is not YAML or does not contain exactly one."""
     text = _read(path)
     try:
         documents = list(zip(_yaml().load_all(text), _yaml().compose_all(text), strict=True))
     except MarkedYAMLError as error:
-        raise JobFileError(_described(path, text, error)) from None
+        raise JobFileError(_yaml_error_message(path, text, error)) from None
     except YAMLError as error:
         raise JobFileError(f"{path}: {error}") from None
-    manifest, node = _chosen(path, [(value, node) for value, node in documents if value is not None])
+    manifest, node = _only_job(path, [(value, node) for value, node in documents if value is not None])
     try:
         json.dumps(manifest, allow_nan=False)
     except ValueError:
@@ -110,7 +110,7 @@ def _read(path: Path) -> str:
         raise JobFileMissingError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise JobFileError(
-            f"{path}: must be UTF-8 text, which it is not at byte {error.start}; is it a YAML file?"
+            f"{path}: must be UTF-8 text, but byte {error.start} is invalid; is it a YAML file?"
         ) from None
     except OSError as error:
         raise JobFileMissingError(f"{path}: {error.strerror}") from None
@@ -122,22 +122,22 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _chosen(path: Path, documents: list[tuple[Any, Node]]) -> tuple[dict[str, Any], Node]:
-    """The only document, whatever it says it is; of several, the only FineTuneJob."""
+def _only_job(path: Path, documents: list[tuple[Any, Node]]) -> tuple[dict[str, Any], Node]:
+    """Return the only document, of any kind, or the only FineTuneJob of several documents."""
     if not documents:
-        raise JobFileError(f"{path}: must hold a {KIND}, and is empty")
+        raise JobFileError(f"{path}: must contain a {KIND}, but is empty")
     if len(documents) > 1:
         jobs = [(value, node) for value, node in documents if isinstance(value, dict) and value.get("kind") == KIND]
         if len(jobs) != 1:
             lines = ", ".join(str(node.start_mark.line + 1) for _, node in jobs)
-            found = f"{len(jobs)} of them are (lines {lines})" if jobs else "none of them is"
-            raise JobFileError(f"{path}: exactly one of the {len(documents)} documents must be a {KIND}, and {found}")
+            found = f"{len(jobs)} are (lines {lines})" if jobs else "none is"
+            raise JobFileError(f"{path}: exactly one of the {len(documents)} documents must be a {KIND}, but {found}")
         documents = jobs
     value, node = documents[0]
     if not isinstance(value, dict):
         line = node.start_mark.line + 1
         raise JobFileError(
-            f"{path}:{line}: must be a {KIND}, not {_kind_of(value)}; begin it with `apiVersion: {API_VERSION}`"
+            f"{path}:{line}: must be a {KIND}, not {_kind_of(value)}; start it with `apiVersion: {API_VERSION}`"
         )
     return value, node
 
@@ -146,7 +146,7 @@ def _kind_of(value: object) -> str:
     return "a list" if isinstance(value, list) else "a number" if isinstance(value, int | float) else "text"
 
 
-def _described(path: Path, text: str, error: MarkedYAMLError) -> str:
+def _yaml_error_message(path: Path, text: str, error: MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     where = f"{path}:{mark.line + 1}" if mark else f"{path}"
     lines = text.splitlines()
@@ -157,7 +157,7 @@ def _described(path: Path, text: str, error: MarkedYAMLError) -> str:
 
 
 def _child(node: Node, part: int | str) -> tuple[Node, int] | None:
-    """A node inside a node, and the line where it is named."""
+    """Return a child node and the line of its key or list item."""
     if isinstance(node, MappingNode):
         found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
         return (found[1], found[0].start_mark.line) if found else None

@@ -1,4 +1,4 @@
-"""Locks between processes. The kernel releases them when their process ends, however it ends."""
+"""File locks between processes. The kernel releases them when their process ends, also when it is killed."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +8,14 @@ if TYPE_CHECKING:
 
 
 def try_lock(path: Path) -> "FileLock | None":
-    """The lock, held until `release()` or until nothing refers to it; None if another process holds it."""
-    from filelock import FileLock, Timeout  # its import takes 8 ms, and most commands lock nothing
+    """Return the acquired lock, or None if another process holds it.
+
+    The lock is held until `release()` is called or the object is garbage collected.
+    """
+    from filelock import FileLock, Timeout  # the import takes 8 ms, and most commands use no lock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A soft lock would outlive a process that is killed. Not per thread, because any thread may release it.
+    # A soft lock would remain after its process is killed. thread_local=False, because any thread may release it.
     lock = FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
@@ -22,7 +25,7 @@ def try_lock(path: Path) -> "FileLock | None":
 
 
 def is_locked(path: Path) -> bool:
-    """True if another process has the lock."""
+    """Whether another process holds the lock."""
     if not path.exists():
         return False
     lock = try_lock(path)

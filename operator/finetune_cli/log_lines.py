@@ -1,4 +1,4 @@
-"""Log lines of workers as people read them. Pure."""
+"""Parse and format log lines of workers. Pure."""
 
 import json
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ from finetune_api.stages import stage_order
 
 @dataclass(frozen=True)
 class LogSource:
-    """The pod that has said it."""
+    """The pod that wrote a log line."""
 
     run: int
     stage: Stage
     attempt: int
     index: int
-    """Of the pod among those of its attempt."""
+    """Index of the pod in its attempt."""
 
     @property
     def attempt_order(self) -> tuple[int, int, int]:
-        """Oldest first; the same for all pods of an attempt."""
+        """Sort key, oldest attempt first; equal for all pods of an attempt."""
         return (self.run, stage_order(self.stage), self.attempt)
 
 
@@ -35,22 +35,22 @@ class LogEntry:
     source: LogSource
     text: str
     time: str = ""
-    """RFC 3339; of a line without a time, that of the line before it in the same file."""
+    """RFC 3339. A line without a time has the time of the previous line in the same file."""
     rank: int | None = None
-    """None: said by the pod itself, or by a library that writes past the log."""
+    """None for lines of the pod's supervisor, and of libraries that do not use the logger."""
     level: str = ""
 
     def readable(self) -> str:
-        """`12:01:24 train a2 rank 0  INFO text`."""
+        """Return `12:01:24 train a2 rank 0  INFO text`."""
         clock = self.time[11:19] or " " * 8
-        speaker = f"pod {self.source.index} " if self.rank is None else f"rank {self.rank}"
-        return f"{clock} {self.source.stage} a{self.source.attempt} {speaker}  {self.level} {self.text}".replace(
+        origin = f"pod {self.source.index} " if self.rank is None else f"rank {self.rank}"
+        return f"{clock} {self.source.stage} a{self.source.attempt} {origin}  {self.level} {self.text}".replace(
             "   ", "  "
         )
 
 
 def parse_line(source: LogSource, line: str, *, last_time: str = "") -> list[LogEntry]:
-    """A line of a log; more than one entry where a message or a traceback has several lines."""
+    """Return the entries of a log line: several if its message or traceback has several lines."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
@@ -72,7 +72,7 @@ def parse_line(source: LogSource, line: str, *, last_time: str = "") -> list[Log
 
 
 def parse_lines(source: LogSource, lines: Iterable[str]) -> list[LogEntry]:
-    """All entries of a log. Lines before the first one with a time get that time, so that they stay in front of it."""
+    """Return all entries of a log. Lines before the first one with a time get its time, so that they stay first."""
     entries: list[LogEntry] = []
     for line in lines:
         entries += parse_line(source, line, last_time=entries[-1].time if entries else "")
@@ -81,16 +81,16 @@ def parse_lines(source: LogSource, lines: Iterable[str]) -> list[LogEntry]:
 
 
 def of_newest_run(found: list[Source]) -> list[Source]:
-    """The pods of all stages and attempts of the newest run."""
+    """Return the pods of all stages and attempts of the newest run."""
     newest = max((each.run for each in found), default=None)
     return [each for each in found if each.run == newest]
 
 
 def by_time(entries: Iterable[LogEntry]) -> list[LogEntry]:
-    """Entries of several pods in the order of time; those of one pod keep their order where times are equal."""
+    """Sort entries of several pods by time. Entries of one pod with equal times keep their order."""
     return sorted(entries, key=lambda entry: entry.time)
 
 
 def is_of_rank(entry: LogEntry, rank: int | None) -> bool:
-    """Whether a rank's log holds the entry; a pod's own lines belong to the rank of the same number."""
+    """Whether the entry belongs to the log of `rank`. Lines of a supervisor belong to the rank with the pod's index."""
     return rank is None or rank == (entry.source.index if entry.rank is None else entry.rank)

@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run are: of a job by its name, here or in a cluster, of any other run by its address."""
+"""Find the checkpoints of a run, by the name of a job (local or in a cluster) or by the address of the run."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,89 +16,89 @@ from finetune_operator.policy.world import storage_settings
 from . import event_loop
 from .cluster.lenient_job import is_settled, lenient_job
 from .exit_status import FAILED, USAGE, CommandError, MissingJobError
+from .job_sources import JobSources
 from .local.state import RUN_LOCK
-from .local.storage import external_storage, own_settings, shared_storage
+from .local.storage import endpoint_settings, external_storage, shared_storage
 from .locks import try_lock
-from .places import Places
 
-if TYPE_CHECKING:  # boto3 comes with it: half a second that most commands need not spend
+if TYPE_CHECKING:  # imports boto3, which takes half a second
     from finetune_trainer.checkpoint.archive import Archive, Entry
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a run is."""
+    """Location of a run in object storage."""
 
     uri: str
     storage: StorageSettings | None
-    """None: the embedded store of the work folder."""
+    """None for the embedded store of the work folder."""
     is_local: bool
-    """Only `finetune run` in the work folder writes there."""
+    """True if only `finetune run` in the work folder writes there."""
     checkpoint: Checkpoint
-    """What its job says; of a bare address, what a job says by itself."""
+    """Checkpoint settings of the job; the defaults for an address without a job."""
     busy_reason: str = ""
-    """Why an attempt may be at work there; empty: none is, or it can be kept from it."""
+    """Why an attempt may be writing to the run. Empty if none is, or if a lock can prevent it."""
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run that is there."""
+    """An existing run."""
 
     name: str
-    """As the user has called it."""
+    """Name or address as entered by the user."""
     archive: "Archive"
     address: Address
 
     def entries(self, step: int | None = None) -> "list[Entry]":
-        """Its checkpoints, or those of one step, the one to restore first in front. Raises CommandError without any."""
+        """Return all checkpoints, or those of one step, in restore order. Raises CommandError if there are none."""
         entries = self.archive.entries()
         if not entries:
             raise CommandError(f"{self.name} has no checkpoints yet")
         found = [entry for entry in entries if step in (None, entry.step)]
         if not found:
             known = ", ".join(str(number) for number in sorted({entry.step for entry in entries}))
-            raise CommandError(f"{self.name} has no checkpoint of step {step}; there are: {known}")
+            raise CommandError(f"{self.name} has no checkpoint of step {step}; existing steps: {known}")
         return found
 
 
-def address_of(where: str, places: Places, endpoint: str | None) -> Address:
-    """What `JOB` or `s3://` means. `endpoint` is the user's `--endpoint`.
+def address_of(where: str, sources: JobSources, endpoint: str | None) -> Address:
+    """Resolve `JOB` or `s3://...`. `endpoint` is the value of `--endpoint`.
 
-    Raises CommandError for a job that is nowhere, or has not begun.
+    Raises CommandError if the job does not exist or has not started a run.
     """
-    own = None if endpoint is None else own_settings(endpoint)
+    override = None if endpoint is None else endpoint_settings(endpoint)
     if where.startswith("s3://"):
-        return _address_of_uri(where, places, own)
+        return _address_of_uri(where, sources, override)
     try:
-        local = places.local(where)
+        local = sources.local(where)
     except MissingJobError as error:
         raise MissingJobError(
-            f"{error}\na run elsewhere is named by its folder: s3://BUCKET/.../runs/r0001-..."
+            f"{error}\nto use another run, write its folder: s3://BUCKET/.../runs/r0001-..."
         ) from None
     if local is None:
-        return event_loop.run(_address_in_cluster(where, places, own))
+        return event_loop.run(_address_in_cluster(where, sources, override))
     manifest = local.job.manifest
     named = _storage_block(manifest).endpoint
-    storage = own or (None if named is None else own_settings(named))
+    storage = override or (None if named is None else endpoint_settings(named))
     return Address(_run_of(where, manifest), storage, is_local=True, checkpoint=_checkpoint_block(manifest))
 
 
-def _address_of_uri(uri: str, places: Places, own: StorageSettings | None) -> Address:
-    if places.access.is_asked_for:
+def _address_of_uri(uri: str, sources: JobSources, override: StorageSettings | None) -> Address:
+    if sources.access.is_requested:
         raise CommandError(f"{uri} must not be combined with options of a cluster; remove them", USAGE)
     run = RunLayout.containing(uri).uri
-    busy_reason = "" if own is None else f"it is unknown whether an attempt is running in {run}"
-    return Address(run, own, is_local=own is None, checkpoint=Checkpoint(), busy_reason=busy_reason)
+    busy_reason = "" if override is None else f"it is unknown whether an attempt is running in {run}"
+    return Address(run, override, is_local=override is None, checkpoint=Checkpoint(), busy_reason=busy_reason)
 
 
-async def _address_in_cluster(name: str, places: Places, own: StorageSettings | None) -> Address:
-    async with places.cluster(name) as jobs:
+async def _address_in_cluster(name: str, sources: JobSources, override: StorageSettings | None) -> Address:
+    async with sources.cluster(name) as jobs:
         manifest = await jobs.get(name)
         uri, job = _run_of(name, manifest), lenient_job(manifest)
         reported = await jobs.storage(name)
     settings = reported or storage_settings(_storage_block(manifest), StorageSettings())
-    if own is not None:  # the same storage on another way, such as a forwarded port
-        settings = settings.model_copy(update={"endpoint": own.endpoint, "path_style": True})
+    if override is not None:  # the same storage through another endpoint, such as a forwarded port
+        settings = settings.model_copy(update={"endpoint": override.endpoint, "path_style": True})
     busy_reason = "" if is_settled(job) else f"{name} is {job.status.phase}: an attempt may be running in {uri}"
     return Address(uri, settings, is_local=False, checkpoint=_checkpoint_block(manifest), busy_reason=busy_reason)
 
@@ -119,37 +119,39 @@ def _checkpoint_block(manifest: Manifest) -> Checkpoint:
 
 
 @contextmanager
-def stored_run(where: str, places: Places, endpoint: str | None, *, alone: bool = False) -> Iterator[StoredRun]:
-    """The run's checkpoints, to look at. `alone`: while no run of the work folder can write to a local one.
+def stored_run(
+    where: str, sources: JobSources, endpoint: str | None, *, exclusive: bool = False
+) -> Iterator[StoredRun]:
+    """Open the checkpoints of a run. `exclusive` prevents runs in the work folder meanwhile, if the run is local.
 
-    Raises CommandError for a run that is not there.
+    Raises CommandError if the run does not exist.
     """
     from finetune_trainer.checkpoint.archive import Archive
     from finetune_trainer.store import parse
 
-    address = address_of(where, places, endpoint)
+    address = address_of(where, sources, endpoint)
     parse(address.uri)  # report a wrong address before a server is started
     with ExitStack() as held:
-        if alone and address.is_local:
-            held.enter_context(_no_run(places.work_dir))
+        if exclusive and address.is_local:
+            held.enter_context(_hold_run_lock(sources.work_dir))
         if address.storage is None:
-            storage = held.enter_context(shared_storage(places.work_dir, None))
+            storage = held.enter_context(shared_storage(sources.work_dir, None))
         else:
             storage = external_storage(address.storage)
         archive = Archive(storage.connect(), address.uri)
         if not archive.is_there:
             raise MissingJobError(
-                f"there is no run at {address.uri}; write a run's folder, s3://BUCKET/.../runs/r0001-..."
+                f"there is no run at {address.uri}; write the folder of a run: s3://BUCKET/.../runs/r0001-..."
             )
         yield StoredRun(where, archive, address)
 
 
 @contextmanager
-def _no_run(work_dir: Path) -> Iterator[None]:
+def _hold_run_lock(work_dir: Path) -> Iterator[None]:
     lock = try_lock(work_dir / RUN_LOCK)
     if lock is None:
         raise CommandError(
-            f"a run is active in {work_dir}, which prunes its checkpoints itself; wait until it has ended", FAILED
+            f"a run is active in {work_dir}, which prunes its own checkpoints; wait until it has ended", FAILED
         )
     try:
         yield

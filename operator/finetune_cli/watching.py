@@ -1,4 +1,4 @@
-"""`finetune watch`, without the command line: read, show, sleep, until the job has ended or is suspended."""
+"""The loop of `finetune watch`: read, show, sleep, until the job has ended or is suspended."""
 
 import asyncio
 import time
@@ -6,39 +6,40 @@ from collections.abc import Callable
 
 from finetune_api.v1alpha1 import FineTuneJob
 
-from .cluster.lenient_job import is_seen, is_settled, lenient_job
+from .cluster.lenient_job import is_observed, is_settled, lenient_job
 from .cluster.retry import Pause, Retry
 from .display import Display
-from .places import JobPlace
+from .job_sources import JobSource
 
-_LOOK_SECONDS = 1.0
-"""The operator pulls progress every few seconds; phases and attempts turn in between."""
+_POLL_SECONDS = 1.0
+"""The operator updates progress every few seconds, and phases and attempts may change in between."""
 
-_UNSEEN_SECONDS = 20.0
-"""Time in which a running operator would have reconciled the object."""
+_UNOBSERVED_SECONDS = 20.0
+"""A running operator reconciles a new object within this time."""
 
 
 async def watch_job(
-    place: JobPlace, display: Display, *, pause: Pause = asyncio.sleep, clock: Callable[[], float] = time.monotonic
+    source: JobSource, display: Display, *, pause: Pause = asyncio.sleep, clock: Callable[[], float] = time.monotonic
 ) -> FineTuneJob | None:
-    """Return the job when it has ended or is suspended. None: it has not, but no process runs it.
+    """Return the job when it has ended or is suspended, or None if it has not ended but no process runs it.
 
-    Status holds what the trainer has answered to the operator; that is what the display gets, pods are out of reach.
+    The display gets the progress that is stored in status, because the progress endpoint of pods cannot be reached from
+    outside the cluster.
     """
     retry = Retry(display.event, pause=pause)
-    unseen_since: float | None = clock()
+    unobserved_since: float | None = clock()
     while True:
-        is_left = place.is_left()
-        job = lenient_job(await retry.call(place.read))
+        is_interrupted = source.is_interrupted()
+        job = lenient_job(await retry.call(source.read))
         if is_settled(job):
             display.finish(job)
             return job
         display.update(job, None)
-        if is_left:
+        if is_interrupted:
             return None
-        if is_seen(job):
-            unseen_since = None
-        elif unseen_since is not None and clock() - unseen_since > _UNSEEN_SECONDS:
+        if is_observed(job):
+            unobserved_since = None
+        elif unobserved_since is not None and clock() - unobserved_since > _UNOBSERVED_SECONDS:
             display.event("the operator has not reconciled the object yet; check that it is running")
-            unseen_since = None
-        await pause(_LOOK_SECONDS)
+            unobserved_since = None
+        await pause(_POLL_SECONDS)

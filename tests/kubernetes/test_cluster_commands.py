@@ -99,7 +99,7 @@ def test_a_job_that_completes_is_watched_to_its_end_and_shown(admin: Path, names
         assert page.lines[0].startswith("well: Succeeded ")
         assert f"namespace {namespace}, context test, run 1" in page.lines[1]
         assert ["train", "1", "Retryable"] in [line.split()[:3] for line in page.lines]
-        assert any(line.startswith("charged       restarts 1 of 3") for line in page.lines)
+        assert any(line.startswith("restarts      1 of 3") for line in page.lines)
         assert page.lines[-1].split(" ago  ")[1].startswith("Succeeded: ")
         assert "conditions" not in page.out
 
@@ -224,7 +224,7 @@ def test_who_may_not_read_is_told_in_the_api_servers_words(
     for command in ("status", "watch", "logs"):
         said = user.now(command, "topics")
         assert said.status == 77
-        assert said.err.startswith("finetune: the cluster refuses: finetunejobs.finetune.dev ")
+        assert said.err.startswith("finetune: the cluster rejected the request: finetunejobs.finetune.dev ")
         assert 'nobody" cannot get resource "finetunejobs" in API group "finetune.dev" in the namespace' in said.err
         assert len(said.err.splitlines()) == 1
 
@@ -234,7 +234,7 @@ def test_an_expired_token_is_asked_for_again_and_then_told(user: User, tmp_path:
     content["users"][0]["user"] = {"token": "expired"}
     user.kubeconfig = write_kubeconfig(tmp_path / "expired", content)
     said = user.now("status", "topics")
-    assert (said.status, said.err) == (77, "finetune: the cluster refuses: Unauthorized\n")
+    assert (said.status, said.err) == (77, "finetune: the cluster rejected the request: Unauthorized\n")
 
 
 def test_a_cluster_that_is_none_is_told(user: User, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_cluster_that_is_none_is_told(user: User, tmp_path: Path) -> None:
     for command in ("status", "watch", "logs"):
         said = user.now(command, "topics")
         assert said.status == 69
-        assert said.err.startswith("finetune: the cluster does not answer: GET /apis/finetune.dev/")
+        assert said.err.startswith("finetune: the cluster is unreachable: GET /apis/finetune.dev/")
 
 
 def test_an_api_server_without_the_kind_is_told_from_one_without_the_job(admin: Path, namespace: str) -> None:
@@ -320,7 +320,7 @@ def test_logs_of_all_ranks_come_in_the_order_of_time(user: User, kubectl: Kubect
     assert words_of(user.now("logs", "talks", "--rank", "1")) == ["second", "fourth"]
     missing = user.now("logs", "talks", "--attempt", "2")
     assert (missing.status, missing.out) == (1, "")
-    assert "talks has no such pods now; `finetune status talks` has what is known" in missing.err
+    assert "talks has no such pods; run `finetune status talks` for its status" in missing.err
 
 
 @pytest.mark.usefixtures("only_real_nodes")

@@ -36,9 +36,9 @@ class KillableStore:
     def start(self) -> None:
         self.kill()
         self._process = seaweed.spawn(self._folder, self._ports)
-        self._watcher = seaweed.watch(self._process.pid)
+        self._watcher = seaweed.start_watcher(self._process.pid)
         deadline = time.monotonic() + 60
-        while not self.access.answers():
+        while not self.access.is_reachable():
             assert time.monotonic() < deadline, seaweed.log_tail(self._folder)
             time.sleep(0.03)
         self.access.create_bucket(BUCKET)
@@ -46,7 +46,7 @@ class KillableStore:
     def kill(self) -> None:
         """Send SIGKILL to the server, if it is running."""
         if self._watcher is not None:
-            seaweed.dismiss(self._watcher)
+            seaweed.stop_watcher(self._watcher)
             self._watcher = None
         if self._process is not None:
             self._process.kill()

@@ -1,1 +1,1 @@
-"""Jobs in a cluster: connection, watches, logs."""
+"""Read jobs and logs in a cluster."""

@@ -1,6 +1,6 @@
-"""FineTuneJobs of a cluster, as far as the user's own kubeconfig allows to see them. Only reads.
+"""Read FineTuneJobs and their children in a cluster, with the permissions of the user's kubeconfig.
 
-What goes wrong becomes a CommandError on the way out; `cluster_errors` has the words.
+`cluster_jobs` converts errors to CommandError.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from finetune_operator.errors import ApiError, ApiUnreachableError
 from finetune_operator.manifests import Manifest
 
 from ..exit_status import USAGE, CommandError
-from .errors import is_unknown_kind, missing_job, no_connection, refused
+from .errors import command_error, is_unknown_kind, missing_job, no_connection
 
-if TYPE_CHECKING:  # the client takes a second to import
+if TYPE_CHECKING:  # importing the client takes a second
     from finetune_operator.clusters.api_server import ApiServer
 
 _MAX_LOG_BYTES = 64 * 2**20
-"""Of one answer. Kubelets begin a new file after 10 MiB and show only the last one: what is longer is a flood."""
+"""Maximum size of one response. By default, kubelets rotate logs at 10 MiB and return the current file only."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 Answer = TypeVar("Answer")
@@ -34,19 +34,19 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class ClusterAccess:
-    """What the user has said about the cluster. Absent: what the kubeconfig says."""
+    """The user's options for the cluster. Absent options default to the kubeconfig."""
 
     namespace: str | None = None
     context: str | None = None
     kubeconfig: Path | None = None
 
     @property
-    def is_asked_for(self) -> bool:
-        """A cluster is meant, whatever the work folder holds."""
+    def is_requested(self) -> bool:
+        """Whether the user requested a cluster, regardless of local runs."""
         return (self.namespace, self.context, self.kubeconfig) != (None, None, None)
 
-    def is_there(self, environ: Mapping[str, str] = os.environ) -> bool:
-        """Whether anything may lead to a cluster: a kubeconfig file, or the account of the pod that this runs in."""
+    def is_configured(self, environ: Mapping[str, str] = os.environ) -> bool:
+        """Whether there is a kubeconfig file or the service account of a pod."""
         if self.kubeconfig is not None:
             return self.kubeconfig.is_file()
         named = environ.get("KUBECONFIG") or "~/.kube/config"
@@ -56,7 +56,7 @@ class ClusterAccess:
 
 
 class ClusterJobs:
-    """The FineTuneJobs of one namespace. Made by `cluster_jobs`."""
+    """The FineTuneJobs of one namespace. Created by `cluster_jobs`."""
 
     def __init__(self, access: ClusterAccess, server: "ApiServer", servers: AsyncExitStack) -> None:
         self._access, self._server, self._servers = access, server, servers
@@ -65,7 +65,7 @@ class ClusterJobs:
         self.where = f"context {server.context}" if server.context else "the cluster of this pod"
 
     async def get(self, name: str) -> Manifest:
-        """The FineTuneJob. Raises MissingJobError with those that the user may have meant."""
+        """Return the FineTuneJob. Raises MissingJobError, which suggests similar names."""
         path = self._path(constants.API_VERSION, constants.PLURAL)
         _check_name(name)
         try:
@@ -76,12 +76,12 @@ class ClusterJobs:
         try:
             items = (await self._object(path))["items"]
         except ApiError:
-            items = []  # may read one, but not list all
+            items = []  # the user may get a FineTuneJob but not list them
         known = sorted(item["metadata"]["name"] for item in items)
         raise missing_job(name, known, namespace=self.namespace, where=self.where)
 
     async def events(self, job: Manifest) -> list[Manifest] | None:
-        """Events on the job; None where the user may not read them."""
+        """Return the Events of the job, or None if the user may not read them."""
         wanted = {
             "involvedObject.kind": constants.KIND,
             "involvedObject.name": job["metadata"]["name"],
@@ -97,11 +97,11 @@ class ClusterJobs:
         return items
 
     async def pods(self, name: str) -> list[Manifest]:
-        """Pods of a job, of all its runs."""
+        """Return the pods of all runs of a job."""
         return await self._children("pods", name)
 
     async def storage(self, name: str) -> StorageSettings | None:
-        """Where the newest pods of a job were told that object storage is; None where nothing tells that any more."""
+        """Return the storage settings in the newest ConfigMap of a job, or None if it is missing or unreadable."""
         try:
             found = await self._children("configmaps", name)
         except ApiError as error:
@@ -114,7 +114,7 @@ class ClusterJobs:
         return StorageSettings.model_validate(json.loads(newest["data"][constants.CONFIG_KEY])["storage"])
 
     async def log(self, pod: str, *, since: str = "") -> str:
-        """What the trainer in a pod has said, each line with the time at which it did; `since`: RFC 3339."""
+        """Return the log of the trainer container, each line with its timestamp. `since` is in RFC 3339."""
         query = {
             "container": constants.TRAINER_CONTAINER,
             "timestamps": "true",
@@ -125,7 +125,7 @@ class ClusterJobs:
         return await self._ask(lambda server: server.text(path, **query))
 
     async def _children(self, plural: str, name: str) -> list[Manifest]:
-        """Of a kind of the core group, what carries the job's label."""
+        """Return objects of a core kind with the label of the job."""
         selector = f"{constants.LABEL_JOB}={name}"
         items: list[Manifest] = (await self._object(self._path("v1", plural), labelSelector=selector))["items"]
         return items
@@ -139,7 +139,10 @@ class ClusterJobs:
         return await self._ask(lambda server: server.request("GET", path, None, **query))
 
     async def _ask(self, call: "Callable[[ApiServer], Awaitable[Answer]]") -> Answer:
-        """Once more with a new token where the old one has expired: those of cloud providers last for minutes."""
+        """Call the API server, and once more with a new token if the old one has expired.
+
+        Tokens of cloud providers are valid for minutes only.
+        """
         server = self._server
         try:
             return await call(server)
@@ -154,18 +157,18 @@ class ClusterJobs:
 
 @asynccontextmanager
 async def cluster_jobs(access: ClusterAccess) -> AsyncIterator[ClusterJobs]:
-    """A connection. Raises CommandError for all that goes wrong, also within the block."""
+    """Connect to a cluster. Raises CommandError for API errors, also for those within the block."""
     if access.namespace is not None:
         _check_name(access.namespace)
     async with AsyncExitStack() as servers:
         try:
             yield ClusterJobs(access, await _connect(access, servers), servers)
         except (ApiError, ApiUnreachableError) as error:
-            raise refused(error) from None
+            raise command_error(error) from None
 
 
 async def _connect(access: ClusterAccess, servers: AsyncExitStack) -> "ApiServer":
-    if not access.is_there():
+    if not access.is_configured():
         raise no_connection(f"{access.kubeconfig}: no such file" if access.kubeconfig else "there is no kubeconfig")
     from kubernetes.aio.config import ConfigException
     from yaml import YAMLError
@@ -176,12 +179,12 @@ async def _connect(access: ClusterAccess, servers: AsyncExitStack) -> "ApiServer
         server = await ApiServer.connect(access.kubeconfig, context=access.context)
     except (ConfigException, YAMLError, OSError) as error:
         raise no_connection(" ".join(str(error).split())) from None
-    except (TypeError, AttributeError):  # YAML, but of another shape
-        raise no_connection("the kubeconfig is not one") from None
+    except (TypeError, AttributeError):  # YAML of another structure
+        raise no_connection("the kubeconfig is invalid") from None
     servers.push_async_callback(server.close)
     return server
 
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise CommandError(f"{name!r} cannot be a name in a cluster: a-z, 0-9, '-' and '.'", USAGE)
+        raise CommandError(f"{name!r} must be a Kubernetes name: a-z, 0-9, '-' and '.'", USAGE)

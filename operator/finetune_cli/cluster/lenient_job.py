@@ -1,4 +1,4 @@
-"""An object as it was read -> a job that can be shown, whatever its spec. Pure."""
+"""Convert a stored object to a job that can be shown, even if its spec is invalid. Pure."""
 
 from pydantic import ValidationError
 
@@ -10,9 +10,10 @@ from ..exit_status import CommandError
 
 
 def lenient_job(manifest: Manifest) -> FineTuneJob:
-    """The job, its spec not judged: `suspend` and `restart` are all that is there of it.
+    """Return the job without validating its spec. Of the spec, only `suspend` and `restart` are set.
 
-    The operator has judged it already, and its status says how; an object that it refuses has to be shown too.
+    The operator validates specs and reports the result in status, so invalid objects must be shown too. Raises
+    CommandError if metadata, status or `restart` cannot be parsed.
     """
     spec = manifest.get("spec", {})
     try:
@@ -28,15 +29,16 @@ def lenient_job(manifest: Manifest) -> FineTuneJob:
         where = ".".join(map(str, first["loc"]))
         name = manifest["metadata"]["name"]
         raise CommandError(
-            f"{name} cannot be shown ({where}: {first['msg']}); is the operator newer than this command? -o json works"
+            f"{name} cannot be shown ({where}: {first['msg']}); "
+            "if the operator is newer than this command, upgrade the command or use `-o json`"
         ) from None
 
 
-def is_seen(job: FineTuneJob) -> bool:
-    """The operator's status speaks of the spec as it is now."""
+def is_observed(job: FineTuneJob) -> bool:
+    """Whether the status refers to the current spec."""
     return job.status.observed_generation == job.metadata.generation
 
 
 def is_settled(job: FineTuneJob) -> bool:
-    """The phase is terminal, and the operator has seen the last change of the spec."""
-    return job.status.phase.is_terminal and is_seen(job)
+    """Whether the phase is terminal and the operator has observed the last change of the spec."""
+    return job.status.phase.is_terminal and is_observed(job)

@@ -1,7 +1,7 @@
-"""`finetune logs` of a job in a cluster: the pods of an attempt, asked through the API server.
+"""`finetune logs` for a job in a cluster.
 
-Following asks again and again instead of holding a stream for each pod: what several pods say stays in the order of
-time, and a connection that breaks costs nothing.
+Following polls the API server instead of opening one stream per pod: lines of several pods stay in order of time, and
+a broken connection loses nothing.
 """
 
 import asyncio
@@ -16,59 +16,59 @@ from finetune_operator.errors import ApiError
 
 from ..exit_status import CommandError
 from ..log_lines import LogEntry, by_time, of_newest_run
-from ..terminal import say
+from ..terminal import echo
 from .jobs import ClusterJobs
 from .lenient_job import is_settled, lenient_job
-from .pod_logs import Mark, PodLog, missing_attempts, new_entries, pod_logs
+from .pod_logs import PodLog, ReadPosition, missing_attempts, new_entries, pod_logs
 from .retry import Pause, Retry
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _PODS_PER_SECOND = 32
-"""Every pod is one request, which the API server passes on to the pod's node."""
+"""One request per pod, which the API server forwards to the node of the pod."""
 _PODS_AT_ONCE = 32
 
 
 @dataclass
 class ClusterLogs:
-    """What the workers of a job log. `stage` and `attempt`: of these only; absent: the whole run."""
+    """Logs of the workers of a job, optionally of one stage or attempt only."""
 
     jobs: ClusterJobs
     name: str
     stage: Stage | None
     attempt: int | None
-    _marks: dict[str, Mark] = field(default_factory=dict)
-    _whole: set[str] = field(default_factory=set)
-    """Pods that have ended and are read to their end."""
-    _told: set[str] = field(default_factory=set)
+    _positions: dict[str, ReadPosition] = field(default_factory=dict)
+    _fully_read: set[str] = field(default_factory=set)
+    """Pods that have ended and whose logs were read completely."""
+    _reported: set[str] = field(default_factory=set)
 
     async def now(self) -> list[LogEntry]:
-        """What the newest run has logged so far. Raises CommandError if no pod of it is there."""
-        job, logs = await self._look()
+        """Return the logs of the newest run so far. Raises CommandError if it has no pods."""
+        job, logs = await self._poll()
         wanted = self._wanted(of_newest_run(logs))
         entries = await self._read(wanted)
-        self._tell_missing(job, wanted)
+        self._report_missing(job, wanted)
         if not wanted:
-            raise CommandError(f"{self.name} has no such pods now; `finetune status {self.name}` has what is known")
+            raise CommandError(f"{self.name} has no such pods; run `finetune status {self.name}` for its status")
         return entries
 
     async def follow(self, pause: Pause = asyncio.sleep) -> AsyncIterator[list[LogEntry]]:
-        """The newest run from its beginning, and what comes, until the job is over."""
+        """Yield the logs of the newest run, and of later ones, until the job has ended."""
         retry = Retry(_note, pause=pause)
         first: int | None = None
         while True:
-            job, logs = await retry.call(self._look)
+            job, logs = await retry.call(self._poll)
             if logs and first is None:
                 first = of_newest_run(logs)[0].run
             wanted = [log for log in self._wanted(logs) if first is not None and log.run >= first]
-            unread = [log for log in wanted if log.pod not in self._whole]
+            unread = [log for log in wanted if log.pod not in self._fully_read]
             yield await self._read(unread)
             if is_settled(job):
-                self._tell_missing(job, wanted)
+                self._report_missing(job, wanted)
                 return
-            await pause(max(_LOOK_SECONDS, len(unread) / _PODS_PER_SECOND))
+            await pause(max(_POLL_SECONDS, len(unread) / _PODS_PER_SECOND))
 
-    async def _look(self) -> tuple[FineTuneJob, list[PodLog]]:
-        """The job first: pods of one that is over say nothing new."""
+    async def _poll(self) -> tuple[FineTuneJob, list[PodLog]]:
+        """Read the job before the pods, so that the pods of an ended job are complete."""
         job = lenient_job(await self.jobs.get(self.name))
         return job, pod_logs(await self.jobs.pods(self.name))
 
@@ -76,7 +76,7 @@ class ClusterLogs:
         return [log for log in logs if self.stage in (None, log.stage) and self.attempt in (None, log.attempt)]
 
     async def _read(self, logs: list[PodLog]) -> list[LogEntry]:
-        """What is new in these, in the order of time."""
+        """Return new entries sorted by time."""
         limit = asyncio.Semaphore(_PODS_AT_ONCE)
 
         async def read(log: PodLog) -> list[LogEntry]:
@@ -87,42 +87,42 @@ class ClusterLogs:
         return by_time(entry for entries in found for entry in entries)
 
     async def _read_one(self, log: PodLog) -> list[LogEntry]:
-        if log.waits:
-            self._tell_once(f"{log.pod} has not started: {log.waits}")
+        if log.waiting_reason:
+            self._report_once(f"{log.pod} has not started: {log.waiting_reason}")
             return []
-        mark = self._marks.get(log.pod, Mark())
+        position = self._positions.get(log.pod, ReadPosition())
         try:
-            text = await self.jobs.log(log.pod, since=mark.stamp)
+            text = await self.jobs.log(log.pod, since=position.stamp)
         except ApiError as error:
-            # 400: starting just now; 404: gone meanwhile; 5xx: its node does not answer.
+            # 400: the container is starting; 404: the pod was deleted; 5xx: its node is unreachable.
             if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
                 raise
-            self._tell_once(f"{log.pod}: {error}")
+            self._report_once(f"{log.pod}: {error}")
             if error.is_missing and log.has_ended:
-                self._whole.add(log.pod)
+                self._fully_read.add(log.pod)
             return []
-        entries, self._marks[log.pod] = new_entries(log, text, mark)
+        entries, self._positions[log.pod] = new_entries(log, text, position)
         if log.has_ended:
-            self._whole.add(log.pod)
+            self._fully_read.add(log.pod)
         return entries
 
-    def _tell_missing(self, job: FineTuneJob, wanted: list[PodLog]) -> None:
+    def _report_missing(self, job: FineTuneJob, wanted: list[PodLog]) -> None:
         gone = missing_attempts(
             job.status.run.attempts, job.status.run.number, wanted, stage=self.stage, number=self.attempt
         )
         if gone:
             names = ", ".join(f"{entry.stage} attempt {entry.number}" for entry in gone)
-            self._tell_once(
+            self._report_once(
                 f"the pods of {names} were deleted, with their logs; "
-                f"`finetune status {self.name}` has the last lines of what failed"
+                f"run `finetune status {self.name}` for the last lines of a failure"
             )
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _report_once(self, text: str) -> None:
+        if text not in self._reported:
+            self._reported.add(text)
             _note(text)
 
 
 def _note(text: str) -> None:
-    """Beside the log, not in it."""
-    say(f"finetune: {text}", file=sys.stderr)
+    """Print to standard error, so that standard output contains only logs."""
+    echo(f"finetune: {text}", file=sys.stderr)

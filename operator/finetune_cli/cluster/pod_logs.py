@@ -1,7 +1,7 @@
-"""Logs of pods as the API server gives them -> entries. Pure.
+"""Parse logs of pods from the API server. Pure.
 
-Every line comes with the time at which the kubelet took it. Lines without a time of their own are placed by it, and
-who asks again knows by it what he has seen already.
+Each line has the timestamp of the kubelet. It is the time of lines without their own time, and the position from which
+the next request continues.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from finetune_operator.manifests import Manifest
 
 from ..log_lines import LogEntry, LogSource, parse_line
 
-_OVER = frozenset({"Succeeded", "Failed"})
+_ENDED_PHASES = frozenset({"Succeeded", "Failed"})
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,22 @@ class PodLog(LogSource):
 
     pod: str
     has_ended: bool
-    waits: str = ""
-    """Why it has not begun. Empty: it has."""
+    waiting_reason: str = ""
+    """Why the container has not started. Empty if it has."""
 
 
 @dataclass(frozen=True)
-class Mark:
-    """How far a log has been read."""
+class ReadPosition:
+    """The position up to which a log has been read."""
 
     stamp: str = ""
-    """Time of the last line, as the API server wrote it."""
+    """Timestamp of the last line, in the format of the API server."""
     seen: int = 0
-    """Lines read that have this time."""
+    """Number of lines read with this timestamp."""
 
 
 def pod_logs(pods: Iterable[Manifest]) -> list[PodLog]:
-    """The trainer pods among them, oldest attempt first."""
+    """Return the logs of the trainer pods, oldest attempt first."""
     found = []
     for pod in pods:
         labels, annotations = (pod["metadata"].get(field) or {} for field in ("labels", "annotations"))
@@ -50,37 +50,40 @@ def pod_logs(pods: Iterable[Manifest]) -> list[PodLog]:
                 attempt=int(labels[constants.LABEL_ATTEMPT]),
                 index=int(annotations[constants.COMPLETION_INDEX]),
                 pod=pod["metadata"]["name"],
-                has_ended=pod.get("status", {}).get("phase") in _OVER,
-                waits=_waits(pod.get("status", {})),
+                has_ended=pod.get("status", {}).get("phase") in _ENDED_PHASES,
+                waiting_reason=_waiting_reason(pod.get("status", {})),
             )
         except (KeyError, ValueError):
-            continue  # somebody else's, with our label
+            continue  # not a trainer pod, although it has the label
         found.append(log)
     return sorted(found, key=lambda log: (log.attempt_order, log.index))
 
 
-def new_entries(source: PodLog, text: str, mark: Mark) -> tuple[list[LogEntry], Mark]:
-    """Entries after the mark, and the new mark. A last line without an end is left for later while the pod runs."""
-    # Not splitlines(): it ends lines at separators such as U+2028 too, and a pod could forge the kubelet's time.
+def new_entries(source: PodLog, text: str, position: ReadPosition) -> tuple[list[LogEntry], ReadPosition]:
+    """Return the entries after a position, and the new position.
+
+    While the pod is running, a last line without a newline is left for the next call.
+    """
+    # Not splitlines(), which also splits at separators such as U+2028: a pod could forge timestamps with them.
     lines = (text if source.has_ended else text.rpartition("\n")[0]).split("\n")
     entries: list[LogEntry] = []
-    skip, last = mark.seen, mark
+    skip, last = position.seen, position
     for line in filter(None, lines):
-        stamp, _, said = line.partition(" ")
-        if stamp < mark.stamp:
+        stamp, _, text_of_line = line.partition(" ")
+        if stamp < position.stamp:
             continue
-        if stamp == mark.stamp and skip:
+        if stamp == position.stamp and skip:
             skip -= 1
             continue
-        last = Mark(stamp, last.seen + 1 if stamp == last.stamp else 1)
-        entries += parse_line(source, said, last_time=_utc(stamp))
+        last = ReadPosition(stamp, last.seen + 1 if stamp == last.stamp else 1)
+        entries += parse_line(source, text_of_line, last_time=_utc(stamp))
     return entries, last
 
 
 def missing_attempts(
     attempts: Iterable[AttemptStatus], run: int, found: list[PodLog], *, stage: Stage | None, number: int | None
 ) -> list[AttemptStatus]:
-    """The attempts that were asked for, that status knows and whose pods are gone."""
+    """Return the requested attempts that are in status but have no pods."""
     there = {(log.run, log.stage, log.attempt) for log in found}
     return [
         entry
@@ -91,7 +94,7 @@ def missing_attempts(
     ]
 
 
-def _waits(status: Manifest) -> str:
+def _waiting_reason(status: Manifest) -> str:
     if status.get("phase", "Pending") != "Pending":
         return ""
     states = (entry.get("state", {}).get("waiting", {}) for entry in status.get("containerStatuses") or [])
@@ -101,7 +104,7 @@ def _waits(status: Manifest) -> str:
 
 
 def _utc(stamp: str) -> str:
-    """As the trainer writes times: kubelets use the zone of their node."""
+    """Convert to UTC, like times of the trainer. Kubelets use the time zone of their node."""
     try:
         return datetime.fromisoformat(stamp).astimezone(UTC).isoformat(timespec="milliseconds")
     except ValueError:

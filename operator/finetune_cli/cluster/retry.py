@@ -1,4 +1,4 @@
-"""Retries of calls to a cluster that does not answer for a while, such as after a laptop slept or during an upgrade."""
+"""Retry requests while a cluster is temporarily unreachable, for example during an upgrade."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from typing import TypeVar
 from finetune_api.backoff import backoff_seconds
 from finetune_operator.errors import ApiError, ApiUnreachableError
 
-from .errors import is_passing, refused
+from .errors import command_error, is_transient
 
 _FIRST_PAUSE_SECONDS = 1.0
 _MAX_PAUSE_SECONDS = 8.0
@@ -25,10 +25,10 @@ class Retry:
         self._has_answered = False
 
     async def call(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The answer to `request`.
+        """Return the result of `request`.
 
-        Raises ApiError and ApiUnreachableError: a permanent refusal at once, and any error before the first answer,
-        because an address that never answered is more likely wrong than busy.
+        Raises ApiError and ApiUnreachableError. Permanent errors are not retried, and neither are errors before the
+        first success, because an address that has never answered is probably wrong.
         """
         started, tries = time.monotonic(), 0
         while True:
@@ -37,13 +37,13 @@ class Retry:
                 break
             except (ApiError, ApiUnreachableError) as error:
                 waited = time.monotonic() - started
-                if not self._has_answered or not is_passing(error) or waited > self._seconds:
+                if not self._has_answered or not is_transient(error) or waited > self._seconds:
                     raise
                 if tries == 0:
-                    self._report(f"{refused(error)}; retrying")
+                    self._report(f"{command_error(error)}; retrying")
             await self._pause(backoff_seconds(tries, _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS))
             tries += 1
         if tries:
-            self._report("the cluster answers again")
+            self._report("the cluster is reachable again")
         self._has_answered = True
         return answer

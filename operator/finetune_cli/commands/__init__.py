@@ -1,1 +1,1 @@
-"""The commands: arguments in, words and an exit status out. What they do is done elsewhere."""
+"""The commands: they parse arguments, print results and set the exit status. The work is done in other modules."""

@@ -1,4 +1,4 @@
-"""`finetune logs`: logs of the workers of a run."""
+"""`finetune logs`."""
 
 from collections.abc import Iterable
 from typing import Annotated
@@ -10,16 +10,16 @@ from finetune_api.constants import Stage
 from .. import event_loop
 from ..cluster.jobs import ClusterAccess
 from ..cluster.logs import ClusterLogs
+from ..job_sources import JobSources
 from ..local import logs as local_logs
 from ..local.state import LogFile
 from ..log_lines import LogEntry, is_of_rank
-from ..places import Places
-from ..terminal import say
+from ..terminal import echo
 from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WorkDir
 
 
 def logs(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; by default the latest local one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; defaults to the latest local one.")] = None,
     *,
     attempt: Annotated[int | None, typer.Option(metavar="N", help="Only this attempt of each stage.")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Only this stage.")] = None,
@@ -32,19 +32,19 @@ def logs(
 ) -> None:
     """Print the logs of the workers.
 
-    That is all stages and attempts of the newest run, by time.
+    Prints all stages and attempts of the newest run, sorted by time.
 
-    A local run of that name wins; without one, or with --namespace, --context or --kubeconfig, it is the job of a
-    cluster: its pods, as long as they are there.
+    A local run takes precedence. If there is none, or with --namespace, --context or --kubeconfig, the job is read
+    from a cluster. Logs in a cluster are available until their pods are deleted.
 
-    Exit status: 0 printed, 1 no such log, 66 no such job, 69 cluster unreachable, 77 not permitted, 78 no
+    Exit status: 0 success, 1 no such log, 66 no such job, 69 cluster unreachable, 77 access denied, 78 no
     kubeconfig, context or CRD.
     """
-    places = Places(work_dir, ClusterAccess(namespace, context, kubeconfig))
-    local = places.local(name)
+    sources = JobSources(work_dir, ClusterAccess(namespace, context, kubeconfig))
+    local = sources.local(name)
     if local is None:
-        assert name is not None, "without a name a local run is meant"
-        event_loop.run(_from_cluster(places, name, stage, attempt, rank, follow=follow))
+        assert name is not None, "local() raises an error for a cluster without a name"
+        event_loop.run(_from_cluster(sources, name, stage, attempt, rank, follow=follow))
         return
 
     def wanted(log: LogFile) -> bool:
@@ -54,18 +54,18 @@ def logs(
 
 
 async def _from_cluster(
-    places: Places, name: str, stage: Stage | None, attempt: int | None, rank: int | None, *, follow: bool
+    sources: JobSources, name: str, stage: Stage | None, attempt: int | None, rank: int | None, *, follow: bool
 ) -> None:
-    async with places.cluster(name) as jobs:
-        said = ClusterLogs(jobs, name, stage, attempt)
+    async with sources.cluster(name) as jobs:
+        cluster_logs = ClusterLogs(jobs, name, stage, attempt)
         if not follow:
-            _print(await said.now(), rank)
+            _print(await cluster_logs.now(), rank)
             return
-        async for entries in said.follow():
+        async for entries in cluster_logs.follow():
             _print(entries, rank)
 
 
 def _print(entries: Iterable[LogEntry], rank: int | None) -> None:
     for entry in entries:
         if is_of_rank(entry, rank):
-            say(entry.readable())
+            echo(entry.readable())

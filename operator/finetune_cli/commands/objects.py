@@ -1,4 +1,4 @@
-"""`finetune validate`, `render`, `crd` and `version`: what can be said without running anything."""
+"""`finetune validate`, `render`, `crd` and `version`: commands that run nothing."""
 
 import platform
 import sys
@@ -14,16 +14,16 @@ from finetune_operator.yaml_text import dump_all
 
 from ..exit_status import of_error
 from ..job_file import JobFile, JobFileError, read_job_file
-from ..terminal import say
+from ..terminal import echo
 from .options import JobFiles, JobPath
 
 _DISTRIBUTION = "finetune-operator"
 
 
 def validate(files: JobFiles) -> None:
-    """Check job files: all mistakes at once, each with its line.
+    """Check job files and print all mistakes, each with its line.
 
-    Exit status: 0 all valid, 65 a job is invalid, 66 a file is missing.
+    Exit status: 0 all are valid, 65 a job is invalid, 66 a file is missing.
     """
     worst = 0
     for path in files:
@@ -31,17 +31,17 @@ def validate(files: JobFiles) -> None:
             job_file = read_job_file(path)
             job_file.check(local=True)
         except JobFileError as error:
-            say(error, file=sys.stderr)
+            echo(error, file=sys.stderr)
             worst = max(worst, of_error(error))
             continue
-        say(f"{path}: valid")
+        echo(f"{path}: valid")
         notes = (_note(job_file, local=False), _note(job_file, local=True, for_run=True))
-        say("".join(notes), end="")
+        echo("".join(notes), end="")
     raise typer.Exit(worst)
 
 
 def _note(job_file: JobFile, *, local: bool, for_run: bool = False) -> str:
-    """What keeps a valid job from a cluster, or from `finetune run`."""
+    """Return notes on why a valid job does not work in a cluster, or with `finetune run`."""
     try:
         job_file.check(local=local, for_run=for_run)
     except JobFileError as error:
@@ -50,20 +50,20 @@ def _note(job_file: JobFile, *, local: bool, for_run: bool = False) -> str:
 
 
 def render(job: JobPath) -> None:
-    """Print exactly the manifests that a cluster would get."""
+    """Print the manifests that the operator would create."""
     checked = read_job_file(job).check(local=False)
-    say(dump_all(render_all(checked, OperatorSettings())), end="")
+    echo(dump_all(render_all(checked, OperatorSettings())), end="")
 
 
 def crd() -> None:
     """Print the CustomResourceDefinition of FineTuneJob."""
-    say(dump_all([crd_manifest()]), end="")
+    echo(dump_all([crd_manifest()]), end="")
 
 
 def show_version() -> None:
-    """Print the versions of this command and of the API it speaks."""
+    """Print the versions of this command, its API and Python."""
     try:
         own = version(_DISTRIBUTION)
     except PackageNotFoundError:
         own = "(not installed)"
-    say(f"{_DISTRIBUTION} {own}, {API_VERSION}, Python {platform.python_version()}")
+    echo(f"{_DISTRIBUTION} {own}, {API_VERSION}, Python {platform.python_version()}")

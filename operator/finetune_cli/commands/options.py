@@ -1,12 +1,12 @@
-"""Options that several commands share."""
+"""Options that several commands use."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..display import Watch
-from ..places import DEFAULT_WORK_DIR
+from ..display import DisplayMode
+from ..job_sources import DEFAULT_WORK_DIR
 
 __all__ = [
     "DEFAULT_WORK_DIR",
@@ -29,7 +29,7 @@ Endpoint = Annotated[
     typer.Option(
         "--endpoint",
         metavar="URL",
-        help="External S3 endpoint instead of the embedded server, with credentials from AWS_* variables.",
+        help="External S3 endpoint instead of the embedded server; credentials are read from AWS_* variables.",
     ),
 ]
 JobFiles = Annotated[list[Path], typer.Argument(metavar="FILE", help="Job files.", show_default=False)]
@@ -37,16 +37,18 @@ JobPath = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="Job file.", s
 
 Namespace = Annotated[
     str | None,
-    typer.Option("--namespace", "-n", metavar="NS", help="In a cluster, in this namespace; else that of the context."),
+    typer.Option("--namespace", "-n", metavar="NS", help="Use a cluster: namespace; defaults to that of the context."),
 ]
 Context = Annotated[
-    str | None, typer.Option("--context", metavar="NAME", help="In a cluster: context of the kubeconfig.")
+    str | None, typer.Option("--context", metavar="NAME", help="Use a cluster: context of the kubeconfig.")
 ]
 Kubeconfig = Annotated[
     Path | None,
-    typer.Option("--kubeconfig", metavar="FILE", help="In a cluster: instead of KUBECONFIG and ~/.kube/config."),
+    typer.Option(
+        "--kubeconfig", metavar="FILE", help="Use a cluster: kubeconfig instead of KUBECONFIG and ~/.kube/config."
+    ),
 ]
 WatchMode = Annotated[
-    Watch | None,
-    typer.Option("--watch", help="How to show it; rich on a terminal, plain elsewhere.", show_default=False),
+    DisplayMode | None,
+    typer.Option("--watch", help="Output format; defaults to rich on a terminal, else to plain.", show_default=False),
 ]

@@ -14,14 +14,14 @@ def run(
     endpoint: Endpoint = None,
     watch: WatchMode = None,
 ) -> None:
-    """Run a job on this machine, with processes as workers.
+    """Run a job on this machine. Workers are local processes.
 
-    Object storage is an embedded server, or your own with --endpoint.
+    Objects are stored in an embedded S3 server, or in your own with --endpoint.
 
     Ctrl-C saves a checkpoint and stops; the same command resumes. A second Ctrl-C stops without saving.
 
     Exit status: 0 succeeded, 1 failed, 3 suspended, 65 invalid job or data, 66 file or model missing, 69 storage
-    unreachable, 77 access denied, 78 bad configuration, 130 stopped at once.
+    unreachable, 77 access denied, 78 bad configuration, 130 stopped without saving.
     """
     from ..local.runner import run_job
 

@@ -1,4 +1,4 @@
-"""`finetune runs`: what has run in a work folder."""
+"""`finetune runs`: list the runs in a work folder."""
 
 import time
 
@@ -7,25 +7,25 @@ from finetune_api.v1alpha1 import TASK_SUPPORT, CandidateName, Status
 from ..display.table import table_lines
 from ..display.text import duration, metric_name, metric_value
 from ..local.state import LocalJob, LocalState
-from ..terminal import say
+from ..terminal import echo
 from .options import DEFAULT_WORK_DIR, WorkDir
 
 _HEADINGS = ("NAME", "RUN", "PHASE", "STEP", "METRIC", "AGE")
 
 
 def runs(work_dir: WorkDir = DEFAULT_WORK_DIR) -> None:
-    """List the runs of a work folder, the latest first."""
+    """List the runs in a work folder, the latest first."""
     state = LocalState(work_dir)
     is_running = state.is_running
     rows = [row(job, is_running=is_running, now=time.time()) for job in state.jobs()]
     if not rows:
-        say(f"no runs in {work_dir}; start one with `finetune run JOB.yaml`")
+        echo(f"no runs in {work_dir}; start one with `finetune run JOB.yaml`")
         return
-    say("\n".join(table_lines(_HEADINGS, rows, gap=3)))
+    echo("\n".join(table_lines(_HEADINGS, rows, gap=3)))
 
 
 def row(job: LocalJob, *, is_running: bool, now: float) -> tuple[str, ...]:
-    """Name, run, phase, step, metric and age of a job; `is_running`: some process runs a job in its folder."""
+    """Return name, run, phase, step, metric and age of a job. `is_running`: a process runs a job in the work folder."""
     status = job.status
     phase = status.phase.value
     if not (status.phase.is_terminal or is_running):

@@ -14,63 +14,63 @@ from .. import event_loop
 from ..cluster.jobs import ClusterAccess
 from ..cluster.lenient_job import lenient_job
 from ..display.page import Page
-from ..places import JobPlace, Places
-from ..terminal import say
+from ..job_sources import JobSource, JobSources
+from ..terminal import echo
 from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WorkDir
 
 _WIDTHS = (80, 120)
-"""Narrower cannot be read in columns, wider not in lines."""
+"""Minimum and maximum width. Columns do not fit into less, and longer lines are hard to read."""
 
 
 class Output(StrEnum):
-    """What to print."""
+    """Output format."""
 
     PAGE = "page"
     JSON = "json"
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; by default the latest local one.")] = None,
-    output: Annotated[Output, typer.Option("--output", "-o", help="A page, or the object.")] = Output.PAGE,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; defaults to the latest local one.")] = None,
+    output: Annotated[Output, typer.Option("--output", "-o", help="Output format.")] = Output.PAGE,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Show a job on one page: progress, attempts, failure, results.
+    """Show progress, attempts, failure and results of a job.
 
-    A local run of that name wins; without one, or with --namespace, --context or --kubeconfig, it is the job of a
-    cluster.
+    A local run takes precedence. If there is none, or with --namespace, --context or --kubeconfig, the job is read
+    from a cluster.
 
-    Exit status: 0 shown, whatever the job's phase; 66 no such job, 69 cluster unreachable, 77 not permitted, 78 no
+    Exit status: 0 success, in any phase of the job, 66 no such job, 69 cluster unreachable, 77 access denied, 78 no
     kubeconfig, context or CRD.
     """
-    event_loop.run(_show(Places(work_dir, ClusterAccess(namespace, context, kubeconfig)), name, output))
+    event_loop.run(_show(JobSources(work_dir, ClusterAccess(namespace, context, kubeconfig)), name, output))
 
 
-async def _show(places: Places, name: str | None, output: Output) -> None:
-    async with places.open(name) as place:
-        manifest = await place.read()
+async def _show(sources: JobSources, name: str | None, output: Output) -> None:
+    async with sources.open(name) as source:
+        manifest = await source.read()
         if output is Output.JSON:
-            say(json.dumps(_readable(manifest), indent=2, ensure_ascii=False))
+            echo(json.dumps(_readable(manifest), indent=2, ensure_ascii=False))
             return
-        page = await _page(place, manifest)
-    say("\n".join(page.lines()))
+        page = await _page(source, manifest)
+    echo("\n".join(page.lines()))
 
 
-async def _page(place: JobPlace, manifest: Manifest) -> Page:
+async def _page(source: JobSource, manifest: Manifest) -> Page:
     columns = shutil.get_terminal_size().columns
     return Page(
         job=lenient_job(manifest),
-        where=place.where,
-        events=await place.events(),
+        where=source.where,
+        events=await source.events(),
         now=utc_now(),
         width=max(_WIDTHS[0], min(columns, _WIDTHS[1])),
-        is_left=place.is_left(),
+        is_interrupted=source.is_interrupted(),
     )
 
 
 def _readable(manifest: Manifest) -> Manifest:
-    """Return the object without managedFields, as kubectl prints it."""
+    """Return the object without managedFields, like kubectl."""
     metadata = {field: value for field, value in manifest["metadata"].items() if field != "managedFields"}
     return {**manifest, "metadata": metadata}

@@ -1,4 +1,4 @@
-"""`finetune store put|get|ls`: access to object storage without an S3 client."""
+"""`finetune store put|get|ls`."""
 
 import sys
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ import typer
 from ..display.text import size
 from ..exit_status import CommandError
 from ..local.storage import LocalStorage, shared_storage
-from ..terminal import say
+from ..terminal import echo
 from .options import DEFAULT_WORK_DIR, Endpoint, WorkDir
 
-if TYPE_CHECKING:  # boto3 comes with it: half a second that most commands need not spend
+if TYPE_CHECKING:  # imports boto3, which takes half a second
     from finetune_trainer.store import ObjectInfo
 
-app = typer.Typer(help="Copy files into and out of object storage, and list it.", no_args_is_help=True)
+app = typer.Typer(help="Upload, download and list objects in object storage.", no_args_is_help=True)
 
 Uri = Annotated[str, typer.Argument(metavar="s3://BUCKET/KEY", help="Address.", show_default=False)]
 
@@ -32,7 +32,7 @@ def put(
 ) -> None:
     """Upload a file or a folder.
 
-    In the embedded store the bucket is made if it is not there.
+    In the embedded store, the bucket is created if it does not exist.
     """
     from finetune_trainer.store import parse
 
@@ -44,11 +44,11 @@ def put(
         store = storage.connect()
         if path.is_dir():
             for uploaded in store.upload_folder(path, uri):
-                say(uploaded)
+                echo(uploaded)
             return
         target = _completed(uri, path.name)
         store.upload(path, target)
-        say(target)
+        echo(target)
 
 
 @app.command()
@@ -56,14 +56,14 @@ def get(
     uri: Uri,
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="File or folder; - is standard output.", show_default=False),
+        typer.Argument(metavar="[FILE]", help="File or folder; - for standard output.", show_default=False),
     ] = None,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
 ) -> None:
     """Download an object.
 
-    An address that ends with a slash is a folder: all that is in it comes.
+    An address that ends with a slash is a folder, which is downloaded recursively.
     """
     from finetune_trainer.store import parse
 
@@ -74,26 +74,26 @@ def get(
             sys.stdout.buffer.write(store.get(uri))
         elif uri.endswith("/"):
             for downloaded in store.download_folder(uri, path or Path(name)):
-                say(downloaded)
+                echo(downloaded)
         else:
             target = path / name if path and path.is_dir() else path or Path(name)
             store.download(uri, target)
-            say(target)
+            echo(target)
 
 
 @app.command()
 def ls(
     uri: Annotated[
         str | None,
-        typer.Argument(metavar="[s3://BUCKET/PREFIX]", help="Prefix to list; by default all buckets."),
+        typer.Argument(metavar="[s3://BUCKET/PREFIX]", help="Prefix to list; defaults to all buckets."),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Every object, also in folders.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="List all objects, also in folders.")] = False,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
 ) -> None:
     """List objects with size and time.
 
-    A folder is one line, with the sum of what is in it.
+    A folder is one line with the total size of its objects.
     """
     from finetune_trainer.store import parse
 
@@ -105,20 +105,20 @@ def ls(
             return
         rows = listing(uri, storage.connect().list(uri), recursive=recursive)
     if not rows:
-        raise CommandError(f"there is nothing under {uri}")
+        raise CommandError(f"there are no objects under {uri}")
     for row in rows:
-        say(row)
+        echo(row)
 
 
 def _list_buckets(storage: LocalStorage) -> None:
     if storage.embedded is None:
-        raise CommandError("which bucket? write `finetune store ls s3://BUCKET/`", 2)
+        raise CommandError("a bucket must be named with --endpoint; write `finetune store ls s3://BUCKET/`", 2)
     for bucket in storage.embedded.buckets():
-        say(f"s3://{bucket}/")
+        echo(f"s3://{bucket}/")
 
 
 def _completed(uri: str, name: str) -> str:
-    """An address that names a bucket or a folder gets the file's name."""
+    """Append the name of the file to the address of a bucket or folder."""
     from finetune_trainer.store import join, parse
 
     return join(uri, name) if uri.endswith("/") or not parse(uri).key else uri
@@ -137,7 +137,7 @@ class _Row:
 
 
 def listing(prefix: str, objects: Iterable["ObjectInfo"], *, recursive: bool) -> list[_Row]:
-    """Rows to print: objects, and folders one level below the prefix unless `recursive`."""
+    """Return rows to print: all objects if `recursive`, else objects and folders one level below the prefix."""
     from finetune_trainer.store import parse
 
     rows: dict[str, _Row] = {}

@@ -1,4 +1,4 @@
-"""Three ways to watch a run: for people, for logs, for programs. Views and words are pure; displays only write."""
+"""Displays of a run: on a terminal, as a log, and as JSON lines. Views and formatting are pure."""
 
 import sys
 from enum import StrEnum
@@ -6,30 +6,30 @@ from enum import StrEnum
 from .base import Display
 from .json_lines import JsonDisplay
 from .plain import PlainDisplay
-from .summary import RUN_AGAIN, WaysOn
+from .summary import RUN_AGAIN, NextSteps
 
-__all__ = ["Display", "JsonDisplay", "PlainDisplay", "Watch", "make_display"]
+__all__ = ["Display", "DisplayMode", "JsonDisplay", "PlainDisplay", "make_display"]
 
 
-class Watch(StrEnum):
-    """How a run is shown."""
+class DisplayMode(StrEnum):
+    """Value of `--watch`."""
 
     RICH = "rich"
     PLAIN = "plain"
     JSON = "json"
 
 
-def make_display(watch: Watch | None, *, ways: WaysOn = RUN_AGAIN) -> Display:
-    """The display asked for, on standard output; None and `rich` mean rich on a terminal and plain elsewhere.
+def make_display(watch: DisplayMode | None, *, next_steps: NextSteps = RUN_AGAIN) -> Display:
+    """Return a display on standard output. None and `rich` mean rich on a terminal and plain otherwise.
 
-    `ways` says how a job goes on that is suspended or has failed.
+    `next_steps` describes how to continue a suspended or failed job.
     """
-    if watch is Watch.JSON:
+    if watch is DisplayMode.JSON:
         return JsonDisplay()
-    if watch is Watch.PLAIN or not sys.stdout.isatty():
-        return PlainDisplay(ways=ways)
+    if watch is DisplayMode.PLAIN or not sys.stdout.isatty():
+        return PlainDisplay(next_steps=next_steps)
     from rich.console import Console
 
     from .live import LiveDisplay
 
-    return LiveDisplay(Console(), ways=ways)
+    return LiveDisplay(Console(), next_steps=next_steps)

@@ -1,4 +1,4 @@
-"""What every display can do."""
+"""The interface of displays."""
 
 from types import TracebackType
 from typing import Protocol, Self
@@ -11,10 +11,10 @@ class Display(Protocol):
     """Shows one run. Used as a context manager; `update` may be called several times a second."""
 
     def update(self, job: FineTuneJob, progress: Progress | None) -> None:
-        """The job as it stands, and what rank 0 of the running stage last answered."""
+        """Show the current job and the latest progress of rank 0 of the running stage."""
 
     def event(self, text: str) -> None:
-        """Something happened that the status does not say."""
+        """Show an event that is not in the status."""
 
     def finish(self, job: FineTuneJob) -> None:
         """Show the result of a run that has ended or is suspended."""

@@ -1,4 +1,4 @@
-"""Checkpoints as people and programs read them. Pure."""
+"""Format checkpoints as a table and as JSON. Pure."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,21 +9,21 @@ from finetune_api.v1alpha1 import Metric
 from .table import table_lines
 from .text import duration, metric_name, metric_value, seconds_since, size
 
-if TYPE_CHECKING:  # boto3 comes with it
+if TYPE_CHECKING:  # imports boto3, which takes half a second
     from finetune_trainer.checkpoint.archive import Entry, VerificationResult
 
 _HEADINGS = ("STEP", "ATTEMPT", "AGE", "SIZE", "WORLD", "ZERO", "BEST", "METRICS")
 
 
 def table(entries: "Sequence[Entry]", *, now: datetime, width: int) -> list[str]:
-    """A line for each, under headings; below, why those that cannot be read cannot."""
+    """Return headings, a line for each checkpoint, and the reasons why checkpoints cannot be read."""
     lines = table_lines(_HEADINGS, [_row(entry, now) for entry in entries])
     unread = [f"step {entry.step} of attempt {entry.attempt}: {entry.damage}" for entry in entries if entry.damage]
     return [*(_cut(line, width) for line in lines), *unread]
 
 
 def _cut(line: str, width: int) -> str:
-    """A figure that does not fit is left out whole: a part of one would be another one."""
+    """Cut a line after the last metric that fits, because a part of a number would be another number."""
     if len(line) <= width:
         return line
     whole, comma, _ = line[: width - 2].rpartition(", ")
@@ -53,7 +53,7 @@ def _figure(name: str, value: float) -> str:
 
 
 def as_json(entry: "Entry") -> dict[str, Any]:
-    """For programs: what `table` shows, in bytes and RFC 3339, and the manifest's address."""
+    """Return the columns of `table` with sizes in bytes and times in RFC 3339, and the address of the manifest."""
     found: dict[str, Any] = {"step": entry.step, "attempt": entry.attempt, "uri": entry.uri}
     manifest = entry.manifest
     if manifest is None:
@@ -70,14 +70,14 @@ def as_json(entry: "Entry") -> dict[str, Any]:
     }
 
 
-def verdict(checked: "VerificationResult") -> str:
-    """One line: whole, or what is damaged."""
+def verification_line(checked: "VerificationResult") -> str:
+    """Return one line: intact, or what is damaged."""
     entry = checked.entry
     name = f"step {entry.step} of attempt {entry.attempt}"
     if checked.is_gone:
-        return f"{name}: was removed meanwhile"
+        return f"{name}: was removed during the check"
     if checked.damages:
         more = f" (and {len(checked.damages) - 1} more)" if len(checked.damages) > 1 else ""
         return f"{name}: damaged: {checked.damages[0]}{more}"
     assert entry.manifest is not None
-    return f"{name}: whole, {checked.blobs} blobs, {size(entry.manifest.bytes)}"
+    return f"{name}: intact, {checked.blobs} blobs, {size(entry.manifest.bytes)}"

@@ -1,20 +1,20 @@
-"""What conditions say that a reader has to know. Pure."""
+"""Select what to show of conditions. Pure."""
 
 from collections.abc import Iterator
 
 from finetune_api.constants import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import Condition, FineTuneJob, Status
 
-_TELLING = {
+_PHASE_CONDITIONS = {
     Phase.PENDING: (ConditionType.READY, "False"),
     Phase.INVALID: (ConditionType.ACCEPTED, "False"),
     Phase.SUSPENDED: (ConditionType.SUSPENDED, "True"),
     Phase.SUSPENDING: (ConditionType.READY, "False"),
     Phase.FAILED: (ConditionType.FAILED, "True"),
 }
-"""The condition that has turned when the phase began."""
+"""For each phase, the condition and status whose transition time is the start of the phase."""
 
-_WRONG = {
+_PROBLEM_STATUS = {
     ConditionType.ACCEPTED: "False",
     ConditionType.READY: "False",
     ConditionType.STALLED: "True",
@@ -27,13 +27,13 @@ _WRONG = {
 
 
 def phase_since(status: Status) -> str | None:
-    """When the phase began, as far as status tells."""
+    """Return the start time of the current phase, or None if status does not contain it."""
     if status.phase in {Phase.SUCCEEDED, Phase.FAILED} and status.run.completion_time:
         return status.run.completion_time
-    if status.phase in _TELLING:
-        kind, value = _TELLING[status.phase]
-        turned = next((entry for entry in status.conditions if entry.type is kind and entry.status == value), None)
-        return turned.last_transition_time if turned else None
+    if status.phase in _PHASE_CONDITIONS:
+        kind, value = _PHASE_CONDITIONS[status.phase]
+        condition = next((entry for entry in status.conditions if entry.type is kind and entry.status == value), None)
+        return condition.last_transition_time if condition else None
     if not status.run.attempts:
         return status.run.start_time
     last = status.run.attempts[-1]
@@ -42,9 +42,9 @@ def phase_since(status: Status) -> str | None:
 
 
 def wrong_conditions(job: FineTuneJob) -> Iterator[tuple[str, str]]:
-    """Conditions that are not as they should be, and why; those with the same reason together.
+    """Yield the types and the reason of conditions that indicate a problem, grouped by reason and message.
 
-    What somebody wants is as it should be: a suspended job is not ready.
+    Conditions that the user has requested are left out, for example "not Ready" of a suspended job.
     """
     status = job.status
     grouped: dict[tuple[str, str], list[str]] = {}
@@ -52,13 +52,13 @@ def wrong_conditions(job: FineTuneJob) -> Iterator[tuple[str, str]]:
         if _is_wrong(entry) and not _is_wanted(entry, job):
             name = entry.type.value if entry.status == "True" else f"not {entry.type.value}"
             grouped.setdefault((entry.reason, entry.message), []).append(name)
-    # A message that says more stands for the same reason without one.
-    told = {reason for reason, message in grouped if message}
+    # If a reason occurs with and without a message, only the entry with the message is shown.
+    with_message = {reason for reason, message in grouped if message}
     cause = f": {status.run.failure.message}" if status.run.failure else ""
     for (reason, message), names in grouped.items():
-        if message or reason not in told:
-            said = message.removesuffix(cause) if cause else message
-            yield ", ".join(names), f"{reason}: {said}" if said else reason
+        if message or reason not in with_message:
+            text = message.removesuffix(cause) if cause else message
+            yield ", ".join(names), f"{reason}: {text}" if text else reason
     if status.observed_generation != job.metadata.generation:
         yield (
             "not observed",
@@ -67,7 +67,7 @@ def wrong_conditions(job: FineTuneJob) -> Iterator[tuple[str, str]]:
 
 
 def _is_wrong(entry: Condition) -> bool:
-    return _WRONG.get(entry.type) == entry.status or entry.reason is Reason.UNKNOWN_FIELDS
+    return _PROBLEM_STATUS.get(entry.type) == entry.status or entry.reason is Reason.UNKNOWN_FIELDS
 
 
 def _is_wanted(entry: Condition, job: FineTuneJob) -> bool:

@@ -1,4 +1,4 @@
-"""A display for programs: one JSON object a line, always with the same keys per event."""
+"""A display for programs: one JSON object per line, with a fixed set of keys per event."""
 
 import json
 import sys
@@ -11,15 +11,15 @@ from finetune_api.clock import utc_now
 from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob
 
-from ..terminal import say
+from ..terminal import echo
 from .view import View, snapshot
 
 _MIN_SECONDS = 1.0
-"""Between two `progress` lines of the same stage and attempt."""
+"""Minimum time between `progress` lines, unless phase, stage, attempt or checkpoint change."""
 
 
 class JsonDisplay:
-    """`progress` at most once a second, `message` when something happens, `finished` once, with the whole status."""
+    """Writes `progress` at most once a second, `message` for events, and `finished` once, with the whole status."""
 
     def __init__(self, stream: TextIO = sys.stdout, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -54,11 +54,11 @@ class JsonDisplay:
 
     def _write(self, event: str, fields: dict[str, Any]) -> None:
         line = {"event": event, "time": utc_now().isoformat(timespec="milliseconds"), **fields}
-        say(json.dumps(line, ensure_ascii=False), file=self._stream)
+        echo(json.dumps(line, ensure_ascii=False), file=self._stream)
 
 
 def progress_fields(view: View) -> dict[str, Any]:
-    """The keys of a `progress` line, all of them in every line; null where there is no value."""
+    """Return the fields of a `progress` line. All keys are always present; missing values are null."""
     figures = view.figures
     return {
         "job": view.name,

@@ -1,4 +1,4 @@
-"""A display for people at a terminal: a few lines that are updated in place while the run continues."""
+"""A display for terminals: a few lines that are updated in place while the run continues."""
 
 import time
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import FineTuneJob
 
 from ..terminal import printable
-from .plain import EXPLAINED, validation_text
-from .summary import RUN_AGAIN, Summary, WaysOn, summarize
+from .plain import PHASES_WITH_NOTICE, validation_text
+from .summary import RUN_AGAIN, NextSteps, Summary, summarize
 from .text import count, duration, sparkline
 from .view import StageState, StageView, View, snapshot
 
 _REFRESHES_PER_SECOND = 8
-"""Enough for the spinner to turn smoothly; `update` only replaces what is shown."""
+"""Enough for a smooth spinner. Independent of the rate of `update`, which only replaces the content."""
 
 _CURVE_COLUMNS = 24
 
@@ -39,13 +39,13 @@ _PHASE_STYLES = {Phase.SUCCEEDED: "green", Phase.FAILED: "red", Phase.INVALID: "
 
 
 class LossCurve:
-    """The losses of a run by step. Steps that are repeated after a restart replace their earlier losses."""
+    """Losses of a run by step. Steps that are repeated after a restart replace earlier losses."""
 
     def __init__(self) -> None:
         self._points: list[tuple[int, float]] = []
 
     def add(self, step: int, loss: float | None) -> None:
-        """Take a point, unless it is the last one again."""
+        """Add a point, unless it equals the last one."""
         if loss is None or (self._points and self._points[-1] == (step, loss)):
             return
         while self._points and self._points[-1][0] >= step:
@@ -53,32 +53,32 @@ class LossCurve:
         self._points.append((step, loss))
 
     def bars(self, width: int) -> str:
-        """The curve as one line of text."""
+        """Return the curve as one line of text."""
         return sparkline([loss for _, loss in self._points], width)
 
 
 class LiveDisplay:
-    """Redraws in place; what has to stay (events, warnings, the end of an attempt) is printed above, once."""
+    """Redraws in place. Events, warnings and ends of attempts are printed above the live part, once each."""
 
     def __init__(
-        self, console: Console, *, clock: Callable[[], float] = time.monotonic, ways: WaysOn = RUN_AGAIN
+        self, console: Console, *, clock: Callable[[], float] = time.monotonic, next_steps: NextSteps = RUN_AGAIN
     ) -> None:
         self._console = console
         self._clock = clock
-        self._ways = ways
+        self._ways = next_steps
         self._curve = LossCurve()
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
         self._spinner = Spinner("dots", style="cyan")
         self._live = Live(console=console, refresh_per_second=_REFRESHES_PER_SECOND, redirect_stderr=False)
 
     def update(self, job: FineTuneJob, progress: Progress | None) -> None:
-        """Show this moment from the next refresh on."""
+        """Show the current state at the next refresh."""
         view = snapshot(job, progress, utc_now())
         self._curve.add(view.figures.step, view.figures.loss)
         if view.last_end and view.phase is Phase.RESTARTING:
-            self._tell_once(view.last_end, "yellow")
+            self._print_once(view.last_end, "yellow")
         for warning in view.warnings:
-            self._tell_once(f"warning: {warning}", "yellow")
+            self._print_once(f"warning: {warning}", "yellow")
         self._live.update(frame(view, self._curve, self._spinner))
 
     def event(self, text: str) -> None:
@@ -86,10 +86,10 @@ class LiveDisplay:
         self._console.print(Text(printable(text), style="bold"))
 
     def finish(self, job: FineTuneJob) -> None:
-        """Freeze the live part as it ended, and print the summary below."""
+        """Stop updating the live part and print the summary below it."""
         self.update(job, None)
         self._live.stop()
-        self._console.print(summary_table(summarize(job, ways=self._ways)))
+        self._console.print(summary_table(summarize(job, next_steps=self._ways)))
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -100,14 +100,14 @@ class LiveDisplay:
     ) -> None:
         self._live.stop()
 
-    def _tell_once(self, text: str, style: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _print_once(self, text: str, style: str) -> None:
+        if text not in self._printed:
+            self._printed.add(text)
             self._console.print(Text(printable(text), style=style))
 
 
 def frame(view: View, curve: LossCurve, spinner: Spinner) -> RenderableType:
-    """The whole live part: title, stages, bar, figures, checkpoint. Five lines, so that nothing jumps."""
+    """Return the live part: title, stages, bar, figures and checkpoint. The height is constant (five lines)."""
     return Group(_title(view), _stages(view, spinner), _bar(view), _figures(view, curve), _state(view))
 
 
@@ -186,16 +186,16 @@ def _state(view: View) -> Text:
         text.append(f" {duration(view.checkpoint.age_seconds)} ago", style="dim")
     if view.validation:
         text.append("  validation ", style="dim").append(validation_text(view))
-    said = view.notice if view.phase in {*EXPLAINED, Phase.SUSPENDING} else view.activity
+    message = view.notice if view.phase in {*PHASES_WITH_NOTICE, Phase.SUSPENDING} else view.activity
     if view.phase is Phase.RESTARTING:
-        said = view.activity or said  # its pods may run already
-    if said:
-        text.append(printable(f"{'  ' if text else ''}{said}"), style="italic dim")
+        message = view.activity or message  # the pods of the next attempt may be running already
+    if message:
+        text.append(printable(f"{'  ' if text else ''}{message}"), style="italic dim")
     return _line(text)
 
 
 def summary_table(summary: Summary) -> RenderableType:
-    """Figures and facts of a finished run."""
+    """Return metrics and facts of a finished run."""
     parts: list[RenderableType] = [
         Text(""),
         Text(printable(summary.title), style="bold green" if summary.succeeded else "bold red"),

@@ -1,4 +1,4 @@
-"""One job on one page: what an operator on call wants to know first comes first. Pure; plain text."""
+"""The page of `finetune status`, as plain text, with the most urgent information first. Pure."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -26,27 +26,27 @@ _MAX_BAR = 40
 
 @dataclass(frozen=True)
 class Page:
-    """What is shown, and how wide."""
+    """A job and how to show it."""
 
     job: FineTuneJob
     where: str
-    """Which folder, or which cluster."""
+    """Folder or cluster of the job."""
     events: Sequence[Manifest] | None
-    """None: they may not be read."""
+    """None if the user may not read them."""
     now: datetime
     width: int = 80
-    is_left: bool = False
-    """No process works at it any more."""
+    is_interrupted: bool = False
+    """True if no process runs the job."""
 
     @property
     def status(self) -> Status:
-        """The job's."""
+        """Status of the job."""
         return self.job.status
 
     def lines(self) -> list[str]:
-        """The page."""
+        """Return the lines of the page."""
         blocks = (
-            self._course,
+            self._progress,
             self._attempts,
             self._failure,
             self._warnings,
@@ -73,12 +73,12 @@ class Page:
         if status.run.start_time:
             began = datetime.fromisoformat(status.run.start_time).astimezone()
             took = duration(snapshot(self.job, None, self.now).elapsed_seconds)
-            words.append(f"began {began:%Y-%m-%d %H:%M:%S}, {took if status.run.completion_time else f'{took} ago'}")
+            words.append(f"started {began:%Y-%m-%d %H:%M:%S}, {took if status.run.completion_time else f'{took} ago'}")
         yield from textwrap.wrap(", ".join(words), self.width, break_long_words=False)
-        if self.is_left and not status.phase.is_terminal:
+        if self.is_interrupted and not status.phase.is_terminal:
             yield "interrupted: no process runs it; `finetune run JOB.yaml` resumes"
 
-    def _course(self) -> Iterator[str]:
+    def _progress(self) -> Iterator[str]:
         status = self.status
         figures = status.run.progress
         if figures is not None and figures.total_steps:
@@ -94,8 +94,8 @@ class Page:
         if status.run.number:
             limits = self.job.spec.restart
             yield from self._row(
-                "charged",
-                f"restarts {status.run.restarts} of {limits.max_restarts} since the last new checkpoint, "
+                "restarts",
+                f"{status.run.restarts} of {limits.max_restarts} since the last new checkpoint, "
                 f"disruptions {status.run.disruptions} of {limits.max_disruptions}",
             )
         if status.run.resolved is not None:
@@ -150,7 +150,7 @@ class Page:
 
     def _events(self) -> Iterator[str]:
         if self.events is None:
-            yield from self._row("events", "you may not read them")
+            yield from self._row("events", "not permitted")
             return
         label = "events"
         shown = sorted(self.events, key=_order_of)[-_MAX_EVENTS:]
@@ -158,13 +158,13 @@ class Page:
         width = max(map(len, ages), default=0)
         for event, age in zip(shown, ages, strict=True):
             mark = "! " if event.get("type") == "Warning" else ""
-            said = " ".join(str(event.get("message", "")).split())
-            line = f"{label:<{_LABEL_WIDTH}}{age:>{width}} ago  {mark}{event.get('reason', '')}: {said}"
+            message = " ".join(str(event.get("message", "")).split())
+            line = f"{label:<{_LABEL_WIDTH}}{age:>{width}} ago  {mark}{event.get('reason', '')}: {message}"
             yield line if len(line) <= self.width else f"{line[: self.width - 3]}..."
             label = ""
 
     def _row(self, label: str, *texts: str) -> Iterator[str]:
-        """A label and its text, wrapped; an address is never broken, so that it can be copied. Nothing for no text."""
+        """Yield a label with wrapped texts, except empty ones. Addresses are not broken, so that they can be copied."""
         for text in filter(None, texts):
             folded = textwrap.wrap(
                 text, self.width - _LABEL_WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent=""
@@ -188,12 +188,12 @@ def _attempt_row(attempt: AttemptStatus, now: datetime) -> tuple[str, ...]:
 
 
 def _time_of(event: Manifest) -> str:
-    """When it happened last; clients fill different fields."""
+    """Return the last time of an Event. Clients set different fields."""
     return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])
 
 
 def _order_of(event: Manifest) -> tuple[str, int]:
-    """Times are whole seconds, in which a job may turn twice."""
+    """Sort key by time and resource version. Times are whole seconds, in which several Events can occur."""
     version = str(event.get("metadata", {}).get("resourceVersion", ""))
     return _time_of(event), int(version) if version.isdecimal() else 0
 
@@ -213,7 +213,7 @@ def _past_run_row(past: PastRun) -> tuple[str, ...]:
 
 
 def _resolved_text(resolved: ResolvedStatus) -> str:
-    """`SequenceClassification, Text data, Float32, ZeRO 2, micro batch 8 x 2 accumulated, packing Padded`."""
+    """Return `SequenceClassification, Text data, Float32, ZeRO 2, micro batch 8 x 2 accumulated, packing Padded`."""
     batch = "" if resolved.micro_batch_size is None else f"micro batch {resolved.micro_batch_size}"
     if batch and resolved.gradient_accumulation_steps:
         batch += f" x {resolved.gradient_accumulation_steps} accumulated"
@@ -229,7 +229,7 @@ def _resolved_text(resolved: ResolvedStatus) -> str:
 
 
 def _first_and_last(lines: Sequence[str]) -> Sequence[str]:
-    """What happened is said first, where it happened last."""
+    """Shorten a message. The first line states what happened, and the last lines where."""
     if len(lines) <= _MAX_MESSAGE_LINES:
         return lines
     return [lines[0], "...", *lines[2 - _MAX_MESSAGE_LINES :]]

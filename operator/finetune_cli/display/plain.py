@@ -1,4 +1,4 @@
-"""A display for logs: one line when something changes, and a line of progress now and then."""
+"""A display for logs: one line for each change, and lines of progress at intervals."""
 
 import sys
 import time
@@ -13,8 +13,8 @@ from finetune_api.progress import Progress
 from finetune_api.stages import STAGES
 from finetune_api.v1alpha1 import FineTuneJob, ProgressStatus
 
-from ..terminal import say
-from .summary import RUN_AGAIN, Summary, WaysOn, summarize
+from ..terminal import echo
+from .summary import RUN_AGAIN, NextSteps, Summary, summarize
 from .table import table_lines
 from .text import count, duration, metric_name, metric_value
 from .view import StageState, View, snapshot
@@ -28,27 +28,31 @@ _PHASES = {
     Phase.FAILED: "failed",
     Phase.INVALID: "rejected: the job is invalid",
 }
-"""Phases that are shown instead of the name of the stage."""
+"""Phases that are shown instead of the stage, with their text."""
 
 _STAGES: dict[str, str] = {stage: row.noun for stage, row in STAGES.items()}
 
-EXPLAINED = frozenset({Phase.PENDING, Phase.RESTARTING})
-"""Phases for which the message of the operator is shown."""
+PHASES_WITH_NOTICE = frozenset({Phase.PENDING, Phase.RESTARTING})
+"""Phases that are shown with the message of the Ready condition."""
 
 
 class PlainDisplay:
-    """Lines such as `12:01:24  train: step 180 of 296 (60 %), loss 0.412, 2,140 tokens/s, 24 s left`."""
+    """Writes lines such as `12:01:24  train: step 180 of 296 (60 %), loss 0.412, 2,140 tokens/s, 24 s left`."""
 
     def __init__(
-        self, stream: TextIO = sys.stdout, *, clock: Callable[[], float] = time.monotonic, ways: WaysOn = RUN_AGAIN
+        self,
+        stream: TextIO = sys.stdout,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        next_steps: NextSteps = RUN_AGAIN,
     ) -> None:
         self._stream = stream
         self._clock = clock
-        self._ways = ways
+        self._ways = next_steps
         self._started = clock()
         self._before: View | None = None
-        self._told = float("-inf")
-        self._said: set[tuple[object, ...]] = set()
+        self._progress_printed_at = float("-inf")
+        self._printed: set[tuple[object, ...]] = set()
 
     def update(self, job: FineTuneJob, progress: Progress | None) -> None:
         """Print what has changed since the last call."""
@@ -56,23 +60,23 @@ class PlainDisplay:
         for line in changes(self._before, view):
             self.event(line)
         if view.activity:
-            self._once(f"{view.stage}: {view.activity}", key=(view.stage, view.attempt))
+            self._print_once(f"{view.stage}: {view.activity}", key=(view.stage, view.attempt))
         for warning in view.warnings:
-            self._once(f"warning: {warning}", key=())
+            self._print_once(f"warning: {warning}", key=())
         moved = self._before is None or view.figures.step != self._before.figures.step
-        if view.phase is Phase.TRAINING and moved and self._clock() - self._told >= self._interval():
-            self._told = self._clock()
+        if view.phase is Phase.TRAINING and moved and self._clock() - self._progress_printed_at >= self._interval():
+            self._progress_printed_at = self._clock()
             self.event(f"train: {progress_line(view)}")
         self._before = view
 
     def event(self, text: str) -> None:
-        """Write a line with the time of day."""
-        say(f"{datetime.now().astimezone():%H:%M:%S}  {text}", file=self._stream)
+        """Write a line with the time."""
+        echo(f"{datetime.now().astimezone():%H:%M:%S}  {text}", file=self._stream)
 
     def finish(self, job: FineTuneJob) -> None:
         """Write the summary."""
         self.update(job, None)
-        say("\n".join(["", *summary_lines(summarize(job, ways=self._ways))]), file=self._stream)
+        echo("\n".join(["", *summary_lines(summarize(job, next_steps=self._ways))]), file=self._stream)
 
     def __enter__(self) -> Self:
         return self
@@ -81,27 +85,27 @@ class PlainDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def _once(self, text: str, *, key: tuple[object, ...]) -> None:
-        """Print a line once per key, such as activities that repeat at every checkpoint."""
-        if (text, *key) not in self._said:
-            self._said.add((text, *key))
+    def _print_once(self, text: str, *, key: tuple[object, ...]) -> None:
+        """Print a line once per key. Some activities, such as saving, repeat at every checkpoint."""
+        if (text, *key) not in self._printed:
+            self._printed.add((text, *key))
             self.event(text)
 
     def _interval(self) -> float:
-        """Seconds between lines of progress: a log of a long run stays readable."""
+        """Return the seconds between lines of progress, which increase so that logs of long runs stay short."""
         elapsed = self._clock() - self._started
         return 2.0 if elapsed < 60 else 10.0 if elapsed < 600 else 60.0
 
 
 def changes(before: View | None, after: View) -> Iterator[str]:
-    """What is different, one line each."""
+    """Yield one line for each difference."""
     if before is None or after.run != before.run:
         yield f"{after.name}: run {after.run}" if after.run else after.name
     ended = {stage.stage for stage in before.stages if stage.state is StageState.DONE} if before else set()
     for stage in after.stages:
         if stage.state is StageState.DONE and stage.stage not in ended:
             yield f"{stage.stage}: done in {duration(stage.seconds)}"
-    if before is None or _turn(after) != _turn(before):
+    if before is None or _phase_key(after) != _phase_key(before):
         yield from _phase_lines(before, after)
     if after.resumed_from_step and (before is None or after.resumed_from_step != before.resumed_from_step):
         yield f"{after.stage}: attempt {after.attempt} resumed from the checkpoint of step {after.resumed_from_step}"
@@ -113,8 +117,8 @@ def changes(before: View | None, after: View) -> Iterator[str]:
         yield f"train: validation {validation_text(after)}"
 
 
-def _turn(view: View) -> tuple[object, ...]:
-    """Why a job waits may change while it does."""
+def _phase_key(view: View) -> tuple[object, ...]:
+    """Return phase and attempt, and the reason of a pending job, which can change while it waits."""
     return (view.phase, view.attempt, view.notice if view.phase is Phase.PENDING else "")
 
 
@@ -122,21 +126,21 @@ def _phase_lines(before: View | None, after: View) -> Iterator[str]:
     if after.last_end and (before is None or after.last_end != before.last_end):
         yield after.last_end
     if after.phase in _PHASES:
-        waits = f" ({after.notice})" if after.phase in EXPLAINED and after.notice else ""
-        yield f"{_PHASES[after.phase].format(stage=_STAGES.get(after.stage, 'stage'))}{waits}"
+        reason = f" ({after.notice})" if after.phase in PHASES_WITH_NOTICE and after.notice else ""
+        yield f"{_PHASES[after.phase].format(stage=_STAGES.get(after.stage, 'stage'))}{reason}"
     elif before is None or after.stage != before.stage or after.attempt != before.attempt:
         yield f"{after.stage}: {'started' if after.attempt < 2 else f'attempt {after.attempt} started'}"
 
 
 def progress_line(view: View) -> str:
-    """`step 180 of 296 (60 %), epoch 4.9, loss 0.412, 2,140 tokens/s, 24 s left`."""
+    """Return `step 180 of 296 (60 %), epoch 4.9, loss 0.412, 2,140 tokens/s, 24 s left`."""
     figures = view.figures
     steps = f"step {figures.step} of {figures.total_steps} ({figures.percent} %)"
     return f"{steps}, {figures_text(figures, is_running=True)}"
 
 
 def figures_text(figures: ProgressStatus, *, is_running: bool) -> str:
-    """`epoch 4.9, loss 0.412, 2,140 tokens/s, 24 s left`; speed and rest only of what goes on."""
+    """Return `epoch 4.9, loss 0.412, 2,140 tokens/s, 24 s left`; the last two only for a running stage."""
     words = [f"epoch {figures.epoch:.1f}"]
     if figures.loss is not None:
         words.append(f"loss {figures.loss:.4g}")
@@ -148,14 +152,14 @@ def figures_text(figures: ProgressStatus, *, is_running: bool) -> str:
 
 
 def validation_text(view: View) -> str:
-    """`loss 0.41, accuracy 84.2 %`."""
+    """Return `loss 0.41, accuracy 84.2 %`."""
     return ", ".join(
         f"{metric_name(metric)} {metric_value(metric, value)}" for metric, value in view.validation.items()
     )
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
-    """The summary as aligned text, without colour or boxes."""
+    """Yield the summary as aligned text, without colours or boxes."""
     yield summary.title
     if summary.metrics:
         for line in table_lines(("", "baseline", "tuned", "change"), summary.metrics, numbers=True, gap=3):

@@ -10,15 +10,15 @@ from .text import duration, metric_change, metric_name, metric_value, seconds_si
 
 
 @dataclass(frozen=True)
-class WaysOn:
-    """How a suspended or failed job can be continued."""
+class NextSteps:
+    """How to continue a suspended or failed job."""
 
     suspended: str
     failed: str
 
 
-RUN_AGAIN = WaysOn("run the same command again", "correct the problem and run the same command again")
-APPLY_AGAIN = WaysOn("set spec.suspend to false", "correct the spec and apply it again")
+RUN_AGAIN = NextSteps("run the same command again", "correct the problem and run the same command again")
+APPLY_AGAIN = NextSteps("set spec.suspend to false", "correct the spec and apply it again")
 
 _TITLES = {
     Phase.SUCCEEDED: "fine-tuned",
@@ -34,16 +34,16 @@ class Summary:
 
     title: str
     metrics: tuple[tuple[str, str, str, str], ...]
-    """Metric, baseline, tuned, change; empty where nothing was evaluated."""
+    """Metric, baseline, tuned, change; empty if nothing was evaluated."""
     facts: tuple[tuple[str, str], ...]
-    """Label and value, in the order of interest."""
+    """Label and value, the most important first."""
     succeeded: bool
 
 
-def summarize(job: FineTuneJob, *, ways: WaysOn = RUN_AGAIN) -> Summary:
-    """Return the result of a job that has ended or is suspended. `ways` describes how it can be continued."""
+def summarize(job: FineTuneJob, *, next_steps: NextSteps = RUN_AGAIN) -> Summary:
+    """Return the result of a job that has ended or is suspended. `next_steps` describes how to continue it."""
     status = job.status
-    facts = [*_failure(status), *_course(status), *_results(status), *_next(job, ways)]
+    facts = [*_failure(status), *_progress(status), *_results(status), *_how_to_continue(job, next_steps)]
     return Summary(
         title=f"{job.metadata.name}: {_TITLES.get(status.phase, status.phase.lower())}",
         metrics=_metrics(status),
@@ -68,7 +68,7 @@ def _metrics(status: Status) -> tuple[tuple[str, str, str, str], ...]:
 def _failure(status: Status) -> list[tuple[str, str]]:
     failure = status.run.failure
     if status.phase is Phase.INVALID:
-        return [("wrong", _message(status, ConditionType.ACCEPTED))]
+        return [("errors", _message(status, ConditionType.ACCEPTED))]
     if status.phase is not Phase.FAILED:
         return []
     reason = _message(status, ConditionType.FAILED)
@@ -89,7 +89,7 @@ def _message(status: Status, kind: ConditionType) -> str:
     return next((entry.message for entry in status.conditions if entry.type is kind), "")
 
 
-def _course(status: Status) -> list[tuple[str, str]]:
+def _progress(status: Status) -> list[tuple[str, str]]:
     facts = [("run", _run(status))]
     if status.run.progress is not None and status.run.progress.total_steps:
         facts.append(("steps", f"{status.run.progress.step} of {status.run.progress.total_steps}"))
@@ -102,7 +102,7 @@ def _run(status: Status) -> str:
     trainings = [attempt for attempt in status.run.attempts if attempt.stage is Stage.TRAIN]
     words = [f"{status.run.number}"]
     if trainings:
-        words.append(f"{trainings[-1].number} attempt{'s' if trainings[-1].number > 1 else ''} at training")
+        words.append(f"{trainings[-1].number} training attempt{'s' if trainings[-1].number > 1 else ''}")
     resumed = trainings[-1].resumed_from_step if trainings else None
     if resumed:
         words.append(f"resumed from step {resumed}")
@@ -119,11 +119,11 @@ def _results(status: Status) -> list[tuple[str, str]]:
     return [("model", artifact.uri), ("report", artifact.report)]
 
 
-def _next(job: FineTuneJob, ways: WaysOn) -> list[tuple[str, str]]:
+def _how_to_continue(job: FineTuneJob, next_steps: NextSteps) -> list[tuple[str, str]]:
     match job.status.phase:
         case Phase.SUSPENDED:
-            return [("resume", ways.suspended)]
+            return [("resume", next_steps.suspended)]
         case Phase.FAILED:
-            return [("logs", f"finetune logs {job.metadata.name}"), ("to continue", ways.failed)]
+            return [("logs", f"finetune logs {job.metadata.name}"), ("to continue", next_steps.failed)]
         case _:
             return []

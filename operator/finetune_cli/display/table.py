@@ -1,4 +1,4 @@
-"""Columns of plain text, laid out by rich. Pure."""
+"""Format tables as plain text with rich. Pure."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _MAX_WIDTH = 10_000
-"""Of a line. Cells are not wrapped: a line that is longer than the terminal can still be searched and cut."""
+"""Maximum width of a line. Cells are not wrapped, so that each row stays one line for tools such as grep and cut."""
 
 
 def table_lines(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False, gap: int = 2, first_width: int = 0
 ) -> list[str]:
-    """One line for the headings and one for each row, without boxes, colours or spaces at the end.
+    """Return one line for the headings and one for each row, without boxes, colours or trailing spaces.
 
-    `numbers` aligns all columns but the first on the right, `gap` is the number of spaces between columns and
-    `first_width` the least width of the first one. Cells are text, not markup.
+    `numbers` right-aligns all columns except the first. `gap` is the number of spaces between columns, `first_width`
+    the minimum width of the first column. Cells are text, not markup.
     """
     # The import takes 30 ms, which commands without a table should not spend.
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""Numbers, times and curves as people read them. Pure."""
+"""Format numbers, times and curves. Pure."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,7 +11,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `41 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`."""
+    """Return `0.4 s`, `41 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`."""
     if seconds < 0.95:
         return f"{max(0.0, seconds):.1f} s"
     whole = round(seconds)
@@ -25,12 +25,12 @@ def duration(seconds: float) -> str:
 
 
 def count(value: float) -> str:
-    """Thousands apart: `2,140`; small figures keep a decimal."""
+    """Return a number with thousands separators, `2,140`; numbers below 10 keep one decimal."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def size(size_bytes: int) -> str:
-    """`512 B`, `86.7 MiB`."""
+    """Return `512 B`, `86.7 MiB`."""
     value = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -40,32 +40,32 @@ def size(size_bytes: int) -> str:
 
 
 def seconds_since(then: str, now: datetime) -> float:
-    """From an RFC 3339 time; never negative, because clocks differ."""
+    """Return the seconds since an RFC 3339 time; 0 for times in the future, because clocks differ."""
     return max(0.0, (now - datetime.fromisoformat(then)).total_seconds())
 
 
 def metric_name(metric: Metric) -> str:
-    """`accuracy`, `macro F1`."""
+    """Return `accuracy`, `macro F1`."""
     return METRIC_SUPPORT[metric].name
 
 
 def metric_value(metric: Metric, value: float) -> str:
-    """Shares in percent, others with four significant digits."""
+    """Return shares in percent and other metrics with four significant digits."""
     if abs(value) >= OVERFLOW:
         return OVERFLOW_TEXT
     return f"{100 * value:.1f} %" if METRIC_SUPPORT[metric].is_share else f"{value:.4g}"
 
 
 def metric_change(metric: Metric, before: float, after: float) -> str:
-    """`+77.5 points`, `-2.321`."""
+    """Return `+77.5 points`, `-2.321`, or "" if one of the values overflowed."""
     change = after - before
     if abs(change) >= OVERFLOW:
-        return ""  # no difference from a value that is not known
+        return ""
     return f"{100 * change:+.1f} points" if METRIC_SUPPORT[metric].is_share else f"{change:+.4g}"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """At most `width` bars between the smallest and the largest value; each is the mean of its share of the values."""
+    """Return at most `width` bars, scaled from the smallest to the largest. A bar is the mean of a range of values."""
     if not values or width < 1:
         return ""
     columns = min(width, len(values))

@@ -1,4 +1,4 @@
-"""What there is to show: one snapshot made of a job's status and of rank 0's own words. Pure."""
+"""A snapshot of what displays show, from the status of a job and the progress of rank 0. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,7 @@ from .text import seconds_since
 
 
 class StageState(StrEnum):
-    """How far a stage is."""
+    """State of a stage."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -29,7 +29,7 @@ class StageView:
     stage: Stage
     state: StageState
     seconds: float
-    """Time spent in its attempts so far."""
+    """Total time of its attempts so far."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class CheckpointView:
 
 @dataclass(frozen=True)
 class View:
-    """One moment of a run."""
+    """The state of a run at one time."""
 
     name: str
     run: int
@@ -50,25 +50,25 @@ class View:
     stages: tuple[StageView, ...]
     stage: str
     attempt: int
-    """Attempt at the stage that is running or ran last, from 1."""
+    """Attempt of the current or last stage, counted from 1."""
     resumed_from_step: int | None
     activity: str
-    """What is being done, in the trainer's own words."""
+    """Current activity, as reported by the trainer."""
     figures: ProgressStatus
-    """How far the training is; zeros before it has begun."""
+    """Progress of the training; zeros before it starts."""
     checkpoint: CheckpointView | None
     validation: dict[Metric, float]
-    """Last figures of the validation split."""
+    """Latest metrics of the validation split."""
     warnings: tuple[str, ...]
     notice: str
-    """What the operator says beyond the phase, such as when the next attempt starts."""
+    """Message of the Ready condition, such as when the next attempt starts."""
     last_end: str
-    """How the attempt before the running one ended: `attempt 1 ended: Signal9 on worker 1`. Empty without one."""
+    """How the last ended attempt ended: `attempt 1 ended: Signal9 in <pod>`. Empty if none has ended with a reason."""
     elapsed_seconds: float
 
 
 def snapshot(job: FineTuneJob, progress: Progress | None, now: datetime) -> View:
-    """What is known at `now`; where rank 0 has answered, it is fresher than the status."""
+    """Return the view at `now`. Progress of rank 0 takes precedence over the status, which is older."""
     status = job.status
     live = progress if progress is not None and progress.stage == status.run.stage else None
     training = live if live is not None and live.stage == Stage.TRAIN else None
@@ -139,7 +139,7 @@ def _checkpoint(status: Status, training: Progress | None, now: datetime) -> Che
 
 
 def _notice(status: Status) -> str:
-    """Ready's message tells the state; a second and later attempt is shown elsewhere."""
+    """Return the message of the Ready condition, except `attempt N`, which is shown elsewhere."""
     ready = next((entry for entry in status.conditions if entry.type is ConditionType.READY), None)
     return ready.message if ready and not ready.message.startswith("attempt ") else ""
 

@@ -1,1 +1,1 @@
-"""Jobs on this machine: the run itself, its storage, its state and the demo."""
+"""Run jobs on this machine: engine, storage, state and the demo."""

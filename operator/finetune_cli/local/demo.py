@@ -1,6 +1,6 @@
-"""The demo: a real model, real questions, two workers, one of them killed half way.
+"""The demo: fine-tune a real model on real data with two workers, and kill one of them half way.
 
-Nothing is simulated: the run is an ordinary `finetune run` of the quickstart sample, watched by a hook that kills.
+The run is that of `finetune run` with the quickstart sample, plus a hook that kills the worker.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ from ..display import Display
 from ..exit_status import CommandError
 from ..job_file import JobFile, read_job_file
 from . import demo_assets
-from .runner import Finished, run_job
+from .runner import RunResult, run_job
 from .state import LocalState
 from .storage import LocalStorage
 
 VICTIM = 1
-"""Index of the worker that is killed; 0 would take the progress display with it for a moment."""
+"""Index of the worker that is killed. Not 0, because worker 0 serves the progress that is shown."""
 
 _WORST = 3
 
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One topic of the test split."""
+    """F1 scores of one topic of the test split."""
 
     label: str
     f1: float
@@ -44,23 +44,23 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo has measured."""
+    """The measurements of the demo."""
 
     job: FineTuneJob
     report: Path | None
     worst: tuple[ClassFigures, ...]
-    """The topics that the tuned model does worst on."""
+    """The topics with the lowest F1 of the tuned model."""
     lost: tuple[LostWork, ...]
     seconds: float
-    """Wall time of everything, from the start of the store to its end."""
+    """Wall time from the start to the end of the object store."""
 
     @property
     def trainings(self) -> list[AttemptStatus]:
-        """Attempts at training."""
+        """Attempts of the train stage."""
         return [attempt for attempt in self.job.status.run.attempts if attempt.stage is Stage.TRAIN]
 
     def as_json(self) -> dict[str, Any]:
-        """The demo's last line."""
+        """Return the content of the last line of the output."""
         status, trainings = self.job.status, self.trainings
         return {
             "baseline": _camel(status.metrics_of(CandidateName.BASELINE)),
@@ -77,28 +77,28 @@ class DemoResult:
 
 
 class Killer:
-    """Kills one worker, once: when half of the steps are done and a checkpoint exists to resume from."""
+    """Kills one worker, once, when half of the steps are done and a checkpoint exists."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
         self.killed_at_step: int | None = None
         self.step_seconds = 0.0
-        """Recent mean time of a step, as last reported by rank 0."""
+        """Recent mean time of a step in seconds, as last reported by rank 0."""
 
     def __call__(self, job: FineTuneJob, progress: Progress | None, cluster: LocalCluster) -> None:
-        """Look at this moment of the run."""
+        """Kill the worker if it is time. Called at every tick of the run."""
         if progress is None or progress.stage != Stage.TRAIN:
             return
         self.step_seconds = progress.step_seconds or self.step_seconds
         if self.killed_at_step is not None or not is_time_to_kill(progress):
             return
         self.killed_at_step = progress.step
-        self._display.event(f"kill -9 of worker {VICTIM} at step {progress.step}, on purpose")
+        self._display.event(f"killing worker {VICTIM} at step {progress.step} with SIGKILL")
         cluster.kill_pod(job.status.run.attempts[-1].job_name, VICTIM)
 
 
 def is_time_to_kill(progress: Progress) -> bool:
-    """Half way, with a committed checkpoint, and not so late that nothing would be left to do."""
+    """Whether half of the steps are done, but not all of them, and a checkpoint is committed."""
     half_way = progress.total_steps > 0 and progress.total_steps <= 2 * progress.step < 2 * progress.total_steps
     return half_way and progress.last_checkpoint is not None
 
@@ -106,7 +106,7 @@ def is_time_to_kill(progress: Progress) -> bool:
 def run_demo(work_dir: Path, display: Display) -> DemoResult:
     """Run the quickstart sample and kill a worker. Raises one of `exit_status.USER_ERRORS`."""
     started = time.monotonic()
-    file = _fresh(read_job_file(quickstart_file()), LocalState(work_dir))
+    file = _with_run_id(read_job_file(quickstart_file()), LocalState(work_dir))
     killer = Killer(display)
     evaluation: dict[str, Any] = {}
 
@@ -130,16 +130,16 @@ def run_demo(work_dir: Path, display: Display) -> DemoResult:
 
 
 def quickstart_file() -> Path:
-    """The sample: part of the installed package, or of the checkout that this file lies in."""
+    """Return the path of the sample, in the installed package or in the checkout of this file."""
     packaged = Path(str(files(__package__))) / "quickstart.yaml"
     path = packaged if packaged.exists() else Path(__file__).parents[3] / "manifests/samples/quickstart.yaml"
     if not path.exists():
-        raise CommandError(f"{path} is missing; run the demo in a checkout, or install the package whole", 66)
+        raise CommandError(f"{path} is missing; run the demo in a checkout, or reinstall the package", 66)
     return path
 
 
 def worst_classes(evaluation: dict[str, Any], number: int = _WORST) -> tuple[ClassFigures, ...]:
-    """The classes with the lowest F1 of the tuned model, from `evaluation.json`; of those with test rows."""
+    """Return the classes with test rows and the lowest F1 of the tuned model, from `evaluation.json`."""
     tuned = _per_class(evaluation, "tuned")
     baseline = _per_class(evaluation, "baseline")
     found = [
@@ -155,7 +155,7 @@ def _per_class(evaluation: dict[str, Any], model: str) -> dict[str, Any]:
     return {entry["label"]: entry for entry in figures.get("per_class", ())}
 
 
-def _fresh(file: JobFile, state: LocalState) -> JobFile:
+def _with_run_id(file: JobFile, state: LocalState) -> JobFile:
     """Start a new run after a completed demo; resume an interrupted one."""
     name = file.manifest["metadata"]["name"]
     before = next((job for job in state.jobs() if job.key.name == name), None)
@@ -183,7 +183,7 @@ def _upload_assets(spec: dict[str, Any], storage: LocalStorage, display: Display
     )
 
 
-def _result(finished: Finished, evaluation: dict[str, Any], killer: Killer, seconds: float) -> DemoResult:
+def _result(finished: RunResult, evaluation: dict[str, Any], killer: Killer, seconds: float) -> DemoResult:
     trainings = [attempt for attempt in finished.job.status.run.attempts if attempt.stage is Stage.TRAIN]
     return DemoResult(
         job=finished.job,
@@ -195,10 +195,10 @@ def _result(finished: Finished, evaluation: dict[str, Any], killer: Killer, seco
 
 
 def _camel(figures: dict[Any, float]) -> dict[str, float]:
-    """`MacroF1` -> `macroF1`."""
+    """Convert keys: `MacroF1` to `macroF1`."""
     return {f"{metric.value[0].lower()}{metric.value[1:]}": round(value, 4) for metric, value in figures.items()}
 
 
 def dump(result: DemoResult) -> str:
-    """One line of JSON."""
+    """Return the result as one line of JSON."""
     return json.dumps(result.as_json(), ensure_ascii=False)

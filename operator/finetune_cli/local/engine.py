@@ -1,7 +1,7 @@
-"""`finetune run`: storage, fork server, local cluster and the reconcile loop, from start to end.
+"""The engine of `finetune run`: fork server, local cluster and reconcile loop.
 
-The loop is the operator's: look, reconcile, sleep until something changes or is due. What differs from a cluster is
-only where children live.
+The loop calls the reconcile function of the operator and then sleeps until something changes or is due. The difference
+to a cluster is that children are local processes and files.
 """
 
 import asyncio
@@ -30,40 +30,40 @@ from .. import event_loop
 from ..display import Display
 
 _TICK_SECONDS = 0.2
-"""How often the display is fed; the eye sees no difference above five times a second."""
+"""Interval between updates of the display."""
 
 OnTick = Callable[[FineTuneJob, Progress | None, LocalCluster], None]
 
 
 class KilledError(Exception):
-    """The user pressed Ctrl-C a second time; the run was stopped without saving."""
+    """The user pressed Ctrl-C twice, and the run was stopped without saving."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a local run keeps its things and finds its storage."""
+    """Settings of a local run."""
 
     work_dir: Path
     storage: StorageSettings
-    """Storage of jobs that name none: the embedded server, or the user's own."""
+    """Storage of jobs without an endpoint: the embedded server or that of the user."""
     environ: Mapping[str, str]
-    """Environment of the pods: the user's, plus storage credentials."""
+    """Environment of the pods: that of the user, plus storage credentials."""
     on_tick: OnTick | None = None
-    """Called about five times a second while the job runs."""
+    """Called about five times a second while the job is running."""
     fork_server: Path | None = None
-    """Socket of a fork server that runs already. Absent: the run starts its own."""
+    """Socket of a running fork server. If None, the run starts its own."""
 
 
 def run_locally(manifest: Manifest, options: RunOptions, display: Display) -> FineTuneJob:
     """Run a FineTuneJob until it has ended or is suspended, and return it.
 
-    Raises InvalidJobError before anything is started, and KilledError after a second Ctrl-C.
+    Raises InvalidJobError before anything is started, or KilledError after a second Ctrl-C.
     """
-    if refused := cluster_only(parse_job(manifest, local=True).spec):
-        raise InvalidJobError(refused)
+    if violations := cluster_only(parse_job(manifest, local=True).spec):
+        raise InvalidJobError(violations)
     with _fork_server_of(options) as socket_path:
         environ = {**options.environ, Env.FORK_SERVER: str(socket_path)}
-        return event_loop.run(_Run(manifest, options, environ, display).to_the_end())
+        return event_loop.run(_Run(manifest, options, environ, display).run())
 
 
 class _Run:
@@ -77,13 +77,13 @@ class _Run:
         self._cluster = LocalCluster(options.work_dir, self._key, environ=environ, on_change=self._wake.set)
         self._settings = OperatorSettings(storage=options.storage, progress_seconds=1.0)
 
-    async def to_the_end(self) -> FineTuneJob:
+    async def run(self) -> FineTuneJob:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
         self._cluster.put(self._manifest)
         try:
-            while not (job := await self._pass()).status.phase.is_terminal:
+            while not (job := await self._reconcile_once()).status.phase.is_terminal:
                 if self._interrupts > 1:
                     raise KilledError
         finally:
@@ -91,11 +91,11 @@ class _Run:
         self._display.finish(job)
         return job
 
-    async def _pass(self) -> FineTuneJob:
-        """Reconcile once, then feed the display until something changes or is due."""
+    async def _reconcile_once(self) -> FineTuneJob:
+        """Reconcile once, then update the display until something changes or is due."""
         self._wake.clear()
         outcome = await reconcile(self._cluster, self._key, self._settings, utc_now(), local=True)
-        assert outcome is not None, "a local job is never deleted while it runs"
+        assert outcome is not None, "a local job is never deleted while it is running"
         job = await self._job()
         due = asyncio.get_running_loop().time() + (outcome.requeue_after or 0.0)
         while not self._wake.is_set():
@@ -114,7 +114,7 @@ class _Run:
 
     async def _job(self) -> FineTuneJob:
         manifest = await self._cluster.get(self._key)
-        assert manifest is not None, "a local job is never deleted while it runs"
+        assert manifest is not None, "a local job is never deleted while it is running"
         return parse_job(manifest, local=True)
 
     def _interrupt(self) -> None:
@@ -137,13 +137,13 @@ def _fork_server_of(options: RunOptions) -> Iterator[Path]:
 
 @contextmanager
 def fork_server(environ: Mapping[str, str], log_file: Path) -> Iterator[Path]:
-    """One preloaded server for every rank of a run, started at once so that it loads while the job prepares.
+    """Start the fork server for all ranks of a run. Its imports run while the job is being prepared.
 
-    Its socket lies in a short temporary folder: a Unix socket's path may not exceed 107 bytes.
+    The socket is in a temporary folder with a short name, because paths of Unix sockets are limited to 107 bytes.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder, log_file.open("wb") as log:
         path = Path(folder) / "fork.sock"
-        # Its standard input is the lifeline: when this process ends, however it ends, the server does too.
+        # The server exits when its standard input is closed, so it ends with this process, also if this one is killed.
         command = [sys.executable, "-m", "finetune_trainer.forkserver", "--socket", str(path), "--lifeline"]
         with subprocess.Popen(
             command, env=dict(environ), stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True

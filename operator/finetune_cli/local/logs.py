@@ -1,4 +1,4 @@
-"""`finetune logs` of a local run: files in its folder."""
+"""`finetune logs` for a local run: read the files in its folder."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,24 +13,24 @@ Wanted = Callable[[LogFile], bool]
 
 
 def entries_now(job: LocalJob, wanted: Wanted) -> list[LogEntry]:
-    """What the newest run has logged so far, in the order of time. Raises CommandError if nothing is wanted of it."""
+    """Return the logs of the newest run so far, sorted by time. Raises CommandError if none of its logs is `wanted`."""
     logs = of_newest_run(job.logs())
     found = [log for log in logs if wanted(log)]
     if not found:
-        known = ", ".join(dict.fromkeys(f"{log.stage} attempt {log.attempt}" for log in logs)) or "none yet"
-        raise CommandError(f"{job.key.name} has no such log; there are: {known}")
-    # Not splitlines(): a message may contain other separators, such as U+2028.
+        known = ", ".join(dict.fromkeys(f"{log.stage} attempt {log.attempt}" for log in logs)) or "none"
+        raise CommandError(f"{job.key.name} has no such log; existing logs: {known}")
+    # Not splitlines(), which also splits at separators such as U+2028 within a message.
     texts = {log: log.path.read_bytes().decode(errors="replace").split("\n") for log in found}
     return by_time(entry for log, lines in texts.items() for entry in parse_lines(log, lines))
 
 
 def follow(state: LocalState, name: str | None, wanted: Wanted) -> Iterator[LogEntry]:
-    """The newest run from its beginning, and what comes, until the run is over."""
+    """Yield the logs of the newest run, and of later ones, until the job has ended."""
     first: int | None = None
     read: dict[LogFile, int] = {}
     while True:
         job = state.find(name)
-        is_over = job.status.phase.is_terminal or not state.is_running
+        has_ended = job.status.phase.is_terminal or not state.is_running
         logs = job.logs()
         if logs and first is None:
             first = logs[-1].run
@@ -40,13 +40,13 @@ def follow(state: LocalState, name: str | None, wanted: Wanted) -> Iterator[LogE
                 entries, read[log] = _entries_from(log, read.get(log, 0))
                 new += entries
         yield from by_time(new)
-        if is_over:
+        if has_ended:
             return
         time.sleep(_POLL_SECONDS)
 
 
 def _entries_from(log: LogFile, offset: int) -> tuple[list[LogEntry], int]:
-    """The whole lines after `offset`; where they end."""
+    """Return the entries of complete lines after `offset`, and the offset of their end."""
     with log.path.open("rb") as file:
         file.seek(offset)
         whole, _, _ = file.read().rpartition(b"\n")

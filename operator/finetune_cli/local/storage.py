@@ -1,4 +1,4 @@
-"""Which object storage a command talks to: the user's own, or the embedded server of the work folder."""
+"""Choose the object storage of a command: the user's own, or the embedded server of the work folder."""
 
 import os
 import re
@@ -15,30 +15,30 @@ from finetune_api.v1alpha1.base import ENDPOINT_PATTERN
 from ..exit_status import USAGE, CommandError
 from .embedded_store import EmbeddedStore, StoreAccess, open_store
 
-if TYPE_CHECKING:  # boto3 comes with it: half a second that most commands need not spend
+if TYPE_CHECKING:  # imports boto3, which takes half a second
     from finetune_trainer.store import ObjectStore
 
 
 @dataclass(frozen=True)
 class LocalStorage:
-    """Storage of one command."""
+    """Object storage of one command."""
 
     settings: StorageSettings
     environ: Mapping[str, str]
-    """The user's environment, with the embedded server's credentials where that is used."""
+    """The user's environment, plus the credentials of the embedded server if it is used."""
     check: Callable[[], None]
-    """Raises EmbeddedStoreError if our own server has ended by itself."""
+    """Raises EmbeddedStoreError if the embedded server has exited by itself."""
     embedded: StoreAccess | None
 
     def connect(self) -> "ObjectStore":
-        """A client. Puts the credentials into this process' environment, where boto3 looks for them."""
+        """Return a client. Sets the credentials in the environment of this process, where boto3 reads them."""
         from finetune_trainer.store import ObjectStore
 
         os.environ.update(self.environ)
         return ObjectStore.connect(self.settings)
 
     def ensure_bucket(self, uri: str) -> None:
-        """Make the bucket of an address in the embedded server; the user's own storage is left as it is."""
+        """Create the bucket of an address in the embedded server. External storage is not changed."""
         from finetune_trainer.store import parse as parse_address
 
         if self.embedded is not None:
@@ -46,15 +46,15 @@ class LocalStorage:
 
 
 def store_folder(work_dir: Path) -> Path:
-    """Where the embedded server of a work folder keeps its data."""
+    """Return the folder of the embedded server."""
     return work_dir / "store"
 
 
 @contextmanager
 def owned_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorage]:
-    """For a run: the user's storage, or an embedded server that this process starts and ends."""
+    """Open the storage of a run: external storage, or an embedded server that this process owns."""
     if endpoint is not None:
-        yield external_storage(own_settings(endpoint))
+        yield external_storage(endpoint_settings(endpoint))
         return
     with EmbeddedStore(store_folder(work_dir)) as server:
         yield _embedded(server.access, server.check)
@@ -62,16 +62,16 @@ def owned_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorage
 
 @contextmanager
 def shared_storage(work_dir: Path, endpoint: str | None) -> Iterator[LocalStorage]:
-    """Read access to the external storage, or to the embedded server, also while a run is using it."""
+    """Open external storage or the embedded server, which a run may be using at the same time."""
     if endpoint is not None:
-        yield external_storage(own_settings(endpoint))
+        yield external_storage(endpoint_settings(endpoint))
         return
     with open_store(store_folder(work_dir)) as access:
         yield _embedded(access, lambda: None)
 
 
-def own_settings(endpoint: str) -> StorageSettings:
-    """Of the user's storage at `--endpoint`. Raises CommandError if that is no URL."""
+def endpoint_settings(endpoint: str) -> StorageSettings:
+    """Return the settings for `--endpoint`. Raises CommandError if it is not a URL or contains credentials."""
     if not re.fullmatch(ENDPOINT_PATTERN, endpoint):
         shown = hide_credentials(endpoint)
         raise CommandError(f"--endpoint must be a URL such as https://s3.example.com, not {shown}", USAGE)
@@ -82,7 +82,7 @@ def own_settings(endpoint: str) -> StorageSettings:
 
 
 def external_storage(settings: StorageSettings) -> LocalStorage:
-    """The user's storage, with the credentials of the user's environment."""
+    """Return external storage with the credentials in the user's environment."""
     return LocalStorage(settings=settings, environ=dict(os.environ), check=lambda: None, embedded=None)
 
 

@@ -77,7 +77,7 @@ def test_what_is_damaged_is_named_and_the_exit_status_says_so(
 ) -> None:
     status, lines, _ = checkpoints("verify", run.uri, *own, cwd=tmp_path)
     assert (status, len(lines)) == (0, 4)
-    assert lines[0].startswith("step 40 of attempt 2: whole, ")
+    assert lines[0].startswith("step 40 of attempt 2: intact, ")
     digest = Loader(run.storage.blobs, run.manifests[1]).part(1).blobs[-1]
     run.store.put(run.blob_uri(digest), b"other bytes")
     run.store.put(f"{run.uri}/checkpoints/manifests/00000010-a0001.json", b"{")
@@ -96,7 +96,7 @@ def test_a_run_elsewhere_is_pruned_by_who_knows_that_it_is_at_rest(
 ) -> None:
     status, _, err = checkpoints("prune", run.uri, "--keep-last", "1", *own, cwd=tmp_path)
     assert status == 2
-    assert "add --yes to confirm that none is running, or --dry-run" in err
+    assert "add --yes to confirm that no attempt is running, or --dry-run" in err
     removed = ["00000010-a0001", "00000030-a0002"]
     status, lines, _ = checkpoints("prune", run.uri, "--keep-last", "1", "--dry-run", *own, cwd=tmp_path)
     assert (status, lines[:2], len(run.names())) == (0, [f"{name}: would be removed" for name in removed], 4)
@@ -120,13 +120,13 @@ def test_what_is_not_there_is_told_with_what_is(run: StoredRun, own: tuple[str, 
     empty = f"{run.uri.removesuffix('-1')}-2"
     run.store.put(f"{empty}/run.json", b"{}")
     for arguments, expected, words in [
-        (["list", f"{run.uri}0"], 66, f"there is no run at {run.uri}0; write a run's folder"),
+        (["list", f"{run.uri}0"], 66, f"there is no run at {run.uri}0; write the folder of a run"),
         (["list", empty], 1, f"{empty} has no checkpoints yet"),
-        (["verify", run.uri, "--step", "7"], 1, "has no checkpoint of step 7; there are: 10, 20, 30, 40"),
+        (["verify", run.uri, "--step", "7"], 1, "has no checkpoint of step 7; existing steps: 10, 20, 30, 40"),
         (["export", run.uri, "out", "--step", "7"], 1, "has no checkpoint of step 7"),
         (["prune", run.uri, "--keep-last", "0"], 2, "'--keep-last': Input should be greater than or equal to 1"),
         (["list", "s3://"], 78, "write s3://bucket/key"),
-        (["list", "topics"], 66, "a run elsewhere is named by its folder"),
+        (["list", "topics"], 66, "to use another run, write its folder"),
     ]:
         status, out, err = checkpoints(*arguments, *own, cwd=tmp_path)
         assert (status, out) == (expected, []), arguments

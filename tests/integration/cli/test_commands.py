@@ -81,7 +81,7 @@ def test_the_users_own_s3_needs_an_endpoint_and_its_credentials(tmp_path: Path, 
         (["run", "bad.yaml"], 65, "bad.yaml:1: "),
         (["validate", "bad.yaml", "no-such-job.yaml"], 66, "bad.yaml:1: "),
         (["render", "bad.yaml"], 65, "bad.yaml:1: "),
-        (["logs"], 66, "holds no runs"),
+        (["logs"], 66, "contains no runs"),
         (["frobnicate"], 2, "No such command"),
     ],
 )

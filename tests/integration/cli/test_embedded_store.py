@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore, StoreInUseError, open_store, running_store
-from finetune_cli.local.seaweed import EmbeddedStoreError, listens
+from finetune_cli.local.seaweed import EmbeddedStoreError, is_listening
 from finetune_trainer.errors import AccessDeniedError, BadConfigError
 from finetune_trainer.store import ObjectStore, RetryPolicy
 
@@ -108,7 +108,7 @@ def test_the_server_ends_with_its_owner_and_the_next_one_starts(
         assert owner.stdout is not None
         pid = int(owner.stdout.readline())
         assert is_alive(pid)
-        with pytest.raises(StoreInUseError, match="another running process"):
+        with pytest.raises(StoreInUseError, match="another process is using the object store"):
             EmbeddedStore(tmp_path).start()
         with open_store(tmp_path) as access:
             assert access.buckets() == ["kept"]
@@ -156,7 +156,7 @@ def test_a_crashed_server_is_told_with_the_end_of_its_log(tmp_path: Path) -> Non
     with EmbeddedStore(tmp_path) as server:
         server.check()
         os.kill(server.pid, signal.SIGKILL)
-        with pytest.raises(EmbeddedStoreError, match=r"ended by itself with status -9; end of .*server\.log:\n"):
+        with pytest.raises(EmbeddedStoreError, match=r"exited unexpectedly with status -9; end of .*server\.log:\n"):
             wait_until(lambda: server.check() is not None)
 
 
@@ -164,7 +164,7 @@ def test_a_server_that_cannot_start_is_told_with_the_end_of_its_log(tmp_path: Pa
     (tmp_path / "s3.json").write_text(
         '{"identities": [{"name": "x", "credentials": [{"accessKey": "a", "secretKey": 1}]}]}'
     )
-    with pytest.raises(EmbeddedStoreError, match=r"does not start; end of .*server\.log:\n"):
+    with pytest.raises(EmbeddedStoreError, match=r"failed to start; end of .*server\.log:\n"):
         EmbeddedStore(tmp_path).start()
 
 
@@ -176,5 +176,5 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     server.stop()
     server.stop()
     assert not is_alive(pid)
-    assert not listens(port)
+    assert not is_listening(port)
     assert not any(path.exists() for path in sockets)

@@ -44,7 +44,7 @@ def ran(folder: Path, *arguments: str) -> tuple[int, str, str]:
 def test_a_local_run_is_shown_like_any_other(tmp_path: Path) -> None:
     assert ran(tmp_path, "status", "topics")[0::2] == (
         66,
-        "finetune: .finetune holds no runs; start one with `finetune run JOB.yaml`\n",
+        "finetune: .finetune contains no runs; start one with `finetune run JOB.yaml`\n",
     )
     put(tmp_path, TRAINING)
     status, out, _ = ran(tmp_path, "status")

@@ -9,9 +9,9 @@ import pytest
 
 from factories import make_job
 from finetune_cli.cluster.jobs import ClusterAccess
-from finetune_cli.display.checkpoints import table, verdict
+from finetune_cli.display.checkpoints import table, verification_line
 from finetune_cli.exit_status import CommandError, MissingJobError
-from finetune_cli.places import DEFAULT_WORK_DIR, Places
+from finetune_cli.job_sources import DEFAULT_WORK_DIR, JobSources
 from finetune_cli.stored_runs import address_of
 from finetune_trainer.checkpoint.archive import Entry, VerificationResult
 from finetune_trainer.checkpoint.format.manifest import Manifest, manifest_name
@@ -44,15 +44,16 @@ def test_a_table_has_a_line_for_each_and_fits_its_width() -> None:
 
 
 def test_what_was_verified_is_one_line_each() -> None:
-    assert verdict(VerificationResult(entry(5), blobs=4)) == "step 5 of attempt 1: whole, 4 blobs, 3.0 MiB"
+    assert verification_line(VerificationResult(entry(5), blobs=4)) == "step 5 of attempt 1: intact, 4 blobs, 3.0 MiB"
     damaged = VerificationResult(entry(5), damages=("s3://b/x is missing", "s3://b/y is missing"))
-    assert verdict(damaged) == "step 5 of attempt 1: damaged: s3://b/x is missing (and 1 more)"
-    assert verdict(VerificationResult(entry(5), is_gone=True)) == "step 5 of attempt 1: was removed meanwhile"
+    assert verification_line(damaged) == "step 5 of attempt 1: damaged: s3://b/x is missing (and 1 more)"
+    gone = VerificationResult(entry(5), is_gone=True)
+    assert verification_line(gone) == "step 5 of attempt 1: was removed during the check"
 
 
-def here(work_dir: Path) -> Places:
+def here(work_dir: Path) -> JobSources:
     """A folder that is not the usual one: no cluster is asked."""
-    return Places(work_dir, ClusterAccess())
+    return JobSources(work_dir, ClusterAccess())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_a_local_job_leads_to_its_newest_run_and_to_its_storage(tmp_path: Path) 
 
 
 def test_a_job_that_is_not_there_or_has_not_begun_is_told(tmp_path: Path) -> None:
-    with pytest.raises(MissingJobError, match=r"holds no runs; .*\n.*named by its folder"):
+    with pytest.raises(MissingJobError, match=r"contains no runs; .*\n.*write its folder"):
         address_of("topics", here(tmp_path), None)
     put(tmp_path)
     with pytest.raises(CommandError, match="topics has not started a run yet"):
@@ -97,4 +98,4 @@ def test_a_job_that_is_not_there_or_has_not_begun_is_told(tmp_path: Path) -> Non
 
 def test_a_run_that_is_named_by_its_folder_is_in_no_namespace() -> None:
     with pytest.raises(CommandError, match="must not be combined with options of a cluster; remove them"):
-        address_of(RUN, Places(DEFAULT_WORK_DIR, ClusterAccess(namespace="team")), None)
+        address_of(RUN, JobSources(DEFAULT_WORK_DIR, ClusterAccess(namespace="team")), None)

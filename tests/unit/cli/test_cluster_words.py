@@ -10,12 +10,12 @@ import pytest
 from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.v1alpha1 import Status
-from finetune_cli.cluster.errors import is_unknown_kind, missing_job, refused
+from finetune_cli.cluster.errors import command_error, is_unknown_kind, missing_job
 from finetune_cli.cluster.jobs import ClusterAccess
-from finetune_cli.cluster.pod_logs import Mark, PodLog, missing_attempts, new_entries, pod_logs
+from finetune_cli.cluster.pod_logs import PodLog, ReadPosition, missing_attempts, new_entries, pod_logs
 from finetune_cli.cluster.retry import Retry
 from finetune_cli.exit_status import CommandError, MissingJobError
-from finetune_cli.places import Places
+from finetune_cli.job_sources import JobSources
 from finetune_operator.errors import ApiError, ApiUnreachableError
 from statuses import SUCCEEDED
 
@@ -25,18 +25,22 @@ NO_KIND = ApiError(404, "", "404 page not found\n")
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
-        (ApiUnreachableError("GET /x: refused"), 69, "the cluster does not answer: GET /x: refused"),
+        (ApiUnreachableError("GET /x: refused"), 69, "the cluster is unreachable: GET /x: refused"),
         (NO_KIND, 78, "does not know FineTuneJob; install it"),
         (ApiError(404, "NotFound", "the server could not find the requested resource"), 78, "install it"),
-        (ApiError(403, "Forbidden", "user x cannot get it"), 77, "the cluster refuses: user x cannot get it"),
-        (ApiError(401, "Unauthorized", "Unauthorized"), 77, "the cluster refuses: Unauthorized"),
-        (ApiError(503, "", "starting"), 69, "the cluster cannot answer: starting"),
+        (
+            ApiError(403, "Forbidden", "user x cannot get it"),
+            77,
+            "the cluster rejected the request: user x cannot get it",
+        ),
+        (ApiError(401, "Unauthorized", "Unauthorized"), 77, "the cluster rejected the request: Unauthorized"),
+        (ApiError(503, "", "starting"), 69, "the cluster is unavailable: starting"),
         (ApiError(429, "TooManyRequests", ""), 69, "the API server returned 429 TooManyRequests"),
-        (ApiError(422, "Invalid", "no"), 1, "the cluster refuses: no"),
+        (ApiError(422, "Invalid", "no"), 1, "the cluster rejected the request: no"),
     ],
 )
 def test_a_refusal_has_words_and_an_exit_status(error: Any, status: int, words: str) -> None:
-    told = refused(error)
+    told = command_error(error)
     assert told.exit_status == status
     assert words in str(told)
     assert "\n" not in str(told)
@@ -67,36 +71,37 @@ def test_a_cluster_is_there_if_something_leads_to_one(tmp_path: Path) -> None:
     file = tmp_path / "config"
     file.touch()
     home = {"KUBECONFIG": f"{tmp_path / 'none'}:{file}"}
-    assert ClusterAccess().is_there(home)
-    assert not ClusterAccess().is_there({"KUBECONFIG": str(tmp_path / "none")})
-    assert not ClusterAccess(kubeconfig=tmp_path / "none").is_there(home)
-    assert ClusterAccess(kubeconfig=file).is_there({})
-    assert ClusterAccess().is_there({"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
+    assert ClusterAccess().is_configured(home)
+    assert not ClusterAccess().is_configured({"KUBECONFIG": str(tmp_path / "none")})
+    assert not ClusterAccess(kubeconfig=tmp_path / "none").is_configured(home)
+    assert ClusterAccess(kubeconfig=file).is_configured({})
+    assert ClusterAccess().is_configured({"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
 
 
 def test_a_local_run_wins_unless_a_cluster_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
-    here, there = Places(Path(".finetune"), ClusterAccess()), Places(Path(".finetune"), ClusterAccess(namespace="ml"))
-    with pytest.raises(MissingJobError, match="holds no runs"):
+    here = JobSources(Path(".finetune"), ClusterAccess())
+    there = JobSources(Path(".finetune"), ClusterAccess(namespace="ml"))
+    with pytest.raises(MissingJobError, match="contains no runs"):
         here.local("topics")  # without a kubeconfig a cluster is not spoken of
     (tmp_path / "config").touch()
     assert here.local("topics") is None
-    with pytest.raises(MissingJobError, match="holds no runs"):
+    with pytest.raises(MissingJobError, match="contains no runs"):
         here.local(None)
     objects = tmp_path / ".finetune/jobs/default/topics/objects"
     objects.mkdir(parents=True)
     (objects / "FineTuneJob.topics.json").write_text(json.dumps({"metadata": {"name": "topics"}}))
     local = here.local("topics")
     assert local is not None
-    assert (local.name, local.where, local.is_left()) == ("topics", "local run in .finetune", True)
+    assert (local.name, local.where, local.is_interrupted()) == ("topics", "local run in .finetune", True)
     assert there.local("topics") is None
-    with pytest.raises(CommandError, match="give its NAME"):
+    with pytest.raises(CommandError, match="NAME must be set"):
         there.local(None)
-    with pytest.raises(MissingJobError, match="holds no runs"):
-        Places(tmp_path / "other", ClusterAccess()).local("topics")
-    with pytest.raises(CommandError, match="give one of them"):
-        Places(tmp_path / "other", ClusterAccess(context="x")).local("topics")
+    with pytest.raises(MissingJobError, match="contains no runs"):
+        JobSources(tmp_path / "other", ClusterAccess()).local("topics")
+    with pytest.raises(CommandError, match="remove one of them"):
+        JobSources(tmp_path / "other", ClusterAccess(context="x")).local("topics")
 
 
 # ---- logs of pods ----------------------------------------------------------------------------------------------------
@@ -122,7 +127,7 @@ def test_pods_are_sorted_and_strangers_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "waits"),
+    ("status", "waiting_reason"),
     [
         ({"phase": "Running"}, ""),
         ({"phase": "Failed"}, ""),
@@ -137,15 +142,15 @@ def test_pods_are_sorted_and_strangers_left_out() -> None:
         ),
     ],
 )
-def test_a_pod_that_has_not_begun_says_why(status: dict[str, Any], waits: str) -> None:
+def test_a_pod_that_has_not_begun_says_why(status: dict[str, Any], waiting_reason: str) -> None:
     (log,) = pod_logs([pod("p", 1, 0) | {"status": status}])
-    assert log.waits == waits
+    assert log.waiting_reason == waiting_reason
 
 
 def test_a_line_has_its_own_time_or_else_the_kubelets() -> None:
     said = json.dumps({"time": "2026-01-01T12:00:00.500+00:00", "rank": 3, "level": "INFO", "message": "hello"})
     text = f"2026-01-01T14:00:01.123456789+02:00 {said}\n2026-01-01T14:00:02.000000000+02:00 no json\n"
-    first, second = new_entries(RUNNING, text, Mark())[0]
+    first, second = new_entries(RUNNING, text, ReadPosition())[0]
     assert (first.time, first.rank, first.text) == ("2026-01-01T12:00:00.500+00:00", 3, "hello")
     assert (second.time, second.text) == ("2026-01-01T12:00:02.000+00:00", "no json")
 
@@ -153,27 +158,27 @@ def test_a_line_has_its_own_time_or_else_the_kubelets() -> None:
 def test_who_asks_again_gets_what_is_new() -> None:
     """The API server knows whole seconds: it says some lines again."""
     lines = [f"2026-01-01T12:00:0{second}Z line {n}\n" for n, second in enumerate((1, 2, 2, 2, 3))]
-    entries, mark = new_entries(RUNNING, "".join(lines[:3]), Mark())
+    entries, position = new_entries(RUNNING, "".join(lines[:3]), ReadPosition())
     assert [entry.text for entry in entries] == ["line 0", "line 1", "line 2"]
-    entries, mark = new_entries(RUNNING, "".join(lines[1:4]), mark)
+    entries, position = new_entries(RUNNING, "".join(lines[1:4]), position)
     assert [entry.text for entry in entries] == ["line 3"]
-    assert new_entries(RUNNING, "".join(lines[1:4]), mark) == ([], mark)
-    entries, mark = new_entries(RUNNING, "".join(lines[1:]), mark)
+    assert new_entries(RUNNING, "".join(lines[1:4]), position) == ([], position)
+    entries, position = new_entries(RUNNING, "".join(lines[1:]), position)
     assert [entry.text for entry in entries] == ["line 4"]
-    assert mark == Mark("2026-01-01T12:00:03Z", 1)
+    assert position == ReadPosition("2026-01-01T12:00:03Z", 1)
 
 
 def test_a_line_separator_in_a_message_does_not_begin_a_line_with_a_time_of_the_pods_choice() -> None:
     text = "2026-01-01T12:00:01Z one\u20282026-01-01T09:00:00Z forged\x85more\n2026-01-01T12:00:02Z two\n"
-    entries, mark = new_entries(RUNNING, text, Mark())
+    entries, position = new_entries(RUNNING, text, ReadPosition())
     assert [entry.time[11:19] for entry in entries] == ["12:00:01", "12:00:02"]
-    assert mark == Mark("2026-01-01T12:00:02Z", 1)
+    assert position == ReadPosition("2026-01-01T12:00:02Z", 1)
 
 
 def test_half_a_line_waits_for_its_end_unless_there_is_none() -> None:
     text = "2026-01-01T12:00:01Z whole\n2026-01-01T12:00:02Z ha"
-    assert [entry.text for entry in new_entries(RUNNING, text, Mark())[0]] == ["whole"]
-    assert [entry.text for entry in new_entries(ENDED, text, Mark())[0]] == ["whole", "ha"]
+    assert [entry.text for entry in new_entries(RUNNING, text, ReadPosition())[0]] == ["whole"]
+    assert [entry.text for entry in new_entries(ENDED, text, ReadPosition())[0]] == ["whole", "ha"]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +230,7 @@ def test_a_cluster_that_is_away_for_a_while_is_asked_again() -> None:
     away = [ApiUnreachableError("reset"), ApiError(503, "", "starting"), ApiUnreachableError("reset")]
     server = Flaky(1, *away, 2)
     assert asyncio.run(server.ask(2)) == [1, 2]
-    assert server.told == ["the cluster does not answer: reset; retrying", "the cluster answers again"]
+    assert server.told == ["the cluster is unreachable: reset; retrying", "the cluster is reachable again"]
     assert server.pauses == [1.0, 2.0, 4.0]
 
 

@@ -108,7 +108,7 @@ def test_the_summary_compares_baseline_and_tuned() -> None:
     assert "topics: fine-tuned" in text
     assert ["accuracy", "9.5", "%", "87.8", "%", "+78.4", "points"] in [line.split() for line in lines]
     assert ["loss", "2.833", "0.512", "-2.321"] in [line.split() for line in lines]
-    assert "1, 2 attempts at training, resumed from step 120, 2 min 05 s" in text
+    assert "1, 2 training attempts, resumed from step 120, 2 min 05 s" in text
     assert "s3://demo/runs/topics/runs/r0001-1f3a9c42/report.html" in text
     assert max(len(line) for line in lines) <= 80
 
@@ -122,7 +122,7 @@ def test_the_summary_of_a_failure_says_what_where_and_what_to_do() -> None:
     assert facts["logs"] == "finetune logs topics"
     assert facts["to continue"] == "correct the problem and run the same command again"
     assert (
-        dict(summarize(job_with(FAILED), ways=APPLY_AGAIN).facts)["to continue"]
+        dict(summarize(job_with(FAILED), next_steps=APPLY_AGAIN).facts)["to continue"]
         == "correct the spec and apply it again"
     )
 

@@ -100,8 +100,8 @@ def test_a_file_address_is_refused_for_a_cluster_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "job.yaml: must hold a FineTuneJob, and is empty"),
-        ("# only a comment\n---\n", "job.yaml: must hold a FineTuneJob, and is empty"),
+        ("", "job.yaml: must contain a FineTuneJob, but is empty"),
+        ("# only a comment\n---\n", "job.yaml: must contain a FineTuneJob, but is empty"),
         ("- a\n- b\n", "job.yaml:1: must be a FineTuneJob, not a list"),
         ("just words\n", "job.yaml:1: must be a FineTuneJob, not text"),
         ("a: 1\n\tb: 2\n", "job.yaml:2: YAML does not allow tabs for indentation; use spaces"),
@@ -111,14 +111,14 @@ def test_a_file_address_is_refused_for_a_cluster_only(tmp_path: Path) -> None:
         ("a: .nan\n", "job.yaml: must not contain .nan, .inf or a block that contains itself"),
         ("a: &x\n  b: *x\n", "job.yaml: must not contain .nan, .inf or a block that contains itself"),
         ("a: !!python/name:os.system x\n", "job.yaml:1: could not determine a constructor for the tag"),
-        (b"\xff\xfe\x00", "job.yaml: must be UTF-8 text, which it is not at byte 0; is it a YAML file?"),
+        (b"\xff\xfe\x00", "job.yaml: must be UTF-8 text, but byte 0 is invalid; is it a YAML file?"),
         (
             GOOD + "---\n" + GOOD,
-            "job.yaml: exactly one of the 2 documents must be a FineTuneJob, and 2 of them are (lines 1, 17)",
+            "job.yaml: exactly one of the 2 documents must be a FineTuneJob, but 2 are (lines 1, 17)",
         ),
         (
             "kind: A\n---\nkind: B\n",
-            "job.yaml: exactly one of the 2 documents must be a FineTuneJob, and none of them is",
+            "job.yaml: exactly one of the 2 documents must be a FineTuneJob, but none is",
         ),
     ],
 )
@@ -157,40 +157,40 @@ def test_half_of_a_surrogate_pair_in_a_file_is_told_with_its_line(tmp_path: Path
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("runId: on", "runId must be quoted or be true or false: kubectl reads on as true"),
-        ("suspend: yes", "suspend must be quoted or be true or false: kubectl reads yes as true"),
-        ("suspend: N", "suspend must be quoted or be true or false: kubectl reads N as false"),
+        ("runId: on", "runId must be quoted, or be true or false: kubectl reads on as true"),
+        ("suspend: yes", "suspend must be quoted, or be true or false: kubectl reads yes as true"),
+        ("suspend: N", "suspend must be quoted, or be true or false: kubectl reads N as false"),
         (
             "workers: {nodeSelector: {gpu: Off}}",
-            "workers.nodeSelector.gpu must be quoted or be true or false: kubectl reads Off as false",
+            "workers.nodeSelector.gpu must be quoted, or be true or false: kubectl reads Off as false",
         ),
         (
             "workers: {nodeSelector: {on: gpu}}",
-            "workers.nodeSelector.on must have its name in quotes: kubectl reads on as true",
+            "workers.nodeSelector.on must be a quoted key: kubectl reads on as true",
         ),
         (
             "workers: {nodeSelector: {010: gpu}}",
-            "workers.nodeSelector.010 must have its name in quotes: kubectl reads 010 as 8",
+            "workers.nodeSelector.010 must be a quoted key: kubectl reads 010 as 8",
         ),
         (
             "workers: {nodeSelector: {1.0: gpu}}",
-            "workers.nodeSelector.1.0 must have its name in quotes: kubectl reads 1.0 as 1",
+            "workers.nodeSelector.1.0 must be a quoted key: kubectl reads 1.0 as 1",
         ),
         (
             "workers: {nodes: 010}",
-            "workers.nodes must not begin with 0, or be quoted where it is text: kubectl reads 010 as 8",
+            "workers.nodes must not start with 0, or must be quoted if it is text: kubectl reads 010 as 8",
         ),
         (
             "workers: {nodes: +0_10}",
-            "workers.nodes must not begin with 0, or be quoted where it is text: kubectl reads +0_10 as 8",
+            "workers.nodes must not start with 0, or must be quoted if it is text: kubectl reads +0_10 as 8",
         ),
         (
             "workers: {nodes: 0X1F}",
-            "workers.nodes must be 31, or be quoted where it is text: kubectl reads 0X1F as 31",
+            "workers.nodes must be 31, or must be quoted if it is text: kubectl reads 0X1F as 31",
         ),
         (
             "evaluation: {prompts: [a, [y]]}",
-            "evaluation.prompts[1][0] must be quoted or be true or false: kubectl reads y as true",
+            "evaluation.prompts[1][0] must be quoted, or be true or false: kubectl reads y as true",
         ),
         *(
             (
@@ -233,7 +233,7 @@ def test_what_aliases_name_is_told_once_and_in_a_bounded_time(tmp_path: Path) ->
     levels = "".join(f"  l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 5))
     found = complaints(tmp_path, f"{GOOD}x:\n  l0: &l0 [yes]\n{levels}")
     assert [one for one in found if "kubectl" in one] == [
-        "job.yaml:17: x.l0[0] must be quoted or be true or false: kubectl reads yes as true"
+        "job.yaml:17: x.l0[0] must be quoted, or be true or false: kubectl reads yes as true"
     ]
 
 

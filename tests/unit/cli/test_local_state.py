@@ -43,10 +43,10 @@ def test_the_latest_job_is_the_one_that_is_meant(tmp_path: Path) -> None:
 
 
 def test_an_unknown_job_is_told_with_those_that_are_known(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="holds no runs; start one with"):
+    with pytest.raises(CommandError, match="contains no runs; start one with"):
         LocalState(tmp_path).find(None)
     put(tmp_path, "topics", {})
-    with pytest.raises(CommandError, match="holds no run of topic; known here: topics"):
+    with pytest.raises(CommandError, match="contains no run of topic; existing jobs: topics"):
         LocalState(tmp_path).find("topic")
 
 
@@ -127,7 +127,7 @@ def test_a_log_that_is_not_there_is_told_with_those_that_are(
     put_log(folder, "topics-r1-train-a10-0.log", ("2026-01-01T12:00:01", "new"))
     logs("topics", attempt=1, work_dir=tmp_path)
     assert capsys.readouterr().out == "12:00:00 train a1 rank 0  INFO old\n"
-    with pytest.raises(CommandError, match="there are: train attempt 1, train attempt 10"):
+    with pytest.raises(CommandError, match="existing logs: train attempt 1, train attempt 10"):
         logs("topics", attempt=2, work_dir=tmp_path)
 
 

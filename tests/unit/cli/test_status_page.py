@@ -93,13 +93,13 @@ def page(status: dict[str, Any], events: Any = (), **options: Any) -> list[str]:
 def test_the_page_of_a_job_that_had_trouble() -> None:
     lines = page(BUSY, EVENTS)
     assert lines[0] == "topics: Training for 19 s"
-    assert lines[1].startswith("namespace ml, context test, run 1, began 20")
+    assert lines[1].startswith("namespace ml, context test, run 1, started 20")
     assert lines[2:] == [
         "",
         "progress      [########################................]  60 %, step 180 of 296",
         "              epoch 4.9, loss 0.412, 2,140 tokens/s, 24 s left",
         "checkpoint    step 180, 10 s ago: s3://b/c.json",
-        "charged       restarts 1 of 3 since the last new checkpoint, disruptions 0 of 50",
+        "restarts      1 of 3 since the last new checkpoint, disruptions 0 of 50",
         "resolved      SequenceClassification, Classification data, Float32, ZeRO 2,",
         "              micro batch 8 x 2 accumulated, packing Padded",
         "",
@@ -154,12 +154,12 @@ def test_a_long_message_shows_its_first_and_its_last_lines() -> None:
 
 
 def test_a_local_run_that_nobody_works_at_is_told() -> None:
-    assert "interrupted: no process runs it; `finetune run JOB.yaml` resumes" in page(TRAINING, is_left=True)
-    assert not any("interrupted" in line for line in page(SUCCEEDED, is_left=True))
+    assert "interrupted: no process runs it; `finetune run JOB.yaml` resumes" in page(TRAINING, is_interrupted=True)
+    assert not any("interrupted" in line for line in page(SUCCEEDED, is_interrupted=True))
 
 
 def test_events_that_may_not_be_read_are_told() -> None:
-    assert page(BUSY, None)[-1] == "events        you may not read them"
+    assert page(BUSY, None)[-1] == "events        not permitted"
     assert not any("events" in line for line in page(BUSY, []))
 
 

@@ -16,7 +16,7 @@ from finetune_cli.commands.status import Output, status
 from finetune_cli.display import JsonDisplay, PlainDisplay
 from finetune_cli.display.base import Display
 from finetune_cli.display.live import LiveDisplay
-from finetune_cli.terminal import printable, say
+from finetune_cli.terminal import echo, printable
 from statuses import FAILED, TRAINING, job_with, live
 
 EVIL = "\x1b]52;c;cm0gLXJm\x07\x1b[2J\x9b31m\x7f\rover \u202e"
@@ -83,7 +83,7 @@ def test_harmless_text_stays_as_it_is(text: str) -> None:
 
 
 def test_half_a_surrogate_pair_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    say("half \ud83d pair")
+    echo("half \ud83d pair")
     assert capsys.readouterr().out == "half \\ud83d pair\n"
 
 

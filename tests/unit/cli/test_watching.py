@@ -16,15 +16,15 @@ from statuses import FAILED, RESTARTING, START, SUCCEEDED, SUSPENDED, TRAINING
 SEEN = {"observedGeneration": 1}
 
 
-class Place:
+class FakeSource:
     """A job whose status is another one at every look."""
 
     name = "topics"
     where = "a test"
 
-    def __init__(self, *statuses: dict[str, Any], is_left: bool = False) -> None:
+    def __init__(self, *statuses: dict[str, Any], is_interrupted: bool = False) -> None:
         self.statuses = list(statuses)
-        self.left = is_left
+        self.left = is_interrupted
 
     async def read(self) -> dict[str, Any]:
         return {**make_job("topics"), "status": self.statuses.pop(0)}
@@ -32,11 +32,11 @@ class Place:
     async def events(self) -> list[dict[str, Any]] | None:
         return []
 
-    def is_left(self) -> bool:
+    def is_interrupted(self) -> bool:
         return self.left
 
 
-def watched(place: Place) -> tuple[FineTuneJob | None, list[str]]:
+def watched(source: FakeSource) -> tuple[FineTuneJob | None, list[str]]:
     """Ten seconds between two looks."""
     stream, now = io.StringIO(), [0.0]
 
@@ -46,14 +46,14 @@ def watched(place: Place) -> tuple[FineTuneJob | None, list[str]]:
     def clock() -> float:
         return now[0]
 
-    display = PlainDisplay(stream, clock=clock, ways=APPLY_AGAIN)
-    job = asyncio.run(watch_job(place, display, pause=pause, clock=clock))
+    display = PlainDisplay(stream, clock=clock, next_steps=APPLY_AGAIN)
+    job = asyncio.run(watch_job(source, display, pause=pause, clock=clock))
     lines = stream.getvalue().splitlines()
     return job, [line[10:] if line[2:3] == ":" else line for line in lines]
 
 
 def test_a_job_is_watched_to_its_end() -> None:
-    job, lines = watched(Place(TRAINING | SEEN, RESTARTING | SEEN, SUCCEEDED | SEEN))
+    job, lines = watched(FakeSource(TRAINING | SEEN, RESTARTING | SEEN, SUCCEEDED | SEEN))
     assert job is not None
     assert job.status.phase == "Succeeded"
     order = ["train: started", "train: step 180 of 296 (60 %), epoch 4.9, loss 0.412", "restarting the training"]
@@ -63,31 +63,31 @@ def test_a_job_is_watched_to_its_end() -> None:
 
 @pytest.mark.parametrize("status", [FAILED, SUSPENDED, {"phase": "Invalid"}], ids=["failed", "suspended", "invalid"])
 def test_what_is_over_or_suspended_ends_it(status: dict[str, Any]) -> None:
-    place = Place(status | SEEN, TRAINING | SEEN)
-    job, lines = watched(place)
+    source = FakeSource(status | SEEN, TRAINING | SEEN)
+    job, lines = watched(source)
     assert job is not None
-    assert len(place.statuses) == 1
+    assert len(source.statuses) == 1
     if status is SUSPENDED:
         assert lines[-1].split(maxsplit=1) == ["resume", "set spec.suspend to false"]
 
 
 def test_an_end_that_the_operator_has_yet_to_take_back_is_none() -> None:
     """Resumed, or changed after its end: the status still speaks of what was before."""
-    place = Place(SUSPENDED, SUSPENDED, TRAINING | SEEN, SUCCEEDED | SEEN)
-    job, _ = watched(place)
+    source = FakeSource(SUSPENDED, SUSPENDED, TRAINING | SEEN, SUCCEEDED | SEEN)
+    job, _ = watched(source)
     assert job is not None
-    assert (job.status.phase, place.statuses) == ("Succeeded", [])
+    assert (job.status.phase, source.statuses) == ("Succeeded", [])
 
 
 def test_an_operator_that_does_not_look_is_told_once() -> None:
-    _, lines = watched(Place(*[{}] * 8, SUCCEEDED | SEEN))
+    _, lines = watched(FakeSource(*[{}] * 8, SUCCEEDED | SEEN))
     assert lines.count("the operator has not reconciled the object yet; check that it is running") == 1
-    _, lines = watched(Place({}, {}, *[TRAINING | SEEN] * 8, SUCCEEDED | SEEN))
+    _, lines = watched(FakeSource({}, {}, *[TRAINING | SEEN] * 8, SUCCEEDED | SEEN))
     assert not any("has not looked" in line for line in lines)
 
 
 def test_nobody_works_at_it_any_more() -> None:
-    job, _ = watched(Place(TRAINING | SEEN, is_left=True))
+    job, _ = watched(FakeSource(TRAINING | SEEN, is_interrupted=True))
     assert job is None
 
 
@@ -96,5 +96,5 @@ def test_why_a_job_waits_is_told_as_it_changes() -> None:
         ready = {"type": "Ready", "status": "False", "reason": "WaitingForPods", "message": message}
         return merged(TRAINING, {"phase": "Pending", "conditions": [ready | {"lastTransitionTime": START}]}) | SEEN
 
-    _, lines = watched(Place(waiting("no node"), waiting("no node"), waiting("image missing"), SUCCEEDED | SEEN))
+    _, lines = watched(FakeSource(waiting("no node"), waiting("no node"), waiting("image missing"), SUCCEEDED | SEEN))
     assert [line for line in lines if line.startswith("waiting")] == ["waiting (no node)", "waiting (image missing)"]

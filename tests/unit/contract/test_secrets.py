@@ -13,7 +13,7 @@ from finetune_api.redaction import HIDDEN, hide_credentials
 from finetune_api.trainer_config import StorageSettings, TrainerConfig
 from finetune_api.validation import InvalidJobError, parse_job
 from finetune_cli.job_file import JobFileError, read_job_file
-from finetune_cli.local.storage import own_settings
+from finetune_cli.local.storage import endpoint_settings
 from finetune_operator.__main__ import main as operator_main
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage
@@ -143,7 +143,7 @@ def test_an_address_with_a_password_is_refused_without_showing_it(spec: dict[str
 
 def test_commands_refuse_an_endpoint_with_a_password(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exception, match="must not contain a user name or password") as caught:
-        own_settings(ADDRESS)
+        endpoint_settings(ADDRESS)
     with pytest.raises(SystemExit):
         operator_main(["install", f"--storage-endpoint={ADDRESS}"])
     assert SECRET not in str(caught.value) + capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""What of a job file kubectl would read as something else than we do.
+"""Find scalars of a job file that kubectl parses differently.
 
-We read YAML 1.2, and kubectl 1.1 with rules of its own. Where the two differ the file is refused, for the job in the
-cluster would be another one than was checked here.
+This package parses YAML 1.2; kubectl parses YAML 1.1 with some changes. A file that they parse differently is rejected,
+because the job in the cluster would differ from the job that was validated here.
 """
 
 import re
@@ -14,16 +14,16 @@ from finetune_api.rules import Violation
 from finetune_operator.yaml_text import read_by_kubectl
 
 Construct = Callable[[ScalarNode], Any]
-"""A scalar as we read it."""
+"""Returns the value of a scalar in YAML 1.2."""
 
 _TAGGED = re.compile(r"(&\S+\s+)?!")
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _SECRET = re.compile(r"spec\.workers\.env\[\d+\]\.value")
-"""Values that no message may show."""
+"""Paths of values that must not appear in messages, because they may be secret."""
 
 
-def unlike_kubectl(root: Node, construct: Construct) -> Iterator[tuple[int, Violation]]:
-    """Line, from 1, and violation of each scalar without quotes that kubectl would read differently; keys count too."""
+def kubectl_differences(root: Node, construct: Construct) -> Iterator[tuple[int, Violation]]:
+    """Yield line (from 1) and violation of each unquoted scalar, keys included, that kubectl parses differently."""
     checked: set[int] = set()
     for node, path, is_key in _scalars(root, "", set()):
         if node.style is None and id(node) not in checked and not _is_tagged(node):
@@ -34,7 +34,7 @@ def unlike_kubectl(root: Node, construct: Construct) -> Iterator[tuple[int, Viol
 
 
 def _scalars(node: Node, path: str, seen: set[int]) -> Iterator[tuple[ScalarNode, str, bool]]:
-    """Every scalar with its path, and whether it is a key. What several aliases name comes once."""
+    """Yield every scalar with its path and whether it is a key. A node with several aliases is yielded once."""
     if isinstance(node, ScalarNode):
         yield node, path, False
         return
@@ -53,21 +53,24 @@ def _scalars(node: Node, path: str, seen: set[int]) -> Iterator[tuple[ScalarNode
 
 
 def _is_tagged(node: ScalarNode) -> bool:
-    """Whether the file says itself what the scalar is, as in `!!str yes`."""
+    """Whether the scalar has an explicit tag, as in `!!str yes`."""
     mark = node.start_mark
     return bool(_TAGGED.match(mark.buffer[mark.pointer : mark.pointer + 1024]))
 
 
 def _about_key(node: ScalarNode, construct: Construct) -> str:
-    """Empty: kubectl reads the same. Numbers with a fraction it writes anew, and null is no name at all."""
+    """Return the violation of a key, or "" if kubectl reads the same name.
+
+    Floats and null are always violations: kubectl formats floats differently, and null is not a valid name.
+    """
     ours, theirs = construct(node), read_by_kubectl(node.value)
     if _is_same(ours, theirs) and not isinstance(theirs, float | None):
         return ""
-    return f"must have its name in quotes: kubectl reads {node.value or 'nothing'} as {_shown(theirs)}"
+    return f"must be a quoted key: kubectl reads {node.value or 'nothing'} as {_shown(theirs)}"
 
 
 def _about_value(node: ScalarNode, path: str, construct: Construct) -> str:
-    """Empty: kubectl reads the same."""
+    """Return the violation of a value, or "" if kubectl reads the same value."""
     theirs = read_by_kubectl(node.value)
     if _is_same(construct(node), theirs):
         return ""
@@ -75,12 +78,12 @@ def _about_value(node: ScalarNode, path: str, construct: Construct) -> str:
         return f"must be quoted: kubectl does not read it as {'a number' if isinstance(theirs, str) else 'text'}"
     reads = f"kubectl reads {node.value} as {_shown(theirs)}"
     if isinstance(theirs, bool):
-        return f"must be quoted or be true or false: {reads}"
+        return f"must be quoted, or be true or false: {reads}"
     if isinstance(theirs, str):
-        return f"must be quoted, or be a number that JSON can hold: {reads}"
+        return f"must be quoted, or be a number that JSON can represent: {reads}"
     if _OCTAL.fullmatch(node.value):
-        return f"must not begin with 0, or be quoted where it is text: {reads}"
-    return f"must be {_shown(theirs)}, or be quoted where it is text: {reads}"
+        return f"must not start with 0, or must be quoted if it is text: {reads}"
+    return f"must be {_shown(theirs)}, or must be quoted if it is text: {reads}"
 
 
 def _is_same(ours: Any, theirs: Any) -> bool:
