@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer and nothing else: every target sets up .venv itself, once per change of requirements/.
+# Requires only Python 3.11 or newer: every target creates .venv, and updates it after a change of requirements/.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The first interpreter that is new enough; a name on the path may be a shim for nothing.
+# The first interpreter that is new enough. It is executed, because a name on PATH may be a shim without an interpreter.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 PYTEST := $(BIN)/python -m pytest
@@ -14,7 +14,7 @@ CODE := operator trainer tests $(wildcard benchmarks docs)
 # Extra arguments for pytest, as in: make test-unit ARGS='-k restart -x'
 ARGS ?=
 
-# A mirror that is set up for pip serves uv too.
+# Use the package index of pip for uv too.
 ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
@@ -22,7 +22,7 @@ endif
 ##@ Use
 
 .PHONY: help
-help: ## Show this list
+help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
@@ -31,60 +31,60 @@ demo: $(VENV)/.ready-local ## Fine-tune a real model on two workers, kill one, r
 	@$(BIN)/finetune demo $(ARGS)
 
 .PHONY: setup
-setup: $(VENV)/.ready-test ## Make .venv with everything for development and tests
+setup: $(VENV)/.ready-test ## Create .venv with all dependencies for development and tests
 
-# podman and docker do as well.
+# podman and docker also work.
 BUILDER ?= buildah
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 .PHONY: images
-images: ## Build both images, as manifests/install.yaml names them; BUILDER=podman, ARGS='--build-arg BASE_IMAGE=...'
+images: ## Build both images of manifests/install.yaml; BUILDER=podman, ARGS='--build-arg BASE_IMAGE=...'
 	@for target in operator trainer; do \
 		$(BUILDER) build --target $$target --tag finetune-$$target:$(VERSION) --build-arg VERSION=$(VERSION) \
 			--build-arg REVISION=$$(git rev-parse HEAD) $(ARGS) .; \
 	done
 
 .PHONY: clean
-clean: ## Remove .venv, caches and what local runs have left
+clean: ## Remove .venv, caches and the files of local runs
 	rm -rf $(VENV) .finetune dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find operator trainer tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##@ Check
 
 .PHONY: test
-test: $(VENV)/.ready-test ## Everything that has to pass before a change is merged; says how long each part took
+test: $(VENV)/.ready-test ## Run all checks that must pass before a merge, with the time of each part
 	@tests/streams.sh $(BIN)/python $(ARGS)
 
 .PHONY: test-unit
-test-unit: $(VENV)/.ready-test ## Unit tests: seconds, no servers
+test-unit: $(VENV)/.ready-test ## Run the unit tests: no servers, no processes
 	$(PYTEST) tests/unit $(ARGS)
 
 .PHONY: test-integration
-test-integration: $(VENV)/.ready-test ## Integration tests: a real object store, real processes, real training
+test-integration: $(VENV)/.ready-test ## Run the integration tests: a real object store, real processes, real training
 	$(PYTEST) tests/integration $(ARGS)
 
 .PHONY: test-kubernetes
-test-kubernetes: $(VENV)/.ready-test ## Tests on a real Kubernetes cluster that they start themselves: Linux, Go; pods need root
+test-kubernetes: $(VENV)/.ready-test ## Run the tests on Kubernetes, which start a cluster: need Linux and Go, and root for pods
 	$(PYTEST) tests/kubernetes $(ARGS)
 
 .PHONY: cluster-tools
-cluster-tools: $(VENV)/.ready-test ## Make ready for test-kubernetes: Debian packages, and a build of Kubernetes (9 minutes once)
+cluster-tools: $(VENV)/.ready-test ## Install what test-kubernetes needs: Debian packages and a build of Kubernetes (9 minutes, once)
 	@PYTHONPATH=tests/support $(BIN)/python -m testcluster.tools
 
 .PHONY: lint
-lint: $(VENV)/.ready-test ## Style: ruff, check and format
+lint: $(VENV)/.ready-test ## Check the style with ruff
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 
 .PHONY: types
-types: $(VENV)/.ready-test ## Types: mypy, strict
+types: $(VENV)/.ready-test ## Check the types with mypy (strict)
 	$(BIN)/mypy
 
 .PHONY: imports
-imports: $(VENV)/.ready-test ## Architecture: who may import whom
+imports: $(VENV)/.ready-test ## Check the imports between packages with import-linter
 	$(BIN)/lint-imports
 
 .PHONY: verify
-verify: $(VENV)/.ready-test ## Whether what is generated (CRD, golden manifests) is up to date
+verify: $(VENV)/.ready-test ## Check that generated files (CRD, golden manifests) are up to date
 	$(PYTEST) -q tests/golden $(ARGS)
 
 .PHONY: samples
@@ -92,48 +92,48 @@ samples: $(VENV)/.ready-test ## Run every sample on real models and data, end to
 	$(PYTEST) tests/samples -s $(ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.ready-test ## Kill ranks, uploaders and storage 200 times; nothing may be lost; twenty minutes, goes on where it was
+soak: $(VENV)/.ready-test ## Kill ranks, uploaders and storage 200 times and compare all losses (20 minutes; resumes if interrupted)
 	@PYTHONPATH=tests/support $(BIN)/python -m soak $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.ready-test ## Speed of the main job, as ratios; the last line is one JSON object
+bench: $(VENV)/.ready-test ## Benchmark training speed and restarts; the last line is a JSON object
 	@$(BIN)/python benchmarks/gather.py
 	@$(BIN)/python benchmarks/main_job.py
 
 .PHONY: bench-order
-bench-order: $(VENV)/.ready-test ## What grouping rows by length costs in loss and saves in time; downloads news texts
+bench-order: $(VENV)/.ready-test ## Benchmark grouping rows by length: loss and speed (downloads news texts)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/order_quality.py $(ARGS)
 
 .PHONY: bench-data
-bench-data: $(VENV)/.ready-test ## Preparation of data beside the bare tokenizer, and its memory; ARGS='--gigabytes 0.1 1 5'
+bench-data: $(VENV)/.ready-test ## Benchmark data preparation: speed relative to the tokenizer, memory; ARGS='--gigabytes 0.1 1 5'
 	@$(BIN)/python benchmarks/data_preparation.py $(ARGS)
 
 .PHONY: bench-recovery
-bench-recovery: $(VENV)/.ready-test ## What a lost worker costs on two real nodes, part by part: Linux, Go, root; about four minutes
+bench-recovery: $(VENV)/.ready-test ## Benchmark the recovery of a lost worker on two nodes: needs Linux, Go, root (4 minutes)
 	@$(BIN)/python benchmarks/recovery.py $(ARGS)
 
 .PHONY: bench-operator
-bench-operator: $(VENV)/.ready-test ## The operator with 1,000 jobs at once and 5,000 finished ones; needs what test-kubernetes needs
+bench-operator: $(VENV)/.ready-test ## Benchmark the operator with 1,000 concurrent and 5,000 finished jobs; same needs as test-kubernetes
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/operator_scale.py $(ARGS)
 
 .PHONY: bench-checkpoints
-bench-checkpoints: $(VENV)/.ready-test ## What checkpoints cost beside those of transformers and DeepSpeed; twenty minutes
+bench-checkpoints: $(VENV)/.ready-test ## Benchmark checkpoints, compared with transformers and DeepSpeed (20 minutes)
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/checkpoints.py $(ARGS)
 
 ##@ Write
 
 .PHONY: format
-format: $(VENV)/.ready-test ## Format and fix what ruff can
+format: $(VENV)/.ready-test ## Format the code and apply fixes of ruff
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
 .PHONY: golden
-golden: $(VENV)/.ready-test ## Write CRD and golden manifests anew; review the difference
+golden: $(VENV)/.ready-test ## Generate CRD, docs/support.md and golden manifests; review the diff
 	FINETUNE_UPDATE_GOLDEN=1 $(PYTEST) -q tests/golden
 	@git --no-pager diff --stat -- manifests tests/golden
 
 .PHONY: generate
-generate: golden ## The same as golden: all that is generated
+generate: golden ## Same as golden
 
 .PHONY: picture
 picture: $(VENV)/.ready-local ## Record the demo as docs/demo.svg
@@ -142,7 +142,7 @@ picture: $(VENV)/.ready-local ## Record the demo as docs/demo.svg
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header
 .PHONY: lock
-lock: $(VENV)/.ready-build ## Resolve the newest requirements/*.txt from pyproject.toml and requirements/*.in
+lock: $(VENV)/.ready-build ## Resolve requirements/*.txt to the newest versions
 	$(LOCK) requirements/build.in -o requirements/build.txt
 	$(LOCK) --no-deps requirements/models.in -o requirements/models.txt
 	$(LOCK) pyproject.toml --all-extras --group dev --group test -c requirements/build.txt -o requirements/test.txt
@@ -150,20 +150,20 @@ lock: $(VENV)/.ready-build ## Resolve the newest requirements/*.txt from pyproje
 	$(LOCK) pyproject.toml --extra operator -c requirements/test.txt -o requirements/operator.txt
 	$(LOCK) pyproject.toml --extra trainer -c requirements/test.txt -o requirements/trainer.txt
 
-# Environments. build: the tools, installed by pip; they install the rest, which so needs no unchecked downloads, not
-# even for packages that have to be built. local is a part of test: one .venv serves both.
+# Environments. build: the build tools, installed by pip with hashes. They install all other packages, so that even packages
+# that must be built need no unverified downloads. local is a subset of test: both use one .venv.
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --require-hashes
 
 $(VENV)/.ready-build: requirements/build.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=..."; exit 1; }
-	@test ! -L $(VENV) || { echo "$(VENV) is a link: make would empty what it leads to; remove the link"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python must be 3.11 or newer; set PYTHON=... to its path"; exit 1; }
+	@test ! -L $(VENV) || { echo "$(VENV) must not be a symbolic link, because make would delete the content of its target; remove the link"; exit 1; }
 	@echo "setup: $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-# Compiled at once: every process would spend 18 s of its 28 s of imports on that, in pods (where nothing can be written)
-# and under PYTHONDONTWRITEBYTECODE each time anew. Not all of it compiles: some packages carry templates that end in .py.
+# Bytecode is compiled here: otherwise each process would spend 18 of 28 s of imports on it, and in pods (where nothing can be
+# written) and with PYTHONDONTWRITEBYTECODE every time. Errors are ignored: some packages contain templates that end in .py.
 define install
 	@started=$$SECONDS; size=$$(grep -c == $<); \
 	echo "setup: $$size packages of $< into $(VENV) (about 6 GB on disk; a few minutes the first time)"; \

@@ -1,6 +1,6 @@
-"""Draws docs/demo.svg: what `make demo` shows, from a real run of it. `make picture` calls this.
+"""Run the demo and write its output as docs/demo.svg. `make picture` calls this.
 
-Everything in the picture is printed by the run itself; only frames that were replaced by later ones are left out.
+The picture contains the output of the run, with the last frame of the live display.
 """
 
 import io
@@ -22,8 +22,8 @@ PICTURE = Path(__file__).with_name("demo.svg")
 
 def main() -> None:
     """Run the demo and write the picture. Raises one of `finetune_cli.exit_status.USER_ERRORS`."""
-    shutil.rmtree(WORK_DIR, ignore_errors=True)  # a picture shows the first run, not the tenth
-    # Not a terminal: then the live part is written once, as it ended.
+    shutil.rmtree(WORK_DIR, ignore_errors=True)  # the picture must show a first run
+    # Without a terminal, only the last frame of the live part is written.
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=False)
     console.print(Text("$ make demo", style="bold green"))
     with LiveDisplay(console) as display:
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def self_contained(svg: str) -> str:
-    """Without the fonts that rich would fetch from elsewhere, and without its comment, which holds an address."""
+    """Remove the fonts that rich loads from a server, and its comment, which contains a URL."""
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     return re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
 
