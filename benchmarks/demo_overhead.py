@@ -1,11 +1,11 @@
-"""Where the demo's time goes, and what a killed worker costs beside a cold start of the same attempt.
+"""Benchmark the demo: the share of optimizer steps in its time, and a restart compared with a cold start.
 
     python benchmarks/demo_overhead.py [--work-dir DIR]
 
-stepShare: seconds in optimizer steps, over all attempts, of the demo's whole wall time (store, uploads, preparation,
-both attempts, evaluation). restartRatio: from `kill -9` of a worker to the next optimizer step of the run, beside the
-time from starting the command to the first optimizer step when the same attempt starts in fresh processes, with
-nothing preloaded; both resume from a checkpoint of the same run. Prints tables and, as the last line, one JSON
+stepShare: time in optimizer steps of all attempts, divided by the wall time of the demo (store, uploads, preparation,
+both attempts, evaluation). restartRatio: time from SIGKILL of a worker to the next optimizer step of the run, divided
+by the time from the start of the command to the first optimizer step when the same attempt starts in new processes,
+without a fork server; both resume from a checkpoint of the same run. Prints tables and, as the last line, a JSON
 object.
 """
 
@@ -36,7 +36,7 @@ from finetune_operator.clusters.local import LocalCluster  # noqa: E402
 
 @dataclass
 class Recorder:
-    """A display that keeps the last word of every attempt and the moment at which its first step was seen."""
+    """A display that stores the last progress of every attempt, and the time at which its first step was seen."""
 
     phases: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
     first_step: dict[int, float] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Recorder:
 
 
 def step_share(work_dir: Path) -> float:
-    """Share of the demo's wall time that is spent in optimizer steps."""
+    """Return the share of optimizer steps in the wall time of the demo."""
     recorder = Recorder()
     result = run_demo(work_dir, recorder)
     spent: dict[str, float] = {}
@@ -81,7 +81,7 @@ def step_share(work_dir: Path) -> float:
 
 
 def restart_ratio(work_dir: Path) -> tuple[float, float]:
-    """Seconds from a kill to the next step, and from a cold command to its first step."""
+    """Return the seconds from a kill to the next step, and from the start of a command to its first step."""
     file = read_job_file(quickstart_file())
     manifest = {**file.manifest, "spec": {**file.manifest["spec"], "runId": "restart-benchmark"}}
     file = replace(file, manifest=manifest)
@@ -118,7 +118,7 @@ def _run(
 def _once(
     action: Callable[[FineTuneJob, LocalCluster], None],
 ) -> Callable[[FineTuneJob, Progress | None, LocalCluster], None]:
-    """The action, once, when an attempt has stepped and a checkpoint is committed."""
+    """Run the action once, when an attempt has completed a step and a checkpoint is committed."""
     done: list[bool] = []
 
     def tick(job: FineTuneJob, progress: Progress | None, cluster: LocalCluster) -> None:
@@ -131,9 +131,9 @@ def _once(
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--work-dir", type=Path, help="absent: a temporary folder")
+    parser.add_argument("--work-dir", type=Path, help="default: a temporary folder")
     options = parser.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""The all-gather of ZeRO on the CPU: gloo's own against one broadcast per rank, same bytes, same processes, in turn."""
+"""Benchmark the all-gather of ZeRO on the CPU: that of gloo against one broadcast per rank, alternately."""
 
 import json
 import os
@@ -14,12 +14,12 @@ import torch.multiprocessing as mp
 from finetune_trainer.train.gloo import all_gather_by_broadcast
 
 SIZES = (22_700_000, 1_000_000, 10_000)
-"""Elements: all-MiniLM-L6-v2 whole, a large layer, a small one."""
+"""Numbers of elements: all of all-MiniLM-L6-v2, a large layer, a small layer."""
 REPEATS = 7
 
 
 def main() -> None:
-    """Print a table and one JSON object: median milliseconds, and the ratio of gloo's own to ours."""
+    """Print a table and a JSON object with median milliseconds, and the ratio of gloo to ours."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     results = mp.get_context("spawn").SimpleQueue()

@@ -1,4 +1,4 @@
-"""The benchmarks of the main job, one after the other; the last line is one JSON object with the four ratios.
+"""Run the benchmarks of the main job; the last line is a JSON object with the four ratios.
 
 uniformRatio and mixedLengthRatio come from training_speed.py, stepShare and restartRatio from demo_overhead.py.
 """
@@ -14,7 +14,7 @@ RATIOS = ("uniformRatio", "mixedLengthRatio", "stepShare", "restartRatio")
 
 
 def main() -> None:
-    """Run both, pass their tables on, join their figures."""
+    """Run both benchmarks, print their tables, and merge their results."""
     figures = {**_run("training_speed.py"), **_run("demo_overhead.py")}
     print(json.dumps({name: figures[name] for name in RATIOS}))
 

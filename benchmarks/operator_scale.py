@@ -1,12 +1,12 @@
-"""The operator at scale: a real control plane, simulated nodes, the operator as a process with its own rights.
+"""Benchmark the operator with many jobs, on a real control plane with simulated nodes.
 
     make bench-operator ARGS='--jobs 50 --waiting 50 --finished-ttl 50 --finished 50 --idle-seconds 10'
 
-bare: the children of all jobs (Jobs, Services, ConfigMaps), created directly by a script, stage after stage. ours: the
-same number of FineTuneJobs at once. Both in turn, in a namespace of their own that is gone before the next begins. Then
-jobs wait for nodes that are not there, and an operator starts among many that are over, with a TTL and without. Pods
-succeed at once, so that what is measured is the control plane.
-Prints a table and, as the last line, one JSON object.
+bare: a script creates the children of all jobs (Jobs, Services, ConfigMaps) directly, stage after stage. ours: the
+same number of FineTuneJobs is created at once. Both alternate, each in its own namespace, which is deleted before the
+next one starts. Then jobs wait for nodes that do not exist, and an operator starts with many finished jobs, with and
+without a TTL. Pods succeed immediately, so that only the control plane is measured.
+Prints a table and, as the last line, a JSON object.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from scale.arms import Lives, jobs_of, quantile, run_bare, run_ours
 from scale.client import Manifest, PlainClient
 from scale.finished import Sample, Start, fill, start_among
 from scale.usage import all_cpu_seconds, cpu_seconds, peak_mib, totals, written
+from scale.variants import LifeCycleTimes, jobs_of, quantile, run_bare, run_ours
 from scale.waiting import Waiting, wait_for_room
 
 from operator_process import OperatorProcess, install
@@ -34,58 +34,58 @@ from testcluster.run_folder import run_folder
 from testcluster.simulated import simulated_nodes
 
 AT_ONCE = 20
-"""Calls of the script that are under way at once."""
+"""Concurrent requests of the script."""
 NODES = 100
 
 
 @dataclass(frozen=True)
 class Round:
-    """One arm, once."""
+    """One round of a variant."""
 
-    arm: str
-    lives: Lives
+    variant: str
+    times: LifeCycleTimes
     cpu: Counter[str]
     """Seconds by program."""
     writes: float
-    """Of all components."""
+    """Writes of all components."""
     rss_mib: float = 0.0
-    """The operator's, at most."""
+    """Peak memory of the operator."""
     calls: Counter[str] | None = None
-    """The operator's, by method."""
+    """Requests of the operator by method."""
 
     @property
     def count(self) -> int:
-        return len(self.lives.done)
+        return len(self.times.done)
 
 
 class Bench:
-    """One control plane with its nodes."""
+    """The benchmark on one control plane."""
 
     def __init__(self, options: argparse.Namespace, control: ControlPlane, client: PlainClient) -> None:
         self.options, self.control, self.client = options, control, client
 
     async def bare(self, namespace: str) -> Round:
         before, wrote = all_cpu_seconds(), await self._written()
-        lives = await run_bare(self.client, namespace, self._jobs(namespace), self.options.within)
-        return Round("bare", lives, all_cpu_seconds() - before, await self._written() - wrote)
+        times = await run_bare(self.client, namespace, self._jobs(namespace), self.options.within)
+        return Round("bare", times, all_cpu_seconds() - before, await self._written() - wrote)
 
     async def ours(self, namespace: str) -> tuple[Round, Sample]:
         with OperatorProcess(self.control, self.control.folder / namespace, *self.options.operator_args) as operator:
             pid = operator.pid
             before, wrote, used = all_cpu_seconds(), await self._written(), cpu_seconds(pid)
-            lives = await run_ours(self.client, namespace, self._jobs(namespace), self.options.within)
+            times = await run_ours(self.client, namespace, self._jobs(namespace), self.options.within)
             cpu = all_cpu_seconds() - before
             cpu["operator"] = cpu_seconds(pid) - used  # type: ignore[assignment]
             calls = totals(operator.get("/metrics")[1], "rest_client_requests_total", "method")
-            done = Round("ours", lives, cpu, await self._written() - wrote, peak_mib(pid), calls)
+            done = Round("ours", times, cpu, await self._written() - wrote, peak_mib(pid), calls)
             operator.stop()
         return done, await self._sample(namespace)
 
     async def finished(self, namespace: str, sample: Sample, count: int, ttl: int | None = None) -> Start:
-        begun = time.monotonic()
+        start_time = time.monotonic()
         await fill(self.client, namespace, count, sample, ttl)
-        say(f"{count} finished jobs written in {time.monotonic() - begun:.0f} s")
-        # A list of all objects, which comes every five minutes, comes within the idle minute.
+        log(f"{count} finished jobs written in {time.monotonic() - start_time:.0f} s")
+        # The list of all objects, by default every five minutes, must be within the idle time.
         arguments = (f"--resync-seconds={self.options.idle_seconds}", *self.options.operator_args)
         operator = OperatorProcess(self.control, self.control.folder / namespace, *arguments)
         try:
@@ -118,18 +118,18 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def namespace(self, name: str) -> AsyncIterator[str]:
-        """A fresh one, which is gone with all that was in it before the next thing is measured."""
+        """Create a namespace, and delete it after the block, before the next measurement starts."""
         kubectl = self.control.kubectl
         kubectl("create", "namespace", name)
         kubectl.within(name).until("serviceaccount/default", lambda _: True, within=30)
         yield name
-        begun = time.monotonic()
+        start_time = time.monotonic()
         await asyncio.to_thread(kubectl, "delete", "namespace", name, within=self.options.within)
-        say(f"namespace {name} is gone after {time.monotonic() - begun:.0f} s")
+        log(f"namespace {name} was deleted in {time.monotonic() - start_time:.0f} s")
 
 
 async def measure(options: argparse.Namespace, control: ControlPlane) -> dict[str, float]:
-    """All of it, in one run."""
+    """Run all measurements."""
     rounds: list[Round] = []
     async with PlainClient(control.kubectl.kubeconfig, AT_ONCE) as client:
         bench = Bench(options, control, client)
@@ -159,19 +159,19 @@ async def measure(options: argparse.Namespace, control: ControlPlane) -> dict[st
 
 
 def waiting_figures(waiting: Waiting) -> dict[str, float]:
-    """Of jobs whose pods find no room."""
+    """Return the figures of jobs whose pods cannot be scheduled."""
     return {"waitingCallsPerSecond": waiting.calls_per_second, "waitingCpuPercent": waiting.cpu_percent}
 
 
 def _just_ended(sample: Sample) -> Sample:
-    """The same job, which ended now: its children have all of their time to live before them."""
+    """Return the same job with the current time as its end, so that its children are not due for removal."""
     run = {**sample.job["status"]["run"], "completionTime": datetime.now(UTC).isoformat(timespec="seconds")}
     status = {**sample.job["status"], "run": run}
     return Sample({**sample.job, "status": status}, sample.children)
 
 
 HEADINGS = (
-    "arm",
+    "variant",
     "jobs",
     "first Job s",
     "complete s",
@@ -181,16 +181,16 @@ HEADINGS = (
     "operator",
     "RSS MiB",
     "writes/job",
-    "calls/job",
+    "requests/job",
 )
 
 
 def row(found: Round) -> str:
-    lives, count = found.lives, found.count
+    times, count = found.times, found.count
     calls = "-" if found.calls is None else f"{sum(found.calls.values()) / count:.1f}"
     cells = (
-        *(found.arm, str(count), f"{max(lives.started):.1f}", f"{lives.seconds:.1f}"),
-        *(f"{quantile(lives.done, share):.1f}" for share in (0.5, 0.95)),
+        *(found.variant, str(count), f"{max(times.started):.1f}", f"{times.seconds:.1f}"),
+        *(f"{quantile(times.done, share):.1f}" for share in (0.5, 0.95)),
         *(f"{sum(found.cpu.values()):.1f}", f"{found.cpu['operator']:.1f}", f"{found.rss_mib:.0f}"),
         *(f"{found.writes / count:.1f}", calls),
     )
@@ -206,25 +206,25 @@ def table(rounds: Sequence[Round]) -> str:
     programs = sorted({name for found in rounds for name in found.cpu if found.cpu[name] >= 0.05})
     for found in rounds:
         used = ", ".join(f"{name} {found.cpu[name]:.1f}" for name in programs if found.cpu[name])
-        lines.append(f"CPU s, {found.arm}: {used}")
+        lines.append(f"CPU s, {found.variant}: {used}")
         if found.calls is not None:
             each = ", ".join(f"{method} {calls / found.count:.2f}" for method, calls in sorted(found.calls.items()))
-            lines.append(f"the operator's calls per job: {each}")
+            lines.append(f"requests of the operator per job: {each}")
     return "\n".join(lines)
 
 
 def figures(rounds: Sequence[Round], start: Start | None) -> dict[str, float]:
-    """Medians over the rounds; a ratio is one of neighbours."""
-    bare, ours = ([found for found in rounds if found.arm == arm] for arm in ("bare", "ours"))
+    """Return medians over the rounds. Ratios compare consecutive rounds."""
+    bare, ours = ([found for found in rounds if found.variant == variant] for variant in ("bare", "ours"))
     median = statistics.median
     pairs = list(zip(ours, bare, strict=True))
     found = {
         "jobs": ours[0].count,
-        "seconds": median(one.lives.seconds for one in ours),
-        "bareSeconds": median(one.lives.seconds for one in bare),
-        "ratioToBareJobs": median(one.lives.seconds / other.lives.seconds for one, other in pairs),
+        "seconds": median(one.times.seconds for one in ours),
+        "bareSeconds": median(one.times.seconds for one in bare),
+        "ratioToBareJobs": median(one.times.seconds / other.times.seconds for one, other in pairs),
         "cpuRatioToBareJobs": median(sum(one.cpu.values()) / sum(other.cpu.values()) for one, other in pairs),
-        "firstJobSeconds": median(max(one.lives.started) for one in ours),
+        "firstJobSeconds": median(max(one.times.started) for one in ours),
         "cpuSeconds": median(one.cpu["operator"] for one in ours),
         "callsPerJob": median(sum((one.calls or {}).values()) / one.count for one in ours),
         "rssMiB": max(one.rss_mib for one in ours),
@@ -242,29 +242,31 @@ def figures(rounds: Sequence[Round], start: Start | None) -> dict[str, float]:
     return {name: round(value, 2) for name, value in found.items()}
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(f"# {text}", flush=True)
 
 
 def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1000, help="of each round")
+    parser.add_argument("--jobs", type=int, default=1000, help="number of jobs per round")
     parser.add_argument("--rounds", type=int, default=2, help="bare, ours, bare, ours, ...")
-    parser.add_argument("--nodes", type=int, default=2, help="train pods of a job")
-    parser.add_argument("--finished", type=int, default=5000, help="finished ones to start among; 0: leave that out")
-    parser.add_argument("--waiting", type=int, default=500, help="jobs that find no room; 0: leave that out")
-    parser.add_argument("--finished-ttl", type=int, default=5000, help="finished ones with a TTL; 0: leave that out")
-    parser.add_argument("--idle-seconds", type=float, default=60.0, help="for how long nothing happens")
-    parser.add_argument("--within", type=float, default=1200.0, help="seconds for one arm")
-    parser.add_argument("--operator-args", nargs="*", default=[], help="more arguments of the operator")
+    parser.add_argument("--nodes", type=int, default=2, help="train pods per job")
+    parser.add_argument(
+        "--finished", type=int, default=5000, help="finished jobs at the start of the operator; 0: skip"
+    )
+    parser.add_argument("--waiting", type=int, default=500, help="jobs whose pods cannot be scheduled; 0: skip")
+    parser.add_argument("--finished-ttl", type=int, default=5000, help="finished jobs with a TTL; 0: skip")
+    parser.add_argument("--idle-seconds", type=float, default=60.0, help="duration of the idle measurement")
+    parser.add_argument("--within", type=float, default=1200.0, help="time-out of a variant in seconds")
+    parser.add_argument("--operator-args", nargs="*", default=[], help="additional arguments of the operator")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     options = options_of(sys.argv[1:])
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed operator is compiled: not at each start
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as in an installed operator, bytecode must be cached
     with run_folder() as folder:
-        control = ControlPlane(folder, say)
+        control = ControlPlane(folder, log)
         try:
             control.start()
             install(control)

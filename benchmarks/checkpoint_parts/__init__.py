@@ -1,1 +1,1 @@
-"""Parts of checkpoints.py: a link with a stated rate, two ranks that train, and what is measured on them."""
+"""Modules of checkpoints.py: a link with a limited rate, two training ranks, and the measurements."""

@@ -1,4 +1,4 @@
-"""Bytes of checkpoints of a training in which half of the layers stand still, beside those of a full one."""
+"""Measure the size of checkpoints when half of the layers are frozen, compared with full checkpoints."""
 
 import os
 from functools import partial
@@ -13,14 +13,14 @@ from finetune_trainer.store import ObjectStore
 from finetune_trainer.train.ds_config import deepspeed_config
 from finetune_trainer.train.world import end_process_group, start_process_group
 
-from .subject import MAX_LENGTH, with_output
+from .training_job import MAX_LENGTH, with_output
 
 _STEPS = 2
-"""Before each save: parameters and moments are others than before."""
+"""Steps before each save, so that parameters and moments have changed."""
 
 
 def stored_bytes(config: dict[str, Any], model: str) -> dict[str, int]:
-    """New bytes in storage: of the first full checkpoint, and of the first and the second of the half frozen one."""
+    """Return the new bytes of the first full checkpoint, and of the first two with half of the layers frozen."""
     resolved, runtime = PreparedConfig.model_validate(config), RuntimeEnv.from_environ(os.environ)
     start_process_group(resolved, runtime)
     store = ObjectStore.connect(resolved.storage)

@@ -1,4 +1,4 @@
-"""boto3 as a script of one's own would use it: uploads of files, parallel downloads into memory, the rate of a link."""
+"""Plain boto3 as the baseline: upload files, download into memory in parallel, measure the rate of a link."""
 
 import os
 import time
@@ -17,7 +17,7 @@ _PROBE_OBJECTS, _PROBE_BYTES = 4, 64 << 20
 
 
 def client(endpoint: str) -> Any:
-    """Like our own, without checksums and signatures of bodies: over TLS boto3 would not compute the latter either."""
+    """Return a client without checksums and body signatures, like ours. Over TLS, boto3 does not sign bodies either."""
     import boto3
     from botocore.config import Config
 
@@ -31,7 +31,7 @@ def client(endpoint: str) -> Any:
 
 
 def upload_folder(s3: Any, folder: Path, bucket: str, prefix: str) -> int:
-    """Upload every file of the folder, several at once, each in parallel parts as is boto3's default; their bytes."""
+    """Upload all files of a folder, several at once and in parallel parts (boto3's default). Return their bytes."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     with ThreadPoolExecutor(THREADS) as pool:
         done = [
@@ -43,7 +43,7 @@ def upload_folder(s3: Any, folder: Path, bucket: str, prefix: str) -> int:
 
 
 def download(s3: Any, bucket: str, sizes: dict[str, int]) -> float:
-    """Seconds to read the objects (key -> bytes) into memory, as many at once as our own reads, unverified."""
+    """Return the seconds to read objects (key -> bytes) into memory, unverified, with the concurrency of our reads."""
     started = time.perf_counter()
     with ThreadPoolExecutor(THREADS) as pool:
         for each in [pool.submit(_read, s3, bucket, key, size) for key, size in sizes.items()]:
@@ -62,7 +62,7 @@ def _read(s3: Any, bucket: str, key: str, size: int) -> None:
 
 @dataclass(frozen=True)
 class Rates:
-    """MB/s of a raw transfer, 1 MB = 1e6 bytes."""
+    """Rates of plain transfers in MB/s, 1 MB = 1e6 bytes."""
 
     up: float
     down: float
@@ -71,7 +71,7 @@ class Rates:
         return f"{self.up:.0f} up, {self.down:.0f} down"
 
     def against(self, cap: float) -> str:
-        """What they say of a link that should have the rate `cap`. Raises ValueError if it is a faster one."""
+        """Return the rates as text. Raises ValueError if they exceed the limit `cap` of the link."""
         if max(self.up, self.down) > _TOLERANCE * cap:
             raise ValueError(f"a link of {cap:g} MB/s lets through {self}")
         filled = min(self.up, self.down) * _TOLERANCE >= cap
@@ -79,10 +79,10 @@ class Rates:
 
 
 def measured_rates(endpoint: str, bucket: str) -> Rates:
-    """Put and get four objects of 64 MiB at once; they are removed again."""
+    """Put and get four objects of 64 MiB concurrently, and remove them."""
     s3, content = client(endpoint), os.urandom(_PROBE_BYTES)
     keys = {f"probe-{number}": _PROBE_BYTES for number in range(_PROBE_OBJECTS)}
-    s3.head_bucket(Bucket=bucket)  # connections and imports are not the link's
+    s3.head_bucket(Bucket=bucket)  # connections and imports must not be part of the measurement
     started = time.perf_counter()
     with ThreadPoolExecutor(THREADS) as pool:
         for each in [pool.submit(s3.put_object, Bucket=bucket, Key=key, Body=content) for key in keys]:

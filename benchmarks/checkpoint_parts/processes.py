@@ -1,6 +1,6 @@
-"""Jobs: a function of the benchmark on every rank of a world, each in a process of its own, as pods would run it.
+"""Run a function of the benchmark on all ranks, each in its own process.
 
-Every rank has a folder of its own, as a pod has, and one thread. What a rank's function returns is its result, JSON.
+Like a pod, each rank has its own folder, and one thread. Results must be JSON values.
 """
 
 import contextlib
@@ -27,27 +27,27 @@ _ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception)\b")
 
 
 class JobFailedError(Exception):
-    """A rank has failed; the text is the end of its log."""
+    """A rank has failed. The message is the end of its log."""
 
     @property
     def reason(self) -> str:
-        """The line of the log that names the error."""
+        """The line of the log with the error."""
         lines = [_RANK.sub("", line) for line in str(self).splitlines() if line.strip()]
         return next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "no log")
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """Starts jobs, one after the other."""
+    """Runs jobs one after another."""
 
     script: Path
-    """Run with `--rank-job FILE`; calls `rank_main`."""
+    """Script that calls `rank_main` when run with `--rank-job FILE`."""
     folder: Path
 
     def run(self, name: str, target: str, arguments: dict[str, Any], *, world: int) -> list[Any]:
-        """The ranks' results, in order. `target` is `module:function`; it gets the arguments as keywords.
+        """Run `target`, `module:function`, with keyword arguments. Return the results in order of ranks.
 
-        Raises JobFailedError.
+        Raises JobFailedError if a rank fails.
         """
         folder = self.folder / name
         folder.mkdir()
@@ -74,7 +74,7 @@ class Jobs:
             Env.MASTER_PORT: str(port),
             Env.SCRATCH: str(scratch),
             Env.CACHE: str(self.folder / "cache"),
-            # What DeepSpeed's launcher sets, and its checkpoint writers ask for: nodes, and which one this is.
+            # Set by DeepSpeed's launcher and read by its checkpoint writers: number and index of nodes.
             "CROSS_SIZE": str(world),
             "CROSS_RANK": str(rank),
             Env.DS_ACCELERATOR: "cpu",
@@ -92,7 +92,7 @@ class Jobs:
 
 
 def _first_failed(ranks: list["subprocess.Popen[bytes]"]) -> int | None:
-    """Wait for the end of all, or of one that fails: the others would wait for it until their group's time-out."""
+    """Wait until all ranks have ended or one has failed. The others would wait for a failed one until a time-out."""
     while True:
         codes = [process.poll() for process in ranks]
         failed = next((rank for rank, code in enumerate(codes) if code), None)
@@ -102,7 +102,7 @@ def _first_failed(ranks: list["subprocess.Popen[bytes]"]) -> int | None:
 
 
 def rank_main(job_file: Path) -> None:
-    """What a job's process does."""
+    """Run the job in the process of a rank."""
     job = json.loads(job_file.read_text())
     module, _, function = job["target"].partition(":")
     result = getattr(importlib.import_module(module), function)(**job["arguments"])

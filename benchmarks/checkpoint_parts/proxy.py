@@ -1,11 +1,11 @@
-"""A network link of a stated rate: a TCP proxy on loopback. A process of its own, so that it shares no interpreter.
+"""A TCP proxy on loopback that limits the rate, in its own process.
 
-A link takes no processor, so both it and the server behind it get only what the others leave.
+A network link uses no CPU time, so the proxy and the server behind it use only otherwise idle CPU time.
 
     python proxy.py --upstream 127.0.0.1:8333 --megabytes-per-second 200
 
-Both directions have the rate, each for itself, and all connections share it, as those of one network card do. Prints
-its port, and serves until its standard input ends, as it does with the process that started it. 1 MB is 1e6 bytes.
+Each direction has this rate, which all connections share, as with a network card. Prints its port, and serves until its
+standard input is closed, which happens when its parent process ends. 1 MB is 1e6 bytes.
 """
 
 import argparse
@@ -20,25 +20,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CHUNK_BYTES = 256 << 10
-"""At 200 MB/s a chunk is 1.3 ms: coarse enough for Python, fine enough for a steady flow."""
+"""1.3 ms at 200 MB/s: long enough for Python, short enough for a steady rate."""
 _BURST_SECONDS = 0.01
-"""What may be sent at once after a pause. Sleeps that were too long by less are made up for."""
+"""Amount that may be sent at once after a pause. Compensates for sleeps that are too long."""
 _HOST = "127.0.0.1"
 
 
 class TokenBucket:
-    """A rate that many threads share. `clock` is in seconds."""
+    """A rate limit that threads share. `clock` returns seconds."""
 
     def __init__(
         self, bytes_per_second: float, *, burst_seconds: float = _BURST_SECONDS, clock: Callable[[], float]
     ) -> None:
         self._rate, self._burst, self._clock = bytes_per_second, burst_seconds, clock
         self._free_at = clock()
-        """When all that was taken has gone through."""
+        """Time at which everything taken so far has been sent."""
         self._lock = threading.Lock()
 
     def take(self, count: int) -> float:
-        """Seconds to wait until `count` bytes more may be sent."""
+        """Take `count` bytes, and return the seconds to wait before they may be sent."""
         with self._lock:
             now = self._clock()
             self._free_at = max(self._free_at, now - self._burst) + count / self._rate
@@ -46,9 +46,9 @@ class TokenBucket:
 
 
 def _pump(source: socket.socket, target: socket.socket, bucket: TokenBucket) -> None:
-    """Until the source ends; that end is passed on."""
+    """Copy until the source is closed, then close the target."""
     buffer = memoryview(bytearray(_CHUNK_BYTES))
-    with contextlib.suppress(OSError):  # either side has gone, and the other one is told below
+    with contextlib.suppress(OSError):  # one side has closed; the target is shut down below
         while count := source.recv_into(buffer):
             if (wait := bucket.take(count)) > 0:
                 time.sleep(wait)
@@ -68,7 +68,7 @@ def _join(client: socket.socket, upstream: tuple[str, int], up: TokenBucket, dow
 
 
 def serve(upstream: tuple[str, int], bytes_per_second: float) -> None:
-    """Tell the port, then serve for ever."""
+    """Print the port and serve forever."""
     up, down = (TokenBucket(bytes_per_second, clock=time.monotonic) for _ in range(2))
     with socket.create_server((_HOST, 0), backlog=64) as listener:
         print(listener.getsockname()[1], flush=True)
@@ -77,17 +77,19 @@ def serve(upstream: tuple[str, int], bytes_per_second: float) -> None:
             threading.Thread(target=_join, args=(client, upstream, up, down), daemon=True).start()
 
 
-def take_what_is_left(pid: int) -> None:
-    """Give all threads of a process, and those to come, the policy SCHED_IDLE: whoever wakes gets the processor at
-    once. It has to be of this session, for many kernels share the processors among sessions first."""
+def use_idle_scheduling(pid: int) -> None:
+    """Set the policy SCHED_IDLE for all threads of a process; new ones inherit it. Other threads preempt them at once.
+
+    The process must be in this session, because Linux with autogrouping divides CPU time among sessions first.
+    """
     for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
+        with contextlib.suppress(ProcessLookupError):  # the thread has ended
             os.sched_setscheduler(int(task.name), os.SCHED_IDLE, os.sched_param(0))
 
 
 @contextlib.contextmanager
-def capped(upstream_port: int, megabytes_per_second: float) -> Iterator[int]:
-    """The port of a proxy for the length of the block."""
+def limited_link(upstream_port: int, megabytes_per_second: float) -> Iterator[int]:
+    """Run a proxy during the block, and return its port."""
     command = [sys.executable, __file__, f"--upstream={_HOST}:{upstream_port}"]
     command += [f"--megabytes-per-second={megabytes_per_second}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -100,12 +102,12 @@ def capped(upstream_port: int, megabytes_per_second: float) -> Iterator[int]:
 
 
 def main() -> None:
-    """Parse, serve."""
+    """Entry point of the proxy process."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--upstream", required=True, help="host:port of the server")
-    parser.add_argument("--megabytes-per-second", type=float, required=True, help="of each direction")
+    parser.add_argument("--megabytes-per-second", type=float, required=True, help="rate per direction")
     options = parser.parse_args()
-    take_what_is_left(os.getpid())
+    use_idle_scheduling(os.getpid())
     host, _, port = options.upstream.rpartition(":")
     arguments = ((host, int(port)), options.megabytes_per_second * 1e6)
     threading.Thread(target=serve, args=arguments, daemon=True).start()

@@ -1,6 +1,6 @@
-"""Restores from S3 and from the node-local cache beside raw downloads of the same bytes.
+"""Measure restores from S3 and from the node-local cache, compared with plain downloads of the same bytes.
 
-Collective: every rank reads its own part, all at once.
+Collective: all ranks read their parts at the same time.
 """
 
 import os
@@ -21,23 +21,23 @@ from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore, join
 
 from .plain_s3 import client, download
-from .subject import BUCKET
+from .training_job import BUCKET
 
 
 def restore_rounds(engine: Any, config: TrainerConfig, rounds: int) -> dict[str, list[float]]:
-    """Seconds until the last rank is done, side by side, in turn; the first round of each side opens connections."""
+    """Return the seconds until the last rank is done, with alternating sides. The first round opens connections."""
     runtime, store = RuntimeEnv.from_environ(os.environ), ObjectStore.connect(config.storage)
     assert config.storage.endpoint is not None
     s3, (storage, digests) = client(config.storage.endpoint), _own_part(store, config, runtime)
     folder = join(config.run_uri, "checkpoints", "blobs").removeprefix(f"s3://{BUCKET}/")
     sizes = {f"{folder}/{digest}": size for digest, size in digests.items()}
 
-    def restore(cache: Path | None, place: str) -> None:
-        # A manager of its own has memory of its own, as after a restart: its pages are fresh.
+    def restore(cache: Path | None, prefix: str) -> None:
+        # A new manager allocates new memory, as after a restart.
         manager = CheckpointManager(store, config, runtime, cache=cache)
         restored = manager.restore(engine)
         assert restored is not None
-        assert restored.origin.startswith(place)
+        assert restored.origin.startswith(prefix)
         manager.close()
 
     cache = _kept_on_host(storage, digests, config, runtime)
@@ -54,7 +54,7 @@ def restore_rounds(engine: Any, config: TrainerConfig, rounds: int) -> dict[str,
 
 
 def _own_part(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) -> tuple[RunStorage, dict[str, int]]:
-    """Digests of the data blobs of this rank's part of the newest checkpoint, with their bytes; and where they are."""
+    """Return the storage of the run, and digests and sizes of this rank's blobs in the newest checkpoint."""
     storage = RunStorage.of(store, config.run_uri, attempt=config.attempt)
     manifest, _ = storage.catalogue.newest_complete(())
     assert manifest is not None
@@ -63,7 +63,7 @@ def _own_part(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) ->
 
 
 def _kept_on_host(storage: RunStorage, sizes: dict[str, int], config: TrainerConfig, runtime: RuntimeEnv) -> Path:
-    """A cache folder with the copies that this rank's uploader would have left there, still in the page cache."""
+    """Create a cache folder with the copies that the uploader of this rank would write, still in the page cache."""
     cache = runtime.scratch / "own-host"
     copies = NodeLocalCache.of(cache, config.run_uri)
     copies.start_part(sum(sizes.values()))

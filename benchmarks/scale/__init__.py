@@ -1,1 +1,1 @@
-"""Parts of operator_scale.py: a plain client, what processes use, and the two ways to the same children."""
+"""Modules of operator_scale.py: a simple client, resource usage, and the variants that are compared."""

@@ -1,4 +1,4 @@
-"""A plain client of an API server: no models, no retries, so many calls at once. What a script would use."""
+"""A simple client of an API server, without models and retries, and with a limit of concurrent requests."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ _PLURALS = {"ConfigMap": "configmaps", "Service": "services", "Job": "jobs", "Fi
 
 
 class PlainClient:
-    """An async context manager; the credentials are a certificate's."""
+    """An async context manager that authenticates with a client certificate."""
 
     def __init__(self, kubeconfig: Path, at_once: int) -> None:
         content = json.loads(kubeconfig.read_text())
@@ -24,10 +24,10 @@ class PlainClient:
         self._server: str = cluster["server"]
         self._tls = ssl.create_default_context(cafile=cluster["certificate-authority"])
         self._tls.load_cert_chain(user["client-certificate"], user["client-key"])
-        self._turn = asyncio.Semaphore(at_once)
+        self._limit = asyncio.Semaphore(at_once)
 
     async def __aenter__(self) -> Self:
-        # One connection more than calls: a watch keeps one.
+        # Connections are not limited here, because watches keep theirs open.
         connector = aiohttp.TCPConnector(ssl=self._tls, limit=0)
         self._session = aiohttp.ClientSession(connector=connector, read_bufsize=2**20)
         return self
@@ -38,16 +38,16 @@ class PlainClient:
         await self._session.close()
 
     async def text(self, path: str) -> str:
-        """GET of something that is no object."""
+        """GET a text response."""
         async with self._session.get(self._server + path) as answer:
             answer.raise_for_status()
             return await answer.text()
 
     async def send(self, method: str, path: str, body: Manifest | None = None) -> Manifest:
-        """One call; an answer that is no success is an error with the server's words."""
+        """Send a request. Raises RuntimeError with the response of the server if it fails."""
         data = None if body is None else json.dumps(body)
         async with (
-            self._turn,
+            self._limit,
             self._session.request(
                 method, self._server + path, data=data, headers={"Content-Type": "application/json"}
             ) as answer,
@@ -59,16 +59,16 @@ class PlainClient:
             return result
 
     async def create(self, manifest: Manifest) -> Manifest:
-        """A namespaced object."""
+        """Create a namespaced object."""
         return await self.send("POST", collection(manifest), manifest)
 
     async def update_status(self, manifest: Manifest, status: Manifest) -> Manifest:
-        """Of an object as it was created."""
+        """Replace the status of an object, as returned by create()."""
         path = f"{collection(manifest)}/{manifest['metadata']['name']}/status"
         return await self.send("PUT", path, {**manifest, "status": status})
 
     async def watch(self, path: str) -> AsyncIterator[tuple[str, Manifest]]:
-        """Type and object of every event, from the objects that are there already on; again where it was cut."""
+        """Yield type and object of every event, starting with the existing objects. Reconnects when the watch ends."""
         endless = aiohttp.ClientTimeout(total=None, sock_read=None)
         url = f"{self._server}{path}?watch=true&timeoutSeconds=3600"
         while True:
@@ -80,13 +80,13 @@ class PlainClient:
 
 
 def collection(manifest: Manifest) -> str:
-    """Path of the object's collection."""
+    """Return the path of the collection of an object."""
     version = manifest["apiVersion"]
     root = "/api/v1" if version == "v1" else f"/apis/{version}"
     return f"{root}/namespaces/{manifest['metadata']['namespace']}/{_PLURALS[manifest['kind']]}"
 
 
 def has_condition(manifest: Manifest, kind: str) -> bool:
-    """Whether the object's status says so."""
+    """Whether the object has a condition of this type with status True."""
     conditions = (manifest.get("status") or {}).get("conditions") or []
     return any(entry["type"] == kind and entry["status"] == "True" for entry in conditions)

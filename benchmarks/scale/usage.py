@@ -1,4 +1,4 @@
-"""What processes and servers have used: CPU seconds, memory, calls."""
+"""Resource usage of processes and servers: CPU time, memory, requests."""
 
 import os
 import re
@@ -12,20 +12,20 @@ WRITES = frozenset({"POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of a process that runs."""
+    """Return the CPU time of a running process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def peak_mib(pid: int) -> float:
-    """The most memory that it has held."""
+    """Return the peak memory of a process."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
 def all_cpu_seconds() -> Counter[str]:
-    """Of this process and all that descend from it, by name: the whole cluster, the operator, the driver."""
+    """Return the CPU time of this process and its descendants by name: cluster, operator and driver."""
     found: Counter[str] = Counter()
     waiting = [os.getpid()]
     while waiting:
@@ -35,7 +35,7 @@ def all_cpu_seconds() -> Counter[str]:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             found[_name(command, is_driver=pid == os.getpid())] += cpu_seconds(pid)
         except OSError:
-            continue  # it has just ended
+            continue  # the process has ended
         waiting += map(int, children)
     return found
 
@@ -47,7 +47,7 @@ def _name(command: list[bytes], *, is_driver: bool) -> str:
 
 
 def samples(text: str, name: str) -> list[tuple[dict[str, str], float]]:
-    """Labels and value of every sample of a metric in Prometheus' text format."""
+    """Return labels and value of all samples of a metric in the text format of Prometheus."""
     found = []
     for line in text.splitlines():
         match = _SAMPLE.match(line) if line.startswith(name) else None
@@ -57,15 +57,15 @@ def samples(text: str, name: str) -> list[tuple[dict[str, str], float]]:
 
 
 def totals(text: str, name: str, label: str) -> Counter[str]:
-    """Sum of a metric by one label."""
+    """Return the sum of a metric by one label."""
     found: Counter[str] = Counter()
     for labels, value in samples(text, name):
-        found[labels[label]] += value  # type: ignore[assignment]  # a float; Counter adds and subtracts these too
+        found[labels[label]] += value  # type: ignore[assignment]  # a float, which Counter can add and subtract
     return found
 
 
 def written(server_metrics: str, *, group: str | None = None) -> float:
-    """Mutating requests that the API server has served, of one API group or of all."""
+    """Return the number of mutating requests to the API server, for one API group or all."""
     return sum(
         value
         for labels, value in samples(server_metrics, "apiserver_request_total")

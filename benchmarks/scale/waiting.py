@@ -1,4 +1,4 @@
-"""Many FineTuneJobs whose pods find no room, and what their operator does meanwhile."""
+"""Measure the operator while the pods of many FineTuneJobs cannot be scheduled."""
 
 import asyncio
 import time
@@ -17,17 +17,17 @@ _NOWHERE = {"finetune.dev/benchmark": "no-such-node"}
 
 @dataclass(frozen=True)
 class Waiting:
-    """A while in which all of them wait."""
+    """Measurements while all jobs wait."""
 
     calls_per_second: float
-    """To the API server."""
+    """Requests to the API server."""
     cpu_percent: float
 
 
 async def wait_for_room(
     client: PlainClient, operator: OperatorProcess, namespace: str, count: int, seconds: float, within: float
 ) -> Waiting:
-    """Create them, wait until each one's status says that it waits, then count for a while."""
+    """Create the jobs, wait until the status of each is WaitingForPods, then measure."""
     async with asyncio.TaskGroup() as group:
         for number in range(count):
             job = make_job(f"waits-{number:04d}", namespace=namespace, workers={"nodes": 2, "nodeSelector": _NOWHERE})
@@ -35,9 +35,9 @@ async def wait_for_room(
     async with asyncio.timeout(within):
         while await _waiting(client, namespace) < count:
             await asyncio.sleep(2)
-    before, used, begun = await calls_of(operator), cpu_seconds(operator.pid), time.monotonic()
+    before, used, start_time = await calls_of(operator), cpu_seconds(operator.pid), time.monotonic()
     await asyncio.sleep(seconds)
-    took = time.monotonic() - begun
+    took = time.monotonic() - start_time
     calls, cpu = await calls_of(operator) - before, cpu_seconds(operator.pid) - used
     return Waiting(calls / took, 100 * cpu / took)
 

@@ -1,4 +1,4 @@
-"""What is trained: a cut of SmolLM2 on conversations, prepared by the real stage."""
+"""The training job of the benchmark: a reduced SmolLM2 on conversations, prepared by the prepare stage."""
 
 import json
 import os
@@ -14,17 +14,17 @@ from finetune_api.v1alpha1 import Spec
 BUCKET = "bench"
 WORLD = 2
 LAYERS = 4
-"""42.5 M parameters, 28.3 M of them the embedding, which is the head too."""
+"""42.5 M parameters, of which 28.3 M are the embedding, which is tied to the head."""
 FROZEN_LAYERS, FROZEN_VOCABULARY = 12, 2048
-"""43.7 M parameters, 42.5 M of them in layers: only there is half of the layers about half of the parameters."""
+"""43.7 M parameters, of which 42.5 M are in layers, so that half of the layers are about half of the parameters."""
 MAX_LENGTH, ROWS, WORDS = 64, 512, 200
 _MANY_STEPS = 1_000_000
-"""The benchmark ends the training, not its plan: the save interval must not depend on an end that is near."""
+"""The benchmark stops the training before this step. The save interval must not depend on the end of the training."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large the run is."""
+    """Size of the run."""
 
     quick: bool
     max_lost_work: str
@@ -32,7 +32,7 @@ class Size:
 
 
 def prepare_rank(folder: str, settings: dict[str, Any], size: dict[str, Any]) -> dict[str, Any]:
-    """The models in `folder/models`, and the resolved configuration of the training, as JSON."""
+    """Create the models in `folder/models`, and return the prepared configuration of the training as JSON."""
     models, chosen = Path(folder) / "models", Size(**size)
     models.mkdir()
     _make_models(models, chosen)
@@ -40,7 +40,7 @@ def prepare_rank(folder: str, settings: dict[str, Any], size: dict[str, Any]) ->
 
 
 def _make_models(folder: Path, size: Size) -> None:
-    """`folder/base` for the training, `folder/frozen` for the one in which half of the layers stand still."""
+    """Create `folder/base` for the training, and `folder/frozen` for that with frozen layers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -62,7 +62,7 @@ def _make_models(folder: Path, size: Size) -> None:
 
 
 def _prepared(models: Path, settings: StorageSettings, size: Size) -> TrainerConfig:
-    """Rows uploaded and prepared by the real stage; every choice that is not named is the default one."""
+    """Upload the rows and run the prepare stage. All settings that are not in the spec have their defaults."""
     from finetune_trainer.data.prepare import prepare
     from finetune_trainer.progress import ProgressReporter
     from finetune_trainer.runtime import RuntimeEnv
@@ -86,7 +86,7 @@ def _prepared(models: Path, settings: StorageSettings, size: Size) -> TrainerCon
 
 
 def with_output(config: TrainerConfig, name: str, **spec: Any) -> TrainerConfig:
-    """The same training as a run of its own, with other blocks of the spec."""
+    """Return the same training as a separate run, with blocks of the spec replaced."""
     whole = config.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     changed = whole | spec | {"output": {"uri": f"s3://{BUCKET}/{name}"}}
     return config.model_copy(update={"spec": Spec.model_validate(changed)})
@@ -117,7 +117,7 @@ def _spec(models: Path, size: Size) -> dict[str, Any]:
 
 
 def _texts() -> list[str]:
-    """English of about equal length, the same every time."""
+    """Return English texts of about equal length, the same in every run."""
     import numpy as np
     from training_speed import corpus
 

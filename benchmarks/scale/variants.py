@@ -1,4 +1,4 @@
-"""Two ways to the same children: a script that creates them stage after stage, and the operator."""
+"""The two variants: a script that creates all children directly, and the operator."""
 
 import asyncio
 import time
@@ -18,13 +18,13 @@ _FINE_TUNE_JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{}/finetunejobs"
 
 
 @dataclass(frozen=True)
-class Lives:
-    """When what happened, in seconds after the first call."""
+class LifeCycleTimes:
+    """Times of all jobs, in seconds since the first request."""
 
     started: tuple[float, ...]
-    """Each one's first Job was there."""
+    """Creation of the first Job of each."""
     done: tuple[float, ...]
-    """Each one was complete."""
+    """Completion of each."""
 
     @property
     def seconds(self) -> float:
@@ -32,12 +32,15 @@ class Lives:
 
 
 def jobs_of(namespace: str, count: int, nodes: int) -> list[Manifest]:
-    """What users would apply."""
+    """Return FineTuneJobs as users would apply them."""
     return [make_job(f"job-{number:04d}", namespace=namespace, workers={"nodes": nodes}) for number in range(count)]
 
 
 def stages_of(job: Manifest) -> list[list[Manifest]]:
-    """The children of each stage, Job last. Nobody owns them: an owner that is not there would have them collected."""
+    """Return the children of each stage, with the Job last.
+
+    They have no owner, because the garbage collector would delete children of an owner that does not exist.
+    """
     uid = {"uid": f"uid-{job['metadata']['name']}"}
     rendered = render_all(parse_job({**job, "metadata": job["metadata"] | uid}), OperatorSettings())
     stages: list[list[Manifest]] = [[]]
@@ -49,15 +52,15 @@ def stages_of(job: Manifest) -> list[list[Manifest]]:
     return stages[:-1]
 
 
-async def run_bare(client: PlainClient, namespace: str, jobs: Sequence[Manifest], within: float) -> Lives:
-    """The children of all, created directly: each stage once the one before is complete."""
+async def run_bare(client: PlainClient, namespace: str, jobs: Sequence[Manifest], within: float) -> LifeCycleTimes:
+    """Create the children of all jobs directly, each stage when the previous one has completed."""
     plans = [stages_of(job) for job in jobs]
     following = {
         stage[-1]["metadata"]["name"]: plan[index + 1] if index + 1 < len(plan) else None
         for plan in plans
         for index, stage in enumerate(plan)
     }
-    begun, started, done = time.monotonic(), [], []
+    start_time, started, done = time.monotonic(), [], []
 
     async def create(stage: list[Manifest]) -> None:
         for manifest in stage:
@@ -65,7 +68,7 @@ async def run_bare(client: PlainClient, namespace: str, jobs: Sequence[Manifest]
 
     async def first(plan: list[list[Manifest]]) -> None:
         await create(plan[0])
-        started.append(time.monotonic() - begun)
+        started.append(time.monotonic() - start_time)
 
     async def follow(group: asyncio.TaskGroup) -> None:
         async for _, job in client.watch(_JOBS.format(namespace)):
@@ -76,7 +79,7 @@ async def run_bare(client: PlainClient, namespace: str, jobs: Sequence[Manifest]
             if stage is not None:
                 group.create_task(create(stage))
                 continue
-            done.append(time.monotonic() - begun)
+            done.append(time.monotonic() - start_time)
             if len(done) == len(plans):
                 return
 
@@ -84,18 +87,18 @@ async def run_bare(client: PlainClient, namespace: str, jobs: Sequence[Manifest]
         group.create_task(follow(group))
         for plan in plans:
             group.create_task(first(plan))
-    return Lives(tuple(started), tuple(done))
+    return LifeCycleTimes(tuple(started), tuple(done))
 
 
-async def run_ours(client: PlainClient, namespace: str, jobs: Sequence[Manifest], within: float) -> Lives:
-    """All FineTuneJobs at once; the operator does the rest. Seen as a user sees it, by their status."""
-    begun = time.monotonic()
+async def run_ours(client: PlainClient, namespace: str, jobs: Sequence[Manifest], within: float) -> LifeCycleTimes:
+    """Create all FineTuneJobs at once, and take the times from their status, as a user would see them."""
+    start_time = time.monotonic()
     started: dict[str, float] = {}
     done: dict[str, float] = {}
 
     async def follow() -> None:
         async for _, job in client.watch(_FINE_TUNE_JOBS.format(namespace)):
-            now, name = time.monotonic() - begun, job["metadata"]["name"]
+            now, name = time.monotonic() - start_time, job["metadata"]["name"]
             if ((job.get("status") or {}).get("run") or {}).get("stage"):
                 started.setdefault(name, now)
             if has_condition(job, "Failed"):
@@ -109,10 +112,10 @@ async def run_ours(client: PlainClient, namespace: str, jobs: Sequence[Manifest]
         group.create_task(follow())
         for job in jobs:
             group.create_task(client.create(job))
-    return Lives(tuple(started.values()), tuple(done.values()))
+    return LifeCycleTimes(tuple(started.values()), tuple(done.values()))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Of values that need not be sorted."""
+    """Return a quantile of unsorted values."""
     ordered: list[Any] = sorted(values)
     return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))])
