@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Checks of the code and all tests, in three streams side by side, since those on Kubernetes wait for most of their time:
-# on nodes, on an API server without any, and all others behind the checks. The latter are shown as they go, and the first
-# two after them. A check that fails ends everything.
+# Run the checks and all tests in three parallel streams, because tests on Kubernetes mostly wait: tests on nodes, tests on an
+# API server without nodes, and the checks followed by all other tests. The output of the last stream is shown while it runs,
+# that of the others after it. If a check fails, everything is stopped.
 # Usage: tests/streams.sh PYTHON [ARGUMENT OF PYTEST ...]
 #
-# Where FINETUNE_TEST_REQUIRE names a cluster, its programs are built first, while what needs none runs.
+# If FINETUNE_TEST_REQUIRE contains `kubernetes`, the binaries of the cluster are built first, while other tests run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=$1
@@ -21,7 +21,8 @@ on_kubernetes() {
     "$python" -m pytest tests/kubernetes -m "$@"
 }
 
-# The exit status of two runs. 5: nothing was selected, as where an argument names a test of the other one.
+# Combine the exit statuses of two runs. 5 means that no test was selected, for example if an argument selects a test of the
+# other run.
 in_all() {
     (( $1 == 5 )) && return "$2"
     (( $2 == 5 )) && return "$1"
@@ -43,7 +44,7 @@ fi
 "$python" -m pytest tests/unit tests/golden tests/integration "$@"
 ended=$?
 for stream in without_nodes on_nodes; do
-    printf '\nOn Kubernetes, %s, which ran meanwhile:\n\n' "${stream/_/ }"
+    printf '\nTests on Kubernetes, %s:\n\n' "${stream/_/ }"
     tail --pid="${!stream}" --lines=+1 --follow "$logs/$stream"
     wait "${!stream}"
     in_all $ended $?

@@ -73,9 +73,9 @@ class Rates:
     def against(self, cap: float) -> str:
         """Return the rates as text. Raises ValueError if they exceed the limit `cap` of the link."""
         if max(self.up, self.down) > _TOLERANCE * cap:
-            raise ValueError(f"a link of {cap:g} MB/s lets through {self}")
+            raise ValueError(f"the link must be limited to {cap:g} MB/s, but has {self}")
         filled = min(self.up, self.down) * _TOLERANCE >= cap
-        return f"{self}" if filled else f"{self}: this machine does not fill it"
+        return f"{self}" if filled else f"{self} (limited by this machine)"
 
 
 def measured_rates(endpoint: str, bucket: str) -> Rates:

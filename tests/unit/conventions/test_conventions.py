@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows: nesting, layout, dependencies, what must not be written down."""
+"""Conventions that linters do not check: nesting, layout, dependencies, and text that must not be in the repository."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Our own code unpickles nothing: whoever reaches a rank's port, or a checkpoint, could run code in it otherwise."""
+"""Our code never unpickles: otherwise, access to the port of a rank, or to a checkpoint, would allow code execution."""
 
 import ast
 from collections.abc import Iterator
