@@ -1,4 +1,4 @@
-"""`finetune checkpoints`, as a user calls it."""
+"""`finetune checkpoints` as a process."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def checkpoints(*arguments: str | Path, cwd: Path) -> tuple[int, list[str], str]
 
 @pytest.fixture
 def run(store: ObjectStore, bucket: str) -> StoredRun:
-    """Its figures are those of a job with early stopping; step 20 was best."""
+    """A run with metrics as of a job with early stopping. Step 20 is the best."""
     made = StoredRun(store, f"s3://{bucket}/runs/r0001-1")
     made.claim(1)
     made.save(10, best=10, Loss=0.5, Accuracy=0.75)
@@ -55,7 +55,7 @@ def own(storage_settings: StorageSettings) -> tuple[str, str]:
     return "--endpoint", storage_settings.endpoint
 
 
-def test_a_run_is_listed_for_people_and_for_programs(run: StoredRun, own: tuple[str, str], tmp_path: Path) -> None:
+def test_a_run_is_listed_as_a_table_and_as_json(run: StoredRun, own: tuple[str, str], tmp_path: Path) -> None:
     status, lines, _ = checkpoints("list", run.uri, *own, cwd=tmp_path)
     assert status == 0
     assert lines[0].split() == ["STEP", "ATTEMPT", "AGE", "SIZE", "WORLD", "ZERO", "BEST", "METRICS"]
@@ -72,7 +72,7 @@ def test_a_run_is_listed_for_people_and_for_programs(run: StoredRun, own: tuple[
     assert (best["step"], best["isBest"], best["metrics"]) == (20, True, {"Loss": 0.25, "Accuracy": 0.875})
 
 
-def test_what_is_damaged_is_named_and_the_exit_status_says_so(
+def test_damaged_checkpoints_are_reported_with_exit_status_1(
     run: StoredRun, own: tuple[str, str], tmp_path: Path
 ) -> None:
     status, lines, _ = checkpoints("verify", run.uri, *own, cwd=tmp_path)
@@ -91,9 +91,7 @@ def test_what_is_damaged_is_named_and_the_exit_status_says_so(
     assert lines[5].startswith("step 10 of attempt 1: ")
 
 
-def test_a_run_elsewhere_is_pruned_by_who_knows_that_it_is_at_rest(
-    run: StoredRun, own: tuple[str, str], tmp_path: Path
-) -> None:
+def test_pruning_a_run_by_address_requires_yes(run: StoredRun, own: tuple[str, str], tmp_path: Path) -> None:
     status, _, err = checkpoints("prune", run.uri, "--keep-last", "1", *own, cwd=tmp_path)
     assert status == 2
     assert "add --yes to confirm that no attempt is running, or --dry-run" in err
@@ -106,7 +104,7 @@ def test_a_run_elsewhere_is_pruned_by_who_knows_that_it_is_at_rest(
     assert list(run.restorable()) == ["00000040-a0002", "00000020-a0001"]
 
 
-def test_values_come_as_safetensors(run: StoredRun, own: tuple[str, str], tmp_path: Path) -> None:
+def test_parameters_are_exported_as_safetensors(run: StoredRun, own: tuple[str, str], tmp_path: Path) -> None:
     status, lines, _ = checkpoints("export", run.uri, "out", "--step", "20", *own, cwd=tmp_path)
     assert (status, lines) == (0, ["out/model.safetensors", "out/model.safetensors.index.json"])
     values = load_file(tmp_path / lines[0])
@@ -116,7 +114,7 @@ def test_values_come_as_safetensors(run: StoredRun, own: tuple[str, str], tmp_pa
     assert (status, "out must be an empty folder" in err) == (2, True)
 
 
-def test_what_is_not_there_is_told_with_what_is(run: StoredRun, own: tuple[str, str], tmp_path: Path) -> None:
+def test_a_missing_run_or_checkpoint_is_reported(run: StoredRun, own: tuple[str, str], tmp_path: Path) -> None:
     empty = f"{run.uri.removesuffix('-1')}-2"
     run.store.put(f"{empty}/run.json", b"{}")
     for arguments, expected, words in [
@@ -133,7 +131,7 @@ def test_what_is_not_there_is_told_with_what_is(run: StoredRun, own: tuple[str, 
         assert words in err
 
 
-def test_a_local_run_is_found_by_its_name_and_left_alone_while_it_runs(tmp_path: Path) -> None:
+def test_a_local_run_is_found_by_name_and_not_pruned_while_it_is_active(tmp_path: Path) -> None:
     work_dir = tmp_path / ".finetune"
     job = make_job("topics", checkpoint={"keepLast": 1, "keepBest": 0}, output={"uri": "s3://demo/runs/topics"})
     job["metadata"]["uid"] = "1f3a9c42-0000"

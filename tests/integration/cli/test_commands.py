@@ -1,4 +1,4 @@
-"""The real command line, in processes of its own."""
+"""The command line in separate processes."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def finetune(*arguments: str | Path, cwd: Path, **environ: str) -> subprocess.Co
     )
 
 
-def test_files_and_folders_go_into_the_embedded_store_and_come_back(tmp_path: Path) -> None:
+def test_files_and_folders_are_uploaded_and_downloaded(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "inner").mkdir(parents=True)
     (folder / "a.txt").write_text("first")
@@ -46,7 +46,7 @@ def test_files_and_folders_go_into_the_embedded_store_and_come_back(tmp_path: Pa
     assert finetune("store", "get", "s3://bucket/a.txt", cwd=tmp_path).stdout == "a.txt\n"
 
 
-def test_a_look_into_the_store_works_while_a_run_owns_the_server(tmp_path: Path) -> None:
+def test_the_store_can_be_read_while_a_run_owns_the_server(tmp_path: Path) -> None:
     with EmbeddedStore(store_folder(tmp_path / ".finetune")) as server:
         server.create_bucket("busy")
         assert finetune("store", "ls", cwd=tmp_path).stdout == "s3://busy/\n"
@@ -85,9 +85,7 @@ def test_the_users_own_s3_needs_an_endpoint_and_its_credentials(tmp_path: Path, 
         (["frobnicate"], 2, "No such command"),
     ],
 )
-def test_a_command_that_cannot_do_it_says_why_in_one_message(
-    tmp_path: Path, arguments: list[str], status: int, words: str
-) -> None:
+def test_a_failed_command_prints_one_message(tmp_path: Path, arguments: list[str], status: int, words: str) -> None:
     (tmp_path / "bad.yaml").write_text("kind: Pod\n")
     done = finetune(*arguments, cwd=tmp_path)
     assert done.returncode == status, done.stderr
@@ -96,7 +94,7 @@ def test_a_command_that_cannot_do_it_says_why_in_one_message(
     assert done.stdout == ""
 
 
-def test_validate_says_what_works_here_only_and_what_in_a_cluster_only(tmp_path: Path) -> None:
+def test_validate_notes_settings_that_work_only_locally_or_only_in_a_cluster(tmp_path: Path) -> None:
     sample = (ROOT / "manifests/samples/quickstart.yaml").read_text()
     here = sample.replace("s3://demo/models/all-MiniLM-L6-v2", "file:///models/base")
     variable = "{name: HF_TOKEN, valueFrom: {secretKeyRef: {name: hub, key: token}}}"
@@ -110,7 +108,7 @@ def test_validate_says_what_works_here_only_and_what_in_a_cluster_only(tmp_path:
     assert "set HF_TOKEN in the environment of the command" in other
 
 
-def test_render_prints_what_kubectl_can_apply(tmp_path: Path) -> None:
+def test_render_prints_manifests_that_kubectl_can_apply(tmp_path: Path) -> None:
     done = finetune("render", ROOT / "manifests/samples/quickstart.yaml", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.count("kind: Job\n") == 3

@@ -1,4 +1,4 @@
-"""The embedded store: a real server that keeps its data, refuses strangers and ends with its owner."""
+"""The embedded S3 server: persistence, access control and lifetime."""
 
 import json
 import os
@@ -43,14 +43,14 @@ def wait_until(holds: object, seconds: float = 20.0) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """False also for a dead process that nobody has waited for yet."""
+    """Return False also for a zombie process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def test_data_and_credentials_outlive_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_and_credentials_are_kept_after_the_server_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedStore(tmp_path) as first:
         first.create_bucket("kept")
         first.create_bucket("kept")
@@ -74,7 +74,7 @@ def test_an_acknowledged_object_survives_a_killed_server(tmp_path: Path, monkeyp
         assert [store.get(f"s3://kept/{index}")[:10] for index in (0, 49)] == [b"content 0c", b"content 49"]
 
 
-def test_the_store_refuses_wrong_credentials_and_unknown_buckets(
+def test_the_store_rejects_wrong_credentials_and_unknown_buckets(
     store_server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store_server.create_bucket("secrets")
@@ -87,7 +87,7 @@ def test_the_store_refuses_wrong_credentials_and_unknown_buckets(
         client(store_server.env(), store_server.endpoint, monkeypatch).put("s3://no-such-bucket/a", b"")
 
 
-def test_the_users_own_aws_profile_does_not_interfere(
+def test_the_aws_profile_of_the_user_has_no_effect(
     store_server: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config").write_text("[profile work]\nregion = eu-west-1\nendpoint_url = http://127.0.0.1:1\n")
@@ -122,7 +122,7 @@ def test_the_server_ends_with_its_owner_and_the_next_one_starts(
     assert not (tmp_path / "endpoint.json").exists()
 
 
-def test_a_server_that_outlived_its_owner_is_ended_first(tmp_path: Path) -> None:
+def test_a_server_without_an_owner_is_terminated_before_the_next_one_starts(tmp_path: Path) -> None:
     stray = EmbeddedStore(tmp_path / "a")
     stray.start()
     record = tmp_path / "a" / "endpoint.json"
@@ -141,7 +141,7 @@ def test_a_server_that_outlived_its_owner_is_ended_first(tmp_path: Path) -> None
         assert stray._process.wait(10) is not None
 
 
-def test_a_stale_record_of_another_server_is_no_server(tmp_path: Path, store_server: EmbeddedStore) -> None:
+def test_a_stale_record_of_a_server_is_ignored(tmp_path: Path, store_server: EmbeddedStore) -> None:
     with EmbeddedStore(tmp_path) as server:
         record = json.loads((tmp_path / "endpoint.json").read_text())
         assert running_store(tmp_path) == server.access
@@ -152,7 +152,7 @@ def test_a_stale_record_of_another_server_is_no_server(tmp_path: Path, store_ser
     assert running_store(tmp_path) is None
 
 
-def test_a_crashed_server_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_a_crashed_server_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path) as server:
         server.check()
         os.kill(server.pid, signal.SIGKILL)
@@ -160,7 +160,7 @@ def test_a_crashed_server_is_told_with_the_end_of_its_log(tmp_path: Path) -> Non
             wait_until(lambda: server.check() is not None)
 
 
-def test_a_server_that_cannot_start_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     (tmp_path / "s3.json").write_text(
         '{"identities": [{"name": "x", "credentials": [{"accessKey": "a", "secretKey": 1}]}]}'
     )
@@ -168,7 +168,7 @@ def test_a_server_that_cannot_start_is_told_with_the_end_of_its_log(tmp_path: Pa
         EmbeddedStore(tmp_path).start()
 
 
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_no_sockets_processes_or_ports_remain(tmp_path: Path) -> None:
     server = EmbeddedStore(tmp_path).start()
     pid, port = server.pid, server.access.port
     sockets = server._ports.unix_sockets() if server._ports else []

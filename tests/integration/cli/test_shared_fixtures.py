@@ -1,4 +1,4 @@
-"""The fixtures that other rooms' tests stand on."""
+"""Fixtures that other tests rely on."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What users and scripts may rely on: commands and options. A change here is a change of the public surface."""
+"""Commands and options that users and scripts rely on. A change here is a change of the public interface."""
 
 import typer
 from typer.main import get_command
@@ -41,7 +41,7 @@ SURFACE = {
 
 
 def surface(command: object, name: str = "") -> dict[str, list[str]]:
-    """Command -> its arguments in order, then its options by name."""
+    """Return the arguments (in order) and options (sorted) of each command."""
     if inner := getattr(command, "commands", None):
         return {key: value for child, each in inner.items() for key, value in surface(each, f"{name} {child}").items()}
     parameters = getattr(command, "params")  # noqa: B009
@@ -50,7 +50,7 @@ def surface(command: object, name: str = "") -> dict[str, list[str]]:
     return {name.strip(): [*arguments, *sorted(option for option in options if option not in ("--help", "-h"))]}
 
 
-def test_the_public_surface_is_frozen() -> None:
+def test_commands_and_options_do_not_change() -> None:
     assert surface(get_command(app)) == SURFACE
 
 
@@ -60,14 +60,14 @@ def invoke(*arguments: str) -> str:
     return result.output
 
 
-def test_the_help_fits_80_columns_and_cuts_no_sentence() -> None:
+def test_the_help_fits_80_columns_without_truncation() -> None:
     for name in ["", *SURFACE, "checkpoints", "store"]:
         text = invoke(*name.split(), "--help")
         assert all(len(line) <= 80 for line in text.splitlines()), text
         assert "..." not in text.replace("[ARGS]...", "").replace("{FILE}...", ""), text
 
 
-def test_every_command_and_option_is_explained() -> None:
+def test_every_command_and_option_has_a_help_text() -> None:
     def check(command: object) -> None:
         assert getattr(command, "help"), command  # noqa: B009
         for parameter in getattr(command, "params"):  # noqa: B009

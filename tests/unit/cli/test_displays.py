@@ -1,4 +1,4 @@
-"""Displays: what people, logs and programs see of the same run."""
+"""The displays of a run: live, plain and JSON."""
 
 import io
 import json
@@ -31,7 +31,7 @@ ALL = {
 
 
 class Clock:
-    """Seconds that a test moves by hand."""
+    """A clock that tests advance manually."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -75,7 +75,7 @@ def test_a_restart_shows_the_attempt_and_where_it_resumed() -> None:
     assert title.startswith("topics  run 1  attempt 2 resumed from step 120  Restarting")
 
 
-def test_steps_done_again_replace_their_losses_in_the_curve() -> None:
+def test_repeated_steps_replace_their_losses_in_the_curve() -> None:
     curve = LossCurve()
     for step, loss in [(1, 8.0), (2, 4.0), (3, 2.0), (2, 4.0), (3, 1.0)]:
         curve.add(step, loss)
@@ -92,12 +92,12 @@ def test_steps_done_again_replace_their_losses_in_the_curve() -> None:
         (SUSPENDED, "done stopped waiting"),
     ],
 )
-def test_stages_tell_how_far_the_run_is(status: dict[str, Any], states: str) -> None:
+def test_stages_show_the_progress_of_the_run(status: dict[str, Any], states: str) -> None:
     view = snapshot(job_with(status), None, NOW)
     assert [stage.state for stage in view.stages] == [StageState(word) for word in states.split()]
 
 
-def test_progress_of_another_stage_is_not_mixed_in() -> None:
+def test_progress_of_another_stage_is_ignored() -> None:
     view = snapshot(job_with(TRAINING), live(stage=Stage.PREPARE, step=7), NOW)
     assert (view.figures.step, view.activity) == (180, "")
 
@@ -113,7 +113,7 @@ def test_the_summary_compares_baseline_and_tuned() -> None:
     assert max(len(line) for line in lines) <= 80
 
 
-def test_the_summary_of_a_failure_says_what_where_and_what_to_do() -> None:
+def test_the_summary_of_a_failure_has_error_place_and_advice() -> None:
     facts = dict(summarize(job_with(FAILED)).facts)
     assert facts["error"].startswith("s3://b/train.jsonl:17: not JSON")
     assert facts["advice"] == "correct the line, or set spec.data.onBadRecord to Skip"
@@ -127,7 +127,7 @@ def test_the_summary_of_a_failure_says_what_where_and_what_to_do() -> None:
     )
 
 
-def test_a_suspended_run_says_how_to_go_on() -> None:
+def test_the_summary_of_a_suspended_run_says_how_to_resume() -> None:
     summary = summarize(job_with(SUSPENDED))
     assert summary.title == "topics: suspended, checkpoint saved"
     assert dict(summary.facts)["resume"] == "run the same command again"
@@ -135,7 +135,7 @@ def test_a_suspended_run_says_how_to_go_on() -> None:
 
 
 def plain_lines(*moments: tuple[dict[str, Any], Any]) -> list[str]:
-    """Lines of the plain display, ten seconds between the moments, without the time of day."""
+    """Return the lines of the plain display without times, with ten seconds between updates."""
     stream, clock = io.StringIO(), Clock()
     with PlainDisplay(stream, clock=clock) as display:
         for status, progress in moments:
@@ -144,7 +144,7 @@ def plain_lines(*moments: tuple[dict[str, Any], Any]) -> list[str]:
     return [line[10:] for line in stream.getvalue().splitlines()]
 
 
-def test_the_plain_display_tells_a_killed_worker_and_the_resume() -> None:
+def test_the_plain_display_shows_a_killed_worker_and_the_resume() -> None:
     lines = plain_lines(
         (TRAINING, live()),
         (RESTARTING, None),
@@ -217,7 +217,7 @@ def test_json_lines_always_have_the_same_keys() -> None:
     assert lines[-1]["status"]["run"]["candidates"]["tuned"]["metrics"]["Accuracy"] == 0.8784
 
 
-def test_json_lines_come_at_most_once_a_second_unless_something_happens() -> None:
+def test_json_lines_are_written_at_most_once_a_second_except_for_events() -> None:
     stream, clock = io.StringIO(), Clock()
     display = JsonDisplay(stream, clock=clock)
     for step in range(50):
@@ -228,11 +228,11 @@ def test_json_lines_come_at_most_once_a_second_unless_something_happens() -> Non
     assert len(stream.getvalue().splitlines()) == 11
 
 
-def test_without_a_terminal_rich_becomes_plain(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_the_display_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(make_display(None), PlainDisplay)
 
 
-def test_the_live_display_prints_what_has_to_stay_above() -> None:
+def test_the_live_display_prints_events_above_the_live_part() -> None:
     console = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=False)
     with LiveDisplay(console) as display:
         display.update(job_with(TRAINING), live(warnings=("disk is slow",)))

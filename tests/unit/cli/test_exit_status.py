@@ -1,4 +1,4 @@
-"""Exit statuses: what scripts can rely on."""
+"""Exit statuses of the commands."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ from statuses import FAILED, SUCCEEDED, SUSPENDED, job_with
         *((merged(FAILED, {"run": {"failure": {"exitCode": code}}}), 1) for code in (70, 80, 81, 82, 137)),
     ],
 )
-def test_a_run_ends_with_the_status_of_its_end(status: dict[str, Any], code: int) -> None:
+def test_the_exit_status_follows_from_the_end_of_the_run(status: dict[str, Any], code: int) -> None:
     assert of_status(job_with(status).status) == code
 
 
@@ -48,18 +48,18 @@ def test_a_run_ends_with_the_status_of_its_end(status: dict[str, Any], code: int
         (KilledError(), 130),
     ],
 )
-def test_an_error_ends_a_command_with_its_own_status(error: Exception, code: int) -> None:
+def test_each_error_has_its_exit_status(error: Exception, code: int) -> None:
     assert isinstance(error, exit_status.USER_ERRORS)
     assert of_error(error) == code
 
 
-def test_an_error_is_told_with_its_advice() -> None:
+def test_an_error_is_printed_with_its_advice() -> None:
     assert explain(BadConfigError("no bucket", advice="make it")) == "no bucket\nmake it"
     assert explain(JobFileError("wrong")) == "wrong"
     assert "last committed checkpoint" in explain(KilledError())
 
 
-def test_the_documented_table_is_the_one_that_is_used() -> None:
+def test_the_documented_table_matches_the_code() -> None:
     table = exit_status.__doc__ or ""
     documented = {int(row.split("|")[1]) for row in table.splitlines() if row.startswith("| ") and row[2].isdigit()}
     named = {exit_status.SUCCEEDED, exit_status.FAILED, exit_status.USAGE, exit_status.SUSPENDED, exit_status.KILLED}

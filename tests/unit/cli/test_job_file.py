@@ -1,4 +1,4 @@
-"""Job files: what kubectl reads differently, and what is wrong, is told with file and line."""
+"""Job files: violations and differences to kubectl are reported with file and line."""
 
 from pathlib import Path
 
@@ -41,13 +41,13 @@ def complaints(folder: Path, text: str | bytes, *, local: bool = True) -> list[s
     return str(caught.value).replace(f"{path}", "job.yaml").splitlines()
 
 
-def test_numbers_and_dates_are_what_kubectl_makes_of_them(tmp_path: Path) -> None:
+def test_numbers_and_dates_are_read_like_kubectl_does(tmp_path: Path) -> None:
     job = read_job_file(written(tmp_path, GOOD)).check(local=True)
     assert job.spec.training.learning_rate == 2e-4
     assert job.spec.run_id == "2026-01-01"
 
 
-def test_what_dump_writes_is_read_back_the_same(tmp_path: Path) -> None:
+def test_dumped_yaml_is_read_back_unchanged(tmp_path: Path) -> None:
     manifest = make_job(training={"learningRate": 2e-05}, runId="2026-01-01")
     assert read_job_file(written(tmp_path, dump_all([manifest]))).manifest == manifest
 
@@ -74,13 +74,13 @@ def test_what_dump_writes_is_read_back_the_same(tmp_path: Path) -> None:
         ("apiVersion: finetune.dev/v1alpha1\n", "", "job.yaml:1: apiVersion must be set; write apiVersion: finet"),
     ],
 )
-def test_a_violation_names_the_line_of_its_field(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+def test_a_violation_has_the_line_of_its_field(tmp_path: Path, old: str, new: str, complaint: str) -> None:
     assert old in GOOD
     found = complaints(tmp_path, GOOD.replace(old, new, 1))
     assert any(line.startswith(complaint) for line in found), found
 
 
-def test_all_violations_come_at_once_in_the_order_of_lines(tmp_path: Path) -> None:
+def test_all_violations_are_reported_at_once_in_order_of_lines(tmp_path: Path) -> None:
     text = GOOD.replace("2e-4", "fast").replace("epochs: 3", "epochs: 0").replace("s3://bucket/model", "model")
     assert [line.split(" ")[0] for line in complaints(tmp_path, text)] == [
         "job.yaml:6:",
@@ -89,7 +89,7 @@ def test_all_violations_come_at_once_in_the_order_of_lines(tmp_path: Path) -> No
     ]
 
 
-def test_a_file_address_is_refused_for_a_cluster_only(tmp_path: Path) -> None:
+def test_a_file_address_is_rejected_only_for_a_cluster(tmp_path: Path) -> None:
     text = GOOD.replace("s3://bucket/model", "file:///models/base")
     assert read_job_file(written(tmp_path, text)).check(local=True)
     assert complaints(tmp_path, text, local=False)[0].startswith(
@@ -122,22 +122,22 @@ def test_a_file_address_is_refused_for_a_cluster_only(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_file_that_is_no_job_says_what_it_is(tmp_path: Path, text: str | bytes, complaint: str) -> None:
+def test_a_file_that_is_not_a_job_is_described(tmp_path: Path, text: str | bytes, complaint: str) -> None:
     assert complaints(tmp_path, text)[0].startswith(complaint)
 
 
-def test_one_job_among_other_objects_is_found_with_its_own_lines(tmp_path: Path) -> None:
+def test_a_job_among_other_objects_is_found_with_its_lines(tmp_path: Path) -> None:
     text = "kind: ConfigMap\n---\n" + GOOD.replace("epochs: 3", "epochs: 0")
     assert complaints(tmp_path, text)[0].startswith("job.yaml:15: spec.training.epochs must be at least 1")
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "."])
-def test_a_missing_file_is_another_error_than_a_wrong_one(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_and_an_invalid_file_are_different_errors(tmp_path: Path, name: str) -> None:
     with pytest.raises(JobFileMissingError):
         read_job_file(tmp_path / name)
 
 
-def test_the_samples_are_valid_through_both_readers() -> None:
+def test_the_samples_are_valid_with_both_readers() -> None:
     samples = sorted((Path(__file__).parents[3] / "manifests/samples").glob("*.yaml"))
     assert samples
     for path in samples:
@@ -146,7 +146,7 @@ def test_the_samples_are_valid_through_both_readers() -> None:
         assert file.manifest == YAML(typ="safe", pure=True).load(path)
 
 
-def test_half_of_a_surrogate_pair_in_a_file_is_told_with_its_line(tmp_path: Path) -> None:
+def test_an_unpaired_surrogate_is_reported_with_its_line(tmp_path: Path) -> None:
     text = GOOD.replace("  runId: 2026-01-01", '  evaluation:\n    prompts: ["a\\ud83d"]')
     assert complaints(tmp_path, text) == [
         "job.yaml:16: spec.evaluation.prompts[0] must be valid Unicode: it contains an unpaired surrogate; "
@@ -201,7 +201,7 @@ def test_half_of_a_surrogate_pair_in_a_file_is_told_with_its_line(tmp_path: Path
         ),
     ],
 )  # fmt: skip
-def test_what_kubectl_would_read_differently_is_refused_with_its_line(
+def test_scalars_that_kubectl_reads_differently_are_rejected_with_their_line(
     tmp_path: Path, line: str, complaint: str
 ) -> None:
     found = complaints(tmp_path, f"{GOOD.replace('  runId: 2026-01-01', f'  {line}')}")
@@ -225,11 +225,11 @@ def test_what_kubectl_would_read_differently_is_refused_with_its_line(
         "suspend:",
     ],
 )
-def test_quotes_blocks_and_tags_are_read_alike_by_all(tmp_path: Path, line: str) -> None:
+def test_quoted_block_and_tagged_scalars_are_accepted(tmp_path: Path, line: str) -> None:
     read_job_file(written(tmp_path, GOOD.replace("  runId: 2026-01-01", f"  {line}"))).check(local=True)
 
 
-def test_what_aliases_name_is_told_once_and_in_a_bounded_time(tmp_path: Path) -> None:
+def test_aliased_nodes_are_reported_once_in_bounded_time(tmp_path: Path) -> None:
     levels = "".join(f"  l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 5))
     found = complaints(tmp_path, f"{GOOD}x:\n  l0: &l0 [yes]\n{levels}")
     assert [one for one in found if "kubectl" in one] == [
@@ -251,14 +251,14 @@ def test_what_aliases_name_is_told_once_and_in_a_bounded_time(tmp_path: Path) ->
         ("18446744073709551615", 2**64 - 1), ("18446744073709551616", 2.0**64), ("-9223372036854775809", -(2.0**63)),
     ],
 )  # fmt: skip
-def test_a_plain_scalar_is_known_as_kubectl_reads_it(text: str, value: object) -> None:
-    """As `kubectl label --local -f FILE -o json` has shown."""
+def test_plain_scalars_are_predicted_as_kubectl_reads_them(text: str, value: object) -> None:
+    """Values from the output of `kubectl label --local -f FILE -o json`."""
     found = read_by_kubectl(text)
     assert found == value
     assert isinstance(found, bool) is isinstance(value, bool)
 
 
-def test_what_dump_writes_is_text_for_kubectl_too() -> None:
+def test_dumped_text_is_also_text_for_kubectl() -> None:
     words = ["y", "yes", "NO", "on", "Off", "010", "0X1F", ".1e1", "0O10", "0B1", "plain"]
     lines = dump_all([{word: word for word in words}]).splitlines()
     assert lines == [*(f"'{word}': '{word}'" for word in words[:-1]), "plain: plain"]

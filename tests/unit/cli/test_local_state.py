@@ -1,4 +1,4 @@
-"""What `finetune runs` and `finetune logs` find in a work folder."""
+"""`finetune runs` and `finetune logs` with a work folder."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def put_log(folder: Path, name: str, *messages: tuple[str, str]) -> None:
     (folder / "logs" / name).write_text("".join(f"{line}\n" for line in lines))
 
 
-def test_the_latest_job_is_the_one_that_is_meant(tmp_path: Path) -> None:
+def test_the_default_is_the_latest_job(tmp_path: Path) -> None:
     put(tmp_path, "older", {}, at=1000)
     put(tmp_path, "newer", {}, at=2000, namespace="team")
     state = LocalState(tmp_path)
@@ -42,7 +42,7 @@ def test_the_latest_job_is_the_one_that_is_meant(tmp_path: Path) -> None:
     assert state.find("team/newer").key.name == "newer"
 
 
-def test_an_unknown_job_is_told_with_those_that_are_known(tmp_path: Path) -> None:
+def test_an_unknown_job_is_reported_with_the_existing_ones(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="contains no runs; start one with"):
         LocalState(tmp_path).find(None)
     put(tmp_path, "topics", {})
@@ -50,7 +50,7 @@ def test_an_unknown_job_is_told_with_those_that_are_known(tmp_path: Path) -> Non
         LocalState(tmp_path).find("topic")
 
 
-def test_a_row_tells_the_state_of_a_run(tmp_path: Path) -> None:
+def test_a_row_shows_the_state_of_a_run(tmp_path: Path) -> None:
     put(tmp_path, "done", SUCCEEDED)
     put(tmp_path, "half", TRAINING, namespace="team")
     done, half = (LocalState(tmp_path).find(name) for name in ("done", "half"))
@@ -95,7 +95,7 @@ def test_runs_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_logs_prints_the_whole_run_in_the_order_of_time(
+def test_logs_prints_the_whole_run_sorted_by_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], follow: bool
 ) -> None:
     folder = put(tmp_path, "topics", SUCCEEDED)
@@ -119,9 +119,7 @@ def test_logs_prints_the_whole_run_in_the_order_of_time(
     assert printed(stage=Stage.TRAIN, attempt=10, rank=0) == ["first", "second", "third"]
 
 
-def test_a_log_that_is_not_there_is_told_with_those_that_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_log_is_reported_with_the_existing_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put(tmp_path, "topics", SUCCEEDED)
     put_log(folder, "topics-r1-train-a1-0.log", ("2026-01-01T12:00:00", "old"))
     put_log(folder, "topics-r1-train-a10-0.log", ("2026-01-01T12:00:01", "new"))
@@ -131,7 +129,7 @@ def test_a_log_that_is_not_there_is_told_with_those_that_are(
         logs("topics", attempt=2, work_dir=tmp_path)
 
 
-def test_a_log_cannot_reach_the_terminal_behind_its_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_cannot_control_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put(tmp_path, "topics", SUCCEEDED)
     said = "\x1b]0;title\x07 red\x1b[31m \x9b2J back\x08 \u202etxt.exe \u2028 tab\t end"
     put_log(folder, "topics-r1-train-a1-0.log", ("2026-01-01T12:00:00", said), ("\x1b[2J" * 8, "clock"))
@@ -144,14 +142,14 @@ def test_a_log_cannot_reach_the_terminal_behind_its_text(tmp_path: Path, capsys:
     assert "\\u001b[1mbare\\u001b[0m\\u000dover" in printed
 
 
-def test_following_a_run_that_is_over_prints_all_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_following_an_ended_run_prints_it_and_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put(tmp_path, "topics", SUCCEEDED)
     put_log(folder, "topics-r1-train-a1-0.log", ("2026-01-01T12:00:00", "a"), ("2026-01-01T12:00:01", "b"))
     logs("topics", follow=True, work_dir=tmp_path)
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["a", "b"]
 
 
-def test_a_lock_has_one_holder_and_goes_with_it(tmp_path: Path) -> None:
+def test_a_lock_has_one_holder_and_is_released_with_it(tmp_path: Path) -> None:
     path = tmp_path / RUN_LOCK
     assert not is_locked(path)
     held = try_lock(path)

@@ -1,4 +1,4 @@
-"""`finetune status`: one page that answers what somebody on call asks."""
+"""The page of `finetune status`."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -90,7 +90,7 @@ def page(status: dict[str, Any], events: Any = (), **options: Any) -> list[str]:
     return Page(job=job, where="namespace ml, context test", events=events, now=NOW, **options).lines()
 
 
-def test_the_page_of_a_job_that_had_trouble() -> None:
+def test_the_page_of_a_job_with_failures() -> None:
     lines = page(BUSY, EVENTS)
     assert lines[0] == "topics: Training for 19 s"
     assert lines[1].startswith("namespace ml, context test, run 1, started 20")
@@ -129,7 +129,7 @@ def test_a_page_fits_its_width_and_a_screen(status: dict[str, Any], width: int) 
     assert "\n".join(lines).isascii()
 
 
-def test_what_was_warned_of_stands_on_the_page() -> None:
+def test_warnings_are_on_the_page() -> None:
     warnings = ["checkpoint 00000004-a0001 cannot be used: a blob is missing, " * 2, "no conditions"]
     lines = page(merged(BUSY, {"run": {"warnings": warnings}}))
     at = lines.index("warnings      checkpoint 00000004-a0001 cannot be used: a blob is missing,")
@@ -137,7 +137,7 @@ def test_what_was_warned_of_stands_on_the_page() -> None:
     assert lines[at + 2] == "              no conditions"
 
 
-def test_results_are_compared_and_an_address_stays_whole() -> None:
+def test_results_are_compared_and_addresses_are_not_broken() -> None:
     uri = f"s3://demo/{'long-' * 20}model"
     lines = page(merged(SUCCEEDED, {"run": {"artifact": {"uri": uri}}}))
     assert ["accuracy", "9.5", "%", "87.8", "%", "+78.4", "points"] in [line.split() for line in lines]
@@ -153,12 +153,12 @@ def test_a_long_message_shows_its_first_and_its_last_lines() -> None:
     assert [line.strip() for line in lines[start + 1 : start + 8]] == ["...", *(f"line {n}" for n in range(24, 30))]
 
 
-def test_a_local_run_that_nobody_works_at_is_told() -> None:
+def test_an_interrupted_local_run_is_shown_as_such() -> None:
     assert "interrupted: no process runs it; `finetune run JOB.yaml` resumes" in page(TRAINING, is_interrupted=True)
     assert not any("interrupted" in line for line in page(SUCCEEDED, is_interrupted=True))
 
 
-def test_events_that_may_not_be_read_are_told() -> None:
+def test_missing_permission_to_read_events_is_shown() -> None:
     assert page(BUSY, None)[-1] == "events        not permitted"
     assert not any("events" in line for line in page(BUSY, []))
 
@@ -185,7 +185,7 @@ def test_events_that_may_not_be_read_are_told() -> None:
         (SUSPENDED, None),
     ],
 )
-def test_a_phase_began_when_what_made_it_turned(status: dict[str, Any], since: int | None) -> None:
+def test_a_phase_started_at_the_transition_that_caused_it(status: dict[str, Any], since: int | None) -> None:
     expected = None if since is None else f"2026-01-01T12:00:{since:02d}Z"
     assert phase_since(lenient_job({**make_job(), "status": status}).status) == expected
 
@@ -233,7 +233,7 @@ def test_a_phase_began_when_what_made_it_turned(status: dict[str, Any], since: i
     ],
     ids=["fine", "waiting", "failed", "suspended", "suspended though not wanted", "invalid"],
 )
-def test_only_what_is_not_as_it_should_be_is_shown(
+def test_only_conditions_that_indicate_a_problem_are_shown(
     conditions: list[dict[str, Any]], spec: dict[str, Any], phase: str, wrong: list[tuple[str, str]]
 ) -> None:
     status = {"phase": phase, "observedGeneration": 1, "conditions": conditions}
@@ -241,14 +241,14 @@ def test_only_what_is_not_as_it_should_be_is_shown(
     assert list(wrong_conditions(lenient_job({**make_job(**spec), "status": status}))) == wrong
 
 
-def test_a_change_that_the_operator_has_not_seen_is_told() -> None:
+def test_a_change_that_the_operator_has_not_observed_is_shown() -> None:
     job = lenient_job({**make_job(), "status": {**SUCCEEDED, "observedGeneration": 0}})
     assert [names for names, _ in wrong_conditions(job)] == ["not observed"]
     assert not is_settled(job)
     assert is_settled(lenient_job({**make_job(), "status": {**SUCCEEDED, "observedGeneration": 1}}))
 
 
-def test_an_object_that_the_rules_forbid_can_be_shown_and_a_status_of_the_future_is_told() -> None:
+def test_an_invalid_object_can_be_shown_and_an_unknown_status_is_an_error() -> None:
     assert page({"phase": "Invalid"}, spec={"model": {"uri": "file:///x"}, "novel": 1})[0] == "topics: Invalid"
     with pytest.raises(CommandError, match=r"job cannot be shown \(phase: .*newer than this command"):
         lenient_job({**make_job(), "status": {"phase": "Dreaming"}})

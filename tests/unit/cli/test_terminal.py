@@ -1,4 +1,4 @@
-"""Text of others never controls the reader's terminal, whichever command shows it."""
+"""Text from pods, storage and other users cannot control the terminal."""
 
 import ast
 import io
@@ -78,16 +78,16 @@ def test_the_page_of_a_job_shows_control_characters_as_text(
     ["plain\ttext\n", "Ünï-çødé 漢字 العربية עברית", "👩‍🔬 ✓ ▁▂█", "می‌خواهم"],
     ids=["ascii", "letters", "signs", "joiner"],
 )
-def test_harmless_text_stays_as_it_is(text: str) -> None:
+def test_harmless_text_is_not_changed(text: str) -> None:
     assert printable(text) == text
 
 
-def test_half_a_surrogate_pair_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unpaired_surrogate_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     echo("half \ud83d pair")
     assert capsys.readouterr().out == "half \\ud83d pair\n"
 
 
-def test_nothing_is_printed_by_another_way() -> None:
+def test_all_output_goes_through_the_terminal_module() -> None:
     root = Path(finetune_cli.__file__).parent
     others = [path for path in root.rglob("*.py") if path.name != "terminal.py"]
     found = [

@@ -1,4 +1,4 @@
-"""Columns of text."""
+"""Tables of plain text."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_columns_are_aligned(headings, rows, options, lines):
         ("back\\slash", "back\\slash"),
     ],
 )
-def test_a_cell_is_shown_as_text_whatever_it_holds(cell, shown, monkeypatch):
+def test_markup_in_a_cell_is_shown_as_text(cell, shown, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "20")
     heading, line = table_lines(("CELL", "END"), [(cell, "end")])
@@ -47,6 +47,6 @@ def test_a_cell_is_shown_as_text_whatever_it_holds(cell, shown, monkeypatch):
     assert heading.isascii()
 
 
-def test_a_long_cell_stays_on_its_line_in_full():
+def test_a_long_cell_is_not_wrapped_or_truncated():
     name = "n" * 300
     assert table_lines(("NAME", "END"), [(name, "end")])[1] == f"{name}  end"

@@ -1,4 +1,4 @@
-"""`finetune watch`: status in, a display out, until nothing more is to come."""
+"""The loop of `finetune watch`."""
 
 import asyncio
 import io
@@ -17,7 +17,7 @@ SEEN = {"observedGeneration": 1}
 
 
 class FakeSource:
-    """A job whose status is another one at every look."""
+    """A job whose status changes at every read."""
 
     name = "topics"
     where = "a test"
@@ -37,7 +37,7 @@ class FakeSource:
 
 
 def watched(source: FakeSource) -> tuple[FineTuneJob | None, list[str]]:
-    """Ten seconds between two looks."""
+    """Watch with a clock that advances ten seconds between reads. Return the job and the output."""
     stream, now = io.StringIO(), [0.0]
 
     async def pause(_: float) -> None:
@@ -62,7 +62,7 @@ def test_a_job_is_watched_to_its_end() -> None:
 
 
 @pytest.mark.parametrize("status", [FAILED, SUSPENDED, {"phase": "Invalid"}], ids=["failed", "suspended", "invalid"])
-def test_what_is_over_or_suspended_ends_it(status: dict[str, Any]) -> None:
+def test_watching_ends_with_an_ended_or_suspended_job(status: dict[str, Any]) -> None:
     source = FakeSource(status | SEEN, TRAINING | SEEN)
     job, lines = watched(source)
     assert job is not None
@@ -71,27 +71,27 @@ def test_what_is_over_or_suspended_ends_it(status: dict[str, Any]) -> None:
         assert lines[-1].split(maxsplit=1) == ["resume", "set spec.suspend to false"]
 
 
-def test_an_end_that_the_operator_has_yet_to_take_back_is_none() -> None:
-    """Resumed, or changed after its end: the status still speaks of what was before."""
+def test_a_terminal_status_of_an_older_generation_does_not_end_it() -> None:
+    """The job was resumed, or changed after its end, and the operator has not updated the status yet."""
     source = FakeSource(SUSPENDED, SUSPENDED, TRAINING | SEEN, SUCCEEDED | SEEN)
     job, _ = watched(source)
     assert job is not None
     assert (job.status.phase, source.statuses) == ("Succeeded", [])
 
 
-def test_an_operator_that_does_not_look_is_told_once() -> None:
+def test_an_operator_that_does_not_reconcile_is_reported_once() -> None:
     _, lines = watched(FakeSource(*[{}] * 8, SUCCEEDED | SEEN))
     assert lines.count("the operator has not reconciled the object yet; check that it is running") == 1
     _, lines = watched(FakeSource({}, {}, *[TRAINING | SEEN] * 8, SUCCEEDED | SEEN))
     assert not any("has not looked" in line for line in lines)
 
 
-def test_nobody_works_at_it_any_more() -> None:
+def test_an_interrupted_run_ends_the_watch() -> None:
     job, _ = watched(FakeSource(TRAINING | SEEN, is_interrupted=True))
     assert job is None
 
 
-def test_why_a_job_waits_is_told_as_it_changes() -> None:
+def test_changes_of_the_waiting_reason_are_shown() -> None:
     def waiting(message: str) -> dict[str, Any]:
         ready = {"type": "Ready", "status": "False", "reason": "WaitingForPods", "message": message}
         return merged(TRAINING, {"phase": "Pending", "conditions": [ready | {"lastTransitionTime": START}]}) | SEEN

@@ -1,4 +1,4 @@
-"""How checkpoints are shown, and what names a run."""
+"""Display of checkpoints, and resolution of runs by job name or address."""
 
 import json
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ def entry(step: int, *, damage: str = "", **fields: Any) -> Entry:
     return Entry(name, f"{RUN}/checkpoints/manifests/{name}.json", step, 1, manifest, damage)
 
 
-def test_a_table_has_a_line_for_each_and_fits_its_width() -> None:
+def test_the_table_has_one_line_per_checkpoint_and_fits_its_width() -> None:
     entries = [
         entry(123456, metrics={"Loss": 0.125, "Accuracy": 0.5, "MacroF1": 0.25, "Perplexity": 1.25}),
         entry(20, is_best=True, metrics={"Loss": 0.5, "Own": 2}),
@@ -43,7 +43,7 @@ def test_a_table_has_a_line_for_each_and_fits_its_width() -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_what_was_verified_is_one_line_each() -> None:
+def test_each_verified_checkpoint_is_one_line() -> None:
     assert verification_line(VerificationResult(entry(5), blobs=4)) == "step 5 of attempt 1: intact, 4 blobs, 3.0 MiB"
     damaged = VerificationResult(entry(5), damages=("s3://b/x is missing", "s3://b/y is missing"))
     assert verification_line(damaged) == "step 5 of attempt 1: damaged: s3://b/x is missing (and 1 more)"
@@ -52,7 +52,7 @@ def test_what_was_verified_is_one_line_each() -> None:
 
 
 def here(work_dir: Path) -> JobSources:
-    """A folder that is not the usual one: no cluster is asked."""
+    """A work folder that is not the default one, so that no cluster is searched."""
     return JobSources(work_dir, ClusterAccess())
 
 
@@ -66,7 +66,7 @@ def here(work_dir: Path) -> JobSources:
         f"{RUN}/checkpoints/manifests/00000004-a0001.json",
     ],
 )
-def test_a_run_is_named_by_its_folder_or_by_what_is_in_it(where: str, tmp_path: Path) -> None:
+def test_a_run_is_found_by_its_folder_or_by_an_address_in_it(where: str, tmp_path: Path) -> None:
     assert address_of(where, here(tmp_path), None).uri == RUN
 
 
@@ -78,7 +78,7 @@ def put(work_dir: Path, **change: Any) -> None:
     path.write_text(json.dumps({**job, **change}))
 
 
-def test_a_local_job_leads_to_its_newest_run_and_to_its_storage(tmp_path: Path) -> None:
+def test_a_local_job_resolves_to_its_newest_run_and_its_storage(tmp_path: Path) -> None:
     put(tmp_path, status={"run": {"number": 1}})
     found = address_of("topics", here(tmp_path), None)
     assert found.storage is not None
@@ -88,7 +88,7 @@ def test_a_local_job_leads_to_its_newest_run_and_to_its_storage(tmp_path: Path) 
     assert other.endpoint == "https://other.example.com"
 
 
-def test_a_job_that_is_not_there_or_has_not_begun_is_told(tmp_path: Path) -> None:
+def test_a_missing_job_or_a_job_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MissingJobError, match=r"contains no runs; .*\n.*write its folder"):
         address_of("topics", here(tmp_path), None)
     put(tmp_path)
@@ -96,6 +96,6 @@ def test_a_job_that_is_not_there_or_has_not_begun_is_told(tmp_path: Path) -> Non
         address_of("topics", here(tmp_path), None)
 
 
-def test_a_run_that_is_named_by_its_folder_is_in_no_namespace() -> None:
+def test_the_address_of_a_run_excludes_options_of_a_cluster() -> None:
     with pytest.raises(CommandError, match="must not be combined with options of a cluster; remove them"):
         address_of(RUN, JobSources(DEFAULT_WORK_DIR, ClusterAccess(namespace="team")), None)

@@ -1,4 +1,4 @@
-"""Numbers, times, curves and log lines as people read them."""
+"""Formatting of numbers, times, curves, log lines and listings."""
 
 import json
 from datetime import UTC, datetime
@@ -62,14 +62,14 @@ def test_a_perplexity_that_overflows_is_not_shown_as_a_number() -> None:
     ("values", "width", "bars"),
     [([], 5, ""), ([1.0], 5, "▁"), ([1.0, 1.0], 5, "▁▁"), ([8, 7, 6, 5, 4, 3, 2, 1], 4, "█▆▃▁"), ([1, 2], 0, "")],
 )
-def test_a_curve_is_never_wider_than_asked(values: list[float], width: int, bars: str) -> None:
+def test_a_curve_is_never_wider_than_requested(values: list[float], width: int, bars: str) -> None:
     assert sparkline(values, width) == bars
 
 
 LOG = LogFile(run=1, stage=Stage.TRAIN, attempt=2, index=1, path=Path("x.log"))
 
 
-def test_log_lines_become_readable_and_foreign_lines_stay() -> None:
+def test_json_log_lines_are_formatted_and_other_lines_are_kept() -> None:
     first = {
         "time": "2026-01-01T12:00:01.5+00:00",
         "level": "ERROR",
@@ -88,7 +88,7 @@ def test_log_lines_become_readable_and_foreign_lines_stay() -> None:
 
 
 @pytest.mark.parametrize(("rank", "kept"), [(None, 2), (1, 2), (0, 0), (7, 0)])
-def test_a_pods_own_lines_belong_to_the_rank_of_its_number(rank: int | None, kept: int) -> None:
+def test_lines_of_a_supervisor_belong_to_the_rank_with_the_index_of_the_pod(rank: int | None, kept: int) -> None:
     entries = parse_lines(LOG, [json.dumps({"message": "a", "rank": 1}), "past the log"])
     assert sum(is_of_rank(entry, rank) for entry in entries) == kept
 

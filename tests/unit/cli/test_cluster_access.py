@@ -1,4 +1,4 @@
-"""What a cluster's refusals become, which cluster is meant, and what logs of pods say."""
+"""Errors of the API server, choice of the cluster, logs of pods, and retries."""
 
 import asyncio
 import json
@@ -39,14 +39,14 @@ NO_KIND = ApiError(404, "", "404 page not found\n")
         (ApiError(422, "Invalid", "no"), 1, "the cluster rejected the request: no"),
     ],
 )
-def test_a_refusal_has_words_and_an_exit_status(error: Any, status: int, words: str) -> None:
-    told = command_error(error)
-    assert told.exit_status == status
-    assert words in str(told)
-    assert "\n" not in str(told)
+def test_an_api_error_becomes_a_message_and_an_exit_status(error: Any, status: int, words: str) -> None:
+    found = command_error(error)
+    assert found.exit_status == status
+    assert words in str(found)
+    assert "\n" not in str(found)
 
 
-def test_a_missing_object_is_no_missing_kind() -> None:
+def test_a_missing_object_is_not_a_missing_kind() -> None:
     assert not is_unknown_kind(ApiError(404, "NotFound", 'finetunejobs.finetune.dev "x" not found'))
     assert not is_unknown_kind(ApiError(403, "Forbidden", "no"))
 
@@ -60,14 +60,14 @@ def test_a_missing_object_is_no_missing_kind() -> None:
         ("x", [], "the namespace has none"),
     ],
 )
-def test_a_missing_job_is_told_with_what_may_be_meant(name: str, known: list[str], words: str) -> None:
-    told = missing_job(name, known, namespace="ml", where="context test")
-    assert told.exit_status == 66
-    assert str(told).startswith(f"there is no FineTuneJob {name} in namespace ml (context test); ")
-    assert str(told).endswith(words)
+def test_a_missing_job_is_reported_with_similar_or_existing_names(name: str, known: list[str], words: str) -> None:
+    found = missing_job(name, known, namespace="ml", where="context test")
+    assert found.exit_status == 66
+    assert str(found).startswith(f"there is no FineTuneJob {name} in namespace ml (context test); ")
+    assert str(found).endswith(words)
 
 
-def test_a_cluster_is_there_if_something_leads_to_one(tmp_path: Path) -> None:
+def test_a_cluster_is_configured_by_a_kubeconfig_or_a_service_account(tmp_path: Path) -> None:
     file = tmp_path / "config"
     file.touch()
     home = {"KUBECONFIG": f"{tmp_path / 'none'}:{file}"}
@@ -78,7 +78,7 @@ def test_a_cluster_is_there_if_something_leads_to_one(tmp_path: Path) -> None:
     assert ClusterAccess().is_configured({"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
 
 
-def test_a_local_run_wins_unless_a_cluster_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_run_precedes_a_cluster_unless_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
     here = JobSources(Path(".finetune"), ClusterAccess())
@@ -120,7 +120,7 @@ RUNNING = PodLog(run=1, stage=Stage.TRAIN, attempt=1, index=0, pod="p", has_ende
 ENDED = PodLog(run=1, stage=Stage.TRAIN, attempt=1, index=0, pod="p", has_ended=True)
 
 
-def test_pods_are_sorted_and_strangers_left_out() -> None:
+def test_pods_are_sorted_and_other_pods_are_ignored() -> None:
     pods = [pod("b", 10, 1), pod("a", 10, 0, "Failed"), pod("old", 9, 0), pod("x", 1, 0, **{constants.LABEL_RUN: "?"})]
     found = pod_logs([*pods, {"metadata": {"name": "bare"}}])
     assert [(log.pod, log.has_ended) for log in found] == [("old", False), ("a", True), ("b", False)]
@@ -142,12 +142,12 @@ def test_pods_are_sorted_and_strangers_left_out() -> None:
         ),
     ],
 )
-def test_a_pod_that_has_not_begun_says_why(status: dict[str, Any], waiting_reason: str) -> None:
+def test_a_pod_that_has_not_started_has_a_waiting_reason(status: dict[str, Any], waiting_reason: str) -> None:
     (log,) = pod_logs([pod("p", 1, 0) | {"status": status}])
     assert log.waiting_reason == waiting_reason
 
 
-def test_a_line_has_its_own_time_or_else_the_kubelets() -> None:
+def test_a_line_without_a_time_has_the_timestamp_of_the_kubelet() -> None:
     said = json.dumps({"time": "2026-01-01T12:00:00.500+00:00", "rank": 3, "level": "INFO", "message": "hello"})
     text = f"2026-01-01T14:00:01.123456789+02:00 {said}\n2026-01-01T14:00:02.000000000+02:00 no json\n"
     first, second = new_entries(RUNNING, text, ReadPosition())[0]
@@ -155,8 +155,8 @@ def test_a_line_has_its_own_time_or_else_the_kubelets() -> None:
     assert (second.time, second.text) == ("2026-01-01T12:00:02.000+00:00", "no json")
 
 
-def test_who_asks_again_gets_what_is_new() -> None:
-    """The API server knows whole seconds: it says some lines again."""
+def test_the_next_read_returns_only_new_lines() -> None:
+    """sinceTime has a resolution of seconds, so the API server repeats some lines."""
     lines = [f"2026-01-01T12:00:0{second}Z line {n}\n" for n, second in enumerate((1, 2, 2, 2, 3))]
     entries, position = new_entries(RUNNING, "".join(lines[:3]), ReadPosition())
     assert [entry.text for entry in entries] == ["line 0", "line 1", "line 2"]
@@ -168,14 +168,14 @@ def test_who_asks_again_gets_what_is_new() -> None:
     assert position == ReadPosition("2026-01-01T12:00:03Z", 1)
 
 
-def test_a_line_separator_in_a_message_does_not_begin_a_line_with_a_time_of_the_pods_choice() -> None:
+def test_a_line_separator_in_a_message_cannot_forge_a_timestamp() -> None:
     text = "2026-01-01T12:00:01Z one\u20282026-01-01T09:00:00Z forged\x85more\n2026-01-01T12:00:02Z two\n"
     entries, position = new_entries(RUNNING, text, ReadPosition())
     assert [entry.time[11:19] for entry in entries] == ["12:00:01", "12:00:02"]
     assert position == ReadPosition("2026-01-01T12:00:02Z", 1)
 
 
-def test_half_a_line_waits_for_its_end_unless_there_is_none() -> None:
+def test_an_incomplete_line_is_kept_back_while_the_pod_runs() -> None:
     text = "2026-01-01T12:00:01Z whole\n2026-01-01T12:00:02Z ha"
     assert [entry.text for entry in new_entries(RUNNING, text, ReadPosition())[0]] == ["whole"]
     assert [entry.text for entry in new_entries(ENDED, text, ReadPosition())[0]] == ["whole", "ha"]
@@ -192,7 +192,7 @@ def test_half_a_line_waits_for_its_end_unless_there_is_none() -> None:
         ([2], None, None, ["prepare 1", "train 1", "evaluate 1"]),
     ],
 )
-def test_attempts_whose_pods_are_gone_are_missed(
+def test_attempts_without_pods_are_reported_as_missing(
     attempts_there: list[int], stage: Stage | None, number: int | None, missing: list[str]
 ) -> None:
     attempts = Status.read(SUCCEEDED).run.attempts
@@ -205,11 +205,11 @@ def test_attempts_whose_pods_are_gone_are_missed(
 
 
 class Flaky:
-    """Answers with what it is given, one after the other."""
+    """Returns the given answers one after another."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
-        self.told: list[str] = []
+        self.reports: list[str] = []
         self.pauses: list[float] = []
 
     async def call(self) -> Any:
@@ -222,15 +222,15 @@ class Flaky:
         self.pauses.append(seconds)
 
     async def ask(self, times: int, **options: Any) -> list[Any]:
-        retry = Retry(self.told.append, pause=self.pause, **options)
+        retry = Retry(self.reports.append, pause=self.pause, **options)
         return [await retry.call(self.call) for _ in range(times)]
 
 
-def test_a_cluster_that_is_away_for_a_while_is_asked_again() -> None:
+def test_a_request_is_retried_while_the_cluster_is_unreachable() -> None:
     away = [ApiUnreachableError("reset"), ApiError(503, "", "starting"), ApiUnreachableError("reset")]
     server = Flaky(1, *away, 2)
     assert asyncio.run(server.ask(2)) == [1, 2]
-    assert server.told == ["the cluster is unreachable: reset; retrying", "the cluster is reachable again"]
+    assert server.reports == ["the cluster is unreachable: reset; retrying", "the cluster is reachable again"]
     assert server.pauses == [1.0, 2.0, 4.0]
 
 
@@ -243,6 +243,6 @@ def test_a_cluster_that_is_away_for_a_while_is_asked_again() -> None:
     ],
     ids=["at the first call", "refused", "too long"],
 )
-def test_retries_end(answers: list[Any], options: dict[str, Any]) -> None:
+def test_retries_end_at_a_permanent_error_or_a_time_out(answers: list[Any], options: dict[str, Any]) -> None:
     with pytest.raises((ApiError, ApiUnreachableError)):
         asyncio.run(Flaky(*answers).ask(2, **options))

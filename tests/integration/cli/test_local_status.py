@@ -1,4 +1,4 @@
-"""`finetune status` and `watch` of a local run, from a second terminal."""
+"""`finetune status` and `watch` for a local run, from another process."""
 
 import json
 import signal
@@ -41,7 +41,7 @@ def ran(folder: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def test_a_local_run_is_shown_like_any_other(tmp_path: Path) -> None:
+def test_status_shows_a_local_run(tmp_path: Path) -> None:
     assert ran(tmp_path, "status", "topics")[0::2] == (
         66,
         "finetune: .finetune contains no runs; start one with `finetune run JOB.yaml`\n",
@@ -56,12 +56,12 @@ def test_a_local_run_is_shown_like_any_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(SUCCEEDED, 0), (TRAINING, 1)], ids=["over", "interrupted"])
-def test_watching_ends_with_the_run(tmp_path: Path, status: dict[str, Any], code: int) -> None:
+def test_watch_ends_with_the_run(tmp_path: Path, status: dict[str, Any], code: int) -> None:
     put(tmp_path, status)
     assert ran(tmp_path, "watch")[0] == code
 
 
-def test_ctrl_c_ends_the_watching_and_not_the_run(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_watch_and_not_the_run(tmp_path: Path) -> None:
     put(tmp_path, TRAINING)
     lock = try_lock(tmp_path / ".finetune" / RUN_LOCK)
     assert lock is not None

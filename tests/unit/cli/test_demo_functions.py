@@ -1,4 +1,4 @@
-"""The demo's own decisions: which questions, when to kill, what to report."""
+"""Functions of the demo: selection of questions, time of the kill, report."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ EVALUATION: dict[str, Any] = {
 }
 
 
-def test_a_repeated_question_counts_once_and_rare_topics_go(tmp_path: Path) -> None:
+def test_duplicate_questions_and_rare_topics_are_dropped(tmp_path: Path) -> None:
     for topic, texts in {"AI": ["a "] * 3 + [f"q{index}" for index in range(9)], "food": ["b"] * 30}.items():
         rows = "".join(f"- - {text}\n  - answer\n" for text in texts)
         (tmp_path / f"{topic}.yml").write_text(f"categories:\n- {topic}\n- more\nconversations:\n{rows}")
@@ -64,7 +64,7 @@ def test_the_worst_classes_are_those_with_test_rows() -> None:
     assert worst_classes({"tuned": {"classification": None}}) == ()
 
 
-def test_the_last_line_holds_what_was_measured() -> None:
+def test_the_last_line_contains_the_measurements() -> None:
     result = DemoResult(job_with(SUCCEEDED), Path("report.html"), worst_classes(EVALUATION), (), 125.04)
     assert result.as_json() == {
         "baseline": {"accuracy": 0.0946, "macroF1": 0.021, "loss": 2.833},
