@@ -131,7 +131,7 @@ def host_figure(ranks: Sequence[dict[str, Any]]) -> Figure:
     """Compare restores from the node-local cache and from S3 on rank 0, without the first of each."""
     restores = ranks[0]["restores"]
     pairs = tuple(Pair(*each) for each in zip(restores["host"][1:], restores["ours"][1:], strict=True))
-    return Figure("hostRestoreRatio", "restore from node-local cache / S3", "s", pairs, 0.25, 0.15)
+    return Figure("hostRestoreRatio", "restore from local cache / S3", "s", pairs, 0.25, 0.15)
 
 
 def writer_stalls(main: dict[str, Any]) -> list[float]:
