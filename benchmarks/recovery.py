@@ -33,6 +33,7 @@ from finetune_api.trainer_config import StorageSettings  # noqa: E402
 from finetune_cli.local.embedded_store import EmbeddedStore  # noqa: E402
 from finetune_operator.clusters.api_server import ApiServer  # noqa: E402
 from finetune_operator.clusters.kubernetes import KubernetesCluster, path_of  # noqa: E402
+from finetune_trainer.checkpoint.upload.uploader import PROCESS_NAME  # noqa: E402
 from finetune_trainer.store import ObjectStore  # noqa: E402
 from testcluster.access import condition  # noqa: E402
 from testcluster.control_plane import ControlPlane  # noqa: E402
@@ -153,8 +154,8 @@ def worker_process(pod: Manifest) -> int:
     found = []
     for file in Path("/proc").glob("[0-9]*/cgroup"):
         try:
-            command = (file.parent / "cmdline").read_bytes()
-            if container in file.read_text() and b"uploader" not in command:
+            name = (file.parent / "comm").read_text().strip()
+            if container in file.read_text() and name != PROCESS_NAME:
                 started = int((file.parent / "stat").read_text().rpartition(")")[2].split()[19])
                 found.append((started, int(file.parent.name)))
         except OSError:

@@ -74,6 +74,7 @@ _ROWS = (
             "transformers.integrations.deepspeed",
             "deepspeed",
             *_OURS,
+            "finetune_trainer.checkpoint.upload.standby",
         ),
         saves_state=True,
     ),

@@ -166,6 +166,29 @@ def evaluate_for_ever(config: Path) -> int:
     return run_bound(config, lambda *_: wait)
 
 
+def list_own_processes(config: Path) -> int:
+    """Prints its session, and name, session, number of threads and signals of every child."""
+    from finetune_trainer.rank_main import run_bound
+
+    def field(status: str, name: str) -> str:
+        return next(line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:"))
+
+    def show() -> None:
+        print(f"session {os.getsid(0)}")
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                status = (folder / "status").read_text()
+            except OSError:
+                continue  # it has just ended
+            if field(status, "PPid") == str(os.getpid()):
+                blocked = int(field(status, "SigBlk"), 16) | int(field(status, "SigIgn"), 16)
+                heeds = not blocked >> (signal.SIGTERM - 1) & 1
+                shown = (field(status, "Name"), os.getsid(int(folder.name)), field(status, "Threads"), heeds)
+                print("child", *shown)
+
+    return run_bound(config, lambda *_: show)  # type: ignore[arg-type]
+
+
 def report_progress(config: Path) -> int:
     """Three steps' worth of progress, then until it is stopped; saves what it has."""
     from finetune_api.progress import CommittedCheckpoint

@@ -158,7 +158,9 @@ class _Rank:
         started = process_started(os.environ)
         report.update(started_time=rfc3339(datetime.fromtimestamp(started, UTC)), flush=True)
         row = STAGES[config.stage]
-        if not row.saves_state:
+        if row.saves_state:
+            _fork_uploader()
+        else:
             self._exit_on_sigterm()
         run = self.bind(config, self.runtime, report)
         quiet_libraries()
@@ -192,6 +194,13 @@ class _Rank:
         path = result_path(self.runtime.scratch, self.runtime.rank)
         replace_file(path, message.model_dump_json(exclude_defaults=True))
         return code
+
+
+def _fork_uploader() -> None:
+    """Fork the uploader of this rank, before the stage starts threads."""
+    from .checkpoint.upload.standby import fork_uploader
+
+    fork_uploader()
 
 
 def bind_stage(config: TrainerConfig, runtime: RuntimeEnv, report: ProgressReporter) -> Callable[[], Result | None]:

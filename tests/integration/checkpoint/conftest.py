@@ -27,15 +27,26 @@ PRELOAD = (
 
 
 def _rank(
-    conn: Connection, body: Callable[..., Any], rank: int, size: int, port: int, arguments: dict[str, Any]
+    conn: Connection,
+    body: Callable[..., Any],
+    rank: int,
+    size: int,
+    port: int,
+    first: Callable[[], None] | None,
+    arguments: dict[str, Any],
 ) -> None:
     import deepspeed
     import torch
+
+    from finetune_trainer.checkpoint.upload.standby import fork_uploader
 
     gc.freeze()  # the parent's heap: DeepSpeed collects garbage with every engine, and ranks never free any of it
     warnings.simplefilter("default")  # third-party warnings of a rank are not this suite's
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if first is not None:
+        first()
+    fork_uploader()
     torch.set_num_threads(1)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled at every start
     try:
@@ -45,13 +56,19 @@ def _rank(
         conn.send((None, traceback.format_exc()))
 
 
-def _run(body: Callable[..., Any], size: int, /, **arguments: Any) -> list[Any]:
-    """`body(rank=, size=, **arguments)` on `size` fresh ranks; their results, by rank."""
+def _run(
+    body: Callable[..., Any], size: int, /, *, first: Callable[[], None] | None = None, **arguments: Any
+) -> list[Any]:
+    """`body(rank=, size=, **arguments)` on `size` fresh ranks; their results, by rank.
+
+    Each rank calls `first` before it forks its uploader.
+    """
     port = free_port()
     fork = multiprocessing.get_context("fork")
     pipes = [fork.Pipe(duplex=False) for _ in range(size)]
     processes = [
-        fork.Process(target=_rank, args=(pipes[rank][1], body, rank, size, port, arguments)) for rank in range(size)
+        fork.Process(target=_rank, args=(pipes[rank][1], body, rank, size, port, first, arguments))
+        for rank in range(size)
     ]
     for process in processes:
         process.start()

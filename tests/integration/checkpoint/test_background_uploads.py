@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,8 +150,6 @@ class Neglect:
 
 def neglected(rank: int, size: int, settings: Any, folder: str, case: Neglect) -> dict[str, Any]:
     uploader_client.LATE_LEAST_SECONDS, uploader_client.AWAITED_SECONDS = 2.0, 1.0
-    if not case.may_raise:
-        drop_right_to_raise_priorities()
     running = Running(rank, size, settings, folder, spread=0.0 if case.waits else 0.1)
     client, saver = running.manager._client, running.manager._saver
     first, told = client.pid, [priority_of(client.pid)]
@@ -200,6 +198,11 @@ def may_raise_priorities() -> bool:
     return bool(int(effective.split()[1], 16) >> 23 & 1)  # CAP_SYS_NICE
 
 
+def rights(may_raise: bool) -> Callable[[], None] | None:
+    """What a rank calls first. Both it and its uploader have the rights of their pod."""
+    return None if may_raise else drop_right_to_raise_priorities
+
+
 needs_rights = pytest.mark.skipif(not may_raise_priorities(), reason="needs CAP_SYS_NICE")
 IDLE, LOW, ORDINARY = Priority
 
@@ -216,15 +219,13 @@ def test_an_uploader_without_a_processor_gets_a_little_and_its_ranks_priority_wh
     storage_settings: Any, bucket: str, run_world: Any, case: Neglect
 ) -> None:
     place = {"settings": storage_settings, "folder": bucket}
-    found = run_world(neglected, 2, case=case, **place)[1]
+    found = run_world(neglected, 2, first=rights(case.may_raise), case=case, **place)[1]
     assert found == {"told": case.priorities, "is_replaced": case.is_replaced, "step": 3}
     assert len(run_world(resumed_losses, 2, **place)[0]) == 3, "steps after the third, whose save is whole"
 
 
-def impatient(rank: int, size: int, settings: Any, folder: str, may_raise: bool) -> tuple[bool, bool, Priority]:
+def impatient(rank: int, size: int, settings: Any, folder: str) -> tuple[bool, bool, Priority]:
     uploader_client.AWAITED_SECONDS = 0.5
-    if not may_raise:
-        drop_right_to_raise_priorities()
     running = Running(rank, size, settings, folder)
     client = running.manager._client
     first = client.pid
@@ -241,7 +242,7 @@ def test_an_uploader_that_is_only_slow_is_not_replaced_and_loses_its_priority_wh
     storage_settings: Any, bucket: str, run_world: Any, may_raise: bool
 ) -> None:
     place = {"settings": storage_settings, "folder": bucket}
-    assert run_world(impatient, 2, may_raise=may_raise, **place) == [(False, False, IDLE)] * 2
+    assert run_world(impatient, 2, first=rights(may_raise), **place) == [(False, False, IDLE)] * 2
 
 
 def without_storage(rank: int, size: int, settings: Any, folder: str, server: int) -> dict[str, Any]:
@@ -365,8 +366,11 @@ def test_time_that_passes_without_steps_is_work_that_a_crash_costs(
     assert run_world(paused, 2, settings=storage_settings, folder=f"{bucket}/paused") == [[False, True]] * 2
 
 
-def without_rights(rank: int, size: int, settings: Any, folder: str) -> str:
+def use_wrong_key() -> None:
     os.environ["AWS_SECRET_ACCESS_KEY"] = "wrong"
+
+
+def without_rights(rank: int, size: int, settings: Any, folder: str) -> str:
     manager = make_manager(settings, folder, rank, size)
     engine, scheduler = make_engine(CASE, size, disturb=False)
     train(CASE, engine, scheduler, rank, size, range(1))
@@ -376,5 +380,5 @@ def without_rights(rank: int, size: int, settings: Any, folder: str) -> str:
 
 
 def test_what_will_not_pass_is_not_waited_for(storage_settings: Any, bucket: str, run_world: Any) -> None:
-    for told in run_world(without_rights, 2, settings=storage_settings, folder=bucket):
+    for told in run_world(without_rights, 2, first=use_wrong_key, settings=storage_settings, folder=bucket):
         assert "refuses access" in told

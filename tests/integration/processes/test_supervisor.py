@@ -71,6 +71,21 @@ def test_ranks_get_the_environment_that_torchrun_would_set(start_pod: StartPod) 
     assert len(lines) == 2
 
 
+def test_a_rank_that_saves_has_an_uploader_in_its_session_before_its_stage_is_imported(start_pod: StartPod) -> None:
+    """In another session the uploader's low priority would have no effect. It ends by SIGTERM like any process."""
+    pod = start_pod("list_own_processes")
+    assert pod.wait() == 0
+    found = [line.removeprefix("[rank 0] ").split() for line in pod.lines() if "session" in line or "child" in line]
+    (_, session), *children = found
+    assert children == [["child", "uploader", session, "1", "True"]]
+
+
+def test_a_rank_that_saves_nothing_has_no_uploader(start_pod: StartPod) -> None:
+    pod = start_pod("list_own_processes", stage=Stage.EVALUATE)
+    assert pod.wait() == 0
+    assert not [line for line in pod.lines() if "child" in line]
+
+
 def test_two_ranks_meet_in_a_process_group(start_pod: StartPod) -> None:
     pod = start_pod("all_reduce", processes=2)
     assert pod.wait() == 0

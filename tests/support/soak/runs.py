@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from finetune_api.trainer_config import TrainerConfig
 from finetune_trainer.checkpoint.archive import Verifier
 from finetune_trainer.checkpoint.stored.run_storage import RunStorage
+from finetune_trainer.checkpoint.upload.uploader import PROCESS_NAME
 from finetune_trainer.errors import ObjectMissingError
 from killable_store import KillableStore
 from soak.events import Event, Point, Victim
@@ -263,6 +264,6 @@ def _uploaders_of(pid: int) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"upload.uploader" in (folder / "cmdline").read_bytes():
+            if parent == pid and (folder / "comm").read_text().strip() == PROCESS_NAME:
                 found.append(int(folder.name))
     return found

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from ...errors import TrainerError
 from ..format.failures import Failure
 from ..format.orders import Answer, CommitOrder, Order, PartOrder, PruneOrder, Setup
 from .shared_memory import SharedMemory
+from .standby import ForkedUploader, take_uploader
 from .uploader import EXPEDITE, LONGEST_MESSAGE
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,10 @@ class UploaderClient(Protocol):
 
 
 class UploaderProcess:
-    """Runs `python -m finetune_trainer.checkpoint.upload.uploader`, started by `prepare` or by the first order."""
+    """An uploader that is a process. `prepare` or the first order takes the one that this rank has forked at its start.
+
+    A new process, `python -m finetune_trainer.checkpoint.upload.uploader`, replaces one that has died.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self.snapshot, self._orders = SharedMemory(name="snapshot"), SharedMemory(name="orders")
@@ -93,7 +98,7 @@ class UploaderProcess:
         self._not_before = 0.0
         self._channel: socket.socket | None = None
         """Connection to the process; None: there is no process, or it has died."""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedUploader | None = None
 
     @property
     def pid(self) -> int | None:
@@ -175,26 +180,21 @@ class UploaderProcess:
         self._schedule_check()
 
     def _start(self) -> None:
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        descriptors = {
-            "channel": theirs.fileno(),
-            "orders": self._orders.descriptor,
-            "snapshot": self.snapshot.descriptor,
-        }
-        options = [f"--{name}={descriptor}" for name, descriptor in descriptors.items()]
-        command = [sys.executable, "-m", f"{__package__}.uploader", *options]
-        with theirs:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=tuple(descriptors.values()))
+        if (forked := take_uploader()) is not None:
+            self._process, self._channel = forked, forked.channel
+        else:
+            self._process, self._channel = _started()
         # Set from here, not by the process itself, because its imports must not slow training down either.
         self._priority = Priority.ORDINARY
         if not self._awaited:
             self._set_priority(self._usual)
-        self._write(self._setup.model_dump_json().encode())
+        descriptors = [self._orders.descriptor, self.snapshot.descriptor]
+        self._write(self._setup.model_dump_json().encode(), descriptors)
 
-    def _write(self, message: bytes) -> None:
+    def _write(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         if self._channel is not None:  # otherwise `_send_order` sends it to the next process
             with contextlib.suppress(ConnectionError):  # it has just died, which `receive` handles
-                self._channel.send(message)
+                socket.send_fds(self._channel, [message], descriptors)
 
     def _on_uploader_exit(self) -> Answer:
         code = self._kill_and_reap()
@@ -258,6 +258,14 @@ class UploaderProcess:
         if time.monotonic() < self._not_before:
             return
         self._send_order()
+
+
+def _started() -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    """Start a new process; returns it and the rank's end of its channel."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", f"{__package__}.uploader", f"--channel={theirs.fileno()}"]
+    with theirs:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),)), ours
 
 
 def _late_seconds(order: Order) -> float:

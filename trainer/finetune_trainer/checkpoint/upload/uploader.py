@@ -1,11 +1,12 @@
 """The uploader: a process of each rank that hashes and uploads its snapshots while the rank continues to train.
 
-    python -m finetune_trainer.checkpoint.upload.uploader --channel FD --orders FD --snapshot FD
+    python -m finetune_trainer.checkpoint.upload.uploader --channel FD
 
-The rank sends over the channel, a socket that preserves message boundaries: first the Setup, then the length of an
-order in shared memory, or `expedite`. The uploader sends Answers. At most one order is open. An uploader exits as soon
-as the channel is closed: without its rank, nothing that it stores can be committed. It retries requests to unresponsive
-storage indefinitely.
+A rank forks its first uploader (standby.py) and starts this program in place of one that has died. The rank sends over
+the channel, a Unix socket that preserves message boundaries: first the Setup, with the descriptors of the shared memory
+of orders and snapshots (SCM_RIGHTS), then the length of an order in shared memory, or `expedite`. The uploader sends
+Answers. At most one order is open. An uploader exits as soon as the channel is closed: without its rank, nothing that
+it stores can be committed. It retries requests to unresponsive storage indefinitely.
 
 A checkpoint is stored in this order: data blobs, layout, part and state, which are content-addressed and have no
 effect without a manifest. Once all parts are stored, rank 0's uploader checks that no newer attempt has claimed the
@@ -22,6 +23,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from pydantic import TypeAdapter
@@ -38,6 +40,8 @@ from .shared_memory import SharedMemory
 
 log = logging.getLogger("finetune")
 
+PROCESS_NAME = "uploader"
+"""As `ps -o comm` shows it: the command line of a forked process is that of the fork server."""
 EXPEDITE = b"expedite"
 LONGEST_MESSAGE = 1 << 16
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 15.0
@@ -216,19 +220,28 @@ def _pace_of(order: Order) -> Pace:
     return Pace()
 
 
-def main() -> NoReturn:
-    """Parse the command line, then serve."""
-    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.checkpoint.upload.uploader")
-    for name in ("channel", "orders", "snapshot"):
-        parser.add_argument(f"--{name}", type=int, required=True, metavar="FD")
-    arguments = parser.parse_args()
-    channel = socket.socket(fileno=arguments.channel)
-    setup = Setup.model_validate_json(channel.recv(LONGEST_MESSAGE))
-    store = ObjectStore.connect(setup.storage, retry=RETRY, sign_bodies=False)
-    storage = RunStorage.of(store, setup.run_uri, attempt=setup.attempt, generation=setup.generation, cache=setup.cache)
-    Uploader(channel, SharedMemory(arguments.orders), SharedMemory(arguments.snapshot), storage).serve()
+def run_uploader(channel: socket.socket) -> NoReturn:
+    """Wait for the Setup, then execute orders; end this process when the channel is closed."""
+    with contextlib.suppress(OSError):  # there is no /proc
+        Path("/proc/self/comm").write_text(PROCESS_NAME)
+    message, descriptors, _, _ = socket.recv_fds(channel, LONGEST_MESSAGE, 2)
+    if message:
+        setup = Setup.model_validate_json(message)
+        store = ObjectStore.connect(setup.storage, retry=RETRY, sign_bodies=False)
+        storage = RunStorage.of(
+            store, setup.run_uri, attempt=setup.attempt, generation=setup.generation, cache=setup.cache
+        )
+        orders, snapshot = map(SharedMemory, descriptors)
+        Uploader(channel, orders, snapshot, storage).serve()
     # Threads may be in the middle of an upload that nobody waits for.
     os._exit(0)
+
+
+def main() -> NoReturn:
+    """Parse the command line, then run."""
+    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.checkpoint.upload.uploader")
+    parser.add_argument("--channel", type=int, required=True, metavar="FD")
+    run_uploader(socket.socket(fileno=parser.parse_args().channel))
 
 
 if __name__ == "__main__":
