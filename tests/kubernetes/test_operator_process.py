@@ -10,6 +10,7 @@ from factories import make_job
 from operator_process import OperatorProcess, events_of
 from testcluster.access import Kubectl, condition
 from testcluster.control_plane import ControlPlane
+from testcluster.daemons import until
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_job_is_served_from_apply_to_complete(operator: OperatorProcess, kubec
 @pytest.mark.usefixtures("kubelet")
 def test_what_happens_while_the_operator_is_away_is_made_up_for(operator: OperatorProcess, kubectl: Kubectl) -> None:
     kubectl.apply(make_job("lonely", namespace=kubectl.namespace))
-    kubectl.until("jobs", lambda found: len(found["items"]) == 1, within=30, what="the prepare Job")
+    until(lambda: len(kubectl.json("get", "jobs")["items"]) == 1, within=30, what="the prepare Job")
     operator.kill()
     kubectl.apply(make_job("newcomer", namespace=kubectl.namespace))
     kubectl.until("job/lonely-r1-prepare-a1", lambda job: condition(job, "Complete") == "True", within=30)

@@ -69,11 +69,12 @@ def drop_right_to_raise_priorities() -> None:
 
 
 def until(condition: Callable[[], Any], *, within: float, what: str) -> Any:
-    """Poll; the value of the condition as soon as it is true."""
-    deadline = time.monotonic() + within
+    """Poll, less often the longer it takes; the value of the condition as soon as it is true."""
+    started = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.01)
+        waited = time.monotonic() - started
+        assert waited < within, f"not within {within} s: {what}"
+        time.sleep(min(0.2, max(0.01, waited / 10)))
     return value
 
 

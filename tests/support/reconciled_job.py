@@ -16,7 +16,8 @@ from finetune_operator.settings import OperatorSettings
 
 MUTATING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 SETTINGS = OperatorSettings(progress_seconds=0.1)
-_PASS_SECONDS = 0.1
+_PASS_SECONDS, _LONGEST_PASS_SECONDS = 0.1, 0.5
+"""Time between two passes: after one that has written something, and at most, while nothing happens."""
 
 
 class CrashError(BaseException):
@@ -74,13 +75,16 @@ class ReconciledJob:
     last: ReconcileResult | None = None
 
     async def until(self, holds: Callable[[Status], bool], *, within: float = 60.0) -> Status:
-        """Pass after pass, as watch and queue would bring them."""
+        """Pass after pass, as watch and queue would bring them: seldom while nothing happens."""
+        pause = _PASS_SECONDS
         async with asyncio.timeout(within):
             while True:
+                written = len(self.server.calls)
                 await self.step()
                 if self.last is not None and holds(self.last.status):
                     return self.last.status
-                await asyncio.sleep(_PASS_SECONDS)
+                pause = _PASS_SECONDS if len(self.server.calls) > written else min(2 * pause, _LONGEST_PASS_SECONDS)
+                await asyncio.sleep(pause)
 
     async def step(self) -> None:
         """One pass of an operator that has just started: nothing is remembered but what the cluster holds."""

@@ -23,7 +23,8 @@ from finetune_operator.errors import ApiError
 NODE = "simulated"
 LABEL = "finetune.test/simulated"
 """Of the node: real pods are kept away by it as a taint, pods of a simulated kubelet's namespace are kept there."""
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.2
+_LEASE_SECONDS = 2.0
 
 Manifest = dict[str, Any]
 
@@ -80,9 +81,12 @@ class SimulatedKubelet:
     async def run(self) -> None:
         await self._claim_namespace()
         await self._make_node()
+        loop, leased = asyncio.get_running_loop(), float("-inf")
         while not self.stopping:
             if not self.dead:
-                await self._lease()
+                if loop.time() >= leased + _LEASE_SECONDS:
+                    leased = loop.time()
+                    await self._lease()
                 pods = await self.server.request("GET", f"/api/v1/namespaces/{self.namespace}/pods")
                 await asyncio.gather(*(self._look_after(pod) for pod in pods["items"]))
             await asyncio.sleep(_LOOK_SECONDS)

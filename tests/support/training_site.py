@@ -87,8 +87,7 @@ class Site:
     def when(self, name: str, holds: Callable[[Job], Any], what: str, *, within: float = PATIENCE) -> Job:
         """The job once something holds of it."""
         what = f"{name}: {what}"
-        # Each look takes a tenth of a second of a processor, which the pods need.
-        found: Job = self.kubectl.until(f"ftj/{name}", holds, within=within, what=what, every=0.5)
+        found: Job = self.kubectl.until(f"ftj/{name}", holds, within=within, what=what)
         return found
 
     def until(self, name: str, kind: str, *, within: float = PATIENCE) -> Job:

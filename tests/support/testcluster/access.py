@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,29 +102,71 @@ class Kubectl:
         done = self.run("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=documents(manifests))
         return done.stderr.strip() if done.returncode else None
 
-    def until(
-        self, resource: str, condition: Callable[[Any], Any], *, within: float, what: str = "", every: float = 0.05
-    ) -> Any:
-        """Poll one object (`pod/name`) or a list (`pods`) until the condition holds; the object."""
-        last: dict[str, Any] = {}
+    def until(self, resource: str, condition: Callable[[Any], Any], *, within: float, what: str = "") -> Any:
+        """Watch one object (`pod/name`) until the condition holds; the object.
 
-        def check() -> Any:
-            done = self.run("get", resource, "-o", "json")
-            last["seen"] = json.loads(done.stdout) if done.returncode == 0 else {"stderr": done.stderr}
-            return last["seen"] if done.returncode == 0 and condition(last["seen"]) else None
-
+        The condition is also looked at while the object does not change, since it may depend on other things.
+        """
         started = time.monotonic()
-        try:
-            return until(check, within=within, what=what or resource, every=every)
-        except AssertionError as error:
-            seen = json.dumps(last.get("seen", {}).get("status", last.get("seen")), indent=1)
-            raise AssertionError(f"{error} (waited {time.monotonic() - started:.0f} s)\n{seen[-TAIL:]}") from None
+        with closing(ObjectWatch(self, resource)) as watch:
+            try:
+                return until(lambda: watch.newest_if(condition), within=within, what=what or resource)
+            except AssertionError as error:
+                seen = watch.newest or {"stderr": watch.stderr}
+                shown = json.dumps(seen.get("status", seen), indent=1)
+                waited = time.monotonic() - started
+                raise AssertionError(f"{error} (waited {waited:.0f} s)\n{shown[-TAIL:]}") from None
 
     def as_user(self, path: Path) -> "Kubectl":
         return replace(self, kubeconfig=path)
 
     def within(self, namespace: str) -> "Kubectl":
         return replace(self, namespace=namespace)
+
+
+class ObjectWatch:
+    """The newest state of one object, from `kubectl get --watch`: one process instead of one for each look."""
+
+    def __init__(self, kubectl: Kubectl, resource: str) -> None:
+        self._command = kubectl.command("get", resource, "--output=json", "--watch")
+        self._environment = kubectl.environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._text = ""
+        """What it has printed since the last whole object."""
+        self.newest: Any = None
+        """None: there has been no such object."""
+        self.stderr = ""
+        """Of the last kubectl that has ended, as it does while there is no such object."""
+
+    def newest_if(self, condition: Callable[[Any], Any]) -> Any:
+        """The object's newest state, if there is one and the condition holds of it."""
+        self._read()
+        return self.newest if self.newest is not None and condition(self.newest) else None
+
+    def _read(self) -> None:
+        if self._process is None:
+            self._text = ""
+            self._process = subprocess.Popen(
+                self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self._environment
+            )
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        has_ended = self._process.poll() is not None
+        os.set_blocking(self._process.stdout.fileno(), has_ended)
+        self._text += (self._process.stdout.read() or b"").decode()
+        with suppress(json.JSONDecodeError):  # the rest of the object is on its way
+            while self._text.strip():
+                self.newest, end = json.JSONDecoder().raw_decode(self._text.lstrip())
+                self._text = self._text.lstrip()[end:]
+        if has_ended:
+            self.stderr = self._process.stderr.read().decode()
+            self.close()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
 
 def condition(manifest: Manifest, kind: str) -> str | None:

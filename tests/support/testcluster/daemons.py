@@ -27,15 +27,17 @@ def tail(log: Path) -> str:
     return log.read_text(errors="replace")[-TAIL:] if log.exists() else "(no log)"
 
 
-def until(
-    condition: Callable[[], T | None], *, within: float, what: str, log: Path | None = None, every: float = 0.05
-) -> T:
-    """Poll; the value of the condition as soon as it is true."""
-    deadline = time.monotonic() + within
+def until(condition: Callable[[], T | None], *, within: float, what: str, log: Path | None = None) -> T:
+    """Poll, less often the longer it takes; the value of the condition as soon as it is true.
+
+    Most conditions start a process, which takes a tenth of a second of the processors that they wait for.
+    """
+    started = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - started
+        if waited > within:
             raise NotInTimeError(f"not within {within:g} s: {what}" + (f"\n{log}:\n{tail(log)}" if log else ""))
-        time.sleep(every)
+        time.sleep(min(0.5, max(0.05, waited / 10)))
     return value
 
 
