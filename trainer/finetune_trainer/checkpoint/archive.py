@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from finetune_api.run_layout import RunLayout
+
 from ..errors import CorruptCheckpointError
-from ..store import ObjectStore, join
+from ..store import ObjectStore
 from .format.layout import blob_sizes
 from .format.manifest import Manifest, Part, numbers_of
 from .format.orders import Pruned
@@ -53,7 +55,7 @@ class Archive:
 
     def __init__(self, store: ObjectStore, run_uri: str) -> None:
         self.run_uri = run_uri.rstrip("/")
-        newest = newest_claim(store, join(self.run_uri, "attempts"))
+        newest = newest_claim(store, RunLayout(self.run_uri).claims)
         # Acts as the newest attempt: a later attempt fences the operations of this object.
         self._storage = RunStorage.of(store, self.run_uri, attempt=newest.attempt, generation=newest.generation)
         self._store = store

@@ -341,7 +341,7 @@ class CheckpointManager:
         manifest = self.find(step)
         if manifest is None:
             raise CorruptCheckpointError(
-                f"the checkpoint of the best step, {step}, is missing in {self._config.run_uri}/checkpoints",
+                f"the checkpoint of the best step, {step}, is missing in {self._config.layout.checkpoints}",
                 advice="change spec.runId to start a new run",
             )
         self._load(manifest, engine, arrays=1)

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from ...store import ObjectStore, join
+from finetune_api.run_layout import RunLayout
+
+from ...store import ObjectStore
 from ..format.compatibility import Lineage
 from .blobs import Blobs
 from .catalogue import Catalogue
@@ -44,15 +46,14 @@ class RunStorage:
         cache: Path | None = None,
     ) -> "RunStorage":
         """`lineage`: identifies compatible checkpoints; `cache`: folder of the node-local cache."""
-        node_cache = NodeLocalCache.of(cache, run_uri)
-        blobs = Blobs(store, join(run_uri, "checkpoints", "blobs"), node_cache)
-        manifests = join(run_uri, "checkpoints", "manifests")
+        layout, node_cache = RunLayout(run_uri.rstrip("/")), NodeLocalCache.of(cache, run_uri)
+        blobs = Blobs(store, layout.blobs, node_cache)
         return cls(
             store=store,
             uri=run_uri,
-            claims=Claims(store, join(run_uri, "attempts"), attempt=attempt, generation=generation),
+            claims=Claims(store, layout.claims, attempt=attempt, generation=generation),
             blobs=blobs,
-            catalogue=Catalogue(store, blobs, manifests, lineage=lineage),
+            catalogue=Catalogue(store, blobs, layout.manifests, lineage=lineage),
             node_cache=node_cache,
             references=References(blobs),
         )
