@@ -1,4 +1,4 @@
-"""Figures before and after, as rows and as text."""
+"""Metrics before and after training, as rows and as text."""
 
 import sys
 
@@ -30,7 +30,7 @@ def test_without_a_baseline_there_is_no_change():
     assert (row.baseline, row.delta, row.improved) == (None, None, None)
 
 
-def test_rows_come_in_one_order():
+def test_rows_are_always_in_the_same_order():
     tuned = {Metric.MACRO_F1: 0.5, Metric.LOSS: 1.0, Metric.ACCURACY: 0.5}
     assert [row.metric for row in compare_metrics({}, tuned)] == [Metric.LOSS, Metric.ACCURACY, Metric.MACRO_F1]
 
@@ -46,7 +46,7 @@ def test_rows_come_in_one_order():
         (Metric.PERPLEXITY, sys.float_info.max, "overflow (> 1e308)", "+overflow (> 1e308)"),
     ],
 )
-def test_figures_read_as_people_write_them(metric, value, text, change):
+def test_metrics_are_formatted_for_people(metric, value, text, change):
     assert metric_text(metric, value) == text
     assert delta_text(metric, value) == change
 
@@ -58,6 +58,6 @@ def test_numbers_keep_their_significant_digits(value, text):
     assert number_text(value) == text
 
 
-def test_a_fall_has_a_sign():
+def test_a_decrease_has_a_sign():
     assert delta_text(Metric.LOSS, -0.5) == "-0.500"
     assert delta_text(Metric.ACCURACY, -0.5) == "-50.0 points"

@@ -1,4 +1,4 @@
-"""What restarts cost, by hand on a clock face."""
+"""Cost of restarts, computed by hand."""
 
 import pytest
 
@@ -33,8 +33,8 @@ DONE = {"outcome": Outcome.SUCCEEDED}
 @pytest.mark.parametrize(
     ("attempts", "expected"),
     [
-        pytest.param([], [], id="no attempt lost nothing"),
-        pytest.param([attempt(1, 0, 1, 30, last=100, **DONE)], [], id="one attempt lost nothing"),
+        pytest.param([], [], id="no attempts"),
+        pytest.param([attempt(1, 0, 1, 30, last=100, **DONE)], [], id="one attempt"),
         pytest.param(
             [attempt(1, 0, 1, 10, last=50), attempt(2, 11, 12, 30, resumed=40, last=100, **DONE)],
             [LostWork(attempt=1, steps=10, redo_seconds=20.0, restart_seconds=120.0)],
@@ -55,7 +55,7 @@ DONE = {"outcome": Outcome.SUCCEEDED}
                 LostWork(attempt=1, steps=10, redo_seconds=20.0, restart_seconds=120.0),
                 LostWork(attempt=2, steps=0, redo_seconds=0.0, restart_seconds=120.0),
             ],
-            id="an attempt that never stepped splits the gap and repeats no step",
+            id="an attempt without steps adds restart time only",
         ),
         pytest.param(
             [
@@ -67,7 +67,7 @@ DONE = {"outcome": Outcome.SUCCEEDED}
                 LostWork(attempt=1, steps=10, redo_seconds=20.0, restart_seconds=120.0),
                 LostWork(attempt=2, steps=5, redo_seconds=10.0, restart_seconds=60.0),
             ],
-            id="the same steps may be lost twice",
+            id="the same steps can be lost twice",
         ),
         pytest.param(
             [
@@ -75,12 +75,12 @@ DONE = {"outcome": Outcome.SUCCEEDED}
                 attempt(2, 40, 41, 55, resumed=50, last=100, **DONE),
             ],
             [LostWork(attempt=1, steps=0, redo_seconds=0.0, restart_seconds=60.0)],
-            id="a suspension is not lost, starting again is",
+            id="suspended time is not lost, restart time is",
         ),
         pytest.param(
             [attempt(1, 0, 1, 10, last=50), attempt(2, 11)],
             [],
-            id="what is not known yet is left out",
+            id="unknown values are omitted",
         ),
         pytest.param(
             [attempt(2, 11, 12, 30, resumed=40, last=100, **DONE), attempt(1, 0, 1, 10, last=50)],
@@ -89,9 +89,9 @@ DONE = {"outcome": Outcome.SUCCEEDED}
         ),
     ],
 )
-def test_lost_work_agrees_with_the_clock(attempts, expected):
+def test_lost_work_matches_the_timestamps(attempts, expected):
     assert lost_work(attempts, step_seconds=2.0) == expected
 
 
-def test_the_sum_of_both_kinds_is_the_loss():
+def test_the_loss_is_the_sum_of_both_kinds():
     assert LostWork(attempt=1, steps=3, redo_seconds=6.0, restart_seconds=30.0).seconds == 36.0

@@ -1,4 +1,4 @@
-"""What a phase says."""
+"""Job phases."""
 
 import pytest
 
@@ -8,5 +8,5 @@ TERMINAL = {"Suspended", "Succeeded", "Failed", "Invalid"}
 
 
 @pytest.mark.parametrize("phase", Phase)
-def test_a_phase_is_terminal_when_nothing_happens_without_a_change_of_the_job(phase: Phase) -> None:
+def test_a_phase_is_terminal_if_only_a_change_of_the_job_can_leave_it(phase: Phase) -> None:
     assert phase.is_terminal == (phase.value in TERMINAL)

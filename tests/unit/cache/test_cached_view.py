@@ -1,4 +1,4 @@
-"""What the watches have shown is enough where a live look would find nothing else: (object, child) -> enough or not."""
+"""Whether watch events are sufficient for a reconcile without live reads: (object, child) -> view or not."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ KEY = JobKey("ml", "a")
 def make_object(*attempts: tuple[str, str], version: str = "5", observed: int = 1, **metadata: Any) -> dict[str, Any]:
     status: dict[str, Any] = {}
     if attempts:
-        told = [{"jobName": name, **({"outcome": outcome} if outcome else {})} for name, outcome in attempts]
-        status = {"observedGeneration": observed, "run": {"number": 1, "attempts": told}}
+        reported = [{"jobName": name, **({"outcome": outcome} if outcome else {})} for name, outcome in attempts]
+        status = {"observedGeneration": observed, "run": {"number": 1, "attempts": reported}}
     return {"metadata": {"uid": "u", "generation": 1, "resourceVersion": version} | metadata, "status": status}
 
 
 def make_child(name: str = "train", ended: str = "Complete", owner: str = "u", **metadata: Any) -> dict[str, Any]:
     owners = [{"uid": owner, "controller": True}]
     conditions = [{"type": ended, "status": "True"}] if ended else []
-    told = {"name": name, "uid": f"uid-{name}", "ownerReferences": owners}
-    return {"metadata": told | metadata, "status": {"conditions": conditions}}
+    reported = {"name": name, "uid": f"uid-{name}", "ownerReferences": owners}
+    return {"metadata": reported | metadata, "status": {"conditions": conditions}}
 
 
 def make_pod(owner: str = "uid-train", *, state: str = "terminated") -> dict[str, Any]:
@@ -59,21 +59,21 @@ GOING = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
         "new",
         "new and changed",
         "new and deleted",
-        "looked at by time",
-        "what it waits for is complete",
+        "triggered by time",
+        "the awaited Job is complete",
         "runs",
         "failed",
         "judged already",
-        "of another object",
+        "child of another object",
         "child being deleted",
         "changed since",
         "being deleted",
-        "two are open",
-        "none is open",
-        "complete before status tells of it",
+        "two open attempts",
+        "no open attempt",
+        "complete before status has it",
     ],
 )
-def test_only_an_undisturbed_life_needs_no_live_look(
+def test_only_an_undisturbed_job_needs_no_live_reads(
     job: dict[str, Any], child: dict[str, Any] | None, is_enough: bool
 ) -> None:
     found = cached_view_of(job, child)
@@ -92,22 +92,22 @@ def test_only_an_undisturbed_life_needs_no_live_look(
         (make_pod(state="running"), False),
         ({**make_pod(), "status": {}}, False),
     ],
-    ids=["its rank 0", "not shown yet", "of the stage before", "has left no word", "tells nothing"],
+    ids=["its rank 0", "not seen yet", "of the previous stage", "no message", "empty message"],
 )
-def test_pods_are_asked_for_unless_the_last_word_was_shown(pod: dict[str, Any] | None, is_enough: bool) -> None:
+def test_pods_are_read_unless_the_final_message_was_seen(pod: dict[str, Any] | None, is_enough: bool) -> None:
     found = cached_view_of(WAITS, make_child(), pod)
     assert found is not None
     assert found.pods == ((pod,) if is_enough else None)
 
 
-def test_a_glimpse_serves_one_pass() -> None:
+def test_a_cached_view_is_used_once() -> None:
     table = JobCache()
     table.record(KEY, NEW)
     assert table.cached_view(KEY) is not None
     assert table.cached_view(KEY) is None
 
 
-def test_what_we_have_written_is_newer_than_what_was_shown_before_or_is_shown_late() -> None:
+def test_a_version_that_we_wrote_is_newer_than_earlier_and_delayed_events() -> None:
     table = JobCache()
     table.record(KEY, NEW)
     table.record_write(KEY, make_object(("train", ""), version="6"))
@@ -119,10 +119,10 @@ def test_what_we_have_written_is_newer_than_what_was_shown_before_or_is_shown_la
     table.record_write(KEY, make_object(("train", ""), version="7"))
     table.record(KEY, make_object(("train", ""), version="6"))
     table.record_child(KEY, make_child())
-    assert table.cached_view(KEY) is None, "older than our own, or newer: a live look tells"
+    assert table.cached_view(KEY) is None, "older than our own or newer: only a live read can tell"
 
 
-def test_nothing_is_kept_of_what_is_gone() -> None:
+def test_nothing_is_kept_of_deleted_objects() -> None:
     table = JobCache()
     table.record(KEY, WAITS)
     table.record_child(KEY, make_child())

@@ -1,4 +1,4 @@
-"""Which objects need a look, by what the watches show."""
+"""Which objects need a reconcile, according to watch events."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -32,9 +32,9 @@ def shown(version: str = "1", *, over: str = "", observed: int = 1, **spec: Any)
         ({"metadata": {"resourceVersion": "1", "generation": 1}, "spec": {}}, True),
         ({"metadata": {"resourceVersion": "1", "generation": 1}, "spec": {}, "status": {"conditions": None}}, True),
     ],
-    ids=["runs", "complete", "failed", "changed since", "has to be cleared", "new", "no conditions yet"],
+    ids=["runs", "complete", "failed", "changed since", "children to be deleted", "new", "no conditions yet"],
 )
-def test_only_what_rests_needs_no_look(body: dict[str, Any], needed: bool) -> None:
+def test_only_a_settled_job_needs_no_reconcile(body: dict[str, Any], needed: bool) -> None:
     table = JobCache()
     table.record(KEY, body)
     assert table.needs_reconcile(KEY) is needed
@@ -42,29 +42,29 @@ def test_only_what_rests_needs_no_look(body: dict[str, Any], needed: bool) -> No
 
 
 def finished(completed: str = "2026-01-01T12:00:00Z", **status: Any) -> dict[str, Any]:
-    """A job that is over, whose children are to be removed a minute later."""
+    """A finished job whose children are to be deleted a minute later."""
     body = shown(over="Complete", ttlSecondsAfterFinished=60)
     body["status"] |= {"run": {"completionTime": completed, **status}}
     return body
 
 
-def test_a_finished_job_is_left_alone_until_its_children_are_due_and_after_they_are_gone() -> None:
-    """Thousands of them must not all be read when an operator starts."""
+def test_a_finished_job_is_not_reconciled_until_its_children_are_due_nor_after_their_deletion() -> None:
+    """Otherwise thousands of them would be read when an operator starts."""
     now = datetime(2026, 1, 1, 12, 0, 20, tzinfo=UTC)
     table = JobCache(lambda: now)
     table.record(KEY, finished())
     assert (table.needs_reconcile(KEY), table.seconds_until_due(KEY), table.unsettled()) == (False, 40.0, ())
-    assert table.is_settled(KEY), "nothing that a child tells matters until then"
+    assert table.is_settled(KEY), "events of children do not matter until then"
     assert table.cached_view(KEY) is None, "no object is kept for it"
     now += timedelta(seconds=41)
     assert (table.needs_reconcile(KEY), table.seconds_until_due(KEY), table.unsettled()) == (True, None, (KEY,))
-    assert not table.is_settled(KEY), "the end of a child that was removed brings it back"
+    assert not table.is_settled(KEY), "the end of a deleted child requires a reconcile"
     table.record(KEY, finished(childrenRemoved=True))
     assert (table.needs_reconcile(KEY), table.seconds_until_due(KEY), table.is_settled(KEY)) == (False, None, True)
 
 
 @pytest.mark.parametrize("completed", ["", "yesterday", None])
-def test_a_finished_job_whose_end_cannot_be_told_is_looked_at(completed: Any) -> None:
+def test_a_finished_job_with_an_unreadable_completion_time_is_reconciled(completed: Any) -> None:
     table = JobCache()
     table.record(KEY, finished(completed))
     assert table.needs_reconcile(KEY)
@@ -79,7 +79,7 @@ def test_a_finished_job_whose_end_cannot_be_told_is_looked_at(completed: Any) ->
         ("Pending", "", 1, False),
     ],
 )
-def test_a_pod_that_runs_is_news_for_a_job_that_waits_for_its_pods(
+def test_a_running_pod_is_relevant_for_a_job_that_waits_for_its_pods(
     phase: str, stage: str, ready: int, is_news: bool
 ) -> None:
     async def scenario() -> int:
@@ -96,8 +96,8 @@ def test_a_pod_that_runs_is_news_for_a_job_that_waits_for_its_pods(
 
 
 def child(*conditions: tuple[str, str], **metadata: str) -> dict[str, Any]:
-    told = [{"type": kind, "status": status} for kind, status in conditions]
-    return {"metadata": metadata, "status": {"conditions": told} if told else {}}
+    reported = [{"type": kind, "status": status} for kind, status in conditions]
+    return {"metadata": metadata, "status": {"conditions": reported} if reported else {}}
 
 
 @pytest.mark.parametrize(
@@ -114,18 +114,18 @@ def child(*conditions: tuple[str, str], **metadata: str) -> dict[str, Any]:
     ],
     ids=["created", "fails", "runs", "complete", "failed", "goes", "gone", "without status"],
 )
-def test_an_event_about_a_child_has_news_when_it_fails_or_ends(event: str, job: dict[str, Any], news: bool) -> None:
+def test_an_event_of_a_child_is_relevant_if_it_failed_or_ended(event: str, job: dict[str, Any], news: bool) -> None:
     assert has_news(event, job) is news
 
 
-def test_children_of_an_object_that_is_not_shown_yet_wait_for_it() -> None:
+def test_children_wait_for_the_first_event_of_their_object() -> None:
     table = JobCache()
     assert table.is_settled(KEY)
     table.record(KEY, shown())
     assert not table.is_settled(KEY)
 
 
-def test_our_own_last_write_needs_no_look_and_anybody_elses_does() -> None:
+def test_our_own_last_write_needs_no_reconcile_but_any_other_write_does() -> None:
     table = JobCache()
     table.record_write(KEY, shown("7"))
     table.record(KEY, shown("7"))
@@ -134,7 +134,7 @@ def test_our_own_last_write_needs_no_look_and_anybody_elses_does() -> None:
     assert table.needs_reconcile(KEY)
 
 
-def test_a_list_tells_what_the_watches_have_missed() -> None:
+def test_a_list_reveals_missed_watch_events() -> None:
     table = JobCache()
     table.record(KEY, shown("1"))
     before = table.versions()
@@ -147,7 +147,7 @@ def test_a_list_tells_what_the_watches_have_missed() -> None:
 
 
 @pytest.mark.parametrize("listed", [{KEY: "1"}, {KEY: "2"}, {}], ids=["before it", "in between", "created since"])
-def test_what_changes_while_it_is_listed_is_not_missed(listed: dict[JobKey, str]) -> None:
+def test_a_change_during_the_list_is_not_missed(listed: dict[JobKey, str]) -> None:
     table = JobCache()
     if listed:
         table.record(KEY, shown("1"))
@@ -156,7 +156,7 @@ def test_what_changes_while_it_is_listed_is_not_missed(listed: dict[JobKey, str]
     assert table.missed(before, listed) == ()
 
 
-def test_what_is_deleted_while_it_is_listed_is_not_missed() -> None:
+def test_a_deletion_during_the_list_is_not_missed() -> None:
     table = JobCache()
     table.record(KEY, shown("1"))
     before = table.versions()
@@ -165,7 +165,7 @@ def test_what_is_deleted_while_it_is_listed_is_not_missed() -> None:
     assert table.missed(before, {KEY: "2"}) == ()
 
 
-def test_what_is_not_over_is_unsettled() -> None:
+def test_a_job_that_has_not_finished_is_unsettled() -> None:
     table = JobCache()
     table.record(KEY, shown())
     table.record(OTHER, shown(over="Complete"))

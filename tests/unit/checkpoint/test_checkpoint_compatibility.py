@@ -1,4 +1,4 @@
-"""A checkpoint that does not fit is refused with what differs."""
+"""An incompatible checkpoint is rejected with the difference."""
 
 import contextlib
 import json
@@ -26,17 +26,17 @@ def test_a_manifest_of_this_run_is_read() -> None:
     check_lineage(MANIFEST.model_copy(update={"job": ""}), LINEAGE)
 
 
-def test_a_manifest_as_it_is_stored_is_read_and_no_bit_of_it_may_change() -> None:
+def test_a_stored_manifest_is_read_and_no_bit_of_it_can_change() -> None:
     content = serialize(MANIFEST)
     assert read_manifest(content) == MANIFEST
     for place in range(8 * len(content)):
         changed = bytearray(content)
         changed[place // 8] ^= 1 << place % 8
         with contextlib.suppress(IncompatibleCheckpointError):
-            assert read_manifest(bytes(changed)) == MANIFEST, "what is no part of the JSON's meaning may"
+            assert read_manifest(bytes(changed)) == MANIFEST, "except for changes that do not affect the JSON value"
 
 
-def test_a_newer_version_is_told_from_a_damaged_one() -> None:
+def test_a_newer_version_is_distinguished_from_damage() -> None:
     newer: dict[str, Any] = {**json.loads(document(version=2)), "shards": []}
     with pytest.raises(NewerFormatError):
         read_manifest(json.dumps(newer | {"digest": digest_of(newer)}).encode())
@@ -47,10 +47,10 @@ def test_a_newer_version_is_told_from_a_damaged_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (
-            document(version=2, shards=["a field that this one does not know"]),
+            document(version=2, shards=["a field that this version does not support"]),
             "was written by a newer finetune-operator (format 2, known 1)",
         ),
         (document(version=2), "was written by a newer finetune-operator (format 2, known 1)"),
@@ -62,14 +62,14 @@ def test_a_newer_version_is_told_from_a_damaged_one() -> None:
         (b"\xff", "is not a manifest of format 1: "),
     ],
 )
-def test_another_format_is_named(content: bytes, told: str) -> None:
+def test_another_format_is_reported(content: bytes, reported: str) -> None:
     with pytest.raises(IncompatibleCheckpointError) as refused:
         read_manifest(content)
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(reported)
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "reported"),
     [
         (
             {"job": "default/other (uid 2)"},
@@ -90,7 +90,7 @@ def test_another_format_is_named(content: bytes, told: str) -> None:
         ),
     ],
 )
-def test_what_it_was_trained_from_is_named(fields: dict[str, str], told: str) -> None:
+def test_the_base_model_and_data_of_the_checkpoint_are_reported(fields: dict[str, str], reported: str) -> None:
     with pytest.raises(IncompatibleCheckpointError) as refused:
         check_lineage(MANIFEST.model_copy(update=fields), LINEAGE)
-    assert str(refused.value) == told
+    assert str(refused.value) == reported

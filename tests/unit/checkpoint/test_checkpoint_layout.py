@@ -1,4 +1,4 @@
-"""Any partition of the parameters is put together from any other, without hole, overlap or mix-up."""
+"""Any partition of the parameters can be assembled from any other, without gaps, overlaps or mix-ups."""
 
 from itertools import pairwise
 
@@ -25,7 +25,8 @@ shapes = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 40), min_size
 
 @st.composite
 def partitions(draw: st.DrawFn, sizes: Shapes) -> list[Layout]:
-    """1 to 4 ranks; every parameter is cut at random places, every cut goes to a random rank, in random order."""
+    """1 to 4 ranks; every parameter is split at random positions, and each part goes to a random rank, in random
+    order."""
     ranks: list[list[Fragment]] = [[] for _ in range(draw(st.integers(1, 4)))]
     for group, (name, numel) in enumerate(sizes.items()):
         cuts = sorted({0, numel, *draw(st.lists(st.integers(0, numel), max_size=4))})
@@ -40,7 +41,7 @@ def value(name: str, array: int, element: int) -> float:
 
 
 def filled(layout: Layout, arrays: int) -> bytes:
-    """What a rank with this layout holds, were every element to know its own place."""
+    """Contents of a rank with this layout, if every element contained its own position."""
     values = [
         value(fragment.name, array, fragment.start + index)
         for array in range(arrays)
@@ -51,7 +52,7 @@ def filled(layout: Layout, arrays: int) -> bytes:
 
 
 @given(st.data(), st.sampled_from([1, OPTIMIZER_STATE_ARRAYS]), st.sampled_from([4, 12, 64, 4096]))
-def test_every_element_finds_its_place(data: st.DataObject, arrays: int, blob_bytes: int) -> None:
+def test_every_element_is_copied_to_its_position(data: st.DataObject, arrays: int, blob_bytes: int) -> None:
     sizes = data.draw(shapes)
     sources, targets = data.draw(partitions(sizes)), data.draw(partitions(sizes))
     stored = [filled(source, OPTIMIZER_STATE_ARRAYS) for source in sources]
@@ -70,7 +71,7 @@ def test_every_element_finds_its_place(data: st.DataObject, arrays: int, blob_by
 
 
 @given(st.data(), st.sampled_from([16, 64, 4096]))
-def test_the_same_layout_is_read_blob_by_blob_without_cutting(data: st.DataObject, blob_bytes: int) -> None:
+def test_the_same_layout_is_read_in_whole_blobs(data: st.DataObject, blob_bytes: int) -> None:
     layout = data.draw(partitions(data.draw(shapes)))[0]
     found = pieces(plan(layout, [layout]), layout, [layout], arrays=OPTIMIZER_STATE_ARRAYS, blob_bytes=blob_bytes)
     sizes = blob_sizes(layout.bytes(), blob_bytes)
@@ -80,7 +81,7 @@ def test_the_same_layout_is_read_blob_by_blob_without_cutting(data: st.DataObjec
 
 
 @given(st.data())
-def test_a_lost_fragment_is_noticed(data: st.DataObject) -> None:
+def test_a_missing_fragment_is_detected(data: st.DataObject) -> None:
     sizes = data.draw(shapes)
     sources = data.draw(partitions(sizes))
     lost = data.draw(st.sampled_from([fragment for source in sources for fragment in source.fragments]))
@@ -101,21 +102,21 @@ def one(*, group: int = 0, shape: tuple[int, ...] = (2, 3)) -> Layout:
     return Layout(fragments=(Fragment(name="w", group=group, start=0, numel=6, shape=shape),))
 
 
-def test_a_parameter_of_another_group_is_refused() -> None:
+def test_a_parameter_in_another_group_is_rejected() -> None:
     with pytest.raises(BadConfigError, match="w is in parameter group 0 now, but 1 in the checkpoint"):
         plan(one(), [one(group=1)])
 
 
-def test_a_parameter_of_another_shape_is_refused() -> None:
+def test_a_parameter_with_another_shape_is_rejected() -> None:
     with pytest.raises(BadConfigError, match=r"w has shape \(3, 2\) now, but \(2, 3\) in the checkpoint"):
         check_parameters([one()], {"w": (3, 2)})
 
 
-def test_a_parameter_that_is_not_trained_now_is_refused() -> None:
+def test_a_parameter_that_is_not_trained_now_is_rejected() -> None:
     with pytest.raises(BadConfigError, match="has w, which is not trained now"):
         check_parameters([one()], {"v": (2, 3)})
 
 
 @pytest.mark.parametrize(("total", "sizes"), [(0, []), (3, [3]), (8, [4, 4]), (9, [4, 4, 1])])
-def test_blobs_are_full_but_the_last(total: int, sizes: list[int]) -> None:
+def test_all_blobs_but_the_last_are_full(total: int, sizes: list[int]) -> None:
     assert blob_sizes(total, 4) == sizes

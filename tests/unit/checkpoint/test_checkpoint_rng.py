@@ -1,4 +1,4 @@
-"""Random number generators through JSON."""
+"""Serialization of random number generators."""
 
 import json
 import random
@@ -20,8 +20,8 @@ def draw() -> list[float]:
     ]
 
 
-def test_the_streams_go_on_where_they_were() -> None:
-    draw()  # leaves half a pair of gaussians behind
+def test_the_streams_continue_after_a_restore() -> None:
+    draw()  # leaves the second value of a pair of gaussians
     state = json.loads(json.dumps(rng.capture()))
     expected = [draw(), draw()]
     rng.reseed(seed=1, step=2, rank=3)

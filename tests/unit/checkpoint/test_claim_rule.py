@@ -1,4 +1,4 @@
-"""Who has a run where storage cannot say it in one step."""
+"""Who owns a run if storage cannot decide it atomically."""
 
 from collections.abc import Sequence
 from itertools import permutations
@@ -29,13 +29,13 @@ A, B, C = (ClaimKey(2, token=token) for token in "abc")
         ([C], ClaimDecision.WAIT),
     ],
 )
-def test_the_run_is_ours_only_where_nobody_else_of_the_attempt_is(
+def test_a_claimant_owns_the_run_only_without_other_claimants_of_the_attempt(
     listed: list[ClaimKey], expected: ClaimDecision
 ) -> None:
     assert decide_claim(B, listed) is expected
 
 
-def test_names_of_anything_else_are_no_claims() -> None:
+def test_other_names_are_not_claims() -> None:
     keys = [ClaimKey(1), ClaimKey(12, token="0f"), ClaimKey(3), ClaimKey(3, 1), ClaimKey(3, 10, "0f")]
     assert keys_of(key.name for key in keys) == keys
     assert (
@@ -60,7 +60,7 @@ def test_names_of_anything_else_are_no_claims() -> None:
 
 
 class Claimant:
-    """Takes one step at a time: writes its key, then looks, until it has the run or has withdrawn."""
+    """Advances one step at a time: writes its key, then lists until it owns the run or has withdrawn."""
 
     def __init__(self, key: ClaimKey) -> None:
         self.key, self.looks = key, -1
@@ -82,7 +82,7 @@ class Claimant:
 
 
 def play(turns: Sequence[int], *, claimants: int = 3, patience: int = 3) -> list[Claimant]:
-    """Each turn is a step of one of them; at the end all finish, one after the other."""
+    """Each turn is a step of one claimant; at the end, all finish in order."""
     playing, keys = [Claimant(key) for key in (A, B, C)[:claimants]], set[ClaimKey]()
     for turn in turns:
         playing[turn % claimants].step(keys, patience=patience)
@@ -93,21 +93,21 @@ def play(turns: Sequence[int], *, claimants: int = 3, patience: int = 3) -> list
 
 
 @given(st.lists(st.integers(0, 2), max_size=30), st.integers(0, 5))
-def test_in_whatever_order_they_come_at_most_one_has_the_run(turns: list[int], patience: int) -> None:
+def test_at_most_one_claimant_owns_the_run_in_any_order(turns: list[int], patience: int) -> None:
     assert sum(bool(claimant.has_run) for claimant in play(turns, patience=patience)) <= 1
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_of_those_who_come_together_the_smallest_token_has_the_run(order: tuple[int, ...]) -> None:
+def test_of_concurrent_claimants_the_smallest_token_owns_the_run(order: tuple[int, ...]) -> None:
     assert [claimant.has_run for claimant in play(order * 4)] == [True, False, False]
 
 
 @pytest.mark.parametrize("first", range(3))
-def test_who_comes_alone_has_the_run_and_keeps_it(first: int) -> None:
+def test_a_single_claimant_owns_the_run_and_keeps_it(first: int) -> None:
     assert [claimant.has_run for claimant in play([first] * 2)] == [number == first for number in range(3)]
 
 
-def test_names_of_claims_without_a_generation_are_those_of_earlier_versions() -> None:
+def test_claims_without_a_generation_are_those_of_earlier_versions() -> None:
     names = {ClaimKey(3): "3.json", ClaimKey(3, token="5f"): "3-5f.json", ClaimKey(3, 1): "3.1.json"}
     assert {key: key.name for key in names} == names
     assert ClaimKey(3, 2, "5f").name == "3.2-5f.json"
@@ -124,7 +124,7 @@ def test_names_of_claims_without_a_generation_are_those_of_earlier_versions() ->
         (ClaimKey(2, 9, "b"), [ClaimKey(2, 9, "b"), ClaimKey(3)], ClaimDecision.LOST),
     ],
 )
-def test_a_generation_is_newer_than_the_ones_before_of_its_attempt(
+def test_a_generation_is_newer_than_earlier_ones_of_its_attempt(
     mine: ClaimKey, listed: list[ClaimKey], expected: ClaimDecision
 ) -> None:
     assert decide_claim(mine, listed) is expected

@@ -1,4 +1,4 @@
-"""The names inside DeepSpeed that checkpoint/engine/fragments.py reads still exist: looked up in its sources."""
+"""The private names of DeepSpeed that checkpoint/engine/optimizer_state.py reads still exist in its sources."""
 
 import ast
 from functools import cache
@@ -44,7 +44,7 @@ def tree(file: str) -> ast.Module:
 
 
 def members(file: str, name: str) -> set[str]:
-    """Methods, fields and attributes that the class sets on itself."""
+    """Methods, fields and attributes of `self` of the class."""
     found = next(node for node in ast.walk(tree(file)) if isinstance(node, ast.ClassDef) and node.name == name)
     names = {node.name for node in ast.walk(found) if isinstance(node, ast.FunctionDef)}
     names |= {
@@ -62,7 +62,7 @@ def test_the_names_still_exist(place: tuple[str, str], names: list[str]) -> None
 
 
 def test_the_error_of_a_loss_scale_that_cannot_shrink_still_says_so() -> None:
-    """The train stage knows it by these words: it is a bare Exception."""
+    """The train stage recognizes it by this text, because it is a bare Exception."""
     texts = {node.value for node in ast.walk(tree(SCALER[0])) if isinstance(node, ast.Constant)}
     assert any("loss scale already at minimum" in text for text in texts if isinstance(text, str))
 
@@ -77,7 +77,7 @@ def test_the_names_on_a_partitioned_parameter_still_exist(name: str) -> None:
     assert name in stored
 
 
-def test_the_mapping_of_a_parameter_is_still_called_hp_mapping() -> None:
+def test_the_mapping_of_a_parameter_is_still_named_hp_mapping() -> None:
     stored = {
         node.attr
         for node in ast.walk(tree("utils/mixed_precision_linkage.py"))

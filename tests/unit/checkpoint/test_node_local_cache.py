@@ -1,4 +1,4 @@
-"""The node-local cache: verified, bounded, and never a reason for a failure."""
+"""The node-local cache: verified, bounded, and never the cause of a failure."""
 
 import hashlib
 import os
@@ -35,18 +35,18 @@ def files(cache: Path) -> set[str]:
     return {path.name for path in cache.glob(f"{FOLDER}/*/*")}
 
 
-def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
+def test_cached_bytes_are_read_back(tmp_path: Path) -> None:
     save(NodeLocalCache.of(tmp_path, RUN), DATA, b"x")
     assert read(NodeLocalCache.of(tmp_path, RUN), DATA) == DATA
     assert files(tmp_path) == {digest_of(DATA), digest_of(b"x")}
 
 
-def test_another_run_has_none_of_it(tmp_path: Path) -> None:
+def test_another_run_does_not_see_them(tmp_path: Path) -> None:
     save(NodeLocalCache.of(tmp_path, RUN), DATA)
     assert read(NodeLocalCache.of(tmp_path, RUN + "0"), DATA) is None
 
 
-def test_without_a_folder_there_are_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_folder_nothing_is_cached(caplog: pytest.LogCaptureFixture) -> None:
     copies = NodeLocalCache.of(None, RUN)
     save(copies, DATA)
     copies.remove()
@@ -73,7 +73,7 @@ def test_a_damaged_file_is_removed_and_reported_once(
     assert read(copies, DATA) == DATA
 
 
-def test_what_two_saves_do_not_need_any_more_goes_with_the_third(tmp_path: Path) -> None:
+def test_blobs_that_two_saves_do_not_use_are_removed_by_the_third(tmp_path: Path) -> None:
     copies = NodeLocalCache.of(tmp_path, RUN)
     for number in range(6):
         save(copies, b"same", b"%d" % number)
@@ -81,7 +81,7 @@ def test_what_two_saves_do_not_need_any_more_goes_with_the_third(tmp_path: Path)
         assert files(tmp_path) == {digest_of(blob) for blob in (b"same", *(b"%d" % each for each in newest))}
 
 
-def test_ranks_of_a_host_leave_each_other_what_they_need(tmp_path: Path) -> None:
+def test_ranks_of_a_host_keep_what_others_need(tmp_path: Path) -> None:
     ranks = [NodeLocalCache.of(tmp_path, RUN) for _ in range(3)]
     for step in range(5):
         for number in (0, 1, 2) if step % 2 else (2, 0, 1):
@@ -89,12 +89,12 @@ def test_ranks_of_a_host_leave_each_other_what_they_need(tmp_path: Path) -> None
         kept = files(tmp_path)
         wanted = {digest_of(b"%d of %d" % (at, number)) for at in (step - 1, step) for number in range(3) if at >= 0}
         assert wanted <= kept
-        # What another rank has stored after this one was done stays for one save more.
+        # What another rank stored after this one had finished is kept for one more save.
         assert len(kept) <= len(wanted) + 3
 
 
-def test_a_full_disk_costs_the_copy_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file-size limit of the process stands for the full disk; the kernel refuses the write in the same place."""
+def test_a_full_disk_only_disables_the_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file-size limit of the process simulates the full disk; the kernel rejects the write at the same place."""
     copies = NodeLocalCache.of(tmp_path, RUN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
@@ -102,9 +102,9 @@ def test_a_full_disk_costs_the_copy_alone(tmp_path: Path, caplog: pytest.LogCapt
         save(copies, b"small", DATA, b"later")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    [told] = caplog.messages
-    assert told.startswith(f"{SKIPPED}: {tmp_path}")
-    assert "cannot be written: File too large" in told
+    [reported] = caplog.messages
+    assert reported.startswith(f"{SKIPPED}: {tmp_path}")
+    assert "cannot be written: File too large" in reported
     assert files(tmp_path) == {digest_of(b"small")}
     save(copies, DATA)
     assert read(copies, DATA) == DATA
@@ -119,19 +119,21 @@ def test_a_disk_that_stays_full_is_reported_once(tmp_path: Path, caplog: pytest.
     assert len(caplog.messages) == 1
 
 
-def test_a_disk_with_little_room_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_with_little_space_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     free = os.statvfs(tmp_path)
     copies = NodeLocalCache.of(tmp_path, RUN)
     copies.start_part(free.f_bavail * free.f_frsize * 3 // 4)
     for blob in (DATA, b"x"):
         copies.add(digest_of(blob), blob)
     copies.finish_part()
-    [told] = caplog.messages
-    assert "MB are free, less than twice the" in told
+    [reported] = caplog.messages
+    assert "MB are free, less than twice the" in reported
     assert files(tmp_path) == set()
 
 
-def test_a_folder_that_cannot_be_made_costs_the_copy_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_created_only_disables_the_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("in the way")
     copies = NodeLocalCache.of(tmp_path / "file", RUN)
     save(copies, DATA)
@@ -139,7 +141,7 @@ def test_a_folder_that_cannot_be_made_costs_the_copy_alone(tmp_path: Path, caplo
     assert [message for message in caplog.messages if message.startswith(SKIPPED)] == caplog.messages[:1]
 
 
-def test_what_ended_runs_have_left_goes_after_a_day(tmp_path: Path) -> None:
+def test_caches_of_ended_runs_are_removed_after_a_day(tmp_path: Path) -> None:
     for run, age in (("old", 25 * 3600), ("young", 23 * 3600)):
         save(NodeLocalCache.of(tmp_path, run), run.encode())
         folder = next(path.parent for path in tmp_path.glob(f"{FOLDER}/*/{digest_of(run.encode())}"))
@@ -148,7 +150,7 @@ def test_what_ended_runs_have_left_goes_after_a_day(tmp_path: Path) -> None:
     assert files(tmp_path) == {digest_of(b"young"), digest_of(DATA)}
 
 
-def test_a_run_that_has_ended_well_takes_its_copies_away(tmp_path: Path) -> None:
+def test_a_successful_run_removes_its_cache(tmp_path: Path) -> None:
     save(NodeLocalCache.of(tmp_path, RUN), DATA)
     save(NodeLocalCache.of(tmp_path, "other"), b"other")
     NodeLocalCache.of(tmp_path, RUN).remove()

@@ -1,4 +1,4 @@
-"""Memory that two processes see."""
+"""Memory shared by two processes."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ print(memory.array(3).tobytes().decode(), end="")
 """
 
 
-def test_another_process_sees_what_is_written_and_is_seen() -> None:
+def test_two_processes_see_each_others_writes() -> None:
     memory = SharedMemory()
     memory.array(6)[:] = list(b"abcdef")
     command = [sys.executable, "-c", READ, str(memory.descriptor)]
@@ -27,7 +27,7 @@ def test_another_process_sees_what_is_written_and_is_seen() -> None:
     memory.close()
 
 
-def test_it_grows_and_keeps_what_is_in_it() -> None:
+def test_it_grows_and_keeps_its_contents() -> None:
     memory = SharedMemory()
     before = memory.array(4)
     before[:] = 7
@@ -38,7 +38,7 @@ def test_it_grows_and_keeps_what_is_in_it() -> None:
     memory.close()
 
 
-def test_an_error_arrives_as_what_it_was() -> None:
+def test_an_error_keeps_its_type_and_text() -> None:
     sent = Failure.of(FencedError("too late", advice="none"))
     arrived = Failure.model_validate_json(sent.model_dump_json()).error(by="rank 3")
     assert (type(arrived), str(arrived), arrived.advice) == (FencedError, "rank 3: too late", "none")

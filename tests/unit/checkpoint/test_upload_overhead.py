@@ -1,4 +1,4 @@
-"""By how much steps take longer during an upload, measured from the steps themselves."""
+"""How much longer steps take during an upload, measured from the steps themselves."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from finetune_trainer.checkpoint.save_interval import UploadOverhead
 
 
 def measured(idle: Sequence[float], *saves: Sequence[float]) -> float:
-    """After the first steps of an attempt: steps without an upload, then the steps during each save."""
+    """Measure after the first steps of an attempt: steps without an upload, then the steps during each save."""
     overhead = UploadOverhead()
     for _ in range(5):
         overhead.step(90.0, is_uploading=False)
@@ -23,13 +23,13 @@ def measured(idle: Sequence[float], *saves: Sequence[float]) -> float:
 
 
 SAVES = [
-    pytest.param([[1.2] * 5], 1.0, id="what all of them take longer"),
+    pytest.param([[1.2] * 5], 1.0, id="total over all steps"),
     pytest.param([[1.2] * 5, [1.4] * 5], 1.5, id="the mean of saves"),
-    pytest.param([[1.3] * 5, [0.9] * 5], 0.5, id="what other loads do to one is made good by another"),
-    pytest.param([[0.9] * 5], 0.0, id="never less than nothing"),
-    pytest.param([[1.2] * 4 + [60.0]], 1.8, id="one that takes a minute has another reason"),
+    pytest.param([[1.3] * 5, [0.9] * 5], 0.5, id="other load averages out"),
+    pytest.param([[0.9] * 5], 0.0, id="never negative"),
+    pytest.param([[1.2] * 4 + [60.0]], 1.8, id="a step that takes a minute has another reason"),
     pytest.param([[60.0] * 5, *[[1.2] * 5] * 5], 1.0, id="only the last five saves count"),
-    pytest.param([[]], 0.0, id="one that was stored within no step"),
+    pytest.param([[]], 0.0, id="a save that was stored within one step"),
 ]
 
 

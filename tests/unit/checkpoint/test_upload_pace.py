@@ -1,4 +1,4 @@
-"""How uploads are spread over time, and the body that carries the pace into a request."""
+"""How uploads are spread over time, and the request body that applies the pace."""
 
 import io
 import threading
@@ -17,18 +17,18 @@ def seconds_of(pace: Pace, pieces: list[int]) -> float:
     return time.monotonic() - started
 
 
-def test_bytes_are_spread_over_the_time() -> None:
+def test_bytes_are_spread_over_the_duration() -> None:
     pace = Pace(1000, 0.4)
     taken = seconds_of(pace, [100] * 10)
     assert taken >= 0.35, "the last piece starts nine tenths later"
     assert pace.waited_seconds == pytest.approx(taken, abs=0.2)
 
 
-def test_without_a_time_nothing_waits() -> None:
+def test_nothing_waits_without_a_duration() -> None:
     assert seconds_of(Pace(1000, 0.0), [1000] * 100) < 0.1
 
 
-def test_time_that_was_lost_is_made_up_for() -> None:
+def test_lost_time_is_made_up_for() -> None:
     pace = Pace(1000, 0.2)
     time.sleep(0.25)
     assert seconds_of(pace, [100] * 10) < 0.1
@@ -52,7 +52,7 @@ def test_a_paced_body_is_a_file_of_its_bytes() -> None:
     assert max(asked) <= 256 << 10
 
 
-def test_waits_of_senders_beside_each_other_count_once() -> None:
+def test_concurrent_waits_of_senders_count_once() -> None:
     pace = Pace(800, 0.4, senders=4)
     started = time.monotonic()
     senders = [threading.Thread(target=lambda: [pace(50) for _ in range(4)]) for _ in range(4)]

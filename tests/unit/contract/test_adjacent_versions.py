@@ -1,4 +1,4 @@
-"""Operator and trainer of adjacent versions: what each reads of what the other writes."""
+"""Operator and trainer of adjacent versions can read each other's output."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def config_of(**spec: Any) -> TrainerConfig:
 
 
 def written(config: TrainerConfig, folder: Path, **changes: Any) -> Path:
-    """The file as an operator writes it, with fields that a newer one has added."""
+    """The file as an operator writes it, with additional fields of a newer version."""
     content = json.loads(config.to_json())
     for path, value in changes.items():
         *above, name = path.split("__")
@@ -48,7 +48,7 @@ def test_a_trainer_reads_what_its_operator_writes(spec: dict[str, Any], tmp_path
     assert read_config(written(config, tmp_path)) == config
 
 
-def test_fields_with_their_default_are_not_written_so_that_an_older_trainer_can_read_the_file() -> None:
+def test_default_fields_are_not_written_so_that_an_older_trainer_can_read_the_file() -> None:
     content = json.loads(config_of().to_json())
     assert content["version"] == CONFIG_VERSION
     assert content["spec"].keys() <= {"model", "data", "training", "output", "workers"}
@@ -57,11 +57,11 @@ def test_fields_with_their_default_are_not_written_so_that_an_older_trainer_can_
 
 
 @pytest.mark.parametrize("name", ["lineage", "world__racks", "batch__warmup", "plan__excluded_nodes", "storage__tier"])
-def test_an_older_trainer_ignores_what_a_newer_operator_adds_beside_the_spec(name: str, tmp_path: Path) -> None:
+def test_an_older_trainer_ignores_new_fields_outside_the_spec(name: str, tmp_path: Path) -> None:
     assert read_config(written(config_of(), tmp_path, **{name: 7})) == config_of()
 
 
-def test_an_older_trainer_refuses_a_field_of_the_spec_that_it_cannot_carry_out(tmp_path: Path) -> None:
+def test_an_older_trainer_rejects_a_field_of_the_spec_that_it_does_not_support(tmp_path: Path) -> None:
     path = written(config_of(), tmp_path, spec__training__loss_scale=2, spec__pruning={"sparsity": 0.5})
     with pytest.raises(BadConfigError) as caught:
         read_config(path)
@@ -69,12 +69,12 @@ def test_an_older_trainer_refuses_a_field_of_the_spec_that_it_cannot_carry_out(t
     assert "trainer image of the operator's version" in caught.value.advice
 
 
-def test_a_file_of_a_newer_format_is_refused_by_its_version(tmp_path: Path) -> None:
+def test_a_file_of_a_newer_format_is_rejected_by_its_version(tmp_path: Path) -> None:
     with pytest.raises(BadConfigError, match=rf"version must be at most {CONFIG_VERSION}, not {CONFIG_VERSION + 1}"):
         read_config(written(config_of(), tmp_path, version=CONFIG_VERSION + 1))
 
 
-def test_a_file_of_an_operator_that_wrote_no_version_is_read(tmp_path: Path) -> None:
+def test_a_file_of_an_operator_without_versions_is_read(tmp_path: Path) -> None:
     path = written(config_of(), tmp_path)
     content = json.loads(path.read_text())
     del content["version"], content["plan"]
@@ -103,7 +103,7 @@ def test_an_older_operator_ignores_a_metric_that_a_newer_trainer_adds() -> None:
     assert (found.evaluated.baseline, found.evaluated.tuned) == ({}, {Metric.ACCURACY: 0.5})
 
 
-def test_stages_read_what_was_prepared_whatever_else_a_record_has() -> None:
+def test_stages_read_the_prepared_part_of_a_record_with_any_other_fields() -> None:
     prepared = make_prepared()
     older = {"spec": {"output": {"uri": "s3://b/out", "formats": None}}, "job": {"namespace": "n"}, "novel": 1}
     text = json.dumps({**older, "prepared": {**prepared.model_dump(mode="json"), "novel": 2}})

@@ -1,4 +1,4 @@
-"""What bad input gets: every violation, with its path, the value and what to write instead."""
+"""All violations of invalid input are reported with path, value and fix."""
 
 from typing import Any
 
@@ -103,7 +103,7 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         ("spec.model", None, "spec.model must be set to an object with uri"),
     ],
 )
-def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: Any, expected: str) -> None:
+def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: Any, expected: str) -> None:
     assert any(expected in complaint for complaint in complaints(job_with(path, value)))
 
 
@@ -259,7 +259,7 @@ def test_a_wrong_field_is_named_with_its_value_and_the_remedy(path: str, value: 
         ),
     ],
 )
-def test_a_wrong_combination_is_named_with_the_remedy(path: str, value: Any, expected: str | None) -> None:
+def test_a_wrong_combination_is_reported_with_the_fix(path: str, value: Any, expected: str | None) -> None:
     manifest = job_with(path, value)
     if expected is None:
         parse_job(manifest)
@@ -286,7 +286,7 @@ def test_a_wrong_combination_is_named_with_the_remedy(path: str, value: Any, exp
         ("spec.data.train", [{"uri": "gs://bucket/a.jsonl"}], "gs:// is not supported here"),
     ],
 )
-def test_a_bad_address_is_the_only_violation_and_says_what_is_wrong_with_it(path: str, value: Any, fault: str) -> None:
+def test_a_bad_address_is_the_only_violation_and_states_the_problem(path: str, value: Any, fault: str) -> None:
     (complaint,) = complaints(job_with(path, value))
     assert fault in complaint
 
@@ -308,11 +308,11 @@ HALF_NAME = "must have a name that is valid Unicode: it contains an unpaired sur
         ("kind", "\ud83d", f"kind {HALF}"),
     ],
 )
-def test_half_of_a_surrogate_pair_is_named_with_its_path(path: str, value: Any, expected: str) -> None:
+def test_an_unpaired_surrogate_is_reported_with_its_path(path: str, value: Any, expected: str) -> None:
     assert complaints(job_with(path, value)) == [expected]
 
 
-def test_half_of_a_surrogate_pair_hides_no_other_violation() -> None:
+def test_an_unpaired_surrogate_hides_no_other_violation() -> None:
     manifest = job_with("spec.runId", "\ud83d")
     manifest["spec"]["training"]["epochs"] = "three"
     first, second = complaints(manifest)
@@ -320,12 +320,12 @@ def test_half_of_a_surrogate_pair_hides_no_other_violation() -> None:
     assert second.startswith("spec.training.epochs must be")
 
 
-def test_both_halves_of_a_surrogate_pair_are_one_character() -> None:
+def test_a_surrogate_pair_is_one_character() -> None:
     job = parse_job(job_with("spec.evaluation", {"prompts": ["\ud83d\ude00"]}))
     assert job.spec.evaluation.prompts == ("😀",)
 
 
-def test_a_list_that_is_empty_is_a_violation_of_its_own() -> None:
+def test_an_empty_list_is_a_separate_violation() -> None:
     bad_entry = job_with("spec.data.validation", {"sources": [{"uri": "bucket/x"}]})
     assert [text.split(" must ")[0] for text in complaints(bad_entry)] == ["spec.data.validation.sources[0].uri"]
     empty = job_with("spec.data.validation", {"sources": []})
@@ -344,7 +344,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_address_may_have_any_printable_character(name: str) -> None:
+def test_an_address_may_contain_any_printable_character(name: str) -> None:
     for uri in (f"s3://bucket/{name}", f"file:///data/u/{name}", f"hf://datasets/org/name@main/{name}"):
         job = job_with("spec.data.train", [{"uri": uri}])
         assert parse_job(job, local=True).spec.data.train[0].uri == uri
@@ -365,19 +365,19 @@ def test_an_endpoint_may_have_a_path(endpoint: str) -> None:
     assert parse_job(job_with("spec.storage.endpoint", endpoint)).spec.storage.endpoint == endpoint
 
 
-def test_all_violations_come_at_once() -> None:
+def test_all_violations_are_reported_together() -> None:
     manifest = job_with("spec.method", {"full": {}, "lora": {}})
     manifest["spec"]["training"] |= {"epochs": 1, "maxSteps": 2, "microBatchSize": 7}
     manifest["spec"]["output"]["formats"] = ["Merged", "Merged"]
     assert len(complaints(manifest)) == 4
 
 
-def test_files_of_this_machine_are_fine_locally() -> None:
+def test_local_files_are_valid_for_a_local_run() -> None:
     manifest = job_with("spec.model.uri", "file:///models/x")
     assert parse_job(manifest, local=True).spec.model.uri == "file:///models/x"
 
 
-def test_what_is_left_out_gets_the_documented_defaults() -> None:
+def test_omitted_fields_get_the_documented_defaults() -> None:
     spec = parse_job(job_with("spec.training.learningRate", 1e-4)).spec
     assert spec.method.full is not None
     assert spec.method.lora is None

@@ -1,4 +1,4 @@
-"""The CRD is what the API server takes, says what the models say, and is what lies in manifests/."""
+"""The CRD is valid for the API server, agrees with the models, and equals the file in manifests/."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +23,7 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
 SPEC_NODES = [(path, node) for path, node in nodes(SCHEMA) if path.startswith("spec")]
 
 
-def test_nothing_is_left_that_a_structural_schema_forbids() -> None:
+def test_the_schema_has_nothing_that_a_structural_schema_forbids() -> None:
     forbidden = {"$ref", "anyOf", "oneOf", "const", "title", "exclusiveMinimum", "prefixItems", "$defs"}
     assert [path for path, node in nodes(SCHEMA) if forbidden & node.keys()] == []
 
@@ -36,7 +36,7 @@ def test_every_node_has_a_type_and_every_field_a_description() -> None:
     assert [path for path in missing if not path.startswith(open_values)] == []
 
 
-def test_every_list_text_and_map_is_bounded_so_that_cel_has_a_budget() -> None:
+def test_every_list_text_and_map_is_bounded_to_limit_the_cost_of_cel() -> None:
     bounds = {"array": "maxItems", "string": "maxLength"}
     unbounded = [
         path
@@ -46,7 +46,7 @@ def test_every_list_text_and_map_is_bounded_so_that_cel_has_a_budget() -> None:
     assert unbounded == []
 
 
-def test_entries_of_lists_get_no_defaults_so_that_gitops_tools_see_what_was_written() -> None:
+def test_list_entries_have_no_defaults_so_that_gitops_tools_see_no_difference() -> None:
     assert [path for path, node in SPEC_NODES if "[]" in path and "default" in node] == []
 
 
@@ -58,7 +58,7 @@ def test_defaults_carry_no_nulls() -> None:
 
 
 @pytest.mark.parametrize("path", CEL_RULES)
-def test_every_cel_rule_stands_at_a_block_that_exists(path: str) -> None:
+def test_every_cel_rule_is_at_an_existing_block(path: str) -> None:
     found = dict(nodes(SCHEMA))[path]
     assert found["type"] == "object"
     assert found["x-kubernetes-validations"]

@@ -1,4 +1,4 @@
-"""What is taken for progress, or for the last message of a pod: nothing that status could not hold."""
+"""Only values that status can hold are accepted as progress or as the final message of a pod."""
 
 import json
 
@@ -24,7 +24,7 @@ HOSTILE = {
     "an endless wait": '{"stage":"train","eta_seconds":1e300}',
     "a huge integer": '{"stage":"train","step":' + "9" * 400 + "}",
     "an integer of 64 bits and more": '{"stage":"train","step":9223372036854775808}',
-    "a figure that is none": '{"stage":"train","evaluation":{"Loss":NaN}}',
+    "a metric that is NaN": '{"stage":"train","evaluation":{"Loss":NaN}}',
     "no time": '{"stage":"train","first_step_time":"yesterday"}',
     "a time without a zone": '{"stage":"train","first_step_time":"2026-01-01T12:00:00"}',
     "a time that is longer than status has room for": '{"stage":"train",'
@@ -35,19 +35,19 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_what_status_could_not_hold_is_no_progress_and_no_last_message(text: str) -> None:
+def test_values_that_status_cannot_hold_are_neither_progress_nor_a_final_message(text: str) -> None:
     assert Progress.decode(text.encode()) is None
     assert TerminationMessage.decode(f'{{"stage":"train","exit_code":70,"progress":{text or "x"}}}') is None
     assert TerminationMessage.decode(text) is None
 
 
-def test_an_answer_that_is_too_long_is_no_progress() -> None:
+def test_a_response_that_is_too_long_is_not_progress() -> None:
     text = Progress(stage="train", activity="a" * MAX_PROGRESS_BYTES).model_dump_json()
     assert Progress.decode(text.encode()) is None
 
 
-def test_what_a_trainer_says_is_read_as_it_was_meant() -> None:
-    said = Progress(
+def test_valid_messages_of_a_trainer_are_read() -> None:
+    output = Progress(
         stage="train",
         step=7,
         loss=2.5,
@@ -57,13 +57,13 @@ def test_what_a_trainer_says_is_read_as_it_was_meant() -> None:
         evaluation={Metric.PERPLEXITY: 1.79e308},
         warnings=("step 2 is damaged",),
     )
-    assert Progress.decode(said.model_dump_json().encode()) == said
-    message = TerminationMessage(stage="train", exit_code=70, error="x", progress=said)
+    assert Progress.decode(output.model_dump_json().encode()) == output
+    message = TerminationMessage(stage="train", exit_code=70, error="x", progress=output)
     assert TerminationMessage.decode(message.encode()) == message
 
 
-def test_deep_json_in_a_log_or_in_an_annotation_is_text() -> None:
-    """The end of a log stands for the message of a pod that has left none."""
+def test_deeply_nested_json_in_a_log_or_annotation_is_text() -> None:
+    """The end of a log is used for pods without a termination message."""
     deep = "[" * 4000
     judged = failure.classify_failure(make_stage(ended="Failed", pods=(make_pod(0, 1, raw_message=deep),)))
     assert judged.status.message.endswith(deep[:100])

@@ -1,4 +1,4 @@
-"""What the evaluate stage needs: (model, test split, spec) -> memory, GPUs, refusal before training."""
+"""Requirements of the evaluate stage: (model, test split, spec) -> memory, GPUs, error before training."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ BILLION = 1_000_000_000
         (BILLION // 2, 10_000, {"workers": {"gpusPerNode": 1}, "evaluation": {"baseline": False}}, 0),
     ],
 )
-def test_an_evaluation_asks_for_a_gpu_only_where_a_cpu_would_take_too_long(
+def test_an_evaluation_requests_a_gpu_only_if_a_cpu_would_take_too_long(
     parameters: int, test_tokens: int | None, spec: dict[str, Any], gpus: int
 ) -> None:
     job = parse_job(make_job(**{"training": {"globalBatchSize": 512}, **spec}))
@@ -47,7 +47,7 @@ def test_an_evaluation_asks_for_a_gpu_only_where_a_cpu_would_take_too_long(
         ("2Gi", Dtype.BFLOAT16, "memory must be at least 19Gi to evaluate a model of 8,000,000,000 parameters"),
     ],
 )
-def test_a_model_that_the_evaluate_pod_cannot_hold_is_refused_before_training(
+def test_a_model_that_does_not_fit_into_the_evaluate_pod_is_rejected_before_training(
     limit: str | None, dtype: Dtype, message: str
 ) -> None:
     resources = {} if limit is None else {"limits": {"memory": limit}}

@@ -1,4 +1,4 @@
-"""The JSON lines that operator and trainer log, and that the command line reads."""
+"""The JSON lines that operator and trainer write and the command line reads."""
 
 import json
 import logging
@@ -63,19 +63,19 @@ def test_a_record_is_one_line_of_json_with_the_named_keys(
     assert json.loads(line) == {**COMMON, **expected}
 
 
-def test_keys_come_in_one_order_with_the_time_first() -> None:
+def test_keys_are_in_a_fixed_order_with_the_time_first() -> None:
     keys = list(json.loads(JsonFormatter(fields=("job",), rank=1).format(record("text", job="topics"))))
     assert keys == ["time", "level", "rank", "logger", "message", "job"]
 
 
-def test_text_outside_ascii_stays_readable_and_half_a_surrogate_pair_is_escaped() -> None:
+def test_text_outside_ascii_is_readable_and_an_unpaired_surrogate_is_escaped() -> None:
     line = RANK.format(record("Größe \ud83d end"))
     assert "Größe \\ud83d end" in line
     assert line.encode()
     assert json.loads(line)["message"] == "Größe \ud83d end"
 
 
-def test_a_value_that_json_does_not_know_does_not_lose_the_line() -> None:
+def test_a_value_that_json_does_not_support_does_not_lose_the_line() -> None:
     fields = json.loads(OPERATOR.format(record("ended", job=object())))
     assert fields["job"].startswith("<object object")
 

@@ -1,4 +1,4 @@
-"""Addresses in object storage: other tools read them, and stored runs keep them."""
+"""Addresses in object storage are stable, because other tools and stored runs use them."""
 
 import re
 from pathlib import Path
@@ -47,5 +47,5 @@ def test_a_run_is_found_from_an_address_in_its_checkpoints(inside: str) -> None:
 
 
 @pytest.mark.parametrize("outside", ["/model", "/checkpoints/other/x", "/run.json"])
-def test_other_addresses_are_taken_as_they_are(outside: str) -> None:
+def test_other_addresses_are_unchanged(outside: str) -> None:
     assert RunLayout.containing(f"{RUN.uri}{outside}").uri == f"{RUN.uri}{outside}"

@@ -8,7 +8,7 @@ from factories import make_job
 from field_cases import field_cases
 from finetune_api.crd import crd
 from finetune_api.validation import InvalidJobError, parse_job
-from schema_check import objections
+from schema_check import schema_errors
 
 SCHEMA: dict[str, Any] = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
 CASES = list(field_cases())
@@ -22,17 +22,17 @@ def complaints(manifest: dict[str, Any]) -> list[str]:
     return []
 
 
-def test_every_field_gets_the_same_verdict_from_the_command_line_and_from_the_schema() -> None:
+def test_every_field_is_validated_the_same_by_the_command_line_and_the_schema() -> None:
     assert len({case.path for case in CASES}) > 100
     by_command = {str(case): not complaints(case.manifest) for case in CASES}
-    by_schema = {str(case): not list(objections(SCHEMA, case.manifest["spec"])) for case in CASES}
-    right = {str(case): case.is_right for case in CASES}
+    by_schema = {str(case): not list(schema_errors(SCHEMA, case.manifest["spec"])) for case in CASES}
+    right = {str(case): case.is_valid for case in CASES}
     assert by_command == right
     assert by_schema == right
 
 
-def test_a_complaint_names_the_field_and_what_to_write() -> None:
-    wrong = {str(case): complaints(case.manifest) for case in CASES if not case.is_right}
+def test_an_error_has_the_field_and_the_fix() -> None:
+    wrong = {str(case): complaints(case.manifest) for case in CASES if not case.is_valid}
     assert {name: found for name, found in wrong.items() if not any(_is_helpful(line) for line in found)} == {}
 
 
@@ -49,8 +49,8 @@ def _is_helpful(line: str) -> bool:
         {"workers": {"resources": {"limits": {"cpu": ".5", "memory": "1e9"}}}},
     ],
 )
-def test_what_kubectl_would_write_otherwise_is_fine_here_too(spec: dict[str, Any]) -> None:
-    """kubectl writes 3.0 as 3, and the API server drops a field that is null."""
+def test_values_that_kubectl_would_normalize_are_valid_here_too(spec: dict[str, Any]) -> None:
+    """kubectl writes 3.0 as 3, and the API server drops null fields."""
     assert complaints(make_job(**spec)) == []
 
 

@@ -19,7 +19,7 @@ def changed_scopes(before: Spec, after: Spec) -> set[Scope]:
 
 
 def test_every_leaf_of_the_spec_has_a_scope_and_the_entries_of_a_list_have_one() -> None:
-    assert len(scopes()) > 80, "the walk has to reach every block"
+    assert len(scopes()) > 80, "the walk must reach every block"
     by_list: dict[str, set[Scope]] = {}
     for path, scope in scopes().items():
         if "[]" in path:
@@ -60,7 +60,7 @@ CHANGES: list[tuple[dict[str, Any], set[Scope]]] = [
 
 
 @pytest.mark.parametrize(("change", "expected"), CHANGES, ids=[str(change) for change, _ in CHANGES])
-def test_a_change_changes_the_hash_of_its_scope_alone(change: dict[str, Any], expected: set[Scope]) -> None:
+def test_a_change_affects_only_the_hash_of_its_scope(change: dict[str, Any], expected: set[Scope]) -> None:
     assert changed_scopes(spec_of(), spec_of(**change)) == expected
 
 
@@ -79,7 +79,7 @@ SPELLED_OUT: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("before", "after"), SPELLED_OUT, ids=[str(after) for _, after in SPELLED_OUT])
-def test_a_default_that_is_spelled_out_changes_nothing(before: dict[str, Any], after: dict[str, Any]) -> None:
+def test_spelling_out_a_default_changes_nothing(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert changed_scopes(spec_of(**before), spec_of(**after)) == set()
 
 
@@ -91,5 +91,5 @@ def test_a_default_that_is_spelled_out_changes_nothing(before: dict[str, Any], a
         ({"method": {"lora": {"rank": 4}}}, {"method": {"lora": {"rank": 4, "alpha": 4}}}),
     ],
 )
-def test_a_value_that_only_looks_like_a_default_is_a_change(before: dict[str, Any], after: dict[str, Any]) -> None:
+def test_a_value_that_only_resembles_a_default_is_a_change(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert changed_scopes(spec_of(**before), spec_of(**after)) != set()

@@ -1,4 +1,4 @@
-"""Values of environment variables and credentials in addresses: where they are needed, and nowhere else."""
+"""Values of environment variables and credentials in addresses appear only where they are needed."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def children(**spec: Any) -> dict[str, Any]:
     return {manifest["kind"]: manifest for manifest in render_stage(config, OperatorSettings())}
 
 
-def test_the_config_map_holds_names_and_references_of_variables_but_no_values() -> None:
+def test_the_config_map_has_names_and_references_of_variables_but_no_values() -> None:
     text = children(workers={"env": ENV})["ConfigMap"]["data"][constants.CONFIG_KEY]
     assert SECRET not in text
     env = json.loads(text)["spec"]["workers"]["env"]
@@ -48,7 +48,7 @@ def test_the_config_map_holds_names_and_references_of_variables_but_no_values() 
     TrainerConfig.model_validate_json(text)
 
 
-def test_a_variable_reaches_the_pod_as_it_was_written() -> None:
+def test_a_variable_reaches_the_pod_unchanged() -> None:
     manifests = children(workers={"env": ENV})
     container = manifests["Job"]["spec"]["template"]["spec"]["containers"][0]
     assert container["env"][-4:] == [*ENV[:3], {"name": "EMPTY", "value": ""}]
@@ -62,18 +62,18 @@ def test_the_report_shows_no_values() -> None:
 
 
 class Bucket:
-    """What was put into storage."""
+    """Records the stored objects."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
 
     def put(self, uri: str, content: bytes, *, content_type: str) -> None:
-        """As `ObjectStore.put` of a whole object."""
+        """Like `ObjectStore.put`."""
         self.objects[uri] = content
 
 
-def test_the_record_of_a_run_in_storage_holds_no_values() -> None:
-    """A local run knows them: its configuration need not have been through a ConfigMap."""
+def test_the_stored_record_of_a_run_has_no_values() -> None:
+    """A local run has the values, because its configuration need not go through a ConfigMap."""
     job = parse_job(make_job(workers={"env": ENV}))
     config = stage_config(job, 1, Stage.PREPARE, 1, StorageSettings()).model_copy(update={"spec": job.spec})
     assert SECRET in config.model_dump_json()
@@ -116,7 +116,7 @@ def test_a_message_about_a_wrong_variable_does_not_show_its_value(env: Any) -> N
         ("s3://bucket/a:b@c", "s3://bucket/a:b@c"),
         ("file:///data/me@site/x", "file:///data/me@site/x"),
         ("mail me@example.com", "mail me@example.com"),
-        pytest.param("a." * 500_000, "a." * 500_000, id="a megabyte that looks like the beginning of an address"),
+        pytest.param("a." * 500_000, "a." * 500_000, id="a megabyte that resembles the beginning of an address"),
     ],
 )
 def test_credentials_in_addresses_are_hidden(text: str, shown: str) -> None:
@@ -135,13 +135,13 @@ ADDRESS = f"https://user:{SECRET}@s3.example.com"
         {"output": {"uri": ADDRESS}},
     ],
 )
-def test_an_address_with_a_password_is_refused_without_showing_it(spec: dict[str, Any]) -> None:
+def test_an_address_with_a_password_is_rejected_without_showing_it(spec: dict[str, Any]) -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job(make_job(**spec))
     assert SECRET not in str(caught.value)
 
 
-def test_commands_refuse_an_endpoint_with_a_password(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_reject_an_endpoint_with_a_password(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exception, match="must not contain a user name or password") as caught:
         endpoint_settings(ADDRESS)
     with pytest.raises(SystemExit):
@@ -149,7 +149,7 @@ def test_commands_refuse_an_endpoint_with_a_password(capsys: pytest.CaptureFixtu
     assert SECRET not in str(caught.value) + capsys.readouterr().err
 
 
-def test_a_local_run_refuses_a_reference_to_a_secret_and_says_what_to_set(tmp_path: Path) -> None:
+def test_a_local_run_rejects_a_reference_to_a_secret_and_states_the_alternative(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(dump_all([make_job(workers={"env": ENV})]))
     file = read_job_file(path)

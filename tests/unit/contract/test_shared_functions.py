@@ -1,4 +1,4 @@
-"""What operator, trainer and command line share besides the contract: times, back-off, files."""
+"""Functions shared by operator, trainer and command line in addition to the API: times, back-off, files."""
 
 import stat
 from datetime import UTC, datetime, timedelta
@@ -35,11 +35,11 @@ def test_a_wait_doubles_up_to_the_longest(failures, seconds):
     assert backoff_seconds(failures, 0.5, 60.0) == seconds
 
 
-def test_a_first_wait_above_the_longest_is_cut():
+def test_a_first_delay_above_the_maximum_is_limited():
     assert backoff_seconds(0, 5.0, 2.0) == 2.0
 
 
-def test_a_file_is_replaced_for_its_owner_alone_and_nothing_is_left(tmp_path: Path):
+def test_a_file_is_replaced_with_owner_permissions_and_without_remains(tmp_path: Path):
     path = tmp_path / "object.json"
     path.write_text("old")
     path.chmod(0o644)
@@ -50,7 +50,7 @@ def test_a_file_is_replaced_for_its_owner_alone_and_nothing_is_left(tmp_path: Pa
 
 
 @pytest.mark.parametrize("text", ["half a pair \ud83d", 5])
-def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Path, text):
+def test_a_failed_write_keeps_the_old_content_without_remains(tmp_path: Path, text):
     path = tmp_path / "object.json"
     path.write_text("old")
     with pytest.raises((UnicodeError, TypeError)):

@@ -1,4 +1,4 @@
-"""The support table refuses what its rows do not have: in a spec, in CEL and on the page, also for new rows."""
+"""The support table rejects what its rows exclude: in a spec, in CEL and on the page, also for new rows."""
 
 import ast
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from finetune_api.validation import InvalidJobError, parse_job
 
 
 class Prefix(MethodBlock):
-    """A method that is trained by few stages, cannot be merged and does not recompute activations."""
+    """A method that supports few stages, cannot be merged and does not recompute activations."""
 
     support: ClassVar[MethodSupport] = MethodSupport(
         formats=(ArtifactFormat.ADAPTER,),
@@ -43,13 +43,13 @@ class Prefix(MethodBlock):
 
 
 class MoreMethods(Method):
-    """What the API has when one more field is added."""
+    """The API with an additional field."""
 
     prefix_tokens: Prefix | None = None
 
 
 class MoreSpec(Spec):
-    """A spec with it."""
+    """A spec with that field."""
 
     method: MoreMethods
 
@@ -129,7 +129,7 @@ TEXT = {"data": {"format": "Text"}}
         ),
     ],
 )
-def test_rows_for_a_new_method_and_a_new_task_accept_and_refuse(change: dict[str, Any], refusals: list[str]) -> None:
+def test_rows_for_a_new_method_and_a_new_task_accept_and_reject(change: dict[str, Any], refusals: list[str]) -> None:
     assert [f"{path} {message}" for path, message in MORE.refusals(spec_with(**change))] == refusals
 
 
@@ -157,7 +157,7 @@ def test_every_rule_of_the_table_is_in_the_crd() -> None:
     assert set(SUPPORT.cel_rules()) <= set(CEL_RULES["spec"])
 
 
-def test_every_restriction_is_reported_for_every_value_that_it_refuses() -> None:
+def test_every_restriction_is_reported_for_every_rejected_value() -> None:
     for restriction in SUPPORT.restrictions():
         for value in restriction.refused:
             assert f"{value}" in restriction.requirement(value) or value == "prompts", restriction.path
@@ -165,7 +165,7 @@ def test_every_restriction_is_reported_for_every_value_that_it_refuses() -> None
 
 @pytest.mark.parametrize("offload", Offload)
 @pytest.mark.parametrize("dtype", Dtype)
-def test_every_offloading_in_every_type_has_a_stage_that_can_be_trained(offload: Offload, dtype: Dtype) -> None:
+def test_every_offload_with_every_type_has_a_supported_stage(offload: Offload, dtype: Dtype) -> None:
     stages = SUPPORT.zero_stages("full", offload, dtype)
     assert stages == ZERO_STAGES[lowest_zero_stage(offload, dtype) :]
 
@@ -228,7 +228,7 @@ def test_the_rule_of_exactly_one_method_follows_the_fields(method: dict[str, Any
         ),
     ],
 )
-def test_an_unknown_method_or_task_is_refused_with_those_that_are_known(change: dict[str, Any], message: str) -> None:
+def test_an_unknown_method_or_task_is_rejected_with_the_known_ones(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidJobError) as error:
         parse_job(make_job(**change))
     assert message in [str(violation) for violation in error.value.violations]

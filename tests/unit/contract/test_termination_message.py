@@ -1,4 +1,4 @@
-"""The termination message fits Kubernetes' 4 KiB whatever is in it, and keeps what the operator decides by."""
+"""The termination message always fits into Kubernetes' 4 KiB, and keeps what the operator's decisions need."""
 
 import json
 
@@ -39,7 +39,7 @@ TOO_MUCH = {
     "long log lines": {"exit_code": 70, "last_lines": ("😀" * 4000,) * 20},
     "long warnings": {"exit_code": 70, "progress": progress(warnings=("w" * 900,) * 16)},
     "a long activity": {"exit_code": 70, "progress": progress(activity="reading " + "f" * 9000)},
-    "a long remark on checkpoints": {"progress": progress(checkpoint_late="late " * 2000, resumed_from="r" * 9000)},
+    "a long note on checkpoints": {"progress": progress(checkpoint_late="late " * 2000, resumed_from="r" * 9000)},
     "many phases": {"progress": progress(phase_seconds={f"phase {index}": 1.0 for index in range(900)})},
     "long addresses": {
         "trained": TrainResult(model_uri=LONG_URI, digest="d" * 64, final_step=9),
@@ -72,7 +72,7 @@ def test_every_message_fits_and_can_be_read_again(fields):
 
 @pytest.mark.parametrize("name", [name for name, fields in TOO_MUCH.items() if "progress" in fields])
 def test_a_shortened_message_keeps_step_and_checkpoint(name):
-    """By the checkpoint the operator decides whether an attempt made progress."""
+    """The operator uses the checkpoint to decide whether an attempt made progress."""
     read = TerminationMessage.decode(
         TerminationMessage(stage="train", exit_code=0).model_copy(update=TOO_MUCH[name]).encode()
     )
@@ -82,14 +82,14 @@ def test_a_shortened_message_keeps_step_and_checkpoint(name):
 
 
 @pytest.mark.parametrize("name", [name for name, fields in TOO_MUCH.items() if "prepared" in fields])
-def test_a_shortened_message_keeps_all_choices_of_prepare_but_labels_and_notes(name):
+def test_a_shortened_message_keeps_all_results_of_prepare_except_labels_and_notes(name):
     message = TerminationMessage(stage="prepare", exit_code=0).model_copy(update=TOO_MUCH[name])
     read = TerminationMessage.decode(message.encode())
     assert read is not None
     assert read.prepared == message.prepared.model_copy(update={"labels": (), "notes": read.prepared.notes})
 
 
-def test_labels_stay_in_storage_also_where_they_would_fit():
+def test_labels_are_only_in_storage_even_if_they_would_fit():
     text = TerminationMessage(stage="prepare", exit_code=0, prepared=prepared(labels=("a", "b"))).encode()
     assert "labels" not in json.loads(text)["prepared"]
 
@@ -114,5 +114,5 @@ def test_a_long_error_keeps_its_beginning_and_its_end():
     ],
     ids=["none", "each once", "cut", "once although cut", "the last sixteen"],
 )
-def test_warnings_stay_few_and_short(kept, new, merged):
+def test_warnings_are_limited_in_number_and_length(kept, new, merged):
     assert merged_warnings(kept, new) == merged

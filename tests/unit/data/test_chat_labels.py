@@ -1,4 +1,4 @@
-"""What carries loss, read back: the labels are decoded and compared with what the assistant said."""
+"""Which tokens carry loss: labels are decoded and compared with what the assistant wrote."""
 
 import pytest
 from tokenizers.pre_tokenizers import PreTokenizer
@@ -25,7 +25,7 @@ TEMPLATES = {
     "marked": (tiny_models.MARKED, "<|im_end|>", ""),
     "drops-reasoning": (tiny_models.DROPS_REASONING, "<|im_end|>", ""),
 }
-"""Template, the token that ends a turn, and what stands between the prompt and the answer."""
+"""Template, the token that ends a turn, and the text between the prompt and the answer."""
 
 
 def data(data_format: DataFormat) -> Data:
@@ -38,7 +38,7 @@ def chat_formatter(template: str) -> tuple[Formatter, object]:
 
 
 def learnt(formatter: Formatter, tokenizer, record: dict, max_length: int = 512) -> list[str]:
-    """The stretches of tokens that carry loss, decoded."""
+    """The runs of tokens that carry loss, decoded."""
     example = formatter(record, PLACE)
     rows, _ = tokenised([example], tokenizer, Task.CAUSAL_LM, max_length=max_length)
     ((tokens, loss),) = rows
@@ -53,7 +53,7 @@ def learnt(formatter: Formatter, tokenizer, record: dict, max_length: int = 512)
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("system", [False, True], ids=["", "system"])
-def test_loss_falls_on_every_answer_and_its_end_token_and_on_nothing_else(name, system):
+def test_only_answers_and_their_end_tokens_carry_loss(name, system):
     template, end, gap = TEMPLATES[name]
     formatter, tokenizer = chat_formatter(template)
     messages = [*([SYSTEM] if system else []), USER, ANSWER, *MORE]
@@ -64,7 +64,7 @@ def test_loss_falls_on_every_answer_and_its_end_token_and_on_nothing_else(name, 
     ]
 
 
-def test_a_tool_call_is_learnt_and_the_tools_answer_is_not():
+def test_a_tool_call_carries_loss_but_the_tools_result_does_not():
     formatter, tokenizer = chat_formatter(tiny_models.CALLS_TOOLS)
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
     asks = {"role": "assistant", "content": None, "tool_calls": [call]}
@@ -75,7 +75,7 @@ def test_a_tool_call_is_learnt_and_the_tools_answer_is_not():
     ]
 
 
-def test_an_instruction_speaks_through_the_chat_template_where_there_is_one():
+def test_an_instruction_is_rendered_with_the_chat_template_if_there_is_one():
     tokenizer = tiny_models.tiny_tokenizer(tiny_models.CHATML)
     formatter = make_formatter(DataFormat.INSTRUCTION, data(DataFormat.INSTRUCTION), tokenizer, "s3://bucket/model")
     record = {"instruction": "Add", "input": "2 2", "output": "4"}
@@ -92,7 +92,7 @@ def test_an_instruction_without_a_template_ends_with_the_end_token(adds_bos):
     assert learnt(formatter, tokenizer, record) == ["so be it</s>"]
 
 
-def test_a_text_is_tokenised_as_the_tokenizer_would_do_it_itself():
+def test_a_text_is_tokenised_as_by_the_tokenizer_itself():
     tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
     formatter = make_formatter(DataFormat.TEXT, data(DataFormat.TEXT), tokenizer, "s3://bucket/model")
     example = formatter({"text": "the quick fox"}, PLACE)
@@ -101,25 +101,25 @@ def test_a_text_is_tokenised_as_the_tokenizer_would_do_it_itself():
     assert loss.all()
 
 
-def test_a_chat_for_a_model_without_template_is_refused():
+def test_a_chat_is_rejected_for_a_model_without_a_template():
     with pytest.raises(ModelUnusableError, match="hf://x/y has no chat template"):
         make_formatter(DataFormat.CHAT, data(DataFormat.CHAT), tiny_models.tiny_tokenizer(), "hf://x/y")
 
 
-def test_a_template_that_hides_the_answer_is_refused_with_the_way_out():
+def test_a_template_that_hides_the_answer_is_rejected_with_the_fix():
     formatter, _ = chat_formatter(tiny_models.SHOUTS)
     with pytest.raises(RecordProblem, match="cannot be located in the output") as caught:
         formatter({"messages": [USER, ANSWER, *MORE]}, PLACE)
     assert "{% generation %}" in caught.value.remedy
 
 
-def test_what_a_template_refuses_is_a_finding_about_the_record():
+def test_a_record_that_a_template_rejects_is_a_bad_record():
     formatter, _ = chat_formatter("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(RecordProblem, match="roles must alternate"):
         formatter({"messages": [USER, ANSWER]}, PLACE)
 
 
-def test_a_system_message_is_folded_where_the_template_has_no_such_role():
+def test_a_system_message_is_merged_if_the_template_has_no_such_role():
     renderer = renderer_of(tiny_models.tiny_tokenizer(tiny_models.GEMMA))
     assert renderer is not None
     text, _ = renderer([SYSTEM, USER, ANSWER])
@@ -127,7 +127,7 @@ def test_a_system_message_is_folded_where_the_template_has_no_such_role():
     assert (renderer.folds_system, renderer.folded) == (True, 1)
 
 
-def test_rows_whose_answer_lies_beyond_the_maximum_length_are_left_out_and_counted():
+def test_rows_whose_answer_is_beyond_the_maximum_length_are_dropped_and_counted():
     formatter, tokenizer = chat_formatter(tiny_models.CHATML)
     long = {"messages": [USER | {"content": "why? " * 50}, ANSWER]}
     short = {"messages": [USER, ANSWER]}
@@ -138,7 +138,7 @@ def test_rows_whose_answer_lies_beyond_the_maximum_length_are_left_out_and_count
     assert counts.tokens == counts.dropped_tokens + len(rows[0][0])
 
 
-def test_a_classified_text_is_cut_to_the_maximum_length_with_its_special_tokens():
+def test_a_classified_text_is_truncated_to_the_maximum_length_with_its_special_tokens():
     tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
     formatter = Formatter(DataFormat.CLASSIFICATION, Columns())
     examples = [formatter({"text": "very " * 30, "label": "b"}, PLACE), formatter({"text": "so", "label": "a"}, PLACE)]
@@ -160,7 +160,7 @@ def text_rows(texts: list[str], max_length: int) -> tuple[list[tuple], Tokenised
 
 
 @pytest.mark.parametrize("words", [1, 6, 7, 8, 13, 14, 15, 16, 60])
-def test_a_long_text_is_divided_into_rows_that_hold_all_of_its_tokens(words):
+def test_a_long_text_is_split_into_rows_with_all_of_its_tokens(words):
     text = "very " * words
     rows, counts, tokenizer = text_rows([text], 8)
     tokens = [token for row, _ in rows for token in row.tolist()]
@@ -171,7 +171,7 @@ def test_a_long_text_is_divided_into_rows_that_hold_all_of_its_tokens(words):
     assert (counts.documents, counts.divided) == (1, int(len(rows) > 1))
 
 
-def test_the_rows_of_divided_texts_follow_each_other_in_the_order_of_the_texts(monkeypatch):
+def test_the_rows_of_split_texts_are_in_the_order_of_the_texts(monkeypatch):
     monkeypatch.setattr("finetune_trainer.data.tokenise.BATCH_CHARACTERS", 50)
     rows, counts, tokenizer = text_rows(["the quick " * 9, "so", "a good film " * 7], 16)
     starts = [index for index, (row, _) in enumerate(rows) if row[0] == tokenizer.bos_token_id]
@@ -194,7 +194,7 @@ def test_a_token_carries_loss_when_it_ends_within_a_span(offsets, expected):
     assert loss_flags(offsets, [(4, 9)]).astype(int).tolist() == expected
 
 
-def test_a_tokenizer_with_parts_written_in_python_stays_in_its_process():
+def test_a_tokenizer_with_parts_written_in_python_is_not_picklable():
     class Spaces:
         def pre_tokenize(self, text):
             text.split(" ", "removed")

@@ -1,4 +1,4 @@
-"""Every message of a conversation is accounted for: its text is in the tokens, with loss or without, or is refused."""
+"""Every message of a conversation is accounted for: its text is in the tokens, with or without loss, or is rejected."""
 
 import json
 
@@ -42,7 +42,7 @@ def formatter_of(template, data_format=DataFormat.CHAT, **tokenizer):
 
 
 def learnt(formatter, tokenizer, record, place=PLACE):
-    """The whole text, and the stretches of it that carry loss."""
+    """The complete text, and the parts of it that carry loss."""
     rows, _ = tokenised([formatter(record, place)], tokenizer, Task.CAUSAL_LM, max_length=512)
     ((tokens, loss),) = rows
     stretches: list[list[int]] = []
@@ -96,7 +96,7 @@ def test_a_tool_call_before_a_later_question_carries_loss_to_its_end():
     ]
 
 
-def test_the_reasoning_of_every_turn_carries_loss_where_the_template_writes_it():
+def test_the_reasoning_of_every_turn_carries_loss_if_the_template_writes_it():
     formatter, tokenizer = formatter_of(tiny_models.REASONS)
     record = {"messages": [{"role": "user", "content": "2+2?"}, thought("two and two", "4"), USER, thought("hm", "5")]}
     _, spans = learnt(formatter, tokenizer, record)
@@ -120,7 +120,7 @@ def test_an_earlier_answer_without_its_reasoning_carries_no_loss_and_a_note_coun
     assert note.startswith("1 assistant turns carry no loss: the chat template omits their reasoning")
 
 
-def test_a_conversation_whose_only_answer_lost_its_reasoning_is_a_bad_record():
+def test_a_conversation_whose_only_answer_loses_its_reasoning_is_a_bad_record():
     formatter, _ = formatter_of(tiny_models.QWEN3)
     with pytest.raises(RecordProblem, match="omits the reasoning of every answer"):
         formatter({"messages": [USER, thought("who?", "Me"), USER]}, PLACE)
@@ -134,7 +134,7 @@ def test_a_template_without_reasoning_trains_on_the_answers_and_a_note_counts_th
     assert note.startswith("the chat template omits the reasoning of 1 assistant turns")
 
 
-def test_reasoning_outside_of_the_marks_of_a_template_is_counted_in_a_note():
+def test_reasoning_outside_of_generation_marks_is_counted_in_a_note():
     template = tiny_models.REASONS.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
     formatter, tokenizer = formatter_of(template)
     _, spans = learnt(formatter, tokenizer, {"messages": [thought("who?", "Me")]})
@@ -143,7 +143,7 @@ def test_reasoning_outside_of_the_marks_of_a_template_is_counted_in_a_note():
 
 
 def marked(before="", content="{{ m.content }}", between="", calls="{{ CALLS }}", end="<|im_end|>"):
-    """A template whose marks are written in the parts of an assistant turn."""
+    """A template with marks in the parts of an assistant turn."""
     written = "{% for call in m.tool_calls or [] %}<call>{{ call.function.name }}</call>{% endfor %}"
     turn = before + content + between + calls.replace("{{ CALLS }}", written) + end
     return (
@@ -174,7 +174,7 @@ MORE = [{"role": "user", "content": "And now?"}, {"role": "assistant", "content"
     ],
     ids=["calls", "between", "no end token", "front", "end tokens", "all", "spaces", "white space", "two marks"],
 )
-def test_turns_with_text_outside_of_the_marks_of_a_template_are_counted_in_a_note(template, first, outside):
+def test_turns_with_text_outside_of_generation_marks_are_counted_in_a_note(template, first, outside):
     formatter, tokenizer = formatter_of(template)
     asks = {"role": "assistant", "content": "Wait."} | ({"tool_calls": [CALL]} if "call.function" in template else {})
     record = {"messages": [USER, asks, USER, ANSWER, *MORE]}
@@ -203,7 +203,7 @@ def test_reasoning_that_the_generation_prompt_opens_carries_loss_from_there():
     assert spans == ["who?</think>Me<|im_end|>"]
 
 
-def test_a_system_prompt_that_the_template_leaves_out_is_folded_with_a_note():
+def test_a_system_prompt_that_the_template_omits_is_merged_with_a_note():
     formatter, tokenizer = formatter_of(tiny_models.USER_AND_ASSISTANT)
     text, spans = learnt(formatter, tokenizer, {"messages": [SYSTEM, USER, ANSWER]})
     assert "<|im_start|>user\nAnswer in French.\n\nHi<|im_end|>" in text
@@ -213,7 +213,7 @@ def test_a_system_prompt_that_the_template_leaves_out_is_folded_with_a_note():
     )
 
 
-def test_a_developer_message_takes_the_place_of_a_system_message():
+def test_a_developer_message_replaces_a_system_message():
     formatter, tokenizer = formatter_of(tiny_models.QWEN3)
     text, _ = learnt(formatter, tokenizer, {"messages": [SYSTEM | {"role": "developer"}, USER, ANSWER]})
     assert text.startswith("<|im_start|>system\nAnswer in French.")
@@ -227,7 +227,7 @@ def test_a_developer_message_takes_the_place_of_a_system_message():
         ([USER, ASKS | {"content": "Wait."}, USER, ANSWER], "tool call 1 of message 2 (assistant)"),
     ],
 )
-def test_a_message_that_the_template_leaves_out_is_a_bad_record(messages, lost):
+def test_a_message_that_the_template_omits_is_a_bad_record(messages, lost):
     formatter, _ = formatter_of(tiny_models.USER_AND_ASSISTANT)
     with pytest.raises(RecordProblem, match="chat template omits") as caught:
         formatter({"messages": messages}, PLACE)
@@ -260,7 +260,7 @@ def test_documents_and_template_arguments_reach_the_template():
     assert learnt(formatter, tokenizer, record)[0].startswith("facts|calm<|im_start|>")
 
 
-def test_what_the_template_does_not_use_is_counted_in_a_note():
+def test_unused_template_variables_are_counted_in_a_note():
     formatter, _ = formatter_of(tiny_models.CHATML)
     record = {"messages": [USER, ANSWER], "tools": [WEATHER], "chat_template_kwargs": {"enable_thnking": False}}
     formatter(record, PLACE)
@@ -282,7 +282,7 @@ def test_what_the_template_does_not_use_is_counted_in_a_note():
         ({"image_url": "a.png"}, "column 'image_url'"),
     ],
 )
-def test_columns_that_cannot_be_used_are_bad_records(more, expected):
+def test_unusable_columns_are_bad_records(more, expected):
     formatter, _ = formatter_of(tiny_models.CHATML)
     with pytest.raises(RecordProblem) as caught:
         formatter({"messages": [USER, ANSWER]} | more, PLACE)
@@ -300,14 +300,14 @@ def test_an_instruction_about_an_image_is_a_bad_record(template, column):
     assert "A cat" in formatter(record | {column: [], "id": 7}, PLACE).text
 
 
-def test_a_prompt_may_stand_in_a_column_that_is_named_as_images_are():
+def test_a_prompt_may_be_in_a_column_with_the_name_of_an_image_column():
     data = Data(train=(Source(uri="s3://bucket/a.jsonl"),), columns={"prompt": "image", "completion": "output"})
     formatter = make_formatter(DataFormat.INSTRUCTION, data, tiny_models.tiny_tokenizer(), "s3://bucket/model")
     assert formatter({"image": "A cat on a mat", "output": "cat"}, PLACE).text == "A cat on a mat\n\ncat</s>"
 
 
 @pytest.mark.parametrize("key", MEDIA_COLUMNS)
-def test_a_message_with_an_image_beside_its_content_is_a_bad_record(key):
+def test_a_message_with_an_image_next_to_its_content_is_a_bad_record(key):
     formatter, _ = formatter_of(tiny_models.CHATML)
     with pytest.raises(RecordProblem, match=f"message 1 has '{key}'") as caught:
         formatter({"messages": [USER | {key: {"url": "a.png"}}, ANSWER]}, PLACE)
@@ -317,7 +317,7 @@ def test_a_message_with_an_image_beside_its_content_is_a_bad_record(key):
 
 @pytest.mark.parametrize("name", ["tojson", "text"])
 @pytest.mark.parametrize("arguments", [{"a": 2}, '{"a": 2}'], ids=["object", "JSON text"])
-def test_the_arguments_of_a_call_are_written_once_quoted(name, arguments):
+def test_the_arguments_of_a_call_are_not_quoted_twice(name, arguments):
     template = tiny_models.CALLS_TOOLS
     if name == "text":
         template = template.replace("(call.function.arguments | tojson)", "call.function.arguments")
@@ -328,7 +328,7 @@ def test_the_arguments_of_a_call_are_written_once_quoted(name, arguments):
     ]
 
 
-def test_arguments_that_are_no_json_are_a_bad_record():
+def test_arguments_that_are_not_json_are_a_bad_record():
     formatter, _ = formatter_of(tiny_models.CALLS_TOOLS)
     asks = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": '{"a": '}}]}
     with pytest.raises(RecordProblem, match="arguments of tool call 1 of message 2"):
@@ -346,7 +346,7 @@ def test_a_call_without_arguments_has_an_empty_object(arguments):
     ("arguments", "named"),
     [("[1, 2]", "[1, 2]"), ('"{}"', "'{}'"), ('""', "''"), ("7", "7"), ("true", "True"), ([1, 2], "[1, 2]"), (7, "7")],
 )
-def test_arguments_that_are_no_object_are_a_bad_record(arguments, named):
+def test_arguments_that_are_not_an_object_are_a_bad_record(arguments, named):
     formatter, _ = formatter_of(tiny_models.CALLS_TOOLS)
     asks = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": arguments}}]}
     with pytest.raises(RecordProblem) as caught:
@@ -355,7 +355,7 @@ def test_arguments_that_are_no_object_are_a_bad_record(arguments, named):
     assert "an object" in caught.value.remedy
 
 
-def test_the_plain_text_that_a_tool_takes_is_no_json():
+def test_the_plain_text_input_of_a_tool_is_not_json():
     formatter, tokenizer = formatter_of(tiny_models.CALLS_TOOLS)
     asks = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "run", "arguments": "[ -f a ]"}}]}
     assert '<tool_call>run "[ -f a ]"</tool_call>' in learnt(formatter, tokenizer, {"messages": [USER, asks]})[0]
@@ -383,7 +383,7 @@ def test_a_parquet_row_has_no_nulls_of_other_rows_in_its_calls():
         7,
     ],
 )
-def test_parts_that_are_no_text_are_a_bad_record(part):
+def test_parts_that_are_not_text_are_a_bad_record(part):
     formatter, _ = formatter_of(tiny_models.CHATML)
     user = {"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}
     with pytest.raises(RecordProblem, match="message 1 has a part") as caught:
@@ -391,7 +391,7 @@ def test_parts_that_are_no_text_are_a_bad_record(part):
     assert caught.value.rule == "not text"
 
 
-def test_parts_of_text_are_joined():
+def test_text_parts_are_joined():
     formatter, tokenizer = formatter_of(tiny_models.CHATML)
     parts = [{"type": "text", "text": "One, ", "image": None}, {"type": "input_text", "text": "two"}, "."]
     assert (
@@ -409,20 +409,20 @@ def test_parts_of_text_are_joined():
         ("<s>Hi", "<s>Hi</s>"),
     ],
 )
-def test_a_text_has_its_begin_and_end_token_once(text, expected):
+def test_a_text_has_begin_and_end_token_once(text, expected):
     formatter, tokenizer = formatter_of(None, DataFormat.TEXT, adds_bos=True)
     example = formatter({"text": text}, PLACE)
     assert example.text == expected
     assert tokenizer.convert_tokens_to_ids("<s>") in tokenizer(example.text, add_special_tokens=False).input_ids
 
 
-def test_a_text_that_a_chat_template_rendered_ends_with_one_end_token():
+def test_a_text_rendered_by_a_chat_template_ends_with_one_end_token():
     formatter, _ = formatter_of(tiny_models.SMOLLM2, DataFormat.TEXT, eos="<|im_end|>")
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nSalut<|im_end|>"
     assert formatter({"text": text + "\n"}, PLACE).text == text
 
 
-def test_a_template_for_tools_renders_the_records_that_have_tools():
+def test_a_template_for_tools_renders_the_records_with_tools():
     with_tools = "{{ tools | tojson }}" + tiny_models.CHATML
     formatter, tokenizer = formatter_of({"default": tiny_models.CHATML, "tool_use": with_tools})
     assert learnt(formatter, tokenizer, {"messages": [USER, ANSWER], "tools": [WEATHER]})[0].startswith('[{"type"')
@@ -432,28 +432,28 @@ def test_a_template_for_tools_renders_the_records_that_have_tools():
 
 @pytest.mark.parametrize("prompt", ["Hi", "<s>Hi"])
 @pytest.mark.parametrize("completion", ["Salut", "Salut</s>", "<s>Salut</s>", " <s>Salut</s></s>\n"])
-def test_an_instruction_without_a_template_has_its_tokens_once(prompt, completion):
+def test_an_instruction_without_a_template_has_its_special_tokens_once(prompt, completion):
     formatter, tokenizer = formatter_of(None, DataFormat.INSTRUCTION, adds_bos=True)
     text, spans = learnt(formatter, tokenizer, {"prompt": prompt, "completion": completion})
     assert text == "<s>Hi\n\nSalut</s>"
     assert spans == ["Salut</s>"]
 
 
-def test_the_input_of_an_instruction_does_not_begin_again():
+def test_the_input_of_an_instruction_has_no_begin_token():
     formatter, _ = formatter_of(None, DataFormat.INSTRUCTION, adds_bos=True)
     record = {"prompt": "<s>Translate", "input": "<s>Hi", "completion": "Salut"}
     assert formatter(record, PLACE).text == "<s>Translate\n\nHi\n\nSalut</s>"
 
 
 @pytest.mark.parametrize("completion", ["<s>", "</s>", " <s> </s>\n"])
-def test_a_completion_of_begin_and_end_tokens_alone_is_empty(completion):
+def test_a_completion_of_only_begin_and_end_tokens_is_empty(completion):
     formatter, _ = formatter_of(None, DataFormat.INSTRUCTION, adds_bos=True)
     with pytest.raises(RecordProblem, match="column 'completion' is empty"):
         formatter({"prompt": "Hi", "completion": completion}, PLACE)
 
 
 @pytest.mark.parametrize("text", ["so", "<s>so", "so</s>", "<s>so</s>\n"])
-def test_a_classified_text_has_the_tokens_that_the_tokenizer_adds_once(text):
+def test_a_classified_text_has_the_special_tokens_of_the_tokenizer_once(text):
     tokenizer = tiny_models.tiny_tokenizer()
     special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=special)
@@ -464,7 +464,7 @@ def test_a_classified_text_has_the_tokens_that_the_tokenizer_adds_once(text):
         formatter({"text": "<s></s>", "label": "a"}, PLACE)
 
 
-def test_a_classified_text_keeps_the_tokens_that_the_tokenizer_does_not_add():
+def test_a_classified_text_keeps_special_tokens_that_the_tokenizer_does_not_add():
     formatter, _ = formatter_of(None, DataFormat.CLASSIFICATION, adds_bos=True)
     assert formatter({"text": "<s> so</s>", "label": "a"}, PLACE).text == " so</s>"
     formatter, _ = formatter_of(None, DataFormat.CLASSIFICATION)
@@ -472,7 +472,7 @@ def test_a_classified_text_keeps_the_tokens_that_the_tokenizer_does_not_add():
 
 
 @pytest.mark.parametrize("data_format", [DataFormat.CHAT, DataFormat.INSTRUCTION])
-def test_an_answer_that_ends_in_the_end_token_has_it_once(data_format):
+def test_an_answer_that_ends_with_the_end_token_has_it_once(data_format):
     formatter, tokenizer = formatter_of(tiny_models.LLAMA31, data_format)
     user, answer = "<s>Hi<|eot_id|>", "Salut<|eot_id|>\n"
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
@@ -493,12 +493,12 @@ def test_an_answer_that_ends_in_the_end_token_has_it_once(data_format):
         (tiny_models.LLAMA3, DataFormat.CHAT, "<s>Hi", "<s><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"),
     ],
 )
-def test_a_prompt_has_the_form_and_the_tokens_of_the_training_data(template, data_format, prompt, expected):
+def test_a_prompt_has_the_format_and_tokens_of_the_training_data(template, data_format, prompt, expected):
     formatter, _ = formatter_of(template, data_format, adds_bos=True)
     assert formatter.prompt(prompt).removesuffix("<|start_header_id|>assistant<|end_header_id|>\n\n") == expected
 
 
-def test_the_date_of_a_template_is_the_same_every_day():
+def test_the_date_in_a_template_is_always_the_same():
     formatter, tokenizer = formatter_of(tiny_models.LLAMA31)
     text, _ = learnt(formatter, tokenizer, {"messages": [USER, ANSWER]})
     assert "Today Date: 01 Jan 2025\n" in text
@@ -509,11 +509,11 @@ def test_the_date_of_a_template_is_the_same_every_day():
 
 
 @pytest.mark.parametrize("chance", ["{{ [1, 2] | random }}", "{{ lipsum() }}"])
-def test_a_template_that_draws_at_random_is_refused(chance):
+def test_a_template_with_random_values_is_rejected(chance):
     with pytest.raises(ModelUnusableError, match="random"):
         formatter_of(chance + tiny_models.CHATML)
 
 
-def test_a_template_that_is_not_jinja_is_refused():
+def test_a_template_that_is_not_jinja_is_rejected():
     with pytest.raises(ModelUnusableError, match="chat template"):
         formatter_of("{% for m in %}")

@@ -28,7 +28,7 @@ def lognormal_lengths(rows: int = 5000) -> np.ndarray:
 
 
 def megabatch_order(lengths: np.ndarray, batch_size: int) -> np.ndarray:
-    """Grouping as transformers' group_by_length does it: shuffled, cut into 50 batches, each cut sorted."""
+    """Grouping like transformers' group_by_length: shuffled, divided into groups of 50 batches, each sorted."""
     rows = np.random.RandomState(3).permutation(len(lengths))
     cuts = [rows[start : start + 50 * batch_size] for start in range(0, len(rows), 50 * batch_size)]
     return np.concatenate([cut[np.argsort(-lengths[cut], kind="stable")] for cut in cuts])
@@ -48,7 +48,7 @@ def test_every_epoch_visits_every_row_once(lengths, seed, epoch, batch_size, gro
 
 @given(lengths=ROWS, seed=SEEDS, epoch=EPOCHS, batch_size=BATCHES, grouped=st.booleans())
 @settings(max_examples=50)
-def test_the_same_arguments_give_the_same_order(lengths, seed, epoch, batch_size, grouped):
+def test_equal_arguments_give_the_same_order(lengths, seed, epoch, batch_size, grouped):
     first, second = (
         epoch_order(lengths.copy(), seed=seed, epoch=epoch, batch_size=batch_size, grouped=grouped) for _ in range(2)
     )
@@ -77,14 +77,14 @@ def test_grouped_batches_are_sorted_within_and_the_longest_come_first(lengths, s
 
 
 def padded(lengths: np.ndarray, batch: np.ndarray) -> int:
-    """Tokens of a batch whose groups are padded by themselves."""
+    """Tokens of a batch whose groups are padded separately."""
     edges = [len(batch) * part // strata_of(len(batch)) for part in range(strata_of(len(batch)) + 1)]
     return sum(int(lengths[batch[low:high]].max()) * (high - low) for low, high in pairwise(edges))
 
 
 @pytest.mark.parametrize("batch_size", [8, 16, 64])
-def test_a_grouped_batch_has_long_and_short_rows_as_a_random_one(batch_size):
-    """Batches of one length were batches of few classes: the test loss was 4 % higher."""
+def test_a_grouped_batch_mixes_lengths_like_a_random_one(batch_size):
+    """Batches of one length had few classes, and the test loss was 4 % higher."""
     lengths = np.log(lognormal_lengths())
     spread = {}
     for grouped in (False, True):
@@ -94,8 +94,8 @@ def test_a_grouped_batch_has_long_and_short_rows_as_a_random_one(batch_size):
     assert spread[True] < spread[False]
 
 
-def test_the_order_never_changes_from_version_to_version():
-    """A resumed run relies on it: whoever has to change these figures breaks every run in flight."""
+def test_the_order_does_not_change_between_versions():
+    """A resumed run relies on it: changing these numbers breaks every run in progress."""
     lengths = np.arange(10, 22, dtype=np.int32)
     plain = epoch_order(lengths, seed=42, epoch=1, batch_size=4, grouped=False)
     grouped = epoch_order(lengths, seed=42, epoch=1, batch_size=4, grouped=True)
@@ -104,7 +104,7 @@ def test_the_order_never_changes_from_version_to_version():
 
 
 @pytest.mark.parametrize("batch_size", [8, 16, 64])
-def test_grouping_wastes_next_to_nothing_on_skewed_lengths(batch_size):
+def test_grouping_needs_almost_no_padding_for_skewed_lengths(batch_size):
     lengths = lognormal_lengths()
     order = epoch_order(lengths, seed=42, epoch=3, batch_size=batch_size, grouped=True)
     ours = waste(lengths, order, batch_size // strata_of(batch_size))
@@ -116,7 +116,7 @@ def test_grouping_wastes_next_to_nothing_on_skewed_lengths(batch_size):
     assert ours <= megabatches
 
 
-def test_more_micro_batches_than_strata_are_alike_too():
+def test_more_micro_batches_than_strata_are_also_similar():
     lengths = lognormal_lengths()
     order = epoch_order(lengths, seed=42, epoch=0, batch_size=64, grouped=True)
     assert waste(lengths, order, 4) < 1.02
@@ -129,7 +129,7 @@ def test_grouped_epochs_compose_their_batches_differently():
     assert len(first & second) < 0.1 * len(first)
 
 
-def test_an_epoch_of_a_million_rows_is_ordered_in_a_moment():
+def test_an_epoch_of_a_million_rows_is_ordered_quickly():
     lengths = lognormal_lengths(1_000_000)
     started = time.process_time()
     epoch_order(lengths, seed=1, epoch=0, batch_size=64, grouped=True)
@@ -148,8 +148,8 @@ def grouping(lengths: np.ndarray, batch: BatchPlan, fixed: float) -> Grouping:
     ("batch", "fixed", "groups"),
     [
         pytest.param(plan(16), 0, 4, id="free passes: a group of every stratum"),
-        pytest.param(plan(64), 0, 8, id="as many as a larger batch has"),
-        pytest.param(plan(16), 80, 4, id="long texts pay for passes on a CPU"),
+        pytest.param(plan(64), 0, 8, id="as many as in a larger batch"),
+        pytest.param(plan(16), 80, 4, id="long texts are worth more passes on a CPU"),
         pytest.param(plan(16), 100_000, 1, id="costly passes: one"),
         pytest.param(plan(8, ranks=2), 0, 4, id="ranks share the groups"),
         pytest.param(plan(8, accumulation=2), 200, 2, id="micro steps share the groups"),
@@ -158,7 +158,7 @@ def grouping(lengths: np.ndarray, batch: BatchPlan, fixed: float) -> Grouping:
         pytest.param(plan(5), 800, 1, id="five rows are one group or five"),
     ],
 )
-def test_a_micro_batch_has_as_many_padding_groups_as_pay(batch: BatchPlan, fixed: float, groups: int) -> None:
+def test_a_micro_batch_has_the_cheapest_number_of_padding_groups(batch: BatchPlan, fixed: float, groups: int) -> None:
     assert grouping(lognormal_lengths(), batch, fixed).groups == groups
 
 
@@ -186,5 +186,5 @@ def test_saved_is_the_share_of_the_cost_of_random_batches() -> None:
 
 
 @pytest.mark.parametrize(("lengths", "micro"), [([], 8), ([7] * 50, 8), ([3, 90, 4, 800], 1)])
-def test_nothing_is_saved_where_nothing_is_padded(lengths: list[int], micro: int) -> None:
+def test_nothing_is_saved_without_padding(lengths: list[int], micro: int) -> None:
     assert grouping(np.array(lengths), plan(micro), 80) == Grouping(groups=1, saved=pytest.approx(0.0))

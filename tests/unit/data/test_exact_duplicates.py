@@ -24,7 +24,7 @@ def spec_of(cleaning: dict[str, Any]) -> Spec:
     )
 
 
-def test_the_step_takes_part_only_if_its_field_is_true():
+def test_the_step_is_used_only_if_its_field_is_true():
     assert [step.name for step in optional(spec_of({"exactDuplicates": True}), on_keys=True)] == ["exact duplicates"]
     for cleaning in ({}, {"exactDuplicates": False}):
         assert optional(spec_of(cleaning), on_keys=True) == []
@@ -66,7 +66,7 @@ T, V, E = TRAIN, VALIDATION, TEST
         ([(1, 0, V), (1, 1, V), (2, 0, E)], "111", 0, 0),
     ],
 )
-def test_the_first_training_record_stays_unless_its_text_is_held_out(rows, kept, conflicts, held_out):
+def test_the_first_training_record_is_kept_unless_its_text_is_held_out(rows, kept, conflicts, held_out):
     keys, labels, splits = zip(*rows, strict=True)
     keyed = KeyedRows(np.array(keys, dtype=np.uint64), np.array(labels), np.array(splits, dtype=np.int8))
     tally = Tally(BadRecords(BadRecordAction.FAIL))

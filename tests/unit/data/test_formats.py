@@ -23,11 +23,11 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hel
         ({"conversations": []}, {}, None, DataFormat.CHAT),
     ],
 )
-def test_the_first_record_decides_the_format(record, columns, task, expected):
+def test_the_first_record_determines_the_format(record, columns, task, expected):
     assert detect_format(record, Columns(**columns), task, "s3://b/a.jsonl") is expected
 
 
-def test_columns_that_fit_two_formats_are_an_error_that_says_what_to_set():
+def test_columns_that_match_two_formats_are_an_error_with_the_fix():
     record = {"instruction": "x", "output": "y", "text": "x y"}
     with pytest.raises(BadDataError, match="match more than one format: Text, Instruction") as caught:
         detect_format(record, Columns(), None, "s3://b/a.jsonl")
@@ -35,7 +35,7 @@ def test_columns_that_fit_two_formats_are_an_error_that_says_what_to_set():
 
 
 @pytest.mark.parametrize(("record", "task"), [({"body": "x"}, None), ({"text": "x"}, Task.SEQUENCE_CLASSIFICATION)])
-def test_columns_that_fit_no_format_are_an_error_that_says_what_to_set(record, task):
+def test_columns_that_match_no_format_are_an_error_with_the_fix(record, task):
     with pytest.raises(BadDataError, match=r"a\.jsonl: the columns \((body|text)\) match no format") as caught:
         detect_format(record, Columns(), task, "s3://b/a.jsonl")
     assert "spec.data.columns" in caught.value.advice
@@ -46,7 +46,7 @@ def test_a_classification_record_becomes_text_and_label():
     assert (example.text, example.label, str(example.place)) == ("good", "5", "s3://b/a.jsonl line 3")
 
 
-def test_all_of_a_text_carries_loss_and_it_ends_with_the_end_token():
+def test_an_entire_text_carries_loss_and_ends_with_the_end_token():
     example = Formatter(DataFormat.TEXT, Columns(), bos="<s>", eos="</s>")({"text": "once"}, PLACE)
     assert example.text == "<s>once</s>"
     assert example.spans == ((-1, 11),)
@@ -83,7 +83,7 @@ def test_without_a_template_only_the_completion_and_the_end_token_carry_loss(rec
         ({"text": "x", "label": "a\ud800"}, "undecodable bytes", "the label contains an unpaired surrogate"),
     ],
 )
-def test_a_record_that_cannot_be_used_says_why(record, rule, expected):
+def test_an_unusable_record_has_a_reason(record, rule, expected):
     with pytest.raises(RecordProblem) as caught:
         Formatter(DataFormat.CLASSIFICATION, Columns())(record, PLACE)
     assert caught.value.rule == rule
@@ -102,7 +102,7 @@ def test_a_record_that_cannot_be_used_says_why(record, rule, expected):
         [CHAT[0] | {"tool_calls": None}, CHAT[1]],
     ],
 )
-def test_conversations_are_read_in_all_their_usual_shapes(value):
+def test_conversations_are_read_in_all_common_shapes(value):
     assert parse_messages(value, "messages") == CHAT
 
 
@@ -119,7 +119,7 @@ def test_conversations_are_read_in_all_their_usual_shapes(value):
         ([CHAT[0]], "no assistant message"),
     ],
 )
-def test_a_conversation_that_cannot_be_used_says_which_message(value, expected):
+def test_an_unusable_conversation_is_reported_with_its_message(value, expected):
     with pytest.raises(RecordProblem) as caught:
         parse_messages(value, "messages")
     assert expected in caught.value.what
@@ -136,11 +136,11 @@ def test_a_conversation_that_cannot_be_used_says_which_message(value, expected):
         (DataFormat.TEXT, {}, ["id", "body"], ["id", "body"]),  # the error lists all
     ],
 )
-def test_only_the_columns_that_are_used_are_read(data_format, columns, names, expected):
+def test_only_used_columns_are_read(data_format, columns, names, expected):
     assert Formatter(data_format, Columns(**columns)).columns_of(names) == expected
 
 
-def test_every_format_of_the_api_is_known_and_reads_columns_that_can_be_named():
+def test_every_format_of_the_api_is_registered_with_columns_that_can_be_configured():
     assert set(FORMATS) == set(DataFormat)
     fields = {field for name in FORMATS for field in FORMATS[name].columns}
     assert fields == set(Columns.model_fields)

@@ -1,4 +1,4 @@
-"""One label has one name, whatever wrote it; what is no label is refused."""
+"""The same label has the same name, whatever wrote the file; values that are not labels are rejected."""
 
 from decimal import Decimal
 
@@ -17,7 +17,7 @@ from finetune_trainer.errors import BadDataError
 
 
 def names_of(*values: object) -> list[str]:
-    """Names of values as files of different types hold them."""
+    """Names of values as files of different types have them."""
     spellings = [label_name(value) for value in values]
     changed, _ = canonical_names(set(spellings))
     return [changed.get(spelling, spelling) for spelling in spellings]
@@ -40,7 +40,7 @@ def names_of(*values: object) -> list[str]:
         (("caf\u00e9", "cafe\u0301"), "caf\u00e9"),
     ],
 )
-def test_one_label_has_one_name_whatever_the_file_type_writes(values, expected):
+def test_a_label_has_the_same_name_in_all_file_types(values, expected):
     assert names_of(*values) == [expected] * len(values)
 
 
@@ -56,34 +56,34 @@ def test_one_label_has_one_name_whatever_the_file_type_writes(values, expected):
         ("+1", "1"),
     ],
 )
-def test_texts_that_may_mean_different_things_keep_their_names(values):
+def test_texts_that_may_have_different_meanings_keep_their_names(values):
     assert names_of(*values) == list(values)
 
 
-def test_whole_numbers_of_a_column_with_gaps_are_whole_numbers():
+def test_integers_of_a_column_with_missing_values_are_integers():
     assert names_of("1.0", "2.0", "other") == ["1", "2", "other"]
     assert names_of("1.0", "1.5", 1) == ["1", "1.5", "1"]
 
 
-def test_numbers_that_are_no_classes_are_refused():
+def test_numbers_that_are_not_classes_are_rejected():
     labels = label_names(label_name(number / 7) for number in range(100))
     with pytest.raises(BadDataError, match="the 100 training records have 100 different labels"):
         check_label_column(labels, rows=100)
 
 
-def test_labels_that_got_another_name_are_listed():
+def test_renamed_labels_are_listed():
     changed, remarks = canonical_names({"1", "1.0", "True", "x"})
     assert changed == {"1.0": "1", "True": "true"}
     assert remarks == ("labels were renamed to the form that other file types use: '1.0' is '1', 'True' is 'true'",)
 
 
-def test_labels_that_look_alike_and_stay_different_are_listed():
+def test_similar_labels_that_stay_different_are_listed():
     changed, remarks = canonical_names({"Positive", "positive", "01", "1", "neutral"})
     assert changed == {}
     assert remarks == ("labels that look similar are different classes: '01' and '1', 'Positive' and 'positive'",)
 
 
-def test_remarks_stay_short_with_thousands_of_labels():
+def test_remarks_are_short_with_thousands_of_labels():
     _, remarks = canonical_names({f"{number}.0" for number in range(5000)} | {f"0{number}" for number in range(5000)})
     assert all(len(remark) < 1024 for remark in remarks)
     assert "and 4,996 more" in remarks[0]
@@ -106,7 +106,7 @@ def test_remarks_stay_short_with_thousands_of_labels():
         ("a\ud800", "undecodable bytes", "an unpaired surrogate"),
     ],
 )
-def test_what_is_no_label_says_why(value, rule, expected):
+def test_a_value_that_is_not_a_label_has_a_reason(value, rule, expected):
     with pytest.raises(RecordProblem) as caught:
         label_name(value)
     assert caught.value.rule == rule
@@ -123,7 +123,7 @@ def test_what_is_no_label_says_why(value, rule, expected):
         (["10", "2", "x"], ("10", "2", "x")),
     ],
 )
-def test_label_ids_depend_on_the_set_of_labels_alone(labels, expected):
+def test_label_ids_depend_only_on_the_set_of_labels(labels, expected):
     assert label_names(labels) == expected
     assert label_names(reversed(labels)) == expected
 
@@ -135,7 +135,7 @@ def test_label_ids_depend_on_the_set_of_labels_alone(labels, expected):
         (MAX_CLASSES + 1, 10**6, "have 10,001 different labels, but a classifier can have at most 10,000 classes"),
     ],
 )
-def test_a_column_that_names_no_classes_is_refused_with_a_hint(classes, rows, expected):
+def test_a_column_without_classes_is_rejected_with_a_hint(classes, rows, expected):
     with pytest.raises(BadDataError) as caught:
         check_label_column([f"n{number}" for number in range(classes)], rows)
     assert expected in str(caught.value)
@@ -147,11 +147,11 @@ def test_a_column_of_classes_is_accepted(classes, rows):
     check_label_column([f"n{number}" for number in range(classes)], rows)
 
 
-def test_an_unknown_label_names_the_nearest_known_one():
+def test_an_unknown_label_is_reported_with_the_nearest_known_one():
     problem = unknown_label("Postive", ("negative", "neutral", "positive"))
     assert "label 'Postive' is not among the 3 labels" in problem.what
     assert "nearest is 'positive'" in problem.what
 
 
-def test_an_unknown_label_that_is_like_no_other_names_none():
+def test_an_unknown_label_without_a_similar_one_has_no_suggestion():
     assert unknown_label("7", ("negative", "positive")).what.endswith("labels of the training files")

@@ -1,4 +1,4 @@
-"""What status, log and report say about a prepared data set."""
+"""Notes about a prepared data set in status, log and report."""
 
 from finetune_api.trainer_config import SplitCounts
 from finetune_api.v1alpha1 import DataFormat, Task
@@ -6,7 +6,7 @@ from finetune_trainer.data.info import FORMAT_VERSION, DatasetInfo
 from finetune_trainer.data.prepare import notes_of
 
 
-def test_what_was_left_out_or_cut_comes_before_remarks_and_choices() -> None:
+def test_dropped_and_truncated_records_come_before_remarks_and_choices() -> None:
     info = DatasetInfo(
         version=FORMAT_VERSION,
         digest="d",

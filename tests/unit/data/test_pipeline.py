@@ -1,4 +1,4 @@
-"""Steps of preparation: what the digest of a data set depends on, and optional steps in files of their own."""
+"""Steps of preparation: what the digest of a data set depends on, and optional steps in separate files."""
 
 import importlib
 import sys
@@ -71,7 +71,7 @@ def digest_of(data: dict[str, Any] | None = None, changes: dict[str, Any] | None
         {"train": [{"uri": "s3://elsewhere/b.jsonl"}]},
     ],
 )
-def test_a_default_that_is_spelled_out_or_a_field_without_effect_is_the_same_data_set(data):
+def test_a_spelled_out_default_or_a_field_without_effect_gives_the_same_data_set(data):
     assert digest_of(data) == digest_of()
 
 
@@ -91,12 +91,12 @@ def test_a_default_that_is_spelled_out_or_a_field_without_effect_is_the_same_dat
         ({}, {}, {"training": {"learningRate": 1e-3, "seed": 7}}),
     ],
 )
-def test_what_changes_rows_changes_the_digest(data, changes, blocks):
+def test_a_change_of_the_rows_changes_the_digest(data, changes, blocks):
     assert digest_of(data, changes, **blocks) != digest_of()
 
 
-def test_a_field_that_the_api_gets_later_does_not_change_the_digest():
-    """Nor does one of a block that a step reads: the steps name what they depend on."""
+def test_a_later_field_of_the_api_does_not_change_the_digest():
+    """Nor does a field of a block that a step reads, because steps list what they depend on."""
 
     class LaterColumns(Columns):
         later: str | None = None
@@ -107,7 +107,7 @@ def test_a_field_that_the_api_gets_later_does_not_change_the_digest():
     assert dataset_digest(inputs.files, steps_of(later, inputs)) == dataset_digest(inputs.files, steps_of(spec, inputs))
 
 
-def test_another_version_of_a_step_is_another_data_set():
+def test_another_version_of_a_step_gives_another_data_set():
     spec = spec_of()
     inputs = inputs_of(spec)
     steps = list(steps_of(spec, inputs))
@@ -172,7 +172,7 @@ STEP = DataStep("equal rows", 1, 20, parameters, apply, on_keys=True)
 
 @pytest.fixture
 def two_more_steps(tmp_path, monkeypatch):
-    """In files of their own, enabled by `training.epochs` above 1."""
+    """In separate files, enabled by `training.epochs` above 1."""
     (tmp_path / "short_texts.py").write_text(SHORT)
     (tmp_path / "equal_rows.py").write_text(EQUAL)
     monkeypatch.setattr(optional_steps, "__path__", [*optional_steps.__path__, str(tmp_path)])
@@ -182,7 +182,7 @@ def two_more_steps(tmp_path, monkeypatch):
         sys.modules.pop(f"{optional_steps.__name__}.{name}", None)
 
 
-def test_a_step_in_a_file_of_its_own_is_found_and_leaves_the_digest_alone_unless_it_is_enabled(request):
+def test_a_step_in_a_separate_file_is_found_and_changes_the_digest_only_if_enabled(request):
     before, with_epochs = digest_of(), {"training": {"learningRate": 1e-3, "epochs": 3}}
     enabled_before = digest_of(**with_epochs)
     request.getfixturevalue("two_more_steps")
@@ -199,7 +199,7 @@ def test_a_step_in_a_file_of_its_own_is_found_and_leaves_the_digest_alone_unless
     assert digest_of(**with_epochs) != digest_of(training={"learningRate": 1e-3, "epochs": 4})
 
 
-def test_an_optional_step_counts_what_it_drops_and_a_block_holds_the_rest(two_more_steps, tmp_path):
+def test_an_optional_step_counts_dropped_rows_and_a_block_has_the_rest(two_more_steps, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl([*classified(20), {"text": "so", "label": "good"}]))
     spec = spec_of(training={"learningRate": 1e-3, "epochs": 3})
@@ -219,7 +219,7 @@ def test_an_optional_step_counts_what_it_drops_and_a_block_holds_the_rest(two_mo
     assert kept.tolist() == [True, False, True]
 
 
-def test_there_are_no_optional_steps_that_a_default_spec_enables():
+def test_a_default_spec_enables_no_optional_steps():
     assert optional(spec_of(), on_keys=False) == optional(spec_of(), on_keys=True) == []
     assert pipeline.FORMAT_VERSION == 4
 
@@ -240,10 +240,10 @@ def words_without_the_last(example: Example) -> str:
 
 @pytest.mark.parametrize("buckets", [1, 3])
 @pytest.mark.parametrize("keys_change", [False, True])
-def test_a_step_gets_rows_in_the_order_of_its_own_key_and_what_it_removes_is_not_read_again(
+def test_a_step_gets_rows_in_the_order_of_its_own_key_and_removed_rows_are_not_read_again(
     tmp_path, buckets, keys_change
 ):
-    """With equal keys in the order of the file, whatever order the rows of the run have."""
+    """Rows with equal keys are in the order of the file, for any order of the run."""
     texts = [f"text {number % 7} number {number * 31 % 50}" for number in range(50)]
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl([{"text": text, "label": f"{number % 3}.0"} for number, text in enumerate(texts)]))
@@ -291,12 +291,12 @@ def test_a_step_gets_rows_in_the_order_of_its_own_key_and_what_it_removes_is_not
         ("Instruction", {"prompt": "<s>a", "input": "more", "completion": "b</s>"}, ("a\n\nmore", "b")),
     ],
 )
-def test_what_steps_compare_has_no_begin_and_end_tokens(data_format, record, content):
+def test_steps_compare_texts_without_begin_and_end_tokens(data_format, record, content):
     formatter = Formatter(DataFormat(data_format), Columns(), bos="<s>", eos="</s>")
     assert formatter(record, Place("file:///a.jsonl", 1)).content == content
 
 
-def test_a_job_without_optional_steps_has_the_digest_from_before_there_were_any():
+def test_a_job_without_optional_steps_keeps_its_earlier_digest():
     before = "0f2f31d78c431c728bfcbcc4c63e01442f89283ca2e62e3f6bfbb3410784f686"
     assert digest_of() == digest_of({"cleaning": {"exactDuplicates": False}}) == before
     assert digest_of({"cleaning": {"exactDuplicates": True}}) != before

@@ -1,6 +1,6 @@
-"""Whatever a file holds, reading it gives examples or BadDataError, and never another error.
+"""Reading a file with any content gives examples or BadDataError, never another error.
 
-The variable FUZZ sets how many files each test makes up.
+The variable FUZZ sets the number of generated files per test.
 """
 
 import gzip
@@ -58,7 +58,7 @@ JSON_SCRAPS = [
 ]
 
 scraps = st.lists(st.sampled_from(SCRAPS + JSON_SCRAPS) | st.binary(max_size=4), max_size=24).map(b"".join)
-texts = st.text(st.characters(), max_size=5)  # with halves of surrogate pairs
+texts = st.text(st.characters(), max_size=5)  # with unpaired surrogates
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
@@ -68,7 +68,7 @@ rows = st.lists(st.dictionaries(st.sampled_from(["text", "label"]) | texts, valu
 
 
 def examples_of(file: SourceFile, action: BadRecordAction) -> list[Example]:
-    """What prepare reads from a file. Raises BadDataError."""
+    """The examples that the prepare stage reads from a file. Raises BadDataError."""
     bad = BadRecords(action)
     make = Formatter(DataFormat.CLASSIFICATION, Columns())
     if (names := column_names(file, bad)) is not None:
@@ -147,5 +147,5 @@ def test_any_parquet_values(tmp_path, text, label, cut):
     outcome(tmp_path / "a.parquet", content if cut is None else content[:cut] + b"\xff" + content[cut + 1 :])
 
 
-def test_good_files_are_read_by_the_same_means(tmp_path):
+def test_good_files_are_read_by_the_same_functions(tmp_path):
     assert outcome(tmp_path / "a.csv", b"text,label\na,1\nb,2\n") == ["1", "2"]

@@ -55,7 +55,7 @@ def parquet_bytes(rows: list[dict] | pa.Table) -> bytes:
 
 
 def mistyped(values: list[bytes]) -> pa.Array:
-    """Text whose bytes are not UTF-8, as writers without a check make it."""
+    """Text that is not UTF-8, from writers without validation."""
     return pa.Array.from_buffers(pa.string(), len(values), pa.array(values).buffers())
 
 
@@ -93,7 +93,7 @@ JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
         ("rows.csv", 'text,label\ngood,1\n"bad, very\nbad",0\n'.encode("utf-32"), [2, 3]),
     ],
 )
-def test_every_file_type_gives_the_same_records_with_their_places(write, name, content, numbers):
+def test_every_file_type_gives_the_same_records_with_their_locations(write, name, content, numbers):
     found, _ = records(uri := write(name, content))
     assert [record.values for record in found] == ROWS
     assert [record.place.number for record in found] == numbers
@@ -110,13 +110,13 @@ def test_every_file_type_gives_the_same_records_with_their_places(write, name, c
         ("text\tlabel; comment\ngood\t1\n", {"text": "good", "label; comment": "1"}),
     ],
 )
-def test_where_the_header_has_two_marks_the_first_row_shows_which_is_the_delimiter(write, content, expected):
+def test_if_the_header_has_two_delimiters_the_first_row_decides(write, content, expected):
     found, bad = records(write("rows.csv", content), BadRecordAction.SKIP)
     assert found[0].values == expected
     assert not bad.dropped
 
 
-def test_without_a_row_that_shows_it_the_delimiter_is_a_comma(write):
+def test_without_such_a_row_the_delimiter_is_a_comma(write):
     _, bad = records(write("rows.csv", "text;label, comment\n\ngood;1\n"), BadRecordAction.SKIP)
     assert bad.dropped == {"malformed CSV": 1}
 
@@ -126,7 +126,7 @@ def test_zero_bytes_in_utf_8_are_text(write):
     assert [record.values["text"] for record in found] == ["\u00e9t\u00e9\0", "\0\0x"]
 
 
-def test_zero_bytes_beside_a_line_that_is_not_utf_8_cost_that_line_alone(write):
+def test_zero_bytes_next_to_a_line_that_is_not_utf_8_lose_only_that_line(write):
     found, bad = records(write("a.txt", b"a\0b\n\ncaf\xe9\n\nc\0d\n"), BadRecordAction.SKIP)
     assert [record.values["text"] for record in found] == ["a\0b", "c\0d"]
     assert bad.dropped == {"undecodable bytes": 1}
@@ -179,7 +179,7 @@ def test_paragraphs_of_a_text_file_are_records(write):
     ],
 )
 @pytest.mark.parametrize("action", list(BadRecordAction))
-def test_a_file_that_is_not_what_it_says_always_stops(write, name, content, expected, action):
+def test_a_file_whose_content_does_not_match_its_suffix_always_stops(write, name, content, expected, action):
     uri = write(name, content)
     with pytest.raises(BadDataError) as caught:
         records(uri, action)
@@ -247,7 +247,7 @@ def test_a_bad_record_is_an_error_with_file_and_line(write, name, content, expec
 
 
 @pytest.mark.parametrize(("name", "content", "expected", "rule"), BAD_RECORDS)
-def test_a_bad_record_is_skipped_and_counted_by_rule_if_asked(write, name, content, expected, rule):
+def test_bad_records_can_be_skipped_and_counted_by_rule(write, name, content, expected, rule):
     _, bad = records(write(name, content), BadRecordAction.SKIP)
     assert bad.dropped == {rule: 1}
 
@@ -255,18 +255,18 @@ def test_a_bad_record_is_skipped_and_counted_by_rule_if_asked(write, name, conte
 @pytest.mark.parametrize(
     "row", ['"she said "no" and\nleft the room",1', '"she said "no" and\nsaw\nthe room",1', '"b "b" b",1']
 )
-def test_the_rest_of_a_row_with_stray_quotes_is_no_record(write, row):
+def test_the_rest_of_a_row_with_stray_quotes_is_not_a_record(write, row):
     found, bad = records(write("a.csv", f"text,label\na,1\n{row}\nc,4\n"), BadRecordAction.SKIP)
     assert [record.values["text"] for record in found] == ["a", "c"]
     assert bad.dropped == {"malformed CSV": row.count("\n") + 1}
 
 
-def test_a_header_that_is_not_utf_8_is_no_reason_to_take_the_next_line_for_it(write):
+def test_a_header_that_is_not_utf_8_is_not_replaced_by_the_next_line(write):
     with pytest.raises(BadDataError, match="line 1: the header is not UTF-8"):
         records(write("a.csv", b"t\xe9xt,label\na,1\nb,2\n"), BadRecordAction.SKIP)
 
 
-def test_the_lines_that_an_open_quote_takes_in_are_counted(write):
+def test_the_lines_of_an_unclosed_quote_are_counted(write):
     content = 'text,label\na,1\n"b,2\nc,3\n"d",4\ne,5\n'
     found, bad = records(write("a.csv", content), BadRecordAction.SKIP)
     assert [record.values["text"] for record in found] == ["a", "e"]
@@ -283,13 +283,13 @@ def test_the_lines_that_an_open_quote_takes_in_are_counted(write):
         ("a.txt", b"a\n\nb\n\xff\n\nc\n", ["a", "c"]),
     ],
 )
-def test_a_record_with_an_unreadable_line_is_left_out_whole(write, name, content, texts):
+def test_a_record_with_an_unreadable_line_is_dropped_entirely(write, name, content, texts):
     found, bad = records(write(name, content), BadRecordAction.SKIP)
     assert [record.values["text"] for record in found] == texts
     assert bad.dropped["undecodable bytes"] >= 1
 
 
-def test_an_error_stays_short_however_many_columns_there_are(write):
+def test_an_error_is_short_with_any_number_of_columns(write):
     header = ",".join(f"column {number} {'x' * 200}" for number in range(3000))
     with pytest.raises(BadDataError, match="and 2,980 more") as caught:
         records(write("a.csv", f"{header}\n" + "a,b\n" * 20))
@@ -327,7 +327,7 @@ def test_the_columns_of_a_file_are_known_without_its_values(write, tmp_path, nam
     assert column_names(file, BadRecords(BadRecordAction.FAIL)) == expected
 
 
-def test_a_file_whose_name_is_not_utf_8_is_refused(tmp_path):
+def test_a_file_whose_name_is_not_utf_8_is_rejected(tmp_path):
     path = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
     with open(path, "wb") as file:
         file.write(JSONL.encode())
@@ -345,7 +345,7 @@ def test_one_error_lists_ten_bad_records_and_no_more(write):
     assert "line 12" not in str(caught.value)
 
 
-def test_globs_do_not_cross_folders_and_files_come_once_and_sorted(write, tmp_path):
+def test_globs_do_not_cross_folders_and_files_are_unique_and_sorted(write, tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("b.jsonl", "a.jsonl", "sub/c.jsonl"):
         write(name, JSONL)
@@ -390,7 +390,7 @@ def lines(end: str) -> bytes:
         ("a.parquet", parquet_bytes(WITH_BAD_TEXT)),
     ],
 )
-def test_blocks_of_any_size_hold_the_same_records_at_the_same_places(write, tmp_path, name, content, size):
+def test_blocks_of_any_size_have_the_same_records_at_the_same_locations(write, tmp_path, name, content, size):
     (file,) = fetch(tmp_path, write(name, content))
     every = lambda names: names  # noqa: E731
     whole, there = BadRecords(BadRecordAction.FAIL), BadRecords(BadRecordAction.FAIL)
@@ -415,7 +415,7 @@ def test_records_before_the_damaged_part_of_a_file_are_read_first(write, tmp_pat
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_blocks_of_nested_records_are_as_large_as_those_of_texts(write, tmp_path, encoding):
-    """Records of conversations, in one array or in an encoding whose lines are not divided by bytes."""
+    """Records of conversations, in an array or in an encoding whose lines are not split by bytes."""
     chats = [{"messages": [{"role": "user", "content": "x" * 1000}]} for _ in range(100)]
     text = json.dumps(chats) if encoding == "utf-8" else "".join(json.dumps(chat) + "\n" for chat in chats)
     (file,) = fetch(tmp_path, write("chats.jsonl", text.encode(encoding)))

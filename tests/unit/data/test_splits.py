@@ -57,7 +57,7 @@ def test_every_row_is_in_exactly_one_split(rows, fractions, stratify, seed):
         assert len(found.train)
 
 
-def test_the_split_follows_what_rows_say_not_where_they_stand():
+def test_the_split_depends_on_the_content_of_rows_not_on_their_position():
     texts = [f"text {number}" for number in range(200)]
     there = split(texts)
     back = split(texts[::-1])
@@ -66,7 +66,7 @@ def test_the_split_follows_what_rows_say_not_where_they_stand():
     assert (len(there.validation), len(there.test)) == (20, 20)
 
 
-def test_another_seed_is_another_split_and_the_same_seed_the_same():
+def test_the_split_depends_only_on_the_seed():
     texts = [f"text {number}" for number in range(200)]
     assert split(texts).test.tolist() == split(texts).test.tolist()
     assert split(texts).test.tolist() != split(texts, seed=43).test.tolist()
@@ -95,12 +95,12 @@ def test_a_stratified_split_keeps_every_labels_share():
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(2, (2, 0, 0)), (3, (1, 1, 1)), (9, (7, 1, 1))])
-def test_few_rows_are_shared_out_as_far_as_they_go(rows, expected):
+def test_few_rows_are_distributed_as_far_as_possible(rows, expected):
     found = split([f"text {number}" for number in range(rows)])
     assert (len(found.train), len(found.validation), len(found.test)) == expected
 
 
-def test_large_fractions_leave_a_row_to_train_on():
+def test_large_fractions_leave_a_row_for_training():
     found = split(["a", "b", "c", "d"], validation=Share(0.49), test=Share(0.5))
     assert len(found.train) >= 1
     assert len(found.validation) >= 1
@@ -112,7 +112,7 @@ def test_no_fraction_means_no_split():
     assert (len(found.train), len(found.validation), len(found.test)) == (2, 0, 2)
 
 
-def test_one_long_label_does_not_ask_for_its_room_in_every_row():
+def test_one_long_label_does_not_use_memory_in_every_row():
     labels = ["a", "b"] * 250 + ["x" * 100_000]
     texts = [f"text {number}" for number in range(len(labels))]
     tracemalloc.start()

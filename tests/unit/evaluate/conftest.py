@@ -1,4 +1,4 @@
-"""A run of a topic classifier and one of a chat model, as the evaluate stage sees them."""
+"""A run of a topic classifier and one of a chat model, as input of the evaluate stage."""
 
 import math
 import random
@@ -161,7 +161,7 @@ def language_figures() -> tuple[ModelMetrics, ModelMetrics, PairedTest]:
 
 
 def data_section() -> DataSection:
-    """Rows of a plain corpus: most are short."""
+    """Rows of a simple corpus: most are short."""
     lengths = tuple(round(1600 * math.exp(-((math.log(5 + 10 * index) - 3) ** 2)) / 4.2) for index in range(20))
     return DataSection(
         dropped=(("empty text", 12), ("text longer than 65,536 characters", 1)),
@@ -176,7 +176,7 @@ def data_section() -> DataSection:
 
 @pytest.fixture(scope="session")
 def report_inputs() -> Callable[..., ReportInputs]:
-    """A factory: what to change is named, all else is a plain run."""
+    """A factory of report inputs with individual changes."""
 
     def make(
         task: Task = Task.SEQUENCE_CLASSIFICATION,

@@ -1,4 +1,4 @@
-"""Prompts are cut to the room that the model's context leaves."""
+"""Prompts are truncated to the free part of the model's context."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from finetune_trainer.model.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("virtual_tokens", [0, 7])
-def test_a_prompt_keeps_the_end_that_fits_beside_the_answer_and_virtual_tokens(
+def test_a_prompt_keeps_the_end_that_fits_next_to_the_answer_and_virtual_tokens(
     tmp_path: Path, virtual_tokens: int
 ) -> None:
     folder = tiny_models.save_tiny("llama", tmp_path / "base")

@@ -1,4 +1,4 @@
-"""The model card: metadata that the hub reads, text that people read."""
+"""The model card: metadata for the hub, text for people."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def front_of(card: str) -> dict:
     return YAML(typ="safe").load(card.split("---\n")[1])
 
 
-def test_the_front_matter_has_what_the_hub_wants(report_inputs):
+def test_the_front_matter_has_what_the_hub_requires(report_inputs):
     front = front_of(card_of(report_inputs()))
     assert front["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert front["base_model_relation"] == "finetune"
@@ -32,7 +32,7 @@ def test_the_front_matter_has_what_the_hub_wants(report_inputs):
     assert {metric["type"] for metric in result["metrics"]} == {"loss", "accuracy", "f1"}
 
 
-def test_the_front_matter_holds_the_figures_in_model_index_form(report_inputs):
+def test_the_front_matter_has_the_metrics_in_model_index_form(report_inputs):
     inputs = report_inputs()
     figures = inputs.record.tuned.metrics
     assert front_of(card_of(inputs)) == {
@@ -60,7 +60,7 @@ def test_the_front_matter_holds_the_figures_in_model_index_form(report_inputs):
     }
 
 
-def test_a_figure_that_overflows_is_none_for_the_hub(report_inputs):
+def test_an_overflowed_metric_is_omitted_for_the_hub(report_inputs):
     inputs = report_inputs(Task.CAUSAL_LM)
     metrics = {Metric.LOSS: 1895.0, Metric.PERPLEXITY: OVERFLOW}
     tuned = inputs.record.tuned.model_copy(update={"metrics": metrics})
@@ -69,7 +69,7 @@ def test_a_figure_that_overflows_is_none_for_the_hub(report_inputs):
     assert [metric["type"] for metric in result["metrics"]] == ["loss"]
 
 
-def test_without_a_finite_figure_there_is_no_model_index(report_inputs):
+def test_without_a_finite_metric_there_is_no_model_index(report_inputs):
     inputs = report_inputs(Task.CAUSAL_LM)
     tuned = inputs.record.tuned.model_copy(update={"metrics": {Metric.LOSS: OVERFLOW, Metric.PERPLEXITY: OVERFLOW}})
     inputs = dataclasses.replace(inputs, record=inputs.record.model_copy(update={"tuned": tuned}))
@@ -78,13 +78,13 @@ def test_without_a_finite_figure_there_is_no_model_index(report_inputs):
     assert ModelCard(card, ignore_metadata_errors=False).data.eval_results is None
 
 
-def test_the_hubs_own_reader_finds_the_figures(report_inputs):
+def test_the_hubs_own_parser_finds_the_metrics(report_inputs):
     card = ModelCard(card_of(report_inputs()), ignore_metadata_errors=False)
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert found["accuracy"] == pytest.approx(0.875598)
 
 
-def test_an_adapter_says_so(report_inputs):
+def test_an_adapter_is_declared_as_one(report_inputs):
     inputs = report_inputs(spec={"method": {"lora": {"rank": 8}}})
     card = card_of(inputs, ArtifactFormat.ADAPTER)
     front = front_of(card)
@@ -95,7 +95,7 @@ def test_an_adapter_says_so(report_inputs):
     assert "config=config)" in card
 
 
-def test_a_card_says_which_versions_it_needs_and_what_was_checked(report_inputs):
+def test_a_card_has_the_required_versions_and_the_result_of_the_check(report_inputs):
     inputs = report_inputs()
     checked = Reloaded(
         uri=inputs.config.model_uri, split="validation", rows=32, trained=0.41237, reloaded=0.41241, tolerance=0.001
@@ -125,7 +125,7 @@ def test_a_language_model_is_loaded_as_one(report_inputs):
     assert "not whether its answers are right, helpful or safe" in card
 
 
-def test_without_a_test_split_the_card_has_no_figures_and_says_so(report_inputs):
+def test_without_a_test_split_the_card_has_no_metrics_and_a_limitation(report_inputs):
     card = card_of(report_inputs(tuned=False))
     assert "model-index" not in front_of(card)
     assert "Nothing was measured on held-out data" in card
@@ -153,16 +153,16 @@ def test_a_fence_in_a_prompt_does_not_end_the_configuration(report_inputs):
     assert "\n````yaml\n" in card
 
 
-def test_secrets_of_the_environment_stay_out(report_inputs):
+def test_secrets_of_the_environment_are_not_in_the_card(report_inputs):
     assert "hf_secret" not in card_of(report_inputs())
 
 
 @pytest.mark.parametrize(
     ("text", "shown"), [("a_b*c", r"a\_b\*c"), ("<b>&", "&lt;b&gt;&amp;"), ("x\n\n  y", "x y"), ("`|`", r"\`\|\`")]
 )
-def test_plain_text_stays_plain(text, shown):
+def test_plain_text_is_escaped(text, shown):
     assert plain(text) == shown
 
 
-def test_code_holds_no_backticks():
+def test_code_has_no_backticks():
     assert code("a`b") == "`a'b`"

@@ -1,4 +1,4 @@
-"""The report: complete, self-contained, and safe whatever the data holds."""
+"""The report: complete, self-contained, and safe for any data."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Tags, attributes and visible text; raises AssertionError where tags do not nest."""
+    """Tags, attributes and visible text; raises AssertionError if tags do not nest."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def language_page(report_inputs) -> str:
 
 
 @pytest.mark.parametrize("name", ["classifier_page", "language_page"])
-def test_the_page_is_one_small_file_that_needs_nothing_else(name, request):
+def test_the_page_is_one_small_self_contained_file(name, request):
     text = request.getfixturevalue(name)
     page = Page(text)
     assert len(text.encode()) < MAX_BYTES
@@ -74,7 +74,7 @@ def test_the_page_is_one_small_file_that_needs_nothing_else(name, request):
     assert "default-src 'none'" in text
 
 
-def test_the_page_tells_the_whole_story(classifier_page):
+def test_the_page_has_all_sections(classifier_page):
     text = " ".join(Page(classifier_page).text.split())
     for words in (
         "topics r0001",
@@ -102,13 +102,13 @@ def test_the_page_tells_the_whole_story(classifier_page):
         assert words in text
 
 
-def test_answers_stand_side_by_side(language_page):
+def test_answers_are_shown_next_to_each_other(language_page):
     text = " ".join(Page(language_page).text.split())
     assert "Hello? Base model Hello? Hello? Fine-tuned Good day." in text
     assert "Confusion matrix" not in text
 
 
-def test_what_the_data_holds_is_shown_not_run(report_inputs):
+def test_markup_in_the_data_is_shown_not_executed(report_inputs):
     inputs = report_inputs(
         labels=(EVIL, "b", "c"),
         notes=(EVIL,),
@@ -147,7 +147,7 @@ def test_the_same_run_gives_the_same_page(report_inputs):
     assert render_report(report_inputs()) == render_report(report_inputs())
 
 
-def test_many_classes_keep_record_page_and_card_small_and_lose_nothing_that_is_shown(report_inputs):
+def test_many_classes_keep_record_page_and_card_small_without_losing_shown_classes(report_inputs):
     inputs = report_inputs(labels=tuple(f"{index:05d} " + "long name " * 20 for index in range(2000)))
     full = inputs.record
     assert full.baseline is not None
@@ -167,7 +167,7 @@ def rest_of(inputs):
     return inputs.config, inputs.data, ArtifactFormat.MERGED
 
 
-def test_classes_that_were_rarely_tested_are_named(report_inputs):
+def test_classes_with_few_test_examples_are_listed(report_inputs):
     labels = ("often", "rarely", "never")
     inputs = report_inputs(labels=labels)
     figures = classification_metrics([0] * 40 + [1] * 3, [0] * 40 + [1] * 3, labels)

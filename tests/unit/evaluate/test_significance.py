@@ -25,7 +25,7 @@ def test_wilson_agrees_with_published_intervals(successes, trials, low, high):
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 5)])
-def test_what_is_no_share_has_no_interval(successes, trials):
+def test_an_impossible_proportion_has_no_interval(successes, trials):
     with pytest.raises(ValueError, match="not a proportion"):
         wilson_interval(successes, trials)
 
@@ -45,13 +45,13 @@ def rights(better: int, worse: int, same: int) -> tuple[np.ndarray, np.ndarray]:
         (0, 0, 1.0),
     ],
 )
-def test_mcnemar_is_a_coin_toss_over_the_examples_that_differ(better, worse, p_value):
+def test_mcnemar_is_a_binomial_test_on_the_examples_that_differ(better, worse, p_value):
     test = mcnemar_exact(*rights(better, worse, same=10))
     assert (test.better, test.worse, test.same) == (better, worse, 10)
     assert test.p_value == pytest.approx(p_value)
 
 
-def test_the_sign_test_counts_losses_that_fell():
+def test_the_sign_test_counts_losses_that_decreased():
     before, after = np.array([2.0, 2.0, 2.0, 2.0, 2.0, 1.0]), np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     test = sign_test(before, after)
     assert (test.better, test.worse, test.same) == (5, 0, 1)
@@ -66,22 +66,22 @@ def test_the_bootstrap_finds_the_interval_of_a_normal_mean():
     assert (interval.low, interval.high) == pytest.approx((losses.mean() - half, losses.mean() + half), abs=0.01)
 
 
-def test_the_bootstrap_is_the_same_every_time_and_weights_by_tokens():
+def test_the_bootstrap_is_deterministic_and_weights_by_tokens():
     sums, weights = np.array([10.0, 300.0]), np.array([10.0, 100.0])
     first = bootstrap_mean(sums, weights, seed=0)
     assert first == bootstrap_mean(sums, weights, seed=0)
     assert (first.low, first.high) == pytest.approx((1.0, 3.0))
 
 
-def test_one_example_has_an_interval_without_width():
+def test_one_example_has_an_interval_of_zero_width():
     interval = bootstrap_mean(np.array([12.0]), np.array([4.0]), seed=0)
     assert (interval.low, interval.high) == (3.0, 3.0)
 
 
-def test_the_bootstrap_of_many_examples_takes_bounded_memory():
+def test_the_bootstrap_of_many_examples_uses_bounded_memory():
     # All resamples at once would take 2000 x 50,000 x 8 bytes = 800 MB for the indices alone.
     examples = 50_000
-    bootstrap_mean(np.ones(4), np.ones(4), seed=0)  # what scipy allocates at its first use does not count
+    bootstrap_mean(np.ones(4), np.ones(4), seed=0)  # exclude what scipy allocates at its first use
     tracemalloc.start()
     try:
         bootstrap_mean(np.ones(examples), np.ones(examples), seed=0)

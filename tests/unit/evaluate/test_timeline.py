@@ -1,4 +1,4 @@
-"""Attempts on a line, phases of a stage, lengths of the data."""
+"""Attempts on a time line, phases of a stage, lengths of the data."""
 
 import pytest
 
@@ -37,11 +37,11 @@ def test_the_mean_step_is_that_of_the_last_attempt(report_inputs):
     assert step_seconds(inputs.training, ()) == pytest.approx(141.0 / 240)
 
 
-def test_restarts_are_marked_where_they_took_up(report_inputs):
+def test_restarts_are_marked_at_the_step_that_they_resumed_from(report_inputs):
     assert restart_marks(report_inputs().config.attempts) == [(80.0, "attempt 3")]
 
 
-def test_phases_come_in_order_and_small_ones_together():
+def test_phases_are_in_order_and_small_ones_are_combined():
     found = phases({"save": 10.0, "steps": 85.0, "claim": 0.2, "odd": 4.7, "import": 0.1})
     assert [phase.name for phase in found] == ["steps", "save", "odd", "other"]
     assert sum(phase.share for phase in found) == pytest.approx(1.0)
@@ -56,7 +56,7 @@ def test_phases_come_in_order_and_small_ones_together():
         ({10: 1, 100: 5, 119: 1}, tuple(range(0, 130, 5))[:25], (0, 0, 1) + (0,) * 17 + (5, 0, 0, 1)),
     ],
 )
-def test_lengths_fall_into_round_bins(lengths, edges, counts):
+def test_lengths_are_counted_in_round_bins(lengths, edges, counts):
     assert length_histogram(lengths) == (edges, counts)
 
 
@@ -79,7 +79,7 @@ def test_batches_are_homogeneous_longest_first_and_complete():
     ("seconds", "text"),
     [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.6, "1 min"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (100_800, "1 d 4 h")],
 )
-def test_durations_read_as_people_say_them(seconds, text):
+def test_durations_are_formatted_for_people(seconds, text):
     assert duration_text(seconds) == text
 
 

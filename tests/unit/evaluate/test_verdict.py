@@ -1,4 +1,4 @@
-"""What the figures say, in words."""
+"""The verdict in words."""
 
 import pytest
 
@@ -10,24 +10,24 @@ from finetune_trainer.tasks.metrics import classification_metrics
 LABELS = ("ai", "food", "sport", "never")
 
 
-def test_better_than_chance_explains_is_better(report_inputs):
-    said = verdict(report_inputs().record)
-    assert said.level is Level.BETTER
-    assert said.headline == "Accuracy 3.3 % → 87.6 %"
-    assert said.change == "+84.2 points"
-    assert said.sentence == (
+def test_a_significant_improvement_is_better(report_inputs):
+    result = verdict(report_inputs().record)
+    assert result.level is Level.BETTER
+    assert result.headline == "Accuracy 3.3 % → 87.6 %"
+    assert result.change == "+84.2 points"
+    assert result.sentence == (
         "Accuracy rose from 3.3 % to 87.6 % on 209 held-out examples (95 % interval 82.4 % to 91.4 %). The "
         "difference is statistically significant (177 examples improved and 1 got worse; McNemar, exact: p < 0.001)."
     )
 
 
-def test_a_language_model_is_judged_by_its_perplexity(report_inputs):
-    said = verdict(report_inputs(Task.CAUSAL_LM).record)
-    assert said.level is Level.BETTER
-    assert said.headline.startswith("Perplexity 24")
-    assert said.change.startswith("-")
-    assert "Perplexity fell from" in said.sentence
-    assert "120 held-out examples (4,310 tokens)" in said.sentence
+def test_a_language_model_is_evaluated_by_its_perplexity(report_inputs):
+    result = verdict(report_inputs(Task.CAUSAL_LM).record)
+    assert result.level is Level.BETTER
+    assert result.headline.startswith("Perplexity 24")
+    assert result.change.startswith("-")
+    assert "Perplexity fell from" in result.sentence
+    assert "120 held-out examples (4,310 tokens)" in result.sentence
 
 
 def test_the_verdict_is_about_the_headline_of_the_record(report_inputs):
@@ -48,17 +48,17 @@ def test_the_verdict_is_about_the_headline_of_the_record(report_inputs):
 
 
 def test_without_a_test_split_nothing_was_measured(report_inputs):
-    said = verdict(report_inputs(tuned=False).record)
-    assert said.level is Level.UNMEASURED
-    assert "no test split" in said.sentence
-    assert "data.test.fraction" in said.sentence
+    result = verdict(report_inputs(tuned=False).record)
+    assert result.level is Level.UNMEASURED
+    assert "no test split" in result.sentence
+    assert "data.test.fraction" in result.sentence
 
 
-def test_without_a_baseline_nothing_says_whether_training_helped(report_inputs):
-    said = verdict(report_inputs(baseline=False).record)
-    assert said.level is Level.UNCOMPARED
-    assert said.headline == "Accuracy 87.6 %"
-    assert "No baseline" in said.sentence
+def test_without_a_baseline_the_effect_of_training_is_unknown(report_inputs):
+    result = verdict(report_inputs(baseline=False).record)
+    assert result.level is Level.UNCOMPARED
+    assert result.headline == "Accuracy 87.6 %"
+    assert "No baseline" in result.sentence
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_without_a_baseline_nothing_says_whether_training_helped(report_inputs):
         (0.7, 0.5, 10, 30, 0.002, Level.WORSE, "The model got significantly worse"),
         (0.5, 0.52, 12, 10, 0.83, Level.UNCLEAR, "result is inconclusive (12 examples improved and 10 got worse"),
         (0.5, 0.5, 10, 10, 1.0, Level.UNCLEAR, "Accuracy stayed at 50.0 %"),
-        # The mean over tokens and the count of examples may disagree; then nothing is claimed.
+        # The mean over tokens and the count of examples may disagree; then the result is inconclusive.
         (0.5, 0.7, 10, 30, 0.002, Level.UNCLEAR, "inconclusive"),
     ],
 )
-def test_the_verdict_follows_figure_and_test(report_inputs, before, after, better, worse, p_value, level, words):
+def test_the_verdict_follows_metric_and_paired_test(report_inputs, before, after, better, worse, p_value, level, words):
     record = report_inputs().record
     baseline = record.baseline.model_copy(update={"metrics": {Metric.ACCURACY: before}})
     tuned = record.tuned.model_copy(update={"metrics": {Metric.ACCURACY: after}})
@@ -80,9 +80,9 @@ def test_the_verdict_follows_figure_and_test(report_inputs, before, after, bette
     changed = record.model_copy(
         update={"baseline": baseline, "tuned": tuned, "comparison": compare(baseline, tuned), "paired_test": test}
     )
-    said = verdict(changed)
-    assert said.level is level
-    assert words in said.sentence
+    result = verdict(changed)
+    assert result.level is level
+    assert words in result.sentence
 
 
 def test_worst_classes_come_first_and_unmeasured_ones_last():
@@ -99,5 +99,5 @@ def test_confused_pairs_are_counted_most_frequent_first():
 @pytest.mark.parametrize(
     ("p_value", "text"), [(1e-9, "p < 0.001"), (0.0123, "p = 0.012"), (0.049, "p = 0.049"), (0.5, "p = 0.50")]
 )
-def test_p_values_are_rounded_as_papers_do(p_value, text):
+def test_p_values_are_rounded_as_in_papers(p_value, text):
     assert p_text(p_value) == text

@@ -31,7 +31,7 @@ BILLION = ModelFacts(
     vocabulary=0,
     positions=2048,
 )
-"""No activations: what is left is the paper's model state."""
+"""No activations: only the model state of the paper remains."""
 
 
 def shape(*, facts: ModelFacts = BILLION, lora: Lora | None = None, **changes) -> TrainingShape:
@@ -60,26 +60,26 @@ def state_gb(stage: int, **changes) -> float:
     return (process_bytes(here, stage) - PROCESS_BYTES - UPLOADER_BYTES - snapshot_bytes(here)) / 1e9
 
 
-def test_a_save_copies_this_process_share_of_what_is_trained():
+def test_a_save_copies_this_process_share_of_the_trained_parameters():
     assert snapshot_bytes(shape(nodes=1)) == 12 * 10**9
     assert snapshot_bytes(shape(nodes=4, processes_per_node=2)) == 12 * 10**9 // 8
     assert snapshot_bytes(shape(lora=Lora(rank=8), nodes=2)) == 6 * 8 * (4096 + 8192)
 
 
 @pytest.mark.parametrize(("stage", "expected"), [(1, 4.1875 + 2), (2, 2.21875 + 2 / 64), (3, 0.25 + 0.4 + 2 / 64)])
-def test_model_state_is_what_the_zero_paper_says(stage, expected):
-    """Figure 1 of the paper, for 1 billion parameters instead of 7.5: 31.4, 16.6 and 1.9 GB there (less gathering).
+def test_model_state_agrees_with_the_zero_paper(stage, expected):
+    """Figure 1 of the paper, for 1 billion parameters instead of 7.5: there 31.4, 16.6 and 1.9 GB (without gathering).
 
-    Gradients take two bytes more: they are accumulated in 32 bit.
+    Gradients take two more bytes, because they are accumulated in 32 bit.
     """
     assert state_gb(stage) == pytest.approx(expected)
 
 
-def test_float32_without_zero_needs_sixteen_bytes_a_parameter():
+def test_float32_without_zero_needs_sixteen_bytes_per_parameter():
     assert state_gb(0, dtype=Dtype.FLOAT32) == pytest.approx(16.0)
 
 
-def test_lora_needs_state_for_the_adapter_alone():
+def test_lora_needs_state_only_for_the_adapter():
     trained = shape(lora=Lora(rank=8)).trained
     assert trained == 8 * (4096 + 8192)
     assert shape(lora=Lora(rank=8, targets=("q_proj",))).trained == 8 * 4096
@@ -94,7 +94,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():
 
 
 @given(st.integers(1, 512), st.booleans())
-def test_a_higher_stage_never_needs_more_but_for_gathering(nodes, lora):
+def test_a_higher_stage_never_needs_more_except_for_gathering(nodes, lora):
     here = shape(nodes=nodes, lora=Lora() if lora else None)
     one, two, three = (process_bytes(here, stage) for stage in (1, 2, 3))
     assert one >= two
@@ -111,7 +111,7 @@ def test_a_higher_stage_never_needs_more_but_for_gathering(nodes, lora):
         (2.25, Dtype.BFLOAT16, 3),
     ],
 )
-def test_the_lowest_stage_that_fits_is_chosen_and_two_without_a_limit(limit_gib, dtype, expected):
+def test_the_lowest_stage_that_fits_is_chosen_or_two_without_a_limit(limit_gib, dtype, expected):
     choice = choose_zero_stage(
         shape(dtype=dtype), requested=None, limit=None if limit_gib is None else int(limit_gib * GIB)
     )
@@ -120,13 +120,13 @@ def test_the_lowest_stage_that_fits_is_chosen_and_two_without_a_limit(limit_gib,
     assert f"stage {expected}" in choice.reason
 
 
-def test_the_stage_asked_for_is_taken_without_a_word():
+def test_the_requested_stage_is_used_without_a_note():
     choice = choose_zero_stage(shape(), requested=3, limit=64 * GIB)
     assert (choice.stage, choice.reason) == (3, "")
 
 
 @pytest.mark.parametrize("requested", [0, 1])
-def test_stages_that_do_not_sum_16_bit_gradients_in_32_bit_become_two_and_say_so(requested):
+def test_stages_that_do_not_sum_16_bit_gradients_in_32_bit_are_raised_to_two_with_a_note(requested):
     choice = choose_zero_stage(shape(), requested=requested, limit=None)
     assert choice.stage == 2
     assert "stage 2 is used" in choice.reason
@@ -152,7 +152,9 @@ def test_stages_that_do_not_sum_16_bit_gradients_in_32_bit_become_two_and_say_so
         ({"nodes": 1}, None, 1, "raise spec.workers.resources.limits.memory to 30Gi"),
     ],
 )
-def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does(changes, requested, limit_gib, advice):
+def test_a_training_that_cannot_fit_is_rejected_with_the_closest_setting_that_fits(
+    changes, requested, limit_gib, advice
+):
     with pytest.raises(BadConfigError, match=f"memory allows {limit_gib}.0 GiB") as caught:
         choose_zero_stage(shape(**changes), requested=requested, limit=limit_gib * GIB)
     assert advice in caught.value.advice

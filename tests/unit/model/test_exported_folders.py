@@ -1,4 +1,4 @@
-"""What the export writes gives the outputs of the trained model, whoever loads it."""
+"""Exported folders give the outputs of the trained model with any loader."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ def check_both(base: Path, task: Task, folder: Path, order: tuple[ArtifactFormat
     torch.testing.assert_close(logits(merged), trained, atol=1e-3, rtol=1e-3)
     if task is Task.SEQUENCE_CLASSIFICATION:
         assert tuple(merged.config.id2label.values()) == LABELS
-        # Another seed: what the base model lacks has to come from the adapter.
+        # Another seed: the adapter must contain what the base model lacks.
         torch.manual_seed(99)
         config = AutoConfig.from_pretrained(folder / ADAPTER.value)
         assert tuple(config.id2label.values()) == LABELS
@@ -96,7 +96,7 @@ def check_both(base: Path, task: Task, folder: Path, order: tuple[ArtifactFormat
     assert not torch.allclose(untrained, trained, atol=1e-2), "an adapter that changes nothing would pass"
 
 
-def test_an_adapter_names_its_labels_whatever_those_of_its_base_model_are(tmp_path: Path) -> None:
+def test_an_adapter_has_its_own_labels_for_any_labels_of_its_base_model(tmp_path: Path) -> None:
     torch.manual_seed(2)
     path = tiny_models.save_tiny("bert", tmp_path / "encoder")
     base = AutoModelForSequenceClassification.from_pretrained(path, id2label=dict(enumerate(reversed(LABELS))))
@@ -118,7 +118,7 @@ def test_merged_model_and_adapter_of_a_classifier_are_the_trained_model(family: 
     check_both(base, Task.SEQUENCE_CLASSIFICATION, tmp_path, (ADAPTER, MERGED))
 
 
-def test_an_adapter_brings_a_pooler_that_its_base_model_lacks(tmp_path: Path) -> None:
+def test_an_adapter_contains_a_pooler_that_its_base_model_lacks(tmp_path: Path) -> None:
     base = tiny_models.save_tiny("bert-without-pooler", tmp_path / "base")
     check_both(base, Task.SEQUENCE_CLASSIFICATION, tmp_path, (MERGED, ADAPTER))
     assert any("pooler" in name for name in tensors(tmp_path / ADAPTER.value))
@@ -134,7 +134,7 @@ def test_an_adapter_brings_a_pooler_that_its_base_model_lacks(tmp_path: Path) ->
         ("gpt2", ("lm_head",), "lm_head"),
     ],
 )
-def test_an_adapter_on_a_matrix_that_two_layers_share_is_refused(
+def test_an_adapter_on_a_matrix_that_two_layers_share_is_rejected(
     family: str, targets: tuple[str, ...], named: str, tmp_path: Path
 ) -> None:
     base = tiny_models.save_tiny(family, tmp_path / "base")
@@ -155,7 +155,7 @@ def test_the_advice_for_a_shared_matrix_keeps_the_other_targets(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("targets", [("lm_head", "q_proj"), ("embed_tokens",)])
-def test_layers_of_an_untied_model_may_all_be_adapted(targets: tuple[str, ...], tmp_path: Path) -> None:
+def test_all_layers_of_an_untied_model_can_be_adapted(targets: tuple[str, ...], tmp_path: Path) -> None:
     base = tiny_models.save_tiny("llama", tmp_path / "base")
     check_adapter(base, Lora(targets=targets), Task.CAUSAL_LM)
 
@@ -165,7 +165,7 @@ def test_without_targets_no_shared_matrix_is_adapted(family: str, tmp_path: Path
     check_adapter(tiny_models.save_tiny(family, tmp_path / "base"), Lora(), Task.CAUSAL_LM)
 
 
-def test_targets_that_the_model_lacks_are_refused_without_loading_weights(tmp_path: Path) -> None:
+def test_targets_that_the_model_lacks_are_rejected_without_loading_weights(tmp_path: Path) -> None:
     base = tiny_models.save_tiny("llama", tmp_path / "base")
     with pytest.raises(BadConfigError, match="cannot be applied to LlamaForCausalLM") as error:
         check_adapter(base, Lora(targets=("query",)), Task.CAUSAL_LM)
@@ -173,7 +173,7 @@ def test_targets_that_the_model_lacks_are_refused_without_loading_weights(tmp_pa
 
 
 def write_whole(base: Path, folder: Path, task: Task = Task.CAUSAL_LM) -> Path:
-    """A full fine-tune of no steps, exported."""
+    """A full fine-tune without steps, exported."""
     model = load(base, task)
     weights = {name: value.detach() for name, value in model.named_parameters()}
     prepared = {"task": task, "labels": LABELS if task is Task.SEQUENCE_CLASSIFICATION else ()}
@@ -204,7 +204,7 @@ ROPES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("family", "written", "expected"), ROPES)
-def test_older_readers_find_rotary_embeddings_and_dtype_where_they_look(
+def test_older_readers_find_rotary_embeddings_and_dtype_under_their_names(
     family: str, written: dict[str, Any], expected: dict[str, Any], tmp_path: Path
 ) -> None:
     base = tiny_models.save_tiny(family, tmp_path / "base")
@@ -223,7 +223,7 @@ def test_older_readers_find_rotary_embeddings_and_dtype_where_they_look(
     assert AutoConfig.from_pretrained(folder).rope_parameters == AutoConfig.from_pretrained(base).rope_parameters
 
 
-def test_tokenizer_and_generation_files_of_the_base_model_are_kept_as_they_are(tmp_path: Path) -> None:
+def test_tokenizer_and_generation_files_of_the_base_model_are_unchanged(tmp_path: Path) -> None:
     base = tiny_models.save_tiny("llama", tmp_path / "base")
     settings = json.loads((base / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<|im_start|>"]}
@@ -270,9 +270,7 @@ def test_an_adapter_names_its_base_model_and_revision_separately(uri: str, name:
 
 
 @pytest.mark.parametrize(("commit", "revision"), [("", "v2"), ("c0ffee", "c0ffee")])
-def test_an_adapter_folder_says_which_base_model_and_revision_it_needs(
-    tmp_path: Path, commit: str, revision: str
-) -> None:
+def test_an_adapter_folder_has_the_required_base_model_and_revision(tmp_path: Path, commit: str, revision: str) -> None:
     base = tiny_models.save_tiny("llama", tmp_path / "base")
     prepared = {"task": Task.CAUSAL_LM, "labels": (), "model_revision": commit}
     config = train_config(model={"uri": "hf://org/name@v2"}, method={"lora": {}}, prepared=prepared)

@@ -1,4 +1,4 @@
-"""IA3: what is exported is what was trained, and only the factors are trained."""
+"""IA3: only the factors are trained, and the export is the trained model."""
 
 import re
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_merged_model_and_adapter_are_the_trained_model(
         return load_model(base, task=task, labels=labels, dtype=Dtype.FLOAT32, seed=seed)
 
     model: Any = IA3.apply(fresh(3), config.spec.method.block, TASKS[task], seed=1)
-    torch.testing.assert_close(logits(model), logits(fresh(3)))  # the factors begin with ones
+    torch.testing.assert_close(logits(model), logits(fresh(3)))  # the factors are initialized with ones
     weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     assert all(".ia3_l." in name or ".modules_to_save." in name for name in weights)
     factors = sum(value.numel() for name, value in weights.items() if ".ia3_l." in name)
@@ -68,7 +68,7 @@ def test_merged_model_and_adapter_are_the_trained_model(
     for artifact in ArtifactFormat:
         write_folder(artifact, model, weights, tmp_path / artifact, config=config, base=base)
     trained = logits(model)
-    # Another head than that of training: an adapter has to bring it.
+    # Not the head of training: the adapter must contain it.
     again = reload_adapter(fresh(4), tmp_path / "Adapter", "adapter", config.prepared, IA3)
     torch.testing.assert_close(logits(again), trained)
     torch.testing.assert_close(logits(reload_model(tmp_path / "Merged", "model", config.prepared)), trained)
@@ -76,7 +76,7 @@ def test_merged_model_and_adapter_are_the_trained_model(
 
 
 @pytest.mark.parametrize("targets", [None, ("query",)])
-def test_an_architecture_that_peft_does_not_know_needs_targets_that_it_has(
+def test_an_architecture_that_peft_does_not_support_needs_valid_targets(
     targets: tuple[str, ...] | None, tmp_path: Path
 ) -> None:
     base = tiny_models.save_tiny("distilbert", tmp_path / "base")

@@ -1,4 +1,4 @@
-"""Folders that are not usable models, and what the error says is missing."""
+"""Folders that are not usable models, and the reported reasons."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def configured(folder: Path, **changes):
     return inspect_model(folder, URI)
 
 
-def test_sizes_are_read_from_headers_alone(folder):
+def test_sizes_are_read_only_from_headers(folder):
     facts = inspect_model(folder, URI)
     assert facts.parameters == 300 * 8 + 16 * 8 + 8
     assert facts.largest_parameter == 300 * 8
@@ -82,7 +82,7 @@ def test_sharded_weights_are_counted_over_all_shards(folder):
         ),
     ],
 )
-def test_an_error_names_what_is_missing_and_where(folder, broken, expected):
+def test_an_error_has_the_missing_part_and_its_location(folder, broken, expected):
     broken(folder)
     with pytest.raises(ModelUnusableError) as caught:
         inspect_model(folder, URI)
@@ -103,19 +103,19 @@ def test_an_error_names_what_is_missing_and_where(folder, broken, expected):
         ({"compression_config": {"format": "int-quantized"}}, "compression_config (no quant_method)"),
     ],
 )
-def test_a_quantised_base_is_refused_by_the_key_that_says_so(folder, changes, expected):
+def test_a_quantized_base_is_rejected_with_the_key_of_its_configuration(folder, changes, expected):
     with pytest.raises(ModelUnusableError) as caught:
         configured(folder, **changes)
     assert expected in str(caught.value)
     assert "use the model without quantization" in caught.value.advice
 
 
-def test_an_empty_quantisation_block_means_nothing(folder):
+def test_an_empty_quantization_block_is_ignored(folder):
     assert configured(folder, quantization_config=None, text_config={}).parameters > 0
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32])
-def test_weights_that_are_not_floating_point_are_refused(folder, dtype):
+def test_weights_that_are_not_floating_point_are_rejected(folder, dtype):
     name = "model.layers.0.mlp.up_proj.weight"
     save_file(TENSORS | {name: np.zeros((16, 8), dtype=dtype)}, folder / "model.safetensors")
     with pytest.raises(ModelUnusableError, match=f"{name} in model.safetensors is stored as [IU]"):
@@ -130,7 +130,7 @@ GPTQ = {
 
 
 @pytest.mark.parametrize("settings", ["", "quantize_config.json", "quant_config.json"])
-def test_a_quantised_base_is_refused_by_the_names_of_its_tensors(folder, settings):
+def test_a_quantized_base_is_rejected_by_the_names_of_its_tensors(folder, settings):
     if settings:
         (folder / settings).write_text('{"bits": 4}')
     plain = {name: tensor for name, tensor in TENSORS.items() if "up_proj" not in name}
@@ -143,14 +143,14 @@ def test_a_quantised_base_is_refused_by_the_names_of_its_tensors(folder, setting
 
 
 @pytest.mark.parametrize("settings", ["quantize_config.json", "quant_config.json"])
-def test_a_quantised_base_whose_weights_have_another_name_is_refused_by_its_settings(folder, settings):
+def test_a_quantized_base_with_unusual_weight_files_is_rejected_by_its_settings(folder, settings):
     (folder / settings).write_text('{"bits": 4}')
     (folder / "model.safetensors").rename(folder / "gptq_model-4bit-128g.safetensors")
     with pytest.raises(ModelUnusableError, match=f"is quantized, .*: it has {settings} and no model.safetensors"):
         inspect_model(folder, URI)
 
 
-def test_settings_of_a_quantisation_beside_plain_weights_mean_nothing(folder):
+def test_quantization_settings_next_to_plain_weights_are_ignored(folder):
     (folder / "quantize_config.json").write_text('{"bits": 4}')
     assert inspect_model(folder, URI).parameters > 0
 
@@ -163,7 +163,7 @@ def test_settings_of_a_quantisation_beside_plain_weights_mean_nothing(folder):
         ("s3://bucket/llama-3-8b-AWQ-INT4/", "s3://bucket/llama-3-8b)"),
     ],
 )
-def test_the_unquantised_model_is_guessed_from_the_name(folder, uri, expected):
+def test_the_model_without_quantization_is_guessed_from_the_name(folder, uri, expected):
     (folder / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"quant_method": "x"}}))
     with pytest.raises(ModelUnusableError) as caught:
         inspect_model(folder, uri)
@@ -184,7 +184,7 @@ def test_the_unquantised_model_is_guessed_from_the_name(folder, uri, expected):
         ({"model_type": "made-up", "architectures": []}, Task.CAUSAL_LM, "no model of this type"),
     ],
 )
-def test_a_model_that_cannot_do_the_task_is_refused(folder, changes, task, expected):
+def test_a_model_that_does_not_support_the_task_is_rejected(folder, changes, task, expected):
     with pytest.raises(ModelUnusableError, match=f"model_type {changes['model_type']}") as caught:
         check_task(configured(folder, **changes), URI, task)
     assert expected in str(caught.value)
@@ -199,11 +199,11 @@ def test_a_model_that_cannot_do_the_task_is_refused(folder, changes, task, expec
         ({"model_type": "bert", "architectures": ["BertLMHeadModel"], "is_decoder": True}, Task.CAUSAL_LM),
     ],
 )
-def test_a_model_that_can_do_the_task_is_taken(folder, changes, task):
+def test_a_model_that_supports_the_task_is_accepted(folder, changes, task):
     check_task(configured(folder, **changes), URI, task)
 
 
-def test_models_that_also_see_keep_their_sizes_in_a_nested_block(folder):
+def test_multimodal_models_have_their_sizes_in_a_nested_block(folder):
     facts = configured(folder, text_config={"hidden_size": 64, "max_position_embeddings": 99})
     assert (facts.hidden_size, facts.positions) == (64, 99)
 
@@ -223,7 +223,7 @@ def test_a_damaged_tokenizer_is_an_unusable_model(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_the_digest_follows_the_tokenizer_and_not_the_weights(folder):
+def test_the_digest_depends_on_the_tokenizer_and_not_on_the_weights(folder):
     before = tokenizer_digest(folder)
     (folder / "model.safetensors").write_bytes(b"other")
     assert tokenizer_digest(folder) == before

@@ -47,12 +47,12 @@ def test_other_files_do_not_belong_to_a_model(name: str) -> None:
     assert selected(name) == []
 
 
-def test_weights_in_parts_are_those_that_the_index_names() -> None:
+def test_sharded_weights_are_those_in_the_index() -> None:
     index = {"weight_map": {"a": "w-1.safetensors", "b": "w-2.safetensors", "c": "../w-3.safetensors", "d": 4}}
     names = (INDEX, "w-1.safetensors", "w-2.safetensors", "../w-3.safetensors", "w-4.safetensors")
     assert selected(*names, index=index) == [INDEX, "w-1.safetensors", "w-2.safetensors"]
 
 
 @pytest.mark.parametrize("index", [None, [], {}, {"weight_map": ["w-1.safetensors"]}, "text"])
-def test_a_damaged_index_names_no_weights(index: object) -> None:
+def test_a_damaged_index_has_no_weights(index: object) -> None:
     assert selected(INDEX, "w-1.safetensors", index=index) == [INDEX]

@@ -1,4 +1,4 @@
-"""Which type a run has on the GPUs that it gets."""
+"""Floating-point type of a run on the available GPUs."""
 
 import pytest
 
@@ -16,13 +16,13 @@ from finetune_trainer.model.precision import usable_dtype
         (Dtype.FLOAT32, None, False, Dtype.FLOAT32),
     ],
 )
-def test_float16_stands_in_for_bfloat16_that_was_not_asked_for(
+def test_float16_replaces_bfloat16_unless_it_was_requested(
     chosen: Dtype, requested: Dtype | None, has_bfloat16: bool, used: Dtype
 ) -> None:
     assert usable_dtype(chosen, requested, has_bfloat16=has_bfloat16) is used
 
 
-def test_bfloat16_that_was_asked_for_is_refused_with_the_remedy() -> None:
+def test_requested_bfloat16_is_rejected_with_the_fix() -> None:
     with pytest.raises(BadConfigError, match="BFloat16, which a GPU of this job cannot compute") as caught:
         usable_dtype(Dtype.BFLOAT16, Dtype.BFLOAT16, has_bfloat16=False)
     assert "Float16" in caught.value.advice

@@ -1,4 +1,4 @@
-"""Prompt tuning: the virtual tokens change what the model says about the text, and nobody sees them."""
+"""Prompt tuning: the virtual tokens change the predictions for the text, and are not visible to callers."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_logits_are_those_of_the_text_behind_the_embeddings_and_only_these_are_trained(
+def test_the_logits_are_those_of_the_text_after_the_embeddings_and_only_these_are_trained(
     family: str, tmp_path: Path
 ) -> None:
     base = tiny_models.save_tiny(family, tmp_path / "base")
@@ -94,7 +94,7 @@ def test_the_logits_are_those_of_the_text_behind_the_embeddings_and_only_these_a
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_in_pieces_and_answers_see_the_virtual_tokens_once(
+def test_rows_in_pieces_and_answers_use_the_virtual_tokens_once(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_models.save_tiny(family, tmp_path / "base")
@@ -121,7 +121,7 @@ def test_rows_in_pieces_and_answers_see_the_virtual_tokens_once(
 
 
 def exported(base: Path, folder: Path) -> Any:
-    """A model whose virtual tokens are none of the vocabulary, exported to the folder."""
+    """A model whose virtual tokens are not in the vocabulary, exported to the folder."""
     model = tuned(base)
     weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     torch.manual_seed(1)
@@ -132,7 +132,7 @@ def exported(base: Path, folder: Path) -> Any:
     return model
 
 
-def test_the_exported_adapter_is_the_trained_model_here_and_for_any_user_of_peft(tmp_path: Path) -> None:
+def test_the_exported_adapter_is_the_trained_model_here_and_with_plain_peft(tmp_path: Path) -> None:
     base = tiny_models.save_tiny("llama", tmp_path / "base")
     trained = logits(exported(base, tmp_path / "adapter"))
     prepared = config_for(base).prepared
@@ -152,7 +152,7 @@ def test_the_exported_adapter_is_the_trained_model_here_and_for_any_user_of_peft
         (lambda found: found | {"more": torch.zeros(1)}, "that its adapter does not use"),
     ],
 )
-def test_a_damaged_adapter_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+def test_a_damaged_adapter_is_rejected(change: Any, message: str, tmp_path: Path) -> None:
     base = tiny_models.save_tiny("llama", tmp_path / "base")
     exported(base, tmp_path / "adapter")
     path = tmp_path / "adapter/adapter_model.safetensors"
@@ -164,7 +164,7 @@ def test_a_damaged_adapter_is_refused(change: Any, message: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("output", [{}, {"formats": ["Merged"]}, {"formats": ["Merged", "Adapter"]}])
-def test_a_merged_model_is_refused_also_where_it_is_the_default(output: dict[str, Any]) -> None:
+def test_a_merged_model_is_rejected_even_as_the_default(output: dict[str, Any]) -> None:
     job = make_job(data={"format": "Text"}, method={"promptTuning": {}}, output=output)
     with pytest.raises(InvalidJobError) as error:
         parse_job(job)
@@ -174,7 +174,7 @@ def test_a_merged_model_is_refused_also_where_it_is_the_default(output: dict[str
     assert rule.endswith("self.output.formats.all(one, one in ['Adapter'])")
 
 
-def test_a_classifier_is_refused() -> None:
+def test_a_classifier_is_rejected() -> None:
     job = make_job(method={"promptTuning": {}}, output={"formats": ["Adapter"]})
     with pytest.raises(InvalidJobError, match=r"spec\.model\.task must be CausalLM with method\.promptTuning"):
         parse_job(job)

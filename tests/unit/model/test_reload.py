@@ -1,4 +1,4 @@
-"""Damaged exports: each loads somehow with transformers and PEFT, and is refused here."""
+"""Damaged exports: transformers and PEFT load each of them, and they are rejected here."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ class Rows:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier with an adapter on it, exported in both formats beside its base."""
+    """A classifier with an adapter, exported in both formats next to its base."""
     folder = tmp_path_factory.mktemp("exported")
     base = tiny_models.save_tiny("bert", folder / "base")
     model = LORA.apply(base_model(folder), CONFIG.spec.method.lora, TASKS[PREPARED.task], seed=1)
@@ -105,7 +105,7 @@ ADAPTER = [
 
 
 @pytest.mark.parametrize(("damage", "message"), MERGED)
-def test_a_damaged_model_folder_is_refused(exported, tmp_path, damage, message) -> None:
+def test_a_damaged_model_folder_is_rejected(exported, tmp_path, damage, message) -> None:
     folder = shutil.copytree(exported / "Merged", tmp_path / "model")
     reload_model(folder, URI, PREPARED)
     damage(folder)
@@ -115,7 +115,7 @@ def test_a_damaged_model_folder_is_refused(exported, tmp_path, damage, message) 
 
 
 @pytest.mark.parametrize(("damage", "message"), ADAPTER)
-def test_a_damaged_adapter_folder_is_refused(exported, tmp_path, damage, message) -> None:
+def test_a_damaged_adapter_folder_is_rejected(exported, tmp_path, damage, message) -> None:
     folder = shutil.copytree(exported / "Adapter", tmp_path / "adapter")
     reload_adapter(base_model(exported), folder, URI, PREPARED, LORA)
     damage(folder)
@@ -150,7 +150,7 @@ def own_losses(model: Any) -> list[float]:
         (Dtype.FLOAT32, float("nan"), False),
     ],
 )
-def test_figures_may_differ_by_the_rounding_of_their_type(exported, dtype: Dtype, added: float, accepted: bool) -> None:
+def test_losses_may_differ_by_the_rounding_of_their_type(exported, dtype: Dtype, added: float, accepted: bool) -> None:
     model = reload_model(exported / "Merged", URI, PREPARED).eval()
     losses = own_losses(model)
     check = check_of([loss + added for loss in losses], dtype)
@@ -178,14 +178,14 @@ def test_differences_that_cancel_out_in_the_mean_are_found(exported) -> None:
         (SplitCounts(train=100), "train", 32),
     ],
 )
-def test_the_rows_come_from_the_first_held_out_split(counts: SplitCounts, split: str, rows: int) -> None:
+def test_the_rows_are_from_the_first_held_out_split(counts: SplitCounts, split: str, rows: int) -> None:
     prepared = PREPARED.model_copy(update={"counts": counts, "packing": Packing.PADDED})
     sample = choose_sample(prepared, lambda name: Rows(getattr(counts, name)))  # type: ignore[arg-type,return-value]
     assert (sample.split, len(sample.rows)) == (split, rows)
     assert (sample.rows[0], sample.rows[-1]) == (0, getattr(counts, split) - 1)
 
 
-def test_long_rows_and_rows_without_targets_are_left_out() -> None:
+def test_long_rows_and_rows_without_targets_are_excluded() -> None:
     counts = SplitCounts(train=10, validation=10)
     prepared = PREPARED.model_copy(update={"counts": counts, "task": Task.CAUSAL_LM})
 
@@ -198,6 +198,6 @@ def test_long_rows_and_rows_without_targets_are_left_out() -> None:
     assert (sample.split, len(sample.rows)) == ("train", 4)
 
 
-def test_a_sample_of_no_rows_is_reported_as_such() -> None:
+def test_a_sample_without_rows_is_reported() -> None:
     found = check_of([])(SimpleNamespace(), URI, 0)
     assert (found.rows, found.sentence.startswith("reloaded with all weights")) == (0, True)

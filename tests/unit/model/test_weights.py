@@ -1,4 +1,4 @@
-"""Folders whose weights do not fit the model: nothing but a head is ever drawn at random."""
+"""Folders whose weights do not match the model: only a head is ever initialized randomly."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def with_names(base: Path, folder: Path, rename: Callable[[str], str]) -> Path:
 
 
 def with_config(base: Path, folder: Path, **changes: object) -> Path:
-    """A copy whose config.json says something else."""
+    """A copy with a different config.json."""
     shutil.copytree(base, folder)
     config = json.loads((base / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
@@ -62,7 +62,7 @@ def with_config(base: Path, folder: Path, **changes: object) -> Path:
 
 
 def refusal(folder: Path, task: Task = Task.SEQUENCE_CLASSIFICATION) -> ModelUnusableError:
-    """What prepare says; loading says it too."""
+    """The error of prepare; loading raises it too."""
     with pytest.raises(ModelUnusableError):
         loaded(folder, task)
     with pytest.raises(ModelUnusableError) as caught:
@@ -77,7 +77,7 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "encoder.", "base_model.model.")
     ("task", "prefix"),
     [(task, prefix) for task in Task for prefix in WRAPPERS if (task, prefix) != (Task.CAUSAL_LM, "model.")],
 )
-def test_weights_under_a_wrappers_names_are_refused(llama, bert, tmp_path, task, prefix):
+def test_weights_with_the_names_of_a_wrapper_are_rejected(llama, bert, tmp_path, task, prefix):
     base = llama if task is Task.CAUSAL_LM else bert
     folder = with_names(base, tmp_path / "wrapped", lambda name: prefix + name)
     error = refusal(folder, task)
@@ -87,13 +87,13 @@ def test_weights_under_a_wrappers_names_are_refused(llama, bert, tmp_path, task,
     assert f"begin with '{prefix}'" in error.advice
 
 
-def test_the_base_models_prefix_twice_is_read_as_once(llama, tmp_path):
+def test_a_repeated_prefix_of_the_base_model_is_read_as_one(llama, tmp_path):
     model = loaded(with_names(llama, tmp_path / "twice", lambda name: f"model.{name}"), Task.CAUSAL_LM)
     kept = load_file(llama / "model.safetensors")
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
 
 
-def test_a_name_within_the_base_model_that_differs_is_named(bert, tmp_path):
+def test_a_different_name_within_the_base_model_is_reported(bert, tmp_path):
     folder = with_names(bert, tmp_path / "other", lambda name: name.replace("layer.1.", "layers.1."))
     error = refusal(folder)
     assert "lacks 16 of the model's 41 weights: bert.encoder.layer.1.attention.output.LayerNorm.bias, " in str(error)
@@ -118,21 +118,21 @@ def test_a_name_within_the_base_model_that_differs_is_named(bert, tmp_path):
         (Task.SEQUENCE_CLASSIFICATION, {"hidden_size": "wide"}, "cannot be loaded for SequenceClassification"),
     ],
 )
-def test_a_config_that_does_not_describe_the_weights_is_refused(bert, llama, tmp_path, task, changes, expected):
+def test_a_config_that_does_not_describe_the_weights_is_rejected(bert, llama, tmp_path, task, changes, expected):
     base = llama if task is Task.CAUSAL_LM else bert
     error = refusal(with_config(base, tmp_path / "other", **changes), task)
     assert expected in str(error)
     assert error.advice
 
 
-def test_a_language_model_without_its_head_is_refused(llama, tmp_path):
+def test_a_language_model_without_its_head_is_rejected(llama, tmp_path):
     folder = with_names(llama, tmp_path / "headless", lambda name: name.replace("lm_head", "old_head"))
     error = refusal(folder, Task.CAUSAL_LM)
     assert "lacks 1 of the model's 21 weights: lm_head.weight" in str(error)
     assert "language-modelling head" in error.advice
 
 
-def test_layers_that_the_config_leaves_out_are_named(bert, tmp_path):
+def test_layers_that_the_config_lacks_are_reported(bert, tmp_path):
     plan = plan_weights(with_config(bert, tmp_path / "short", num_hidden_layers=1), "uri", Task.SEQUENCE_CLASSIFICATION)
     assert len(plan.unused) == 16
     assert plan.unused[0] == "encoder.layer.1.attention.output.LayerNorm.bias"
@@ -167,7 +167,7 @@ XLNET = {"vocab_size": 400, "d_model": 32, "n_layer": 1, "n_head": 4, "d_inner":
 
 
 def tiny(kind: str, folder: Path, **settings: object):
-    """A random classifier of an architecture, saved."""
+    """Save a random classifier of an architecture."""
     config = AutoConfig.for_model(kind, **settings)
     model = AutoModelForSequenceClassification.from_config(config)
     model.save_pretrained(folder)
@@ -190,7 +190,7 @@ def tiny(kind: str, folder: Path, **settings: object):
         ("luke", {"entity_vocab_size": 10, "entity_emb_size": 8}),
     ],
 )
-def test_positions_that_are_counted_from_the_pad_id_leave_fewer_tokens(tmp_path, kind, more):
+def test_positions_that_start_after_the_pad_id_leave_fewer_tokens(tmp_path, kind, more):
     model = tiny(kind, tmp_path, **TINY, **more)
     positions = plan_weights(tmp_path, "uri", Task.SEQUENCE_CLASSIFICATION).positions
     assert positions == 38
@@ -213,12 +213,12 @@ def test_a_model_that_counts_positions_from_zero_has_them_all(bert):
         ("electra", TINY, True),
     ],
 )
-def test_a_model_says_whether_it_can_recompute_activations(tmp_path, kind, settings, expected):
+def test_whether_a_model_supports_gradient_checkpointing_is_known(tmp_path, kind, settings, expected):
     tiny(kind, tmp_path, **settings)
     assert plan_weights(tmp_path, "uri", Task.SEQUENCE_CLASSIFICATION).gradient_checkpointing is expected
 
 
-def test_a_classifier_with_the_same_labels_keeps_each_labels_row(classifier):
+def test_a_classifier_with_the_same_labels_keeps_the_row_of_each_label(classifier):
     before = load_file(classifier / "model.safetensors")
     model = loaded(classifier, labels=("bad", "good"))
     assert torch.equal(model.classifier.weight, before["classifier.weight"].flip(0))

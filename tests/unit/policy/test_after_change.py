@@ -32,9 +32,11 @@ def ended(kind: ConditionType, outcome: Outcome | None, **fields: Any) -> Status
             AttemptStatus(stage=Stage.TRAIN, number=2, job_name="t", start_time=THEN, end_time=THEN, outcome=outcome),
         )
     )
-    told = Condition(type=kind, status="True", reason=Reason.RESTARTS_EXHAUSTED, message="", last_transition_time=THEN)
+    reported = Condition(
+        type=kind, status="True", reason=Reason.RESTARTS_EXHAUSTED, message="", last_transition_time=THEN
+    )
     base = {"run": 1, "restarts": 4, "disruptions": 2, "start_time": THEN, "completion_time": THEN}
-    return make_status(**{**base, "phase": Phase.FAILED, "attempts": attempts, "conditions": (told,), **fields})
+    return make_status(**{**base, "phase": Phase.FAILED, "attempts": attempts, "conditions": (reported,), **fields})
 
 
 def failed(outcome: Outcome | None = Outcome.RETRYABLE) -> Status:

@@ -42,7 +42,7 @@ TRAINING = status(Phase.TRAINING, Reason.TRAINING)
     ],
 )
 def test_a_turn_is_told_and_what_stays_is_not(before: Status, after: Status, reasons: list[str]) -> None:
-    assert [told.reason for told in job_events(before, after)] == reasons
+    assert [reported.reason for reported in job_events(before, after)] == reasons
 
 
 def test_a_failed_attempt_is_told_with_place_cause_and_advice_and_only_once() -> None:
@@ -57,9 +57,9 @@ def test_a_failed_attempt_is_told_with_place_cause_and_advice_and_only_once() ->
     )
     before = TRAINING.with_run(attempts=(attempt(1, None),))
     after = TRAINING.with_run(attempts=(attempt(1, Outcome.RETRYABLE),), failure=failure)
-    (told,) = job_events(before, after)
-    assert (told.reason, told.is_warning) == ("AttemptFailed", True)
-    assert told.message == "train attempt 1 failed: Signal9 in p-1 on n: died\nLook."
+    (reported,) = job_events(before, after)
+    assert (reported.reason, reported.is_warning) == ("AttemptFailed", True)
+    assert reported.message == "train attempt 1 failed: Signal9 in p-1 on n: died\nLook."
     assert job_events(after, after) == ()
 
 
@@ -77,18 +77,18 @@ def test_what_an_attempt_has_cost_is_told_when_the_next_one_steps() -> None:
     stepped = second.model_copy(update={"first_step_time": "2026-01-01T00:01:12Z", "resumed_from_step": 40})
     before = TRAINING.with_run(attempts=(first, second))
     after = TRAINING.with_run(attempts=(first, stepped))
-    (told,) = job_events(before, after)
-    assert (told.reason, told.is_warning) == ("Resumed", False)
-    assert told.message == "train attempt 2 resumes at step 40, 12 s after the last attempt; repeated steps: 7"
+    (reported,) = job_events(before, after)
+    assert (reported.reason, reported.is_warning) == ("Resumed", False)
+    assert reported.message == "train attempt 2 resumes at step 40, 12 s after the last attempt; repeated steps: 7"
     assert job_events(after, after) == ()
 
 
 def test_a_warning_is_told_when_it_is_new_and_by_the_same_name_whoever_looks() -> None:
     before = TRAINING.with_run(warnings=("no conditions",))
     after = TRAINING.with_run(warnings=("no conditions", "step 2 is damaged"))
-    (told,) = job_events(before, after)
-    assert (told.reason, told.message, told.is_warning) == ("StageWarning", "step 2 is damaged", True)
-    assert job_events(before, after) == (told,)
+    (reported,) = job_events(before, after)
+    assert (reported.reason, reported.message, reported.is_warning) == ("StageWarning", "step 2 is damaged", True)
+    assert job_events(before, after) == (reported,)
     assert job_events(after, after) == ()
     both = job_events(TRAINING, after)
     assert [each.message for each in both] == ["no conditions", "step 2 is damaged"]

@@ -119,7 +119,7 @@ def test_the_object_says_that_it_is_not_accepted_while_its_attempt_goes_on() -> 
     assert after.phase is Phase.TRAINING
     assert (conditions["Ready"].status, conditions["Accepted"].status) == ("True", "False")
     assert str(violation) in conditions["Accepted"].message
-    assert [told.reason for told in job_events(before, after)] == ["InvalidSpec"]
+    assert [reported.reason for reported in job_events(before, after)] == ["InvalidSpec"]
     assert job_events(after, after) == ()
 
 

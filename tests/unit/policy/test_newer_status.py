@@ -30,19 +30,23 @@ def entry(kind: str, status: str, reason: str) -> dict[str, Any]:
 def test_what_cannot_be_read_stays_so_that_no_later_look_acts_on_the_rest(unknown: dict[str, Any]) -> None:
     written = {"run": {"number": 3}, "qubits": 9, **unknown}
     rejection = status_policy.rejected(Status(), (Violation("status", "newer"),), generation=1, now=NOW)
-    told = status_policy.merged_into_unreadable(written, rejection)
+    reported = status_policy.merged_into_unreadable(written, rejection)
     with pytest.raises(ValidationError):
-        Status.model_validate(told)
-    assert {key: told[key] for key in written if key != "conditions"} == {
+        Status.model_validate(reported)
+    assert {key: reported[key] for key in written if key != "conditions"} == {
         key: value for key, value in written.items() if key != "conditions"
     }
-    assert [one for one in unknown.get("conditions", ()) if one not in told["conditions"]] == []
-    assert any(one["reason"] == "InvalidSpec" and one["type"] == "Stalled" for one in told["conditions"])
-    assert status_policy.merged_into_unreadable(told, rejection) == told, "a second look writes nothing"
+    assert [one for one in unknown.get("conditions", ()) if one not in reported["conditions"]] == []
+    assert any(one["reason"] == "InvalidSpec" and one["type"] == "Stalled" for one in reported["conditions"])
+    assert status_policy.merged_into_unreadable(reported, rejection) == reported, "a second look writes nothing"
 
 
 def test_the_time_of_a_condition_moves_with_its_status_alone() -> None:
     written = {"conditions": [entry("Accepted", "False", "InvalidSpec"), entry("Ready", "True", "Valid")]}
     rejection = status_policy.rejected(Status(), (Violation("status", "newer"),), generation=1, now=NOW)
-    told = status_policy.merged_into_unreadable(written, rejection)["conditions"]
-    assert {one["type"]: one["lastTransitionTime"] for one in told} == {"Accepted": THEN, "Ready": NOW, "Stalled": NOW}
+    reported = status_policy.merged_into_unreadable(written, rejection)["conditions"]
+    assert {one["type"]: one["lastTransitionTime"] for one in reported} == {
+        "Accepted": THEN,
+        "Ready": NOW,
+        "Stalled": NOW,
+    }

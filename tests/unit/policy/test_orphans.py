@@ -78,12 +78,12 @@ def test_nothing_begins_before_they_have_ended(suspend: bool) -> None:
     status, decision = look(Observed((), (JOB,)), TRAINING)
     assert decision == stages.WaitForOrphanPods((JOB,))
     assert status.run.attempts[-1].outcome is None
-    told = status_policy.status_after(status, decision, generation=1, now=STAMP)
-    ready = next(entry for entry in told.conditions if entry.type == "Ready")
-    assert (told.phase, ready.reason) == (Phase.TRAINING, Reason.TRAINING)
+    reported = status_policy.status_after(status, decision, generation=1, now=STAMP)
+    ready = next(entry for entry in reported.conditions if entry.type == "Ready")
+    assert (reported.phase, ready.reason) == (Phase.TRAINING, Reason.TRAINING)
     assert ready.message == f"{JOB} was deleted; the next attempt waits until its pods have ended"
 
-    status, decision = look(Observed(()), told)
+    status, decision = look(Observed(()), reported)
     assert status.run.attempts[-1].outcome is Outcome.STOPPED
     assert decision == (stages.StaySuspended() if suspend else stages.Start(Stage.TRAIN, 2))
 
@@ -94,5 +94,5 @@ def test_a_new_object_waits_for_what_an_old_one_of_its_name_has_left() -> None:
     status = history.apply_observation(Status(), run, observed, None, STAMP)
     decision = stages.decide(parse_job(make_job()).spec, run, status, observed, now=NOW, max_backoff_seconds=300)
     assert decision == stages.WaitForOrphanPods((JOB,))
-    told = status_policy.status_after(status, decision, generation=1, now=STAMP)
-    assert (told.phase, told.run.attempts) == (Phase.PENDING, ())
+    reported = status_policy.status_after(status, decision, generation=1, now=STAMP)
+    assert (reported.phase, reported.run.attempts) == (Phase.PENDING, ())

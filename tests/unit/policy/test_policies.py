@@ -191,8 +191,8 @@ def test_each_stage_has_restarts_of_its_own() -> None:
 def saved_by(number: int, step: int, **fields: Any) -> ObservedStage:
     """A failed training attempt whose last message reports a checkpoint at `step`."""
     checkpoint = CommittedCheckpoint(step=step, uri="s3://bucket/m", time=STAMP, save_seconds=1.0)
-    told = Progress(stage="train", attempt=number, step=step, last_checkpoint=checkpoint, **fields)
-    message = TerminationMessage(stage="train", exit_code=70, progress=told)
+    reported = Progress(stage="train", attempt=number, step=step, last_checkpoint=checkpoint, **fields)
+    message = TerminationMessage(stage="train", exit_code=70, progress=reported)
     return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, message=message),))
 
 
@@ -235,10 +235,10 @@ def test_how_often_the_state_is_saved_is_told() -> None:
 
 
 def warned(number: int, *warnings: str) -> ObservedStage:
-    told = TerminationMessage(
+    reported = TerminationMessage(
         stage="train", exit_code=70, progress=Progress(stage="train", attempt=number, warnings=warnings)
     )
-    return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, message=told),))
+    return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, message=reported),))
 
 
 def test_what_the_attempts_of_a_run_warn_of_is_kept_once_and_the_last_of_it() -> None:
@@ -486,8 +486,8 @@ def test_what_lacks_workers_is_noted_before_it_is_stopped() -> None:
     assert noted.plan.nodes == 1
     after = before.with_run(next_plan=noted.plan)
     assert decided(job, PREPARED, waiting, before=after) == stages.Stop((waiting,), Reason.FEWER_WORKERS, noted.message)
-    told = status.status_after(after, noted, generation=1, now=STAMP)
-    assert (told.phase, told.conditions[1].reason) == (Phase.RESTARTING, Reason.FEWER_WORKERS)
+    reported = status.status_after(after, noted, generation=1, now=STAMP)
+    assert (reported.phase, reported.conditions[1].reason) == (Phase.RESTARTING, Reason.FEWER_WORKERS)
     ended = folded(Observed((PREPARED,)), after)
     started = decided(job, PREPARED, before=ended).planned(job.spec, ended)
     assert started == stages.Start(Stage.TRAIN, 2)

@@ -95,9 +95,9 @@ def test_nothing_is_said_of_a_save_that_was_never_measured() -> None:
 def test_a_change_that_waits_for_the_next_attempt_is_told(change: dict[str, Any], waits: bool) -> None:
     before = {"workers": {"nodes": 2}}
     changed = parse_job(make_job("example", **{**before, **change})).spec
-    told = pending.pending_change(changed, running(before))
-    assert bool(told) is waits
-    assert not waits or "it takes effect with the next attempt" in told
+    reported = pending.pending_change(changed, running(before))
+    assert bool(reported) is waits
+    assert not waits or "it takes effect with the next attempt" in reported
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_a_remark_is_a_condition_and_told_once(
     notes: StatusNotes, kind: ConditionType, value: str, reason: Reason
 ) -> None:
     plain = status_after(make_status(run=1), StatusNotes())
-    told = status_after(plain, notes)
-    found = condition(told, kind)
+    reported = status_after(plain, notes)
+    found = condition(reported, kind)
     assert found is not None
     assert (found.status, found.reason) == (value, reason)
-    assert [event.reason for event in job_events(plain, told)] == [reason]
-    assert job_events(told, status_after(told, notes)) == ()
-    assert reason not in {entry.reason for entry in status_after(told, StatusNotes()).conditions}
+    assert [event.reason for event in job_events(plain, reported)] == [reason]
+    assert job_events(reported, status_after(reported, notes)) == ()
+    assert reason not in {entry.reason for entry in status_after(reported, StatusNotes()).conditions}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +182,6 @@ def test_a_run_that_is_over_is_not_told_what_a_stop_or_a_crash_would_cost(
 
 
 def test_a_checkpoint_that_is_in_time_is_told_as_such() -> None:
-    told = condition(status_after(make_status(run=1), StatusNotes(late="")), ConditionType.CHECKPOINT_STALE)
-    assert told is not None
-    assert (told.status, told.reason) == ("False", Reason.CHECKPOINT_IN_TIME)
+    reported = condition(status_after(make_status(run=1), StatusNotes(late="")), ConditionType.CHECKPOINT_STALE)
+    assert reported is not None
+    assert (reported.status, reported.reason) == ("False", Reason.CHECKPOINT_IN_TIME)

@@ -67,8 +67,8 @@ def warning(name: str, message: str) -> dict[str, Any]:
     ],
 )
 def test_the_reason_is_told_by_who_knows_it(pods: list[ObservedPod], warnings: list[dict[str, Any]], line: str) -> None:
-    told = explanation(stage(*pods), pods, warnings).splitlines()
-    assert told == ["0 of 2 pods of job are running", line]
+    reported = explanation(stage(*pods), pods, warnings).splitlines()
+    assert reported == ["0 of 2 pods of job are running", line]
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,16 @@ import pytest
 from finetune_operator.clusters import local_ports
 
 
-def test_ports_of_a_pod_are_none_that_a_connection_could_take_before_a_rank_listens() -> None:
+def test_ports_of_a_pod_are_outside_of_the_ephemeral_range() -> None:
     ports = local_ports.free_ports(3)
     assert len(set(ports)) == 3
     with socket.socket() as another:
-        another.bind(("127.0.0.1", 0))  # what a connection or a server gets that names no port
+        another.bind(("127.0.0.1", 0))  # an ephemeral port
         first = another.getsockname()[1]
     assert max(ports) < 32_768 <= first
 
 
-def test_a_port_that_somebody_holds_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     (held, free) = local_ports.free_ports(2)
     monkeypatch.setattr(local_ports, "_PORTS", range(min(held, free), max(held, free) + 1, abs(free - held)))
     with socket.create_server(("127.0.0.1", held)):

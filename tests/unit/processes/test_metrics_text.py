@@ -3,7 +3,7 @@ from finetune_api.v1alpha1 import Metric
 from finetune_trainer.progress_server import metrics_text
 
 
-def test_what_is_known_is_a_gauge_with_stage_and_attempt() -> None:
+def test_known_values_are_gauges_with_stage_and_attempt() -> None:
     saved = CommittedCheckpoint(step=4, uri="s3://b/m.json", time="1970-01-01T00:01:00Z", save_seconds=0.25)
     text = metrics_text(
         Progress(
@@ -24,7 +24,7 @@ def test_what_is_known_is_a_gauge_with_stage_and_attempt() -> None:
     assert 'finetune_phase_seconds{stage="train",attempt="2",phase="steps"} 3.0' in lines
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_values_are_omitted() -> None:
     text = metrics_text(Progress(stage="prepare"))
     assert "finetune_loss" not in text
     assert "last_checkpoint" not in text

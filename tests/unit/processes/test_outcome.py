@@ -9,12 +9,12 @@ PROGRESS = Progress(stage="train", step=7)
 @pytest.mark.parametrize(
     ("exits", "rank"),
     [
-        pytest.param([(0, 0, 1.0), (1, 0, 2.0)], None, id="all is done"),
-        pytest.param([(0, 75, 2.0), (1, 75, 1.0)], 1, id="all have stopped"),
-        pytest.param([(0, 75, 1.0), (1, 70, 2.0)], 1, id="a failure outweighs a stop"),
+        pytest.param([(0, 0, 1.0), (1, 0, 2.0)], None, id="all done"),
+        pytest.param([(0, 75, 2.0), (1, 75, 1.0)], 1, id="all stopped"),
+        pytest.param([(0, 75, 1.0), (1, 70, 2.0)], 1, id="a failure has precedence over a stop"),
         pytest.param([(0, 70, 2.0), (1, 65, 1.0)], 1, id="the first failure"),
-        pytest.param([(0, 70, 1.0), (1, -9, 1.2)], 1, id="a lost peer seen before the loss itself"),
-        pytest.param([(0, 70, 1.0), (1, 65, 9.0)], 0, id="what comes much later is not the cause"),
+        pytest.param([(0, 70, 1.0), (1, -9, 1.2)], 1, id="a lost connection seen before the exit of the peer"),
+        pytest.param([(0, 70, 1.0), (1, 65, 9.0)], 0, id="a much later failure is not the cause"),
         pytest.param([(0, 80, 1.0), (1, 65, 1.1)], 0, id="the first of two causes"),
     ],
 )
@@ -25,7 +25,7 @@ def test_the_decisive_exit_is_the_one_that_explains_the_others(
     assert (None if decisive is None else decisive.rank) == rank
 
 
-def test_a_rank_that_we_have_ended_explains_nothing() -> None:
+def test_a_rank_that_the_supervisor_terminated_explains_nothing() -> None:
     failed, ended = RankExit(0, 70, 1.0), RankExit(1, -15, 1.1, ended_by_us=True)
     assert decisive_exit([ended, failed]) is failed
 
@@ -42,7 +42,7 @@ def test_a_rank_that_we_have_ended_explains_nothing() -> None:
         (70, "the fork server ended", 0, 70),
     ],
 )
-def test_the_status_of_the_pod(code: int, error: str, kills: int, status: int) -> None:
+def test_the_exit_status_of_the_pod(code: int, error: str, kills: int, status: int) -> None:
     assert exit_status(RankExit(0, code, 1.0, error=error), memory_kills=kills) == status
 
 
@@ -52,7 +52,7 @@ def message(decisive: RankExit | None, result: TerminationMessage | None, status
     )
 
 
-def test_a_rank_speaks_for_itself_and_its_parent_adds_the_log() -> None:
+def test_a_rank_reports_its_error_and_the_supervisor_adds_the_log() -> None:
     result = TerminationMessage(stage="train", exit_code=65, error="no column", advice="rename it", rank=1)
     found = message(RankExit(1, 65, 1.0), result, 65)
     assert found == result.model_copy(
@@ -60,7 +60,7 @@ def test_a_rank_speaks_for_itself_and_its_parent_adds_the_log() -> None:
     )
 
 
-def test_success_and_stops_carry_no_log() -> None:
+def test_success_and_stops_have_no_log() -> None:
     assert message(None, TerminationMessage(stage="train", exit_code=0), 0).last_lines == ()
     assert message(RankExit(0, 75, 1.0), TerminationMessage(stage="train", exit_code=75), 75).last_lines == ()
 
@@ -80,11 +80,13 @@ def test_success_and_stops_carry_no_log() -> None:
         (RankExit(0, 70, 1.0, error="no fork server"), 70, "rank 0 could not run: no fork server"),
     ],
 )
-def test_a_rank_that_left_no_word_is_spoken_for(decisive: RankExit, status: int, error: str) -> None:
+def test_the_supervisor_explains_the_exit_of_a_rank_without_a_result(
+    decisive: RankExit, status: int, error: str
+) -> None:
     assert message(decisive, None, status).error == error
 
 
-def test_a_result_written_before_a_kill_is_not_believed() -> None:
+def test_a_result_written_before_a_kill_is_ignored() -> None:
     found = message(RankExit(0, -9, 1.0), TerminationMessage(stage="train", exit_code=0), 137)
     assert found.error == "rank 0 was terminated by signal 9 (SIGKILL)"
     assert found.exit_code == 137

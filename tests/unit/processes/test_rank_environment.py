@@ -12,7 +12,7 @@ def environments(stage: Stage, world: World, **environ: str) -> list[tuple[int, 
     return rank_environments(config, environ, started=1.5)
 
 
-def test_the_second_pod_of_two_holds_the_upper_half_of_the_ranks() -> None:
+def test_the_second_pod_of_two_has_the_upper_half_of_the_ranks() -> None:
     given = {Env.NODE_RANK: "1", Env.MASTER_ADDR: "job-0.job", "MARK": "kept"}
     ranks = environments(Stage.TRAIN, World(nodes=2, processes_per_node=2), **given)
     assert [rank for rank, _ in ranks] == [2, 3]
@@ -23,7 +23,7 @@ def test_the_second_pod_of_two_holds_the_upper_half_of_the_ranks() -> None:
     }.items()  # fmt: skip
 
 
-def test_several_pods_have_to_know_where_rank_0_is() -> None:
+def test_several_pods_need_the_address_of_rank_0() -> None:
     with pytest.raises(UsageError, match="environment variable MASTER_ADDR is missing"):
         environments(Stage.TRAIN, World(nodes=2))
 
@@ -36,7 +36,7 @@ def test_only_training_has_more_than_one_process(stage: Stage) -> None:
     assert environ["MASTER_PORT"] == "29500"
 
 
-def test_threads_are_the_operators_choice_or_a_fair_share_of_the_cores() -> None:
+def test_threads_are_set_by_the_operator_or_a_fair_share_of_the_cores() -> None:
     assert environments(Stage.TRAIN, World(), OMP_NUM_THREADS="7")[0][1]["OMP_NUM_THREADS"] == "7"
     shares = environments(Stage.TRAIN, World(processes_per_node=1024))
     assert {environ["OMP_NUM_THREADS"] for _, environ in shares} == {"1"}

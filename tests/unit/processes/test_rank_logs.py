@@ -12,7 +12,7 @@ def record(message: str, *arguments: object) -> logging.LogRecord:
     return logging.LogRecord("finetune", logging.ERROR, __file__, 1, message, arguments, None)
 
 
-def test_people_see_level_message_and_traceback() -> None:
+def test_a_line_shows_level_message_and_traceback() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         print(1 / 0)
     failed = record("it broke")
@@ -23,11 +23,11 @@ def test_people_see_level_message_and_traceback() -> None:
 
 
 @pytest.mark.parametrize("line", ["plain text", '{"not": "ours"}', "[1]", "{broken"])
-def test_lines_of_others_stay_as_they_are(line: str) -> None:
+def test_other_lines_are_unchanged(line: str) -> None:
     assert list(readable_lines(line)) == [line]
 
 
-def test_chatty_libraries_speak_through_our_handler_only() -> None:
+def test_verbose_libraries_log_only_through_our_handler() -> None:
     logger = logging.getLogger("DeepSpeed")
     logger.addHandler(logging.StreamHandler())
     logger.propagate = False
@@ -35,7 +35,7 @@ def test_chatty_libraries_speak_through_our_handler_only() -> None:
     assert (logger.handlers, logger.propagate, logger.level) == ([], True, CHATTY["DeepSpeed"])
 
 
-def test_progress_bars_stay_out_of_the_log_though_their_library_was_imported_before() -> None:
+def test_progress_bars_are_disabled_even_if_their_library_was_imported_before() -> None:
     transformers_logging.enable_progress_bar()
     quiet_libraries()
     assert not transformers_logging.is_progress_bar_enabled()

@@ -22,7 +22,7 @@ TRAINED = TrainResult(model_uri="s3://bucket/model", digest="d", final_step=4)
 
 
 class OutOfMemoryError(RuntimeError):
-    """As torch names it."""
+    """torch's class name."""
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_an_error_becomes_an_exit_code_and_a_message(
     assert ("traceback" in lines[-1]) == (code in (70, 79))
 
 
-def test_after_the_first_step_a_fault_of_the_program_may_pass(scratch: Path) -> None:
+def test_after_the_first_step_a_program_error_may_be_temporary(scratch: Path) -> None:
     def bind(_config: object, _runtime: object, report: ProgressReporter) -> Callable[[], TrainResult]:
         def stage() -> TrainResult:
             report.update(step=8, first_step_time="2026-01-01T00:00:00Z")
@@ -106,7 +106,7 @@ def test_after_the_first_step_a_fault_of_the_program_may_pass(scratch: Path) -> 
         (Stage.EVALUATE, "raise spec.workers.resources.limits.memory"),
     ],
 )
-def test_what_to_do_against_a_lack_of_memory_depends_on_the_stage(scratch: Path, stage: Stage, advice: str) -> None:
+def test_the_advice_for_insufficient_memory_depends_on_the_stage(scratch: Path, stage: Stage, advice: str) -> None:
     (scratch / "config.json").write_text(make_config(stage, 1).model_dump_json())
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -115,7 +115,7 @@ def test_what_to_do_against_a_lack_of_memory_depends_on_the_stage(scratch: Path,
         signal.signal(signal.SIGTERM, before)
 
 
-def test_warnings_stay_few_and_short() -> None:
+def test_warnings_are_limited_in_number_and_length() -> None:
     report = ProgressReporter(None, stage=Stage.PREPARE)
     for number in range(40):
         report.warn(f"warning {number} {'x' * 5000}")
@@ -123,7 +123,7 @@ def test_warnings_stay_few_and_short() -> None:
     assert max(map(len, report.progress.warnings)) == 1024
 
 
-def test_a_result_is_kept_for_the_supervisor(scratch: Path) -> None:
+def test_a_result_is_stored_for_the_supervisor(scratch: Path) -> None:
     code, result = run(scratch, None)
     assert (code, result.exit_code, result.rank) == (0, 0, None)
     assert result.trained == TRAINED
@@ -144,7 +144,7 @@ def test_an_environment_without_a_rank_is_a_usage_error(scratch: Path, monkeypat
     assert run_bound(scratch / "config.json", lambda *_: lambda: TRAINED) == 64
 
 
-def test_a_broken_configuration_is_named_with_its_first_error(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_reported_with_its_first_error(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(make_config(Stage.TRAIN, 1).model_dump(mode="json") | {"run": "one"}))
     with pytest.raises(BadConfigError, match=r"config\.json: 1 errors; first: run: Input should be a valid integer"):
@@ -162,13 +162,13 @@ def test_a_broken_configuration_is_named_with_its_first_error(tmp_path: Path) ->
         (ValueError("DefaultCPUAllocator: can't allocate memory"), False),
     ],
 )
-def test_the_cpu_allocators_words_are_known(error: Exception, expected: bool) -> None:
+def test_out_of_memory_errors_of_the_cpu_allocator_are_recognized(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
-def test_the_start_of_the_process_is_the_supervisors_or_else_its_own() -> None:
+def test_the_start_time_is_that_of_the_supervisor_or_of_the_process() -> None:
     assert process_started({"FINETUNE_STARTED_TIME": "12.5"}) == 12.5
     before = time.time()
     code = "from finetune_trainer.rank_main import process_started; print(process_started({}))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert before - 1.0 <= float(said) <= time.time()
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert before - 1.0 <= float(output) <= time.time()

@@ -1,4 +1,4 @@
-"""Who a rank is, and where it keeps what."""
+"""Rank and folders from the environment."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from finetune_trainer.runtime import RuntimeEnv
 WORLD = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "FINETUNE_SCRATCH": "/scratch"}
 
 
-def test_the_cache_lies_in_scratch_where_nobody_names_another_one() -> None:
+def test_the_cache_is_in_scratch_by_default() -> None:
     runtime = RuntimeEnv.from_environ(WORLD)
     assert (runtime.cache, runtime.lasting_cache) == (Path("/scratch/cache"), None)
     assert not runtime.is_main
@@ -23,7 +23,7 @@ def test_the_cache_lies_in_scratch_where_nobody_names_another_one() -> None:
         (WORLD | {"RANK": "first"}, "environment variable RANK must be a whole number, not 'first'"),
     ],
 )
-def test_a_wrong_variable_is_named(world: dict[str, str], expected: str) -> None:
+def test_an_invalid_variable_is_reported(world: dict[str, str], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         RuntimeEnv.from_environ(world)
 

@@ -1,4 +1,4 @@
-"""What every stage logs of what it did."""
+"""Summaries that the stages log."""
 
 import logging
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ PREPARED = make_prepared(
     counts=SplitCounts(train=48, test=1),
     labels=("bad", "good"),
     parameters=22_700_000,
-    notes=("left out 2 records: empty text 2",),
+    notes=("dropped 2 records: empty text 2",),
 )
 
 
@@ -48,42 +48,42 @@ def config(stage: Stage) -> TrainerConfig:
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def output(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO, "finetune")
     return caplog
 
 
-def test_prepare_logs_model_files_rows_tokens_and_what_was_left_out(said: pytest.LogCaptureFixture) -> None:
+def test_prepare_logs_model_files_rows_tokens_and_dropped_records(output: pytest.LogCaptureFixture) -> None:
     log_prepared(config(Stage.PREPARE), PREPARED, Data())
-    assert said.messages == [
+    assert output.messages == [
         "base model s3://bucket/models/base: 22,700,000 parameters, SequenceClassification, Float32, ZeRO stage 2",
         "read 2 files: 50 records",
         "train split: 48 rows, 1,200 tokens",
         "test split: 1 row, 7 tokens",
         "2 labels",
-        "left out 2 records: empty text 2",
+        "dropped 2 records: empty text 2",
         "data set written to s3://bucket/out/datasets/d",
     ]
 
 
-def test_train_logs_its_length_and_its_end(said: pytest.LogCaptureFixture) -> None:
+def test_train_logs_its_length_and_its_result(output: pytest.LogCaptureFixture) -> None:
     log_train_started(config(Stage.TRAIN), Plan())
     log_trained(TrainResult(model_uri="s3://b/model", digest="d", final_step=6, best_step=4, stopped_early=True))
-    assert said.messages == [
+    assert output.messages == [
         "attempt 1: 9 steps in total, 3 per epoch, on 2 processes; global batch 16 = 2 x micro batch 8 x 1 accumulated",
         "training stopped early at step 6, the best state is that of step 4",
         "model exported to s3://b/model",
     ]
 
 
-def test_evaluate_logs_its_figures_and_where_the_report_is(said: pytest.LogCaptureFixture) -> None:
+def test_evaluate_logs_its_metrics_and_the_address_of_the_report(output: pytest.LogCaptureFixture) -> None:
     result = EvaluateResult(
         report_uri="s3://b/report.html",
         baseline={Metric.ACCURACY: 0.125, Metric.PERPLEXITY: 20.0},
         tuned={Metric.ACCURACY: 0.875, Metric.LOSS: 0.25, Metric.PERPLEXITY: OVERFLOW},
     )
     log_evaluated(PREPARED, result, ("The test split has 1 example only.",))
-    assert said.messages == [
+    assert output.messages == [
         "test split of 1 row: Accuracy 87.5 %, base model 12.5 %",
         "test split of 1 row: Loss 0.250",
         "test split of 1 row: Perplexity overflow (> 1e308), base model 20.00",
@@ -92,10 +92,10 @@ def test_evaluate_logs_its_figures_and_where_the_report_is(said: pytest.LogCaptu
     ]
 
 
-def test_rank_zero_logs_what_it_begins_each_thing_once(said: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_rank_zero_logs_each_activity_once(output: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     for folder in (tmp_path, None):
         report = ProgressReporter(folder, stage=Stage.TRAIN)
         for activity in ("loading model and data", "saving a checkpoint", "saving a checkpoint"):
             with report.phase("x", activity):
                 pass
-    assert said.messages == ["loading model and data", "saving a checkpoint"]
+    assert output.messages == ["loading model and data", "saving a checkpoint"]

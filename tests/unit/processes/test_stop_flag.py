@@ -20,7 +20,7 @@ def test_sigterm_sets_the_flag_and_nothing_else() -> None:
     assert flag.requested
 
 
-def test_a_sigterm_that_came_before_the_handler_is_not_lost() -> None:
+def test_a_sigterm_before_the_handler_is_not_lost() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.raise_signal(signal.SIGTERM)
     assert install_stop_flag().requested

@@ -1,4 +1,4 @@
-"""What `python -m finetune_operator install` prints."""
+"""Output of `python -m finetune_operator install`."""
 
 import tomllib
 from typing import Any
@@ -16,7 +16,7 @@ from process_support import ROOT
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    """By kind; there is one of each."""
+    """Kind -> manifest; there is one of each."""
     assert main(["install", *arguments]) == 0
     found = list(YAML(typ="safe", pure=True).load_all(capsys.readouterr().out))
     assert len({one["kind"] for one in found}) == len(found)
@@ -27,7 +27,7 @@ def container(manifests: dict[str, Any]) -> Any:
     return manifests["Deployment"]["spec"]["template"]["spec"]["containers"][0]
 
 
-def test_it_is_all_in_one_namespace_that_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+def test_everything_is_in_one_configurable_namespace(capsys: pytest.CaptureFixture[str]) -> None:
     found = printed(capsys, "--namespace=tuning")
     assert found["Namespace"]["metadata"]["name"] == "tuning"
     named = {kind: one["metadata"]["namespace"] for kind, one in found.items() if "namespace" in one["metadata"]}
@@ -35,18 +35,18 @@ def test_it_is_all_in_one_namespace_that_may_be_chosen(capsys: pytest.CaptureFix
     assert found["ClusterRoleBinding"]["subjects"][0]["namespace"] == "tuning"
 
 
-def test_its_image_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_image_is_configurable(capsys: pytest.CaptureFixture[str]) -> None:
     assert container(printed(capsys, "--image=images.example/operator:2"))["image"] == "images.example/operator:2"
 
 
-def test_images_have_the_names_that_make_images_gives_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_have_the_names_that_make_images_uses(capsys: pytest.CaptureFixture[str]) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     operator = container(printed(capsys))
     assert operator["image"] == f"finetune-operator:{version}"
     assert f"--trainer-image=finetune-trainer:{version}" in operator["args"]
 
 
-def test_settings_become_arguments_that_run_understands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_become_arguments_that_run_accepts(capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ["--storage-endpoint=https://s3.example.com", "--credentials-secret=storage", "--progress-seconds=2"]
     arguments = container(printed(capsys, *chosen))["args"]
     options = _parser().parse_args(arguments)
@@ -55,7 +55,7 @@ def test_settings_become_arguments_that_run_understands(capsys: pytest.CaptureFi
     assert options.progress_seconds == 2
 
 
-def test_a_cluster_may_choose_the_users_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cluster_can_assign_users(capsys: pytest.CaptureFixture[str]) -> None:
     found = printed(capsys, "--run-as-user=none")
     assert "runAsUser" not in found["Deployment"]["spec"]["template"]["spec"]["securityContext"]
     options = _parser().parse_args(container(found)["args"])
@@ -64,13 +64,13 @@ def test_a_cluster_may_choose_the_users_itself(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("argument", ["--run-as-user=0", "--run-as-user=me", "--ephemeral-storage=much"])
-def test_a_setting_that_no_pod_could_have_is_refused(capsys: pytest.CaptureFixture[str], argument: str) -> None:
+def test_a_setting_that_is_invalid_for_pods_is_rejected(capsys: pytest.CaptureFixture[str], argument: str) -> None:
     with pytest.raises(SystemExit):
         main(["install", argument])
     assert "must be" in capsys.readouterr().err
 
 
-def test_the_network_policy_admits_trainer_pods_and_the_operator(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_network_policy_allows_trainer_pods_and_the_operator(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["network-policy", "--namespace=tuning"]) == 0
     policy = YAML(typ="safe", pure=True).load(capsys.readouterr().out)
     job = parse_job(make_job(workers={"nodes": 2}))
@@ -90,7 +90,7 @@ def test_the_network_policy_admits_trainer_pods_and_the_operator(capsys: pytest.
     assert policy["spec"]["policyTypes"] == ["Ingress"]
 
 
-def test_the_service_leads_to_the_port_that_run_listens_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_service_uses_the_port_of_run(capsys: pytest.CaptureFixture[str]) -> None:
     found = printed(capsys)
     (port,) = container(found)["ports"]
     (service,) = found["Service"]["spec"]["ports"]

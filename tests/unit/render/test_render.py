@@ -1,4 +1,4 @@
-"""Rendering is pure: the same input gives the same manifests, every name is legal, and the arithmetic agrees."""
+"""Rendering is pure: the same input gives the same manifests, all names are valid, and the numbers agree."""
 
 import re
 from typing import Any
@@ -58,7 +58,7 @@ def rendered(
 @given(name=JOB_NAMES, run=st.integers(1, 9999), attempt=st.integers(1, 9999), stage=st.sampled_from(Stage))
 @example(name="7b-chat", run=1, attempt=1, stage=Stage.TRAIN)
 @example(name="7" * 40, run=9999, attempt=9999, stage=Stage.TRAIN)
-def test_every_name_is_what_its_kind_may_be_called(name: str, run: int, attempt: int, stage: Stage) -> None:
+def test_every_name_is_valid_for_its_kind(name: str, run: int, attempt: int, stage: Stage) -> None:
     children = rendered(make_job(name, nodes=512), stage, run, attempt)
     pods = children["Job"]["spec"]["completions"]
     assert DNS_LABEL.fullmatch(f"{children['Job']['metadata']['name']}-{pods - 1}")
@@ -82,7 +82,7 @@ def test_services_of_different_jobs_have_different_names(first: str, second: str
 
 
 @given(nodes=st.sampled_from([1, 2, 4, 8]), gpus=st.sampled_from([0, 1, 2, 8]))
-def test_pods_times_gpus_is_the_world_that_the_batch_is_divided_by(nodes: int, gpus: int) -> None:
+def test_pods_times_gpus_is_the_world_size_for_the_batch(nodes: int, gpus: int) -> None:
     children = rendered(make_job(nodes=nodes, gpus=gpus))
     config = TrainerConfig.model_validate_json(children["ConfigMap"]["data"][constants.CONFIG_KEY])
     container = children["Job"]["spec"]["template"]["spec"]["containers"][0]
@@ -99,11 +99,11 @@ def test_rendering_twice_gives_the_same() -> None:
 def test_the_trainer_reads_back_what_the_operator_wrote() -> None:
     job = make_job(nodes=2)
     text = rendered(job)["ConfigMap"]["data"][constants.CONFIG_KEY]
-    told = stage_config(job, 1, Stage.TRAIN, 1, StorageSettings())
-    assert TrainerConfig.model_validate_json(text) == told.model_copy(update={"spec": without_secrets(job.spec)})
+    reported = stage_config(job, 1, Stage.TRAIN, 1, StorageSettings())
+    assert TrainerConfig.model_validate_json(text) == reported.model_copy(update={"spec": without_secrets(job.spec)})
 
 
-def test_pods_meet_what_the_restricted_standard_asks() -> None:
+def test_pods_comply_with_the_restricted_standard() -> None:
     spec = rendered(make_job(gpus=2))["Job"]["spec"]["template"]["spec"]
     container = spec["containers"][0]
     assert spec["securityContext"]["runAsNonRoot"] is True
@@ -117,12 +117,12 @@ def test_pods_meet_what_the_restricted_standard_asks() -> None:
     assert {next(iter(set(volume) - {"name"})) for volume in spec["volumes"]} == {"configMap", "emptyDir"}
 
 
-def test_cached_files_are_not_given_a_new_owner_at_every_start() -> None:
+def test_the_owner_of_cached_files_is_not_changed_at_every_start() -> None:
     context = rendered(make_job())["Job"]["spec"]["template"]["spec"]["securityContext"]
     assert (context["fsGroup"], context["fsGroupChangePolicy"]) == (10001, "OnRootMismatch")
 
 
-def test_a_cluster_that_chooses_users_itself_gets_pods_without_one() -> None:
+def test_pods_have_no_user_if_the_cluster_assigns_users() -> None:
     children = rendered(make_job(), settings=OperatorSettings(run_as_user=None))
     context = children["Job"]["spec"]["template"]["spec"]["securityContext"]
     assert context == {
@@ -142,9 +142,7 @@ def test_a_cluster_that_chooses_users_itself_gets_pods_without_one() -> None:
         ({"limits": {"ephemeral-storage": "500Mi"}}, "1Gi", None),
     ],
 )
-def test_pods_ask_for_disk_unless_the_job_says_how_much(
-    resources: dict[str, Any], default: str, requested: str | None
-) -> None:
+def test_pods_request_disk_unless_the_job_does(resources: dict[str, Any], default: str, requested: str | None) -> None:
     job = parse_job(make_manifest(workers={"resources": resources}))
     children = rendered(job, settings=OperatorSettings(ephemeral_storage=default))
     asked = children["Job"]["spec"]["template"]["spec"]["containers"][0]["resources"].get("requests", {})
@@ -159,9 +157,7 @@ def test_pods_ask_for_disk_unless_the_job_says_how_much(
         ({"resources": {"requests": {"ephemeral-storage": "5Gi"}}}, "5Gi"),
     ],
 )
-def test_once_the_size_of_the_model_is_known_pods_ask_for_disk_for_its_files(
-    workers: dict[str, Any], requested: str
-) -> None:
+def test_pods_request_disk_for_the_model_once_its_size_is_known(workers: dict[str, Any], requested: str) -> None:
     config = stage_config(parse_job(make_manifest(workers=workers)), 1, Stage.TRAIN, 1, StorageSettings())
     needs = EvaluationNeeds(parameters=7_000_000_000, test_tokens=0, dtype=Dtype.BFLOAT16)
     *_, job = render_stage(config, OperatorSettings(), needs=needs)
@@ -169,7 +165,7 @@ def test_once_the_size_of_the_model_is_known_pods_ask_for_disk_for_its_files(
     assert requests["ephemeral-storage"] == requested
 
 
-def test_a_failed_pod_fails_the_attempt_and_nothing_is_retried_behind_our_back() -> None:
+def test_a_failed_pod_fails_the_attempt_without_retries_of_kubernetes() -> None:
     spec = rendered(make_job(nodes=2))["Job"]["spec"]
     assert (spec["backoffLimit"], spec["template"]["spec"]["restartPolicy"]) == (0, "Never")
     assert spec["podReplacementPolicy"] == "Failed"
@@ -177,7 +173,7 @@ def test_a_failed_pod_fails_the_attempt_and_nothing_is_retried_behind_our_back()
     assert permanent == [64, 65, 66, 77, 78, 79]
 
 
-def test_ranks_find_each_other_by_the_first_pods_name() -> None:
+def test_ranks_find_each_other_by_the_name_of_the_first_pod() -> None:
     children = rendered(make_job(nodes=2), attempt=3)
     environment = {
         entry["name"]: entry.get("value")
@@ -200,7 +196,7 @@ def test_ranks_find_each_other_by_the_first_pods_name() -> None:
         ({"requests": {"cpu": "16"}}, 8, "2"),
     ],
 )
-def test_processes_use_no_more_threads_than_their_pod_has_cpus(
+def test_processes_use_at_most_as_many_threads_as_their_pod_has_cpus(
     resources: dict[str, Any], gpus: int, threads: str | None
 ) -> None:
     job = make_job(gpus=gpus)
@@ -217,8 +213,8 @@ def test_only_training_gets_every_worker() -> None:
     assert pods == {Stage.PREPARE: 1, Stage.TRAIN: 4, Stage.EVALUATE: 1}
 
 
-def test_a_service_never_leads_to_the_pods_of_a_deleted_job_of_the_same_name() -> None:
-    """Both have pods of the same host names for a while; a worker that reached the old one would hang there."""
+def test_a_service_never_selects_the_pods_of_a_deleted_job_of_the_same_name() -> None:
+    """Both have pods with the same host names for a while; a worker that reached an old pod would hang."""
     old, new = (rendered(make_job(nodes=2, uid=uid)) for uid in ("u1", "u2"))
     labels = old["Job"]["spec"]["template"]["metadata"]["labels"]
     selector = new["Service"]["spec"]["selector"]
@@ -237,7 +233,7 @@ LARGE = ResolvedStatus(dtype="BFloat16", parameters=8_000_000_000, test_tokens=5
 CPU_POD = {"cpu": "1", "memory": "2Gi"}
 PLACEMENTS = [
     pytest.param(Stage.PREPARE, {}, SMALL, CPU_POD, {}, [], id="prepare"),
-    pytest.param(Stage.EVALUATE, {}, None, CPU_POD, {}, [], id="nothing is known"),
+    pytest.param(Stage.EVALUATE, {}, None, CPU_POD, {}, [], id="unknown size"),
     pytest.param(Stage.EVALUATE, {}, SMALL, {"cpu": "1", "memory": "1253Mi"}, {}, [], id="a small model"),
     pytest.param(
         Stage.EVALUATE, {}, LARGE, {"cpu": "1", "memory": "19335Mi"}, {"pool": "h100"}, ["gpu"], id="a large model"
@@ -249,7 +245,7 @@ PLACEMENTS = [
         {"cpu": "1", "memory": "19335Mi"},
         {"pool": "cpu"},
         [],
-        id="no GPU wanted",
+        id="no GPU requested",
     ),
     pytest.param(
         Stage.EVALUATE,
@@ -273,7 +269,7 @@ PLACEMENTS = [
 
 
 @pytest.mark.parametrize(("stage", "stages", "resolved", "requests", "selector", "tolerations"), PLACEMENTS)
-def test_prepare_and_evaluate_have_small_pods_of_their_own(
+def test_prepare_and_evaluate_have_separate_small_pods(
     stage: Stage,
     stages: dict[str, Any],
     resolved: ResolvedStatus | None,
@@ -297,7 +293,7 @@ def test_prepare_and_evaluate_have_small_pods_of_their_own(
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_an_attempt_gets_a_network_policy_of_its_own_before_its_pods(stage: Stage) -> None:
+def test_an_attempt_gets_its_own_network_policy_before_its_pods(stage: Stage) -> None:
     config = stage_config(make_job(nodes=2), 1, stage, 1, StorageSettings())
     manifests = render_stage(config, OperatorSettings(operator_namespace="ops"))
     kinds = [manifest["kind"] for manifest in manifests]
@@ -318,7 +314,7 @@ def test_an_attempt_gets_a_network_policy_of_its_own_before_its_pods(stage: Stag
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_right_to_create_network_policies_is_installed_only_where_it_is_needed(enabled: bool) -> None:
+def test_the_permission_to_create_network_policies_is_installed_only_if_needed(enabled: bool) -> None:
     arguments = ["--network-policies-from=ops"] if enabled else []
     (role,) = [one for one in render_install(arguments=arguments) if one["kind"] == "ClusterRole"]
     assert ("networkpolicies" in str(role["rules"])) is enabled

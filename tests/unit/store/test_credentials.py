@@ -1,4 +1,4 @@
-"""Credentials: mounted files win, the environment is next, else boto3's own chain is asked."""
+"""Credentials: mounted files take precedence over the environment and boto3's own chain."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -29,20 +29,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_mounted_keys_are_a_sessions_arguments(folder: Path) -> None:
+def test_mounted_keys_are_session_arguments(folder: Path) -> None:
     (folder / "AWS_ACCESS_KEY_ID").write_text("key\n")
     (folder / "AWS_SECRET_ACCESS_KEY").write_text("secret\n")
     (folder / "AWS_SESSION_TOKEN").write_text("token\n")
     assert from_files() == {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "aws_session_token": "token"}
 
 
-def test_keys_of_one_place_are_not_mixed_with_a_token_of_another(folder: Path) -> None:
+def test_keys_are_not_mixed_with_a_token_of_another_source(folder: Path) -> None:
     (folder / "AWS_ACCESS_KEY_ID").write_text("key")
     (folder / "AWS_SECRET_ACCESS_KEY").write_text("secret")
     assert from_files() == {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
 
 
-def test_without_mounted_keys_the_chain_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mounted_keys_the_chain_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "HF_TOKEN").write_text("hub")
     assert from_files() == {}
     assert credential("HF_TOKEN") == "hub"
@@ -54,7 +54,7 @@ def test_without_mounted_keys_the_chain_is_asked(folder: Path, monkeypatch: pyte
 
 
 def write(folder: Path, key: str, token: str = "") -> None:
-    """As a kubelet swaps the files of a volume: all at once, by a link."""
+    """Replace the files like a kubelet: all at once, through a link."""
     files = folder / f"..{key}"
     files.mkdir()
     for name, value in zip(AWS_NAMES, (key, f"secret of {key}", token), strict=True):
@@ -65,7 +65,7 @@ def write(folder: Path, key: str, token: str = "") -> None:
     link.rename(folder / "..data")
 
 
-def test_the_files_of_a_kubelet_are_read_again_when_they_were_swapped(folder: Path) -> None:
+def test_files_are_read_again_after_a_kubelet_replaced_them(folder: Path) -> None:
     write(folder, "first", "token")
     _, credentials = rotating_session()
     before = credentials.get_frozen_credentials()
@@ -74,10 +74,10 @@ def test_the_files_of_a_kubelet_are_read_again_when_they_were_swapped(folder: Pa
     after = credentials.get_frozen_credentials()
     assert (after.access_key, after.secret_key, after.token) == ("second", "secret of second", None)
     assert credentials.generation == 1
-    assert before.access_key == "first", "what a request is signed with stays consistent"
+    assert before.access_key == "first", "the credentials of a request stay consistent"
 
 
-def test_files_that_vanish_for_a_moment_leave_the_credentials_in_force(folder: Path) -> None:
+def test_files_that_are_missing_for_a_moment_do_not_change_the_credentials(folder: Path) -> None:
     for name in AWS_NAMES:
         (folder / name).write_text(name)
     _, credentials = rotating_session()
@@ -88,7 +88,7 @@ def test_files_that_vanish_for_a_moment_leave_the_credentials_in_force(folder: P
     assert credentials.get_frozen_credentials().access_key == "new"
 
 
-def test_a_refusal_looks_up_what_the_environment_and_shared_files_say_now(
+def test_after_a_rejection_environment_and_shared_files_are_read_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in AWS_NAMES:
@@ -98,11 +98,11 @@ def test_a_refusal_looks_up_what_the_environment_and_shared_files_say_now(
     shared.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = secret\n")
     session, credentials = rotating_session()
     assert session.get_credentials().get_frozen_credentials().access_key == "old"
-    assert not credentials.renew(0), "there are no others"
+    assert not credentials.renew(0), "there are no other credentials"
     shared.write_text("[default]\naws_access_key_id = newer\naws_secret_access_key = secret\n")
     assert credentials.renew(0)
     assert session.get_credentials().get_frozen_credentials().access_key == "newer"
-    assert credentials.renew(0), "another thread that used the old ones may try again too"
+    assert credentials.renew(0), "another thread that used the old ones may also retry"
     assert not credentials.renew(credentials.generation)
 
 
@@ -112,7 +112,7 @@ def sts(code: str) -> ClientError:
 
 
 def refreshing(error: Exception) -> RefreshableCredentials:
-    """Of a workload identity: due to be refreshed, which fails."""
+    """Credentials of a workload identity that are due for a refresh, which fails."""
 
     def refresh() -> dict[str, str]:
         raise error
@@ -121,7 +121,7 @@ def refreshing(error: Exception) -> RefreshableCredentials:
 
 
 class Chain:
-    """What is found, look by look; the last one again and again. Exceptions are raised."""
+    """Results of consecutive lookups; the last one is repeated. Exceptions are raised."""
 
     def __init__(self, *found: object) -> None:
         self.found = list(found)
@@ -147,7 +147,7 @@ REFRESH_ERRORS = [
 
 
 @pytest.mark.parametrize("error", [*REFRESH_ERRORS, ConnectTimeoutError(endpoint_url="https://sts")], ids=repr)
-def test_new_keys_are_used_though_the_old_ones_cannot_be_refreshed(error: Exception) -> None:
+def test_new_keys_are_used_even_if_the_old_ones_cannot_be_refreshed(error: Exception) -> None:
     refused = rotating(refreshing(error), Credentials("new", "secret"))
     assert refused.renew(0)
     assert refused.get_frozen_credentials().access_key == "new"
@@ -158,7 +158,7 @@ def test_new_keys_are_used_though_the_old_ones_cannot_be_refreshed(error: Except
 
 
 @pytest.mark.parametrize("error", REFRESH_ERRORS, ids=repr)
-def test_a_refresh_that_fails_asks_for_others_and_then_counts_as_no_credentials(error: Exception) -> None:
+def test_a_failed_refresh_triggers_a_lookup_and_then_counts_as_no_credentials(error: Exception) -> None:
     with_others = rotating(refreshing(error), Credentials("new", "secret"))
     assert with_others.get_frozen_credentials().access_key == "new"
     alone = rotating(refreshing(error))
@@ -167,30 +167,30 @@ def test_a_refresh_that_fails_asks_for_others_and_then_counts_as_no_credentials(
     assert not alone.renew(0)
 
 
-def test_a_refresh_that_no_server_answers_may_succeed_later() -> None:
+def test_a_refresh_without_a_response_may_succeed_later() -> None:
     with pytest.raises(ConnectTimeoutError):
         rotating(refreshing(ConnectTimeoutError(endpoint_url="https://sts"))).get_frozen_credentials()
 
 
 @pytest.mark.parametrize("found", [None, ProfileNotFound(profile="gone"), refreshing(sts("AccessDenied"))])
-def test_a_look_that_finds_nothing_usable_leaves_the_credentials_in_force(found: object) -> None:
+def test_a_lookup_without_usable_result_does_not_change_the_credentials(found: object) -> None:
     credentials = rotating(Credentials("old", "secret"), found)
     assert not credentials.renew(0)
     assert credentials.get_frozen_credentials().access_key == "old"
 
 
-def test_nothing_was_there_and_others_come() -> None:
+def test_credentials_can_appear_later() -> None:
     assert rotating(None, Credentials("new", "secret")).renew(0)
 
 
-def test_descriptions_of_services_are_parsed_once_for_all_sessions() -> None:
+def test_service_descriptions_are_parsed_once_for_all_sessions() -> None:
     loaders = [rotating_session()[0].get_component("data_loader") for _ in range(2)]
     assert loaders[0] is loaders[1]
     assert loaders[0].load_service_model("s3", "service-2") is loaders[1].load_service_model("s3", "service-2")
 
 
-def test_descriptions_are_parsed_without_looking_for_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fork server does it before anybody has asked for storage; a profile that is not there is no error of it."""
+def test_descriptions_are_parsed_without_a_lookup_of_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fork server parses them before storage is used; a missing profile is not an error there."""
     monkeypatch.setattr(botocore.session.Session, "get_credentials", lambda _: pytest.fail("looked for credentials"))
     parse_descriptions()
     monkeypatch.setenv("AWS_PROFILE", "not-there")

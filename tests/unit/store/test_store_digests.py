@@ -1,4 +1,4 @@
-"""What an etag and git's id prove about a file."""
+"""What an ETag and git's id prove about a file."""
 
 import hashlib
 from pathlib import Path
@@ -15,7 +15,7 @@ def md5(content: bytes) -> bytes:
 
 
 def multipart(content: bytes, part_size: int) -> str:
-    """As S3 computes it."""
+    """Computed like S3."""
     parts = [content[at : at + part_size] for at in range(0, len(content), part_size)]
     return f'"{md5(b"".join(map(md5, parts))).hex()}-{len(parts)}"'
 
@@ -37,11 +37,11 @@ def test_the_etag_of_a_multipart_upload_is_recognised_by_the_number_of_parts(tmp
 
 
 @pytest.mark.parametrize("etag", ["", '"abc"', '"0123456789abcdef0123456789abcdef-0"', "W/weak"])
-def test_another_kind_of_etag_proves_nothing(tmp_path: Path, etag: str) -> None:
+def test_other_kinds_of_etags_prove_nothing(tmp_path: Path, etag: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
     assert not has_etag(tmp_path / "file", etag)
 
 
-def test_gits_id_is_that_of_git_hash_object(tmp_path: Path) -> None:
+def test_the_git_id_is_that_of_git_hash_object(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"hello\n")
     assert git_blob_id(tmp_path / "file") == "ce013625030ba8dba906f756967f9e9ca394464a"

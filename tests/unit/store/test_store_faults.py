@@ -1,4 +1,4 @@
-"""Which of our errors a foreign one means, and that none is forgotten."""
+"""Translation of library errors to our errors, for all classes."""
 
 import inspect
 from pathlib import Path
@@ -50,7 +50,7 @@ def refusal(status: int, code: str) -> ClientError:
         (ConnectionResetError("reset"), StorageUnreachableError),
     ],
 )
-def test_a_foreign_error_becomes_ours(error: Exception, expected: type[TrainerError]) -> None:
+def test_a_library_error_becomes_ours(error: Exception, expected: type[TrainerError]) -> None:
     ours = translate(error, ADDRESS, ENDPOINT)
     assert type(ours) is expected
     assert is_transient(error) == (expected is StorageUnreachableError)
@@ -58,12 +58,12 @@ def test_a_foreign_error_becomes_ours(error: Exception, expected: type[TrainerEr
     assert "s3://bucket/key" in str(ours)
 
 
-def test_an_object_that_was_not_removed_is_an_error_of_its_own() -> None:
+def test_an_object_that_was_not_deleted_is_an_error() -> None:
     def answer(*codes: str) -> dict[str, Any]:
         return {"Errors": [{"Key": f"key{index}", "Code": code} for index, code in enumerate(codes)]}
 
     assert refused_key({}) is None
-    assert refused_key(answer("NoSuchKey")) is None, "it is not there any more"
+    assert refused_key(answer("NoSuchKey")) is None, "it does not exist"
     slow, locked = refused_key(answer("NoSuchKey", "SlowDown")), refused_key(answer("AccessDenied", "SlowDown"))
     assert slow is not None
     assert is_transient(slow)
@@ -82,11 +82,11 @@ def test_every_exception_class_of_the_libraries_is_caught(module: Any) -> None:
     assert [each for each in classes if not issubclass(each, FOREIGN)] == []
 
 
-def test_a_full_disk_is_named() -> None:
+def test_a_full_disk_is_reported() -> None:
     with pytest.raises(DiskFullError, match="no space left to write /dev/full"), disk_errors(Path("/dev/full")):
         Path("/dev/full").write_bytes(b"x")
 
 
-def test_other_errors_of_the_disk_pass() -> None:
+def test_other_disk_errors_are_not_translated() -> None:
     with pytest.raises(IsADirectoryError), disk_errors(Path("/")):
         Path("/").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""How long a request is tried again: the clock, what sets it back, and credentials that have been replaced."""
+"""How long a request is retried: the time limit, what restarts it, and replaced credentials."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def run(policy: RetryPolicy, request: Callable[[], Any], meter: Meter | None = N
 
 
 class Transfer:
-    """Fails at the given numbers of bytes, one after the other, each try slower than the policy's patience."""
+    """Fails at the given numbers of bytes, each try taking longer than the policy's time limit."""
 
     def __init__(self, *ends: int) -> None:
         self.ends, self.meter, self.tries = list(ends), Meter(), 0
@@ -40,31 +40,31 @@ class Transfer:
         raise ConnectionError("broken off")
 
 
-def test_a_transfer_that_gets_further_each_time_is_tried_again() -> None:
+def test_a_transfer_that_gets_further_each_time_is_retried() -> None:
     transfer = Transfer(10, 20, 30, 40, 50, 60, 70, 80)
     assert run(SHORT, transfer, transfer.meter) == "done"
 
 
-def test_a_transfer_that_breaks_off_earlier_than_before_is_tried_again() -> None:
+def test_a_transfer_that_fails_earlier_than_before_is_retried() -> None:
     transfer = Transfer(30, 20, 25)
     assert run(SHORT, transfer, transfer.meter) == "done"
 
 
-def test_a_transfer_that_always_breaks_off_at_the_same_place_ends() -> None:
+def test_a_transfer_that_always_fails_at_the_same_byte_ends() -> None:
     transfer = Transfer(*[10] * 50)
     with pytest.raises(StorageUnreachableError):
         run(SHORT, transfer, transfer.meter)
     assert 5 <= transfer.tries <= 10
 
 
-def test_a_transfer_without_progress_ends_when_the_time_is_up() -> None:
+def test_a_transfer_without_progress_ends_at_the_time_limit() -> None:
     transfer = Transfer(*[0] * 50)
     with pytest.raises(StorageUnreachableError):
         run(SHORT, transfer, transfer.meter)
     assert transfer.tries <= 2
 
 
-def test_parts_that_begin_again_are_no_progress() -> None:
+def test_restarted_parts_are_not_progress() -> None:
     meter = Meter()
     meter.begin(100)
     meter.add(50)
@@ -74,7 +74,7 @@ def test_parts_that_begin_again_are_no_progress() -> None:
 
 
 class Credentials:
-    """Replaced by somebody else after a number of looks."""
+    """Replaced after a number of lookups."""
 
     def __init__(self, *, comes_after: int) -> None:
         self.generation, self.looks, self.comes_after = 0, 0, comes_after
@@ -95,10 +95,8 @@ def refused(code: str, status: int) -> ClientError:
     ("code", "status", "comes_after"),
     [("ExpiredToken", 400, 0), ("ExpiredToken", 400, 3), ("InvalidAccessKeyId", 403, 0), ("400", 400, 0)],
 )
-def test_a_request_that_was_refused_is_sent_again_with_new_credentials(
-    code: str, status: int, comes_after: int
-) -> None:
-    """Files in a pod may change a little later than what is in them expires."""
+def test_a_rejected_request_is_retried_with_new_credentials(code: str, status: int, comes_after: int) -> None:
+    """Files in a pod may change a little later than their credentials expire."""
     credentials = Credentials(comes_after=comes_after)
 
     def request() -> str:
@@ -110,7 +108,7 @@ def test_a_request_that_was_refused_is_sent_again_with_new_credentials(
 
 
 def identity(*errors: Exception) -> RotatingCredentials:
-    """A workload identity whose tries to get keys fail, one after the other; the last one again and again."""
+    """A workload identity whose tries to get keys fail one after the other; the last error is repeated."""
     left = list(errors)
 
     def refresh() -> None:
@@ -133,7 +131,7 @@ def identity(*errors: Exception) -> RotatingCredentials:
     ],
     ids=repr,
 )
-def test_an_identity_that_gets_no_keys_is_told_as_our_own_error(
+def test_an_identity_that_gets_no_keys_raises_our_own_error(
     error: Exception, expected: type[Exception], is_tried_again: bool
 ) -> None:
     credentials, tries = identity(error), []
@@ -161,8 +159,8 @@ def test_without_new_credentials_access_is_denied(code: str, status: int) -> Non
     assert credentials.looks == 1 if code == "AccessDenied" else credentials.looks > 1
 
 
-def test_new_credentials_each_time_do_not_make_a_denied_request_endless() -> None:
-    """An identity provider issues other keys at each look, also to a role that may not use the bucket."""
+def test_new_credentials_each_time_do_not_retry_a_denied_request_forever() -> None:
+    """An identity provider issues new keys at each lookup, even for a role without access to the bucket."""
     credentials, sent = Credentials(comes_after=0), []
 
     def request() -> None:
@@ -174,7 +172,7 @@ def test_new_credentials_each_time_do_not_make_a_denied_request_endless() -> Non
     assert sent == [0, 1]
 
 
-def test_a_long_transfer_may_outlive_several_sets_of_credentials() -> None:
+def test_a_long_transfer_can_use_several_sets_of_credentials() -> None:
     credentials, meter = Credentials(comes_after=0), Meter()
 
     def request() -> str:

@@ -18,12 +18,12 @@ def test_an_address_has_a_bucket_and_a_key(uri: str, bucket: str, key: str) -> N
 
 
 @pytest.mark.parametrize("uri", ["", "b/k", "s3:/b/k", "s3://", "s3:///k", "file:///k", "http://b/k"])
-def test_anything_else_is_refused(uri: str) -> None:
+def test_other_text_is_rejected(uri: str) -> None:
     with pytest.raises(BadConfigError, match="must be an object-storage address"):
         parse(uri)
 
 
-def test_an_address_prints_as_it_was_written() -> None:
+def test_an_address_is_printed_as_it_was_written() -> None:
     assert str(parse("s3://b/a/c")) == "s3://b/a/c"
 
 
@@ -59,6 +59,6 @@ def test_the_literal_prefix_ends_before_the_first_wildcard() -> None:
 
 
 @pytest.mark.parametrize("relative", ["../evil", "a/../../evil", "/etc/passwd", "..", ".", "", "a//b", "a/./b", "a\0b"])
-def test_a_key_cannot_lead_out_of_its_folder(relative: str) -> None:
+def test_a_key_cannot_point_outside_of_its_folder(relative: str) -> None:
     with pytest.raises(BadConfigError, match="must be a path within its folder"):
         inside(Path("/folder"), relative)

@@ -154,7 +154,7 @@ def _refusal(error: aws.ClientError, address: S3Address, endpoint: str) -> Train
             advice="set spec.storage.region to the region of the bucket",
         )
     if status in (401, 403) or code in _DENIED_CODES:
-        return _denied(f"object storage at {endpoint} refuses access to {address}: {code} {said}".rstrip())
+        return _denied(f"object storage at {endpoint} denies access to {address}: {code} {said}".rstrip())
     if status == 404:
         return ObjectMissingError(f"{address} does not exist at {endpoint}")
     return StorageProtocolError(f"object storage at {endpoint} rejects a request for {address}: {code} {said}".rstrip())
