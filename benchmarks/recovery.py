@@ -40,7 +40,7 @@ from testcluster.control_plane import ControlPlane  # noqa: E402
 from testcluster.pod_manifests import indexed_job, python_template  # noqa: E402
 from testcluster.pods import PodsCluster  # noqa: E402
 from testcluster.run_folder import run_folder  # noqa: E402
-from training_site import GRACE_SECONDS, Site, training_site  # noqa: E402
+from training_setup import GRACE_SECONDS, TrainingSetup, training_setup  # noqa: E402
 
 T = TypeVar("T")
 Manifest = dict[str, Any]
@@ -84,17 +84,17 @@ class Timestamps:
 class BenchmarkNamespace:
     """Jobs and pods in the namespace of the benchmark."""
 
-    site: Site
+    setup: TrainingSetup
     server: ApiServer
     cluster: KubernetesCluster
 
     async def jobs(self) -> dict[str, Manifest]:
-        listed = await self.server.request("GET", path_of("batch/v1", "jobs", self.site.kubectl.namespace))
+        listed = await self.server.request("GET", path_of("batch/v1", "jobs", self.setup.kubectl.namespace))
         return {job["metadata"]["name"]: job for job in listed["items"]}
 
     async def pods(self, job: str) -> dict[str, Manifest]:
         """Return the pods of a Job that are not being deleted, by index."""
-        path = path_of("v1", "pods", self.site.kubectl.namespace)
+        path = path_of("v1", "pods", self.setup.kubectl.namespace)
         listed = await self.server.request("GET", path, labelSelector=f"{constants.LABEL_JOB_NAME}={job}")
         return {
             pod["metadata"]["annotations"][constants.COMPLETION_INDEX]: pod
@@ -122,7 +122,7 @@ class BenchmarkNamespace:
         pod = (await self.pods(job))["1"]
         now = time.time()
         if kind == "deletion":
-            path = path_of("v1", "pods", self.site.kubectl.namespace, pod["metadata"]["name"])
+            path = path_of("v1", "pods", self.setup.kubectl.namespace, pod["metadata"]["name"])
             await self.server.request("DELETE", path, {})
         else:
             os.kill(worker_process(pod), 9)
@@ -166,15 +166,15 @@ def worker_process(pod: Manifest) -> int:
 async def bare(namespace: BenchmarkNamespace, kind: str, number: int) -> float:
     """Return the seconds from the end of a pod of a bare Job until all pods of the next one are running."""
     first, second = f"{BARE}-{kind}-{number}-1", f"{BARE}-{kind}-{number}-2"
-    namespace.site.kubectl.apply(bare_job(first))
+    namespace.setup.kubectl.apply(bare_job(first))
     await namespace.until_running(first)
     times, start = Timestamps(), await namespace.terminate_pod(kind, first)
     await namespace.wait_for_end(first, times)
-    path = path_of("batch/v1", "jobs", namespace.site.kubectl.namespace)
+    path = path_of("batch/v1", "jobs", namespace.setup.kubectl.namespace)
     await namespace.server.request("POST", path, bare_job(second))
     await namespace.until_running(second)
     seconds = time.time() - start
-    namespace.site.kubectl("delete", "job", first, second, "--wait=false")
+    namespace.setup.kubectl("delete", "job", first, second, "--wait=false")
     return seconds
 
 
@@ -243,10 +243,12 @@ def parts(start: float, times: Timestamps, progress: Progress) -> dict[str, floa
     return found
 
 
-async def measure(site: Site, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[dict[str, float]]]]:
+async def measure(
+    setup: TrainingSetup, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[dict[str, float]]]]:
     """Return the seconds of the bare Jobs, and of our parts, for every round."""
-    server = await ApiServer.connect(site.cluster.control.kubectl.kubeconfig)
-    namespace = BenchmarkNamespace(site, server, KubernetesCluster(server))
+    server = await ApiServer.connect(setup.cluster.control.kubectl.kubeconfig)
+    namespace = BenchmarkNamespace(setup, server, KubernetesCluster(server))
     bare_seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     ours: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     try:
@@ -254,7 +256,7 @@ async def measure(site: Site, rounds: int) -> tuple[dict[str, list[float]], dict
             for kind in KINDS:
                 bare_seconds[kind].append(await bare(namespace, kind, number))
         long = {"training": {"epochs": 5000}, "checkpoint": {"everySteps": 20}, "restart": {"maxRestarts": 100}}
-        site.kubectl.apply(site.job(NAME, **long))
+        setup.kubectl.apply(setup.job(NAME, **long))
         for number in range(rounds):
             for offset, kind in enumerate(KINDS):
                 ours[kind].append(await recovery(namespace, kind, 1 + len(KINDS) * number + offset))
@@ -265,7 +267,7 @@ async def measure(site: Site, rounds: int) -> tuple[dict[str, list[float]], dict
 
 
 @contextmanager
-def dedicated_site() -> Iterator[Site]:
+def dedicated_setup() -> Iterator[TrainingSetup]:
     """Start a cluster, storage and an operator with default settings."""
     with run_folder() as folder, tempfile.TemporaryDirectory() as data:
         control = ControlPlane(folder).start()
@@ -276,8 +278,8 @@ def dedicated_site() -> Iterator[Site]:
                 os.environ.update(storage.env())
                 store = ObjectStore.connect(StorageSettings(endpoint=storage.endpoint, path_style=True))
                 defaults = ("--progress-seconds=5", "--termination-grace=120")
-                with training_site(cluster, storage, store, *defaults) as site:
-                    yield site
+                with training_setup(cluster, storage, store, *defaults) as setup:
+                    yield setup
         finally:
             cluster.stop()
             control.stop()
@@ -309,8 +311,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, default=3, help="number of losses of each kind")
     rounds = parser.parse_args().rounds
-    with dedicated_site() as site:
-        medians = table(*asyncio.run(measure(site, rounds)))
+    with dedicated_setup() as setup:
+        medians = table(*asyncio.run(measure(setup, rounds)))
     killed, deleted = (medians[kind] for kind in KINDS)
     summary = {
         "recoverySeconds": killed["recovery"],

@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a real S3 server and real models."""
+"""Fixtures shared by all tests: a real S3 server and real models."""
 
 import re
 import signal
@@ -18,9 +18,9 @@ from killable_store import KillableStore
 
 
 def pytest_configure() -> None:
-    """Restore SIGINT, which a shell ignores in background jobs and all that they start; drop Hypothesis's deadlines.
+    """Restore SIGINT, which a shell ignores in background jobs and their children; disable Hypothesis's deadlines.
 
-    A deadline of 200 ms per example measures how busy the machine is.
+    A deadline of 200 ms per example would depend on the load of the machine.
     """
     hypothesis.settings.register_profile("any-machine", deadline=None)
     hypothesis.settings.load_profile("any-machine")
@@ -29,7 +29,7 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How long each part took: what to run alone while one works at it."""
+    """Print the duration of each part, to help choosing what to run alone during development."""
     seconds: defaultdict[str, float] = defaultdict(float)
     tests: defaultdict[str, set[str]] = defaultdict(set)
     for reports in terminalreporter.stats.values():
@@ -44,14 +44,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
-    """One SeaweedFS for the whole session. Do not stop it: start your own for that."""
+    """One SeaweedFS for the whole session. Do not stop it; start a separate one for that."""
     with EmbeddedStore(tmp_path_factory.mktemp("store")) as server:
         yield server
 
 
 @pytest.fixture
 def bucket(request: pytest.FixtureRequest, store_server: EmbeddedStore) -> str:
-    """Name of a fresh bucket, made of the test's name."""
+    """Name of a new bucket, derived from the test's name."""
     readable = re.sub(r"[^a-z0-9]+", "-", request.node.originalname.removeprefix("test_").lower()).strip("-")
     name = f"{readable[:40].strip('-')}-{uuid.uuid4().hex[:8]}"
     store_server.create_bucket(name)
@@ -60,7 +60,7 @@ def bucket(request: pytest.FixtureRequest, store_server: EmbeddedStore) -> str:
 
 @pytest.fixture
 def storage_settings(store_server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> StorageSettings:
-    """How the trainer reaches the server; the credentials are in the environment, also for child processes."""
+    """Settings of the server for the trainer; the credentials are in the environment, also for child processes."""
     for name, value in store_server.env().items():
         monkeypatch.setenv(name, value)
     return StorageSettings(endpoint=store_server.endpoint, path_style=True)
@@ -86,7 +86,7 @@ def smollm2_folder() -> Path:
 
 @pytest.fixture
 def killable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KillableStore]:
-    """A server that the test may kill and start again; its credentials are in the environment."""
+    """A server that the test may kill and restart; its credentials are in the environment."""
     with KillableStore(tmp_path) as server:
         for name, value in server.access.env().items():
             monkeypatch.setenv(name, value)

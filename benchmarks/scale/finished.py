@@ -99,7 +99,7 @@ async def _wait_until_all_counted(operator: OperatorProcess, count: int) -> None
         _, text = await asyncio.to_thread(operator.get, "/metrics")
         if sum(value for _, value in samples(text, "finetune_jobs")) >= count:  # sum over all phases
             return
-        assert operator.is_running, operator.said()
+        assert operator.is_running, operator.log_text()
         await asyncio.sleep(0.1)
 
 

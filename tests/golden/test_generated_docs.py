@@ -1,4 +1,4 @@
-"""Tables of the guide that are generated from the code; FINETUNE_UPDATE_GOLDEN=1 writes them."""
+"""Tables of the guide that are generated from the code; update them with FINETUNE_UPDATE_GOLDEN=1."""
 
 import os
 import re

@@ -1,6 +1,6 @@
-"""Golden files: what a cluster gets for a job, the CRD, the support table.
+"""Golden files: the manifests of a job in a cluster, the CRD, the support table.
 
-`make golden` writes them anew; review the difference.
+`make golden` updates them; review the diff.
 """
 
 import os
@@ -27,7 +27,7 @@ def same_as_golden(path: Path, text: str) -> None:
     if os.environ.get("FINETUNE_UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text(), (
-        f"{path.name} differs; if that is meant, run `make golden` and review the difference"
+        f"{path.name} differs; if that is intended, run `make golden` and review the difference"
     )
 
 
@@ -41,11 +41,11 @@ def test_a_cluster_gets_exactly_these_manifests(case: Path) -> None:
     same_as_golden(case / "manifests.yaml", dump_all(render_all(job, OperatorSettings())))
 
 
-def test_the_crd_in_manifests_is_the_one_of_the_models() -> None:
+def test_the_crd_in_manifests_is_that_of_the_models() -> None:
     same_as_golden(ROOT / "manifests/crds/finetunejobs.yaml", dump_all([crd()]))
 
 
-def test_the_page_about_supported_combinations_is_the_one_of_the_table() -> None:
+def test_the_page_of_supported_combinations_is_that_of_the_table() -> None:
     same_as_golden(ROOT / "docs/support.md", SUPPORT.page())
 
 
@@ -65,15 +65,15 @@ def test_every_sample_is_valid_on_a_cluster(sample: Path) -> None:
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
-def test_samples_mean_the_same_to_a_yaml_1_2_reader_and_to_kubectl(sample: Path) -> None:
-    """kubectl reads YAML through JSON: what comes out must survive that way unchanged."""
+def test_samples_are_the_same_for_a_yaml_1_2_parser_and_for_kubectl(sample: Path) -> None:
+    """kubectl reads YAML through JSON: the values must be unchanged by that."""
     import json
 
     manifest = read(sample)
     assert json.loads(json.dumps(manifest)) == manifest
 
 
-def test_the_readme_shows_the_quickstart_as_it_is() -> None:
+def test_the_readme_shows_the_quickstart_file() -> None:
     quickstart = (ROOT / "manifests/samples/quickstart.yaml").read_text()
     assert quickstart in (ROOT / "README.md").read_text()
     assert len(quickstart.splitlines()) <= 21

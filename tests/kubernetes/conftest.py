@@ -1,8 +1,8 @@
-"""The test cluster as fixtures. A machine that cannot run it skips these tests, and says so in the run's last lines.
+"""Fixtures of the test cluster. On a machine that cannot run it, these tests are skipped with a message at the end.
 
-FINETUNE_TEST_REQUIRE     `kubernetes,pods,images`: what may not be skipped
-FINETUNE_TEST_KUBECONFIG  of a cluster to use instead of our own; pods are then not tested
-FINETUNE_TEST_CACHE       where the built programs are kept, instead of the user's cache folder
+FINETUNE_TEST_REQUIRE     `kubernetes,pods,images`: must not be skipped
+FINETUNE_TEST_KUBECONFIG  a cluster to use instead of our own; pods are then not tested
+FINETUNE_TEST_CACHE       folder of the built programs, instead of the user's cache folder
 """
 
 import os
@@ -15,7 +15,7 @@ import pytest
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
-from loop_thread import LoopThread, kubelet_beside
+from loop_thread import LoopThread, running_kubelet
 from objects import Objects
 from operator_process import install
 from simulated_kubelet import SimulatedKubelet
@@ -26,7 +26,7 @@ from testcluster.existing import ExistingCluster
 from testcluster.missing import MissingError
 from testcluster.pods import PodsCluster
 from testcluster.run_folder import run_folder
-from training_site import Site, fresh_namespace, training_site
+from training_setup import TrainingSetup, fresh_namespace, training_setup
 
 REASONS = pytest.StashKey[dict[str, str]]()
 Say = Callable[[str], None]
@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that need nodes can be chosen, or left out, by `-m`: see tests/streams.sh."""
+    """Mark tests that need nodes, so that `-m` can select or exclude them: see tests/streams.sh."""
     for item in items:
         if {"pods_cluster", "buildah"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("pods")
@@ -50,7 +50,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def unavailable(config: pytest.Config, what: str, error: MissingError) -> None:
-    """Skip, or fail where `FINETUNE_TEST_REQUIRE=kubernetes,pods` says that a green run has to mean something."""
+    """Skip, or fail if `FINETUNE_TEST_REQUIRE=kubernetes,pods` requires these tests."""
     config.stash[REASONS].setdefault(what, str(error))
     if what in os.environ.get("FINETUNE_TEST_REQUIRE", "").split(","):
         pytest.fail(f"{what} is required and missing: {error}", pytrace=False)
@@ -59,21 +59,21 @@ def unavailable(config: pytest.Config, what: str, error: MissingError) -> None:
 
 @pytest.fixture(scope="session")
 def say(pytestconfig: pytest.Config) -> Say:
-    """Tell the person who waits, past pytest's capture: a first build takes minutes."""
+    """Print to the terminal past pytest's capture, because a first build takes minutes."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
 
-    def told(text: str) -> None:
+    def reported(text: str) -> None:
         with capture.global_and_fixture_disabled():
             print(f"\ncluster: {text}", flush=True)
 
-    return told
+    return reported
 
 
 @pytest.fixture(scope="session")
 def control_plane(
     pytestconfig: pytest.Config, say: Say, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ControlPlane | ExistingCluster]:
-    """An API server with its controllers; no nodes. The session's only one: every test has its own namespace."""
+    """An API server with its controllers, without nodes. One per session: every test has its own namespace."""
     if existing := ExistingCluster.named(tmp_path_factory.mktemp("cluster"), say):
         yield existing
         return
@@ -89,12 +89,10 @@ def control_plane(
 
 @pytest.fixture(scope="session")
 def pods_cluster(pytestconfig: pytest.Config, control_plane: ControlPlane | ExistingCluster) -> Iterator[PodsCluster]:
-    """The same with two nodes that run pods, `node-a` and `node-b`. A test that kills one starts it again."""
+    """The same with two nodes that run pods, `node-a` and `node-b`. A test that kills a node restarts it."""
     try:
         if isinstance(control_plane, ExistingCluster):
-            raise MissingError(
-                "FINETUNE_TEST_KUBECONFIG names a cluster whose nodes are not ours to prepare and to kill"
-            )
+            raise MissingError("FINETUNE_TEST_KUBECONFIG names a cluster whose nodes must not be changed or killed")
         cluster = PodsCluster(control_plane).start()
     except MissingError as error:
         unavailable(pytestconfig, "pods", error)
@@ -104,7 +102,7 @@ def pods_cluster(pytestconfig: pytest.Config, control_plane: ControlPlane | Exis
 
 @pytest.fixture(scope="session")
 def buildah(pytestconfig: pytest.Config) -> Iterator[Buildah]:
-    """A builder of images that has a base image."""
+    """Builds images on a base image."""
     try:
         require_buildah()
     except MissingError as error:
@@ -119,52 +117,52 @@ def buildah(pytestconfig: pytest.Config) -> Iterator[Buildah]:
 
 @pytest.fixture
 def namespace(control_plane: ControlPlane | ExistingCluster) -> Iterator[str]:
-    """A fresh one for each test."""
+    """A new namespace for each test."""
     with fresh_namespace(control_plane) as name:
         yield name
 
 
 @pytest.fixture
 def kubectl(control_plane: ControlPlane | ExistingCluster, namespace: str) -> Kubectl:
-    """The administrator's kubectl in the test's namespace."""
+    """kubectl with administrator permissions in the test's namespace."""
     return control_plane.kubectl.within(namespace)
 
 
 @pytest.fixture(scope="module")
-def site(pods_cluster: PodsCluster, store_server: EmbeddedStore) -> Iterator[Site]:
-    """An operator and what its trainer pods need, for all tests of a file: each has jobs of its own names."""
+def setup(pods_cluster: PodsCluster, store_server: EmbeddedStore) -> Iterator[TrainingSetup]:
+    """An operator and the requirements of its trainer pods, for all tests of a file; each uses its own job names."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in store_server.env().items():
             patch.setenv(name, value)
         store = ObjectStore.connect(StorageSettings(endpoint=store_server.endpoint, path_style=True))
-        with training_site(pods_cluster, store_server, store) as site:
-            yield site
+        with training_setup(pods_cluster, store_server, store) as setup:
+            yield setup
 
 
 @pytest.fixture(scope="session")
 def admin(control_plane: ControlPlane | ExistingCluster) -> Path:
-    """The administrator's kubeconfig, once the CRD and the operator's rights are there."""
+    """The administrator's kubeconfig, after installing the CRD and the operator's permissions."""
     install(control_plane)
     return control_plane.kubectl.kubeconfig
 
 
 @pytest.fixture
 def background() -> Iterator[LoopThread]:
-    """An event loop for what goes on beside the test."""
+    """An event loop for tasks that run concurrently with the test."""
     with LoopThread() as loop:
         yield loop
 
 
 @pytest.fixture
 def kubelet(background: LoopThread, admin: Path, namespace: str) -> Iterator[SimulatedKubelet]:
-    """A simulated one for the test's namespace."""
-    with kubelet_beside(background, admin, namespace) as simulated:
+    """A simulated kubelet for the test's namespace."""
+    with running_kubelet(background, admin, namespace) as simulated:
         yield simulated
 
 
 @pytest.fixture
 def objects(background: LoopThread, admin: Path, namespace: str) -> Iterator[Objects]:
-    """What is in the test's namespace."""
+    """Objects of the test's namespace."""
     view = Objects(background, admin, namespace)
     yield view
     view.close()

@@ -1,6 +1,6 @@
-"""What cannot work is told, with what to do about it, and costs the API server next to nothing.
+"""Jobs that cannot work are reported with the fix, and cause almost no load on the API server.
 
-One operator serves a namespace for each bad input, behind a proxy that counts what it writes after its first answer.
+One operator serves a namespace per bad input, behind a proxy that counts its writes after its first response.
 """
 
 import json
@@ -15,26 +15,26 @@ import pytest
 
 from factories import make_job
 from fault_proxy import FaultProxy
-from life_cycle_world import train_ends
-from loop_thread import LoopThread, kubelet_beside
+from job_namespace import training_ends
+from loop_thread import LoopThread, running_kubelet
 from objects import Objects
 from operator_process import CRD, OperatorProcess
 from process_support import until
 from simulated_kubelet import FOREVER
 from testcluster.access import Kubectl
 from testcluster.control_plane import ControlPlane
-from training_site import fresh_namespace
+from training_setup import fresh_namespace
 
 Manifest = dict[str, Any]
 NAME = "bad"
 WATCHED_SECONDS = 15.0
 MOST_WRITES = 4
-"""In that time: a refused call is tried again every 30 seconds, and then it is a ConfigMap, a Service and a Job."""
+"""Within that time: a rejected request is retried every 30 seconds, with a ConfigMap, a Service and a Job."""
 
 
 @dataclass(frozen=True)
 class BadInput:
-    """Something that keeps a job from its end, and what its user has to be told."""
+    """A cause that prevents the completion of a job, and the expected report."""
 
     condition: str
     status: str
@@ -42,9 +42,9 @@ class BadInput:
     words: tuple[str, ...]
     spec: dict[str, Any] = field(default_factory=dict)
     before: Callable[[Objects, Kubectl], None] = lambda *_: None
-    """What is in the namespace before the job."""
+    """Creates objects in the namespace before the job."""
     stuck: str = ""
-    """What the kubelet says of pods that it cannot start."""
+    """Message of the kubelet for pods that it cannot start."""
 
 
 def quota(**hard: str) -> Callable[[Objects, Kubectl], None]:
@@ -57,7 +57,7 @@ def quota(**hard: str) -> Callable[[Objects, Kubectl], None]:
 
 
 def policy(objects: Objects, kubectl: Kubectl) -> None:
-    """A rule of the cluster that allows no Jobs here, as for want of a permission."""
+    """A rule of the cluster that allows no Jobs in the namespace, like a missing permission."""
     kubectl.apply(*no_jobs_policy(objects.namespace))
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": {"template": pod()}}
     until(lambda: "No Jobs here" in (kubectl.refusal(job) or ""), within=60, what="the policy")
@@ -91,7 +91,7 @@ def strange_job(objects: Objects, _kubectl: Kubectl) -> None:
 
 
 def newer_status(objects: Objects, _kubectl: Kubectl) -> None:
-    """What an operator has left that knows more than this one."""
+    """A status written by a newer operator version."""
     objects.create("finetunejobs", make_job(NAME, namespace=objects.namespace))
     job = objects.get("finetunejobs", NAME)
     assert job is not None
@@ -152,23 +152,23 @@ INPUTS = {
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one bad input has led to."""
+class Report:
+    """The result of one bad input."""
 
     status: Manifest
     conditions: dict[str, Manifest]
     writes: list[str]
-    """In the time that was watched."""
+    """Writes during the observation."""
 
 
 @pytest.fixture(scope="module")
-def site(control_plane: ControlPlane, admin: Path) -> Iterator["Site"]:
+def setup(control_plane: ControlPlane, admin: Path) -> Iterator["TrainingSetup"]:
     with LoopThread() as loop:
-        yield Site(control_plane, admin, loop)
+        yield TrainingSetup(control_plane, admin, loop)
 
 
 @dataclass
-class Site:
+class TrainingSetup:
     """Namespaces on demand."""
 
     control: ControlPlane
@@ -177,26 +177,26 @@ class Site:
 
     @contextmanager
     def namespace(self, stuck: str = "") -> Iterator[tuple[Objects, Kubectl]]:
-        """With a kubelet."""
+        """A namespace with a kubelet."""
         with (
             fresh_namespace(self.control, within=60) as name,
-            kubelet_beside(self.loop, self.admin, name) as kubelet,
+            running_kubelet(self.loop, self.admin, name) as kubelet,
             closing(Objects(self.loop, self.admin, name)) as objects,
         ):
-            kubelet.scripts[NAME], kubelet.stuck = train_ends(FOREVER), stuck
+            kubelet.scripts[NAME], kubelet.stuck = training_ends(FOREVER), stuck
             yield objects, self.control.kubectl.within(name)
 
 
 @pytest.fixture(scope="module")
-def told(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Told]]:
-    """By name of the input. All at once: what is measured is time that passes."""
+def reported(setup: TrainingSetup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Report]]:
+    """By name of the input. All run concurrently, because the test measures elapsed time."""
     with ExitStack() as stack:
-        places = {name: stack.enter_context(site.namespace(bad.stuck)) for name, bad in INPUTS.items()}
-        stack.enter_context(newer_crd(site.control.kubectl, places["newer spec"][0]))
+        places = {name: stack.enter_context(setup.namespace(bad.stuck)) for name, bad in INPUTS.items()}
+        stack.enter_context(newer_crd(setup.control.kubectl, places["newer spec"][0]))
         for name, place in places.items():
             INPUTS[name].before(*place)
         served = [f"--namespace={objects.namespace}" for objects, _ in places.values()]
-        operator = OperatorProcess(site.control, tmp_path_factory.mktemp("operator"), *served, "--progress-seconds=1")
+        operator = OperatorProcess(setup.control, tmp_path_factory.mktemp("operator"), *served, "--progress-seconds=1")
         proxy = stack.enter_context(FaultProxy(operator.kubeconfig))
         operator.start(server=proxy.server)
         stack.push(operator.__exit__)
@@ -217,7 +217,7 @@ def told(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
 
 @contextmanager
 def newer_crd(kubectl: Kubectl, objects: Objects) -> Iterator[None]:
-    """As a newer version of ours might have it: with fields and words that this operator does not know."""
+    """A newer version of our CRD, with fields and values that this operator does not support."""
     place = "/spec/versions/0/schema/openAPIV3Schema/properties"
     reason = f"{place}/status/properties/conditions/items/properties/reason/enum"
     words = json.loads(kubectl("get", "crd", CRD, "-o", "json"))
@@ -254,7 +254,7 @@ def answered(objects: Objects, bad: BadInput) -> bool:
     )
 
 
-def outcome(objects: Objects, proxy: FaultProxy, since: float) -> Told:
+def outcome(objects: Objects, proxy: FaultProxy, since: float) -> Report:
     job = objects.get("finetunejobs", NAME)
     assert job is not None
     conditions = {entry["type"]: entry for entry in job["status"]["conditions"]}
@@ -263,27 +263,31 @@ def outcome(objects: Objects, proxy: FaultProxy, since: float) -> Told:
         for call in proxy.calls
         if call.kind == "write" and call.at >= since and f"/namespaces/{objects.namespace}/" in call.path
     ]
-    return Told(job["status"], conditions, writes)
+    return Report(job["status"], conditions, writes)
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_bad_input_is_told_and_costs_little(told: dict[str, Told], name: str) -> None:
+def test_bad_input_is_reported_and_causes_little_load(reported: dict[str, Report], name: str) -> None:
     bad = INPUTS[name]
-    found = told[name].conditions[bad.condition]
+    found = reported[name].conditions[bad.condition]
     assert (found["status"], found["reason"]) == (bad.status, bad.reason)
     assert [words for words in bad.words if words not in found["message"]] == [], found["message"]
-    assert len(told[name].writes) <= MOST_WRITES, told[name].writes
+    assert len(reported[name].writes) <= MOST_WRITES, reported[name].writes
 
 
-def test_what_a_newer_operator_has_written_stays(told: dict[str, Told]) -> None:
-    status = told["newer status"].status
+def test_the_status_of_a_newer_operator_is_kept(reported: dict[str, Report]) -> None:
+    status = reported["newer status"].status
     assert (status["run"]["number"], status["qubits"]) == (3, 9)
-    assert told["newer status"].conditions["Ready"]["reason"] == "Entangled"
+    assert reported["newer status"].conditions["Ready"]["reason"] == "Entangled"
 
 
-def test_a_namespace_that_is_deleted_while_a_job_trains_goes_and_takes_all_with_it(site: Site, tmp_path: Path) -> None:
-    with site.namespace() as (objects, kubectl):
-        operator = OperatorProcess(site.control, tmp_path, f"--namespace={objects.namespace}", "--progress-seconds=0.5")
+def test_a_namespace_that_is_deleted_during_training_is_removed_with_all_objects(
+    setup: TrainingSetup, tmp_path: Path
+) -> None:
+    with setup.namespace() as (objects, kubectl):
+        operator = OperatorProcess(
+            setup.control, tmp_path, f"--namespace={objects.namespace}", "--progress-seconds=0.5"
+        )
         with FaultProxy(operator.kubeconfig) as proxy, ExitStack() as stack:
             operator.start(server=proxy.server)
             stack.push(operator.__exit__)
@@ -292,9 +296,9 @@ def test_a_namespace_that_is_deleted_while_a_job_trains_goes_and_takes_all_with_
             until(lambda: f"{NAME}-r1-train-a1" in objects.names("jobs"), within=60, what="it trains")
             kubectl("delete", "namespace", objects.namespace, "--wait=false")
             gone = ("get", "namespace", objects.namespace)
-            until(lambda: kubectl.run(*gone).returncode != 0, within=120, what="the namespace is gone")
+            until(lambda: kubectl.run(*gone).returncode != 0, within=120, what="the namespace is deleted")
             since = time.monotonic()
             time.sleep(WATCHED_SECONDS)
-            assert operator.is_running, operator.said()
+            assert operator.is_running, operator.log_text()
             assert operator.get("/healthz") == (200, "ok")
             assert proxy.count("write", since=since) == 0

@@ -1,4 +1,4 @@
-"""What a job costs the API server. A write is about 4 ms of CPU over all components of a cluster: they are counted."""
+"""API requests per job. A write takes about 4 ms of CPU time over all components of a cluster, so they are counted."""
 
 import asyncio
 import re
@@ -6,32 +6,32 @@ from collections import Counter
 from pathlib import Path
 
 from factories import make_job
-from life_cycle_world import JOBS, World, play
+from job_namespace import JOBS, JobNamespace, run_scenario
 from operator_process import OperatorProcess
 from testcluster.access import condition
 from testcluster.control_plane import ControlPlane
 
 CHILDREN = 3 * 2 + 1
-"""A Job and a ConfigMap for each stage, a Service for training."""
+"""A Job and a ConfigMap per stage, and a Service for training."""
 TRANSITIONS = 4
-"""Preparing, Training, Evaluating, Succeeded: a pass each, which writes an Event and status."""
+"""Preparing, Training, Evaluating, Succeeded: one reconcile each, which writes an Event and status."""
 OPENED = 2 * 2
-"""Our own watches, of Jobs and of pods: a list of one object for where to begin, and the watch."""
+"""Our own watches, of Jobs and of pods: a list with limit 1 for the start version, and the watch."""
 STAGES = 3
-"""Object, Job and last word are as watches have shown them; where a Job is faster than its pod, that is asked for."""
+"""Object, Job and final message come from watches; if a Job event precedes that of its pod, the pod is read."""
 SPARE_PASSES = 2
-"""Our own writes are known by their version, unless the watch is faster than the answer."""
+"""Our own writes are recognized by their version, unless the watch is faster than the response."""
 READS = 3
-"""Of a pass that looks live: the object, its Jobs, their pods."""
+"""Requests of a reconcile with live reads: the object, its Jobs, their pods."""
 
 
-def test_an_undisturbed_life_costs_a_known_number_of_calls(
+def test_an_undisturbed_job_needs_a_known_number_of_requests(
     control_plane: ControlPlane, admin: Path, namespace: str, tmp_path: Path
 ) -> None:
-    # Nothing is looked at by time: how many calls there are follows from what happens, not from how fast.
+    # There are no reconciles by time: the number of requests depends on events, not on speed.
     operator = OperatorProcess(control_plane, tmp_path, f"--namespace={namespace}", "--progress-seconds=3600")
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: JobNamespace) -> None:
         jobs = JOBS.format(namespace=namespace)
         await world.server.request("POST", jobs, make_job("frugal", namespace=namespace, workers={"nodes": 2}))
         async with asyncio.timeout(120):
@@ -39,7 +39,7 @@ def test_an_undisturbed_life_costs_a_known_number_of_calls(
                 await asyncio.sleep(0.1)
 
     with operator:
-        play(admin, namespace, scenario)
+        run_scenario(admin, namespace, scenario)
         calls = calls_by_method(operator)
     assert set(calls) == {"GET", "POST", "PUT"}
     assert calls["POST"] == CHILDREN + TRANSITIONS

@@ -1,4 +1,4 @@
-"""The operator's clock may be wrong, or jump: times in objects are the API server's, and it keeps to that one."""
+"""The operator's clock may be wrong or change: it uses the API server's time, which times in objects come from."""
 
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ import pytest
 
 from factories import make_job
 from fault_proxy import FaultProxy
-from faults import OtherClock
+from faults import ClockSkew
 from objects import Objects
 from operator_process import OperatorProcess
 from process_support import until
@@ -25,7 +25,7 @@ def test_times_in_status_are_those_of_the_server(
 ) -> None:
     operator = OperatorProcess(control_plane, tmp_path, f"--namespace={objects.namespace}", "--progress-seconds=0.5")
     with FaultProxy(operator.kubeconfig) as proxy, ExitStack() as stack:
-        stack.enter_context(proxy.fault(OtherClock(ahead), "list", "get", "write"))
+        stack.enter_context(proxy.fault(ClockSkew(ahead), "list", "get", "write"))
         operator.start(server=proxy.server)
         stack.push(operator.__exit__)
         operator.ready()
@@ -35,6 +35,6 @@ def test_times_in_status_are_those_of_the_server(
             job = objects.get("finetunejobs", "timely")
             return job if job and condition(job, "Complete") == "True" else None
 
-        job = until(complete, within=120, what="it is complete")
+        job = until(complete, within=120, what="the job is complete")
         ended = datetime.fromisoformat(job["status"]["run"]["completionTime"])
         assert abs(ended - (datetime.now(UTC) + ahead)) < timedelta(minutes=5)

@@ -1,4 +1,4 @@
-"""The control plane of the test cluster: an API that knows users and refuses what it should."""
+"""The control plane of the test cluster: an API with users, which rejects invalid requests."""
 
 import pytest
 
@@ -9,17 +9,17 @@ from testcluster.control_plane import ControlPlane
 
 @pytest.fixture(scope="module")
 def own_users(control_plane: ControlPlane) -> ControlPlane:
-    """A control plane that trusts certificates which we issue."""
+    """A control plane that accepts our certificates."""
     if not isinstance(control_plane, ControlPlane):
-        pytest.skip("the existing cluster's users are not ours to make")
+        pytest.skip("users of an existing cluster cannot be created")
     return control_plane
 
 
-def test_the_control_plane_says_its_version(own_users: ControlPlane) -> None:
+def test_the_control_plane_reports_its_version(own_users: ControlPlane) -> None:
     assert own_users.kubectl.json("version")["serverVersion"]["gitVersion"] == KUBERNETES_VERSION
 
 
-def test_a_service_account_may_do_nothing_unless_it_is_said(control_plane: ControlPlane, kubectl: Kubectl) -> None:
+def test_a_service_account_has_no_permissions_by_default(control_plane: ControlPlane, kubectl: Kubectl) -> None:
     path = control_plane.service_account_kubeconfig(kubectl.namespace, "default")
     account = kubectl.as_user(path)
     denied = account.run("get", "jobs").stderr
@@ -29,7 +29,7 @@ def test_a_service_account_may_do_nothing_unless_it_is_said(control_plane: Contr
     kubectl.until("rolebinding/reader", lambda _: account.run("get", "jobs").returncode == 0, within=10)
 
 
-def test_a_user_may_do_what_his_groups_may(own_users: ControlPlane, kubectl: Kubectl) -> None:
+def test_a_user_has_the_permissions_of_the_groups(own_users: ControlPlane, kubectl: Kubectl) -> None:
     user = kubectl.as_user(own_users.kubeconfig("jane", ["developers"]))
     assert 'User "jane" cannot create resource "configmaps"' in user.run("create", "configmap", "mine").stderr
     kubectl("create", "rolebinding", "developers", "--clusterrole=edit", "--group=developers")
@@ -38,7 +38,7 @@ def test_a_user_may_do_what_his_groups_may(own_users: ControlPlane, kubectl: Kub
     )
 
 
-def test_what_an_object_owns_goes_with_it(kubectl: Kubectl) -> None:
+def test_owned_objects_are_deleted_with_their_owner(kubectl: Kubectl) -> None:
     kubectl("create", "configmap", "owner")
     uid = kubectl.json("get", "configmap/owner")["metadata"]["uid"]
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid}

@@ -1,4 +1,4 @@
-"""`finetune status`, `watch` and `logs` of jobs in a cluster, as a user types them."""
+"""`finetune status`, `watch` and `logs` of jobs in a cluster, as a user runs them."""
 
 import asyncio
 import json
@@ -19,9 +19,9 @@ from finetune_cli.cluster.errors import is_unknown_kind
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
 from finetune_trainer.store import ObjectStore
-from life_cycle_world import World, in_phase, play, train_ends, trains
+from job_namespace import JobNamespace, in_phase, is_training, run_scenario, training_ends
 from process_support import base_environment
-from simulated_kubelet import FOREVER, NODE, End
+from simulated_kubelet import FOREVER, NODE, PodEnd
 from stored_runs import StoredRun
 from testcluster.access import Kubectl, service_account_kubeconfig, write_kubeconfig
 from testcluster.control_plane import ControlPlane
@@ -75,13 +75,13 @@ def user(admin: Path, namespace: str, tmp_path: Path) -> User:
     return User(admin, namespace, tmp_path)
 
 
-def slowly_with_one_failure(stage: Stage, attempt: int, _index: int) -> End:
+def slowly_with_one_failure(stage: Stage, attempt: int, _index: int) -> PodEnd:
     """Slow enough for a watcher who looks once a second."""
-    return End(70 if (stage, attempt) == (Stage.TRAIN, 1) else 0, after=5.0 if stage is Stage.PREPARE else 2.0)
+    return PodEnd(70 if (stage, attempt) == (Stage.TRAIN, 1) else 0, after=5.0 if stage is Stage.PREPARE else 2.0)
 
 
 def test_a_job_that_completes_is_watched_to_its_end_and_shown(admin: Path, namespace: str, user: User) -> None:
-    async def scenario(world: World) -> None:
+    async def scenario(world: JobNamespace) -> None:
         job = await world.create("well", slowly_with_one_failure)
         watching = asyncio.create_task(user("watch", "well", "--watch", "plain"))
         await job.until(in_phase(Phase.SUCCEEDED))
@@ -110,12 +110,12 @@ def test_a_job_that_completes_is_watched_to_its_end_and_shown(admin: Path, names
         assert found["status"]["phase"] == "Succeeded"
         assert "managedFields" not in found["metadata"]
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 def test_a_job_that_fails_ends_the_watching_with_the_trainers_status(admin: Path, namespace: str, user: User) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("bad", train_ends(End(65)))
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("bad", training_ends(PodEnd(65)))
         watching = asyncio.create_task(user("watch", "bad"))
         await job.until(in_phase(Phase.FAILED))
         watched = await watching
@@ -128,13 +128,13 @@ def test_a_job_that_fails_ends_the_watching_with_the_trainers_status(admin: Path
         assert "node simulated" in " ".join(page.out.split())
         assert "not Ready, Failed, Stalled: PermanentFailure: " in " ".join(page.out.split())
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 def test_a_suspended_job_ends_the_watching_and_resuming_does_not(admin: Path, namespace: str, user: User) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("rests", train_ends(FOREVER))
-        await job.until(trains)
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("rests", training_ends(FOREVER))
+        await job.until(is_training)
         watching = asyncio.create_task(user("watch", "rests"))
         await asyncio.sleep(2)
         await world.change("rests", suspend=True)
@@ -151,11 +151,11 @@ def test_a_suspended_job_ends_the_watching_and_resuming_does_not(admin: Path, na
         assert "not observed: the operator has not reconciled" in (await user("status", "rests")).out
         watching = asyncio.create_task(user("watch", "rests"))
         await asyncio.sleep(3)
-        assert not watching.done()
+        assert not watching.succeed()
         await job.until(in_phase(Phase.SUCCEEDED))
         assert (await watching).status == 0
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 def test_checkpoints_are_found_by_the_name_of_their_job(
@@ -163,11 +163,11 @@ def test_checkpoints_are_found_by_the_name_of_their_job(
 ) -> None:
     """Where storage is says only the operator; the user has its credentials in the environment."""
 
-    async def scenario(world: World) -> None:
-        job = await world.create("kept", train_ends(FOREVER), output={"uri": f"s3://{bucket}/kept"})
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("kept", training_ends(FOREVER), output={"uri": f"s3://{bucket}/kept"})
         assert (await user("checkpoints", "list", "kept")).err == "finetune: kept has not started a run yet\n"
         job.settings = replace(job.settings, storage=storage_settings)
-        await job.until(trains)
+        await job.until(is_training)
         uid = (await world.read("kept"))["metadata"]["uid"]
         run = StoredRun(store, RunLayout.of(f"s3://{bucket}/kept", 1, uid).uri)
         for step in (1, 2, 3):
@@ -186,11 +186,11 @@ def test_checkpoints_are_found_by_the_name_of_their_job(
         pruned = await user("checkpoints", "prune", "kept", "--keep-last", "1", "--keep-best", "0")
         assert (pruned.status, list(run.restorable())) == (0, ["00000003-a0001"])
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 def test_what_the_rules_forbid_is_shown_with_all_violations(admin: Path, namespace: str, user: User) -> None:
-    async def scenario(world: World) -> None:
+    async def scenario(world: JobNamespace) -> None:
         job = await world.create("wrong", model={"uri": "file:///models/base"})
         await job.until(in_phase(Phase.INVALID))
         page = await user("status", "wrong")
@@ -200,7 +200,7 @@ def test_what_the_rules_forbid_is_shown_with_all_violations(admin: Path, namespa
         )
         assert (await user("watch", "wrong")).status == 65
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 def test_a_name_that_is_none_is_told_with_those_that_may_be_meant(user: User, kubectl: Kubectl) -> None:
@@ -332,7 +332,7 @@ def test_following_ends_with_the_job_and_says_everything_once(user: User, kubect
     async def scenario() -> Said:
         following = asyncio.create_task(user("logs", "slow", "--follow"))
         await asyncio.to_thread(until_phase, kubectl, "slow-0", "Succeeded")
-        assert not following.done()
+        assert not following.succeed()
         attempts = [{"stage": "train", "number": number, "jobName": f"slow-{number}"} for number in (1, 2)]
         over = {"phase": "Succeeded", "observedGeneration": 1, "run": {"number": 1}}
         over["run"]["attempts"] = [{**entry, "startTime": "2026-01-01T12:00:00Z"} for entry in attempts]

@@ -1,4 +1,4 @@
-"""Our CRD on a real API server, which alone knows whether a schema is structural and what a CEL rule may cost."""
+"""Our CRD on a real API server, which verifies the structural schema and the cost of CEL rules."""
 
 import asyncio
 import json
@@ -35,8 +35,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt field": ({"training": {"learningrate": 1e-3}}, 'unknown field "spec.training.learningrate"'),
     "missing field": ({"training": {"learningRate": None}}, "spec.training.learningRate: Required value"),
     "wrong type": ({"training": {"epochs": "three"}}, 'spec.training.epochs: Invalid value: "string"'),
-    "unknown word": ({"training": {"schedule": "Lineal"}}, 'spec.training.schedule: Unsupported value: "Lineal"'),
-    "no address": ({"output": {"uri": "runs/job"}}, "spec.output.uri: Invalid value"),
+    "unknown value": ({"training": {"schedule": "Lineal"}}, 'spec.training.schedule: Unsupported value: "Lineal"'),
+    "not an address": ({"output": {"uri": "runs/job"}}, "spec.output.uri: Invalid value"),
     "no workers": ({"workers": {"nodes": 0}}, "spec.workers.nodes: Invalid value: 0"),
     "two methods": ({"method": {"full": {}, "lora": {}}}, "must have exactly one of full, lora"),
     "two lengths": ({"training": {"epochs": 1, "maxSteps": 10}}, "must not have both epochs and maxSteps"),
@@ -58,11 +58,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "must not have both maxLostWork and everySteps",
     ),
     "fewer workers than fewest": ({"workers": {"nodes": 2, "minNodes": 4}}, "minNodes must be at most nodes"),
-    "a start time-out for nothing": (
+    "a start timeout without effect": (
         {"workers": {"startTimeout": "1m"}},
         "startTimeout must be absent without minNodes",
     ),
-    "parameters away without ZeRO-3": (
+    "offloaded parameters without ZeRO-3": (
         {"deepspeed": {"zeroStage": 2, "offload": "OptimizerAndParameters"}},
         "deepspeed.zeroStage must be 3 for offload OptimizerAndParameters, not 0, 1 or 2",
     ),
@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"storage": {"endpoint": "https://user:password@s3.example.com"}},
         "endpoint must not contain a user name or password",
     ),
-    "a best state that nobody keeps": (
+    "a best state that is not kept": (
         {"training": {"earlyStopping": {}}, "checkpoint": {"keepBest": 0}},
         "checkpoint.keepBest must be at least 1 with early stopping",
     ),
@@ -103,7 +103,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module")
 def installed(control_plane: ControlPlane, admin: Path) -> Kubectl:
-    """The administrator's kubectl when the CRD is established. It stays: other files' tests have objects of it."""
+    """kubectl with administrator permissions after installing the CRD. It is kept, because other tests have objects of
+    it."""
     kubectl = control_plane.kubectl
     for path in CRDS:
         kubectl("apply", "--server-side", "--validate=strict", "-f", str(path))
@@ -115,17 +116,17 @@ def jobs(installed: Kubectl, namespace: str) -> Kubectl:
     return installed.within(namespace)
 
 
-def test_the_api_server_has_no_objection_to_the_schema(installed: Kubectl) -> None:
+def test_the_api_server_accepts_the_schema(installed: Kubectl) -> None:
     conditions = {one["type"]: one["status"] for one in installed.json("get", NAME)["status"]["conditions"]}
     assert conditions == {"NamesAccepted": "True", "Established": "True"}
 
 
-def test_what_is_installed_is_what_the_models_say(installed: Kubectl) -> None:
+def test_the_installed_schema_is_that_of_the_models(installed: Kubectl) -> None:
     version = installed.json("get", NAME)["spec"]["versions"][0]
     assert version == crd()["spec"]["versions"][0]
 
 
-def test_an_at_sign_in_the_path_of_an_address_is_no_password(jobs: Kubectl) -> None:
+def test_an_at_sign_in_the_path_of_an_address_is_not_a_password(jobs: Kubectl) -> None:
     assert (
         jobs.refusal(make_job(namespace=jobs.namespace, storage={"endpoint": "https://s3.example.com/teams/@nlp"}))
         is None
@@ -133,19 +134,19 @@ def test_an_at_sign_in_the_path_of_an_address_is_no_password(jobs: Kubectl) -> N
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_job_that_we_show_is_accepted(jobs: Kubectl, path: Path) -> None:
+def test_every_documented_job_is_accepted(jobs: Kubectl, path: Path) -> None:
     job = YAML(typ="safe", pure=True).load(path)
     job["metadata"]["namespace"] = jobs.namespace
     assert jobs.refusal(job) is None
 
 
-def test_the_smallest_job_is_accepted_and_its_defaults_are_written_down(jobs: Kubectl) -> None:
+def test_the_smallest_job_is_accepted_with_its_defaults(jobs: Kubectl) -> None:
     jobs.apply(make_job("smallest", namespace=jobs.namespace))
     spec = jobs.json("get", "finetunejob/smallest")["spec"]
     assert (spec["method"], spec["workers"]["nodes"], spec["suspend"]) == ({"full": {}}, 1, False)
 
 
-def test_an_amount_may_be_a_number_with_a_fraction_as_in_a_pod(jobs: Kubectl) -> None:
+def test_a_quantity_may_be_a_decimal_number_as_in_a_pod(jobs: Kubectl) -> None:
     limits = {"cpu": 0.5, "memory": 1e9, "ephemeral-storage": "2Gi"}
     jobs.apply(make_job("number", namespace=jobs.namespace, workers={"resources": {"limits": limits}}))
     kept = jobs.json("get", "finetunejob/number")
@@ -154,7 +155,7 @@ def test_an_amount_may_be_a_number_with_a_fraction_as_in_a_pod(jobs: Kubectl) ->
     assert read == {"cpu": "0.5", "memory": "1000000000", "ephemeral-storage": "2Gi"}
 
 
-def test_entries_of_lists_stay_as_they_were_written(jobs: Kubectl) -> None:
+def test_entries_of_lists_are_unchanged(jobs: Kubectl) -> None:
     workers = {
         "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "env": [{"name": "DEBUG"}, {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
@@ -164,7 +165,7 @@ def test_entries_of_lists_stay_as_they_were_written(jobs: Kubectl) -> None:
     assert {name: kept[name] for name in workers} == workers
 
 
-def test_every_field_gets_the_verdict_that_the_command_line_gives(installed: Kubectl, admin: Path) -> None:
+def test_every_field_is_validated_as_by_the_command_line(installed: Kubectl, admin: Path) -> None:
     cases = list(field_cases())
 
     async def verdicts() -> list[bool]:
@@ -175,7 +176,7 @@ def test_every_field_gets_the_verdict_that_the_command_line_gives(installed: Kub
             await server.close()
 
     found = asyncio.run(verdicts())
-    assert [str(case) for case, accepted in zip(cases, found, strict=True) if accepted != case.is_right] == []
+    assert [str(case) for case, accepted in zip(cases, found, strict=True) if accepted != case.is_valid] == []
 
 
 async def accepts(server: ApiServer, manifest: dict[str, Any]) -> bool:
@@ -190,24 +191,24 @@ async def accepts(server: ApiServer, manifest: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize(("spec", "message"), REFUSED.values(), ids=REFUSED)
-def test_a_mistake_is_refused_with_its_reason(jobs: Kubectl, spec: dict[str, Any], message: str) -> None:
+def test_an_error_is_rejected_with_its_reason(jobs: Kubectl, spec: dict[str, Any], message: str) -> None:
     assert message in (jobs.refusal(make_job(namespace=jobs.namespace, **spec)) or "accepted")
 
 
-def test_a_name_that_leaves_no_room_for_its_pods_is_refused(jobs: Kubectl) -> None:
+def test_a_name_that_is_too_long_for_pod_names_is_rejected(jobs: Kubectl) -> None:
     longest, too_long = (make_job("n" * length, namespace=jobs.namespace) for length in (40, 41))
     assert jobs.refusal(longest) is None
     assert "metadata.name must have at most 40 characters" in (jobs.refusal(too_long) or "accepted")
 
 
-def test_a_name_with_a_dot_is_refused(jobs: Kubectl) -> None:
+def test_a_name_with_a_dot_is_rejected(jobs: Kubectl) -> None:
     refusal = jobs.refusal(make_job("llama.7b", namespace=jobs.namespace)) or "accepted"
     assert "metadata.name must be a name of a-z, 0-9 and '-'" in refusal
 
 
 @pytest.mark.parametrize("user", [10001, None])
 def test_children_of_a_job_with_an_unusual_name_and_values_are_accepted(jobs: Kubectl, user: int | None) -> None:
-    """Names, amounts and references as the API server checks them in Services and pod templates."""
+    """The API server validates names, quantities and references in Services and pod templates."""
     workers = {
         "nodes": 2,
         "resources": {"limits": {"cpu": 0.5, "memory": 1e9}},
@@ -227,7 +228,7 @@ def test_the_network_policy_is_accepted(jobs: Kubectl) -> None:
 
 
 def test_status_is_a_subresource(jobs: Kubectl) -> None:
-    """Who may write a job's spec cannot write its status by the way, and the other way round."""
+    """A user with permission for a job's spec cannot write its status, and vice versa."""
     jobs.apply(make_job("job", namespace=jobs.namespace))
     jobs("patch", "finetunejob/job", "--type=merge", '--patch={"status": {"phase": "Succeeded"}}')
     assert "status" not in jobs.json("get", "finetunejob/job")
@@ -237,7 +238,7 @@ def test_status_is_a_subresource(jobs: Kubectl) -> None:
     assert (job["status"]["phase"], job["spec"]["suspend"]) == ("Pending", False)
 
 
-def test_kubectl_get_shows_figures_that_people_read_and_why_a_job_waits(kubectl: Kubectl) -> None:
+def test_kubectl_get_shows_readable_values_and_why_a_job_waits(kubectl: Kubectl) -> None:
     progress = ProgressStatus(step=27, total_steps=100, percent=27, loss=1.4480993092066088, eta_seconds=134)
     status = status_after(
         make_status(run=3, stage="train", attempt=1, progress=progress, restarts=1),

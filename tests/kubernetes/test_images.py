@@ -1,8 +1,8 @@
-"""The images as the Dockerfile makes them, and the operator's in a cluster as manifests/install.yaml installs it.
+"""The images built from the Dockerfile, and the operator's image in a cluster installed with manifests/install.yaml.
 
-They are built for real, with packages from the package index, on a base image that is made of this machine's Python.
-Of the trainer all steps are built, but with the operator's packages in place of its own: those are 6 GB and take
-minutes. That the trainer's own can be installed is not tested here (`make images` does it).
+They are really built, with packages from the package index, on a base image of this machine's Python. All steps of the
+trainer's image are built, but with the operator's packages, because its own packages are 6 GB and take minutes. Their
+installation is not tested here (`make images` does it).
 """
 
 import json
@@ -27,7 +27,7 @@ from testcluster.shared_services import answers
 
 USER = 10001
 OWN_MEGABYTES = 120
-"""What the operator's image may have beyond its base. 90 were measured; more than half is the Kubernetes client."""
+"""Maximum size of the operator's image without its base, in MB. 90 were measured, mostly the Kubernetes client."""
 TOOLS = ("pip", "pip3", "uv", "hatch", "gcc", "cc", "c++", "make")
 FIND = "import importlib.util, sys; print([name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
 
@@ -47,7 +47,7 @@ def on_the_path(buildah: Buildah, image: str, *names: str) -> list[str]:
     return buildah.inside(image, "sh", "-c", f"for name in {' '.join(names)}; do command -v $name; done; true").split()
 
 
-def test_the_operators_image_runs_it_as_a_user_with_no_rights(buildah: Buildah, operator_image: str) -> None:
+def test_the_operators_image_runs_it_as_an_unprivileged_user(buildah: Buildah, operator_image: str) -> None:
     config = buildah.described(operator_image)
     assert config["User"] == f"{USER}:{USER}"
     assert (config["Entrypoint"], config["Cmd"]) == (["python", "-m", "finetune_operator"], ["run"])
@@ -56,7 +56,7 @@ def test_the_operators_image_runs_it_as_a_user_with_no_rights(buildah: Buildah, 
     assert json.loads(printed) == crd()
 
 
-def test_the_operators_image_has_no_tools_to_build_with_and_no_torch(buildah: Buildah, operator_image: str) -> None:
+def test_the_operators_image_has_neither_build_tools_nor_torch(buildah: Buildah, operator_image: str) -> None:
     assert on_the_path(buildah, operator_image, *TOOLS, "python") == ["/venv/bin/python"]
     unwanted = ("pip", "ensurepip", "setuptools", "hatchling", "uv", "torch", "transformers", "boto3", "typer")
     assert importable(buildah, operator_image, *unwanted, "kopf") == ["kopf"]
@@ -68,21 +68,21 @@ def test_the_operators_image_is_small(buildah: Buildah, operator_image: str, say
     assert whole - base < OWN_MEGABYTES
 
 
-def test_a_start_compiles_nothing_of_ours(buildah: Buildah, operator_image: str) -> None:
-    """A pod could not keep the bytecode: it would compile at every start, and take twice as long."""
+def test_a_start_compiles_none_of_our_modules(buildah: Buildah, operator_image: str) -> None:
+    """A pod cannot store bytecode: it would compile at every start, and take twice as long."""
     assert compiled_by(buildah, operator_image, "finetune_operator.controller.service") == []
 
 
 def compiled_by(buildah: Buildah, image: str, module: str) -> list[str]:
-    """Files in our environment that have no bytecode when the module is imported."""
-    said = buildah.inside(image, "sh", "-c", f"python -v -c 'import {module}' 2>&1")
-    assert module.replace(".", "/") in said
-    compiled = re.findall(r"^# code object from '?(/.+\.py)'?$", said, re.MULTILINE)
+    """Files of our environment without bytecode when the module is imported."""
+    output = buildah.inside(image, "sh", "-c", f"python -v -c 'import {module}' 2>&1")
+    assert module.replace(".", "/") in output
+    compiled = re.findall(r"^# code object from '?(/.+\.py)'?$", output, re.MULTILINE)
     return [path for path in compiled if path.startswith("/venv/") and "/client/models/" not in path]
 
 
 def test_every_step_of_the_trainers_image(buildah: Buildah, tmp_path: Path) -> None:
-    """All but its packages, see above."""
+    """All steps except the installation of its packages, see the module."""
     context = tmp_path / "context"
     context.mkdir()
     for name in ("Dockerfile", ".dockerignore", "LICENSE", "README.md", "pyproject.toml"):
@@ -92,7 +92,7 @@ def test_every_step_of_the_trainers_image(buildah: Buildah, tmp_path: Path) -> N
     shutil.copy(ROOT / "requirements/operator.txt", context / "requirements/trainer.txt")
     buildah.build("trainer", "trainer", context)
     config = buildah.described("trainer")
-    # The operator's pods name the command; python has to be the one with the packages.
+    # The operator's pods specify the command; `python` must be the one with the packages.
     assert (config["User"], config.get("Entrypoint")) == (f"{USER}:{USER}", None)
     assert on_the_path(buildah, "trainer", *TOOLS, "python") == ["/venv/bin/python"]
     assert importable(buildah, "trainer", "finetune_trainer.__main__", "pip") == ["finetune_trainer.__main__"]
@@ -101,7 +101,7 @@ def test_every_step_of_the_trainers_image(buildah: Buildah, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def installed(pods_cluster: PodsCluster, buildah: Buildah, operator_image: str) -> Iterator[Kubectl]:
-    """The operator in its own namespace; kubectl there."""
+    """The operator in its own namespace; returns kubectl for it."""
     archive = buildah.archive(operator_image, IMAGE)
     for node in pods_cluster.nodes.values():
         node.load_image(archive)
@@ -112,13 +112,13 @@ def installed(pods_cluster: PodsCluster, buildah: Buildah, operator_image: str) 
         kubectl.until(f"deployment/{NAME}", lambda found: condition(found, "Available") == "True", within=90)
         yield kubectl
     finally:
-        # Until its pod is gone: it would see the other tests' jobs.
+        # Until its pod has ended, because it would reconcile jobs of other tests.
         kubectl("delete", f"deployment/{NAME}", "--cascade=foreground", "--ignore-not-found")
         kubectl("delete", "namespace", NAMESPACE, "--wait=false")
-        install(pods_cluster.control)  # the rights are bound to one account, that of the other tests' operators
+        install(pods_cluster.control)  # the permissions are bound to the account of the other tests' operators
 
 
-def test_the_installed_operator_takes_up_a_job(installed: Kubectl, kubectl: Kubectl) -> None:
+def test_the_installed_operator_reconciles_a_job(installed: Kubectl, kubectl: Kubectl) -> None:
     kubectl.apply(make_job("first", namespace=kubectl.namespace))
     try:
         job = kubectl.until("ftj/first", lambda found: found.get("status", {}).get("phase") == "Preparing", within=30)
@@ -133,7 +133,7 @@ def test_the_installed_operator_takes_up_a_job(installed: Kubectl, kubectl: Kube
     assert (status["ready"], status["restartCount"]) == (True, 0), installed("logs", pod["metadata"]["name"])
 
 
-def test_its_namespace_is_restricted_and_its_pod_has_no_rights(installed: Kubectl) -> None:
+def test_its_namespace_is_restricted_and_its_pod_is_unprivileged(installed: Kubectl) -> None:
     assert "violates PodSecurity" in (installed.refusal(python_pod("plain", "pass")) or "")
     status = installed("exec", f"deployment/{NAME}", "--", "cat", "/proc/self/status")
     found = dict(line.split(":", 1) for line in status.splitlines())
@@ -141,12 +141,12 @@ def test_its_namespace_is_restricted_and_its_pod_has_no_rights(installed: Kubect
     assert (found["Seccomp"].strip(), int(found["CapEff"], 16), found["NoNewPrivs"].strip()) == ("2", 0, "1")
 
 
-def test_its_metrics_are_behind_a_service(installed: Kubectl) -> None:
+def test_its_metrics_are_available_through_a_service(installed: Kubectl) -> None:
     service = installed.json("get", f"service/{NAME}-metrics")["spec"]
     assert answers(f"http://{service['clusterIP']}:{service['ports'][0]['port']}/metrics")
 
 
-def test_it_ends_when_it_is_told_to_and_another_takes_over(installed: Kubectl) -> None:
+def test_it_ends_on_sigterm_and_another_takes_over(installed: Kubectl) -> None:
     (pod,) = installed.json("get", "pods")["items"]
     started = time.monotonic()
     installed("delete", f"pod/{pod['metadata']['name']}")

@@ -1,4 +1,4 @@
-"""The life of a job against a real API server, Job controller and scheduler; only the pods are simulated."""
+"""The life cycle of a job with a real API server, Job controller and scheduler; only the pods are simulated."""
 
 import asyncio
 import json
@@ -16,9 +16,9 @@ from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMess
 from finetune_api.v1alpha1 import Status
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
-from life_cycle_world import JOBS, World, in_phase, play, train_ends, trains
+from job_namespace import JOBS, JobNamespace, in_phase, is_training, run_scenario, training_ends
 from reconciled_job import Fault
-from simulated_kubelet import FOREVER, End, done
+from simulated_kubelet import FOREVER, PodEnd, succeed
 from testcluster.access import Kubectl
 
 
@@ -28,7 +28,7 @@ def condition(status: Status, kind: str) -> tuple[str, str] | None:
 
 
 def test_a_job_goes_through_its_stages(admin: Path, namespace: str) -> None:
-    async def scenario(world: World) -> None:
+    async def scenario(world: JobNamespace) -> None:
         job = await world.create("well")
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert [(entry.stage, entry.outcome) for entry in status.run.attempts] == [
@@ -45,37 +45,37 @@ def test_a_job_goes_through_its_stages(admin: Path, namespace: str) -> None:
         await job.step()
         assert len(job.server.calls) == before, "a second pass on the same world writes nothing"
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 @pytest.mark.parametrize(
     ("ends", "phase", "outcomes", "restarts"),
     [
-        ([End(65)], Phase.FAILED, ["Permanent"], 0),
-        ([End(70)], Phase.SUCCEEDED, ["Retryable", "Succeeded"], 1),
-        ([End(70), End(137), End(1)], Phase.FAILED, ["Retryable"] * 3, 3),
-        ([End(137, disrupted=True)], Phase.SUCCEEDED, ["Disruption", "Succeeded"], 0),
-        ([End(75)], Phase.SUCCEEDED, ["Disruption", "Succeeded"], 0),
+        ([PodEnd(65)], Phase.FAILED, ["Permanent"], 0),
+        ([PodEnd(70)], Phase.SUCCEEDED, ["Retryable", "Succeeded"], 1),
+        ([PodEnd(70), PodEnd(137), PodEnd(1)], Phase.FAILED, ["Retryable"] * 3, 3),
+        ([PodEnd(137, disrupted=True)], Phase.SUCCEEDED, ["Disruption", "Succeeded"], 0),
+        ([PodEnd(75)], Phase.SUCCEEDED, ["Disruption", "Succeeded"], 0),
     ],
     ids=["permanent", "once", "too often", "evicted", "stopped"],
 )
-def test_a_failed_attempt_is_judged(
-    admin: Path, namespace: str, ends: list[End], phase: Phase, outcomes: list[str], restarts: int
+def test_a_failed_attempt_is_classified(
+    admin: Path, namespace: str, ends: list[PodEnd], phase: Phase, outcomes: list[str], restarts: int
 ) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("falls", train_ends(*ends), restart={"maxRestarts": 2})
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("falls", training_ends(*ends), restart={"maxRestarts": 2})
         status = await job.until(in_phase(Phase.SUCCEEDED, Phase.FAILED), within=90)
         assert status.phase is phase
         assert [entry.outcome for entry in status.run.attempts if entry.stage is Stage.TRAIN] == outcomes
         assert status.run.restarts == restarts
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_a_suspended_job_saves_and_goes_on(admin: Path, namespace: str) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("rests", train_ends(FOREVER))
-        await job.until(trains)
+def test_a_suspended_job_saves_and_resumes(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("rests", training_ends(FOREVER))
+        await job.until(is_training)
         await world.change("rests", suspend=True)
         status = await job.until(in_phase(Phase.SUSPENDED))
         assert (status.run.restarts, status.run.disruptions) == (0, 0)
@@ -84,16 +84,16 @@ def test_a_suspended_job_saves_and_goes_on(admin: Path, namespace: str) -> None:
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert [entry.number for entry in status.run.attempts if entry.stage is Stage.TRAIN] == [1, 2]
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 @pytest.mark.parametrize("stop", [{"suspend": True}, {"budget": {"deadline": "1s"}}], ids=["suspended", "deadline"])
-def test_what_runs_can_be_stopped_while_the_spec_is_invalid(
+def test_a_running_attempt_can_be_stopped_while_the_spec_is_invalid(
     admin: Path, namespace: str, stop: dict[str, object]
 ) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("typo", train_ends(FOREVER))
-        await job.until(trains)
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("typo", training_ends(FOREVER))
+        await job.until(is_training)
         await world.change("typo", training={"microBatchSize": 5})
         status = await job.until(lambda status: condition(status, "Accepted") == ("False", "InvalidSpec"))
         assert (status.phase, status.observed_generation) == (Phase.TRAINING, 2)
@@ -104,21 +104,21 @@ def test_what_runs_can_be_stopped_while_the_spec_is_invalid(
         status = await job.until(in_phase(Phase.SUSPENDED, Phase.INVALID))
         assert (status.run.attempts[-1].outcome, "typo-r1-train-a1" in await world.jobs()) == ("Stopped", False)
         assert condition(status, "Accepted") == ("False", "InvalidSpec")
-        world.kubelet.scripts["typo"] = done
+        world.kubelet.scripts["typo"] = succeed
         await world.change("typo", training={"microBatchSize": 4}, suspend=False, budget={"deadline": "1h"})
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert (status.run.number, status.run.restarts) == (1, 0)
         assert "InvalidSpec" in await world.event_reasons("typo")
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_an_attempt_that_ends_is_looked_at_more_often(admin: Path, namespace: str, kubectl: Kubectl) -> None:
-    """Rank 0's last word and the next attempt wait for it."""
+def test_an_ending_attempt_is_reconciled_more_often(admin: Path, namespace: str, kubectl: Kubectl) -> None:
+    """The final message of rank 0 and the next attempt wait for it."""
 
-    async def scenario(world: World) -> None:
-        job = await world.create("ending", train_ends(FOREVER))
-        await job.until(trains)
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("ending", training_ends(FOREVER))
+        await job.until(is_training)
         job.settings = replace(job.settings, progress_seconds=30.0)
         await job.step()
         assert job.last is not None
@@ -128,28 +128,28 @@ def test_an_attempt_that_ends_is_looked_at_more_often(admin: Path, namespace: st
         await job.step()
         assert job.last.requeue_after == 1.0
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 def test_a_changed_spec_is_a_new_run(admin: Path, namespace: str) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("changes", train_ends(FOREVER))
-        await job.until(trains)
-        world.kubelet.scripts["changes"] = done
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("changes", training_ends(FOREVER))
+        await job.until(is_training)
+        world.kubelet.scripts["changes"] = succeed
         await world.change("changes", training={"learningRate": 1e-5})
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert status.run.number == 2
         assert {entry.job_name.split("-")[1] for entry in status.run.attempts} == {"r2"}
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_a_spec_that_changes_before_status_tells_of_its_first_children_is_not_taken_for_theirs(
+def test_a_spec_that_changes_before_the_first_status_is_not_attributed_to_existing_children(
     admin: Path, namespace: str
 ) -> None:
-    """A ConfigMap, a Job and an Event are there; the operator dies before it can write status."""
+    """A ConfigMap, a Job and an Event exist; the operator crashes before it writes status."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: JobNamespace) -> None:
         job = await world.create("hasty", fault=Fault(at=3, kind="crash before"))
         await job.step()
         assert job.crashes == 1
@@ -159,15 +159,13 @@ def test_a_spec_that_changes_before_status_tells_of_its_first_children_is_not_ta
         assert status.run.number == 2
         assert {entry.job_name.split("-")[1] for entry in status.run.attempts} == {"r2"}
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_what_an_attempt_is_started_with_may_change_and_the_run_goes_on_and_the_object_says_so(
-    admin: Path, namespace: str
-) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("grows", train_ends(FOREVER), workers={"nodes": 1})
-        await job.until(trains)
+def test_a_change_for_the_next_attempt_does_not_stop_the_run_and_is_reported(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("grows", training_ends(FOREVER), workers={"nodes": 1})
+        await job.until(is_training)
         await world.change("grows", workers={"nodes": 2}, deepspeed={"zeroStage": 3}, training={"microBatchSize": 2})
         status = await job.until(lambda status: status.observed_generation == 2)
         assert condition(status, "Reconciling") == ("True", "NextAttempt")
@@ -183,26 +181,26 @@ def test_what_an_attempt_is_started_with_may_change_and_the_run_goes_on_and_the_
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert condition(status, "Reconciling") == ("False", "Succeeded")
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_a_job_that_gets_fewer_workers_begins_with_those_and_tries_for_all_at_the_next_restart(
+def test_a_job_that_lacks_workers_starts_with_fewer_and_requests_all_at_the_next_restart(
     admin: Path, namespace: str
 ) -> None:
-    def script(stage: Stage, attempt: int, _index: int) -> End:
+    def script(stage: Stage, attempt: int, _index: int) -> PodEnd:
         if stage is not Stage.TRAIN:
-            return End()
-        return {1: FOREVER, 2: End(70, after=1.0)}.get(attempt, End())
+            return PodEnd()
+        return {1: FOREVER, 2: PodEnd(70, after=1.0)}.get(attempt, PodEnd())
 
-    async def scenario(world: World) -> None:
-        world.kubelet.rooms["crowded"] = lambda stage, attempt, index: index < 3 or attempt > 2
+    async def scenario(world: JobNamespace) -> None:
+        world.kubelet.capacity["crowded"] = lambda stage, attempt, index: index < 3 or attempt > 2
         workers = {"nodes": 4, "minNodes": 1, "startTimeout": "3s"}
         job = await world.create("crowded", script, workers=workers)
         status = await job.until(lambda status: status.run.next_plan is not None)
         assert condition(status, "Ready") == ("False", "FewerWorkers")
         status = await job.until(in_phase(Phase.SUCCEEDED))
         trainings = [entry for entry in status.run.attempts if entry.stage is Stage.TRAIN]
-        # 16 examples cannot be shared by three workers.
+        # Three workers cannot share 16 examples.
         plans = [entry.plan for entry in trainings if entry.plan is not None]
         assert [(plan.nodes, plan.micro_batch_size, plan.gradient_accumulation_steps) for plan in plans] == [
             (4, 4, 1),
@@ -215,21 +213,21 @@ def test_a_job_that_gets_fewer_workers_begins_with_those_and_tries_for_all_at_th
         assert (await world.event_reasons("crowded")).count("FewerWorkers") == 1
         assert (status.run.restarts, status.run.disruptions) == (1, 0)
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_pods_get_as_long_to_save_in_as_the_last_attempt_took(admin: Path, namespace: str) -> None:
-    """An attempt that leaves word of a save of 100 s is followed by one whose pods get more than that twice."""
+def test_the_grace_period_is_derived_from_the_last_save(admin: Path, namespace: str) -> None:
+    """After an attempt with a save of 100 s, the pods of the next one get more than twice that."""
     saved = CommittedCheckpoint(step=4, uri="s3://b/c.json", time="2026-01-01T00:00:00Z", save_seconds=100.0)
     progress = Progress(stage="train", step=5, total_steps=10, last_checkpoint=saved)
     word = TerminationMessage(stage="train", exit_code=70, progress=progress).encode()
 
-    def script(stage: Stage, attempt: int, _index: int) -> End:
+    def script(stage: Stage, attempt: int, _index: int) -> PodEnd:
         if stage is not Stage.TRAIN:
-            return End()
-        return End(70, message=word) if attempt == 1 else FOREVER
+            return PodEnd()
+        return PodEnd(70, message=word) if attempt == 1 else FOREVER
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: JobNamespace) -> None:
         job = await world.create("slow", script, workers={"nodes": 1})
         status = await job.until(lambda status: condition(status, "SafeToStop") is not None)
         assert condition(status, "SafeToStop") == ("True", "SaveFits")
@@ -239,13 +237,13 @@ def test_pods_get_as_long_to_save_in_as_the_last_attempt_took(admin: Path, names
         }
         assert grace == {"slow-r1-prepare-a1": 120, "slow-r1-train-a1": 120, "slow-r1-train-a2": 220}
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_what_the_api_server_drops_is_told(admin: Path, namespace: str, kubectl: Kubectl) -> None:
-    """A client that does not validate: kubectl's own note of what it was given still has the field."""
+def test_fields_that_the_api_server_drops_are_reported(admin: Path, namespace: str, kubectl: Kubectl) -> None:
+    """With a client that does not validate, kubectl's annotation of the applied object still has the field."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: JobNamespace) -> None:
         manifest = make_job("misspelt", namespace=namespace, workers={"nodes": 1, "gpuPerNode": 8})
         kubectl("apply", "--validate=ignore", "-f", "-", stdin=json.dumps(manifest))
         job = world.reconciled("misspelt")
@@ -254,31 +252,31 @@ def test_what_the_api_server_drops_is_told(admin: Path, namespace: str, kubectl:
         assert "spec.workers.gpuPerNode: unknown field; did you mean gpusPerNode?" in str(status.conditions)
         assert (await world.event_reasons("misspelt")).count("UnknownFields") == 1
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_what_is_over_its_deadline_fails_with_its_state_saved(admin: Path, namespace: str) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("late", train_ends(FOREVER), budget={"deadline": "8s"})
+def test_a_job_beyond_its_deadline_fails_with_its_state_saved(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("late", training_ends(FOREVER), budget={"deadline": "8s"})
         status = await job.until(in_phase(Phase.FAILED))
         assert {entry.reason for entry in status.conditions if entry.type == "Failed"} == {"DeadlineExceeded"}
-        world.kubelet.scripts["late"] = done
+        world.kubelet.scripts["late"] = succeed
         await world.change("late", budget={"deadline": "1h"})
         assert (await job.until(in_phase(Phase.SUCCEEDED))).run.number == 1
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_a_failed_run_goes_on_when_it_is_mended_and_only_then(admin: Path, namespace: str) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("mended", train_ends(End(80)), restart={"maxRestarts": 0})
+def test_a_failed_run_continues_only_after_a_correction(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("corrected", training_ends(PodEnd(80)), restart={"maxRestarts": 0})
         status = await job.until(in_phase(Phase.FAILED))
         assert condition(status, "Failed") == ("True", "RestartsExhausted")
-        await world.change("mended", suspend=True)
+        await world.change("corrected", suspend=True)
         status = await job.until(lambda status: status.observed_generation == 2)
         assert (status.phase, len(await world.jobs())) == (Phase.FAILED, 2)
 
-        await world.change("mended", suspend=False, deepspeed={"zeroStage": 3})
+        await world.change("corrected", suspend=False, deepspeed={"zeroStage": 3})
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert [(entry.stage, entry.number, entry.superseded_by_spec_change) for entry in status.run.attempts] == [
             (Stage.PREPARE, 1, None),
@@ -287,14 +285,14 @@ def test_a_failed_run_goes_on_when_it_is_mended_and_only_then(admin: Path, names
             (Stage.EVALUATE, 1, None),
         ]
         assert (status.run.number, status.run.restarts) == (1, 0)
-        assert (await world.config("mended-r1-train-a2")).spec.deepspeed.zero_stage == 3
-        assert {"RestartsExhausted", "Restarting", "Succeeded"} <= set(await world.event_reasons("mended"))
+        assert (await world.config("corrected-r1-train-a2")).spec.deepspeed.zero_stage == 3
+        assert {"RestartsExhausted", "Restarting", "Succeeded"} <= set(await world.event_reasons("corrected"))
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_children_go_when_their_time_is_over_and_the_object_stays(admin: Path, namespace: str) -> None:
-    async def scenario(world: World) -> None:
+def test_children_are_deleted_after_their_time_to_live_and_the_object_is_kept(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
         job = await world.create("short", ttlSecondsAfterFinished=1)
         await job.until(in_phase(Phase.SUCCEEDED))
         assert job.last is not None
@@ -307,7 +305,7 @@ def test_children_go_when_their_time_is_over_and_the_object_stays(admin: Path, n
         assert (status.phase, status.run.artifact is not None) == (Phase.SUCCEEDED, True)
         assert job.last.requeue_after is None
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 def test_a_field_that_is_corrected_after_a_refused_job_reaches_its_pods(
@@ -318,7 +316,7 @@ def test_a_field_that_is_corrected_after_a_refused_job_reaches_its_pods(
     kubectl.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": hard}})
     kubectl.until("resourcequota/none", lambda quota: "hard" in quota.get("status", {}), within=60)
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: JobNamespace) -> None:
         job = await world.create("corrected")
         await job.step()
         assert job.last is not None
@@ -330,11 +328,11 @@ def test_a_field_that_is_corrected_after_a_refused_job_reaches_its_pods(
         await job.until(in_phase(Phase.SUCCEEDED))
         assert (await world.config("corrected-r1-prepare-a1")).spec.training.micro_batch_size == 2
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_a_child_of_somebody_else_is_told_and_left_alone(admin: Path, namespace: str, kubectl: Kubectl) -> None:
-    async def scenario(world: World) -> None:
+def test_a_child_of_another_owner_is_reported_and_not_changed(admin: Path, namespace: str, kubectl: Kubectl) -> None:
+    async def scenario(world: JobNamespace) -> None:
         stranger = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "taken-r1-prepare-a1"}}
         kubectl.apply(stranger)
         job = await world.create("taken")
@@ -349,7 +347,7 @@ def test_a_child_of_somebody_else_is_told_and_left_alone(admin: Path, namespace:
         kubectl("delete", "configmap", "taken-r1-prepare-a1")
         await job.until(in_phase(Phase.SUCCEEDED))
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 ADAPTED = {"method": {"lora": {}}}
@@ -374,12 +372,12 @@ FINISHED_CHANGES = [
 
 
 @pytest.mark.parametrize(("spec", "change", "number", "started"), FINISHED_CHANGES)
-def test_a_change_of_a_finished_job_starts_what_its_scope_says(
+def test_a_change_of_a_finished_job_has_the_effect_of_its_scope(
     admin: Path, namespace: str, spec: dict[str, Any], change: dict[str, Any], number: int, started: tuple[Stage, ...]
 ) -> None:
-    """A new run goes through prepare, which finds the data set of the run before where its rows are the same."""
+    """A new run includes the prepare stage, which reuses the data set of the previous run if its rows are the same."""
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: JobNamespace) -> None:
         job = await world.create("changed", **spec)
         before = await job.until(in_phase(Phase.SUCCEEDED))
         known = {entry.job_name for entry in before.run.attempts}
@@ -393,16 +391,14 @@ def test_a_change_of_a_finished_job_starts_what_its_scope_says(
             [] if number == 1 else [(1, "Succeeded", before.run.artifact)]
         )
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_a_failed_evaluation_leaves_the_trained_model_in_status_and_can_be_repeated(
-    admin: Path, namespace: str
-) -> None:
-    def script(stage: Stage, attempt: int, index: int) -> End:
-        return End(65) if stage is Stage.EVALUATE and attempt == 1 else End()
+def test_a_failed_evaluation_keeps_the_trained_model_in_status_and_can_be_repeated(admin: Path, namespace: str) -> None:
+    def script(stage: Stage, attempt: int, index: int) -> PodEnd:
+        return PodEnd(65) if stage is Stage.EVALUATE and attempt == 1 else PodEnd()
 
-    async def scenario(world: World) -> None:
+    async def scenario(world: JobNamespace) -> None:
         job = await world.create("judged", script)
         status = await job.until(in_phase(Phase.FAILED))
         assert condition(status, "Failed") == ("True", "EvaluateFailed")
@@ -418,14 +414,14 @@ def test_a_failed_evaluation_leaves_the_trained_model_in_status_and_can_be_repea
         ]
         assert status.run.number == 1
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 def test_a_run_that_failed_under_an_operator_without_scopes_continues_after_a_change(
     admin: Path, namespace: str
 ) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("hopeless", train_ends(End(65)))
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("hopeless", training_ends(PodEnd(65)))
         status = await job.until(in_phase(Phase.FAILED))
         manifest = await world.read("hopeless")
         del manifest["status"]["run"]["failedSpecHash"]
@@ -433,16 +429,16 @@ def test_a_run_that_failed_under_an_operator_without_scopes_continues_after_a_ch
         await job.step()
         assert job.last is not None
         assert job.last.status == status, "it stays as it is until the spec changes"
-        world.kubelet.scripts["hopeless"] = done
+        world.kubelet.scripts["hopeless"] = succeed
         await world.change("hopeless", restart={"maxRestarts": 9})
         assert (await job.until(in_phase(Phase.SUCCEEDED))).run.number == 1
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
 @asynccontextmanager
 async def any_status_allowed(server: ApiServer) -> AsyncIterator[None]:
-    """The CRD without a schema of the status, as if an older one had been installed."""
+    """The CRD without a schema of the status, as if an older version were installed."""
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune.dev"
     installed = await server.request("GET", path)
     loose = json.loads(json.dumps(installed))
@@ -459,9 +455,9 @@ async def any_status_allowed(server: ApiServer) -> AsyncIterator[None]:
 def test_a_status_in_the_flat_shape_of_earlier_versions_is_replaced_without_losing_the_run(
     admin: Path, namespace: str
 ) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("older", train_ends(FOREVER))
-        status = await job.until(trains)
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("older", training_ends(FOREVER))
+        status = await job.until(is_training)
         manifest = await world.read("older")
         flat = {**manifest["status"], **manifest["status"]["run"], "run": 1, "runHash": status.run.spec_hash}
         for name in ("number", "specHash", "display"):
@@ -481,12 +477,12 @@ def test_a_status_in_the_flat_shape_of_earlier_versions_is_replaced_without_losi
         assert job.last.status == status
         assert (await world.read("older"))["status"] == manifest["status"]
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)
 
 
-def test_each_attempt_has_a_network_policy_that_selects_its_own_pods_alone(admin: Path, namespace: str) -> None:
-    async def scenario(world: World) -> None:
-        job = await world.create("guarded", train_ends(End(70), FOREVER))
+def test_each_attempt_has_a_network_policy_that_selects_only_its_own_pods(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("guarded", training_ends(PodEnd(70), FOREVER))
         job.settings = replace(job.settings, operator_namespace="ops")
         await job.until(lambda status: status.run.attempts[-1].job_name == "guarded-r1-train-a2")
         found = await world.server.request("GET", f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies")
@@ -505,4 +501,4 @@ def test_each_attempt_has_a_network_policy_that_selects_its_own_pods_alone(admin
         peers = policies["guarded-r1-train-a2"]["ingress"][0]["from"]
         assert peers == [{"podSelector": policies["guarded-r1-train-a2"]["podSelector"]}]
 
-    play(admin, namespace, scenario)
+    run_scenario(admin, namespace, scenario)

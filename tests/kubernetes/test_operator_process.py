@@ -1,4 +1,4 @@
-"""The operator as a process, with the rights of an installation: it may die, be two, or be away while things happen."""
+"""The operator as a process, with the permissions of an installation: it may be killed, run twice, or be down."""
 
 import time
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def until_complete(kubectl: Kubectl, name: str) -> dict[str, object]:
 
 
 @pytest.mark.usefixtures("kubelet")
-def test_a_job_is_served_from_apply_to_complete(operator: OperatorProcess, kubectl: Kubectl) -> None:
+def test_a_job_is_reconciled_from_apply_to_complete(operator: OperatorProcess, kubectl: Kubectl) -> None:
     kubectl.apply(make_job("plain", namespace=kubectl.namespace))
     kubectl("wait", "--for=condition=Complete", "ftj/plain", "--timeout=60s", within=70)
     assert [event["reason"] for event in events_of(kubectl, "plain")] == [
@@ -53,7 +53,9 @@ def test_a_job_is_served_from_apply_to_complete(operator: OperatorProcess, kubec
 
 
 @pytest.mark.usefixtures("kubelet")
-def test_what_happens_while_the_operator_is_away_is_made_up_for(operator: OperatorProcess, kubectl: Kubectl) -> None:
+def test_events_during_a_downtime_of_the_operator_are_processed_later(
+    operator: OperatorProcess, kubectl: Kubectl
+) -> None:
     kubectl.apply(make_job("lonely", namespace=kubectl.namespace))
     until(lambda: len(kubectl.json("get", "jobs")["items"]) == 1, within=30, what="the prepare Job")
     operator.kill()
@@ -65,7 +67,7 @@ def test_what_happens_while_the_operator_is_away_is_made_up_for(operator: Operat
 
 
 @pytest.mark.usefixtures("kubelet")
-def test_two_operators_do_the_work_of_one(
+def test_two_operators_have_the_same_effect_as_one(
     operator: OperatorProcess, control_plane: ControlPlane, kubectl: Kubectl, tmp_path: Path
 ) -> None:
     second = OperatorProcess(
@@ -82,8 +84,8 @@ def test_two_operators_do_the_work_of_one(
 
 
 @pytest.mark.usefixtures("kubelet", "operator")
-def test_what_breaks_the_rules_is_told_and_not_started(kubectl: Kubectl) -> None:
-    """The schema cannot say this one: a micro batch that does not divide what a process gets."""
+def test_an_invalid_job_is_reported_and_not_started(kubectl: Kubectl) -> None:
+    """The schema cannot express this rule: a micro batch that does not divide the examples of a process."""
     job = make_job("wrong", namespace=kubectl.namespace, training={"globalBatchSize": 16, "microBatchSize": 5})
     kubectl.apply(job)
     found = kubectl.until("ftj/wrong", lambda job: condition(job, "Accepted") == "False", within=30)
@@ -94,7 +96,7 @@ def test_what_breaks_the_rules_is_told_and_not_started(kubectl: Kubectl) -> None
 
 
 @pytest.mark.usefixtures("kubelet", "operator")
-def test_a_quota_that_refuses_the_pods_is_told_in_its_own_words(kubectl: Kubectl) -> None:
+def test_a_quota_that_rejects_the_pods_is_reported_with_its_message(kubectl: Kubectl) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
     kubectl.apply(quota)
     kubectl.until("resourcequota/none", lambda found: "hard" in found.get("status", {}), within=30)

@@ -1,4 +1,4 @@
-"""Pods of the test cluster run as on a real one: names, rights, ends, and the loss of their node."""
+"""Pods of the test cluster run like on a real one: names, permissions, termination, and the loss of their node."""
 
 import http.server
 import threading
@@ -78,7 +78,7 @@ def is_over(pod: dict[str, Any]) -> bool:
 
 
 def output(kubectl: Kubectl, pod: str, within: float = 60) -> str:
-    kubectl.until(f"pod/{pod}", is_over, within=within, what=f"pod {pod} is over")
+    kubectl.until(f"pod/{pod}", is_over, within=within, what=f"pod {pod} has terminated")
     return kubectl("logs", pod)
 
 
@@ -108,7 +108,7 @@ def test_pods_of_a_job_are_on_two_nodes_and_find_each_other_by_name(kubectl: Kub
 
 
 @pytest.mark.usefixtures("pods_cluster")
-def test_a_restricted_namespace_runs_pods_that_may_do_nothing_more_than_they_must(kubectl: Kubectl) -> None:
+def test_a_restricted_namespace_runs_pods_with_minimal_permissions(kubectl: Kubectl) -> None:
     kubectl("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
     assert 'restricted volume type "hostPath"' in (kubectl.refusal(python_pod("plain", LOOK_AROUND)) or "")
     kubectl.apply(*host_claim(kubectl.namespace))
@@ -125,8 +125,8 @@ def test_a_restricted_namespace_runs_pods_that_may_do_nothing_more_than_they_mus
 
 @pytest.mark.usefixtures("pods_cluster")
 @pytest.mark.parametrize(("code", "status", "message"), [(END_WELL, 12, "saved at step 7"), (END_BADLY, 137, None)])
-def test_a_pod_is_told_to_end_and_has_its_grace(kubectl: Kubectl, code: str, status: int, message: str | None) -> None:
-    # A finalizer keeps the pod in sight when it is over.
+def test_a_pod_gets_sigterm_and_its_grace_period(kubectl: Kubectl, code: str, status: int, message: str | None) -> None:
+    # A finalizer keeps the pod object after its termination.
     pod = python_pod("ending", code, terminationGracePeriodSeconds=3)
     pod["metadata"]["finalizers"] = ["finetune.test/seen"]
     kubectl.apply(pod)
@@ -157,7 +157,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_a_killed_node_is_found_not_ready_and_comes_back(pods_cluster: PodsCluster, kubectl: Kubectl) -> None:
+def test_a_killed_node_becomes_not_ready_and_returns(pods_cluster: PodsCluster, kubectl: Kubectl) -> None:
     kubectl.apply(python_pod("victim", SLEEP, nodeName="node-b"))
     until_started(kubectl, "victim")
     pods_cluster.kill_node("node-b")
@@ -181,7 +181,7 @@ def test_pods_outlive_their_kubelet(pods_cluster: PodsCluster, kubectl: Kubectl)
     assert (after["containerID"], after["restartCount"]) == (before["containerID"], 0)
 
 
-def test_gpus_are_what_a_node_says_it_has(pods_cluster: PodsCluster, kubectl: Kubectl) -> None:
+def test_a_node_has_the_gpus_that_it_advertises(pods_cluster: PodsCluster, kubectl: Kubectl) -> None:
     pods_cluster.add_gpus("node-a", 4)
     pod = python_pod("greedy", "print('placed')")
     pod["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "2"}}
@@ -191,13 +191,13 @@ def test_gpus_are_what_a_node_says_it_has(pods_cluster: PodsCluster, kubectl: Ku
 
 
 @pytest.mark.usefixtures("pods_cluster")
-def test_a_pod_talks_to_the_api_as_its_own_account(kubectl: Kubectl) -> None:
+def test_a_pod_uses_the_api_with_its_own_service_account(kubectl: Kubectl) -> None:
     kubectl.apply(python_pod("asking", ASK_THE_API))
     assert output(kubectl, "asking").split() == ["200", "200"]
 
 
 @pytest.mark.usefixtures("pods_cluster")
-def test_a_service_is_reached_from_both_nodes_and_from_here(kubectl: Kubectl) -> None:
+def test_a_service_is_reachable_from_both_nodes_and_from_this_machine(kubectl: Kubectl) -> None:
     server = python_pod("server", SERVE, nodeName="node-a")
     server["metadata"]["labels"] = {"app": "server"}
     spec = {"selector": {"app": "server"}, "ports": [{"port": 80, "targetPort": 8000}]}

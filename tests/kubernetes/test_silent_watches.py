@@ -1,4 +1,4 @@
-"""A watch that has gone silent: what picks up the objects that it does not show, and what the probe says of it."""
+"""A watch that has become silent: objects that it misses are still reconciled, and the probe reports it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import pytest
 
 from factories import make_job
 from fault_proxy import FaultProxy
-from faults import Refusal, Silence
+from faults import ErrorResponse, SilentConnection
 from objects import Objects
 from operator_process import OperatorProcess
 from process_support import until
@@ -36,7 +36,7 @@ def start(control_plane: ControlPlane, admin: Path, namespace: str, tmp_path: Pa
 
 
 def create(objects: Objects, name: str) -> None:
-    """Suspended: one look, and nothing more to come."""
+    """Create a suspended job: it needs one reconcile."""
     objects.create("finetunejobs", make_job(name, namespace=objects.namespace, suspend=True))
 
 
@@ -45,26 +45,26 @@ def is_served(objects: Objects, name: str) -> bool:
 
 
 def silence(proxy: FaultProxy) -> AbstractContextManager[None]:
-    return proxy.fault(Silence(), "watch")
+    return proxy.fault(SilentConnection(), "watch")
 
 
-def test_the_resync_finds_what_a_silent_watch_does_not_show(start: Start, objects: Objects) -> None:
+def test_the_resync_finds_objects_that_a_silent_watch_misses(start: Start, objects: Objects) -> None:
     _, proxy = start("--resync-seconds=2", "--watch-silence-seconds=1000")
     with silence(proxy):
         create(objects, "unseen")
-        until(lambda: is_served(objects, "unseen"), within=60, what="it is served")
+        until(lambda: is_served(objects, "unseen"), within=60, what="the job is reconciled")
 
 
-def test_a_silent_watch_is_opened_anew_and_brings_what_was_missed(start: Start, objects: Objects) -> None:
+def test_a_silent_watch_is_reopened_and_delivers_missed_events(start: Start, objects: Objects) -> None:
     operator, proxy = start(RARELY, "--watch-silence-seconds=4")
     with silence(proxy):
         create(objects, "unseen")
         assert not is_served(objects, "unseen")
-    until(lambda: is_served(objects, "unseen"), within=60, what="it is served")
+    until(lambda: is_served(objects, "unseen"), within=60, what="the job is reconciled")
     assert operator.get("/healthz") == (200, "ok")
 
 
-def test_the_probe_fails_while_the_watch_stays_behind_and_a_new_start_mends_it(start: Start, objects: Objects) -> None:
+def test_the_probe_fails_while_the_watch_is_behind_until_a_restart(start: Start, objects: Objects) -> None:
     operator, proxy = start("--resync-seconds=1", "--watch-silence-seconds=1000")
     with silence(proxy):
         create(objects, "unseen")
@@ -73,23 +73,27 @@ def test_the_probe_fails_while_the_watch_stays_behind_and_a_new_start_mends_it(s
     assert operator.stop() == 0
     operator.start(server=proxy.server).ready()
     watched_from = proxy.count("list", "finetunejobs")
-    until(lambda: proxy.count("list", "finetunejobs") > watched_from + 4, within=60, what="it has listed often")
+    until(
+        lambda: proxy.count("list", "finetunejobs") > watched_from + 4,
+        within=60,
+        what="the operator has listed several times",
+    )
     assert operator.get("/healthz") == (200, "ok")
 
 
 def test_the_probe_fails_while_objects_cannot_be_listed(start: Start) -> None:
-    """There is not one, besides: that, too, is a list."""
+    """There are no objects; the list is required anyway."""
     operator, proxy = start("--resync-seconds=1")
-    with proxy.fault(Refusal(503, "ServiceUnavailable"), "list"):
+    with proxy.fault(ErrorResponse(503, "ServiceUnavailable"), "list"):
         until(lambda: operator.get("/healthz")[0] == 500, within=120, what="the probe fails")
-    until(lambda: operator.get("/healthz") == (200, "ok"), within=60, what="it is well again")
+    until(lambda: operator.get("/healthz") == (200, "ok"), within=60, what="the probe succeeds again")
 
 
-def test_objects_that_change_all_the_time_are_not_taken_for_missed(start: Start, objects: Objects) -> None:
-    """The watch is always a little ahead of a list, and that is no illness."""
+def test_objects_that_change_constantly_do_not_count_as_missed(start: Start, objects: Objects) -> None:
+    """The watch is always a little ahead of a list, which is normal."""
     operator, proxy = start("--resync-seconds=0.5")
     create(objects, "restless")
-    until(lambda: is_served(objects, "restless"), within=60, what="it is served")
+    until(lambda: is_served(objects, "restless"), within=60, what="the job is reconciled")
     before, deadline = proxy.count("list", "finetunejobs"), time.monotonic() + 60
     number = 0
     while proxy.count("list", "finetunejobs") < before + 6:

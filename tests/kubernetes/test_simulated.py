@@ -1,4 +1,4 @@
-"""Simulated nodes: a hundred in seconds, for benchmarks; what is placed on them succeeds at once."""
+"""Simulated nodes: a hundred in seconds, for benchmarks; pods on them succeed immediately."""
 
 import os
 
@@ -15,7 +15,7 @@ COUNT = 100
 
 @pytest.fixture
 def wanted(control_plane: ControlPlane) -> ControlPlane:
-    """Nothing else needs kwok: its build is not for every run."""
+    """Skip unless kwok is built or required: only this test needs it."""
     if not isinstance(control_plane, ControlPlane):
         pytest.skip("simulated nodes are not for an existing cluster")
     if not (binaries.is_built(binaries.KWOK) or "simulated" in os.environ.get("FINETUNE_TEST_REQUIRE", "").split(",")):

@@ -1,7 +1,7 @@
-"""Users, clusters and clocks do what they like, in any order; what has to hold of a job holds after every step.
+"""Random actions of users, cluster and clocks in any order; the invariants of a job hold after every step.
 
-API server, Job controller and scheduler are real, pods are simulated, and the operator's passes are run by the test.
-FINETUNE_TEST_EXAMPLES sets how many lives are led; by default a few, always the same ones.
+API server, Job controller and scheduler are real, pods are simulated, and the test runs the operator's reconciles.
+FINETUNE_TEST_EXAMPLES sets the number of examples; by default a few, always the same ones.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
-from life_cycle_world import World
-from modelled_jobs import Look, ModelledJob
+from job_namespace import JobNamespace
+from modelled_jobs import ModelledJob, Snapshot
 from reconciled_job import Fault, ReconciledJob
-from simulated_kubelet import End
+from simulated_kubelet import PodEnd
 
 EXAMPLES = int(os.environ.get("FINETUNE_TEST_EXAMPLES", "0"))
 SUBJECTS = 3
@@ -28,7 +28,7 @@ PASSES = 4
 """After every step."""
 QUIET_PASSES = 3
 STOP_SECONDS = 1.0
-"""A pod that is told to end saves first: long enough for an operator that does not wait to be caught."""
+"""A terminating pod saves first, long enough to detect an operator that does not wait."""
 
 Result = TypeVar("Result")
 WHICH = st.integers(0, SUBJECTS - 1)
@@ -45,14 +45,14 @@ SPECS = st.fixed_dictionaries(
 
 
 class ClusterFixture:
-    """One loop, one connection and one kubelet for all lives; names are used once."""
+    """One loop, one connection and one kubelet for all examples; names are used once."""
 
     def __init__(self, admin: Path, namespace: str) -> None:
         self.loop = asyncio.new_event_loop()
-        self.world = World(self.run(ApiServer.connect(admin)), namespace)
+        self.world = JobNamespace(self.run(ApiServer.connect(admin)), namespace)
         self.world.kubelet.stop_seconds = STOP_SECONDS
         self.kubelet = self.loop.create_task(self.world.kubelet.run())
-        self.lives = 0
+        self.examples = 0
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self.loop.run_until_complete(work)
@@ -68,38 +68,38 @@ class ClusterFixture:
     async def _ended(self) -> None:
         await self.kubelet
 
-    async def look(self) -> Look:
+    async def snapshot(self) -> Snapshot:
         paths = ("/apis/finetune.dev/v1alpha1", "/apis/batch/v1", "/api/v1")
         plurals = ("finetunejobs", "jobs", "pods")
         listed = [
             self.world.server.request("GET", f"{path}/namespaces/{self.world.namespace}/{plural}")
             for path, plural in zip(paths, plurals, strict=True)
         ]
-        return Look(*[answer["items"] for answer in await asyncio.gather(*listed)])
+        return Snapshot(*[answer["items"] for answer in await asyncio.gather(*listed)])
 
 
 class JobStateMachine(RuleBasedStateMachine):
-    """A few jobs, side by side."""
+    """A few concurrent jobs."""
 
     cluster_fixture: ClusterFixture
 
     def __init__(self) -> None:
         super().__init__()
         self.world = self.cluster_fixture.world
-        self.cluster_fixture.lives += 1
+        self.cluster_fixture.examples += 1
         self.trail: list[str] = []
         self.modelled_jobs: list[ModelledJob] = []
 
     @initialize(specs=st.lists(SPECS, min_size=SUBJECTS, max_size=SUBJECTS))
     def begin(self, specs: list[dict[str, Any]]) -> None:
         for number, spec in enumerate(specs):
-            name = f"life-{self.cluster_fixture.lives}-{number}"
+            name = f"example-{self.cluster_fixture.examples}-{number}"
             reconciled = self.cluster_fixture.run(self.world.create(name, **spec))
             modelled = ModelledJob(name, reconciled)
             reconciled.clock = modelled.now
             self.world.kubelet.scripts[name] = modelled.script
             self.modelled_jobs.append(modelled)
-        self._go_on(f"begin {specs}")
+        self._step(f"begin {specs}")
 
     # ---- users -----------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ class JobStateMachine(RuleBasedStateMachine):
         self._change(which, suspend=suspend)
 
     @rule(which=WHICH, rate=st.integers(1, 3))
-    def change_the_meaning(self, which: int, rate: int) -> None:
+    def change_the_run_scope(self, which: int, rate: int) -> None:
         self.modelled_jobs[which].ends.clear()
         self._change(which, training={"learningRate": rate * 1e-5})
 
@@ -120,11 +120,11 @@ class JobStateMachine(RuleBasedStateMachine):
     def delete(self, which: int) -> None:
         if self.modelled_jobs[which].uid:
             self.cluster_fixture.run(self.world.remove(self.modelled_jobs[which].name))
-            self._go_on(f"delete {which}")
+            self._step(f"delete {which}")
 
     @rule(which=WHICH, spec=SPECS, in_use=st.booleans())
     def create_again(self, which: int, spec: dict[str, Any], in_use: bool) -> None:
-        """Under the same name, also while the old one's children are still there."""
+        """With the same name, possibly while children of the old object still exist."""
         modelled = self.modelled_jobs[which]
         if modelled.uid and in_use:
             self.cluster_fixture.run(self.world.remove(modelled.name))
@@ -132,78 +132,78 @@ class JobStateMachine(RuleBasedStateMachine):
             return
         modelled.ends.clear()
         self.cluster_fixture.run(self.world.create(modelled.name, modelled.script, **spec))
-        self._go_on(f"create again {which} {spec}")
+        self._step(f"create again {which} {spec}")
 
     # ---- the cluster -----------------------------------------------------------------------------------------------
 
     @rule(which=WHICH, code=CODES, index=st.integers(0, 1))
     def a_pod_ends(self, which: int, code: int, index: int) -> None:
-        self._end(which, index, End(code))
+        self._end(which, index, PodEnd(code))
 
     @rule(which=WHICH)
-    def all_goes_well(self, which: int) -> None:
-        self._end(which, 0, End())
+    def a_stage_succeeds(self, which: int) -> None:
+        self._end(which, 0, PodEnd())
 
     @rule(which=WHICH)
     def a_pod_is_evicted(self, which: int) -> None:
-        self._end(which, 0, End(137, disrupted=True))
+        self._end(which, 0, PodEnd(137, disrupted=True))
 
     @rule(which=WHICH)
-    def somebody_deletes_a_pod(self, which: int) -> None:
-        look = self.cluster_fixture.run(self.cluster_fixture.look())
-        for job in self.modelled_jobs[which].active_jobs(look)[-1:]:
-            for pod in self.modelled_jobs[which].pods_of(job, look)[:1]:
+    def a_pod_is_deleted(self, which: int) -> None:
+        snapshot = self.cluster_fixture.run(self.cluster_fixture.snapshot())
+        for job in self.modelled_jobs[which].active_jobs(snapshot)[-1:]:
+            for pod in self.modelled_jobs[which].pods_of(job, snapshot)[:1]:
                 self._remove(f"/api/v1/namespaces/{self.world.namespace}/pods/{pod['metadata']['name']}")
-                self._go_on(f"delete pod {pod['metadata']['name']}")
+                self._step(f"delete pod {pod['metadata']['name']}")
 
     @rule(which=WHICH, policy=st.sampled_from(["Background", "Foreground"]))
-    def somebody_deletes_the_job(self, which: int, policy: str) -> None:
-        look = self.cluster_fixture.run(self.cluster_fixture.look())
-        for job in self.modelled_jobs[which].active_jobs(look)[-1:]:
+    def the_job_is_deleted(self, which: int, policy: str) -> None:
+        snapshot = self.cluster_fixture.run(self.cluster_fixture.snapshot())
+        for job in self.modelled_jobs[which].active_jobs(snapshot)[-1:]:
             name = job["metadata"]["name"]
             self._remove(f"/apis/batch/v1/namespaces/{self.world.namespace}/jobs/{name}", policy)
-            self._go_on(f"delete job {name} {policy}")
+            self._step(f"delete job {name} {policy}")
 
     @rule(is_dead=st.booleans())
     def the_node_stops_or_returns(self, is_dead: bool) -> None:
         self.world.kubelet.dead = is_dead
-        self._go_on(f"node dead: {is_dead}")
+        self._step(f"node dead: {is_dead}")
 
     # ---- the operator ----------------------------------------------------------------------------------------------
 
     @rule(which=WHICH, kind=FAULTS)
-    def its_next_write_goes_wrong(self, which: int, kind: str) -> None:
+    def its_next_write_fails(self, which: int, kind: str) -> None:
         server = self.modelled_jobs[which].reconciled.server
         server.fault = Fault(len(server.calls), kind)
         self.trail.append(f"{kind} at the next write of {which}")
 
     @rule(which=WHICH, minutes=st.sampled_from([-60, -1, 1, 60]))
-    def its_clock_jumps(self, which: int, minutes: int) -> None:
+    def its_clock_changes(self, which: int, minutes: int) -> None:
         self.modelled_jobs[which].offset += timedelta(minutes=minutes)
-        self._go_on(f"clock of {which} jumps by {minutes} minutes")
+        self._step(f"clock of {which} jumps by {minutes} minutes")
 
     @rule(which=WHICH)
-    def there_are_two_of_it(self, which: int) -> None:
+    def two_operators_run(self, which: int) -> None:
         reconciled = self.modelled_jobs[which].reconciled
         twin = ReconciledJob(reconciled.server, reconciled.key, clock=reconciled.clock)
         for _ in range(2):
-            self.cluster_fixture.run(asyncio.wait_for(_together(reconciled, twin), 60))
-        self._go_on(f"two operators on {which}")
+            self.cluster_fixture.run(asyncio.wait_for(_concurrently(reconciled, twin), 60))
+        self._step(f"two operators on {which}")
 
     # ---- what comes of it ------------------------------------------------------------------------------------------
 
     def _change(self, which: int, **spec: Any) -> None:
         if self.modelled_jobs[which].uid:
             self.cluster_fixture.run(self.world.change(self.modelled_jobs[which].name, **spec))
-            self._go_on(f"change {which} {spec}")
+            self._step(f"change {which} {spec}")
 
-    def _end(self, which: int, index: int, end: End) -> None:
+    def _end(self, which: int, index: int, end: PodEnd) -> None:
         modelled = self.modelled_jobs[which]
-        for job in modelled.active_jobs(self.cluster_fixture.run(self.cluster_fixture.look()))[-1:]:
+        for job in modelled.active_jobs(self.cluster_fixture.run(self.cluster_fixture.snapshot()))[-1:]:
             labels = job["metadata"]["labels"]
             culprit = min(index, job["spec"]["completions"] - 1)
             modelled.ends[labels["finetune.dev/stage"], int(labels["finetune.dev/attempt"])] = (culprit, end)
-            self._go_on(f"{job['metadata']['name']}-{culprit} ends {end}")
+            self._step(f"{job['metadata']['name']}-{culprit} ends {end}")
 
     def _remove(self, path: str, policy: str = "Background") -> None:
         try:
@@ -212,51 +212,51 @@ class JobStateMachine(RuleBasedStateMachine):
             if not error.is_missing:
                 raise
 
-    def _go_on(self, what: str) -> None:
+    def _step(self, what: str) -> None:
         self.trail.append(what)
         for _ in range(PASSES):
-            self.cluster_fixture.run(self._pass())
+            self.cluster_fixture.run(self._reconcile_all())
 
-    async def _pass(self) -> None:
+    async def _reconcile_all(self) -> None:
         await asyncio.gather(*(modelled.reconciled.step() for modelled in self.modelled_jobs))
         await asyncio.sleep(0.1)
-        look = await self.cluster_fixture.look()
+        snapshot = await self.cluster_fixture.snapshot()
         for modelled in self.modelled_jobs:
             try:
-                modelled.check(look)
+                modelled.check(snapshot)
             except AssertionError as error:
                 raise AssertionError("\n".join([str(error), f"of {modelled.name}", *self.trail])) from error
 
     def teardown(self) -> None:
-        """Left alone, nothing is written any more; deleted, nothing remains."""
+        """Without further actions, nothing is written; after deletion, nothing remains."""
         self.world.kubelet.dead = False
         self.cluster_fixture.run(self._until_quiet())
         for modelled in self.modelled_jobs:
             if modelled.uid:
                 self.cluster_fixture.run(self.world.remove(modelled.name))
-        self.cluster_fixture.run(self._until_nothing_is_left())
+        self.cluster_fixture.run(self._until_everything_is_deleted())
 
     async def _until_quiet(self) -> None:
         quiet = 0
         for _ in range(150):
             before = [len(modelled.reconciled.server.calls) for modelled in self.modelled_jobs]
-            await self._pass()
+            await self._reconcile_all()
             quiet = (
                 quiet + 1 if before == [len(modelled.reconciled.server.calls) for modelled in self.modelled_jobs] else 0
             )
-            if quiet >= QUIET_PASSES and await self._is_at_rest():
+            if quiet >= QUIET_PASSES and await self._is_stable():
                 return
         calls = {modelled.name: modelled.reconciled.server.calls[-10:] for modelled in self.modelled_jobs}
-        raise AssertionError("\n".join([f"never quiet: {calls}", *self.trail]))
+        raise AssertionError("\n".join([f"writes do not end: {calls}", *self.trail]))
 
-    async def _is_at_rest(self) -> bool:
-        """No pod is about to begin or to end."""
+    async def _is_stable(self) -> bool:
+        """Whether no pod is about to start or to end."""
         return all(
             "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") != "Pending"
-            for pod in (await self.cluster_fixture.look()).pods
+            for pod in (await self.cluster_fixture.snapshot()).pods
         )
 
-    async def _until_nothing_is_left(self) -> None:
+    async def _until_everything_is_deleted(self) -> None:
         async with asyncio.timeout(90):
             while left := [child for modelled in self.modelled_jobs for child in await modelled.reconciled.children()]:
                 await asyncio.sleep(0.2)
@@ -265,11 +265,11 @@ class JobStateMachine(RuleBasedStateMachine):
         assert left == []
 
 
-async def _together(*operators: ReconciledJob) -> None:
+async def _concurrently(*operators: ReconciledJob) -> None:
     await asyncio.gather(*(operator.step() for operator in operators))
 
 
-def test_whatever_happens_in_whatever_order_the_invariants_hold(admin: Path, namespace: str) -> None:
+def test_the_invariants_hold_in_any_order_of_actions(admin: Path, namespace: str) -> None:
     cluster_fixture = ClusterFixture(admin, namespace)
     machine = type("JobStateMachineInThisCluster", (JobStateMachine,), {"cluster_fixture": cluster_fixture})
     try:
@@ -279,7 +279,7 @@ def test_whatever_happens_in_whatever_order_the_invariants_hold(admin: Path, nam
                 max_examples=EXAMPLES or 4,
                 stateful_step_count=25,
                 derandomize=not EXAMPLES,
-                # What a real cluster does depends on its timing: a second try need not find the same.
+                # A real cluster depends on timing, so a second try need not fail the same way.
                 phases=[Phase.generate],
                 database=None,
                 deadline=None,

@@ -1,4 +1,4 @@
-"""A test cluster leaves nothing on the machine: neither one that is stopped nor one whose tests were killed."""
+"""A test cluster leaves nothing on the machine, whether it is stopped or its tests are killed."""
 
 import os
 import signal
@@ -34,19 +34,19 @@ with run_folder() as folder:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines that name it. Those of containers do not; these are looked for by control group."""
+    """Command lines that contain the folder. Those of containers do not; these are found by control group."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
-            continue  # it has just ended
+            continue  # it has just exited
         found += [command] if str(folder) in command else []
     return found
 
 
 def machine_state() -> dict[str, object]:
-    """What a cluster could change that is nobody's own."""
+    """State of the machine that a cluster could change."""
     rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout.splitlines()
     tunables = (*TUNABLES, "net/ipv4/ip_forward")
     return {
@@ -58,12 +58,12 @@ def machine_state() -> dict[str, object]:
 
 @pytest.fixture
 def nodes_possible(pods_cluster: PodsCluster) -> PodsCluster:
-    """Skips with the reason where they are not."""
+    """Skip with the reason if nodes are not possible."""
     return pods_cluster
 
 
 @pytest.mark.usefixtures("nodes_possible")
-def test_a_second_cluster_runs_beside_the_first_and_leaves_nothing() -> None:
+def test_a_second_cluster_runs_concurrently_and_leaves_nothing() -> None:
     before = machine_state()
     with run_folder() as folder:
         control = ControlPlane(folder).start()
@@ -86,7 +86,7 @@ def test_a_second_cluster_runs_beside_the_first_and_leaves_nothing() -> None:
 
 
 @pytest.mark.usefixtures("nodes_possible")
-def test_a_killed_test_run_takes_its_cluster_with_it() -> None:
+def test_the_cluster_of_a_killed_test_run_is_removed() -> None:
     command = [sys.executable, "-c", START_AND_WAIT]
     environment = dict(os.environ) | {"PYTHONPATH": str(SUPPORT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:

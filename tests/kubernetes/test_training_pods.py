@@ -1,4 +1,4 @@
-"""FineTuneJobs on real nodes: real pods train on DeepSpeed, with real storage outside of the cluster."""
+"""FineTuneJobs on real nodes: real pods train with DeepSpeed, with real storage outside of the cluster."""
 
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,23 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from finetune_cli.local import demo_assets
 from finetune_cli.local.embedded_store import EmbeddedStore
 from process_support import ROOT
-from training_site import Site, attempts_at, upload_demo
+from training_setup import TrainingSetup, attempts_at, upload_demo
 
 QUICKSTART = ROOT / "manifests/samples/quickstart.yaml"
 NAME = "topic-classifier"
 
 
 @pytest.fixture
-def quickstart(site: Site, store_server: EmbeddedStore) -> Site:
-    """What the README's reader has: a cluster, an operator, a real model and real questions in the bucket `demo`."""
-    upload_demo(store_server, site.store)
-    return site
+def quickstart(setup: TrainingSetup, store_server: EmbeddedStore) -> TrainingSetup:
+    """The setup of a reader of the README: a cluster, an operator, a real model and real questions in the bucket
+    `demo`."""
+    upload_demo(store_server, setup.store)
+    return setup
 
 
 def written_for_a_test(folder: Path) -> str:
-    """The sample with two epochs in place of five: minutes less, and two topics of three are told rightly by then."""
+    """The sample with two epochs instead of five, which saves minutes and still classifies two of three topics
+    correctly."""
     text = QUICKSTART.read_text()
     assert "epochs: 5" in text
     file = folder / QUICKSTART.name
@@ -37,16 +39,16 @@ def is_half_way(job: dict[str, Any]) -> bool:
     return run.get("progress", {}).get("percent", 0) >= 50 and "lastCheckpoint" in run
 
 
-def test_the_quickstart_survives_a_killed_worker(quickstart: Site, tmp_path: Path) -> None:
-    """The sample, applied by kubectl: two pods on two nodes, one of them killed half way."""
-    site, kubectl = quickstart, quickstart.kubectl
+def test_the_quickstart_survives_a_killed_worker(quickstart: TrainingSetup, tmp_path: Path) -> None:
+    """The sample, applied with kubectl: two pods on two nodes, one of them killed half way."""
+    setup, kubectl = quickstart, quickstart.kubectl
     kubectl("apply", "-f", written_for_a_test(tmp_path))
-    site.when(NAME, is_half_way, "half of the steps are done")
-    pods = site.pods_of(f"{NAME}-r1-train-a1")
+    setup.when(NAME, is_half_way, "half of the steps are done")
+    pods = setup.pods_of(f"{NAME}-r1-train-a1")
     assert {pod["spec"]["nodeName"] for pod in pods.values()} == {"node-a", "node-b"}
     victim = pods["1"]
-    site.cluster.kill_container(victim)
-    site.wait_for_complete(NAME)
+    setup.cluster.kill_container(victim)
+    setup.wait_for_complete(NAME)
 
     job = kubectl.json("get", f"ftj/{NAME}")
     run = job["status"]["run"]
@@ -54,17 +56,17 @@ def test_the_quickstart_survives_a_killed_worker(quickstart: Site, tmp_path: Pat
     assert (first["outcome"], first["reason"], second["outcome"]) == ("Retryable", "Signal9", "Succeeded")
     assert 0 < second["resumedFromStep"] <= first["lastStep"]
     assert (run["restarts"], run["disruptions"], run["progress"]["percent"]) == (1, 0, 100)
-    told = site.events(NAME)["AttemptFailed"]
-    assert f"Signal9 in {victim['metadata']['name']} on {victim['spec']['nodeName']}: " in told
+    reported = setup.events(NAME)["AttemptFailed"]
+    assert f"Signal9 in {victim['metadata']['name']} on {victim['spec']['nodeName']}: " in reported
     baseline, tuned = (run["candidates"][model]["metrics"]["Accuracy"] for model in ("baseline", "tuned"))
     assert tuned >= 0.5
     assert baseline < tuned / 4
-    assert answers_rightly(site, run["artifact"]["uri"], tmp_path / "exported") >= 0.5
+    assert accuracy_of(setup, run["artifact"]["uri"], tmp_path / "exported") >= 0.5
 
 
-def answers_rightly(site: Site, uri: str, folder: Path) -> float:
-    """Share of the corpus' first questions to which the exported model, loaded here, finds the topic."""
-    site.store.download_folder(f"{uri}/", folder)
+def accuracy_of(setup: TrainingSetup, uri: str, folder: Path) -> float:
+    """Share of the first questions of the corpus for which the exported model, loaded here, predicts the topic."""
+    setup.store.download_folder(f"{uri}/", folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     questions = demo_assets.frequent(demo_assets.read_questions(demo_assets.corpus_folder()))[::9]
@@ -75,56 +77,56 @@ def answers_rightly(site: Site, uri: str, folder: Path) -> float:
     return right / len(questions)
 
 
-def test_a_pod_that_is_deleted_half_way_costs_an_attempt_and_nothing_else(site: Site, tmp_path: Path) -> None:
-    """With a volume that outlives it, from which the next attempt takes model and checkpoint."""
-    workers = {"cache": site.cache(tmp_path / "cache")}
-    site.kubectl.apply(site.long_job("colours", deepspeed={"zeroStage": 2}, workers=workers))
-    site.until_saved("colours")
-    deleted = site.pods_of("colours-r1-train-a1")["1"]["metadata"]["name"]
-    site.kubectl("delete", "pod", deleted, "--wait=false")
+def test_a_pod_that_is_deleted_half_way_costs_only_an_attempt(setup: TrainingSetup, tmp_path: Path) -> None:
+    """With a volume that outlives it, from which the next attempt reads model and checkpoint."""
+    workers = {"cache": setup.cache(tmp_path / "cache")}
+    setup.kubectl.apply(setup.long_job("colours", deepspeed={"zeroStage": 2}, workers=workers))
+    setup.until_saved("colours")
+    deleted = setup.pods_of("colours-r1-train-a1")["1"]["metadata"]["name"]
+    setup.kubectl("delete", "pod", deleted, "--wait=false")
 
-    job = site.until("colours", "Complete")
+    job = setup.until("colours", "Complete")
     run = job["status"]["run"]
     first, second = attempts_at(job, "train")
     assert (first["outcome"], second["outcome"]) == ("Disruption", "Succeeded")
     assert second["resumedFromStep"] >= 10
-    log = site.kubectl("logs", site.pods_of("colours-r1-train-a2")["0"]["metadata"]["name"])
+    log = setup.kubectl("logs", setup.pods_of("colours-r1-train-a2")["0"]["metadata"]["name"])
     assert f"restored step {second['resumedFromStep']} from node-local cache (" in log
     assert (run["restarts"], run["disruptions"], run["progress"]["percent"]) == (0, 1, 100)
     assert (
         run["candidates"]["tuned"]["metrics"]["Accuracy"] > 0.6 > run["candidates"]["baseline"]["metrics"]["Accuracy"]
     )
-    events = site.events("colours")
+    events = setup.events("colours")
     assert {"Preparing", "Training", "Restarting", "AttemptFailed", "Evaluating", "Succeeded"} <= set(events)
     assert events["Resumed"].startswith(f"train attempt 2 resumes at step {second['resumedFromStep']}, ")
-    # Its own name where it was still there to be seen, its Job's and index where it was gone already.
+    # Its own name if it was still observed, otherwise that of its Job and index.
     assert events["AttemptFailed"].startswith("train attempt 1 failed: PodDeleted in colours-r1-train-a1-1")
 
 
-def test_a_job_that_gets_two_of_four_workers_trains_on_two(site: Site) -> None:
-    """Each of the two nodes has room for one of its pods."""
+def test_a_job_that_gets_two_of_four_workers_trains_on_two(setup: TrainingSetup) -> None:
+    """Each of the two nodes has capacity for one of its pods."""
     workers = {"nodes": 4, "minNodes": 1, "startTimeout": "30s", "resources": {"requests": {"cpu": "1100m"}}}
-    site.kubectl.apply(site.job("crowded", workers=workers))
-    job = site.until("crowded", "Complete")
+    setup.kubectl.apply(setup.job("crowded", workers=workers))
+    job = setup.until("crowded", "Complete")
     first, second = attempts_at(job, "train")
     assert (first["plan"]["nodes"], first["outcome"]) == (4, "Stopped")
     assert (second["plan"]["nodes"], second["outcome"]) == (2, "Succeeded")
     assert second["plan"]["reason"] == "could start 2 of 4 workers"
     assert (job["status"]["run"]["restarts"], job["status"]["run"]["disruptions"]) == (0, 0)
-    assert site.events("crowded")["FewerWorkers"].endswith("startTimeout of 30s; the next attempt starts with 2")
+    assert setup.events("crowded")["FewerWorkers"].endswith("startTimeout of 30s; the next attempt starts with 2")
 
 
-def test_what_cannot_start_says_why(site: Site) -> None:
-    """A Secret that is not there, and an image that nobody has: the words of who knows it, on the object itself."""
-    site.kubectl.apply(
-        site.job("no-secret", storage={"credentialsSecret": "absent"}),
-        site.job("no-image", workers={"image": "finetune.test/absent:1"}),
+def test_a_job_that_cannot_start_reports_the_reason(setup: TrainingSetup) -> None:
+    """A missing Secret and a missing image: the object has the message of the kubelet."""
+    setup.kubectl.apply(
+        setup.job("no-secret", storage={"credentialsSecret": "absent"}),
+        setup.job("no-image", workers={"image": "finetune.test/absent:1"}),
     )
     for name, words in (("no-secret", 'secret "absent" not found'), ("no-image", "finetune.test/absent:1")):
-        job = site.when(name, waits, "waits for pods")
+        job = setup.when(name, waits, "waits for pods")
         assert job["status"]["phase"] == "Pending"
         assert words in condition_message(job, "Ready")
-        site.remove(name)
+        setup.remove(name)
 
 
 def waits(job: dict[str, Any]) -> bool:

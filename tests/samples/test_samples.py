@@ -1,4 +1,5 @@
-"""Every file of manifests/samples on real models and real data, end to end. `make samples` runs them: minutes each."""
+"""Every file of manifests/samples with real models and real data, end to end. `make samples` runs them (minutes
+each)."""
 
 import json
 import random
@@ -31,7 +32,7 @@ def conversations() -> Iterator[dict[str, Any]]:
 
 
 def upload_questions(storage: LocalStorage) -> None:
-    """The demo's model and questions, whole and cut into three files."""
+    """Upload the demo's model and questions, as one file and divided into three."""
     questions = demo_assets.frequent(demo_assets.read_questions(demo_assets.corpus_folder()))
     random.Random(1).shuffle(questions)
     store = storage.connect()
@@ -72,5 +73,5 @@ def test_a_chat_model_learns_real_answers(tmp_path: Path, smollm2_folder: Path) 
     assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
 
 
-def test_every_sample_is_run_here() -> None:
+def test_every_sample_is_tested_here() -> None:
     assert {path.stem for path in SAMPLES.glob("*.yaml")} == {"quickstart", "guide", "zero3", "chat-lora"}

@@ -15,11 +15,11 @@ from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
 _SHORT_RANGE = 8
-"""A whole number with so few possible values is an enumeration."""
+"""Bounded integer types with at most this many values are treated as enumerations."""
 
 
 def all_values(model: type[BaseModel], path: str = "") -> Iterator[str]:
-    """Every value that an object of this model can name."""
+    """Yield every value that an object of this model can name."""
     if path and not model.model_fields:
         yield path
     for name, field in model.model_fields.items():
@@ -63,7 +63,7 @@ def _choices(annotation: Any, metadata: list[Any]) -> list[str]:
 
 
 def used_values(value: Any, path: str = "") -> Iterator[str]:
-    """What a manifest names, by the same names; also its blocks."""
+    """Yield what a manifest uses, under the same names, including its blocks."""
     if path:
         yield path
     if isinstance(value, dict):

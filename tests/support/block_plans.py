@@ -1,4 +1,4 @@
-"""What a worker process of the prepare stage needs, for small texts, and a program that starts workers and waits."""
+"""Inputs of a worker process of the prepare stage, for small texts, and a program that starts workers and waits."""
 
 import dataclasses
 import multiprocessing
@@ -21,7 +21,7 @@ from rows import classified, jsonl
 
 @dataclasses.dataclass(frozen=True)
 class Apply:
-    """`format` and `encode` of a classifier; in a class, since worker processes import what they call by its name."""
+    """`format` and `encode` of a classifier. A class, because worker processes import what they call by name."""
 
     tokenizer: FastTokenizer
 
@@ -53,7 +53,7 @@ def plan_of(folder: Path, *more: Any) -> BlockPlan:
 
 
 def blocks_of(folder: Path, rows: int = 400) -> list[tuple[int, Block]]:
-    """Twenty or more."""
+    """Return at least twenty blocks."""
     path = folder / "rows.jsonl"
     path.write_bytes(jsonl(classified(rows)))
     file = SourceFile("file:///rows.jsonl", path, "", path.stat().st_size)
@@ -61,7 +61,7 @@ def blocks_of(folder: Path, rows: int = 400) -> list[tuple[int, Block]]:
 
 
 def main() -> None:
-    """Start two workers, print their ids, wait for the end."""
+    """Start two workers, print their process ids, and wait for the end of standard input."""
     folder = Path(sys.argv[1])
     results = process_blocks(plan_of(folder), blocks_of(folder), 2)
     next(results)

@@ -29,7 +29,7 @@ BAD = ("bad", "awful", "ugly", "poor", "dull", "cruel")
 
 
 def reviews() -> list[dict[str, Any]]:
-    """Sentences whose one adjective decides the label."""
+    """Sentences whose adjective determines the label."""
     return [
         {"text": f"{subject} is {'very ' * more}{word}", "label": label}
         for label, words in (("good", GOOD), ("bad", BAD))
@@ -40,7 +40,7 @@ def reviews() -> list[dict[str, Any]]:
 
 
 def questions() -> list[dict[str, Any]]:
-    """Conversations with one right answer each."""
+    """Conversations with one correct answer each."""
     return [
         {"messages": [{"role": "user", "content": f"is {subject} {word}?"}, {"role": "assistant", "content": answer}]}
         for answer, words in (("yes", GOOD), ("no", BAD))
@@ -117,12 +117,12 @@ def trained_model(
 
 
 def export_whole(model: Any, config: TrainerConfig, store: ObjectStore, folder: Path) -> None:
-    """What the train stage leaves with format Merged."""
+    """Write what the train stage stores with format Merged."""
     _export(ArtifactFormat.MERGED, config.model_uri, model, config, store, folder)
 
 
 def export_adapter(model: Any, config: TrainerConfig, store: ObjectStore, folder: Path) -> None:
-    """What the train stage leaves with format Adapter."""
+    """Write what the train stage stores with format Adapter."""
     _export(ArtifactFormat.ADAPTER, f"{config.run_uri}/adapter", model, config, store, folder)
 
 
@@ -138,7 +138,7 @@ def _export(
 
 
 def reference_of(model: Any, config: TrainerConfig, store: ObjectStore, folder: Path) -> Reference:
-    """What the train stage measures, with the model's own loss."""
+    """Return the losses that the train stage measures, computed with the model's own loss."""
     prepared = config.prepared
     assert prepared is not None
     sample = choose_sample(

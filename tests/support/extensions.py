@@ -1,4 +1,4 @@
-"""A fine-tuning method and a task as somebody would add them, for tests of the extension points."""
+"""A fine-tuning method and a task as a contributor would add them, for tests of the extension points."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ BRIER = cast(Task, "Brier")
 
 
 class HeadOnly(MethodBlock):
-    """Train the head and leave the base model as it is."""
+    """Train only the head."""
 
     support: ClassVar[MethodSupport] = MethodSupport(
         formats=(ArtifactFormat.MERGED,), tasks=(Task.SEQUENCE_CLASSIFICATION, BRIER), zero_stages=(0, 1, 2)
@@ -39,13 +39,13 @@ class HeadOnly(MethodBlock):
 
 
 class MoreMethods(Method):
-    """The API with one more field."""
+    """The API with an additional field."""
 
     head_only: HeadOnly | None = None
 
 
 class MoreSpec(Spec):
-    """A spec with it."""
+    """A spec with that field."""
 
     method: MoreMethods = MoreMethods(head_only=HeadOnly())
 
@@ -139,12 +139,12 @@ MORE_SUPPORT = Support(
     tasks={**SUPPORT.tasks, BRIER: Brier.support},
     offload=OFFLOAD_STAGES,
 )
-"""The support table with both."""
+"""The support table with both extensions."""
 
 
 @contextmanager
 def registered() -> Iterator[None]:
-    """Both are known to the trainer within the context."""
+    """Register both with the trainer within the context."""
     METHODS.register(HeadOnlyMethod)
     TASKS.register(Brier)
     try:

@@ -1,4 +1,4 @@
-"""A stage that the product does not have: its row in the table, and what it does. Imported by `sitecustomize`."""
+"""A stage that is not part of the product: its row in the table and its function. Imported by `sitecustomize`."""
 
 import json
 from typing import TYPE_CHECKING
@@ -10,7 +10,8 @@ NAME = "sign"
 
 
 def register() -> None:
-    """Add the stage to this process, before anything reads the table. An Enum takes no members later, so this does."""
+    """Add the stage to this process before anything reads the table, because members cannot be added to an Enum
+    later."""
     from finetune_api.constants import Phase, Reason, Stage
 
     member = str.__new__(Stage, NAME)
@@ -26,7 +27,7 @@ def register() -> None:
 
 
 def run(context: "StageContext") -> None:
-    """Put a note about the exported model beside it."""
+    """Write a note about the exported model next to it."""
     config = context.prepared_config()
     assert config.prepared is not None
     note = {"model": config.model_uri, "base": config.prepared.model_digest, "attempts": len(config.attempts)}

@@ -1,4 +1,4 @@
-"""Small manifests, as a user would write them, and results of the prepare stage, with one thing changed."""
+"""Minimal manifests and results of the prepare stage for tests, with individual changes."""
 
 import copy
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MINIMAL_SPEC: dict[str, Any] = {
 
 
 def make_job(name: str = "job", *, namespace: str = "default", **spec: Any) -> dict[str, Any]:
-    """A FineTuneJob manifest; `spec` is merged into the smallest valid spec, block by block.
+    """Return a FineTuneJob manifest; `spec` is merged into the smallest valid spec, block by block.
 
     `make_job(workers={"nodes": 2}, training={"epochs": 1})`; a value of None removes the block or the field.
     """
@@ -30,7 +30,7 @@ def make_job(name: str = "job", *, namespace: str = "default", **spec: Any) -> d
 
 
 def make_prepared(**fields: Any) -> Prepared:
-    """What the prepare stage decides for a small classifier; `fields` replace its values and are not validated."""
+    """Results of the prepare stage for a small classifier; `fields` replace its values and are not validated."""
     plain = Prepared(
         dataset_uri="s3://bucket/out/datasets/d",
         dataset_digest="d",
@@ -46,7 +46,7 @@ def make_prepared(**fields: Any) -> Prepared:
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid onto `base`, mappings key by key; None removes."""
+    """Merge `over` into `base`, mappings key by key; None removes a key."""
     result = dict(base)
     for key, value in over.items():
         if value is None:

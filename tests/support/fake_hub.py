@@ -1,4 +1,4 @@
-"""A local HTTP server that speaks as much of the Hugging Face Hub's protocol as resolving and downloading need."""
+"""A local HTTP server with the parts of the Hugging Face Hub's protocol that resolving and downloading need."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ class Repository:
     revisions: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, bytes], *revisions: str) -> str:
-        """Make a commit that the revisions, `main` among them, mean from now on; returns its id."""
+        """Add a commit, to which the given revisions (such as `main`) point from now on; returns its id."""
         commit = hashlib.sha1(json.dumps(sorted((n, len(c), _sha(c)) for n, c in files.items())).encode()).hexdigest()
         self.commits[commit] = dict(files)
         self.revisions |= dict.fromkeys(("main", *revisions), commit)
@@ -31,14 +31,14 @@ class Repository:
 
 @dataclass
 class FakeHub:
-    """What the server has, and what it was asked for."""
+    """Content of the server, and the requests that it received."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     """`tiny/llama`, `datasets/tiny/reviews`: the path of the repository."""
     seen: Counter[str] = field(default_factory=Counter)
-    """`GET /path` -> how often."""
+    """`GET /path` -> number of requests."""
     changed_on_the_way: set[str] = field(default_factory=set)
-    """Names of files that are sent with another content."""
+    """Names of files that are sent with different content."""
     port: int = 0
 
     @property
@@ -46,16 +46,16 @@ class FakeHub:
         return f"http://127.0.0.1:{self.port}"
 
     def repository(self, path: str) -> Repository:
-        """Made if it is not there."""
+        """Return the repository; create it if it does not exist."""
         return self.repositories.setdefault(path, Repository())
 
     def fetched(self, name: str) -> int:
-        """How often the content of a file was sent."""
+        """Number of times the content of a file was sent."""
         return sum(count for line, count in self.seen.items() if line.startswith("GET ") and line.endswith(f"/{name}"))
 
     @contextmanager
     def running(self) -> Iterator["FakeHub"]:
-        """Serve on a free port of the loopback."""
+        """Serve on a free port of the loopback interface."""
         handler = type("Handler", (_Handler,), {"hub": self})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.port = server.server_port
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _sibling(name: str, content: bytes) -> dict[str, object]:
-    """Large files are in LFS, which states a SHA-256; of the others the hub states git's id."""
+    """Large files are in LFS, which reports a SHA-256; for others the hub reports git's id."""
     found: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": _blob_id(content)}
     if name.endswith(".safetensors"):
         found["lfs"] = {"sha256": _sha(content), "size": len(content), "pointerSize": 134}

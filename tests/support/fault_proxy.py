@@ -1,6 +1,6 @@
-"""A reverse proxy before the real API server, where calls fail as networks and servers make them fail.
+"""A reverse proxy in front of the real API server that makes requests fail like networks and servers do.
 
-Plain HTTP towards the client, TLS towards the server; the client's token is passed on, so rights stay the client's own.
+Plain HTTP to the client, TLS to the server. The client's token is forwarded, so its permissions apply.
 """
 
 import base64
@@ -21,7 +21,7 @@ from reconciled_job import MUTATING
 from reverse_proxy import ReverseProxy
 
 _HOP = frozenset({"connection", "transfer-encoding", "content-length", "host", "accept-encoding", "keep-alive"})
-"""Headers that speak of one connection; and no compression, so that faults can read what passes."""
+"""Hop-by-hop headers; and compression, which would prevent faults from reading the content."""
 _PATH = re.compile(
     r"^/(?:api/v1|apis/[^/]+/[^/]+)(?:/namespaces/[^/]+)?/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+)(?:/[a-z]+)?)?$"
 )
@@ -29,7 +29,7 @@ _PATH = re.compile(
 
 @dataclass(frozen=True)
 class Call:
-    """One call, as its client has made it."""
+    """A request as sent by the client."""
 
     method: str
     path: str
@@ -38,13 +38,13 @@ class Call:
 
     @property
     def plural(self) -> str:
-        """`jobs`; empty for what is no object, such as discovery."""
+        """`jobs`; empty for requests that are not about objects, such as discovery."""
         found = _PATH.match(self.path)
         return found["plural"] if found else ""
 
     @property
     def kind(self) -> str:
-        """`write`, `watch`, `list`, `get`, or `other` for what is no object."""
+        """`write`, `watch`, `list`, `get`, or `other` for requests that are not about objects."""
         found = _PATH.match(self.path)
         if found is None:
             return "other"
@@ -70,13 +70,13 @@ class Stream:
             await self._response.write(content)
 
     def cut(self) -> None:
-        """As a lost connection: no last chunk, no farewell."""
+        """Close like a lost connection: without a last chunk."""
         self.is_over = True
         if self._request.transport is not None:
             self._request.transport.abort()
 
     async def end(self) -> None:
-        """As a server that has said all it wanted."""
+        """Close like a server that completed the response."""
         if not self.is_over:
             self.is_over = True
             await self._response.write_eof()
@@ -84,21 +84,21 @@ class Stream:
 
 
 class Fault:
-    """What happens to the calls that it is for. This one does nothing: each fault changes a part of it."""
+    """Changes requests that it applies to. This base class changes nothing; each fault overrides some methods."""
 
     async def before(self, call: Call) -> web.Response | None:
-        """An answer instead of the server's."""
+        """Return a response that replaces the server's."""
         return None
 
     async def opened(self, stream: Stream) -> None:
-        """A watch was opened, or was open when the fault began."""
+        """A watch was opened, or was open when the fault was activated."""
 
     async def event(self, stream: Stream, line: bytes) -> None:
-        """The server has sent one line of a watch."""
+        """The server sent one line of a watch."""
         await stream.send(line)
 
     def answered(self, call: Call, content: bytes, headers: dict[str, str]) -> bytes:
-        """The server's answer to what is no watch; what the client gets of it. Headers may be changed."""
+        """Return what the client gets instead of the server's response (not for watches). May change `headers`."""
         return content
 
 
@@ -114,11 +114,11 @@ class _Active:
 
 @dataclass
 class FaultProxy(ReverseProxy):
-    """Between one client and the API server of its kubeconfig. A context manager; `server` is its address."""
+    """A context manager between a client and the API server of its kubeconfig; `server` is its address."""
 
     kubeconfig: Path
     calls: list[Call] = field(default_factory=list)
-    """All calls so far, in order."""
+    """All requests so far, in order."""
     _active: list[_Active] = field(default_factory=list)
     _streams: set[Stream] = field(default_factory=set)
 
@@ -137,7 +137,8 @@ class FaultProxy(ReverseProxy):
 
     @contextlib.contextmanager
     def fault(self, fault: Fault, *kinds: str, plurals: tuple[str, ...] = ()) -> Iterator[None]:
-        """On inside the block, for calls of these kinds; no plurals: of all. The newest fault for a call counts."""
+        """Activate the fault in the block for requests of these kinds, and plurals if given. The newest fault
+        applies."""
         active = _Active(frozenset(kinds), frozenset(plurals), fault)
         self.loop.run(self._begin(active))
         try:
@@ -147,7 +148,7 @@ class FaultProxy(ReverseProxy):
 
     @contextlib.contextmanager
     def unreachable(self) -> Iterator[None]:
-        """Nobody listens inside the block, and open connections are lost."""
+        """In the block, nothing is listening and open connections are closed."""
         self.loop.run(self.leave())
         try:
             yield
@@ -155,7 +156,7 @@ class FaultProxy(ReverseProxy):
             self.loop.run(self.listen())
 
     def cut_watches(self) -> None:
-        """All that are open, once."""
+        """Close all watches that are open now."""
 
         async def cut() -> None:
             for stream in list(self._streams):
@@ -164,7 +165,7 @@ class FaultProxy(ReverseProxy):
         self.loop.run(cut())
 
     def count(self, kind: str, plural: str = "", *, since: float = 0.0) -> int:
-        """Calls of a kind; `since` is a moment of `time.monotonic`."""
+        """Number of requests of a kind; `since` is a time of `time.monotonic`."""
         return sum(call.kind == kind and plural in ("", call.plural) for call in list(self.calls) if call.at >= since)
 
     def client(self) -> aiohttp.ClientSession:
@@ -215,11 +216,11 @@ class FaultProxy(ReverseProxy):
             await self._fault_for(call).opened(stream)
             await self._pass_on(stream, answer)
         except (ConnectionError, aiohttp.ClientError):
-            stream.cut()  # either side is gone: so is the other
+            stream.cut()  # one side closed the connection, so close the other
         finally:
             self._streams.discard(stream)
             if answer.connection is not None and answer.connection.transport is not None:
-                answer.connection.transport.abort()  # no farewell that would outlive the loop
+                answer.connection.transport.abort()  # a TLS shutdown would outlive the loop
         return response
 
     async def _pass_on(self, stream: Stream, answer: aiohttp.ClientResponse) -> None:
@@ -233,7 +234,7 @@ class FaultProxy(ReverseProxy):
 
 
 def status_of(code: int, reason: str, message: str) -> dict[str, Any]:
-    """What an API server sends with a refusal."""
+    """The Status object that an API server sends with an error."""
     return {
         "kind": "Status",
         "apiVersion": "v1",

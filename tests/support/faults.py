@@ -1,4 +1,4 @@
-"""The faults that a FaultProxy knows: what an API server, a network or a box in between does to calls and watches."""
+"""The faults of a FaultProxy: what an API server, a network or a middlebox does to requests and watches."""
 
 import asyncio
 import json
@@ -12,8 +12,8 @@ from fault_proxy import Call, Fault, Stream, status_of
 
 
 @dataclass
-class Refusal(Fault):
-    """Answered with an error, `times` times."""
+class ErrorResponse(Fault):
+    """Responds with an error, `times` times."""
 
     status: int
     reason: str = "InternalError"
@@ -25,16 +25,16 @@ class Refusal(Fault):
             return None
         self.times -= 1
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        content = status_of(self.status, self.reason, f"{self.status}, as the test wants")
+        content = status_of(self.status, self.reason, f"{self.status}, as requested by the test")
         return web.json_response(content, status=self.status, headers=headers)
 
     async def opened(self, stream: Stream) -> None:
-        stream.cut()  # so that the client comes again and meets the refusal
+        stream.cut()  # so that the client reconnects and gets the error
 
 
 @dataclass
-class Slow(Fault):
-    """Answered after so many seconds."""
+class SlowResponse(Fault):
+    """Responds after `seconds` seconds."""
 
     seconds: float
 
@@ -47,8 +47,8 @@ class Slow(Fault):
         await stream.send(line)
 
 
-class CutInTheMiddle(Fault):
-    """The connection is lost in the middle of an event."""
+class TruncatedEvent(Fault):
+    """Closes the connection in the middle of an event."""
 
     async def event(self, stream: Stream, line: bytes) -> None:
         await stream.send(line[: len(line) // 2])
@@ -56,11 +56,11 @@ class CutInTheMiddle(Fault):
 
 
 @dataclass
-class Silence(Fault):
-    """Connections stay open and carry nothing any more, for good: a box in between has forgotten them."""
+class SilentConnection(Fault):
+    """Connections stay open but carry no more data, like after a middlebox dropped their state."""
 
     bookmarks: bool = False
-    """True: bookmarks still come; it is the server's cache that has got stuck."""
+    """True: bookmarks are still sent, like by a server whose watch cache is stuck."""
 
     async def opened(self, stream: Stream) -> None:
         stream.is_deaf = _is_event if self.bookmarks else lambda _: True
@@ -71,17 +71,17 @@ def _is_event(line: bytes) -> bool:
 
 
 @dataclass
-class Expired(Fault):
-    """An ERROR event says that the version is too old, once for each kind of object, and nothing came before it."""
+class ExpiredVersion(Fault):
+    """Sends an ERROR event that the version is too old, before any other event, once for each kind of object."""
 
     code: int = 410
-    told: set[str] = field(default_factory=set)
-    """Kinds that have heard it."""
+    reported: set[str] = field(default_factory=set)
+    """Kinds that already got it."""
 
     async def opened(self, stream: Stream) -> None:
-        if stream.call.plural in self.told:
+        if stream.call.plural in self.reported:
             return
-        self.told.add(stream.call.plural)
+        self.reported.add(stream.call.plural)
         gone = {"type": "ERROR", "object": status_of(self.code, "Expired", "too old resource version")}
         await stream.send(json.dumps(gone).encode() + b"\n")
         await stream.end()
@@ -89,7 +89,7 @@ class Expired(Fault):
 
 @dataclass
 class StaleList(Fault):
-    """Lists are answered as they were when each was first asked for: by a server that lags behind."""
+    """Responds to lists with their first response, like a server that lags behind."""
 
     _first: dict[tuple[str, str], bytes] = field(default_factory=dict)
     is_replaying: bool = False
@@ -103,8 +103,8 @@ class StaleList(Fault):
 
 
 @dataclass
-class OtherClock(Fault):
-    """The server's clock, as its answers tell it, is so far ahead of the client's."""
+class ClockSkew(Fault):
+    """The server's clock, as its responses show it, is ahead of the client's by `ahead`."""
 
     ahead: timedelta
 
@@ -113,16 +113,16 @@ class OtherClock(Fault):
         return content
 
 
-class Garbled(Fault):
-    """An answer that no API server gives: a page of some box in between."""
+class InvalidResponse(Fault):
+    """A response that no API server sends, such as the login page of a proxy."""
 
     def answered(self, call: Call, content: bytes, headers: dict[str, str]) -> bytes:
         headers["Content-Type"] = "text/html"
         return b"<html>Please log in</html>"
 
 
-class Doubled(Fault):
-    """Every event comes twice."""
+class DuplicatedEvents(Fault):
+    """Sends every event twice."""
 
     async def event(self, stream: Stream, line: bytes) -> None:
         await stream.send(line)
@@ -130,8 +130,8 @@ class Doubled(Fault):
 
 
 @dataclass
-class Swapped(Fault):
-    """Two events in a row change places; one that comes alone is late."""
+class ReorderedEvents(Fault):
+    """Swaps two consecutive events; a single event is delayed."""
 
     _held: dict[Stream, bytes] = field(default_factory=dict)
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Every field of a spec with a right and with wrong values, made from the models: for whoever checks jobs."""
+"""Every field of a spec with valid and invalid values, generated from the models, for tests of validation."""
 
 import copy
 import re
@@ -13,7 +13,7 @@ from finetune_api.v1alpha1 import Spec
 Manifest = dict[str, Any]
 
 _TEXTS = ("s3://bucket/x", "5m", "https://s3.example.com", "x-1", "X_1")
-"""Each text field takes one of these."""
+"""Values for text fields; each accepts one of these."""
 _SELECTOR = {"name": "x", "key": "x"}
 _TOLERATION = {"key": "gpu", "effect": "NoExecute"}
 _VALUES: dict[str, Any] = {
@@ -25,7 +25,7 @@ _VALUES: dict[str, Any] = {
     "workers.tolerations[]": _TOLERATION,
     "workers.tolerations[].effect": "NoExecute",
 }
-"""Right values that a type alone does not give."""
+"""Valid values that cannot be derived from the type."""
 _VARIABLE: dict[str, Any] = {"name": "X"}
 _AROUND: dict[str, Any] = {
     "data.validation.stratify": {"data": {"validation": {"fraction": 0.2}}},
@@ -39,34 +39,34 @@ _AROUND: dict[str, Any] = {
         for kind in ("secretKeyRef", "configMapKeyRef")
     },
 }
-"""Start of a path -> what else the field needs in its job; the longest that fits counts."""
+"""Prefix of a path -> other fields that its job needs; the longest match applies."""
 
 
 @dataclass(frozen=True)
 class FieldCase:
-    """A job, and whether it is right."""
+    """A job, and whether it is valid."""
 
     path: str
     what: str
     manifest: Manifest
-    is_right: bool
+    is_valid: bool
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}"
 
 
 def field_cases() -> Iterator[FieldCase]:
-    """For every field: a right value, the wrong types, a misspelt name and, where it differs, the snake-case name."""
+    """For every field: a valid value, wrong types, a misspelled name and, if different, the snake-case name."""
     for path, node in _fields(structural_schema(Spec)):
         value = _right_value(path, node)
         name = path.split(".")[-1]
-        yield FieldCase(path, "right", _job(path, name, value), is_right=True)
+        yield FieldCase(path, "right", _job(path, name, value), is_valid=True)
         for wrong in _wrong_values(node):
-            yield FieldCase(path, f"wrong value {wrong!r}", _job(path, name, wrong), is_right=False)
-        yield FieldCase(path, "misspelt", _job(path, f"{name}x", value), is_right=False)
+            yield FieldCase(path, f"wrong value {wrong!r}", _job(path, name, wrong), is_valid=False)
+        yield FieldCase(path, "misspelt", _job(path, f"{name}x", value), is_valid=False)
         snake = re.sub(r"([A-Z])", lambda match: f"_{match[1].lower()}", name)
         if snake != name:
-            yield FieldCase(path, "snake case", _job(path, snake, value), is_right=False)
+            yield FieldCase(path, "snake case", _job(path, snake, value), is_valid=False)
 
 
 def _fields(schema: Schema, prefix: str = "") -> Iterator[tuple[str, Schema]]:
@@ -117,7 +117,7 @@ def _wrong_values(node: Schema) -> tuple[Any, ...]:
 
 
 def _job(path: str, name: str, value: Any) -> Manifest:
-    """The smallest job with one field set; a field of a list's entry in the only entry."""
+    """The smallest job with one field set. A field of a list entry is set in its only entry."""
     manifest = make_job(data={"format": None})
     around = max((start for start in _AROUND if path.startswith(start)), key=len, default="")
     manifest["spec"] = copy.deepcopy(merged(manifest["spec"], _AROUND.get(around, {})))

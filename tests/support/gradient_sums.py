@@ -1,4 +1,4 @@
-"""What a DeepSpeed engine makes of the gradients of many micro batches, as its optimizer sees it."""
+"""How a DeepSpeed engine accumulates the gradients of many micro batches, as seen by its optimizer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +10,12 @@ from train_configs import train_config
 
 MICRO_BATCHES = 64
 LARGE, TINY = 1.0, 3 * 2.0**-10
-"""Exact in BFloat16 and in Float16; their sum is not exact in BFloat16."""
+"""Exact in BFloat16 and Float16; their sum is not exact in BFloat16."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How an engine is made."""
+    """Configuration of an engine."""
 
     stage: int
     dtype: Dtype
@@ -27,12 +27,12 @@ class Kind:
 
 
 def gradient(micro: int, rank: int) -> float:
-    """Gradient of every weight in one micro batch: large in the first one of rank 0, else tiny."""
+    """Gradient of every weight in one micro batch: large in the first one of rank 0, otherwise tiny."""
     return LARGE if micro == 0 and rank == 0 else TINY
 
 
 def expected_mean(size: int) -> float:
-    """Of all micro batches of all ranks."""
+    """The mean over all micro batches of all ranks."""
     every = [gradient(micro, rank) for micro in range(MICRO_BATCHES) for rank in range(size)]
     return sum(every) / len(every)
 
@@ -64,7 +64,7 @@ def mean_gradients(rank: int, size: int, kinds: list[Kind]) -> dict[str, list[fl
 
 
 def _config(kind: Kind, size: int) -> dict[str, Any]:
-    """As the train stage makes it, but without clipping: the norm of these gradients is above 1."""
+    """The train stage's configuration without clipping, because the norm of these gradients is above 1."""
     job = train_config(
         deepspeed={"zeroStage": kind.stage, "offload": kind.offload},
         training={"maxGradNorm": 0.0},

@@ -1,4 +1,4 @@
-"""An uploader without a process: executes each order at once, against a store that the test has prepared."""
+"""An uploader without a process: executes each order immediately, with the store of the test."""
 
 from collections import deque
 
@@ -19,7 +19,7 @@ class InlineUploader:
         self._answers: deque[Answer] = deque()
 
     def prepare(self) -> None:
-        """It is always ready."""
+        """Do nothing: it is always ready."""
 
     def send(self, order: Order) -> None:
         try:
@@ -31,13 +31,13 @@ class InlineUploader:
         return self._answers.popleft() if self._answers else None
 
     def expedite(self) -> None:
-        """It always runs at full speed."""
+        """Do nothing: it always runs at full speed."""
 
     def raise_priority(self) -> None:
-        """It has no process."""
+        """Do nothing: it has no process."""
 
     def restore_priority(self) -> None:
-        """It has no process."""
+        """Do nothing: it has no process."""
 
     def close(self) -> None:
         self.snapshot.close()

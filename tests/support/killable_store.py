@@ -1,4 +1,4 @@
-"""An S3 server that a test can kill and restart with the same folder, same ports, same credentials."""
+"""An S3 server that a test can kill and restart with the same folder, ports and credentials."""
 
 import subprocess
 import time
@@ -26,7 +26,7 @@ class KillableStore:
 
     @property
     def pid(self) -> int:
-        """The running server's process."""
+        """Process id of the running server."""
         assert self._process is not None
         return self._process.pid
 

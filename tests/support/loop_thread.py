@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, for what has to go on while a test waits."""
+"""An event loop in a separate thread, for tasks that run while a test waits."""
 
 import asyncio
 import threading
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class LoopThread:
-    """A context manager; its tasks are cancelled at the end."""
+    """A context manager; its tasks are cancelled at exit."""
 
     def __enter__(self) -> "LoopThread":
         self._loop = asyncio.new_event_loop()
@@ -25,11 +25,11 @@ class LoopThread:
         return self
 
     def run(self, work: Coroutine[Any, Any, Result], *, within: float = 60.0) -> Result:
-        """Its result, or what it raises."""
+        """Run `work` and return its result or raise its exception."""
         return self.start(work).result(within)
 
     def start(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
-        """Let it go on beside the test."""
+        """Run `work` concurrently with the test."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def __exit__(
@@ -48,8 +48,8 @@ class LoopThread:
 
 
 @contextmanager
-def kubelet_beside(loop: LoopThread, admin: Path, namespace: str) -> Iterator[SimulatedKubelet]:
-    """A simulated kubelet of the namespace; what has ended it too soon is raised at the end."""
+def running_kubelet(loop: LoopThread, admin: Path, namespace: str) -> Iterator[SimulatedKubelet]:
+    """Run a simulated kubelet for the namespace. If it failed, its exception is raised at the end."""
     server = loop.run(ApiServer.connect(admin))
     kubelet = SimulatedKubelet(server, namespace)
     running = loop.start(kubelet.run())

@@ -1,4 +1,4 @@
-"""The administrator's view of one namespace, for tests that poll: an API call where kubectl would be a process."""
+"""Administrator access to one namespace for tests that poll: an API request instead of a kubectl process."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from loop_thread import LoopThread
 
 Manifest = dict[str, Any]
 _GROUPS = {"finetunejobs": API_VERSION, "jobs": "batch/v1"}
-"""All others are of the core."""
+"""API group of each plural; all others are in the core group."""
 
 
 class Objects:
@@ -33,7 +33,7 @@ class Objects:
         return found
 
     def names(self, plural: str, *starts: str) -> list[str]:
-        """Sorted; with starts: of those that begin so."""
+        """Sorted names; with `starts`, only those with one of these prefixes."""
         names = (item["metadata"]["name"] for item in self.items(plural))
         return sorted(name for name in names if not starts or name.startswith(starts))
 
@@ -46,13 +46,13 @@ class Objects:
             raise
 
     def create(self, plural: str, *manifests: Manifest) -> None:
-        async def all_at_once() -> None:
+        async def create_all() -> None:
             await asyncio.gather(*(self._server.request("POST", self._path(plural), one) for one in manifests))
 
-        self._loop.run(all_at_once())
+        self._loop.run(create_all())
 
     def annotate(self, plural: str, name: str, **annotations: str) -> None:
-        """Again where somebody else was faster."""
+        """Set annotations, with retries on conflicts."""
         while True:
             found = self.get(plural, name)
             assert found is not None
@@ -64,16 +64,16 @@ class Objects:
             return
 
     def write_status(self, plural: str, manifest: Manifest) -> None:
-        """Of the object that was read."""
+        """Write the status of the object that was read."""
         path = self._path(plural, manifest["metadata"]["name"])
         self._loop.run(self._server.request("PUT", f"{path}/status", manifest))
 
     def delete(self, plural: str, name: str) -> None:
-        """In the background, without waiting."""
+        """Delete in the background, without waiting."""
         path = self._path(plural, name)
         self._loop.run(self._server.request("DELETE", path, {"propagationPolicy": "Background"}))
 
-    def told(self, name: str) -> list[str]:
+    def event_reasons(self, name: str) -> list[str]:
         """Reasons of the Events on a FineTuneJob, sorted."""
         selector = f"involvedObject.name={name},involvedObject.kind=FineTuneJob"
         return sorted(event["reason"] for event in self.items("events", fieldSelector=selector))

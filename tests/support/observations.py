@@ -1,4 +1,4 @@
-"""What a pass sees of a job's children, for tests of the policies: one pod or stage, with what the test says of it."""
+"""Snapshots of a job's children for tests of the policies: one pod or stage, with the fields that the test sets."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from finetune_api.constants import Stage
 from finetune_operator.observed import ObservedPod, ObservedStage
 
 STAMP = "2026-01-01T12:00:00Z"
-"""When everything was created, and when what has ended did."""
+"""Creation time of everything, and end time of everything that has ended."""
 
 
 def make_pod(index: int = 0, exit_code: int | None = None, **fields: Any) -> ObservedPod:
-    """One that runs, or that has ended with `exit_code`."""
+    """A pod that is running, or that has ended with `exit_code`."""
     defaults: dict[str, Any] = {
         "name": f"pod-{index}",
         "index": index,
@@ -26,7 +26,7 @@ def make_pod(index: int = 0, exit_code: int | None = None, **fields: Any) -> Obs
 
 
 def make_stage(stage: Stage = Stage.TRAIN, attempt: int = 1, ended: str = "", **fields: Any) -> ObservedStage:
-    """One that runs; `ended` names the terminal condition of one that does not."""
+    """A stage that is running, or that has the terminal condition `ended`."""
     defaults: dict[str, Any] = {
         "stage": stage,
         "run": 1,

@@ -1,4 +1,4 @@
-"""The operator of a test: the real process, with the rights that an installation gives it and no others."""
+"""The operator of a test: the real process, with exactly the permissions of an installation."""
 
 import json
 import signal
@@ -18,11 +18,11 @@ from testcluster.existing import ExistingCluster
 
 CRD = "finetunejobs.finetune.dev"
 ACCOUNTS = "finetune-test-operator"
-"""Namespace of the operator's account."""
+"""Namespace of the operator's service account."""
 
 
 def install(control: ControlPlane | ExistingCluster) -> None:
-    """CRD, account and rights; as often as wanted."""
+    """Install CRD, service account and permissions. Can be repeated."""
     kubectl = control.kubectl
     kubectl("apply", "--server-side", "-f", str(ROOT / "manifests/crds/finetunejobs.yaml"))
     kubectl.until(f"crd/{CRD}", lambda found: condition(found, "Established") == "True", within=30)
@@ -33,7 +33,7 @@ def install(control: ControlPlane | ExistingCluster) -> None:
 
 
 class OperatorProcess:
-    """`python -m finetune_operator run`, which may be killed and started again. A context manager."""
+    """`python -m finetune_operator run`, which can be killed and restarted. A context manager."""
 
     def __init__(self, control: ControlPlane | ExistingCluster, folder: Path, *arguments: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ class OperatorProcess:
         self.port = 0
 
     def start(self, *, server: str | None = None) -> "OperatorProcess":
-        """`server`: another way to the API server, a proxy for example."""
+        """`server`: an alternative address of the API server, such as a proxy."""
         self.port = free_port()
         command = [sys.executable, "-m", "finetune_operator", "run", f"--kubeconfig={self._kubeconfig(server)}"]
         command += ["--host=127.0.0.1", f"--port={self.port}", *self.arguments]
@@ -62,9 +62,9 @@ class OperatorProcess:
         return path
 
     def ready(self) -> "OperatorProcess":
-        """When its watches are open."""
+        """Wait until its watches are open."""
         until(lambda: not self.is_running or self.get("/readyz")[0] == 200, within=90, what="the operator is ready")
-        assert self.is_running, self.said()
+        assert self.is_running, self.output()
         return self
 
     @property
@@ -78,11 +78,11 @@ class OperatorProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs."""
+        """None while it is running."""
         return None if self._process is None else self._process.poll()
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and text of an answer; (0, "") while there is none."""
+        """Return status and text of a response; (0, "") without a response."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 return int(answer.status), str(answer.read().decode())
@@ -91,15 +91,15 @@ class OperatorProcess:
         except OSError:
             return 0, ""
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self.log.read_text()[-4000:] if self.log.exists() else ""
 
     def kill(self) -> None:
-        """As a lost node would."""
+        """Kill it like a lost node."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> int:
-        """As a kubelet does; its exit status."""
+        """Stop it like a kubelet does; returns the exit status."""
         return self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> int:

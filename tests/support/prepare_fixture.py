@@ -1,4 +1,4 @@
-"""The prepare stage on files of a test."""
+"""Runs the prepare stage on files of a test."""
 
 import itertools
 from pathlib import Path
@@ -15,7 +15,7 @@ from finetune_trainer.store import ObjectStore
 
 
 class PrepareFixture:
-    """One bucket, its files, and prepare on them."""
+    """A bucket with files, and the prepare stage on them."""
 
     def __init__(self, store: ObjectStore, bucket: str, settings: StorageSettings, folder: Path) -> None:
         self.store = store
@@ -50,8 +50,10 @@ class PrepareFixture:
             batch=BatchPlan(global_size=8, micro_size=8, accumulation=1),
         )
 
-    def prepare(self, model: Path | str, data: dict[str, Any], *, apart: bool = False, **blocks: Any) -> Prepared:
-        """`apart`: as on a node of its own."""
+    def prepare(
+        self, model: Path | str, data: dict[str, Any], *, separate_node: bool = False, **blocks: Any
+    ) -> Prepared:
+        """`separate_node`: with its own cache, like on another node."""
         scratch = self.folder / f"scratch-{next(self.runs)}"
         runtime = RuntimeEnv(
             rank=0,
@@ -59,9 +61,9 @@ class PrepareFixture:
             local_rank=0,
             local_world_size=1,
             scratch=scratch,
-            cache=scratch / "cache" if apart else self.folder / "cache",
+            cache=scratch / "cache" if separate_node else self.folder / "cache",
         )
-        report = ProgressReporter(None, stage=Stage.PREPARE) if apart else self.report
+        report = ProgressReporter(None, stage=Stage.PREPARE) if separate_node else self.report
         return prepare(self.config(model, data, **blocks), self.store, runtime, report)
 
     def open(self, prepared: Prepared, split: str = "train") -> TokenDataset:

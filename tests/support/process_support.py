@@ -1,4 +1,4 @@
-"""Real trainer processes for tests: configurations, environments, supervisors, and waiting for what they do."""
+"""Real trainer processes for tests: configurations, environments, supervisors, and polling."""
 
 import ctypes
 import os
@@ -26,7 +26,7 @@ SPEC = {
 
 
 def base_environment() -> dict[str, str]:
-    """Ours, with the path that finds the packages and the ranks' functions."""
+    """Our environment, with a PYTHONPATH for the packages and the ranks' functions."""
     paths = (ROOT / "operator", ROOT / "trainer", SUPPORT)
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
 
@@ -49,19 +49,19 @@ def free_port() -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """False also for a zombie: that one holds nothing any more."""
+    """Whether the process is running; false for a zombie, which holds no resources."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # the latter where it goes between the open and the read
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it exits between open and read
         return False
 
 
-def drop_right_to_raise_priorities() -> None:
-    """Of this thread and what it starts, for good: CAP_SYS_NICE (capset(2), version 3; PR_CAPBSET_DROP)."""
+def drop_capability_to_raise_priorities() -> None:
+    """Drop CAP_SYS_NICE for this thread and its children (capset(2), version 3; PR_CAPBSET_DROP)."""
     capability, drop_from_bounding_set = 23, 24
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.prctl(drop_from_bounding_set, capability, 0, 0, 0) in (0, -1), "the latter without rights"
+    assert libc.prctl(drop_from_bounding_set, capability, 0, 0, 0) in (0, -1), "-1 without permission"
     assert libc.capget(header, data) == 0
     for index in range(3):
         data[index] &= ~(1 << capability)
@@ -69,18 +69,18 @@ def drop_right_to_raise_priorities() -> None:
 
 
 def until(condition: Callable[[], Any], *, within: float, what: str) -> Any:
-    """Poll, less often the longer it takes; the value of the condition as soon as it is true."""
+    """Poll, less often the longer it takes, and return the value of the condition as soon as it is true."""
     started = time.monotonic()
     while not (value := condition()):
         waited = time.monotonic() - started
-        assert waited < within, f"not within {within} s: {what}"
+        assert waited < within, f"timed out after {within} s: {what}"
         time.sleep(min(0.2, max(0.01, waited / 10)))
     return value
 
 
 @dataclass
 class Pod:
-    """A supervisor of its own process, as a container runtime would start it."""
+    """A supervisor in its own process, as a container runtime starts it."""
 
     process: subprocess.Popen[bytes]
     scratch: Path
@@ -98,7 +98,7 @@ class Pod:
             found = [line.split("waiting ")[1].split() for line in self.lines() if "waiting " in line]
             return [int(pid) for pids in found for pid in pids] if len(found) == ranks else None
 
-        self.pids = until(read, within=60, what=f"{ranks} ranks that wait")
+        self.pids = until(read, within=60, what=f"{ranks} waiting ranks")
         return self.pids
 
     def wait(self, within: float = 60) -> int:

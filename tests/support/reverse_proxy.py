@@ -1,4 +1,4 @@
-"""A reverse proxy on a thread of its own; what becomes of a request is said by those who extend it."""
+"""A reverse proxy in a separate thread; subclasses define how requests are handled."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -12,7 +12,7 @@ from process_support import free_port
 
 
 class ReverseProxy(ABC):
-    """A context manager; `port` is that of 127.0.0.1 on which it listens."""
+    """A context manager; it listens on `port` of 127.0.0.1."""
 
     def __enter__(self) -> Self:
         self.port = free_port()
@@ -28,14 +28,14 @@ class ReverseProxy(ABC):
 
     @abstractmethod
     def client(self) -> aiohttp.ClientSession:
-        """Towards the server; made on the proxy's own loop."""
+        """Client for the server; created in the proxy's event loop."""
 
     @abstractmethod
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request."""
+        """Respond to one request."""
 
     async def listen(self) -> None:
-        """Begin, or begin again, at the same port."""
+        """Listen, or listen again, on the same port."""
         self.session = self.client()
         application = web.Application(client_max_size=2**30)
         application.router.add_route("*", "/{path:.*}", self.handle)
@@ -44,13 +44,13 @@ class ReverseProxy(ABC):
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
 
     async def leave(self) -> None:
-        """Nobody listens any more; open connections are lost."""
+        """Stop listening and close open connections."""
         await self._runner.cleanup()
         await self.session.close()
 
 
 def cut(request: web.Request) -> web.Response:
-    """As a lost connection: no answer, no farewell."""
+    """Close the connection without a response."""
     if request.transport is not None:
         request.transport.abort()
     return web.Response()

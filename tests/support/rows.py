@@ -17,7 +17,7 @@ def classified(rows: int = 60) -> list[dict[str, Any]]:
 
 
 def tagged(rows: int = 60) -> list[dict[str, Any]]:
-    """Sentences with names of people and places: a capital letter tells them apart from other words."""
+    """Sentences with names of people and places, which are the capitalized words."""
     draw = random.Random(3)
     made: list[dict[str, Any]] = []
     for _ in range(rows):
@@ -45,7 +45,7 @@ def jsonl(rows: list[Any]) -> bytes:
 
 
 def colours(count: int = 160) -> bytes:
-    """Rows whose label is the colour that they name: learnt within a few steps."""
+    """Rows whose label is the colour that they mention: learned within a few steps."""
     draw = random.Random(1)
     words = ["the", "a", "big", "small", "house", "car", "is", "was", "very"]
     rows = []

@@ -1,6 +1,6 @@
-"""What an API server's structural schema says about a value, without an API server: types, bounds and unknown fields.
+"""Checks a value against a structural schema like an API server: types, bounds and unknown fields.
 
-CEL rules are left out. Follows `kubectl apply --validate=strict`.
+CEL rules are ignored. Follows `kubectl apply --validate=strict`.
 """
 
 import re
@@ -19,18 +19,18 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def objections(schema: Schema, value: Any, path: str = "") -> Iterator[str]:
-    """Everything that is wrong with a value, as `path: why`."""
+def schema_errors(schema: Schema, value: Any, path: str = "") -> Iterator[str]:
+    """Yield all errors of a value, as `path: reason`."""
     kind = schema.get("type")
     if kind is not None and (not isinstance(value, _TYPES[kind]) or (kind != "boolean" and isinstance(value, bool))):
-        yield f"{path}: is no {kind}"
+        yield f"{path}: must be {kind}"
         return
     yield from (f"{path}: {why}" for why in _bounds(schema, value))
     if isinstance(value, dict):
         yield from _of_object(schema, value, path)
     if isinstance(value, list):
         for index, entry in enumerate(value):
-            yield from objections(schema.get("items", {}), entry, f"{path}[{index}]")
+            yield from schema_errors(schema.get("items", {}), entry, f"{path}[{index}]")
 
 
 def _of_object(schema: Schema, value: dict[str, Any], path: str) -> Iterator[str]:
@@ -40,16 +40,16 @@ def _of_object(schema: Schema, value: dict[str, Any], path: str) -> Iterator[str
     for name, child in value.items():
         inner = known.get(name, others)
         if inner is not None:
-            yield from objections(inner, child, f"{path}.{name}")
+            yield from schema_errors(inner, child, f"{path}.{name}")
         elif not schema.get("x-kubernetes-preserve-unknown-fields"):
             yield f"{path}.{name}: is unknown"
 
 
 def _bounds(schema: Schema, value: Any) -> Iterator[str]:
     if "enum" in schema and value not in schema["enum"]:
-        yield "is not one of the words"
+        yield "must be one of the enum values"
     if any(type(value) is type(one) and value == one for one in schema.get("not", {}).get("enum", ())):
-        yield "is one of the values that may not be"
+        yield "must not be one of these values"
     if isinstance(value, str):
         if re.search(schema.get("pattern", ""), value) is None:
             yield "does not match"

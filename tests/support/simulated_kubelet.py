@@ -1,7 +1,8 @@
-"""A kubelet that runs nothing: it places pods on a node that is only an object, and ends them as a test says.
+"""A kubelet that runs nothing: it binds pods to a node that exists only as an object, and ends them as a test
+specifies.
 
-API server, Job controller and scheduler around it are the real ones. What it answers for a pod is what a real kubelet
-answers: phase, container state, exit code, termination message, and after a deletion an end within the grace period.
+API server, Job controller and scheduler are real. It reports the same as a real kubelet: phase, container state, exit
+code, termination message, and after a deletion an end within the grace period.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from finetune_operator.errors import ApiError
 
 NODE = "simulated"
 LABEL = "finetune.test/simulated"
-"""Of the node: real pods are kept away by it as a taint, pods of a simulated kubelet's namespace are kept there."""
+"""Label and taint of the node: the taint keeps real pods away, the label keeps the pods of its namespaces on it."""
 _LOOK_SECONDS = 0.2
 _LEASE_SECONDS = 2.0
 
@@ -30,53 +31,53 @@ Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class End:
+class PodEnd:
     """How a pod ends."""
 
     code: int = 0
     after: float = 0.0
-    """Seconds after it has started; infinite: only when it is told to."""
+    """Seconds after its start; infinite: only when it is terminated."""
     message: str | None = None
-    """Termination message; None: what a trainer leaves that has done its work."""
+    """Termination message; None: the message of a trainer that has completed its stage."""
     disrupted: bool = False
 
 
-FOREVER = End(after=float("inf"))
-Script = Callable[[Stage, int, int], End]
-"""(stage, attempt, index of the pod) -> its end."""
-Room = Callable[[Stage, int, int], bool]
-"""(stage, attempt, index of the pod) -> whether there is a node for it."""
+FOREVER = PodEnd(after=float("inf"))
+Script = Callable[[Stage, int, int], PodEnd]
+"""(stage, attempt, pod index) -> how the pod ends."""
+Capacity = Callable[[Stage, int, int], bool]
+"""(stage, attempt, pod index) -> whether a node has capacity for the pod."""
 
 
-def done(_stage: Stage, _attempt: int, _index: int) -> End:
-    """Everything goes well."""
-    return End()
+def succeed(_stage: Stage, _attempt: int, _index: int) -> PodEnd:
+    """Succeed immediately."""
+    return PodEnd()
 
 
 @dataclass
 class SimulatedKubelet:
-    """Looks after the pods of one namespace until it is told to stop.
+    """Manages the pods of one namespace until it is stopped.
 
-    Not cancelled: a TLS connection that is cut in the middle of a call outlives the event loop.
+    It must not be cancelled: a TLS connection that is closed during a request outlives the event loop.
     """
 
     server: ApiServer
     namespace: str
     scripts: dict[str, Script] = field(default_factory=dict)
-    """By name of the FineTuneJob; others get `done`."""
-    rooms: dict[str, Room] = field(default_factory=dict)
-    """By name of the FineTuneJob; there is room for all pods of others."""
+    """By name of the FineTuneJob; `succeed` for others."""
+    capacity: dict[str, Capacity] = field(default_factory=dict)
+    """By name of the FineTuneJob; there is capacity for all pods of others."""
     stopped_code: int = 75
     stop_seconds: float = 0.0
-    """How long a pod goes on after it was told to end: it saves."""
+    """How long a pod runs after SIGTERM, to save its state."""
     started: dict[str, float] = field(default_factory=dict)
-    told: dict[str, float] = field(default_factory=dict)
-    """When pods were told to end."""
+    reported: dict[str, float] = field(default_factory=dict)
+    """Time of SIGTERM, by UID of the pod."""
     dead: bool = False
-    """True: the node does not answer any more, and its pods stay as they are."""
+    """True: the node does not respond, and its pods keep their state."""
     stopping: bool = False
     stuck: str = ""
-    """What it says of pods that it cannot start; empty: it starts them."""
+    """Message for pods that it cannot start; empty: it starts them."""
 
     async def run(self) -> None:
         await self._claim_namespace()
@@ -88,14 +89,14 @@ class SimulatedKubelet:
                     leased = loop.time()
                     await self._lease()
                 pods = await self.server.request("GET", f"/api/v1/namespaces/{self.namespace}/pods")
-                await asyncio.gather(*(self._look_after(pod) for pod in pods["items"]))
+                await asyncio.gather(*(self._sync(pod) for pod in pods["items"]))
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _look_after(self, pod: Manifest) -> None:
+    async def _sync(self, pod: Manifest) -> None:
         try:
             await self._step(pod)
         except ApiError as error:
-            # Forbidden: nothing is made any more in a namespace that is being deleted, not even a binding.
+            # Forbidden: nothing can be created in a namespace that is being deleted, not even a binding.
             is_ending = error.status == HTTPStatus.FORBIDDEN and "being terminated" in str(error)
             if not is_ending and error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
                 raise
@@ -105,34 +106,34 @@ class SimulatedKubelet:
         end = self._end(pod)
         now = asyncio.get_running_loop().time()
         if "deletionTimestamp" in pod["metadata"]:
-            if phase == "Running" and now < self.told.setdefault(uid, now) + self.stop_seconds:
+            if phase == "Running" and now < self.reported.setdefault(uid, now) + self.stop_seconds:
                 return
             if phase in {"Pending", "Running"}:
                 await self._patch(pod, "Failed", self.stopped_code, "")
             await self.server.request("DELETE", _path(pod), {"gracePeriodSeconds": 0})
         elif phase == "Pending" and not pod["spec"].get("nodeName"):
-            if not self._has_room(pod):
+            if not self._has_capacity(pod):
                 return
             binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod["metadata"]["name"]}}
             target = {"target": {"apiVersion": "v1", "kind": "Node", "name": NODE}}
             await self.server.request("POST", f"{_path(pod)}/binding", binding | target)
         elif phase == "Pending" and self.stuck:
-            await self._complain(pod)
+            await self._report_mount_failure(pod)
         elif phase == "Pending":
             self.started[uid] = now
             await self._patch(pod, "Running", None, "")
         elif phase == "Running" and now >= self.started.setdefault(uid, now) + end.after:
             if end.disrupted:
                 await self._disrupt(pod)
-            message = last_word(pod, end) if end.message is None else end.message
+            message = termination_message_of(pod, end) if end.message is None else end.message
             await self._patch(pod, "Failed" if end.code else "Succeeded", end.code, message)
 
-    def _end(self, pod: Manifest) -> End:
-        return self.scripts.get(pod["metadata"]["labels"][constants.LABEL_JOB], done)(*_place(pod))
+    def _end(self, pod: Manifest) -> PodEnd:
+        return self.scripts.get(pod["metadata"]["labels"][constants.LABEL_JOB], succeed)(*_place(pod))
 
-    def _has_room(self, pod: Manifest) -> bool:
-        room = self.rooms.get(pod["metadata"]["labels"][constants.LABEL_JOB])
-        return room is None or room(*_place(pod))
+    def _has_capacity(self, pod: Manifest) -> bool:
+        capacity = self.capacity.get(pod["metadata"]["labels"][constants.LABEL_JOB])
+        return capacity is None or capacity(*_place(pod))
 
     async def _patch(self, pod: Manifest, phase: str, code: int | None, message: str) -> None:
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -151,8 +152,8 @@ class SimulatedKubelet:
         status = {"phase": phase, "containerStatuses": [container], "conditions": [ready], "startTime": stamp}
         await self.server.request("PATCH", f"{_path(pod)}/status", {"status": status})
 
-    async def _complain(self, pod: Manifest) -> None:
-        """Once for each pod; and whenever the scheduler's word that it has no place comes after it was given one."""
+    async def _report_mount_failure(self, pod: Manifest) -> None:
+        """Report once per pod, and correct a PodScheduled condition that the scheduler wrote after the binding."""
         conditions = pod["status"].get("conditions", ())
         if any((entry["type"], entry["status"]) == ("PodScheduled", "False") for entry in conditions):
             placed = {"type": "PodScheduled", "status": "True"}
@@ -172,20 +173,25 @@ class SimulatedKubelet:
         await self.server.request("POST", f"/api/v1/namespaces/{self.namespace}/events", event)
 
     async def _disrupt(self, pod: Manifest) -> None:
-        told = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "evicted"}
-        # Without a time it would be taken for an old one, and taken back, by the controller for such conditions.
-        told["lastTransitionTime"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        await self.server.request("PATCH", f"{_path(pod)}/status", {"status": {"conditions": [told]}})
+        reported = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "EvictionByEvictionAPI",
+            "message": "evicted",
+        }
+        # Without a time, the disruption controller would consider the condition outdated and remove it.
+        reported["lastTransitionTime"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        await self.server.request("PATCH", f"{_path(pod)}/status", {"status": {"conditions": [reported]}})
 
     async def _claim_namespace(self) -> None:
-        """Its pods are not for the real nodes that earlier tests may have started."""
+        """Keep its pods off the real nodes that earlier tests may have started."""
         selector = {"scheduler.alpha.kubernetes.io/node-selector": f"{LABEL}=true"}
         await self.server.request(
             "PATCH", f"/api/v1/namespaces/{self.namespace}", {"metadata": {"annotations": selector}}
         )
 
     async def _make_node(self) -> None:
-        # The scheduler places nothing there: the node is there for longer than anybody looks after it.
+        # The scheduler places no other pods there, because the node remains after its kubelet has stopped.
         spec = {"taints": [{"key": LABEL, "value": "true", "effect": "NoSchedule"}]}
         metadata = {"name": NODE, "labels": {LABEL: "true"}}
         node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec}
@@ -199,7 +205,7 @@ class SimulatedKubelet:
         await self.server.request("PATCH", f"/api/v1/nodes/{NODE}/status", {"status": status})
 
     async def _lease(self) -> None:
-        """The heartbeat without which the node controller takes the node for lost."""
+        """Send the heartbeat, without which the node controller considers the node lost."""
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
         spec = {"holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": stamp}
@@ -226,8 +232,8 @@ def _path(pod: Manifest) -> str:
     return f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
 
 
-def last_word(pod: Manifest, end: End) -> str:
-    """What a trainer leaves: its stage's result, or nothing but its exit code."""
+def termination_message_of(pod: Manifest, end: PodEnd) -> str:
+    """The message of a trainer: the result of its stage, or only its exit code."""
     stage = Stage(pod["metadata"]["labels"][constants.LABEL_STAGE])
     if end.code:
         return TerminationMessage(stage=stage, exit_code=end.code, error=f"exit {end.code}", rank=0).encode()

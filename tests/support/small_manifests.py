@@ -1,4 +1,4 @@
-"""A manifest, and what the run that it belongs to is of."""
+"""A manifest, and the lineage of its run."""
 
 from finetune_trainer.checkpoint.format.compatibility import Lineage
 from finetune_trainer.checkpoint.format.manifest import Manifest, PartRef

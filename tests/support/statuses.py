@@ -1,4 +1,4 @@
-"""Jobs in the middle and at the end of their life, as displays see them."""
+"""Running and finished jobs, as displays see them."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ START = "2026-01-01T12:00:00Z"
 
 
 def attempt(stage: str, number: int = 1, **fields: Any) -> dict[str, Any]:
-    """An attempt that began at START."""
+    """An attempt that started at START."""
     return {
         "stage": stage,
         "number": number,
@@ -115,7 +115,7 @@ SUSPENDED = merged(TRAINING, {"phase": "Suspended"})
 
 
 def make_status(**fields: Any) -> Status:
-    """A status from Python names: those of the run's fields go into the run. `run` is its number."""
+    """Return a status from Python names; fields of the run go into the run. `run` is its number."""
     run = {name: fields.pop(name) for name in RunStatus.model_fields if name in fields}
     if "run" in fields:
         run["number"] = fields.pop("run")
@@ -130,7 +130,7 @@ def job_with(status: dict[str, Any], name: str = "topics") -> FineTuneJob:
 
 
 def live(**fields: Any) -> Progress:
-    """What rank 0 answers in the middle of the training."""
+    """Progress of rank 0 during training."""
     checkpoint = CommittedCheckpoint(step=180, uri="s3://b/c.json", time="2026-01-01T12:00:50Z", save_seconds=0.4)
     known: dict[str, Any] = {
         "stage": Stage.TRAIN,

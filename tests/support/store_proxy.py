@@ -1,4 +1,5 @@
-"""A reverse proxy before the real S3 server: counts requests, and treats conditional writes as other servers do."""
+"""A reverse proxy in front of the real S3 server: counts requests, and handles conditional writes like other
+servers."""
 
 import asyncio
 import time
@@ -22,26 +23,26 @@ from killable_store import KillableStore
 from reverse_proxy import ReverseProxy
 
 _OWN = frozenset({"connection", "transfer-encoding", "content-length", "keep-alive", "expect"})
-"""Headers that speak of one connection. Not `Host`: it is part of the signature."""
+"""Hop-by-hop headers. Not `Host`: it is part of the signature."""
 _NOT_IMPLEMENTED = """<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>NotImplemented</Code><Message>A header implies functionality that is not implemented</Message></Error>"""
 
 
 class Conditions(Enum):
-    """What becomes of `If-None-Match` at a put."""
+    """How puts with `If-None-Match` are handled."""
 
     HONOURED = "honoured"
     IGNORED = "ignored"
-    """The object is written whatever there is."""
+    """The object is always written."""
     REFUSED = "refused"
     """501 NotImplemented."""
     REFUSED_AS_BAD = "refused as bad"
-    """The same with 400."""
+    """400 with the same code."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request, as its client has made it."""
+    """A request as sent by the client."""
 
     method: str
     path: str
@@ -51,20 +52,20 @@ class Request:
 
 @dataclass
 class StoreProxy(ReverseProxy):
-    """Between clients and a server. A context manager."""
+    """A context manager between clients and a server."""
 
     server: EmbeddedStore | KillableStore
     conditions: Conditions = Conditions.HONOURED
     deletes_many: bool = True
-    """Whether the request that removes many objects is known."""
+    """Whether DeleteObjects is supported."""
     path: str = ""
-    """In front of the buckets, such as `/storage/v1/s3`; requests without it are not found."""
+    """Path prefix of the buckets, such as `/storage/v1/s3`; requests without it get 404."""
     requests: list[Request] = field(default_factory=list)
-    """All so far, in order."""
+    """All requests so far, in order."""
 
     def __enter__(self) -> Self:
         access = self.server.access
-        # Not the default session: it would remember the environment of the first test.
+        # Not the default session, which would keep the environment of the first test.
         self._plain = boto3.session.Session().client(
             "s3",
             endpoint_url=access.endpoint,
@@ -76,11 +77,11 @@ class StoreProxy(ReverseProxy):
         return super().__enter__()
 
     def settings(self) -> StorageSettings:
-        """How the trainer reaches it; with the server's own credentials."""
+        """Settings for the trainer, with the server's own credentials."""
         return StorageSettings(endpoint=f"http://127.0.0.1:{self.port}{self.path}", path_style=True)
 
     def count(self, method: str, part: str = "", *, since: float = 0.0) -> int:
-        """Requests whose path holds `part`; `since` is a moment of `time.monotonic`."""
+        """Number of requests whose path contains `part`; `since` is a time of `time.monotonic`."""
         return sum(one.method == method and part in one.path for one in list(self.requests) if one.at >= since)
 
     def client(self) -> aiohttp.ClientSession:
@@ -99,7 +100,7 @@ class StoreProxy(ReverseProxy):
         return await self._passed_on(request, body)
 
     async def _below_the_path(self, request: web.Request, body: bytes) -> web.Response:
-        """The path is signed, so what the server gets is signed anew."""
+        """Forward the request without the prefix; the path is signed, so the request is signed again."""
         if not request.raw_path.startswith(self.path + "/"):
             return web.Response(status=404)
         access = self.server.access
@@ -112,7 +113,7 @@ class StoreProxy(ReverseProxy):
             return web.Response(status=answer.status, body=await answer.read(), headers=passed)
 
     async def _unconditional(self, path: str, body: bytes) -> web.Response:
-        """The header is signed, so a request without it is one of our own."""
+        """Send the request without the header; the header is signed, so this is a new request."""
         if self.conditions is not Conditions.IGNORED:
             status = 400 if self.conditions is Conditions.REFUSED_AS_BAD else 501
             return web.Response(status=status, text=_NOT_IMPLEMENTED, content_type="application/xml")

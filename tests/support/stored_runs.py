@@ -1,4 +1,5 @@
-"""Checkpoints in a real store without a training: what uploaders write, of values that a test can work out."""
+"""Checkpoints in a real store without training: the objects that uploaders write, with values that tests can
+compute."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,20 +20,20 @@ from finetune_trainer.store import ObjectStore
 FloatArray = npt.NDArray[np.float32]
 
 OLD = datetime.now(UTC) - timedelta(days=300, hours=12, minutes=30)
-"""Of step 0. The age of all is told as `300 d 12 h`, whatever the hour."""
+"""Time of step 0. The age of all checkpoints is displayed as `300 d 12 h`, at any hour."""
 
 SHAPES = {"embedding": (6, 40), "head": (40,), "scale": ()}
-"""Name -> shape. The embedding never changes; so its blobs are shared by all checkpoints."""
+"""Name -> shape. The embedding never changes, so all checkpoints share its blobs."""
 
 
 def value_of(name: str, step: int) -> FloatArray:
-    """The whole parameter after a step."""
+    """The complete parameter after a step."""
     base = 1000.0 * list(SHAPES).index(name) + (0 if name == "embedding" else step)
     return (base + np.arange(int(np.prod(SHAPES[name])), dtype=np.float32) / 7).reshape(SHAPES[name])
 
 
 def layout_of(rank: int, size: int) -> Layout:
-    """Every rank has a share of each parameter; a scalar is the last rank's."""
+    """Every rank has a share of each parameter; a scalar belongs to the last rank."""
     fragments = []
     for name, shape in SHAPES.items():
         total = int(np.prod(shape))
@@ -50,7 +51,7 @@ def arrays_of(layout: Layout, step: int) -> FloatArray:
 
 @dataclass
 class StoredRun:
-    """Saves of a run's attempts, one after the other."""
+    """Consecutive saves of a run's attempts."""
 
     store: ObjectStore
     uri: str
@@ -62,11 +63,11 @@ class StoredRun:
 
     @property
     def storage(self) -> RunStorage:
-        """As the attempt sees it, with nothing known yet."""
+        """The storage as the attempt sees it, without any state."""
         return RunStorage.of(self.store, self.uri, attempt=self.attempt)
 
     def store_parts(self, step: int, *, values: int | None = None) -> list[StoredPart]:
-        """All that a save stores before its manifest; `values`: the step whose parameters it has, if another one's."""
+        """Store everything that precedes the manifest; `values`: the step whose parameters are used, if different."""
         return [self._store_part(step, rank, step if values is None else values) for rank in range(self.size)]
 
     def _store_part(self, step: int, rank: int, values: int) -> StoredPart:
@@ -86,11 +87,11 @@ class StoredRun:
         return uploader.execute_upload(self.storage, order, memoryview(arrays + steps_seen), Pace())
 
     def save(self, step: int, *, best: int | None = None, **figures: float) -> Manifest:
-        """A committed checkpoint; `best` is the best step so far."""
+        """Store a committed checkpoint; `best` is the best step so far."""
         return self.commit(step, self.store_parts(step), best=best, **figures)
 
     def commit(self, step: int, parts: list[StoredPart], *, best: int | None = None, **figures: float) -> Manifest:
-        """The manifest of a save whose parts are stored."""
+        """Write the manifest of a save whose parts are stored."""
         manifest = Manifest(
             step=step,
             attempt=self.attempt,
@@ -113,22 +114,22 @@ class StoredRun:
         return manifest
 
     def claim(self, attempt: int) -> None:
-        """The saves from here on are of this attempt."""
+        """Make the following saves belong to this attempt."""
         self.attempt = attempt
         self.storage.claims.claim(world_size=self.size)
 
-    # What is there
+    # State of the storage
 
     def names(self) -> list[str]:
-        """Of the manifests, the one to restore first in front."""
+        """Names of the manifests, in the order in which a restore tries them."""
         return list(self.storage.catalogue.listing().names)
 
     def blobs(self) -> set[str]:
-        """Digests."""
+        """Digests of all blobs."""
         return set(self.storage.blobs.sizes())
 
     def blobs_of(self, *manifests: Manifest) -> set[str]:
-        """All that these name."""
+        """Digests of all blobs that these checkpoints refer to."""
         named: set[str] = set()
         for manifest in manifests:
             loader = Loader(self.storage.blobs, manifest)
@@ -145,7 +146,7 @@ class StoredRun:
         return f"{self.uri}/checkpoints/blobs/{digest}"
 
     def restorable(self) -> Iterator[str]:
-        """Names of the checkpoints of which every byte is there and right."""
+        """Names of the checkpoints whose bytes are complete and correct."""
         for name in self.names():
             manifest = self.storage.catalogue.read(name)
             loader = Loader(self.storage.blobs, manifest)

@@ -1,4 +1,4 @@
-"""An operator that is looked after as a kubelet does: started again when it has ended, or when its probe fails."""
+"""An operator that is supervised like by a kubelet: restarted when it exits, or when its probe fails."""
 
 import time
 from collections.abc import Callable
@@ -9,25 +9,25 @@ from operator_process import OperatorProcess
 _FAILED_PROBES = 3
 
 
-class Supervised:
-    """Watches over one operator; `until` is how a test waits."""
+class SupervisedOperator:
+    """Supervises one operator; tests wait with `until`."""
 
     def __init__(self, operator: OperatorProcess, server: str) -> None:
         self.operator, self._server = operator, server
         self.ended: list[int] = []
-        """Exit statuses of operators that ended by themselves."""
-        self.found_ill: list[str] = []
-        """What the probe said of operators that were ended for it."""
+        """Exit statuses of operators that exited by themselves."""
+        self.failed_probes: list[str] = []
+        """Probe results for which operators were killed."""
         self.shown: Callable[[], object] = lambda: ""
-        """What a failure shows beside the operator's own words."""
+        """Additional output for failures."""
         self._failures = 0
         self._next_probe = 0.0
 
     def until(self, condition: Callable[[], Any], *, within: float, what: str) -> Any:
-        """Poll the condition, and meanwhile look after the operator."""
+        """Poll the condition, and supervise the operator while waiting."""
         deadline = time.monotonic() + within
         while not (value := condition()):
-            assert time.monotonic() < deadline, f"not within {within} s: {what}\n{self._report()}"
+            assert time.monotonic() < deadline, f"timed out after {within} s: {what}\n{self._report()}"
             self._look()
             time.sleep(0.5)
         return value
@@ -36,7 +36,7 @@ class Supervised:
         status = self.operator.exit_status
         if status is not None:
             self.ended.append(status)
-            assert status != 0, f"it ended as if all were well:\n{self.operator.said()}"
+            assert status != 0, f"the operator exited with status 0:\n{self.operator.log_text()}"
             self._start()
         elif time.monotonic() >= self._next_probe:
             self._probe()
@@ -46,7 +46,7 @@ class Supervised:
         status, text = self.operator.get("/healthz")
         self._failures = self._failures + 1 if status == 500 else 0
         if self._failures >= _FAILED_PROBES:
-            self.found_ill.append(text)
+            self.failed_probes.append(text)
             self.operator.stop()
             self._start()
 
@@ -56,6 +56,5 @@ class Supervised:
 
     def _report(self) -> str:
         health = self.operator.get("/healthz")
-        return (
-            f"health {health}, ended {self.ended}, found ill {self.found_ill}\n{self.shown()}\n{self.operator.said()}"
-        )
+        state = f"health {health}, ended {self.ended}, failed probes {self.failed_probes}"
+        return f"{state}\n{self.shown()}\n{self.operator.log_text()}"

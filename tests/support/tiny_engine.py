@@ -1,6 +1,6 @@
 """Real DeepSpeed engines on a tiny Llama, and what ranks do with them in the checkpoint tests.
 
-Torch and its friends are imported by the ranks alone.
+Only the ranks import torch and the libraries that depend on it.
 """
 
 from dataclasses import dataclass
@@ -63,9 +63,9 @@ def make_store(settings: Any) -> ObjectStore:
 
 
 def make_manager(settings: Any, folder: str, rank: int, size: int, **options: Any) -> Any:
-    """A manager with an uploader of its own; with `store`, one whose uploads go through that very store.
+    """A manager with its own uploader; with `store`, its uploads use that store.
 
-    `checkpoint` is the block of the spec, `client` a kind of InlineUploader.
+    `checkpoint` is the block of the spec, `client` a subclass of InlineUploader.
     """
     from finetune_trainer.checkpoint.manager import CheckpointManager
     from finetune_trainer.checkpoint.stored.run_storage import RunStorage
@@ -120,7 +120,7 @@ def make_model(case: Case) -> Any:
 
 
 def make_engine(case: Case, size: int, *, disturb: bool) -> tuple[Any, Any]:
-    """An engine and its scheduler. `disturb` changes what is trained, so that only a restore can make it right."""
+    """An engine and its scheduler. `disturb` changes trained values, so that only a restore can correct them."""
     import deepspeed
     import torch
 
@@ -153,10 +153,10 @@ def make_engine(case: Case, size: int, *, disturb: bool) -> tuple[Any, Any]:
 
 
 def precision_of(case: Case) -> dict[str, Any]:
-    """As a training has it. The loss scale of Float16 begins too high and grows soon: it changes all the time."""
+    """As in training. The loss scale of Float16 starts too high and grows soon, so it changes often."""
     dtype = Dtype.BFLOAT16 if case.bf16 else Dtype.FLOAT16 if case.fp16 else Dtype.FLOAT32
     made = precision(dtype)
-    if case.stage == 0:  # which a training has in Float32 only
+    if case.stage == 0:  # training supports it only in Float32
         made.pop("data_types", None)
     if case.fp16:
         made["fp16"] = {"enabled": True, "initial_scale_power": 22, "loss_scale_window": 1, "hysteresis": 2}
@@ -199,7 +199,7 @@ def seed_ranks(rank: int) -> None:
 
 
 def uninterrupted(rank: int, size: int, cases: list[Case], settings: Any, folder: str) -> dict[str, Any]:
-    """Train to the end, and save once on the way, during the steps that follow."""
+    """Train to the end, with one save in between that is uploaded during the following steps."""
     from finetune_trainer.checkpoint.async_saver import TrainingState
 
     results = {}
@@ -233,7 +233,7 @@ def claim_and_restore(manager: Any, engine: Any, scheduler: Any) -> Any:
 def resumed(
     rank: int, size: int, pairs: list[tuple[Case, Case]], settings: Any, folder: str, first_attempt: int = 2
 ) -> dict[str, Any]:
-    """In fresh processes and with other initial values: restore, and train the rest."""
+    """In new processes and with other initial values: restore, and train the remaining steps."""
     results = {}
     for attempt, (source, case) in enumerate(pairs, start=first_attempt):
         engine, scheduler = make_engine(case, size, disturb=True)

@@ -1,4 +1,4 @@
-"""Tokenizers and models small enough to be made within a test."""
+"""Tokenizers and models that are small enough to be created within a test."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ CALLS_TOOLS = (
     "{{ '<tool_call>' + call.function.name + ' ' + (call.function.arguments | tojson) + '</tool_call>' }}{% endfor %}"
     "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""ChatML with the tool calls of an assistant turn written behind its text."""
+"""ChatML with the tool calls of an assistant turn after its text."""
 CHATML = (
     "{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -56,14 +56,14 @@ DROPS_REASONING = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Earlier answers are rendered otherwise than the last one: no prefix of a conversation is a prefix of the whole."""
+"""Renders earlier answers differently from the last one, so no prefix of a conversation is a prefix of the whole."""
 SMOLLM2 = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
     "<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Writes a system message of its own where the conversation has none."""
+"""Adds its own system message if the conversation has none."""
 LLAMA31 = (
     "{{ bos_token }}{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
     "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}"
@@ -107,7 +107,7 @@ QWEN3 = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-"""Writes the reasoning of the answers behind the last question only."""
+"""Writes the reasoning only of the answers after the last question."""
 REASONS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n"
@@ -119,9 +119,9 @@ USER_AND_ASSISTANT = (
     "{% elif m.role == 'assistant' %}<|im_start|>assistant\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Leaves out the messages of every other role."""
+"""Omits the messages of all other roles."""
 SHOUTS = "{% for message in messages %}{{ loop.length }}{{ message['content'] | upper }}\n{% endfor %}"
-"""Renders contents so that they cannot be found again."""
+"""Renders contents so that they cannot be located."""
 
 SPECIAL_TOKENS = [
     "<pad>",
@@ -169,7 +169,7 @@ def tiny_tokenizer(chat_template: str | None = None, *, eos: str = "</s>", adds_
 
 
 def _save_same_weights(make: Callable[[], Any], folder: Path, seed: int = 0) -> None:
-    """Random weights, but the same ones each time: what a test learns does not depend on luck."""
+    """Random weights from a seed, so that results do not vary."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -200,7 +200,7 @@ def save_tiny_llama(folder: Path, chat_template: str | None = None) -> Path:
 
 
 def save_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
-    """A random encoder of about 40 k parameters, in Hugging Face layout; another `seed`, another model."""
+    """A random encoder of about 40 k parameters, in Hugging Face layout; other seeds give other models."""
     from transformers import BertConfig, BertModel
 
     tokenizer = tiny_tokenizer()
@@ -221,7 +221,7 @@ def save_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
 def save_tiny(family: str, folder: Path) -> Path:
     """A random model of one architecture family, in Hugging Face layout: encoders without a head, decoders with one.
 
-    `llama` has an output matrix of its own, `llama-tied`, `gpt2` and `gemma` share it with the embeddings.
+    `llama` has its own output matrix; `llama-tied`, `gpt2` and `gemma` share it with the embeddings.
     """
     import transformers
 

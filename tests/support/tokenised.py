@@ -1,4 +1,4 @@
-"""Rows of encoded examples, one by one, with what was lost on the way."""
+"""Rows of encoded examples, one by one, and counts of what was truncated or dropped."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ Row = tuple[NDArray[np.int32], str | NDArray[np.bool_]]
 
 @dataclass
 class Tokenised:
-    """Sums over all examples."""
+    """Totals over all examples."""
 
     truncated: int = 0
     documents: int = 0
@@ -28,7 +28,7 @@ class Tokenised:
 
 
 def tokenised(examples: list[Example], tokenizer: Any, task: Task, *, max_length: int) -> tuple[list[Row], Tokenised]:
-    """As the step `encode` makes them."""
+    """Rows as the step `encode` makes them."""
     rows: list[Row] = []
     counts = Tokenised()
     for batch in batches(examples):

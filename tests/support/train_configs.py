@@ -1,4 +1,4 @@
-"""Resolved configurations of the train stage, with one thing changed."""
+"""Resolved configurations of the train stage, with individual changes."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ _SPEC: dict[str, Any] = {
 def train_config(
     *, gpus: bool = False, micro: int = 8, prepared: dict[str, Any] | None = None, **spec: Any
 ) -> PreparedConfig:
-    """Two processes; `spec` is merged into the smallest spec, `prepared` replaces what the prepare stage decided."""
+    """Two processes; `spec` is merged into the smallest spec, `prepared` replaces results of the prepare stage."""
     return PreparedConfig(
         job=JobRef(namespace="default", name="job", uid="u"),
         run=1,

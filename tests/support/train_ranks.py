@@ -1,7 +1,7 @@
-"""Ranks of the train stage for tests: the real stage, and an end at a chosen step.
+"""Ranks of the train stage for tests: the real stage, with an end at a given step.
 
-The choice is in the environment: TEST_END=kill|stop|stop-in-validation|none, TEST_END_STEP, TEST_END_RANKS
-(comma-separated); TEST_SCALE_POWER is that of the loss scale with which Float16 begins.
+The end is in the environment: TEST_END=kill|stop|stop-in-validation|none, TEST_END_STEP, TEST_END_RANKS
+(comma-separated); TEST_SCALE_POWER is the exponent of the initial loss scale of Float16.
 """
 
 import os
@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 
-class EndsAt:
-    """A StopFlag that asks for the stop once a step is done, or kills its process with SIGKILL once one is saved.
+class EndAtStep:
+    """A StopFlag that requests the stop after a step, or kills its process with SIGKILL once a step is saved.
 
-    Uploads run in the background, and a tiny training may end before the first one is committed. So from the step of
-    the kill on, every step waits until the next save can start.
+    Uploads run in the background, and a tiny training may end before the first one is committed. Therefore, from the
+    step of the kill on, every step waits until the next save can start.
     """
 
     manager: Any = None
-    """The CheckpointManager of the attempt; None until it has one."""
+    """The CheckpointManager of the attempt; None until it is created."""
 
     def __init__(self, report: Any, *, end: str, step: int, ranks: tuple[int, ...]) -> None:
         self._report, self._end, self._step = report, end, step
         self._mine = int(os.environ["RANK"]) in ranks
         self._batches = 0
-        """Of the validation after the chosen step, that were begun."""
+        """Number of batches of the validation after the given step that were started."""
 
     @property
     def requested(self) -> bool:
@@ -43,11 +43,11 @@ class EndsAt:
 
 
 def refuse_to_pickle(value: object, *_: object, **__: object) -> None:
-    """In place of what every object collective of torch begins with."""
+    """Replacement for the first function that torch's object collectives call."""
     raise AssertionError(f"{type(value).__name__} is pickled for other ranks")
 
 
-def begin_with_loss_scale(power: int) -> None:
+def set_initial_loss_scale(power: int) -> None:
     """2^power instead of DeepSpeed's default of 2^16, which models of this size do not overflow."""
     from finetune_trainer.train import engine
 
@@ -61,14 +61,15 @@ def begin_with_loss_scale(power: int) -> None:
 
 
 def train_rank(config: Path) -> int:
-    """Like `stages.run_rank`, but the configuration says what was prepared, and no library may send pickles."""
+    """Like `rank_main.run_rank`, with the result of prepare in the configuration, and without pickles in
+    collectives."""
     from torch.distributed import distributed_c10d
 
     from finetune_trainer.rank_main import run_bound
 
     vars(distributed_c10d)["_object_to_tensor"] = refuse_to_pickle
     if power := os.environ.get("TEST_SCALE_POWER"):
-        begin_with_loss_scale(int(power))
+        set_initial_loss_scale(int(power))
 
     def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
         from finetune_api.trainer_config import PreparedConfig
@@ -77,7 +78,7 @@ def train_rank(config: Path) -> int:
         from finetune_trainer.train import stage
 
         ranks = tuple(int(rank) for rank in os.environ.get("TEST_END_RANKS", "0,1").split(","))
-        stop = EndsAt(
+        stop = EndAtStep(
             report, end=os.environ.get("TEST_END", "none"), step=int(os.environ.get("TEST_END_STEP", "0")), ranks=ranks
         )
 
@@ -112,9 +113,9 @@ def train_rank_with_extensions(config: Path) -> int:
 
 
 def train_slow_rank(config: Path) -> int:
-    """Like `train_rank`, with a time-out of collectives of TEST_GROUP_TIMEOUT seconds.
+    """Like `train_rank`, with a timeout of collectives of TEST_GROUP_TIMEOUT seconds.
 
-    Rank 1 needs TEST_SLOW seconds more to fetch the model, and rank 0 for the export; or, with TEST_DIES, rank 0 is
+    Rank 1 takes TEST_SLOW seconds longer to fetch the model, and rank 0 for the export; or, with TEST_DIES, rank 0 is
     killed during the export.
     """
     from datetime import timedelta
@@ -142,12 +143,12 @@ def train_slow_rank(config: Path) -> int:
     return train_rank(config)
 
 
-def train_rank_whose_weights_break(config: Path) -> int:
+def train_rank_with_nan_weights(config: Path) -> int:
     """Like `train_rank`; the last parameter is NaN during validations."""
     return _validate_with(float("nan"), config)
 
 
-def train_rank_whose_weights_grow(config: Path) -> int:
+def train_rank_with_huge_weights(config: Path) -> int:
     """Like `train_rank`; the last parameter is ten thousand times as large during validations."""
     return _validate_with(1e4, config)
 
@@ -173,9 +174,9 @@ def _validate_with(factor: float, config: Path) -> int:
 
 
 def make_models(folder: Path) -> int:
-    """Two encoders and two decoders of a few ten thousand parameters, with dropout and without; and two classifiers.
+    """Two encoders and two decoders of a few ten thousand parameters, with and without dropout, and two classifiers.
 
-    `bert` brings a head for three other labels, `bert-lite` one for the labels of the data in another order.
+    `bert` has a head for three other labels, `bert-lite` one for the labels of the data in another order.
     """
     import torch
     from transformers import (
@@ -216,9 +217,9 @@ def make_models(folder: Path) -> int:
 
 
 def load_exported(folder: Path) -> int:
-    """Load `folder/model` and `folder/adapter`, where they are, as anybody would.
+    """Load `folder/model` and `folder/adapter` as a user would.
 
-    What was found, and their validation losses, go to `folder/loaded.json`.
+    The results and their validation losses are written to `folder/loaded.json`.
     """
     import json
 
@@ -260,7 +261,7 @@ def load_exported(folder: Path) -> int:
         "use_cache": getattr(model.config, "use_cache", None),
     }
     if (folder / "adapter" / "adapter_config.json").exists():
-        # The lab's encoder brings a head of another size, which the adapter replaces.
+        # The encoder has a head of another size, which the adapter replaces.
         names = dict(enumerate(prepared.labels))
         options = {"num_labels": len(names), "id2label": names, "ignore_mismatched_sizes": True} if classifies else {}
         base = model_class.from_pretrained(config.spec.model.uri.removeprefix("file://"), **options)

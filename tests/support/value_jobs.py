@@ -1,7 +1,7 @@
 """Jobs that together use every field and every value of the API.
 
-To cover a new field or value, add it to a job of TRAINED that it makes sense for. What has no effect on a trainer goes
-into RENDERED, with its place in a manifest, or into DECIDED, where the operator alone acts on it.
+To cover a new field or value, add it to a job of TRAINED for which it makes sense. Fields without effect on a trainer
+go into RENDERED, with their place in a manifest, or into DECIDED, if only the operator uses them.
 """
 
 import json
@@ -150,7 +150,7 @@ TRAINED: dict[str, dict[str, Any]] = {
 
 
 def made_for(spec: dict[str, Any], **places: str) -> dict[str, Any]:
-    """The spec with its places filled in."""
+    """The spec with its placeholders replaced."""
     text = json.dumps(spec)
     for name, value in places.items():
         text = text.replace(f"{{{name}}}", value)
@@ -159,7 +159,7 @@ def made_for(spec: dict[str, Any], **places: str) -> dict[str, Any]:
 
 
 def data_files() -> dict[str, list[dict[str, Any]]]:
-    """Name of a file -> its rows."""
+    """File name -> its rows."""
     rows = classified(60)
     return {
         "classified": rows,
@@ -215,7 +215,7 @@ RENDERED: dict[str, tuple[dict[str, Any], str, Any]] = {
         {"claimName": "disk"},
     ),
 }
-"""Row -> the block `workers`, a path below the `spec` of the training's Job, and what has to be there."""
+"""Row -> the block `workers`, a path below the `spec` of the training's Job, and the expected value."""
 
 _STAGE_FIELDS: dict[str, tuple[dict[str, Any], str, Any]] = {
     name: RENDERED[name]
@@ -227,7 +227,7 @@ STAGE_PODS: dict[str, tuple[str, dict[str, Any], str, Any]] = {
     "evaluate_gpu": ("evaluate", {"gpus": 1}, f"{CONTAINER}.resources.limits", {"nvidia.com/gpu": "1"}),
     "evaluate_no_gpu": ("evaluate", {"gpus": 0}, f"{CONTAINER}.resources.requests.cpu", "1"),
 }
-"""Row -> the stage, its block of `stages`, a path below the `spec` of its Job, and what has to be there."""
+"""Row -> the stage, its block of `stages`, a path below the `spec` of its Job, and the expected value."""
 
 DECIDED: dict[str, tuple[str, ...]] = {
     "suspend": ("suspend=true", "suspend=false"),
@@ -240,4 +240,4 @@ DECIDED: dict[str, tuple[str, ...]] = {
     "credentials_secret": ("storage.credentialsSecret",),
     "path_style": ("storage.pathStyle=false",),
 }
-"""Attribute that the operator reads -> the values that it covers; tests of its policies say what becomes of them."""
+"""Attribute that the operator reads -> the values that it covers; tests of its policies check the effects."""

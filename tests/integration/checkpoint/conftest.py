@@ -1,4 +1,4 @@
-"""Worlds of real ranks: forked from this process, which has imported the libraries once, joined by gloo."""
+"""Process groups of real ranks: forked from this process, which has imported the libraries once, connected by gloo."""
 
 import gc
 import importlib
@@ -40,8 +40,8 @@ def _rank(
 
     from finetune_trainer.checkpoint.upload.standby import fork_uploader
 
-    gc.freeze()  # the parent's heap: DeepSpeed collects garbage with every engine, and ranks never free any of it
-    warnings.simplefilter("default")  # third-party warnings of a rank are not this suite's
+    gc.freeze()  # exclude the parent's heap: DeepSpeed runs the garbage collector for every engine
+    warnings.simplefilter("default")  # do not fail on third-party warnings of a rank
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if first is not None:
@@ -59,7 +59,7 @@ def _rank(
 def _run(
     body: Callable[..., Any], size: int, /, *, first: Callable[[], None] | None = None, **arguments: Any
 ) -> list[Any]:
-    """`body(rank=, size=, **arguments)` on `size` fresh ranks; their results, by rank.
+    """Run `body(rank=, size=, **arguments)` on `size` new ranks; returns their results, by rank.
 
     Each rank calls `first` before it forks its uploader.
     """
@@ -95,8 +95,8 @@ def run_world() -> Iterator[RunWorld]:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of third-party modules at their import
+            warnings.simplefilter("ignore")  # from third-party modules during import
             for name in PRELOAD:
                 importlib.import_module(name)
-            import_muon()  # as the first engine does
+            import_muon()  # like the first engine
         yield _run

@@ -1,4 +1,4 @@
-"""What people do with checkpoints: check every byte, and take the values out."""
+"""Operations on checkpoints: verify every byte, and export the parameters."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def run(store: ObjectStore, bucket: str) -> StoredRun:
     return made
 
 
-def test_every_kind_of_damage_is_found_and_named(run: StoredRun) -> None:
+def test_every_kind_of_damage_is_found_and_reported(run: StoredRun) -> None:
     archive = Archive(run.store, run.uri)
     assert [checked.damages for checked in archive.check(archive.entries())] == [(), (), ()]
     newest = run.manifests[-1]
@@ -46,7 +46,7 @@ def test_every_kind_of_damage_is_found_and_named(run: StoredRun) -> None:
         run.store.put(uri, content)
 
 
-def test_a_checkpoint_that_is_removed_while_it_is_read_is_not_called_damaged(run: StoredRun) -> None:
+def test_a_checkpoint_that_is_removed_during_its_verification_is_not_damaged(run: StoredRun) -> None:
     archive = Archive(run.store, run.uri)
     entries = archive.entries()
     archive.prune(Keep(last=1), is_idle=True)
@@ -54,7 +54,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_not_called_damaged(run
     assert verdicts == [(False, ()), (True, ()), (True, ())]
 
 
-def test_a_run_that_goes_on_is_not_pruned_by_people(run: StoredRun) -> None:
+def test_a_run_that_continues_is_not_pruned_by_users(run: StoredRun) -> None:
     archive = Archive(run.store, run.uri)
     run.claim(2)
     with pytest.raises(FencedError, match="attempt 2 has claimed the run"):
@@ -62,16 +62,16 @@ def test_a_run_that_goes_on_is_not_pruned_by_people(run: StoredRun) -> None:
     assert len(run.names()) == 3
 
 
-def test_a_dry_run_reports_what_would_be_removed_and_removes_nothing(run: StoredRun) -> None:
+def test_a_dry_run_reports_removals_without_removing_anything(run: StoredRun) -> None:
     archive, blobs = Archive(run.store, run.uri), run.blobs()
-    told = archive.prune(Keep(last=1), is_idle=True, dry_run=True)
+    reported = archive.prune(Keep(last=1), is_idle=True, dry_run=True)
     assert (len(run.names()), run.blobs()) == (3, blobs)
-    assert archive.prune(Keep(last=1), is_idle=True) == told
-    assert (len(told.checkpoints), told.blobs) == (2, len(blobs) - len(run.blobs()))
+    assert archive.prune(Keep(last=1), is_idle=True) == reported
+    assert (len(reported.checkpoints), reported.blobs) == (2, len(blobs) - len(run.blobs()))
 
 
 @pytest.mark.parametrize(("shard_bytes", "files"), [(1 << 30, 1), (1, 3)], ids=["one file", "a file each"])
-def test_values_are_put_together_from_all_ranks(run: StoredRun, tmp_path: Path, shard_bytes: int, files: int) -> None:
+def test_parameters_are_assembled_from_all_ranks(run: StoredRun, tmp_path: Path, shard_bytes: int, files: int) -> None:
     written = export_safetensors(Loader(run.storage.blobs, run.manifests[1]), tmp_path / "out", shard_bytes=shard_bytes)
     assert sorted(written) == sorted((tmp_path / "out").iterdir())
     index = json.loads(written[-1].read_text())
@@ -84,7 +84,7 @@ def test_values_are_put_together_from_all_ranks(run: StoredRun, tmp_path: Path, 
         assert np.array_equal(value, value_of(name, 20))
 
 
-def test_values_are_not_written_from_damaged_bytes(run: StoredRun, tmp_path: Path) -> None:
+def test_damaged_parameters_are_not_written(run: StoredRun, tmp_path: Path) -> None:
     part = Loader(run.storage.blobs, run.manifests[0]).part(2)
     run.store.put(run.blob_uri(part.blobs[0]), b"damaged")
     archive = Archive(run.store, run.uri)
@@ -93,7 +93,7 @@ def test_values_are_not_written_from_damaged_bytes(run: StoredRun, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_parameter_that_no_rank_holds_whole_is_named(run: StoredRun, tmp_path: Path) -> None:
+def test_a_parameter_with_missing_elements_is_reported(run: StoredRun, tmp_path: Path) -> None:
     halved = run.manifests[0].model_copy(update={"world_size": 2, "parts": run.manifests[0].parts[:2]})
     with pytest.raises(BadConfigError, match="does not have elements 160 to 240 of embedding"):
         export_safetensors(Loader(run.storage.blobs, halved), tmp_path)

@@ -1,4 +1,4 @@
-"""Saves in the background: the training goes on whatever becomes of the uploader and of storage."""
+"""Background saves: training continues whatever happens to the uploader and to storage."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from finetune_trainer.checkpoint.upload.client import Priority
 from finetune_trainer.errors import AccessDeniedError, StorageUnreachableError
 from finetune_trainer.progress import ProgressReporter
 from killable_store import BUCKET, KillableStore
-from process_support import drop_right_to_raise_priorities
+from process_support import drop_capability_to_raise_priorities
 from tiny_engine import Case, claim_and_restore, make_engine, make_manager, seed_ranks, train
 
 CASE = Case(2)
@@ -30,7 +30,7 @@ AN_HOUR = 3600.0
 
 
 class Running:
-    """A rank that has trained two steps and has a save of the second in flight."""
+    """A rank that has trained two steps and has a save of the second step in flight."""
 
     def __init__(
         self, rank: int, size: int, settings: Any, folder: str, *, spread: float = 0.0, **options: Any
@@ -59,7 +59,7 @@ class Running:
 
 
 def expedited(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
-    async_saver.UPLOAD_BYTES_PER_SECOND = 1.0  # otherwise no upload takes longer than at the lowest rate
+    async_saver.UPLOAD_BYTES_PER_SECOND = 1.0  # otherwise the minimum rate limits the duration of uploads
     running = Running(rank, size, settings, folder, spread=AN_HOUR)
     running.train(2, 4)
     saver = running.manager._saver
@@ -69,31 +69,31 @@ def expedited(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     return [was_in_flight, ready, time.monotonic() - started < 30, saver.last.step, saver.in_flight]
 
 
-def test_a_save_that_is_spread_over_an_hour_is_there_at_once_when_somebody_waits(
+def test_a_save_spread_over_an_hour_is_committed_at_once_when_it_is_waited_for(
     storage_settings: Any, bucket: str, run_world: Any
 ) -> None:
     found = run_world(expedited, 2, settings=storage_settings, folder=bucket)
     assert found == [[True, False, True, 2, False]] * 2
 
 
-def bereft(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+def with_killed_uploader(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     running = Running(rank, size, settings, folder, spread=AN_HOUR)
     client = running.manager._client
     first, saver = client.pid, running.manager._saver
     if rank == 1:
         os.kill(first, signal.SIGKILL)
         running.until_trouble()
-    told = [[saver.error_changed, saver.error]]
+    reported = [[saver.error_changed, saver.error]]
     saver.share_errors()
-    told.append([saver.error_changed, saver.error])
+    reported.append([saver.error_changed, saver.error])
     running.train(2, 4)
     saver.wait()
-    told.append([saver.error_changed, saver.error])
+    reported.append([saver.error_changed, saver.error])
     running.train(4, 6)
     return {
         "losses": running.losses,
         "replaced": client.pid != first,
-        "told": told,
+        "errors": reported,
         "step": saver.last.step,
     }
 
@@ -109,7 +109,7 @@ def awaited(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     return [before, ready is not None and ready == manager._client.pid]
 
 
-def test_an_uploader_that_is_started_early_stores_the_first_save(
+def test_an_uploader_that_was_started_early_stores_the_first_save(
     storage_settings: Any, bucket: str, run_world: Any
 ) -> None:
     assert run_world(awaited, 2, settings=storage_settings, folder=bucket) == [[None, True]] * 2
@@ -126,18 +126,18 @@ def test_an_uploader_that_dies_is_replaced_and_its_save_is_not_lost(
     storage_settings: Any, bucket: str, run_world: Any
 ) -> None:
     place = {"settings": storage_settings, "folder": bucket}
-    found = run_world(bereft, 2, **place)
+    found = run_world(with_killed_uploader, 2, **place)
     assert [rank["replaced"] for rank in found] == [False, True]
     trouble = "the uploader exited with status -9; a new process takes over its order"
-    assert found[0]["told"] == [[False, ""], [False, f"rank 1: {trouble}"], [False, ""]]
-    assert found[1]["told"] == [[True, trouble], [False, trouble], [False, ""]]
+    assert found[0]["errors"] == [[False, ""], [False, f"rank 1: {trouble}"], [False, ""]]
+    assert found[1]["errors"] == [[True, trouble], [False, trouble], [False, ""]]
     assert [rank["step"] for rank in found] == [2, 2]
     assert run_world(resumed_losses, 2, **place) == [rank["losses"][2:] for rank in found]
 
 
 @dataclass(frozen=True)
-class Neglect:
-    """What becomes of rank 1's uploader, whose processor another process takes."""
+class Starvation:
+    """How rank 1's uploader is treated when another process takes its processor."""
 
     waits: bool
     """Whether the ranks wait for it."""
@@ -145,31 +145,31 @@ class Neglect:
     """Whether they may raise its priority."""
     is_replaced: bool
     priorities: tuple[Priority, ...]
-    """At first, at the end of the upload, and during the next one."""
+    """Priority at first, at the end of the upload, and during the next one."""
 
 
-def neglected(rank: int, size: int, settings: Any, folder: str, case: Neglect) -> dict[str, Any]:
+def starved(rank: int, size: int, settings: Any, folder: str, case: Starvation) -> dict[str, Any]:
     uploader_client.LATE_LEAST_SECONDS, uploader_client.AWAITED_SECONDS = 2.0, 1.0
     running = Running(rank, size, settings, folder, spread=0.0 if case.waits else 0.1)
     client, saver = running.manager._client, running.manager._saver
-    first, told = client.pid, [priority_of(client.pid)]
+    first, reported = client.pid, [priority_of(client.pid)]
     with starve(first) if rank == 1 else nullcontext():
         while not case.waits and client.pid == first and rank == 1:
             saver.poll(0.1)
         if case.waits:
             saver.wait()
-    told.append(priority_of(client.pid))
+    reported.append(priority_of(client.pid))
     saver.wait()
     running.train(2, 3)
     running.save(3, 0.1)
-    told.append(priority_of(client.pid))
+    reported.append(priority_of(client.pid))
     saver.wait()
-    return {"told": tuple(told), "is_replaced": client.pid != first, "step": saver.last.step}
+    return {"priorities": tuple(reported), "is_replaced": client.pid != first, "step": saver.last.step}
 
 
 @contextmanager
 def starve(pid: int) -> Iterator[None]:
-    """Leave a process nothing of its processor."""
+    """Leave a process no processor time."""
     processor = {min(os.sched_getaffinity(0))}
     os.sched_setaffinity(pid, processor)
     busy = subprocess.Popen(
@@ -183,7 +183,7 @@ def starve(pid: int) -> Iterator[None]:
 
 
 def priority_of(pid: int) -> Priority:
-    """The lowest of its threads."""
+    """The lowest priority of its threads."""
     own = {
         (os.SCHED_IDLE, 19): Priority.IDLE,
         (os.sched_getscheduler(0), 19): Priority.LOW,
@@ -198,51 +198,51 @@ def may_raise_priorities() -> bool:
     return bool(int(effective.split()[1], 16) >> 23 & 1)  # CAP_SYS_NICE
 
 
-def rights(may_raise: bool) -> Callable[[], None] | None:
-    """What a rank calls first. Both it and its uploader have the rights of their pod."""
-    return None if may_raise else drop_right_to_raise_priorities
+def capabilities(may_raise: bool) -> Callable[[], None] | None:
+    """Return what a rank calls first. A rank and its uploader have the capabilities of their pod."""
+    return None if may_raise else drop_capability_to_raise_priorities
 
 
-needs_rights = pytest.mark.skipif(not may_raise_priorities(), reason="needs CAP_SYS_NICE")
+needs_permission = pytest.mark.skipif(not may_raise_priorities(), reason="needs CAP_SYS_NICE")
 IDLE, LOW, ORDINARY = Priority
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(Neglect(False, True, True, (IDLE, LOW, LOW)), id="late"),
-        pytest.param(Neglect(True, True, False, (IDLE, ORDINARY, IDLE)), id="awaited", marks=needs_rights),
-        pytest.param(Neglect(True, False, True, (IDLE, ORDINARY, IDLE)), id="awaited without rights"),
+        pytest.param(Starvation(False, True, True, (IDLE, LOW, LOW)), id="late"),
+        pytest.param(Starvation(True, True, False, (IDLE, ORDINARY, IDLE)), id="awaited", marks=needs_permission),
+        pytest.param(Starvation(True, False, True, (IDLE, ORDINARY, IDLE)), id="awaited without permission"),
     ],
 )
-def test_an_uploader_without_a_processor_gets_a_little_and_its_ranks_priority_while_they_wait(
-    storage_settings: Any, bucket: str, run_world: Any, case: Neglect
+def test_a_starved_uploader_is_replaced_and_gets_the_priority_of_its_rank_while_the_ranks_wait(
+    storage_settings: Any, bucket: str, run_world: Any, case: Starvation
 ) -> None:
     place = {"settings": storage_settings, "folder": bucket}
-    found = run_world(neglected, 2, first=rights(case.may_raise), case=case, **place)[1]
-    assert found == {"told": case.priorities, "is_replaced": case.is_replaced, "step": 3}
+    found = run_world(starved, 2, first=capabilities(case.may_raise), case=case, **place)[1]
+    assert found == {"priorities": case.priorities, "is_replaced": case.is_replaced, "step": 3}
     assert len(run_world(resumed_losses, 2, **place)[0]) == 3, "steps after the third, whose save is whole"
 
 
-def impatient(rank: int, size: int, settings: Any, folder: str) -> tuple[bool, bool, Priority]:
+def with_slow_uploader(rank: int, size: int, settings: Any, folder: str) -> tuple[bool, bool, Priority]:
     uploader_client.AWAITED_SECONDS = 0.5
     running = Running(rank, size, settings, folder)
     client = running.manager._client
     first = client.pid
     os.kill(first, signal.SIGSTOP)
     is_settled = running.manager._saver.wait(2.0)
-    told = is_settled, client.pid != first, priority_of(client.pid)
+    reported = is_settled, client.pid != first, priority_of(client.pid)
     os.kill(first, signal.SIGCONT)
     running.manager._saver.wait()
-    return told
+    return reported
 
 
-@pytest.mark.parametrize("may_raise", [pytest.param(True, marks=needs_rights), False])
-def test_an_uploader_that_is_only_slow_is_not_replaced_and_loses_its_priority_when_nobody_waits_any_more(
+@pytest.mark.parametrize("may_raise", [pytest.param(True, marks=needs_permission), False])
+def test_a_slow_uploader_is_not_replaced_and_loses_its_priority_when_nobody_waits_for_it(
     storage_settings: Any, bucket: str, run_world: Any, may_raise: bool
 ) -> None:
     place = {"settings": storage_settings, "folder": bucket}
-    assert run_world(impatient, 2, first=rights(may_raise), **place) == [(False, False, IDLE)] * 2
+    assert run_world(with_slow_uploader, 2, first=capabilities(may_raise), **place) == [(False, False, IDLE)] * 2
 
 
 def without_storage(rank: int, size: int, settings: Any, folder: str, server: int) -> dict[str, Any]:
@@ -262,24 +262,24 @@ def without_storage(rank: int, size: int, settings: Any, folder: str, server: in
     running.manager.close()
     return {
         "trouble": trouble,
-        "left out": left_out,
+        "postponed": left_out,
         "losses": running.losses,
         "last": running.manager._saver.last.step,
     }
 
 
-def test_without_storage_the_training_goes_on_and_says_so(killable: KillableStore, run_world: Any) -> None:
+def test_without_storage_training_continues_with_a_warning(killable: KillableStore, run_world: Any) -> None:
     place = {"settings": killable.settings(), "folder": f"{BUCKET}/away"}
     found = run_world(without_storage, 2, server=killable.pid, **place)
     for rank in found:
         assert killable.access.endpoint in rank["trouble"]
-        assert (rank["left out"], rank["last"], len(rank["losses"])) == (True, 2, 6)
+        assert (rank["postponed"], rank["last"], len(rank["losses"])) == (True, 2, 6)
     killable.start()
     assert run_world(resumed_losses, 2, **place) == [rank["losses"][2:] for rank in found]
 
 
 def late(rank: int, size: int, settings: Any, folder: str, server: int) -> list[str]:
-    """What rank 0 would tell a user: while all is well, when storage is away, and in the end."""
+    """Lateness reported by rank 0: at first, while storage is down, and at the end."""
     import torch.distributed as dist
 
     save_interval.LATE_LEAST_SECONDS = 0.5
@@ -290,7 +290,7 @@ def late(rank: int, size: int, settings: Any, folder: str, server: int) -> list[
     manager._saver.wait()
     manager.start(2)
     manager.record_step(0.1, step_seconds=0.1)
-    told = [report.progress.checkpoint_late]
+    reported = [report.progress.checkpoint_late]
     assert running.manager._pruner.wait(60)
     dist.barrier()
     if rank == 0:
@@ -298,27 +298,27 @@ def late(rank: int, size: int, settings: Any, folder: str, server: int) -> list[
     manager.save(TrainingState(step=3, engine=running.engine, small_state={}), step_seconds=0.1, wait=False)
     running.until_trouble()
     manager.record_step(0.1, step_seconds=0.1)
-    told.append(report.progress.checkpoint_late)
+    reported.append(report.progress.checkpoint_late)
     while not manager._is_too_stale:
         time.sleep(0.1)
     assert manager.upload_status().is_too_stale is (rank == 0), "by the clock of rank 0 only"
     with pytest.raises(StorageUnreachableError) as stale:
         manager.progress(all_stored=False, fenced=False, error_changed=False, too_stale=True)
     manager.close()
-    return [*told, str(stale.value)]
+    return [*reported, str(stale.value)]
 
 
-def test_a_checkpoint_that_is_late_is_told_with_what_keeps_it(killable: KillableStore, run_world: Any) -> None:
+def test_a_late_checkpoint_is_reported_with_the_reason(killable: KillableStore, run_world: Any) -> None:
     place = {"settings": killable.settings(), "folder": f"{BUCKET}/late"}
-    for in_time, told, end in run_world(late, 2, server=killable.pid, **place):
+    for in_time, reported, end in run_world(late, 2, server=killable.pid, **place):
         assert in_time == ""
-        assert told.startswith("a crash would now lose all after step 2: ")
-        assert killable.access.endpoint in told
+        assert reported.startswith("a crash would now lose all after step 2: ")
+        assert killable.access.endpoint in reported
         assert end.startswith("the state of step 3 could not be stored within 5 s, which is spec.checkpoint.maxStal")
 
 
 def costly(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
-    """Steps from one save to the next before and after steps beside uploads took twice as long, and what is told."""
+    """Steps between two saves before and after steps during uploads took twice as long, and the warnings."""
     report = ProgressReporter(None, stage=Stage.TRAIN)
     policy = SavePolicy(total_steps=100, max_lost_seconds=60.0)
     running = Running(rank, size, settings, folder, policy=policy, report=report)
@@ -337,19 +337,19 @@ def costly(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     return [every[0], every[-1], *report.progress.warnings]
 
 
-def test_saves_come_less_often_if_steps_during_uploads_take_longer(
+def test_saves_are_less_frequent_if_steps_during_uploads_take_longer(
     storage_settings: Any, bucket: str, run_world: Any
 ) -> None:
-    for before, after, told in run_world(costly, 2, settings=storage_settings, folder=f"{bucket}/costly"):
+    for before, after, reported in run_world(costly, 2, settings=storage_settings, folder=f"{bucket}/costly"):
         assert before == 39
         assert 4.0 / save_interval.MAX_OVERHEAD - 1 <= after < 8.0 / save_interval.MAX_OVERHEAD, (
             "four steps, a second each, and the stalls"
         )
-        assert "not the 60 s of spec.checkpoint.maxLostWork: a save takes " in told
+        assert "not the 60 s of spec.checkpoint.maxLostWork: a save takes " in reported
 
 
 def paused(rank: int, size: int, settings: Any, folder: str) -> list[bool]:
-    """Whether a save is due: at once, and one short step later with an evaluation before it."""
+    """Whether a save is due: immediately, and after a short step that followed an evaluation."""
     policy = SavePolicy(total_steps=100, max_lost_seconds=3.0)
     manager = Running(rank, size, settings, folder, policy=policy).manager
     manager._saver.wait()
@@ -360,7 +360,7 @@ def paused(rank: int, size: int, settings: Any, folder: str) -> list[bool]:
     return [*due, manager.should_save(4, step_seconds=0.01)]
 
 
-def test_time_that_passes_without_steps_is_work_that_a_crash_costs(
+def test_time_without_steps_counts_as_work_that_a_crash_costs(
     storage_settings: Any, bucket: str, run_world: Any
 ) -> None:
     assert run_world(paused, 2, settings=storage_settings, folder=f"{bucket}/paused") == [[False, True]] * 2
@@ -370,15 +370,15 @@ def use_wrong_key() -> None:
     os.environ["AWS_SECRET_ACCESS_KEY"] = "wrong"
 
 
-def without_rights(rank: int, size: int, settings: Any, folder: str) -> str:
+def without_permission(rank: int, size: int, settings: Any, folder: str) -> str:
     manager = make_manager(settings, folder, rank, size)
     engine, scheduler = make_engine(CASE, size, disturb=False)
     train(CASE, engine, scheduler, rank, size, range(1))
-    with pytest.raises(AccessDeniedError) as told:
+    with pytest.raises(AccessDeniedError) as reported:
         manager.save(TrainingState(step=1, engine=engine, small_state={}))
-    return str(told.value)
+    return str(reported.value)
 
 
-def test_what_will_not_pass_is_not_waited_for(storage_settings: Any, bucket: str, run_world: Any) -> None:
-    for told in run_world(without_rights, 2, first=use_wrong_key, settings=storage_settings, folder=bucket):
-        assert "refuses access" in told
+def test_permanent_errors_are_not_waited_for(storage_settings: Any, bucket: str, run_world: Any) -> None:
+    for reported in run_world(without_permission, 2, first=use_wrong_key, settings=storage_settings, folder=bucket):
+        assert "denies access" in reported

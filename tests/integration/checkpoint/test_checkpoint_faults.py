@@ -1,4 +1,4 @@
-"""What breaks on the way: damaged blobs, late writers, dying storage, checkpoints of something else."""
+"""Failures during saves and restores: damaged blobs, late writers, dying storage, incompatible checkpoints."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def save_two(rank: int, size: int, case: Case, settings: Any, folder: str) -> li
 
 
 def go_back(rank: int, size: int, case: Case, settings: Any, folder: str) -> dict[str, Any]:
-    """Restore as attempt 2, train on, save step 4 again, and restore that as attempt 3."""
+    """Restore as attempt 2, continue training, save step 4 again, and restore that as attempt 3."""
     engine, scheduler = make_engine(case, size, disturb=True)
     manager = make_manager(settings, folder, rank, size, attempt=2)
     manifest = claim_and_restore(manager, engine, scheduler)
@@ -52,7 +52,7 @@ DAMAGES = ("other bytes", "cut short", "missing")
 
 
 def damage(store: ObjectStore, folder: str, kind: str) -> str:
-    """Break a blob that only the newest checkpoint of `save_two` names; returns its digest."""
+    """Damage a blob that only the newest checkpoint of `save_two` refers to; returns its digest."""
     newest, before = (set(data_blobs(store, folder, name)) for name in ("00000004-a0001", "00000002-a0001"))
     digest = min(newest - before)
     uri = blob_uri(folder, digest)
@@ -69,7 +69,7 @@ def in_each(rank: int, size: int, body: Any, folders: list[str], **arguments: An
     return [body(rank, size, folder=folder, **arguments) for folder in folders]
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any
 ) -> None:
     folders = [f"{bucket}/{kind.replace(' ', '-')}" for kind in DAMAGES]
@@ -97,7 +97,7 @@ def without_any(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     return [restored, len(manager.warnings), all(torch.equal(a, b) for a, b in pairs), engine.global_steps]
 
 
-def test_without_a_usable_checkpoint_the_engine_is_left_as_it_was(
+def test_without_a_usable_checkpoint_the_engine_is_unchanged(
     storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any
 ) -> None:
     run_world(save_two, 2, case=Case(2), settings=storage_settings, folder=bucket)
@@ -144,7 +144,7 @@ def test_a_late_writer_cannot_commit_after_a_newer_claim(
 
 
 def overtaken_between_check_and_put(rank: int, size: int, settings: Any, folder: str) -> str:
-    """The newer attempt claims and commits the same step after the older one's check, before its put."""
+    """The newer attempt claims and commits the same step between the older one's check and its put."""
     engine, scheduler = make_engine(Case(0), size, disturb=False)
     store = make_store(settings)
     old = make_manager(settings, folder, rank, size, attempt=1, store=store)
@@ -166,7 +166,7 @@ def overtaken_between_check_and_put(rank: int, size: int, settings: Any, folder:
     return f"{restored.manifest.name} by {restored.small_state['by']}"
 
 
-def test_a_writer_overtaken_within_its_commit_takes_no_key_and_no_precedence(
+def test_a_writer_overtaken_during_its_commit_has_no_precedence(
     storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any
 ) -> None:
     found = run_world(overtaken_between_check_and_put, 1, settings=storage_settings, folder=bucket)
@@ -175,7 +175,7 @@ def test_a_writer_overtaken_within_its_commit_takes_no_key_and_no_precedence(
 
 
 class DyingStore(ObjectStore):
-    """Its server dies at the given put of a blob, or at the conditional put of the manifest."""
+    """Its server is killed at the given put of a blob, or at the conditional put of the manifest."""
 
     server = 0
     puts_left = 10**9
@@ -204,7 +204,7 @@ def save_while_it_dies(rank: int, size: int, settings: Any, folder: str, server:
     train(Case(2), engine, scheduler, rank, size, range(1))
     manager.save(TrainingState(step=1, engine=engine, small_state={"step": 1}))
     train(Case(2), engine, scheduler, rank, size, range(1, 2))
-    # Impatient only now: a server that has just started may take longer than that for its first object.
+    # A short timeout only now: a server that has just started may take longer for its first object.
     store._retry = RetryPolicy(total_seconds=0.5, attempts_per_request=1)
     store.server, store.at_manifest = server, moment == "manifest"
     store.puts_left = 2 if moment == "blobs" and rank == 1 else 10**9
@@ -215,14 +215,14 @@ def restored_step(rank: int, size: int, settings: Any, folder: str) -> int:
     from finetune_trainer.store import RetryPolicy
 
     engine, _ = make_engine(Case(2), size, disturb=True)
-    # A server that has just been started may be busy for a while before it serves what it has.
+    # A server that has just started may need time before it serves its objects.
     store = ObjectStore.connect(settings, retry=RetryPolicy(total_seconds=60.0))
     manager = make_manager(settings, folder, rank, size, attempt=2, store=store)
     return int(manager.restore(engine).small_state["step"])
 
 
 @pytest.mark.parametrize("moment", ["blobs", "manifest"])
-def test_storage_that_dies_within_a_save_leaves_the_checkpoint_before(
+def test_storage_that_dies_during_a_save_leaves_the_previous_checkpoint(
     killable: KillableStore, run_world: Any, moment: str
 ) -> None:
     place: dict[str, Any] = {"settings": killable.settings(), "folder": f"{BUCKET}/{moment}"}
@@ -234,7 +234,7 @@ def test_storage_that_dies_within_a_save_leaves_the_checkpoint_before(
 
 
 def foreign(rank: int, size: int, settings: Any, folder: str) -> dict[str, tuple[str, str]]:
-    """Load the checkpoint of a full fine-tune into engines that it does not fit."""
+    """Load the checkpoint of a full fine-tune into incompatible engines."""
     found = {}
     for name, case in (("lora", Case(2, "lora")), ("frozen", Case(2, "frozen")), ("bf16", Case(0, bf16=True))):
         engine, _ = make_engine(case, size, disturb=False)
@@ -247,7 +247,7 @@ def foreign(rank: int, size: int, settings: Any, folder: str) -> dict[str, tuple
     return found
 
 
-def test_a_checkpoint_of_other_parameters_is_refused(
+def test_a_checkpoint_with_other_parameters_is_rejected(
     storage_settings: StorageSettings, bucket: str, run_world: Any
 ) -> None:
     place: dict[str, Any] = {"settings": storage_settings, "folder": bucket}
@@ -261,7 +261,7 @@ def test_a_checkpoint_of_other_parameters_is_refused(
 
 
 def best_state(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
-    """Bring back the weights of an earlier step, and go on with the optimizer's state as it is."""
+    """Restore the weights of an earlier step, and continue with the current optimizer state."""
     import torch
 
     equal = []
@@ -290,7 +290,7 @@ def best_state(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
     return equal
 
 
-def test_the_weights_of_the_best_step_come_back_alone(
+def test_only_the_weights_of_the_best_step_are_restored(
     storage_settings: StorageSettings, bucket: str, run_world: Any
 ) -> None:
     for found in run_world(best_state, 2, settings=storage_settings, folder=bucket):
@@ -313,7 +313,7 @@ def joint_failures(rank: int, size: int) -> list[tuple[str, str]]:
     return found
 
 
-def test_an_error_of_one_rank_is_the_error_of_all(run_world: Any) -> None:
+def test_an_error_of_one_rank_is_raised_on_all_ranks(run_world: Any) -> None:
     zero, one = run_world(joint_failures, 2)
     assert zero == [("FencedError", "rank 1: by 1"), ("FencedError", "by 0"), ("FencedError", "by 0")]
     assert one == [("FencedError", "by 1"), ("FencedError", "rank 0: by 0"), ("FencedError", "rank 0: by 0")]

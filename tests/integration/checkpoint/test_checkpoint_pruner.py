@@ -1,4 +1,4 @@
-"""Old checkpoints are removed beside the training, and never hold it up."""
+"""Old checkpoints are removed during training, and never delay it."""
 
 import time
 from typing import Any
@@ -41,10 +41,10 @@ def saves_eight_times(rank: int, size: int, settings: Any, folder: str) -> list[
     training = Training(rank, size, settings, folder, checkpoint=keep)
     for step in range(1, 9):
         training.step(step, best_step=2 if step > 1 else None)
-    told = training.saver.last.step
+    reported = training.saver.last.step
     finished = training.pruner.wait(60.0)
     training.manager.close()
-    return [told, finished, training.pruner.error]
+    return [reported, finished, training.pruner.error]
 
 
 def restores_each(rank: int, size: int, settings: Any, folder: str, steps: list[int]) -> list[int]:
@@ -53,7 +53,7 @@ def restores_each(rank: int, size: int, settings: Any, folder: str, steps: list[
     return [manager.load(manager.find(step), engine).small_state["step"] for step in steps]
 
 
-def test_after_many_saves_only_what_is_kept_is_there_and_each_of_it_restores(
+def test_after_many_saves_only_kept_checkpoints_exist_and_each_can_be_restored(
     storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any
 ) -> None:
     place: dict[str, Any] = {"settings": storage_settings, "folder": bucket}
@@ -70,7 +70,7 @@ class SlowUploader(InlineUploader):
     def __init__(self, storage: Any) -> None:
         super().__init__(storage)
         self.parts: list[float] = []
-        """When parts were ordered, on a clock that all processes share."""
+        """Times of part orders, on a clock shared by all processes."""
         self.broken_off: list[float] = []
         self._open: PruneOrder | None = None
         self._looks_left = self.LOOKS
@@ -91,7 +91,7 @@ class SlowUploader(InlineUploader):
     def receive(self, timeout: float) -> Answer | None:
         if self._open is None:
             return super().receive(timeout)
-        time.sleep(min(timeout, 0.1))  # as a socket waits
+        time.sleep(min(timeout, 0.1))  # like a socket
         self._looks_left -= self._is_expedited
         if self._looks_left > 0:
             return None
@@ -104,28 +104,28 @@ def saves_during_a_removal(rank: int, size: int, settings: Any, folder: str) -> 
     training = Training(rank, size, settings, folder, store=make_store(settings), client=SlowUploader)
     training.step(1)
     saver, found = training.saver, {}
-    found["told before"] = (saver.last.step, saver.in_flight, saver.poll(), training.pruner.is_open)
+    found["before"] = (saver.last.step, saver.in_flight, saver.poll(), training.pruner.is_open)
     found["settled"] = (saver.wait(), training.pruner.is_open)
     training.step(2)
-    found["told after"] = saver.last.step
+    found["after"] = saver.last.step
     client = training.manager._client
     return found | {"parts": client.parts, "broken off": client.broken_off}
 
 
-def test_a_save_breaks_a_removal_off_and_no_rank_stores_anything_before_it_has_ended(
+def test_a_save_interrupts_a_removal_and_no_rank_stores_anything_before_it_has_ended(
     storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any
 ) -> None:
     found = run_world(saves_during_a_removal, 2, settings=storage_settings, folder=bucket)
     for rank in found:
-        assert rank["told before"] == (1, False, False, True), "committed, and told, while it goes on"
-        assert rank["settled"] == (True, True), "nobody who waits for a save waits for it"
-        assert rank["told after"] == 2
+        assert rank["before"] == (1, False, False, True), "committed and reported during the removal"
+        assert rank["settled"] == (True, True), "waiting for a save does not wait for it"
+        assert rank["after"] == 2
     (ended,) = found[0]["broken off"]
     assert [rank["parts"][1] > ended > rank["parts"][0] for rank in found] == [True, True]
     assert names(store, bucket) == ["00000001-a0001.json", "00000002-a0001.json"]
 
 
-def saves_that_never_leave_time(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+def saves_without_pauses(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     training = Training(rank, size, settings, folder, store=make_store(settings), client=SlowUploader)
     rooms = []
     for step in range(1, 6):
@@ -135,17 +135,17 @@ def saves_that_never_leave_time(rank: int, size: int, settings: Any, folder: str
     return {"rooms": rooms, "insists": training.pruner.blocks_saves, "must": training.saver.wait_until_idle()}
 
 
-def test_a_removal_that_three_saves_have_broken_off_gives_way_only_to_one_that_has_to_be(
+def test_a_removal_that_three_saves_interrupted_yields_only_to_a_required_save(
     storage_settings: StorageSettings, bucket: str, run_world: Any
 ) -> None:
-    found = run_world(saves_that_never_leave_time, 2, settings=storage_settings, folder=bucket)
+    found = run_world(saves_without_pauses, 2, settings=storage_settings, folder=bucket)
     for rank in found:
         assert (rank["rooms"], rank["must"]) == ([True, True, True, True, False], True)
     assert [rank["insists"] for rank in found] == [True, False], "rank 0 alone is asked whether a save is due"
 
 
 def awaited(rank: int, size: int, settings: Any, folder: str) -> list[bool]:
-    """A save whose turn comes when the one before has not landed."""
+    """A save that is due before the previous one is committed."""
     training = Training(rank, size, settings, folder, checkpoint={"keepLast": 1})
     opened = []
     for step in range(1, 5):
@@ -159,7 +159,7 @@ def awaited(rank: int, size: int, settings: Any, folder: str) -> list[bool]:
     return opened
 
 
-def test_a_removal_is_not_begun_only_to_be_broken_off(
+def test_a_removal_does_not_start_if_a_save_is_waiting(
     storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any
 ) -> None:
     found = run_world(awaited, 2, settings=storage_settings, folder=bucket)
@@ -168,12 +168,12 @@ def test_a_removal_is_not_begun_only_to_be_broken_off(
 
 
 class HangingUploader(SlowUploader):
-    """Its removals never end: storage has taken a request and does not answer."""
+    """Its removals never end: storage accepts a request and does not answer."""
 
     LOOKS = 1 << 30
 
 
-def has_no_room(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+def with_hanging_removal(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     training = Training(rank, size, settings, folder, store=make_store(settings), client=HangingUploader)
     training.step(1)
     started = time.monotonic()
@@ -181,10 +181,10 @@ def has_no_room(rank: int, size: int, settings: Any, folder: str) -> dict[str, A
     return {"room": has_room, "seconds": time.monotonic() - started, "flight": training.saver.in_flight}
 
 
-def test_a_removal_that_hangs_costs_a_save_and_not_the_training(
+def test_a_hanging_removal_costs_a_save_but_does_not_stop_training(
     storage_settings: StorageSettings, bucket: str, run_world: Any
 ) -> None:
-    for found in run_world(has_no_room, 2, settings=storage_settings, folder=bucket):
+    for found in run_world(with_hanging_removal, 2, settings=storage_settings, folder=bucket):
         assert (found["room"], found["flight"]) == (False, False)
         assert found["seconds"] < 30
 
@@ -203,7 +203,7 @@ def may_not_remove(rank: int, size: int, settings: Any, folder: str) -> dict[str
     return {"last": training.saver.last.step, "trouble": training.pruner.error}
 
 
-def test_storage_that_lets_nothing_be_removed_is_told_and_costs_no_save(
+def test_storage_that_allows_no_removal_is_reported_and_costs_no_save(
     storage_settings: StorageSettings, bucket: str, run_world: Any
 ) -> None:
     zero, one = run_world(may_not_remove, 2, settings=storage_settings, folder=bucket)

@@ -1,4 +1,4 @@
-"""What goes on from a checkpoint is what would have gone on without it, bit by bit."""
+"""Training that resumes from a checkpoint equals uninterrupted training in every bit."""
 
 from typing import Any
 
@@ -58,10 +58,11 @@ FROM_ONE_RANK = [(Case(2), Case(2)), (Case(3), Case(3)), (Case(0), Case(3, offlo
 FROM_FOUR_RANKS = [(Case(2), Case(2)), (Case(3), Case(3)), (Case(0), Case(3))]
 
 
-def test_any_other_world_zero_stage_and_offload_goes_on_from_a_checkpoint(
+def test_a_checkpoint_can_be_resumed_with_any_world_size_zero_stage_and_offload(
     storage_settings: StorageSettings, bucket: str, run_world: Any
 ) -> None:
-    """The sums of another world differ in their last bit; the bound is the one between two uninterrupted runs."""
+    """Sums over another world size differ in their last bit; the bound is the difference between two uninterrupted
+    runs."""
     place = {"settings": storage_settings, "folder": f"{bucket}/two"}
     before = run_world(uninterrupted, 2, cases=SOURCES, **place)[0]
     one = run_world(resumed, 1, pairs=TO_ONE_RANK, first_attempt=2, **place)[0]
@@ -80,6 +81,6 @@ def test_any_other_world_zero_stage_and_offload_goes_on_from_a_checkpoint(
 
 
 def difference(found: list[str], expected: list[str]) -> float:
-    """Largest relative one."""
+    """Maximum relative difference."""
     pairs = [(float.fromhex(a), float.fromhex(b)) for a, b in zip(found, expected, strict=True)]
     return max(abs(a - b) / abs(b) for a, b in pairs)

@@ -16,6 +16,6 @@ KINDS.append(Kind(3, Dtype.BFLOAT16, "OptimizerAndParameters"))
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_many_micro_batches_with_tiny_gradients_count_as_one_large_batch(run_world: Any, size: int) -> None:
+def test_many_micro_batches_with_tiny_gradients_equal_one_large_batch(run_world: Any, size: int) -> None:
     found = run_world(mean_gradients, size, kinds=KINDS)[0]
     assert found == {kind.name: pytest.approx([expected_mean(size)] * 12, rel=1e-6) for kind in KINDS}

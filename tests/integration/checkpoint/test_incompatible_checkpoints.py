@@ -1,4 +1,4 @@
-"""Checkpoints of something else among those of a run."""
+"""Incompatible checkpoints in the folder of a run."""
 
 import json
 from typing import Any
@@ -18,7 +18,9 @@ def changed(change: dict[str, Any]) -> bytes:
     return json.dumps(json.loads(MANIFEST.model_dump_json()) | change).encode()
 
 
-def test_each_that_does_not_fit_is_passed_over_by_name_with_what_differs(store: ObjectStore, bucket: str) -> None:
+def test_each_incompatible_checkpoint_is_skipped_with_its_name_and_the_difference(
+    store: ObjectStore, bucket: str
+) -> None:
     changes = {
         "00000012-a0001": {"model_digest": OTHER},
         "00000013-a0001": {"dataset_digest": OTHER},
@@ -31,8 +33,8 @@ def test_each_that_does_not_fit_is_passed_over_by_name_with_what_differs(store: 
     found, warnings = storage.catalogue.newest_complete(exclude=())
     assert found is None
     assert warnings == [
-        f"checkpoint {name} cannot be used: {prefix}/{name}.json was {told}"
-        for name, told in (
+        f"checkpoint {name} cannot be used: {prefix}/{name}.json was {reported}"
+        for name, reported in (
             ("00000013-a0001", "trained on another data set (digest c3c3c3c3c3c3, this run's is b2b2b2b2b2b2)"),
             ("00000012-a0001", "trained from another base model (digest c3c3c3c3c3c3, this run's is a1a1a1a1a1a1)"),
             ("00000011-a0001", "saved by another job, default/other (uid 2); this one is default/mine (uid 1)"),
@@ -40,20 +42,20 @@ def test_each_that_does_not_fit_is_passed_over_by_name_with_what_differs(store: 
     ]
 
 
-def test_one_of_a_newer_version_is_neither_passed_over_nor_removed(store: ObjectStore, bucket: str) -> None:
-    """An image that was rolled back would train from before it, and that work would be done twice."""
+def test_a_checkpoint_of_a_newer_version_is_neither_skipped_nor_removed(store: ObjectStore, bucket: str) -> None:
+    """An image that was rolled back would resume from an older checkpoint and repeat work."""
     prefix = f"{run_uri(bucket)}/checkpoints/manifests"
     store.put(f"{prefix}/00000012-a0001.json", changed({}))
     store.put(f"{prefix}/00000014-a0002.json", changed({"version": 2, "shards": []}))
     storage = RunStorage.of(store, run_uri(bucket), attempt=3, lineage=LINEAGE)
-    told = f"{prefix}/00000014-a0002.json was written by a newer finetune-operator (format 2, known 1)"
+    reported = f"{prefix}/00000014-a0002.json was written by a newer finetune-operator (format 2, known 1)"
     with pytest.raises(BadConfigError) as refused:
         storage.catalogue.newest_complete(exclude=())
-    assert str(refused.value) == f"checkpoint 00000014-a0002: {told}"
+    assert str(refused.value) == f"checkpoint 00000014-a0002: {reported}"
     assert "spec.workers.image" in refused.value.advice
 
     pruning = Pruning(storage, Keep(last=1, best=0, every=None), grace=None)
     for _ in pruning.steps():
         pass
-    assert pruning.pruned.blocked_by == told
+    assert pruning.pruned.blocked_by == reported
     assert "00000014-a0002" in storage.catalogue.listing().names

@@ -1,30 +1,30 @@
-"""A part of `make soak`: twenty kills of ranks, uploaders and storage, and nothing is lost."""
+"""A part of `make soak`: twenty kills of ranks, uploaders and storage, without any loss."""
 
 import threading
 from pathlib import Path
 
 import pytest
 
-from soak.campaign import Campaign, site
+from soak.campaign import Campaign, setup
 from soak.events import Point, Victim, events
 from soak.trap import Trap, point_of
 
 KILLS = 20
 
 
-@pytest.mark.timeout(1800)  # four minutes by itself, a quarter of an hour beside two busy processes on two cores
+@pytest.mark.timeout(1800)  # four minutes on an idle machine, fifteen next to two busy processes on two cores
 def test_after_twenty_kills_every_logged_loss_is_that_of_the_uninterrupted_run(tmp_path: Path) -> None:
     campaign = Campaign(seed=7, kills=KILLS, path=tmp_path / "campaign.jsonl", cases=1)
-    with site(tmp_path, max_lost_seconds=1.0) as place:
+    with setup(tmp_path, max_lost_seconds=1.0) as place:
         for outcome in campaign.play(place):
             assert outcome.corrupt == []
             assert outcome.mismatches == 0
     assert campaign.kills >= KILLS, "a run of which only restores are left has one more"
-    # What it would go on from is what it has played.
+    # An interrupted campaign would continue from these runs.
     assert Campaign(seed=7, kills=KILLS, path=tmp_path / "campaign.jsonl").outcomes == campaign.outcomes
 
 
-def test_two_hundred_kills_have_every_victim_at_every_request() -> None:
+def test_two_hundred_kills_cover_every_victim_at_every_request() -> None:
     drawn = {(event.victim, event.point, event.is_after) for event in events(1, 200)}
     assert {victim for victim, _, _ in drawn} == set(Victim)
     for point in Point:
@@ -49,18 +49,18 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(("method", "path", "body", "point"), REQUESTS)
-def test_a_request_is_known_by_what_it_does(method: str, path: str, body: bytes, point: Point | None) -> None:
+def test_a_request_is_classified_by_its_effect(method: str, path: str, body: bytes, point: Point | None) -> None:
     assert point_of(method, path, body) is point
 
 
-def test_whom_a_trap_kills_may_be_seen_dead_before_the_trap_has_told() -> None:
+def test_a_process_killed_by_a_trap_may_be_seen_dead_before_the_trap_has_fired() -> None:
     trap = Trap(events(1, 1)[0].model_copy(update={"point": Point.BLOB, "number": 1}), lambda: True)
     assert trap.catches(Point.BLOB)
     threading.Timer(0.2, trap.sprung.set).start()
     assert trap.has_sprung()
 
 
-def test_a_trap_at_which_nobody_was_to_be_killed_has_not_sprung() -> None:
+def test_a_trap_without_a_process_to_kill_has_not_fired() -> None:
     trap = Trap(events(1, 1)[0].model_copy(update={"point": Point.BLOB, "number": 1}), lambda: False)
     assert trap.catches(Point.BLOB)
     trap.is_busy = trap.kill()

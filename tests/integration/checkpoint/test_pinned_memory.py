@@ -1,4 +1,4 @@
-"""Snapshots of a GPU go into page-locked memory."""
+"""Snapshots of a GPU are copied to page-locked memory."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def is_pinned(memory: SharedMemory, size: int) -> bool:
 
 
 @needs_gpu
-def test_memory_is_locked_while_it_is_held_also_when_it_grows() -> None:
+def test_memory_is_locked_while_it_is_held_even_if_it_grows() -> None:
     torch.cuda.init()
     memory, pinned = SharedMemory(), PinnedMemory()
     seen = []
@@ -26,7 +26,7 @@ def test_memory_is_locked_while_it_is_held_also_when_it_grows() -> None:
 
 
 @needs_gpu
-def test_what_a_gpu_copies_into_it_is_what_it_holds() -> None:
+def test_a_gpu_copies_the_correct_bytes_into_it() -> None:
     memory, pinned = SharedMemory(), PinnedMemory()
     values = torch.arange(1 << 18, dtype=torch.float32, device="cuda")
     array = memory.array(1 << 20)

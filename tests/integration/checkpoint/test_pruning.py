@@ -1,4 +1,4 @@
-"""The removal of checkpoints that are not kept, in a real store: what goes, what stays, and what interrupts it."""
+"""Removing checkpoints that are not kept, in a real store: what is removed, what is kept, and interruptions."""
 
 from datetime import timedelta
 from itertools import islice
@@ -17,9 +17,9 @@ from process_support import until
 from stored_runs import StoredRun
 
 AT_ONCE = timedelta(seconds=-1)
-"""A grace period that the youngest blob has outlived."""
+"""A grace period that has expired for the newest blob."""
 QUIET = timedelta(seconds=4)
-"""Longer than this machine needs from one request to the next, whatever else it does."""
+"""Longer than the time between two requests on a busy machine."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def prune(run: StoredRun, keep: Keep, *, grace: timedelta | None = AT_ONCE, batc
     return pruning
 
 
-def test_only_what_is_kept_remains_and_each_of_it_restores(run: StoredRun) -> None:
+def test_only_kept_checkpoints_remain_and_each_can_be_restored(run: StoredRun) -> None:
     for step in range(1, 9):
         run.save(step, best=2 if step >= 2 else 1)
     pruned = prune(run, Keep(last=2, best=1, every=5)).pruned
@@ -48,8 +48,8 @@ def test_only_what_is_kept_remains_and_each_of_it_restores(run: StoredRun) -> No
     assert prune(run, Keep(last=2, best=1, every=5)).pruned == Pruned(is_finished=True), "nothing is left to do"
 
 
-def test_a_removal_after_every_save_leaves_what_one_at_the_end_would(run: StoredRun) -> None:
-    storage = run.storage  # keeps what it has learnt of the blobs, as an uploader does
+def test_a_removal_after_every_save_keeps_the_same_as_one_at_the_end(run: StoredRun) -> None:
+    storage = run.storage  # caches references to blobs, like an uploader
     for step in range(1, 7):
         run.save(step)
         for _ in Pruning(storage, Keep(last=2), grace=AT_ONCE).steps():
@@ -78,7 +78,7 @@ def test_it_may_end_between_any_two_requests_and_the_next_one_finishes_it(run: S
     assert all(blobs == 0 for manifests, blobs in removed if manifests < 2), "manifests first"
 
 
-def test_a_newer_attempt_stops_it_and_misses_nothing(run: StoredRun) -> None:
+def test_a_newer_attempt_stops_it_and_loses_nothing(run: StoredRun) -> None:
     for step in (1, 2, 3, 4):
         run.save(step)
     before, late = run.blobs(), run.storage
@@ -92,7 +92,7 @@ def test_a_newer_attempt_stops_it_and_misses_nothing(run: StoredRun) -> None:
 
 
 @pytest.mark.parametrize("batches", [1, 2, 4])
-def test_a_claim_in_the_middle_stops_it_at_the_next_batch(run: StoredRun, batches: int) -> None:
+def test_a_claim_during_a_removal_stops_it_at_the_next_batch(run: StoredRun, batches: int) -> None:
     for step in (1, 2, 3, 4):
         run.save(step)
     pruning = Pruning(run.storage, Keep(last=2), grace=AT_ONCE, batch=1)
@@ -109,7 +109,7 @@ def test_a_claim_in_the_middle_stops_it_at_the_next_batch(run: StoredRun, batche
     assert list(run.restorable()) == ["00000005-a0002", "00000004-a0001"]
 
 
-def test_blobs_that_nobody_names_yet_stay_for_the_grace_period(run: StoredRun) -> None:
+def test_unreferenced_blobs_are_kept_for_the_grace_period(run: StoredRun) -> None:
     for step in (1, 2):
         run.save(step)
     run.store_parts(3)
@@ -120,8 +120,8 @@ def test_blobs_that_nobody_names_yet_stay_for_the_grace_period(run: StoredRun) -
     assert run.blobs() == run.blobs_of(run.manifests[-1])
 
 
-def test_a_save_in_flight_loses_nothing_to_a_prune_from_outside(run: StoredRun) -> None:
-    """It found the blobs of a checkpoint that is removed, older than any grace, and did not upload them again."""
+def test_a_save_in_flight_loses_nothing_to_an_external_prune(run: StoredRun) -> None:
+    """It found blobs of a removed checkpoint, older than any grace period, and did not upload them again."""
     for step in (1, 2):
         run.save(step)
     quiet = QUIET
@@ -134,7 +134,7 @@ def test_a_save_in_flight_loses_nothing_to_a_prune_from_outside(run: StoredRun) 
     assert "a save may be in flight" in pruned.blocked_by
 
 
-def test_a_run_that_writes_nothing_any_more_is_pruned_from_outside(run: StoredRun) -> None:
+def test_a_run_that_has_stopped_writing_is_pruned_externally(run: StoredRun) -> None:
     for step in (1, 2):
         run.save(step)
     pruned = Archive(run.store, run.uri).prune(Keep(last=1), is_idle=False, quiet=AT_ONCE)
@@ -142,7 +142,7 @@ def test_a_run_that_writes_nothing_any_more_is_pruned_from_outside(run: StoredRu
     assert run.blobs() == run.blobs_of(run.manifests[-1])
 
 
-def test_a_prune_from_outside_ends_at_the_next_batch_when_a_save_begins(run: StoredRun) -> None:
+def test_an_external_prune_ends_at_the_next_batch_when_a_save_starts(run: StoredRun) -> None:
     for step in (1, 2):
         run.save(step)
     quiet = QUIET
@@ -158,7 +158,7 @@ def test_a_prune_from_outside_ends_at_the_next_batch_when_a_save_begins(run: Sto
 
 
 DAMAGED = {
-    "a manifest that is no JSON": ("checkpoints/manifests/00000001-a0001.json", b"{"),
+    "a manifest that is not JSON": ("checkpoints/manifests/00000001-a0001.json", b"{"),
     "a manifest of another version": ("checkpoints/manifests/00000001-a0001.json", b'{"version": 2}'),
     "a manifest under another name": ("checkpoints/manifests/00000009-a0009.json", b""),
     "something that is not a manifest": ("checkpoints/manifests/notes.txt", b"mine"),
@@ -166,7 +166,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_what_is_not_understood_stays_and_keeps_all_blobs(run: StoredRun, kind: str) -> None:
+def test_an_unreadable_object_is_kept_and_keeps_all_blobs(run: StoredRun, kind: str) -> None:
     for step in (1, 2, 3):
         run.save(step)
     key, content = DAMAGED[kind]
@@ -183,7 +183,7 @@ def test_what_is_not_understood_stays_and_keeps_all_blobs(run: StoredRun, kind: 
     assert run.blobs() == run.blobs_of(run.manifests[-1])
 
 
-def test_a_kept_checkpoint_whose_blobs_cannot_be_known_keeps_them_all(run: StoredRun) -> None:
+def test_a_kept_checkpoint_with_unknown_references_keeps_all_blobs(run: StoredRun) -> None:
     for step in (1, 2, 3):
         run.save(step)
     part = run.manifests[1].parts[1].digest

@@ -1,4 +1,4 @@
-"""A restore on the host of the save: from its own copies, bit by bit what storage has."""
+"""A restore on the host of the save reads its node-local cache, with the same bits as storage."""
 
 import hashlib
 import shutil
@@ -19,7 +19,7 @@ SAVES = (1, 2, 3, 4)
 
 
 def save_four(rank: int, size: int, settings: Any, folder: str, cache: Path) -> list[str]:
-    """Train and save beside it; returns the losses of steps 5 and 6."""
+    """Train with saves; returns the losses of steps 5 and 6."""
     engine, scheduler = make_engine(CASE, size, disturb=False)
     manager = make_manager(settings, folder, rank, size, cache=cache)
     manager.claim()
@@ -46,10 +46,10 @@ def state_of(engine: Any, rank: int, size: int) -> str:
     return hashlib.sha256(arrays.tobytes() + repr(steps).encode()).hexdigest()
 
 
-def go_on(
+def resume(
     rank: int, size: int, settings: Any, folder: str, caches: list[Path | None], case: Case = CASE
 ) -> list[dict[str, Any]]:
-    """Restore with each of the caches, and train on."""
+    """Restore with each of the caches, and continue training."""
     from finetune_trainer.train.state import resume_schedule
 
     found = []
@@ -82,10 +82,10 @@ def test_a_restore_on_the_same_host_reads_no_data_from_storage(
     newest, last = (set(data_blobs(store, bucket, f"{step:08d}-a0001")) for step in (4, 3))
     assert set(copies(tmp_path)) == newest | last, "what the last two saves need, of both ranks"
     with StoreProxy(store_server) as proxy:
-        after = run_world(go_on, 2, settings=proxy.settings(), caches=[tmp_path], **place)
+        after = run_world(resume, 2, settings=proxy.settings(), caches=[tmp_path], **place)
         assert [digest for digest in newest if proxy.count("GET", digest)] == []
         assert proxy.count("GET", "/checkpoints/blobs/") > 0, "the small ones: truth is in storage"
-    [[from_storage]] = run_world(go_on, 2, settings=storage_settings, caches=[None], **place)[:1]
+    [[from_storage]] = run_world(resume, 2, settings=storage_settings, caches=[None], **place)[:1]
     for [found] in after:
         assert found["losses"] == before[0]
         assert found["warnings"] == []
@@ -96,7 +96,7 @@ def test_a_restore_on_the_same_host_reads_no_data_from_storage(
 
 
 def damaged(cache: Path, folder: Path, kind: str, digests: set[str]) -> Path:
-    """The cache again, with every second of these files broken."""
+    """A copy of the cache, with every second of these files damaged."""
     shutil.copytree(cache, folder)
     files = copies(folder)
     for digest in sorted(digests)[::2]:
@@ -109,7 +109,7 @@ def damaged(cache: Path, folder: Path, kind: str, digests: set[str]) -> Path:
     return folder
 
 
-def test_what_is_damaged_or_missing_on_the_host_comes_from_storage(
+def test_damaged_and_missing_files_of_the_cache_are_read_from_storage(
     storage_settings: StorageSettings, store: ObjectStore, bucket: str, run_world: Any, tmp_path: Path
 ) -> None:
     place: dict[str, Any] = {"settings": storage_settings, "folder": bucket}
@@ -117,7 +117,7 @@ def test_what_is_damaged_or_missing_on_the_host_comes_from_storage(
     digests = set(data_blobs(store, bucket, "00000004-a0001"))
     kinds = ("other bytes", "cut short", "missing")
     caches = [damaged(tmp_path / "whole", tmp_path / kind, kind, digests) for kind in kinds]
-    for results in run_world(go_on, 2, caches=[*caches, None], **place):
+    for results in run_world(resume, 2, caches=[*caches, None], **place):
         assert [found["losses"] for found in results] == losses[:1] * 4
         assert len({found["state"] for found in results}) == 1
         assert [found["warnings"] for found in results] == [[]] * 4
@@ -130,23 +130,23 @@ def test_what_is_damaged_or_missing_on_the_host_comes_from_storage(
         assert set(left) == set(whole) - set(sorted(digests)[::2])
 
 
-def test_another_world_reads_what_the_host_has(
+def test_another_world_size_reads_the_cache_of_the_host(
     storage_settings: StorageSettings, bucket: str, run_world: Any, tmp_path: Path
 ) -> None:
     place: dict[str, Any] = {"settings": storage_settings, "folder": bucket}
     run_world(save_four, 2, cache=tmp_path, **place)
     for case in (CASE, Case(3, dropout=0.1)):
-        [[host, storage]] = run_world(go_on, 1, caches=[tmp_path, None], case=case, **place)
+        [[host, storage]] = run_world(resume, 1, caches=[tmp_path, None], case=case, **place)
         assert host["state"] == storage["state"]
         assert host["origin"].startswith("node-local cache (")
 
 
-def test_a_cache_that_cannot_be_written_costs_no_save(
+def test_an_unwritable_cache_does_not_prevent_saves(
     storage_settings: StorageSettings, bucket: str, run_world: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     place: dict[str, Any] = {"settings": storage_settings, "folder": bucket}
     losses = run_world(save_four, 2, cache=tmp_path / "file", **place)
-    for [found] in run_world(go_on, 2, caches=[tmp_path / "file"], **place):
+    for [found] in run_world(resume, 2, caches=[tmp_path / "file"], **place):
         assert found["losses"] == losses[0]
         assert found["origin"].startswith("storage (")

@@ -1,4 +1,4 @@
-"""Servers that ignore or refuse `If-None-Match`: one claimant an attempt all the same, and the user is told."""
+"""Servers that ignore or reject `If-None-Match`: still only one claimant per attempt, and a warning."""
 
 import threading
 import time
@@ -32,7 +32,7 @@ def names(store: ObjectStore, folder: str) -> list[str]:
 
 
 @pytest.mark.parametrize("conditions", LACKING)
-def test_of_many_claimants_of_one_attempt_exactly_one_goes_on(
+def test_of_many_claimants_of_an_attempt_exactly_one_continues(
     storage_settings: StorageSettings,
     store_server: EmbeddedStore,
     store: ObjectStore,
@@ -50,13 +50,13 @@ def test_of_many_claimants_of_one_attempt_exactly_one_goes_on(
                 return f"fenced: {error}"
 
         with ThreadPoolExecutor(CLAIMANTS) as pool:
-            told = list(pool.map(claim, [claims_of(proxy, bucket, 1) for _ in range(CLAIMANTS)]))
-        [warning] = [text for text in told if not text.startswith("fenced: ")]
+            reported = list(pool.map(claim, [claims_of(proxy, bucket, 1) for _ in range(CLAIMANTS)]))
+        [warning] = [text for text in reported if not text.startswith("fenced: ")]
         word = "ignores" if conditions is Conditions.IGNORED else "refuses"
         assert f"storage at {proxy.settings().endpoint} {word} conditional writes" in warning
-        assert {text[:36] for text in told if text != warning} == {"fenced: attempt 1 is already claimed"}
+        assert {text[:36] for text in reported if text != warning} == {"fenced: attempt 1 is already claimed"}
         assert len(names(store, bucket)) == 1, "the others have withdrawn, and nothing is left of the tries"
-        # And nobody later.
+        # And none later.
         with pytest.raises(FencedError, match="attempt 1 is already claimed"):
             claims_of(proxy, bucket, 1).claim(world_size=1)
 
@@ -87,12 +87,12 @@ CLAIMS = [
     pytest.param((1, 9), (2, 0), False, ALLOWED, id="a newer attempt"),
     pytest.param((2, 0), (1, 9), False, NEWER, id="an older attempt of a higher generation"),
 ]
-"""(attempt, generation) that is claimed, the one that is claimed then, whether by the same process, and the outcome."""
+"""(attempt, generation) of the first and of the second claim, whether both are by the same process, and the result."""
 
 
 @pytest.mark.parametrize("conditions", [Conditions.HONOURED, Conditions.IGNORED])
 @pytest.mark.parametrize(("held", "wanted", "is_same", "outcome"), CLAIMS)
-def test_a_claim_is_that_of_an_attempt_and_a_generation(
+def test_a_claim_is_for_an_attempt_and_a_generation(
     storage_settings: StorageSettings,
     store_server: EmbeddedStore,
     bucket: str,
@@ -118,7 +118,7 @@ def test_a_claim_is_that_of_an_attempt_and_a_generation(
                 first.check()
 
 
-def test_a_server_that_has_learnt_conditions_since_still_knows_who_has_claimed(
+def test_a_server_that_now_supports_conditions_still_has_the_earlier_claims(
     storage_settings: StorageSettings, store_server: EmbeddedStore, bucket: str
 ) -> None:
     with StoreProxy(store_server, Conditions.IGNORED) as proxy:
@@ -132,7 +132,7 @@ def test_a_server_that_has_learnt_conditions_since_still_knows_who_has_claimed(
             claims_of(proxy, bucket, 2).claim(world_size=1)
 
 
-def test_where_conditions_are_honoured_a_start_costs_three_requests_more(
+def test_with_conditional_writes_a_start_costs_three_additional_requests(
     storage_settings: StorageSettings, store_server: EmbeddedStore, store: ObjectStore, bucket: str
 ) -> None:
     with StoreProxy(store_server) as proxy:
@@ -162,7 +162,7 @@ def save_once(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any
     return {"losses": losses, "warnings": manager.warnings, "claimed": claimed}
 
 
-def go_on(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
+def resume(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
     engine, scheduler = make_engine(CASE, size, disturb=True)
     manager = make_manager(settings, folder, rank, size, attempt=2)
     manifest = claim_and_restore(manager, engine, scheduler)
@@ -173,7 +173,7 @@ def go_on(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("conditions", [Conditions.IGNORED, Conditions.REFUSED])
-def test_a_training_saves_and_goes_on_and_says_what_the_server_lacks(
+def test_training_saves_and_resumes_and_reports_the_limitation_of_the_server(
     storage_settings: StorageSettings,
     store_server: EmbeddedStore,
     store: ObjectStore,
@@ -186,10 +186,10 @@ def test_a_training_saves_and_goes_on_and_says_what_the_server_lacks(
         before = run_world(save_once, 2, **place)
         conditional = [one for one in proxy.requests if one.is_conditional and one.at > before[0]["claimed"]]
         assert conditional == []
-        after = run_world(go_on, 2, **place)
+        after = run_world(resume, 2, **place)
     for first, second in zip(before, after, strict=True):
         assert second["losses"] == first["losses"]
-        for told in (first["warnings"], second["warnings"]):
-            assert [text for text in told if "conditional writes (If-None-Match)" in text] == told
-            assert len(told) == 1
+        for reported in (first["warnings"], second["warnings"]):
+            assert [text for text in reported if "conditional writes (If-None-Match)" in text] == reported
+            assert len(reported) == 1
     assert manifests(store, bucket) == ["00000002-a0001.json", "00000005-a0002.json"]

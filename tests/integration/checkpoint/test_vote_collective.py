@@ -1,4 +1,4 @@
-"""Votes of real ranks: one collective, and the same result everywhere."""
+"""Votes of real ranks: one collective, and the same result on all ranks."""
 
 from dataclasses import asdict
 from typing import Any

@@ -1,4 +1,4 @@
-"""`spec.data.cleaning.exactDuplicates`: the rows are those of files from which the duplicates were removed by hand."""
+"""`spec.data.cleaning.exactDuplicates`: the rows equal those of files from which duplicates were removed by hand."""
 
 import json
 import unicodedata
@@ -16,11 +16,11 @@ from rows import chats, classified, jsonl
 CLEANED = {"cleaning": {"exactDuplicates": True}}
 MORE = [(row["text"], row["label"], True) for row in classified(40)]
 MORE_HELD_OUT = [(f"{text} again", label, True) for text, label, _ in MORE]
-"""Records of which none is a duplicate: text, label, whether it stays."""
+"""Records of which none is a duplicate: text, label, whether it is kept."""
 
 
 def rows_of(place: PrepareFixture, prepared: Any) -> dict[str, list[tuple[list[int], Any]]]:
-    """Split -> tokens and target of each row, as training reads them."""
+    """Split -> tokens and targets of each row, as training reads them."""
     found = {}
     for split in ("train", "validation", "test"):
         dataset = place.open(prepared, split)
@@ -117,7 +117,7 @@ CASES: dict[str, tuple[dict[str, Files], dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_labelled_rows_are_those_of_files_without_duplicates(place, models, case):
+def test_labelled_rows_equal_those_of_files_without_duplicates(place, models, case):
     splits, data, remarks = CASES[case]
 
     def prepared(folder: str, *, by_hand: bool) -> Any:
@@ -183,7 +183,7 @@ LANGUAGE: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("case", LANGUAGE)
-def test_rows_of_language_models_are_those_of_files_without_duplicates(place, models, case):
+def test_rows_of_language_models_equal_those_of_files_without_duplicates(place, models, case):
     model, unique, duplicates = LANGUAGE[case]
     data = {"format": case.split()[0], "test": {"fraction": 0.2}}
     every = place.put("all.jsonl", jsonl([*unique[:20], *duplicates[:1], *unique[20:], *duplicates[1:]]))
@@ -202,7 +202,7 @@ def test_other_rows_keep_their_order(place, models):
     assert cleaned == [row for index, row in enumerate(whole) if row not in whole[:index]]
 
 
-def test_a_default_that_is_spelled_out_is_the_same_data_set(place, models):
+def test_a_spelled_out_default_gives_the_same_data_set(place, models):
     data = {"train": [{"uri": place.put("a.jsonl", jsonl(classified(60)))}]}
     digest = place.prepare(models["bert"], data).dataset_digest
     again = place.prepare(models["bert"], data | {"cleaning": {"exactDuplicates": False}})
@@ -210,8 +210,8 @@ def test_a_default_that_is_spelled_out_is_the_same_data_set(place, models):
     assert place.prepare(models["bert"], data | CLEANED).dataset_digest != digest
 
 
-def test_renamed_files_whose_first_records_change_are_another_data_set(place, models):
-    """Not so without the step."""
+def test_renamed_files_whose_first_records_change_give_another_data_set(place, models):
+    """Without the step, they do not."""
     rows = classified(60)
     contents = [jsonl([*rows[:30], {"text": "a film", "label": label}]) for label in ("good", "bad")]
     found = []
@@ -229,7 +229,7 @@ def test_renamed_files_whose_first_records_change_are_another_data_set(place, mo
 
 
 def many(rows: int) -> list[dict[str, Any]]:
-    """Every text three times, spelled in three ways, some with another label; far from each other."""
+    """Every text three times with different spelling, some with another label, far from each other."""
     spellings = ("{}", "  {}\n", "{}\t")
     texts = [f"caf\u00e9 {number % (rows // 3)} is good" for number in range(rows)]
     return [
@@ -271,7 +271,7 @@ def test_rows_are_the_same_with_any_number_of_processes_and_blocks(place, models
     assert json.loads(found.pop())["dropped"] == {"exact duplicates": len(rows) - len(unique)}
 
 
-def test_what_the_step_leaves_nothing_of_is_named(place, models):
+def test_a_split_or_label_that_the_step_empties_is_reported(place, models):
     rows = [{"text": f"text {number}", "label": "good"} for number in range(20)]
     twice = [{**row, "label": "bad"} for row in rows]
     uri = place.put("a.jsonl", jsonl([*rows, *twice]))

@@ -1,4 +1,4 @@
-"""The base model from the hub's protocol, from object storage and from a folder; the servers are real ones."""
+"""The base model from the hub's protocol, from object storage and from a folder, with real servers."""
 
 import json
 import os
@@ -30,21 +30,21 @@ from train_configs import train_config
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_models.save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"), tiny_models.CHATML)
-    (folder / "pytorch_model.bin").write_bytes(b"a pickle that nobody should fetch")
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle that must not be fetched")
     (folder / "README.md").write_text("not needed either")
     return folder
 
 
 @pytest.fixture(scope="module")
 def shared_bucket(store_server: EmbeddedStore) -> str:
-    """A new bucket costs the server more than most of these tests."""
+    """Creating a bucket takes longer than most of these tests."""
     store_server.create_bucket("fetch-model")
     return "fetch-model"
 
 
 @pytest.fixture
 def bucket(shared_bucket: str) -> str:
-    """A folder of the test's own, in front of which `s3://` makes an address."""
+    """Bucket and folder of the test, for addresses with `s3://`."""
     return f"{shared_bucket}/{uuid.uuid4().hex[:8]}"
 
 
@@ -57,7 +57,7 @@ def hub(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub
         yield server
 
 
-def test_a_hub_model_is_fetched_once_without_what_is_not_needed(hub, store, tmp_path, model_folder):
+def test_a_hub_model_is_fetched_once_without_unneeded_files(hub, store, tmp_path, model_folder):
     first = fetch_model("hf://tiny/llama", store, tmp_path)
     names = {path.name for path in first.path.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
@@ -71,7 +71,7 @@ def test_a_hub_model_is_fetched_once_without_what_is_not_needed(hub, store, tmp_
     assert hub.fetched("model.safetensors") == 1
 
 
-def test_a_named_revision_is_asked_for(hub, store, tmp_path):
+def test_a_named_revision_is_requested(hub, store, tmp_path):
     fetch_model("hf://tiny/llama@v1", store, tmp_path)
     assert hub.seen["GET /api/models/tiny/llama/revision/v1"]
 
@@ -79,18 +79,18 @@ def test_a_named_revision_is_asked_for(hub, store, tmp_path):
 @pytest.mark.parametrize("token", ["hf_wrong", ""])
 def test_a_wrong_or_missing_token_is_access_denied(hub, store, tmp_path, monkeypatch, token):
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(AccessDeniedError, match=r"hf://tiny/llama: http://127.* refuses access \(401\)") as caught:
+    with pytest.raises(AccessDeniedError, match=r"hf://tiny/llama: http://127.* denies access \(401\)") as caught:
         fetch_model("hf://tiny/llama", store, tmp_path)
     assert "HF_TOKEN" in caught.value.advice
 
 
 @pytest.mark.parametrize("uri", ["hf://tiny/other", "hf://tiny/llama@v9"])
-def test_a_model_or_revision_that_is_not_there_is_unusable(hub, store, tmp_path, uri):
+def test_a_missing_model_or_revision_is_unusable(hub, store, tmp_path, uri):
     with pytest.raises(ModelUnusableError, match=r"has no such model or revision \(404\)"):
         fetch_model(uri, store, tmp_path)
 
 
-def test_a_hub_that_does_not_answer_is_named(store, tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_reported(store, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(StorageUnreachableError, match=r"http://127\.0\.0\.1:9 does not answer"):
         fetch_model("hf://tiny/llama", store, tmp_path)
@@ -102,7 +102,7 @@ def test_a_model_without_an_organisation_is_fetched(hub, store, tmp_path, model_
     assert (fetched.path / "model.safetensors").read_bytes() == (model_folder / "model.safetensors").read_bytes()
 
 
-def test_content_that_is_not_what_the_hub_states_is_refused(hub, store, tmp_path):
+def test_content_that_does_not_match_the_hubs_digest_is_rejected(hub, store, tmp_path):
     hub.changed_on_the_way.add("model.safetensors")
     with pytest.raises(
         StorageUnreachableError, match=r"the content of model\.safetensors from .* does not match its digest"
@@ -119,7 +119,7 @@ def test_a_model_in_storage_has_the_digest_of_the_folder_it_came_from(store, buc
     assert fetch_model(uri + "/", store, tmp_path).path == from_storage.path
 
 
-def test_a_changed_model_in_storage_is_fetched_anew(store, bucket, tmp_path, model_folder):
+def test_a_changed_model_in_storage_is_fetched_again(store, bucket, tmp_path, model_folder):
     uri = f"s3://{bucket}/models/tiny"
     store.upload_folder(model_folder, uri)
     before = fetch_model(uri, store, tmp_path)
@@ -143,11 +143,11 @@ def test_an_address_without_a_model_is_unusable(store, bucket, tmp_path, uri):
         fetch_model(uri.format(bucket=bucket), store, tmp_path)
 
 
-# What belongs to a model
+# Files of a model
 
 
-def test_only_what_loading_reads_is_fetched(store, bucket, tmp_path, model_folder):
-    """Checkpoints of a training, ONNX exports and the weights of other programs lie beside many models."""
+def test_only_files_that_loading_reads_are_fetched(store, bucket, tmp_path, model_folder):
+    """Many model repositories also have training checkpoints, ONNX exports and weights of other frameworks."""
     uri = f"s3://{bucket}/models/tiny"
     store.upload_folder(model_folder, uri)
     alone = fetch_model(uri, store, tmp_path / "alone")
@@ -186,7 +186,7 @@ def test_all_chat_templates_of_a_model_are_fetched_digested_and_exported(store, 
     assert fetch_model(f"file://{base}", store, tmp_path / "again").digest != fetched.digest
 
 
-def test_a_sharded_model_is_what_its_index_names(store, bucket, tmp_path, model_folder):
+def test_a_sharded_model_consists_of_the_files_in_its_index(store, bucket, tmp_path, model_folder):
     uri = f"s3://{bucket}/models/sharded"
     for name, content in files_in(model_folder).items():
         if name != "model.safetensors":
@@ -203,7 +203,7 @@ def test_a_sharded_model_is_what_its_index_names(store, bucket, tmp_path, model_
     ]
 
 
-def test_a_changed_readme_leaves_the_digest(hub, store, tmp_path, model_folder):
+def test_a_changed_readme_does_not_change_the_digest(hub, store, tmp_path, model_folder):
     before = fetch_model("hf://tiny/llama", store, tmp_path)
     changed = {**files_in(model_folder), "README.md": b"corrected", "onnx/model.onnx": b"new"}
     commit = hub.repository("tiny/llama").commit(changed)
@@ -221,13 +221,13 @@ def config(bucket: str) -> TrainerConfig:
 
 
 def pod(folder: Path, cache: Path) -> RuntimeEnv:
-    """A new pod, whose cache may be another one's too."""
+    """A new pod; another pod may share its cache."""
     folder.mkdir()
     return RuntimeEnv(rank=0, world_size=1, local_rank=0, local_world_size=1, scratch=folder, cache=cache)
 
 
 def prepare(config: TrainerConfig, uri: str, store: ObjectStore, cache: Path) -> TrainerConfig:
-    """What the prepare stage does about the base model."""
+    """What the prepare stage does with the base model."""
     fetched = fetch_model(uri, store, cache)
     store_copy(fetched, store, config.output_uri)
     assert config.prepared is not None
@@ -236,7 +236,7 @@ def prepare(config: TrainerConfig, uri: str, store: ObjectStore, cache: Path) ->
     return config.model_copy(update={"prepared": prepared, "spec": spec})
 
 
-def test_a_restart_gets_the_prepared_model_when_the_revision_has_moved_and_the_hub_is_gone(
+def test_a_restart_gets_the_prepared_model_after_the_revision_moved_and_the_hub_is_down(
     hub, store, tmp_path, model_folder, config, monkeypatch
 ):
     run = prepare(config, "hf://tiny/llama", store, tmp_path / "cache")
@@ -251,10 +251,10 @@ def test_a_restart_gets_the_prepared_model_when_the_revision_has_moved_and_the_h
 
 
 @pytest.mark.parametrize(("uri", "requested"), [("hf://tiny/llama", ""), ("hf://tiny/llama@v1", "v1")])
-def test_the_preparation_tells_which_revision_it_was_asked_for_and_what_commit_that_is(
+def test_the_preparation_records_the_requested_revision_and_its_commit(
     hub, store, bucket, storage_settings, tmp_path, uri, requested
 ):
-    """The operator knows by both whether a spec that names the commit means the same run."""
+    """The operator uses both to decide whether a spec with the commit is the same run."""
     place = PrepareFixture(store, bucket, storage_settings, tmp_path)
     train = place.put("train.jsonl", jsonl(chats()))
     prepared = place.prepare(uri, {"train": [{"uri": train}]})
@@ -262,7 +262,7 @@ def test_the_preparation_tells_which_revision_it_was_asked_for_and_what_commit_t
     assert prepared.model_revision == hub.repository("tiny/llama").revisions["v1"]
 
 
-def test_a_restart_gets_the_prepared_model_when_the_prefix_has_changed(store, bucket, tmp_path, model_folder, config):
+def test_a_restart_gets_the_prepared_model_after_the_prefix_has_changed(store, bucket, tmp_path, model_folder, config):
     uri = f"s3://{bucket}/models/tiny"
     store.upload_folder(model_folder, uri)
     run = prepare(config, uri, store, tmp_path / "cache")
@@ -294,7 +294,7 @@ def test_preparing_again_uploads_only_a_copy_that_is_incomplete(store, bucket, t
         ("config.json", b"{}", "holds other content than the digests"),
     ],
 )
-def test_a_copy_that_is_gone_or_damaged_is_named(store, bucket, tmp_path, model_folder, config, name, content, message):
+def test_a_missing_or_damaged_copy_is_reported(store, bucket, tmp_path, model_folder, config, name, content, message):
     uri = f"s3://{bucket}/models/tiny"
     store.upload_folder(model_folder, uri)
     run = prepare(config, uri, store, tmp_path / "cache")
@@ -307,7 +307,7 @@ def test_a_copy_that_is_gone_or_damaged_is_named(store, bucket, tmp_path, model_
     assert "spec.runId" in caught.value.advice
 
 
-def test_a_local_folder_that_has_changed_since_prepare_is_named(store, tmp_path, model_folder, config):
+def test_a_local_folder_that_has_changed_since_prepare_is_reported(store, tmp_path, model_folder, config):
     folder = tmp_path / "model"
     folder.mkdir()
     for name, content in files_in(model_folder).items():
@@ -325,8 +325,8 @@ def test_a_local_folder_that_has_changed_since_prepare_is_named(store, tmp_path,
 # Caches that other jobs write to
 
 
-def test_what_another_job_has_changed_in_the_cache_is_not_used(store, bucket, tmp_path, model_folder, config):
-    """Same size, same time of modification: only the content tells."""
+def test_files_in_the_cache_that_another_job_changed_are_not_used(store, bucket, tmp_path, model_folder, config):
+    """Size and modification time are the same; only the content differs."""
     uri, cache = f"s3://{bucket}/models/tiny", tmp_path / "cache"
     store.upload_folder(model_folder, uri)
     run = prepare(config, uri, store, cache)
@@ -339,7 +339,7 @@ def test_what_another_job_has_changed_in_the_cache_is_not_used(store, bucket, tm
     assert (fetch_model(uri, store, cache).path / "model.safetensors").read_bytes() == good
 
 
-def test_a_file_that_another_job_has_added_is_removed(store, bucket, tmp_path, model_folder, config):
+def test_a_file_that_another_job_added_is_removed(store, bucket, tmp_path, model_folder, config):
     uri, cache = f"s3://{bucket}/models/tiny", tmp_path / "cache"
     store.upload_folder(model_folder, uri)
     run = prepare(config, uri, store, cache)

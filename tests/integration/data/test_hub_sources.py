@@ -81,21 +81,21 @@ def test_a_file_is_recorded_with_its_commit_and_keeps_its_name(hub: FakeHub, tmp
         ("tiny", BadDataError, r"must name files of a data set"),
     ],
 )
-def test_what_is_not_there_is_bad_data(
+def test_a_missing_repository_or_file_is_bad_data(
     hub: FakeHub, tmp_path: Path, address: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         fetched(f"hf://datasets/{address}" if address != "tiny" else "hf://datasets/tiny@main", tmp_path)
 
 
-def test_a_wrong_token_and_changed_content_are_named(
+def test_a_wrong_token_and_changed_content_are_reported(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.changed_on_the_way.add("data/train-0.jsonl")
     with pytest.raises(StorageUnreachableError, match="does not match its digest"):
         fetched("hf://datasets/tiny/reviews/data/train-0.jsonl", tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(AccessDeniedError, match="refuses access"):
+    with pytest.raises(AccessDeniedError, match="denies access"):
         fetched("hf://datasets/tiny/reviews/data/train-0.jsonl", tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_a_hostile_repository_cannot_write_outside_the_folder(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_name_that_the_client_refuses_is_bad_data(
+def test_a_name_that_the_client_rejects_is_bad_data(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -143,12 +143,12 @@ def test_a_name_that_the_client_refuses_is_bad_data(
         ("a/b/c@d.csv", [("a/b", "", "c@d.csv"), ("a", "", "b/c@d.csv")]),
     ],
 )
-def test_what_an_address_may_mean(rest: str, expected: list[tuple[str, str, str]]) -> None:
+def test_possible_meanings_of_an_address(rest: str, expected: list[tuple[str, str, str]]) -> None:
     assert dataset_addresses(f"hf://datasets/{rest}") == tuple(DatasetAddress(*each) for each in expected)
 
 
 @pytest.mark.parametrize("page", [b"<html>please log in</html>", b"{}", b"[]", b"null"])
-def test_a_page_in_the_hubs_place_is_no_error_of_the_program(
+def test_a_foreign_page_instead_of_the_hub_is_not_a_program_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, page: bytes
 ) -> None:
     class Answer(BaseHTTPRequestHandler):
@@ -159,7 +159,7 @@ def test_a_page_in_the_hubs_place_is_no_error_of_the_program(
             self.wfile.write(page)
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever)

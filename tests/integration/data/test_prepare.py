@@ -40,7 +40,7 @@ def decoded_rows(dataset: TokenDataset, tokenizer) -> list[tuple[str, Any]]:
     return [(tokenizer.decode(row["input_ids"]), row["labels"]) for row in rows]
 
 
-def test_a_classification_job_gets_stratified_splits_and_every_field_chosen(place, bert, caplog):
+def test_a_classification_job_gets_stratified_splits_and_all_settings_chosen(place, bert, caplog):
     uri = place.put("train.jsonl", jsonl(classified()))
     with caplog.at_level(logging.INFO, "finetune"):
         prepared = place.prepare(bert, {"train": sources(uri)})
@@ -58,12 +58,12 @@ def test_a_classification_job_gets_stratified_splits_and_every_field_chosen(plac
         length * count
         for length, count in read_dataset_info(place.store, prepared.dataset_uri).lengths["train"].items()
     )
-    said = caplog.messages
-    assert any(f"{prepared.parameters:,} parameters, SequenceClassification, Float32" in line for line in said)
-    assert "read 1 file: 60 records" in said
-    assert f"train split: 48 rows, {tokens:,} tokens" in said
-    assert set(prepared.notes) <= set(said)
-    assert said[-1] == f"data set written to {prepared.dataset_uri}"
+    output = caplog.messages
+    assert any(f"{prepared.parameters:,} parameters, SequenceClassification, Float32" in line for line in output)
+    assert "read 1 file: 60 records" in output
+    assert f"train split: 48 rows, {tokens:,} tokens" in output
+    assert set(prepared.notes) <= set(output)
+    assert output[-1] == f"data set written to {prepared.dataset_uri}"
     assert {"check", "model", "fetch", "read", "split", "tokenise"} <= set(place.report.progress.phase_seconds)
 
     info = read_dataset_info(place.store, prepared.dataset_uri)
@@ -94,7 +94,7 @@ def test_the_same_inputs_are_prepared_once(place, bert):
     assert other_seed.dataset_digest != first.dataset_digest
 
 
-def test_another_date_of_templates_is_another_data_set(place, llama, monkeypatch):
+def test_another_template_date_gives_another_data_set(place, llama, monkeypatch):
     data = {"train": sources(place.put("chat.jsonl", jsonl(chats())))}
     before = place.prepare(llama, data)
     assert read_dataset_info(place.store, before.dataset_uri).template_date == TEMPLATE_DATE
@@ -104,19 +104,19 @@ def test_another_date_of_templates_is_another_data_set(place, llama, monkeypatch
     assert read_dataset_info(place.store, after.dataset_uri).template_date == date(2026, 2, 3)
 
 
-def prepare_apart(bucket: str, settings: StorageSettings, folder: Path, *arguments: Any) -> Prepared:
-    """In a process of its own, with connections of its own."""
+def prepare_in_process(bucket: str, settings: StorageSettings, folder: Path, *arguments: Any) -> Prepared:
+    """Prepare in a separate process with its own connections."""
     here = PrepareFixture(ObjectStore.connect(settings), bucket, settings, folder / str(os.getpid()))
-    return here.prepare(*arguments, apart=True)
+    return here.prepare(*arguments, separate_node=True)
 
 
-def test_two_runs_that_prepare_the_same_data_at_once_share_one_data_set(
+def test_two_runs_that_prepare_the_same_data_concurrently_share_one_data_set(
     place, bucket, storage_settings, tmp_path, bert
 ):
     data = {"train": sources(place.put("race.jsonl", jsonl(classified(200))))}
-    # In processes, as the stage runs: while transformers loads a model it patches its classes, for all threads.
+    # In processes, like the stage: while transformers loads a model, it patches its classes for all threads.
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
-        runs = [pool.submit(prepare_apart, bucket, storage_settings, tmp_path, bert, data) for _ in range(2)]
+        runs = [pool.submit(prepare_in_process, bucket, storage_settings, tmp_path, bert, data) for _ in range(2)]
         first, second = (run.result() for run in runs)
     assert first.dataset_digest == second.dataset_digest
     for prepared in (first, second):
@@ -124,7 +124,7 @@ def test_two_runs_that_prepare_the_same_data_at_once_share_one_data_set(
         assert [len(rows[index]["input_ids"]) > 0 for index in range(len(rows))] == [True] * first.counts.train
 
 
-def test_the_same_bytes_read_as_another_file_type_are_another_data_set(place, llama):
+def test_the_same_bytes_as_another_file_type_give_another_data_set(place, llama):
     content = jsonl([{"text": f"row {number}"} for number in range(20)])
     data = {"format": "Text", "validation": {"fraction": 0}, "test": {"fraction": 0}}
     first = place.prepare(llama, data | {"train": sources(place.put("corpus.txt", content))})
@@ -133,7 +133,7 @@ def test_the_same_bytes_read_as_another_file_type_are_another_data_set(place, ll
     assert not second.reused
 
 
-def test_where_files_are_and_how_they_are_listed_does_not_matter(place, bert):
+def test_location_and_order_of_files_do_not_matter(place, bert):
     rows = classified()
     one, two = place.put("a.jsonl", jsonl(rows[:20])), place.put("b.jsonl", jsonl(rows[20:]))
     first = place.prepare(bert, {"train": sources(one, two)})
@@ -166,7 +166,7 @@ def test_file_types_can_be_mixed_and_local(place, bert, tmp_path):
     assert prepared.counts.train == 48
 
 
-def test_a_label_has_one_name_in_all_file_types(place, bert, tmp_path):
+def test_a_label_has_the_same_name_in_all_file_types(place, bert, tmp_path):
     numbers = place.put("a.jsonl", jsonl([{"text": f"text {i}", "label": i % 2} for i in range(20)]))
     place.put("b.csv", b"text,label\n" + b"".join(b"row %d,%d.0\n" % (i, i % 2) for i in range(20)))
     prepared = place.prepare(bert, {"train": sources(numbers, f"{place.uri}/data/b.csv")})
@@ -184,7 +184,7 @@ def test_a_label_has_one_name_in_all_file_types(place, bert, tmp_path):
     assert [place.open(prepared, "test")[index]["labels"] for index in range(2)] == [1, 0]
 
 
-def test_a_chat_job_learns_the_answers_alone(place, llama):
+def test_a_chat_job_trains_only_on_answers(place, llama):
     uri = place.put("chat.jsonl", jsonl(chats()))
     prepared = place.prepare(llama, {"train": sources(uri), "test": {"fraction": 0}})
     assert (prepared.format, prepared.task, prepared.labels) == (DataFormat.CHAT, Task.CAUSAL_LM, ())
@@ -198,14 +198,14 @@ def test_a_chat_job_learns_the_answers_alone(place, llama):
     assert len(place.open(prepared, "test")) == 0
 
 
-def test_a_plain_text_job_divides_long_paragraphs_and_says_so(place, llama):
+def test_a_plain_text_job_splits_long_paragraphs_with_a_note(place, llama):
     uri = place.put("book.txt", b"a good book\n\n" + b"very " * 400 + b"\n\n" + b"the end\n\n" * 10)
     prepared = place.prepare(llama, {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}})
     tokenizer = load_tokenizer(llama)
     tokens = len(tokenizer("very " * 400).input_ids) + 1
     rows = -(-tokens // 256)
     assert (prepared.format, prepared.counts.train) == (DataFormat.TEXT, 11 + rows)
-    assert f"divided 1 of 12 texts into rows of at most 256 tokens: {11 + rows} rows in all" in prepared.notes
+    assert f"split 1 of 12 texts into rows of at most 256 tokens: {11 + rows} rows in total" in prepared.notes
     assert "maxLength 1024 lowered to 256, the maximum of the model" in prepared.notes
     dataset = place.open(prepared)
     texts: dict[int, str] = {}
@@ -234,7 +234,7 @@ def test_the_rows_of_one_text_are_in_one_split(place, llama):
     assert sorted(found) == [f"{text}</s>" for text in texts]
 
 
-def test_held_out_files_are_used_whole(place, bert):
+def test_held_out_files_are_used_completely(place, bert):
     rows = classified()
     data = {
         "train": sources(place.put("train.jsonl", jsonl(rows[:40]))),
@@ -245,7 +245,7 @@ def test_held_out_files_are_used_whole(place, bert):
     assert prepared.counts.model_dump() == {"train": 40, "validation": 10, "test": 10}
 
 
-def test_an_unknown_label_in_a_held_out_file_names_place_and_nearest_label(place, bert):
+def test_an_unknown_label_in_a_held_out_file_is_reported_with_location_and_nearest_label(place, bert):
     rows = classified()
     uri = place.put("test.jsonl", jsonl([*rows[:3], {"text": "so so", "label": "Mixt"}]))
     data = {"train": sources(place.put("train.jsonl", jsonl(rows))), "test": {"sources": sources(uri)}}
@@ -255,7 +255,7 @@ def test_an_unknown_label_in_a_held_out_file_names_place_and_nearest_label(place
     assert "nearest is 'mixed'" in str(caught.value)
     prepared = place.prepare(bert, data | {"onBadRecord": "Skip"})
     assert prepared.counts.test == 3
-    assert "left out 1 records: unknown label 1" in prepared.notes
+    assert "dropped 1 records: unknown label 1" in prepared.notes
 
 
 def test_bad_records_stop_the_job_or_are_counted(place, bert):
@@ -274,7 +274,7 @@ def test_bad_records_stop_the_job_or_are_counted(place, bert):
         assert part in message
     assert "spec.data.columns.text" in caught.value.advice
     prepared = place.prepare(bert, {"train": sources(uri), "onBadRecord": "Skip"})
-    assert "left out 3 records: empty text 1, malformed JSON 1, missing column 1" in prepared.notes
+    assert "dropped 3 records: empty text 1, malformed JSON 1, missing column 1" in prepared.notes
     info = read_dataset_info(place.store, prepared.dataset_uri)
     assert info.dropped == {"empty text": 1, "malformed JSON": 1, "missing column": 1}
 
@@ -293,7 +293,7 @@ def test_bad_records_stop_the_job_or_are_counted(place, bert):
         ([{"text": " ", "label": "x"}], {"onBadRecord": "Skip"}, "the training split is empty"),
     ],
 )
-def test_a_split_that_cannot_be_used_is_an_error_with_a_remedy(place, bert, rows, data, expected):
+def test_an_unusable_split_is_an_error_with_a_fix(place, bert, rows, data, expected):
     uri = place.put("train.jsonl", jsonl(rows))
     with pytest.raises(BadDataError) as caught:
         place.prepare(bert, {"train": sources(uri)} | data)
@@ -301,14 +301,14 @@ def test_a_split_that_cannot_be_used_is_an_error_with_a_remedy(place, bert, rows
     assert caught.value.advice
 
 
-def test_an_answer_beyond_the_maximum_length_is_left_out_and_named(place, llama):
+def test_an_answer_beyond_the_maximum_length_is_dropped_and_reported(place, llama):
     long = {"prompt": "why? " * 300, "completion": "because"}
     short = {"prompt": "why?", "completion": "because"}
     data = {"validation": {"fraction": 0}, "test": {"fraction": 0}}
     uri = place.put("train.jsonl", jsonl([long, short]))
     prepared = place.prepare(llama, {"train": sources(uri)} | data)
     assert prepared.counts.train == 1
-    assert "left out 1 records: no loss within maxLength 1" in prepared.notes
+    assert "dropped 1 records: no loss within maxLength 1" in prepared.notes
     info = read_dataset_info(place.store, prepared.dataset_uri)
     kept = place.open(prepared).lengths.sum()
     dropped, total = info.dropped_tokens["train"], info.tokens["train"]
@@ -321,7 +321,7 @@ def test_an_answer_beyond_the_maximum_length_is_left_out_and_named(place, llama)
 @pytest.mark.parametrize(
     ("lengths", "expected"), [([1] * 50, Packing.PADDED), ([1, 3, 90, 200] * 12, Packing.LENGTH_GROUPED)]
 )
-def test_the_cheaper_packing_is_chosen_by_the_lengths(place, llama, lengths, expected):
+def test_the_cheaper_packing_is_chosen_from_the_lengths(place, llama, lengths, expected):
     uri = place.put("train.jsonl", jsonl([{"text": "very" * length} for length in lengths]))
     data = {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}}
     prepared = place.prepare(llama, data)
@@ -330,13 +330,13 @@ def test_the_cheaper_packing_is_chosen_by_the_lengths(place, llama, lengths, exp
     assert place.prepare(llama, data | {"packing": "Padded"}).packing is Packing.PADDED
 
 
-def test_an_encoder_cannot_learn_to_chat(place, bert):
+def test_an_encoder_cannot_be_trained_on_chats(place, bert):
     uri = place.put("chat.jsonl", jsonl(chats()))
     with pytest.raises(ModelUnusableError, match="is an encoder"):
         place.prepare(bert, {"train": sources(uri)})
 
 
-def test_an_adapter_on_a_tied_head_is_refused_before_anything_is_written(place, tmp_path):
+def test_an_adapter_on_a_tied_head_is_rejected_before_anything_is_written(place, tmp_path):
     tied = tiny_models.save_tiny("llama-tied", tmp_path / "tied")
     data = {"train": sources(place.put("chat.jsonl", jsonl(chats()))), "format": "Text"}
     with pytest.raises(BadConfigError, match="lm_head shares its matrix with embed_tokens") as error:
@@ -346,7 +346,7 @@ def test_an_adapter_on_a_tied_head_is_refused_before_anything_is_written(place, 
 
 
 def resized(base: Path, folder: Path, rows: int, *, pad: str = "") -> Path:
-    """A copy of the base model whose embedding has this many rows."""
+    """A copy of the base model whose embedding has `rows` rows."""
     import transformers
 
     shutil.copytree(base, folder)
@@ -361,7 +361,7 @@ def resized(base: Path, folder: Path, rows: int, *, pad: str = "") -> Path:
     return folder
 
 
-def test_an_embedding_smaller_than_the_tokenizer_is_refused_where_the_data_needs_the_rest(place, bert, tmp_path):
+def test_an_embedding_smaller_than_the_tokenizer_is_rejected_if_the_data_needs_the_rest(place, bert, tmp_path):
     tokenizer = load_tokenizer(bert)
     size, uri = len(tokenizer), place.put("train.jsonl", jsonl(classified()))
     needed = place.prepare(bert, {"train": sources(uri)})
@@ -382,7 +382,7 @@ def test_an_embedding_smaller_than_the_tokenizer_is_refused_where_the_data_needs
 
 
 @pytest.mark.parametrize("data_format", [DataFormat.TEXT, DataFormat.CHAT])
-def test_a_prompt_with_a_token_beyond_the_embedding_is_refused_before_training(place, llama, tmp_path, data_format):
+def test_a_prompt_with_a_token_beyond_the_embedding_is_rejected_before_training(place, llama, tmp_path, data_format):
     tokenizer = load_tokenizer(llama)
     beyond = len(tokenizer) - 1
     word = tokenizer.decode([beyond])
@@ -405,7 +405,7 @@ def test_a_prompt_with_a_token_beyond_the_embedding_is_refused_before_training(p
     place.prepare(llama, data, evaluation={"prompts": ["0 1", f"1 {word}"]})
 
 
-def test_a_prompt_that_the_chat_template_refuses_is_an_error_before_training(place, tmp_path):
+def test_a_prompt_that_the_chat_template_rejects_is_an_error_before_training(place, tmp_path):
     refuses = "{% if 'bad' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + tiny_models.CHATML
     base = tiny_models.save_tiny_llama(tmp_path / "refuses", refuses)
     data = {"train": sources(place.put("chat.jsonl", jsonl(chats())))}
@@ -413,8 +413,8 @@ def test_a_prompt_that_the_chat_template_refuses_is_an_error_before_training(pla
         place.prepare(base, data, evaluation={"prompts": ["good", "bad"]})
 
 
-def test_a_base_like_mpnet_gets_the_length_it_can_take_and_a_warning_of_what_it_cannot_do(place, tmp_path):
-    """Its positions are counted from the pad id, and it cannot recompute activations."""
+def test_a_base_like_mpnet_gets_its_maximum_length_and_a_warning_about_gradient_checkpointing(place, tmp_path):
+    """Its positions start after the pad id, and it does not support gradient checkpointing."""
     from transformers import MPNetConfig, MPNetModel
 
     tokenizer = tiny_models.tiny_tokenizer()
@@ -430,7 +430,7 @@ def test_a_base_like_mpnet_gets_the_length_it_can_take_and_a_warning_of_what_it_
     assert place.report.progress.warnings == prepared.warnings
 
 
-def test_a_base_that_classifies_by_other_labels_is_warned_of(place, bert, tmp_path):
+def test_a_base_that_classifies_other_labels_causes_a_warning(place, bert, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
     folder = tmp_path / "classifier"
@@ -442,7 +442,7 @@ def test_a_base_that_classifies_by_other_labels_is_warned_of(place, bert, tmp_pa
     assert place.report.progress.warnings == prepared.warnings
 
 
-def test_weights_under_other_names_are_refused_before_any_data_is_read(place, bert, tmp_path):
+def test_weights_with_other_names_are_rejected_before_any_data_is_read(place, bert, tmp_path):
     folder = tmp_path / "wrapped"
     shutil.copytree(bert, folder)
     weights = load_file(bert / "model.safetensors")
@@ -452,7 +452,7 @@ def test_weights_under_other_names_are_refused_before_any_data_is_read(place, be
     assert not list(place.store.list(f"{place.uri}/out/datasets/"))
 
 
-def test_a_job_that_cannot_fit_is_refused_before_anything_is_written(place, bert):
+def test_a_job_that_cannot_fit_is_rejected_before_anything_is_written(place, bert):
     uri = place.put("train.jsonl", jsonl(classified()))
     with pytest.raises(BadConfigError, match=r"allows 0\.5 GiB") as caught:
         place.prepare(bert, {"train": sources(uri)}, workers={"resources": {"limits": {"memory": "512Mi"}}})
@@ -460,14 +460,14 @@ def test_a_job_that_cannot_fit_is_refused_before_anything_is_written(place, bert
     assert list(place.store.list(f"{place.uri}/out/datasets/")) == []
 
 
-def test_a_memory_limit_that_fits_lets_the_lowest_stage_be_chosen(place, bert):
+def test_the_lowest_stage_that_fits_the_memory_limit_is_chosen(place, bert):
     uri = place.put("train.jsonl", jsonl(classified()))
     prepared = place.prepare(bert, {"train": sources(uri)}, workers={"resources": {"limits": {"memory": "4Gi"}}})
     assert prepared.zero_stage == 0
     assert any("ZeRO stage 0" in note for note in prepared.notes)
 
 
-def test_stratify_without_labels_is_refused(place, llama):
+def test_stratify_without_labels_is_rejected(place, llama):
     uri = place.put("train.jsonl", jsonl(chats()))
     with pytest.raises(BadConfigError, match=r"spec\.data\.test\.stratify"):
         place.prepare(llama, {"train": sources(uri), "test": {"fraction": 0.1, "stratify": True}})
@@ -480,7 +480,7 @@ def test_storage_is_checked_before_anything_else(place, bert, monkeypatch):
         place.prepare(bert, {"train": sources("file:///no/such/file.jsonl")})
 
 
-def test_a_shard_that_changed_in_storage_is_not_trained_on(place, bert):
+def test_a_shard_that_changed_in_storage_is_not_used(place, bert):
     uri = place.put("train.jsonl", jsonl(classified()))
     prepared = place.prepare(bert, {"train": sources(uri)})
     (shard,) = read_dataset_info(place.store, prepared.dataset_uri).shards["train"]
@@ -492,8 +492,8 @@ def test_a_shard_that_changed_in_storage_is_not_trained_on(place, bert):
         place.open(prepared)
 
 
-def test_a_shard_that_another_job_has_changed_in_the_cache_is_downloaded_again(place, bert):
-    """Its size stays the same: only the content tells."""
+def test_a_cached_shard_that_another_job_changed_is_downloaded_again(place, bert):
+    """Its size is the same; only the content differs."""
     prepared = place.prepare(bert, {"train": sources(place.put("train.jsonl", jsonl(classified())))})
     first = place.open(prepared)[0]
     (shard,) = read_dataset_info(place.store, prepared.dataset_uri).shards["train"]
@@ -504,7 +504,7 @@ def test_a_shard_that_another_job_has_changed_in_the_cache_is_downloaded_again(p
     assert cached.read_bytes() == good
 
 
-def test_rows_are_spread_over_shards_and_found_again(place):
+def test_rows_are_distributed_over_shards_and_read_back(place):
     writer = ShardWriter(place.store, f"{place.uri}/ds", "train", vocabulary=70_000, max_bytes=4096 + 400)
     rows = [np.arange(length, dtype=np.int64) + 69_000 for length in range(1, 30)]
     for number, row in enumerate(rows):
@@ -537,7 +537,7 @@ def test_rows_are_spread_over_shards_and_found_again(place):
         dataset[29]
 
 
-def test_the_real_smollm2_learns_the_assistants_words_alone(place, smollm2_folder):
+def test_the_real_smollm2_is_trained_only_on_the_assistants_messages(place, smollm2_folder):
     messages = [
         {"role": "user", "content": "What is 2+2?"},
         {"role": "assistant", "content": "It is 4."},
@@ -553,7 +553,7 @@ def test_the_real_smollm2_learns_the_assistants_words_alone(place, smollm2_folde
     assert tokenizer.decode(labels[labels != -100]) == "It is 4.<|im_end|>Yes: Ünï → ok<|im_end|>"
 
 
-def test_the_real_minilm_is_measured_and_takes_512_tokens(place, minilm_folder):
+def test_the_real_minilm_is_measured_and_accepts_512_tokens(place, minilm_folder):
     uri = place.put("train.jsonl", jsonl(classified()))
     prepared = place.prepare(minilm_folder, {"train": sources(uri)})
     assert 22_000_000 < prepared.parameters < 23_000_000
@@ -583,7 +583,7 @@ def test_the_real_minilm_is_measured_and_takes_512_tokens(place, minilm_folder):
         ),
     ],
 )
-def test_what_the_inferred_task_lacks_is_refused_before_training(place, bert, llama, rows, blocks, says):
+def test_unsupported_fields_of_the_inferred_task_are_rejected_before_training(place, bert, llama, rows, blocks, says):
     training = {"learningRate": 1e-3, "globalBatchSize": 8} | blocks.pop("training", {})
     model = bert if "label" in rows[0] else llama
     with pytest.raises(BadConfigError, match=re.escape(says)):

@@ -17,7 +17,7 @@ from rows import jsonl, tagged
 
 
 def tags_of(place: PrepareFixture, prepared: Any, split: str, model: Path) -> list[tuple[str, list[str]]]:
-    """Text and labels of each row as they are stored; labels are where a word begins."""
+    """Stored text and labels of each row; labels are at the first token of a word."""
     tokenizer = load_tokenizer(model)
     found = []
     dataset = place.open(prepared, split)
@@ -42,7 +42,7 @@ def test_rows_have_the_labels_of_their_records(place, bert):
     assert sum(split["B-PER"] for split in counts.values()) == 40
 
 
-def test_a_held_out_record_with_an_unknown_label_is_reported_or_left_out(place, bert):
+def test_a_held_out_record_with_an_unknown_label_is_reported_or_dropped(place, bert):
     other = [{"tokens": ["Ada", "sang"], "tags": ["B-PER", "B-ART"]}, *tagged(6)]
     data = {
         "train": [{"uri": place.put("train.jsonl", jsonl(tagged(40)))}],
@@ -67,7 +67,7 @@ def test_a_held_out_record_with_an_unknown_label_is_reported_or_left_out(place, 
         ({"tokens": ["a"], "tags": [None]}, "the label is empty"),
     ],
 )
-def test_a_record_that_cannot_be_used_is_named(place, bert, record, message):
+def test_an_unusable_record_is_reported(place, bert, record, message):
     uri = place.put("train.jsonl", jsonl([*tagged(20), record]))
     with pytest.raises(BadDataError, match=message):
         place.prepare(bert, {"train": [{"uri": uri}]})

@@ -1,4 +1,4 @@
-"""Preparation in worker processes: the same data set with any number of them, and no way for one to be lost."""
+"""Preparation in worker processes: the same data set for any number of them, and failures of workers are reported."""
 
 import gzip
 import multiprocessing
@@ -23,14 +23,14 @@ WHOLE = {name: getattr(build, name) for name in ("BLOCK_BYTES", "_LARGEST_BLOCK"
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks, buckets and batches of a few records, so that small files have many of them."""
+    """Blocks, buckets and batches of a few records, so that small files have several."""
     monkeypatch.setattr(build, "BLOCK_BYTES", 2000)
     monkeypatch.setattr(build, "_LARGEST_BLOCK", 2000)
     monkeypatch.setattr(build, "_BUCKET_BYTES", 3000)
 
 
 def prepared_files(place, model, data, monkeypatch, workers) -> tuple[str, str]:
-    """dataset.json, which names the shards by their contents; and its digest."""
+    """dataset.json, which contains the digests of the shards, and its digest."""
     monkeypatch.setattr(build, "worker_count", lambda _: workers)
     prepared = place.prepare(model, data)
     assert not prepared.reused
@@ -65,7 +65,7 @@ def test_digest_rows_and_shards_are_the_same_with_any_number_of_processes(place,
         assert "does not use: tools (150 records)" in in_one_block[0]
 
 
-def test_the_first_bad_records_are_listed_whatever_process_meets_them(place, small_blocks, monkeypatch):
+def test_the_first_bad_records_are_listed_for_any_number_of_processes(place, small_blocks, monkeypatch):
     model = tiny_models.save_tiny_bert(place.folder / "model")
     lines = jsonl(classified(200)).splitlines()
     for number in range(20, 200, 12):
@@ -86,7 +86,7 @@ def test_small_files_start_no_workers():
     assert worker_count(1 << 40) in {0, *range(2, len(os.sched_getaffinity(0)) + 1)}
 
 
-def test_an_error_in_a_worker_is_raised_where_its_result_is_due(tmp_path):
+def test_an_error_in_a_worker_is_raised_when_its_result_is_due(tmp_path):
     results = process_blocks(
         block_plans.plan_of(tmp_path, block_plans.divide_by_zero), block_plans.blocks_of(tmp_path), 2
     )
@@ -115,4 +115,4 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, number):
         assert len(workers) == 2
         process.send_signal(number)
         process.wait(30)
-    until(lambda: not any(map(is_alive, workers)), within=10, what="the workers are gone")
+    until(lambda: not any(map(is_alive, workers)), within=10, what="the workers have exited")

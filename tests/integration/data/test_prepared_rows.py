@@ -1,4 +1,4 @@
-"""Rows and their order for inputs of every kind, as digests: what they are decides the losses of a run."""
+"""Digests of rows and their order for all kinds of inputs, because they determine the losses of a run."""
 
 import gzip
 import hashlib
@@ -141,7 +141,8 @@ EXPECTED = {
 
 
 def rows_digest(place: PrepareFixture, prepared: Any, model: Path) -> str:
-    """Of what training reads, row by row: texts, targets, numbers of documents; and of what dataset.json counts."""
+    """Digest of the rows as training reads them (texts, targets, document numbers) and of the counts in
+    dataset.json."""
     tokenizer = load_tokenizer(model)
     info = read_dataset_info(place.store, prepared.dataset_uri)
     counted = {
@@ -172,7 +173,7 @@ def rows_digest(place: PrepareFixture, prepared: Any, model: Path) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rows_and_their_order_stay_what_they_are(place, models, case):
+def test_rows_and_their_order_do_not_change(place, models, case):
     model, files, data = CASES[case]
     uris = {
         split: [{"uri": place.put(f"{split}/{name}", content)} for name, content in contents.items()]

@@ -1,4 +1,4 @@
-"""The evaluate stage with a real store, real prepared data and real (tiny) models."""
+"""The evaluate stage with a real store, prepared data and (tiny) models."""
 
 import json
 import math
@@ -128,7 +128,7 @@ def test_a_token_classifier_is_compared_by_whole_entities_if_its_labels_have_pre
     assert names == ["Loss", "Accuracy", "Macro F1", "Entity F1"]
 
 
-def test_evaluating_twice_gives_the_same_figures(store, run, prepared, bert, tmp_path):
+def test_evaluating_twice_gives_the_same_metrics(store, run, prepared, bert, tmp_path):
     config = prepared(bert, reviews())
     export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
     timeless = {"time": "", "baseline": None, "tuned": None}
@@ -137,7 +137,7 @@ def test_evaluating_twice_gives_the_same_figures(store, run, prepared, bert, tmp
     assert one.model_copy(update=timeless) == two.model_copy(update=timeless)
 
 
-def test_a_language_model_is_judged_on_its_answers_tokens(store, run, prepared, llama, tmp_path):
+def test_a_language_model_is_evaluated_on_the_tokens_of_answers(store, run, prepared, llama, tmp_path):
     config = prepared(llama, questions(), evaluation={"prompts": ["is the fox good?"], "maxNewTokens": 4})
     model = trained_model(config, store, tmp_path, epochs=25)
     export_whole(model, config, store, tmp_path)
@@ -181,7 +181,7 @@ def straightforward_loss(model, store, config, tmp_path) -> tuple[float, int]:
     return total / tokens, tokens
 
 
-def test_an_adapter_alone_is_judged_on_its_base(store, run, prepared, bert, tmp_path):
+def test_an_adapter_without_a_merged_model_is_evaluated_on_its_base(store, run, prepared, bert, tmp_path):
     lora = {"method": {"lora": {"rank": 8}}, "output": {"formats": ["Adapter"]}}
     config = prepared(bert, reviews(), **lora)
     model = trained_model(config, store, tmp_path, epochs=10, adapter=True)
@@ -196,7 +196,7 @@ def test_an_adapter_alone_is_judged_on_its_base(store, run, prepared, bert, tmp_
     assert again == result
 
 
-def test_every_exported_folder_is_loaded_again(store, run, prepared, llama, tmp_path):
+def test_every_exported_folder_is_reloaded(store, run, prepared, llama, tmp_path):
     both = {"method": {"lora": {"rank": 4}}, "output": {"formats": ["Adapter", "Merged"]}}
     config = prepared(llama, questions(), data={"test": {"fraction": 0.0}}, **both)
     model = trained_model(config, store, tmp_path, epochs=2, adapter=True)
@@ -210,7 +210,7 @@ def test_every_exported_folder_is_loaded_again(store, run, prepared, llama, tmp_
         assert f"a loss of {entry.reloaded:.4f} on {entry.rows} rows" in card
 
 
-def test_an_export_with_other_figures_than_the_trained_model_is_refused_without_a_test_split(
+def test_an_export_with_other_losses_than_the_trained_model_is_rejected_without_a_test_split(
     store, run, prepared, bert, tmp_path
 ):
     config = prepared(bert, reviews(), data={"test": {"fraction": 0.0}}, evaluation={"baseline": False})
@@ -218,7 +218,7 @@ def test_an_export_with_other_figures_than_the_trained_model_is_refused_without_
     export_whole(trained_model(config, store, tmp_path, epochs=0), config, store, tmp_path)
     reference = reference_of(trained, config, store, tmp_path)
     write_reference(config, store, reference)
-    with pytest.raises(ExportUnusableError, match="loaded again, is not the model that was trained") as error:
+    with pytest.raises(ExportUnusableError, match="is not the trained model: after reloading") as error:
         run(config)
     assert config.model_uri in str(error.value)
     assert f"was {sum(reference.losses) / len(reference.losses):.4f} when it was exported" in str(error.value)
@@ -226,7 +226,7 @@ def test_an_export_with_other_figures_than_the_trained_model_is_refused_without_
     assert not store.exists(f"{config.run_uri}/report.html")
 
 
-def test_a_base_model_that_has_changed_at_its_source_is_judged_as_it_was_prepared(
+def test_a_base_model_that_has_changed_at_its_source_is_evaluated_as_it_was_prepared(
     store, run, prepared, bert, tmp_path, bucket
 ):
     config = prepared(bert, reviews())
@@ -238,9 +238,7 @@ def test_a_base_model_that_has_changed_at_its_source_is_judged_as_it_was_prepare
     assert record.base_model.digest == config.prepared.model_digest
 
 
-def test_the_report_tells_of_a_missing_test_split_and_the_warnings_of_the_training(
-    store, run, prepared, bert, tmp_path
-):
+def test_the_report_mentions_a_missing_test_split_and_the_warnings_of_training(store, run, prepared, bert, tmp_path):
     config = prepared(bert, reviews(), data={"test": {"fraction": 0.0}})
     export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
     store.put(f"{config.run_uri}/training.json", json.dumps({"warnings": ["the training diverges"]}).encode())
@@ -252,7 +250,7 @@ def test_the_report_tells_of_a_missing_test_split_and_the_warnings_of_the_traini
     assert "the training diverges" in page
 
 
-def test_without_a_baseline_only_the_tuned_model_is_judged(store, run, prepared, bert, tmp_path):
+def test_without_a_baseline_only_the_tuned_model_is_evaluated(store, run, prepared, bert, tmp_path):
     config = prepared(bert, reviews(), evaluation={"baseline": False})
     export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
     result, record = run(config)
@@ -261,7 +259,7 @@ def test_without_a_baseline_only_the_tuned_model_is_judged(store, run, prepared,
     assert record.comparison[0].baseline is None
 
 
-def test_a_model_that_gives_no_numbers_is_refused(store, run, prepared, bert, tmp_path):
+def test_a_model_with_nan_outputs_is_rejected(store, run, prepared, bert, tmp_path):
     config = prepared(bert, reviews())
     model = trained_model(config, store, tmp_path, epochs=0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The local cluster ends Jobs as Kubernetes' own controller does; its pods are real processes."""
+"""The local cluster ends Jobs like the Job controller of Kubernetes; its pods are real processes."""
 
 import asyncio
 from collections.abc import Callable
@@ -51,8 +51,8 @@ def make_children(script: str, *, nodes: int = 2, attempt: int = 1, grace: int =
     return children
 
 
-class World:
-    """A local cluster in a folder, and ways to wait for it."""
+class ClusterFixture:
+    """A local cluster in a folder, and functions to wait for it."""
 
     def __init__(self, folder: Path) -> None:
         self.changed = asyncio.Event()
@@ -63,7 +63,7 @@ class World:
         for manifest in make_children(script, **options):
             await self.cluster.create_child(manifest)
 
-    async def look(self) -> ObservedStage | None:
+    async def stage(self) -> ObservedStage | None:
         jobs = await self.cluster.list_jobs(KEY)
         pods = await self.cluster.list_pods(KEY, [job["metadata"]["name"] for job in jobs])
         stages = Observed.from_manifests("u1", jobs, pods).stages
@@ -71,7 +71,7 @@ class World:
 
     async def ended(self) -> ObservedStage | None:
         await asyncio.wait_for(self.changed.wait(), DEADLINE_SECONDS)
-        return await self.look()
+        return await self.stage()
 
     async def ready(self, pods: int) -> None:
         async def all_ready() -> None:
@@ -81,168 +81,168 @@ class World:
         await asyncio.wait_for(all_ready(), DEADLINE_SECONDS)
 
 
-def in_a_world(scenario: Callable[[World], Any], folder: Path) -> None:
-    async def play() -> None:
-        world = World(folder)
+def run_in_cluster(scenario: Callable[[ClusterFixture], Any], folder: Path) -> None:
+    async def run() -> None:
+        cluster = ClusterFixture(folder)
         try:
-            await scenario(world)
+            await scenario(cluster)
         finally:
-            await world.cluster.close()
+            await cluster.cluster.close()
 
-    asyncio.run(play())
+    asyncio.run(run())
 
 
 def test_a_job_is_complete_when_all_its_pods_are(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
-        await world.start("print('hello')")
-        stage = await world.ended()
+    async def scenario(cluster: ClusterFixture) -> None:
+        await cluster.start("print('hello')")
+        stage = await cluster.ended()
         assert stage is not None
         assert stage.succeeded
         assert [pod.exit_code for pod in stage.pods] == [0, 0]
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)
     assert (tmp_path / "jobs/default/example/logs/example-r1-train-a1-1.log").read_text() == "hello\n"
 
 
-def test_a_pod_that_fails_without_a_message_leaves_the_end_of_its_log(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
+def test_the_message_of_a_failed_pod_without_one_is_the_end_of_its_log(tmp_path: Path) -> None:
+    async def scenario(cluster: ClusterFixture) -> None:
         script = "print('x' * 5000)\nfor i in range(100): print(i)\nraise SystemExit(7)"
-        await world.start(script, nodes=1)
-        stage = await world.ended()
+        await cluster.start(script, nodes=1)
+        stage = await cluster.ended()
         assert stage is not None
         assert stage.pods[0].raw_message.split() == [str(number) for number in range(20, 100)]
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)
 
 
 def test_the_first_failed_pod_fails_the_job_and_the_others_are_terminated(tmp_path: Path) -> None:
     script = f"import os\nif os.environ['FINETUNE_NODE_RANK'] == '1': raise SystemExit(65)\n{WAITS_FOR_SIGTERM}"
 
-    async def scenario(world: World) -> None:
-        await world.start(script)
-        stage = await world.ended()
+    async def scenario(cluster: ClusterFixture) -> None:
+        await cluster.start(script)
+        stage = await cluster.ended()
         assert stage is not None
         assert stage.failed
         assert stage.pods[1].exit_code == 65
         assert stage.pods[0].exit_code in {75, 143}
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)
 
 
-def test_a_killed_pod_shows_the_status_that_a_kubelet_would_show(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
-        await world.start(WAITS_FOR_SIGTERM)
-        await world.ready(2)
-        world.cluster.kill_pod("example-r1-train-a1", 1)
-        stage = await world.ended()
+def test_a_killed_pod_has_the_exit_code_that_a_kubelet_would_report(tmp_path: Path) -> None:
+    async def scenario(cluster: ClusterFixture) -> None:
+        await cluster.start(WAITS_FOR_SIGTERM)
+        await cluster.ready(2)
+        cluster.cluster.kill_pod("example-r1-train-a1", 1)
+        stage = await cluster.ended()
         assert stage is not None
         assert [pod.exit_code for pod in stage.pods] == [75, 137]
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)
 
 
-def test_a_pod_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
+def test_a_pod_that_ignores_sigterm_is_killed_after_its_grace_period(tmp_path: Path) -> None:
     script = WAITS_FOR_SIGTERM.replace("lambda *_: sys.exit(75)", "signal.SIG_IGN")
 
-    async def scenario(world: World) -> None:
-        await world.start(script, nodes=1, grace=1)
-        await world.ready(1)
-        stage = await world.look()
+    async def scenario(cluster: ClusterFixture) -> None:
+        await cluster.start(script, nodes=1, grace=1)
+        await cluster.ready(1)
+        stage = await cluster.stage()
         assert stage is not None
-        await world.cluster.delete_job(KEY, stage.job_name, stage.uid)
-        assert await world.ended() is None
+        await cluster.cluster.delete_job(KEY, stage.job_name, stage.uid)
+        assert await cluster.ended() is None
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)
 
 
-def test_a_deleted_job_is_listed_until_its_last_pod_has_ended_and_another_uid_is_left_alone(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
-        await world.start(WAITS_FOR_SIGTERM)
-        await world.ready(2)
-        stage = await world.look()
+def test_a_deleted_job_is_listed_until_its_last_pod_has_ended_and_another_uid_is_not_deleted(tmp_path: Path) -> None:
+    async def scenario(cluster: ClusterFixture) -> None:
+        await cluster.start(WAITS_FOR_SIGTERM)
+        await cluster.ready(2)
+        stage = await cluster.stage()
         assert stage is not None
-        await world.cluster.delete_job(KEY, stage.job_name, "another uid")
-        untouched = await world.look()
+        await cluster.cluster.delete_job(KEY, stage.job_name, "another uid")
+        untouched = await cluster.stage()
         assert untouched is not None
         assert not untouched.deleting
-        await world.cluster.delete_job(KEY, stage.job_name, stage.uid)
-        leaving = await world.look()
+        await cluster.cluster.delete_job(KEY, stage.job_name, stage.uid)
+        leaving = await cluster.stage()
         assert leaving is not None
         assert leaving.deleting
-        assert await world.ended() is None
+        assert await cluster.ended() is None
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)
 
 
-def test_the_termination_message_is_what_the_pod_left(tmp_path: Path) -> None:
+def test_the_termination_message_is_written_by_the_pod(tmp_path: Path) -> None:
     script = """
 import json, os
 open(os.environ["FINETUNE_TERMINATION_LOG"], "w").write(json.dumps({"stage": "train", "exit_code": 66, "error": "no"}))
 raise SystemExit(66)
 """
 
-    async def scenario(world: World) -> None:
-        await world.start(script, nodes=1)
-        stage = await world.ended()
+    async def scenario(cluster: ClusterFixture) -> None:
+        await cluster.start(script, nodes=1)
+        stage = await cluster.ended()
         assert stage is not None
         assert stage.pods[0].message is not None
         assert stage.pods[0].message.error == "no"
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)
 
 
-def test_what_an_earlier_process_left_running_counts_as_a_lost_machine(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
-        await world.start(WAITS_FOR_SIGTERM, nodes=1)
-        await world.ready(1)
-        # What a second process finds after the first was killed: the same files, and no pods of its own.
-        later = World(tmp_path)
-        stage = await later.look()
+def test_pods_of_an_earlier_process_count_as_lost_with_the_machine(tmp_path: Path) -> None:
+    async def scenario(cluster: ClusterFixture) -> None:
+        await cluster.start(WAITS_FOR_SIGTERM, nodes=1)
+        await cluster.ready(1)
+        # A second process finds this after the first was killed: the same files, and no pods of its own.
+        later = ClusterFixture(tmp_path)
+        stage = await later.stage()
         assert stage is not None
         assert stage.failed
         assert stage.pods[0].disrupted
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)
 
 
-def test_creating_twice_is_fine_and_a_strangers_child_is_refused(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
+def test_creating_twice_is_allowed_and_a_child_of_another_owner_is_rejected(tmp_path: Path) -> None:
+    async def scenario(cluster: ClusterFixture) -> None:
         children = make_children("pass", nodes=1)
         for manifest in (*children, *children):
-            await world.cluster.create_child(manifest)
+            await cluster.cluster.create_child(manifest)
         stranger = {**children[0], "metadata": {**children[0]["metadata"], "ownerReferences": []}}
         with pytest.raises(ClusterConflictError):
-            await world.cluster.create_child(stranger)
-        assert await world.ended() is not None
+            await cluster.cluster.create_child(stranger)
+        assert await cluster.ended() is not None
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)
 
 
 def test_a_config_map_is_replaced_as_long_as_its_job_does_not_exist(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
+    async def scenario(cluster: ClusterFixture) -> None:
         refused, *_ = make_children("pass", nodes=2)
         children = make_children("pass", nodes=1)
-        await world.cluster.create_child(refused)
+        await cluster.cluster.create_child(refused)
         for manifest in children:
-            await world.cluster.create_child(manifest)
-        await world.cluster.create_child(refused)
-        config = await world.cluster.read_config(KEY, refused["metadata"]["name"])
+            await cluster.cluster.create_child(manifest)
+        await cluster.cluster.create_child(refused)
+        config = await cluster.cluster.read_config(KEY, refused["metadata"]["name"])
         assert config == children[0]["data"][CONFIG_KEY]
-        assert await world.ended() is not None
+        assert await cluster.ended() is not None
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)
 
 
-def test_a_job_without_a_namespace_gets_one_as_from_an_api_server(tmp_path: Path) -> None:
-    async def scenario(world: World) -> None:
-        world.cluster.put({"kind": "FineTuneJob", "metadata": {"name": KEY.name}, "spec": {}})
-        stored = await world.cluster.get(KEY)
+def test_a_job_without_a_namespace_gets_one_like_from_an_api_server(tmp_path: Path) -> None:
+    async def scenario(cluster: ClusterFixture) -> None:
+        cluster.cluster.put({"kind": "FineTuneJob", "metadata": {"name": KEY.name}, "spec": {}})
+        stored = await cluster.cluster.get(KEY)
         assert stored is not None
         assert (stored["metadata"]["namespace"], stored["metadata"]["generation"]) == (KEY.namespace, 1)
-        world.cluster.put({"kind": "FineTuneJob", "metadata": {"name": KEY.name}, "spec": {"suspend": True}})
-        again = await world.cluster.get(KEY)
+        cluster.cluster.put({"kind": "FineTuneJob", "metadata": {"name": KEY.name}, "spec": {"suspend": True}})
+        again = await cluster.cluster.get(KEY)
         assert again is not None
         assert (again["metadata"]["uid"], again["metadata"]["generation"]) == (stored["metadata"]["uid"], 2)
         assert again["metadata"]["namespace"] == KEY.namespace
 
-    in_a_world(scenario, tmp_path)
+    run_in_cluster(scenario, tmp_path)

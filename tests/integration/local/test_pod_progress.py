@@ -1,4 +1,4 @@
-"""What a pod may answer to `GET /progress`: the container is the user's, and may be hostile."""
+"""Responses of a pod to `GET /progress`: the container is under the user's control, and may be hostile."""
 
 import asyncio
 import resource
@@ -21,7 +21,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def listening(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[int]:
-    """Port of a server that ends with all of its connections."""
+    """Port of a server that closes all of its connections at exit."""
     serving: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,11 +42,11 @@ async def listening(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[int]
         for task in serving:
             task.cancel()
         await asyncio.gather(*serving, return_exceptions=True)
-        await asyncio.sleep(0)  # the loop closes the sockets in its next turn
+        await asyncio.sleep(0)  # the loop closes the sockets in its next iteration
 
 
 async def answered(chunks: Iterable[bytes], host: str = "127.0.0.1") -> Progress | None:
-    """What is made of an answer that comes in these chunks."""
+    """The progress that is read from a response in these chunks."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -65,9 +65,9 @@ async def answered(chunks: Iterable[bytes], host: str = "127.0.0.1") -> Progress
         OK + b"Content-Length: 26\r\n\r\n" + BODY,
         OK + b"Transfer-Encoding: chunked\r\n\r\n1a\r\n" + BODY + b"\r\n0\r\n\r\n",
     ],
-    ids=["to the end", "with its length", "in chunks"],
+    ids=["until close", "content length", "chunked"],
 )
-def test_progress_is_read_however_it_is_framed(answer: bytes) -> None:
+def test_progress_is_read_with_any_framing(answer: bytes) -> None:
     found = asyncio.run(answered([answer[:20], answer[20:]]))
     assert found == Progress(stage="train", step=7)
 
@@ -83,12 +83,12 @@ def test_a_pod_may_have_an_ipv6_address() -> None:
         [OK + b"Content-Length: 900\r\n\r\n{"],
         [OK + b"Transfer-Encoding: chunked\r\n\r\nffffffffff\r\n" + BODY],
         [b"HTTP/1.1 500 No\r\n\r\n" + BODY],
-        [b"no HTTP at all"],
+        [b"not HTTP"],
         [],
     ],
-    ids=["too long", "broken off", "a chunk without an end", "an error", "another protocol", "nothing"],
+    ids=["too long", "truncated", "a chunk without an end", "an error", "another protocol", "nothing"],
 )
-def test_what_is_no_whole_answer_is_no_progress(chunks: list[bytes]) -> None:
+def test_an_incomplete_or_invalid_response_is_not_progress(chunks: list[bytes]) -> None:
     assert asyncio.run(answered(chunks)) is None
 
 
@@ -97,14 +97,14 @@ def test_what_is_no_whole_answer_is_no_progress(chunks: list[bytes]) -> None:
     [OK + b"\r\n", OK + b"X-Flood: ", OK + b"Content-Encoding: gzip\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n" * 9],
     ids=["body", "header", "packed body", "interim answers"],
 )
-def test_an_answer_without_end_costs_neither_memory_nor_time(head: bytes) -> None:
+def test_an_endless_response_uses_bounded_memory_and_time(head: bytes) -> None:
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     assert asyncio.run(answered([head, *repeat(b"a" * MIB, 256)])) is None
     assert time.monotonic() - begun < 1.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
 
 
-def test_an_answer_that_never_ends_is_given_up() -> None:
+def test_a_response_that_never_ends_is_abandoned() -> None:
     async def scenario() -> Progress | None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(OK + b"\r\n")

@@ -23,7 +23,7 @@ DEEP = b'{"type":"MODIFIED","object":' + b"[" * 50_000 + b"]" * 50_000 + b"}\n"
 
 
 async def shown(lines: list[bytes], refused: str = "") -> list[str]:
-    """Names of the objects that a watch shows of these lines, up to `last`."""
+    """Names of the objects that a watch yields from these lines, up to `last`."""
     seen: list[str] = []
     is_over = asyncio.Event()
 
@@ -65,12 +65,12 @@ async def shown(lines: list[bytes], refused: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("odd", [event("large", text="a" * 9 * MIB), DEEP], ids=["too large", "nested too deeply"])
-def test_an_event_that_cannot_be_read_is_left_out_and_the_watch_goes_on(odd: bytes) -> None:
+def test_an_unreadable_event_is_skipped_and_the_watch_continues(odd: bytes) -> None:
     large_enough = event("large", text="a" * 5 * MIB)
     assert asyncio.run(shown([event("first"), odd, large_enough, event("last")])) == ["first", "large", "last"]
 
 
-def test_an_object_that_is_not_understood_does_not_end_the_watch() -> None:
+def test_an_invalid_object_does_not_end_the_watch() -> None:
     assert asyncio.run(shown([event("odd"), event("last")], refused="odd")) == ["odd", "last"]
 
 
@@ -86,7 +86,7 @@ def test_an_object_that_is_not_understood_does_not_end_the_watch() -> None:
         ([b"12345\n"], [b"12345"]),
     ],
 )
-def test_lines_are_split_and_long_ones_left_out(chunks: list[bytes], lines: list[bytes]) -> None:
+def test_lines_are_split_and_long_ones_skipped(chunks: list[bytes], lines: list[bytes]) -> None:
     async def split() -> list[bytes]:
         async def stream() -> Any:
             for chunk in chunks:

@@ -1,4 +1,4 @@
-"""One fork server for all tests of this folder, supervisors on demand, and proof that nothing is left behind."""
+"""One fork server for all tests of this folder, supervisors on demand, and a check that no process is left behind."""
 
 import signal
 import subprocess
@@ -24,7 +24,7 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 @pytest.fixture
 def start_pod(tmp_path: Path, fork_server: ForkServerProcess) -> Iterator[Callable[..., Pod]]:
-    """start_pod(function, **options, **env) -> Pod: a supervisor whose ranks run `function`; ended after the test."""
+    """start_pod(function, **options, **env) -> Pod: a supervisor whose ranks run `function`; stopped after the test."""
     pods: list[Pod] = []
 
     def start(
@@ -59,12 +59,12 @@ def start_pod(tmp_path: Path, fork_server: ForkServerProcess) -> Iterator[Callab
         if pod.process.poll() is None:
             pod.process.send_signal(signal.SIGKILL)
             pod.process.wait()
-    until(lambda: not any(is_alive(pid) for pod in pods for pid in pod.pids), within=10, what="all ranks gone")
+    until(lambda: not any(is_alive(pid) for pod in pods for pid in pod.pids), within=10, what="all ranks have exited")
 
 
 @pytest.fixture
 def limited_memory(tmp_path: Path) -> Iterator[list[str]]:
-    """A command prefix that runs what follows with 1.5 GiB of memory, as a pod's limit would."""
+    """A command prefix that runs a command with 1.5 GiB of memory, like the limit of a pod."""
     v1, name = CGROUPS / "memory", f"finetune-test-{tmp_path.name}"
     group = (v1 if v1.is_dir() else CGROUPS) / name
     try:
@@ -72,7 +72,7 @@ def limited_memory(tmp_path: Path) -> Iterator[list[str]]:
         limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
         limit.write_text(str(3 << 29))
     except OSError as error:
-        pytest.skip(f"needs a control group of its own: {error}")
+        pytest.skip(f"needs its own control group: {error}")
     yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
     until(lambda: not (group / "cgroup.procs").read_text().split(), within=10, what="the control group is empty")
     group.rmdir()

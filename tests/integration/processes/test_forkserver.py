@@ -45,7 +45,7 @@ def waiting_pids(output: Path) -> list[int]:
     return [int(word) for word in words[1:]]
 
 
-def test_a_server_answers_what_was_asked_while_it_imported_and_ends_on_sigterm(start: Start, tmp_path: Path) -> None:
+def test_requests_during_the_import_are_answered_and_sigterm_ends_the_server(start: Start, tmp_path: Path) -> None:
     server = ForkServerProcess.start(tmp_path / "fork.sock", env=base_environment())
     try:
         rank, output = start("succeed", server=server)
@@ -53,12 +53,12 @@ def test_a_server_answers_what_was_asked_while_it_imported_and_ends_on_sigterm(s
         assert rank.pid is None
         assert rank.wait(60) == 0
         assert output.read_text() == "done\n"
-        waiting, output = start("wait_for_ever", server=server)
+        waiting, output = start("wait_forever", server=server)
         pids = waiting_pids(output)
         server.process.terminate()
         assert server.process.wait(10) == 0
         assert waiting.wait(10) == -9
-        until(lambda: not any(map(is_alive, pids)), within=10, what="the rank and its child are gone")
+        until(lambda: not any(map(is_alive, pids)), within=10, what="the rank and its child have exited")
     finally:
         server.stop()
 
@@ -78,7 +78,7 @@ def test_a_rank_gets_its_own_environment_folder_and_argument(start: Start, tmp_p
     assert shown == env | {"OMP_NUM_THREADS": "1", "config": "config.json", "cwd": str(tmp_path)}
 
 
-def test_a_rank_finds_the_libraries_loaded_and_cuda_untouched(start: Start) -> None:
+def test_a_rank_finds_the_libraries_loaded_and_cuda_uninitialized(start: Start) -> None:
     rank, output = start("show_torch", OMP_NUM_THREADS="2")
     assert rank.wait(60) == 0
     assert output.read_text() == "loaded=True cuda=False threads=2 kernel=False\n"
@@ -93,46 +93,46 @@ def test_two_ranks_draw_different_random_numbers(start: Start) -> None:
 
 
 @pytest.mark.parametrize(("function", "code"), [("exit_with_rank", 65), ("raise_value_error", 79), ("missing", 79)])
-def test_the_exit_code_comes_back(start: Start, function: str, code: int) -> None:
+def test_the_exit_code_is_reported(start: Start, function: str, code: int) -> None:
     rank, output = start(function, RANK="65")
     assert rank.wait(60) == code
     assert ("Traceback" in output.read_text()) == (code == 79)
 
 
-def test_a_signal_comes_back_as_a_negative_number(start: Start) -> None:
-    rank, output = start("wait_for_ever")
+def test_a_signal_is_reported_as_a_negative_number(start: Start) -> None:
+    rank, output = start("wait_forever")
     pids = waiting_pids(output)
     os.kill(pids[0], signal.SIGKILL)
     assert rank.wait(10) == -9
-    until(lambda: not any(map(is_alive, pids)), within=10, what="the rank's child is gone too")
+    until(lambda: not any(map(is_alive, pids)), within=10, what="the rank's child has also exited")
 
 
-def test_signals_are_passed_on(start: Start) -> None:
-    rank, output = start("stop_when_told")
+def test_signals_are_forwarded(start: Start) -> None:
+    rank, output = start("stop_on_sigterm")
     waiting_pids(output)
     rank.send_signal(signal.SIGTERM)
     assert rank.wait(10) == 75
 
 
-def test_a_sigterm_sent_before_the_fork_is_not_lost_and_kills_nothing(start: Start) -> None:
-    rank, output = start("stop_when_told")
+def test_a_sigterm_before_the_fork_is_not_lost_and_kills_nothing(start: Start) -> None:
+    rank, output = start("stop_on_sigterm")
     rank.send_signal(signal.SIGTERM)
     assert rank.wait(20) == 75
     assert "stopped after the step" in output.read_text()
 
 
-def test_a_client_that_goes_away_takes_its_rank_with_it(start: Start) -> None:
-    rank, output = start("wait_for_ever")
+def test_the_rank_of_a_client_that_disconnects_is_killed(start: Start) -> None:
+    rank, output = start("wait_forever")
     pids = waiting_pids(output)
     rank.kill()
-    until(lambda: not any(map(is_alive, pids)), within=10, what="rank and child are gone")
+    until(lambda: not any(map(is_alive, pids)), within=10, what="rank and child have exited")
 
 
 @pytest.mark.parametrize(
     "request_line",
     [b"no json\n", b"{}\n", b'{"env": {"A": 1}, "cwd": "/", "target": "a:b", "argument": ""}\n', b"[]\n"],
 )
-def test_a_bad_request_is_answered_and_survived(
+def test_an_invalid_request_gets_an_error_and_the_server_continues(
     fork_server: ForkServerProcess, start: Start, request_line: bytes
 ) -> None:
     with socket.socket(socket.AF_UNIX) as client, short_address(fork_server.path) as address:
@@ -143,12 +143,12 @@ def test_a_bad_request_is_answered_and_survived(
     assert start("succeed")[0].wait(60) == 0
 
 
-def test_a_client_says_where_no_server_answers(tmp_path: Path) -> None:
+def test_a_client_reports_a_missing_server(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match=r"no fork server is listening at .*nobody\.sock"):
         ForkClient(tmp_path / "nobody.sock").start_rank({}, "config.json", 1)
 
 
-def test_a_server_that_cannot_import_says_why(tmp_path: Path) -> None:
+def test_a_server_that_cannot_import_reports_the_reason(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('this torch is broken')")
     env = base_environment()
     env["PYTHONPATH"] = f"{tmp_path}:{env['PYTHONPATH']}"
@@ -191,10 +191,10 @@ print("compiler:", "torch._inductor.compile_fx" in sys.modules)
         ("evaluate", "finetune_trainer.evaluate.stage", "peft torch transformers"),
     ],
 )
-def test_a_server_of_one_stage_imports_what_that_stage_needs_and_no_more(stage: str, module: str, heavy: str) -> None:
+def test_a_server_of_one_stage_imports_only_what_that_stage_needs(stage: str, module: str, heavy: str) -> None:
     command = [sys.executable, "-c", _IMPORTS, stage, module]
-    told = subprocess.run(command, env=base_environment(), capture_output=True, text=True, check=True).stdout
-    assert told.splitlines()[-3:] == [f"heavy: {heavy}", "late:", "compiler: False"]
+    reported = subprocess.run(command, env=base_environment(), capture_output=True, text=True, check=True).stdout
+    assert reported.splitlines()[-3:] == [f"heavy: {heavy}", "late:", "compiler: False"]
 
 
 _STARTER = """
@@ -206,7 +206,7 @@ time.sleep(1000)
 """
 
 
-def test_a_server_that_still_imports_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+def test_a_server_that_is_importing_exits_with_the_process_that_started_it(tmp_path: Path) -> None:
     output = tmp_path / "log"
     with output.open("wb") as file:
         command = [sys.executable, "-c", _STARTER, str(tmp_path / "s")]
@@ -214,7 +214,7 @@ def test_a_server_that_still_imports_ends_with_the_process_that_started_it(tmp_p
     pid = int(until(lambda: output.read_text().split(), within=30, what="the server is started")[1])
     starter.kill()
     starter.wait()
-    until(lambda: not is_alive(pid), within=3, what="the server is gone")
+    until(lambda: not is_alive(pid), within=3, what="the server has exited")
 
 
 def test_forked_ranks_reduce_over_gloo_faster_than_torchrun_starts_them(start: Start, tmp_path: Path) -> None:

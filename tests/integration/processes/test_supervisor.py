@@ -35,9 +35,9 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_progress_is_answered_within_a_second_of_starting(start_pod: StartPod) -> None:
-    """In seconds of CPU: what else this machine does at the time is not what is measured."""
-    pod = start_pod("succeed", shared=False)  # its own fork server: ranks are seconds away
+def test_progress_is_served_within_a_second_of_starting(start_pod: StartPod) -> None:
+    """In seconds of CPU time, which does not depend on other load of the machine."""
+    pod = start_pod("succeed", shared=False)  # its own fork server, so ranks start seconds later
     text = until(lambda: answered(pod.port, "/progress"), within=30, what="an answer")
     assert cpu_seconds(pod.process.pid) < 1.0
     assert Progress.model_validate_json(text) == Progress(stage="train", activity="starting")
@@ -45,7 +45,7 @@ def test_progress_is_answered_within_a_second_of_starting(start_pod: StartPod) -
     pod.process.kill()
 
 
-def test_progress_and_metrics_tell_what_rank_0_reports(start_pod: StartPod) -> None:
+def test_progress_and_metrics_show_what_rank_0_reports(start_pod: StartPod) -> None:
     pod = start_pod("report_progress")
     until(lambda: '"step":3' in (answered(pod.port, "/progress") or ""), within=60, what="step 3")
     progress = Progress.model_validate_json(get(pod.port, "/progress"))
@@ -86,7 +86,7 @@ def test_a_rank_that_saves_nothing_has_no_uploader(start_pod: StartPod) -> None:
     assert not [line for line in pod.lines() if "child" in line]
 
 
-def test_two_ranks_meet_in_a_process_group(start_pod: StartPod) -> None:
+def test_two_ranks_form_a_process_group(start_pod: StartPod) -> None:
     pod = start_pod("all_reduce", processes=2)
     assert pod.wait() == 0
     assert sum("sum=3 product=512" in line for line in pod.lines()) == 2
@@ -95,13 +95,13 @@ def test_two_ranks_meet_in_a_process_group(start_pod: StartPod) -> None:
     )
 
 
-def test_a_gather_by_broadcast_moves_the_same_bytes_as_gloos_own(start_pod: StartPod) -> None:
+def test_a_gather_by_broadcast_gives_the_same_bytes_as_that_of_gloo(start_pod: StartPod) -> None:
     pod = start_pod("gather_both_ways", processes=2)
     assert pod.wait() == 0, pod.lines()
     assert sum("gathered 36 times" in line for line in pod.lines()) == 2
 
 
-def test_the_stage_result_reaches_the_termination_message(start_pod: StartPod) -> None:
+def test_the_stage_result_is_in_the_termination_message(start_pod: StartPod) -> None:
     pod = start_pod("evaluated", stage=Stage.EVALUATE)
     assert pod.wait() == 0
     assert pod.message.evaluated is not None
@@ -112,15 +112,15 @@ def test_the_stage_result_reaches_the_termination_message(start_pod: StartPod) -
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-server", "own-server"])
 def test_a_killed_supervisor_leaves_no_rank_alive(start_pod: StartPod, shared: bool) -> None:
-    pod = start_pod("wait_for_ever", processes=2, shared=shared)
+    pod = start_pod("wait_forever", processes=2, shared=shared)
     pids = pod.waiting_pids(2)
     assert len(pids) == 4  # two ranks, and a child of each
     pod.process.kill()
-    until(lambda: not any(map(is_alive, pids)), within=5, what="no rank is left")
+    until(lambda: not any(map(is_alive, pids)), within=5, what="no rank is running")
 
 
-def test_a_killed_rank_ends_the_pod_with_its_name_and_last_lines(start_pod: StartPod) -> None:
-    pod = start_pod("wait_for_ever", processes=2)
+def test_the_message_of_a_killed_rank_has_its_number_and_last_lines(start_pod: StartPod) -> None:
+    pod = start_pod("wait_forever", processes=2)
     pids = pod.waiting_pids(2)
     os.kill(pids[0], signal.SIGKILL)
     assert pod.wait(within=10) == 137
@@ -129,12 +129,12 @@ def test_a_killed_rank_ends_the_pod_with_its_name_and_last_lines(start_pod: Star
     assert message.rank in (0, 1)
     assert message.error == f"rank {message.rank} was terminated by signal 9 (SIGKILL)"
     assert message.last_lines == (f"waiting {pids[0]} {pids[1]}",)
-    until(lambda: not any(map(is_alive, pids)), within=5, what="the other rank is gone too")
+    until(lambda: not any(map(is_alive, pids)), within=5, what="the other rank has also exited")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_request_is_passed_on_and_a_second_one_ignored(start_pod: StartPod, number: signal.Signals) -> None:
-    pod = start_pod("stop_when_told", processes=2)
+def test_a_stop_request_is_forwarded_and_a_second_one_ignored(start_pod: StartPod, number: signal.Signals) -> None:
+    pod = start_pod("stop_on_sigterm", processes=2)
     pod.waiting_pids(2)
     pod.process.send_signal(number)
     pod.process.send_signal(signal.SIGTERM)
@@ -143,8 +143,8 @@ def test_a_stop_request_is_passed_on_and_a_second_one_ignored(start_pod: StartPo
     assert pod.message.exit_code == 75
 
 
-def test_a_stop_request_before_there_are_ranks_is_a_stop_too(start_pod: StartPod) -> None:
-    pod = start_pod("stop_when_told", processes=2, shared=False)
+def test_a_stop_request_before_the_ranks_start_is_also_a_stop(start_pod: StartPod) -> None:
+    pod = start_pod("stop_on_sigterm", processes=2, shared=False)
     until(lambda: answered(pod.port, "/healthz"), within=10, what="the supervisor runs")
     pod.process.send_signal(signal.SIGTERM)
     assert pod.wait(within=8) == 75
@@ -152,13 +152,13 @@ def test_a_stop_request_before_there_are_ranks_is_a_stop_too(start_pod: StartPod
 
 
 def test_a_stopped_pod_waits_until_its_last_progress_is_read(start_pod: StartPod) -> None:
-    """A deleted pod is missing at the API the moment it ends: its termination message would come too late."""
+    """A deleted pod is removed from the API as soon as it has terminated, before its termination message is read."""
     pod = start_pod("report_progress")
     until(lambda: '"step":3' in (answered(pod.port, "/progress") or ""), within=60, what="step 3")
     pod.process.send_signal(signal.SIGTERM)
     until((pod.scratch / "termination.json").exists, within=30, what="the ranks have ended")
     assert pod.process.poll() is None
-    get(pod.port, "/progress")  # somebody looks; it is not who keeps the status
+    get(pod.port, "/progress")  # a request that is not from the operator
     with pytest.raises(subprocess.TimeoutExpired):
         pod.wait(within=0.5)
     last = Progress.model_validate_json(get(pod.port, "/progress?for=status"))
@@ -168,15 +168,15 @@ def test_a_stopped_pod_waits_until_its_last_progress_is_read(start_pod: StartPod
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.EVALUATE])
-def test_a_stage_without_state_stops_at_once(start_pod: StartPod, stage: Stage) -> None:
-    pod = start_pod("evaluate_for_ever", stage=stage)
+def test_a_stage_without_state_stops_immediately(start_pod: StartPod, stage: Stage) -> None:
+    pod = start_pod("evaluate_forever", stage=stage)
     pod.waiting_pids(1)
     pod.process.send_signal(signal.SIGTERM)
     assert pod.wait(within=10) == 75
     assert pod.message.error == f"the {stage} stage was stopped on request"
 
 
-def test_bad_data_on_one_rank_is_the_answer_of_the_pod(start_pod: StartPod) -> None:
+def test_bad_data_on_one_rank_determines_the_result_of_the_pod(start_pod: StartPod) -> None:
     pod = start_pod("bad_data", processes=2)
     assert pod.wait() == 65
     message = pod.message
@@ -204,25 +204,25 @@ def test_an_uncaught_error_leaves_its_traceback(start_pod: StartPod) -> None:
     assert pod.message.last_lines[-1] == "ValueError: a target that raises"
 
 
-def test_a_fork_server_that_is_not_there_is_named(start_pod: StartPod, tmp_path: Path) -> None:
+def test_a_missing_fork_server_is_reported(start_pod: StartPod, tmp_path: Path) -> None:
     pod = start_pod("succeed", **{Env.FORK_SERVER: str(tmp_path / "gone.sock")})
     assert pod.wait() == 70
     assert f"no fork server is listening at {tmp_path}/gone.sock" in pod.message.error
 
 
-def test_a_fork_server_that_dies_takes_the_pod_with_it(start_pod: StartPod, tmp_path: Path) -> None:
+def test_the_pod_fails_with_its_fork_server(start_pod: StartPod, tmp_path: Path) -> None:
     server = ForkServerProcess.start(tmp_path / "fork.sock", env=base_environment())
     try:
-        pod = start_pod("wait_for_ever", processes=2, **{Env.FORK_SERVER: str(server.path)})
+        pod = start_pod("wait_forever", processes=2, **{Env.FORK_SERVER: str(server.path)})
         pids = pod.waiting_pids(2)
         server.process.kill()
         assert pod.wait(within=10) == 137
         assert "the fork server ended" in pod.message.error
         ranks = [pids[0], pids[2]]
-        until(lambda: not any(map(is_alive, ranks)), within=5, what="the ranks are gone")
+        until(lambda: not any(map(is_alive, ranks)), within=5, what="the ranks have exited")
     finally:
         server.stop()
-        for child in (pids[1], pids[3]):  # grandchildren of a killed server are nobody's: ours to end
+        for child in (pids[1], pids[3]):  # grandchildren of a killed server have no parent, so the test kills them
             os.kill(child, signal.SIGKILL)
 
 
@@ -243,28 +243,28 @@ def test_an_unknown_stage_is_a_usage_error() -> None:
     assert "invalid choice: 'pretend'" in result.stderr
 
 
-def test_a_missing_variable_is_named() -> None:
+def test_a_missing_variable_is_reported() -> None:
     result = run_module("train", "--config", "config.json")
     assert result.returncode == 64
     assert "environment variable FINETUNE_SCRATCH is missing" in result.stderr
 
 
-def test_a_variable_that_is_no_number_is_named(tmp_path: Path) -> None:
+def test_a_variable_that_is_not_a_number_is_reported(tmp_path: Path) -> None:
     message = tmp_path / "message"
     env = {Env.SCRATCH: str(tmp_path), Env.TERMINATION_LOG: str(message), Env.PROGRESS_PORT: "http"}
     assert run_module("train", "--config", "config.json", **env).returncode == 64
     assert "environment variable FINETUNE_PROGRESS_PORT must be a whole number, not 'http'" in message.read_text()
 
 
-def test_an_error_of_the_supervisor_itself_is_no_wrong_variable(start_pod: StartPod) -> None:
-    pod = start_pod("leave_a_damaged_result")
+def test_an_error_of_the_supervisor_itself_is_not_a_usage_error(start_pod: StartPod) -> None:
+    pod = start_pod("write_damaged_result")
     assert pod.wait() == 79
     assert "internal error of the supervisor: JSONDecodeError" in pod.message.error
     assert "not retried" in pod.message.advice
 
 
-def test_a_failure_is_told_though_its_result_cannot_be_read(start_pod: StartPod) -> None:
-    pod = start_pod("fail_and_leave_a_damaged_result")
+def test_a_failure_is_reported_even_if_its_result_cannot_be_read(start_pod: StartPod) -> None:
+    pod = start_pod("fail_with_damaged_result")
     assert pod.wait() == pod.message.exit_code == 77
     assert "internal error" not in pod.message.error
 
@@ -278,7 +278,7 @@ def test_a_failure_is_told_though_its_result_cannot_be_read(start_pod: StartPod)
         (make_config(Stage.EVALUATE, 1).model_dump_json(), 64, "is for the evaluate stage, not for train"),
     ],
 )
-def test_a_wrong_configuration_is_refused(tmp_path: Path, content: str | None, code: int, error: str) -> None:
+def test_an_invalid_configuration_is_rejected(tmp_path: Path, content: str | None, code: int, error: str) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     env = {

@@ -1,4 +1,4 @@
-"""A whole local run, with a tiny model: the real reconcile, real processes, real storage."""
+"""A complete local run with a tiny model: the real reconcile, real processes, real storage."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ SOURCES = os.pathsep.join(str(ROOT / name) for name in ("operator", "trainer"))
 
 
 class RecordingDisplay:
-    """Keeps what a run shows."""
+    """Records what a run displays."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -56,8 +56,8 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @dataclass
-class Bench:
-    """Where test runs happen, and the inputs they share."""
+class RunFixture:
+    """Folder and shared inputs of test runs."""
 
     store: ObjectStore
     storage: StorageSettings
@@ -66,7 +66,7 @@ class Bench:
     preloaded: Path
 
     def job(self, name: str = "tiny", **spec: Any) -> dict[str, Any]:
-        """A classifier of colours on a tiny BERT: 128 training rows, 8 steps an epoch."""
+        """A classifier of colours on a tiny BERT: 128 training rows, 8 steps per epoch."""
         base = {
             "model": {"uri": f"s3://{self.bucket}/model"},
             "data": {"train": [{"uri": f"s3://{self.bucket}/data.jsonl"}]},
@@ -94,11 +94,13 @@ class Bench:
 
 
 @pytest.fixture
-def bench(store: ObjectStore, storage_settings: StorageSettings, bucket: str, tmp_path: Path, preloaded: Path) -> Bench:
+def bench(
+    store: ObjectStore, storage_settings: StorageSettings, bucket: str, tmp_path: Path, preloaded: Path
+) -> RunFixture:
     folder = tiny_models.save_tiny_bert(tmp_path / "model")
     store.upload_folder(folder, f"s3://{bucket}/model")
     store.put(f"s3://{bucket}/data.jsonl", colours())
-    return Bench(store, storage_settings, bucket, tmp_path / "work", preloaded)
+    return RunFixture(store, storage_settings, bucket, tmp_path / "work", preloaded)
 
 
 @pytest.fixture

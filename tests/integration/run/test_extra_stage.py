@@ -1,4 +1,4 @@
-"""A stage is one row of the table and a module of its own: everything else takes it from there."""
+"""A stage is one row of the table and its own module; everything else uses these."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from finetune_trainer.store import ObjectStore
 ROOT = Path(__file__).parents[3]
 
 
-def test_a_stage_that_is_added_to_the_table_runs_last_with_what_the_others_have_left(
+def test_a_stage_that_is_added_to_the_table_runs_last_with_the_results_of_the_others(
     bench, store: ObjectStore, bucket: str, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import extra_stage\nextra_stage.register()\n")

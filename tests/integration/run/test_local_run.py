@@ -1,4 +1,4 @@
-"""The product's promise, on one machine: whatever happens, the run ends well or says why."""
+"""Complete runs on one machine: each of them succeeds or reports the reason."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def attempts_at(job: FineTuneJob, stage: Stage) -> list[AttemptStatus]:
 
 
 class After:
-    """Does something once the training has passed a step and a checkpoint is committed."""
+    """Performs an action once training has passed a step and a checkpoint is committed."""
 
     def __init__(self, step: int, action: str) -> None:
         self.step, self.action, self.done = step, action, False
@@ -45,7 +45,7 @@ class After:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_killed_worker_costs_an_attempt_and_nothing_else(bench, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_only_an_attempt(bench, tmp_path: Path) -> None:
     killer = After(30, "kill")
     job = bench.run(bench.job(training={"epochs": 25, "learningRate": 5e-3, "warmup": {"ratio": 0.1}}), killer)
     first, second = attempts_at(job, Stage.TRAIN)
@@ -71,7 +71,7 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(bench, tmp_path: Path
     assert f"it has a loss of {reloaded['reloaded']:.4f}" in page
 
 
-def test_ctrl_c_saves_and_a_second_call_goes_on(bench) -> None:
+def test_ctrl_c_saves_and_a_second_call_resumes(bench) -> None:
     stopped = bench.run(bench.job(), After(6, "interrupt"))
     assert stopped.status.phase is Phase.SUSPENDED
     resumed = bench.run(bench.job())
@@ -103,25 +103,25 @@ def test_a_changed_spec_is_a_new_run_on_the_same_prepared_data(bench) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"text": "a", "label": "red"}\n{"text": "b", "lab', ("data.jsonl", "line 2")),
+        (b'{"text": "a", "label": "red"}\n{"text": "b", "harness', ("data.jsonl", "line 2")),
         (b"", ("data.jsonl", "empty")),
         (b'{"text": "a", "label": "red"}\n' * 40, ("red",)),
         (b'{"question": "a", "label": "red"}\n' * 40, ("question", "spec.data.columns")),
     ],
     ids=["malformed line", "empty file", "one class", "missing column"],
 )
-def test_bad_data_ends_the_run_before_training_and_says_where(bench, content: bytes, words: tuple[str, ...]) -> None:
+def test_bad_data_ends_the_run_before_training_with_its_location(bench, content: bytes, words: tuple[str, ...]) -> None:
     bench.store.put(f"s3://{bench.bucket}/data.jsonl", content)
     job = bench.run(bench.job(data={"format": "Classification"}))
     assert job.status.phase is Phase.FAILED
     assert job.status.run.failure is not None
     assert (job.status.run.failure.failure_class, job.status.run.failure.stage) == ("BadData", "prepare")
-    told = f"{job.status.run.failure.message} {job.status.run.failure.advice}"
-    assert [word for word in words if word not in told] == [], told
+    reported = f"{job.status.run.failure.message} {job.status.run.failure.advice}"
+    assert [word for word in words if word not in reported] == [], reported
     assert attempts_at(job, Stage.TRAIN) == []
 
 
-def test_a_failed_run_is_tried_again_by_the_next_call(bench) -> None:
+def test_a_failed_run_is_retried_by_the_next_call(bench) -> None:
     good, place = bench.store.get(f"s3://{bench.bucket}/data.jsonl"), f"s3://{bench.bucket}/data.jsonl"
     bench.store.put(place, b"")
     same = bench.job(data={"format": "Classification"})
@@ -136,23 +136,23 @@ def test_a_failed_run_is_tried_again_by_the_next_call(bench) -> None:
     ]
 
 
-def test_a_wrong_bucket_is_named(bench) -> None:
+def test_a_wrong_bucket_is_reported(bench) -> None:
     job = bench.run(bench.job(output={"uri": "s3://no-such-bucket/out"}))
     assert job.status.run.failure is not None
     assert job.status.run.failure.failure_class == "BadConfig"
     assert "no-such-bucket" in job.status.run.failure.message
 
 
-def test_wrong_credentials_are_told_apart(bench) -> None:
+def test_kinds_of_wrong_credentials_are_distinguished(bench) -> None:
     job = bench.run(bench.job(), AWS_SECRET_ACCESS_KEY="wrong")
     assert job.status.run.failure is not None
     assert job.status.run.failure.failure_class == "AccessDenied"
 
 
-def test_jobs_with_the_same_output_do_not_meet(bench) -> None:
-    """Also a job that is deleted and made again under its old name is another one, and begins at the beginning.
+def test_jobs_with_the_same_output_do_not_interfere(bench) -> None:
+    """A job that is deleted and created again with the same name is also another one, and starts from the beginning.
 
-    With 250 classes, whose names do not fit a termination message.
+    With 250 classes, whose names do not fit into a termination message.
     """
     bench.store.put(f"s3://{bench.bucket}/data.jsonl", many_classes(250))
     adapter = {"method": {"lora": {"rank": 4}}, "output": {"formats": ["Merged", "Adapter"]}}
@@ -181,14 +181,14 @@ def test_a_format_that_is_added_to_a_finished_job_is_exported_without_training(b
     assert first.status.run.artifact is not None
     assert first.status.run.artifact.uri.endswith("/adapter")
     run = first.status.run.artifact.uri.rpartition("/")[0]
-    bench.store.put(f"{run}/model/tokenizer.json", b"{}")  # of an export that was stopped
+    bench.store.put(f"{run}/model/tokenizer.json", b"{}")  # remains of an export that was stopped
     both = bench.run(bench.job(output={"formats": ["Merged", "Adapter"]}, **spec))
     assert (both.status.phase, both.status.run.number) == (Phase.SUCCEEDED, 1)
     assert [entry.number for entry in attempts_at(both, Stage.TRAIN)] == [1]
     assert [entry.number for entry in attempts_at(both, Stage.EVALUATE)] == [1, 2]
     assert both.status.run.artifact is not None
     assert both.status.run.artifact.uri.endswith("/model")
-    # The product itself has compared both folders with the trained model; this is the merged one, loaded again.
+    # The product has compared both folders with the trained model; this reloads the merged one independently.
     figures = [job.status.metrics_of(CandidateName.TUNED) for job in (first, both)]
     assert figures[1] == pytest.approx(figures[0], rel=1e-4)
     folder = tmp_path / "merged"

@@ -1,4 +1,4 @@
-"""`finetune run` as a script uses it: lines of JSON, signals and exit statuses."""
+"""`finetune run` as used by a script: lines of JSON, signals and exit statuses."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def environ() -> dict[str, str]:
 
 
 def run(folder: Path, endpoint: str, *, interrupt_when: Callable[[Line], bool]) -> tuple[int, list[Line]]:
-    """Exit status and lines of `finetune run job.yaml`; one SIGINT at the first line that fits."""
+    """Exit status and lines of `finetune run job.yaml`; sends one SIGINT at the first matching line."""
     arguments = command("run", "job.yaml", "--endpoint", endpoint, "--watch", "json", "--work-dir", "work")
     lines: list[Line] = []
     with subprocess.Popen(arguments, cwd=folder, env=environ(), stdout=subprocess.PIPE, text=True) as process:
@@ -68,7 +68,7 @@ def job_folder(tmp_path: Path, store: ObjectStore, bucket: str) -> Path:
         workers={"env": [{"name": "API_TOKEN", "value": SECRET}]},
         output={"uri": f"s3://{bucket}/out"},
     )
-    del job["metadata"]["namespace"]  # as most people write it
+    del job["metadata"]["namespace"]  # as most users write it
     (tmp_path / "job.yaml").write_text(dump_all([job]))
     return tmp_path
 
@@ -97,7 +97,7 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(
     assert heading.startswith("NAME")
     assert any("rank 0" in line for line in printed(job_folder, "logs", "--stage", "train", "--rank", "0"))
     whole = "\n".join(printed(job_folder, "logs"))
-    for said in (
+    for output in (
         "prepare a1 rank 0  INFO read 1 file: 80 records",
         "prepare a1 rank 0  INFO train split: 64 rows, ",
         "prepare a1 rank 0  INFO data set written to s3://",
@@ -108,7 +108,7 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(
         "evaluate a1 rank 0  INFO test split of 8 rows: Accuracy ",
         "evaluate a1 rank 0  INFO report written to s3://",
     ):
-        assert said in whole
+        assert output in whole
     assert whole.index("prepare a1") < whole.index("train a1") < whole.index("train a2") < whole.index("evaluate a1")
 
     stored = [info.uri for info in store.list(f"s3://{bucket}/out/")]
@@ -121,8 +121,8 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(
 
 
 @pytest.mark.parametrize("sign_of", ["work/store", "work/fork-server.log"], ids=["storage starts", "the run starts"])
-def test_a_ctrl_c_before_anything_runs_ends_at_once_without_a_traceback(job_folder: Path, sign_of: str) -> None:
-    """A terminal sends it to the whole group: the object store gets it too."""
+def test_ctrl_c_before_anything_runs_ends_immediately_without_a_traceback(job_folder: Path, sign_of: str) -> None:
+    """A terminal sends it to the whole process group, including the object store."""
     with subprocess.Popen(
         command("run", "job.yaml", "--work-dir", "work"),
         cwd=job_folder,
@@ -134,27 +134,27 @@ def test_a_ctrl_c_before_anything_runs_ends_at_once_without_a_traceback(job_fold
     ) as process:
         until((job_folder / sign_of).exists, within=60, what=sign_of)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert "Traceback" not in said
-    assert process.returncode in ((130,) if sign_of == "work/store" else (3, 130)), said
+        _, output = process.communicate(timeout=60)
+    assert "Traceback" not in output
+    assert process.returncode in ((130,) if sign_of == "work/store" else (3, 130)), output
 
 
 def children(pid: int) -> dict[int, str]:
-    """Process id and command line of a process' children."""
+    """Process id and command line of a process's children."""
     found = {}
     for task in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((task / "stat").read_text().rsplit(")", 1)[1].split()[1])
             words = (task / "cmdline").read_bytes().decode().replace("\0", " ")
         except OSError:
-            continue  # it has just ended
+            continue  # it has just exited
         if parent == pid:
             found[int(task.name)] = words
     return found
 
 
 def test_a_killed_command_leaves_no_process_behind(job_folder: Path) -> None:
-    """Object store, fork server and workers all end with it."""
+    """Object store, fork server and workers all exit with it."""
     with subprocess.Popen(
         command("run", "job.yaml", "--work-dir", "work", "--watch", "json"),
         cwd=job_folder,
@@ -169,4 +169,4 @@ def test_a_killed_command_leaves_no_process_behind(job_folder: Path) -> None:
 
         started = until(all_started, within=120, what="store, fork server and a worker")
         process.kill()
-    until(lambda: not any(map(is_alive, started)), within=20, what="nothing is left")
+    until(lambda: not any(map(is_alive, started)), within=20, what="no process is left")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from boto3.exceptions import Boto3Error
 
+from faulty_store import FaultyStoreProxy
 from finetune_api.constants import Env
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
@@ -26,7 +27,6 @@ from finetune_trainer.errors import (
 )
 from finetune_trainer.store import ObjectStore, RetryPolicy, join
 from killable_store import KillableStore
-from misbehaving_store import MisbehavingProxy
 from store_proxy import StoreProxy
 
 MIB = 1 << 20
@@ -60,18 +60,18 @@ def store(storage_settings: StorageSettings) -> ObjectStore:
 
 @pytest.fixture(scope="module")
 def shared_bucket(store_server: EmbeddedStore) -> str:
-    """A new bucket costs the server more than these tests."""
+    """Creating a bucket takes longer than these tests."""
     store_server.create_bucket("object-store")
     return "object-store"
 
 
 @pytest.fixture
 def folder_uri(request: pytest.FixtureRequest, shared_bucket: str) -> str:
-    """An address of the test's own."""
+    """An address for this test only."""
     return f"s3://{shared_bucket}/{request.node.name.replace('[', '-').replace(']', '')}"
 
 
-def test_what_is_put_is_read_back_and_can_be_deleted(store: ObjectStore, folder_uri: str) -> None:
+def test_a_stored_object_is_read_back_and_can_be_deleted(store: ObjectStore, folder_uri: str) -> None:
     uri = join(folder_uri, "a.json")
     store.put(uri, memoryview(b'{"a": 1}'), content_type="application/json")
     assert store.get_json(uri) == {"a": 1}
@@ -86,13 +86,13 @@ def test_what_is_put_is_read_back_and_can_be_deleted(store: ObjectStore, folder_
 
 
 @pytest.mark.parametrize("trouble", ["internal-error", "reset", "unanswered"])
-def test_a_paced_object_that_is_sent_again_is_sent_whole(
+def test_a_paced_object_is_sent_completely_on_a_retry(
     store_server: EmbeddedStore, storage_settings: StorageSettings, trouble: str
 ) -> None:
-    """Its pace is asked for every try: what was sent in vain has been sent."""
+    """The pace is called for every try, because failed tries were also sent."""
     store_server.create_bucket(f"paced-{trouble}")
     content, paced = os.urandom(3 * MIB // 4 + 1), list[int]()
-    with MisbehavingProxy(store_server) as proxy:
+    with FaultyStoreProxy(store_server) as proxy:
         behind = storage_settings.model_copy(update={"endpoint": proxy.settings().endpoint})
         store = ObjectStore.connect(behind, retry=IMPATIENT, sign_bodies=False)
         store.put(f"s3://paced-{trouble}/{trouble}/blob", memoryview(content), pace=paced.append)
@@ -100,9 +100,7 @@ def test_a_paced_object_that_is_sent_again_is_sent_whole(
     assert sum(paced) == 2 * len(content)
 
 
-def test_many_objects_are_removed_at_once_and_those_that_are_not_there_are_no_error(
-    store: ObjectStore, folder_uri: str
-) -> None:
+def test_many_objects_are_deleted_together_and_missing_ones_are_ignored(store: ObjectStore, folder_uri: str) -> None:
     uris = [join(folder_uri, f"{number:04d} ü&<.bin") for number in range(12)]
     for uri in uris[:10]:
         store.put(uri, b"x")
@@ -115,7 +113,7 @@ def test_many_objects_are_removed_at_once_and_those_that_are_not_there_are_no_er
     assert b64decode(request.headers["Content-MD5"]) == hashlib.md5(request.body).digest(), "older servers ask for it"
 
 
-def test_more_objects_than_a_request_may_name_are_removed_by_several(store: ObjectStore, folder_uri: str) -> None:
+def test_more_objects_than_the_limit_are_deleted_by_several_requests(store: ObjectStore, folder_uri: str) -> None:
     uris = [join(folder_uri, f"{number:04d}") for number in range(1001)]
     store.put(uris[0], b"x")
     store.put(uris[1000], b"x")
@@ -123,12 +121,14 @@ def test_more_objects_than_a_request_may_name_are_removed_by_several(store: Obje
     assert list(store.list(folder_uri)) == []
 
 
-def test_an_object_that_storage_does_not_remove_is_named_with_the_reason(store: ObjectStore, folder_uri: str) -> None:
+def test_an_object_that_storage_does_not_delete_is_reported_with_the_reason(
+    store: ObjectStore, folder_uri: str
+) -> None:
     def refuse(parsed: dict[str, Any], **_: Any) -> None:
         parsed["Errors"] = [{"Key": "b", "Code": "AccessDenied", "Message": "locked"}]
 
     store._client.meta.events.register("after-call.s3.DeleteObjects", refuse)
-    with pytest.raises(AccessDeniedError, match=r"refuses access to s3://object-store/b: AccessDenied locked"):
+    with pytest.raises(AccessDeniedError, match=r"denies access to s3://object-store/b: AccessDenied locked"):
         store.delete_many([join(folder_uri, "a")])
 
 
@@ -142,7 +142,7 @@ def test_an_object_is_created_by_exactly_one_of_many_writers(store: ObjectStore,
 
 
 def test_an_unanswered_conditional_put_that_succeeded_counts_as_ours(store: ObjectStore, folder_uri: str) -> None:
-    """The first answer is lost on its way; the retry is refused, but the bytes there are ours."""
+    """The first response is lost; the retry is rejected, but the stored bytes are ours."""
     uri = join(folder_uri, "claim")
     lost = threading.Event()
 
@@ -195,7 +195,7 @@ def test_a_key_may_have_any_printable_character(store: ObjectStore, folder_uri: 
     assert not store.exists(uri)
 
 
-def test_the_key_of_an_object_is_no_pattern_even_if_it_looks_like_one(store: ObjectStore, folder_uri: str) -> None:
+def test_the_key_of_an_object_is_not_a_pattern_even_if_it_looks_like_one(store: ObjectStore, folder_uri: str) -> None:
     for name in ("export[final].jsonl", "exportf.jsonl", "part*.csv", "part1.csv"):
         store.put(join(folder_uri, name), b"x")
 
@@ -207,7 +207,7 @@ def test_the_key_of_an_object_is_no_pattern_even_if_it_looks_like_one(store: Obj
     assert names("export[f-i].jsonl") == ["exportf.jsonl"]
 
 
-def test_a_server_without_multi_object_delete_is_asked_for_each_object(
+def test_objects_are_deleted_one_by_one_if_the_server_lacks_multi_object_delete(
     store_server: EmbeddedStore, store: ObjectStore, folder_uri: str
 ) -> None:
     uris = [join(folder_uri, f"{number} ä+b.bin") for number in range(5)]
@@ -236,7 +236,7 @@ def test_an_endpoint_may_have_a_path(
 
 
 @pytest.mark.parametrize("size", [0, 1, 40 * MIB + 3])
-def test_files_travel_whole(store: ObjectStore, folder_uri: str, tmp_path: Path, size: int) -> None:
+def test_files_are_transferred_completely(store: ObjectStore, folder_uri: str, tmp_path: Path, size: int) -> None:
     content = os.urandom(min(size, MIB)) * max(1, size // MIB) if size else b""
     source, uri = tmp_path / "source", join(folder_uri, "file")
     source.write_bytes(content)
@@ -249,7 +249,7 @@ def test_files_travel_whole(store: ObjectStore, folder_uri: str, tmp_path: Path,
     assert buffer == content
 
 
-def test_folders_keep_their_shape(store: ObjectStore, folder_uri: str, tmp_path: Path) -> None:
+def test_folders_keep_their_structure(store: ObjectStore, folder_uri: str, tmp_path: Path) -> None:
     for name in ("config.json", "deep/er/weights"):
         path = tmp_path / "from" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,31 +263,31 @@ def test_folders_keep_their_shape(store: ObjectStore, folder_uri: str, tmp_path:
         store.download_folder(folder_uri + "-other", tmp_path / "none")
 
 
-def test_reading_into_a_buffer_of_another_length_is_refused(store: ObjectStore, folder_uri: str) -> None:
+def test_reading_into_a_buffer_of_another_length_is_rejected(store: ObjectStore, folder_uri: str) -> None:
     store.put(folder_uri, b"12345")
     with pytest.raises(StorageProtocolError, match="has 5 bytes, expected 4"):
         store.read_into(folder_uri, memoryview(bytearray(4)))
 
 
-def test_what_is_not_json_is_named(store: ObjectStore, folder_uri: str) -> None:
+def test_an_object_that_is_not_json_is_reported(store: ObjectStore, folder_uri: str) -> None:
     store.put(folder_uri, b"{")
     with pytest.raises(StorageProtocolError, match="must be JSON"):
         store.get_json(folder_uri)
 
 
-def test_the_preflight_leaves_nothing_behind(store: ObjectStore, folder_uri: str) -> None:
+def test_the_check_of_read_and_write_access_leaves_no_objects(store: ObjectStore, folder_uri: str) -> None:
     store.check_read_write(folder_uri)
     assert list(store.list(folder_uri)) == []
 
 
-def test_a_missing_object_of_many_is_named(store: ObjectStore, folder_uri: str, tmp_path: Path) -> None:
+def test_a_missing_object_of_many_is_reported(store: ObjectStore, folder_uri: str, tmp_path: Path) -> None:
     with pytest.raises(ObjectMissingError, match=f"{folder_uri}/absent does not exist"):
         store.download(join(folder_uri, "absent"), tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_does_not_fit_on_the_disk_is_named(store: ObjectStore, folder_uri: str, tmp_path: Path) -> None:
-    """A file-size limit of the process stands for the full disk; the kernel refuses the write in the same place."""
+def test_a_file_that_does_not_fit_on_the_disk_is_reported(store: ObjectStore, folder_uri: str, tmp_path: Path) -> None:
+    """A file-size limit of the process simulates the full disk; the kernel rejects the write at the same place."""
     store.put(folder_uri, bytes(40 * MIB))
     get_object, bodies = store._client.get_object, []
 
@@ -310,26 +310,26 @@ def test_a_file_that_does_not_fit_on_the_disk_is_named(store: ObjectStore, folde
 
 
 @pytest.mark.parametrize("name", [name for name in REQUESTS if name not in ("delete", "download_folder")])
-def test_a_missing_bucket_is_named(store: ObjectStore, tmp_path: Path, name: str) -> None:
+def test_a_missing_bucket_is_reported(store: ObjectStore, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(BadConfigError, match="'no-such-bucket' does not exist"):
         REQUESTS[name](store, "s3://no-such-bucket/key", tmp_path)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_wrong_credentials_are_refused(
+def test_wrong_credentials_are_rejected(
     storage_settings: StorageSettings, folder_uri: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(AccessDeniedError, match="refuses access"):
+    with pytest.raises(AccessDeniedError, match="denies access"):
         REQUESTS[name](ObjectStore.connect(storage_settings, retry=IMPATIENT), folder_uri, tmp_path)
 
 
 def test_a_client_uses_credentials_that_are_replaced_in_their_files(
     storage_settings: StorageSettings, folder_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client in use, in single requests and in a transfer of many parts."""
+    """A client in use, for single requests and for a transfer of many parts."""
     good = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     folder = tmp_path / "credentials"
     folder.mkdir()
@@ -360,7 +360,7 @@ def test_a_client_uses_credentials_that_are_replaced_in_their_files(
     assert refused
 
 
-def test_no_credentials_at_all_are_named(
+def test_missing_credentials_are_reported(
     storage_settings: StorageSettings, folder_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -370,7 +370,7 @@ def test_no_credentials_at_all_are_named(
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_an_unreachable_server_is_named(storage_settings: StorageSettings, tmp_path: Path, name: str) -> None:
+def test_an_unreachable_server_is_reported(storage_settings: StorageSettings, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
     nowhere = storage_settings.model_copy(update={"endpoint": "http://127.0.0.1:9"})
     store = ObjectStore.connect(nowhere, retry=RetryPolicy(total_seconds=0.0, attempts_per_request=1))
@@ -378,7 +378,7 @@ def test_an_unreachable_server_is_named(storage_settings: StorageSettings, tmp_p
         REQUESTS[name](store, "s3://test-bucket/key", tmp_path)
 
 
-def test_a_server_that_dies_in_the_middle_is_waited_for(killable: KillableStore, tmp_path: Path) -> None:
+def test_a_server_that_dies_during_a_transfer_is_waited_for(killable: KillableStore, tmp_path: Path) -> None:
     store: ObjectStore = ObjectStore.connect(killable.settings(), retry=RetryPolicy(total_seconds=30.0))
     content = os.urandom(MIB) * 40
     (tmp_path / "source").write_bytes(content)
@@ -393,7 +393,7 @@ def test_a_server_that_dies_in_the_middle_is_waited_for(killable: KillableStore,
     assert (tmp_path / "target").read_bytes() == content
 
 
-def test_an_outage_longer_than_the_patience_is_reported(killable: KillableStore) -> None:
+def test_an_outage_longer_than_the_time_limit_is_reported(killable: KillableStore) -> None:
     store: ObjectStore = ObjectStore.connect(killable.settings(), retry=RetryPolicy(total_seconds=1.0))
     store.put("s3://killable/file", bytes(MIB))
     killable.kill()
@@ -406,10 +406,10 @@ def test_an_outage_longer_than_the_patience_is_reported(killable: KillableStore)
     ("path_style", "url"),
     [(True, "http://s3.example.com:9000/bucket/a/key"), (False, "http://bucket.s3.example.com:9000/a/key")],
 )
-def test_the_bucket_is_in_the_path_or_in_the_name_of_the_host(
+def test_the_bucket_is_in_the_path_or_in_the_host_name(
     monkeypatch: pytest.MonkeyPatch, path_style: bool, url: str
 ) -> None:
-    """No such host: the requests arrive at a proxy, which notes what they ask for."""
+    """There is no such host: requests are sent to a proxy, which records them."""
     asked: list[str] = []
 
     class Proxy(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""No field and no value that the API accepts has never been run. How to cover a new one: support/value_jobs.py."""
+"""Every field and value that the API accepts is run. To cover a new one, see support/value_jobs.py."""
 
 import ast
 import math
@@ -24,57 +24,57 @@ from finetune_trainer.forkclient import RUN_RANK
 from finetune_trainer.train.plan import training_plan
 from rows import jsonl
 from tiny_models import CHATML
-from train_lab import Attempt, Lab
+from training_harness import Attempt, TrainingHarness
 from value_jobs import DECIDED, RENDERED, STAGE_PODS, TRAINED, data_files, made_for
 
 OPERATOR = Path(finetune_operator.__file__).parent
 
 
 @pytest.fixture(scope="module")
-def site(lab: Lab) -> Lab:
-    """The lab with data of every format, and a model with a chat template."""
+def setup(harness: TrainingHarness) -> TrainingHarness:
+    """The harness with data of every format, and a model with a chat template."""
     for name, rows in data_files().items():
-        lab.store.put(f"s3://{lab.bucket}/{name}.jsonl", jsonl(rows))
-    folder = lab.models / "llama-chat"
-    shutil.copytree(lab.models / "llama", folder)
+        harness.store.put(f"s3://{harness.bucket}/{name}.jsonl", jsonl(rows))
+    folder = harness.models / "llama-chat"
+    shutil.copytree(harness.models / "llama", folder)
     (folder / "chat_template.jinja").write_text(CHATML)
-    return lab
+    return harness
 
 
-def run_stage(site: Lab, manifest: dict[str, Any], stage: Stage) -> tuple[TrainerConfig, Attempt]:
-    """The stage that the operator would start for the job, in processes of its own."""
-    config = stage_config(parse_job(manifest, local=True), 1, stage, 1, site.settings)
-    attempt = site.run(config, target=RUN_RANK)
+def run_stage(setup: TrainingHarness, manifest: dict[str, Any], stage: Stage) -> tuple[TrainerConfig, Attempt]:
+    """Run the stage that the operator would start for the job, in separate processes."""
+    config = stage_config(parse_job(manifest, local=True), 1, stage, 1, setup.settings)
+    attempt = setup.run(config, target=RUN_RANK)
     assert set(attempt.exit_codes) == {0}, attempt.output
     return config, attempt
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_job_of_the_table_runs_to_its_end_as_its_spec_says(site: Lab, name: str) -> None:
+def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarness, name: str) -> None:
     places = {
         "job": f"values-{name}",
-        "bucket": site.bucket,
-        "models": f"file://{site.models}",
-        "endpoint": site.settings.endpoint or "",
+        "bucket": setup.bucket,
+        "models": f"file://{setup.models}",
+        "endpoint": setup.settings.endpoint or "",
     }
-    made = {"output": {"uri": f"s3://{site.bucket}/values-{name}"}, **made_for(TRAINED[name], **places)}
+    made = {"output": {"uri": f"s3://{setup.bucket}/values-{name}"}, **made_for(TRAINED[name], **places)}
     manifest = make_job(name, **made)
     if "format" not in made["data"]:
         del manifest["spec"]["data"]["format"]
     manifest["metadata"]["uid"] = "1"
 
-    prepared = run_stage(site, manifest, Stage.PREPARE)[1].message.prepared
-    config, trained = run_stage(site, manifest, Stage.TRAIN)
-    run_stage(site, manifest, Stage.EVALUATE)
+    prepared = run_stage(setup, manifest, Stage.PREPARE)[1].message.prepared
+    config, trained = run_stage(setup, manifest, Stage.TRAIN)
+    run_stage(setup, manifest, Stage.EVALUATE)
 
-    log = site.training_log(config)
+    log = setup.training_log(config)
     plan = training_plan(PreparedConfig.of(config, prepared))
     peak, rates = config.spec.training.learning_rate, [entry["learning_rate"] for entry in log if "loss" in entry]
     assert rates == pytest.approx([peak * plan.rate_factor(step) for step in range(plan.total_steps)])
     assert trained.message.progress is not None
     stage = config.spec.deepspeed.zero_stage
     assert trained.message.progress.zero_stage == (stage or 2)
-    evaluation = site.store.get_json(f"{config.run_uri}/evaluation.json")
+    evaluation = setup.store.get_json(f"{config.run_uri}/evaluation.json")
     figures = [*evaluation["tuned"]["metrics"].values(), *(entry["loss"] for entry in log if "loss" in entry)]
     assert all(map(math.isfinite, figures))
     assert evaluation["headline"] in evaluation["tuned"]["metrics"]
@@ -90,14 +90,14 @@ def found_at(manifest: Any, path: str) -> Any:
 
 
 @pytest.mark.parametrize("row", RENDERED)
-def test_a_field_for_the_cluster_is_where_kubernetes_looks_for_it(row: str) -> None:
+def test_a_field_for_the_cluster_is_where_kubernetes_expects_it(row: str) -> None:
     workers, path, expected = RENDERED[row]
     config = stage_config(parse_job(make_job(workers=workers)), 1, Stage.TRAIN, 1, StorageSettings())
     assert found_at(render_stage(config, OperatorSettings())[-1]["spec"], path) == expected
 
 
 @pytest.mark.parametrize("row", STAGE_PODS)
-def test_a_field_of_another_stage_is_where_kubernetes_looks_for_it(row: str) -> None:
+def test_a_field_of_another_stage_is_where_kubernetes_expects_it(row: str) -> None:
     stage, block, path, expected = STAGE_PODS[row]
     config = stage_config(parse_job(make_job(stages={stage: block})), 1, Stage(stage), 1, StorageSettings())
     assert found_at(render_stage(config, OperatorSettings())[-1]["spec"], path) == expected
@@ -108,7 +108,7 @@ def attributes_read() -> Iterator[str]:
         yield from (node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute))
 
 
-def test_what_only_the_operator_acts_on_is_read_by_it() -> None:
+def test_fields_that_only_the_operator_uses_are_read_by_it() -> None:
     assert set(DECIDED) - set(attributes_read()) == set()
 
 

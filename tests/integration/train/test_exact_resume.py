@@ -1,10 +1,10 @@
-"""A run that is killed and resumed logs the same figures, to the last bit, as one that is not."""
+"""A run that is killed and resumed logs the same metrics, in every bit, as an uninterrupted one."""
 
 from itertools import product
 
 import pytest
 
-from train_lab import STEPS_PER_EPOCH, Lab
+from training_harness import STEPS_PER_EPOCH, TrainingHarness
 
 MID_EPOCH = 2
 SCALE = {"TEST_SCALE_POWER": "24"}
@@ -19,53 +19,54 @@ CASES = [
 
 
 @pytest.mark.parametrize(("zero", "method", "kind"), CASES)
-def test_losses_after_kills_in_mid_epoch_and_at_its_end_are_bitwise_equal(
-    lab: Lab, zero: int, method: str, kind: str
+def test_losses_after_kills_during_and_at_the_end_of_an_epoch_are_bitwise_equal(
+    harness: TrainingHarness, zero: int, method: str, kind: str
 ) -> None:
     blocks = {"method": {method: {"dropout": 0.1} if method == "lora" else {}}, "kind": kind, "zero": zero}
     if method == "promptTuning":
         blocks["output"] = {"formats": ["Adapter"]}
-    through = lab.config(f"through-{zero}-{method}-{kind}", **blocks)
-    whole = lab.run(through)
+    through = harness.config(f"through-{zero}-{method}-{kind}", **blocks)
+    whole = harness.run(through)
     assert whole.exit_codes == [0, 0]
 
     name = f"killed-{zero}-{method}-{kind}"
     saves = {"checkpoint": {"everySteps": 1}}
     for attempt, saved in ((1, MID_EPOCH), (2, STEPS_PER_EPOCH)):
-        config = lab.config(name, attempt=attempt, **blocks, **saves)
-        killed = lab.run(config, TEST_END="kill", TEST_END_STEP=str(saved))
+        config = harness.config(name, attempt=attempt, **blocks, **saves)
+        killed = harness.run(config, TEST_END="kill", TEST_END_STEP=str(saved))
         assert killed.exit_codes == [-9, -9]
-    config = lab.config(name, attempt=3, **blocks, **saves)
-    last = lab.run(config)
+    config = harness.config(name, attempt=3, **blocks, **saves)
+    last = harness.run(config)
     assert last.exit_codes == [0, 0], last.output
     assert last.message.progress is not None
-    # The save of that very step is left out where the one before it is still being stored.
+    # The save of this step is skipped if the previous one is still being stored.
     assert STEPS_PER_EPOCH <= (last.message.progress.resumed_from_step or 0) < 2 * STEPS_PER_EPOCH
 
-    assert lab.training_log(config) == lab.training_log(through)
+    assert harness.training_log(config) == harness.training_log(through)
     assert last.message.trained is not None
     assert whole.message.trained is not None
     assert last.message.trained.digest == whole.message.trained.digest
 
 
 @pytest.mark.parametrize("zero", [2, 3])
-def test_float16_skips_steps_that_overflow_and_goes_on_exactly(lab: Lab, zero: int) -> None:
-    """The loss scale begins too high: the first steps change nothing, and the stop comes while it is still falling."""
+def test_float16_skips_steps_that_overflow_and_resumes_exactly(harness: TrainingHarness, zero: int) -> None:
+    """The loss scale starts too high: the first steps change nothing, and the stop comes while it is still
+    decreasing."""
     blocks = {"kind": "bert-dropout", "zero": zero, "dtype": "Float16"}
-    through, config = (lab.config(f"half-{name}-{zero}", **blocks) for name in ("through", "stopped"))
-    whole = lab.run(through, **SCALE)
+    through, config = (harness.config(f"half-{name}-{zero}", **blocks) for name in ("through", "stopped"))
+    whole = harness.run(through, **SCALE)
     assert whole.exit_codes == [0, 0], whole.output
-    assert lab.run(config, **SCALE, TEST_END="stop", TEST_END_STEP=str(MID_EPOCH)).exit_codes == [75, 75]
-    again = lab.config(f"half-stopped-{zero}", **blocks, attempt=2)
-    assert lab.run(again, **SCALE).exit_codes == [0, 0]
+    assert harness.run(config, **SCALE, TEST_END="stop", TEST_END_STEP=str(MID_EPOCH)).exit_codes == [75, 75]
+    again = harness.config(f"half-stopped-{zero}", **blocks, attempt=2)
+    assert harness.run(again, **SCALE).exit_codes == [0, 0]
 
-    log = [entry for entry in lab.training_log(through) if "loss" in entry]
+    log = [entry for entry in harness.training_log(through) if "loss" in entry]
     skipped = [entry["step"] for entry in log if "grad_norm" not in entry]
     assert 2 * STEPS_PER_EPOCH > len(skipped) > MID_EPOCH
     rates = [entry["learning_rate"] for entry in log]
     steps = range(2 * STEPS_PER_EPOCH - len(skipped))
     assert sorted(set(rates), reverse=True) == pytest.approx([5e-3 * (1 - step / len(rates)) for step in steps])
-    assert lab.store.get_json(f"{through.run_uri}/training.json")["skipped_steps"] == len(skipped)
+    assert harness.store.get_json(f"{through.run_uri}/training.json")["skipped_steps"] == len(skipped)
     assert whole.message.progress is not None
     assert any("steps changed nothing" in warning for warning in whole.message.progress.warnings)
-    assert lab.training_log(again) == lab.training_log(through)
+    assert harness.training_log(again) == harness.training_log(through)

@@ -1,4 +1,4 @@
-"""What is exported is the model that was trained, and anybody can load it."""
+"""The export is the trained model, and any user can load it."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from finetune_api.v1alpha1 import ArtifactFormat
 from finetune_trainer.forkclient import ForkClient
 from finetune_trainer.model.fetch import fetch_model
 from process_support import base_environment
-from train_lab import GLOBAL_BATCH, Lab
+from training_harness import GLOBAL_BATCH, TrainingHarness
 
 MERGED, ADAPTER = ["Merged"], ["Merged", "Adapter"]
 REVERSED = ADAPTER[::-1]
@@ -29,14 +29,14 @@ CASES = [
 """ZeRO stage, method, kind of model, formats."""
 
 
-def load(lab: Lab, config: TrainerConfig, folder: Path) -> dict[str, Any]:
-    """In a fresh process, from the files alone."""
+def load(harness: TrainingHarness, config: TrainerConfig, folder: Path) -> dict[str, Any]:
+    """Load it in a new process, only from the files."""
     for artifact in config.spec.output.formats or (ArtifactFormat.MERGED,):
         name = "model" if artifact is ArtifactFormat.MERGED else "adapter"
-        lab.store.download_folder(f"{config.run_uri}/{name}", folder / name)
+        harness.store.download_folder(f"{config.run_uri}/{name}", folder / name)
     (folder / "config.json").write_text(config.model_dump_json())
     with (folder / "log").open("wb") as output:
-        rank = ForkClient(lab.server.path).start_rank(
+        rank = ForkClient(harness.server.path).start_rank(
             base_environment(), folder, output.fileno(), target="train_ranks:load_exported"
         )
     assert rank.wait(120) == 0, (folder / "log").read_text()
@@ -45,22 +45,22 @@ def load(lab: Lab, config: TrainerConfig, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("zero", "method", "kind", "formats"), CASES)
-def test_every_exported_folder_loads_whole_and_has_the_loss_that_training_ended_with(
-    lab: Lab, tmp_path: Path, zero: int, method: str, kind: str, formats: list[str]
+def test_every_exported_folder_loads_completely_and_has_the_final_loss_of_training(
+    harness: TrainingHarness, tmp_path: Path, zero: int, method: str, kind: str, formats: list[str]
 ) -> None:
-    config = lab.config(f"export-{zero}-{method}-{kind}", kind=kind, zero=zero, method={method: {}})
+    config = harness.config(f"export-{zero}-{method}-{kind}", kind=kind, zero=zero, method={method: {}})
     output = config.spec.output.model_copy(update={"formats": tuple(map(ArtifactFormat, formats))})
     config = config.model_copy(update={"spec": config.spec.model_copy(update={"output": output})})
-    attempt = lab.run(config)
+    attempt = harness.run(config)
     assert attempt.exit_codes == [0, 0], attempt.output
     result = attempt.message.trained
     assert isinstance(result, TrainResult)
-    loaded = load(lab, config, tmp_path)
-    last = [entry["eval_loss"] for entry in lab.training_log(config) if "eval_loss" in entry][-1]
+    loaded = load(harness, config, tmp_path)
+    last = [entry["eval_loss"] for entry in harness.training_log(config) if "eval_loss" in entry][-1]
     assert loaded["loss"] == pytest.approx(last, rel=1e-4)
     assert (loaded["missing"], loaded["unexpected"]) == ([], [])
     assert loaded["labels"] == (["animal", "food"] if kind == "bert" else [])
-    assert result.digest == fetch_model(config.model_uri, lab.store, tmp_path / "cache").digest
+    assert result.digest == fetch_model(config.model_uri, harness.store, tmp_path / "cache").digest
     assert (result.model_uri, result.final_step) == (
         config.model_uri,
         2 * -(-config.prepared.counts.train // GLOBAL_BATCH),
@@ -68,20 +68,20 @@ def test_every_exported_folder_loads_whole_and_has_the_loss_that_training_ended_
     if "Adapter" in formats:
         assert loaded["adapter_loss"] == pytest.approx(last, rel=1e-4)
         assert loaded["base_loss"] != pytest.approx(last, rel=1e-2), "an adapter that changes nothing would pass"
-        described = lab.store.get_json(f"{config.run_uri}/adapter/adapter_config.json")
+        described = harness.store.get_json(f"{config.run_uri}/adapter/adapter_config.json")
         assert described["peft_type"] == method.upper()
         if method == "lora":
             assert (described["r"], described["lora_alpha"]) == (16, 32)
         assert described["base_model_name_or_path"] == config.spec.model.uri.removeprefix("file://")
-    reference = lab.store.get_json(f"{config.run_uri}/reference.json")
+    reference = harness.store.get_json(f"{config.run_uri}/reference.json")
     assert reference["split"] == "validation"
     assert reference["losses"] == pytest.approx(loaded["row_losses"], rel=1e-4)
 
 
-def test_objects_of_an_earlier_export_do_not_stay(lab: Lab) -> None:
-    config = lab.config("stale", kind="bert", training={"maxSteps": 1, "epochs": None})
-    lab.store.put(f"{config.model_uri}/model-00002-of-00002.safetensors", b"old")
-    assert lab.run(config).exit_codes == [0, 0]
-    names = {info.uri.rpartition("/")[2] for info in lab.store.list(f"{config.model_uri}/")}
+def test_objects_of_an_earlier_export_are_deleted(harness: TrainingHarness) -> None:
+    config = harness.config("stale", kind="bert", training={"maxSteps": 1, "epochs": None})
+    harness.store.put(f"{config.model_uri}/model-00002-of-00002.safetensors", b"old")
+    assert harness.run(config).exit_codes == [0, 0]
+    names = {info.uri.rpartition("/")[2] for info in harness.store.list(f"{config.model_uri}/")}
     assert "model-00002-of-00002.safetensors" not in names
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names

@@ -1,23 +1,23 @@
-"""Ranks wait for one that is slow, however short the time-out of their collectives; not for one that is dead."""
+"""Ranks wait for a slow rank longer than the timeout of their collectives, but not for a dead one."""
 
 import time
 
 from finetune_api.exit_codes import ExitCode
-from train_lab import Lab
+from training_harness import TrainingHarness
 
 SHORT = {"training": {"maxSteps": 2, "epochs": None}}
 
 
-def test_a_slow_download_and_a_slow_export_outlast_the_time_out_of_collectives(lab: Lab) -> None:
-    config = lab.config("slow", kind="llama", zero=3, **SHORT)
-    ended = lab.run(config, target="train_ranks:train_slow_rank", TEST_GROUP_TIMEOUT="8", TEST_SLOW="9")
+def test_a_slow_download_and_a_slow_export_may_exceed_the_timeout_of_collectives(harness: TrainingHarness) -> None:
+    config = harness.config("slow", kind="llama", zero=3, **SHORT)
+    ended = harness.run(config, target="train_ranks:train_slow_rank", TEST_GROUP_TIMEOUT="8", TEST_SLOW="9")
     assert ended.exit_codes == [0, 0], ended.output
-    assert lab.store.exists(f"{config.model_uri}/model.safetensors")
+    assert harness.store.exists(f"{config.model_uri}/model.safetensors")
 
 
-def test_a_rank_that_dies_during_its_export_is_noticed_at_once_by_those_who_wait(lab: Lab) -> None:
-    config = lab.config("dead", kind="llama", **SHORT)
-    started = lab.start(
+def test_ranks_that_wait_notice_immediately_that_a_rank_died_during_its_export(harness: TrainingHarness) -> None:
+    config = harness.config("dead", kind="llama", **SHORT)
+    started = harness.start(
         config, target="train_ranks:train_slow_rank", TEST_GROUP_TIMEOUT="600", TEST_SLOW="0.5", TEST_DIES="yes"
     )
     assert started.ranks[0].wait(120) == -9

@@ -1,4 +1,4 @@
-"""The campaign: run after run until so many kills were carried out, and a file from which it goes on."""
+"""The campaign: runs until the requested number of kills, and a file from which it can be continued."""
 
 import statistics
 from collections import Counter, deque
@@ -11,20 +11,20 @@ import pytest
 
 from killable_store import BUCKET, KillableStore
 from soak.events import Event, Point, Victim, events
-from soak.runs import CASES, Outcome, Run, Site
+from soak.runs import CASES, CampaignSetup, Outcome, Run
 from soak.trap import TrapProxy
-from train_lab import open_lab
+from training_harness import open_harness
 
 EVENTS_OF_A_RUN = 10
 _OCCASION = Event(victim=Victim.ALL_RANKS, point=Point.ANY, seconds=8.0)
-"""A kill more, for a run of events at restores only: without it there would be none."""
+"""An additional kill for a run that only has events at restores, which would otherwise not occur."""
 _RUNS_FACTOR = 4
-"""Events that find no occasion get another one in a later run, but not for ever."""
+"""Events that did not occur are retried in later runs, up to this number."""
 
 
 @contextmanager
-def site(folder: Path, *, max_lost_seconds: float) -> Iterator[Site]:
-    """Storage that can be killed, the way to it, tiny models and their data."""
+def setup(folder: Path, *, max_lost_seconds: float) -> Iterator[CampaignSetup]:
+    """Storage that can be killed, a proxy for it, tiny models and their data."""
     (folder / "store").mkdir()
     with (
         KillableStore(folder / "store") as store,
@@ -34,12 +34,12 @@ def site(folder: Path, *, max_lost_seconds: float) -> Iterator[Site]:
         for name, value in store.access.env().items():
             patch.setenv(name, value)
         kinds = sorted({case["kind"] for case in CASES})
-        with open_lab(proxy.settings(), BUCKET, folder, kinds) as lab:
-            yield Site(lab, store, proxy, max_lost_seconds)
+        with open_harness(proxy.settings(), BUCKET, folder, kinds) as harness:
+            yield CampaignSetup(harness, store, proxy, max_lost_seconds)
 
 
 class Campaign:
-    """`kills` kills of one seed. What was played is in `path`, a line for each run."""
+    """`kills` kills with one seed. Completed runs are in `path`, one line each."""
 
     def __init__(self, *, seed: int, kills: int, path: Path, cases: int = len(CASES)) -> None:
         self._seed, self._kills, self._path, self._cases = seed, kills, path, cases
@@ -48,11 +48,11 @@ class Campaign:
 
     @property
     def kills(self) -> int:
-        """Carried out so far."""
+        """Number of kills so far."""
         return sum(len(outcome.kills) for outcome in self.outcomes)
 
-    def play(self, place: Site) -> Iterator[Outcome]:
-        """The runs that are still to be played, each as soon as it is over."""
+    def run(self, place: CampaignSetup) -> Iterator[Outcome]:
+        """Run the remaining runs; yields each when it has completed."""
         waiting = self._waiting()
         most = _RUNS_FACTOR * -(-self._kills // EVENTS_OF_A_RUN)
         while waiting and len(self.outcomes) < most:
@@ -60,8 +60,8 @@ class Campaign:
             if all(event.point is Point.RESTORE for event in chosen):
                 chosen.insert(0, _OCCASION)
             number = len(self.outcomes)
-            outcome = Run(place, number, chosen, case=number % self._cases, seed=self._seed).play()
-            waiting += outcome.unsprung
+            outcome = Run(place, number, chosen, case=number % self._cases, seed=self._seed).execute()
+            waiting += outcome.missed
             self.outcomes.append(outcome)
             with self._path.open("a") as file:
                 file.write(outcome.model_dump_json() + "\n")
@@ -77,10 +77,10 @@ class Campaign:
                 waiting.append(event)
         return waiting
 
-    # What came of it
+    # Results
 
     def summary(self, interval: float) -> dict[str, Any]:
-        """The figures, as one JSON object; `interval` is checkpoint.maxLostWork in seconds."""
+        """The results as one JSON object; `interval` is checkpoint.maxLostWork in seconds."""
         kills = [kill for outcome in self.outcomes for kill in outcome.kills]
         fatal = [kill for kill in kills if kill.event.is_fatal]
         lost = [kill.lost_seconds / interval for kill in fatal if not kill.is_disturbed]
@@ -98,7 +98,7 @@ class Campaign:
         }
 
     def table(self) -> str:
-        """Kills by victim and moment, and the work that they have cost at most."""
+        """Kills by victim and point, and the maximum work that they lost."""
         rows: dict[str, list[float]] = {}
         for outcome in self.outcomes:
             for kill in outcome.kills:

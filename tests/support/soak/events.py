@@ -1,4 +1,4 @@
-"""What is killed, and when: every pair of victim and moment, in an order that a seed decides. Pure."""
+"""What is killed, and when: every pair of victim and point, in an order that depends on a seed. Pure."""
 
 import random
 from enum import StrEnum
@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Victim(StrEnum):
-    """What dies. The rest of an attempt is ended a moment after a rank, as its supervisor would."""
+    """What is killed. After a rank, the rest of the attempt is terminated shortly afterwards, like by its
+    supervisor."""
 
     ONE_RANK = "one rank"
     ALL_RANKS = "all ranks"
@@ -17,7 +18,7 @@ class Victim(StrEnum):
 
 
 class Point(StrEnum):
-    """A request to storage at which it dies, or any moment."""
+    """The request to storage at which it is killed, or any time."""
 
     ANY = "any moment"
     CLAIM = "the claim"
@@ -31,7 +32,7 @@ class Point(StrEnum):
 
 _BEFORE_UPLOADERS = (Point.CLAIM, Point.RESTORE)
 _MANY = {Point.BLOB: 5, Point.PART: 2, Point.RESTORE: 8}
-"""How many such requests there are in a save, or in a restore, and so which of them it may be."""
+"""Number of such requests in a save or restore, and thus the possible indices."""
 
 
 class Event(BaseModel):
@@ -42,14 +43,14 @@ class Event(BaseModel):
     victim: Victim
     point: Point
     is_after: bool = False
-    """Once storage has done what was asked, of which nobody hears; else before it is told."""
+    """Kill after storage executed the request but before the response; otherwise before storage gets it."""
     number: int = 1
-    """The how-manieth such request since the event was due."""
+    """Index of the request since the event became due."""
     seconds: float = 0.0
-    """ANY: since the event was due."""
+    """For ANY: seconds since the event became due."""
     rank: int = 0
     away_seconds: float = 0.0
-    """Of the storage server."""
+    """Downtime of the storage server."""
 
     @property
     def is_fatal(self) -> bool:
@@ -62,7 +63,7 @@ class Event(BaseModel):
 
 
 def _pairs() -> list[tuple[Victim, Point, bool]]:
-    """Any moment is in it twice for each victim, as each request is, once before it and once after."""
+    """ANY is included twice for each victim, like each request (before and after)."""
     return [
         (victim, point, is_after)
         for victim, point, is_after in product(Victim, Point, (False, True))
@@ -71,7 +72,7 @@ def _pairs() -> list[tuple[Victim, Point, bool]]:
 
 
 def events(seed: int, count: int) -> list[Event]:
-    """`count` kills: all pairs once, in any order, then all of them again, with other numbers and seconds."""
+    """`count` kills: all pairs once in random order, then all of them again with other indices and seconds."""
     draw = random.Random(seed)
     made: list[Event] = []
     while len(made) < count:

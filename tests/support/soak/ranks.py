@@ -1,4 +1,4 @@
-"""Ranks of the campaign: the real train stage, with small blobs, and a note of when each step was done."""
+"""Ranks of the campaign: the real train stage with small blobs, and a record of the time of each step."""
 
 import math
 import time
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 BLOB_BYTES = 64 << 10
-"""A tiny model's part has several of them then."""
+"""Small enough that a tiny model's part has several blobs."""
 TARGET = f"{__name__}:train_rank"
 
 
 class StepClock:
-    """A StopFlag that never asks, but notes in a file when it was asked: after each step, by rank 0."""
+    """A StopFlag that is never set, but on rank 0 records the time after each step in a file."""
 
     def __init__(self, path: Path, report: Any, *, is_main: bool) -> None:
         self._file = path.open("a", buffering=1) if is_main else None
@@ -22,20 +22,20 @@ class StepClock:
     def requested(self) -> bool:
         """Read by every rank at the end of every step, before that step is reported."""
         progress = self._report.progress
-        if self._file is not None and progress.total_steps:  # told when the training begins
+        if self._file is not None and progress.total_steps:  # set when training starts
             self._file.write(f"{progress.step + 1} {time.monotonic():.4f}\n")
         return False
 
 
 def step_times(scratch: Path) -> list[tuple[int, float]]:
-    """Optimizer step and the moment at which it was done, of one attempt."""
+    """Optimizer steps of one attempt, and the times when they completed."""
     path = scratch / "steps"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [(int(step), float(moment)) for step, moment in (line.split() for line in lines)]
 
 
 def train_rank(config: Path) -> int:
-    """Like `stages.run_rank`, but the configuration says what was prepared."""
+    """Like `rank_main.run_rank`, but with the result of prepare in the configuration."""
     from finetune_trainer.rank_main import run_bound
 
     def bind(config: Any, runtime: Any, report: Any) -> Callable[[], Any]:
@@ -50,9 +50,7 @@ def train_rank(config: Path) -> int:
                 super().__init__(*args, blob_bytes=BLOB_BYTES, **kwargs)
 
         vars(stage)["CheckpointManager"] = SmallBlobs
-        vars(save_interval)["MAX_OVERHEAD"] = (
-            math.inf
-        )  # steps take a few milliseconds, and saves every few seconds cost more
+        vars(save_interval)["MAX_OVERHEAD"] = math.inf  # steps take a few milliseconds, so frequent saves cost more
         clock = StepClock(runtime.scratch / "steps", report, is_main=runtime.is_main)
         store = ObjectStore.connect(config.storage)
         prepared = PreparedConfig.of(config, config.prepared)

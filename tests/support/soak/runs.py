@@ -1,4 +1,4 @@
-"""One run of the campaign: attempts that are killed, until one reaches the end; and what became of the state."""
+"""One run of the campaign: attempts that are killed until one completes, and the resulting state."""
 
 import os
 import random
@@ -25,52 +25,52 @@ from killable_store import KillableStore
 from soak.events import Event, Point, Victim
 from soak.ranks import TARGET, step_times
 from soak.trap import Trap, TrapProxy
-from train_lab import Lab, Started
+from training_harness import Started, TrainingHarness
 
 CASES: tuple[dict[str, Any], ...] = (
     {"steps": 300, "kind": "bert-dropout", "zero": 2, "method": {"full": {}}},
     {"steps": 350, "kind": "llama", "zero": 1, "method": {"full": {}}},
     {"steps": 60, "kind": "llama", "zero": 3, "method": {"lora": {"dropout": 0.1}}},
 )
-"""With as many steps as take about fifteen seconds on two processors."""
+"""Number of steps that takes about fifteen seconds on two processors."""
 _PATIENCE_SECONDS = 12.0
-"""How long a request that an event waits for may fail to come before another event gets its turn."""
+"""Timeout for the request of an event; then another event is tried."""
 _PEERS_SECONDS = 0.3
-"""After a rank has died, until the rest of its attempt is ended: the supervisor's reaction, and news on their way."""
+"""Delay between the death of a rank and the termination of the rest of its attempt: reaction time of the supervisor."""
 _MOST_ATTEMPTS = 40
 _LATER = frozenset({Point.RESTORE, Point.PRUNED_MANIFESTS, Point.PRUNED_BLOBS})
 
 
 class Kill(BaseModel):
-    """One that was carried out."""
+    """A kill that was carried out."""
 
     event: Event
     attempt: int
     lost_seconds: float = 0.0
-    """Of training, where the attempt ended with it."""
+    """Seconds of training, if it ended the attempt."""
     is_disturbed: bool = False
-    """An uploader or the storage server had been killed in the same attempt before, which nothing is promised for."""
+    """An uploader or the storage server was killed earlier in the same attempt, so no bound applies."""
 
 
 class Outcome(BaseModel):
-    """Of one run."""
+    """Result of one run."""
 
     number: int
     attempts: int = 0
     kills: list[Kill] = []
     corrupt: list[str] = []
-    """Attempts that failed by themselves, checkpoints that were passed over or are damaged."""
+    """Attempts that failed by themselves, and checkpoints that were skipped or are damaged."""
     mismatches: int = 0
-    """Figures of the training log that differ from those of the uninterrupted run."""
-    unsprung: list[Event] = []
-    """Events that found no occasion."""
+    """Number of values in the training log that differ from those of the uninterrupted run."""
+    missed: list[Event] = []
+    """Events that did not occur."""
 
 
 @dataclass
-class Site:
-    """What all runs share."""
+class CampaignSetup:
+    """Resources shared by all runs."""
 
-    lab: Lab
+    harness: TrainingHarness
     store: KillableStore
     proxy: TrapProxy
     max_lost_seconds: float
@@ -78,46 +78,46 @@ class Site:
     references: dict[int, list[dict[str, float]]] = field(default_factory=dict)
 
     def config(self, name: str, case: int, attempt: int = 1) -> TrainerConfig:
-        """Of one attempt of the run `name`."""
+        """Configuration of one attempt of the run `name`."""
         blocks = dict(CASES[case])
         training = {"maxSteps": blocks.pop("steps"), "epochs": None}
         checkpoint = {"maxLostWork": f"{self.max_lost_seconds:g}s", "everySteps": None}
-        return self.lab.config(name, attempt=attempt, training=training, checkpoint=checkpoint, **blocks)
+        return self.harness.config(name, attempt=attempt, training=training, checkpoint=checkpoint, **blocks)
 
     def reference(self, case: int) -> list[dict[str, float]]:
-        """The log of a run that nobody interrupts."""
+        """The log of an uninterrupted run."""
         if case not in self.references:
             config = self.config(f"through-{case}", case)
-            ended = self.lab.start(config, target=TARGET).ended()
+            ended = self.harness.start(config, target=TARGET).ended()
             assert ended.exit_codes == [0, 0], ended.output
-            self.references[case] = self.lab.training_log(config)
+            self.references[case] = self.harness.training_log(config)
         return self.references[case]
 
 
 class Run:
-    """Plays one run."""
+    """Executes one run."""
 
-    def __init__(self, site: Site, number: int, events: list[Event], *, case: int, seed: int) -> None:
-        self._site, self._case = site, case
+    def __init__(self, setup: CampaignSetup, number: int, events: list[Event], *, case: int, seed: int) -> None:
+        self._setup, self._case = setup, case
         self._name = f"run-{number}"
         self._draw = random.Random(f"{seed}/{number}")
         self._events = deque(events)
         self._waiting: list[tuple[Kill, Path]] = []
-        """Kills whose cost the next attempt that trains will show."""
+        """Kills whose cost will be known from the next attempt that trains."""
         self._restarts: list[threading.Thread] = []
         self.outcome = Outcome(number=number)
 
-    def play(self) -> Outcome:
-        """Until the training is over."""
-        outcome, expected = self.outcome, self._site.reference(self._case)
+    def execute(self) -> Outcome:
+        """Run attempts until training has completed."""
+        outcome, expected = self.outcome, self._setup.reference(self._case)
         while outcome.attempts < _MOST_ATTEMPTS:
             outcome.attempts += 1
-            if self._draw.random() < 0.5:  # as on another host
-                shutil.rmtree(self._site.lab.cache / "checkpoints", ignore_errors=True)
+            if self._draw.random() < 0.5:  # like on another host
+                shutil.rmtree(self._setup.harness.cache / "checkpoints", ignore_errors=True)
             if self._attempt():
                 break
-        outcome.unsprung += self._events
-        config = self._site.config(self._name, self._case)
+        outcome.missed += self._events
+        config = self._setup.config(self._name, self._case)
         found = self._log_of(config)
         outcome.mismatches = abs(len(found) - len(expected))
         outcome.mismatches += sum(one != other for one, other in zip(found, expected, strict=False))
@@ -125,17 +125,17 @@ class Run:
         return outcome
 
     def _log_of(self, config: TrainerConfig) -> list[dict[str, float]]:
-        """What the run has logged; nothing where it has not come so far."""
+        """The log of the run; empty if it has none yet."""
         try:
-            return self._site.lab.training_log(config)
+            return self._setup.harness.training_log(config)
         except ObjectMissingError:
             return []
 
     def _attempt(self) -> bool:
-        """Whether the run is over."""
-        site, outcome = self._site, self.outcome
-        config = site.config(self._name, self._case, outcome.attempts)
-        started = site.lab.start(config, target=TARGET)
+        """Run one attempt. Returns whether the run has completed."""
+        setup, outcome = self._setup, self.outcome
+        config = setup.config(self._name, self._case, outcome.attempts)
+        started = setup.harness.start(config, target=TARGET)
         is_killed = self._kill_in(started)
         ended = started.ended()
         self._count_losses(ended.folder)
@@ -152,8 +152,8 @@ class Run:
         """Carry out events until one is fatal; False if the attempt ends by itself."""
         disturbed = False
         for event in self._due():
-            if not self._befalls(event, started):
-                self.outcome.unsprung.append(event)
+            if not self._wait_and_kill(event, started):
+                self.outcome.missed.append(event)
                 continue
             kill = Kill(event=event, attempt=self.outcome.attempts, is_disturbed=disturbed)
             self.outcome.kills.append(kill)
@@ -170,7 +170,8 @@ class Run:
         return False
 
     def _due(self) -> Iterator[Event]:
-        """Nothing is restored or removed before something was stored: such an event lets others go first."""
+        """Events that are due. Restores and removals require a stored checkpoint, so such events are postponed until
+        then."""
         for _ in range(len(self._events)):
             event = self._events.popleft()
             others_first = any(other.point not in _LATER for other in self._events)
@@ -179,31 +180,31 @@ class Run:
                 continue
             yield event
 
-    def _befalls(self, event: Event, started: Started) -> bool:
-        """Wait for the event's moment; False if it does not come."""
-        proxy = self._site.proxy
-        trap = Trap(event, lambda: self._strike(event, started))
+    def _wait_and_kill(self, event: Event, started: Started) -> bool:
+        """Wait for the event's point and kill; False if it did not occur."""
+        proxy = self._setup.proxy
+        trap = Trap(event, lambda: self._kill(event, started))
         deadline = time.monotonic() + _PATIENCE_SECONDS
         moment = time.monotonic() + event.seconds
         if event.point is not Point.ANY:
             proxy.trap = trap
         try:
-            while time.monotonic() < deadline and not trap.sprung.is_set():
+            while time.monotonic() < deadline and not trap.fired.is_set():
                 if any(rank.poll() is not None for rank in started.ranks):
                     break
                 if event.point is Point.ANY and time.monotonic() >= moment and trap.kill():
                     return True
                 time.sleep(0.01)
-            return trap.has_sprung()
+            return trap.has_fired()
         finally:
             proxy.trap = None
 
-    def _strike(self, event: Event, started: Started) -> bool:
-        """Kill; whether there was anybody."""
+    def _kill(self, event: Event, started: Started) -> bool:
+        """Kill the victim; returns whether it was running."""
         if event.victim is Victim.STORE:
             if any(restart.is_alive() for restart in self._restarts):
-                return False  # it is away already, or about to come back
-            self._site.store.kill()
+                return False  # it is already down, or about to restart
+            self._setup.store.kill()
             restart = threading.Thread(target=self._start_later, args=(event.away_seconds,))
             self._restarts.append(restart)
             restart.start()
@@ -218,17 +219,17 @@ class Run:
 
     def _start_later(self, seconds: float) -> None:
         time.sleep(seconds)
-        self._site.store.start()
+        self._setup.store.start()
 
     def _restore_storage(self) -> None:
         for restart in self._restarts:
             restart.join()
         self._restarts.clear()
 
-    # What it has cost
+    # Cost
 
     def _count_losses(self, folder: Path) -> None:
-        """The first step of this attempt tells what the ones before have lost."""
+        """The first step of this attempt determines what the previous ones lost."""
         steps = step_times(folder)
         if not steps:
             return
@@ -239,8 +240,8 @@ class Run:
         self._waiting = [each for each in self._waiting if each[1] == folder]
 
     def _damages(self, config: TrainerConfig) -> list[str]:
-        """Of the checkpoints that are left."""
-        storage = RunStorage.of(self._site.lab.store, config.run_uri, attempt=config.attempt)
+        """Problems of the remaining checkpoints."""
+        storage = RunStorage.of(self._setup.harness.store, config.run_uri, attempt=config.attempt)
         verifier, found = Verifier(storage.blobs), []
         for name in storage.catalogue.listing().names:
             _, damages = verifier.check(storage.catalogue.read(name))
@@ -249,20 +250,20 @@ class Run:
 
 
 def _lost_seconds(steps: list[tuple[int, float]], restored: int) -> float:
-    """Time that an attempt has spent on steps after `restored`, up to the last that it has finished."""
+    """Time that an attempt spent on steps after `restored`, up to its last completed step."""
     lost = [moment for step, moment in steps if step > restored]
     if not lost:
         return 0.0
     known = [moment for step, moment in steps if step == restored]
-    # The first step of an attempt has no other before it, whose end would be its beginning.
+    # The start time of the first step of an attempt is unknown, because no step precedes it.
     return lost[-1] - (known[0] if known else lost[0])
 
 
 def _uploaders_of(pid: int) -> list[int]:
-    """Children of a rank that store its snapshots. Not every kernel lists children, so all processes are looked at."""
+    """Uploader children of a rank. Not every kernel lists children, so all processes are examined."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # it has exited in the meantime
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == pid and (folder / "comm").read_text().strip() == PROCESS_NAME:
                 found.append(int(folder.name))

@@ -1,4 +1,4 @@
-"""The way to storage, with a trap at one kind of request, and with a clock that runs faster."""
+"""A proxy for storage that kills a process at one kind of request, and speeds up storage's clock."""
 
 import asyncio
 import re
@@ -15,32 +15,32 @@ from soak.events import Event, Point
 from store_proxy import StoreProxy
 
 CLOCK_FACTOR = 1800
-"""Storage's clock runs so many times as fast: the hour for which unneeded blobs are left alone takes two seconds."""
+"""Factor of storage's clock: the hour for which unneeded blobs are kept takes two seconds."""
 
 _MODIFIED = re.compile(rb"<LastModified>([^<]+)</LastModified>")
 
 
 @dataclass
 class Trap:
-    """Springs at the event's request, once."""
+    """Kills once, at the event's request."""
 
     event: Event
     kill: Callable[[], bool]
-    """Whether there was anything to kill."""
+    """Whether there was a process to kill."""
     seen: int = 0
     is_busy: bool = False
-    """Two requests at once must not both spring it."""
-    sprung: threading.Event = field(default_factory=threading.Event)
+    """Prevents two concurrent requests from both triggering it."""
+    fired: threading.Event = field(default_factory=threading.Event)
 
-    def has_sprung(self) -> bool:
-        """Once it is not about to: whom it kills may be seen dead before it has told."""
-        while self.is_busy and not self.sprung.wait(0.01):
+    def has_fired(self) -> bool:
+        """Waits for a kill in progress: the process can be seen dead before `hit` is set."""
+        while self.is_busy and not self.fired.wait(0.01):
             pass
-        return self.sprung.is_set()
+        return self.fired.is_set()
 
     def catches(self, point: Point | None) -> bool:
-        """Whether this request is the one."""
-        if point is not self.event.point or self.is_busy or self.sprung.is_set():
+        """Whether this request triggers the kill."""
+        if point is not self.event.point or self.is_busy or self.fired.is_set():
             return False
         self.seen += 1
         self.is_busy = self.seen >= self.event.number
@@ -49,7 +49,7 @@ class Trap:
 
 @dataclass
 class TrapProxy(StoreProxy):
-    """A StoreProxy that somebody dies at."""
+    """A StoreProxy that kills a process when a trap triggers."""
 
     trap: Trap | None = None
     _epoch: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -58,22 +58,22 @@ class TrapProxy(StoreProxy):
         try:
             body = await request.read()
         except ConnectionError:
-            return cut(request)  # whoever sends it has been killed
+            return cut(request)  # its sender has been killed
         trap = self.trap
         try:
             if trap is None or not trap.catches(point_of(request.method, request.path_qs, body)):
                 return await self._passed_on(request, body)
-            await self._spring(trap, request, body)
+            await self._fire(trap, request, body)
         except aiohttp.ClientError:
-            pass  # the server is away
+            pass  # the server is down
         return cut(request)
 
-    async def _spring(self, trap: Trap, request: web.Request, body: bytes) -> None:
+    async def _fire(self, trap: Trap, request: web.Request, body: bytes) -> None:
         try:
             if trap.event.is_after:
                 await self._passed_on(request, body)
             if await asyncio.to_thread(trap.kill):
-                trap.sprung.set()
+                trap.fired.set()
         finally:
             trap.is_busy = False
 
@@ -81,17 +81,17 @@ class TrapProxy(StoreProxy):
         response = await super()._passed_on(request, body)
         if request.method == "GET" and "list-type=2" in request.query_string:
             assert isinstance(response.body, bytes)
-            response.body = _MODIFIED.sub(self._hastened, response.body)
+            response.body = _MODIFIED.sub(self._with_fast_clock, response.body)
         return response
 
-    def _hastened(self, found: "re.Match[bytes]") -> bytes:
+    def _with_fast_clock(self, found: "re.Match[bytes]") -> bytes:
         time = datetime.fromisoformat(found[1].decode())
-        hastened = self._epoch + (time - self._epoch) * CLOCK_FACTOR
-        return b"<LastModified>" + hastened.strftime("%Y-%m-%dT%H:%M:%SZ").encode() + b"</LastModified>"
+        shifted = self._epoch + (time - self._epoch) * CLOCK_FACTOR
+        return b"<LastModified>" + shifted.strftime("%Y-%m-%dT%H:%M:%SZ").encode() + b"</LastModified>"
 
 
 def point_of(method: str, path: str, body: bytes) -> Point | None:
-    """What a request to storage is in the life of a checkpoint; None: nothing that matters here."""
+    """The role of a storage request for a checkpoint; None: not relevant."""
     if method == "PUT" and re.search(r"/attempts/\d+\.json$", path):
         return Point.CLAIM
     if method == "PUT" and "/checkpoints/manifests/" in path:

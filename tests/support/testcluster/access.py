@@ -1,4 +1,4 @@
-"""How tests talk to a cluster: kubeconfigs for whom they like, and kubectl."""
+"""Access to a cluster for tests: kubeconfigs for any user, and kubectl."""
 
 import json
 import os
@@ -25,7 +25,7 @@ class KubectlError(AssertionError):
 
 
 def kubeconfig(server: str, ca: Path, user: Mapping[str, str], namespace: str = "default") -> dict[str, Any]:
-    """One cluster, one user. JSON is YAML: every client reads it."""
+    """One cluster, one user. JSON is valid YAML, so every client can read it."""
     return {
         "apiVersion": "v1",
         "kind": "Config",
@@ -48,7 +48,7 @@ def write_kubeconfig(path: Path, content: Mapping[str, Any]) -> Path:
 
 
 def service_account_kubeconfig(kubectl: "Kubectl", path: Path, namespace: str, name: str) -> Path:
-    """Of a service account that exists, with a token of an hour; the rest is as in kubectl's own."""
+    """Kubeconfig of an existing service account, with a token of one hour; the rest is copied from kubectl's."""
     token = kubectl.within(namespace)("create", "token", name, "--duration=1h").strip()
     content = json.loads(kubectl("config", "view", "--raw", "--flatten", "--minify", "-o", "json"))
     content["users"] = [{"name": "account", "user": {"token": token}}]
@@ -57,18 +57,18 @@ def service_account_kubeconfig(kubectl: "Kubectl", path: Path, namespace: str, n
 
 
 def documents(manifests: Sequence[Manifest]) -> str:
-    """One after the other. A List would do, but kubectl checks one itself and does not ask the API server."""
+    """Concatenated documents. kubectl validates a List itself instead of sending it to the API server."""
     return "\n---\n".join(map(json.dumps, manifests))
 
 
 @dataclass(frozen=True)
 class Kubectl:
-    """`kubectl("get", "pods")` in a namespace, as a user. The text that it printed, or KubectlError."""
+    """`kubectl("get", "pods")` in a namespace, as a user. Returns the output, or raises KubectlError."""
 
     program: Path
     kubeconfig: Path
     cache: Path
-    """What it remembers of clusters. Not in the home of who runs the tests, and not with his preferences."""
+    """Cache of discovery information. Not in the home folder of the user, and without the user's preferences."""
     namespace: str = "default"
 
     @property
@@ -79,7 +79,7 @@ class Kubectl:
         return [str(self.program), "--kubeconfig", str(self.kubeconfig), "--namespace", self.namespace, *arguments]
 
     def run(self, *arguments: str, stdin: str | None = None, within: float = 60) -> subprocess.CompletedProcess[str]:
-        """Whatever its exit status is."""
+        """Run kubectl, with any exit status."""
         command = self.command(*arguments)
         return subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=within, check=False, env=self.environment
@@ -98,7 +98,7 @@ class Kubectl:
         self("apply", f"--server-side={server_side}".lower(), "-f", "-", stdin=documents(manifests))
 
     def refusal(self, *manifests: Manifest) -> str | None:
-        """What the API server says against creating these; None if nothing."""
+        """Error of the API server for creating these objects; None if there is none."""
         done = self.run("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=documents(manifests))
         return done.stderr.strip() if done.returncode else None
 
@@ -171,5 +171,5 @@ class ObjectWatch:
 
 def condition(manifest: Manifest, kind: str) -> str | None:
     """Status of one of the object's conditions: `condition(node, "Ready") == "True"`."""
-    listed = (manifest.get("status") or {}).get("conditions") or []  # a new CRD's are null for a moment
+    listed = (manifest.get("status") or {}).get("conditions") or []  # null for a moment in a new CRD
     return next((str(one["status"]) for one in listed if one["type"] == kind), None)

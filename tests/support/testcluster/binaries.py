@@ -1,7 +1,7 @@
-"""The programs of the test cluster, built once from source into a folder of the user's cache.
+"""The programs of the test cluster, built once from source into a folder in the user's cache.
 
-There is no registry to fetch them from and no version of them in a distribution; Go builds all of them from modules
-that `tests/kubernetes/*/go.sum` pins. A finished build is kept under a name made of all that went into it.
+No registry with them is available, and distributions do not have this version. Go builds them from modules that
+`tests/kubernetes/*/go.sum` pins. A build is cached under a hash of all its inputs.
 """
 
 import fcntl
@@ -22,11 +22,11 @@ MODULES = Path(__file__).parents[2] / "kubernetes"
 KUBERNETES_VERSION = "v1.35.4"  # as in cluster/go.mod
 
 Say = Callable[[str], None]
-"""Tells the person who waits. Not `print`: pytest would keep it until the end."""
+"""Reports progress to the user. Not `print`, whose output pytest would keep until the end."""
 
 
 def version_flags(version: str) -> str:
-    """A build from a module does not know its version, and everything that asks for one gets v0.0.0-master."""
+    """A build from a module does not contain its version; clients would get v0.0.0-master."""
     major, minor, _ = version.removeprefix("v").split(".")
     values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -35,16 +35,16 @@ def version_flags(version: str) -> str:
 
 @dataclass(frozen=True)
 class Module:
-    """A Go module here and the programs that come out of it."""
+    """A local Go module and the programs that are built from it."""
 
     name: str
     packages: dict[str, str]
     """Program -> Go package."""
     minutes: float
-    """A cold build, measured on two cores."""
+    """Duration of a cold build, measured on two cores."""
     ldflags: str = "-s -w"
     links: tuple[str, ...] = ()
-    """Further names of the first program."""
+    """Additional names of the first program."""
 
     @property
     def folder(self) -> Path:
@@ -80,13 +80,14 @@ def cache_folder() -> Path:
 
 def go_version() -> str:
     if shutil.which("go") is None:
-        raise MissingError("Go 1.25 or newer is not on the path; the cluster's programs are built with it")
+        raise MissingError("Go 1.25 or newer is not on the path; it is required to build the cluster's programs")
     names = ["GOVERSION", "GOOS", "GOARCH"]
     return subprocess.run(["go", "env", *names], cwd=MODULES, capture_output=True, text=True, check=True).stdout
 
 
 def built(module: Module, say: Say = print) -> Path:
-    """The folder with the module's programs; builds them if nobody has. Another who builds the same is waited for."""
+    """The folder with the module's programs; builds them if necessary, or waits for another process that builds
+    them."""
     target = cache_folder() / f"{module.name}-{module.key()}"
     if target.is_dir():
         return target
@@ -117,12 +118,12 @@ def build(module: Module, target: Path, say: Say) -> None:
 
 
 def compile_program(module: Module, package: str, target: Path) -> None:
-    # What a debugger would want is left out again by the linker; not making it is a sixth of the compiler's time.
+    # The linker strips debug information anyway; not generating it saves a sixth of the compiler's time.
     command = ["go", "build", "-trimpath", "-gcflags=all=-dwarf=false", "-ldflags", module.ldflags]
     command += ["-o", str(target), package]
     if nice := shutil.which("nice"):
         command = [nice, "-n", "19", *command]
-    # Static: pause runs in an image that has no libraries. The compiler need not collect garbage below a few gigabytes.
+    # Static: pause runs in an image without libraries. The compiler does not need garbage collection below a few GB.
     environment = dict(os.environ) | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -mod=readonly"}
     environment |= {"GOGC": "off", "GOMEMLIMIT": "3GiB"}
     done = subprocess.run(command, cwd=module.folder, env=environment, capture_output=True, text=True, check=False)
@@ -136,6 +137,6 @@ def locked(path: Path, say: Say) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that builds ({path})")
+            say(f"waiting for another process that is building ({path})")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

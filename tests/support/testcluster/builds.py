@@ -1,4 +1,4 @@
-"""Real image builds without a registry: buildah below one folder, on a base image made of this machine's files."""
+"""Real image builds without a registry: buildah in one folder, with a base image of this machine's files."""
 
 import json
 import os
@@ -27,7 +27,7 @@ LIBRARIES = (
     *("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "libresolv.so.2", "librt.so.1", "libutil.so.1"),
     *("libgcc_s.so.1", "libstdc++.so.6"),
 )
-"""What wheels expect of any base."""
+"""Files that wheels expect in any base image."""
 LEFT_OUT = ("__pycache__", "site-packages", "test", "tests", "idlelib", "*tkinter*", "turtledemo", "config-*")
 BASE_FILE = f"""\
 FROM scratch
@@ -50,7 +50,7 @@ def require_buildah() -> None:
 
 @dataclass(frozen=True)
 class Buildah:
-    """`buildah("images")`; all that it keeps is below the folder."""
+    """`buildah("images")`; all of its state is in the folder."""
 
     folder: Path
 
@@ -68,12 +68,12 @@ class Buildah:
             check=False,
         )
         if done.returncode != 0:
-            said = f"{done.stdout[-TAIL:]}\n{done.stderr[-TAIL:]}"
-            raise AssertionError(f"buildah {command}: exit status {done.returncode}\n{said}")
+            output = f"{done.stdout[-TAIL:]}\n{done.stderr[-TAIL:]}"
+            raise AssertionError(f"buildah {command}: exit status {done.returncode}\n{output}")
         return done.stdout
 
     def make_base(self) -> None:
-        """Like an official slim image: a C library, a shell, and Python with pip below /usr/local."""
+        """Create an image like an official slim image: a C library, a shell, and Python with pip in /usr/local."""
         tree = self.folder / "base"
         copy_python(tree / "usr/local")
         copy_programs(tree)
@@ -82,13 +82,13 @@ class Buildah:
         self("build", "--tag", BASE, "--file", file, tree)
 
     def build(self, target: str, tag: str, context: Path = ROOT) -> None:
-        """A target of our Dockerfile. It has the network: packages come from where this machine has them from."""
+        """Build a target of our Dockerfile, with network access to this machine's package sources."""
         mirrors = [f"--build-arg={name}={os.environ[name]}" for name in MIRRORS if name in os.environ]
         chosen = ("--target", target, "--tag", tag)
         self("build", f"--build-arg=BASE_IMAGE={BASE}", *mirrors, *chosen, context, within=900)
 
     def inside(self, image: str, *command: str) -> str:
-        """What a command prints in a container of the image, as its user."""
+        """Output of a command in a container of the image, as the image's user."""
         container = self("from", "--pull=never", image).strip()
         try:
             return self("run", container, "--", *command)
@@ -101,7 +101,7 @@ class Buildah:
         return config
 
     def megabytes(self, image: str) -> float:
-        """Of the files that its containers see."""
+        """Size of the files in its containers."""
         container = self("from", "--pull=never", image).strip()
         try:
             tree = self("mount", container).strip()
@@ -110,7 +110,7 @@ class Buildah:
             self("rm", container)
 
     def archive(self, image: str, name: str) -> bytes:
-        """The image as a docker-archive under that name."""
+        """The image as a docker-archive with this name."""
         path = self.folder / "image.tar"
         self("push", image, f"docker-archive:{path}:{name}")
         try:
@@ -119,7 +119,7 @@ class Buildah:
             path.unlink()
 
     def remove(self) -> None:
-        """Everything, the folder too."""
+        """Delete everything, including the folder."""
         self("rm", "--all")
         self("rmi", "--all", "--force")
         subprocess.run(["umount", self.folder / "storage/overlay"], capture_output=True, check=False)
@@ -127,7 +127,7 @@ class Buildah:
 
 
 def copy_python(target: Path) -> None:
-    """This Python without its packages, as an installation of its own."""
+    """Copy this Python, without its packages, as a separate installation."""
     source, version = Path(sys.base_prefix), f"python{sys.version_info.major}.{sys.version_info.minor}"
     standard = Path(sysconfig.get_path("stdlib"))
     shutil.copytree(standard, target / "lib" / version, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
@@ -140,7 +140,7 @@ def copy_python(target: Path) -> None:
 
 
 def copy_programs(tree: Path) -> None:
-    """A few programs, every library that something in the tree needs, and what programs read below /etc."""
+    """Copy a few programs, all libraries that the tree needs, and the files in /etc that programs read."""
     (tree / "usr/bin").mkdir(parents=True)
     for name in PROGRAMS:
         shutil.copy(Path(shutil.which(name) or name).resolve(), tree / "usr/bin" / name)
@@ -172,7 +172,7 @@ def is_program(path: Path) -> bool:
 
 
 def libraries(programs: Iterable[Path]) -> set[Path]:
-    """What the loader finds on this machine for these, and `LIBRARIES`; not what Python's installation brings."""
+    """Libraries that the loader finds on this machine for these programs, and `LIBRARIES`; not those of Python."""
     needed = run("ldd", *programs)
     known = run("ldconfig", "-p")
     extra = [found[1] for name in LIBRARIES if (found := re.search(rf"{re.escape(name)} .*=> (/\S+)", known))]

@@ -8,15 +8,15 @@ from .daemons import until
 from .missing import MissingError
 
 INHERITED = ("cpuset.cpus", "cpuset.mems")
-"""A new group of version 1 has none of these, and then no process may join it."""
+"""Files that are empty in a new group of version 1; no process can join it until they are set."""
 
 SHARES = {"cpu.shares": "4096", "cpu.weight": "400"}
-"""Of all nodes together, where a process outside has 1024 (version 2: a group has 100). Without it the pods of the
-cluster share what one process gets, which is nothing beside a compiler."""
+"""CPU shares of all nodes together; a process outside has 1024 (version 2: a group has 100). Without it, the pods of
+the cluster would share the time of one process, which is too little next to a compiler."""
 
 
 def hierarchies() -> Iterator[tuple[Path, bool]]:
-    """Where control groups are mounted, and whether as version 2."""
+    """Mount points of control groups, and whether each is version 2."""
     mounts = Path("/proc/mounts")
     for line in mounts.read_text().splitlines() if mounts.exists() else ():
         _, mount, kind, *_ = line.split()
@@ -43,7 +43,7 @@ class ControlGroup:
             give_share(mount / Path(self.name).parts[0])
 
     def remove(self) -> None:
-        """Of a node that is dead. The kernel needs a moment to forget the last process."""
+        """Remove the groups of a dead node. The kernel needs a moment to remove the last process."""
         until(self._removed, within=10, what=f"control group {self.name} is removed")
 
     def _removed(self) -> bool:
@@ -62,18 +62,18 @@ def remove_if_empty(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError:
-        return  # somebody is in there still, or it is gone
+        return  # it is not empty, or was already removed
 
 
 def hand_down_controllers(folder: Path) -> None:
-    """Version 2: a group has the controllers that the one above hands down."""
+    """Version 2: enable controllers for child groups."""
     control = folder / "cgroup.subtree_control"
     try:
         available = (folder / "cgroup.controllers").read_text().split()
         for controller in available:
             control.write_text(f"+{controller}")
     except OSError as error:
-        raise MissingError(f"{control} cannot be written, so pods cannot be limited: {error}") from error
+        raise MissingError(f"{control} cannot be written, so pods cannot have limits: {error}") from error
 
 
 def give_share(folder: Path) -> None:
@@ -90,5 +90,5 @@ def make_child(folder: Path, name: str) -> Path:
             if (child / file).exists() and not (child / file).read_text().strip():
                 (child / file).write_text((folder / file).read_text())
     except OSError as error:
-        raise MissingError(f"control groups of {folder} cannot be made: {error}") from error
+        raise MissingError(f"control groups of {folder} cannot be created: {error}") from error
     return child

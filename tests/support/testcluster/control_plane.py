@@ -1,6 +1,6 @@
-"""etcd, API server, controller manager and scheduler: an API that behaves like a cluster's, without nodes.
+"""etcd, API server, controller manager and scheduler: an API like that of a cluster, without nodes.
 
-TLS, RBAC and the admission plugins of any cluster are on. Everything that it writes is in one folder.
+TLS, RBAC and the default admission plugins are enabled. All files are in one folder.
 """
 
 import os
@@ -17,15 +17,15 @@ from .network import Network, free_port, own_address
 from .pki import Authority
 
 NODE_GRACE_SECONDS = 12
-"""After how many silent seconds a node is NotReady. The default is 50."""
+"""Seconds without a heartbeat until a node is NotReady. The default is 50."""
 CLIENT_LIMITS = ("--kube-api-qps=500", "--kube-api-burst=1000")
-"""The defaults, 20 a second, are what a benchmark would otherwise measure."""
+"""The default limits, 20 requests per second, would dominate benchmarks."""
 ALONE_SERVICES = "10.96.0.0/16"
 """Service addresses of a cluster without a network; nothing listens on them."""
 
 
 class ControlPlane:
-    """One control plane. `kubectl` is its administrator's."""
+    """One control plane. `kubectl` has administrator permissions."""
 
     def __init__(self, folder: Path, say: binaries.Say = print) -> None:
         self.folder = folder
@@ -60,12 +60,13 @@ class ControlPlane:
         server = self._start_api_server(etcd)
         self._start_controllers()
         server.until(lambda: self.kubectl.run("get", "--raw", "/readyz").returncode == 0, within=60, what="/readyz")
-        # The controller manager makes it; without it no pod is admitted.
+        # The controller manager creates it; no pod is admitted without it.
         account = ("get", "serviceaccount", "default")
         server.until(lambda: self.kubectl.run(*account).returncode == 0, within=60, what="the default service account")
 
     def _start_network(self) -> None:
-        """Where it cannot be, the API server listens at the machine's own address, and there are no nodes."""
+        """Start the network. If that is not possible, the API server uses the machine's address, and there are no
+        nodes."""
         try:
             require_root()
             self.network = Network.start(self.folder, self.programs / "pause")
@@ -117,7 +118,7 @@ class ControlPlane:
             f"--client-ca-file={self.authority.cert}",
             "--anonymous-auth=false",
             "--authorization-mode=Node,RBAC",
-            # With PodNodeSelector a namespace may say on which nodes its pods run.
+            # With PodNodeSelector, a namespace can select the nodes of its pods.
             "--enable-admission-plugins=NodeRestriction,PodNodeSelector",
             f"--kubelet-certificate-authority={self.authority.cert}",
             f"--kubelet-client-certificate={to_kubelets.cert}",
@@ -153,12 +154,12 @@ class ControlPlane:
         )
 
     def kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
-        """Of a user with a certificate of his own. He may do what RBAC says of him and his groups."""
+        """Kubeconfig of a user with a certificate. RBAC determines the permissions of the user and the groups."""
         content = kubeconfig(self.server, self.authority.cert, certificate_user(self.authority.issue(user, groups)))
         return write_kubeconfig(self.folder / "kubeconfigs" / user.replace(":", "-").replace("/", "-"), content)
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
-        """Of a service account that exists, with a token of an hour."""
+        """Kubeconfig of an existing service account, with a token of one hour."""
         path = self.folder / "kubeconfigs" / f"{namespace}-{name}"
         return service_account_kubeconfig(self.kubectl, path, namespace, name)
 
@@ -173,4 +174,4 @@ class ControlPlane:
 
 def require_root() -> None:
     if os.geteuid() != 0:
-        raise MissingError("nodes need root: they mount, make network namespaces and control groups")
+        raise MissingError("nodes need root: they create mounts, network namespaces and control groups")

@@ -1,7 +1,7 @@
-"""Processes of the cluster: a log each, deadlines with the log's tail, and none that outlives its tests.
+"""Processes of the cluster: each has a log, errors include the end of it, and none outlives its tests.
 
-Every one is started below `setpriv --pdeathsig`: the kernel kills it when we die, however we die. So only start them
-from a thread that lives as long as they shall.
+Every process is started with `setpriv --pdeathsig`: the kernel kills it when its parent thread exits for any reason.
+Therefore start them only from threads that live as long as the processes should.
 """
 
 import os
@@ -20,7 +20,7 @@ TAIL = 2500
 
 
 class NotInTimeError(AssertionError):
-    """Something that was waited for did not happen; the message ends with what the log said last."""
+    """A condition did not become true in time; the message includes the end of the log."""
 
 
 def tail(log: Path) -> str:
@@ -28,7 +28,7 @@ def tail(log: Path) -> str:
 
 
 def until(condition: Callable[[], T | None], *, within: float, what: str, log: Path | None = None) -> T:
-    """Poll, less often the longer it takes; the value of the condition as soon as it is true.
+    """Poll, less often the longer it takes, and return the value of the condition as soon as it is true.
 
     Most conditions start a process, which takes a tenth of a second of the processors that they wait for.
     """
@@ -36,19 +36,19 @@ def until(condition: Callable[[], T | None], *, within: float, what: str, log: P
     while not (value := condition()):
         waited = time.monotonic() - started
         if waited > within:
-            raise NotInTimeError(f"not within {within:g} s: {what}" + (f"\n{log}:\n{tail(log)}" if log else ""))
+            raise NotInTimeError(f"timed out after {within:g} s: {what}" + (f"\n{log}:\n{tail(log)}" if log else ""))
         time.sleep(min(0.5, max(0.05, waited / 10)))
     return value
 
 
-def died_with_us(command: Sequence[str | Path]) -> list[str]:
+def with_parent_death_signal(command: Sequence[str | Path]) -> list[str]:
     if shutil.which("setpriv") is None:
         raise MissingError("setpriv is not on the path (apt-get install util-linux)")
     return ["setpriv", "--pdeathsig", "KILL", *map(str, command)]
 
 
 def run(*command: str | Path, within: float = 60, stdin: str | None = None) -> str:
-    """A tool that does one thing and ends; what it printed."""
+    """Run a command to its end; returns its output."""
     done = subprocess.run(
         list(map(str, command)), input=stdin, capture_output=True, text=True, check=False, timeout=within
     )
@@ -58,7 +58,7 @@ def run(*command: str | Path, within: float = 60, stdin: str | None = None) -> s
 
 
 class Daemon:
-    """One process that runs until it is ended."""
+    """One process that runs until it is killed."""
 
     def __init__(
         self, name: str, command: Sequence[str | Path], *, log: Path, environment: dict[str, str] | None = None
@@ -67,7 +67,7 @@ class Daemon:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                died_with_us(command),
+                with_parent_death_signal(command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -80,17 +80,17 @@ class Daemon:
         return self.process.pid
 
     def until(self, condition: Callable[[], T | None], *, within: float, what: str) -> T:
-        """Poll as long as the process lives."""
+        """Poll while the process is running."""
 
         def check() -> T | None:
             if (status := self.process.poll()) is not None:
-                raise NotInTimeError(f"{self.name} ended with {status}\n{self.log}:\n{tail(self.log)}")
+                raise NotInTimeError(f"{self.name} exited with {status}\n{self.log}:\n{tail(self.log)}")
             return condition()
 
         return until(check, within=within, what=f"{self.name}: {what}", log=self.log)
 
     def kill(self) -> None:
-        """SIGKILL to its session, and reap. For all that is not the subject of a test: nothing here needs a goodbye."""
+        """Send SIGKILL to its session, and reap it. A clean shutdown is not necessary."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=30)

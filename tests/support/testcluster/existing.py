@@ -1,4 +1,4 @@
-"""A cluster that is there already and that `FINETUNE_TEST_KUBECONFIG` names: used as it is, and left as it was."""
+"""An existing cluster that `FINETUNE_TEST_KUBECONFIG` names: used without changes, and restored afterwards."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from .access import Kubectl, service_account_kubeconfig
 
 
 class ExistingCluster:
-    """What tests use of a `ControlPlane`, without its users: whom that cluster trusts is its own business."""
+    """The parts of `ControlPlane` that tests use, without its users, because that cluster manages its own."""
 
     network = None
 

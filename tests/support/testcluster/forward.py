@@ -1,4 +1,4 @@
-"""A way for pods to a server of the test that listens on loopback only, as our object store does."""
+"""Makes a server of the test that listens only on loopback, such as the object store, reachable for pods."""
 
 import asyncio
 import threading
@@ -6,7 +6,7 @@ from types import TracebackType
 
 
 class Forward:
-    """Accepts at an address of this machine that pods reach and hands on to 127.0.0.1. A context manager."""
+    """Listens on an address of this machine that pods can reach, and forwards to 127.0.0.1. A context manager."""
 
     def __init__(self, address: str, port: int) -> None:
         self.address = address
@@ -41,7 +41,7 @@ class Forward:
 
     async def _close(self) -> None:
         self._server.close()
-        # Not cancelled: asyncio would report each of them as an error of a callback.
+        # Not cancelled, because asyncio would report each cancellation as an error of a callback.
         for writer in self._open:
             writer.transport.abort()
         await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
@@ -56,7 +56,7 @@ class Forward:
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until one side ends; then the other is told so."""
+    """Copy until one side closes; then close the other."""
     try:
         while data := await reader.read(1 << 18):
             writer.write(data)

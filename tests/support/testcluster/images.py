@@ -1,8 +1,8 @@
 """Images without a registry and without a build: archives that Python writes and containerd reads.
 
-Pods of the tests need a big Python environment. Copying 6 GB into an image and onto every node takes minutes; instead
-the image `HOST` is empty but for the links of a merged /usr, and the pod mounts /usr, the Python installation and the
-virtual environment of this machine, read-only, at their own paths.
+Pods of the tests need a large Python environment. Copying 6 GB into an image and onto every node takes minutes.
+Instead, the image `HOST` is empty except for the links of a merged /usr, and the pod mounts /usr, the Python
+installation and the virtual environment of this machine, read-only, at their own paths.
 """
 
 import hashlib
@@ -84,10 +84,10 @@ def host_image() -> bytes:
 
 
 def host_paths(*more: Path) -> list[Path]:
-    """What a pod needs of this machine to run this very Python with our packages: each path once, none in another."""
+    """Paths of this machine that a pod needs to run this Python with our packages; none of them contains another."""
     python = Path(sys.executable).resolve().parents[1]
     ours = (ROOT / "operator", ROOT / "trainer")
-    alternatives = Path("/etc/alternatives")  # Debian's links below /usr lead there
+    alternatives = Path("/etc/alternatives")  # target of Debian's links in /usr
     paths = (Path("/usr"), alternatives, python, Path(sys.base_prefix), Path(sys.prefix), *ours, *more)
     wanted = {path.absolute() for path in paths if path.exists()}
     return sorted(path for path in wanted if not any(other in path.parents for other in wanted))
@@ -96,11 +96,11 @@ def host_paths(*more: Path) -> list[Path]:
 def host_volume(*more: Path, claim: str = "") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The volume of a pod and the mounts of its container: `host_paths`, read-only.
 
-    With a claim on `host_claim`'s storage also where Pod Security forbids a hostPath.
+    With a claim on the storage of `host_claim`, also if Pod Security forbids a hostPath.
     """
     source = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"hostPath": {"path": "/"}}
     mounts = [
-        # The mount's own path may lead through links; that below the volume may not.
+        # The mount path may contain links; the subPath of the volume must not.
         {"name": "host", "mountPath": str(path), "subPath": str(path.resolve())[1:], "readOnly": True}
         for path in host_paths(*more)
     ]
@@ -108,9 +108,9 @@ def host_volume(*more: Path, claim: str = "") -> tuple[dict[str, Any], list[dict
 
 
 def host_claim(namespace: str, name: str = "host", folder: Path | None = None) -> list[dict[str, Any]]:
-    """This machine's files as a volume of the cluster, and the claim `name` on it; or a folder, which pods may fill.
+    """A persistent volume with this machine's files (or a writable folder), and the claim `name` for it.
 
-    Delete the volume yourself.
+    The caller must delete the volume.
     """
     volume = f"{name}-{namespace}"
     shared = {"accessModes": ["ReadWriteMany" if folder else "ReadOnlyMany"], "storageClassName": ""}

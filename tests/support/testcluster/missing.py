@@ -1,5 +1,5 @@
-"""What a machine lacks for the test cluster, as a sentence that says what to do."""
+"""What a machine lacks for the test cluster, with instructions."""
 
 
 class MissingError(Exception):
-    """This machine cannot run the cluster, or not the part that was asked for. The message is the whole reason."""
+    """This machine cannot run the cluster, or the requested part of it. The message states the reason."""

@@ -1,11 +1,11 @@
-"""A cluster's own network: a bridge in a network namespace, and this machine on it.
+"""A cluster's own network: a bridge in a network namespace that is connected to this machine.
 
-Nodes, their pods, kube-proxy and DNS live in the namespace: their fixed ports, the bridge and kube-proxy's rules are
-theirs alone, so that clusters can run side by side, and all of it is gone when the namespace's last process is. We have
-an address on the bridge. There the API server listens, and from there tests reach pods and, through the gateway,
-Services.
+Nodes, their pods, kube-proxy and DNS are in the namespace. Their fixed ports, the bridge and kube-proxy's rules are
+local to it, so clusters can run concurrently, and everything is removed with the last process of the namespace. This
+machine has an address on the bridge, on which the API server listens. Tests reach pods from it directly, and Services
+through the gateway.
 
-    we: 10.N.0.1 (API server) ── veth ── bridge 10.N.0.2 (gateway, DNS) ── nodes 10.N.0.11… ── pods 10.N.11.2…
+    host: 10.N.0.1 (API server) ── veth ── bridge 10.N.0.2 (gateway, DNS) ── nodes 10.N.0.11… ── pods 10.N.11.2…
 """
 
 import json
@@ -22,14 +22,14 @@ from .missing import MissingError
 CHOICES = range(64, 250)
 FIRST_NODE = 11
 CLAIMS = 5
-"""Another cluster may take a range between our look and our claim."""
+"""Number of tries, because another cluster may take a range between the check and the claim."""
 
 
 def taken() -> list[IPv4Network]:
-    """What this machine has a way to already."""
+    """Ranges to which this machine has routes."""
     routes = json.loads(run("ip", "-json", "-4", "route", "show", "table", "all"))
     ways = [IPv4Network(one["dst"], strict=False) for one in routes if one["dst"] not in {"default", "unreachable"}]
-    # Wider ones (10.0.0.0/8 into a company's network) are only for what has no way of its own.
+    # Wider routes (such as 10.0.0.0/8 to a company's network) apply only to addresses without a more specific route.
     return [way for way in ways if way.prefixlen >= 12]
 
 
@@ -46,7 +46,7 @@ def interface_name(octet: int) -> str:
 
 
 def claim_octet(namespace_pid: int) -> int:
-    """Make the way into the namespace. Its name claims the range: a second one of that name is refused."""
+    """Create the interface pair to the namespace. Its name claims the range: creating a second one fails."""
     ends = ("type", "veth", "peer", "name", "host", "netns", str(namespace_pid))
     refused: RuntimeError | None = None
     for _ in range(CLAIMS):
@@ -67,20 +67,20 @@ def free_port(address: str) -> int:
 
 
 def own_address() -> str:
-    """An address of this machine that is not loopback: the API server insists on one. Nothing is sent."""
+    """A non-loopback address of this machine, which the API server requires. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
         except OSError as error:
             raise MissingError(
-                f"this machine has no address but loopback, and only root can make one ({error})"
+                f"this machine has no address but loopback, and only root can create one ({error})"
             ) from error
         return str(probe.getsockname()[0])
 
 
 @dataclass
 class Network:
-    """See the module. Needs root."""
+    """See the module. Requires root."""
 
     octet: int
     namespace: Daemon
@@ -102,7 +102,7 @@ class Network:
         return network
 
     def _connect(self) -> None:
-        # The bridge's own address: else it would take the lowest of its ports' and change it as pods come and go.
+        # A fixed address: otherwise the bridge uses the lowest address of its ports, which changes as pods come and go.
         self.inside("sh", "-euc", f"""
             ip link set lo up
             ip link add bridge address 02:00:0a:{self.octet:02x}:00:02 type bridge
@@ -143,14 +143,14 @@ class Network:
         return f"10.{self.octet}.{FIRST_NODE + index}.2", f"10.{self.octet}.{FIRST_NODE + index}.250"
 
     def enter(self, *command: str | Path) -> list[str]:
-        """The command that runs a command in there."""
+        """Prefix a command so that it runs in the namespace."""
         return ["nsenter", f"--net=/proc/{self.namespace.pid}/ns/net", *map(str, command)]
 
     def inside(self, *command: str | Path) -> str:
         return run(*self.enter(*command))
 
     def stop(self) -> None:
-        """To be called when nothing runs in it any more: a namespace lives as long as its last process."""
+        """Call it when nothing runs in the namespace anymore: it exists as long as its last process."""
         self.namespace.kill()
         interface = Path("/sys/class/net") / self.interface
-        until(lambda: not interface.exists(), within=10, what=f"{self.interface} is gone with its namespace")
+        until(lambda: not interface.exists(), within=10, what=f"{self.interface} is removed with its namespace")

@@ -1,4 +1,4 @@
-"""What containerd, CNI and a kubelet are told. Pure: paths and addresses in, configuration out."""
+"""Configuration of containerd, CNI and a kubelet. Pure: maps paths and addresses to configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ TUNABLES = {
     "kernel/keys/root_maxkeys": 1_000_000,
     "kernel/keys/root_maxbytes": 25_000_000,
 }
-"""Settings of the kernel that a kubelet insists on, with its values."""
+"""Kernel settings that a kubelet requires, with their values."""
 
 
 def private_places(folder: Path) -> str:
-    """Shell: what is the node's own although its path is fixed.
+    """Shell commands that make fixed paths private to the node.
 
-    The kernel's settings are this whole machine's, and a kubelet would change them; it gets files that hold what it
-    wants.
+    Kernel settings apply to the whole machine, and a kubelet would change them; it gets files with the values that it
+    requires instead.
     """
     lines = ["mount -t tmpfs tmpfs /run"]
     for place in (Path("/var/lib"), Path("/var/log")):
@@ -37,7 +37,7 @@ def private_places(folder: Path) -> str:
 
 
 def containerd_config(folder: Path, plugins: Path, pause: str) -> str:
-    """State and socket stay in /run, as in a machine's: they do not survive a restart of the node."""
+    """State and socket are in /run, as on a machine: they do not survive a restart of the node."""
     return f"""\
 version = 2
 root = "{folder / "containerd"}"
@@ -50,7 +50,7 @@ disabled_plugins = [
 address = "/run/containerd/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{pause}"
-restrict_oom_score_adj = true # the right to lower it may be missing
+restrict_oom_score_adj = true # the permission to lower it may be missing
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "overlayfs"
 default_runtime_name = "runc"
@@ -65,7 +65,7 @@ conf_dir = "{folder / "cni"}"
 
 
 def cni_config(subnet: str, pods: tuple[str, str], gateway: str) -> dict[str, Any]:
-    """All nodes' pods are on one bridge: they reach each other with no overlay."""
+    """The pods of all nodes are on one bridge, so they reach each other without an overlay."""
     first, last = pods
     ipam = {
         "type": "host-local",
@@ -101,13 +101,13 @@ def kubelet_config(folder: Path, address: str, dns: str, group: str, certificate
         "podLogsDir": str(folder / "pod-logs"),
         "volumePluginDir": str(folder / "volume-plugins"),
         "makeIPTablesUtilChains": False,
-        # A lost node is to be noticed within seconds.
+        # A lost node must be detected within seconds.
         "nodeLeaseDurationSeconds": LEASE_SECONDS,
         "nodeStatusUpdateFrequency": "2s",
-        # The images come from nowhere: one that is collected is lost.
+        # Images cannot be pulled again after garbage collection.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
-        # Simultaneous starts of many pods are what tests do.
+        # Tests start many pods at the same time.
         "registryPullQPS": 0,
         "serializeImagePulls": False,
     }

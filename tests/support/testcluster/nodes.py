@@ -1,8 +1,8 @@
-"""Nodes: a containerd and a kubelet each, and what all of them share: kube-proxy and DNS.
+"""Nodes, each with a containerd and a kubelet, and their shared kube-proxy and DNS.
 
-A node is a process-id and a mount namespace. Its first process is `pause`; when that is killed the kernel kills
-everything on the node - kubelet, containerd, shims, containers - and forgets its mounts: that is both a node's loss and
-its cleanup. What containerd, CNI and kubelet keep in fixed places (/run, /var/lib, /var/log) is the node's own there.
+A node is a PID and a mount namespace. Its first process is `pause`. When that is killed, the kernel kills everything on
+the node (kubelet, containerd, shims, containers) and removes its mounts. This implements both the loss of a node and
+its cleanup. The fixed folders of containerd, CNI and kubelet (/run, /var/lib, /var/log) are private to the node.
 """
 
 import json
@@ -55,7 +55,7 @@ class Node:
         self.kubelet: Daemon | None = None
 
     def prepare(self) -> None:
-        """What is there once, however often the node is started."""
+        """Create what exists once, independently of restarts."""
         self.folder.mkdir()
         plugins = plugin_folder()
         assert plugins is not None
@@ -75,7 +75,7 @@ class Node:
         self.network.inside("ip", "address", "add", f"{self.address}/17", "dev", "bridge")
 
     def start(self) -> None:
-        """Without waiting for the node to be ready."""
+        """Start it without waiting until the node is ready."""
         self.group.create()
         self._start_init()
         self.start_containerd()
@@ -90,16 +90,18 @@ class Node:
         try:
             self.init.until(ready.exists, within=10, what="its namespaces")
         except NotInTimeError as error:
-            raise MissingError(f"nodes need to mount (tmpfs, overlay) and to make namespaces: {error}") from error
+            raise MissingError(
+                f"nodes need permission to mount (tmpfs, overlay) and to create namespaces: {error}"
+            ) from error
 
     @property
     def init_pid(self) -> int:
-        """As seen from here; in there it is 1."""
+        """PID as seen from this machine; within the node it is 1."""
         assert self.init is not None
         return int(Path(f"/proc/{self.init.pid}/task/{self.init.pid}/children").read_text().split()[0])
 
     def enter(self, *command: str | Path) -> list[str]:
-        """The command that runs a command on the node."""
+        """Prefix a command so that it runs on the node."""
         return ["nsenter", f"--target={self.init_pid}", "--mount", "--pid", "--net", *map(str, command)]
 
     def inside(self, *command: str | Path) -> str:
@@ -122,9 +124,9 @@ class Node:
         file.unlink()
 
     def kill_container(self, container: str) -> None:
-        """kill -9 of every process in it, as the kernel's memory killer or a person does. `container`: its id."""
+        """kill -9 all of its processes, like the kernel's out-of-memory killer or a user. `container`: its id."""
         listed = self.inside("ctr", "--namespace=k8s.io", "tasks", "ps", container).splitlines()[1:]
-        # The first is the others' parent: with it the kernel ends them all, and some are gone before their turn.
+        # The first process is the parent of the others: the kernel kills them with it, possibly before `kill` does.
         run(*self.enter("sh", "-c", 'kill -9 "$@" 2>/dev/null || true', "sh", *(line.split()[0] for line in listed)))
 
     def start_kubelet(self) -> None:
@@ -140,7 +142,7 @@ class Node:
         self.kubelet = Daemon(f"kubelet of {self.name}", command, log=self.folder / "kubelet.log")
 
     def lease(self) -> str:
-        """When the kubelet was last heard of."""
+        """Time of the kubelet's last heartbeat."""
         found = self.control.kubectl.within("kube-node-lease").run("get", f"lease/{self.name}", "-o", "json")
         return str(json.loads(found.stdout)["spec"].get("renewTime")) if found.returncode == 0 else ""
 
@@ -149,14 +151,14 @@ class Node:
         return found.returncode == 0 and condition(json.loads(found.stdout), "Ready") == "True"
 
     def kill(self) -> None:
-        """As by a power cut."""
+        """Kill it like a power failure."""
         if self.init is not None and self.init.process.poll() is None:
             os.kill(self.init_pid, 9)
         for daemon in (self.init, self.kubelet, self.containerd):
             if daemon is not None:
                 daemon.kill()
         self.init = self.kubelet = self.containerd = None
-        # A machine's do not survive its restart; a kubelet that finds some waits for their containers.
+        # They do not survive a restart of a real machine; a kubelet that finds some waits for their containers.
         self.group.remove()
 
 

@@ -1,4 +1,4 @@
-"""Certificates of one cluster: a CA, and keys that it signs. Plain openssl: 10 ms each, and no package for it."""
+"""Certificates of one cluster: a CA, and keys that it signs. Uses openssl: 10 ms each, without a Python package."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from .missing import MissingError
 
 CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "7")
 CONFIG = "[req]\ndistinguished_name = name\n[name]\n"
-"""Nothing: the distribution's own configuration would add extensions of its own to ours."""
+"""Empty: the distribution's configuration would add extensions to our certificates."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A signed certificate and its key, in files."""
+    """A signed certificate and its key, as files."""
 
     cert: Path
     key: Path
@@ -43,7 +43,8 @@ class Authority:
         run("openssl", "req", "-x509", *CURVE, *files, *signed_by, "-subj", subject, *added)
 
     def issue(self, user: str, groups: Sequence[str] = (), hosts: Sequence[str] = ()) -> Certificate:
-        """For a user of the API (its groups are organisations), and for a server if it has hosts (`IP:…`, `DNS:…`)."""
+        """Issue a certificate for an API user (groups are organisations), and for a server if it has hosts (`IP:…`,
+        `DNS:…`)."""
         file = self.folder / user.replace(":", "-").replace("/", "-")
         made = Certificate(file.with_name(f"{file.name}.crt"), file.with_name(f"{file.name}.key"))
         subject = "".join(f"/O={group}" for group in groups) + f"/CN={user}"
@@ -54,7 +55,7 @@ class Authority:
         return made
 
     def key_pair(self, name: str) -> Certificate:
-        """A bare key pair; `cert` is the public key."""
+        """A key pair without a certificate; `cert` is the public key."""
         pair = Certificate(self.folder / f"{name}.pub", self.folder / f"{name}.key")
         run("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", pair.key)
         run("openssl", "ec", "-in", pair.key, "-pubout", "-out", pair.cert)

@@ -1,4 +1,4 @@
-"""Pods of the tests: this machine's Python in an empty image, allowed as little as Pod Security's `restricted` asks."""
+"""Pods of the tests: this machine's Python in an empty image, under Pod Security `restricted`."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ RESTRICTED_CONTAINER = {
 
 
 def python_template(code: str, *, claim: str = "", env: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
-    """A pod template that runs `python -c code`. Further fields of the pod's spec go by name."""
+    """A pod template that runs `python -c code`. Keyword arguments are further fields of the pod's spec."""
     volume, mounts = host_volume(claim=claim)
     variables = {"PYTHONPATH": PACKAGES} | (env or {})
     container = {
@@ -31,7 +31,7 @@ def python_template(code: str, *, claim: str = "", env: dict[str, str] | None = 
         "imagePullPolicy": "Never",
         "command": [sys.executable, "-u", "-c", code],
         "env": [{"name": name, "value": value} for name, value in variables.items()],
-        # torch asks for a temporary file as it is imported.
+        # torch creates a temporary file when it is imported.
         "volumeMounts": [*mounts, {"name": "tmp", "mountPath": "/tmp"}],
         "securityContext": RESTRICTED_CONTAINER,
         "terminationMessagePolicy": "File",
@@ -66,6 +66,6 @@ def indexed_job(name: str, template: dict[str, Any], pods: int) -> dict[str, Any
 
 
 def headless_service(name: str) -> dict[str, Any]:
-    """Names for the job's pods, also before they are ready."""
+    """DNS names for the job's pods, also before they are ready."""
     spec = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"ring": name}}
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}

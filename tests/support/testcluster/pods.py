@@ -1,4 +1,4 @@
-"""A cluster that runs pods: nodes for a control plane, and what a test does to them."""
+"""A cluster that runs pods: nodes for a control plane, and operations on them."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class PodsCluster:
 
     @property
     def host_address(self) -> str:
-        """Where pods reach this machine; they reach nothing else outside of the cluster."""
+        """Address at which pods reach this machine; they reach nothing else outside of the cluster."""
         assert self.control.network is not None
         return self.control.network.host
 
@@ -51,28 +51,28 @@ class PodsCluster:
         return self
 
     def _until_ready(self, node: Node, heartbeat: str = "") -> None:
-        """With a heartbeat: heard of since then. Ready alone may be from before."""
+        """Wait until the node is ready and, if given, has a newer heartbeat: Ready alone may be outdated."""
         assert node.kubelet is not None
         node.kubelet.until(lambda: node.lease() not in {"", heartbeat} and node.is_ready(), within=60, what="Ready")
 
     def kill_container(self, pod: Mapping[str, Any]) -> None:
-        """kill -9 of all processes of a running pod's only container."""
+        """kill -9 all processes of a running pod's only container."""
         (status,) = pod["status"]["containerStatuses"]
         self.nodes[pod["spec"]["nodeName"]].kill_container(status["containerID"].removeprefix("containerd://"))
 
     def kill_node(self, name: str) -> None:
-        """As by a power cut. The API server learns of it when the grace period is over."""
+        """Kill it like a power failure. The API server notices when the grace period has expired."""
         self.nodes[name].kill()
 
     def restart_node(self, name: str) -> None:
-        """Boot a node that was killed; until its kubelet has reported."""
+        """Restart a killed node, and wait until its kubelet has reported."""
         node = self.nodes[name]
         heartbeat = node.lease()
         node.start()
         self._until_ready(node, heartbeat)
 
     def kill_kubelet(self, name: str) -> None:
-        """Only it: its pods run on."""
+        """Kill only the kubelet: its pods continue to run."""
         kubelet = self.nodes[name].kubelet
         assert kubelet is not None
         kubelet.kill()
@@ -87,7 +87,7 @@ class PodsCluster:
         until(lambda: not self.nodes[name].is_ready(), within=within, what=f"{name} is NotReady")
 
     def add_gpus(self, name: str, count: int) -> None:
-        """GPUs that the node does not have: pods that ask for them are placed and run, on its CPU."""
+        """Add GPUs that the node does not have: pods that request them are placed and run on its CPU."""
         path = "/status/capacity/nvidia.com~1gpu"
         patch = f'[{{"op": "add", "path": "{path}", "value": "{count}"}}]'
         self.control.kubectl("patch", f"node/{name}", "--subresource=status", "--type=json", f"--patch={patch}")

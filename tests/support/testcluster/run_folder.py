@@ -1,7 +1,8 @@
-"""The folder of one cluster: everything that it writes is in there, and its control groups have the folder's name.
+"""The folder of one cluster: it contains all files, and its control groups have the folder's name.
 
-Processes die with us, mounts and interfaces with the processes. Folder and groups are removed at the end, or, after a
-SIGKILL, by the next cluster of anyone on this machine: a folder whose lock nobody holds is nobody's.
+Processes are killed with their parent, mounts and interfaces are removed with the processes. Folder and groups are
+removed at exit or, after a SIGKILL, by the next cluster of any user on this machine, which removes all folders that
+nobody has locked.
 """
 
 import fcntl
@@ -22,8 +23,8 @@ def run_folder() -> Iterator[Path]:
     sweep()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     lock = take(folder / "lock.new")
-    assert lock is not None, f"{folder} is new and yet somebody's"
-    (folder / "lock.new").rename(folder / "lock")  # not before it is ours: others sweep
+    assert lock is not None, f"{folder} is new but already locked"
+    (folder / "lock.new").rename(folder / "lock")  # only after locking it, because others clean up unlocked folders
     try:
         yield folder
     finally:
@@ -42,12 +43,12 @@ def take(path: Path) -> TextIO | None:
 
 
 def sweep() -> None:
-    """Remove what clusters have left whose processes were killed before they could."""
+    """Remove the remains of clusters whose processes were killed."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/lock"):
         try:
             lock = take(path)
         except OSError:
-            continue  # another user's, or gone by now
+            continue  # it belongs to another user, or was already removed
         if lock is not None:
             remove(path.parent)
             lock.close()

@@ -1,6 +1,6 @@
-"""What all nodes share: kube-proxy, which makes Services of addresses, and DNS, which makes addresses of names.
+"""Services shared by all nodes: kube-proxy, which implements Services, and DNS, which resolves names.
 
-One of each for all nodes, since these share one network namespace; both survive a node's loss.
+There is one of each, since the nodes share one network namespace; both survive the loss of a node.
 """
 
 import json
@@ -19,7 +19,7 @@ DNS_READY_PORT = 8181
 
 
 def start_dns(control: ControlPlane, network: Network) -> Daemon:
-    """Without a cache: a name that is asked for a moment too early would stay unknown for seconds."""
+    """Without a cache, because a name that is resolved too early would stay unknown for seconds."""
     control.kubectl.apply(*dns_rights())
     config = control.folder / "Corefile"
     config.write_text(f"""\
@@ -66,7 +66,7 @@ def dns_rights() -> list[dict[str, Any]]:
 
 
 def start_proxy(control: ControlPlane, network: Network, node: str) -> Daemon:
-    """When the node exists: before, it would wait for it half a minute."""
+    """Call it when the node exists; otherwise it would wait for the node for half a minute."""
     config = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -76,8 +76,9 @@ def start_proxy(control: ControlPlane, network: Network, node: str) -> Daemon:
         "healthzBindAddress": f"{network.gateway}:{PROXY_HEALTH_PORT}",
         "metricsBindAddress": "127.0.0.1:10249",
         "clusterCIDR": network.pods,
-        "conntrack": {"maxPerCore": 0, "min": 0},  # this machine's settings are not ours
-        # Pods share a bridge: an answer would go straight to who asked, from an address that he did not ask.
+        "conntrack": {"maxPerCore": 0, "min": 0},  # do not change the settings of this machine
+        # Pods share a bridge: without this, a response would go directly to the client, from an address that it did not
+        # use.
         "iptables": {"masqueradeAll": True, "minSyncPeriod": "0s"},
     }
     file: Path = control.folder / "kube-proxy.json"

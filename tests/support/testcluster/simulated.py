@@ -1,6 +1,6 @@
-"""Nodes that are not there, by the hundred: kwok answers for them, and pods that are placed on them succeed at once.
+"""Hundreds of simulated nodes: kwok reports for them, and pods that are placed on them succeed immediately.
 
-For questions of scale, where what is measured is the operator and the API server, not training.
+For scalability tests, which measure the operator and the API server, not training.
 """
 
 import time
@@ -36,7 +36,7 @@ def simulated_node(index: int, gpus: int, *, tainted: bool) -> dict[str, Any]:
 
 @contextmanager
 def simulated_nodes(control: ControlPlane, count: int, *, gpus: int = 8, tainted: bool = False) -> Iterator[list[str]]:
-    """Their names, once all are ready. Beside real nodes taint them, and give the pods LABEL and TOLERATION."""
+    """Yield their names once all are ready. Next to real nodes, taint them, and give the pods LABEL and TOLERATION."""
     program = binaries.built(binaries.KWOK, control.say) / "kwok"
     selector = ",".join(f"{key}={value}" for key, value in LABEL.items())
     started = time.monotonic()

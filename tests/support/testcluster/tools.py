@@ -1,4 +1,4 @@
-"""Make this machine ready for the test cluster: `python -m testcluster.tools` (`make cluster-tools`)."""
+"""Install the requirements of the test cluster: `python -m testcluster.tools` (`make cluster-tools`)."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from .missing import MissingError
 
 
 def install_packages() -> None:
-    """With apt-get, where there is one; else the message says what is needed."""
+    """Install with apt-get if available; otherwise the message states what is needed."""
     try:
         require_packages()
     except MissingError:

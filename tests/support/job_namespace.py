@@ -1,4 +1,4 @@
-"""A namespace of the test cluster with a simulated kubelet, and the jobs in it."""
+"""A namespace of the test cluster with a simulated kubelet and FineTuneJobs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,46 +13,48 @@ from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import StaleError
 from finetune_operator.manifests import JobKey, Manifest
 from reconciled_job import Fault, FaultyServer, ReconciledJob
-from simulated_kubelet import FOREVER, End, Script, SimulatedKubelet, done
+from simulated_kubelet import FOREVER, PodEnd, Script, SimulatedKubelet, succeed
 
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
 
 
-class World:
-    """The namespace."""
+class JobNamespace:
+    """One namespace."""
 
     def __init__(self, server: ApiServer, namespace: str) -> None:
         self.server, self.namespace = server, namespace
         self.kubelet = SimulatedKubelet(server, namespace)
 
-    async def create(self, name: str, script: Script = done, fault: Fault | None = None, **spec: Any) -> ReconciledJob:
-        """A job whose pods end as the script says; its operator meets the fault."""
+    async def create(
+        self, name: str, script: Script = succeed, fault: Fault | None = None, **spec: Any
+    ) -> ReconciledJob:
+        """Create a job whose pods end according to the script; its operator gets the fault."""
         self.kubelet.scripts[name] = script
         job = make_job(name, namespace=self.namespace, **{"workers": {"nodes": 2}, **spec})
         await self.server.request("POST", JOBS.format(namespace=self.namespace), job)
         return self.reconciled(name, fault)
 
     def reconciled(self, name: str, fault: Fault | None = None) -> ReconciledJob:
-        """The operator of a job that is there."""
+        """Return the operator of an existing job."""
         return ReconciledJob(FaultyServer(self.server, fault), JobKey(self.namespace, name))
 
     async def jobs(self) -> dict[str, Any]:
-        """Spec of every `batch/v1` Job of the namespace, by its name."""
+        """Name -> spec of every `batch/v1` Job of the namespace."""
         found = await self.server.request("GET", f"/apis/batch/v1/namespaces/{self.namespace}/jobs")
         return {job["metadata"]["name"]: job["spec"] for job in found["items"]}
 
     async def config(self, child: str) -> TrainerConfig:
-        """What the pods of an attempt are told."""
+        """The configuration of an attempt."""
         found = await self.server.request("GET", f"/api/v1/namespaces/{self.namespace}/configmaps/{child}")
         return TrainerConfig.model_validate_json(found["data"][CONFIG_KEY])
 
     async def read(self, name: str) -> Manifest:
-        """A job as it stands."""
+        """Return the current state of a job."""
         found: Manifest = await self.server.request("GET", f"{JOBS.format(namespace=self.namespace)}/{name}")
         return found
 
     async def change(self, name: str, **spec: Any) -> None:
-        """What a user does with `kubectl edit`, again where the operator was faster."""
+        """Edit a job like `kubectl edit`, and retry on conflicts with the operator."""
         path = f"{JOBS.format(namespace=self.namespace)}/{name}"
         while True:
             job = await self.read(name)
@@ -65,23 +67,23 @@ class World:
             return
 
     async def remove(self, name: str) -> None:
-        """`kubectl delete`, without waiting."""
+        """`kubectl delete` without waiting."""
         path = f"{JOBS.format(namespace=self.namespace)}/{name}"
         await self.server.request("DELETE", path, {"propagationPolicy": "Background"})
 
     async def event_reasons(self, name: str) -> list[str]:
-        """Of the Events on a job."""
+        """Reasons of the Events on a job."""
         selector = f"involvedObject.name={name},involvedObject.kind=FineTuneJob"
         path = f"/api/v1/namespaces/{self.namespace}/events"
         return [event["reason"] for event in (await self.server.request("GET", path, fieldSelector=selector))["items"]]
 
 
-def play(admin: Path, namespace: str, scenario: Callable[[World], Awaitable[None]]) -> None:
-    """Run a scenario with the kubelet beside it."""
+def run_scenario(admin: Path, namespace: str, scenario: Callable[[JobNamespace], Awaitable[None]]) -> None:
+    """Run a scenario together with the simulated kubelet."""
 
     async def run() -> None:
         server = await ApiServer.connect(admin)
-        world = World(server, namespace)
+        world = JobNamespace(server, namespace)
         kubelet = asyncio.create_task(world.kubelet.run())
         try:
             await scenario(world)
@@ -99,17 +101,17 @@ def in_phase(*phases: Phase) -> Callable[[Status], bool]:
     return lambda status: status.phase in phases
 
 
-def trains(status: Status) -> bool:
-    """The first attempt at training runs, and status says so."""
+def is_training(status: Status) -> bool:
+    """Whether the first training attempt is running according to status."""
     return status.phase is Phase.TRAINING and status.run.attempts[-1].stage is Stage.TRAIN
 
 
-def train_ends(*ends: End) -> Script:
-    """How the attempts at training end, one after the other; everything else goes well."""
+def training_ends(*ends: PodEnd) -> Script:
+    """Return a script with the ends of consecutive training attempts; all other pods succeed."""
 
-    def script(stage: Stage, attempt: int, index: int) -> End:
+    def script(stage: Stage, attempt: int, index: int) -> PodEnd:
         if stage is not Stage.TRAIN or attempt > len(ends):
-            return End()
+            return PodEnd()
         return ends[attempt - 1] if index == 1 or ends[attempt - 1] == FOREVER else FOREVER
 
     return script

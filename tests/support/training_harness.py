@@ -20,14 +20,14 @@ from process_support import base_environment, free_port
 ROWS = 47
 GLOBAL_BATCH = 8
 STEPS_PER_EPOCH = 5
-"""ceil(38 training rows / 8): the last batch of an epoch is filled up."""
+"""ceil(38 training rows / 8): the last batch of an epoch is incomplete."""
 
 _WORDS = {"animal": ["fox", "dog", "bird", "wolf", "horse"], "food": ["bread", "milk", "cheese", "apple", "soup"]}
 
 
 @dataclass
 class Attempt:
-    """What two ranks left."""
+    """Results of the ranks."""
 
     exit_codes: list[int]
     messages: list[TerminationMessage | None]
@@ -42,13 +42,13 @@ class Attempt:
 
 @dataclass
 class Started:
-    """Ranks that run."""
+    """Running ranks."""
 
     ranks: list[RankProcess]
     folder: Path
 
     def ended(self, within: float = 120.0) -> Attempt:
-        """Wait for the end of all."""
+        """Wait until all have exited."""
         try:
             codes = [rank.wait(within) for rank in self.ranks]
         finally:
@@ -57,14 +57,14 @@ class Started:
         return Attempt(codes, messages, (self.folder / "log").read_text(), self.folder)
 
     def kill(self) -> None:
-        """All ranks and their children."""
+        """Kill all ranks and their children."""
         for rank in self.ranks:
             rank.kill()
 
 
 @dataclass
-class Lab:
-    """Starts attempts against one bucket."""
+class TrainingHarness:
+    """Starts attempts that use one bucket."""
 
     server: ForkServerProcess
     settings: StorageSettings
@@ -77,7 +77,7 @@ class Lab:
 
     @property
     def cache(self) -> Path:
-        """The host's, which all attempts share."""
+        """Cache folder of the host, shared by all attempts."""
         return self.folder / "cache"
 
     def config(
@@ -117,11 +117,11 @@ class Lab:
         )
 
     def run(self, config: TrainerConfig, *, target: str = "train_ranks:train_rank", **env: str) -> Attempt:
-        """Run one attempt to its end, whatever that is."""
+        """Run one attempt to its end, with any result."""
         return self.start(config, target=target, **env).ended()
 
     def start(self, config: TrainerConfig, *, target: str, **env: str) -> Started:
-        """Begin one attempt."""
+        """Start one attempt."""
         self.started += 1
         scratch = self.folder / f"attempt-{self.started}"
         scratch.mkdir()
@@ -150,7 +150,7 @@ class Lab:
         }
 
     def prepare(self, kind: str, *, name: str = "") -> Prepared:
-        """The real prepare stage, of the run `name`."""
+        """Run the real prepare stage, for the run `name`."""
         name = name or f"prepare-{kind}"
         attempt = self.run(self.config(name, kind=kind, world=1, stage=Stage.PREPARE), target=RUN_RANK)
         assert attempt.exit_codes == [0], attempt.output
@@ -159,22 +159,22 @@ class Lab:
         return self.prepared[kind]
 
     def training_log(self, config: TrainerConfig) -> list[dict[str, float]]:
-        """What the run has logged, as the report reads it."""
+        """The log of the run, as the report reads it."""
         document = self.store.get_json(config.layout.training_log)
         log: list[dict[str, float]] = document["log"]
         return log
 
     def losses(self, config: TrainerConfig) -> list[float]:
-        """Of the steps that the run has logged."""
+        """Losses of the logged steps."""
         return [entry["loss"] for entry in self.training_log(config) if "loss" in entry]
 
     def exported_loss(self, config: TrainerConfig) -> float:
-        """Mean validation loss of the state that was exported, as the train stage measured it row by row."""
+        """Mean validation loss of the exported state, as the train stage measured it row by row."""
         losses: list[float] = self.store.get_json(config.layout.reference)["losses"]
         return sum(losses) / len(losses)
 
     def evaluation_losses(self, config: TrainerConfig) -> dict[int, float]:
-        """Step -> validation loss, of every evaluation that the run has logged."""
+        """Step -> validation loss of every logged evaluation."""
         return {int(entry["step"]): entry["eval_loss"] for entry in self.training_log(config) if "eval_loss" in entry}
 
     def manifests(self, config: TrainerConfig) -> list[str]:
@@ -184,27 +184,29 @@ class Lab:
 
 
 @contextmanager
-def open_lab(settings: StorageSettings, bucket: str, folder: Path, kinds: Sequence[str]) -> Iterator[Lab]:
+def open_harness(
+    settings: StorageSettings, bucket: str, folder: Path, kinds: Sequence[str]
+) -> Iterator[TrainingHarness]:
     """Models of a few ten thousand parameters, and data prepared by the real stage.
 
-    Storage's credentials are in the environment.
+    The credentials of storage are in the environment.
     """
     server = ForkServerProcess.start(folder / "fork.sock", env=base_environment())
     try:
-        lab = Lab(server, settings, ObjectStore.connect(settings), bucket, folder, folder / "models")
-        make_models(lab)
+        harness = TrainingHarness(server, settings, ObjectStore.connect(settings), bucket, folder, folder / "models")
+        make_models(harness)
         for name in {kind.partition("-")[0] for kind in kinds}:
             lines = "".join(json.dumps(row) + "\n" for row in rows(name))
-            lab.store.put(f"s3://{bucket}/{name}.jsonl", lines.encode())
+            harness.store.put(f"s3://{bucket}/{name}.jsonl", lines.encode())
         for kind in kinds:
-            lab.prepare(kind)
-        yield lab
+            harness.prepare(kind)
+        yield harness
     finally:
         server.stop()
 
 
 def rows(kind: str) -> list[dict[str, str]]:
-    """Sentences about animals and food, of different length; the labels can be learnt."""
+    """Sentences about animals and food, of different length; the labels can be learned."""
     draw = random.Random(7)
     made = []
     for index in range(ROWS):
@@ -214,11 +216,11 @@ def rows(kind: str) -> list[dict[str, str]]:
     return made
 
 
-def make_models(lab: Lab) -> None:
-    """In a process of its own: the test process stays free of torch."""
-    environ = base_environment() | {"TEST_MODELS": str(lab.models)}
-    with (lab.folder / "models.log").open("wb") as output:
-        rank = ForkClient(lab.server.path).start_rank(
-            environ, lab.models, output.fileno(), target="train_ranks:make_models"
+def make_models(harness: TrainingHarness) -> None:
+    """Create the models in a separate process, so that the test process does not import torch."""
+    environ = base_environment() | {"TEST_MODELS": str(harness.models)}
+    with (harness.folder / "models.log").open("wb") as output:
+        rank = ForkClient(harness.server.path).start_rank(
+            environ, harness.models, output.fileno(), target="train_ranks:make_models"
         )
-    assert rank.wait(120) == 0, (lab.folder / "models.log").read_text()
+    assert rank.wait(120) == 0, (harness.folder / "models.log").read_text()

@@ -1,6 +1,6 @@
-"""A real S3 server behind a proxy that treats requests as bad networks and bad servers do: each run in its own way.
+"""A real S3 server behind a proxy that disturbs requests like bad networks and servers do, differently for each run.
 
-Which way is the last part of the folder that a request is about: `bucket/late/...` or `?prefix=late/...`.
+The last part of the folder in a request selects the disturbance: `bucket/late/...` or `?prefix=late/...`.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ async def late(request: web.Request, body: bytes, pass_on: PassOn) -> web.Stream
 
 
 async def reset(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
-    """The connection is lost before the server has heard of it."""
+    """Close the connection before the server gets the request."""
     return cut(request)
 
 
 async def unanswered(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
-    """The server does what it was asked, and nobody hears of it."""
+    """The server executes the request, but the client gets no response."""
     await pass_on(request, body)
     return cut(request)
 
@@ -44,7 +44,7 @@ def refused(status: int, code: str) -> Trouble:
 
 
 async def broken_off(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
-    """Half of an answer, and no more."""
+    """Send half of a response, then close the connection."""
     answer = await pass_on(request, body)
     response = web.StreamResponse(
         status=answer.status, headers={**answer.headers, "Content-Length": str(_size(answer))}
@@ -55,19 +55,19 @@ async def broken_off(request: web.Request, body: bytes, pass_on: PassOn) -> web.
 
 
 async def short(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
-    """An answer that seems whole."""
+    """Send a shortened response that looks complete."""
     answer = await pass_on(request, body)
     return _with(answer, _content(answer)[: _size(answer) // 2])
 
 
 async def changed(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
-    """One bit of an answer is another one."""
+    """Flip one bit of a response."""
     answer = await pass_on(request, body)
     return _with(answer, _flipped(_content(answer)))
 
 
 async def stored_changed(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
-    """One bit of what is stored is another one than was sent."""
+    """Flip one bit of the stored content."""
     return await pass_on(request, _flipped(body))
 
 
@@ -86,15 +86,15 @@ TROUBLES: dict[str, tuple[Trouble, re.Pattern[str]]] = {
     "stored-changed": (stored_changed, BLOB),
 }
 OLD_LISTS = "old-lists"
-"""Every list is answered as it was the first time."""
+"""Every list gets the response of the first one."""
 
 
 @dataclass
-class MisbehavingProxy(StoreProxy):
-    """The first request of its kind meets the trouble; what is tried again gets through."""
+class FaultyStoreProxy(StoreProxy):
+    """Disturbs the first request of each kind; retries succeed."""
 
     struck: Counter[str] = field(default_factory=Counter)
-    """How many, by trouble."""
+    """Number of disturbances, by name."""
     _seen: set[str] = field(default_factory=set)
     _lists: dict[str, bytes] = field(default_factory=dict)
 
@@ -139,7 +139,7 @@ def _with(answer: web.Response, content: bytes) -> web.Response:
 
 
 def _flipped(content: bytes) -> bytes:
-    """Errors and empty answers stay as they are."""
+    """Flip a bit; errors and empty responses are unchanged."""
     changed = bytearray(content)
     if changed:
         changed[len(changed) // 2] ^= 1

@@ -1,4 +1,4 @@
-"""What FineTuneJobs need to run on the nodes of a test: an operator, a namespace, storage, a tiny model and data."""
+"""Requirements of FineTuneJobs on the nodes of a test: an operator, a namespace, storage, a tiny model and data."""
 
 import json
 import os
@@ -28,9 +28,10 @@ from testcluster.pods import PodsCluster
 
 SECRET = "storage"
 GRACE_SECONDS = 15
-"""Of a pod. Saving a tiny model takes less than one; a worker that waits for one that is gone uses all of it."""
-PATIENCE = 400.0
-"""Of a wait for a stage or two. The tests are not about speed, and this machine may have other work."""
+"""Grace period of a pod. Saving a tiny model takes less than a second; a worker that waits for a lost one uses all
+of it."""
+TIMEOUT_SECONDS = 400.0
+"""Timeout for a stage or two. It is generous, because this machine may have other work."""
 
 Job = dict[str, Any]
 Pod = dict[str, Any]
@@ -38,10 +39,10 @@ Pod = dict[str, Any]
 
 @contextmanager
 def fresh_namespace(control: ControlPlane | ExistingCluster, *, within: float = 30) -> Iterator[str]:
-    """A namespace in which pods may be made. A test may delete it itself."""
+    """A namespace in which pods can be created. A test may delete it."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     control.kubectl("create", "namespace", name)
-    # Made by a controller, and no pod is admitted before.
+    # Created by a controller; no pod is admitted before.
     control.kubectl.within(name).until("serviceaccount/default", lambda _: True, within=within)
     try:
         yield name
@@ -50,7 +51,7 @@ def fresh_namespace(control: ControlPlane | ExistingCluster, *, within: float = 
 
 
 @dataclass
-class Site:
+class TrainingSetup:
     """A cluster with an operator, a namespace under Pod Security `restricted`, and storage that its pods reach."""
 
     cluster: PodsCluster
@@ -72,26 +73,26 @@ class Site:
         return make_job(name, namespace=self.kubectl.namespace, **merged(base, spec))
 
     def long_job(self, name: str, **spec: Any) -> Job:
-        """The same, with a training of many short steps, in which something happens to it. It learns all colours."""
+        """The same with a long training of many short steps, for tests that disturb it. It learns all colours."""
         training = {"epochs": 25, "learningRate": 5e-3, "warmup": {"ratio": 0.1}}
         long = {"training": training, "checkpoint": {"everySteps": 10}}
         return self.job(name, **merged(long, spec))
 
     def cache(self, folder: Path) -> dict[str, Any]:
-        """`spec.workers.cache` on a folder of this machine, which both nodes are."""
+        """`spec.workers.cache` in a folder of this machine, which both nodes share."""
         folder.mkdir()
         folder.chmod(0o777)
         self.kubectl.apply(*host_claim(self.kubectl.namespace, "cache", folder))
         return {"claimName": "cache"}
 
-    def when(self, name: str, holds: Callable[[Job], Any], what: str, *, within: float = PATIENCE) -> Job:
-        """The job once something holds of it."""
+    def when(self, name: str, holds: Callable[[Job], Any], what: str, *, within: float = TIMEOUT_SECONDS) -> Job:
+        """Wait until the condition holds, and return the job."""
         what = f"{name}: {what}"
         found: Job = self.kubectl.until(f"ftj/{name}", holds, within=within, what=what)
         return found
 
-    def until(self, name: str, kind: str, *, within: float = PATIENCE) -> Job:
-        """The job once a condition of it is true; at once an error where it has ended otherwise."""
+    def until(self, name: str, kind: str, *, within: float = TIMEOUT_SECONDS) -> Job:
+        """Wait until a condition of the job is true, and return the job; fails at once if it ended with another one."""
 
         def holds(job: Job) -> bool:
             assert kind == "Failed" or condition(job, "Failed") != "True", json.dumps(job["status"], indent=1)
@@ -100,15 +101,17 @@ class Site:
         return self.when(name, holds, kind, within=within)
 
     def wait_for_complete(self, name: str) -> None:
-        """As a user's script does it."""
-        limit = f"--timeout={2 * PATIENCE:.0f}s"
-        done = self.kubectl.run("wait", "--for=condition=Complete", f"ftj/{name}", limit, within=2 * PATIENCE + 10)
+        """Wait like a user's script."""
+        limit = f"--timeout={2 * TIMEOUT_SECONDS:.0f}s"
+        done = self.kubectl.run(
+            "wait", "--for=condition=Complete", f"ftj/{name}", limit, within=2 * TIMEOUT_SECONDS + 10
+        )
         assert done.returncode == 0, done.stderr + json.dumps(
             self.kubectl.json("get", f"ftj/{name}")["status"], indent=1
         )
 
     def until_saved(self, name: str, step: int = 10) -> Job:
-        """The job once a checkpoint of that step or a later one is committed."""
+        """Wait until a checkpoint of that step or a later one is committed, and return the job."""
 
         def has_checkpoint(job: Job) -> bool:
             return bool(job.get("status", {}).get("run", {}).get("lastCheckpoint", {}).get("step", 0) >= step)
@@ -122,29 +125,31 @@ class Site:
         return {pod["metadata"]["annotations"][index]: pod for pod in found}
 
     def events(self, name: str) -> dict[str, str]:
-        """Reason -> message of the Events on the job; of several with one reason, the last."""
+        """Reason -> message of the Events on the job; the last one for each reason."""
         return {event["reason"]: event["message"] for event in events_of(self.kubectl, name)}
 
     def children(self, name: str) -> list[str]:
-        """Names of all that carries the job's label: `pod/...`, `job.batch/...`, ..."""
+        """Names of all objects with the job's label: `pod/...`, `job.batch/...`, ..."""
         selector = f"--selector=finetune.dev/job={name}"
         return self.kubectl("get", "jobs,pods,services,configmaps", selector, "--output=name").split()
 
-    def until_no_children(self, name: str, *, within: float = PATIENCE) -> None:
-        """Nothing carries the job's label any more."""
+    def until_no_children(self, name: str, *, within: float = TIMEOUT_SECONDS) -> None:
+        """Wait until no object has the job's label."""
         selected = f"--selector=finetune.dev/job={name}"
         for kind in ("jobs", "services", "configmaps", "pods"):
             self.kubectl("wait", "--for=delete", kind, selected, f"--timeout={within:.0f}s", within=within + 10)
 
     def remove(self, name: str) -> None:
-        """End a job whose test is over: its pods take the next one's time."""
+        """Delete a job after its test, because its pods would slow down the next one."""
         self.kubectl("delete", f"ftj/{name}", "--ignore-not-found")
         self.kubectl("delete", "pods", f"--selector=finetune.dev/job={name}", "--force", "--grace-period=0")
 
 
 @contextmanager
-def training_site(cluster: PodsCluster, storage: EmbeddedStore, store: ObjectStore, *more: str) -> Iterator[Site]:
-    """A site, gone again afterwards. `store` is a client of the storage, `more` are arguments of the operator."""
+def training_setup(
+    cluster: PodsCluster, storage: EmbeddedStore, store: ObjectStore, *more: str
+) -> Iterator[TrainingSetup]:
+    """A setup that is removed afterwards. `store` is a client of the storage, `more` are arguments of the operator."""
     install(cluster.control)
     with (
         tempfile.TemporaryDirectory(prefix="finetune-site-") as folder,
@@ -169,7 +174,7 @@ def training_site(cluster: PodsCluster, storage: EmbeddedStore, store: ObjectSto
         )
         try:
             with OperatorProcess(cluster.control, Path(folder) / "operator", *arguments) as operator:
-                yield Site(cluster, kubectl, operator, store, bucket)
+                yield TrainingSetup(cluster, kubectl, operator, store, bucket)
         finally:
             kubectl("delete", "ftj", "--all", "--wait=false")
             kubectl("delete", "pv", f"host-{namespace}", f"cache-{namespace}", "--ignore-not-found", "--wait=false")
@@ -188,7 +193,7 @@ def _additions(folder: Path) -> Path:
     volume, mounts = host_volume(claim="host")
     path = os.pathsep.join([str(Path(sys.prefix) / "bin"), "/usr/bin", "/bin"])
     environment = [{"name": "PATH", "value": path}, {"name": "PYTHONPATH", "value": PACKAGES}]
-    # Both nodes are this machine: two workers with as many threads as it has cores would wait for each other.
+    # Both nodes are this machine: two workers with one thread per core each would slow each other down.
     environment.append({"name": "OMP_NUM_THREADS", "value": "1"})
     file = folder / "additions.json"
     file.write_text(json.dumps({"volumes": [volume], "volumeMounts": mounts, "env": environment}))
@@ -196,7 +201,7 @@ def _additions(folder: Path) -> Path:
 
 
 def upload_demo(storage: EmbeddedStore, store: ObjectStore) -> None:
-    """What `finetune demo` puts into storage for the quickstart: a real model and real questions."""
+    """Upload what `finetune demo` uploads for the quickstart: a real model and real questions."""
     storage.create_bucket("demo")
     questions = demo_assets.frequent(demo_assets.read_questions(demo_assets.corpus_folder()))
     store.upload_folder(demo_assets.model_folder(), "s3://demo/models/all-MiniLM-L6-v2")
@@ -204,7 +209,7 @@ def upload_demo(storage: EmbeddedStore, store: ObjectStore) -> None:
 
 
 def attempts_at(job: Job, stage: str) -> list[dict[str, Any]]:
-    """What status says of the attempts at a stage, oldest first."""
+    """The attempts at a stage in status, oldest first."""
     attempts = job.get("status", {}).get("run", {}).get("attempts", [])
     return [attempt for attempt in attempts if attempt["stage"] == stage]
 

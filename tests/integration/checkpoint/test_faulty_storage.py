@@ -1,19 +1,19 @@
-"""Storage that delays, resets, refuses, answers nothing, half, or something else: nothing wrong is ever accepted."""
+"""Storage that delays, resets, rejects, truncates or changes requests: wrong content is never accepted."""
 
 from typing import Any
 
+from faulty_store import OLD_LISTS, TROUBLES, FaultyStoreProxy
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.checkpoint.async_saver import TrainingState
-from misbehaving_store import OLD_LISTS, TROUBLES, MisbehavingProxy
 from tiny_engine import Case, make_engine, make_manager, seed_ranks, train
 
 CASE, STEPS = Case(2, dropout=0.1), 6
 RESUMED = dict.fromkeys(TROUBLES, 4) | {
-    "stored-changed": 0,  # of both checkpoints some blobs are others than their names say
-    OLD_LISTS: 0,  # the first list of all had no checkpoint in it
+    "stored-changed": 0,  # both checkpoints have blobs that do not match their names
+    OLD_LISTS: 0,  # the first list contained no checkpoint
 }
-"""The step from which a run goes on that has saved its second and its fourth."""
+"""Disturbance -> step from which a run resumes that saved its second and fourth step."""
 
 
 def save(manager: Any, engine: Any, scheduler: Any, step: int) -> None:
@@ -21,7 +21,7 @@ def save(manager: Any, engine: Any, scheduler: Any, step: int) -> None:
 
 
 def saved(rank: int, size: int, settings: Any, folder: str) -> list[str]:
-    """Losses of a run that saves twice on its way."""
+    """Losses of a run that saves twice."""
     engine, scheduler = make_engine(CASE, size, disturb=False)
     manager = make_manager(settings, folder, rank, size)
     manager.claim()
@@ -37,7 +37,7 @@ def saved(rank: int, size: int, settings: Any, folder: str) -> list[str]:
 
 
 def resumed(rank: int, size: int, settings: Any, folder: str) -> dict[str, Any]:
-    """The next attempt in other processes: where it goes on, what it says, and its losses."""
+    """The next attempt in new processes: the step it resumes from, its warnings and losses."""
     from finetune_trainer.train.state import resume_schedule
 
     engine, scheduler = make_engine(CASE, size, disturb=False)
@@ -59,16 +59,16 @@ def in_all(rank: int, size: int, body: Any, settings: Any, bucket: str) -> dict[
     return {kind: body(rank, size, settings, f"{bucket}/{kind}") for kind in RESUMED}
 
 
-def test_nothing_wrong_is_accepted_and_what_passes_costs_nothing(
+def test_wrong_content_is_never_accepted_and_temporary_failures_cost_nothing(
     storage_settings: StorageSettings, store_server: EmbeddedStore, bucket: str, run_world: Any
 ) -> None:
-    with MisbehavingProxy(store_server) as proxy:
+    with FaultyStoreProxy(store_server) as proxy:
         place = {"settings": proxy.settings(), "bucket": bucket}
         before, after = (run_world(in_all, 2, body=body, **place)[0] for body in (saved, resumed))
     assert set(proxy.struck) == set(RESUMED), "each trouble has been there"
     assert {kind: found["step"] for kind, found in after.items()} == RESUMED
     for kind, found in after.items():
         assert found["losses"] == before[kind][found["step"] :], f"{kind}: bitwise those of the uninterrupted run"
-    for told, step in zip(after["stored-changed"]["warnings"], (4, 2), strict=True):
-        assert told.startswith(f"checkpoint 0000000{step}-a0001 cannot be used: ")
-        assert "is damaged: the SHA-256 of its content does not match its name" in told
+    for reported, step in zip(after["stored-changed"]["warnings"], (4, 2), strict=True):
+        assert reported.startswith(f"checkpoint 0000000{step}-a0001 cannot be used: ")
+        assert "is damaged: the SHA-256 of its content does not match its name" in reported
