@@ -1,4 +1,4 @@
-"""Addresses of IPv4 and IPv6: servers listen on both, and URLs are well formed."""
+"""IPv4 and IPv6: servers listen on both, and URLs are valid."""
 
 import asyncio
 import socket
@@ -28,7 +28,7 @@ def test_the_progress_of_a_pod_is_served_on_both_families(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("host", [host.strip("[]") for host in LOOPBACKS])
-def test_one_address_may_be_chosen(tmp_path: Path, host: str) -> None:
+def test_a_single_address_can_be_configured(tmp_path: Path, host: str) -> None:
     (port,) = free_ports(1)
     serve_progress(tmp_path, stage="train", host=host, port=port)
     assert answer(host_of(host), port, "/healthz") == 200
@@ -46,7 +46,7 @@ def test_probes_and_metrics_of_the_operator_are_served_on_both_families() -> Non
     assert asyncio.run(scenario(port)) == [200] * len(LOOPBACKS)
 
 
-def test_a_port_that_is_taken_is_an_error_on_either_server(tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_on_either_server(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     serve_progress(tmp_path, stage="train", host="", port=port)
     with pytest.raises(OSError, match="progress cannot be served on any address"):
@@ -56,5 +56,5 @@ def test_a_port_that_is_taken_is_an_error_on_either_server(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("address", "host"), [("10.0.0.7", "10.0.0.7"), ("fd00::7", "[fd00::7]")])
-def test_an_address_of_ipv6_stands_in_brackets(address: str, host: str) -> None:
+def test_an_ipv6_address_is_in_brackets(address: str, host: str) -> None:
     assert host_of(address) == host

@@ -1,4 +1,4 @@
-"""What the operator counts, and what it never uses as a label."""
+"""Metrics of the operator and their labels."""
 
 from prometheus_client import generate_latest
 
@@ -34,7 +34,7 @@ def lines_of(metrics: Metrics) -> list[str]:
     return generate_latest(metrics.registry).decode().splitlines()
 
 
-def test_turns_are_counted_once_and_restarts_are_timed() -> None:
+def test_transitions_are_counted_once_and_restarts_are_timed() -> None:
     metrics = Metrics()
     life = [status(), status(attempt(1)), status(FIRST), status(ENDED, attempt(2)), status(ENDED, SECOND)]
     for before, after in zip(life, life[1:] + life[-1:], strict=True):
@@ -51,7 +51,7 @@ def test_turns_are_counted_once_and_restarts_are_timed() -> None:
     assert "topics" not in "\n".join(lines)
 
 
-def test_every_phase_has_a_line_also_where_no_job_is_in_it() -> None:
+def test_every_phase_has_a_line_even_without_jobs() -> None:
     metrics, table = Metrics(), JobCache()
     metrics.show_jobs(table.phases)
     table.record(JobKey("ml", "topics"), {"metadata": {"generation": 1}, "status": {"phase": "Training"}})

@@ -1,4 +1,4 @@
-"""How often running jobs are looked at by time alone."""
+"""Interval of reconciles by time for running jobs."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from finetune_operator.settings import OperatorSettings
     [(0, 1.0, 0.0), (1, 0.02, 0.05), (100, 0.02, 5.0), (1000, 0.02, 50.0), (100, 1.2, 50.0)],
     ids=["none", "one", "as many as may be fresh", "more", "slow answers"],
 )
-def test_many_jobs_or_slow_answers_are_asked_less_often(jobs: int, pass_seconds: float, wait: float) -> None:
+def test_many_jobs_or_slow_responses_are_polled_less_often(jobs: int, pass_seconds: float, wait: float) -> None:
     assert fair_wait(jobs, pass_seconds, workers=24) == pytest.approx(wait)
 
 
@@ -25,9 +25,9 @@ def test_many_jobs_or_slow_answers_are_asked_less_often(jobs: int, pass_seconds:
         (10, 500, 0, 5.0, 100.0),
         (400, 500, 5000, 20.0, 100.0),
     ],
-    ids=["one", "many run", "many are finished", "many wait", "all of it"],
+    ids=["one", "many run", "many are finished", "many wait", "all of them"],
 )
-def test_jobs_that_wait_or_are_finished_do_not_slow_down_those_that_run(
+def test_jobs_that_wait_or_are_finished_do_not_delay_running_ones(
     running: int, waiting: int, due: int, progress_seconds: float, waiting_seconds: float
 ) -> None:
     looks = {RequeueReason.PROGRESS: running, RequeueReason.WAITING: waiting, RequeueReason.DUE: due}

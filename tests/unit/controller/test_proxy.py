@@ -1,4 +1,4 @@
-"""The environment's way to an API server, which is read once."""
+"""The proxy for an API server from the environment."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from finetune_operator.clusters.api_server import proxy_of
     ],
     ids=["elsewhere", "by address", "by domain", "not over TLS"],
 )
-def test_the_environment_names_the_proxy(monkeypatch: pytest.MonkeyPatch, server: str, proxy: str | None) -> None:
+def test_the_environment_configures_the_proxy(monkeypatch: pytest.MonkeyPatch, server: str, proxy: str | None) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")

@@ -1,4 +1,4 @@
-"""The queue: each key once, never two workers on one key, later each time after a failure."""
+"""The queue: each key once, never two workers on one key, and longer delays after each failure."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,14 +16,14 @@ def play(scenario: Callable[[KeyedQueue[str]], Awaitable[None]]) -> None:
 
 
 async def taken(queue: KeyedQueue[str]) -> list[str]:
-    """Everything that can be had without waiting."""
+    """All keys that are available without waiting."""
     found = []
     while len(queue):
         found.append(await queue.get())
     return found
 
 
-def test_a_key_waits_once_and_in_its_turn() -> None:
+def test_a_key_is_queued_once_in_order() -> None:
     async def scenario(queue: KeyedQueue[str]) -> None:
         for key in ("a", "b", "a", "c", "b"):
             queue.add(key)
@@ -32,7 +32,7 @@ def test_a_key_waits_once_and_in_its_turn() -> None:
     play(scenario)
 
 
-def test_a_key_in_work_comes_again_only_when_it_is_done() -> None:
+def test_a_key_in_process_is_returned_again_only_after_it_is_done() -> None:
     async def scenario(queue: KeyedQueue[str]) -> None:
         queue.add("a")
         assert await queue.get() == "a"
@@ -47,7 +47,7 @@ def test_a_key_in_work_comes_again_only_when_it_is_done() -> None:
     play(scenario)
 
 
-def test_the_sooner_of_two_wishes_counts() -> None:
+def test_the_earlier_of_two_requests_counts() -> None:
     async def scenario(queue: KeyedQueue[str]) -> None:
         queue.add_after("a", 30.0)
         queue.add_after("a", 0.01)
@@ -60,7 +60,7 @@ def test_the_sooner_of_two_wishes_counts() -> None:
     play(scenario)
 
 
-def test_a_look_now_makes_the_later_one_needless() -> None:
+def test_an_immediate_request_replaces_a_later_one() -> None:
     async def scenario(queue: KeyedQueue[str]) -> None:
         queue.add_after("a", 0.02)
         queue.add("a")
@@ -74,7 +74,7 @@ def test_a_look_now_makes_the_later_one_needless() -> None:
     play(scenario)
 
 
-def test_a_wish_made_while_the_key_is_in_work_is_kept() -> None:
+def test_a_request_for_a_key_in_process_is_kept() -> None:
     async def scenario(queue: KeyedQueue[str]) -> None:
         queue.add("a")
         await queue.get()
@@ -85,7 +85,7 @@ def test_a_wish_made_while_the_key_is_in_work_is_kept() -> None:
     play(scenario)
 
 
-def test_failures_wait_longer_up_to_a_limit_until_one_goes_well() -> None:
+def test_delays_after_failures_increase_to_a_limit_until_a_success() -> None:
     async def scenario(queue: KeyedQueue[str]) -> None:
         assert [queue.retry("a") for _ in range(5)] == pytest.approx([0.01, 0.02, 0.04, 0.05, 0.05])
         assert queue.retry("a", at_least=2.0) == 2.0
@@ -95,11 +95,11 @@ def test_failures_wait_longer_up_to_a_limit_until_one_goes_well() -> None:
     play(scenario)
 
 
-def test_the_end_of_the_work_on_a_key_can_be_waited_for() -> None:
+def test_the_end_of_processing_a_key_can_be_awaited() -> None:
     async def scenario(queue: KeyedQueue[str]) -> None:
-        await queue.released("a")  # nobody has it
+        await queue.released("a")  # not in process
         queue.add("a")
-        await queue.released("a")  # nobody has it yet
+        await queue.released("a")  # not in process yet
         await queue.get()
         waiting = asyncio.create_task(queue.released("a"))
         await asyncio.sleep(0)
@@ -110,7 +110,7 @@ def test_the_end_of_the_work_on_a_key_can_be_waited_for() -> None:
     play(scenario)
 
 
-def test_a_waiting_worker_wakes_for_a_new_key() -> None:
+def test_a_waiting_worker_wakes_up_for_a_new_key() -> None:
     async def scenario(queue: KeyedQueue[str]) -> None:
         waiting = [asyncio.create_task(queue.get()) for _ in range(3)]
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What is made of an answer that refuses a call."""
+"""Translation of error responses."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ STATUS = {"kind": "Status", "reason": "Conflict", "message": "the object has bee
         (400, None, None, ApiError, "", None),
     ],
 )
-def test_a_refusal_is_told_in_its_senders_words(
+def test_an_error_has_the_message_of_the_server(
     status: int, content: Any, headers: Any, kind: type[ApiError], message: str, retry_after: float | None
 ) -> None:
     error = refusal_of(status, content, headers)

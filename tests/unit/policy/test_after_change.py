@@ -1,4 +1,4 @@
-"""What lets a run that has failed go on."""
+"""Changes after which a failed run continues."""
 
 from datetime import datetime
 from typing import Any
@@ -58,7 +58,7 @@ CHANGES: list[tuple[dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("change", "goes_on"), CHANGES)
 @pytest.mark.parametrize("outcome", [Outcome.RETRYABLE, Outcome.PERMANENT, Outcome.STOPPED, None])
-def test_a_failed_run_goes_on_with_the_stage_that_failed(
+def test_a_failed_run_continues_with_the_stage_that_failed(
     change: dict[str, Any], goes_on: bool, outcome: Outcome | None
 ) -> None:
     before, spec = failed(outcome), spec_of(**change)
@@ -79,7 +79,7 @@ def test_a_failed_run_goes_on_with_the_stage_that_failed(
     assert continued_after_change(after, spec, NOW) == after
 
 
-def test_what_has_succeeded_or_was_ended_by_an_older_operator_stays_as_it_is() -> None:
+def test_a_run_that_succeeded_or_ended_under_an_older_operator_is_unchanged() -> None:
     changed = spec_of(restart={"maxRestarts": 9})
     for status in (
         ended(ConditionType.COMPLETE, Outcome.SUCCEEDED, failed_spec_hash=retry_hash(spec_of())),
@@ -133,12 +133,12 @@ def test_a_complete_run_is_evaluated_again_within_the_run(change: dict[str, Any]
 
 
 def test_an_evaluation_of_unknown_fields_is_not_repeated() -> None:
-    """An operator that did not record them has started it."""
+    """It was started by an operator that did not record them."""
     before = succeeded("")
     assert continued_after_change(before, spec_of(evaluation={"maxNewTokens": 128}), NOW) == before
 
 
-def test_fields_that_change_while_the_model_is_evaluated_are_used_in_a_second_evaluation() -> None:
+def test_fields_that_change_during_the_evaluation_are_used_in_a_second_evaluation() -> None:
     complete = succeeded(evaluation_hash(spec_of()))
     running = complete.model_copy(update={"conditions": ()})
     for spec, expected in [

@@ -1,4 +1,4 @@
-"""What is announced: each turn once, under a name that a second operator would give it too."""
+"""Events: each transition once, under a name that a second operator would also use."""
 
 from typing import Any
 
@@ -41,11 +41,13 @@ TRAINING = status(Phase.TRAINING, Reason.TRAINING)
         (TRAINING, status(Phase.SUSPENDING, Reason.SPEC_CHANGED, run=2), ["SpecChanged"]),
     ],
 )
-def test_a_turn_is_told_and_what_stays_is_not(before: Status, after: Status, reasons: list[str]) -> None:
+def test_a_transition_is_reported_and_an_unchanged_status_is_not(
+    before: Status, after: Status, reasons: list[str]
+) -> None:
     assert [reported.reason for reported in job_events(before, after)] == reasons
 
 
-def test_a_failed_attempt_is_told_with_place_cause_and_advice_and_only_once() -> None:
+def test_a_failed_attempt_is_reported_once_with_location_cause_and_advice() -> None:
     failure = FailureStatus(
         failure_class="Signal9",
         stage="train",
@@ -63,13 +65,13 @@ def test_a_failed_attempt_is_told_with_place_cause_and_advice_and_only_once() ->
     assert job_events(after, after) == ()
 
 
-def test_the_same_turn_has_the_same_identity_whoever_looks() -> None:
+def test_the_same_transition_has_the_same_identity_for_any_operator() -> None:
     first, second = (job_events(Status(), TRAINING)[0].identity for _ in range(2))
     again = job_events(TRAINING, TRAINING.with_run(attempt=2))[0].identity
     assert first == second != again
 
 
-def test_what_an_attempt_has_cost_is_told_when_the_next_one_steps() -> None:
+def test_the_cost_of_an_attempt_is_reported_at_the_first_step_of_the_next_one() -> None:
     first = attempt(1, Outcome.DISRUPTION).model_copy(
         update={"end_time": "2026-01-01T00:01:00Z", "last_step": 47, "first_step_time": "2026-01-01T00:00:20Z"}
     )
@@ -83,7 +85,7 @@ def test_what_an_attempt_has_cost_is_told_when_the_next_one_steps() -> None:
     assert job_events(after, after) == ()
 
 
-def test_a_warning_is_told_when_it_is_new_and_by_the_same_name_whoever_looks() -> None:
+def test_a_new_warning_is_reported_with_the_same_name_by_any_operator() -> None:
     before = TRAINING.with_run(warnings=("no conditions",))
     after = TRAINING.with_run(warnings=("no conditions", "step 2 is damaged"))
     (reported,) = job_events(before, after)

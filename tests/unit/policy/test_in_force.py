@@ -1,4 +1,4 @@
-"""What counts while an edited spec breaks the rules, and how time counts against the deadline."""
+"""The spec in force while an edited spec is invalid, and the time that counts for the deadline."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -42,7 +42,7 @@ LAST = spec_of(suspend=True, budget={"deadline": "1h"}, restart={"maxRestarts": 
         ({"training": "nonsense", "suspend": True}, (True, None, 3)),
     ],
 )
-def test_what_may_stop_a_run_is_read_from_the_object_where_it_can_be(
+def test_fields_that_can_stop_a_run_are_read_from_the_object_if_they_are_valid(
     written: dict[str, Any], expected: tuple[Any, ...]
 ) -> None:
     spec = in_force.spec_in_force(written, LAST)
@@ -85,9 +85,9 @@ CRASHED = make_stage(ended="Failed", pods=(make_pod(0, 70),))
         ({"restart": {"maxRestarts": 0}}, (PREPARED, CRASHED), None),
         ({"budget": {"deadline": "30m"}}, (PREPARED,), None),
     ],
-    ids=["runs", "suspended", "rests", "next stage", "next attempt", "failed", "over its deadline, stopped"],
+    ids=["runs", "suspended", "stays suspended", "next stage", "next attempt", "failed", "over its deadline, stopped"],
 )
-def test_what_runs_goes_on_or_is_stopped_and_nothing_is_started(
+def test_running_attempts_continue_or_are_stopped_and_nothing_is_started(
     written: dict[str, Any], children: tuple[ObservedStage, ...], expected: stages.Step | None
 ) -> None:
     assert decided(written, *children) == expected
@@ -104,7 +104,7 @@ def test_the_deadline_ends_an_attempt_of_an_invalid_object(written: dict[str, An
     assert decision.reason is Reason.DEADLINE_EXCEEDED
 
 
-def test_the_object_says_that_it_is_not_accepted_while_its_attempt_goes_on() -> None:
+def test_the_object_reports_that_it_is_not_accepted_while_its_attempt_continues() -> None:
     before = status_policy.status_after(make_status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
     violation = Violation("spec.training.microBatchSize", "5 does not divide 16")
     notes = status_policy.StatusNotes(violations=(violation,))
@@ -114,7 +114,7 @@ def test_the_object_says_that_it_is_not_accepted_while_its_attempt_goes_on() -> 
         return status_policy.status_after(status, watch, generation=2, now=now, notes=notes)
 
     after = pass_over(before, STAMP)
-    assert pass_over(after, "2026-01-02T00:00:00Z") == after, "a second pass on the same world changes nothing"
+    assert pass_over(after, "2026-01-02T00:00:00Z") == after, "a second reconcile of the same state changes nothing"
     conditions = {entry.type: entry for entry in after.conditions}
     assert after.phase is Phase.TRAINING
     assert (conditions["Ready"].status, conditions["Accepted"].status) == ("True", "False")
@@ -128,12 +128,12 @@ def at(minutes: float) -> datetime:
 
 
 def left(status: Status, minutes: float, *, suspend: bool) -> float | None:
-    """Minutes to a deadline of one hour."""
+    """Minutes until a deadline of one hour."""
     seconds = deadline.seconds_left(spec_of(suspend=suspend, budget={"deadline": "1h"}), status, at(minutes))
     return None if seconds is None else seconds / 60
 
 
-def test_time_in_which_a_job_is_suspended_does_not_count_for_its_deadline() -> None:
+def test_suspended_time_does_not_count_for_the_deadline() -> None:
     runs_on, rests = spec_of(), spec_of(suspend=True)
     status = make_status(run=1, start_time=STAMP)
     assert left(status, 20, suspend=False) == 40

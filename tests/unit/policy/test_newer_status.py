@@ -1,4 +1,4 @@
-"""A status with words that this operator does not know: it says so, and leaves what it cannot read."""
+"""A status with values that this operator does not support: it reports this, and keeps what it cannot read."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def entry(kind: str, status: str, reason: str) -> dict[str, Any]:
     ],
     ids=["ready", "accepted", "condition", "phase", "attempt"],
 )
-def test_what_cannot_be_read_stays_so_that_no_later_look_acts_on_the_rest(unknown: dict[str, Any]) -> None:
+def test_unreadable_status_is_kept_so_that_no_later_reconcile_uses_the_rest(unknown: dict[str, Any]) -> None:
     written = {"run": {"number": 3}, "qubits": 9, **unknown}
     rejection = status_policy.rejected(Status(), (Violation("status", "newer"),), generation=1, now=NOW)
     reported = status_policy.merged_into_unreadable(written, rejection)
@@ -38,10 +38,10 @@ def test_what_cannot_be_read_stays_so_that_no_later_look_acts_on_the_rest(unknow
     }
     assert [one for one in unknown.get("conditions", ()) if one not in reported["conditions"]] == []
     assert any(one["reason"] == "InvalidSpec" and one["type"] == "Stalled" for one in reported["conditions"])
-    assert status_policy.merged_into_unreadable(reported, rejection) == reported, "a second look writes nothing"
+    assert status_policy.merged_into_unreadable(reported, rejection) == reported, "a second reconcile writes nothing"
 
 
-def test_the_time_of_a_condition_moves_with_its_status_alone() -> None:
+def test_the_time_of_a_condition_changes_only_with_its_status() -> None:
     written = {"conditions": [entry("Accepted", "False", "InvalidSpec"), entry("Ready", "True", "Valid")]}
     rejection = status_policy.rejected(Status(), (Violation("status", "newer"),), generation=1, now=NOW)
     reported = status_policy.merged_into_unreadable(written, rejection)["conditions"]

@@ -1,4 +1,4 @@
-"""What the operator sees in manifests: which pods are whose, and how they ended."""
+"""What the operator reads from manifests: owners of pods, and how they ended."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def make_job(uid: str, owner: str, **status: Any) -> dict[str, Any]:
 
 
 def make_pod(index: int, owner: str, **state: Any) -> dict[str, Any]:
-    """A pod of the Job with that uid; the state of its container."""
+    """A pod of the Job with that UID, with the state of its container."""
     metadata = {
         "name": f"{NAME}-{index}-{owner}",
         "labels": {**LABELS, constants.LABEL_JOB_NAME: NAME},
@@ -46,7 +46,7 @@ def test_pods_of_a_deleted_job_are_not_those_of_its_successor_of_the_same_name()
     assert [pod.name for pod in stage.pods] == [f"{NAME}-0-new-train", f"{NAME}-1-new-train"]
 
 
-def test_a_pod_that_the_kernel_has_ended_for_memory_is_called_so_though_it_left_no_word() -> None:
+def test_a_pod_that_the_kernel_killed_for_memory_is_recognized_without_a_message() -> None:
     jobs = [make_job("train", owner="u", conditions=[{"type": "Failed", "status": "True"}])]
     pods = [make_pod(1, "train", terminated={"exitCode": 137, "reason": "OOMKilled"})]
     (stage,) = Observed.from_manifests("u", jobs, pods).stages
@@ -57,7 +57,7 @@ def test_a_pod_that_the_kernel_has_ended_for_memory_is_called_so_though_it_left_
 
 
 def kubelet_failed(reason: str, message: str, exit_code: int | None = None, *, disrupted: bool = False) -> Any:
-    """The Job's judged failure where the kubelet has failed one of its pods as a whole."""
+    """The failure of a Job one of whose pods was failed as a whole by the kubelet."""
     jobs = [make_job("train", owner="u", conditions=[{"type": "Failed", "status": "True"}])]
     pod = make_pod(1, "train")
     condition = [{"type": "DisruptionTarget", "status": "True"}] if disrupted else []
@@ -80,7 +80,7 @@ def kubelet_failed(reason: str, message: str, exit_code: int | None = None, *, d
         ("NodeShutdown", "Pod was rejected as the node is shutting down."),
     ],
 )
-def test_a_pod_that_the_kubelet_rejects_is_explained_in_its_words(reason: str, message: str) -> None:
+def test_a_pod_that_the_kubelet_rejects_is_explained_with_its_message(reason: str, message: str) -> None:
     judged = kubelet_failed(reason, message)
     assert (judged.failure_class, judged.never_ran) == (FailureClass.DISRUPTION, True)
     assert (judged.status.failure_class, judged.status.node) == (reason, "node-a")
@@ -110,7 +110,7 @@ OTHERS = "The node was low on resource: memory. Threshold quantity: 100Mi, avail
     ],
 )
 @pytest.mark.parametrize("exit_code", [None, 75, 137])
-def test_an_eviction_for_what_the_job_uses_itself_is_no_disruption(
+def test_an_eviction_for_the_jobs_own_usage_is_not_a_disruption(
     message: str, disrupted: bool, kind: FailureClass, exit_code: int | None
 ) -> None:
     judged = kubelet_failed("Evicted", message, exit_code, disrupted=disrupted)
@@ -120,6 +120,6 @@ def test_an_eviction_for_what_the_job_uses_itself_is_no_disruption(
     assert ("spec.workers.resources" in judged.status.advice) is (kind is FailureClass.RETRYABLE)
 
 
-def test_an_error_that_cannot_be_retried_wins_over_a_rejected_pod() -> None:
+def test_a_permanent_error_has_precedence_over_a_rejected_pod() -> None:
     judged = kubelet_failed("Evicted", OWN_DISK, 65)
     assert judged.failure_class is FailureClass.PERMANENT

@@ -1,4 +1,4 @@
-"""Pods whose Job somebody has deleted: they still save, and nothing else of the run begins before they have ended."""
+"""Pods whose Job was deleted: they may still save, and nothing else of the run starts before they have ended."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -53,21 +53,21 @@ TRAINING = make_status(
         ([], make_pod(deletionTimestamp="2026-01-01T11:59:50Z"), (JOB,)),
         ([], make_pod(deletionTimestamp="2026-01-01T11:59:00Z"), ()),
     ],
-    ids=["gone", "gone, pods let go", "there", "made again", "ended", "within its grace", "lost"],
+    ids=["deleted", "deleted, pods orphaned", "exists", "created again", "ended", "within its grace", "lost"],
 )
-def test_pods_that_go_on_without_their_job_are_seen(
+def test_pods_that_outlive_their_job_are_detected(
     jobs: list[dict[str, Any]], pod: dict[str, Any], orphans: tuple[str, ...]
 ) -> None:
     assert Observed.from_manifests("u1", jobs, [pod], now=NOW).orphans == orphans
 
 
-def test_pods_of_an_earlier_job_of_the_same_name_are_not_the_present_ones() -> None:
+def test_pods_of_an_earlier_job_of_the_same_name_are_not_those_of_the_current_one() -> None:
     (stage,) = Observed.from_manifests("u1", [make_manifest(JOB, "j2", "u1")], [make_pod()], now=NOW).stages
     assert stage.pods == ()
 
 
 @pytest.mark.parametrize("suspend", [False, True])
-def test_nothing_begins_before_they_have_ended(suspend: bool) -> None:
+def test_nothing_starts_before_they_have_ended(suspend: bool) -> None:
     spec = parse_job(make_job(suspend=suspend)).spec
     run = runs.Run(1, "h", is_new=False)
 
@@ -88,7 +88,7 @@ def test_nothing_begins_before_they_have_ended(suspend: bool) -> None:
     assert decision == (stages.StaySuspended() if suspend else stages.Start(Stage.TRAIN, 2))
 
 
-def test_a_new_object_waits_for_what_an_old_one_of_its_name_has_left() -> None:
+def test_a_new_object_waits_for_the_pods_of_an_old_one_of_its_name() -> None:
     run = runs.Run(1, "h", is_new=True)
     observed = Observed((), (JOB,))
     status = history.apply_observation(Status(), run, observed, None, STAMP)

@@ -53,7 +53,7 @@ def test_the_second_out_of_memory_exit_halves_the_micro_batch(attempts: list[Att
     [[attempt(1, 80, 1), attempt(2, 80, 1)], [attempt(1, 137), attempt(2, 137)]],
     ids=["nothing left to halve", "killed by the kernel"],
 )
-def test_what_a_smaller_micro_batch_cannot_help_ends_the_run_at_the_second_time(attempts: list[AttemptStatus]) -> None:
+def test_if_a_smaller_micro_batch_cannot_help_the_run_ends_at_the_second_time(attempts: list[AttemptStatus]) -> None:
     status = make_status(attempts=tuple(attempts), restarts=2)
     assert isinstance(restart.decide(status, Restart(max_restarts=9), max_backoff_seconds=300), restart.GiveUp)
 

@@ -1,4 +1,4 @@
-"""The decisions, each as a table: (spec, observed, now) -> decision."""
+"""The decisions as tables: (spec, observed, now) -> decision."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -77,19 +77,19 @@ def test_the_next_step_follows_from_the_children(children: tuple[ObservedStage, 
     assert decided(make_job(), *children) == expected
 
 
-def test_the_run_is_over_when_its_evaluation_is() -> None:
+def test_the_run_is_complete_after_its_evaluation() -> None:
     decision = decided(make_job(), PREPARED, TRAINED, make_stage(Stage.EVALUATE, ended="Complete"))
     assert isinstance(decision, stages.Finish)
     assert decision.succeeded
 
 
-def test_a_suspended_job_stops_what_runs_and_then_rests() -> None:
+def test_a_suspended_job_is_stopped_and_then_stays_suspended() -> None:
     running = make_stage()
     assert decided(make_job(suspend=True), PREPARED, running) == stages.Stop((running,))
     assert decided(make_job(suspend=True), PREPARED) == stages.StaySuspended()
 
 
-def test_a_job_stopped_for_a_suspension_goes_on_with_a_new_attempt_and_no_charge() -> None:
+def test_a_job_stopped_for_a_suspension_continues_with_a_new_attempt_without_a_charge() -> None:
     before = folded(Observed((PREPARED, make_stage())))
     after = folded(Observed((PREPARED,)), before)
     assert after.run.attempts[-1].outcome is Outcome.STOPPED
@@ -108,7 +108,7 @@ def test_children_of_an_older_run_are_stopped_first() -> None:
     assert after.run.attempts == ()
 
 
-def test_a_pod_without_a_last_word_is_explained_by_the_end_of_its_log() -> None:
+def test_a_pod_without_a_termination_message_is_explained_by_the_end_of_its_log() -> None:
     tail = 'ng half a line"}\n{"level": "INFO", "message": "step 7", "rank": 0}\nKilled\n'
     failed = make_stage(ended="Failed", pods=(make_pod(0, 137, raw_message=tail),))
     failure = folded(Observed((PREPARED, failed))).run.failure
@@ -117,8 +117,8 @@ def test_a_pod_without_a_last_word_is_explained_by_the_end_of_its_log() -> None:
 
 
 @pytest.mark.parametrize("exit_code", [None, 0, 75, 137])
-def test_an_evicted_pod_is_the_cause_whatever_its_peers_and_its_container_end_with(exit_code: int | None) -> None:
-    """The others lose their peer; a kubelet may know nothing of the evicted pod's containers any more."""
+def test_an_evicted_pod_is_the_cause_for_any_exit_codes_of_the_pods(exit_code: int | None) -> None:
+    """The other pods lose their peer; the kubelet may have no status of the evicted pod's containers."""
     evicted = make_pod(1, exit_code, phase="Failed", kubelet_reason="Evicted", kubelet_message="low on memory")
     failed = make_stage(ended="Failed", pods=(make_pod(0, 70), evicted), expected_pods=2)
     after = folded(Observed((PREPARED, failed)))
@@ -126,7 +126,7 @@ def test_an_evicted_pod_is_the_cause_whatever_its_peers_and_its_container_end_wi
     assert isinstance(decided(make_job(), PREPARED, failed), stages.Backoff)
 
 
-def test_a_deleted_pod_is_named_though_it_is_gone() -> None:
+def test_a_deleted_pod_is_named_after_its_deletion() -> None:
     failed = make_stage(ended="Failed", pods=(make_pod(0, int(ExitCode.STOPPED)),), expected_pods=2)
     status = folded(Observed((PREPARED, failed)))
     assert status.run.failure is not None
@@ -135,8 +135,8 @@ def test_a_deleted_pod_is_named_though_it_is_gone() -> None:
     assert (status.run.attempts[-1].outcome, status.run.restarts, status.run.disruptions) == (Outcome.DISRUPTION, 0, 1)
 
 
-def test_a_lost_attempt_has_ended_when_it_is_given_up() -> None:
-    """Its Job never tells of an end, and the API server takes no empty time."""
+def test_a_lost_attempt_ends_when_it_is_given_up() -> None:
+    """Its Job never reports an end, and the API server rejects an empty time."""
     lost = make_stage(lost=True, pods=(make_pod(1, due_at=STAMP, node="node-b"),))
     status = folded(Observed((PREPARED, lost)))
     attempt = status.run.attempts[-1]
@@ -144,21 +144,21 @@ def test_a_lost_attempt_has_ended_when_it_is_given_up() -> None:
     assert decided(make_job(), PREPARED, lost) == stages.Start(Stage.TRAIN, 2)
 
 
-def test_a_permanent_failure_is_not_tried_again() -> None:
+def test_a_permanent_failure_is_not_retried() -> None:
     failed = make_stage(Stage.PREPARE, ended="Failed", pods=(make_pod(0, int(ExitCode.BAD_DATA)),))
     decision = decided(make_job(), failed)
     assert isinstance(decision, stages.Finish)
     assert (decision.succeeded, decision.reason) == (False, Reason.PREPARE_FAILED)
 
 
-def test_an_end_is_charged_once_however_often_it_is_seen() -> None:
+def test_an_end_is_charged_once_for_any_number_of_observations() -> None:
     observed = Observed((PREPARED, CRASHED))
     once = folded(observed)
     assert once.run.restarts == 1
     assert folded(observed, once) == once
 
 
-def test_restarts_are_refilled_by_a_new_checkpoint() -> None:
+def test_restarts_are_reset_by_a_new_checkpoint() -> None:
     checkpoint = CommittedCheckpoint(step=60, uri="s3://bucket/m", time=STAMP, save_seconds=1.0)
     message = TerminationMessage(
         stage="train",
@@ -174,7 +174,7 @@ def test_restarts_are_refilled_by_a_new_checkpoint() -> None:
     assert after.run.last_checkpoint.step == 60
 
 
-def test_each_stage_has_restarts_of_its_own() -> None:
+def test_each_stage_has_its_own_restarts() -> None:
     failed = make_stage(Stage.PREPARE, ended="Failed", pods=(make_pod(0, 70),))
     again = make_stage(Stage.PREPARE, attempt=2, ended="Complete")
     status = folded(Observed((failed, again)))
@@ -197,12 +197,12 @@ def saved_by(number: int, step: int, **fields: Any) -> ObservedStage:
 
 
 def crashed(number: int, **fields: Any) -> ObservedStage:
-    """A training attempt that failed before it had reported anything."""
+    """A training attempt that failed before it reported anything."""
     return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, **fields),))
 
 
 def test_attempts_that_end_before_they_report_anything_reach_max_restarts() -> None:
-    """The checkpoint that they start from is no progress of theirs."""
+    """The checkpoint that they start from does not count as their progress."""
     status = folded(Observed((PREPARED, saved_by(1, step=60))))
     counted = []
     for number in range(2, 6):
@@ -215,7 +215,7 @@ def test_attempts_that_end_before_they_report_anything_reach_max_restarts() -> N
     assert decision.reason is Reason.RESTARTS_EXHAUSTED
 
 
-def test_steps_that_are_saved_again_after_a_fall_back_are_no_progress() -> None:
+def test_steps_that_are_saved_again_after_a_fall_back_are_not_progress() -> None:
     status = folded(Observed((PREPARED, saved_by(1, step=60))))
     status = folded(Observed((PREPARED, saved_by(2, step=40, resumed_from_step=20))), status)
     status = folded(Observed((PREPARED, saved_by(3, step=60, resumed_from_step=40))), status)
@@ -223,7 +223,7 @@ def test_steps_that_are_saved_again_after_a_fall_back_are_no_progress() -> None:
     assert folded(Observed((PREPARED, saved_by(4, step=80, resumed_from_step=60))), status).run.restarts == 1
 
 
-def test_how_often_the_state_is_saved_is_told() -> None:
+def test_the_save_interval_is_reported() -> None:
     message = TerminationMessage(
         stage="train",
         exit_code=70,
@@ -241,7 +241,7 @@ def warned(number: int, *warnings: str) -> ObservedStage:
     return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, message=reported),))
 
 
-def test_what_the_attempts_of_a_run_warn_of_is_kept_once_and_the_last_of_it() -> None:
+def test_the_last_warnings_of_the_attempts_of_a_run_are_kept_once() -> None:
     first = folded(Observed((PREPARED, warned(1, "no conditions", "step 2 is damaged"))))
     assert first.run.warnings == ("no conditions", "step 2 is damaged")
     second = folded(Observed((PREPARED, warned(2, "no conditions", "x" * 2000))), first)
@@ -272,14 +272,14 @@ def test_only_ten_attempts_are_kept_and_the_oldest_are_not_charged_again() -> No
         ((), FailureClass.DISRUPTION, ""),
     ],
 )
-def test_the_cause_is_the_first_pod_that_was_not_a_bystander(
+def test_the_cause_is_the_first_pod_that_failed_by_itself(
     pods: tuple[ObservedPod, ...], kind: FailureClass, blamed: str
 ) -> None:
     judged = failure.classify_failure(make_stage(ended="Failed", pods=pods))
     assert (judged.failure_class, judged.status.pod) == (kind, blamed)
 
 
-def test_a_failure_carries_the_trainers_own_words() -> None:
+def test_a_failure_has_the_message_of_the_trainer() -> None:
     message = TerminationMessage(
         stage="train", exit_code=81, error="loss is NaN at step 7", advice="lower it", rank=1, last_lines=("a", "b")
     )
@@ -303,7 +303,7 @@ def test_a_failure_carries_the_trainers_own_words() -> None:
         ({"runId": "again"}, True),
     ],
 )
-def test_a_changed_meaning_is_a_new_run(change: dict[str, Any], is_new: bool) -> None:
+def test_a_change_of_the_result_is_a_new_run(change: dict[str, Any], is_new: bool) -> None:
     first = runs.current_run(make_job(), ())
     assert (first.number, first.is_new) == (1, True)
     job = make_job(**change).model_copy(update={"status": make_status(run=1, spec_hash=first.hash)})
@@ -368,7 +368,7 @@ def test_status_keeps_the_revision_that_the_preparation_resolved() -> None:
     ],
     ids=["died", "of an older operator", "changed", "known", "changed twice", "died again", "changed back"],
 )
-def test_a_run_is_never_begun_under_the_number_of_another_spec(known: int, begun: dict[int, str], number: int) -> None:
+def test_a_run_never_starts_with_the_number_of_another_spec(known: int, begun: dict[int, str], number: int) -> None:
     job = make_job().model_copy(update={"status": make_status(run=known, spec_hash="another" if known else "")})
     wanted = runs.run_hash(job.spec)
     children = [
@@ -389,7 +389,7 @@ def test_a_run_is_never_begun_under_the_number_of_another_spec(known: int, begun
         (2, 0, 16, 2, (2, 4)),
     ],
 )
-def test_a_step_is_divided_without_a_rest(
+def test_a_step_is_divided_without_a_remainder(
     nodes: int, gpus: int, batch: int, micro: int | None, expected: tuple[int, int]
 ) -> None:
     training = {"learningRate": 1e-4, "globalBatchSize": batch} | ({"microBatchSize": micro} if micro else {})
@@ -399,7 +399,7 @@ def test_a_step_is_divided_without_a_rest(
     assert plan.micro_size * plan.accumulation * world.world(job.spec, Stage.TRAIN).size == batch
 
 
-def test_a_jobs_own_storage_goes_before_the_operators() -> None:
+def test_a_jobs_own_storage_has_precedence_over_that_of_the_operator() -> None:
     defaults = StorageSettings(endpoint="http://default:1", region="eu-west-1", path_style=True)
     block = make_job(storage={"endpoint": "https://own:9000", "pathStyle": False}).spec.storage
     own = world.storage_settings(block, defaults)
@@ -423,13 +423,13 @@ def test_a_jobs_own_storage_goes_before_the_operators() -> None:
         (stages.Finish(False, Reason.RESTARTS_EXHAUSTED, ""), Phase.FAILED, {"Accepted", "Stalled", "Failed"}),
     ],
 )
-def test_status_says_where_the_job_is(decision: stages.Step, phase: Phase, true_conditions: set[str]) -> None:
+def test_status_reports_the_phase_of_the_job(decision: stages.Step, phase: Phase, true_conditions: set[str]) -> None:
     status_after = status.status_after(make_status(run=1), decision, generation=4, now=STAMP)
     assert (status_after.phase, status_after.observed_generation) == (phase, 4)
     assert {entry.type for entry in status_after.conditions if entry.status == "True"} == true_conditions
 
 
-def test_a_restarted_training_is_ready_from_its_first_step_on_and_another_stage_is_not_by_that_step() -> None:
+def test_a_restarted_training_is_ready_from_its_first_step_and_another_stage_is_not_ready_by_that_step() -> None:
     trained = AttemptStatus(stage=Stage.TRAIN, number=2, job_name="a", start_time=STAMP, first_step_time=STAMP)
     before = make_status(run=1, attempts=(trained,))
     training = status.status_after(before, stages.Watch(Stage.TRAIN, 2), generation=1, now=STAMP)
@@ -441,7 +441,7 @@ def test_a_restarted_training_is_ready_from_its_first_step_on_and_another_stage_
     assert ready == [True, False]
 
 
-def test_a_condition_keeps_its_time_until_it_flips() -> None:
+def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
     first = status.status_after(make_status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
     later = status.status_after(
         first, stages.Finish(True, Reason.SUCCEEDED, ""), generation=1, now="2026-01-01T13:00:00Z"
@@ -450,8 +450,9 @@ def test_a_condition_keeps_its_time_until_it_flips() -> None:
     assert (times["Accepted"], times["Complete"]) == (STAMP, "2026-01-01T13:00:00Z")
 
 
-def test_a_deleted_pod_is_named_though_all_pods_are_gone_when_the_attempt_is_judged() -> None:
-    """It was noticed while the attempt still ran; a pod that is ended because another one failed is not."""
+def test_a_deleted_pod_is_named_even_if_all_pods_are_deleted_when_the_attempt_is_classified() -> None:
+    """It was observed while the attempt was still running; a pod that is stopped after the failure of another is
+    not."""
     going = make_pod(1, due_at=STAMP, node="node-a")
     seen = folded(Observed((PREPARED, make_stage(pods=(make_pod(0), going), expected_pods=2))))
     judged = folded(Observed((PREPARED, make_stage(ended="Failed", expected_pods=2))), seen)
@@ -466,7 +467,7 @@ def test_a_deleted_pod_is_named_though_all_pods_are_gone_when_the_attempt_is_jud
     assert failure.detect_disruption(make_stage(pods=(going,), deleting=True)) is None
 
 
-def test_what_was_noticed_of_another_attempt_is_not_this_ones_cause() -> None:
+def test_an_observation_of_another_attempt_is_not_the_cause_of_this_one() -> None:
     going = make_pod(1, due_at=STAMP)
     seen = folded(Observed((PREPARED, make_stage(pods=(going,)))))
     children = (PREPARED, make_stage(ended="Failed"), make_stage(attempt=2, ended="Failed"))
@@ -474,8 +475,8 @@ def test_what_was_noticed_of_another_attempt_is_not_this_ones_cause() -> None:
     assert [attempt.reason for attempt in judged.run.attempts] == ["", "PodDeleted", "Lost"]
 
 
-def test_what_lacks_workers_is_noted_before_it_is_stopped() -> None:
-    """A crash in between repeats nothing: the next attempt has as many workers as was noted."""
+def test_a_lack_of_workers_is_recorded_before_the_attempt_is_stopped() -> None:
+    """After a crash in between, the next attempt has as many workers as recorded."""
     job = make_job(workers={"nodes": 2, "minNodes": 1, "startTimeout": "10s"})
     waiting = make_stage(
         pods=(make_pod(0), make_pod(1, phase="Pending")), expected_pods=2, created_at="2026-01-01T11:59:00Z"
@@ -514,10 +515,10 @@ RESOLVED = ResolvedStatus(task="SequenceClassification", dtype="Float32", format
         ({"data": {"packing": "Padded"}}, {"data": {"packing": "Padded"}}, False),
     ],
 )
-def test_an_automatic_value_that_is_spelled_out_starts_no_new_run(
+def test_spelling_out_an_automatic_value_starts_no_new_run(
     before: dict[str, Any], after: dict[str, Any], is_new: bool
 ) -> None:
-    """One that is removed may be chosen otherwise now, so that is a change."""
+    """Removing one may change the choice, so that is a change."""
     data = {"train": [{"uri": "s3://bucket/train.jsonl"}]}
     old, new = ({**spec, "data": data | spec.get("data", {})} for spec in (before, after))
     status = make_status(run=1, spec_hash=runs.run_hash(make_job(**old).spec), resolved=RESOLVED)

@@ -1,4 +1,4 @@
-"""What follows a failed attempt: the table of `policy/restart.py`."""
+"""What follows a failed attempt: the table of `policy/restart`."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ LIMITS = Restart(max_restarts=2, max_disruptions=3)
 
 
 def attempt(number: int = 1, outcome: Outcome | None = Outcome.RETRYABLE, **fields: Any) -> AttemptStatus:
-    """A training that failed with an internal error of its own, unless `fields` say otherwise."""
+    """A training attempt that failed with an internal error, unless `fields` specify otherwise."""
     known: dict[str, Any] = {
         "stage": Stage.TRAIN,
         "number": number,
@@ -30,7 +30,7 @@ def attempt(number: int = 1, outcome: Outcome | None = Outcome.RETRYABLE, **fiel
 
 
 def decided(*attempts: AttemptStatus, limits: Restart = LIMITS, longest: float = 300, **status: Any) -> float | Reason:
-    """The delay of the next attempt, or why there is none."""
+    """The delay of the next attempt, or the reason why there is none."""
     decision = restart.decide(make_status(attempts=attempts, **status), limits, max_backoff_seconds=longest)
     return decision.reason if isinstance(decision, restart.GiveUp) else decision.delay_seconds
 
@@ -69,14 +69,14 @@ def test_the_backoff_doubles_up_to_its_limit() -> None:
         ([Outcome.RETRYABLE, Outcome.DISRUPTION], 0.0),
     ],
 )
-def test_attempts_that_are_disrupted_before_their_first_step_wait_longer_each_time(
+def test_attempts_that_are_disrupted_before_their_first_step_have_increasing_delays(
     outcomes: list[Outcome], expected: float
 ) -> None:
     attempts = [attempt(number, outcome) for number, outcome in enumerate(outcomes, 1)]
     assert decided(*attempts, disruptions=len(attempts)) == expected
 
 
-def test_a_disruption_in_the_middle_of_the_training_is_followed_at_once() -> None:
+def test_a_disruption_during_training_is_followed_by_an_immediate_restart() -> None:
     trained = attempt(2, Outcome.DISRUPTION, first_step_time=STAMP)
     assert decided(attempt(1, Outcome.DISRUPTION), trained, disruptions=2) == 0.0
 
@@ -92,10 +92,10 @@ def test_a_disruption_in_the_middle_of_the_training_is_followed_at_once() -> Non
         (Outcome.RETRYABLE, 1, [None], 10.0),
     ],
 )
-def test_an_eviction_is_never_followed_at_once(
+def test_an_eviction_is_never_followed_by_an_immediate_restart(
     outcome: Outcome, restarts: int, first_step_times: list[str | None], expected: float
 ) -> None:
-    """The node is still short of what it evicted the pod for."""
+    """The node is still short of the resource for which it evicted the pod."""
     evicted = [
         attempt(number, outcome, reason="Evicted", first_step_time=began)
         for number, began in enumerate(first_step_times, 1)
@@ -103,7 +103,7 @@ def test_an_eviction_is_never_followed_at_once(
     assert decided(*evicted, restarts=restarts, disruptions=len(evicted)) == expected
 
 
-def test_a_failure_after_an_eviction_for_own_use_waits_longer() -> None:
+def test_a_failure_after_an_eviction_for_own_usage_has_a_longer_delay() -> None:
     limits = Restart(max_restarts=9)
     assert decided(attempt(1, reason="Evicted"), attempt(2), limits=limits, restarts=2) == 10.0
     assert decided(attempt(1), attempt(2, reason="Evicted"), limits=limits, restarts=2) == 20.0
@@ -146,7 +146,7 @@ def test_a_failure_that_repeats_unchanged_ends_the_run(
 @pytest.mark.parametrize(
     ("stage", "advice"), [(Stage.TRAIN, "microBatchSize"), (Stage.PREPARE, "fewer or smaller files")]
 )
-def test_the_end_of_a_stage_that_runs_out_of_memory_says_what_helps_that_stage(stage: Stage, advice: str) -> None:
+def test_the_advice_for_repeated_out_of_memory_errors_depends_on_the_stage(stage: Stage, advice: str) -> None:
     attempts = tuple(attempt(number, stage=stage, **OOM) for number in (1, 2))
     decision = restart.decide(
         make_status(attempts=attempts, restarts=2), Restart(max_restarts=9), max_backoff_seconds=9
@@ -171,7 +171,7 @@ def test_disruptions_and_stops_do_not_end_a_series(between: list[AttemptStatus],
     assert (found is Reason.REPEATED_FAILURE) is is_repeated
 
 
-def test_a_new_checkpoint_and_a_changed_spec_begin_a_new_series() -> None:
+def test_a_new_checkpoint_and_a_changed_spec_start_a_new_series() -> None:
     saved = CheckpointStatus(uri="s3://b/c", step=20, time=STAMP)
     again = attempt(2, **NAN, known_checkpoint_step=10)
     assert decided(attempt(1, **NAN), again, restarts=1) == 0.0
@@ -179,7 +179,7 @@ def test_a_new_checkpoint_and_a_changed_spec_begin_a_new_series() -> None:
     assert decided(attempt(1, **NAN, superseded_by_spec_change=True), attempt(2, **NAN), restarts=1) == 0.0
 
 
-def test_the_end_of_a_series_says_what_to_change() -> None:
+def test_the_end_of_a_series_has_advice() -> None:
     status = make_status(attempts=(attempt(1, **NAN), attempt(2, **NAN)), restarts=2)
     decision = restart.decide(status, LIMITS, max_backoff_seconds=300)
     assert isinstance(decision, restart.GiveUp)

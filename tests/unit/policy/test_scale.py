@@ -1,4 +1,4 @@
-"""How many workers an attempt gets: (spec, plan decided before) -> plan, and (spec, pods, time) -> fewer or not."""
+"""Number of workers of an attempt: (spec, previous plan) -> plan, and (spec, pods, time) -> fewer or not."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -41,15 +41,15 @@ def starting(running: int, expected: int = 4, stage: Stage = Stage.TRAIN, **fiel
 
 FIVE_MINUTES = timedelta(minutes=5)
 FEWER = [
-    pytest.param(make_spec(), starting(2), FIVE_MINUTES, 2, id="those that run"),
+    pytest.param(make_spec(), starting(2), FIVE_MINUTES, 2, id="those that are running"),
     pytest.param(make_spec(), starting(3), FIVE_MINUTES, 2, id="three cannot share 32 examples"),
     pytest.param(make_spec(), starting(3), FIVE_MINUTES - timedelta(seconds=1), None, id="time is left"),
-    pytest.param(make_spec(startTimeout="10s"), starting(1), timedelta(seconds=10), 1, id="its own time-out"),
-    pytest.param(make_spec(), starting(4), FIVE_MINUTES, None, id="all run, and import"),
+    pytest.param(make_spec(startTimeout="10s"), starting(1), timedelta(seconds=10), 1, id="its own timeout"),
+    pytest.param(make_spec(), starting(4), FIVE_MINUTES, None, id="all are running, and importing"),
     pytest.param(make_spec(), replace(starting(2), failing=True), FIVE_MINUTES, None, id="fails by itself"),
     pytest.param(make_spec(), starting(0), FIVE_MINUTES, None, id="none runs"),
     pytest.param(make_spec(fewest=2), starting(1), FIVE_MINUTES, None, id="too few"),
-    pytest.param(make_spec(fewest=None), starting(2), FIVE_MINUTES, None, id="not asked for"),
+    pytest.param(make_spec(fewest=None), starting(2), FIVE_MINUTES, None, id="not requested"),
     pytest.param(make_spec(micro=8), starting(3), FIVE_MINUTES, 2, id="whole micro batches"),
     pytest.param(make_spec(8, 2), starting(3), FIVE_MINUTES, 2, id="an attempt that is smaller already"),
     pytest.param(make_spec(), starting(1, 2, Stage.EVALUATE), FIVE_MINUTES, None, id="another stage"),
@@ -64,7 +64,7 @@ def test_an_attempt_that_lacks_workers_is_started_with_fewer(
     assert scale.fewer_nodes(spec, make_attempt(), stage, BEGUN + age) == expected
 
 
-def test_an_attempt_that_has_trained_is_left_alone() -> None:
+def test_an_attempt_that_has_trained_is_not_changed() -> None:
     trained = make_attempt(first_step_time=STAMP)
     assert scale.fewer_nodes(make_spec(), trained, starting(2), BEGUN + FIVE_MINUTES) is None
 
@@ -76,19 +76,19 @@ NEXT = [
         make_spec(),
         TWO,
         AttemptPlan(nodes=2, micro_batch_size=8, gradient_accumulation_steps=2, reason="two nodes are there"),
-        id="after one that lacked some",
+        id="after an attempt that lacked workers",
     ),
     pytest.param(
         make_spec(2),
         TWO,
         AttemptPlan(nodes=2, micro_batch_size=16, gradient_accumulation_steps=1),
-        id="the spec asks for fewer since",
+        id="the spec requests fewer now",
     ),
     pytest.param(
         make_spec(fewest=4),
         TWO,
         AttemptPlan(nodes=4, micro_batch_size=8, gradient_accumulation_steps=1),
-        id="the spec does not allow fewer any more",
+        id="the spec does not allow fewer anymore",
     ),
 ]
 
@@ -117,7 +117,7 @@ PLANS = [
 
 
 @pytest.mark.parametrize(("total", "nodes", "micro", "expected"), PLANS)
-def test_fewer_workers_take_more_micro_batches_and_never_larger_ones(
+def test_fewer_workers_use_more_micro_batches_and_never_larger_ones(
     total: int, nodes: int, micro: int | None, expected: tuple[int, int]
 ) -> None:
     training = {"globalBatchSize": total, "microBatchSize": micro}

@@ -1,4 +1,4 @@
-"""What a user is told beside how far a job is: fields that were dropped, changes that wait, saves that do not fit."""
+"""Notes in status besides the phase: dropped fields, pending changes, saves that do not fit the grace period."""
 
 import json
 from typing import Any
@@ -25,13 +25,13 @@ WATCH = Watch(Stage.TRAIN, 1)
 
 
 def saved(seconds: float | None, step_seconds: float | None = None) -> Status:
-    """Status of a job whose last save took so long."""
+    """Status of a job whose last save took this long."""
     checkpoint = CheckpointStatus(uri="s3://b/c.json", step=4, time=STAMP, save_seconds=seconds)
     return make_status(run=1, last_checkpoint=checkpoint, progress=ProgressStatus(step_seconds=step_seconds))
 
 
 def running(spec: dict[str, Any] | None = None, grace_seconds: int = 120) -> Any:
-    """The observed training of a job, from the Job that a cluster would hold."""
+    """The observed training of a job, from the Job in a cluster."""
     job = parse_job(make_job("example", **(spec or {})))
     config = stage_config(job, 1, Stage.TRAIN, 1, OperatorSettings().storage)
     *_, manifest = render_stage(config, OperatorSettings(), grace_seconds=grace_seconds)
@@ -50,7 +50,7 @@ def running(spec: dict[str, Any] | None = None, grace_seconds: int = 120) -> Any
         (5000.0, 1.0, 3600),
     ],
 )
-def test_pods_get_as_long_as_two_saves_and_two_steps_take(
+def test_the_grace_period_is_twice_a_save_and_a_step(
     seconds: float | None, step_seconds: float | None, expected: int
 ) -> None:
     assert grace.grace_seconds(saved(seconds, step_seconds), GraceLimits(120, 3600)) == expected
@@ -66,14 +66,14 @@ def test_pods_get_as_long_as_two_saves_and_two_steps_take(
         (5000.0, 3600, False, "the operator allows at most 3600 s; raise the operator's --max-termination-grace"),
     ],
 )
-def test_a_save_that_does_not_fit_is_told(seconds: float, given: int, safe: bool, words: str) -> None:
+def test_a_save_that_does_not_fit_is_reported(seconds: float, given: int, safe: bool, words: str) -> None:
     safety = grace.stop_safety(saved(seconds), running(grace_seconds=given), GraceLimits(120, 3600))
     assert safety is not None
     assert safety.is_safe is safe
     assert words in safety.message
 
 
-def test_nothing_is_said_of_a_save_that_was_never_measured() -> None:
+def test_nothing_is_reported_for_a_save_that_was_never_measured() -> None:
     for status in (Status(), saved(None)):
         assert grace.stop_safety(status, running(), GraceLimits()) is None
 
@@ -92,7 +92,7 @@ def test_nothing_is_said_of_a_save_that_was_never_measured() -> None:
     ],
     ids=["nothing", "workers", "checkpoint", "restart", "suspend", "a new run", "micro batch", "ZeRO stage"],
 )
-def test_a_change_that_waits_for_the_next_attempt_is_told(change: dict[str, Any], waits: bool) -> None:
+def test_a_change_that_waits_for_the_next_attempt_is_reported(change: dict[str, Any], waits: bool) -> None:
     before = {"workers": {"nodes": 2}}
     changed = parse_job(make_job("example", **{**before, **change})).spec
     reported = pending.pending_change(changed, running(before))
@@ -114,7 +114,9 @@ def test_a_change_that_waits_for_the_next_attempt_is_told(change: dict[str, Any]
         ),
     ],
 )
-def test_what_the_api_server_dropped_is_found_in_kubectls_note(spec: dict[str, Any], expected: list[str]) -> None:
+def test_fields_that_the_api_server_dropped_are_found_in_kubectls_annotation(
+    spec: dict[str, Any], expected: list[str]
+) -> None:
     job = make_job("example")
     note = {**job, "spec": {**job["spec"], **spec}}
     job["metadata"]["annotations"] = {LAST_APPLIED: json.dumps(note)}
@@ -122,7 +124,7 @@ def test_what_the_api_server_dropped_is_found_in_kubectls_note(spec: dict[str, A
 
 
 @pytest.mark.parametrize("note", [None, "", "{", "[]", '{"spec": 3}', "null"])
-def test_a_note_that_cannot_be_read_tells_nothing(note: str | None) -> None:
+def test_an_unreadable_annotation_reports_nothing(note: str | None) -> None:
     job = make_job("example")
     job["metadata"]["annotations"] = {} if note is None else {LAST_APPLIED: note}
     assert dropped_fields(job) == ()
@@ -158,7 +160,7 @@ DROPPED = StatusNotes(
         (DROPPED, ConditionType.ACCEPTED, "True", Reason.UNKNOWN_FIELDS),
     ],
 )
-def test_a_remark_is_a_condition_and_told_once(
+def test_a_note_is_a_condition_and_reported_once(
     notes: StatusNotes, kind: ConditionType, value: str, reason: Reason
 ) -> None:
     plain = status_after(make_status(run=1), StatusNotes())
@@ -174,14 +176,12 @@ def test_a_remark_is_a_condition_and_told_once(
 @pytest.mark.parametrize(
     ("notes", "kind"), [(TOO_SLOW, ConditionType.SAFE_TO_STOP), (LATE, ConditionType.CHECKPOINT_STALE)]
 )
-def test_a_run_that_is_over_is_not_told_what_a_stop_or_a_crash_would_cost(
-    notes: StatusNotes, kind: ConditionType
-) -> None:
+def test_a_finished_run_has_no_notes_about_stops_or_crashes(notes: StatusNotes, kind: ConditionType) -> None:
     over = status_after(status_after(make_status(run=1), notes), StatusNotes(), Finish(True, Reason.SUCCEEDED, "done"))
     assert condition(over, kind) is None
 
 
-def test_a_checkpoint_that_is_in_time_is_told_as_such() -> None:
+def test_a_checkpoint_that_is_in_time_is_reported_as_such() -> None:
     reported = condition(status_after(make_status(run=1), StatusNotes(late="")), ConditionType.CHECKPOINT_STALE)
     assert reported is not None
     assert (reported.status, reported.reason) == ("False", Reason.CHECKPOINT_IN_TIME)

@@ -1,4 +1,4 @@
-"""The shape of status: what earlier versions wrote is read, past runs are kept, figures are readable."""
+"""The shape of status: earlier versions are read, past runs are kept, values are readable."""
 
 from typing import Any
 
@@ -94,7 +94,7 @@ HASH_OF_THE_BRANCH = "eb5f1e7c2b43e889"
 
 
 @pytest.mark.parametrize("name", HASHES_BEFORE_SCOPES)
-def test_a_run_that_an_earlier_operator_started_goes_on(name: str) -> None:
+def test_a_run_that_an_earlier_operator_started_continues(name: str) -> None:
     blocks, known = HASHES_BEFORE_SCOPES[name]
     job = job_with({"run": 3, "runHash": known, "phase": "Training"}, **blocks)
     run = runs.current_run(job, ())
@@ -121,7 +121,7 @@ def condition(kind: ConditionType, reason: Reason, message: str = "") -> Conditi
     ],
     ids=["succeeded", "failed", "superseded"],
 )
-def test_a_run_that_another_one_replaces_is_kept_in_the_history(
+def test_a_run_that_is_replaced_is_kept_in_the_history(
     conditions: tuple[Condition, ...], expected: tuple[str, str, str]
 ) -> None:
     before = make_status(
@@ -150,7 +150,7 @@ def test_the_history_keeps_the_last_ten_runs_oldest_first() -> None:
     assert status.run.number == 13
 
 
-def test_the_columns_of_kubectl_show_figures_that_people_read() -> None:
+def test_the_columns_of_kubectl_are_readable() -> None:
     progress = ProgressStatus(step=27, total_steps=100, percent=27, loss=1.4480993092066088, eta_seconds=134)
     status = make_status(run=1, stage="train", attempt=1, progress=progress)
     after = status_after(status, stages.Watch(Stage.TRAIN, 1), generation=1, now=NOW)
@@ -168,7 +168,7 @@ def test_a_short_duration_has_two_units_at_most(seconds: float, text: str) -> No
 
 
 @pytest.mark.parametrize("artifact", [None, ArtifactStatus(uri="s3://b/model", digest="d")], ids=["none", "trained"])
-def test_a_trained_model_is_available_whatever_becomes_of_its_evaluation(artifact: ArtifactStatus | None) -> None:
+def test_a_trained_model_is_available_for_any_result_of_its_evaluation(artifact: ArtifactStatus | None) -> None:
     status = make_status(run=1, stage="evaluate", attempt=1, artifact=artifact)
     failed = stages.Finish(False, Reason.EVALUATE_FAILED, "evaluate failed: boom")
     after = status_after(status, failed, generation=1, now=NOW)
@@ -178,13 +178,13 @@ def test_a_trained_model_is_available_whatever_becomes_of_its_evaluation(artifac
     assert after.run.artifact == artifact
 
 
-def test_a_run_that_failed_under_an_earlier_operator_is_not_started_again_by_an_upgrade() -> None:
+def test_a_run_that_failed_under_an_earlier_operator_is_not_restarted_by_an_upgrade() -> None:
     failed = {"type": "Failed", "status": "True", "reason": "RestartsExhausted", "lastTransitionTime": THEN}
     job = job_with({**FLAT, "phase": "Failed", "conditions": [failed]})
     assert continued_after_change(job.status, job.spec, NOW) == job.status
 
 
-def test_a_run_of_an_earlier_operator_whose_commit_was_pinned_goes_on() -> None:
+def test_a_run_of_an_earlier_operator_whose_commit_was_pinned_continues() -> None:
     """`hf://org/name` was prepared; the user then wrote the resolved commit into the spec."""
     blocks = {"model": {"uri": "hf://org/name@0123abc"}}
     resolved = {"modelRevision": "0123abc", "requestedRevision": ""}
@@ -194,7 +194,7 @@ def test_a_run_of_an_earlier_operator_whose_commit_was_pinned_goes_on() -> None:
 
 
 @pytest.mark.parametrize("text", ['{"nodes": 0}', '{"nodes": 2, "microBatchLimit": 0}', '{"nodes": -1}', "{}", "nodes"])
-def test_a_plan_in_an_annotation_that_cannot_be_is_no_plan(text: str) -> None:
+def test_an_invalid_plan_in_an_annotation_is_ignored(text: str) -> None:
     job = {
         "metadata": {
             "name": "a",

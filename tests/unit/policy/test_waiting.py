@@ -1,4 +1,4 @@
-"""Why pods do not run, in the words of who knows."""
+"""Why pods are not running, in the words of scheduler and kubelet."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -66,7 +66,9 @@ def warning(name: str, message: str) -> dict[str, Any]:
         ([], [], "the Job controller has not created the other pods yet"),
     ],
 )
-def test_the_reason_is_told_by_who_knows_it(pods: list[ObservedPod], warnings: list[dict[str, Any]], line: str) -> None:
+def test_the_reason_is_reported_from_the_component_that_knows_it(
+    pods: list[ObservedPod], warnings: list[dict[str, Any]], line: str
+) -> None:
     reported = explanation(stage(*pods), pods, warnings).splitlines()
     assert reported == ["0 of 2 pods of job are running", line]
 
@@ -81,14 +83,12 @@ def test_the_reason_is_told_by_who_knows_it(pods: list[ObservedPod], warnings: l
     ],
     ids=["all said", "one silent", "all silent", "not created"],
 )
-def test_events_are_read_only_of_what_does_not_say_why_it_waits(
-    pods: list[ObservedPod], names: tuple[str, ...]
-) -> None:
-    """A pod that has no room on any node may wait for days."""
+def test_events_are_read_only_for_pods_without_a_reason(pods: list[ObservedPod], names: tuple[str, ...]) -> None:
+    """A pod that fits on no node may wait for days."""
     assert unexplained(stage(*pods), pods) == names
 
 
 @pytest.mark.parametrize(("waited", "wait"), [(0, 0.0), (20, 5.0), (60, 15.0), (3600, 30.0)])
-def test_what_has_waited_long_is_looked_at_less_often(waited: float, wait: float) -> None:
+def test_pods_that_have_waited_long_are_checked_less_often(waited: float, wait: float) -> None:
     now = datetime.fromisoformat(STAMP) + timedelta(seconds=waited)
     assert next_check_seconds(stage(created_at=STAMP), now) == wait
