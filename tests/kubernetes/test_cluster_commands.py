@@ -30,7 +30,7 @@ from testcluster.pods import PodsCluster
 
 
 @dataclass
-class Said:
+class CommandResult:
     status: int
     out: str
     err: str
@@ -42,13 +42,13 @@ class Said:
 
 @dataclass
 class User:
-    """Types `finetune ...` in an empty folder."""
+    """Runs `finetune ...` in an empty folder."""
 
     kubeconfig: Path
     namespace: str
     folder: Path
 
-    async def __call__(self, *arguments: str, within: float = 60) -> Said:
+    async def __call__(self, *arguments: str, within: float = 60) -> CommandResult:
         where = ("--namespace", self.namespace, "--kubeconfig", str(self.kubeconfig))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "finetune_cli", *arguments, *where),
@@ -64,9 +64,9 @@ class User:
             process.kill()
             raise
         assert b"Traceback" not in err, err.decode()
-        return Said(process.returncode or 0, out.decode(), err.decode())
+        return CommandResult(process.returncode or 0, out.decode(), err.decode())
 
-    def now(self, *arguments: str) -> Said:
+    def now(self, *arguments: str) -> CommandResult:
         return asyncio.run(self(*arguments))
 
 
@@ -76,7 +76,7 @@ def user(admin: Path, namespace: str, tmp_path: Path) -> User:
 
 
 def slowly_with_one_failure(stage: Stage, attempt: int, _index: int) -> PodEnd:
-    """Slow enough for a watcher who looks once a second."""
+    """Slow enough for a watch that polls once per second."""
     return PodEnd(70 if (stage, attempt) == (Stage.TRAIN, 1) else 0, after=5.0 if stage is Stage.PREPARE else 2.0)
 
 
@@ -87,8 +87,8 @@ def test_a_job_that_completes_is_watched_to_its_end_and_shown(admin: Path, names
         await job.until(in_phase(Phase.SUCCEEDED))
         watched = await watching
         assert (watched.status, watched.err) == (0, "")
-        told = [line[10:] for line in watched.lines]
-        assert told.index("prepare: started") < told.index("train: started") < told.index("succeeded")
+        reported = [line[10:] for line in watched.lines]
+        assert reported.index("prepare: started") < reported.index("train: started") < reported.index("succeeded")
         assert "well: fine-tuned" in watched.lines
         assert ["accuracy", "10.0", "%", "90.0", "%", "+80.0", "points"] in [line.split() for line in watched.lines]
 
@@ -103,9 +103,9 @@ def test_a_job_that_completes_is_watched_to_its_end_and_shown(admin: Path, names
         assert page.lines[-1].split(" ago  ")[1].startswith("Succeeded: ")
         assert "conditions" not in page.out
 
-        told = [json.loads(line) for line in (await user("watch", "well", "--watch", "json")).lines]
-        assert [line["event"] for line in told] == ["finished"]
-        assert told[0]["status"]["run"]["candidates"]["tuned"]["metrics"]["Accuracy"] == 0.9
+        reported = [json.loads(line) for line in (await user("watch", "well", "--watch", "json")).lines]
+        assert [line["event"] for line in reported] == ["finished"]
+        assert reported[0]["status"]["run"]["candidates"]["tuned"]["metrics"]["Accuracy"] == 0.9
         found = json.loads((await user("status", "well", "-o", "json")).out)
         assert found["status"]["phase"] == "Succeeded"
         assert "managedFields" not in found["metadata"]
@@ -113,7 +113,7 @@ def test_a_job_that_completes_is_watched_to_its_end_and_shown(admin: Path, names
     run_scenario(admin, namespace, scenario)
 
 
-def test_a_job_that_fails_ends_the_watching_with_the_trainers_status(admin: Path, namespace: str, user: User) -> None:
+def test_a_job_that_fails_ends_the_watch_with_the_trainers_status(admin: Path, namespace: str, user: User) -> None:
     async def scenario(world: JobNamespace) -> None:
         job = await world.create("bad", training_ends(PodEnd(65)))
         watching = asyncio.create_task(user("watch", "bad"))
@@ -131,7 +131,7 @@ def test_a_job_that_fails_ends_the_watching_with_the_trainers_status(admin: Path
     run_scenario(admin, namespace, scenario)
 
 
-def test_a_suspended_job_ends_the_watching_and_resuming_does_not(admin: Path, namespace: str, user: User) -> None:
+def test_a_suspended_job_ends_the_watch_and_resuming_does_not(admin: Path, namespace: str, user: User) -> None:
     async def scenario(world: JobNamespace) -> None:
         job = await world.create("rests", training_ends(FOREVER))
         await job.until(is_training)
@@ -146,7 +146,7 @@ def test_a_suspended_job_ends_the_watching_and_resuming_does_not(admin: Path, na
         assert page.lines[0].startswith("rests: Suspended ")
         assert "conditions" not in page.out, "what the user wants is as it should be"
 
-        # Not over, though status still says Suspended: the operator has not seen the change.
+        # Not finished, although status still says Suspended: the operator has not observed the change.
         await world.change("rests", suspend=False)
         assert "not observed: the operator has not reconciled" in (await user("status", "rests")).out
         watching = asyncio.create_task(user("watch", "rests"))
@@ -161,7 +161,7 @@ def test_a_suspended_job_ends_the_watching_and_resuming_does_not(admin: Path, na
 def test_checkpoints_are_found_by_the_name_of_their_job(
     admin: Path, namespace: str, user: User, store: ObjectStore, bucket: str, storage_settings: StorageSettings
 ) -> None:
-    """Where storage is says only the operator; the user has its credentials in the environment."""
+    """Only the operator knows the storage; the user has its credentials in the environment."""
 
     async def scenario(world: JobNamespace) -> None:
         job = await world.create("kept", training_ends(FOREVER), output={"uri": f"s3://{bucket}/kept"})
@@ -176,7 +176,7 @@ def test_checkpoints_are_found_by_the_name_of_their_job(
         assert [entry["step"] for entry in json.loads(listed.out)] == [3, 2, 1]
         assert (await user("checkpoints", "verify", "kept", "--step", "2")).status == 0
 
-        # While it trains, nothing of it is removed by chance.
+        # Nothing is removed accidentally during training.
         refused = await user("checkpoints", "prune", "kept", "--keep-last", "1")
         assert refused.status == 2
         assert refused.err.startswith(f"finetune: kept is Training: an attempt may be running in {run.uri}, ")
@@ -189,7 +189,7 @@ def test_checkpoints_are_found_by_the_name_of_their_job(
     run_scenario(admin, namespace, scenario)
 
 
-def test_what_the_rules_forbid_is_shown_with_all_violations(admin: Path, namespace: str, user: User) -> None:
+def test_an_invalid_job_is_shown_with_all_violations(admin: Path, namespace: str, user: User) -> None:
     async def scenario(world: JobNamespace) -> None:
         job = await world.create("wrong", model={"uri": "file:///models/base"})
         await job.until(in_phase(Phase.INVALID))
@@ -203,52 +203,52 @@ def test_what_the_rules_forbid_is_shown_with_all_violations(admin: Path, namespa
     run_scenario(admin, namespace, scenario)
 
 
-def test_a_name_that_is_none_is_told_with_those_that_may_be_meant(user: User, kubectl: Kubectl) -> None:
+def test_an_unknown_name_is_reported_with_suggestions(user: User, kubectl: Kubectl) -> None:
     for command in ("status", "watch", "logs"):
-        said = user.now(command, "topics")
-        assert said.status == 66
+        result = user.now(command, "topics")
+        assert result.status == 66
         expected = (
             f"there is no FineTuneJob topics in namespace {user.namespace} (context test); the namespace has none"
         )
-        assert said.err == f"finetune: {expected}\n"
+        assert result.err == f"finetune: {expected}\n"
     kubectl.apply(make_job("topic-classifier", namespace=user.namespace))
     assert "; did you mean topic-classifier?" in user.now("status", "topics-classifier").err
     assert "; existing jobs: topic-classifier\n" in user.now("status", "x").err
 
 
-def test_who_may_not_read_is_told_in_the_api_servers_words(
+def test_missing_permission_is_reported_with_the_message_of_the_api_server(
     control_plane: ControlPlane, user: User, kubectl: Kubectl, tmp_path: Path
 ) -> None:
     kubectl("create", "serviceaccount", "nobody")
     user.kubeconfig = service_account_kubeconfig(kubectl, tmp_path / "nobody", user.namespace, "nobody")
     for command in ("status", "watch", "logs"):
-        said = user.now(command, "topics")
-        assert said.status == 77
-        assert said.err.startswith("finetune: the cluster rejected the request: finetunejobs.finetune.dev ")
-        assert 'nobody" cannot get resource "finetunejobs" in API group "finetune.dev" in the namespace' in said.err
-        assert len(said.err.splitlines()) == 1
+        result = user.now(command, "topics")
+        assert result.status == 77
+        assert result.err.startswith("finetune: the cluster rejected the request: finetunejobs.finetune.dev ")
+        assert 'nobody" cannot get resource "finetunejobs" in API group "finetune.dev" in the namespace' in result.err
+        assert len(result.err.splitlines()) == 1
 
 
-def test_an_expired_token_is_asked_for_again_and_then_told(user: User, tmp_path: Path) -> None:
+def test_an_expired_token_is_requested_again_and_then_reported(user: User, tmp_path: Path) -> None:
     content = json.loads(user.kubeconfig.read_text())
     content["users"][0]["user"] = {"token": "expired"}
     user.kubeconfig = write_kubeconfig(tmp_path / "expired", content)
-    said = user.now("status", "topics")
-    assert (said.status, said.err) == (77, "finetune: the cluster rejected the request: Unauthorized\n")
+    result = user.now("status", "topics")
+    assert (result.status, result.err) == (77, "finetune: the cluster rejected the request: Unauthorized\n")
 
 
-def test_a_cluster_that_is_none_is_told(user: User, tmp_path: Path) -> None:
+def test_an_unreachable_cluster_is_reported(user: User, tmp_path: Path) -> None:
     content = json.loads(user.kubeconfig.read_text())
     assert user.now("status", "x", "--context", "other").status == 78
     content["clusters"][0]["cluster"] = {"server": "http://127.0.0.1:9"}
     user.kubeconfig = write_kubeconfig(tmp_path / "dead", content)
     for command in ("status", "watch", "logs"):
-        said = user.now(command, "topics")
-        assert said.status == 69
-        assert said.err.startswith("finetune: the cluster is unreachable: GET /apis/finetune.dev/")
+        result = user.now(command, "topics")
+        assert result.status == 69
+        assert result.err.startswith("finetune: the cluster is unreachable: GET /apis/finetune.dev/")
 
 
-def test_an_api_server_without_the_kind_is_told_from_one_without_the_job(admin: Path, namespace: str) -> None:
+def test_an_api_server_without_the_kind_is_distinguished_from_one_without_the_job(admin: Path, namespace: str) -> None:
     async def refusal(version: str, plural: str) -> ApiError:
         server = await ApiServer.connect(admin)
         try:
@@ -278,12 +278,12 @@ for moment, word in {words}:
 
 @pytest.fixture
 def only_real_nodes(pods_cluster: PodsCluster, kubectl: Kubectl) -> None:
-    """The simulated kubelet's node takes pods for some seconds after the kubelet has gone."""
+    """The simulated node accepts pods for some seconds after its kubelet has stopped."""
     kubectl("delete", "node", NODE, "--ignore-not-found")
 
 
 def talking_pod(job: str, index: int, *words: tuple[int, str], **spec: Any) -> dict[str, Any]:
-    """A pod with the labels of a trainer's, which says the words at these seconds; 0: past the log."""
+    """A pod with the labels of a trainer pod, which logs the words at these seconds; 0: not as JSON."""
     pod = python_pod(f"{job}-{index}", TALK.format(words=list(words), index=index), **spec)
     pod["spec"]["containers"][0]["name"] = constants.TRAINER_CONTAINER
     labels = {constants.LABEL_JOB: job, constants.LABEL_RUN: "1", constants.LABEL_STAGE: "train"}
@@ -298,12 +298,12 @@ def until_phase(kubectl: Kubectl, pod: str, phase: str) -> None:
     kubectl.until(f"pod/{pod}", lambda found: found["status"].get("phase") == phase, within=60)
 
 
-def words_of(said: Said) -> list[str]:
-    return [line.split()[-1] for line in said.lines]
+def words_of(result: CommandResult) -> list[str]:
+    return [line.split()[-1] for line in result.lines]
 
 
 @pytest.mark.usefixtures("only_real_nodes")
-def test_logs_of_all_ranks_come_in_the_order_of_time(user: User, kubectl: Kubectl) -> None:
+def test_logs_of_all_ranks_are_in_order_of_time(user: User, kubectl: Kubectl) -> None:
     kubectl.apply(make_job("talks", namespace=user.namespace))
     kubectl.apply(
         talking_pod("talks", 0, (1, "first"), (3, "third"), (0, "bare")),
@@ -312,11 +312,11 @@ def test_logs_of_all_ranks_come_in_the_order_of_time(user: User, kubectl: Kubect
     )
     for index in (0, 1):
         until_phase(kubectl, f"talks-{index}", "Succeeded")
-    said = user.now("logs", "talks")
-    assert said.status == 0
-    assert words_of(said) == ["first", "second", "third", "fourth", "bare"]
-    assert said.lines[0] == "12:00:01 train a1 rank 0  INFO first"
-    assert said.err.startswith("finetune: talks-2 has not started: 0/2 nodes are available: ")
+    result = user.now("logs", "talks")
+    assert result.status == 0
+    assert words_of(result) == ["first", "second", "third", "fourth", "bare"]
+    assert result.lines[0] == "12:00:01 train a1 rank 0  INFO first"
+    assert result.err.startswith("finetune: talks-2 has not started: 0/2 nodes are available: ")
     assert words_of(user.now("logs", "talks", "--rank", "1")) == ["second", "fourth"]
     missing = user.now("logs", "talks", "--attempt", "2")
     assert (missing.status, missing.out) == (1, "")
@@ -324,12 +324,12 @@ def test_logs_of_all_ranks_come_in_the_order_of_time(user: User, kubectl: Kubect
 
 
 @pytest.mark.usefixtures("only_real_nodes")
-def test_following_ends_with_the_job_and_says_everything_once(user: User, kubectl: Kubectl) -> None:
+def test_following_ends_with_the_job_and_prints_each_line_once(user: User, kubectl: Kubectl) -> None:
     kubectl.apply(make_job("slow", namespace=user.namespace))
     kubectl.apply(talking_pod("slow", 0, (1, "early"), (0, "pause"), (2, "late"), (2, "last")))
     until_phase(kubectl, "slow-0", "Running")
 
-    async def scenario() -> Said:
+    async def scenario() -> CommandResult:
         following = asyncio.create_task(user("logs", "slow", "--follow"))
         await asyncio.to_thread(until_phase, kubectl, "slow-0", "Succeeded")
         assert not following.succeed()
@@ -339,6 +339,6 @@ def test_following_ends_with_the_job_and_says_everything_once(user: User, kubect
         kubectl("patch", "ftj", "slow", "--subresource=status", "--type=merge", "-p", json.dumps({"status": over}))
         return await following
 
-    said = asyncio.run(scenario())
-    assert (said.status, words_of(said)) == (0, ["early", "late", "last"])
-    assert "the pods of train attempt 2 were deleted, with their logs" in said.err
+    result = asyncio.run(scenario())
+    assert (result.status, words_of(result)) == (0, ["early", "late", "last"])
+    assert "the pods of train attempt 2 were deleted, with their logs" in result.err

@@ -64,7 +64,7 @@ def test_a_run_is_listed_as_a_table_and_as_json(run: StoredRun, own: tuple[str, 
     assert max(map(len, lines)) <= 80
     assert not (tmp_path / ".finetune").exists()
 
-    last = f"{run.uri}/checkpoints/manifests/00000040-a0002.json"  # what status.lastCheckpoint says
+    last = f"{run.uri}/checkpoints/manifests/00000040-a0002.json"  # the value of status.lastCheckpoint
     status, lines, _ = checkpoints("list", last, *own, "-o", "json", cwd=tmp_path)
     listed: list[dict[str, Any]] = json.loads("\n".join(lines))
     assert (status, len(listed), listed[0]["uri"]) == (0, 4, last)

@@ -128,7 +128,7 @@ def test_a_server_without_an_owner_is_terminated_before_the_next_one_starts(tmp_
     record = tmp_path / "a" / "endpoint.json"
     saved = record.read_text()
     pid = stray.pid
-    stray._watcher, watcher = None, stray._watcher  # an owner whose watcher was killed too
+    stray._watcher, watcher = None, stray._watcher  # an owner whose watcher was also killed
     assert watcher is not None
     watcher.kill()
     watcher.communicate()
@@ -145,7 +145,7 @@ def test_a_stale_record_of_a_server_is_ignored(tmp_path: Path, store_server: Emb
     with EmbeddedStore(tmp_path) as server:
         record = json.loads((tmp_path / "endpoint.json").read_text())
         assert running_store(tmp_path) == server.access
-    record["access"]["endpoint"] = store_server.endpoint  # the port has gone to somebody else
+    record["access"]["endpoint"] = store_server.endpoint  # another process uses the port now
     (tmp_path / "endpoint.json").write_text(json.dumps(record))
     assert running_store(tmp_path) is None
     (tmp_path / "endpoint.json").write_text("{")

@@ -49,7 +49,7 @@ def rendered(renderable: Any, width: int = 80) -> list[str]:
 
 @pytest.mark.parametrize("status", ALL.values(), ids=ALL.keys())
 @pytest.mark.parametrize("width", [60, 80, 100])
-def test_the_live_part_never_wraps_and_never_changes_its_height(status: dict[str, Any], width: int) -> None:
+def test_the_live_part_never_wraps_and_has_a_constant_height(status: dict[str, Any], width: int) -> None:
     view = snapshot(job_with(status, "a-job-with-quite-a-long-name-of-40-chars"), live(stage=Stage.TRAIN), NOW)
     lines = rendered(frame(view, LossCurve(), Spinner("dots")), width)
     assert len(lines) == 5

@@ -206,7 +206,7 @@ def test_scalars_that_kubectl_reads_differently_are_rejected_with_their_line(
 ) -> None:
     found = complaints(tmp_path, f"{GOOD.replace('  runId: 2026-01-01', f'  {line}')}")
     assert f"job.yaml:15: spec.{complaint}" in found
-    assert sum(complaint.partition(" ")[0] in one for one in found) == 1, "our own reading is not judged"
+    assert sum(complaint.partition(" ")[0] in one for one in found) == 1, "our own interpretation is not validated"
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_results_are_compared_and_addresses_are_not_broken() -> None:
     assert "              epoch 8.0, loss 0.031" in lines
 
 
-def test_a_long_message_shows_its_first_and_its_last_lines() -> None:
+def test_a_long_message_shows_its_first_and_last_lines() -> None:
     message = "\n".join(f"line {number}" for number in range(30))
     lines = page(merged(FAILED, {"run": {"failure": {"message": message}}}))
     start = lines.index("message       line 0")

@@ -19,13 +19,13 @@ MAX_NESTING = 3
 KNOWN_HOSTS = ("arxiv.org", "huggingface.co", "keepachangelog.com", "semver.org", "www.apache.org", "www.w3.org")
 
 BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.Match)
-"""`with` is a scope, not a branch: it does not count."""
+"""`with` does not count, because it is a scope and not a branch."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @cache
 def files() -> tuple[Path, ...]:
-    """What is in the repository or about to be."""
+    """Files that are in the repository or untracked and not ignored."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return tuple(path for name in listed if (path := ROOT / name).is_file())
@@ -45,7 +45,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def nesting(node: ast.AST) -> int:
-    """Depth of blocks below a node; `elif` is no deeper than its `if`, a function in a function starts anew."""
+    """Depth of blocks below a node; `elif` counts as its `if`, a nested function starts at zero."""
     deepest = 0
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (*FUNCTIONS, ast.ClassDef)):
@@ -83,11 +83,11 @@ def test_blocks_are_not_nested_deeply() -> None:
         ("def inner():\n  if a: pass", 0),
     ],
 )
-def test_nesting_is_counted_as_people_do(code: str, depth: int) -> None:
+def test_nesting_is_counted_correctly(code: str, depth: int) -> None:
     assert nesting(ast.parse(code)) == depth
 
 
-def test_every_module_says_what_it_is_for() -> None:
+def test_every_module_has_a_docstring() -> None:
     code = [
         path for path in sources() if path.is_relative_to(ROOT / "operator") or path.is_relative_to(ROOT / "trainer")
     ]
@@ -95,7 +95,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 def test_source_roots_are_not_packages() -> None:
-    """operator/__init__.py would shadow the standard library's operator for everything started from the root."""
+    """operator/__init__.py would shadow the standard library's operator in everything started from the root."""
     assert [root for root in ("operator", "trainer") if (ROOT / root / "__init__.py").exists()] == []
 
 
@@ -113,8 +113,8 @@ def test_nothing_is_mocked() -> None:
     assert [name(path) for path in sources() if mocks.search(path.read_text())] == []
 
 
-def test_addresses_are_those_that_a_reader_may_need() -> None:
-    """No mirror, registry or machine of somebody's own: pip knows where packages are."""
+def test_addresses_in_files_are_allowed_ones() -> None:
+    """No private mirror, registry or machine: pip is configured outside of the repository."""
     texts = {name(path): path.read_text(errors="replace") for path in files()}
     found = {
         (path, host) for path, text in texts.items() for host in re.findall(r"https?://([\w-]+(?:\.[\w-]+)+)", text)
@@ -123,7 +123,7 @@ def test_addresses_are_those_that_a_reader_may_need() -> None:
     assert sorted(one for one in found if not known.fullmatch(one[1])) == []
 
 
-def test_no_path_of_one_machine_is_written_down() -> None:
+def test_no_path_of_a_single_machine_is_in_a_file() -> None:
     path_like = re.compile(r"(?<![\w.])/(opt|work|root|home)/\w")
     texts = [path for path in files() if path.suffix not in {".txt", ".svg", ".png"}]
     assert [name(path) for path in texts if path_like.search(path.read_text(errors="replace"))] == []
@@ -136,7 +136,7 @@ def test_requirements_have_hashes_and_no_addresses() -> None:
         assert not re.search(r"://|--(extra-)?index-url|--find-links|--trusted-host", path.read_text()), path.name
 
 
-def test_every_direct_dependency_has_a_floor() -> None:
+def test_every_direct_dependency_has_a_lower_bound() -> None:
     data = project()
     groups = [data["project"]["dependencies"], *data["project"]["optional-dependencies"].values()]
     direct = [one for group in (*groups, *data["dependency-groups"].values()) for one in group]
@@ -154,7 +154,7 @@ def test_every_direct_dependency_is_pinned_for_the_tests() -> None:
     assert {re.sub(r"[._]", "-", one) for one in names} - pinned - {data["project"]["name"]} == set()
 
 
-def test_the_changelog_leads_with_the_version() -> None:
+def test_the_changelog_starts_with_the_version() -> None:
     versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     released = [version for version in versions if version != "Unreleased"]
     assert released[0] == project()["project"]["version"]

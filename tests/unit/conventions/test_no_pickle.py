@@ -23,7 +23,7 @@ TORCH_FILES = frozenset({"load", "save"})
 
 
 def pickling(code: str) -> Iterator[str]:
-    """Every use of pickle in a module's text, as `line name`."""
+    """Yield every use of pickle in a module's text, as `line name`."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -38,7 +38,7 @@ def pickling(code: str) -> Iterator[str]:
                 yield f"{node.lineno} {node.attr}"
 
 
-def test_no_module_of_ours_pickles() -> None:
+def test_no_module_of_ours_uses_pickle() -> None:
     found = {
         str(path.relative_to(ROOT)): uses
         for folder in ("operator", "trainer")
@@ -59,9 +59,9 @@ def test_no_module_of_ours_pickles() -> None:
         "import torch\ntorch.load('file')",
     ],
 )
-def test_each_way_to_pickle_is_found(code: str) -> None:
+def test_each_use_of_pickle_is_found(code: str) -> None:
     assert len(list(pickling(code))) == 1
 
 
-def test_json_and_tensors_are_no_pickles() -> None:
+def test_json_and_tensors_are_not_pickles() -> None:
     assert list(pickling("import json\njson.loads('1')\nimport torch\ntorch.frombuffer(b'', dtype=torch.uint8)")) == []
