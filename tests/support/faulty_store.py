@@ -16,7 +16,7 @@ from reverse_proxy import cut
 from store_proxy import StoreProxy
 
 PassOn = Callable[[web.Request, bytes], Awaitable[web.Response]]
-Trouble = Callable[[web.Request, bytes, PassOn], Awaitable[web.StreamResponse]]
+Disturbance = Callable[[web.Request, bytes, PassOn], Awaitable[web.StreamResponse]]
 
 
 async def late(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
@@ -35,7 +35,7 @@ async def unanswered(request: web.Request, body: bytes, pass_on: PassOn) -> web.
     return cut(request)
 
 
-def refused(status: int, code: str) -> Trouble:
+def refused(status: int, code: str) -> Disturbance:
     async def refuse(request: web.Request, body: bytes, pass_on: PassOn) -> web.StreamResponse:
         text = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
         return web.Response(status=status, text=text, content_type="application/xml")
@@ -73,7 +73,7 @@ async def stored_changed(request: web.Request, body: bytes, pass_on: PassOn) -> 
 
 ANY, BLOB = re.compile(""), re.compile("PUT .*/checkpoints/blobs/")
 READ, LIST_OR_READ = re.compile("GET [^?]*/checkpoints/"), re.compile("GET .*/checkpoints/")
-TROUBLES: dict[str, tuple[Trouble, re.Pattern[str]]] = {
+DISTURBANCES: dict[str, tuple[Disturbance, re.Pattern[str]]] = {
     "late": (late, ANY),
     "reset": (reset, ANY),
     "unanswered": (unanswered, ANY),
@@ -103,13 +103,13 @@ class FaultyStoreProxy(StoreProxy):
         kind = _folder(request)
         if kind == OLD_LISTS and "list-type=2" in request.query_string:
             return await self._old_list(request)
-        trouble, concerned = TROUBLES.get(kind, (None, ANY))
+        disturbance, concerned = DISTURBANCES.get(kind, (None, ANY))
         line = f"{request.method} {unquote(request.path_qs)}"
-        if trouble is None or line in self._seen or not concerned.match(line):
+        if disturbance is None or line in self._seen or not concerned.match(line):
             return await self._passed_on(request, body)
         self._seen.add(line)
         self.struck[kind] += 1
-        return await trouble(request, body, self._passed_on)
+        return await disturbance(request, body, self._passed_on)
 
     async def _old_list(self, request: web.Request) -> web.Response:
         answer = await self._passed_on(request, b"")

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from faulty_store import OLD_LISTS, TROUBLES, FaultyStoreProxy
+from faulty_store import DISTURBANCES, OLD_LISTS, FaultyStoreProxy
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.checkpoint.async_saver import TrainingState
 from tiny_engine import Case, make_engine, make_manager, seed_ranks, train
 
 CASE, STEPS = Case(2, dropout=0.1), 6
-RESUMED = dict.fromkeys(TROUBLES, 4) | {
+RESUMED = dict.fromkeys(DISTURBANCES, 4) | {
     "stored-changed": 0,  # both checkpoints have blobs that do not match their names
     OLD_LISTS: 0,  # the first list contained no checkpoint
 }

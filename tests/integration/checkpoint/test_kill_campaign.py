@@ -16,7 +16,7 @@ KILLS = 20
 def test_after_twenty_kills_every_logged_loss_is_that_of_the_uninterrupted_run(tmp_path: Path) -> None:
     campaign = Campaign(seed=7, kills=KILLS, path=tmp_path / "campaign.jsonl", cases=1)
     with setup(tmp_path, max_lost_seconds=1.0) as place:
-        for outcome in campaign.play(place):
+        for outcome in campaign.run(place):
             assert outcome.corrupt == []
             assert outcome.mismatches == 0
     assert campaign.kills >= KILLS, "a run of which only restores are left has one more"
@@ -56,12 +56,12 @@ def test_a_request_is_classified_by_its_effect(method: str, path: str, body: byt
 def test_a_process_killed_by_a_trap_may_be_seen_dead_before_the_trap_has_fired() -> None:
     trap = Trap(events(1, 1)[0].model_copy(update={"point": Point.BLOB, "number": 1}), lambda: True)
     assert trap.catches(Point.BLOB)
-    threading.Timer(0.2, trap.sprung.set).start()
-    assert trap.has_sprung()
+    threading.Timer(0.2, trap.fired.set).start()
+    assert trap.has_fired()
 
 
 def test_a_trap_without_a_process_to_kill_has_not_fired() -> None:
     trap = Trap(events(1, 1)[0].model_copy(update={"point": Point.BLOB, "number": 1}), lambda: False)
     assert trap.catches(Point.BLOB)
     trap.is_busy = trap.kill()
-    assert not trap.has_sprung()
+    assert not trap.has_fired()
