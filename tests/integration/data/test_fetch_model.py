@@ -291,7 +291,7 @@ def test_preparing_again_uploads_only_a_copy_that_is_incomplete(store, bucket, t
         ("files.json", None, "the base model of this run is missing at s3://"),
         ("files.json", b'{"source": "x", "files": []}', "lists another model"),
         ("config.json", None, "a file of the base model of this run is missing"),
-        ("config.json", b"{}", "holds other content than the digests"),
+        ("config.json", b"{}", "does not match the digests"),
     ],
 )
 def test_a_missing_or_damaged_copy_is_reported(store, bucket, tmp_path, model_folder, config, name, content, message):

@@ -59,7 +59,7 @@ def test_a_held_out_record_with_an_unknown_label_is_reported_or_dropped(place, b
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"tokens": ["a", "b"], "tags": ["O"]}, "must have the same length, not 2 words and 1 labels"),
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "must be equally long, not 2 words and 1 labels"),
         ({"tokens": "a b", "tags": ["O"]}, "column 'tokens' must be a list, not str"),
         ({"tokens": [], "tags": []}, "column 'tokens' is empty"),
         ({"tokens": ["a", " "], "tags": ["O", "O"]}, r"tokens\[1\] is empty"),
