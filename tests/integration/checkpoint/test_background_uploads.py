@@ -314,7 +314,7 @@ def test_a_late_checkpoint_is_reported_with_the_reason(killable: KillableStore, 
         assert in_time == ""
         assert reported.startswith("a crash would now lose all after step 2: ")
         assert killable.access.endpoint in reported
-        assert end.startswith("the state of step 3 could not be stored within 5 s, which is spec.checkpoint.maxStal")
+        assert end.startswith("the state of step 3 could not be stored within 5 s, the value of spec.checkpoint.")
 
 
 def costly(rank: int, size: int, settings: Any, folder: str) -> list[Any]:

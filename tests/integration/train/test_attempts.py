@@ -196,7 +196,7 @@ def test_an_attempt_ends_if_nothing_could_be_stored_for_too_long(
         killable.kill()
         ended = running.result()
     assert ended.exit_codes == [ExitCode.STORAGE_UNREACHABLE] * 2
-    assert "could not be stored within 15 s, which is spec.checkpoint.maxStaleness" in ended.message.error
+    assert "could not be stored within 15 s, the value of spec.checkpoint.maxStaleness" in ended.message.error
     assert "maxStaleness" in ended.message.advice
 
 
