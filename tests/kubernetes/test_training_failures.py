@@ -20,7 +20,7 @@ def processes():
 def child_of(parent, word=b""):
     (pid,) = [pid for pid, (above, command) in processes().items() if above == parent and word in command]
     return pid
-rank = child_of(child_of(1, b"finetune_trainer.forkserver"))
+rank = child_of(child_of(1, b"finetune_trainer.supervisor.forkserver"))
 """
 KILL_RANK = f"{FIND_RANK}os.kill(rank, signal.SIGKILL)"
 USE_UP_MEMORY = f"""{FIND_RANK}

@@ -215,7 +215,7 @@ def report_progress(config: Path) -> int:
 
 def main() -> int:
     from finetune_api.constants import Stage
-    from finetune_trainer.supervisor import Options, supervise
+    from finetune_trainer.supervisor.supervisor import Options, supervise
 
     stage, config, function = sys.argv[1:]
     target = f"rank_targets:{function}"

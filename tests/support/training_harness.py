@@ -12,9 +12,9 @@ from finetune_api.constants import Env, Stage
 from finetune_api.progress import TerminationMessage
 from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import Dtype, Spec
-from finetune_trainer.forkclient import RUN_RANK, ForkClient, ForkServerProcess, RankProcess
 from finetune_trainer.rank_main import read_result
 from finetune_trainer.store import ObjectStore
+from finetune_trainer.supervisor.forkclient import RUN_RANK, ForkClient, ForkServerProcess, RankProcess
 from process_support import base_environment, free_port
 
 ROWS = 47

@@ -11,7 +11,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import TerminationMessage
 
 from .errors import UsageError
-from .supervisor import Options, supervise, write_termination_message
+from .supervisor.supervisor import Options, supervise, write_termination_message
 
 
 class _Parser(argparse.ArgumentParser):

@@ -144,7 +144,7 @@ def fork_server(environ: Mapping[str, str], log_file: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder, log_file.open("wb") as log:
         path = Path(folder) / "fork.sock"
         # The server exits when its standard input is closed, so it ends with this process, also if this one is killed.
-        command = [sys.executable, "-m", "finetune_trainer.forkserver", "--socket", str(path), "--lifeline"]
+        command = [sys.executable, "-m", "finetune_trainer.supervisor.forkserver", "--socket", str(path), "--lifeline"]
         with subprocess.Popen(
             command, env=dict(environ), stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         ) as process:

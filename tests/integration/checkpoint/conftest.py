@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.preload import import_muon
+from finetune_trainer.supervisor.preload import import_muon
 from process_support import free_port
 
 RunWorld = Callable[..., list[Any]]

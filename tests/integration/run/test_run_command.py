@@ -164,7 +164,7 @@ def test_a_killed_command_leaves_no_process_behind(job_folder: Path) -> None:
 
         def all_started() -> dict[int, str] | None:
             found = children(process.pid)
-            wanted = ("weed", "finetune_trainer.forkserver", "finetune_trainer prepare")
+            wanted = ("weed", "finetune_trainer.supervisor.forkserver", "finetune_trainer prepare")
             return found if all(any(word in line for line in found.values()) for word in wanted) else None
 
         started = until(all_started, within=120, what="store, fork server and a worker")

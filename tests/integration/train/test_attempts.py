@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.checkpoint.format.manifest import digest_of
-from finetune_trainer.forkclient import RUN_RANK
 from finetune_trainer.store import ObjectStore
+from finetune_trainer.supervisor.forkclient import RUN_RANK
 from killable_store import BUCKET, KillableStore
 from process_support import until
 from training_harness import STEPS_PER_EPOCH, TrainingHarness

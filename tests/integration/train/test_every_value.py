@@ -20,7 +20,7 @@ from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage
 from finetune_operator.settings import OperatorSettings
-from finetune_trainer.forkclient import RUN_RANK
+from finetune_trainer.supervisor.forkclient import RUN_RANK
 from finetune_trainer.train.plan import training_plan
 from rows import jsonl
 from tiny_models import CHATML

@@ -9,8 +9,8 @@ import pytest
 from finetune_api.progress import TrainResult
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
-from finetune_trainer.forkclient import ForkClient
 from finetune_trainer.model.fetch import fetch_model
+from finetune_trainer.supervisor.forkclient import ForkClient
 from process_support import base_environment
 from training_harness import GLOBAL_BATCH, TrainingHarness
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from finetune_operator.clusters.local_ports import free_ports
 from finetune_operator.clusters.pod_progress import host_of
 from finetune_operator.controller.http_server import serve
-from finetune_trainer.progress_server import serve_progress
+from finetune_trainer.supervisor.progress_server import serve_progress
 
 LOOPBACKS = ("127.0.0.1", "[::1]") if socket.has_dualstack_ipv6() else ("127.0.0.1",)
 

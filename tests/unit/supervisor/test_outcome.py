@@ -1,7 +1,7 @@
 import pytest
 
 from finetune_api.progress import Progress, TerminationMessage
-from finetune_trainer.outcome import RankExit, decisive_exit, exit_status, termination_message
+from finetune_trainer.supervisor.outcome import RankExit, decisive_exit, exit_status, termination_message
 
 PROGRESS = Progress(stage="train", step=7)
 

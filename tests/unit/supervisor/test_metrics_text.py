@@ -1,6 +1,6 @@
 from finetune_api.progress import CommittedCheckpoint, Progress
 from finetune_api.v1alpha1 import Metric
-from finetune_trainer.progress_server import metrics_text
+from finetune_trainer.supervisor.progress_server import metrics_text
 
 
 def test_known_values_are_gauges_with_stage_and_attempt() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_api.progress import FOR_STATUS, Progress
 
-from .progress import PROGRESS_FILE
+from ..progress import PROGRESS_FILE
 
 
 class FinalRead:

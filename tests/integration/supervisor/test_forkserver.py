@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.forkclient import ForkClient, ForkServerProcess, RankProcess
-from finetune_trainer.forkserver import short_address
+from finetune_trainer.supervisor.forkclient import ForkClient, ForkServerProcess, RankProcess
+from finetune_trainer.supervisor.forkserver import short_address
 from process_support import base_environment, free_port, is_alive, until
 
 Start = Callable[..., tuple[RankProcess, Path]]
@@ -167,7 +167,7 @@ def test_a_server_that_cannot_import_reports_the_reason(tmp_path: Path) -> None:
 _IMPORTS = """
 import sys
 from finetune_api.constants import Stage
-from finetune_trainer.preload import import_libraries, prepare_environment
+from finetune_trainer.supervisor.preload import import_libraries, prepare_environment
 
 prepare_environment("cpu")
 import_libraries("cpu", [Stage(sys.argv[1])])
@@ -200,7 +200,7 @@ def test_a_server_of_one_stage_imports_only_what_that_stage_needs(stage: str, mo
 _STARTER = """
 import sys, time
 from pathlib import Path
-from finetune_trainer.forkclient import ForkServerProcess
+from finetune_trainer.supervisor.forkclient import ForkServerProcess
 print("server", ForkServerProcess.start(Path(sys.argv[1])).process.pid, flush=True)
 time.sleep(1000)
 """

@@ -171,7 +171,7 @@ class ForkServerProcess:
         environ["PYTHONPATH"] = os.pathsep.join([*_source_roots(), *filter(None, [environ.get("PYTHONPATH")])])
         with listen(path) as listener:
             descriptor = listener.fileno()
-            command = [sys.executable, "-m", "finetune_trainer.forkserver", "--lifeline"]
+            command = [sys.executable, "-m", "finetune_trainer.supervisor.forkserver", "--lifeline"]
             command += ["--listener", str(descriptor), "--accelerator", accelerator]
             command += [] if stage is None else ["--stage", stage]
             process = subprocess.Popen(

@@ -13,8 +13,8 @@ from types import FrameType
 
 from finetune_api.exit_codes import ExitCode
 
+from ..logs import readable_lines
 from .forkclient import RankProcess
-from .logs import readable_lines
 from .outcome import RankExit
 
 _LINES_KEPT = 40

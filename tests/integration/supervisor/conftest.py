@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.constants import Env, Stage
-from finetune_trainer.forkclient import ForkServerProcess
+from finetune_trainer.supervisor.forkclient import ForkServerProcess
 from process_support import SUPPORT, Pod, base_environment, free_port, is_alive, make_config, until
 
 CGROUPS = Path("/sys/fs/cgroup")

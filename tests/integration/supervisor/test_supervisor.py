@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api.constants import Env, Stage
 from finetune_api.progress import Progress, TerminationMessage
-from finetune_trainer.forkclient import ForkServerProcess
+from finetune_trainer.supervisor.forkclient import ForkServerProcess
 from process_support import Pod, base_environment, free_port, is_alive, make_config, until
 
 StartPod = Callable[..., Pod]

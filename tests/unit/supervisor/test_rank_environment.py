@@ -3,7 +3,7 @@ import pytest
 from finetune_api.constants import Env, Stage
 from finetune_api.trainer_config import World
 from finetune_trainer.errors import UsageError
-from finetune_trainer.supervisor import rank_environments
+from finetune_trainer.supervisor.supervisor import rank_environments
 from process_support import make_config
 
 

@@ -1,6 +1,6 @@
 """The fork server: imports the libraries once and forks a rank for each request.
 
-    python -m finetune_trainer.forkserver --socket PATH
+    python -m finetune_trainer.supervisor.forkserver --socket PATH
 
 Protocol, over a Unix stream socket with one connection per rank:
 
@@ -38,7 +38,7 @@ from typing import Any, NoReturn
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import ExitCode
 
-from .errors import is_program_error
+from ..errors import is_program_error
 from .preload import import_libraries, prepare_environment, renew_process
 
 _PR_SET_PDEATHSIG = 1
@@ -305,7 +305,9 @@ def watch_lifeline(descriptor: int) -> None:
 
 def main() -> NoReturn:
     """Parse the command line, listen, import, serve."""
-    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.forkserver", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune_trainer.supervisor.forkserver", description=__doc__.split("\n")[0]
+    )
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--socket", type=Path, help="Unix socket to listen on")
     place.add_argument("--listener", type=int, metavar="FD", help="inherited descriptor of a listening Unix socket")

@@ -18,15 +18,15 @@ from finetune_api.progress import TerminationMessage
 from finetune_api.redaction import hide_credentials
 from finetune_api.trainer_config import TrainerConfig
 
-from .errors import PROGRAM_ERROR_ADVICE, BadConfigError, UsageError, described, is_program_error, printable
+from ..errors import PROGRAM_ERROR_ADVICE, BadConfigError, UsageError, described, is_program_error, printable
+from ..memory import memory_kills
+from ..progress import PROGRESS_FILE
+from ..rank_main import read_config, read_result, result_path
+from ..runtime import number, variable
 from .forkclient import RUN_RANK, ForkClient, ForkServerProcess
-from .memory import memory_kills
 from .outcome import RankExit, decisive_exit, exit_status, termination_message
-from .progress import PROGRESS_FILE
 from .progress_server import read_progress, serve_progress
 from .rank_group import Output, RankGroup
-from .rank_main import read_config, read_result, result_path
-from .runtime import number, variable
 
 GRACE_SECONDS = 5.0
 """Time between SIGTERM and SIGKILL for the other ranks after one has failed. It suffices to write a log line; the ranks
