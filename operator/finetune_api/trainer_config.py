@@ -12,7 +12,7 @@ from .v1alpha1 import ArtifactFormat, AttemptPlan, AttemptStatus, DataFormat, Dt
 class Message(BaseModel):
     """A block of the contract between operator and trainer: frozen, plain snake_case JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Exchanged(Message):

@@ -1,13 +1,42 @@
 """What every block of the object shares: frozen, camelCase on the wire, unknown fields refused."""
 
+import ast
+import inspect
 import re
+import textwrap
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from .scope import Scope
+
+
+def _docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """Return the docstrings under the attributes of a model and of its base classes, by attribute."""
+    found: dict[str, str] = {}
+    for kind in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        assert isinstance(definition, ast.ClassDef)
+        for attribute, below in pairwise(definition.body):
+            if isinstance(attribute, ast.AnnAssign) and isinstance(below, ast.Expr):
+                found[ast.unparse(attribute.target)] = inspect.cleandoc(ast.literal_eval(below.value))
+    return found
+
+
+def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Describe the fields of a JSON schema by the docstrings under them.
+
+    Only the CRD needs them. pydantic's `use_attribute_docstrings` reads them from the source at every import, a fifth
+    of the CPU time of importing this package.
+    """
+    docstrings = _docstrings(model)
+    for name, info in model.model_fields.items():
+        described = schema["properties"].get(info.alias)
+        if described is not None and name in docstrings:
+            described.setdefault("description", docstrings[name])
 
 
 class ApiModel(BaseModel):
@@ -18,7 +47,7 @@ class ApiModel(BaseModel):
         extra="forbid",
         alias_generator=to_camel,
         populate_by_name=True,
-        use_attribute_docstrings=True,
+        json_schema_extra=_describe,
     )
 
     scope: ClassVar[Scope | None] = None
