@@ -10,6 +10,10 @@ cd "$(dirname "$0")/.."
 python=$1
 shift
 
+# Pods cannot keep bytecode, nor can processes under PYTHONDONTWRITEBYTECODE: each of them would compile what has changed
+# since the environment was made.
+"$python" -m compileall -q operator trainer tests/support
+
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 
