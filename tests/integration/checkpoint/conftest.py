@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.supervisor.preload import import_muon
+from finetune_trainer.supervisor.preload import disable_shared_memory_kernel, import_muon
 from process_support import free_port
 
 RunWorld = Callable[..., list[Any]]
@@ -33,6 +33,7 @@ def _rank(
     size: int,
     port: int,
     first: Callable[[], None] | None,
+    uploaders: int,
     arguments: dict[str, Any],
 ) -> None:
     import deepspeed
@@ -46,9 +47,9 @@ def _rank(
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if first is not None:
         first()
-    fork_uploader()
+    for _ in range(uploaders):
+        fork_uploader()
     torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled at every start
     try:
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
         conn.send((body(rank=rank, size=size, **arguments), None))
@@ -57,17 +58,23 @@ def _rank(
 
 
 def _run(
-    body: Callable[..., Any], size: int, /, *, first: Callable[[], None] | None = None, **arguments: Any
+    body: Callable[..., Any],
+    size: int,
+    /,
+    *,
+    first: Callable[[], None] | None = None,
+    uploaders: int = 1,
+    **arguments: Any,
 ) -> list[Any]:
     """Run `body(rank=, size=, **arguments)` on `size` new ranks; returns their results, by rank.
 
-    Each rank calls `first` before it forks its uploader.
+    Each rank calls `first` and then forks its uploaders: as many as it makes managers that save.
     """
     port = free_port()
     fork = multiprocessing.get_context("fork")
     pipes = [fork.Pipe(duplex=False) for _ in range(size)]
     processes = [
-        fork.Process(target=_rank, args=(pipes[rank][1], body, rank, size, port, first, arguments))
+        fork.Process(target=_rank, args=(pipes[rank][1], body, rank, size, port, first, uploaders, arguments))
         for rank in range(size)
     ]
     for process in processes:
@@ -98,5 +105,6 @@ def run_world() -> Iterator[RunWorld]:
             warnings.simplefilter("ignore")  # from third-party modules during import
             for name in PRELOAD:
                 importlib.import_module(name)
-            import_muon()  # like the first engine
+            import_muon()  # as the first engine does
+            disable_shared_memory_kernel()  # it would be compiled at every start
         yield _run

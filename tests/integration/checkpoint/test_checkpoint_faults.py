@@ -74,6 +74,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
 ) -> None:
     folders = [f"{bucket}/{kind.replace(' ', '-')}" for kind in DAMAGES]
     place: dict[str, Any] = {"case": Case(3, dropout=0.1), "settings": storage_settings, "folders": folders}
+    place["uploaders"] = len(folders)
     before = run_world(in_each, 2, body=save_two, **place)[0]
     digests = [damage(store, folder, kind) for folder, kind in zip(folders, DAMAGES, strict=True)]
     for rank_results in run_world(in_each, 2, body=go_back, **place):
@@ -293,7 +294,7 @@ def best_state(rank: int, size: int, settings: Any, folder: str) -> list[Any]:
 def test_only_the_weights_of_the_best_step_are_restored(
     storage_settings: StorageSettings, bucket: str, run_world: Any
 ) -> None:
-    for found in run_world(best_state, 2, settings=storage_settings, folder=bucket):
+    for found in run_world(best_state, 2, uploaders=4, settings=storage_settings, folder=bucket):
         assert found == [[True, True, {"Loss": 0.5}, 4, None]] * 4
 
 

@@ -26,7 +26,9 @@ SAME_WORLD += [
 def test_losses_after_a_restore_are_bitwise_those_of_the_uninterrupted_run(
     storage_settings: StorageSettings, bucket: str, run_world: Any
 ) -> None:
-    before = run_world(uninterrupted, 2, cases=SAME_WORLD, settings=storage_settings, folder=bucket)[0]
+    before = run_world(
+        uninterrupted, 2, uploaders=len(SAME_WORLD), cases=SAME_WORLD, settings=storage_settings, folder=bucket
+    )[0]
     pairs = [(case, case) for case in SAME_WORLD]
     after = run_world(resumed, 2, pairs=pairs, settings=storage_settings, folder=bucket)[0]
     wrong = {}
@@ -64,15 +66,17 @@ def test_a_checkpoint_can_be_resumed_with_any_world_size_zero_stage_and_offload(
     """Sums over another world size differ in their last bit; the bound is the difference between two uninterrupted
     runs."""
     place = {"settings": storage_settings, "folder": f"{bucket}/two"}
-    before = run_world(uninterrupted, 2, cases=SOURCES, **place)[0]
+    before = run_world(uninterrupted, 2, uploaders=len(SOURCES), cases=SOURCES, **place)[0]
     one = run_world(resumed, 1, pairs=TO_ONE_RANK, first_attempt=2, **place)[0]
     other = run_world(resumed, 2, pairs=TO_ANOTHER_STAGE + TO_ANOTHER_PLACE, first_attempt=20, **place)[0]
     three = run_world(resumed, 3, pairs=TO_THREE_RANKS, first_attempt=60, **place)[0]
     place = {"settings": storage_settings, "folder": f"{bucket}/one"}
-    alone = run_world(uninterrupted, 1, cases=[source for source, _ in FROM_ONE_RANK], **place)[0]
+    sources = [source for source, _ in FROM_ONE_RANK]
+    alone = run_world(uninterrupted, 1, uploaders=len(sources), cases=sources, **place)[0]
     grown = run_world(resumed, 2, pairs=FROM_ONE_RANK, **place)[0]
     place = {"settings": storage_settings, "folder": f"{bucket}/four"}
-    four = run_world(uninterrupted, 4, cases=[source for source, _ in FROM_FOUR_RANKS], **place)[0]
+    sources = [source for source, _ in FROM_FOUR_RANKS]
+    four = run_world(uninterrupted, 4, uploaders=len(sources), cases=sources, **place)[0]
     two = run_world(resumed, 2, pairs=FROM_FOUR_RANKS, **place)[0]
     for results, expected in ((one, before), (three, before), (other, before), (grown, alone), (two, four)):
         for name, got in results.items():

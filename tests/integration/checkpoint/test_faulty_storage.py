@@ -63,7 +63,7 @@ def test_wrong_content_is_never_accepted_and_temporary_failures_cost_nothing(
     storage_settings: StorageSettings, store_server: EmbeddedStore, bucket: str, run_world: Any
 ) -> None:
     with FaultyStoreProxy(store_server) as proxy:
-        place = {"settings": proxy.settings(), "bucket": bucket}
+        place: dict[str, Any] = {"settings": proxy.settings(), "bucket": bucket, "uploaders": len(RESUMED)}
         before, after = (run_world(in_all, 2, body=body, **place)[0] for body in (saved, resumed))
     assert set(proxy.struck) == set(RESUMED), "each trouble has been there"
     assert {kind: found["step"] for kind, found in after.items()} == RESUMED

@@ -53,9 +53,17 @@ def _import(accelerator: str, stages: Collection[Stage]) -> None:
     if Stage.TRAIN in stages:
         import_muon()
     if accelerator == "cpu" and Stage.TRAIN in stages:
-        # DeepSpeed compiles this kernel when a process group starts, which takes half a minute, and fails without a C++
-        # compiler. Without the kernel, it uses gloo.
-        importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
+        disable_shared_memory_kernel()
+
+
+def disable_shared_memory_kernel() -> None:
+    """Let DeepSpeed reduce over gloo.
+
+    It would compile its own kernel when a process group starts, which takes half a minute, and fails without a C++
+    compiler. The table is assigned and not changed, because DeepSpeed makes it by running the compiler for every kernel
+    that it has; only the process group reads it.
+    """
+    vars(importlib.import_module("deepspeed.ops"))["__compatible_ops__"] = {"deepspeed_shm_comm": False}
 
 
 def _build_conversions() -> None:

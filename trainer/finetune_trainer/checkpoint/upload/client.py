@@ -244,6 +244,8 @@ class UploaderProcess:
         Returns the exit status, or None if there was no process.
         """
         if self._channel is not None:
+            with contextlib.suppress(OSError):  # the uploader has closed its end
+                self._channel.shutdown(socket.SHUT_RDWR)  # processes that this rank has forked may have it open too
             self._channel.close()
         self._channel = None
         if self._process is not None and kill:

@@ -36,7 +36,7 @@ class ForkedUploader:
 
 
 _standby: list[ForkedUploader] = []
-"""The uploader of this rank, until it is taken."""
+"""The uploader of this rank, until it is taken. A test with several checkpoint managers forks one for each."""
 
 
 def fork_uploader() -> None:
