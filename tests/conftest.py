@@ -1,10 +1,14 @@
-"""Fixtures shared by all tests: a real S3 server and real models."""
+"""Fixtures shared by all tests: a real S3 server, real models and the real helm.
+
+FINETUNE_TEST_REQUIRE     `kubernetes,pods,images,helm,models`: what must not be skipped
+FINETUNE_TEST_CACHE       folder of the built programs, instead of the user's cache folder
+"""
 
 import re
 import signal
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -15,21 +19,27 @@ from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
 from killable_store import KillableStore
+from required import REASONS, unavailable
+from testcluster import binaries
+from testcluster.helm import Helm
+from testcluster.missing import MissingError
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Restore SIGINT, which a shell ignores in background jobs and their children; disable Hypothesis's deadlines.
 
     A deadline of 200 ms per example would depend on the load of the machine.
     """
+    config.stash[REASONS] = {}
     hypothesis.settings.register_profile("any-machine", deadline=None)
     hypothesis.settings.load_profile("any-machine")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the duration of each part, to help choosing what to run alone during development."""
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the duration of each part, to help choosing what to run alone during development, and what was skipped."""
     seconds: defaultdict[str, float] = defaultdict(float)
     tests: defaultdict[str, set[str]] = defaultdict(set)
     for reports in terminalreporter.stats.values():
@@ -40,6 +50,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 tests[part].add(report.nodeid)
     for part in sorted(seconds):
         terminalreporter.write_line(f"{part}: {len(tests[part])} tests in {seconds[part]:.0f} s")
+    for what, reason in config.stash[REASONS].items():
+        terminalreporter.write_line(f"NOT TESTED: {what} - {' '.join(reason.split())}", red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Tell the person who waits, past pytest's capture: a first build takes minutes."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def told(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\ncluster: {text}", flush=True)
+
+    return told
+
+
+@pytest.fixture(scope="session")
+def helm(pytestconfig: pytest.Config, say: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """The real helm, built once, without a cluster."""
+    try:
+        return Helm(binaries.built(binaries.HELM, say) / "helm", tmp_path_factory.mktemp("helm"))
+    except MissingError as error:
+        unavailable(pytestconfig, "helm", error)
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,13 @@ KUBERNETES = Module(
 )
 COREDNS = Module("coredns", {"coredns": "."}, minutes=2)
 KWOK = Module("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, minutes=3)
+HELM_VERSION = "v4.3.2"  # as in helm/go.mod
+HELM = Module(
+    "helm",
+    {"helm": "helm.sh/helm/v4/cmd/helm"},
+    minutes=2,
+    ldflags=f"-s -w -X helm.sh/helm/v4/internal/version.version={HELM_VERSION}",
+)
 
 
 def cache_folder() -> Path:
