@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 PYTEST := $(BIN)/python -m pytest
-CODE := operator trainer tests $(wildcard benchmarks docs)
+CODE := operator trainer tests charts $(wildcard benchmarks docs)
 # Extra arguments for pytest, as in: make test-unit ARGS='-k restart -x'
 ARGS ?=
 
@@ -66,8 +66,12 @@ test-integration: $(VENV)/.ready-test ## Run the integration tests: a real objec
 test-kubernetes: $(VENV)/.ready-test ## Run the tests on Kubernetes, which start a cluster: need Linux and Go, and root for pods
 	$(PYTEST) tests/kubernetes $(ARGS)
 
+.PHONY: test-chart
+test-chart: $(VENV)/.ready-test ## Run the tests of the Helm chart, which need what test-kubernetes needs
+	$(PYTEST) tests/chart tests/kubernetes/test_chart_life_cycle.py $(ARGS)
+
 .PHONY: cluster-tools
-cluster-tools: $(VENV)/.ready-test ## Install what test-kubernetes needs: Debian packages and a build of Kubernetes (9 minutes, once)
+cluster-tools: $(VENV)/.ready-test ## Install what test-kubernetes needs: Debian packages, builds of Kubernetes and helm (11 minutes, once)
 	@PYTHONPATH=tests/support $(BIN)/python -m testcluster.tools
 
 .PHONY: lint
@@ -128,12 +132,18 @@ format: $(VENV)/.ready-test ## Format the code and apply fixes of ruff
 	$(BIN)/ruff format $(CODE)
 
 .PHONY: golden
-golden: $(VENV)/.ready-test ## Generate CRD, docs/support.md and golden manifests; review the diff
+golden: $(VENV)/.ready-test ## Generate CRD, values of the chart, docs/support.md and golden manifests; review the diff
 	FINETUNE_UPDATE_GOLDEN=1 $(PYTEST) -q tests/golden
-	@git --no-pager diff --stat -- manifests tests/golden
+	@git --no-pager diff --stat -- charts manifests tests/golden
+
+.PHONY: manifests
+manifests: $(VENV)/.ready-test ## Generate manifests/install.yaml, the chart with its defaults, with helm; review the diff
+	FINETUNE_TEST_REQUIRE=helm FINETUNE_UPDATE_GOLDEN=1 $(PYTEST) -q tests/golden/test_chart_files.py \
+		tests/chart/test_defaults.py
+	@git --no-pager diff --stat -- charts manifests
 
 .PHONY: generate
-generate: golden ## Same as golden
+generate: golden manifests ## Same as golden and manifests
 
 .PHONY: picture
 picture: $(VENV)/.ready-local ## Record the demo as docs/demo.svg

@@ -45,7 +45,7 @@ if ! MAKEFLAGS= make --no-print-directory VENV="${python%/bin/python}" lint type
     exit 2
 fi
 
-"$python" -m pytest tests/unit tests/golden tests/integration "$@"
+"$python" -m pytest tests/unit tests/golden tests/chart tests/integration "$@"
 ended=$?
 for stream in without_nodes on_nodes; do
     printf '\nTests on Kubernetes, %s:\n\n' "${stream/_/ }"

@@ -1,4 +1,4 @@
-"""`python -m finetune_operator run | install | network-policy | crd`."""
+"""`python -m finetune_operator run | network-policy | crd`."""
 
 import argparse
 import asyncio
@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from finetune_api.crd import crd
 from finetune_api.redaction import has_credentials
@@ -14,8 +13,7 @@ from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1.quantities import amount
 
 from .logs import configure_logging
-from .manifests import Manifest
-from .render import install
+from .render.network_policy import NAMESPACE, render_network_policy
 from .settings import GraceLimits, OperatorSettings, PodAdditions
 from .yaml_text import dump_all
 
@@ -27,10 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(crd(), indent=2))
         return 0
     if options.command == "network-policy":
-        print(dump_all([install.render_network_policy(options.namespace)]), end="")
-        return 0
-    if options.command == "install":
-        print(dump_all(_installation(options)), end="")
+        print(dump_all([render_network_policy(options.namespace)]), end="")
         return 0
     configure_logging(options.log_level)
     if options.kubeconfig is not None:
@@ -55,21 +50,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("crd", help="print the CustomResourceDefinition, as JSON")
     policy = commands.add_parser("network-policy", help="print a NetworkPolicy for namespaces with jobs")
-    policy.add_argument("--namespace", default=install.NAMESPACE, help="namespace of the operator")
-    common: dict[str, Any] = {
-        "parents": [_settings_parser()],
-        "formatter_class": argparse.ArgumentDefaultsHelpFormatter,
-    }
-    printed = commands.add_parser("install", help="print manifests for `kubectl apply --server-side -f -`", **common)
-    printed.add_argument("--namespace", default=install.NAMESPACE, help="namespace of the operator")
-    printed.add_argument("--image", default=install.IMAGE, help="image of the operator")
-    run = commands.add_parser("run", help="run the operator until SIGTERM", **common)
-    own = OperatorSettings()
+    policy.add_argument("--namespace", default=NAMESPACE, help="namespace of the operator")
+    run = commands.add_parser(
+        "run", help="run the operator until SIGTERM", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    _add_process_arguments(run)
+    _add_job_arguments(run)
+    return parser
+
+
+def _add_process_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--namespace", action="append", default=[], help="watch only this namespace; can be repeated")
     run.add_argument("--kubeconfig", type=Path, help="absent: the default, or the service account of the pod")
-    run.add_argument(
-        "--pod-additions", type=_additions, default=own.additions, help="JSON file with volumes, volumeMounts and env"
-    )
     run.add_argument(
         "--watch-silence-seconds",
         type=float,
@@ -77,64 +69,52 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds without an event after which a watch is reopened",
     )
     run.add_argument("--host", default="", help="address of metrics and probes; empty: all addresses, IPv4 and IPv6")
-    run.add_argument("--port", type=int, default=install.PORT, help="port of metrics and probes")
-    return parser
+    run.add_argument("--port", type=int, default=8081, help="port of metrics and probes")
+    run.add_argument("--workers", type=int, default=24, help="number of concurrent reconciles")
+    run.add_argument("--resync-seconds", type=float, default=300.0, help="seconds between two lists of all objects")
+    run.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 
 
-def _settings_parser() -> argparse.ArgumentParser:
-    """Return the parser of the options that `install` writes to the Deployment and `run` reads."""
-    parser = argparse.ArgumentParser(add_help=False)
+def _add_job_arguments(run: argparse.ArgumentParser) -> None:
     own = OperatorSettings()
-    parser.add_argument("--trainer-image", default=own.trainer_image, help="image of jobs that do not set one")
-    parser.add_argument(
+    run.add_argument("--trainer-image", default=own.trainer_image, help="image of jobs that do not set one")
+    run.add_argument(
         "--run-as-user",
         type=_user,
         default=str(own.run_as_user),
         help="user and group of pods; none: assigned by the cluster, as on OpenShift",
     )
-    parser.add_argument(
+    run.add_argument(
         "--ephemeral-storage",
         type=_quantity,
         default=own.ephemeral_storage,
         help="ephemeral storage that pods request if the job does not set it; 0: none",
     )
-    parser.add_argument("--storage-endpoint", type=_endpoint, help="object storage if the job sets none; absent: AWS")
-    parser.add_argument("--storage-region", default=own.storage.region, help="region of the object storage")
-    parser.add_argument("--credentials-secret", help="Secret of jobs that do not set one, in the namespace of the job")
-    parser.add_argument(
-        install.NETWORK_POLICIES.removesuffix("="),
+    run.add_argument("--storage-endpoint", type=_endpoint, help="object storage if the job sets none; absent: AWS")
+    run.add_argument("--storage-region", default=own.storage.region, help="region of the object storage")
+    run.add_argument("--credentials-secret", help="Secret of jobs that do not set one, in the namespace of the job")
+    run.add_argument(
+        "--network-policies-from",
         metavar="NAMESPACE",
         help="create a NetworkPolicy for each attempt that allows its own pods, and the operator in this namespace",
     )
-    parser.add_argument(
+    run.add_argument(
         "--progress-seconds", type=float, default=own.progress_seconds, help="seconds between two reads of progress"
     )
-    parser.add_argument(
+    run.add_argument(
         "--termination-grace",
         type=int,
         default=own.termination_grace.least_seconds,
         help="minimum grace period of training pods, in seconds",
     )
-    parser.add_argument(
+    run.add_argument(
         "--max-termination-grace",
         type=int,
         default=own.termination_grace.most_seconds,
         help="maximum grace period, for jobs with slow saves",
     )
-    parser.add_argument("--workers", type=int, default=24, help="number of concurrent reconciles")
-    parser.add_argument("--resync-seconds", type=float, default=300.0, help="seconds between two lists of all objects")
-    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    return parser
-
-
-def _installation(options: argparse.Namespace) -> tuple[Manifest, ...]:
-    """Return the manifests. All settings are explicit, so that the Deployment shows which settings exist."""
-    settings = vars(_settings_parser().parse_args([])).keys()
-    chosen = {name: getattr(options, name) for name in settings}
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items() if value is not None]
-    user = None if options.run_as_user == "none" else int(options.run_as_user)
-    return install.render_install(
-        namespace=options.namespace, image=options.image, arguments=arguments, run_as_user=user
+    run.add_argument(
+        "--pod-additions", type=_additions, default=own.additions, help="JSON file with volumes, volumeMounts and env"
     )
 
 

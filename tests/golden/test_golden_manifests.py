@@ -3,7 +3,6 @@
 `make golden` updates them; review the diff.
 """
 
-import os
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,12 @@ from finetune_operator.__main__ import main as operator_main
 from finetune_operator.render import render_all
 from finetune_operator.settings import OperatorSettings
 from finetune_operator.yaml_text import dump_all
+from golden import same_as_golden
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SAMPLES = sorted((ROOT / "manifests/samples").glob("*.yaml"))
 CASES = sorted(path for path in HERE.iterdir() if (path / "job.yaml").exists())
-
-
-def same_as_golden(path: Path, text: str) -> None:
-    if os.environ.get("FINETUNE_UPDATE_GOLDEN"):
-        path.write_text(text)
-    assert text == path.read_text(), (
-        f"{path.name} differs; if that is intended, run `make golden` and review the difference"
-    )
 
 
 def read(path: Path) -> object:
@@ -47,11 +39,6 @@ def test_the_crd_in_manifests_is_that_of_the_models() -> None:
 
 def test_the_page_of_supported_combinations_is_that_of_the_table() -> None:
     same_as_golden(ROOT / "docs/support.md", SUPPORT.page())
-
-
-def test_the_installation_in_manifests_is_what_the_operator_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    assert operator_main(["install"]) == 0
-    same_as_golden(ROOT / "manifests/install.yaml", capsys.readouterr().out)
 
 
 def test_the_network_policy_in_manifests_is_what_the_operator_prints(capsys: pytest.CaptureFixture[str]) -> None:

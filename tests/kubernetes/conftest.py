@@ -1,11 +1,8 @@
 """Fixtures of the test cluster. On a machine that cannot run it, these tests are skipped with a message at the end.
 
-FINETUNE_TEST_REQUIRE     `kubernetes,pods,images`: must not be skipped
 FINETUNE_TEST_KUBECONFIG  a cluster to use instead of our own; pods are then not tested
-FINETUNE_TEST_CACHE       folder of the built programs, instead of the user's cache folder
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +14,8 @@ from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
 from loop_thread import LoopThread, running_kubelet
 from objects import Objects
-from operator_process import install
+from operator_process import NAME, install, installation
+from required import unavailable
 from simulated_kubelet import SimulatedKubelet
 from testcluster.access import Kubectl
 from testcluster.builds import Buildah, require_buildah
@@ -28,12 +26,7 @@ from testcluster.pods import PodsCluster
 from testcluster.run_folder import run_folder
 from training_setup import TrainingSetup, fresh_namespace, training_setup
 
-REASONS = pytest.StashKey[dict[str, str]]()
 Say = Callable[[str], None]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[REASONS] = {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,32 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"pods_cluster", "buildah"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("pods")
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for what, reason in config.stash[REASONS].items():
-        terminalreporter.write_line(f"NOT TESTED: {what} - {' '.join(reason.split())}", red=True, bold=True)
-
-
-def unavailable(config: pytest.Config, what: str, error: MissingError) -> None:
-    """Skip, or fail if `FINETUNE_TEST_REQUIRE=kubernetes,pods` requires these tests."""
-    config.stash[REASONS].setdefault(what, str(error))
-    if what in os.environ.get("FINETUNE_TEST_REQUIRE", "").split(","):
-        pytest.fail(f"{what} is required and missing: {error}", pytrace=False)
-    pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def say(pytestconfig: pytest.Config) -> Say:
-    """Print to the terminal past pytest's capture, because a first build takes minutes."""
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-
-    def reported(text: str) -> None:
-        with capture.global_and_fixture_disabled():
-            print(f"\ncluster: {text}", flush=True)
-
-    return reported
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +80,15 @@ def buildah(pytestconfig: pytest.Config) -> Iterator[Buildah]:
         yield builder
     finally:
         builder.remove()
+
+
+@pytest.fixture(scope="session")
+def operator_image(buildah: Buildah) -> str:
+    """The operator's image as the Dockerfile makes it, under the name that the chart has for it."""
+    (container,) = installation()["Deployment", NAME]["spec"]["template"]["spec"]["containers"]
+    name: str = container["image"]
+    buildah.build("operator", name)
+    return name
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ import pytest
 
 from factories import make_job
 from finetune_api.crd import crd
-from finetune_operator.render.install import IMAGE, NAME, NAMESPACE
-from operator_process import events_of, install
+from operator_process import NAME, events_of, install, installation
 from process_support import ROOT
 from testcluster.access import Kubectl, condition
 from testcluster.builds import BASE, Buildah
@@ -25,17 +24,12 @@ from testcluster.pod_manifests import python_pod
 from testcluster.pods import PodsCluster
 from testcluster.shared_services import answers
 
+NAMESPACE = installation()["Deployment", NAME]["metadata"]["namespace"]
 USER = 10001
 OWN_MEGABYTES = 120
 """Maximum size of the operator's image without its base, in MB. 90 were measured, mostly the Kubernetes client."""
 TOOLS = ("pip", "pip3", "uv", "hatch", "gcc", "cc", "c++", "make")
 FIND = "import importlib.util, sys; print([name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
-
-
-@pytest.fixture(scope="module")
-def operator_image(buildah: Buildah) -> str:
-    buildah.build("operator", IMAGE)
-    return IMAGE
 
 
 def importable(buildah: Buildah, image: str, *names: str) -> list[str]:
@@ -102,7 +96,7 @@ def test_every_step_of_the_trainers_image(buildah: Buildah, tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def installed(pods_cluster: PodsCluster, buildah: Buildah, operator_image: str) -> Iterator[Kubectl]:
     """The operator in its own namespace; returns kubectl for it."""
-    archive = buildah.archive(operator_image, IMAGE)
+    archive = buildah.archive(operator_image, operator_image)
     for node in pods_cluster.nodes.values():
         node.load_image(archive)
     kubectl = pods_cluster.control.kubectl.within(NAMESPACE)

@@ -10,13 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from finetune_operator.render.install import NAME, render_role
+from ruamel.yaml import YAML
+
 from process_support import ROOT, base_environment, free_port, until
 from testcluster.access import Kubectl, condition
 from testcluster.control_plane import ControlPlane
 from testcluster.existing import ExistingCluster
 
 CRD = "finetunejobs.finetune.dev"
+NAME = "finetune-operator"
+"""Of the objects in manifests/install.yaml."""
 ACCOUNTS = "finetune-test-operator"
 """Namespace of the operator's service account."""
 
@@ -29,7 +32,16 @@ def install(control: ControlPlane | ExistingCluster) -> None:
     kubectl.until(f"crd/{CRD}", lambda _: kubectl.run("get", "ftj").returncode == 0, within=30)
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME, "namespace": ACCOUNTS}}
     space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ACCOUNTS}}
-    kubectl.within(ACCOUNTS).apply(space, account, *render_role(ACCOUNTS), server_side=True)
+    installed = installation()
+    role, binding = installed["ClusterRole", NAME], installed["ClusterRoleBinding", NAME]
+    binding["subjects"][0]["namespace"] = ACCOUNTS
+    kubectl.within(ACCOUNTS).apply(space, account, role, binding, server_side=True)
+
+
+def installation() -> dict[tuple[str, str], dict[str, Any]]:
+    """(kind, name) -> manifest of manifests/install.yaml, which tests/chart compares with the chart."""
+    manifests = YAML(typ="safe", pure=True).load_all(ROOT / "manifests/install.yaml")
+    return {(one["kind"], one["metadata"]["name"]): one for one in manifests}
 
 
 class OperatorProcess:

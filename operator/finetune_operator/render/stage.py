@@ -14,7 +14,7 @@ from ..policy.pending import attempt_hash, evaluation_hash
 from ..policy.runs import run_hash
 from ..policy.world import evaluation_needs, stage_config
 from ..settings import OperatorSettings
-from .install import network_policy_spec
+from .network_policy import network_policy_spec
 from .pod import pod_template
 
 

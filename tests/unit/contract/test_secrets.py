@@ -145,7 +145,7 @@ def test_commands_reject_an_endpoint_with_a_password(capsys: pytest.CaptureFixtu
     with pytest.raises(Exception, match="must not contain a user name or password") as caught:
         endpoint_settings(ADDRESS)
     with pytest.raises(SystemExit):
-        operator_main(["install", f"--storage-endpoint={ADDRESS}"])
+        operator_main(["run", f"--storage-endpoint={ADDRESS}"])
     assert SECRET not in str(caught.value) + capsys.readouterr().err
 
 

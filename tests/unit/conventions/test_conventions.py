@@ -16,7 +16,10 @@ from finetune_api.constants import ConditionType, Reason
 ROOT = Path(__file__).parents[3]
 
 MAX_NESTING = 3
-KNOWN_HOSTS = ("arxiv.org", "huggingface.co", "keepachangelog.com", "semver.org", "www.apache.org", "www.w3.org")
+KNOWN_HOSTS = (
+    *("arxiv.org", "huggingface.co", "json-schema.org", "keepachangelog.com", "semver.org"),
+    *("www.apache.org", "www.w3.org"),
+)
 
 BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.Match)
 """`with` does not count, because it is a scope and not a branch."""

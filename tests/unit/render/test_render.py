@@ -18,7 +18,6 @@ from finetune_api.validation import parse_job
 from finetune_operator import names
 from finetune_operator.policy.world import evaluation_needs, stage_config
 from finetune_operator.render import render_all, render_stage
-from finetune_operator.render.install import render_install
 from finetune_operator.settings import OperatorSettings
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -311,10 +310,3 @@ def test_an_attempt_gets_its_own_network_policy_before_its_pods(stage: Stage) ->
     assert operator["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "ops"}
     assert operator["ports"] == [{"protocol": "TCP", "port": constants.PROGRESS_PORT}]
     assert "NetworkPolicy" not in [manifest["kind"] for manifest in render_stage(config, OperatorSettings())]
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_the_permission_to_create_network_policies_is_installed_only_if_needed(enabled: bool) -> None:
-    arguments = ["--network-policies-from=ops"] if enabled else []
-    (role,) = [one for one in render_install(arguments=arguments) if one["kind"] == "ClusterRole"]
-    assert ("networkpolicies" in str(role["rules"])) is enabled

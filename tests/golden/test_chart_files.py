@@ -1,0 +1,34 @@
+"""Files of the chart that are generated: values.yaml and values.schema.json from one model, and the CRD's template."""
+
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+import chart_crd
+import chart_values
+from golden import same_as_golden
+
+CHART = Path(__file__).parents[2] / "charts/finetune-operator"
+
+
+def test_the_values_of_the_chart_are_those_of_the_model() -> None:
+    same_as_golden(CHART / "values.yaml", chart_values.values_text())
+    values = YAML(typ="safe", pure=True).load(CHART / "values.yaml")
+    defaults = chart_values.ChartValues()
+    assert values == defaults.model_dump(mode="json", by_alias=True)
+    assert chart_values.ChartValues.model_validate(values, by_alias=True) == defaults
+
+
+def test_the_schema_of_the_values_is_that_of_the_model() -> None:
+    same_as_golden(CHART / "values.schema.json", chart_values.schema_text())
+
+
+def test_every_value_has_a_comment_and_all_fit_into_200_lines() -> None:
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    assert len(lines) < 200
+    keys = [index for index, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
+    assert [lines[index] for index in keys if not lines[index - 1].lstrip().startswith("#")] == []
+
+
+def test_the_crd_in_the_chart_is_the_one_of_the_models() -> None:
+    same_as_golden(CHART / "templates/crd.yaml", chart_crd.crd_template())
