@@ -51,14 +51,15 @@ def fresh_namespace(control: ControlPlane | ExistingCluster, *, within: float = 
 
 
 @dataclass
-class TrainingSetup:
-    """A cluster with an operator, a namespace under Pod Security `restricted`, and storage that its pods reach."""
+class JobNamespace:
+    """A namespace under Pod Security `restricted`, and storage that its pods reach. It has no operator of its own."""
 
     cluster: PodsCluster
     kubectl: Kubectl
-    operator: OperatorProcess
     store: ObjectStore
     bucket: str
+    endpoint: str
+    """Of the storage, for pods."""
 
     def job(self, name: str, **spec: Any) -> Job:
         """A classifier of colours on a tiny BERT, two workers."""
@@ -145,12 +146,42 @@ class TrainingSetup:
         self.kubectl("delete", "pods", f"--selector=finetune.dev/job={name}", "--force", "--grace-period=0")
 
 
+@dataclass
+class TrainingSetup(JobNamespace):
+    """The same with an operator."""
+
+    operator: OperatorProcess
+
+
 @contextmanager
 def training_setup(
     cluster: PodsCluster, storage: EmbeddedStore, store: ObjectStore, *more: str
 ) -> Iterator[TrainingSetup]:
     """A setup that is removed afterwards. `store` is a client of the storage, `more` are arguments of the operator."""
     install(cluster.control)
+    with (
+        tempfile.TemporaryDirectory(prefix="finetune-operator-") as folder,
+        job_namespace(cluster, storage, store) as space,
+    ):
+        file = Path(folder) / "additions.json"
+        file.write_text(json.dumps(additions()))
+        arguments = (
+            f"--namespace={space.kubectl.namespace}",
+            f"--trainer-image={HOST}",
+            f"--storage-endpoint={space.endpoint}",
+            f"--credentials-secret={SECRET}",
+            f"--pod-additions={file}",
+            f"--termination-grace={GRACE_SECONDS}",
+            "--progress-seconds=1",
+            *more,
+        )
+        with OperatorProcess(cluster.control, Path(folder) / "operator", *arguments) as operator:
+            yield TrainingSetup(**vars(space), operator=operator)
+
+
+@contextmanager
+def job_namespace(cluster: PodsCluster, storage: EmbeddedStore, store: ObjectStore) -> Iterator[JobNamespace]:
+    """A namespace with everything that jobs need except operator and CRD; it is removed afterwards."""
     with (
         tempfile.TemporaryDirectory(prefix="finetune-site-") as folder,
         Forward(cluster.host_address, storage.access.port) as forwarded,
@@ -162,19 +193,8 @@ def training_setup(
         store.upload_folder(tiny_models.save_tiny_bert(Path(folder) / "model"), f"s3://{bucket}/model")
         store.put(f"s3://{bucket}/data.jsonl", colours())
         _prepare_namespace(kubectl, storage)
-        arguments = (
-            f"--namespace={namespace}",
-            f"--trainer-image={HOST}",
-            f"--storage-endpoint={forwarded.endpoint}",
-            f"--credentials-secret={SECRET}",
-            f"--pod-additions={_additions(Path(folder))}",
-            f"--termination-grace={GRACE_SECONDS}",
-            "--progress-seconds=1",
-            *more,
-        )
         try:
-            with OperatorProcess(cluster.control, Path(folder) / "operator", *arguments) as operator:
-                yield TrainingSetup(cluster, kubectl, operator, store, bucket)
+            yield JobNamespace(cluster, kubectl, store, bucket, forwarded.endpoint)
         finally:
             kubectl("delete", "ftj", "--all", "--wait=false")
             kubectl("delete", "pv", f"host-{namespace}", f"cache-{namespace}", "--ignore-not-found", "--wait=false")
@@ -188,16 +208,14 @@ def _prepare_namespace(kubectl: Kubectl, storage: EmbeddedStore) -> None:
     kubectl.apply(secret, *host_claim(kubectl.namespace))
 
 
-def _additions(folder: Path) -> Path:
+def additions() -> dict[str, Any]:
     """This machine's Python and its packages, for every trainer pod."""
     volume, mounts = host_volume(claim="host")
     path = os.pathsep.join([str(Path(sys.prefix) / "bin"), "/usr/bin", "/bin"])
     environment = [{"name": "PATH", "value": path}, {"name": "PYTHONPATH", "value": PACKAGES}]
     # Both nodes are this machine: two workers with one thread per core each would slow each other down.
     environment.append({"name": "OMP_NUM_THREADS", "value": "1"})
-    file = folder / "additions.json"
-    file.write_text(json.dumps({"volumes": [volume], "volumeMounts": mounts, "env": environment}))
-    return file
+    return {"volumes": [volume], "volumeMounts": mounts, "env": environment}
 
 
 def upload_demo(storage: EmbeddedStore, store: ObjectStore) -> None:
