@@ -17,6 +17,9 @@ from .missing import MissingError
 
 T = TypeVar("T")
 TAIL = 2500
+GO_SETTINGS = {"GOMAXPROCS": "2", "GOGC": "400"}
+"""Most daemons are Go programs. With the default GOGC of 100, the API server collects garbage for a fifth of its CPU
+time; with 400 its resident memory grows from 470 to 720 MB."""
 
 
 class NotInTimeError(AssertionError):
@@ -71,7 +74,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=dict(os.environ) | {"GOMAXPROCS": "2"} | (environment or {}),
+                env=dict(os.environ) | GO_SETTINGS | (environment or {}),
                 start_new_session=True,
             )
 
