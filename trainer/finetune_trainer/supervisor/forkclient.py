@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import finetune_api
+import finetune_trainer
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import ExitCode
 
@@ -140,7 +141,7 @@ class ForkClient:
 
 def _source_roots() -> list[str]:
     """Return the folders of this project's packages if they are not installed, so that the server can import them."""
-    roots = [str(Path(__file__).parents[1]), str(Path(finetune_api.__path__[0]).parent)]
+    roots = [str(Path(package.__path__[0]).parent) for package in (finetune_trainer, finetune_api)]
     return [root for root in roots if root != sysconfig.get_path("purelib")]
 
 
