@@ -48,6 +48,32 @@ def test_losses_after_kills_during_and_at_the_end_of_an_epoch_are_bitwise_equal(
     assert last.message.trained.digest == whole.message.trained.digest
 
 
+def test_a_save_after_a_skipped_validation_contains_the_generators_of_its_step(harness: TrainingHarness) -> None:
+    """A stop skips the validation of step 2. The next attempt starts with it, saves its best state, and is killed."""
+    blocks = {
+        "kind": "bert-dropout",
+        "evaluation": {"everySteps": 2},
+        "training": {"earlyStopping": {"metric": "Loss", "patience": 10}},
+    }
+    through, name = harness.config("validated-through", **blocks), "validated-killed"
+    whole = harness.run(through)
+    assert whole.exit_codes == [0, 0]
+    stopped = harness.run(harness.config(name, **blocks), TEST_END="stop", TEST_END_STEP="2")
+    assert stopped.exit_codes == [75, 75], stopped.output
+    killed = harness.run(harness.config(name, attempt=2, **blocks), TEST_END="kill", TEST_END_STEP="2")
+    assert killed.exit_codes == [-9, -9], killed.output
+    config = harness.config(name, attempt=3, **blocks)
+    assert "00000002-a0002" in harness.manifests(config)
+    last = harness.run(config)
+    assert last.exit_codes == [0, 0], last.output
+    assert last.message.progress is not None
+    assert last.message.progress.resumed_from_step == 2
+    assert harness.training_log(config) == harness.training_log(through)
+    assert last.message.trained is not None
+    assert whole.message.trained is not None
+    assert last.message.trained.digest == whole.message.trained.digest
+
+
 @pytest.mark.parametrize("zero", [2, 3])
 def test_float16_skips_steps_that_overflow_and_resumes_exactly(harness: TrainingHarness, zero: int) -> None:
     """The loss scale starts too high: the first steps change nothing, and the stop comes while it is still

@@ -136,6 +136,9 @@ class TrainingLoop:
         self.parts.report.update(total_steps=self.parts.plan.total_steps, activity="training", flush=True)
         if not self.run.evaluation_due:
             return
+        if self.restored is not None:
+            # The validation may be followed by a save, which must contain the generators of the restored state.
+            self.parts.checkpoints.restore_rng(self.restored.manifest)
         self._evaluate()
         if self.is_stopping:
             raise StoppedError(
