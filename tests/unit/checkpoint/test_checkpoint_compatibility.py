@@ -36,30 +36,34 @@ def test_a_stored_manifest_is_read_and_no_bit_of_it_can_change() -> None:
             assert read_manifest(bytes(changed)) == MANIFEST, "except for changes that do not affect the JSON value"
 
 
+def test_a_manifest_of_the_previous_format_is_read() -> None:
+    assert read_manifest(document(version=1)) == MANIFEST.model_copy(update={"version": 1})
+
+
 def test_a_newer_version_is_distinguished_from_damage() -> None:
-    newer: dict[str, Any] = {**json.loads(document(version=2)), "shards": []}
+    newer: dict[str, Any] = {**json.loads(document(version=3)), "shards": []}
     with pytest.raises(NewerFormatError):
         read_manifest(json.dumps(newer | {"digest": digest_of(newer)}).encode())
     with pytest.raises(
         IncompatibleCheckpointError, match="is damaged: the SHA-256 of its fields does not match its digest"
     ):
-        read_manifest(serialize(MANIFEST).replace(b'"version": 1', b'"version": 3'))
+        read_manifest(serialize(MANIFEST).replace(b'"version": 2', b'"version": 3'))
 
 
 @pytest.mark.parametrize(
     ("content", "reported"),
     [
         (
-            document(version=2, shards=["a field that this version does not support"]),
-            "was written by a newer finetune-operator (format 2, known 1)",
+            document(version=3, shards=["a field that this version does not support"]),
+            "was written by a newer finetune-operator (format 3, known 1 to 2)",
         ),
-        (document(version=2), "was written by a newer finetune-operator (format 2, known 1)"),
-        (document(version=0), "was written by an older finetune-operator (format 0, known 1)"),
-        (document(surprise=1), "is not a manifest of format 1: "),
-        (document(version="x"), "is not a manifest of format 1: "),
-        (b"[]", "is not a manifest of format 1: "),
-        (b"{", "is not a manifest of format 1: "),
-        (b"\xff", "is not a manifest of format 1: "),
+        (document(version=3), "was written by a newer finetune-operator (format 3, known 1 to 2)"),
+        (document(version=0), "was written by an older finetune-operator (format 0, known 1 to 2)"),
+        (document(surprise=1), "is not a manifest of format 1 to 2: "),
+        (document(version="x"), "is not a manifest of format 1 to 2: "),
+        (b"[]", "is not a manifest of format 1 to 2: "),
+        (b"{", "is not a manifest of format 1 to 2: "),
+        (b"\xff", "is not a manifest of format 1 to 2: "),
     ],
 )
 def test_another_format_is_reported(content: bytes, reported: str) -> None:

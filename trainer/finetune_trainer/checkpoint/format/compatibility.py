@@ -9,7 +9,9 @@ from pydantic import ValidationError
 from finetune_api.trainer_config import TrainerConfig
 
 from .failures import first_fault
-from .manifest import VERSION, Manifest, digest_of
+from .manifest import OLDEST_VERSION, VERSION, Manifest, digest_of
+
+_KNOWN = f"{OLDEST_VERSION} to {VERSION}"
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,24 @@ def read_manifest(content: bytes) -> Manifest:
         raise IncompatibleCheckpointError("is damaged: the SHA-256 of its fields does not match its digest")
     version = document.get("version")
     if isinstance(version, int) and version > VERSION:  # every format has this field
-        raise NewerFormatError(f"was written by a newer finetune-operator (format {version}, known {VERSION})")
-    if isinstance(version, int) and version < VERSION:
+        raise NewerFormatError(f"was written by a newer finetune-operator (format {version}, known {_KNOWN})")
+    if isinstance(version, int) and version < OLDEST_VERSION:
         raise IncompatibleCheckpointError(
-            f"was written by an older finetune-operator (format {version}, known {VERSION})"
+            f"was written by an older finetune-operator (format {version}, known {_KNOWN})"
         )
     try:
         return Manifest.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        raise IncompatibleCheckpointError(f"is not a manifest of format {VERSION}: {first_fault(error)}") from error
+        raise IncompatibleCheckpointError(f"is not a manifest of format {_KNOWN}: {first_fault(error)}") from error
 
 
 def _document(content: bytes) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except ValueError as error:
-        raise IncompatibleCheckpointError(f"is not a manifest of format {VERSION}: {error}") from error
+        raise IncompatibleCheckpointError(f"is not a manifest of format {_KNOWN}: {error}") from error
     if not isinstance(document, dict):
-        raise IncompatibleCheckpointError(f"is not a manifest of format {VERSION}: it is not a JSON object")
+        raise IncompatibleCheckpointError(f"is not a manifest of format {_KNOWN}: it is not a JSON object")
     return document
 
 

@@ -17,7 +17,10 @@ from typing import Any
 
 from finetune_api.trainer_config import Message
 
-VERSION = 1
+VERSION = 2
+"""Format of the manifests that are written. In format 1, the small state is that of transformers' Trainer."""
+OLDEST_VERSION = 1
+"""Oldest format that is read."""
 
 _NAME = re.compile(r"(\d{8,})-a(\d{4,})\.json")
 
