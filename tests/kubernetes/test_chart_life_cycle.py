@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.constants import GROUP, VERSION
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
@@ -24,7 +25,7 @@ from testcluster.existing import ExistingCluster
 from testcluster.helm import CHART, RELEASE, Helm, HelmError, Values
 from testcluster.images import HOST
 from testcluster.pods import PodsCluster
-from training_setup import GRACE_SECONDS, SECRET, JobNamespace, additions, is_in_phase, job_namespace
+from training_setup import GRACE_SECONDS, SECRET, JobNamespace, additions, attempts_at, is_in_phase, job_namespace
 
 SYSTEM = "finetune-system"
 VERBS = {"get", "create", "delete"}
@@ -103,15 +104,19 @@ def release(helm: Helm, buildah: Buildah, operator_image: str, jobs: JobNamespac
 
 @contextmanager
 def own_installation(control: ControlPlane) -> Iterator[None]:
-    """Remove the other tests' CRD and permissions, and what is installed meanwhile; then install them again."""
+    """Remove the CRD and the permissions of the other tests; afterwards remove the installation and install them."""
     roles = [f"clusterrole/{RELEASE}{name}" for name in ("", "-view", "-edit", "-admin")]
-    everything = ("delete", f"crd/{CRD}", f"clusterrolebinding/{RELEASE}", *roles, "--ignore-not-found")
-    control.kubectl(*everything)
+    permissions = ("delete", f"clusterrolebinding/{RELEASE}", *roles, "--ignore-not-found")
+    control.kubectl(*permissions)
+    control.kubectl("delete", f"crd/{CRD}", "--ignore-not-found")
+    # A CRD that is created again while the old one is still served may never be established.
+    served = ("get", "--raw", f"/apis/{GROUP}/{VERSION}")
+    until(lambda: control.kubectl.run(*served).returncode != 0, within=30, what="the CRD is not served any more")
     try:
         yield
     finally:
         control.kubectl("delete", "namespace", SYSTEM, "--ignore-not-found", "--timeout=120s", within=130)
-        control.kubectl(*everything)
+        control.kubectl(*permissions)
         install(control)
 
 
@@ -242,12 +247,7 @@ def test_a_job_trains_through_upgrade_rollback_uninstall_and_a_second_install(
     assert trainers(jobs, "long") == trained_by
 
     release.uninstall()
-    assert (
-        release.kubectl.json(
-            "get", "deployments,pods,serviceaccounts", "--selector=app.kubernetes.io/name=finetune-operator"
-        )["items"]
-        == []
-    )
+    until(lambda: release.objects() == [], within=60, what="the operator is removed")
     assert jobs.kubectl("get", "ftj", "--output=name").split() == [
         "finetunejob.finetune.dev/done",
         "finetunejob.finetune.dev/long",
@@ -259,7 +259,7 @@ def test_a_job_trains_through_upgrade_rollback_uninstall_and_a_second_install(
     release.install()
     job = jobs.when("long", lambda found: step(found) > left_at, "its progress is read again")
     assert trainers(jobs, "long") == trained_by
-    assert [attempt["attempt"] for attempt in job["status"]["run"]["attempts"] if attempt["stage"] == "train"] == [1]
+    assert len(attempts_at(job, "train")) == 1
     assert condition(jobs.kubectl.json("get", "ftj/done"), "Complete") == "True"
     jobs.kubectl("patch", "ftj/long", "--type=merge", '--patch={"spec": {"suspend": true}}')
-    jobs.when("long", is_in_phase("Suspended"), "the second operator commands it")
+    jobs.when("long", is_in_phase("Suspended"), "the new operator controls it")

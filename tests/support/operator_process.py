@@ -27,7 +27,8 @@ ACCOUNTS = "finetune-test-operator"
 def install(control: ControlPlane | ExistingCluster) -> None:
     """Install CRD, service account and permissions. Can be repeated."""
     kubectl = control.kubectl
-    kubectl("apply", "--server-side", "-f", str(ROOT / "manifests/crds/finetunejobs.yaml"))
+    # By force: after a test of the chart, helm owns its fields.
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "manifests/crds/finetunejobs.yaml"))
     kubectl.until(f"crd/{CRD}", lambda found: condition(found, "Established") == "True", within=30)
     kubectl.until(f"crd/{CRD}", lambda _: kubectl.run("get", "ftj").returncode == 0, within=30)
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME, "namespace": ACCOUNTS}}
