@@ -151,7 +151,7 @@ def test_a_suspended_job_ends_the_watch_and_resuming_does_not(admin: Path, names
         assert "not observed: the operator has not reconciled" in (await user("status", "rests")).out
         watching = asyncio.create_task(user("watch", "rests"))
         await asyncio.sleep(3)
-        assert not watching.succeed()
+        assert not watching.done()
         await job.until(in_phase(Phase.SUCCEEDED))
         assert (await watching).status == 0
 
@@ -332,7 +332,7 @@ def test_following_ends_with_the_job_and_prints_each_line_once(user: User, kubec
     async def scenario() -> CommandResult:
         following = asyncio.create_task(user("logs", "slow", "--follow"))
         await asyncio.to_thread(until_phase, kubectl, "slow-0", "Succeeded")
-        assert not following.succeed()
+        assert not following.done()
         attempts = [{"stage": "train", "number": number, "jobName": f"slow-{number}"} for number in (1, 2)]
         over = {"phase": "Succeeded", "observedGeneration": 1, "run": {"number": 1}}
         over["run"]["attempts"] = [{**entry, "startTime": "2026-01-01T12:00:00Z"} for entry in attempts]
