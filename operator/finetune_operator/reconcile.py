@@ -22,7 +22,7 @@ from .clusters import Cluster
 from .errors import ApiError, ClusterConflictError
 from .manifests import JobKey, Manifest
 from .observed import Observed
-from .policy import history, in_force, stages
+from .policy import history, in_force
 from .policy.actions import CreateChildren, CreateEvent, DeleteJob, Requeue, UpdateStatus
 from .policy.facts import Facts
 from .policy.plan import Plan, plan_of, refused, rejection, unexplained_objects
@@ -128,7 +128,7 @@ class _Shell:
             status = Status.read(self.manifest.get("status"))
         except ValidationError:
             return None
-        if stages.has_ended(status):
+        if status.terminal_condition is not None:
             return None
         last = None
         if status.run.attempts and not in_force.is_readable(written):

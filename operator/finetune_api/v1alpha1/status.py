@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from ..constants import ConditionType, Phase, Reason, Stage
+from ..constants import TERMINAL_CONDITIONS, ConditionType, Phase, Reason, Stage
 from .base import StatusModel
 from .metrics import Metric
 
@@ -107,6 +107,11 @@ class Outcome(StrEnum):
     RETRYABLE = "Retryable"
     DISRUPTION = "Disruption"
     REJECTED = "Rejected"
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the attempt failed. An attempt that was stopped on request did not."""
+        return self not in {Outcome.SUCCEEDED, Outcome.STOPPED}
 
 
 class AttemptPlan(StatusModel):
@@ -328,6 +333,12 @@ class Status(StatusModel):
     """The current run."""
     history: Annotated[tuple[PastRun, ...], Field(max_length=10)] = ()
     """The last ten runs before the current one, oldest first."""
+
+    @property
+    def terminal_condition(self) -> Condition | None:
+        """The condition that reports the end of the run; None if the run has not ended."""
+        held = (entry for entry in self.conditions if entry.type in TERMINAL_CONDITIONS and entry.status == "True")
+        return next(held, None)
 
     def with_run(self, **changes: object) -> Self:
         """Return a copy in which these fields of the current run are changed."""

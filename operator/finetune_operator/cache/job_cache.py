@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from finetune_api.clock import utc_now
+from finetune_api.clock import time_after, utc_now
 from finetune_api.constants import TERMINAL_CONDITIONS, Phase
 
 from ..manifests import JobKey, Manifest, true_conditions
@@ -163,7 +163,7 @@ def _cached_job(version: str, body: Mapping[str, Any]) -> CachedJob:
     if ttl is None or run.get("childrenRemoved"):
         return CachedJob(version, phase, is_settled=True)
     try:
-        due_at = datetime.fromisoformat(run["completionTime"]) + timedelta(seconds=ttl)
+        due_at = time_after(run["completionTime"], ttl)
     except (KeyError, ValueError, TypeError, OverflowError):
         due_at = None  # determined by a reconcile
     return CachedJob(version, phase, is_settled=False, due_at=due_at)

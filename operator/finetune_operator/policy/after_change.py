@@ -25,11 +25,14 @@ def continued_after_change(status: Status, spec: Spec, now: str) -> Status:
 
     Deadline, restarts and disruptions count from `now`.
     """
-    if _is(ConditionType.FAILED, status) and status.run.failed_spec_hash not in {None, retry_hash(spec)}:
+    ended = status.terminal_condition
+    if ended is None:
+        return status
+    if ended.type is ConditionType.FAILED and status.run.failed_spec_hash not in {None, retry_hash(spec)}:
         *others, last = status.run.attempts or (None,)
         superseded = () if last is None else (last.model_copy(update={"superseded_by_spec_change": True}),)
         return _reopened(status.with_run(attempts=(*(entry for entry in others if entry), *superseded)), now)
-    if _is(ConditionType.COMPLETE, status) and needs_evaluation(status, spec):
+    if ended.type is ConditionType.COMPLETE and needs_evaluation(status, spec):
         return _reopened(status, now)
     return status
 
@@ -80,7 +83,3 @@ def _reopened(status: Status, now: str) -> Status:
         children_removed=None,
         failed_spec_hash=None,
     )
-
-
-def _is(kind: ConditionType, status: Status) -> bool:
-    return any(entry.type is kind and entry.status == "True" for entry in status.conditions)

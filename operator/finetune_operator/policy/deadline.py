@@ -3,8 +3,9 @@
 Unlike with a `batch/v1` Job, a suspension does not reset the deadline.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from finetune_api.clock import time_after
 from finetune_api.v1alpha1 import Spec, Status
 from finetune_api.v1alpha1.quantities import seconds
 
@@ -32,4 +33,4 @@ def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
     if spec.budget.deadline is None or not status.run.start_time:
         return None
     allowed = seconds(spec.budget.deadline) + suspended_seconds(status, now)
-    return (datetime.fromisoformat(status.run.start_time) + timedelta(seconds=allowed) - now).total_seconds()
+    return (time_after(status.run.start_time, allowed) - now).total_seconds()

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_api.constants import ConditionType, Phase, Reason
-from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
+from finetune_api.v1alpha1 import AttemptStatus, Status
 
 from . import transitions
 
-_FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION, Outcome.REJECTED})
 _WARNINGS = frozenset(
     {
         Reason.INVALID_SPEC,
@@ -51,7 +50,7 @@ def job_events(before: Status, after: Status) -> tuple[JobEvent, ...]:
 
 def _ended_attempts(before: Status, after: Status) -> Iterator[JobEvent]:
     for attempt in transitions.ended(before, after):
-        if attempt.outcome in _FAILURES:
+        if attempt.outcome is not None and attempt.outcome.is_failure:
             message = f"{attempt.stage} attempt {attempt.number} failed: {attempt.reason}"
             yield JobEvent("AttemptFailed", _with_cause(message, attempt, after), True, f"{attempt.job_name}.failed")
 

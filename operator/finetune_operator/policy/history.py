@@ -67,9 +67,7 @@ def _with_new_run(status: Status, run: Run, now: str) -> Status:
 
 def _past_run(status: Status) -> PastRun:
     run = status.run
-    ended = next(
-        (entry for entry in status.conditions if entry.type in TERMINAL_CONDITIONS and entry.status == "True"), None
-    )
+    ended = status.terminal_condition
     is_failed = ended is not None and ended.type is ConditionType.FAILED
     return PastRun(
         number=run.number,

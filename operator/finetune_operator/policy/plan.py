@@ -122,7 +122,7 @@ def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
     if facts.is_valid and not run.is_new:
         status = after_change.continued_after_change(status, job.spec, now)
     status = history.apply_observation(status, run, observed, facts.progress, now)
-    if not stages.has_ended(status):
+    if status.terminal_condition is None:
         status = deadline.with_suspension(status, job.spec, now)
     step: stages.Step | None = stages.decide(
         job.spec, run, status, observed, now=facts.now, max_backoff_seconds=facts.settings.max_backoff_seconds

@@ -1,7 +1,8 @@
 """Number of workers of a training attempt: all that the spec requests, or fewer if not all can be started."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from finetune_api.clock import time_after
 from finetune_api.constants import Stage
 from finetune_api.rules import divides_batch
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Spec, Status
@@ -64,7 +65,7 @@ def fewer_nodes(spec: Spec, attempt: AttemptStatus, stage: ObservedStage, now: d
     """
     if stage.stage is not Stage.TRAIN or stage.deleting or attempt.first_step_time:
         return None
-    if now < datetime.fromisoformat(stage.created_at) + timedelta(seconds=seconds(_timeout(spec))):
+    if now < time_after(stage.created_at, seconds(_timeout(spec))):
         return None
     running = sum(pod.phase == "Running" for pod in stage.pods)
     if running == stage.expected_pods or stage.ending or stage.failing:
@@ -77,7 +78,7 @@ def seconds_to_timeout(spec: Spec, stage: ObservedStage, now: datetime) -> float
     """Return the seconds until the start timeout; None without one, or after it."""
     if spec.workers.min_nodes is None or stage.stage is not Stage.TRAIN:
         return None
-    until = datetime.fromisoformat(stage.created_at) + timedelta(seconds=seconds(_timeout(spec)))
+    until = time_after(stage.created_at, seconds(_timeout(spec)))
     return (until - now).total_seconds() if until > now else None
 
 

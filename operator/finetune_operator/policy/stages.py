@@ -6,11 +6,11 @@ what it records in status, how it is reported, and when the job is reconciled ag
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import ClassVar
 
-from finetune_api.clock import rfc3339
-from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase, Reason, Stage
+from finetune_api.clock import rfc3339, time_after
+from finetune_api.constants import ConditionType, Phase, Reason, Stage
 from finetune_api.stages import STAGES, first_stage, stage_after
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Outcome, Spec, Status
 
@@ -22,8 +22,6 @@ from .facts import Facts
 from .runs import Run
 from .status import MAX_MESSAGE, StatusNotes, Summary
 from .world import evaluation_needs, stage_config
-
-_FAILURES = frozenset({Outcome.PERMANENT, Outcome.RETRYABLE, Outcome.DISRUPTION, Outcome.REJECTED})
 
 _ENDING_SECONDS = 1.0
 """Interval while pods are terminating: the supervisor of rank 0 waits until its last progress is read, and the next
@@ -307,9 +305,8 @@ class _AfterEnd(Step):
 
     def summary(self, status: Status) -> Summary:
         """Report the terminal condition."""
-        ended = next(
-            entry for entry in status.conditions if entry.type in TERMINAL_CONDITIONS and entry.status == "True"
-        )
+        ended = status.terminal_condition
+        assert ended is not None, "the run has ended"
         phase = Phase.SUCCEEDED if ended.type is ConditionType.COMPLETE else Phase.FAILED
         return phase, ended.reason, ended.message
 
@@ -385,7 +382,7 @@ def decide(
     stale = tuple(child for child in observed.active if child.run != run.number)
     if stale:
         return Stop(stale, Reason.SPEC_CHANGED, f"run {run.number} starts when the pods of the previous run have ended")
-    if has_ended(status):
+    if status.terminal_condition is not None:
         return _afterwards(spec, status, observed, now)
     active = observed.active
     if observed.orphans and not active:
@@ -423,11 +420,6 @@ def _afterwards(spec: Spec, status: Status, observed: Observed, now: datetime) -
     return RetainChildren(wait) if wait > 0 else DeleteChildren(observed.stages)
 
 
-def has_ended(status: Status) -> bool:
-    """Whether the run has a terminal condition."""
-    return any(entry.type in TERMINAL_CONDITIONS and entry.status == "True" for entry in status.conditions)
-
-
 def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime, max_backoff: float) -> Step:
     if last is None:
         return Start(first_stage(), 1)
@@ -438,7 +430,8 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
         if following is not None:
             return Start(following, _following_number(status, following))
         return Finish(True, Reason.SUCCEEDED, "the model is in object storage")
-    if last.outcome not in _FAILURES or last.superseded_by_spec_change:  # stopped on request, or no longer counted
+    is_failure = last.outcome is not None and last.outcome.is_failure
+    if not is_failure or last.superseded_by_spec_change:  # stopped on request, or no longer counted
         return Start(last.stage, last.number + 1)
     has_evaluation = after_change.last_evaluation(status) is not None
     if last.stage is Stage.EVALUATE and has_evaluation and not after_change.needs_evaluation(status, spec):
@@ -453,7 +446,7 @@ def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime,
     retried = Start(last.stage, last.number + 1, decision.change)
     if not decision.delay_seconds or not last.end_time:
         return retried
-    until = datetime.fromisoformat(last.end_time) + timedelta(seconds=decision.delay_seconds)
+    until = time_after(last.end_time, decision.delay_seconds)
     wait = (until - now).total_seconds()
     return Backoff(wait, rfc3339(until)) if wait > 0 else retried
 

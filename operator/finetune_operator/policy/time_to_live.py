@@ -1,8 +1,8 @@
 """Deletion of the children of a run that has ended, `spec.ttlSecondsAfterFinished` after its end."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from finetune_api.clock import rfc3339
+from finetune_api.clock import rfc3339, time_after
 from finetune_api.v1alpha1 import Spec, Status
 
 from ..observed import Observed
@@ -18,7 +18,7 @@ def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
         return None
     if not status.run.completion_time:
         return 0.0
-    due_at = datetime.fromisoformat(status.run.completion_time) + timedelta(seconds=ttl)
+    due_at = time_after(status.run.completion_time, ttl)
     return (due_at - datetime.fromisoformat(rfc3339(now))).total_seconds()
 
 
