@@ -12,6 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from finetune_operator.service_options import ServiceOptions
+from finetune_operator.settings import OperatorSettings
+
+_SETTINGS = OperatorSettings()
+_PROCESS = ServiceOptions()
+
 _WIDTH = 110
 _HEADER = """\
 Values of the chart, with their defaults. Generated from charts/chart_values.py, like values.schema.json, which
@@ -108,7 +114,7 @@ class Storage(Values):
 
     endpoint: str = ""
     """Address without credentials, such as https://s3.example.com. Empty: AWS."""
-    region: Annotated[str, Field(min_length=1)] = "us-east-1"
+    region: Annotated[str, Field(min_length=1)] = _SETTINGS.storage.region
     """Region of the storage."""
     credentials_secret: Annotated[str, Field(pattern=_DNS_NAME)] = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the namespace of the job. Empty: the identity of the
@@ -118,16 +124,16 @@ class Storage(Values):
 class Grace(Values):
     """Bounds of the time that training pods have for a last save when they are evicted."""
 
-    minimum_seconds: Annotated[int, Field(ge=1)] = 120
+    minimum_seconds: Annotated[int, Field(ge=1)] = _SETTINGS.termination_grace.least_seconds
     """At least this many seconds; more if the measured saves take longer."""
-    maximum_seconds: Annotated[int, Field(ge=1)] = 3600
+    maximum_seconds: Annotated[int, Field(ge=1)] = _SETTINGS.termination_grace.most_seconds
     """At most this many seconds, for which drains may have to wait."""
 
 
 class Pods(Values):
     """Settings of the pods of all jobs."""
 
-    ephemeral_storage: Quantity = "1Gi"
+    ephemeral_storage: Quantity = _SETTINGS.ephemeral_storage
     """Request of ephemeral storage if the job sets none; "0": none."""
     termination_grace: Grace = Grace()
     """Bounds of the time that training pods have for a last save when they are evicted."""
@@ -142,13 +148,13 @@ class Pods(Values):
 class Operator(Values):
     """Arguments of the operator that concern its own work."""
 
-    workers: Annotated[int, Field(ge=1, le=1000)] = 24
+    workers: Annotated[int, Field(ge=1, le=1000)] = _PROCESS.workers
     """Number of concurrent reconciles."""
-    resync_seconds: Annotated[float, Field(gt=0, le=86400)] = 300
+    resync_seconds: Annotated[float, Field(gt=0, le=86400)] = _PROCESS.resync_seconds
     """Seconds between two lists of all objects."""
-    progress_seconds: Annotated[float, Field(gt=0, le=86400)] = 5
+    progress_seconds: Annotated[float, Field(gt=0, le=86400)] = _SETTINGS.progress_seconds
     """Seconds between two reads of a job's progress."""
-    watch_silence_seconds: Annotated[float, Field(gt=0, le=86400)] = 70
+    watch_silence_seconds: Annotated[float, Field(gt=0, le=86400)] = _PROCESS.watch_silence_seconds
     """Seconds without an event after which a watch is opened again. API servers send one each minute."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """debug, info, warning or error."""
@@ -157,7 +163,7 @@ class Operator(Values):
 class Security(Values):
     """Users of containers."""
 
-    run_as_user: Annotated[int, Field(ge=1)] | Literal["none"] = 10001
+    run_as_user: Annotated[int, Field(ge=1)] | Literal["none"] = _SETTINGS.run_as_user or "none"
     """User of the operator, and user, group and fsGroup of the pods of jobs. none: assigned by the cluster, as
     OpenShift requires."""
 

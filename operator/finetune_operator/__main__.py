@@ -14,6 +14,7 @@ from finetune_api.v1alpha1.quantities import amount
 
 from .logs import configure_logging
 from .render.network_policy import NAMESPACE, render_network_policy
+from .service_options import ServiceOptions
 from .settings import GraceLimits, OperatorSettings, PodAdditions
 from .yaml_text import dump_all
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     configure_logging(options.log_level)
     if options.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(options.kubeconfig)  # Kopf finds it there
-    from .controller.service import ServiceOptions, run_service
+    from .controller.service import run_service
 
     service = ServiceOptions(
         namespaces=tuple(options.namespace),
@@ -60,18 +61,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_process_arguments(run: argparse.ArgumentParser) -> None:
+    own = ServiceOptions()
     run.add_argument("--namespace", action="append", default=[], help="watch only this namespace; can be repeated")
     run.add_argument("--kubeconfig", type=Path, help="absent: the default, or the service account of the pod")
     run.add_argument(
         "--watch-silence-seconds",
         type=float,
-        default=70.0,
+        default=own.watch_silence_seconds,
         help="seconds without an event after which a watch is reopened",
     )
-    run.add_argument("--host", default="", help="address of metrics and probes; empty: all addresses, IPv4 and IPv6")
-    run.add_argument("--port", type=int, default=8081, help="port of metrics and probes")
-    run.add_argument("--workers", type=int, default=24, help="number of concurrent reconciles")
-    run.add_argument("--resync-seconds", type=float, default=300.0, help="seconds between two lists of all objects")
+    run.add_argument(
+        "--host", default=own.host, help="address of metrics and probes; empty: all addresses, IPv4 and IPv6"
+    )
+    run.add_argument("--port", type=int, default=own.port, help="port of metrics and probes")
+    run.add_argument("--workers", type=int, default=own.workers, help="number of concurrent reconciles")
+    run.add_argument(
+        "--resync-seconds", type=float, default=own.resync_seconds, help="seconds between two lists of all objects"
+    )
     run.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 
 

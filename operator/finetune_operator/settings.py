@@ -50,7 +50,7 @@ class OperatorSettings:
     operator in this namespace to their progress. Empty: none."""
     termination_grace: GraceLimits = field(default_factory=GraceLimits)
     """Bounds of the grace period of training pods."""
-    progress_seconds: float = 5.0
+    progress_seconds: float = 5
     """Interval in which the progress of a running stage is read."""
     waiting_seconds: float = 0.0
     """Minimum interval of reconciles of jobs whose pods wait for the cluster; longer if many jobs wait."""

@@ -6,7 +6,6 @@ import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import kopf
@@ -15,6 +14,7 @@ from ..cache.job_cache import JobCache
 from ..clusters.api_server import ApiServer
 from ..clusters.cached import CachedCluster
 from ..manifests import JobKey
+from ..service_options import ServiceOptions
 from ..settings import OperatorSettings
 from .child_watches import Children
 from .handlers import make_registry, make_settings
@@ -30,23 +30,6 @@ LOG = logging.getLogger(__name__)
 _NESTING = 25_000
 """Recursion limit. An API server accepts JSON of 10,000 levels, Python by default about 1,000: an object with more
 levels in a free-form field would end the watch of Kopf. Reading 10,000 levels needs 1.3 MB of stack."""
-
-
-@dataclass(frozen=True)
-class ServiceOptions:
-    """Settings of the process. OperatorSettings has the settings of jobs."""
-
-    namespaces: tuple[str, ...] = ()
-    """Namespaces to watch; empty: the whole cluster."""
-    kubeconfig: Path | None = None
-    workers: int = 24
-    host: str = ""
-    """Address of metrics and probes. Empty: all addresses, IPv4 and IPv6."""
-    port: int = 8081
-    """Port of metrics and probes."""
-    resync_seconds: float = 300.0
-    watch_silence_seconds: float = 70.0
-    """Seconds without an event after which a watch is opened again. API servers send bookmarks once a minute."""
 
 
 async def run_service(settings: OperatorSettings, options: ServiceOptions) -> None:

@@ -37,9 +37,7 @@ def render_stage(
         _config_map(config),
         *policy,  # before the Job, so that no pod is reachable without it
         *service,
-        _job(
-            config, settings, grace_seconds or settings.termination_grace.least_seconds, needs or evaluation_needs(None)
-        ),
+        _job(config, settings, grace_seconds, needs or evaluation_needs(None)),
     )
 
 
