@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.supervisor.preload import disable_shared_memory_kernel, import_muon
+from finetune_trainer.deepspeed_imports import disable_shared_memory_kernel, import_muon
 from process_support import free_port
 
 RunWorld = Callable[..., list[Any]]

@@ -10,10 +10,11 @@ import os
 import random
 import sys
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from finetune_api.constants import Env, Stage
 from finetune_api.stages import STAGES
+
+from ..deepspeed_imports import disable_shared_memory_kernel, import_muon
 
 SINGLE_THREADED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables that the math libraries read when they are loaded. With one thread they create no pool, which a fork would
@@ -56,37 +57,12 @@ def _import(accelerator: str, stages: Collection[Stage]) -> None:
         disable_shared_memory_kernel()
 
 
-def disable_shared_memory_kernel() -> None:
-    """Let DeepSpeed reduce over gloo.
-
-    It would compile its own kernel when a process group starts, which takes half a minute, and fails without a C++
-    compiler. The table is assigned and not changed, because DeepSpeed makes it by running the compiler for every kernel
-    that it has; only the process group reads it.
-    """
-    vars(importlib.import_module("deepspeed.ops"))["__compatible_ops__"] = {"deepspeed_shm_comm": False}
-
-
 def _build_conversions() -> None:
     """Let transformers build its table of weight conversions, which the first model of a process needs otherwise.
 
     The table has those of all model types, and compiling its thousand patterns takes 0.05 s in every rank.
     """
     importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
-
-
-def import_muon() -> None:
-    """Import DeepSpeed's Muon optimizer, which every ZeRO engine imports, without torch's compiler.
-
-    The module decorates three functions with torch.compile, which loads Inductor: a fifth of the CPU time of all
-    imports. No job uses Muon.
-    """
-    compiler: Any = importlib.import_module("deepspeed.runtime.compiler")
-    compile_function = compiler.compile
-    compiler.compile = lambda: compiler.dummy_decorator
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    finally:
-        compiler.compile = compile_function
 
 
 def renew_process(before: Mapping[str, str]) -> None:

@@ -6,10 +6,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from finetune_api.constants import Env
 from finetune_api.trainer_config import PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import Dtype
 
 from ..checkpoint.engine.collective import any_rank, forget_waiting_group, open_waiting_group
+from ..deepspeed_imports import disable_shared_memory_kernel
 from ..errors import BadConfigError, StoppedError
 from ..model.precision import gpu_has_bfloat16, usable_dtype
 from ..runtime import RuntimeEnv
@@ -36,13 +38,11 @@ def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
         _take_gpu(config, runtime)
         backend = "cpu:gloo,cuda:nccl"
     else:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ[Env.DS_ACCELERATOR] = "cpu"
         backend = "gloo"
     import deepspeed
 
-    # DeepSpeed would compile a C++ kernel for collectives of inference, which takes seconds and requires a compiler in
-    # the image. Training does not use it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    disable_shared_memory_kernel()
     deepspeed.init_distributed(dist_backend=backend, timeout=GROUP_TIMEOUT, verbose=False)
     open_waiting_group()
     if not config.world.gpus:

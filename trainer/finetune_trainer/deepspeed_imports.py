@@ -1,0 +1,29 @@
+"""Use DeepSpeed without the compilers that it runs or loads by default. Imports DeepSpeed only when called."""
+
+import importlib
+from typing import Any
+
+
+def disable_shared_memory_kernel() -> None:
+    """Let DeepSpeed reduce over gloo.
+
+    It would compile its own kernel when a process group starts, which takes half a minute, and fails without a C++
+    compiler. The table is assigned and not changed, because DeepSpeed makes it by running the compiler for every kernel
+    that it has; only the process group reads it.
+    """
+    vars(importlib.import_module("deepspeed.ops"))["__compatible_ops__"] = {"deepspeed_shm_comm": False}
+
+
+def import_muon() -> None:
+    """Import DeepSpeed's Muon optimizer, which every ZeRO engine imports, without torch's compiler.
+
+    The module decorates three functions with torch.compile, which loads Inductor: a fifth of the CPU time of all
+    imports. No job uses Muon.
+    """
+    compiler: Any = importlib.import_module("deepspeed.runtime.compiler")
+    compile_function = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compile_function
