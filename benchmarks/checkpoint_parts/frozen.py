@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.trainer_config import PreparedConfig
-from finetune_trainer.checkpoint.engine.collective import rank_zero
 from finetune_trainer.checkpoint.manager import CheckpointManager, TrainingState
+from finetune_trainer.collectives import rank_zero
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.train.ds_config import deepspeed_config

@@ -21,8 +21,8 @@ from transformers import Trainer, TrainingArguments
 from finetune_api.constants import Env, Stage
 from finetune_api.progress import CommittedCheckpoint
 from finetune_api.trainer_config import PreparedConfig
-from finetune_trainer.checkpoint.engine.collective import rank_zero
 from finetune_trainer.checkpoint.manager import CheckpointManager, TrainingState
+from finetune_trainer.collectives import rank_zero
 from finetune_trainer.errors import StoppedError
 from finetune_trainer.logs import configure_logging
 from finetune_trainer.progress import ProgressReporter

@@ -2,12 +2,12 @@
 
 from collections import deque
 
-from finetune_trainer.checkpoint.format.failures import Failure
 from finetune_trainer.checkpoint.format.orders import Answer, Order
 from finetune_trainer.checkpoint.stored.run_storage import RunStorage
 from finetune_trainer.checkpoint.upload.shared_memory import SharedMemory
 from finetune_trainer.checkpoint.upload.uploader import Pace, execute_order
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.failures import Failure
 
 
 class InlineUploader:

@@ -299,7 +299,7 @@ def test_only_the_weights_of_the_best_step_are_restored(
 
 
 def joint_failures(rank: int, size: int) -> list[tuple[str, str]]:
-    from finetune_trainer.checkpoint.engine.collective import all_ranks, gather_all, rank_zero
+    from finetune_trainer.collectives import all_ranks, gather_all, rank_zero
 
     def fails_on(failing: tuple[int, ...]) -> int:
         if rank in failing:

@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 
-from finetune_trainer.checkpoint.format.failures import Failure
 from finetune_trainer.checkpoint.upload.shared_memory import SharedMemory
 from finetune_trainer.errors import FencedError, TrainerError
+from finetune_trainer.failures import Failure
 
 READ = """
 import sys

@@ -23,13 +23,13 @@ from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import CommittedCheckpoint
 from finetune_api.trainer_config import TrainerConfig
 
+from ..collectives import all_ranks, gather_all, rank_zero
 from ..errors import StorageUnreachableError, TrainerError
+from ..failures import Failure
 from ..runtime import RuntimeEnv
 from .engine import buffers, optimizer_state, rng
-from .engine.collective import all_ranks, gather_all, rank_zero
 from .engine.pinning import PinnedMemory
 from .format.compatibility import Lineage
-from .format.failures import Failure
 from .format.manifest import Manifest, PartRef, State
 from .format.orders import CommitOrder, PartOrder, StoredPart
 from .pruner import CheckpointPruner

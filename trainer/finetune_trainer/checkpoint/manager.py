@@ -21,13 +21,13 @@ import numpy.typing as npt
 from finetune_api.progress import CommittedCheckpoint
 from finetune_api.trainer_config import TrainerConfig
 
+from ..collectives import all_ranks, gather_all, rank_zero
 from ..errors import CorruptCheckpointError, StorageUnreachableError
 from ..progress import ProgressReporter
 from ..runtime import RuntimeEnv
 from ..store import ObjectStore
 from .async_saver import AsyncSaver, TrainingState
 from .engine import buffers, optimizer_state, rng
-from .engine.collective import all_ranks, gather_all, rank_zero
 from .format.compatibility import Lineage
 from .format.layout import OPTIMIZER_STATE_ARRAYS
 from .format.manifest import Manifest, State

@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+from ..collectives import gather_all
 from ..runtime import RuntimeEnv
-from .engine.collective import gather_all
 from .format.orders import Answer, Pruned, PruneOrder
 from .format.retention import Keep
 from .upload.client import UploaderClient

@@ -22,6 +22,7 @@ from finetune_api.v1alpha1 import Metric
 
 from ..checkpoint.engine import optimizer_state
 from ..checkpoint.manager import CheckpointManager, Restored, TrainingState
+from ..collectives import gather_over_ranks, stop_if_agreed, sum_over_ranks
 from ..data.collate import Collator
 from ..errors import DivergedError, StoppedError
 from ..progress import ProgressReporter
@@ -35,7 +36,6 @@ from .rows import GlobalBatches, RowsWithPadding
 from .state import RunState, read_small_state, resume_schedule, small_state
 from .validation import Validator
 from .votes import StepVotes
-from .world import gather_over_ranks, stop_if_agreed, sum_over_ranks
 
 log = logging.getLogger("finetune")
 

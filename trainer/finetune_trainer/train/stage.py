@@ -14,8 +14,8 @@ from finetune_api.progress import TrainResult
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Dtype, Packing
 
-from ..checkpoint.engine.collective import rank_zero
 from ..checkpoint.manager import CheckpointManager
+from ..collectives import rank_zero, stop_if_agreed
 from ..data.collate import Collator
 from ..data.order import grouping_of
 from ..data.shards import TokenDataset
@@ -40,7 +40,7 @@ from .plan import TrainingPlan, training_plan
 from .reference import measure
 from .rows import GlobalBatches, RowsWithPadding
 from .validation import Validator
-from .world import agreed_dtype, device_of, end_process_group, start_process_group, stop_if_agreed
+from .world import agreed_dtype, device_of, end_process_group, start_process_group
 
 log = logging.getLogger("finetune")
 

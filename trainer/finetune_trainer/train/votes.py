@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .world import sum_over_ranks
+from ..collectives import sum_over_ranks
 
 
 def _vote(reduction: Callable[[float, int], bool | float]) -> Any:

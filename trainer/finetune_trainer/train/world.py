@@ -1,4 +1,4 @@
-"""The process group of a training and collective operations on single values."""
+"""The process group of a training, and the device and the floating-point type of its ranks."""
 
 import os
 from datetime import timedelta
@@ -10,16 +10,16 @@ from finetune_api.constants import Env
 from finetune_api.trainer_config import PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import Dtype
 
-from ..checkpoint.engine.collective import any_rank, forget_waiting_group, open_waiting_group
+from ..collectives import forget_waiting_group, open_waiting_group, sum_over_ranks
 from ..deepspeed_imports import disable_shared_memory_kernel
-from ..errors import BadConfigError, StoppedError
+from ..errors import BadConfigError
 from ..model.precision import gpu_has_bfloat16, usable_dtype
 from ..runtime import RuntimeEnv
 from .gloo import use_fast_collectives
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 """Longest time that a rank waits for another one in a training step. While one rank downloads, merges or uploads a
-whole model, the others wait in the group of `checkpoint.engine.collective`, which has no such limit."""
+whole model, the others wait in the group of `finetune_trainer.collectives`, which has no such limit."""
 
 
 def start_process_group(config: TrainerConfig, runtime: RuntimeEnv) -> None:
@@ -89,24 +89,3 @@ def _take_gpu(config: TrainerConfig, runtime: RuntimeEnv) -> None:
             "or set spec.workers.gpusPerNode to 0 to train on the CPU",
         )
     torch.cuda.set_device(runtime.local_rank)
-
-
-def sum_over_ranks(values: list[float]) -> list[float]:
-    """Return the element-wise sum in 64 bit, the same on every rank. Collective."""
-    summed = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(summed)
-    return summed.tolist()
-
-
-def gather_over_ranks(value: float) -> list[float]:
-    """Return every rank's value, in the order of the ranks. Collective."""
-    values = torch.zeros(dist.get_world_size(), dtype=torch.float64)
-    values[dist.get_rank()] = value
-    dist.all_reduce(values)
-    return values.tolist()
-
-
-def stop_if_agreed(requested: bool, *, where: str) -> None:
-    """Raise StoppedError on every rank if a stop is requested on any rank. Collective."""
-    if any_rank(requested):
-        raise StoppedError(f"stopped on request {where}; there is no new state to save")

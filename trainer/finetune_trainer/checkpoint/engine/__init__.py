@@ -1,1 +1,1 @@
-"""Reads the training state from DeepSpeed and torch, writes it back, and synchronizes it between ranks."""
+"""Reads the training state from DeepSpeed and torch, and writes it back."""

@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from finetune_api.trainer_config import TrainerConfig
 
-from .failures import first_fault
+from ...failures import first_fault
 from .manifest import OLDEST_VERSION, VERSION, Manifest, digest_of
 
 _KNOWN = f"{OLDEST_VERSION} to {VERSION}"
+
 
 
 @dataclass(frozen=True)

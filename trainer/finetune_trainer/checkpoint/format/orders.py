@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from finetune_api.trainer_config import Message, StorageSettings
 
-from .failures import Failure
+from ...failures import Failure
 from .layout import Layout
 from .manifest import Manifest, State
 from .retention import Keep

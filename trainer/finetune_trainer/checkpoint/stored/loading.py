@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from finetune_api.trainer_config import Message
 
 from ...errors import BadConfigError, CorruptCheckpointError
-from ..format.failures import first_fault
+from ...failures import first_fault
 from ..format.layout import Layout, blob_sizes, check_parameters, pieces, plan
 from ..format.manifest import Manifest, Part, State
 from .blobs import Blobs, parallel

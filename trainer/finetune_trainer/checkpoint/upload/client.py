@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ...errors import TrainerError
-from ..format.failures import Failure
+from ...failures import Failure
 from ..format.orders import Answer, CommitOrder, Order, PartOrder, PruneOrder, Setup
 from .shared_memory import SharedMemory
 from .standby import ForkedUploader, take_uploader

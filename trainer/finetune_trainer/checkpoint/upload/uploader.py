@@ -29,8 +29,8 @@ from typing import NoReturn
 from pydantic import TypeAdapter
 
 from ...errors import FencedError, TrainerError
+from ...failures import Failure
 from ...store import ObjectStore, RetryPolicy
-from ..format.failures import Failure
 from ..format.manifest import Part
 from ..format.orders import Answer, CommitOrder, Order, PartOrder, PruneOrder, Setup, StoredPart
 from ..stored.blobs import THREADS, parallel

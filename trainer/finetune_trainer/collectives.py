@@ -1,4 +1,4 @@
-"""Collectives for Python values, and actions whose errors are raised on all ranks.
+"""Collectives for numbers and Python values, and actions whose errors are raised on all ranks.
 
 If an action fails on one rank, the same error is raised on all of them. Otherwise the failed rank would exit while
 the others wait for it.
@@ -6,7 +6,8 @@ the others wait for it.
 Values are exchanged as JSON, never as pickles: otherwise anyone who can reach a rank's port could run code in it.
 They use a separate process group with a long timeout, because a rank may download, merge or upload a whole model in
 the meantime, which takes longer than the timeout of the collectives of a training step. A rank that dies closes its
-connections, so the ranks that wait for it fail at once.
+connections, so the ranks that wait for it fail at once. `sum_over_ranks` and `gather_over_ranks` are called in training
+steps and use the default group, with its shorter timeout.
 """
 
 import json
@@ -19,8 +20,8 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
-from ...errors import TrainerError
-from ..format.failures import Failure
+from .errors import StoppedError, TrainerError
+from .failures import Failure
 
 T = TypeVar("T")
 
@@ -52,6 +53,27 @@ def any_rank(flag: bool) -> bool:
     summed = torch.tensor([float(flag)])
     dist.all_reduce(summed, group=_WaitGroup.group)
     return bool(summed > 0)
+
+
+def stop_if_agreed(requested: bool, *, where: str) -> None:
+    """Raise StoppedError on every rank if a stop is requested on any rank. Collective."""
+    if any_rank(requested):
+        raise StoppedError(f"stopped on request {where}; there is no new state to save")
+
+
+def sum_over_ranks(values: list[float]) -> list[float]:
+    """Return the element-wise sum in 64 bit, the same on every rank. Collective."""
+    summed = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def gather_over_ranks(value: float) -> list[float]:
+    """Return every rank's value, in the order of the ranks. Collective."""
+    values = torch.zeros(dist.get_world_size(), dtype=torch.float64)
+    values[dist.get_rank()] = value
+    dist.all_reduce(values)
+    return values.tolist()
 
 
 def gather_all(action: Callable[[], T], kind: Any) -> list[T]:

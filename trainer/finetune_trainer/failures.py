@@ -4,8 +4,8 @@ from pydantic import ValidationError
 
 from finetune_api.trainer_config import Message
 
-from ... import errors
-from ...errors import TrainerError
+from . import errors
+from .errors import TrainerError
 
 
 class Failure(Message):
