@@ -13,12 +13,12 @@ from finetune_api.v1alpha1 import ArtifactFormat, Spec
 from finetune_trainer.data.collate import Collator
 from finetune_trainer.data.prepare import prepare
 from finetune_trainer.data.shards import TokenDataset
-from finetune_trainer.evaluate.reload import Reference, choose_sample, write_reference
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.tokenizer import load_tokenizer
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.reference import Reference, choose_sample, write_reference
 from finetune_trainer.runtime import RuntimeEnv
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.tasks import TASKS

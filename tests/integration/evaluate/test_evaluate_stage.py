@@ -26,9 +26,9 @@ from finetune_api.v1alpha1 import Metric
 from finetune_trainer.data.shards import TokenDataset
 from finetune_trainer.errors import ExportUnusableError, ModelUnusableError
 from finetune_trainer.evaluate.records import Evaluation
-from finetune_trainer.evaluate.reload import write_reference
 from finetune_trainer.evaluate.stage import evaluate
 from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.reference import write_reference
 from rows import tagged
 from tiny_models import CHATML, save_tiny_bert, save_tiny_llama
 

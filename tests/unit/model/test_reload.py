@@ -16,11 +16,12 @@ import tiny_models
 from finetune_api.trainer_config import SplitCounts
 from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Packing, Task
 from finetune_trainer.errors import ExportUnusableError
-from finetune_trainer.evaluate.reload import Reference, ReloadCheck, Sample, choose_sample
+from finetune_trainer.evaluate.reload import ReloadCheck
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.reload import reload_adapter, reload_model
+from finetune_trainer.reference import Reference, Sample, choose_sample
 from finetune_trainer.tasks import TASKS
 from train_configs import train_config
 

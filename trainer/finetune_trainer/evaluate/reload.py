@@ -1,16 +1,11 @@
 """Checks that an exported folder, loaded from its files, is the trained model.
 
-The train stage computes the losses of a few held-out rows with the trained model and stores them in the run's folder.
-The evaluate stage, which is another process and in a cluster another pod, computes them with every exported folder.
-Imports torch.
-
-Both stages use batches of one row, because padding changes the results of some architectures.
+The train stage has stored the losses of a few held-out rows (see `finetune_trainer.reference`). The evaluate stage,
+which is another process and in a cluster another pod, computes them with every exported folder. Imports torch.
 """
 
-import json
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,76 +13,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune_api.trainer_config import Message, Prepared, TrainerConfig
+from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Dtype
 
 from ..data.collate import Collator
 from ..data.shards import TokenDataset
 from ..errors import ExportUnusableError
+from ..reference import Reference, Sample, read_reference
 from ..store.client import ObjectStore
 from ..tasks import TASKS
 from .records import Reloaded
 
 log = logging.getLogger("finetune")
 
-_MAX_ROWS = 32
-_MAX_TOKENS = 16_384
-"""Approximate size of the whole sample: fewer rows are used if they are long."""
-
 _TOLERANCE = {Dtype.FLOAT32: 1e-3}
 """Accepted mean difference per row, relative to the mean loss, or to 1 nat if the loss is smaller."""
 _TOLERANCE_16_BIT = 0.05
 """Merging an adapter rounds the sum of two matrices to 16 bits."""
-
-
-class Reference(Message):
-    """`reference.json` in the run's folder: losses of the trained model on a few rows."""
-
-    split: str
-    rows: tuple[int, ...]
-    """Row indices within the split."""
-    losses: tuple[float, ...]
-    """Loss of each of these rows in nats: of its label, or the mean over the tokens that carry loss."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Rows that both stages measure."""
-
-    split: str
-    data: TokenDataset
-    rows: tuple[int, ...]
-
-
-def write_reference(config: TrainerConfig, store: ObjectStore, reference: Reference) -> None:
-    """Store the losses for the evaluate stage. Replaces those of an earlier attempt."""
-    # Not pydantic's JSON, which would write NaN as null.
-    text = json.dumps(reference.model_dump(), indent=1)
-    store.put(config.layout.reference, text.encode(), content_type="application/json")
-
-
-def read_reference(config: TrainerConfig, store: ObjectStore) -> Reference:
-    """Read the losses stored by the train stage. Raises ObjectMissingError if there are none."""
-    return Reference.model_validate(store.get_json(config.layout.reference))
-
-
-def choose_sample(prepared: Prepared, open_split: Callable[[str], TokenDataset]) -> Sample:
-    """Up to 32 evenly spaced rows of the validation split; of the test or the training split if it is missing.
-
-    Rows in which no token carries loss are excluded.
-    """
-    sample: Sample | None = None
-    for split in ("validation", "test", "train"):
-        if not getattr(prepared.counts, split):
-            continue
-        data = open_split(split)
-        wanted = min(len(data), _MAX_ROWS, max(1, int(_MAX_TOKENS / data.lengths.mean())))
-        spread = np.unique(np.linspace(0, len(data) - 1, wanted).astype(np.int64)).tolist()
-        sample = Sample(split, data, tuple(row for row in spread if TASKS[prepared.task].has_target(data[row])))
-        if sample.rows:
-            break
-    assert sample is not None, "a prepared data set has training rows"
-    return sample
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from ..data.collate import Collator
 from ..data.order import grouping_of
 from ..data.shards import TokenDataset
 from ..errors import DivergedError, StoppedError
-from ..evaluate.reload import choose_sample, write_reference
 from ..methods import METHODS
 from ..model.export import Exported, export
 from ..model.fetch import prepared_model
 from ..model.load import load_model
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
+from ..reference import choose_sample, measure, write_reference
 from ..runtime import RuntimeEnv
 from ..stage_context import StageContext
 from ..stage_log import log_train_started, log_trained
@@ -37,7 +37,6 @@ from .engine import Engine, build_engine, partitioned_models
 from .loop import Parts, TrainingLoop
 from .padding import forward_by_groups
 from .plan import TrainingPlan, training_plan
-from .reference import measure
 from .rows import GlobalBatches, RowsWithPadding
 from .validation import Validator
 from .world import agreed_dtype, device_of, end_process_group, start_process_group
