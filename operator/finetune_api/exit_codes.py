@@ -27,7 +27,6 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 80
     DIVERGED = 81
     """The loss is NaN or infinite."""
-    HUNG = 82
     FENCED = 83
     """A newer attempt owns the run."""
 
@@ -71,9 +70,14 @@ def name_of(exit_code: int) -> str:
     return f"Signal{exit_code - 128}" if 128 < exit_code < 192 else f"Exit{exit_code}"
 
 
+def resources_field(stage: str) -> str:
+    """Return the path of the field with the resources of a stage's pods; only training uses those of the workers."""
+    return f"spec.stages.{stage}.resources" if stage in {Stage.PREPARE, Stage.EVALUATE} else "spec.workers.resources"
+
+
 def out_of_memory_advice(stage: str) -> str:
     """Return how to correct an out-of-memory failure of a stage, as a clause. Only training has batches to reduce."""
-    limit = "raise spec.workers.resources.limits.memory"
+    limit = f"raise {resources_field(stage)}.limits.memory"
     match stage:
         case Stage.TRAIN:
             smaller = "lower spec.training.microBatchSize or spec.data.maxLength"

@@ -76,7 +76,7 @@ class SplitCounts(Exchanged):
 
 
 class Prepared(Exchanged):
-    """Result of the prepare stage. It is in its termination message and in the configuration of later stages."""
+    """Result of the prepare stage, in its termination message and in the record of the run, which later stages read."""
 
     dataset_uri: str
     """Folder of the prepared data set, which contains `dataset.json`."""
@@ -121,10 +121,12 @@ class TrainerConfig(Exchanged):
     run: int
     stage: Stage
     attempt: int = 0
-    """Attempt of the training, from 1; 0 in the other stages."""
+    """Attempt at the stage, from 1."""
     generation: int | None = None
-    """How often the processes of this attempt were started before; absent: never. A higher number fences a lower
-    one."""
+    """How often the processes of this attempt were started before; absent: never. A higher number fences a lower one.
+
+    The operator does not set it, because each of its attempts starts its processes once. It is for a supervisor that
+    restarts its ranks within an attempt."""
     spec: Spec
     storage: StorageSettings
     world: World

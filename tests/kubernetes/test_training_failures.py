@@ -89,7 +89,7 @@ def test_exhausted_memory_is_reported_as_such(setup: TrainingSetup) -> None:
     job = setup.until("greedy", "Failed")
     failure = job["status"]["run"]["failure"]
     assert (failure["class"], failure["rank"], failure["pod"]) == ("OutOfMemory", 1, victim)
-    error = "rank 1 was killed by the kernel because the pod's memory was used up"
+    error = "rank 1 was killed by the kernel because the pod reached its memory limit"
     assert failure["message"].splitlines()[0] == error
     assert "spec.workers.resources.limits.memory" in failure["advice"]
     assert error in setup.events("greedy")["AttemptFailed"]

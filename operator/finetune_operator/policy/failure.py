@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from finetune_api.constants import Stage
-from finetune_api.exit_codes import ExitCode, FailureClass, failure_class, name_of, out_of_memory_advice
+from finetune_api.exit_codes import (
+    ExitCode,
+    FailureClass,
+    failure_class,
+    name_of,
+    out_of_memory_advice,
+    resources_field,
+)
 from finetune_api.v1alpha1 import FailureStatus
 
 from ..observed import ObservedPod, ObservedStage
@@ -30,12 +37,6 @@ _ADVICE = {
 }
 _NO_ACTION = "No action is required: the next attempt starts from the last checkpoint."
 _REJECTED_ADVICE = "If it repeats, inspect the node: it has fewer resources available than the scheduler assumes."
-_OVERUSE_ADVICE = (
-    "Request what the job uses: memory or ephemeral-storage in the requests and limits of spec.workers.resources, or "
-    "spec.workers.sharedMemory. This includes data sets, models and checkpoints on the node, unless spec.workers.cache "
-    "is "
-    "set."
-)
 _SIGKILL_ADVICE = (
     "The process was killed, often because of the memory limit; training resumes from the last checkpoint."
 )
@@ -125,10 +126,21 @@ def _refused(stage: ObservedStage, pod: ObservedPod) -> Failure:
         node=pod.node,
         exit_code=code,
         message="\n".join(lines)[:4096],
-        advice=_OVERUSE_ADVICE if pod.is_overusing else _REJECTED_ADVICE if pod.is_rejected else _NO_ACTION,
+        advice=_refusal_advice(stage.stage, pod),
     )
     kind = FailureClass.RETRYABLE if pod.is_overusing else FailureClass.DISRUPTION
     return Failure(kind, code, status, never_ran=pod.is_rejected)
+
+
+def _refusal_advice(stage: Stage, pod: ObservedPod) -> str:
+    if not pod.is_overusing:
+        return _REJECTED_ADVICE if pod.is_rejected else _NO_ACTION
+    field = resources_field(stage)
+    return (
+        f"Request what the job uses: memory or ephemeral-storage in the requests and limits of {field}, "
+        "or spec.workers.sharedMemory. This includes data sets, models and checkpoints on the node, unless "
+        "spec.workers.cache is set."
+    )
 
 
 def _first_of(culprits: list[ObservedPod]) -> ObservedPod:
@@ -173,13 +185,14 @@ def _without_pods(stage: ObservedStage, detected: FailureStatus | None) -> Failu
 def _lost(stage: ObservedStage) -> Failure:
     """Classify the loss of a node. Whether and how its pod ended is unknown."""
     pod = next(pod for pod in stage.pods if pod.due_at and not pod.ended)
+    node = pod.node or "(unknown)"
     status = FailureStatus(
         failure_class="NodeLost",
         stage=str(stage.stage),
         attempt=stage.attempt,
         pod=pod.name,
         node=pod.node,
-        message=f"{pod.name} must have ended by {pod.due_at}, but node {pod.node or '(unknown)'} does not respond",
+        message=f"{pod.name} should have terminated by {pod.due_at}, but node {node} does not respond",
         advice="Check the node. The next attempt runs on other nodes; processes left on this one cannot write.",
     )
     return Failure(FailureClass.DISRUPTION, 0, status)

@@ -193,7 +193,7 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_out_of_memory(
 ) -> None:
     pod = start_pod("use_up_memory", shared=False, prefix=limited_memory)
     assert pod.wait() == 80
-    assert pod.message.error == "rank 0 was killed by the kernel because the pod's memory was used up"
+    assert pod.message.error == "rank 0 was killed by the kernel because the pod reached its memory limit"
     assert "spec.workers.resources.limits.memory" in pod.message.advice
 
 

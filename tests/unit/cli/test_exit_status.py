@@ -27,7 +27,7 @@ from statuses import FAILED, SUCCEEDED, SUSPENDED, job_with
             (merged(FAILED, {"run": {"failure": {"exitCode": int(code)}}}), int(code))
             for code in sorted(PERMANENT_EXIT_CODES)
         ),
-        *((merged(FAILED, {"run": {"failure": {"exitCode": code}}}), 1) for code in (70, 80, 81, 82, 137)),
+        *((merged(FAILED, {"run": {"failure": {"exitCode": code}}}), 1) for code in (70, 80, 81, 83, 137)),
     ],
 )
 def test_the_exit_status_follows_from_the_end_of_the_run(status: dict[str, Any], code: int) -> None:

@@ -22,8 +22,9 @@ def owned_by(uid: str) -> list[dict[str, Any]]:
     return [{"kind": "any", "name": "any", "uid": uid, "controller": True}]
 
 
-def make_job(uid: str, owner: str, **status: Any) -> dict[str, Any]:
-    metadata = {"name": NAME, "uid": uid, "labels": LABELS, "ownerReferences": owned_by(owner)}
+def make_job(uid: str, owner: str, stage: str = "train", **status: Any) -> dict[str, Any]:
+    labels = LABELS | {constants.LABEL_STAGE: stage}
+    metadata = {"name": NAME, "uid": uid, "labels": labels, "ownerReferences": owned_by(owner)}
     return {"metadata": metadata, "spec": {"parallelism": 2}, "status": status}
 
 
@@ -56,9 +57,11 @@ def test_a_pod_that_the_kernel_killed_for_memory_is_recognized_without_a_message
     assert "training.microBatchSize" in judged.status.advice
 
 
-def kubelet_failed(reason: str, message: str, exit_code: int | None = None, *, disrupted: bool = False) -> Any:
+def kubelet_failed(
+    reason: str, message: str, exit_code: int | None = None, *, disrupted: bool = False, stage: str = "train"
+) -> Any:
     """The failure of a Job one of whose pods was failed as a whole by the kubelet."""
-    jobs = [make_job("train", owner="u", conditions=[{"type": "Failed", "status": "True"}])]
+    jobs = [make_job("train", owner="u", stage=stage, conditions=[{"type": "Failed", "status": "True"}])]
     pod = make_pod(1, "train")
     condition = [{"type": "DisruptionTarget", "status": "True"}] if disrupted else []
     pod["status"] = {"phase": "Failed", "reason": reason, "message": message, "conditions": condition}
@@ -66,8 +69,8 @@ def kubelet_failed(reason: str, message: str, exit_code: int | None = None, *, d
         state = {"terminated": {"exitCode": exit_code, "finishedAt": "2026-01-01T12:00:00Z"}}
         pod["status"]["containerStatuses"] = [{"name": constants.TRAINER_CONTAINER, "state": state}]
     pod["spec"] = {"nodeName": "node-a"}
-    (stage,) = Observed.from_manifests("u", jobs, [pod]).stages
-    return failure.classify_failure(stage)
+    (observed,) = Observed.from_manifests("u", jobs, [pod]).stages
+    return failure.classify_failure(observed)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,23 @@ def test_an_eviction_for_the_jobs_own_usage_is_not_a_disruption(
     assert (judged.status.failure_class, judged.status.node) == ("Evicted", "node-a")
     assert message.strip() in judged.status.message
     assert ("spec.workers.resources" in judged.status.advice) is (kind is FailureClass.RETRYABLE)
+
+
+@pytest.mark.parametrize(
+    ("stage", "field"),
+    [
+        ("prepare", "spec.stages.prepare.resources"),
+        ("train", "spec.workers.resources"),
+        ("evaluate", "spec.stages.evaluate.resources"),
+    ],
+)
+def test_the_advice_for_an_exceeded_limit_names_the_resources_of_the_stage(stage: str, field: str) -> None:
+    evicted = kubelet_failed("Evicted", OWN_DISK, stage=stage).status
+    assert f"limits of {field}, or" in evicted.advice
+    jobs = [make_job("job", owner="u", stage=stage, conditions=[{"type": "Failed", "status": "True"}])]
+    pods = [make_pod(1, "job", terminated={"exitCode": 137, "reason": "OOMKilled"})]
+    (observed,) = Observed.from_manifests("u", jobs, pods).stages
+    assert f"aise {field}.limits.memory" in failure.classify_failure(observed).status.advice
 
 
 def test_a_permanent_error_has_precedence_over_a_rejected_pod() -> None:

@@ -22,7 +22,7 @@ def attempt(number: int, exit_code: int | None, micro: int = 8, **fields: object
         "start_time": STAMP,
         "end_time": STAMP,
         "outcome": Outcome.RETRYABLE if exit_code else Outcome.DISRUPTION,
-        "reason": "OutOfMemory" if exit_code in (80, 137) else "Hung",
+        "reason": "OutOfMemory" if exit_code in (80, 137) else "Diverged",
         "exit_code": exit_code,
         "plan": AttemptPlan(nodes=2, micro_batch_size=micro, gradient_accumulation_steps=8 // micro),
         "spec_hash": attempt_hash(SPEC),
@@ -37,7 +37,7 @@ def attempt(number: int, exit_code: int | None, micro: int = 8, **fields: object
         ([attempt(1, 80), attempt(2, 80)], 4),
         ([attempt(1, 80), attempt(2, None), attempt(3, 80)], 4),
         ([attempt(1, 80), attempt(2, 80), attempt(3, 80, 4)], 2),
-        ([attempt(1, 82), attempt(2, 80)], None),
+        ([attempt(1, 81), attempt(2, 80)], None),
     ],
     ids=["the first", "the second", "after a disruption", "the third", "another failure before"],
 )

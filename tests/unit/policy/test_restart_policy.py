@@ -129,7 +129,6 @@ SAME = {"message": "KeyError: 'modules_to_save'", "last_step": 40}
         ({"message": "<A at 0x7f01>"}, {"message": "<A at 0x7fe2>"}, True),
         ({"reason": "Signal9", "exit_code": 137, "message": "m"},) * 2 + (False,),
         ({"reason": "StorageUnreachable", "exit_code": 69, "message": "m"},) * 2 + (False,),
-        ({"reason": "Hung", "exit_code": 82, "message": "m"},) * 2 + (False,),
         ({"reason": "Evicted", "exit_code": 137, "message": "used 3Gi"},
          {"reason": "Evicted", "exit_code": 137, "message": "used 4Gi"}, True),
     ],
@@ -183,5 +182,16 @@ def test_the_end_of_a_series_has_advice() -> None:
     status = make_status(attempts=(attempt(1, **NAN), attempt(2, **NAN)), restarts=2)
     decision = restart.decide(status, LIMITS, max_backoff_seconds=300)
     assert isinstance(decision, restart.GiveUp)
-    assert decision.message.startswith("Diverged 2 times in the same way, without a new checkpoint in between")
+    assert decision.message.startswith("failed 2 times with Diverged and no new checkpoint in between; another attempt")
     assert "lower spec.training.learningRate" in decision.message
+
+
+@pytest.mark.parametrize(("reason", "exit_code"), [("OutOfMemory", 80), ("Evicted", 137)])
+@pytest.mark.parametrize(
+    ("stage", "field"), [(Stage.TRAIN, "spec.workers.resources"), (Stage.EVALUATE, "spec.stages.evaluate.resources")]
+)
+def test_advice_about_resources_names_those_of_the_stage(reason: str, exit_code: int, stage: Stage, field: str) -> None:
+    failed = (attempt(number, reason=reason, exit_code=exit_code, stage=stage) for number in (1, 2))
+    decision = restart.decide(make_status(attempts=tuple(failed), restarts=2), LIMITS, max_backoff_seconds=300)
+    assert isinstance(decision, restart.GiveUp)
+    assert field in decision.message

@@ -97,13 +97,13 @@ def test_after_the_first_step_a_program_error_may_be_temporary(scratch: Path) ->
 @pytest.mark.parametrize(
     ("stage", "advice"),
     [
-        (Stage.PREPARE, "raise spec.workers.resources.limits.memory, or prepare fewer or smaller files"),
+        (Stage.PREPARE, "raise spec.stages.prepare.resources.limits.memory, or prepare fewer or smaller files"),
         (
             Stage.TRAIN,
             "lower spec.training.microBatchSize or spec.data.maxLength, raise spec.deepspeed.zeroStage, or raise "
             "spec.workers.resources.limits.memory",
         ),
-        (Stage.EVALUATE, "raise spec.workers.resources.limits.memory"),
+        (Stage.EVALUATE, "raise spec.stages.evaluate.resources.limits.memory"),
     ],
 )
 def test_the_advice_for_insufficient_memory_depends_on_the_stage(scratch: Path, stage: Stage, advice: str) -> None:

@@ -1,5 +1,7 @@
 import pytest
 
+from finetune_api.constants import Stage
+from finetune_api.exit_codes import out_of_memory_advice
 from finetune_api.progress import Progress, TerminationMessage
 from finetune_trainer.supervisor.outcome import RankExit, decisive_exit, exit_status, termination_message
 
@@ -70,11 +72,11 @@ def test_success_and_stops_have_no_log() -> None:
     [
         (RankExit(1, -11, 1.0), 139, "rank 1 was terminated by signal 11 (SIGSEGV)"),
         (RankExit(1, -63, 1.0), 191, "rank 1 was terminated by signal 63 (unknown)"),
-        (RankExit(0, -9, 1.0), 80, "rank 0 was killed by the kernel because the pod's memory was used up"),
+        (RankExit(0, -9, 1.0), 80, "rank 0 was killed by the kernel because the pod reached its memory limit"),
         (
             RankExit(0, -9, 1.0, error="the fork server ended"),
             80,
-            "rank 0 was killed by the kernel because the pod's memory was used up",
+            "rank 0 was killed by the kernel because the pod reached its memory limit",
         ),
         (RankExit(0, 3, 1.0), 3, "rank 0 exited with code 3 (Exit3) without a result"),
         (RankExit(0, 70, 1.0, error="no fork server"), 70, "rank 0 could not run: no fork server"),
@@ -84,6 +86,14 @@ def test_the_supervisor_explains_the_exit_of_a_rank_without_a_result(
     decisive: RankExit, status: int, error: str
 ) -> None:
     assert message(decisive, None, status).error == error
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_kill_for_memory_has_the_advice_of_its_stage(stage: Stage) -> None:
+    found = termination_message(
+        RankExit(0, -9, 1.0), None, stage=stage, status=80, last_lines=(), progress=Progress(stage=stage)
+    )
+    assert found.advice == out_of_memory_advice(stage)
 
 
 def test_a_result_written_before_a_kill_is_ignored() -> None:

@@ -9,6 +9,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
+from finetune_api.constants import Stage
+from finetune_api.exit_codes import out_of_memory_advice
+
 from ..errors import MemoryExhaustedError, TrainerError
 from ..memory import cpu_limit, memory_kills, memory_limit
 from .pipeline import BlockPlan, BlockResult, process_block
@@ -60,7 +63,7 @@ def process_blocks(
         if memory_kills() > kills:
             raise MemoryExhaustedError(
                 "a worker process of the prepare stage was killed because the container reached its memory limit",
-                advice="raise spec.workers.resources.limits.memory",
+                advice=out_of_memory_advice(Stage.PREPARE),
             ) from error
         raise TrainerError(
             "a worker process of the prepare stage ended unexpectedly",

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_api.exit_codes import ExitCode, name_of
+from finetune_api.exit_codes import ExitCode, name_of, out_of_memory_advice
 from finetune_api.progress import Progress, TerminationMessage
 
 SETTLE_SECONDS = 1.0
@@ -74,17 +74,17 @@ def termination_message(
         if status != ExitCode.STOPPED:
             changes["last_lines"] = tuple(last_lines)[-KEPT_LINES:]
         if result is None or status != result.exit_code:
-            changes |= _explanation(decisive, status)
+            changes |= _explanation(decisive, stage, status)
     return message.model_copy(update=changes)
 
 
-def _explanation(exit_: RankExit, status: int) -> dict[str, str]:
+def _explanation(exit_: RankExit, stage: str, status: int) -> dict[str, str]:
     """Return error and advice for a rank that could not write them."""
     rank = f"rank {exit_.rank}"
     if status == ExitCode.OUT_OF_MEMORY:
         return {
-            "error": f"{rank} was killed by the kernel because the pod's memory was used up",
-            "advice": "raise spec.workers.resources.limits.memory, or lower spec.training.microBatchSize",
+            "error": f"{rank} was killed by the kernel because the pod reached its memory limit",
+            "advice": out_of_memory_advice(stage),
         }
     if exit_.error:
         return {"error": f"{rank} could not run: {exit_.error}"}

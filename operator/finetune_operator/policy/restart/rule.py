@@ -19,8 +19,8 @@ class Sameness(Enum):
     """When two failures of the same class and stage are the same failure."""
 
     ALWAYS = auto()
-    """Message, step and exit code do not matter: amounts of memory and the step of a NaN differ between attempts, and
-    memory may be exhausted for the framework (80) in one and for the kernel (137) in the next."""
+    """Message, step and exit code do not matter: amounts of memory and the step of a NaN differ between attempts. When
+    the memory limit is reached, the kernel may kill a rank (80) in one and the whole container (137) in the next."""
     SAME_MESSAGE_AND_STEP = auto()
     """Exit code, message and step are the same."""
     NEVER = auto()
@@ -32,7 +32,6 @@ _SAMENESS: Mapping[str, Sameness] = {
     name_of(ExitCode.DIVERGED): Sameness.ALWAYS,
     EVICTED: Sameness.ALWAYS,
     name_of(ExitCode.STORAGE_UNREACHABLE): Sameness.NEVER,
-    name_of(ExitCode.HUNG): Sameness.NEVER,
     "Signal9": Sameness.NEVER,
     "Signal15": Sameness.NEVER,
 }
@@ -55,7 +54,7 @@ class Failure:
         return self.status.run.attempts[-1]
 
     def retry(self, tries: int, change: "PlanChange | None" = None) -> "Retry":
-        """Return another attempt: at once, then after 10 s, doubled each time.
+        """Return another attempt: immediately the first time, then after 10 s, doubling the delay each time.
 
         If the node was the cause, the first wait is also 10 s, because an immediate attempt would find it unchanged.
         """

@@ -1,4 +1,8 @@
-"""The second out-of-memory exit of a run (80, from the framework): halve the micro-batch, keep the global batch."""
+"""The second out-of-memory exit of a run (80): halve the micro-batch, keep the global batch.
+
+A pod exits with 80 if an allocation fails or if the kernel kills a rank. An exit with 137, after the kernel has killed
+the whole container, is not counted.
+"""
 
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import ExitCode

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from finetune_api.constants import Reason
-from finetune_api.exit_codes import ExitCode, name_of, out_of_memory_advice
+from finetune_api.exit_codes import ExitCode, name_of, out_of_memory_advice, resources_field
 from finetune_api.v1alpha1 import AttemptStatus
 
 from ....observed import EVICTED
@@ -12,7 +12,6 @@ from ..rule import Failure, GiveUp, Rule, identical_failures
 _MOST_IDENTICAL = 2
 _REMEDIES: Mapping[str, str] = {
     name_of(ExitCode.DIVERGED): "lower spec.training.learningRate, add a warmup, or correct the data",
-    EVICTED: "raise what status.run.failure names in spec.workers.resources, or use less of it",
 }
 _ANY_REMEDY = "correct what status.run.failure names"
 
@@ -23,14 +22,16 @@ def _decide(failure: Failure) -> GiveUp | None:
         return None
     return GiveUp(
         Reason.REPEATED_FAILURE,
-        f"{failure.attempt.reason} {count} times in the same way, without a new checkpoint in between; another attempt "
-        f"would fail again: {_remedy(failure.attempt)}",
+        f"failed {count} times with {failure.attempt.reason} and no new checkpoint in between; another attempt would "
+        f"fail the same way: {_remedy(failure.attempt)}",
     )
 
 
 def _remedy(attempt: AttemptStatus) -> str:
     if attempt.reason == name_of(ExitCode.OUT_OF_MEMORY):
         return out_of_memory_advice(attempt.stage)
+    if attempt.reason == EVICTED:
+        return f"raise what status.run.failure names in {resources_field(attempt.stage)}, or use less of it"
     return _REMEDIES.get(attempt.reason, _ANY_REMEDY)
 
 
