@@ -40,7 +40,7 @@ def is_half_way(job: dict[str, Any]) -> bool:
 
 
 def test_the_quickstart_survives_a_killed_worker(quickstart: TrainingSetup, tmp_path: Path) -> None:
-    """The sample, applied with kubectl: two pods on two nodes, one of them killed half way."""
+    """The sample, applied with kubectl: two pods on two nodes, one of them killed halfway through."""
     setup, kubectl = quickstart, quickstart.kubectl
     kubectl("apply", "-f", written_for_a_test(tmp_path))
     setup.when(NAME, is_half_way, "half of the steps are done")

@@ -1,4 +1,4 @@
-"""The demo: fine-tune a real model on real data with two workers, and kill one of them half way.
+"""The demo: fine-tune a real model on real data with two workers, and kill one of them halfway through.
 
 The run is that of `finetune run` with the quickstart sample, plus a hook that kills the worker.
 """
@@ -99,8 +99,8 @@ class Killer:
 
 def is_time_to_kill(progress: Progress) -> bool:
     """Whether half of the steps are done, but not all of them, and a checkpoint is committed."""
-    half_way = progress.total_steps > 0 and progress.total_steps <= 2 * progress.step < 2 * progress.total_steps
-    return half_way and progress.last_checkpoint is not None
+    halfway = progress.total_steps > 0 and progress.total_steps <= 2 * progress.step < 2 * progress.total_steps
+    return halfway and progress.last_checkpoint is not None
 
 
 def run_demo(work_dir: Path, display: Display) -> DemoResult:

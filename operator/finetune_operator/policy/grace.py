@@ -43,7 +43,8 @@ def stop_safety(status: Status, stage: ObservedStage, limits: GraceLimits) -> St
     problem += "the work since the last checkpoint"
     if needed <= limits.most_seconds:
         return StopSafety(False, f"{problem}; that of the next attempt is {needed} s")
-    remedy = "raise the operator's --max-termination-grace, use more workers, or train fewer parameters"
+    remedy = "raise pods.terminationGrace.maximumSeconds of the chart (--max-termination-grace of the operator), "
+    remedy += "use more workers, or train fewer parameters"
     return StopSafety(False, f"{problem}, and the operator allows at most {limits.most_seconds} s; {remedy}")
 
 

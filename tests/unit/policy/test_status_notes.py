@@ -63,7 +63,12 @@ def test_the_grace_period_is_twice_a_save_and_a_step(
         (100.0, 120, False, "the grace period of the pods of attempt 1 is 120 s"),
         (100.0, 120, False, "that of the next attempt is 220 s"),
         (100.0, 220, True, "the grace period of the pods is 220 s"),
-        (5000.0, 3600, False, "the operator allows at most 3600 s; raise the operator's --max-termination-grace"),
+        (
+            5000.0,
+            3600,
+            False,
+            "allows at most 3600 s; raise pods.terminationGrace.maximumSeconds of the chart",
+        ),
     ],
 )
 def test_a_save_that_does_not_fit_is_reported(seconds: float, given: int, safe: bool, words: str) -> None:
