@@ -102,7 +102,7 @@ class ServiceAccount(Values):
     """The service account of the operator."""
 
     create: bool = True
-    """False: `name` exists."""
+    """False: use the existing service account `name`."""
     name: Annotated[str, Field(pattern=_DNS_NAME)] = ""
     """Empty: the name of the release; the namespace's `default` if it is not created."""
     annotations: Texts = {}
@@ -155,13 +155,13 @@ class Operator(Values):
     progress_seconds: Annotated[float, Field(gt=0, le=86400)] = _SETTINGS.progress_seconds
     """Seconds between two reads of a job's progress."""
     watch_silence_seconds: Annotated[float, Field(gt=0, le=86400)] = _PROCESS.watch_silence_seconds
-    """Seconds without an event after which a watch is opened again. API servers send one each minute."""
+    """Seconds without an event after which a watch is opened again. API servers send a bookmark every minute."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """debug, info, warning or error."""
 
 
 class Security(Values):
-    """Users of containers."""
+    """User IDs of the containers."""
 
     run_as_user: Annotated[int, Field(ge=1)] | Literal["none"] = _SETTINGS.run_as_user or "none"
     """User of the operator, and user, group and fsGroup of the pods of jobs. none: assigned by the cluster, as
@@ -230,7 +230,7 @@ class ServiceMonitor(Values):
     create: bool = False
     """Create it; needs metrics.service and the CRDs of the Prometheus operator."""
     labels: Texts = {}
-    """Labels that the Prometheus selects ServiceMonitors by."""
+    """Labels by which Prometheus selects ServiceMonitors."""
     interval: Annotated[str, Field(pattern=r"^([0-9]+(ms|[smhd]))+$")] = "30s"
     """Time between two scrapes."""
 
@@ -241,7 +241,7 @@ class Dashboard(Values):
     create: bool = False
     """Create it."""
     labels: Texts = {"grafana_dashboard": "1"}
-    """Labels that Grafana's sidecar selects ConfigMaps by."""
+    """Labels by which Grafana's sidecar selects ConfigMaps."""
 
 
 class Metrics(Values):
@@ -298,7 +298,7 @@ class ChartValues(Values):
         list[Annotated[str, Field(pattern=_DNS_LABEL)]], Field(json_schema_extra={"uniqueItems": True})
     ] = []
     """Namespaces whose jobs the operator runs, with a Role in each; they must exist. Empty: the whole cluster, with a
-    ClusterRole. Two operators with a namespace in common would both do its work."""
+    ClusterRole. Two operators watching the same namespace would both reconcile its jobs."""
     image: OperatorImage = OperatorImage()
     """Image of the operator."""
     trainer_image: TrainerImage = TrainerImage()
@@ -317,7 +317,7 @@ class ChartValues(Values):
     storage: Storage = Storage()
     """Object storage of jobs that do not set their own (`spec.storage`)."""
     security: Security = Security()
-    """Users of containers. Everything else is as Pod Security `restricted` requires."""
+    """User IDs of the containers. Everything else is as Pod Security `restricted` requires."""
     pods: Pods = Pods()
     """Defaults of the pods of all jobs."""
     operator: Operator = Operator()

@@ -56,14 +56,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """Tell the person who waits, past pytest's capture: a first build takes minutes."""
+    """Print a line despite pytest's capture, because a first build takes minutes."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
 
-    def told(text: str) -> None:
+    def printed(text: str) -> None:
         with capture.global_and_fixture_disabled():
             print(f"\ncluster: {text}", flush=True)
 
-    return told
+    return printed
 
 
 @pytest.fixture(scope="session")

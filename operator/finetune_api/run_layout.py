@@ -87,7 +87,7 @@ class RunLayout:
 
     @property
     def evaluation(self) -> str:
-        """All figures of the report."""
+        """All metrics of the report."""
         return f"{self.uri}/evaluation.json"
 
     @property

@@ -135,7 +135,7 @@ class Support:
             without = f" without spec.{_any_of([f'method.{name}' for name in able])}" if able else f" {with_method}"
             remedy = f", or set {_any_of([f'method.{name}' for name in able])}" if able else ""
             write = f"write [{', '.join(row.formats)}]"
-            if not {*DEFAULT_FORMATS} <= {*row.formats}:  # so it has to be written
+            if not {*DEFAULT_FORMATS} <= {*row.formats}:  # so it must be written
                 write += f", because the default is [{', '.join(DEFAULT_FORMATS)}]"
             yield restriction(
                 "output.formats",

@@ -25,7 +25,7 @@ class GraceLimits:
     least_seconds: int = 120
     """Minimum. The grace period is longer if saves take longer."""
     most_seconds: int = 3600
-    """Maximum, for which evictions and drains may have to wait."""
+    """Maximum; evictions and drains may take this long."""
 
 
 @dataclass(frozen=True)

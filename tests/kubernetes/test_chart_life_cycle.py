@@ -62,7 +62,7 @@ class Release:
         return self.kubectl("get", "all,serviceaccounts,configmaps", selector, "--output=name").split()
 
     def operators(self) -> set[str]:
-        """UIDs of the operator's pods, of which none may have restarted."""
+        """UIDs of the operator's pods; none may have restarted."""
         listed = self.kubectl.json("get", "pods")["items"]
         pods = [pod for pod in listed if "deletionTimestamp" not in pod["metadata"]]
         statuses = [status for pod in pods for status in pod["status"]["containerStatuses"]]

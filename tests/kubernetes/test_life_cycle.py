@@ -352,7 +352,7 @@ def test_a_child_of_another_owner_is_reported_and_not_changed(admin: Path, names
 
 ADAPTED = {"method": {"lora": {}}}
 NOTHING: tuple[Stage, ...] = ()
-ANEW = tuple(Stage)
+ALL_STAGES = tuple(Stage)
 FINISHED_CHANGES = [
     pytest.param({}, {"training": {"epochs": 3}, "output": {"formats": ["Merged"]}}, 1, NOTHING, id="defaults"),
     pytest.param({}, {"model": {"dtype": "Float32"}, "data": {"packing": "Padded"}}, 1, NOTHING, id="automatic values"),
@@ -360,14 +360,18 @@ FINISHED_CHANGES = [
     pytest.param(ADAPTED, {"output": {"formats": ["Merged", "Adapter"]}}, 1, (Stage.EVALUATE,), id="export format"),
     pytest.param({}, {"workers": {"nodes": 1}, "checkpoint": {"keepLast": 4}}, 1, NOTHING, id="attempt"),
     pytest.param({}, {"restart": {"maxRestarts": 9}, "ttlSecondsAfterFinished": 9999}, 1, NOTHING, id="now"),
-    pytest.param({}, {"training": {"learningRate": 0.125}}, 2, ANEW, id="run"),
+    pytest.param({}, {"training": {"learningRate": 0.125}}, 2, ALL_STAGES, id="run"),
     pytest.param(
-        {}, {"training": {"learningRate": 0.25}, "evaluation": {"maxNewTokens": 66}}, 2, ANEW, id="run and evaluation"
+        {},
+        {"training": {"learningRate": 0.25}, "evaluation": {"maxNewTokens": 66}},
+        2,
+        ALL_STAGES,
+        id="run and evaluation",
     ),
     pytest.param(
         {"workers": {"nodes": 8}}, {"workers": {"nodes": 1, "gpusPerNode": 8}}, 1, NOTHING, id="no common batch"
     ),
-    pytest.param({}, {"data": {"maxLength": 64}}, 2, ANEW, id="data"),
+    pytest.param({}, {"data": {"maxLength": 64}}, 2, ALL_STAGES, id="data"),
 ]
 
 

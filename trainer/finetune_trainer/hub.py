@@ -236,7 +236,7 @@ def _mapped(error: BaseException, uri: str, kind: Kind) -> TrainerError:
         return BadDataError(message, advice="check the name; write hf://datasets/organisation/name@revision/path")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return StorageUnreachableError(
-        f"{uri}: {endpoint()} does not answer as a hub: {reason}",
+        f"{uri}: {endpoint()} did not respond like a Hugging Face Hub: {reason}",
         advice=f"check HF_ENDPOINT and the network; on a cluster without internet copy the {what} to s3://",
     )
 

@@ -12,7 +12,7 @@ from finetune_api.v1alpha1 import Spec
 
 from .store.client import ObjectStore
 
-_TOLD_VERSIONS = ("finetune-operator", "torch", "transformers", "deepspeed", "peft", "accelerate")
+_RECORDED_LIBRARIES = ("finetune-operator", "torch", "transformers", "deepspeed", "peft", "accelerate")
 
 
 class RunRecord(Message):
@@ -47,7 +47,7 @@ def read_record(store: ObjectStore, config: TrainerConfig) -> PreparedRun:
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that affect numerical results."""
-    found = {name: _version(name) for name in _TOLD_VERSIONS}
+    found = {name: _version(name) for name in _RECORDED_LIBRARIES}
     return {name: version for name, version in found.items() if version}
 
 

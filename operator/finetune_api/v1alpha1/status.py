@@ -303,7 +303,7 @@ class PastRun(StatusModel):
 
 
 class DisplayStatus(StatusModel):
-    """Figures formatted as text, for the columns of `kubectl get`."""
+    """Values formatted as text, for the columns of `kubectl get`."""
 
     progress: str = ""
     """Completed share of the optimizer steps, such as `27%`."""
@@ -328,7 +328,7 @@ class Status(StatusModel):
     ] = ()
     """Conditions of the job, by type."""
     display: DisplayStatus | None = None
-    """Figures formatted as text, for the columns of `kubectl get`."""
+    """Values formatted as text, for the columns of `kubectl get`."""
     run: RunStatus = RunStatus()
     """The current run."""
     history: Annotated[tuple[PastRun, ...], Field(max_length=10)] = ()

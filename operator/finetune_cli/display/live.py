@@ -107,7 +107,7 @@ class LiveDisplay:
 
 
 def frame(view: View, curve: LossCurve, spinner: Spinner) -> RenderableType:
-    """Return the live part: title, stages, bar, figures and checkpoint. The height is constant (five lines)."""
+    """Return the live part: title, stages, bar, metrics and checkpoint. The height is constant (five lines)."""
     return Group(_title(view), _stages(view, spinner), _bar(view), _figures(view, curve), _state(view))
 
 

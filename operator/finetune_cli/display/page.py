@@ -18,7 +18,7 @@ from .view import snapshot
 
 _LABEL_WIDTH = 14
 _GAP = 3
-"""Spaces between the columns of figures."""
+"""Spaces between the columns of metrics."""
 _MAX_MESSAGE_LINES = 8
 _MAX_EVENTS = 6
 _MAX_BAR = 40

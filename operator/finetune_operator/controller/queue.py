@@ -29,7 +29,7 @@ class _Hold:
 
     again: bool = False
     """Whether the key was added during processing."""
-    over: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class KeyedQueue(Generic[Key]):
@@ -125,7 +125,7 @@ class KeyedQueue(Generic[Key]):
     def done(self, key: Key) -> None:
         """Mark the processing of a key as completed."""
         hold = self._working.pop(key)
-        hold.over.set()
+        hold.released.set()
         if hold.again:
             self.add(key)
 
@@ -133,7 +133,7 @@ class KeyedQueue(Generic[Key]):
         """Wait until the key is not being processed."""
         hold = self._working.get(key)
         if hold is not None:
-            await hold.over.wait()
+            await hold.released.wait()
 
     def _move_due(self) -> None:
         while self._later and self._later[0].at <= self._now():

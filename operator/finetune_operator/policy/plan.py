@@ -1,6 +1,6 @@
 """The plan of a reconcile: facts -> actions, status, Events, and when to reconcile again.
 
-`stages` chooses the step and its classes have everything that depends on the kind of step. This module records the
+`stages` chooses the step and its classes implement everything specific to a kind of step. This module records the
 observation, combines the step with what all steps have in common, and orders the effects.
 """
 
@@ -36,7 +36,8 @@ class Plan:
     status: Status
     """Status after the reconcile."""
     observation: Status
-    """`before` with the observation and without the step: the basis of status if the cluster refuses an action."""
+    """Status after recording the observation, before applying the step. Basis of the status if the cluster refuses an
+    action."""
     requeue: Requeue
 
     @property
@@ -88,7 +89,7 @@ def refused(facts: Facts, plan: Plan, reason: Reason, message: str) -> Plan:
 def rejection(
     manifest: Manifest, violations: tuple[Violation, ...], now: str, *, observation: Status | None = None
 ) -> Plan:
-    """Return the plan for an invalid object of which no attempt continues.
+    """Return the plan for an invalid object without an attempt that continues.
 
     `observation` is the status after an observation of its children; None: they were not observed. `now`: RFC 3339.
     """

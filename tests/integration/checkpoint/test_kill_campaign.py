@@ -19,7 +19,7 @@ def test_after_twenty_kills_every_logged_loss_is_that_of_the_uninterrupted_run(t
         for outcome in campaign.run(place):
             assert outcome.corrupt == []
             assert outcome.mismatches == 0
-    assert campaign.kills >= KILLS, "a run of which only restores are left has one more"
+    assert campaign.kills >= KILLS, "a run with only restores left has one more"
     # An interrupted campaign would continue from these runs.
     assert Campaign(seed=7, kills=KILLS, path=tmp_path / "campaign.jsonl").outcomes == campaign.outcomes
 

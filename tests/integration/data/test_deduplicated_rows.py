@@ -16,7 +16,7 @@ from rows import chats, classified, jsonl
 CLEANED = {"cleaning": {"exactDuplicates": True}}
 MORE = [(row["text"], row["label"], True) for row in classified(40)]
 MORE_HELD_OUT = [(f"{text} again", label, True) for text, label, _ in MORE]
-"""Records of which none is a duplicate: text, label, whether it is kept."""
+"""Records without duplicates: text, label, whether it is kept."""
 
 
 def rows_of(place: PrepareFixture, prepared: Any) -> dict[str, list[tuple[list[int], Any]]]:

@@ -160,7 +160,7 @@ def test_only_files_that_loading_reads_are_fetched(store, bucket, tmp_path, mode
         "deep/config.json",
     ):
         store.put(f"{uri}/{name}", b"not the model")
-    fetched = fetch_model(uri, store, tmp_path / "beside")
+    fetched = fetch_model(uri, store, tmp_path / "with_other_files")
     assert {path.name for path in fetched.path.iterdir()} == {path.name for path in alone.path.iterdir()}
     assert fetched.digest == alone.digest
 

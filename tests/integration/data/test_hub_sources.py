@@ -166,9 +166,9 @@ def test_a_foreign_page_instead_of_the_hub_is_not_a_program_error(
         thread.start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         try:
-            with pytest.raises(StorageUnreachableError, match="does not answer as a hub"):
+            with pytest.raises(StorageUnreachableError, match="did not respond like a Hugging Face Hub"):
                 fetched("hf://datasets/tiny/reviews/data/x.jsonl", tmp_path)
-            with pytest.raises(StorageUnreachableError, match="does not answer as a hub"):
+            with pytest.raises(StorageUnreachableError, match="did not respond like a Hugging Face Hub"):
                 resolve_model("hf://tiny/model")
         finally:
             server.shutdown()

@@ -47,10 +47,10 @@ def console(file: io.StringIO) -> Console:
 )
 def test_a_display_shows_control_characters_as_text(display: Any) -> None:
     file = io.StringIO()
-    told: Progress = live().model_copy(update={"activity": f"training{EVIL}", "warnings": (EVIL,)})
+    progress: Progress = live().model_copy(update={"activity": f"training{EVIL}", "warnings": (EVIL,)})
     shown: Display = display(file)
     with shown:
-        shown.update(job_with(TRAINING), told)
+        shown.update(job_with(TRAINING), progress)
         shown.event(EVIL)
         shown.finish(job_with(HOSTILE))
     assert "\\u001b]52;c;cm0gLXJm\\u0007" in file.getvalue()

@@ -107,7 +107,7 @@ def test_after_a_rejection_environment_and_shared_files_are_read_again(
 
 
 def sts(code: str) -> ClientError:
-    answer: Any = {"Error": {"Code": code, "Message": "told"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    answer: Any = {"Error": {"Code": code, "Message": "rejected"}, "ResponseMetadata": {"HTTPStatusCode": 400}}
     return ClientError(answer, "AssumeRoleWithWebIdentity")
 
 

@@ -7,7 +7,7 @@ from finetune_trainer.train.stopping import BestState
 
 WALKS = [
     pytest.param(EarlyStopping(patience=2), [3.0, 2.0, 2.5, 2.1], (2, True), id="loss rises"),
-    pytest.param(EarlyStopping(patience=2), [3.0, 2.0, 2.5, 1.9], (4, False), id="a better one starts the count anew"),
+    pytest.param(EarlyStopping(patience=2), [3.0, 2.0, 2.5, 1.9], (4, False), id="a better one resets the count"),
     pytest.param(EarlyStopping(patience=1, min_delta=0.5), [3.0, 2.6], (1, True), id="too small a gain is none"),
     pytest.param(EarlyStopping(patience=1), [3.0, 3.0], (1, True), id="equal is not better"),
     pytest.param(EarlyStopping(patience=2, metric=Metric.ACCURACY), [0.5, 0.7, 0.6], (2, False), id="accuracy rises"),

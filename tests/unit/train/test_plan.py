@@ -36,7 +36,7 @@ def test_a_warmup_by_ratio_leaves_a_step_at_the_peak_however_short_the_training_
     assert max(plan.rate_factor(step) for step in range(total)) == 1.0
 
 
-def test_a_warmup_longer_than_the_training_is_told_with_both_numbers() -> None:
+def test_a_warmup_longer_than_the_training_gets_a_warning_with_both_numbers() -> None:
     (warning,) = training_plan(train_config(training={"warmup": {"steps": 1000}})).warnings
     assert "warmup has 1000 steps" in warning
     assert "whole training 21" in warning
@@ -48,7 +48,7 @@ def test_a_warmup_longer_than_the_training_is_told_with_both_numbers() -> None:
     [({}, True), ({"warmup": {"steps": 2}}, False), ({"epochs": 1000}, False)],
     ids=["no warmup", "a warmup", "long enough without one"],
 )
-def test_an_inverse_square_root_that_stays_at_its_peak_is_told(training: dict[str, Any], warned: bool) -> None:
+def test_an_inverse_square_root_that_stays_at_its_peak_gets_a_warning(training: dict[str, Any], warned: bool) -> None:
     plan = training_plan(train_config(training={"schedule": "InverseSqrt", **training}))
     assert ["hardly lowers" in warning for warning in plan.warnings] == [True] * warned
 

@@ -475,7 +475,7 @@ def _json_array(lines: Iterator[Line], file: SourceFile, bad: BadRecords, column
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object. JSON allows duplicate keys, of which Python silently uses the last one."""
+    """Build a JSON object. JSON allows duplicate keys; Python silently uses the last one."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = _repeated(name for name, _ in pairs)

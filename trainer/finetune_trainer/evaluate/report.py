@@ -161,7 +161,7 @@ def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[t
             False,
         ),
         (
-            "Validation figures",
+            "Validation metrics",
             [_validation(training, metric, colour) for metric, colour in zip(shares, cycle(LINE_COLOURS))],
             True,
         ),

@@ -55,8 +55,8 @@ class AdapterMethod(FineTuningMethod[Block]):
     def adapted(self, model: PreTrainedModel, block: Block, task: TrainingTask) -> PeftModel:
         """The model with adapters that are drawn from torch's current generator.
 
-        A new head is trained whole: it is small. So is any other module that the base model's files lack: whoever
-        loads the adapter would draw other values for it.
+        A new head is trained whole: it is small. So is any other module that the base model's files lack: loading the
+        adapter would initialize it with other values.
 
         Raises BadConfigError where a target is not a layer of the model, or is a matrix that two layers share.
         """

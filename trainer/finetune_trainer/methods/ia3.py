@@ -26,7 +26,7 @@ class Ia3Method(AdapterMethod[Ia3]):
     tags = ("ia3",)
 
     def parameters(self, sizes: ModelSizes, block: Ia3) -> ParameterCounts:
-        """At most rows + columns of every scaled matrix, of which a layer has one or the other.
+        """At most rows + columns of every scaled matrix; a layer has factors for one or the other.
 
         Without targets, of every matrix: which ones PEFT chooses depends on the architecture. Even so the bound is a
         few thousandths of the model.

@@ -64,7 +64,7 @@ class PromptTuningMethod(AdapterMethod[PromptTuning]):
     def save_adapter(self, model: Any, weights: Weights, folder: Path, *, base: str, revision: str | None) -> None:
         """A folder that `PeftModel.from_pretrained` loads.
 
-        PEFT would save the model's own parameter, of which a rank has only a part under ZeRO-3, and not `weights`.
+        PEFT would save the model's own parameter instead of `weights`; under ZeRO-3, a rank has only a part of it.
         """
         from peft.utils import SAFETENSORS_WEIGHTS_NAME
         from safetensors.torch import save_file

@@ -33,9 +33,9 @@ def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
 
     The imports of the train stage take about ten seconds of CPU time, those of the other stages about six each.
     """
-    # What imports leave as garbage does not matter (13 MB of 1 GB), and looking for it takes a quarter of the
-    # time. Frozen objects are never looked at again: DeepSpeed runs the collector for every engine, which would take
-    # half a second each time in every rank and copy the memory pages that the ranks share with this process.
+    # Garbage left by imports is negligible (13 MB of 1 GB), and collecting it takes a quarter of the import time.
+    # Frozen objects are never scanned again: DeepSpeed runs the collector for every engine, which would take half a
+    # second each time in every rank and copy the memory pages that the ranks share with this process.
     gc.disable()
     _import(accelerator, stages)
     gc.freeze()
@@ -58,9 +58,10 @@ def _import(accelerator: str, stages: Collection[Stage]) -> None:
 
 
 def _build_conversions() -> None:
-    """Let transformers build its table of weight conversions, which the first model of a process needs otherwise.
+    """Let transformers build its table of weight conversions, which is otherwise built with the first model in each
+    process.
 
-    The table has those of all model types, and compiling its thousand patterns takes 0.05 s in every rank.
+    It covers all model types, and compiling its thousand patterns takes 0.05 s in every rank.
     """
     importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
 

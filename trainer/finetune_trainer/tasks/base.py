@@ -88,7 +88,7 @@ class ValidationScores:
         """Add a batch; `rows` are its row numbers in the split, shape (rows,)."""
 
     def tensors(self) -> list[torch.Tensor]:
-        """What has to be summed over the ranks."""
+        """Tensors that must be summed over the ranks."""
         return []
 
     def metrics(self, loss: float) -> dict[Metric, float]:
@@ -113,7 +113,7 @@ class TrainingTask(ABC):
     model_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     """Tensors of a batch that the model is called with; the others are for the loss."""
     may_draw_head: ClassVar[bool]
-    """Whether parameters of the head may be new; all others have to be in the base model's files."""
+    """Whether parameters of the head may be new; all others must be in the base model's files."""
     no_head_advice: ClassVar[str] = ""
     """What to do where the base model lacks a head that may not be new."""
     needs_pad_token: ClassVar[bool]
@@ -125,7 +125,7 @@ class TrainingTask(ABC):
     scores_are_answers: ClassVar[bool]
     """Whether `Measured.scores` are right and wrong answers; otherwise they are losses."""
     labelled: ClassVar[str] = "example"
-    """What has a label, in the singular: the unit of the figures of each class."""
+    """What has a label, in the singular: the unit of the metrics of each class."""
     limits: ClassVar[tuple[str, ...]] = ()
     """Sentences of the model card about what the metrics do not say."""
 

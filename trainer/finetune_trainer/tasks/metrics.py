@@ -1,4 +1,4 @@
-"""Figures of predictions against targets. Pure, and importable without torch.
+"""Metrics of predictions against targets. Pure, and importable without torch.
 
 Precision, recall and F1 are those of `sklearn.metrics.precision_recall_fscore_support` with `zero_division=0`; a test
 compares them. Importing scikit-learn takes a second of CPU time, a seventh of what a training process imports.
@@ -16,7 +16,7 @@ from finetune_api.trainer_config import Message
 from finetune_api.v1alpha1 import Metric
 
 FEW_EXAMPLES = 10
-"""A class with fewer test examples than that has figures in steps of more than a tenth."""
+"""A class with fewer test examples than that has metrics in steps of more than a tenth."""
 
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
@@ -63,17 +63,17 @@ class ClassificationMetrics(Message):
     untested: int
     """Of them, those without an example."""
     per_class: tuple[ClassMetrics, ...]
-    """In the order of the label ids. In `evaluation.json` at most 100: with more classes, the most telling ones."""
+    """In the order of the label ids. In `evaluation.json` at most 100: with more classes, the most informative ones."""
     confusion: tuple[Confusion, ...]
     """By target, then by prediction; among the classes of `per_class`."""
 
     @property
     def figures(self) -> dict[Metric, float]:
-        """The two figures that stand for the whole."""
+        """The two metrics of all classes together."""
         return {Metric.ACCURACY: self.accuracy, Metric.MACRO_F1: self.macro_f1}
 
     def of_classes(self, ids: frozenset[int]) -> "ClassificationMetrics":
-        """The same figures, with rows and cells of these classes alone."""
+        """The same metrics, with rows and cells of these classes alone."""
         return self.model_copy(
             update={
                 "per_class": tuple(row for row in self.per_class if row.id in ids),
@@ -87,7 +87,7 @@ def classification_metrics(
     targets: Sequence[int] | npt.NDArray[np.integer],
     labels: Sequence[str],
 ) -> ClassificationMetrics:
-    """Accuracy, macro F1, figures of every class and the confusion matrix.
+    """Accuracy, macro F1, metrics of every class and the confusion matrix.
 
     `predictions` and `targets` are label ids of shape (examples,); `labels` names the ids 0, 1, ... Time and memory
     grow with examples and classes, not with classes squared.

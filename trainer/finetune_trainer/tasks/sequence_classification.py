@@ -76,7 +76,7 @@ class SequenceClassification(TrainingTask):
     def measure(
         self, model: torch.nn.Module, split: TestSplit, collate: Collate, labels: tuple[str, ...], report: Report
     ) -> Measured:
-        """Loss, accuracy, macro F1, figures of every class and the confusion matrix."""
+        """Loss, accuracy, macro F1, metrics of every class and the confusion matrix."""
         found = classify(model, split, collate, report)
         metrics = classification_metrics(found.predictions, found.targets, labels)
         right = found.predictions == found.targets

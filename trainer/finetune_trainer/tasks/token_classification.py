@@ -48,8 +48,8 @@ class TokenClassification(TokenTask):
     scores_are_answers = False  # the words of a text depend on each other, so the paired test compares losses of texts
     labelled = "token"
     limits = (
-        "Figures of classes, accuracy and macro F1 count single words, by the prediction at their first token.",
-        "It was trained on words with a space between them. Other texts have to be divided into words in the same way.",
+        "Metrics of classes, accuracy and macro F1 count single words, by the prediction at their first token.",
+        "It was trained on words with a space between them. Other texts must be divided into words in the same way.",
     )
 
     @property
@@ -79,7 +79,7 @@ class TokenClassification(TokenTask):
     def measure(
         self, model: torch.nn.Module, split: TestSplit, collate: Collate, labels: tuple[str, ...], report: Report
     ) -> Measured:
-        """Loss, accuracy and macro F1 over tokens, F1 over entities, figures of every class and the confusion matrix.
+        """Loss, accuracy and macro F1 over tokens, F1 over entities, metrics of every class and the confusion matrix.
 
         A word without a target, such as one that was cut off, belongs to no entity.
         """

@@ -46,7 +46,7 @@ _NO_SMALLER_SCALE = "loss scale already at minimum"
 _FEW_SKIPPED = 0.02
 """Share of the steps that the loss scale needs to adapt."""
 _SHOWN_LOSSES = 10
-"""Number of losses that the displayed loss is the mean of, because that of a small batch is noisy. The log has each."""
+"""Window of the displayed moving average of the loss, because the loss of a small batch is noisy. The log has each."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class TrainingLoop:
         self._loss_since_log = torch.zeros((), device=parts.device)
         """This rank's."""
         self._recent_losses: deque[float] = deque(maxlen=_SHOWN_LOSSES)
-        self._figures: dict[str, float] = {}
-        self._figures_step = -1
+        self._metrics: dict[str, float] = {}
+        self._metrics_step = -1
 
     def train(self) -> None:
         """Train to the end, or until early stopping ends the training.
@@ -301,8 +301,8 @@ class TrainingLoop:
         recent = sum(self._recent_losses) / len(self._recent_losses)
         self.parts.report.update(loss=recent, learning_rate=rate)
 
-    def _log(self, figures: dict[str, float]) -> None:
-        entry = figures | {"epoch": self._epoch}
+    def _log(self, metrics: dict[str, float]) -> None:
+        entry = metrics | {"epoch": self._epoch}
         self.run.log.append(entry | {"step": self.run.step})
         if _is_main():
             text = " ".join(f"{name} {_text(value)}" for name, value in entry.items())
@@ -319,37 +319,37 @@ class TrainingLoop:
     def _evaluate(self) -> None:
         """Evaluate the validation split and apply the rule of early stopping. Collective.
 
-        A stop request interrupts it. The state is then saved without figures, and the next attempt starts with this
+        A stop request interrupts it. The state is then saved without metrics, and the next attempt starts with this
         validation.
         """
         validator, report = self.parts.validator, self.parts.report
         assert validator is not None, "the plan evaluates only where there is a validation split"
         with report.phase("evaluate", "evaluating the validation split"):
-            figures = validator.figures(self.engine, self.parts.stop)
-        if figures is None:
+            metrics = validator.figures(self.engine, self.parts.stop)
+        if metrics is None:
             self.is_stopping = self._save_due = True
             return
         self.run.evaluation_due = False
-        self._log({f"eval_{metric.key}": value for metric, value in figures.items()})
+        self._log({f"eval_{metric.key}": value for metric, value in metrics.items()})
         # JSON has no NaN. If the loss is NaN, the attempt fails below with a specific message.
-        finite = {metric: value for metric, value in figures.items() if math.isfinite(value)}
+        finite = {metric: value for metric, value in metrics.items() if math.isfinite(value)}
         report.update(evaluation=finite, activity="training", flush=True)
-        self._figures = {metric.value: value for metric, value in figures.items()}
-        self._figures_step = self.run.step
-        self._apply_figures(figures)
+        self._metrics = {metric.value: value for metric, value in metrics.items()}
+        self._metrics_step = self.run.step
+        self._apply_metrics(metrics)
         self.meter.resume()
 
-    def _apply_figures(self, figures: dict[Metric, float]) -> None:
+    def _apply_metrics(self, metrics: dict[Metric, float]) -> None:
         rule, run = self.parts.config.spec.training.early_stopping, self.run
-        if not math.isfinite(figures[Metric.LOSS]):
+        if not math.isfinite(metrics[Metric.LOSS]):
             raise self._diverged("validation loss")
-        run.loss_watch = run.loss_watch.after(figures[Metric.LOSS])
+        run.loss_watch = run.loss_watch.after(metrics[Metric.LOSS])
         if warning := self.loss_warning():
             log.warning(warning)
             self.parts.report.warn(warning)
         if rule is None:
             return
-        run.best = run.best.after(figures[rule.metric], run.step, rule)
+        run.best = run.best.after(metrics[rule.metric], run.step, rule)
         run.stopped_early = run.best.exhausted(rule)
         self._save_due |= run.best.step == run.step or run.stopped_early
 
@@ -366,7 +366,7 @@ class TrainingLoop:
             engine=self.engine,
             small_state=small_state(run, self.schedule),
             best_step=run.best.step,
-            metrics=self._figures if self._figures_step == run.step else {},
+            metrics=self._metrics if self._metrics_step == run.step else {},
         )
         is_last = self.is_stopping or run.finished
         parts.checkpoints.save(state, step_seconds=self.meter.step_seconds, wait=is_last)

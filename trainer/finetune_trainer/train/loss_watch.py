@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 FACTOR = 2.0
 """A validation loss above this multiple of the first training loss is far above its start."""
 PATIENCE = 2
-"""Consecutive evaluations that have to agree; the last evaluation of a run decides alone."""
+"""Consecutive evaluations that must agree; the last evaluation of a run decides alone."""
 
 
 @dataclass(frozen=True)

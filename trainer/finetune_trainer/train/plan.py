@@ -51,7 +51,7 @@ class TrainingPlan:
         return ()
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether a step is followed by a validation. The last one always is, so that the final state has figures."""
+        """Whether a step is followed by a validation. The last one always is, so that the final state has metrics."""
         return self.evaluate_every > 0 and (step % self.evaluate_every == 0 or step == self.total_steps)
 
     def logs_at(self, step: int) -> bool:

@@ -20,7 +20,7 @@ class RunState:
     tokens: int = 0
     """Tokens without padding since the start of the run, over all ranks."""
     log: list[dict[str, float]] = field(default_factory=list)
-    """Figures since the start of the run, oldest first. Each entry has `step` and `epoch`."""
+    """Metrics since the start of the run, oldest first. Each entry has `step` and `epoch`."""
     last_logged_step: int = 0
     loss_since_log: tuple[float, ...] = ()
     """Summed training loss of the steps after `last_logged_step`, by rank; set when the state is saved."""
