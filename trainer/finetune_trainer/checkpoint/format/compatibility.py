@@ -14,7 +14,6 @@ from .manifest import OLDEST_VERSION, VERSION, Manifest, digest_of
 _KNOWN = f"{OLDEST_VERSION} to {VERSION}"
 
 
-
 @dataclass(frozen=True)
 class Lineage:
     """Identifies the checkpoints that a run can resume from."""
