@@ -72,6 +72,13 @@ def test_namespaces_limit_the_operator_to_a_role_in_each(helm: Helm) -> None:
         ]
 
 
+def test_a_namespace_whose_name_is_a_number_or_a_word_of_yaml_stays_a_name(helm: Helm) -> None:
+    rendered = helm.render({"namespaces": ["123", "null"]})
+    assert {"123", "null"} == {
+        rendered["Role", f"{name}/{RELEASE}"]["metadata"]["namespace"] for name in ("123", "null")
+    }
+
+
 def test_a_team_can_install_the_operator_without_a_right_in_the_cluster(helm: Helm) -> None:
     values = {"namespaces": ["ml"], "crd": {"install": False}, "rbac": {"aggregate": False}}
     assert not CLUSTER_SCOPED & {kind for kind, _ in helm.render(values)}

@@ -10,7 +10,7 @@
 {{/* Labels of the operator's pod. Its name is fixed: the operator's policies for jobs select it. */}}
 {{- define "finetune-operator.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "finetune-operator.labels" -}}
