@@ -79,7 +79,12 @@ def unexplained_objects(facts: Facts) -> tuple[str, ...]:
 def refused(facts: Facts, plan: Plan, reason: Reason, message: str) -> Plan:
     """Return the plan that replaces `plan` after the cluster refused one of its changes of children."""
     status = status_policy.blocked(
-        plan.observation, reason, message, generation=facts.job.metadata.generation, now=facts.stamp
+        plan.observation,
+        reason,
+        message,
+        notes=status_policy.StatusNotes(violations=facts.violations),
+        generation=facts.job.metadata.generation,
+        now=facts.stamp,
     )
     events, update = _reports(facts.manifest, plan.before, status)
     wait = max(_BLOCKED_SECONDS, facts.settings.waiting_seconds)

@@ -19,6 +19,24 @@ _ONLY_TRAINING = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT
 _NOT_READY = frozenset({Phase.PENDING, Phase.RESTARTING, Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING})
 
 
+@dataclass(frozen=True)
+class StatusNotes:
+    """Information for the conditions in addition to the step."""
+
+    violations: tuple[Violation, ...] = ()
+    """Violations of the object while its run continues with the last valid spec."""
+    waiting: str = ""
+    """Why pods of the active stage are not running."""
+    unknown_fields: tuple[Violation, ...] = ()
+    """Fields that the user applied and the API server dropped."""
+    pending: str = ""
+    """Changes of the spec that are not in effect yet."""
+    grace: StopSafety | None = None
+    """Whether the running attempt can be stopped without losing work."""
+    late: str | None = None
+    """Why a crash would lose more work than the spec allows; empty: it would not. None: unknown."""
+
+
 def rejected(status: Status, violations: tuple[Violation, ...], *, generation: int, now: str) -> Status:
     """Return the status of an invalid object, with all violations."""
     message = "\n".join(str(violation) for violation in violations)[:MAX_MESSAGE]
@@ -61,16 +79,19 @@ def _is_readable(condition: Manifest) -> bool:
     return True
 
 
-def blocked(status: Status, reason: Reason, message: str, *, generation: int, now: str) -> Status:
-    """Return the status while the cluster rejects a call. The call is retried, and the user may be able to help."""
-    message = message[:MAX_MESSAGE]
+def blocked(status: Status, reason: Reason, message: str, *, notes: StatusNotes, generation: int, now: str) -> Status:
+    """Return the status while the cluster rejects a call. The call is retried, and the user may be able to help.
+
+    A run that has ended keeps its phase: only the removal of its children is rejected.
+    """
+    message, has_ended = message[:MAX_MESSAGE], status.terminal_condition is not None
+    conditions = {ConditionType.ACCEPTED: _accepted(notes), ConditionType.STALLED: (True, reason, message)}
+    if not has_ended:
+        conditions[ConditionType.READY] = (False, reason, message)
+    phase = status.phase if has_ended else Phase.PENDING
     return _with_conditions(
-        status.model_copy(update={"phase": Phase.PENDING, "observed_generation": generation}),
-        {
-            ConditionType.ACCEPTED: (True, Reason.VALID, ""),
-            ConditionType.READY: (False, reason, message),
-            ConditionType.STALLED: (True, reason, message),
-        },
+        status.model_copy(update={"phase": phase, "observed_generation": generation}),
+        conditions,
         generation=generation,
         now=now,
     )
@@ -85,24 +106,6 @@ class Summarized(Protocol):
 
     def summary(self, status: Status) -> Summary:
         """Return phase, reason and message after the step. `status` contains what the step records."""
-
-
-@dataclass(frozen=True)
-class StatusNotes:
-    """Information for the conditions in addition to the step."""
-
-    violations: tuple[Violation, ...] = ()
-    """Violations of the object while its run continues with the last valid spec."""
-    waiting: str = ""
-    """Why pods of the active stage are not running."""
-    unknown_fields: tuple[Violation, ...] = ()
-    """Fields that the user applied and the API server dropped."""
-    pending: str = ""
-    """Changes of the spec that are not in effect yet."""
-    grace: StopSafety | None = None
-    """Whether the running attempt can be stopped without losing work."""
-    late: str | None = None
-    """Why a crash would lose more work than the spec allows; empty: it would not. None: unknown."""
 
 
 def status_after(

@@ -482,6 +482,29 @@ def test_a_refused_action_is_reported_with_what_has_ended_and_without_the_step(
     assert refused(again, plan_of(again), Reason.CANNOT_CREATE, "exceeded quota").actions == ()
 
 
+def test_a_refused_removal_of_children_leaves_the_phase_of_an_ended_run() -> None:
+    evaluating = make_stage(Stage.EVALUATE, evaluation_hash=evaluation_hash(make_facts(**TTL).spec))
+    children = (PREPARED, SUCCEEDED, replace(evaluating, succeeded=True))
+    before = recorded(PREPARED, SUCCEEDED, evaluating, **TTL)
+    ended = plan_of(make_facts(*children, status=before, **TTL)).status
+    facts = make_facts(*children, status=ended, after=3600, **TTL)
+    plan = plan_of(facts)
+    assert [one for one in outline(plan.actions) if one.startswith("delete")]
+    status = refused(facts, plan, Reason.CANNOT_CREATE, "forbidden").status
+    conditions = {entry.type: (entry.status, entry.reason) for entry in status.conditions}
+    assert status.phase is Phase.SUCCEEDED
+    assert (conditions["Ready"], conditions["Complete"]) == (("True", "Succeeded"), ("True", "Succeeded"))
+    assert conditions["Stalled"] == ("True", "CannotCreate")
+
+
+def test_a_refused_action_for_an_invalid_object_keeps_its_violations() -> None:
+    facts = make_facts(PREPARED, RUNNING, status=recorded(PREPARED, RUNNING), violations=BROKEN, suspend=True)
+    status = refused(facts, plan_of(facts), Reason.CANNOT_CREATE, "forbidden").status
+    accepted = next(entry for entry in status.conditions if entry.type == "Accepted")
+    assert (accepted.status, accepted.reason) == ("False", "InvalidSpec")
+    assert str(BROKEN[0]) in accepted.message
+
+
 def test_a_status_that_an_earlier_version_wrote_is_replaced_without_an_event() -> None:
     facts = make_facts(PREPARED, RUNNING, status=recorded(PREPARED, RUNNING))
     content = facts.manifest["status"]
