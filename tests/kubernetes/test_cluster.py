@@ -44,6 +44,4 @@ def test_owned_objects_are_deleted_with_their_owner(kubectl: Kubectl) -> None:
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid}
     kubectl.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owned", "ownerReferences": [owner]}})
     kubectl("delete", "configmap/owner")
-    kubectl.until(
-        "configmaps", lambda found: "owned" not in [one["metadata"]["name"] for one in found["items"]], within=30
-    )
+    kubectl("wait", "--for=delete", "configmap/owned", "--timeout=30s")

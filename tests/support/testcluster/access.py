@@ -128,6 +128,7 @@ class ObjectWatch:
     """The newest state of one object, from `kubectl get --watch`: one process instead of one for each look."""
 
     def __init__(self, kubectl: Kubectl, resource: str) -> None:
+        assert "/" in resource, f"{resource} is a list; kubectl prints only its changed objects"
         self._command = kubectl.command("get", resource, "--output=json", "--watch")
         self._environment = kubectl.environment
         self._process: subprocess.Popen[bytes] | None = None
