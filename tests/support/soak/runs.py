@@ -28,11 +28,11 @@ from soak.trap import Trap, TrapProxy
 from training_harness import Started, TrainingHarness
 
 CASES: tuple[dict[str, Any], ...] = (
-    {"steps": 300, "kind": "bert-dropout", "zero": 2, "method": {"full": {}}},
-    {"steps": 350, "kind": "llama", "zero": 1, "method": {"full": {}}},
-    {"steps": 60, "kind": "llama", "zero": 3, "method": {"lora": {"dropout": 0.1}}},
+    {"steps": 100, "kind": "bert-dropout", "zero": 2, "method": {"full": {}}},
+    {"steps": 110, "kind": "llama", "zero": 1, "method": {"full": {}}},
+    {"steps": 45, "kind": "llama", "zero": 3, "method": {"lora": {"dropout": 0.1}}},
 )
-"""Number of steps that takes about fifteen seconds on two processors."""
+"""Number of steps that takes about fifteen seconds with the pauses."""
 _PATIENCE_SECONDS = 12.0
 """Timeout for the request of an event; then another event is tried."""
 _PEERS_SECONDS = 0.3
