@@ -5,9 +5,10 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from .daemons import TAIL, until
@@ -125,15 +126,20 @@ class Kubectl:
 
 
 class ObjectWatch:
-    """The newest state of one object, from `kubectl get --watch`: one process instead of one for each look."""
+    """The newest state of one object, from `kubectl get --watch`: one process instead of one for each look.
+
+    Its output is a file: kubectl would wait for whoever reads a pipe, and the CRD alone is ten times what a pipe holds.
+    """
 
     def __init__(self, kubectl: Kubectl, resource: str) -> None:
         assert "/" in resource, f"{resource} is a list; kubectl prints only its changed objects"
         self._command = kubectl.command("get", resource, "--output=json", "--watch")
         self._environment = kubectl.environment
         self._process: subprocess.Popen[bytes] | None = None
-        self._text = ""
+        self._printed, self._errors = TemporaryFile(), TemporaryFile()  # noqa: SIM115 - close() closes them
+        self._text = b""
         """What it has printed since the last whole object."""
+        self._read_bytes = 0
         self.newest: Any = None
         """None: there has been no such object."""
         self.stderr = ""
@@ -146,28 +152,31 @@ class ObjectWatch:
 
     def _read(self) -> None:
         if self._process is None:
-            self._text = ""
             self._process = subprocess.Popen(
-                self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self._environment
+                self._command, stdout=self._printed, stderr=self._errors, env=self._environment
             )
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
         has_ended = self._process.poll() is not None
-        os.set_blocking(self._process.stdout.fileno(), has_ended)
-        self._text += (self._process.stdout.read() or b"").decode()
-        with suppress(json.JSONDecodeError):  # the rest of the object is on its way
-            while self._text.strip():
-                self.newest, end = json.JSONDecoder().raw_decode(self._text.lstrip())
-                self._text = self._text.lstrip()[end:]
+        new = os.pread(self._printed.fileno(), os.fstat(self._printed.fileno()).st_size, self._read_bytes)
+        self._read_bytes += len(new)
+        # kubectl indents what an object contains: its last line is the first one that is a closing brace.
+        *objects, self._text = (self._text + new).split(b"\n}\n")
+        if objects:
+            self.newest = json.loads(objects[-1] + b"\n}")
         if has_ended:
-            self.stderr = self._process.stderr.read().decode()
-            self.close()
+            self._errors.seek(0)
+            self.stderr = self._errors.read().decode()
+            self._end()
 
-    def close(self) -> None:
+    def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
-            self._process = None
+            self._process.wait()
+        self._process, self._text = None, b""
+
+    def close(self) -> None:
+        self._end()
+        self._printed.close()
+        self._errors.close()
 
 
 def condition(manifest: Manifest, kind: str) -> str | None:
