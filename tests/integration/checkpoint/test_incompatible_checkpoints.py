@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.checkpoint.format.manifest import VERSION
 from finetune_trainer.checkpoint.format.retention import Keep
 from finetune_trainer.checkpoint.stored.pruning import Pruning
 from finetune_trainer.checkpoint.stored.run_storage import RunStorage
@@ -46,9 +47,10 @@ def test_a_checkpoint_of_a_newer_version_is_neither_skipped_nor_removed(store: O
     """An image that was rolled back would resume from an older checkpoint and repeat work."""
     prefix = f"{run_uri(bucket)}/checkpoints/manifests"
     store.put(f"{prefix}/00000012-a0001.json", changed({}))
-    store.put(f"{prefix}/00000014-a0002.json", changed({"version": 2, "shards": []}))
+    store.put(f"{prefix}/00000014-a0002.json", changed({"version": VERSION + 1, "shards": []}))
     storage = RunStorage.of(store, run_uri(bucket), attempt=3, lineage=LINEAGE)
-    reported = f"{prefix}/00000014-a0002.json was written by a newer finetune-operator (format 2, known 1)"
+    found = f"format {VERSION + 1}, known 1 to {VERSION}"
+    reported = f"{prefix}/00000014-a0002.json was written by a newer finetune-operator ({found})"
     with pytest.raises(BadConfigError) as refused:
         storage.catalogue.newest_complete(exclude=())
     assert str(refused.value) == f"checkpoint 00000014-a0002: {reported}"

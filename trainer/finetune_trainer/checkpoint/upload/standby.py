@@ -7,6 +7,7 @@ rank in a session of its own.
 """
 
 import multiprocessing
+import os
 import signal
 import socket
 from multiprocessing.process import BaseProcess
@@ -21,6 +22,7 @@ class ForkedUploader:
     def __init__(self, process: BaseProcess, channel: socket.socket) -> None:
         assert process.pid is not None
         self.pid = process.pid
+        self.parent_pid = os.getpid()
         self.channel = channel
         self._process = process
 
@@ -49,8 +51,13 @@ def fork_uploader() -> None:
 
 
 def take_uploader() -> ForkedUploader | None:
-    """Return the uploader that `fork_uploader` has started; None without one, or if it has been taken before."""
-    return _standby.pop() if _standby else None
+    """Return the uploader that this process has forked; None without one, or if it has been taken before."""
+    while _standby:
+        uploader = _standby.pop()
+        if uploader.parent_pid == os.getpid():
+            return uploader
+        uploader.channel.close()  # that of the process which this one was forked from
+    return None
 
 
 def _run(ours: socket.socket, theirs: socket.socket) -> NoReturn:
