@@ -92,7 +92,7 @@ def test_a_missing_model_or_revision_is_unusable(hub, store, tmp_path, uri):
 
 def test_an_unreachable_hub_is_reported(store, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(StorageUnreachableError, match=r"http://127\.0\.0\.1:9 does not answer"):
+    with pytest.raises(StorageUnreachableError, match=r"http://127\.0\.0\.1:9 did not respond"):
         fetch_model("hf://tiny/llama", store, tmp_path)
 
 
