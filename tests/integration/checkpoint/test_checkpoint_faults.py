@@ -258,7 +258,7 @@ def test_a_checkpoint_with_other_parameters_is_rejected(
         assert "which is not trained now" in found["lora"][1]
         assert "model.layers.0." in found["frozen"][1]
         assert "ZeRO stage 0 cannot be saved" in found["bf16"][1]
-        assert "have weight decay [0.5, 0.5] now, but [0.5, 0.0]" in found["weight decay"][1]
+        assert "have weight decay [0.5, 0.5], but [0.5, 0.0]" in found["weight decay"][1]
 
 
 def best_state(rank: int, size: int, settings: Any, folder: str) -> list[Any]:

@@ -61,7 +61,7 @@ def test_digest_rows_and_shards_are_the_same_with_any_number_of_processes(place,
     in_one_block = prepared_files(place, model, data, monkeypatch, 0)
     assert found == {in_one_block}
     if kind == "chats":
-        assert "150 system messages were put in front" in in_one_block[0]
+        assert "150 system messages were merged into the first user message" in in_one_block[0]
         assert "does not use: tools (150 records)" in in_one_block[0]
 
 

@@ -126,8 +126,8 @@ EXPECTED = {
     "labels": "8441a9cbe3a9a52a",
     "equal texts, stratified validation only": "429c629f11d35b4e",
     "stratified test only": "d5a73c7f1d1a3c71",
-    "spellings of labels": "399b4783f1edea43",
-    "grades": "cfb831d78b0760b6",
+    "spellings of labels": "ceb7434da3fa1ab7",
+    "grades": "75a9eb76c9181567",
     "held-out files": "3c03c11de9c900f9",
     "bad records": "dfe7c03ef9e3676d",
     "documents": "f179fc4bd3026a70",
@@ -136,7 +136,7 @@ EXPECTED = {
     "instructions": "91a29d95a11268ce",
     "instructions with a template": "0c057e02b24dd03e",
     "chats": "76dd5ae2976a60c7",
-    "folded chats": "31abd242b0fbcd7a",
+    "folded chats": "a0425801d80b33c9",
 }
 
 

@@ -86,7 +86,7 @@ def test_a_classifier_is_compared_with_its_base(store, run, prepared, bert, tmp_
     assert record.tuned.intervals[Metric.ACCURACY].low < result.tuned[Metric.ACCURACY]
     assert record.paired_test.p_value < 0.05
     assert record.majority_share == pytest.approx(0.5, abs=0.05)
-    assert any("no classifier head" in note for note in record.notes)
+    assert any("no classification head" in note for note in record.notes)
     assert record.base_model.digest == config.prepared.model_digest != record.model.digest
     assert {"torch", "transformers"} <= set(record.versions)
 
