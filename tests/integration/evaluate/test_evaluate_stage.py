@@ -207,7 +207,7 @@ def test_every_exported_folder_is_reloaded(store, run, prepared, llama, tmp_path
     for entry in record.reloaded:
         assert entry.reloaded == pytest.approx(entry.trained, abs=1e-4)
         card = store.get(f"{entry.uri}/README.md").decode()
-        assert f"a loss of {entry.reloaded:.4f} on {entry.rows} rows" in card
+        assert f"the loss is {entry.reloaded:.4f} on {entry.rows} rows" in card
 
 
 def test_an_export_with_other_losses_than_the_trained_model_is_rejected_without_a_test_split(
@@ -221,7 +221,7 @@ def test_an_export_with_other_losses_than_the_trained_model_is_rejected_without_
     with pytest.raises(ExportUnusableError, match="is not the trained model: after reloading") as error:
         run(config)
     assert config.model_uri in str(error.value)
-    assert f"was {sum(reference.losses) / len(reference.losses):.4f} when it was exported" in str(error.value)
+    assert f"it was {sum(reference.losses) / len(reference.losses):.4f} before the export" in str(error.value)
     assert error.value.exit_code in PERMANENT_EXIT_CODES
     assert not store.exists(f"{config.run_uri}/report.html")
 

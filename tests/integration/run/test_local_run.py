@@ -68,7 +68,7 @@ def test_a_killed_worker_costs_only_an_attempt(bench, tmp_path: Path) -> None:
     assert (reloaded["uri"], reloaded["split"]) == (job.status.run.artifact.uri, "validation")
     assert reloaded["reloaded"] == pytest.approx(reloaded["trained"], abs=1e-4)
     page = bench.store.get(job.status.run.artifact.report).decode()
-    assert f"it has a loss of {reloaded['reloaded']:.4f}" in page
+    assert f"the loss is {reloaded['reloaded']:.4f}" in page
 
 
 def test_ctrl_c_saves_and_a_second_call_resumes(bench) -> None:

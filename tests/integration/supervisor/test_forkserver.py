@@ -139,7 +139,7 @@ def test_an_invalid_request_gets_an_error_and_the_server_continues(
         client.settimeout(60)
         client.connect(address)
         socket.send_fds(client, [request_line], [1])
-        assert "bad request" in json.loads(client.recv(4096))["error"]
+        assert "invalid request" in json.loads(client.recv(4096))["error"]
     assert start("succeed")[0].wait(60) == 0
 
 
