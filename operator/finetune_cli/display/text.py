@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
 
-from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT
+from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT, share_text
 from finetune_api.v1alpha1 import METRIC_SUPPORT, Metric
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -53,7 +53,7 @@ def metric_value(metric: Metric, value: float) -> str:
     """Return shares in percent and other metrics with four significant digits."""
     if abs(value) >= OVERFLOW:
         return OVERFLOW_TEXT
-    return f"{100 * value:.1f} %" if METRIC_SUPPORT[metric].is_share else f"{value:.4g}"
+    return share_text(value) if METRIC_SUPPORT[metric].is_share else f"{value:.4g}"
 
 
 def metric_change(metric: Metric, before: float, after: float) -> str:
