@@ -23,15 +23,15 @@ PADDING_ROW = -1
 
 
 def layout(batch: BatchPlan, *, groups: int) -> NDArray[np.int64]:
-    """Return the arrangement of a global batch whose rows are sorted by length, longest first: position -> row.
+    """Return which rows of a global batch each rank gets. The rows are sorted by length, longest first.
 
-    The result has shape (`batch.global_size`,). Micro batches are assigned to the ranks in turn. A micro step has
-    `groups` consecutive groups of similar length, and every rank gets an equal part of each, so that no rank has all
-    long rows while the others wait for it.
+    The result has shape (accumulation, ranks, rows of a micro batch). A micro step has `groups` consecutive groups of
+    similar length, and every rank gets an equal part of each, so that no rank has all long rows while the others wait
+    for it.
     """
     ranks = batch.global_size // (batch.micro_size * batch.accumulation)
     rows = np.arange(batch.global_size).reshape(batch.accumulation, groups, ranks, batch.micro_size // groups)
-    return rows.transpose(0, 2, 1, 3).reshape(-1)
+    return rows.transpose(0, 2, 1, 3).reshape(batch.accumulation, ranks, batch.micro_size)
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,11 @@ class GlobalBatches:
         )
         rows = np.full(self.per_epoch * self.batch.global_size, PADDING_ROW)
         rows[: len(order)] = order
-        arranged = rows.reshape(self.per_epoch, -1)[first:, layout(self.batch, groups=self.groups)]
-        ranks = self.batch.global_size // (self.batch.micro_size * self.batch.accumulation)
-        dealt: list[list[int]] = arranged.reshape(-1, ranks, self.batch.micro_size)[:, rank].tolist()
-        return dealt
+        places = layout(self.batch, groups=self.groups)[:, rank]
+        mine: list[list[int]] = (
+            rows.reshape(self.per_epoch, -1)[first:, places].reshape(-1, self.batch.micro_size).tolist()
+        )
+        return mine
 
 
 class RowsWithPadding(Dataset[dict[str, Any]]):
