@@ -4,6 +4,7 @@ FINETUNE_TEST_REQUIRE     `kubernetes,pods,images,helm,models`: what must not be
 FINETUNE_TEST_CACHE       folder of the built programs, instead of the user's cache folder
 """
 
+import multiprocessing
 import re
 import signal
 import uuid
@@ -52,6 +53,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"{part}: {len(tests[part])} tests in {seconds[part]:.0f} s")
     for what, reason in config.stash[REASONS].items():
         terminalreporter.write_line(f"NOT TESTED: {what} - {' '.join(reason.split())}", red=True, bold=True)
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left() -> Iterator[None]:
+    """Fail a test that leaves a process of multiprocessing running: later tests would find it among their own."""
+    before = set(multiprocessing.active_children())
+    yield
+    left = set(multiprocessing.active_children()) - before
+    assert not left, f"the test must end the processes that it has started: {left}"
 
 
 @pytest.fixture(scope="session")

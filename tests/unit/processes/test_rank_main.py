@@ -13,6 +13,7 @@ import pytest
 
 from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage, TrainResult
+from finetune_trainer.checkpoint.upload.standby import take_uploader
 from finetune_trainer.errors import BadConfigError, BadDataError, DivergedError, StoppedError
 from finetune_trainer.progress import PROGRESS_FILE, ProgressReporter
 from finetune_trainer.rank_main import is_out_of_memory, process_started, read_config, read_result, run_bound
@@ -35,6 +36,10 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     handlers, level = logging.root.handlers[:], logging.root.level
     (tmp_path / "config.json").write_text(make_config(Stage.TRAIN, 1).model_dump_json())
     yield tmp_path
+    while uploader := take_uploader():
+        uploader.kill()
+        uploader.wait()
+        uploader.channel.close()
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
     logging.captureWarnings(False)
