@@ -32,6 +32,8 @@ ANNOTATION_ATTEMPT_SPEC_HASH: Final = "finetune.dev/attempt-spec-hash"
 """On a Job: hash of the spec fields that an attempt is started with."""
 ANNOTATION_ATTEMPT_PLAN: Final = "finetune.dev/attempt-plan"
 """On a Job: the plan of a training attempt as JSON, for a reconcile that finds the Job but no attempt in status."""
+ANNOTATION_GPUS: Final = "finetune.dev/gpus"
+"""On a Job with GPUs: their number over all its pods."""
 ANNOTATION_EVALUATION_SPEC_HASH: Final = "finetune.dev/evaluation-spec-hash"
 """On a Job: hash of the spec fields that determine the evaluation and the exported formats."""
 

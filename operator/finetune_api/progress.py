@@ -117,6 +117,9 @@ class EvaluateResult(Exchanged):
     """Its digest."""
     baseline: Figures = {}
     tuned: Figures = {}
+    kept_runs: tuple[int, ...] = ()
+    """Numbers of the newest runs that have files, ascending, at most as many as a history has entries. Empty: nothing
+    was deleted."""
 
 
 class TerminationMessage(Exchanged):

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from .v1alpha1.base import ApiModel
 from .v1alpha1.job import Spec
 from .v1alpha1.scope import Scope
+from .v1alpha1.status import MAX_CHANGE_LENGTH, MAX_CHANGES, MAX_SETTING_LENGTH
 
 Block = TypeVar("Block", bound=ApiModel)
 
@@ -42,9 +43,60 @@ def spec_hash(spec: Spec, wanted: Collection[Scope], *, without: Collection[str]
     Values that equal the default are omitted, so a default that is written out, or a field that a later version adds,
     does not change the hash.
     """
-    values = _canonical(spec).model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    content = dict(_selected(Spec, values, "spec", frozenset(wanted), frozenset(without)))
+    content = dict(_content(spec, wanted, without))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:HASH_DIGITS]
+
+
+def _content(spec: Spec, wanted: Collection[Scope], without: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of these scopes that differ from their default as (path, value)."""
+    values = _canonical(spec).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return _selected(Spec, values, "spec", frozenset(wanted), frozenset(without))
+
+
+def settings(spec: Spec, wanted: Collection[Scope]) -> dict[str, str]:
+    """Return path -> value as JSON for the leaves of these scopes that differ from their default.
+
+    A value of more than 90 characters is cut and ends with a digest of the whole, so that it still shows a change.
+    """
+    return {path: _short(json.dumps(value, ensure_ascii=False)) for path, value in _content(spec, wanted)}
+
+
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the differences between two `settings`, such as `spec.training.epochs: 2 -> 3`, at most 16.
+
+    The last one counts the others if there are more. `default` stands for a field with its default value.
+    """
+    found = [
+        f"{path}: {before.get(path, 'default')} -> {after.get(path, 'default')}"[:MAX_CHANGE_LENGTH]
+        for path in sorted({*before, *after})
+        if before.get(path) != after.get(path)
+    ]
+    if len(found) > MAX_CHANGES:
+        found[MAX_CHANGES - 1 :] = [f"and {len(found) - MAX_CHANGES + 1} more"]
+    return tuple(found)
+
+
+def with_scopes(spec: Spec, other: Spec, wanted: Collection[Scope]) -> Spec:
+    """Return `spec` with the leaves of these scopes from `other`."""
+    return _combined(spec, other, "spec", frozenset(wanted))
+
+
+def _combined(block: Block, other: Block, path: str, wanted: frozenset[Scope]) -> Block:
+    update: dict[str, Any] = {}
+    for (field_path, _, _), name in zip(_fields(type(block), path), type(block).model_fields, strict=True):
+        inside, own, found = _scopes_at(field_path), getattr(block, name), getattr(other, name)
+        if inside <= wanted:
+            update[name] = found
+        elif not wanted.isdisjoint(inside) and isinstance(own, ApiModel) and type(own) is type(found):
+            update[name] = _combined(own, found, field_path, wanted)
+    return block.model_copy(update=update)
+
+
+def _short(text: str) -> str:
+    if len(text) <= MAX_SETTING_LENGTH:
+        return text
+    end = f"... (sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
+    return text[: MAX_SETTING_LENGTH - len(end)] + end
 
 
 def _canonical(block: Block) -> Block:

@@ -58,6 +58,11 @@ class World(Exchanged):
         """Total number of processes."""
         return self.nodes * self.processes_per_node
 
+    @property
+    def gpu_count(self) -> int:
+        """Total number of GPUs."""
+        return self.size if self.gpus else 0
+
 
 class BatchPlan(Exchanged):
     """One optimizer step: global_size = world size * micro_size * accumulation."""

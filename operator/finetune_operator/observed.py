@@ -112,6 +112,8 @@ class ObservedStage:
     """Hash of the spec fields that it was started with."""
     plan: AttemptPlan | None = None
     """Plan of a training attempt; None: created by a version without plans."""
+    gpus: int = 0
+    """GPUs of all its pods."""
     evaluation_hash: str = ""
     """Hash of the spec fields that determine evaluation and exported formats."""
     lost: bool = False
@@ -220,6 +222,7 @@ def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> Obse
         run_hash=annotations.get(constants.ANNOTATION_RUN_SPEC_HASH, ""),
         spec_hash=annotations.get(constants.ANNOTATION_ATTEMPT_SPEC_HASH, ""),
         plan=_plan(annotations.get(constants.ANNOTATION_ATTEMPT_PLAN)),
+        gpus=int(annotations.get(constants.ANNOTATION_GPUS, 0)),
         evaluation_hash=annotations.get(constants.ANNOTATION_EVALUATION_SPEC_HASH, ""),
         lost=not terminal and now is not None and any(is_overdue(pod, now) for pod in pods),
     )

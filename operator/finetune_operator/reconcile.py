@@ -13,6 +13,7 @@ from finetune_api.clock import rfc3339
 from finetune_api.constants import Reason
 from finetune_api.progress import Progress
 from finetune_api.rules import Violation
+from finetune_api.rules import violations as spec_violations
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import FineTuneJob, Spec, Status
 from finetune_api.v1alpha1.job import Metadata
@@ -22,7 +23,7 @@ from .clusters import Cluster
 from .errors import ApiError, ClusterConflictError
 from .manifests import JobKey, Manifest
 from .observed import Observed
-from .policy import history, in_force
+from .policy import history, in_force, runs
 from .policy.actions import CreateChildren, CreateEvent, DeleteJob, Requeue, UpdateStatus
 from .policy.facts import Facts
 from .policy.plan import Plan, plan_of, refused, rejection, unexplained_objects
@@ -65,7 +66,10 @@ async def reconcile(
         plan = rejection(manifest, violations, rfc3339(now))
         await shell.execute(plan)
     else:
-        facts = await shell.observe(job, violations)
+        running = None if violations or not runs.awaits_end(job) else await shell.job_of_run(job)
+        if running is not None:
+            job, violations = running
+        facts = replace(await shell.observe(job, violations), awaits_end=running is not None)
         plan = plan_of(facts)
         refusal = await shell.execute(plan)
         if refusal is not None:
@@ -96,6 +100,21 @@ class _Shell:
             return parse_job(self.manifest, local=local), ()
         except InvalidJobError as error:
             return await self._job_in_force(), error.violations
+
+    async def job_of_run(self, job: FineTuneJob) -> tuple[FineTuneJob, tuple[Violation, ...]] | None:
+        """Return the job with the spec of its current run, and violations of the combination with the other fields.
+
+        None: the run has no attempt with pods, so that nothing is interrupted by the start of the new run. The spec is
+        read from the configuration of the newest attempt, which exists as long as its Job.
+        """
+        if not job.status.run.attempts:
+            return None
+        config = await self.cluster.read_config(self.key, job.status.run.attempts[-1].job_name)
+        started = _spec_of(config, job.metadata.uid)
+        if started is None:
+            return None
+        spec = in_force.spec_of_run(job.spec, started)
+        return job.model_copy(update={"spec": spec}), spec_violations(spec, local=True)
 
     async def observe(self, job: FineTuneJob, violations: tuple[Violation, ...]) -> Facts:
         """Read the children, the progress of the active stage, and Events where the state of the pods has no reason."""

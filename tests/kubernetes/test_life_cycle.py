@@ -359,7 +359,13 @@ FINISHED_CHANGES = [
     pytest.param({}, {"evaluation": {"maxNewTokens": 65}}, 1, (Stage.EVALUATE,), id="sample answers"),
     pytest.param(ADAPTED, {"output": {"formats": ["Merged", "Adapter"]}}, 1, (Stage.EVALUATE,), id="export format"),
     pytest.param({}, {"workers": {"nodes": 1}, "checkpoint": {"keepLast": 4}}, 1, NOTHING, id="attempt"),
-    pytest.param({}, {"restart": {"maxRestarts": 9}, "ttlSecondsAfterFinished": 9999}, 1, NOTHING, id="now"),
+    pytest.param(
+        {},
+        {"restart": {"maxRestarts": 9}, "ttlSecondsAfterFinished": 9999, "historyLimit": 3, "reuse": "Never"},
+        1,
+        NOTHING,
+        id="now",
+    ),
     pytest.param({}, {"training": {"learningRate": 0.125}}, 2, ALL_STAGES, id="run"),
     pytest.param(
         {},
@@ -394,6 +400,73 @@ def test_a_change_of_a_finished_job_has_the_effect_of_its_scope(
         assert [(past.number, past.result, past.artifact) for past in after.history] == (
             [] if number == 1 else [(1, "Succeeded", before.run.artifact)]
         )
+
+    run_scenario(admin, namespace, scenario)
+
+
+def test_a_reverted_change_starts_no_training(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("reverted")
+        first = await job.until(in_phase(Phase.SUCCEEDED))
+        await world.change("reverted", training={"learningRate": 0.125})
+        await job.until(lambda status: status.phase is Phase.SUCCEEDED and status.run.number == 2)
+        jobs = await world.jobs()
+        await world.change("reverted", training={"learningRate": make_job()["spec"]["training"]["learningRate"]})
+        after = await job.until(lambda status: status.phase is Phase.SUCCEEDED and status.observed_generation == 3)
+        assert (after.run.number, after.run.artifact, after.newest_run) == (1, first.run.artifact, 2)
+        assert await world.jobs() == jobs, "no attempt was started"
+        await world.change("reverted", evaluation={"maxNewTokens": 65})
+        await job.until(lambda status: status.phase is Phase.SUCCEEDED and status.observed_generation == 4)
+        assert set(await world.jobs()) - set(jobs) == {"reverted-r1-evaluate-a2"}
+
+    run_scenario(admin, namespace, scenario)
+
+
+def test_a_change_that_is_reverted_while_the_new_run_trains_resumes_the_first_run(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("mistake", training_ends(FOREVER))
+        await job.until(is_training)
+        await world.change("mistake", training={"learningRate": 0.125})
+        await job.until(lambda status: is_training(status) and status.run.number == 2)
+        world.kubelet.scripts["mistake"] = succeed
+        await world.change("mistake", training={"learningRate": make_job()["spec"]["training"]["learningRate"]})
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        trained = [entry.number for entry in status.run.attempts if entry.stage is Stage.TRAIN]
+        assert (status.run.number, trained) == (1, [1, 2])
+        assert [(past.number, past.result) for past in status.history] == [(2, "Superseded")]
+
+    run_scenario(admin, namespace, scenario)
+
+
+def test_with_update_policy_ignore_a_run_is_completed_before_the_next_one_starts(
+    admin: Path, namespace: str, kubectl: Kubectl
+) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("patient", training_ends(FOREVER), updatePolicy="Ignore")
+        await job.until(is_training)
+        await world.change("patient", training={"learningRate": 0.125}, workers={"env": [{"name": "A", "value": "b"}]})
+        status = await job.until(lambda status: status.observed_generation == 2)
+        assert (status.run.number, is_training(status), condition(status, "Reconciling")) == (
+            1,
+            True,
+            ("True", "NextAttempt"),
+        )
+        calls = len(job.server.calls)
+        await job.step()
+        assert len(job.server.calls) == calls, "a second pass on the same world writes nothing"
+        world.kubelet.scripts["patient"] = succeed
+        kubectl("delete", "pod", "--selector=finetune.dev/stage=train", "--wait=false")
+        status = await job.until(lambda status: status.run.number == 2)
+        (past,) = status.history
+        assert (past.result, [entry.number for entry in past.attempts if entry.stage is Stage.TRAIN]) == (
+            "Succeeded",
+            [1, 2],
+        )
+        assert (await world.config("patient-r1-train-a2")).spec.training.learning_rate == 0.0002
+        (container,) = (await world.jobs())["patient-r1-train-a2"]["template"]["spec"]["containers"]
+        assert {"name": "A", "value": "b"} in container["env"], "other fields are those of the changed object"
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        assert status.run.changes == ("spec.training.learningRate: 0.0002 -> 0.125",)
 
     run_scenario(admin, namespace, scenario)
 

@@ -47,7 +47,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "keepEvery": 2,
         },
         "evaluation": {"everySteps": 2, "baseline": True},
-        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged"]},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged"], "keepRuns": 2},
         "storage": {"endpoint": "{endpoint}", "region": "us-east-1", "pathStyle": True},
         "workers": {"nodes": 2, "resources": {"limits": {"memory": "64Gi"}}},
         "runId": "first",
@@ -239,5 +239,8 @@ DECIDED: dict[str, tuple[str, ...]] = {
     "start_timeout": ("workers.startTimeout",),
     "credentials_secret": ("storage.credentialsSecret",),
     "path_style": ("storage.pathStyle=false",),
+    "update_policy": ("updatePolicy=Restart", "updatePolicy=Ignore"),
+    "reuse": ("reuse=Always", "reuse=Never"),
+    "history_limit": ("historyLimit",),
 }
 """Attribute that the operator reads -> the values that it covers; tests of its policies check the effects."""

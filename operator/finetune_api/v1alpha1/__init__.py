@@ -2,7 +2,7 @@
 
 from .base import DataUri, ModelUri, Quantity, S3Uri
 from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout, Packing, Source
-from .job import FineTuneJob, Metadata, Spec
+from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
 from .methods.base import MethodBlock, MethodSupport
 from .methods.full import FullFineTune
@@ -20,6 +20,7 @@ from .status import (
     CandidateStatus,
     CheckpointStatus,
     Condition,
+    CostStatus,
     DisplayStatus,
     FailureStatus,
     Outcome,
@@ -51,6 +52,7 @@ __all__ = [
     "Cleaning",
     "Columns",
     "Condition",
+    "CostStatus",
     "Data",
     "DataFormat",
     "DataUri",
@@ -86,6 +88,7 @@ __all__ = [
     "ResolvedStatus",
     "Resources",
     "Restart",
+    "Reuse",
     "RunStatus",
     "S3Uri",
     "Schedule",
@@ -100,6 +103,7 @@ __all__ = [
     "TaskSupport",
     "Toleration",
     "Training",
+    "UpdatePolicy",
     "Warmup",
     "Workers",
 ]

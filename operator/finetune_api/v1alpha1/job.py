@@ -1,5 +1,6 @@
 """The FineTuneJob object."""
 
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -13,9 +14,23 @@ from .model import Model
 from .results import Checkpoint, Evaluation, Output, Storage
 from .scope import Scope
 from .stages import Stages
-from .status import Status
+from .status import MAX_HISTORY, Status
 from .training import DeepSpeed, Training
 from .workers import Budget, Restart, Workers
+
+
+class UpdatePolicy(StrEnum):
+    """What happens to an active run when a change of the spec starts a new run."""
+
+    RESTART = "Restart"
+    IGNORE = "Ignore"
+
+
+class Reuse(StrEnum):
+    """Whether an earlier run of the same spec is reused."""
+
+    ALWAYS = "Always"
+    NEVER = "Never"
 
 
 class Spec(ApiModel):
@@ -65,6 +80,19 @@ class Spec(ApiModel):
 
     suspend: Annotated[bool, Scope.NOW] = False
     """True: save a checkpoint and stop. Setting it back to false resumes the run."""
+
+    update_policy: Annotated[UpdatePolicy, Scope.NOW] = UpdatePolicy.RESTART
+    """What happens to a run with pods when a change of the spec requires a new run. Restart: it saves a checkpoint and
+    stops, and the new run starts. Ignore: it continues with the earlier values until it has ended."""
+
+    reuse: Annotated[Reuse, Scope.NOW] = Reuse.ALWAYS
+    """What happens when the spec is changed back to that of a run in `status.history`. Always: that run becomes the
+    current one again; it is not trained again if it was complete, and resumes from its checkpoint if it was not.
+    Never: a new run starts."""
+
+    history_limit: Annotated[int, Field(ge=0, le=MAX_HISTORY), Scope.NOW] = 10
+    """Runs before the current one that are kept in `status.history`. Their files in object storage are not affected,
+    see `output.keepRuns`."""
 
     run_id: Annotated[
         Annotated[str, matching(r"^[A-Za-z0-9._-]*$", "letters, digits, '.', '_' and '-'", max_length=63)] | None,

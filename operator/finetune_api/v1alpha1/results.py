@@ -76,6 +76,10 @@ class Output(ApiModel, scope=Scope.RUN):
     )
     """Merged is a complete model in Hugging Face layout; Adapter is the PEFT adapter alone."""
 
+    keep_runs: Annotated[Annotated[int, Field(ge=1, le=10_000)] | None, Scope.ATTEMPT] = None
+    """After each evaluation, delete the files of all runs of this job but the newest this many, counting the current
+    one. The run of the promoted model is always kept. Absent: keep all."""
+
 
 class Storage(ApiModel, scope=Scope.ATTEMPT):
     """How to connect to object storage. Absent fields: the operator's settings."""

@@ -13,6 +13,15 @@ from .metrics import Metric
 Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 """RFC 3339, UTC."""
 
+MAX_HISTORY = 50
+"""Maximum of `spec.historyLimit`: each past run takes about 1 KB of the object."""
+MAX_SETTING_LENGTH = 90
+"""Characters of the value of a field."""
+MAX_CHANGES = 16
+MAX_CHANGE_LENGTH = 256
+"""Characters of one change: a path and two values."""
+Changes = Annotated[tuple[Annotated[str, Field(max_length=MAX_CHANGE_LENGTH)], ...], Field(max_length=MAX_CHANGES)]
+"""Changed fields, such as `spec.training.learningRate: 0.0001 -> 0.0002`."""
 MAX_WARNINGS = 16
 MAX_WARNING_LENGTH = 1024
 """Characters of one warning."""
@@ -140,6 +149,8 @@ class AttemptStatus(StatusModel):
     """Name of its Kubernetes Job."""
     start_time: Time
     """When its Job was created."""
+    gpus: int | None = None
+    """GPUs of all its pods. Absent: none."""
     plan: AttemptPlan | None = None
     """Plan that the attempt was started with. Absent: prepare and evaluate attempts, which have one pod."""
     spec_hash: str = ""
@@ -228,6 +239,15 @@ class ResolvedStatus(StatusModel):
     """Revision as written in spec.model.uri. Empty: the default branch. Absent: the model is not from the hub."""
 
 
+class CostStatus(StatusModel):
+    """What the attempts of a run have occupied, from the creation of their Jobs to the end of their last pod."""
+
+    pod_seconds: int = 0
+    """Seconds, multiplied by the number of pods."""
+    gpu_seconds: int = 0
+    """Seconds, multiplied by the number of GPUs."""
+
+
 class RunStatus(StatusModel):
     """One run: everything from the prepared data to the evaluated model."""
 
@@ -235,6 +255,13 @@ class RunStatus(StatusModel):
     """Number of the run, counted from 1. 0: no run has started."""
     spec_hash: str = ""
     """Hash of the spec fields that determine the result (scopes Data and Run). A different hash starts a new run."""
+    changes: Changes = ()
+    """Fields of scope Data or Run that differ from the run before, with both values. Long values are shortened."""
+    settings: Annotated[dict[str, Annotated[str, Field(max_length=MAX_SETTING_LENGTH)]], Field(max_length=256)] = {}
+    """Fields of scope Data or Run that differ from their default, as JSON; long values are shortened. The changes of
+    the next run are computed from them."""
+    cost: CostStatus | None = None
+    """What the attempts that have ended have occupied."""
     failed_spec_hash: str | None = None
     """Failed runs: hash of the spec fields that may correct the failure. The run continues when the hash changes."""
     stage: str = ""
@@ -294,12 +321,24 @@ class PastRun(StatusModel):
     """When the run started."""
     completion_time: Time | None = None
     """When the run ended. Absent: it was superseded while it was running."""
+    changes: Changes = ()
+    """Fields that differed from the run before."""
     step: int | None = None
     """Last optimizer step."""
+    cost: CostStatus | None = None
+    """What its attempts have occupied."""
     candidates: dict[CandidateName, CandidateStatus] = {}
     """Models that were evaluated on the test split."""
     artifact: ArtifactStatus | None = None
-    """The exported model, which is kept in object storage."""
+    """The exported model."""
+    resolved: ResolvedStatus | None = None
+    """Values of the fields that the user left out, and facts about model and data."""
+    last_checkpoint: CheckpointStatus | None = None
+    """Its last committed checkpoint."""
+    attempts: Annotated[tuple[AttemptStatus, ...], Field(max_length=10)] = ()
+    """Its last ten attempts. They continue if the spec is changed back to that of this run."""
+    files_deleted: bool | None = None
+    """True: `spec.output.keepRuns` has deleted its files, so that the run cannot be reused."""
 
 
 class DisplayStatus(StatusModel):
@@ -331,8 +370,10 @@ class Status(StatusModel):
     """Values formatted as text, for the columns of `kubectl get`."""
     run: RunStatus = RunStatus()
     """The current run."""
-    history: Annotated[tuple[PastRun, ...], Field(max_length=10)] = ()
-    """The last ten runs before the current one, oldest first."""
+    newest_run: int = 0
+    """Highest number of a run so far. The current run has a lower one if it was reused."""
+    history: Annotated[tuple[PastRun, ...], Field(max_length=MAX_HISTORY)] = ()
+    """Runs before the current one, oldest first. Their number is limited by `spec.historyLimit`."""
 
     @property
     def terminal_condition(self) -> Condition | None:

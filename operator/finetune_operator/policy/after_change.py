@@ -10,8 +10,17 @@ from finetune_api.v1alpha1 import AttemptStatus, Outcome, Scope, Spec, Status
 from . import in_force
 from .pending import evaluation_hash
 
-_NO_REMEDY = frozenset({"spec.suspend", "spec.ttlSecondsAfterFinished"})
-"""Fields of scope Now that cannot make a failed run succeed."""
+_NO_REMEDY = frozenset(
+    {
+        "spec.suspend",
+        "spec.ttlSecondsAfterFinished",
+        "spec.updatePolicy",
+        "spec.reuse",
+        "spec.historyLimit",
+        "spec.output.keepRuns",
+    }
+)
+"""Fields that cannot make a failed run succeed."""
 
 
 def retry_hash(spec: Spec) -> str:

@@ -8,6 +8,7 @@ from finetune_api.constants import ConditionType, Phase, Reason
 from finetune_api.v1alpha1 import AttemptStatus, Status
 
 from . import transitions
+from .runs import newest_number
 
 _WARNINGS = frozenset(
     {
@@ -87,9 +88,15 @@ def _warnings(before: Status, after: Status) -> Iterator[JobEvent]:
 
 
 def _new_run(before: Status, after: Status) -> Iterator[JobEvent]:
-    if before.run.number and after.run.number != before.run.number:
-        message = f"the spec was changed: run {after.run.number} replaces run {before.run.number}"
-        yield JobEvent(str(Reason.SPEC_CHANGED), message, False, f"r{after.run.number}.changed")
+    old, new = before.run.number, after.run.number
+    if not old or new == old:
+        return
+    if new <= newest_number(before):
+        message = f"the spec was changed back: run {new} is the current run again, instead of run {old}"
+        identity = f"r{new}.reused.g{after.observed_generation}"
+    else:
+        message, identity = f"the spec was changed: run {new} replaces run {old}", f"r{new}.changed"
+    yield JobEvent(str(Reason.SPEC_CHANGED), "\n".join([message, *after.run.changes]), False, identity)
 
 
 def _phase_changed(before: Status, after: Status) -> Iterator[JobEvent]:

@@ -31,6 +31,9 @@ class Facts:
     """Warning Events for pods that are late and do not report a reason, oldest first."""
     violations: tuple[Violation, ...] = ()
     """Violations of the object."""
+    awaits_end: bool = False
+    """Whether the object describes another run, which waits for the end of the current one. Then `job` has the values
+    of the current run."""
 
     @property
     def spec(self) -> Spec:

@@ -5,10 +5,12 @@ and writing status.
 """
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
 from finetune_api.exit_codes import FailureClass
 from finetune_api.progress import Progress, TerminationMessage, merged_warnings
+from finetune_api.scopes import changes, settings
 from finetune_api.stages import stage_order
 from finetune_api.trainer_config import Prepared
 from finetune_api.v1alpha1 import (
@@ -18,22 +20,27 @@ from finetune_api.v1alpha1 import (
     CandidateName,
     CandidateStatus,
     CheckpointStatus,
+    CostStatus,
     Outcome,
     PastRun,
     ProgressStatus,
     ResolvedStatus,
     RunStatus,
+    Scope,
+    Spec,
     Status,
 )
+from finetune_api.v1alpha1.status import MAX_HISTORY
 
 from ..manifests import Manifest
 from ..observed import Observed, ObservedStage, has_ended
 from . import failure
-from .runs import Run
+from .runs import Run, newest_number
 
 _KEPT_ATTEMPTS = 10
-_KEPT_RUNS = 10
 _MAX_ATTEMPT_MESSAGE = 256
+_KEPT_FIELDS = ("changes", "cost", "candidates", "artifact", "resolved", "last_checkpoint", "attempts")
+"""Fields that a run keeps in the history."""
 _OUTCOMES = {
     FailureClass.PERMANENT: Outcome.PERMANENT,
     FailureClass.RETRYABLE: Outcome.RETRYABLE,
@@ -41,11 +48,15 @@ _OUTCOMES = {
 }
 
 
-def apply_observation(status: Status, run: Run, observed: Observed, progress: Progress | None, now: str) -> Status:
-    """Return the status after an observation of the children. `progress` is the report of rank 0 of the active
-    stage."""
+def apply_observation(
+    status: Status, run: Run, observed: Observed, progress: Progress | None, now: str, *, spec: Spec | None = None
+) -> Status:
+    """Return the status after an observation of the children.
+
+    `progress` is the report of rank 0 of the active stage. `spec` is that of a new run; None: it is unknown.
+    """
     if run.is_new:
-        status = _with_new_run(status, run, now)
+        status = _with_new_run(status, run, now, spec)
     children = observed.of_run(run.number)
     for child in children:
         status = _with_child(status, child, progress, now)
@@ -53,19 +64,47 @@ def apply_observation(status: Status, run: Run, observed: Observed, progress: Pr
     return status if status.run.spec_hash == run.hash else status.with_run(spec_hash=run.hash)
 
 
-def _with_new_run(status: Status, run: Run, now: str) -> Status:
+def _with_new_run(status: Status, run: Run, now: str, spec: Spec | None) -> Status:
     """Move the old run to the history. Its terminal condition does not apply to the new one."""
-    past = (*status.history, _past_run(status)) if status.run.number else status.history
+    kept = tuple(past for past in status.history if past.number != run.number)
+    past = (*kept, _past_run(status, now)) if status.run.number else kept
+    found = {} if spec is None else settings(spec, {Scope.DATA, Scope.RUN})
+    if run.reused is not None:
+        current = _continued(run.reused, now)
+    else:
+        current = RunStatus(number=run.number, spec_hash=run.hash, start_time=now)
+    changed = changes(status.run.settings, found) if status.run.settings and found else ()
     return Status(
         observed_generation=status.observed_generation,
         phase=status.phase,
         conditions=tuple(entry for entry in status.conditions if entry.type not in TERMINAL_CONDITIONS),
-        run=RunStatus(number=run.number, spec_hash=run.hash, start_time=now),
-        history=past[-_KEPT_RUNS:],
+        run=current.model_copy(update={"settings": found, "changes": changed}),
+        newest_run=max(newest_number(status), run.number),
+        history=past[-MAX_HISTORY:],
     )
 
 
-def _past_run(status: Status) -> PastRun:
+def _continued(past: PastRun, now: str) -> RunStatus:
+    """Return a past run as the current one. Deadline, restarts and disruptions count from `now`."""
+    *others, last = past.attempts
+    if last.outcome is not None and last.outcome.is_failure:
+        last = last.model_copy(update={"superseded_by_spec_change": True})
+    kept = {name: getattr(past, name) for name in _KEPT_FIELDS} | {"attempts": (*others, last)}
+    return RunStatus(
+        number=past.number, spec_hash=past.spec_hash, start_time=now, stage=last.stage, attempt=last.number, **kept
+    )
+
+
+def with_history_limit(status: Status, limit: int) -> Status:
+    """Return the status with at most `limit` past runs, the newest ones."""
+    if len(status.history) <= limit:
+        return status
+    kept = status.history[len(status.history) - limit :]
+    return status.model_copy(update={"history": kept, "newest_run": newest_number(status)})
+
+
+def _past_run(status: Status, now: str) -> PastRun:
+    status = _with_vanished(status, set(), now)  # an attempt that is still ending is not observed any more
     run = status.run
     ended = status.terminal_condition
     is_failed = ended is not None and ended.type is ConditionType.FAILED
@@ -78,38 +117,18 @@ def _past_run(status: Status) -> PastRun:
         start_time=run.start_time,
         completion_time=run.completion_time,
         step=None if run.progress is None else run.progress.step,
-        candidates=run.candidates,
-        artifact=run.artifact,
+        **{name: getattr(run, name) for name in _KEPT_FIELDS},
     )
 
 
-def record_started(
-    status: Status,
-    stage: Stage,
-    number: int,
-    job_name: str,
-    now: str,
-    *,
-    plan: AttemptPlan | None = None,
-    spec_hash: str = "",
-    evaluation_spec_hash: str = "",
-) -> Status:
+def record_started(status: Status, attempt: AttemptStatus) -> Status:
     """Return the status after the children of an attempt were created. A later observation would record the same."""
-    if any(attempt.job_name == job_name for attempt in status.run.attempts):
+    if any(entry.job_name == attempt.job_name for entry in status.run.attempts):
         return status
-    attempt = AttemptStatus(
-        stage=stage,
-        number=number,
-        job_name=job_name,
-        start_time=now,
-        plan=plan,
-        spec_hash=spec_hash,
-        evaluation_spec_hash=evaluation_spec_hash,
-        known_checkpoint_step=_newest_known_step(status) if stage is Stage.TRAIN else None,
-    )
-    attempts = (*status.run.attempts, attempt)[-_KEPT_ATTEMPTS:]
-    next_plan = None if stage is Stage.TRAIN else status.run.next_plan
-    return status.with_run(attempts=attempts, next_plan=next_plan)
+    next_plan = status.run.next_plan
+    if attempt.stage is Stage.TRAIN:
+        attempt, next_plan = attempt.model_copy(update={"known_checkpoint_step": _newest_known_step(status)}), None
+    return status.with_run(attempts=(*status.run.attempts, attempt)[-_KEPT_ATTEMPTS:], next_plan=next_plan)
 
 
 def open_jobs(status: Status, jobs: Iterable[Manifest]) -> tuple[str, ...]:
@@ -142,16 +161,7 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
         newest = last_attempt(status)
         if newest is not None and _order(child.stage, child.attempt) < _order(newest.stage, newest.number):
             return status  # older than the attempts in status: already counted
-        status = record_started(
-            status,
-            child.stage,
-            child.attempt,
-            child.job_name,
-            child.created_at,
-            plan=(child.plan or AttemptPlan(nodes=child.expected_pods)) if child.stage is Stage.TRAIN else None,
-            spec_hash=child.spec_hash,
-            evaluation_spec_hash=child.evaluation_hash if child.stage is Stage.EVALUATE else "",
-        )
+        status = record_started(status, _attempt_of(child))
         known = status.run.attempts[-1]
     if known.outcome is not None:
         return status
@@ -162,6 +172,21 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
     return _with_end(status, known, child, now)
 
 
+def _attempt_of(child: ObservedStage) -> AttemptStatus:
+    """Return the attempt whose start is not in status, from what its Job contains."""
+    trains, evaluates = child.stage is Stage.TRAIN, child.stage is Stage.EVALUATE
+    return AttemptStatus(
+        stage=child.stage,
+        number=child.attempt,
+        job_name=child.job_name,
+        start_time=child.created_at,
+        plan=(child.plan or AttemptPlan(nodes=child.expected_pods)) if trains else None,
+        gpus=child.gpus or None,
+        spec_hash=child.spec_hash,
+        evaluation_spec_hash=child.evaluation_hash if evaluates else "",
+    )
+
+
 def _order(stage: Stage, number: int) -> tuple[int, int]:
     return (stage_order(stage), number)
 
@@ -170,8 +195,22 @@ def _with_vanished(status: Status, present: set[str], now: str) -> Status:
     """Record the end of attempts whose Job was deleted before its end was observed, for a suspension or by a user."""
     for attempt in status.run.attempts:
         if attempt.outcome is None and attempt.job_name not in present:
-            status = _replace(status, attempt.model_copy(update={"end_time": now, "outcome": Outcome.STOPPED}))
+            status = _ended(status, attempt.model_copy(update={"end_time": now, "outcome": Outcome.STOPPED}))
     return status
+
+
+def _ended(status: Status, attempt: AttemptStatus) -> Status:
+    """Record an attempt that has ended, and add what it has occupied to the cost of the run."""
+    assert attempt.end_time is not None
+    seconds = datetime.fromisoformat(attempt.end_time) - datetime.fromisoformat(attempt.start_time)
+    duration = max(0, round(seconds.total_seconds()))
+    pods = 1 if attempt.plan is None else attempt.plan.nodes
+    before = status.run.cost or CostStatus()
+    cost = CostStatus(
+        pod_seconds=before.pod_seconds + pods * duration,
+        gpu_seconds=before.gpu_seconds + (attempt.gpus or 0) * duration,
+    )
+    return _replace(status, attempt).with_run(cost=cost)
 
 
 def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | None) -> Status:
@@ -226,7 +265,7 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
         attempt = next(entry for entry in status.run.attempts if entry.job_name == attempt.job_name)
     ended_at = child.ended_at or now  # a lost stage has no end time
     if child.succeeded:
-        status = _replace(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
+        status = _ended(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
         return _with_results(status, message)
     classified = failure.classify_failure(child, status.run.failure)
     ended = attempt.model_copy(
@@ -238,7 +277,7 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
             "message": classified.status.message.partition("\n")[0][:_MAX_ATTEMPT_MESSAGE],
         }
     )
-    status = _charge(_replace(status, ended), ended, classified.failure_class)
+    status = _charge(_ended(status, ended), ended, classified.failure_class)
     return status.with_run(failure=classified.status)
 
 
@@ -293,7 +332,17 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
         update["artifact"] = status.run.artifact.model_copy(update=artifact)
         figures = {CandidateName.BASELINE: evaluated.baseline, CandidateName.TUNED: evaluated.tuned}
         update["candidates"] = {name: CandidateStatus(metrics=found) for name, found in figures.items() if found}
+        status = without_files(status, evaluated.kept_runs)
     return status.with_run(**update)
+
+
+def without_files(status: Status, kept: tuple[int, ...]) -> Status:
+    """Mark past runs whose files were deleted. `kept` are the runs that have files; empty: nothing was deleted."""
+    if not kept:
+        return status
+    deleted = {"files_deleted": True, "artifact": None}
+    past = tuple(entry if entry.number in kept else entry.model_copy(update=deleted) for entry in status.history)
+    return status.model_copy(update={"history": past})
 
 
 def _resolved(prepared: Prepared) -> ResolvedStatus:

@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from finetune_api.v1alpha1 import Budget, Restart, Spec, Workers
+from finetune_api.scopes import with_scopes
+from finetune_api.v1alpha1 import Budget, Restart, Scope, Spec, Workers
 
 Block = TypeVar("Block", bound=BaseModel)
 _SUSPEND = TypeAdapter(bool)
@@ -31,6 +32,14 @@ def spec_in_force(written: Mapping[str, Any], last: Spec | None) -> Spec:
     if last is not None:
         return last.model_copy(update=update)
     return Spec.model_construct(**update, workers=Workers(), ttl_seconds_after_finished=None)
+
+
+def spec_of_run(written: Spec, started: Spec) -> Spec:
+    """Return the spec of a run that continues although the object describes another run.
+
+    Fields that determine the result are those that the run was started with; all others are the current ones.
+    """
+    return with_scopes(written, started, {Scope.DATA, Scope.RUN})
 
 
 def is_partial(spec: Spec) -> bool:

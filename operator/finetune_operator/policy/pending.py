@@ -6,6 +6,11 @@ from finetune_api.v1alpha1 import Scope, Spec
 
 from ..observed import ObservedStage
 
+AWAITS_END = (
+    "the spec describes another run, which starts when the current run has ended, because spec.updatePolicy is Ignore; "
+    "set it to Restart to start the other run now"
+)
+
 
 def attempt_hash(spec: Spec) -> str:
     """Return the hash of the fields that an attempt is started with, an annotation of its Job."""

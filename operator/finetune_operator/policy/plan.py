@@ -15,7 +15,7 @@ from finetune_api.v1alpha1.status import in_current_shape
 from finetune_api.validation import dropped_fields
 
 from ..manifests import Manifest
-from . import after_change, deadline, history, runs, scale, stages, waiting
+from . import after_change, deadline, history, pending, runs, scale, stages, waiting
 from . import status as status_policy
 from .actions import Action, CreateEvent, DeleteJob, Requeue, RequeueReason, UpdateStatus
 from .events import JobEvent, job_events
@@ -127,7 +127,8 @@ def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
         status = after_change.with_evaluation_hashes(status, job.spec)
     if facts.is_valid and not run.is_new:
         status = after_change.continued_after_change(status, job.spec, now)
-    status = history.apply_observation(status, run, observed, facts.progress, now)
+    spec = job.spec if facts.is_valid else None
+    status = history.apply_observation(status, run, observed, facts.progress, now, spec=spec)
     if status.terminal_condition is None:
         status = deadline.with_suspension(status, job.spec, now)
     step: stages.Step | None = stages.decide(
@@ -146,8 +147,10 @@ def _status_after(facts: Facts, status: Status, step: stages.Step) -> Status:
         violations=facts.violations,
         unknown_fields=dropped_fields(facts.manifest) if facts.is_valid else (),
     )
+    if facts.awaits_end:
+        notes = replace(notes, pending=pending.AWAITS_END)
     if facts.is_valid:
-        status = scale.with_batch(status, facts.spec)
+        status = history.with_history_limit(scale.with_batch(status, facts.spec), facts.spec.history_limit)
     generation = facts.job.metadata.generation
     return status_policy.status_after(status, step, generation=generation, now=facts.stamp, notes=notes)
 

@@ -1,4 +1,8 @@
-"""Determine the run of a spec. A change of a field of scope Data or Run starts a new run with the next number."""
+"""Determine the run of a spec.
+
+A change of a field of scope Data or Run starts a new run with the next number, or continues the earlier run of the same
+spec.
+"""
 
 import hashlib
 import json
@@ -7,7 +11,18 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from finetune_api.scopes import HASH_DIGITS, spec_hash
-from finetune_api.v1alpha1 import TASK_SUPPORT, ArtifactFormat, FineTuneJob, ResolvedStatus, Scope, Spec, Status
+from finetune_api.v1alpha1 import (
+    TASK_SUPPORT,
+    ArtifactFormat,
+    FineTuneJob,
+    PastRun,
+    ResolvedStatus,
+    Reuse,
+    Scope,
+    Spec,
+    Status,
+    UpdatePolicy,
+)
 
 from ..observed import ObservedStage
 
@@ -19,31 +34,59 @@ class Run:
     number: int
     hash: str
     is_new: bool
-    """True: status still describes an older run, or none."""
+    """True: status still describes another run, or none."""
     is_adopted: bool = field(default=False, compare=False)
     """Whether an operator that hashed other fields started the run, so that its hash is replaced."""
+    reused: PastRun | None = field(default=None, compare=False)
+    """Entry of the history that becomes the current run again."""
 
 
 def current_run(job: FineTuneJob, children: Iterable[ObservedStage]) -> Run:
-    """Return the run in status if the spec still describes it, else a new run with the next unused number.
+    """Return the run in status if the spec still describes it, else an earlier run that the spec describes, else a new
+    run with the next unused number.
 
     Children of a run that is not in status were created by a reconcile that failed before it wrote status. If the spec
     was changed since, their number is not used again.
     """
     known, wanted = job.status.run, run_hash(job.spec)
-    if known.number and known.spec_hash in _hashes_of_same_run(job):
+    if known.number and known.spec_hash in _hashes_of_same_run(job.spec, known.resolved):
         return Run(known.number, known.spec_hash, is_new=False)
     if known.number and known.spec_hash in _hashes_before_scopes(job):
         return Run(known.number, wanted, is_new=False, is_adopted=True)
-    started = {child.run: child.run_hash for child in children if child.run > known.number}
+    if (past := _reusable(job)) is not None:
+        return Run(past.number, past.spec_hash, is_new=True, reused=past)
+    newest = newest_number(job.status)
+    started = {child.run: child.run_hash for child in children if child.run > newest}
     same = (run for run, found in started.items() if found in ("", wanted))
-    return Run(max(same, default=max(started, default=known.number) + 1), wanted, is_new=True)
+    return Run(max(same, default=max(started, default=newest) + 1), wanted, is_new=True)
+
+
+def awaits_end(job: FineTuneJob) -> bool:
+    """Whether the spec describes another run, which must wait for the end of the current one."""
+    has_current = job.status.run.number > 0 and job.status.terminal_condition is None
+    return has_current and job.spec.update_policy is UpdatePolicy.IGNORE and current_run(job, ()).is_new
+
+
+def newest_number(status: Status) -> int:
+    """Return the highest number of a run that is in status. Numbers are not used again: run folders contain them."""
+    return max(status.newest_run, status.run.number, *(past.number for past in status.history), 0)
+
+
+def _reusable(job: FineTuneJob) -> PastRun | None:
+    """Return the newest past run of this spec that can continue. A failed run is not reused: it would fail again."""
+    if job.spec.reuse is Reuse.NEVER:
+        return None
+    for past in reversed(job.status.history):
+        is_usable = past.attempts and past.result != "Failed" and not past.files_deleted
+        if is_usable and past.spec_hash in _hashes_of_same_run(job.spec, past.resolved):
+            return past
+    return None
 
 
 def known_run(status: Status, children: Iterable[ObservedStage]) -> Run | None:
     """Return the run in progress, independent of the current spec; None if none has started."""
     newest = max(children, key=lambda child: child.run, default=None)
-    if newest is not None and newest.run > status.run.number:
+    if newest is not None and newest.run > newest_number(status):
         return Run(newest.run, newest.run_hash, is_new=True)
     return Run(status.run.number, status.run.spec_hash, is_new=False) if status.run.number else None
 
@@ -53,21 +96,19 @@ def run_hash(spec: Spec) -> str:
     return spec_hash(spec, {Scope.DATA, Scope.RUN})
 
 
-def _hashes_of_same_run(job: FineTuneJob) -> Iterator[str]:
+def _hashes_of_same_run(spec: Spec, resolved: ResolvedStatus | None) -> Iterator[str]:
     """Yield the hashes that a run of this spec may have been started with.
 
     Setting an absent field to the value that the run resolved it to does not start a new run.
     """
-    yield run_hash(job.spec)
-    if job.status.run.resolved is None:
+    yield run_hash(spec)
+    if resolved is None:
         return
-    for uri, task, dtype, data_format, packing, validation, test in product(
-        *_written_at_start(job.spec, job.status.run.resolved)
-    ):
-        model = job.spec.model.model_copy(update={"uri": uri, "task": task, "dtype": dtype})
+    for uri, task, dtype, data_format, packing, validation, test in product(*_written_at_start(spec, resolved)):
+        model = spec.model.model_copy(update={"uri": uri, "task": task, "dtype": dtype})
         changes = {"format": data_format, "packing": packing, "validation": validation, "test": test}
-        data = job.spec.data.model_copy(update=changes)
-        yield run_hash(job.spec.model_copy(update={"model": model, "data": data}))
+        data = spec.data.model_copy(update=changes)
+        yield run_hash(spec.model_copy(update={"model": model, "data": data}))
 
 
 def _written_at_start(spec: Spec, resolved: ResolvedStatus) -> Iterator[tuple[object, ...]]:

@@ -12,6 +12,7 @@ from typing import ClassVar
 from finetune_api.clock import rfc3339, time_after
 from finetune_api.constants import ConditionType, Phase, Reason, Stage
 from finetune_api.stages import STAGES, first_stage, stage_after
+from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Outcome, Spec, Status
 
 from ..names import child_name
@@ -93,28 +94,29 @@ class Start(Step):
 
     def actions(self, facts: Facts, status: Status) -> tuple[Action, ...]:
         """Create the children."""
-        run, settings = status.run, facts.settings
-        trained = tuple(entry for entry in run.attempts if entry.stage is Stage.TRAIN)
-        config = stage_config(
-            facts.job, run.number, self.stage, self.attempt, settings.storage, trained, self.plan, run.resolved
-        )
         trains = self.stage is Stage.TRAIN
-        seconds = grace.grace_seconds(status, settings.termination_grace) if trains else None
-        return (CreateChildren(config, evaluation_needs(run.resolved), seconds),)
+        seconds = grace.grace_seconds(status, facts.settings.termination_grace) if trains else None
+        return (CreateChildren(self._config(facts, status), evaluation_needs(status.run.resolved), seconds),)
+
+    def _config(self, facts: Facts, status: Status) -> TrainerConfig:
+        run = status.run
+        trained = tuple(entry for entry in run.attempts if entry.stage is Stage.TRAIN)
+        storage = facts.settings.storage
+        return stage_config(facts.job, run.number, self.stage, self.attempt, storage, trained, self.plan, run.resolved)
 
     def record(self, facts: Facts, status: Status) -> Status:
         """Record the attempt, with hashes of the fields that it is started with."""
-        status = history.record_started(
-            status,
-            self.stage,
-            self.attempt,
-            child_name(facts.job.metadata.name, status.run.number, self.stage, self.attempt),
-            facts.stamp,
+        attempt = AttemptStatus(
+            stage=self.stage,
+            number=self.attempt,
+            job_name=child_name(facts.job.metadata.name, status.run.number, self.stage, self.attempt),
+            start_time=facts.stamp,
             plan=self.plan,
+            gpus=self._config(facts, status).world.gpu_count or None,
             spec_hash=pending.attempt_hash(facts.spec),
             evaluation_spec_hash=pending.evaluation_hash(facts.spec) if self.stage is Stage.EVALUATE else "",
         )
-        return status.with_run(stage=self.stage, attempt=self.attempt)
+        return history.record_started(status, attempt).with_run(stage=self.stage, attempt=self.attempt)
 
     def summary(self, status: Status) -> Summary:
         """Report the stage, or the restart."""

@@ -23,13 +23,19 @@ class FirstStep:
 
 def ended(before: Status, after: Status) -> Iterator[AttemptStatus]:
     """Yield attempts that have an outcome now and had none before."""
-    known = {attempt.job_name for attempt in before.run.attempts if attempt.outcome is not None}
+    known = {attempt.job_name for attempt in _attempts_before(before, after) if attempt.outcome is not None}
     yield from (entry for entry in after.run.attempts if entry.outcome is not None and entry.job_name not in known)
+
+
+def _attempts_before(before: Status, after: Status) -> tuple[AttemptStatus, ...]:
+    """Return the attempts that the run of `after` had before; those of a run that is reused are in the history."""
+    past = (entry.attempts for entry in before.history if entry.number == after.run.number)
+    return before.run.attempts + next(past, ())
 
 
 def first_steps(before: Status, after: Status) -> Iterator[FirstStep]:
     """Yield training attempts that have completed their first step."""
-    stepped = {attempt.job_name for attempt in before.run.attempts if attempt.first_step_time}
+    stepped = {attempt.job_name for attempt in _attempts_before(before, after) if attempt.first_step_time}
     trainings = [attempt for attempt in after.run.attempts if attempt.stage is Stage.TRAIN]
     for index, attempt in enumerate(trainings):
         if attempt.first_step_time and attempt.job_name not in stepped:

@@ -122,6 +122,8 @@ def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, 
     if config.plan is not None:
         plan = config.plan.model_dump_json(by_alias=True, exclude_defaults=True)
         annotations[constants.ANNOTATION_ATTEMPT_PLAN] = plan
+    if config.world.gpu_count:
+        annotations[constants.ANNOTATION_GPUS] = str(config.world.gpu_count)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from factories import make_job
-from finetune_api.scopes import paths, scopes, spec_hash
+from finetune_api.scopes import paths, scopes, spec_hash, with_scopes
 from finetune_api.v1alpha1 import Scope, Spec
 from finetune_api.validation import parse_job
 
@@ -93,3 +93,12 @@ def test_spelling_out_a_default_changes_nothing(before: dict[str, Any], after: d
 )
 def test_a_value_that_only_resembles_a_default_is_a_change(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert changed_scopes(spec_of(**before), spec_of(**after)) != set()
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES)
+def test_the_values_of_some_scopes_are_taken_from_another_spec(change: dict[str, Any], expected: set[Scope]) -> None:
+    wanted = {Scope.DATA, Scope.RUN}
+    before, after = spec_of(), spec_of(**change)
+    combined = with_scopes(after, before, wanted)
+    assert changed_scopes(before, combined) == expected - wanted
+    assert changed_scopes(after, combined) == expected & wanted

@@ -47,6 +47,7 @@ CHANGES: list[tuple[dict[str, Any], bool]] = [
     ({}, False),
     ({"suspend": True}, False),
     ({"ttlSecondsAfterFinished": 60}, False),
+    ({"updatePolicy": "Ignore", "reuse": "Never", "historyLimit": 1, "output": {"keepRuns": 1}}, False),
     ({"restart": {"maxRestarts": 4}}, True),
     ({"budget": {"deadline": "2h"}}, True),
     ({"workers": {"resources": {"limits": {"memory": "64Gi"}}}}, True),

@@ -11,19 +11,20 @@ from statuses import make_status
 RUN = Run(1, "hash", is_new=False)
 RUNNING = make_stage()
 NAME = RUNNING.job_name
+STARTED = AttemptStatus(stage=Stage.TRAIN, number=1, job_name=NAME, start_time=STAMP)
 
 
 def test_a_started_attempt_is_the_one_that_the_next_reconcile_observes() -> None:
-    started = history.record_started(make_status(run=1, spec_hash="hash"), Stage.TRAIN, 1, NAME, STAMP)
+    started = history.record_started(make_status(run=1, spec_hash="hash"), STARTED)
     assert [(entry.job_name, entry.start_time, entry.outcome) for entry in started.run.attempts] == [
         (NAME, STAMP, None)
     ]
-    assert history.record_started(started, Stage.TRAIN, 1, NAME, "later") == started
+    assert history.record_started(started, STARTED.model_copy(update={"start_time": "later"})) == started
     assert history.apply_observation(started, RUN, Observed((RUNNING,)), None, STAMP) == started, "nothing to write"
 
 
 def test_a_started_attempt_whose_job_was_deleted_was_stopped() -> None:
-    started = history.record_started(make_status(run=1, spec_hash="hash"), Stage.TRAIN, 1, NAME, STAMP)
+    started = history.record_started(make_status(run=1, spec_hash="hash"), STARTED)
     (attempt,) = history.apply_observation(started, RUN, Observed(()), None, STAMP).run.attempts
     assert attempt.outcome is Outcome.STOPPED
 

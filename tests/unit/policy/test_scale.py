@@ -101,7 +101,8 @@ def test_the_next_attempt_has_all_workers_unless_the_last_one_lacked_some(
 
 
 def test_a_plan_is_used_once() -> None:
-    started = history.record_started(make_status(next_plan=TWO), Stage.TRAIN, 2, "a2", STAMP, plan=TWO)
+    attempt = AttemptStatus(stage=Stage.TRAIN, number=2, job_name="a2", start_time=STAMP, plan=TWO)
+    started = history.record_started(make_status(next_plan=TWO), attempt)
     assert started.run.attempts[-1].plan == TWO
     assert started.run.next_plan is None
 

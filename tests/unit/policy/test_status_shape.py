@@ -141,11 +141,12 @@ def test_a_run_that_is_replaced_is_kept_in_the_history(
     assert (after.run.number, after.run.spec_hash, after.run.artifact, after.run.attempts) == (3, "new", None, ())
 
 
-def test_the_history_keeps_the_last_ten_runs_oldest_first() -> None:
+def test_the_history_keeps_the_newest_runs_oldest_first() -> None:
     status = Status()
     for number in range(1, 14):
         run = runs.Run(number, f"h{number}", is_new=True)
         status = history.apply_observation(status, run, Observed(()), None, NOW)
+    status = history.with_history_limit(status, 10)
     assert [past.number for past in status.history] == list(range(3, 13))
     assert status.run.number == 13
 

@@ -3,11 +3,12 @@
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult
 from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
+from finetune_api.v1alpha1.status import MAX_HISTORY
 
 from ..data.chat import TEMPLATE_DATE
 from ..data.info import read_dataset_info
 from ..data.shards import TokenDataset
-from ..errors import ObjectMissingError
+from ..errors import ObjectMissingError, TrainerError
 from ..model.fetch import prepared_model
 from ..model.precision import gpu_has_bfloat16, usable_dtype
 from ..progress import ProgressReporter
@@ -22,6 +23,7 @@ from .candidates import Candidate, base_candidate, exported_candidates, random_h
 from .data_section import DataSection
 from .evaluator import ModelEvaluator, ModelResult
 from .model_card import model_card
+from .old_runs import delete_old_runs
 from .records import Address, Evaluation, Generation, TrainingLog
 from .reload import ReloadCheck
 from .report import ReportInputs, render_report
@@ -73,6 +75,7 @@ def evaluate(
             phase_seconds=report.progress.phase_seconds,
         )
         uri = _write(inputs, store)
+    kept = _delete_old_runs(config, store, report)
     report.update(activity="done", flush=True)
     result = EvaluateResult(
         report_uri=uri,
@@ -80,6 +83,7 @@ def evaluate(
         digest=tuned.address.digest,
         baseline=record.baseline.metrics if record.baseline else {},
         tuned=record.tuned.metrics if record.tuned else {},
+        kept_runs=kept,
     )
     log_evaluated(prepared, result, notes)
     return result
@@ -203,6 +207,18 @@ def _write(inputs: ReportInputs, store: ObjectStore) -> str:
     uri = config.layout.report
     store.put(uri, render_report(inputs).encode(), content_type="text/html; charset=utf-8")
     return uri
+
+
+def _delete_old_runs(config: TrainerConfig, store: ObjectStore, report: ProgressReporter) -> tuple[int, ...]:
+    """Delete the files of old runs. A failure is a warning: the model of this run is complete."""
+    if config.spec.output.keep_runs is None:
+        return ()
+    with report.phase("delete", "deleting old runs"):
+        try:
+            return delete_old_runs(config, store)[-MAX_HISTORY:]
+        except TrainerError as error:
+            report.warn(f"old runs could not be deleted (spec.output.keepRuns): {error}")
+            return ()
 
 
 def run(context: StageContext) -> EvaluateResult:

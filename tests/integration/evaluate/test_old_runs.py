@@ -1,0 +1,42 @@
+"""Deletion of the files of old runs, in a real object store."""
+
+import pytest
+
+from factories import make_job
+from finetune_api.constants import Stage
+from finetune_api.run_layout import RunLayout
+from finetune_api.trainer_config import StorageSettings, TrainerConfig
+from finetune_api.validation import parse_job
+from finetune_operator.policy.world import stage_config
+from finetune_trainer.evaluate.old_runs import delete_old_runs
+
+UID, OTHER = "1f3a9c42-0000", "1f3a9c43-0000"
+FILES = ("run.json", "model/model.safetensors", "checkpoints/blobs/0f", "report.html")
+
+
+def config_of(bucket: str, run: int, keep: int) -> TrainerConfig:
+    job = parse_job(make_job(output={"uri": f"s3://{bucket}/out/", "keepRuns": keep}))
+    job = job.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": UID})})
+    return stage_config(job, run, Stage.EVALUATE, 1, StorageSettings())
+
+
+@pytest.mark.parametrize(
+    ("current", "keep", "kept"),
+    [(4, 2, (3, 4)), (4, 9, (1, 2, 3, 4)), (4, 1, (4,)), (2, 1, (2,)), (2, 2, (2, 4)), (5, 1, (5,))],
+)
+def test_the_current_run_and_the_newest_others_are_kept(store, bucket, current, keep, kept):
+    output = f"s3://{bucket}/out"
+    for number in range(1, 5):
+        for uid in (UID, OTHER):
+            for name in FILES:
+                store.put(f"{RunLayout.of(output, number, uid).uri}/{name}", b"x")
+    others = (f"{output}/runs/notes.txt", f"{output}/runs/r0001-1f3a9c42", f"{output}/datasets/0f/dataset.json")
+    for uri in (*others, f"s3://{bucket}/out-2/runs/r0001-1f3a9c42/run.json"):
+        store.put(uri, b"x")
+    assert delete_old_runs(config_of(bucket, current, keep), store) == kept
+    left = {info.uri for info in store.list(f"s3://{bucket}/")}
+    ours = {number for number in range(1, 6) if f"{RunLayout.of(output, number, UID).uri}/run.json" in left}
+    assert ours == set(kept) & set(range(1, 5))
+    folders = [RunLayout.of(output, number, UID).uri for number in set(range(1, 5)) - set(kept)]
+    assert not [uri for uri in left if uri.startswith(tuple(f"{folder}/" for folder in folders))]
+    assert len(left) == 4 + len(FILES) * (4 + len(ours)), "nothing else was deleted"

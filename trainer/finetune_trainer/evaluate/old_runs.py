@@ -1,0 +1,41 @@
+"""Deletion of the files of earlier runs, `spec.output.keepRuns`."""
+
+import logging
+import re
+
+from finetune_api.run_layout import RunLayout
+from finetune_api.trainer_config import TrainerConfig
+
+from ..store.client import ObjectStore
+
+log = logging.getLogger(__name__)
+
+
+def delete_old_runs(config: TrainerConfig, store: ObjectStore) -> tuple[int, ...]:
+    """Delete all runs of this job but the current one and the newest others, `keepRuns` in total.
+
+    Returns the numbers of the runs that remain, in ascending order. Data sets and copies of base models are shared by
+    the runs of an output prefix and are kept. Runs of other jobs have another UID in their folder's name.
+    """
+    keep = config.spec.output.keep_runs
+    assert keep is not None, "the caller checks it"
+    files = _files_of_runs(config, store)
+    others = sorted((number for number in files if number != config.run), reverse=True)
+    deleted = others[keep - 1 :]
+    for number in reversed(deleted):  # the oldest first: an interruption leaves no gap
+        # The record is last, because a folder without a record is not recognized as a run.
+        record = RunLayout.of(config.output_uri, number, config.job.uid).record
+        store.delete_many(sorted(files[number], key=lambda uri: (uri == record, uri)))
+        log.info("deleted the files of run %d: spec.output.keepRuns is %d", number, keep)
+    return tuple(sorted({config.run, *others} - set(deleted)))
+
+
+def _files_of_runs(config: TrainerConfig, store: ObjectStore) -> dict[int, list[str]]:
+    """Return run number -> addresses of all its objects."""
+    prefix = f"{config.output_uri}/runs/"
+    folder = re.compile(rf"r(\d+)-{re.escape(config.job.uid[:8])}/")
+    files: dict[int, list[str]] = {}
+    for info in store.list(prefix):
+        if found := folder.match(info.uri.removeprefix(prefix)):
+            files.setdefault(int(found[1]), []).append(info.uri)
+    return files
