@@ -141,8 +141,9 @@ class Page:
             return
         headings = ("earlier run", "result", "steps", "test split", "model")
         yield from table_lines(headings, [_past_run_row(past) for past in self.status.history])
-        for run in (*self.status.history, self.status.run):
-            yield from self._row("changes", *(f"run {run.number}: {change}" for change in run.changes))
+        changes = [(past.number, past.changes) for past in self.status.history]
+        for number, changed in (*changes, (self.status.run.number, self.status.run.changes)):
+            yield from self._row("changes", *(f"run {number}: {change}" for change in changed))
 
     def _conditions(self) -> Iterator[str]:
         label = "conditions"

@@ -263,10 +263,15 @@ def test_earlier_runs_and_the_reason_of_a_plan_are_shown() -> None:
         "candidates": {"tuned": {"metrics": {"Accuracy": 0.5}}},
         "artifact": {"uri": "s3://demo/model", "digest": "d"},
     }
+    changes = ["spec.training.learningRate: 0.0002 -> 0.001", "spec.training.epochs: default -> 5"]
     attempts = [attempt("train", plan={"nodes": 1, "reason": "could start 1 of 2 workers"})]
-    lines = page(merged(SUCCEEDED, {"history": [past], "run": {"attempts": attempts}}))
+    lines = page(merged(SUCCEEDED, {"history": [past], "run": {"attempts": attempts, "number": 2, "changes": changes}}))
     start = next(index for index, line in enumerate(lines) if line.startswith("earlier run"))
     assert lines[start + 1].split() == [
         "1", "Failed", "(RestartsExhausted)", "120", "accuracy", "50.0", "%", "s3://demo/model"
     ]  # fmt: skip
     assert "plan          attempt 1: could start 1 of 2 workers" in lines
+    assert lines[start + 2 : start + 4] == [
+        "changes       run 2: spec.training.learningRate: 0.0002 -> 0.001",
+        "              run 2: spec.training.epochs: default -> 5",
+    ]
