@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from scale.client import Manifest, PlainClient
 from scale.finished import Sample, Start, fill, start_among
@@ -36,6 +36,9 @@ from testcluster.simulated import simulated_nodes
 AT_ONCE = 20
 """Concurrent requests of the script."""
 NODES = 100
+
+_TTL_SECONDS = 86_400
+"""ttlSecondsAfterFinished of the finished jobs."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ async def measure(options: argparse.Namespace, control: ControlPlane) -> dict[st
                 found |= waiting_figures(await bench.waiting(namespace))
         if options.finished_ttl:
             async with bench.namespace("finished-ttl") as namespace:
-                ttl = await bench.finished(namespace, _just_ended(sample), options.finished_ttl, ttl=86_400)
+                ttl = await bench.finished(namespace, _just_ended(sample), options.finished_ttl, _TTL_SECONDS)
                 found |= {"startTtlSeconds": ttl.seconds, "startTtlCalls": ttl.calls, "startTtlRssMiB": ttl.rss_mib}
         start = None
         if options.finished:
@@ -165,8 +168,10 @@ def waiting_figures(waiting: Waiting) -> dict[str, float]:
 
 def _just_ended(sample: Sample) -> Sample:
     """Return the same job with the current time as its end, so that its children are not due for removal."""
-    run = {**sample.job["status"]["run"], "completionTime": datetime.now(UTC).isoformat(timespec="seconds")}
-    status = {**sample.job["status"], "run": run}
+    now = datetime.now(UTC)
+    run = {**sample.job["status"]["run"], "completionTime": now.isoformat(timespec="seconds")}
+    due = now + timedelta(seconds=_TTL_SECONDS)
+    status = {**sample.job["status"], "run": run, "dueTime": due.isoformat(timespec="seconds")}
     return Sample({**sample.job, "status": status}, sample.children)
 
 

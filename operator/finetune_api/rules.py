@@ -6,6 +6,7 @@ Every check returns all violations at once, each with the path of the field and 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .cron import schedule_errors
 from .redaction import has_credentials
 from .support import DTYPE_STAGES, OFFLOAD_STAGES, SUPPORT
 from .v1alpha1 import Dtype, Holdout, Offload, Spec, Task
@@ -40,6 +41,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _fewest_workers,
         _early_stopping,
         _output,
+        _schedule,
         _owned_deepspeed_keys,
     ]
     if not local:
@@ -242,6 +244,12 @@ def _output(spec: Spec) -> Iterator[Violation]:
     formats = spec.output.formats
     if len(set(formats)) != len(formats):
         yield Violation("spec.output.formats", "must not list a format twice; keep one")
+
+
+def _schedule(spec: Spec) -> Iterator[Violation]:
+    if spec.schedule is not None:
+        for name, message in schedule_errors(spec.schedule).items():
+            yield Violation(f"spec.schedule.{name}", message)
 
 
 def lowest_zero_stage(offload: Offload, dtype: Dtype) -> int:

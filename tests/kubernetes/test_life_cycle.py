@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -467,6 +468,23 @@ def test_with_update_policy_ignore_a_run_is_completed_before_the_next_one_starts
         assert {"name": "A", "value": "b"} in container["env"], "other fields are those of the changed object"
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert status.run.changes == ("spec.training.learningRate: 0.0002 -> 0.125",)
+
+    run_scenario(admin, namespace, scenario)
+
+
+def test_a_scheduled_time_starts_a_run_of_the_same_spec(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("nightly", schedule={"cron": "0 3 * * *"})
+        first = await job.until(in_phase(Phase.SUCCEEDED))
+        assert first.schedule is not None
+        assert first.due_time == first.schedule.next_time
+        calls = len(job.server.calls)
+        await job.step()
+        assert len(job.server.calls) == calls, "nothing happens before"
+        job.clock = lambda: datetime.now(UTC) + timedelta(days=1)
+        status = await job.until(lambda status: status.run.number == 2 and status.phase is Phase.SUCCEEDED)
+        assert (status.run.trigger, [past.result for past in status.history]) == ("Schedule", ["Succeeded"])
+        assert [entry.stage for entry in status.run.attempts] == list(Stage)
 
     run_scenario(admin, namespace, scenario)
 

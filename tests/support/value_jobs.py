@@ -242,5 +242,9 @@ DECIDED: dict[str, tuple[str, ...]] = {
     "update_policy": ("updatePolicy=Restart", "updatePolicy=Ignore"),
     "reuse": ("reuse=Always", "reuse=Never"),
     "history_limit": ("historyLimit",),
+    "cron": ("schedule.cron",),
+    "time_zone": ("schedule.timeZone",),
+    "concurrency_policy": ("schedule.concurrencyPolicy=Forbid", "schedule.concurrencyPolicy=Replace"),
+    "starting_deadline_seconds": ("schedule.startingDeadlineSeconds",),
 }
 """Attribute that the operator reads -> the values that it covers; tests of its policies check the effects."""

@@ -10,6 +10,7 @@ from .methods.lora import Lora
 from .metrics import METRIC_SUPPORT, Metric, MetricSupport
 from .model import Dtype, Model
 from .results import ArtifactFormat, Checkpoint, Evaluation, Output, Storage
+from .schedule import ConcurrencyPolicy, RunSchedule
 from .scope import Scope
 from .stages import EvaluatePod, StagePod, Stages
 from .status import (
@@ -28,6 +29,8 @@ from .status import (
     ProgressStatus,
     ResolvedStatus,
     RunStatus,
+    RunTrigger,
+    ScheduleStatus,
     Status,
 )
 from .tasks import ENTITY_PREFIXES, TASK_SUPPORT, Task, TaskSupport
@@ -51,6 +54,7 @@ __all__ = [
     "CheckpointStatus",
     "Cleaning",
     "Columns",
+    "ConcurrencyPolicy",
     "Condition",
     "CostStatus",
     "Data",
@@ -89,9 +93,12 @@ __all__ = [
     "Resources",
     "Restart",
     "Reuse",
+    "RunSchedule",
     "RunStatus",
+    "RunTrigger",
     "S3Uri",
     "Schedule",
+    "ScheduleStatus",
     "Scope",
     "Source",
     "Spec",

@@ -12,6 +12,7 @@ from .method import Method
 from .methods.full import FullFineTune
 from .model import Model
 from .results import Checkpoint, Evaluation, Output, Storage
+from .schedule import RunSchedule
 from .scope import Scope
 from .stages import Stages
 from .status import MAX_HISTORY, Status
@@ -80,6 +81,9 @@ class Spec(ApiModel):
 
     suspend: Annotated[bool, Scope.NOW] = False
     """True: save a checkpoint and stop. Setting it back to false resumes the run."""
+
+    schedule: RunSchedule | None = None
+    """Times at which a new run of the same spec starts. Absent: only changes start a run."""
 
     update_policy: Annotated[UpdatePolicy, Scope.NOW] = UpdatePolicy.RESTART
     """What happens to a run with pods when a change of the spec requires a new run. Restart: it saves a checkpoint and

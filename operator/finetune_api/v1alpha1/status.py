@@ -239,6 +239,15 @@ class ResolvedStatus(StatusModel):
     """Revision as written in spec.model.uri. Empty: the default branch. Absent: the model is not from the hub."""
 
 
+class RunTrigger(StrEnum):
+    """Why a run was started."""
+
+    SPEC = "Spec"
+    """The job was created, or a field of scope Data or Run was changed."""
+    SCHEDULE = "Schedule"
+    """A time of `spec.schedule` passed."""
+
+
 class CostStatus(StatusModel):
     """What the attempts of a run have occupied, from the creation of their Jobs to the end of their last pod."""
 
@@ -255,6 +264,8 @@ class RunStatus(StatusModel):
     """Number of the run, counted from 1. 0: no run has started."""
     spec_hash: str = ""
     """Hash of the spec fields that determine the result (scopes Data and Run). A different hash starts a new run."""
+    trigger: RunTrigger = RunTrigger.SPEC
+    """Why the run was started."""
     changes: Changes = ()
     """Fields of scope Data or Run that differ from the run before, with both values. Long values are shortened."""
     settings: Annotated[dict[str, Annotated[str, Field(max_length=MAX_SETTING_LENGTH)]], Field(max_length=256)] = {}
@@ -321,6 +332,8 @@ class PastRun(StatusModel):
     """When the run started."""
     completion_time: Time | None = None
     """When the run ended. Absent: it was superseded while it was running."""
+    trigger: RunTrigger = RunTrigger.SPEC
+    """Why the run was started."""
     changes: Changes = ()
     """Fields that differed from the run before."""
     step: int | None = None
@@ -339,6 +352,19 @@ class PastRun(StatusModel):
     """Its last ten attempts. They continue if the spec is changed back to that of this run."""
     files_deleted: bool | None = None
     """True: `spec.output.keepRuns` has deleted its files, so that the run cannot be reused."""
+
+
+class ScheduleStatus(StatusModel):
+    """State of `spec.schedule`."""
+
+    cron: str
+    """Expression that the times were computed from."""
+    time_zone: str
+    """Its time zone."""
+    next_time: Time
+    """Next scheduled time."""
+    last_time: Time | None = None
+    """Last scheduled time for which a run was started. Absent: none."""
 
 
 class DisplayStatus(StatusModel):
@@ -370,6 +396,11 @@ class Status(StatusModel):
     """Values formatted as text, for the columns of `kubectl get`."""
     run: RunStatus = RunStatus()
     """The current run."""
+    schedule: ScheduleStatus | None = None
+    """State of `spec.schedule`."""
+    due_time: Time | None = None
+    """When the operator acts on a run that has ended without a change: it deletes the children, or starts a scheduled
+    run. Absent: nothing is due."""
     newest_run: int = 0
     """Highest number of a run so far. The current run has a lower one if it was reused."""
     history: Annotated[tuple[PastRun, ...], Field(max_length=MAX_HISTORY)] = ()

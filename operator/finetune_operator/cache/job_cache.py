@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from finetune_api.clock import time_after, utc_now
+from finetune_api.clock import utc_now
 from finetune_api.constants import TERMINAL_CONDITIONS, Phase
 
 from ..manifests import JobKey, Manifest, true_conditions
@@ -22,7 +22,7 @@ class CachedJob:
     is_settled: bool
     """The run has ended, status reports it for this generation, and nothing is due later."""
     due_at: datetime | None = None
-    """The run has ended and its children are deleted at this time. Nothing is due before."""
+    """The run has ended, and nothing is due before this time."""
     is_waiting: bool = False
     """Status reports that the pods wait for resources of the cluster."""
 
@@ -153,17 +153,18 @@ def is_settled_status(body: Mapping[str, Any]) -> bool:
 
 def _cached_job(version: str, body: Mapping[str, Any]) -> CachedJob:
     status = body.get("status") or {}
-    phase, ttl = status.get("phase", Phase.PENDING), (body.get("spec") or {}).get("ttlSecondsAfterFinished")
+    phase, spec = status.get("phase", Phase.PENDING), body.get("spec") or {}
     run = status.get("run") or {}
     is_waiting = phase == Phase.PENDING and isinstance(run, dict) and bool(run.get("stage"))
     if not is_settled_status(body):
         return CachedJob(version, phase, is_settled=False, is_waiting=is_waiting)
     if not isinstance(run, dict):  # the flat shape of earlier versions: a reconcile migrates it
         return CachedJob(version, phase, is_settled=False)
-    if ttl is None or run.get("childrenRemoved"):
+    is_due_later = "ttlSecondsAfterFinished" in spec and not run.get("childrenRemoved")
+    if not is_due_later and "schedule" not in spec:
         return CachedJob(version, phase, is_settled=True)
     try:
-        due_at = time_after(run["completionTime"], ttl)
-    except (KeyError, ValueError, TypeError, OverflowError):
+        due_at = datetime.fromisoformat(status["dueTime"])
+    except (KeyError, ValueError, TypeError):
         due_at = None  # determined by a reconcile
     return CachedJob(version, phase, is_settled=False, due_at=due_at)

@@ -66,6 +66,12 @@ class Requeue:
     """Seconds until the next reconcile without an event; None: only after an event."""
     reason: RequeueReason = RequeueReason.DUE
 
+    def no_later_than(self, seconds: float) -> "Requeue":
+        """Return the requeue, which happens after this time even without an event."""
+        if self.seconds is None:
+            return Requeue(max(0.0, seconds))
+        return self.at_most(max(0.0, seconds))
+
     def at_most(self, seconds: float | None) -> "Requeue":
         """Return the requeue with a limit of the time; None: no limit."""
         if self.seconds is None or seconds is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_api.constants import ConditionType, Phase, Reason
-from finetune_api.v1alpha1 import AttemptStatus, Status
+from finetune_api.v1alpha1 import AttemptStatus, RunTrigger, Status
 
 from . import transitions
 from .runs import newest_number
@@ -95,7 +95,8 @@ def _new_run(before: Status, after: Status) -> Iterator[JobEvent]:
         message = f"the spec was changed back: run {new} is the current run again, instead of run {old}"
         identity = f"r{new}.reused.g{after.observed_generation}"
     else:
-        message, identity = f"the spec was changed: run {new} replaces run {old}", f"r{new}.changed"
+        cause = "a scheduled time passed" if after.run.trigger is RunTrigger.SCHEDULE else "the spec was changed"
+        message, identity = f"{cause}: run {new} replaces run {old}", f"r{new}.changed"
     yield JobEvent(str(Reason.SPEC_CHANGED), "\n".join([message, *after.run.changes]), False, identity)
 
 

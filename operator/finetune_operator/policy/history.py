@@ -39,7 +39,7 @@ from .runs import Run, newest_number
 
 _KEPT_ATTEMPTS = 10
 _MAX_ATTEMPT_MESSAGE = 256
-_KEPT_FIELDS = ("changes", "cost", "candidates", "artifact", "resolved", "last_checkpoint", "attempts")
+_KEPT_FIELDS = ("trigger", "changes", "cost", "candidates", "artifact", "resolved", "last_checkpoint", "attempts")
 """Fields that a run keeps in the history."""
 _OUTCOMES = {
     FailureClass.PERMANENT: Outcome.PERMANENT,
@@ -78,7 +78,8 @@ def _with_new_run(status: Status, run: Run, now: str, spec: Spec | None) -> Stat
         observed_generation=status.observed_generation,
         phase=status.phase,
         conditions=tuple(entry for entry in status.conditions if entry.type not in TERMINAL_CONDITIONS),
-        run=current.model_copy(update={"settings": found, "changes": changed}),
+        schedule=status.schedule,
+        run=current.model_copy(update={"settings": found, "changes": changed, "trigger": run.trigger}),
         newest_run=max(newest_number(status), run.number),
         history=past[-MAX_HISTORY:],
     )

@@ -5,9 +5,11 @@ observation, combines the step with what all steps have in common, and orders th
 """
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from pydantic import ValidationError
 
+from finetune_api.clock import rfc3339
 from finetune_api.constants import Reason
 from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import Status
@@ -15,7 +17,7 @@ from finetune_api.v1alpha1.status import in_current_shape
 from finetune_api.validation import dropped_fields
 
 from ..manifests import Manifest
-from . import after_change, deadline, history, pending, runs, scale, stages, waiting
+from . import after_change, deadline, history, pending, runs, scale, schedule, stages, time_to_live, waiting
 from . import status as status_policy
 from .actions import Action, CreateEvent, DeleteJob, Requeue, RequeueReason, UpdateStatus
 from .events import JobEvent, job_events
@@ -56,15 +58,28 @@ def plan_of(facts: Facts) -> Plan:
     lost = tuple(DeleteJob(child.job_name, child.uid) for child in facts.observed.lost)
     children = (*lost, *step.actions(facts, status))
     after = _status_after(facts, status, step)
+    after = _with_due_time(facts, after)
     events, update = _reports(facts.manifest, facts.job.status, after)
+    requeue = step.requeue(facts, after)
+    if facts.is_valid and (scheduled := schedule.next_time(facts.spec, after)) is not None:
+        requeue = requeue.no_later_than((scheduled - facts.now).total_seconds())
     return Plan(
         # Status is last: the next reconcile repeats everything that a crash has left undone.
         actions=(*events, *children, *update) if step.has_events_first else (*children, *events, *update),
         before=facts.job.status,
         status=after,
         observation=status,
-        requeue=step.requeue(facts, after),
+        requeue=requeue,
     )
+
+
+def _with_due_time(facts: Facts, status: Status) -> Status:
+    """Record when the operator must act on a run that has ended; None: nothing is due, or it has not ended."""
+    times: list[datetime] = []
+    if status.terminal_condition is not None and facts.is_valid:
+        found = (time_to_live.due_at(facts.spec, status), schedule.next_time(facts.spec, status))
+        times = [time for time in found if time is not None]
+    return status.model_copy(update={"due_time": rfc3339(min(times)) if times else None})
 
 
 def unexplained_objects(facts: Facts) -> tuple[str, ...]:
@@ -120,7 +135,13 @@ def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
     """
     job, observed, now = facts.job, facts.observed, facts.stamp
     status = job.status
-    run = runs.current_run(job, observed.stages) if facts.is_valid else runs.known_run(status, observed.stages)
+    if facts.is_valid:
+        status = schedule.with_schedule(status, job.spec, facts.now)
+        is_scheduled = schedule.starts_run(job.spec, status, facts.now)
+        status = schedule.with_time_passed(status, job.spec, facts.now, started=is_scheduled)
+        run: runs.Run | None = runs.current_run(job, observed.stages, is_scheduled=is_scheduled)
+    else:
+        run = runs.known_run(status, observed.stages)
     if run is None:
         return status, None
     if run.is_adopted:

@@ -18,6 +18,7 @@ from finetune_api.v1alpha1 import (
     PastRun,
     ResolvedStatus,
     Reuse,
+    RunTrigger,
     Scope,
     Spec,
     Status,
@@ -39,26 +40,30 @@ class Run:
     """Whether an operator that hashed other fields started the run, so that its hash is replaced."""
     reused: PastRun | None = field(default=None, compare=False)
     """Entry of the history that becomes the current run again."""
+    trigger: RunTrigger = RunTrigger.SPEC
+    """Why a new run starts."""
 
 
-def current_run(job: FineTuneJob, children: Iterable[ObservedStage]) -> Run:
+def current_run(job: FineTuneJob, children: Iterable[ObservedStage], *, is_scheduled: bool = False) -> Run:
     """Return the run in status if the spec still describes it, else an earlier run that the spec describes, else a new
-    run with the next unused number.
+    run with the next unused number. `is_scheduled`: a new run starts even if the spec describes the one in status.
 
     Children of a run that is not in status were created by a reconcile that failed before it wrote status. If the spec
     was changed since, their number is not used again.
     """
-    known, wanted = job.status.run, run_hash(job.spec)
+    known, wanted, trigger = job.status.run, run_hash(job.spec), RunTrigger.SPEC
     if known.number and known.spec_hash in _hashes_of_same_run(job.spec, known.resolved):
-        return Run(known.number, known.spec_hash, is_new=False)
-    if known.number and known.spec_hash in _hashes_before_scopes(job):
+        if not is_scheduled:
+            return Run(known.number, known.spec_hash, is_new=False)
+        trigger = RunTrigger.SCHEDULE
+    elif known.number and known.spec_hash in _hashes_before_scopes(job):
         return Run(known.number, wanted, is_new=False, is_adopted=True)
-    if (past := _reusable(job)) is not None:
+    elif (past := _reusable(job)) is not None:
         return Run(past.number, past.spec_hash, is_new=True, reused=past)
     newest = newest_number(job.status)
     started = {child.run: child.run_hash for child in children if child.run > newest}
     same = (run for run, found in started.items() if found in ("", wanted))
-    return Run(max(same, default=max(started, default=newest) + 1), wanted, is_new=True)
+    return Run(max(same, default=max(started, default=newest) + 1), wanted, is_new=True, trigger=trigger)
 
 
 def awaits_end(job: FineTuneJob) -> bool:

@@ -8,6 +8,14 @@ from finetune_api.v1alpha1 import Spec, Status
 from ..observed import Observed
 
 
+def due_at(spec: Spec, status: Status) -> datetime | None:
+    """Return when the children of a run that has ended are deleted; None: they are kept, or have been deleted."""
+    ttl = spec.ttl_seconds_after_finished
+    if ttl is None or status.run.children_removed or not status.run.completion_time:
+        return None
+    return time_after(status.run.completion_time, ttl)
+
+
 def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
     """Return the seconds until the deletion: negative after it, None if the children are kept.
 

@@ -41,10 +41,10 @@ def test_only_a_settled_job_needs_no_reconcile(body: dict[str, Any], needed: boo
     assert table.is_settled(KEY) is not needed
 
 
-def finished(completed: str = "2026-01-01T12:00:00Z", **status: Any) -> dict[str, Any]:
-    """A finished job whose children are to be deleted a minute later."""
+def finished(due: str | None = "2026-01-01T12:01:00Z", **run: Any) -> dict[str, Any]:
+    """A finished job whose children are to be deleted at a time."""
     body = shown(over="Complete", ttlSecondsAfterFinished=60)
-    body["status"] |= {"run": {"completionTime": completed, **status}}
+    body["status"] |= {"run": run, "dueTime": due}
     return body
 
 
@@ -63,10 +63,10 @@ def test_a_finished_job_is_not_reconciled_until_its_children_are_due_nor_after_t
     assert (table.needs_reconcile(KEY), table.seconds_until_due(KEY), table.is_settled(KEY)) == (False, None, True)
 
 
-@pytest.mark.parametrize("completed", ["", "yesterday", None])
-def test_a_finished_job_with_an_unreadable_completion_time_is_reconciled(completed: Any) -> None:
+@pytest.mark.parametrize("due", ["", "yesterday", None])
+def test_a_finished_job_without_a_readable_due_time_is_reconciled(due: Any) -> None:
     table = JobCache()
-    table.record(KEY, finished(completed))
+    table.record(KEY, finished(due))
     assert table.needs_reconcile(KEY)
 
 
