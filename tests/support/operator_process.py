@@ -29,8 +29,8 @@ def install(control: ControlPlane | ExistingCluster) -> None:
     kubectl = control.kubectl
     # By force: after a test of the chart, helm owns its fields.
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "manifests/crds/finetunejobs.yaml"))
-    kubectl.until(f"crd/{CRD}", lambda found: condition(found, "Established") == "True", within=30)
-    kubectl.until(f"crd/{CRD}", lambda _: kubectl.run("get", "ftj").returncode == 0, within=30)
+    kubectl.until(f"crd/{CRD}", lambda found: condition(found, "Established") == "True", within=120)
+    kubectl.until(f"crd/{CRD}", lambda _: kubectl.run("get", "ftj").returncode == 0, within=120)
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME, "namespace": ACCOUNTS}}
     space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ACCOUNTS}}
     installed = installation()

@@ -125,6 +125,10 @@ class Kubectl:
         return replace(self, namespace=namespace)
 
 
+_SILENT_SECONDS = 10.0
+"""A watch that prints nothing for this long is replaced: it does not notice that its connection is dead."""
+
+
 class ObjectWatch:
     """The newest state of one object, from `kubectl get --watch`: one process instead of one for each look.
 
@@ -139,7 +143,7 @@ class ObjectWatch:
         self._printed, self._errors = TemporaryFile(), TemporaryFile()  # noqa: SIM115 - close() closes them
         self._text = b""
         """What it has printed since the last whole object."""
-        self._read_bytes = 0
+        self._read_bytes, self._read_at = 0, 0.0
         self.newest: Any = None
         """None: there has been no such object."""
         self.stderr = ""
@@ -155,9 +159,12 @@ class ObjectWatch:
             self._process = subprocess.Popen(
                 self._command, stdout=self._printed, stderr=self._errors, env=self._environment
             )
+            self._read_at = time.monotonic()
         has_ended = self._process.poll() is not None
         new = os.pread(self._printed.fileno(), os.fstat(self._printed.fileno()).st_size, self._read_bytes)
         self._read_bytes += len(new)
+        if new:
+            self._read_at = time.monotonic()
         # kubectl indents what an object contains: its last line is the first one that is a closing brace.
         *objects, self._text = (self._text + new).split(b"\n}\n")
         if objects:
@@ -166,6 +173,8 @@ class ObjectWatch:
             self._errors.seek(0)
             self.stderr = self._errors.read().decode()
             self._end()
+        elif time.monotonic() > self._read_at + _SILENT_SECONDS:
+            self._end()  # the next one prints the current state first
 
     def _end(self) -> None:
         if self._process is not None:
