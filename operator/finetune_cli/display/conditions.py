@@ -20,7 +20,6 @@ _PROBLEM_STATUS = {
     ConditionType.STALLED: "True",
     ConditionType.FAILED: "True",
     ConditionType.SUSPENDED: "True",
-    ConditionType.RECONCILING: "True",
     ConditionType.SAFE_TO_STOP: "False",
     ConditionType.CHECKPOINT_STALE: "True",
 }
@@ -67,7 +66,10 @@ def wrong_conditions(job: FineTuneJob) -> Iterator[tuple[str, str]]:
 
 
 def _is_wrong(entry: Condition) -> bool:
-    return _PROBLEM_STATUS.get(entry.type) == entry.status or entry.reason is Reason.UNKNOWN_FIELDS
+    return _PROBLEM_STATUS.get(entry.type) == entry.status or entry.reason in {
+        Reason.UNKNOWN_FIELDS,
+        Reason.NEXT_ATTEMPT,
+    }
 
 
 def _is_wanted(entry: Condition, job: FineTuneJob) -> bool:

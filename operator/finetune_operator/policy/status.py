@@ -16,6 +16,9 @@ from .grace import StopSafety
 MAX_MESSAGE = 4096
 """Maximum length of the message of a condition."""
 _ONLY_TRAINING = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT_STALE})
+_AT_REST = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED})
+"""Phases in which the operator does nothing until the object is changed. In all others, tools that follow kstatus, such
+as Flux and Argo CD, must wait for the result."""
 _NOT_READY = frozenset({Phase.PENDING, Phase.RESTARTING, Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING})
 
 
@@ -44,6 +47,7 @@ def rejected(status: Status, violations: tuple[Violation, ...], *, generation: i
         status.model_copy(update={"phase": Phase.INVALID, "observed_generation": generation}),
         {
             ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, message),
+            ConditionType.RECONCILING: (False, Reason.INVALID_SPEC, ""),
             ConditionType.STALLED: (True, Reason.INVALID_SPEC, "correct the object"),
             ConditionType.READY: (False, Reason.INVALID_SPEC, ""),
         },
@@ -85,7 +89,11 @@ def blocked(status: Status, reason: Reason, message: str, *, notes: StatusNotes,
     A run that has ended keeps its phase: only the removal of its children is rejected.
     """
     message, has_ended = message[:MAX_MESSAGE], status.terminal_condition is not None
-    conditions = {ConditionType.ACCEPTED: _accepted(notes), ConditionType.STALLED: (True, reason, message)}
+    conditions = {
+        ConditionType.ACCEPTED: _accepted(notes),
+        ConditionType.RECONCILING: (False, reason, ""),
+        ConditionType.STALLED: (True, reason, message),
+    }
     if not has_ended:
         conditions[ConditionType.READY] = (False, reason, message)
     phase = status.phase if has_ended else Phase.PENDING
@@ -119,9 +127,9 @@ def status_after(
         ConditionType.ACCEPTED: _accepted(notes),
         ConditionType.SUSPENDED: (phase is Phase.SUSPENDED, reason, message if phase is Phase.SUSPENDED else ""),
         ConditionType.RECONCILING: (
-            bool(notes.pending),
+            phase not in _AT_REST or bool(notes.pending),
             Reason.NEXT_ATTEMPT if notes.pending else reason,
-            notes.pending,
+            notes.pending or message,
         ),
         ConditionType.STALLED: (phase is Phase.FAILED, reason, message),
         ConditionType.READY: (phase not in _NOT_READY and reason is not Reason.RESTARTING, reason, message),

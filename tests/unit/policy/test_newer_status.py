@@ -48,5 +48,6 @@ def test_the_time_of_a_condition_changes_only_with_its_status() -> None:
     assert {one["type"]: one["lastTransitionTime"] for one in reported} == {
         "Accepted": THEN,
         "Ready": NOW,
+        "Reconciling": NOW,
         "Stalled": NOW,
     }
