@@ -31,8 +31,8 @@ class ExitCode(IntEnum):
     """A newer attempt owns the run."""
 
 
-class FailureClass(IntEnum):
-    """Classes of failures, which determine whether another attempt follows. Most severe first."""
+class RetryClass(IntEnum):
+    """Whether another attempt follows a failure, and which limit it counts against. Most severe first."""
 
     PERMANENT = 0
     """The same input would fail again. Not retried."""
@@ -55,12 +55,12 @@ PERMANENT_EXIT_CODES = frozenset(
 _FREE = frozenset({ExitCode.STOPPED, ExitCode.FENCED})
 
 
-def failure_class(exit_code: int) -> FailureClass:
-    """Return the class of a non-zero exit status. A status that is not in `ExitCode` (a signal, a crash) is
+def retry_class(exit_code: int) -> RetryClass:
+    """Return the retry class of a non-zero exit status. A status that is not in `ExitCode` (a signal, a crash) is
     retryable."""
     if exit_code in PERMANENT_EXIT_CODES:
-        return FailureClass.PERMANENT
-    return FailureClass.DISRUPTION if exit_code in _FREE else FailureClass.RETRYABLE
+        return RetryClass.PERMANENT
+    return RetryClass.DISRUPTION if exit_code in _FREE else RetryClass.RETRYABLE
 
 
 def name_of(exit_code: int) -> str:

@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import (
     ExitCode,
-    FailureClass,
-    failure_class,
+    RetryClass,
     name_of,
     out_of_memory_advice,
     resources_field,
+    retry_class,
 )
 from finetune_api.v1alpha1 import FailureStatus
 
@@ -46,7 +46,7 @@ _SIGKILL_ADVICE = (
 class Failure:
     """The classification of a failed attempt."""
 
-    failure_class: FailureClass
+    retry_class: RetryClass
     exit_code: int
     status: FailureStatus
     never_ran: bool = False
@@ -84,7 +84,7 @@ def classify_failure(stage: ObservedStage, detected: FailureStatus | None = None
     failed = [pod for pod in stage.pods if pod.exit_code]
     if stage.lost:
         return _lost(stage)
-    permanent = any(_class_of(pod) is FailureClass.PERMANENT for pod in failed)
+    permanent = any(_class_of(pod) is RetryClass.PERMANENT for pod in failed)
     refused = next((pod for pod in stage.pods if pod.is_overusing or pod.is_rejected), None)
     if refused is not None and not permanent:
         return _refused(stage, refused)
@@ -93,7 +93,7 @@ def classify_failure(stage: ObservedStage, detected: FailureStatus | None = None
         return _without_pods(stage, detected) if evicted is None else _refused(stage, evicted)
     culprits = [pod for pod in failed if pod.exit_code not in _BYSTANDER_EXITS] or failed
     first = min(culprits, key=lambda pod: (_class_of(pod), pod.finished_at, pod.index))
-    if _class_of(first) is not FailureClass.PERMANENT:
+    if _class_of(first) is not RetryClass.PERMANENT:
         disrupted_pods = (pod for pod in stage.pods if pod.kubelet_reason or (pod.exit_code and pod.disrupted))
         disrupted = next(disrupted_pods, None)
         first = disrupted or _first_of(culprits)
@@ -128,7 +128,7 @@ def _refused(stage: ObservedStage, pod: ObservedPod) -> Failure:
         message="\n".join(lines)[:4096],
         advice=_refusal_advice(stage.stage, pod),
     )
-    kind = FailureClass.RETRYABLE if pod.is_overusing else FailureClass.DISRUPTION
+    kind = RetryClass.RETRYABLE if pod.is_overusing else RetryClass.DISRUPTION
     return Failure(kind, code, status, never_ran=pod.is_rejected)
 
 
@@ -163,15 +163,15 @@ def _deleted(stage: ObservedStage) -> str:
     return next((f"{stage.job_name}-{index}" for index in range(stage.expected_pods) if index not in present), "")
 
 
-def _class_of(pod: ObservedPod) -> FailureClass:
+def _class_of(pod: ObservedPod) -> RetryClass:
     is_free = (pod.disrupted or pod.kubelet_reason) and not pod.is_overusing
-    return FailureClass.DISRUPTION if is_free else failure_class(pod.exit_code or 0)
+    return RetryClass.DISRUPTION if is_free else retry_class(pod.exit_code or 0)
 
 
 def _without_pods(stage: ObservedStage, detected: FailureStatus | None) -> Failure:
     """Classify a failed Job without pods: they were removed, which the training did not cause."""
     if detected is not None and (detected.stage, detected.attempt) == (stage.stage, stage.attempt):
-        return Failure(FailureClass.DISRUPTION, 0, detected)
+        return Failure(RetryClass.DISRUPTION, 0, detected)
     status = FailureStatus(
         failure_class="Lost",
         stage=str(stage.stage),
@@ -179,7 +179,7 @@ def _without_pods(stage: ObservedStage, detected: FailureStatus | None) -> Failu
         message=f"{stage.job_name} failed and its pods are gone",
         advice=_NO_ACTION,
     )
-    return Failure(FailureClass.DISRUPTION, 0, status)
+    return Failure(RetryClass.DISRUPTION, 0, status)
 
 
 def _lost(stage: ObservedStage) -> Failure:
@@ -195,7 +195,7 @@ def _lost(stage: ObservedStage) -> Failure:
         message=f"{pod.name} should have terminated by {pod.due_at}, but node {node} does not respond",
         advice="Check the node. The next attempt runs on other nodes; processes left on this one cannot write.",
     )
-    return Failure(FailureClass.DISRUPTION, 0, status)
+    return Failure(RetryClass.DISRUPTION, 0, status)
 
 
 def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
-from finetune_api.exit_codes import FailureClass
+from finetune_api.exit_codes import RetryClass
 from finetune_api.progress import Progress, TerminationMessage, merged_warnings
 from finetune_api.scopes import changes, settings
 from finetune_api.stages import stage_order
@@ -42,9 +42,9 @@ _MAX_ATTEMPT_MESSAGE = 256
 _KEPT_FIELDS = ("trigger", "changes", "cost", "candidates", "artifact", "resolved", "last_checkpoint", "attempts")
 """Fields that a run keeps in the history."""
 _OUTCOMES = {
-    FailureClass.PERMANENT: Outcome.PERMANENT,
-    FailureClass.RETRYABLE: Outcome.RETRYABLE,
-    FailureClass.DISRUPTION: Outcome.DISRUPTION,
+    RetryClass.PERMANENT: Outcome.PERMANENT,
+    RetryClass.RETRYABLE: Outcome.RETRYABLE,
+    RetryClass.DISRUPTION: Outcome.DISRUPTION,
 }
 
 
@@ -272,13 +272,13 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
     ended = attempt.model_copy(
         update={
             "end_time": ended_at,
-            "outcome": Outcome.REJECTED if classified.never_ran else _OUTCOMES[classified.failure_class],
+            "outcome": Outcome.REJECTED if classified.never_ran else _OUTCOMES[classified.retry_class],
             "reason": classified.status.failure_class,
             "exit_code": classified.exit_code or None,
             "message": classified.status.message.partition("\n")[0][:_MAX_ATTEMPT_MESSAGE],
         }
     )
-    status = _charge(_ended(status, ended), ended, classified.failure_class)
+    status = _charge(_ended(status, ended), ended, classified.retry_class)
     return status.with_run(failure=classified.status)
 
 
@@ -307,12 +307,12 @@ def _newest_known_step(status: Status) -> int | None:
     return max(steps, default=None)
 
 
-def _charge(status: Status, attempt: AttemptStatus, failure_class: FailureClass) -> Status:
+def _charge(status: Status, attempt: AttemptStatus, retry_class: RetryClass) -> Status:
     resets = has_new_checkpoint(status, attempt) or not _is_stage_charged(status, attempt)
     restarts = 0 if resets else status.run.restarts
-    if failure_class is FailureClass.RETRYABLE:
+    if retry_class is RetryClass.RETRYABLE:
         restarts += 1
-    disruptions = status.run.disruptions + (failure_class is FailureClass.DISRUPTION)
+    disruptions = status.run.disruptions + (retry_class is RetryClass.DISRUPTION)
     return status.with_run(restarts=restarts, disruptions=disruptions)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_api import constants
-from finetune_api.exit_codes import FailureClass
+from finetune_api.exit_codes import RetryClass
 from finetune_operator.observed import Observed
 from finetune_operator.policy import failure
 
@@ -85,7 +85,7 @@ def kubelet_failed(
 )
 def test_a_pod_that_the_kubelet_rejects_is_explained_with_its_message(reason: str, message: str) -> None:
     judged = kubelet_failed(reason, message)
-    assert (judged.failure_class, judged.never_ran) == (FailureClass.DISRUPTION, True)
+    assert (judged.retry_class, judged.never_ran) == (RetryClass.DISRUPTION, True)
     assert (judged.status.failure_class, judged.status.node) == (reason, "node-a")
     assert judged.status.pod == f"{NAME}-1-train"
     assert judged.status.message == f"{NAME}-1-train was not started on node node-a: {reason}: {message}"
@@ -104,23 +104,23 @@ OTHERS = "The node was low on resource: memory. Threshold quantity: 100Mi, avail
 @pytest.mark.parametrize(
     ("message", "disrupted", "kind"),
     [
-        (OWN_DISK, False, FailureClass.RETRYABLE),
-        (OWN_TOTAL, False, FailureClass.RETRYABLE),
-        (OWN_LIMIT, False, FailureClass.RETRYABLE),
-        (OWN_MEMORY, True, FailureClass.RETRYABLE),
-        (OTHERS, True, FailureClass.DISRUPTION),
-        (OTHERS, False, FailureClass.DISRUPTION),
+        (OWN_DISK, False, RetryClass.RETRYABLE),
+        (OWN_TOTAL, False, RetryClass.RETRYABLE),
+        (OWN_LIMIT, False, RetryClass.RETRYABLE),
+        (OWN_MEMORY, True, RetryClass.RETRYABLE),
+        (OTHERS, True, RetryClass.DISRUPTION),
+        (OTHERS, False, RetryClass.DISRUPTION),
     ],
 )
 @pytest.mark.parametrize("exit_code", [None, 75, 137])
 def test_an_eviction_for_the_jobs_own_usage_is_not_a_disruption(
-    message: str, disrupted: bool, kind: FailureClass, exit_code: int | None
+    message: str, disrupted: bool, kind: RetryClass, exit_code: int | None
 ) -> None:
     judged = kubelet_failed("Evicted", message, exit_code, disrupted=disrupted)
-    assert (judged.failure_class, judged.never_ran) == (kind, False)
+    assert (judged.retry_class, judged.never_ran) == (kind, False)
     assert (judged.status.failure_class, judged.status.node) == ("Evicted", "node-a")
     assert message.strip() in judged.status.message
-    assert ("spec.workers.resources" in judged.status.advice) is (kind is FailureClass.RETRYABLE)
+    assert ("spec.workers.resources" in judged.status.advice) is (kind is RetryClass.RETRYABLE)
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_the_advice_for_an_exceeded_limit_names_the_resources_of_the_stage(stage
 
 def test_a_permanent_error_has_precedence_over_a_rejected_pod() -> None:
     judged = kubelet_failed("Evicted", OWN_DISK, 65)
-    assert judged.failure_class is FailureClass.PERMANENT
+    assert judged.retry_class is RetryClass.PERMANENT

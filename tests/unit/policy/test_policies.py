@@ -8,7 +8,7 @@ import pytest
 
 from factories import make_prepared
 from finetune_api.constants import Phase, Reason, Stage
-from finetune_api.exit_codes import ExitCode, FailureClass
+from finetune_api.exit_codes import ExitCode, RetryClass
 from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import (
@@ -261,22 +261,22 @@ def test_only_ten_attempts_are_kept_and_the_oldest_are_not_charged_again() -> No
 @pytest.mark.parametrize(
     ("pods", "kind", "blamed"),
     [
-        ((make_pod(0, 75), make_pod(1, 137)), FailureClass.RETRYABLE, "pod-1"),
-        ((make_pod(0, 70, finished_at=LATER), make_pod(1, 80)), FailureClass.RETRYABLE, "pod-1"),
-        ((make_pod(0, 70), make_pod(1, 137)), FailureClass.RETRYABLE, "pod-1"),
-        ((make_pod(0, 70), make_pod(1, 137, finished_at=LATER)), FailureClass.RETRYABLE, "pod-0"),
-        ((make_pod(0, 70), make_pod(1, 65, finished_at=LATER)), FailureClass.PERMANENT, "pod-1"),
-        ((make_pod(0, 70), make_pod(1, 137, finished_at=LATER, disrupted=True)), FailureClass.DISRUPTION, "pod-1"),
-        ((make_pod(0, 75), make_pod(1, 75)), FailureClass.DISRUPTION, "pod-0"),
-        ((make_pod(0, 83), make_pod(1, 143)), FailureClass.DISRUPTION, "pod-0"),
-        ((), FailureClass.DISRUPTION, ""),
+        ((make_pod(0, 75), make_pod(1, 137)), RetryClass.RETRYABLE, "pod-1"),
+        ((make_pod(0, 70, finished_at=LATER), make_pod(1, 80)), RetryClass.RETRYABLE, "pod-1"),
+        ((make_pod(0, 70), make_pod(1, 137)), RetryClass.RETRYABLE, "pod-1"),
+        ((make_pod(0, 70), make_pod(1, 137, finished_at=LATER)), RetryClass.RETRYABLE, "pod-0"),
+        ((make_pod(0, 70), make_pod(1, 65, finished_at=LATER)), RetryClass.PERMANENT, "pod-1"),
+        ((make_pod(0, 70), make_pod(1, 137, finished_at=LATER, disrupted=True)), RetryClass.DISRUPTION, "pod-1"),
+        ((make_pod(0, 75), make_pod(1, 75)), RetryClass.DISRUPTION, "pod-0"),
+        ((make_pod(0, 83), make_pod(1, 143)), RetryClass.DISRUPTION, "pod-0"),
+        ((), RetryClass.DISRUPTION, ""),
     ],
 )
 def test_the_cause_is_the_first_pod_that_failed_by_itself(
-    pods: tuple[ObservedPod, ...], kind: FailureClass, blamed: str
+    pods: tuple[ObservedPod, ...], kind: RetryClass, blamed: str
 ) -> None:
     judged = failure.classify_failure(make_stage(ended="Failed", pods=pods))
-    assert (judged.failure_class, judged.status.pod) == (kind, blamed)
+    assert (judged.retry_class, judged.status.pod) == (kind, blamed)
 
 
 def test_a_failure_has_the_message_of_the_trainer() -> None:
