@@ -97,6 +97,21 @@ class Env(StrEnum):
     """When the supervisor started, in seconds since 1970."""
 
 
+RESERVED_PREFIX: Final = "FINETUNE_"
+RESERVED_VARIABLES: Final = frozenset(
+    {
+        *(str(name) for name in Env if not name.startswith(RESERVED_PREFIX) and name is not Env.OMP_NUM_THREADS),
+        "AWS_EC2_METADATA_DISABLED",
+        "HOME",
+        "TMPDIR",
+        "USER",
+    }
+)
+"""Variables that jobs must not set, in addition to those with the prefix: operator and supervisor set them. Another
+value breaks the attempt, or gives it credentials that it must not have (those of the node, or those in a home folder on
+a shared volume). A job may choose the number of threads."""
+
+
 class ConditionType(StrEnum):
     """Conditions of a FineTuneJob."""
 

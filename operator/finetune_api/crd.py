@@ -13,6 +13,8 @@ from .constants import (
     KIND,
     MAX_JOB_NAME,
     PLURAL,
+    RESERVED_PREFIX,
+    RESERVED_VARIABLES,
     SHORT_NAMES,
     SINGULAR,
     VERSION,
@@ -53,6 +55,11 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "spec.workers.env[]": (
         ("!has(self.value) || !has(self.valueFrom)", "must not have both value and valueFrom; keep one"),
+        (
+            f"!self.name.startsWith('{RESERVED_PREFIX}') && !(self.name in {sorted(RESERVED_VARIABLES)})",
+            f"name must not be a variable that the operator sets: {', '.join(sorted(RESERVED_VARIABLES))} and all that "
+            f"begin with {RESERVED_PREFIX}; remove the entry",
+        ),
     ),
     "spec.workers.env[].valueFrom": (
         (

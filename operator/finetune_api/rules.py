@@ -6,6 +6,7 @@ Every check returns all violations at once, each with the path of the field and 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .constants import RESERVED_PREFIX, RESERVED_VARIABLES
 from .cron import schedule_errors
 from .redaction import has_credentials
 from .support import DTYPE_STAGES, OFFLOAD_STAGES, SUPPORT
@@ -111,6 +112,8 @@ def _no_credentials(spec: Spec) -> Iterator[Violation]:
 def _env(spec: Spec) -> Iterator[Violation]:
     for index, variable in enumerate(spec.workers.env):
         path, source = f"spec.workers.env[{index}]", variable.value_from
+        if is_reserved(variable.name):
+            yield Violation(f"{path}.name", f"must not be {variable.name}, which the operator sets; remove the entry")
         if source is None:
             continue
         if variable.value is not None:
@@ -120,6 +123,11 @@ def _env(spec: Spec) -> Iterator[Violation]:
             yield Violation(
                 f"{path}.valueFrom", f"must have exactly one of secretKeyRef, configMapKeyRef, not {found}; keep one"
             )
+
+
+def is_reserved(name: str) -> bool:
+    """Whether an environment variable is set by the operator or the supervisor, so that jobs must not set it."""
+    return name in RESERVED_VARIABLES or name.startswith(RESERVED_PREFIX)
 
 
 def _tolerations(spec: Spec) -> Iterator[Violation]:

@@ -90,6 +90,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"workers": {"env": [{"name": "A", "valueFrom": {}}]}},
         "must have exactly one of secretKeyRef, configMapKeyRef",
     ),
+    "a variable that the operator sets": (
+        {"workers": {"env": [{"name": "RANK", "value": "0"}]}},
+        "name must not be a variable that the operator sets",
+    ),
+    "a variable with a reserved beginning": (
+        {"workers": {"env": [{"name": "FINETUNE_CACHE", "value": "x"}]}},
+        "name must not be a variable that the operator sets",
+    ),
     "a password in an address": (
         {"storage": {"endpoint": "https://user:password@s3.example.com"}},
         "endpoint must not contain a user name or password",
