@@ -12,6 +12,7 @@ from finetune_api.redaction import has_credentials
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1.quantities import amount
 
+from .job_policy.model import JobPolicy, parse_policy
 from .logs import configure_logging
 from .render.network_policy import NAMESPACE, render_network_policy
 from .service_options import ServiceOptions
@@ -122,6 +123,7 @@ def _add_job_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--pod-additions", type=_additions, default=own.additions, help="JSON file with volumes, volumeMounts and env"
     )
+    run.add_argument("--policy", type=_policy, help="YAML file with what jobs may use; absent: no restriction")
 
 
 def _user(text: str) -> str:
@@ -153,6 +155,14 @@ def _additions(path: str) -> PodAdditions:
         raise argparse.ArgumentTypeError(f"{path}: {error}") from None
 
 
+def _policy(path: str) -> JobPolicy:
+    """Parse the job policy."""
+    try:
+        return parse_policy(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+
+
 def _settings(options: argparse.Namespace) -> OperatorSettings:
     endpoint = options.storage_endpoint
     return OperatorSettings(
@@ -163,6 +173,7 @@ def _settings(options: argparse.Namespace) -> OperatorSettings:
         credentials_secret=options.credentials_secret or "",
         additions=options.pod_additions,
         operator_namespace=options.network_policies_from or "",
+        policy=options.policy,
         termination_grace=GraceLimits(options.termination_grace, options.max_termination_grace),
         progress_seconds=options.progress_seconds,
     )

@@ -10,7 +10,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from finetune_api.clock import rfc3339
-from finetune_api.constants import Reason
+from finetune_api.constants import ConditionType, Reason
 from finetune_api.progress import Progress
 from finetune_api.rules import Violation
 from finetune_api.rules import violations as spec_violations
@@ -19,14 +19,16 @@ from finetune_api.v1alpha1 import FineTuneJob, Spec, Status
 from finetune_api.v1alpha1.job import Metadata
 from finetune_api.validation import InvalidJobError, parse_job
 
+from .cache.job_cache import is_settled_status
 from .clusters import Cluster
 from .errors import ApiError, ClusterConflictError
+from .job_policy import rules as job_policy
 from .manifests import JobKey, Manifest
 from .observed import Observed
 from .policy import history, in_force, runs
 from .policy.actions import CreateChildren, CreateEvent, DeleteJob, Requeue, UpdateStatus
 from .policy.facts import Facts
-from .policy.plan import Plan, plan_of, refused, rejection, unexplained_objects
+from .policy.plan import Plan, plan_of, rechecked, refused, rejection, unexplained_objects
 from .render import render_event, render_stage
 from .settings import OperatorSettings
 
@@ -71,6 +73,8 @@ async def reconcile(
             job, violations = running
         facts = replace(await shell.observe(job, violations), awaits_end=running is not None)
         plan = plan_of(facts)
+        if shell.needs_labels(facts, plan):
+            facts, plan = await shell.with_labels(facts, plan)
         refusal = await shell.execute(plan)
         if refusal is not None:
             plan = refused(facts, plan, *refusal)
@@ -97,9 +101,16 @@ class _Shell:
         invalid object has only the part of the spec that does this; None if nothing can be running.
         """
         try:
-            return parse_job(self.manifest, local=local), ()
+            job = parse_job(self.manifest, local=local)
         except InvalidJobError as error:
             return await self._job_in_force(), error.violations
+        # A run that has ended starts nothing: a later policy does not make its object invalid.
+        found = () if is_settled_status(self.manifest) else self._policy_violations(job.spec)
+        return (await self._job_in_force(), found) if found else (job, ())
+
+    def _policy_violations(self, spec: Spec) -> tuple[Violation, ...]:
+        policy = self.settings.policy
+        return () if policy is None else job_policy.violations(spec, policy, _defaults(self.settings))
 
     async def job_of_run(self, job: FineTuneJob) -> tuple[FineTuneJob, tuple[Violation, ...]] | None:
         """Return the job with the spec of its current run, and violations of the combination with the other fields.
@@ -127,6 +138,42 @@ class _Shell:
         facts = Facts(self.manifest, job, self.settings, self.now, observed, progress, violations=violations)
         names = unexplained_objects(facts)
         return replace(facts, warnings=tuple(await cluster.list_warnings(key, names))) if names else facts
+
+    def needs_labels(self, facts: Facts, plan: Plan) -> bool:
+        """Whether the objects that a valid spec names must have a label, which has to be read now.
+
+        It is read when an attempt is started and when the spec has changed, not in every reconcile of a running job.
+        """
+        if self.settings.policy is None or not facts.is_valid:
+            return False
+        if plan.starts_attempt:
+            return True
+        return not is_settled_status(self.manifest) and not _is_accepted(facts.job)
+
+    async def with_labels(self, facts: Facts, plan: Plan) -> tuple[Facts, Plan]:
+        """Return facts and plan with the violations of objects without the label, and of a run that starts again."""
+        spec = facts.spec
+        try:
+            found = (*self._policy_violations(spec), *await self._unlabelled(spec))
+        except ApiError as error:
+            if not error.is_lasting or not plan.starts_attempt:
+                raise
+            return facts, refused(facts, plan, Reason.CANNOT_CREATE, str(error))
+        if not found:
+            return facts, plan
+        job = await self._job_in_force()
+        if job is None:
+            return facts, rechecked(rejection(self.manifest, found, facts.stamp), self.settings)
+        facts = replace(facts, job=job, violations=found)
+        return facts, rechecked(plan_of(facts), self.settings)
+
+    async def _unlabelled(self, spec: Spec) -> tuple[Violation, ...]:
+        assert self.settings.policy is not None
+        named = job_policy.referenced_objects(spec, self.settings.policy, _defaults(self.settings))
+        objects = dict.fromkeys((one.kind, one.name) for one in named)
+        labels = {(kind, name): await self.cluster.read_labels(self.key, kind, name) for kind, name in objects}
+        found = (job_policy.label_violation(one, labels[one.kind, one.name]) for one in named)
+        return tuple(violation for violation in found if violation is not None)
 
     async def _progress(self, observed: Observed, pods: list[Manifest]) -> Progress | None:
         first = next((pod.name for pod in observed.active[-1].pods if pod.index == 0), "") if observed.active else ""
@@ -190,6 +237,21 @@ class _Shell:
                 return Reason.CANNOT_CREATE, str(error)
             raise
         return None
+
+
+def _defaults(settings: OperatorSettings) -> job_policy.Defaults:
+    return job_policy.Defaults(
+        image=settings.trainer_image,
+        endpoint=settings.storage.endpoint or "",
+        credentials_secret=settings.credentials_secret,
+    )
+
+
+def _is_accepted(job: FineTuneJob) -> bool:
+    """Whether status reports that the current spec is valid."""
+    accepted = next((entry for entry in job.status.conditions if entry.type is ConditionType.ACCEPTED), None)
+    generation = job.metadata.generation
+    return accepted is not None and accepted.status == "True" and accepted.observed_generation == generation
 
 
 def _spec_of(config: str | None, uid: str) -> Spec | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from finetune_api.trainer_config import StorageSettings
 
+from .job_policy.model import JobPolicy
 from .manifests import Manifest
 
 
@@ -48,6 +49,8 @@ class OperatorSettings:
     operator_namespace: str = ""
     """Namespace of the operator. Each attempt gets a NetworkPolicy that allows traffic among its own pods, and from the
     operator in this namespace to their progress. Empty: none."""
+    policy: JobPolicy | None = None
+    """What jobs may use; None: everything in their namespace."""
     termination_grace: GraceLimits = field(default_factory=GraceLimits)
     """Bounds of the grace period of training pods."""
     progress_seconds: float = 5

@@ -1,6 +1,6 @@
 """Operations on a cluster that reconcile needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from finetune_api.progress import Progress
@@ -25,6 +25,9 @@ class Cluster(Protocol):
 
     async def read_config(self, key: JobKey, child: str) -> str | None:
         """Return the configuration of an attempt as JSON; None if it does not exist."""
+
+    async def read_labels(self, key: JobKey, kind: str, name: str) -> Mapping[str, str] | None:
+        """Return the labels of a Secret or PersistentVolumeClaim in the namespace; None if it does not exist."""
 
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
         """Return Warning Events for these Jobs and pods, oldest first."""

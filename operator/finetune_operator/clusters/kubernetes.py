@@ -1,6 +1,6 @@
 """Cluster with an API server: live reads, and writes with preconditions. Nothing is cached."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from finetune_api import constants
 from finetune_api.progress import FOR_STATUS, Progress
@@ -14,13 +14,16 @@ from .pod_progress import get_progress
 METADATA_OF_ALL = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 """Media type for lists of metadata."""
 _METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
-"""Media type for responses to create requests, whose content is known."""
+"""Media type for the metadata of one object: of a created one, whose content is known, or of one whose content must not
+be read."""
 _PLURALS = {
     "ConfigMap": "configmaps",
     "Service": "services",
     "Job": "jobs",
     "Event": "events",
     "NetworkPolicy": "networkpolicies",
+    "Secret": "secrets",
+    "PersistentVolumeClaim": "persistentvolumeclaims",
 }
 
 
@@ -66,6 +69,11 @@ class KubernetesCluster:
         found = await self._get(path_of("v1", "configmaps", key.namespace, child))
         return None if found is None else str((found.get("data") or {}).get(constants.CONFIG_KEY, ""))
 
+    async def read_labels(self, key: JobKey, kind: str, name: str) -> Mapping[str, str] | None:
+        """Return the labels of an object; None if it does not exist. The response has only its metadata."""
+        found = await self._get(path_of("v1", _PLURALS[kind], key.namespace, name), accept=_METADATA_ONLY)
+        return None if found is None else found["metadata"].get("labels") or {}
+
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
         """Return Warning Events for these objects, oldest first."""
         path = path_of("v1", "events", key.namespace)
@@ -90,9 +98,9 @@ class KubernetesCluster:
         address = _address(pod)
         return await get_progress(address, constants.PROGRESS_PORT, FOR_STATUS) if address else None
 
-    async def _get(self, path: str) -> Manifest | None:
+    async def _get(self, path: str, *, accept: str = "application/json") -> Manifest | None:
         try:
-            return await self._server.request("GET", path)
+            return await self._server.request("GET", path, accept=accept)
         except ApiError as error:
             if error.is_missing:
                 return None

@@ -93,6 +93,10 @@ class LocalCluster:
         found = self._objects.read("ConfigMap", child)
         return None if found is None else str(found["data"][constants.CONFIG_KEY])
 
+    async def read_labels(self, key: JobKey, kind: str, name: str) -> Mapping[str, str] | None:
+        """Return None: local runs have no Secrets and claims, and no policy that requires labels."""
+        return None
+
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
         """Return no Events: there is no scheduler and no kubelet."""
         return []

@@ -17,9 +17,10 @@ from finetune_api.v1alpha1.status import in_current_shape
 from finetune_api.validation import dropped_fields
 
 from ..manifests import Manifest
+from ..settings import OperatorSettings
 from . import after_change, deadline, history, pending, runs, scale, schedule, stages, time_to_live, waiting
 from . import status as status_policy
-from .actions import Action, CreateEvent, DeleteJob, Requeue, RequeueReason, UpdateStatus
+from .actions import Action, CreateChildren, CreateEvent, DeleteJob, Requeue, RequeueReason, UpdateStatus
 from .events import JobEvent, job_events
 from .facts import Facts
 
@@ -46,6 +47,11 @@ class Plan:
     def events(self) -> tuple[JobEvent, ...]:
         """The Events among the actions."""
         return tuple(action.event for action in self.actions if isinstance(action, CreateEvent))
+
+    @property
+    def starts_attempt(self) -> bool:
+        """Whether it creates the children of an attempt."""
+        return any(isinstance(action, CreateChildren) for action in self.actions)
 
 
 def plan_of(facts: Facts) -> Plan:
@@ -104,6 +110,14 @@ def refused(facts: Facts, plan: Plan, reason: Reason, message: str) -> Plan:
     events, update = _reports(facts.manifest, plan.before, status)
     wait = max(_BLOCKED_SECONDS, facts.settings.waiting_seconds)
     return Plan((*events, *update), plan.before, status, plan.observation, Requeue(wait, RequeueReason.WAITING))
+
+
+def rechecked(plan: Plan, settings: OperatorSettings) -> Plan:
+    """Return the plan of an invalid object with a reconcile by time, because no event reports its correction."""
+    if plan.requeue.seconds is not None:
+        return plan
+    wait = max(_BLOCKED_SECONDS, settings.waiting_seconds)
+    return replace(plan, requeue=Requeue(wait, RequeueReason.WAITING))
 
 
 def rejection(

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from factories import make_job
-from finetune_api.constants import LABEL_JOB_NAME, Phase
+from finetune_api.constants import LABEL_JOB_NAME, LABEL_USABLE, Phase
 from finetune_api.progress import Progress
+from finetune_api.validation import parse_job
 from finetune_operator.errors import ApiError, ApiUnreachableError, ClusterConflictError
+from finetune_operator.job_policy.model import JobPolicy, parse_policy
 from finetune_operator.manifests import JobKey, Manifest
+from finetune_operator.policy.runs import run_hash
 from finetune_operator.reconcile import ReconcileResult, reconcile
 from finetune_operator.settings import OperatorSettings
 from observations import STAMP
@@ -29,6 +32,8 @@ class RecordingCluster:
     errors: dict[str, Exception] = field(default_factory=dict)
     jobs: dict[str, Manifest] = field(default_factory=dict)
     pods: list[Manifest] = field(default_factory=list)
+    labels: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Labels of Secrets and claims, by name."""
 
     def _call(self, text: str) -> None:
         self.calls.append(text)
@@ -50,6 +55,10 @@ class RecordingCluster:
     async def read_config(self, key: JobKey, child: str) -> str | None:
         self._call(f"read ConfigMap {child}")
         return None
+
+    async def read_labels(self, key: JobKey, kind: str, name: str) -> dict[str, str] | None:
+        self._call(f"read labels of {kind} {name}")
+        return self.labels.get(name)
 
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
         self._call(f"list Events of {', '.join(names)}")
@@ -87,10 +96,12 @@ def make_cluster(**spec: Any) -> RecordingCluster:
     return RecordingCluster(manifest)
 
 
-def reconciled(cluster: RecordingCluster, after: float = 0.0) -> tuple[ReconcileResult, list[str]]:
+def reconciled(
+    cluster: RecordingCluster, after: float = 0.0, policy: JobPolicy | None = None
+) -> tuple[ReconcileResult, list[str]]:
     """The result of a reconcile, and its calls."""
     cluster.calls.clear()
-    result = asyncio.run(reconcile(cluster, KEY, OperatorSettings(), NOW + timedelta(seconds=after)))
+    result = asyncio.run(reconcile(cluster, KEY, OperatorSettings(policy=policy), NOW + timedelta(seconds=after)))
     assert result is not None
     return result, cluster.calls
 
@@ -207,6 +218,128 @@ def test_the_last_valid_spec_is_read_only_if_the_object_does_not_say_whether_to_
     edit(cluster, **spec)
     _, calls = reconciled(cluster)
     assert calls == ["get", *reads, *READS_OF_RUNNING[1:], "create Event InvalidSpec", "update status"]
+
+
+# ---- the job policy --------------------------------------------------------------------------------------------------
+
+NO_ACCOUNTS = parse_policy("serviceAccounts: []")
+LABELS = parse_policy("{requireLabelOnSecrets: true, requireLabelOnVolumeClaims: true}")
+ACCOUNT = {"workers": {"serviceAccountName": "admin"}}
+NAMED = {"storage": {"credentialsSecret": "keys"}, "workers": {"cache": {"claimName": "cache"}}}
+READ_LABELS = ["read labels of Secret keys", "read labels of PersistentVolumeClaim cache"]
+USABLE = {name: {LABEL_USABLE: "true"} for name in ("keys", "cache")}
+
+
+def accepted(cluster: RecordingCluster) -> tuple[str, str]:
+    """Status and message of the condition Accepted."""
+    (found,) = [entry for entry in cluster.job["status"]["conditions"] if entry["type"] == "Accepted"]
+    return found["status"], found["message"]
+
+
+def test_a_job_that_the_policy_refuses_starts_nothing() -> None:
+    cluster = make_cluster(**ACCOUNT)
+    result, calls = reconciled(cluster, policy=NO_ACCOUNTS)
+    assert calls == ["get", "list jobs", "create Event InvalidSpec", "update status"]
+    assert (result.status.phase, result.requeue_after) == (Phase.INVALID, None)
+    assert accepted(cluster)[1].startswith("spec.workers.serviceAccountName must be a service account in")
+    _, calls = reconciled(cluster)
+    assert "create Job" in calls, "an operator without the policy starts it"
+
+
+@pytest.mark.parametrize(
+    ("policy", "spec", "reads"),
+    [(NO_ACCOUNTS, ACCOUNT, []), (LABELS, NAMED, READ_LABELS)],
+    ids=["a value", "a label"],
+)
+def test_an_attempt_that_runs_continues_when_its_job_is_refused(
+    policy: JobPolicy, spec: dict[str, Any], reads: list[str]
+) -> None:
+    cluster = make_cluster()
+    reconciled(cluster, policy=policy)
+    edit(cluster, training={"learningRate": 1e-3}, **spec)
+    result, calls = reconciled(cluster, policy=policy)
+    assert calls == [*READS_OF_RUNNING, *reads, "create Event InvalidSpec", "update status"]
+    assert (result.status.phase, accepted(cluster)[0]) == (Phase.PREPARING, "False")
+    result, calls = reconciled(cluster, after=5, policy=policy)
+    assert calls == [*READS_OF_RUNNING, *reads], "it is still refused, and nothing else is written"
+    edit(cluster, suspend=True)
+    _, calls = reconciled(cluster, after=10, policy=policy)
+    assert "delete example-r1-prepare-a1" in calls, "it can be suspended"
+
+
+def test_a_run_under_a_stricter_policy_continues_and_is_reported_as_refused() -> None:
+    cluster = make_cluster(**ACCOUNT)
+    reconciled(cluster)
+    _, calls = reconciled(cluster, policy=NO_ACCOUNTS)
+    assert calls == [*READS_OF_RUNNING, "create Event InvalidSpec", "update status"]
+
+
+def test_labels_are_read_when_an_attempt_starts_and_not_while_it_runs() -> None:
+    cluster = make_cluster(**NAMED)
+    cluster.labels = USABLE
+    _, calls = reconciled(cluster, policy=LABELS)
+    assert calls == [*READS, *READ_LABELS, *CREATES, "create Event Preparing", "update status"]
+    cluster.labels = {}
+    _, calls = reconciled(cluster, after=5, policy=LABELS)
+    assert calls == READS_OF_RUNNING
+    edit(cluster, ttlSecondsAfterFinished=60)
+    _, calls = reconciled(cluster, after=10, policy=LABELS)
+    assert calls == [*READS_OF_RUNNING, *READ_LABELS, "create Event InvalidSpec", "update status"]
+
+
+def test_a_job_without_references_or_a_policy_without_labels_reads_none() -> None:
+    for cluster, policy in ((make_cluster(), LABELS), (make_cluster(**NAMED), parse_policy("images: []"))):
+        _, calls = reconciled(cluster, policy=policy)
+        assert calls == [*READS, *CREATES, "create Event Preparing", "update status"]
+
+
+def test_an_object_without_the_label_is_read_again_after_a_time_because_no_event_reports_the_label() -> None:
+    cluster = make_cluster(**NAMED)
+    cluster.labels = {"keys": {LABEL_USABLE: "true"}, "cache": {"other": "true"}}
+    result, calls = reconciled(cluster, policy=LABELS)
+    assert calls == [*READS, *READ_LABELS, "create Event InvalidSpec", "update status"]
+    assert (result.status.phase, result.requeue_after) == (Phase.INVALID, 30.0)
+    assert accepted(cluster)[1].startswith("spec.workers.cache.claimName must name a PersistentVolumeClaim with")
+    result, calls = reconciled(cluster, after=30, policy=LABELS)
+    assert (calls, result.requeue_after) == ([*READS, *READ_LABELS], 30.0)
+    cluster.labels = USABLE
+    result, calls = reconciled(cluster, after=60, policy=LABELS)
+    assert calls == [*READS, *READ_LABELS, *CREATES, "create Event Preparing", "update status"]
+    assert accepted(cluster) == ("True", "")
+
+
+def test_a_missing_permission_to_read_labels_is_reported_and_retried() -> None:
+    cluster = make_cluster(**NAMED)
+    cluster.errors[READ_LABELS[0]] = ApiError(403, "Forbidden", "secrets is forbidden")
+    result, calls = reconciled(cluster, policy=LABELS)
+    assert calls == [*READS, READ_LABELS[0], "create Event CannotCreate", "update status"]
+    assert (result.status.phase, result.requeue_after) == (Phase.PENDING, 30.0)
+    cluster.errors[READ_LABELS[0]] = ApiError(500, "InternalError", "try again")
+    with pytest.raises(ApiError):
+        reconciled(cluster, policy=LABELS)
+
+
+def test_a_later_policy_does_not_change_the_status_of_a_run_that_has_ended() -> None:
+    cluster = make_cluster(**ACCOUNT, ttlSecondsAfterFinished=60)
+    complete = {"type": "Complete", "status": "True", "reason": "Succeeded", "lastTransitionTime": STAMP}
+    run = {"number": 1, "specHash": run_hash(parse_job(cluster.job).spec), "completionTime": STAMP}
+    cluster.job["status"] = {"phase": "Succeeded", "observedGeneration": 1, "conditions": [complete], "run": run}
+    result, calls = reconciled(cluster, policy=NO_ACCOUNTS)
+    assert (result.status.phase, result.status.run.children_removed) == (Phase.SUCCEEDED, True)
+    assert "create Event InvalidSpec" not in calls
+    edit(cluster, training={"learningRate": 1e-3})
+    result, calls = reconciled(cluster, policy=NO_ACCOUNTS)
+    assert (result.status.phase, calls[-2]) == (Phase.INVALID, "create Event InvalidSpec")
+
+
+def test_a_run_that_has_ended_and_starts_again_without_a_change_is_checked() -> None:
+    """An operator that hashes other fields may start a new run."""
+    cluster = make_cluster(**ACCOUNT)
+    complete = {"type": "Complete", "status": "True", "reason": "Succeeded", "lastTransitionTime": STAMP}
+    run = {"number": 1, "specHash": "of another version", "completionTime": STAMP}
+    cluster.job["status"] = {"phase": "Succeeded", "observedGeneration": 1, "conditions": [complete], "run": run}
+    _, calls = reconciled(cluster, policy=NO_ACCOUNTS)
+    assert calls == [*READS, "create Event InvalidSpec", "update status"]
 
 
 def test_an_object_that_is_being_deleted_is_left_alone() -> None:

@@ -1,0 +1,1 @@
+"""The job policy: what an administrator lets jobs use. Pure."""

@@ -1,0 +1,68 @@
+"""Comparisons of a value in a spec with an entry of the job policy, in Python and in CEL. Pure."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Match:
+    """A comparison."""
+
+    admits: Callable[[str, str], bool]
+    """Whether an entry admits a value: (entry, value)."""
+    cel: str
+    """The same in CEL, with the variables `entry` and `value`."""
+
+
+def _is_within(entry: str, image: str) -> bool:
+    """Whether an image is the entry or below it, so that the rest begins with a slash, a tag or a digest.
+
+    A colon before a slash is the port of another registry. An entry with a tag or a digest admits nothing else, because
+    a digest after a tag selects any image of the repository.
+    """
+    if entry.endswith("/"):
+        return image.startswith(entry)
+    if image == entry or re.search("[:@][^/]*$", entry):
+        return image == entry
+    rest = "[:@][^/]*|/.*" if "/" in entry else "[:@][^/]*"
+    return image.startswith(entry) and re.fullmatch(rest, image[len(entry) :]) is not None
+
+
+_WITHIN_CEL = (
+    "entry.endsWith('/') ? value.startsWith(entry) : value == entry || "
+    "!entry.matches('[:@][^/]*$') && value.startsWith(entry) && "
+    "value.substring(size(entry)).matches(entry.contains('/') ? '^([:@][^/]*|/.*)$' : '^[:@][^/]*$')"
+)
+
+
+def _is_at(entry: str, address: str) -> bool:
+    """Whether an address has the scheme, host and port of the entry. Both may omit the port of the scheme."""
+    port = ":443" if entry.startswith("https:") else ":80"
+    origin = entry.removesuffix(port)
+    lowered = f"{address}/".encode("utf-8", "replace").lower().decode()  # only ASCII letters, as in CEL
+    has_port = re.search(":[0-9]+$", origin) is not None
+    return lowered.startswith(f"{origin}/") or (not has_port and lowered.startswith(f"{origin}{port}/"))
+
+
+# CEL has no local variables: a list of one value binds a name.
+_AT_CEL = (
+    "[entry.startsWith('https:') ? ':443' : ':80'].exists(port, "
+    "[entry.endsWith(port) ? entry.substring(0, size(entry) - size(port)) : entry].exists(origin, "
+    "[(value + '/').lowerAscii()].exists(lowered, "
+    "lowered.startsWith(origin + '/') || "
+    "!origin.matches(':[0-9]+$') && lowered.startsWith(origin + port + '/'))))"
+)
+
+
+def _is_named(entry: str, name: str) -> bool:
+    """Whether a name is the entry, or begins with an entry that ends with *."""
+    return name.startswith(entry[:-1]) if entry.endswith("*") else name == entry
+
+
+_NAMED_CEL = "entry.endsWith('*') ? value.startsWith(entry.substring(0, size(entry) - 1)) : value == entry"
+
+EQUAL = Match(lambda entry, value: value == entry, "value == entry")
+WITHIN_IMAGE = Match(_is_within, _WITHIN_CEL)
+AT_ORIGIN = Match(_is_at, _AT_CEL)
+NAMED = Match(_is_named, _NAMED_CEL)

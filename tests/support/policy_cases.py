@@ -1,0 +1,177 @@
+"""Jobs under a job policy, and what refuses them. The operator and the ValidatingAdmissionPolicy must agree on them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGE = "default.example/trainer:1.0"
+ENDPOINT = "https://default.example:9000/path"
+CREDENTIALS = "storage"
+DIGEST = f"sha256:{'a' * 64}"
+
+POLICY: dict[str, Any] = {
+    "images": [
+        "registry.example.com/team",
+        "mirror.example:5000/",
+        "registry.example.com/one:1.0",
+        "short",
+        f"registry.example.com/fixed@{DIGEST}",
+    ],
+    "serviceAccounts": ["trainer"],
+    "priorityClasses": ["low"],
+    "tolerationKeys": ["nvidia.com/gpu"],
+    "storageEndpoints": [
+        "https://s3.example.com",
+        "http://127.0.0.1:9000",
+        "http://plain.example:80",
+        "https://disk.example",
+        "https://[fd00::1]",
+    ],
+    "variables": ["NCCL_*", "DEBUG", "TOKEN", "LD_PRELOAD", "PYTHONPATH", "HTTPS_PROXY", "AWS_ENDPOINT_URL_S3"],
+    "reservedVariables": ["NCCL_SOCKET_*"],
+}
+"""Every list of the policy. Variables that load code or redirect requests are refused although they are allowed."""
+
+IMAGE_PATH = "spec.workers.image"
+ACCOUNT_PATH = "spec.workers.serviceAccountName"
+PRIORITY_PATH = "spec.workers.priorityClassName"
+ENDPOINT_PATH = "spec.storage.endpoint"
+FIRST_TOLERATION = "spec.workers.tolerations[0].key"
+FIRST_VARIABLE = "spec.workers.env[0].name"
+
+
+@dataclass(frozen=True)
+class PolicyCase:
+    """A spec, and the path of each field that the policy does not allow."""
+
+    spec: dict[str, Any]
+    refused: tuple[str, ...] = ()
+    policy: dict[str, Any] = field(default_factory=lambda: POLICY)
+
+
+def image(reference: str, *refused: str, policy: dict[str, Any] = POLICY) -> PolicyCase:
+    return PolicyCase({"workers": {"image": reference}}, refused, policy)
+
+
+def endpoint(address: str, *refused: str) -> PolicyCase:
+    return PolicyCase({"storage": {"endpoint": address}}, refused)
+
+
+def variable(name: str, *refused: str, policy: dict[str, Any] = POLICY) -> PolicyCase:
+    return PolicyCase({"workers": {"env": [{"name": name, "value": "x"}]}}, refused, policy)
+
+
+def toleration(entry: dict[str, Any], *refused: str) -> PolicyCase:
+    return PolicyCase({"workers": {"tolerations": [entry]}}, refused)
+
+
+CASES: dict[str, PolicyCase] = {
+    "nothing set": PolicyCase({}),
+    # images
+    "a repository in a folder": image("registry.example.com/team/trainer:1"),
+    "a folder below": image("registry.example.com/team/a/b/trainer"),
+    "the folder as a repository": image("registry.example.com/team"),
+    "the repository with a tag": image("registry.example.com/team:1.0"),
+    "the repository with a digest": image(f"registry.example.com/team@{DIGEST}"),
+    "a repository with the same beginning": image("registry.example.com/team-evil", IMAGE_PATH),
+    "a folder with the same beginning": image("registry.example.com/team-evil/trainer", IMAGE_PATH),
+    "a name that goes on": image("registry.example.com/teams", IMAGE_PATH),
+    "a tag with a slash": image("registry.example.com/team:1/evil", IMAGE_PATH),
+    "another folder": image("registry.example.com/other/trainer", IMAGE_PATH),
+    "another registry": image("registry.example.com.evil.example/team/trainer", IMAGE_PATH),
+    "another port": image("registry.example.com:5000/team/trainer", IMAGE_PATH),
+    "the folder in another registry": image("evil.example/registry.example.com/team", IMAGE_PATH),
+    "a registry": image("mirror.example:5000/any/trainer:1"),
+    "a registry with the same beginning": image("mirror.example:50000/any", IMAGE_PATH),
+    "an exact tag": image("registry.example.com/one:1.0"),
+    "another tag": image("registry.example.com/one:1.0.1", IMAGE_PATH),
+    "a digest after an exact tag": image(f"registry.example.com/one:1.0@{DIGEST}", IMAGE_PATH),
+    "no tag for an exact tag": image("registry.example.com/one", IMAGE_PATH),
+    "an exact digest": image(f"registry.example.com/fixed@{DIGEST}"),
+    "another digest": image(f"registry.example.com/fixed@sha256:{'b' * 64}", IMAGE_PATH),
+    "a short name": image("short:1"),
+    "a short name as a host": image("short:5000/evil", IMAGE_PATH),
+    "a short name as an organisation": image("short/evil", IMAGE_PATH),
+    "the default image": image(IMAGE),
+    "the default image with another tag": image("default.example/trainer:2", IMAGE_PATH),
+    "a line break in an image": image("registry.example.com/team/\nevil", IMAGE_PATH),
+    # service accounts and priorities
+    "an allowed account": PolicyCase({"workers": {"serviceAccountName": "trainer"}}),
+    "the account of pods without one": PolicyCase({"workers": {"serviceAccountName": "default"}}),
+    "another account": PolicyCase({"workers": {"serviceAccountName": "admin"}}, (ACCOUNT_PATH,)),
+    "an allowed priority": PolicyCase({"workers": {"priorityClassName": "low"}}),
+    "another priority": PolicyCase({"workers": {"priorityClassName": "high"}}, (PRIORITY_PATH,)),
+    # tolerations
+    "an allowed taint": toleration({"key": "nvidia.com/gpu", "operator": "Exists"}),
+    "another taint": toleration({"key": "dedicated", "value": "x"}, FIRST_TOLERATION),
+    "all taints": toleration({"operator": "Exists"}, FIRST_TOLERATION),
+    "a second taint": PolicyCase(
+        {"workers": {"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}, {"operator": "Exists"}]}},
+        ("spec.workers.tolerations[1].key",),
+    ),
+    "a taint of the prepare stage": PolicyCase(
+        {"stages": {"prepare": {"tolerations": [{"operator": "Exists"}]}}},
+        ("spec.stages.prepare.tolerations[0].key",),
+    ),
+    "a taint of the evaluate stage": PolicyCase(
+        {"stages": {"evaluate": {"tolerations": [{"key": "x", "value": "y"}]}}},
+        ("spec.stages.evaluate.tolerations[0].key",),
+    ),
+    # storage
+    "an allowed endpoint": endpoint("https://s3.example.com"),
+    "a path at an endpoint": endpoint("https://s3.example.com/storage/v1/s3"),
+    "the port of the scheme": endpoint("https://s3.example.com:443/x"),
+    "capital letters in a host": endpoint("https://S3.example.com"),
+    "an endpoint with its port": endpoint("http://127.0.0.1:9000"),
+    "an endpoint whose port is that of the scheme": endpoint("http://plain.example"),
+    "that port written out": endpoint("http://plain.example:80/x"),
+    "an IPv6 endpoint": endpoint("https://[fd00::1]/x"),
+    "the default endpoint": endpoint(ENDPOINT),
+    "another scheme": endpoint("http://s3.example.com", ENDPOINT_PATH),
+    "another port of an endpoint": endpoint("https://s3.example.com:8443", ENDPOINT_PATH),
+    "no port for an endpoint with one": endpoint("http://127.0.0.1", ENDPOINT_PATH),
+    "a longer port": endpoint("http://127.0.0.1:90000", ENDPOINT_PATH),
+    "two ports": endpoint("http://127.0.0.1:9000:80", ENDPOINT_PATH),
+    "a host with the same beginning": endpoint("https://s3.example.com.evil.example", ENDPOINT_PATH),
+    "a subdomain": endpoint("https://evil.s3.example.com", ENDPOINT_PATH),
+    "another host with the endpoint in its path": endpoint(
+        "https://evil.example/https://s3.example.com", ENDPOINT_PATH
+    ),
+    "a letter that is only similar": endpoint("https://dis\u212a.example", ENDPOINT_PATH),
+    # variables
+    "a variable with an allowed beginning": variable("NCCL_DEBUG"),
+    "an allowed variable": variable("DEBUG"),
+    "a variable that begins with an allowed one": variable("DEBUGGER", FIRST_VARIABLE),
+    "another variable": variable("WANDB_MODE", FIRST_VARIABLE),
+    "a reserved variable with an allowed beginning": variable("NCCL_SOCKET_IFNAME", FIRST_VARIABLE),
+    "a variable that loads code": variable("LD_PRELOAD", FIRST_VARIABLE),
+    "a variable that loads modules": variable("PYTHONPATH", FIRST_VARIABLE),
+    "a proxy": variable("HTTPS_PROXY", FIRST_VARIABLE),
+    "another endpoint by a variable": variable("AWS_ENDPOINT_URL_S3", FIRST_VARIABLE),
+    "a second variable": PolicyCase(
+        {"workers": {"env": [{"name": "DEBUG"}, {"name": "PATH"}]}}, ("spec.workers.env[1].name",)
+    ),
+    # all of them
+    "several mistakes": PolicyCase(
+        {
+            "workers": {"image": "evil", "serviceAccountName": "admin", "priorityClassName": "high"},
+            "storage": {"endpoint": "https://evil.example"},
+        },
+        (IMAGE_PATH, ACCOUNT_PATH, PRIORITY_PATH, ENDPOINT_PATH),
+    ),
+    # other policies
+    "no image beyond the default": image("other", IMAGE_PATH, policy={"images": []}),
+    "the default image under an empty list": image(IMAGE, policy={"images": []}),
+    "any image without the field": image("evil.example/any", policy={"variables": []}),
+    "a loader variable under a policy of images": variable("LD_LIBRARY_PATH", FIRST_VARIABLE, policy={"images": []}),
+    "a proxy under a policy of images": variable("HTTPS_PROXY", policy={"images": []}),
+    "a proxy under a policy of endpoints": variable("https_proxy", FIRST_VARIABLE, policy={"storageEndpoints": []}),
+    "a loader variable under a policy of endpoints": variable("LD_PRELOAD", policy={"storageEndpoints": []}),
+    "no variable": variable("DEBUG", FIRST_VARIABLE, policy={"variables": []}),
+    "all variables are reserved": variable("DEBUG", FIRST_VARIABLE, policy={"reservedVariables": ["*"]}),
+    "all variables are allowed": variable("ANY", policy={"variables": ["*"]}),
+    "no reserved variable": variable("DEBUG", policy={"reservedVariables": []}),
+    "no account beyond the default": PolicyCase(
+        {"workers": {"serviceAccountName": "trainer"}}, (ACCOUNT_PATH,), {"serviceAccounts": []}
+    ),
+    "no priority": PolicyCase({"workers": {"priorityClassName": "low"}}, (PRIORITY_PATH,), {"priorityClasses": []}),
+}
