@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from finetune_operator.job_policy.model import JobPolicy
 from finetune_operator.service_options import ServiceOptions
 from finetune_operator.settings import OperatorSettings
 
@@ -255,6 +256,20 @@ class Metrics(Values):
     """Grafana dashboard in a ConfigMap."""
 
 
+class AdmissionPolicy(Values):
+    """ValidatingAdmissionPolicy of FineTuneJobs."""
+
+    create: bool = False
+    """Also let the API server refuse such jobs, with a ValidatingAdmissionPolicy. It cannot check the labels."""
+
+
+class JobPolicyValues(JobPolicy, Values):
+    """What jobs may use."""
+
+    admission: AdmissionPolicy = AdmissionPolicy()
+    """ValidatingAdmissionPolicy with the same rules."""
+
+
 class OperatorPolicy(Values):
     """NetworkPolicy of the operator."""
 
@@ -320,6 +335,9 @@ class ChartValues(Values):
     """User IDs of the containers. Everything else is as Pod Security `restricted` requires."""
     pods: Pods = Pods()
     """Defaults of the pods of all jobs."""
+    job_policy: JobPolicyValues = JobPolicyValues()
+    """What jobs may use in their namespace (docs/security.md). A list that is null is no restriction; an empty one
+    allows only the operator's default."""
     operator: Operator = Operator()
     """Arguments of the operator."""
     operator_pod: OperatorPod = OperatorPod()

@@ -36,6 +36,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"pods": {"terminationGrace": {"maximumSeconds": 60}}},
         "pods.terminationGrace.maximumSeconds must be at least minimumSeconds, 120",
     ),
+    "an unknown field of the job policy": ({"jobPolicy": {"image": []}}, "'image'"),
+    "a registry without a slash": ({"jobPolicy": {"images": ["registry.example.com"]}}, "/jobPolicy/images/0"),
+    "an endpoint with a path": ({"jobPolicy": {"storageEndpoints": ["https://a/b"]}}, "/jobPolicy/storageEndpoints/0"),
+    "an admission policy without a rule": (
+        {"jobPolicy": {"requireLabelOnSecrets": True, "admission": {"create": True}}},
+        "jobPolicy.admission.create must be false if no list of jobPolicy is set",
+    ),
     "a monitor without the Service that it selects": (
         {"metrics": {"service": {"create": False}, "serviceMonitor": {"create": True}}},
         "metrics.service.create must be true if metrics.serviceMonitor.create is",

@@ -82,7 +82,12 @@ def test_the_operator_has_no_right_to_read_secrets_and_none_to_write_specs(helm:
 
 
 def test_every_verb_has_a_comment(helm: Helm) -> None:
-    text = helm("template", RELEASE, CHART, "--set", "networkPolicies.jobs.create=true")
+    switches = (
+        "networkPolicies.jobs.create",
+        "jobPolicy.requireLabelOnSecrets",
+        "jobPolicy.requireLabelOnVolumeClaims",
+    )
+    text = helm("template", RELEASE, CHART, "--set", ",".join(f"{name}=true" for name in switches))
     roles = [one for one in text.split("\n---\n") if "\nkind: ClusterRole\n" in one]
     assert len(roles) == 4
     for role in roles:

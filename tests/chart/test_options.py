@@ -10,6 +10,7 @@ from pydantic import BaseModel
 import chart_values
 from finetune_api.constants import LABEL_MANAGED_BY, MANAGED_BY, PROGRESS_PORT
 from finetune_operator.__main__ import _parser, _settings
+from finetune_operator.job_policy.model import parse_policy
 from finetune_operator.render.network_policy import network_policy_spec
 from finetune_operator.settings import OperatorSettings
 from testcluster.helm import CHART, RELEASE, Helm, Rendered
@@ -45,8 +46,8 @@ def container(rendered: Rendered) -> dict[str, Any]:
 
 
 def arguments(rendered: Rendered) -> Any:
-    """The arguments of the operator as `run` understands them; --pod-additions is a file in the cluster."""
-    given = [one for one in container(rendered)["args"] if not one.startswith("--pod-additions=")]
+    """The arguments of the operator as `run` understands them, without those that name files in the cluster."""
+    given = [one for one in container(rendered)["args"] if not one.startswith(("--pod-additions=", "--policy="))]
     return _parser().parse_args(given)
 
 
@@ -307,6 +308,78 @@ def test_policies_of_jobs_come_with_the_right_to_create_them_and_admit_the_opera
     assert verbs(helm.render({})) == []
 
 
+# ---- the job policy --------------------------------------------------------------------------------------------------
+
+POLICY: dict[str, Any] = {
+    "images": ["registry.example.com/team"],
+    "serviceAccounts": [],
+    "requireLabelOnSecrets": True,
+}
+LABELS = {"requireLabelOnSecrets": "secrets", "requireLabelOnVolumeClaims": "persistentvolumeclaims"}
+
+
+def test_the_job_policy_is_the_one_that_the_operator_reads(helm: Helm) -> None:
+    values = {**POLICY, "variables": ["NULL", "YES", "NCCL_*"], "serviceAccounts": ["123", "1e3"]}
+    rendered = helm.render({"jobPolicy": values})
+    name = f"{RELEASE}-job-policy"
+    assert parse_policy(rendered["ConfigMap", name]["data"]["policy.yaml"]) == parse_policy(json.dumps(values))
+    (mount,) = container(rendered)["volumeMounts"]
+    (volume,) = pod(rendered)["volumes"]
+    assert (volume["name"], volume["configMap"]) == (mount["name"], {"name": name})
+    assert f"--policy={mount['mountPath']}/policy.yaml" in container(rendered)["args"]
+
+
+def test_an_operator_without_a_job_policy_has_no_file(helm: Helm) -> None:
+    for values in ({}, {"jobPolicy": {"images": None, "requireLabelOnSecrets": False}}):
+        rendered = helm.render(values)
+        assert ("ConfigMap", f"{RELEASE}-job-policy") not in rendered
+        assert not [one for one in container(rendered)["args"] if one.startswith("--policy")]
+
+
+def test_additions_and_a_job_policy_are_two_volumes(helm: Helm) -> None:
+    rendered = helm.render({"pods": CERTIFICATES, "jobPolicy": POLICY})
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(rendered)["volumeMounts"]}
+    assert {volume["name"] for volume in pod(rendered)["volumes"]} == set(mounts)
+    assert len(set(mounts.values())) == 2
+
+
+def test_the_operator_restarts_when_the_job_policy_changes(helm: Helm) -> None:
+    templates = [
+        helm.render(nested("jobPolicy.serviceAccounts", names))["Deployment", RELEASE]["spec"]["template"]
+        for names in ([], ["trainer"])
+    ]
+    assert templates[0] != templates[1]
+
+
+@pytest.mark.parametrize("field", LABELS)
+def test_the_right_to_read_an_object_comes_with_the_label_that_it_must_have(helm: Helm, field: str) -> None:
+    def verbs(values: dict[str, Any]) -> list[str]:
+        rules = helm.render(values)["ClusterRole", RELEASE]["rules"]
+        return [verb for rule in rules if LABELS[field] in rule["resources"] for verb in rule["verbs"]]
+
+    assert verbs(nested(f"jobPolicy.{field}", True)) == ["get"]
+    others = {name: True for name in LABELS if name != field} | {"images": [], "admission": {"create": True}}
+    assert verbs({"jobPolicy": others}) == []
+
+
+def test_the_admission_policy_has_the_rules_of_the_fields_that_are_set(helm: Helm) -> None:
+    rendered = helm.render({"jobPolicy": {"images": [], "admission": {"create": True}}, "trainerImage": {"tag": "7"}})
+    policy = rendered["ValidatingAdmissionPolicy", RELEASE]["spec"]
+    messages = [rule["message"] for rule in policy["validations"]]
+    assert [message.partition(" must")[0] for message in messages] == ["spec.workers.image", "spec.workers.env[].name"]
+    assert '"finetune-trainer:7"' in policy["validations"][0]["expression"]
+    binding = rendered["ValidatingAdmissionPolicyBinding", RELEASE]["spec"]
+    assert (binding["policyName"], binding["validationActions"]) == (RELEASE, ["Deny"])
+    assert "matchResources" not in binding
+
+
+def test_the_admission_policy_applies_to_the_namespaces_of_the_operator(helm: Helm) -> None:
+    values = {"namespaces": ["ml"], "jobPolicy": {"images": [], "admission": {"create": True}}}
+    selector = helm.render(values)["ValidatingAdmissionPolicyBinding", RELEASE]["spec"]["matchResources"]
+    (expression,) = selector["namespaceSelector"]["matchExpressions"]
+    assert expression == {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["ml"]}
+
+
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 OTHERS: dict[str, Any] = {
@@ -336,6 +409,16 @@ OTHERS: dict[str, Any] = {
     "pods.volumes": CERTIFICATES["volumes"],
     "pods.volumeMounts": CERTIFICATES["volumeMounts"],
     "pods.env": CERTIFICATES["env"],
+    "jobPolicy.images": ["registry.example.com/team"],
+    "jobPolicy.serviceAccounts": [],
+    "jobPolicy.priorityClasses": [],
+    "jobPolicy.tolerationKeys": [],
+    "jobPolicy.storageEndpoints": [],
+    "jobPolicy.variables": [],
+    "jobPolicy.reservedVariables": [],
+    "jobPolicy.requireLabelOnSecrets": True,
+    "jobPolicy.requireLabelOnVolumeClaims": True,
+    "jobPolicy.admission.create": True,
     "operator.workers": 2,
     "operator.resyncSeconds": 60,
     "operator.progressSeconds": 1,
@@ -380,6 +463,8 @@ def leaves(model: BaseModel, prefix: str = "") -> Iterator[str]:
 def test_every_value_has_an_effect(helm: Helm, path: str) -> None:
     parent = next((one for one in PARENTS if path.startswith(f"{one}.") and not path.endswith(".create")), None)
     base = [] if parent is None else ["--set", f"{parent}.create=true"]
+    if path == "jobPolicy.admission.create":
+        base = ["--set-json", "jobPolicy.images=[]"]
     other = ["--set-json", f"{path}={json.dumps(OTHERS[path])}"]
     with_defaults = helm("template", RELEASE, CHART, *base)
     assert helm("template", RELEASE, CHART, *base, *other) != with_defaults

@@ -1,9 +1,11 @@
-"""Files of the chart that are generated: values.yaml and values.schema.json from one model, and the CRD's template."""
+"""Files of the chart that are generated: values.yaml and values.schema.json from one model, the CRD's template, and the
+template of the admission policy."""
 
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
+import chart_admission
 import chart_crd
 import chart_values
 from golden import same_as_golden
@@ -32,3 +34,7 @@ def test_every_value_has_a_comment_and_all_fit_into_200_lines() -> None:
 
 def test_the_crd_in_the_chart_is_the_one_of_the_models() -> None:
     same_as_golden(CHART / "templates/crd.yaml", chart_crd.crd_template())
+
+
+def test_the_admission_policy_in_the_chart_has_the_rules_of_the_operator() -> None:
+    same_as_golden(CHART / "templates/admission-policy.yaml", chart_admission.admission_template())

@@ -17,6 +17,7 @@ from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
 from operator_process import CRD, install
+from policy_cases import POLICY
 from process_support import ROOT, until
 from testcluster.access import Kubectl, condition
 from testcluster.builds import Buildah
@@ -156,6 +157,7 @@ def test_the_api_server_accepts_everything_that_the_chart_can_create(helm: Helm,
             "jobs": {"create": True},
         },
         "podDisruptionBudget": {"create": True},
+        "jobPolicy": POLICY | {"requireLabelOnSecrets": True, "admission": {"create": True}},
     }
     here = helm.on(kubectl.kubeconfig, kubectl.namespace)
     for values in (everything, everything | {"namespaces": []}):

@@ -47,6 +47,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* The job policy as --policy reads it; empty: no restriction. */}}
+{{- define "finetune-operator.jobPolicy" -}}
+{{- $fields := dict -}}
+{{- range $name, $value := omit .Values.jobPolicy "admission" -}}
+{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "false")) -}}
+{{- $_ := set $fields $name $value -}}
+{{- end -}}
+{{- end -}}
+{{- with $fields }}{{ toPrettyJson . }}{{ end -}}
+{{- end -}}
+
 {{/* What the schema cannot express. */}}
 {{- define "finetune-operator.check" -}}
 {{- /* Not in the schema, whose errors repeat the value. */ -}}
@@ -57,6 +68,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if lt (int64 .maximumSeconds) (int64 .minimumSeconds) -}}
 {{- fail (printf "pods.terminationGrace.maximumSeconds must be at least minimumSeconds, %d" (int64 .minimumSeconds)) -}}
 {{- end -}}
+{{- end -}}
+{{- $hasRules := false -}}
+{{- range .Values.jobPolicy -}}
+{{- if kindIs "slice" . }}{{ $hasRules = true }}{{ end -}}
+{{- end -}}
+{{- if and .Values.jobPolicy.admission.create (not $hasRules) -}}
+{{- fail "jobPolicy.admission.create must be false if no list of jobPolicy is set: the ValidatingAdmissionPolicy would have no rules; set one, such as jobPolicy.images" -}}
 {{- end -}}
 {{- if and .Values.metrics.serviceMonitor.create (not .Values.metrics.service.create) -}}
 {{- fail "metrics.service.create must be true if metrics.serviceMonitor.create is: the monitor selects the Service" -}}
