@@ -58,11 +58,13 @@ PROGRESS_PORT: Final = 8080
 
 
 class Stage(StrEnum):
-    """The stages of a run, in order."""
+    """The stages of a run, in order, and those that run after it."""
 
     PREPARE = "prepare"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    POLL = "poll"
+    """Lists the source files of a run that has ended, to find out whether they have changed (`spec.data.poll`)."""
 
 
 class Env(StrEnum):

@@ -107,6 +107,13 @@ class TrainResult(Exchanged):
     stopped_early: bool = False
 
 
+class PollResult(Exchanged):
+    """Result of a poll."""
+
+    source_digest: str
+    """Digest of the listing of all source files."""
+
+
 class EvaluateResult(Exchanged):
     """Result of a completed evaluation."""
 
@@ -139,6 +146,7 @@ class TerminationMessage(Exchanged):
     """Encoded without `labels`, whose number is not limited. The run record in storage contains them."""
     trained: TrainResult | None = None
     evaluated: EvaluateResult | None = None
+    polled: PollResult | None = None
 
     def encode(self) -> str:
         """Encode as JSON of at most 4096 bytes.

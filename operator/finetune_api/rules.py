@@ -11,6 +11,9 @@ from .cron import schedule_errors
 from .redaction import has_credentials
 from .support import DTYPE_STAGES, OFFLOAD_STAGES, SUPPORT
 from .v1alpha1 import Dtype, Holdout, Offload, Spec, Task
+from .v1alpha1.quantities import seconds
+
+_MIN_POLL_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _early_stopping,
         _output,
         _schedule,
+        _poll,
         _owned_deepspeed_keys,
     ]
     if not local:
@@ -252,6 +256,11 @@ def _output(spec: Spec) -> Iterator[Violation]:
     formats = spec.output.formats
     if len(set(formats)) != len(formats):
         yield Violation("spec.output.formats", "must not list a format twice; keep one")
+
+
+def _poll(spec: Spec) -> Iterator[Violation]:
+    if spec.data.poll is not None and seconds(spec.data.poll) < _MIN_POLL_SECONDS:
+        yield Violation("spec.data.poll", f"must be at least 1m, not {spec.data.poll}; write 1m, or a longer interval")
 
 
 def _schedule(spec: Spec) -> Iterator[Violation]:

@@ -39,6 +39,13 @@ class StageSpec:
     """Field of the termination message that holds the result; empty: the stage has none."""
     libraries: tuple[str, ...] = (*_TEXT, *_OURS)
     """Modules that the fork server imports, in this order, before it forks a rank."""
+    timeout_seconds: int | None = None
+    """Time after which its Job fails, including waiting. None: no limit."""
+    is_part_of_run: bool = True
+    """False: it does not follow the stage before it; the operator starts it after a run has ended."""
+    memory: str = "2Gi"
+    """Memory request of a stage that does not load the model. The prepare stage streams the data
+    (docs/benchmarks.md)."""
     loads_model: bool = True
     """Whether the pod needs memory for the weights of the model."""
     saves_state: bool = False
@@ -96,23 +103,42 @@ _ROWS = (
             *_OURS,
         ),
     ),
+    StageSpec(
+        Stage.POLL,
+        Phase.SUCCEEDED,
+        Reason.SUCCEEDED,
+        None,
+        "poll",
+        entry="finetune_trainer.data.poll:run",
+        result="polled",
+        libraries=("boto3.s3.transfer", "huggingface_hub", *_OURS),
+        timeout_seconds=600,
+        is_part_of_run=False,
+        memory="256Mi",
+        loads_model=False,
+    ),
 )
 
 STAGES: dict[Stage, StageSpec] = {row.stage: row for row in _ROWS}
-"""Stages in the order of a run."""
+"""Stages in the order of a run, and after them those that are not part of one."""
+
+
+def run_stages() -> tuple[Stage, ...]:
+    """The stages of a run, in order."""
+    return tuple(stage for stage, row in STAGES.items() if row.is_part_of_run)
 
 
 def stage_order(stage: Stage) -> int:
-    """Position of a stage in a run, from 0."""
+    """Position of a stage in the table, from 0: later stages of a run have higher ones."""
     return list(STAGES).index(stage)
 
 
 def first_stage() -> Stage:
     """The stage that a run starts with."""
-    return next(iter(STAGES))
+    return run_stages()[0]
 
 
 def stage_after(stage: Stage) -> Stage | None:
     """The stage that follows; None after the last one."""
-    following = list(STAGES)[stage_order(stage) + 1 :]
+    following = [other for other in run_stages() if stage_order(other) > stage_order(stage)]
     return following[0] if following else None

@@ -92,6 +92,8 @@ class Prepared(Exchanged):
     """Commit on the hub that the revision of the base model pointed to; empty if the model is not from the hub."""
     requested_revision: str | None = None
     """Revision as written in `spec.model.uri`; empty: the default branch. None: the model is not from the hub."""
+    source_digest: str = ""
+    """Digest of the listing of the source files before they were read. Empty: written by an older trainer."""
     reused: bool = False
     """True: the prepared data set already existed."""
     format: DataFormat

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage
-from finetune_api.stages import stage_order
+from finetune_api.stages import STAGES, stage_order
 from finetune_api.v1alpha1 import AttemptPlan
 
 from .manifests import Manifest, controller_uid, true_conditions
@@ -144,8 +144,11 @@ class Observed:
     """All children of a job, oldest first."""
 
     stages: tuple[ObservedStage, ...]
+    """Jobs of attempts."""
     orphans: tuple[str, ...] = ()
     """Names of deleted Jobs with running pods, which may be saving a checkpoint."""
+    polls: tuple[ObservedStage, ...] = ()
+    """Jobs of polls, which are no attempts of a run."""
 
     @classmethod
     def from_manifests(
@@ -167,8 +170,11 @@ class Observed:
             elif not pod.ended and not (now and is_overdue(pod, now)):
                 orphans.add(manifest["metadata"]["labels"][constants.LABEL_JOB_NAME])
         ours = (job for job in jobs if controller_uid(job) == owner_uid)
-        stages = (_stage(job, pods_by_job.get(job["metadata"]["uid"], []), now) for job in ours)
-        return cls(tuple(sorted(stages, key=lambda stage: stage.order)), tuple(sorted(orphans)))
+        found = [_stage(job, pods_by_job.get(job["metadata"]["uid"], []), now) for job in ours]
+        found.sort(key=lambda stage: stage.order)
+        attempts = tuple(stage for stage in found if STAGES[stage.stage].is_part_of_run)
+        polls = tuple(stage for stage in found if stage.stage is Stage.POLL)
+        return cls(attempts, tuple(sorted(orphans)), polls)
 
     def of_run(self, run: int) -> tuple[ObservedStage, ...]:
         """The children of one run, oldest first."""

@@ -14,6 +14,7 @@ import pytest
 from factories import make_job
 from finetune_api.constants import Phase, Stage
 from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
+from finetune_api.stages import run_stages
 from finetune_api.v1alpha1 import Status
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
@@ -39,7 +40,7 @@ def test_a_job_goes_through_its_stages(admin: Path, namespace: str) -> None:
         ]
         assert status.run.artifact is not None
         assert await job.children() == sorted(
-            [f"{kind}/well-r1-{stage}-a1" for kind in ("configmaps", "jobs") for stage in Stage]
+            [f"{kind}/well-r1-{stage}-a1" for kind in ("configmaps", "jobs") for stage in run_stages()]
             + ["services/well-r1-train-a1"]
         )
         before = len(job.server.calls)
@@ -353,7 +354,7 @@ def test_a_child_of_another_owner_is_reported_and_not_changed(admin: Path, names
 
 ADAPTED = {"method": {"lora": {}}}
 NOTHING: tuple[Stage, ...] = ()
-ALL_STAGES = tuple(Stage)
+ALL_STAGES = run_stages()
 FINISHED_CHANGES = [
     pytest.param({}, {"training": {"epochs": 3}, "output": {"formats": ["Merged"]}}, 1, NOTHING, id="defaults"),
     pytest.param({}, {"model": {"dtype": "Float32"}, "data": {"packing": "Padded"}}, 1, NOTHING, id="automatic values"),
@@ -484,7 +485,41 @@ def test_a_scheduled_time_starts_a_run_of_the_same_spec(admin: Path, namespace: 
         job.clock = lambda: datetime.now(UTC) + timedelta(days=1)
         status = await job.until(lambda status: status.run.number == 2 and status.phase is Phase.SUCCEEDED)
         assert (status.run.trigger, [past.result for past in status.history]) == ("Schedule", ["Succeeded"])
-        assert [entry.stage for entry in status.run.attempts] == list(Stage)
+        assert [entry.stage for entry in status.run.attempts] == list(ALL_STAGES)
+
+    run_scenario(admin, namespace, scenario)
+
+
+def test_changed_source_files_start_a_run_and_unchanged_ones_do_not(admin: Path, namespace: str) -> None:
+    digests = {1: "first", 3: "first", 4: "second"}
+
+    def script(stage: Stage, attempt: int, index: int) -> PodEnd:
+        if stage is not Stage.POLL:
+            return PodEnd()
+        return PodEnd(source_digest=digests[attempt]) if attempt in digests else PodEnd(69)
+
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("follows", script, data={"poll": "1h"})
+        await job.until(in_phase(Phase.SUCCEEDED))
+        calls = len(job.server.calls)
+        await job.step()
+        assert len(job.server.calls) == calls, "nothing happens before"
+        for number in (1, 2, 3):
+            job.clock = lambda hours=number: datetime.now(UTC) + timedelta(hours=2 * hours)
+            status = await job.until(lambda status, wanted=number: status.poll and status.poll.number == wanted)
+            assert (status.run.number, status.phase, condition(status, "Reconciling")) == (
+                1,
+                Phase.SUCCEEDED,
+                ("False", "Succeeded"),
+            )
+            assert status.poll is not None
+            assert status.poll.message == ("exit 69" if number == 2 else "")
+            await job.until(lambda status: status.due_time is not None)
+            assert not [name for name in await world.jobs() if "poll" in name], "its Job was deleted"
+        job.clock = lambda: datetime.now(UTC) + timedelta(hours=8)
+        status = await job.until(lambda status: status.run.number == 2 and status.phase is Phase.SUCCEEDED)
+        assert (status.run.trigger, [past.result for past in status.history]) == ("Data", ["Succeeded"])
+        assert "SpecChanged" in await world.event_reasons("follows")
 
     run_scenario(admin, namespace, scenario)
 

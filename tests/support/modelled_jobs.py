@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_api import constants
 from finetune_api.constants import TERMINAL_CONDITIONS, Stage
+from finetune_api.stages import run_stages
 from finetune_api.v1alpha1 import Outcome, Status
 from reconciled_job import ReconciledJob
 from simulated_kubelet import FOREVER, PodEnd
@@ -120,7 +121,7 @@ class ModelledJob:
         limits = manifest["spec"]["restart"]
         assert status.run.restarts <= limits["maxRestarts"] + 1, "restarts"
         assert status.run.disruptions <= limits["maxDisruptions"] + 1, "disruptions"
-        for stage in Stage:
+        for stage in run_stages():
             charged = sum(entry.outcome is Outcome.RETRYABLE for entry in status.run.attempts if entry.stage is stage)
             assert charged <= limits["maxRestarts"] + 1, f"{charged} attempts at {stage} failed"
 

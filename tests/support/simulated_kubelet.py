@@ -15,7 +15,7 @@ from typing import Any
 from factories import make_prepared
 from finetune_api import constants
 from finetune_api.constants import Stage
-from finetune_api.progress import EvaluateResult, Progress, TerminationMessage, TrainResult
+from finetune_api.progress import EvaluateResult, PollResult, Progress, TerminationMessage, TrainResult
 from finetune_api.trainer_config import SplitCounts
 from finetune_api.v1alpha1 import Metric
 from finetune_operator.clusters.api_server import ApiServer
@@ -40,6 +40,8 @@ class PodEnd:
     message: str | None = None
     """Termination message; None: the message of a trainer that has completed its stage."""
     disrupted: bool = False
+    source_digest: str = ""
+    """What a poll of the source files reports."""
 
 
 FOREVER = PodEnd(after=float("inf"))
@@ -239,6 +241,9 @@ def termination_message_of(pod: Manifest, end: PodEnd) -> str:
         return TerminationMessage(stage=stage, exit_code=end.code, error=f"exit {end.code}", rank=0).encode()
     if pod["metadata"]["annotations"][constants.COMPLETION_INDEX] != "0":
         return TerminationMessage(stage=stage, exit_code=0).encode()
+    if stage is Stage.POLL:
+        polled = PollResult(source_digest=end.source_digest)
+        return TerminationMessage(stage=stage, exit_code=0, polled=polled).encode()
     return RESULTS[stage].encode()
 
 
@@ -246,7 +251,7 @@ RESULTS = {
     Stage.PREPARE: TerminationMessage(
         stage="prepare",
         exit_code=0,
-        prepared=make_prepared(zero_stage=0, counts=SplitCounts(train=8)),
+        prepared=make_prepared(zero_stage=0, counts=SplitCounts(train=8), source_digest="first"),
     ),
     Stage.TRAIN: TerminationMessage(
         stage="train",

@@ -242,6 +242,7 @@ DECIDED: dict[str, tuple[str, ...]] = {
     "update_policy": ("updatePolicy=Restart", "updatePolicy=Ignore"),
     "reuse": ("reuse=Always", "reuse=Never"),
     "history_limit": ("historyLimit",),
+    "poll": ("data.poll",),
     "cron": ("schedule.cron",),
     "time_zone": ("schedule.timeZone",),
     "concurrency_policy": ("schedule.concurrencyPolicy=Forbid", "schedule.concurrencyPolicy=Replace"),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .base import ApiModel, DataUri
+from .base import ApiModel, DataUri, Duration
 from .scope import Scope
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
@@ -121,3 +121,8 @@ class Data(ApiModel, scope=Scope.DATA):
 
     cleaning: Cleaning = Cleaning()
     """Rules by which records are left out of training on purpose."""
+
+    poll: Annotated[Duration | None, Scope.NOW] = None
+    """Check at this interval, at least 1m, whether the files of `train`, `validation` and `test` have changed, and
+    start a new run if they have. A small pod lists them and compares names, sizes and ETags, or the commit of a data
+    set of the hub. Only in a cluster, and only after a run has ended. Absent: never."""

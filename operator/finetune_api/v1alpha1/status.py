@@ -227,6 +227,8 @@ class ResolvedStatus(StatusModel):
     """Address of the prepared data set."""
     dataset_digest: str = ""
     """Digest of the prepared data set."""
+    source_digest: str = ""
+    """Digest of the listing of the source files, which `data.poll` compares."""
     model_digest: str = ""
     """Digest of the base model."""
     parameters: int | None = None
@@ -246,6 +248,8 @@ class RunTrigger(StrEnum):
     """The job was created, or a field of scope Data or Run was changed."""
     SCHEDULE = "Schedule"
     """A time of `spec.schedule` passed."""
+    DATA = "Data"
+    """`spec.data.poll` found that the source files have changed."""
 
 
 class CostStatus(StatusModel):
@@ -367,6 +371,17 @@ class ScheduleStatus(StatusModel):
     """Last scheduled time for which a run was started. Absent: none."""
 
 
+class PollStatus(StatusModel):
+    """State of `spec.data.poll`."""
+
+    number: int = 0
+    """Polls so far."""
+    last_time: Time | None = None
+    """When the last poll ended."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """Why the last poll failed. Empty: it did not."""
+
+
 class DisplayStatus(StatusModel):
     """Values formatted as text, for the columns of `kubectl get`."""
 
@@ -398,9 +413,11 @@ class Status(StatusModel):
     """The current run."""
     schedule: ScheduleStatus | None = None
     """State of `spec.schedule`."""
+    poll: PollStatus | None = None
+    """State of `spec.data.poll`. Absent: no poll has ended."""
     due_time: Time | None = None
-    """When the operator acts on a run that has ended without a change: it deletes the children, or starts a scheduled
-    run. Absent: nothing is due."""
+    """When the operator acts on a run that has ended without a change: it deletes the children, starts a scheduled
+    run, or polls the data. Absent: nothing is due."""
     newest_run: int = 0
     """Highest number of a run so far. The current run has a lower one if it was reused."""
     history: Annotated[tuple[PastRun, ...], Field(max_length=MAX_HISTORY)] = ()

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from finetune_api.constants import ConditionType, Phase, Stage
 from finetune_api.progress import Progress
-from finetune_api.stages import STAGES, stage_order
+from finetune_api.stages import run_stages, stage_order
 from finetune_api.v1alpha1 import AttemptStatus, FineTuneJob, Metric, ProgressStatus, Status
 
 from .text import seconds_since
@@ -76,7 +76,7 @@ def snapshot(job: FineTuneJob, progress: Progress | None, now: datetime) -> View
         name=job.metadata.name,
         run=status.run.number,
         phase=status.phase,
-        stages=tuple(_stage(status, stage, now) for stage in STAGES),
+        stages=tuple(_stage(status, stage, now) for stage in run_stages()),
         stage=status.run.stage,
         attempt=status.run.attempt,
         resumed_from_step=_resumed_from(training, status),

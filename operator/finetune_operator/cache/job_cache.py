@@ -160,8 +160,8 @@ def _cached_job(version: str, body: Mapping[str, Any]) -> CachedJob:
         return CachedJob(version, phase, is_settled=False, is_waiting=is_waiting)
     if not isinstance(run, dict):  # the flat shape of earlier versions: a reconcile migrates it
         return CachedJob(version, phase, is_settled=False)
-    is_due_later = "ttlSecondsAfterFinished" in spec and not run.get("childrenRemoved")
-    if not is_due_later and "schedule" not in spec:
+    has_ttl = "ttlSecondsAfterFinished" in spec and not run.get("childrenRemoved")
+    if not has_ttl and "schedule" not in spec and "poll" not in (spec.get("data") or {}):
         return CachedJob(version, phase, is_settled=True)
     try:
         due_at = datetime.fromisoformat(status["dueTime"])

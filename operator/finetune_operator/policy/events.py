@@ -31,6 +31,12 @@ _WARNINGS = frozenset(
 )
 _NOTES = frozenset({Reason.UNKNOWN_FIELDS, Reason.NEXT_ATTEMPT, Reason.SAVE_TOO_SLOW, Reason.CHECKPOINT_LATE})
 
+_CAUSES = {
+    RunTrigger.SPEC: "the spec was changed",
+    RunTrigger.SCHEDULE: "a scheduled time passed",
+    RunTrigger.DATA: "the source files have changed",
+}
+
 
 @dataclass(frozen=True)
 class JobEvent:
@@ -95,8 +101,7 @@ def _new_run(before: Status, after: Status) -> Iterator[JobEvent]:
         message = f"the spec was changed back: run {new} is the current run again, instead of run {old}"
         identity = f"r{new}.reused.g{after.observed_generation}"
     else:
-        cause = "a scheduled time passed" if after.run.trigger is RunTrigger.SCHEDULE else "the spec was changed"
-        message, identity = f"{cause}: run {new} replaces run {old}", f"r{new}.changed"
+        message, identity = f"{_CAUSES[after.run.trigger]}: run {new} replaces run {old}", f"r{new}.changed"
     yield JobEvent(str(Reason.SPEC_CHANGED), "\n".join([message, *after.run.changes]), False, identity)
 
 

@@ -12,18 +12,20 @@ from pydantic import ValidationError
 from finetune_api.clock import rfc3339
 from finetune_api.constants import Reason
 from finetune_api.rules import Violation
-from finetune_api.v1alpha1 import Status
+from finetune_api.v1alpha1 import RunTrigger, Status
 from finetune_api.v1alpha1.status import in_current_shape
 from finetune_api.validation import dropped_fields
 
 from ..manifests import Manifest
 from ..settings import OperatorSettings
-from . import after_change, deadline, history, pending, runs, scale, schedule, stages, time_to_live, waiting
+from . import after_change, deadline, history, pending, poll, runs, scale, schedule, stages, time_to_live, waiting
 from . import status as status_policy
 from .actions import Action, CreateChildren, CreateEvent, DeleteJob, Requeue, RequeueReason, UpdateStatus
 from .events import JobEvent, job_events
 from .facts import Facts
 
+_POLL_SECONDS = 30.0
+"""Interval in which a poll in progress is looked at. The watch reports its end earlier."""
 _BLOCKED_SECONDS = 30.0
 """Interval of retries after a rejected request. Quotas and permissions are changed by people."""
 
@@ -62,11 +64,16 @@ def plan_of(facts: Facts) -> Plan:
     if facts.is_valid:
         step = step.planned(facts.spec, status)
     lost = tuple(DeleteJob(child.job_name, child.uid) for child in facts.observed.lost)
-    children = (*lost, *step.actions(facts, status))
     after = _status_after(facts, status, step)
+    polls = tuple(poll.actions(facts.job, after, facts.observed, facts.settings, facts.now)) if facts.is_valid else ()
+    children = (*lost, *step.actions(facts, status), *polls)
     after = _with_due_time(facts, after)
     events, update = _reports(facts.manifest, facts.job.status, after)
     requeue = step.requeue(facts, after)
+    if polls or facts.observed.polls:
+        requeue = requeue.no_later_than(_POLL_SECONDS)
+    elif facts.is_valid and (next_poll := poll.next_time(facts.spec, after)) is not None:
+        requeue = requeue.no_later_than((next_poll - facts.now).total_seconds())
     if facts.is_valid and (scheduled := schedule.next_time(facts.spec, after)) is not None:
         requeue = requeue.no_later_than((scheduled - facts.now).total_seconds())
     return Plan(
@@ -82,8 +89,10 @@ def plan_of(facts: Facts) -> Plan:
 def _with_due_time(facts: Facts, status: Status) -> Status:
     """Record when the operator must act on a run that has ended; None: nothing is due, or it has not ended."""
     times: list[datetime] = []
-    if status.terminal_condition is not None and facts.is_valid:
-        found = (time_to_live.due_at(facts.spec, status), schedule.next_time(facts.spec, status))
+    # A poll in progress has Jobs whose events must be handled, as those of a run in progress.
+    if status.terminal_condition is not None and facts.is_valid and not facts.observed.polls:
+        spec = facts.spec
+        found = (time_to_live.due_at(spec, status), schedule.next_time(spec, status), poll.next_time(spec, status))
         times = [time for time in found if time is not None]
     return status.model_copy(update={"due_time": rfc3339(min(times)) if times else None})
 
@@ -153,7 +162,11 @@ def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
         status = schedule.with_schedule(status, job.spec, facts.now)
         is_scheduled = schedule.starts_run(job.spec, status, facts.now)
         status = schedule.with_time_passed(status, job.spec, facts.now, started=is_scheduled)
-        run: runs.Run | None = runs.current_run(job, observed.stages, is_scheduled=is_scheduled)
+        again = RunTrigger.SCHEDULE if is_scheduled else None
+        if again is None and poll.found_change(status, job.spec, observed):
+            again = RunTrigger.DATA
+        status = poll.with_results(status, observed, now)
+        run: runs.Run | None = runs.current_run(job, observed.stages, again=again)
     else:
         run = runs.known_run(status, observed.stages)
     if run is None:

@@ -44,18 +44,18 @@ class Run:
     """Why a new run starts."""
 
 
-def current_run(job: FineTuneJob, children: Iterable[ObservedStage], *, is_scheduled: bool = False) -> Run:
+def current_run(job: FineTuneJob, children: Iterable[ObservedStage], *, again: RunTrigger | None = None) -> Run:
     """Return the run in status if the spec still describes it, else an earlier run that the spec describes, else a new
-    run with the next unused number. `is_scheduled`: a new run starts even if the spec describes the one in status.
+    run with the next unused number. `again`: why a new run starts although the spec describes the one in status.
 
     Children of a run that is not in status were created by a reconcile that failed before it wrote status. If the spec
     was changed since, their number is not used again.
     """
     known, wanted, trigger = job.status.run, run_hash(job.spec), RunTrigger.SPEC
     if known.number and known.spec_hash in _hashes_of_same_run(job.spec, known.resolved):
-        if not is_scheduled:
+        if again is None:
             return Run(known.number, known.spec_hash, is_new=False)
-        trigger = RunTrigger.SCHEDULE
+        trigger = again
     elif known.number and known.spec_hash in _hashes_before_scopes(job):
         return Run(known.number, wanted, is_new=False, is_adopted=True)
     elif (past := _reusable(job)) is not None:

@@ -29,8 +29,6 @@ _NODE_LOSS: tuple[Manifest, ...] = tuple(
 
 _DISK = "ephemeral-storage"
 _STAGE_CPU = "1"
-_STAGE_MEMORY = "2Gi"
-"""Sufficient for the prepare stage, which streams the data (docs/benchmarks.md)."""
 _LEAST_BYTES_PER_PARAMETER = 2
 """Size of a base model on disk with 16-bit weights."""
 
@@ -195,7 +193,11 @@ def _placement(config: TrainerConfig) -> _Placement:
     workers, stages = config.spec.workers, config.spec.stages
     if config.stage is Stage.TRAIN:
         return _Placement(workers.resources, workers.node_selector, workers.tolerations, workers.gpus_per_node)
-    own: StagePod = getattr(stages, config.stage, None) or StagePod()
+    # A poll reads the same files as the prepare stage, and much less of them.
+    name = Stage.PREPARE if config.stage is Stage.POLL else config.stage
+    own: StagePod = getattr(stages, name, None) or StagePod()
+    if config.stage is Stage.POLL:
+        own = own.model_copy(update={"resources": Resources()})
     if not config.world.gpus:
         return _Placement(own.resources, own.node_selector, own.tolerations)
     selector = {**workers.node_selector, **own.node_selector}
@@ -218,7 +220,7 @@ def _resources(config: TrainerConfig, settings: OperatorSettings, needs: Evaluat
 def _memory(config: TrainerConfig, needs: EvaluationNeeds) -> str:
     """Return the memory request of a stage other than training."""
     if not STAGES[config.stage].loads_model or not needs.parameters:
-        return _STAGE_MEMORY
+        return STAGES[config.stage].memory
     return f"{math.ceil(needs.memory_bytes / 2**20)}Mi"
 
 

@@ -1,10 +1,11 @@
 """The children of one attempt at one stage: ConfigMap, Service, Job."""
 
 from finetune_api import constants
+from finetune_api.constants import Stage
 from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.exit_codes import PERMANENT_EXIT_CODES
 from finetune_api.redaction import without_secrets
-from finetune_api.stages import STAGES
+from finetune_api.stages import STAGES, run_stages
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import FineTuneJob
 
@@ -32,7 +33,9 @@ def render_stage(
     """
     service = (_service(config),) if names.has_service(config) else ()
     grace_seconds = grace_seconds or settings.termination_grace.least_seconds
-    policy = (_network_policy(config, settings.operator_namespace),) if settings.operator_namespace else ()
+    # That of a poll would remain after it: polls have no peers, and their progress is not read.
+    has_policy = bool(settings.operator_namespace) and config.stage is not Stage.POLL
+    policy = (_network_policy(config, settings.operator_namespace),) if has_policy else ()
     return (
         _config_map(config),
         *policy,  # before the Job, so that no pod is reachable without it
@@ -45,7 +48,7 @@ def render_all(job: FineTuneJob, settings: OperatorSettings) -> tuple[Manifest, 
     """Return the children of the first run of a job without restarts, for all stages."""
     return tuple(
         manifest
-        for stage in STAGES
+        for stage in run_stages()
         for manifest in render_stage(stage_config(job, 1, stage, 1, settings.storage), settings)
     )
 
@@ -122,6 +125,7 @@ def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, 
     if config.plan is not None:
         plan = config.plan.model_dump_json(by_alias=True, exclude_defaults=True)
         annotations[constants.ANNOTATION_ATTEMPT_PLAN] = plan
+    timeout = STAGES[config.stage].timeout_seconds
     if config.world.gpu_count:
         annotations[constants.ANNOTATION_GPUS] = str(config.world.gpu_count)
     return {
@@ -134,6 +138,7 @@ def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, 
             "parallelism": config.world.nodes,
             # The first failed pod fails the attempt. The restart policy of the operator decides about the next one.
             "backoffLimit": 0,
+            **({} if timeout is None else {"activeDeadlineSeconds": timeout}),
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {
                 "rules": [

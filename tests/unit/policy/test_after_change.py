@@ -7,6 +7,7 @@ import pytest
 
 from factories import make_job
 from finetune_api.constants import ConditionType, Phase, Reason, Stage
+from finetune_api.stages import run_stages
 from finetune_api.v1alpha1 import AttemptStatus, Condition, Outcome, Spec, Status
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed
@@ -93,7 +94,7 @@ def succeeded(evaluated: str) -> Status:
     """A complete run whose evaluation was started with fields of this hash."""
     attempts = tuple(
         AttemptStatus(stage=stage, number=number, job_name=stage, start_time=THEN, outcome=Outcome.SUCCEEDED)
-        for number, stage in enumerate(Stage, start=1)
+        for number, stage in enumerate(run_stages(), start=1)
     )
     attempts = (*attempts[:-1], attempts[-1].model_copy(update={"evaluation_spec_hash": evaluated}))
     return make_status(

@@ -3,6 +3,7 @@ import pytest
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import out_of_memory_advice
 from finetune_api.progress import Progress, TerminationMessage
+from finetune_api.stages import run_stages
 from finetune_trainer.supervisor.outcome import RankExit, decisive_exit, exit_status, termination_message
 
 PROGRESS = Progress(stage="train", step=7)
@@ -88,7 +89,7 @@ def test_the_supervisor_explains_the_exit_of_a_rank_without_a_result(
     assert message(decisive, None, status).error == error
 
 
-@pytest.mark.parametrize("stage", list(Stage))
+@pytest.mark.parametrize("stage", run_stages())
 def test_a_kill_for_memory_has_the_advice_of_its_stage(stage: Stage) -> None:
     found = termination_message(
         RankExit(0, -9, 1.0), None, stage=stage, status=80, last_lines=(), progress=Progress(stage=stage)

@@ -43,7 +43,7 @@ from .pipeline import dataset_digest
 from .problems import BadRecords
 from .prompts import check_prompts, format_prompts
 from .readers import column_names
-from .sources import SourceFile, fetch_sources
+from .sources import SourceFile, fetch_sources, listing_digest
 
 _MIN_GROUPING_SAVING = 0.25
 """Minimum saving of computation for which rows are grouped by length, because grouping reduces randomness. Over five
@@ -72,6 +72,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         tokenizer = load_tokenizer(model.path)
         store_copy(model, store, config.output_uri)
     with report.phase("fetch", "fetching the data files"):
+        source_digest = listing_digest(spec.data, store)  # before: a file that changes meanwhile differs from it
         files = _fetch_files(spec.data, store, runtime.scratch / "sources")
         data_format = spec.data.format or _detected_format(spec.data, spec.model.task, files["train"])
     task = known_task or SUPPORT.task_for(data_format)
@@ -114,6 +115,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     prepared = Prepared(
         dataset_uri=dataset_uri,
         dataset_digest=digest,
+        source_digest=source_digest,
         model_digest=model.digest,
         model_revision=model.revision,
         requested_revision=spec.model.uri.partition("@")[2] if model.revision else None,

@@ -2,17 +2,18 @@
 
 import glob
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.v1alpha1 import Source
+from finetune_api.v1alpha1 import Data, Source
 
 from ..errors import BadConfigError, BadDataError
 from ..hub import HubFile, HubRepository, resolve_dataset
-from ..store.client import ObjectStore
+from ..store.client import ObjectInfo, ObjectStore
 from ..store.digests import sha256_of
 from ..store.transfer import inside
 from ..store.uri import matches
@@ -38,6 +39,8 @@ class _Found:
     uri: str
     """The address of this file alone; for the hub with its commit, so that its content never changes."""
     name: str
+    version: str
+    """Differs after the content was replaced: size and ETag, or time. Empty: the address contains the version."""
     fetch: Callable[[Path], Path]
     """Download it to the path, or return its existing path."""
 
@@ -53,14 +56,28 @@ def fetch_sources(sources: Sequence[Source], field: str, store: ObjectStore, fol
         return tuple(pool.map(lambda uri: _fetch(found[uri], folder), sorted(found)))
 
 
+def listing_digest(data: Data, store: ObjectStore) -> str:
+    """Return the SHA-256 over split, address and version of every source file. Nothing is downloaded.
+
+    Raises BadDataError for an address that names no file, and storage errors.
+    """
+    splits = {"train": data.train, "validation": data.validation.sources or (), "test": data.test.sources or ()}
+    found = {
+        (split, file.uri, file.version)
+        for split, sources in splits.items()
+        for source in sources
+        for file in _resolve(source.uri, f"spec.data.{split}", store)
+    }
+    return hashlib.sha256(json.dumps(sorted(found)).encode()).hexdigest()
+
+
 def _resolve(uri: str, field: str, store: ObjectStore) -> list[_Found]:
     if uri.startswith("file://"):
         found = _local(uri, field)
     elif uri.startswith("hf://"):
         found = _on_hub(uri)
     else:
-        objects = [info.uri for info in store.glob(uri) if not info.uri.endswith("/")]
-        found = [_stored(address, store) for address in objects]
+        found = [_stored(info, store) for info in store.glob(uri) if not info.uri.endswith("/")]
     if not found:
         raise BadDataError(
             f"{field}: {uri} matches no file",
@@ -69,12 +86,12 @@ def _resolve(uri: str, field: str, store: ObjectStore) -> list[_Found]:
     return found
 
 
-def _stored(uri: str, store: ObjectStore) -> _Found:
+def _stored(info: ObjectInfo, store: ObjectStore) -> _Found:
     def fetch(path: Path) -> Path:
-        store.download(uri, path)
+        store.download(info.uri, path)
         return path
 
-    return _Found(uri, uri.rsplit("/", 1)[1], fetch)
+    return _Found(info.uri, info.uri.rsplit("/", 1)[1], f"{info.size} {info.etag}", fetch)
 
 
 def _on_hub(uri: str) -> list[_Found]:
@@ -98,7 +115,7 @@ def _in_repository(repository: HubRepository, file: HubFile) -> _Found:
             f"{repository.uri} matches the file {file.name!r}, which must be a path within the repository",
             advice="name other files, or rename the file in the repository",
         ) from None
-    return _Found(uri, file.name.rsplit("/", 1)[-1], fetch)
+    return _Found(uri, file.name.rsplit("/", 1)[-1], "", fetch)
 
 
 def _local(uri: str, field: str) -> list[_Found]:
@@ -113,7 +130,8 @@ def _local(uri: str, field: str) -> list[_Found]:
 
 
 def _in_place(path: Path) -> _Found:
-    return _Found(f"file://{path}", path.name, lambda _: path)
+    info = path.stat()
+    return _Found(f"file://{path}", path.name, f"{info.st_size} {info.st_mtime_ns}", lambda _: path)
 
 
 def _fetch(found: _Found, folder: Path) -> SourceFile:

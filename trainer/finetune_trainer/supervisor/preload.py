@@ -40,7 +40,8 @@ def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
     _import(accelerator, stages)
     gc.freeze()
     gc.enable()
-    assert not sys.modules["torch"].cuda.is_initialized(), "an import has initialized CUDA, so ranks cannot be forked"
+    torch = sys.modules.get("torch")
+    assert torch is None or not torch.cuda.is_initialized(), "an import has initialized CUDA: ranks cannot be forked"
 
 
 def _import(accelerator: str, stages: Collection[Stage]) -> None:

@@ -1,0 +1,87 @@
+"""Polls of the source files of a run that has ended, `spec.data.poll`.
+
+A poll is a Job of its own. It is not an attempt of the run, and the run stays complete. Its Job is deleted when its
+result has been recorded.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from finetune_api.clock import time_after
+from finetune_api.constants import Stage
+from finetune_api.evaluation_needs import EvaluationNeeds
+from finetune_api.v1alpha1 import Dtype, FineTuneJob, PollStatus, Spec, Status
+from finetune_api.v1alpha1.quantities import seconds
+
+from ..observed import Observed, ObservedStage
+from ..settings import OperatorSettings
+from .actions import Action, CreateChildren, DeleteJob
+from .world import stage_config
+
+_MAX_MESSAGE = 256
+_NO_MODEL = EvaluationNeeds(parameters=0, test_tokens=None, dtype=Dtype.FLOAT32)
+
+
+def found_change(status: Status, spec: Spec, observed: Observed) -> bool:
+    """Whether a poll of the current run has ended and found other files than the run was prepared from."""
+    known = "" if status.run.resolved is None else status.run.resolved.source_digest
+    digests = [_digest(poll) for poll in _ended(status, observed)]
+    return spec.data.poll is not None and bool(known) and any(digest not in {"", known} for digest in digests)
+
+
+def with_results(status: Status, observed: Observed, now: str) -> Status:
+    """Return the status with the polls of the current run that have ended."""
+    for poll in _ended(status, observed):
+        before = status.poll or PollStatus()
+        if poll.attempt <= before.number:
+            continue  # recorded before; its Job is being deleted
+        digest = _digest(poll)
+        message = "" if digest else _failure(poll)
+        found = PollStatus(number=poll.attempt, last_time=now, message=message[:_MAX_MESSAGE])
+        status = status.model_copy(update={"poll": found})
+        resolved = status.run.resolved
+        if digest and resolved is not None and not resolved.source_digest:
+            # An earlier version prepared the run: from now on, changes are compared with this listing.
+            status = status.with_run(resolved=resolved.model_copy(update={"source_digest": digest}))
+    return status
+
+
+def next_time(spec: Spec, status: Status) -> datetime | None:
+    """Return when the next poll starts; None: none, because the run has not ended, or was never prepared."""
+    if spec.data.poll is None or spec.suspend or status.terminal_condition is None or status.run.resolved is None:
+        return None
+    started = [status.poll.last_time if status.poll else None, status.run.completion_time]
+    last = max((time for time in started if time), default=None)
+    return None if last is None else time_after(last, seconds(spec.data.poll))
+
+
+def actions(
+    job: FineTuneJob, status: Status, observed: Observed, settings: OperatorSettings, now: datetime
+) -> Iterator[Action]:
+    """Yield the changes of the Jobs of polls. `status` is that after the step."""
+    for poll in observed.polls:
+        is_useless = poll.run != status.run.number or next_time(job.spec, status) is None
+        if not poll.deleting and (is_useless or not poll.active):
+            yield DeleteJob(poll.job_name, poll.uid)
+    due_at = next_time(job.spec, status)
+    if due_at is None or due_at > now or observed.polls:
+        return
+    number = 1 + (status.poll.number if status.poll else 0)
+    config = stage_config(job, status.run.number, Stage.POLL, number, settings.storage)
+    yield CreateChildren(config, _NO_MODEL)
+
+
+def _ended(status: Status, observed: Observed) -> tuple[ObservedStage, ...]:
+    return tuple(poll for poll in observed.polls if not poll.active and poll.run == status.run.number)
+
+
+def _digest(poll: ObservedStage) -> str:
+    """Return the digest that a poll has reported; empty if it failed."""
+    messages = (pod.message for pod in poll.pods if poll.succeeded)
+    return next((found.polled.source_digest for found in messages if found is not None and found.polled), "")
+
+
+def _failure(poll: ObservedStage) -> str:
+    errors = (pod.message.error or pod.message.advice for pod in poll.pods if pod.message is not None)
+    reasons = (pod.kubelet_message or pod.waiting or pod.raw_message for pod in poll.pods)
+    return next((text for text in (*errors, *reasons) if text), f"{poll.job_name} failed").partition("\n")[0]
