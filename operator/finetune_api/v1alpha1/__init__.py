@@ -9,6 +9,7 @@ from .methods.full import FullFineTune
 from .methods.lora import Lora
 from .metrics import METRIC_SUPPORT, Metric, MetricSupport
 from .model import Dtype, Model
+from .promotion import Promotion, Threshold
 from .results import ArtifactFormat, Checkpoint, Evaluation, Output, Storage
 from .schedule import ConcurrencyPolicy, RunSchedule
 from .scope import Scope
@@ -28,6 +29,8 @@ from .status import (
     PastRun,
     PollStatus,
     ProgressStatus,
+    PromotionOutcome,
+    PromotionStatus,
     ResolvedStatus,
     RunStatus,
     RunTrigger,
@@ -90,6 +93,9 @@ __all__ = [
     "PastRun",
     "PollStatus",
     "ProgressStatus",
+    "Promotion",
+    "PromotionOutcome",
+    "PromotionStatus",
     "Quantity",
     "ResolvedStatus",
     "Resources",
@@ -110,6 +116,7 @@ __all__ = [
     "Storage",
     "Task",
     "TaskSupport",
+    "Threshold",
     "Toleration",
     "Training",
     "UpdatePolicy",

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from .base import ENDPOINT_PATTERN, ApiModel, Duration, S3Uri, SecretName, matching
+from .promotion import Promotion
 from .scope import Scope
 
 DEFAULT_MAX_LOST_WORK = "10m"
@@ -56,6 +57,10 @@ class Evaluation(ApiModel, scope=Scope.EVALUATION):
 
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
     """Maximum length of these answers, in tokens."""
+
+    promote: Promotion | None = None
+    """Promote the model to `<output.uri>/promoted/` if it meets these conditions. Absent: models are promoted only by
+    `finetune promote`."""
 
 
 class ArtifactFormat(StrEnum):

@@ -186,6 +186,8 @@ class CandidateName(StrEnum):
     """The base model."""
     TUNED = "tuned"
     """The fine-tuned model."""
+    PROMOTED = "promoted"
+    """The promoted model, evaluated on the test split of this run."""
 
 
 class CandidateStatus(StatusModel):
@@ -204,6 +206,31 @@ class ArtifactStatus(StatusModel):
     """SHA-256 over the files' names and contents."""
     report: str = ""
     """Address of the HTML report."""
+
+
+class PromotionOutcome(StrEnum):
+    """Result of a promotion."""
+
+    PROMOTED = "Promoted"
+    REFUSED = "Refused"
+    """A condition of `spec.evaluation.promote` does not hold."""
+    CONFLICT = "Conflict"
+    """Another model was promoted while this one was being evaluated."""
+
+
+class PromotionStatus(StatusModel):
+    """Result of `spec.evaluation.promote` for this run."""
+
+    outcome: PromotionOutcome
+    """Promoted, Refused or Conflict."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """Every condition with its value."""
+    uri: str = ""
+    """Folder of the model that is promoted now."""
+    previous: str = ""
+    """Folder of the model that was promoted before. Empty: none."""
+    time: Time | None = None
+    """When it was decided."""
 
 
 class ResolvedStatus(StatusModel):
@@ -301,6 +328,8 @@ class RunStatus(StatusModel):
     """Models that were evaluated on the test split."""
     artifact: ArtifactStatus | None = None
     """The exported model."""
+    promotion: PromotionStatus | None = None
+    """Result of `spec.evaluation.promote`. Absent: it is not set, or the model has not been evaluated."""
     failure: FailureStatus | None = None
     """Why the run, or its last attempt, failed."""
     attempts: Annotated[tuple[AttemptStatus, ...], Field(max_length=10)] = ()

@@ -1,0 +1,46 @@
+"""`spec.evaluation.promote`: what a model must achieve on the test split before it replaces the promoted one."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from .base import ApiModel
+from .metrics import Metric
+from .scope import Scope
+
+
+class Threshold(ApiModel, scope=Scope.EVALUATION):
+    """Bounds of one metric of the test split. At least one of `min` and `max`."""
+
+    metric: Metric
+    """Metric of the task."""
+
+    min: float | None = None
+    """The metric must be at least this."""
+
+    max: float | None = None
+    """The metric must be at most this."""
+
+
+class Promotion(ApiModel, scope=Scope.EVALUATION):
+    """Conditions under which the evaluate stage promotes the model. All of them must hold.
+
+    `{}` promotes the first model, and then each model that is significantly better than the promoted one.
+    """
+
+    metric: Metric | None = None
+    """Metric that gains are computed from. Absent: the metric by which the report compares the models."""
+
+    thresholds: Annotated[tuple[Threshold, ...], Field(max_length=8)] = ()
+    """Bounds of metrics of the test split."""
+
+    min_gain_over_baseline: float | None = None
+    """Minimum improvement over the base model, in units of the metric; positive is better, also for Loss. Requires
+    `evaluation.baseline`. Absent: the base model is not compared."""
+
+    min_gain_over_promoted: float = 0.0
+    """Minimum improvement over the promoted model, which is evaluated on the test split of this run; positive is
+    better, also for Loss."""
+
+    max_p_value: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Maximum p-value of the paired test against the promoted model on the same examples. 1: no test."""
