@@ -20,7 +20,7 @@ from .constants import (
     VERSION,
 )
 from .support import SUPPORT
-from .v1alpha1 import FineTuneJob, Method, Spec, Status
+from .v1alpha1 import ArtifactFormat, FineTuneJob, Method, Spec, Status
 
 Schema = dict[str, Any]
 
@@ -73,6 +73,17 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "endpoint must not contain a user name or password; name a Secret with them in credentialsSecret",
         ),
     ),
+    "spec.evaluation": (
+        (
+            "!has(self.promote) || !has(self.promote.minGainOverBaseline) || self.baseline",
+            "promote.minGainOverBaseline must be absent if the base model is not evaluated; remove it, or set baseline "
+            "to true",
+        ),
+    ),
+    "spec.evaluation.promote.thresholds[]": (
+        ("has(self.min) || has(self.max)", "must have at least one of min, max"),
+        ("!has(self.min) || !has(self.max) || self.min <= self.max", "min must be at most max"),
+    ),
     "spec.training.warmup": (("!has(self.ratio) || !has(self.steps)", "must not have both ratio and steps; keep one"),),
     "spec.checkpoint": (
         ("!has(self.maxLostWork) || !has(self.everySteps)", "must not have both maxLostWork and everySteps; keep one"),
@@ -102,6 +113,14 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "!has(self.training.earlyStopping) || self.checkpoint.keepBest >= 1",
             "checkpoint.keepBest must be at least 1 with early stopping, which exports the best checkpoint",
+        ),
+        (
+            "!has(self.evaluation.promote) || !has(self.data.test.fraction) || self.data.test.fraction > 0.0",
+            "data.test.fraction must be above 0 with evaluation.promote, which needs a test split",
+        ),
+        (
+            f"!has(self.evaluation.promote) || '{ArtifactFormat.MERGED}' in self.output.formats",
+            f"output.formats must have {ArtifactFormat.MERGED} with evaluation.promote, which needs a complete model",
         ),
     ),
 }

@@ -35,11 +35,13 @@ class EvaluationNeeds:
         return int(_SLACK * width * self.parameters) + _PROCESS_BYTES
 
     def flop(self, spec: Spec) -> float:
-        """Floating-point operations of the forward passes: test split and sample answers of each candidate, and the
-        comparison of each exported folder with the trained model."""
+        """Floating-point operations of the forward passes: test split and sample answers of each candidate, the test
+        split of the promoted model, and the comparison of each exported folder with the trained model."""
         candidates = 2 if spec.evaluation.baseline else 1
+        measured = candidates + (spec.evaluation.promote is not None)
         generated = len(spec.evaluation.prompts) * spec.evaluation.max_new_tokens
-        tokens = candidates * ((self.test_tokens or 0) + generated) + _RELOAD_TOKENS * len(spec.output.formats)
+        tokens = measured * (self.test_tokens or 0) + candidates * generated
+        tokens += _RELOAD_TOKENS * len(spec.output.formats)
         return float(_FORWARD_FLOP * self.parameters * tokens)
 
     def gpus(self, spec: Spec) -> int:

@@ -10,7 +10,7 @@ from .constants import RESERVED_PREFIX, RESERVED_VARIABLES
 from .cron import schedule_errors
 from .redaction import has_credentials
 from .support import DTYPE_STAGES, OFFLOAD_STAGES, SUPPORT
-from .v1alpha1 import Dtype, Holdout, Offload, Spec, Task
+from .v1alpha1 import ArtifactFormat, Dtype, Holdout, Offload, Spec, Task
 from .v1alpha1.quantities import seconds
 
 _MIN_POLL_SECONDS = 60
@@ -44,6 +44,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _batch,
         _fewest_workers,
         _early_stopping,
+        _promotion,
         _output,
         _schedule,
         _poll,
@@ -249,6 +250,33 @@ def _early_stopping(spec: Spec) -> Iterator[Violation]:
             "spec.checkpoint.keepBest",
             f"must be at least 1, not {spec.checkpoint.keep_best}: early stopping exports the best checkpoint; "
             "write 1, or remove spec.training.earlyStopping",
+        )
+
+
+def _promotion(spec: Spec) -> Iterator[Violation]:
+    promote, path = spec.evaluation.promote, "spec.evaluation.promote"
+    if promote is None:
+        return
+    for index, threshold in enumerate(promote.thresholds):
+        if threshold.min is None and threshold.max is None:
+            yield Violation(f"{path}.thresholds[{index}]", "must have at least one of min, max; write one of them")
+        elif threshold.min is not None and threshold.max is not None and threshold.min > threshold.max:
+            yield Violation(
+                f"{path}.thresholds[{index}].min",
+                f"must be at most max, {threshold.max:g}, not {threshold.min:g}; exchange them, or remove one",
+            )
+    if spec.data.test.fraction == 0.0:
+        yield Violation(path, "must have a test split; set spec.data.test.fraction above 0")
+    if promote.min_gain_over_baseline is not None and not spec.evaluation.baseline:
+        yield Violation(
+            f"{path}.minGainOverBaseline",
+            "must be absent if the base model is not evaluated; remove it, or set spec.evaluation.baseline to true",
+        )
+    if ArtifactFormat.MERGED not in spec.output.formats:
+        yield Violation(
+            path,
+            f"must have a complete model to promote; add {ArtifactFormat.MERGED} to spec.output.formats, or remove "
+            "promote",
         )
 
 

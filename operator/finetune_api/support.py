@@ -209,6 +209,17 @@ class Support:
                 ),
                 refused=refused,
             )
+            for path, values, within in _PROMOTION_METRICS:
+                yield restriction(
+                    path,
+                    values=values,
+                    allowed=row.metrics,
+                    within=within,
+                    requirement=lambda value: (
+                        f"must be a metric of {row.model}s, not {value}; write {_any_of(row.metrics)}"
+                    ),
+                    refused=refused,
+                )
         if not row.answers_prompts:
             yield restriction(
                 "evaluation.prompts",
@@ -302,7 +313,8 @@ Without `spec.model.task`, the first task in the table that lists the data forma
 
 ## Metrics
 
-Metrics of the validation split, which can be used in `spec.training.earlyStopping`, and of the test split.
+Metrics of the validation split, which can be used in `spec.training.earlyStopping`, and of the test split, which can be
+used in `spec.evaluation.promote`.
 
 {metrics}
 
@@ -366,6 +378,37 @@ def _cel_within(path: str, *, present: str = "") -> Callable[[str], str]:
 
 def _cel_all(path: str) -> Callable[[str], str]:
     return lambda allowed: f"!has(self.{path}) || self.{path}.all(one, one in {allowed})"
+
+
+def _promotion_metric(spec: Spec) -> tuple[Metric, ...]:
+    promote = spec.evaluation.promote
+    return () if promote is None or promote.metric is None else (promote.metric,)
+
+
+def _threshold_metrics(spec: Spec) -> tuple[Metric, ...]:
+    promote = spec.evaluation.promote
+    return () if promote is None else tuple(threshold.metric for threshold in promote.thresholds)
+
+
+_PROMOTION_METRICS: tuple[tuple[str, Callable[[Spec], Sequence[Metric]], Callable[[str], str]], ...] = (
+    (
+        "evaluation.promote.metric",
+        _promotion_metric,
+        lambda allowed: (
+            "!has(self.evaluation.promote) || !has(self.evaluation.promote.metric) || "
+            f"self.evaluation.promote.metric in {allowed}"
+        ),
+    ),
+    (
+        "evaluation.promote.thresholds[].metric",
+        _threshold_metrics,
+        lambda allowed: (
+            "!has(self.evaluation.promote) || !has(self.evaluation.promote.thresholds) || "
+            f"self.evaluation.promote.thresholds.all(one, one.metric in {allowed})"
+        ),
+    ),
+)
+"""Path, values in a spec and CEL of the fields of `spec.evaluation.promote` that name a metric."""
 
 
 def _headline(row: TaskSupport) -> str:

@@ -20,6 +20,7 @@ _VALUES: dict[str, Any] = {
     "method": {"full": {}},
     "data.validation": {"fraction": 0.2},
     "data.test": {"fraction": 0.2},
+    "evaluation.promote.thresholds[]": {"metric": "Loss", "max": 1},
     "deepspeed.config": {"steps_per_print": 7},
     "schedule.cron": "0 3 * * SUN",
     "schedule.timeZone": "Europe/Berlin",
@@ -32,6 +33,7 @@ _VARIABLE: dict[str, Any] = {"name": "X"}
 _AROUND: dict[str, Any] = {
     "data.validation.stratify": {"data": {"validation": {"fraction": 0.2}}},
     "data.test.stratify": {"data": {"test": {"fraction": 0.2}}},
+    "evaluation.promote.thresholds[].": {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": 1}]}}},
     "method.promptTuning": {"output": {"formats": ["Adapter"]}},
     "schedule.": {"schedule": {"cron": "0 3 * * SUN"}},
     "workers.startTimeout": {"workers": {"minNodes": 1}},
@@ -112,7 +114,7 @@ def _wrong_values(node: Schema) -> tuple[Any, ...]:
         case "integer":
             return ("3", 2.5, True, node.get("minimum", 0) - 1)
         case "number":
-            return ("0.1", True, -1)
+            return ("0.1", True, *([node["minimum"] - 1] if "minimum" in node else []))
         case "string":
             return (7, True, {}, [])
         case _:  # a quantity

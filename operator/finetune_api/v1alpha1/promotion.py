@@ -8,6 +8,9 @@ from .base import ApiModel
 from .metrics import Metric
 from .scope import Scope
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""YAML can contain infinity and NaN, but JSON cannot."""
+
 
 class Threshold(ApiModel, scope=Scope.EVALUATION):
     """Bounds of one metric of the test split. At least one of `min` and `max`."""
@@ -15,10 +18,10 @@ class Threshold(ApiModel, scope=Scope.EVALUATION):
     metric: Metric
     """Metric of the task."""
 
-    min: float | None = None
+    min: Finite | None = None
     """The metric must be at least this."""
 
-    max: float | None = None
+    max: Finite | None = None
     """The metric must be at most this."""
 
 
@@ -34,13 +37,13 @@ class Promotion(ApiModel, scope=Scope.EVALUATION):
     thresholds: Annotated[tuple[Threshold, ...], Field(max_length=8)] = ()
     """Bounds of metrics of the test split."""
 
-    min_gain_over_baseline: float | None = None
+    min_gain_over_baseline: Finite | None = None
     """Minimum improvement over the base model, in units of the metric; positive is better, also for Loss. Requires
     `evaluation.baseline`. Absent: the base model is not compared."""
 
-    min_gain_over_promoted: float = 0.0
+    min_gain_over_promoted: Finite = 0.0
     """Minimum improvement over the promoted model, which is evaluated on the test split of this run; positive is
     better, also for Loss."""
 
-    max_p_value: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    max_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
     """Maximum p-value of the paired test against the promoted model on the same examples. 1: no test."""

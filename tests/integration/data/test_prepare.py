@@ -577,6 +577,12 @@ def test_the_real_minilm_is_measured_and_accepts_512_tokens(place, minilm_folder
         ),
         pytest.param(
             classified(),
+            {"evaluation": {"promote": {"thresholds": [{"metric": "EntityF1", "min": 0.5}]}}},
+            "spec.evaluation.promote.thresholds[].metric must",
+            id="a classifier has no entity F1 to be promoted by",
+        ),
+        pytest.param(
+            classified(),
             {"evaluation": {"prompts": ["Hello"]}},
             "spec.evaluation.prompts must",
             id="a classifier answers no prompts",

@@ -192,6 +192,54 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             job_with("spec.model.task", "SequenceClassification")["spec"] | {"evaluation": {"prompts": ["Hi"]}},
             "spec.evaluation.prompts must be empty for a classifier",
         ),
+        ("spec.evaluation.promote", {}, None),
+        ("spec.evaluation.promote", {"metric": "MacroF1", "thresholds": [{"metric": "Loss", "max": 1}]}, None),
+        ("spec.evaluation.promote", {"thresholds": [{"metric": "Accuracy", "min": 0.8, "max": 0.8}]}, None),
+        (
+            "spec",
+            job_with("spec.model.task", "SequenceClassification")["spec"]
+            | {"evaluation": {"promote": {"metric": "Perplexity"}}},
+            "spec.evaluation.promote.metric must be a metric of classifiers, not Perplexity; write Loss, Accuracy or Mac",
+        ),
+        (
+            "spec",
+            job_with("spec.model.task", "SequenceClassification")["spec"]
+            | {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": 1}, {"metric": "EntityF1", "min": 0.5}]}}},
+            "spec.evaluation.promote.thresholds[].metric must be a metric of classifiers, not EntityF1; write Loss",
+        ),
+        (
+            "spec.evaluation.promote",
+            {"thresholds": [{"metric": "Loss", "max": 1}, {"metric": "Loss"}]},
+            "spec.evaluation.promote.thresholds[1] must have at least one of min, max; write one of them",
+        ),
+        (
+            "spec.evaluation.promote",
+            {"thresholds": [{"metric": "Loss", "min": 2, "max": 1.5}]},
+            "spec.evaluation.promote.thresholds[0].min must be at most max, 1.5, not 2; exchange them, or remove one",
+        ),
+        (
+            "spec.evaluation.promote",
+            {"minGainOverPromoted": float("nan")},
+            "spec.evaluation.promote.minGainOverPromoted must be a finite number, not NaN",
+        ),
+        (
+            "spec.evaluation",
+            {"baseline": False, "promote": {"minGainOverBaseline": 0.1}},
+            "spec.evaluation.promote.minGainOverBaseline must be absent if the base model is not evaluated; remove it",
+        ),
+        ("spec.evaluation", {"baseline": False, "promote": {}}, None),
+        (
+            "spec",
+            job_with("spec.evaluation.promote", {})["spec"]
+            | {"data": {"train": [{"uri": "s3://bucket/t.csv"}], "test": {"fraction": 0}}},
+            "spec.evaluation.promote must have a test split; set spec.data.test.fraction above 0",
+        ),
+        (
+            "spec",
+            job_with("spec.evaluation.promote", {})["spec"]
+            | {"method": {"lora": {"rank": 4}}, "output": {"uri": "s3://bucket/out", "formats": ["Adapter"]}},
+            "spec.evaluation.promote must have a complete model to promote; add Merged to spec.output.formats",
+        ),
         ("spec.output.formats", ["Adapter"], "spec.output.formats must not have Adapter without spec.method.lora"),
         (
             "spec.training.earlyStopping",
