@@ -29,7 +29,7 @@ _NOT_IMPLEMENTED = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 class Conditions(Enum):
-    """How puts with `If-None-Match` are handled."""
+    """How puts with `If-None-Match` and `If-Match` are handled."""
 
     HONOURED = "honoured"
     IGNORED = "ignored"
@@ -38,6 +38,8 @@ class Conditions(Enum):
     """501 NotImplemented."""
     REFUSED_AS_BAD = "refused as bad"
     """400 with the same code."""
+    ONLY_ABSENT = "only absent"
+    """`If-None-Match` is honoured, and `If-Match` is ignored."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class StoreProxy(ReverseProxy):
     conditions: Conditions = Conditions.HONOURED
     deletes_many: bool = True
     """Whether DeleteObjects is supported."""
+    copies: bool = True
+    """Whether CopyObject and UploadPartCopy are supported."""
     path: str = ""
     """Path prefix of the buckets, such as `/storage/v1/s3`; requests without it get 404."""
     requests: list[Request] = field(default_factory=list)
@@ -88,16 +92,23 @@ class StoreProxy(ReverseProxy):
         return aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=("User-Agent", "Content-Type"))
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        is_conditional = request.method == "PUT" and "If-None-Match" in request.headers
+        is_conditional = request.method == "PUT" and not {"If-None-Match", "If-Match"}.isdisjoint(request.headers)
         self.requests.append(Request(request.method, request.path, is_conditional, time.monotonic()))
         body = await request.read()
-        if is_conditional and self.conditions is not Conditions.HONOURED:
+        if is_conditional and not self._honours(request):
             return await self._unconditional(request.path, body)
+        if not self.copies and request.method == "PUT" and "x-amz-copy-source" in request.headers:
+            return web.Response(status=501, text=_NOT_IMPLEMENTED, content_type="application/xml")
         if not self.deletes_many and request.method == "POST" and "delete" in request.query:
             return web.Response(status=501, text=_NOT_IMPLEMENTED, content_type="application/xml")
         if self.path:
             return await self._below_the_path(request, body)
         return await self._passed_on(request, body)
+
+    def _honours(self, request: web.Request) -> bool:
+        if self.conditions is Conditions.ONLY_ABSENT:
+            return "If-None-Match" in request.headers
+        return self.conditions is Conditions.HONOURED
 
     async def _below_the_path(self, request: web.Request, body: bytes) -> web.Response:
         """Forward the request without the prefix; the path is signed, so the request is signed again."""
@@ -114,7 +125,7 @@ class StoreProxy(ReverseProxy):
 
     async def _unconditional(self, path: str, body: bytes) -> web.Response:
         """Send the request without the header; the header is signed, so this is a new request."""
-        if self.conditions is not Conditions.IGNORED:
+        if self.conditions not in {Conditions.IGNORED, Conditions.ONLY_ABSENT}:
             status = 400 if self.conditions is Conditions.REFUSED_AS_BAD else 501
             return web.Response(status=status, text=_NOT_IMPLEMENTED, content_type="application/xml")
         bucket, _, key = path.removeprefix("/").partition("/")

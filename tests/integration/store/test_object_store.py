@@ -25,8 +25,9 @@ from finetune_trainer.errors import (
     StorageProtocolError,
     StorageUnreachableError,
 )
-from finetune_trainer.store import ObjectStore, RetryPolicy, join
+from finetune_trainer.store import Conditions, ObjectStore, RetryPolicy, join, transfer
 from killable_store import KillableStore
+from store_proxy import Conditions as Handled
 from store_proxy import StoreProxy
 
 MIB = 1 << 20
@@ -35,6 +36,10 @@ REQUESTS = {
     "get_json": lambda store, uri, path: store.get_json(uri),
     "put": lambda store, uri, path: store.put(uri, b"x"),
     "put_if_absent": lambda store, uri, path: store.put_if_absent(uri, b"x"),
+    "put_if_match": lambda store, uri, path: store.put_if_match(uri, b"x", '"0"'),
+    "get_version": lambda store, uri, path: store.get_version(uri, most_bytes=9),
+    "sha256": lambda store, uri, path: store.sha256(uri),
+    "copy": lambda store, uri, path: store.copy(uri, f"{uri}-copy"),
     "head": lambda store, uri, path: store.head(uri),
     "exists": lambda store, uri, path: store.exists(uri),
     "delete": lambda store, uri, path: store.delete(uri),
@@ -155,6 +160,106 @@ def test_an_unanswered_conditional_put_that_succeeded_counts_as_ours(store: Obje
     assert store.put_if_absent(uri, b"mine")
     assert lost.is_set()
     assert not store.put_if_absent(uri, b"mine")
+
+
+def test_an_object_is_replaced_by_exactly_one_of_many_writers(store: ObjectStore, folder_uri: str) -> None:
+    uri = join(folder_uri, "record")
+    store.put(uri, b"old")
+    contents = [f"writer {number}".encode() for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda content: store.put_if_match(uri, content, etag_of(store, uri, b"old")), contents))
+    assert won.count(True) == 1
+    assert store.get(uri) == contents[won.index(True)]
+
+
+def etag_of(store: ObjectStore, uri: str, content: bytes) -> str:
+    """ETag of a small object with this content, whether or not it is still stored."""
+    other = f"{uri}-copy"
+    store.put(other, content)
+    version = store.get_version(other, most_bytes=100)
+    assert version is not None
+    assert version.content == content
+    return version.etag
+
+
+def test_an_object_that_was_replaced_or_deleted_is_not_replaced(store: ObjectStore, folder_uri: str) -> None:
+    uri = join(folder_uri, "record")
+    old = etag_of(store, uri, b"old")
+    assert store.get_version(uri, most_bytes=100) is None
+    assert not store.put_if_match(uri, b"new", old)
+    store.put(uri, b"other")
+    assert not store.put_if_match(uri, b"new", old)
+    assert store.get(uri) == b"other"
+    with pytest.raises(StorageProtocolError, match="has 5 bytes, and must have at most 4"):
+        store.get_version(uri, most_bytes=4)
+
+
+def test_an_unanswered_replacement_that_succeeded_counts_as_ours(store: ObjectStore, folder_uri: str) -> None:
+    uri = join(folder_uri, "record")
+    store.put(uri, b"old")
+    lost = threading.Event()
+
+    def lose_first_answer(**_: Any) -> None:
+        if not lost.is_set():
+            lost.set()
+            raise ConnectionResetError("answer lost")
+
+    old = etag_of(store, uri, b"old")
+    store._client.meta.events.register("after-call.s3.PutObject", lose_first_answer)
+    assert store.put_if_match(uri, b"mine", old)
+    assert lost.is_set()
+    assert not store.put_if_match(uri, b"mine", old)
+
+
+@pytest.mark.parametrize(
+    ("handled", "found"),
+    [
+        (Handled.HONOURED, Conditions.HONOURED),
+        (Handled.IGNORED, Conditions.IGNORED),
+        (Handled.ONLY_ABSENT, Conditions.IGNORED),
+        (Handled.REFUSED, Conditions.REFUSED),
+        (Handled.REFUSED_AS_BAD, Conditions.REFUSED),
+    ],
+)
+def test_a_server_that_cannot_replace_conditionally_is_detected(
+    store_server: EmbeddedStore, store: ObjectStore, folder_uri: str, handled: Handled, found: Conditions
+) -> None:
+    with StoreProxy(store_server, handled) as proxy:
+        assert ObjectStore.connect(proxy.settings(), retry=IMPATIENT).swap_conditions(folder_uri) is found
+    assert list(store.list(folder_uri)) == []
+
+
+@pytest.mark.parametrize("size", [0, 5, 12 * MIB + 1], ids=["empty", "small", "in parts"])
+def test_an_object_is_copied_within_the_server(
+    store_server: EmbeddedStore,
+    store: ObjectStore,
+    folder_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+) -> None:
+    monkeypatch.setattr(transfer._COPY_CONFIG, "multipart_threshold", 5 * MIB)
+    monkeypatch.setattr(transfer._COPY_CONFIG, "multipart_chunksize", 5 * MIB)
+    content = os.urandom(size)
+    store.put(join(folder_uri, "from (1) ü.bin"), content)
+    with StoreProxy(store_server) as proxy:
+        behind = ObjectStore.connect(proxy.settings(), retry=IMPATIENT)
+        behind.copy(join(folder_uri, "from (1) ü.bin"), join(folder_uri, "to/it.bin"))
+        assert proxy.count("GET") == 0, "no byte passes through the client"
+        assert proxy.count("PUT", "to/it.bin") == (3 if size > MIB else 1)
+        assert behind.sha256(join(folder_uri, "to/it.bin")) == hashlib.sha256(content).hexdigest()
+    assert store.get(join(folder_uri, "to/it.bin")) == content
+    with pytest.raises(ObjectMissingError, match=f"{folder_uri}/absent does not exist"):
+        store.copy(join(folder_uri, "absent"), join(folder_uri, "to/it.bin"))
+
+
+def test_a_server_that_cannot_copy_is_reported(
+    store_server: EmbeddedStore, store: ObjectStore, folder_uri: str
+) -> None:
+    store.put(join(folder_uri, "from"), b"x")
+    with StoreProxy(store_server, copies=False) as proxy:
+        behind = ObjectStore.connect(proxy.settings(), retry=IMPATIENT)
+        with pytest.raises(StorageProtocolError, match="rejects a request"):
+            behind.copy(join(folder_uri, "from"), join(folder_uri, "to"))
 
 
 def test_listing_pages_through_more_than_a_thousand_objects(store: ObjectStore, folder_uri: str) -> None:

@@ -199,12 +199,12 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec",
             job_with("spec.model.task", "SequenceClassification")["spec"]
             | {"evaluation": {"promote": {"metric": "Perplexity"}}},
-            "spec.evaluation.promote.metric must be a metric of classifiers, not Perplexity; write Loss, Accuracy or Mac",
+            "spec.evaluation.promote.metric must be a metric of classifiers, not Perplexity; write Loss, Accuracy",
         ),
         (
             "spec",
             job_with("spec.model.task", "SequenceClassification")["spec"]
-            | {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": 1}, {"metric": "EntityF1", "min": 0.5}]}}},
+            | {"evaluation": {"promote": {"thresholds": [{"metric": "EntityF1", "min": 0.5}]}}},
             "spec.evaluation.promote.thresholds[].metric must be a metric of classifiers, not EntityF1; write Loss",
         ),
         (

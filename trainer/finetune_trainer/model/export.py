@@ -1,6 +1,5 @@
 """Exports a trained engine to folders in Hugging Face layout in object storage."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -22,8 +21,9 @@ from ..errors import ExportUnusableError
 from ..methods import METHODS, FineTuningMethod
 from ..methods.base import Weights
 from ..store.client import ObjectStore
+from ..store.digests import folder_sha256, sha256_of
 from ..tasks import TASKS
-from .files import files_in
+from .files import CARD_FILE, files_in
 from .load import load_model
 from .portable import add_older_names, base_name, copy_tokenizer, keep_generation_config
 from .reload import reload_adapter
@@ -32,7 +32,6 @@ from .weights import unpartitioned
 
 log = logging.getLogger("finetune")
 
-CARD_FILE = "README.md"
 _LAST_FILE = {ArtifactFormat.MERGED: "config.json", ArtifactFormat.ADAPTER: "adapter_config.json"}
 """The file that is uploaded last: a folder without it is incomplete."""
 
@@ -170,11 +169,7 @@ def folder_digest(folder: Path) -> str:
     The evaluate stage replaces the card. For a full model, the digest equals that of `fetch_model`, so that it can be
     verified after a download.
     """
-    whole = hashlib.sha256()
-    for name in sorted(files_in(folder) - {CARD_FILE}):
-        with (folder / name).open("rb") as file:
-            whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
+    return folder_sha256((name, sha256_of(folder / name)) for name in files_in(folder) - {CARD_FILE})
 
 
 @contextmanager

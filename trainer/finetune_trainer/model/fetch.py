@@ -34,7 +34,7 @@ from ..hub import HubFile, HubRepository, resolve_model
 from ..locks import locked
 from ..runtime import RuntimeEnv
 from ..store.client import ObjectInfo, ObjectStore
-from ..store.digests import has_etag, sha256_of
+from ..store.digests import folder_sha256, has_etag, sha256_of
 from ..store.transfer import inside
 from ..store.uri import join
 from .files import INDEX_FILE, files_in, model_files, tokenizer_files
@@ -70,10 +70,7 @@ class ModelFiles(Message):
     @property
     def digest(self) -> str:
         """SHA-256 over the sorted names and content digests; identifies the model."""
-        whole = hashlib.sha256()
-        for file in sorted(self.files, key=lambda file: file.name):
-            whole.update(f"{file.name}\0{file.sha256}\n".encode())
-        return whole.hexdigest()
+        return folder_sha256((file.name, file.sha256) for file in self.files)
 
 
 @dataclass(frozen=True)

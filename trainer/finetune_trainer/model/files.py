@@ -21,6 +21,8 @@ TOKENIZER_PATTERNS = (
 _CHAT_TEMPLATES = "additional_chat_templates"
 """Folder of transformers for all chat templates except for the default one, such as `tool_use.jinja`."""
 CONFIG_FILES = ("config.json", "generation_config.json")
+CARD_FILE = "README.md"
+"""The model card. It does not belong to the model, whose digest it must not change."""
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 """JSON; its `weight_map` names the file that holds each tensor."""

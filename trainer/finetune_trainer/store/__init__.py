@@ -3,8 +3,8 @@
 Every failure is raised as an error of `finetune_trainer.errors`. No botocore exception leaves this package.
 """
 
-from .client import Conditions, ObjectInfo, ObjectStore
+from .client import Conditions, ObjectInfo, ObjectStore, StoredVersion
 from .retry import RetryPolicy
 from .uri import S3Address, join, parse
 
-__all__ = ["Conditions", "ObjectInfo", "ObjectStore", "RetryPolicy", "S3Address", "join", "parse"]
+__all__ = ["Conditions", "ObjectInfo", "ObjectStore", "RetryPolicy", "S3Address", "StoredVersion", "join", "parse"]

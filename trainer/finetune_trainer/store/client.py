@@ -27,7 +27,7 @@ from finetune_api.trainer_config import StorageSettings
 from ..errors import BadConfigError, ObjectMissingError, StorageProtocolError
 from . import transfer
 from .credentials import rotating_session
-from .faults import http_status, missing_bucket, refused_key
+from .faults import code_of, http_status, missing_bucket, refused_key
 from .paced import PacedBody
 from .retry import DEFAULT_RETRY, Meter, RetryPolicy
 from .uri import S3Address, is_pattern, join, literal_prefix, matches, parse
@@ -38,6 +38,8 @@ _CONNECT_SECONDS = 5
 READ_SECONDS = 30
 """Timeout for the next bytes of a response, in seconds."""
 _POOL = 32
+_NO_ETAG = f'"{"0" * 32}"'
+"""ETag that no object has."""
 _KEYS_PER_DELETE = 1000
 """Limit of S3."""
 _PARALLEL_DELETES = 16
@@ -61,8 +63,16 @@ class ObjectInfo:
     modified: datetime
 
 
+@dataclass(frozen=True)
+class StoredVersion:
+    """Content of an object, and the ETag that `put_if_match` replaces it by."""
+
+    content: bytes
+    etag: str
+
+
 class Conditions(StrEnum):
-    """How a server handles a conditional write (`If-None-Match: *`)."""
+    """How a server handles a conditional write (`If-None-Match: *`, `If-Match`)."""
 
     HONOURED = "honours"
     IGNORED = "ignores"
@@ -171,26 +181,39 @@ class ObjectStore:
         If a try gets no response, it may have succeeded, so its retry is rejected. In this case the stored bytes are
         compared with `data`, which should therefore contain something that only this writer writes.
         """
-        address = parse(uri)
+        return self._put_if(parse(uri), data, IfNoneMatch="*")
+
+    def put_if_match(self, uri: str, data: bytes, etag: str) -> bool:
+        """Replace the object atomically if it still has this ETag. Returns False if it was replaced or deleted.
+
+        A retry is handled as by `put_if_absent`. If another writer replaces the object between a try without a response
+        and its retry, the result is False, although `data` was stored for a moment.
+        """
+        return self._put_if(parse(uri), data, IfMatch=etag)
+
+    def _put_if(self, address: S3Address, data: bytes, **condition: str) -> bool:
         tries = 0
 
-        def create() -> bool:
+        def put() -> bool:
             nonlocal tries
             tries += 1
             try:
-                self._client.put_object(Bucket=address.bucket, Key=address.key, Body=data, IfNoneMatch="*")
+                self._client.put_object(Bucket=address.bucket, Key=address.key, Body=data, **condition)
             except ClientError as error:
+                if "IfMatch" in condition and code_of(error) == "NoSuchKey":
+                    self._check_bucket(address)
+                    return False
                 if http_status(error) != 412:
                     raise
                 unanswered = tries > 1 or error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
                 return unanswered and self._read(address) == data
             return True
 
-        return self._run(address, create)
+        return self._run(address, put)
 
     def conditions(self, prefix_uri: str) -> Conditions:
         """Test how this server handles `put_if_absent`, with an object under `prefix_uri`. Sends three requests."""
-        probe = join(prefix_uri, f".conditions-{uuid.uuid4().hex}")
+        probe = _probe(prefix_uri)
         try:
             self.put_if_absent(probe, b"first")
             is_honoured = not self.put_if_absent(probe, b"second")
@@ -198,6 +221,63 @@ class ObjectStore:
             return Conditions.REFUSED
         self.delete(probe)
         return Conditions.HONOURED if is_honoured else Conditions.IGNORED
+
+    def swap_conditions(self, prefix_uri: str) -> Conditions:
+        """Test how this server handles `put_if_absent` and `put_if_match`. Sends up to six requests.
+
+        Some servers support only the former.
+        """
+        probe = _probe(prefix_uri)
+        try:
+            is_honoured = (
+                self.put_if_absent(probe, b"first")
+                and not self.put_if_absent(probe, b"second")
+                and not self.put_if_match(probe, b"third", _NO_ETAG)
+                and self.put_if_match(probe, b"fourth", self._etag(probe))
+            )
+            found = Conditions.HONOURED if is_honoured else Conditions.IGNORED
+        except StorageProtocolError:
+            found = Conditions.REFUSED
+        self.delete(probe)
+        return found
+
+    def _etag(self, uri: str) -> str:
+        found = self.head(uri)
+        return "" if found is None else found.etag
+
+    def get_version(self, uri: str, *, most_bytes: int) -> StoredVersion | None:
+        """Return the object's bytes and ETag, or None if it does not exist.
+
+        Raises StorageProtocolError if it has more than `most_bytes`.
+        """
+        address = parse(uri)
+
+        def read() -> StoredVersion:
+            answer = self._client.get_object(Bucket=address.bucket, Key=address.key)
+            if answer["ContentLength"] > most_bytes:
+                answer["Body"].close()
+                raise StorageProtocolError(
+                    f"{address} has {answer['ContentLength']:,} bytes, and must have at most {most_bytes:,}"
+                )
+            return StoredVersion(answer["Body"].read(), answer["ETag"])
+
+        try:
+            return self._run(address, read)
+        except ObjectMissingError:
+            return None
+
+    def sha256(self, uri: str) -> str:
+        """Return the SHA-256 of the object's bytes in hexadecimal digits. Holds one chunk in memory."""
+        address, meter = parse(uri), Meter()
+        return self._retry.run(lambda: self._hash(address, meter), lambda: address, self._endpoint, meter)
+
+    def _hash(self, address: S3Address, meter: Meter) -> str:
+        meter.begin()
+        digest = hashlib.sha256()
+        for chunk in self._client.get_object(Bucket=address.bucket, Key=address.key)["Body"].iter_chunks(_READ_CHUNK):
+            digest.update(chunk)
+            meter.add(len(chunk))
+        return digest.hexdigest()
 
     def head(self, uri: str) -> ObjectInfo | None:
         """Return the object's metadata, or None if it does not exist."""
@@ -340,6 +420,18 @@ class ObjectStore:
         stated = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         return parsedate_to_datetime(stated) if stated else utc_now()
 
+    def copy(self, source_uri: str, target_uri: str) -> None:
+        """Copy an object within the server, without its bytes passing through this process; large ones in parts.
+
+        Raises ObjectMissingError for a missing source, and StorageProtocolError if the server cannot copy.
+        """
+        source = parse(source_uri)
+        try:
+            transfer.copy(self._client, self._retry, self._endpoint, source, parse(target_uri))
+        except ObjectMissingError:
+            self._check_bucket(source)
+            raise
+
     # Files
 
     def download(self, uri: str, path: Path) -> None:
@@ -389,3 +481,7 @@ class ObjectStore:
         if self.get(probe) != probe.encode():
             raise StorageProtocolError(f"{self._endpoint} returned different bytes for {probe} than were written")
         self.delete(probe)
+
+
+def _probe(prefix_uri: str) -> str:
+    return join(prefix_uri, f".conditions-{uuid.uuid4().hex}")

@@ -1,7 +1,10 @@
-"""Digests of local files, to compare with those that a server reports. Reads the files and has no other effects."""
+"""Digests of local files and folders, to compare with those that are recorded or that a server reports.
+
+Reads the files and has no other effects."""
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -17,6 +20,14 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of the file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_sha256(files: Iterable[tuple[str, str]]) -> str:
+    """Return the SHA-256 over the sorted names and content digests of a folder's files; identifies a model."""
+    whole = hashlib.sha256()
+    for name, sha256 in sorted(files):
+        whole.update(f"{name}\0{sha256}\n".encode())
+    return whole.hexdigest()
 
 
 def git_blob_id(path: Path) -> str:

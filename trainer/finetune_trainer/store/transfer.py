@@ -24,6 +24,14 @@ _CONFIG = TransferConfig(
     preferred_transfer_client="classic",
 )
 
+_COPY_CONFIG = TransferConfig(
+    multipart_threshold=256 << 20,
+    multipart_chunksize=256 << 20,
+    max_concurrency=8,
+    preferred_transfer_client="classic",
+)
+"""One request can copy 5 GiB, but a server may send nothing until it has copied them, and the request would time out."""
+
 
 def inside(folder: Path, relative: str) -> Path:
     """Return `folder/relative`. Use it for every path that comes from a server.
@@ -127,3 +135,16 @@ def _upload_pending(client: Any, pending: list[tuple[Path, S3Address]], meter: M
             future.result()
             meter.done += pending[0][0].stat().st_size
             del pending[0]
+
+
+def copy(client: Any, retry: RetryPolicy, endpoint: str, source: S3Address, target: S3Address) -> None:
+    """Copy an object within the server."""
+    meter = Meter()
+
+    def request() -> None:
+        meter.begin()
+        with create_transfer_manager(client, _COPY_CONFIG) as manager:
+            place = {"Bucket": source.bucket, "Key": source.key}
+            manager.copy(place, target.bucket, target.key, subscribers=[_Counter(meter)]).result()
+
+    retry.run(request, lambda: source, endpoint, meter)
