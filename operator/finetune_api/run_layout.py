@@ -3,6 +3,8 @@
 <output>/datasets/<digest>/       prepared data sets, shared by the runs of an output
 <output>/models/<digest>/         copies of base models, shared by the runs of an output
 <output>/runs/r0001-1f3a9c42/     one run, see `RunLayout`
+<output>/promoted.json            the promoted model, shared by the runs of an output, see `PromotionLayout`
+<output>/promoted/                its files
 """
 
 import re
@@ -12,7 +14,10 @@ from typing import Self
 from .v1alpha1 import ArtifactFormat
 
 _INSIDE_CHECKPOINTS = re.compile(r"/checkpoints(/(manifests|blobs)(/[^/]*)?)?/?$")
+_RUN_FOLDER = re.compile(r"(s3://.+)/runs/r[0-9]{4,}-[^/]+")
 _FOLDERS = {ArtifactFormat.MERGED: "model", ArtifactFormat.ADAPTER: "adapter"}
+
+PROMOTION_MARKER = "promotion.json"
 
 
 def dataset_folder(output_uri: str, digest: str) -> str:
@@ -94,6 +99,45 @@ class RunLayout:
     def report(self) -> str:
         """The report as one HTML file."""
         return f"{self.uri}/report.html"
+
+
+@dataclass(frozen=True)
+class PromotionLayout:
+    """The addresses of the promoted model of an output."""
+
+    output_uri: str
+    """`spec.output.uri` without a slash at the end."""
+
+    @classmethod
+    def of(cls, output_uri: str) -> Self:
+        """Return the layout of `spec.output.uri`."""
+        return cls(output_uri.rstrip("/"))
+
+    @classmethod
+    def of_run(cls, run_uri: str) -> Self | None:
+        """Return the layout of the output that contains a run; None if the address is not that of a run's folder."""
+        match = _RUN_FOLDER.fullmatch(run_uri.rstrip("/"))
+        return None if match is None else cls(match[1])
+
+    @property
+    def record(self) -> str:
+        """Which model is promoted, why, and which models were promoted before."""
+        return f"{self.output_uri}/promoted.json"
+
+    @property
+    def folder(self) -> str:
+        """Files of the promoted model, in Hugging Face layout."""
+        return f"{self.output_uri}/promoted"
+
+    @property
+    def marker(self) -> str:
+        """Object in that folder that names its model. It exists only while all files are those of this model."""
+        return f"{self.folder}/{PROMOTION_MARKER}"
+
+    @property
+    def sequence(self) -> str:
+        """Folder with the order of promotions, if storage has no conditional writes."""
+        return f"{self.output_uri}/promotions"
 
 
 def run_name(run: int) -> str:

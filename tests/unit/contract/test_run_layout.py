@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.run_layout import RunLayout, base_model_folder, dataset_folder
+from finetune_api.run_layout import PromotionLayout, RunLayout, base_model_folder, dataset_folder
 from finetune_api.v1alpha1 import ArtifactFormat
 
 README = Path(__file__).parents[3] / "README.md"
@@ -49,3 +49,16 @@ def test_a_run_is_found_from_an_address_in_its_checkpoints(inside: str) -> None:
 @pytest.mark.parametrize("outside", ["/model", "/checkpoints/other/x", "/run.json"])
 def test_other_addresses_are_unchanged(outside: str) -> None:
     assert RunLayout.containing(f"{RUN.uri}{outside}").uri == f"{RUN.uri}{outside}"
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/out", "s3://bucket/runs/r0001-1/runs", "s3://bucket"])
+def test_the_promoted_model_of_a_run_is_that_of_its_output(output: str) -> None:
+    layout = PromotionLayout.of(f"{output}/")
+    assert layout.record == f"{output}/promoted.json"
+    assert layout.marker == f"{output}/promoted/promotion.json"
+    assert PromotionLayout.of_run(RunLayout.of(output, 12345, "1f3a9c42-77").uri) == layout
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/out", "s3://bucket/out/runs/r0001-1/model", "s3://bucket/runs"])
+def test_an_address_that_is_not_a_run_has_no_promoted_model(uri: str) -> None:
+    assert PromotionLayout.of_run(uri) is None

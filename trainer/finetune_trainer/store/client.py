@@ -201,10 +201,11 @@ class ObjectStore:
                 self._client.put_object(Bucket=address.bucket, Key=address.key, Body=data, **condition)
             except ClientError as error:
                 if "IfMatch" in condition and code_of(error) == "NoSuchKey":
-                    self._check_bucket(address)
                     return False
                 if http_status(error) != 412:
                     raise
+                if "IfMatch" in condition:
+                    self._check_bucket(address)  # some servers report a missing bucket as an unmet condition
                 unanswered = tries > 1 or error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
                 return unanswered and self._read(address) == data
             return True

@@ -30,7 +30,7 @@ _COPY_CONFIG = TransferConfig(
     max_concurrency=8,
     preferred_transfer_client="classic",
 )
-"""One request can copy 5 GiB, but a server may send nothing until it has copied them, and the request would time out."""
+"""One request can copy 5 GiB, but it would time out: a server may send nothing until it has copied them."""
 
 
 def inside(folder: Path, relative: str) -> Path:
