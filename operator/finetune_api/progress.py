@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .trainer_config import Exchanged, Prepared
-from .v1alpha1 import Metric
+from .v1alpha1 import Metric, PromotionOutcome
 from .v1alpha1.status import MAX_WARNING_LENGTH, MAX_WARNINGS
 
 FOR_STATUS = "for=status"
@@ -114,6 +114,20 @@ class PollResult(Exchanged):
     """Digest of the listing of all source files."""
 
 
+class PromotionResult(Exchanged):
+    """Result of `spec.evaluation.promote`."""
+
+    outcome: PromotionOutcome
+    message: str = ""
+    """Every condition with its value."""
+    uri: str = ""
+    """Folder of the model that is promoted now. Empty: none."""
+    previous: str = ""
+    """Folder of the model that was promoted before. Empty: none."""
+    time: str = ""
+    """When it was decided, RFC 3339, UTC."""
+
+
 class EvaluateResult(Exchanged):
     """Result of a completed evaluation."""
 
@@ -124,6 +138,10 @@ class EvaluateResult(Exchanged):
     """Its digest."""
     baseline: Figures = {}
     tuned: Figures = {}
+    promoted: Figures = {}
+    """Those of the promoted model that it was compared with."""
+    promotion: PromotionResult | None = None
+    """Absent: `spec.evaluation.promote` is not set."""
     kept_runs: tuple[int, ...] = ()
     """Numbers of the newest runs that have files, ascending, at most as many as a history has entries. Empty: nothing
     was deleted."""
@@ -191,6 +209,12 @@ class TerminationMessage(Exchanged):
             )
             message = message.model_copy(update={"progress": least})
             yield message
+        if message.evaluated is not None and (promotion := message.evaluated.promotion) is not None:
+            promotion = promotion.model_copy(update={"uri": "", "previous": ""})
+            message = message.model_copy(
+                update={"evaluated": message.evaluated.model_copy(update={"promotion": promotion})}
+            )
+            yield message
         # Always fits. Needed only for addresses that are longer than object storage allows.
         yield TerminationMessage(
             stage=self.stage, exit_code=self.exit_code, error=message.error, advice=message.advice, rank=self.rank
@@ -207,6 +231,9 @@ class TerminationMessage(Exchanged):
         if self.prepared is not None:
             notes = tuple(shortened(note, size) for note in self.prepared.notes)
             update["prepared"] = self.prepared.model_copy(update={"notes": notes})
+        if self.evaluated is not None and (promotion := self.evaluated.promotion) is not None:
+            promotion = promotion.model_copy(update={"message": shortened(promotion.message, size)})
+            update["evaluated"] = self.evaluated.model_copy(update={"promotion": promotion})
         return self.model_copy(update=update)
 
     @classmethod

@@ -92,10 +92,14 @@ def log_evaluated(prepared: Prepared, result: EvaluateResult, notes: tuple[str, 
         before = result.baseline.get(metric)
         compared = "" if before is None else f", base model {metric_text(metric, before)}"
         counted = _counted(prepared.counts.test, "row")
+        promoted = result.promoted.get(metric)
+        compared += "" if promoted is None else f", promoted model {metric_text(metric, promoted)}"
         log.info("test split of %s: %s %s%s", counted, metric, metric_text(metric, value), compared)
     for note in notes:
         log.info("%s", note)
     log.info("report written to %s", result.report_uri)
+    if result.promotion is not None:
+        log.info("promotion %s: %s", result.promotion.outcome, result.promotion.message)
 
 
 def _counted(number: int, noun: str, plural: str = "") -> str:

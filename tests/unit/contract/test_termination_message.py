@@ -10,12 +10,13 @@ from finetune_api.progress import (
     CommittedCheckpoint,
     EvaluateResult,
     Progress,
+    PromotionResult,
     TerminationMessage,
     TrainResult,
     merged_warnings,
 )
 from finetune_api.trainer_config import Prepared
-from finetune_api.v1alpha1 import Metric
+from finetune_api.v1alpha1 import Metric, PromotionOutcome
 
 LONG_URI = "s3://bucket/" + "ü" * 500
 CHECKPOINT = CommittedCheckpoint(step=40, uri=f"{LONG_URI}/manifest", time="2026-03-01T12:00:00Z", save_seconds=1.5)
@@ -68,6 +69,43 @@ def test_every_message_fits_and_can_be_read_again(fields):
     assert bool(read.error) == bool(message.error)
     for name in ("trained", "evaluated"):
         assert getattr(read, name) == getattr(message, name)
+
+
+PROMOTION = PromotionResult(outcome="Refused", message="m" * 1024, uri=LONG_URI, time="2026-03-01T12:00:00Z")
+FIGURES = dict.fromkeys(Metric, 0.123456789012345678)
+
+
+@pytest.mark.parametrize("outcome", PromotionOutcome)
+def test_the_outcome_and_the_figures_of_a_promotion_fit_into_every_message(outcome):
+    """With the longest addresses that `spec.output.uri` allows."""
+    uri = "s3://bucket/" + "u" * 1012
+    promotion = PROMOTION.model_copy(update={"outcome": outcome, "uri": f"{uri}/runs/r0001-1", "previous": uri})
+    evaluated = EvaluateResult(
+        report_uri=f"{uri}/runs/r0002-1/report.html",
+        model_uri=f"{uri}/runs/r0002-1/model",
+        digest="d" * 64,
+        **dict.fromkeys(("baseline", "tuned", "promoted"), FIGURES),
+        promotion=promotion,
+    )
+    reported = Progress(stage="evaluate", activity="done", phase_seconds={f"phase {n}": 1.5 for n in range(20)})
+    message = TerminationMessage(stage="evaluate", exit_code=0, progress=reported, evaluated=evaluated)
+    text = message.encode()
+    assert len(text.encode()) <= MAX_TERMINATION_BYTES
+    read = TerminationMessage.decode(text)
+    assert read is not None
+    assert read.evaluated is not None
+    assert read.evaluated.promotion is not None
+    assert (read.evaluated.promotion.outcome, read.evaluated.promotion.time) == (outcome, promotion.time)
+    assert read.evaluated.promotion.message.startswith("mmm")
+    assert read.evaluated.model_copy(update={"promotion": None}) == evaluated.model_copy(update={"promotion": None})
+
+
+def test_a_promotion_keeps_its_message_and_addresses_in_a_usual_message():
+    promotion = PROMOTION.model_copy(update={"uri": "s3://bucket/out/runs/r0001-1/model"})
+    evaluated = EvaluateResult(report_uri="s3://bucket/report", tuned=FIGURES, promotion=promotion)
+    read = TerminationMessage.decode(TerminationMessage(stage="evaluate", exit_code=0, evaluated=evaluated).encode())
+    assert read is not None
+    assert read.evaluated == evaluated
 
 
 @pytest.mark.parametrize("name", [name for name, fields in TOO_MUCH.items() if "progress" in fields])

@@ -6,11 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from finetune_api.v1alpha1 import ArtifactFormat, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Metric, PromotionOutcome, Task
 from finetune_trainer.evaluate.compare import limit_classes
 from finetune_trainer.evaluate.model_card import model_card
-from finetune_trainer.evaluate.records import Generation
-from finetune_trainer.evaluate.report import render_report
+from finetune_trainer.evaluate.records import Generation, PromotionDecision
+from finetune_trainer.evaluate.report import ReportInputs, render_report
+from finetune_trainer.promotion.records import Check
 from finetune_trainer.tasks.metrics import classification_metrics
 
 EVIL = "<script>alert('x')</script>"
@@ -176,3 +177,61 @@ def test_classes_with_few_test_examples_are_listed(report_inputs):
     text = " ".join(Page(render_report(dataclasses.replace(inputs, record=record))).text.split())
     assert "whose metrics are imprecise: rarely." in text
     assert "not measured: never." in text
+
+
+def promotion(**fields: object) -> PromotionDecision:
+    known = {
+        "outcome": PromotionOutcome.REFUSED,
+        "time": "2026-03-01T12:00:00Z",
+        "metric": Metric.ACCURACY,
+        "checks": (
+            Check(holds=True, text="Accuracy 0.9 must be at least 0.8"),
+            Check(holds=False, text=f"the promoted model cannot be compared: {EVIL}"),
+        ),
+        "uri": "s3://corp/models/topics/runs/r0001-7b0e/model",
+    }
+    return PromotionDecision.model_validate(known | fields)
+
+
+def with_promotion(inputs: ReportInputs, decision: PromotionDecision, **update: object) -> ReportInputs:
+    record = inputs.record.model_copy(update={"promotion": decision, **update})
+    return dataclasses.replace(inputs, record=record)
+
+
+@pytest.mark.parametrize(
+    ("decision", "words"),
+    [
+        (
+            promotion(),
+            ["The model was not promoted", "does not hold", EVIL, "Promoted now s3://corp/models/topics/runs"],
+        ),
+        (
+            promotion(outcome="Promoted", checks=(), note="no model was promoted before"),
+            ["The model is promoted : no model was promoted before"],
+        ),
+        (
+            promotion(outcome="Conflict", previous="s3://x/old"),
+            ["promoted at the same time", "Promoted before s3://x/old"],
+        ),
+    ],
+)
+def test_the_decision_on_the_promotion_is_shown_with_every_condition(report_inputs, decision, words):
+    text = render_report(with_promotion(report_inputs(), decision))
+    assert EVIL not in text
+    shown = " ".join(Page(text).text.split())
+    assert [word for word in words if word not in shown] == []
+
+
+def test_the_promoted_model_has_a_column(report_inputs):
+    inputs = report_inputs()
+    promoted = inputs.record.baseline.model_copy(update={"metrics": {Metric.ACCURACY: 0.123}})
+    text = " ".join(Page(render_report(with_promotion(inputs, promotion(), promoted=promoted))).text.split())
+    assert "Test split Promoted before Base model Fine-tuned Change Loss –" in text
+    assert "Accuracy 12.3 % 3.3 % 87.6 %" in text
+    assert "Promoted before" not in " ".join(Page(render_report(inputs)).text.split())
+
+
+def test_the_message_of_a_decision_begins_with_what_prevented_it():
+    assert promotion(note="note").message == (
+        f"note. does not hold: the promoted model cannot be compared: {EVIL}. holds: Accuracy 0.9 must be at least 0.8"
+    )

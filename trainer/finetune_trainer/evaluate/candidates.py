@@ -8,7 +8,7 @@ from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
 from ..methods import METHODS
-from ..model.fetch import fetch_model, prepared_model
+from ..model.fetch import ModelFile, fetch_model, prepared_model
 from ..runtime import RuntimeEnv
 from ..store.client import ObjectStore
 from ..tasks import TASKS
@@ -26,6 +26,10 @@ class Candidate:
     """An exported adapter that is applied to them, if any."""
     exported: bool = False
     """Written by the train stage: the folder must load by itself, with all weights."""
+    is_own: bool = True
+    """False: exported by another run, so that it is not compared with the trained model of this run."""
+    files: tuple[ModelFile, ...] = ()
+    """Files of an exported complete model."""
 
 
 def base_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
@@ -38,11 +42,17 @@ def exported_candidates(config: PreparedConfig, store: ObjectStore, runtime: Run
     """The exports of the train stage, one candidate per format; the first one is evaluated."""
     found = []
     if ArtifactFormat.MERGED in config.spec.output.formats:
-        fetched = fetch_model(config.model_uri, store, runtime.cache)
-        found.append(Candidate(Address(uri=config.model_uri, digest=fetched.digest), fetched.path, exported=True))
+        found.append(complete_candidate(config.model_uri, store, runtime))
     if ArtifactFormat.ADAPTER in config.spec.output.formats:
         found.append(_adapter_candidate(config, store, runtime))
     return tuple(found)
+
+
+def complete_candidate(uri: str, store: ObjectStore, runtime: RuntimeEnv, *, is_own: bool = True) -> Candidate:
+    """The exported complete model of this run, or of another one of the same output."""
+    fetched = fetch_model(uri, store, runtime.cache)
+    address = Address(uri=uri, digest=fetched.digest)
+    return Candidate(address, fetched.path, exported=True, is_own=is_own, files=fetched.listing.files)
 
 
 def _adapter_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:

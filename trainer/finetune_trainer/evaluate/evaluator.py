@@ -58,13 +58,16 @@ class ModelEvaluator:
     """The date that chat templates got as the current date when the data set was made."""
 
     def __call__(self, candidate: Candidate, name: str) -> ModelResult:
-        """Load the model, check it if it was exported, evaluate it on test split and prompts, and release it."""
+        """Load the model, check it if this run exported it, evaluate it on test split and prompts, and release it.
+
+        A model of another run is not asked the prompts.
+        """
         model, tokenizer, reloaded = self._open(candidate, name)
         figures, scores = None, np.zeros(0)
         if self.test is not None:
             with self.report.phase(name, f"evaluating the {name}"):
                 figures, scores = self._measure(model, tokenizer, self.test, candidate, name)
-        answers = self._answers(model, tokenizer, candidate, name) if self._prompts else ()
+        answers = self._answers(model, tokenizer, candidate, name) if self._prompts and candidate.is_own else ()
         del model
         gc.collect()
         return ModelResult(figures, scores, answers, reloaded)
@@ -80,7 +83,7 @@ class ModelEvaluator:
         with self.report.phase("model", f"loading the {name}"):
             model = open_model(candidate, self.config, self.prepared)
             tokenizer = load_tokenizer(candidate.adapter or candidate.folder)
-        if not candidate.exported:
+        if not candidate.exported or not candidate.is_own:
             return model, tokenizer, None
         with self.report.phase("reload", f"comparing the {name} with the trained model"):
             return model, tokenizer, self.check(model, candidate.address.uri, tokenizer.pad_token_id)

@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from finetune_api.comparison import MetricDelta
 from finetune_api.trainer_config import JobRef, Message, SplitCounts
-from finetune_api.v1alpha1 import DataFormat, Metric, Task
+from finetune_api.v1alpha1 import DataFormat, Metric, PromotionOutcome, Task
 
+from ..promotion.records import Check
 from ..tasks.metrics import ClassificationMetrics
 from .significance import Interval, PairedTest
 
@@ -71,6 +72,38 @@ class Reloaded(Message):
         )
 
 
+class PromotionDecision(Message):
+    """Result of `spec.evaluation.promote`."""
+
+    outcome: PromotionOutcome
+    time: str
+    """RFC 3339, UTC."""
+    metric: Metric
+    """Metric of the gains."""
+    checks: tuple[Check, ...]
+    """Every condition with its values."""
+    note: str = ""
+    """One sentence about an outcome that the conditions do not explain."""
+    uri: str = ""
+    """Folder of the model that is promoted now. Empty: none."""
+    previous: str = ""
+    """Folder of the model that was promoted before. Empty: none."""
+    paired_test: PairedTest | None = None
+    """The promoted model against the tuned one. Absent: they were not compared."""
+
+    @property
+    def message(self) -> str:
+        """The outcome in one line: the note, the conditions that do not hold, then the others."""
+        failed = [check.text for check in self.checks if not check.holds]
+        held = [check.text for check in self.checks if check.holds]
+        parts = [
+            *([self.note] if self.note else []),
+            *([f"does not hold: {'; '.join(failed)}"] if failed else []),
+            *([f"holds: {'; '.join(held)}"] if held else []),
+        ]
+        return ". ".join(parts)
+
+
 class Evaluation(Message):
     """`evaluation.json`: all results of one run."""
 
@@ -88,10 +121,14 @@ class Evaluation(Message):
     baseline: ModelMetrics | None = None
     tuned: ModelMetrics | None = None
     """Absent: there is no test split."""
+    promoted: ModelMetrics | None = None
+    """The model that was promoted before, without metrics of classes. Absent: there was none to compare with."""
     headline: Metric
     """The metric that decides the verdict."""
     comparison: tuple[MetricDelta, ...] = ()
     paired_test: PairedTest | None = None
+    promotion: PromotionDecision | None = None
+    """Absent: `spec.evaluation.promote` is not set."""
     majority_share: float | None = None
     """Only for classifiers: accuracy of always predicting the most frequent class of the test split."""
     generations: tuple[Generation, ...] = ()

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_text, number_text, share_text
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import METRIC_SUPPORT, Metric
+from finetune_api.v1alpha1 import METRIC_SUPPORT, Metric, PromotionOutcome
 
 from ..methods import METHODS
 from ..tasks import TASKS
@@ -24,6 +24,12 @@ from .confusion_table import confusion_table
 from .data_section import DataSection
 from .records import Evaluation, TrainingLog
 from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
+
+_OUTCOMES = {
+    PromotionOutcome.PROMOTED: "The model is promoted",
+    PromotionOutcome.REFUSED: "The model was not promoted",
+    PromotionOutcome.CONFLICT: "The model was not promoted, because another one was promoted at the same time",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def render_report(inputs: ReportInputs) -> str:
         .render(
             record=record,
             config=inputs.config,
+            outcomes=_OUTCOMES,
             prepared=inputs.config.prepared,
             verdict=compare.verdict(record),
             method=METHODS[inputs.config.spec.method.name],

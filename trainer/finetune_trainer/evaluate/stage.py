@@ -1,7 +1,10 @@
-"""The evaluate stage: evaluates base and tuned model, writes metrics, report and model cards. A single process."""
+"""The evaluate stage: evaluates base and tuned model, writes metrics, report and model cards, and promotes the model.
+
+A single process.
+"""
 
 from finetune_api.clock import rfc3339, utc_now
-from finetune_api.progress import EvaluateResult
+from finetune_api.progress import EvaluateResult, PromotionResult, shortened
 from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1.status import MAX_HISTORY
 
@@ -24,20 +27,23 @@ from .data_section import DataSection
 from .evaluator import ModelEvaluator, ModelResult
 from .model_card import model_card
 from .old_runs import delete_old_runs
-from .records import Address, Evaluation, Generation, TrainingLog
+from .promote import ModelPromotion
+from .records import Address, Evaluation, Generation, PromotionDecision, TrainingLog
 from .reload import ReloadCheck
 from .report import ReportInputs, render_report
 from .significance import PairedTest, mcnemar_exact, sign_test
 
 _FEW = 100
 """Below this number of test examples, an interval is wider than about ten points."""
+_MAX_MESSAGE = 1024
+"""Bytes; the limit in status, in characters."""
 
 
 def evaluate(
     config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter
 ) -> EvaluateResult:
-    """Reload every exported folder, compare base and fine-tuned model on the test split, and write
-    evaluation.json, report.html and the model cards.
+    """Reload every exported folder, compare base and fine-tuned model on the test split, write evaluation.json,
+    report.html and the model cards, and promote the model if it meets the conditions of the spec.
 
     Raises ExportUnusableError for an exported folder that is not the trained model, ModelUnusableError for a model that
     cannot be loaded or returns NaN, and storage errors.
@@ -54,6 +60,7 @@ def evaluate(
     with report.phase("fetch", "fetching the models"):
         tuned, *others = exported_candidates(config, store, runtime)
         base = base_candidate(config, store, runtime) if config.spec.evaluation.baseline else None
+        promotion = ModelPromotion.of_run(config, prepared, tuned, test, store, runtime)
     training = _training_log(config, store)
     examples = info.documents.get("test", prepared.counts.test)
     notes = (*_notes(config, prepared, base, examples), *(training.warnings if training else ()))
@@ -66,6 +73,9 @@ def evaluate(
     record = _record(config, prepared, tuned.address, before, after, notes).model_copy(
         update={"reloaded": tuple(entry for entry in reloaded if entry is not None)}
     )
+    if promotion is not None:
+        promotion, rival = promotion.measured(evaluator)
+        record = _with_promotion(record, promotion, rival, after)
     with report.phase("report", "writing the report"):
         inputs = ReportInputs(
             record=record,
@@ -75,6 +85,9 @@ def evaluate(
             phase_seconds=report.progress.phase_seconds,
         )
         uri = _write(inputs, store)
+    if promotion is not None and record.promotion is not None:
+        with report.phase("promote", "copying the promoted model"):
+            promotion.publish(record.promotion)
     kept = _delete_old_runs(config, store, report)
     report.update(activity="done", flush=True)
     result = EvaluateResult(
@@ -83,6 +96,8 @@ def evaluate(
         digest=tuned.address.digest,
         baseline=record.baseline.metrics if record.baseline else {},
         tuned=record.tuned.metrics if record.tuned else {},
+        promoted=record.promoted.metrics if record.promoted else {},
+        promotion=_promotion_result(record.promotion),
         kept_runs=kept,
     )
     log_evaluated(prepared, result, notes)
@@ -157,6 +172,29 @@ def _record(
         generations=_generations(config, before, after),
         notes=notes,
         versions=versions(),
+    )
+
+
+def _with_promotion(
+    record: Evaluation, promotion: ModelPromotion, rival: ModelResult | None, after: ModelResult
+) -> Evaluation:
+    """Add the promoted model and the decision. Metrics of its classes are left out, which bounds the record."""
+    figures = None if rival is None or rival.figures is None else rival.figures
+    if figures is not None:
+        record = record.model_copy(update={"promoted": figures.model_copy(update={"classification": None})})
+    test = _paired_test(TASKS[record.task], rival, after)
+    return record.model_copy(update={"promotion": promotion.decide(record, test)})
+
+
+def _promotion_result(decision: PromotionDecision | None) -> PromotionResult | None:
+    if decision is None:
+        return None
+    return PromotionResult(
+        outcome=decision.outcome,
+        message=shortened(decision.message, _MAX_MESSAGE),
+        uri=decision.uri,
+        previous=decision.previous,
+        time=decision.time,
     )
 
 
