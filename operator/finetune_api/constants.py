@@ -133,6 +133,8 @@ class ConditionType(StrEnum):
     """While training: whether a crash would now lose more work than the spec allows."""
     MODEL_AVAILABLE = "ModelAvailable"
     """Whether the run has exported a trained model. It stays True when the evaluation fails."""
+    PROMOTED = "Promoted"
+    """Whether the run's model was promoted. Absent until an evaluation with `spec.evaluation.promote` has decided."""
 
 
 TERMINAL_CONDITIONS: Final = frozenset({ConditionType.COMPLETE, ConditionType.FAILED})
@@ -167,6 +169,9 @@ class Reason(StrEnum):
     SUCCEEDED = "Succeeded"
     NOT_TRAINED = "NotTrained"
     EXPORTED = "Exported"
+    PROMOTED = "Promoted"
+    PROMOTION_REFUSED = "PromotionRefused"
+    PROMOTION_CONFLICT = "PromotionConflict"
     PREPARE_FAILED = "PrepareFailed"
     EVALUATE_FAILED = "EvaluateFailed"
     PERMANENT_FAILURE = "PermanentFailure"

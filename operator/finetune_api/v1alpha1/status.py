@@ -377,6 +377,8 @@ class PastRun(StatusModel):
     """Models that were evaluated on the test split."""
     artifact: ArtifactStatus | None = None
     """The exported model."""
+    promotion: PromotionStatus | None = None
+    """Result of `spec.evaluation.promote`. Absent: it was not set."""
     resolved: ResolvedStatus | None = None
     """Values of the fields that the user left out, and facts about model and data."""
     last_checkpoint: CheckpointStatus | None = None

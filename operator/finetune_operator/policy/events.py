@@ -9,6 +9,7 @@ from finetune_api.v1alpha1 import AttemptStatus, RunTrigger, Status
 
 from . import transitions
 from .runs import newest_number
+from .status import promotion_reason
 
 _WARNINGS = frozenset(
     {
@@ -20,6 +21,8 @@ _WARNINGS = frozenset(
         Reason.FEWER_WORKERS,
         Reason.CANNOT_CREATE,
         Reason.CHILD_CONFLICT,
+        Reason.PROMOTION_REFUSED,
+        Reason.PROMOTION_CONFLICT,
         Reason.PREPARE_FAILED,
         Reason.EVALUATE_FAILED,
         Reason.PERMANENT_FAILURE,
@@ -51,7 +54,7 @@ class JobEvent:
 
 def job_events(before: Status, after: Status) -> tuple[JobEvent, ...]:
     """Return the Events for the transitions between two states of a job."""
-    kinds = (_ended_attempts, _new_run, _phase_changed, _resumed, _warnings, _notes)
+    kinds = (_ended_attempts, _new_run, _promotion, _phase_changed, _resumed, _warnings, _notes)
     return tuple(event for kind in kinds for event in kind(before, after))
 
 
@@ -103,6 +106,18 @@ def _new_run(before: Status, after: Status) -> Iterator[JobEvent]:
     else:
         message, identity = f"{_CAUSES[after.run.trigger]}: run {new} replaces run {old}", f"r{new}.changed"
     yield JobEvent(str(Reason.SPEC_CHANGED), "\n".join([message, *after.run.changes]), False, identity)
+
+
+def _promotion(before: Status, after: Status) -> Iterator[JobEvent]:
+    """Report every decision, also a repeated one: its figures may differ."""
+    promotion = after.run.promotion
+    known = before.run.promotion if before.run.number == after.run.number else None
+    if promotion is None or promotion == known:
+        return
+    reason, was = promotion_reason(promotion), f"; promoted before: {promotion.previous}" if promotion.previous else ""
+    now = f"; promoted now: {promotion.uri}{was}" if promotion.uri else ""
+    identity = f"r{after.run.number}.{after.run.attempt}.{promotion.time or ''}.{reason}"
+    yield JobEvent(str(reason), f"{promotion.message}{now}", reason in _WARNINGS, identity)
 
 
 def _phase_changed(before: Status, after: Status) -> Iterator[JobEvent]:

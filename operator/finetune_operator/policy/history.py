@@ -9,7 +9,7 @@ from datetime import datetime
 
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
 from finetune_api.exit_codes import RetryClass
-from finetune_api.progress import Progress, TerminationMessage, merged_warnings
+from finetune_api.progress import Progress, PromotionResult, TerminationMessage, merged_warnings
 from finetune_api.scopes import changes, settings
 from finetune_api.stages import stage_order
 from finetune_api.trainer_config import Prepared
@@ -24,6 +24,7 @@ from finetune_api.v1alpha1 import (
     Outcome,
     PastRun,
     ProgressStatus,
+    PromotionStatus,
     ResolvedStatus,
     RunStatus,
     Scope,
@@ -41,6 +42,7 @@ _KEPT_ATTEMPTS = 10
 _MAX_ATTEMPT_MESSAGE = 256
 _KEPT_FIELDS = ("trigger", "changes", "cost", "candidates", "artifact", "resolved", "last_checkpoint", "attempts")
 """Fields that a run keeps in the history."""
+_MAX_PROMOTION_MESSAGE = 1024
 _OUTCOMES = {
     RetryClass.PERMANENT: Outcome.PERMANENT,
     RetryClass.RETRYABLE: Outcome.RETRYABLE,
@@ -91,7 +93,7 @@ def _continued(past: PastRun, now: str) -> RunStatus:
     *others, last = past.attempts
     if last.outcome is not None and last.outcome.is_failure:
         last = last.model_copy(update={"superseded_by_spec_change": True})
-    kept = {name: getattr(past, name) for name in _KEPT_FIELDS} | {"attempts": (*others, last)}
+    kept = {name: getattr(past, name) for name in (*_KEPT_FIELDS, "promotion")} | {"attempts": (*others, last)}
     return RunStatus(
         number=past.number, spec_hash=past.spec_hash, start_time=now, stage=last.stage, attempt=last.number, **kept
     )
@@ -119,8 +121,13 @@ def _past_run(status: Status, now: str) -> PastRun:
         start_time=run.start_time,
         completion_time=run.completion_time,
         step=None if run.progress is None else run.progress.step,
+        promotion=None if run.promotion is None else _shortened(run.promotion, _MAX_ATTEMPT_MESSAGE),
         **{name: getattr(run, name) for name in _KEPT_FIELDS},
     )
+
+
+def _shortened(promotion: PromotionStatus, size: int) -> PromotionStatus:
+    return promotion.model_copy(update={"message": promotion.message[:size]})
 
 
 def record_started(status: Status, attempt: AttemptStatus) -> Status:
@@ -332,7 +339,12 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
         if evaluated.model_uri:  # a format that was exported now may be the one to use
             artifact |= {"uri": evaluated.model_uri, "digest": evaluated.digest}
         update["artifact"] = status.run.artifact.model_copy(update=artifact)
-        figures = {CandidateName.BASELINE: evaluated.baseline, CandidateName.TUNED: evaluated.tuned}
+        figures = {
+            CandidateName.BASELINE: evaluated.baseline,
+            CandidateName.TUNED: evaluated.tuned,
+            CandidateName.PROMOTED: evaluated.promoted,
+        }
+        update["promotion"] = None if evaluated.promotion is None else _promotion(evaluated.promotion)
         update["candidates"] = {name: CandidateStatus(metrics=found) for name, found in figures.items() if found}
         status = without_files(status, evaluated.kept_runs)
     return status.with_run(**update)
@@ -345,6 +357,16 @@ def without_files(status: Status, kept: tuple[int, ...]) -> Status:
     deleted = {"files_deleted": True, "artifact": None}
     past = tuple(entry if entry.number in kept else entry.model_copy(update=deleted) for entry in status.history)
     return status.model_copy(update={"history": past})
+
+
+def _promotion(result: PromotionResult) -> PromotionStatus:
+    return PromotionStatus(
+        outcome=result.outcome,
+        message=result.message[:_MAX_PROMOTION_MESSAGE],
+        uri=result.uri,
+        previous=result.previous,
+        time=result.time or None,
+    )
 
 
 def _resolved(prepared: Prepared) -> ResolvedStatus:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from finetune_api.constants import ConditionType, Phase, Reason
 from finetune_api.rules import Violation
-from finetune_api.v1alpha1 import Condition, DisplayStatus, ProgressStatus, Status
+from finetune_api.v1alpha1 import Condition, DisplayStatus, ProgressStatus, PromotionOutcome, PromotionStatus, Status
 from finetune_api.v1alpha1.quantities import short_duration
 
 from ..manifests import Manifest
@@ -15,7 +15,13 @@ from .grace import StopSafety
 
 MAX_MESSAGE = 4096
 """Maximum length of the message of a condition."""
-_ONLY_TRAINING = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT_STALE})
+_ONLY_IF_KNOWN = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT_STALE, ConditionType.PROMOTED})
+"""Conditions that are removed when they do not apply, for example in a new run."""
+_PROMOTION_REASONS = {
+    PromotionOutcome.PROMOTED: Reason.PROMOTED,
+    PromotionOutcome.REFUSED: Reason.PROMOTION_REFUSED,
+    PromotionOutcome.CONFLICT: Reason.PROMOTION_CONFLICT,
+}
 _AT_REST = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED})
 """Phases in which the operator does nothing until the object is changed. In all others, tools that follow kstatus, such
 as Flux and Argo CD, must wait for the result."""
@@ -137,8 +143,8 @@ def status_after(
         ConditionType.COMPLETE: (phase is Phase.SUCCEEDED, reason, message),
         ConditionType.FAILED: (phase is Phase.FAILED, reason, message),
     }
-    conditions |= _while_training(notes)
-    kept = tuple(entry for entry in status.conditions if entry.type in conditions or entry.type not in _ONLY_TRAINING)
+    conditions |= _while_training(notes) | _promoted(status)
+    kept = tuple(entry for entry in status.conditions if entry.type in conditions or entry.type not in _ONLY_IF_KNOWN)
     update = {
         "phase": phase,
         "observed_generation": generation,
@@ -153,6 +159,20 @@ def _model_available(status: Status) -> tuple[bool, Reason, str]:
     if status.run.artifact is None:
         return False, Reason.NOT_TRAINED, ""
     return True, Reason.EXPORTED, status.run.artifact.uri
+
+
+def _promoted(status: Status) -> dict[ConditionType, tuple[bool, Reason, str]]:
+    """Return the condition of a promotion that was decided. A refused one is no failure."""
+    promotion = status.run.promotion
+    if promotion is None:
+        return {}
+    holds = promotion.outcome is PromotionOutcome.PROMOTED
+    return {ConditionType.PROMOTED: (holds, promotion_reason(promotion), promotion.message)}
+
+
+def promotion_reason(promotion: PromotionStatus) -> Reason:
+    """Return the reason of the condition and of the Event."""
+    return _PROMOTION_REASONS[promotion.outcome]
 
 
 def _while_training(notes: StatusNotes) -> dict[ConditionType, tuple[bool, Reason, str]]:
