@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from .commands import checkpoints, demo, logs, objects, run, runs, status, store, watch
+from .commands import checkpoints, demo, logs, objects, promotion, run, runs, status, store, watch
 from .exit_status import USER_ERRORS, explain, of_error
 from .terminal import echo
 
@@ -27,6 +27,9 @@ app.command()(logs.logs)
 app.command()(runs.runs)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(store.app, name="store")
+app.command()(promotion.promote)
+app.command()(promotion.rollback)
+app.command()(promotion.promoted)
 app.command()(objects.crd)
 app.command(name="version")(objects.show_version)
 

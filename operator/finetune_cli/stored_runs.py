@@ -23,6 +23,7 @@ from .locks import try_lock
 
 if TYPE_CHECKING:  # imports boto3, which takes half a second
     from finetune_trainer.checkpoint.archive import Archive, Entry
+    from finetune_trainer.store import ObjectStore
 
 
 @dataclass(frozen=True)
@@ -127,23 +128,30 @@ def stored_run(
     Raises CommandError if the run does not exist.
     """
     from finetune_trainer.checkpoint.archive import Archive
-    from finetune_trainer.store import parse
 
     address = address_of(where, sources, endpoint)
-    parse(address.uri)  # report a wrong address before a server is started
     with ExitStack() as held:
         if exclusive and address.is_local:
             held.enter_context(_hold_run_lock(sources.work_dir))
-        if address.storage is None:
-            storage = held.enter_context(shared_storage(sources.work_dir, None))
-        else:
-            storage = external_storage(address.storage)
-        archive = Archive(storage.connect(), address.uri)
+        archive = Archive(held.enter_context(opened_storage(address, sources)), address.uri)
         if not archive.is_there:
             raise MissingJobError(
                 f"there is no run at {address.uri}; write the folder of a run: s3://BUCKET/.../runs/r0001-..."
             )
         yield StoredRun(where, archive, address)
+
+
+@contextmanager
+def opened_storage(address: Address, sources: JobSources) -> Iterator["ObjectStore"]:
+    """Open the storage of an address. Raises an error for a wrong address before a server is started."""
+    from finetune_trainer.store import parse
+
+    parse(address.uri)
+    if address.storage is not None:
+        yield external_storage(address.storage).connect()
+        return
+    with shared_storage(sources.work_dir, None) as storage:
+        yield storage.connect()
 
 
 @contextmanager

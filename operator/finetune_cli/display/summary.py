@@ -116,7 +116,9 @@ def _results(status: Status) -> list[tuple[str, str]]:
     artifact = status.run.artifact
     if artifact is None:
         return []
-    return [("model", artifact.uri), ("report", artifact.report)]
+    promotion = status.run.promotion
+    decided = "" if promotion is None else f"{promotion.outcome}: {promotion.message}"
+    return [("model", artifact.uri), ("report", artifact.report), ("promotion", decided)]
 
 
 def _how_to_continue(job: FineTuneJob, next_steps: NextSteps) -> list[tuple[str, str]]:

@@ -35,6 +35,13 @@ SURFACE = {
     "store put": ["path", "uri", "--endpoint", "--work-dir"],
     "store get": ["uri", "path", "--endpoint", "--work-dir"],
     "store ls": ["uri", "--endpoint", "--recursive", "--work-dir", "-r"],
+    "promote": [
+        *("where", "--context", "--endpoint", "--force", "--kubeconfig", "--namespace", "--reason", "--work-dir", "-n")
+    ],
+    "rollback": ["where", "--context", "--endpoint", "--kubeconfig", "--namespace", "--reason", "--work-dir", "-n"],
+    "promoted": [
+        *("where", "--context", "--endpoint", "--kubeconfig", "--namespace", "--output", "--work-dir", "-n", "-o")
+    ],
     "crd": [],
     "version": [],
 }
