@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from finetune_api.constants import Phase
-from finetune_api.v1alpha1 import CandidateName, FineTuneJob, Metric
+from finetune_api.v1alpha1 import CandidateName, FineTuneJob, Metric, PromotionOutcome
 from finetune_cli.display.plain import PlainDisplay
 from finetune_cli.job_file import read_job_file
 from finetune_cli.local import demo_assets
@@ -50,13 +50,16 @@ def run_sample(name: str, work_dir: Path, prepare: Any) -> FineTuneJob:
         return run_job(file, work_dir=work_dir, endpoint=None, display=display, prepare=prepare).job
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("quickstart", 0.8), ("guide", 0.3), ("zero3", 0.5)])
+@pytest.mark.parametrize(("name", "at_least"), [("quickstart", 0.8), ("guide", 0.3), ("zero3", 0.5), ("promote", 0.75)])
 def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path: Path) -> None:
     job = run_sample(name, tmp_path, upload_questions)
     assert job.status.phase is Phase.SUCCEEDED
     baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
     assert tuned[Metric.ACCURACY] >= at_least
     assert tuned[Metric.ACCURACY] > baseline[Metric.ACCURACY]
+    promotion = job.status.run.promotion
+    assert (promotion is None) == (job.spec.evaluation.promote is None)
+    assert promotion is None or promotion.outcome is PromotionOutcome.PROMOTED
 
 
 def test_a_chat_model_learns_real_answers(tmp_path: Path, smollm2_folder: Path) -> None:
@@ -74,4 +77,10 @@ def test_a_chat_model_learns_real_answers(tmp_path: Path, smollm2_folder: Path) 
 
 
 def test_every_sample_is_tested_here() -> None:
-    assert {path.stem for path in SAMPLES.glob("*.yaml")} == {"quickstart", "guide", "zero3", "chat-lora"}
+    assert {path.stem for path in SAMPLES.glob("*.yaml")} == {
+        "quickstart",
+        "guide",
+        "zero3",
+        "promote",
+        "chat-lora",
+    }

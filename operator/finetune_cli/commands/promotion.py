@@ -60,8 +60,8 @@ def promote(
 ) -> None:
     """Promote the model of a run.
 
-    The folder promoted/ of the output gets the content of this model. All bytes of the model are read and compared with the digest of its evaluation. If the model is promoted already,
-    its files are completed.
+    The folder promoted/ of the output gets the content of this model. All bytes of the model are read and compared with
+    the digest of its evaluation. If the model is promoted already, its files are completed.
 
     Exit status: 0 success, 1 refused, or another promotion at the same time, 66 no such job, 69 storage or cluster
     unreachable, 77 access denied, 78 no evaluation, no complete model, or another digest.
