@@ -83,7 +83,7 @@ class Output(ApiModel, scope=Scope.RUN):
 
     keep_runs: Annotated[Annotated[int, Field(ge=1, le=10_000)] | None, Scope.ATTEMPT] = None
     """After each evaluation, delete the files of all runs of this job but the newest this many, counting the current
-    one. The run of the promoted model is always kept. Absent: keep all."""
+    one. The runs of the promoted model and of the one before it are always kept. Absent: keep all."""
 
 
 class Storage(ApiModel, scope=Scope.ATTEMPT):

@@ -43,6 +43,8 @@ _MAX_ATTEMPT_MESSAGE = 256
 _KEPT_FIELDS = ("trigger", "changes", "cost", "candidates", "artifact", "resolved", "last_checkpoint", "attempts")
 """Fields that a run keeps in the history."""
 _MAX_PROMOTION_MESSAGE = 1024
+_OTHER_PROMOTED = "other-promoted"
+"""Instead of the hash of an evaluation: it equals no hash, so the model is evaluated again."""
 _OUTCOMES = {
     RetryClass.PERMANENT: Outcome.PERMANENT,
     RetryClass.RETRYABLE: Outcome.RETRYABLE,
@@ -72,7 +74,8 @@ def _with_new_run(status: Status, run: Run, now: str, spec: Spec | None) -> Stat
     past = (*kept, _past_run(status, now)) if status.run.number else kept
     found = {} if spec is None else settings(spec, {Scope.DATA, Scope.RUN})
     if run.reused is not None:
-        current = _continued(run.reused, now)
+        compares_again = spec is not None and spec.evaluation.promote is not None
+        current = _continued(run.reused, now, compares_again=compares_again)
     else:
         current = RunStatus(number=run.number, spec_hash=run.hash, start_time=now)
     changed = changes(status.run.settings, found) if status.run.settings and found else ()
@@ -88,11 +91,16 @@ def _with_new_run(status: Status, run: Run, now: str, spec: Spec | None) -> Stat
     )
 
 
-def _continued(past: PastRun, now: str) -> RunStatus:
-    """Return a past run as the current one. Deadline, restarts and disruptions count from `now`."""
+def _continued(past: PastRun, now: str, *, compares_again: bool) -> RunStatus:
+    """Return a past run as the current one. Deadline, restarts and disruptions count from `now`.
+
+    `compares_again`: evaluate its model again, because it must be compared with the model that is promoted now.
+    """
     *others, last = past.attempts
     if last.outcome is not None and last.outcome.is_failure:
         last = last.model_copy(update={"superseded_by_spec_change": True})
+    if compares_again and last.evaluation_spec_hash:
+        last = last.model_copy(update={"evaluation_spec_hash": _OTHER_PROMOTED})
     kept = {name: getattr(past, name) for name in (*_KEPT_FIELDS, "promotion")} | {"attempts": (*others, last)}
     return RunStatus(
         number=past.number, spec_hash=past.spec_hash, start_time=now, stage=last.stage, attempt=last.number, **kept

@@ -4,11 +4,14 @@ import pytest
 
 from factories import make_job
 from finetune_api.constants import Stage
-from finetune_api.run_layout import RunLayout
-from finetune_api.trainer_config import StorageSettings, TrainerConfig
+from finetune_api.run_layout import PromotionLayout, RunLayout
+from finetune_api.trainer_config import JobRef, StorageSettings, TrainerConfig
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
+from finetune_trainer.errors import StorageProtocolError
 from finetune_trainer.evaluate.old_runs import delete_old_runs
+from finetune_trainer.promotion.records import PromotedModel, PromotionEntry, PromotionRecord
+from finetune_trainer.promotion.storage import PromotionStorage
 
 UID, OTHER = "1f3a9c42-0000", "1f3a9c43-0000"
 FILES = ("run.json", "model/model.safetensors", "checkpoints/blobs/0f", "report.html")
@@ -40,3 +43,22 @@ def test_the_current_run_and_the_newest_others_are_kept(store, bucket, current, 
     folders = [RunLayout.of(output, number, UID).uri for number in set(range(1, 5)) - set(kept)]
     assert not [uri for uri in left if uri.startswith(tuple(f"{folder}/" for folder in folders))]
     assert len(left) == 4 + len(FILES) * (4 + len(ours)), "nothing else was deleted"
+
+
+def test_the_runs_of_the_promoted_model_and_of_the_one_before_it_are_kept(store, bucket):
+    output = f"s3://{bucket}/out"
+    folders = [RunLayout.of(output, number, UID).uri for number in range(1, 6)]
+    for folder in folders:
+        store.put(f"{folder}/run.json", b"{}")
+    storage, record = PromotionStorage(store, PromotionLayout.of(output)), None
+    for folder in folders[:3]:
+        model = PromotedModel(uri=f"{folder}/model", digest="d")
+        job = JobRef(namespace="default", name="job", uid=UID)
+        entry = PromotionEntry(model=model, folder=folder, job=job, run=1, time="2026-01-01T00:00:00Z")
+        record = PromotionRecord.after_promotion(record, entry, (), folder)
+        assert storage.replace(storage.read(), record) is not None
+    assert delete_old_runs(config_of(bucket, 5, 1), store) == (2, 3, 5)
+    store.put(PromotionLayout.of(output).record, b"not a record")
+    with pytest.raises(StorageProtocolError):
+        delete_old_runs(config_of(bucket, 5, 1), store)
+    assert len(list(store.list(f"{output}/runs/"))) == 3, "nothing was deleted"

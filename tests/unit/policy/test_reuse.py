@@ -100,6 +100,13 @@ def test_another_evaluation_of_a_reused_run_only_evaluates() -> None:
     assert next_step(job, observe(job)) == stages.Start(Stage.EVALUATE, 2)
 
 
+def test_a_reused_model_is_compared_with_the_one_that_is_promoted_now() -> None:
+    gate = {"evaluation": {"promote": {}}}
+    first = job_of(**gate)
+    job, _ = changed_and_back(status_of(first, *complete(first)), **gate)
+    assert next_step(job, observe(job)) == stages.Start(Stage.EVALUATE, 2)
+
+
 UNFINISHED = [
     ((attempt_of(Stage.PREPARE), attempt_of(Stage.TRAIN, 3, None)), stages.Start(Stage.TRAIN, 4)),
     ((attempt_of(Stage.PREPARE), attempt_of(Stage.TRAIN, 2, Outcome.RETRYABLE)), stages.Start(Stage.TRAIN, 3)),

@@ -3,31 +3,41 @@
 import logging
 import re
 
-from finetune_api.run_layout import RunLayout
+from finetune_api.run_layout import PromotionLayout, RunLayout
 from finetune_api.trainer_config import TrainerConfig
 
+from ..promotion.storage import PromotionStorage
 from ..store.client import ObjectStore
 
 log = logging.getLogger(__name__)
 
 
 def delete_old_runs(config: TrainerConfig, store: ObjectStore) -> tuple[int, ...]:
-    """Delete all runs of this job but the current one and the newest others, `keepRuns` in total.
+    """Delete all runs of this job but the current one, the newest others, `keepRuns` in total, and those whose model is
+    promoted or would be promoted by a rollback.
 
-    Returns the numbers of the runs that remain, in ascending order. Data sets and copies of base models are shared by
+    Returns the numbers of the runs that remain, in ascending order. Raises StorageProtocolError, and deletes nothing,
+    if the record of the promoted model cannot be read. Data sets and copies of base models are shared by
     the runs of an output prefix and are kept. Runs of other jobs have another UID in their folder's name.
     """
     keep = config.spec.output.keep_runs
     assert keep is not None, "the caller checks it"
+    promoted = _promoted_folders(config, store)
     files = _files_of_runs(config, store)
     others = sorted((number for number in files if number != config.run), reverse=True)
-    deleted = others[keep - 1 :]
+    folders = {number: RunLayout.of(config.output_uri, number, config.job.uid).uri for number in others}
+    deleted = [number for number in others[keep - 1 :] if folders[number] not in promoted]
     for number in reversed(deleted):  # the oldest first: an interruption leaves no gap
         # The record is last, because a folder without a record is not recognized as a run.
-        record = RunLayout.of(config.output_uri, number, config.job.uid).record
+        record = RunLayout(folders[number]).record
         store.delete_many(sorted(files[number], key=lambda uri: (uri == record, uri)))
         log.info("deleted the files of run %d: spec.output.keepRuns is %d", number, keep)
     return tuple(sorted({config.run, *others} - set(deleted)))
+
+
+def _promoted_folders(config: TrainerConfig, store: ObjectStore) -> set[str]:
+    record = PromotionStorage(store, PromotionLayout.of(config.output_uri)).read().record
+    return set() if record is None else {entry.folder for entry in (record, record.previous) if entry is not None}
 
 
 def _files_of_runs(config: TrainerConfig, store: ObjectStore) -> dict[int, list[str]]:
