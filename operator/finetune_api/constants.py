@@ -17,6 +17,9 @@ MAX_JOB_NAME: Final = 40
 
 JOB_NAME_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
+UNOBSERVED_GENERATION: Final = -1
+"""`status.observedGeneration` of an object until the operator has written its status."""
+
 # Labels of every child.
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "finetune-operator"

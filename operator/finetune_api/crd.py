@@ -17,6 +17,7 @@ from .constants import (
     RESERVED_VARIABLES,
     SHORT_NAMES,
     SINGULAR,
+    UNOBSERVED_GENERATION,
     VERSION,
 )
 from .support import SUPPORT
@@ -157,8 +158,13 @@ def crd() -> dict[str, Any]:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": structural_schema(Spec),
-            # Not pruned: the operator must receive a status in the flat shape of earlier versions to migrate it.
-            "status": structural_schema(Status, with_defaults=False) | {"x-kubernetes-preserve-unknown-fields": True},
+            "status": structural_schema(Status, with_defaults=False)
+            | {
+                # Not pruned: the operator must receive a status in the flat shape of earlier versions to migrate it.
+                "x-kubernetes-preserve-unknown-fields": True,
+                # kstatus considers an object without status as current.
+                "default": {"observedGeneration": UNOBSERVED_GENERATION},
+            },
         },
     }
     for path, rules in CEL_RULES.items():

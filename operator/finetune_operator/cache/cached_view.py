@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api.constants import UNOBSERVED_GENERATION
+
 from ..manifests import Manifest, controller_uid, true_conditions
 
 
@@ -41,7 +43,7 @@ def cached_view_of(job: Manifest, child: Manifest | None, pod: Manifest | None =
 
 def _is_untouched(metadata: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
     """Whether no reconcile has written status. After a crash before that write, the same children are created again."""
-    return not status and metadata["generation"] == 1
+    return status in ({}, {"observedGeneration": UNOBSERVED_GENERATION}) and metadata["generation"] == 1
 
 
 def _is_awaited(job: Manifest, child: Manifest) -> bool:

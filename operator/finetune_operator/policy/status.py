@@ -48,13 +48,12 @@ class StatusNotes:
 
 def rejected(status: Status, violations: tuple[Violation, ...], *, generation: int, now: str) -> Status:
     """Return the status of an invalid object, with all violations."""
-    message = "\n".join(str(violation) for violation in violations)[:MAX_MESSAGE]
+    message = _violations_message(violations)
     return _with_conditions(
         status.model_copy(update={"phase": Phase.INVALID, "observed_generation": generation}),
         {
             ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, message),
-            ConditionType.RECONCILING: (False, Reason.INVALID_SPEC, ""),
-            ConditionType.STALLED: (True, Reason.INVALID_SPEC, "correct the object"),
+            **_invalid_spec(message),
             ConditionType.READY: (False, Reason.INVALID_SPEC, ""),
         },
         generation=generation,
@@ -138,6 +137,7 @@ def status_after(
             notes.pending or message,
         ),
         ConditionType.STALLED: (phase is Phase.FAILED, reason, message),
+        **(_invalid_spec(_continues_message(notes)) if notes.violations else {}),
         ConditionType.READY: (phase not in _NOT_READY and reason is not Reason.RESTARTING, reason, message),
         ConditionType.MODEL_AVAILABLE: _model_available(status),
         ConditionType.COMPLETE: (phase is Phase.SUCCEEDED, reason, message),
@@ -189,11 +189,29 @@ def _while_training(notes: StatusNotes) -> dict[ConditionType, tuple[bool, Reaso
     return found
 
 
+def _invalid_spec(message: str) -> dict[ConditionType, tuple[bool, Reason, str]]:
+    """Return the conditions of kstatus for an invalid spec, also while a run continues: the run will not satisfy it.
+
+    Reconciling is False then, because kstatus uses whichever of the two is True and comes first.
+    """
+    return {
+        ConditionType.RECONCILING: (False, Reason.INVALID_SPEC, ""),
+        ConditionType.STALLED: (True, Reason.INVALID_SPEC, message),
+    }
+
+
+def _violations_message(violations: tuple[Violation, ...]) -> str:
+    return "\n".join(map(str, violations))[:MAX_MESSAGE]
+
+
+def _continues_message(notes: StatusNotes) -> str:
+    return f"the run continues with the last valid spec:\n{_violations_message(notes.violations)}"[:MAX_MESSAGE]
+
+
 def _accepted(notes: StatusNotes) -> tuple[bool, Reason, str]:
     """Return the condition Accepted. A valid object with dropped fields is accepted with another reason."""
     if notes.violations:
-        lines = ("the run continues with the last valid spec:", *map(str, notes.violations))
-        return False, Reason.INVALID_SPEC, "\n".join(lines)[:MAX_MESSAGE]
+        return False, Reason.INVALID_SPEC, _continues_message(notes)
     if not notes.unknown_fields:
         return True, Reason.VALID, ""
     lines = ("the API server dropped unknown fields:", *map(str, notes.unknown_fields))

@@ -40,6 +40,7 @@ GOING = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
     ("job", "child", "is_enough"),
     [
         (NEW, None, True),
+        ({**NEW, "status": {"observedGeneration": -1}}, None, True),
         (make_object(generation=2), None, False),
         (make_object(**GOING), None, False),
         (WAITS, None, False),
@@ -57,6 +58,7 @@ GOING = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
     ],
     ids=[
         "new",
+        "new with the default status",
         "new and changed",
         "new and deleted",
         "triggered by time",

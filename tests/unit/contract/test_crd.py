@@ -68,3 +68,8 @@ def test_the_schema_has_exactly_the_fields_of_the_models() -> None:
     assert set(SCHEMA["properties"]["spec"]["properties"]) == {
         field.alias or name for name, field in Spec.model_fields.items()
     }
+
+
+def test_a_new_object_has_an_observed_generation_which_is_not_its_own() -> None:
+    """kstatus considers an object without status as current."""
+    assert SCHEMA["properties"]["status"]["default"] == {"observedGeneration": -1}

@@ -7,13 +7,14 @@ import pytest
 
 from factories import make_job
 from finetune_api.constants import LAST_APPLIED, ConditionType, Reason, Stage
+from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import CheckpointStatus, Condition, ProgressStatus, Status
 from finetune_api.validation import dropped_fields, parse_job
 from finetune_operator.observed import Observed
 from finetune_operator.policy import grace, pending
 from finetune_operator.policy import status as status_policy
 from finetune_operator.policy.events import job_events
-from finetune_operator.policy.stages import Finish, Watch
+from finetune_operator.policy.stages import Finish, StaySuspended, Stop, Watch
 from finetune_operator.policy.status import StatusNotes
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage
@@ -190,3 +191,22 @@ def test_a_checkpoint_that_is_in_time_is_reported_as_such() -> None:
     reported = condition(status_after(make_status(run=1), StatusNotes(late="")), ConditionType.CHECKPOINT_STALE)
     assert reported is not None
     assert (reported.status, reported.reason) == ("False", Reason.CHECKPOINT_IN_TIME)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [WATCH, Stop(()), StaySuspended(), Finish(True, Reason.SUCCEEDED, "done")],
+    ids=["trains", "stops", "suspended", "succeeds"],
+)
+def test_an_invalid_spec_is_stalled_whatever_its_run_does(step: Any) -> None:
+    """kstatus reports Failed if Stalled is True, unless Reconciling is True too and comes first."""
+    notes = StatusNotes(violations=(Violation("spec.training", "must be an object"),))
+    reported = status_after(make_status(run=1), notes, step)
+    reconciling, stalled = (condition(reported, kind) for kind in (ConditionType.RECONCILING, ConditionType.STALLED))
+    assert reconciling is not None
+    assert stalled is not None
+    assert (reconciling.status, stalled.status, stalled.reason) == ("False", "True", Reason.INVALID_SPEC)
+    assert "spec.training must be an object" in stalled.message
+    corrected = condition(status_after(reported, StatusNotes(), step), ConditionType.STALLED)
+    assert corrected is not None
+    assert corrected.status == "False"
