@@ -77,6 +77,8 @@ HELM = Module(
     minutes=2,
     ldflags=f"-s -w -X helm.sh/helm/v4/internal/version.version={HELM_VERSION}",
 )
+HEALTH = Module("health", {"health": "."}, minutes=3)
+"""Verdicts of kstatus, Flux and Argo CD."""
 
 
 def cache_folder() -> Path:

@@ -29,7 +29,7 @@ def require_packages() -> None:
 
 def main() -> None:
     try:
-        for module in (binaries.HELM, binaries.KUBERNETES, binaries.COREDNS):
+        for module in (binaries.HELM, binaries.KUBERNETES, binaries.COREDNS, binaries.HEALTH):
             print(binaries.built(module))
     except MissingError as error:
         sys.exit(str(error))
