@@ -12,11 +12,14 @@ import pytest
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
+from gitops_health import HealthTools
 from loop_thread import LoopThread, running_kubelet
 from objects import Objects
 from operator_process import NAME, install, installation
+from reconciled_job import RECORDED
 from required import unavailable
 from simulated_kubelet import SimulatedKubelet
+from testcluster import binaries
 from testcluster.access import Kubectl
 from testcluster.builds import Buildah, require_buildah
 from testcluster.control_plane import ControlPlane
@@ -89,6 +92,23 @@ def operator_image(buildah: Buildah) -> str:
     name: str = container["image"]
     buildah.build("operator", name)
     return name
+
+
+@pytest.fixture(scope="session")
+def health_tools(pytestconfig: pytest.Config, say: Say, tmp_path_factory: pytest.TempPathFactory) -> HealthTools:
+    """kstatus, Flux and Argo CD, as far as they evaluate the health of an object."""
+    try:
+        return HealthTools(binaries.built(binaries.HEALTH, say) / "health", tmp_path_factory.mktemp("health"))
+    except MissingError as error:
+        unavailable(pytestconfig, "kubernetes", error)
+
+
+@pytest.fixture(scope="module")
+def recorded_statuses_are_understood(health_tools: HealthTools) -> Iterator[None]:
+    """Check what the tools report about every status that the tests of a file have written, when they have ended."""
+    yield
+    assert RECORDED, "no status was recorded"
+    health_tools.check(RECORDED.values())
 
 
 @pytest.fixture

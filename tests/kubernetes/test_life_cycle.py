@@ -23,6 +23,8 @@ from reconciled_job import Fault
 from simulated_kubelet import FOREVER, PodEnd, succeed
 from testcluster.access import Kubectl
 
+pytestmark = pytest.mark.usefixtures("recorded_statuses_are_understood")
+
 
 def condition(status: Status, kind: str) -> tuple[str, str] | None:
     """Status and reason."""

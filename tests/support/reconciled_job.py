@@ -10,10 +10,12 @@ from finetune_api.v1alpha1 import Status
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.clusters.kubernetes import KubernetesCluster
 from finetune_operator.errors import ApiError, ApiUnreachableError
-from finetune_operator.manifests import JobKey
+from finetune_operator.manifests import JobKey, Manifest
 from finetune_operator.reconcile import ReconcileResult, reconcile
 from finetune_operator.settings import OperatorSettings
 
+RECORDED: dict[tuple[Any, ...], Manifest] = {}
+"""FineTuneJobs as the operator has written them, one for each combination of phase and conditions."""
 MUTATING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 SETTINGS = OperatorSettings(progress_seconds=0.1)
 _PASS_SECONDS, _LONGEST_PASS_SECONDS = 0.1, 0.5
@@ -34,6 +36,13 @@ class Fault:
     """`crash` or `timeout`, `before` or `after` the server executes it, or the status of the response."""
 
 
+def record(job: Manifest) -> None:
+    """Keep an object if none with these conditions is known."""
+    status, generation = job["status"], job["metadata"]["generation"]
+    conditions = ((one["type"], one["status"], one["reason"]) for one in status["conditions"])
+    RECORDED.setdefault((status["phase"], status["observedGeneration"] == generation, *conditions), job)
+
+
 @dataclass
 class FaultyServer:
     """An ApiServer whose n-th mutating request fails."""
@@ -49,7 +58,10 @@ class FaultyServer:
         number = len(self.calls)
         self.calls.append(f"{method} {path}")
         if self.fault is None or number != self.fault.at:
-            return await self.server.request(method, path, body, **options)
+            response = await self.server.request(method, path, body, **options)
+            if method == "PUT" and path.endswith("/status"):
+                record(response)
+            return response
         return await self._fail(self.fault.kind, method, path, body, options)
 
     async def _fail(self, kind: str, method: str, path: str, body: Any, options: dict[str, Any]) -> Any:
