@@ -26,6 +26,7 @@ from statuses import make_status
 from testcluster.access import Kubectl
 
 NOW = "2026-01-01T12:00:00Z"
+GUIDE = ROOT / "docs/gitops.md"
 SAMPLES = sorted((ROOT / "manifests/samples").glob("*.yaml"))
 
 
@@ -112,6 +113,13 @@ def test_the_health_of_a_job_in_every_state(health_tools: HealthTools) -> None:
     assert missing == []
     assert "must be at least 1" in found["invalid while it trains"].kstatus_message
     assert {status.phase for status, *_ in HEALTH.values()} == set(Phase)
+
+
+def test_the_expression_in_the_guide_accepts_a_suspended_job(health_tools: HealthTools) -> None:
+    changed = yaml.safe_load(GUIDE.read_text().partition("```yaml\n")[2].partition("```")[0])
+    jobs = map(job_in, ("suspended", "succeeded", "trains", "failed"))
+    verdicts = [reported.verdicts.flux for reported in health_tools.report(jobs, **changed)]
+    assert verdicts == ["Current", "Current", "InProgress", "Failed"]
 
 
 def test_a_new_object_is_in_progress_before_the_operator_has_seen_it(
