@@ -74,6 +74,34 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "training.earlyStopping.metric must be a metric of language models, not Accuracy, MacroF1 or EntityF1",
     ),
+    "a promotion by a metric of other models": (
+        {"evaluation": {"promote": {"metric": "Perplexity"}}},
+        "evaluation.promote.metric must be a metric of classifiers, not Perplexity or EntityF1",
+    ),
+    "a promotion with a threshold of other models": (
+        {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": 1}, {"metric": "Perplexity", "max": 9}]}}},
+        "evaluation.promote.thresholds[].metric must be a metric of classifiers, not Perplexity or EntityF1",
+    ),
+    "a promotion with a threshold without bounds": (
+        {"evaluation": {"promote": {"thresholds": [{"metric": "Loss"}]}}},
+        "must have at least one of min, max",
+    ),
+    "a promotion with exchanged bounds": (
+        {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "min": 2, "max": 1}]}}},
+        "min must be at most max",
+    ),
+    "a promotion without a test split": (
+        {"evaluation": {"promote": {}}, "data": {"test": {"fraction": 0}}},
+        "data.test.fraction must be above 0 with evaluation.promote",
+    ),
+    "a promotion without a complete model": (
+        {"evaluation": {"promote": {}}, "method": {"lora": {}}, "output": {"formats": ["Adapter"]}},
+        "output.formats must have Merged with evaluation.promote",
+    ),
+    "a promotion by a gain over a base model that is not evaluated": (
+        {"evaluation": {"baseline": False, "promote": {"minGainOverBaseline": 0.1}}},
+        "promote.minGainOverBaseline must be absent if the base model is not evaluated",
+    ),
     "prompts for a classifier": (
         {"evaluation": {"prompts": ["Hi"]}},
         "evaluation.prompts must be empty for a classifier",
