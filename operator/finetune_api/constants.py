@@ -48,12 +48,26 @@ LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
 """Annotation and label of a pod: its index within its Job."""
 
+RESERVED_KEYS: Final = frozenset({LABEL_MANAGED_BY, "job-name", "controller-uid"})
+RESERVED_DOMAINS: Final = frozenset({GROUP, "batch.kubernetes.io"})
+"""Labels and annotations of pods that the operator and the Job controller set: keys, and the domains of keys."""
+
 TRAINER_CONTAINER: Final = "trainer"
 CONFIG_KEY: Final = "config.json"
 CONFIG_MOUNT: Final = "/etc/finetune"
 SCRATCH_MOUNT: Final = "/scratch"
+SHARED_MEMORY_MOUNT: Final = "/dev/shm"
 CACHE_MOUNT: Final = "/cache"
 CREDENTIALS_MOUNT: Final = "/etc/finetune-credentials"
+VOLUMES: Final = {
+    "config": CONFIG_MOUNT,
+    "scratch": SCRATCH_MOUNT,
+    "shared-memory": SHARED_MEMORY_MOUNT,
+    "cache": CACHE_MOUNT,
+    "credentials": CREDENTIALS_MOUNT,
+}
+"""Name of each volume that the operator adds to pods -> its mount path. A job cannot use these names and paths."""
+TERMINATION_LOG: Final = "/dev/termination-log"
 NODE_LOSS_SECONDS: Final = 30
 """How long a pod stays on an unreachable node. Short network failures end sooner; a reboot takes longer."""
 RENDEZVOUS_PORT: Final = 29500

@@ -4,6 +4,7 @@
 express are listed here by the path that they apply to.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from .constants import (
@@ -13,19 +14,39 @@ from .constants import (
     KIND,
     MAX_JOB_NAME,
     PLURAL,
+    RESERVED_DOMAINS,
+    RESERVED_KEYS,
     RESERVED_PREFIX,
     RESERVED_VARIABLES,
     SHORT_NAMES,
     SINGULAR,
     UNOBSERVED_GENERATION,
     VERSION,
+    VOLUMES,
 )
 from .support import SUPPORT
-from .v1alpha1 import ArtifactFormat, FineTuneJob, Method, Spec, Status
+from .v1alpha1 import ArtifactFormat, FineTuneJob, Method, Spec, Status, Volume
+from .v1alpha1.pod import POD_BLOCKS
 
 Schema = dict[str, Any]
 
 _METHODS = tuple(Method.blocks())
+_VOLUME_SOURCES = tuple(field.alias for name, field in Volume.model_fields.items() if name != "name")
+
+
+def _one_of(names: Iterable[str | None]) -> str:
+    """CEL rule: exactly one of these fields is set."""
+    return f"[{', '.join(f'has(self.{name})' for name in names)}].exists_one(is_set, is_set)"
+
+
+_RESERVED = (
+    (
+        f"self.all(key, !(key in {sorted(RESERVED_KEYS)}) && "
+        + " && ".join(f"!key.startsWith('{domain}/')" for domain in sorted(RESERVED_DOMAINS))
+        + ")",
+        "must not have keys that the operator and Jobs of Kubernetes set",
+    ),
+)
 
 CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "": (
@@ -38,12 +59,7 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "metadata.name must be a name of a-z, 0-9 and '-', because the names of pods are derived from it",
         ),
     ),
-    "spec.method": (
-        (
-            f"[{', '.join(f'has(self.{name})' for name in _METHODS)}].exists_one(is_set, is_set)",
-            f"must have exactly one of {', '.join(_METHODS)}",
-        ),
-    ),
+    "spec.method": ((_one_of(_METHODS), f"must have exactly one of {', '.join(_METHODS)}"),),
     "spec.training": (
         ("!has(self.epochs) || !has(self.maxSteps)", "must not have both epochs and maxSteps; keep one"),
     ),
@@ -68,6 +84,24 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "must have exactly one of secretKeyRef, configMapKeyRef",
         ),
     ),
+    **{
+        f"spec.{block}.{field}": rules
+        for block in POD_BLOCKS
+        for field, rules in {
+            "volumes[]": (
+                (_one_of(_VOLUME_SOURCES), "must have exactly one source, such as persistentVolumeClaim"),
+                (
+                    f"!(self.name in {list(VOLUMES)})",
+                    f"name must not be {', '.join(VOLUMES)}, which the operator uses",
+                ),
+            ),
+            "envFrom[]": (
+                ("has(self.secretRef) != has(self.configMapRef)", "must have exactly one of secretRef, configMapRef"),
+            ),
+            "labels": _RESERVED,
+            "annotations": _RESERVED,
+        }.items()
+    },
     "spec.storage": (
         (
             "!has(self.endpoint) || !self.endpoint.matches('^https?://[^/]*@')",
@@ -144,7 +178,7 @@ PRINTER_COLUMNS: tuple[tuple[str, str, str, int], ...] = (
 """Name, type, JSON path, priority (1: only with `-o wide`)."""
 
 _DROPPED = frozenset({"title", "$defs", "propertyNames"})
-_REWRITTEN = frozenset({"description", "default", "properties", "items", "additionalProperties"})
+_REWRITTEN = frozenset({"const", "description", "default", "properties", "items", "additionalProperties"})
 
 
 def crd() -> dict[str, Any]:
@@ -222,6 +256,8 @@ def _structural(node: Schema, definitions: dict[str, Schema], *, with_defaults: 
 
     node = _resolve(node, definitions)
     result: Schema = {key: value for key, value in node.items() if key not in _DROPPED | _REWRITTEN}
+    if "const" in node:  # a Literal with one value
+        result["enum"] = [node["const"]]
     if "description" in node:
         result["description"] = " ".join(node["description"].split())
     if with_defaults and node.get("default") is not None:

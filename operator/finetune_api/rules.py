@@ -3,16 +3,34 @@
 Every check returns all violations at once, each with the path of the field and how to correct it.
 """
 
-from collections.abc import Callable, Iterator
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import TypeVar
 
+from . import constants
 from .constants import RESERVED_PREFIX, RESERVED_VARIABLES
 from .cron import schedule_errors
 from .redaction import has_credentials
 from .support import DTYPE_STAGES, OFFLOAD_STAGES, SUPPORT
-from .v1alpha1 import ArtifactFormat, Dtype, Holdout, Offload, Spec, Task
+from .v1alpha1 import (
+    ArtifactFormat,
+    Dtype,
+    Holdout,
+    Offload,
+    PodSettings,
+    Spec,
+    Task,
+    Toleration,
+    TopologySpread,
+    VolumeMount,
+)
+from .v1alpha1.pod import KEY_PATTERN, POD_BLOCKS
 from .v1alpha1.quantities import seconds
 
+Entry = TypeVar("Entry")
 _MIN_POLL_SECONDS = 60
 
 
@@ -37,7 +55,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _support,
         _no_credentials,
         _env,
-        _tolerations,
+        _pod_settings,
         _lengths,
         _warmup,
         _holdouts,
@@ -57,15 +75,30 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
 
 def cluster_only(spec: Spec) -> tuple[Violation, ...]:
     """Return violations for the fields that only a cluster supports and `finetune run` does not."""
-    return tuple(
-        Violation(
-            f"spec.workers.env[{index}].valueFrom",
-            "must be absent in `finetune run`, which has no Secrets or ConfigMaps; remove the entry and set "
-            f"{variable.name} in the environment of the command",
-        )
-        for index, variable in enumerate(spec.workers.env)
-        if variable.value_from is not None
-    )
+    return tuple(_cluster_only(spec))
+
+
+def _cluster_only(spec: Spec) -> Iterator[Violation]:
+    for index, variable in enumerate(spec.workers.env):
+        if variable.value_from is not None:
+            yield Violation(
+                f"spec.workers.env[{index}].valueFrom",
+                "must be absent in `finetune run`, which has no Secrets or ConfigMaps; remove the entry and set "
+                f"{variable.name} in the environment of the command",
+            )
+    for path, pod in _pods(spec):
+        if pod.env_from:
+            yield Violation(
+                f"{path}.envFrom",
+                "must be absent in `finetune run`, which has no Secrets or ConfigMaps; remove it and set the variables "
+                "in the environment of the command",
+            )
+        if pod.volumes:
+            yield Violation(
+                f"{path}.volumes",
+                "must be absent in `finetune run`, whose processes use the folders of the machine; remove it and "
+                "volumeMounts",
+            )
 
 
 def task_of(spec: Spec) -> Task | None:
@@ -135,18 +168,129 @@ def is_reserved(name: str) -> bool:
     return name in RESERVED_VARIABLES or name.startswith(RESERVED_PREFIX)
 
 
-def _tolerations(spec: Spec) -> Iterator[Violation]:
-    """The checks of the API server for pods, which would reject the Job otherwise."""
-    for index, toleration in enumerate(spec.workers.tolerations):
-        path = f"spec.workers.tolerations[{index}]"
-        if toleration.operator == "Exists" and toleration.value:
-            yield Violation(f"{path}.value", "must be empty with operator Exists; remove it, or write operator: Equal")
-        if toleration.operator == "Equal" and not toleration.key:
-            yield Violation(f"{path}.key", "must be set with operator Equal; write a key, or operator: Exists")
-        if toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
+def _pods(spec: Spec) -> Iterator[tuple[str, PodSettings]]:
+    """Yield path and block of the pods of each stage."""
+    for block in POD_BLOCKS:
+        yield f"spec.{block}", attrgetter(block)(spec)
+
+
+def _pod_settings(spec: Spec) -> Iterator[Violation]:
+    """The checks of the API server for pods, which would reject the Job otherwise, and the names that the operator
+    uses."""
+    for path, pod in _pods(spec):
+        yield from _indexed(_toleration, pod.tolerations, f"{path}.tolerations")
+        yield from _indexed(_spread, pod.topology_spread_constraints, f"{path}.topologySpreadConstraints")
+        groups = [(spread.topology_key, spread.when_unsatisfiable) for spread in pod.topology_spread_constraints]
+        yield from _repeated(groups, f"{path}.topologySpreadConstraints", "topologyKey and whenUnsatisfiable")
+        yield from _volumes(path, pod)
+        yield from _indexed(_mount, pod.volume_mounts, f"{path}.volumeMounts")
+        for index, entry in enumerate(pod.env_from):
+            if (entry.secret_ref is None) == (entry.config_map_ref is None):
+                found = "none" if entry.secret_ref is None else "both"
+                yield Violation(
+                    f"{path}.envFrom[{index}]",
+                    f"must have exactly one of secretRef, configMapRef, not {found}; keep one",
+                )
+        yield from _keys(pod.labels, f"{path}.labels")
+        yield from _keys(pod.annotations, f"{path}.annotations")
+
+
+def _indexed(
+    check: Callable[[Entry, str], Iterator[Violation]], entries: Iterable[Entry], path: str
+) -> Iterator[Violation]:
+    for index, entry in enumerate(entries):
+        yield from check(entry, f"{path}[{index}]")
+
+
+def _repeated(values: Sequence[object], path: str, what: str) -> Iterator[Violation]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
             yield Violation(
-                f"{path}.effect",
-                "must be NoExecute if tolerationSeconds is set; write effect: NoExecute, or remove tolerationSeconds",
+                f"{path}[{index}]",
+                f"must not have the {what} of {path}[{values.index(value)}]; change or remove one",
+            )
+
+
+def _toleration(toleration: Toleration, path: str) -> Iterator[Violation]:
+    if toleration.operator == "Exists" and toleration.value:
+        yield Violation(f"{path}.value", "must be empty with operator Exists; remove it, or write operator: Equal")
+    if toleration.operator == "Equal" and not toleration.key:
+        yield Violation(f"{path}.key", "must be set with operator Equal; write a key, or operator: Exists")
+    if toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
+        yield Violation(
+            f"{path}.effect",
+            "must be NoExecute if tolerationSeconds is set; write effect: NoExecute, or remove tolerationSeconds",
+        )
+
+
+def _spread(spread: TopologySpread, path: str) -> Iterator[Violation]:
+    if spread.min_domains is not None and spread.when_unsatisfiable != "DoNotSchedule":
+        yield Violation(
+            f"{path}.minDomains",
+            "must be absent with whenUnsatisfiable ScheduleAnyway; remove it, or write whenUnsatisfiable: "
+            "DoNotSchedule",
+        )
+    if spread.match_label_keys and spread.label_selector is None:
+        yield Violation(f"{path}.labelSelector", "must be set with matchLabelKeys; write it, or remove matchLabelKeys")
+
+
+def _volumes(path: str, pod: PodSettings) -> Iterator[Violation]:
+    names = [volume.name for volume in pod.volumes]
+    yield from _repeated(names, f"{path}.volumes", "name")
+    for index, volume in enumerate(pod.volumes):
+        if volume.name in constants.VOLUMES:
+            used = ", ".join(constants.VOLUMES)
+            yield Violation(
+                f"{path}.volumes[{index}].name",
+                f"must not be {volume.name}, because the operator uses the names {used}; write another name",
+            )
+        if len(volume.sources) != 1:
+            found = ", ".join(volume.sources) or "none"
+            yield Violation(
+                f"{path}.volumes[{index}]",
+                f"must have exactly one source, such as persistentVolumeClaim, not {found}; keep one",
+            )
+    for index, mount in enumerate(pod.volume_mounts):
+        if mount.name not in names:
+            known = f"one of {', '.join(names)}" if names else "the name of an entry"
+            yield Violation(
+                f"{path}.volumeMounts[{index}].name",
+                f"must be {known} in {path}.volumes, not {mount.name}; correct it, or add the volume",
+            )
+    yield from _repeated([mount.mount_path for mount in pod.volume_mounts], f"{path}.volumeMounts", "mountPath")
+
+
+_LONGEST_DOMAIN = 253
+_OWN_PATHS = (*constants.VOLUMES.values(), constants.TERMINATION_LOG)
+
+
+def _mount(mount: VolumeMount, path: str) -> Iterator[Violation]:
+    place = posixpath.join("/", posixpath.normpath(mount.mount_path).strip("/"), "")
+    taken = next((own for own in _OWN_PATHS if place.startswith(f"{own}/") or f"{own}/".startswith(place)), None)
+    if taken is not None:
+        yield Violation(
+            f"{path}.mountPath",
+            f"must not be at, above or below {taken}, which the operator mounts; write another path",
+        )
+    for field, folder in (("subPath", mount.sub_path), ("subPathExpr", mount.sub_path_expr)):
+        if folder is not None and (folder.startswith("/") or ".." in folder.split("/")):
+            yield Violation(f"{path}.{field}", "must be a relative path without ..; write a folder of the volume")
+    if mount.sub_path is not None and mount.sub_path_expr is not None:
+        yield Violation(path, "must not have both subPath and subPathExpr; keep one")
+
+
+def _keys(entries: Mapping[str, str], path: str) -> Iterator[Violation]:
+    """Check the keys of labels or annotations, which the schema of the API server does not."""
+    for key in entries:
+        domain = key.rpartition("/")[0]
+        if len(domain) > _LONGEST_DOMAIN or not re.fullmatch(KEY_PATTERN, key):
+            yield Violation(
+                f"{path}.{key}", "must be a key such as team or example.com/team, of letters, digits, '-', '_' and '.'"
+            )
+        elif key in constants.RESERVED_KEYS or domain in constants.RESERVED_DOMAINS:
+            yield Violation(
+                f"{path}.{key}",
+                "must be absent, because the operator and Jobs of Kubernetes set it; remove it, or use another key",
             )
 
 

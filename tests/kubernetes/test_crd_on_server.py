@@ -1,7 +1,9 @@
 """Our CRD on a real API server, which verifies the structural schema and the cost of CEL rules."""
 
 import asyncio
+import functools
 import json
+from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,11 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from factories import make_job
+from factories import make_job, merged
 from field_cases import field_cases
 from finetune_api.constants import Stage
 from finetune_api.crd import crd
+from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import ProgressStatus
 from finetune_api.validation import parse_job
 from finetune_operator.clusters.api_server import ApiServer
@@ -20,11 +23,13 @@ from finetune_operator.clusters.kubernetes import path_of
 from finetune_operator.errors import ApiError
 from finetune_operator.policy import stages
 from finetune_operator.policy.status import status_after
-from finetune_operator.render import render_all
+from finetune_operator.policy.world import stage_config
+from finetune_operator.render import render_all, render_stage
 from finetune_operator.settings import OperatorSettings
 from statuses import make_status
 from testcluster.access import Kubectl
 from testcluster.control_plane import ControlPlane
+from value_jobs import POD_SETTINGS, found_at
 
 ROOT = Path(__file__).parents[2]
 CRDS = sorted((ROOT / "manifests/crds").glob("*.yaml"))
@@ -125,6 +130,27 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a variable with a reserved beginning": (
         {"workers": {"env": [{"name": "FINETUNE_CACHE", "value": "x"}]}},
         "name must not be a variable that the operator sets",
+    ),
+    "two sources of a volume": (
+        {"stages": {"prepare": {"volumes": [{"name": "data", "emptyDir": {}, "nfs": {}}]}}},
+        "must have exactly one source, such as persistentVolumeClaim",
+    ),
+    "a volume of the operator": (
+        {"workers": {"volumes": [{"name": "scratch", "emptyDir": {}}]}},
+        "name must not be config, scratch, shared-memory, cache, credentials, which the operator uses",
+    ),
+    "two sources of variables": (
+        {"stages": {"evaluate": {"envFrom": [{"secretRef": {"name": "s"}, "configMapRef": {"name": "c"}}]}}},
+        "must have exactly one of secretRef, configMapRef",
+    ),
+    "a label of the operator": (
+        {"workers": {"labels": {"finetune.dev/job": "other"}}},
+        "must not have keys that the operator and Jobs of Kubernetes set",
+    ),
+    "a label of Jobs": ({"stages": {"prepare": {"labels": {"job-name": "other"}}}}, "must not have keys that"),
+    "an annotation of Jobs": (
+        {"stages": {"evaluate": {"annotations": {"batch.kubernetes.io/job-completion-index": "7"}}}},
+        "must not have keys that the operator and Jobs of Kubernetes set",
     ),
     "a password in an address": (
         {"storage": {"endpoint": "https://user:password@s3.example.com"}},
@@ -256,6 +282,47 @@ def test_children_of_a_job_with_an_unusual_name_and_values_are_accepted(jobs: Ku
     children = render_all(parse_job(manifest), OperatorSettings(run_as_user=user))
     assert {child["kind"] for child in children} == {"ConfigMap", "Service", "Job"}
     assert jobs.refusal(*children) is None
+
+
+@pytest.fixture
+def runtime_class(installed: Kubectl) -> Iterator[None]:
+    """The RuntimeClass of POD_SETTINGS, without which the API server refuses pods."""
+    name = {"name": "nvidia"}
+    installed.apply({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": name, "handler": "runc"})
+    yield
+    installed("delete", "runtimeclass/nvidia")
+
+
+@pytest.mark.usefixtures("runtime_class")
+def test_every_setting_of_pods_reaches_the_pods_of_each_stage(jobs: Kubectl) -> None:
+    every: dict[str, Any] = functools.reduce(merged, (block for block, _, _ in POD_SETTINGS.values()), {})
+    workers = {**every, "nodes": 2, "gpusPerNode": 1}
+    stages = {"prepare": every, "evaluate": {**every, "gpus": 1}}
+    jobs.apply(make_job("settings", namespace=jobs.namespace, workers=workers, stages=stages))
+    job = parse_job(jobs.json("get", "finetunejob/settings"))
+    for stage in Stage:
+        *_, manifest = render_stage(stage_config(job, 1, stage, 1, StorageSettings()), OperatorSettings())
+        accepted = jobs.dry_run(manifest)["spec"]
+        missing = {
+            row: found_at(accepted, path)
+            for row, (_, path, expected) in POD_SETTINGS.items()
+            if not contains(found_at(accepted, path), expected)
+        }
+        assert missing == {}, stage
+        limits = accepted["template"]["spec"]["containers"][0]["resources"]["limits"]
+        assert limits.get("nvidia.com/gpu") == (None if stage is Stage.PREPARE else "1")
+        template = accepted["template"]
+        metadata = {**template["metadata"], "name": "pod"}
+        assert jobs.refusal({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}) is None
+
+
+def contains(actual: Any, expected: Any) -> bool:
+    """Whether a value of the API server is the expected one, apart from fields with defaults that the server added."""
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        return all(name in actual and contains(actual[name], value) for name, value in expected.items())
+    if isinstance(expected, list) and isinstance(actual, list):
+        return len(actual) == len(expected) and all(map(contains, actual, expected))
+    return bool(actual == expected)
 
 
 def test_the_network_policy_is_accepted(jobs: Kubectl) -> None:

@@ -23,7 +23,7 @@ def all_values(model: type[BaseModel], path: str = "") -> Iterator[str]:
     if path and not model.model_fields:
         yield path
     for name, field in model.model_fields.items():
-        below = f"{path}.{to_camel(name)}".lstrip(".")
+        below = f"{path}.{field.alias or to_camel(name)}".lstrip(".")
         yield from _values_of(field.annotation, field.metadata, below)
 
 

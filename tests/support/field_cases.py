@@ -9,6 +9,7 @@ from typing import Any
 from factories import make_job, merged
 from finetune_api.crd import Schema, structural_schema
 from finetune_api.v1alpha1 import Spec
+from finetune_api.v1alpha1.pod import POD_BLOCKS
 
 Manifest = dict[str, Any]
 
@@ -16,6 +17,16 @@ _TEXTS = ("s3://bucket/x", "5m", "https://s3.example.com", "x-1", "X_1")
 """Values for text fields; each accepts one of these."""
 _SELECTOR = {"name": "x", "key": "x"}
 _TOLERATION = {"key": "gpu", "effect": "NoExecute"}
+_MOUNT = {"name": "x", "mountPath": "/data"}
+_POD_VALUES: dict[str, Any] = {
+    "tolerations[]": _TOLERATION,
+    "tolerations[].effect": "NoExecute",
+    "volumes[]": {"name": "x", "emptyDir": {}},
+    "volumeMounts[]": _MOUNT,
+    "volumeMounts[].name": "x",
+    "volumeMounts[].mountPath": "/data",
+    "envFrom[]": {"secretRef": {"name": "x"}},
+}
 _VALUES: dict[str, Any] = {
     "method": {"full": {}},
     "data.validation": {"fraction": 0.2},
@@ -25,11 +36,31 @@ _VALUES: dict[str, Any] = {
     "schedule.cron": "0 3 * * SUN",
     "schedule.timeZone": "Europe/Berlin",
     "workers.env[].valueFrom": {"secretKeyRef": _SELECTOR},
-    "workers.tolerations[]": _TOLERATION,
-    "workers.tolerations[].effect": "NoExecute",
+    **{f"{block}.{field}": value for block in POD_BLOCKS for field, value in _POD_VALUES.items()},
 }
 """Valid values that cannot be derived from the type."""
 _VARIABLE: dict[str, Any] = {"name": "X"}
+_SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+_POD_AROUND: dict[str, Any] = {
+    "tolerations[]": {"tolerations": [_TOLERATION]},
+    "topologySpreadConstraints[]": {"topologySpreadConstraints": [_SPREAD]},
+    "volumes[]": {"volumes": [{"name": "x"}]},
+    "volumes[].name": {"volumes": [{"emptyDir": {}}]},
+    "volumeMounts": {"volumes": [{"name": "x", "emptyDir": {}}]},
+    "volumeMounts[]": {"volumes": [{"name": "x", "emptyDir": {}}], "volumeMounts": [_MOUNT]},
+    "envFrom[].prefix": {"envFrom": [{"secretRef": {"name": "x"}}]},
+    "envFrom[].secretRef.": {"envFrom": [{"secretRef": {"name": "x"}}]},
+    "envFrom[].configMapRef.": {"envFrom": [{"configMapRef": {"name": "x"}}]},
+}
+
+
+def _within(path: str, value: Any) -> Any:
+    """`_within("a.b", 1)` is `{"a": {"b": 1}}`."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value
+
+
 _AROUND: dict[str, Any] = {
     "data.validation.stratify": {"data": {"validation": {"fraction": 0.2}}},
     "data.test.stratify": {"data": {"test": {"fraction": 0.2}}},
@@ -37,7 +68,7 @@ _AROUND: dict[str, Any] = {
     "method.promptTuning": {"output": {"formats": ["Adapter"]}},
     "schedule.": {"schedule": {"cron": "0 3 * * SUN"}},
     "workers.startTimeout": {"workers": {"minNodes": 1}},
-    "workers.tolerations[]": {"workers": {"tolerations": [_TOLERATION]}},
+    **{f"{block}.{field}": _within(block, around) for block in POD_BLOCKS for field, around in _POD_AROUND.items()},
     "workers.env[]": {"workers": {"env": [_VARIABLE]}},
     **{
         f"workers.env[].valueFrom.{kind}.": {"workers": {"env": [{**_VARIABLE, "valueFrom": {kind: _SELECTOR}}]}}

@@ -5,6 +5,7 @@ go into RENDERED, with their place in a manifest, or into DECIDED, if only the o
 """
 
 import json
+import re
 from typing import Any
 
 from rows import chats, classified, tagged
@@ -173,7 +174,133 @@ def data_files() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-POD, CONTAINER = "template.spec", "template.spec.containers[0]"
+METADATA, POD, CONTAINER = "template.metadata", "template.spec", "template.spec.containers[0]"
+
+_NODE_RULE = {"matchExpressions": [{"key": "gpu.model", "operator": "In", "values": ["h100", "h200"]}]}
+_SELECTED = {"matchLabels": {"finetune.dev/job": "job"}}
+_AFFINITY = {
+    "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [_NODE_RULE]}},
+    "podAffinity": {
+        "preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 5, "podAffinityTerm": {"labelSelector": _SELECTED, "topologyKey": "rack"}}
+        ]
+    },
+    "podAntiAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [
+            {"labelSelector": {"matchLabels": {"team": "web"}}, "topologyKey": "kubernetes.io/hostname"}
+        ]
+    },
+}
+_SPREADS = [
+    {
+        "maxSkew": 1,
+        "topologyKey": "topology.kubernetes.io/zone",
+        "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": _SELECTED,
+        "matchLabelKeys": ["finetune.dev/attempt"],
+        "minDomains": 2,
+        "nodeAffinityPolicy": "Honor",
+        "nodeTaintsPolicy": "Honor",
+    },
+    {
+        "maxSkew": 2,
+        "topologyKey": "rack",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "nodeAffinityPolicy": "Ignore",
+        "nodeTaintsPolicy": "Ignore",
+    },
+]
+_VOLUMES: list[dict[str, Any]] = [
+    {"name": "settings", "configMap": {"name": "settings", "optional": True}},
+    {"name": "license", "secret": {"secretName": "license", "defaultMode": 0o400}},
+    {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token", "audience": "vault"}}]}},
+    {
+        "name": "about",
+        "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]},
+    },
+    {"name": "fast", "emptyDir": {"sizeLimit": "1Gi"}},
+    {"name": "corpus", "persistentVolumeClaim": {"claimName": "corpus", "readOnly": True}},
+    {
+        "name": "working",
+        "ephemeral": {
+            "volumeClaimTemplate": {
+                "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Ti"}}}
+            }
+        },
+    },
+    {"name": "vault", "csi": {"driver": "secrets-store.csi.k8s.io", "volumeAttributes": {"provider": "vault"}}},
+    {"name": "shared", "nfs": {"server": "nfs.example.com", "path": "/exports"}},
+    {"name": "models", "image": {"reference": "registry.example.com/models:1", "pullPolicy": "IfNotPresent"}},
+    {"name": "devices", "hostPath": {"path": "/dev/infiniband", "type": "Directory"}},
+]
+_MOUNTS: list[dict[str, Any]] = [
+    *({"name": volume["name"], "mountPath": f"/mnt/{volume['name']}"} for volume in _VOLUMES[:-3]),
+    {"name": "shared", "mountPath": "/data", "readOnly": True, "subPath": "corpus", "mountPropagation": "None"},
+    {"name": "shared", "mountPath": "/own", "subPathExpr": "$(FINETUNE_NODE_RANK)", "readOnly": False},
+    {"name": "models", "mountPath": "/models"},
+    {"name": "devices", "mountPath": "/dev/infiniband", "mountPropagation": "HostToContainer"},
+]
+_ENV_FROM: list[dict[str, Any]] = [
+    {"prefix": "HUB_", "secretRef": {"name": "hub", "optional": False}},
+    {"secretRef": {"name": "more", "optional": True}},
+    {"configMapRef": {"name": "proxy", "optional": True}},
+    {"configMapRef": {"name": "settings", "optional": False}},
+]
+POD_SETTINGS: dict[str, tuple[dict[str, Any], str, Any]] = {
+    "affinity": ({"affinity": _AFFINITY}, f"{POD}.affinity", _AFFINITY),
+    "spreads": ({"topologySpreadConstraints": _SPREADS}, f"{POD}.topologySpreadConstraints", _SPREADS),
+    "scheduler": ({"schedulerName": "volcano"}, f"{POD}.schedulerName", "volcano"),
+    "runtime_class": ({"runtimeClassName": "nvidia"}, f"{POD}.runtimeClassName", "nvidia"),
+    "host_network": ({"hostNetwork": True}, f"{POD}.hostNetwork", True),
+    "host_network_names": ({"hostNetwork": True}, f"{POD}.dnsPolicy", "ClusterFirstWithHostNet"),
+    "capabilities": (
+        {"capabilities": ["IPC_LOCK"]},
+        f"{CONTAINER}.securityContext.capabilities",
+        {"drop": ["ALL"], "add": ["IPC_LOCK"]},
+    ),
+    "rdma": (
+        {"resources": {"limits": {"rdma/hca_shared_devices_a": 1}}},
+        f"{CONTAINER}.resources.limits",
+        {"rdma/hca_shared_devices_a": "1"},
+    ),
+    **{
+        f"volume_{volume['name']}": ({"volumes": _VOLUMES}, f"{POD}.volumes[{index}]", volume)
+        for index, volume in enumerate(_VOLUMES, start=-len(_VOLUMES))
+    },
+    **{
+        f"mount_{mount['mountPath']}": (
+            {"volumes": _VOLUMES, "volumeMounts": _MOUNTS},
+            f"{CONTAINER}.volumeMounts[{index}]",
+            {name: value for name, value in mount.items() if value is not False},
+        )
+        for index, mount in enumerate(_MOUNTS, start=-len(_MOUNTS))
+    },
+    "env_from": ({"envFrom": _ENV_FROM}, f"{CONTAINER}.envFrom", _ENV_FROM),
+    "labels": ({"labels": {"team": "nlp", "example.com/empty": ""}}, f"{METADATA}.labels.team", "nlp"),
+    "annotations": (
+        {"annotations": {"sidecar.istio.io/inject": "false"}},
+        f"{METADATA}.annotations",
+        {"sidecar.istio.io/inject": "false"},
+    ),
+}
+"""Row -> a block of settings of pods, a path below the `spec` of the Job, and the expected value. One job can have all
+of these blocks for all stages, except those of `_ALTERNATIVES`."""
+_ALTERNATIVES: dict[str, tuple[dict[str, Any], str, Any]] = {
+    "pod_network": ({"hostNetwork": False}, f"{POD}.hostNetwork", None),
+    **{
+        f"image_pull_policy_{policy}": ({"imagePullPolicy": policy}, f"{CONTAINER}.imagePullPolicy", policy)
+        for policy in ("Always", "IfNotPresent", "Never")
+    },
+}
+
+
+def found_at(manifest: Any, path: str) -> Any:
+    """`a.b[0].c` within a manifest; None if it has no field `c`."""
+    for name, index in re.findall(r"([^.\[\]]+)|\[(-?\d+)\]", path):
+        manifest = manifest.get(name) if name else manifest[int(index)]
+    return manifest
+
+
 RENDERED: dict[str, tuple[dict[str, Any], str, Any]] = {
     "gpus": ({"gpusPerNode": 2}, f"{CONTAINER}.resources.limits", {"nvidia.com/gpu": "2"}),
     "requests": ({"resources": {"requests": {"cpu": "2"}}}, f"{CONTAINER}.resources.requests.cpu", "2"),
@@ -214,12 +341,17 @@ RENDERED: dict[str, tuple[dict[str, Any], str, Any]] = {
         f"{POD}.volumes[-1].persistentVolumeClaim",
         {"claimName": "disk"},
     ),
+    **POD_SETTINGS,
+    **_ALTERNATIVES,
 }
 """Row -> the block `workers`, a path below the `spec` of the training's Job, and the expected value."""
 
 _STAGE_FIELDS: dict[str, tuple[dict[str, Any], str, Any]] = {
     name: RENDERED[name]
-    for name in ("requests", "limits", "node_selector", "any_taint", "one_taint", "taint_for_a_while")
+    for name in (
+        *("requests", "limits", "node_selector", "any_taint", "one_taint", "taint_for_a_while"),
+        *(*POD_SETTINGS, *_ALTERNATIVES),
+    )
 }
 STAGE_PODS: dict[str, tuple[str, dict[str, Any], str, Any]] = {
     f"{stage}_{name}": (stage, *row) for stage in ("prepare", "evaluate") for name, row in _STAGE_FIELDS.items()

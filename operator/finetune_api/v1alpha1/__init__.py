@@ -9,6 +9,7 @@ from .methods.full import FullFineTune
 from .methods.lora import Lora
 from .metrics import METRIC_SUPPORT, Metric, MetricSupport
 from .model import Dtype, Model
+from .pod import Affinity, EnvFrom, PodSettings, Resources, Toleration, TopologySpread, Volume, VolumeMount
 from .promotion import Promotion, Threshold
 from .results import ArtifactFormat, Checkpoint, Evaluation, Output, Storage
 from .schedule import ConcurrencyPolicy, RunSchedule
@@ -39,12 +40,13 @@ from .status import (
 )
 from .tasks import ENTITY_PREFIXES, TASK_SUPPORT, Task, TaskSupport
 from .training import DeepSpeed, EarlyStopping, Offload, Schedule, Training, Warmup
-from .workers import Budget, Cache, EnvVar, EnvVarSource, KeySelector, Resources, Restart, Toleration, Workers
+from .workers import Budget, Cache, EnvVar, EnvVarSource, KeySelector, Restart, Workers
 
 __all__ = [
     "ENTITY_PREFIXES",
     "METRIC_SUPPORT",
     "TASK_SUPPORT",
+    "Affinity",
     "ArtifactFormat",
     "ArtifactStatus",
     "AttemptPlan",
@@ -68,6 +70,7 @@ __all__ = [
     "DisplayStatus",
     "Dtype",
     "EarlyStopping",
+    "EnvFrom",
     "EnvVar",
     "EnvVarSource",
     "EvaluatePod",
@@ -91,6 +94,7 @@ __all__ = [
     "Output",
     "Packing",
     "PastRun",
+    "PodSettings",
     "PollStatus",
     "ProgressStatus",
     "Promotion",
@@ -118,8 +122,11 @@ __all__ = [
     "TaskSupport",
     "Threshold",
     "Toleration",
+    "TopologySpread",
     "Training",
     "UpdatePolicy",
+    "Volume",
+    "VolumeMount",
     "Warmup",
     "Workers",
 ]

@@ -1,10 +1,11 @@
 """`spec.workers` and `spec.restart`: where the job runs, how often it is restarted, and its limits."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field
 
 from .base import ApiModel, Duration, Quantity, SecretName, matching
+from .pod import PodSettings, VariableName
 from .scope import Scope
 
 DEFAULT_START_TIMEOUT = "5m"
@@ -39,12 +40,7 @@ class EnvVarSource(ApiModel, scope=Scope.ATTEMPT):
 class EnvVar(ApiModel, scope=Scope.ATTEMPT):
     """One environment variable of the trainer, as in a pod."""
 
-    name: Annotated[
-        str,
-        matching(
-            r"^[A-Za-z_][A-Za-z0-9_]*$", "a variable's name: letters, digits and _, no digit first", max_length=128
-        ),
-    ]
+    name: VariableName
     """Name of the variable."""
 
     value: Annotated[str, Field(max_length=4096)] | None = None
@@ -52,35 +48,6 @@ class EnvVar(ApiModel, scope=Scope.ATTEMPT):
 
     value_from: EnvVarSource | None = None
     """Read the value from a Secret or ConfigMap, instead of `value`. Only in a cluster."""
-
-
-class Resources(ApiModel, scope=Scope.ATTEMPT):
-    """Requests and limits of one worker pod, as in a container."""
-
-    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
-    """What the scheduler reserves. `cpu`, or else its limit, also sets the number of threads of each process."""
-
-    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
-    """What the worker may not exceed. A job that cannot fit into `memory` is rejected before it starts."""
-
-
-class Toleration(ApiModel, scope=Scope.ATTEMPT):
-    """A node taint that the workers tolerate, as in a pod."""
-
-    key: Annotated[str, Field(max_length=316)] = ""
-    """Key of the taint. Empty, with Exists: all taints."""
-
-    operator: Literal["Exists", "Equal"] = "Equal"
-    """Exists matches every value, Equal only `value`."""
-
-    value: Annotated[str, Field(max_length=63)] = ""
-    """Value of the taint."""
-
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Effect of the taint. Absent: all effects."""
-
-    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
-    """How long the worker stays on the node after a NoExecute taint. Absent: without limit."""
 
 
 class Cache(ApiModel, scope=Scope.ATTEMPT):
@@ -91,8 +58,8 @@ class Cache(ApiModel, scope=Scope.ATTEMPT):
     several nodes, its access mode must be ReadWriteMany."""
 
 
-class Workers(ApiModel, scope=Scope.ATTEMPT):
-    """Number of workers, and their resources, environment and placement."""
+class WorkerCount(ApiModel, scope=Scope.ATTEMPT):
+    """Number of workers, and of their GPUs."""
 
     nodes: Annotated[int, Field(ge=1, le=512)] = 1
     """Worker pods; in local runs, worker processes."""
@@ -109,8 +76,10 @@ class Workers(ApiModel, scope=Scope.ATTEMPT):
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 0
     """GPUs of each worker, with one training process per GPU. 0: one process on the CPU."""
 
-    resources: Resources = Resources()
-    """Requests and limits of one worker."""
+
+# Fields of the last base class come first in the CRD.
+class Workers(PodSettings, WorkerCount, scope=Scope.ATTEMPT):
+    """Number of workers, and their resources, environment and placement."""
 
     env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] = ()
     """Additional environment variables of the trainer."""
@@ -120,12 +89,6 @@ class Workers(ApiModel, scope=Scope.ATTEMPT):
 
     image_pull_secrets: Annotated[tuple[SecretName, ...], Field(max_length=8)] = ()
     """Secrets used to pull the image."""
-
-    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = {}
-    """Labels that the node must have."""
-
-    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] = ()
-    """Node taints that the workers tolerate."""
 
     service_account_name: SecretName | None = None
     """Service account of the pods, for access to storage with workload identity. Its API token is not mounted."""

@@ -1,7 +1,7 @@
 """The pod of a stage, under Pod Security Standard `restricted`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_api import constants
@@ -9,7 +9,8 @@ from finetune_api.constants import Env, Stage
 from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.stages import STAGES
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import EnvVar, Resources, StagePod, Toleration
+from finetune_api.v1alpha1 import Affinity, EnvVar, PodSettings, StagePod, Toleration
+from finetune_api.v1alpha1.base import ApiModel
 from finetune_api.v1alpha1.quantities import amount
 
 from .. import names
@@ -37,26 +38,38 @@ def pod_template(
     config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, needs: EvaluationNeeds
 ) -> Manifest:
     """Pod template of a stage's Job; `grace_seconds` is its grace period."""
-    name, workers, placement = names.name_of(config), config.spec.workers, _placement(config)
+    name, workers, own = names.name_of(config), config.spec.workers, _placement(config).settings
     chosen = {
         "subdomain": names.service_name(name) if names.has_service(config) else None,
-        "nodeSelector": placement.node_selector,
+        "nodeSelector": own.node_selector,
+        "affinity": _written(own.affinity),
+        "topologySpreadConstraints": _all_written(own.topology_spread_constraints),
+        "schedulerName": own.scheduler_name,
+        "runtimeClassName": own.runtime_class_name,
+        "hostNetwork": own.host_network,
+        # With the default policy, a pod on the network of the node cannot resolve the names of Services.
+        "dnsPolicy": "ClusterFirstWithHostNet" if own.host_network else None,
         "serviceAccountName": workers.service_account_name,
         "priorityClassName": workers.priority_class_name,
         "imagePullSecrets": [{"name": secret} for secret in workers.image_pull_secrets],
     }
+    metadata = {"labels": {**own.labels, **names.child_labels(config)}, "annotations": dict(own.annotations)}
     return {
-        "metadata": {"labels": names.child_labels(config)},
+        "metadata": {field: value for field, value in metadata.items() if value},
         "spec": {
             "restartPolicy": "Never",
             **{field: value for field, value in chosen.items() if value},
-            "tolerations": [*_NODE_LOSS, *(_toleration(entry) for entry in placement.tolerations)],
+            "tolerations": [*_NODE_LOSS, *(_toleration(entry) for entry in own.tolerations)],
             "enableServiceLinks": False,
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": grace_seconds,
             "securityContext": _security_context(settings),
             "containers": [_container(config, settings, needs)],
-            "volumes": [*(volume for volume, _ in _volumes(config, settings)), *settings.additions.volumes],
+            "volumes": [
+                *(volume for volume, _ in _volumes(config, settings)),
+                *settings.additions.volumes,
+                *_all_written(own.volumes),
+            ],
         },
     }
 
@@ -74,9 +87,13 @@ def _security_context(settings: OperatorSettings) -> Manifest:
 
 
 def _container(config: TrainerConfig, settings: OperatorSettings, needs: EvaluationNeeds) -> Manifest:
+    own = _placement(config).settings
+    chosen = {"imagePullPolicy": own.image_pull_policy, "envFrom": _all_written(own.env_from)}
+    added = {"add": list(own.capabilities)} if own.capabilities else {}
     return {
         "name": constants.TRAINER_CONTAINER,
         "image": config.spec.workers.image or settings.trainer_image,
+        **{field: value for field, value in chosen.items() if value},
         "command": [
             "python",
             "-m",
@@ -91,12 +108,13 @@ def _container(config: TrainerConfig, settings: OperatorSettings, needs: Evaluat
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+            "capabilities": {"drop": ["ALL"], **added},
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             *({"name": volume["name"], **mount} for volume, mount in _volumes(config, settings)),
             *settings.additions.volume_mounts,
+            *_all_written(own.volume_mounts),
         ],
     }
 
@@ -111,7 +129,7 @@ def _volumes(config: TrainerConfig, settings: OperatorSettings) -> list[tuple[Ma
             {"mountPath": constants.CONFIG_MOUNT, "readOnly": True},
         ),
         ({"name": "scratch", "emptyDir": {}}, {"mountPath": constants.SCRATCH_MOUNT}),
-        ({"name": "shared-memory", "emptyDir": memory}, {"mountPath": "/dev/shm"}),
+        ({"name": "shared-memory", "emptyDir": memory}, {"mountPath": constants.SHARED_MEMORY_MOUNT}),
     ]
     if cache := config.spec.workers.cache:
         claim = {"claimName": cache.claim_name}
@@ -126,6 +144,15 @@ def _volumes(config: TrainerConfig, settings: OperatorSettings) -> list[tuple[Ma
 def credentials_secret(config: TrainerConfig, settings: OperatorSettings) -> str:
     """Return the Secret with storage credentials; empty: the workload identity of the pod is used."""
     return config.spec.storage.credentials_secret or settings.credentials_secret
+
+
+def _written(block: ApiModel) -> Manifest:
+    """Return a block with the same fields as in a pod."""
+    return block.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def _all_written(blocks: Iterable[ApiModel]) -> list[Manifest]:
+    return [_written(block) for block in blocks]
 
 
 def _toleration(entry: Toleration) -> Manifest:
@@ -144,7 +171,7 @@ def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Mani
         Env.MASTER_PORT: str(constants.RENDEZVOUS_PORT),
         Env.PROGRESS_PORT: str(constants.PROGRESS_PORT),
         Env.SCRATCH: constants.SCRATCH_MOUNT,
-        Env.TERMINATION_LOG: "/dev/termination-log",
+        Env.TERMINATION_LOG: constants.TERMINATION_LOG,
         # The root file system is read-only: every library's cache goes to the scratch volume.
         "HOME": constants.SCRATCH_MOUNT,
         # Libraries need a user name, and a user that the cluster assigned is not in /etc/passwd of the image.
@@ -170,18 +197,16 @@ def _variable(variable: EnvVar) -> Manifest:
 
 def _threads(config: TrainerConfig) -> int:
     """Return the threads of each process, because a container sees all cores of its node. 0: not specified."""
-    resources = _placement(config).resources
+    resources = _placement(config).settings.resources
     cpus = resources.requests.get("cpu") or resources.limits.get("cpu")
     return max(1, int(amount(cpus)) // config.world.processes_per_node) if cpus else 0
 
 
 @dataclass(frozen=True)
 class _Placement:
-    """Placement and resources of the pods of a stage."""
+    """Settings and GPUs of the pods of a stage."""
 
-    resources: Resources
-    node_selector: Mapping[str, str]
-    tolerations: Sequence[Toleration]
+    settings: PodSettings
     gpus: int = 0
 
 
@@ -192,21 +217,37 @@ def _placement(config: TrainerConfig) -> _Placement:
     """
     workers, stages = config.spec.workers, config.spec.stages
     if config.stage is Stage.TRAIN:
-        return _Placement(workers.resources, workers.node_selector, workers.tolerations, workers.gpus_per_node)
+        return _Placement(workers, workers.gpus_per_node)
     # A poll reads the same files as the prepare stage, and much less of them.
     name = Stage.PREPARE if config.stage is Stage.POLL else config.stage
     own: StagePod = getattr(stages, name, None) or StagePod()
     if config.stage is Stage.POLL:
         own = own.model_copy(update={"resources": Resources()})
     if not config.world.gpus:
-        return _Placement(own.resources, own.node_selector, own.tolerations)
-    selector = {**workers.node_selector, **own.node_selector}
-    return _Placement(own.resources, selector, (*workers.tolerations, *own.tolerations), gpus=1)
+        return _Placement(own)
+    inherited = {
+        "node_selector": {**workers.node_selector, **own.node_selector},
+        "tolerations": (*workers.tolerations, *own.tolerations),
+        "runtime_class_name": own.runtime_class_name or workers.runtime_class_name,
+        "affinity": _on_worker_nodes(own.affinity, workers.affinity),
+    }
+    return _Placement(own.model_copy(update=inherited), gpus=1)
+
+
+def _on_worker_nodes(own: Affinity, workers: Affinity) -> Affinity:
+    """Return the affinity with the workers' rules for nodes if it has none.
+
+    Their rules for pods are not inherited: they may require pods of the training, which no longer exist.
+    """
+    if own.node_affinity is not None:
+        return own
+    return own.model_copy(update={"node_affinity": workers.node_affinity})
 
 
 def _resources(config: TrainerConfig, settings: OperatorSettings, needs: EvaluationNeeds) -> Manifest:
     placement = _placement(config)
-    limits, requests = dict(placement.resources.limits), dict(placement.resources.requests)
+    resources = placement.settings.resources
+    limits, requests = dict(resources.limits), dict(resources.requests)
     if placement.gpus:
         limits["nvidia.com/gpu"] = str(placement.gpus)
     # A limit alone is a request of the same size.

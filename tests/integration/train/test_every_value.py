@@ -2,7 +2,6 @@
 
 import ast
 import math
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from finetune_trainer.train.plan import training_plan
 from rows import jsonl
 from tiny_models import CHATML
 from training_harness import Attempt, TrainingHarness
-from value_jobs import DECIDED, RENDERED, STAGE_PODS, TRAINED, data_files, made_for
+from value_jobs import DECIDED, RENDERED, STAGE_PODS, TRAINED, data_files, found_at, made_for
 
 OPERATOR = Path(finetune_operator.__file__).parent
 
@@ -80,13 +79,6 @@ def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarne
     assert evaluation["headline"] in evaluation["tuned"]["metrics"]
     assert (evaluation["baseline"] is not None) == config.spec.evaluation.baseline
     assert len(evaluation["generations"]) == len(config.spec.evaluation.prompts)
-
-
-def found_at(manifest: Any, path: str) -> Any:
-    """`a.b[0].c` within a manifest."""
-    for name, index in re.findall(r"([^.\[\]]+)|\[(-?\d+)\]", path):
-        manifest = manifest[name] if name else manifest[int(index)]
-    return manifest
 
 
 @pytest.mark.parametrize("row", RENDERED)

@@ -103,6 +103,11 @@ class Kubectl:
         done = self.run("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=documents(manifests))
         return done.stderr.strip() if done.returncode else None
 
+    def dry_run(self, manifest: Manifest) -> Any:
+        """The object that the API server would create."""
+        arguments = ("create", "--dry-run=server", "--validate=strict", "-o", "json", "-f", "-")
+        return json.loads(self(*arguments, stdin=documents([manifest])))
+
     def until(self, resource: str, condition: Callable[[Any], Any], *, within: float, what: str = "") -> Any:
         """Watch one object (`pod/name`) until the condition holds; the object.
 

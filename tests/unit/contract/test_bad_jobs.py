@@ -315,6 +315,137 @@ def test_a_wrong_combination_is_reported_with_the_fix(path: str, value: Any, exp
         assert any(expected in complaint for complaint in complaints(manifest))
 
 
+DATA = {"name": "data", "emptyDir": {}}
+SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+LONG_KEY = f"{'a.' * 130}b/name"
+POD_FAULTS: list[tuple[dict[str, Any], str | None]] = [
+    ({"labels": {"team": "nlp", "example.com/Cost_Centre": "a.b", "empty": ""}}, None),
+    ({"labels": {"finetune.dev/job": "x"}}, "labels.finetune.dev/job must be absent, because the operator and Jobs"),
+    ({"labels": {"app.kubernetes.io/managed-by": "me"}}, "labels.app.kubernetes.io/managed-by must be absent"),
+    ({"labels": {"job-name": "x"}}, "labels.job-name must be absent"),
+    ({"labels": {"controller-uid": "x"}}, "labels.controller-uid must be absent"),
+    ({"labels": {"batch.kubernetes.io/job-name": "x"}}, "labels.batch.kubernetes.io/job-name must be absent"),
+    ({"labels": {"my.finetune.dev/job": "x"}}, None),
+    ({"labels": {"a b": "x"}}, "labels.a b must be a key such as team or example.com/team"),
+    ({"labels": {"a/b/c": "x"}}, "labels.a/b/c must be a key such as"),
+    ({"labels": {"team\n": "x"}}, "must be a key such as"),
+    ({"labels": {LONG_KEY: "x"}}, "must be a key such as"),
+    ({"labels": {"team": "a b"}}, "labels.team must be a value of a label: letters, digits, '-', '_' and '.'"),
+    ({"labels": {"team": "a" * 64}}, "labels.team must have at most 63 characters"),
+    ({"annotations": {"sidecar.istio.io/inject": "false"}}, None),
+    ({"annotations": {"finetune.dev/attempt-plan": "{}"}}, "annotations.finetune.dev/attempt-plan must be absent"),
+    ({"annotations": {"batch.kubernetes.io/job-completion-index": "1"}}, "job-completion-index must be absent"),
+    ({"annotations": {"/x": "1"}}, "annotations./x must be a key such as"),
+    ({"tolerations": [{"value": "x"}]}, "tolerations[0].key must be set with operator Equal"),
+    ({"topologySpreadConstraints": [SPREAD, {**SPREAD, "whenUnsatisfiable": "DoNotSchedule"}]}, None),
+    (
+        {"topologySpreadConstraints": [SPREAD, {**SPREAD, "maxSkew": 2}]},
+        "topologySpreadConstraints[1] must not have the topologyKey and whenUnsatisfiable of ",
+    ),
+    (
+        {"topologySpreadConstraints": [{**SPREAD, "minDomains": 2}]},
+        "topologySpreadConstraints[0].minDomains must be absent with whenUnsatisfiable ScheduleAnyway",
+    ),
+    (
+        {"topologySpreadConstraints": [{**SPREAD, "matchLabelKeys": ["a"]}]},
+        "topologySpreadConstraints[0].labelSelector must be set with matchLabelKeys",
+    ),
+    (
+        {"topologySpreadConstraints": [{"topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}]},
+        "topologySpreadConstraints[0].maxSkew must be set to an integer",
+    ),
+    ({"affinity": {"nodeAfinity": {}}}, "affinity.nodeAfinity: unknown field; did you mean nodeAffinity?"),
+    ({"capabilities": ["SYS_ADMIN"]}, 'capabilities[0] must be IPC_LOCK, not "SYS_ADMIN"'),
+    ({"runtimeClassName": "Kata"}, "runtimeClassName must be a name of a-z, 0-9, '-' and '.'"),
+    ({"imagePullPolicy": "always"}, "did you mean Always?"),
+    ({"volumes": [DATA]}, None),
+    (
+        {"volumes": [{"name": "data"}]},
+        "volumes[0] must have exactly one source, such as persistentVolumeClaim, not none",
+    ),
+    (
+        {"volumes": [{**DATA, "hostPath": {"path": "/"}}]},
+        "volumes[0] must have exactly one source, such as persistentVolumeClaim, not emptyDir, hostPath",
+    ),
+    ({"volumes": [{"name": "data", "nfss": {}}]}, "volumes[0].nfss: unknown field; did you mean nfs?"),
+    ({"volumes": [DATA, DATA]}, "volumes[1] must not have the name of "),
+    *(
+        ({"volumes": [{**DATA, "name": name}]}, f"volumes[0].name must not be {name}, because the operator uses")
+        for name in ("config", "scratch", "shared-memory", "cache", "credentials")
+    ),
+    (
+        {"volumeMounts": [{"name": "data", "mountPath": "/data"}]},
+        "volumeMounts[0].name must be the name of an entry in ",
+    ),
+    (
+        {"volumes": [DATA], "volumeMounts": [{"name": "date", "mountPath": "/data"}]},
+        "volumeMounts[0].name must be one of data in ",
+    ),
+    (
+        {"volumeMounts": [{"name": "credentials", "mountPath": "/data"}]},
+        "volumeMounts[0].name must be the name of an entry in ",
+    ),
+]
+
+
+def mounted(**mount: Any) -> dict[str, Any]:
+    """Settings of a pod with one mount."""
+    return {"volumes": [DATA], "volumeMounts": [{"name": "data", "mountPath": "/data", **mount}]}
+
+
+def refused_path(path: str, own: str) -> tuple[dict[str, Any], str]:
+    return mounted(mountPath=path), f"volumeMounts[0].mountPath must not be at, above or below {own}, which the"
+
+
+POD_FAULTS += [
+    *((mounted(mountPath=path), None) for path in ("/data", "/dev/infiniband", "/etc/ssl", "/scratches", "/cache2")),
+    refused_path("/etc/finetune", "/etc/finetune"),
+    refused_path("/etc/finetune/extra", "/etc/finetune"),
+    refused_path("/etc/finetune-credentials", "/etc/finetune-credentials"),
+    refused_path("/scratch/", "/scratch"),
+    refused_path("//scratch//data", "/scratch"),
+    refused_path("/data/../scratch", "/scratch"),
+    refused_path("/cache/models", "/cache"),
+    refused_path("/dev/shm", "/dev/shm"),
+    refused_path("/dev/termination-log", "/dev/termination-log"),
+    refused_path("/dev", "/dev/shm"),
+    refused_path("/etc", "/etc/finetune"),
+    refused_path("/", "/etc/finetune"),
+    (mounted(mountPath="data"), "volumeMounts[0].mountPath must be an absolute path without ':', such as /data"),
+    (mounted(mountPath="/a:b"), "volumeMounts[0].mountPath must be an absolute path without ':', such as /data"),
+    (mounted(subPath="a/b"), None),
+    (mounted(subPath="../b"), "volumeMounts[0].subPath must be a relative path without .."),
+    (mounted(subPathExpr="/$(HOME)"), "volumeMounts[0].subPathExpr must be a relative path without .."),
+    (mounted(subPath="a", subPathExpr="b"), "volumeMounts[0] must not have both subPath and subPathExpr"),
+    (mounted(mountPropagation="Bidirectional"), "mountPropagation must be one of None or HostToContainer"),
+    (
+        {"volumes": [DATA], "volumeMounts": [{"name": "data", "mountPath": "/data"}] * 2},
+        "volumeMounts[1] must not have the mountPath of ",
+    ),
+    ({"envFrom": [{"prefix": "HUB_", "secretRef": {"name": "hub"}}]}, None),
+    ({"envFrom": [{"prefix": "X"}]}, "envFrom[0] must have exactly one of secretRef, configMapRef, not none"),
+    (
+        {"envFrom": [{"secretRef": {"name": "a"}, "configMapRef": {"name": "b"}}]},
+        "envFrom[0] must have exactly one of secretRef, configMapRef, not both",
+    ),
+    ({"envFrom": [{"prefix": "1", "secretRef": {"name": "hub"}}]}, "envFrom[0].prefix must be a variable's name"),
+]
+
+
+@pytest.mark.parametrize("block", ["spec.workers", "spec.stages.prepare", "spec.stages.evaluate"])
+@pytest.mark.parametrize(("settings", "expected"), POD_FAULTS, ids=str)
+def test_settings_that_a_pod_cannot_have_are_reported_for_every_stage(
+    block: str, settings: dict[str, Any], expected: str | None
+) -> None:
+    manifest = job_with(block, settings)
+    if expected is None:
+        parse_job(manifest)
+    else:
+        (complaint,) = complaints(manifest)
+        assert complaint.startswith(f"{block}.")
+        assert expected in complaint
+
+
 @pytest.mark.parametrize(
     ("path", "value", "fault"),
     [

@@ -160,3 +160,33 @@ def test_a_local_run_rejects_a_reference_to_a_secret_and_states_the_alternative(
     assert "spec.workers.env[1].valueFrom must be absent in `finetune run`" in first
     assert "set HUB in the environment of the command" in first
     assert "spec.workers.env[2].valueFrom" in second
+
+
+FILES = [{"name": "data", "emptyDir": {}}]
+ONLY_IN_A_CLUSTER: list[tuple[dict[str, Any], str]] = [
+    ({"workers": {"envFrom": [{"secretRef": {"name": "hub"}}]}}, "spec.workers.envFrom must be absent"),
+    ({"stages": {"prepare": {"envFrom": [{"configMapRef": {"name": "c"}}]}}}, "spec.stages.prepare.envFrom must be"),
+    ({"workers": {"volumes": FILES}}, "spec.workers.volumes must be absent"),
+    ({"stages": {"evaluate": {"volumes": FILES}}}, "spec.stages.evaluate.volumes must be absent"),
+]
+
+
+@pytest.mark.parametrize(("spec", "message"), ONLY_IN_A_CLUSTER, ids=[message for _, message in ONLY_IN_A_CLUSTER])
+def test_a_local_run_rejects_volumes_and_sources_of_variables(
+    spec: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(dump_all([make_job(**spec)]))
+    file = read_job_file(path)
+    file.check(local=True)
+    with pytest.raises(JobFileError) as caught:
+        file.check(local=True, for_run=True)
+    (violation,) = str(caught.value).splitlines()
+    assert message in violation
+
+
+def test_a_local_run_ignores_where_pods_are_placed(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    placed = {"nodeSelector": {"pool": "gpu"}, "hostNetwork": True, "runtimeClassName": "nvidia", "labels": {"a": "b"}}
+    path.write_text(dump_all([make_job(workers=placed)]))
+    read_job_file(path).check(local=True, for_run=True)

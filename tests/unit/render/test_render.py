@@ -19,7 +19,7 @@ from finetune_api.validation import parse_job
 from finetune_operator import names
 from finetune_operator.policy.world import evaluation_needs, stage_config
 from finetune_operator.render import render_all, render_stage
-from finetune_operator.settings import OperatorSettings
+from finetune_operator.settings import OperatorSettings, PodAdditions
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -290,6 +290,78 @@ def test_prepare_and_evaluate_have_separate_small_pods(
     on_gpu = "nvidia.com/gpu" in resources.get("limits", {})
     assert (on_gpu, config.world.gpus) == ("gpu" in tolerations, "gpu" in tolerations)
     assert "rdma/hca" not in str(resources)
+
+
+NODES = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}}
+OTHER_NODES = {"preferredDuringSchedulingIgnoredDuringExecution": []}
+WITH_TRAINING = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}
+ON_WORKER_NODES = [
+    pytest.param({"gpus": 0}, None, None, id="no GPU"),
+    pytest.param({"gpus": 1}, "nvidia", {"nodeAffinity": NODES}, id="of the workers"),
+    pytest.param(
+        {"gpus": 1, "runtimeClassName": "kata", "affinity": {"podAffinity": WITH_TRAINING}},
+        "kata",
+        {"nodeAffinity": NODES, "podAffinity": WITH_TRAINING},
+        id="own rules for pods",
+    ),
+    pytest.param(
+        {"gpus": 1, "affinity": {"nodeAffinity": OTHER_NODES}},
+        "nvidia",
+        {"nodeAffinity": OTHER_NODES},
+        id="own rules for nodes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("evaluate", "runtime_class", "affinity"), ON_WORKER_NODES)
+def test_an_evaluation_on_a_gpu_can_run_on_the_nodes_of_the_workers(
+    evaluate: dict[str, Any], runtime_class: str | None, affinity: dict[str, Any] | None
+) -> None:
+    workers = {
+        "gpusPerNode": 1,
+        "runtimeClassName": "nvidia",
+        "affinity": {"nodeAffinity": NODES, "podAffinity": WITH_TRAINING},
+        "schedulerName": "volcano",
+        "hostNetwork": True,
+        "capabilities": ["IPC_LOCK"],
+        "volumes": [{"name": "data", "emptyDir": {}}],
+        "envFrom": [{"secretRef": {"name": "hub"}}],
+        "imagePullPolicy": "Always",
+        "labels": {"team": "nlp"},
+        "annotations": {"note": "x"},
+    }
+    job = parse_job(make_manifest(workers=workers, stages={"evaluate": evaluate}))
+    template = rendered(job, Stage.EVALUATE)["Job"]["spec"]["template"]
+    pod, container = template["spec"], template["spec"]["containers"][0]
+    assert (pod.get("runtimeClassName"), pod.get("affinity")) == (runtime_class, affinity)
+    limits = {"nvidia.com/gpu": "1"} if evaluate["gpus"] else None
+    assert container["resources"].get("limits") == limits
+    assert {"schedulerName", "hostNetwork", "dnsPolicy"} & set(pod) == set()
+    assert {"envFrom", "imagePullPolicy"} & set(container) == set()
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert "data" not in [volume["name"] for volume in pod["volumes"]]
+    own = names.child_labels(stage_config(job, 1, Stage.EVALUATE, 1, StorageSettings()))
+    assert template["metadata"] == {"labels": own}
+
+
+@pytest.mark.parametrize("stage", run_stages())
+def test_the_operators_volumes_have_the_names_and_paths_that_jobs_cannot_use(stage: Stage) -> None:
+    job = parse_job(make_manifest(workers={"cache": {"claimName": "disk"}}, storage={"credentialsSecret": "s3"}))
+    pod = rendered(job, stage)["Job"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert [volume["name"] for volume in pod["volumes"]] == list(constants.VOLUMES)
+    assert {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]} == constants.VOLUMES
+
+
+def test_volumes_of_the_job_and_of_the_operators_settings_are_added() -> None:
+    volume = {"name": "corpus", "persistentVolumeClaim": {"claimName": "corpus"}}
+    mount = {"name": "corpus", "mountPath": "/data", "readOnly": True}
+    job = parse_job(make_manifest(workers={"volumes": [volume], "volumeMounts": [mount]}))
+    certificates = {"name": "certificates", "configMap": {"name": "ca"}}
+    additions = PodAdditions((certificates,), ({"name": "certificates", "mountPath": "/ca"},))
+    pod = rendered(job, settings=OperatorSettings(additions=additions))["Job"]["spec"]["template"]["spec"]
+    assert pod["volumes"][-2:] == [certificates, volume]
+    assert pod["containers"][0]["volumeMounts"][-1] == mount
 
 
 @pytest.mark.parametrize("stage", run_stages())
