@@ -141,6 +141,13 @@ INPUTS = {
         "Ready", "False", "CannotCreate", ("exceeded quota: none",), before=quota(**{"count_jobs.batch": "0"})
     ),
     "job policy": BadInput("Ready", "False", "CannotCreate", ("No Jobs here: ask the platform team",), before=policy),
+    "misspelt affinity": BadInput(
+        "Ready",
+        "False",
+        "CannotCreate",
+        ('unknown field "spec.template.spec.affinity.nodeAffinity.required"',),
+        spec={"stages": {"prepare": {"affinity": {"nodeAffinity": {"required": {}}}}}},
+    ),
     "strange job": BadInput(
         "Ready",
         "False",

@@ -123,7 +123,9 @@ class KubernetesCluster:
         metadata, plural = manifest["metadata"], _PLURALS[manifest["kind"]]
         path = path_of(manifest["apiVersion"], plural, metadata["namespace"])
         try:
-            await self._server.request("POST", path, manifest, accept=_METADATA_ONLY)
+            # Without strict validation, the API server drops unknown fields, for example a misspelt one in the affinity
+            # of a job.
+            await self._server.request("POST", path, manifest, accept=_METADATA_ONLY, fieldValidation="Strict")
         except ApiError as error:
             if not error.exists:
                 raise
