@@ -30,6 +30,7 @@ _MOST_DROPPED = 20
 """Maximum number of reported dropped fields: each is compared with all known names, and anybody can write the
 annotation."""
 _HALF_PAIR = "it contains an unpaired surrogate; write the character itself"
+_NESTED_TOO_DEEPLY = Violation("spec", "must have at most 190 levels of nesting; remove the inner ones")
 _LARGEST_PLAIN_NUMBER = 1e21
 """JSON writers use an exponent from this number on."""
 _MAIN_FIELDS = {
@@ -53,11 +54,14 @@ def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJo
     Field names and types are as strict as in the API server: `learning_rate` is unknown, the text "2e-4" is not a
     number.
     """
-    sent = {name: _as_sent(value, (name,)) if name == "spec" else value for name, value in manifest.items()}
-    if "status" in sent:
-        sent["status"] = in_current_shape(sent["status"])
-    content = json.dumps(sent, ensure_ascii=False)
-    broken = () if _is_unicode(content) else tuple(_broken_texts(manifest, ""))
+    try:
+        sent = {name: _as_sent(value, (name,)) if name == "spec" else value for name, value in manifest.items()}
+        if "status" in sent:
+            sent["status"] = in_current_shape(sent["status"])
+        content = json.dumps(sent, ensure_ascii=False)
+        broken = () if _is_unicode(content) else tuple(_broken_texts(manifest, ""))
+    except RecursionError:
+        raise InvalidJobError((_NESTED_TOO_DEEPLY,)) from None
     try:
         job = FineTuneJob.model_validate_json(
             _without_unpaired_surrogates(content), strict=True, by_alias=True, by_name=False
@@ -147,6 +151,8 @@ def _is_echo(detail: ErrorDetails) -> bool:
 def _violation(detail: ErrorDetails) -> Violation:
     loc = detail["loc"]
     path = _path(loc)
+    if detail["type"] == "json_invalid":  # the parser's limit of nesting, because `json.dumps` has written the text
+        return _NESTED_TOO_DEEPLY
     if detail["type"] == "extra_forbidden":
         return Violation(path, _unknown_field(loc))
     if detail["type"] == "missing":

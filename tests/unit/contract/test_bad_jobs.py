@@ -446,6 +446,16 @@ def test_settings_that_a_pod_cannot_have_are_reported_for_every_stage(
         assert expected in complaint
 
 
+@pytest.mark.parametrize("levels", [300, 1000, 50_000])
+@pytest.mark.parametrize("path", ["spec.workers.affinity.nodeAffinity", "spec.deepspeed.config"])
+def test_a_block_that_is_nested_too_deeply_is_reported(path: str, levels: int) -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(levels):
+        nested = {"a": nested}
+    expected = "spec must have at most 190 levels of nesting; remove the inner ones"
+    assert complaints(job_with(path, nested)) == [expected]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "fault"),
     [
