@@ -28,7 +28,7 @@ from .v1alpha1 import (
     VolumeMount,
 )
 from .v1alpha1.pod import KEY_PATTERN, POD_BLOCKS
-from .v1alpha1.quantities import seconds
+from .v1alpha1.quantities import amount, seconds
 
 Entry = TypeVar("Entry")
 _MIN_POLL_SECONDS = 60
@@ -56,6 +56,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _no_credentials,
         _env,
         _pod_settings,
+        _gpus,
         _lengths,
         _warmup,
         _holdouts,
@@ -292,6 +293,27 @@ def _keys(entries: Mapping[str, str], path: str) -> Iterator[Violation]:
                 f"{path}.{key}",
                 "must be absent, because the operator and Jobs of Kubernetes set it; remove it, or use another key",
             )
+
+
+def _gpus(spec: Spec) -> Iterator[Violation]:
+    """GPUs are requested by their own fields; an amount in `resources` must agree with them."""
+    resource, workers, evaluate = spec.workers.gpu_resource, spec.workers, spec.stages.evaluate
+    fields = {
+        "spec.workers": (workers.gpus_per_node, "set spec.workers.gpusPerNode"),
+        "spec.stages.prepare": (0, "prepare needs no GPU"),
+        "spec.stages.evaluate": (evaluate.gpus, "set spec.stages.evaluate.gpus"),
+    }
+    for path, pod in _pods(spec):
+        wanted, advice = fields[path]
+        for kind, amounts in (("requests", pod.resources.requests), ("limits", pod.resources.limits)):
+            if resource in amounts and amount(amounts[resource]) != wanted:
+                yield Violation(f"{path}.resources.{kind}.{resource}", f"must be absent; remove it, and {advice}")
+    if "/mig-" in resource and workers.gpus_per_node > 1:
+        yield Violation(
+            "spec.workers.gpusPerNode",
+            f"must be at most 1 with the MIG device {resource}, because CUDA shows a process only one of them, not "
+            f"{workers.gpus_per_node}; write 1 and more spec.workers.nodes",
+        )
 
 
 def _lengths(spec: Spec) -> Iterator[Violation]:

@@ -296,7 +296,7 @@ def runtime_class(installed: Kubectl) -> Iterator[None]:
 @pytest.mark.usefixtures("runtime_class")
 def test_every_setting_of_pods_reaches_the_pods_of_each_stage(jobs: Kubectl) -> None:
     every: dict[str, Any] = functools.reduce(merged, (block for block, _, _ in POD_SETTINGS.values()), {})
-    workers = {**every, "nodes": 2, "gpusPerNode": 1}
+    workers = {**every, "nodes": 2, "gpusPerNode": 1, "gpuResource": "amd.com/gpu"}
     stages = {"prepare": every, "evaluate": {**every, "gpus": 1}}
     jobs.apply(make_job("settings", namespace=jobs.namespace, workers=workers, stages=stages))
     job = parse_job(jobs.json("get", "finetunejob/settings"))
@@ -310,7 +310,7 @@ def test_every_setting_of_pods_reaches_the_pods_of_each_stage(jobs: Kubectl) -> 
         }
         assert missing == {}, stage
         limits = accepted["template"]["spec"]["containers"][0]["resources"]["limits"]
-        assert limits.get("nvidia.com/gpu") == (None if stage is Stage.PREPARE else "1")
+        assert limits.get("amd.com/gpu") == (None if stage is Stage.PREPARE else "1")
         template = accepted["template"]
         metadata = {**template["metadata"], "name": "pod"}
         assert jobs.refusal({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}) is None

@@ -36,6 +36,7 @@ _VALUES: dict[str, Any] = {
     "schedule.cron": "0 3 * * SUN",
     "schedule.timeZone": "Europe/Berlin",
     "workers.env[].valueFrom": {"secretKeyRef": _SELECTOR},
+    "workers.gpuResource": "amd.com/gpu",
     **{f"{block}.{field}": value for block in POD_BLOCKS for field, value in _POD_VALUES.items()},
 }
 """Valid values that cannot be derived from the type."""

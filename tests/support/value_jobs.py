@@ -341,6 +341,11 @@ RENDERED: dict[str, tuple[dict[str, Any], str, Any]] = {
         f"{POD}.volumes[-1].persistentVolumeClaim",
         {"claimName": "disk"},
     ),
+    "gpu_resource": (
+        {"gpusPerNode": 1, "gpuResource": "nvidia.com/mig-1g.10gb"},
+        f"{CONTAINER}.resources.limits",
+        {"nvidia.com/mig-1g.10gb": "1"},
+    ),
     **POD_SETTINGS,
     **_ALTERNATIVES,
 }

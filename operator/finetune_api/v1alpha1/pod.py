@@ -41,6 +41,14 @@ ObjectName = Annotated[
 ]
 """Name of an object of the cluster that is in no namespace."""
 
+ResourceName = Annotated[
+    str,
+    matching(
+        rf"^{_DNS_SUBDOMAIN}/{_NAME}$", "the name of a resource with its domain, such as nvidia.com/gpu", max_length=317
+    ),
+]
+"""Name of an extended resource, `domain/name`, as a device plugin announces it."""
+
 VariableName = Annotated[
     str,
     matching(r"^[A-Za-z_][A-Za-z0-9_]*$", "a variable's name: letters, digits and _, no digit first", max_length=128),

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from .base import ApiModel, Duration, Quantity, SecretName, matching
-from .pod import PodSettings, VariableName
+from .pod import PodSettings, ResourceName, VariableName
 from .scope import Scope
 
 DEFAULT_START_TIMEOUT = "5m"
@@ -75,6 +75,10 @@ class WorkerCount(ApiModel, scope=Scope.ATTEMPT):
 
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 0
     """GPUs of each worker, with one training process per GPU. 0: one process on the CPU."""
+
+    gpu_resource: ResourceName = "nvidia.com/gpu"
+    """Resource that one GPU of a worker, or of an evaluation on a GPU, is requested as: `nvidia.com/gpu`, a MIG device
+    such as `nvidia.com/mig-1g.10gb` (at most one per worker), or `amd.com/gpu` (with an image for ROCm)."""
 
 
 # Fields of the last base class come first in the CRD.

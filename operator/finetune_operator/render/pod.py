@@ -249,7 +249,7 @@ def _resources(config: TrainerConfig, settings: OperatorSettings, needs: Evaluat
     resources = placement.settings.resources
     limits, requests = dict(resources.limits), dict(resources.requests)
     if placement.gpus:
-        limits["nvidia.com/gpu"] = str(placement.gpus)
+        limits[config.spec.workers.gpu_resource] = str(placement.gpus)
     # A limit alone is a request of the same size.
     defaults = {} if config.stage is Stage.TRAIN else {"cpu": _STAGE_CPU, "memory": _memory(config, needs)}
     if amount(settings.ephemeral_storage):

@@ -446,6 +446,44 @@ def test_settings_that_a_pod_cannot_have_are_reported_for_every_stage(
         assert expected in complaint
 
 
+GPU, MIG = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb"
+GPU_SETTINGS: list[tuple[dict[str, Any], str | None]] = [
+    ({"workers": {"gpuResource": "gpu"}}, "spec.workers.gpuResource must be the name of a resource with its domain"),
+    ({"workers": {"gpusPerNode": 2, "gpuResource": "amd.com/gpu"}}, None),
+    ({"workers": {"gpusPerNode": 1, "gpuResource": MIG}}, None),
+    (
+        {"workers": {"gpusPerNode": 2, "gpuResource": MIG}},
+        f"spec.workers.gpusPerNode must be at most 1 with the MIG device {MIG}",
+    ),
+    ({"workers": {"gpusPerNode": 2, "resources": {"limits": {GPU: 2}, "requests": {GPU: "2"}}}}, None),
+    (
+        {"workers": {"resources": {"limits": {GPU: 2}}}},
+        f"spec.workers.resources.limits.{GPU} must be absent; remove it, and set spec.workers.gpusPerNode",
+    ),
+    (
+        {"workers": {"gpusPerNode": 2, "resources": {"requests": {GPU: 4}}}},
+        f"spec.workers.resources.requests.{GPU} must be absent",
+    ),
+    ({"workers": {"gpuResource": MIG, "resources": {"limits": {MIG: 1}}}}, f"limits.{MIG} must be absent"),
+    ({"stages": {"prepare": {"resources": {"limits": {GPU: 1}}}}}, "remove it, and prepare needs no GPU"),
+    (
+        {"stages": {"evaluate": {"resources": {"limits": {GPU: 1}}}}},
+        f"spec.stages.evaluate.resources.limits.{GPU} must be absent; remove it, and set spec.stages.evaluate.gpus",
+    ),
+    ({"stages": {"evaluate": {"gpus": 1, "resources": {"limits": {GPU: 1}}}}}, None),
+]
+
+
+@pytest.mark.parametrize(("spec", "expected"), GPU_SETTINGS, ids=str)
+def test_gpus_are_requested_by_their_own_fields(spec: dict[str, Any], expected: str | None) -> None:
+    manifest = job_with("spec.training.learningRate", 1e-4)
+    manifest["spec"] |= spec
+    if expected is None:
+        parse_job(manifest)
+    else:
+        assert [expected in complaint for complaint in complaints(manifest)] == [True]
+
+
 @pytest.mark.parametrize("levels", [300, 1000, 50_000])
 @pytest.mark.parametrize("path", ["spec.workers.affinity.nodeAffinity", "spec.deepspeed.config"])
 def test_a_block_that_is_nested_too_deeply_is_reported(path: str, levels: int) -> None:

@@ -319,6 +319,7 @@ def test_an_evaluation_on_a_gpu_can_run_on_the_nodes_of_the_workers(
 ) -> None:
     workers = {
         "gpusPerNode": 1,
+        "gpuResource": "nvidia.com/mig-1g.10gb",
         "runtimeClassName": "nvidia",
         "affinity": {"nodeAffinity": NODES, "podAffinity": WITH_TRAINING},
         "schedulerName": "volcano",
@@ -334,7 +335,7 @@ def test_an_evaluation_on_a_gpu_can_run_on_the_nodes_of_the_workers(
     template = rendered(job, Stage.EVALUATE)["Job"]["spec"]["template"]
     pod, container = template["spec"], template["spec"]["containers"][0]
     assert (pod.get("runtimeClassName"), pod.get("affinity")) == (runtime_class, affinity)
-    limits = {"nvidia.com/gpu": "1"} if evaluate["gpus"] else None
+    limits = {"nvidia.com/mig-1g.10gb": "1"} if evaluate["gpus"] else None
     assert container["resources"].get("limits") == limits
     assert {"schedulerName", "hostNetwork", "dnsPolicy"} & set(pod) == set()
     assert {"envFrom", "imagePullPolicy"} & set(container) == set()

@@ -83,9 +83,8 @@ def _take_gpu(config: TrainerConfig, runtime: RuntimeEnv) -> None:
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if present < runtime.local_world_size:
         raise BadConfigError(
-            f"spec.workers.gpusPerNode is {config.spec.workers.gpus_per_node}, but the worker sees {present} "
-            "CUDA devices",
-            advice="check that the node has that many free GPUs and that the image brings CUDA, "
-            "or set spec.workers.gpusPerNode to 0 to train on the CPU",
+            f"spec.workers.gpusPerNode is {config.spec.workers.gpus_per_node}, but the worker sees {present} GPUs",
+            advice=f"check that the node has that many {config.spec.workers.gpu_resource} and that torch in the image "
+            "supports them (CUDA or ROCm), or set spec.workers.gpusPerNode to 0 to train on the CPU",
         )
     torch.cuda.set_device(runtime.local_rank)
