@@ -1,5 +1,5 @@
 # Two images: `operator`, without torch, and `trainer`. They use the same wheel, and requirements with hashes.
-# The base image must have Python 3.11 or newer as `python`, with pip.
+# The base image must have Python 3.11 or newer as `python`, with pip; that of the trainer also apt-get, see SYSTEM_PACKAGES.
 ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BASE_IMAGE} AS tools
@@ -64,4 +64,13 @@ RUN uv pip install --compile-bytecode --no-deps /wheel/*.whl && rm /venv/.lock
 FROM runtime AS trainer
 LABEL org.opencontainers.image.title="finetune-trainer" \
       org.opencontainers.image.description="The prepare, train and evaluate stages of FineTuneJobs"
+# libibverbs and the drivers of network adapters, from the source package rdma-core: NCCL loads them for RDMA (InfiniBand, RoCE),
+# and otherwise uses TCP. The Debian package rdma-core has neither; it configures adapters, which nodes do. Without apt-get, as on
+# another distribution, set SYSTEM_PACKAGES to nothing and use a base image that has them.
+ARG SYSTEM_PACKAGES=ibverbs-providers
+USER 0
+RUN if [ -n "${SYSTEM_PACKAGES}" ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends ${SYSTEM_PACKAGES} && rm -rf /var/lib/apt/lists/*; \
+    fi
+USER 10001:10001
 COPY --from=trainer-packages /venv /venv

@@ -81,11 +81,11 @@ class Buildah:
         file.write_text(BASE_FILE)
         self("build", "--tag", BASE, "--file", file, tree)
 
-    def build(self, target: str, tag: str, context: Path = ROOT) -> None:
+    def build(self, target: str, tag: str, context: Path = ROOT, *build_args: str) -> None:
         """Build a target of our Dockerfile, with network access to this machine's package sources."""
-        mirrors = [f"--build-arg={name}={os.environ[name]}" for name in MIRRORS if name in os.environ]
-        chosen = ("--target", target, "--tag", tag)
-        self("build", f"--build-arg=BASE_IMAGE={BASE}", *mirrors, *chosen, context, within=900)
+        mirrors = [f"{name}={os.environ[name]}" for name in MIRRORS if name in os.environ]
+        arguments = [f"--build-arg={argument}" for argument in (f"BASE_IMAGE={BASE}", *mirrors, *build_args)]
+        self("build", *arguments, "--target", target, "--tag", tag, context, within=900)
 
     def inside(self, image: str, *command: str) -> str:
         """Output of a command in a container of the image, as the image's user."""
