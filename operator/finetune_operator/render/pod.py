@@ -161,9 +161,21 @@ def _toleration(entry: Toleration) -> Manifest:
     }
 
 
+_UNSET: dict[str, str] = {
+    Env.MASTER_ADDR: "127.0.0.1",
+    Env.PROGRESS_HOST: "",
+    Env.CACHE: "",
+    Env.CREDENTIALS: "",
+    Env.FORK_SERVER: "",
+}
+"""Variables that a pod does not always need -> the value that has the effect of their absence."""
+
+
 def _environment(config: TrainerConfig, settings: OperatorSettings) -> list[Manifest]:
     index = f"metadata.annotations['{constants.COMPLETION_INDEX}']"
     own: dict[str, str] = {
+        # `envFrom` can have any names, and only variables that are set here take precedence over it.
+        **(_UNSET if _placement(config).settings.env_from else {}),
         **({Env.MASTER_ADDR: names.first_host(config)} if names.has_service(config) else {}),
         **({Env.OMP_NUM_THREADS: str(threads)} if (threads := _threads(config)) else {}),
         **({Env.CACHE: constants.CACHE_MOUNT} if config.spec.workers.cache else {}),

@@ -20,6 +20,7 @@ from finetune_operator import names
 from finetune_operator.policy.world import evaluation_needs, stage_config
 from finetune_operator.render import render_all, render_stage
 from finetune_operator.settings import OperatorSettings, PodAdditions
+from finetune_trainer.supervisor.supervisor import rank_environments
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -384,3 +385,27 @@ def test_an_attempt_gets_its_own_network_policy_before_its_pods(stage: Stage) ->
     assert operator["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "ops"}
     assert operator["ports"] == [{"protocol": "TCP", "port": constants.PROGRESS_PORT}]
     assert "NetworkPolicy" not in [manifest["kind"] for manifest in render_stage(config, OperatorSettings())]
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_env_from_cannot_replace_a_variable_that_a_job_must_not_set(stage: Stage, nodes: int) -> None:
+    block = {"envFrom": [{"configMapRef": {"name": "any"}}]}
+    manifest = make_manifest(workers={"nodes": nodes, **block}, stages={"prepare": block, "evaluate": block})
+    config = stage_config(parse_job(manifest), 1, stage, 1, StorageSettings())
+    (container,) = render_stage(config, OperatorSettings())[-1]["spec"]["template"]["spec"]["containers"]
+    # Variables of `env` replace those of `envFrom`.
+    reserved = {*constants.RESERVED_VARIABLES, *(str(name) for name in Env)} - {Env.OMP_NUM_THREADS}
+    own = {entry["name"]: entry.get("value", "0") for entry in container["env"]}
+    assert own.keys() <= {*reserved, Env.OMP_NUM_THREADS}
+    for _, environ in rank_environments(config, dict.fromkeys(reserved, "replaced") | own, started=0.0):
+        assert {name for name in reserved if environ[name] == "replaced"} == set()
+    # The supervisor reads only these itself.
+    for name in (Env.PROGRESS_HOST, Env.FORK_SERVER, Env.SCRATCH, Env.TERMINATION_LOG, Env.CREDENTIALS, "HOME"):
+        assert name in own
+
+
+def test_a_pod_without_env_from_has_only_the_variables_that_it_needs() -> None:
+    container = rendered(make_job())["Job"]["spec"]["template"]["spec"]["containers"][0]
+    optional = {Env.MASTER_ADDR, Env.PROGRESS_HOST, Env.CACHE, Env.CREDENTIALS, Env.FORK_SERVER}
+    assert optional & {entry["name"] for entry in container["env"]} == set()
