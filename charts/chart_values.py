@@ -21,8 +21,7 @@ _PROCESS = ServiceOptions()
 
 _WIDTH = 110
 _HEADER = """\
-Values of the chart, with their defaults. Generated from charts/chart_values.py, like values.schema.json, which
-refuses keys that are not listed here.
+Values of the chart, with their defaults. Generated from charts/chart_values.py. Other keys are refused.
 """
 _QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?$"
 _DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
@@ -77,16 +76,14 @@ class Crd(Values):
     """The CustomResourceDefinition."""
 
     install: bool = True
-    """Install and upgrade it with the release. `helm uninstall` keeps it, and with it all jobs. False if another
-    release or a platform team installs it."""
+    """Install and upgrade it with the release. `helm uninstall` keeps it, and with it all jobs."""
 
 
 class NamespaceOfRelease(Values):
     """The namespace of the release."""
 
     create: bool = False
-    """Also render the namespace, with Pod Security `restricted`, for `helm template | kubectl apply`. `helm install`
-    has `--create-namespace` instead."""
+    """Also render the namespace, with Pod Security `restricted`; `helm install` has `--create-namespace`."""
 
 
 class Rbac(Values):
@@ -95,8 +92,7 @@ class Rbac(Values):
     create: bool = True
     """Create the operator's roles and bindings. False: create them yourself, as `helm template` shows them."""
     aggregate: bool = True
-    """Add FineTuneJobs to the roles view, edit and admin of the cluster, which users have. False if another release
-    does, or if you may not create ClusterRoles."""
+    """Add FineTuneJobs to the roles view, edit and admin, which users have. Only one release needs to."""
 
 
 class ServiceAccount(Values):
@@ -118,8 +114,7 @@ class Storage(Values):
     region: Annotated[str, Field(min_length=1)] = _SETTINGS.storage.region
     """Region of the storage."""
     credentials_secret: Annotated[str, Field(pattern=_DNS_NAME)] = ""
-    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the namespace of the job. Empty: the identity of the
-    pod's service account."""
+    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Empty: the identity of the pod's service account."""
 
 
 class Grace(Values):
@@ -165,8 +160,7 @@ class Security(Values):
     """User IDs of the containers."""
 
     run_as_user: Annotated[int, Field(ge=1)] | Literal["none"] = _SETTINGS.run_as_user or "none"
-    """User of the operator, and user, group and fsGroup of the pods of jobs. none: assigned by the cluster, as
-    OpenShift requires."""
+    """User of the operator, and user, group and fsGroup of jobs' pods. none: assigned by the cluster."""
 
 
 class Amounts(Values):
@@ -285,8 +279,7 @@ class JobsPolicy(Values):
     """NetworkPolicies of jobs."""
 
     create: bool = False
-    """The operator creates a policy for each attempt: only its own pods may connect to each other, and the operator to
-    their progress. One more request per attempt, and permission to create NetworkPolicies."""
+    """One policy per attempt: only its own pods may connect to each other, and the operator to their progress."""
 
 
 class NetworkPolicies(Values):
@@ -302,8 +295,7 @@ class PodDisruptionBudget(Values):
     """PodDisruptionBudget of the operator."""
 
     create: bool = False
-    """Refuse evictions of the operator's only pod: a drain of its node waits until somebody deletes the pod. Jobs
-    continue without the operator, so the default is to allow them."""
+    """Refuse evictions of the operator's only pod: a drain of its node waits until somebody deletes the pod."""
 
 
 class ChartValues(Values):
@@ -312,15 +304,13 @@ class ChartValues(Values):
     namespaces: Annotated[
         list[Annotated[str, Field(pattern=_DNS_LABEL)]], Field(json_schema_extra={"uniqueItems": True})
     ] = []
-    """Namespaces whose jobs the operator runs, with a Role in each; they must exist. Empty: the whole cluster, with a
-    ClusterRole. Two operators watching the same namespace would both reconcile its jobs."""
+    """Namespaces whose jobs the operator runs, which must exist. Empty: all. Operators must not share one."""
     image: OperatorImage = OperatorImage()
     """Image of the operator."""
     trainer_image: TrainerImage = TrainerImage()
     """Image of the pods of jobs that do not set one (`spec.workers.image`)."""
     image_pull_secrets: list[SecretName] = []
-    """Secrets that the operator's image is pulled with, as `- name: NAME`. Jobs have
-    `spec.workers.imagePullSecrets`."""
+    """Secrets that the operator's image is pulled with, as `- name: NAME`. Jobs have their own."""
     crd: Crd = Crd()
     """CustomResourceDefinition of FineTuneJobs."""
     namespace: NamespaceOfRelease = NamespaceOfRelease()
@@ -336,12 +326,11 @@ class ChartValues(Values):
     pods: Pods = Pods()
     """Defaults of the pods of all jobs."""
     job_policy: JobPolicyValues = JobPolicyValues()
-    """What jobs may use in their namespace (docs/security.md). A list that is null is no restriction; an empty one
-    allows only the operator's default."""
+    """What jobs may use (docs/security.md). Null is no restriction; an empty list allows only the default."""
     operator: Operator = Operator()
     """Arguments of the operator."""
     operator_pod: OperatorPod = OperatorPod()
-    """Pod of the operator. There is one: it has no leader election, and it keeps no state that a restart could lose."""
+    """Pod of the operator. There is one; it keeps no state that a restart could lose."""
     metrics: Metrics = Metrics()
     """Metrics of the operator; docs/operating.md lists them."""
     network_policies: NetworkPolicies = NetworkPolicies()

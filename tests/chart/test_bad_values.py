@@ -39,9 +39,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown field of the job policy": ({"jobPolicy": {"image": []}}, "'image'"),
     "a registry without a slash": ({"jobPolicy": {"images": ["registry.example.com"]}}, "/jobPolicy/images/0"),
     "an endpoint with a path": ({"jobPolicy": {"storageEndpoints": ["https://a/b"]}}, "/jobPolicy/storageEndpoints/0"),
-    "an admission policy without a rule": (
-        {"jobPolicy": {"requireLabelOnSecrets": True, "admission": {"create": True}}},
-        "jobPolicy.admission.create must be false if no list of jobPolicy is set",
+    "an admission policy without a job policy": (
+        {"jobPolicy": {"requireLabelOnSecrets": False, "admission": {"create": True}}},
+        "jobPolicy.admission.create must be false if no field of jobPolicy is set",
     ),
     "a monitor without the Service that it selects": (
         {"metrics": {"service": {"create": False}, "serviceMonitor": {"create": True}}},

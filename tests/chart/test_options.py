@@ -366,7 +366,11 @@ def test_the_admission_policy_has_the_rules_of_the_fields_that_are_set(helm: Hel
     rendered = helm.render({"jobPolicy": {"images": [], "admission": {"create": True}}, "trainerImage": {"tag": "7"}})
     policy = rendered["ValidatingAdmissionPolicy", RELEASE]["spec"]
     messages = [rule["message"] for rule in policy["validations"]]
-    assert [message.partition(" must")[0] for message in messages] == ["spec.workers.image", "spec.workers.env[].name"]
+    assert [message.partition(" must")[0].partition(" and ")[0] for message in messages] == [
+        *("spec.workers.image", "spec.workers.env[].name", "spec.workers.envFrom[].prefix"),
+        "spec.workers.volumeMounts[].mountPath",
+        *("spec.workers", "spec.workers.annotations", "spec.workers.volumes[]"),  # with every policy
+    ]
     assert '"finetune-trainer:7"' in policy["validations"][0]["expression"]
     binding = rendered["ValidatingAdmissionPolicyBinding", RELEASE]["spec"]
     assert (binding["policyName"], binding["validationActions"]) == (RELEASE, ["Deny"])
@@ -416,6 +420,12 @@ OTHERS: dict[str, Any] = {
     "jobPolicy.storageEndpoints": [],
     "jobPolicy.variables": [],
     "jobPolicy.reservedVariables": [],
+    "jobPolicy.hostAccess": [],
+    "jobPolicy.volumeSources": [],
+    "jobPolicy.runtimeClasses": [],
+    "jobPolicy.schedulers": [],
+    "jobPolicy.labels": [],
+    "jobPolicy.annotations": [],
     "jobPolicy.requireLabelOnSecrets": True,
     "jobPolicy.requireLabelOnVolumeClaims": True,
     "jobPolicy.admission.create": True,

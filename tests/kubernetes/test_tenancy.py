@@ -22,7 +22,7 @@ from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.clusters.kubernetes import KubernetesCluster, path_of
 from finetune_operator.errors import ApiError
 from finetune_operator.job_policy.model import JobPolicy
-from finetune_operator.job_policy.rules import Defaults, referenced_objects, violations
+from finetune_operator.job_policy.rules import RULES, Defaults, referenced_objects, violations
 from finetune_operator.manifests import JobKey
 from operator_process import ACCOUNTS, NAME, OperatorProcess
 from policy_cases import CASES, CREDENTIALS, ENDPOINT, IMAGE, POLICY, PolicyCase
@@ -122,11 +122,12 @@ def test_the_api_server_and_the_operator_refuse_the_same_jobs(admissions: dict[s
     wrong = {}
     for name, case in CASES.items():
         spec = parse_job(make_job(**case.spec)).spec
-        by_operator = violations(spec, JobPolicy.model_validate(case.policy), DEFAULTS)
-        paths = {re.sub(r"\[\d+]", "[]", violation.path) for violation in by_operator}
+        policy = JobPolicy.model_validate(case.policy)
+        shared = [rule for rule in RULES if rule.is_in_admission_policy]
+        paths = {re.sub(r"\[\d+]", "[]", violation.path) for violation in violations(spec, policy, DEFAULTS, shared)}
         answer = refused_by_server[name]
         agrees = any(path in answer for path in paths) if paths else answer == ""
-        if not agrees or bool(paths) != bool(case.refused):
+        if not agrees or bool(violations(spec, policy, DEFAULTS)) != bool(case.refused):
             wrong[name] = (paths, answer)
     assert wrong == {}
 
@@ -175,8 +176,14 @@ STRICT: dict[str, Any] = {
     "priorityClasses": [],
     "tolerationKeys": [],
     "storageEndpoints": [],
-    "variables": ["ALLOWED"],
+    "variables": ["ALLOWED", "ALLOWED_*"],
     "reservedVariables": [],
+    "hostAccess": [],
+    "volumeSources": ["configMap", "secret", "projected", "persistentVolumeClaim", "ephemeral"],
+    "runtimeClasses": [],
+    "schedulers": [],
+    "labels": [],
+    "annotations": [],
     "requireLabelOnSecrets": True,
     "requireLabelOnVolumeClaims": True,
 }
@@ -184,6 +191,8 @@ STRICT: dict[str, Any] = {
 PRIVATE, USABLE = "private", "usable"
 """Names of an object of each kind without and with the label."""
 PRIORITY = "tenancy-high"
+RUNTIME = "tenancy-runtime"
+APPARMOR = "container.apparmor.security.beta.kubernetes.io/trainer"
 
 
 def container(pod: Pod) -> dict[str, Any]:
@@ -198,6 +207,37 @@ def environment(pod: Pod) -> dict[str, Any]:
 
 def volumes(pod: Pod) -> str:
     return json.dumps(pod["spec"]["volumes"])
+
+
+def in_prepare(**settings: Any) -> dict[str, Any]:
+    return {"stages": {"prepare": settings}}
+
+
+def volume(source: str, **content: Any) -> dict[str, Any]:
+    return in_prepare(volumes=[{"name": "extra", source: content}])
+
+
+def extra(pod: Pod) -> dict[str, Any]:
+    (only,) = [one for one in pod["spec"]["volumes"] if one["name"] == "extra"]
+    return {name: content for name, content in only.items() if name != "name"}
+
+
+HIDING = {
+    "volumes": [{"name": "extra", "configMap": {"name": USABLE}}],
+    "volumeMounts": [{"name": "extra", "mountPath": "/usr/lib/python3"}],
+}
+COPY = {
+    "accessModes": ["ReadWriteOnce"],
+    "resources": {"requests": {"storage": "1Gi"}},
+    "dataSource": {"kind": "PersistentVolumeClaim", "name": PRIVATE},
+}
+ANTI_AFFINITY = {
+    "podAntiAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [
+            {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}, "namespaceSelector": {}}
+        ]
+    }
+}
 
 
 def set_variable(name: str, **source: Any) -> dict[str, Any]:
@@ -249,6 +289,11 @@ ACTIONS: dict[str, JobAttempt | PodProperty | Command] = {
     "load code that is not in the image with a variable such as `LD_PRELOAD`": JobAttempt(
         set_variable("LD_PRELOAD"), lambda pod: environment(pod)["LD_PRELOAD"] == "x", "a variable that loads code"
     ),
+    "load code that is not in the image from a volume that hides its files": JobAttempt(
+        in_prepare(**HIDING),
+        lambda pod: "/usr/lib/python3" in [mount["mountPath"] for mount in container(pod)["volumeMounts"]],
+        "spec.stages.prepare.volumeMounts[0].mountPath must be a path in a folder without code",
+    ),
     "run pods as any service account of the namespace": JobAttempt(
         {"workers": {"serviceAccountName": PRIVATE}},
         lambda pod: pod["spec"]["serviceAccountName"] == PRIVATE,
@@ -277,10 +322,25 @@ ACTIONS: dict[str, JobAttempt | PodProperty | Command] = {
         lambda pod: environment(pod)["OTHER"] == "x",
         "spec.workers.env[0].name must be a variable",
     ),
+    "set variables with any names from a Secret or ConfigMap": JobAttempt(
+        in_prepare(envFrom=[{"configMapRef": {"name": USABLE}}]),
+        lambda pod: container(pod)["envFrom"] == [{"configMapRef": {"name": USABLE}}],
+        "spec.stages.prepare.envFrom[0].prefix must be the beginning of names in variables",
+    ),
     "read any Secret of the namespace in a pod": JobAttempt(
         reference(PRIVATE),
         lambda pod: environment(pod)["ALLOWED"]["secretKeyRef"]["name"] == PRIVATE,
         "spec.workers.env[0].valueFrom.secretKeyRef.name must name a Secret with the label",
+    ),
+    "mount any Secret of the namespace": JobAttempt(
+        volume("secret", secretName=PRIVATE),
+        lambda pod: extra(pod)["secret"]["secretName"] == PRIVATE,
+        "spec.stages.prepare.volumes[0].secret.secretName must name a Secret with the label",
+    ),
+    "take variables from any Secret of the namespace": JobAttempt(
+        in_prepare(envFrom=[{"prefix": "ALLOWED_", "secretRef": {"name": PRIVATE}}]),
+        lambda pod: container(pod)["envFrom"][0]["secretRef"] == {"name": PRIVATE},
+        "spec.stages.prepare.envFrom[0].secretRef.name must name a Secret with the label",
     ),
     "use any Secret of the namespace as credentials of object storage": JobAttempt(
         {"storage": {"credentialsSecret": PRIVATE}},
@@ -297,6 +357,65 @@ ACTIONS: dict[str, JobAttempt | PodProperty | Command] = {
         lambda pod: f'"persistentVolumeClaim": {{"claimName": "{PRIVATE}"}}' in volumes(pod),
         "spec.workers.cache.claimName must name a PersistentVolumeClaim with the label",
     ),
+    "mount any PersistentVolumeClaim of the namespace at another path": JobAttempt(
+        volume("persistentVolumeClaim", claimName=PRIVATE),
+        lambda pod: extra(pod) == {"persistentVolumeClaim": {"claimName": PRIVATE}},
+        "spec.stages.prepare.volumes[0].persistentVolumeClaim.claimName must name a PersistentVolumeClaim",
+    ),
+    "copy any PersistentVolumeClaim of the namespace, with a new claim": JobAttempt(
+        volume("ephemeral", volumeClaimTemplate={"spec": COPY}),
+        lambda pod: extra(pod)["ephemeral"]["volumeClaimTemplate"]["spec"]["dataSource"]["name"] == PRIVATE,
+        "spec.stages.prepare.volumes[0].ephemeral.volumeClaimTemplate.spec must not have the content of another volume",
+    ),
+    "mount volumes of any CSI driver or NFS server": JobAttempt(
+        in_prepare(
+            volumes=[
+                {"name": "extra", "csi": {"driver": "driver.example"}},
+                {"name": "other", "nfs": {"server": "evil.example", "path": "/"}},
+            ]
+        ),
+        lambda pod: extra(pod)["csi"]["driver"] == "driver.example" and '"nfs"' in volumes(pod),
+        "spec.stages.prepare.volumes[0] must have a source in volumeSources",
+    ),
+    "use the network or files of the node, or the capability `IPC_LOCK`": JobAttempt(
+        in_prepare(hostNetwork=True, capabilities=["IPC_LOCK"], volumes=[{"name": "extra", "hostPath": {"path": "/"}}]),
+        lambda pod: (
+            pod["spec"]["hostNetwork"]
+            and extra(pod)["hostPath"]["path"] == "/"
+            and container(pod)["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+        ),
+        "spec.stages.prepare must have only access to the node that is in hostAccess",
+    ),
+    "turn off AppArmor for the container": JobAttempt(
+        in_prepare(annotations={APPARMOR: "unconfined"}),
+        lambda pod: pod["metadata"]["annotations"][APPARMOR] == "unconfined",
+        "must not have an annotation that turns off AppArmor",
+    ),
+    "get an API token into a pod": JobAttempt(
+        volume("projected", sources=[{"serviceAccountToken": {"path": "token"}}]),
+        lambda pod: extra(pod)["projected"]["sources"][0]["serviceAccountToken"]["path"] == "token",
+        "spec.stages.prepare.volumes[0].projected.sources[0] must have a source without credentials",
+    ),
+    "run pods with any RuntimeClass": JobAttempt(
+        in_prepare(runtimeClassName=RUNTIME),
+        lambda pod: pod["spec"]["runtimeClassName"] == RUNTIME,
+        "spec.stages.prepare.runtimeClassName must be a RuntimeClass in",
+    ),
+    "choose any scheduler": JobAttempt(
+        in_prepare(schedulerName="other"),
+        lambda pod: pod["spec"]["schedulerName"] == "other",
+        "spec.stages.prepare.schedulerName must be a scheduler in",
+    ),
+    "add labels to pods, which Services, NetworkPolicies and webhooks select": JobAttempt(
+        in_prepare(labels={"app": "proxy"}),
+        lambda pod: pod["metadata"]["labels"]["app"] == "proxy",
+        "spec.stages.prepare.labels must have only labels in",
+    ),
+    "add annotations to pods, on which other controllers act": JobAttempt(
+        in_prepare(annotations={"sidecar.istio.io/inject": "true"}),
+        lambda pod: pod["metadata"]["annotations"]["sidecar.istio.io/inject"] == "true",
+        "spec.stages.prepare.annotations must have only annotations in",
+    ),
     "read any ConfigMap of the namespace in a pod": JobAttempt(
         set_variable("ALLOWED", valueFrom={"configMapKeyRef": {"name": PRIVATE, "key": "k"}}),
         lambda pod: environment(pod)["ALLOWED"]["configMapKeyRef"]["name"] == PRIVATE,
@@ -304,6 +423,9 @@ ACTIONS: dict[str, JobAttempt | PodProperty | Command] = {
     "select nodes by their labels": JobAttempt(
         {"stages": {"prepare": {"nodeSelector": {"pool": "other"}}}},
         lambda pod: pod["spec"]["nodeSelector"] == {"pool": "other"},
+    ),
+    "keep pods of others off nodes with a rule of anti-affinity": JobAttempt(
+        in_prepare(affinity=ANTI_AFFINITY), lambda pod: pod["spec"]["affinity"] == ANTI_AFFINITY
     ),
     "request any amount of CPU and memory, and any number of GPUs and nodes": JobAttempt(
         {
@@ -323,12 +445,12 @@ ACTIONS: dict[str, JobAttempt | PodProperty | Command] = {
     "name an object of another namespace": JobAttempt(
         reference("kube-system/other"), refused="spec.workers.env[0].valueFrom.secretKeyRef.name: Invalid value"
     ),
-    "get an API token into a pod": PodProperty(
-        lambda pod: pod["spec"]["automountServiceAccountToken"] is False and "serviceAccountToken" not in volumes(pod)
-    ),
-    "run as root, with privileges, or on the network or files of the node": PodProperty(
-        # The namespace enforces Pod Security `restricted`: the API server would not have admitted another pod.
-        lambda pod: pod["spec"]["securityContext"]["runAsNonRoot"] and "hostPath" not in volumes(pod)
+    "run as root or as a privileged container": PodProperty(
+        lambda pod: (
+            pod["spec"]["securityContext"]["runAsNonRoot"]
+            and container(pod)["securityContext"]["allowPrivilegeEscalation"] is False
+            and not container(pod)["securityContext"].get("privileged")
+        )
     ),
     "create jobs in another namespace with `kubectl`": Command(
         ("create", "-f", "-", "--namespace=default"), make_job()
@@ -419,14 +541,19 @@ def tenants(
         "metadata": {"name": PRIORITY},
         "value": 1000,
     }
+    runtime = {
+        "apiVersion": "node.k8s.io/v1",
+        "kind": "RuntimeClass",
+        "metadata": {"name": RUNTIME},
+        "handler": "runc",
+    }
     with ExitStack() as stack:
-        control_plane.kubectl.apply(high)
-        stack.callback(control_plane.kubectl, "delete", f"priorityclass/{PRIORITY}")
+        control_plane.kubectl.apply(high, runtime)
+        stack.callback(control_plane.kubectl, "delete", f"priorityclass/{PRIORITY}", f"runtimeclass/{RUNTIME}")
         found = {}
         for name in ("open", "limited"):
             namespace = stack.enter_context(fresh_namespace(control_plane, within=60))
             kubectl = control_plane.kubectl.within(namespace)
-            kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
             kubectl("create", "role", USER, f"--verb={VERBS}", "--resource=finetunejobs.finetune.dev")
             kubectl("create", "rolebinding", USER, f"--role={USER}", f"--user={USER}")
             kubectl.apply(*objects_of(namespace))

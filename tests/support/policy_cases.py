@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_api.v1alpha1.pod import POD_BLOCKS
+
 IMAGE = "default.example/trainer:1.0"
 ENDPOINT = "https://default.example:9000/path"
 CREDENTIALS = "storage"
@@ -28,6 +30,12 @@ POLICY: dict[str, Any] = {
     ],
     "variables": ["NCCL_*", "DEBUG", "TOKEN", "LD_PRELOAD", "PYTHONPATH", "HTTPS_PROXY", "AWS_ENDPOINT_URL_S3"],
     "reservedVariables": ["NCCL_SOCKET_*"],
+    "hostAccess": [],
+    "volumeSources": ["configMap", "secret", "projected", "persistentVolumeClaim", "ephemeral", "image", "csi"],
+    "runtimeClasses": ["gvisor"],
+    "schedulers": ["queue"],
+    "labels": ["example.com/*", "team"],
+    "annotations": ["example.com/*", "container.apparmor.security.beta.kubernetes.io/*"],
 }
 """Every list of the policy. Variables that load code or redirect requests are refused although they are allowed."""
 
@@ -37,6 +45,11 @@ PRIORITY_PATH = "spec.workers.priorityClassName"
 ENDPOINT_PATH = "spec.storage.endpoint"
 FIRST_TOLERATION = "spec.workers.tolerations[0].key"
 FIRST_VARIABLE = "spec.workers.env[0].name"
+FIRST_VOLUME = ".volumes[0]"
+FIRST_SOURCE = f"{FIRST_VOLUME}.projected.sources[0]"
+PREFIX = ".envFrom[0].prefix"
+MOUNT = ".volumeMounts[0].mountPath"
+APPARMOR = {"annotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"}}
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,30 @@ def variable(name: str, *refused: str, policy: dict[str, Any] = POLICY) -> Polic
 
 def toleration(entry: dict[str, Any], *refused: str) -> PolicyCase:
     return PolicyCase({"workers": {"tolerations": [entry]}}, refused)
+
+
+def pods(settings: dict[str, Any], *refused: str, policy: dict[str, Any] = POLICY) -> PolicyCase:
+    """The same settings in all blocks with settings of pods; `refused` are paths below each block."""
+    spec = {"workers": settings, "stages": {"prepare": settings, "evaluate": settings}}
+    return PolicyCase(spec, tuple(f"spec.{block}{path}" for block in POD_BLOCKS for path in refused), policy)
+
+
+def volume(source: str, content: Any, *refused: str, policy: dict[str, Any] = POLICY) -> PolicyCase:
+    return pods({"volumes": [{"name": "v", source: content}]}, *refused, policy=policy)
+
+
+def mount(path: str, *refused: str, policy: dict[str, Any] = POLICY) -> PolicyCase:
+    settings = {"volumes": [{"name": "v", "configMap": {"name": "c"}}]}
+    return pods({**settings, "volumeMounts": [{"name": "v", "mountPath": path}]}, *refused, policy=policy)
+
+
+def variables_from(prefix: str, *refused: str, policy: dict[str, Any] = POLICY) -> PolicyCase:
+    entry = {"configMapRef": {"name": "c"}, **({"prefix": prefix} if prefix else {})}
+    return pods({"envFrom": [entry]}, *refused, policy=policy)
+
+
+def claim(**fields: Any) -> dict[str, Any]:
+    return {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteOnce"], **fields}}}
 
 
 CASES: dict[str, PolicyCase] = {
@@ -150,6 +187,82 @@ CASES: dict[str, PolicyCase] = {
     "a second variable": PolicyCase(
         {"workers": {"env": [{"name": "DEBUG"}, {"name": "PATH"}]}}, ("spec.workers.env[1].name",)
     ),
+    # variables from objects
+    "a prefix that is allowed": variables_from("NCCL_DEBUG_"),
+    "no prefix": variables_from("", PREFIX),
+    "a prefix that is an allowed variable": variables_from("DEBUG", PREFIX),
+    "a prefix that is not allowed": variables_from("OTHER_", PREFIX),
+    "a prefix that is reserved": variables_from("NCCL_SOCKET_A", PREFIX),
+    "the beginning of a reserved prefix": variables_from("NCCL_S", PREFIX),
+    "no prefix under a policy of images": variables_from("", PREFIX, policy={"images": []}),
+    "the prefix of a loader variable": variables_from("LD_PRE", PREFIX, policy={"images": []}),
+    "the beginning of a loader variable": variables_from("PA", PREFIX, policy={"images": []}),
+    "another prefix under a policy of images": variables_from("APP_", policy={"images": []}),
+    "no prefix under a policy of endpoints": variables_from("", PREFIX, policy={"storageEndpoints": []}),
+    "the prefix of a proxy": variables_from("HTTPS_", PREFIX, policy={"storageEndpoints": []}),
+    "another prefix under a policy of endpoints": variables_from("APP_", policy={"storageEndpoints": []}),
+    "no prefix if no variable is allowed": variables_from("", PREFIX, policy={"variables": []}),
+    "no prefix if all variables are allowed": variables_from("", policy={"variables": ["*"]}),
+    "no prefix if all variables are reserved": variables_from("", PREFIX, policy={"reservedVariables": ["*"]}),
+    "no prefix if no variable is reserved": variables_from("", policy={"reservedVariables": []}),
+    # volumes
+    "an allowed kind of volume": volume("configMap", {"name": "c"}),
+    "another kind of volume": volume("nfs", {"server": "evil.example", "path": "/"}, FIRST_VOLUME),
+    "an empty source": volume("emptyDir", {}, FIRST_VOLUME),
+    "a volume of an allowed image": volume("image", {"reference": "registry.example.com/team/files:1"}),
+    "a volume of another image": volume("image", {"reference": "evil"}, f"{FIRST_VOLUME}.image.reference"),
+    "an image that is no text": volume("image", {"reference": ["short"]}, f"{FIRST_VOLUME}.image.reference"),
+    "files of configuration": volume("projected", {"sources": [{"secret": {"name": "s"}}, None, {"downwardAPI": {}}]}),
+    "an API token": volume("projected", {"sources": [{"serviceAccountToken": {"path": "t"}}]}, FIRST_SOURCE),
+    "an API token of another type": volume("projected", {"sources": [{"serviceAccountToken": 1}]}, FIRST_SOURCE),
+    "a certificate of the account": volume("projected", {"sources": [{"podCertificate": {}}]}, FIRST_SOURCE),
+    "a source that is no object": volume("projected", {"sources": ["secret"]}, FIRST_SOURCE),
+    "sources that are no list": volume(
+        "projected", {"sources": {"serviceAccountToken": {}}}, f"{FIRST_VOLUME}.projected.sources"
+    ),
+    "no sources": volume("projected", {"sources": None}),
+    "an API token without a policy of accounts": volume(
+        "projected", {"sources": [{"serviceAccountToken": {"path": "t"}}]}, policy={"variables": []}
+    ),
+    "a kind of Pod Security restricted": volume("emptyDir", {}, policy={"variables": []}),
+    "a driver without a list of kinds": volume("csi", {"driver": "d"}, FIRST_VOLUME, policy={"variables": []}),
+    "NFS without a list of kinds": volume("nfs", {"server": "a"}, FIRST_VOLUME, policy={"variables": []}),
+    "no kind of volume": volume("emptyDir", {}, FIRST_VOLUME, policy={"volumeSources": []}),
+    "a new claim": volume("ephemeral", claim(), policy={"requireLabelOnVolumeClaims": True}),
+    **{
+        f"a claim with {field}": volume(
+            "ephemeral",
+            claim(**{field: content}),
+            f"{FIRST_VOLUME}.ephemeral.volumeClaimTemplate.spec",
+            policy={"requireLabelOnVolumeClaims": True},
+        )
+        for field, content in (("dataSource", {"name": "a"}), ("dataSourceRef", "a"), ("volumeName", "a"))
+    },
+    "a folder for data": mount("/mnt/data"),
+    "a folder of the image": mount("/usr/local/lib", MOUNT),
+    "a folder with the same beginning as one for data": mount("/mnt2", MOUNT),
+    "a folder above one for data": mount("/mnt/../usr", MOUNT),
+    "a folder of the image without a policy of images": mount("/usr", policy={"variables": []}),
+    # the node
+    "the network of the node": pods({"hostNetwork": True}, ""),
+    "a capability": pods({"capabilities": ["IPC_LOCK"]}, ""),
+    "a folder of the node": volume("hostPath", {"path": "/"}, FIRST_VOLUME),
+    "the network of the node by default": pods({"hostNetwork": True}, "", policy={"variables": []}),
+    "the network of the pod": pods({"hostNetwork": False, "capabilities": []}),
+    "an access that is allowed": pods({"hostNetwork": True}, policy={"hostAccess": ["hostNetwork"]}),
+    "another access": pods({"capabilities": ["IPC_LOCK"]}, "", policy={"hostAccess": ["hostNetwork"]}),
+    "an annotation that turns off AppArmor": pods(APPARMOR, ".annotations"),
+    "the same with a policy of the node": pods(APPARMOR, ".annotations", policy={"hostAccess": []}),
+    # placement and metadata
+    "an allowed RuntimeClass": pods({"runtimeClassName": "gvisor"}),
+    "another RuntimeClass": pods({"runtimeClassName": "other"}, ".runtimeClassName"),
+    "an allowed scheduler": pods({"schedulerName": "queue"}),
+    "the scheduler of pods without one": pods({"schedulerName": "default-scheduler"}),
+    "another scheduler": pods({"schedulerName": "other"}, ".schedulerName"),
+    "allowed labels": pods({"labels": {"team": "a", "example.com/a": "b"}}),
+    "another label": pods({"labels": {"team": "a", "app": "proxy"}}, ".labels"),
+    "an allowed annotation": pods({"annotations": {"example.com/a": "b"}}),
+    "another annotation": pods({"annotations": {"sidecar.istio.io/inject": "true"}}, ".annotations"),
     # all of them
     "several mistakes": PolicyCase(
         {

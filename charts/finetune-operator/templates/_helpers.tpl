@@ -71,10 +71,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- $hasRules := false -}}
 {{- range .Values.jobPolicy -}}
-{{- if kindIs "slice" . }}{{ $hasRules = true }}{{ end -}}
+{{- if or (kindIs "slice" .) (eq (toString .) "true") }}{{ $hasRules = true }}{{ end -}}
 {{- end -}}
 {{- if and .Values.jobPolicy.admission.create (not $hasRules) -}}
-{{- fail "jobPolicy.admission.create must be false if no list of jobPolicy is set: the ValidatingAdmissionPolicy would have no rules; set one, such as jobPolicy.images" -}}
+{{- fail "jobPolicy.admission.create must be false if no field of jobPolicy is set, because there is no job policy; set one, such as jobPolicy.images" -}}
 {{- end -}}
 {{- if and .Values.metrics.serviceMonitor.create (not .Values.metrics.service.create) -}}
 {{- fail "metrics.service.create must be true if metrics.serviceMonitor.create is: the monitor selects the Service" -}}

@@ -62,7 +62,34 @@ def _is_named(entry: str, name: str) -> bool:
 
 _NAMED_CEL = "entry.endsWith('*') ? value.startsWith(entry.substring(0, size(entry) - 1)) : value == entry"
 
+
+def _begin_with(entry: str, prefix: str) -> bool:
+    """Whether the entry matches all names that begin with a prefix."""
+    return entry.endswith("*") and prefix.startswith(entry[:-1])
+
+
+_BEGIN_WITH_CEL = "entry.endsWith('*') && value.startsWith(entry.substring(0, size(entry) - 1))"
+
+
+def _may_begin_with(entry: str, prefix: str) -> bool:
+    """Whether the entry matches a name that begins with a prefix."""
+    return entry.removesuffix("*").startswith(prefix) or _begin_with(entry, prefix)
+
+
+_MAY_BEGIN_WITH_CEL = f"entry.startsWith(value) || {_BEGIN_WITH_CEL}"
+
+
+def _is_below(entry: str, path: str) -> bool:
+    """Whether a path is a folder or below it. A path with `..` may leave the folder."""
+    return (path == entry or path.startswith(f"{entry}/")) and ".." not in path
+
+
+_BELOW_CEL = "(value == entry || value.startsWith(entry + '/')) && !value.contains('..')"
+
 EQUAL = Match(lambda entry, value: value == entry, "value == entry")
 WITHIN_IMAGE = Match(_is_within, _WITHIN_CEL)
 AT_ORIGIN = Match(_is_at, _AT_CEL)
 NAMED = Match(_is_named, _NAMED_CEL)
+ALL_BEGIN = Match(_begin_with, _BEGIN_WITH_CEL)
+SOME_BEGIN = Match(_may_begin_with, _MAY_BEGIN_WITH_CEL)
+BELOW = Match(_is_below, _BELOW_CEL)

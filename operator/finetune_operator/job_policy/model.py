@@ -1,7 +1,7 @@
 """The fields of the job policy, and its file. Pure."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
@@ -47,10 +47,36 @@ Variable = Annotated[
         r"^([A-Za-z_][A-Za-z0-9_]*)?\*?$", "a variable's name, or its beginning and *, such as NCCL_*", max_length=128
     ),
 ]
+Key = Annotated[
+    str,
+    matching(
+        r"^([A-Za-z0-9][A-Za-z0-9._/-]*)?\*?$",
+        "a key, or its beginning and *, such as example.com/*",
+        max_length=317,
+    ),
+]
+HostAccess = Literal["hostNetwork", "hostPath", "capabilities"]
+VolumeSource = Literal[
+    "configMap",
+    "secret",
+    "projected",
+    "downwardAPI",
+    "emptyDir",
+    "persistentVolumeClaim",
+    "ephemeral",
+    "image",
+    "csi",
+    "nfs",
+]
+DEFAULT_VOLUME_SOURCES: tuple[VolumeSource, ...] = (
+    *("configMap", "secret", "projected", "downwardAPI", "emptyDir", "persistentVolumeClaim", "ephemeral", "image"),
+)
+"""Those of Pod Security `restricted` without csi: a driver may connect to any address and read any Secret."""
 
 
 class JobPolicy(BaseModel):
-    """What jobs may use. A list that is absent is no restriction; an empty one allows only the operator's default."""
+    """What jobs may use. A list that is absent is no restriction, except for `host_access` and `volume_sources`; an
+    empty one allows only the operator's default."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, use_attribute_docstrings=True, title=""
@@ -58,7 +84,7 @@ class JobPolicy(BaseModel):
 
     images: tuple[Image, ...] | None = None
     """Images: a registry (`registry.example.com/`), a folder or repository (`registry.example.com/team`), or an image
-    with its tag or digest. Also refuses variables that load code, such as LD_PRELOAD."""
+    with its tag or digest. Also refuses variables and mounts that load other code."""
     service_accounts: tuple[SecretName, ...] | None = None
     """Service accounts of the pods."""
     priority_classes: tuple[SecretName, ...] | None = None
@@ -71,6 +97,18 @@ class JobPolicy(BaseModel):
     """Environment variables that jobs may set; `NCCL_*` is every name with that beginning."""
     reserved_variables: tuple[Variable, ...] | None = None
     """Environment variables that jobs must not set."""
+    host_access: tuple[HostAccess, ...] | None = None
+    """Access to the node: hostNetwork, hostPath, capabilities. Null, in a policy with other fields: none."""
+    volume_sources: tuple[VolumeSource, ...] | None = None
+    """Kinds of volumes. Null, in a policy with other fields: those of Pod Security `restricted`, except csi."""
+    runtime_classes: tuple[SecretName, ...] | None = None
+    """RuntimeClasses of the pods."""
+    schedulers: tuple[SecretName, ...] | None = None
+    """Schedulers of the pods."""
+    labels: tuple[Key, ...] | None = None
+    """Keys of labels that jobs may add to pods; `example.com/*` is every key with that beginning."""
+    annotations: tuple[Key, ...] | None = None
+    """The same for annotations."""
     require_label_on_secrets: bool = False
     """Secrets need the label `finetune.dev/usable-by-jobs: "true"`. The operator may then get Secrets."""
     require_label_on_volume_claims: bool = False
@@ -88,9 +126,9 @@ def parse_policy(text: str) -> JobPolicy:
     except (YAMLError, ValueError) as error:
         raise PolicyError(f"must be YAML: {error}") from None
     if not isinstance(content, dict):
-        raise PolicyError(f"must be an object, not {_shown(content)}; write {{}} for no restriction")
+        raise PolicyError(f"must be an object, not {_shown(content)}; write {{}} for the defaults")
     errors = [
-        f"{name} must not be null; remove it for no restriction, or write [] to allow nothing"
+        f"{name} must not be null; remove it for the default, or write [] to allow nothing"
         for name, value in content.items()
         if value is None
     ]
@@ -124,6 +162,8 @@ def _needed(detail: ErrorDetails) -> str:
             return "text; write it in quotes"
         case "tuple_type":
             return "a list"
+        case "literal_error":
+            return str(detail["ctx"]["expected"])
         case _:
             return "true or false"
 

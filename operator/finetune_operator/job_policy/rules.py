@@ -3,8 +3,12 @@
 A rule is a row of RULES, or of REFERENCES for objects that need a label. It reads its values by their paths, so a new
 field of the spec is another path or another row. The operator checks the rows, and the ValidatingAdmissionPolicy of the
 chart is generated from the same rows.
+
+Parts of a path are names of fields, with `[]` after a list, as in `spec.workers.tolerations[].key`. A path that ends
+with `{}` yields the names of the fields of an object that are set, and `{a,b}` only those of a and b.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +16,16 @@ from typing import Any
 from finetune_api.constants import LABEL_USABLE
 from finetune_api.redaction import hide_credentials
 from finetune_api.rules import Violation
-from finetune_api.v1alpha1 import Spec
+from finetune_api.v1alpha1 import Spec, Volume
+from finetune_api.v1alpha1.pod import POD_BLOCKS
 
-from .matches import AT_ORIGIN, EQUAL, NAMED, WITHIN_IMAGE, Match
-from .model import JobPolicy
+from .matches import ALL_BEGIN, AT_ORIGIN, BELOW, EQUAL, NAMED, SOME_BEGIN, WITHIN_IMAGE, Match
+from .model import DEFAULT_VOLUME_SOURCES, JobPolicy
 
 _MAX_LISTED = 8
 _MAX_SHOWN = 80
+_LONGEST_NAME = 253
+_NAME = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 
 CODE_VARIABLES = (
     *("LD_*", "PYTHON*", "PATH", "BASH_ENV", "CC", "CXX", "GCONV_PATH", "GLIBC_TUNABLES", "OMP_TOOL*", "OPENSSL_*"),
@@ -34,6 +41,16 @@ REQUEST_VARIABLES = (
     *("all_proxy", "https_proxy", "http_proxy", "no_proxy"),
 )
 """Variables that send requests of the trainer to another address."""
+MOUNT_FOLDERS = ("/data", "/mnt")
+"""Folders that have no code. A volume at another path could replace files of the image."""
+PROJECTED_SOURCES = ("clusterTrustBundle", "configMap", "downwardAPI", "secret")
+"""Sources of projected volumes that are not credentials of the service account: not `serviceAccountToken` and
+`podCertificate`."""
+PROFILE_ANNOTATIONS = (
+    *("container.apparmor.security.beta.kubernetes.io/*", "container.seccomp.security.alpha.kubernetes.io/*"),
+    "seccomp.security.alpha.kubernetes.io/*",
+)
+"""Annotations that turn off AppArmor or seccomp for a container."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,8 @@ class Defaults:
     credentials_secret: str = ""
     service_account: str = "default"
     """Kubernetes gives it to pods that name none."""
+    scheduler: str = "default-scheduler"
+    """Kubernetes gives it to pods that name none."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ class Rule:
     field: str
     """Attribute of JobPolicy. The rule applies if it is not None."""
     paths: tuple[str, ...]
-    """Paths of the values; `[]` after a list, as in `spec.workers.tolerations[].key`."""
+    """Paths of the values."""
     match: Match
     what: str
     """What a value is, such as `an image`."""
@@ -62,18 +81,26 @@ class Rule:
     """The value that is also admitted; empty: none."""
     absent: str | None = None
     """Value of a field that is absent, if that has a meaning, as in the models; None: nothing is checked."""
-    refused: tuple[str, ...] = ()
-    """Entries that are refused in addition to those of the field; only with `is_refusal`."""
+    fixed: tuple[str, ...] = ()
+    """Entries to compare with instead of those of the field."""
     is_refusal: bool = False
     """Whether matching values are refused, instead of all others."""
+    without_field: tuple[str, ...] | None = None
+    """Entries of a policy without the field; None: the rule does not apply to such a policy."""
+    is_in_admission_policy: bool = True
+    """Whether the ValidatingAdmissionPolicy has the rule. It has none for values below a free-form field, which the
+    schema of the API server does not describe."""
 
     def entries(self, policy: JobPolicy) -> tuple[str, ...] | None:
         """Return the entries to compare values with; None: the rule does not apply."""
-        listed: tuple[str, ...] | None = getattr(policy, self.field)
-        return None if listed is None else self.refused or listed
+        given: tuple[str, ...] | bool | None = getattr(policy, self.field)
+        listed = self.without_field if given is None or given is False else () if given is True else given
+        return None if listed is None else self.fixed or listed
 
-    def is_admitted(self, value: str, entries: Sequence[str], defaults: Defaults) -> bool:
-        """Whether a job may have this value."""
+    def is_admitted(self, value: str | None, entries: Sequence[str], defaults: Defaults) -> bool:
+        """Whether a job may have this value; None, a value of another type, is never admitted."""
+        if value is None:
+            return False
         is_listed = any(self.match.admits(entry, value) for entry in entries)
         return not is_listed if self.is_refusal else is_listed or (value != "" and value == self.default(defaults))
 
@@ -83,22 +110,56 @@ class Rule:
         return str(JobPolicy.model_fields[self.field].alias)
 
     def requirement(self, listed: str) -> str:
-        """Return what a value must be and how to correct it. `listed` are the entries of the field."""
-        if self.refused:
-            return f"must not be {self.what} if the job policy has {self.policy_field}; remove the entry"
+        """Return what a value must be and how to correct it. `listed` are the entries to compare with."""
+        verb = "have" if self.paths[0].endswith("}") else "be"
+        if self.fixed:
+            when = f"if the job policy has {self.policy_field}" if self.without_field is None else "with a job policy"
+            if self.is_refusal:
+                return f"must not {verb} {self.what} {when}; remove the entry"
+            return f"must {verb} {self.what} ({listed}) {when}; use one of these, or remove the entry"
         if self.is_refusal:
-            return f"must not be {self.what} in {self.policy_field} of the job policy ({listed}); remove the entry"
+            return f"must not {verb} {self.what} in {self.policy_field} of the job policy ({listed}); remove the entry"
         return (
-            f"must be {self.what} in {self.policy_field} of the job policy ({listed}); use one of these, or ask an "
+            f"must {verb} {self.what} in {self.policy_field} of the job policy ({listed}); use one of these, or ask an "
             "administrator to add it"
         )
 
 
+def _in_pods(*fields: str) -> tuple[str, ...]:
+    """Return the paths of fields of all blocks with settings of pods."""
+    return tuple(f"spec.{block}{field}" for field in fields for block in POD_BLOCKS)
+
+
 _ENV_NAMES = ("spec.workers.env[].name",)
+_PREFIXES = _in_pods(".envFrom[].prefix")
+"""The keys of Secrets and ConfigMaps are unknown: their prefixes are compared."""
+_SOURCES = ",".join(
+    str(field.alias) for name, field in Volume.model_fields.items() if name not in ("name", "host_path")
+)
 
 RULES: tuple[Rule, ...] = (
     Rule("images", ("spec.workers.image",), WITHIN_IMAGE, "an image", default=lambda own: own.image),
-    Rule("images", _ENV_NAMES, NAMED, "a variable that loads code", refused=CODE_VARIABLES, is_refusal=True),
+    Rule(
+        "images",
+        _in_pods(".volumes[].image.reference"),
+        WITHIN_IMAGE,
+        "an image",
+        default=lambda own: own.image,
+        is_in_admission_policy=False,
+    ),
+    Rule("images", _ENV_NAMES, NAMED, "a variable that loads code", fixed=CODE_VARIABLES, is_refusal=True),
+    Rule(
+        "images",
+        _PREFIXES,
+        SOME_BEGIN,
+        "the beginning of a variable that loads code",
+        absent="",
+        fixed=CODE_VARIABLES,
+        is_refusal=True,
+    ),
+    Rule(
+        "images", _in_pods(".volumeMounts[].mountPath"), BELOW, "a path in a folder without code", fixed=MOUNT_FOLDERS
+    ),
     Rule(
         "service_accounts",
         ("spec.workers.serviceAccountName",),
@@ -106,14 +167,18 @@ RULES: tuple[Rule, ...] = (
         "a service account",
         default=lambda own: own.service_account,
     ),
+    Rule(
+        "service_accounts",
+        _in_pods(".volumes[].projected.sources[]{}"),
+        EQUAL,
+        "a source without credentials of the service account",
+        fixed=PROJECTED_SOURCES,
+        is_in_admission_policy=False,
+    ),
     Rule("priority_classes", ("spec.workers.priorityClassName",), EQUAL, "a PriorityClass"),
     Rule(
         "toleration_keys",
-        (
-            "spec.workers.tolerations[].key",
-            "spec.stages.prepare.tolerations[].key",
-            "spec.stages.evaluate.tolerations[].key",
-        ),
+        _in_pods(".tolerations[].key"),
         EQUAL,
         "the key of a taint",
         absent="",  # tolerates all taints
@@ -124,11 +189,58 @@ RULES: tuple[Rule, ...] = (
         _ENV_NAMES,
         NAMED,
         "a variable that redirects requests",
-        refused=REQUEST_VARIABLES,
+        fixed=REQUEST_VARIABLES,
+        is_refusal=True,
+    ),
+    Rule(
+        "storage_endpoints",
+        _PREFIXES,
+        SOME_BEGIN,
+        "the beginning of a variable that redirects requests",
+        absent="",
+        fixed=REQUEST_VARIABLES,
         is_refusal=True,
     ),
     Rule("variables", _ENV_NAMES, NAMED, "a variable"),
+    Rule("variables", _PREFIXES, ALL_BEGIN, "the beginning of names", absent=""),
     Rule("reserved_variables", _ENV_NAMES, NAMED, "a variable", is_refusal=True),
+    Rule("reserved_variables", _PREFIXES, SOME_BEGIN, "the beginning of a name", absent="", is_refusal=True),
+    Rule(
+        "host_access",
+        _in_pods("{hostNetwork,capabilities}", ".volumes[]{hostPath}"),
+        EQUAL,
+        "only access to the node that is",
+        without_field=(),
+    ),
+    Rule(
+        "host_access",
+        _in_pods(".annotations{}"),
+        NAMED,
+        "an annotation that turns off AppArmor or seccomp",
+        fixed=PROFILE_ANNOTATIONS,
+        is_refusal=True,
+        without_field=(),
+    ),
+    Rule(
+        "volume_sources",
+        _in_pods(f".volumes[]{{{_SOURCES}}}"),
+        EQUAL,
+        "a source",
+        without_field=DEFAULT_VOLUME_SOURCES,
+    ),
+    Rule("runtime_classes", _in_pods(".runtimeClassName"), EQUAL, "a RuntimeClass"),
+    Rule("schedulers", _in_pods(".schedulerName"), EQUAL, "a scheduler", default=lambda own: own.scheduler),
+    Rule("labels", _in_pods(".labels{}"), NAMED, "only labels"),
+    Rule("annotations", _in_pods(".annotations{}"), NAMED, "only annotations"),
+    Rule(
+        "require_label_on_volume_claims",
+        _in_pods(".volumes[].ephemeral.volumeClaimTemplate.spec{dataSource,dataSourceRef,volumeName}"),
+        NAMED,
+        "the content of another volume",
+        fixed=("*",),
+        is_refusal=True,
+        is_in_admission_policy=False,
+    ),
 )
 
 
@@ -155,9 +267,22 @@ REFERENCES: tuple[Reference, ...] = (
     Reference(
         "Secret",
         "require_label_on_secrets",
-        ("spec.workers.imagePullSecrets[]", "spec.workers.env[].valueFrom.secretKeyRef.name"),
+        (
+            "spec.workers.imagePullSecrets[]",
+            "spec.workers.env[].valueFrom.secretKeyRef.name",
+            *_in_pods(
+                ".envFrom[].secretRef.name",
+                ".volumes[].secret.secretName",
+                ".volumes[].projected.sources[].secret.name",
+                ".volumes[].csi.nodePublishSecretRef.name",
+            ),
+        ),
     ),
-    Reference("PersistentVolumeClaim", "require_label_on_volume_claims", ("spec.workers.cache.claimName",)),
+    Reference(
+        "PersistentVolumeClaim",
+        "require_label_on_volume_claims",
+        ("spec.workers.cache.claimName", *_in_pods(".volumes[].persistentVolumeClaim.claimName")),
+    ),
 )
 
 
@@ -170,31 +295,46 @@ class ReferencedObject:
     name: str
 
 
-def violations(spec: Spec, policy: JobPolicy, defaults: Defaults) -> tuple[Violation, ...]:
+def violations(
+    spec: Spec, policy: JobPolicy, defaults: Defaults, rules: Sequence[Rule] = RULES
+) -> tuple[Violation, ...]:
     """Return the values of a spec that the policy does not allow. Labels of other objects are not checked."""
     content = _content(spec)
     found = []
-    for rule in RULES:
+    for rule in rules:
         entries = rule.entries(policy)
         if entries is None:
             continue
-        for path, value in _values(content, rule.paths):
+        for path, value in _values(content, rule.paths, rule.absent):
             if not rule.is_admitted(value, entries, defaults):
                 requirement, _, remedy = rule.requirement(_listed(entries)).partition("; ")
                 found.append(Violation(path, f"{requirement}, not {_shown(value)}; {remedy}"))
+    for reference, path, value in _references(content, policy):
+        if not _is_name(value):
+            message = f"must be the name of a {reference.kind}, not {_shown(value)}; correct it"
+            found.append(Violation(path, message))
     return tuple(found)
 
 
 def referenced_objects(spec: Spec, policy: JobPolicy, defaults: Defaults) -> tuple[ReferencedObject, ...]:
-    """Return the objects that a spec names and whose label the policy requires."""
-    content = _content(spec)
+    """Return the objects that a spec names and whose label the policy requires. Values that are not names are
+    violations of the policy."""
     return tuple(
         ReferencedObject(path, reference.kind, value)
-        for reference in REFERENCES
-        if getattr(policy, reference.field)
-        for path, value in _values(content, reference.paths)
-        if value != reference.default(defaults)
+        for reference, path, value in _references(_content(spec), policy)
+        if value is not None and _is_name(value) and value != reference.default(defaults)
     )
+
+
+def _references(content: Mapping[str, Any], policy: JobPolicy) -> Iterator[tuple[Reference, str, str | None]]:
+    for reference in REFERENCES:
+        if getattr(policy, reference.field):
+            yield from ((reference, path, value) for path, value in _values(content, reference.paths))
+
+
+def _is_name(value: str | None) -> bool:
+    """Whether a value, which may be from a free-form field, can be the name of an object, and so part of a URL."""
+    return value is not None and len(value) <= _LONGEST_NAME and re.fullmatch(_NAME, value) is not None
 
 
 def label_violation(named: ReferencedObject, labels: Mapping[str, str] | None) -> Violation | None:
@@ -213,26 +353,51 @@ def _content(spec: Spec) -> dict[str, Any]:
     return {"spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 
-def _values(content: Mapping[str, Any], paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the path, with indexes, and the value of every text at these paths."""
+def _values(
+    content: Mapping[str, Any], paths: Sequence[str], absent: str | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """Yield the path, with indexes, and the value of every text at these paths.
+
+    The value is None if it, or an object or list above it, has another type. Free-form fields can have any content.
+    """
     for path in paths:
-        yield from _values_below(content, path, "")
+        yield from _values_below(content, path, "", absent)
 
 
-def _values_below(node: Any, path: str, above: str) -> Iterator[tuple[str, str]]:
+def _values_below(node: Any, path: str, above: str, absent: str | None) -> Iterator[tuple[str, str | None]]:
     if not path:
-        yield above, str(node)
+        yield above, node if isinstance(node, str) else None
+        return
+    if not isinstance(node, dict):
+        yield above, None
         return
     head, _, rest = path.partition(".")
-    name = head.removesuffix("[]")
+    part, braces, fields = head.partition("{")
+    name = part.removesuffix("[]")
     child, here = node.get(name), f"{above}.{name}" if above else name
     if child is None:
+        if absent is not None and not rest:
+            yield here, absent
         return
-    if name == head:
-        yield from _values_below(child, rest, here)
+    if name != part and not isinstance(child, list):
+        yield here, None
         return
-    for index, entry in enumerate(child):
-        yield from _values_below(entry, rest, f"{here}[{index}]")
+    entries = [(here, child)] if name == part else [(f"{here}[{index}]", entry) for index, entry in enumerate(child)]
+    for place, entry in entries:
+        if entry is None:
+            continue
+        if not braces:
+            yield from _values_below(entry, rest, place, absent)
+        elif isinstance(entry, dict):
+            names = fields.removesuffix("}").split(",") if fields != "}" else entry
+            yield from ((place, field) for field in names if _is_set(entry.get(field)))
+        else:
+            yield place, None
+
+
+def _is_set(value: Any) -> bool:
+    """Whether a field differs from its absence. An empty object does: `emptyDir: {}` is a volume."""
+    return value is not None and value is not False and value != []
 
 
 def _listed(entries: Sequence[str]) -> str:
@@ -240,6 +405,8 @@ def _listed(entries: Sequence[str]) -> str:
     return ", ".join((*entries[:_MAX_LISTED], *more)) or "none"
 
 
-def _shown(value: str) -> str:
+def _shown(value: str | None) -> str:
+    if value is None:
+        return "a value of another type"
     shown = hide_credentials(value) or '""'
     return shown if len(shown) <= _MAX_SHOWN else f"{shown[: _MAX_SHOWN - 3]}..."

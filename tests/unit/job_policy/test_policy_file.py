@@ -10,13 +10,13 @@ from finetune_operator.job_policy.model import JobPolicy, PolicyError, parse_pol
 FIELDS = ", ".join(str(field.alias) for field in JobPolicy.model_fields.values())
 
 MALFORMED = {
-    "nothing": ("", "must be an object, not null; write {} for no restriction"),
-    "a list": ("- images\n", "must be an object, not ['images']; write {} for no restriction"),
+    "nothing": ("", "must be an object, not null; write {} for the defaults"),
+    "a list": ("- images\n", "must be an object, not ['images']; write {} for the defaults"),
     "no YAML": ("images: [", "must be YAML: "),
     "a field twice": ("images: []\nimages: []\n", "must be YAML: "),
     "an unknown field": ("image: []\n", f"image: unknown field; the fields are {FIELDS}"),
     "a name in Python": ("service_accounts: []\n", "service_accounts: unknown field"),
-    "null": ("images:\n", "images must not be null; remove it for no restriction, or write [] to allow nothing"),
+    "null": ("images:\n", "images must not be null; remove it for the default, or write [] to allow nothing"),
     "a text for a list": (
         "images: registry.example.com/team\n",
         "images must be a list, not 'registry.example.com/team'",
@@ -41,6 +41,12 @@ MALFORMED = {
     "an endpoint in capital letters": ("storageEndpoints: ['https://S3.example.com']\n", "storageEndpoints[0] must be"),
     "an endpoint with a user": ("storageEndpoints: ['https://a@s3.example.com']\n", "storageEndpoints[0] must be"),
     "an endpoint without a scheme": ("storageEndpoints: [s3.example.com]\n", "storageEndpoints[0] must be"),
+    "an unknown access": (
+        "hostAccess: [hostPID]\n",
+        "hostAccess[0] must be 'hostNetwork', 'hostPath' or 'capabilities', not 'hostPID'",
+    ),
+    "hostPath as a kind of volume": ("volumeSources: [hostPath]\n", "volumeSources[0] must be 'configMap', 'secret'"),
+    "a star within a key": ("labels: ['a*/b']\n", "labels[0] must be a key, or its beginning and *"),
     "an empty key": ("tolerationKeys: ['']\n", "tolerationKeys[0] must be the key of a taint"),
     "a star within a name": (
         "variables: ['A*B']\n",
