@@ -9,7 +9,7 @@ from finetune_api.constants import Env, Stage
 from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.stages import STAGES
 from finetune_api.trainer_config import TrainerConfig
-from finetune_api.v1alpha1 import Affinity, EnvVar, PodSettings, StagePod, Toleration
+from finetune_api.v1alpha1 import Affinity, EnvVar, PodSettings, Resources, StagePod, Toleration
 from finetune_api.v1alpha1.base import ApiModel
 from finetune_api.v1alpha1.quantities import amount
 
