@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from finetune_operator.job_policy.model import JobPolicy
-from finetune_operator.service_options import ServiceOptions
+from finetune_operator.service_options import SHORTEST_LEASE_SECONDS, LeaseOptions, ServiceOptions
 from finetune_operator.settings import OperatorSettings
 
 _SETTINGS = OperatorSettings()
@@ -199,7 +199,7 @@ class OperatorPod(Values):
     labels: Texts = {}
     """Further labels of the pod."""
     resources: OperatorResources = OperatorResources()
-    """Resources of the container."""
+    """Requests and limits of the container."""
     node_selector: Texts = {}
     """Labels of the nodes that the pod may run on."""
     tolerations: list[Toleration] = []
@@ -291,11 +291,20 @@ class NetworkPolicies(Values):
     """NetworkPolicies of the pods of jobs."""
 
 
+class LeaderElection(Values):
+    """Leader election between the operator's pods."""
+
+    enabled: bool = True
+    """Elect the pod that reconciles with a Lease. False: for one replica, which ends before its successor starts."""
+    lease_seconds: Annotated[int, Field(ge=SHORTEST_LEASE_SECONDS, le=3600)] = LeaseOptions.seconds
+    """Seconds after which another pod takes over from a leader that has crashed."""
+
+
 class PodDisruptionBudget(Values):
     """PodDisruptionBudget of the operator."""
 
     create: bool = False
-    """Refuse evictions of the operator's only pod: a drain of its node waits until somebody deletes the pod."""
+    """Refuse evictions of the operator's last pod: a drain of its node waits until somebody deletes it."""
 
 
 class ChartValues(Values):
@@ -329,8 +338,12 @@ class ChartValues(Values):
     """What jobs may use (docs/security.md). Null is no restriction; an empty list allows only the default."""
     operator: Operator = Operator()
     """Arguments of the operator."""
+    replicas: Annotated[int, Field(ge=0, le=10)] = 1
+    """Pods of the operator: one reconciles, the others are standbys. One is enough for most clusters."""
+    leader_election: LeaderElection = LeaderElection()
+    """Leader election between the operator's pods."""
     operator_pod: OperatorPod = OperatorPod()
-    """Pod of the operator. There is one; it keeps no state that a restart could lose."""
+    """Pods of the operator."""
     metrics: Metrics = Metrics()
     """Metrics of the operator; docs/operating.md lists them."""
     network_policies: NetworkPolicies = NetworkPolicies()
@@ -370,9 +383,13 @@ def _lines(level: Values, indent: str, *, spaced: bool = False) -> Iterator[str]
         value = getattr(level, name)
         if spaced:
             yield ""
-        yield from _comment(field.description or "", indent)
+        is_section = isinstance(value, Values) and not isinstance(value, Amounts)
+        if not (is_section and len(type(value).model_fields) == 1):  # the comment of its value says the same
+            yield from _comment(field.description or "", indent)
         key = f"{indent}{field.alias}:"
-        if isinstance(value, Values):
+        if isinstance(value, Amounts):
+            yield f"{key} {_flow(value.model_dump())}"
+        elif isinstance(value, Values):
             yield key
             yield from _lines(value, f"{indent}  ")
         else:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from finetune_api.v1alpha1.quantities import amount
 from .job_policy.model import JobPolicy, parse_policy
 from .logs import configure_logging
 from .render.network_policy import NAMESPACE, render_network_policy
-from .service_options import ServiceOptions
+from .service_options import SHORTEST_LEASE_SECONDS, LeaseOptions, ServiceOptions
 from .settings import GraceLimits, OperatorSettings, PodAdditions
 from .yaml_text import dump_all
 
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         port=options.port,
         resync_seconds=options.resync_seconds,
         watch_silence_seconds=options.watch_silence_seconds,
+        lease=options.lease and LeaseOptions(options.lease[0], options.lease[1], options.lease_seconds),
     )
     asyncio.run(run_service(_settings(options), service))
     return 0
@@ -78,6 +80,18 @@ def _add_process_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--workers", type=int, default=own.workers, help="number of concurrent reconciles")
     run.add_argument(
         "--resync-seconds", type=float, default=own.resync_seconds, help="seconds between two lists of all objects"
+    )
+    run.add_argument(
+        "--lease",
+        type=_lease,
+        metavar="NAMESPACE/NAME",
+        help="Lease of the leader election between replicas; absent: none, this process always reconciles",
+    )
+    run.add_argument(
+        "--lease-seconds",
+        type=_lease_seconds,
+        default=LeaseOptions.seconds,
+        help="seconds without a renewal of the Lease after which another replica takes over",
     )
     run.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 
@@ -124,6 +138,19 @@ def _add_job_arguments(run: argparse.ArgumentParser) -> None:
         "--pod-additions", type=_additions, default=own.additions, help="JSON file with volumes, volumeMounts and env"
     )
     run.add_argument("--policy", type=_policy, help="YAML file with what jobs may use; absent: no restriction")
+
+
+def _lease(text: str) -> tuple[str, str]:
+    namespace, _, name = text.partition("/")
+    if not all(re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", part) for part in (namespace, name)):
+        raise argparse.ArgumentTypeError(f"must be NAMESPACE/NAME, not {text}")
+    return namespace, name
+
+
+def _lease_seconds(text: str) -> int:
+    if not text.isdecimal() or int(text) < SHORTEST_LEASE_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {SHORTEST_LEASE_SECONDS}, not {text}")
+    return int(text)
 
 
 def _user(text: str) -> str:

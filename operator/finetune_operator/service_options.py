@@ -3,6 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+SHORTEST_LEASE_SECONDS = 5
+"""With less, the leader would lose its Lease when the API server or the node is busy for a moment."""
+
+
+@dataclass(frozen=True)
+class LeaseOptions:
+    """The Lease that the leader of several replicas holds."""
+
+    namespace: str
+    name: str
+    seconds: int = 15
+    """Time without a renewal after which another replica takes over."""
+
 
 @dataclass(frozen=True)
 class ServiceOptions:
@@ -22,3 +35,5 @@ class ServiceOptions:
     """Seconds between two lists of all objects."""
     watch_silence_seconds: float = 70
     """Seconds without an event after which a watch is opened again. API servers send bookmarks once a minute."""
+    lease: LeaseOptions | None = None
+    """None: no leader election; this process always reconciles."""

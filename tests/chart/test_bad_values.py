@@ -32,6 +32,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an interval of no time": ({"operator": {"progressSeconds": 0}}, "/operator/progressSeconds"),
     "a log level that does not exist": ({"operator": {"logLevel": "loud"}}, "'debug', 'info', 'warning', 'error'"),
     "no port of the API server": ({"networkPolicies": {"operator": {"apiServerPorts": []}}}, "apiServerPorts"),
+    "a Lease that expires too soon": ({"leaderElection": {"leaseSeconds": 1}}, "/leaderElection/leaseSeconds"),
+    "two replicas without a leader": (
+        {"replicas": 2, "leaderElection": {"enabled": False}},
+        "leaderElection.enabled must be true if replicas is more than 1",
+    ),
     "a maximum below the minimum": (
         {"pods": {"terminationGrace": {"maximumSeconds": 60}}},
         "pods.terminationGrace.maximumSeconds must be at least minimumSeconds, 120",

@@ -1,6 +1,7 @@
 """Every option of the chart, rendered by the real helm."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -238,11 +239,56 @@ def test_the_resources_of_the_operator_can_be_changed_one_by_one(helm: Helm) -> 
     }
 
 
-def test_evictions_of_the_operator_can_be_refused(helm: Helm) -> None:
-    rendered = helm.render(nested("podDisruptionBudget.create", True))
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_evictions_of_the_last_operator_can_be_refused(helm: Helm, replicas: int) -> None:
+    rendered = helm.render({"replicas": replicas, "podDisruptionBudget": {"create": True}})
     budget = rendered["PodDisruptionBudget", RELEASE]["spec"]
-    assert budget["minAvailable"] == rendered["Deployment", RELEASE]["spec"]["replicas"]
+    assert budget["minAvailable"] == 1
     assert budget["selector"] == rendered["Deployment", RELEASE]["spec"]["selector"]
+
+
+# ---- replicas --------------------------------------------------------------------------------------------------------
+
+
+def lease_role(rendered: Rendered) -> dict[str, Any]:
+    role: dict[str, Any] = rendered["Role", f"{RELEASE}-leader-election"]
+    return role
+
+
+def test_two_replicas_elect_a_leader_with_a_lease_that_they_may_use(helm: Helm) -> None:
+    rendered = helm.render({"replicas": 2, "leaderElection": {"leaseSeconds": 30}})
+    deployment = rendered["Deployment", RELEASE]["spec"]
+    assert deployment["replicas"] == 2
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    found = arguments(rendered)
+    assert (found.lease, found.lease_seconds) == (("finetune-system", RELEASE), 30)
+    create, use = lease_role(rendered)["rules"]
+    assert (create["resources"], create["verbs"]) == (["leases"], ["create"])
+    assert (use["resources"], use["resourceNames"], use["verbs"]) == (["leases"], [RELEASE], ["get", "update"])
+    binding = rendered["RoleBinding", f"{RELEASE}-leader-election"]
+    assert binding["roleRef"]["name"] == lease_role(rendered)["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": RELEASE, "namespace": "finetune-system"}]
+
+
+def test_replicas_are_spread_over_nodes_as_far_as_possible(helm: Helm) -> None:
+    (constraint,) = pod(helm.render({"replicas": 2}))["topologySpreadConstraints"]
+    assert (constraint["topologyKey"], constraint["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert constraint["labelSelector"] == helm.render({})["Deployment", RELEASE]["spec"]["selector"]
+    assert "topologySpreadConstraints" not in pod(helm.render({}))
+
+
+def test_two_releases_in_a_namespace_have_their_own_leases(helm: Helm) -> None:
+    texts = [helm("template", release, CHART, "--show-only=templates/deployment.yaml") for release in ("a", "b")]
+    leases = [re.findall(r"--lease=(\S+)", text) for text in texts]
+    assert leases == [["finetune-system/a-finetune-operator"], ["finetune-system/b-finetune-operator"]]
+
+
+def test_without_a_lease_the_operator_is_terminated_before_its_successor_starts(helm: Helm) -> None:
+    rendered = helm.render(nested("leaderElection.enabled", False))
+    strategy = rendered["Deployment", RELEASE]["spec"]["strategy"]
+    assert strategy["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert arguments(rendered).lease is None
+    assert not {"Role", "RoleBinding"} & {kind for kind, _ in rendered}
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------------
@@ -434,6 +480,9 @@ OTHERS: dict[str, Any] = {
     "operator.progressSeconds": 1,
     "operator.watchSilenceSeconds": 100,
     "operator.logLevel": "debug",
+    "replicas": 2,
+    "leaderElection.enabled": False,
+    "leaderElection.leaseSeconds": 30,
     "operatorPod.annotations": {"a": "b"},
     "operatorPod.labels": {"a": "b"},
     "operatorPod.resources.requests": {"cpu": "1"},

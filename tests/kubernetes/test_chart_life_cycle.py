@@ -70,6 +70,13 @@ class Release:
         assert all(status["restartCount"] == 0 for status in statuses)
         return {pod["metadata"]["uid"] for pod in pods}
 
+    def leader(self) -> str | None:
+        """UID of the pod that holds the Lease."""
+        holder = self.kubectl.json("get", f"lease/{RELEASE}")["spec"].get("holderIdentity", "")
+        pods = self.kubectl.json("get", "pods")["items"]
+        named = (pod["metadata"]["uid"] for pod in pods if holder.startswith(f"{pod['metadata']['name']}_"))
+        return next(named, None)
+
     def columns(self) -> set[str]:
         """Printer columns of the CRD on the server."""
         (version,) = self.kubectl.json("get", f"crd/{CRD}")["spec"]["versions"]
@@ -208,6 +215,17 @@ def test_an_installation_with_kubectl_can_be_taken_over_by_helm(
         assert kubectl.run("get", f"crd/{CRD}").returncode == 0
 
 
+def test_leader_election_can_be_switched_off_and_on_by_upgrades(helm: Helm, kubectl: Kubectl) -> None:
+    """The API server refuses the strategy Recreate with parameters of a rolling update, which it has added itself."""
+    values = {"namespaces": [kubectl.namespace], "crd": {"install": False}, "rbac": {"aggregate": False}}
+    here = helm.on(kubectl.kubeconfig, kubectl.namespace)
+    surges = []
+    for command, enabled in (("install", True), ("upgrade", False), ("upgrade", True)):
+        here.with_values(command, RELEASE, CHART, values=values | {"leaderElection": {"enabled": enabled}})
+        surges.append(kubectl.json("get", "deployment", RELEASE)["spec"]["strategy"]["rollingUpdate"]["maxSurge"])
+    assert surges == [1, 0, 1]
+
+
 def trainers(jobs: JobNamespace, name: str) -> dict[str, tuple[Any, ...]]:
     """What would change if a training pod of the first attempt restarted."""
     pods = jobs.pods_of(f"{name}-r1-train-a1")
@@ -237,15 +255,20 @@ def test_a_job_trains_through_upgrade_rollback_uninstall_and_a_second_install(
     trained_by = trainers(jobs, "long")
     assert len(trained_by) == 2
 
-    release.upgrade(changed_chart(tmp_path), {**release.values, "operatorPod": {"annotations": {"changed": "yes"}}})
+    changed = {"operatorPod": {"annotations": {"changed": "yes"}}, "replicas": 2}
+    release.upgrade(changed_chart(tmp_path), {**release.values, **changed})
     assert COLUMN in release.columns()
     second = release.operators()
-    assert not first & second, "the operator is another one"
+    assert len(second) == 2, "a leader and a standby"
+    assert not first & second, "the operators are others"
+    until(lambda: release.leader() in second, within=20, what="one of them leads")
     assert trainers(jobs, "long") == trained_by
 
     release.rollback(1)
     assert COLUMN not in release.columns()
-    assert not second & release.operators()
+    third = release.operators()
+    assert not second & third
+    until(lambda: release.leader() in third, within=20, what="the operator of the first revision leads")
     assert trainers(jobs, "long") == trained_by
 
     release.uninstall()

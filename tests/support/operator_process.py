@@ -21,7 +21,9 @@ CRD = "finetunejobs.finetune.dev"
 NAME = "finetune-operator"
 """Of the objects in manifests/install.yaml."""
 ACCOUNTS = "finetune-test-operator"
-"""Namespace of the operator's service account."""
+"""Namespace of the operator's service account, and of its Lease."""
+LEASE = f"--lease={ACCOUNTS}/{NAME}"
+"""Argument for leader election."""
 
 
 def install(control: ControlPlane | ExistingCluster) -> None:
@@ -36,7 +38,11 @@ def install(control: ControlPlane | ExistingCluster) -> None:
     installed = installation()
     role, binding = installed["ClusterRole", NAME], installed["ClusterRoleBinding", NAME]
     binding["subjects"][0]["namespace"] = ACCOUNTS
-    kubectl.within(ACCOUNTS).apply(space, account, role, binding, server_side=True)
+    own = [installed[kind, f"{NAME}-leader-election"] for kind in ("Role", "RoleBinding")]
+    for manifest in own:
+        manifest["metadata"]["namespace"] = ACCOUNTS
+    own[1]["subjects"][0]["namespace"] = ACCOUNTS
+    kubectl.within(ACCOUNTS).apply(space, account, role, binding, *own, server_side=True)
 
 
 def installation() -> dict[tuple[str, str], dict[str, Any]]:
@@ -115,9 +121,13 @@ class OperatorProcess:
         """Stop it like a kubelet does; returns the exit status."""
         return self._end(signal.SIGTERM)
 
-    def _end(self, number: signal.Signals) -> int:
+    def send(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+    def _end(self, number: signal.Signals) -> int:
+        self.send(number)
+        assert self._process is not None
         return self._process.wait(30)
 
     def __enter__(self) -> "OperatorProcess":

@@ -76,6 +76,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and .Values.jobPolicy.admission.create (not $hasRules) -}}
 {{- fail "jobPolicy.admission.create must be false if no field of jobPolicy is set, because there is no job policy; set one, such as jobPolicy.images" -}}
 {{- end -}}
+{{- if and (gt (int64 .Values.replicas) 1) (not .Values.leaderElection.enabled) -}}
+{{- fail "leaderElection.enabled must be true if replicas is more than 1: only the leader reconciles" -}}
+{{- end -}}
 {{- if and .Values.metrics.serviceMonitor.create (not .Values.metrics.service.create) -}}
 {{- fail "metrics.service.create must be true if metrics.serviceMonitor.create is: the monitor selects the Service" -}}
 {{- end -}}

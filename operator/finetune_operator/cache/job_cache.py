@@ -30,11 +30,14 @@ class CachedJob:
 class JobCache:
     """FineTuneJobs by key. Decisions are based on live reads, unless `cached_view` returns a view.
 
-    Complete objects are kept only from a watch event or write until the next reconcile, to limit memory.
+    Complete objects are kept only from a watch event or write until the next reconcile, to limit memory. In a standby
+    replica no job needs a reconcile, so none are kept, and its first reconcile as the leader reads live.
     """
 
-    def __init__(self, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, now: Callable[[], datetime] = utc_now, *, is_standby: bool = False) -> None:
         self._now = now
+        self.is_standby = is_standby
+        """Whether another replica reconciles the jobs."""
         self._jobs: dict[JobKey, CachedJob] = {}
         self._written: dict[JobKey, str] = {}
         self._newest: dict[JobKey, Manifest] = {}
@@ -57,20 +60,20 @@ class JobCache:
         written = self._written.get(key)
         self._newest.pop(key, None)
         # Another version may be older or newer than our last write.
-        if not is_settled_status(body) and written in (None, version):
+        if not self.is_standby and not is_settled_status(body) and written in (None, version):
             self._newest[key] = body
 
     def needs_reconcile(self, key: JobKey) -> bool:
         """Whether the last event requires a reconcile. Events for our own last write do not."""
         job = self._jobs.get(key)
-        if job is None or job.is_settled or self._is_waiting_for_due(job):
+        if self.is_standby or job is None or job.is_settled or self._is_waiting_for_due(job):
             return False
         return self._written.get(key) != job.resource_version
 
     def seconds_until_due(self, key: JobKey) -> float | None:
         """Return the seconds until the next reconcile of a job that needs none before; None if nothing is due."""
         job = self._jobs.get(key)
-        if job is None or job.due_at is None or not self._is_waiting_for_due(job):
+        if self.is_standby or job is None or job.due_at is None or not self._is_waiting_for_due(job):
             return None
         return (job.due_at - self._now()).total_seconds()
 
@@ -114,11 +117,11 @@ class JobCache:
     def is_settled(self, key: JobKey) -> bool:
         """Whether events of children can be ignored. An unknown object is reconciled when its watch event arrives."""
         job = self._jobs.get(key)
-        return job is None or job.is_settled or self._is_waiting_for_due(job)
+        return self.is_standby or job is None or job.is_settled or self._is_waiting_for_due(job)
 
     def unsettled(self) -> tuple[JobKey, ...]:
         """Return the keys of jobs that are not settled."""
-        return tuple(key for key, job in self._jobs.items() if not job.is_settled and not self._is_waiting_for_due(job))
+        return tuple(key for key in self._jobs if not self.is_settled(key))
 
     def versions(self) -> dict[JobKey, str]:
         """Return key -> last known resource version."""

@@ -1,6 +1,6 @@
 """The watch of FineTuneJobs through Kopf. Its events add keys to the queue."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import kopf
@@ -28,13 +28,21 @@ class _NothingKept(kopf.DiffBaseStorage):
 
 
 def make_registry(
-    queue: KeyedQueue[JobKey], cache: JobCache, on_event: Callable[[str], None] = lambda _: None
+    queue: KeyedQueue[JobKey],
+    cache: JobCache,
+    on_event: Callable[[str], None],
+    on_stop: Callable[[], Awaitable[None]],
 ) -> kopf.OperatorRegistry:
     """Handlers that feed the queue. Only `on.event`: no annotations, no finalizers, no state in Kopf.
 
-    `on_event` is called with the kind of the object of every event.
+    `on_event` is called with the kind of the object of every event. `on_stop` is called when Kopf stops, and must end
+    the tasks that were started since: Kopf would wait five seconds for them.
     """
     registry = kopf.OperatorRegistry()
+
+    @kopf.on.cleanup(registry=registry)
+    async def stopping(**_: Any) -> None:
+        await on_stop()
 
     @kopf.on.login(registry=registry)
     def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
@@ -50,12 +58,17 @@ def make_registry(
         cache.record(key, dict(body))
         # The watch event of a write may arrive before the response to the write.
         await queue.released(key)
-        if cache.needs_reconcile(key):
-            queue.add(key)
-        elif (wait := cache.seconds_until_due(key)) is not None:
-            queue.add_after(key, wait)
+        schedule(queue, cache, key)
 
     return registry
+
+
+def schedule(queue: KeyedQueue[JobKey], cache: JobCache, key: JobKey) -> None:
+    """Add a job that needs a reconcile to the queue, now or when something is due."""
+    if cache.needs_reconcile(key):
+        queue.add(key)
+    elif (wait := cache.seconds_until_due(key)) is not None:
+        queue.add_after(key, wait)
 
 
 def make_settings(watch_silence_seconds: float) -> kopf.OperatorSettings:

@@ -77,7 +77,7 @@ class Health:
                 LOG.warning("listing objects failed: %s", error)
                 continue
             self._behind = self._behind + 1 if missed else 0
-            for key in missed:
+            for key in () if cache.is_standby else missed:
                 self.queue.add(key)
 
     async def _missed(

@@ -13,9 +13,11 @@ async def serve(
     port: int,
     registry: CollectorRegistry,
     problems: Callable[[], tuple[str, ...]],
-    ready: Callable[[], bool],
+    awaited: Callable[[], tuple[str, ...]],
 ) -> web.AppRunner:
     """Start the server; the caller stops it with `cleanup()`. No host: all addresses, IPv4 and IPv6.
+
+    `problems` returns why the process must be restarted, `awaited` why it is not ready.
 
     Raises OSError if the port is in use.
     """
@@ -28,7 +30,8 @@ async def serve(
         return web.Response(text="\n".join(found) or "ok", status=500 if found else 200)
 
     async def readyz(_: web.Request) -> web.Response:
-        return web.Response(text="ok" if ready() else "the watches are not open yet", status=200 if ready() else 503)
+        found = awaited()
+        return web.Response(text="\n".join(found) or "ok", status=503 if found else 200)
 
     application = web.Application()
     application.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])

@@ -82,6 +82,10 @@ class Metrics:
         self._show("controller_runtime_active_workers", "Workers that process a key.", active, "controller")
         self._show("workqueue_longest_running_processor_seconds", "Age of the oldest reconcile in progress.", longest)
 
+    def show_leader(self, is_leader: Callable[[], bool]) -> None:
+        """Register whether this replica reconciles, with the name of client-go."""
+        self._show("leader_election_master_status", "1: this replica reconciles; 0: it is a standby.", is_leader)
+
     def show_jobs(self, phases: Callable[[], Mapping[str, int]]) -> None:
         """Register the number of jobs by phase."""
         text = f"Objects of {GROUP} by phase."

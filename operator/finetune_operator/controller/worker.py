@@ -1,6 +1,7 @@
 """Workers, which reconcile keys and schedule the next reconcile. Failures are retried with back-off."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -32,6 +33,8 @@ _WAITING_PASSES_PER_SECOND = 5.0
 _TIMED_SHARE = 0.1
 """Maximum share of the workers' time for periodic reconciles, so that a slow API server gets fewer requests."""
 
+_FINISH_SECONDS = 2.0
+
 _REMEMBERED = 0.9
 """Weight of earlier reconciles in the moving average of their duration."""
 
@@ -50,6 +53,8 @@ class Workers:
         self._cluster, self._queue, self._settings, self._metrics = cluster, queue, settings, metrics
         self._now = now
         self._since: dict[JobKey, float] = {}
+        self._idle = asyncio.Event()
+        self._is_finishing = False
         self._count = 1
         self._mean_seconds = 0.0
         self._requeued: dict[JobKey, RequeueReason] = {}
@@ -72,15 +77,30 @@ class Workers:
             for _ in range(count):
                 group.create_task(self._work())
 
+    async def finish(self) -> None:
+        """Take no more keys, and wait for the reconciles in progress, for at most two seconds. The next operator
+        repeats an interrupted reconcile, but cannot know of an Event that it left out."""
+        self._is_finishing = True
+        if self._since:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FINISH_SECONDS):
+                    await self._idle.wait()
+
     async def _work(self) -> None:
         while True:
             key = await self._queue.get()
+            if self._is_finishing:
+                self._queue.done(key)
+                return
             started = self._since[key] = time.monotonic()
             try:
                 result = await self._pass(key)
             finally:
                 del self._since[key]
                 self._queue.done(key)
+                if not self._since:
+                    self._idle.set()
             took = time.monotonic() - started
             self._mean_seconds += (1 - _REMEMBERED) * (took - self._mean_seconds)
             self._metrics.reconciled(result, took)

@@ -83,8 +83,7 @@ class JobPolicy(BaseModel):
     )
 
     images: tuple[Image, ...] | None = None
-    """Images: a registry (`registry.example.com/`), a folder or repository (`registry.example.com/team`), or an image
-    with its tag or digest. Also refuses variables and mounts that load other code."""
+    """Images, repositories or registries (docs/security.md). Also refuses variables and mounts that load code."""
     service_accounts: tuple[SecretName, ...] | None = None
     """Service accounts of the pods."""
     priority_classes: tuple[SecretName, ...] | None = None

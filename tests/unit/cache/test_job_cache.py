@@ -9,6 +9,7 @@ import pytest
 from finetune_api import constants
 from finetune_operator.cache.job_cache import JobCache, has_news
 from finetune_operator.controller.child_watches import Children
+from finetune_operator.controller.handlers import schedule
 from finetune_operator.controller.queue import KeyedQueue
 from finetune_operator.manifests import JobKey
 
@@ -170,3 +171,30 @@ def test_a_job_that_has_not_finished_is_unsettled() -> None:
     table.record(KEY, shown())
     table.record(OTHER, shown(over="Complete"))
     assert table.unsettled() == (KEY,)
+
+
+def test_a_standby_reconciles_nothing_keeps_no_objects_and_knows_all_jobs_when_it_takes_over() -> None:
+    new = {"metadata": {"resourceVersion": "1", "generation": 1}, "spec": {}}
+
+    async def scenario() -> KeyedQueue[JobKey]:
+        queue = KeyedQueue[JobKey]()
+        children = Children(queue, table, lambda _: None)
+        table.record(KEY, new)
+        table.record(OTHER, finished(datetime.now(UTC).isoformat()))
+        ended = child(("Complete", "True"), namespace=KEY.namespace)
+        ended["metadata"]["labels"] = {constants.LABEL_JOB: KEY.name}
+        children.job_shown("MODIFIED", ended)
+        children.pod_shown("MODIFIED", ended)
+        children.add_unsettled()
+        for key in table.versions():
+            schedule(queue, table, key)
+        return queue
+
+    table = JobCache(is_standby=True)
+    queue = asyncio.run(scenario())
+    assert (len(queue), queue.later) == (0, 0)
+    assert table.phases()["Pending"] == 2, "its cache is warm"
+    table.is_standby = False
+    assert table.cached_view(KEY) is None, "the first reconcile of a new leader reads live"
+    queue = asyncio.run(scenario())
+    assert (len(queue), queue.later) == (1, 1)

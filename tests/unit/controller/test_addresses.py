@@ -36,7 +36,7 @@ def test_a_single_address_can_be_configured(tmp_path: Path, host: str) -> None:
 
 def test_probes_and_metrics_of_the_operator_are_served_on_both_families() -> None:
     async def scenario(port: int) -> list[int]:
-        runner = await serve("", port, CollectorRegistry(), tuple, lambda: True)
+        runner = await serve("", port, CollectorRegistry(), tuple, tuple)
         try:
             return [await asyncio.to_thread(answer, host, port, "/readyz") for host in LOOPBACKS]
         finally:
@@ -52,7 +52,7 @@ def test_a_port_in_use_is_an_error_on_either_server(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="progress cannot be served on any address"):
         serve_progress(tmp_path, stage="train", host="", port=port)
     with pytest.raises(OSError, match="in use"):
-        asyncio.run(serve("", port, CollectorRegistry(), tuple, lambda: True))
+        asyncio.run(serve("", port, CollectorRegistry(), tuple, tuple))
 
 
 @pytest.mark.parametrize(("address", "host"), [("10.0.0.7", "10.0.0.7"), ("fd00::7", "[fd00::7]")])
