@@ -76,7 +76,7 @@ class Crd(Values):
     """The CustomResourceDefinition."""
 
     install: bool = True
-    """Install and upgrade it with the release. `helm uninstall` keeps it, and with it all jobs."""
+    """Install and upgrade the CRD with the release. `helm uninstall` keeps it, and with it all jobs."""
 
 
 class NamespaceOfRelease(Values):
@@ -383,12 +383,14 @@ def _lines(level: Values, indent: str, *, spaced: bool = False) -> Iterator[str]
         value = getattr(level, name)
         if spaced:
             yield ""
-        is_section = isinstance(value, Values) and not isinstance(value, Amounts)
-        if not (is_section and len(type(value).model_fields) == 1):  # the comment of its value says the same
-            yield from _comment(field.description or "", indent)
-        key = f"{indent}{field.alias}:"
-        if isinstance(value, Amounts):
-            yield f"{key} {_flow(value.model_dump())}"
+        key, inner = (
+            f"{indent}{field.alias}:",
+            list(type(value).model_fields.values()) if isinstance(value, Values) else [],
+        )
+        # A section with one value has the comment of that value.
+        yield from _comment((inner[0] if len(inner) == 1 else field).description or "", indent)
+        if isinstance(value, Values) and (len(inner) == 1 or isinstance(value, Amounts)):
+            yield f"{key} {_flow(value.model_dump(by_alias=True))}"
         elif isinstance(value, Values):
             yield key
             yield from _lines(value, f"{indent}  ")
