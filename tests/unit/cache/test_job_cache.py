@@ -180,7 +180,7 @@ def test_a_standby_reconciles_nothing_keeps_no_objects_and_knows_all_jobs_when_i
         queue = KeyedQueue[JobKey]()
         children = Children(queue, table, lambda _: None)
         table.record(KEY, new)
-        table.record(OTHER, finished(datetime.now(UTC).isoformat()))
+        table.record(OTHER, finished((datetime.now(UTC) + timedelta(hours=1)).isoformat()))
         ended = child(("Complete", "True"), namespace=KEY.namespace)
         ended["metadata"]["labels"] = {constants.LABEL_JOB: KEY.name}
         children.job_shown("MODIFIED", ended)
