@@ -104,7 +104,8 @@ class ModelledJob:
 
     def _moves_only_forward(self, manifest: Manifest, status: Status) -> None:
         uid, generation = manifest["metadata"]["uid"], status.observed_generation
-        assert self.generations.get(uid, 0) <= generation <= manifest["metadata"]["generation"], "observedGeneration"
+        last = self.generations.get(uid, constants.UNOBSERVED_GENERATION)
+        assert last <= generation <= manifest["metadata"]["generation"], "observedGeneration"
         self.generations[uid] = generation
         assert status.run.number >= self.runs.get(uid, 0), f"run {status.run.number} after {self.runs[uid]}"
         self.runs[uid] = status.run.number
