@@ -145,12 +145,20 @@ def _selected(
             yield field_path, value
 
 
-def _scopes_at(path: str) -> set[Scope]:
+@cache
+def _scopes_at(path: str) -> frozenset[Scope]:
     """Scopes of the leaves at and below a path."""
-    return {scope for leaf, scope in scopes().items() if leaf == path or leaf.startswith((f"{path}.", f"{path}["))}
+    found = scopes().items()
+    return frozenset(scope for leaf, scope in found if leaf == path or leaf.startswith((f"{path}.", f"{path}[")))
 
 
-def _fields(model: type[ApiModel], path: str) -> Iterator[tuple[str, FieldInfo, type[ApiModel] | None]]:
+@cache
+def _fields(model: type[ApiModel], path: str) -> tuple[tuple[str, FieldInfo, type[ApiModel] | None], ...]:
+    """Return path, field and nested block of every field. They are cached: every reconcile computes several hashes."""
+    return tuple(_each_field(model, path))
+
+
+def _each_field(model: type[ApiModel], path: str) -> Iterator[tuple[str, FieldInfo, type[ApiModel] | None]]:
     for field in model.model_fields.values():
         nested = _nested(field.annotation)
         in_list = nested is not None and _is_list(field.annotation)

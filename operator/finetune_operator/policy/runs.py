@@ -81,9 +81,15 @@ def _reusable(job: FineTuneJob) -> PastRun | None:
     """Return the newest past run of this spec that can continue. A failed run is not reused: it would fail again."""
     if job.spec.reuse is Reuse.NEVER:
         return None
+    hashes: dict[tuple[tuple[object, ...], ...], frozenset[str]] = {}
     for past in reversed(job.status.history):
-        is_usable = past.attempts and past.result != "Failed" and not past.files_deleted
-        if is_usable and past.spec_hash in _hashes_of_same_run(job.spec, past.resolved):
+        if not past.attempts or past.result == "Failed" or past.files_deleted:
+            continue
+        # Usually one set for all runs: a hash takes half a millisecond, and there may be a hundred for one run.
+        key = () if past.resolved is None else tuple(_written_at_start(job.spec, past.resolved))
+        if key not in hashes:
+            hashes[key] = frozenset(_hashes_of_same_run(job.spec, past.resolved))
+        if past.spec_hash in hashes[key]:
             return past
     return None
 
