@@ -75,7 +75,7 @@ PROGRESS_PORT: Final = 8080
 
 
 class Stage(StrEnum):
-    """The stages of a run, in order, and those that run after it."""
+    """What a trainer pod runs: the stages of a run, in order, and the poll, which is not part of a run."""
 
     PREPARE = "prepare"
     TRAIN = "train"
@@ -173,6 +173,7 @@ class Reason(StrEnum):
     RESUMED = "Resumed"
     STAGE_WARNING = "StageWarning"
     SPEC_CHANGED = "SpecChanged"
+    NEW_RUN = "NewRun"
     NEXT_ATTEMPT = "NextAttempt"
     SAVE_FITS = "SaveFits"
     SAVE_TOO_SLOW = "SaveTooSlow"

@@ -38,7 +38,7 @@ def paths(scope: Scope) -> tuple[str, ...]:
 
 
 def spec_hash(spec: Spec, wanted: Collection[Scope], *, without: Collection[str] = ()) -> str:
-    """First 16 hex digits of the SHA-256 over the leaves of these scopes, except the paths in `without`.
+    """First 16 hex digits of the SHA-256 over the leaves of these scopes, except the fields and blocks in `without`.
 
     Values that equal the default are omitted, so a default that is written out, or a field that a later version adds,
     does not change the hash.
@@ -135,13 +135,13 @@ def _selected(
     """
     for field_path, field, nested in _fields(model, path):
         value, inside = values.get(str(field.alias)), _scopes_at(field_path)
-        if value is None or wanted.isdisjoint(inside):
+        if value is None or wanted.isdisjoint(inside) or field_path in without:
             continue
         if nested is not None and nested.model_fields and isinstance(value, dict):
             if field.default is None:
                 yield field_path, {}
             yield from _selected(nested, value, field_path, wanted, without)
-        elif field_path not in without:
+        else:
             yield field_path, value
 
 

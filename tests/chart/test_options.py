@@ -465,7 +465,7 @@ OTHERS: dict[str, Any] = {
     "jobPolicy.tolerationKeys": [],
     "jobPolicy.storageEndpoints": [],
     "jobPolicy.variables": [],
-    "jobPolicy.reservedVariables": [],
+    "jobPolicy.deniedVariables": [],
     "jobPolicy.hostAccess": [],
     "jobPolicy.volumeSources": [],
     "jobPolicy.runtimeClasses": [],

@@ -521,7 +521,7 @@ def test_changed_source_files_start_a_run_and_unchanged_ones_do_not(admin: Path,
         job.clock = lambda: datetime.now(UTC) + timedelta(hours=8)
         status = await job.until(lambda status: status.run.number == 2 and status.phase is Phase.SUCCEEDED)
         assert (status.run.trigger, [past.result for past in status.history]) == ("Data", ["Succeeded"])
-        assert "SpecChanged" in await world.event_reasons("follows")
+        assert "NewRun" in await world.event_reasons("follows")
 
     run_scenario(admin, namespace, scenario)
 

@@ -177,7 +177,7 @@ STRICT: dict[str, Any] = {
     "tolerationKeys": [],
     "storageEndpoints": [],
     "variables": ["ALLOWED", "ALLOWED_*"],
-    "reservedVariables": [],
+    "deniedVariables": [],
     "hostAccess": [],
     "volumeSources": ["configMap", "secret", "projected", "persistentVolumeClaim", "ephemeral"],
     "runtimeClasses": [],

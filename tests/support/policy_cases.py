@@ -29,7 +29,7 @@ POLICY: dict[str, Any] = {
         "https://[fd00::1]",
     ],
     "variables": ["NCCL_*", "DEBUG", "TOKEN", "LD_PRELOAD", "PYTHONPATH", "HTTPS_PROXY", "AWS_ENDPOINT_URL_S3"],
-    "reservedVariables": ["NCCL_SOCKET_*"],
+    "deniedVariables": ["NCCL_SOCKET_*"],
     "hostAccess": [],
     "volumeSources": ["configMap", "secret", "projected", "persistentVolumeClaim", "ephemeral", "image", "csi"],
     "runtimeClasses": ["gvisor"],
@@ -203,8 +203,8 @@ CASES: dict[str, PolicyCase] = {
     "another prefix under a policy of endpoints": variables_from("APP_", policy={"storageEndpoints": []}),
     "no prefix if no variable is allowed": variables_from("", PREFIX, policy={"variables": []}),
     "no prefix if all variables are allowed": variables_from("", policy={"variables": ["*"]}),
-    "no prefix if all variables are reserved": variables_from("", PREFIX, policy={"reservedVariables": ["*"]}),
-    "no prefix if no variable is reserved": variables_from("", policy={"reservedVariables": []}),
+    "no prefix if all variables are reserved": variables_from("", PREFIX, policy={"deniedVariables": ["*"]}),
+    "no prefix if no variable is reserved": variables_from("", policy={"deniedVariables": []}),
     # volumes
     "an allowed kind of volume": volume("configMap", {"name": "c"}),
     "another kind of volume": volume("nfs", {"server": "evil.example", "path": "/"}, FIRST_VOLUME),
@@ -280,9 +280,9 @@ CASES: dict[str, PolicyCase] = {
     "a proxy under a policy of endpoints": variable("https_proxy", FIRST_VARIABLE, policy={"storageEndpoints": []}),
     "a loader variable under a policy of endpoints": variable("LD_PRELOAD", policy={"storageEndpoints": []}),
     "no variable": variable("DEBUG", FIRST_VARIABLE, policy={"variables": []}),
-    "all variables are reserved": variable("DEBUG", FIRST_VARIABLE, policy={"reservedVariables": ["*"]}),
+    "all variables are reserved": variable("DEBUG", FIRST_VARIABLE, policy={"deniedVariables": ["*"]}),
     "all variables are allowed": variable("ANY", policy={"variables": ["*"]}),
-    "no reserved variable": variable("DEBUG", policy={"reservedVariables": []}),
+    "no reserved variable": variable("DEBUG", policy={"deniedVariables": []}),
     "no account beyond the default": PolicyCase(
         {"workers": {"serviceAccountName": "trainer"}}, (ACCOUNT_PATH,), {"serviceAccounts": []}
     ),

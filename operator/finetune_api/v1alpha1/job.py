@@ -83,7 +83,7 @@ class Spec(ApiModel):
     """True: save a checkpoint and stop. Setting it back to false resumes the run."""
 
     schedule: RunSchedule | None = None
-    """Times at which a new run of the same spec starts. Absent: only changes start a run."""
+    """Times at which a new run of the same spec starts. Absent: no run is started on a schedule."""
 
     update_policy: Annotated[UpdatePolicy, Scope.NOW] = UpdatePolicy.RESTART
     """What happens to a run with pods when a change of the spec requires a new run. Restart: it saves a checkpoint and
@@ -91,8 +91,8 @@ class Spec(ApiModel):
 
     reuse: Annotated[Reuse, Scope.NOW] = Reuse.ALWAYS
     """What happens when the spec is changed back to that of a run in `status.history`. Always: that run becomes the
-    current one again; it is not trained again if it was complete, and resumes from its checkpoint if it was not.
-    Never: a new run starts."""
+    current one again; it is not trained again if it was complete, and resumes from its checkpoint if it was not. With
+    `evaluation.promote`, its model is evaluated again. Never: a new run starts."""
 
     history_limit: Annotated[int, Field(ge=0, le=MAX_HISTORY), Scope.NOW] = 10
     """Runs before the current one that are kept in `status.history`. Their files in object storage are not affected,

@@ -103,10 +103,10 @@ class Affinity(ApiModel, scope=Scope.ATTEMPT):
     """Rules for the labels of the node."""
 
     pod_affinity: FreeForm | None = None
-    """Rules for pods that run near the node."""
+    """Pods that the pod must run near."""
 
     pod_anti_affinity: FreeForm | None = None
-    """Rules for pods that do not run near the node."""
+    """Pods that the pod must not run near."""
 
 
 class TopologySpread(ApiModel, scope=Scope.ATTEMPT):
@@ -122,11 +122,11 @@ class TopologySpread(ApiModel, scope=Scope.ATTEMPT):
     """DoNotSchedule: the pod waits. ScheduleAnyway: the scheduler prefers nodes that reduce the difference."""
 
     label_selector: FreeForm | None = None
-    """Selects the pods that are counted, as in a pod: `matchLabels: {finetune.dev/job: NAME}` those of this job. The
-    API server checks it when the pods' Job is created. Absent: none."""
+    """Selects the pods that are counted, as in a pod: `matchLabels: {finetune.dev/job: NAME}` selects those of this
+    job. The API server checks it when the pods' Job is created. Absent: none."""
 
     match_label_keys: Annotated[tuple[_Key, ...], Field(max_length=8)] = ()
-    """Count only pods whose values of these labels are the same. Needs `labelSelector`."""
+    """Count only pods with the same values of these labels as the new pod. Needs `labelSelector`."""
 
     min_domains: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Least number of groups. Only with DoNotSchedule."""

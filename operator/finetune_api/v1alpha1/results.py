@@ -82,8 +82,8 @@ class Output(ApiModel, scope=Scope.RUN):
     """Merged is a complete model in Hugging Face layout; Adapter is the PEFT adapter alone."""
 
     keep_runs: Annotated[Annotated[int, Field(ge=1, le=10_000)] | None, Scope.ATTEMPT] = None
-    """After each evaluation, delete the files of all runs of this job but the newest this many, counting the current
-    one. The runs of the promoted model and of the one before it are always kept. Absent: keep all."""
+    """After each evaluation, keep only the files of the current run and of the newest others, this many in total. The
+    runs of the promoted model and of the one before it are always kept. Absent: keep all."""
 
 
 class Storage(ApiModel, scope=Scope.ATTEMPT):

@@ -17,10 +17,10 @@ class ConcurrencyPolicy(StrEnum):
 
 
 class RunSchedule(ApiModel, scope=Scope.NOW):
-    """Times at which a new run of the same spec starts, which prepares the data again. As in a CronJob.
+    """Times at which a new run of the same spec starts, which prepares the data again. Only in a cluster.
 
     The first run starts when the job is created. While `spec.suspend` is true, no run is started; afterwards, one run
-    makes up for all missed times.
+    makes up for all missed times, as in a CronJob.
     """
 
     cron: Annotated[

@@ -23,6 +23,8 @@ MAX_CHANGE_LENGTH = 256
 Changes = Annotated[tuple[Annotated[str, Field(max_length=MAX_CHANGE_LENGTH)], ...], Field(max_length=MAX_CHANGES)]
 """Changed fields, such as `spec.training.learningRate: 0.0001 -> 0.0002`."""
 MAX_WARNINGS = 16
+MAX_PROMOTION_MESSAGE = 1024
+MAX_POLL_MESSAGE = 256
 MAX_WARNING_LENGTH = 1024
 """Characters of one warning."""
 
@@ -223,7 +225,7 @@ class PromotionStatus(StatusModel):
 
     outcome: PromotionOutcome
     """Promoted, Refused or Conflict."""
-    message: Annotated[str, Field(max_length=1024)] = ""
+    message: Annotated[str, Field(max_length=MAX_PROMOTION_MESSAGE)] = ""
     """Every condition with its value."""
     uri: str = ""
     """Folder of the model that is promoted now."""
@@ -409,7 +411,7 @@ class PollStatus(StatusModel):
     """Polls so far."""
     last_time: Time | None = None
     """When the last poll ended."""
-    message: Annotated[str, Field(max_length=256)] = ""
+    message: Annotated[str, Field(max_length=MAX_POLL_MESSAGE)] = ""
     """Why the last poll failed. Empty: it did not."""
 
 
@@ -447,8 +449,8 @@ class Status(StatusModel):
     poll: PollStatus | None = None
     """State of `spec.data.poll`. Absent: no poll has ended."""
     due_time: Time | None = None
-    """When the operator acts on a run that has ended without a change: it deletes the children, starts a scheduled
-    run, or polls the data. Absent: nothing is due."""
+    """When the operator next acts on a run that has ended, although nothing was changed: it deletes the children,
+    starts a scheduled run, or polls the data. Absent: nothing is due."""
     newest_run: int = 0
     """Highest number of a run so far. The current run has a lower one if it was reused."""
     history: Annotated[tuple[PastRun, ...], Field(max_length=MAX_HISTORY)] = ()

@@ -88,7 +88,7 @@ def rollback(
 ) -> None:
     """Promote the previous model of an output again.
 
-    The run that is rolled back is not promoted again by another evaluation, only by finetune promote.
+    The run that is rolled back is not promoted again by another evaluation, only by finetune promote --force.
 
     Exit status: 0 success, 1 there is no previous model, or another promotion at the same time, 66 no such job, 69
     storage or cluster unreachable, 77 access denied, 78 the model is missing or has another digest.

@@ -18,7 +18,7 @@ def change_lines(change: "Change", layout: PromotionLayout) -> list[str]:
     record, files = change.record, change.record.files
     total = size(sum(file.size for file in files))
     if not change.is_new:
-        first = f"{layout.record}: {record.model.uri} was promoted already"
+        first = f"{layout.record}: {record.model.uri} is already promoted"
     elif change.replaced is None:
         first = f"{layout.record}: {record.model.uri}, the first promoted model"
     else:

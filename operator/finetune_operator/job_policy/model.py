@@ -94,7 +94,7 @@ class JobPolicy(BaseModel):
     """Scheme, host and port of object storage. Also refuses variables such as HTTPS_PROXY."""
     variables: tuple[Variable, ...] | None = None
     """Environment variables that jobs may set; `NCCL_*` is every name with that beginning."""
-    reserved_variables: tuple[Variable, ...] | None = None
+    denied_variables: tuple[Variable, ...] | None = None
     """Environment variables that jobs must not set."""
     host_access: tuple[HostAccess, ...] | None = None
     """Access to the node: hostNetwork, hostPath, capabilities. Null, in a policy with other fields: none."""

@@ -203,8 +203,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("variables", _ENV_NAMES, NAMED, "a variable"),
     Rule("variables", _PREFIXES, ALL_BEGIN, "the beginning of names", absent=""),
-    Rule("reserved_variables", _ENV_NAMES, NAMED, "a variable", is_refusal=True),
-    Rule("reserved_variables", _PREFIXES, SOME_BEGIN, "the beginning of a name", absent="", is_refusal=True),
+    Rule("denied_variables", _ENV_NAMES, NAMED, "a variable", is_refusal=True),
+    Rule("denied_variables", _PREFIXES, SOME_BEGIN, "the beginning of a name", absent="", is_refusal=True),
     Rule(
         "host_access",
         _in_pods("{hostNetwork,capabilities}", ".volumes[]{hostPath}"),

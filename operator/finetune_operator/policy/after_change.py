@@ -14,6 +14,8 @@ _NO_REMEDY = frozenset(
     {
         "spec.suspend",
         "spec.ttlSecondsAfterFinished",
+        "spec.schedule",
+        "spec.data.poll",
         "spec.updatePolicy",
         "spec.reuse",
         "spec.historyLimit",

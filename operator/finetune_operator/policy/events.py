@@ -105,7 +105,8 @@ def _new_run(before: Status, after: Status) -> Iterator[JobEvent]:
         identity = f"r{new}.reused.g{after.observed_generation}"
     else:
         message, identity = f"{_CAUSES[after.run.trigger]}: run {new} replaces run {old}", f"r{new}.changed"
-    yield JobEvent(str(Reason.SPEC_CHANGED), "\n".join([message, *after.run.changes]), False, identity)
+    reason = Reason.SPEC_CHANGED if after.run.trigger is RunTrigger.SPEC else Reason.NEW_RUN
+    yield JobEvent(str(reason), "\n".join([message, *after.run.changes]), False, identity)
 
 
 def _promotion(before: Status, after: Status) -> Iterator[JobEvent]:

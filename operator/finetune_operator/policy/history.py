@@ -31,7 +31,7 @@ from finetune_api.v1alpha1 import (
     Spec,
     Status,
 )
-from finetune_api.v1alpha1.status import MAX_HISTORY
+from finetune_api.v1alpha1.status import MAX_HISTORY, MAX_PROMOTION_MESSAGE
 
 from ..manifests import Manifest
 from ..observed import Observed, ObservedStage, has_ended
@@ -42,7 +42,6 @@ _KEPT_ATTEMPTS = 10
 _MAX_ATTEMPT_MESSAGE = 256
 _KEPT_FIELDS = ("trigger", "changes", "cost", "candidates", "artifact", "resolved", "last_checkpoint", "attempts")
 """Fields that a run keeps in the history."""
-_MAX_PROMOTION_MESSAGE = 1024
 _OTHER_PROMOTED = "other-promoted"
 """Instead of the hash of an evaluation: it equals no hash, so the model is evaluated again."""
 _OUTCOMES = {
@@ -370,7 +369,7 @@ def without_files(status: Status, kept: tuple[int, ...]) -> Status:
 def _promotion(result: PromotionResult) -> PromotionStatus:
     return PromotionStatus(
         outcome=result.outcome,
-        message=result.message[:_MAX_PROMOTION_MESSAGE],
+        message=result.message[:MAX_PROMOTION_MESSAGE],
         uri=result.uri,
         previous=result.previous,
         time=result.time or None,

@@ -12,13 +12,13 @@ from finetune_api.constants import Stage
 from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.v1alpha1 import Dtype, FineTuneJob, PollStatus, Spec, Status
 from finetune_api.v1alpha1.quantities import seconds
+from finetune_api.v1alpha1.status import MAX_POLL_MESSAGE
 
 from ..observed import Observed, ObservedStage
 from ..settings import OperatorSettings
 from .actions import Action, CreateChildren, DeleteJob
 from .world import stage_config
 
-_MAX_MESSAGE = 256
 _NO_MODEL = EvaluationNeeds(parameters=0, test_tokens=None, dtype=Dtype.FLOAT32)
 
 
@@ -37,7 +37,7 @@ def with_results(status: Status, observed: Observed, now: str) -> Status:
             continue  # recorded before; its Job is being deleted
         digest = _digest(poll)
         message = "" if digest else _failure(poll)
-        found = PollStatus(number=poll.attempt, last_time=now, message=message[:_MAX_MESSAGE])
+        found = PollStatus(number=poll.attempt, last_time=now, message=message[:MAX_POLL_MESSAGE])
         status = status.model_copy(update={"poll": found})
         resolved = status.run.resolved
         if digest and resolved is not None and not resolved.source_digest:

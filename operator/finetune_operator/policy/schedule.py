@@ -1,7 +1,8 @@
-"""Runs that `spec.schedule` starts, with the rules of a CronJob.
+"""Runs that `spec.schedule` starts.
 
 Status contains the next scheduled time. When it has passed, a run starts for the latest time that has passed, or none
-if a run is in progress or the time is too long ago; then the following time is the next one.
+if a run is in progress (Forbid) or the time is too long ago; then the following time is the next one. Unlike a CronJob,
+it does not make up for a time that has passed during a run.
 """
 
 from datetime import UTC, datetime

@@ -23,8 +23,8 @@ _PROMOTION_REASONS = {
     PromotionOutcome.CONFLICT: Reason.PROMOTION_CONFLICT,
 }
 _AT_REST = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED})
-"""Phases in which the operator does nothing until the object is changed. In all others, tools that follow kstatus, such
-as Flux and Argo CD, must wait for the result."""
+"""Phases without a run in progress. In all others, tools that follow kstatus, such as Flux and Argo CD, must wait for
+the result."""
 _NOT_READY = frozenset({Phase.PENDING, Phase.RESTARTING, Phase.FAILED, Phase.SUSPENDED, Phase.SUSPENDING})
 
 

@@ -21,13 +21,10 @@ def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
 
     `now` is rounded as times in status are, so that the result is the whole time in the reconcile that ends the run.
     """
-    ttl = spec.ttl_seconds_after_finished
-    if ttl is None:
+    if spec.ttl_seconds_after_finished is None:
         return None
-    if not status.run.completion_time:
-        return 0.0
-    due_at = time_after(status.run.completion_time, ttl)
-    return (due_at - datetime.fromisoformat(rfc3339(now))).total_seconds()
+    end = due_at(spec, status)
+    return 0.0 if end is None else (end - datetime.fromisoformat(rfc3339(now))).total_seconds()
 
 
 def with_removal(status: Status, spec: Spec, observed: Observed) -> Status:

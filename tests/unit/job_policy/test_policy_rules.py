@@ -96,9 +96,9 @@ def test_every_row_of_the_table_decides_a_case() -> None:
             "LD_PRELOAD; remove the entry",
         ),
         (
-            {"reservedVariables": ["A_*"]},
+            {"deniedVariables": ["A_*"]},
             {"workers": {"env": [{"name": "A_B"}]}},
-            "spec.workers.env[0].name must not be a variable in reservedVariables of the job policy (A_*), not A_B; "
+            "spec.workers.env[0].name must not be a variable in deniedVariables of the job policy (A_*), not A_B; "
             "remove the entry",
         ),
     ],

@@ -48,6 +48,7 @@ CHANGES: list[tuple[dict[str, Any], bool]] = [
     ({}, False),
     ({"suspend": True}, False),
     ({"ttlSecondsAfterFinished": 60}, False),
+    ({"schedule": {"cron": "0 3 * * *"}, "data": {"poll": "1h"}}, False),
     ({"updatePolicy": "Ignore", "reuse": "Never", "historyLimit": 1, "output": {"keepRuns": 1}}, False),
     ({"restart": {"maxRestarts": 4}}, True),
     ({"budget": {"deadline": "2h"}}, True),

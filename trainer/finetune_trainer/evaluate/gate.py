@@ -73,7 +73,7 @@ def not_rolled_back(evidence: Evidence) -> Iterator[Check]:
         yield Check(
             holds=False,
             text=f"this run's model was promoted at {entry.time} and rolled back by a person; "
-            "`finetune promote` promotes it again",
+            "`finetune promote --force` promotes it again",
         )
 
 

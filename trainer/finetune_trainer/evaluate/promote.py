@@ -177,7 +177,7 @@ def _metrics(figures: ModelMetrics | None) -> dict[Metric, float]:
 
 def _kept(decision: PromotionDecision, record: PromotionRecord) -> PromotionDecision:
     failed = any(not check.holds for check in decision.checks)
-    note = f"this run's model is promoted since {record.time}" + (", and stays promoted" if failed else "")
+    note = f"this run's model has been promoted since {record.time}" + (", and stays promoted" if failed else "")
     return decision.model_copy(
         update={
             "outcome": PromotionOutcome.PROMOTED,

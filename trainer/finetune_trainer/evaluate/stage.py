@@ -6,7 +6,7 @@ A single process.
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult, PromotionResult, shortened
 from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
-from finetune_api.v1alpha1.status import MAX_HISTORY
+from finetune_api.v1alpha1.status import MAX_HISTORY, MAX_PROMOTION_MESSAGE
 
 from ..data.chat import TEMPLATE_DATE
 from ..data.info import read_dataset_info
@@ -35,8 +35,6 @@ from .significance import PairedTest, mcnemar_exact, sign_test
 
 _FEW = 100
 """Below this number of test examples, an interval is wider than about ten points."""
-_MAX_MESSAGE = 1024
-"""Bytes; the limit in status, in characters."""
 
 
 def evaluate(
@@ -191,7 +189,7 @@ def _promotion_result(decision: PromotionDecision | None) -> PromotionResult | N
         return None
     return PromotionResult(
         outcome=decision.outcome,
-        message=shortened(decision.message, _MAX_MESSAGE),
+        message=shortened(decision.message, MAX_PROMOTION_MESSAGE),
         uri=decision.uri,
         previous=decision.previous,
         time=decision.time,
