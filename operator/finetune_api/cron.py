@@ -1,12 +1,14 @@
 """Times of `spec.schedule`. Pure."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
 from .v1alpha1.schedule import RunSchedule
 
+_REPEATED = timedelta(hours=2)
+"""More than the time that is repeated when daylight saving time ends."""
 _EXAMPLE = "write minute, hour, day of the month, month and day of the week, such as 0 3 * * SUN"
 
 
@@ -29,13 +31,21 @@ def schedule_errors(schedule: RunSchedule) -> dict[str, str]:
 
 def time_following(schedule: RunSchedule, moment: datetime) -> datetime:
     """Return the first scheduled time after `moment`, in UTC. The schedule must have no errors."""
-    return next(CronSim(schedule.cron, moment.astimezone(ZoneInfo(schedule.time_zone)))).astimezone(UTC)
+    # In the hour that a change from daylight saving time repeats, the first result can be before `moment`.
+    times = CronSim(schedule.cron, moment.astimezone(ZoneInfo(schedule.time_zone)))
+    return next(time.astimezone(UTC) for time in times if time.astimezone(UTC) > moment)
 
 
 def latest_time(schedule: RunSchedule, moment: datetime) -> datetime:
     """Return the last scheduled time at or before `moment`, in UTC. The schedule must have no errors."""
-    zone = ZoneInfo(schedule.time_zone)
-    whole = moment.astimezone(zone).replace(microsecond=0)
-    # The iteration excludes its start, which may be a scheduled time itself: start one microsecond later.
-    found = next(CronSim(schedule.cron, whole.replace(microsecond=1), reverse=True))
-    return found.astimezone(UTC)
+    found: datetime | None = None
+    start = (moment + _REPEATED).astimezone(ZoneInfo(schedule.time_zone))
+    for time in CronSim(schedule.cron, start, reverse=True):
+        at = time.astimezone(UTC)
+        if at <= moment:
+            found = at if found is None else max(found, at)
+        # In the hour that a change from daylight saving time repeats, the results are not in order.
+        if found is not None and at < moment - _REPEATED:
+            break
+    assert found is not None, "a schedule without errors has times in the past too"
+    return found

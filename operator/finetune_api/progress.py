@@ -143,8 +143,8 @@ class EvaluateResult(Exchanged):
     promotion: PromotionResult | None = None
     """Absent: `spec.evaluation.promote` is not set."""
     kept_runs: tuple[int, ...] = ()
-    """Numbers of the newest runs that have files, ascending, at most as many as a history has entries. Empty: nothing
-    was deleted."""
+    """Numbers of the newest runs that have files, ascending: this one, and at most as many as a history has entries.
+    Empty: nothing was deleted."""
 
 
 class TerminationMessage(Exchanged):

@@ -25,7 +25,7 @@ from .errors import ApiError, ClusterConflictError
 from .job_policy import rules as job_policy
 from .manifests import JobKey, Manifest
 from .observed import Observed
-from .policy import history, in_force, runs
+from .policy import history, in_force, runs, schedule
 from .policy.actions import CreateChildren, CreateEvent, DeleteJob, Requeue, UpdateStatus
 from .policy.facts import Facts
 from .policy.plan import Plan, plan_of, rechecked, refused, rejection, unexplained_objects
@@ -68,7 +68,8 @@ async def reconcile(
         plan = rejection(manifest, violations, rfc3339(now))
         await shell.execute(plan)
     else:
-        running = None if violations or not runs.awaits_end(job) else await shell.job_of_run(job)
+        is_awaited = not violations and runs.awaits_end(job) and not schedule.starts_run(job.spec, job.status, now)
+        running = await shell.job_of_run(job) if is_awaited else None
         if running is not None:
             job, violations = running
         facts = replace(await shell.observe(job, violations), awaits_end=running is not None)
@@ -118,10 +119,11 @@ class _Shell:
         None: the run has no attempt with pods, so that nothing is interrupted by the start of the new run. The spec is
         read from the configuration of the newest attempt, which exists as long as its Job.
         """
-        if not job.status.run.attempts:
-            return None
-        config = await self.cluster.read_config(self.key, job.status.run.attempts[-1].job_name)
-        started = _spec_of(config, job.metadata.uid)
+        started = None
+        for attempt in reversed(job.status.run.attempts):  # that of an attempt that is being stopped may be deleted
+            started = _spec_of(await self.cluster.read_config(self.key, attempt.job_name), job.metadata.uid)
+            if started is not None:
+                break
         if started is None:
             return None
         spec = in_force.spec_of_run(job.spec, started)

@@ -413,6 +413,8 @@ class PollStatus(StatusModel):
     """When the last poll ended."""
     message: Annotated[str, Field(max_length=MAX_POLL_MESSAGE)] = ""
     """Why the last poll failed. Empty: it did not."""
+    source_digest: str = ""
+    """Digest of the listing of the last poll that succeeded."""
 
 
 class DisplayStatus(StatusModel):

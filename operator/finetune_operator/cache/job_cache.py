@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api.clock import utc_now
-from finetune_api.constants import TERMINAL_CONDITIONS, Phase
+from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Phase
 
 from ..manifests import JobKey, Manifest, true_conditions
 from .cached_view import CachedView, cached_view_of
@@ -148,10 +148,14 @@ def has_news(event: str, job: Mapping[str, Any]) -> bool:
 
 
 def is_settled_status(body: Mapping[str, Any]) -> bool:
-    """Whether the run has ended and its status describes the current spec."""
+    """Whether the run has ended, its status describes the current spec, and no other run waits for its end or is
+    refused."""
     status = body.get("status") or {}
-    has_ended = not TERMINAL_CONDITIONS.isdisjoint(true_conditions(body))
-    return has_ended and status.get("observedGeneration") == body["metadata"].get("generation")
+    holding = true_conditions(body)
+    if TERMINAL_CONDITIONS.isdisjoint(holding) or ConditionType.RECONCILING in holding:
+        return False
+    is_refused = status.get("phase") == Phase.INVALID
+    return not is_refused and status.get("observedGeneration") == body["metadata"].get("generation")
 
 
 def _cached_job(version: str, body: Mapping[str, Any]) -> CachedJob:

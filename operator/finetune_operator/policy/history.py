@@ -11,7 +11,7 @@ from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
 from finetune_api.exit_codes import RetryClass
 from finetune_api.progress import Progress, PromotionResult, TerminationMessage, merged_warnings
 from finetune_api.scopes import changes, settings
-from finetune_api.stages import stage_order
+from finetune_api.stages import stage_after, stage_order
 from finetune_api.trainer_config import Prepared
 from finetune_api.v1alpha1 import (
     ArtifactStatus,
@@ -60,11 +60,20 @@ def apply_observation(
     """
     if run.is_new:
         status = _with_new_run(status, run, now, spec)
-    children = observed.of_run(run.number)
-    for child in children:
-        status = _with_child(status, child, progress, now)
-    status = _with_vanished(status, {child.job_name for child in children} | set(observed.orphans), now)
+    status = with_children(status, observed, progress, now)
+    present = {child.job_name for child in observed.of_run(run.number)}
+    status = _with_vanished(status, present | set(observed.orphans), now)
+    newest = max((child.run for child in observed.stages), default=0)
+    if newest > newest_number(status):  # of a run that was not recorded and is deleted: its number is used up
+        status = status.model_copy(update={"newest_run": newest})
     return status if status.run.spec_hash == run.hash else status.with_run(spec_hash=run.hash)
+
+
+def with_children(status: Status, observed: Observed, progress: Progress | None, now: str) -> Status:
+    """Return the status with what the children of its run have reported."""
+    for child in observed.of_run(status.run.number):
+        status = _with_child(status, child, progress, now)
+    return status
 
 
 def _with_new_run(status: Status, run: Run, now: str, spec: Spec | None) -> Status:
@@ -119,10 +128,12 @@ def _past_run(status: Status, now: str) -> PastRun:
     run = status.run
     ended = status.terminal_condition
     is_failed = ended is not None and ended.type is ConditionType.FAILED
+    last = last_attempt(status)
+    is_done = last is not None and last.outcome is Outcome.SUCCEEDED and stage_after(last.stage) is None
     return PastRun(
         number=run.number,
         spec_hash=run.spec_hash,
-        result="Superseded" if ended is None else "Failed" if is_failed else "Succeeded",
+        result="Failed" if is_failed else "Succeeded" if ended is not None or is_done else "Superseded",
         reason=str(ended.reason) if ended is not None and is_failed else "",
         message=ended.message.partition("\n")[0][:_MAX_ATTEMPT_MESSAGE] if ended is not None and is_failed else "",
         start_time=run.start_time,
@@ -353,17 +364,24 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
         }
         update["promotion"] = None if evaluated.promotion is None else _promotion(evaluated.promotion)
         update["candidates"] = {name: CandidateStatus(metrics=found) for name, found in figures.items() if found}
-        status = without_files(status, evaluated.kept_runs)
+        output, _, _ = evaluated.report_uri.rpartition("/runs/")
+        status = without_files(status, evaluated.kept_runs, output)
     return status.with_run(**update)
 
 
-def without_files(status: Status, kept: tuple[int, ...]) -> Status:
-    """Mark past runs whose files were deleted. `kept` are the runs that have files; empty: nothing was deleted."""
+def without_files(status: Status, kept: tuple[int, ...], output: str) -> Status:
+    """Mark past runs whose files were deleted. `kept` are the runs that have files under this output; empty: nothing
+    was deleted."""
     if not kept:
         return status
-    deleted = {"files_deleted": True, "artifact": None}
-    past = tuple(entry if entry.number in kept else entry.model_copy(update=deleted) for entry in status.history)
-    return status.model_copy(update={"history": past})
+
+    def marked(past: PastRun) -> PastRun:
+        is_here = past.resolved is not None and past.resolved.dataset.startswith(f"{output}/")
+        if past.number in kept or not is_here:
+            return past
+        return past.model_copy(update={"files_deleted": True, "artifact": None})
+
+    return status.model_copy(update={"history": tuple(map(marked, status.history))})
 
 
 def _promotion(result: PromotionResult) -> PromotionStatus:

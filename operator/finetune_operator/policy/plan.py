@@ -24,6 +24,7 @@ from .actions import Action, CreateChildren, CreateEvent, DeleteJob, Requeue, Re
 from .events import JobEvent, job_events
 from .facts import Facts
 
+_MIN_SECONDS = 1.0
 _POLL_SECONDS = 30.0
 """Interval in which a poll in progress is looked at. The watch reports its end earlier."""
 _BLOCKED_SECONDS = 30.0
@@ -70,12 +71,15 @@ def plan_of(facts: Facts) -> Plan:
     after = _with_due_time(facts, after)
     events, update = _reports(facts.manifest, facts.job.status, after)
     requeue = step.requeue(facts, after)
-    if polls or facts.observed.polls:
-        requeue = requeue.no_later_than(_POLL_SECONDS)
+    if polls or poll.unfinished(after, facts.observed):
+        has_ended = any(not one.active for one in facts.observed.polls)
+        requeue = requeue.no_later_than(_MIN_SECONDS if has_ended else _POLL_SECONDS)
     elif facts.is_valid and (next_poll := poll.next_time(facts.spec, after)) is not None:
         requeue = requeue.no_later_than((next_poll - facts.now).total_seconds())
     if facts.is_valid and (scheduled := schedule.next_time(facts.spec, after)) is not None:
-        requeue = requeue.no_later_than((scheduled - facts.now).total_seconds())
+        requeue = requeue.no_later_than(max(_MIN_SECONDS, (scheduled - facts.now).total_seconds()))
+    if facts.awaits_end and after.terminal_condition is not None:
+        requeue = Requeue(_MIN_SECONDS)  # the next reconcile starts the run that the object describes
     return Plan(
         # Status is last: the next reconcile repeats everything that a crash has left undone.
         actions=(*events, *children, *update) if step.has_events_first else (*children, *events, *update),
@@ -90,7 +94,7 @@ def _with_due_time(facts: Facts, status: Status) -> Status:
     """Record when the operator must act on a run that has ended; None: nothing is due, or it has not ended."""
     times: list[datetime] = []
     # A poll in progress has Jobs whose events must be handled, as those of a run in progress.
-    if status.terminal_condition is not None and facts.is_valid and not facts.observed.polls:
+    if status.terminal_condition is not None and facts.is_valid and not poll.unfinished(status, facts.observed):
         spec = facts.spec
         found = (time_to_live.due_at(spec, status), schedule.next_time(spec, status), poll.next_time(spec, status))
         times = [time for time in found if time is not None]
@@ -166,6 +170,9 @@ def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
         if again is None and poll.found_change(status, job.spec, observed):
             again = RunTrigger.DATA
         status = poll.with_results(status, observed, now)
+        # Before the run is replaced: its last results decide what can be reused.
+        status = history.with_children(status, observed, facts.progress, now)
+        job = job.model_copy(update={"status": status})
         run: runs.Run | None = runs.current_run(job, observed.stages, again=again)
     else:
         run = runs.known_run(status, observed.stages)

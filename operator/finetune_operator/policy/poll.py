@@ -24,7 +24,7 @@ _NO_MODEL = EvaluationNeeds(parameters=0, test_tokens=None, dtype=Dtype.FLOAT32)
 
 def found_change(status: Status, spec: Spec, observed: Observed) -> bool:
     """Whether a poll of the current run has ended and found other files than the run was prepared from."""
-    known = "" if status.run.resolved is None else status.run.resolved.source_digest
+    known = _known_digest(status)
     digests = [_digest(poll) for poll in _ended(status, observed)]
     return spec.data.poll is not None and bool(known) and any(digest not in {"", known} for digest in digests)
 
@@ -37,7 +37,12 @@ def with_results(status: Status, observed: Observed, now: str) -> Status:
             continue  # recorded before; its Job is being deleted
         digest = _digest(poll)
         message = "" if digest else _failure(poll)
-        found = PollStatus(number=poll.attempt, last_time=now, message=message[:MAX_POLL_MESSAGE])
+        found = PollStatus(
+            number=poll.attempt,
+            last_time=now,
+            message=message[:MAX_POLL_MESSAGE],
+            source_digest=digest or before.source_digest,
+        )
         status = status.model_copy(update={"poll": found})
         resolved = status.run.resolved
         if digest and resolved is not None and not resolved.source_digest:
@@ -48,7 +53,9 @@ def with_results(status: Status, observed: Observed, now: str) -> Status:
 
 def next_time(spec: Spec, status: Status) -> datetime | None:
     """Return when the next poll starts; None: none, because the run has not ended, or was never prepared."""
-    if spec.data.poll is None or spec.suspend or status.terminal_condition is None or status.run.resolved is None:
+    if spec.data.poll is None or spec.suspend or status.terminal_condition is None:
+        return None
+    if status.run.resolved is None and not _known_digest(status):
         return None
     started = [status.poll.last_time if status.poll else None, status.run.completion_time]
     last = max((time for time in started if time), default=None)
@@ -58,17 +65,34 @@ def next_time(spec: Spec, status: Status) -> datetime | None:
 def actions(
     job: FineTuneJob, status: Status, observed: Observed, settings: OperatorSettings, now: datetime
 ) -> Iterator[Action]:
-    """Yield the changes of the Jobs of polls. `status` is that after the step."""
+    """Yield the changes of the Jobs of polls. `status` is that after the step, and `job.status` the one that was read.
+
+    The Job of a poll is deleted when the object has its result: a failed write must not lose it.
+    """
+    recorded = job.status.poll.number if job.status.poll else 0
     for poll in observed.polls:
-        is_useless = poll.run != status.run.number or next_time(job.spec, status) is None
-        if not poll.deleting and (is_useless or not poll.active):
+        is_useless = poll.run != job.status.run.number or next_time(job.spec, job.status) is None
+        if not poll.deleting and (is_useless or (not poll.active and poll.attempt <= recorded)):
             yield DeleteJob(poll.job_name, poll.uid)
     due_at = next_time(job.spec, status)
-    if due_at is None or due_at > now or observed.polls:
+    if due_at is None or due_at > now or unfinished(status, observed):
         return
     number = 1 + (status.poll.number if status.poll else 0)
     config = stage_config(job, status.run.number, Stage.POLL, number, settings.storage)
     yield CreateChildren(config, _NO_MODEL)
+
+
+def unfinished(status: Status, observed: Observed) -> tuple[ObservedStage, ...]:
+    """Return the polls whose Jobs must end or be deleted first. One on a lost node is given up when it is recorded."""
+    recorded = status.poll.number if status.poll else 0
+    return tuple(poll for poll in observed.polls if not (poll.lost and poll.attempt <= recorded))
+
+
+def _known_digest(status: Status) -> str:
+    """Return the listing that polls are compared with: that of the run, or the last one if prepare has failed."""
+    if status.run.resolved is not None:
+        return status.run.resolved.source_digest
+    return "" if status.poll is None else status.poll.source_digest
 
 
 def _ended(status: Status, observed: Observed) -> tuple[ObservedStage, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 
+from finetune_api.constants import Stage
 from finetune_api.scopes import HASH_DIGITS, spec_hash
 from finetune_api.v1alpha1 import (
     TASK_SUPPORT,
@@ -52,16 +53,16 @@ def current_run(job: FineTuneJob, children: Iterable[ObservedStage], *, again: R
     was changed since, their number is not used again.
     """
     known, wanted, trigger = job.status.run, run_hash(job.spec), RunTrigger.SPEC
+    newest = newest_number(job.status)
+    started = {child.run: child.run_hash for child in children if child.run > newest}
     if known.number and known.spec_hash in _hashes_of_same_run(job.spec, known.resolved):
-        if again is None:
+        if again is None and wanted not in started.values():
             return Run(known.number, known.spec_hash, is_new=False)
-        trigger = again
+        trigger = again or (RunTrigger.SCHEDULE if job.spec.schedule else RunTrigger.DATA)
     elif known.number and known.spec_hash in _hashes_before_scopes(job):
         return Run(known.number, wanted, is_new=False, is_adopted=True)
     elif (past := _reusable(job)) is not None:
         return Run(past.number, past.spec_hash, is_new=True, reused=past)
-    newest = newest_number(job.status)
-    started = {child.run: child.run_hash for child in children if child.run > newest}
     same = (run for run, found in started.items() if found in ("", wanted))
     return Run(max(same, default=max(started, default=newest) + 1), wanted, is_new=True, trigger=trigger)
 
@@ -81,6 +82,9 @@ def _reusable(job: FineTuneJob) -> PastRun | None:
     """Return the newest past run of this spec that can continue. A failed run is not reused: it would fail again."""
     if job.spec.reuse is Reuse.NEVER:
         return None
+    evaluates = any(one.stage is Stage.EVALUATE and one.outcome is None for one in job.status.run.attempts)
+    if evaluates and job.spec.output.keep_runs is not None:
+        return None  # it may be deleting the files of that run
     hashes: dict[tuple[tuple[object, ...], ...], frozenset[str]] = {}
     for past in reversed(job.status.history):
         if not past.attempts or past.result == "Failed" or past.files_deleted:

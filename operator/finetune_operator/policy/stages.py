@@ -336,6 +336,21 @@ class DeleteChildren(_AfterEnd):
 
 
 @dataclass(frozen=True)
+class DeleteStale(_AfterEnd):
+    """Delete the children of another run, which was not recorded. The run that has ended remains the current one."""
+
+    children: tuple[ObservedStage, ...]
+
+    def actions(self, facts: Facts, status: Status) -> tuple[Action, ...]:
+        """Delete the Jobs that are not being deleted yet."""
+        return _deletions(self.children)
+
+    def requeue(self, facts: Facts, status: Status) -> Requeue:
+        """Continue when they have been deleted."""
+        return Requeue(_ENDING_SECONDS)
+
+
+@dataclass(frozen=True)
 class StayEnded(_AfterEnd):
     """The run has ended, and nothing is due."""
 
@@ -382,6 +397,8 @@ def decide(
 ) -> Step:
     """Return the next step of a job. `observed` must have been applied to `status`."""
     stale = tuple(child for child in observed.active if child.run != run.number)
+    if stale and status.terminal_condition is not None:
+        return DeleteStale(stale)
     if stale:
         return Stop(stale, Reason.SPEC_CHANGED, f"run {run.number} starts when the pods of the previous run have ended")
     if status.terminal_condition is not None:

@@ -8,7 +8,7 @@ from finetune_api.run_layout import PromotionLayout, RunLayout
 from finetune_api.trainer_config import JobRef, StorageSettings, TrainerConfig
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
-from finetune_trainer.errors import StorageProtocolError
+from finetune_trainer.errors import AccessDeniedError, StorageProtocolError
 from finetune_trainer.evaluate.old_runs import delete_old_runs
 from finetune_trainer.promotion.records import PromotedModel, PromotionEntry, PromotionRecord
 from finetune_trainer.promotion.storage import PromotionStorage
@@ -62,3 +62,22 @@ def test_the_runs_of_the_promoted_model_and_of_the_one_before_it_are_kept(store,
     with pytest.raises(StorageProtocolError):
         delete_old_runs(config_of(bucket, 5, 1), store)
     assert len(list(store.list(f"{output}/runs/"))) == 3, "nothing was deleted"
+
+
+def test_a_run_whose_deletion_fails_is_not_one_that_remains(store, bucket, monkeypatch):
+    """A part of its files may be missing."""
+    output, warnings = f"s3://{bucket}/out", []
+    for number in range(1, 5):
+        store.put(f"{RunLayout.of(output, number, UID).uri}/run.json", b"{}")
+    refused, delete_many = RunLayout.of(output, 2, UID).uri, store.delete_many
+
+    def delete(uris):
+        if uris[0].startswith(refused):
+            raise AccessDeniedError("the object is locked")
+        delete_many(uris)
+
+    monkeypatch.setattr(store, "delete_many", delete)
+    assert delete_old_runs(config_of(bucket, 4, 1), store, warnings.append) == (4,)
+    assert warnings == ["files of run 2 could not be deleted (spec.output.keepRuns): the object is locked"]
+    left = {info.uri for info in store.list(f"{output}/runs/")}
+    assert left == {f"{RunLayout.of(output, number, UID).uri}/run.json" for number in (2, 4)}

@@ -313,3 +313,17 @@ def test_a_record_that_cannot_be_trusted_is_rejected(
     store.put(layout.record, changed(record, **fields))
     with pytest.raises(StorageProtocolError, match=message):
         storage.read()
+
+
+def test_a_record_at_another_place_of_the_sequence_is_rejected(
+    store: ObjectStore, store_server: EmbeddedStore, output: str
+) -> None:
+    """It would stay newer than the record, which would be written again and again."""
+    model = stored_model(store, output, 1)
+    with opened(store_server, output, Conditions.HONOURED) as storage:
+        assert promote(storage, model) is not None
+        record = store.get(PromotionLayout.of(output).record)
+        store.put(f"{PromotionLayout.of(output).sequence}/9.json", record)
+        for call in (storage.read, storage.publish):
+            with pytest.raises(StorageProtocolError, match=r"9\.json must have number 9, not 1"):
+                call()

@@ -22,6 +22,14 @@ def shown(version: str = "1", *, over: str = "", observed: int = 1, **spec: Any)
     return {"metadata": {"resourceVersion": version, "generation": 1}, "spec": spec, "status": status}
 
 
+def with_status(body: dict[str, Any], **status: Any) -> dict[str, Any]:
+    return {**body, "status": {**body["status"], **status}}
+
+
+def with_condition(body: dict[str, Any], kind: str) -> dict[str, Any]:
+    return with_status(body, conditions=[*body["status"]["conditions"], {"type": kind, "status": "True"}])
+
+
 @pytest.mark.parametrize(
     ("body", "needed"),
     [
@@ -30,10 +38,22 @@ def shown(version: str = "1", *, over: str = "", observed: int = 1, **spec: Any)
         (shown(over="Failed"), False),
         (shown(over="Complete", observed=0), True),
         (shown(over="Complete", ttlSecondsAfterFinished=60), True),
+        (with_status(shown(over="Complete"), phase="Invalid"), True),
+        (with_condition(shown(over="Complete"), "Reconciling"), True),
         ({"metadata": {"resourceVersion": "1", "generation": 1}, "spec": {}}, True),
         ({"metadata": {"resourceVersion": "1", "generation": 1}, "spec": {}, "status": {"conditions": None}}, True),
     ],
-    ids=["runs", "complete", "failed", "changed since", "children to be deleted", "new", "no conditions yet"],
+    ids=[
+        "runs",
+        "complete",
+        "failed",
+        "changed since",
+        "children to be deleted",
+        "edit refused",
+        "other run waits",
+        "new",
+        "no conditions yet",
+    ],
 )
 def test_only_a_settled_job_needs_no_reconcile(body: dict[str, Any], needed: bool) -> None:
     table = JobCache()

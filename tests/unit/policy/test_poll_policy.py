@@ -12,9 +12,11 @@ from finetune_api.progress import PollResult, TerminationMessage
 from finetune_api.v1alpha1 import ResolvedStatus, Status
 from finetune_api.validation import InvalidJobError, parse_job
 from finetune_operator.observed import Observed, ObservedStage
-from finetune_operator.policy.actions import CreateChildren, DeleteJob
+from finetune_operator.policy import poll
+from finetune_operator.policy.actions import CreateChildren, DeleteJob, UpdateStatus
 from finetune_operator.policy.facts import Facts
 from finetune_operator.policy.plan import Plan, plan_of
+from finetune_operator.policy.runs import run_hash
 from finetune_operator.settings import OperatorSettings
 from observations import make_pod, make_stage
 
@@ -23,11 +25,14 @@ START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 COMPLETE = tuple(make_stage(stage, ended="Complete") for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE))
 
 
-def look(status: Status, minutes: float, *polls: ObservedStage, **spec: Any) -> Plan:
+def look(
+    status: Status, minutes: float, *polls: ObservedStage, others: tuple[ObservedStage, ...] = (), **spec: Any
+) -> Plan:
+    """Reconcile. `others` are children of another run."""
     job = parse_job({**make_job("example", **{**POLLED, **spec}), "status": status.written()})
     manifest = {"metadata": {"name": "example"}, "spec": {}}
     now = START + timedelta(minutes=minutes)
-    return plan_of(Facts(manifest, job, OperatorSettings(), now, Observed(COMPLETE, polls=polls)))
+    return plan_of(Facts(manifest, job, OperatorSettings(), now, Observed((*COMPLETE, *others), polls=polls)))
 
 
 def complete(digest: str = "first") -> Status:
@@ -67,7 +72,9 @@ def test_a_poll_starts_after_the_interval_and_the_job_stays_complete() -> None:
 
 def test_an_unchanged_listing_is_recorded_and_the_job_of_the_poll_deleted() -> None:
     plan = look(complete(), 62, poll_job("first"))
-    assert [action for action in plan.actions if isinstance(action, DeleteJob)]
+    assert not [action for action in plan.actions if isinstance(action, DeleteJob)], "before the result is recorded"
+    assert plan.requeue.seconds == 1
+    assert [type(action) for action in look(plan.status, 63, poll_job("first")).actions] == [DeleteJob]
     assert plan.status.poll is not None
     assert (plan.status.poll.number, plan.status.poll.message, plan.status.run.number) == (1, "", 1)
     deleted = look(plan.status, 63, poll_job("first", deleting=True))
@@ -88,7 +95,7 @@ def test_another_listing_starts_a_run() -> None:
     plan = look(complete(), 62, poll_job("second"))
     (created,) = [action for action in plan.actions if isinstance(action, CreateChildren)]
     assert (created.config.stage, created.config.run) == (Stage.PREPARE, 2)
-    assert [action for action in plan.actions if isinstance(action, DeleteJob)]
+    assert not [action for action in plan.actions if isinstance(action, DeleteJob)], "before the run is recorded"
     assert "the source files have changed: run 2 replaces run 1" in [event.message for event in plan.events]
 
 
@@ -112,7 +119,50 @@ def test_a_poll_that_is_not_wanted_any_more_is_deleted(spec: dict[str, Any]) -> 
 def test_a_change_of_the_spec_deletes_a_poll_of_the_run_before() -> None:
     plan = look(complete(), 61, poll_job(None), training={"learningRate": 0.5})
     assert plan.status.run.number == 2
-    assert [action for action in plan.actions if isinstance(action, DeleteJob)]
+    following = look(plan.status, 62, poll_job(None), training={"learningRate": 0.5})
+    assert [action for action in following.actions if isinstance(action, DeleteJob)]
+
+
+@pytest.mark.parametrize("polls", [(poll_job("second"),), ()], ids=["its Job exists", "its Job is gone"])
+def test_a_run_whose_start_was_not_recorded_is_adopted(polls: tuple[ObservedStage, ...]) -> None:
+    """The write of status has failed after the children were created."""
+    job = parse_job(make_job("example", **POLLED))
+    started = make_stage(Stage.PREPARE, run=2, job_name="example-r2-prepare-a1", run_hash=run_hash(job.spec))
+    plan = look(complete(), 63, *polls, others=(started,), budget={"deadline": "30m"})
+    assert (plan.status.run.number, plan.status.run.trigger) == (2, "Data")
+    assert not [action for action in plan.actions if isinstance(action, DeleteJob | CreateChildren)]
+
+
+def test_children_of_a_run_that_was_not_recorded_do_not_change_the_result_of_the_one_before() -> None:
+    other = make_stage(Stage.PREPARE, run=2, job_name="example-r2-prepare-a1", run_hash="another spec")
+    before = complete()
+    plan = look(before, 50, others=(other,), budget={"deadline": "30m"})
+    assert [type(action) for action in plan.actions if not isinstance(action, UpdateStatus)] == [DeleteJob]
+    assert (plan.status.phase, plan.status.terminal_condition) == (before.phase, before.terminal_condition)
+    assert (plan.status.newest_run, plan.requeue.seconds) == (2, 1), "its number is not used again"
+
+
+def test_after_a_failed_preparation_the_files_are_compared_with_the_last_poll() -> None:
+    status = look(complete(), 62, poll_job("second")).status
+    status = status.model_copy(update={"conditions": complete().conditions}).with_run(
+        completion_time="2026-01-01T13:00:00Z"
+    )
+    assert status.run.resolved is None
+    job = parse_job({**make_job("example", **POLLED), "status": status.written()})
+    assert poll.next_time(job.spec, job.status) == datetime(2026, 1, 1, 14, 2, tzinfo=UTC)
+    same, other = (Observed((), polls=(poll_job(digest, run=2, attempt=2),)) for digest in ("second", "third"))
+    assert (poll.found_change(status, job.spec, same), poll.found_change(status, job.spec, other)) == (False, True)
+
+
+def test_a_poll_on_a_lost_node_is_given_up() -> None:
+    status = look(complete(), 62, poll_job("", lost=True)).status
+    assert status.poll is not None
+    (created,) = [
+        one
+        for one in look(status, 130, poll_job("", lost=True, deleting=True)).actions
+        if isinstance(one, CreateChildren)
+    ]
+    assert created.config.attempt == 2
 
 
 def test_a_short_interval_is_refused() -> None:

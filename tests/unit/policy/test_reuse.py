@@ -178,11 +178,22 @@ def test_long_values_and_many_changes_fit_into_status() -> None:
 
 
 def test_past_runs_without_files_are_marked() -> None:
-    past = tuple(PastRun(number=number, result="Succeeded", artifact=ARTIFACT) for number in (1, 2, 3))
-    marked = history.without_files(Status(history=past), (2, 4))
+    here = ResolvedStatus(dataset="s3://b/out/datasets/0f")
+    past = tuple(PastRun(number=number, result="Succeeded", artifact=ARTIFACT, resolved=here) for number in (1, 2, 3))
+    elsewhere = past[0].model_copy(update={"resolved": ResolvedStatus(dataset="s3://b/out-2/datasets/0f"), "number": 9})
+    assert history.without_files(Status(history=(elsewhere,)), (4,), "s3://b/out").history == (elsewhere,)
+    marked = history.without_files(Status(history=past), (2, 4), "s3://b/out")
     assert [(entry.number, entry.files_deleted, entry.artifact is None) for entry in marked.history] == [
         (1, True, True),
         (2, None, False),
         (3, True, True),
     ]
-    assert history.without_files(Status(history=past), ()).history == past
+    assert history.without_files(Status(history=past), (), "s3://b/out").history == past
+
+
+def test_a_run_is_not_reused_while_an_evaluation_may_delete_its_files() -> None:
+    first = job_of(output={"keepRuns": 1})
+    _, second = changed_and_back(status_of(first, *complete(first)), output={"keepRuns": 1})
+    evaluating = second.with_run(attempts=(attempt_of(Stage.EVALUATE, 1, None),))
+    assert runs.current_run(job_of(evaluating, output={"keepRuns": 1}), ()).number == 3
+    assert runs.current_run(job_of(evaluating), ()).number == 1, "without keepRuns, nothing is deleted"

@@ -32,6 +32,10 @@ TIMES = [
     ("30 12 * * *", "Etc/UTC", "2026-01-01T12:30:00.5Z", "2026-01-01T12:30:00Z", "2026-01-02T12:30:00Z"),
     ("0 3 * * *", "Europe/Berlin", "2026-07-01T00:30:00Z", "2026-06-30T01:00:00Z", "2026-07-01T01:00:00Z"),
     ("0 3 * * *", "Europe/Berlin", "2026-12-01T00:30:00Z", "2026-11-30T02:00:00Z", "2026-12-01T02:00:00Z"),
+    # At 01:00 UTC, the clocks of Berlin go back from 03:00 to 02:00.
+    ("45 2 * * *", "Europe/Berlin", "2026-10-25T01:00:07Z", "2026-10-25T00:45:00Z", "2026-10-26T01:45:00Z"),
+    ("45 2 * * *", "Europe/Berlin", "2026-10-25T00:00:07Z", "2026-10-24T00:45:00Z", "2026-10-25T00:45:00Z"),
+    ("30 2 * * *", "Europe/Berlin", "2026-03-29T00:30:00Z", "2026-03-28T01:30:00Z", "2026-03-29T01:00:00Z"),
     ("0 0 * * MON", "Etc/UTC", "2026-01-01T12:30:00Z", "2025-12-29T00:00:00Z", "2026-01-05T00:00:00Z"),
 ]
 
@@ -165,6 +169,18 @@ def test_a_schedule_that_is_added_or_changed_begins_now() -> None:
     life.spec = {}
     assert life.started(60 * 48) is None
     assert (life.status.due_time, life.status.schedule) == (None, None)
+
+
+def test_a_run_that_waits_for_the_end_of_another_one_starts_after_it() -> None:
+    """No event follows the end: the object is complete, and its Jobs have ended."""
+    life = Life()
+    assert life.started(0) == 1
+    job = parse_job({**make_job("job"), "status": life.status.written()})
+    children = tuple(make_stage(stage, ended="Complete") for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE))
+    manifest = {"metadata": {"name": "job"}, "spec": {}}
+    plan = plan_of(Facts(manifest, job, OperatorSettings(), at(10), Observed(children), awaits_end=True))
+    assert plan.status.terminal_condition is not None
+    assert plan.requeue.seconds == 1
 
 
 def test_a_change_and_a_scheduled_time_together_start_one_run() -> None:

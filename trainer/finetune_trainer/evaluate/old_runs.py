@@ -2,23 +2,29 @@
 
 import logging
 import re
+from collections.abc import Callable
 
 from finetune_api.run_layout import PromotionLayout, RunLayout
 from finetune_api.trainer_config import TrainerConfig
 
+from ..errors import TrainerError
 from ..promotion.storage import PromotionStorage
 from ..store.client import ObjectStore
 
 log = logging.getLogger(__name__)
 
 
-def delete_old_runs(config: TrainerConfig, store: ObjectStore) -> tuple[int, ...]:
+def delete_old_runs(
+    config: TrainerConfig, store: ObjectStore, warn: Callable[[str], None] = log.warning
+) -> tuple[int, ...]:
     """Delete all runs of this job but the current one, the newest others, `keepRuns` in total, and those whose model is
     promoted or would be promoted by a rollback.
 
-    Returns the numbers of the runs that remain, in ascending order. Raises StorageProtocolError, and deletes nothing,
-    if the record of the promoted model cannot be read. Data sets and copies of base models are shared by
-    the runs of an output prefix and are kept. Runs of other jobs have another UID in their folder's name.
+    Returns the numbers of the runs that remain, in ascending order. A run whose deletion fails does not remain, because
+    a part of its files may be missing; `warn` gets the reason, and the next evaluation deletes the rest. Data sets and
+    copies of base models are shared by the runs of an output prefix and are kept. Runs of other jobs have another UID
+    in their folder's name. Raises StorageProtocolError, and deletes nothing, if the record of the promoted model cannot
+    be read.
     """
     keep = config.spec.output.keep_runs
     assert keep is not None, "the caller checks it"
@@ -30,7 +36,11 @@ def delete_old_runs(config: TrainerConfig, store: ObjectStore) -> tuple[int, ...
     for number in reversed(deleted):  # the oldest first: an interruption leaves no gap
         # The record is last, because a folder without a record is not recognized as a run.
         record = RunLayout(folders[number]).record
-        store.delete_many(sorted(files[number], key=lambda uri: (uri == record, uri)))
+        try:
+            store.delete_many(sorted(files[number], key=lambda uri: (uri == record, uri)))
+        except TrainerError as error:
+            warn(f"files of run {number} could not be deleted (spec.output.keepRuns): {error}")
+            continue
         log.info("deleted the files of run %d: spec.output.keepRuns is %d", number, keep)
     return tuple(sorted({config.run, *others} - set(deleted)))
 

@@ -251,7 +251,7 @@ def _delete_old_runs(config: TrainerConfig, store: ObjectStore, report: Progress
         return ()
     with report.phase("delete", "deleting old runs"):
         try:
-            return delete_old_runs(config, store)[-MAX_HISTORY:]
+            return delete_old_runs(config, store, report.warn)[-MAX_HISTORY - 1 :]
         except TrainerError as error:
             report.warn(f"old runs could not be deleted (spec.output.keepRuns): {error}")
             return ()

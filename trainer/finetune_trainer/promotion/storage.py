@@ -75,10 +75,10 @@ class PromotionStorage:
         settled = max((key for key in self._sequence() if not key.token), default=ClaimKey(0))
         if settled.attempt <= found.number:
             return found
-        newer = self._store.get_version(self._key_uri(settled), most_bytes=MAX_RECORD_BYTES)
+        newer = self._settled(settled)
         if newer is None:  # a still newer one has replaced it
             return self.read()
-        return CurrentRecord(self._decoded(newer), found.etag, is_mirrored=False)
+        return CurrentRecord(newer, found.etag, is_mirrored=False)
 
     def replace(self, before: CurrentRecord, record: PromotionRecord) -> PromotionRecord | None:
         """Replace the record that was read. Returns the stored record, or None if another writer has replaced it.
@@ -190,9 +190,18 @@ class PromotionStorage:
             newest = max((key for key in self._sequence() if not key.token), default=ClaimKey(0))
             if newest.attempt <= record.number:
                 return
-            newer = self._store.get_version(self._key_uri(newest), most_bytes=MAX_RECORD_BYTES)
-            if newer is not None:
-                record = self._decoded(newer)
+            record = self._settled(newest) or record
+
+    def _settled(self, key: ClaimKey) -> PromotionRecord | None:
+        """Read a record of the sequence; None if a newer one has replaced it. Raises StorageProtocolError if its number
+        is not that of its place: it would be newer than `promoted.json` for ever."""
+        version = self._store.get_version(self._key_uri(key), most_bytes=MAX_RECORD_BYTES)
+        record = None if version is None else self._decoded(version)
+        if record is not None and record.number != key.attempt:
+            raise StorageProtocolError(
+                f"{self._key_uri(key)} must have number {key.attempt}, not {record.number}", advice=_DAMAGED_ADVICE
+            )
+        return record
 
     def _sequence(self) -> list[ClaimKey]:
         prefix = self._layout.sequence + "/"
