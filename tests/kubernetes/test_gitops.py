@@ -14,6 +14,7 @@ import yaml
 from factories import make_job, merged
 from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.rules import Violation
+from finetune_api.stages import run_stages
 from finetune_api.v1alpha1 import ArtifactStatus, Status
 from finetune_api.validation import parse_job
 from finetune_operator.policy import stages
@@ -220,7 +221,7 @@ def is_settled_at(generation: int) -> Callable[[Status], bool]:
     return lambda status: status.phase.is_terminal and status.observed_generation == generation
 
 
-ALL_STAGES = tuple(Stage)
+ALL_STAGES = run_stages()
 DONE, BROKEN = Phase.SUCCEEDED, Phase.INVALID
 COMMITS = [
     Commit("Fine-tune the topic classifier", lambda _: None, 1, ALL_STAGES, DONE, CURRENT),
