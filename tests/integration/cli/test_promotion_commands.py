@@ -65,7 +65,7 @@ def test_models_are_promoted_and_rolled_back(store: ObjectStore, output: str, fi
     assert (status, lines[0]) == (0, f"{output}/promoted.json: {second.uri} replaces {first.uri}")
     assert promoted_files(store, output) == second.contents
     status, lines, _ = finetune("promote", second.layout.uri)
-    assert (status, lines[0]) == (0, f"{output}/promoted.json: {second.uri} was promoted already")
+    assert (status, lines[0]) == (0, f"{output}/promoted.json: {second.uri} is already promoted")
     assert record_of(store, output)["number"] == 2
 
     status, lines, _ = finetune("rollback", output, "--reason", "slow")
@@ -90,7 +90,7 @@ def test_an_interrupted_promotion_is_completed_by_the_same_command(store: Object
     store.delete_many([layout.marker, f"{layout.folder}/model-00001-of-00002.safetensors"])
     store.put(f"{layout.folder}/model.safetensors", b"of another model")
     status, lines, _ = finetune("promote", model.layout.uri)
-    assert (status, "was promoted already" in lines[0]) == (0, True)
+    assert (status, "is already promoted" in lines[0]) == (0, True)
     assert promoted_files(store, output) == model.contents
     assert store.get_json(layout.marker)["model"]["digest"] == model.digest
 

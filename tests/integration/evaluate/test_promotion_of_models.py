@@ -161,7 +161,7 @@ def test_an_evaluation_that_is_repeated_keeps_its_promoted_model(store, run, pre
     for again in (config, strict):
         result, _ = run(again)
         assert (result.promotion.outcome, result.promotion.uri) == (PROMOTED, config.model_uri)
-        assert result.promotion.message.startswith(f"this run's model is promoted since {before.time}")
+        assert result.promotion.message.startswith(f"this run's model has been promoted since {before.time}")
         assert result.promoted == {}, "it is not compared with itself"
         assert store.get_json(layout_of(config).record) == record
     assert ", and stays promoted. does not hold: Accuracy 0." in result.promotion.message
