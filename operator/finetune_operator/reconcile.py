@@ -117,10 +117,11 @@ class _Shell:
         """Return the job with the spec of its current run, and violations of the combination with the other fields.
 
         None: the run has no attempt with pods, so that nothing is interrupted by the start of the new run. The spec is
-        read from the configuration of the newest attempt, which exists as long as its Job.
+        read from the configuration of the newest attempt that has one: that of an attempt that is being stopped may be
+        deleted.
         """
         started = None
-        for attempt in reversed(job.status.run.attempts):  # that of an attempt that is being stopped may be deleted
+        for attempt in reversed(job.status.run.attempts):
             started = _spec_of(await self.cluster.read_config(self.key, attempt.job_name), job.metadata.uid)
             if started is not None:
                 break

@@ -18,7 +18,7 @@ from ..exit_status import USAGE, CommandError
 from ..job_sources import JobSources
 from ..stored_runs import Address, address_of, opened_storage
 from ..terminal import echo
-from .checkpoints import Output
+from .checkpoints import Output, Where
 from .options import DEFAULT_WORK_DIR, Context, Endpoint, Kubeconfig, Namespace, WorkDir
 
 if TYPE_CHECKING:  # imports boto3, which takes half a second
@@ -26,14 +26,6 @@ if TYPE_CHECKING:  # imports boto3, which takes half a second
 
 _MAX_PERSON = 128
 
-Run = Annotated[
-    str,
-    typer.Argument(
-        metavar="JOB|s3://BUCKET/KEY",
-        help="Local job, job in a cluster, or address of the folder of a run.",
-        show_default=False,
-    ),
-]
 OutputOf = Annotated[
     str,
     typer.Argument(
@@ -46,7 +38,7 @@ Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for 
 
 
 def promote(
-    where: Run,
+    where: Where,
     *,
     force: Annotated[
         bool, typer.Option("--force", help="Promote the model although its evaluation has refused it.")

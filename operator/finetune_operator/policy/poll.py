@@ -9,17 +9,14 @@ from datetime import datetime
 
 from finetune_api.clock import time_after
 from finetune_api.constants import Stage
-from finetune_api.evaluation_needs import EvaluationNeeds
-from finetune_api.v1alpha1 import Dtype, FineTuneJob, PollStatus, Spec, Status
+from finetune_api.v1alpha1 import FineTuneJob, PollStatus, Spec, Status
 from finetune_api.v1alpha1.quantities import seconds
 from finetune_api.v1alpha1.status import MAX_POLL_MESSAGE
 
 from ..observed import Observed, ObservedStage
 from ..settings import OperatorSettings
 from .actions import Action, CreateChildren, DeleteJob
-from .world import stage_config
-
-_NO_MODEL = EvaluationNeeds(parameters=0, test_tokens=None, dtype=Dtype.FLOAT32)
+from .world import evaluation_needs, stage_config
 
 
 def found_change(status: Status, spec: Spec, observed: Observed) -> bool:
@@ -79,7 +76,7 @@ def actions(
         return
     number = 1 + (status.poll.number if status.poll else 0)
     config = stage_config(job, status.run.number, Stage.POLL, number, settings.storage)
-    yield CreateChildren(config, _NO_MODEL)
+    yield CreateChildren(config, evaluation_needs(None))
 
 
 def unfinished(status: Status, observed: Observed) -> tuple[ObservedStage, ...]:
