@@ -47,7 +47,17 @@ TRAINED: dict[str, dict[str, Any]] = {
             "keepBest": 1,
             "keepEvery": 2,
         },
-        "evaluation": {"everySteps": 2, "baseline": True},
+        "evaluation": {
+            "everySteps": 2,
+            "baseline": True,
+            "promote": {
+                "metric": "MacroF1",
+                "thresholds": [{"metric": "Accuracy", "min": 0.0, "max": 1.0}, {"metric": "MacroF1", "min": 0.0}],
+                "minGainOverBaseline": -1.0,
+                "minGainOverPromoted": -1.0,
+                "maxPValue": 1.0,
+            },
+        },
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged"], "keepRuns": 2},
         "storage": {"endpoint": "{endpoint}", "region": "us-east-1", "pathStyle": True},
         "workers": {"nodes": 2, "resources": {"limits": {"memory": "64Gi"}}},
@@ -71,7 +81,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "earlyStopping": {"metric": "Accuracy"},
         },
         "deepspeed": {"zeroStage": 0, "offload": "None"},
-        "evaluation": {"baseline": False},
+        "evaluation": {"baseline": False, "promote": {"metric": "Accuracy"}},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
     },
     "text": {
@@ -92,7 +102,14 @@ TRAINED: dict[str, dict[str, Any]] = {
         },
         "deepspeed": {"zeroStage": 3, "offload": "OptimizerAndParameters"},
         "checkpoint": {"everySteps": 2},
-        "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},
+        "evaluation": {
+            "prompts": ["a very good"],
+            "maxNewTokens": 4,
+            "promote": {
+                "metric": "Loss",
+                "thresholds": [{"metric": "Loss", "max": 1e6}, {"metric": "Perplexity", "min": 1.0}],
+            },
+        },
         "workers": {"nodes": 2},
     },
     "instructions": {
@@ -104,6 +121,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         },
         "training": {**_SHORT, "schedule": "Constant", "earlyStopping": {"metric": "Perplexity"}},
         "deepspeed": {"zeroStage": 2},
+        "evaluation": {"promote": {"metric": "Perplexity"}},
     },
     "classifier-scaled": {
         "model": {"uri": "{models}/bert", "task": "SequenceClassification"},
@@ -142,7 +160,10 @@ TRAINED: dict[str, dict[str, Any]] = {
         },
         "method": {"lora": {}},
         "training": {**_SHORT, "earlyStopping": {"metric": "EntityF1"}},
-        "evaluation": {"everySteps": 2},
+        "evaluation": {
+            "everySteps": 2,
+            "promote": {"metric": "EntityF1", "thresholds": [{"metric": "EntityF1", "min": 0.0}]},
+        },
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
     },
 }

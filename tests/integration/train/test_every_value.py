@@ -14,7 +14,7 @@ from api_values import all_values, used_values
 from factories import make_job
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import PreparedConfig, StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import Spec
+from finetune_api.v1alpha1 import Promotion, Spec
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage
@@ -79,6 +79,21 @@ def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarne
     assert evaluation["headline"] in evaluation["tuned"]["metrics"]
     assert (evaluation["baseline"] is not None) == config.spec.evaluation.baseline
     assert len(evaluation["generations"]) == len(config.spec.evaluation.prompts)
+    if config.spec.evaluation.promote is not None:
+        assert_promotion_follows(config.spec.evaluation.promote, evaluation)
+        promoted = setup.store.get_json(f"{config.output_uri}/promoted.json")["model"]["uri"]
+        assert promoted.startswith(f"{config.run_uri}/")
+
+
+def assert_promotion_follows(rules: Promotion, evaluation: dict[str, Any]) -> None:
+    """The first model of a prefix is promoted after one check for each bound."""
+    decision = evaluation["promotion"]
+    bounds = [bound for entry in rules.thresholds for bound in (entry.min, entry.max) if bound is not None]
+    gains = [] if rules.min_gain_over_baseline is None else [rules.min_gain_over_baseline]
+    assert (decision["outcome"], decision["metric"]) == ("Promoted", rules.metric), decision
+    assert [check["text"].rsplit(" ", 1)[1] for check in decision["checks"]] == [
+        f"{bound:.6g}" for bound in bounds + gains
+    ]
 
 
 @pytest.mark.parametrize("row", RENDERED)
