@@ -154,7 +154,7 @@ def test_a_spec_that_changes_before_the_first_status_is_not_attributed_to_existi
     """A ConfigMap, a Job and an Event exist; the operator crashes before it writes status."""
 
     async def scenario(world: JobNamespace) -> None:
-        job = await world.create("hasty", fault=Fault(at=3, kind="crash before"))
+        job = await world.create("hasty", fault=Fault("crash before", at=3))
         await job.step()
         assert job.crashes == 1
         assert list(await world.jobs()) == ["hasty-r1-prepare-a1"]

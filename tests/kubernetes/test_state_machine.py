@@ -174,7 +174,7 @@ class JobStateMachine(RuleBasedStateMachine):
     @rule(which=WHICH, kind=FAULTS)
     def its_next_write_fails(self, which: int, kind: str) -> None:
         server = self.modelled_jobs[which].reconciled.server
-        server.fault = Fault(len(server.calls), kind)
+        server.fault = Fault(kind, at=len(server.calls))
         self.trail.append(f"{kind} at the next write of {which}")
 
     @rule(which=WHICH, minutes=st.sampled_from([-60, -1, 1, 60]))

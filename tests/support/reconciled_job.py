@@ -28,12 +28,17 @@ class CrashError(BaseException):
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one mutating request."""
+    """What happens to one mutating request, or to every second one of each object."""
 
-    at: int
-    """Index of the request, from 0."""
     kind: str
     """`crash` or `timeout`, `before` or `after` the server executes it, or the status of the response."""
+    at: int | None = None
+    """Index of the request, from 0. None: every second one of each object, from the one with the index `first`."""
+    first: int = 0
+
+    def applies(self, index: int, index_of_object: int) -> bool:
+        """Whether a request has the fault: its index among all requests, and among those of the same object."""
+        return index_of_object % 2 == self.first if self.at is None else index == self.at
 
 
 def record(job: Manifest) -> None:
@@ -45,23 +50,27 @@ def record(job: Manifest) -> None:
 
 @dataclass
 class FaultyServer:
-    """An ApiServer whose n-th mutating request fails."""
+    """An ApiServer, some of whose mutating requests fail."""
 
     server: ApiServer
     fault: Fault | None = None
     calls: list[str] = field(default_factory=list)
-    """Every mutating request: method and path."""
+    """Every mutating request: method, path and, if it creates an object, the name of the object."""
+    failed: list[str] = field(default_factory=list)
+    """Those of them that had the fault."""
 
     async def request(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
         if method not in MUTATING:
             return await self.server.request(method, path, body, **options)
-        number = len(self.calls)
-        self.calls.append(f"{method} {path}")
-        if self.fault is None or number != self.fault.at:
+        call = f"{method} {path} {_object(body) if method == 'POST' else ''}".strip()
+        is_faulty = self.fault is not None and self.fault.applies(len(self.calls), self.calls.count(call))
+        self.calls.append(call)
+        if self.fault is None or not is_faulty:
             response = await self.server.request(method, path, body, **options)
             if method == "PUT" and path.endswith("/status"):
                 record(response)
             return response
+        self.failed.append(call)
         return await self._fail(self.fault.kind, method, path, body, options)
 
     async def _fail(self, kind: str, method: str, path: str, body: Any, options: dict[str, Any]) -> Any:
@@ -72,6 +81,11 @@ class FaultyServer:
         if kind.startswith("timeout"):
             raise ApiUnreachableError(f"{method} {path}: no answer")
         raise ApiError(int(kind), "Injected", f"status {kind}, as requested by the test", retry_after=0.1)
+
+
+def _object(body: Manifest) -> str:
+    """Name of an object that is created. That of an Event depends on the job's UID, its reason does not."""
+    return str(body["reason"] if body["kind"] == "Event" else body["metadata"]["name"])
 
 
 @dataclass
