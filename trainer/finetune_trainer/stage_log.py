@@ -1,7 +1,7 @@
 """Log lines that summarize each stage, from its result."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from finetune_api.comparison import metric_text
@@ -20,6 +20,24 @@ class _Source(Protocol):
     def rows(self) -> int: ...
 
 
+class _Shown(Protocol):
+    @property
+    def place(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
+class _Rule(Protocol):
+    @property
+    def rule(self) -> str: ...
+    @property
+    def changed(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def examples(self) -> Sequence[_Shown]: ...
+
+
 class _DataSet(Protocol):
     """The part of `data.info.DatasetInfo` that is logged."""
 
@@ -27,6 +45,8 @@ class _DataSet(Protocol):
     def sources(self) -> tuple[_Source, ...]: ...
     @property
     def lengths(self) -> Mapping[str, Mapping[int, int]]: ...
+    @property
+    def rules(self) -> Sequence[_Rule]: ...
 
 
 class _Plan(Protocol):
@@ -58,6 +78,9 @@ def _prepared(config: TrainerConfig, prepared: Prepared, info: _DataSet) -> Iter
             yield f"{split} split: {_counted(rows, 'row')}, {_counted(tokens, 'token')}"
     if prepared.labels:
         yield f"{len(prepared.labels)} labels"
+    for rule in info.rules:
+        yield f"{rule.rule}: changed {_counted(rule.changed, 'record')}, dropped {_counted(rule.dropped, 'record')}"
+        yield from (f"  {shown.place}: {shown.text}" for shown in rule.examples)
     yield from prepared.notes
     yield f"data set {'reused from' if prepared.reused else 'written to'} {prepared.dataset_uri}"
 

@@ -1,7 +1,7 @@
 """FineTuneJob v1alpha1, one file per block."""
 
 from .base import DataUri, ModelUri, Quantity, S3Uri
-from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout, Packing, Source
+from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout, Packing, Redaction, Source
 from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
 from .methods.base import MethodBlock, MethodSupport
@@ -101,6 +101,7 @@ __all__ = [
     "PromotionOutcome",
     "PromotionStatus",
     "Quantity",
+    "Redaction",
     "ResolvedStatus",
     "Resources",
     "Restart",

@@ -35,6 +35,17 @@ class Packing(StrEnum):
     LENGTH_GROUPED = "LengthGrouped"
 
 
+class Redaction(StrEnum):
+    """Personal data that is replaced with a placeholder."""
+
+    EMAIL = "Email"
+    PHONE = "Phone"
+    CREDIT_CARD = "CreditCard"
+    IBAN = "Iban"
+    IP_ADDRESS = "IpAddress"
+    URL = "Url"
+
+
 class Source(ApiModel, scope=Scope.DATA):
     """Files to read."""
 

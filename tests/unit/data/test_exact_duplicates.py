@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.v1alpha1 import BadRecordAction, Spec
 from finetune_trainer.data.formats import Example
-from finetune_trainer.data.pipeline import KeyedRows, Tally, optional
+from finetune_trainer.data.pipeline import KeyedRows, Phase, Tally, optional
 from finetune_trainer.data.problems import BadRecords, Place
 from finetune_trainer.data.splits import TEST, TRAIN, VALIDATION
 from finetune_trainer.data.steps.exact_duplicates import STEP, Parameters, key
@@ -25,9 +25,9 @@ def spec_of(cleaning: dict[str, Any]) -> Spec:
 
 
 def test_the_step_is_used_only_if_its_field_is_true():
-    assert [step.name for step in optional(spec_of({"exactDuplicates": True}), on_keys=True)] == ["exact duplicates"]
+    assert [step.name for step in optional(spec_of({"exactDuplicates": True}), Phase.KEYS)] == ["exact duplicates"]
     for cleaning in ({}, {"exactDuplicates": False}):
-        assert optional(spec_of(cleaning), on_keys=True) == []
+        assert optional(spec_of(cleaning), Phase.KEYS) == []
 
 
 @pytest.mark.parametrize(

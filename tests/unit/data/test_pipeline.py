@@ -16,7 +16,7 @@ from finetune_trainer.data import pipeline
 from finetune_trainer.data import steps as optional_steps
 from finetune_trainer.data.build import Inputs, steps_of
 from finetune_trainer.data.formats import Example, Formatter
-from finetune_trainer.data.pipeline import BlockPlan, KeyedRows, Tally, dataset_digest, optional, process_block
+from finetune_trainer.data.pipeline import BlockPlan, KeyedRows, Phase, Tally, dataset_digest, optional, process_block
 from finetune_trainer.data.prepare import make_formatter
 from finetune_trainer.data.problems import BadRecords, Place
 from finetune_trainer.data.readers import blocks
@@ -150,7 +150,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_trainer.data.pipeline import DataStep
+from finetune_trainer.data.pipeline import DataStep, Phase
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def parameters(spec):
     return Parameters() if spec.training.epochs > 1 else None
 
 
-STEP = DataStep("equal rows", 1, 20, parameters, apply, on_keys=True)
+STEP = DataStep("equal rows", 1, 20, parameters, apply, phase=Phase.KEYS)
 """
 
 
@@ -220,7 +220,7 @@ def test_an_optional_step_counts_dropped_rows_and_a_block_has_the_rest(two_more_
 
 
 def test_a_default_spec_enables_no_optional_steps():
-    assert optional(spec_of(), on_keys=False) == optional(spec_of(), on_keys=True) == []
+    assert [optional(spec_of(), phase) for phase in Phase] == [[]] * len(Phase)
     assert pipeline.FORMAT_VERSION == 4
 
 

@@ -4,7 +4,7 @@ import functools
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..tasks import TASKS
 from . import splits
 from .chat import TEMPLATE_DATE
 from .formats import FORMATS, Formatter
-from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, SourceInfo, read_dataset_info
+from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, RuleInfo, SourceInfo, read_dataset_info
 from .labels import canonical_name, canonical_names, check_label_column, label_names, unknown_label
 from .pipeline import (
     ENCODE_NS,
@@ -33,6 +33,7 @@ from .pipeline import (
     BlockResult,
     Files,
     KeyedRows,
+    Phase,
     Step,
     Tally,
     encode_examples,
@@ -48,11 +49,13 @@ from .runs import (
     read_bucket,
     read_keys,
     remove_rows,
+    removed_since,
     sort_by_step_key,
     use_other_keys,
     with_numbers,
 )
 from .shards import ShardWriter
+from .shown_records import MOST_EXAMPLES, shown_text
 from .splits import Share, Splitter
 from .tokenise import FastTokenizer
 from .workers import process_blocks, worker_count
@@ -92,6 +95,13 @@ class Steps:
     on_keys: tuple[Step, ...]
     """Optional steps that run on the keys of all rows."""
     split: Step
+    optional: tuple[str, ...] = ()
+    """Names of the optional steps in `on_examples`."""
+
+    @property
+    def rules(self) -> tuple[Step, ...]:
+        """The optional steps, in order."""
+        return (*(step for step in self.on_examples if step.name in self.optional), *self.on_keys)
 
     def __iter__(self) -> Iterator[Step]:
         return iter((*self.on_examples, *self.on_keys, self.split))
@@ -125,8 +135,8 @@ def steps_of(spec: Spec, inputs: Inputs) -> Steps:
         | {name: [share.fraction, share.fraction > 0 and share.stratify] for name, share in shares.items()},
         functools.partial(Splitter, validation=shares["validation"], test=shares["test"]),
     )
-    on_examples = (form, *optional(spec, on_keys=False), encode)
-    return Steps(on_examples, tuple(optional(spec, on_keys=True)), split)
+    texts, examples, keys = (optional(spec, phase, formatter) for phase in (Phase.TEXTS, Phase.EXAMPLES, Phase.KEYS))
+    return Steps((*texts, form, *examples, encode), tuple(keys), split, tuple(step.name for step in texts + examples))
 
 
 def _share(holdout: Holdout, name: str, task: Task) -> Share:
@@ -168,12 +178,12 @@ def _build(
     spec, dataset_uri = config.spec, dataset_folder(config.output_uri, digest)
     rows = _process(spec, inputs, steps, folder, report)
     with report.phase("split", "splitting"):
-        remarks = steps.on_examples[0].report(rows.tallies["format"].counts) + rows.name_labels()
+        remarks = inputs.formatter.remarks(rows.tallies["format"].counts) + rows.name_labels()
         support = TASKS[inputs.task].support
         labels = rows.check_labels(of_tokens=support.labels_tokens) if support.has_labels else ()
         rows.bad.raise_if_any()
         rows.number_labels(labels, of_tokens=support.labels_tokens)
-        rows.apply_to_keys(steps.on_keys)
+        rows.apply_to_keys(steps.on_keys, functools.partial(_decoded, inputs.tokenizer))
         removed = _removed_text(rows.tallies)
         sizes = rows.training_sizes()
         remarks += _check_labels_left(labels, sizes, removed)
@@ -182,7 +192,7 @@ def _build(
             names = listed([labels[label] for label in splitter.too_small], most=_LISTED_LABELS)
             remarks += (f"{len(splitter.too_small):,} labels have too few records to be in every split: {names}",)
         _check_counts(rows.counts(splitter), spec, removed)
-    for step in (*steps.on_examples[1:], *steps.on_keys):
+    for step in steps.rules:
         tally = rows.tallies[step.name]
         remarks += step.report(tally.counts)
         rows.bad.dropped[step.name] += tally.dropped
@@ -209,6 +219,7 @@ def _build(
         label_counts={name: split.named_label_counts(labels) for name, split in written.items()} if labels else {},
         lengths={name: dict(sorted(split.writer.lengths.items())) for name, split in written.items()},
         dropped={rule: count for rule, count in sorted(rows.bad.dropped.items()) if count},
+        rules=tuple(_rule(step.name, rows.tallies[step.name]) for step in steps.rules),
         truncated={name: split.truncated for name, split in written.items()},
         divided={name: split.divided for name, split in written.items()},
         documents={name: split.documents for name, split in written.items()},
@@ -226,6 +237,14 @@ def _build(
         store.put(uri, content)
         return info
     return info if is_new else read_dataset_info(store, dataset_uri)  # another run committed the same shards first
+
+
+def _rule(name: str, tally: Tally) -> RuleInfo:
+    return RuleInfo(rule=name, changed=tally.changed, dropped=tally.dropped, examples=tuple(tally.examples))
+
+
+def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: ProgressReporter) -> "_Rows":
@@ -382,16 +401,19 @@ class _Rows:
         absent = -1 if labels else 0
         self.codes = [np.array([numbers.get(name, absent) for name in names], dtype=np.int64) for names in self.names]
 
-    def apply_to_keys(self, steps: Sequence[Step]) -> None:
-        """Apply each step to the keys of all rows, one bucket at a time, and mark the rows that it removes.
+    def apply_to_keys(self, steps: Sequence[Step], decode: Callable[[Sequence[int]], str]) -> None:
+        """Apply each step to the keys of all rows, one bucket at a time, and mark the rows that it removes. `decode`
+        returns the text of tokens, for the examples in the report.
 
         Memory: one bucket, and one bit per row. Raises DiskFullError.
         """
         for step in steps:
             runs = [run for _, run in self.runs]
+            before = [None if run.kept is None else run.kept.copy() for run in runs]
             paths = [None if step.key is None else sort_by_step_key(run, step.name, self.buckets) for run in runs]
             for bucket in range(self.buckets) if runs else ():
                 self._apply(step, [read_keys(run, bucket, path) for run, path in zip(runs, paths, strict=True)])
+            self._show_removed(self.tallies[step.name], before, decode)
 
     def _apply(self, step: Step, batches: Sequence[pa.RecordBatch]) -> None:
         """Apply a step to the keys of one bucket; `batches` has one batch per run."""
@@ -411,6 +433,17 @@ class _Rows:
         positions = table["position"].to_numpy()
         for number in np.unique(runs[removed]):
             remove_rows(self.runs[number][1], positions[removed[runs[removed] == number]])
+
+    def _show_removed(
+        self, tally: Tally, before: Sequence[NDArray[np.uint8] | None], decode: Callable[[Sequence[int]], str]
+    ) -> None:
+        """Add the first rows that a step removed to its report. `before`: `kept` of each run before the step."""
+        for (_, run), kept in zip(self.runs, before, strict=True):
+            missing = MOST_EXAMPLES - len(tally.examples)
+            if not missing:
+                return
+            for number, tokens in removed_since(run, kept, missing):
+                tally.show(Place(run.uri, number, run.unit), shown_text(decode(tokens)))
 
     def training_sizes(self) -> NDArray[np.int64]:
         """Number of training rows per label, shape (labels,)."""

@@ -43,6 +43,25 @@ class ShardInfo(_Block):
     tokens: int
 
 
+class ShownRecord(_Block):
+    """A record in a report, as text that is safe to print (`shown_records.py`)."""
+
+    place: str
+    """File, and line or row."""
+    text: str
+
+
+class RuleInfo(_Block):
+    """What one optional step, for example a rule of `spec.data.cleaning`, did to the records."""
+
+    rule: str
+    changed: int = 0
+    """Records with other text than in their file."""
+    dropped: int = 0
+    examples: tuple[ShownRecord, ...] = ()
+    """The first such records."""
+
+
 class DatasetInfo(_Block):
     """The contents of dataset.json. It is written last: a data set without it does not exist."""
 
@@ -65,6 +84,8 @@ class DatasetInfo(_Block):
     """Split -> tokens of a row -> number of rows."""
     dropped: dict[str, int] = {}
     """Rule -> number of records that were dropped."""
+    rules: tuple[RuleInfo, ...] = ()
+    """The optional steps that were enabled, in order."""
     truncated: dict[str, int] = {}
     """Split -> number of rows that were truncated to `max_length`."""
     divided: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """Converts the columns of a Chat record to messages and to the other variables that a chat template reads."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .problems import RecordProblem, shown
@@ -37,6 +37,9 @@ _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _NO_MEDIA = "remove records with images, audio or video"
 _ARGUMENTS = "write the arguments of a tool call as an object, or as the JSON text of one"
 
+_IDENTIFIERS = frozenset({"role", "type", "id", "name", "tool_call_id"})
+"""Keys of a message whose values are no text."""
+
 _RESERVED_KWARGS = frozenset(
     {
         "add_generation_prompt",
@@ -61,6 +64,49 @@ def encodable(text: str, name: str) -> str:
         what = f"{name} contains an unpaired surrogate, {text[error.start]!r}"
         raise RecordProblem("undecodable bytes", what, "write characters beyond U+FFFF without escapes") from None
     return text
+
+
+def is_encodable(text: str) -> bool:
+    """Whether the text has no unpaired surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def with_nested_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The JSON value with every text in it replaced by `change(text)`, except keys."""
+    if isinstance(value, str):
+        return change(value) if is_encodable(value) else value
+    if isinstance(value, list):
+        return [with_nested_texts(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: with_nested_texts(item, change) for key, item in value.items()}
+    return value
+
+
+def with_message_texts(message: Message, change: Callable[[str], str]) -> Message:
+    """The message of `parse_messages` with every text replaced by `change(text)`, also in arguments of tool calls.
+
+    Arguments are written as JSON text again, because they are data, in which a null of a Parquet row is kept.
+    """
+    kept = {*_IDENTIFIERS, "tool_calls"}
+    changed = {key: value if key in kept else with_nested_texts(value, change) for key, value in message.items()}
+    if "tool_calls" in message:
+        changed["tool_calls"] = [_with_call_texts(call, change) for call in message["tool_calls"]]
+    return changed
+
+
+def _with_call_texts(call: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    if isinstance(call.get("function"), dict):
+        return call | {"function": _with_call_texts(call["function"], change)}
+    if "arguments" not in call:
+        return call
+    arguments = call["arguments"]
+    if isinstance(arguments, dict):
+        return call | {"arguments": json.dumps(with_nested_texts(arguments, change), ensure_ascii=False)}
+    return call | {"arguments": with_nested_texts(arguments, change)}
 
 
 def parse_messages(value: object, column: str, *, nulls_are_absent: bool = False) -> list[Message]:

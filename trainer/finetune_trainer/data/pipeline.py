@@ -1,6 +1,8 @@
 """Data preparation as an ordered list of steps, and the interface of a step.
 
-    read -> format -> (optional steps on examples) -> encode -> (optional steps on keys) -> split -> shards
+    read -> (texts) -> format -> (examples) -> encode -> (keys) -> split -> shards
+
+The optional steps, in parentheses, are named by what they see (`Phase`).
 
 The steps up to `encode` process one block of a file at a time, independently of other blocks, so blocks can be
 processed by any number of processes or machines. Steps that depend on all rows see only a 64-bit key per row, its
@@ -20,8 +22,9 @@ import json
 import pkgutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,11 @@ from finetune_api.v1alpha1 import BadRecordAction, Spec
 from ..errors import BadDataError
 from . import steps as optional_steps
 from .formats import Example, Formatter
-from .info import FORMAT_VERSION
-from .problems import BadRecords, RecordProblem
+from .info import FORMAT_VERSION, ShownRecord
+from .problems import BadRecords, Place, RecordProblem
 from .readers import Block, Columns, Record, file_type
 from .runs import Run, RunWriter
+from .shown_records import MOST_EXAMPLES, shown_change
 from .sources import SourceFile
 from .tokenise import Encode, EncodedBatch, FastTokenizer, batches
 
@@ -54,11 +58,24 @@ class Tally:
     """Anything that the step reports."""
     dropped: int = 0
     """Rows that the step removes intentionally; dataset.json counts them under the step's name."""
+    changed: int = 0
+    """Records whose text the step changes."""
+    examples: list[ShownRecord] = field(default_factory=list)
+    """The first records that the step removes or changes."""
+    in_training: bool = True
+    """Whether the block is of a file of `spec.data.train`. A step must not remove records of held-out files."""
+
+    def show(self, place: Place, text: str) -> None:
+        """Add an example to the report of the step, unless it has enough of them. `text` must be safe to print."""
+        if len(self.examples) < MOST_EXAMPLES:
+            self.examples.append(ShownRecord(place=str(place), text=text))
 
     def merge(self, later: "Tally") -> None:
         """Add the counts of the next block, without its bad records."""
         self.counts.update(later.counts)
         self.dropped += later.dropped
+        self.changed += later.changed
+        self.examples += later.examples[: MOST_EXAMPLES - len(self.examples)]
 
 
 Apply = Callable[[Iterator[Any], Tally], Iterator[Any]]
@@ -110,6 +127,17 @@ class Step:
     part of the digest."""
 
 
+class Phase(Enum):
+    """What an optional step sees."""
+
+    TEXTS = "texts"
+    """Each text of a record before it is formatted, in all splits. `apply` is (parameters, text) -> text."""
+    EXAMPLES = "examples"
+    """The formatted records of one block. `apply` is (parameters, examples, tally) -> examples."""
+    KEYS = "keys"
+    """A key, the label and the source split of every row. `apply` is (parameters, KeyedRows, tally) -> rows to keep."""
+
+
 @dataclass(frozen=True)
 class DataStep:
     """An optional step: `STEP` of a module in `steps/`.
@@ -121,40 +149,48 @@ class DataStep:
     name: str
     version: int
     order: int
-    """Position among the optional steps; ties are ordered by name."""
+    """Position among the optional steps of its phase; ties are ordered by name."""
     parameters: Callable[[Spec], Any]
     apply: Callable[..., Any]
     report: Callable[[Counter[str]], tuple[str, ...]] = no_remarks
-    on_keys: bool = False
-    """Whether `apply` is an ApplyToKeys instead of an Apply."""
+    phase: Phase = Phase.EXAMPLES
     key: Callable[[Any, Example], str] | None = None
-    """Only with `on_keys`. (parameters, example) -> the text that rows are compared by: equal texts get equal keys.
+    """Only for keys. (parameters, example) -> the text that rows are compared by: equal texts get equal keys.
     None: label and text. Takes 8 bytes per row in the file of the rows and 20 bytes in another file on disk."""
     depends_on_file_order: bool = False
     """See `Step`."""
+    is_emptied: Callable[[Any, Sequence[str]], bool] | None = None
+    """Only for texts. (parameters, changed texts of a record) -> whether nothing is left to learn from. Such training
+    records are dropped."""
+    shown: Callable[[str, str], str] = shown_change
+    """Only for texts. (text, changed text) -> the example in the report."""
 
-    def of(self, spec: Spec) -> Step | None:
-        """The step for this spec; None if it is not enabled."""
+    def of(self, spec: Spec, formatter: Formatter | None = None) -> Step | None:
+        """The step for this spec; None if it is not enabled. Steps on texts need the formatter."""
         parameters = self.parameters(spec)
         if parameters is None:
             return None
+        apply = functools.partial(self.apply, parameters)
+        if self.phase is Phase.TEXTS:
+            is_emptied = None if self.is_emptied is None else functools.partial(self.is_emptied, parameters)
+            apply = functools.partial(change_texts, formatter, apply, is_emptied, self.shown)
         return Step(
             self.name,
             self.version,
             dataclasses.asdict(parameters),
-            functools.partial(self.apply, parameters),
+            apply,
             self.report,
             None if self.key is None else functools.partial(self.key, parameters),
             self.depends_on_file_order,
         )
 
 
-def optional(spec: Spec, *, on_keys: bool) -> list[Step]:
-    """The optional steps that the spec enables, in order."""
+def optional(spec: Spec, phase: Phase, formatter: Formatter | None = None) -> list[Step]:
+    """The optional steps of a phase that the spec enables, in order."""
     names = [module.name for module in pkgutil.iter_modules(optional_steps.__path__)]
     modules = [importlib.import_module(f"{optional_steps.__name__}.{name}") for name in names]
     found: list[DataStep] = sorted((module.STEP for module in modules), key=lambda step: (step.order, step.name))
-    enabled = (step.of(spec) for step in found if step.on_keys == on_keys)
+    enabled = (step.of(spec, formatter) for step in found if step.phase is phase)
     return [step for step in enabled if step is not None]
 
 
@@ -168,6 +204,39 @@ def dataset_digest(files: Files, steps: Iterable[Step]) -> str:
         "steps": [[step.name, step.version, dict(step.parameters)] for step in steps],
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def change_texts(
+    formatter: Formatter,
+    change: Callable[[str], str],
+    is_emptied: Callable[[Sequence[str]], bool] | None,
+    shown: Callable[[str, str], str],
+    records: Iterator[Record],
+    tally: Tally,
+) -> Iterator[Record]:
+    """A step on texts: the records with their changed texts. Unusable records are left to the step `format`."""
+    for record in records:
+        texts: list[tuple[str, str]] = []
+
+        def changed(text: str, texts: list[tuple[str, str]] = texts) -> str:
+            texts.append((text, change(text)))
+            return texts[-1][1]
+
+        try:
+            values = formatter.with_texts(record.values, record.place, changed)
+        except RecordProblem:
+            yield record
+            continue
+        different = next(((before, after) for before, after in texts if before != after), None)
+        if different is None:
+            yield record
+            continue
+        tally.show(record.place, shown(*different))
+        if is_emptied is not None and tally.in_training and is_emptied([after for _, after in texts]):
+            tally.dropped += 1
+            continue
+        tally.changed += 1
+        yield Record(values, record.place)
 
 
 def format_records(formatter: Formatter, records: Iterator[Record], tally: Tally) -> Iterator[Example]:
@@ -233,7 +302,8 @@ def process_block(plan: BlockPlan, block: Block, number: int) -> BlockResult:
     """Apply the steps to a block and write its rows as run `number`."""
     started = time.perf_counter()
     bad = BadRecords(plan.action)
-    tallies = {step.name: Tally(bad) for step in plan.steps}
+    in_training = block.file.split == "train"
+    tallies = {step.name: Tally(bad, in_training=in_training) for step in plan.steps}
     path = plan.folder / f"{number:06d}.arrow"
     writer = RunWriter(path, plan.seed, plan.buckets, plan.step_keys, wide=plan.wide)
     records = 0

@@ -171,7 +171,8 @@ def _fetch_files(data: Data, store: ObjectStore, folder: Path) -> Files:
     files: Files = {"train": fetch_sources(data.train, "spec.data.train", store, folder)}
     for split, holdout in (("validation", data.validation), ("test", data.test)):
         if holdout.sources is not None:
-            files[split] = fetch_sources(holdout.sources, f"spec.data.{split}.sources", store, folder)
+            found = fetch_sources(holdout.sources, f"spec.data.{split}.sources", store, folder)
+            files[split] = tuple(replace(file, split=split) for file in found)
     return files
 
 

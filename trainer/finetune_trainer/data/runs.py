@@ -206,6 +206,29 @@ def remove_rows(run: Run, positions: NDArray[np.int64]) -> None:
     np.bitwise_and.at(run.kept, positions >> 3, ~(np.uint8(0x80) >> (positions & 7).astype(np.uint8)))
 
 
+_SHOWN_TOKENS = 40
+
+
+def removed_since(run: Run, kept: NDArray[np.uint8] | None, most: int) -> list[tuple[int, list[int]]]:
+    """Number of the record and first tokens of the first rows, in the order of the block, that are removed and that
+    `kept`, an earlier value of `Run.kept`, keeps."""
+    if run.kept is None:
+        return []
+    lost = (np.full_like(run.kept, 0xFF) if kept is None else kept) & ~run.kept
+    positions = np.flatnonzero(np.unpackbits(lost)[: int(run.starts[-1])])
+    if not len(positions):
+        return []
+    with pa.OSFile(str(run.path)) as file:
+        numbers = _open(file, ["number"]).read_all()["number"].to_numpy()[positions]
+        found = []
+        for place in np.argsort(numbers, kind="stable")[:most]:
+            bucket = int(np.searchsorted(run.starts, positions[place], side="right")) - 1
+            tokens = _open(file, ["tokens"]).get_batch(bucket)["tokens"]
+            first = tokens[int(positions[place] - run.starts[bucket])].as_py()[:_SHOWN_TOKENS]
+            found.append((int(numbers[place]), first))
+    return found
+
+
 def _are_kept(run: Run, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
     assert run.kept is not None, "all rows are kept"
     bits = run.kept[positions >> 3] << (positions & 7).astype(np.uint8)

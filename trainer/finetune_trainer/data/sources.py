@@ -30,6 +30,8 @@ class SourceFile:
     path: Path
     sha256: str
     size: int
+    split: str = "train"
+    """`train`, `validation` or `test`: the part of the spec that names it."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..data.info import DatasetInfo
+from ..data.info import DatasetInfo, RuleInfo
 
 _MOST_BINS = 24
 _NICE = (1, 2, 5)
@@ -15,6 +15,8 @@ class DataSection:
 
     dropped: tuple[tuple[str, int], ...] = ()
     """Rule -> number of records that it dropped, most frequent first."""
+    rules: tuple[RuleInfo, ...] = ()
+    """What each rule of `spec.data.cleaning` did, with examples."""
     truncated: int = 0
     """Number of examples that were truncated to the maximum length, in all splits."""
     max_length: int = 0
@@ -35,6 +37,7 @@ class DataSection:
         edges, histogram = length_histogram(info.lengths.get("train", {}))
         return cls(
             dropped=tuple(sorted(info.dropped.items(), key=lambda item: (-item[1], item[0]))),
+            rules=info.rules,
             truncated=sum(info.truncated.values()),
             max_length=info.max_length,
             tokens=sum(info.tokens.values()),

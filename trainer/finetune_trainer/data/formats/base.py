@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from finetune_api.v1alpha1 import Columns, DataFormat
 
 from ...registry import Registry
 from ..chat import ChatRenderer, Span
-from ..messages import Message, encodable
+from ..messages import Message, encodable, is_encodable
 from ..problems import Place, RecordProblem, listed, shown
 
 
@@ -32,6 +32,8 @@ class Example:
     """Whether a text that is longer than a row is split into several rows instead of truncated."""
     parts: tuple[str, ...] = field(default=(), compare=False)
     """The record's texts, if `text` adds begin and end tokens or a template to them."""
+    messages: tuple[str, ...] = field(default=(), compare=False)
+    """For Chat: the contents of the messages, except those of the system and the developer."""
 
     @property
     def content(self) -> tuple[str, ...]:
@@ -40,6 +42,12 @@ class Example:
         The rendered conversation for Chat, prompt and completion for Instruction, otherwise the text.
         """
         return self.parts or (self.text,)
+
+    @property
+    def own_texts(self) -> tuple[str, ...]:
+        """Like `content`, but the contents of the messages for Chat: without what a template or a system message adds
+        to every conversation."""
+        return self.messages or self.content
 
 
 class TemplateUse(Enum):
@@ -69,6 +77,20 @@ class RecordFormat(ABC):
     is_divisible: ClassVar[bool] = False
     """Whether an example that is longer than a row is split into several rows."""
 
+    text_fields: ClassVar[tuple[str, ...]] = ("text",)
+    """Fields of `columns` whose values are text or lists of words."""
+
+    def with_texts(
+        self, record: Mapping[str, Any], place: Place, change: Callable[[str], str], formatter: "Formatter"
+    ) -> dict[str, Any]:
+        """The record with every text replaced by `change(text)`. Raises RecordProblem for an unusable record."""
+        del place
+        changed = dict(record)
+        for name in self.text_fields:
+            column, value = formatter.value(record, name)
+            changed[column] = changed_texts(value, change)
+        return changed
+
     @abstractmethod
     def example(self, record: Mapping[str, Any], place: Place, formatter: "Formatter") -> Example:
         """Convert a record to an example. Raises RecordProblem for an unusable record."""
@@ -76,6 +98,13 @@ class RecordFormat(ABC):
     def prompt(self, prompt: str, formatter: "Formatter") -> str:
         """The prompt as a model without a chat template gets it: followed by a blank line."""
         return formatter.with_bos(prompt) + "\n\n"
+
+
+def changed_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A text, or the texts of a list, after `change`; other values as they are."""
+    if isinstance(value, list):
+        return [changed_texts(item, change) if isinstance(item, str) else item for item in value]
+    return change(value) if isinstance(value, str) and is_encodable(value) else value
 
 
 FORMATS: Registry[RecordFormat] = Registry(__package__, "spec.data.format")
@@ -115,6 +144,10 @@ class Formatter:
     def __call__(self, record: Mapping[str, Any], place: Place) -> Example:
         """Convert a record to an example. Raises RecordProblem for an unusable record."""
         return self._format.example(record, place, self)
+
+    def with_texts(self, record: Mapping[str, Any], place: Place, change: Callable[[str], str]) -> dict[str, Any]:
+        """The record with every text replaced by `change(text)`. Raises RecordProblem for an unusable record."""
+        return self._format.with_texts(record, place, change, self)
 
     @property
     def fields(self) -> dict[str, tuple[str, ...]]:

@@ -1,11 +1,19 @@
 """Chat: conversations, rendered with the tokenizer's chat template."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from finetune_api.v1alpha1 import DataFormat
 
-from ..messages import MEDIA_COLUMNS, TEMPLATE_COLUMNS, parse_messages, template_values
+from ..messages import (
+    MEDIA_COLUMNS,
+    TEMPLATE_COLUMNS,
+    parse_messages,
+    template_values,
+    with_message_texts,
+    with_nested_texts,
+)
 from ..problems import Place
 from .base import FORMATS, Example, Formatter, RecordFormat, TemplateUse
 
@@ -19,9 +27,24 @@ class Chat(RecordFormat):
     optional_columns = (*TEMPLATE_COLUMNS, *MEDIA_COLUMNS)
     template = TemplateUse.REQUIRED
 
+    def with_texts(
+        self, record: Mapping[str, Any], place: Place, change: Callable[[str], str], formatter: Formatter
+    ) -> dict[str, Any]:
+        """The texts of messages, tool calls and documents. Definitions of tools are not changed."""
+        column, value = formatter.value(record, "messages")
+        in_parquet = place.unit == "row"
+        messages = parse_messages(value, column, nulls_are_absent=in_parquet)
+        changed = dict(record) | {column: [with_message_texts(message, change) for message in messages]}
+        documents = template_values(record, nulls_are_absent=in_parquet).get("documents")
+        if documents:
+            changed["documents"] = [with_nested_texts(document, change) for document in documents]
+        return changed
+
     def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:
         """Only the assistant's answers carry loss."""
         column, value = formatter.value(record, "messages")
         in_parquet = place.unit == "row"
         messages = parse_messages(value, column, nulls_are_absent=in_parquet)
-        return formatter.chat(messages, place, template_values(record, nulls_are_absent=in_parquet))
+        example = formatter.chat(messages, place, template_values(record, nulls_are_absent=in_parquet))
+        texts = (message["content"] for message in messages if message["role"] not in ("system", "developer"))
+        return replace(example, messages=tuple(texts))

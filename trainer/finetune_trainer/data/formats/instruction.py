@@ -1,6 +1,6 @@
 """Instruction: a prompt and its answer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ from finetune_api.v1alpha1 import DataFormat
 
 from ..messages import MEDIA_COLUMNS, encodable, refuse_media
 from ..problems import Place
-from .base import FORMATS, Example, Formatter, RecordFormat, TemplateUse
+from .base import FORMATS, Example, Formatter, RecordFormat, TemplateUse, changed_texts
 
 INPUT_COLUMN = "input"
 """Optional third column; its text follows the prompt after a blank line."""
@@ -20,8 +20,19 @@ class Instruction(RecordFormat):
 
     name = DataFormat.INSTRUCTION
     columns = {"prompt": ("prompt", "instruction"), "completion": ("completion", "output", "response")}
+    text_fields = ("prompt", "completion")
     optional_columns = (INPUT_COLUMN, *MEDIA_COLUMNS)
     template = TemplateUse.OPTIONAL
+
+    def with_texts(
+        self, record: Mapping[str, Any], place: Place, change: Callable[[str], str], formatter: Formatter
+    ) -> dict[str, Any]:
+        """Prompt, input and completion."""
+        changed = super().with_texts(record, place, change, formatter)
+        used = {formatter.value(record, field)[0] for field in self.columns}
+        if INPUT_COLUMN in record and INPUT_COLUMN not in used:
+            changed[INPUT_COLUMN] = changed_texts(record[INPUT_COLUMN], change)
+        return changed
 
     def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:
         """Only the answer carries loss."""

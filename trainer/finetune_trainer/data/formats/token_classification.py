@@ -17,6 +17,7 @@ class TokenClassification(RecordFormat):
 
     name = DataFormat.TOKEN_CLASSIFICATION
     columns = {"tokens": ("tokens",), "tags": ("tags", "ner_tags")}
+    text_fields = ("tokens",)
     tokenizer_adds_ends = True
 
     def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:

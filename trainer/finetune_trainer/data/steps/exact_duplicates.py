@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from finetune_api.v1alpha1 import Spec
 
 from ..formats import Example
-from ..pipeline import DataStep, KeyedRows, Tally
+from ..pipeline import DataStep, KeyedRows, Phase, Tally
 from ..splits import TRAIN
 
 _CONFLICTS = "texts with different labels"
@@ -76,7 +76,7 @@ STEP = DataStep(
     parameters=parameters,
     apply=apply,
     report=report,
-    on_keys=True,
+    phase=Phase.KEYS,
     key=key,
     depends_on_file_order=True,
 )

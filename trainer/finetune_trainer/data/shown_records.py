@@ -1,0 +1,45 @@
+"""Texts of records in logs and reports: short, on one line, without control characters and without personal data."""
+
+import re
+
+from .redaction import redacted
+
+MOST_EXAMPLES = 3
+"""Records that a rule shows."""
+_MOST_CHARACTERS = 80
+_LINE = 400
+"""Characters in which personal data and secrets are searched: more than are shown, so that none is shown in part."""
+_SCANNED = 20_000
+_ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]{0,32}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,400}(?:\x07|\x1b\\)?)")
+"""Control sequences of terminals: colours, cursor movements, titles and links."""
+_INVISIBLE = re.compile(
+    r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+"""Control characters, and characters that are invisible or change the direction of the text."""
+_SECRET = re.compile(
+    r"\b(?:sk-|hf_|gh[opsu]_|github_pat_|glpat-|xox[abprs]-|AKIA|ASIA|AIza|eyJ)[A-Za-z0-9_.=-]{12,}|"
+    r"(?i:\b(?:password|passwd|secret|token|api[_-]?key)[\"']?\s{0,2}[:=]\s{0,2}[\"']?)[^\s\"']{4,}"
+)
+"""Keys with a known prefix, and values that are named as passwords."""
+
+
+def shown_text(text: str) -> str:
+    """The start of a text of a record."""
+    line = " ".join(_INVISIBLE.sub("", _ESCAPE.sub("", text[:_SCANNED])).split())
+    if len(text) > _SCANNED and len(line) < _LINE:  # what is cut off may be a part of personal data
+        return "..."
+    line = _SECRET.sub("[SECRET]", redacted(line[:_LINE])) + line[_LINE:]
+    return line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 3] + "..."
+
+
+_BEFORE = 20
+"""Characters shown before the first difference of two texts."""
+
+
+def shown_change(before: str, after: str) -> str:
+    """Both texts, from shortly before their first difference."""
+    place = next((index for index, (one, other) in enumerate(zip(before, after, strict=False)) if one != other), None)
+    start = max(0, (min(len(before), len(after)) if place is None else place) - _BEFORE)
+    # The part that is cut off may belong to personal data, so it is searched from the start of a word.
+    start = before.rfind(" ", 0, start + 1) + 1
+    return f"{shown_text(before[start:])!r} is now {shown_text(after[start:])!r}"
