@@ -17,10 +17,12 @@ from .redaction import has_credentials
 from .support import DTYPE_STAGES, OFFLOAD_STAGES, SUPPORT
 from .v1alpha1 import (
     ArtifactFormat,
+    DataFormat,
     Dtype,
     Holdout,
     Offload,
     PodSettings,
+    Redaction,
     Spec,
     Task,
     Toleration,
@@ -60,6 +62,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _lengths,
         _warmup,
         _holdouts,
+        _cleaning,
         _batch,
         _fewest_workers,
         _early_stopping,
@@ -352,6 +355,25 @@ def _holdouts(spec: Spec) -> Iterator[Violation]:
             "spec.data",
             f"must leave data to train on, but validation.fraction and test.fraction add up to {held_out:g}; "
             "lower them so that their sum is less than 1",
+        )
+
+
+_MAY_BE_SEVERAL_WORDS = (Redaction.PHONE, Redaction.CREDIT_CARD, Redaction.IBAN)
+
+
+def _cleaning(spec: Spec) -> Iterator[Violation]:
+    cleaning = spec.data.cleaning
+    found = [kind for kind in _MAY_BE_SEVERAL_WORDS if kind in cleaning.redact]
+    if found and spec.data.format is DataFormat.TOKEN_CLASSIFICATION:
+        yield Violation(
+            "spec.data.cleaning.redact",
+            f"must not have {', '.join(found)} with the format {spec.data.format}, whose words are redacted one by "
+            "one, because such numbers may be several words; remove them",
+        )
+    if cleaning.min_chars and cleaning.max_chars and cleaning.min_chars > cleaning.max_chars:
+        yield Violation(
+            "spec.data.cleaning.minChars",
+            f"must be at most maxChars, {cleaning.max_chars}, not {cleaning.min_chars}; lower it, or raise maxChars",
         )
 
 

@@ -24,7 +24,14 @@ TRAINED: dict[str, dict[str, Any]] = {
             "maxLength": 32,
             "packing": "Padded",
             "onBadRecord": "Skip",
-            "cleaning": {"exactDuplicates": True},
+            "cleaning": {
+                "exactDuplicates": True,
+                "unicode": True,
+                "whitespace": True,
+                "redact": ["Email", "Phone", "CreditCard", "Iban", "IpAddress", "Url"],
+                "minChars": 2,
+                "maxChars": 10_000,
+            },
         },
         "method": {"full": {}},
         "training": {
@@ -91,7 +98,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "validation": {"fraction": 0.2, "stratify": False},
             "test": {"fraction": 0.2, "stratify": False},
             "format": "Text",
-            "cleaning": {"exactDuplicates": False},
+            "cleaning": {"exactDuplicates": False, "unicode": False, "whitespace": False},
         },
         "training": {
             "epochs": 1,
@@ -187,7 +194,7 @@ def data_files() -> dict[str, list[dict[str, Any]]]:
         "classified": rows,
         "held-out": [{**row, "text": f"{row['text']} again"} for row in rows[:15]],
         "renamed": [{"sentence": row["text"], "kind": row["label"]} for row in [*rows, *rows[:3]]]
-        + [{"sentence": "no kind"}],
+        + [{"sentence": "no kind"}, {"sentence": "  caf\u00c3\u00a9 of jo@example.com", "kind": rows[0]["label"]}],
         "texts": [{"text": row["text"]} for row in rows],
         "instructions": [{"ask": f"what is {row['label']}?", "answer": row["text"]} for row in rows],
         "tagged": [{"words": row["tokens"], "names": row["tags"]} for row in tagged(60)],

@@ -93,7 +93,26 @@ class Columns(ApiModel, scope=Scope.DATA):
 
 
 class Cleaning(ApiModel, scope=Scope.DATA):
-    """Rules by which records are left out of training on purpose."""
+    """Rules that repair the texts of all records, or leave records out of training on purpose."""
+
+    unicode: bool = False
+    """Repair text that was decoded with the wrong encoding (`cafÃ©`), and remove control characters, before records
+    are compared. Applies to the records of all files."""
+
+    whitespace: bool = False
+    """Replace runs of spaces with one space, remove spaces at the ends of lines, and keep one of several blank lines,
+    before records are compared. Applies to the records of all files. Not for source code."""
+
+    redact: Annotated[tuple[Redaction, ...], Field(max_length=16)] = ()
+    """Replace this personal data with placeholders such as `[EMAIL]`, before records are compared. Applies to the
+    records of all files. Training records without any other words are left out. TokenClassification: not Phone,
+    CreditCard and Iban, which may be several words."""
+
+    min_chars: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """Leave out training records with fewer characters. Absent: no bound."""
+
+    max_chars: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """Leave out training records with more characters. Absent: no bound."""
 
     exact_duplicates: bool = False
     """Of training records with the same text, keep the first, and none whose text is in a held-out file. Texts are
@@ -131,7 +150,7 @@ class Data(ApiModel, scope=Scope.DATA):
     line, Skip skips and counts the record."""
 
     cleaning: Cleaning = Cleaning()
-    """Rules by which records are left out of training on purpose."""
+    """Rules that repair the texts of all records, or leave records out of training on purpose."""
 
     poll: Annotated[Duration | None, Scope.NOW] = None
     """Check at this interval, at least 1m, whether the files of `train`, `validation` and `test` have changed, and

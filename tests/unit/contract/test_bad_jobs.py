@@ -162,6 +162,21 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.data.test.stratify must be absent without fraction",
         ),
         (
+            "spec.data.cleaning",
+            {"minChars": 5, "maxChars": 4},
+            "spec.data.cleaning.minChars must be at most maxChars, 4, not 5; lower it, or raise maxChars",
+        ),
+        ("spec.data.cleaning", {"minChars": 5, "maxChars": 5}, None),
+        (
+            "spec.data",
+            {
+                "train": [{"uri": "s3://bucket/t.jsonl"}],
+                "format": "TokenClassification",
+                "cleaning": {"redact": ["Email", "Phone", "Iban"]},
+            },
+            "spec.data.cleaning.redact must not have Phone, Iban with the format TokenClassification",
+        ),
+        (
             "spec.data.validation",
             {"fraction": 0.9},
             "spec.data must leave data to train on, but validation.fraction and test.fraction add up to 1",
