@@ -24,6 +24,7 @@ from ..store.uri import join
 from ..tasks import TASKS
 from . import splits
 from .chat import TEMPLATE_DATE
+from .comparison import Comparison
 from .formats import FORMATS, Formatter
 from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, RuleInfo, SourceInfo, read_dataset_info
 from .labels import canonical_name, canonical_names, check_label_column, label_names, unknown_label
@@ -44,13 +45,16 @@ from .problems import BadRecords, Place, listed
 from .readers import BLOCK_BYTES, blocks
 from .runs import (
     Run,
+    block_order,
     in_key_order,
     keep_rows,
     read_bucket,
     read_keys,
+    read_splits,
     remove_rows,
     removed_since,
     sort_by_step_key,
+    usable_rows,
     use_other_keys,
     with_numbers,
 )
@@ -94,6 +98,8 @@ class Steps:
     """From `format` to `encode`; each runs on one block at a time."""
     on_keys: tuple[Step, ...]
     """Optional steps that run on the keys of all rows."""
+    on_features: tuple[Step, ...]
+    """Optional steps that compare rows by their features."""
     split: Step
     optional: tuple[str, ...] = ()
     """Names of the optional steps in `on_examples`."""
@@ -101,10 +107,10 @@ class Steps:
     @property
     def rules(self) -> tuple[Step, ...]:
         """The optional steps, in order."""
-        return (*(step for step in self.on_examples if step.name in self.optional), *self.on_keys)
+        return (*(step for step in self.on_examples if step.name in self.optional), *self.on_keys, *self.on_features)
 
     def __iter__(self) -> Iterator[Step]:
-        return iter((*self.on_examples, *self.on_keys, self.split))
+        return iter((*self.on_examples, *self.on_keys, *self.on_features, self.split))
 
 
 def steps_of(spec: Spec, inputs: Inputs) -> Steps:
@@ -135,8 +141,11 @@ def steps_of(spec: Spec, inputs: Inputs) -> Steps:
         | {name: [share.fraction, share.fraction > 0 and share.stratify] for name, share in shares.items()},
         functools.partial(Splitter, validation=shares["validation"], test=shares["test"]),
     )
-    texts, examples, keys = (optional(spec, phase, formatter) for phase in (Phase.TEXTS, Phase.EXAMPLES, Phase.KEYS))
-    return Steps((*texts, form, *examples, encode), tuple(keys), split, tuple(step.name for step in texts + examples))
+    texts, examples, keys, features = (
+        optional(spec, phase, formatter) for phase in (Phase.TEXTS, Phase.EXAMPLES, Phase.KEYS, Phase.FEATURES)
+    )
+    names = tuple(step.name for step in texts + examples)
+    return Steps((*texts, form, *examples, encode), tuple(keys), tuple(features), split, names)
 
 
 def _share(holdout: Holdout, name: str, task: Task) -> Share:
@@ -183,7 +192,9 @@ def _build(
         labels = rows.check_labels(of_tokens=support.labels_tokens) if support.has_labels else ()
         rows.bad.raise_if_any()
         rows.number_labels(labels, of_tokens=support.labels_tokens)
-        rows.apply_to_keys(steps.on_keys, functools.partial(_decoded, inputs.tokenizer))
+        decode = functools.partial(_decoded, inputs.tokenizer)
+        rows.apply_to_keys(steps.on_keys, decode)
+        rows.apply_to_features([step for step in steps.on_features if not step.after_split], decode)
         removed = _removed_text(rows.tallies)
         sizes = rows.training_sizes()
         remarks += _check_labels_left(labels, sizes, removed)
@@ -192,14 +203,17 @@ def _build(
             names = listed([labels[label] for label in splitter.too_small], most=_LISTED_LABELS)
             remarks += (f"{len(splitter.too_small):,} labels have too few records to be in every split: {names}",)
         _check_counts(rows.counts(splitter), spec, removed)
+        rows.assign(splitter)
+        rows.apply_to_features([step for step in steps.on_features if step.after_split], decode)
+        removed = _removed_text(rows.tallies)
     for step in steps.rules:
         tally = rows.tallies[step.name]
         remarks += step.report(tally.counts)
         rows.bad.dropped[step.name] += tally.dropped
     with report.phase("write", "writing shards"):
         written = {split: _SplitWriter(store, dataset_uri, split, inputs, len(labels)) for split in SPLITS}
-        rows.write(splitter, written, report)
-    if support.labels_tokens:
+        rows.write(written, report)
+    if support.labels_tokens or (labels and any(step.after_split for step in steps.on_features)):
         remarks += _check_labels_left(labels, written["train"].label_counts, removed)
     if lost := sum(split.without_loss for split in written.values()):
         rows.bad.dropped[WITHOUT_LOSS] += lost
@@ -260,6 +274,7 @@ def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: Pro
         wide=len(inputs.tokenizer) > 2**16,
         folder=folder,
         step_keys={step.name: step.key for step in steps.on_keys if step.key is not None},
+        features={step.name: step.features for step in steps.on_features if step.features is not None},
     )
     size = min(_LARGEST_BLOCK, max(BLOCK_BYTES, text_bytes // _BLOCKS))
     bad = BadRecords(spec.data.on_bad_record)
@@ -471,14 +486,55 @@ class _Rows:
                 found[split] += int(self._label_counts(run)[codes >= 0].sum())
         return found
 
-    def write(self, splitter: Splitter, written: dict[str, "_SplitWriter"], report: ProgressReporter) -> None:
+    def assign(self, splitter: Splitter) -> None:
+        """Assign every row of the training files to a split. Memory: one byte per row."""
+        training = [(run, codes) for (split, run), codes in zip(self.runs, self.codes, strict=True) if split == "train"]
+        for run, _ in training:
+            run.splits = np.full(int(run.starts[-1]), splits.TRAIN, dtype=np.int8)
+        for bucket in range(self.buckets) if training else ():
+            batches = [read_keys(run, bucket, None) for run, _ in training]
+            table, order = in_key_order(batches)
+            labels = [codes[batch["label"].to_numpy()] for (_, codes), batch in zip(training, batches, strict=True)]
+            assigned = np.empty(len(order), dtype=np.int8)
+            assigned[order] = splitter.assign(np.concatenate(labels)[order])
+            ends = np.cumsum([batch.num_rows for batch in batches])[:-1]
+            positions = np.split(table["position"].to_numpy(), ends)
+            for (run, _), places, values in zip(training, positions, np.split(assigned, ends), strict=True):
+                assert run.splits is not None
+                run.splits[places] = values
+
+    def apply_to_features(self, steps: Sequence[Step], decode: Callable[[Sequence[int]], str]) -> None:
+        """Apply each step to the features of all rows, and mark the rows that it removes. See `comparison.py`."""
+        for step in steps if self.runs else ():
+            runs = [run for _, run in self.runs]
+            orders = [block_order(run) for run in runs]
+            usable = [
+                usable_rows(run, codes)[order] for run, codes, order in zip(runs, self.codes, orders, strict=True)
+            ]
+            training = [
+                np.full(len(order), split == "train") if run.splits is None else run.splits[order] == splits.TRAIN
+                for (split, run), order in zip(self.runs, orders, strict=True)
+            ]
+            compared = Comparison(
+                [run.features[step.name] for run in runs], np.concatenate(usable), np.concatenate(training)
+            )
+            removed = compared.removed(step.apply, needs_held_out=step.after_split, most_held_out=step.most_held_out)
+            before = [None if run.kept is None else run.kept.copy() for run in runs]
+            ends = np.cumsum([len(order) for order in orders])[:-1]
+            for run, order, mask in zip(runs, orders, np.split(removed, ends), strict=True):
+                remove_rows(run, order[mask])
+            self.tallies[step.name].dropped += int(removed.sum())
+            self._show_removed(self.tallies[step.name], before, decode)
+
+    def write(self, written: dict[str, "_SplitWriter"], report: ProgressReporter) -> None:
         """Write the rows of the training files in key order, each to its split, then those of the held-out files."""
         columns = ["key", *self._columns()]
         total = sum(source.rows for source in self.sources)
         done = 0
         for bucket in range(self.buckets):
             table, order, codes = self._training_rows(bucket, columns)
-            splits_of = splitter.assign(codes)
+            assigned = [read_splits(run, bucket) for split, run in self.runs if split == "train"]
+            splits_of = np.concatenate(assigned)[order]
             for name, code in SPLIT_CODES.items():
                 chosen = splits_of == code
                 if chosen.any():

@@ -1,6 +1,6 @@
 """Data preparation as an ordered list of steps, and the interface of a step.
 
-    read -> (texts) -> format -> (examples) -> encode -> (keys) -> split -> shards
+    read -> (texts) -> format -> (examples) -> encode -> (keys) -> (features) -> split -> (features) -> shards
 
 The optional steps, in parentheses, are named by what they see (`Phase`).
 
@@ -39,7 +39,7 @@ from .formats import Example, Formatter
 from .info import FORMAT_VERSION, ShownRecord
 from .problems import BadRecords, Place, RecordProblem
 from .readers import Block, Columns, Record, file_type
-from .runs import Run, RunWriter
+from .runs import Features, MakeFeatures, Run, RunWriter
 from .shown_records import MOST_EXAMPLES, shown_change
 from .sources import SourceFile
 from .tokenise import Encode, EncodedBatch, FastTokenizer, batches
@@ -122,6 +122,12 @@ class Step:
     """Remarks for the user, one line each, from the counts of all blocks."""
     key: Callable[[Example], str] | None = None
     """For steps on keys: what the step compares rows by. None: label and text."""
+    features: MakeFeatures | None = None
+    """For steps on features: what the step compares rows by."""
+    after_split: bool = False
+    """See `DataStep`."""
+    most_held_out: int | None = None
+    """See `DataStep`."""
     depends_on_file_order: bool = False
     """Whether the rows may change when the files come in another order, for example after renaming. If so, the order is
     part of the digest."""
@@ -134,6 +140,9 @@ class Phase(Enum):
     """Each text of a record before it is formatted, in all splits. `apply` is (parameters, text) -> text."""
     EXAMPLES = "examples"
     """The formatted records of one block. `apply` is (parameters, examples, tally) -> examples."""
+    FEATURES = "features"
+    """What rows have in common with others, in all files. `apply` is (parameters, FeatureGroup) -> rows to remove; see
+    `comparison.py`."""
     KEYS = "keys"
     """A key, the label and the source split of every row. `apply` is (parameters, KeyedRows, tally) -> rows to keep."""
 
@@ -159,6 +168,13 @@ class DataStep:
     None: label and text. Takes 8 bytes per row in the file of the rows and 20 bytes in another file on disk."""
     depends_on_file_order: bool = False
     """See `Step`."""
+    features: Callable[[Any, Sequence[Example]], Features] | None = None
+    """Only for features. (parameters, examples) -> what they are compared by."""
+    after_split: bool = False
+    """Only for features. Whether training rows are compared only with rows of held-out splits, also those that are a
+    fraction of the training files. If not, the step runs before fractions are held out."""
+    most_held_out: int | None = None
+    """Only for features. Features that more held-out rows have are ignored. None: all count."""
     is_emptied: Callable[[Any, Sequence[str]], bool] | None = None
     """Only for texts. (parameters, changed texts of a record) -> whether nothing is left to learn from. Such training
     records are dropped."""
@@ -180,8 +196,11 @@ class DataStep:
             dataclasses.asdict(parameters),
             apply,
             self.report,
-            None if self.key is None else functools.partial(self.key, parameters),
-            self.depends_on_file_order,
+            key=None if self.key is None else functools.partial(self.key, parameters),
+            features=None if self.features is None else functools.partial(self.features, parameters),
+            after_split=self.after_split,
+            most_held_out=self.most_held_out,
+            depends_on_file_order=self.depends_on_file_order,
         )
 
 
@@ -280,6 +299,8 @@ class BlockPlan:
     """Folder for the rows until all blocks are processed."""
     step_keys: Mapping[str, Callable[[Example], str]] = field(default_factory=dict)
     """Step on keys -> what it compares rows by, for steps that do not use label and text."""
+    features: Mapping[str, MakeFeatures] = field(default_factory=dict)
+    """Step on features -> what it compares rows by."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +326,7 @@ def process_block(plan: BlockPlan, block: Block, number: int) -> BlockResult:
     in_training = block.file.split == "train"
     tallies = {step.name: Tally(bad, in_training=in_training) for step in plan.steps}
     path = plan.folder / f"{number:06d}.arrow"
-    writer = RunWriter(path, plan.seed, plan.buckets, plan.step_keys, wide=plan.wide)
+    writer = RunWriter(path, plan.seed, plan.buckets, plan.step_keys, wide=plan.wide, features=plan.features)
     records = 0
 
     def counted() -> Iterator[Record]:

@@ -43,20 +43,79 @@ class Run:
     """Token labels as written in the file, indexed by the ids in the column `token labels`."""
     token_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """(token_spellings,): number of tokens of each."""
+    features: dict[str, "FeatureFiles"] = field(default_factory=dict)
+    """Step -> what it compares rows by."""
+    splits: NDArray[np.int8] | None = None
+    """(rows,): the split that each row of a training file is assigned to, by position. None: not assigned yet."""
     kept: NDArray[np.uint8] | None = None
     """(ceil(rows / 8),): one bit per row, by position; None: no row was removed."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a step compares N examples by, with other rows of all files: K keys and E values."""
+
+    keys: NDArray[np.uint64]
+    """(K,): examples with a key in common may be similar."""
+    key_counts: NDArray[np.int64]
+    """(N,): number of keys of each example."""
+    evidence: NDArray[np.uint32]
+    """(E,): values that show whether examples with a key in common are similar."""
+    evidence_counts: NDArray[np.int64]
+    """(N,): number of values of each example."""
+
+
+MakeFeatures = Callable[[Sequence[Example]], Features]
+
+
+@dataclass(frozen=True)
+class FeatureFiles:
+    """The features of the rows of one run, in four files."""
+
+    prefix: Path
+
+    def write(self, parts: Sequence[Features]) -> None:
+        """Write the features of the batches of a block. Raises DiskFullError."""
+        keys, key_counts, evidence, counts = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("keys", "key_counts", "evidence", "evidence_counts")
+        )
+        order = np.argsort(keys, kind="stable")
+        rows = np.repeat(np.arange(len(key_counts), dtype=np.uint32), key_counts)
+        arrays = (keys[order], rows[order], evidence, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+        for path, array in zip(self._paths(), arrays, strict=True):
+            with disk_errors(path):
+                np.save(path, array, allow_pickle=False)
+
+    def open(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int64]]:
+        """Sorted keys with the row of each in the order of the block, the evidence of all rows, and its ends: that of
+        row `i` is from `ends[i]` to `ends[i + 1]`. The arrays are read from disk where they are used."""
+        keys, rows, evidence, ends = (np.load(path, mmap_mode="r", allow_pickle=False) for path in self._paths())
+        return keys, rows, evidence, ends
+
+    def _paths(self) -> list[Path]:
+        return [self.prefix.with_suffix(f".{name}.npy") for name in ("keys", "rows", "evidence", "ends")]
 
 
 class RunWriter:
     """Collects the rows of a block and writes them sorted by key."""
 
     def __init__(
-        self, path: Path, seed: int, buckets: int, step_keys: Mapping[str, Callable[[Example], str]], *, wide: bool
+        self,
+        path: Path,
+        seed: int,
+        buckets: int,
+        step_keys: Mapping[str, Callable[[Example], str]],
+        *,
+        wide: bool,
+        features: Mapping[str, MakeFeatures] | None = None,
     ) -> None:
         self._path = path
         self._seed = seed
         self._buckets = buckets
         self._step_keys = step_keys
+        self._make_features = features or {}
+        self._features: dict[str, list[Features]] = {step: [] for step in self._make_features}
         self._tokens = pa.int32() if wide else pa.uint16()
         self._batches: list[pa.RecordBatch] = []
         self._spellings: dict[str, int] = {}
@@ -92,6 +151,8 @@ class RunWriter:
         }
         for step, key in self._step_keys.items():
             columns[_column_of(step)] = row_keys([key(each) for each in examples], self._seed)
+        for step, make in self._make_features.items():
+            self._features[step].append(make(examples))
         if batch.loss is not None:
             columns["loss"] = pa.ListArray.from_arrays(token_ends, pa.array(batch.loss))
         if batch.token_labels is not None:
@@ -110,6 +171,9 @@ class RunWriter:
         columns = tuple(table.column_names)
         counts = np.bincount(table["label"].to_numpy(), minlength=len(self._spellings)).astype(np.int64)
         run = Run(self._path, uri, self._unit, tuple(self._spellings), counts, columns, self._has_other_keys, starts)
+        for number, (step, parts) in enumerate(self._features.items()):
+            run.features[step] = FeatureFiles(self._path.with_name(f"{self._path.stem}-{number}"))
+            run.features[step].write(parts)
         if "token labels" in columns:
             numbers = table["token labels"].combine_chunks().flatten().to_numpy()
             run.token_spellings = tuple(self._token_spellings)
@@ -204,6 +268,27 @@ def remove_rows(run: Run, positions: NDArray[np.int64]) -> None:
     if run.kept is None:
         run.kept = np.full((int(run.starts[-1]) + 7) // 8, 0xFF, dtype=np.uint8)
     np.bitwise_and.at(run.kept, positions >> 3, ~(np.uint8(0x80) >> (positions & 7).astype(np.uint8)))
+
+
+def block_order(run: Run) -> NDArray[np.int64]:
+    """The positions of all rows, also of removed ones, in the order of the block."""
+    with pa.OSFile(str(run.path)) as file:
+        return np.argsort(_open(file, ["number"]).read_all()["number"].to_numpy(), kind="stable")
+
+
+def usable_rows(run: Run, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows, by position, no step removed and have a label id of at least 0 in `codes`."""
+    with pa.OSFile(str(run.path)) as file:
+        labels = _open(file, ["label"]).read_all()["label"].to_numpy()
+    usable: NDArray[np.bool_] = codes[labels] >= 0
+    return usable if run.kept is None else usable & _are_kept(run, np.arange(len(usable)))
+
+
+def read_splits(run: Run, bucket: int) -> NDArray[np.int8]:
+    """The assigned splits of the rows that `read_bucket` returns."""
+    assert run.splits is not None, "splits are assigned before rows are written"
+    positions = np.arange(run.starts[bucket], run.starts[bucket + 1])
+    return run.splits[positions if run.kept is None else positions[_are_kept(run, positions)]]
 
 
 _SHOWN_TOKENS = 40

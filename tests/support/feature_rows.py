@@ -1,0 +1,32 @@
+"""Compares examples by a step on features, as the prepare stage does with the rows of several blocks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from finetune_api.v1alpha1 import Spec
+from finetune_trainer.data.comparison import Comparison
+from finetune_trainer.data.formats import Example
+from finetune_trainer.data.pipeline import Phase, optional
+from finetune_trainer.data.problems import Place
+from finetune_trainer.data.runs import FeatureFiles
+
+
+def removed_rows(
+    spec: Spec, texts: Sequence[str], folder: Path, *, held_out: Sequence[str] = (), blocks: int = 1
+) -> list[int]:
+    """The indexes of `texts`, the training records, that the only step on features removes."""
+    (step,) = optional(spec, Phase.FEATURES)
+    assert step.features is not None
+    examples = [Example(text, Place("a", number)) for number, text in enumerate([*texts, *held_out])]
+    files = []
+    for number, part in enumerate(np.array_split(np.arange(len(examples)), blocks)):
+        batches = np.array_split(part, max(1, len(part) // 150))
+        files.append(FeatureFiles(folder / f"{blocks}-{number}"))
+        files[-1].write([step.features([examples[place] for place in batch]) for batch in batches])
+    in_training = np.arange(len(examples)) < len(texts)
+    compared = Comparison(files, np.ones(len(examples), dtype=np.bool_), in_training)
+    found = compared.removed(step.apply, needs_held_out=step.after_split, most_held_out=step.most_held_out)
+    assert not found[len(texts) :].any()
+    return np.flatnonzero(found).tolist()
