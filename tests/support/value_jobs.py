@@ -31,6 +31,8 @@ TRAINED: dict[str, dict[str, Any]] = {
                 "redact": ["Email", "Phone", "CreditCard", "Iban", "IpAddress", "Url"],
                 "minChars": 2,
                 "maxChars": 10_000,
+                "nearDuplicates": 0.99,
+                "testOverlap": True,
             },
         },
         "method": {"full": {}},
@@ -98,7 +100,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "validation": {"fraction": 0.2, "stratify": False},
             "test": {"fraction": 0.2, "stratify": False},
             "format": "Text",
-            "cleaning": {"exactDuplicates": False, "unicode": False, "whitespace": False},
+            "cleaning": {"exactDuplicates": False, "unicode": False, "whitespace": False, "testOverlap": False},
         },
         "training": {
             "epochs": 1,

@@ -118,6 +118,15 @@ class Cleaning(ApiModel, scope=Scope.DATA):
     """Of training records with the same text, keep the first, and none whose text is in a held-out file. Texts are
     compared without their labels, after Unicode normalisation (NFC) and with each run of white space as one space."""
 
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1.0)] | None = None
+    """Of training records that are at least this similar, keep the first, and none that is this similar to a record of
+    a held-out file. The similarity is the share of common runs of five letters (Jaccard): 0.8 finds copies with a few
+    changed words. Absent: records are not compared."""
+
+    test_overlap: bool = False
+    """Leave out training records that contain a held-out record of at least 8 words or share 13 consecutive words with
+    one. Held-out are the records of `validation` and `test`."""
+
 
 class Data(ApiModel, scope=Scope.DATA):
     """Training data, held-out splits and how records are read."""
