@@ -25,7 +25,8 @@ from .constants import (
     VOLUMES,
 )
 from .support import SUPPORT
-from .v1alpha1 import ArtifactFormat, FineTuneJob, Method, Spec, Status, Volume
+from .v1alpha1 import ArtifactFormat, DataFormat, FineTuneJob, Method, Spec, Status, Volume
+from .v1alpha1.data import MAY_BE_SEVERAL_WORDS
 from .v1alpha1.pod import POD_BLOCKS
 
 Schema = dict[str, Any]
@@ -129,14 +130,54 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "(has(self.test.fraction) ? self.test.fraction : 0.0) < 1.0",
             "must leave data to train on; lower validation.fraction and test.fraction so that their sum is less than 1",
         ),
+        (
+            "!has(self.validation.fraction) || self.validation.fraction == 0.0 || "
+            "!has(self.test.fraction) || self.test.fraction == 0.0 || "
+            "(has(self.validation.groupBy) ? self.validation.groupBy : '') == "
+            "(has(self.test.groupBy) ? self.test.groupBy : '')",
+            "validation.groupBy and test.groupBy must be the same column, so that no group is in two splits",
+        ),
+        (
+            "!self.cleaning.testOverlap || !has(self.validation.fraction) || self.validation.fraction > 0.0 || "
+            "!has(self.test.fraction) || self.test.fraction > 0.0",
+            "cleaning.testOverlap must be false without held-out records; remove it, or set validation or test",
+        ),
+        (
+            f"!has(self.format) || self.format != '{DataFormat.TOKEN_CLASSIFICATION}' || "
+            f"!self.cleaning.redact.exists(kind, kind in {[str(kind) for kind in MAY_BE_SEVERAL_WORDS]})",
+            f"cleaning.redact must not have {', '.join(MAY_BE_SEVERAL_WORDS)} with the format "
+            f"{DataFormat.TOKEN_CLASSIFICATION}",
+        ),
+    ),
+    "spec.data.cleaning": (
+        (
+            "!has(self.minChars) || !has(self.maxChars) || self.minChars <= self.maxChars",
+            "minChars must be at most maxChars",
+        ),
     ),
     "spec.data.validation": (
         ("has(self.sources) != has(self.fraction)", "must have exactly one of sources, fraction"),
         ("!has(self.stratify) || has(self.fraction)", "stratify must be absent without fraction; remove it"),
+        (
+            "!has(self.groupBy) || (has(self.fraction) && self.fraction > 0.0)",
+            "groupBy must be absent unless fraction is above 0; remove it",
+        ),
+        (
+            "!has(self.groupBy) || !has(self.stratify) || !self.stratify",
+            "stratify must not be true with groupBy; remove it",
+        ),
     ),
     "spec.data.test": (
         ("has(self.sources) != has(self.fraction)", "must have exactly one of sources, fraction"),
         ("!has(self.stratify) || has(self.fraction)", "stratify must be absent without fraction; remove it"),
+        (
+            "!has(self.groupBy) || (has(self.fraction) && self.fraction > 0.0)",
+            "groupBy must be absent unless fraction is above 0; remove it",
+        ),
+        (
+            "!has(self.groupBy) || !has(self.stratify) || !self.stratify",
+            "stratify must not be true with groupBy; remove it",
+        ),
     ),
     "spec": (
         (

@@ -22,13 +22,13 @@ from .v1alpha1 import (
     Holdout,
     Offload,
     PodSettings,
-    Redaction,
     Spec,
     Task,
     Toleration,
     TopologySpread,
     VolumeMount,
 )
+from .v1alpha1.data import MAY_BE_SEVERAL_WORDS
 from .v1alpha1.pod import KEY_PATTERN, POD_BLOCKS
 from .v1alpha1.quantities import amount, seconds
 
@@ -349,6 +349,16 @@ def _holdouts(spec: Spec) -> Iterator[Violation]:
                 f"spec.data.{name}.stratify",
                 "must be absent without fraction, because separate files are not split; remove it",
             )
+        yield from _grouping(name, holdout)
+    drawn = {name: holdout.group_by for name, holdout in splits.items() if holdout.fraction}
+    if len(set(drawn.values())) > 1:
+        missing = next(name for name, column in drawn.items() if column is None or column != drawn["validation"])
+        column = next(column for column in drawn.values() if column is not None)
+        yield Violation(
+            f"spec.data.{missing}.groupBy",
+            "must be the same column for validation and test, so that no group is in two splits; set both to "
+            f"{column}, or set the fraction of one to 0",
+        )
     held_out = sum(holdout.fraction or 0.0 for holdout in splits.values())
     if held_out >= 1.0:
         yield Violation(
@@ -358,17 +368,35 @@ def _holdouts(spec: Spec) -> Iterator[Violation]:
         )
 
 
-_MAY_BE_SEVERAL_WORDS = (Redaction.PHONE, Redaction.CREDIT_CARD, Redaction.IBAN)
+def _grouping(name: str, holdout: Holdout) -> Iterator[Violation]:
+    if holdout.group_by is None:
+        return
+    if not holdout.fraction:
+        yield Violation(
+            f"spec.data.{name}.groupBy",
+            "must be absent unless fraction is above 0, because only fractions of the training files are split; "
+            "remove it",
+        )
+    if holdout.stratify:
+        yield Violation(
+            f"spec.data.{name}.stratify",
+            "must not be true with groupBy, because whole groups are held out, with all of their labels; remove it",
+        )
 
 
 def _cleaning(spec: Spec) -> Iterator[Violation]:
     cleaning = spec.data.cleaning
-    found = [kind for kind in _MAY_BE_SEVERAL_WORDS if kind in cleaning.redact]
+    found = [kind for kind in MAY_BE_SEVERAL_WORDS if kind in cleaning.redact]
     if found and spec.data.format is DataFormat.TOKEN_CLASSIFICATION:
         yield Violation(
             "spec.data.cleaning.redact",
             f"must not have {', '.join(found)} with the format {spec.data.format}, whose words are redacted one by "
             "one, because such numbers may be several words; remove them",
+        )
+    if cleaning.test_overlap and spec.data.validation.fraction == 0 == spec.data.test.fraction:
+        yield Violation(
+            "spec.data.cleaning.testOverlap",
+            "must be false without held-out records to compare with; remove it, or set validation or test",
         )
     if cleaning.min_chars and cleaning.max_chars and cleaning.min_chars > cleaning.max_chars:
         yield Violation(

@@ -65,6 +65,8 @@ def _within(path: str, value: Any) -> Any:
 _AROUND: dict[str, Any] = {
     "data.validation.stratify": {"data": {"validation": {"fraction": 0.2}}},
     "data.test.stratify": {"data": {"test": {"fraction": 0.2}}},
+    "data.validation.groupBy": {"data": {"validation": {"fraction": 0.2}, "test": {"fraction": 0.0}}},
+    "data.test.groupBy": {"data": {"validation": {"fraction": 0.0}, "test": {"fraction": 0.2}}},
     "evaluation.promote.thresholds[].": {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": 1}]}}},
     "method.promptTuning": {"output": {"formats": ["Adapter"]}},
     "schedule.": {"schedule": {"cron": "0 3 * * SUN"}},

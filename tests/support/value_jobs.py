@@ -97,8 +97,8 @@ TRAINED: dict[str, dict[str, Any]] = {
         "model": {"uri": "{models}/llama", "task": "CausalLM", "dtype": "BFloat16"},
         "data": {
             "train": [{"uri": "s3://{bucket}/texts.jsonl"}],
-            "validation": {"fraction": 0.2, "stratify": False},
-            "test": {"fraction": 0.2, "stratify": False},
+            "validation": {"fraction": 0.2, "stratify": False, "groupBy": "source"},
+            "test": {"fraction": 0.2, "stratify": False, "groupBy": "source"},
             "format": "Text",
             "cleaning": {"exactDuplicates": False, "unicode": False, "whitespace": False, "testOverlap": False},
         },
@@ -197,7 +197,7 @@ def data_files() -> dict[str, list[dict[str, Any]]]:
         "held-out": [{**row, "text": f"{row['text']} again"} for row in rows[:15]],
         "renamed": [{"sentence": row["text"], "kind": row["label"]} for row in [*rows, *rows[:3]]]
         + [{"sentence": "no kind"}, {"sentence": "  caf\u00c3\u00a9 of jo@example.com", "kind": rows[0]["label"]}],
-        "texts": [{"text": row["text"]} for row in rows],
+        "texts": [{"text": row["text"], "source": number // 3} for number, row in enumerate(rows)],
         "instructions": [{"ask": f"what is {row['label']}?", "answer": row["text"]} for row in rows],
         "tagged": [{"words": row["tokens"], "names": row["tags"]} for row in tagged(60)],
         "chats": [{"transitions": row["messages"]} for row in chats(40)],

@@ -46,6 +46,10 @@ class Redaction(StrEnum):
     URL = "Url"
 
 
+MAY_BE_SEVERAL_WORDS = (Redaction.PHONE, Redaction.CREDIT_CARD, Redaction.IBAN)
+"""Not for TokenClassification, whose words are redacted one by one."""
+
+
 class Source(ApiModel, scope=Scope.DATA):
     """Files to read."""
 
@@ -64,7 +68,12 @@ class Holdout(ApiModel, scope=Scope.DATA):
     """Share of the training files to hold out, drawn by `training.seed`. 0: no such split."""
 
     stratify: bool | None = None
-    """Keep every label's share the same in all splits. Absent: true for Classification. Only with `fraction`."""
+    """Keep every label's share the same in all splits. Absent: true for Classification, unless `groupBy` is set. Only
+    with `fraction`."""
+
+    group_by: ColumnName | None = None
+    """Column whose value records of one group share, such as a document or a user: all records of a group are in the
+    same split. Only with `fraction`, and without `stratify: true`. If both splits are fractions, both need it."""
 
 
 class Columns(ApiModel, scope=Scope.DATA):

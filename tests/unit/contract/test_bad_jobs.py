@@ -162,11 +162,36 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.data.test.stratify must be absent without fraction",
         ),
         (
+            "spec.data.test",
+            {"sources": [{"uri": "s3://bucket/t.jsonl"}], "groupBy": "user"},
+            "spec.data.test.groupBy must be absent unless fraction is above 0",
+        ),
+        (
+            "spec.data.test",
+            {"fraction": 0.1, "groupBy": "user", "stratify": True},
+            "spec.data.test.stratify must not be true with groupBy",
+        ),
+        (
+            "spec.data.test",
+            {"fraction": 0.1, "groupBy": "user"},
+            "groupBy must be the same column for validation and test",
+        ),
+        (
             "spec.data.cleaning",
             {"minChars": 5, "maxChars": 4},
             "spec.data.cleaning.minChars must be at most maxChars, 4, not 5; lower it, or raise maxChars",
         ),
-        ("spec.data.cleaning", {"minChars": 5, "maxChars": 5}, None),
+        ("spec.data.cleaning", {"minChars": 5, "maxChars": 5, "testOverlap": True}, None),
+        (
+            "spec.data",
+            {
+                "train": [{"uri": "s3://bucket/t.jsonl"}],
+                "validation": {"fraction": 0},
+                "test": {"fraction": 0},
+                "cleaning": {"testOverlap": True},
+            },
+            "spec.data.cleaning.testOverlap must be false without held-out records",
+        ),
         (
             "spec.data",
             {

@@ -43,10 +43,10 @@ FOUND = {
         ("::ffff:192.0.2.128", "[IP_ADDRESS]"),
     ],
     Redaction.URL: [
-        ("see https://example.com/a?b=c#d.", "see [URL]."),
+        ("see https://www.example.com/a?b=c#d.", "see [URL]."),
         ("(www.example.com)", "([URL])"),
         ("HTTP://EXAMPLE.COM, then", "[URL], then"),
-        ("https://example.com/jo@example.com", "[URL]"),
+        ("https://www.example.com/jo@example.com", "[URL]"),
     ],
 }
 LEFT = {
@@ -88,8 +88,8 @@ def test_other_text_stays(kind, text):
 
 
 def test_only_the_kinds_of_the_list_are_replaced():
-    text = "jo@example.com, +14155552671, https://example.com"
-    assert redacted(text, [Redaction.PHONE]) == "jo@example.com, [PHONE], https://example.com"
+    text = "jo@example.com, +14155552671, https://www.example.com"
+    assert redacted(text, [Redaction.PHONE]) == "jo@example.com, [PHONE], https://www.example.com"
     assert redacted(text) == "[EMAIL], [PHONE], [URL]"
     assert redacted(redacted(text)) == redacted(text)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.splits import TEST, TRAIN, VALIDATION, Share, Splitter, row_keys
+from finetune_trainer.data.splits import TEST, TRAIN, VALIDATION, Share, Splitter, row_keys, split_groups
 
 TENTH = Share(0.1)
 
@@ -121,3 +121,24 @@ def test_one_long_label_does_not_use_memory_in_every_row():
     tracemalloc.stop()
     assert found.too_small == ("x" * 100_000,)
     assert peak < 2**20
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=3, max_size=60),
+    fractions=st.tuples(st.sampled_from([0.0, 0.1, 0.3, 0.45]), st.sampled_from([0.0, 0.1, 0.5])),
+)
+def test_groups_give_every_split_a_group_and_do_not_exceed_the_fraction_unless_every_group_does(sizes, fractions):
+    validation, test = map(Share, fractions)
+    rows = np.array(sizes, dtype=np.int64)
+    found = split_groups(rows, validation=validation, test=test)
+    assert (found == TRAIN).any()
+    for code, share in ((VALIDATION, validation), (TEST, test)):
+        chosen = rows[found == code]
+        assert bool(len(chosen)) == (share.fraction > 0)
+        if len(chosen) > 1:
+            assert chosen.sum() <= rows.sum() * share.fraction + 0.5
+
+
+def test_equal_groups_are_held_out_exactly():
+    found = split_groups(np.full(100, 7), validation=Share(0.2), test=Share(0.1))
+    assert [int((found == code).sum()) for code in (TRAIN, VALIDATION, TEST)] == [70, 20, 10]

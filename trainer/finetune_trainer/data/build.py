@@ -39,12 +39,14 @@ from .pipeline import (
     Tally,
     encode_examples,
     format_records,
+    group_of,
     optional,
 )
 from .problems import BadRecords, Place, listed
 from .readers import BLOCK_BYTES, blocks
 from .runs import (
     Run,
+    assign_splits,
     block_order,
     in_key_order,
     keep_rows,
@@ -60,7 +62,7 @@ from .runs import (
 )
 from .shards import ShardWriter
 from .shown_records import MOST_EXAMPLES, shown_text
-from .splits import Share, Splitter
+from .splits import Share, Splitter, split_groups
 from .tokenise import FastTokenizer
 from .workers import process_blocks, worker_count
 
@@ -138,8 +140,14 @@ def steps_of(spec: Spec, inputs: Inputs) -> Steps:
         "split",
         1,
         {"seed": spec.training.seed}
-        | {name: [share.fraction, share.fraction > 0 and share.stratify] for name, share in shares.items()},
-        functools.partial(Splitter, validation=shares["validation"], test=shares["test"]),
+        | {name: [share.fraction, share.fraction > 0 and share.stratify] for name, share in shares.items()}
+        | ({} if formatter.group_by is None else {"group by": formatter.group_by}),
+        functools.partial(
+            Splitter if formatter.group_by is None else split_groups,
+            validation=shares["validation"],
+            test=shares["test"],
+        ),
+        key=None if formatter.group_by is None else group_of,
     )
     texts, examples, keys, features = (
         optional(spec, phase, formatter) for phase in (Phase.TEXTS, Phase.EXAMPLES, Phase.KEYS, Phase.FEATURES)
@@ -154,7 +162,8 @@ def _share(holdout: Holdout, name: str, task: Task) -> Share:
         raise BadConfigError(
             f"spec.data.{name}.stratify: the records have no labels to keep the shares of", advice="remove stratify"
         )
-    return Share(holdout.fraction or 0.0, has_labels if holdout.stratify is None else holdout.stratify)
+    stratify = has_labels and holdout.group_by is None if holdout.stratify is None else holdout.stratify
+    return Share(holdout.fraction or 0.0, stratify)
 
 
 def build_dataset(
@@ -198,12 +207,17 @@ def _build(
         removed = _removed_text(rows.tallies)
         sizes = rows.training_sizes()
         remarks += _check_labels_left(labels, sizes, removed)
-        splitter = rows.splitter(steps.split, sizes)
-        if splitter.too_small:
-            names = listed([labels[label] for label in splitter.too_small], most=_LISTED_LABELS)
-            remarks += (f"{len(splitter.too_small):,} labels have too few records to be in every split: {names}",)
-        _check_counts(rows.counts(splitter), spec, removed)
-        rows.assign(splitter)
+        if steps.split.key is None:
+            splitter = rows.splitter(steps.split, sizes)
+            if splitter.too_small:
+                names = listed([labels[label] for label in splitter.too_small], most=_LISTED_LABELS)
+                remarks += (f"{len(splitter.too_small):,} labels have too few records to be in every split: {names}",)
+            _check_counts(rows.counts(splitter.counts), spec, removed)
+            rows.assign(splitter)
+        else:
+            counts = rows.assign_groups(steps.split, spec)
+            remarks += _group_remarks(counts, spec)
+            _check_counts(rows.counts(counts), spec, removed)
         rows.apply_to_features([step for step in steps.on_features if step.after_split], decode)
         removed = _removed_text(rows.tallies)
     for step in steps.rules:
@@ -213,7 +227,7 @@ def _build(
     with report.phase("write", "writing shards"):
         written = {split: _SplitWriter(store, dataset_uri, split, inputs, len(labels)) for split in SPLITS}
         rows.write(written, report)
-    if support.labels_tokens or (labels and any(step.after_split for step in steps.on_features)):
+    if support.labels_tokens or (labels and (steps.split.key or any(step.after_split for step in steps.on_features))):
         remarks += _check_labels_left(labels, written["train"].label_counts, removed)
     if lost := sum(split.without_loss for split in written.values()):
         rows.bad.dropped[WITHOUT_LOSS] += lost
@@ -273,7 +287,7 @@ def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: Pro
         buckets=1 + text_bytes // _BUCKET_BYTES,
         wide=len(inputs.tokenizer) > 2**16,
         folder=folder,
-        step_keys={step.name: step.key for step in steps.on_keys if step.key is not None},
+        step_keys={step.name: step.key for step in (*steps.on_keys, steps.split) if step.key is not None},
         features={step.name: step.features for step in steps.on_features if step.features is not None},
     )
     size = min(_LARGEST_BLOCK, max(BLOCK_BYTES, text_bytes // _BLOCKS))
@@ -478,9 +492,9 @@ class _Rows:
         made: Splitter = step.apply(sizes, in_order)
         return made
 
-    def counts(self, splitter: Splitter) -> dict[str, int]:
-        """Number of examples per split."""
-        found = {name: splitter.counts[code] for name, code in SPLIT_CODES.items()}
+    def counts(self, assigned: Mapping[int, int]) -> dict[str, int]:
+        """Number of examples per split; `assigned` has those of the training files."""
+        found = {name: assigned[code] for name, code in SPLIT_CODES.items()}
         for (split, run), codes in zip(self.runs, self.codes, strict=True):
             if split != "train":
                 found[split] += int(self._label_counts(run)[codes >= 0].sum())
@@ -489,19 +503,34 @@ class _Rows:
     def assign(self, splitter: Splitter) -> None:
         """Assign every row of the training files to a split. Memory: one byte per row."""
         training = [(run, codes) for (split, run), codes in zip(self.runs, self.codes, strict=True) if split == "train"]
-        for run, _ in training:
-            run.splits = np.full(int(run.starts[-1]), splits.TRAIN, dtype=np.int8)
+        runs = [run for run, _ in training]
         for bucket in range(self.buckets) if training else ():
-            batches = [read_keys(run, bucket, None) for run, _ in training]
-            table, order = in_key_order(batches)
+            batches = [read_keys(run, bucket, None) for run in runs]
+            order = in_key_order(batches)[1]
             labels = [codes[batch["label"].to_numpy()] for (_, codes), batch in zip(training, batches, strict=True)]
-            assigned = np.empty(len(order), dtype=np.int8)
-            assigned[order] = splitter.assign(np.concatenate(labels)[order])
-            ends = np.cumsum([batch.num_rows for batch in batches])[:-1]
-            positions = np.split(table["position"].to_numpy(), ends)
-            for (run, _), places, values in zip(training, positions, np.split(assigned, ends), strict=True):
-                assert run.splits is not None
-                run.splits[places] = values
+            assign_splits(runs, batches, order, splitter.assign(np.concatenate(labels)[order]))
+
+    def assign_groups(self, step: Step, spec: Spec) -> dict[int, int]:
+        """Assign all rows of a group to the same split. Returns the number of rows of each split.
+
+        Memory: one byte per row and 16 bytes per group. Raises BadDataError if there are fewer groups than splits.
+        """
+        runs = [run for split, run in self.runs if split == "train"]
+        if not runs:
+            return dict.fromkeys(SPLIT_CODES.values(), 0)
+        paths = [sort_by_step_key(run, step.name, self.buckets) for run in runs]
+        sizes: list[NDArray[np.int64]] = []
+        for bucket in range(self.buckets):
+            table, order = in_key_order([read_keys(run, bucket, path) for run, path in zip(runs, paths, strict=True)])
+            sizes.append(np.unique(table["key"].to_numpy()[order], return_counts=True)[1].astype(np.int64))
+        all_sizes = np.concatenate(sizes)
+        _check_groups(len(all_sizes), spec)
+        assigned: NDArray[np.int8] = step.apply(all_sizes)
+        ends = np.cumsum([len(part) for part in sizes])[:-1]
+        for bucket, (part, found) in enumerate(zip(sizes, np.split(assigned, ends), strict=True)):
+            batches = [read_keys(run, bucket, path) for run, path in zip(runs, paths, strict=True)]
+            assign_splits(runs, batches, in_key_order(batches)[1], np.repeat(found, part))
+        return {code: int(all_sizes[assigned == code].sum()) for code in SPLIT_CODES.values()}
 
     def apply_to_features(self, steps: Sequence[Step], decode: Callable[[Sequence[int]], str]) -> None:
         """Apply each step to the features of all rows, and mark the rows that it removes. See `comparison.py`."""
@@ -671,6 +700,37 @@ def _check_labels_left(labels: Sequence[str], sizes: NDArray[np.int64], removed:
         )
     names = listed(empty, most=_LISTED_LABELS)
     return (f"{len(empty):,} labels have no training records left and are not learned: {names}",)
+
+
+def _check_groups(groups: int, spec: Spec) -> None:
+    """Raise BadDataError if there are too few groups for a group in every split."""
+    column = spec.data.validation.group_by or spec.data.test.group_by
+    needed = 1 + sum(bool(holdout.fraction) for holdout in (spec.data.validation, spec.data.test))
+    if 0 < groups < needed:
+        found = "the same value" if groups == 1 else f"only {groups} different values"
+        raise BadDataError(
+            f"the training records have {found} in the column {column!r} of groupBy; every one of the {needed} splits "
+            "must have a group of its own",
+            advice="set groupBy to a column with more values, or remove it",
+        )
+
+
+_MOST_DEVIATION = 0.25
+"""Relative deviation from a fraction from which on a remark says so."""
+
+
+def _group_remarks(counts: Mapping[int, int], spec: Spec) -> tuple[str, ...]:
+    """Remarks on splits that are larger or smaller than the spec says, because groups are not divided."""
+    total = max(1, sum(counts.values()))
+    found = []
+    for name, holdout in (("validation", spec.data.validation), ("test", spec.data.test)):
+        share = counts[SPLIT_CODES[name]] / total
+        if holdout.fraction and abs(share - holdout.fraction) > _MOST_DEVIATION * holdout.fraction:
+            found.append(
+                f"the {name} split has {share:.1%} of the records instead of {holdout.fraction:.1%}, because groups of "
+                f"{holdout.group_by} are not divided"
+            )
+    return tuple(found)
 
 
 def _check_counts(counts: dict[str, int], spec: Spec, reason: str) -> None:

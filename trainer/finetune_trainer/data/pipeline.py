@@ -262,10 +262,18 @@ def format_records(formatter: Formatter, records: Iterator[Record], tally: Tally
     """The step `format`: one example for each usable record."""
     for record in records:
         try:
-            yield formatter(record.values, record.place)
+            example = formatter(record.values, record.place)
+            if formatter.group_by is not None and tally.in_training:
+                example = dataclasses.replace(example, group=formatter.group(record.values))
+            yield example
         except RecordProblem as problem:
             tally.bad.add(str(record.place), problem)
     tally.counts.update(formatter.take_counts())
+
+
+def group_of(example: Example) -> str:
+    """The key of rows that must be in the same split."""
+    return example.group
 
 
 def encode_examples(

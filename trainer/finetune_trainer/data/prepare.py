@@ -284,10 +284,12 @@ def make_formatter(
             advice="choose an instruction-tuned base model, or convert the data to prompt and completion columns",
         )
     begin, end = _added_tokens(tokenizer)
+    group_by = data.validation.group_by or data.test.group_by
     if form.tokenizer_adds_ends:
-        return Formatter(data_format, data.columns, bos=begin, eos=end)
+        return Formatter(data_format, data.columns, bos=begin, eos=end, group_by=group_by)
     bos = begin if begin == tokenizer.bos_token else ""
-    return Formatter(data_format, data.columns, renderer, bos=bos, eos=tokenizer.eos_token or "")
+    eos = tokenizer.eos_token or ""
+    return Formatter(data_format, data.columns, renderer, bos=bos, eos=eos, group_by=group_by)
 
 
 def _added_tokens(tokenizer: Any) -> tuple[str, str]:

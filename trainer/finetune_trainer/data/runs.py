@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..store.faults import disk_errors
 from .formats import Example
 from .labels import canonical_name
-from .splits import row_keys
+from .splits import TRAIN, row_keys
 from .tokenise import EncodedBatch
 
 
@@ -282,6 +282,20 @@ def usable_rows(run: Run, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
         labels = _open(file, ["label"]).read_all()["label"].to_numpy()
     usable: NDArray[np.bool_] = codes[labels] >= 0
     return usable if run.kept is None else usable & _are_kept(run, np.arange(len(usable)))
+
+
+def assign_splits(
+    runs: Sequence[Run], batches: Sequence[pa.RecordBatch], order: NDArray[np.int64], splits: NDArray[np.int8]
+) -> None:
+    """Assign the rows of one bucket: `batches` is the result of `read_keys` for each run, and `splits` has the split of
+    each row, in the order of their keys."""
+    assigned = np.empty(len(order), dtype=np.int8)
+    assigned[order] = splits
+    ends = np.cumsum([batch.num_rows for batch in batches])[:-1]
+    for run, batch, values in zip(runs, batches, np.split(assigned, ends), strict=True):
+        if run.splits is None:
+            run.splits = np.full(int(run.starts[-1]), TRAIN, dtype=np.int8)
+        run.splits[batch["position"].to_numpy()] = values
 
 
 def read_splits(run: Run, bucket: int) -> NDArray[np.int8]:

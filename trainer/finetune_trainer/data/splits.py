@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 Codes = NDArray[np.int64]
 """The label id of each row, shape (rows,); all zero if there are no labels."""
 
+Counts = NDArray[np.int64]
+"""Numbers of rows."""
+
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
@@ -88,6 +91,33 @@ class Splitter:
     def too_small(self) -> list[int]:
         """Labels with fewer rows than there are splits; a stratified held-out split has none of these rows."""
         return np.flatnonzero((self._sizes < self._splits) & (self._sizes > 0)).tolist() if self._is_stratified else []
+
+
+def split_groups(sizes: Counts, *, validation: Share, test: Share) -> NDArray[np.int8]:
+    """TRAIN, VALIDATION or TEST for each group of rows; `sizes` has the rows of each, in key order.
+
+    A split gets the first groups that fit into its fraction of the rows, or the smallest group if none does. There must
+    be at least as many groups as splits.
+    """
+    found = np.full(len(sizes), TRAIN, dtype=np.int8)
+    shares = [
+        (split, share.fraction) for split, share in ((TEST, test), (VALIDATION, validation)) if share.fraction > 0
+    ]
+    total = int(sizes.sum())
+    for position, (split, fraction) in enumerate(shares):
+        wanted = max(1, int(total * fraction + 0.5))
+        left = np.flatnonzero(found == TRAIN)
+        most = len(left) - (len(shares) - position)
+        chosen: list[int] = []
+        for group in left.tolist():
+            size = int(sizes[group])
+            if len(chosen) < most and size <= wanted:
+                chosen.append(group)
+                wanted -= size
+            if not wanted:
+                break
+        found[chosen or [int(left[np.argmin(sizes[left])])]] = split
+    return found
 
 
 class _Stage:

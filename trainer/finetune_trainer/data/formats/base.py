@@ -32,6 +32,8 @@ class Example:
     """Whether a text that is longer than a row is split into several rows instead of truncated."""
     parts: tuple[str, ...] = field(default=(), compare=False)
     """The record's texts, if `text` adds begin and end tokens or a template to them."""
+    group: str = ""
+    """Of a training record, if groups are held out: records of one group are in the same split."""
     messages: tuple[str, ...] = field(default=(), compare=False)
     """For Chat: the contents of the messages, except those of the system and the developer."""
 
@@ -133,8 +135,11 @@ class Formatter:
         *,
         bos: str = "",
         eos: str = "",
+        group_by: str | None = None,
     ) -> None:
         self.data_format = data_format
+        self.group_by = group_by
+        """Column with the group of a training record, if groups are held out."""
         self.renderer = renderer
         self._format = FORMATS[data_format]
         self._columns = columns
@@ -165,6 +170,24 @@ class Formatter:
             return self.renderer.prompt(prompt)
         return self._format.prompt(prompt, self)
 
+    def group(self, record: Mapping[str, Any]) -> str:
+        """The group of a training record as text; empty without `group_by`. Raises RecordProblem if it has none."""
+        column = self.group_by
+        if column is None:
+            return ""
+        remedy = "name the column with the group of each record in spec.data.validation.groupBy and test.groupBy"
+        if column not in record:
+            raise RecordProblem("missing column", f"no column {column!r}; columns here: {listed(record)}", remedy)
+        value = record[column]
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise RecordProblem("missing group", f"column {column!r} is empty", "fill it or remove the record")
+        if not isinstance(value, str | int):
+            what = f"column {column!r} must be text or a whole number, not {type(value).__name__} {shown(value)}"
+            raise RecordProblem("wrong type", what, remedy)
+        return encodable(str(value).strip(), f"column {column!r}")
+
     def take_counts(self) -> Counter[str]:
         """Return and reset the counters of the conversations rendered so far."""
         return Counter() if self.renderer is None else self.renderer.take_counts()
@@ -179,7 +202,7 @@ class Formatter:
         found = [self._present(names, field) for field in self._format.columns]
         if not all(found):
             return list(names)
-        used = {choice[0] for choice in found} | set(self._format.optional_columns)
+        used = {choice[0] for choice in found} | {*self._format.optional_columns, self.group_by}
         return [name for name in names if name in used]
 
     # ---- used by the formats ----
