@@ -61,6 +61,16 @@ def settings(spec: Spec, wanted: Collection[Scope]) -> dict[str, str]:
     return {path: _short(json.dumps(value, ensure_ascii=False)) for path, value in _content(spec, wanted)}
 
 
+def values(spec: Spec, wanted: Collection[Scope], *, max_length: int = MAX_SETTING_LENGTH) -> dict[str, str]:
+    """Return path -> value as JSON for all leaves of these scopes that have a value, including defaults.
+
+    A value of more than `max_length` characters is cut as by `settings`.
+    """
+    written = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    found = _selected(Spec, written, "spec", frozenset(wanted), frozenset())
+    return {path: _short(json.dumps(value, ensure_ascii=False), max_length) for path, value in found}
+
+
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
     """Return the differences between two `settings`, such as `spec.training.epochs: 2 -> 3`, at most 16.
 
@@ -92,11 +102,11 @@ def _combined(block: Block, other: Block, path: str, wanted: frozenset[Scope]) -
     return block.model_copy(update=update)
 
 
-def _short(text: str) -> str:
-    if len(text) <= MAX_SETTING_LENGTH:
+def _short(text: str, max_length: int = MAX_SETTING_LENGTH) -> str:
+    if len(text) <= max_length:
         return text
     end = f"... (sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
-    return text[: MAX_SETTING_LENGTH - len(end)] + end
+    return text[: max_length - len(end)] + end
 
 
 def _canonical(block: Block) -> Block:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from .commands import checkpoints, demo, logs, objects, promotion, run, runs, status, store, watch
+from .commands import checkpoints, compare, demo, logs, objects, promotion, run, runs, status, store, watch
 from .exit_status import USER_ERRORS, explain, of_error
 from .terminal import echo
 
@@ -25,6 +25,7 @@ app.command()(status.status)
 app.command()(watch.watch)
 app.command()(logs.logs)
 app.command()(runs.runs)
+app.command()(compare.compare)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(store.app, name="store")
 app.command()(promotion.promote)

@@ -1,5 +1,6 @@
 """Find the checkpoints of a run, by the name of a job (local or in a cluster) or by the address of the run."""
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -8,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from finetune_api.run_layout import RunLayout
 from finetune_api.trainer_config import StorageSettings
-from finetune_api.v1alpha1 import Checkpoint, Storage
-from finetune_api.v1alpha1.status import in_current_shape
+from finetune_api.v1alpha1 import Checkpoint, CostStatus, PastRun, RunStatus, Status, Storage
 from finetune_operator.manifests import Manifest
 from finetune_operator.policy.world import storage_settings
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # imports boto3, which takes half a second
     from finetune_trainer.checkpoint.archive import Archive, Entry
     from finetune_trainer.store import ObjectStore
 
+_JOB_AND_RUN = re.compile(r"(?P<job>.+):(?P<run>[0-9]{1,9})")
+
 
 @dataclass(frozen=True)
 class Address:
@@ -39,6 +41,8 @@ class Address:
     """Checkpoint settings of the job; the defaults for an address without a job."""
     busy_reason: str = ""
     """Why an attempt may be writing to the run. Empty if none is, or if a lock can prevent it."""
+    cost: CostStatus | None = None
+    """What the attempts of the run have occupied, from the status of its job. None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,28 @@ class StoredRun:
 
 
 def address_of(where: str, sources: JobSources, endpoint: str | None) -> Address:
-    """Resolve `JOB` or `s3://...`. `endpoint` is the value of `--endpoint`.
+    """Resolve `JOB`, `JOB:RUN` or `s3://...`. `endpoint` is the value of `--endpoint`.
 
-    Raises CommandError if the job does not exist or has not started a run.
+    Raises CommandError if the job does not exist or has not started the run.
     """
     override = None if endpoint is None else endpoint_settings(endpoint)
     if where.startswith("s3://"):
         return _address_of_uri(where, sources, override)
+    numbered = _JOB_AND_RUN.fullmatch(where)
+    name, run = (where, None) if numbered is None else (numbered["job"], int(numbered["run"]))
     try:
-        local = sources.local(where)
+        local = sources.local(name)
     except MissingJobError as error:
         raise MissingJobError(
             f"{error}\nto use another run, write its folder: s3://BUCKET/.../runs/r0001-..."
         ) from None
     if local is None:
-        return event_loop.run(_address_in_cluster(where, sources, override))
+        return event_loop.run(_address_in_cluster(name, run, sources, override))
     manifest = local.job.manifest
     named = _storage_block(manifest).endpoint
     storage = override or (None if named is None else endpoint_settings(named))
-    return Address(_run_of(where, manifest), storage, is_local=True, checkpoint=_checkpoint_block(manifest))
+    uri, cost = _run_of(name, run, manifest, local.job.status)
+    return Address(uri, storage, is_local=True, checkpoint=_checkpoint_block(manifest), cost=cost)
 
 
 def _address_of_uri(uri: str, sources: JobSources, override: StorageSettings | None) -> Address:
@@ -92,23 +99,42 @@ def _address_of_uri(uri: str, sources: JobSources, override: StorageSettings | N
     return Address(run, override, is_local=override is None, checkpoint=Checkpoint(), busy_reason=busy_reason)
 
 
-async def _address_in_cluster(name: str, sources: JobSources, override: StorageSettings | None) -> Address:
+async def _address_in_cluster(
+    name: str, run: int | None, sources: JobSources, override: StorageSettings | None
+) -> Address:
     async with sources.cluster(name) as jobs:
         manifest = await jobs.get(name)
-        uri, job = _run_of(name, manifest), lenient_job(manifest)
+        job = lenient_job(manifest)
+        uri, cost = _run_of(name, run, manifest, job.status)
         reported = await jobs.storage(name)
     settings = reported or storage_settings(_storage_block(manifest), StorageSettings())
     if override is not None:  # the same storage through another endpoint, such as a forwarded port
         settings = settings.model_copy(update={"endpoint": override.endpoint, "path_style": True})
     busy_reason = "" if is_settled(job) else f"{name} is {job.status.phase}: an attempt may be running in {uri}"
-    return Address(uri, settings, is_local=False, checkpoint=_checkpoint_block(manifest), busy_reason=busy_reason)
+    return Address(
+        uri,
+        settings,
+        is_local=False,
+        checkpoint=_checkpoint_block(manifest),
+        busy_reason=busy_reason,
+        cost=cost,
+    )
 
 
-def _run_of(name: str, manifest: Manifest) -> str:
-    run = (in_current_shape(manifest.get("status") or {}).get("run") or {}).get("number")
-    if not run:
+def _run_of(name: str, run: int | None, manifest: Manifest, status: Status) -> tuple[str, CostStatus | None]:
+    """Return the folder of a run, by default the current one, and its cost."""
+    if not status.run.number:
         raise CommandError(f"{name} has not started a run yet")
-    return RunLayout.of(manifest["spec"]["output"]["uri"], run, manifest["metadata"]["uid"]).uri
+    newest = max(status.newest_run, status.run.number)
+    number = status.run.number if run is None else run
+    if not 1 <= number <= newest:
+        raise MissingJobError(f"{name} has no run {number}; its newest run is {newest}")
+    runs: tuple[RunStatus | PastRun, ...] = (status.run, *status.history)
+    entry = next((entry for entry in runs if entry.number == number), None)
+    cost = None if entry is None else entry.cost
+    if entry is not None and entry.artifact is not None:  # spec.output.uri may have been another one
+        return entry.artifact.uri.rpartition("/")[0], cost
+    return RunLayout.of(manifest["spec"]["output"]["uri"], number, manifest["metadata"]["uid"]).uri, cost
 
 
 def _storage_block(manifest: Manifest) -> Storage:

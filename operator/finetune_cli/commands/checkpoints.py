@@ -29,8 +29,8 @@ _NARROWEST = 80
 Where = Annotated[
     str,
     typer.Argument(
-        metavar="JOB|s3://BUCKET/KEY",
-        help="Local job, job in a cluster, or address of the folder of a run.",
+        metavar="JOB[:NUMBER]|s3://BUCKET/KEY",
+        help="Local job or job in a cluster, with :NUMBER for an earlier run, or address of the folder of a run.",
         show_default=False,
     ),
 ]

@@ -13,9 +13,10 @@ from finetune_api.trainer_config import BatchPlan, JobRef, SplitCounts, StorageS
 from finetune_api.v1alpha1 import TASK_SUPPORT, AttemptStatus, DataFormat, Metric, Outcome, Spec, Task
 from finetune_trainer.evaluate.compare import compare
 from finetune_trainer.evaluate.data_section import DataSection
-from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelMetrics, TrainingLog
+from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelMetrics
 from finetune_trainer.evaluate.report import ReportInputs
 from finetune_trainer.evaluate.significance import Interval, PairedTest, mcnemar_exact, sign_test, wilson_interval
+from finetune_trainer.evaluate.training_log import TrainingLog
 from finetune_trainer.tasks.metrics import classification_metrics, perplexity
 
 TOPICS = ("ai", "botprofile", "computers", "conversations", "emotion", "food", "gossip", "greetings", "health")

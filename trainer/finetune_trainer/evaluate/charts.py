@@ -68,6 +68,7 @@ class Series:
     """Few points, measured individually."""
     smooth: bool = False
     """Also draw the moving mean, and draw the points themselves faintly."""
+    dashed: bool = False
 
 
 def line_chart(
@@ -139,14 +140,15 @@ def _draw(axes: Any, line: Series) -> None:
     colour = _COLOURS[line.colour]
     points = downsampled(line.points)
     xs, ys = [x for x, _ in points], [y for _, y in points]
+    style = "--" if line.dashed else "-"
     if line.dots or len(points) == 1:
-        axes.plot(xs, ys, color=colour, marker="o", markersize=3.5, label=line.name)
+        axes.plot(xs, ys, color=colour, linestyle=style, marker="o", markersize=3.5, label=line.name)
     elif line.smooth and len(points) >= 20:
         axes.plot(xs, ys, color=colour, alpha=0.28, linewidth=1)
         mean = moving_mean(points, max(3, len(points) // 20))
-        axes.plot([x for x, _ in mean], [y for _, y in mean], color=colour, label=line.name)
+        axes.plot([x for x, _ in mean], [y for _, y in mean], color=colour, linestyle=style, label=line.name)
     else:
-        axes.plot(xs, ys, color=colour, label=line.name)
+        axes.plot(xs, ys, color=colour, linestyle=style, label=line.name)
 
 
 def _figure() -> tuple[Any, Any]:

@@ -1,8 +1,4 @@
-"""The format of `evaluation.json`, and the part of `training.json` that the evaluation reads."""
-
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict
+"""The format of `evaluation.json`."""
 
 from finetune_api.comparison import MetricDelta
 from finetune_api.trainer_config import JobRef, Message, SplitCounts
@@ -138,24 +134,3 @@ class Evaluation(Message):
     """Notes on how to read the metrics, one sentence each."""
     versions: dict[str, str] = {}
     """Versions of the packages that computed the results."""
-
-
-class TrainingLog(BaseModel):
-    """`training.json`, written by the train stage: the log of all attempts, without repeated steps."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    log: tuple[dict[str, Any], ...] = ()
-    attempt: int = 0
-    phase_seconds: dict[str, float] = {}
-    steps: int = 0
-    tokens: int = 0
-    warnings: tuple[str, ...] = ()
-
-    def curve(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of every entry that has `name`, in order."""
-        return [
-            (int(entry["step"]), float(entry[name]))
-            for entry in self.log
-            if "step" in entry and isinstance(entry.get(name), int | float)
-        ]

@@ -22,8 +22,9 @@ from .charts import LINE_COLOURS, Series, histogram, line_chart
 from .configuration import spec_document, yaml_text
 from .confusion_table import confusion_table
 from .data_section import DataSection
-from .records import Evaluation, TrainingLog
+from .records import Evaluation
 from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
+from .training_log import TrainingLog
 
 _OUTCOMES = {
     PromotionOutcome.PROMOTED: "The model is promoted",

@@ -28,10 +28,11 @@ from .evaluator import ModelEvaluator, ModelResult
 from .model_card import model_card
 from .old_runs import delete_old_runs
 from .promote import ModelPromotion
-from .records import Address, Evaluation, Generation, PromotionDecision, TrainingLog
+from .records import Address, Evaluation, Generation, PromotionDecision
 from .reload import ReloadCheck
 from .report import ReportInputs, render_report
 from .significance import PairedTest, mcnemar_exact, sign_test
+from .training_log import TrainingLog
 
 _FEW = 100
 """Below this number of test examples, an interval is wider than about ten points."""

@@ -8,7 +8,7 @@ from finetune_api.lost_work import LostWork, lost_work
 from finetune_api.v1alpha1 import AttemptStatus, Outcome
 
 from .formatting import moment
-from .records import TrainingLog
+from .training_log import TrainingLog
 
 _PHASE_ORDER = ("import", "claim", "model", "engine", "restore", "steps", "evaluate", "save", "export")
 _SMALL = 0.005

@@ -222,11 +222,21 @@ class _Attempt:
             "phase_seconds": self.report.progress.phase_seconds,
             "steps": loop.parts.plan.total_steps,
             "tokens": loop.run.tokens,
+            "trained_parameters": _trained_parameters(loop.module),
             # Warnings of this attempt, and those of earlier ones, which the checkpoint contains.
             "warnings": [text for text in dict.fromkeys([*self.report.progress.warnings, loop.loss_warning()]) if text],
             "skipped_steps": loop.engine.skipped_steps,
         }
         self.store.put(self.config.layout.training_log, json.dumps(document).encode(), content_type="application/json")
+
+
+def _trained_parameters(module: nn.Module) -> int:
+    """Return the number of trained parameters. Under ZeRO-3 a rank holds shards, with the whole size as `ds_numel`."""
+    return sum(
+        int(getattr(parameter, "ds_numel", parameter.numel()))
+        for parameter in module.parameters()
+        if parameter.requires_grad
+    )
 
 
 def run(context: StageContext) -> TrainResult:

@@ -1,0 +1,60 @@
+"""The comparison of runs as one self-contained HTML file, without scripts or network access. Pure.
+
+All texts from storage are escaped by Jinja. Lines of charts are named by the labels of the runs, because matplotlib
+would interpret other texts as formulas.
+"""
+
+from collections.abc import Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from finetune_api.comparison import metric_name, metric_text
+from finetune_api.v1alpha1 import METRIC_SUPPORT, Metric
+
+from . import formatting
+from .charts import Series, line_chart
+from .run_comparison import RunComparison, RunSummary, curve_title
+
+_COLOURS = ("blue", "orange", "green", "red")
+_SHARES = frozenset(f"eval_{metric.key}" for metric in Metric if METRIC_SUPPORT[metric].is_share)
+
+
+def render_comparison(comparison: RunComparison) -> str:
+    """The HTML page as text."""
+    environment = Environment(
+        loader=PackageLoader(__package__, "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=formatting.count_text,
+        size=formatting.size_text,
+        duration=formatting.duration_text,
+        digest=formatting.short_digest,
+    )
+    return environment.get_template("comparison.html.j2").render(
+        comparison=comparison,
+        charts=[(curve_title(name), _chart(name, comparison.runs)) for name in comparison.curves],
+        metrics=[(metric_name(Metric(name)), name) for name in comparison.metrics],
+        text=lambda name, value: metric_text(Metric(name), value),
+    )
+
+
+def _chart(name: str, runs: Sequence[RunSummary]) -> Markup:
+    """One line for each run that has the curve: four colours, then dashed in the same colours."""
+    series = [
+        Series(
+            run.label,
+            run.curves[name],
+            _COLOURS[index % len(_COLOURS)],
+            dots=name.startswith("eval_"),
+            smooth=name in {"loss", "grad_norm"},
+            dashed=index >= len(_COLOURS),
+        )
+        for index, run in enumerate(runs)
+        if name in run.curves
+    ]
+    return line_chart(curve_title(name), series, percent=name in _SHARES)

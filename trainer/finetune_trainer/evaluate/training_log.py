@@ -1,0 +1,36 @@
+"""`training.json`, which the train stage writes. Importable without torch and numpy."""
+
+import sys
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+_MAX_STEP = 2**53
+"""Larger numbers are no steps, and not exact in JSON."""
+
+
+class TrainingLog(BaseModel):
+    """`training.json`, written by the train stage: the log of all attempts, without repeated steps."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    log: tuple[dict[str, Any], ...] = ()
+    attempt: int = 0
+    phase_seconds: dict[str, float] = {}
+    steps: int = 0
+    tokens: int = 0
+    trained_parameters: int | None = None
+    """Parameters that are trained: all, or those of the adapter. Absent: written by an older trainer."""
+    warnings: tuple[str, ...] = ()
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of every entry that has a finite `name`, in order."""
+        return [
+            (int(entry["step"]), float(entry[name]))
+            for entry in self.log
+            if _is_number(entry.get("step")) and 0 <= entry["step"] <= _MAX_STEP and _is_number(entry.get(name))
+        ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
