@@ -158,7 +158,8 @@ lock: $(VENV)/.ready-build ## Resolve requirements/*.txt to the newest versions
 	$(LOCK) pyproject.toml --all-extras --group dev --group test -c requirements/build.txt -o requirements/test.txt
 	$(LOCK) pyproject.toml --extra local -c requirements/test.txt -o requirements/local.txt
 	$(LOCK) pyproject.toml --extra operator -c requirements/test.txt -o requirements/operator.txt
-	$(LOCK) pyproject.toml --extra trainer -c requirements/test.txt -o requirements/trainer.txt
+	$(LOCK) pyproject.toml --extra trainer --extra tracking -c requirements/test.txt -o requirements/trainer.txt
+	$(LOCK) requirements/mlflow.in -o requirements/mlflow.txt
 
 # Environments. build: the build tools, installed by pip with hashes. They install all other packages, so that even packages
 # that must be built need no unverified downloads. local is a subset of test: both use one .venv.

@@ -1,6 +1,6 @@
 """Fixtures shared by all tests: a real S3 server, real models and the real helm.
 
-FINETUNE_TEST_REQUIRE     `kubernetes,pods,images,helm,models`: what must not be skipped
+FINETUNE_TEST_REQUIRE     `kubernetes,pods,images,helm,mlflow,models`: what must not be skipped
 FINETUNE_TEST_CACHE       folder of the built programs, instead of the user's cache folder
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import mlflow_server
 import real_models
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
@@ -83,6 +84,19 @@ def helm(pytestconfig: pytest.Config, say: Callable[[str], None], tmp_path_facto
         return Helm(binaries.built(binaries.HELM, say) / "helm", tmp_path_factory.mktemp("helm"))
     except MissingError as error:
         unavailable(pytestconfig, "helm", error)
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(
+    pytestconfig: pytest.Config, say: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """URL of a real MLflow server, one for the session. Its environment is created once."""
+    try:
+        python = mlflow_server.environment(say)
+    except MissingError as error:
+        unavailable(pytestconfig, "mlflow", error)
+    with mlflow_server.running(python, tmp_path_factory.mktemp("mlflow")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

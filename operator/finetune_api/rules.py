@@ -149,6 +149,13 @@ def _no_credentials(spec: Spec) -> Iterator[Violation]:
             "must not contain a user name or password, which would be stored in clear text; put them into a Secret and "
             "name it in spec.storage.credentialsSecret",
         )
+    mlflow = spec.tracking.mlflow
+    if mlflow is not None and has_credentials(mlflow.tracking_uri):
+        yield Violation(
+            "spec.tracking.mlflow.trackingUri",
+            "must not contain a user name or password, which would be stored in clear text; set the variables "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in spec.workers.env from a Secret",
+        )
 
 
 def _env(spec: Spec) -> Iterator[Violation]:

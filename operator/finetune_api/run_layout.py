@@ -86,6 +86,11 @@ class RunLayout:
         return f"{self.uri}/training.json"
 
     @property
+    def tensorboard(self) -> str:
+        """Folder with the event files of `spec.tracking.tensorBoard`."""
+        return f"{self.uri}/tensorboard"
+
+    @property
     def reference(self) -> str:
         """Losses of the trained model on a few rows. Outside the exported folders, whose digests it must not change."""
         return f"{self.uri}/reference.json"

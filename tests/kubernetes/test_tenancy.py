@@ -312,6 +312,10 @@ ACTIONS: dict[str, JobAttempt | PodProperty | Command] = {
     "send data, models and signed requests to any address": JobAttempt(
         {"storage": {"endpoint": "https://evil.example"}}, refused="spec.storage.endpoint must be"
     ),
+    "send parameters and metrics to any address": JobAttempt(
+        {"tracking": {"mlflow": {"trackingUri": "https://evil.example", "experiment": "topics"}}},
+        refused="spec.tracking.mlflow.trackingUri must be",
+    ),
     "redirect requests of the trainer with a variable such as `HTTPS_PROXY`": JobAttempt(
         set_variable("HTTPS_PROXY"),
         lambda pod: environment(pod)["HTTPS_PROXY"] == "x",

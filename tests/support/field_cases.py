@@ -62,7 +62,9 @@ def _within(path: str, value: Any) -> Any:
     return value
 
 
+_SERVER = "https://mlflow.example.com"
 _AROUND: dict[str, Any] = {
+    "tracking.mlflow.": {"tracking": {"mlflow": {"trackingUri": _SERVER, "experiment": "x"}}},
     "data.validation.stratify": {"data": {"validation": {"fraction": 0.2}}},
     "data.test.stratify": {"data": {"test": {"fraction": 0.2}}},
     "data.validation.groupBy": {"data": {"validation": {"fraction": 0.2}, "test": {"fraction": 0.0}}},

@@ -43,6 +43,7 @@ IMAGE_PATH = "spec.workers.image"
 ACCOUNT_PATH = "spec.workers.serviceAccountName"
 PRIORITY_PATH = "spec.workers.priorityClassName"
 ENDPOINT_PATH = "spec.storage.endpoint"
+TRACKING_PATH = "spec.tracking.mlflow.trackingUri"
 FIRST_TOLERATION = "spec.workers.tolerations[0].key"
 FIRST_VARIABLE = "spec.workers.env[0].name"
 FIRST_VOLUME = ".volumes[0]"
@@ -63,6 +64,10 @@ class PolicyCase:
 
 def image(reference: str, *refused: str, policy: dict[str, Any] = POLICY) -> PolicyCase:
     return PolicyCase({"workers": {"image": reference}}, refused, policy)
+
+
+def tracking(uri: str, *refused: str) -> PolicyCase:
+    return PolicyCase({"tracking": {"mlflow": {"trackingUri": uri, "experiment": "topics"}}}, refused)
 
 
 def endpoint(address: str, *refused: str) -> PolicyCase:
@@ -174,6 +179,10 @@ CASES: dict[str, PolicyCase] = {
         "https://evil.example/https://s3.example.com", ENDPOINT_PATH
     ),
     "a letter that is only similar": endpoint("https://dis\u212a.example", ENDPOINT_PATH),
+    "a tracking server at an allowed endpoint": tracking("https://s3.example.com/mlflow"),
+    "the default endpoint as a tracking server": tracking(ENDPOINT, TRACKING_PATH),
+    "another tracking server": tracking("https://mlflow.evil.example", TRACKING_PATH),
+    "another port of a tracking server": tracking("https://s3.example.com:8443", TRACKING_PATH),
     # variables
     "a variable with an allowed beginning": variable("NCCL_DEBUG"),
     "an allowed variable": variable("DEBUG"),

@@ -68,6 +68,8 @@ TRAINED: dict[str, dict[str, Any]] = {
             },
         },
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged"], "keepRuns": 2},
+        # Nothing listens on this port: a tracker that does not answer neither delays nor fails a stage.
+        "tracking": {"tensorBoard": {}, "mlflow": {"trackingUri": "http://127.0.0.1:9", "experiment": "values"}},
         "storage": {"endpoint": "{endpoint}", "region": "us-east-1", "pathStyle": True},
         "workers": {"nodes": 2, "resources": {"limits": {"memory": "64Gi"}}},
         "runId": "first",

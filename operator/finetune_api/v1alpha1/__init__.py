@@ -1,6 +1,6 @@
 """FineTuneJob v1alpha1, one file per block."""
 
-from .base import DataUri, ModelUri, Quantity, S3Uri
+from .base import DataUri, ModelUri, Quantity, S3Uri, ApiModel
 from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout, Packing, Redaction, Source
 from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
@@ -39,6 +39,7 @@ from .status import (
     Status,
 )
 from .tasks import ENTITY_PREFIXES, TASK_SUPPORT, Task, TaskSupport
+from .tracking import MLflow, TensorBoard, Tracking
 from .training import DeepSpeed, EarlyStopping, Offload, Schedule, Training, Warmup
 from .workers import Budget, Cache, EnvVar, EnvVarSource, KeySelector, Restart, Workers
 
@@ -47,6 +48,7 @@ __all__ = [
     "METRIC_SUPPORT",
     "TASK_SUPPORT",
     "Affinity",
+    "ApiModel",
     "ArtifactFormat",
     "ArtifactStatus",
     "AttemptPlan",
@@ -81,6 +83,7 @@ __all__ = [
     "Holdout",
     "KeySelector",
     "Lora",
+    "MLflow",
     "Metadata",
     "Method",
     "MethodBlock",
@@ -121,9 +124,11 @@ __all__ = [
     "Storage",
     "Task",
     "TaskSupport",
+    "TensorBoard",
     "Threshold",
     "Toleration",
     "TopologySpread",
+    "Tracking",
     "Training",
     "UpdatePolicy",
     "Volume",

@@ -16,6 +16,7 @@ from .schedule import RunSchedule
 from .scope import Scope
 from .stages import Stages
 from .status import MAX_HISTORY, Status
+from .tracking import Tracking
 from .training import DeepSpeed, Training
 from .workers import Budget, Restart, Workers
 
@@ -60,6 +61,9 @@ class Spec(ApiModel):
 
     output: Output
     """Where the output of the job is stored."""
+
+    tracking: Tracking = Tracking()
+    """Where parameters, metrics and results are reported, in addition to the output of the job."""
 
     storage: Storage = Storage()
     """How to connect to object storage."""

@@ -27,6 +27,7 @@ from finetune_trainer.data.shards import ShardWriter, TokenDataset
 from finetune_trainer.errors import AccessDeniedError, BadConfigError, BadDataError, ModelUnusableError
 from finetune_trainer.model.tokenizer import load_tokenizer
 from finetune_trainer.store import ObjectStore
+from finetune_trainer.tracking import TRACKERS
 from prepare_fixture import PrepareFixture
 from rows import chats, classified, jsonl
 
@@ -594,3 +595,20 @@ def test_unsupported_fields_of_the_inferred_task_are_rejected_before_training(pl
     model = bert if "label" in rows[0] else llama
     with pytest.raises(BadConfigError, match=re.escape(says)):
         place.prepare(model, {"train": sources(place.put("rows.jsonl", jsonl(rows)))}, training=training, **blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "library"),
+    [
+        ("tensorBoard", {}, "tensorboard"),
+        ("mlflow", {"trackingUri": "http://127.0.0.1:9", "experiment": "topics"}, "mlflow-skinny"),
+    ],
+)
+def test_a_tracker_that_the_image_lacks_is_refused_before_anything_is_read(
+    place, bert, monkeypatch, name: str, block: dict[str, Any], library: str
+) -> None:
+    monkeypatch.setattr(type(TRACKERS[name]), "module", "a_module_that_no_image_has")
+    with pytest.raises(BadConfigError) as caught:
+        place.prepare(bert, {"train": sources(f"{place.uri}/missing.jsonl")}, tracking={name: block})
+    assert str(caught.value) == f"spec.tracking.{name} requires {library}, which this trainer image does not have"
+    assert caught.value.advice == f"use an image with finetune-operator[tracking], or remove spec.tracking.{name}"

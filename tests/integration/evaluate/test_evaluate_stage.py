@@ -29,6 +29,7 @@ from finetune_trainer.evaluate.records import Evaluation
 from finetune_trainer.evaluate.stage import evaluate
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.reference import write_reference
+from finetune_trainer.tracking.mlflow import client_of
 from rows import tagged
 from tiny_models import CHATML, save_tiny_bert, save_tiny_llama
 
@@ -267,3 +268,22 @@ def test_a_model_with_nan_outputs_is_rejected(store, run, prepared, bert, tmp_pa
     export_whole(model, config, store, tmp_path)
     with pytest.raises(ModelUnusableError, match="not a number"):
         run(config)
+
+
+def test_the_result_and_the_missing_log_are_reported_to_mlflow(store, run, prepared, bert, tmp_path, mlflow_url):
+    """The training could not reach the server. A second evaluation reports to the same MLflow run."""
+    config = prepared(bert, reviews(), tracking={"mlflow": {"trackingUri": mlflow_url, "experiment": "evaluated"}})
+    export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
+    store.put(f"{config.run_uri}/training.json", json.dumps(TRAINING_LOG).encode())
+    client = client_of(mlflow_url)
+    for _ in range(2):
+        result, _ = run(config)
+        (found,) = client.search_runs([client.get_experiment_by_name("evaluated").experiment_id])
+        assert found.info.status == "FINISHED"
+        assert found.data.metrics["test/accuracy"] == result.tuned[Metric.ACCURACY]
+        assert found.data.metrics["base/accuracy"] == result.baseline[Metric.ACCURACY]
+        losses = client.get_metric_history(found.info.run_id, "train/loss")
+        assert [(one.step, one.value) for one in losses] == [(1, 0.7), (2, 0.5)]
+        assert len(client.get_metric_history(found.info.run_id, "test/accuracy")) == 1
+        assert found.data.tags["finetune.model_uri"] == config.model_uri
+        assert found.data.tags["finetune.report_uri"] == result.report_uri

@@ -632,6 +632,21 @@ def test_an_endpoint_may_have_a_path(endpoint: str) -> None:
     assert parse_job(job_with("spec.storage.endpoint", endpoint)).spec.storage.endpoint == endpoint
 
 
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("sqlite:///runs.db", "must be a URL of an MLflow server such as https://mlflow.example.com"),
+        ("databricks", "must be a URL of an MLflow server such as https://mlflow.example.com"),
+        ("https://mlflow.example.com?token=x", "must be a URL of an MLflow server"),
+        ("https://user:secret@mlflow.example.com", "must not contain a user name or password"),
+    ],
+)
+def test_a_tracking_uri_is_a_url_without_credentials(uri: str, expected: str) -> None:
+    (found,) = complaints(job_with("spec.tracking.mlflow", {"trackingUri": uri, "experiment": "topics"}))
+    assert found.startswith(f"spec.tracking.mlflow.trackingUri {expected}")
+    assert "secret@" not in found
+
+
 def test_all_violations_are_reported_together() -> None:
     manifest = job_with("spec.method", {"full": {}, "lora": {}})
     manifest["spec"]["training"] |= {"epochs": 1, "maxSteps": 2, "microBatchSize": 7}

@@ -34,6 +34,7 @@ from ..stage_log import log_prepared
 from ..store.client import ObjectStore
 from ..store.uri import join
 from ..tasks import TASKS
+from ..tracking.reports import check_installed
 from .build import Inputs, build_dataset, steps_of
 from .chat import TEMPLATE_DATE, renderer_of
 from .formats import FORMATS, Formatter, TemplateUse, detect_format
@@ -62,6 +63,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     """
     spec = config.spec
     known_task = task_of(spec)
+    check_installed(spec)
     with report.phase("check", "checking read and write access to object storage"):
         store.check_read_write(config.output_uri)
     with report.phase("model", f"fetching the base model {spec.model.uri}"):

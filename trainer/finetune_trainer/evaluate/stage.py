@@ -3,6 +3,8 @@
 A single process.
 """
 
+from collections.abc import Callable
+
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult, PromotionResult, shortened
 from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
@@ -21,6 +23,8 @@ from ..stage_context import StageContext
 from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
 from ..tasks import TASKS, TrainingTask
+from ..tracking.base import Outcome, RunResult
+from ..tracking.reports import open_reports
 from . import compare
 from .candidates import Candidate, base_candidate, exported_candidates, random_head_reason
 from .data_section import DataSection
@@ -87,6 +91,7 @@ def evaluate(
     if promotion is not None and record.promotion is not None:
         with report.phase("promote", "copying the promoted model"):
             promotion.publish(record.promotion)
+    _report_result(config, record, uri, training, store, runtime, report.warn)
     kept = _delete_old_runs(config, store, report)
     report.update(activity="done", flush=True)
     result = EvaluateResult(
@@ -244,6 +249,35 @@ def _write(inputs: ReportInputs, store: ObjectStore) -> str:
     uri = config.layout.report
     store.put(uri, render_report(inputs).encode(), content_type="text/html; charset=utf-8")
     return uri
+
+
+def _report_result(
+    config: PreparedConfig,
+    record: Evaluation,
+    report_uri: str,
+    training: TrainingLog | None,
+    store: ObjectStore,
+    runtime: RuntimeEnv,
+    warn: Callable[[str], None],
+) -> None:
+    """Report the result to the trackers, and the entries of the training log that they do not have."""
+    log = training.log if training else ()
+    reports = open_reports(config, store, runtime, log, warn, for_results=True)
+    models = {"test": record.tuned, "base": record.baseline}
+    metrics = {
+        f"{name}/{metric.key}": value
+        for name, model in models.items()
+        for metric, value in (model.metrics if model else {}).items()
+    }
+    tags = {
+        "finetune.model_uri": record.model.uri,
+        "finetune.model_digest": record.model.digest,
+        "finetune.report_uri": report_uri,
+        **({"finetune.promotion": str(record.promotion.outcome)} if record.promotion else {}),
+    }
+    last = max((int(entry["step"]) for entry in log if "step" in entry), default=0)
+    reports.end(Outcome.EVALUATED, RunResult(last, metrics, tags))
+    reports.join()
 
 
 def _delete_old_runs(config: TrainerConfig, store: ObjectStore, report: ProgressReporter) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ each step, so that all ranks take the same decision.
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -28,6 +28,7 @@ from ..errors import DivergedError, StoppedError
 from ..progress import ProgressReporter
 from ..stop import StopFlag
 from ..tasks import TASKS, TrainingTask
+from ..tracking.reports import RunReports
 from .engine import Engine
 from .meter import StepMeter
 from .padding import batch_by_groups
@@ -63,6 +64,8 @@ class Parts:
     collator: Collator
     validator: Validator | None
     device: torch.device
+    open_trackers: Callable[[Sequence[dict[str, float]]], RunReports]
+    """Starts reporting to the trackers of the spec; its argument is the log so far."""
 
     @property
     def task(self) -> TrainingTask:
@@ -91,6 +94,8 @@ class TrainingLoop:
         self._recent_losses: deque[float] = deque(maxlen=_SHOWN_LOSSES)
         self._metrics: dict[str, float] = {}
         self._metrics_step = -1
+        self.trackers = RunReports()
+        """Set by `open_trackers` on rank 0, when the log of earlier attempts is known."""
 
     def train(self) -> None:
         """Train to the end, or until early stopping ends the training.
@@ -100,6 +105,8 @@ class TrainingLoop:
         """
         self._restore()
         stop_if_agreed(self.parts.stop.requested, where="before the first step")
+        if _is_main():
+            self.trackers = self.parts.open_trackers(self.run.log)
         self._start()
         steps = self._steps()
         while self.run.step < self.parts.plan.total_steps and not self.run.stopped_early:
@@ -304,6 +311,7 @@ class TrainingLoop:
     def _log(self, metrics: dict[str, float]) -> None:
         entry = metrics | {"epoch": self._epoch}
         self.run.log.append(entry | {"step": self.run.step})
+        self.trackers.log(self.run.log[-1])
         if _is_main():
             text = " ".join(f"{name} {_text(value)}" for name, value in entry.items())
             log.info("step %d/%d %s", self.run.step, self.parts.plan.total_steps, text)
@@ -370,6 +378,7 @@ class TrainingLoop:
         )
         is_last = self.is_stopping or run.finished
         parts.checkpoints.save(state, step_seconds=self.meter.step_seconds, wait=is_last)
+        self.trackers.saved()
         parts.report.update(activity="training", flush=True)
         self.meter.resume()
 

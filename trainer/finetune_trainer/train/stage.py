@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,7 +21,7 @@ from ..collectives import rank_zero, stop_if_agreed
 from ..data.collate import Collator
 from ..data.order import grouping_of
 from ..data.shards import TokenDataset
-from ..errors import DivergedError, StoppedError
+from ..errors import DivergedError, FencedError, StoppedError
 from ..methods import METHODS
 from ..model.export import Exported, export
 from ..model.fetch import prepared_model
@@ -33,6 +35,8 @@ from ..stage_log import log_train_started, log_trained
 from ..stop import StopFlag
 from ..store.client import ObjectStore
 from ..tasks import TASKS
+from ..tracking.base import Outcome as TrackingOutcome
+from ..tracking.reports import open_reports
 from .engine import Engine, build_engine, partitioned_models
 from .loop import Parts, TrainingLoop
 from .padding import forward_by_groups
@@ -112,14 +116,16 @@ class _Attempt:
             model = self._model(base)
         stop_if_agreed(self.stop.requested, where="before the first step")
         loop = TrainingLoop(parts, self._engine(model, parts))
-        try:
-            loop.train()
-            self._restore_best(loop)
-        except (StoppedError, DivergedError):
-            self._write_log(loop)
-            raise
-        loop.warn_of_skipped_steps()
-        result = self._export(loop, base)
+        with _reported(loop):
+            try:
+                loop.train()
+                self._restore_best(loop)
+            except (StoppedError, DivergedError):
+                self._write_log(loop)
+                raise
+            loop.trackers.end(TrackingOutcome.TRAINED)  # trackers finish during the export
+            loop.warn_of_skipped_steps()
+            result = self._export(loop, base)
         self._write_log(loop)
         checkpoints.finish()
         return result
@@ -147,7 +153,12 @@ class _Attempt:
             collator=collator,
             validator=self._validator(collator, device) if plan.evaluate_every else None,
             device=device,
+            open_trackers=lambda log: open_reports(self.config, self.store, self.runtime, log, self._warn),
         )
+
+    def _warn(self, message: str) -> None:
+        log.warning(message)
+        self.report.warn(message)
 
     def _model(self, base: Path) -> nn.Module:
         spec, prepared = self.config.spec, self.config.prepared
@@ -228,6 +239,23 @@ class _Attempt:
             "skipped_steps": loop.engine.skipped_steps,
         }
         self.store.put(self.config.layout.training_log, json.dumps(document).encode(), content_type="application/json")
+
+
+@contextmanager
+def _reported(loop: TrainingLoop) -> Iterator[None]:
+    """Report how the attempt ends to the trackers, and wait for them for some seconds."""
+    try:
+        yield
+    except FencedError:
+        loop.trackers.abandon()
+        raise
+    except BaseException as error:
+        is_stopped = isinstance(error, StoppedError)
+        loop.trackers.end(TrackingOutcome.STOPPED if is_stopped else TrackingOutcome.FAILED)
+        loop.trackers.join(quickly=True)  # the next attempt reports what is missing
+        raise
+    else:
+        loop.trackers.join()
 
 
 def _trained_parameters(module: nn.Module) -> int:
