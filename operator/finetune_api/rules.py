@@ -56,6 +56,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _method,
         _support,
         _no_credentials,
+        _model_registry,
         _env,
         _pod_settings,
         _gpus,
@@ -149,12 +150,30 @@ def _no_credentials(spec: Spec) -> Iterator[Violation]:
             "must not contain a user name or password, which would be stored in clear text; put them into a Secret and "
             "name it in spec.storage.credentialsSecret",
         )
-    mlflow = spec.tracking.mlflow
-    if mlflow is not None and has_credentials(mlflow.tracking_uri):
+    promote = spec.evaluation.promote
+    servers = {
+        "spec.tracking.mlflow.trackingUri": spec.tracking.mlflow,
+        "spec.evaluation.promote.mlflow.trackingUri": promote.mlflow if promote else None,
+    }
+    for path, server in servers.items():
+        if server is not None and has_credentials(server.tracking_uri or ""):
+            yield Violation(
+                path,
+                "must not contain a user name or password, which would be stored in clear text; set the variables "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in spec.workers.env from a Secret",
+            )
+
+
+def _model_registry(spec: Spec) -> Iterator[Violation]:
+    registry = spec.evaluation.promote.mlflow if spec.evaluation.promote else None
+    if registry is None:
+        return
+    path = "spec.evaluation.promote.mlflow"
+    if registry.tracking_uri is None and spec.tracking.mlflow is None:
+        yield Violation(f"{path}.trackingUri", "must be set, because spec.tracking.mlflow is absent; set one of them")
+    if registry.alias == "latest" or re.fullmatch(r"v[0-9]+", registry.alias):
         yield Violation(
-            "spec.tracking.mlflow.trackingUri",
-            "must not contain a user name or password, which would be stored in clear text; set the variables "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in spec.workers.env from a Secret",
+            f"{path}.alias", f"must not be {registry.alias}, which MLflow reserves for versions; use another alias"
         )
 
 

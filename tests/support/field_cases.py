@@ -27,11 +27,13 @@ _POD_VALUES: dict[str, Any] = {
     "volumeMounts[].mountPath": "/data",
     "envFrom[]": {"secretRef": {"name": "x"}},
 }
+_SERVER = "https://mlflow.example.com"
 _VALUES: dict[str, Any] = {
     "method": {"full": {}},
     "data.validation": {"fraction": 0.2},
     "data.test": {"fraction": 0.2},
     "evaluation.promote.thresholds[]": {"metric": "Loss", "max": 1},
+    "evaluation.promote.mlflow": {"model": "x", "trackingUri": _SERVER},
     "deepspeed.config": {"steps_per_print": 7},
     "schedule.cron": "0 3 * * SUN",
     "schedule.timeZone": "Europe/Berlin",
@@ -62,8 +64,8 @@ def _within(path: str, value: Any) -> Any:
     return value
 
 
-_SERVER = "https://mlflow.example.com"
 _AROUND: dict[str, Any] = {
+    "evaluation.promote.mlflow.": {"evaluation": {"promote": {"mlflow": {"model": "x", "trackingUri": _SERVER}}}},
     "tracking.mlflow.": {"tracking": {"mlflow": {"trackingUri": _SERVER, "experiment": "x"}}},
     "data.validation.stratify": {"data": {"validation": {"fraction": 0.2}}},
     "data.test.stratify": {"data": {"test": {"fraction": 0.2}}},

@@ -183,6 +183,10 @@ CASES: dict[str, PolicyCase] = {
     "the default endpoint as a tracking server": tracking(ENDPOINT, TRACKING_PATH),
     "another tracking server": tracking("https://mlflow.evil.example", TRACKING_PATH),
     "another port of a tracking server": tracking("https://s3.example.com:8443", TRACKING_PATH),
+    "another server of a model registry": PolicyCase(
+        {"evaluation": {"promote": {"mlflow": {"model": "topics", "trackingUri": "https://mlflow.evil.example"}}}},
+        ("spec.evaluation.promote.mlflow.trackingUri",),
+    ),
     # variables
     "a variable with an allowed beginning": variable("NCCL_DEBUG"),
     "an allowed variable": variable("DEBUG"),

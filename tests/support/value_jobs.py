@@ -65,6 +65,7 @@ TRAINED: dict[str, dict[str, Any]] = {
                 "minGainOverBaseline": -1.0,
                 "minGainOverPromoted": -1.0,
                 "maxPValue": 1.0,
+                "mlflow": {"trackingUri": "http://127.0.0.1:9", "model": "values", "alias": "best"},
             },
         },
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged"], "keepRuns": 2},

@@ -10,7 +10,7 @@ from .methods.lora import Lora
 from .metrics import METRIC_SUPPORT, Metric, MetricSupport
 from .model import Dtype, Model
 from .pod import Affinity, EnvFrom, PodSettings, Resources, Toleration, TopologySpread, Volume, VolumeMount
-from .promotion import Promotion, Threshold
+from .promotion import ModelRegistry, Promotion, Threshold
 from .results import ArtifactFormat, Checkpoint, Evaluation, Output, Storage
 from .schedule import ConcurrencyPolicy, RunSchedule
 from .scope import Scope
@@ -91,6 +91,7 @@ __all__ = [
     "Metric",
     "MetricSupport",
     "Model",
+    "ModelRegistry",
     "ModelUri",
     "Offload",
     "Outcome",

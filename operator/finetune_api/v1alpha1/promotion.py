@@ -4,9 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .base import ApiModel
+from .base import ApiModel, matching
 from .metrics import Metric
 from .scope import Scope
+from .tracking import TrackingUri
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 """YAML can contain infinity and NaN, but JSON cannot."""
@@ -23,6 +24,28 @@ class Threshold(ApiModel, scope=Scope.EVALUATION):
 
     max: Finite | None = None
     """The metric must be at most this."""
+
+
+class ModelRegistry(ApiModel, scope=Scope.EVALUATION):
+    """The model registry of an MLflow server, in which the promoted model is registered.
+
+    A version of the registered model has the address of the model in the output; its files are not uploaded.
+    Credentials are the variables of MLflow in `workers.env`.
+    """
+
+    tracking_uri: TrackingUri | None = None
+    """URL of the server. Absent: that of `tracking.mlflow`."""
+
+    model: Annotated[
+        str,
+        matching(r"^[^/:'\"\s][^/:'\"\n]{0,254}$", "a name without '/', ':' and quotes", max_length=255),
+    ]
+    """Name of the registered model. It is created if it does not exist."""
+
+    alias: Annotated[
+        str, matching(r"^[A-Za-z0-9_-]+$", "an alias of letters, digits, '_' and '-', such as champion", max_length=255)
+    ] = "champion"
+    """Alias that is moved to the version of the promoted model, also by `finetune promote` and `rollback`."""
 
 
 class Promotion(ApiModel, scope=Scope.EVALUATION):
@@ -47,3 +70,7 @@ class Promotion(ApiModel, scope=Scope.EVALUATION):
 
     max_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
     """Maximum p-value of the paired test against the promoted model on the same examples. 1: no test."""
+
+    mlflow: ModelRegistry | None = None
+    """Register the promoted model in MLflow. A failure is a warning, and the next evaluation or `finetune promote` of
+    the run repeats it."""

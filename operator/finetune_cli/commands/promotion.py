@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +23,7 @@ from .checkpoints import Output, Where
 from .options import DEFAULT_WORK_DIR, Context, Endpoint, Kubeconfig, Namespace, WorkDir
 
 if TYPE_CHECKING:  # imports boto3, which takes half a second
-    from finetune_trainer.promotion.by_hand import Promotions
+    from finetune_trainer.promotion.by_hand import Change, Promotions
 
 _MAX_PERSON = 128
 
@@ -65,7 +66,7 @@ def promote(
         raise CommandError(f"{address.uri} must be the folder of a run: s3://BUCKET/.../runs/r0001-...", USAGE)
     with _promotions(address, layout, sources) as promotions:
         change = promotions.promote(address.uri, reason=reason, force=force)
-    echo("\n".join(change_lines(change, layout)))
+    _show(change, layout)
 
 
 def rollback(
@@ -89,7 +90,7 @@ def rollback(
     address, layout = _output(where, sources, endpoint)
     with _promotions(address, layout, sources) as promotions:
         change = promotions.roll_back(reason=reason)
-    echo("\n".join(change_lines(change, layout)))
+    _show(change, layout)
 
 
 def promoted(
@@ -119,6 +120,12 @@ def promoted(
     echo("\n".join(record_lines(record)))
 
 
+def _show(change: "Change", layout: PromotionLayout) -> None:
+    echo("\n".join(change_lines(change, layout)))
+    if change.warning:
+        echo(f"warning: {change.warning}", file=sys.stderr)
+
+
 def _output(where: str, sources: JobSources, endpoint: str | None) -> tuple[Address, PromotionLayout]:
     """Resolve a job, the address of an output, or that of one of its runs."""
     address = address_of(where, sources, endpoint)
@@ -131,7 +138,7 @@ def _promotions(address: Address, layout: PromotionLayout, sources: JobSources) 
 
     with opened_storage(address, sources) as store:
         try:
-            yield Promotions(store, layout, person=_person())
+            yield Promotions(store, layout, person=_person(), tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", ""))
         except RefusedError as error:
             raise CommandError(str(error)) from None
 

@@ -8,7 +8,7 @@ from .table import table_lines
 from .text import size
 
 if TYPE_CHECKING:  # imports boto3, which takes half a second
-    from finetune_trainer.promotion.by_hand import Change, PromotionEntry, PromotionRecord
+    from finetune_trainer.promotion.by_hand import Change, PromotionEntry, PromotionRecord, RegistryAddress
 
 _HEADINGS = ("PROMOTED", "BY", "JOB", "RUN", "MODEL")
 
@@ -34,12 +34,17 @@ def record_lines(record: "PromotionRecord") -> list[str]:
         f"digest: {record.model.digest}",
         f"promoted: {record.time} by {_who(record)}, change {record.number}",
         *([f"reason: {record.reason}"] if record.reason else []),
+        *([_registry_line(record.registry)] if record.registry else []),
         *(f"condition: {check.text} ({'holds' if check.holds else 'does not hold'})" for check in record.checks),
     ]
     for heading, entries in (("before, newest first:", earlier), ("rolled back:", record.rolled_back)):
         if entries:
             lines += ["", heading, *table_lines(_HEADINGS, [_row(entry) for entry in entries])]
     return lines
+
+
+def _registry_line(registry: "RegistryAddress") -> str:
+    return f"registered: {registry.model}@{registry.alias} on {registry.tracking_uri}"
 
 
 def _row(entry: "PromotionEntry") -> tuple[str, ...]:

@@ -184,7 +184,12 @@ RULES: tuple[Rule, ...] = (
         absent="",  # tolerates all taints
     ),
     Rule("storage_endpoints", ("spec.storage.endpoint",), AT_ORIGIN, "an address", default=lambda own: own.endpoint),
-    Rule("storage_endpoints", ("spec.tracking.mlflow.trackingUri",), AT_ORIGIN, "an address"),
+    Rule(
+        "storage_endpoints",
+        ("spec.tracking.mlflow.trackingUri", "spec.evaluation.promote.mlflow.trackingUri"),
+        AT_ORIGIN,
+        "an address",
+    ),
     Rule(
         "storage_endpoints",
         _ENV_NAMES,

@@ -4,13 +4,20 @@ import getpass
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from finetune_api.run_layout import PromotionLayout
 from finetune_api.trainer_config import StorageSettings
 from finetune_trainer.store import ObjectStore
+from finetune_trainer.tracking.mlflow import client_of
 from process_support import base_environment
 from promoted_models import StoredModel, promoted_files, stored_model
 
@@ -146,3 +153,79 @@ def test_a_rollback_to_a_model_that_was_deleted_is_refused(store: ObjectStore, o
 def test_nothing_is_promoted_in_a_new_output(output: str, finetune) -> None:
     status, _, err = finetune("promoted", output)
     assert (status, f"no model is promoted in {output}" in err) == (1, True)
+
+
+def aliased(url: str, model: str, alias: str = "champion") -> ModelVersion | None:
+    """The version that the alias names on the MLflow server."""
+    try:
+        return client_of(url).get_model_version_by_alias(model, alias)
+    except MlflowException:
+        return None
+
+
+def test_the_alias_follows_promotions_and_rollbacks(
+    store: ObjectStore, output: str, finetune, mlflow_url: str, monkeypatch
+) -> None:
+    """The second model is promoted without a registry of its own; the alias follows nevertheless."""
+    registry = {"tracking_uri": mlflow_url, "model": "our topics", "alias": "champion"}
+    first = evaluated(store, output, 1, promotion={"outcome": "Promoted", "registry": registry})
+    second = evaluated(store, output, 2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{mlflow_url}/")
+    for command, model in (
+        (("promote", first.layout.uri), first),
+        (("promote", second.layout.uri), second),
+        (("rollback", output), first),
+        (("promote", second.layout.uri), second),
+        (("promote", second.layout.uri), second),
+    ):
+        status, _, err = finetune(*command)
+        assert (status, err) == (0, "")
+        found = aliased(mlflow_url, "our topics")
+        assert found is not None
+        assert (found.source, found.tags["finetune.digest"]) == (model.uri, model.digest)
+        assert found.tags["finetune.run"] == str(model.run)
+    assert found.version == "2", "a model is registered once"
+    _, lines, _ = finetune("promoted", output)
+    assert f"registered: our topics@champion on {mlflow_url}" in lines
+
+
+@pytest.mark.parametrize("trusted", ["", "https://another.example"])
+def test_credentials_are_not_sent_to_a_server_that_only_storage_names(
+    store: ObjectStore, output: str, finetune, monkeypatch, trusted: str
+) -> None:
+    requests: list[str] = []
+    with recording_server(requests) as url:
+        registry = {"tracking_uri": url, "model": "topics", "alias": "champion"}
+        model = evaluated(store, output, 1, promotion={"outcome": "Promoted", "registry": registry})
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", trusted)
+        status, lines, err = finetune("promote", model.layout.uri)
+        assert (status, requests) == (0, [])
+        assert promoted_files(store, output) == model.contents
+        assert "warning: the model was not registered as topics@champion: set MLFLOW_TRACKING_URI" in err
+
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        status, lines, err = finetune("promote", model.layout.uri)
+        assert (status, "is already promoted" in lines[0]) == (0, True)
+        assert requests, "now the server is asked, and its answer is no MLflow"
+        assert f"warning: the model was not registered as topics@champion on {url}: MlflowException: " in err
+
+
+@contextmanager
+def recording_server(requests: list[str]) -> Iterator[str]:
+    """An HTTP server that refuses every request."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            requests.append(self.path)
+            self.send_error(418)
+
+        def log_message(self, *_: object) -> None:
+            return None
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

@@ -24,6 +24,7 @@ from finetune_trainer.promotion.records import ModelFile, PromotedModel, Promoti
 from finetune_trainer.promotion.storage import PromotionStorage
 from finetune_trainer.store import StoredVersion, join
 from finetune_trainer.store.digests import sha256_of
+from finetune_trainer.tracking.mlflow import client_of
 from promoted_models import TIME, job_ref, promoted_files
 from tiny_models import CHATML, save_tiny_bert, save_tiny_llama
 
@@ -413,3 +414,37 @@ def test_without_promote_nothing_is_promoted_or_compared(store, run, prepared, b
     assert (result.promotion, record.promotion) == (None, None)
     assert not list(store.list(join(config.output_uri, "promot")))
     assert "Promotion</h2>" not in store.get(result.report_uri).decode()
+
+
+def test_promoted_models_are_registered_and_a_failure_is_repeated(
+    store, run, prepared, bert, trained, mlflow_url, tmp_path
+):
+    """The first evaluation cannot reach the server; the second one registers the model. The next model gets the alias,
+    and a refused one does not."""
+    rules = {"maxPValue": 1.0, "mlflow": {"trackingUri": "http://127.0.0.1:9", "model": "reviews", "alias": "best"}}
+    reachable = {**rules, "mlflow": {**rules["mlflow"], "trackingUri": mlflow_url}}
+    config = prepared(bert, reviews(), promote=rules)
+    client = client_of(mlflow_url)
+
+    first = trained(config, 1, 1)
+    result, record = run(first)
+    warning = "the model was not registered as reviews@best on http://127.0.0.1:9: MlflowException: "
+    assert result.promotion.outcome is PROMOTED
+    assert warning in result.promotion.message
+    assert record.promotion.warning.startswith(warning)
+    check_promoted(store, first, tmp_path)
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert any(text.startswith(warning) for text in progress["warnings"])
+
+    first, second, worse = (trained(config, number, epochs, reachable) for number, epochs in ((1, 1), (2, 6), (3, 0)))
+    for each, promoted in ((first, first), (second, second), (worse, second), (second, second)):
+        result, record = run(each)
+        assert (result.promotion.outcome is PROMOTED) == (each is promoted)
+        assert record.promotion.warning == ""
+        version = client.get_model_version_by_alias("reviews", "best")
+        assert (version.source, version.tags["finetune.run"]) == (promoted.model_uri, str(promoted.run))
+    assert len(client.search_model_versions("name='reviews'")) == 2
+
+    change = Promotions(store, layout_of(config), person="someone", tracking_uri=mlflow_url).roll_back()
+    assert change.warning == ""
+    assert client.get_model_version_by_alias("reviews", "best").source == first.model_uri

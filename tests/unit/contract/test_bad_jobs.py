@@ -647,6 +647,30 @@ def test_a_tracking_uri_is_a_url_without_credentials(uri: str, expected: str) ->
     assert "secret@" not in found
 
 
+@pytest.mark.parametrize(
+    ("registry", "expected"),
+    [
+        ({"model": "m"}, ".trackingUri must be set, because spec.tracking.mlflow is absent; set one of them"),
+        ({"model": "m", "trackingUri": "https://a:b@x.example"}, ".trackingUri must not contain a user name"),
+        ({"model": "m", "trackingUri": "https://x.example", "alias": "latest"}, ".alias must not be latest"),
+        ({"model": "m", "trackingUri": "https://x.example", "alias": "v12"}, ".alias must not be v12"),
+        ({"model": "a/b", "trackingUri": "https://x.example"}, ".model must be a name without '/', ':' and quotes"),
+        ({"model": "a'b", "trackingUri": "https://x.example"}, ".model must be a name without '/', ':' and quotes"),
+    ],
+)
+def test_a_model_registry_needs_a_server_a_name_and_an_alias(registry: dict[str, Any], expected: str) -> None:
+    (found,) = complaints(job_with("spec.evaluation.promote", {"mlflow": registry}))
+    assert found.startswith(f"spec.evaluation.promote.mlflow{expected}")
+
+
+def test_a_model_registry_uses_the_server_of_the_tracker() -> None:
+    manifest = job_with("spec.evaluation.promote", {"mlflow": {"model": "m"}})
+    manifest["spec"]["tracking"] = {"mlflow": {"trackingUri": "https://x.example", "experiment": "e"}}
+    registry = parse_job(manifest).spec.evaluation.promote.mlflow  # type: ignore[union-attr]
+    assert registry is not None
+    assert registry.alias == "champion"
+
+
 def test_all_violations_are_reported_together() -> None:
     manifest = job_with("spec.method", {"full": {}, "lora": {}})
     manifest["spec"]["training"] |= {"epochs": 1, "maxSteps": 2, "microBatchSize": 7}

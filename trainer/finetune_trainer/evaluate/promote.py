@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.run_layout import PromotionLayout
 from finetune_api.trainer_config import Prepared, PreparedConfig
-from finetune_api.v1alpha1 import Metric, Promotion, PromotionOutcome
+from finetune_api.v1alpha1 import Metric, Promotion, PromotionOutcome, Spec
 
 from ..data.shards import TokenDataset
 from ..errors import ModelUnusableError, ObjectMissingError, StorageProtocolError
 from ..model.files import tokenizer_files
 from ..model.inspect import inspect_model
-from ..promotion.records import ModelFile, PromotedModel, PromotionEntry, PromotionRecord
+from ..promotion.model_registry import register
+from ..promotion.records import ModelFile, PromotedModel, PromotionEntry, PromotionRecord, RegistryAddress
 from ..promotion.storage import CurrentRecord, PromotionStorage
 from ..runtime import RuntimeEnv
 from ..store.client import ObjectStore
@@ -120,6 +121,7 @@ class ModelPromotion:
             checks=checks,
             uri=self.rival.uri,
             paired_test=paired_test,
+            registry=_registry(self.config.spec),
         )
         if self.rival.is_same and record is not None:
             return _kept(decision, record)
@@ -129,16 +131,7 @@ class ModelPromotion:
 
     def _promoted(self, decision: PromotionDecision) -> PromotionDecision:
         before = self.rival.current
-        entry = PromotionEntry(
-            model=PromotedModel(
-                uri=self.tuned.address.uri, digest=self.tuned.address.digest, task=self.config.prepared.task
-            ),
-            folder=self.config.run_uri,
-            job=self.config.job,
-            run=self.config.run,
-            time=decision.time,
-            checks=decision.checks,
-        )
+        entry = self._entry(decision)
         files = tuple(ModelFile(name=file.name, size=file.size, sha256=file.sha256) for file in self.tuned.files)
         record = PromotionRecord.after_promotion(before.record, entry, files, uuid.uuid4().hex)
         if self.storage.replace(before, record) is not None:
@@ -163,12 +156,45 @@ class ModelPromotion:
             }
         )
 
+    def _entry(self, decision: PromotionDecision) -> PromotionEntry:
+        return PromotionEntry(
+            model=PromotedModel(
+                uri=self.tuned.address.uri, digest=self.tuned.address.digest, task=self.config.prepared.task
+            ),
+            folder=self.config.run_uri,
+            job=self.config.job,
+            run=self.config.run,
+            time=decision.time,
+            checks=decision.checks,
+            registry=decision.registry,
+        )
+
+    def registered(self, decision: PromotionDecision) -> PromotionDecision:
+        """Register the model if it is promoted. Returns the decision, with a warning if that failed."""
+        if decision.outcome is not PromotionOutcome.PROMOTED or decision.registry is None:
+            return decision
+        warning = register(decision.registry, self._entry(decision))
+        now = self.storage.read().record
+        if now is not None and not now.is_of(self.config.run_uri, self.tuned.address.digest):
+            # Another model was promoted meanwhile, and this process may have moved the alias after it.
+            warning = register(decision.registry, now.entry)
+        return decision.model_copy(update={"warning": warning})
+
     def publish(self, decision: PromotionDecision) -> None:
         """Bring `promoted/` to the content of the model if it is promoted, also after an earlier attempt was killed."""
         if decision.outcome is PromotionOutcome.PROMOTED:
             record = self.storage.publish()
             if record is not None:
                 log.info("%s has the files of %s", self.storage.layout.folder, record.model.uri)
+
+
+def _registry(spec: Spec) -> RegistryAddress | None:
+    """Resolve the server of `spec.evaluation.promote.mlflow`; validation requires one of both."""
+    registry = spec.evaluation.promote.mlflow if spec.evaluation.promote else None
+    uri = (registry.tracking_uri if registry else None) or (spec.tracking.mlflow and spec.tracking.mlflow.tracking_uri)
+    if registry is None or not uri:
+        return None
+    return RegistryAddress(tracking_uri=uri, model=registry.model, alias=registry.alias)
 
 
 def _metrics(figures: ModelMetrics | None) -> dict[Metric, float]:

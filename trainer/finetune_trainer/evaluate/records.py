@@ -4,7 +4,7 @@ from finetune_api.comparison import MetricDelta
 from finetune_api.trainer_config import JobRef, Message, SplitCounts
 from finetune_api.v1alpha1 import DataFormat, Metric, PromotionOutcome, Task
 
-from ..promotion.records import Check
+from ..promotion.records import Check, RegistryAddress
 from ..tasks.metrics import ClassificationMetrics
 from .significance import Interval, PairedTest
 
@@ -86,6 +86,10 @@ class PromotionDecision(Message):
     """Folder of the model that was promoted before. Empty: none."""
     paired_test: PairedTest | None = None
     """The promoted model against the tuned one. Absent: they were not compared."""
+    registry: RegistryAddress | None = None
+    """Where the model is registered if it is promoted. Absent: nowhere."""
+    warning: str = ""
+    """Why the promoted model was not registered. Empty: it was, or there is no registry."""
 
     @property
     def message(self) -> str:
@@ -96,6 +100,7 @@ class PromotionDecision(Message):
             *([self.note] if self.note else []),
             *([f"does not hold: {'; '.join(failed)}"] if failed else []),
             *([f"holds: {'; '.join(held)}"] if held else []),
+            *([self.warning] if self.warning else []),
         ]
         return ". ".join(parts)
 

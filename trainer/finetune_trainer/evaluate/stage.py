@@ -3,7 +3,9 @@
 A single process.
 """
 
+import logging
 from collections.abc import Callable
+from functools import partial
 
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult, PromotionResult, shortened
@@ -37,6 +39,8 @@ from .reload import ReloadCheck
 from .report import ReportInputs, render_report
 from .significance import PairedTest, mcnemar_exact, sign_test
 from .training_log import TrainingLog
+
+log = logging.getLogger("finetune")
 
 _FEW = 100
 """Below this number of test examples, an interval is wider than about ten points."""
@@ -79,6 +83,8 @@ def evaluate(
     if promotion is not None:
         promotion, rival = promotion.measured(evaluator)
         record = _with_promotion(record, promotion, rival, after)
+        if record.promotion is not None and record.promotion.warning:
+            _warn(report, record.promotion.warning)
     with report.phase("report", "writing the report"):
         inputs = ReportInputs(
             record=record,
@@ -91,7 +97,7 @@ def evaluate(
     if promotion is not None and record.promotion is not None:
         with report.phase("promote", "copying the promoted model"):
             promotion.publish(record.promotion)
-    _report_result(config, record, uri, training, store, runtime, report.warn)
+    _report_result(config, record, uri, training, store, runtime, partial(_warn, report))
     kept = _delete_old_runs(config, store, report)
     report.update(activity="done", flush=True)
     result = EvaluateResult(
@@ -187,7 +193,7 @@ def _with_promotion(
     if figures is not None:
         record = record.model_copy(update={"promoted": figures.model_copy(update={"classification": None})})
     test = _paired_test(TASKS[record.task], rival, after)
-    return record.model_copy(update={"promotion": promotion.decide(record, test)})
+    return record.model_copy(update={"promotion": promotion.registered(promotion.decide(record, test))})
 
 
 def _promotion_result(decision: PromotionDecision | None) -> PromotionResult | None:
@@ -278,6 +284,11 @@ def _report_result(
     last = max((int(entry["step"]) for entry in log if "step" in entry), default=0)
     reports.end(Outcome.EVALUATED, RunResult(last, metrics, tags))
     reports.join()
+
+
+def _warn(report: ProgressReporter, message: str) -> None:
+    log.warning(message)
+    report.warn(message)
 
 
 def _delete_old_runs(config: TrainerConfig, store: ObjectStore, report: ProgressReporter) -> tuple[int, ...]:

@@ -11,14 +11,15 @@ from finetune_api.run_layout import PromotionLayout, RunLayout
 from finetune_api.trainer_config import Exchanged, JobRef
 from finetune_api.v1alpha1 import ArtifactFormat, PromotionOutcome
 
-from ..errors import BadConfigError, ObjectMissingError, StorageProtocolError
+from ..errors import BadConfigError, ObjectMissingError, StorageProtocolError, TrainerError
 from ..model.files import INDEX_FILE, model_files
 from ..store import ObjectStore, join
 from ..store.digests import folder_sha256
-from .records import Check, ModelFile, PromotedModel, PromotionEntry, PromotionRecord
+from .model_registry import register
+from .records import Check, ModelFile, PromotedModel, PromotionEntry, PromotionRecord, RegistryAddress
 from .storage import CurrentRecord, PromotionStorage
 
-__all__ = ["Change", "PromotionEntry", "PromotionRecord", "Promotions", "RefusedError"]
+__all__ = ["Change", "PromotionEntry", "PromotionRecord", "Promotions", "RefusedError", "RegistryAddress"]
 
 
 class RefusedError(Exception):
@@ -28,6 +29,7 @@ class RefusedError(Exception):
 class _Decision(Exchanged):
     outcome: str = ""
     checks: tuple[Check, ...] = ()
+    registry: RegistryAddress | None = None
 
 
 class _Evaluated(Exchanged):
@@ -49,15 +51,19 @@ class Change:
     """The record before. None: no model was promoted."""
     is_new: bool
     """False: the model was promoted already, and only its files were completed."""
+    warning: str = ""
+    """Why the model was not registered in the model registry. Empty: it was, or there is none."""
 
 
 class Promotions:
     """The promoted model of an output."""
 
-    def __init__(self, store: ObjectStore, layout: PromotionLayout, *, person: str) -> None:
+    def __init__(self, store: ObjectStore, layout: PromotionLayout, *, person: str, tracking_uri: str = "") -> None:
+        """`tracking_uri`: the MLflow server that the user trusts with the credentials of the environment."""
         self._store = store
         self._storage = PromotionStorage(store, layout)
         self._person = person
+        self._tracking_uri = tracking_uri.rstrip("/")
 
     def current(self) -> PromotionRecord | None:
         """Return the record; None if no model was promoted. Raises StorageProtocolError if it cannot be read."""
@@ -76,7 +82,8 @@ class Promotions:
         before = self._storage.read()
         files = self._verified(evaluated.model)
         if before.record is not None and before.record.is_of(folder, evaluated.model.digest):
-            return self._published(before.record, before, is_new=False)
+            registry = _registry_of(evaluated) or before.record.registry
+            return self._published(before.record.model_copy(update={"registry": registry}), before, is_new=False)
         entry = PromotionEntry(
             model=evaluated.model,
             folder=folder,
@@ -86,6 +93,7 @@ class Promotions:
             person=self._person,
             reason=reason,
             checks=() if evaluated.promotion is None else evaluated.promotion.checks,
+            registry=_registry_of(evaluated) or (before.record and before.record.registry),
         )
         return self._replaced(before, lambda token: PromotionRecord.after_promotion(before.record, entry, files, token))
 
@@ -108,8 +116,19 @@ class Promotions:
                 time=rfc3339(utc_now(), "seconds"),
                 person=self._person,
                 reason=reason,
+                registry=self._newest_registry(record),
             ),
         )
+
+    def _newest_registry(self, record: PromotionRecord) -> RegistryAddress | None:
+        """Return where the newest evaluation of the promoted model has registered it, if it is known.
+
+        The evaluation may have used another server than the record has, which is that of the promotion.
+        """
+        try:
+            return _registry_of(self._evaluated(record.folder))
+        except TrainerError:
+            return None
 
     def _replaced(self, before: CurrentRecord, make: Callable[[str], PromotionRecord]) -> Change:
         stored = self._storage.replace(before, make(uuid.uuid4().hex))
@@ -122,7 +141,22 @@ class Promotions:
 
     def _published(self, record: PromotionRecord, before: CurrentRecord, *, is_new: bool) -> Change:
         self._storage.publish()
-        return Change(record, before.record, is_new)
+        return Change(record, before.record, is_new, self._registered(record))
+
+    def _registered(self, record: PromotionRecord) -> str:
+        """Register the model. Returns a warning, or an empty string.
+
+        Others may be able to write the record, so credentials are not sent to a server that only the record names.
+        """
+        registry = record.registry
+        if registry is None:
+            return ""
+        if registry.tracking_uri.rstrip("/") != self._tracking_uri:
+            return (
+                f"the model was not registered as {registry.model}@{registry.alias}: set MLFLOW_TRACKING_URI to "
+                f"{registry.tracking_uri}, if you trust it, and repeat the command `finetune promote {record.folder}`"
+            )
+        return register(registry, record.entry)
 
     def _evaluated(self, folder: str) -> _Evaluated:
         uri = RunLayout(folder).evaluation
@@ -160,3 +194,7 @@ class Promotions:
                 advice="restore the folder, or train and evaluate again with another spec.runId",
             )
         return files
+
+
+def _registry_of(evaluated: _Evaluated) -> RegistryAddress | None:
+    return None if evaluated.promotion is None else evaluated.promotion.registry

@@ -39,6 +39,14 @@ class PromotedModel(Exchanged):
     """Task that the model was trained for."""
 
 
+class RegistryAddress(Exchanged):
+    """`spec.evaluation.promote.mlflow` with its defaults resolved."""
+
+    tracking_uri: str
+    model: str
+    alias: str
+
+
 class PromotionEntry(Exchanged):
     """A model that is or was promoted."""
 
@@ -57,6 +65,8 @@ class PromotionEntry(Exchanged):
     """Why, as written by this user."""
     checks: tuple[Check, ...] = ()
     """Conditions of `spec.evaluation.promote` with their values."""
+    registry: RegistryAddress | None = None
+    """Where the model is registered. Absent: nowhere."""
 
 
 class PromotionRecord(PromotionEntry):
@@ -115,10 +125,21 @@ class PromotionRecord(PromotionEntry):
         time: str,
         person: str,
         reason: str,
+        registry: RegistryAddress | None = None,
     ) -> Self:
-        """Return the record after a rollback to the previous entry, which must exist."""
+        """Return the record after a rollback to the previous entry, which must exist.
+
+        `registry`: where the alias is that must move; by default that of the model that is rolled back.
+        """
         assert before.previous is not None, "a rollback needs a previous entry"
-        entry = before.previous.model_copy(update={"time": time, "person": person, "reason": reason})
+        entry = before.previous.model_copy(
+            update={
+                "time": time,
+                "person": person,
+                "reason": reason,
+                "registry": registry or before.registry or before.previous.registry,
+            }
+        )
         return cls._of(
             entry,
             files,

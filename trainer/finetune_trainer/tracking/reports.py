@@ -30,7 +30,15 @@ def requested(tracking: Tracking) -> list[tuple[Tracker, ApiModel]]:
 
 
 def check_installed(spec: Spec) -> None:
-    """Raise BadConfigError if the trainer image lacks the library of a tracker."""
+    """Raise BadConfigError if the trainer image lacks the library of a tracker or of the model registry."""
+    registry = TRACKERS["mlflow"]
+    promote = spec.evaluation.promote
+    if promote is not None and promote.mlflow is not None and not registry.is_installed:
+        path = "spec.evaluation.promote.mlflow"
+        raise BadConfigError(
+            f"{path} requires {registry.distribution}, which this trainer image does not have",
+            advice=f"use an image with finetune-operator[{EXTRA}], or remove {path}",
+        )
     for tracker, _ in requested(spec.tracking):
         if not tracker.is_installed:
             raise BadConfigError(
