@@ -10,6 +10,7 @@ CLUSTER = ["--context", "--kubeconfig", "--namespace"]
 SURFACE = {
     "run": ["job", "--endpoint", "--watch", "--work-dir"],
     "demo": ["--watch", "--work-dir"],
+    "init": ["--column", "--data", "--endpoint", "--model", "--output", "--work-dir", "-o"],
     "validate": ["files"],
     "render": ["job"],
     "status": ["name", *CLUSTER, "--output", "--work-dir", "-n", "-o"],

@@ -1,0 +1,112 @@
+"""`finetune init` as a process, and a run of the job that it writes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+import tiny_models
+from process_support import base_environment
+from rows import chats, classified, jsonl
+
+EVIL = 'lab\x1b[2J: el\n# "x"'
+
+
+def finetune(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run a command; returns status, output and errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_cli", *arguments],
+        cwd=folder,
+        env=base_environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a tiny model and a data file."""
+    tiny_models.save_tiny_bert(tmp_path / "bert")
+    (tmp_path / "reviews.jsonl").write_bytes(jsonl(classified()))
+    return tmp_path
+
+
+def test_the_first_job_of_a_file_is_valid_and_runs(folder: Path) -> None:
+    status, out, err = finetune(folder, "init", "--data", "reviews.jsonl", "--model", "bert")
+    assert (status, err) == (0, "")
+    assert out == "job.yaml: Classification, 60 records read; run `finetune run job.yaml`\n"
+    text = (folder / "job.yaml").read_text()
+    job = YAML(typ="safe").load(text)
+    assert job["metadata"]["name"] == "reviews"
+    assert job["spec"]["model"]["uri"] == f"file://{folder}/bert"
+    assert job["spec"]["data"]["format"] == "Classification"
+    assert job["spec"]["data"]["maxLength"] == 32
+    assert job["spec"]["training"] == {"epochs": 3, "learningRate": 1e-3, "globalBatchSize": 8}
+    for choice in ("format", "maxLength", "learningRate", "globalBatchSize", "full", "validation", "test"):
+        (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{choice}:")]
+        before = text.splitlines()[text.splitlines().index(line) - 1]
+        assert "#" in line or "#" in before, f"{choice} has a comment"
+    status, out, _ = finetune(folder, "validate", "job.yaml")
+    assert (status, out.splitlines()[0]) == (0, "job.yaml: valid")
+    status, out, err = finetune(folder, "run", "job.yaml", "--watch", "plain")
+    assert status == 0, out + err
+    status, out, _ = finetune(folder, "status", "-o", "json")
+    assert json.loads(out)["status"]["phase"] == "Succeeded"
+
+
+def test_columns_are_named_and_texts_of_the_file_stay_texts(folder: Path) -> None:
+    """Names of files and columns may have any characters."""
+    rows = [{"sentence": row["text"], EVIL: row["label"]} for row in classified()]
+    name = "my: [data] 'x'.jsonl"
+    (folder / name).write_bytes(jsonl(rows))
+    columns = ("--column", "text=sentence", "--column", f"label={EVIL}")
+    status, _, err = finetune(folder, "init", "--data", name, "--model", "bert", *columns, "-o", "other.yaml")
+    assert (status, err) == (0, "")
+    spec = YAML(typ="safe").load((folder / "other.yaml").read_text())["spec"]
+    assert spec["data"]["columns"] == {"text": "sentence", "label": EVIL}
+    assert spec["data"]["train"] == [{"uri": f"file://{folder}/{name}"}]
+    assert "\x1b" not in (folder / "other.yaml").read_text()
+
+
+def test_a_chat_model_gets_the_length_of_its_conversations(folder: Path) -> None:
+    tiny_models.save_tiny_llama(folder / "llama", tiny_models.CHATML)
+    (folder / "chats.jsonl").write_bytes(jsonl(chats(40)))
+    status, out, err = finetune(folder, "init", "--data", "chats.jsonl", "--model", "llama")
+    assert (status, err) == (0, ""), out
+    spec = YAML(typ="safe").load((folder / "job.yaml").read_text())["spec"]
+    assert spec["data"]["format"] == "Chat"
+    assert spec["data"]["maxLength"] % 32 == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "expected", "words"),
+    [
+        (b"", (), 65, "data.jsonl has no records"),
+        (b"\n\n", (), 65, "data.jsonl has no records"),
+        (b'{"a": 1, "b": 2}\n', (), 65, "the columns (a, b) match no format"),
+        (b'{"text": "", "label": ""}\n', (), 65, "none of the first 1 records"),
+        (b"PAR1", (), 65, "Parquet"),
+        (b'{"text": "x", "label": "y"}\n', ("--column", "txet=a"), 65, "--column txet"),
+        (b'{"text": "x", "label": "y"}\n', ("--column", "text"), 2, "--column must be FIELD=COLUMN, not text"),
+        (b'{"text": "x", "label": "y"}\n', ("--model", "missing"), 66, "missing"),
+        (b'{"text": "x", "label": "y"}\n', ("--data", "missing.jsonl"), 65, "missing.jsonl matches no file"),
+        (b'{"text": "x", "label": "y"}\n', ("--data", "http://a.example/x"), 2, "spec.data.train[0].uri must be"),
+        (b'{"text": "x", "label": "y"}\n', ("--model", "http://a.example/x"), 2, "spec.model.uri must be"),
+        (b'{"text": "x", "label": "y"}\n', ("-o", "data.jsonl"), 2, "data.jsonl exists; name another file with -o"),
+        (b'{"text": "x", "label": "y"}\n', ("-o", "no/job.yaml"), 2, "no/job.yaml cannot be written"),
+    ],
+)
+def test_bad_input_is_an_error_that_names_it(
+    folder: Path, content: bytes, arguments: tuple[str, ...], expected: int, words: str
+) -> None:
+    (folder / "data.jsonl").write_bytes(content)
+    status, out, err = finetune(folder, "init", "--data", "data.jsonl", "--model", "bert", *arguments)
+    assert (status, out, words in err) == (expected, "", True), err
+    assert not (folder / "job.yaml").exists()
