@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from finetune_api.v1alpha1 import ArtifactFormat, Metric, PromotionOutcome, Task
+from finetune_trainer.data.info import RuleInfo, ShownRecord
 from finetune_trainer.evaluate.compare import limit_classes
 from finetune_trainer.evaluate.model_card import model_card
 from finetune_trainer.evaluate.records import Generation, PromotionDecision
@@ -122,6 +123,16 @@ def test_markup_in_the_data_is_shown_not_executed(report_inputs):
     spec = {"evaluation": {"prompts": [EVIL]}, "model": {"uri": "s3://corp/<script>alert(1)</script>/m"}}
     text = render_report(report_inputs(Task.CAUSAL_LM, generations=generations, spec=spec))
     assert not {"script", "img"} & set(Page(text).tags)
+
+
+def test_each_cleaning_rule_is_shown_with_its_counts_and_examples(report_inputs):
+    examples = (ShownRecord(place="s3://bucket/a.jsonl line 3", text="<b>caf\u00e9</b>"),)
+    rules = (RuleInfo(rule="unicode repair", changed=1_234, examples=examples), RuleInfo(rule="length", dropped=7))
+    inputs = report_inputs()
+    page = render_report(dataclasses.replace(inputs, data=dataclasses.replace(inputs.data, rules=rules)))
+    words = " ".join(re.sub("<[^>]*>", " ", page.partition("<h3>Cleaning</h3>")[2]).split())
+    assert "unicode repair 1,234 0 &lt;b&gt;caf\u00e9&lt;/b&gt; s3://bucket/a.jsonl line 3 length 0 7" in words
+    assert "Cleaning" not in render_report(inputs)
 
 
 def test_values_of_environment_variables_are_not_shown(classifier_page):

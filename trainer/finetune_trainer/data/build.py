@@ -215,9 +215,9 @@ def _build(
             _check_counts(rows.counts(splitter.counts), spec, removed)
             rows.assign(splitter)
         else:
-            counts = rows.assign_groups(steps.split, spec)
-            remarks += _group_remarks(counts, spec)
-            _check_counts(rows.counts(counts), spec, removed)
+            assigned = rows.assign_groups(steps.split, spec)
+            remarks += _group_remarks(assigned, spec)
+            _check_counts(rows.counts(assigned), spec, removed)
         rows.apply_to_features([step for step in steps.on_features if step.after_split], decode)
         removed = _removed_text(rows.tallies)
     for step in steps.rules:

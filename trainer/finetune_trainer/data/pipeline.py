@@ -188,6 +188,7 @@ class DataStep:
             return None
         apply = functools.partial(self.apply, parameters)
         if self.phase is Phase.TEXTS:
+            assert formatter is not None, "the format decides which values are texts"
             is_emptied = None if self.is_emptied is None else functools.partial(self.is_emptied, parameters)
             apply = functools.partial(change_texts, formatter, apply, is_emptied, self.shown)
         return Step(
