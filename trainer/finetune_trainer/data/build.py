@@ -258,7 +258,7 @@ def _build(
         shards={name: tuple(split.writer.shards) for name, split in written.items()},
         remarks=remarks,
     )
-    uri, content = join(dataset_uri, DATASET_FILE), info.model_dump_json(indent=1).encode()
+    uri, content = join(dataset_uri, DATASET_FILE), info.content()
     try:
         is_new = store.put_if_absent(uri, content)
     except StorageProtocolError:  # the store has no conditional writes: the last writer wins

@@ -18,7 +18,9 @@ SPLITS = ("train", "validation", "test")
 
 
 class _Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """Unknown fields are ignored: a newer trainer may have prepared the data set."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class SourceInfo(_Block):
@@ -103,6 +105,10 @@ class DatasetInfo(_Block):
     """Split -> shards in row order."""
     remarks: tuple[str, ...] = ()
     """Notes for the user about how the rows were made, one line each."""
+
+    def content(self) -> bytes:
+        """The content of the file. `rules` is omitted if it is empty, because older trainers refuse unknown fields."""
+        return self.model_dump_json(indent=1, exclude=None if self.rules else {"rules"}).encode()
 
 
 def read_dataset_info(store: ObjectStore, dataset_uri: str) -> DatasetInfo:
