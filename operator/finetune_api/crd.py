@@ -25,9 +25,10 @@ from .constants import (
     VOLUMES,
 )
 from .support import SUPPORT
-from .v1alpha1 import ArtifactFormat, DataFormat, FineTuneJob, Method, Spec, Status, Volume
+from .v1alpha1 import ArtifactFormat, DataFormat, FineTuneJob, Method, Spec, Status, Volume, ScheduleOptions
 from .v1alpha1.data import MAY_BE_SEVERAL_WORDS
 from .v1alpha1.pod import POD_BLOCKS
+from .v1alpha1.training import SCHEDULES_WITH
 
 Schema = dict[str, Any]
 
@@ -49,6 +50,17 @@ _RESERVED = (
     ),
 )
 
+
+def _schedule_options() -> Iterable[tuple[str, str]]:
+    """CEL rules: an option of a schedule is set only with the schedules that use it."""
+    for name, schedules in SCHEDULES_WITH.items():
+        field, values = ScheduleOptions.model_fields[name].alias, [schedule.value for schedule in schedules]
+        yield (
+            f"!has(self.scheduleOptions) || !has(self.scheduleOptions.{field}) || self.schedule in {values}",
+            f"scheduleOptions.{field} must be absent with a schedule other than {', '.join(values)}; remove it",
+        )
+
+
 CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "": (
         (
@@ -63,6 +75,7 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "spec.method": ((_one_of(_METHODS), f"must have exactly one of {', '.join(_METHODS)}"),),
     "spec.training": (
         ("!has(self.epochs) || !has(self.maxSteps)", "must not have both epochs and maxSteps; keep one"),
+        *_schedule_options(),
     ),
     "spec.workers": (
         ("!has(self.minNodes) || self.minNodes <= self.nodes", "minNodes must be at most nodes"),

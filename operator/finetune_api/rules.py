@@ -22,6 +22,8 @@ from .v1alpha1 import (
     Holdout,
     Offload,
     PodSettings,
+    Schedule,
+    ScheduleOptions,
     Spec,
     Task,
     Toleration,
@@ -31,6 +33,7 @@ from .v1alpha1 import (
 from .v1alpha1.data import MAY_BE_SEVERAL_WORDS
 from .v1alpha1.pod import KEY_PATTERN, POD_BLOCKS
 from .v1alpha1.quantities import amount, seconds
+from .v1alpha1.training import SCHEDULE_DEFAULTS, SCHEDULES_WITH
 
 Entry = TypeVar("Entry")
 _MIN_POLL_SECONDS = 60
@@ -62,6 +65,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _gpus,
         _lengths,
         _warmup,
+        _schedule_options,
         _holdouts,
         _cleaning,
         _batch,
@@ -117,7 +121,7 @@ OWNED_DEEPSPEED_KEYS: dict[str, str] = {
     "gradient_accumulation_steps": "spec.training.globalBatchSize and microBatchSize",
     "gradient_clipping": "spec.training.maxGradNorm",
     "optimizer": "spec.training",
-    "scheduler": "spec.training.schedule and warmup",
+    "scheduler": "spec.training.schedule, scheduleOptions and warmup",
     "fp16": "spec.model.dtype",
     "bf16": "spec.model.dtype",
     "zero_optimization.stage": "spec.deepspeed.zeroStage",
@@ -362,6 +366,27 @@ def _warmup(spec: Spec) -> Iterator[Violation]:
             f"must be less than spec.training.maxSteps, {total}, not {warmup}, because the learning rate would never "
             "reach its peak",
         )
+
+
+def _schedule_options(spec: Spec) -> Iterator[Violation]:
+    training, options, path = spec.training, spec.training.schedule_options, "spec.training.scheduleOptions"
+    for name, schedules in SCHEDULES_WITH.items():
+        if getattr(options, name) is not None and training.schedule not in schedules:
+            *first, last = schedules
+            listed = f"{', '.join(first)} or {last}" if first else last
+            yield Violation(
+                f"{path}.{ScheduleOptions.model_fields[name].alias}",
+                f"must be absent with schedule {training.schedule}, which does not use it; remove it, or set "
+                f"spec.training.schedule to {listed}",
+            )
+    if training.schedule is Schedule.WARMUP_STABLE_DECAY:
+        warmup = training.warmup.ratio or 0.0
+        decay = SCHEDULE_DEFAULTS["decay_ratio"] if options.decay_ratio is None else options.decay_ratio
+        if warmup + decay > 1.0:
+            yield Violation(
+                f"{path}.decayRatio",
+                f"must be at most 1 - spec.training.warmup.ratio, {1.0 - warmup:.3g}, not {decay:g}; lower one of them",
+            )
 
 
 def _holdouts(spec: Spec) -> Iterator[Violation]:

@@ -39,6 +39,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "training": {
             **_SHORT,
             "schedule": "Polynomial",
+            "scheduleOptions": {"power": 1.5, "minLearningRateRatio": 0.1},
             "warmup": {"ratio": 0.3},
             "microBatchSize": 2,
             "weightDecay": 0.1,
@@ -139,7 +140,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "model": {"uri": "{models}/bert", "task": "SequenceClassification"},
         "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}]},
         "method": {"ia3": {"targets": ["key", "value", "intermediate.dense"]}},
-        "training": _SHORT,
+        "training": {**_SHORT, "maxSteps": 6, "schedule": "CosineWithRestarts", "scheduleOptions": {"cycles": 3}},
         "deepspeed": {"zeroStage": 3},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
     },
@@ -171,7 +172,12 @@ TRAINED: dict[str, dict[str, Any]] = {
             "columns": {"tokens": "words", "tags": "names"},
         },
         "method": {"lora": {}},
-        "training": {**_SHORT, "earlyStopping": {"metric": "EntityF1"}},
+        "training": {
+            **_SHORT,
+            "schedule": "WarmupStableDecay",
+            "scheduleOptions": {"decayRatio": 0.5},
+            "earlyStopping": {"metric": "EntityF1"},
+        },
         "evaluation": {
             "everySteps": 2,
             "promote": {"metric": "EntityF1", "thresholds": [{"metric": "EntityF1", "min": 0.0}]},

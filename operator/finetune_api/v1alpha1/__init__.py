@@ -40,7 +40,7 @@ from .status import (
 )
 from .tasks import ENTITY_PREFIXES, TASK_SUPPORT, Task, TaskSupport
 from .tracking import MLflow, TensorBoard, Tracking
-from .training import DeepSpeed, EarlyStopping, Offload, Schedule, Training, Warmup
+from .training import DeepSpeed, EarlyStopping, Offload, Schedule, Training, Warmup, ScheduleOptions
 from .workers import Budget, Cache, EnvVar, EnvVarSource, KeySelector, Restart, Workers
 
 __all__ = [
@@ -115,6 +115,7 @@ __all__ = [
     "RunTrigger",
     "S3Uri",
     "Schedule",
+    "ScheduleOptions",
     "ScheduleStatus",
     "Scope",
     "Source",

@@ -21,6 +21,56 @@ class Schedule(StrEnum):
     CONSTANT = "Constant"
     POLYNOMIAL = "Polynomial"
     INVERSE_SQRT = "InverseSqrt"
+    COSINE_WITH_RESTARTS = "CosineWithRestarts"
+    WARMUP_STABLE_DECAY = "WarmupStableDecay"
+
+
+class ScheduleOptions(ApiModel, scope=Scope.RUN):
+    """Settings of a schedule, like `lr_scheduler_kwargs` of transformers. Each one is allowed only with the schedules
+    that use it."""
+
+    min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Learning rate at the end of the decay, as a share of the peak. With Linear, Cosine, Polynomial,
+    CosineWithRestarts and WarmupStableDecay. Absent: 0."""
+
+    power: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
+    """Power of the remaining share of the steps. With Polynomial. Absent: 2."""
+
+    cycles: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    """Number of times that the learning rate decays from the peak. With CosineWithRestarts. Absent: 2."""
+
+    decay_ratio: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Share of all optimizer steps in which the learning rate decays, at the end. With WarmupStableDecay. Absent:
+    0.2."""
+
+    def without_fixed_defaults(self) -> Self:
+        """Without the fields that are set to the value that they have if they are absent."""
+        fixed = {name: None for name, value in SCHEDULE_DEFAULTS.items() if getattr(self, name) == value}
+        return self.model_copy(update=fixed)
+
+
+SCHEDULE_DEFAULTS: dict[str, float | int] = {
+    "min_learning_rate_ratio": 0.0,
+    "power": 2,
+    "cycles": 2,
+    "decay_ratio": 0.2,
+}
+"""Values of absent fields of ScheduleOptions."""
+
+_DECAYING = (
+    Schedule.LINEAR,
+    Schedule.COSINE,
+    Schedule.POLYNOMIAL,
+    Schedule.COSINE_WITH_RESTARTS,
+    Schedule.WARMUP_STABLE_DECAY,
+)
+SCHEDULES_WITH: dict[str, tuple[Schedule, ...]] = {
+    "min_learning_rate_ratio": _DECAYING,
+    "power": (Schedule.POLYNOMIAL,),
+    "cycles": (Schedule.COSINE_WITH_RESTARTS,),
+    "decay_ratio": (Schedule.WARMUP_STABLE_DECAY,),
+}
+"""Field of ScheduleOptions -> the schedules that use it."""
 
 
 class Warmup(ApiModel, scope=Scope.RUN):
@@ -61,7 +111,11 @@ class Training(ApiModel, scope=Scope.RUN):
     schedule: Schedule = Schedule.LINEAR
     """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial decay to zero at
     the end, Polynomial with the square of the remaining share of the steps. InverseSqrt decays as sqrt(warmup /
-    step)."""
+    step). CosineWithRestarts decays several times, each time from the peak. WarmupStableDecay stays at the peak and
+    decays along a cosine in the last steps."""
+
+    schedule_options: ScheduleOptions = ScheduleOptions()
+    """Settings of the schedule."""
 
     warmup: Warmup = Warmup()
     """Linear increase of the learning rate from zero. Absent: none."""

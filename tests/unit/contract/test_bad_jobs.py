@@ -133,6 +133,28 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.training.warmup.steps must be less than spec.training.maxSteps, 5, not 5",
         ),
         (
+            "spec.training",
+            {"learningRate": 1, "scheduleOptions": {"power": 3.0}},
+            "spec.training.scheduleOptions.power must be absent with schedule Linear, which does not use it; remove "
+            "it, or set spec.training.schedule to Polynomial",
+        ),
+        (
+            "spec.training",
+            {"learningRate": 1, "schedule": "Constant", "scheduleOptions": {"minLearningRateRatio": 0.1}},
+            "to Linear, Cosine, Polynomial, CosineWithRestarts or WarmupStableDecay",
+        ),
+        (
+            "spec.training",
+            {"learningRate": 1, "schedule": "WarmupStableDecay", "warmup": {"ratio": 0.85}},
+            "spec.training.scheduleOptions.decayRatio must be at most 1 - spec.training.warmup.ratio, 0.15, not 0.2; "
+            "lower one of them",
+        ),
+        (
+            "spec.training",
+            {"learningRate": 1, "schedule": "CosineWithRestarts", "scheduleOptions": {"minLearningRateRatio": 0.1}},
+            None,
+        ),
+        (
             "spec",
             job_with("spec.training.earlyStopping", {})["spec"] | {"checkpoint": {"keepBest": 0}},
             "spec.checkpoint.keepBest must be at least 1, not 0: early stopping exports the best checkpoint; write 1,",

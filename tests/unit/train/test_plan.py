@@ -53,6 +53,13 @@ def test_an_inverse_square_root_that_stays_at_its_peak_gets_a_warning(training: 
     assert ["hardly lowers" in warning for warning in plan.warnings] == [True] * warned
 
 
+def test_cycles_without_room_to_decay_get_a_warning() -> None:
+    training = {"schedule": "CosineWithRestarts", "scheduleOptions": {"cycles": 11}}
+    (warning,) = training_plan(train_config(training=training)).warnings
+    assert "11 cycles of spec.training.schedule CosineWithRestarts share 21 steps" in warning
+    assert training_plan(train_config(training=training | {"epochs": 4})).warnings == ()
+
+
 @pytest.mark.parametrize(("steps", "logged"), [(2000, [*range(1, 2001)]), (2001, [1, *range(10, 2001, 10), 2001])])
 def test_short_runs_log_every_step_and_long_ones_every_tenth_the_first_and_the_last(
     steps: int, logged: list[int]

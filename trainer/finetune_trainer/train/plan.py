@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from finetune_api.trainer_config import PreparedConfig
-from finetune_api.v1alpha1 import Schedule
-from finetune_api.v1alpha1.training import DEFAULT_EPOCHS
+from finetune_api.v1alpha1 import Schedule, ScheduleOptions
+from finetune_api.v1alpha1.training import DEFAULT_EPOCHS, SCHEDULE_DEFAULTS
 
 from ..checkpoint.save_interval import SavePolicy
 from .schedule import rate_factor
@@ -29,10 +29,11 @@ class TrainingPlan:
     """0: never, because there is no validation split."""
     saves: SavePolicy
     schedule: Schedule = Schedule.LINEAR
+    options: ScheduleOptions | None = None
 
     def rate_factor(self, step: int) -> float:
         """Return the learning rate at a step, counted from 0, as a share of its peak."""
-        return rate_factor(self.schedule, step, warmup=self.warmup_steps, total=self.total_steps)
+        return rate_factor(self.schedule, step, warmup=self.warmup_steps, total=self.total_steps, options=self.options)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -47,6 +48,12 @@ class TrainingPlan:
             return (
                 "spec.training.schedule InverseSqrt without a warmup hardly lowers the learning rate: after "
                 f"{self.total_steps} steps it is still {last:.0%} of its peak; set spec.training.warmup",
+            )
+        cycles = (self.options and self.options.cycles) or SCHEDULE_DEFAULTS["cycles"]
+        if self.schedule is Schedule.COSINE_WITH_RESTARTS and self.total_steps - self.warmup_steps < 2 * cycles:
+            return (
+                f"the learning rate hardly decays: {cycles} cycles of spec.training.schedule CosineWithRestarts share "
+                f"{self.total_steps - self.warmup_steps} steps; lower spec.training.scheduleOptions.cycles",
             )
         return ()
 
@@ -76,4 +83,5 @@ def training_plan(config: PreparedConfig) -> TrainingPlan:
         evaluate_every=(config.spec.evaluation.every_steps or per_epoch) if prepared.counts.validation else 0,
         saves=SavePolicy.of(config.spec.checkpoint, total_steps=total),
         schedule=training.schedule,
+        options=training.schedule_options,
     )

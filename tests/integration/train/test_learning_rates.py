@@ -1,0 +1,33 @@
+"""The learning rates of a training are those of its schedule."""
+
+from collections.abc import Callable
+from math import cos, pi
+from typing import Any
+
+import pytest
+
+from training_harness import STEPS_PER_EPOCH, TrainingHarness
+
+PEAK, STEPS = 5e-3, 2 * STEPS_PER_EPOCH
+
+SCHEDULES: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
+    "CosineWithRestarts": ({"minLearningRateRatio": 0.2}, lambda step: 0.2 + 0.4 * (1 + cos(pi * (step % 5) / 5))),
+    "WarmupStableDecay": ({"decayRatio": 0.4}, lambda step: (1 + cos(pi * max(0, step - 6) / 4)) / 2),
+    "Linear": ({"minLearningRateRatio": 0.5}, lambda step: 1 - step / 20),
+}
+"""Schedule -> its options, and the share of the peak at a step, from 0."""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_logged_learning_rates_follow_the_formula_also_after_a_stop(
+    harness: TrainingHarness, schedule: str
+) -> None:
+    options, factor = SCHEDULES[schedule]
+    training = {"schedule": schedule, "scheduleOptions": options}
+    name = f"rates-{schedule.lower()}"
+    stopped = harness.run(harness.config(name, kind="bert", training=training), TEST_END="stop", TEST_END_STEP="7")
+    assert stopped.exit_codes == [75, 75], stopped.output
+    config = harness.config(name, kind="bert", training=training, attempt=2)
+    assert harness.run(config).exit_codes == [0, 0]
+    rates = [entry["learning_rate"] for entry in harness.training_log(config) if "loss" in entry]
+    assert rates == pytest.approx([PEAK * factor(step) for step in range(STEPS)], rel=1e-12)
