@@ -77,6 +77,13 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         ("!has(self.epochs) || !has(self.maxSteps)", "must not have both epochs and maxSteps; keep one"),
         *_schedule_options(),
     ),
+    "spec.method.full.freeze": (
+        (
+            "(has(self.embeddings) && self.embeddings) || has(self.firstLayers) || "
+            "(has(self.patterns) && self.patterns.size() > 0)",
+            "must have at least one of embeddings, firstLayers, patterns",
+        ),
+    ),
     "spec.workers": (
         ("!has(self.minNodes) || self.minNodes <= self.nodes", "minNodes must be at most nodes"),
         (

@@ -58,6 +58,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
     checks: list[Callable[[Spec], Iterator[Violation]]] = [
         _method,
         _support,
+        _freeze,
         _no_credentials,
         _model_registry,
         _env,
@@ -145,6 +146,15 @@ def _method(spec: Spec) -> Iterator[Violation]:
 def _support(spec: Spec) -> Iterator[Violation]:
     """Combinations that the support table does not contain."""
     yield from (Violation(path, message) for path, message in SUPPORT.refusals(spec))
+
+
+def _freeze(spec: Spec) -> Iterator[Violation]:
+    freeze = None if spec.method.full is None else spec.method.full.freeze
+    if freeze is not None and not (freeze.embeddings or freeze.first_layers or freeze.patterns):
+        yield Violation(
+            "spec.method.full.freeze",
+            "must have at least one of embeddings, firstLayers, patterns; write one of them, or remove freeze",
+        )
 
 
 def _no_credentials(spec: Spec) -> Iterator[Violation]:

@@ -106,6 +106,8 @@ class Prepared(Exchanged):
     """Label names in the order of their ids; empty for language models, and in the termination message."""
     parameters: int = 0
     """Parameters of the base model."""
+    frozen_parameters: int = 0
+    """Those of them that `spec.method.full.freeze` excludes from the training."""
     test_tokens: int | None = None
     """Tokens of the test split. Absent: written by an older trainer."""
     memory_estimate_bytes: int = 0

@@ -73,6 +73,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"deepspeed": {"zeroStage": 2, "offload": "OptimizerAndParameters"}},
         "deepspeed.zeroStage must be 3 for offload OptimizerAndParameters, not 0, 1 or 2",
     ),
+    "a freeze without parameters": (
+        {"method": {"full": {"freeze": {}}}},
+        "must have at least one of embeddings, firstLayers, patterns",
+    ),
     "an option of another schedule": (
         {"training": {"schedule": "Cosine", "scheduleOptions": {"power": 3}}},
         "scheduleOptions.power must be absent with a schedule other than Polynomial",

@@ -30,6 +30,7 @@ _POD_VALUES: dict[str, Any] = {
 _SERVER = "https://mlflow.example.com"
 _VALUES: dict[str, Any] = {
     "method": {"full": {}},
+    "method.full.freeze": {"firstLayers": 1},
     "data.validation": {"fraction": 0.2},
     "data.test": {"fraction": 0.2},
     "evaluation.promote.thresholds[]": {"metric": "Loss", "max": 1},
@@ -72,6 +73,7 @@ _AROUND: dict[str, Any] = {
     "data.validation.groupBy": {"data": {"validation": {"fraction": 0.2}, "test": {"fraction": 0.0}}},
     "data.test.groupBy": {"data": {"validation": {"fraction": 0.0}, "test": {"fraction": 0.2}}},
     "evaluation.promote.thresholds[].": {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": 1}]}}},
+    "method.full.freeze.": {"method": {"full": {"freeze": {"firstLayers": 1}}}},
     "method.promptTuning": {"output": {"formats": ["Adapter"]}},
     "schedule.": {"schedule": {"cron": "0 3 * * SUN"}},
     "training.scheduleOptions.power": {"training": {"schedule": "Polynomial"}},

@@ -35,7 +35,7 @@ TRAINED: dict[str, dict[str, Any]] = {
                 "testOverlap": True,
             },
         },
-        "method": {"full": {}},
+        "method": {"full": {"freeze": {"embeddings": False, "firstLayers": 1, "patterns": ["*.LayerNorm.*"]}}},
         "training": {
             **_SHORT,
             "schedule": "Polynomial",
@@ -113,6 +113,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "schedule": "Cosine",
             "earlyStopping": {"metric": "Loss"},
         },
+        "method": {"full": {"freeze": {"embeddings": True}}},
         "deepspeed": {"zeroStage": 3, "offload": "OptimizerAndParameters"},
         "checkpoint": {"everySteps": 2},
         "evaluation": {

@@ -101,6 +101,11 @@ def log_train_started(config: TrainerConfig, plan: _Plan) -> None:
     )
 
 
+def log_parameters(*, trained: int, total: int) -> None:
+    """Log how many parameters of the model are trained."""
+    log.info("%s of %s parameters are trained, %s are frozen", f"{trained:,}", f"{total:,}", f"{total - trained:,}")
+
+
 def log_trained(result: TrainResult) -> None:
     """Log the last step of the training and the exported model."""
     ended = "stopped early" if result.stopped_early else "finished"

@@ -5,7 +5,7 @@ from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout,
 from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
 from .methods.base import MethodBlock, MethodSupport
-from .methods.full import FullFineTune
+from .methods.full import Freeze, FullFineTune
 from .methods.lora import Lora
 from .metrics import METRIC_SUPPORT, Metric, MetricSupport
 from .model import Dtype, Model
@@ -79,6 +79,7 @@ __all__ = [
     "Evaluation",
     "FailureStatus",
     "FineTuneJob",
+    "Freeze",
     "FullFineTune",
     "Holdout",
     "KeySelector",

@@ -262,6 +262,8 @@ class ResolvedStatus(StatusModel):
     """Digest of the base model."""
     parameters: int | None = None
     """Parameters of the base model."""
+    frozen_parameters: int | None = None
+    """Those of them that `method.full.freeze` excludes from the training. Absent: none."""
     test_tokens: int | None = None
     """Tokens of the test split."""
     model_revision: str = ""

@@ -406,6 +406,7 @@ def _resolved(prepared: Prepared) -> ResolvedStatus:
         source_digest=prepared.source_digest,
         model_digest=prepared.model_digest,
         parameters=prepared.parameters or None,
+        frozen_parameters=prepared.frozen_parameters or None,
         test_tokens=prepared.test_tokens,
         model_revision=prepared.model_revision,
         requested_revision=prepared.requested_revision,

@@ -1,6 +1,7 @@
 """A run that is killed and resumed logs the same metrics, in every bit, as an uninterrupted one."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ CASES = [
         *product((0, 1, 2, 3), ("full", "lora"), ("bert-dropout", "llama")),
         (2, "ia3", "bert-dropout"),
         (3, "promptTuning", "llama"),
+        (2, "freeze", "bert-dropout"),
     ]
 ]
 
@@ -22,7 +24,9 @@ CASES = [
 def test_losses_after_kills_during_and_at_the_end_of_an_epoch_are_bitwise_equal(
     harness: TrainingHarness, zero: int, method: str, kind: str
 ) -> None:
-    blocks = {"method": {method: {"dropout": 0.1} if method == "lora" else {}}, "kind": kind, "zero": zero}
+    options: dict[str, Any] = {"lora": {"dropout": 0.1}, "freeze": {"freeze": {"embeddings": True, "firstLayers": 1}}}
+    block = {"full" if method == "freeze" else method: options.get(method, {})}
+    blocks: dict[str, Any] = {"method": block, "kind": kind, "zero": zero}
     if method == "promptTuning":
         blocks["output"] = {"formats": ["Adapter"]}
     through = harness.config(f"through-{zero}-{method}-{kind}", **blocks)

@@ -92,7 +92,7 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
             "x",
             "must be a list, each entry the name of an object in the job's namespace",
         ),
-        ("spec.method.full", {"rank": 1}, "spec.method.full.rank: unknown field; spec.method.full has no fields"),
+        ("spec.method.full", {"rank": 1}, "spec.method.full.rank: unknown field; known fields: freeze"),
         ("spec.training.learning_rate", 1, "spec.training.learning_rate: unknown field; did you mean learningRate?"),
         ("spec.suspend", "true", 'spec.suspend must be true or false, not "true"; write it without quotes'),
         ("spec.runId", 7, "spec.runId must be letters, digits, '.', '_' and '-', not 7"),
@@ -122,6 +122,12 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.training must not have both epochs and maxSteps",
         ),
         ("spec.training.warmup", {"ratio": 0.1, "steps": 5}, "spec.training.warmup must not have both ratio and steps"),
+        (
+            "spec.method",
+            {"full": {"freeze": {"embeddings": False}}},
+            "spec.method.full.freeze must have at least one of embeddings, firstLayers, patterns; write one of them",
+        ),
+        ("spec.method", {"full": {"freeze": {"firstLayers": 1}}}, None),
         (
             "spec.checkpoint",
             {"maxLostWork": "5m", "everySteps": 3},

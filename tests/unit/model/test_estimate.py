@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.v1alpha1 import ArtifactFormat, Dtype, FullFineTune, Lora, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Freeze, FullFineTune, Lora, Task
 from finetune_trainer.data.prepare import lighter_methods
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
@@ -84,6 +84,17 @@ def test_lora_needs_state_only_for_the_adapter():
     assert trained == 8 * (4096 + 8192)
     assert shape(lora=Lora(rank=8, targets=("q_proj",))).trained == 8 * 4096
     assert state_gb(2, lora=Lora(rank=8)) == pytest.approx(2.0, abs=0.01)
+
+
+def test_frozen_parameters_need_no_optimizer_state():
+    facts = replace(BILLION, frozen=4 * 10**8)
+    block = FullFineTune(freeze=Freeze(embeddings=True))
+    trained = METHODS["full"].parameters(facts, block).trained
+    assert trained == 6 * 10**8
+    assert METHODS["full"].parameters(facts, FullFineTune()).trained == 10**9
+    # Gradient, fp32 copy, two moments, and the copy of all three for a save.
+    whole, partly = (process_bytes(shape(facts=facts, nodes=1, trained=each), 2) for each in (10**9, trained))
+    assert whole - partly == (4 + 12 + 12) * facts.frozen
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():

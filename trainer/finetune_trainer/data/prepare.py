@@ -83,7 +83,10 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     METHODS[spec.method.name].check(model.path, spec.method.block, TASKS[task])
     plan = plan_weights(model.path, spec.model.uri, task)
     virtual_tokens = METHODS[spec.method.name].virtual_tokens(spec.method.block)
-    facts = completed_facts(facts, plan, spec.method.name, virtual_tokens)
+    facts = replace(
+        completed_facts(facts, plan, spec.method.name, virtual_tokens),
+        frozen=METHODS[spec.method.name].frozen_parameters(model.path, spec.method.block, TASKS[task]),
+    )
     if plan.embeddings is not None:
         check_special_tokens(tokenizer, plan.embeddings, spec.model.uri)
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
@@ -130,14 +133,22 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         counts=info.counts,
         labels=info.labels,
         parameters=facts.parameters,
+        frozen_parameters=facts.frozen,
         test_tokens=info.tokens.get("test", 0),
         memory_estimate_bytes=choice.bytes,
         supports_gradient_checkpointing=plan.gradient_checkpointing,
         warnings=warnings,
-        notes=notes_of(info, (detected, packing_note, choice.reason), spec.data.max_length),
+        notes=notes_of(info, (detected, packing_note, choice.reason, _frozen_note(facts)), spec.data.max_length),
     )
     log_prepared(config, prepared, info)
     return prepared
+
+
+def _frozen_note(facts: ModelFacts) -> str:
+    if not facts.frozen:
+        return ""
+    share = facts.frozen / facts.parameters
+    return f"{facts.frozen:,} of {facts.parameters:,} parameters of the base model are frozen ({share:.0%})"
 
 
 def _check_rules(spec: Spec, data_format: DataFormat) -> None:

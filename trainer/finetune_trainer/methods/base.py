@@ -46,6 +46,11 @@ class ModelSizes(Protocol):
         """Values in the embedding of one token; 0 where the configuration does not state it."""
         ...
 
+    @property
+    def frozen(self) -> int:
+        """Result of `frozen_parameters`."""
+        ...
+
 
 class ParameterCounts(NamedTuple):
     """Numbers of parameters, for the estimate of memory."""
@@ -91,6 +96,14 @@ class FineTuningMethod(ABC, Generic[Block]):
 
     def check(self, folder: Path, block: Block, task: TrainingTask) -> None:
         """Raise BadConfigError in the prepare stage where `apply` would, without loading weights."""
+
+    def frozen_parameters(self, folder: Path, block: Block, task: TrainingTask) -> int:
+        """Number of the base model's parameters that the block excludes from a training of all parameters.
+
+        Raises BadConfigError in the prepare stage where `apply` would, without loading weights.
+        """
+        del folder, block, task
+        return 0
 
     @abstractmethod
     def apply(self, model: PreTrainedModel, block: Block, task: TrainingTask, *, seed: int) -> nn.Module:

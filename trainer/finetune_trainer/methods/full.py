@@ -1,12 +1,16 @@
-"""Full fine-tuning: every parameter is trained."""
+"""Full fine-tuning: every parameter is trained, except those that the block freezes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.v1alpha1 import FullFineTune
 
+from ..errors import BadConfigError
+from ..tasks import TrainingTask
 from .base import METHODS, FineTuningMethod, ModelSizes, ParameterCounts
+from .freezing import PATH, elements, frozen_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,12 +27,35 @@ class Full(FineTuningMethod[FullFineTune]):
     is_adapter = False
 
     def parameters(self, sizes: ModelSizes, block: FullFineTune) -> ParameterCounts:
-        """All."""
-        del block
-        return ParameterCounts(trained=sizes.parameters, added=0)
+        """All but the frozen ones."""
+        frozen = 0 if block.freeze is None else sizes.frozen
+        return ParameterCounts(trained=max(0, sizes.parameters - frozen), added=0)
 
-    def apply(self, model: PreTrainedModel, *_: Any, **__: Any) -> nn.Module:
-        """Nothing to change."""
+    def frozen_parameters(self, folder: Path, block: FullFineTune, task: TrainingTask) -> int:
+        """Count them in a model on the meta device."""
+        if block.freeze is None:
+            return 0
+        import torch
+        from transformers import AutoConfig
+
+        with torch.device("meta"):
+            skeleton = task.model_class.from_config(AutoConfig.from_pretrained(folder))
+        frozen = frozen_names(skeleton, block.freeze)
+        return sum(elements(value) for name, value in skeleton.named_parameters() if name in frozen)
+
+    def apply(self, model: PreTrainedModel, block: FullFineTune, task: TrainingTask, *, seed: int) -> nn.Module:
+        """The model, with gradients disabled for frozen parameters."""
+        del task, seed
+        if block.freeze is None:
+            return model
+        frozen = frozen_names(model, block.freeze)
+        if drawn := sorted(frozen & getattr(model, "new_parameters", frozenset())):
+            raise BadConfigError(
+                f"{PATH} must not freeze {drawn[0]}, which the base model lacks and which is randomly initialized",
+                advice="narrow the pattern that matches it",
+            )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
         return model
 
     def merged(self, model: nn.Module, weights: Any, *_: Any) -> Any:

@@ -48,6 +48,8 @@ class ModelFacts:
     """Maximum number of tokens of a sequence by config.json; None if it has no limit."""
     gradient_checkpointing: bool = True
     """Whether the model supports gradient checkpointing; known when the model has been built, see `model.weights`."""
+    frozen: int = 0
+    """Parameters that the fine-tuning method freezes; known when the model has been built, see `methods`."""
 
 
 def inspect_model(folder: Path, uri: str) -> ModelFacts:

@@ -31,7 +31,7 @@ from ..progress import ProgressReporter
 from ..reference import choose_sample, measure, write_reference
 from ..runtime import RuntimeEnv
 from ..stage_context import StageContext
-from ..stage_log import log_train_started, log_trained
+from ..stage_log import log_parameters, log_train_started, log_trained
 from ..stop import StopFlag
 from ..store.client import ObjectStore
 from ..tasks import TASKS
@@ -166,7 +166,14 @@ class _Attempt:
             base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=spec.training.seed
         )
         method = METHODS[spec.method.name]
-        return method.apply(model, spec.method.block, TASKS[prepared.task], seed=spec.training.seed)
+        trained = method.apply(model, spec.method.block, TASKS[prepared.task], seed=spec.training.seed)
+        if self.runtime.is_main:
+            # Under ZeRO-3, `numel` is 0.
+            sizes = [(getattr(value, "ds_numel", value.numel()), value.requires_grad) for value in trained.parameters()]
+            log_parameters(
+                trained=sum(size for size, is_trained in sizes if is_trained), total=sum(size for size, _ in sizes)
+            )
+        return trained
 
     def _engine(self, model: nn.Module, parts: Parts) -> Engine:
         set_seed(self.config.spec.training.seed)  # dropout does not depend on the random numbers drawn so far

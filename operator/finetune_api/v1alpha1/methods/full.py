@@ -1,12 +1,38 @@
 """`spec.method.full`."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
+
+from ..base import ApiModel
 from ..results import ArtifactFormat
+from ..scope import Scope
 from .base import MethodBlock, MethodSupport
+
+MAX_PATTERNS = 64
+
+
+class Freeze(ApiModel, scope=Scope.RUN):
+    """Parameters that keep the values of the base model. At least one of the fields."""
+
+    embeddings: bool = False
+    """All embedding matrices: of tokens and, where the model has them, of positions and token types. An output matrix
+    that is tied to the embeddings is frozen too."""
+
+    first_layers: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Number of transformer layers to freeze, counted from the input."""
+
+    patterns: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=MAX_PATTERNS)
+    ] = ()
+    """Globs that match complete names of parameters, such as `*.bias` or `model.layers.[0-3].*`: `*` matches any
+    characters, `?` one, and `[...]` one of some. Each pattern must match a parameter."""
 
 
 class FullFineTune(MethodBlock):
-    """Every parameter is trained."""
+    """Every parameter is trained, except those in `freeze`."""
 
     support: ClassVar[MethodSupport] = MethodSupport(formats=(ArtifactFormat.MERGED,))
+
+    freeze: Freeze | None = None
+    """Parameters that are not trained. Absent: none."""
