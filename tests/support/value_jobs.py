@@ -35,7 +35,12 @@ TRAINED: dict[str, dict[str, Any]] = {
                 "testOverlap": True,
             },
         },
-        "method": {"full": {"freeze": {"embeddings": False, "firstLayers": 1, "patterns": ["*.LayerNorm.*"]}}},
+        "method": {
+            "full": {
+                "freeze": {"embeddings": False, "firstLayers": 1, "patterns": ["*.LayerNorm.*"]},
+                "layerLearningRateDecay": 0.9,
+            }
+        },
         "training": {
             **_SHORT,
             "schedule": "Polynomial",

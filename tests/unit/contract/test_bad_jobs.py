@@ -92,7 +92,11 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
             "x",
             "must be a list, each entry the name of an object in the job's namespace",
         ),
-        ("spec.method.full", {"rank": 1}, "spec.method.full.rank: unknown field; known fields: freeze"),
+        (
+            "spec.method.full",
+            {"rank": 1},
+            "spec.method.full.rank: unknown field; known fields: freeze, layerLearningRateDecay",
+        ),
         ("spec.training.learning_rate", 1, "spec.training.learning_rate: unknown field; did you mean learningRate?"),
         ("spec.suspend", "true", 'spec.suspend must be true or false, not "true"; write it without quotes'),
         ("spec.runId", 7, "spec.runId must be letters, digits, '.', '_' and '-', not 7"),

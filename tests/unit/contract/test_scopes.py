@@ -70,6 +70,7 @@ def test_a_change_affects_only_the_hash_of_its_scope(change: dict[str, Any], exp
 
 SPELLED_OUT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"method": {"full": {}}}),
+    ({}, {"method": {"full": {"layerLearningRateDecay": 1.0}}}),
     ({}, {"output": {"formats": ["Merged"]}}),
     ({}, {"evaluation": {"maxNewTokens": 64}, "checkpoint": {}, "workers": {"resources": {}}}),
     ({}, {"training": {"epochs": 3}}),

@@ -1,9 +1,11 @@
 """The optimizer of a training has the parameter groups of transformers' Trainer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
@@ -18,22 +20,30 @@ from transformers import (
     Trainer,
 )
 
+from finetune_trainer.methods import METHODS
 from finetune_trainer.train.engine import adamw
 from train_configs import train_config
 
-TINY: dict[str, Any] = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-MODELS = {
-    "bert": lambda: BertForSequenceClassification(BertConfig(**TINY, intermediate_size=8)),
-    "albert": lambda: AlbertForSequenceClassification(AlbertConfig(**TINY, intermediate_size=8, embedding_size=4)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=2)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**TINY, intermediate_size=8)),
-    "t5": lambda: T5ForConditionalGeneration(T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1)),
+TINY: dict[str, Any] = {"vocab_size": 16, "hidden_size": 8, "num_attention_heads": 2}
+MODELS: dict[str, Callable[[int], Any]] = {
+    "bert": lambda layers: BertForSequenceClassification(
+        BertConfig(**TINY, num_hidden_layers=layers, intermediate_size=8)
+    ),
+    "albert": lambda layers: AlbertForSequenceClassification(
+        AlbertConfig(**TINY, num_hidden_layers=layers, intermediate_size=8, embedding_size=4)
+    ),
+    "gpt2": lambda layers: GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=layers, n_head=2)),
+    "llama": lambda layers: LlamaForCausalLM(LlamaConfig(**TINY, num_hidden_layers=layers, intermediate_size=8)),
+    "t5": lambda layers: T5ForConditionalGeneration(
+        T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=layers)
+    ),
 }
+"""By number of layers."""
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_parameters_have_weight_decay(name: str) -> None:
-    model = MODELS[name]()
+    model = MODELS[name](1)
     frozen = next(iter(model.parameters()))
     frozen.requires_grad_(False)
     decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
@@ -46,3 +56,43 @@ def test_the_same_parameters_have_weight_decay(name: str) -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert {group["lr"] for group in optimizer.param_groups} == {config.spec.training.learning_rate}
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+DEPTHS: dict[str, dict[str, int]] = {
+    "bert": {
+        "bert.embeddings.LayerNorm.weight": 3,
+        "bert.encoder.layer.0.output.dense.bias": 2,
+        "bert.encoder.layer.1.output.dense.bias": 1,
+        "bert.pooler.dense.weight": 0,
+        "classifier.weight": 0,
+    },
+    "llama": {"model.embed_tokens.weight": 3, "model.layers.1.mlp.up_proj.weight": 1, "model.norm.weight": 0},
+    "gpt2": {"transformer.wpe.weight": 3, "transformer.h.0.ln_1.weight": 2, "transformer.ln_f.bias": 0},
+}
+"""With two layers: name -> power of the decay."""
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_the_learning_rate_decays_from_the_head_down(name: str) -> None:
+    model = MODELS[name](2)
+    config = train_config(
+        training={"weightDecay": 0.1, "learningRate": 1e-3}, method={"full": {"layerLearningRateDecay": 0.5}}
+    )
+    factors = METHODS["full"].rate_factors(model, config.spec.method.block)
+    optimizer = adamw(model, config.spec.training, factors)
+    names = {parameter: key for key, parameter in model.named_parameters()}
+    groups = optimizer.param_groups
+    rates = {names[parameter]: group["lr"] for group in groups for parameter in group["params"]}
+    assert {key: rates[key] for key in DEPTHS[name]} == pytest.approx(
+        {key: 1e-3 * 0.5**depth for key, depth in DEPTHS[name].items()}
+    )
+    assert rates.keys() == set(names.values())
+    assert [group["lr"] for group in groups] == sorted((group["lr"] for group in groups), reverse=True)
+    assert all(group["params"] for group in groups)
+    decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
+    with_decay = {names[parameter] for group in groups for parameter in group["params"] if group["weight_decay"]}
+    assert with_decay == decayed & rates.keys()
+    schedule = LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == pytest.approx([rate / 2 for rate in schedule.base_lrs])

@@ -110,6 +110,14 @@ class FineTuningMethod(ABC, Generic[Block]):
         """The model to train, with `requires_grad` set on the parameters that are trained. New ones are drawn from
         `seed`. Raises BadConfigError where the block does not fit the model."""
 
+    def rate_factors(self, model: nn.Module, block: Block) -> dict[str, float]:
+        """Trained parameter -> its learning rate as a share of `spec.training.learningRate`. Empty: all have it.
+
+        `model` is the result of `apply`.
+        """
+        del model, block
+        return {}
+
     def has_buffer(self, name: str) -> bool:
         """Whether a persistent buffer of the trained model is exported."""
         del name

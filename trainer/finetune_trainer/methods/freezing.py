@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from finetune_api.v1alpha1 import Freeze
 
 from ..errors import BadConfigError
+from .layers import transformer_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,19 +47,6 @@ def frozen_names(model: PreTrainedModel, freeze: Freeze) -> frozenset[str]:
             advice="lower firstLayers, or remove a pattern",
         )
     return frozenset(frozen)
-
-
-def transformer_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
-    """Return name and modules of the transformer layers; None if the model has no list of them (ALBERT shares one)."""
-    from torch import nn
-
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    return max(lists, key=lambda entry: sum(1 for _ in entry[1].parameters()), default=None)
 
 
 def elements(parameter: nn.Parameter) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from finetune_api.v1alpha1 import FullFineTune
 
@@ -11,6 +11,7 @@ from ..errors import BadConfigError
 from ..tasks import TrainingTask
 from .base import METHODS, FineTuningMethod, ModelSizes, ParameterCounts
 from .freezing import PATH, elements, frozen_names
+from .layers import layer_depths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,15 +33,18 @@ class Full(FineTuningMethod[FullFineTune]):
         return ParameterCounts(trained=max(0, sizes.parameters - frozen), added=0)
 
     def frozen_parameters(self, folder: Path, block: FullFineTune, task: TrainingTask) -> int:
-        """Count them in a model on the meta device."""
-        if block.freeze is None:
+        """Count them in a model on the meta device, where `layer_learning_rate_decay` is checked too."""
+        has_rates = block.without_fixed_defaults().layer_learning_rate_decay is not None
+        if block.freeze is None and not has_rates:
             return 0
         import torch
         from transformers import AutoConfig
 
         with torch.device("meta"):
             skeleton = task.model_class.from_config(AutoConfig.from_pretrained(folder))
-        frozen = frozen_names(skeleton, block.freeze)
+        if has_rates:
+            layer_depths(skeleton)
+        frozen = frozen_names(skeleton, block.freeze) if block.freeze is not None else ()
         return sum(elements(value) for name, value in skeleton.named_parameters() if name in frozen)
 
     def apply(self, model: PreTrainedModel, block: FullFineTune, task: TrainingTask, *, seed: int) -> nn.Module:
@@ -57,6 +61,13 @@ class Full(FineTuningMethod[FullFineTune]):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in frozen)
         return model
+
+    def rate_factors(self, model: nn.Module, block: FullFineTune) -> dict[str, float]:
+        """By layer, with `layer_learning_rate_decay`."""
+        decay = block.layer_learning_rate_decay
+        if decay is None or decay == 1.0:
+            return {}
+        return {name: decay**depth for name, depth in layer_depths(cast("PreTrainedModel", model)).items()}
 
     def merged(self, model: nn.Module, weights: Any, *_: Any) -> Any:
         """What was trained."""

@@ -1,9 +1,10 @@
 """Builds the DeepSpeed engine and what it trains with: optimizer and learning rate schedule."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Training
 
+from ..methods import METHODS
 from .ds_config import deepspeed_config
 from .plan import TrainingPlan
 
@@ -62,26 +64,35 @@ def build_engine(model: nn.Module, config: PreparedConfig, plan: TrainingPlan) -
     if config.spec.training.gradient_checkpointing and config.prepared.supports_gradient_checkpointing:
         # Reentrant checkpointing requires inputs with gradients, but the output of a frozen embedding has none.
         trained.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = adamw(model, config.spec.training)
+    method = config.spec.method
+    optimizer = adamw(model, config.spec.training, METHODS[method.name].rate_factors(model, method.block))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config))
     return Engine(engine, LambdaLR(engine.basic_optimizer, plan.rate_factor))
 
 
-def adamw(model: nn.Module, training: Training) -> torch.optim.AdamW:
+def adamw(model: nn.Module, training: Training, rate_factors: Mapping[str, float] | None = None) -> torch.optim.AdamW:
     """Return AdamW over the trained parameters: one group with weight decay, one without (biases and norms).
 
-    The fused kernel reads parameters and moments once instead of eight times.
+    With `rate_factors` (name -> share of the learning rate), two groups for each factor, the highest first, without
+    empty ones. The fused kernel reads parameters and moments once instead of eight times.
     """
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    factors = rate_factors or {}
+    kinds = product(sorted({*factors.values()} or {1.0}, reverse=True), (True, False))
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {kind: [] for kind in kinds}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_decayed = name.rpartition(".")[0] not in norms and not _NOT_DECAYED.search(name.lower())
-            groups[is_decayed].append(parameter)
+            groups[factors.get(name, 1.0), is_decayed].append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": groups[True], "weight_decay": training.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "weight_decay": training.weight_decay if is_decayed else 0.0,
+                "lr": training.learning_rate * factor,
+            }
+            for (factor, is_decayed), parameters in groups.items()
+            if parameters or not factors
         ],
         lr=training.learning_rate,
         betas=BETAS,

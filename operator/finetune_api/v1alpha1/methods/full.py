@@ -1,6 +1,6 @@
 """`spec.method.full`."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
@@ -36,3 +36,13 @@ class FullFineTune(MethodBlock):
 
     freeze: Freeze | None = None
     """Parameters that are not trained. Absent: none."""
+
+    layer_learning_rate_decay: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
+    """Factor of the learning rate from each transformer layer to the one before it. The head is trained with
+    `training.learningRate`, the last layer with this share of it, and the embeddings with the lowest rate. Absent, or
+    1: the same rate for all."""
+
+    def without_fixed_defaults(self) -> Self:
+        """Without `layer_learning_rate_decay` if it has no effect."""
+        is_default = self.layer_learning_rate_decay == 1.0
+        return self.model_copy(update={"layer_learning_rate_decay": None}) if is_default else self
