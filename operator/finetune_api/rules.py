@@ -121,7 +121,7 @@ OWNED_DEEPSPEED_KEYS: dict[str, str] = {
     "train_micro_batch_size_per_gpu": "spec.training.microBatchSize",
     "gradient_accumulation_steps": "spec.training.globalBatchSize and microBatchSize",
     "gradient_clipping": "spec.training.maxGradNorm",
-    "optimizer": "spec.training",
+    "optimizer": "spec.training.optimizer, learningRate and weightDecay",
     "scheduler": "spec.training.schedule, scheduleOptions and warmup",
     "fp16": "spec.model.dtype",
     "bf16": "spec.model.dtype",

@@ -41,6 +41,17 @@ from .status import (
 from .tasks import ENTITY_PREFIXES, TASK_SUPPORT, Task, TaskSupport
 from .tracking import MLflow, TensorBoard, Tracking
 from .training import DeepSpeed, EarlyStopping, Offload, Schedule, Training, Warmup, ScheduleOptions
+from .training import (
+    DeepSpeed,
+    EarlyStopping,
+    Offload,
+    Optimizer,
+    OptimizerName,
+    Schedule,
+    ScheduleOptions,
+    Training,
+    Warmup,
+)
 from .workers import Budget, Cache, EnvVar, EnvVarSource, KeySelector, Restart, Workers
 
 __all__ = [
@@ -95,6 +106,8 @@ __all__ = [
     "ModelRegistry",
     "ModelUri",
     "Offload",
+    "Optimizer",
+    "OptimizerName",
     "Outcome",
     "Output",
     "Packing",

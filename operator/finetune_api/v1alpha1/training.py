@@ -83,6 +83,31 @@ class Warmup(ApiModel, scope=Scope.RUN):
     """Optimizer steps. Must be fewer than the steps of the training."""
 
 
+class OptimizerName(StrEnum):
+    """The algorithm that updates the parameters. Both keep two moments of the gradient."""
+
+    ADAMW = "AdamW"
+    """Loshchilov & Hutter 2017, arXiv 1711.05101."""
+    RADAM = "RAdam"
+    """Liu et al. 2019, arXiv 1908.03265, with AdamW's weight decay."""
+
+
+class Optimizer(ApiModel, scope=Scope.RUN):
+    """The optimizer and its settings."""
+
+    name: OptimizerName = OptimizerName.ADAMW
+    """AdamW, or RAdam, which takes smaller steps at the beginning and therefore needs no warmup."""
+
+    beta1: Annotated[float, Field(ge=0.0, le=0.99999)] = 0.9
+    """Decay of the mean of the gradients."""
+
+    beta2: Annotated[float, Field(ge=0.0, le=0.999999)] = 0.999
+    """Decay of the mean of the squared gradients. 0.95 is common for language models."""
+
+    epsilon: Annotated[float, Field(ge=1e-15, le=0.1)] = 1e-8
+    """Added to the denominator of an update."""
+
+
 class EarlyStopping(ApiModel, scope=Scope.RUN):
     """Stop when the validation metric no longer improves. The best checkpoint is exported."""
 
@@ -126,8 +151,11 @@ class Training(ApiModel, scope=Scope.RUN):
     micro_batch_size: Annotated[Annotated[int, Field(ge=1, le=65_536)] | None, Scope.ATTEMPT] = None
     """Examples per worker process and forward pass. Absent: the largest up to 16 that divides the worker's share."""
 
+    optimizer: Optimizer = Optimizer()
+    """The optimizer and its settings."""
+
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """AdamW weight decay; not applied to biases and norms."""
+    """Decoupled weight decay, as in AdamW; not applied to biases and norms."""
 
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Maximum gradient norm; larger gradients are clipped. 0 disables clipping."""

@@ -76,6 +76,7 @@ SPELLED_OUT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"training": {"epochs": 3}}),
     ({}, {"training": {"warmup": {}}}),
     ({}, {"training": {"scheduleOptions": {"minLearningRateRatio": 0.0}}}),
+    ({}, {"training": {"optimizer": {"name": "AdamW", "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}}}),
     (
         {"training": {"schedule": "Polynomial"}},
         {"training": {"schedule": "Polynomial", "scheduleOptions": {"power": 2}}},

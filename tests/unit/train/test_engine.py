@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from finetune_trainer.methods import METHODS
-from finetune_trainer.train.engine import adamw
+from finetune_trainer.train.engine import make_optimizer
 from train_configs import train_config
 
 TINY: dict[str, Any] = {"vocab_size": 16, "hidden_size": 8, "num_attention_heads": 2}
@@ -48,7 +48,7 @@ def test_the_same_parameters_have_weight_decay(name: str) -> None:
     frozen.requires_grad_(False)
     decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
     config = train_config(training={"weightDecay": 0.1})
-    optimizer = adamw(model, config.spec.training)
+    optimizer = make_optimizer(model, config.spec.training)
     names = {parameter: key for key, parameter in model.named_parameters()}
     groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
     trained = [key for key, parameter in model.named_parameters() if parameter is not frozen]
@@ -56,6 +56,7 @@ def test_the_same_parameters_have_weight_decay(name: str) -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert {group["lr"] for group in optimizer.param_groups} == {config.spec.training.learning_rate}
     assert isinstance(optimizer, torch.optim.AdamW)
+    assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)
 
 
 DEPTHS: dict[str, dict[str, int]] = {
@@ -79,7 +80,7 @@ def test_the_learning_rate_decays_from_the_head_down(name: str) -> None:
         training={"weightDecay": 0.1, "learningRate": 1e-3}, method={"full": {"layerLearningRateDecay": 0.5}}
     )
     factors = METHODS["full"].rate_factors(model, config.spec.method.block)
-    optimizer = adamw(model, config.spec.training, factors)
+    optimizer = make_optimizer(model, config.spec.training, factors)
     names = {parameter: key for key, parameter in model.named_parameters()}
     groups = optimizer.param_groups
     rates = {names[parameter]: group["lr"] for group in groups for parameter in group["params"]}
@@ -96,3 +97,13 @@ def test_the_learning_rate_decays_from_the_head_down(name: str) -> None:
     optimizer.step()
     schedule.step()
     assert schedule.get_last_lr() == pytest.approx([rate / 2 for rate in schedule.base_lrs])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("AdamW", torch.optim.AdamW), ("RAdam", torch.optim.RAdam)])
+def test_the_optimizer_has_the_settings_of_the_job(name: str, kind: type) -> None:
+    options = {"name": name, "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6}
+    config = train_config(training={"optimizer": options, "weightDecay": 0.1})
+    optimizer = make_optimizer(MODELS["bert"](1), config.spec.training)
+    assert type(optimizer) is kind
+    assert all((group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6) for group in optimizer.param_groups)
+    assert all(group.get("decoupled_weight_decay", True) for group in optimizer.param_groups)

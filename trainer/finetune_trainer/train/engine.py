@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -13,15 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from finetune_api.trainer_config import PreparedConfig
-from finetune_api.v1alpha1 import Training
+from finetune_api.v1alpha1 import OptimizerName, Training
 
 from ..methods import METHODS
 from .ds_config import deepspeed_config
 from .plan import TrainingPlan
-
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-"""Of AdamW, the defaults of torch and transformers."""
 
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 """Names of parameters, in lower case, without weight decay: the same as in transformers' Trainer."""
@@ -65,16 +62,18 @@ def build_engine(model: nn.Module, config: PreparedConfig, plan: TrainingPlan) -
         # Reentrant checkpointing requires inputs with gradients, but the output of a frozen embedding has none.
         trained.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     method = config.spec.method
-    optimizer = adamw(model, config.spec.training, METHODS[method.name].rate_factors(model, method.block))
+    optimizer = make_optimizer(model, config.spec.training, METHODS[method.name].rate_factors(model, method.block))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config))
     return Engine(engine, LambdaLR(engine.basic_optimizer, plan.rate_factor))
 
 
-def adamw(model: nn.Module, training: Training, rate_factors: Mapping[str, float] | None = None) -> torch.optim.AdamW:
-    """Return AdamW over the trained parameters: one group with weight decay, one without (biases and norms).
+def make_optimizer(
+    model: nn.Module, training: Training, rate_factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the trained parameters: one group with weight decay, one without (biases and norms).
 
     With `rate_factors` (name -> share of the learning rate), two groups for each factor, the highest first, without
-    empty ones. The fused kernel reads parameters and moments once instead of eight times.
+    empty ones. The fused kernel of AdamW reads parameters and moments once instead of eight times.
     """
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     factors = rate_factors or {}
@@ -84,7 +83,12 @@ def adamw(model: nn.Module, training: Training, rate_factors: Mapping[str, float
         if parameter.requires_grad:
             is_decayed = name.rpartition(".")[0] not in norms and not _NOT_DECAYED.search(name.lower())
             groups[factors.get(name, 1.0), is_decayed].append(parameter)
-    return torch.optim.AdamW(
+    options = training.optimizer
+    make = {
+        OptimizerName.ADAMW: partial(torch.optim.AdamW, fused=True),
+        OptimizerName.RADAM: partial(torch.optim.RAdam, decoupled_weight_decay=True),
+    }[options.name]
+    return make(
         [
             {
                 "params": parameters,
@@ -95,7 +99,6 @@ def adamw(model: nn.Module, training: Training, rate_factors: Mapping[str, float
             if parameters or not factors
         ],
         lr=training.learning_rate,
-        betas=BETAS,
-        eps=EPSILON,
-        fused=True,
+        betas=(options.beta1, options.beta2),
+        eps=options.epsilon,
     )

@@ -25,6 +25,8 @@ from ..format.layout import OPTIMIZER_STATE_ARRAYS, Fragment, Layout
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+WITH_TWO_MOMENTS = (torch.optim.Adam, torch.optim.RAdam)
+"""Optimizers whose state is MOMENTS and the number of steps, all of them per element. AdamW is an Adam."""
 LEARNING_RATE = ("lr", "initial_lr")
 """Options of a parameter group that the schedule sets."""
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -99,8 +101,10 @@ def _check_optimizer(engine: Any, stage: int) -> None:
             advice="for BFloat16 and Float16, use spec.deepspeed.zeroStage 2 or 3, and no data_types in "
             "spec.deepspeed.config",
         )
-    if not isinstance(engine.basic_optimizer, torch.optim.Adam):  # AdamW is one
-        raise BadConfigError(f"checkpoints support Adam's state only, not {type(engine.basic_optimizer).__name__}'s")
+    if not isinstance(engine.basic_optimizer, WITH_TWO_MOMENTS):
+        raise BadConfigError(
+            f"checkpoints support optimizers with Adam's state only, not {type(engine.basic_optimizer).__name__}"
+        )
 
 
 def _has_flat_groups(engine: Any) -> bool:
