@@ -25,7 +25,7 @@ from .constants import (
     VOLUMES,
 )
 from .support import SUPPORT
-from .v1alpha1 import ArtifactFormat, DataFormat, FineTuneJob, Method, Spec, Status, Volume, ScheduleOptions
+from .v1alpha1 import ArtifactFormat, DataFormat, FineTuneJob, Method, Spec, Status, Volume, ScheduleOptions, OverfittingAction
 from .v1alpha1.data import MAY_BE_SEVERAL_WORDS
 from .v1alpha1.pod import POD_BLOCKS
 from .v1alpha1.training import SCHEDULES_WITH
@@ -209,6 +209,17 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "!has(self.training.earlyStopping) || self.checkpoint.keepBest >= 1",
             "checkpoint.keepBest must be at least 1 with early stopping, which exports the best checkpoint",
+        ),
+        (
+            f"!has(self.training.overfitting) || self.training.overfitting.action != '{OverfittingAction.STOP}' || "
+            "self.checkpoint.keepBest >= 1",
+            "checkpoint.keepBest must be at least 1 with training.overfitting.action Stop, which exports the best "
+            "checkpoint",
+        ),
+        (
+            "!has(self.training.overfitting) || !has(self.data.validation.fraction) || "
+            "self.data.validation.fraction > 0.0",
+            "data.validation.fraction must be above 0 with training.overfitting, which needs a validation split",
         ),
         (
             "!has(self.evaluation.promote) || !has(self.data.test.fraction) || self.data.test.fraction > 0.0",

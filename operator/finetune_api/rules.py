@@ -21,6 +21,7 @@ from .v1alpha1 import (
     Dtype,
     Holdout,
     Offload,
+    OverfittingAction,
     PodSettings,
     Schedule,
     ScheduleOptions,
@@ -515,18 +516,25 @@ def _fewest_workers(spec: Spec) -> Iterator[Violation]:
 
 
 def _early_stopping(spec: Spec) -> Iterator[Violation]:
-    early = spec.training.early_stopping
-    if early is None:
+    early, overfitting = spec.training.early_stopping, spec.training.overfitting
+    for field, block in (("earlyStopping", early), ("overfitting", overfitting)):
+        if block is not None and spec.data.validation.fraction == 0.0:
+            yield Violation(
+                f"spec.training.{field}", "must have a validation split; set spec.data.validation.fraction above 0"
+            )
+    if spec.checkpoint.keep_best >= 1:
         return
-    if spec.data.validation.fraction == 0.0:
-        yield Violation(
-            "spec.training.earlyStopping", "must have a validation split; set spec.data.validation.fraction above 0"
-        )
-    if spec.checkpoint.keep_best < 1:
+    if early is not None:
         yield Violation(
             "spec.checkpoint.keepBest",
             f"must be at least 1, not {spec.checkpoint.keep_best}: early stopping exports the best checkpoint; "
             "write 1, or remove spec.training.earlyStopping",
+        )
+    elif overfitting is not None and overfitting.action is OverfittingAction.STOP:
+        yield Violation(
+            "spec.checkpoint.keepBest",
+            f"must be at least 1, not {spec.checkpoint.keep_best}: overfitting with action Stop exports the best "
+            "checkpoint; write 1, or set spec.training.overfitting.action to Warn",
         )
 
 

@@ -166,6 +166,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"storage": {"endpoint": "https://user:password@s3.example.com"}},
         "endpoint must not contain a user name or password",
     ),
+    "a best state that is not kept for an end by overfitting": (
+        {"training": {"overfitting": {"action": "Stop"}}, "checkpoint": {"keepBest": 0}},
+        "checkpoint.keepBest must be at least 1 with training.overfitting.action Stop",
+    ),
+    "overfitting without a validation split": (
+        {"training": {"overfitting": {}}, "data": {"validation": {"fraction": 0}}},
+        "data.validation.fraction must be above 0 with training.overfitting",
+    ),
     "a best state that is not kept": (
         {"training": {"earlyStopping": {}}, "checkpoint": {"keepBest": 0}},
         "checkpoint.keepBest must be at least 1 with early stopping",

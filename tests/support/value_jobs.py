@@ -54,6 +54,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "seed": 7,
             "gradientCheckpointing": True,
             "earlyStopping": {"metric": "MacroF1", "patience": 5, "minDelta": 0.001},
+            "overfitting": {"action": "Warn", "maxGap": 0.3, "minRise": 0.1, "patience": 1},
         },
         "deepspeed": {"zeroStage": 1, "offload": "Optimizer", "config": {"wall_clock_breakdown": False}},
         "checkpoint": {
@@ -174,7 +175,12 @@ TRAINED: dict[str, dict[str, Any]] = {
             "columns": {"messages": "transitions"},
         },
         "method": {"lora": {}},
-        "training": {**_SHORT, "schedule": "InverseSqrt", "warmup": {"steps": 1}},
+        "training": {
+            **_SHORT,
+            "schedule": "InverseSqrt",
+            "warmup": {"steps": 1},
+            "overfitting": {"action": "Stop"},
+        },
     },
     "token-classifier": {
         "model": {"uri": "{models}/bert", "task": "TokenClassification"},

@@ -121,6 +121,36 @@ class EarlyStopping(ApiModel, scope=Scope.RUN):
     """A smaller change does not count as an improvement."""
 
 
+class OverfittingAction(StrEnum):
+    """What happens when a training overfits."""
+
+    WARN = "Warn"
+    STOP = "Stop"
+
+
+class Overfitting(ApiModel, scope=Scope.RUN):
+    """Detects overfitting at the evaluations of the validation split.
+
+    A training overfits if, since the lowest validation loss, the training loss has fallen and the validation loss has
+    risen by `minRise`, and the training loss is lower than the validation loss by `maxGap`. The training loss is the
+    mean since the previous evaluation. The rise is the generalization loss of Prechelt 1998, "Early Stopping - But
+    When?".
+    """
+
+    action: OverfittingAction = OverfittingAction.WARN
+    """Warn adds a warning with the losses to status and report. Stop also ends the training. With Stop, the state with
+    the lowest validation loss is exported, or the best one by the metric of `earlyStopping`."""
+
+    max_gap: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    """Allowed share of the validation loss by which the training loss is lower."""
+
+    min_rise: Annotated[float, Field(ge=0.0, le=100.0)] = 0.05
+    """Rise of the validation loss above its lowest value, as a share of it."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Consecutive evaluations that must agree. Counted across restarts."""
+
+
 class Training(ApiModel, scope=Scope.RUN):
     """Length, learning rate and batch."""
 
@@ -171,6 +201,9 @@ class Training(ApiModel, scope=Scope.RUN):
 
     early_stopping: EarlyStopping | None = None
     """Stop when the validation metric no longer improves."""
+
+    overfitting: Overfitting | None = None
+    """Warn or stop when the training overfits. Absent: it is not checked."""
 
     def without_fixed_defaults(self) -> Self:
         """Without `epochs` if it is set to its default and applies."""

@@ -171,6 +171,18 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ),
         ("spec.checkpoint", {"keepBest": 0}, None),
         (
+            "spec",
+            job_with("spec.training.overfitting", {"action": "Stop"})["spec"] | {"checkpoint": {"keepBest": 0}},
+            "spec.checkpoint.keepBest must be at least 1, not 0: overfitting with action Stop exports the best "
+            "checkpoint; write 1, or set spec.training.overfitting.action to Warn",
+        ),
+        (
+            "spec",
+            job_with("spec.training.overfitting", {})["spec"]
+            | {"data": {"train": [{"uri": "s3://bucket/t.csv"}], "validation": {"fraction": 0}}},
+            "spec.training.overfitting must have a validation split; set spec.data.validation.fraction above 0",
+        ),
+        (
             "spec.workers",
             {"nodes": 2, "minNodes": 4},
             "spec.workers.minNodes must be at most spec.workers.nodes, 2, not 4; write 2",

@@ -9,6 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune_trainer.train.loss_watch import LossWatch
+from finetune_trainer.train.overfitting import OverfittingWatch
 from finetune_trainer.train.state import RunState, read_small_state, small_state
 from finetune_trainer.train.stopping import BestState
 
@@ -22,6 +23,9 @@ RUN = RunState(
     best=BestState(value=0.4, step=2, evaluations_since=1),
     loss_watch=LossWatch(start=0.9, high=1),
     evaluation_due=True,
+)
+WATCHED = dataclasses.replace(
+    RUN, overfitting=OverfittingWatch(lowest=0.4, lowest_step=2, training_loss=0.3, count=1, found="it overfits")
 )
 BEFORE_THE_LOOP = {
     "trainer": {"epoch": 0.66, "global_step": 4, "max_steps": 9, "log_history": LOG, "is_world_process_zero": True},
@@ -44,10 +48,12 @@ def schedule() -> LambdaLR:
     return LambdaLR(optimizer, lambda step: 1 / (1 + step))
 
 
-def test_a_state_is_the_same_after_json() -> None:
-    stored = json.loads(json.dumps(small_state(RUN, schedule())))
+@pytest.mark.parametrize("state", [RUN, WATCHED])
+def test_a_state_is_the_same_after_json(state: RunState) -> None:
+    stored = json.loads(json.dumps(small_state(state, schedule())))
+    assert ("overfitting" in stored["run"]) is (state is WATCHED)
     run, position = read_small_state(stored)
-    assert run == RUN
+    assert run == state
     assert position["last_epoch"] == 0
 
 

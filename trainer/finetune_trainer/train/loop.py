@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT
 from finetune_api.trainer_config import PreparedConfig
-from finetune_api.v1alpha1 import Metric
+from finetune_api.v1alpha1 import EarlyStopping, Metric, Overfitting, OverfittingAction
 
 from ..checkpoint.engine import optimizer_state
 from ..checkpoint.manager import CheckpointManager, Restored, TrainingState
@@ -31,6 +31,7 @@ from ..tasks import TASKS, TrainingTask
 from ..tracking.reports import RunReports
 from .engine import Engine
 from .meter import StepMeter
+from .overfitting import training_loss_before_evaluation
 from .padding import batch_by_groups
 from .plan import TrainingPlan
 from .rows import GlobalBatches, RowsWithPadding
@@ -348,18 +349,33 @@ class TrainingLoop:
         self.meter.resume()
 
     def _apply_metrics(self, metrics: dict[Metric, float]) -> None:
-        rule, run = self.parts.config.spec.training.early_stopping, self.run
+        run, training = self.run, self.parts.config.spec.training
+        early, overfitting = training.early_stopping, training.overfitting
         if not math.isfinite(metrics[Metric.LOSS]):
             raise self._diverged("validation loss")
         run.loss_watch = run.loss_watch.after(metrics[Metric.LOSS])
         if warning := self.loss_warning():
             log.warning(warning)
             self.parts.report.warn(warning)
+        if overfitting is not None:
+            self._watch_overfitting(metrics[Metric.LOSS], overfitting)
+        stops_overfitting = overfitting is not None and overfitting.action is OverfittingAction.STOP
+        rule = early or (EarlyStopping() if stops_overfitting else None)
         if rule is None:
             return
         run.best = run.best.after(metrics[rule.metric], run.step, rule)
-        run.stopped_early = run.best.exhausted(rule)
+        run.stopped_early = early is not None and run.best.exhausted(early)
+        run.stopped_early |= stops_overfitting and bool(run.overfitting.found)
         self._save_due |= run.best.step == run.step or run.stopped_early
+
+    def _watch_overfitting(self, validation_loss: float, rule: Overfitting) -> None:
+        run = self.run
+        before = run.overfitting
+        training_loss = training_loss_before_evaluation(run.log)
+        run.overfitting = before.after(validation_loss, training_loss, run.step, rule)
+        if run.overfitting.found and not before.found:
+            log.warning(run.overfitting.found)
+            self.parts.report.warn(run.overfitting.found)
 
     def _save(self) -> None:
         """Save the state. The last save of an attempt returns when it is committed. Collective."""

@@ -242,7 +242,13 @@ class _Attempt:
             "tokens": loop.run.tokens,
             "trained_parameters": _trained_parameters(loop.module),
             # Warnings of this attempt, and those of earlier ones, which the checkpoint contains.
-            "warnings": [text for text in dict.fromkeys([*self.report.progress.warnings, loop.loss_warning()]) if text],
+            "warnings": [
+                text
+                for text in dict.fromkeys(
+                    [*self.report.progress.warnings, loop.loss_warning(), loop.run.overfitting.found]
+                )
+                if text
+            ],
             "skipped_steps": loop.engine.skipped_steps,
         }
         self.store.put(self.config.layout.training_log, json.dumps(document).encode(), content_type="application/json")

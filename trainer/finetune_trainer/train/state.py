@@ -8,6 +8,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from .loss_watch import LossWatch
+from .overfitting import OverfittingWatch
 from .stopping import BestState
 
 
@@ -26,6 +27,7 @@ class RunState:
     """Summed training loss of the steps after `last_logged_step`, by rank; set when the state is saved."""
     best: BestState = field(default_factory=BestState)
     loss_watch: LossWatch = field(default_factory=LossWatch)
+    overfitting: OverfittingWatch = field(default_factory=OverfittingWatch)
     stopped_early: bool = False
     finished: bool = False
     """Only the export is left."""
@@ -42,7 +44,10 @@ class RunState:
 
 def small_state(run: RunState, schedule: LambdaLR) -> dict[str, Any]:
     """Return the state as a JSON object."""
-    return {"run": dataclasses.asdict(run), "schedule": schedule.state_dict()}
+    stored = dataclasses.asdict(run)
+    if run.overfitting == OverfittingWatch():
+        del stored["overfitting"]  # unless it is used, so that an earlier version of the trainer can resume
+    return {"run": stored, "schedule": schedule.state_dict()}
 
 
 def read_small_state(stored: dict[str, Any]) -> tuple[RunState, dict[str, Any]]:
@@ -53,7 +58,11 @@ def read_small_state(stored: dict[str, Any]) -> tuple[RunState, dict[str, Any]]:
         run |= {"step": trainer["global_step"], "log": trainer["log_history"]}
         run |= {"last_logged_step": losses["last_logged_step"], "loss_since_log": losses["since_log"]}
     # Checkpoints of earlier versions have no loss watch.
-    nested = {"best": BestState(**run["best"]), "loss_watch": LossWatch(**run.get("loss_watch", {}))}
+    nested = {
+        "best": BestState(**run["best"]),
+        "loss_watch": LossWatch(**run.get("loss_watch", {})),
+        "overfitting": OverfittingWatch(**run.get("overfitting", {})),
+    }
     run |= nested | {"loss_since_log": tuple(run["loss_since_log"])}
     return RunState(**run), stored["schedule" if "schedule" in stored else "scheduler"]
 

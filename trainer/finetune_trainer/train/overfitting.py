@@ -1,0 +1,68 @@
+"""Detects overfitting from the losses of training and validation. Pure.
+
+With the validation loss V and the mean training loss T since the previous evaluation, and V' and T' at the evaluation
+with the lowest validation loss, an evaluation shows overfitting if
+
+- V / V' - 1 >= minRise: the generalization loss GL of Prechelt 1998, "Early Stopping - But When?" (in Neural Networks:
+  Tricks of the Trade), section 2, as a share instead of percent,
+- T < T': the training still fits its data better, so that the rise is no divergence (for that, see `loss_watch`), and
+- 1 - T / V >= maxGap: the gap between both losses, as a share of the validation loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from finetune_api.v1alpha1 import Overfitting
+
+
+@dataclass(frozen=True)
+class OverfittingWatch:
+    """Losses seen so far. Saved in every checkpoint, so that counting continues after a restart."""
+
+    lowest: float | None = None
+    """Lowest validation loss."""
+    lowest_step: int = 0
+    training_loss: float = 0.0
+    """Training loss at that evaluation."""
+    count: int = 0
+    """Consecutive evaluations that show overfitting, up to the newest."""
+    found: str = ""
+    """Description with the losses, of the first time that `patience` evaluations agreed. Empty: not yet."""
+
+    def after(self, validation_loss: float, training_loss: float, step: int, rule: Overfitting) -> "OverfittingWatch":
+        """Return the state after one more evaluation."""
+        if self.lowest is None or validation_loss < self.lowest:
+            return replace(self, lowest=validation_loss, lowest_step=step, training_loss=training_loss, count=0)
+        has_risen = validation_loss >= self.lowest * (1.0 + rule.min_rise)
+        has_gap = training_loss <= validation_loss * (1.0 - rule.max_gap)
+        if not (has_risen and has_gap and training_loss < self.training_loss):
+            return replace(self, count=0)
+        count = self.count + 1
+        is_first = not self.found and count >= rule.patience
+        return replace(
+            self,
+            count=count,
+            found=self._description(validation_loss, training_loss, step) if is_first else self.found,
+        )
+
+    def _description(self, validation_loss: float, training_loss: float, step: int) -> str:
+        return (
+            f"the training overfits: from step {self.lowest_step} to step {step}, the validation loss rose from "
+            f"{self.lowest:.4g} to {validation_loss:.4g}, while the training loss fell from {self.training_loss:.4g} "
+            f"to {training_loss:.4g}; use more data, fewer spec.training.epochs, or set spec.training.earlyStopping"
+        )
+
+
+def training_loss_before_evaluation(log: Sequence[dict[str, float]]) -> float:
+    """Return the mean logged training loss since the previous evaluation. The last entry of the log is an evaluation.
+
+    If no loss was logged since then, the period before it counts too. The loss of the first step always is.
+    """
+    losses: list[float] = []
+    for entry in reversed(log[:-1]):
+        if "eval_loss" in entry and losses:
+            break
+        if "loss" in entry:
+            losses.append(entry["loss"])
+    return fmean(losses)
