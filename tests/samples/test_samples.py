@@ -50,7 +50,18 @@ def run_sample(name: str, work_dir: Path, prepare: Any) -> FineTuneJob:
         return run_job(file, work_dir=work_dir, endpoint=None, display=display, prepare=prepare).job
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("quickstart", 0.8), ("guide", 0.3), ("zero3", 0.5), ("promote", 0.75)])
+CLASSIFIERS = [
+    ("quickstart", 0.8),
+    ("guide", 0.3),
+    ("zero3", 0.5),
+    ("promote", 0.75),
+    ("layer-freezing", 0.5),
+    ("learning-rate-schedule", 0.5),
+    ("overfitting", 0.5),
+]
+
+
+@pytest.mark.parametrize(("name", "at_least"), CLASSIFIERS)
 def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path: Path) -> None:
     job = run_sample(name, tmp_path, upload_questions)
     assert job.status.phase is Phase.SUCCEEDED
@@ -82,5 +93,8 @@ def test_every_sample_is_tested_here() -> None:
         "guide",
         "zero3",
         "promote",
+        "layer-freezing",
+        "learning-rate-schedule",
+        "overfitting",
         "chat-lora",
     }
