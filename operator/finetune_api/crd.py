@@ -25,7 +25,17 @@ from .constants import (
     VOLUMES,
 )
 from .support import SUPPORT
-from .v1alpha1 import ArtifactFormat, DataFormat, FineTuneJob, Method, Spec, Status, Volume, ScheduleOptions, OverfittingAction
+from .v1alpha1 import (
+    ArtifactFormat,
+    DataFormat,
+    FineTuneJob,
+    Method,
+    OverfittingAction,
+    ScheduleOptions,
+    Spec,
+    Status,
+    Volume,
+)
 from .v1alpha1.data import MAY_BE_SEVERAL_WORDS
 from .v1alpha1.pod import POD_BLOCKS
 from .v1alpha1.training import SCHEDULES_WITH

@@ -1,6 +1,6 @@
 """FineTuneJob v1alpha1, one file per block."""
 
-from .base import DataUri, ModelUri, Quantity, S3Uri, ApiModel
+from .base import ApiModel, DataUri, ModelUri, Quantity, S3Uri
 from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout, Packing, Redaction, Source
 from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
@@ -40,7 +40,6 @@ from .status import (
 )
 from .tasks import ENTITY_PREFIXES, TASK_SUPPORT, Task, TaskSupport
 from .tracking import MLflow, TensorBoard, Tracking
-from .training import DeepSpeed, EarlyStopping, Offload, Schedule, Training, Warmup, ScheduleOptions
 from .training import (
     DeepSpeed,
     EarlyStopping,
