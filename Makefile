@@ -43,6 +43,12 @@ images: ## Build both images of manifests/install.yaml; BUILDER=podman, ARGS='--
 			--build-arg REVISION=$$(git rev-parse HEAD) $(ARGS) .; \
 	done
 
+HELM ?= helm
+DIST ?= dist
+.PHONY: chart
+chart: ## Package the Helm chart into dist/, for `helm push`; HELM=...
+	@$(HELM) package charts/finetune-operator --destination $(DIST)
+
 .PHONY: clean
 clean: ## Remove .venv, caches and the files of local runs
 	rm -rf $(VENV) .finetune dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -26,6 +26,7 @@ from testcluster.control_plane import ControlPlane
 from testcluster.existing import ExistingCluster
 from testcluster.missing import MissingError
 from testcluster.pods import PodsCluster
+from testcluster.registry import running_registry
 from testcluster.run_folder import run_folder
 from training_setup import TrainingSetup, fresh_namespace, training_setup
 
@@ -101,6 +102,16 @@ def health_tools(pytestconfig: pytest.Config, say: Say, tmp_path_factory: pytest
         return HealthTools(binaries.built(binaries.HEALTH, say) / "health", tmp_path_factory.mktemp("health"))
     except MissingError as error:
         unavailable(pytestconfig, "kubernetes", error)
+
+
+@pytest.fixture(scope="session")
+def registry(pytestconfig: pytest.Config, say: Say, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an OCI registry without TLS."""
+    try:
+        with running_registry(tmp_path_factory.mktemp("registry"), say) as address:
+            yield address
+    except MissingError as error:
+        unavailable(pytestconfig, "helm", error)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ A job trains throughout that life: what happens to the release must not restart 
 """
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,9 +44,9 @@ class Release:
     """In the namespace of the release."""
     values: Values
 
-    def install(self) -> None:
+    def install(self, *chart: str | Path) -> None:
         self.helm.with_values(
-            *("install", RELEASE, CHART, "--create-namespace", "--wait", "--timeout=120s"), values=self.values
+            *("install", RELEASE, *chart, "--create-namespace", "--wait", "--timeout=120s"), values=self.values
         )
 
     def upgrade(self, chart: Path, values: Values) -> None:
@@ -89,6 +90,16 @@ def jobs(
 ) -> Iterator[JobNamespace]:
     with job_namespace(pods_cluster, store_server, ObjectStore.connect(storage_settings)) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def published(helm: Helm, registry: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The chart as `make chart` packages it, in a registry: arguments of helm."""
+    folder = tmp_path_factory.mktemp("chart")
+    subprocess.run(["make", "chart", f"HELM={helm.program}", f"DIST={folder}"], cwd=ROOT, check=True)
+    (package,) = folder.iterdir()
+    helm("push", package, f"oci://{registry}/charts", "--plain-http")
+    return f"oci://{registry}/charts/{CHART.name}", "--version=0.1.0", "--plain-http"
 
 
 @pytest.fixture
@@ -226,6 +237,21 @@ def test_leader_election_can_be_switched_off_and_on_by_upgrades(helm: Helm, kube
     assert surges == [1, 0, 1]
 
 
+def test_a_chart_in_a_registry_installs_the_same_objects_as_its_folder(
+    helm: Helm, kubectl: Kubectl, published: tuple[str, ...]
+) -> None:
+    values = {"namespaces": [kubectl.namespace], "crd": {"install": False}, "rbac": {"aggregate": False}}
+    here = helm.on(kubectl.kubeconfig, kubectl.namespace)
+    here.with_values("install", RELEASE, *published, values=values)
+    from_folder = here.with_values("template", RELEASE, CHART, values=values)
+    assert here("get", "manifest", RELEASE).strip() == from_folder.strip()
+    # kubectl exits with 1 if an object on the server is missing or differs.
+    same = ("diff", "--server-side", "--force-conflicts", "--filename=-")
+    assert kubectl.run(*same, stdin=from_folder).returncode == 0
+    scaled = from_folder.replace("replicas: 1", "replicas: 2")
+    assert kubectl.run(*same, stdin=scaled).returncode == 1
+
+
 def trainers(jobs: JobNamespace, name: str) -> dict[str, tuple[Any, ...]]:
     """What would change if a training pod of the first attempt restarted."""
     pods = jobs.pods_of(f"{name}-r1-train-a1")
@@ -240,10 +266,10 @@ def step(job: dict[str, Any]) -> int:
     return int(job.get("status", {}).get("run", {}).get("progress", {}).get("step", 0))
 
 
-def test_a_job_trains_through_upgrade_rollback_uninstall_and_a_second_install(
-    release: Release, jobs: JobNamespace, tmp_path: Path
+def test_a_job_trains_through_upgrade_rollback_uninstall_and_an_install_from_a_registry(
+    release: Release, jobs: JobNamespace, published: tuple[str, ...], tmp_path: Path
 ) -> None:
-    release.install()
+    release.install(CHART)
     first = release.operators()
     assert len(first) == 1, "helm has waited for it"
 
@@ -281,7 +307,7 @@ def test_a_job_trains_through_upgrade_rollback_uninstall_and_a_second_install(
     assert trainers(jobs, "long") == trained_by
     left_at = step(jobs.kubectl.json("get", "ftj/long"))
 
-    release.install()
+    release.install(*published)
     job = jobs.when("long", lambda found: step(found) > left_at, "its progress is read again")
     assert trainers(jobs, "long") == trained_by
     assert len(attempts_at(job, "train")) == 1

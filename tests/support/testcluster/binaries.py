@@ -79,6 +79,8 @@ HELM = Module(
 )
 HEALTH = Module("health", {"health": "."}, minutes=3)
 """Verdicts of kstatus, Flux and Argo CD."""
+REGISTRY = Module("registry", {"registry": "."}, minutes=1)
+"""An OCI registry in memory."""
 
 
 def cache_folder() -> Path:

@@ -29,7 +29,7 @@ def require_packages() -> None:
 
 def main() -> None:
     try:
-        for module in (binaries.HELM, binaries.KUBERNETES, binaries.COREDNS, binaries.HEALTH):
+        for module in (binaries.HELM, binaries.KUBERNETES, binaries.COREDNS, binaries.HEALTH, binaries.REGISTRY):
             print(binaries.built(module))
     except MissingError as error:
         sys.exit(str(error))
