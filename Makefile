@@ -126,6 +126,10 @@ bench-recovery: $(VENV)/.ready-test ## Benchmark the recovery of a lost worker o
 bench-operator: $(VENV)/.ready-test ## Benchmark the operator with 1,000 concurrent and 5,000 finished jobs; same needs as test-kubernetes
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/operator_scale.py $(ARGS)
 
+.PHONY: bench-chart
+bench-chart: $(VENV)/.ready-test ## Benchmark `helm install --wait`, compared with kubectl: needs Linux, Go, root (4 minutes)
+	@$(BIN)/python benchmarks/chart_install.py $(ARGS)
+
 .PHONY: bench-checkpoints
 bench-checkpoints: $(VENV)/.ready-test ## Benchmark checkpoints, compared with transformers and DeepSpeed (20 minutes)
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/checkpoints.py $(ARGS)
