@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from finetune_operator.job_policy.model import JobPolicy
+from finetune_operator.pod_defaults import PodDefaults
 from finetune_operator.service_options import SHORTEST_LEASE_SECONDS, LeaseOptions, ServiceOptions
 from finetune_operator.settings import OperatorSettings
 
@@ -139,6 +140,9 @@ class Pods(Values):
     """Mounts of these volumes in the trainer container."""
     env: Objects = []
     """Environment variables of the trainer container, such as a proxy. Those of the job take precedence."""
+    defaults: PodDefaults = PodDefaults()
+    """What the job leaves out: nodeSelector, tolerations, schedulerName and runtimeClassName; in workers also
+    priorityClassName and imagePullSecrets, which are those of all stages."""
 
 
 class Operator(Values):
@@ -181,7 +185,7 @@ class OperatorResources(Amounts):
     """Limits of the container."""
 
 
-class Toleration(Values):
+class OperatorToleration(Values):
     """A toleration, as in a pod."""
 
     key: str = ""
@@ -202,7 +206,7 @@ class OperatorPod(Values):
     """Requests and limits of the container."""
     node_selector: Texts = {}
     """Labels of the nodes that the pod may run on."""
-    tolerations: list[Toleration] = []
+    tolerations: list[OperatorToleration] = []
     """Taints that the pod tolerates."""
     affinity: dict[str, Any] = {}
     """Affinity, as in a pod."""
@@ -295,7 +299,7 @@ class LeaderElection(Values):
     """Leader election between the operator's pods."""
 
     enabled: bool = True
-    """Elect the pod that reconciles with a Lease. False: for one replica, which ends before its successor starts."""
+    """Elect the pod that reconciles with a Lease. False: one replica, which ends before its successor starts."""
     lease_seconds: Annotated[int, Field(ge=SHORTEST_LEASE_SECONDS, le=3600)] = LeaseOptions.seconds
     """Seconds after which another pod takes over from a leader that has crashed."""
 
@@ -395,7 +399,9 @@ def _lines(level: Values, indent: str, *, spaced: bool = False) -> Iterator[str]
             yield key
             yield from _lines(value, f"{indent}  ")
         else:
-            yield f"{key} {_flow(value)}"
+            # Sections of the operator's own models fit into one line while they are empty.
+            shown = value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
+            yield f"{key} {_flow(shown)}"
 
 
 def _flow(value: Any) -> str:

@@ -15,6 +15,7 @@ from finetune_api.v1alpha1.quantities import amount
 
 from .job_policy.model import JobPolicy, parse_policy
 from .logs import configure_logging
+from .pod_defaults import parse_defaults
 from .render.network_policy import NAMESPACE, render_network_policy
 from .service_options import SHORTEST_LEASE_SECONDS, LeaseOptions, ServiceOptions
 from .settings import GraceLimits, OperatorSettings, PodAdditions
@@ -135,7 +136,10 @@ def _add_job_arguments(run: argparse.ArgumentParser) -> None:
         help="maximum grace period, for jobs with slow saves",
     )
     run.add_argument(
-        "--pod-additions", type=_additions, default=own.additions, help="JSON file with volumes, volumeMounts and env"
+        "--pod-additions",
+        type=_additions,
+        default=own.additions,
+        help="JSON file with volumes, volumeMounts and env of all pods, and defaults of what jobs leave out",
     )
     run.add_argument("--policy", type=_policy, help="YAML file with what jobs may use; absent: no restriction")
 
@@ -174,10 +178,14 @@ def _endpoint(address: str) -> str:
 
 
 def _additions(path: str) -> PodAdditions:
-    """Parse the volumes, mounts and environment variables that are added to every trainer pod."""
+    """Parse the volumes, mounts and environment variables that are added to every trainer pod, and the defaults."""
     try:
         content = json.loads(Path(path).read_text())
-        return PodAdditions(*(tuple(content.pop(name, ())) for name in ("volumes", "volumeMounts", "env")))
+        volumes, mounts, env = (tuple(content.pop(name, ())) for name in ("volumes", "volumeMounts", "env"))
+        additions = PodAdditions(volumes, mounts, env, parse_defaults(content.pop("defaults", {})))
+        if content:
+            raise ValueError(f"must have only volumes, volumeMounts, env and defaults, not {', '.join(content)}")
+        return additions
     except (OSError, ValueError, AttributeError) as error:
         raise argparse.ArgumentTypeError(f"{path}: {error}") from None
 

@@ -6,6 +6,7 @@ from finetune_api.trainer_config import StorageSettings
 
 from .job_policy.model import JobPolicy
 from .manifests import Manifest
+from .pod_defaults import PodDefaults
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class PodAdditions:
     """Mounts of the trainer container."""
     env: tuple[Manifest, ...] = ()
     """Environment of the trainer container. Variables of the job take precedence."""
+    defaults: PodDefaults = field(default_factory=PodDefaults)
+    """Placement, priority and pull secrets of jobs that leave them out."""
 
 
 @dataclass(frozen=True)

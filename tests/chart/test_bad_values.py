@@ -41,6 +41,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"pods": {"terminationGrace": {"maximumSeconds": 60}}},
         "pods.terminationGrace.maximumSeconds must be at least minimumSeconds, 120",
     ),
+    "a default that one stage does not have": (
+        {"pods": {"defaults": {"prepare": {"priorityClassName": "batch"}}}},
+        "'priorityClassName'",
+    ),
+    "a scheduler that no cluster can have": (
+        {"pods": {"defaults": {"workers": {"schedulerName": "Gang"}}}},
+        "/pods/defaults/workers/schedulerName",
+    ),
     "an unknown field of the job policy": ({"jobPolicy": {"image": []}}, "'image'"),
     "a registry without a slash": ({"jobPolicy": {"images": ["registry.example.com"]}}, "/jobPolicy/images/0"),
     "an endpoint with a path": ({"jobPolicy": {"storageEndpoints": ["https://a/b"]}}, "/jobPolicy/storageEndpoints/0"),

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import chart_values
 from finetune_api.constants import LABEL_MANAGED_BY, MANAGED_BY, PROGRESS_PORT
 from finetune_operator.__main__ import _parser, _settings
 from finetune_operator.job_policy.model import parse_policy
+from finetune_operator.pod_defaults import parse_defaults
 from finetune_operator.render.network_policy import network_policy_spec
-from finetune_operator.settings import OperatorSettings
+from finetune_operator.settings import OperatorSettings, PodAdditions
 from testcluster.helm import CHART, RELEASE, Helm, Rendered
 
 CRD = ("CustomResourceDefinition", "finetunejobs.finetune.dev")
@@ -185,6 +187,18 @@ def test_volumes_mounts_and_variables_reach_every_pod_of_a_job(helm: Helm) -> No
     (volume,) = pod(rendered)["volumes"]
     assert (volume["name"], volume["configMap"]) == (mount["name"], {"name": name})
     assert f"--pod-additions={mount['mountPath']}/additions.json" in container(rendered)["args"]
+
+
+def test_defaults_of_what_jobs_leave_out_reach_the_operator(helm: Helm, tmp_path: Path) -> None:
+    workers = {"nodeSelector": {"pool": "gpu"}, "priorityClassName": "batch", "imagePullSecrets": ["registry"]}
+    tolerations = [{"key": "cpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1000000}]
+    prepare = {"tolerations": tolerations, "runtimeClassName": "kata"}
+    defaults = {"workers": workers, "prepare": prepare, "evaluate": {"schedulerName": "other"}}
+    rendered = helm.render({"pods": {"defaults": defaults}})
+    file = tmp_path / "additions.json"
+    file.write_text(rendered["ConfigMap", f"{RELEASE}-pod-additions"]["data"]["additions.json"])
+    found = _settings(_parser().parse_args(["run", f"--pod-additions={file}"]))
+    assert found == OperatorSettings(additions=PodAdditions(defaults=parse_defaults(defaults)))
 
 
 def test_the_operator_restarts_when_the_additions_of_pods_change(helm: Helm) -> None:
@@ -432,6 +446,12 @@ def test_the_admission_policy_applies_to_the_namespaces_of_the_operator(helm: He
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
+STAGE_DEFAULTS = {
+    "nodeSelector": {"a": "b"},
+    "tolerations": [TOLERATION],
+    "schedulerName": "other",
+    "runtimeClassName": "kata",
+}
 OTHERS: dict[str, Any] = {
     "namespaces": ["ml"],
     "image.repository": "other",
@@ -459,6 +479,13 @@ OTHERS: dict[str, Any] = {
     "pods.volumes": CERTIFICATES["volumes"],
     "pods.volumeMounts": CERTIFICATES["volumeMounts"],
     "pods.env": CERTIFICATES["env"],
+    **{
+        f"pods.defaults.{block}.{name}": value
+        for block in ("workers", "prepare", "evaluate")
+        for name, value in STAGE_DEFAULTS.items()
+    },
+    "pods.defaults.workers.priorityClassName": "batch",
+    "pods.defaults.workers.imagePullSecrets": ["registry"],
     "jobPolicy.images": ["registry.example.com/team"],
     "jobPolicy.serviceAccounts": [],
     "jobPolicy.priorityClasses": [],

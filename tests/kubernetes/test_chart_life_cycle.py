@@ -160,7 +160,7 @@ def test_the_api_server_accepts_everything_that_the_chart_can_create(helm: Helm,
         "crd": {"install": False},  # see test_crd_on_server.py
         "serviceAccount": {"annotations": {"role": "arn"}},
         "imagePullSecrets": [{"name": "registry"}],
-        "pods": {"env": [{"name": "A", "value": "b"}]},
+        "pods": {"env": [{"name": "A", "value": "b"}], "defaults": {"workers": {"schedulerName": "other"}}},
         "operatorPod": {
             "annotations": {"a": "b"},
             "labels": {"a": "b"},

@@ -38,11 +38,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* Volumes, mounts and environment of every pod of a job, as --pod-additions reads them; empty: none. */}}
+{{/* Volumes, mounts, environment and defaults of the pods of jobs, as --pod-additions reads them; empty: none. */}}
 {{- define "finetune-operator.podAdditions" -}}
 {{- with .Values.pods -}}
-{{- if or .volumes .volumeMounts .env -}}
-{{- dict "volumes" .volumes "volumeMounts" .volumeMounts "env" .env | toJson -}}
+{{- $defaults := dict -}}
+{{- range $block, $fields := .defaults -}}
+{{- with $fields }}{{ $_ := set $defaults $block . }}{{ end -}}
+{{- end -}}
+{{- if or .volumes .volumeMounts .env $defaults -}}
+{{- $lists := dict "volumes" .volumes "volumeMounts" .volumeMounts "env" .env -}}
+{{- if $defaults }}{{ $_ := set $lists "defaults" $defaults }}{{ end -}}
+{{- toJson $lists -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -15,6 +15,7 @@ from finetune_api.v1alpha1.quantities import amount
 
 from .. import names
 from ..manifests import Manifest
+from ..pod_defaults import PodDefaults, StageDefaults, filled
 from ..settings import OperatorSettings
 
 _NODE_LOSS: tuple[Manifest, ...] = tuple(
@@ -30,6 +31,7 @@ _NODE_LOSS: tuple[Manifest, ...] = tuple(
 
 _DISK = "ephemeral-storage"
 _STAGE_CPU = "1"
+_NO_DEFAULTS = PodDefaults()
 _LEAST_BYTES_PER_PARAMETER = 2
 """Size of a base model on disk with 16-bit weights."""
 
@@ -38,7 +40,9 @@ def pod_template(
     config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, needs: EvaluationNeeds
 ) -> Manifest:
     """Pod template of a stage's Job; `grace_seconds` is its grace period."""
-    name, workers, own = names.name_of(config), config.spec.workers, _placement(config).settings
+    defaults = settings.additions.defaults
+    name, own = names.name_of(config), _placement(config, defaults).settings
+    workers = filled(config.spec.workers, defaults.workers)
     chosen = {
         "subdomain": names.service_name(name) if names.has_service(config) else None,
         "nodeSelector": own.node_selector,
@@ -222,12 +226,12 @@ class _Placement:
     gpus: int = 0
 
 
-def _placement(config: TrainerConfig) -> _Placement:
-    """Return the placement: for training that of `spec.workers`.
+def _placement(config: TrainerConfig, defaults: PodDefaults = _NO_DEFAULTS) -> _Placement:
+    """Return the placement: for training that of `spec.workers`. `defaults` are for what the job leaves out.
 
     An evaluation on a GPU runs on the nodes of the workers, but with its own resources.
     """
-    workers, stages = config.spec.workers, config.spec.stages
+    workers, stages = filled(config.spec.workers, defaults.workers), config.spec.stages
     if config.stage is Stage.TRAIN:
         return _Placement(workers, workers.gpus_per_node)
     # A poll reads the same files as the prepare stage, and much less of them.
@@ -235,8 +239,11 @@ def _placement(config: TrainerConfig) -> _Placement:
     own: StagePod = getattr(stages, name, None) or StagePod()
     if config.stage is Stage.POLL:
         own = own.model_copy(update={"resources": Resources()})
+    own_defaults: StageDefaults = getattr(defaults, name)
     if not config.world.gpus:
-        return _Placement(own)
+        return _Placement(filled(own, own_defaults))
+    # Its other defaults are for nodes without GPUs.
+    own = filled(own, own_defaults, "scheduler_name")
     inherited = {
         "node_selector": {**workers.node_selector, **own.node_selector},
         "tolerations": (*workers.tolerations, *own.tolerations),

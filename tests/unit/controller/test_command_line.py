@@ -1,5 +1,9 @@
 """Arguments of the operator that are checked before it starts."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from finetune_operator.__main__ import _parser
@@ -26,3 +30,23 @@ def test_an_unusable_argument_is_refused_with_its_reason(
 def test_the_lease_has_a_namespace_and_a_name() -> None:
     options = _parser().parse_args(["run", "--lease=finetune-system/finetune-operator"])
     assert (options.lease, options.lease_seconds) == (("finetune-system", "finetune-operator"), 15)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"volume": []}, "must have only volumes, volumeMounts, env and defaults, not volume"),
+        ({"defaults": {"train": {}}}, "defaults.train: Extra inputs are not permitted"),
+        ({"defaults": {"prepare": {"priorityClassName": "a"}}}, "defaults.prepare.priorityClassName: Extra inputs"),
+        ({"defaults": {"workers": {"schedulerName": "A"}}}, "defaults.workers.schedulerName: String should match"),
+        ({"defaults": {"workers": {"tolerations": [{"operator": "In"}]}}}, "defaults.workers.tolerations.0.operator"),
+    ],
+)
+def test_unusable_additions_are_refused_with_their_path(
+    content: dict[str, Any], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "additions.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["run", f"--pod-additions={file}"])
+    assert reason in capsys.readouterr().err

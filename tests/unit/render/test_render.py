@@ -17,6 +17,7 @@ from finetune_api.trainer_config import StorageSettings, TrainerConfig
 from finetune_api.v1alpha1 import Dtype, FineTuneJob, ResolvedStatus, Workers
 from finetune_api.validation import parse_job
 from finetune_operator import names
+from finetune_operator.pod_defaults import parse_defaults
 from finetune_operator.policy.world import evaluation_needs, stage_config
 from finetune_operator.render import render_all, render_stage
 from finetune_operator.settings import OperatorSettings, PodAdditions
@@ -364,6 +365,91 @@ def test_volumes_of_the_job_and_of_the_operators_settings_are_added() -> None:
     pod = rendered(job, settings=OperatorSettings(additions=additions))["Job"]["spec"]["template"]["spec"]
     assert pod["volumes"][-2:] == [certificates, volume]
     assert pod["containers"][0]["volumeMounts"][-1] == mount
+
+
+DEFAULTS = {
+    "workers": {
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "schedulerName": "gang",
+        "runtimeClassName": "nvidia",
+        "priorityClassName": "batch",
+        "imagePullSecrets": ["registry"],
+    },
+    "prepare": {"nodeSelector": {"pool": "cpu"}, "schedulerName": "default"},
+    "evaluate": {"nodeSelector": {"pool": "cpu"}, "tolerations": [{"key": "cpu"}], "schedulerName": "late"},
+}
+"""Defaults of the operator for all fields that have one."""
+OF_WORKERS = {"priorityClassName": "batch", "imagePullSecrets": [{"name": "registry"}]}
+ON_GPU = OF_WORKERS | {"nodeSelector": {"pool": "gpu"}, "tolerations": ["gpu"], "runtimeClassName": "nvidia"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "spec", "expected"),
+    [
+        pytest.param(Stage.TRAIN, {}, ON_GPU | {"schedulerName": "gang"}, id="training"),
+        pytest.param(
+            Stage.TRAIN,
+            {
+                "workers": {
+                    "nodeSelector": {"zone": "a"},
+                    "tolerations": [{"key": "own"}],
+                    "schedulerName": "own",
+                    "runtimeClassName": "kata",
+                    "priorityClassName": "high",
+                    "imagePullSecrets": ["mine"],
+                }
+            },
+            {
+                "nodeSelector": {"zone": "a"},
+                "tolerations": ["own"],
+                "schedulerName": "own",
+                "runtimeClassName": "kata",
+                "priorityClassName": "high",
+                "imagePullSecrets": [{"name": "mine"}],
+            },
+            id="the spec wins",
+        ),
+        pytest.param(
+            Stage.PREPARE,
+            {},
+            OF_WORKERS | {"nodeSelector": {"pool": "cpu"}, "tolerations": [], "schedulerName": "default"},
+            id="prepare",
+        ),
+        pytest.param(
+            Stage.POLL,
+            {"workers": {"priorityClassName": "high"}, "stages": {"prepare": {"nodeSelector": {"zone": "a"}}}},
+            OF_WORKERS
+            | {"priorityClassName": "high", "nodeSelector": {"zone": "a"}, "tolerations": []}
+            | {"schedulerName": "default"},
+            id="poll",
+        ),
+        pytest.param(
+            Stage.EVALUATE,
+            {},
+            OF_WORKERS | {"nodeSelector": {"pool": "cpu"}, "tolerations": ["cpu"], "schedulerName": "late"},
+            id="evaluate",
+        ),
+        pytest.param(
+            Stage.EVALUATE,
+            {"workers": {"gpusPerNode": 1}, "stages": {"evaluate": {"gpus": 1}}},
+            ON_GPU | {"schedulerName": "late"},
+            id="evaluate on a GPU: on the nodes of the workers",
+        ),
+    ],
+)
+def test_the_operators_defaults_fill_what_a_job_leaves_out(
+    stage: Stage, spec: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    settings = OperatorSettings(additions=PodAdditions(defaults=parse_defaults(DEFAULTS)))
+    job = parse_job(make_manifest(**spec))
+    children = rendered(job, stage, settings=settings)
+    pod = children["Job"]["spec"]["template"]["spec"]
+    own = [entry["key"] for entry in pod["tolerations"] if "node.kubernetes.io" not in entry["key"]]
+    assert {name: pod[name] for name in [*DEFAULTS["workers"]] if name in pod} | {"tolerations": own} == expected
+    without = rendered(job, stage)
+    assert without["ConfigMap"] == children["ConfigMap"]
+    assert without["Job"]["metadata"] == children["Job"]["metadata"], "they change no hash"
 
 
 @pytest.mark.parametrize("stage", run_stages())

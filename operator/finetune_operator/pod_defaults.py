@@ -1,0 +1,71 @@
+"""Settings of the pods of jobs that leave them out. Pure."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic.alias_generators import to_camel
+
+from finetune_api.v1alpha1 import PodSettings, Toleration
+from finetune_api.v1alpha1.base import SecretName
+from finetune_api.v1alpha1.pod import ObjectName
+
+Settings = TypeVar("Settings", bound=PodSettings)
+
+
+class _Defaults(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, use_attribute_docstrings=True, title=""
+    )
+
+
+class StageDefaults(_Defaults):
+    """Defaults of a block with settings of pods, under the same names."""
+
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = {}
+    """Labels that the node must have."""
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] = ()
+    """Node taints that the pods tolerate."""
+    scheduler_name: ObjectName | None = None
+    """Scheduler of the pods."""
+    runtime_class_name: ObjectName | None = None
+    """RuntimeClass of the pods."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_set(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if value}
+
+
+class WorkerDefaults(StageDefaults):
+    """Defaults of `spec.workers`. Those of the pull secrets and the priority class apply to the pods of all stages."""
+
+    priority_class_name: SecretName | None = None
+    """PriorityClass of the pods."""
+    image_pull_secrets: Annotated[tuple[SecretName, ...], Field(max_length=8)] = ()
+    """Secrets in the namespace of the job, with which the image is pulled."""
+
+
+class PodDefaults(_Defaults):
+    """What jobs leave out. A field that a job sets replaces the default; its values are not merged."""
+
+    workers: WorkerDefaults = WorkerDefaults()
+    """Defaults of `spec.workers`."""
+    prepare: StageDefaults = StageDefaults()
+    """Defaults of `spec.stages.prepare`."""
+    evaluate: StageDefaults = StageDefaults()
+    """Defaults of `spec.stages.evaluate`."""
+
+
+def parse_defaults(content: object) -> PodDefaults:
+    """Parse the defaults. Raises ValueError with every error and its path."""
+    try:
+        return PodDefaults.model_validate(content, by_alias=True, by_name=False)
+    except ValidationError as error:
+        found = (f"{'.'.join(map(str, ('defaults', *one['loc'])))}: {one['msg']}" for one in error.errors())
+        raise ValueError("; ".join(found)) from None
+
+
+def filled(own: Settings, defaults: StageDefaults, *names: str) -> Settings:
+    """Return the settings with the defaults of all fields, or of these, that the job leaves out."""
+    chosen = names or tuple(type(defaults).model_fields)
+    missing = {name: getattr(defaults, name) for name in chosen if not getattr(own, name)}
+    return own.model_copy(update={name: value for name, value in missing.items() if value})
