@@ -142,7 +142,7 @@ class Pods(Values):
     """Environment variables of the trainer container, such as a proxy. Those of the job take precedence."""
     defaults: PodDefaults = PodDefaults()
     """What the job leaves out: nodeSelector, tolerations, schedulerName and runtimeClassName; in workers also
-    priorityClassName and imagePullSecrets, which are those of all stages."""
+    priorityClassName and imagePullSecrets, which are those of all stages, and queue."""
 
 
 class Operator(Values):

@@ -42,6 +42,8 @@ ANNOTATION_GPUS: Final = "finetune.dev/gpus"
 ANNOTATION_EVALUATION_SPEC_HASH: Final = "finetune.dev/evaluation-spec-hash"
 """On a Job: hash of the spec fields that determine the evaluation and the exported formats."""
 
+LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+"""On a Job: LocalQueue of Kueue, which admits it. Defined by Kueue."""
 # Defined by Kubernetes.
 LABEL_JOB_NAME: Final = "batch.kubernetes.io/job-name"
 LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
@@ -180,6 +182,8 @@ class Reason(StrEnum):
     CHECKPOINT_IN_TIME = "CheckpointInTime"
     CHECKPOINT_LATE = "CheckpointLate"
     WAITING_FOR_PODS = "WaitingForPods"
+    QUEUED = "Queued"
+    EVICTED = "Evicted"
     FEWER_WORKERS = "FewerWorkers"
     CANNOT_CREATE = "CannotCreate"
     CHILD_CONFLICT = "ChildConflict"

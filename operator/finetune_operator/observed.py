@@ -116,6 +116,13 @@ class ObservedStage:
     """GPUs of all its pods."""
     evaluation_hash: str = ""
     """Hash of the spec fields that determine evaluation and exported formats."""
+    queue: str = ""
+    """Queue of its Job; empty: none."""
+    suspended: bool = False
+    """Whether `spec.suspend` of its Job is set: it was not admitted yet, or it was evicted, so that the Job controller
+    deletes its pods, which save a checkpoint."""
+    started_at: str = ""
+    """When its Job was started, or admitted by its queue; empty: not yet, or unknown."""
     lost: bool = False
     """Whether a pod has not ended long after its deletion timestamp, because its node does not respond.
 
@@ -127,6 +134,16 @@ class ObservedStage:
     def active(self) -> bool:
         """Whether its pods may be running and it has not been given up."""
         return not (self.succeeded or self.failed or self.lost)
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for its admission and no pod is running."""
+        return self.active and self.suspended and not self.deleting and all(pod.ended for pod in self.pods)
+
+    @property
+    def expected_since(self) -> str:
+        """When its pods were expected first: the creation of its Job, or the admission by its queue."""
+        return self.started_at or self.created_at
 
     @property
     def ending(self) -> bool:
@@ -186,6 +203,11 @@ class Observed:
         return tuple(stage for stage in self.stages if stage.active)
 
     @property
+    def is_queued(self) -> bool:
+        """Whether the newest child waits in a queue, and no older one is running."""
+        return bool(self.active) and all(child.is_queued for child in self.active)
+
+    @property
     def lost(self) -> tuple[ObservedStage, ...]:
         """Children that were given up and are not being deleted."""
         return tuple(stage for stage in self.stages if stage.lost and not stage.deleting)
@@ -230,6 +252,9 @@ def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> Obse
         plan=_plan(annotations.get(constants.ANNOTATION_ATTEMPT_PLAN)),
         gpus=int(annotations.get(constants.ANNOTATION_GPUS, 0)),
         evaluation_hash=annotations.get(constants.ANNOTATION_EVALUATION_SPEC_HASH, ""),
+        queue=labels.get(constants.LABEL_QUEUE, ""),
+        suspended=spec.get("suspend", False),
+        started_at=job.get("status", {}).get("startTime", ""),
         lost=not terminal and now is not None and any(is_overdue(pod, now) for pod in pods),
     )
 

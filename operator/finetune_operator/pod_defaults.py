@@ -8,6 +8,7 @@ from pydantic.alias_generators import to_camel
 from finetune_api.v1alpha1 import PodSettings, Toleration
 from finetune_api.v1alpha1.base import SecretName
 from finetune_api.v1alpha1.pod import ObjectName
+from finetune_api.v1alpha1.workers import QueueName
 
 Settings = TypeVar("Settings", bound=PodSettings)
 
@@ -42,6 +43,8 @@ class WorkerDefaults(StageDefaults):
     """PriorityClass of the pods."""
     image_pull_secrets: Annotated[tuple[SecretName, ...], Field(max_length=8)] = ()
     """Secrets in the namespace of the job, with which the image is pulled."""
+    queue: QueueName | None = None
+    """LocalQueue of training attempts."""
 
 
 class PodDefaults(_Defaults):

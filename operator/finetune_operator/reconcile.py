@@ -28,7 +28,7 @@ from .observed import Observed
 from .policy import history, in_force, runs, schedule
 from .policy.actions import CreateChildren, CreateEvent, DeleteJob, Requeue, UpdateStatus
 from .policy.facts import Facts
-from .policy.plan import Plan, plan_of, rechecked, refused, rejection, unexplained_objects
+from .policy.plan import Plan, plan_of, queued_job, rechecked, refused, rejection, unexplained_objects
 from .render import render_event, render_stage
 from .settings import OperatorSettings
 
@@ -139,6 +139,8 @@ class _Shell:
         observed = Observed.from_manifests(job.metadata.uid, jobs, pods, now=self.now)
         progress = await self._progress(observed, pods)
         facts = Facts(self.manifest, job, self.settings, self.now, observed, progress, violations=violations)
+        if uid := queued_job(facts):
+            facts = replace(facts, queue_reason=await cluster.read_queue_reason(key, uid))
         names = unexplained_objects(facts)
         return replace(facts, warnings=tuple(await cluster.list_warnings(key, names))) if names else facts
 

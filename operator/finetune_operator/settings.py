@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from finetune_api.trainer_config import StorageSettings
+from finetune_api.v1alpha1 import Spec
 
 from .job_policy.model import JobPolicy
 from .manifests import Manifest
@@ -52,6 +53,8 @@ class OperatorSettings:
     operator_namespace: str = ""
     """Namespace of the operator. Each attempt gets a NetworkPolicy that allows traffic among its own pods, and from the
     operator in this namespace to their progress. Empty: none."""
+    has_queues: bool = True
+    """Whether `spec.workers.queue` has an effect. Local runs have no queues."""
     policy: JobPolicy | None = None
     """What jobs may use; None: everything in their namespace."""
     termination_grace: GraceLimits = field(default_factory=GraceLimits)
@@ -62,3 +65,7 @@ class OperatorSettings:
     """Minimum interval of reconciles of jobs whose pods wait for the cluster; longer if many jobs wait."""
     max_backoff_seconds: float = 300.0
     """Longest wait before a restart."""
+
+    def queue(self, spec: Spec) -> str:
+        """Return the queue of training attempts; empty: none."""
+        return (spec.workers.queue or self.additions.defaults.workers.queue or "") if self.has_queues else ""

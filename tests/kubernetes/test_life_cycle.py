@@ -91,6 +91,86 @@ def test_a_suspended_job_saves_and_resumes(admin: Path, namespace: str) -> None:
     run_scenario(admin, namespace, scenario)
 
 
+async def admit(world: JobNamespace, name: str, *, suspend: bool = False) -> None:
+    """Change only `spec.suspend` of a Job, as Kueue does to admit it, or to evict it."""
+    path = f"/apis/batch/v1/namespaces/{world.namespace}/jobs/{name}"
+    await world.server.request("PATCH", path, {"spec": {"suspend": suspend}})
+
+
+def test_a_job_waits_in_its_queue_and_continues_after_an_eviction(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("queued", training_ends(FOREVER), workers={"nodes": 2, "queue": "team"})
+        status = await job.until(lambda status: condition(status, "Ready") == ("False", "Queued"))
+        await job.step()
+        spec = (await world.jobs())["queued-r1-train-a1"]
+        assert (spec["suspend"], status.phase) == (True, Phase.PENDING)
+        path = f"/apis/batch/v1/namespaces/{namespace}/jobs/queued-r1-train-a1"
+        labels = (await world.server.request("GET", path))["metadata"]["labels"]
+        assert labels["kueue.x-k8s.io/queue-name"] == "team"
+        assert job.last is not None
+        (ready,) = [one for one in job.last.status.conditions if one.type == "Ready"]
+        assert ready.message.startswith("queued-r1-train-a1 waits in the queue team: Kueue has not reported a reason")
+        before = len(job.server.calls)
+        await job.step()
+        assert len(job.server.calls) == before, "it is not resumed, and a second pass writes nothing"
+
+        await admit(world, "queued-r1-train-a1")
+        await job.until(is_training)
+        await job.until(lambda status: status.run.attempts[-1].admitted_time is not None)
+        await admit(world, "queued-r1-train-a1", suspend=True)
+        status = await job.until(lambda status: status.run.attempts[-1].number == 2)
+        world.kubelet.scripts["queued"] = succeed
+        assert status.run.attempts[-2].outcome == "Stopped"
+        status = await job.until(lambda status: condition(status, "Ready") == ("False", "Queued"))
+        assert (await world.jobs())["queued-r1-train-a2"]["suspend"] is True
+
+        await world.change("queued", suspend=True)
+        await job.until(in_phase(Phase.SUSPENDED))
+        await world.change("queued", suspend=False)
+        await job.until(lambda status: condition(status, "Ready") == ("False", "Queued"))
+        await admit(world, "queued-r1-train-a3")
+        status = await job.until(in_phase(Phase.SUCCEEDED))
+        trainings = [entry.outcome for entry in status.run.attempts if entry.stage is Stage.TRAIN]
+        assert trainings == ["Stopped", "Stopped", "Succeeded"]
+        assert (status.run.restarts, status.run.disruptions) == (0, 0)
+
+    run_scenario(admin, namespace, scenario)
+
+
+WORKLOADS = "workloads.kueue.x-k8s.io"
+
+
+def test_the_message_of_kueues_workload_says_why_a_job_waits(admin: Path, namespace: str, kubectl: Kubectl) -> None:
+    """Kueue writes it; without Kueue, a test can create the same object."""
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1beta1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    names = {"kind": "Workload", "plural": "workloads", "singular": "workload", "listKind": "WorkloadList"}
+    group = {"group": "kueue.x-k8s.io", "scope": "Namespaced", "names": names, "versions": [version]}
+    kind = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
+    # Not applied: a cluster with Kueue must keep its own.
+    kubectl("create", "--filename=-", stdin=json.dumps(kind | {"metadata": {"name": WORKLOADS}, "spec": group}))
+    message = "LocalQueue team doesn't exist"
+
+    async def scenario(world: JobNamespace) -> None:
+        job = await world.create("unknown-queue", workers={"queue": "team"})
+        await job.until(lambda status: condition(status, "Ready") == ("False", "Queued"))
+        path = f"/apis/batch/v1/namespaces/{namespace}/jobs/unknown-queue-r1-train-a1"
+        uid = (await world.server.request("GET", path))["metadata"]["uid"]
+        conditions = [{"type": "QuotaReserved", "status": "False", "reason": "Inadmissible", "message": message}]
+        metadata = {"name": "job-unknown-queue", "labels": {"kueue.x-k8s.io/job-uid": uid}}
+        workload = {"apiVersion": "kueue.x-k8s.io/v1beta1", "kind": "Workload", "metadata": metadata}
+        kubectl.apply(workload | {"status": {"conditions": conditions}})
+        await job.until(
+            lambda status: any(one.type == "Ready" and one.message.endswith(message) for one in status.conditions)
+        )
+
+    try:
+        kubectl("wait", "--for=condition=Established", f"crd/{WORKLOADS}", "--timeout=30s")
+        run_scenario(admin, namespace, scenario)
+    finally:
+        kubectl("delete", f"crd/{WORKLOADS}")
+
+
 @pytest.mark.parametrize("stop", [{"suspend": True}, {"budget": {"deadline": "1s"}}], ids=["suspended", "deadline"])
 def test_a_running_attempt_can_be_stopped_while_the_spec_is_invalid(
     admin: Path, namespace: str, stop: dict[str, object]

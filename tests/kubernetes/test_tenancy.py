@@ -182,6 +182,7 @@ STRICT: dict[str, Any] = {
     "volumeSources": ["configMap", "secret", "projected", "persistentVolumeClaim", "ephemeral"],
     "runtimeClasses": [],
     "schedulers": [],
+    "queues": [],
     "labels": [],
     "annotations": [],
     "requireLabelOnSecrets": True,
@@ -409,6 +410,11 @@ ACTIONS: dict[str, JobAttempt | PodProperty | Command] = {
         in_prepare(schedulerName="other"),
         lambda pod: pod["spec"]["schedulerName"] == "other",
         "spec.stages.prepare.schedulerName must be a scheduler in",
+    ),
+    "queue trainings in any LocalQueue of the namespace": JobAttempt(
+        {"workers": {"queue": "others"}},
+        lambda pod: bool(pod["spec"]),  # of the prepare stage, which is not queued: the job was accepted
+        "spec.workers.queue must be a queue in",
     ),
     "add labels to pods, which Services, NetworkPolicies and webhooks select": JobAttempt(
         in_prepare(labels={"app": "proxy"}),

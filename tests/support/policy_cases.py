@@ -34,6 +34,7 @@ POLICY: dict[str, Any] = {
     "volumeSources": ["configMap", "secret", "projected", "persistentVolumeClaim", "ephemeral", "image", "csi"],
     "runtimeClasses": ["gvisor"],
     "schedulers": ["queue"],
+    "queues": ["team"],
     "labels": ["example.com/*", "team"],
     "annotations": ["example.com/*", "container.apparmor.security.beta.kubernetes.io/*"],
 }
@@ -141,6 +142,8 @@ CASES: dict[str, PolicyCase] = {
     "the account of pods without one": PolicyCase({"workers": {"serviceAccountName": "default"}}),
     "another account": PolicyCase({"workers": {"serviceAccountName": "admin"}}, (ACCOUNT_PATH,)),
     "an allowed priority": PolicyCase({"workers": {"priorityClassName": "low"}}),
+    "an allowed queue": PolicyCase({"workers": {"queue": "team"}}),
+    "another queue": PolicyCase({"workers": {"queue": "other"}}, ("spec.workers.queue",)),
     "another priority": PolicyCase({"workers": {"priorityClassName": "high"}}, (PRIORITY_PATH,)),
     # tolerations
     "an allowed taint": toleration({"key": "nvidia.com/gpu", "operator": "Exists"}),

@@ -391,6 +391,7 @@ RENDERED: dict[str, tuple[dict[str, Any], str, Any]] = {
         {"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
     ),
     "service_account": ({"serviceAccountName": "trainer"}, f"{POD}.serviceAccountName", "trainer"),
+    "queue": ({"queue": "team"}, "suspend", True),
     "priority": ({"priorityClassName": "low"}, f"{POD}.priorityClassName", "low"),
     "shared_memory": ({"sharedMemory": "4Gi"}, f"{POD}.volumes[2].emptyDir.sizeLimit", "4Gi"),
     "cache": (

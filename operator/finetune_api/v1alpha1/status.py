@@ -151,6 +151,10 @@ class AttemptStatus(StatusModel):
     """Name of its Kubernetes Job."""
     start_time: Time
     """When its Job was created."""
+    queue: str = ""
+    """Queue in which its Job waits until it is admitted. Empty: none."""
+    admitted_time: Time | None = None
+    """When the queue admitted its Job. Absent: it waits, or has no queue."""
     gpus: int | None = None
     """GPUs of all its pods. Absent: none."""
     plan: AttemptPlan | None = None
@@ -343,9 +347,9 @@ class RunStatus(StatusModel):
     start_time: Time | None = None
     """When the run started."""
     suspended_since: Time | None = None
-    """When `spec.suspend` was set to true. Absent: the job is not suspended."""
+    """When `spec.suspend` was set to true, or since when the run waits in a queue. Absent: neither."""
     suspended_seconds: float | None = None
-    """Seconds for which the run was suspended before. They do not count against the deadline."""
+    """Seconds for which the run was suspended or in a queue before. They do not count against the deadline."""
     completion_time: Time | None = None
     """When the run ended."""
     children_removed: bool | None = None

@@ -12,6 +12,17 @@ DEFAULT_START_TIMEOUT = "5m"
 """Value of `workers.startTimeout` if only `minNodes` is set: enough to start a node and pull an image of some GB."""
 
 
+QueueName = Annotated[
+    str,
+    matching(
+        r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$",
+        "the name of a LocalQueue: at most 63 of a-z, 0-9, '-' and '.', with a letter or digit at both ends",
+        max_length=63,
+    ),
+]
+"""Name of a LocalQueue, which is also a value of a label."""
+
+
 class KeySelector(ApiModel, scope=Scope.ATTEMPT):
     """One key of a Secret or ConfigMap in the job's namespace, as in a pod."""
 
@@ -99,6 +110,10 @@ class Workers(PodSettings, WorkerCount, scope=Scope.ATTEMPT):
 
     priority_class_name: SecretName | None = None
     """PriorityClass of the pods."""
+
+    queue: QueueName | None = None
+    """LocalQueue of Kueue in the job's namespace. The Job of a training attempt is created suspended, and its pods are
+    created when Kueue admits it. The other stages are not queued. Absent: none. Local runs ignore it."""
 
     shared_memory: Quantity = "2Gi"
     """Size of /dev/shm, which NCCL and data loading use. It counts as memory of the pod."""

@@ -75,7 +75,7 @@ class _Run:
         self._wake = asyncio.Event()
         self._interrupts = 0
         self._cluster = LocalCluster(options.work_dir, self._key, environ=environ, on_change=self._wake.set)
-        self._settings = OperatorSettings(storage=options.storage, progress_seconds=1.0)
+        self._settings = OperatorSettings(storage=options.storage, progress_seconds=1.0, has_queues=False)
 
     async def run(self) -> FineTuneJob:
         loop = asyncio.get_running_loop()

@@ -32,6 +32,9 @@ class Cluster(Protocol):
     async def list_warnings(self, key: JobKey, names: tuple[str, ...]) -> list[Manifest]:
         """Return Warning Events for these Jobs and pods, oldest first."""
 
+    async def read_queue_reason(self, key: JobKey, uid: str) -> str:
+        """Return why Kueue does not admit the Job with this UID; empty if it reports no reason."""
+
     async def read_progress(self, pod: Manifest) -> Progress | None:
         """Return the response of a pod to `GET /progress`; None if it does not respond."""
 

@@ -1,6 +1,7 @@
 """Cluster with an API server: live reads, and writes with preconditions. Nothing is cached."""
 
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 
 from finetune_api import constants
 from finetune_api.progress import FOR_STATUS, Progress
@@ -25,6 +26,10 @@ _PLURALS = {
     "Secret": "secrets",
     "PersistentVolumeClaim": "persistentvolumeclaims",
 }
+
+
+_KUEUE_VERSIONS = ("v1beta2", "v1beta1")
+"""Versions of Kueue's API, newest first. A missing version is answered with 404."""
 
 
 def path_of(api_version: str, plural: str, namespace: str, name: str = "") -> str:
@@ -82,6 +87,19 @@ class KubernetesCluster:
             selector = f"type=Warning,involvedObject.name={name}"
             found += (await self._server.request("GET", path, fieldSelector=selector))["items"]
         return sorted(found, key=lambda event: event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])
+
+    async def read_queue_reason(self, key: JobKey, uid: str) -> str:
+        """Return the message of Kueue's Workload for the Job with this UID; empty without one, or without Kueue."""
+        for version in _KUEUE_VERSIONS:
+            path = path_of(f"kueue.x-k8s.io/{version}", "workloads", key.namespace)
+            try:
+                found = await self._server.request("GET", path, labelSelector=f"kueue.x-k8s.io/job-uid={uid}")
+            except ApiError as error:
+                if error.is_missing or error.status == HTTPStatus.FORBIDDEN:
+                    continue
+                raise
+            return next(filter(None, map(_queue_reason, found["items"])), "")
+        return ""
 
     async def list_versions(self, namespaces: tuple[str, ...]) -> dict[JobKey, str]:
         """Return the resource versions of all FineTuneJobs. No namespaces: the whole cluster."""
@@ -186,6 +204,13 @@ class KubernetesCluster:
 
 def _job_path(key: JobKey) -> str:
     return path_of(constants.API_VERSION, constants.PLURAL, key.namespace, key.name)
+
+
+def _queue_reason(workload: Manifest) -> str:
+    """Return the message of the condition that is not True yet, which Kueue updates with every try to admit it."""
+    conditions = {entry["type"]: entry for entry in (workload.get("status") or {}).get("conditions") or ()}
+    waiting = (conditions.get(kind, {}) for kind in ("QuotaReserved", "Admitted"))
+    return next((str(one.get("message", "")) for one in waiting if one.get("status") == "False"), "")
 
 
 def _address(pod: Manifest) -> str | None:

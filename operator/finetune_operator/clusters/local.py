@@ -101,6 +101,10 @@ class LocalCluster:
         """Return no Events: there is no scheduler and no kubelet."""
         return []
 
+    async def read_queue_reason(self, key: JobKey, uid: str) -> str:
+        """Return nothing: there are no queues."""
+        return ""
+
     async def update_status(self, manifest: Manifest, status: Manifest) -> None:
         """Replace the status. The next reconcile handles a spec that has changed since it was read."""
         job = self._objects.read(constants.KIND, manifest["metadata"]["name"])

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune_api.v1alpha1.base import NEEDED, SecretName, matching
+from finetune_api.v1alpha1.workers import QueueName
 
 _MAX_SHOWN = 80
 
@@ -104,6 +105,8 @@ class JobPolicy(BaseModel):
     """RuntimeClasses of the pods."""
     schedulers: tuple[SecretName, ...] | None = None
     """Schedulers of the pods."""
+    queues: tuple[QueueName, ...] | None = None
+    """Queues of training attempts."""
     labels: tuple[Key, ...] | None = None
     """Keys of labels that jobs may add to pods; `example.com/*` is every key with that beginning."""
     annotations: tuple[Key, ...] | None = None

@@ -236,6 +236,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("runtime_classes", _in_pods(".runtimeClassName"), EQUAL, "a RuntimeClass"),
     Rule("schedulers", _in_pods(".schedulerName"), EQUAL, "a scheduler", default=lambda own: own.scheduler),
+    Rule("queues", ("spec.workers.queue",), EQUAL, "a queue"),
     Rule("labels", _in_pods(".labels{}"), NAMED, "only labels"),
     Rule("annotations", _in_pods(".annotations{}"), NAMED, "only annotations"),
     Rule(

@@ -1,4 +1,4 @@
-"""Time left until `spec.budget.deadline`. Suspended time does not count.
+"""Time left until `spec.budget.deadline`. Time in which the job is suspended or waits in a queue does not count.
 
 Unlike with a `batch/v1` Job, a suspension does not reset the deadline.
 """
@@ -10,11 +10,11 @@ from finetune_api.v1alpha1 import Spec, Status
 from finetune_api.v1alpha1.quantities import seconds
 
 
-def with_suspension(status: Status, spec: Spec, now: str) -> Status:
-    """Record in status since when the run is suspended, and for how long it was suspended before."""
-    if spec.suspend and status.run.suspended_since is None:
+def with_suspension(status: Status, is_suspended: bool, now: str) -> Status:
+    """Record in status since when the run is suspended or in a queue, and for how long it was before."""
+    if is_suspended and status.run.suspended_since is None:
         return status.with_run(suspended_since=now)
-    if not spec.suspend and status.run.suspended_since is not None:
+    if not is_suspended and status.run.suspended_since is not None:
         past = round(suspended_seconds(status, datetime.fromisoformat(now)), 3)
         return status.with_run(suspended_since=None, suspended_seconds=past)
     return status

@@ -29,6 +29,8 @@ class Facts:
     """Report of rank 0 of the active stage; None: it did not respond, or no stage is active."""
     warnings: tuple[Manifest, ...] = ()
     """Warning Events for pods that are late and do not report a reason, oldest first."""
+    queue_reason: str = ""
+    """Why Kueue does not admit the Job of the active stage; empty: it is not known, or there is none."""
     violations: tuple[Violation, ...] = ()
     """Violations of the object."""
     awaits_end: bool = False

@@ -58,8 +58,8 @@ def detect_disruption(stage: ObservedStage) -> FailureStatus | None:
 
     It must be recorded while it exists: when the pods have ended, they may be removed without a trace of the cause.
     """
-    if stage.failing or stage.deleting:
-        return None  # the deletion of pods is a consequence of the failure
+    if stage.failing or stage.deleting or stage.suspended:
+        return None  # the deletion of pods is a consequence of the failure or the stop
     pod = next((pod for pod in stage.pods if pod.due_at), None)
     if pod is None:
         return None

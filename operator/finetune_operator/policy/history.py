@@ -192,6 +192,9 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
         known = status.run.attempts[-1]
     if known.outcome is not None:
         return status
+    if known.queue and known.admitted_time is None and child.started_at and not child.suspended:
+        known = known.model_copy(update={"admitted_time": child.started_at})
+        status = _replace(status, known)
     if child.active:
         detected = failure.detect_disruption(child)
         status = status if detected is None else status.with_run(failure=detected)
@@ -207,6 +210,7 @@ def _attempt_of(child: ObservedStage) -> AttemptStatus:
         number=child.attempt,
         job_name=child.job_name,
         start_time=child.created_at,
+        queue=child.queue,
         plan=(child.plan or AttemptPlan(nodes=child.expected_pods)) if trains else None,
         gpus=child.gpus or None,
         spec_hash=child.spec_hash,
@@ -229,7 +233,9 @@ def _with_vanished(status: Status, present: set[str], now: str) -> Status:
 def _ended(status: Status, attempt: AttemptStatus) -> Status:
     """Record an attempt that has ended, and add what it has occupied to the cost of the run."""
     assert attempt.end_time is not None
-    seconds = datetime.fromisoformat(attempt.end_time) - datetime.fromisoformat(attempt.start_time)
+    begin = attempt.end_time if attempt.outcome is Outcome.STOPPED and attempt.queue else attempt.start_time
+    begin = attempt.admitted_time or begin  # nothing if the queue has not admitted it
+    seconds = datetime.fromisoformat(attempt.end_time) - datetime.fromisoformat(begin)
     duration = max(0, round(seconds.total_seconds()))
     pods = 1 if attempt.plan is None else attempt.plan.nodes
     before = status.run.cost or CostStatus()
@@ -295,6 +301,9 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now:
         status = _ended(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
         return _with_results(status, message)
     classified = failure.classify_failure(child, status.run.failure)
+    if child.suspended and classified.retry_class is not RetryClass.PERMANENT:
+        # Evicted: its pods were stopped by the suspension of the Job, which is no failure.
+        return _ended(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.STOPPED}))
     ended = attempt.model_copy(
         update={
             "end_time": ended_at,

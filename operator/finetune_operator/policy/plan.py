@@ -110,6 +110,12 @@ def unexplained_objects(facts: Facts) -> tuple[str, ...]:
     return () if step is None else step.unexplained_objects(facts)
 
 
+def queued_job(facts: Facts) -> str:
+    """Return the UID of the Job whose admission by a queue the plan reports; empty: usually there is none."""
+    active = facts.observed.active
+    return active[-1].uid if active and active[-1].is_queued and active[-1].queue else ""
+
+
 def refused(facts: Facts, plan: Plan, reason: Reason, message: str) -> Plan:
     """Return the plan that replaces `plan` after the cluster refused one of its changes of children."""
     status = status_policy.blocked(
@@ -185,7 +191,7 @@ def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
     spec = job.spec if facts.is_valid else None
     status = history.apply_observation(status, run, observed, facts.progress, now, spec=spec)
     if status.terminal_condition is None:
-        status = deadline.with_suspension(status, job.spec, now)
+        status = deadline.with_suspension(status, job.spec.suspend or observed.is_queued, now)
     step: stages.Step | None = stages.decide(
         job.spec, run, status, observed, now=facts.now, max_backoff_seconds=facts.settings.max_backoff_seconds
     )

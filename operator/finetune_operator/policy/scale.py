@@ -63,9 +63,9 @@ def fewer_nodes(spec: Spec, attempt: AttemptStatus, stage: ObservedStage, now: d
     None if all are running, if the timeout has not been reached, or if fewer are running than the spec allows. In the
     last case the pods continue to wait.
     """
-    if stage.stage is not Stage.TRAIN or stage.deleting or attempt.first_step_time:
+    if stage.stage is not Stage.TRAIN or stage.deleting or stage.suspended or attempt.first_step_time:
         return None
-    if now < time_after(stage.created_at, seconds(_timeout(spec))):
+    if now < time_after(stage.expected_since, seconds(_timeout(spec))):
         return None
     running = sum(pod.phase == "Running" for pod in stage.pods)
     if running == stage.expected_pods or stage.ending or stage.failing:
@@ -76,9 +76,9 @@ def fewer_nodes(spec: Spec, attempt: AttemptStatus, stage: ObservedStage, now: d
 
 def seconds_to_timeout(spec: Spec, stage: ObservedStage, now: datetime) -> float | None:
     """Return the seconds until the start timeout; None without one, or after it."""
-    if spec.workers.min_nodes is None or stage.stage is not Stage.TRAIN:
+    if spec.workers.min_nodes is None or stage.stage is not Stage.TRAIN or stage.suspended:
         return None
-    until = time_after(stage.created_at, seconds(_timeout(spec)))
+    until = time_after(stage.expected_since, seconds(_timeout(spec)))
     return (until - now).total_seconds() if until > now else None
 
 

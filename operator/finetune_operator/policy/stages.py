@@ -112,11 +112,20 @@ class Start(Step):
             job_name=child_name(facts.job.metadata.name, status.run.number, self.stage, self.attempt),
             start_time=facts.stamp,
             plan=self.plan,
+            queue=self._queue(facts),
             gpus=self._config(facts, status).world.gpu_count or None,
             spec_hash=pending.attempt_hash(facts.spec),
             evaluation_spec_hash=pending.evaluation_hash(facts.spec) if self.stage is Stage.EVALUATE else "",
         )
         return history.record_started(status, attempt).with_run(stage=self.stage, attempt=self.attempt)
+
+    def _queue(self, facts: Facts) -> str:
+        return facts.settings.queue(facts.spec) if self.stage is Stage.TRAIN else ""
+
+    def notes(self, facts: Facts, status: Status) -> StatusNotes:
+        """Report that a training attempt waits in its queue."""
+        queue = self._queue(facts)
+        return StatusNotes(queued=f"{status.run.attempts[-1].job_name} waits in the queue {queue}" if queue else "")
 
     def summary(self, status: Status) -> Summary:
         """Report the stage, or the restart."""
@@ -151,6 +160,7 @@ class Watch(Step):
         trains = stage.stage is Stage.TRAIN
         return StatusNotes(
             waiting="" if idle is None else waiting.explanation(stage, idle, facts.warnings),
+            queued=waiting.queue_message(stage, facts.queue_reason) if stage.is_queued else "",
             pending=pending.pending_change(facts.spec, stage) if facts.is_valid else "",
             grace=grace.stop_safety(status, stage, facts.settings.termination_grace) if trains else None,
             late=(run.progress.checkpoint_late or "") if trains and run.progress else None,
@@ -215,7 +225,8 @@ class Stop(Step):
 
     def summary(self, status: Status) -> Summary:
         """Report why they are stopped."""
-        phase = Phase.RESTARTING if self.reason is Reason.FEWER_WORKERS else Phase.SUSPENDING
+        is_restart = self.reason in {Reason.FEWER_WORKERS, Reason.EVICTED}
+        phase = Phase.RESTARTING if is_restart else Phase.SUSPENDING
         return phase, self.reason, self.message
 
     def requeue(self, facts: Facts, status: Status) -> Requeue:
@@ -385,6 +396,8 @@ def _progress_interval(facts: Facts, status: Status, *, is_ending: bool = False)
 
 def _until_deadline(requeue: Requeue, facts: Facts, status: Status) -> Requeue:
     """Return the requeue, at the deadline at the latest. A deadline in the past has already had its effect."""
+    if status.run.suspended_since is not None:
+        return requeue  # the deadline moves on
     left = deadline.seconds_left(facts.spec, status, facts.now)
     return requeue if left is None or left <= 0 else requeue.at_most(left)
 
@@ -425,6 +438,11 @@ def _of_running(spec: Spec, status: Status, child: ObservedStage, now: datetime)
         return Watch(child.stage, child.attempt)
     if (decided := status.run.next_plan) is not None and attempt.stage is Stage.TRAIN:
         return Stop((child,), Reason.FEWER_WORKERS, scale.explanation(spec, attempt, decided.nodes))
+    has_started = attempt.admitted_time or any(pod.ended or pod.due_at for pod in child.pods)
+    if child.suspended and has_started:
+        # Its pods cannot continue: their attempt has claimed the run.
+        message = f"{child.job_name} was suspended; the next attempt resumes from its checkpoint"
+        return Stop((child,), Reason.EVICTED, message)
     fewer = scale.fewer_nodes(spec, attempt, child, now)
     if fewer is None:
         return Watch(child.stage, child.attempt)

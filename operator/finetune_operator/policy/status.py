@@ -36,6 +36,8 @@ class StatusNotes:
     """Violations of the object while its run continues with the last valid spec."""
     waiting: str = ""
     """Why pods of the active stage are not running."""
+    queued: str = ""
+    """Why the Job of the active stage has not been admitted by its queue."""
     unknown_fields: tuple[Violation, ...] = ()
     """Fields that the user applied and the API server dropped."""
     pending: str = ""
@@ -128,6 +130,8 @@ def status_after(
     phase, reason, message = step.summary(status)
     if notes.waiting:
         phase, reason, message = Phase.PENDING, Reason.WAITING_FOR_PODS, notes.waiting[:MAX_MESSAGE]
+    if notes.queued:
+        phase, reason, message = Phase.PENDING, Reason.QUEUED, notes.queued[:MAX_MESSAGE]
     conditions: dict[ConditionType, tuple[bool, Reason, str]] = {
         ConditionType.ACCEPTED: _accepted(notes),
         ConditionType.SUSPENDED: (phase is Phase.SUSPENDED, reason, message if phase is Phase.SUSPENDED else ""),

@@ -21,10 +21,22 @@ SHOWN = 3
 
 def idle_pods(stage: ObservedStage, now: datetime) -> tuple[ObservedPod, ...] | None:
     """Return the pods that should be running and are not. Empty: pods do not exist; None: no pod is late."""
-    if not stage.active or stage.deleting or now < datetime.fromisoformat(stage.created_at) + START_GRACE:
+    if not stage.active or stage.deleting or stage.suspended:
+        return None
+    if now < datetime.fromisoformat(stage.expected_since) + START_GRACE:
         return None
     idle = tuple(pod for pod in stage.pods if pod.phase == "Pending" and _is_late(pod, now))
     return idle if idle or len(stage.pods) < stage.expected_pods else None
+
+
+def queue_message(stage: ObservedStage, reported: str) -> str:
+    """Return that a suspended Job waits for its admission. `reported` is the reason that Kueue gives; empty: none."""
+    if not stage.queue:
+        return f"{stage.job_name} is suspended, but not by this operator: whoever suspended it must resume it"
+    reason = reported or (
+        "Kueue has not reported a reason; check that it is installed, and that the LocalQueue exists in the namespace"
+    )
+    return f"{stage.job_name} waits in the queue {stage.queue}: {reason}"
 
 
 def unexplained(stage: ObservedStage, idle: Sequence[ObservedPod]) -> tuple[str, ...]:
@@ -43,7 +55,7 @@ def next_check_seconds(stage: ObservedStage, now: datetime) -> float:
 
     The watch of its Job triggers an earlier check when a pod starts.
     """
-    waited = (now - datetime.fromisoformat(stage.created_at)).total_seconds()
+    waited = (now - datetime.fromisoformat(stage.expected_since)).total_seconds()
     return min(_LONGEST_SECONDS, max(0.0, waited / 4))
 
 

@@ -128,11 +128,17 @@ def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, 
     timeout = STAGES[config.stage].timeout_seconds
     if config.world.gpu_count:
         annotations[constants.ANNOTATION_GPUS] = str(config.world.gpu_count)
+    metadata = _metadata(config)
+    queue = settings.queue(config.spec) if config.stage is Stage.TRAIN else ""
+    if queue:
+        metadata["labels"] = metadata["labels"] | {constants.LABEL_QUEUE: queue}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(config) | {"annotations": annotations},
+        "metadata": metadata | {"annotations": annotations},
         "spec": {
+            # Only Kueue changes it: it admits the Job by false, and evicts it by true.
+            **({"suspend": True} if queue else {}),
             "completionMode": "Indexed",
             "completions": config.world.nodes,
             "parallelism": config.world.nodes,

@@ -56,6 +56,9 @@ class RecordingCluster:
         self._call(f"read ConfigMap {child}")
         return None
 
+    async def read_queue_reason(self, key: JobKey, uid: str) -> str:
+        return ""
+
     async def read_labels(self, key: JobKey, kind: str, name: str) -> dict[str, str] | None:
         self._call(f"read labels of {kind} {name}")
         return self.labels.get(name)

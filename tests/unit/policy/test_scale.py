@@ -54,6 +54,8 @@ FEWER = [
     pytest.param(make_spec(8, 2), starting(3), FIVE_MINUTES, 2, id="an attempt that is smaller already"),
     pytest.param(make_spec(), starting(1, 2, Stage.EVALUATE), FIVE_MINUTES, None, id="another stage"),
     pytest.param(make_spec(), starting(2, deleting=True), FIVE_MINUTES, None, id="being stopped"),
+    pytest.param(make_spec(), starting(2, suspended=True), FIVE_MINUTES, None, id="queued or evicted"),
+    pytest.param(make_spec(), starting(2, started_at="2026-01-01T12:00:01Z"), FIVE_MINUTES, None, id="admitted later"),
 ]
 
 

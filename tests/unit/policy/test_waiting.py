@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from finetune_operator.observed import ObservedPod, ObservedStage
-from finetune_operator.policy.waiting import START_GRACE, explanation, idle_pods, next_check_seconds, unexplained
+from finetune_operator.policy.waiting import (
+    START_GRACE,
+    explanation,
+    idle_pods,
+    next_check_seconds,
+    queue_message,
+    unexplained,
+)
 from observations import STAMP, make_pod, make_stage
 
 LATE = datetime.fromisoformat(STAMP) + START_GRACE
@@ -31,12 +38,26 @@ def stage(*pods: ObservedPod, expected: int = 2, **fields: Any) -> ObservedStage
         (stage(), LATE, []),
         (stage(deleting=True), LATE, None),
         (stage(failed=True), LATE, None),
+        (stage(suspended=True, queue="team"), LATE, None),
+        (stage(pod(0), pod(1), started_at="2026-01-01T12:00:01Z"), LATE, None),
     ],
-    ids=["early", "both", "one", "none", "ended", "not created", "being deleted", "over"],
+    ids=["early", "both", "one", "none", "ended", "not created", "being deleted", "over", "queued", "admitted later"],
 )
 def test_pods_that_are_late_are_found(found: ObservedStage, now: datetime, idle: list[str] | None) -> None:
     late = idle_pods(found, now)
     assert (None if late is None else [one.name for one in late]) == idle
+
+
+@pytest.mark.parametrize(
+    ("queue", "reported", "message"),
+    [
+        ("team", "LocalQueue team doesn't exist", "job waits in the queue team: LocalQueue team doesn't exist"),
+        ("team", "", "job waits in the queue team: Kueue has not reported a reason; check that it is installed"),
+        ("", "", "job is suspended, but not by this operator: whoever suspended it must resume it"),
+    ],
+)
+def test_a_suspended_job_is_reported_with_the_reason_of_its_queue(queue: str, reported: str, message: str) -> None:
+    assert queue_message(stage(suspended=True, queue=queue), reported).startswith(message)
 
 
 def warning(name: str, message: str) -> dict[str, Any]:
