@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .trainer_config import Exchanged, Prepared
-from .v1alpha1 import Metric, PromotionOutcome
+from .v1alpha1 import Metric, PromotionOutcome, SimpleBaseline
 from .v1alpha1.status import MAX_WARNING_LENGTH, MAX_WARNINGS
 
 FOR_STATUS = "for=status"
@@ -29,6 +29,11 @@ def _known_metrics(value: Any) -> Any:
 
 Figures = Annotated[dict[Metric, float], BeforeValidator(_known_metrics)]
 """Metrics of a split. Those that only a newer trainer has are ignored, like unknown fields."""
+
+
+def _known_baselines(value: Any) -> Any:
+    known = set(SimpleBaseline)
+    return {name: found for name, found in value.items() if name in known} if isinstance(value, dict) else value
 
 
 class CommittedCheckpoint(Exchanged):
@@ -140,6 +145,8 @@ class EvaluateResult(Exchanged):
     tuned: Figures = {}
     promoted: Figures = {}
     """Those of the promoted model that it was compared with."""
+    baselines: Annotated[dict[SimpleBaseline, Figures], BeforeValidator(_known_baselines)] = {}
+    """Those of the simple baselines."""
     promotion: PromotionResult | None = None
     """Absent: `spec.evaluation.promote` is not set."""
     kept_runs: tuple[int, ...] = ()

@@ -22,6 +22,7 @@ from .v1alpha1 import (
     Metric,
     Offload,
     Output,
+    SimpleBaseline,
     Spec,
     Task,
     TaskSupport,
@@ -220,6 +221,18 @@ class Support:
                     ),
                     refused=refused,
                 )
+        if refused := _others(tuple(SimpleBaseline), row.baselines):
+            able = f"; write {_any_of(row.baselines)}, or remove it" if row.baselines else "; remove it"
+            yield restriction(
+                "evaluation.baselines",
+                values=lambda spec: spec.evaluation.baselines or (),
+                allowed=row.baselines,
+                within=_cel_all("evaluation.baselines")
+                if row.baselines
+                else lambda _: "!has(self.evaluation.baselines) || self.evaluation.baselines.size() == 0",
+                requirement=lambda value: f"must not have {value} for a {row.model}{able}",
+                refused=refused,
+            )
         if not row.answers_prompts:
             yield restriction(
                 "evaluation.prompts",
@@ -260,6 +273,7 @@ class Support:
                 _listed(row.formats),
                 _listed(row.metrics),
                 _headline(row),
+                _listed(row.baselines) or "none",
                 "yes" if row.answers_prompts else "no",
             ]
             for task, row in self.tasks.items()
@@ -267,7 +281,10 @@ class Support:
         methods = ["`spec.method`", "`model.task`", "`deepspeed.zeroStage`", "`training.gradientCheckpointing`"]
         return _PAGE.format(
             methods=_markdown([*methods, "`output.formats`"], by_method),
-            tasks=_markdown(["`model.task`", "`data.format`", "metrics", "compared by", "prompts"], by_task),
+            tasks=_markdown(
+                ["`model.task`", "`data.format`", "metrics", "compared by", "`evaluation.baselines`", "prompts"],
+                by_task,
+            ),
             metrics=_markdown(
                 ["metric", "meaning", "better", "tasks"],
                 [

@@ -58,6 +58,7 @@ CLASSIFIERS = [
     ("layer-freezing", 0.5),
     ("learning-rate-schedule", 0.5),
     ("overfitting", 0.5),
+    ("baselines", 0.8),
 ]
 
 
@@ -96,5 +97,6 @@ def test_every_sample_is_tested_here() -> None:
         "layer-freezing",
         "learning-rate-schedule",
         "overfitting",
+        "baselines",
         "chat-lora",
     }

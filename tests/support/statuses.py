@@ -70,6 +70,7 @@ SUCCEEDED = merged(
             "candidates": {
                 "baseline": {"metrics": {"Accuracy": 0.0946, "MacroF1": 0.021, "Loss": 2.833}},
                 "tuned": {"metrics": {"Accuracy": 0.8784, "MacroF1": 0.791, "Loss": 0.512}},
+                "tfidfLogisticRegression": {"metrics": {"Accuracy": 0.71, "MacroF1": 0.62, "Loss": 1.2}},
             },
             "artifact": {
                 "uri": "s3://demo/runs/topics/runs/r0001-1f3a9c42/model",

@@ -67,6 +67,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "evaluation": {
             "everySteps": 2,
             "baseline": True,
+            "baselines": ["MajorityClass", "TfidfLogisticRegression"],
             "promote": {
                 "metric": "MacroF1",
                 "thresholds": [{"metric": "Accuracy", "min": 0.0, "max": 1.0}, {"metric": "MacroF1", "min": 0.0}],

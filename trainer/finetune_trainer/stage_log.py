@@ -7,6 +7,7 @@ from typing import Protocol
 from finetune_api.comparison import metric_text
 from finetune_api.progress import EvaluateResult, TrainResult
 from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.v1alpha1 import BASELINE_SUPPORT
 
 log = logging.getLogger("finetune")
 
@@ -122,6 +123,9 @@ def log_evaluated(prepared: Prepared, result: EvaluateResult, notes: tuple[str, 
         counted = _counted(prepared.counts.test, "row")
         promoted = result.promoted.get(metric)
         compared += "" if promoted is None else f", promoted model {metric_text(metric, promoted)}"
+        for name, figures in result.baselines.items():
+            if metric in figures:
+                compared += f", {BASELINE_SUPPORT[name].name} {metric_text(metric, figures[metric])}"
         log.info("test split of %s: %s %s%s", counted, metric, metric_text(metric, value), compared)
     for note in notes:
         log.info("%s", note)

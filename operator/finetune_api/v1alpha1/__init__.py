@@ -2,6 +2,7 @@
 
 from .base import ApiModel, DataUri, ModelUri, Quantity, S3Uri
 from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout, Packing, Redaction, Source
+from .baselines import BASELINE_SUPPORT, BaselineSupport, SimpleBaseline
 from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
 from .methods.base import MethodBlock, MethodSupport
@@ -56,6 +57,7 @@ from .training import (
 from .workers import Budget, Cache, EnvVar, EnvVarSource, KeySelector, Restart, Workers
 
 __all__ = [
+    "BASELINE_SUPPORT",
     "ENTITY_PREFIXES",
     "METRIC_SUPPORT",
     "TASK_SUPPORT",
@@ -66,6 +68,7 @@ __all__ = [
     "AttemptPlan",
     "AttemptStatus",
     "BadRecordAction",
+    "BaselineSupport",
     "Budget",
     "Cache",
     "CandidateName",
@@ -135,6 +138,7 @@ __all__ = [
     "ScheduleOptions",
     "ScheduleStatus",
     "Scope",
+    "SimpleBaseline",
     "Source",
     "Spec",
     "StagePod",

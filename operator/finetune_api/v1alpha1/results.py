@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from .base import ENDPOINT_PATTERN, ApiModel, Duration, S3Uri, SecretName, matching
+from .baselines import SimpleBaseline
 from .promotion import Promotion
 from .scope import Scope
 
@@ -51,6 +52,11 @@ class Evaluation(ApiModel, scope=Scope.EVALUATION):
 
     baseline: bool = True
     """Also evaluate the base model on the test split, with the same code."""
+
+    baselines: Annotated[tuple[SimpleBaseline, ...], Field(max_length=8)] | None = None
+    """Simple models that are fitted to the training split and compared with the trained model on the test split.
+    MajorityClass always predicts the most frequent label; TfidfLogisticRegression is a linear model on the TF-IDF
+    weights of the tokens, SequenceClassification only. Absent: all that the task supports. []: none."""
 
     prompts: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=8192)], ...], Field(max_length=32)] = ()
     """Prompts that are answered before and after training, for the report. CausalLM only."""

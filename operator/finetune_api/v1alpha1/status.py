@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ..constants import TERMINAL_CONDITIONS, ConditionType, Phase, Reason, Stage
 from .base import StatusModel
+from .baselines import SimpleBaseline
 from .metrics import Metric
 
 Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
@@ -194,6 +195,13 @@ class CandidateName(StrEnum):
     """The fine-tuned model."""
     PROMOTED = "promoted"
     """The promoted model, evaluated on the test split of this run."""
+    MAJORITY_CLASS = "majorityClass"
+    TFIDF_LOGISTIC_REGRESSION = "tfidfLogisticRegression"
+
+    @classmethod
+    def of(cls, baseline: SimpleBaseline) -> "CandidateName":
+        """The candidate that is a simple baseline."""
+        return cls(baseline[0].lower() + baseline[1:])
 
 
 class CandidateStatus(StatusModel):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .baselines import SimpleBaseline
 from .data import DataFormat
 from .metrics import Metric
 
@@ -38,6 +39,8 @@ class TaskSupport:
     """Whether `spec.evaluation.prompts` can be answered."""
     labels_tokens: bool = False
     """Whether a label belongs to a token; otherwise to a record."""
+    baselines: tuple[SimpleBaseline, ...] = ()
+    """Simple models that its models can be compared with."""
     entity_headline: Metric | None = None
     """Used instead of `headline` if a label has one of ENTITY_PREFIXES."""
 
@@ -60,6 +63,7 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
         headline=Metric.ACCURACY,
         has_labels=True,
         answers_prompts=False,
+        baselines=(SimpleBaseline.MAJORITY_CLASS, SimpleBaseline.TFIDF_LOGISTIC_REGRESSION),
     ),
     Task.CAUSAL_LM: TaskSupport(
         model="language model",
@@ -77,6 +81,7 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
         has_labels=True,
         answers_prompts=False,
         labels_tokens=True,
+        baselines=(SimpleBaseline.MAJORITY_CLASS,),
         entity_headline=Metric.ENTITY_F1,
     ),
 }

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.constants import ConditionType, Phase, Stage
-from finetune_api.v1alpha1 import CandidateName, FineTuneJob, Status
+from finetune_api.v1alpha1 import BASELINE_SUPPORT, CandidateName, FineTuneJob, Status
 
 from .text import duration, metric_change, metric_name, metric_value, seconds_since
 
@@ -118,7 +118,17 @@ def _results(status: Status) -> list[tuple[str, str]]:
         return []
     promotion = status.run.promotion
     decided = "" if promotion is None else f"{promotion.outcome}: {promotion.message}"
-    return [("model", artifact.uri), ("report", artifact.report), ("promotion", decided)]
+    return [*baseline_rows(status), ("model", artifact.uri), ("report", artifact.report), ("promotion", decided)]
+
+
+def baseline_rows(status: Status) -> list[tuple[str, str]]:
+    """Label and metrics of each simple baseline that was evaluated."""
+    rows = []
+    for baseline, row in BASELINE_SUPPORT.items():
+        metrics = status.metrics_of(CandidateName.of(baseline))
+        shown = (f"{metric_name(metric)} {metric_value(metric, value)}" for metric, value in metrics.items())
+        rows.append((row.label, ", ".join(shown)))
+    return rows
 
 
 def _how_to_continue(job: FineTuneJob, next_steps: NextSteps) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from evaluation_runs import (
 from finetune_api.comparison import metric_name, metric_text
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import PERMANENT_EXIT_CODES
-from finetune_api.v1alpha1 import Metric
+from finetune_api.v1alpha1 import Metric, SimpleBaseline
 from finetune_trainer.data.shards import TokenDataset
 from finetune_trainer.errors import ExportUnusableError, ModelUnusableError
 from finetune_trainer.evaluate.records import Evaluation
@@ -91,6 +91,15 @@ def test_a_classifier_is_compared_with_its_base(store, run, prepared, bert, tmp_
     assert record.base_model.digest == config.prepared.model_digest != record.model.digest
     assert {"torch", "transformers"} <= set(record.versions)
 
+    majority, linear = record.baselines
+    assert (majority.name, linear.name) == tuple(SimpleBaseline)
+    assert majority.figures.metrics[Metric.ACCURACY] == pytest.approx(0.5, abs=0.05)
+    assert linear.figures.metrics[Metric.ACCURACY] > 0.9  # a word determines the label
+    assert linear.figures.examples == 48
+    assert linear.figures.intervals[Metric.ACCURACY].low < linear.figures.metrics[Metric.ACCURACY]
+    assert majority.paired_test.p_value < 0.05 < linear.paired_test.p_value
+    assert result.baselines == {entry.name: entry.figures.metrics for entry in record.baselines}
+
     (reloaded,) = record.reloaded
     assert (reloaded.uri, reloaded.split) == (config.model_uri, "validation")
     assert reloaded.rows == min(32, config.prepared.counts.validation)
@@ -98,6 +107,7 @@ def test_a_classifier_is_compared_with_its_base(store, run, prepared, bert, tmp_
 
     page = store.get(result.report_uri).decode()
     assert "Learning rate" in page
+    assert page.count("The model is not significantly better than TF-IDF with logistic regression") == 2
     assert f"{config.model_uri}: {reloaded.sentence}" in page
     card = ModelCard(store.get(f"{config.model_uri}/README.md").decode(), ignore_metadata_errors=False)
     assert {entry.metric_type for entry in card.data.eval_results} == {"loss", "accuracy", "f1"}
@@ -119,6 +129,11 @@ def test_a_token_classifier_is_compared_by_whole_entities_if_its_labels_have_pre
     f1 = [figures[Metric.ENTITY_F1] for figures in (result.baseline, result.tuned)]
     assert f1[0] < 0.5
     assert f1[1] > 0.9
+    (majority,) = record.baselines
+    assert set(majority.figures.metrics) == set(record.tuned.metrics)
+    assert majority.figures.metrics[Metric.ENTITY_F1] == 0  # most words belong to no entity
+    assert majority.figures.metrics[Metric.LOSS] > record.tuned.metrics[Metric.LOSS]
+    assert majority.paired_test.better > majority.paired_test.worse
     interval = record.tuned.intervals[Metric.ENTITY_F1]
     assert interval.low <= f1[1] <= interval.high
     page, card = (store.get(uri).decode() for uri in (result.report_uri, f"{config.model_uri}/README.md"))
@@ -132,9 +147,11 @@ def test_a_token_classifier_is_compared_by_whole_entities_if_its_labels_have_pre
 def test_evaluating_twice_gives_the_same_metrics(store, run, prepared, bert, tmp_path):
     config = prepared(bert, reviews())
     export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
-    timeless = {"time": "", "baseline": None, "tuned": None}
     (first, one), (second, two) = run(config), run(config)
-    assert (first.tuned, first.baseline) == (second.tuned, second.baseline)
+    assert (first.tuned, first.baseline, first.baselines) == (second.tuned, second.baseline, second.baselines)
+    tests = [[entry.paired_test for entry in record.baselines] for record in (one, two)]
+    assert tests[0] == tests[1] != []
+    timeless = {"time": "", "baseline": None, "tuned": None, "baselines": ()}
     assert one.model_copy(update=timeless) == two.model_copy(update=timeless)
 
 
@@ -252,12 +269,21 @@ def test_the_report_mentions_a_missing_test_split_and_the_warnings_of_training(s
 
 
 def test_without_a_baseline_only_the_tuned_model_is_evaluated(store, run, prepared, bert, tmp_path):
-    config = prepared(bert, reviews(), evaluation={"baseline": False})
+    config = prepared(bert, reviews(), evaluation={"baseline": False, "baselines": []})
     export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
     result, record = run(config)
-    assert result.baseline == {}
+    assert (result.baseline, result.baselines, record.baselines) == ({}, {}, ())
     assert set(result.tuned) == {Metric.LOSS, Metric.ACCURACY, Metric.MACRO_F1}
     assert record.comparison[0].baseline is None
+
+
+def test_a_record_of_an_earlier_version_without_baselines_is_read(store, run, prepared, bert, tmp_path):
+    config = prepared(bert, reviews())
+    export_whole(trained_model(config, store, tmp_path, epochs=0), config, store, tmp_path)
+    _, record = run(config)
+    written = store.get_json(f"{config.run_uri}/evaluation.json")
+    del written["baselines"]
+    assert Evaluation.model_validate(written) == record.model_copy(update={"baselines": ()})
 
 
 def test_a_model_with_nan_outputs_is_rejected(store, run, prepared, bert, tmp_path):

@@ -14,7 +14,7 @@ from api_values import all_values, used_values
 from factories import make_job
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import PreparedConfig, StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import Promotion, Spec
+from finetune_api.v1alpha1 import TASK_SUPPORT, Promotion, Spec
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage
@@ -78,6 +78,9 @@ def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarne
     assert all(map(math.isfinite, figures))
     assert evaluation["headline"] in evaluation["tuned"]["metrics"]
     assert (evaluation["baseline"] is not None) == config.spec.evaluation.baseline
+    baselines = config.spec.evaluation.baselines
+    supported = TASK_SUPPORT[evaluation["task"]].baselines if baselines is None else baselines
+    assert [found["name"] for found in evaluation["baselines"]] == list(supported)
     assert len(evaluation["generations"]) == len(config.spec.evaluation.prompts)
     if config.spec.evaluation.promote is not None:
         assert_promotion_follows(config.spec.evaluation.promote, evaluation)

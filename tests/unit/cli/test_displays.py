@@ -109,6 +109,7 @@ def test_the_summary_compares_baseline_and_tuned() -> None:
     assert ["accuracy", "9.5", "%", "87.8", "%", "+78.4", "points"] in [line.split() for line in lines]
     assert ["loss", "2.833", "0.512", "-2.321"] in [line.split() for line in lines]
     assert "1, 2 training attempts, resumed from step 120, 2 min 05 s" in text
+    assert dict(summarize(job_with(SUCCEEDED)).facts)["linear model"] == "accuracy 71.0 %, macro F1 62.0 %, loss 1.2"
     assert "s3://demo/runs/topics/runs/r0001-1f3a9c42/report.html" in text
     assert max(len(line) for line in lines) <= 80
 

@@ -10,7 +10,7 @@ from factories import make_job, make_prepared
 from finetune_api.constants import Stage
 from finetune_api.progress import Progress, TerminationMessage
 from finetune_api.trainer_config import CONFIG_VERSION, StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import AttemptPlan, Metric
+from finetune_api.v1alpha1 import AttemptPlan, Metric, SimpleBaseline
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
 from finetune_trainer.errors import BadConfigError
@@ -94,6 +94,7 @@ def test_an_older_operator_ignores_what_a_newer_trainer_adds() -> None:
 def test_an_older_operator_ignores_a_metric_that_a_newer_trainer_adds() -> None:
     said = {"stage": "train", "step": 7, "evaluation": {"Loss": 0.5, "Rouge": 0.1}}
     figures = {"report_uri": "s3://b/report.html", "baseline": {"Rouge": 0.1}, "tuned": {"Accuracy": 0.5, "Rouge": 0.2}}
+    figures["baselines"] = {"Oracle": {"Loss": 0.0}, "MajorityClass": {"Loss": 1.0, "Rouge": 0.2}}
     message = {"stage": "evaluate", "exit_code": 0, "progress": said, "evaluated": figures}
     found = TerminationMessage.decode(json.dumps(message))
     assert found is not None
@@ -101,6 +102,7 @@ def test_an_older_operator_ignores_a_metric_that_a_newer_trainer_adds() -> None:
     assert found.evaluated is not None
     assert (found.progress.step, found.progress.evaluation) == (7, {Metric.LOSS: 0.5})
     assert (found.evaluated.baseline, found.evaluated.tuned) == ({}, {Metric.ACCURACY: 0.5})
+    assert found.evaluated.baselines == {SimpleBaseline.MAJORITY_CLASS: {Metric.LOSS: 1.0}}
 
 
 def test_stages_read_the_prepared_part_of_a_record_with_any_other_fields() -> None:

@@ -307,6 +307,25 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.evaluation.promote.minGainOverPromoted must be a finite number, not NaN",
         ),
         (
+            "spec",
+            job_with("spec.model.task", "CausalLM")["spec"]
+            | {
+                "data": {"train": [{"uri": "s3://bucket/t.csv"}], "format": "Text"},
+                "evaluation": {"baselines": ["MajorityClass"]},
+            },
+            "spec.evaluation.baselines must not have MajorityClass for a language model; remove it",
+        ),
+        (
+            "spec",
+            job_with("spec.model.task", "TokenClassification")["spec"]
+            | {
+                "data": {"train": [{"uri": "s3://bucket/t.csv"}], "format": "TokenClassification"},
+                "evaluation": {"baselines": ["MajorityClass", "TfidfLogisticRegression"]},
+            },
+            "spec.evaluation.baselines must not have TfidfLogisticRegression for a token classifier; write",
+        ),
+        ("spec.evaluation", {"baselines": []}, None),
+        (
             "spec.evaluation",
             {"baseline": False, "promote": {"minGainOverBaseline": 0.1}},
             "spec.evaluation.promote.minGainOverBaseline must be absent if the base model is not evaluated; remove it",

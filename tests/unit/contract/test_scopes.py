@@ -55,6 +55,8 @@ CHANGES: list[tuple[dict[str, Any], set[Scope]]] = [
     ({"checkpoint": {"keepLast": 3}}, {Scope.ATTEMPT}),
     ({"evaluation": {"maxNewTokens": 128}}, {Scope.EVALUATION}),
     ({"evaluation": {"baseline": False}}, {Scope.EVALUATION}),
+    ({"evaluation": {"baselines": ["MajorityClass"]}}, {Scope.EVALUATION}),
+    ({"evaluation": {"baselines": []}}, {Scope.EVALUATION}),
     ({"evaluation": {"promote": {}}}, {Scope.EVALUATION}),
     ({"evaluation": {"promote": {"thresholds": [{"metric": "Accuracy", "min": 0.9}]}}}, {Scope.EVALUATION}),
     ({"method": {"lora": {}}, "output": {"formats": ["Merged", "Adapter"]}}, {Scope.RUN, Scope.EVALUATION}),

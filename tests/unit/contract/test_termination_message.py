@@ -16,7 +16,7 @@ from finetune_api.progress import (
     merged_warnings,
 )
 from finetune_api.trainer_config import Prepared
-from finetune_api.v1alpha1 import Metric, PromotionOutcome
+from finetune_api.v1alpha1 import Metric, PromotionOutcome, SimpleBaseline
 
 LONG_URI = "s3://bucket/" + "ü" * 500
 CHECKPOINT = CommittedCheckpoint(step=40, uri=f"{LONG_URI}/manifest", time="2026-03-01T12:00:00Z", save_seconds=1.5)
@@ -85,6 +85,7 @@ def test_the_outcome_and_the_figures_of_a_promotion_fit_into_every_message(outco
         model_uri=f"{uri}/runs/r0002-1/model",
         digest="d" * 64,
         **dict.fromkeys(("baseline", "tuned", "promoted"), FIGURES),
+        baselines=dict.fromkeys(SimpleBaseline, FIGURES),
         promotion=promotion,
     )
     reported = Progress(stage="evaluate", activity="done", phase_seconds={f"phase {n}": 1.5 for n in range(20)})

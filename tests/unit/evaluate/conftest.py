@@ -10,10 +10,10 @@ import pytest
 from factories import make_prepared
 from finetune_api.constants import Stage
 from finetune_api.trainer_config import BatchPlan, JobRef, SplitCounts, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import TASK_SUPPORT, AttemptStatus, DataFormat, Metric, Outcome, Spec, Task
+from finetune_api.v1alpha1 import TASK_SUPPORT, AttemptStatus, DataFormat, Metric, Outcome, SimpleBaseline, Spec, Task
 from finetune_trainer.evaluate.compare import compare
 from finetune_trainer.evaluate.data_section import DataSection
-from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelMetrics
+from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelMetrics, BaselineResult, TrainingLog
 from finetune_trainer.evaluate.report import ReportInputs
 from finetune_trainer.evaluate.significance import Interval, PairedTest, mcnemar_exact, sign_test, wilson_interval
 from finetune_trainer.evaluate.training_log import TrainingLog
@@ -161,6 +161,26 @@ def language_figures() -> tuple[ModelMetrics, ModelMetrics, PairedTest]:
     return figures[0], figures[1], sign_test(before, after)
 
 
+@pytest.fixture(scope="session")
+def linear_baseline() -> Callable[[float, int, int, float], BaselineResult]:
+    """A factory of results of the linear baseline of the topic classifier."""
+    return _linear_baseline
+
+
+def _linear_baseline(accuracy: float, better: int, worse: int, p_value: float) -> BaselineResult:
+    return BaselineResult(
+        name=SimpleBaseline.TFIDF_LOGISTIC_REGRESSION,
+        figures=ModelMetrics(
+            metrics={Metric.LOSS: 0.9, Metric.ACCURACY: accuracy, Metric.MACRO_F1: accuracy},
+            intervals={Metric.ACCURACY: Interval(low=accuracy - 0.05, high=accuracy + 0.05)},
+            examples=209,
+            seconds=0.5,
+        ),
+        paired_test=PairedTest(name="McNemar, exact", better=better, worse=worse, same=0, p_value=p_value),
+        notes=("It is fitted to 50,000 of the 90,000 training rows.",),
+    )
+
+
 def data_section() -> DataSection:
     """Rows of a simple corpus: most are short."""
     lengths = tuple(round(1600 * math.exp(-((math.log(5 + 10 * index) - 3) ** 2)) / 4.2) for index in range(20))
@@ -186,6 +206,7 @@ def report_inputs() -> Callable[..., ReportInputs]:
         generations: tuple[Generation, ...] = (),
         baseline: bool = True,
         tuned: bool = True,
+        baselines: tuple[BaselineResult, ...] = (),
         with_log: bool = True,
         notes: tuple[str, ...] = (),
         spec: dict[str, object] | None = None,
@@ -211,6 +232,7 @@ def report_inputs() -> Callable[..., ReportInputs]:
             headline=TASK_SUPPORT[task].headline_for(labels),
             comparison=compare(before if baseline else None, after) if tuned else (),
             paired_test=test if baseline and tuned else None,
+            baselines=baselines,
             majority_share=1 / len(labels) if classification and tuned else None,
             generations=generations,
             notes=notes,

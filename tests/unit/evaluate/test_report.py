@@ -51,6 +51,21 @@ class Page(HTMLParser):
             self.text += data + " "
 
 
+def test_report_and_card_have_a_row_for_each_simple_baseline(report_inputs, linear_baseline):
+    inputs = report_inputs(baselines=(linear_baseline(0.85, 12, 9, 0.66),))
+    page, card = (
+        Page(render_report(inputs)).text,
+        model_card(inputs.record, inputs.config, inputs.data, ArtifactFormat.MERGED),
+    )
+    assert "95 % interval 80.0 % to 90.0 %" in page
+    assert "always predicting the most frequent class" not in page
+    assert "| | Loss | Accuracy | Macro F1 |\n|---|---:|---:|---:|\n" in card
+    assert "| TF-IDF with logistic regression | 0.900 | 85.0 % | 85.0 % |\n" in card
+    for text in (page, card):
+        assert text.count("The model is not significantly better than TF-IDF with logistic regression") == 2
+        assert "It is fitted to 50,000 of the 90,000 training rows." in text
+
+
 @pytest.fixture(scope="module")
 def classifier_page(report_inputs) -> str:
     return render_report(report_inputs(notes=("A note.",)))

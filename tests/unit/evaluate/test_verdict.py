@@ -3,7 +3,15 @@
 import pytest
 
 from finetune_api.v1alpha1 import Metric, Task
-from finetune_trainer.evaluate.compare import Level, compare, confused_pairs, p_text, verdict, worst_classes
+from finetune_trainer.evaluate.compare import (
+    Level,
+    baseline_rows,
+    compare,
+    confused_pairs,
+    p_text,
+    verdict,
+    worst_classes,
+)
 from finetune_trainer.evaluate.significance import PairedTest
 from finetune_trainer.tasks.metrics import classification_metrics
 
@@ -45,6 +53,31 @@ def test_the_verdict_is_about_the_headline_of_the_record(report_inputs):
     said = verdict(record.model_copy(update=changed))
     assert (said.level, said.headline, said.change) == (Level.BETTER, "Entity F1 2.0 % → 80.0 %", "+78.0 points")
     assert said.sentence.startswith("Entity F1 rose from 2.0 % to 80.0 % on 209 held-out examples.")
+
+
+BEATEN, NOT_BEATEN, BETTER = (0.5, 90, 10, 1e-9), (0.87, 12, 9, 0.66), (0.95, 3, 20, 0.0005)
+
+
+@pytest.mark.parametrize(
+    ("figures", "level", "sentence"),
+    [
+        (BEATEN, Level.BETTER, "significantly better than"),
+        (NOT_BEATEN, Level.UNCLEAR, "not significantly better than"),
+        (BETTER, Level.WORSE, "significantly worse than"),
+        ((0.87, 9, 12, 0.01), Level.UNCLEAR, "not significantly better than"),
+    ],
+)
+def test_the_verdict_names_a_simple_baseline_that_the_model_does_not_clearly_beat(
+    report_inputs, linear_baseline, figures, level, sentence
+):
+    record = report_inputs(baselines=(linear_baseline(*figures),)).record
+    (row,) = baseline_rows(record)
+    assert row.level is level
+    assert row.comparison.startswith(f"The model is {sentence} TF-IDF with logistic regression (accuracy ")
+    assert f"it is better on {figures[1]} examples and worse on {figures[2]} (McNemar, exact: p " in row.comparison
+    said = verdict(record)
+    assert said.level is Level.BETTER  # compared with the base model
+    assert (row.comparison in said.sentence) == (level is not Level.BETTER)
 
 
 def test_without_a_test_split_nothing_was_measured(report_inputs):

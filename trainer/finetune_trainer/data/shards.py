@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +137,20 @@ class TokenDataset:
         self.lengths: NDArray[np.int32] = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
 
     @classmethod
-    def open(cls, store: ObjectStore, dataset_uri: str, split: str, cache: Path) -> "TokenDataset":
-        """Download the shards that are not cached, verified by digest. All processes of a node may call it at once."""
+    def open(
+        cls, store: ObjectStore, dataset_uri: str, split: str, cache: Path, *, rows: int | None = None
+    ) -> "TokenDataset":
+        """Download the shards that are not cached, verified by digest. All processes of a node may call it at once.
+
+        `rows`: open only the first shards that together have at least so many rows.
+        """
         info = read_dataset_info(store, dataset_uri)
         folder = cache / "datasets" / info.digest
         folder.mkdir(parents=True, exist_ok=True)
         wanted = info.shards.get(split, ())
+        if rows is not None:
+            before = accumulate((shard.rows for shard in wanted), initial=0)
+            wanted = tuple(shard for shard, start in zip(wanted, before, strict=False) if start < rows)
         with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
             paths = list(pool.map(lambda shard: _local_copy(store, dataset_uri, shard, folder), wanted))
         return cls([_mapped(path) for path in paths], info)

@@ -5,12 +5,12 @@ from enum import StrEnum
 
 from finetune_api.comparison import MetricDelta, compare_metrics, delta_text, metric_name, metric_text
 from finetune_api.trainer_config import Message
-from finetune_api.v1alpha1 import Metric
+from finetune_api.v1alpha1 import BASELINE_SUPPORT, METRIC_SUPPORT, Metric
 
 from ..tasks.metrics import FEW_EXAMPLES, ClassificationMetrics, ClassMetrics, Confusion
 from .confusion_table import MOST_CLASSES, classes_with_most_mistakes
-from .records import Evaluation, ModelMetrics
-from .significance import PairedTest
+from .records import BaselineResult, Evaluation, ModelMetrics
+from .significance import Interval, PairedTest
 
 SIGNIFICANT = 0.05
 """Significance level of the paired test."""
@@ -49,6 +49,19 @@ class Verdict(Message):
     sentence: str
 
 
+class BaselineRow(Message):
+    """A simple baseline as shown in report and model card."""
+
+    name: str
+    """`TF-IDF with logistic regression`."""
+    metrics: dict[Metric, float]
+    level: Level
+    """Whether the tuned model is better than it."""
+    comparison: str
+    """One sentence: whether the tuned model is better than it, and the paired test."""
+    notes: tuple[str, ...] = ()
+
+
 class ConfusedPair(Message):
     """Examples of one class that were predicted as another."""
 
@@ -60,7 +73,38 @@ class ConfusedPair(Message):
 
 
 def verdict(record: Evaluation) -> Verdict:
-    """Derive the verdict from the metrics."""
+    """Derive the verdict from the metrics. It names every simple baseline that the model does not clearly beat."""
+    found = _verdict(record)
+    lacking = [row.comparison for row in baseline_rows(record) if row.level is not Level.BETTER]
+    return found.model_copy(update={"sentence": " ".join([found.sentence, *lacking])})
+
+
+def baseline_rows(record: Evaluation) -> list[BaselineRow]:
+    """The simple baselines, each compared with the tuned model by the metric of the verdict."""
+    return [_baseline_row(record, found, record.tuned) for found in record.baselines if record.tuned is not None]
+
+
+def _baseline_row(record: Evaluation, found: BaselineResult, tuned: ModelMetrics) -> BaselineRow:
+    metric, test, name = record.headline, found.paired_test, BASELINE_SUPPORT[found.name].name
+    (row,) = compare_metrics(found.figures.metrics, {metric: tuned.metrics[metric]})
+    level = _level(row, test)
+    relation = {Level.BETTER: "significantly better than", Level.WORSE: "significantly worse than"}.get(
+        level, "not significantly better than"
+    )
+    value = metric_text(metric, found.figures.metrics[metric])
+    interval = found.figures.intervals.get(metric)
+    spread = "" if interval is None else f", 95 % interval {_range(metric, interval)}"
+    return BaselineRow(
+        name=name[0].upper() + name[1:],
+        metrics=found.figures.metrics,
+        level=level,
+        comparison=f"The model is {relation} {name} ({METRIC_SUPPORT[metric].name} {value}{spread}): it is better on "
+        f"{test.better:,} examples and worse on {test.worse:,} ({test.name}: {p_text(test.p_value)}).",
+        notes=found.notes,
+    )
+
+
+def _verdict(record: Evaluation) -> Verdict:
     if record.tuned is None:
         return Verdict(
             level=Level.UNMEASURED,
@@ -188,8 +232,11 @@ def _measured_on(figures: ModelMetrics, metric: Metric) -> str:
     interval = figures.intervals.get(metric)
     if interval is None:
         return f"on {examples}"
-    low, high = metric_text(metric, interval.low), metric_text(metric, interval.high)
-    return f"on {examples} ({interval.confidence:.0%} interval {low} to {high})".replace("95%", "95 %")
+    return f"on {examples} ({interval.confidence:.0%} interval {_range(metric, interval)})".replace("95%", "95 %")
+
+
+def _range(metric: Metric, interval: Interval) -> str:
+    return f"{metric_text(metric, interval.low)} to {metric_text(metric, interval.high)}"
 
 
 def _level(row: MetricDelta, test: PairedTest | None) -> Level:

@@ -105,15 +105,7 @@ class ModelEvaluator:
                 advice="with a 16-bit type, try spec.model.dtype: Float32; otherwise check the loss curve in "
                 "training.json",
             )
-        figures = ModelMetrics(
-            metrics=found.metrics,
-            intervals=_intervals(found),
-            classification=found.classification,
-            examples=found.examples,
-            tokens=found.tokens,
-            seconds=time.perf_counter() - started,
-        )
-        return figures, found.scores
+        return model_metrics(found, time.perf_counter() - started), found.scores
 
     def _formatted_prompts(self, tokenizer: Any, candidate: Candidate) -> list[str]:
         """The prompts, formatted as the prepare stage formatted the training data."""
@@ -139,6 +131,18 @@ class ModelEvaluator:
 
     def _progress(self, activity: str, total: int) -> Callable[[int], None]:
         return lambda done: self.report.update(activity=f"{activity}: {done} of {total}")
+
+
+def model_metrics(found: Measured, seconds: float) -> ModelMetrics:
+    """The metrics with their intervals."""
+    return ModelMetrics(
+        metrics=found.metrics,
+        intervals=_intervals(found),
+        classification=found.classification,
+        examples=found.examples,
+        tokens=found.tokens,
+        seconds=seconds,
+    )
 
 
 def _intervals(found: Measured) -> dict[Metric, Interval]:

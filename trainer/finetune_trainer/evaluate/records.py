@@ -2,7 +2,7 @@
 
 from finetune_api.comparison import MetricDelta
 from finetune_api.trainer_config import JobRef, Message, SplitCounts
-from finetune_api.v1alpha1 import DataFormat, Metric, PromotionOutcome, Task
+from finetune_api.v1alpha1 import DataFormat, Metric, PromotionOutcome, SimpleBaseline, Task
 
 from ..promotion.records import Check, RegistryAddress
 from ..tasks.metrics import ClassificationMetrics
@@ -33,6 +33,18 @@ class Generation(Message):
     before: str | None = None
     """The base model's; absent if it was not evaluated."""
     after: str
+
+
+class BaselineResult(Message):
+    """A simple baseline of `spec.evaluation.baselines` on the test split."""
+
+    name: SimpleBaseline
+    figures: ModelMetrics
+    """Without metrics of classes, which bounds the record."""
+    paired_test: PairedTest
+    """The baseline against the tuned model."""
+    notes: tuple[str, ...] = ()
+    """How it was fitted, if that limits it: one sentence each."""
 
 
 class Address(Message):
@@ -128,6 +140,8 @@ class Evaluation(Message):
     """The metric that decides the verdict."""
     comparison: tuple[MetricDelta, ...] = ()
     paired_test: PairedTest | None = None
+    baselines: tuple[BaselineResult, ...] = ()
+    """Simple baselines. Empty: written by an earlier version, or none was evaluated."""
     promotion: PromotionDecision | None = None
     """Absent: `spec.evaluation.promote` is not set."""
     majority_share: float | None = None

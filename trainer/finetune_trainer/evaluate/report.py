@@ -72,6 +72,7 @@ def render_report(inputs: ReportInputs) -> str:
             outcomes=_OUTCOMES,
             prepared=inputs.config.prepared,
             verdict=compare.verdict(record),
+            baselines=compare.baseline_rows(record),
             method=METHODS[inputs.config.spec.method.name],
             cards=_cards(inputs, training, bars),
             charts=_curves(training, restart_marks(attempts)),

@@ -7,6 +7,9 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
+
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult, PromotionResult, shortened
 from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
@@ -30,14 +33,15 @@ from ..tracking.reports import open_reports
 from . import compare
 from .candidates import Candidate, base_candidate, exported_candidates, random_head_reason
 from .data_section import DataSection
-from .evaluator import ModelEvaluator, ModelResult
+from .evaluator import ModelEvaluator, ModelResult, model_metrics
 from .model_card import model_card
 from .old_runs import delete_old_runs
 from .promote import ModelPromotion
-from .records import Address, Evaluation, Generation, PromotionDecision
+from .records import Address, BaselineResult, Evaluation, Generation, PromotionDecision
 from .reload import ReloadCheck
 from .report import ReportInputs, render_report
 from .significance import PairedTest, mcnemar_exact, sign_test
+from .simple_baselines import MeasuredBaselines, TrainingSplit, baselines_of, measure_baselines
 from .training_log import TrainingLog
 
 log = logging.getLogger("finetune")
@@ -77,8 +81,18 @@ def evaluate(
     after = evaluator(tuned, "tuned model")
     reloaded = [after.reloaded, *(evaluator.reload(candidate, "exported adapter") for candidate in others)]
     before = evaluator(base, "base model") if base is not None and _needs_baseline(config, prepared) else None
-    record = _record(config, prepared, tuned.address, before, after, notes).model_copy(
-        update={"reloaded": tuple(entry for entry in reloaded if entry is not None)}
+    simple = MeasuredBaselines()
+    if test is not None and (names := baselines_of(config.spec.evaluation, prepared)):
+        training_split = TrainingSplit.of(
+            info,
+            lambda rows: TokenDataset.open(store, prepared.dataset_uri, "train", runtime.cache, rows=rows),
+        )
+        simple = measure_baselines(names, prepared, training_split, test, report)
+    record = _record(config, prepared, tuned.address, before, after, (*notes, *simple.notes)).model_copy(
+        update={
+            "reloaded": tuple(entry for entry in reloaded if entry is not None),
+            "baselines": _baseline_results(TASKS[prepared.task], simple, after),
+        }
     )
     if promotion is not None:
         promotion, rival = promotion.measured(evaluator)
@@ -107,6 +121,7 @@ def evaluate(
         baseline=record.baseline.metrics if record.baseline else {},
         tuned=record.tuned.metrics if record.tuned else {},
         promoted=record.promoted.metrics if record.promoted else {},
+        baselines={entry.name: entry.figures.metrics for entry in record.baselines},
         promotion=_promotion_result(record.promotion),
         kept_runs=kept,
     )
@@ -208,12 +223,29 @@ def _promotion_result(decision: PromotionDecision | None) -> PromotionResult | N
     )
 
 
+def _baseline_results(task: TrainingTask, simple: MeasuredBaselines, after: ModelResult) -> tuple[BaselineResult, ...]:
+    """The simple baselines, each compared with the tuned model on the same examples."""
+    return tuple(
+        BaselineResult(
+            name=found.name,
+            figures=model_metrics(found.measured, found.seconds).model_copy(update={"classification": None}),
+            paired_test=_test_of_scores(task, found.measured.scores, after.scores),
+            notes=found.notes,
+        )
+        for found in simple.found
+    )
+
+
 def _paired_test(task: TrainingTask, before: ModelResult | None, after: ModelResult | None) -> PairedTest | None:
     if before is None or after is None or after.figures is None:
         return None
+    return _test_of_scores(task, before.scores, after.scores)
+
+
+def _test_of_scores(task: TrainingTask, before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> PairedTest:
     if task.scores_are_answers:
-        return mcnemar_exact(before.scores > 0, after.scores > 0)
-    return sign_test(before.scores, after.scores)
+        return mcnemar_exact(before > 0, after > 0)
+    return sign_test(before, after)
 
 
 def _majority_share(after: ModelResult | None) -> float | None:

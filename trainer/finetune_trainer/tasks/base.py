@@ -63,6 +63,20 @@ class WeightedMean:
 
 
 @dataclass(frozen=True)
+class Classified:
+    """Answers to targets that are classes: T targets in the order of the split."""
+
+    predictions: npt.NDArray[np.int64]
+    """(T,)"""
+    targets: npt.NDArray[np.int64]
+    """(T,)"""
+    rows: npt.NDArray[np.int64]
+    """(T,): the row of each target, ascending."""
+    losses: npt.NDArray[np.float64]
+    """(T,): cross-entropy in nats."""
+
+
+@dataclass(frozen=True)
 class Measured:
     """What one model did on the test split. Intervals and significance are computed from it elsewhere."""
 
@@ -228,6 +242,13 @@ class TrainingTask(ABC):
         self, model: torch.nn.Module, split: TestSplit, collate: Collate, labels: tuple[str, ...], report: Report
     ) -> Measured:
         """Evaluate a model on the test split, in one process. The model is left in evaluation mode."""
+
+    def score(self, found: Classified, rows: int, labels: tuple[str, ...]) -> Measured:
+        """Metrics of answers to all targets of a split of `rows` rows. Only for tasks with labels.
+
+        Raises NotImplementedError for other tasks.
+        """
+        raise NotImplementedError(f"{self.name} has no labels")
 
     @abstractmethod
     def row_losses(

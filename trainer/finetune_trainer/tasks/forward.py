@@ -1,7 +1,6 @@
 """Forward passes in batches of similar length, and cross-entropy: what the tasks share that needs torch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from .base import IGNORED, Collate, Report, Split
+from .base import IGNORED, Classified, Collate, Report, Split
 
 _BATCH_TOKENS = {"cpu": 2**12, "cuda": 2**16}
 _BATCH_ROWS = {"cpu": 64, "cuda": 512}
@@ -26,20 +25,6 @@ def cross_entropy(
     return functional.cross_entropy(
         logits.float(), labels, ignore_index=IGNORED, reduction=reduction, label_smoothing=smoothing
     )
-
-
-@dataclass(frozen=True)
-class Classified:
-    """Answers of a model that gives its targets classes: T targets in the order of the split."""
-
-    predictions: npt.NDArray[np.int64]
-    """(T,)"""
-    targets: npt.NDArray[np.int64]
-    """(T,)"""
-    rows: npt.NDArray[np.int64]
-    """(T,): the row of each target, ascending."""
-    losses: npt.NDArray[np.float64]
-    """(T,): cross-entropy in nats."""
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from .base import (
     IGNORED,
     TASKS,
     Batch,
+    Classified,
     Collate,
     Measured,
     Report,
@@ -83,16 +84,19 @@ class TokenClassification(TokenTask):
 
         A word without a target, such as one that was cut off, belongs to no entity.
         """
-        found = classify(model, split, collate, report)
+        return self.score(classify(model, split, collate, report), len(split), labels)
+
+    def score(self, found: Classified, rows: int, labels: tuple[str, ...]) -> Measured:
+        """The metrics of `measure`."""
         metrics = classification_metrics(found.predictions, found.targets, labels)
-        per_row = partial(np.bincount, found.rows, minlength=len(split))
+        per_row = partial(np.bincount, found.rows, minlength=rows)
         tokens, losses = per_row(), per_row(found.losses)
         right = per_row(found.predictions == found.targets).astype(np.float64)
-        entities = entity_counts(found.predictions, found.targets, found.rows, EntityLabels.of(labels), len(split))
+        entities = entity_counts(found.predictions, found.targets, found.rows, EntityLabels.of(labels), rows)
         f1 = {Metric.ENTITY_F1: entity_f1(*entities.sum(axis=1).tolist())}
         return Measured(
             metrics={Metric.LOSS: float(found.losses.mean())} | metrics.figures | f1,
-            examples=len(split),
+            examples=rows,
             scores=losses[tokens > 0] / tokens[tokens > 0],
             tokens=found.targets.size,
             classification=metrics,
