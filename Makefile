@@ -142,9 +142,9 @@ format: $(VENV)/.ready-test ## Format the code and apply fixes of ruff
 	$(BIN)/ruff format $(CODE)
 
 .PHONY: golden
-golden: $(VENV)/.ready-test ## Generate CRD, values of the chart, docs/support.md and golden manifests; review the diff
+golden: $(VENV)/.ready-test ## Generate CRD, values of the chart, pages of the docs and golden manifests; review the diff
 	FINETUNE_UPDATE_GOLDEN=1 $(PYTEST) -q tests/golden
-	@git --no-pager diff --stat -- charts manifests tests/golden
+	@git --no-pager diff --stat -- charts docs manifests tests/golden
 
 .PHONY: manifests
 manifests: $(VENV)/.ready-test ## Generate manifests/install.yaml, the chart with its defaults, with helm; review the diff

@@ -1,29 +1,28 @@
-"""Tables of the guide that are generated from the code; update them with FINETUNE_UPDATE_GOLDEN=1."""
+"""Pages and tables of the docs that are generated from the code; update them with FINETUNE_UPDATE_GOLDEN=1."""
 
 import os
 import re
 from pathlib import Path
 
+from finetune_api.reference import SCOPE_EFFECTS, reference_page
 from finetune_api.scopes import paths
 from finetune_api.v1alpha1 import Scope
+from golden import same_as_golden
 
-GUIDE = Path(__file__).parents[2] / "docs" / "operating.md"
-
-EFFECTS = {
-    Scope.DATA: "a new run, which prepares the data again where the rows depend on the field",
-    Scope.RUN: "a new run on the prepared data",
-    Scope.ATTEMPT: "the next attempt of the same run uses it",
-    Scope.EVALUATION: "the model is evaluated and exported again within the same run, also if the run is complete",
-    Scope.NOW: "takes effect immediately",
-}
+DOCS = Path(__file__).parents[2] / "docs"
+GUIDE = DOCS / "operating.md"
 
 
 def scope_table() -> str:
     rows = ["| scope | effect of a change | fields of `spec` |", "|---|---|---|"]
     for scope in Scope:
         fields = ", ".join(f"`{path.removeprefix('spec.')}`" for path in paths(scope))
-        rows.append(f"| `{scope}` | {EFFECTS[scope]} | {fields} |")
+        rows.append(f"| `{scope}` | {SCOPE_EFFECTS[scope]} | {fields} |")
     return "\n".join(rows)
+
+
+def test_the_api_reference_is_that_of_the_models() -> None:
+    same_as_golden(DOCS / "reference.md", reference_page())
 
 
 def test_the_table_of_scopes_in_the_guide_is_up_to_date() -> None:
