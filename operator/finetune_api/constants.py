@@ -161,7 +161,7 @@ TERMINAL_CONDITIONS: Final = frozenset({ConditionType.COMPLETE, ConditionType.FA
 
 
 class Reason(StrEnum):
-    """Reasons of these conditions and of the corresponding Events."""
+    """Reasons of these conditions and of the corresponding Events. `reasons.py` explains each of them."""
 
     VALID = "Valid"
     INVALID_SPEC = "InvalidSpec"
@@ -170,6 +170,7 @@ class Reason(StrEnum):
     TRAINING = "Training"
     EVALUATING = "Evaluating"
     RESTARTING = "Restarting"
+    ATTEMPT_FAILED = "AttemptFailed"
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from finetune_api.reasons import troubleshooting_page
 from finetune_api.reference import SCOPE_EFFECTS, reference_page
 from finetune_api.scopes import paths
 from finetune_api.v1alpha1 import Scope
@@ -23,6 +24,10 @@ def scope_table() -> str:
 
 def test_the_api_reference_is_that_of_the_models() -> None:
     same_as_golden(DOCS / "reference.md", reference_page())
+
+
+def test_the_page_for_troubleshooting_is_that_of_the_tables() -> None:
+    same_as_golden(DOCS / "troubleshooting.md", troubleshooting_page())
 
 
 def test_the_table_of_scopes_in_the_guide_is_up_to_date() -> None:

@@ -45,7 +45,7 @@ _CAUSES = {
 class JobEvent:
     """Content of an Event."""
 
-    reason: str
+    reason: Reason
     message: str
     is_warning: bool
     identity: str
@@ -61,8 +61,9 @@ def job_events(before: Status, after: Status) -> tuple[JobEvent, ...]:
 def _ended_attempts(before: Status, after: Status) -> Iterator[JobEvent]:
     for attempt in transitions.ended(before, after):
         if attempt.outcome is not None and attempt.outcome.is_failure:
-            message = f"{attempt.stage} attempt {attempt.number} failed: {attempt.reason}"
-            yield JobEvent("AttemptFailed", _with_cause(message, attempt, after), True, f"{attempt.job_name}.failed")
+            failed = f"{attempt.stage} attempt {attempt.number} failed: {attempt.reason}"
+            message = _with_cause(failed, attempt, after)
+            yield JobEvent(Reason.ATTEMPT_FAILED, message, True, f"{attempt.job_name}.failed")
 
 
 def _with_cause(message: str, attempt: AttemptStatus, after: Status) -> str:
@@ -85,7 +86,7 @@ def _resumed(before: Status, after: Status) -> Iterator[JobEvent]:
             if step.cost is not None:
                 message += f", {step.cost.restart_seconds:.0f} s after the last attempt"
                 message += f"; repeated steps: {step.cost.steps}"
-            yield JobEvent(str(Reason.RESUMED), message, False, f"{attempt.job_name}.resumed")
+            yield JobEvent(Reason.RESUMED, message, False, f"{attempt.job_name}.resumed")
 
 
 def _warnings(before: Status, after: Status) -> Iterator[JobEvent]:
@@ -93,7 +94,7 @@ def _warnings(before: Status, after: Status) -> Iterator[JobEvent]:
     for warning in after.run.warnings:
         if warning not in known:
             identity = f"r{after.run.number}.{hashlib.sha256(warning.encode()).hexdigest()[:12]}"
-            yield JobEvent(str(Reason.STAGE_WARNING), warning, True, identity)
+            yield JobEvent(Reason.STAGE_WARNING, warning, True, identity)
 
 
 def _new_run(before: Status, after: Status) -> Iterator[JobEvent]:
@@ -106,7 +107,7 @@ def _new_run(before: Status, after: Status) -> Iterator[JobEvent]:
     else:
         message, identity = f"{_CAUSES[after.run.trigger]}: run {new} replaces run {old}", f"r{new}.changed"
     reason = Reason.SPEC_CHANGED if after.run.trigger is RunTrigger.SPEC else Reason.NEW_RUN
-    yield JobEvent(str(reason), "\n".join([message, *after.run.changes]), False, identity)
+    yield JobEvent(reason, "\n".join([message, *after.run.changes]), False, identity)
 
 
 def _promotion(before: Status, after: Status) -> Iterator[JobEvent]:
@@ -118,7 +119,7 @@ def _promotion(before: Status, after: Status) -> Iterator[JobEvent]:
     reason, was = promotion_reason(promotion), f"; promoted before: {promotion.previous}" if promotion.previous else ""
     now = f"; promoted now: {promotion.uri}{was}" if promotion.uri else ""
     identity = f"r{after.run.number}.{after.run.attempt}.{promotion.time or ''}.{reason}"
-    yield JobEvent(str(reason), f"{promotion.message}{now}", reason in _WARNINGS, identity)
+    yield JobEvent(reason, f"{promotion.message}{now}", reason in _WARNINGS, identity)
 
 
 def _phase_changed(before: Status, after: Status) -> Iterator[JobEvent]:
@@ -133,7 +134,7 @@ def _phase_changed(before: Status, after: Status) -> Iterator[JobEvent]:
         f", {after.run.stage} attempt {after.run.attempt}" if after.run.stage else ""
     )
     place = f"{after.observed_generation}" if after.phase is Phase.INVALID else f"{after.run.stage}.{after.run.attempt}"
-    yield JobEvent(str(reason), text, reason in _WARNINGS, f"r{after.run.number}.{place}.{reason}")
+    yield JobEvent(reason, text, reason in _WARNINGS, f"r{after.run.number}.{place}.{reason}")
 
 
 def _notes(before: Status, after: Status) -> Iterator[JobEvent]:
@@ -147,7 +148,7 @@ def _notes(before: Status, after: Status) -> Iterator[JobEvent]:
             identity = (
                 f"r{after.run.number}.{after.run.stage}.{after.run.attempt}.g{after.observed_generation}.{entry.reason}"
             )
-            yield JobEvent(str(entry.reason), entry.message, entry.reason in _WARNINGS, identity)
+            yield JobEvent(entry.reason, entry.message, entry.reason in _WARNINGS, identity)
 
 
 def _place(status: Status) -> tuple[object, ...]:

@@ -27,7 +27,7 @@ def render_event(owner: Manifest, event: JobEvent, now: str) -> Manifest:
             "uid": uid,
         },
         "type": "Warning" if event.is_warning else "Normal",
-        "reason": event.reason,
+        "reason": str(event.reason),
         "message": event.message[:_MAX_MESSAGE],
         "source": {"component": constants.MANAGED_BY},
         "firstTimestamp": now,
