@@ -1,0 +1,67 @@
+"""Commands of kubectl and manifests in the docs, checked by the real kubectl and the real API server."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from doc_pages import Block, Command, blocks, commands
+from testcluster.access import Kubectl
+
+WITH_RESOURCES = frozenset({"delete", "describe", "edit", "get", "label", "patch", "rollout", "wait"})
+"""Commands whose first argument is a resource; that of rollout follows its own command."""
+
+GLOBAL = ("-n", "--namespace")
+
+
+def positional(command: Command) -> list[str]:
+    """Words without options; the value of an option counts as a word, except that of the namespace."""
+    words = list(command.words[1:])
+    for name in GLOBAL:
+        if name in words:
+            index = words.index(name)
+            del words[index : index + 2]
+    return [word for word in words if not word.startswith("-")]
+
+
+@cache
+def resources(kubectl: Kubectl) -> frozenset[str]:
+    """Names, short names and singular names of the resources of the API server."""
+
+    def names() -> Iterator[str]:
+        for line in kubectl("api-resources", "--no-headers").splitlines():
+            name, *short, _version, _namespaced, kind = line.split()
+            yield from (name, kind.lower(), *",".join(short).split(","))
+
+    return frozenset(names())
+
+
+@pytest.mark.parametrize("command", commands("kubectl"), ids=str)
+def test_kubectl_has_the_command_and_its_options(
+    admin: Path, kubectl: Kubectl, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert admin, "the CRD is installed"
+    for variable in command.variables:  # they enable options
+        monkeypatch.setenv(*variable.split("=", 1))
+    words = positional(command)
+    shown = kubectl(*words[:3], "--help") + kubectl("options")
+    assert f"kubectl {words[0]}" in shown
+    assert set(command.options) <= set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", shown))
+    if words[0] in WITH_RESOURCES:
+        named = words[2 if words[0] == "rollout" else 1].partition("/")[0].split(",")
+        assert set(named) <= resources(kubectl)
+
+
+def manifests() -> list[Block]:
+    return [block for block in blocks("yaml") if "apiVersion" in yaml.safe_load(block.text)]
+
+
+@pytest.mark.parametrize("block", manifests(), ids=str)
+def test_the_api_server_accepts_the_manifest(admin: Path, kubectl: Kubectl, block: Block) -> None:
+    assert admin, "the CRD is installed"
+    manifest: dict[str, Any] = yaml.safe_load(block.text)
+    assert kubectl.refusal(manifest) is None
