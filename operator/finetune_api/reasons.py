@@ -156,6 +156,21 @@ REASONS: Mapping[Reason, Explanation] = {
         "Check the object storage that the message names.",
         (_STATUS, "finetune checkpoints list NAME"),
     ),
+    Reason.QUEUED: Explanation(
+        "`Ready` is False: the Job of a training attempt waits for its admission by Kueue. The message quotes the "
+        "Workload of Kueue.",
+        "It checks at intervals of 30 s, less often if many jobs wait. The time in the queue counts neither for "
+        "`spec.budget.deadline` nor for `spec.workers.startTimeout`.",
+        "Check that the LocalQueue of `spec.workers.queue` exists in the namespace of the job and that its quota "
+        "suffices.",
+        (_STATUS, "kubectl describe job -l finetune.dev/job=NAME"),
+    ),
+    Reason.EVICTED: Explanation(
+        "An Event: Kueue has taken back the quota of a training attempt by suspending its Job.",
+        "The pods save a checkpoint, and the next attempt is queued again. This counts neither as a restart nor as a "
+        "disruption.",
+        commands=(_STATUS,),
+    ),
     Reason.WAITING_FOR_PODS: Explanation(
         "`Ready` is False: pods of the stage are not running 20 s after they were created, or pods of an earlier "
         "attempt have not ended. The message quotes the scheduler, the kubelet or the Job controller.",
@@ -188,7 +203,8 @@ REASONS: Mapping[Reason, Explanation] = {
         (_STATUS,),
     ),
     Reason.DEADLINE_EXCEEDED: Explanation(
-        "`Failed` is True: `spec.budget.deadline` has passed since the start of the run, not counting suspended time.",
+        "`Failed` is True: `spec.budget.deadline` has passed since the start of the run, not counting "
+        "the time in which the job was suspended or in a queue.",
         "It stops the pods, which save a checkpoint, and ends the run.",
         "Raise `spec.budget.deadline`. The run continues from its checkpoint with the full new deadline.",
         (_EDIT,),
