@@ -1,8 +1,8 @@
 """FineTuneJob v1alpha1, one file per block."""
 
 from .base import ApiModel, DataUri, ModelUri, Quantity, S3Uri
-from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout, Packing, Redaction, Source
 from .baselines import BASELINE_SUPPORT, BaselineSupport, SimpleBaseline
+from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout, Packing, Redaction, Source
 from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
 from .methods.base import MethodBlock, MethodSupport

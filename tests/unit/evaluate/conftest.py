@@ -13,7 +13,7 @@ from finetune_api.trainer_config import BatchPlan, JobRef, SplitCounts, StorageS
 from finetune_api.v1alpha1 import TASK_SUPPORT, AttemptStatus, DataFormat, Metric, Outcome, SimpleBaseline, Spec, Task
 from finetune_trainer.evaluate.compare import compare
 from finetune_trainer.evaluate.data_section import DataSection
-from finetune_trainer.evaluate.records import Address, Evaluation, Generation, ModelMetrics, BaselineResult, TrainingLog
+from finetune_trainer.evaluate.records import Address, BaselineResult, Evaluation, Generation, ModelMetrics
 from finetune_trainer.evaluate.report import ReportInputs
 from finetune_trainer.evaluate.significance import Interval, PairedTest, mcnemar_exact, sign_test, wilson_interval
 from finetune_trainer.evaluate.training_log import TrainingLog

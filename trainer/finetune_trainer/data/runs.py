@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,8 @@ class FeatureFiles:
         )
         order = np.argsort(keys, kind="stable")
         rows = np.repeat(np.arange(len(key_counts), dtype=np.uint32), key_counts)
-        arrays = (keys[order], rows[order], evidence, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+        ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        arrays: tuple[NDArray[Any], ...] = (keys[order], rows[order], evidence, ends)
         for path, array in zip(self._paths(), arrays, strict=True):
             with disk_errors(path):
                 np.save(path, array, allow_pickle=False)

@@ -1,7 +1,7 @@
 """Builds the DeepSpeed engine and what it trains with: optimizer and learning rate schedule."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -84,11 +84,11 @@ def make_optimizer(
             is_decayed = name.rpartition(".")[0] not in norms and not _NOT_DECAYED.search(name.lower())
             groups[factors.get(name, 1.0), is_decayed].append(parameter)
     options = training.optimizer
-    make = {
+    classes: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
         OptimizerName.ADAMW: partial(torch.optim.AdamW, fused=True),
         OptimizerName.RADAM: partial(torch.optim.RAdam, decoupled_weight_decay=True),
-    }[options.name]
-    return make(
+    }
+    return classes[options.name](
         [
             {
                 "params": parameters,

@@ -58,8 +58,8 @@ def rate_factor(
         return step / warmup
     chosen = {} if options is None else options.model_dump(exclude_none=True)
     resolved = SCHEDULE_DEFAULTS | chosen
-    floor = resolved.pop("min_learning_rate_ratio")
-    factor = _DECAYS[schedule](step, _Shape(warmup, total, **resolved))  # type: ignore[arg-type]
+    floor = float(resolved.pop("min_learning_rate_ratio"))
+    factor = _DECAYS[schedule](step, _Shape(warmup, total, **resolved))
     return factor * (1.0 - floor) + floor
 
 

@@ -20,8 +20,10 @@ class NotFittedError(Exception):
 class TrainingRows(Protocol):
     """The training split."""
 
-    label_counts: NDArray[np.int64]
-    """(labels,): number of rows with each label, or of tokens with it if tokens have labels."""
+    @property
+    def label_counts(self) -> NDArray[np.int64]:
+        """(labels,): number of rows with each label, or of tokens with it if tokens have labels."""
+        ...
 
     def __len__(self) -> int: ...
 
