@@ -184,7 +184,7 @@ class Reason(StrEnum):
     CHECKPOINT_LATE = "CheckpointLate"
     WAITING_FOR_PODS = "WaitingForPods"
     QUEUED = "Queued"
-    EVICTED = "Evicted"
+    REQUEUED = "Requeued"
     FEWER_WORKERS = "FewerWorkers"
     CANNOT_CREATE = "CannotCreate"
     CHILD_CONFLICT = "ChildConflict"

@@ -156,6 +156,15 @@ REASONS: Mapping[Reason, Explanation] = {
         "Check the object storage that the message names.",
         (_STATUS, "finetune checkpoints list NAME"),
     ),
+    Reason.WAITING_FOR_PODS: Explanation(
+        "`Ready` is False: pods of the stage are not running 20 s after they were created, or pods of an earlier "
+        "attempt have not ended. The message quotes the scheduler, the kubelet or the Job controller.",
+        "It checks at intervals of up to 30 s. With `spec.workers.minNodes`, it starts an attempt with fewer workers "
+        "after `spec.workers.startTimeout`. `spec.budget.deadline` continues to count.",
+        "Depending on the message: free or add nodes, correct the image, the Secret, the claim or the quota, or lower "
+        "`spec.workers.nodes` or `spec.workers.resources`.",
+        (_STATUS, _PODS),
+    ),
     Reason.QUEUED: Explanation(
         "`Ready` is False: the Job of a training attempt waits for its admission by Kueue. The message quotes the "
         "Workload of Kueue.",
@@ -165,20 +174,11 @@ REASONS: Mapping[Reason, Explanation] = {
         "suffices.",
         (_STATUS, "kubectl describe job -l finetune.dev/job=NAME"),
     ),
-    Reason.EVICTED: Explanation(
-        "An Event: Kueue has taken back the quota of a training attempt by suspending its Job.",
+    Reason.REQUEUED: Explanation(
+        "`Ready` is False: Kueue has taken back the quota of a training attempt by suspending its Job.",
         "The pods save a checkpoint, and the next attempt is queued again. This counts neither as a restart nor as a "
         "disruption.",
         commands=(_STATUS,),
-    ),
-    Reason.WAITING_FOR_PODS: Explanation(
-        "`Ready` is False: pods of the stage are not running 20 s after they were created, or pods of an earlier "
-        "attempt have not ended. The message quotes the scheduler, the kubelet or the Job controller.",
-        "It checks at intervals of up to 30 s. With `spec.workers.minNodes`, it starts an attempt with fewer workers "
-        "after `spec.workers.startTimeout`. `spec.budget.deadline` continues to count.",
-        "Depending on the message: free or add nodes, correct the image, the Secret, the claim or the quota, or lower "
-        "`spec.workers.nodes` or `spec.workers.resources`.",
-        (_STATUS, _PODS),
     ),
     Reason.FEWER_WORKERS: Explanation(
         "`Ready` is False: not all pods of the attempt were running within `spec.workers.startTimeout`.",

@@ -225,7 +225,7 @@ class Stop(Step):
 
     def summary(self, status: Status) -> Summary:
         """Report why they are stopped."""
-        is_restart = self.reason in {Reason.FEWER_WORKERS, Reason.EVICTED}
+        is_restart = self.reason in {Reason.FEWER_WORKERS, Reason.REQUEUED}
         phase = Phase.RESTARTING if is_restart else Phase.SUSPENDING
         return phase, self.reason, self.message
 
@@ -442,7 +442,7 @@ def _of_running(spec: Spec, status: Status, child: ObservedStage, now: datetime)
     if child.suspended and has_started:
         # Its pods cannot continue: their attempt has claimed the run.
         message = f"{child.job_name} was suspended; the next attempt resumes from its checkpoint"
-        return Stop((child,), Reason.EVICTED, message)
+        return Stop((child,), Reason.REQUEUED, message)
     fewer = scale.fewer_nodes(spec, attempt, child, now)
     if fewer is None:
         return Watch(child.stage, child.attempt)

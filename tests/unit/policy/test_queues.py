@@ -58,7 +58,7 @@ def actions(found: Plan) -> list[str]:
 
 
 TRAINING_STATUS = plan(RUNNING, after=HOUR).status
-EVICTED = (Phase.RESTARTING, Reason.EVICTED)
+REQUEUED = (Phase.RESTARTING, Reason.REQUEUED)
 DELETE = ["delete example-r1-train-a1"]
 
 
@@ -68,11 +68,11 @@ DELETE = ["delete example-r1-train-a1"]
         pytest.param(None, None, (Phase.PENDING, Reason.QUEUED), ["create 1"], id="created"),
         pytest.param(QUEUED, None, (Phase.PENDING, Reason.QUEUED), [], id="waits"),
         pytest.param(RUNNING, None, (Phase.TRAINING, Reason.TRAINING), [], id="admitted"),
-        pytest.param(SAVING, TRAINING_STATUS, EVICTED, DELETE, id="evicted, and saving"),
-        pytest.param(STOPPED, TRAINING_STATUS, EVICTED, DELETE, id="evicted, and stopped"),
-        pytest.param(QUEUED, TRAINING_STATUS, EVICTED, DELETE, id="evicted, and the pods are gone"),
-        pytest.param(SAVING, None, EVICTED, DELETE, id="evicted before it was seen running"),
-        pytest.param(replace(SAVING, deleting=True), TRAINING_STATUS, EVICTED, [], id="being deleted"),
+        pytest.param(SAVING, TRAINING_STATUS, REQUEUED, DELETE, id="evicted, and saving"),
+        pytest.param(STOPPED, TRAINING_STATUS, REQUEUED, DELETE, id="evicted, and stopped"),
+        pytest.param(QUEUED, TRAINING_STATUS, REQUEUED, DELETE, id="evicted, and the pods are gone"),
+        pytest.param(SAVING, None, REQUEUED, DELETE, id="evicted before it was seen running"),
+        pytest.param(replace(SAVING, deleting=True), TRAINING_STATUS, REQUEUED, [], id="being deleted"),
         pytest.param(FAILED, TRAINING_STATUS, (Phase.PENDING, Reason.QUEUED), ["create 2"], id="failed by the stop"),
         pytest.param(FAILED_IN_TIME, TRAINING_STATUS, (Phase.PENDING, Reason.QUEUED), ["create 2"], id="killed"),
         pytest.param(

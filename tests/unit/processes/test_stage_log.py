@@ -14,6 +14,7 @@ from finetune_api.trainer_config import SplitCounts, StorageSettings, TrainerCon
 from finetune_api.v1alpha1 import Metric
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
+from finetune_trainer.data.info import RuleInfo
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.stage_log import log_evaluated, log_prepared, log_train_started, log_trained
 
@@ -35,6 +36,7 @@ class File:
 class Data:
     sources: tuple[File, ...] = (File(), File())
     lengths: dict[str, dict[int, int]] = field(default_factory=lambda: {"train": {10: 40, 100: 8}, "test": {7: 1}})
+    rules: tuple[RuleInfo, ...] = ()
 
 
 @dataclass(frozen=True)
