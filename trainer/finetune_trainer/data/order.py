@@ -32,11 +32,21 @@ def epoch_order(lengths: Lengths, *, seed: int, epoch: int, batch_size: int, gro
     are about earnings), so batches of one length would be batches of few classes. Batches come in random order, except
     that the longest rows of every stratum come first, so that an out-of-memory error occurs at once.
     """
-    bits = np.random.Philox(key=[seed, epoch])
+    bits = random_bits(seed, epoch)
     if not grouped:
-        return _sorted_rows(_random(bits, len(lengths)), 0)
+        return random_order(bits, len(lengths))
     descending = _sorted_rows(_random(bits, len(lengths)), _CLASS_BITS, _length_class(lengths))[::-1]
     return _longest_first(_stratified_batches(descending, batch_size, bits), lengths, batch_size)
+
+
+def random_bits(seed: int, epoch: int) -> np.random.Philox:
+    """The random bits of an epoch."""
+    return np.random.Philox(key=[seed, epoch])
+
+
+def random_order(bits: np.random.Philox, count: int) -> Order:
+    """A random permutation of `count` numbers."""
+    return _sorted_rows(_random(bits, count), 0)
 
 
 def _random(bits: np.random.Philox, count: int) -> NDArray[np.uint64]:
@@ -82,7 +92,7 @@ def _stratified_batches(rows: Order, batch_size: int, bits: np.random.Philox) ->
         cut = (1 + int(bits.random_raw()) % batches) * size
         incomplete.append(stratum[cut : cut + extra])
         whole = np.concatenate([stratum[:cut], stratum[cut + extra :]]).reshape(batches, size)
-        later = 1 + _sorted_rows(_random(bits, batches - 1), 0)
+        later = 1 + random_order(bits, batches - 1)
         groups.append(np.concatenate([whole[:1], whole[later]]))
     return np.concatenate([np.concatenate(groups, axis=1).reshape(-1), *incomplete])
 
