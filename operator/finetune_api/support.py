@@ -22,6 +22,7 @@ from .v1alpha1 import (
     Metric,
     Offload,
     Output,
+    Packing,
     SimpleBaseline,
     Spec,
     Task,
@@ -164,6 +165,15 @@ class Support:
                 requirement=_one_of(row.gradient_checkpointing, with_method),
                 refused=refused,
             )
+        if refused := _others(tuple(Packing), row.packings):
+            yield restriction(
+                "data.packing",
+                values=_packing,
+                allowed=row.packings,
+                within=_cel_within("data.packing"),
+                requirement=_one_of(row.packings, with_method),
+                refused=refused,
+            )
         tasks = self._tasks(row)
         if refused := _others(tuple(self.tasks), tasks):
             yield restriction(
@@ -233,6 +243,15 @@ class Support:
                 requirement=lambda value: f"must not have {value} for a {row.model}{able}",
                 refused=refused,
             )
+        if refused := _others(tuple(Packing), row.packings):
+            yield restriction(
+                "data.packing",
+                values=_packing,
+                allowed=row.packings,
+                within=_cel_within("data.packing"),
+                requirement=_one_of(row.packings, f"for a {row.model}"),
+                refused=refused,
+            )
         if not row.answers_prompts:
             yield restriction(
                 "evaluation.prompts",
@@ -263,6 +282,7 @@ class Support:
                 _listed(self._tasks(row)),
                 _listed(row.zero_stages),
                 _listed(_text(value) for value in row.gradient_checkpointing),
+                _listed(row.packings),
                 _listed(row.formats),
             ]
             for name, row in self.methods.items()
@@ -271,6 +291,7 @@ class Support:
             [
                 f"`{task}`",
                 _listed(row.formats),
+                _listed(row.packings),
                 _listed(row.metrics),
                 _headline(row),
                 _listed(row.baselines) or "none",
@@ -279,10 +300,19 @@ class Support:
             for task, row in self.tasks.items()
         ]
         methods = ["`spec.method`", "`model.task`", "`deepspeed.zeroStage`", "`training.gradientCheckpointing`"]
+        methods += ["`data.packing`", "`output.formats`"]
         return _PAGE.format(
-            methods=_markdown([*methods, "`output.formats`"], by_method),
+            methods=_markdown(methods, by_method),
             tasks=_markdown(
-                ["`model.task`", "`data.format`", "metrics", "compared by", "`evaluation.baselines`", "prompts"],
+                [
+                    "`model.task`",
+                    "`data.format`",
+                    "`data.packing`",
+                    "metrics",
+                    "compared by",
+                    "`evaluation.baselines`",
+                    "prompts",
+                ],
                 by_task,
             ),
             metrics=_markdown(
@@ -319,7 +349,8 @@ validate` and the operator reject any other combination, and report the field an
 
 {methods}
 
-Base models with quantized weights cannot be trained with any method.
+Base models with quantized weights cannot be trained with any method. `Packed` also depends on the architecture of the
+base model, which the prepare stage checks.
 
 ## Tasks
 
@@ -363,6 +394,10 @@ def _of_offload(offload: Offload, stages: tuple[int, ...]) -> Iterator[Restricti
 
 def _zero_stage(spec: Spec) -> tuple[int, ...]:
     return () if spec.deepspeed.zero_stage is None else (spec.deepspeed.zero_stage,)
+
+
+def _packing(spec: Spec) -> tuple[Packing, ...]:
+    return () if spec.data.packing is None else (spec.data.packing,)
 
 
 def _one_of(allowed: Sequence[Any], reason: str) -> Callable[[str], str]:

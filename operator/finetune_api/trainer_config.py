@@ -65,7 +65,8 @@ class World(Exchanged):
 
 
 class BatchPlan(Exchanged):
-    """One optimizer step: global_size = world size * micro_size * accumulation."""
+    """One optimizer step: global_size = world size * micro_size * accumulation. The sizes count rows of the model's
+    input: examples, or packs of several examples with `spec.data.packing` Packed."""
 
     global_size: int
     micro_size: int
@@ -100,6 +101,8 @@ class Prepared(Exchanged):
     task: Task
     dtype: Dtype
     packing: Packing
+    packs: int | None = None
+    """Packs of the training split. Absent: the examples are not packed."""
     zero_stage: int
     counts: SplitCounts
     labels: tuple[str, ...] = ()
@@ -119,6 +122,11 @@ class Prepared(Exchanged):
     """Warnings and counts for the user, one line each."""
     warnings: tuple[str, ...] = ()
     """Warnings about the base model that affect the result or override the spec; also in status and report."""
+
+    @property
+    def training_rows(self) -> int:
+        """Rows of the model's input in an epoch, which the batch sizes count: examples or packs."""
+        return self.counts.train if self.packs is None else self.packs
 
 
 class TrainerConfig(Exchanged):

@@ -74,7 +74,8 @@ def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path
     assert promotion is None or promotion.outcome is PromotionOutcome.PROMOTED
 
 
-def test_a_chat_model_learns_real_answers(tmp_path: Path, smollm2_folder: Path) -> None:
+@pytest.mark.parametrize("name", ["chat-lora", "packing"])
+def test_a_chat_model_learns_real_answers(name: str, tmp_path: Path, smollm2_folder: Path) -> None:
     def upload(storage: LocalStorage) -> None:
         storage.ensure_bucket("s3://demo/")
         store = storage.connect()
@@ -82,7 +83,7 @@ def test_a_chat_model_learns_real_answers(tmp_path: Path, smollm2_folder: Path) 
         rows = "".join(json.dumps(row) + "\n" for row in conversations())
         store.put(f"{DATA}/conversations.jsonl", rows.encode())
 
-    job = run_sample("chat-lora", tmp_path, upload)
+    job = run_sample(name, tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
     baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
     assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
@@ -99,4 +100,5 @@ def test_every_sample_is_tested_here() -> None:
         "overfitting",
         "baselines",
         "chat-lora",
+        "packing",
     }

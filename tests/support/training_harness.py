@@ -21,6 +21,7 @@ ROWS = 47
 GLOBAL_BATCH = 8
 STEPS_PER_EPOCH = 5
 """ceil(38 training rows / 8): the last batch of an epoch is incomplete."""
+PACKED = "-packed"
 
 _WORDS = {"animal": ["fox", "dog", "bird", "wolf", "horse"], "food": ["bread", "milk", "cheese", "apple", "soup"]}
 
@@ -83,12 +84,13 @@ class TrainingHarness:
     def config(
         self, name: str, *, kind: str, attempt: int = 1, run: int = 1, world: int = 2, **change: Any
     ) -> TrainerConfig:
-        """`kind` is the base model; `change` are blocks of the spec, and `zero`, `dtype`, `stage`, `batch`, `micro`."""
+        """`kind` is the base model, `llama-packed` the model `llama` with packs; `change` are blocks of the spec, and
+        `zero`, `dtype`, `stage`, `batch`, `micro`."""
         batch = change.pop("batch", GLOBAL_BATCH)
         zero, dtype = change.pop("zero", 2), change.pop("dtype", "Float32")
         micro, stage = change.pop("micro", 2), change.pop("stage", Stage.TRAIN)
         spec: dict[str, Any] = {
-            "model": {"uri": f"file://{self.models / kind}"},
+            "model": {"uri": f"file://{self.models / kind.removesuffix(PACKED)}"},
             "data": {"train": [{"uri": f"s3://{self.bucket}/{kind.partition('-')[0]}.jsonl"}], "maxLength": 32},
             "method": {"full": {}},
             "training": {"epochs": 2, "learningRate": 5e-3, "globalBatchSize": batch},
@@ -96,6 +98,8 @@ class TrainingHarness:
             "output": {"uri": f"s3://{self.bucket}/{name}"},
             "workers": {"nodes": world},
         }
+        if kind.endswith(PACKED):
+            spec["data"]["packing"] = "Packed"
         for block, value in change.items():
             spec[block] = spec.get(block, {}) | value if block != "method" else value
         # Models of this size would never be partitioned.

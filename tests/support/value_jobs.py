@@ -174,6 +174,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "train": [{"uri": "s3://{bucket}/chats.jsonl"}],
             "format": "Chat",
             "columns": {"messages": "transitions"},
+            "packing": "Packed",
         },
         "method": {"lora": {}},
         "training": {

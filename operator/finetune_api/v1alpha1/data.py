@@ -33,6 +33,7 @@ class Packing(StrEnum):
 
     PADDED = "Padded"
     LENGTH_GROUPED = "LengthGrouped"
+    PACKED = "Packed"
 
 
 class Redaction(StrEnum):
@@ -160,8 +161,11 @@ class Data(ApiModel, scope=Scope.DATA):
     truncated, and the dropped tokens are counted. Limited to the maximum length of the model."""
 
     packing: Annotated[Packing | None, Scope.RUN] = None
-    """How examples of different length share a batch. Absent: LengthGrouped if it saves padding for the lengths
-    of the data, else Padded."""
+    """How examples of different length share a batch. Padded: in random order, each padded to the longest one of its
+    micro batch. LengthGrouped: a batch has groups of similar length, which are padded separately. Packed: several
+    examples share a row of at most `maxLength` tokens and do not attend to each other; `training.globalBatchSize` and
+    `microBatchSize` count these rows. Only for CausalLM. Absent: LengthGrouped if it saves padding for the lengths of
+    the data, else Padded."""
 
     on_bad_record: BadRecordAction = BadRecordAction.FAIL
     """A malformed line, a missing column, an empty text: Fail stops the run and reports file and

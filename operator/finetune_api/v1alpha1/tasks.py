@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from .baselines import SimpleBaseline
-from .data import DataFormat
+from .data import DataFormat, Packing
 from .metrics import Metric
 
 ENTITY_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
@@ -37,6 +37,8 @@ class TaskSupport:
     """Whether there is a fixed set of labels. The head then has one output for each of them."""
     answers_prompts: bool
     """Whether `spec.evaluation.prompts` can be answered."""
+    packings: tuple[Packing, ...] = (Packing.PADDED, Packing.LENGTH_GROUPED)
+    """Values of `spec.data.packing` that it can be trained with."""
     labels_tokens: bool = False
     """Whether a label belongs to a token; otherwise to a record."""
     baselines: tuple[SimpleBaseline, ...] = ()
@@ -72,6 +74,7 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
         headline=Metric.PERPLEXITY,
         has_labels=False,
         answers_prompts=True,
+        packings=tuple(Packing),
     ),
     Task.TOKEN_CLASSIFICATION: TaskSupport(
         model="token classifier",

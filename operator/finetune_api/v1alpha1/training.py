@@ -176,10 +176,12 @@ class Training(ApiModel, scope=Scope.RUN):
     """Linear increase of the learning rate from zero. Absent: none."""
 
     global_batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 16
-    """Examples per optimizer step, over all workers. It does not depend on the number of workers."""
+    """Examples per optimizer step, over all workers. It does not depend on the number of workers. With `data.packing:
+    Packed`, rows that hold several examples, each at most `data.maxLength` tokens long."""
 
     micro_batch_size: Annotated[Annotated[int, Field(ge=1, le=65_536)] | None, Scope.ATTEMPT] = None
-    """Examples per worker process and forward pass. Absent: the largest up to 16 that divides the worker's share."""
+    """Examples, or rows with several examples, per worker process and forward pass. Absent: the largest up to 16 that
+    divides the worker's share."""
 
     optimizer: Optimizer = Optimizer()
     """The optimizer and its settings."""

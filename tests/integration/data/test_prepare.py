@@ -331,6 +331,42 @@ def test_the_cheaper_packing_is_chosen_from_the_lengths(place, llama, lengths, e
     assert place.prepare(llama, data | {"packing": "Padded"}).packing is Packing.PADDED
 
 
+def test_packs_are_counted_and_reported(place, llama):
+    uri = place.put("train.jsonl", jsonl([{"text": "very" * length} for length in [1, 3, 9, 20] * 12]))
+    data = {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}, "maxLength": 64}
+    padded, prepared = place.prepare(llama, data), place.prepare(llama, data | {"packing": "Packed"})
+    assert (prepared.dataset_uri, padded.packs) == (padded.dataset_uri, None)
+    lengths = place.open(prepared).lengths
+    assert prepared.packing is Packing.PACKED
+    assert prepared.packs == -(-int(lengths.sum()) // 64)
+    assert prepared.training_rows == prepared.packs < prepared.counts.train == 48
+    (note,) = (note for note in prepared.notes if note.startswith("packing Packed"))
+    assert note.startswith(f"packing Packed: 48 examples in {prepared.packs} packs of at most 64 tokens")
+    assert prepared.memory_estimate_bytes > padded.memory_estimate_bytes
+
+
+def test_packs_are_refused_where_examples_would_not_be_kept_apart(place, bert, tmp_path):
+    texts = sources(place.put("train.jsonl", jsonl([{"text": "very good"}] * 20)))
+    mamba = save_state_space_model(tmp_path / "mamba")
+    with pytest.raises(BadConfigError, match=r"MambaForCausalLM.* does not keep the examples of a pack apart") as error:
+        place.prepare(mamba, {"train": texts, "packing": "Packed"})
+    assert "spec.data.packing: Padded" in error.value.advice
+    assert place.prepare(mamba, {"train": texts, "packing": "Padded"}).packs is None
+    labelled = sources(place.put("labelled.jsonl", jsonl([{"text": "good", "label": "a"}] * 20)))
+    with pytest.raises(BadConfigError, match=r"spec\.data\.packing must be Padded or LengthGrouped for a classifier"):
+        place.prepare(bert, {"train": labelled, "packing": "Packed"})
+
+
+def save_state_space_model(folder):
+    import transformers
+
+    tokenizer = tiny_models.tiny_tokenizer()
+    config = transformers.MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, pad_token_id=0)
+    transformers.MambaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def test_an_encoder_cannot_be_trained_on_chats(place, bert):
     uri = place.put("chat.jsonl", jsonl(chats()))
     with pytest.raises(ModelUnusableError, match="is an encoder"):

@@ -16,6 +16,7 @@ CASES = [
         (2, "ia3", "bert-dropout"),
         (3, "promptTuning", "llama"),
         (2, "freeze", "bert-dropout"),
+        (3, "lora", "llama-packed"),
     ]
 ]
 

@@ -153,6 +153,34 @@ def test_every_new_row_gets_its_cel_rules() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"format": "Chat"}}, ""),
+        ({"data": {"format": "Text"}, "method": {"lora": {}}}, ""),
+        ({"data": {"format": "Classification"}}, "must be Padded or LengthGrouped for a classifier, not Packed"),
+        (
+            {"data": {"format": "TokenClassification"}},
+            "must be Padded or LengthGrouped for a token classifier, not Packed",
+        ),
+        (
+            {"data": {"format": "Text"}, "method": {"promptTuning": {}}, "output": {"formats": ["Adapter"]}},
+            "must be Padded or LengthGrouped with method.promptTuning, not Packed",
+        ),
+    ],
+)
+def test_packs_are_for_language_models_without_virtual_tokens(change: dict[str, Any], message: str) -> None:
+    job = make_job(**change)
+    job["spec"]["data"]["packing"] = "Packed"
+    if not message:
+        parse_job(job)
+        return
+    with pytest.raises(InvalidJobError) as error:
+        parse_job(job)
+    assert [str(violation) for violation in error.value.violations] == [f"spec.data.packing {message}"]
+    assert any(rule.endswith("self.data.packing in ['Padded', 'LengthGrouped']") for rule, _ in SUPPORT.cel_rules())
+
+
 def test_every_rule_of_the_table_is_in_the_crd() -> None:
     assert set(SUPPORT.cel_rules()) <= set(CEL_RULES["spec"])
 

@@ -75,6 +75,15 @@ def test_model_state_agrees_with_the_zero_paper(stage, expected):
     assert state_gb(stage) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("checkpointed", "copies"), [(True, 1), (False, 24)])
+def test_packs_need_their_masks(checkpointed, copies):
+    """A byte for each pair of tokens, and a number of the type of the model that each layer keeps."""
+    facts = replace(BILLION, layers=24, hidden_size=64)
+    plain = shape(facts=facts, gradient_checkpointing=checkpointed)
+    masks = process_bytes(replace(plain, is_packed=True), 2) - process_bytes(plain, 2)
+    assert masks == 4 * 1024**2 * (1 + 2 * copies)
+
+
 def test_float32_without_zero_needs_sixteen_bytes_per_parameter():
     assert state_gb(0, dtype=Dtype.FLOAT32) == pytest.approx(16.0)
 

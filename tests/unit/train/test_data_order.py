@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.trainer_config import BatchPlan
 from finetune_trainer.data.order import cheapest_grouping, epoch_order
-from finetune_trainer.train.rows import PADDING_ROW, GlobalBatches, layout
+from finetune_trainer.train.rows import PADDING_ROW, GlobalBatches, PackedBatches, layout
 
 GLOBAL = 8
 WORLDS = [(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 2, 2), (2, 1, 4), (4, 2, 1), (4, 1, 2)]
@@ -100,3 +100,30 @@ def test_the_data_continue_from_any_global_batch_across_epochs(start: int) -> No
         found += mine
         number += len(mine)
     assert found == whole[start:]
+
+
+def packed_batches(world: int, micro: int, accumulation: int, *, first: int = 0) -> list[list[tuple[int, ...]]]:
+    """The packs of each optimizer step of epoch 2 over all ranks, for 300 examples in packs of 64 tokens."""
+    lengths = np.random.default_rng(3).integers(3, 40, 300).astype(np.int32)
+    plan = BatchPlan(global_size=GLOBAL, micro_size=micro, accumulation=accumulation)
+    batches = PackedBatches(lengths, plan, seed=1, capacity=64)
+    ranks = [batches.micro_batches(2, rank=rank, first=first) for rank in range(world)]
+    rounds = [list(chain(*micro_batches)) for micro_batches in zip(*ranks, strict=True)]
+    steps = [list(chain(*rounds[start : start + accumulation])) for start in range(0, len(rounds), accumulation)]
+    padding = [step.count((PADDING_ROW,)) for step in steps]
+    assert padding == [batches.padding_rows(number) for number in range(first, batches.per_epoch)]
+    return steps
+
+
+@pytest.mark.parametrize(("world", "micro", "accumulation"), WORLDS)
+@pytest.mark.parametrize("first", [0, 2])
+def test_packs_are_the_same_in_every_world_and_after_a_restart(
+    world: int, micro: int, accumulation: int, first: int
+) -> None:
+    """A global batch is a number of packs, so the position in the data is that of unpacked rows."""
+    reference = [sorted(batch) for batch in packed_batches(1, GLOBAL, 1)]
+    found = [sorted(batch) for batch in packed_batches(world, micro, accumulation, first=first)]
+    assert found == reference[first:]
+    rows = Counter(row for batch in reference for pack in batch for row in pack)
+    assert rows.pop(PADDING_ROW, 0) == reference[-1].count((PADDING_ROW,))
+    assert rows == Counter(range(300))

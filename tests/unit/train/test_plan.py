@@ -22,6 +22,11 @@ def test_length(spec: dict[str, Any], per_epoch: int, total: int) -> None:
     assert (plan.steps_per_epoch, plan.total_steps) == (per_epoch, total)
 
 
+def test_the_packs_of_an_epoch_are_counted_instead_of_its_examples() -> None:
+    """100 examples in 20 packs, in global batches of 16 packs."""
+    assert training_plan(train_config(prepared={"packing": "Packed", "packs": 20})).steps_per_epoch == 2
+
+
 WARMUPS = [({}, 0), ({"ratio": 0.1}, 3), ({"steps": 4}, 4), ({"steps": 0}, 0), ({"ratio": 0.0}, 0)]
 
 

@@ -3,7 +3,7 @@
 It chooses the settings that the user did not set, then reuses the data set of the same inputs or builds it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..methods import METHODS
 from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
 from ..model.fetch import fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model
+from ..model.pack_check import check_packs
 from ..model.tokenizer import check_special_tokens, embedding_too_small, load_tokenizer, tokenizer_digest
 from ..model.weights import WeightPlan, plan_weights
 from ..progress import ProgressReporter
@@ -40,6 +41,7 @@ from .chat import TEMPLATE_DATE, renderer_of
 from .formats import FORMATS, Formatter, TemplateUse, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
 from .order import grouping_of
+from .packs import efficiency, plan_packs
 from .pipeline import dataset_digest
 from .problems import BadRecords
 from .prompts import check_prompts, format_prompts
@@ -91,6 +93,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         check_special_tokens(tokenizer, plan.embeddings, spec.model.uri)
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
+    _check_packing(spec, plan, task, length)
     choice = _zero_choice(config, facts, task, dtype, length + virtual_tokens)
     check_evaluation_fits(spec, EvaluationNeeds(parameters=facts.parameters, test_tokens=0, dtype=dtype))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
@@ -129,6 +132,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         task=task,
         dtype=dtype,
         packing=packing,
+        packs=plan_packs(info.lengths["train"], info.max_length).count if packing is Packing.PACKED else None,
         zero_stage=choice.stage,
         counts=info.counts,
         labels=info.labels,
@@ -166,6 +170,12 @@ def _check_rules(spec: Spec, data_format: DataFormat) -> None:
             "; ".join(found),
             advice=f"the data has the format {data_format}; change these fields, or set spec.data.format",
         )
+
+
+def _check_packing(spec: Spec, plan: WeightPlan, task: Task, length: int) -> None:
+    """Raise BadConfigError if the examples are to be packed and the model does not keep them apart."""
+    if spec.data.packing is Packing.PACKED:
+        check_packs(plan.model_class, plan.config, spec.model.uri, TASKS[task], capacity=length)
 
 
 def check_evaluation_fits(spec: Spec, needs: EvaluationNeeds) -> None:
@@ -258,6 +268,7 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
         micro_batch=config.batch.micro_size,
         global_batch=config.batch.global_size,
         length=length,
+        is_packed=spec.data.packing is Packing.PACKED,
         gradient_checkpointing=spec.training.gradient_checkpointing and facts.gradient_checkpointing,
     )
     # With GPUs, the container's memory limit does not bound the GPU's memory.
@@ -314,14 +325,24 @@ def _added_tokens(tokenizer: Any) -> tuple[str, str]:
 
 def choose_packing(config: TrainerConfig, info: DatasetInfo, parameters: int) -> tuple[Packing, str]:
     """The packing that the user set, otherwise the cheaper one, with the reason for the choice."""
+    histogram = info.lengths["train"]
+    if config.spec.data.packing is Packing.PACKED:
+        return Packing.PACKED, _pack_note(histogram, info.max_length)
     if config.spec.data.packing is not None:
         return config.spec.data.packing, ""
-    histogram = info.lengths["train"]
     lengths = np.repeat(np.array(list(histogram), dtype=np.int32), list(histogram.values()))
     saved = grouping_of(config, lengths, parameters).saved
     if saved <= _MIN_GROUPING_SAVING:
         return Packing.PADDED, f"packing Padded: grouping by length would save {max(saved, 0):.0%} of the computation"
     return Packing.LENGTH_GROUPED, f"packing LengthGrouped: saves {saved:.0%} of the computation"
+
+
+def _pack_note(histogram: Mapping[int, int], capacity: int) -> str:
+    plan, rows = plan_packs(histogram, capacity), sum(histogram.values())
+    return (
+        f"packing Packed: {rows} examples in {plan.count} packs of at most {capacity} tokens, which are "
+        f"{efficiency(histogram, plan, capacity):.1%} full; a batch size of 1 is about {rows / plan.count:.3g} examples"
+    )
 
 
 def notes_of(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> tuple[str, ...]:

@@ -54,12 +54,14 @@ class TrainingShape:
     nodes: int
     processes_per_node: int
     micro_batch: int
-    """Examples per process and forward pass."""
+    """Rows per process and forward pass."""
     global_batch: int
-    """Examples per optimizer step, over all processes."""
+    """Rows per optimizer step, over all processes."""
     length: int
-    """Tokens per example."""
+    """Tokens per row: of the longest example, or of a pack."""
     gradient_checkpointing: bool
+    is_packed: bool = False
+    """Whether a row is a pack. All rows then have `length` tokens, and their attention needs a mask."""
     zero_stages: tuple[int, ...] = ZERO_STAGES
     """ZeRO stages that the method supports."""
     lighter_methods: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -112,7 +114,16 @@ def _activation_bytes(shape: TrainingShape) -> int:
     kept = 17 * value * hidden
     held = layers * value * hidden + kept if shape.gradient_checkpointing else layers * kept
     logits = 12 * tokens * shape.facts.vocabulary if shape.has_token_logits else 0
-    return held + logits
+    return held + logits + _mask_bytes(shape)
+
+
+def _mask_bytes(shape: TrainingShape) -> int:
+    """The mask of a pack has a byte for each pair of tokens. sdpa converts it to numbers, and each layer keeps them for
+    the backward pass."""
+    if not shape.is_packed:
+        return 0
+    copies = 1 if shape.gradient_checkpointing else shape.facts.layers
+    return shape.micro_batch * shape.length**2 * (1 + copies * _value_bytes(shape.dtype))
 
 
 @dataclass(frozen=True)

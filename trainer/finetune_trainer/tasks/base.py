@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label that no loss falls on: padding, a prompt. It is the default of torch's cross-entropy."""
 
+PACKED_INPUTS = ("input_ids", "position_ids")
+"""Tensors that the model is called with for packs. transformers keeps the examples of a row apart by the position ids
+only if there is no attention mask."""
+
 Report = Callable[[int], None]
 """Called with the number of examples that are done."""
 
@@ -188,7 +192,8 @@ class TrainingTask(ABC):
     ) -> dict[str, torch.Tensor]:
         """One batch, padded on the right to the longest row, or up to the next multiple of `multiple` tokens.
 
-        `input_ids` and `attention_mask` (rows, width), int64; `labels` as `collate_labels` gives them.
+        `input_ids` and `attention_mask` (rows, width), int64; `labels` as `collate_labels` gives them. For rows of
+        `join_rows` also `position_ids` (rows, width), int64, in which the padding is one more example.
         """
         import torch
 
@@ -198,11 +203,20 @@ class TrainingTask(ABC):
         for index, row in enumerate(rows):
             input_ids[index, : len(row["input_ids"])] = row["input_ids"]
             attention_mask[index, : len(row["input_ids"])] = 1
-        return {
+        batch = {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(attention_mask),
             "labels": torch.from_numpy(self.collate_labels(rows, width)),
         }
+        if "position_ids" in rows[0]:
+            positions = [[row["position_ids"], np.arange(width - len(row["position_ids"]))] for row in rows]
+            batch["position_ids"] = torch.from_numpy(np.stack([np.concatenate(parts) for parts in positions]))
+        return batch
+
+    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Tensors of a batch that the model is called with."""
+        names = PACKED_INPUTS if "position_ids" in batch else self.model_inputs
+        return {name: batch[name] for name in names}
 
     @abstractmethod
     def collate_labels(self, rows: Sequence[Mapping[str, Any]], width: int) -> npt.NDArray[np.int64]:
@@ -273,6 +287,22 @@ class TokenTask(TrainingTask):
     def padding_labels(self) -> npt.NDArray[np.int64]:
         """Shape (1,)."""
         return np.full(1, IGNORED, dtype=np.int64)
+
+
+def join_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row with the examples of several rows, for a task whose targets are the next tokens.
+
+    `position_ids` (L,) begin at 0 with each example. Its first token has no target: the token before it belongs to
+    another example.
+    """
+    labels = [np.array(row["labels"]) for row in rows]
+    for each in labels:
+        each[0] = IGNORED
+    return {
+        "input_ids": np.concatenate([row["input_ids"] for row in rows]),
+        "labels": np.concatenate(labels),
+        "position_ids": np.concatenate([np.arange(len(row["input_ids"])) for row in rows]),
+    }
 
 
 TASKS: Registry[TrainingTask] = Registry("finetune_trainer.tasks", "spec.model.task")

@@ -34,7 +34,7 @@ from .meter import StepMeter
 from .overfitting import training_loss_before_evaluation
 from .padding import batch_by_groups
 from .plan import TrainingPlan
-from .rows import GlobalBatches, RowsWithPadding
+from .rows import GlobalBatches, PackedRows, RowsWithPadding
 from .state import RunState, read_small_state, resume_schedule, small_state
 from .validation import Validator
 from .votes import StepVotes
@@ -60,7 +60,7 @@ class Parts:
     checkpoints: CheckpointManager
     report: ProgressReporter
     stop: StopFlag
-    rows: RowsWithPadding
+    rows: RowsWithPadding | PackedRows
     batches: GlobalBatches
     collator: Collator
     validator: Validator | None
@@ -218,7 +218,7 @@ class TrainingLoop:
     def _loss(self, batch: Batch) -> torch.Tensor:
         """Return the loss of a micro batch, summed over its targets."""
         task, smoothing = self.parts.task, self.parts.config.spec.training.label_smoothing
-        outputs = self.engine(**{name: batch[name] for name in task.model_inputs})
+        outputs = self.engine(**task.inputs(batch))
         logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)
         groups = batch_by_groups(batch, logits)
         losses = [task.loss(part, group, smoothing=smoothing) for part, group in zip(logits, groups, strict=True)]

@@ -70,9 +70,12 @@ class TrainingPlan:
 
 
 def training_plan(config: PreparedConfig) -> TrainingPlan:
-    """Return the plan of a run. An epoch has ceil(rows / global batch) steps; the last batch has padding rows."""
+    """Return the plan of a run. An epoch has ceil(rows / global batch) steps; the last batch has padding rows.
+
+    A pack is one row.
+    """
     prepared, training = config.prepared, config.spec.training
-    per_epoch = math.ceil(prepared.counts.train / config.batch.global_size)
+    per_epoch = math.ceil(prepared.training_rows / config.batch.global_size)
     total = training.max_steps or per_epoch * (training.epochs or DEFAULT_EPOCHS)
     return TrainingPlan(
         steps_per_epoch=per_epoch,

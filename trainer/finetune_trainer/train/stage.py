@@ -41,7 +41,7 @@ from .engine import Engine, build_engine, partitioned_models
 from .loop import Parts, TrainingLoop
 from .padding import forward_by_groups
 from .plan import TrainingPlan, training_plan
-from .rows import GlobalBatches, RowsWithPadding
+from .rows import GlobalBatches, PackedBatches, PackedRows, RowsWithPadding
 from .validation import Validator
 from .world import agreed_dtype, device_of, end_process_group, start_process_group
 
@@ -135,21 +135,15 @@ class _Attempt:
         prepared, device = self.config.prepared, device_of(self.config, self.runtime)
         rows = self._split("train")
         collator = Collator(load_tokenizer(base).pad_token_id, prepared.task)
-        is_grouped = prepared.packing is Packing.LENGTH_GROUPED
+        is_packed = prepared.packing is Packing.PACKED
         return Parts(
             config=self.config,
             plan=plan,
             checkpoints=checkpoints,
             report=self.report,
             stop=self.stop,
-            rows=RowsWithPadding(rows, prepared.task),
-            batches=GlobalBatches(
-                lengths=rows.lengths,
-                batch=self.config.batch,
-                seed=self.config.spec.training.seed,
-                grouped=is_grouped,
-                groups=grouping_of(self.config, rows.lengths, prepared.parameters).groups if is_grouped else 1,
-            ),
+            rows=(PackedRows if is_packed else RowsWithPadding)(rows, prepared.task),
+            batches=self._batches(rows),
             collator=collator,
             validator=self._validator(collator, device) if plan.evaluate_every else None,
             device=device,
@@ -159,6 +153,14 @@ class _Attempt:
     def _warn(self, message: str) -> None:
         log.warning(message)
         self.report.warn(message)
+
+    def _batches(self, rows: TokenDataset) -> GlobalBatches:
+        prepared, batch, seed = self.config.prepared, self.config.batch, self.config.spec.training.seed
+        if prepared.packing is Packing.PACKED:
+            return PackedBatches(rows.lengths, batch, seed, capacity=rows.info.max_length)
+        is_grouped = prepared.packing is Packing.LENGTH_GROUPED
+        groups = grouping_of(self.config, rows.lengths, prepared.parameters).groups if is_grouped else 1
+        return GlobalBatches(rows.lengths, batch, seed, grouped=is_grouped, groups=groups)
 
     def _model(self, base: Path) -> nn.Module:
         spec, prepared = self.config.spec, self.config.prepared

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..base import ApiModel
+from ..data import Packing
 from ..results import ArtifactFormat
 from ..scope import Scope
 from ..tasks import Task
@@ -20,6 +21,8 @@ class MethodSupport:
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     gradient_checkpointing: tuple[bool, ...] = (False, True)
     """Values of `spec.training.gradientCheckpointing` that it can be trained with."""
+    packings: tuple[Packing, ...] = tuple(Packing)
+    """Values of `spec.data.packing` that it can be trained with."""
 
 
 class MethodBlock(ApiModel, scope=Scope.RUN):

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from ..data import Packing
 from ..results import ArtifactFormat
 from ..tasks import Task
 from .base import MethodBlock, MethodSupport
@@ -17,6 +18,8 @@ class PromptTuning(MethodBlock):
         formats=(ArtifactFormat.ADAPTER,),
         # A decoder that classifies looks for the last token of a row in its token ids, which embeddings do not have.
         tasks=(Task.CAUSAL_LM,),
+        # The embeddings are put before a row, so only its first example would have them.
+        packings=(Packing.PADDED, Packing.LENGTH_GROUPED),
     )
 
     virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = 20
