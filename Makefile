@@ -114,6 +114,10 @@ bench: $(VENV)/.ready-test ## Benchmark training speed and restarts; the last li
 bench-order: $(VENV)/.ready-test ## Benchmark grouping rows by length: loss and speed (downloads news texts)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/order_quality.py $(ARGS)
 
+.PHONY: bench-packing
+bench-packing: $(VENV)/.ready-test ## Benchmark packs, compared with padded and grouped rows: speed and loss (5 minutes)
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/packing.py $(ARGS)
+
 .PHONY: bench-data
 bench-data: $(VENV)/.ready-test ## Benchmark data preparation: speed relative to the tokenizer, memory; ARGS='--gigabytes 0.1 1 5'
 	@$(BIN)/python benchmarks/data_preparation.py $(ARGS)

@@ -1,0 +1,222 @@
+"""Benchmark `data.packing: Packed`, compared with the padded random order and with groups of similar length.
+
+The three sides train the same language model on the same texts with all other settings equal, one after another in
+one run, with the order reversed in every second round. Each optimizer step has about the same number of tokens: 16
+examples, or the number of packs that holds them. The second of two epochs is measured, without the validation. Tokens
+are counted without padding. After the last step, when all sides have seen the same tokens, the loss of held-out texts
+is compared.
+
+    python benchmarks/packing.py [--rounds 3] [--rows 320] [--capacity 256]
+
+Texts are sentences of chatterbot-corpus, joined to documents with log-normal lengths (median 24 words, at most 256
+tokens), as in training_speed.py: the text is real, its lengths are synthetic. The model is a Llama of 2.7 million
+random parameters. On a CPU, attention computes the whole square of a pack, so packs are short (256 tokens). There is
+no comparison with TRL. Prints a table and, as the last line, a JSON object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training_speed import documents, timed
+
+from finetune_api.constants import Stage
+from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
+from finetune_api.v1alpha1 import Packing, Spec
+from finetune_cli.local.embedded_store import EmbeddedStore
+
+EXAMPLES = 16
+"""Examples per optimizer step."""
+VOCABULARY = 2048
+SIDES = (Packing.PACKED, Packing.LENGTH_GROUPED, Packing.PADDED)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Results of one training."""
+
+    tokens_per_second: float
+    tokens_per_cpu_second: float
+    held_out_loss: float
+    efficiency: float | None
+    """Share of the places in packs that hold a token. None: no packs."""
+
+
+def save_model(folder: Path, texts: list[str]) -> None:
+    """Write a Llama with random weights, and a byte-level tokenizer that is trained on the texts."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=special[0], bos_token=special[1], eos_token=special[2]
+    )
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def prepared_config(
+    side: Packing, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path
+) -> TrainerConfig:
+    """Run the prepare stage for one side. A step of packs has as many tokens as one of examples."""
+    from finetune_trainer.data.prepare import prepare
+    from finetune_trainer.progress import ProgressReporter
+    from finetune_trainer.runtime import RuntimeEnv
+    from finetune_trainer.store.client import ObjectStore
+
+    spec = {
+        "model": {"uri": f"file://{folder / 'model'}"},
+        "data": {
+            "train": [{"uri": "s3://bench/train.jsonl"}],
+            "validation": {"sources": [{"uri": "s3://bench/held-out.jsonl"}]},
+            "test": {"fraction": 0.0},
+            "format": "Text",
+            "maxLength": options.capacity,
+            "packing": side,
+        },
+        "training": {
+            "epochs": 2,
+            "learningRate": 1e-3,
+            "schedule": "Constant",
+            "seed": seed,
+            "gradientCheckpointing": False,
+        },
+        "evaluation": {"everySteps": 1_000_000},
+        "checkpoint": {"everySteps": 1_000_000},
+        "output": {"uri": f"s3://bench/{side}-{seed}"},
+    }
+    config = TrainerConfig(
+        job=JobRef(namespace="bench", name="packing", uid="packing"),
+        run=1,
+        stage=Stage.TRAIN,
+        attempt=1,
+        spec=Spec.model_validate(spec),
+        storage=settings,
+        world=World(nodes=1),
+        batch=BatchPlan(global_size=EXAMPLES, micro_size=EXAMPLES, accumulation=1),
+    )
+    store, runtime = ObjectStore.connect(settings), RuntimeEnv(0, 1, 0, 1, folder / f"{side}-{seed}", folder / "cache")
+    runtime.scratch.mkdir()
+    prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
+    assert prepared.packing is side
+    batch = config.batch
+    if prepared.packs is not None:
+        size = max(1, round(EXAMPLES * prepared.packs / prepared.counts.train))
+        batch = BatchPlan(global_size=size, micro_size=size, accumulation=1)
+    return config.model_copy(update={"prepared": prepared, "batch": batch})
+
+
+def efficiency(config: TrainerConfig, store: Any) -> float | None:
+    """Return the share of the places in packs that hold a token."""
+    from finetune_trainer.data.info import read_dataset_info
+
+    prepared, capacity = config.prepared, config.spec.data.max_length
+    if prepared is None or prepared.packs is None:
+        return None
+    lengths = read_dataset_info(store, prepared.dataset_uri).lengths["train"]
+    return sum(length * count for length, count in lengths.items()) / (prepared.packs * capacity)
+
+
+def measure(side: Packing, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> Found:
+    """Run one training."""
+    from finetune_trainer.store.client import ObjectStore
+
+    config = prepared_config(side, seed, options, settings, folder)
+    speed = timed("ours", config, folder / f"ranks-{side}-{seed}")
+    store = ObjectStore.connect(settings)
+    log = store.get_json(f"{config.run_uri}/training.json")["log"]
+    (loss,) = (entry["eval_loss"] for entry in log if "eval_loss" in entry)
+    print(f"  round {seed}, {side}: {speed.tokens_per_second:.0f} tokens/s, held-out loss {loss:.4f}", flush=True)
+    return Found(speed.tokens_per_second, speed.tokens_per_cpu_second, loss, efficiency(config, store))
+
+
+def report(found: dict[Packing, list[Found]], options: argparse.Namespace) -> None:
+    """Print the table and the JSON object."""
+
+    def paired(side: Packing, figure: str) -> float:
+        pairs = zip(found[Packing.PACKED], found[side], strict=True)
+        return statistics.median(getattr(one, figure) / getattr(other, figure) for one, other in pairs)
+
+    print(f"\n{'packing':<14} {'tokens/s':>9} {'per CPU s':>10} {'held-out loss':>14} {'packed / side':>14}")
+    for side, entries in found.items():
+        rate, cpu_rate, loss = (
+            statistics.median(getattr(entry, figure) for entry in entries)
+            for figure in ("tokens_per_second", "tokens_per_cpu_second", "held_out_loss")
+        )
+        print(f"{side:<14} {rate:>9.0f} {cpu_rate:>10.0f} {loss:>14.4f} {paired(side, 'tokens_per_second'):>14.2f}")
+    summary: dict[str, Any] = {
+        "benchmark": "packing",
+        "rows": options.rows,
+        "rounds": options.rounds,
+        "packTokens": options.capacity,
+        "packedRatio": round(paired(Packing.PADDED, "tokens_per_second"), 3),
+        "packedToGroupedRatio": round(paired(Packing.LENGTH_GROUPED, "tokens_per_second"), 3),
+        "packedLossRatio": round(paired(Packing.PADDED, "held_out_loss"), 4),
+        "packEfficiency": round(found[Packing.PACKED][0].efficiency or 0.0, 4),
+        "byCpuTime": {
+            "packedRatio": round(paired(Packing.PADDED, "tokens_per_cpu_second"), 3),
+            "packedToGroupedRatio": round(paired(Packing.LENGTH_GROUPED, "tokens_per_cpu_second"), 3),
+        },
+    }
+    print(json.dumps(summary))
+
+
+def main() -> None:
+    """Measure and print the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--rounds", type=int, default=3, help="trainings per side, each with another seed")
+    parser.add_argument("--rows", type=int, default=320, help="texts to train on")
+    parser.add_argument("--capacity", type=int, default=256, help="tokens per pack, and per example at most")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
+        folder = Path(temporary)
+        os.environ.update(server.env())
+        server.create_bucket("bench")
+        settings = StorageSettings(endpoint=server.endpoint, path_style=True)
+
+        from finetune_trainer.store.client import ObjectStore
+
+        store = ObjectStore.connect(settings)
+        texts = [row["text"] for row in documents("mixed", options.rows + options.rows // 4)]
+        save_model(folder / "model", texts)
+        for name, part in (("train", texts[: options.rows]), ("held-out", texts[options.rows :])):
+            store.put(f"s3://bench/{name}.jsonl", "\n".join(json.dumps({"text": text}) for text in part).encode())
+        found: dict[Packing, list[Found]] = {side: [] for side in SIDES}
+        for seed in range(1, options.rounds + 1):
+            for side in SIDES if seed % 2 else SIDES[::-1]:
+                found[side].append(measure(side, seed, options, settings, folder))
+    report(found, options)
+
+
+if __name__ == "__main__":
+    main()
