@@ -113,11 +113,9 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     )
     if plan.embeddings is not None and info.largest_token >= plan.embeddings:
         raise embedding_too_small(tokenizer, info.largest_token, plan.embeddings, spec.model.uri, "the data's token")
-    for remark in info.remarks:
-        report.warn(remark)
     warnings = _model_warnings(config, plan, plan_weights(model.path, spec.model.uri, task, info.labels))
-    for warning in warnings:
-        report.warn(warning)
+    for text in (*info.remarks, *warnings):
+        report.warn(text)
     packing, packing_note = choose_packing(config, info, facts.parameters)
     detected = "" if spec.data.format else f"format {data_format}, by the columns of the first record"
     prepared = Prepared(
