@@ -27,6 +27,7 @@ from .v1alpha1 import (
     Spec,
     Task,
     TaskSupport,
+    Training,
 )
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -156,13 +157,23 @@ class Support:
                 requirement=_one_of(row.zero_stages, with_method),
                 refused=refused,
             )
+        offloads = tuple(offload for offload, stages in self.offload.items() if {*stages} & {*row.zero_stages})
+        if refused := _others(tuple(self.offload), offloads):
+            yield restriction(
+                "deepspeed.offload",
+                values=lambda spec: (spec.deepspeed.offload,),
+                allowed=offloads,
+                within=_cel_within("deepspeed.offload"),
+                requirement=_one_of(offloads, with_method),
+                refused=refused,
+            )
         if refused := _others((False, True), row.gradient_checkpointing):
             yield restriction(
                 "training.gradientCheckpointing",
                 values=lambda spec: (spec.training.gradient_checkpointing,),
                 allowed=row.gradient_checkpointing,
                 within=_cel_within("training.gradientCheckpointing"),
-                requirement=_one_of(row.gradient_checkpointing, with_method),
+                requirement=_checkpointing(row.gradient_checkpointing, with_method),
                 refused=refused,
             )
         if refused := _others(tuple(Packing), row.packings):
@@ -403,6 +414,15 @@ def _packing(spec: Spec) -> tuple[Packing, ...]:
 def _one_of(allowed: Sequence[Any], reason: str) -> Callable[[str], str]:
     values = [_text(value) for value in allowed]
     return lambda value: f"must be {' or '.join(values)} {reason}, not {value}"
+
+
+def _checkpointing(allowed: Sequence[bool], reason: str) -> Callable[[str], str]:
+    requirement, default = _one_of(allowed, reason), Training.model_fields["gradient_checkpointing"].default
+    if default in allowed:
+        return requirement
+    # So it must be written.
+    remedy = f"write gradientCheckpointing: {_text(allowed[0])}, because the default is {_text(default)}"
+    return lambda value: f"{requirement(value)}; {remedy}"
 
 
 def _others(every: Sequence[Any], allowed: Sequence[Any]) -> tuple[Any, ...]:

@@ -8,8 +8,10 @@ from typing import Any
 
 from factories import make_job, merged
 from finetune_api.crd import Schema, structural_schema
+from finetune_api.support import SUPPORT
 from finetune_api.v1alpha1 import Spec
 from finetune_api.v1alpha1.pod import POD_BLOCKS
+from method_cases import needed_with
 
 Manifest = dict[str, Any]
 
@@ -74,7 +76,7 @@ _AROUND: dict[str, Any] = {
     "data.test.groupBy": {"data": {"validation": {"fraction": 0.0}, "test": {"fraction": 0.2}}},
     "evaluation.promote.thresholds[].": {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": 1}]}}},
     "method.full.freeze.": {"method": {"full": {"freeze": {"firstLayers": 1}}}},
-    "method.promptTuning": {"output": {"formats": ["Adapter"]}},
+    **{f"method.{method}": needed_with(method) for method in SUPPORT.methods},
     "schedule.": {"schedule": {"cron": "0 3 * * SUN"}},
     "training.scheduleOptions.power": {"training": {"schedule": "Polynomial"}},
     "training.scheduleOptions.cycles": {"training": {"schedule": "CosineWithRestarts"}},

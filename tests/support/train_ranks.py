@@ -237,8 +237,8 @@ def load_exported(folder: Path) -> int:
     prepared = config.prepared
     classifies = bool(prepared.labels)
     model_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    model, found = model_class.from_pretrained(folder / "model", output_loading_info=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    has_model = (folder / "model").exists()
+    tokenizer = AutoTokenizer.from_pretrained(folder / ("model" if has_model else "adapter"))
     rows = TokenDataset.open(ObjectStore.connect(config.storage), prepared.dataset_uri, "validation", folder / "cache")
     collate = Collator(tokenizer.pad_token_id, prepared.task)
 
@@ -248,18 +248,23 @@ def load_exported(folder: Path) -> int:
         batch = collate([rows[index] for index in indices])
         with torch.no_grad():
             logits = model.eval()(**{name: batch[name] for name in task.model_inputs}).logits
+        if task.has_token_logits:  # PEFT also returns those of virtual tokens
+            logits = logits[:, -batch["input_ids"].shape[1] :]
         return float(task.loss(logits, batch)) / task.targets(batch)
 
     everything = range(len(rows))
-    result = {
-        "missing": sorted(found["missing_keys"]),
-        "unexpected": sorted(found["unexpected_keys"]),
-        "loss": loss(model, *everything),
-        "row_losses": [loss(model, index) for index in everything],
-        "dtype": str(model.dtype),
-        "labels": [model.config.id2label[index] for index in range(len(prepared.labels))],
-        "use_cache": getattr(model.config, "use_cache", None),
-    }
+    result: dict[str, Any] = {}
+    if has_model:
+        model, found = model_class.from_pretrained(folder / "model", output_loading_info=True)
+        result |= {
+            "missing": sorted(found["missing_keys"]),
+            "unexpected": sorted(found["unexpected_keys"]),
+            "loss": loss(model, *everything),
+            "row_losses": [loss(model, index) for index in everything],
+            "dtype": str(model.dtype),
+            "labels": [model.config.id2label[index] for index in range(len(prepared.labels))],
+            "use_cache": getattr(model.config, "use_cache", None),
+        }
     if (folder / "adapter" / "adapter_config.json").exists():
         # The encoder has a head of another size, which the adapter replaces.
         names = dict(enumerate(prepared.labels))

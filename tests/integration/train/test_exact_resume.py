@@ -1,10 +1,11 @@
 """A run that is killed and resumed logs the same metrics, in every bit, as an uninterrupted one."""
 
 from itertools import product
-from typing import Any
 
 import pytest
 
+from finetune_api.support import SUPPORT
+from method_cases import METHOD_CASES, case_blocks
 from training_harness import STEPS_PER_EPOCH, TrainingHarness
 
 MID_EPOCH = 2
@@ -21,15 +22,16 @@ CASES = [
 ]
 
 
+def test_every_method_has_a_case() -> None:
+    assert {case.values[1] for case in CASES} == {*METHOD_CASES}
+    assert {name for case in METHOD_CASES.values() for name in case} == {*SUPPORT.methods}
+
+
 @pytest.mark.parametrize(("zero", "method", "kind"), CASES)
 def test_losses_after_kills_during_and_at_the_end_of_an_epoch_are_bitwise_equal(
     harness: TrainingHarness, zero: int, method: str, kind: str
 ) -> None:
-    options: dict[str, Any] = {"lora": {"dropout": 0.1}, "freeze": {"freeze": {"embeddings": True, "firstLayers": 1}}}
-    block = {"full" if method == "freeze" else method: options.get(method, {})}
-    blocks: dict[str, Any] = {"method": block, "kind": kind, "zero": zero}
-    if method == "promptTuning":
-        blocks["output"] = {"formats": ["Adapter"]}
+    blocks = {"kind": kind, "zero": zero, **case_blocks(method)}
     through = harness.config(f"through-{zero}-{method}-{kind}", **blocks)
     whole = harness.run(through)
     assert whole.exit_codes == [0, 0]

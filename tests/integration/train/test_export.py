@@ -11,6 +11,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 from finetune_trainer.model.fetch import fetch_model
 from finetune_trainer.supervisor.forkclient import ForkClient
+from method_cases import METHOD_CASES, case_blocks
 from process_support import base_environment
 from training_harness import GLOBAL_BATCH, TrainingHarness
 
@@ -85,3 +86,19 @@ def test_objects_of_an_earlier_export_are_deleted(harness: TrainingHarness) -> N
     names = {info.uri.rpartition("/")[2] for info in harness.store.list(f"{config.model_uri}/")}
     assert "model-00002-of-00002.safetensors" not in names
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+
+
+@pytest.mark.parametrize("case", [case for case in METHOD_CASES if case != "full"])
+def test_the_adapter_of_every_method_is_better_than_the_base_model_for_any_user_of_peft(
+    harness: TrainingHarness, tmp_path: Path, case: str
+) -> None:
+    blocks = case_blocks(case)
+    training = {"epochs": 6, "learningRate": 2e-2, **blocks.pop("training", {})}
+    blocks["output"] = {"formats": ["Adapter"]}
+    config = harness.config(f"export-{case}", kind="llama", training=training, **blocks)
+    attempt = harness.run(config)
+    assert attempt.exit_codes == [0, 0], attempt.output
+    loaded = load(harness, config, tmp_path)
+    last = [entry["eval_loss"] for entry in harness.training_log(config) if "eval_loss" in entry][-1]
+    assert loaded["adapter_loss"] == pytest.approx(last, rel=1e-4)
+    assert loaded["adapter_loss"] < loaded["base_loss"]

@@ -98,8 +98,22 @@ TEXT = {"data": {"format": "Text"}}
             ["spec.deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 3"],
         ),
         (
+            TEXT | {"deepspeed": {"offload": "OptimizerAndParameters"}},
+            ["spec.deepspeed.offload must be None or Optimizer with method.prefixTokens, not OptimizerAndParameters"],
+        ),
+        (
+            TEXT | {"training": {}},
+            [
+                "spec.training.gradientCheckpointing must be false with method.prefixTokens, not true; write "
+                "gradientCheckpointing: false, because the default is true"
+            ],
+        ),
+        (
             TEXT | {"training": {"gradientCheckpointing": True}},
-            ["spec.training.gradientCheckpointing must be false with method.prefixTokens, not true"],
+            [
+                "spec.training.gradientCheckpointing must be false with method.prefixTokens, not true; write "
+                "gradientCheckpointing: false, because the default is true"
+            ],
         ),
         ({}, ["spec.model.task must be CausalLM with method.prefixTokens, not SequenceClassification"]),
         (
@@ -141,9 +155,12 @@ def test_every_new_row_gets_its_cel_rules() -> None:
         f"write [Adapter], because the default is [Merged], or set {MERGED}",
         "!(has(self.method.prefixTokens)) || !has(self.deepspeed.zeroStage) || "
         "self.deepspeed.zeroStage in [0, 2]": "deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 1 or 3",
+        "!(has(self.method.prefixTokens)) || !has(self.deepspeed.offload) || "
+        "self.deepspeed.offload in ['None', 'Optimizer']": "deepspeed.offload must be None or Optimizer with "
+        "method.prefixTokens, not OptimizerAndParameters",
         "!(has(self.method.prefixTokens)) || !has(self.training.gradientCheckpointing) || "
         "self.training.gradientCheckpointing in [false]": "training.gradientCheckpointing must be false with "
-        "method.prefixTokens, not true",
+        "method.prefixTokens, not true; write gradientCheckpointing: false, because the default is true",
         "!(has(self.method.prefixTokens)) || !(has(self.model.task) ? self.model.task == 'SequenceClassification' : "
         "(has(self.data.format) && self.data.format in ['Classification'])) && "
         "!(has(self.model.task) ? self.model.task == 'TokenClassification' : "

@@ -44,7 +44,9 @@ def shape(*, facts: ModelFacts = BILLION, lora: Lora | None = None, **changes) -
         method=name,
         trained=trained,
         added=added,
-        lighter_methods=lighter_methods(facts, trained, Task.CAUSAL_LM, (ArtifactFormat.MERGED,)),
+        lighter_methods=lighter_methods(
+            facts, trained, Task.CAUSAL_LM, (ArtifactFormat.MERGED,), gradient_checkpointing=True
+        ),
         nodes=64,
         processes_per_node=1,
         micro_batch=4,

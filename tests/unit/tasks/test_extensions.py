@@ -154,14 +154,18 @@ def test_lighter_methods_fit_task_and_formats_and_the_one_that_trains_most_comes
         positions=512,
     )
     usable = {
-        formats: list(lighter_methods(facts, 10**6, Task.SEQUENCE_CLASSIFICATION, formats))
+        formats: list(
+            lighter_methods(facts, 10**6, Task.SEQUENCE_CLASSIFICATION, formats, gradient_checkpointing=False)
+        )
         for formats in ((ArtifactFormat.MERGED,), (ArtifactFormat.ADAPTER,))
     }
     merged = [name for name in usable[ArtifactFormat.MERGED,] if name in ("lora", "headOnly")]
     assert merged == ["lora", "headOnly"], "by what they train"
     assert "lora" in usable[ArtifactFormat.ADAPTER,]
     assert "headOnly" not in usable[ArtifactFormat.ADAPTER,]
-    assert "headOnly" not in lighter_methods(facts, 10**6, Task.CAUSAL_LM, (ArtifactFormat.MERGED,))
+    assert "headOnly" not in lighter_methods(
+        facts, 10**6, Task.CAUSAL_LM, (ArtifactFormat.MERGED,), gradient_checkpointing=False
+    )
 
 
 def test_virtual_tokens_leave_the_data_less_room_but_never_none(tmp_path: Path) -> None:

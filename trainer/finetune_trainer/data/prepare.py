@@ -259,7 +259,9 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
         trained=trained,
         added=added,
         zero_stages=spec.method.block.support.zero_stages,
-        lighter_methods=lighter_methods(facts, trained, task, spec.output.formats),
+        lighter_methods=lighter_methods(
+            facts, trained, task, spec.output.formats, gradient_checkpointing=spec.training.gradient_checkpointing
+        ),
         nodes=spec.workers.min_nodes or spec.workers.nodes,
         is_fewest=spec.workers.min_nodes is not None,
         processes_per_node=max(1, spec.workers.gpus_per_node),
@@ -277,15 +279,21 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
 
 
 def lighter_methods(
-    facts: ModelFacts, trained: int, task: Task, formats: Collection[ArtifactFormat]
+    facts: ModelFacts, trained: int, task: Task, formats: Collection[ArtifactFormat], *, gradient_checkpointing: bool
 ) -> dict[str, tuple[int, int]]:
-    """Methods that train fewer parameters and support the task and the output formats.
+    """Methods that train fewer parameters and support the task, the output formats and the gradient checkpointing.
 
     Name -> numbers of trained and added parameters, sorted by trained parameters, largest first: the first is closest
     to the requested method.
     """
     rows = {name: METHODS[name].block.support for name in METHODS}
-    usable = [name for name, row in rows.items() if task in (row.tasks or tuple(Task)) and {*formats} <= {*row.formats}]
+    usable = [
+        name
+        for name, row in rows.items()
+        if task in (row.tasks or tuple(Task))
+        and {*formats} <= {*row.formats}
+        and gradient_checkpointing in row.gradient_checkpointing
+    ]
     counts = {name: METHODS[name].parameters(facts, METHODS[name].block()) for name in usable}
     lighter = {name: count for name, count in counts.items() if count.trained < trained}
     return {name: lighter[name] for name in sorted(lighter, key=lambda name: -lighter[name].trained)}
