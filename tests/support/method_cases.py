@@ -10,6 +10,8 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"dropout": 0.1}},
     "ia3": {"ia3": {}},
     "promptTuning": {"promptTuning": {}},
+    "prefixTuning": {"prefixTuning": {}},
+    "prefixTuning-projection": {"prefixTuning": {"projection": True}},
 }
 """Case -> `spec.method`."""
 

@@ -168,6 +168,23 @@ TRAINED: dict[str, dict[str, Any]] = {
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
         "workers": {"nodes": 2},
     },
+    "prefixed": {
+        "model": {"uri": "{models}/llama", "task": "CausalLM"},
+        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},
+        "method": {"prefixTuning": {"virtualTokens": 5, "projection": True}},
+        "training": {**_SHORT, "gradientCheckpointing": False},
+        "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
+        "workers": {"nodes": 2},
+    },
+    "prefixed-without-projection": {
+        "model": {"uri": "{models}/llama", "task": "CausalLM", "dtype": "BFloat16"},
+        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},
+        "method": {"prefixTuning": {"virtualTokens": 5, "projection": False}},
+        "training": {**_SHORT, "gradientCheckpointing": False},
+        "deepspeed": {"zeroStage": 2},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
+    },
     "chats": {
         "model": {"uri": "{models}/llama-chat"},
         "data": {

@@ -7,6 +7,7 @@ from .methods.base import MethodBlock
 from .methods.full import FullFineTune
 from .methods.ia3 import Ia3
 from .methods.lora import Lora
+from .methods.prefix_tuning import PrefixTuning
 from .methods.prompt_tuning import PromptTuning
 from .scope import Scope
 
@@ -25,6 +26,9 @@ class Method(ApiModel, scope=Scope.RUN):
 
     prompt_tuning: PromptTuning | None = None
     """Train embeddings before every text."""
+
+    prefix_tuning: PrefixTuning | None = None
+    """Train keys and values before those of every text."""
 
     @classmethod
     def blocks(cls) -> dict[str, type[MethodBlock]]:

@@ -18,6 +18,8 @@ CASES = [
         (3, "promptTuning", "llama"),
         (2, "freeze", "bert-dropout"),
         (3, "lora", "llama-packed"),
+        (2, "prefixTuning", "llama-dropout"),
+        (3, "prefixTuning-projection", "llama"),
     ]
 ]
 

@@ -51,6 +51,16 @@ class ModelSizes(Protocol):
         """Result of `frozen_parameters`."""
         ...
 
+    @property
+    def layers(self) -> int:
+        """Layers of the body; 0 where the configuration does not state it."""
+        ...
+
+    @property
+    def key_value_size(self) -> int:
+        """Values in the keys of one token and layer, which has as many values; 0 where it is not known."""
+        ...
+
 
 class ParameterCounts(NamedTuple):
     """Numbers of parameters, for the estimate of memory."""

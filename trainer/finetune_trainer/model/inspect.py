@@ -17,6 +17,7 @@ _DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
 _PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Keys of config.json that state how many tokens a sequence may have."""
+_HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
 _QUANTISED_SUFFIX = re.compile(
     r"([-_.](unsloth|bnb|gptq|awq|fp8|nf4|mxfp4|nvfp4|int[48]|[48]-?bits?|w\d+a\d+|g\d+|quantized|dynamic|hqq|aqlm|exl[23]))+$",
     re.IGNORECASE,
@@ -50,6 +51,8 @@ class ModelFacts:
     """Whether the model supports gradient checkpointing; known when the model has been built, see `model.weights`."""
     frozen: int = 0
     """Parameters that the fine-tuning method freezes; known when the model has been built, see `methods`."""
+    key_value_size: int = 0
+    """Values in the keys of one token and layer, over all heads that have own keys."""
 
 
 def inspect_model(folder: Path, uri: str) -> ModelFacts:
@@ -76,10 +79,11 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
         parameters=sum(sizes),
         largest_parameter=max(sizes, default=0),
         linear=tuple((name, sum(shape)) for name, shape in shapes.items() if _is_linear(name, shape)),
-        hidden_size=_first(text, "hidden_size", "n_embd", "d_model", "dim") or 0,
+        hidden_size=_first(text, *_HIDDEN_SIZE) or 0,
         layers=_first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0,
         vocabulary=_first(text, "vocab_size") or 0,
         positions=_first(text, *POSITIONS),
+        key_value_size=_key_value_size(text),
     )
 
 
@@ -131,6 +135,13 @@ def _quantized_error(uri: str, finding: str) -> ModelUnusableError:
         advice="use the model without quantization: it usually has the same name without the suffix -4bit, "
         f"-GPTQ, -AWQ or -FP8{guess}, and is named as base_model in the model card",
     )
+
+
+def _key_value_size(text: dict[str, Any]) -> int:
+    hidden = _first(text, *_HIDDEN_SIZE) or 0
+    heads = _first(text, "num_attention_heads", "n_head", "n_heads") or 1
+    head_size = _first(text, "head_dim") or hidden // heads
+    return head_size * (_first(text, "num_key_value_heads") or heads)
 
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
