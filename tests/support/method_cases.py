@@ -12,6 +12,8 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "promptTuning": {"promptTuning": {}},
     "prefixTuning": {"prefixTuning": {}},
     "prefixTuning-projection": {"prefixTuning": {"projection": True}},
+    "pTuning": {"pTuning": {}},
+    "pTuning-LSTM": {"pTuning": {"encoderReparameterization": "LSTM"}},
 }
 """Case -> `spec.method`."""
 

@@ -185,6 +185,23 @@ TRAINED: dict[str, dict[str, Any]] = {
         "deepspeed": {"zeroStage": 2},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
     },
+    "prompted-by-mlp": {
+        "model": {"uri": "{models}/llama", "task": "CausalLM"},
+        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text", "packing": "LengthGrouped"},
+        "method": {"pTuning": {"virtualTokens": 5, "encoderReparameterization": "MLP"}},
+        "training": _SHORT,
+        "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
+        "workers": {"nodes": 2},
+    },
+    "prompted-by-lstm": {
+        "model": {"uri": "{models}/llama", "task": "CausalLM", "dtype": "BFloat16"},
+        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},
+        "method": {"pTuning": {"encoderReparameterization": "LSTM", "encoderHiddenSize": 12}},
+        "training": _SHORT,
+        "deepspeed": {"zeroStage": 2},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
+    },
     "chats": {
         "model": {"uri": "{models}/llama-chat"},
         "data": {

@@ -7,6 +7,7 @@ from .methods.base import MethodBlock
 from .methods.full import FullFineTune
 from .methods.ia3 import Ia3
 from .methods.lora import Lora
+from .methods.p_tuning import PTuning
 from .methods.prefix_tuning import PrefixTuning
 from .methods.prompt_tuning import PromptTuning
 from .scope import Scope
@@ -29,6 +30,9 @@ class Method(ApiModel, scope=Scope.RUN):
 
     prefix_tuning: PrefixTuning | None = None
     """Train keys and values before those of every text."""
+
+    p_tuning: PTuning | None = None
+    """Train a network that computes embeddings before every text."""
 
     @classmethod
     def blocks(cls) -> dict[str, type[MethodBlock]]:

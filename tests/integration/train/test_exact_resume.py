@@ -20,6 +20,8 @@ CASES = [
         (3, "lora", "llama-packed"),
         (2, "prefixTuning", "llama-dropout"),
         (3, "prefixTuning-projection", "llama"),
+        (2, "pTuning", "llama-dropout"),
+        (3, "pTuning-LSTM", "llama"),
     ]
 ]
 

@@ -31,6 +31,8 @@ FAMILIES = ("llama-tied", "gpt2", "gpt_neox", "qwen2", "gemma")
 BLOCKS: dict[str, dict[str, Any]] = {
     "prefix": {"prefixTuning": {"virtualTokens": COUNT}},
     "projected prefix": {"prefixTuning": {"virtualTokens": COUNT, "projection": True}},
+    "MLP": {"pTuning": {"virtualTokens": COUNT}},
+    "LSTM": {"pTuning": {"virtualTokens": COUNT, "encoderReparameterization": "LSTM", "encoderHiddenSize": 24}},
 }
 EVERY = pytest.mark.parametrize("block", BLOCKS)
 IDS = torch.tensor([[5, 40, 41, 42, 43, 2], [5, 60, 61, 62, 0, 0]])
