@@ -10,6 +10,7 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"dropout": 0.1}},
     "ia3": {"ia3": {}},
     "promptTuning": {"promptTuning": {}},
+    "promptTuning-text": {"promptTuning": {"initialText": "the quick brown fox"}},
     "prefixTuning": {"prefixTuning": {}},
     "prefixTuning-projection": {"prefixTuning": {"projection": True}},
     "pTuning": {"pTuning": {}},

@@ -161,7 +161,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "prompted": {
         "model": {"uri": "{models}/llama", "task": "CausalLM"},
         "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text", "packing": "LengthGrouped"},
-        "method": {"promptTuning": {"virtualTokens": 5}},
+        "method": {"promptTuning": {"virtualTokens": 5, "initialText": "a"}},
         "training": {**_SHORT, "gradientCheckpointing": True},
         "deepspeed": {"zeroStage": 3},
         "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},

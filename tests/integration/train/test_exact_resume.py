@@ -18,6 +18,7 @@ CASES = [
         (3, "promptTuning", "llama"),
         (2, "freeze", "bert-dropout"),
         (3, "lora", "llama-packed"),
+        (3, "promptTuning-text", "llama"),
         (2, "prefixTuning", "llama-dropout"),
         (3, "prefixTuning-projection", "llama"),
         (2, "pTuning", "llama-dropout"),

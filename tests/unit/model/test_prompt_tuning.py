@@ -1,5 +1,6 @@
 """Prompt tuning: the virtual tokens change the predictions for the text, and are not visible to callers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Task
 from finetune_api.v1alpha1.methods.prompt_tuning import PromptTuning
 from finetune_api.validation import InvalidJobError, parse_job
 from finetune_trainer.data.collate import Collator
-from finetune_trainer.errors import ExportUnusableError
+from finetune_trainer.errors import BadConfigError, ExportUnusableError
 from finetune_trainer.evaluate.generate import answers
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
@@ -161,6 +162,30 @@ def test_a_damaged_adapter_is_rejected(change: Any, message: str, tmp_path: Path
     assert prepared is not None
     with pytest.raises(ExportUnusableError, match=message):
         reload_adapter(fresh(base), tmp_path / "adapter", "s3://bucket/adapter", prepared, METHOD)
+
+
+def test_the_embeddings_start_from_the_tokens_of_a_text_which_is_repeated_and_never_truncated(tmp_path: Path) -> None:
+    base = tiny_models.save_tiny("llama", tmp_path / "base")
+    ids = load_tokenizer(base)("the quick fox")["input_ids"]
+    assert 1 < len(ids) < COUNT
+    block = PromptTuning(virtual_tokens=COUNT, initial_text="the quick fox")
+    METHOD.check(base, block, TASK)
+    model = METHOD.apply(fresh(base), block, TASK, seed=1)
+    repeated = torch.tensor((ids * COUNT)[:COUNT])
+    expected = fresh(base).get_input_embeddings()(repeated)
+    torch.testing.assert_close(model.prompt_encoder["default"].embedding.weight, expected)
+
+    weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    METHOD.save_adapter(model, weights, tmp_path / "adapter", base="org/base", revision=None)
+    described = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert described["tokenizer_name_or_path"] == "org/base"
+    assert METHOD.load_adapter(fresh(base), tmp_path / "adapter", "a").missing == set()
+
+    with pytest.raises(
+        BadConfigError, match=rf"initialText must have between 1 and 2 tokens .* not {len(ids)}"
+    ) as error:
+        METHOD.check(base, PromptTuning(virtual_tokens=2, initial_text="the quick fox"), TASK)
+    assert f"set virtualTokens to {len(ids)}" in error.value.advice
 
 
 @pytest.mark.parametrize("output", [{}, {"formats": ["Merged"]}, {"formats": ["Merged", "Adapter"]}])

@@ -40,6 +40,10 @@ class AdapterMethod(FineTuningMethod[Block]):
     def peft_config(self, block: Block, task: TrainingTask, trained_whole: tuple[str, ...]) -> Any:
         """PEFT's configuration. `trained_whole` names the modules that get no adapter but are trained themselves."""
 
+    def peft_config_for(self, model: PreTrainedModel, block: Block, task: TrainingTask) -> Any:
+        """`peft_config`, for a method whose configuration depends on more of the model."""
+        return self.peft_config(block, task, _trained_whole(model, task))
+
     def targets(self, block: Block) -> tuple[str, ...] | None:
         """Layers that the block names, if the method has such a setting and it is used."""
         return getattr(block, "targets", None)
@@ -68,7 +72,7 @@ class AdapterMethod(FineTuningMethod[Block]):
                 warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
                 # GPT-2's layers store their matrices transposed; PEFT finds out for each layer and mentions it.
                 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-                adapted: PeftModel = get_peft_model(model, self.peft_config(block, task, _trained_whole(model, task)))
+                adapted: PeftModel = get_peft_model(model, self.peft_config_for(model, block, task))
         except ValueError as error:
             raise BadConfigError(
                 f"spec.method.{self.name} cannot be applied to {type(model).__name__}: {error}",

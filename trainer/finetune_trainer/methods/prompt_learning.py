@@ -52,6 +52,8 @@ class PromptLearningMethod(AdapterMethod[Block]):
         configuration = copy.copy(model.active_peft_config)
         configuration.base_model_name_or_path, configuration.revision = base, revision
         own = {name.removeprefix(_ENCODER): value for name, value in weights.items() if name.startswith(_ENCODER)}
+        if getattr(configuration, "tokenizer_name_or_path", None):
+            configuration.tokenizer_name_or_path = base  # not the folder of this machine
         encoded = self.encoded(configuration, own)
         configuration.inference_mode = True
         configuration.save_pretrained(str(folder))
