@@ -93,7 +93,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "packing": "LengthGrouped",
             "onBadRecord": "Fail",
         },
-        "method": {"lora": {"rank": 4, "alpha": 16, "dropout": 0.1, "targets": ["query", "value"]}},
+        "method": {"lora": {"rank": 4, "alpha": 16, "dropout": 0.1, "targets": ["query", "value"], "variant": "LoRA"}},
         "training": {
             **_SHORT,
             "schedule": "Linear",
@@ -210,7 +210,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "columns": {"messages": "transitions"},
             "packing": "Packed",
         },
-        "method": {"lora": {}},
+        "method": {"lora": {"variant": "RsLoRA", "learningRateRatio": 4}},
         "training": {
             **_SHORT,
             "schedule": "InverseSqrt",
@@ -225,7 +225,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "format": "TokenClassification",
             "columns": {"tokens": "words", "tags": "names"},
         },
-        "method": {"lora": {}},
+        "method": {"lora": {"variant": "DoRA"}},
         "training": {
             **_SHORT,
             "schedule": "WarmupStableDecay",

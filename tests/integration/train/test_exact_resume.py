@@ -14,6 +14,11 @@ CASES = [
     pytest.param(zero, method, kind, id=f"zero{zero}-{method}-{kind}")
     for zero, method, kind in [
         *product((0, 1, 2, 3), ("full", "lora"), ("bert-dropout", "llama")),
+        (2, "lora-RsLoRA", "bert-dropout"),
+        (2, "lora-DoRA", "bert-dropout"),
+        (3, "lora-DoRA", "llama"),
+        (2, "lora-plus", "bert-dropout"),
+        (3, "lora-plus", "llama"),
         (2, "ia3", "bert-dropout"),
         (3, "promptTuning", "llama"),
         (2, "freeze", "bert-dropout"),

@@ -20,7 +20,9 @@ from transformers import (
     Trainer,
 )
 
+from finetune_api.v1alpha1 import Task
 from finetune_trainer.methods import METHODS
+from finetune_trainer.tasks import TASKS
 from finetune_trainer.train.engine import make_optimizer
 from train_configs import train_config
 
@@ -107,3 +109,25 @@ def test_the_optimizer_has_the_settings_of_the_job(name: str, kind: type) -> Non
     assert type(optimizer) is kind
     assert all((group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6) for group in optimizer.param_groups)
     assert all(group.get("decoupled_weight_decay", True) for group in optimizer.param_groups)
+
+
+def test_the_matrices_b_of_lora_have_the_ratio_of_their_learning_rate_at_every_step() -> None:
+    config = train_config(
+        training={"weightDecay": 0.1}, method={"lora": {"learningRateRatio": 16}}, prepared={"task": Task.CAUSAL_LM}
+    )
+    method, rate = config.spec.method, config.spec.training.learning_rate
+    model = METHODS["lora"].apply(MODELS["llama"](1), method.block, TASKS[Task.CAUSAL_LM], seed=1)
+    optimizer = make_optimizer(
+        model, config.spec.training, METHODS["lora"].rate_factors(model, method.block)
+    )
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = {names[parameter]: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert rates == {name: 16 * rate if ".lora_B." in name else rate for name in trained}
+    assert len({*rates.values()}) == 2
+    assert optimizer.param_groups[0]["lr"] == rate, "the logged rate is that of the job"
+    schedule = LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    optimizer.step()
+    schedule.step()
+    halved = {group["lr"] for group in optimizer.param_groups}
+    assert halved == {rate / 2, 8 * rate}

@@ -121,7 +121,7 @@ class FineTuningMethod(ABC, Generic[Block]):
         `seed`. Raises BadConfigError where the block does not fit the model."""
 
     def rate_factors(self, model: nn.Module, block: Block) -> dict[str, float]:
-        """Trained parameter -> its learning rate as a share of `spec.training.learningRate`. Empty: all have it.
+        """Trained parameter -> its learning rate divided by `spec.training.learningRate`. Absent: 1.
 
         `model` is the result of `apply`.
         """

@@ -1,13 +1,19 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685)."""
 
+from __future__ import annotations
+
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_api.v1alpha1 import Lora
+from finetune_api.v1alpha1.methods.lora import LoraVariant
 
 from ..tasks import TrainingTask
 from .adapters import AdapterMethod
 from .base import METHODS, ModelSizes, ParameterCounts
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @METHODS.register
@@ -21,13 +27,16 @@ class LoraMethod(AdapterMethod[Lora]):
     tags = ("lora",)
 
     def parameters(self, sizes: ModelSizes, block: Lora) -> ParameterCounts:
-        """rank * (rows + columns) of every adapted matrix."""
+        """rank * (rows + columns) of every adapted matrix; for DoRA, at most one more for each row.
+
+        Which axis of a matrix has its outputs depends on the architecture, so that both are counted.
+        """
         chosen = (
             size
             for name, size in sizes.linear
             if block.targets is None or any(part in block.targets for part in name.split("."))
         )
-        trained = block.rank * sum(chosen)
+        trained = (block.rank + (block.variant is LoraVariant.DORA)) * sum(chosen)
         return ParameterCounts(trained=trained, added=trained)
 
     def peft_config(self, block: Lora, task: TrainingTask, trained_whole: tuple[str, ...]) -> Any:
@@ -42,5 +51,12 @@ class LoraMethod(AdapterMethod[Lora]):
             # An adapter inside a module that is trained whole would be a second update of the same weights.
             exclude_modules=rf"({'|'.join(map(re.escape, trained_whole))})(\..*)?" if trained_whole else None,
             modules_to_save=list(trained_whole) or None,
+            use_rslora=block.variant is LoraVariant.RSLORA,
+            use_dora=block.variant is LoraVariant.DORA,
             task_type=task.peft_type,
         )
+
+    def rate_factors(self, model: nn.Module, block: Lora) -> dict[str, float]:
+        """`learningRateRatio` for the matrices B."""
+        ratio = block.learning_rate_ratio or 1.0
+        return {} if ratio == 1.0 else {name: ratio for name, _ in model.named_parameters() if ".lora_B." in name}

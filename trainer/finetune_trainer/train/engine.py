@@ -72,12 +72,12 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer of the trained parameters: one group with weight decay, one without (biases and norms).
 
-    With `rate_factors` (name -> share of the learning rate), two groups for each factor, the highest first, without
-    empty ones. The fused kernel of AdamW reads parameters and moments once instead of eight times.
+    With `rate_factors` (name -> factor of the learning rate), two groups for each factor, that of 1 first, because its
+    rate is logged, and without empty ones. The fused kernel of AdamW reads parameters and moments once instead of eight times.
     """
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     factors = rate_factors or {}
-    kinds = product(sorted({*factors.values()} or {1.0}, reverse=True), (True, False))
+    kinds = product(sorted({1.0, *factors.values()}, key=lambda factor: (factor != 1.0, -factor)), (True, False))
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {kind: [] for kind in kinds}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -1,11 +1,20 @@
 """`spec.method.lora`."""
 
+from enum import StrEnum
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
 from ..results import ArtifactFormat
 from .base import MethodBlock, MethodSupport
+
+
+class LoraVariant(StrEnum):
+    """How the update of a matrix is computed."""
+
+    LORA = "LoRA"
+    RSLORA = "RsLoRA"
+    DORA = "DoRA"
 
 
 class Lora(MethodBlock):
@@ -17,7 +26,7 @@ class Lora(MethodBlock):
     """Rank r of the update B*A."""
 
     alpha: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Scale of the update is alpha / rank. Absent: twice the rank."""
+    """Scale of the update is alpha / rank, unless `variant` says otherwise. Absent: twice the rank."""
 
     dropout: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
     """Dropout before the adapter's first matrix."""
@@ -26,6 +35,15 @@ class Lora(MethodBlock):
         None
     )
     """Names of the linear layers to adapt, such as `q_proj`. Absent: every linear layer but the head."""
+
+    variant: LoraVariant = LoraVariant.LORA
+    """RsLoRA scales the update by alpha / sqrt(rank), which keeps high ranks stable (Kalajdzievski 2023, arXiv
+    2312.03732). DoRA also trains the length of each row of the updated matrix (Liu et al. 2024, arXiv 2402.09353):
+    often better at low ranks, and slower."""
+
+    learning_rate_ratio: Annotated[float, Field(ge=1.0, le=1024.0)] | None = None
+    """Learning rate of the matrices B divided by `training.learningRate`, which the matrices A keep (LoRA+; Hayou et
+    al. 2024, arXiv 2402.12354, which recommends 16 and a lower learning rate than without). Absent: 1."""
 
     @property
     def scale(self) -> int:

@@ -1,0 +1,75 @@
+"""Variants of LoRA: merged model and adapter are the trained model, and counts are right."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Task
+from finetune_trainer.methods import METHODS
+from finetune_trainer.model.export import write_folder
+from finetune_trainer.model.inspect import inspect_model
+from finetune_trainer.model.load import load_model
+from finetune_trainer.model.reload import reload_adapter, reload_model
+from finetune_trainer.tasks import TASKS
+from train_configs import train_config
+
+IDS = torch.tensor([[5, 40, 41, 42, 43, 2], [5, 60, 61, 62, 63, 2]])
+LABELS = ("animal", "food")
+BLOCKS: dict[str, dict[str, Any]] = {
+    "LoRA": {"lora": {}},
+    "RsLoRA": {"lora": {"variant": "RsLoRA"}},
+    "DoRA": {"lora": {"variant": "DoRA"}},
+}
+FAMILIES = {
+    "llama-tied": Task.CAUSAL_LM,
+    "gpt2": Task.CAUSAL_LM,  # its matrices are stored transposed
+    "qwen2": Task.CAUSAL_LM,
+    "bert": Task.SEQUENCE_CLASSIFICATION,
+    "roberta": Task.SEQUENCE_CLASSIFICATION,  # its head has several layers
+    "distilbert": Task.SEQUENCE_CLASSIFICATION,
+}
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_model_and_adapter_are_the_trained_model(family: str, block: str, tmp_path: Path) -> None:
+    base, task = tiny_models.save_tiny(family, tmp_path / "base"), FAMILIES[family]
+    labels = LABELS if task is Task.SEQUENCE_CLASSIFICATION else ()
+    config = train_config(
+        model={"uri": f"file://{base}"}, method=BLOCKS[block], prepared={"task": task, "labels": labels}
+    )
+    spec, prepared = config.spec.method, config.prepared
+    method = METHODS[spec.name]
+    assert prepared is not None
+
+    def fresh(seed: int) -> Any:
+        return load_model(base, task=task, labels=labels, dtype=Dtype.FLOAT32, seed=seed)
+
+    method.check(base, spec.block, TASKS[task])
+    model: Any = method.apply(fresh(3), spec.block, TASKS[task], seed=1)
+    torch.testing.assert_close(logits(model), logits(fresh(3)))  # it begins as the base model
+    weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    counted = sum(value.numel() for name, value in weights.items() if ".modules_to_save." not in name)
+    expected = method.parameters(inspect_model(base, "base"), spec.block)
+    assert expected.added == expected.trained
+    # The estimate has both axes of a matrix for the lengths of its rows.
+    assert counted == expected.trained if block != "DoRA" else 0.9 * expected.trained < counted < expected.trained
+    torch.manual_seed(1)
+    for value in weights.values():
+        value.add_(0.1 * torch.randn_like(value))
+    for artifact in ArtifactFormat:
+        write_folder(artifact, model, weights, tmp_path / artifact, config=config, base=base)
+    trained = logits(model)
+    # Another head than that of training: an adapter has to bring it.
+    again = reload_adapter(fresh(4), tmp_path / "Adapter", "adapter", prepared, method)
+    torch.testing.assert_close(logits(again), trained)
+    torch.testing.assert_close(logits(reload_model(tmp_path / "Merged", "model", prepared)), trained)
+    assert not torch.allclose(logits(fresh(3)), trained, atol=1e-3), "an adapter that changes nothing would pass"
