@@ -18,6 +18,7 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "prefixTuning-projection": {"prefixTuning": {"projection": True}},
     "pTuning": {"pTuning": {}},
     "pTuning-LSTM": {"pTuning": {"encoderReparameterization": "LSTM"}},
+    "layerNormTuning": {"layerNormTuning": {}},
 }
 """Case -> `spec.method`."""
 

@@ -168,6 +168,14 @@ TRAINED: dict[str, dict[str, Any]] = {
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
         "workers": {"nodes": 2},
     },
+    "classifier-norms": {
+        "model": {"uri": "{models}/bert", "task": "SequenceClassification"},
+        "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}]},
+        "method": {"layerNormTuning": {}},
+        "training": _SHORT,
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
+        "workers": {"nodes": 2},
+    },
     "prefixed": {
         "model": {"uri": "{models}/llama", "task": "CausalLM"},
         "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},

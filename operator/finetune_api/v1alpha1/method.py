@@ -6,6 +6,7 @@ from .base import ApiModel
 from .methods.base import MethodBlock
 from .methods.full import FullFineTune
 from .methods.ia3 import Ia3
+from .methods.layer_norm_tuning import LayerNormTuning
 from .methods.lora import Lora
 from .methods.p_tuning import PTuning
 from .methods.prefix_tuning import PrefixTuning
@@ -33,6 +34,9 @@ class Method(ApiModel, scope=Scope.RUN):
 
     p_tuning: PTuning | None = None
     """Train a network that computes embeddings before every text."""
+
+    layer_norm_tuning: LayerNormTuning | None = None
+    """Train the normalization layers."""
 
     @classmethod
     def blocks(cls) -> dict[str, type[MethodBlock]]:

@@ -20,6 +20,8 @@ CASES = [
         (2, "lora-plus", "bert-dropout"),
         (3, "lora-plus", "llama"),
         (2, "ia3", "bert-dropout"),
+        (2, "layerNormTuning", "bert-dropout"),
+        (1, "layerNormTuning", "llama"),
         (3, "promptTuning", "llama"),
         (2, "freeze", "bert-dropout"),
         (3, "lora", "llama-packed"),

@@ -1,4 +1,4 @@
-"""Variants of LoRA: merged model and adapter are the trained model, and counts are right."""
+"""Variants of LoRA and layer-norm tuning: merged model and adapter are the trained model, and counts are right."""
 
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "LoRA": {"lora": {}},
     "RsLoRA": {"lora": {"variant": "RsLoRA"}},
     "DoRA": {"lora": {"variant": "DoRA"}},
+    "norms": {"layerNormTuning": {}},
 }
 FAMILIES = {
     "llama-tied": Task.CAUSAL_LM,

@@ -72,6 +72,8 @@ class AdapterMethod(FineTuningMethod[Block]):
                 warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
                 # GPT-2's layers store their matrices transposed; PEFT finds out for each layer and mentions it.
                 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+                # About the sizes of normalization layers, which no method uses.
+                warnings.filterwarnings("ignore", message="Unsupported layer type")
                 adapted: PeftModel = get_peft_model(model, self.peft_config_for(model, block, task))
         except ValueError as error:
             raise BadConfigError(

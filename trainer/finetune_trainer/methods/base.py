@@ -61,6 +61,11 @@ class ModelSizes(Protocol):
         """Values in the keys of one token and layer, which has as many values; 0 where it is not known."""
         ...
 
+    @property
+    def norms(self) -> int:
+        """Parameters of the normalization layers."""
+        ...
+
 
 class ParameterCounts(NamedTuple):
     """Numbers of parameters, for the estimate of memory."""

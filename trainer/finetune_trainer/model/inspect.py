@@ -17,6 +17,8 @@ _DECODER_HEADS = ("ForCausalLM", "LMHeadModel")
 _PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Keys of config.json that state how many tokens a sequence may have."""
+_NORM = re.compile(r"norm\d*\.|(^|\.)ln_\w+\.")
+"""Names of tensors of normalization layers, in lower case."""
 _HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
 _QUANTISED_SUFFIX = re.compile(
     r"([-_.](unsloth|bnb|gptq|awq|fp8|nf4|mxfp4|nvfp4|int[48]|[48]-?bits?|w\d+a\d+|g\d+|quantized|dynamic|hqq|aqlm|exl[23]))+$",
@@ -53,6 +55,8 @@ class ModelFacts:
     """Parameters that the fine-tuning method freezes; known when the model has been built, see `methods`."""
     key_value_size: int = 0
     """Values in the keys of one token and layer, over all heads that have own keys."""
+    norms: int = 0
+    """Elements of the normalization layers."""
 
 
 def inspect_model(folder: Path, uri: str) -> ModelFacts:
@@ -84,6 +88,7 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
         vocabulary=_first(text, "vocab_size") or 0,
         positions=_first(text, *POSITIONS),
         key_value_size=_key_value_size(text),
+        norms=sum(prod(shape) for name, shape in shapes.items() if _NORM.search(name.lower())),
     )
 
 
