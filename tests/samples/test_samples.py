@@ -59,6 +59,10 @@ CLASSIFIERS = [
     ("learning-rate-schedule", 0.5),
     ("overfitting", 0.5),
     ("baselines", 0.8),
+    ("clean", 0.75),
+    ("dora", 0.3),
+    ("ia3", 0.3),
+    ("layer-norm-tuning", 0.3),
 ]
 
 
@@ -74,7 +78,10 @@ def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path
     assert promotion is None or promotion.outcome is PromotionOutcome.PROMOTED
 
 
-@pytest.mark.parametrize("name", ["chat-lora", "packing"])
+CHATS = ["chat-lora", "packing", "prompt-tuning", "p-tuning", "prefix-tuning"]
+
+
+@pytest.mark.parametrize("name", CHATS)
 def test_a_chat_model_learns_real_answers(name: str, tmp_path: Path, smollm2_folder: Path) -> None:
     def upload(storage: LocalStorage) -> None:
         storage.ensure_bucket("s3://demo/")
@@ -90,15 +97,5 @@ def test_a_chat_model_learns_real_answers(name: str, tmp_path: Path, smollm2_fol
 
 
 def test_every_sample_is_tested_here() -> None:
-    assert {path.stem for path in SAMPLES.glob("*.yaml")} == {
-        "quickstart",
-        "guide",
-        "zero3",
-        "promote",
-        "layer-freezing",
-        "learning-rate-schedule",
-        "overfitting",
-        "baselines",
-        "chat-lora",
-        "packing",
-    }
+    tested = [name for name, _ in CLASSIFIERS] + CHATS
+    assert sorted(path.stem for path in SAMPLES.glob("*.yaml")) == sorted(tested)
