@@ -61,8 +61,9 @@ def test_merged_model_and_adapter_are_the_trained_model(family: str, block: str,
     counted = sum(value.numel() for name, value in weights.items() if ".modules_to_save." not in name)
     expected = method.parameters(inspect_model(base, "base"), spec.block)
     assert expected.added == expected.trained
-    # The estimate has both axes of a matrix for the lengths of its rows.
-    assert counted == expected.trained if block != "DoRA" else 0.9 * expected.trained < counted < expected.trained
+    # The estimate has both axes of a matrix for the lengths of its rows, and a pooler that this classifier lacks.
+    is_exact = block != "DoRA" and family != "roberta"
+    assert (1.0 if is_exact else 0.9) * expected.trained <= counted <= expected.trained
     torch.manual_seed(1)
     for value in weights.values():
         value.add_(0.1 * torch.randn_like(value))
