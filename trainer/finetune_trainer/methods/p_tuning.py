@@ -47,7 +47,7 @@ class PTuningMethod(PromptLearningMethod[PTuning]):
         return PromptEncoderConfig(
             num_virtual_tokens=block.virtual_tokens,
             encoder_reparameterization_type=PromptEncoderReparameterizationType[block.encoder_reparameterization],
-            encoder_hidden_size=block.encoder_hidden_size,
+            encoder_hidden_size=block.encoder_hidden_size,  # type: ignore[arg-type]  # None: the hidden size
             task_type=task.peft_type,
         )
 
