@@ -73,7 +73,8 @@ def make_optimizer(
     """Return the optimizer of the trained parameters: one group with weight decay, one without (biases and norms).
 
     With `rate_factors` (name -> factor of the learning rate), two groups for each factor, that of 1 first, because its
-    rate is logged, and without empty ones. The fused kernel of AdamW reads parameters and moments once instead of eight times.
+    rate is logged, and without empty ones. The fused kernel of AdamW reads parameters and moments once instead of eight
+    times.
     """
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     factors = rate_factors or {}
