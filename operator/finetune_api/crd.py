@@ -185,6 +185,9 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "minChars must be at most maxChars",
         ),
     ),
+    "spec.data.fewShot": (
+        ("has(self.perClass) != has(self.examples)", "must have exactly one of perClass, examples; keep one"),
+    ),
     "spec.data.validation": (
         ("has(self.sources) != has(self.fraction)", "must have exactly one of sources, fraction"),
         ("!has(self.stratify) || has(self.fraction)", "stratify must be absent without fraction; remove it"),

@@ -16,6 +16,7 @@ from .cron import schedule_errors
 from .redaction import has_credentials
 from .support import DTYPE_STAGES, OFFLOAD_STAGES, SUPPORT
 from .v1alpha1 import (
+    TASK_SUPPORT,
     ArtifactFormat,
     DataFormat,
     Dtype,
@@ -70,6 +71,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _schedule_options,
         _holdouts,
         _cleaning,
+        _few_shot,
         _batch,
         _fewest_workers,
         _early_stopping,
@@ -464,6 +466,27 @@ def _cleaning(spec: Spec) -> Iterator[Violation]:
         yield Violation(
             "spec.data.cleaning.minChars",
             f"must be at most maxChars, {cleaning.max_chars}, not {cleaning.min_chars}; lower it, or raise maxChars",
+        )
+
+
+def _few_shot(spec: Spec) -> Iterator[Violation]:
+    few_shot, path = spec.data.few_shot, "spec.data.fewShot"
+    if few_shot is None:
+        return
+    if (few_shot.per_class is None) == (few_shot.examples is None):
+        found = "none" if few_shot.examples is None else "both"
+        yield Violation(path, f"must have exactly one of perClass, examples, not {found}; keep one")
+        return
+    task = task_of(spec)
+    if task is None:
+        return
+    if few_shot.per_class is not None and not TASK_SUPPORT[task].labels_records:
+        yield Violation(
+            f"{path}.perClass", f"must be absent for {task}, whose records have no label; write examples instead"
+        )
+    if few_shot.examples is not None and TASK_SUPPORT[task].labels_records:
+        yield Violation(
+            f"{path}.examples", f"must be absent for {task}, whose records have labels; write perClass instead"
         )
 
 

@@ -59,10 +59,11 @@ CLASSIFIERS = [
     ("learning-rate-schedule", 0.5),
     ("overfitting", 0.5),
     ("baselines", 0.8),
-    ("clean", 0.75),
+    ("clean", 0.5),
     ("dora", 0.3),
     ("ia3", 0.3),
     ("layer-norm-tuning", 0.3),
+    ("few-shot", 0.3),
 ]
 
 

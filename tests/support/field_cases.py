@@ -35,6 +35,7 @@ _VALUES: dict[str, Any] = {
     "method.full.freeze": {"firstLayers": 1},
     "data.validation": {"fraction": 0.2},
     "data.test": {"fraction": 0.2},
+    "data.fewShot": {"perClass": 8},
     "evaluation.promote.thresholds[]": {"metric": "Loss", "max": 1},
     "evaluation.promote.mlflow": {"model": "x", "trackingUri": _SERVER},
     "deepspeed.config": {"steps_per_print": 7},

@@ -113,6 +113,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "test": {"fraction": 0.2, "stratify": False, "groupBy": "source"},
             "format": "Text",
             "cleaning": {"exactDuplicates": False, "unicode": False, "whitespace": False, "testOverlap": False},
+            "fewShot": {"examples": 30},
         },
         "training": {
             "epochs": 1,
@@ -152,7 +153,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     },
     "classifier-scaled": {
         "model": {"uri": "{models}/bert", "task": "SequenceClassification"},
-        "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}]},
+        "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}], "fewShot": {"perClass": 8}},
         "method": {"ia3": {"targets": ["key", "value", "intermediate.dense"]}},
         "training": {**_SHORT, "maxSteps": 6, "schedule": "CosineWithRestarts", "scheduleOptions": {"cycles": 3}},
         "deepspeed": {"zeroStage": 3},

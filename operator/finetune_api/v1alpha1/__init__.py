@@ -2,7 +2,7 @@
 
 from .base import ApiModel, DataUri, ModelUri, Quantity, S3Uri
 from .baselines import BASELINE_SUPPORT, BaselineSupport, SimpleBaseline
-from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, Holdout, Packing, Redaction, Source
+from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, FewShot, Holdout, Packing, Redaction, Source
 from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
 from .methods.base import MethodBlock, MethodSupport
@@ -93,6 +93,7 @@ __all__ = [
     "EvaluatePod",
     "Evaluation",
     "FailureStatus",
+    "FewShot",
     "FineTuneJob",
     "Freeze",
     "FullFineTune",

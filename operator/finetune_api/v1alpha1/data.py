@@ -138,6 +138,16 @@ class Cleaning(ApiModel, scope=Scope.DATA):
     one. Held-out are the records of `validation` and `test`."""
 
 
+class FewShot(ApiModel, scope=Scope.DATA):
+    """A small subset of the training split. Exactly one of `perClass` and `examples`."""
+
+    per_class: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Examples of each label; all of a label that has fewer. Classification only."""
+
+    examples: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Examples in total; all if there are fewer. For formats whose records have no label."""
+
+
 class Data(ApiModel, scope=Scope.DATA):
     """Training data, held-out splits and how records are read."""
 
@@ -173,6 +183,10 @@ class Data(ApiModel, scope=Scope.DATA):
 
     cleaning: Cleaning = Cleaning()
     """Rules that repair the texts of all records, or leave records out of training on purpose."""
+
+    few_shot: FewShot | None = None
+    """Train on a random subset of the training split, drawn by `training.seed`. Validation and test split are
+    unchanged. Absent: the whole training split."""
 
     poll: Annotated[Duration | None, Scope.NOW] = None
     """Check at this interval, at least 1m, whether the files of `train`, `validation` and `test` have changed, and

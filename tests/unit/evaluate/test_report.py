@@ -145,9 +145,9 @@ def test_each_cleaning_rule_is_shown_with_its_counts_and_examples(report_inputs)
     rules = (RuleInfo(rule="unicode repair", changed=1_234, examples=examples), RuleInfo(rule="length", dropped=7))
     inputs = report_inputs()
     page = render_report(dataclasses.replace(inputs, data=dataclasses.replace(inputs.data, rules=rules)))
-    words = " ".join(re.sub("<[^>]*>", " ", page.partition("<h3>Cleaning</h3>")[2]).split())
+    words = " ".join(re.sub("<[^>]*>", " ", page.partition("<h3>Preparation</h3>")[2]).split())
     assert "unicode repair 1,234 0 &lt;b&gt;caf\u00e9&lt;/b&gt; s3://bucket/a.jsonl line 3 length 0 7" in words
-    assert "Cleaning" not in render_report(inputs)
+    assert "Preparation" not in render_report(inputs)
 
 
 def test_values_of_environment_variables_are_not_shown(classifier_page):

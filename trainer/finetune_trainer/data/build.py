@@ -1,5 +1,6 @@
 """Builds a data set in object storage: processes blocks of files, assigns splits, writes shards, then dataset.json."""
 
+import dataclasses
 import functools
 import logging
 import tempfile
@@ -22,7 +23,7 @@ from ..progress import ProgressReporter
 from ..store.client import ObjectStore
 from ..store.uri import join
 from ..tasks import TASKS
-from . import splits
+from . import few_shot, splits
 from .chat import TEMPLATE_DATE
 from .comparison import Comparison
 from .formats import FORMATS, Formatter
@@ -105,14 +106,21 @@ class Steps:
     split: Step
     optional: tuple[str, ...] = ()
     """Names of the optional steps in `on_examples`."""
+    few_shot: Step | None = None
+    """Selects training rows after all other steps."""
 
     @property
     def rules(self) -> tuple[Step, ...]:
         """The optional steps, in order."""
-        return (*(step for step in self.on_examples if step.name in self.optional), *self.on_keys, *self.on_features)
+        on_examples = (step for step in self.on_examples if step.name in self.optional)
+        return (*on_examples, *self.on_keys, *self.on_features, *self._last)
+
+    @property
+    def _last(self) -> tuple[Step, ...]:
+        return () if self.few_shot is None else (self.few_shot,)
 
     def __iter__(self) -> Iterator[Step]:
-        return iter((*self.on_examples, *self.on_keys, *self.on_features, self.split))
+        return iter((*self.on_examples, *self.on_keys, *self.on_features, self.split, *self._last))
 
 
 def steps_of(spec: Spec, inputs: Inputs) -> Steps:
@@ -153,7 +161,14 @@ def steps_of(spec: Spec, inputs: Inputs) -> Steps:
         optional(spec, phase, formatter) for phase in (Phase.TEXTS, Phase.EXAMPLES, Phase.KEYS, Phase.FEATURES)
     )
     names = tuple(step.name for step in texts + examples)
-    return Steps((*texts, form, *examples, encode), tuple(keys), tuple(features), split, names)
+    return Steps((*texts, form, *examples, encode), tuple(keys), tuple(features), split, names, _few_shot_step(spec))
+
+
+def _few_shot_step(spec: Spec) -> Step | None:
+    parameters = few_shot.parameters(spec)
+    if parameters is None:
+        return None
+    return Step(few_shot.NAME, 1, dataclasses.asdict(parameters), functools.partial(few_shot.Subset, parameters))
 
 
 def _share(holdout: Holdout, name: str, task: Task) -> Share:
@@ -219,6 +234,8 @@ def _build(
             remarks += _group_remarks(assigned, spec)
             _check_counts(rows.counts(assigned), spec, removed)
         rows.apply_to_features([step for step in steps.on_features if step.after_split], decode)
+        if steps.few_shot is not None:
+            remarks += rows.take_subset(steps.few_shot, labels, decode)
         removed = _removed_text(rows.tallies)
     for step in steps.rules:
         tally = rows.tallies[step.name]
@@ -554,6 +571,33 @@ class _Rows:
                 remove_rows(run, order[mask])
             self.tallies[step.name].dropped += int(removed.sum())
             self._show_removed(self.tallies[step.name], before, decode)
+
+    def take_subset(self, step: Step, labels: Sequence[str], decode: Callable[[Sequence[int]], str]) -> tuple[str, ...]:
+        """Keep the rows of the training split that the step takes, in key order, and mark the others as removed.
+        Returns its remarks. Rows without loss are kept: they are counted when they are written.
+
+        Memory: one bucket, and one bit per row.
+        """
+        subset: few_shot.Subset = step.apply(max(1, len(labels)))
+        training = [(run, codes) for (split, run), codes in zip(self.runs, self.codes, strict=True) if split == "train"]
+        before = [None if run.kept is None else run.kept.copy() for _, run in self.runs]
+        for bucket in range(self.buckets) if training else ():
+            batches = [read_bucket(run, bucket, ["key", "label", "rows"]) for run, _ in training]
+            order = in_key_order(batches)[1]
+            found = [codes[batch["label"].to_numpy()] for (_, codes), batch in zip(training, batches, strict=True)]
+            sizes = np.concatenate([batch["rows"].value_lengths().to_numpy(zero_copy_only=False) for batch in batches])
+            assigned = np.concatenate([read_splits(run, bucket) for run, _ in training])
+            chosen = order[assigned[order] == splits.TRAIN]
+            has_loss = sizes[chosen] > 0
+            is_kept = np.ones(len(order), dtype=np.bool_)
+            is_kept[chosen] = subset.take(np.concatenate(found)[chosen], has_loss) | ~has_loss
+            ends = np.cumsum([batch.num_rows for batch in batches])[:-1]
+            for (run, _), part in zip(training, np.split(is_kept, ends), strict=True):
+                keep_rows(run, bucket, part)
+        tally = self.tallies[step.name]
+        tally.dropped += subset.left_out
+        self._show_removed(tally, before, decode)
+        return subset.remarks(labels)
 
     def write(self, written: dict[str, "_SplitWriter"], report: ProgressReporter) -> None:
         """Write the rows of the training files in key order, each to its split, then those of the held-out files."""

@@ -1,8 +1,9 @@
 """Data preparation as an ordered list of steps, and the interface of a step.
 
-    read -> (texts) -> format -> (examples) -> encode -> (keys) -> (features) -> split -> (features) -> shards
+    read -> (texts) -> format -> (examples) -> encode -> (keys) -> (features) -> split -> (features)
+         -> (few-shot) -> shards
 
-The optional steps, in parentheses, are named by what they see (`Phase`).
+The optional steps, in parentheses, are named by what they see (`Phase`), except the few-shot subset (`few_shot.py`).
 
 The steps up to `encode` process one block of a file at a time, independently of other blocks, so blocks can be
 processed by any number of processes or machines. Steps that depend on all rows see only a 64-bit key per row, its

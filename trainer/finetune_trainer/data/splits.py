@@ -146,14 +146,19 @@ class _Stage:
     def take(self, codes: Codes) -> NDArray[np.bool_]:
         """Which of the next rows to take."""
         groups = codes if self.stratify else np.zeros(len(codes), dtype=np.int64)
-        counts = np.bincount(groups, minlength=len(self._seen))
-        by_group = np.argsort(groups, kind="stable")
-        starts = np.cumsum(counts) - counts
-        rank = np.empty(len(groups), dtype=np.int64)
-        rank[by_group] = np.arange(len(groups)) - starts[groups[by_group]]
-        taken = np.asarray(self._seen[groups] + rank < self.wanted[groups])
-        self._seen += counts
+        taken = np.asarray(ranks_in_groups(groups, self._seen) < self.wanted[groups])
+        self._seen += np.bincount(groups, minlength=len(self._seen))
         return taken
+
+
+def ranks_in_groups(groups: Codes, seen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of each row within its group, shape (rows,); `seen` is the number of earlier rows of each group."""
+    counts = np.bincount(groups, minlength=len(seen))
+    by_group = np.argsort(groups, kind="stable")
+    starts = np.cumsum(counts) - counts
+    ranks = np.empty(len(groups), dtype=np.int64)
+    ranks[by_group] = np.arange(len(groups)) - starts[groups[by_group]]
+    return np.asarray(seen[groups] + ranks)
 
 
 def row_keys(identities: Sequence[str], seed: int) -> NDArray[np.uint64]:

@@ -16,7 +16,7 @@ class DataSection:
     dropped: tuple[tuple[str, int], ...] = ()
     """Rule -> number of records that it dropped, most frequent first."""
     rules: tuple[RuleInfo, ...] = ()
-    """What each rule of `spec.data.cleaning` did, with examples."""
+    """What each optional step, for example a rule of `spec.data.cleaning`, did, with examples."""
     truncated: int = 0
     """Number of examples that were truncated to the maximum length, in all splits."""
     max_length: int = 0
