@@ -185,6 +185,12 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "minChars must be at most maxChars",
         ),
     ),
+    "spec.data.augmentation": (
+        (
+            "('Synonym' in self.methods) == has(self.synonyms)",
+            "must have both the method Synonym and synonyms, or neither",
+        ),
+    ),
     "spec.data.fewShot": (
         ("has(self.perClass) != has(self.examples)", "must have exactly one of perClass, examples; keep one"),
     ),

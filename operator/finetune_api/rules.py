@@ -18,6 +18,7 @@ from .support import DTYPE_STAGES, OFFLOAD_STAGES, SUPPORT
 from .v1alpha1 import (
     TASK_SUPPORT,
     ArtifactFormat,
+    AugmentationMethodName,
     DataFormat,
     Dtype,
     Holdout,
@@ -72,6 +73,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _holdouts,
         _cleaning,
         _few_shot,
+        _augmentation,
         _batch,
         _fewest_workers,
         _early_stopping,
@@ -490,6 +492,33 @@ def _few_shot(spec: Spec) -> Iterator[Violation]:
         )
 
 
+AUGMENTED_FORMATS = (DataFormat.CLASSIFICATION, DataFormat.TEXT)
+"""Formats whose records are one text that may change. In the others, ranges of the text carry loss or have labels."""
+
+
+def _augmentation(spec: Spec) -> Iterator[Violation]:
+    augmentation, path, data_format = spec.data.augmentation, "spec.data.augmentation", spec.data.format
+    if augmentation is None:
+        return
+    if data_format is not None and data_format not in AUGMENTED_FORMATS:
+        yield Violation(
+            path,
+            f"must be absent for the format {data_format}, because only parts of its texts carry loss or have a label, "
+            "and changed words would move them; remove it",
+        )
+    methods = augmentation.methods
+    if len(set(methods)) != len(methods):
+        yield Violation(f"{path}.methods", "must not list a method twice; keep one")
+    if (AugmentationMethodName.SYNONYM in methods) != (augmentation.synonyms is not None):
+        is_missing = augmentation.synonyms is None
+        yield Violation(
+            f"{path}.synonyms",
+            "must name a file for the method Synonym; add it, or remove the method"
+            if is_missing
+            else "must be absent without the method Synonym; remove it, or add the method",
+        )
+
+
 def _batch(spec: Spec) -> Iterator[Violation]:
     world = spec.workers.nodes * max(1, spec.workers.gpus_per_node)
     total, micro = spec.training.global_batch_size, spec.training.micro_batch_size
@@ -638,6 +667,8 @@ def _no_local_files(spec: Spec) -> Iterator[Violation]:
         ("test.sources", spec.data.test.sources or ()),
     ):
         addresses |= {f"spec.data.{name}[{index}].uri": source.uri for index, source in enumerate(sources)}
+    if spec.data.augmentation is not None and spec.data.augmentation.synonyms is not None:
+        addresses["spec.data.augmentation.synonyms.uri"] = spec.data.augmentation.synonyms.uri
     for path, uri in addresses.items():
         if uri.startswith("file://"):
             yield Violation(path, f"must be an address that every node can reach, not {uri}; write an s3:// address")

@@ -64,6 +64,7 @@ CLASSIFIERS = [
     ("ia3", 0.3),
     ("layer-norm-tuning", 0.3),
     ("few-shot", 0.3),
+    ("augmentation", 0.3),
 ]
 
 

@@ -36,6 +36,9 @@ _VALUES: dict[str, Any] = {
     "data.validation": {"fraction": 0.2},
     "data.test": {"fraction": 0.2},
     "data.fewShot": {"perClass": 8},
+    "data.augmentation": {"methods": ["WordSwap"]},
+    "data.augmentation.methods[]": "WordSwap",
+    "data.augmentation.methods": ["WordSwap"],
     "evaluation.promote.thresholds[]": {"metric": "Loss", "max": 1},
     "evaluation.promote.mlflow": {"model": "x", "trackingUri": _SERVER},
     "deepspeed.config": {"steps_per_print": 7},
@@ -75,6 +78,11 @@ _AROUND: dict[str, Any] = {
     "data.test.stratify": {"data": {"test": {"fraction": 0.2}}},
     "data.validation.groupBy": {"data": {"validation": {"fraction": 0.2}, "test": {"fraction": 0.0}}},
     "data.test.groupBy": {"data": {"validation": {"fraction": 0.0}, "test": {"fraction": 0.2}}},
+    "data.augmentation.": {"data": {"augmentation": {"methods": ["WordSwap"]}}},
+    "data.augmentation.synonyms": {"data": {"augmentation": {"methods": ["Synonym"]}}},
+    "data.augmentation.synonyms.": {
+        "data": {"augmentation": {"methods": ["Synonym"], "synonyms": {"uri": "s3://bucket/x"}}}
+    },
     "evaluation.promote.thresholds[].": {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": 1}]}}},
     "method.full.freeze.": {"method": {"full": {"freeze": {"firstLayers": 1}}}},
     **{f"method.{method}": needed_with(method) for method in SUPPORT.methods},

@@ -153,7 +153,16 @@ TRAINED: dict[str, dict[str, Any]] = {
     },
     "classifier-scaled": {
         "model": {"uri": "{models}/bert", "task": "SequenceClassification"},
-        "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}], "fewShot": {"perClass": 8}},
+        "data": {
+            "train": [{"uri": "s3://{bucket}/classified.jsonl"}],
+            "fewShot": {"perClass": 8},
+            "augmentation": {
+                "copies": 4,
+                "methods": ["CharacterNoise", "WordDropout", "WordSwap", "Synonym"],
+                "synonyms": {"uri": "s3://{bucket}/synonyms.jsonl"},
+                "rate": 0.2,
+            },
+        },
         "method": {"ia3": {"targets": ["key", "value", "intermediate.dense"]}},
         "training": {**_SHORT, "maxSteps": 6, "schedule": "CosineWithRestarts", "scheduleOptions": {"cycles": 3}},
         "deepspeed": {"zeroStage": 3},
@@ -272,6 +281,7 @@ def data_files() -> dict[str, list[dict[str, Any]]]:
         "texts": [{"text": row["text"], "source": number // 3} for number, row in enumerate(rows)],
         "instructions": [{"ask": f"what is {row['label']}?", "answer": row["text"]} for row in rows],
         "tagged": [{"words": row["tokens"], "names": row["tags"]} for row in tagged(60)],
+        "synonyms": [{"word": word, "synonyms": ["fine"]} for word in {w for row in rows for w in row["text"].split()}],
         "chats": [{"transitions": row["messages"]} for row in chats(40)],
     }
 

@@ -36,6 +36,8 @@ class _Rule(Protocol):
     @property
     def dropped(self) -> int: ...
     @property
+    def added(self) -> int: ...
+    @property
     def examples(self) -> Sequence[_Shown]: ...
 
 
@@ -80,7 +82,9 @@ def _prepared(config: TrainerConfig, prepared: Prepared, info: _DataSet) -> Iter
     if prepared.labels:
         yield f"{len(prepared.labels)} labels"
     for rule in info.rules:
-        yield f"{rule.rule}: changed {_counted(rule.changed, 'record')}, dropped {_counted(rule.dropped, 'record')}"
+        added = f", added {_counted(rule.added, 'copy', 'copies')}" if rule.added else ""
+        changed, dropped = (_counted(number, "record") for number in (rule.changed, rule.dropped))
+        yield f"{rule.rule}: changed {changed}, dropped {dropped}{added}"
         yield from (f"  {shown.place}: {shown.text}" for shown in rule.examples)
     yield from prepared.notes
     yield f"data set {'reused from' if prepared.reused else 'written to'} {prepared.dataset_uri}"

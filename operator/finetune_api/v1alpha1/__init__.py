@@ -2,7 +2,20 @@
 
 from .base import ApiModel, DataUri, ModelUri, Quantity, S3Uri
 from .baselines import BASELINE_SUPPORT, BaselineSupport, SimpleBaseline
-from .data import BadRecordAction, Cleaning, Columns, Data, DataFormat, FewShot, Holdout, Packing, Redaction, Source
+from .data import (
+    Augmentation,
+    AugmentationMethodName,
+    BadRecordAction,
+    Cleaning,
+    Columns,
+    Data,
+    DataFormat,
+    FewShot,
+    Holdout,
+    Packing,
+    Redaction,
+    Source,
+)
 from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
 from .methods.base import MethodBlock, MethodSupport
@@ -67,6 +80,8 @@ __all__ = [
     "ArtifactStatus",
     "AttemptPlan",
     "AttemptStatus",
+    "Augmentation",
+    "AugmentationMethodName",
     "BadRecordAction",
     "BaselineSupport",
     "Budget",

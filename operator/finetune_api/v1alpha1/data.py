@@ -148,6 +148,33 @@ class FewShot(ApiModel, scope=Scope.DATA):
     """Examples in total; all if there are fewer. For formats whose records have no label."""
 
 
+class AugmentationMethodName(StrEnum):
+    """How a copy of a text is changed."""
+
+    CHARACTER_NOISE = "CharacterNoise"
+    WORD_DROPOUT = "WordDropout"
+    WORD_SWAP = "WordSwap"
+    SYNONYM = "Synonym"
+
+
+class Augmentation(ApiModel, scope=Scope.DATA):
+    """Changed copies of the training records."""
+
+    copies: Annotated[int, Field(ge=1, le=10)] = 1
+    """Copies of each record. A copy that equals the record or another copy is left out."""
+
+    methods: Annotated[tuple[AugmentationMethodName, ...], Field(min_length=1, max_length=4)]
+    """The copies of a record use these methods in turn. CharacterNoise doubles, removes or exchanges a character of
+    some words, WordDropout removes words, WordSwap exchanges words, Synonym replaces words by those of `synonyms`."""
+
+    synonyms: Source | None = None
+    """One file with the columns `word` and `synonyms`: JSON Lines with lists, or CSV with texts separated by `|`. At
+    most 4 MiB. Required for Synonym."""
+
+    rate: Annotated[float, Field(ge=0.01, le=0.5)] = 0.1
+    """Share of the words that are changed; at least one."""
+
+
 class Data(ApiModel, scope=Scope.DATA):
     """Training data, held-out splits and how records are read."""
 
@@ -187,6 +214,9 @@ class Data(ApiModel, scope=Scope.DATA):
     few_shot: FewShot | None = None
     """Train on a random subset of the training split, drawn by `training.seed`. Validation and test split are
     unchanged. Absent: the whole training split."""
+
+    augmentation: Augmentation | None = None
+    """Add changed copies of the records to the training split. Classification and Text only. Absent: none."""
 
     poll: Annotated[Duration | None, Scope.NOW] = None
     """Check at this interval, at least 1m, whether the files of `train`, `validation` and `test` have changed, and

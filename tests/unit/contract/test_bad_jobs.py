@@ -325,6 +325,37 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.evaluation.baselines must not have TfidfLogisticRegression for a token classifier; write",
         ),
         ("spec.evaluation", {"baselines": []}, None),
+        ("spec.data.fewShot", {}, "spec.data.fewShot must have exactly one of perClass, examples, not none; keep one"),
+        ("spec.data.fewShot", {"perClass": 1, "examples": 1}, "exactly one of perClass, examples, not both; keep one"),
+        (
+            "spec",
+            job_with("spec.model.task", "SequenceClassification")["spec"]
+            | {
+                "data": {
+                    "train": [{"uri": "s3://bucket/t.csv"}],
+                    "augmentation": {
+                        "methods": ["Synonym"],
+                        "synonyms": {"uri": "file:///etc/passwd"},
+                    },
+                }
+            },
+            "spec.data.augmentation.synonyms.uri must be an address that every node can reach",
+        ),
+        (
+            "spec.data.augmentation",
+            {"methods": ["Synonym"]},
+            "spec.data.augmentation.synonyms must name a file for the method Synonym",
+        ),
+        (
+            "spec.data.augmentation",
+            {"methods": ["WordSwap"], "synonyms": {"uri": "s3://bucket/s.csv"}},
+            "spec.data.augmentation.synonyms must be absent without the method Synonym",
+        ),
+        (
+            "spec.data.augmentation",
+            {"methods": ["WordSwap", "WordSwap"]},
+            "spec.data.augmentation.methods must not list a method twice",
+        ),
         (
             "spec.evaluation",
             {"baseline": False, "promote": {"minGainOverBaseline": 0.1}},

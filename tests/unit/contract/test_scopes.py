@@ -39,6 +39,8 @@ CHANGES: list[tuple[dict[str, Any], set[Scope]]] = [
     ({"data": {"maxLength": 64}}, {Scope.DATA}),
     ({"data": {"validation": {"fraction": 0.2}}}, {Scope.DATA}),
     ({"data": {"train": [{"uri": "s3://bucket/other.jsonl"}]}}, {Scope.DATA}),
+    ({"data": {"fewShot": {"perClass": 8}}}, {Scope.DATA}),
+    ({"data": {"augmentation": {"methods": ["WordSwap"]}}}, {Scope.DATA}),
     ({"model": {"uri": "s3://bucket/other"}}, {Scope.DATA}),
     ({"training": {"seed": 7}}, {Scope.DATA}),
     ({"training": {"learningRate": 0.5}}, {Scope.RUN}),

@@ -150,6 +150,20 @@ def test_each_cleaning_rule_is_shown_with_its_counts_and_examples(report_inputs)
     assert "Preparation" not in render_report(inputs)
 
 
+def test_copies_of_training_records_are_counted_and_shown(report_inputs):
+    examples = (ShownRecord(place="s3://bucket/a.jsonl line 3", text=f"'a good film' is now 'good a {EVIL}'"),)
+    rules = (RuleInfo(rule="length", dropped=7), RuleInfo(rule="augmentation", added=1_080, examples=examples))
+    inputs = report_inputs()
+    inputs = dataclasses.replace(inputs, data=dataclasses.replace(inputs.data, rules=rules))
+    page = render_report(inputs)
+    assert EVIL not in page
+    words = " ".join(Page(page).text.split())
+    assert "changed copies 1,080" in words
+    assert f"length 0 7 0 augmentation 0 0 1,080 'a good film' is now 'good a {EVIL}'" in words
+    card = model_card(inputs.record, inputs.config, inputs.data, ArtifactFormat.MERGED)
+    assert "- the training examples include 1,080 changed copies of records\n" in card
+
+
 def test_values_of_environment_variables_are_not_shown(classifier_page):
     assert "hf_secret" not in classifier_page
     assert "HF_TOKEN" in classifier_page

@@ -24,6 +24,9 @@ from ..store.client import ObjectStore
 from ..store.uri import join
 from ..tasks import TASKS
 from . import few_shot, splits
+from .augmentation import Augmentation
+from .augmentation import step as augmentation_step
+from .augmentation.step import augment_examples
 from .chat import TEMPLATE_DATE
 from .comparison import Comparison
 from .formats import FORMATS, Formatter
@@ -49,6 +52,7 @@ from .runs import (
     Run,
     assign_splits,
     block_order,
+    copies_of,
     in_key_order,
     keep_rows,
     read_bucket,
@@ -62,7 +66,7 @@ from .runs import (
     with_numbers,
 )
 from .shards import ShardWriter
-from .shown_records import MOST_EXAMPLES, shown_text
+from .shown_records import MOST_EXAMPLES, is_private, shown_change, shown_text
 from .splits import Share, Splitter, split_groups
 from .tokenise import FastTokenizer
 from .workers import process_blocks, worker_count
@@ -70,6 +74,8 @@ from .workers import process_blocks, worker_count
 log = logging.getLogger("finetune")
 
 _LISTED_LABELS = 5
+_EXAMINED = 100
+"""Records of a bucket among which examples of copies are searched."""
 _BUCKET_BYTES = 32 << 20
 """Approximate size of the text whose rows are sorted in memory at a time."""
 _LARGEST_BLOCK = 8 << 20
@@ -91,6 +97,7 @@ class Inputs:
     tokenizer_digest: str
     task: Task
     max_length: int
+    augmentation: Augmentation | None = None
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,16 @@ def steps_of(spec: Spec, inputs: Inputs) -> Steps:
     texts, examples, keys, features = (
         optional(spec, phase, formatter) for phase in (Phase.TEXTS, Phase.EXAMPLES, Phase.KEYS, Phase.FEATURES)
     )
+    examples += _augmentation_steps(inputs.augmentation)
     names = tuple(step.name for step in texts + examples)
     return Steps((*texts, form, *examples, encode), tuple(keys), tuple(features), split, names, _few_shot_step(spec))
+
+
+def _augmentation_steps(augmentation: Augmentation | None) -> list[Step]:
+    if augmentation is None:
+        return []
+    apply = functools.partial(augment_examples, augmentation)
+    return [Step(augmentation_step.NAME, 1, augmentation.parameters, apply)]
 
 
 def _few_shot_step(spec: Spec) -> Step | None:
@@ -243,7 +258,7 @@ def _build(
         rows.bad.dropped[step.name] += tally.dropped
     with report.phase("write", "writing shards"):
         written = {split: _SplitWriter(store, dataset_uri, split, inputs, len(labels)) for split in SPLITS}
-        rows.write(written, report)
+        rows.write(written, decode, report)
     if support.labels_tokens or (labels and (steps.split.key or any(step.after_split for step in steps.on_features))):
         remarks += _check_labels_left(labels, written["train"].label_counts, removed)
     if lost := sum(split.without_loss for split in written.values()):
@@ -285,7 +300,9 @@ def _build(
 
 
 def _rule(name: str, tally: Tally) -> RuleInfo:
-    return RuleInfo(rule=name, changed=tally.changed, dropped=tally.dropped, examples=tuple(tally.examples))
+    return RuleInfo(
+        rule=name, changed=tally.changed, dropped=tally.dropped, added=tally.added, examples=tuple(tally.examples)
+    )
 
 
 def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
@@ -599,9 +616,14 @@ class _Rows:
         self._show_removed(tally, before, decode)
         return subset.remarks(labels)
 
-    def write(self, written: dict[str, "_SplitWriter"], report: ProgressReporter) -> None:
-        """Write the rows of the training files in key order, each to its split, then those of the held-out files."""
-        columns = ["key", *self._columns()]
+    def write(
+        self, written: dict[str, "_SplitWriter"], decode: Callable[[Sequence[int]], str], report: ProgressReporter
+    ) -> None:
+        """Write the rows of the training files in key order, each to its split, then those of the held-out files.
+
+        Copies are written after the rows of a bucket, if their record is in the training split.
+        """
+        columns = ["key", "number", *self._columns()]
         total = sum(source.rows for source in self.sources)
         done = 0
         for bucket in range(self.buckets):
@@ -610,20 +632,53 @@ class _Rows:
             splits_of = np.concatenate(assigned)[order]
             for name, code in SPLIT_CODES.items():
                 chosen = splits_of == code
-                if chosen.any():
-                    written[name].add(table.take(pa.array(order[chosen])), codes[chosen])
+                if not chosen.any():
+                    continue
+                rows = table.take(pa.array(order[chosen]))
+                written[name].add(rows, codes[chosen])
+                if code == splits.TRAIN and "copies" in columns:
+                    ends = np.cumsum([len(part) for part in assigned])
+                    runs = np.searchsorted(ends, order[chosen], side="right")
+                    self._write_copies(rows, runs, codes[chosen], written[name], decode)
             done += len(order)
             report.update(activity=f"writing shards: {done:,} of {total:,} records")
         for (split, run), codes, token_codes in zip(self.runs, self.codes, self._token_codes(), strict=True):
             if split != "train":
-                rows = self._all_rows(run, ["number", *self._columns()], token_codes)
+                held_out = ["number", *(name for name in self._columns() if name != "copies")]
+                rows = self._all_rows(run, held_out, token_codes)
                 labels = codes[rows["label"].to_numpy()]
                 written[split].add(rows.take(pa.array(np.flatnonzero(labels >= 0))), labels[labels >= 0])
         for writer in written.values():
             writer.writer.flush()
 
+    def _write_copies(
+        self,
+        rows: pa.Table,
+        runs: NDArray[np.int64],
+        codes: NDArray[np.int64],
+        writer: "_SplitWriter",
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
+        """Write the copies of training rows. `runs` has the number of each row's run among those of training files."""
+        copies, counts = copies_of(rows)
+        is_usable = copies["rows"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False) > 0
+        copies = copies.filter(pa.array(is_usable))
+        records = np.repeat(np.arange(len(counts)), counts)[is_usable]
+        writer.add(copies, codes[records])
+        tally = self.tallies[augmentation_step.NAME]
+        tally.added += len(records)
+        training = [run for split, run in self.runs if split == "train"]
+        first = (each[:_EXAMINED].tolist() for each in np.unique(records, return_index=True))
+        for record, copy in zip(*first, strict=True):
+            if len(tally.examples) == MOST_EXAMPLES:
+                return
+            before, after = (decode(tokens.as_py()) for tokens in (rows["tokens"][record], copies["tokens"][copy]))
+            if before != after and not is_private(before):
+                run = training[runs[record]]
+                tally.show(Place(run.uri, rows["number"][record].as_py(), run.unit), shown_change(before, after))
+
     def _columns(self) -> list[str]:
-        names = ["label", "truncated", "dropped", "rows", "tokens", "loss", "token labels"]
+        names = ["label", "truncated", "dropped", "rows", "tokens", "loss", "token labels", "copies"]
         return [name for name in names if self.runs and name in self.runs[0][1].columns]
 
     def _training_rows(

@@ -60,6 +60,8 @@ class RuleInfo(_Block):
     changed: int = 0
     """Records with other text than in their file."""
     dropped: int = 0
+    added: int = 0
+    """Changed copies of records in the training split."""
     examples: tuple[ShownRecord, ...] = ()
     """The first such records."""
 

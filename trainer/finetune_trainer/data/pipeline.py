@@ -1,9 +1,11 @@
 """Data preparation as an ordered list of steps, and the interface of a step.
 
-    read -> (texts) -> format -> (examples) -> encode -> (keys) -> (features) -> split -> (features)
+    read -> (texts) -> format -> (examples) -> (augmentation) -> encode -> (keys) -> (features) -> split -> (features)
          -> (few-shot) -> shards
 
-The optional steps, in parentheses, are named by what they see (`Phase`), except the few-shot subset (`few_shot.py`).
+The optional steps, in parentheses, are named by what they see (`Phase`), except two with their own modules:
+`augmentation` adds copies to examples, which no later step sees until they are written, and `few_shot.py` selects rows
+of the training split.
 
 The steps up to `encode` process one block of a file at a time, independently of other blocks, so blocks can be
 processed by any number of processes or machines. Steps that depend on all rows see only a 64-bit key per row, its
@@ -61,6 +63,8 @@ class Tally:
     """Rows that the step removes intentionally; dataset.json counts them under the step's name."""
     changed: int = 0
     """Records whose text the step changes."""
+    added: int = 0
+    """Changed copies of records that are written to the training split."""
     examples: list[ShownRecord] = field(default_factory=list)
     """The first records that the step removes or changes."""
     in_training: bool = True
@@ -76,6 +80,7 @@ class Tally:
         self.counts.update(later.counts)
         self.dropped += later.dropped
         self.changed += later.changed
+        self.added += later.added
         self.examples += later.examples[: MOST_EXAMPLES - len(self.examples)]
 
 
@@ -285,6 +290,11 @@ def encode_examples(
     for batch in batches(examples):
         started = time.perf_counter_ns()
         encoded = encode(batch, tokenizer, max_length)
+        if batch[0].copies is not None:
+            copies = (copy for example in batch for copy in example.copies or ())
+            encoded = dataclasses.replace(
+                encoded, copies=tuple(encode(part, tokenizer, max_length) for part in batches(copies))
+            )
         tally.counts[ENCODE_NS] += time.perf_counter_ns() - started
         yield encoded
 

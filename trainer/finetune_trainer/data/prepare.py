@@ -36,6 +36,8 @@ from ..store.client import ObjectStore
 from ..store.uri import join
 from ..tasks import TASKS
 from ..tracking.reports import check_installed
+from .augmentation import Augmentation, augmentation_of
+from .augmentation.synonyms import read_synonyms
 from .build import Inputs, build_dataset, steps_of
 from .chat import TEMPLATE_DATE, renderer_of
 from .formats import FORMATS, Formatter, TemplateUse, detect_format
@@ -101,7 +103,15 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         prompts = format_prompts(spec.evaluation.prompts, formatter, spec.model.uri)
         if plan.embeddings is not None:
             check_prompts(prompts, tokenizer, plan.embeddings, spec.model.uri)
-    inputs = Inputs(files, formatter, tokenizer, tokenizer_digest(model.path), task, length)
+    inputs = Inputs(
+        files,
+        formatter,
+        tokenizer,
+        tokenizer_digest(model.path),
+        task,
+        length,
+        _augmentation(spec, store, runtime.scratch / "synonyms"),
+    )
     steps = steps_of(spec, inputs)
     digest = dataset_digest(files, steps)
     dataset_uri = dataset_folder(config.output_uri, digest)
@@ -195,6 +205,18 @@ def _fetch_files(data: Data, store: ObjectStore, folder: Path) -> Files:
             found = fetch_sources(holdout.sources, f"spec.data.{split}.sources", store, folder)
             files[split] = tuple(replace(file, split=split) for file in found)
     return files
+
+
+def _augmentation(spec: Spec, store: ObjectStore, folder: Path) -> Augmentation | None:
+    """Raises BadDataError for an unusable file of synonyms."""
+    wanted = spec.data.augmentation
+    if wanted is None or wanted.synonyms is None:
+        return augmentation_of(spec, {}, "")
+    field = "spec.data.augmentation.synonyms"
+    found = fetch_sources([wanted.synonyms], field, store, folder)
+    if len(found) != 1:
+        raise BadDataError(f"{field}: {wanted.synonyms.uri} names {len(found)} files", advice="name one file")
+    return augmentation_of(spec, read_synonyms(found[0]), found[0].sha256)
 
 
 def _detected_format(data: Data, task: Task | None, files: tuple[SourceFile, ...]) -> DataFormat:
@@ -369,6 +391,7 @@ def notes_of(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> 
     if dropped := sum(info.dropped_tokens.values()):
         total = sum(info.tokens.values())
         notes.append(f"dropped {dropped} of {total} tokens ({dropped / total:.1%}): beyond maxLength")
+    notes += [f"{rule.rule} added {rule.added} copies of training records" for rule in info.rules if rule.added]
     if info.max_length < wanted_length:
         notes.append(f"maxLength {wanted_length} lowered to {info.max_length}, the maximum of the model")
     return tuple([*notes, *info.remarks, *(note for note in chosen if note)][:8])

@@ -160,6 +160,8 @@ class RunWriter:
         if batch.token_labels is not None:
             numbers = np.array([*places, -1], dtype=np.int32)[batch.token_labels]
             columns["token labels"] = pa.ListArray.from_arrays(token_ends, pa.array(numbers))
+        if batch.copies is not None:
+            columns["copies"] = _copies(batch, self._tokens)
         self._batches.append(pa.RecordBatch.from_pydict(columns))
 
     def finish(self, uri: str) -> Run | None:
@@ -188,6 +190,35 @@ class RunWriter:
             return "\n".join(labels)
 
         return row_keys([f"{written(each)}\0{each.text}" for each in batch.examples], self._seed)
+
+
+def _copies(batch: EncodedBatch, tokens: pa.DataType) -> pa.ListArray:
+    """The copies of each example: for each copy, the columns of an example that shards are written from."""
+    fields = {"rows": pa.list_(pa.int32()), "tokens": pa.list_(tokens), "truncated": pa.bool_(), "dropped": pa.int64()}
+    if batch.loss is not None:
+        fields["loss"] = pa.list_(pa.bool_())
+    parts = [pa.array([], pa.struct(fields))]
+    for part in batch.copies or ():
+        row_ends = np.concatenate([[0], np.cumsum(part.rows)]).astype(np.int32)
+        token_ends = np.concatenate([[0], np.cumsum(part.row_lengths)]).astype(np.int32)[row_ends]
+        values = [
+            pa.ListArray.from_arrays(row_ends, part.row_lengths),
+            pa.ListArray.from_arrays(token_ends, pa.array(part.tokens).cast(tokens)),
+            pa.array(part.truncated),
+            pa.array(part.dropped),
+        ]
+        if part.loss is not None:
+            values.append(pa.ListArray.from_arrays(token_ends, pa.array(part.loss)))
+        parts.append(pa.StructArray.from_arrays(values, names=list(fields)))
+    ends = np.concatenate([[0], np.cumsum([len(example.copies or ()) for example in batch.examples])])
+    return pa.ListArray.from_arrays(ends.astype(np.int32), pa.concat_arrays(parts))
+
+
+def copies_of(table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The copies of all rows as a table of their own, and the number of copies of each row."""
+    lists = table["copies"].combine_chunks()
+    counts = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(lists.flatten())]), counts
 
 
 def _column_of(step: str) -> str:

@@ -32,6 +32,17 @@ def shown_text(text: str) -> str:
     return line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 3] + "..."
 
 
+_SPACED = re.compile(r"\s*([^\w\s])\s*")
+"""Punctuation with white space around it, which decoded tokens may have where the text has none."""
+
+
+def is_private(text: str) -> bool:
+    """Whether examples must not show the text even after some of its words or characters are changed, because personal
+    data and secrets would not be found any more."""
+    found = (text, _SPACED.sub(r"\1", text)) if len(text) <= _SCANNED else ()
+    return not found or any(redacted(each) != each or _SECRET.search(each) for each in found)
+
+
 _BEFORE = 20
 """Characters shown before the first difference of two texts."""
 

@@ -64,6 +64,8 @@ def listing_digest(data: Data, store: ObjectStore) -> str:
     Raises BadDataError for an address that names no file, and storage errors.
     """
     splits = {"train": data.train, "validation": data.validation.sources or (), "test": data.test.sources or ()}
+    if data.augmentation is not None and data.augmentation.synonyms is not None:
+        splits["augmentation.synonyms"] = (data.augmentation.synonyms,)
     found = {
         (split, file.uri, file.version)
         for split, sources in splits.items()

@@ -84,6 +84,8 @@ class EncodedBatch:
     token_labels: NDArray[np.int32] | None = None
     """(T,): the label of each token as an index into `token_label_names`; -1: none. None: tokens have no labels."""
     token_label_names: tuple[str, ...] = ()
+    copies: "tuple[EncodedBatch, ...] | None" = None
+    """The copies of all examples, in their order. None: without augmentation."""
 
 
 Encode = Callable[[list[Example], FastTokenizer, int], EncodedBatch]

@@ -31,6 +31,11 @@ class DataSection:
     """Number of examples per bin, including its lower edge and excluding its upper edge."""
     remarks: tuple[str, ...] = ()
 
+    @property
+    def copies(self) -> int:
+        """Number of changed copies among the training examples."""
+        return sum(rule.added for rule in self.rules)
+
     @classmethod
     def of(cls, info: DatasetInfo) -> "DataSection":
         """Create it from dataset.json."""

@@ -36,6 +36,8 @@ class Example:
     """Of a training record, if groups are held out: records of one group are in the same split."""
     messages: tuple[str, ...] = field(default=(), compare=False)
     """For Chat: the contents of the messages, except those of the system and the developer."""
+    copies: "tuple[Example, ...] | None" = field(default=None, compare=False)
+    """Changed copies, which are only used if the example gets into the training split. None: without augmentation."""
 
     @property
     def content(self) -> tuple[str, ...]:
