@@ -80,6 +80,11 @@ class ObservedPod:
         return self.is_evicted and any(words in self.kubelet_message for words in _OVERUSE_MESSAGES)
 
     @property
+    def has_run(self) -> bool:
+        """Whether a process of the trainer is running in it, or was."""
+        return self.phase == "Running" or self.exit_code is not None
+
+    @property
     def ended(self) -> bool:
         """Whether no process of the pod can be running."""
         return self.phase in {"Succeeded", "Failed"}
@@ -204,8 +209,9 @@ class Observed:
 
     @property
     def is_queued(self) -> bool:
-        """Whether the newest child waits in a queue, and no older one is running."""
-        return bool(self.active) and all(child.is_queued for child in self.active)
+        """Whether the newest child waits in a queue, and no older one is running. A Job without a queue that something
+        else has suspended does not count: nothing limits how long it stays so."""
+        return bool(self.active) and all(child.is_queued and child.queue for child in self.active)
 
     @property
     def lost(self) -> tuple[ObservedStage, ...]:

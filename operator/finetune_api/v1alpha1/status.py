@@ -156,6 +156,8 @@ class AttemptStatus(StatusModel):
     """Queue in which its Job waits until it is admitted. Empty: none."""
     admitted_time: Time | None = None
     """When the queue admitted its Job. Absent: it waits, or has no queue."""
+    running_time: Time | None = None
+    """Attempts in a queue: when one of its pods was first seen running. Absent: none was."""
     gpus: int | None = None
     """GPUs of all its pods. Absent: none."""
     plan: AttemptPlan | None = None

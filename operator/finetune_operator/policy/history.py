@@ -192,14 +192,25 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
         known = status.run.attempts[-1]
     if known.outcome is not None:
         return status
-    if known.queue and known.admitted_time is None and child.started_at and not child.suspended:
-        known = known.model_copy(update={"admitted_time": child.started_at})
+    if child.queue:
+        known = _with_queue(known, child, now)
         status = _replace(status, known)
     if child.active:
         detected = failure.detect_disruption(child)
         status = status if detected is None else status.with_run(failure=detected)
         return _with_progress(status, known, progress)
     return _with_end(status, known, child, now)
+
+
+def _with_queue(attempt: AttemptStatus, child: ObservedStage, now: str) -> AttemptStatus:
+    """Record the queue, which Kueue may have assigned itself, the admission, and whether a pod has run since then."""
+    has_run = attempt.running_time is not None or any(pod.has_run for pod in child.pods)
+    if child.suspended and not has_run:
+        admitted = None  # evicted before a pod was running: it waits again
+    else:
+        admitted = attempt.admitted_time or (None if child.suspended else child.started_at or None)
+    running = attempt.running_time or (now if has_run else None)
+    return attempt.model_copy(update={"queue": child.queue, "admitted_time": admitted, "running_time": running})
 
 
 def _attempt_of(child: ObservedStage) -> AttemptStatus:

@@ -438,9 +438,9 @@ def _of_running(spec: Spec, status: Status, child: ObservedStage, now: datetime)
         return Watch(child.stage, child.attempt)
     if (decided := status.run.next_plan) is not None and attempt.stage is Stage.TRAIN:
         return Stop((child,), Reason.FEWER_WORKERS, scale.explanation(spec, attempt, decided.nodes))
-    has_started = attempt.admitted_time or any(pod.ended or pod.due_at for pod in child.pods)
-    if child.suspended and has_started:
-        # Its pods cannot continue: their attempt has claimed the run.
+    if child.suspended and attempt.running_time:
+        # Its pods cannot continue: their attempt has claimed the run. If none was running, the Job stays in the queue
+        # with its place and the backoff of Kueue.
         message = f"{child.job_name} was suspended; the next attempt resumes from its checkpoint"
         return Stop((child,), Reason.REQUEUED, message)
     fewer = scale.fewer_nodes(spec, attempt, child, now)

@@ -25,6 +25,7 @@ QUEUED = make_stage(queue="team", suspended=True)
 ADMITTED_AT = "2026-01-01T13:00:00Z"
 RUNNING = make_stage(queue="team", started_at=ADMITTED_AT, pods=(make_pod(),))
 SAVING = make_stage(queue="team", suspended=True, pods=(make_pod(due_at="2026-01-01T13:02:00Z"),))
+STARTING = make_stage(queue="team", started_at=ADMITTED_AT, pods=(make_pod(phase="Pending"),))
 STOPPED = make_stage(queue="team", suspended=True, pods=(make_pod(0, 75),))
 FAILED = make_stage(queue="team", suspended=True, ended="Failed", pods=(make_pod(0, 75),))
 FAILED_IN_TIME = make_stage(queue="team", suspended=True, ended="Failed", pods=(make_pod(0, 137),))
@@ -58,6 +59,7 @@ def actions(found: Plan) -> list[str]:
 
 
 TRAINING_STATUS = plan(RUNNING, after=HOUR).status
+STARTING_STATUS = plan(STARTING, after=HOUR).status
 REQUEUED = (Phase.RESTARTING, Reason.REQUEUED)
 DELETE = ["delete example-r1-train-a1"]
 
@@ -72,6 +74,9 @@ DELETE = ["delete example-r1-train-a1"]
         pytest.param(STOPPED, TRAINING_STATUS, REQUEUED, DELETE, id="evicted, and stopped"),
         pytest.param(QUEUED, TRAINING_STATUS, REQUEUED, DELETE, id="evicted, and the pods are gone"),
         pytest.param(SAVING, None, REQUEUED, DELETE, id="evicted before it was seen running"),
+        pytest.param(
+            QUEUED, STARTING_STATUS, (Phase.PENDING, Reason.QUEUED), [], id="evicted before a pod was running"
+        ),
         pytest.param(replace(SAVING, deleting=True), TRAINING_STATUS, REQUEUED, [], id="being deleted"),
         pytest.param(FAILED, TRAINING_STATUS, (Phase.PENDING, Reason.QUEUED), ["create 2"], id="failed by the stop"),
         pytest.param(FAILED_IN_TIME, TRAINING_STATUS, (Phase.PENDING, Reason.QUEUED), ["create 2"], id="killed"),
@@ -129,6 +134,31 @@ def test_the_time_in_the_queue_costs_nothing() -> None:
     waiting = plan(QUEUED).status
     never = plan(None, waiting, after=HOUR).status
     assert (never.run.attempts[-2].outcome, never.run.cost and never.run.cost.pod_seconds) == (Outcome.STOPPED, 0)
+
+
+def test_an_attempt_that_waits_again_costs_nothing_until_its_next_admission() -> None:
+    waits_again = plan(QUEUED, STARTING_STATUS, after=2 * HOUR).status
+    assert waits_again.run.attempts[-1].admitted_time is None
+    again = plan(replace(RUNNING, started_at="2026-01-01T15:00:00Z"), waits_again, after=3 * HOUR).status
+    ended = plan(None, again, after=3 * HOUR + 100).status
+    assert (ended.run.cost and ended.run.cost.pod_seconds) == 100
+
+
+def test_a_queue_that_kueue_assigns_itself_is_recorded() -> None:
+    status = plan(RUNNING, workers={}).status
+    attempt = status.run.attempts[-1]
+    assert (attempt.queue, attempt.admitted_time) == ("team", ADMITTED_AT)
+
+
+def test_a_job_that_something_else_has_suspended_does_not_stop_the_deadline() -> None:
+    spec: dict[str, Any] = {"budget": {"deadline": "1h"}, "workers": {}}
+    suspended = replace(QUEUED, queue="")
+    waiting = plan(suspended, after=60.0, **spec).status
+    assert waiting.run.suspended_since is None
+    assert ready(plan(suspended, waiting, after=HOUR + 60, **spec).status) == (
+        Phase.SUSPENDING,
+        Reason.DEADLINE_EXCEEDED,
+    )
 
 
 def test_a_user_can_suspend_a_job_that_waits_and_one_that_was_evicted() -> None:
