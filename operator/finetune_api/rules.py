@@ -190,7 +190,7 @@ def _model_registry(spec: Spec) -> Iterator[Violation]:
     path = "spec.evaluation.promote.mlflow"
     if registry.tracking_uri is None and spec.tracking.mlflow is None:
         yield Violation(f"{path}.trackingUri", "must be set, because spec.tracking.mlflow is absent; set one of them")
-    if registry.alias == "latest" or re.fullmatch(r"v[0-9]+", registry.alias):
+    if registry.alias.lower() == "latest" or re.fullmatch(r"[vV][0-9]+", registry.alias):
         yield Violation(
             f"{path}.alias", f"must not be {registry.alias}, which MLflow reserves for versions; use another alias"
         )

@@ -747,6 +747,8 @@ def test_a_tracking_uri_is_a_url_without_credentials(uri: str, expected: str) ->
         ({"model": "m"}, ".trackingUri must be set, because spec.tracking.mlflow is absent; set one of them"),
         ({"model": "m", "trackingUri": "https://a:b@x.example"}, ".trackingUri must not contain a user name"),
         ({"model": "m", "trackingUri": "https://x.example", "alias": "latest"}, ".alias must not be latest"),
+        ({"model": "m", "trackingUri": "https://x.example", "alias": "Latest"}, ".alias must not be Latest"),
+        ({"model": "m", "trackingUri": "https://x.example", "alias": "V2"}, ".alias must not be V2"),
         ({"model": "m", "trackingUri": "https://x.example", "alias": "v12"}, ".alias must not be v12"),
         ({"model": "a/b", "trackingUri": "https://x.example"}, ".model must be a name without '/', ':' and quotes"),
         ({"model": "a'b", "trackingUri": "https://x.example"}, ".model must be a name without '/', ':' and quotes"),

@@ -175,7 +175,7 @@ class ModelPromotion:
             return decision
         warning = register(decision.registry, self._entry(decision))
         now = self.storage.read().record
-        if now is not None and not now.is_of(self.config.run_uri, self.tuned.address.digest):
+        if not warning and now is not None and not now.is_of(self.config.run_uri, self.tuned.address.digest):
             # Another model was promoted meanwhile, and this process may have moved the alias after it.
             warning = register(decision.registry, now.entry)
         return decision.model_copy(update={"warning": warning})

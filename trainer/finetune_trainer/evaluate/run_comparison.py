@@ -244,7 +244,7 @@ def _measured(figures: _Figures) -> dict[str, Measured]:
 
 
 def _curves(training: TrainingLog) -> dict[str, list[tuple[int, float]]]:
-    curves = {name: [(step, value) for step, value in training.curve(name) if value < OVERFLOW] for name in CURVES}
+    curves = {name: [(step, value) for step, value in training.curve(name) if abs(value) < OVERFLOW] for name in CURVES}
     return {name: points[:: -(-len(points) // _MAX_POINTS)] for name, points in curves.items() if points}
 
 

@@ -23,10 +23,11 @@ def register(registry: RegistryAddress, entry: PromotionEntry, *, seconds: float
     if not is_installed():
         return _warning(registry, "mlflow-skinny is not installed; install finetune-operator[tracking]")
     errors: list[str] = ["the server did not answer in time"]
+    abandoned = threading.Event()
 
     def attempt() -> None:
         try:
-            _register(registry, entry)
+            _register(registry, entry, abandoned)
             errors.clear()
         except Exception as error:  # noqa: BLE001  a server or its client may raise anything
             errors[:] = [described(error)]
@@ -35,6 +36,7 @@ def register(registry: RegistryAddress, entry: PromotionEntry, *, seconds: float
     thread = threading.Thread(target=attempt, name="model-registry", daemon=True)
     thread.start()
     thread.join(seconds)
+    abandoned.set()
     return _warning(registry, errors[0]) if errors else ""
 
 
@@ -45,10 +47,12 @@ def _warning(registry: RegistryAddress, reason: str) -> str:
     )
 
 
-def _register(registry: RegistryAddress, entry: PromotionEntry) -> None:
+def _register(registry: RegistryAddress, entry: PromotionEntry, abandoned: threading.Event) -> None:
     client = client_of(registry.tracking_uri)
     _ensure_model(client, registry.model)
     version = _version(client, registry.model, entry)
+    if abandoned.is_set():
+        return  # a later promotion may have moved the alias
     client.set_registered_model_alias(registry.model, registry.alias, version)
 
 
