@@ -1,7 +1,7 @@
-"""Looks at the first records of a data file and at a base model, to suggest the fields of a first job."""
+"""Looks at the first records of the data files and at a base model, to suggest the fields of a first job."""
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class FirstLook:
     skipped: int
     """Records among the first that cannot be used."""
     is_whole: bool
-    """Whether these are all records."""
+    """Whether these are all records of all files."""
     labels: tuple[str, ...]
     lengths: tuple[int, ...]
     """Tokens of the records, in ascending order."""
@@ -59,8 +59,9 @@ def look_at(data: str, model: str, columns: dict[str, str], store: ObjectStore |
     fetched = fetch_model(model, stored, folder)
     facts = inspect_model(fetched.path, model)
     tokenizer = load_tokenizer(fetched.path)
-    file = fetch_sources([Source(uri=data)], "--data", stored, folder / "sources")[0]
-    names = column_names(file, BadRecords(BadRecordAction.SKIP))
+    files = fetch_sources([Source(uri=data)], "--data", stored, folder / "sources")
+    found = (column_names(file, BadRecords(BadRecordAction.SKIP)) for file in files)
+    names = next((each for each in found if each is not None), None)
     if names is None:
         raise BadDataError(f"{data} has no records", advice="name a file that has some")
     data_format = _format(names, named, data)
@@ -69,7 +70,7 @@ def look_at(data: str, model: str, columns: dict[str, str], store: ObjectStore |
     spec = Data(train=(Source(uri=data),), columns=named)
     formatter = make_formatter(data_format, spec, tokenizer, model)
     bad, lengths, labels, read_records = BadRecords(BadRecordAction.SKIP), [], set(), 0
-    for record in islice(read(file, bad), MAX_RECORDS):
+    for record in islice(chain.from_iterable(read(file, bad) for file in files), MAX_RECORDS):
         read_records += 1
         try:
             example = formatter(record.values, record.place)
