@@ -144,3 +144,20 @@ def test_every_format_of_the_api_is_registered_with_columns_that_can_be_configur
     assert set(FORMATS) == set(DataFormat)
     fields = {field for name in FORMATS for field in FORMATS[name].columns}
     assert fields == set(Columns.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("values", "group"),
+    [
+        ((1, 1.0, "1", "1.0", " 1.0 "), "1"),
+        ((True, "true", "TRUE", "True"), "true"),
+        ((0.0, -0.0, "0.0", "-0.0"), "0"),
+        (("caf\u00e9", "cafe\u0301"), "caf\u00e9"),
+        (("1.5",), "1.5"),
+        (("01",), "01"),
+        (("User",), "User"),
+    ],
+)
+def test_equal_values_of_all_file_types_are_one_group(values, group):
+    formatter = Formatter(DataFormat.TEXT, Columns(), group_by="user")
+    assert {formatter.group({"text": "x", "user": value}) for value in values} == {group}

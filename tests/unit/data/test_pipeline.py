@@ -300,3 +300,10 @@ def test_a_job_without_optional_steps_keeps_its_earlier_digest():
     before = "0f2f31d78c431c728bfcbcc4c63e01442f89283ca2e62e3f6bfbb3410784f686"
     assert digest_of() == digest_of({"cleaning": {"exactDuplicates": False}}) == before
     assert digest_of({"cleaning": {"exactDuplicates": True}}) != before
+
+
+def test_equal_values_in_groups_of_all_file_types_change_the_version_of_the_split():
+    grouped = {name: {"fraction": 0.1, "groupBy": "user"} for name in ("validation", "test")}
+    for data, version in (({}, 1), (grouped, 2)):
+        spec = spec_of(data)
+        assert steps_of(spec, inputs_of(spec)).split.version == version

@@ -153,7 +153,7 @@ def steps_of(spec: Spec, inputs: Inputs) -> Steps:
     shares = {name: _share(getattr(data, name), name, inputs.task) for name in ("validation", "test")}
     split = Step(
         "split",
-        1,
+        1 if formatter.group_by is None else 2,
         {"seed": spec.training.seed}
         | {name: [share.fraction, share.fraction > 0 and share.stratify] for name, share in shares.items()}
         | ({} if formatter.group_by is None else {"group by": formatter.group_by}),

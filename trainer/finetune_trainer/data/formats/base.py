@@ -11,6 +11,7 @@ from finetune_api.v1alpha1 import Columns, DataFormat
 
 from ...registry import Registry
 from ..chat import ChatRenderer, Span
+from ..labels import canonical_name
 from ..messages import Message, encodable, is_encodable
 from ..problems import Place, RecordProblem, listed, shown
 
@@ -173,7 +174,10 @@ class Formatter:
         return self._format.prompt(prompt, self)
 
     def group(self, record: Mapping[str, Any]) -> str:
-        """The group of a training record as text; empty without `group_by`. Raises RecordProblem if it has none."""
+        """The group of a training record as text; empty without `group_by`. Raises RecordProblem if it has none.
+
+        As labels, equal numbers and booleans are the same group in all file types.
+        """
         column = self.group_by
         if column is None:
             return ""
@@ -188,7 +192,8 @@ class Formatter:
         if not isinstance(value, str | int):
             what = f"column {column!r} must be text or a whole number, not {type(value).__name__} {shown(value)}"
             raise RecordProblem("wrong type", what, remedy)
-        return encodable(str(value).strip(), f"column {column!r}")
+        group = encodable(str(value).strip(), f"column {column!r}")
+        return canonical_name(group, floats_are_whole=True)
 
     def take_counts(self) -> Counter[str]:
         """Return and reset the counters of the conversations rendered so far."""
