@@ -14,6 +14,11 @@ FOUND = {
         ("<jo@example.com>, (al@example.org)", "<[EMAIL]>, ([EMAIL])"),
         ("a@b.de,c@d.de", "[EMAIL],[EMAIL]"),
         ("jo@m\u00fcnchen.example", "[EMAIL]"),
+        ("by andr\u00e9.dupont@x.fr", "by [EMAIL]"),
+        ("by andre\u0301@x.fr", "by [EMAIL]"),
+        ("\u0438\u0432\u0430\u043d@x.ru", "[EMAIL]"),
+        ("\u7528\u6237@x.cn", "[EMAIL]"),
+        ("\u8bf7\u8054\u7cfbjo@x.cn", "\u8bf7\u8054\u7cfb[EMAIL]"),
     ],
     Redaction.PHONE: [
         ("call +49 (0)151 2345-6789 now", "call [PHONE] now"),
@@ -98,7 +103,7 @@ MEGABYTE = 1 << 20
 HOSTILE = (
     *("a", "a@", "@", "@a.", "a@a.", "a.", "1", "1 ", "12-", "+1", "0 ", "(0", "(", "4111", "4111 ", "44 "),
     *("AA11", "AA11 ", "DE89 3704 ", "1.1.1.", "255.", "1:", "::", "a:", "f:1 ", "http://", "www.", "http"),
-    *("-", " ", "\u00e9@", "0151 "),
+    *("-", " ", "\u00e9@", "0151 ", "\u00e9@a.b", "\u00e9\u0301", "\u7528@a.b"),
 )
 
 

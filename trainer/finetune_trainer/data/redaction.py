@@ -26,7 +26,13 @@ class _Kind:
     """The part of the match, from its start, that is such data; None: nothing."""
 
 
-_LOCAL_PART = string.ascii_letters + string.digits + "!#$%&'*+/=?^_`{|}~.-"
+_LOCAL = r"\w\u0300-\u036f!#$%&'*+/=?^`{|}~.-"
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+"""Characters of languages that are written without spaces."""
+_LOCAL_PART = re.compile(rf"[{_UNSPACED}][{_LOCAL}]*|(?:(?![{_UNSPACED}])[{_LOCAL}])*")
+"""The part before the @ from its last character to its first: letters and digits of all languages, with accents that
+are characters of their own. It ends at a character of a language without spaces, which is the word before the address,
+unless it begins with one."""
 _MOST_LOCAL = 64
 """Characters before the @ of an address (RFC 5321)."""
 
@@ -151,7 +157,8 @@ def _without_email(text: str, kind: _Kind) -> str:
     pieces, done = [], 0
     for match in kind.pattern.finditer(text):
         head = text[max(done, match.start() - _MOST_LOCAL) : match.start()]
-        local = head[len(head.rstrip(_LOCAL_PART)) :].lstrip("!#$%&'*/=?^`{|}~.-")
+        found = _LOCAL_PART.match(head[::-1])
+        local = found[0][::-1].lstrip("!#$%&'*/=?^`{|}~.-") if found else ""
         if local:
             pieces += [text[done : match.start() - len(local)], kind.placeholder]
             done = match.end()

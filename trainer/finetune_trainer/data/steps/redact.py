@@ -42,7 +42,7 @@ def shown(_before: str, after: str) -> str:
 
 STEP = DataStep(
     "redaction",
-    version=1,
+    version=2,
     order=30,
     parameters=parameters,
     apply=apply,
