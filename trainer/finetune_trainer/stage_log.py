@@ -85,7 +85,7 @@ def _prepared(config: TrainerConfig, prepared: Prepared, info: _DataSet) -> Iter
         added = f", added {_counted(rule.added, 'copy', 'copies')}" if rule.added else ""
         changed, dropped = (_counted(number, "record") for number in (rule.changed, rule.dropped))
         yield f"{rule.rule}: changed {changed}, dropped {dropped}{added}"
-        yield from (f"  {shown.place}: {shown.text}" for shown in rule.examples)
+        yield from (f"  {shown.place}: {shown.text}" if shown.text else f"  {shown.place}" for shown in rule.examples)
     yield from prepared.notes
     yield f"data set {'reused from' if prepared.reused else 'written to'} {prepared.dataset_uri}"
 

@@ -12,10 +12,11 @@ import pytest
 
 import tiny_models
 from finetune_api.v1alpha1 import BadRecordAction, Columns, DataFormat, Spec, Task
-from finetune_trainer.data import pipeline
+from finetune_trainer.data import build, pipeline
 from finetune_trainer.data import steps as optional_steps
 from finetune_trainer.data.build import Inputs, steps_of
 from finetune_trainer.data.formats import Example, Formatter
+from finetune_trainer.data.info import SourceInfo
 from finetune_trainer.data.pipeline import BlockPlan, KeyedRows, Phase, Tally, dataset_digest, optional, process_block
 from finetune_trainer.data.prepare import make_formatter
 from finetune_trainer.data.problems import BadRecords, Place
@@ -300,6 +301,34 @@ def test_a_job_without_optional_steps_keeps_its_earlier_digest():
     before = "0f2f31d78c431c728bfcbcc4c63e01442f89283ca2e62e3f6bfbb3410784f686"
     assert digest_of() == digest_of({"cleaning": {"exactDuplicates": False}}) == before
     assert digest_of({"cleaning": {"exactDuplicates": True}}) != before
+
+
+def test_of_a_removed_record_only_the_place_is_shown(tmp_path):
+    """The text of tokens may be in lower case and have other spaces, so that personal data is not found in it."""
+    path = tmp_path / "a.jsonl"
+    texts = ["a b", "MAIL JO @ EXAMPLE . COM", "MAIL JO @ EXAMPLE . COM", "a b"]
+    path.write_bytes(jsonl([{"text": text, "label": str(number % 2)} for number, text in enumerate(texts)]))
+    spec = spec_of({"cleaning": {"exactDuplicates": True}})
+    inputs = inputs_of(spec)
+    steps = steps_of(spec, inputs)
+    columns = inputs.formatter.columns_of
+    keys = {step.name: step.key for step in steps.on_keys if step.key is not None}
+    plan = BlockPlan(steps.on_examples, columns, BadRecordAction.FAIL, 1, 1, False, tmp_path, keys)
+    file = SourceFile("file:///a.jsonl", path, "", path.stat().st_size)
+    (block,) = blocks(file, columns)
+    bad = BadRecords(BadRecordAction.FAIL)
+    rows = build._Rows(
+        bad, {step.name: Tally(bad) for step in steps}, 1, [SourceInfo(split="train", uri=file.uri, sha256="", rows=0)]
+    )
+    rows.add(process_block(plan, block, 0), 0)
+    rows.name_labels()
+    rows.number_labels(("0", "1"), of_tokens=False)
+    rows.apply_to_keys(steps.on_keys)
+    shown = rows.tallies["exact duplicates"].examples
+    assert [(each.place, each.text) for each in shown] == [
+        ("file:///a.jsonl line 3", ""),
+        ("file:///a.jsonl line 4", ""),
+    ]
 
 
 def test_equal_values_in_groups_of_all_file_types_change_the_version_of_the_split():

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.v1alpha1 import Redaction
 from finetune_trainer.data.redaction import redacted
-from finetune_trainer.data.shown_records import shown_change, shown_text
+from finetune_trainer.data.shown_records import is_private, shown_change, shown_text
 
 FOUND = {
     Redaction.EMAIL: [
@@ -141,3 +141,38 @@ def test_a_shown_change_begins_shortly_before_the_difference():
         shown_change(before, after)
         == "'both texts, then caf\u00c3\u00a9 and more' is now 'both texts, then caf\u00e9 and more'"
     )
+
+
+LONG = "x " * 9_900
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (
+            "the password: hunter2secret and a caf\u00c3\u00a9",
+            "the password: hunter2secret and a caf\u00e9",
+            "'the [SECRET] and a caf\u00c3\u00a9' is now 'the [SECRET] and a caf\u00e9'",
+        ),
+        ("password:  hunter2secret  x", "password: hunter2secret x", None),
+        ("mail jo@exam\u00adple.com", "mail jo@example.com", None),
+        ("jo@example.com", "al@example.org", None),
+        ("a", "a b", "'a' is now 'a b'"),
+        (f"{LONG}{'y ' * 100}password: hunter2secret", f"{LONG}{'z ' * 100}password: hunter2secret", None),
+    ],
+)
+def test_a_shown_change_has_no_part_of_what_is_private(before, after, expected):
+    assert shown_change(before, after) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "private"),
+    [
+        ("jo @ example . com", True),
+        ("de89 3704 0044 0532 0130 00", True),
+        ("akiaabcdefghijklmnop", True),
+        ("a b", False),
+    ],
+)
+def test_personal_data_is_found_in_the_text_of_tokens(text, private):
+    assert is_private(text) == private

@@ -14,7 +14,7 @@ from finetune_api.trainer_config import SplitCounts, StorageSettings, TrainerCon
 from finetune_api.v1alpha1 import Metric
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
-from finetune_trainer.data.info import RuleInfo
+from finetune_trainer.data.info import RuleInfo, ShownRecord
 from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.stage_log import log_evaluated, log_prepared, log_train_started, log_trained
 
@@ -66,6 +66,16 @@ def test_prepare_logs_model_files_rows_tokens_and_dropped_records(output: pytest
         "dropped 2 records: empty text 2",
         "data set written to s3://bucket/out/datasets/d",
     ]
+
+
+def test_prepare_logs_the_examples_of_each_rule(output: pytest.LogCaptureFixture) -> None:
+    examples = (
+        ShownRecord(place="a.jsonl line 3", text="5 characters: short"),
+        ShownRecord(place="a.jsonl line 4", text=""),
+    )
+    log_prepared(config(Stage.PREPARE), PREPARED, Data(rules=(RuleInfo(rule="length", dropped=2, examples=examples),)))
+    start = output.messages.index("length: changed 0 records, dropped 2 records")
+    assert output.messages[start + 1 : start + 3] == ["  a.jsonl line 3: 5 characters: short", "  a.jsonl line 4"]
 
 
 def test_train_logs_its_length_and_its_result(output: pytest.LogCaptureFixture) -> None:

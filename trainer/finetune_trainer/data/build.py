@@ -66,7 +66,7 @@ from .runs import (
     with_numbers,
 )
 from .shards import ShardWriter
-from .shown_records import MOST_EXAMPLES, is_private, shown_change, shown_text
+from .shown_records import MOST_EXAMPLES, is_private, shown_change
 from .splits import Share, Splitter, split_groups
 from .tokenise import FastTokenizer
 from .workers import process_blocks, worker_count
@@ -231,9 +231,8 @@ def _build(
         labels = rows.check_labels(of_tokens=support.labels_tokens) if support.has_labels else ()
         rows.bad.raise_if_any()
         rows.number_labels(labels, of_tokens=support.labels_tokens)
-        decode = functools.partial(_decoded, inputs.tokenizer)
-        rows.apply_to_keys(steps.on_keys, decode)
-        rows.apply_to_features([step for step in steps.on_features if not step.after_split], decode)
+        rows.apply_to_keys(steps.on_keys)
+        rows.apply_to_features([step for step in steps.on_features if not step.after_split])
         removed = _removed_text(rows.tallies)
         sizes = rows.training_sizes()
         remarks += _check_labels_left(labels, sizes, removed)
@@ -248,9 +247,9 @@ def _build(
             assigned = rows.assign_groups(steps.split, spec)
             remarks += _group_remarks(assigned, spec)
             _check_counts(rows.counts(assigned), spec, removed)
-        rows.apply_to_features([step for step in steps.on_features if step.after_split], decode)
+        rows.apply_to_features([step for step in steps.on_features if step.after_split])
         if steps.few_shot is not None:
-            remarks += rows.take_subset(steps.few_shot, labels, decode)
+            remarks += rows.take_subset(steps.few_shot, labels)
         removed = _removed_text(rows.tallies)
     for step in steps.rules:
         tally = rows.tallies[step.name]
@@ -258,7 +257,7 @@ def _build(
         rows.bad.dropped[step.name] += tally.dropped
     with report.phase("write", "writing shards"):
         written = {split: _SplitWriter(store, dataset_uri, split, inputs, len(labels)) for split in SPLITS}
-        rows.write(written, decode, report)
+        rows.write(written, functools.partial(_decoded, inputs.tokenizer), report)
     if support.labels_tokens or (labels and (steps.split.key or any(step.after_split for step in steps.on_features))):
         remarks += _check_labels_left(labels, written["train"].label_counts, removed)
     if lost := sum(split.without_loss for split in written.values()):
@@ -464,9 +463,8 @@ class _Rows:
         absent = -1 if labels else 0
         self.codes = [np.array([numbers.get(name, absent) for name in names], dtype=np.int64) for names in self.names]
 
-    def apply_to_keys(self, steps: Sequence[Step], decode: Callable[[Sequence[int]], str]) -> None:
-        """Apply each step to the keys of all rows, one bucket at a time, and mark the rows that it removes. `decode`
-        returns the text of tokens, for the examples in the report.
+    def apply_to_keys(self, steps: Sequence[Step]) -> None:
+        """Apply each step to the keys of all rows, one bucket at a time, and mark the rows that it removes.
 
         Memory: one bucket, and one bit per row. Raises DiskFullError.
         """
@@ -476,7 +474,7 @@ class _Rows:
             paths = [None if step.key is None else sort_by_step_key(run, step.name, self.buckets) for run in runs]
             for bucket in range(self.buckets) if runs else ():
                 self._apply(step, [read_keys(run, bucket, path) for run, path in zip(runs, paths, strict=True)])
-            self._show_removed(self.tallies[step.name], before, decode)
+            self._show_removed(self.tallies[step.name], before)
 
     def _apply(self, step: Step, batches: Sequence[pa.RecordBatch]) -> None:
         """Apply a step to the keys of one bucket; `batches` has one batch per run."""
@@ -497,16 +495,19 @@ class _Rows:
         for number in np.unique(runs[removed]):
             remove_rows(self.runs[number][1], positions[removed[runs[removed] == number]])
 
-    def _show_removed(
-        self, tally: Tally, before: Sequence[NDArray[np.uint8] | None], decode: Callable[[Sequence[int]], str]
-    ) -> None:
-        """Add the first rows that a step removed to its report. `before`: `kept` of each run before the step."""
+    def _show_removed(self, tally: Tally, before: Sequence[NDArray[np.uint8] | None]) -> None:
+        """Add the places of the first rows that a step removed to its report. `before`: `kept` of each run before the
+        step.
+
+        Without their text: only tokens are left of it, and in the text of tokens, which may be in lower case and have
+        other spaces, personal data is not found.
+        """
         for (_, run), kept in zip(self.runs, before, strict=True):
             missing = MOST_EXAMPLES - len(tally.examples)
             if not missing:
                 return
-            for number, tokens in removed_since(run, kept, missing):
-                tally.show(Place(run.uri, number, run.unit), shown_text(decode(tokens)))
+            for number in removed_since(run, kept, missing):
+                tally.show(Place(run.uri, number, run.unit), "")
 
     def training_sizes(self) -> NDArray[np.int64]:
         """Number of training rows per label, shape (labels,)."""
@@ -566,7 +567,7 @@ class _Rows:
             assign_splits(runs, batches, in_key_order(batches)[1], np.repeat(found, part))
         return {code: int(all_sizes[assigned == code].sum()) for code in SPLIT_CODES.values()}
 
-    def apply_to_features(self, steps: Sequence[Step], decode: Callable[[Sequence[int]], str]) -> None:
+    def apply_to_features(self, steps: Sequence[Step]) -> None:
         """Apply each step to the features of all rows, and mark the rows that it removes. See `comparison.py`."""
         for step in steps if self.runs else ():
             runs = [run for _, run in self.runs]
@@ -587,9 +588,9 @@ class _Rows:
             for run, order, mask in zip(runs, orders, np.split(removed, ends), strict=True):
                 remove_rows(run, order[mask])
             self.tallies[step.name].dropped += int(removed.sum())
-            self._show_removed(self.tallies[step.name], before, decode)
+            self._show_removed(self.tallies[step.name], before)
 
-    def take_subset(self, step: Step, labels: Sequence[str], decode: Callable[[Sequence[int]], str]) -> tuple[str, ...]:
+    def take_subset(self, step: Step, labels: Sequence[str]) -> tuple[str, ...]:
         """Keep the rows of the training split that the step takes, in key order, and mark the others as removed.
         Returns its remarks. Rows without loss are kept: they are counted when they are written.
 
@@ -613,7 +614,7 @@ class _Rows:
                 keep_rows(run, bucket, part)
         tally = self.tallies[step.name]
         tally.dropped += subset.left_out
-        self._show_removed(tally, before, decode)
+        self._show_removed(tally, before)
         return subset.remarks(labels)
 
     def write(
@@ -673,9 +674,10 @@ class _Rows:
             if len(tally.examples) == MOST_EXAMPLES:
                 return
             before, after = (decode(tokens.as_py()) for tokens in (rows["tokens"][record], copies["tokens"][copy]))
-            if before != after and not is_private(before):
+            text = None if is_private(before) else shown_change(before, after)
+            if text is not None:
                 run = training[runs[record]]
-                tally.show(Place(run.uri, rows["number"][record].as_py(), run.unit), shown_change(before, after))
+                tally.show(Place(run.uri, rows["number"][record].as_py(), run.unit), text)
 
     def _columns(self) -> list[str]:
         names = ["label", "truncated", "dropped", "rows", "tokens", "loss", "token labels", "copies"]

@@ -51,6 +51,7 @@ class ShownRecord(_Block):
     place: str
     """File, and line or row."""
     text: str
+    """Empty: only the place is shown, because the text of the record was not at hand."""
 
 
 class RuleInfo(_Block):

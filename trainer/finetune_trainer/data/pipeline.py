@@ -184,8 +184,8 @@ class DataStep:
     is_emptied: Callable[[Any, Sequence[str]], bool] | None = None
     """Only for texts. (parameters, changed texts of a record) -> whether nothing is left to learn from. Such training
     records are dropped."""
-    shown: Callable[[str, str], str] = shown_change
-    """Only for texts. (text, changed text) -> the example in the report."""
+    shown: Callable[[str, str], str | None] = shown_change
+    """Only for texts. (text, changed text) -> the example in the report; None: the record is not shown."""
 
     def of(self, spec: Spec, formatter: Formatter | None = None) -> Step | None:
         """The step for this spec; None if it is not enabled. Steps on texts need the formatter."""
@@ -236,7 +236,7 @@ def change_texts(
     formatter: Formatter,
     change: Callable[[str], str],
     is_emptied: Callable[[Sequence[str]], bool] | None,
-    shown: Callable[[str, str], str],
+    shown: Callable[[str, str], str | None],
     records: Iterator[Record],
     tally: Tally,
 ) -> Iterator[Record]:
@@ -257,7 +257,8 @@ def change_texts(
         if different is None:
             yield record
             continue
-        tally.show(record.place, shown(*different))
+        if len(tally.examples) < MOST_EXAMPLES and (text := shown(*different)) is not None:
+            tally.show(record.place, text)
         if is_emptied is not None and tally.in_training and is_emptied([after for _, after in texts]):
             tally.dropped += 1
             continue

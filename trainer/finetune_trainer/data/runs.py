@@ -338,12 +338,9 @@ def read_splits(run: Run, bucket: int) -> NDArray[np.int8]:
     return run.splits[positions if run.kept is None else positions[_are_kept(run, positions)]]
 
 
-_SHOWN_TOKENS = 40
-
-
-def removed_since(run: Run, kept: NDArray[np.uint8] | None, most: int) -> list[tuple[int, list[int]]]:
-    """Number of the record and first tokens of the first rows, in the order of the block, that are removed and that
-    `kept`, an earlier value of `Run.kept`, keeps."""
+def removed_since(run: Run, kept: NDArray[np.uint8] | None, most: int) -> list[int]:
+    """The numbers of the first records, in the order of the block, that are removed and that `kept`, an earlier value
+    of `Run.kept`, keeps."""
     if run.kept is None:
         return []
     lost = (np.full_like(run.kept, 0xFF) if kept is None else kept) & ~run.kept
@@ -352,12 +349,7 @@ def removed_since(run: Run, kept: NDArray[np.uint8] | None, most: int) -> list[t
         return []
     with pa.OSFile(str(run.path)) as file:
         numbers = _open(file, ["number"]).read_all()["number"].to_numpy()[positions]
-        found = []
-        for place in np.argsort(numbers, kind="stable")[:most]:
-            bucket = int(np.searchsorted(run.starts, positions[place], side="right")) - 1
-            tokens = _open(file, ["tokens"]).get_batch(bucket)["tokens"]
-            first = tokens[int(positions[place] - run.starts[bucket])].as_py()[:_SHOWN_TOKENS]
-            found.append((int(numbers[place]), first))
+    found: list[int] = np.sort(numbers)[:most].tolist()
     return found
 
 

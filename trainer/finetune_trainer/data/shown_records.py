@@ -25,10 +25,21 @@ _SECRET = re.compile(
 
 def shown_text(text: str) -> str:
     """The start of a text of a record."""
-    line = " ".join(_INVISIBLE.sub("", _ESCAPE.sub("", text[:_SCANNED])).split())
+    line = _line(text[:_SCANNED])
     if len(text) > _SCANNED and len(line) < _LINE:  # what is cut off may be a part of personal data
         return "..."
-    line = _SECRET.sub("[SECRET]", redacted(line[:_LINE])) + line[_LINE:]
+    return _cut(_redacted(line[:_LINE]) + line[_LINE:])
+
+
+def _line(text: str) -> str:
+    return " ".join(_INVISIBLE.sub("", _ESCAPE.sub("", text)).split())
+
+
+def _redacted(line: str) -> str:
+    return _SECRET.sub("[SECRET]", redacted(line))
+
+
+def _cut(line: str) -> str:
     return line if len(line) <= _MOST_CHARACTERS else line[: _MOST_CHARACTERS - 3] + "..."
 
 
@@ -39,18 +50,27 @@ _SPACED = re.compile(r"\s*([^\w\s])\s*")
 def is_private(text: str) -> bool:
     """Whether examples must not show the text even after some of its words or characters are changed, because personal
     data and secrets would not be found any more."""
-    found = (text, _SPACED.sub(r"\1", text)) if len(text) <= _SCANNED else ()
-    return not found or any(redacted(each) != each or _SECRET.search(each) for each in found)
+    if len(text) > _SCANNED:
+        return True
+    unspaced = _SPACED.sub(r"\1", text)
+    # Tokenizers may write all letters in lower case: account numbers and some keys are in capitals.
+    return any(redacted(each) != each or _SECRET.search(each) for each in (text, unspaced, unspaced.upper()))
 
 
 _BEFORE = 20
 """Characters shown before the first difference of two texts."""
 
 
-def shown_change(before: str, after: str) -> str:
-    """Both texts, from shortly before their first difference."""
-    place = next((index for index, (one, other) in enumerate(zip(before, after, strict=False)) if one != other), None)
-    start = max(0, (min(len(before), len(after)) if place is None else place) - _BEFORE)
-    # The part that is cut off may belong to personal data, so it is searched from the start of a word.
-    start = before.rfind(" ", 0, start + 1) + 1
-    return f"{shown_text(before[start:])!r} is now {shown_text(after[start:])!r}"
+def shown_change(before: str, after: str) -> str | None:
+    """Both texts, from shortly before their first difference. None: no difference can be shown.
+
+    Personal data and secrets are replaced before anything is cut off, because a part of them would not be found.
+    """
+    one, other = (_redacted(_line(text[:_SCANNED])) for text in (before, after))
+    if max(len(before), len(after)) > _SCANNED:  # the text ends with what may be a part of personal data
+        one, other = one[:-_LINE], other[:-_LINE]
+    places = (index for index, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+    start = max(0, next(places, min(len(one), len(other))) - _BEFORE)
+    start = one.rfind(" ", 0, start + 1) + 1
+    one, other = _cut(one[start:]), _cut(other[start:])
+    return None if one == other else f"{one!r} is now {other!r}"
