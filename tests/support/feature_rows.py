@@ -10,7 +10,7 @@ from finetune_trainer.data.comparison import Comparison
 from finetune_trainer.data.formats import Example
 from finetune_trainer.data.pipeline import Phase, optional
 from finetune_trainer.data.problems import Place
-from finetune_trainer.data.runs import FeatureFiles
+from finetune_trainer.data.runs import FeatureFile
 
 
 def removed_rows(
@@ -23,10 +23,9 @@ def removed_rows(
     files = []
     for number, part in enumerate(np.array_split(np.arange(len(examples)), blocks)):
         batches = np.array_split(part, max(1, len(part) // 150))
-        files.append(FeatureFiles(folder / f"{blocks}-{number}"))
-        files[-1].write([step.features([examples[place] for place in batch]) for batch in batches])
+        parts = [step.features([examples[place] for place in batch]) for batch in batches]
+        files.append(FeatureFile.write(folder / f"{blocks}-{number}", parts))
     in_training = np.arange(len(examples)) < len(texts)
-    compared = Comparison(files, np.ones(len(examples), dtype=np.bool_), in_training)
-    found = compared.removed(step.apply, needs_held_out=step.after_split, most_held_out=step.most_held_out)
+    found = step.apply(Comparison(files, np.ones(len(examples), dtype=np.bool_), in_training))
     assert not found[len(texts) :].any()
     return np.flatnonzero(found).tolist()

@@ -303,32 +303,50 @@ def test_a_job_without_optional_steps_keeps_its_earlier_digest():
     assert digest_of({"cleaning": {"exactDuplicates": True}}) != before
 
 
-def test_of_a_removed_record_only_the_place_is_shown(tmp_path):
-    """The text of tokens may be in lower case and have other spaces, so that personal data is not found in it."""
-    path = tmp_path / "a.jsonl"
-    texts = ["a b", "MAIL JO @ EXAMPLE . COM", "MAIL JO @ EXAMPLE . COM", "a b"]
-    path.write_bytes(jsonl([{"text": text, "label": str(number % 2)} for number, text in enumerate(texts)]))
-    spec = spec_of({"cleaning": {"exactDuplicates": True}})
+def rows_of(spec: Spec, files: dict[str, list[str]], folder: Path) -> tuple[build._Rows, build.Steps]:
+    """The rows of one file per split."""
     inputs = inputs_of(spec)
     steps = steps_of(spec, inputs)
     columns = inputs.formatter.columns_of
     keys = {step.name: step.key for step in steps.on_keys if step.key is not None}
-    plan = BlockPlan(steps.on_examples, columns, BadRecordAction.FAIL, 1, 1, False, tmp_path, keys)
-    file = SourceFile("file:///a.jsonl", path, "", path.stat().st_size)
-    (block,) = blocks(file, columns)
+    features = {step.name: step.features for step in steps.on_features if step.features is not None}
+    plan = BlockPlan(steps.on_examples, columns, BadRecordAction.FAIL, 1, 1, False, folder, keys, features)
     bad = BadRecords(BadRecordAction.FAIL)
-    rows = build._Rows(
-        bad, {step.name: Tally(bad) for step in steps}, 1, [SourceInfo(split="train", uri=file.uri, sha256="", rows=0)]
-    )
-    rows.add(process_block(plan, block, 0), 0)
+    rows = build._Rows(bad, {step.name: Tally(bad) for step in steps}, 1)
+    for number, (split, texts) in enumerate(files.items()):
+        path = folder / f"{split}.jsonl"
+        path.write_bytes(jsonl([{"text": text, "label": str(place % 2)} for place, text in enumerate(texts)]))
+        file = SourceFile(f"file:///{split}.jsonl", path, "", path.stat().st_size, split)
+        rows.sources.append(SourceInfo(split=split, uri=file.uri, sha256="", rows=0))
+        (block,) = blocks(file, columns)
+        rows.add(process_block(plan, block, number), number)
     rows.name_labels()
     rows.number_labels(("0", "1"), of_tokens=False)
+    return rows, steps
+
+
+def shown(tally: Tally) -> list[tuple[str, str]]:
+    return [(each.place, each.text) for each in tally.examples]
+
+
+def test_of_a_removed_record_only_the_place_is_shown(tmp_path):
+    """The text of tokens may be in lower case and have other spaces, so that personal data is not found in it."""
+    texts = ["a b", "MAIL JO @ EXAMPLE . COM", "MAIL JO @ EXAMPLE . COM", "a b"]
+    rows, steps = rows_of(spec_of({"cleaning": {"exactDuplicates": True}}), {"train": texts}, tmp_path)
     rows.apply_to_keys(steps.on_keys)
-    shown = rows.tallies["exact duplicates"].examples
-    assert [(each.place, each.text) for each in shown] == [
-        ("file:///a.jsonl line 3", ""),
-        ("file:///a.jsonl line 4", ""),
-    ]
+    places = [("file:///train.jsonl line 3", ""), ("file:///train.jsonl line 4", "")]
+    assert shown(rows.tallies["exact duplicates"]) == places
+
+
+def test_removed_training_records_are_counted_and_many_of_them_give_a_remark(tmp_path):
+    texts = [f"text {number}" for number in range(20)]
+    files = {"train": texts, "test": [*texts[3:6], "other"]}
+    rows, steps = rows_of(spec_of({"cleaning": {"testOverlap": True}}), files, tmp_path)
+    rows.apply_to_features(steps.on_features)
+    (step,), tally = steps.on_features, rows.tallies["test overlap"]
+    assert (tally.dropped, shown(tally)) == (3, [(f"file:///train.jsonl line {line}", "") for line in (4, 5, 6)])
+    (remark,) = step.report(tally.counts)
+    assert "removed 15.0% of the training records (3 of 20)" in remark
 
 
 def test_equal_values_in_groups_of_all_file_types_change_the_version_of_the_split():

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ from .formats import FORMATS, Formatter
 from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, RuleInfo, SourceInfo, read_dataset_info
 from .labels import canonical_name, canonical_names, check_label_column, label_names, unknown_label
 from .pipeline import (
+    COMPARED,
     ENCODE_NS,
+    REMOVED,
     BlockPlan,
     BlockResult,
     Files,
@@ -571,24 +574,21 @@ class _Rows:
         """Apply each step to the features of all rows, and mark the rows that it removes. See `comparison.py`."""
         for step in steps if self.runs else ():
             runs = [run for _, run in self.runs]
-            orders = [block_order(run) for run in runs]
-            usable = [
-                usable_rows(run, codes)[order] for run, codes, order in zip(runs, self.codes, orders, strict=True)
-            ]
-            training = [
-                np.full(len(order), split == "train") if run.splits is None else run.splits[order] == splits.TRAIN
-                for (split, run), order in zip(self.runs, orders, strict=True)
-            ]
-            compared = Comparison(
-                [run.features[step.name] for run in runs], np.concatenate(usable), np.concatenate(training)
-            )
-            removed = compared.removed(step.apply, needs_held_out=step.after_split, most_held_out=step.most_held_out)
+            ends = np.cumsum([0, *(int(run.starts[-1]) for run in runs)])
+            usable, training = (np.empty(ends[-1], dtype=np.bool_) for _ in range(2))
+            for (split, run), codes, (begin, end) in zip(self.runs, self.codes, pairwise(ends.tolist()), strict=True):
+                order = block_order(run)
+                usable[begin:end] = usable_rows(run, codes)[order]
+                training[begin:end] = split == "train" if run.splits is None else run.splits[order] == splits.TRAIN
+            removed = step.apply(Comparison([run.features[step.name] for run in runs], usable, training))
             before = [None if run.kept is None else run.kept.copy() for run in runs]
-            ends = np.cumsum([len(order) for order in orders])[:-1]
-            for run, order, mask in zip(runs, orders, np.split(removed, ends), strict=True):
-                remove_rows(run, order[mask])
-            self.tallies[step.name].dropped += int(removed.sum())
-            self._show_removed(self.tallies[step.name], before)
+            for run, (begin, end) in zip(runs, pairwise(ends.tolist()), strict=True):
+                if removed[begin:end].any():
+                    remove_rows(run, block_order(run)[removed[begin:end]])
+            tally = self.tallies[step.name]
+            tally.dropped += int(removed.sum())
+            tally.counts.update({COMPARED: int((usable & training).sum()), REMOVED: int(removed.sum())})
+            self._show_removed(tally, before)
 
     def take_subset(self, step: Step, labels: Sequence[str]) -> tuple[str, ...]:
         """Keep the rows of the training split that the step takes, in key order, and mark the others as removed.

@@ -1,21 +1,22 @@
 """Compares all rows by features: rows that have a feature in common are shown to a step, which removes some of them.
 
-A feature is a 64-bit key, for example a band of a MinHash signature or a run of words. The files of a run have the
-features of its rows, sorted, so that a range of them is read from all runs at a time. Memory holds one range of at most
-about a million features, and two bytes per row.
+A feature is a 64-bit key, for example a band of a MinHash signature or a run of words. The file of a run has the
+features of its rows, sorted, so that a range of them is read from all runs at a time. Memory holds one range of about
+a million features or one part of the evidence, and 8 bytes per range and run; steps add some bytes per row.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .runs import FeatureFiles
+from .runs import FeatureFile
 
 _RANGE = 1 << 20
-"""Features per range: 28 MiB with their rows."""
+"""Features per range: about 90 MiB with their rows while they are sorted."""
+_PART = 1 << 19
+"""Values of evidence per part."""
 
 Rows = NDArray[np.int64]
 
@@ -30,82 +31,108 @@ class FeatureGroup:
     """How many of them are held out."""
     evidence: Callable[[int], NDArray[np.uint32]]
     """Row -> its evidence, by which the step decides whether the rows are as similar as the feature suggests."""
-    common: NDArray[np.uint64]
-    """Sorted features of too many held-out rows, which the step must ignore; see `Comparison`."""
 
 
-ApplyToFeatures = Callable[[FeatureGroup], Sequence[int]]
+ApplyToGroup = Callable[[FeatureGroup], Sequence[int]]
 """Which training rows of a group to remove."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The features of one range, and the rows that have each."""
+
+    keys: NDArray[np.uint64]
+    """Sorted; a feature occurs once for each row that has it."""
+    rows: Rows
+    """The row of each key. Among equal keys, the order is that of `FeatureGroup.rows`."""
+    starts: Rows
+    """(groups,): the place in `keys` of the first of each group of equal keys."""
+    ends: Rows
+    """(groups,): the place after the last."""
+    held_out: Rows
+    """(groups,): how many of the rows are held out."""
+
+
+@dataclass(frozen=True)
+class EvidencePart:
+    """The evidence of some rows."""
+
+    rows: Rows
+    ends: Rows
+    """(rows + 1,): the evidence of row `i` of the part is from `ends[i]` to `ends[i + 1]`."""
+    evidence: NDArray[np.uint32]
 
 
 class Comparison:
     """The features of a step, and the rows that they belong to."""
 
     def __init__(
-        self, files: Sequence[FeatureFiles], is_used: NDArray[np.bool_], in_training: NDArray[np.bool_]
+        self, files: Sequence[FeatureFile], is_used: NDArray[np.bool_], in_training: NDArray[np.bool_]
     ) -> None:
         """`is_used` and `in_training` have a value for each row of all files, in the order of the files: whether it is
         compared, and whether it is a training row."""
-        self._keys, self._rows, self._evidence, self._ends = zip(*(each.open() for each in files), strict=True)
-        self._first = np.cumsum([0, *(len(ends) - 1 for ends in self._ends)])
-        self._is_used = is_used.copy()
-        self._in_training = in_training
-        self._ranges = 1 + sum(map(len, self._keys)) // _RANGE
+        self.is_used = is_used
+        self.in_training = in_training
+        self._files = files
+        self._first = np.cumsum([0, *(file.rows for file in files)])
 
-    def removed(self, apply: ApplyToFeatures, *, needs_held_out: bool, most_held_out: int | None) -> NDArray[np.bool_]:
-        """Which rows the step removes, for each row of all files.
+    def removed(self, apply: ApplyToGroup) -> NDArray[np.bool_]:
+        """Which rows the function removes, for each row of all files. A row that it removes from a group is in none of
+        the groups that follow."""
+        left = self.is_used.copy()
+        for found in self.groups(left):
+            chosen = (found.ends - found.starts > 1) & self.in_training[found.rows[found.ends - 1]]
+            for start, end in zip(found.starts[chosen].tolist(), found.ends[chosen].tolist(), strict=True):
+                rows = found.rows[start:end]
+                rows = rows[left[rows]]
+                held_out = int((~self.in_training[rows]).sum())
+                if len(rows) > 1 and held_out < len(rows):
+                    left[list(apply(FeatureGroup(rows, held_out, self.evidence)))] = False
+        return self.is_used & ~left
 
-        `needs_held_out`: only groups with a held-out row are compared. `most_held_out`: features that more held-out
-        rows have are common text, and are ignored.
-        """
-        before = self._is_used.copy()
-        common = np.zeros(0, dtype=np.uint64)
-        if most_held_out is not None:
-            found = [keys[starts[held_out > most_held_out]] for keys, _, starts, _, held_out in self._groups()]
-            common = np.concatenate([common, *found])
-        for keys, rows, starts, ends, held_out in self._groups():
-            chosen = (ends - starts > 1) & self._in_training[rows[ends - 1]]
-            if needs_held_out:
-                chosen &= held_out > 0
-            chosen &= ~np.isin(keys[starts], common)
-            for start, end in zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True):
-                self._compare(rows[start:end], apply, common)
-        return before & ~self._is_used
+    def groups(self, chosen: NDArray[np.bool_], low: int = 0, high: int = 1 << 64) -> Iterator[Groups]:
+        """The features from `low` to `high` of the chosen rows, one range at a time. The caller may choose fewer rows,
+        in place, while it uses the ranges."""
+        total = sum(int(end - begin) for begin, end in (file.places([low, high]) for file in self._files))
+        count = 1 + total // _RANGE
+        edges = [low + (high - low) * number // count for number in range(count + 1)]
+        places = [file.places(edges) for file in self._files]
+        for number in range(count):
+            keys, rows = [], []
+            for file, own_places, first in zip(self._files, places, self._first[:-1].tolist(), strict=True):
+                own_keys, own_rows = file.read(int(own_places[number]), int(own_places[number + 1]))
+                numbers = own_rows.astype(np.int64) + first
+                is_chosen = chosen[numbers]
+                keys.append(own_keys[is_chosen])
+                rows.append(numbers[is_chosen])
+            if any(map(len, keys)):
+                yield self._grouped(np.concatenate(keys), np.concatenate(rows))
 
-    def _compare(self, rows: Rows, apply: ApplyToFeatures, common: NDArray[np.uint64]) -> None:
-        rows = rows[self._is_used[rows]]  # without those that were removed by an earlier group
-        held_out = int((~self._in_training[rows]).sum())
-        if len(rows) > 1 and held_out < len(rows):
-            removed = apply(FeatureGroup(rows, held_out, self._evidence_of, common))
-            self._is_used[list(removed)] = False
+    def _grouped(self, keys: NDArray[np.uint64], rows: Rows) -> Groups:
+        # Equal keys are in the order of the rows, and the sort is stable.
+        order = np.lexsort((self.in_training[rows], keys))
+        keys, rows = keys[order], rows[order]
+        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        held_out = np.add.reduceat(~self.in_training[rows], starts, dtype=np.int64)
+        return Groups(keys, rows, starts, np.append(starts[1:], len(keys)), held_out)
 
-    def _groups(self) -> Iterator[tuple[NDArray[np.uint64], Rows, Rows, Rows, Rows]]:
-        """For each range: keys and rows, sorted, and of each group of equal keys the start, the end, and the number of
-        held-out rows."""
-        for number in range(self._ranges):
-            keys, rows = self._range(number)
-            if not len(keys):
+    def parts(self, chosen: NDArray[np.bool_]) -> Iterator[EvidencePart]:
+        """The evidence of the chosen rows, in the order of the files."""
+        for file, first in zip(self._files, self._first[:-1].tolist(), strict=True):
+            rows = np.flatnonzero(chosen[first : first + file.rows])
+            if not len(rows):
                 continue
-            starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-            held_out = np.add.reduceat(~self._in_training[rows], starts, dtype=np.int64)
-            yield keys, rows, starts, np.append(starts[1:], len(keys)), held_out
+            file_ends = file.ends()
+            sizes = np.diff(file_ends)
+            numbers = np.cumsum(sizes[rows]) // _PART
+            for part in np.split(rows, 1 + np.flatnonzero(np.diff(numbers))):
+                begin, end = int(part[0]), int(part[-1]) + 1
+                evidence = file.values(int(file_ends[begin]), int(file_ends[end]))
+                is_chosen = np.repeat(chosen[first + begin : first + end], sizes[begin:end])
+                ends = np.concatenate([[0], np.cumsum(sizes[part])]).astype(np.int64)
+                yield EvidencePart(part + first, ends, evidence[is_chosen])
 
-    def _range(self, number: int) -> tuple[NDArray[np.uint64], Rows]:
-        low, high = ((place << 64) // self._ranges for place in (number, number + 1))
-        keys, rows = [], []
-        for own_keys, own_rows, first in zip(self._keys, self._rows, self._first[:-1], strict=True):
-            begin = int(own_keys.searchsorted(np.uint64(low)))
-            end = len(own_keys) if number + 1 == self._ranges else int(own_keys.searchsorted(np.uint64(high)))
-            keys.append(np.array(own_keys[begin:end]))
-            rows.append(own_rows[begin:end].astype(np.int64) + first)
-        all_keys, all_rows = np.concatenate(keys), np.concatenate(rows)
-        used = self._is_used[all_rows]
-        all_keys, all_rows = all_keys[used], all_rows[used]
-        order = np.lexsort((all_rows, self._in_training[all_rows], all_keys))
-        return all_keys[order], all_rows[order]
-
-    def _evidence_of(self, row: int) -> NDArray[np.uint32]:
+    def evidence(self, row: int) -> NDArray[np.uint32]:
+        """The evidence of one row."""
         file = int(np.searchsorted(self._first, row, side="right")) - 1
-        place = row - int(self._first[file])
-        ends: Any = self._ends[file]
-        return np.array(self._evidence[file][ends[place] : ends[place + 1]])
+        return self._files[file].evidence(row - int(self._first[file]))

@@ -26,3 +26,11 @@ def window_hashes(values: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
     for offset in range(size):
         found = found * _BASE + scattered[offset : offset + count]
     return mixed(found)
+
+
+def are_in(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of the values are in `known`, which is sorted. Unlike `np.isin`, it does not sort `known` again."""
+    if not len(known):
+        return np.zeros(len(values), dtype=np.bool_)
+    found: NDArray[np.bool_] = known[np.minimum(known.searchsorted(values), len(known) - 1)] == values
+    return found

@@ -84,6 +84,9 @@ class Tally:
         self.examples += later.examples[: MOST_EXAMPLES - len(self.examples)]
 
 
+COMPARED, REMOVED = "training rows compared", "training rows removed"
+"""Counts of a step on features."""
+
 Apply = Callable[[Iterator[Any], Tally], Iterator[Any]]
 """Maps the items of one block to the items that the next step gets, in order."""
 
@@ -132,8 +135,6 @@ class Step:
     """For steps on features: what the step compares rows by."""
     after_split: bool = False
     """See `DataStep`."""
-    most_held_out: int | None = None
-    """See `DataStep`."""
     depends_on_file_order: bool = False
     """Whether the rows may change when the files come in another order, for example after renaming. If so, the order is
     part of the digest."""
@@ -147,8 +148,8 @@ class Phase(Enum):
     EXAMPLES = "examples"
     """The formatted records of one block. `apply` is (parameters, examples, tally) -> examples."""
     FEATURES = "features"
-    """What rows have in common with others, in all files. `apply` is (parameters, FeatureGroup) -> rows to remove; see
-    `comparison.py`."""
+    """What rows have in common with others, in all files. `apply` is (parameters, Comparison) -> whether to remove each
+    row; see `comparison.py`."""
     KEYS = "keys"
     """A key, the label and the source split of every row. `apply` is (parameters, KeyedRows, tally) -> rows to keep."""
 
@@ -179,8 +180,6 @@ class DataStep:
     after_split: bool = False
     """Only for features. Whether training rows are compared only with rows of held-out splits, also those that are a
     fraction of the training files. If not, the step runs before fractions are held out."""
-    most_held_out: int | None = None
-    """Only for features. Features that more held-out rows have are ignored. None: all count."""
     is_emptied: Callable[[Any, Sequence[str]], bool] | None = None
     """Only for texts. (parameters, changed texts of a record) -> whether nothing is left to learn from. Such training
     records are dropped."""
@@ -206,7 +205,6 @@ class DataStep:
             key=None if self.key is None else functools.partial(self.key, parameters),
             features=None if self.features is None else functools.partial(self.features, parameters),
             after_split=self.after_split,
-            most_held_out=self.most_held_out,
             depends_on_file_order=self.depends_on_file_order,
         )
 

@@ -5,8 +5,10 @@ the same bucket of every run gives all rows of that range, so the rows of a data
 order with memory for one bucket.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ class Run:
     """Token labels as written in the file, indexed by the ids in the column `token labels`."""
     token_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """(token_spellings,): number of tokens of each."""
-    features: dict[str, "FeatureFiles"] = field(default_factory=dict)
+    features: dict[str, "FeatureFile"] = field(default_factory=dict)
     """Step -> what it compares rows by."""
     splits: NDArray[np.int8] | None = None
     """(rows,): the split that each row of a training file is assigned to, by position. None: not assigned yet."""
@@ -70,12 +72,21 @@ MakeFeatures = Callable[[Sequence[Example]], Features]
 
 
 @dataclass(frozen=True)
-class FeatureFiles:
-    """The features of the rows of one run, in four files."""
+class FeatureFile:
+    """The features of the rows of one run, in a file: sorted keys, the row of each in the order of the block, the ends
+    of the evidence of each row, and the evidence of all rows.
 
-    prefix: Path
+    The file is open only while a part of it is read: there may be more runs than files that a process may open.
+    """
 
-    def write(self, parts: Sequence[Features]) -> None:
+    path: Path
+    keys: int
+    """Number of keys."""
+    rows: int
+    """Number of rows."""
+
+    @classmethod
+    def write(cls, path: Path, parts: Sequence[Features]) -> "FeatureFile":
         """Write the features of the batches of a block. Raises DiskFullError."""
         keys, key_counts, evidence, counts = (
             np.concatenate([getattr(part, name) for part in parts])
@@ -83,20 +94,49 @@ class FeatureFiles:
         )
         order = np.argsort(keys, kind="stable")
         rows = np.repeat(np.arange(len(key_counts), dtype=np.uint32), key_counts)
-        ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        arrays: tuple[NDArray[Any], ...] = (keys[order], rows[order], evidence, ends)
-        for path, array in zip(self._paths(), arrays, strict=True):
-            with disk_errors(path):
-                np.save(path, array, allow_pickle=False)
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        with disk_errors(path), path.open("wb") as file:
+            for array, kind in ((keys[order], _KEY), (rows[order], _VALUE), (ends, _END), (evidence, _VALUE)):
+                file.write(array.astype(kind, copy=False).tobytes())
+        return cls(path, len(keys), len(key_counts))
 
-    def open(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int64]]:
-        """Sorted keys with the row of each in the order of the block, the evidence of all rows, and its ends: that of
-        row `i` is from `ends[i]` to `ends[i + 1]`. The arrays are read from disk where they are used."""
-        keys, rows, evidence, ends = (np.load(path, mmap_mode="r", allow_pickle=False) for path in self._paths())
-        return keys, rows, evidence, ends
+    def places(self, edges: Sequence[int]) -> NDArray[np.int64]:
+        """The number of keys below each edge. Edges are sorted, and at most 2^64."""
+        inside = np.array([edge for edge in edges if edge < 1 << 64], dtype=np.uint64)
+        found = np.fromfile(self.path, _KEY, self.keys).searchsorted(inside)
+        return np.concatenate([found, np.full(len(edges) - len(inside), self.keys)]).astype(np.int64)
 
-    def _paths(self) -> list[Path]:
-        return [self.prefix.with_suffix(f".{name}.npy") for name in ("keys", "rows", "evidence", "ends")]
+    def read(self, begin: int, end: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        """The keys from place `begin` to `end`, and the row of each."""
+        with self.path.open("rb", buffering=0) as file:
+            keys = _read(file, _KEY, 8 * begin, end - begin)
+            return keys, _read(file, _VALUE, 8 * self.keys + 4 * begin, end - begin)
+
+    def ends(self) -> NDArray[np.int64]:
+        """(rows + 1,): the evidence of row `i` is from `ends[i]` to `ends[i + 1]`."""
+        with self.path.open("rb", buffering=0) as file:
+            return _read(file, _END, 12 * self.keys, self.rows + 1)
+
+    def values(self, begin: int, end: int) -> NDArray[np.uint32]:
+        """The evidence of all rows, from `begin` to `end`."""
+        with self.path.open("rb", buffering=0) as file:
+            return self._values(file, begin, end)
+
+    def evidence(self, row: int) -> NDArray[np.uint32]:
+        """The evidence of one row."""
+        with self.path.open("rb", buffering=0) as file:
+            begin, end = _read(file, _END, 12 * self.keys + 8 * row, 2).tolist()
+            return self._values(file, begin, end)
+
+    def _values(self, file: FileIO, begin: int, end: int) -> NDArray[np.uint32]:
+        return _read(file, _VALUE, 12 * self.keys + 8 * (self.rows + 1) + 4 * begin, end - begin)
+
+
+_KEY, _VALUE, _END = np.dtype(np.uint64), np.dtype(np.uint32), np.dtype(np.int64)
+
+
+def _read(file: FileIO, kind: np.dtype[Any], offset: int, count: int) -> NDArray[Any]:
+    return np.frombuffer(os.pread(file.fileno(), count * kind.itemsize, offset), kind)
 
 
 class RunWriter:
@@ -176,8 +216,8 @@ class RunWriter:
         counts = np.bincount(table["label"].to_numpy(), minlength=len(self._spellings)).astype(np.int64)
         run = Run(self._path, uri, self._unit, tuple(self._spellings), counts, columns, self._has_other_keys, starts)
         for number, (step, parts) in enumerate(self._features.items()):
-            run.features[step] = FeatureFiles(self._path.with_name(f"{self._path.stem}-{number}"))
-            run.features[step].write(parts)
+            path = self._path.with_name(f"{self._path.stem}-{number}.features")
+            run.features[step] = FeatureFile.write(path, parts)
         if "token labels" in columns:
             numbers = table["token labels"].combine_chunks().flatten().to_numpy()
             run.token_spellings = tuple(self._token_spellings)

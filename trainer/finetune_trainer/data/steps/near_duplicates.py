@@ -6,6 +6,7 @@ different runs. Of longer texts, the 1,024 runs with the smallest hashes are com
 0.016.
 """
 
+import functools
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from rensa import RMinHash
 
 from finetune_api.v1alpha1 import Spec
 
-from ..comparison import FeatureGroup
+from ..comparison import Comparison, FeatureGroup
 from ..formats import Example
 from ..hashes import mixed, window_hashes
 from ..pipeline import DataStep, Phase
@@ -100,8 +101,12 @@ def _shared(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> int:
     return int((one[places] == other).sum())
 
 
-def apply(parameters: Parameters, group: FeatureGroup) -> list[int]:
-    """Remove training rows that are similar to a held-out row or to an earlier training row of the group."""
+def apply(parameters: Parameters, compared: Comparison) -> NDArray[np.bool_]:
+    """Remove training rows that are similar to a held-out row or to an earlier training row."""
+    return compared.removed(functools.partial(_similar, parameters))
+
+
+def _similar(parameters: Parameters, group: FeatureGroup) -> list[int]:
     least = parameters.threshold - _TOLERANCE
     compared = [group.evidence(row) for row in group.rows[: min(group.held_out, _MOST_HELD_OUT)]]
     most = len(compared) + _MOST_TRAINING
