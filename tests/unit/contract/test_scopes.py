@@ -89,6 +89,7 @@ SPELLED_OUT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"checkpoint": {"maxLostWork": "10m"}}),
     ({"method": {"lora": {}}}, {"method": {"lora": {"rank": 16, "alpha": 32}}}),
     ({"method": {"lora": {"rank": 4}}}, {"method": {"lora": {"rank": 4, "alpha": 8}}}),
+    ({"method": {"lora": {}}}, {"method": {"lora": {"learningRateRatio": 1}}}),
     ({"workers": {"minNodes": 1}}, {"workers": {"minNodes": 1, "startTimeout": "5m"}}),
 ]
 

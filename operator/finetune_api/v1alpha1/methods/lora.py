@@ -51,5 +51,7 @@ class Lora(MethodBlock):
         return 2 * self.rank if self.alpha is None else self.alpha
 
     def without_fixed_defaults(self) -> Self:
-        """Without `alpha` where it is twice the rank."""
-        return self.model_copy(update={"alpha": None}) if self.alpha == 2 * self.rank else self
+        """Without `alpha` where it is twice the rank, and without a `learning_rate_ratio` of 1."""
+        alpha = None if self.alpha == 2 * self.rank else self.alpha
+        ratio = None if self.learning_rate_ratio == 1.0 else self.learning_rate_ratio
+        return self.model_copy(update={"alpha": alpha, "learning_rate_ratio": ratio})
