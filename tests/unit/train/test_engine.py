@@ -111,9 +111,12 @@ def test_the_optimizer_has_the_settings_of_the_job(name: str, kind: type) -> Non
     assert all(group.get("decoupled_weight_decay", True) for group in optimizer.param_groups)
 
 
-def test_the_matrices_b_of_lora_have_the_ratio_of_their_learning_rate_at_every_step() -> None:
+@pytest.mark.parametrize("targets", [{}, {"targets": ["q_proj", "embed_tokens"]}], ids=["linear", "embeddings"])
+def test_the_matrices_b_of_lora_have_the_ratio_of_their_learning_rate_at_every_step(targets: dict[str, Any]) -> None:
     config = train_config(
-        training={"weightDecay": 0.1}, method={"lora": {"learningRateRatio": 16}}, prepared={"task": Task.CAUSAL_LM}
+        training={"weightDecay": 0.1},
+        method={"lora": {"learningRateRatio": 16, **targets}},
+        prepared={"task": Task.CAUSAL_LM},
     )
     method, rate = config.spec.method, config.spec.training.learning_rate
     model = METHODS["lora"].apply(MODELS["llama"](1), method.block, TASKS[Task.CAUSAL_LM], seed=1)
@@ -121,7 +124,8 @@ def test_the_matrices_b_of_lora_have_the_ratio_of_their_learning_rate_at_every_s
     names = {parameter: name for name, parameter in model.named_parameters()}
     rates = {names[parameter]: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
-    assert rates == {name: 16 * rate if ".lora_B." in name else rate for name in trained}
+    factors = {"lora_A": 1, "lora_B": 16, "lora_embedding_A": 1, "lora_embedding_B": 16}
+    assert rates == {name: factors[name.split(".")[-3 + name.endswith("default")]] * rate for name in trained}
     assert len({*rates.values()}) == 2
     assert optimizer.param_groups[0]["lr"] == rate, "the logged rate is that of the job"
     schedule = LambdaLR(optimizer, lambda step: 1 / (1 + step))

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_MATRIX_B = re.compile(r"\.lora_(embedding_)?B\.")
+"""Part of PEFT's names of the matrices B."""
+
 @METHODS.register
 class LoraMethod(AdapterMethod[Lora]):
     """The update of an adapted matrix is the product of two small ones."""
@@ -57,6 +60,6 @@ class LoraMethod(AdapterMethod[Lora]):
         )
 
     def rate_factors(self, model: nn.Module, block: Lora) -> dict[str, float]:
-        """`learningRateRatio` for the matrices B."""
+        """`learningRateRatio` for the matrices B, also those of embeddings."""
         ratio = block.learning_rate_ratio or 1.0
-        return {} if ratio == 1.0 else {name: ratio for name, _ in model.named_parameters() if ".lora_B." in name}
+        return {} if ratio == 1.0 else {name: ratio for name, _ in model.named_parameters() if _MATRIX_B.search(name)}
