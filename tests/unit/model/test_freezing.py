@@ -10,6 +10,7 @@ import tiny_models
 from finetune_api.v1alpha1 import Dtype, Freeze, FullFineTune, Task
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
+from finetune_trainer.methods.layers import layer_depths
 from finetune_trainer.model.load import load_model
 from finetune_trainer.tasks import TASKS
 
@@ -53,6 +54,21 @@ def test_the_first_layers_and_the_embeddings_of_every_architecture_are_found(
     assert any("embed" in name or "wte" in name for name in tables)
     assert len(frozen - tables) >= 5
     assert not any(".1." in name for name in frozen)
+
+
+@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+def test_embeddings_have_the_lowest_learning_rate_in_every_architecture(
+    folder: Callable[[str], Path], family: str
+) -> None:
+    task = task_of(family)
+    model = load_model(folder(family), task=task, labels=("a", "b"), dtype=Dtype.FLOAT32, seed=1)
+    outside = {name: depth for name, depth in layer_depths(model).items() if not {"0", "1"} & {*name.split(".")}}
+    embeddings = {name for name in outside if any(part in name for part in ("embed_", "embeddings", "wte", "wpe"))}
+    assert outside == {name: 3 if name in embeddings - {"embed_out.weight"} else 0 for name in outside}
+    assert embeddings
+    assert (
+        METHODS["full"].frozen_parameters(folder(family), FullFineTune(layer_learning_rate_decay=0.5), TASKS[task]) == 0
+    )
 
 
 def test_an_output_matrix_that_is_tied_to_the_embeddings_is_frozen_with_them(folder: Callable[[str], Path]) -> None:

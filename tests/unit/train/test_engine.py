@@ -11,19 +11,27 @@ from transformers import (
     AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 from finetune_api.v1alpha1 import Task
+from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
+from finetune_trainer.methods.layers import layer_depths
 from finetune_trainer.tasks import TASKS
-from finetune_trainer.train.engine import make_optimizer
+from finetune_trainer.train.engine import make_optimizer, partitioned_models
 from train_configs import train_config
 
 TINY: dict[str, Any] = {"vocab_size": 16, "hidden_size": 8, "num_attention_heads": 2}
@@ -36,6 +44,23 @@ MODELS: dict[str, Callable[[int], Any]] = {
     ),
     "gpt2": lambda layers: GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=layers, n_head=2)),
     "llama": lambda layers: LlamaForCausalLM(LlamaConfig(**TINY, num_hidden_layers=layers, intermediate_size=8)),
+    "deberta-v2": lambda layers: DebertaV2ForSequenceClassification(
+        DebertaV2Config(
+            **TINY,
+            num_hidden_layers=layers,
+            intermediate_size=8,
+            pooler_hidden_size=8,
+            relative_attention=True,
+            norm_rel_ebd="layer_norm",
+            conv_kernel_size=3,
+        )
+    ),
+    "opt": lambda layers: OPTForCausalLM(
+        OPTConfig(**TINY, num_hidden_layers=layers, ffn_dim=8, word_embed_proj_dim=8, max_position_embeddings=16)
+    ),
+    "xlnet": lambda layers: XLNetForSequenceClassification(
+        XLNetConfig(vocab_size=16, d_model=8, n_layer=layers, n_head=2, d_inner=8)
+    ),
     "t5": lambda layers: T5ForConditionalGeneration(
         T5Config(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=layers)
     ),
@@ -69,8 +94,33 @@ DEPTHS: dict[str, dict[str, int]] = {
         "bert.pooler.dense.weight": 0,
         "classifier.weight": 0,
     },
-    "llama": {"model.embed_tokens.weight": 3, "model.layers.1.mlp.up_proj.weight": 1, "model.norm.weight": 0},
-    "gpt2": {"transformer.wpe.weight": 3, "transformer.h.0.ln_1.weight": 2, "transformer.ln_f.bias": 0},
+    "llama": {
+        "model.embed_tokens.weight": 3,
+        "model.layers.1.mlp.up_proj.weight": 1,
+        "model.norm.weight": 0,
+        "lm_head.weight": 0,
+    },
+    "gpt2": {
+        "transformer.wte.weight": 3,
+        "transformer.wpe.weight": 3,
+        "transformer.h.0.ln_1.weight": 2,
+        "transformer.ln_f.bias": 0,
+    },
+    "deberta-v2": {
+        "deberta.embeddings.LayerNorm.weight": 3,
+        "deberta.encoder.rel_embeddings.weight": 3,
+        "deberta.encoder.LayerNorm.weight": 3,
+        "deberta.encoder.layer.0.output.dense.bias": 2,
+        "deberta.encoder.conv.conv.weight": 2,
+        "deberta.encoder.layer.1.output.dense.bias": 1,
+        "pooler.dense.weight": 0,
+    },
+    "opt": {
+        "model.decoder.embed_tokens.weight": 3,
+        "model.decoder.embed_positions.weight": 3,
+        "model.decoder.layers.1.fc1.weight": 1,
+        "model.decoder.final_layer_norm.weight": 0,
+    },
 }
 """With two layers: name -> power of the decay."""
 
@@ -99,6 +149,28 @@ def test_the_learning_rate_decays_from_the_head_down(name: str) -> None:
     optimizer.step()
     schedule.step()
     assert schedule.get_last_lr() == pytest.approx([rate / 2 for rate in schedule.base_lrs])
+
+
+REFUSED: dict[str, str] = {
+    "albert": "AlbertForSequenceClassification has no list of transformer layers",
+    "t5": "T5ForConditionalGeneration has two lists of transformer layers",
+    "xlnet": "the order of the modules of XLNetForSequenceClassification is not known",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_of_which_the_order_of_modules_is_not_known_has_one_rate(name: str) -> None:
+    with pytest.raises(BadConfigError, match=f"layerLearningRateDecay must be absent, because {REFUSED[name]}"):
+        layer_depths(MODELS[name](2))
+
+
+def test_the_depths_are_the_same_while_zero_3_partitions_new_models() -> None:
+    model = MODELS["bert"](2)
+    expected = layer_depths(model)
+    state = torch.get_rng_state()
+    with partitioned_models(train_config(deepspeed={"zeroStage": 3})):
+        assert layer_depths(model) == expected
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("AdamW", torch.optim.AdamW), ("RAdam", torch.optim.RAdam)])

@@ -13,37 +13,52 @@ if TYPE_CHECKING:
 
 def transformer_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | None:
     """Return name and modules of the transformer layers; None if the model has no list of them (ALBERT shares one)."""
-    from torch import nn
-
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
+    lists = [(name, module) for name, module in _module_lists(model) if len(module) == count]
     return max(lists, key=lambda entry: sum(1 for _ in entry[1].parameters()), default=None)
 
 
 def layer_depths(model: PreTrainedModel) -> dict[str, int]:
-    """Return the depth of every parameter below the head: 0 for the head, 1 for the last of N layers, N for the first.
+    """Return the depth of every parameter: 0 for the head, 1 for the last of N layers, N for the first.
 
-    What a model defines before its layers has depth N + 1: the embeddings, also if an output matrix is tied to them.
-    Raises BadConfigError if the model has no list of layers.
+    A parameter outside the list of layers has the depth at which the forward pass first uses it: N + 1 before the first
+    layer (embeddings, also if an output matrix is tied to them), that of the layer before it between two layers, and 0
+    after the last layer. N + 1 if a text does not use it, such as an image encoder. Raises BadConfigError if the model
+    has no single list of layers, or if its forward pass cannot be followed.
     """
+    from .module_order import UnknownOrderError, first_uses
+
     found = transformer_layers(model)
     if found is None:
-        raise BadConfigError(
-            f"spec.method.full.layerLearningRateDecay must be absent, because {type(model).__name__} has no list of "
-            "transformer layers",
-            advice="remove it",
-        )
-    prefix, layers = f"{found[0]}.", found[1]
-    depths: dict[str, int] = {}
-    depth = len(layers) + 1
-    for name, _ in model.named_parameters():
+        raise _no_decay(f"{type(model).__name__} has no list of transformer layers")
+    if model.config.is_encoder_decoder:
+        raise _no_decay(f"{type(model).__name__} has two lists of transformer layers")
+    try:
+        used = first_uses(model, found[0])
+    except UnknownOrderError as error:
+        raise _no_decay(f"the order of the modules of {type(model).__name__} is not known ({error})") from error
+    prefix, count = f"{found[0]}.", len(found[1])
+    lists = tuple(f"{name}." for name, _ in _module_lists(model))
+    depths: dict[int, int] = {}
+    # An output matrix that is tied to the embeddings has their depth, also where its name comes first.
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         if name.startswith(prefix):
-            depths[name] = len(layers) - int(name.removeprefix(prefix).partition(".")[0])
-            depth = 0  # parameters after the layers belong to the head
+            depth = count - int(name.removeprefix(prefix).partition(".")[0])
         else:
-            depths[name] = depth
-    return depths
+            depth = used.get(name, count + 1)
+            if 0 < depth <= count and name.startswith(lists):
+                raise _no_decay(f"the layers of {type(model).__name__} are in several lists")
+        depths[id(parameter)] = max(depth, depths.get(id(parameter), 0))
+    return {name: depths[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+def _no_decay(reason: str) -> BadConfigError:
+    return BadConfigError(
+        f"spec.method.full.layerLearningRateDecay must be absent, because {reason}", advice="remove it"
+    )
+
+
+def _module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    from torch import nn
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
