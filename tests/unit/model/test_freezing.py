@@ -12,6 +12,7 @@ from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.layers import layer_depths
 from finetune_trainer.model.load import load_model
+from finetune_trainer.model.weights import plan_weights
 from finetune_trainer.tasks import TASKS
 
 FULL = METHODS["full"]
@@ -107,5 +108,10 @@ def test_a_block_that_does_not_fit_is_refused_in_the_prepare_stage(
 
 
 def test_a_new_head_cannot_be_frozen(folder: Callable[[str], Path]) -> None:
-    with pytest.raises(BadConfigError, match=r"must not freeze classifier\.bias, which the base model lacks"):
+    refusal = pytest.raises(BadConfigError, match=r"must not freeze classifier\.bias, which the base model lacks")
+    with refusal:
         frozen_in(folder("bert"), "bert", patterns=("classifier.*",))
+    task, block = Task.SEQUENCE_CLASSIFICATION, FullFineTune(freeze=Freeze(patterns=("*.bias",)))
+    new = plan_weights(folder("bert"), "bert", task).new
+    with refusal:
+        FULL.frozen_parameters(folder("bert"), block, TASKS[task], new)

@@ -89,7 +89,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     virtual_tokens = METHODS[spec.method.name].virtual_tokens(spec.method.block)
     facts = replace(
         completed_facts(facts, plan, spec.method.name, virtual_tokens),
-        frozen=METHODS[spec.method.name].frozen_parameters(model.path, spec.method.block, TASKS[task]),
+        frozen=METHODS[spec.method.name].frozen_parameters(model.path, spec.method.block, TASKS[task], plan.new),
     )
     if plan.embeddings is not None:
         check_special_tokens(tokenizer, plan.embeddings, spec.model.uri)
@@ -123,7 +123,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     )
     if plan.embeddings is not None and info.largest_token >= plan.embeddings:
         raise embedding_too_small(tokenizer, info.largest_token, plan.embeddings, spec.model.uri, "the data's token")
-    warnings = _model_warnings(config, plan, plan_weights(model.path, spec.model.uri, task, info.labels))
+    warnings = _model_warnings(config, plan, _labelled_plan(spec, model.path, task, info.labels))
     for text in (*info.remarks, *warnings):
         report.warn(text)
     packing, packing_note = choose_packing(config, info, facts.parameters)
@@ -249,6 +249,13 @@ def completed_facts(facts: ModelFacts, plan: WeightPlan, method: str, virtual_to
         )
     positions = min(limits) - virtual_tokens if limits else None
     return replace(facts, positions=positions, gradient_checkpointing=plan.gradient_checkpointing)
+
+
+def _labelled_plan(spec: Spec, folder: Path, task: Task, labels: tuple[str, ...]) -> WeightPlan:
+    """Raises BadConfigError if the labels of the data make a classifier new that the method would freeze."""
+    plan = plan_weights(folder, spec.model.uri, task, labels)
+    METHODS[spec.method.name].frozen_parameters(folder, spec.method.block, TASKS[task], plan.new)
+    return plan
 
 
 def _model_warnings(config: TrainerConfig, plan: WeightPlan, labelled: WeightPlan) -> tuple[str, ...]:

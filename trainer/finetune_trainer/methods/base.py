@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -112,12 +112,13 @@ class FineTuningMethod(ABC, Generic[Block]):
     def check(self, folder: Path, block: Block, task: TrainingTask) -> None:
         """Raise BadConfigError in the prepare stage where `apply` would, without loading weights."""
 
-    def frozen_parameters(self, folder: Path, block: Block, task: TrainingTask) -> int:
+    def frozen_parameters(self, folder: Path, block: Block, task: TrainingTask, new: Collection[str] = ()) -> int:
         """Number of the base model's parameters that the block excludes from a training of all parameters.
 
-        Raises BadConfigError in the prepare stage where `apply` would, without loading weights.
+        `new` names the parameters that the folder lacks. Raises BadConfigError in the prepare stage where `apply`
+        would, without loading weights.
         """
-        del folder, block, task
+        del folder, block, task, new
         return 0
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,7 +33,9 @@ class Full(FineTuningMethod[FullFineTune]):
         frozen = 0 if block.freeze is None else sizes.frozen
         return ParameterCounts(trained=max(0, sizes.parameters - frozen), added=0)
 
-    def frozen_parameters(self, folder: Path, block: FullFineTune, task: TrainingTask) -> int:
+    def frozen_parameters(
+        self, folder: Path, block: FullFineTune, task: TrainingTask, new: Collection[str] = ()
+    ) -> int:
         """Count them in a model on the meta device, where `layer_learning_rate_decay` is checked too."""
         has_rates = block.without_fixed_defaults().layer_learning_rate_decay is not None
         if block.freeze is None and not has_rates:
@@ -44,7 +47,8 @@ class Full(FineTuningMethod[FullFineTune]):
             skeleton = task.model_class.from_config(AutoConfig.from_pretrained(folder))
         if has_rates:
             layer_depths(skeleton)
-        frozen = frozen_names(skeleton, block.freeze) if block.freeze is not None else ()
+        frozen = frozen_names(skeleton, block.freeze) if block.freeze is not None else frozenset[str]()
+        _refuse_new(frozen, new)
         return sum(elements(value) for name, value in skeleton.named_parameters() if name in frozen)
 
     def apply(self, model: PreTrainedModel, block: FullFineTune, task: TrainingTask, *, seed: int) -> nn.Module:
@@ -53,11 +57,7 @@ class Full(FineTuningMethod[FullFineTune]):
         if block.freeze is None:
             return model
         frozen = frozen_names(model, block.freeze)
-        if drawn := sorted(frozen & getattr(model, "new_parameters", frozenset())):
-            raise BadConfigError(
-                f"{PATH} must not freeze {drawn[0]}, which the base model lacks and which is randomly initialized",
-                advice="narrow the pattern that matches it",
-            )
+        _refuse_new(frozen, getattr(model, "new_parameters", ()))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in frozen)
         return model
@@ -72,3 +72,11 @@ class Full(FineTuningMethod[FullFineTune]):
     def merged(self, model: nn.Module, weights: Any, *_: Any) -> Any:
         """What was trained."""
         return model, dict(weights)
+
+
+def _refuse_new(frozen: frozenset[str], new: Collection[str]) -> None:
+    if drawn := sorted(frozen.intersection(new)):
+        raise BadConfigError(
+            f"{PATH} must not freeze {drawn[0]}, which the base model lacks and which is randomly initialized",
+            advice="narrow the pattern that matches it",
+        )
