@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Freeze, FullFineTune, Lora, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Freeze, FullFineTune, Lora, OptimizerName, Task
 from finetune_trainer.data.prepare import lighter_methods
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
+from finetune_trainer.methods.counts import ActivationCounts
 from finetune_trainer.model.estimate import (
     PROCESS_BYTES,
     UPLOADER_BYTES,
@@ -25,7 +26,10 @@ BILLION = ModelFacts(
     is_encoder_decoder=False,
     parameters=10**9,
     largest_parameter=10**8,
-    linear=(("model.layers.0.self_attn.q_proj.weight", 4096), ("model.layers.0.mlp.up_proj.weight", 8192)),
+    linear=(
+        ("model.layers.0.self_attn.q_proj.weight", (2048, 2048)),
+        ("model.layers.0.mlp.up_proj.weight", (6144, 2048)),
+    ),
     hidden_size=0,
     layers=0,
     vocabulary=0,
@@ -106,6 +110,30 @@ def test_frozen_parameters_need_no_optimizer_state():
     # Gradient, fp32 copy, two moments, and the copy of all three for a save.
     whole, partly = (process_bytes(shape(facts=facts, nodes=1, trained=each), 2) for each in (10**9, trained))
     assert whole - partly == (4 + 12 + 12) * facts.frozen
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained", "largest", "elements"),
+    [
+        (0, 10**9, 10**8, 10**8),
+        (0, 10**6, 10**8, 10**6),
+        (1, 10**9, 10**8, 10**9 // 4),
+        (2, 10**9, 10**8, 10**9 // 4),
+        (3, 10**6, 10**8, 10**6 // 4),
+    ],
+)
+def test_radam_needs_twenty_bytes_for_each_element_that_it_steps_at_once(stage, trained, largest, elements):
+    facts = replace(BILLION, largest_parameter=largest)
+    adamw = shape(facts=facts, nodes=4, trained=trained, dtype=Dtype.FLOAT32)
+    radam = replace(adamw, optimizer=OptimizerName.RADAM)
+    assert process_bytes(radam, stage) - process_bytes(adamw, stage) == 20 * elements
+
+
+@pytest.mark.parametrize(("checkpointed", "layers"), [(True, 1), (False, 4)])
+def test_modules_of_the_method_add_to_the_activations_of_each_kept_layer(checkpointed, layers):
+    plain = shape(facts=replace(BILLION, layers=4), gradient_checkpointing=checkpointed)
+    adapted = replace(plain, activations=ActivationCounts(kept=4 * 500, temporary=70))
+    assert process_bytes(adapted, 2) - process_bytes(plain, 2) == 2 * (4 * 1024 * 500 * layers + 70)
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():

@@ -46,7 +46,7 @@ def test_sizes_are_read_only_from_headers(folder):
     facts = inspect_model(folder, URI)
     assert facts.parameters == 300 * 8 + 16 * 8 + 8
     assert facts.largest_parameter == 300 * 8
-    assert facts.linear == (("model.layers.0.mlp.up_proj.weight", 24),)
+    assert facts.linear == (("model.layers.0.mlp.up_proj.weight", (16, 8)),)
     assert (facts.hidden_size, facts.layers, facts.vocabulary, facts.positions) == (8, 1, 300, 512)
 
 

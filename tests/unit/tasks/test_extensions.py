@@ -147,7 +147,7 @@ def test_lighter_methods_fit_task_and_formats_and_the_one_that_trains_most_comes
         is_encoder_decoder=False,
         parameters=10**6,
         largest_parameter=10**5,
-        linear=(("encoder.layer.0.attention.self.query.weight", 512),),
+        linear=(("encoder.layer.0.attention.self.query.weight", (256, 256)),),
         hidden_size=256,
         layers=1,
         vocabulary=300,

@@ -287,6 +287,8 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
         method=spec.method.name,
         trained=trained,
         added=added,
+        optimizer=spec.training.optimizer.name,
+        activations=METHODS[spec.method.name].activations(facts, spec.method.block),
         zero_stages=spec.method.block.support.zero_stages,
         lighter_methods=lighter_methods(
             facts, trained, task, spec.output.formats, gradient_checkpointing=spec.training.gradient_checkpointing

@@ -11,6 +11,7 @@ from finetune_api.v1alpha1 import MethodBlock
 
 from ..registry import Registry
 from ..tasks import TrainingTask
+from .counts import ActivationCounts
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +38,8 @@ class ModelSizes(Protocol):
         ...
 
     @property
-    def linear(self) -> tuple[tuple[str, int], ...]:
-        """Name and rows + columns of every matrix but embeddings and heads."""
+    def linear(self) -> tuple[tuple[str, tuple[int, int]], ...]:
+        """Name, and rows and columns, of every matrix but embeddings and heads."""
         ...
 
     @property
@@ -103,6 +104,11 @@ class FineTuningMethod(ABC, Generic[Block]):
     @abstractmethod
     def parameters(self, sizes: ModelSizes, block: Block) -> ParameterCounts:
         """Estimated before anything is loaded."""
+
+    def activations(self, sizes: ModelSizes, block: Block) -> ActivationCounts:
+        """Estimated before anything is loaded."""
+        del sizes, block
+        return ActivationCounts()
 
     def virtual_tokens(self, block: Block) -> int:
         """Positions of every row that the method takes for itself: the model's limit on the tokens of a row falls."""

@@ -32,8 +32,8 @@ class Ia3Method(AdapterMethod[Ia3]):
         few thousandths of the model.
         """
         trained = sum(
-            size
-            for name, size in sizes.linear
+            sum(shape)
+            for name, shape in sizes.linear
             if block.targets is None or any(part in block.targets for part in name.split("."))
         )
         return ParameterCounts(trained=trained, added=trained)

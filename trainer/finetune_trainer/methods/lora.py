@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.v1alpha1 import Lora
@@ -11,13 +12,14 @@ from finetune_api.v1alpha1.methods.lora import LoraVariant
 from ..tasks import TrainingTask
 from .adapters import AdapterMethod
 from .base import METHODS, ModelSizes, ParameterCounts
+from .counts import ActivationCounts
 
 if TYPE_CHECKING:
     from torch import nn
 
-
 _MATRIX_B = re.compile(r"\.lora_(embedding_)?B\.")
 """Part of PEFT's names of the matrices B."""
+
 
 @METHODS.register
 class LoraMethod(AdapterMethod[Lora]):
@@ -34,13 +36,23 @@ class LoraMethod(AdapterMethod[Lora]):
 
         Which axis of a matrix has its outputs depends on the architecture, so that both are counted.
         """
-        chosen = (
-            size
-            for name, size in sizes.linear
-            if block.targets is None or any(part in block.targets for part in name.split("."))
-        )
-        trained = (block.rank + (block.variant is LoraVariant.DORA)) * sum(chosen)
+        trained = (block.rank + (block.variant is LoraVariant.DORA)) * sum(map(sum, _adapted_matrices(sizes, block)))
         return ParameterCounts(trained=trained, added=trained)
+
+    def activations(self, sizes: ModelSizes, block: Lora) -> ActivationCounts:
+        """DoRA keeps two results for each output of an adapted matrix, dropout the mask and the result of each input.
+
+        For each matrix in turn, DoRA computes the update of the whole matrix (from an identity matrix), its multiple
+        and its sum with the base matrix. Which axis of a matrix has its outputs depends on the architecture, but is the
+        same for all, so that the larger sum is counted.
+        """
+        matrices = _adapted_matrices(sizes, block)
+        width = max((sum(axis) for axis in zip(*matrices, strict=True)), default=0)
+        is_dora = block.variant is LoraVariant.DORA
+        return ActivationCounts(
+            kept=2 * width * (is_dora + (block.dropout > 0)),
+            temporary=max((max(shape) ** 2 + 3 * prod(shape) for shape in matrices), default=0) if is_dora else 0,
+        )
 
     def peft_config(self, block: Lora, task: TrainingTask, trained_whole: tuple[str, ...]) -> Any:
         """`LoraConfig`."""
@@ -63,3 +75,11 @@ class LoraMethod(AdapterMethod[Lora]):
         """`learningRateRatio` for the matrices B, also those of embeddings."""
         ratio = block.learning_rate_ratio or 1.0
         return {} if ratio == 1.0 else {name: ratio for name, _ in model.named_parameters() if _MATRIX_B.search(name)}
+
+
+def _adapted_matrices(sizes: ModelSizes, block: Lora) -> list[tuple[int, int]]:
+    return [
+        shape
+        for name, shape in sizes.linear
+        if block.targets is None or any(part in block.targets for part in name.split("."))
+    ]

@@ -8,7 +8,11 @@ a time and prefetches the next, so that twice the size of the largest one is add
 
 Activations of a transformer layer take 17b bytes per token and hidden unit (Korthikanti et al. 2022, arXiv 2205.05198,
 equation 1 without the attention matrix, which sdpa does not keep). With gradient checkpointing, the activations of one
-layer and the inputs of all others are kept. A language model adds its logits, their gradient and the softmax in fp32.
+layer and the inputs of all others are kept. A language model adds its logits, their gradient and the softmax in fp32,
+and the modules of some methods add values of their own.
+
+RAdam, which torch does not fuse, allocates temporary tensors of 20 bytes for each element of the tensor that it steps
+(measured from its sixth step on). Memory of activations is not always returned to the system before, so it is added.
 
 At any stage, a save copies 12T/N bytes into a buffer, which is kept; the uploader process stores them.
 """
@@ -19,9 +23,10 @@ from math import gcd
 
 from finetune_api.rules import lowest_zero_stage
 from finetune_api.support import ZERO_STAGES
-from finetune_api.v1alpha1 import Dtype, Offload
+from finetune_api.v1alpha1 import Dtype, Offload, OptimizerName
 
 from ..errors import BadConfigError
+from ..methods.counts import ActivationCounts
 from .inspect import ModelFacts
 
 PROCESS_BYTES = 12 * 2**30 // 10
@@ -32,6 +37,9 @@ UPLOADER_BYTES = 64 * 2**20
 """The process that stores snapshots: Python with boto3, numpy and pydantic, 54 MiB measured. The whole estimate for
 MiniLM (22.7 M parameters, Float32, one CPU process, 8 x 128 tokens) is 2 % above the measured peak, at stage 0 and at
 stage 2. A fifth of that peak is pages of libraries, which the kernel may reclaim."""
+
+STEP_BYTES: dict[OptimizerName, int] = {OptimizerName.ADAMW: 0, OptimizerName.RADAM: 20}
+"""Temporary bytes for each element of the tensor that the optimizer steps; AdamW is fused."""
 
 _MAX_NODES = 512
 _GIB = 2**30
@@ -66,6 +74,9 @@ class TrainingShape:
     """ZeRO stages that the method supports."""
     lighter_methods: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Other methods for this task that train fewer parameters: `trained` and `added`, with their default settings."""
+    optimizer: OptimizerName = OptimizerName.ADAMW
+    activations: ActivationCounts = field(default_factory=ActivationCounts)
+    """What the method adds to the activations of the base model."""
     is_fewest: bool = False
     """`nodes` is spec.workers.minNodes, the smallest number of nodes that the training may run on."""
 
@@ -96,15 +107,18 @@ def _state_bytes(shape: TrainingShape, zero_stage: int) -> int:
     # Gradients are accumulated in 32 bit, regardless of the type of the backward pass.
     parameters, gradients = value * base, 4 * shape.trained
     optimizer = (12 if zero_stage else 8) * shape.trained
+    # A process steps its share as one tensor, at stage 0 one parameter after the other.
+    stepped = min(shape.trained, shape.facts.largest_parameter)
     gathered = 0
     if zero_stage >= 1:
         optimizer //= shape.world
+        stepped = shape.trained // shape.world
     if zero_stage >= 2:
         gradients //= shape.world
     if zero_stage >= 3:
         parameters //= shape.world
         gathered = 2 * value * shape.facts.largest_parameter
-    return parameters + gradients + optimizer + gathered
+    return parameters + gradients + optimizer + STEP_BYTES[shape.optimizer] * stepped + gathered
 
 
 def _activation_bytes(shape: TrainingShape) -> int:
@@ -114,7 +128,12 @@ def _activation_bytes(shape: TrainingShape) -> int:
     kept = 17 * value * hidden
     held = layers * value * hidden + kept if shape.gradient_checkpointing else layers * kept
     logits = 12 * tokens * shape.facts.vocabulary if shape.has_token_logits else 0
-    return held + logits + _mask_bytes(shape)
+    return held + logits + _mask_bytes(shape) + value * _method_values(shape, tokens)
+
+
+def _method_values(shape: TrainingShape, tokens: int) -> int:
+    layers = max(1, shape.facts.layers) if shape.gradient_checkpointing else 1
+    return tokens * (shape.activations.kept // layers) + shape.activations.temporary
 
 
 def _mask_bytes(shape: TrainingShape) -> int:

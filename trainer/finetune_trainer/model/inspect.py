@@ -42,8 +42,8 @@ class ModelFacts:
     parameters: int
     largest_parameter: int
     """Elements of the largest tensor, most often the embeddings."""
-    linear: tuple[tuple[str, int], ...]
-    """Name and rows + columns of every matrix that LoRA may adapt: all but embeddings and heads."""
+    linear: tuple[tuple[str, tuple[int, int]], ...]
+    """Name, and rows and columns, of every matrix that LoRA may adapt: all but embeddings and heads."""
     hidden_size: int
     layers: int
     vocabulary: int
@@ -82,7 +82,7 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
         is_encoder_decoder=bool(config.get("is_encoder_decoder")),
         parameters=sum(sizes),
         largest_parameter=max(sizes, default=0),
-        linear=tuple((name, sum(shape)) for name, shape in shapes.items() if _is_linear(name, shape)),
+        linear=tuple((name, (shape[0], shape[1])) for name, shape in shapes.items() if _is_linear(name, shape)),
         hidden_size=_first(text, *_HIDDEN_SIZE) or 0,
         layers=_first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0,
         vocabulary=_first(text, "vocab_size") or 0,
