@@ -32,7 +32,7 @@ def test_a_deleted_job_ends_its_pods_in_their_grace_period_and_its_successor_sta
     setup: TrainingSetup,
 ) -> None:
     """The pod objects of the first job still exist, like slowly terminating pods, while the second one trains."""
-    setup.kubectl.apply(setup.long_job("twice"))
+    setup.kubectl.apply(setup.long_job("twice", training={"epochs": 1000}))  # never completes before it is deleted
     old = setup.until_saved("twice")
     old_pods = setup.pods_of("twice-r1-train-a1")
     with kept_with_finalizers(setup, "twice-r1-train-a1"):
