@@ -239,7 +239,7 @@ def _placement(config: TrainerConfig, defaults: PodDefaults = _NO_DEFAULTS) -> _
     own: StagePod = getattr(stages, name, None) or StagePod()
     if config.stage is Stage.POLL:
         own = own.model_copy(update={"resources": Resources()})
-    own_defaults: StageDefaults = getattr(defaults, name)
+    own_defaults: StageDefaults = getattr(defaults, name, None) or StageDefaults()
     if not config.world.gpus:
         return _Placement(filled(own, own_defaults))
     # Its other defaults are for nodes without GPUs.
