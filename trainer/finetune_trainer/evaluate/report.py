@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_text, number_text, share_text
@@ -22,6 +22,7 @@ from .charts import LINE_COLOURS, Series, histogram, line_chart
 from .configuration import spec_document, yaml_text
 from .confusion_table import confusion_table
 from .data_section import DataSection
+from .pages import page_environment
 from .records import Evaluation
 from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
 from .training_log import TrainingLog
@@ -99,19 +100,9 @@ def render_report(inputs: ReportInputs) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader(__package__, "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(
-        count=formatting.count_text,
-        size=formatting.size_text,
-        duration=formatting.duration_text,
         time=formatting.time_text,
-        digest=formatting.short_digest,
         number=number_text,
         percent=share_text,
         metric_name=metric_name,

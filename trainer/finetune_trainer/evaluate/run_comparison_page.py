@@ -6,14 +6,13 @@ would interpret other texts as formulas.
 
 from collections.abc import Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from finetune_api.comparison import metric_name, metric_text
 from finetune_api.v1alpha1 import METRIC_SUPPORT, Metric
 
-from . import formatting
 from .charts import Series, line_chart
+from .pages import page_environment
 from .run_comparison import RunComparison, RunSummary, curve_title
 
 _COLOURS = ("blue", "orange", "green", "red")
@@ -22,24 +21,15 @@ _SHARES = frozenset(f"eval_{metric.key}" for metric in Metric if METRIC_SUPPORT[
 
 def render_comparison(comparison: RunComparison) -> str:
     """The HTML page as text."""
-    environment = Environment(
-        loader=PackageLoader(__package__, "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=formatting.count_text,
-        size=formatting.size_text,
-        duration=formatting.duration_text,
-        digest=formatting.short_digest,
-    )
-    return environment.get_template("comparison.html.j2").render(
-        comparison=comparison,
-        charts=[(curve_title(name), _chart(name, comparison.runs)) for name in comparison.curves],
-        metrics=[(metric_name(Metric(name)), name) for name in comparison.metrics],
-        text=lambda name, value: metric_text(Metric(name), value),
+    return (
+        page_environment()
+        .get_template("comparison.html.j2")
+        .render(
+            comparison=comparison,
+            charts=[(curve_title(name), _chart(name, comparison.runs)) for name in comparison.curves],
+            metrics=[(metric_name(Metric(name)), name) for name in comparison.metrics],
+            text=lambda name, value: metric_text(Metric(name), value),
+        )
     )
 
 
