@@ -116,7 +116,9 @@ def test_a_job_waits_in_its_queue_and_continues_after_an_eviction(admin: Path, n
 
         await admit(world, "queued-r1-train-a1")
         await job.until(is_training)
-        await job.until(lambda status: status.run.attempts[-1].admitted_time is not None)
+        # An attempt that is evicted before a pod has run waits in the queue again.
+        await job.until(lambda status: status.run.attempts[-1].running_time is not None)
+        assert job.last.status.run.attempts[-1].admitted_time is not None
         await admit(world, "queued-r1-train-a1", suspend=True)
         status = await job.until(lambda status: status.run.attempts[-1].number == 2)
         world.kubelet.scripts["queued"] = succeed
