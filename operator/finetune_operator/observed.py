@@ -91,8 +91,8 @@ class ObservedPod:
 
 
 @dataclass(frozen=True)
-class ObservedStage:
-    """The Job of one attempt at one stage, with its pods."""
+class ObservedAttempt:
+    """The Job of one attempt at a stage, with its pods."""
 
     stage: Stage
     run: int
@@ -165,11 +165,11 @@ class ObservedStage:
 class Observed:
     """All children of a job, oldest first."""
 
-    stages: tuple[ObservedStage, ...]
+    attempts: tuple[ObservedAttempt, ...]
     """Jobs of attempts."""
     orphans: tuple[str, ...] = ()
     """Names of deleted Jobs with running pods, which may be saving a checkpoint."""
-    polls: tuple[ObservedStage, ...] = ()
+    polls: tuple[ObservedAttempt, ...] = ()
     """Jobs of polls, which are no attempts of a run."""
 
     @classmethod
@@ -178,7 +178,7 @@ class Observed:
     ) -> "Observed":
         """Build the snapshot. Jobs of another owner, such as a deleted job of the same name, are ignored.
 
-        Without `now` no stage is considered lost.
+        Without `now` no attempt is considered lost.
         """
         jobs = list(jobs)
         present = {job["metadata"]["uid"] for job in jobs}
@@ -192,20 +192,20 @@ class Observed:
             elif not pod.ended and not (now and is_overdue(pod, now)):
                 orphans.add(manifest["metadata"]["labels"][constants.LABEL_JOB_NAME])
         ours = (job for job in jobs if controller_uid(job) == owner_uid)
-        found = [_stage(job, pods_by_job.get(job["metadata"]["uid"], []), now) for job in ours]
-        found.sort(key=lambda stage: stage.order)
-        attempts = tuple(stage for stage in found if STAGES[stage.stage].is_part_of_run)
-        polls = tuple(stage for stage in found if stage.stage is Stage.POLL)
+        found = [_attempt(job, pods_by_job.get(job["metadata"]["uid"], []), now) for job in ours]
+        found.sort(key=lambda child: child.order)
+        attempts = tuple(child for child in found if STAGES[child.stage].is_part_of_run)
+        polls = tuple(child for child in found if child.stage is Stage.POLL)
         return cls(attempts, tuple(sorted(orphans)), polls)
 
-    def of_run(self, run: int) -> tuple[ObservedStage, ...]:
+    def of_run(self, run: int) -> tuple[ObservedAttempt, ...]:
         """The children of one run, oldest first."""
-        return tuple(stage for stage in self.stages if stage.run == run)
+        return tuple(child for child in self.attempts if child.run == run)
 
     @property
-    def active(self) -> tuple[ObservedStage, ...]:
+    def active(self) -> tuple[ObservedAttempt, ...]:
         """Children that may be running."""
-        return tuple(stage for stage in self.stages if stage.active)
+        return tuple(child for child in self.attempts if child.active)
 
     @property
     def is_queued(self) -> bool:
@@ -214,9 +214,9 @@ class Observed:
         return bool(self.active) and all(child.is_queued and child.queue for child in self.active)
 
     @property
-    def lost(self) -> tuple[ObservedStage, ...]:
+    def lost(self) -> tuple[ObservedAttempt, ...]:
         """Children that were given up and are not being deleted."""
-        return tuple(stage for stage in self.stages if stage.lost and not stage.deleting)
+        return tuple(child for child in self.attempts if child.lost and not child.deleting)
 
 
 def is_overdue(pod: ObservedPod, now: datetime) -> bool:
@@ -234,11 +234,11 @@ def _terminal(job: Manifest) -> dict[str, str]:
     return {kind: since for kind, since in true_conditions(job).items() if kind in {"Complete", "Failed"}}
 
 
-def _stage(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> ObservedStage:
+def _attempt(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> ObservedAttempt:
     metadata, spec = job["metadata"], job.get("spec", {})
     terminal = _terminal(job)
     labels, annotations = metadata["labels"], metadata.get("annotations", {})
-    return ObservedStage(
+    return ObservedAttempt(
         stage=Stage(labels[constants.LABEL_STAGE]),
         run=int(labels[constants.LABEL_RUN]),
         attempt=int(labels[constants.LABEL_ATTEMPT]),

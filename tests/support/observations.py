@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune_api.constants import Stage
-from finetune_operator.observed import ObservedPod, ObservedStage
+from finetune_operator.observed import ObservedAttempt, ObservedPod
 
 STAMP = "2026-01-01T12:00:00Z"
 """Creation time of everything, and end time of everything that has ended."""
@@ -25,7 +25,7 @@ def make_pod(index: int = 0, exit_code: int | None = None, **fields: Any) -> Obs
     return ObservedPod(**(defaults | fields))
 
 
-def make_stage(stage: Stage = Stage.TRAIN, attempt: int = 1, ended: str = "", **fields: Any) -> ObservedStage:
+def make_stage(stage: Stage = Stage.TRAIN, attempt: int = 1, ended: str = "", **fields: Any) -> ObservedAttempt:
     """A stage that is running, or that has the terminal condition `ended`."""
     defaults: dict[str, Any] = {
         "stage": stage,
@@ -40,4 +40,4 @@ def make_stage(stage: Stage = Stage.TRAIN, attempt: int = 1, ended: str = "", **
         "deleting": False,
         "pods": (),
     }
-    return ObservedStage(**(defaults | fields))
+    return ObservedAttempt(**(defaults | fields))

@@ -16,7 +16,7 @@ from finetune_api.exit_codes import (
 )
 from finetune_api.v1alpha1 import FailureStatus
 
-from ..observed import ObservedPod, ObservedStage
+from ..observed import ObservedAttempt, ObservedPod
 
 _SIGTERM_EXIT = 143
 _BYSTANDER_EXITS = frozenset({int(ExitCode.STOPPED), _SIGTERM_EXIT})
@@ -53,20 +53,20 @@ class Failure:
     """Whether a kubelet rejected its pod."""
 
 
-def detect_disruption(stage: ObservedStage) -> FailureStatus | None:
+def detect_disruption(child: ObservedAttempt) -> FailureStatus | None:
     """Return a deleted or evicted pod of a running stage; None if there is none.
 
     It must be recorded while it exists: when the pods have ended, they may be removed without a trace of the cause.
     """
-    if stage.failing or stage.deleting or stage.suspended:
+    if child.failing or child.deleting or child.suspended:
         return None  # the deletion of pods is a consequence of the failure or the stop
-    pod = next((pod for pod in stage.pods if pod.due_at), None)
+    pod = next((pod for pod in child.pods if pod.due_at), None)
     if pod is None:
         return None
     return FailureStatus(
         failure_class="Disrupted" if pod.disrupted else "PodDeleted",
-        stage=str(stage.stage),
-        attempt=stage.attempt,
+        stage=str(child.stage),
+        attempt=child.attempt,
         pod=pod.name,
         node=pod.node,
         message=f"{pod.name} was {'evicted' if pod.disrupted else 'deleted'}, so the other pods are stopped",
@@ -74,40 +74,40 @@ def detect_disruption(stage: ObservedStage) -> FailureStatus | None:
     )
 
 
-def classify_failure(stage: ObservedStage, detected: FailureStatus | None = None) -> Failure:
+def classify_failure(child: ObservedAttempt, detected: FailureStatus | None = None) -> Failure:
     """Classify a failed attempt by its most severe pod: permanent, then disruption, then retryable.
 
     Among pods of the same class, the one that ended first is the cause. The others were stopped, or lost their peer
     during a collective. `detected` is the disruption that was detected while the stage was running; it is used if no
     pod is left.
     """
-    failed = [pod for pod in stage.pods if pod.exit_code]
-    if stage.lost:
-        return _lost(stage)
+    failed = [pod for pod in child.pods if pod.exit_code]
+    if child.lost:
+        return _lost(child)
     permanent = any(_class_of(pod) is RetryClass.PERMANENT for pod in failed)
-    refused = next((pod for pod in stage.pods if pod.is_overusing or pod.is_rejected), None)
+    refused = next((pod for pod in child.pods if pod.is_overusing or pod.is_rejected), None)
     if refused is not None and not permanent:
-        return _refused(stage, refused)
+        return _refused(child, refused)
     if not failed:
-        evicted = next((pod for pod in stage.pods if pod.kubelet_reason), None)
-        return _without_pods(stage, detected) if evicted is None else _refused(stage, evicted)
+        evicted = next((pod for pod in child.pods if pod.kubelet_reason), None)
+        return _without_pods(child, detected) if evicted is None else _refused(child, evicted)
     culprits = [pod for pod in failed if pod.exit_code not in _BYSTANDER_EXITS] or failed
     first = min(culprits, key=lambda pod: (_class_of(pod), pod.finished_at, pod.index))
     if _class_of(first) is not RetryClass.PERMANENT:
-        disrupted_pods = (pod for pod in stage.pods if pod.kubelet_reason or (pod.exit_code and pod.disrupted))
+        disrupted_pods = (pod for pod in child.pods if pod.kubelet_reason or (pod.exit_code and pod.disrupted))
         disrupted = next(disrupted_pods, None)
         first = disrupted or _first_of(culprits)
         if first.kubelet_reason:
-            return _refused(stage, first)
+            return _refused(child, first)
     code = first.exit_code or 0
-    status = _status(stage, first, code)
-    if code in _BYSTANDER_EXITS and (gone := _deleted(stage)):
+    status = _status(child, first, code)
+    if code in _BYSTANDER_EXITS and (gone := _deleted(child)):
         message = f"{gone} was deleted, so the other pods were stopped: {status.message}"
         status = status.model_copy(update={"failure_class": "PodDeleted", "pod": gone, "node": "", "message": message})
     return Failure(_class_of(first), code, status)
 
 
-def _refused(stage: ObservedStage, pod: ObservedPod) -> Failure:
+def _refused(child: ObservedAttempt, pod: ObservedPod) -> Failure:
     """Classify a pod that the kubelet ended or rejected, with the message of the kubelet.
 
     It is a disruption, unless the pod was evicted because of its own resource usage, which the next pod would repeat.
@@ -120,13 +120,13 @@ def _refused(stage: ObservedStage, pod: ObservedPod) -> Failure:
         lines += [line for line in (pod.message.error, *pod.message.last_lines) if line]
     status = FailureStatus(
         failure_class=pod.kubelet_reason,
-        stage=str(stage.stage),
-        attempt=stage.attempt,
+        stage=str(child.stage),
+        attempt=child.attempt,
         pod=pod.name,
         node=pod.node,
         exit_code=code,
         message="\n".join(lines)[:4096],
-        advice=_refusal_advice(stage.stage, pod),
+        advice=_refusal_advice(child.stage, pod),
     )
     kind = RetryClass.RETRYABLE if pod.is_overusing else RetryClass.DISRUPTION
     return Failure(kind, code, status, never_ran=pod.is_rejected)
@@ -157,10 +157,10 @@ def _first_of(culprits: list[ObservedPod]) -> ObservedPod:
     return next((pod for pod in causes if datetime.fromisoformat(pod.finished_at) <= latest), first)
 
 
-def _deleted(stage: ObservedStage) -> str:
+def _deleted(child: ObservedAttempt) -> str:
     """Return the host name of a missing pod. Only deleted pods are missing: pods that ended by themselves are kept."""
-    present = {pod.index for pod in stage.pods}
-    return next((f"{stage.job_name}-{index}" for index in range(stage.expected_pods) if index not in present), "")
+    present = {pod.index for pod in child.pods}
+    return next((f"{child.job_name}-{index}" for index in range(child.expected_pods) if index not in present), "")
 
 
 def _class_of(pod: ObservedPod) -> RetryClass:
@@ -168,28 +168,28 @@ def _class_of(pod: ObservedPod) -> RetryClass:
     return RetryClass.DISRUPTION if is_free else retry_class(pod.exit_code or 0)
 
 
-def _without_pods(stage: ObservedStage, detected: FailureStatus | None) -> Failure:
+def _without_pods(child: ObservedAttempt, detected: FailureStatus | None) -> Failure:
     """Classify a failed Job without pods: they were removed, which the training did not cause."""
-    if detected is not None and (detected.stage, detected.attempt) == (stage.stage, stage.attempt):
+    if detected is not None and (detected.stage, detected.attempt) == (child.stage, child.attempt):
         return Failure(RetryClass.DISRUPTION, 0, detected)
     status = FailureStatus(
         failure_class="Lost",
-        stage=str(stage.stage),
-        attempt=stage.attempt,
-        message=f"{stage.job_name} failed and its pods are gone",
+        stage=str(child.stage),
+        attempt=child.attempt,
+        message=f"{child.job_name} failed and its pods are gone",
         advice=_NO_ACTION,
     )
     return Failure(RetryClass.DISRUPTION, 0, status)
 
 
-def _lost(stage: ObservedStage) -> Failure:
+def _lost(child: ObservedAttempt) -> Failure:
     """Classify the loss of a node. Whether and how its pod ended is unknown."""
-    pod = next(pod for pod in stage.pods if pod.due_at and not pod.ended)
+    pod = next(pod for pod in child.pods if pod.due_at and not pod.ended)
     node = pod.node or "(unknown)"
     status = FailureStatus(
         failure_class="NodeLost",
-        stage=str(stage.stage),
-        attempt=stage.attempt,
+        stage=str(child.stage),
+        attempt=child.attempt,
         pod=pod.name,
         node=pod.node,
         message=f"{pod.name} should have terminated by {pod.due_at}, but node {node} does not respond",
@@ -198,7 +198,7 @@ def _lost(stage: ObservedStage) -> Failure:
     return Failure(RetryClass.DISRUPTION, 0, status)
 
 
-def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
+def _status(child: ObservedAttempt, pod: ObservedPod, code: int) -> FailureStatus:
     message = pod.message
     if message is not None:
         lines = [message.error, *message.last_lines]
@@ -207,14 +207,14 @@ def _status(stage: ObservedStage, pod: ObservedPod, code: int) -> FailureStatus:
     name = name_of(ExitCode.OUT_OF_MEMORY if pod.out_of_memory else code)
     return FailureStatus(
         failure_class="Disrupted" if pod.disrupted else name,
-        stage=str(stage.stage),
-        attempt=stage.attempt,
+        stage=str(child.stage),
+        attempt=child.attempt,
         rank=message.rank if message else None,
         pod=pod.name,
         node=pod.node,
         exit_code=code,
         message="\n".join(lines).strip()[:4096],
-        advice=((message.advice if message else "") or _advice(stage.stage, pod, code))[:1024],
+        advice=((message.advice if message else "") or _advice(child.stage, pod, code))[:1024],
     )
 
 

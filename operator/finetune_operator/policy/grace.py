@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from finetune_api.v1alpha1 import Status
 
-from ..observed import ObservedStage
+from ..observed import ObservedAttempt
 from ..settings import GraceLimits
 
 _SAVES = 2.0
@@ -31,15 +31,15 @@ def grace_seconds(status: Status, limits: GraceLimits) -> int:
     return max(limits.least_seconds, min(limits.most_seconds, _needed(status) or 0))
 
 
-def stop_safety(status: Status, stage: ObservedStage, limits: GraceLimits) -> StopSafety | None:
+def stop_safety(status: Status, child: ObservedAttempt, limits: GraceLimits) -> StopSafety | None:
     """Return whether a running attempt can be stopped safely; None until a save has been measured."""
-    needed, given = _needed(status), stage.grace_seconds
+    needed, given = _needed(status), child.grace_seconds
     if needed is None:
         return None
     needs = f"saving a checkpoint after SIGTERM takes about {needed} s in total"
     if needed <= given:
         return StopSafety(True, f"{needs}, and the grace period of the pods is {given} s")
-    problem = f"{needs}, but the grace period of the pods of attempt {stage.attempt} is {given} s: an eviction loses "
+    problem = f"{needs}, but the grace period of the pods of attempt {child.attempt} is {given} s: an eviction loses "
     problem += "the work since the last checkpoint"
     if needed <= limits.most_seconds:
         return StopSafety(False, f"{problem}; that of the next attempt is {needed} s")

@@ -34,7 +34,7 @@ from finetune_api.v1alpha1 import (
 from finetune_api.v1alpha1.status import MAX_HISTORY, MAX_PROMOTION_MESSAGE
 
 from ..manifests import Manifest
-from ..observed import Observed, ObservedStage, has_ended
+from ..observed import Observed, ObservedAttempt, has_ended
 from . import failure
 from .runs import Run, newest_number
 
@@ -63,7 +63,7 @@ def apply_observation(
     status = with_children(status, observed, progress, now)
     present = {child.job_name for child in observed.of_run(run.number)}
     status = _with_vanished(status, present | set(observed.orphans), now)
-    newest = max((child.run for child in observed.stages), default=0)
+    newest = max((child.run for child in observed.attempts), default=0)
     if newest > newest_number(status):  # of a run that was not recorded and is deleted: its number is used up
         status = status.model_copy(update={"newest_run": newest})
     return status if status.run.spec_hash == run.hash else status.with_run(spec_hash=run.hash)
@@ -182,7 +182,7 @@ def last_attempt(status: Status) -> AttemptStatus | None:
     return status.run.attempts[-1] if status.run.attempts else None
 
 
-def _with_child(status: Status, child: ObservedStage, progress: Progress | None, now: str) -> Status:
+def _with_child(status: Status, child: ObservedAttempt, progress: Progress | None, now: str) -> Status:
     known = next((attempt for attempt in status.run.attempts if attempt.job_name == child.job_name), None)
     if known is None:
         newest = last_attempt(status)
@@ -202,7 +202,7 @@ def _with_child(status: Status, child: ObservedStage, progress: Progress | None,
     return _with_end(status, known, child, now)
 
 
-def _with_queue(attempt: AttemptStatus, child: ObservedStage, now: str) -> AttemptStatus:
+def _with_queue(attempt: AttemptStatus, child: ObservedAttempt, now: str) -> AttemptStatus:
     """Record the queue, which Kueue may have assigned itself, the admission, and whether a pod has run since then."""
     has_run = attempt.running_time is not None or any(pod.has_run for pod in child.pods)
     if child.suspended and not has_run:
@@ -213,7 +213,7 @@ def _with_queue(attempt: AttemptStatus, child: ObservedStage, now: str) -> Attem
     return attempt.model_copy(update={"queue": child.queue, "admitted_time": admitted, "running_time": running})
 
 
-def _attempt_of(child: ObservedStage) -> AttemptStatus:
+def _attempt_of(child: ObservedAttempt) -> AttemptStatus:
     """Return the attempt whose start is not in status, from what its Job contains."""
     trains, evaluates = child.stage is Stage.TRAIN, child.stage is Stage.EVALUATE
     return AttemptStatus(
@@ -302,7 +302,7 @@ def _progress_status(progress: Progress, before: ProgressStatus | None) -> Progr
     )
 
 
-def _with_end(status: Status, attempt: AttemptStatus, child: ObservedStage, now: str) -> Status:
+def _with_end(status: Status, attempt: AttemptStatus, child: ObservedAttempt, now: str) -> Status:
     message = next((pod.message for pod in child.pods if pod.index == 0 and pod.message), None)
     if message is not None and message.progress is not None:
         status = _with_progress(status, attempt, message.progress)

@@ -4,7 +4,7 @@ from finetune_api.constants import Stage
 from finetune_api.scopes import paths, spec_hash
 from finetune_api.v1alpha1 import Scope, Spec
 
-from ..observed import ObservedStage
+from ..observed import ObservedAttempt
 
 AWAITS_END = (
     "the spec describes another run, which starts when the current run has ended, because spec.updatePolicy is Ignore; "
@@ -23,17 +23,17 @@ def evaluation_hash(spec: Spec) -> str:
     return spec_hash(spec, {Scope.EVALUATION})
 
 
-def pending_change(spec: Spec, stage: ObservedStage) -> str:
+def pending_change(spec: Spec, child: ObservedAttempt) -> str:
     """Return why a change has no effect yet; empty if the whole spec is in effect."""
-    if stage.spec_hash not in {"", attempt_hash(spec)}:
+    if child.spec_hash not in {"", attempt_hash(spec)}:
         return (
-            f"one of {', '.join(paths(Scope.ATTEMPT))} was changed after {stage.stage} attempt {stage.attempt} "
+            f"one of {', '.join(paths(Scope.ATTEMPT))} was changed after {child.stage} attempt {child.attempt} "
             "started; it takes effect with the next attempt (to start one now, set spec.suspend to true and back to "
             "false: a checkpoint is saved)"
         )
-    if stage.stage is Stage.EVALUATE and stage.evaluation_hash not in {"", evaluation_hash(spec)}:
+    if child.stage is Stage.EVALUATE and child.evaluation_hash not in {"", evaluation_hash(spec)}:
         return (
-            f"one of {', '.join(paths(Scope.EVALUATION))} was changed after evaluate attempt {stage.attempt} started; "
+            f"one of {', '.join(paths(Scope.EVALUATION))} was changed after evaluate attempt {child.attempt} started; "
             "the model is evaluated again after it"
         )
     return ""

@@ -18,7 +18,7 @@ from finetune_api.validation import dropped_fields
 
 from ..manifests import Manifest
 from ..settings import OperatorSettings
-from . import after_change, deadline, history, pending, poll, runs, scale, schedule, stages, time_to_live, waiting
+from . import after_change, deadline, history, pending, poll, runs, scale, schedule, steps, time_to_live, waiting
 from . import status as status_policy
 from .actions import Action, CreateChildren, CreateEvent, DeleteJob, Requeue, RequeueReason, UpdateStatus
 from .events import JobEvent, job_events
@@ -161,7 +161,7 @@ def rejection(
     return Plan((*events, *update), before, status, observation or before, Requeue())
 
 
-def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
+def _decide(facts: Facts) -> tuple[Status, steps.Step | None]:
     """Return the status with everything that has happened, and the next step.
 
     None: the object is invalid, and no attempt of it is running.
@@ -179,9 +179,9 @@ def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
         # Before the run is replaced: its last results decide what can be reused.
         status = history.with_children(status, observed, facts.progress, now)
         job = job.model_copy(update={"status": status})
-        run: runs.Run | None = runs.current_run(job, observed.stages, again=again)
+        run: runs.Run | None = runs.current_run(job, observed.attempts, again=again)
     else:
-        run = runs.known_run(status, observed.stages)
+        run = runs.known_run(status, observed.attempts)
     if run is None:
         return status, None
     if run.is_adopted:
@@ -192,7 +192,7 @@ def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
     status = history.apply_observation(status, run, observed, facts.progress, now, spec=spec)
     if status.terminal_condition is None:
         status = deadline.with_suspension(status, job.spec.suspend or observed.is_queued, now)
-    step: stages.Step | None = stages.decide(
+    step: steps.Step | None = steps.decide(
         job.spec, run, status, observed, now=facts.now, max_backoff_seconds=facts.settings.max_backoff_seconds
     )
     if step is not None and not facts.is_valid:
@@ -200,7 +200,7 @@ def _decide(facts: Facts) -> tuple[Status, stages.Step | None]:
     return status, step
 
 
-def _status_after(facts: Facts, status: Status, step: stages.Step) -> Status:
+def _status_after(facts: Facts, status: Status, step: steps.Step) -> Status:
     """Return the status after the step. `status` contains the observation."""
     status = step.record(facts, status)
     notes = replace(

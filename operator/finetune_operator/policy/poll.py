@@ -13,7 +13,7 @@ from finetune_api.v1alpha1 import FineTuneJob, PollStatus, Spec, Status
 from finetune_api.v1alpha1.quantities import seconds
 from finetune_api.v1alpha1.status import MAX_POLL_MESSAGE
 
-from ..observed import Observed, ObservedStage
+from ..observed import Observed, ObservedAttempt
 from ..settings import OperatorSettings
 from .actions import Action, CreateChildren, DeleteJob
 from .world import evaluation_needs, stage_config
@@ -79,7 +79,7 @@ def actions(
     yield CreateChildren(config, evaluation_needs(None))
 
 
-def unfinished(status: Status, observed: Observed) -> tuple[ObservedStage, ...]:
+def unfinished(status: Status, observed: Observed) -> tuple[ObservedAttempt, ...]:
     """Return the polls whose Jobs must end or be deleted first. One on a lost node is given up when it is recorded."""
     recorded = status.poll.number if status.poll else 0
     return tuple(poll for poll in observed.polls if not (poll.lost and poll.attempt <= recorded))
@@ -92,17 +92,17 @@ def _known_digest(status: Status) -> str:
     return "" if status.poll is None else status.poll.source_digest
 
 
-def _ended(status: Status, observed: Observed) -> tuple[ObservedStage, ...]:
+def _ended(status: Status, observed: Observed) -> tuple[ObservedAttempt, ...]:
     return tuple(poll for poll in observed.polls if not poll.active and poll.run == status.run.number)
 
 
-def _digest(poll: ObservedStage) -> str:
+def _digest(poll: ObservedAttempt) -> str:
     """Return the digest that a poll has reported; empty if it failed."""
     messages = (pod.message for pod in poll.pods if poll.succeeded)
     return next((found.polled.source_digest for found in messages if found is not None and found.polled), "")
 
 
-def _failure(poll: ObservedStage) -> str:
+def _failure(poll: ObservedAttempt) -> str:
     errors = (pod.message.error or pod.message.advice for pod in poll.pods if pod.message is not None)
     reasons = (pod.kubelet_message or pod.waiting or pod.raw_message for pod in poll.pods)
     return next((text for text in (*errors, *reasons) if text), f"{poll.job_name} failed").partition("\n")[0]

@@ -26,7 +26,7 @@ from finetune_api.v1alpha1 import (
     UpdatePolicy,
 )
 
-from ..observed import ObservedStage
+from ..observed import ObservedAttempt
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Run:
     """Why a new run starts."""
 
 
-def current_run(job: FineTuneJob, children: Iterable[ObservedStage], *, again: RunTrigger | None = None) -> Run:
+def current_run(job: FineTuneJob, children: Iterable[ObservedAttempt], *, again: RunTrigger | None = None) -> Run:
     """Return the run in status if the spec still describes it, else an earlier run that the spec describes, else a new
     run with the next unused number. `again`: why a new run starts although the spec describes the one in status.
 
@@ -98,7 +98,7 @@ def _reusable(job: FineTuneJob) -> PastRun | None:
     return None
 
 
-def known_run(status: Status, children: Iterable[ObservedStage]) -> Run | None:
+def known_run(status: Status, children: Iterable[ObservedAttempt]) -> Run | None:
     """Return the run in progress, independent of the current spec; None if none has started."""
     newest = max(children, key=lambda child: child.run, default=None)
     if newest is not None and newest.run > newest_number(status):

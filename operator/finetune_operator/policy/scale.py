@@ -9,7 +9,7 @@ from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Spec, Status
 from finetune_api.v1alpha1.quantities import seconds
 from finetune_api.v1alpha1.workers import DEFAULT_START_TIMEOUT
 
-from ..observed import ObservedStage
+from ..observed import ObservedAttempt
 from .pending import attempt_hash
 from .restart import PlanChange
 from .world import batch_plan
@@ -57,28 +57,28 @@ def with_batch(status: Status, spec: Spec) -> Status:
     return status.with_run(resolved=resolved)
 
 
-def fewer_nodes(spec: Spec, attempt: AttemptStatus, stage: ObservedStage, now: datetime) -> int | None:
+def fewer_nodes(spec: Spec, attempt: AttemptStatus, child: ObservedAttempt, now: datetime) -> int | None:
     """Return a smaller number of workers for the next attempt if not all pods are running after the start timeout.
 
     None if all are running, if the timeout has not been reached, or if fewer are running than the spec allows. In the
     last case the pods continue to wait.
     """
-    if stage.stage is not Stage.TRAIN or stage.deleting or stage.suspended or attempt.first_step_time:
+    if child.stage is not Stage.TRAIN or child.deleting or child.suspended or attempt.first_step_time:
         return None
-    if now < time_after(stage.expected_since, seconds(_timeout(spec))):
+    if now < time_after(child.expected_since, seconds(_timeout(spec))):
         return None
-    running = sum(pod.phase == "Running" for pod in stage.pods)
-    if running == stage.expected_pods or stage.ending or stage.failing:
+    running = sum(pod.phase == "Running" for pod in child.pods)
+    if running == child.expected_pods or child.ending or child.failing:
         return None
-    worlds = _smaller_worlds(spec, stage.expected_pods)
+    worlds = _smaller_worlds(spec, child.expected_pods)
     return max((nodes for nodes in worlds if nodes <= running), default=None)
 
 
-def seconds_to_timeout(spec: Spec, stage: ObservedStage, now: datetime) -> float | None:
+def seconds_to_timeout(spec: Spec, child: ObservedAttempt, now: datetime) -> float | None:
     """Return the seconds until the start timeout; None without one, or after it."""
-    if spec.workers.min_nodes is None or stage.stage is not Stage.TRAIN or stage.suspended:
+    if spec.workers.min_nodes is None or child.stage is not Stage.TRAIN or child.suspended:
         return None
-    until = time_after(stage.expected_since, seconds(_timeout(spec)))
+    until = time_after(child.expected_since, seconds(_timeout(spec)))
     return (until - now).total_seconds() if until > now else None
 
 

@@ -29,6 +29,6 @@ def seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
 
 def with_removal(status: Status, spec: Spec, observed: Observed) -> Status:
     """Record in the status of a run that has ended that all its children were deleted, so that nothing is due."""
-    if spec.ttl_seconds_after_finished is None or observed.stages:
+    if spec.ttl_seconds_after_finished is None or observed.attempts:
         return status
     return status.with_run(children_removed=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from ..manifests import Manifest
-from ..observed import ObservedPod, ObservedStage
+from ..observed import ObservedAttempt, ObservedPod
 
 START_GRACE = timedelta(seconds=20)
 """Time in which pods normally start. Pods that have waited longer are reported."""
@@ -19,56 +19,56 @@ SHOWN = 3
 """Maximum number of pods in a message."""
 
 
-def idle_pods(stage: ObservedStage, now: datetime) -> tuple[ObservedPod, ...] | None:
+def idle_pods(child: ObservedAttempt, now: datetime) -> tuple[ObservedPod, ...] | None:
     """Return the pods that should be running and are not. Empty: pods do not exist; None: no pod is late."""
-    if not stage.active or stage.deleting or stage.suspended:
+    if not child.active or child.deleting or child.suspended:
         return None
-    if now < datetime.fromisoformat(stage.expected_since) + START_GRACE:
+    if now < datetime.fromisoformat(child.expected_since) + START_GRACE:
         return None
-    idle = tuple(pod for pod in stage.pods if pod.phase == "Pending" and _is_late(pod, now))
-    return idle if idle or len(stage.pods) < stage.expected_pods else None
+    idle = tuple(pod for pod in child.pods if pod.phase == "Pending" and _is_late(pod, now))
+    return idle if idle or len(child.pods) < child.expected_pods else None
 
 
-def queue_message(stage: ObservedStage, reported: str) -> str:
+def queue_message(child: ObservedAttempt, reported: str) -> str:
     """Return that a suspended Job waits for its admission. `reported` is the reason that Kueue gives; empty: none."""
-    if not stage.queue:
-        return f"{stage.job_name} is suspended, but not by this operator: whoever suspended it must resume it"
+    if not child.queue:
+        return f"{child.job_name} is suspended, but not by this operator: whoever suspended it must resume it"
     reason = reported or (
         "Kueue has not reported a reason; check that it is installed, and that the LocalQueue exists in the namespace"
     )
-    return f"{stage.job_name} waits in the queue {stage.queue}: {reason}"
+    return f"{child.job_name} waits in the queue {child.queue}: {reason}"
 
 
-def unexplained(stage: ObservedStage, idle: Sequence[ObservedPod]) -> tuple[str, ...]:
+def unexplained(child: ObservedAttempt, idle: Sequence[ObservedPod]) -> tuple[str, ...]:
     """Return the names of objects whose Events must be read.
 
     The status of a pod that cannot be scheduled contains the reason, so no request is needed for it.
     """
     if not idle:
-        return (stage.job_name,)
+        return (child.job_name,)
     return tuple(pod.name for pod in idle[:SHOWN] if pod.waiting in _ORDINARY)
 
 
-def next_check_seconds(stage: ObservedStage, now: datetime) -> float:
+def next_check_seconds(child: ObservedAttempt, now: datetime) -> float:
     """Return the seconds until the next check of a stage with waiting pods. They grow with the time that pods have
     waited.
 
     The watch of its Job triggers an earlier check when a pod starts.
     """
-    waited = (now - datetime.fromisoformat(stage.expected_since)).total_seconds()
+    waited = (now - datetime.fromisoformat(child.expected_since)).total_seconds()
     return min(_LONGEST_SECONDS, max(0.0, waited / 4))
 
 
-def explanation(stage: ObservedStage, idle: Sequence[ObservedPod], warnings: Sequence[Manifest]) -> str:
+def explanation(child: ObservedAttempt, idle: Sequence[ObservedPod], warnings: Sequence[Manifest]) -> str:
     """Return how many pods are running, and the reasons of the others. `warnings` are Events, oldest first."""
-    running = sum(pod.phase == "Running" for pod in stage.pods)
-    lines = [f"{running} of {stage.expected_pods} pods of {stage.job_name} are running"]
+    running = sum(pod.phase == "Running" for pod in child.pods)
+    lines = [f"{running} of {child.expected_pods} pods of {child.job_name} are running"]
     messages = {event["involvedObject"]["name"]: event.get("message", "") for event in warnings}
     for pod in idle[:SHOWN]:
         reason = pod.waiting if pod.waiting not in _ORDINARY else messages.get(pod.name, pod.waiting)
         lines.append(f"{pod.name}: {reason or 'not started yet'}")
     if not idle:
-        lines.append(messages.get(stage.job_name, "the Job controller has not created the other pods yet"))
+        lines.append(messages.get(child.job_name, "the Job controller has not created the other pods yet"))
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from finetune_api.validation import parse_job
 from finetune_operator.clusters.local import LocalCluster
 from finetune_operator.errors import ClusterConflictError
 from finetune_operator.manifests import JobKey, Manifest
-from finetune_operator.observed import Observed, ObservedStage
+from finetune_operator.observed import Observed, ObservedAttempt
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage
 from finetune_operator.settings import GraceLimits, OperatorSettings
@@ -63,13 +63,13 @@ class ClusterFixture:
         for manifest in make_children(script, **options):
             await self.cluster.create_child(manifest)
 
-    async def stage(self) -> ObservedStage | None:
+    async def stage(self) -> ObservedAttempt | None:
         jobs = await self.cluster.list_jobs(KEY)
         pods = await self.cluster.list_pods(KEY, [job["metadata"]["name"] for job in jobs])
-        stages = Observed.from_manifests("u1", jobs, pods).stages
+        stages = Observed.from_manifests("u1", jobs, pods).attempts
         return stages[-1] if stages else None
 
-    async def ended(self) -> ObservedStage | None:
+    async def ended(self) -> ObservedAttempt | None:
         await asyncio.wait_for(self.changed.wait(), DEADLINE_SECONDS)
         return await self.stage()
 

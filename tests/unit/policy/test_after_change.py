@@ -11,7 +11,7 @@ from finetune_api.stages import run_stages
 from finetune_api.v1alpha1 import AttemptStatus, Condition, Outcome, Spec, Status
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed
-from finetune_operator.policy import stages
+from finetune_operator.policy import steps
 from finetune_operator.policy.after_change import continued_after_change, retry_hash, with_evaluation_hashes
 from finetune_operator.policy.pending import evaluation_hash
 from finetune_operator.policy.runs import Run
@@ -75,10 +75,10 @@ def test_a_failed_run_continues_with_the_stage_that_failed(
         NOW,
         None,
     )
-    decision = stages.decide(
+    decision = steps.decide(
         spec, Run(1, "", is_new=False), after, Observed(()), now=datetime.fromisoformat(NOW), max_backoff_seconds=300
     )
-    assert decision == (stages.Start(Stage.PREPARE, 1) if outcome is None else stages.Start(Stage.TRAIN, 3))
+    assert decision == (steps.Start(Stage.PREPARE, 1) if outcome is None else steps.Start(Stage.TRAIN, 3))
     assert continued_after_change(after, spec, NOW) == after
 
 
@@ -131,10 +131,10 @@ def test_a_complete_run_is_evaluated_again_within_the_run(change: dict[str, Any]
     before, spec = succeeded(evaluation_hash(spec_of())), spec_of(**change)
     after = continued_after_change(before, spec, NOW)
     assert (after != before) is again
-    decision = stages.decide(
+    decision = steps.decide(
         spec, Run(1, "", is_new=False), after, Observed(()), now=datetime.fromisoformat(NOW), max_backoff_seconds=300
     )
-    assert decision == (stages.Start(Stage.EVALUATE, 4) if again else stages.StayEnded())
+    assert decision == (steps.Start(Stage.EVALUATE, 4) if again else steps.StayEnded())
 
 
 def test_an_evaluation_of_unknown_fields_is_not_repeated() -> None:
@@ -147,10 +147,10 @@ def test_fields_that_change_during_the_evaluation_are_used_in_a_second_evaluatio
     complete = succeeded(evaluation_hash(spec_of()))
     running = complete.model_copy(update={"conditions": ()})
     for spec, expected in [
-        (spec_of(), stages.Finish(True, Reason.SUCCEEDED, "the model is in object storage")),
-        (spec_of(evaluation={"maxNewTokens": 128}), stages.Start(Stage.EVALUATE, 4)),
+        (spec_of(), steps.Finish(True, Reason.SUCCEEDED, "the model is in object storage")),
+        (spec_of(evaluation={"maxNewTokens": 128}), steps.Start(Stage.EVALUATE, 4)),
     ]:
-        decision = stages.decide(
+        decision = steps.decide(
             spec,
             Run(1, "", is_new=False),
             running,
@@ -166,10 +166,10 @@ def test_a_failed_evaluation_with_fields_that_were_changed_back_leaves_the_run_c
     failed = AttemptStatus(stage=Stage.EVALUATE, number=4, job_name="again", start_time=THEN, outcome=Outcome.PERMANENT)
     status = complete.model_copy(update={"conditions": ()}).with_run(attempts=(*complete.run.attempts, failed))
     for spec, is_complete in [(spec_of(), True), (spec_of(evaluation={"maxNewTokens": 128}), False)]:
-        decision = stages.decide(
+        decision = steps.decide(
             spec, Run(1, "", is_new=False), status, Observed(()), now=datetime.fromisoformat(NOW), max_backoff_seconds=9
         )
-        assert isinstance(decision, stages.Finish)
+        assert isinstance(decision, steps.Finish)
         assert decision.succeeded is is_complete
 
 

@@ -11,8 +11,8 @@ from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import Spec, Status
 from finetune_api.validation import parse_job
-from finetune_operator.observed import Observed, ObservedStage
-from finetune_operator.policy import deadline, history, in_force, runs, stages
+from finetune_operator.observed import Observed, ObservedAttempt
+from finetune_operator.policy import deadline, history, in_force, runs, steps
 from finetune_operator.policy import status as status_policy
 from finetune_operator.policy.events import job_events
 from observations import STAMP, make_pod, make_stage
@@ -57,16 +57,16 @@ def test_fields_that_can_stop_a_run_are_read_from_the_object_if_they_are_valid(
 PREPARED = make_stage(Stage.PREPARE, ended="Complete")
 
 
-def decided(written: dict[str, Any], *children: ObservedStage, last: Spec | None = None) -> stages.Step | None:
+def decided(written: dict[str, Any], *children: ObservedAttempt, last: Spec | None = None) -> steps.Step | None:
     """The next step of a run whose object has become invalid."""
     observed = Observed(children)
-    run = runs.known_run(make_status(run=1, spec_hash="h"), observed.stages)
+    run = runs.known_run(make_status(run=1, spec_hash="h"), observed.attempts)
     assert run == runs.Run(1, "h", is_new=False)
     status = history.apply_observation(
         make_status(run=1, start_time="2026-01-01T11:00:00Z"), run, observed, None, STAMP
     )
     spec = in_force.spec_in_force(written, last)
-    decision = stages.decide(spec, run, status, observed, now=NOW, max_backoff_seconds=300)
+    decision = steps.decide(spec, run, status, observed, now=NOW, max_backoff_seconds=300)
     return decision.without_start(observed)
 
 
@@ -77,9 +77,9 @@ CRASHED = make_stage(ended="Failed", pods=(make_pod(0, 70),))
 @pytest.mark.parametrize(
     ("written", "children", "expected"),
     [
-        ({}, (PREPARED, RUNNING), stages.Watch(Stage.TRAIN, 1)),
-        ({"suspend": True}, (PREPARED, RUNNING), stages.Stop((RUNNING,))),
-        ({"suspend": True}, (PREPARED,), stages.StaySuspended()),
+        ({}, (PREPARED, RUNNING), steps.Watch(Stage.TRAIN, 1)),
+        ({"suspend": True}, (PREPARED, RUNNING), steps.Stop((RUNNING,))),
+        ({"suspend": True}, (PREPARED,), steps.StaySuspended()),
         ({}, (PREPARED,), None),
         ({}, (PREPARED, CRASHED), None),
         ({"restart": {"maxRestarts": 0}}, (PREPARED, CRASHED), None),
@@ -88,7 +88,7 @@ CRASHED = make_stage(ended="Failed", pods=(make_pod(0, 70),))
     ids=["runs", "suspended", "stays suspended", "next stage", "next attempt", "failed", "over its deadline, stopped"],
 )
 def test_running_attempts_continue_or_are_stopped_and_nothing_is_started(
-    written: dict[str, Any], children: tuple[ObservedStage, ...], expected: stages.Step | None
+    written: dict[str, Any], children: tuple[ObservedAttempt, ...], expected: steps.Step | None
 ) -> None:
     assert decided(written, *children) == expected
 
@@ -100,17 +100,17 @@ def test_running_attempts_continue_or_are_stopped_and_nothing_is_started(
 )
 def test_the_deadline_ends_an_attempt_of_an_invalid_object(written: dict[str, Any], last: Spec | None) -> None:
     decision = decided(written, PREPARED, RUNNING, last=last)
-    assert isinstance(decision, stages.Stop)
+    assert isinstance(decision, steps.Stop)
     assert decision.reason is Reason.DEADLINE_EXCEEDED
 
 
 def test_the_object_reports_that_it_is_not_accepted_while_its_attempt_continues() -> None:
-    before = status_policy.status_after(make_status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
+    before = status_policy.status_after(make_status(run=1), steps.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
     violation = Violation("spec.training.microBatchSize", "5 does not divide 16")
     notes = status_policy.StatusNotes(violations=(violation,))
 
     def pass_over(status: Status, now: str) -> Status:
-        watch = stages.Watch(Stage.TRAIN, 1)
+        watch = steps.Watch(Stage.TRAIN, 1)
         return status_policy.status_after(status, watch, generation=2, now=now, notes=notes)
 
     after = pass_over(before, STAMP)

@@ -43,14 +43,14 @@ def make_pod(index: int, owner: str, **state: Any) -> dict[str, Any]:
 def test_pods_of_a_deleted_job_are_not_those_of_its_successor_of_the_same_name() -> None:
     jobs = [make_job("new-train", owner="new")]
     pods = [make_pod(index, owner) for owner in ("old-train", "new-train") for index in (0, 1)]
-    (stage,) = Observed.from_manifests("new", jobs, pods).stages
+    (stage,) = Observed.from_manifests("new", jobs, pods).attempts
     assert [pod.name for pod in stage.pods] == [f"{NAME}-0-new-train", f"{NAME}-1-new-train"]
 
 
 def test_a_pod_that_the_kernel_killed_for_memory_is_recognized_without_a_message() -> None:
     jobs = [make_job("train", owner="u", conditions=[{"type": "Failed", "status": "True"}])]
     pods = [make_pod(1, "train", terminated={"exitCode": 137, "reason": "OOMKilled"})]
-    (stage,) = Observed.from_manifests("u", jobs, pods).stages
+    (stage,) = Observed.from_manifests("u", jobs, pods).attempts
     judged = failure.classify_failure(stage)
     assert (judged.status.failure_class, judged.exit_code) == ("OutOfMemory", 137)
     assert judged.status.message.startswith(f"{NAME}-1-train was killed by the kernel because it ran out of memory")
@@ -69,7 +69,7 @@ def kubelet_failed(
         state = {"terminated": {"exitCode": exit_code, "finishedAt": "2026-01-01T12:00:00Z"}}
         pod["status"]["containerStatuses"] = [{"name": constants.TRAINER_CONTAINER, "state": state}]
     pod["spec"] = {"nodeName": "node-a"}
-    (observed,) = Observed.from_manifests("u", jobs, [pod]).stages
+    (observed,) = Observed.from_manifests("u", jobs, [pod]).attempts
     return failure.classify_failure(observed)
 
 
@@ -136,7 +136,7 @@ def test_the_advice_for_an_exceeded_limit_names_the_resources_of_the_stage(stage
     assert f"limits of {field}, or" in evicted.advice
     jobs = [make_job("job", owner="u", stage=stage, conditions=[{"type": "Failed", "status": "True"}])]
     pods = [make_pod(1, "job", terminated={"exitCode": 137, "reason": "OOMKilled"})]
-    (observed,) = Observed.from_manifests("u", jobs, pods).stages
+    (observed,) = Observed.from_manifests("u", jobs, pods).attempts
     assert f"aise {field}.limits.memory" in failure.classify_failure(observed).status.advice
 
 

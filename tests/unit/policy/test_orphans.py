@@ -10,7 +10,7 @@ from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.v1alpha1 import AttemptStatus, Outcome, Status
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed
-from finetune_operator.policy import history, runs, stages
+from finetune_operator.policy import history, runs, steps
 from finetune_operator.policy import status as status_policy
 from statuses import make_status
 
@@ -62,7 +62,7 @@ def test_pods_that_outlive_their_job_are_detected(
 
 
 def test_pods_of_an_earlier_job_of_the_same_name_are_not_those_of_the_current_one() -> None:
-    (stage,) = Observed.from_manifests("u1", [make_manifest(JOB, "j2", "u1")], [make_pod()], now=NOW).stages
+    (stage,) = Observed.from_manifests("u1", [make_manifest(JOB, "j2", "u1")], [make_pod()], now=NOW).attempts
     assert stage.pods == ()
 
 
@@ -71,12 +71,12 @@ def test_nothing_starts_before_they_have_ended(suspend: bool) -> None:
     spec = parse_job(make_job(suspend=suspend)).spec
     run = runs.Run(1, "h", is_new=False)
 
-    def look(observed: Observed, before: Status) -> tuple[Status, stages.Step]:
+    def look(observed: Observed, before: Status) -> tuple[Status, steps.Step]:
         status = history.apply_observation(before, run, observed, None, STAMP)
-        return status, stages.decide(spec, run, status, observed, now=NOW, max_backoff_seconds=300)
+        return status, steps.decide(spec, run, status, observed, now=NOW, max_backoff_seconds=300)
 
     status, decision = look(Observed((), (JOB,)), TRAINING)
-    assert decision == stages.WaitForOrphanPods((JOB,))
+    assert decision == steps.WaitForOrphanPods((JOB,))
     assert status.run.attempts[-1].outcome is None
     reported = status_policy.status_after(status, decision, generation=1, now=STAMP)
     ready = next(entry for entry in reported.conditions if entry.type == "Ready")
@@ -85,14 +85,14 @@ def test_nothing_starts_before_they_have_ended(suspend: bool) -> None:
 
     status, decision = look(Observed(()), reported)
     assert status.run.attempts[-1].outcome is Outcome.STOPPED
-    assert decision == (stages.StaySuspended() if suspend else stages.Start(Stage.TRAIN, 2))
+    assert decision == (steps.StaySuspended() if suspend else steps.Start(Stage.TRAIN, 2))
 
 
 def test_a_new_object_waits_for_the_pods_of_an_old_one_of_its_name() -> None:
     run = runs.Run(1, "h", is_new=True)
     observed = Observed((), (JOB,))
     status = history.apply_observation(Status(), run, observed, None, STAMP)
-    decision = stages.decide(parse_job(make_job()).spec, run, status, observed, now=NOW, max_backoff_seconds=300)
-    assert decision == stages.WaitForOrphanPods((JOB,))
+    decision = steps.decide(parse_job(make_job()).spec, run, status, observed, now=NOW, max_backoff_seconds=300)
+    assert decision == steps.WaitForOrphanPods((JOB,))
     reported = status_policy.status_after(status, decision, generation=1, now=STAMP)
     assert (reported.phase, reported.run.attempts) == (Phase.PENDING, ())

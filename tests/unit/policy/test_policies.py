@@ -19,8 +19,8 @@ from finetune_api.v1alpha1 import (
     Status,
 )
 from finetune_api.validation import parse_job
-from finetune_operator.observed import Observed, ObservedPod, ObservedStage
-from finetune_operator.policy import failure, history, runs, stages, status, world
+from finetune_operator.observed import Observed, ObservedAttempt, ObservedPod
+from finetune_operator.policy import failure, history, runs, status, steps, world
 from observations import STAMP, make_pod, make_stage
 from statuses import make_status
 
@@ -50,10 +50,10 @@ def folded(observed: Observed, before: Status | None = None, progress: Progress 
     return history.apply_observation(before or Status(), run, observed, progress, STAMP)
 
 
-def decided(job: FineTuneJob, *children: ObservedStage, before: Status | None = None) -> stages.Step:
+def decided(job: FineTuneJob, *children: ObservedAttempt, before: Status | None = None) -> steps.Step:
     observed = Observed(children)
     run = runs.Run(1, "hash", is_new=False)
-    return stages.decide(job.spec, run, folded(observed, before), observed, now=NOW, max_backoff_seconds=300)
+    return steps.decide(job.spec, run, folded(observed, before), observed, now=NOW, max_backoff_seconds=300)
 
 
 PREPARED = make_stage(Stage.PREPARE, ended="Complete")
@@ -64,29 +64,29 @@ CRASHED = make_stage(Stage.TRAIN, ended="Failed", pods=(make_pod(0, 70),))
 @pytest.mark.parametrize(
     ("children", "expected"),
     [
-        ((), stages.Start(Stage.PREPARE, 1)),
-        ((make_stage(Stage.PREPARE),), stages.Watch(Stage.PREPARE, 1)),
-        ((PREPARED,), stages.Start(Stage.TRAIN, 1)),
-        ((PREPARED, make_stage()), stages.Watch(Stage.TRAIN, 1)),
-        ((PREPARED, TRAINED), stages.Start(Stage.EVALUATE, 1)),
-        ((PREPARED, CRASHED), stages.Start(Stage.TRAIN, 2)),
-        ((PREPARED, CRASHED, make_stage(attempt=2)), stages.Watch(Stage.TRAIN, 2)),
+        ((), steps.Start(Stage.PREPARE, 1)),
+        ((make_stage(Stage.PREPARE),), steps.Watch(Stage.PREPARE, 1)),
+        ((PREPARED,), steps.Start(Stage.TRAIN, 1)),
+        ((PREPARED, make_stage()), steps.Watch(Stage.TRAIN, 1)),
+        ((PREPARED, TRAINED), steps.Start(Stage.EVALUATE, 1)),
+        ((PREPARED, CRASHED), steps.Start(Stage.TRAIN, 2)),
+        ((PREPARED, CRASHED, make_stage(attempt=2)), steps.Watch(Stage.TRAIN, 2)),
     ],
 )
-def test_the_next_step_follows_from_the_children(children: tuple[ObservedStage, ...], expected: stages.Step) -> None:
+def test_the_next_step_follows_from_the_children(children: tuple[ObservedAttempt, ...], expected: steps.Step) -> None:
     assert decided(make_job(), *children) == expected
 
 
 def test_the_run_is_complete_after_its_evaluation() -> None:
     decision = decided(make_job(), PREPARED, TRAINED, make_stage(Stage.EVALUATE, ended="Complete"))
-    assert isinstance(decision, stages.Finish)
+    assert isinstance(decision, steps.Finish)
     assert decision.succeeded
 
 
 def test_a_suspended_job_is_stopped_and_then_stays_suspended() -> None:
     running = make_stage()
-    assert decided(make_job(suspend=True), PREPARED, running) == stages.Stop((running,))
-    assert decided(make_job(suspend=True), PREPARED) == stages.StaySuspended()
+    assert decided(make_job(suspend=True), PREPARED, running) == steps.Stop((running,))
+    assert decided(make_job(suspend=True), PREPARED) == steps.StaySuspended()
 
 
 def test_a_job_stopped_for_a_suspension_continues_with_a_new_attempt_without_a_charge() -> None:
@@ -94,7 +94,7 @@ def test_a_job_stopped_for_a_suspension_continues_with_a_new_attempt_without_a_c
     after = folded(Observed((PREPARED,)), before)
     assert after.run.attempts[-1].outcome is Outcome.STOPPED
     assert (after.run.restarts, after.run.disruptions) == (0, 0)
-    assert decided(make_job(), PREPARED, before=before) == stages.Start(Stage.TRAIN, 2)
+    assert decided(make_job(), PREPARED, before=before) == steps.Start(Stage.TRAIN, 2)
 
 
 def test_children_of_an_older_run_are_stopped_first() -> None:
@@ -102,9 +102,9 @@ def test_children_of_an_older_run_are_stopped_first() -> None:
     observed = Observed((old,))
     run = runs.Run(2, "other", is_new=True)
     after = history.apply_observation(folded(observed), run, observed, None, STAMP)
-    decision = stages.decide(make_job().spec, run, after, observed, now=NOW, max_backoff_seconds=300)
+    decision = steps.decide(make_job().spec, run, after, observed, now=NOW, max_backoff_seconds=300)
     expected = "run 2 starts when the pods of the previous run have ended"
-    assert decision == stages.Stop((old,), Reason.SPEC_CHANGED, expected)
+    assert decision == steps.Stop((old,), Reason.SPEC_CHANGED, expected)
     assert after.run.attempts == ()
 
 
@@ -123,7 +123,7 @@ def test_an_evicted_pod_is_the_cause_for_any_exit_codes_of_the_pods(exit_code: i
     failed = make_stage(ended="Failed", pods=(make_pod(0, 70), evicted), expected_pods=2)
     after = folded(Observed((PREPARED, failed)))
     assert (after.run.attempts[-1].outcome, after.run.attempts[-1].reason) == (Outcome.DISRUPTION, "Evicted")
-    assert isinstance(decided(make_job(), PREPARED, failed), stages.Backoff)
+    assert isinstance(decided(make_job(), PREPARED, failed), steps.Backoff)
 
 
 def test_a_deleted_pod_is_named_after_its_deletion() -> None:
@@ -141,13 +141,13 @@ def test_a_lost_attempt_ends_when_it_is_given_up() -> None:
     status = folded(Observed((PREPARED, lost)))
     attempt = status.run.attempts[-1]
     assert (attempt.outcome, attempt.reason, attempt.end_time) == (Outcome.DISRUPTION, "NodeLost", STAMP)
-    assert decided(make_job(), PREPARED, lost) == stages.Start(Stage.TRAIN, 2)
+    assert decided(make_job(), PREPARED, lost) == steps.Start(Stage.TRAIN, 2)
 
 
 def test_a_permanent_failure_is_not_retried() -> None:
     failed = make_stage(Stage.PREPARE, ended="Failed", pods=(make_pod(0, int(ExitCode.BAD_DATA)),))
     decision = decided(make_job(), failed)
-    assert isinstance(decision, stages.Finish)
+    assert isinstance(decision, steps.Finish)
     assert (decision.succeeded, decision.reason) == (False, Reason.PREPARE_FAILED)
 
 
@@ -188,7 +188,7 @@ def test_each_stage_has_its_own_restarts() -> None:
     assert folded(Observed((failed, again, CRASHED, crashed(2), trained, evaluated)), status).run.restarts == 1
 
 
-def saved_by(number: int, step: int, **fields: Any) -> ObservedStage:
+def saved_by(number: int, step: int, **fields: Any) -> ObservedAttempt:
     """A failed training attempt whose last message reports a checkpoint at `step`."""
     checkpoint = CommittedCheckpoint(step=step, uri="s3://bucket/m", time=STAMP, save_seconds=1.0)
     reported = Progress(stage="train", attempt=number, step=step, last_checkpoint=checkpoint, **fields)
@@ -196,7 +196,7 @@ def saved_by(number: int, step: int, **fields: Any) -> ObservedStage:
     return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, message=message),))
 
 
-def crashed(number: int, **fields: Any) -> ObservedStage:
+def crashed(number: int, **fields: Any) -> ObservedAttempt:
     """A training attempt that failed before it reported anything."""
     return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, **fields),))
 
@@ -211,7 +211,7 @@ def test_attempts_that_end_before_they_report_anything_reach_max_restarts() -> N
     assert counted == [2, 3, 4, 5]
     limits = make_job(restart={"maxRestarts": 3})
     decision = decided(limits, PREPARED, crashed(5), before=status)
-    assert isinstance(decision, stages.Finish)
+    assert isinstance(decision, steps.Finish)
     assert decision.reason is Reason.RESTARTS_EXHAUSTED
 
 
@@ -234,7 +234,7 @@ def test_the_save_interval_is_reported() -> None:
     assert after.run.progress.checkpoint_every_steps == 20
 
 
-def warned(number: int, *warnings: str) -> ObservedStage:
+def warned(number: int, *warnings: str) -> ObservedAttempt:
     reported = TerminationMessage(
         stage="train", exit_code=70, progress=Progress(stage="train", attempt=number, warnings=warnings)
     )
@@ -410,20 +410,20 @@ def test_a_jobs_own_storage_has_precedence_over_that_of_the_operator() -> None:
 @pytest.mark.parametrize(
     ("decision", "phase", "true_conditions"),
     [
-        (stages.Start(Stage.PREPARE, 1), Phase.PREPARING, {"Accepted", "Ready", "Reconciling"}),
-        (stages.Watch(Stage.TRAIN, 1), Phase.TRAINING, {"Accepted", "Ready", "Reconciling"}),
-        (stages.Watch(Stage.EVALUATE, 1), Phase.EVALUATING, {"Accepted", "Ready", "Reconciling"}),
-        (stages.Start(Stage.TRAIN, 2), Phase.RESTARTING, {"Accepted", "Reconciling"}),
-        (stages.Start(Stage.PREPARE, 2), Phase.PREPARING, {"Accepted", "Reconciling"}),
-        (stages.Watch(Stage.PREPARE, 2), Phase.PREPARING, {"Accepted", "Reconciling"}),
-        (stages.Watch(Stage.EVALUATE, 3), Phase.EVALUATING, {"Accepted", "Reconciling"}),
-        (stages.Backoff(5.0, STAMP), Phase.RESTARTING, {"Accepted", "Reconciling"}),
-        (stages.StaySuspended(), Phase.SUSPENDED, {"Accepted", "Suspended"}),
-        (stages.Finish(True, Reason.SUCCEEDED, ""), Phase.SUCCEEDED, {"Accepted", "Ready", "Complete"}),
-        (stages.Finish(False, Reason.RESTARTS_EXHAUSTED, ""), Phase.FAILED, {"Accepted", "Stalled", "Failed"}),
+        (steps.Start(Stage.PREPARE, 1), Phase.PREPARING, {"Accepted", "Ready", "Reconciling"}),
+        (steps.Watch(Stage.TRAIN, 1), Phase.TRAINING, {"Accepted", "Ready", "Reconciling"}),
+        (steps.Watch(Stage.EVALUATE, 1), Phase.EVALUATING, {"Accepted", "Ready", "Reconciling"}),
+        (steps.Start(Stage.TRAIN, 2), Phase.RESTARTING, {"Accepted", "Reconciling"}),
+        (steps.Start(Stage.PREPARE, 2), Phase.PREPARING, {"Accepted", "Reconciling"}),
+        (steps.Watch(Stage.PREPARE, 2), Phase.PREPARING, {"Accepted", "Reconciling"}),
+        (steps.Watch(Stage.EVALUATE, 3), Phase.EVALUATING, {"Accepted", "Reconciling"}),
+        (steps.Backoff(5.0, STAMP), Phase.RESTARTING, {"Accepted", "Reconciling"}),
+        (steps.StaySuspended(), Phase.SUSPENDED, {"Accepted", "Suspended"}),
+        (steps.Finish(True, Reason.SUCCEEDED, ""), Phase.SUCCEEDED, {"Accepted", "Ready", "Complete"}),
+        (steps.Finish(False, Reason.RESTARTS_EXHAUSTED, ""), Phase.FAILED, {"Accepted", "Stalled", "Failed"}),
     ],
 )
-def test_status_reports_the_phase_of_the_job(decision: stages.Step, phase: Phase, true_conditions: set[str]) -> None:
+def test_status_reports_the_phase_of_the_job(decision: steps.Step, phase: Phase, true_conditions: set[str]) -> None:
     status_after = status.status_after(make_status(run=1), decision, generation=4, now=STAMP)
     assert (status_after.phase, status_after.observed_generation) == (phase, 4)
     assert {entry.type for entry in status_after.conditions if entry.status == "True"} == true_conditions
@@ -432,8 +432,8 @@ def test_status_reports_the_phase_of_the_job(decision: stages.Step, phase: Phase
 def test_a_restarted_training_is_ready_from_its_first_step_and_another_stage_is_not_ready_by_that_step() -> None:
     trained = AttemptStatus(stage=Stage.TRAIN, number=2, job_name="a", start_time=STAMP, first_step_time=STAMP)
     before = make_status(run=1, attempts=(trained,))
-    training = status.status_after(before, stages.Watch(Stage.TRAIN, 2), generation=1, now=STAMP)
-    evaluating = status.status_after(before, stages.Watch(Stage.EVALUATE, 2), generation=1, now=STAMP)
+    training = status.status_after(before, steps.Watch(Stage.TRAIN, 2), generation=1, now=STAMP)
+    evaluating = status.status_after(before, steps.Watch(Stage.EVALUATE, 2), generation=1, now=STAMP)
     ready = [
         any(entry.type == "Ready" and entry.status == "True" for entry in found.conditions)
         for found in (training, evaluating)
@@ -442,9 +442,9 @@ def test_a_restarted_training_is_ready_from_its_first_step_and_another_stage_is_
 
 
 def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
-    first = status.status_after(make_status(run=1), stages.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
+    first = status.status_after(make_status(run=1), steps.Watch(Stage.TRAIN, 1), generation=1, now=STAMP)
     later = status.status_after(
-        first, stages.Finish(True, Reason.SUCCEEDED, ""), generation=1, now="2026-01-01T13:00:00Z"
+        first, steps.Finish(True, Reason.SUCCEEDED, ""), generation=1, now="2026-01-01T13:00:00Z"
     )
     times = {entry.type: entry.last_transition_time for entry in later.conditions}
     assert (times["Accepted"], times["Complete"]) == (STAMP, "2026-01-01T13:00:00Z")
@@ -483,16 +483,16 @@ def test_a_lack_of_workers_is_recorded_before_the_attempt_is_stopped() -> None:
     )
     before = folded(Observed((PREPARED, waiting)))
     noted = decided(job, PREPARED, waiting, before=before)
-    assert isinstance(noted, stages.ScaleDown)
+    assert isinstance(noted, steps.ScaleDown)
     assert noted.plan.nodes == 1
     after = before.with_run(next_plan=noted.plan)
-    assert decided(job, PREPARED, waiting, before=after) == stages.Stop((waiting,), Reason.FEWER_WORKERS, noted.message)
+    assert decided(job, PREPARED, waiting, before=after) == steps.Stop((waiting,), Reason.FEWER_WORKERS, noted.message)
     reported = status.status_after(after, noted, generation=1, now=STAMP)
     assert (reported.phase, reported.conditions[1].reason) == (Phase.RESTARTING, Reason.FEWER_WORKERS)
     ended = folded(Observed((PREPARED,)), after)
     started = decided(job, PREPARED, before=ended).planned(job.spec, ended)
-    assert started == stages.Start(Stage.TRAIN, 2)
-    assert isinstance(started, stages.Start)
+    assert started == steps.Start(Stage.TRAIN, 2)
+    assert isinstance(started, steps.Start)
     assert started.plan is not None
     assert (started.plan.nodes, started.plan.reason) == (1, noted.plan.reason)
     assert ended.run.restarts == ended.run.disruptions == 0

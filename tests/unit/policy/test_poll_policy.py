@@ -11,7 +11,7 @@ from finetune_api.constants import Stage
 from finetune_api.progress import PollResult, TerminationMessage
 from finetune_api.v1alpha1 import ResolvedStatus, Status
 from finetune_api.validation import InvalidJobError, parse_job
-from finetune_operator.observed import Observed, ObservedStage
+from finetune_operator.observed import Observed, ObservedAttempt
 from finetune_operator.policy import poll
 from finetune_operator.policy.actions import CreateChildren, DeleteJob, UpdateStatus
 from finetune_operator.policy.facts import Facts
@@ -26,7 +26,7 @@ COMPLETE = tuple(make_stage(stage, ended="Complete") for stage in (Stage.PREPARE
 
 
 def look(
-    status: Status, minutes: float, *polls: ObservedStage, others: tuple[ObservedStage, ...] = (), **spec: Any
+    status: Status, minutes: float, *polls: ObservedAttempt, others: tuple[ObservedAttempt, ...] = (), **spec: Any
 ) -> Plan:
     """Reconcile. `others` are children of another run."""
     job = parse_job({**make_job("example", **{**POLLED, **spec}), "status": status.written()})
@@ -42,7 +42,7 @@ def complete(digest: str = "first") -> Status:
     return look(status.with_run(resolved=ResolvedStatus(source_digest=digest)), 0).status
 
 
-def poll_job(digest: str | None, *, run: int = 1, attempt: int = 1, **fields: Any) -> ObservedStage:
+def poll_job(digest: str | None, *, run: int = 1, attempt: int = 1, **fields: Any) -> ObservedAttempt:
     """The Job of a poll; `digest` None: it is running, empty: it has failed."""
     if digest is None:
         return replace(make_stage(Stage.POLL, run=run, attempt=attempt), **fields)
@@ -124,7 +124,7 @@ def test_a_change_of_the_spec_deletes_a_poll_of_the_run_before() -> None:
 
 
 @pytest.mark.parametrize("polls", [(poll_job("second"),), ()], ids=["its Job exists", "its Job is gone"])
-def test_a_run_whose_start_was_not_recorded_is_adopted(polls: tuple[ObservedStage, ...]) -> None:
+def test_a_run_whose_start_was_not_recorded_is_adopted(polls: tuple[ObservedAttempt, ...]) -> None:
     """The write of status has failed after the children were created."""
     job = parse_job(make_job("example", **POLLED))
     started = make_stage(Stage.PREPARE, run=2, job_name="example-r2-prepare-a1", run_hash=run_hash(job.spec))

@@ -8,7 +8,7 @@ from finetune_api.constants import ConditionType, Phase, Reason, Stage
 from finetune_api.progress import EvaluateResult, PromotionResult, TerminationMessage
 from finetune_api.v1alpha1 import ArtifactStatus, CandidateName, Metric, PromotionOutcome, Status
 from finetune_operator.observed import Observed
-from finetune_operator.policy import stages
+from finetune_operator.policy import steps
 from finetune_operator.policy.events import job_events
 from finetune_operator.policy.history import apply_observation
 from finetune_operator.policy.runs import Run
@@ -41,7 +41,7 @@ def evaluated(before: Status, promotion: PromotionResult | None, *, attempt: int
     read = TerminationMessage.decode(message.encode())
     child = make_stage(Stage.EVALUATE, attempt, ended="Complete", pods=(make_pod(0, 0, message=read),))
     status = apply_observation(before.with_run(attempt=attempt), RUN, Observed((child,)), None, STAMP)
-    finished = stages.Finish(True, Reason.SUCCEEDED, "the model is in object storage")
+    finished = steps.Finish(True, Reason.SUCCEEDED, "the model is in object storage")
     return status_after(status, finished, generation=1, now=STAMP)
 
 
@@ -99,14 +99,14 @@ def test_a_later_evaluation_replaces_the_outcome_and_has_its_own_event() -> None
 
 def test_the_outcome_is_kept_while_the_run_is_evaluated_again() -> None:
     first = evaluated(BEFORE, result("Promoted"))
-    watching = status_after(first, stages.Watch(Stage.EVALUATE, 2), generation=2, now=STAMP)
+    watching = status_after(first, steps.Watch(Stage.EVALUATE, 2), generation=2, now=STAMP)
     assert condition(watching, ConditionType.PROMOTED) == ("True", Reason.PROMOTED, TEXT)
 
 
 def test_a_new_run_has_no_outcome_and_the_history_keeps_that_of_the_old_one() -> None:
     first = evaluated(BEFORE, result("Promoted", message="m" * 1024, uri=NEW))
     new = apply_observation(first, Run(2, "h", is_new=True), Observed(()), None, STAMP)
-    new = status_after(new, stages.Watch(Stage.PREPARE, 1), generation=2, now=STAMP)
+    new = status_after(new, steps.Watch(Stage.PREPARE, 1), generation=2, now=STAMP)
     assert (new.run.promotion, condition(new, ConditionType.PROMOTED)) == (None, None)
     [past] = new.history
     assert past.promotion is not None

@@ -10,7 +10,7 @@ from factories import make_job
 from finetune_api.constants import ConditionType, Phase, Reason, Stage
 from finetune_api.v1alpha1 import Outcome, Status
 from finetune_api.validation import parse_job
-from finetune_operator.observed import Observed, ObservedStage
+from finetune_operator.observed import Observed, ObservedAttempt
 from finetune_operator.pod_defaults import parse_defaults
 from finetune_operator.policy.actions import CreateChildren, DeleteJob
 from finetune_operator.policy.facts import Facts
@@ -33,11 +33,11 @@ PERMANENT = make_stage(queue="team", suspended=True, ended="Failed", pods=(make_
 HOUR = 3600.0
 
 
-def plan(child: ObservedStage | None, status: Status | None = None, after: float = 0.0, **spec: Any) -> Plan:
+def plan(child: ObservedAttempt | None, status: Status | None = None, after: float = 0.0, **spec: Any) -> Plan:
     return plan_of(facts(child, status, after, **spec))
 
 
-def facts(child: ObservedStage | None, status: Status | None = None, after: float = 0.0, **spec: Any) -> Facts:
+def facts(child: ObservedAttempt | None, status: Status | None = None, after: float = 0.0, **spec: Any) -> Facts:
     manifest = make_job("example", **{"workers": {"queue": "team"}, **spec})
     manifest["metadata"] |= {"uid": "u", "generation": 1}
     if status is not None:
@@ -90,7 +90,7 @@ DELETE = ["delete example-r1-train-a1"]
     ],
 )
 def test_a_job_in_a_queue_waits_and_an_eviction_is_followed_by_the_next_attempt(
-    child: ObservedStage | None, before: Status | None, expected: tuple[Phase, Reason], changes: list[str]
+    child: ObservedAttempt | None, before: Status | None, expected: tuple[Phase, Reason], changes: list[str]
 ) -> None:
     found = plan(child, before, after=HOUR + 1)
     assert (ready(found.status), actions(found)) == (expected, changes)
@@ -170,7 +170,7 @@ def test_a_user_can_suspend_a_job_that_waits_and_one_that_was_evicted() -> None:
 @pytest.mark.parametrize(
     ("child", "uid"), [(None, ""), (QUEUED, QUEUED.uid), (RUNNING, ""), (SAVING, ""), (replace(QUEUED, queue=""), "")]
 )
-def test_the_reason_of_the_queue_is_read_only_while_a_job_waits(child: ObservedStage | None, uid: str) -> None:
+def test_the_reason_of_the_queue_is_read_only_while_a_job_waits(child: ObservedAttempt | None, uid: str) -> None:
     assert queued_job(facts(child)) == uid
 
 

@@ -12,7 +12,7 @@ from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import AttemptPlan, CheckpointStatus, FineTuneJob, ResolvedStatus, Status
 from finetune_api.validation import parse_job
 from finetune_operator.names import name_of
-from finetune_operator.observed import Observed, ObservedStage
+from finetune_operator.observed import Observed, ObservedAttempt
 from finetune_operator.policy import in_force
 from finetune_operator.policy.actions import (
     Action,
@@ -37,7 +37,7 @@ BROKEN = (Violation("spec.training.microBatchSize", "must divide 16"),)
 
 
 def make_facts(
-    *children: ObservedStage,
+    *children: ObservedAttempt,
     status: Status | None = None,
     orphans: tuple[str, ...] = (),
     after: float = 0.0,
@@ -59,7 +59,7 @@ def make_facts(
     return Facts(manifest, job, settings, now, Observed(children, orphans), violations=violations)
 
 
-def recorded(*children: ObservedStage, **given: Any) -> Status:
+def recorded(*children: ObservedAttempt, **given: Any) -> Status:
     """Status of the job after a reconcile that has observed these children."""
     return plan_of(make_facts(*children, **given)).status
 

@@ -21,7 +21,7 @@ from finetune_api.v1alpha1 import (
 )
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed
-from finetune_operator.policy import history, runs, stages
+from finetune_operator.policy import history, runs, steps
 from finetune_operator.policy.events import job_events
 from finetune_operator.policy.pending import evaluation_hash
 from finetune_operator.policy.transitions import ended
@@ -63,10 +63,10 @@ def observe(job: FineTuneJob, now: str = NOW) -> Status:
     return history.apply_observation(job.status, run, Observed(()), None, now, spec=job.spec)
 
 
-def next_step(job: FineTuneJob, status: Status) -> stages.Step:
+def next_step(job: FineTuneJob, status: Status) -> steps.Step:
     job = job.model_copy(update={"status": status})
     run = runs.current_run(job, ())
-    return stages.decide(job.spec, run, status, Observed(()), now=datetime.fromisoformat(NOW), max_backoff_seconds=300)
+    return steps.decide(job.spec, run, status, Observed(()), now=datetime.fromisoformat(NOW), max_backoff_seconds=300)
 
 
 CHANGED = {"training": {"learningRate": 0.5}}
@@ -85,7 +85,7 @@ def test_a_complete_run_is_the_current_one_again_and_nothing_is_started() -> Non
     after = observe(job)
     assert (after.run.number, after.run.artifact, after.newest_run) == (1, ARTIFACT, 2)
     assert [past.number for past in after.history] == [2]
-    assert next_step(job, after) == stages.Finish(True, Reason.SUCCEEDED, "the model is in object storage")
+    assert next_step(job, after) == steps.Finish(True, Reason.SUCCEEDED, "the model is in object storage")
     (event,) = job_events(before, after)
     assert event.message.splitlines() == [
         "the spec was changed back: run 1 is the current run again, instead of run 2",
@@ -97,25 +97,25 @@ def test_a_complete_run_is_the_current_one_again_and_nothing_is_started() -> Non
 def test_another_evaluation_of_a_reused_run_only_evaluates() -> None:
     first = job_of()
     job, _ = changed_and_back(status_of(first, *complete(first)), evaluation={"baseline": False})
-    assert next_step(job, observe(job)) == stages.Start(Stage.EVALUATE, 2)
+    assert next_step(job, observe(job)) == steps.Start(Stage.EVALUATE, 2)
 
 
 def test_a_reused_model_is_compared_with_the_one_that_is_promoted_now() -> None:
     gate = {"evaluation": {"promote": {}}}
     first = job_of(**gate)
     job, _ = changed_and_back(status_of(first, *complete(first)), **gate)
-    assert next_step(job, observe(job)) == stages.Start(Stage.EVALUATE, 2)
+    assert next_step(job, observe(job)) == steps.Start(Stage.EVALUATE, 2)
 
 
 UNFINISHED = [
-    ((attempt_of(Stage.PREPARE), attempt_of(Stage.TRAIN, 3, None)), stages.Start(Stage.TRAIN, 4)),
-    ((attempt_of(Stage.PREPARE), attempt_of(Stage.TRAIN, 2, Outcome.RETRYABLE)), stages.Start(Stage.TRAIN, 3)),
-    ((attempt_of(Stage.PREPARE, 1, None),), stages.Start(Stage.PREPARE, 2)),
+    ((attempt_of(Stage.PREPARE), attempt_of(Stage.TRAIN, 3, None)), steps.Start(Stage.TRAIN, 4)),
+    ((attempt_of(Stage.PREPARE), attempt_of(Stage.TRAIN, 2, Outcome.RETRYABLE)), steps.Start(Stage.TRAIN, 3)),
+    ((attempt_of(Stage.PREPARE, 1, None),), steps.Start(Stage.PREPARE, 2)),
 ]
 
 
 @pytest.mark.parametrize(("attempts", "step"), UNFINISHED, ids=["training", "in back-off", "preparing"])
-def test_an_unfinished_run_continues_with_its_next_attempt(attempts: Any, step: stages.Step) -> None:
+def test_an_unfinished_run_continues_with_its_next_attempt(attempts: Any, step: steps.Step) -> None:
     job, _ = changed_and_back(status_of(job_of(), *attempts, ended=False))
     after = observe(job)
     assert (after.run.number, after.run.start_time, after.run.restarts) == (1, NOW, 0)

@@ -10,7 +10,7 @@ from factories import make_job
 from finetune_api.constants import Stage
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Spec
 from finetune_api.validation import parse_job
-from finetune_operator.observed import ObservedStage
+from finetune_operator.observed import ObservedAttempt
 from finetune_operator.policy import history, scale, world
 from observations import STAMP, make_pod, make_stage
 from statuses import make_status
@@ -34,7 +34,7 @@ def make_attempt(number: int = 1, **fields: Any) -> AttemptStatus:
     return AttemptStatus.model_validate(defaults | fields)
 
 
-def starting(running: int, expected: int = 4, stage: Stage = Stage.TRAIN, **fields: Any) -> ObservedStage:
+def starting(running: int, expected: int = 4, stage: Stage = Stage.TRAIN, **fields: Any) -> ObservedAttempt:
     pods = [make_pod(index, phase="Running" if index < running else "Pending") for index in range(expected)]
     return make_stage(stage, pods=tuple(pods), expected_pods=expected, **fields)
 
@@ -59,11 +59,11 @@ FEWER = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "stage", "age", "expected"), FEWER)
+@pytest.mark.parametrize(("spec", "child", "age", "expected"), FEWER)
 def test_an_attempt_that_lacks_workers_is_started_with_fewer(
-    spec: Spec, stage: ObservedStage, age: timedelta, expected: int | None
+    spec: Spec, child: ObservedAttempt, age: timedelta, expected: int | None
 ) -> None:
-    assert scale.fewer_nodes(spec, make_attempt(), stage, BEGUN + age) == expected
+    assert scale.fewer_nodes(spec, make_attempt(), child, BEGUN + age) == expected
 
 
 def test_an_attempt_that_has_trained_is_not_changed() -> None:

@@ -14,8 +14,8 @@ from finetune_operator.observed import Observed
 from finetune_operator.policy import grace, pending
 from finetune_operator.policy import status as status_policy
 from finetune_operator.policy.events import job_events
-from finetune_operator.policy.stages import Finish, StaySuspended, Stop, Watch
 from finetune_operator.policy.status import StatusNotes
+from finetune_operator.policy.steps import Finish, StaySuspended, Stop, Watch
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage
 from finetune_operator.settings import GraceLimits, OperatorSettings
@@ -37,7 +37,7 @@ def running(spec: dict[str, Any] | None = None, grace_seconds: int = 120) -> Any
     config = stage_config(job, 1, Stage.TRAIN, 1, OperatorSettings().storage)
     *_, manifest = render_stage(config, OperatorSettings(), grace_seconds=grace_seconds)
     manifest["metadata"]["uid"] = "of the Job"
-    (stage,) = Observed.from_manifests(job.metadata.uid, [manifest], []).stages
+    (stage,) = Observed.from_manifests(job.metadata.uid, [manifest], []).attempts
     return stage
 
 

@@ -20,7 +20,7 @@ from finetune_api.v1alpha1 import (
 from finetune_api.v1alpha1.quantities import short_duration
 from finetune_api.validation import parse_job
 from finetune_operator.observed import Observed
-from finetune_operator.policy import history, runs, stages
+from finetune_operator.policy import history, runs, steps
 from finetune_operator.policy.after_change import continued_after_change
 from finetune_operator.policy.status import status_after
 from statuses import make_status
@@ -154,10 +154,10 @@ def test_the_history_keeps_the_newest_runs_oldest_first() -> None:
 def test_the_columns_of_kubectl_are_readable() -> None:
     progress = ProgressStatus(step=27, total_steps=100, percent=27, loss=1.4480993092066088, eta_seconds=134)
     status = make_status(run=1, stage="train", attempt=1, progress=progress)
-    after = status_after(status, stages.Watch(Stage.TRAIN, 1), generation=1, now=NOW)
+    after = status_after(status, steps.Watch(Stage.TRAIN, 1), generation=1, now=NOW)
     assert after.display is not None
     assert (after.display.progress, after.display.loss, after.display.eta) == ("27%", "1.448", "2m14s")
-    assert status_after(make_status(run=1), stages.Watch(Stage.PREPARE, 1), generation=1, now=NOW).display is None
+    assert status_after(make_status(run=1), steps.Watch(Stage.PREPARE, 1), generation=1, now=NOW).display is None
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_short_duration_has_two_units_at_most(seconds: float, text: str) -> No
 @pytest.mark.parametrize("artifact", [None, ArtifactStatus(uri="s3://b/model", digest="d")], ids=["none", "trained"])
 def test_a_trained_model_is_available_for_any_result_of_its_evaluation(artifact: ArtifactStatus | None) -> None:
     status = make_status(run=1, stage="evaluate", attempt=1, artifact=artifact)
-    failed = stages.Finish(False, Reason.EVALUATE_FAILED, "evaluate failed: boom")
+    failed = steps.Finish(False, Reason.EVALUATE_FAILED, "evaluate failed: boom")
     after = status_after(status, failed, generation=1, now=NOW)
     found = {entry.type: (entry.status, entry.message) for entry in after.conditions}
     assert found[ConditionType.FAILED][0] == "True"
@@ -205,5 +205,5 @@ def test_an_invalid_plan_in_an_annotation_is_ignored(text: str) -> None:
             "uid": "j",
         }
     }
-    (stage,) = Observed.from_manifests("u", [job], []).stages
+    (stage,) = Observed.from_manifests("u", [job], []).attempts
     assert stage.plan is None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.observed import ObservedPod, ObservedStage
+from finetune_operator.observed import ObservedAttempt, ObservedPod
 from finetune_operator.policy.waiting import (
     START_GRACE,
     explanation,
@@ -23,7 +23,7 @@ def pod(index: int = 0, phase: str = "Pending", waiting: str = "") -> ObservedPo
     return make_pod(index, phase=phase, waiting=waiting)
 
 
-def stage(*pods: ObservedPod, expected: int = 2, **fields: Any) -> ObservedStage:
+def stage(*pods: ObservedPod, expected: int = 2, **fields: Any) -> ObservedAttempt:
     return make_stage(job_name="job", pods=pods, expected_pods=expected, **fields)
 
 
@@ -43,7 +43,7 @@ def stage(*pods: ObservedPod, expected: int = 2, **fields: Any) -> ObservedStage
     ],
     ids=["early", "both", "one", "none", "ended", "not created", "being deleted", "over", "queued", "admitted later"],
 )
-def test_pods_that_are_late_are_found(found: ObservedStage, now: datetime, idle: list[str] | None) -> None:
+def test_pods_that_are_late_are_found(found: ObservedAttempt, now: datetime, idle: list[str] | None) -> None:
     late = idle_pods(found, now)
     assert (None if late is None else [one.name for one in late]) == idle
 

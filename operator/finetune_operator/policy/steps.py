@@ -16,7 +16,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Outcome, Spec, Status
 
 from ..names import child_name
-from ..observed import Observed, ObservedStage
+from ..observed import Observed, ObservedAttempt
 from . import after_change, deadline, grace, history, pending, restart, scale, time_to_live, waiting
 from .actions import Action, CreateChildren, DeleteJob, Requeue, RequeueReason
 from .facts import Facts
@@ -209,7 +209,7 @@ class ScaleDown(Step):
 class Stop(Step):
     """Delete these children. Their pods save a checkpoint within the grace period."""
 
-    children: tuple[ObservedStage, ...]
+    children: tuple[ObservedAttempt, ...]
     reason: Reason = Reason.SUSPENDING
     message: str = "saving a checkpoint"
 
@@ -339,7 +339,7 @@ class RetainChildren(_AfterEnd):
 class DeleteChildren(_AfterEnd):
     """Delete the children of a run that has ended, after `spec.ttlSecondsAfterFinished`."""
 
-    children: tuple[ObservedStage, ...]
+    children: tuple[ObservedAttempt, ...]
 
     def actions(self, facts: Facts, status: Status) -> tuple[Action, ...]:
         """Delete the Jobs that are not being deleted yet. The watch reports their end."""
@@ -350,7 +350,7 @@ class DeleteChildren(_AfterEnd):
 class DeleteStale(_AfterEnd):
     """Delete the children of another run, which was not recorded. The run that has ended remains the current one."""
 
-    children: tuple[ObservedStage, ...]
+    children: tuple[ObservedAttempt, ...]
 
     def actions(self, facts: Facts, status: Status) -> tuple[Action, ...]:
         """Delete the Jobs that are not being deleted yet."""
@@ -382,7 +382,7 @@ def _watch_newest(observed: Observed) -> Watch:
     return Watch(newest.stage, newest.attempt)
 
 
-def _deletions(children: tuple[ObservedStage, ...]) -> tuple[DeleteJob, ...]:
+def _deletions(children: tuple[ObservedAttempt, ...]) -> tuple[DeleteJob, ...]:
     return tuple(DeleteJob(child.job_name, child.uid) for child in children if not child.deleting)
 
 
@@ -432,7 +432,7 @@ def decide(
     return _next(spec, status, history.last_attempt(status), now, max_backoff_seconds)
 
 
-def _of_running(spec: Spec, status: Status, child: ObservedStage, now: datetime) -> Step:
+def _of_running(spec: Spec, status: Status, child: ObservedAttempt, now: datetime) -> Step:
     attempt = next((entry for entry in status.run.attempts if entry.job_name == child.job_name), None)
     if attempt is None:
         return Watch(child.stage, child.attempt)
@@ -452,9 +452,9 @@ def _of_running(spec: Spec, status: Status, child: ObservedStage, now: datetime)
 
 def _afterwards(spec: Spec, status: Status, observed: Observed, now: datetime) -> Step:
     wait = time_to_live.seconds_left(spec, status, now)
-    if wait is None or not observed.stages:
+    if wait is None or not observed.attempts:
         return StayEnded()
-    return RetainChildren(wait) if wait > 0 else DeleteChildren(observed.stages)
+    return RetainChildren(wait) if wait > 0 else DeleteChildren(observed.attempts)
 
 
 def _next(spec: Spec, status: Status, last: AttemptStatus | None, now: datetime, max_backoff: float) -> Step:
