@@ -99,7 +99,7 @@ def test_only_the_kinds_of_the_list_are_replaced():
     assert redacted(redacted(text)) == redacted(text)
 
 
-MEGABYTE = 1 << 20
+HOSTILE_SIZE = 1 << 18
 HOSTILE = (
     *("a", "a@", "@", "@a.", "a@a.", "a.", "1", "1 ", "12-", "+1", "0 ", "(0", "(", "4111", "4111 ", "44 "),
     *("AA11", "AA11 ", "DE89 3704 ", "1.1.1.", "255.", "1:", "::", "a:", "f:1 ", "http://", "www.", "http"),
@@ -109,11 +109,11 @@ HOSTILE = (
 
 @pytest.mark.parametrize("piece", HOSTILE)
 @pytest.mark.parametrize("end", ["", "@example.com", " 4111111111111112x"])
-def test_hostile_texts_of_a_megabyte_take_linear_time(piece, end):
-    text = piece * (MEGABYTE // len(piece)) + end
+def test_hostile_texts_take_linear_time(piece, end):
+    text = piece * (HOSTILE_SIZE // len(piece)) + end
     started = time.process_time()
     redacted(text)
-    assert time.process_time() - started < 6
+    assert time.process_time() - started < 1.5
 
 
 @pytest.mark.parametrize(
