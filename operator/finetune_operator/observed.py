@@ -3,7 +3,7 @@
 Only fields of Kubernetes are read, so that the local cluster and Kubernetes are handled by the same code.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,6 +19,9 @@ from .manifests import Manifest, controller_uid, true_conditions
 
 _LOST_AFTER = timedelta(seconds=30)
 """Time after the grace period until a pod is considered lost. A working kubelet reports the end within seconds."""
+_HELD_AFTER = timedelta(seconds=30)
+"""Time after the end of the trainer until a pod whose other containers are running is considered held by them. A
+sidecar may have to write what it has buffered."""
 
 
 EVICTED = "Evicted"
@@ -63,6 +66,9 @@ class ObservedPod:
     if it did not fail the pod."""
     kubelet_message: str = ""
     """Message for `kubelet_reason`."""
+    held_by: tuple[str, ...] = ()
+    """Names of the containers that are running although the trainer has ended. Nothing stops injected containers that
+    are no init containers."""
 
     @property
     def is_rejected(self) -> bool:
@@ -89,6 +95,11 @@ class ObservedPod:
         """Whether no process of the pod can be running."""
         return self.phase in {"Succeeded", "Failed"}
 
+    @property
+    def has_trainer(self) -> bool:
+        """Whether its trainer may be running."""
+        return not self.ended and self.exit_code is None
+
 
 @dataclass(frozen=True)
 class ObservedAttempt:
@@ -103,7 +114,9 @@ class ObservedAttempt:
     ended_at: str
     """Time when the terminal condition of the Job was set; empty while it is running."""
     succeeded: bool
+    """Whether its Job is complete, or would be without the containers that hold its pods."""
     failed: bool
+    """Whether its Job has failed, or would have without the containers that hold its pods."""
     deleting: bool
     pods: tuple[ObservedPod, ...]
     failing: bool = False
@@ -134,11 +147,15 @@ class ObservedAttempt:
     Kubernetes keeps the Job and the pod until the node responds or is deleted. The attempt is given up; processes that
     may still be running are fenced by the claim of the next attempt.
     """
+    held: bool = False
+    """Whether other containers keep its pods running after its trainers have ended. The Job is deleted then."""
+    recorded: bool = False
+    """Whether its outcome is in status."""
 
     @property
     def active(self) -> bool:
-        """Whether its pods may be running and it has not been given up."""
-        return not (self.succeeded or self.failed or self.lost)
+        """Whether its trainers may be running, and it has not been given up."""
+        return not (self.succeeded or self.failed or self.lost or self.recorded)
 
     @property
     def is_queued(self) -> bool:
@@ -154,6 +171,12 @@ class ObservedAttempt:
     def ending(self) -> bool:
         """Whether some pods have ended or are being deleted, and others may still be running."""
         return self.active and (self.deleting or any(pod.ended or pod.due_at for pod in self.pods))
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it has ended, but trainers of its Job, which is deleted, may be running."""
+        has_ended = self.held or (self.recorded and not self.succeeded and not self.failed)
+        return has_ended and not self.lost and any(pod.has_trainer for pod in self.pods)
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -174,11 +197,18 @@ class Observed:
 
     @classmethod
     def from_manifests(
-        cls, owner_uid: str, jobs: Iterable[Manifest], pods: Iterable[Manifest], *, now: datetime | None = None
+        cls,
+        owner_uid: str,
+        jobs: Iterable[Manifest],
+        pods: Iterable[Manifest],
+        *,
+        now: datetime | None = None,
+        recorded: Collection[str] = (),
     ) -> "Observed":
         """Build the snapshot. Jobs of another owner, such as a deleted job of the same name, are ignored.
 
-        Without `now` no attempt is considered lost.
+        Without `now` no attempt is considered lost or held. `recorded` are the names of the Jobs whose outcome is in
+        status.
         """
         jobs = list(jobs)
         present = {job["metadata"]["uid"] for job in jobs}
@@ -192,8 +222,10 @@ class Observed:
             elif not pod.ended and not (now and is_overdue(pod, now)):
                 orphans.add(manifest["metadata"]["labels"][constants.LABEL_JOB_NAME])
         ours = (job for job in jobs if controller_uid(job) == owner_uid)
-        found = [_attempt(job, pods_by_job.get(job["metadata"]["uid"], []), now) for job in ours]
+        found = [_attempt(job, pods_by_job.get(job["metadata"]["uid"], []), now, recorded) for job in ours]
         found.sort(key=lambda child: child.order)
+        # After the failure of one trainer, the others run until the Job is deleted.
+        orphans |= {child.job_name for child in found if child.is_stopping}
         attempts = tuple(child for child in found if STAGES[child.stage].is_part_of_run)
         polls = tuple(child for child in found if child.stage is Stage.POLL)
         return cls(attempts, tuple(sorted(orphans)), polls)
@@ -214,9 +246,11 @@ class Observed:
         return bool(self.active) and all(child.is_queued and child.queue for child in self.active)
 
     @property
-    def lost(self) -> tuple[ObservedAttempt, ...]:
-        """Children that were given up and are not being deleted."""
-        return tuple(child for child in self.attempts if child.lost and not child.deleting)
+    def unfinished(self) -> tuple[ObservedAttempt, ...]:
+        """Children whose Jobs must be deleted, because they do not end: they were given up, or are held by other
+        containers and their outcome is in status."""
+        found = (child for child in self.attempts if child.lost or (child.held and child.recorded))
+        return tuple(child for child in found if not child.deleting)
 
 
 def is_overdue(pod: ObservedPod, now: datetime) -> bool:
@@ -234,9 +268,23 @@ def _terminal(job: Manifest) -> dict[str, str]:
     return {kind: since for kind, since in true_conditions(job).items() if kind in {"Complete", "Failed"}}
 
 
-def _attempt(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> ObservedAttempt:
+def _is_held(job: Manifest, pods: list[ObservedPod], now: datetime) -> bool:
+    """Whether its trainers ended at least 30 s ago, but not its pods. One failed trainer ends the attempt."""
+    if "deletionTimestamp" in job["metadata"]:
+        return False
+    held = [pod for pod in pods if pod.held_by and not pod.due_at]
+    held = [pod for pod in held if now >= datetime.fromisoformat(pod.finished_at) + _HELD_AFTER]
+    is_complete = len(pods) == job.get("spec", {}).get("parallelism", 1) and all(pod.exit_code == 0 for pod in pods)
+    return bool(held) and (is_complete or any(pod.exit_code for pod in held))
+
+
+def _attempt(
+    job: Manifest, pods: list[ObservedPod], now: datetime | None, recorded: Collection[str]
+) -> ObservedAttempt:
     metadata, spec = job["metadata"], job.get("spec", {})
     terminal = _terminal(job)
+    held = not terminal and now is not None and _is_held(job, pods, now)
+    succeeded = "Complete" in terminal or (held and all(pod.exit_code == 0 for pod in pods))
     labels, annotations = metadata["labels"], metadata.get("annotations", {})
     return ObservedAttempt(
         stage=Stage(labels[constants.LABEL_STAGE]),
@@ -245,9 +293,9 @@ def _attempt(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> Ob
         job_name=metadata["name"],
         uid=metadata.get("uid", ""),
         created_at=metadata.get("creationTimestamp", ""),
-        ended_at=max(terminal.values(), default=""),
-        succeeded="Complete" in terminal,
-        failed="Failed" in terminal,
+        ended_at=max(terminal.values(), default=max(pod.finished_at for pod in pods) if held else ""),
+        succeeded=succeeded,
+        failed="Failed" in terminal or (held and not succeeded),
         deleting="deletionTimestamp" in metadata,
         pods=tuple(sorted(pods, key=lambda pod: pod.index)),
         failing="FailureTarget" in true_conditions(job),
@@ -262,6 +310,8 @@ def _attempt(job: Manifest, pods: list[ObservedPod], now: datetime | None) -> Ob
         suspended=spec.get("suspend", False),
         started_at=job.get("status", {}).get("startTime", ""),
         lost=not terminal and now is not None and any(is_overdue(pod, now) for pod in pods),
+        held=held,
+        recorded=metadata["name"] in recorded,
     )
 
 
@@ -276,10 +326,9 @@ def _pod(manifest: Manifest) -> ObservedPod:
     metadata, status = manifest["metadata"], manifest.get("status", {})
     containers = status.get("containerStatuses", [])
     trainer: Manifest = next((entry for entry in containers if entry["name"] == constants.TRAINER_CONTAINER), {})
-    state = trainer.get("state", {})
-    terminated = state.get("terminated", {})
+    terminated = trainer.get("state", {}).get("terminated", {})
     text = terminated.get("message", "")
-    conditions = status.get("conditions", [])
+    running = (entry["name"] for entry in containers if "running" in entry.get("state", {}))
     return ObservedPod(
         name=metadata["name"],
         index=int(metadata.get("annotations", {}).get(constants.COMPLETION_INDEX, 0)),
@@ -291,18 +340,45 @@ def _pod(manifest: Manifest) -> ObservedPod:
         disrupted="DisruptionTarget" in true_conditions(manifest),
         out_of_memory=terminated.get("reason") == "OOMKilled",
         node=manifest.get("spec", {}).get("nodeName", ""),
-        waiting=_waiting(state, conditions),
+        waiting=_waiting(status),
         created_at=metadata.get("creationTimestamp", ""),
         due_at=metadata.get("deletionTimestamp", ""),
         kubelet_reason=status.get("reason", "") if status.get("phase") == "Failed" else "",
         kubelet_message=status.get("message", "") if status.get("phase") == "Failed" else "",
+        held_by=tuple(running) if terminated and status.get("phase") == "Running" else (),
     )
 
 
-def _waiting(state: Manifest, conditions: list[Manifest]) -> str:
-    """Return why a pod is not running: the message of the scheduler, or that of the kubelet for its container."""
-    for entry in conditions:
+ORDINARY_WAITS = frozenset({"ContainerCreating", "PodInitializing", ""})
+"""Reasons of the kubelet during a normal start, which it also reports while it waits for a missing volume."""
+
+
+def _waiting(status: Manifest) -> str:
+    """Return why a pod is not running: the message of the scheduler, or that of the kubelet for a container.
+
+    An injected container that cannot start, or an init container that does not end, is named.
+    """
+    for entry in status.get("conditions", []):
         if entry["type"] == "PodScheduled" and entry["status"] == "False":
             return f"{entry.get('reason', 'Unscheduled')}: {entry.get('message', '')}".rstrip(": ")
-    waiting = state.get("waiting", {})
+    containers = status.get("containerStatuses", [])
+    own = next((_wait_of(entry) for entry in containers if entry["name"] == constants.TRAINER_CONTAINER), "")
+    if own not in ORDINARY_WAITS:
+        return own
+    for entry in (*status.get("initContainerStatuses", []), *containers):
+        reason = _wait_of(entry)
+        if reason not in ORDINARY_WAITS:
+            return f"container {entry['name']}: {reason}"
+        if entry in status.get("initContainerStatuses", []) and _is_initializing(entry):
+            return f"init container {entry['name']} is running"
+    return own
+
+
+def _wait_of(container: Manifest) -> str:
+    waiting = container.get("state", {}).get("waiting", {})
     return f"{waiting.get('reason', '')}: {waiting.get('message', '')}".strip(": ")
+
+
+def _is_initializing(container: Manifest) -> bool:
+    """Whether an init container is running and the other containers wait for its end. A sidecar has started then."""
+    return "running" in container.get("state", {}) and not container.get("started", False)

@@ -136,7 +136,8 @@ class _Shell:
         jobs = await cluster.list_jobs(key, history.open_attempt_jobs(job.status))
         open_jobs = history.open_jobs(job.status, jobs)
         pods = await cluster.list_pods(key, open_jobs) if open_jobs else []
-        observed = Observed.from_manifests(job.metadata.uid, jobs, pods, now=self.now)
+        recorded = {attempt.job_name for attempt in job.status.run.attempts if attempt.outcome is not None}
+        observed = Observed.from_manifests(job.metadata.uid, jobs, pods, now=self.now, recorded=recorded)
         progress = await self._progress(observed, pods)
         facts = Facts(self.manifest, job, self.settings, self.now, observed, progress, violations=violations)
         if uid := queued_job(facts):

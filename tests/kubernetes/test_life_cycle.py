@@ -91,6 +91,30 @@ def test_a_suspended_job_saves_and_resumes(admin: Path, namespace: str) -> None:
     run_scenario(admin, namespace, scenario)
 
 
+def test_a_sidecar_does_not_keep_a_stage_from_completing(admin: Path, namespace: str) -> None:
+    async def scenario(world: JobNamespace) -> None:
+        world.kubelet.sidecars["joined"] = "istio-proxy"
+        job = await world.create("joined", training_ends(PodEnd(70)))
+        job.clock = lambda: datetime.now(UTC) + timedelta(seconds=30)
+        status = await job.until(in_phase(Phase.SUCCEEDED), within=120)
+        assert [(entry.stage, entry.outcome) for entry in status.run.attempts] == [
+            (Stage.PREPARE, "Succeeded"),
+            (Stage.TRAIN, "Retryable"),
+            (Stage.TRAIN, "Succeeded"),
+            (Stage.EVALUATE, "Succeeded"),
+        ]
+        assert status.run.restarts == 1
+        assert status.run.artifact is not None
+        assert "kept running by istio-proxy, so joined-r1-prepare-a1 was deleted" in status.run.warnings[0]
+        while [name for name in await job.children() if name.startswith("jobs/")]:
+            await job.step()
+            await asyncio.sleep(0.5)
+        assert job.last is not None
+        assert job.last.status.run.attempts == status.run.attempts, "the deletions change no outcome"
+
+    run_scenario(admin, namespace, scenario)
+
+
 async def admit(world: JobNamespace, name: str, *, suspend: bool = False) -> None:
     """Change only `spec.suspend` of a Job, as Kueue does to admit it, or to evict it."""
     path = f"/apis/batch/v1/namespaces/{world.namespace}/jobs/{name}"

@@ -67,6 +67,8 @@ class SimulatedKubelet:
     namespace: str
     scripts: dict[str, Script] = field(default_factory=dict)
     """By name of the FineTuneJob; `succeed` for others."""
+    sidecars: dict[str, str] = field(default_factory=dict)
+    """Name of the FineTuneJob -> name of a container that is injected into its pods and runs until they are deleted."""
     capacity: dict[str, Capacity] = field(default_factory=dict)
     """By name of the FineTuneJob; there is capacity for all pods of others."""
     stopped_code: int = 75
@@ -108,11 +110,8 @@ class SimulatedKubelet:
         end = self._end(pod)
         now = asyncio.get_running_loop().time()
         if "deletionTimestamp" in pod["metadata"]:
-            if phase == "Running" and now < self.reported.setdefault(uid, now) + self.stop_seconds:
-                return
-            if phase in {"Pending", "Running"}:
-                await self._patch(pod, "Failed", self.stopped_code, "")
-            await self.server.request("DELETE", _path(pod), {"gracePeriodSeconds": 0})
+            if phase != "Running" or now >= self.reported.setdefault(uid, now) + self.stop_seconds:
+                await self._terminate(pod, phase)
         elif phase == "Pending" and not pod["spec"].get("nodeName"):
             if not self._has_capacity(pod):
                 return
@@ -124,11 +123,20 @@ class SimulatedKubelet:
         elif phase == "Pending":
             self.started[uid] = now
             await self._patch(pod, "Running", None, "")
+        elif phase == "Running" and _trainer_has_ended(pod):
+            return  # a sidecar is running
         elif phase == "Running" and now >= self.started.setdefault(uid, now) + end.after:
             if end.disrupted:
                 await self._disrupt(pod)
             message = termination_message_of(pod, end) if end.message is None else end.message
             await self._patch(pod, "Failed" if end.code else "Succeeded", end.code, message)
+
+    async def _terminate(self, pod: Manifest, phase: str) -> None:
+        if phase in {"Pending", "Running"} and _trainer_has_ended(pod):
+            await self.server.request("PATCH", f"{_path(pod)}/status", {"status": {"phase": "Failed"}})
+        elif phase in {"Pending", "Running"}:
+            await self._patch(pod, "Failed", self.stopped_code, "")
+        await self.server.request("DELETE", _path(pod), {"gracePeriodSeconds": 0})
 
     def _end(self, pod: Manifest) -> PodEnd:
         return self.scripts.get(pod["metadata"]["labels"][constants.LABEL_JOB], succeed)(*_place(pod))
@@ -150,8 +158,13 @@ class SimulatedKubelet:
             "restartCount": 0,
             "state": state,
         }
+        containers = [container]
+        sidecar = self.sidecars.get(pod["metadata"]["labels"][constants.LABEL_JOB])
+        if sidecar is not None and "deletionTimestamp" not in pod["metadata"]:
+            phase = "Running"
+            containers.append({**container, "name": sidecar, "ready": True, "state": {"running": {"startedAt": stamp}}})
         ready = {"type": "Ready", "status": "True" if code is None else "False"}
-        status = {"phase": phase, "containerStatuses": [container], "conditions": [ready], "startTime": stamp}
+        status = {"phase": phase, "containerStatuses": containers, "conditions": [ready], "startTime": stamp}
         await self.server.request("PATCH", f"{_path(pod)}/status", {"status": status})
 
     async def _report_mount_failure(self, pod: Manifest) -> None:
@@ -218,6 +231,11 @@ class SimulatedKubelet:
             if not error.is_missing:
                 raise
             await self.server.request("POST", leases, lease)
+
+
+def _trainer_has_ended(pod: Manifest) -> bool:
+    containers = pod["status"].get("containerStatuses", ())
+    return any("terminated" in entry["state"] for entry in containers if entry["name"] == constants.TRAINER_CONTAINER)
 
 
 def _named(pod: Manifest) -> Manifest:

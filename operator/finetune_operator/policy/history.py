@@ -307,7 +307,9 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedAttempt, no
     if message is not None and message.progress is not None:
         status = _with_progress(status, attempt, message.progress)
         attempt = next(entry for entry in status.run.attempts if entry.job_name == attempt.job_name)
-    ended_at = child.ended_at or now  # a lost stage has no end time
+    ended_at = child.ended_at or now  # a lost attempt has no end time
+    if child.held:
+        status = status.with_run(warnings=merged_warnings(status.run.warnings, _held_warnings(child)))
     if child.succeeded:
         status = _ended(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
         return _with_results(status, message)
@@ -326,6 +328,17 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedAttempt, no
     )
     status = _charge(_ended(status, ended), ended, classified.retry_class)
     return status.with_run(failure=classified.status)
+
+
+def _held_warnings(child: ObservedAttempt) -> tuple[str, ...]:
+    """Return the first pod that other containers keep running, and how to change that."""
+    pod = next((pod for pod in child.pods if pod.held_by), None)
+    if pod is None:
+        return ()
+    return (
+        f"{pod.name}: the trainer ended, but the pod was kept running by {', '.join(pod.held_by)}, so {child.job_name} "
+        "was deleted; inject sidecars as init containers with restartPolicy Always, which end with the pod",
+    )
 
 
 def has_new_checkpoint(status: Status, attempt: AttemptStatus) -> bool:

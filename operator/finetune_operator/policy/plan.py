@@ -64,10 +64,10 @@ def plan_of(facts: Facts) -> Plan:
         return rejection(facts.manifest, facts.violations, facts.stamp, observation=status)
     if facts.is_valid:
         step = step.planned(facts.spec, status)
-    lost = tuple(DeleteJob(child.job_name, child.uid) for child in facts.observed.lost)
+    unfinished = tuple(DeleteJob(child.job_name, child.uid) for child in facts.observed.unfinished)
     after = _status_after(facts, status, step)
     polls = tuple(poll.actions(facts.job, after, facts.observed, facts.settings, facts.now)) if facts.is_valid else ()
-    children = (*lost, *step.actions(facts, status), *polls)
+    children = (*unfinished, *step.actions(facts, status), *polls)
     after = _with_due_time(facts, after)
     events, update = _reports(facts.manifest, facts.job.status, after)
     requeue = step.requeue(facts, after)
@@ -78,6 +78,8 @@ def plan_of(facts: Facts) -> Plan:
         requeue = requeue.no_later_than((next_poll - facts.now).total_seconds())
     if facts.is_valid and (scheduled := schedule.next_time(facts.spec, after)) is not None:
         requeue = requeue.no_later_than(max(_MIN_SECONDS, (scheduled - facts.now).total_seconds()))
+    if any(child.held and not child.recorded for child in facts.observed.attempts):
+        requeue = requeue.no_later_than(_MIN_SECONDS)  # the next reconcile deletes the Job: its outcome is in status
     if facts.awaits_end and after.terminal_condition is not None:
         requeue = Requeue(_MIN_SECONDS)  # the next reconcile starts the run that the object describes
     return Plan(

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from ..manifests import Manifest
-from ..observed import ObservedAttempt, ObservedPod
+from ..observed import ORDINARY_WAITS, ObservedAttempt, ObservedPod
 
 START_GRACE = timedelta(seconds=20)
 """Time in which pods normally start. Pods that have waited longer are reported."""
 
 _LONGEST_SECONDS = 30.0
 """Longest interval between two checks, and so the maximum age of the reported reason."""
-
-_ORDINARY = frozenset({"ContainerCreating", "PodInitializing", ""})
-"""Reasons of the kubelet during a normal start, which it also reports while it waits for a missing volume."""
 
 SHOWN = 3
 """Maximum number of pods in a message."""
@@ -46,7 +43,7 @@ def unexplained(child: ObservedAttempt, idle: Sequence[ObservedPod]) -> tuple[st
     """
     if not idle:
         return (child.job_name,)
-    return tuple(pod.name for pod in idle[:SHOWN] if pod.waiting in _ORDINARY)
+    return tuple(pod.name for pod in idle[:SHOWN] if pod.waiting in ORDINARY_WAITS)
 
 
 def next_check_seconds(child: ObservedAttempt, now: datetime) -> float:
@@ -65,7 +62,7 @@ def explanation(child: ObservedAttempt, idle: Sequence[ObservedPod], warnings: S
     lines = [f"{running} of {child.expected_pods} pods of {child.job_name} are running"]
     messages = {event["involvedObject"]["name"]: event.get("message", "") for event in warnings}
     for pod in idle[:SHOWN]:
-        reason = pod.waiting if pod.waiting not in _ORDINARY else messages.get(pod.name, pod.waiting)
+        reason = pod.waiting if pod.waiting not in ORDINARY_WAITS else messages.get(pod.name, pod.waiting)
         lines.append(f"{pod.name}: {reason or 'not started yet'}")
     if not idle:
         lines.append(messages.get(child.job_name, "the Job controller has not created the other pods yet"))

@@ -1,5 +1,6 @@
 """What the operator reads from manifests: owners of pods, and how they ended."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -55,6 +56,73 @@ def test_a_pod_that_the_kernel_killed_for_memory_is_recognized_without_a_message
     assert (judged.status.failure_class, judged.exit_code) == ("OutOfMemory", 137)
     assert judged.status.message.startswith(f"{NAME}-1-train was killed by the kernel because it ran out of memory")
     assert "training.microBatchSize" in judged.status.advice
+
+
+SIDECAR = {"name": "istio-proxy", "state": {"running": {}}}
+ENDED_AT = "2026-01-01T12:00:00Z"
+OVER = {"terminated": {"exitCode": 0, "finishedAt": ENDED_AT}}
+FAILED = {"terminated": {"exitCode": 70, "finishedAt": ENDED_AT}}
+RUNNING: dict[str, Any] = {"running": {}}
+
+
+def observed_with_sidecars(*states: dict[str, Any], seconds: float = 30, recorded: bool = False) -> Observed:
+    """Pods whose sidecars are running, some seconds after the end of the first trainer."""
+    pods = [make_pod(index, "train", **state) for index, state in enumerate(states)]
+    for pod in pods:
+        pod["status"]["containerStatuses"].append(SIDECAR)
+    now = datetime.fromisoformat(ENDED_AT) + timedelta(seconds=seconds)
+    names = [NAME] if recorded else []
+    return Observed.from_manifests("u", [make_job("train", owner="u")], pods, now=now, recorded=names)
+
+
+@pytest.mark.parametrize(
+    ("states", "seconds", "expected"),
+    [
+        pytest.param((OVER, OVER), 30, "succeeded", id="all have ended"),
+        pytest.param((OVER, OVER), 29, "active", id="the sidecars may still write"),
+        pytest.param((OVER, RUNNING), 3600, "active", id="another trainer is running"),
+        pytest.param((OVER,), 3600, "active", id="a pod does not exist yet"),
+        pytest.param((FAILED, RUNNING), 30, "failed", id="one has failed"),
+        pytest.param((FAILED, FAILED), 30, "failed", id="all have failed"),
+    ],
+)
+def test_an_attempt_ends_with_its_trainers_although_sidecars_are_running(
+    states: tuple[dict[str, Any], ...], seconds: float, expected: str
+) -> None:
+    (child,) = observed_with_sidecars(*states, seconds=seconds).attempts
+    assert [name for name in ("succeeded", "failed", "active") if getattr(child, name)] == [expected]
+    assert child.held is (expected != "active")
+    assert child.ended_at == ("" if expected == "active" else ENDED_AT)
+
+
+def test_a_job_that_sidecars_hold_is_deleted_when_its_outcome_is_recorded() -> None:
+    assert observed_with_sidecars(OVER, OVER).unfinished == ()
+    observed = observed_with_sidecars(OVER, OVER, recorded=True)
+    assert (observed.unfinished, observed.orphans) == (observed.attempts, ())
+
+
+def test_the_next_attempt_waits_for_the_other_trainers_of_one_that_sidecars_hold() -> None:
+    assert observed_with_sidecars(FAILED, RUNNING).orphans == (NAME,)
+    assert observed_with_sidecars(FAILED, FAILED).orphans == ()
+
+
+@pytest.mark.parametrize(
+    ("init", "sidecar", "expected"),
+    [
+        ({}, {"waiting": {"reason": "ImagePullBackOff", "message": "m"}}, "container proxy: ImagePullBackOff: m"),
+        ({"waiting": {"reason": "CrashLoopBackOff"}}, {}, "container init: CrashLoopBackOff"),
+        ({"running": {}}, {"waiting": {"reason": "PodInitializing"}}, "init container init is running"),
+        ({"terminated": {"exitCode": 0}}, {"running": {}}, "PodInitializing"),
+    ],
+)
+def test_the_container_that_keeps_a_pod_from_starting_is_named(
+    init: dict[str, Any], sidecar: dict[str, Any], expected: str
+) -> None:
+    pod = make_pod(0, "train", waiting={"reason": "PodInitializing"})
+    pod["status"]["containerStatuses"].append({"name": "proxy", "state": sidecar})
+    pod["status"]["initContainerStatuses"] = [{"name": "init", "state": init}]
+    (child,) = Observed.from_manifests("u", [make_job("train", owner="u")], [pod]).attempts
+    assert child.pods[0].waiting == expected
 
 
 def kubelet_failed(
