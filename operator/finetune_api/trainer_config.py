@@ -111,6 +111,8 @@ class Prepared(Exchanged):
     """Parameters of the base model."""
     frozen_parameters: int = 0
     """Those of them that `spec.method.full.freeze` excludes from the training."""
+    trained_parameters: int = 0
+    """Parameters that the method trains, as estimated before the model is loaded. 0: written by an older trainer."""
     test_tokens: int | None = None
     """Tokens of the test split. Absent: written by an older trainer."""
     memory_estimate_bytes: int = 0

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from .commands import checkpoints, compare, demo, init, logs, objects, promotion, run, runs, status, store, watch
+from .commands import checkpoints, compare, demo, init, logs, objects, plan, promotion, run, runs, status, store, watch
 from .exit_status import USER_ERRORS, explain, of_error
 from .terminal import echo
 
@@ -21,6 +21,7 @@ app.command()(run.run)
 app.command()(demo.demo)
 app.command()(init.init)
 app.command()(objects.validate)
+app.command()(plan.plan)
 app.command()(objects.render)
 app.command()(status.status)
 app.command()(watch.watch)

@@ -55,10 +55,34 @@ def test_the_first_job_of_a_file_is_valid_and_runs(folder: Path) -> None:
         assert "#" in line or "#" in before, f"{choice} has a comment"
     status, out, _ = finetune(folder, "validate", "job.yaml")
     assert (status, out.splitlines()[0]) == (0, "job.yaml: valid")
+    status, out, err = finetune(folder, "plan", "job.yaml", "-o", "json")
+    planned = json.loads(out)
+    assert (status, planned["seconds"], planned["trainedParameters"]) == (0, None, planned["parameters"]), err
     status, out, err = finetune(folder, "run", "job.yaml", "--watch", "plain")
     assert status == 0, out + err
     status, out, _ = finetune(folder, "status", "-o", "json")
-    assert json.loads(out)["status"]["phase"] == "Succeeded"
+    found = json.loads(out)["status"]
+    assert found["phase"] == "Succeeded"
+    assert found["run"]["progress"]["totalSteps"] == planned["totalSteps"]
+    assert found["run"]["resolved"]["zeroStage"] == planned["zeroStage"]
+    status, out, err = finetune(folder, "plan", "job.yaml")
+    lines = [line for line in out.splitlines() if str(folder) not in line]
+    assert (status, err, lines[0], max(map(len, lines)) <= 80) == (0, "", "reviews can be trained", True)
+    assert f"{planned['totalSteps']}, {planned['totalSteps'] // 3} in an epoch of 48 examples" in out
+    assert "measured in r0001-" in out
+
+
+def test_a_training_that_does_not_fit_is_refused_with_settings_that_fit(folder: Path) -> None:
+    status, _, err = finetune(folder, "init", "--data", "reviews.jsonl", "--model", "bert")
+    assert status == 0, err
+    job = YAML(typ="safe").load((folder / "job.yaml").read_text())
+    job["spec"]["workers"] = {"resources": {"limits": {"memory": "1Gi"}}}
+    with (folder / "job.yaml").open("w") as file:
+        YAML().dump(job, file)
+    status, out, err = finetune(folder, "plan", "job.yaml", "-o", "markdown")
+    assert (status, out) == (78, "")
+    assert "spec.workers.resources.limits.memory allows 1.0 GiB" in err
+    assert "raise spec.workers.resources.limits.memory to 2Gi" in err
 
 
 def test_columns_are_named_and_texts_of_the_file_stay_texts(folder: Path) -> None:

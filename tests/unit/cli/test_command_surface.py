@@ -12,6 +12,7 @@ SURFACE = {
     "demo": ["--watch", "--work-dir"],
     "init": ["--column", "--data", "--endpoint", "--model", "--output", "--work-dir", "-o"],
     "validate": ["files"],
+    "plan": ["job", "--endpoint", "--output", "--work-dir", "-o"],
     "render": ["job"],
     "status": ["name", *CLUSTER, "--output", "--work-dir", "-n", "-o"],
     "watch": ["name", *CLUSTER, "--watch", "--work-dir", "-n"],

@@ -146,6 +146,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         labels=info.labels,
         parameters=facts.parameters,
         frozen_parameters=facts.frozen,
+        trained_parameters=METHODS[spec.method.name].parameters(facts, spec.method.block).trained,
         test_tokens=info.tokens.get("test", 0),
         memory_estimate_bytes=choice.bytes,
         supports_gradient_checkpointing=plan.gradient_checkpointing,

@@ -3,10 +3,23 @@
 import sys
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 _MAX_STEP = 2**53
 """Larger numbers are no steps, and not exact in JSON."""
+
+
+class TrainingSpeed(BaseModel):
+    """Speed of the last steps of a training, from which later runs are forecast."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    tokens_per_second: float
+    """Without padding, over all processes."""
+    processes: PositiveInt
+    on_gpus: bool = False
+    peak_memory_bytes: int = 0
+    """Of rank 0."""
 
 
 class TrainingLog(BaseModel):
@@ -22,6 +35,8 @@ class TrainingLog(BaseModel):
     trained_parameters: int | None = None
     """Parameters that are trained: all, or those of the adapter. Absent: written by an older trainer."""
     warnings: tuple[str, ...] = ()
+    speed: TrainingSpeed | None = None
+    """Absent: written by an older trainer, or the last attempt made no step."""
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of every entry that has a finite `name`, in order."""

@@ -253,6 +253,14 @@ class _Attempt:
             ],
             "skipped_steps": loop.engine.skipped_steps,
         }
+        progress, world = self.report.progress, self.config.world
+        if progress.tokens_per_second:
+            document["speed"] = {
+                "tokens_per_second": progress.tokens_per_second,
+                "processes": world.size,
+                "on_gpus": world.gpus,
+                "peak_memory_bytes": progress.peak_memory_bytes or 0,
+            }
         self.store.put(self.config.layout.training_log, json.dumps(document).encode(), content_type="application/json")
 
 
