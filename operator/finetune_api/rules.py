@@ -70,6 +70,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _lengths,
         _warmup,
         _schedule_options,
+        _chunked_loss,
         _holdouts,
         _cleaning,
         _few_shot,
@@ -402,6 +403,20 @@ def _schedule_options(spec: Spec) -> Iterator[Violation]:
                 f"{path}.decayRatio",
                 f"must be at most 1 - spec.training.warmup.ratio, {1.0 - warmup:.3g}, not {decay:g}; lower one of them",
             )
+
+
+def _chunked_loss(spec: Spec) -> Iterator[Violation]:
+    if not spec.training.chunked_loss:
+        return
+    task = task_of(spec)
+    if task not in (None, Task.CAUSAL_LM):
+        yield Violation("spec.training.chunkedLoss", f"must be false for {task}, which has few logits; remove it")
+    if spec.deepspeed.zero_stage == 3 or OFFLOAD_STAGES[spec.deepspeed.offload] == (3,):
+        yield Violation(
+            "spec.training.chunkedLoss",
+            "must be false with ZeRO stage 3, which keeps only a part of the output layer; remove it, or set "
+            "spec.deepspeed.zeroStage: 2 and spec.deepspeed.offload: None or Optimizer",
+        )
 
 
 def _holdouts(spec: Spec) -> Iterator[Violation]:

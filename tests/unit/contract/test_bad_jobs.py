@@ -166,6 +166,17 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ),
         (
             "spec",
+            job_with("spec.training.chunkedLoss", True)["spec"] | {"deepspeed": {"zeroStage": 3}},
+            "spec.training.chunkedLoss must be false with ZeRO stage 3",
+        ),
+        (
+            "spec",
+            job_with("spec.training.chunkedLoss", True)["spec"]
+            | {"model": {"uri": "s3://b/m", "task": "SequenceClassification"}},
+            "spec.training.chunkedLoss must be false for SequenceClassification, which has few logits; remove it",
+        ),
+        (
+            "spec",
             job_with("spec.training.earlyStopping", {})["spec"] | {"checkpoint": {"keepBest": 0}},
             "spec.checkpoint.keepBest must be at least 1, not 0: early stopping exports the best checkpoint; write 1,",
         ),

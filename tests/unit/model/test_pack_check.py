@@ -8,7 +8,7 @@ import transformers
 
 from finetune_api.v1alpha1 import Task
 from finetune_trainer.errors import BadConfigError
-from finetune_trainer.model import pack_check
+from finetune_trainer.model import pack_check, small_models
 from finetune_trainer.model.pack_check import check_packs
 from finetune_trainer.tasks import TASKS
 
@@ -90,7 +90,7 @@ def test_a_model_that_takes_no_positions_is_refused(monkeypatch: pytest.MonkeyPa
 def test_a_model_that_cannot_be_built_or_is_not_sensitive_enough_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A check that could not fail would prove nothing."""
     with monkeypatch.context() as patch:
-        patch.setattr(pack_check, "_MAX_PARAMETERS", 10)
+        patch.setattr(small_models, "_MAX_PARAMETERS", 10)
         with pytest.raises(BadConfigError, match="could not be checked"):
             check("LlamaForCausalLM", "LlamaConfig", GROUPED)
     monkeypatch.setattr(pack_check, "_difference", lambda *_: 0.0)

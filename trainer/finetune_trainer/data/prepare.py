@@ -21,6 +21,7 @@ from finetune_api.v1alpha1.quantities import amount
 
 from ..errors import BadConfigError, BadDataError, ModelUnusableError
 from ..methods import METHODS
+from ..model.chunk_check import check_chunks
 from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
 from ..model.fetch import fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model
@@ -95,7 +96,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         check_special_tokens(tokenizer, plan.embeddings, spec.model.uri)
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
-    _check_packing(spec, plan, task, length)
+    _check_class(spec, plan, task, length)
     choice = _zero_choice(config, facts, task, dtype, length + virtual_tokens)
     check_evaluation_fits(spec, EvaluationNeeds(parameters=facts.parameters, test_tokens=0, dtype=dtype))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
@@ -181,8 +182,11 @@ def _check_rules(spec: Spec, data_format: DataFormat) -> None:
         )
 
 
-def _check_packing(spec: Spec, plan: WeightPlan, task: Task, length: int) -> None:
-    """Raise BadConfigError if the examples are to be packed and the model does not keep them apart."""
+def _check_class(spec: Spec, plan: WeightPlan, task: Task, length: int) -> None:
+    """Raise BadConfigError if the class of the model does not work with packs or a chunked loss, where the spec has
+    them."""
+    if spec.training.chunked_loss:
+        check_chunks(plan.model_class, plan.config, spec.model.uri, TASKS[task])
     if spec.data.packing is Packing.PACKED:
         check_packs(plan.model_class, plan.config, spec.model.uri, TASKS[task], capacity=length)
 
@@ -290,7 +294,8 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
         added=added,
         optimizer=spec.training.optimizer.name,
         activations=METHODS[spec.method.name].activations(facts, spec.method.block),
-        zero_stages=spec.method.block.support.zero_stages,
+        zero_stages=_zero_stages(spec),
+        has_chunked_loss=spec.training.chunked_loss,
         lighter_methods=lighter_methods(
             facts, trained, task, spec.output.formats, gradient_checkpointing=spec.training.gradient_checkpointing
         ),
@@ -308,6 +313,11 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
     return choose_zero_stage(
         shape, requested=spec.deepspeed.zero_stage, limit=bytes_limit, offload=spec.deepspeed.offload
     )
+
+
+def _zero_stages(spec: Spec) -> tuple[int, ...]:
+    stages = spec.method.block.support.zero_stages
+    return tuple(stage for stage in stages if stage < 3) if spec.training.chunked_loss else stages
 
 
 def lighter_methods(

@@ -27,6 +27,7 @@ from finetune_api.v1alpha1 import Dtype, Offload, OptimizerName
 
 from ..errors import BadConfigError
 from ..methods.counts import ActivationCounts
+from ..tasks.base import LOSS_CHUNK_BYTES
 from .inspect import ModelFacts
 
 PROCESS_BYTES = 12 * 2**30 // 10
@@ -77,6 +78,8 @@ class TrainingShape:
     optimizer: OptimizerName = OptimizerName.ADAMW
     activations: ActivationCounts = field(default_factory=ActivationCounts)
     """What the method adds to the activations of the base model."""
+    has_chunked_loss: bool = False
+    """Whether only a part of the logits exists at a time."""
     is_fewest: bool = False
     """`nodes` is spec.workers.minNodes, the smallest number of nodes that the training may run on."""
 
@@ -128,6 +131,8 @@ def _activation_bytes(shape: TrainingShape) -> int:
     kept = 17 * value * hidden
     held = layers * value * hidden + kept if shape.gradient_checkpointing else layers * kept
     logits = 12 * tokens * shape.facts.vocabulary if shape.has_token_logits else 0
+    if shape.has_chunked_loss:
+        logits = min(logits, 3 * LOSS_CHUNK_BYTES)
     return held + logits + _mask_bytes(shape) + value * _method_values(shape, tokens)
 
 

@@ -25,6 +25,7 @@ from .base import (
     ValidationScores,
     WeightedMean,
 )
+from .chunked_loss import DeferredLogits
 from .forward import batches, cross_entropy, device_of
 from .metrics import perplexity
 
@@ -64,11 +65,13 @@ class CausalLM(TokenTask):
         """Whether any token but the first, which is never predicted, carries loss."""
         return bool((row["labels"][1:] != IGNORED).any())
 
-    def loss(self, logits: torch.Tensor, batch: Batch, *, smoothing: float = 0.0) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor | DeferredLogits, batch: Batch, *, smoothing: float = 0.0) -> torch.Tensor:
         """Cross-entropy of every next token that carries loss, in nats."""
         # The labels are shifted, not the logits: to cut the last position of the logits would copy the largest tensor
         # of the step.
         targets = functional.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
+        if isinstance(logits, DeferredLogits):
+            return logits.loss(targets, smoothing=smoothing)
         return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), smoothing=smoothing)
 
     def targets(self, batch: Batch) -> int:

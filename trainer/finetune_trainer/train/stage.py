@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from ..collectives import rank_zero, stop_if_agreed
 from ..data.collate import Collator
 from ..data.order import grouping_of
 from ..data.shards import TokenDataset
-from ..errors import DivergedError, FencedError, StoppedError
+from ..errors import BadConfigError, DivergedError, FencedError, StoppedError
 from ..methods import METHODS
 from ..model.export import Exported, export
 from ..model.fetch import prepared_model
@@ -35,6 +35,7 @@ from ..stage_log import log_parameters, log_train_started, log_trained
 from ..stop import StopFlag
 from ..store.client import ObjectStore
 from ..tasks import TASKS
+from ..tasks.chunked_loss import ChunkingError, defer_logits
 from ..tracking.base import Outcome as TrackingOutcome
 from ..tracking.reports import open_reports
 from .engine import Engine, build_engine, partitioned_models
@@ -178,6 +179,8 @@ class _Attempt:
         return trained
 
     def _engine(self, model: nn.Module, parts: Parts) -> Engine:
+        if self.config.spec.training.chunked_loss:
+            _chunk_loss(model)
         set_seed(self.config.spec.training.seed)  # dropout does not depend on the random numbers drawn so far
         if parts.batches.groups > 1:
             forward_by_groups(model, parts.batches.groups)
@@ -279,6 +282,17 @@ def _reported(loop: TrainingLoop) -> Iterator[None]:
         raise
     else:
         loop.trackers.join()
+
+
+def _chunk_loss(model: Any) -> None:
+    """Raises BadConfigError if the method has changed the output layer."""
+    try:
+        defer_logits(model)
+    except ChunkingError as error:
+        raise BadConfigError(
+            f"spec.training.chunkedLoss must be false: {error}",
+            advice="remove spec.training.chunkedLoss, or the output layer from the modules of spec.method",
+        ) from error
 
 
 def _trained_parameters(module: nn.Module) -> int:
