@@ -76,9 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"])
     arguments = parser.parse_args()
-    print(
-        f"{'method':>6} {'targets':>8} {'plain MiB':>10} {'chunked':>8} {'ratio':>6} {'plain s':>8} {'chunked':>8} {'loss':>9}"
-    )
+    names = ("method", "targets", "plain MiB", "chunked", "ratio", "plain s", "chunked", "loss")
+    print(" ".join(f"{name:>9}" for name in names))
     rows = []
     for method in arguments.methods:
         for share in (1.0, 0.25):
@@ -94,8 +93,8 @@ def main() -> None:
                 }
             )
             print(
-                f"{method:>6} {share:>8.0%} {plain[0] / 2**20:>10,.0f} {chunked[0] / 2**20:>8,.0f} "
-                f"{chunked[0] / plain[0]:>6.2f} {plain[1]:>8.2f} {chunked[1]:>8.2f} {difference:>9.1e}"
+                f"{method:>9} {share:>9.0%} {plain[0] / 2**20:>9,.0f} {chunked[0] / 2**20:>9,.0f} "
+                f"{chunked[0] / plain[0]:>9.2f} {plain[1]:>9.2f} {chunked[1]:>9.2f} {difference:>9.1e}"
             )
     print(json.dumps({"chunkedLoss": rows}))
 

@@ -10,6 +10,9 @@ from finetune_api.validation import InvalidJobError, parse_job
 METHODS = ", ".join(Method.blocks())
 
 
+CLASSIFIED = {"train": [{"uri": "s3://bucket/train.jsonl"}], "format": "Classification"}
+
+
 def job_with(path: str, value: Any) -> dict[str, Any]:
     """A minimal job with one field set, `spec.training.learningRate` style; None removes the field."""
     manifest: dict[str, Any] = {
@@ -171,8 +174,7 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ),
         (
             "spec",
-            job_with("spec.training.chunkedLoss", True)["spec"]
-            | {"model": {"uri": "s3://b/m", "task": "SequenceClassification"}},
+            job_with("spec.training.chunkedLoss", True)["spec"] | {"data": CLASSIFIED},
             "spec.training.chunkedLoss must be false for SequenceClassification, which has few logits; remove it",
         ),
         (
