@@ -10,7 +10,7 @@
 | 66 | a file, the job or the base model is missing or unusable |
 | 69 | object storage or the cluster is unreachable |
 | 77 | object storage, the hub or the cluster denied access |
-| 78 | a required kubeconfig, context or CRD does not exist |
+| 78 | the job cannot be trained as configured, or a required kubeconfig, context or CRD does not exist |
 | 79 | an error in the program, which a retry of the same job would cause again |
 | 130 | stopped immediately: by a second Ctrl-C, or by the first one if there is nothing to save |
 

@@ -25,8 +25,9 @@ def job_text(look: "FirstLook", *, data: str, model: str) -> str:
     share = sum(tokens <= length for tokens in look.lengths) / len(look.lengths)
     read = f"all {look.records:,}" if look.is_whole else f"the first {look.records:,}"
     middle = look.lengths[len(look.lengths) // 2]
+    labels = f" with {len(look.labels):,} labels" if look.labels else ""
     lines = [
-        "# Written by `finetune init`. Check it with `finetune validate`, and start it with `finetune run`.",
+        "# Written by `finetune init`. `finetune plan` shows what it needs, `finetune run` starts it.",
         "apiVersion: finetune.dev/v1alpha1",
         "kind: FineTuneJob",
         "metadata:",
@@ -37,18 +38,18 @@ def job_text(look: "FirstLook", *, data: str, model: str) -> str:
         "  data:",
         f"    train: [{{uri: {_quoted(data)}}}]",
         f"    # {read} records were read; {look.skipped:,} of them cannot be used.",
-        f"    format: {look.format}    # by the columns of the first record, so the task is {look.task}",
+        f"    format: {look.format}    # by the columns of the first record, so the task is {look.task}{labels}",
         *_columns(look),
         f"    # Tokens per record: half have at most {middle:,}, the longest {look.lengths[-1]:,}. {share:.1%} fit.",
         f"    maxLength: {length}",
-        *_holdouts(look),
+        *_holdouts(),
         *_method(look),
         "  training:",
         "    epochs: 3    # compare the validation loss of the epochs in the report",
-        f"    learningRate: {rate:g}    # usual for {_kind(look)}; try half and twice of it",
+        f"    learningRate: {rate:g}    # usual for {_kind(look)}; try half and twice this value",
         f"    globalBatchSize: {batch}    # examples per optimizer step; more for large data sets",
         "  output:",
-        "    uri: s3://finetune/runs/" + name + "    # in a cluster, a bucket of yours",
+        "    uri: s3://finetune/runs/" + name + "    # in a cluster, use your own bucket",
     ]
     return "\n".join(lines) + "\n"
 
@@ -99,7 +100,7 @@ def _method(look: "FirstLook") -> Sequence[str]:
             "  method:",
             "    lora: {rank: 16}    # an adapter: a full fine-tune needs about 16 bytes of memory per parameter",
         )
-    return ("  method:", "    full: {}    # all parameters; lora, ia3 and promptTuning train an adapter")
+    return ("  method:", "    full: {}    # trains all parameters; use lora to train an adapter")
 
 
 def _columns(look: "FirstLook") -> list[str]:
@@ -109,10 +110,9 @@ def _columns(look: "FirstLook") -> list[str]:
     return ["    columns:", *(f"      {field}: {_quoted(column)}" for field, column in named.items())]
 
 
-def _holdouts(look: "FirstLook") -> list[str]:
-    classes = f" of {len(look.labels):,} labels" if look.labels else ""
+def _holdouts() -> list[str]:
     return [
-        f"    validation: {{fraction: 0.1}}    # for the curves{classes}",
+        "    validation: {fraction: 0.1}    # evaluated during training",
         "    test: {fraction: 0.1}    # for the metrics of the report; never trained on",
     ]
 

@@ -1,4 +1,4 @@
-"""Settings of the pods of jobs that leave them out. Pure."""
+"""Defaults for pod settings that a job does not set. Pure."""
 
 from typing import Annotated, Any, TypeVar
 

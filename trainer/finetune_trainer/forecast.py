@@ -22,6 +22,7 @@ from .data.info import read_dataset_info
 from .data.prepare import prepare
 from .evaluate.training_log import TrainingLog
 from .logs import QUIET_ENVIRONMENT, quiet_libraries
+from .model.estimate import STATE_BYTES
 from .progress import ProgressReporter
 from .run_record import RunRecord
 from .runtime import RuntimeEnv
@@ -39,8 +40,6 @@ _SAME = 1.2
 speed of a machine varies."""
 _SIMILAR = 2.0
 """The same if the time is scaled from another model or number of processes."""
-_STATE_BYTES = 12
-"""Per trained parameter in a checkpoint: 32-bit value and two moments."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def forecast(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, rep
     plan = training_plan(PreparedConfig.of(config, prepared))
     tokens = sum(length * rows for length, rows in info.lengths["train"].items())
     needs = EvaluationNeeds(parameters=prepared.parameters, test_tokens=prepared.test_tokens, dtype=prepared.dtype)
-    checkpoint = _STATE_BYTES * prepared.trained_parameters
+    checkpoint = STATE_BYTES * prepared.trained_parameters
     return Forecast(
         prepared=prepared,
         plan=plan,
@@ -133,7 +132,11 @@ def _time(config: TrainerConfig, prepared: Prepared, tokens: float, store: Objec
     rate = median(run.work_per_second for run in known) * world.size
     seconds, factor = tokens * prepared.parameters / rate, _SAME if same else _SIMILAR
     names = ", ".join(run.name for run in known)
-    source = f"measured in {names}" if same else f"scaled from {names}, with another model, method or world size"
+    source = (
+        f"measured in {names}"
+        if same
+        else f"scaled from {names}, with another model, method, data type or number of processes"
+    )
     return TimeForecast(seconds / factor, seconds * factor, source)
 
 

@@ -164,10 +164,10 @@ class Training(ApiModel, scope=Scope.RUN):
     """Peak learning rate. Common values are 2e-5 for a full fine-tune and 2e-4 for LoRA."""
 
     schedule: Schedule = Schedule.LINEAR
-    """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial decay to zero at
-    the end, Polynomial with the square of the remaining share of the steps. InverseSqrt decays as sqrt(warmup /
-    step). CosineWithRestarts decays several times, each time from the peak. WarmupStableDecay stays at the peak and
-    decays along a cosine in the last steps."""
+    """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial decay to
+    `scheduleOptions.minLearningRateRatio` at the end, Polynomial with the power `scheduleOptions.power`. InverseSqrt
+    decays as sqrt(warmup / step). CosineWithRestarts decays several times, each time from the peak. WarmupStableDecay
+    stays at the peak and decays along a cosine in the last steps."""
 
     schedule_options: ScheduleOptions = ScheduleOptions()
     """Settings of the schedule."""

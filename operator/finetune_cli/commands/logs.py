@@ -19,7 +19,7 @@ from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WorkDir
 
 
 def logs(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; defaults to the latest local one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Job; defaults to the latest local one.")] = None,
     *,
     attempt: Annotated[int | None, typer.Option(metavar="N", help="Only this attempt of each stage.")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Only this stage.")] = None,

@@ -30,7 +30,7 @@ class Output(StrEnum):
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; defaults to the latest local one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Job; defaults to the latest local one.")] = None,
     output: Annotated[Output, typer.Option("--output", "-o", help="Output format.")] = Output.PAGE,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     namespace: Namespace = None,

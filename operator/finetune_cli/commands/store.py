@@ -56,7 +56,7 @@ def get(
     uri: Uri,
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="File or folder; - for standard output.", show_default=False),
+        typer.Argument(metavar="FILE", help="File or folder; - for standard output.", show_default=False),
     ] = None,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     endpoint: Endpoint = None,
@@ -85,7 +85,7 @@ def get(
 def ls(
     uri: Annotated[
         str | None,
-        typer.Argument(metavar="[s3://BUCKET/PREFIX]", help="Prefix to list; defaults to all buckets."),
+        typer.Argument(metavar="s3://BUCKET/PREFIX", help="Prefix to list; defaults to all buckets."),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="List all objects, also in folders.")] = False,
     work_dir: WorkDir = DEFAULT_WORK_DIR,

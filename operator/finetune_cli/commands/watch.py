@@ -15,7 +15,7 @@ from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WatchMode
 
 
 def watch(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Job; defaults to the latest local one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Job; defaults to the latest local one.")] = None,
     mode: WatchMode = None,
     work_dir: WorkDir = DEFAULT_WORK_DIR,
     namespace: Namespace = None,

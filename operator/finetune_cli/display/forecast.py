@@ -24,20 +24,21 @@ def rows(config: TrainerConfig, found: "Forecast") -> list[tuple[str, str]]:
         f"{getattr(counts, split):,} {split}" for split in ("train", "validation", "test") if getattr(counts, split)
     )
     unit = "packs" if prepared.packs is not None else "examples"
-    steps = f"{plan.total_steps:,}, {plan.steps_per_epoch:,} in an epoch of {prepared.training_rows:,} {unit}"
     kind = "GPU" if world.gpus else "process"
-    memory = f"{size(prepared.memory_estimate_bytes)} for each {kind}"
-    buffer = f"{size(found.buffer_bytes)} of host memory for each process"
-    sizes = f"{batch.micro_size} {unit} x {batch.accumulation} accumulated, {batch.global_size} in a step"
+    memory = f"{size(prepared.memory_estimate_bytes)} for each {kind}, ZeRO stage {prepared.zero_stage}"
+    workers = f"{world.nodes} with 1 {kind} each"
+    if world.processes_per_node > 1:
+        workers = f"{world.nodes} with {world.processes_per_node} GPUs each"
     return [
         ("model", f"{spec.model.uri}, {prepared.parameters:,} parameters"),
-        ("method", f"{spec.method.name}, {prepared.trained_parameters:,} parameters are trained"),
+        ("method", f"{spec.method.name}, {prepared.trained_parameters:,} trainable parameters"),
         ("task", f"{prepared.task}{labels}, {prepared.dtype}"),
         ("data", f"{splits} ({found.tokens_per_epoch:,} training tokens)"),
-        ("steps", steps),
-        ("workers", f"{world.nodes} x {world.processes_per_node} {kind}, each {sizes}"),
-        ("memory", f"{memory}, ZeRO stage {prepared.zero_stage}{_limit(config)}"),
-        ("checkpoint", f"{size(found.checkpoint_bytes)} in storage, {buffer}"),
+        ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} per epoch of {prepared.training_rows:,} {unit})"),
+        ("batch", f"global {batch.global_size}, micro {batch.micro_size}, gradient accumulation {batch.accumulation}"),
+        ("workers", workers),
+        ("memory", f"{memory}{_limit(config)}"),
+        ("checkpoint", f"{size(found.checkpoint_bytes)}, and {size(found.buffer_bytes)} of host memory per process"),
         ("evaluation", f"{size(found.evaluation_bytes)} of memory, {found.evaluation_gpus or 'no'} GPU"),
         ("time", _time(found)),
     ]
@@ -111,10 +112,14 @@ def as_json(config: TrainerConfig, found: "Forecast") -> dict[str, Any]:
         "trainingRows": prepared.training_rows,
         "tokensPerEpoch": found.tokens_per_epoch,
         "totalSteps": plan.total_steps,
+        "stepsPerEpoch": plan.steps_per_epoch,
+        "globalBatchSize": config.batch.global_size,
         "microBatchSize": config.batch.micro_size,
+        "gradientAccumulationSteps": config.batch.accumulation,
         "processes": config.world.size,
         "processMemoryBytes": prepared.memory_estimate_bytes,
         "checkpointBytes": found.checkpoint_bytes,
+        "bufferBytes": found.buffer_bytes,
         "evaluationMemoryBytes": found.evaluation_bytes,
         "evaluationGpus": found.evaluation_gpus,
         "seconds": seconds,

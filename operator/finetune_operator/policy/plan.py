@@ -1,6 +1,6 @@
 """The plan of a reconcile: facts -> actions, status, Events, and when to reconcile again.
 
-`stages` chooses the step and its classes implement everything specific to a kind of step. This module records the
+`steps` chooses the step and its classes implement everything specific to a kind of step. This module records the
 observation, combines the step with what all steps have in common, and orders the effects.
 """
 

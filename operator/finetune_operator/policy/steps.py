@@ -149,20 +149,20 @@ class Watch(Step):
 
     def unexplained_objects(self, facts: Facts) -> tuple[str, ...]:
         """Return late pods whose status has no reason, or the Job that has not created its pods."""
-        stage = facts.observed.active[-1]
-        idle = waiting.idle_pods(stage, facts.now)
-        return () if idle is None else waiting.unexplained(stage, idle)
+        child = facts.observed.active[-1]
+        idle = waiting.idle_pods(child, facts.now)
+        return () if idle is None else waiting.unexplained(child, idle)
 
     def notes(self, facts: Facts, status: Status) -> StatusNotes:
         """Report pods that wait, changes that are not in effect, and what a stop or a crash would cost."""
-        stage, run = facts.observed.active[-1], status.run
-        idle = waiting.idle_pods(stage, facts.now)
-        trains = stage.stage is Stage.TRAIN
+        child, run = facts.observed.active[-1], status.run
+        idle = waiting.idle_pods(child, facts.now)
+        trains = child.stage is Stage.TRAIN
         return StatusNotes(
-            waiting="" if idle is None else waiting.explanation(stage, idle, facts.warnings),
-            queued=waiting.queue_message(stage, facts.queue_reason) if stage.is_queued else "",
-            pending=pending.pending_change(facts.spec, stage) if facts.is_valid else "",
-            grace=grace.stop_safety(status, stage, facts.settings.termination_grace) if trains else None,
+            waiting="" if idle is None else waiting.explanation(child, idle, facts.warnings),
+            queued=waiting.queue_message(child, facts.queue_reason) if child.is_queued else "",
+            pending=pending.pending_change(facts.spec, child) if facts.is_valid else "",
+            grace=grace.stop_safety(status, child, facts.settings.termination_grace) if trains else None,
             late=(run.progress.checkpoint_late or "") if trains and run.progress else None,
         )
 
@@ -175,9 +175,9 @@ class Watch(Step):
         active = facts.observed.active
         if status.phase is not Phase.PENDING or any(child.ending for child in active):
             return _progress_interval(facts, status)
-        settings, stage = facts.settings, active[-1]
-        wait = max(settings.progress_seconds, settings.waiting_seconds, waiting.next_check_seconds(stage, facts.now))
-        requeue = Requeue(wait, RequeueReason.WAITING).at_most(scale.seconds_to_timeout(facts.spec, stage, facts.now))
+        settings, child = facts.settings, active[-1]
+        wait = max(settings.progress_seconds, settings.waiting_seconds, waiting.next_check_seconds(child, facts.now))
+        requeue = Requeue(wait, RequeueReason.WAITING).at_most(scale.seconds_to_timeout(facts.spec, child, facts.now))
         return _until_deadline(requeue, facts, status)
 
 

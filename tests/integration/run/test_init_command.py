@@ -68,7 +68,7 @@ def test_the_first_job_of_a_file_is_valid_and_runs(folder: Path) -> None:
     status, out, err = finetune(folder, "plan", "job.yaml")
     lines = [line for line in out.splitlines() if str(folder) not in line]
     assert (status, err, lines[0], max(map(len, lines)) <= 80) == (0, "", "reviews can be trained", True)
-    assert f"{planned['totalSteps']}, {planned['totalSteps'] // 3} in an epoch of 48 examples" in out
+    assert f"{planned['totalSteps']} ({planned['stepsPerEpoch']} per epoch of 48 examples)" in out
     assert "measured in r0001-" in out
 
 

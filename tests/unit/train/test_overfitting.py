@@ -41,7 +41,7 @@ def test_the_description_has_the_losses_of_the_first_detection() -> None:
         watch = watch.after(validation, training, 10 * number, Overfitting())
     assert watch.found.startswith(
         "the training overfits: from step 40 to step 60, the validation loss rose from 0.75 to 0.9, while the training "
-        "loss fell from 0.65 to 0.25; use more data"
+        "loss fell from 0.65 to 0.25; add data, or train for fewer steps"
     )
 
 

@@ -42,6 +42,9 @@ stage 2. A fifth of that peak is pages of libraries, which the kernel may reclai
 STEP_BYTES: dict[OptimizerName, int] = {OptimizerName.ADAMW: 0, OptimizerName.RADAM: 20}
 """Temporary bytes for each element of the tensor that the optimizer steps; AdamW is fused."""
 
+STATE_BYTES = 12
+"""In a checkpoint, for each trained parameter: its 32-bit value and two moments."""
+
 _MAX_NODES = 512
 _GIB = 2**30
 
@@ -97,7 +100,7 @@ def process_bytes(shape: TrainingShape, zero_stage: int) -> int:
 
 def snapshot_bytes(shape: TrainingShape) -> int:
     """Return the size of a process's save buffer in bytes: its share of fp32 parameters and moments."""
-    return 12 * shape.trained // shape.world
+    return STATE_BYTES * shape.trained // shape.world
 
 
 def _value_bytes(dtype: Dtype) -> int:

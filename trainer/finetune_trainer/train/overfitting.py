@@ -50,7 +50,7 @@ class OverfittingWatch:
         return (
             f"the training overfits: from step {self.lowest_step} to step {step}, the validation loss rose from "
             f"{self.lowest:.4g} to {validation_loss:.4g}, while the training loss fell from {self.training_loss:.4g} "
-            f"to {training_loss:.4g}; use more data, fewer spec.training.epochs, or set spec.training.earlyStopping"
+            f"to {training_loss:.4g}; add data, or train for fewer steps"
         )
 
 
