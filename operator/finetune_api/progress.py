@@ -72,6 +72,8 @@ class Progress(Exchanged):
     """When the attempt completed its first optimizer step."""
     zero_stage: int | None = None
     """ZeRO stage of the attempt's engine."""
+    chosen_learning_rate: float | None = None
+    """Peak learning rate that was chosen because the spec has none."""
     resumed_from_step: int | None = None
     resumed_from: str = ""
     """Where that state was read from, with the bytes of all workers: `node-local cache (510.0 MB) and storage (0.1
@@ -84,7 +86,7 @@ class Progress(Exchanged):
     evaluation: Figures = {}
     """Last metrics of the validation split."""
     phase_seconds: dict[str, float] = {}
-    """Seconds spent so far in import, claim, model, engine, restore, steps, evaluate, save and export."""
+    """Seconds spent so far in import, claim, model, rate test, engine, restore, steps, evaluate, save and export."""
     peak_memory_bytes: int = 0
     """Peak resident memory of rank 0 (CUDA: peak allocated)."""
     warnings: tuple[str, ...] = ()
@@ -211,6 +213,7 @@ class TerminationMessage(Exchanged):
                 step=progress.step,
                 total_steps=progress.total_steps,
                 first_step_time=progress.first_step_time,
+                chosen_learning_rate=progress.chosen_learning_rate,
                 resumed_from_step=progress.resumed_from_step,
                 last_checkpoint=progress.last_checkpoint,
             )

@@ -76,6 +76,11 @@ class RunLayout:
         """Folder with one object for each attempt that has claimed the run."""
         return f"{self.uri}/attempts"
 
+    @property
+    def learning_rate(self) -> str:
+        """The learning rate that was chosen because `spec.training.learningRate` is absent, and how."""
+        return f"{self.uri}/learning-rate.json"
+
     def artifact(self, artifact: ArtifactFormat) -> str:
         """Folder of the exported model in one format."""
         return f"{self.uri}/{_FOLDERS[artifact]}"

@@ -200,3 +200,8 @@ class PreparedConfig(TrainerConfig):
     def of(cls, config: TrainerConfig, prepared: Prepared) -> "PreparedConfig":
         """Add the result of prepare to a configuration."""
         return cls.model_validate(dict(config) | {"prepared": prepared})
+
+    def with_learning_rate(self, rate: float) -> "PreparedConfig":
+        """Set `spec.training.learningRate`, which is absent if the train stage chooses it."""
+        training = self.spec.training.model_copy(update={"learning_rate": rate})
+        return self.model_copy(update={"spec": self.spec.model_copy(update={"training": training})})

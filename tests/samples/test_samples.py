@@ -56,6 +56,7 @@ CLASSIFIERS = [
     ("zero3", 0.5),
     ("promote", 0.75),
     ("layer-freezing", 0.5),
+    ("learning-rate", 0.7),
     ("learning-rate-schedule", 0.5),
     ("overfitting", 0.5),
     ("baselines", 0.8),

@@ -1,7 +1,7 @@
 """Ranks of the train stage for tests: the real stage, with an end at a given step.
 
-The end is in the environment: TEST_END=kill|stop|stop-in-validation|none, TEST_END_STEP, TEST_END_RANKS
-(comma-separated); TEST_SCALE_POWER is the exponent of the initial loss scale of Float16.
+The end is in the environment: TEST_END=kill|stop|stop-in-validation|stop-in-rate-test|none, TEST_END_STEP,
+TEST_END_RANKS (comma-separated); TEST_SCALE_POWER is the exponent of the initial loss scale of Float16.
 """
 
 import os
@@ -39,6 +39,8 @@ class EndAtStep:
         if self._end == "stop-in-validation":
             self._batches += done == self._step and self._report.progress.activity.startswith("evaluating")
             return self._mine and self._batches > 1
+        if self._end == "stop-in-rate-test":
+            return self._mine and bool(self._report.progress.activity.startswith("testing"))
         return self._mine and self._end == "stop" and bool(done >= self._step)
 
 
@@ -93,6 +95,25 @@ def train_rank(config: Path) -> int:
         return lambda: stage.train(prepared, store, runtime, report, stop)  # type: ignore[arg-type]
 
     return run_bound(config, bind)
+
+
+def train_rank_without_discarded_models(config: Path) -> int:
+    """Like `train_rank`; an AssertionError if a model is in memory after the range test."""
+    import gc
+
+    from transformers import PreTrainedModel
+
+    from finetune_trainer.train import stage
+
+    free = stage.free_memory
+
+    def checked() -> None:
+        free()
+        left = [type(found).__name__ for found in gc.get_objects() if isinstance(found, PreTrainedModel)]
+        assert not left, f"{left} are still in memory"
+
+    vars(stage)["free_memory"] = checked
+    return train_rank(config)
 
 
 def train_rank_with_extensions(config: Path) -> int:

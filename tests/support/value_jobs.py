@@ -183,7 +183,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "model": {"uri": "{models}/bert", "task": "SequenceClassification"},
         "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}]},
         "method": {"layerNormTuning": {}},
-        "training": _SHORT,
+        "training": {"maxSteps": 3, "globalBatchSize": 8},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
         "workers": {"nodes": 2},
     },

@@ -4,13 +4,21 @@ The record is in storage and not in the configuration of the later stages, so th
 job alone: `finetune render` prints exactly what the operator creates, and no result is lost while the operator is down.
 """
 
+import json
 from importlib import metadata
+
+from pydantic import ValidationError
 
 from finetune_api.redaction import without_secrets
 from finetune_api.trainer_config import Exchanged, JobRef, Message, Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Spec
 
+from .errors import StorageProtocolError
+from .failures import first_fault
+from .learning_rate import ChosenRate
 from .store.client import ObjectStore
+
+_MAX_BYTES = 8 << 20
 
 _RECORDED_LIBRARIES = ("finetune-operator", "torch", "transformers", "deepspeed", "peft", "accelerate")
 
@@ -24,6 +32,8 @@ class RunRecord(Message):
     prepared: Prepared
     versions: dict[str, str]
     """Distribution -> version, of the libraries that affect numerical results."""
+    learning_rate: float | None = None
+    """Rate that the train stage has chosen. Absent: the spec has one, or the training has not begun."""
 
 
 class PreparedRun(Exchanged):
@@ -43,6 +53,33 @@ def record_run(store: ObjectStore, config: TrainerConfig, prepared: Prepared) ->
 def read_record(store: ObjectStore, config: TrainerConfig) -> PreparedRun:
     """Read the record of the configured run. Raises ObjectMissingError if the prepare stage has not succeeded."""
     return PreparedRun.model_validate_json(store.get(config.layout.record))
+
+
+def read_chosen_rate(store: ObjectStore, config: TrainerConfig) -> ChosenRate | None:
+    """Read the learning rate that an attempt of the run has chosen; None if there is none.
+
+    Raises StorageProtocolError if the object is not such a record.
+    """
+    uri = config.layout.learning_rate
+    found = store.get_version(uri, most_bytes=_MAX_BYTES)
+    try:
+        return None if found is None else ChosenRate.model_validate_json(found.content)
+    except ValidationError as error:
+        raise StorageProtocolError(
+            f"{uri} is not a chosen learning rate: {first_fault(error)}",
+            advice="use the trainer image that wrote it, or change spec.runId to start a new run",
+        ) from None
+
+
+def record_chosen_rate(store: ObjectStore, config: TrainerConfig, chosen: ChosenRate) -> None:
+    """Add the learning rate to the record of the run, unless it is there."""
+    found = store.get_version(config.layout.record, most_bytes=_MAX_BYTES)
+    if found is None:
+        return
+    document = json.loads(found.content)
+    if document.get("learning_rate") != chosen.learning_rate:
+        content = json.dumps(document | {"learning_rate": chosen.learning_rate}, indent=1, ensure_ascii=False)
+        store.put(config.layout.record, content.encode(), content_type="application/json")
 
 
 def versions() -> dict[str, str]:

@@ -260,6 +260,8 @@ class ResolvedStatus(StatusModel):
     """Floating-point type."""
     zero_stage: int | None = None
     """ZeRO stage of the last training attempt."""
+    learning_rate: float | None = None
+    """Peak learning rate that was chosen because `training.learningRate` is absent."""
     micro_batch_size: int | None = None
     """Examples per process and forward pass."""
     gradient_accumulation_steps: int | None = None

@@ -160,8 +160,9 @@ class Training(ApiModel, scope=Scope.RUN):
     max_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Optimizer steps, instead of epochs."""
 
-    learning_rate: Annotated[float, Field(ge=1e-12, le=10.0)]
-    """Peak learning rate. Common values are 2e-5 for a full fine-tune and 2e-4 for LoRA."""
+    learning_rate: Annotated[float, Field(ge=1e-12, le=10.0)] | None = None
+    """Peak learning rate. Common values are 2e-5 for a full fine-tune and 2e-4 for LoRA. Absent: a test with a rising
+    rate chooses it before the first step, and `status.run.resolved.learningRate` shows it."""
 
     schedule: Schedule = Schedule.LINEAR
     """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial decay to
@@ -210,6 +211,13 @@ class Training(ApiModel, scope=Scope.RUN):
 
     overfitting: Overfitting | None = None
     """Warn or stop when the training overfits. Absent: it is not checked."""
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate`, in the train stage after it is chosen. Raises ValueError if it is absent."""
+        if self.learning_rate is None:
+            raise ValueError("spec.training.learningRate must be set or chosen before it is used")
+        return self.learning_rate
 
     def without_fixed_defaults(self) -> Self:
         """Without `epochs` if it is set to its default and applies."""

@@ -270,9 +270,10 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
         )
         status = _replace(status, attempt)
         status = status.with_run(progress=_progress_status(progress, status.run.progress))
-        if status.run.resolved is not None and progress.zero_stage is not None:
-            resolved = status.run.resolved.model_copy(update={"zero_stage": progress.zero_stage})
-            status = status.with_run(resolved=resolved)
+        found = {"zero_stage": progress.zero_stage, "learning_rate": progress.chosen_learning_rate}
+        if status.run.resolved is not None:
+            known = {name: value for name, value in found.items() if value is not None}
+            status = status.with_run(resolved=status.run.resolved.model_copy(update=known))
     status = status.with_run(warnings=merged_warnings(status.run.warnings, progress.warnings))
     if progress.last_checkpoint is not None:
         committed = progress.last_checkpoint

@@ -119,11 +119,12 @@ def _hashes_of_same_run(spec: Spec, resolved: ResolvedStatus | None) -> Iterator
     yield run_hash(spec)
     if resolved is None:
         return
-    for uri, task, dtype, data_format, packing, validation, test in product(*_written_at_start(spec, resolved)):
+    for uri, task, dtype, data_format, packing, rate, validation, test in product(*_written_at_start(spec, resolved)):
         model = spec.model.model_copy(update={"uri": uri, "task": task, "dtype": dtype})
         changes = {"format": data_format, "packing": packing, "validation": validation, "test": test}
         data = spec.data.model_copy(update=changes)
-        yield run_hash(spec.model_copy(update={"model": model, "data": data}))
+        training = spec.training.model_copy(update={"learning_rate": rate})
+        yield run_hash(spec.model_copy(update={"model": model, "data": data, "training": training}))
 
 
 def _written_at_start(spec: Spec, resolved: ResolvedStatus) -> Iterator[tuple[object, ...]]:
@@ -135,6 +136,7 @@ def _written_at_start(spec: Spec, resolved: ResolvedStatus) -> Iterator[tuple[ob
         (spec.model.dtype, resolved.dtype),
         (spec.data.format, resolved.format),
         (spec.data.packing, resolved.packing),
+        (spec.training.learning_rate, resolved.learning_rate),
     )
     for written, chosen in automatic:
         yield (written, None) if written is not None and written == chosen else (written,)

@@ -137,6 +137,17 @@ def test_runs_of_different_tasks_share_only_some_metrics(store: ObjectStore, out
     assert "ccuracy  " not in text
 
 
+def test_a_learning_rate_that_a_run_has_chosen_is_compared(store: ObjectStore, output: str, compare) -> None:
+    chosen = {**record(1, training={"learningRate": None}), "learning_rate": 2.1e-4}
+    first = stored(store, output, 1, documents={"run.json": chosen})
+    second = stored(store, output, 2, spec={"training": {"learningRate": 5e-4}})
+    status, text, _ = compare(first, second)
+    assert status == 0
+    assert "  spec.training.learningRate\n    A  0.00021\n    B  0.0005\n" in text
+    same = stored(store, output, 3, spec={"training": {"learningRate": 2.1e-4}})
+    assert "spec: no differences" in compare(first, same)[1]
+
+
 def test_what_is_missing_is_named(store: ObjectStore, output: str, compare) -> None:
     nothing = {"evaluation.json": None, "training.json": None}
     first = stored(store, output, 1, documents=nothing | document(1, dataset_digest="d2"))

@@ -68,9 +68,12 @@ def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarne
 
     log = setup.training_log(config)
     plan = training_plan(PreparedConfig.of(config, prepared))
-    peak, rates = config.spec.training.learning_rate, [entry["learning_rate"] for entry in log if "loss" in entry]
-    assert rates == pytest.approx([peak * plan.rate_factor(step) for step in range(plan.total_steps)])
     assert trained.message.progress is not None
+    record = setup.store.get_json(f"{config.run_uri}/run.json")
+    assert record.get("learning_rate") == trained.message.progress.chosen_learning_rate
+    peak = config.spec.training.learning_rate or record["learning_rate"]
+    rates = [entry["learning_rate"] for entry in log if "loss" in entry]
+    assert rates == pytest.approx([peak * plan.rate_factor(step) for step in range(plan.total_steps)])
     stage = config.spec.deepspeed.zero_stage
     assert trained.message.progress.zero_stage == (stage or 2)
     evaluation = setup.store.get_json(f"{config.run_uri}/evaluation.json")

@@ -51,7 +51,7 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         ("spec.trainig", {}, "spec.trainig: unknown field; did you mean training?"),
         ("spec.method.lora.rnak", 8, "spec.method.lora.rnak: unknown field; did you mean rank?"),
         ("spec.model.zzz", 1, "spec.model.zzz: unknown field; known fields: uri, task, dtype"),
-        ("spec.training.learningRate", None, "spec.training.learningRate must be set to a number"),
+        ("spec.output.uri", None, "spec.output.uri must be set to"),
         (
             "spec.training.learningRate",
             "2e-4",

@@ -12,6 +12,7 @@ from finetune_trainer.evaluate.compare import limit_classes
 from finetune_trainer.evaluate.model_card import model_card
 from finetune_trainer.evaluate.records import Generation, PromotionDecision
 from finetune_trainer.evaluate.report import ReportInputs, render_report
+from finetune_trainer.learning_rate import ChosenRate, choose, rates_to_test
 from finetune_trainer.promotion.records import Check
 from finetune_trainer.tasks.metrics import classification_metrics
 
@@ -182,6 +183,22 @@ def test_restarts_are_marked_in_the_curves(classifier_page):
     drawings = re.findall(r"<svg.*?</svg>", classifier_page, re.DOTALL)
     assert len(drawings) == 5
     assert all("attempt 3" in drawing and "attempt 2" not in drawing for drawing in drawings[:4])
+
+
+def test_a_chosen_learning_rate_is_shown_with_the_losses_of_its_test(report_inputs):
+    rates = rates_to_test(2e-5, 40)
+    losses = [2.0 - 1 / (1 + 1e-4 / rate) for rate in rates]
+    chosen = choose(rates, losses, default=2e-5)
+    page = Page(render_report(dataclasses.replace(report_inputs(), rate=chosen)))
+    assert ("svg", "aria-label", "Loss of the learning rate range test") in page.attributes
+    assert f"Learning rate {chosen.learning_rate:g}: the rate at which the smoothed loss" in page.text
+    assert f" {chosen.learning_rate:g} " in page.text, "the mark of the chart"
+    assert " 1e-5 " in page.text, "a logarithmic axis"
+    untested = ChosenRate(learning_rate=2e-5, default_reason=EVIL)
+    page = Page(render_report(dataclasses.replace(report_inputs(), rate=untested)))
+    assert "The learning rate is 2e-05, the default of the method, because <script>" in page.text
+    assert "script" not in page.tags
+    assert "range test" not in page.text
 
 
 def test_the_same_run_gives_the_same_page(report_inputs):

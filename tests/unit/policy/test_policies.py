@@ -347,6 +347,16 @@ def test_pinning_the_commit_that_a_run_was_prepared_with_starts_no_new_run(
     assert is_new or run.hash == first.hash
 
 
+def test_status_keeps_the_learning_rate_that_the_training_has_chosen() -> None:
+    before = make_status(run=1, resolved=RESOLVED.model_copy(update={"learning_rate": None}))
+    running = Observed((PREPARED, make_stage()))
+    reported = Progress(stage="train", attempt=1, chosen_learning_rate=3e-4)
+    after = folded(running, before, reported)
+    for found in (after, folded(running, after, Progress(stage="train", attempt=1, step=3, zero_stage=3))):
+        assert found.run.resolved is not None
+        assert found.run.resolved.learning_rate == 3e-4
+
+
 def test_status_keeps_the_revision_that_the_preparation_resolved() -> None:
     prepared = make_prepared(model_revision=COMMIT, requested_revision="v1")
     pod = replace(make_pod(0, 0), message=TerminationMessage(stage="prepare", exit_code=0, prepared=prepared))
@@ -498,7 +508,9 @@ def test_a_lack_of_workers_is_recorded_before_the_attempt_is_stopped() -> None:
     assert ended.run.restarts == ended.run.disruptions == 0
 
 
-RESOLVED = ResolvedStatus(task="SequenceClassification", dtype="Float32", format="Classification", packing="Padded")
+RESOLVED = ResolvedStatus(
+    task="SequenceClassification", dtype="Float32", format="Classification", packing="Padded", learning_rate=2.1e-4
+)
 
 
 @pytest.mark.parametrize(
@@ -512,6 +524,9 @@ RESOLVED = ResolvedStatus(task="SequenceClassification", dtype="Float32", format
         ({}, {"data": {"test": {"fraction": 0.1, "stratify": True}}}, False),
         ({}, {"data": {"test": {"fraction": 0.1, "stratify": False}}}, True),
         ({"data": {"packing": "Padded"}}, {}, True),
+        ({"training": {}}, {"training": {"learningRate": 2.1e-4}}, False),
+        ({"training": {}}, {"training": {"learningRate": 2e-4}}, True),
+        ({"training": {"learningRate": 2.1e-4}}, {"training": {}}, True),
         ({"data": {"packing": "Padded"}}, {"data": {"packing": "Padded"}}, False),
     ],
 )

@@ -131,6 +131,13 @@ class CheckpointManager:
         warning = rank_zero(partial(self._storage.claims.claim, world_size=self._runtime.world_size), str)
         self._warn([warning] if warning else [])
 
+    def create(self, uri: str, content: bytes) -> bytes:
+        """Create an object of the run, unless an attempt has created it, and return its content. Only on rank 0.
+
+        Raises FencedError if a newer attempt has claimed the run.
+        """
+        return self._storage.create(uri, content)
+
     def start(self, step: int) -> None:
         """Start the uploader, and the clock of the save interval at this step. Not collective."""
         self._saver.prepare()

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 _COLOURS = {
     "muted": "#0a0001",
@@ -78,8 +78,9 @@ def line_chart(
     marks: Sequence[tuple[float, str]] = (),
     x_label: str = "optimizer step",
     percent: bool = False,
+    log_x: bool = False,
 ) -> Markup:
-    """A chart of one or more lines; `marks` are labelled vertical lines."""
+    """A chart of one or more lines; `marks` are labelled vertical lines. `log_x`: the x axis is logarithmic."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure()
         for line in series:
@@ -97,7 +98,12 @@ def line_chart(
                 color=_COLOURS["red"],
             )
         axes.set_xlabel(x_label)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if log_x:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}" if percent else tick_text(value)))
         if len(series) > 1:

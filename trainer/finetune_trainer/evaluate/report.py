@@ -14,6 +14,7 @@ from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_te
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import METRIC_SUPPORT, Metric, PromotionOutcome
 
+from ..learning_rate import ChosenRate, smoothed
 from ..methods import METHODS
 from ..tasks import TASKS
 from ..tasks.metrics import FEW_EXAMPLES
@@ -45,6 +46,8 @@ class ReportInputs:
     data: DataSection
     phase_seconds: dict[str, float]
     """Phase durations of the evaluation itself."""
+    rate: ChosenRate | None = None
+    """The learning rate that was chosen because the spec had none."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def render_report(inputs: ReportInputs) -> str:
             baselines=compare.baseline_rows(record),
             method=METHODS[inputs.config.spec.method.name],
             cards=_cards(inputs, training, bars),
-            charts=_curves(training, restart_marks(attempts)),
+            charts=[*_curves(training, restart_marks(attempts)), *_range_test(inputs.rate)],
+            rate_sentence=_rate_sentence(inputs.rate),
             has_log=inputs.training is not None,
             bars=bars,
             train_phases=phases(training.phase_seconds),
@@ -179,6 +183,26 @@ def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[t
         if present:
             drawn.append((title, line_chart(title, present, marks=marks, percent=percent)))
     return drawn
+
+
+def _range_test(rate: ChosenRate | None) -> list[tuple[str, Markup]]:
+    """Title and chart of the range test, if there was one."""
+    if rate is None or not rate.losses:
+        return []
+    title = "Loss of the learning rate range test"
+    curve = map(float, smoothed(rate.losses))
+    lines = [
+        Series("measured", tuple(zip(rate.rates, rate.losses, strict=True)), dots=True),
+        Series("smoothed", tuple(zip(rate.rates, curve, strict=True)), "orange"),
+    ]
+    marks = [(rate.learning_rate, f"{rate.learning_rate:g}")]
+    return [(title, line_chart(title, lines, marks=marks, x_label="learning rate", log_x=True))]
+
+
+def _rate_sentence(rate: ChosenRate | None) -> str:
+    if rate is None:
+        return ""
+    return f"{rate.sentence[0].upper()}{rate.sentence[1:]}."
 
 
 def _validation(training: TrainingLog, metric: Metric, colour: str = "blue") -> Series:

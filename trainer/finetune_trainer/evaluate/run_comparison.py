@@ -4,6 +4,7 @@ Importable without torch. The documents of the runs may have been written by ano
 to the storage: they are read with limits, and only the needed fields.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -48,6 +49,7 @@ class _Record(Exchanged):
     run: int
     spec: dict[str, Any]
     prepared: _Prepared
+    learning_rate: float | None = None
 
 
 class _Interval(Exchanged):
@@ -249,11 +251,14 @@ def _curves(training: TrainingLog) -> dict[str, list[tuple[int, float]]]:
 
 
 def _spec_values(record: _Record) -> dict[str, str] | None:
-    """Return path -> value of all leaves of the spec; None if this version cannot read it."""
+    """Return path -> value of all leaves of the spec, with a learning rate that was chosen; None if this version cannot
+    read it."""
     try:
-        return values(Spec.model_validate(record.spec), frozenset(Scope))
+        spec = Spec.model_validate(record.spec)
     except ValidationError:
         return None
+    rate = {"spec.training.learningRate": json.dumps(record.learning_rate)} if record.learning_rate else {}
+    return rate | values(spec, frozenset(Scope))
 
 
 def _changes(specs: Mapping[str, Mapping[str, str]]) -> tuple[SpecChange, ...]:

@@ -22,7 +22,7 @@ from ..errors import ObjectMissingError, TrainerError
 from ..model.fetch import prepared_model
 from ..model.precision import gpu_has_bfloat16, usable_dtype
 from ..progress import ProgressReporter
-from ..run_record import versions
+from ..run_record import read_chosen_rate, versions
 from ..runtime import RuntimeEnv
 from ..stage_context import StageContext
 from ..stage_log import log_evaluated
@@ -59,6 +59,9 @@ def evaluate(
     Raises ExportUnusableError for an exported folder that is not the trained model, ModelUnusableError for a model that
     cannot be loaded or returns NaN, and storage errors.
     """
+    rate = read_chosen_rate(store, config)
+    if rate is not None and config.spec.training.learning_rate is None:
+        config = config.with_learning_rate(rate.learning_rate)
     prepared = config.prepared
     has_bfloat16 = not config.world.gpus or gpu_has_bfloat16()
     dtype = usable_dtype(prepared.dtype, config.spec.model.dtype, has_bfloat16=has_bfloat16)
@@ -105,6 +108,7 @@ def evaluate(
             config=config,
             training=training,
             data=DataSection.of(info),
+            rate=rate,
             phase_seconds=report.progress.phase_seconds,
         )
         uri = _write(inputs, store)

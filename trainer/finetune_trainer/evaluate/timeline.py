@@ -10,7 +10,7 @@ from finetune_api.v1alpha1 import AttemptStatus, Outcome
 from .formatting import moment
 from .training_log import TrainingLog
 
-_PHASE_ORDER = ("import", "claim", "model", "engine", "restore", "steps", "evaluate", "save", "export")
+_PHASE_ORDER = ("import", "claim", "model", "rate test", "engine", "restore", "steps", "evaluate", "save", "export")
 _SMALL = 0.005
 """Phases below this share are combined."""
 

@@ -22,6 +22,7 @@ class Ia3Method(AdapterMethod[Ia3]):
     name = "ia3"
     block = Ia3
     title = "IA3"
+    default_learning_rate = 3e-3
     adapter = "An IA3 adapter"
     tags = ("ia3",)
 

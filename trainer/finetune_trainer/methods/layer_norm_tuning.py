@@ -22,6 +22,7 @@ class LayerNormTuningMethod(AdapterMethod[LayerNormTuning]):
     name = "layerNormTuning"
     block = LayerNormTuning
     title = "layer-norm tuning"
+    default_learning_rate = 1e-3
     adapter = "A layer-norm-tuning adapter"
     tags = ("ln-tuning",)
 

@@ -28,6 +28,7 @@ class LoraMethod(AdapterMethod[Lora]):
     name = "lora"
     block = Lora
     title = "LoRA"
+    default_learning_rate = 2e-4
     adapter = "A LoRA adapter"
     tags = ("lora",)
 

@@ -21,6 +21,7 @@ class PTuningMethod(PromptLearningMethod[PTuning]):
     name = "pTuning"
     block = PTuning
     title = "P-tuning"
+    default_learning_rate = 1e-3
     adapter = "A P-tuning adapter"
     tags = ("p-tuning",)
 

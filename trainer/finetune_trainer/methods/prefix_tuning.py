@@ -25,6 +25,7 @@ class PrefixTuningMethod(PromptLearningMethod[PrefixTuning]):
     name = "prefixTuning"
     block = PrefixTuning
     title = "prefix tuning"
+    default_learning_rate = 1e-3
     adapter = "A prefix-tuning adapter"
     tags = ("prefix-tuning",)
 

@@ -23,6 +23,7 @@ class PromptTuningMethod(PromptLearningMethod[PromptTuning]):
     name = "promptTuning"
     block = PromptTuning
     title = "prompt tuning"
+    default_learning_rate = 3e-2
     adapter = "A prompt-tuning adapter"
     tags = ("prompt-tuning",)
 

@@ -18,7 +18,6 @@ from finetune_api.v1alpha1 import OptimizerName, Training
 
 from ..methods import METHODS
 from .ds_config import deepspeed_config
-from .plan import TrainingPlan
 
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 """Names of parameters, in lower case, without weight decay: the same as in transformers' Trainer."""
@@ -52,8 +51,11 @@ def partitioned_models(config: PreparedConfig) -> Iterator[None]:
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
-def build_engine(model: nn.Module, config: PreparedConfig, plan: TrainingPlan) -> Engine:
-    """Build the engine of a training, with gradient checkpointing as the spec says. Collective."""
+def build_engine(model: nn.Module, config: PreparedConfig, rate_factor: Callable[[int], float]) -> Engine:
+    """Build the engine of a training, with gradient checkpointing as the spec says. Collective.
+
+    `rate_factor`: step, from 0 -> its learning rate as a share of the peak.
+    """
     import deepspeed
 
     trained: Any = model
@@ -64,7 +66,7 @@ def build_engine(model: nn.Module, config: PreparedConfig, plan: TrainingPlan) -
     method = config.spec.method
     optimizer = make_optimizer(model, config.spec.training, METHODS[method.name].rate_factors(model, method.block))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config))
-    return Engine(engine, LambdaLR(engine.basic_optimizer, plan.rate_factor))
+    return Engine(engine, LambdaLR(engine.basic_optimizer, rate_factor))
 
 
 def make_optimizer(
@@ -94,12 +96,12 @@ def make_optimizer(
             {
                 "params": parameters,
                 "weight_decay": training.weight_decay if is_decayed else 0.0,
-                "lr": training.learning_rate * factor,
+                "lr": training.peak_learning_rate * factor,
             }
             for (factor, is_decayed), parameters in groups.items()
             if parameters or not factors
         ],
-        lr=training.learning_rate,
+        lr=training.peak_learning_rate,
         betas=(options.beta1, options.beta2),
         eps=options.epsilon,
     )

@@ -116,6 +116,21 @@ class TrainingLoop:
             self._agree(sum(_tokens(batch) for batch in micro_batches), norm)
             self._log_evaluate_save(rate, norm)
 
+    def trial_losses(self) -> Iterator[float]:
+        """Train from the base model and yield the loss of each step, without logs, evaluations and saves. Collective.
+
+        A step that is skipped because its gradients overflow Float16 yields no loss. Raises DivergedError if the loss
+        scale cannot be lowered further.
+        """
+        self.engine.train()
+        for micro_batches in self._steps():
+            self._train_step(micro_batches)
+            self.run.step += 1
+            loss = sum_over_ranks([float(self._loss_since_log)])[0] / dist.get_world_size()
+            self._loss_since_log.zero_()
+            if not self._is_step_skipped:
+                yield loss
+
     # ---- start ----
 
     def _restore(self) -> None:
@@ -411,7 +426,7 @@ class TrainingLoop:
         """Return a warning if the finite validation loss indicates divergence, else an empty string."""
         return self.run.loss_watch.warning(
             is_last=self.run.step >= self.parts.plan.total_steps,
-            learning_rate=self.parts.config.spec.training.learning_rate,
+            learning_rate=self.parts.config.spec.training.peak_learning_rate,
         )
 
     def warn_of_skipped_steps(self) -> None:
@@ -425,7 +440,7 @@ class TrainingLoop:
 
     def _diverged(self, what: str) -> DivergedError:
         """Return a DivergedError with the step and the learning rate."""
-        rate = self.parts.config.spec.training.learning_rate
+        rate = self.parts.config.spec.training.peak_learning_rate
         return DivergedError(
             f"the {what} is NaN or infinite at step {self.run.step} "
             f"(learning rate {self.schedule.get_last_lr()[0]:.3g})",

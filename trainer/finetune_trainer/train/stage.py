@@ -2,9 +2,9 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +16,14 @@ from finetune_api.progress import TrainResult
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Dtype, Packing
 
+from ..checkpoint.engine import rng
 from ..checkpoint.manager import CheckpointManager
 from ..collectives import rank_zero, stop_if_agreed
 from ..data.collate import Collator
 from ..data.order import grouping_of
 from ..data.shards import TokenDataset
 from ..errors import BadConfigError, DivergedError, FencedError, StoppedError
+from ..learning_rate import ChosenRate, choose, rates_to_test, steps_of_test, too_small
 from ..methods import METHODS
 from ..model.export import Exported, export
 from ..model.fetch import prepared_model
@@ -29,6 +31,7 @@ from ..model.load import load_model
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
 from ..reference import choose_sample, measure, write_reference
+from ..run_record import read_chosen_rate, record_chosen_rate
 from ..runtime import RuntimeEnv
 from ..stage_context import StageContext
 from ..stage_log import log_parameters, log_train_started, log_trained
@@ -42,6 +45,7 @@ from .engine import Engine, build_engine, partitioned_models
 from .loop import Parts, TrainingLoop
 from .padding import forward_by_groups
 from .plan import TrainingPlan, training_plan
+from .range_test import free_memory, log_choice, measure_losses
 from .rows import GlobalBatches, PackedBatches, PackedRows, RowsWithPadding
 from .validation import Validator
 from .world import agreed_dtype, device_of, end_process_group, start_process_group
@@ -114,7 +118,11 @@ class _Attempt:
             parts = self._parts(plan, checkpoints, base)
             # The duration of downloads differs between ranks, but under ZeRO-3 the ranks build the model together.
             stop_if_agreed(self.stop.requested, where="before the model was loaded")
+        if self.config.spec.training.learning_rate is None:
+            parts = self._with_learning_rate(parts, base)
+        with self.report.phase("model"):
             model = self._model(base)
+            self._log_parameters(model)
         stop_if_agreed(self.stop.requested, where="before the first step")
         loop = TrainingLoop(parts, self._engine(model, parts))
         with _reported(loop):
@@ -151,6 +159,44 @@ class _Attempt:
             open_trackers=lambda log: open_reports(self.config, self.store, self.runtime, log, self._warn),
         )
 
+    def _with_learning_rate(self, parts: Parts, base: Path) -> Parts:
+        """Use the learning rate that an attempt of the run has chosen, or choose it. Collective."""
+        chosen = rank_zero(lambda: read_chosen_rate(self.store, self.config), ChosenRate | None)
+        if chosen is None:
+            with self.report.phase("rate test", "testing learning rates"):
+                found = self._chosen_rate(parts, base)
+            content = found.model_dump_json(indent=1).encode()
+            uri = self.config.layout.learning_rate
+            chosen = rank_zero(
+                lambda: ChosenRate.model_validate_json(parts.checkpoints.create(uri, content)), ChosenRate
+            )
+            if self.runtime.is_main:
+                log_choice(chosen)
+        rank_zero(lambda: record_chosen_rate(self.store, self.config, chosen), None)
+        if chosen.note:
+            self.report.warn(chosen.note)
+        self.report.update(chosen_learning_rate=chosen.learning_rate, flush=True)
+        self.config = self.config.with_learning_rate(chosen.learning_rate)
+        return replace(parts, config=self.config)
+
+    def _chosen_rate(self, parts: Parts, base: Path) -> ChosenRate:
+        """Test learning rates with a model and an engine that are discarded. Collective."""
+        default = METHODS[self.config.spec.method.name].default_learning_rate
+        steps = steps_of_test(parts.plan.steps_per_epoch)
+        if not steps:
+            return ChosenRate(learning_rate=default, default_reason=too_small(parts.plan.steps_per_epoch))
+        rates = rates_to_test(default, steps)
+        tested = self.config.with_learning_rate(rates[-1])
+
+        def build(factor: Callable[[int], float]) -> Engine:
+            return self._built(self._model(base), tested, parts, factor)
+
+        generators = rng.capture()
+        losses = measure_losses(rates, replace(parts, config=tested), build, self.stop)
+        free_memory()
+        rng.restore(generators)
+        return choose(rates, losses, default=default)
+
     def _warn(self, message: str) -> None:
         log.warning(message)
         self.report.warn(message)
@@ -169,25 +215,31 @@ class _Attempt:
             base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=spec.training.seed
         )
         method = METHODS[spec.method.name]
-        trained = method.apply(model, spec.method.block, TASKS[prepared.task], seed=spec.training.seed)
+        return method.apply(model, spec.method.block, TASKS[prepared.task], seed=spec.training.seed)
+
+    def _log_parameters(self, model: nn.Module) -> None:
         if self.runtime.is_main:
             # Under ZeRO-3, `numel` is 0.
-            sizes = [(getattr(value, "ds_numel", value.numel()), value.requires_grad) for value in trained.parameters()]
+            sizes = [(getattr(value, "ds_numel", value.numel()), value.requires_grad) for value in model.parameters()]
             log_parameters(
                 trained=sum(size for size, is_trained in sizes if is_trained), total=sum(size for size, _ in sizes)
             )
-        return trained
 
     def _engine(self, model: nn.Module, parts: Parts) -> Engine:
-        if self.config.spec.training.chunked_loss:
-            _chunk_loss(model)
-        set_seed(self.config.spec.training.seed)  # dropout does not depend on the random numbers drawn so far
-        if parts.batches.groups > 1:
-            forward_by_groups(model, parts.batches.groups)
         with self.report.phase("engine", "building the ZeRO engine"):
-            engine = build_engine(model, self.config, parts.plan)
+            engine = self._built(model, self.config, parts, parts.plan.rate_factor)
         self.report.update(zero_stage=engine.deepspeed.zero_optimization_stage())
         return engine
+
+    def _built(
+        self, model: nn.Module, config: PreparedConfig, parts: Parts, rate_factor: Callable[[int], float]
+    ) -> Engine:
+        if config.spec.training.chunked_loss:
+            _chunk_loss(model)
+        set_seed(config.spec.training.seed)  # dropout does not depend on the random numbers drawn so far
+        if parts.batches.groups > 1:
+            forward_by_groups(model, parts.batches.groups)
+        return build_engine(model, config, rate_factor)
 
     def _split(self, name: str) -> TokenDataset:
         return TokenDataset.open(self.store, self.config.prepared.dataset_uri, name, self.runtime.cache)

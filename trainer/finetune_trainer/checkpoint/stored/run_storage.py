@@ -29,6 +29,20 @@ class RunStorage:
     node_cache: NodeLocalCache
     references: References
 
+    def create(self, uri: str, content: bytes) -> bytes:
+        """Create an object of the run, unless an attempt has created it, and return its content.
+
+        Without conditional writes, this first checks whether it exists; see docs/decisions/0006.
+
+        Raises FencedError if a newer attempt has claimed the run.
+        """
+        self.claims.check()
+        if self.claims.has_conditions:
+            is_new = self.store.put_if_absent(uri, content)
+        elif is_new := not self.store.exists(uri):
+            self.store.put(uri, content)
+        return content if is_new else self.store.get(uri)
+
     def quiet_for(self) -> timedelta:
         """Time since anything of the run was last written, from the clock of storage."""
         written = max((info.modified for info in self.store.list(self.uri.rstrip("/") + "/")), default=None)

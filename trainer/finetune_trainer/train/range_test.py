@@ -1,0 +1,58 @@
+"""The learning rate range test (Smith 2015, arXiv 1506.01186): some steps with a rising learning rate, from the weights
+that the training starts with."""
+
+import gc
+import logging
+from collections.abc import Callable
+from itertools import islice
+
+import torch
+
+from ..collectives import stop_if_agreed
+from ..errors import DivergedError
+from ..learning_rate import ChosenRate, has_diverged
+from ..stop import StopFlag
+from .engine import Engine
+from .loop import Parts, TrainingLoop
+
+log = logging.getLogger("finetune")
+
+BuildEngine = Callable[[Callable[[int], float]], Engine]
+"""`rate_factor` -> an engine of its own, whose peak learning rate is the highest of the test."""
+
+
+def measure_losses(rates: tuple[float, ...], parts: Parts, build: BuildEngine, stop: StopFlag) -> list[float]:
+    """Train one step with each rate and return the losses; fewer if the training diverges. Collective.
+
+    The weights are discarded and their memory is freed. Raises StoppedError after a requested stop.
+    """
+
+    def factor(step: int) -> float:
+        return rates[min(step, len(rates) - 1)] / rates[-1]
+
+    engine = build(factor)
+    losses: list[float] = []
+    try:
+        for loss in islice(TrainingLoop(parts, engine).trial_losses(), len(rates)):
+            losses.append(loss)
+            if has_diverged(losses):
+                break
+            stop_if_agreed(stop.requested, where="during the test of learning rates")
+    except DivergedError as error:
+        log.info("the test of learning rates ends: %s", error)
+    finally:
+        engine.deepspeed.destroy()
+        del engine
+    return losses
+
+
+def free_memory() -> None:
+    """Free what only cycles of references keep, such as an engine that was discarded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def log_choice(chosen: ChosenRate) -> None:
+    """Log the result of a test."""
+    log.info("%s", chosen.sentence)
