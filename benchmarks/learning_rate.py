@@ -1,7 +1,7 @@
 """Benchmark the learning rate that a range test chooses, compared with a grid of six rates.
 
 The quickstart's training without `spec.training.learningRate`, and with each rate of the grid: all-MiniLM-L6-v2 on the
-questions of `make demo`, 470 for training and 118 held out, with another split for each seed, and a global batch of 16.
+questions of `make demo`, 470 for training and 265 held out, with another split for each seed, and a global batch of 16.
 All sides use our train stage on one worker and differ only in the learning rate. With `--method lora`, the grid is ten
 times as high.
 

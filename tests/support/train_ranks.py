@@ -109,8 +109,9 @@ def train_rank_without_discarded_models(config: Path) -> int:
 
     def checked() -> None:
         free()
-        left = [type(found).__name__ for found in gc.get_objects() if isinstance(found, PreTrainedModel)]
-        assert not left, f"{left} are still in memory"
+        left = [found for found in gc.get_objects() if isinstance(found, PreTrainedModel)]
+        users = [type(user).__name__ for found in left for user in gc.get_referrers(found)]
+        assert not left, f"{[type(found).__name__ for found in left]} are still in memory, used by {users}"
 
     vars(stage)["free_memory"] = checked
     return train_rank(config)

@@ -108,7 +108,7 @@ def has_diverged(losses: Sequence[float]) -> bool:
     return bool(len(means) and means[-1] > _DIVERGED * max(float(means.min()), 1e-3) and means[-1] > losses[0])
 
 
-def smoothed(losses: Sequence[float]) -> npt.NDArray[np.float64]:
+def smoothed(losses: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the mean of each loss and its neighbours, with Gaussian weights. It does not lag behind."""
     places = np.arange(len(losses))
     weights = np.exp(-0.5 * ((places[:, None] - places) / _SMOOTHED_STEPS) ** 2)
@@ -122,9 +122,10 @@ def choose(rates: Sequence[float], losses: Sequence[float], *, default: float) -
     tested = tuple(rates[: len(finite)])
     made = {"rates": tested, "losses": tuple(finite)}
     if len(finite) < MIN_STEPS // 2:
-        reason = f"the range test has only {len(finite)} finite losses"
+        reason = f"the range test diverged at step {len(finite) + 1}"
         return ChosenRate(learning_rate=default, default_reason=reason, **made)
-    curve = smoothed(finite)
+    # A loss far above the first one says no more than that the training diverges.
+    curve = smoothed(np.minimum(finite, _DIVERGED * finite[0]))
     lowest = int(curve.argmin())
     fall = float(curve[: lowest + 1].max() - curve[lowest])
     # The median of differences between neighbours is about their standard deviation. The steep part hardly changes it.

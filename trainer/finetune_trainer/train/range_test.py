@@ -47,8 +47,11 @@ def measure_losses(rates: tuple[float, ...], parts: Parts, build: BuildEngine, s
 
 
 def free_memory() -> None:
-    """Free what only cycles of references keep, such as an engine that was discarded."""
-    gc.collect()
+    """Free an engine that was discarded. There must be no other one."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    parameter_offload.FWD_MODULE_STACK.clear()  # ZeRO-3 never removes the model from it
+    gc.collect()  # engine and model have cycles of references
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
