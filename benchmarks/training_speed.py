@@ -152,7 +152,7 @@ def bare_arguments(config: TrainerConfig, side: str, scratch: Path) -> Any:
         num_train_epochs=training.epochs or 2,
         per_device_train_batch_size=config.batch.micro_size,
         gradient_accumulation_steps=config.batch.accumulation,
-        learning_rate=training.learning_rate,
+        learning_rate=training.peak_learning_rate,
         lr_scheduler_type="constant",
         max_grad_norm=training.max_grad_norm,
         train_sampling_strategy="group_by_length" if side.endswith("group_by_length") else "random",

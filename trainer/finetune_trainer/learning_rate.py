@@ -5,7 +5,7 @@ Pure, and importable without torch. `train.range_test` measures the losses.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +120,7 @@ def choose(rates: Sequence[float], losses: Sequence[float], *, default: float) -
     """Apply `RULE`. `losses` may be fewer than `rates`, if the test has ended early."""
     finite = [loss for loss in losses if math.isfinite(loss)]
     tested = tuple(rates[: len(finite)])
-    made = {"rates": tested, "losses": tuple(finite)}
+    made: dict[str, Any] = {"rates": tested, "losses": tuple(finite)}
     if len(finite) < MIN_STEPS // 2:
         reason = f"the range test diverged at step {len(finite) + 1}"
         return ChosenRate(learning_rate=default, default_reason=reason, **made)

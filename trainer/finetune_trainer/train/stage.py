@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -172,7 +173,7 @@ class _Attempt:
             )
             if self.runtime.is_main:
                 log_choice(chosen)
-        rank_zero(lambda: record_chosen_rate(self.store, self.config, chosen), None)
+        rank_zero(partial(record_chosen_rate, self.store, self.config, chosen), None)
         if chosen.note:
             self.report.warn(chosen.note)
         self.report.update(chosen_learning_rate=chosen.learning_rate, flush=True)
