@@ -302,7 +302,7 @@ def test_an_attempt_trains_with_its_own_learning_rate_and_not_with_that_of_the_c
     warmup = {"warmup": {"steps": 4}}
     first = harness.config("rate", kind="llama", training=warmup)
     assert harness.run(first, TEST_END="stop", TEST_END_STEP="2").exit_codes == [ExitCode.STOPPED, ExitCode.STOPPED]
-    halved = {"learningRate": first.spec.training.learning_rate / 2}
+    halved = {"learningRate": first.spec.training.peak_learning_rate / 2}
     again = harness.run(harness.config("rate", kind="llama", attempt=2, training=warmup | halved))
     assert again.exit_codes == [0, 0], again.output
     through = harness.config("rate-through", kind="llama", training=warmup)

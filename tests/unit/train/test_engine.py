@@ -190,7 +190,7 @@ def test_the_matrices_b_of_lora_have_the_ratio_of_their_learning_rate_at_every_s
         method={"lora": {"learningRateRatio": 16, **targets}},
         prepared={"task": Task.CAUSAL_LM},
     )
-    method, rate = config.spec.method, config.spec.training.learning_rate
+    method, rate = config.spec.method, config.spec.training.peak_learning_rate
     model = METHODS["lora"].apply(MODELS["llama"](1), method.block, TASKS[Task.CAUSAL_LM], seed=1)
     optimizer = make_optimizer(model, config.spec.training, METHODS["lora"].rate_factors(model, method.block))
     names = {parameter: name for name, parameter in model.named_parameters()}
