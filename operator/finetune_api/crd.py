@@ -31,6 +31,7 @@ from .v1alpha1 import (
     FineTuneJob,
     Method,
     OverfittingAction,
+    PruningAlgorithm,
     ScheduleOptions,
     Spec,
     Status,
@@ -92,6 +93,17 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "(has(self.embeddings) && self.embeddings) || has(self.firstLayers) || "
             "(has(self.patterns) && self.patterns.size() > 0)",
             "must have at least one of embeddings, firstLayers, patterns",
+        ),
+    ),
+    "spec.method.full.pruning": (
+        (
+            f"(self.algorithm == '{PruningAlgorithm.DROP_LAYERS}') == has(self.layers)",
+            f"must have layers with the algorithm {PruningAlgorithm.DROP_LAYERS}, and only with it",
+        ),
+        (
+            f"(self.algorithm == '{PruningAlgorithm.DROP_LAYERS}') != has(self.sparsity)",
+            f"must have sparsity with the algorithms {PruningAlgorithm.MAGNITUDE} and {PruningAlgorithm.WANDA}, and "
+            "only with them",
         ),
     ),
     "spec.workers": (

@@ -38,9 +38,11 @@ class EvaluationNeeds:
 
     def flop(self, spec: Spec) -> float:
         """Floating-point operations of the forward passes: test split and sample answers of each candidate, the test
-        split of the promoted model, and the comparison of each exported folder with the trained model."""
+        split of the promoted model and of the pruned base model, and the comparison of each exported folder with the
+        trained model."""
         candidates = 2 if spec.evaluation.baseline else 1
-        measured = candidates + (spec.evaluation.promote is not None)
+        is_pruned = spec.method.full is not None and spec.method.full.pruning is not None
+        measured = candidates + (spec.evaluation.promote is not None) + (is_pruned and spec.evaluation.baseline)
         generated = len(spec.evaluation.prompts) * spec.evaluation.max_new_tokens
         tokens = measured * (self.test_tokens or 0) + candidates * generated
         tokens += _RELOAD_TOKENS * len(spec.output.formats)

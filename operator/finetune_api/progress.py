@@ -147,6 +147,8 @@ class EvaluateResult(Exchanged):
     tuned: Figures = {}
     promoted: Figures = {}
     """Those of the promoted model that it was compared with."""
+    pruned: Figures = {}
+    """Those of the base model after `spec.method.full.pruning`, before the training."""
     baselines: Annotated[dict[SimpleBaseline, Figures], BeforeValidator(_known_baselines)] = {}
     """Those of the simple baselines."""
     promotion: PromotionResult | None = None

@@ -25,6 +25,7 @@ from .v1alpha1 import (
     Offload,
     OverfittingAction,
     PodSettings,
+    PruningAlgorithm,
     Schedule,
     ScheduleOptions,
     Spec,
@@ -62,6 +63,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _method,
         _support,
         _freeze,
+        _pruning,
         _no_credentials,
         _model_registry,
         _env,
@@ -161,6 +163,30 @@ def _freeze(spec: Spec) -> Iterator[Violation]:
             "spec.method.full.freeze",
             "must have at least one of embeddings, firstLayers, patterns; write one of them, or remove freeze",
         )
+
+
+_PRUNING_SETTINGS = {
+    PruningAlgorithm.MAGNITUDE: "sparsity",
+    PruningAlgorithm.WANDA: "sparsity",
+    PruningAlgorithm.DROP_LAYERS: "layers",
+}
+"""Algorithm -> the field of `spec.method.full.pruning` that says how much it removes."""
+
+
+def _pruning(spec: Spec) -> Iterator[Violation]:
+    pruning = None if spec.method.full is None else spec.method.full.pruning
+    if pruning is None:
+        return
+    path, needed = "spec.method.full.pruning", _PRUNING_SETTINGS[pruning.algorithm]
+    if getattr(pruning, needed) is None:
+        yield Violation(f"{path}.{needed}", f"must be set for the algorithm {pruning.algorithm}; write a value")
+    for other in sorted({*_PRUNING_SETTINGS.values()} - {needed}):
+        if getattr(pruning, other) is not None:
+            fitting = " or ".join(name for name, field in _PRUNING_SETTINGS.items() if field == other)
+            yield Violation(
+                f"{path}.{other}",
+                f"must be absent for the algorithm {pruning.algorithm}; remove it, or write algorithm: {fitting}",
+            )
 
 
 def _no_credentials(spec: Spec) -> Iterator[Violation]:

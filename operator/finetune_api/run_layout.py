@@ -91,6 +91,15 @@ class RunLayout:
         return f"{self.uri}/training.json"
 
     @property
+    def pruning(self) -> str:
+        """What `spec.method.full.pruning` removes from the base model, with the digest of the masks."""
+        return f"{self.uri}/pruning.json"
+
+    def pruning_masks(self, digest: str) -> str:
+        """The masks with this SHA-256: which weights are zero."""
+        return f"{self.uri}/pruning/{digest}.safetensors"
+
+    @property
     def tensorboard(self) -> str:
         """Folder with the event files of `spec.tracking.tensorBoard`."""
         return f"{self.uri}/tensorboard"

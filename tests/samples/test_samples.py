@@ -57,6 +57,7 @@ CLASSIFIERS = [
     ("promote", 0.75),
     ("layer-freezing", 0.5),
     ("learning-rate", 0.7),
+    ("pruning", 0.5),
     ("learning-rate-schedule", 0.5),
     ("overfitting", 0.5),
     ("baselines", 0.8),

@@ -33,6 +33,7 @@ _SERVER = "https://mlflow.example.com"
 _VALUES: dict[str, Any] = {
     "method": {"full": {}},
     "method.full.freeze": {"firstLayers": 1},
+    "method.full.pruning": {"algorithm": "Magnitude", "sparsity": 0.5},
     "data.validation": {"fraction": 0.2},
     "data.test": {"fraction": 0.2},
     "data.fewShot": {"perClass": 8},
@@ -85,6 +86,8 @@ _AROUND: dict[str, Any] = {
     },
     "evaluation.promote.thresholds[].": {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": 1}]}}},
     "method.full.freeze.": {"method": {"full": {"freeze": {"firstLayers": 1}}}},
+    "method.full.pruning.": {"method": {"full": {"pruning": {"algorithm": "Magnitude", "sparsity": 0.5}}}},
+    "method.full.pruning.layers": {"method": {"full": {"pruning": {"algorithm": "DropLayers"}}}},
     **{f"method.{method}": needed_with(method) for method in SUPPORT.methods},
     "schedule.": {"schedule": {"cron": "0 3 * * SUN"}},
     "training.scheduleOptions.power": {"training": {"schedule": "Polynomial"}},

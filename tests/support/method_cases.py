@@ -7,6 +7,8 @@ from finetune_api.support import DEFAULT_FORMATS, SUPPORT
 METHOD_CASES: dict[str, dict[str, Any]] = {
     "full": {"full": {}},
     "freeze": {"full": {"freeze": {"embeddings": True, "firstLayers": 1}}},
+    "pruned": {"full": {"pruning": {"algorithm": "Wanda", "sparsity": 0.5}}},
+    "dropped-layers": {"full": {"pruning": {"algorithm": "DropLayers", "layers": 1}}},
     "lora": {"lora": {"dropout": 0.1}},
     "lora-RsLoRA": {"lora": {"variant": "RsLoRA"}},
     "lora-DoRA": {"lora": {"variant": "DoRA"}},

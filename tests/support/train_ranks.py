@@ -286,6 +286,7 @@ def load_exported(folder: Path) -> int:
             "dtype": str(model.dtype),
             "labels": [model.config.id2label[index] for index in range(len(prepared.labels))],
             "use_cache": getattr(model.config, "use_cache", None),
+            "layers": model.config.num_hidden_layers,
         }
     if (folder / "adapter" / "adapter_config.json").exists():
         # The encoder has a head of another size, which the adapter replaces.

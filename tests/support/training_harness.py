@@ -11,7 +11,7 @@ from typing import Any
 from finetune_api.constants import Env, Stage
 from finetune_api.progress import TerminationMessage
 from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import Dtype, Spec
+from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Spec
 from finetune_trainer.rank_main import read_result
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.supervisor.forkclient import RUN_RANK, ForkClient, ForkServerProcess, RankProcess
@@ -180,6 +180,20 @@ class TrainingHarness:
     def evaluation_losses(self, config: TrainerConfig) -> dict[int, float]:
         """Step -> validation loss of every logged evaluation."""
         return {int(entry["step"]): entry["eval_loss"] for entry in self.training_log(config) if "eval_loss" in entry}
+
+    def loaded(self, config: TrainerConfig, folder: Path) -> dict[str, Any]:
+        """Load the exported folders in a new process, only from their files."""
+        for artifact in config.spec.output.formats or (ArtifactFormat.MERGED,):
+            name = "model" if artifact is ArtifactFormat.MERGED else "adapter"
+            self.store.download_folder(f"{config.run_uri}/{name}", folder / name)
+        (folder / "config.json").write_text(config.model_dump_json())
+        with (folder / "log").open("wb") as output:
+            rank = ForkClient(self.server.path).start_rank(
+                base_environment(), folder, output.fileno(), target="train_ranks:load_exported"
+            )
+        assert rank.wait(120) == 0, (folder / "log").read_text()
+        found: dict[str, Any] = json.loads((folder / "loaded.json").read_text())
+        return found
 
     def manifests(self, config: TrainerConfig) -> list[str]:
         """Names of the committed checkpoints."""

@@ -39,6 +39,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "full": {
                 "freeze": {"embeddings": False, "firstLayers": 1, "patterns": ["*.LayerNorm.*"]},
                 "layerLearningRateDecay": 0.9,
+                "pruning": {"algorithm": "Wanda", "sparsity": 0.5},
             }
         },
         "training": {
@@ -123,7 +124,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "schedule": "Cosine",
             "earlyStopping": {"metric": "Loss"},
         },
-        "method": {"full": {"freeze": {"embeddings": True}}},
+        "method": {"full": {"freeze": {"embeddings": True}, "pruning": {"algorithm": "Magnitude", "sparsity": 0.3}}},
         "deepspeed": {"zeroStage": 3, "offload": "OptimizerAndParameters"},
         "checkpoint": {"everySteps": 2},
         "evaluation": {
@@ -143,6 +144,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "format": "Instruction",
             "columns": {"prompt": "ask", "completion": "answer"},
         },
+        "method": {"full": {"pruning": {"algorithm": "DropLayers", "layers": 1}}},
         "training": {
             **_SHORT,
             "schedule": "Constant",

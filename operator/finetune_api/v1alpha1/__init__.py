@@ -21,6 +21,7 @@ from .method import Method
 from .methods.base import MethodBlock, MethodSupport
 from .methods.full import Freeze, FullFineTune
 from .methods.lora import Lora
+from .methods.pruning import Pruning, PruningAlgorithm
 from .metrics import METRIC_SUPPORT, Metric, MetricSupport
 from .model import Dtype, Model
 from .pod import Affinity, EnvFrom, PodSettings, Resources, Toleration, TopologySpread, Volume, VolumeMount
@@ -140,6 +141,8 @@ __all__ = [
     "Promotion",
     "PromotionOutcome",
     "PromotionStatus",
+    "Pruning",
+    "PruningAlgorithm",
     "Quantity",
     "Redaction",
     "ResolvedStatus",

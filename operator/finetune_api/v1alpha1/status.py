@@ -197,6 +197,8 @@ class CandidateName(StrEnum):
     """The fine-tuned model."""
     PROMOTED = "promoted"
     """The promoted model, evaluated on the test split of this run."""
+    PRUNED = "pruned"
+    """The base model after `spec.method.full.pruning`, before the training."""
     MAJORITY_CLASS = "majorityClass"
     TFIDF_LOGISTIC_REGRESSION = "tfidfLogisticRegression"
 

@@ -395,6 +395,7 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
             CandidateName.BASELINE: evaluated.baseline,
             CandidateName.TUNED: evaluated.tuned,
             CandidateName.PROMOTED: evaluated.promoted,
+            CandidateName.PRUNED: evaluated.pruned,
             **{CandidateName.of(name): found for name, found in evaluated.baselines.items()},
         }
         update["promotion"] = None if evaluated.promotion is None else _promotion(evaluated.promotion)

@@ -13,8 +13,9 @@ import finetune_operator
 from api_values import all_values, used_values
 from factories import make_job
 from finetune_api.constants import Stage
+from finetune_api.progress import EvaluateResult
 from finetune_api.trainer_config import PreparedConfig, StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import TASK_SUPPORT, Promotion, Spec
+from finetune_api.v1alpha1 import TASK_SUPPORT, Promotion, Pruning, Spec
 from finetune_api.validation import parse_job
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_stage
@@ -64,7 +65,7 @@ def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarne
 
     prepared = run_stage(setup, manifest, Stage.PREPARE)[1].message.prepared
     config, trained = run_stage(setup, manifest, Stage.TRAIN)
-    run_stage(setup, manifest, Stage.EVALUATE)
+    evaluated = run_stage(setup, manifest, Stage.EVALUATE)[1].message.evaluated
 
     log = setup.training_log(config)
     plan = training_plan(PreparedConfig.of(config, prepared))
@@ -85,10 +86,27 @@ def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarne
     supported = TASK_SUPPORT[evaluation["task"]].baselines if baselines is None else baselines
     assert [found["name"] for found in evaluation["baselines"]] == list(supported)
     assert len(evaluation["generations"]) == len(config.spec.evaluation.prompts)
+    pruning = config.spec.method.full and config.spec.method.full.pruning
+    assert (evaluation["pruning"] is not None) == (pruning is not None)
+    if pruning is not None:
+        assert evaluated is not None
+        assert_pruning_is_measured(pruning, evaluation, evaluated)
     if config.spec.evaluation.promote is not None:
         assert_promotion_follows(config.spec.evaluation.promote, evaluation)
         promoted = setup.store.get_json(f"{config.output_uri}/promoted.json")["model"]["uri"]
         assert promoted.startswith(f"{config.run_uri}/")
+
+
+def assert_pruning_is_measured(pruning: Pruning, evaluation: dict[str, Any], result: EvaluateResult) -> None:
+    """The base model is measured once more without what is removed, and the files have less in them."""
+    found = evaluation["pruning"]
+    assert result.pruned == found["pruned"]["metrics"] != evaluation["baseline"]["metrics"]
+    assert evaluation["tuned"]["metrics"] != found["pruned"]["metrics"]
+    zeros = sum(kind["zeros"] for kind in found["kinds"])
+    assert found["size"]["weights"] - found["size"]["nonzero"] >= zeros
+    assert (zeros > 0) == (pruning.sparsity is not None)
+    assert found["dropped_layers"] == (pruning.layers or 0)
+    assert any(note.startswith(f"Pruning {pruning.algorithm}: ") for note in evaluation["notes"])
 
 
 def assert_promotion_follows(rules: Promotion, evaluation: dict[str, Any]) -> None:

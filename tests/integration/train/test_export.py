@@ -1,18 +1,13 @@
 """The export is the trained model, and any user can load it."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finetune_api.progress import TrainResult
-from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 from finetune_trainer.model.fetch import fetch_model
-from finetune_trainer.supervisor.forkclient import ForkClient
 from method_cases import METHOD_CASES, case_blocks
-from process_support import base_environment
 from training_harness import GLOBAL_BATCH, TrainingHarness
 
 MERGED, ADAPTER = ["Merged"], ["Merged", "Adapter"]
@@ -30,21 +25,6 @@ CASES = [
 """ZeRO stage, method, kind of model, formats."""
 
 
-def load(harness: TrainingHarness, config: TrainerConfig, folder: Path) -> dict[str, Any]:
-    """Load it in a new process, only from the files."""
-    for artifact in config.spec.output.formats or (ArtifactFormat.MERGED,):
-        name = "model" if artifact is ArtifactFormat.MERGED else "adapter"
-        harness.store.download_folder(f"{config.run_uri}/{name}", folder / name)
-    (folder / "config.json").write_text(config.model_dump_json())
-    with (folder / "log").open("wb") as output:
-        rank = ForkClient(harness.server.path).start_rank(
-            base_environment(), folder, output.fileno(), target="train_ranks:load_exported"
-        )
-    assert rank.wait(120) == 0, (folder / "log").read_text()
-    loaded: dict[str, Any] = json.loads((folder / "loaded.json").read_text())
-    return loaded
-
-
 @pytest.mark.parametrize(("zero", "method", "kind", "formats"), CASES)
 def test_every_exported_folder_loads_completely_and_has_the_final_loss_of_training(
     harness: TrainingHarness, tmp_path: Path, zero: int, method: str, kind: str, formats: list[str]
@@ -56,7 +36,7 @@ def test_every_exported_folder_loads_completely_and_has_the_final_loss_of_traini
     assert attempt.exit_codes == [0, 0], attempt.output
     result = attempt.message.trained
     assert isinstance(result, TrainResult)
-    loaded = load(harness, config, tmp_path)
+    loaded = harness.loaded(config, tmp_path)
     last = [entry["eval_loss"] for entry in harness.training_log(config) if "eval_loss" in entry][-1]
     assert loaded["loss"] == pytest.approx(last, rel=1e-4)
     assert (loaded["missing"], loaded["unexpected"]) == ([], [])
@@ -98,7 +78,7 @@ def test_the_adapter_of_every_method_is_better_than_the_base_model_for_any_user_
     config = harness.config(f"export-{case}", kind="llama", training=training, **blocks)
     attempt = harness.run(config)
     assert attempt.exit_codes == [0, 0], attempt.output
-    loaded = load(harness, config, tmp_path)
+    loaded = harness.loaded(config, tmp_path)
     last = [entry["eval_loss"] for entry in harness.training_log(config) if "eval_loss" in entry][-1]
     assert loaded["adapter_loss"] == pytest.approx(last, rel=1e-4)
     assert loaded["adapter_loss"] < loaded["base_loss"]

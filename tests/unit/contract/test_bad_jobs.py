@@ -98,7 +98,7 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         (
             "spec.method.full",
             {"rank": 1},
-            "spec.method.full.rank: unknown field; known fields: freeze, layerLearningRateDecay",
+            "spec.method.full.rank: unknown field; known fields: freeze, pruning, layerLearningRateDecay",
         ),
         ("spec.training.learning_rate", 1, "spec.training.learning_rate: unknown field; did you mean learningRate?"),
         ("spec.suspend", "true", 'spec.suspend must be true or false, not "true"; write it without quotes'),
@@ -135,6 +135,24 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.method.full.freeze must have at least one of embeddings, firstLayers, patterns; write one of them",
         ),
         ("spec.method", {"full": {"freeze": {"firstLayers": 1}}}, None),
+        (
+            "spec.method",
+            {"full": {"pruning": {"algorithm": "Wanda"}}},
+            "spec.method.full.pruning.sparsity must be set for the algorithm Wanda; write a value",
+        ),
+        (
+            "spec.method",
+            {"full": {"pruning": {"algorithm": "DropLayers", "layers": 1, "sparsity": 0.5}}},
+            "spec.method.full.pruning.sparsity must be absent for the algorithm DropLayers; remove it, or write "
+            "algorithm: Magnitude or Wanda",
+        ),
+        (
+            "spec.method",
+            {"full": {"pruning": {"algorithm": "Magnitude", "sparsity": 0.5, "layers": 1}}},
+            "spec.method.full.pruning.layers must be absent for the algorithm Magnitude; remove it, or write "
+            "algorithm: DropLayers",
+        ),
+        ("spec.method", {"full": {"pruning": {"algorithm": "DropLayers", "layers": 1}}}, None),
         (
             "spec.checkpoint",
             {"maxLostWork": "5m", "everySteps": 3},

@@ -46,6 +46,7 @@ CHANGES: list[tuple[dict[str, Any], set[Scope]]] = [
     ({"training": {"learningRate": 0.5}}, {Scope.RUN}),
     ({"training": {"earlyStopping": {}}}, {Scope.RUN}),
     ({"method": {"full": {"freeze": {"embeddings": True}}}}, {Scope.RUN}),
+    ({"method": {"full": {"pruning": {"algorithm": "Magnitude", "sparsity": 0.5}}}}, {Scope.RUN}),
     ({"training": {"scheduleOptions": {"minLearningRateRatio": 0.1}}}, {Scope.RUN}),
     ({"method": {"lora": {}}}, {Scope.RUN}),
     ({"data": {"packing": "Padded"}}, {Scope.RUN}),

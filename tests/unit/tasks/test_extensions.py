@@ -13,11 +13,12 @@ import tiny_models
 from extensions import BRIER, MORE_SUPPORT, HeadOnly, MoreMethods, MoreSpec, registered
 from factories import any_of, make_job
 from finetune_api.support import SUPPORT
-from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Method, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Method, PruningAlgorithm, Task
 from finetune_trainer.data.collate import Collator
 from finetune_trainer.data.prepare import completed_facts, lighter_methods
 from finetune_trainer.errors import BadConfigError, ModelUnusableError
 from finetune_trainer.methods import METHODS
+from finetune_trainer.methods.pruning import PRUNERS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.inspect import ModelFacts, check_task, inspect_model
 from finetune_trainer.model.load import load_model
@@ -53,6 +54,16 @@ class Nothing(FineTuningMethod[FullFineTune]):
     def merged(self, model: Any, weights: Any, *_: Any) -> Any:
         return model, dict(weights)
 """
+NEW_PRUNER = """
+from finetune_trainer.methods.pruning import PRUNERS, Pruner
+
+@PRUNERS.register
+class Nothing(Pruner):
+    name, sets_zeros = "Nothing", False
+
+    def note(self, *_):
+        return ""
+"""
 NEW_TASK = """
 from finetune_trainer.tasks import TASKS
 from finetune_trainer.tasks.causal_lm import CausalLM
@@ -71,7 +82,11 @@ def extended() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("package", "registry", "source", "name"),
-    [("methods", "METHODS", NEW_METHOD, "nothing"), ("tasks", "TASKS", NEW_TASK, "Backwards")],
+    [
+        ("methods", "METHODS", NEW_METHOD, "nothing"),
+        ("methods.pruning", "PRUNERS", NEW_PRUNER, "Nothing"),
+        ("tasks", "TASKS", NEW_TASK, "Backwards"),
+    ],
 )
 def test_a_file_that_is_put_into_the_package_is_found(
     package: str, registry: str, source: str, name: str, tmp_path: Path
@@ -84,7 +99,11 @@ def test_a_file_that_is_put_into_the_package_is_found(
     env = {"PYTHONPATH": ":".join(ROOTS)}
     found = subprocess.run([sys.executable, "-c", code], check=True, env=env, capture_output=True, text=True)
     first, *every = found.stdout.split()
-    known = {"methods": set(Method.blocks()), "tasks": {str(task) for task in Task}}[package]
+    known = {
+        "methods": set(Method.blocks()),
+        "methods.pruning": {str(algorithm) for algorithm in PruningAlgorithm},
+        "tasks": {str(task) for task in Task},
+    }[package]
     assert (first, set(every)) == (name, known | {name})
 
 
@@ -92,6 +111,7 @@ def test_what_can_be_written_in_a_spec_is_what_the_trainer_knows() -> None:
     assert set(METHODS) == set(Method.blocks())
     assert {name: METHODS[name].block for name in METHODS} == Method.blocks()
     assert set(TASKS) == set(Task)
+    assert set(PRUNERS) == set(PruningAlgorithm)
 
 
 @pytest.mark.parametrize(

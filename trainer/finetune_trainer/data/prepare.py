@@ -85,7 +85,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     task = known_task or SUPPORT.task_for(data_format)
     _check_rules(spec, data_format)
     check_task(facts, spec.model.uri, task)
-    METHODS[spec.method.name].check(model.path, spec.method.block, TASKS[task])
+    method_note = _checked_method(spec, model.path, task)
     plan = plan_weights(model.path, spec.model.uri, task)
     virtual_tokens = METHODS[spec.method.name].virtual_tokens(spec.method.block)
     facts = replace(
@@ -152,10 +152,19 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         memory_estimate_bytes=choice.bytes,
         supports_gradient_checkpointing=plan.gradient_checkpointing,
         warnings=warnings,
-        notes=notes_of(info, (detected, packing_note, choice.reason, _frozen_note(facts)), spec.data.max_length),
+        notes=notes_of(
+            info, (detected, packing_note, choice.reason, method_note, _frozen_note(facts)), spec.data.max_length
+        ),
     )
     log_prepared(config, prepared, info)
     return prepared
+
+
+def _checked_method(spec: Spec, folder: Path, task: Task) -> str:
+    """Check the method against the model, and return its note. Raises BadConfigError."""
+    method = METHODS[spec.method.name]
+    method.check(folder, spec.method.block, TASKS[task])
+    return method.note(folder, spec.method.block, TASKS[task])
 
 
 def _frozen_note(facts: ModelFacts) -> str:

@@ -1,5 +1,6 @@
 """Loads the base model and the exported folders. Imports torch when a model is opened."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ class Candidate:
     exported: bool = False
     """Written by the train stage: the folder must load by itself, with all weights."""
     is_own: bool = True
-    """False: exported by another run, so that it is not compared with the trained model of this run."""
+    """False: neither base model nor trained model of this run, so that it is not compared with the latter and is not
+    asked the prompts."""
     files: tuple[ModelFile, ...] = ()
     """Files of an exported complete model."""
+    change: Callable[[Any], None] | None = None
+    """Changes the loaded model."""
 
 
 def base_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
@@ -86,6 +90,8 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
             model = reload_adapter(
                 model, candidate.adapter, candidate.address.uri, prepared, METHODS[config.spec.method.name]
             )
+    if candidate.change is not None:
+        candidate.change(model)
     return model.to("cuda" if config.world.gpus else "cpu").eval()
 
 

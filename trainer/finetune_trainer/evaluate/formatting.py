@@ -18,6 +18,11 @@ def size_text(number: float) -> str:
     return f"{number:g}"
 
 
+def megabytes(number: int) -> str:
+    """Size of files: `90.9 MB`."""
+    return f"{number / 1e6:,.1f} MB"
+
+
 def duration_text(seconds: float) -> str:
     """`0.4 s`, `42 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
     if seconds < 9.95:

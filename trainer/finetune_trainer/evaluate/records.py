@@ -2,8 +2,9 @@
 
 from finetune_api.comparison import MetricDelta
 from finetune_api.trainer_config import JobRef, Message, SplitCounts
-from finetune_api.v1alpha1 import DataFormat, Metric, PromotionOutcome, SimpleBaseline, Task
+from finetune_api.v1alpha1 import DataFormat, Metric, PromotionOutcome, PruningAlgorithm, SimpleBaseline, Task
 
+from ..methods.pruning.record import PrunedKind
 from ..promotion.records import Check, RegistryAddress
 from ..tasks.metrics import ClassificationMetrics
 from .significance import Interval, PairedTest
@@ -52,6 +53,41 @@ class Address(Message):
 
     uri: str
     digest: str
+
+
+class StoredSize(Message):
+    """Weight files of a model."""
+
+    weights: int
+    nonzero: int
+    """Weights that are not zero."""
+    bytes: int
+    compressed: int
+    """Bytes after gzip."""
+
+
+class PruningResult(Message):
+    """Result of `spec.method.full.pruning`."""
+
+    algorithm: PruningAlgorithm
+    kinds: tuple[PrunedKind, ...] = ()
+    """Empty: no weights became zero."""
+    dropped_layers: int = 0
+    pruned: ModelMetrics | None = None
+    """The base model after pruning, before the training. Absent: not evaluated."""
+    base_size: StoredSize | None = None
+    """Absent: the base model was not evaluated."""
+    size: StoredSize
+
+    @property
+    def weights(self) -> int:
+        """Weights of the pruned matrices."""
+        return sum(kind.weights for kind in self.kinds)
+
+    @property
+    def zeros(self) -> int:
+        """Those that were set to zero."""
+        return sum(kind.zeros for kind in self.kinds)
 
 
 class Reloaded(Message):
@@ -144,6 +180,8 @@ class Evaluation(Message):
     """Simple baselines. Empty: written by an earlier version, or none was evaluated."""
     promotion: PromotionDecision | None = None
     """Absent: `spec.evaluation.promote` is not set."""
+    pruning: PruningResult | None = None
+    """Absent: `spec.method.full.pruning` is not set."""
     majority_share: float | None = None
     """Only for classifiers: accuracy of always predicting the most frequent class of the test split."""
     generations: tuple[Generation, ...] = ()

@@ -24,6 +24,7 @@ from .configuration import spec_document, yaml_text
 from .confusion_table import confusion_table
 from .data_section import DataSection
 from .pages import page_environment
+from .pruned import speed_ratio
 from .records import Evaluation
 from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
 from .training_log import TrainingLog
@@ -77,6 +78,7 @@ def render_report(inputs: ReportInputs) -> str:
             prepared=inputs.config.prepared,
             verdict=compare.verdict(record),
             baselines=compare.baseline_rows(record),
+            speed_ratio=speed_ratio(record),
             method=METHODS[inputs.config.spec.method.name],
             cards=_cards(inputs, training, bars),
             charts=[*_curves(training, restart_marks(attempts)), *_range_test(inputs.rate)],
@@ -111,6 +113,7 @@ def _environment() -> Environment:
         percent=share_text,
         metric_name=metric_name,
         p_text=compare.p_text,
+        megabytes=formatting.megabytes,
     )
     environment.globals.update(metric_text=metric_text, delta_text=delta_text)
     return environment

@@ -37,7 +37,8 @@ from .evaluator import ModelEvaluator, ModelResult, model_metrics
 from .model_card import model_card
 from .old_runs import delete_old_runs
 from .promote import ModelPromotion
-from .records import Address, BaselineResult, Evaluation, Generation, PromotionDecision
+from .pruned import pruned_candidate, pruning_notes, pruning_of, pruning_result, with_pruning
+from .records import Address, BaselineResult, Evaluation, Generation, PromotionDecision, PruningResult
 from .reload import ReloadCheck
 from .report import ReportInputs, render_report
 from .significance import PairedTest, mcnemar_exact, sign_test
@@ -84,6 +85,7 @@ def evaluate(
     after = evaluator(tuned, "tuned model")
     reloaded = [after.reloaded, *(evaluator.reload(candidate, "exported adapter") for candidate in others)]
     before = evaluator(base, "base model") if base is not None and _needs_baseline(config, prepared) else None
+    pruning = _pruning(config, store, report, evaluator, base, tuned)
     simple = MeasuredBaselines()
     if test is not None and (names := baselines_of(config.spec.evaluation, prepared)):
         training_split = TrainingSplit.of(
@@ -97,6 +99,7 @@ def evaluate(
             "baselines": _baseline_results(TASKS[prepared.task], simple, after),
         }
     )
+    record = with_pruning(record, pruning)
     if promotion is not None:
         promotion, rival = promotion.measured(evaluator)
         record = _with_promotion(record, promotion, rival, after)
@@ -125,12 +128,32 @@ def evaluate(
         baseline=record.baseline.metrics if record.baseline else {},
         tuned=record.tuned.metrics if record.tuned else {},
         promoted=record.promoted.metrics if record.promoted else {},
+        pruned=pruning.pruned.metrics if pruning and pruning.pruned else {},
         baselines={entry.name: entry.figures.metrics for entry in record.baselines},
         promotion=_promotion_result(record.promotion),
         kept_runs=kept,
     )
-    log_evaluated(prepared, result, notes)
+    log_evaluated(prepared, result, (*notes, *pruning_notes(record)))
     return result
+
+
+def _pruning(
+    config: PreparedConfig,
+    store: ObjectStore,
+    report: ProgressReporter,
+    evaluator: ModelEvaluator,
+    base: Candidate | None,
+    tuned: Candidate,
+) -> PruningResult | None:
+    """Evaluate the pruned base model, and measure the files. None without `spec.method.full.pruning`."""
+    block = pruning_of(config)
+    if block is None:
+        return None
+    figures = None
+    if base is not None and evaluator.test is not None:
+        figures = evaluator(pruned_candidate(base, block, config, store), "pruned base model").figures
+    with report.phase("sizes", "measuring the weight files"):
+        return pruning_result(config, block, store, base=base, tuned=tuned, figures=figures)
 
 
 def _export_missing(config: PreparedConfig, prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> None:

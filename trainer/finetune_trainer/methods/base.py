@@ -121,6 +121,14 @@ class FineTuningMethod(ABC, Generic[Block]):
     def check(self, folder: Path, block: Block, task: TrainingTask) -> None:
         """Raise BadConfigError in the prepare stage where `apply` would, without loading weights."""
 
+    def note(self, folder: Path, block: Block, task: TrainingTask) -> str:
+        """One line for the status about what the block does to the base model; empty: nothing to say.
+
+        Raises BadConfigError in the prepare stage where the training would, without loading weights.
+        """
+        del folder, block, task
+        return ""
+
     def frozen_parameters(self, folder: Path, block: Block, task: TrainingTask, new: Collection[str] = ()) -> int:
         """Number of the base model's parameters that the block excludes from a training of all parameters.
 

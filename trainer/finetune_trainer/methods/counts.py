@@ -10,3 +10,5 @@ class ActivationCounts(NamedTuple):
     """For each token, over all layers: kept for the backward pass, with gradient checkpointing those of one layer."""
     temporary: int = 0
     """In one module, independent of the number of tokens."""
+    flags: int = 0
+    """Of one byte each, whole on every process at every ZeRO stage."""

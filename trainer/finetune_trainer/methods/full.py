@@ -11,8 +11,10 @@ from finetune_api.v1alpha1 import FullFineTune
 from ..errors import BadConfigError
 from ..tasks import TrainingTask
 from .base import METHODS, FineTuningMethod, ModelSizes, ParameterCounts
+from .counts import ActivationCounts
 from .freezing import PATH, elements, frozen_names
 from .layers import layer_depths
+from .pruning import PRUNERS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +35,18 @@ class Full(FineTuningMethod[FullFineTune]):
         frozen = 0 if block.freeze is None else sizes.frozen
         return ParameterCounts(trained=max(0, sizes.parameters - frozen), added=0)
 
+    def activations(self, sizes: ModelSizes, block: FullFineTune) -> ActivationCounts:
+        """The masks of pruned weights."""
+        if block.pruning is None or block.pruning.sparsity is None:
+            return ActivationCounts()
+        return ActivationCounts(flags=sum(rows * columns for _, (rows, columns) in sizes.linear))
+
+    def note(self, folder: Path, block: FullFineTune, task: TrainingTask) -> str:
+        """What `pruning` removes, which is checked."""
+        if block.pruning is None:
+            return ""
+        return PRUNERS[block.pruning.algorithm].note(_skeleton(folder, task), block.pruning)
+
     def frozen_parameters(
         self, folder: Path, block: FullFineTune, task: TrainingTask, new: Collection[str] = ()
     ) -> int:
@@ -40,11 +54,8 @@ class Full(FineTuningMethod[FullFineTune]):
         has_rates = block.without_fixed_defaults().layer_learning_rate_decay is not None
         if block.freeze is None and not has_rates:
             return 0
-        import torch
-        from transformers import AutoConfig
-
-        with torch.device("meta"):
-            skeleton = task.model_class.from_config(AutoConfig.from_pretrained(folder))
+        skeleton = _skeleton(folder, task)
+        _reshape(skeleton, block)
         if has_rates:
             layer_depths(skeleton)
         frozen = frozen_names(skeleton, block.freeze) if block.freeze is not None else frozenset[str]()
@@ -52,8 +63,9 @@ class Full(FineTuningMethod[FullFineTune]):
         return sum(elements(value) for name, value in skeleton.named_parameters() if name in frozen)
 
     def apply(self, model: PreTrainedModel, block: FullFineTune, task: TrainingTask, *, seed: int) -> nn.Module:
-        """The model, with gradients disabled for frozen parameters."""
+        """The model without dropped layers, and with gradients disabled for frozen parameters."""
         del task, seed
+        _reshape(model, block)
         if block.freeze is None:
             return model
         frozen = frozen_names(model, block.freeze)
@@ -72,6 +84,21 @@ class Full(FineTuningMethod[FullFineTune]):
     def merged(self, model: nn.Module, weights: Any, *_: Any) -> Any:
         """What was trained."""
         return model, dict(weights)
+
+
+def _skeleton(folder: Path, task: TrainingTask) -> Any:
+    """The model on the meta device."""
+    import torch
+    from transformers import AutoConfig
+
+    with torch.device("meta"):
+        return task.model_class.from_config(AutoConfig.from_pretrained(folder))
+
+
+def _reshape(model: PreTrainedModel, block: FullFineTune) -> None:
+    """Drop layers. `freeze` and `layer_learning_rate_decay` count those that are left."""
+    if block.pruning is not None:
+        PRUNERS[block.pruning.algorithm].reshape(model, block.pruning)
 
 
 def _refuse_new(frozen: frozenset[str], new: Collection[str]) -> None:

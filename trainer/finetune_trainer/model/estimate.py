@@ -136,7 +136,7 @@ def _activation_bytes(shape: TrainingShape) -> int:
     logits = 12 * tokens * shape.facts.vocabulary if shape.has_token_logits else 0
     if shape.has_chunked_loss:
         logits = min(logits, 3 * LOSS_CHUNK_BYTES)
-    return held + logits + _mask_bytes(shape) + value * _method_values(shape, tokens)
+    return held + logits + _mask_bytes(shape) + value * _method_values(shape, tokens) + shape.activations.flags
 
 
 def _method_values(shape: TrainingShape, tokens: int) -> int:

@@ -87,19 +87,19 @@ def _reorder(model: PreTrainedModel, axes: Mapping[str, int], order: tuple[int, 
     """Reorder the rows of all parameters that have one row per label: row i becomes the former row `order[i]`."""
     parameters = dict(model.named_parameters())
     for name, axis in axes.items():
-        with _unpartitioned(parameters[name]) as (values, is_writer):
+        with writable(parameters[name]) as (values, is_writer):
             if is_writer:
                 values.copy_(values.index_select(axis, torch.tensor(order, device=values.device)))
 
 
 def _assign(parameter: nn.Parameter, values: torch.Tensor) -> None:
-    with _unpartitioned(parameter) as (data, is_writer):
+    with writable(parameter) as (data, is_writer):
         if is_writer:
             data.copy_(values)
 
 
 @contextmanager
-def _unpartitioned(parameter: nn.Parameter) -> Iterator[tuple[torch.Tensor, bool]]:
+def writable(parameter: nn.Parameter) -> Iterator[tuple[torch.Tensor, bool]]:
     """Yield the unpartitioned values and whether this process writes them: under ZeRO-3, only rank 0 does."""
     if not hasattr(parameter, "ds_id"):
         yield parameter.data, True

@@ -26,9 +26,12 @@ from ..data.shards import TokenDataset
 from ..errors import BadConfigError, DivergedError, FencedError, StoppedError
 from ..learning_rate import ChosenRate, choose, rates_to_test, steps_of_test, too_small
 from ..methods import METHODS
+from ..methods.pruning import Masks
+from ..methods.pruning.record import PruningRecord
 from ..model.export import Exported, export
 from ..model.fetch import prepared_model
 from ..model.load import load_model
+from ..model.pruning import check_zeros, keep_zeros, set_zeros
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
 from ..reference import choose_sample, measure, write_reference
@@ -47,6 +50,7 @@ from .loop import Parts, TrainingLoop
 from .padding import forward_by_groups
 from .plan import TrainingPlan, training_plan
 from .range_test import free_memory, log_choice, measure_losses
+from .pruning import masks_of_run, pruning_of_run
 from .rows import GlobalBatches, PackedBatches, PackedRows, RowsWithPadding
 from .validation import Validator
 from .world import agreed_dtype, device_of, end_process_group, start_process_group
@@ -119,10 +123,11 @@ class _Attempt:
             parts = self._parts(plan, checkpoints, base)
             # The duration of downloads differs between ranks, but under ZeRO-3 the ranks build the model together.
             stop_if_agreed(self.stop.requested, where="before the model was loaded")
+            pruning = pruning_of_run(self.config, base, self._split("train"), parts.collator, self.store, parts.device)
         if self.config.spec.training.learning_rate is None:
-            parts = self._with_learning_rate(parts, base)
+            parts = self._with_learning_rate(parts, base, pruning)
         with self.report.phase("model"):
-            model = self._model(base)
+            model, masks = self._pruned_model(base, pruning)
             self._log_parameters(model)
         stop_if_agreed(self.stop.requested, where="before the first step")
         loop = TrainingLoop(parts, self._engine(model, parts))
@@ -130,6 +135,7 @@ class _Attempt:
             try:
                 loop.train()
                 self._restore_best(loop)
+                check_zeros(loop.module, masks)
             except (StoppedError, DivergedError):
                 self._write_log(loop)
                 raise
@@ -160,12 +166,12 @@ class _Attempt:
             open_trackers=lambda log: open_reports(self.config, self.store, self.runtime, log, self._warn),
         )
 
-    def _with_learning_rate(self, parts: Parts, base: Path) -> Parts:
+    def _with_learning_rate(self, parts: Parts, base: Path, pruning: PruningRecord | None) -> Parts:
         """Use the learning rate that an attempt of the run has chosen, or choose it. Collective."""
         chosen = rank_zero(lambda: read_chosen_rate(self.store, self.config), ChosenRate | None)
         if chosen is None:
             with self.report.phase("rate test", "testing learning rates"):
-                found = self._chosen_rate(parts, base)
+                found = self._chosen_rate(parts, base, pruning)
             content = found.model_dump_json(indent=1).encode()
             uri = self.config.layout.learning_rate
             chosen = rank_zero(
@@ -180,7 +186,7 @@ class _Attempt:
         self.config = self.config.with_learning_rate(chosen.learning_rate)
         return replace(parts, config=self.config)
 
-    def _chosen_rate(self, parts: Parts, base: Path) -> ChosenRate:
+    def _chosen_rate(self, parts: Parts, base: Path, pruning: PruningRecord | None) -> ChosenRate:
         """Test learning rates with a model and an engine that are discarded. Collective."""
         default = METHODS[self.config.spec.method.name].default_learning_rate
         steps = steps_of_test(parts.plan.steps_per_epoch)
@@ -190,7 +196,8 @@ class _Attempt:
         tested = self.config.with_learning_rate(rates[-1])
 
         def build(factor: Callable[[int], float]) -> Engine:
-            return self._built(self._model(base), tested, parts, factor)
+            model, _ = self._pruned_model(base, pruning)
+            return self._built(model, tested, parts, factor)
 
         generators = rng.capture()
         losses = measure_losses(rates, replace(parts, config=tested), build, self.stop)
@@ -217,6 +224,14 @@ class _Attempt:
         )
         method = METHODS[spec.method.name]
         return method.apply(model, spec.method.block, TASKS[prepared.task], seed=spec.training.seed)
+
+    def _pruned_model(self, base: Path, pruning: PruningRecord | None) -> tuple[nn.Module, Masks]:
+        """Load the model with the zeros of `spec.method.full.pruning`, which stay zero. Collective."""
+        model = self._model(base)
+        masks = masks_of_run(pruning, self.config, self.store, model)
+        set_zeros(model, masks)
+        keep_zeros(model, masks)
+        return model, masks
 
     def _log_parameters(self, model: nn.Module) -> None:
         if self.runtime.is_main:

@@ -8,6 +8,7 @@ from ..base import ApiModel
 from ..results import ArtifactFormat
 from ..scope import Scope
 from .base import MethodBlock, MethodSupport
+from .pruning import Pruning
 
 MAX_PATTERNS = 64
 
@@ -36,6 +37,9 @@ class FullFineTune(MethodBlock):
 
     freeze: Freeze | None = None
     """Parameters that are not trained. Absent: none."""
+
+    pruning: Pruning | None = None
+    """Weights or layers of the base model that are removed before the training. Absent: none."""
 
     layer_learning_rate_decay: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
     """Factor of the learning rate from each transformer layer to the one before it. The head is trained with
