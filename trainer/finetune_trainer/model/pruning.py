@@ -85,12 +85,14 @@ def keep_zeros(model: nn.Module, masks: Masks) -> None:
     """Set the gradients of masked values to zero in every backward pass from now on.
 
     The hook of a parameter runs before DeepSpeed reduces the gradient. With gradients of zero, the moments of the
-    optimizer stay zero, and weight decay of zero is zero.
+    optimizer stay zero, and weight decay of zero is zero. Frozen parameters get a hook too, in case they are trained
+    later.
     """
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
-        if parameters[name].requires_grad:
-            parameters[name].register_hook(_ZeroGradient(mask))
+        is_trained = parameters[name].requires_grad
+        parameters[name].requires_grad_(True).register_hook(_ZeroGradient(mask))  # type: ignore[no-untyped-call]
+        parameters[name].requires_grad_(is_trained)
 
 
 def check_zeros(model: nn.Module, masks: Masks) -> None:

@@ -1,6 +1,7 @@
 """Chooses the weights that `spec.method.full.pruning` sets to zero, once per run, on rank 0."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,9 +41,10 @@ def pruning_of_run(
         if (stored := stored_pruning(store, config.layout)) is not None:
             return stored
         with unpartitioned():
-            model = load_model(
+            model: Any = load_model(
                 base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed
-            ).eval()
+            )
+        model.eval()
         is_whole = zero_stage(config.spec, prepared.zero_stage, prepared.dtype) < 3
         if is_whole and pruner.reads_inputs:
             model.to(device)

@@ -30,8 +30,7 @@ class Matrix:
     @property
     def weight(self) -> torch.Tensor:
         """The parameter."""
-        weight: torch.Tensor = self.module.weight
-        return weight
+        return self.module.get_parameter("weight")
 
     def oriented(self, values: torch.Tensor) -> torch.Tensor:
         """A view of values in the shape of the weight as (outputs, inputs), or the reverse."""
