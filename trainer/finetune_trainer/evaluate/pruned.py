@@ -65,7 +65,7 @@ def pruning_result(
 
 
 def stored_size(folder: Path) -> StoredSize:
-    """Size of the weight files of a model as they are, and compressed. Takes about 20 s for each GB."""
+    """Size of the weight files of a model as they are, and compressed. Takes about 40 s for each GB."""
     from safetensors import safe_open
 
     files = sorted(folder.glob("*.safetensors"))
