@@ -106,6 +106,12 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "only with them",
         ),
     ),
+    "spec.method.full.gradualUnfreezing": (
+        (
+            "has(self.epochsPerPhase) != has(self.stepsPerPhase)",
+            "must have exactly one of epochsPerPhase, stepsPerPhase",
+        ),
+    ),
     "spec.workers": (
         ("!has(self.minNodes) || self.minNodes <= self.nodes", "minNodes must be at most nodes"),
         (

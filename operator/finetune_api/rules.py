@@ -64,6 +64,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _support,
         _freeze,
         _pruning,
+        _gradual_unfreezing,
         _no_credentials,
         _model_registry,
         _env,
@@ -187,6 +188,16 @@ def _pruning(spec: Spec) -> Iterator[Violation]:
                 f"{path}.{other}",
                 f"must be absent for the algorithm {pruning.algorithm}; remove it, or write algorithm: {fitting}",
             )
+
+
+def _gradual_unfreezing(spec: Spec) -> Iterator[Violation]:
+    phases = None if spec.method.full is None else spec.method.full.gradual_unfreezing
+    if phases is not None and (phases.epochs_per_phase is None) == (phases.steps_per_phase is None):
+        found = "none" if phases.epochs_per_phase is None else "both"
+        yield Violation(
+            "spec.method.full.gradualUnfreezing",
+            f"must have exactly one of epochsPerPhase, stepsPerPhase, not {found}; write one of them",
+        )
 
 
 def _no_credentials(spec: Spec) -> Iterator[Violation]:

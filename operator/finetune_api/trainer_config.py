@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from .constants import Stage
 from .run_layout import RunLayout, run_name
 from .v1alpha1 import ArtifactFormat, AttemptPlan, AttemptStatus, DataFormat, Dtype, Packing, Spec, Task
+from .v1alpha1.training import DEFAULT_EPOCHS
 
 
 class Message(BaseModel):
@@ -205,3 +206,14 @@ class PreparedConfig(TrainerConfig):
         """Set `spec.training.learningRate`, which is absent if the train stage chooses it."""
         training = self.spec.training.model_copy(update={"learning_rate": rate})
         return self.model_copy(update={"spec": self.spec.model_copy(update={"training": training})})
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; the last batch has padding rows. A pack is one row."""
+        return -(-self.prepared.training_rows // self.batch.global_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training, unless early stopping ends it."""
+        training = self.spec.training
+        return training.max_steps or self.steps_per_epoch * (training.epochs or DEFAULT_EPOCHS)

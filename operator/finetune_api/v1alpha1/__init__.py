@@ -19,7 +19,7 @@ from .data import (
 from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
 from .methods.base import MethodBlock, MethodSupport
-from .methods.full import Freeze, FullFineTune
+from .methods.full import Freeze, FullFineTune, GradualUnfreezing
 from .methods.lora import Lora
 from .methods.pruning import Pruning, PruningAlgorithm
 from .metrics import METRIC_SUPPORT, Metric, MetricSupport
@@ -113,6 +113,7 @@ __all__ = [
     "FineTuneJob",
     "Freeze",
     "FullFineTune",
+    "GradualUnfreezing",
     "Holdout",
     "KeySelector",
     "Lora",

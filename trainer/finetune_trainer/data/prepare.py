@@ -15,7 +15,7 @@ from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.rules import task_of, violations
 from finetune_api.run_layout import dataset_folder
 from finetune_api.support import SUPPORT
-from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Data, DataFormat, Dtype, Packing, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
 
@@ -56,6 +56,9 @@ _MIN_GROUPING_SAVING = 0.25
 seeds the loss was not higher (docs/benchmarks.md), but with one seed of the demo (10 % saved) it was 0.77, not 0.62."""
 _NO_LIMIT = 10**9
 """Tokenizers without a maximum length report a number like 1e30."""
+
+_NOTES = 8
+"""Most notes in the status of a run."""
 
 Files = dict[str, tuple[SourceFile, ...]]
 
@@ -156,7 +159,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
             info, (detected, packing_note, choice.reason, method_note, _frozen_note(facts)), spec.data.max_length
         ),
     )
-    log_prepared(config, prepared, info)
+    log_prepared(config, prepared := _with_phase_note(config, prepared, model.path), info)
     return prepared
 
 
@@ -172,6 +175,19 @@ def _frozen_note(facts: ModelFacts) -> str:
         return ""
     share = facts.frozen / facts.parameters
     return f"{facts.frozen:,} of {facts.parameters:,} parameters of the base model are frozen ({share:.0%})"
+
+
+def _with_phase_note(config: TrainerConfig, prepared: Prepared, folder: Path) -> Prepared:
+    """Add a note about the phases of the training, if it has several, in place of the last of eight notes."""
+    method, completed = config.spec.method, PreparedConfig.of(config, prepared)
+    note = METHODS[method.name].phase_note(
+        folder,
+        method.block,
+        TASKS[prepared.task],
+        steps_per_epoch=completed.steps_per_epoch,
+        total_steps=completed.total_steps,
+    )
+    return prepared.model_copy(update={"notes": (*prepared.notes[: _NOTES - 1], note)}) if note else prepared
 
 
 def _check_rules(spec: Spec, data_format: DataFormat) -> None:
@@ -423,7 +439,7 @@ def notes_of(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> 
     notes += [f"{rule.rule} added {rule.added} copies of training records" for rule in info.rules if rule.added]
     if info.max_length < wanted_length:
         notes.append(f"maxLength {wanted_length} lowered to {info.max_length}, the maximum of the model")
-    return tuple([*notes, *info.remarks, *(note for note in chosen if note)][:8])
+    return tuple([*notes, *info.remarks, *(note for note in chosen if note)][:_NOTES])
 
 
 def run(context: StageContext) -> Prepared:

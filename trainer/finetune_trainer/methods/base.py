@@ -151,6 +151,25 @@ class FineTuningMethod(ABC, Generic[Block]):
         del model, block
         return {}
 
+    def first_phases(self, model: nn.Module, block: Block) -> dict[str, int]:
+        """Trained parameter -> the phase of the training, from 0, since which it is trained. Empty: one phase.
+
+        `model` is the result of `apply`.
+        """
+        del model, block
+        return {}
+
+    def phase_steps(self, block: Block, steps_per_epoch: int) -> int:
+        """Optimizer steps of every phase but the last one, if `first_phases` is not empty."""
+        raise NotImplementedError(f"{self.name} has one phase")
+
+    def phase_note(
+        self, folder: Path, block: Block, task: TrainingTask, *, steps_per_epoch: int, total_steps: int
+    ) -> str:
+        """Describe the phases of the training of a model in the prepare stage, without loading weights. Empty: one."""
+        del folder, block, task, steps_per_epoch, total_steps
+        return ""
+
     def has_buffer(self, name: str) -> bool:
         """Whether a persistent buffer of the trained model is exported."""
         del name

@@ -15,6 +15,7 @@ from .counts import ActivationCounts
 from .freezing import PATH, elements, frozen_names
 from .layers import layer_depths
 from .pruning import PRUNERS
+from .unfreezing import describe_phases, first_phases
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,16 +51,19 @@ class Full(FineTuningMethod[FullFineTune]):
     def frozen_parameters(
         self, folder: Path, block: FullFineTune, task: TrainingTask, new: Collection[str] = ()
     ) -> int:
-        """Count them in a model on the meta device, where `layer_learning_rate_decay` is checked too."""
+        """Count them in a model on the meta device, where `layer_learning_rate_decay` and `gradual_unfreezing` are
+        checked too."""
         has_rates = block.without_fixed_defaults().layer_learning_rate_decay is not None
-        if block.freeze is None and not has_rates:
+        if block.freeze is None and block.gradual_unfreezing is None and not has_rates:
             return 0
         skeleton = _skeleton(folder, task)
         _reshape(skeleton, block)
         if has_rates:
             layer_depths(skeleton)
-        frozen = frozen_names(skeleton, block.freeze) if block.freeze is not None else frozenset[str]()
+        frozen = _frozen(skeleton, block)
         _refuse_new(frozen, new)
+        if block.gradual_unfreezing is not None:
+            first_phases(skeleton, block.gradual_unfreezing, frozen)
         return sum(elements(value) for name, value in skeleton.named_parameters() if name in frozen)
 
     def apply(self, model: PreTrainedModel, block: FullFineTune, task: TrainingTask, *, seed: int) -> nn.Module:
@@ -81,24 +85,51 @@ class Full(FineTuningMethod[FullFineTune]):
             return {}
         return {name: decay**depth for name, depth in layer_depths(cast("PreTrainedModel", model)).items()}
 
+    def first_phases(self, model: nn.Module, block: FullFineTune) -> dict[str, int]:
+        """By layer, with `gradual_unfreezing`."""
+        if block.gradual_unfreezing is None:
+            return {}
+        trained = cast("PreTrainedModel", model)
+        return first_phases(trained, block.gradual_unfreezing, _frozen(trained, block))
+
+    def phase_steps(self, block: FullFineTune, steps_per_epoch: int) -> int:
+        """As `gradual_unfreezing` says."""
+        assert block.gradual_unfreezing is not None
+        return block.gradual_unfreezing.phase_steps(steps_per_epoch)
+
+    def phase_note(
+        self, folder: Path, block: FullFineTune, task: TrainingTask, *, steps_per_epoch: int, total_steps: int
+    ) -> str:
+        """Describe the phases of `gradual_unfreezing`, from a model on the meta device."""
+        if block.gradual_unfreezing is None:
+            return ""
+        skeleton = _skeleton(folder, task)
+        _reshape(skeleton, block)
+        phases = self.first_phases(skeleton, block)
+        return describe_phases(max(phases.values()) + 1, self.phase_steps(block, steps_per_epoch), total_steps)
+
     def merged(self, model: nn.Module, weights: Any, *_: Any) -> Any:
         """What was trained."""
         return model, dict(weights)
 
 
-def _skeleton(folder: Path, task: TrainingTask) -> Any:
-    """The model on the meta device."""
+def _skeleton(folder: Path, task: TrainingTask) -> PreTrainedModel:
+    """Return the model of a folder on the meta device, without its weights."""
     import torch
     from transformers import AutoConfig
 
     with torch.device("meta"):
-        return task.model_class.from_config(AutoConfig.from_pretrained(folder))
+        return cast("PreTrainedModel", task.model_class.from_config(AutoConfig.from_pretrained(folder)))
 
 
 def _reshape(model: PreTrainedModel, block: FullFineTune) -> None:
     """Drop layers. `freeze` and `layer_learning_rate_decay` count those that are left."""
     if block.pruning is not None:
         PRUNERS[block.pruning.algorithm].reshape(model, block.pruning)
+
+
+def _frozen(model: PreTrainedModel, block: FullFineTune) -> frozenset[str]:
+    return frozenset() if block.freeze is None else frozen_names(model, block.freeze)
 
 
 def _refuse_new(frozen: frozenset[str], new: Collection[str]) -> None:

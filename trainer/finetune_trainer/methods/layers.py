@@ -18,25 +18,28 @@ def transformer_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList] | No
     return max(lists, key=lambda entry: sum(1 for _ in entry[1].parameters()), default=None)
 
 
-def layer_depths(model: PreTrainedModel) -> dict[str, int]:
+_RATES = "spec.method.full.layerLearningRateDecay"
+
+
+def layer_depths(model: PreTrainedModel, field: str = _RATES) -> dict[str, int]:
     """Return the depth of every parameter: 0 for the head, 1 for the last of N layers, N for the first.
 
     A parameter outside the list of layers has the depth at which the forward pass first uses it: N + 1 before the first
     layer (embeddings, also if an output matrix is tied to them), that of the layer before it between two layers, and 0
-    after the last layer. N + 1 if a text does not use it, such as an image encoder. Raises BadConfigError if the model
-    has no single list of layers, or if its forward pass cannot be followed.
+    after the last layer. N + 1 if a text does not use it, such as an image encoder. Raises BadConfigError for `field`,
+    which needs the depths, if the model has no single list of layers, or if its forward pass cannot be followed.
     """
     from .module_order import UnknownOrderError, first_uses
 
     found = transformer_layers(model)
     if found is None:
-        raise _no_decay(f"{type(model).__name__} has no list of transformer layers")
+        raise _no_depths(field, f"{type(model).__name__} has no list of transformer layers")
     if model.config.is_encoder_decoder:
-        raise _no_decay(f"{type(model).__name__} has two lists of transformer layers")
+        raise _no_depths(field, f"{type(model).__name__} has two lists of transformer layers")
     try:
         used = first_uses(model, found[0])
     except UnknownOrderError as error:
-        raise _no_decay(f"the order of the modules of {type(model).__name__} is not known ({error})") from error
+        raise _no_depths(field, f"the order of the modules of {type(model).__name__} is not known ({error})") from error
     prefix, count = f"{found[0]}.", len(found[1])
     lists = tuple(f"{name}." for name, _ in _module_lists(model))
     depths: dict[int, int] = {}
@@ -47,15 +50,13 @@ def layer_depths(model: PreTrainedModel) -> dict[str, int]:
         else:
             depth = used.get(name, count + 1)
             if 0 < depth <= count and name.startswith(lists):
-                raise _no_decay(f"the layers of {type(model).__name__} are in several lists")
+                raise _no_depths(field, f"the layers of {type(model).__name__} are in several lists")
         depths[id(parameter)] = max(depth, depths.get(id(parameter), 0))
     return {name: depths[id(parameter)] for name, parameter in model.named_parameters()}
 
 
-def _no_decay(reason: str) -> BadConfigError:
-    return BadConfigError(
-        f"spec.method.full.layerLearningRateDecay must be absent, because {reason}", advice="remove it"
-    )
+def _no_depths(field: str, reason: str) -> BadConfigError:
+    return BadConfigError(f"{field} must be absent, because {reason}", advice="remove it")
 
 
 def _module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:

@@ -18,6 +18,7 @@ from finetune_api.v1alpha1 import OptimizerName, Training
 
 from ..methods import METHODS
 from .ds_config import deepspeed_config
+from .phases import PHASE, Phases
 
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 """Names of parameters, in lower case, without weight decay: the same as in transformers' Trainer."""
@@ -29,6 +30,8 @@ class Engine:
 
     deepspeed: Any
     schedule: LambdaLR
+    phases: Phases | None = None
+    """Absent: all parameters are trained from the first step."""
 
     @property
     def module(self) -> nn.Module:
@@ -63,29 +66,39 @@ def build_engine(model: nn.Module, config: PreparedConfig, rate_factor: Callable
     if config.spec.training.gradient_checkpointing and config.prepared.supports_gradient_checkpointing:
         # Reentrant checkpointing requires inputs with gradients, but the output of a frozen embedding has none.
         trained.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    method = config.spec.method
-    optimizer = make_optimizer(model, config.spec.training, METHODS[method.name].rate_factors(model, method.block))
+    method, block = METHODS[config.spec.method.name], config.spec.method.block
+    first_phases = method.first_phases(model, block)
+    optimizer = make_optimizer(model, config.spec.training, method.rate_factors(model, block), first_phases)
+    # After DeepSpeed, which registers its hooks only for parameters with gradients.
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config))
-    return Engine(engine, LambdaLR(engine.basic_optimizer, rate_factor))
+    phases = None
+    if first_phases:
+        phases = Phases(model, optimizer, first_phases, steps=method.phase_steps(block, config.steps_per_epoch))
+    return Engine(engine, LambdaLR(engine.basic_optimizer, rate_factor), phases)
 
 
 def make_optimizer(
-    model: nn.Module, training: Training, rate_factors: Mapping[str, float] | None = None
+    model: nn.Module,
+    training: Training,
+    rate_factors: Mapping[str, float] | None = None,
+    first_phases: Mapping[str, int] | None = None,
 ) -> torch.optim.Optimizer:
     """Return the optimizer of the trained parameters: one group with weight decay, one without (biases and norms).
 
     With `rate_factors` (name -> factor of the learning rate), two groups for each factor, that of 1 first, because its
-    rate is logged, and without empty ones. The fused kernel of AdamW reads parameters and moments once instead of eight
-    times.
+    rate is logged, and without empty ones. With `first_phases` (name -> phase since which it is trained), two groups
+    for each factor and phase, with the phase as the option PHASE. The fused kernel of AdamW reads parameters and
+    moments once instead of eight times.
     """
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
-    factors = rate_factors or {}
-    kinds = product(sorted({1.0, *factors.values()}, key=lambda factor: (factor != 1.0, -factor)), (True, False))
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {kind: [] for kind in kinds}
+    factors, phases = rate_factors or {}, first_phases or {}
+    rates = sorted({1.0, *factors.values()}, key=lambda factor: (factor != 1.0, -factor))
+    kinds = product(rates, sorted({0, *phases.values()}), (True, False))
+    groups: dict[tuple[float, int, bool], list[nn.Parameter]] = {kind: [] for kind in kinds}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_decayed = name.rpartition(".")[0] not in norms and not _NOT_DECAYED.search(name.lower())
-            groups[factors.get(name, 1.0), is_decayed].append(parameter)
+            groups[factors.get(name, 1.0), phases.get(name, 0), is_decayed].append(parameter)
     options = training.optimizer
     classes: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
         OptimizerName.ADAMW: partial(torch.optim.AdamW, fused=True),
@@ -97,9 +110,10 @@ def make_optimizer(
                 "params": parameters,
                 "weight_decay": training.weight_decay if is_decayed else 0.0,
                 "lr": training.peak_learning_rate * factor,
+                **({PHASE: phase} if phases else {}),
             }
-            for (factor, is_decayed), parameters in groups.items()
-            if parameters or not factors
+            for (factor, phase, is_decayed), parameters in groups.items()
+            if parameters or not (factors or phases)
         ],
         lr=training.peak_learning_rate,
         betas=(options.beta1, options.beta2),

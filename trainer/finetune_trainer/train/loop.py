@@ -82,6 +82,7 @@ class TrainingLoop:
         self.engine: Any = engine.deepspeed
         self.module = engine.module
         self.schedule = engine.schedule
+        self.phases = engine.phases
         self.run = RunState()
         self.restored: Restored | None = None
         self.meter = StepMeter(parts.report, total_steps=parts.plan.total_steps)
@@ -111,6 +112,7 @@ class TrainingLoop:
         self._start()
         steps = self._steps()
         while self.run.step < self.parts.plan.total_steps and not self.run.stopped_early:
+            self._enter_phase()
             micro_batches = next(steps)
             rate, norm = self._train_step(micro_batches)
             self._agree(sum(_tokens(batch) for batch in micro_batches), norm)
@@ -153,6 +155,7 @@ class TrainingLoop:
 
     def _start(self) -> None:
         """Start the clocks, and run the validation that a stop has skipped in the last attempt."""
+        self._enter_phase()
         self.engine.train()
         self.meter.resume()
         self.parts.checkpoints.start(self.run.step)
@@ -169,6 +172,13 @@ class TrainingLoop:
             )
         if self._save_due:
             self._save()
+
+    def _enter_phase(self) -> None:
+        """Enter the phase of the next step, which depends only on its number. After the last step, stay in its
+        phase."""
+        step = min(self.run.step, self.parts.plan.total_steps - 1)
+        if self.phases is not None and self.phases.enter(step) and _is_main():
+            log.info("%s", self.phases.description)
 
     # ---- a step ----
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Schedule, ScheduleOptions
-from finetune_api.v1alpha1.training import DEFAULT_EPOCHS, SCHEDULE_DEFAULTS
+from finetune_api.v1alpha1.training import SCHEDULE_DEFAULTS
 
 from ..checkpoint.save_interval import SavePolicy
 from .schedule import rate_factor
@@ -70,20 +70,15 @@ class TrainingPlan:
 
 
 def training_plan(config: PreparedConfig) -> TrainingPlan:
-    """Return the plan of a run. An epoch has ceil(rows / global batch) steps; the last batch has padding rows.
-
-    A pack is one row.
-    """
-    prepared, training = config.prepared, config.spec.training
-    per_epoch = math.ceil(prepared.training_rows / config.batch.global_size)
-    total = training.max_steps or per_epoch * (training.epochs or DEFAULT_EPOCHS)
+    """Return the plan of a run."""
+    training, per_epoch, total = config.spec.training, config.steps_per_epoch, config.total_steps
     return TrainingPlan(
         steps_per_epoch=per_epoch,
         total_steps=total,
         # At least one step is not part of the warmup: the learning rate of a single step would otherwise be 0.
         warmup_steps=training.warmup.steps or min(math.ceil((training.warmup.ratio or 0.0) * total), total - 1),
         log_every=1 if total <= DENSE_LOG_STEPS else 10,
-        evaluate_every=(config.spec.evaluation.every_steps or per_epoch) if prepared.counts.validation else 0,
+        evaluate_every=(config.spec.evaluation.every_steps or per_epoch) if config.prepared.counts.validation else 0,
         saves=SavePolicy.of(config.spec.checkpoint, total_steps=total),
         schedule=training.schedule,
         options=training.schedule_options,

@@ -314,6 +314,7 @@ class _Attempt:
             "steps": loop.parts.plan.total_steps,
             "tokens": loop.run.tokens,
             "trained_parameters": _trained_parameters(loop.module),
+            **({} if loop.phases is None else {"phases": loop.phases.summary(last_step=loop.run.step)}),
             # Warnings of this attempt, and those of earlier ones, which the checkpoint contains.
             "warnings": [
                 text

@@ -30,6 +30,29 @@ class Freeze(ApiModel, scope=Scope.RUN):
     characters, `?` one, and `[...]` one of some. Each pattern must match a parameter."""
 
 
+class GradualUnfreezing(ApiModel, scope=Scope.RUN):
+    """Phases of equal length, in each of which more layers are trained. Exactly one of `epochsPerPhase` and
+    `stepsPerPhase`."""
+
+    epochs_per_phase: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Length of a phase in epochs."""
+
+    steps_per_phase: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """Length of a phase in optimizer steps."""
+
+    layers_per_phase: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Number of transformer layers that are added in each phase, from the last layer to the first. The last phase also
+    adds the embeddings, and lasts until the end of the training."""
+
+    start_layers: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Number of transformer layers that are trained in the first phase in addition to the head, counted from the last
+    layer."""
+
+    def phase_steps(self, steps_per_epoch: int) -> int:
+        """Return the length of a phase in optimizer steps."""
+        return self.steps_per_phase or (self.epochs_per_phase or 1) * steps_per_epoch
+
+
 class FullFineTune(MethodBlock):
     """Every parameter is trained, except those in `freeze`."""
 
@@ -45,6 +68,10 @@ class FullFineTune(MethodBlock):
     """Factor of the learning rate from each transformer layer to the one before it. The head is trained with
     `training.learningRate`, the last layer with this share of it, and the embeddings with the lowest rate. Absent, or
     1: the same rate for all."""
+
+    gradual_unfreezing: GradualUnfreezing | None = None
+    """Trains the head first, and adds layers from the last to the first while the training runs. Parameters in `freeze`
+    are never trained. Absent: all parameters are trained from the first step."""
 
     def without_fixed_defaults(self) -> Self:
         """Without `layer_learning_rate_decay` if it has no effect."""

@@ -160,11 +160,19 @@ def _sharded(engine: Any) -> Iterator[Slot]:
 
 
 def trained_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
-    """Name and full shape of every trained parameter, on any rank."""
+    """Name and full shape of every parameter of the optimizer, on any rank.
+
+    Gradual unfreezing disables the gradients of some of them in early phases, so `requires_grad` is not sufficient.
+    """
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 0:
+        groups = [options["params"] for options in engine.basic_optimizer.param_groups]
+    else:
+        groups = optimizer.bit16_groups if stage < 3 else optimizer.fp16_groups
     return {
-        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-        for parameter, name in engine.param_names.items()
-        if parameter.requires_grad
+        engine.param_names[parameter]: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for parameters in groups
+        for parameter in parameters
     }
 
 
