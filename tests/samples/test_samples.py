@@ -58,6 +58,7 @@ CLASSIFIERS = [
     ("layer-freezing", 0.5),
     ("learning-rate", 0.7),
     ("pruning", 0.5),
+    ("gradual-unfreezing", 0.3),
     ("learning-rate-schedule", 0.5),
     ("overfitting", 0.5),
     ("baselines", 0.8),

@@ -9,6 +9,7 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "freeze": {"full": {"freeze": {"embeddings": True, "firstLayers": 1}}},
     "pruned": {"full": {"pruning": {"algorithm": "Wanda", "sparsity": 0.5}}},
     "dropped-layers": {"full": {"pruning": {"algorithm": "DropLayers", "layers": 1}}},
+    "unfreeze": {"full": {"gradualUnfreezing": {"stepsPerPhase": 2}}},
     "lora": {"lora": {"dropout": 0.1}},
     "lora-RsLoRA": {"lora": {"variant": "RsLoRA"}},
     "lora-DoRA": {"lora": {"variant": "DoRA"}},

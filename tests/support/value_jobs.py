@@ -40,6 +40,7 @@ TRAINED: dict[str, dict[str, Any]] = {
                 "freeze": {"embeddings": False, "firstLayers": 1, "patterns": ["*.LayerNorm.*"]},
                 "layerLearningRateDecay": 0.9,
                 "pruning": {"algorithm": "Wanda", "sparsity": 0.5},
+                "gradualUnfreezing": {"stepsPerPhase": 2, "layersPerPhase": 2, "startLayers": 0},
             }
         },
         "training": {
@@ -124,7 +125,13 @@ TRAINED: dict[str, dict[str, Any]] = {
             "schedule": "Cosine",
             "earlyStopping": {"metric": "Loss"},
         },
-        "method": {"full": {"freeze": {"embeddings": True}, "pruning": {"algorithm": "Magnitude", "sparsity": 0.3}}},
+        "method": {
+            "full": {
+                "freeze": {"embeddings": True},
+                "pruning": {"algorithm": "Magnitude", "sparsity": 0.3},
+                "gradualUnfreezing": {"epochsPerPhase": 1, "startLayers": 1},
+            }
+        },
         "deepspeed": {"zeroStage": 3, "offload": "OptimizerAndParameters"},
         "checkpoint": {"everySteps": 2},
         "evaluation": {

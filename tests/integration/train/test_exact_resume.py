@@ -27,6 +27,7 @@ CASES = [
         (2, "pruned", "bert-dropout"),
         (3, "pruned", "llama"),
         (2, "dropped-layers", "bert-dropout"),
+        (2, "unfreeze", "bert-dropout"),
         (3, "lora", "llama-packed"),
         (3, "promptTuning-text", "llama"),
         (2, "prefixTuning", "llama-dropout"),

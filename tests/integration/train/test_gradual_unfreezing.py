@@ -68,9 +68,7 @@ def test_parameters_keep_every_bit_until_their_phase_and_a_resumed_run_is_bitwis
         changed = {name for name, value in base.items() if not np.array_equal(value, saved[prefix + name])}
         phase = (step - 1) // STEPS
         assert changed == {name for name in base if phase_of(name) <= phase}
-        assert adam_steps(harness, config) == {
-            name: {float(max(0, step - phase_of(name) * STEPS))} for name in saved
-        }
+        assert adam_steps(harness, config) == {name: {float(max(0, step - phase_of(name) * STEPS))} for name in saved}
     config = harness.config(f"unfrozen-stopped-{zero}", attempt=3, **blocks)
     last = harness.run(config)
     assert last.exit_codes == [0, 0], last.output
@@ -78,3 +76,48 @@ def test_parameters_keep_every_bit_until_their_phase_and_a_resumed_run_is_bitwis
     assert last.message.trained is not None
     assert whole.message.trained is not None
     assert last.message.trained.digest == whole.message.trained.digest
+
+
+def test_a_run_continues_across_a_boundary_with_another_world_size_and_zero_stage(harness: TrainingHarness) -> None:
+    through = harness.config("unfrozen-one", kind="llama", **METHOD)
+    assert harness.run(through).exit_codes == [0, 0]
+    first = harness.config("unfrozen-moved", kind="llama", zero=3, **METHOD)
+    assert harness.run(first, TEST_END="stop", TEST_END_STEP=str(STEPS - 1)).exit_codes == [75, 75]
+    config = harness.config("unfrozen-moved", kind="llama", attempt=2, world=1, zero=1, **METHOD)
+    last = harness.run(config)
+    assert last.exit_codes == [0], last.output
+    assert harness.losses(config) == pytest.approx(harness.losses(through), rel=1e-4)
+
+
+def test_a_training_that_ends_before_its_last_phase_exports_its_best_state(
+    harness: TrainingHarness, tmp_path: Path
+) -> None:
+    """Its learning rate is far too high, so that the best state is not the last one and is loaded at the end."""
+    config = harness.config(
+        "unfrozen-short",
+        kind="llama",
+        method={"full": {"gradualUnfreezing": {"stepsPerPhase": 6}, "layerLearningRateDecay": 0.5}},
+        evaluation={"everySteps": 1},
+        training={"learningRate": 0.5, "earlyStopping": {"metric": "Loss", "patience": 50}},
+    )
+    attempt = harness.run(config)
+    assert attempt.exit_codes == [0, 0], attempt.output
+    trained = attempt.message.trained
+    assert trained is not None
+    assert trained.best_step is not None
+    assert trained.best_step < trained.final_step == 10
+
+    base: dict[str, Any] = load_file(harness.models / "llama/model.safetensors")
+    harness.store.download_folder(config.model_uri, tmp_path)
+    exported = load_file(tmp_path / "model.safetensors")
+    changed = {name for name, value in base.items() if not np.array_equal(value, exported[name])}
+    assert changed == {name for name in base if phase_of(name) <= (trained.best_step - 1) // 6}
+
+    sizes = [sum(value.size for name, value in base.items() if phase_of(name) <= phase) for phase in (0, 1)]
+    document = harness.store.get_json(config.layout.training_log)
+    assert document["phases"] == [
+        {"first_step": 1, "trained_parameters": sizes[0]},
+        {"first_step": 7, "trained_parameters": sizes[1]},
+    ]
+    assert document["trained_parameters"] == sizes[1]
+    assert f"phase 2 of 3, from step 7: {sizes[1]:,} parameters are trained" in attempt.output

@@ -98,7 +98,8 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         (
             "spec.method.full",
             {"rank": 1},
-            "spec.method.full.rank: unknown field; known fields: freeze, pruning, layerLearningRateDecay",
+            "spec.method.full.rank: unknown field; known fields: freeze, pruning, layerLearningRateDecay, "
+            "gradualUnfreezing",
         ),
         ("spec.training.learning_rate", 1, "spec.training.learning_rate: unknown field; did you mean learningRate?"),
         ("spec.suspend", "true", 'spec.suspend must be true or false, not "true"; write it without quotes'),
@@ -135,6 +136,16 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.method.full.freeze must have at least one of embeddings, firstLayers, patterns; write one of them",
         ),
         ("spec.method", {"full": {"freeze": {"firstLayers": 1}}}, None),
+        *(
+            (
+                "spec.method",
+                {"full": {"gradualUnfreezing": dict.fromkeys(given, 2)}},
+                "spec.method.full.gradualUnfreezing must have exactly one of epochsPerPhase, stepsPerPhase, not "
+                f"{found}; write one of them",
+            )
+            for given, found in (((), "none"), (("epochsPerPhase", "stepsPerPhase"), "both"))
+        ),
+        ("spec.method", {"full": {"gradualUnfreezing": {"epochsPerPhase": 1, "startLayers": 4}}}, None),
         (
             "spec.method",
             {"full": {"pruning": {"algorithm": "Wanda"}}},

@@ -12,6 +12,7 @@ from finetune_trainer.evaluate.compare import limit_classes
 from finetune_trainer.evaluate.model_card import model_card
 from finetune_trainer.evaluate.records import Generation, PromotionDecision
 from finetune_trainer.evaluate.report import ReportInputs, render_report
+from finetune_trainer.evaluate.training_log import TrainingPhase
 from finetune_trainer.learning_rate import ChosenRate, choose, rates_to_test
 from finetune_trainer.promotion.records import Check
 from finetune_trainer.tasks.metrics import classification_metrics
@@ -199,6 +200,18 @@ def test_a_chosen_learning_rate_is_shown_with_the_losses_of_its_test(report_inpu
     assert "The learning rate is 2e-05, the default of the method, because <script>" in page.text
     assert "script" not in page.tags
     assert "range test" not in page.text
+
+
+def test_phases_of_gradual_unfreezing_are_listed_and_marked_in_the_loss_curve(report_inputs):
+    inputs = report_inputs()
+    phases = [{"first_step": 1, "trained_parameters": 10}, {"first_step": 81, "trained_parameters": 22_713_728}]
+    log = inputs.training.model_copy(update={"phases": tuple(map(TrainingPhase.model_validate, phases))})
+    page, plain = (render_report(dataclasses.replace(inputs, training=each)) for each in (log, inputs.training))
+    assert "2 81 22,713,728" in " ".join(Page(page).text.split())
+    assert "Gradual unfreezing" not in plain
+    drawings = [re.findall(r"<svg.*?</svg>", text, re.DOTALL) for text in (page, plain)]
+    different = [now != before for now, before in zip(*drawings, strict=True)]
+    assert different == [True] + [False] * (len(different) - 1)
 
 
 def test_the_same_run_gives_the_same_page(report_inputs):

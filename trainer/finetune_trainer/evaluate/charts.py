@@ -76,27 +76,21 @@ def line_chart(
     series: Sequence[Series],
     *,
     marks: Sequence[tuple[float, str]] = (),
+    phases: Sequence[tuple[float, str]] = (),
     x_label: str = "optimizer step",
     percent: bool = False,
     log_x: bool = False,
 ) -> Markup:
-    """A chart of one or more lines; `marks` are labelled vertical lines. `log_x`: the x axis is logarithmic."""
+    """A chart of one or more lines; `marks` are labelled vertical lines, `phases` thin ones with labels below. `log_x`:
+    the x axis is logarithmic."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure()
         for line in series:
             _draw(axes, line)
         for position, text in marks:
-            axes.axvline(position, color=_COLOURS["red"], linewidth=1, linestyle=(0, (3, 2)))
-            axes.annotate(
-                text,
-                (position, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, -2),
-                textcoords="offset points",
-                va="top",
-                fontsize=7.5,
-                color=_COLOURS["red"],
-            )
+            _mark(axes, position, text, colour="red", at_top=True)
+        for position, text in phases:
+            _mark(axes, position, text, colour="muted", at_top=False)
         axes.set_xlabel(x_label)
         if log_x:
             axes.set_xscale("log")
@@ -109,6 +103,20 @@ def line_chart(
         if len(series) > 1:
             axes.legend(fontsize=8, handlelength=1.4, borderaxespad=0.2)
         return _svg(figure, title)
+
+
+def _mark(axes: Any, position: float, text: str, *, colour: str, at_top: bool) -> None:
+    axes.axvline(position, color=_COLOURS[colour], linewidth=1 if at_top else 0.6, linestyle=(0, (3, 2)))
+    axes.annotate(
+        text,
+        (position, 1.0 if at_top else 0.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, -2 if at_top else 2),
+        textcoords="offset points",
+        va="top" if at_top else "bottom",
+        fontsize=7.5,
+        color=_COLOURS[colour],
+    )
 
 
 def histogram(title: str, edges: Sequence[float], counts: Sequence[int], *, x_label: str) -> Markup:

@@ -36,6 +36,9 @@ _OUTCOMES = {
 }
 
 
+_LOSS = "Loss"
+
+
 @dataclass(frozen=True)
 class ReportInputs:
     """Everything that the report is made from."""
@@ -83,6 +86,7 @@ def render_report(inputs: ReportInputs) -> str:
             cards=_cards(inputs, training, bars),
             charts=[*_curves(training, restart_marks(attempts)), *_range_test(inputs.rate)],
             rate_sentence=_rate_sentence(inputs.rate),
+            training_phases=training.phases,
             has_log=inputs.training is not None,
             bars=bars,
             train_phases=phases(training.phase_seconds),
@@ -160,7 +164,7 @@ def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[t
     shares = [metric for metric in others if METRIC_SUPPORT[metric].is_share]
     wanted = [
         (
-            "Loss",
+            _LOSS,
             [
                 Series("training", training.curve("loss"), smooth=True),
                 Series("validation", training.curve("eval_loss"), "orange", dots=True),
@@ -180,11 +184,15 @@ def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[t
         ("Learning rate", [Series("learning rate", training.curve("learning_rate"))], False),
         ("Gradient norm", [Series("gradient norm", training.curve("grad_norm"), smooth=True)], False),
     ]
+    unfreezing = [
+        (phase.first_step, str(number)) for number, phase in enumerate(training.phases, start=1) if number > 1
+    ]
     drawn = []
     for title, series, percent in wanted:
         present = [line for line in series if line.points]
         if present:
-            drawn.append((title, line_chart(title, present, marks=marks, percent=percent)))
+            lines = unfreezing if title == _LOSS else ()
+            drawn.append((title, line_chart(title, present, marks=marks, phases=lines, percent=percent)))
     return drawn
 
 

@@ -1,9 +1,9 @@
 """`training.json`, which the train stage writes. Importable without torch and numpy."""
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 _MAX_STEP = 2**53
 """Larger numbers are no steps, and not exact in JSON."""
@@ -22,6 +22,15 @@ class TrainingSpeed(BaseModel):
     """Of rank 0."""
 
 
+class TrainingPhase(BaseModel):
+    """A phase of the training, with another set of trained parameters than the one before."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    first_step: Annotated[int, Field(ge=1, le=_MAX_STEP)]
+    trained_parameters: Annotated[int, Field(ge=0)]
+
+
 class TrainingLog(BaseModel):
     """`training.json`, written by the train stage: the log of all attempts, without repeated steps."""
 
@@ -34,6 +43,8 @@ class TrainingLog(BaseModel):
     tokens: int = 0
     trained_parameters: int | None = None
     """Parameters that are trained: all, or those of the adapter. Absent: written by an older trainer."""
+    phases: tuple[TrainingPhase, ...] = ()
+    """Phases that have begun, with `gradualUnfreezing`. Empty: the same parameters in all steps."""
     warnings: tuple[str, ...] = ()
     speed: TrainingSpeed | None = None
     """Absent: written by an older trainer, or the last attempt made no step."""
