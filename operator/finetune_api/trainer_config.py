@@ -82,6 +82,20 @@ class SplitCounts(Exchanged):
     test: int = 0
 
 
+class ExtendedVocabulary(Exchanged):
+    """Tokens that `spec.model.vocabulary` has added to the base model."""
+
+    added: int
+    """Number of new tokens."""
+    original_digest: str
+    """Digest of the base model without them."""
+    positions: int | None = None
+    """Maximum number of tokens that the base model reads at once. Absent: no limit."""
+    tokens_per_word: tuple[float, float] = (0.0, 0.0)
+    """Of the training split, with the tokenizer of the base model and with the new tokens; a word is a run of
+    letters and digits."""
+
+
 class Prepared(Exchanged):
     """Result of the prepare stage, in its termination message and in the record of the run, which later stages read."""
 
@@ -89,7 +103,8 @@ class Prepared(Exchanged):
     """Folder of the prepared data set, which contains `dataset.json`."""
     dataset_digest: str
     model_digest: str
-    """SHA-256 over the names and contents of the base model's files; names their copy under the output prefix."""
+    """SHA-256 over the names and contents of the base model's files; names their copy under the output prefix. With
+    `vocabulary`, of the model with the new tokens."""
     model_revision: str = ""
     """Commit on the hub that the revision of the base model pointed to; empty if the model is not from the hub."""
     requested_revision: str | None = None
@@ -121,10 +136,17 @@ class Prepared(Exchanged):
     supports_gradient_checkpointing: bool = True
     """False: the base model cannot recompute its activations, so gradient checkpointing is disabled regardless of the
     spec."""
+    vocabulary: ExtendedVocabulary | None = None
+    """Absent: training uses the vocabulary of the base model."""
     notes: tuple[str, ...] = ()
     """Warnings and counts for the user, one line each."""
     warnings: tuple[str, ...] = ()
     """Warnings about the base model that affect the result or override the spec; also in status and report."""
+
+    @property
+    def original_model_digest(self) -> str:
+        """Digest of the base model as it is at `spec.model.uri`."""
+        return self.model_digest if self.vocabulary is None else self.vocabulary.original_digest
 
     @property
     def training_rows(self) -> int:

@@ -115,6 +115,13 @@ def fetch_model(uri: str, store: ObjectStore, cache: Path) -> ModelFolder:
         return _fetch(uri, revision, available, folder)
 
 
+def listed_folder(path: Path, source: str, extra: Iterable[str] = ()) -> ModelFolder:
+    """List a local folder that this program has written. `extra` are further files that belong to the model."""
+    present = files_in(path)
+    names = model_files(present, (path / INDEX_FILE).read_bytes)
+    return ModelFolder(path, ModelFiles(source=source, files=_hashed(path, sorted({*names, *extra}))))
+
+
 def store_copy(model: ModelFolder, store: ObjectStore, output_uri: str) -> None:
     """Store a copy of the model under the output prefix for later stages, unless there is one.
 
@@ -132,16 +139,26 @@ def store_copy(model: ModelFolder, store: ObjectStore, output_uri: str) -> None:
 
 
 def prepared_model(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> ModelFolder:
-    """Return the base model that the run was prepared with. May be called by all processes of a pod.
+    """Return the base model that the run was prepared with, including the tokens of `spec.model.vocabulary`.
 
-    Raises BadConfigError if the stored copy is missing or damaged, ModelUnusableError if a local folder has changed.
+    May be called by all processes of a pod. Raises BadConfigError if the stored copy is missing or damaged,
+    ModelUnusableError if a local folder has changed.
     """
-    prepared = config.prepared
+    return _prepared(config.prepared.model_digest, config, store, runtime)
+
+
+def original_model(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> ModelFolder:
+    """Like `prepared_model`, without the tokens of `spec.model.vocabulary`."""
+    return _prepared(config.prepared.original_model_digest, config, store, runtime)
+
+
+def _prepared(digest: str, config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> ModelFolder:
     with locked(runtime.scratch / "model.lock"):  # one process of the pod hashes and downloads while the others wait
-        if config.spec.model.uri.startswith(_LOCAL):
-            return _unchanged_folder(config.spec.model.uri, prepared.model_digest, runtime)
-        uri = base_model_folder(config.output_uri, prepared.model_digest)
-        listing = _stored_listing(uri, prepared.model_digest, store)
+        # A model with new tokens is always in storage.
+        if config.spec.model.uri.startswith(_LOCAL) and digest == config.prepared.original_model_digest:
+            return _unchanged_folder(config.spec.model.uri, digest, runtime)
+        uri = base_model_folder(config.output_uri, digest)
+        listing = _stored_listing(uri, digest, store)
         folder = runtime.cache / "models"
         path = folder / listing.digest
         seen = _VerifiedRecord(runtime.scratch / "model.verified", path, listing)

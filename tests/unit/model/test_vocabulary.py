@@ -1,0 +1,156 @@
+"""New tokens: rows that are the mean of their pieces, in every matrix of the model, and nothing else changes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+import tiny_models
+from finetune_api.v1alpha1 import Task
+from finetune_trainer.errors import BadConfigError, ModelUnusableError
+from finetune_trainer.model.fetch import ModelFolder
+from finetune_trainer.model.vocabulary import (
+    VOCABULARY_FILE,
+    AddedTokens,
+    Forms,
+    choose_tokens,
+    note_of,
+    read_added_tokens,
+    write_extended,
+)
+from finetune_trainer.model.weights import plan_weights
+
+WORDS = ("myocarditis", "COVID-19", "naïve")
+URI = "s3://bucket/model"
+DECODERS = ("llama", "llama-tied", "gpt2", "gemma", "gpt_neox")
+ENCODERS = ("bert", "distilbert", "albert", "roberta")
+
+
+def extended(folder: Path, target: Path, words: tuple[str, ...] = WORDS, task: Task = Task.CAUSAL_LM) -> ModelFolder:
+    extension = choose_tokens(Forms(folder, URI), words, [], 0, URI)
+    return write_extended(folder, URI, task, plan_weights(folder, URI, task), extension, target)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_tiny("llama", tmp_path_factory.mktemp("llama"))
+
+
+def assert_means(before: torch.Tensor, after: torch.Tensor, added: AddedTokens) -> None:
+    assert torch.equal(after[: len(before)], before)
+    assert len(after) == len(before) + len(added.tokens)
+    for token in added.tokens:
+        mean = sum(before[piece].double() for piece in token.pieces) / len(token.pieces)
+        assert torch.equal(after[token.id], mean.to(before.dtype))
+
+
+@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+def test_every_new_row_of_input_and_output_is_the_mean_of_its_pieces(family: str, tmp_path: Path) -> None:
+    base = tiny_models.save_tiny(family, tmp_path / "base")
+    is_decoder = family in DECODERS
+    made = extended(base, tmp_path / "made", task=Task.CAUSAL_LM if is_decoder else Task.SEQUENCE_CLASSIFICATION)
+    kind: Any = AutoModelForCausalLM if is_decoder else AutoModel
+    before, after = (kind.from_pretrained(folder) for folder in (base, made.path))
+    added = read_added_tokens(made.path)
+    assert {token.text.strip() for token in added.tokens} == {*WORDS}
+    for find in ("get_input_embeddings", "get_output_embeddings"):
+        old, new = getattr(before, find)(), getattr(after, find)()
+        if old is not None:
+            assert_means(old.weight, new.weight, added)
+    tokenizer = AutoTokenizer.from_pretrained(made.path)
+    assert after.config.vocab_size == len(tokenizer) == before.config.vocab_size + len(added.tokens)
+    if is_decoder:
+        tied = before.get_output_embeddings().weight is before.get_input_embeddings().weight
+        assert tied == (after.get_output_embeddings().weight is after.get_input_embeddings().weight)
+
+
+def test_words_are_one_token_each_and_pieces_restore_the_tokens_of_the_base_model(llama: Path, tmp_path: Path) -> None:
+    made = extended(llama, tmp_path / "made")
+    old, new = (AutoTokenizer.from_pretrained(folder) for folder in (llama, made.path))
+    added = read_added_tokens(made.path)
+    for text in ("myocarditis after COVID-19", "a (COVID-19) is a naïve fox.\nmyocarditis", "the quick brown fox"):
+        ids = new(text)["input_ids"]
+        assert [piece for token in ids for piece in added.pieces.get(token, (token,))] == old(text)["input_ids"]
+        assert new.decode(ids) == text
+    assert len(new(" myocarditis")["input_ids"]) == len(new("myocarditis")["input_ids"]) == 1
+
+
+def test_rows_in_reserve_are_used_before_new_ones_are_added(llama: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    model.resize_token_embeddings(len(tokenizer) + 59)
+    padded = tmp_path / "padded"
+    model.save_pretrained(padded)
+    tokenizer.save_pretrained(padded)
+    made = extended(padded, tmp_path / "made")
+    after = AutoModelForCausalLM.from_pretrained(made.path)
+    assert after.config.vocab_size == len(tokenizer) + 59
+    before = model.get_input_embeddings().weight
+    for token in read_added_tokens(made.path).tokens:
+        mean = sum(before[piece].double() for piece in token.pieces) / len(token.pieces)
+        assert torch.equal(after.get_input_embeddings().weight[token.id], mean.float())
+
+
+def test_models_in_several_files_and_16_bits_are_extended(llama: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16)
+    base = tmp_path / "base"
+    model.save_pretrained(base, max_shard_size="40KB")
+    AutoTokenizer.from_pretrained(llama).save_pretrained(base)
+    made = extended(base, tmp_path / "made")
+    index = json.loads((made.path / "model.safetensors.index.json").read_text())
+    assert len({*index["weight_map"].values()}) > 1
+    size = sum(
+        value.nbytes for name in {*index["weight_map"].values()} for value in load_file(made.path / name).values()
+    )
+    assert index["metadata"]["total_size"] == size
+    after = AutoModelForCausalLM.from_pretrained(made.path, dtype=torch.bfloat16)
+    assert_means(model.lm_head.weight, after.lm_head.weight, read_added_tokens(made.path))
+    assert torch.equal(after.model.layers[1].mlp.up_proj.weight, model.model.layers[1].mlp.up_proj.weight)
+
+
+def test_the_result_is_the_same_every_time(llama: Path, tmp_path: Path) -> None:
+    first, second = (extended(llama, tmp_path / name) for name in ("first", "second"))
+    assert first.digest == second.digest
+    assert VOCABULARY_FILE in {file.name for file in first.listing.files}
+    assert extended(llama, tmp_path / "third", WORDS[:2]).digest != first.digest
+
+
+def test_known_words_are_named_and_a_vocabulary_that_adds_nothing_is_refused(llama: Path) -> None:
+    forms = Forms(llama, URI)
+    extension = choose_tokens(forms, ("the", "myocarditis"), [], 0, URI)
+    assert note_of(extension, URI) == f"spec.model.vocabulary.add: 'the' is in the vocabulary of {URI}"
+    assert {token.text for token in extension.tokens.tokens} == {" myocarditis", "myocarditis"}
+    with pytest.raises(BadConfigError, match="must add at least one token: 'the', 'film' are in the vocabulary of s3"):
+        choose_tokens(forms, ("the", "film"), [], 0, URI)
+    with pytest.raises(BadConfigError, match="must add at least one token: no word of the training split can be"):
+        choose_tokens(forms, (), ["the"], 5, URI)
+
+
+@pytest.mark.parametrize("word", ["</s>", "x</s>y", "<|im_end|>"])
+def test_words_with_special_tokens_are_refused(llama: Path, word: str) -> None:
+    with pytest.raises(BadConfigError, match="cannot read it as one token"):
+        choose_tokens(Forms(llama, URI), (word,), [], 0, URI)
+
+
+def test_learned_forms_are_taken_in_order_up_to_the_number(llama: Path) -> None:
+    learned = [" myocarditis", " the", " bradycardia", " cheese"]
+    extension = choose_tokens(Forms(llama, URI), ("horse",), learned, 2, URI)
+    assert [token.text for token in extension.tokens.tokens] == [" horse", "horse", " myocarditis", " bradycardia"]
+
+
+def test_weights_that_cannot_be_found_are_refused(llama: Path, tmp_path: Path) -> None:
+    extension = choose_tokens(Forms(llama, URI), WORDS, [], 0, URI)
+    plan = plan_weights(llama, URI, Task.CAUSAL_LM)
+    weights = load_file(llama / "model.safetensors")
+    folder = tmp_path / "renamed"
+    AutoTokenizer.from_pretrained(llama).save_pretrained(folder)
+    (folder / "config.json").write_bytes((llama / "config.json").read_bytes())
+    weights["other"] = weights["elsewhere"] = weights.pop("lm_head.weight").clone()
+    weights["other"] = weights["other"].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelUnusableError, match=r"cannot extend .* lm_head.weight is not in the weight files"):
+        write_extended(folder, URI, Task.CAUSAL_LM, plan, extension, tmp_path / "made")
