@@ -209,6 +209,9 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "must have both the method Synonym and synonyms, or neither",
         ),
     ),
+    "spec.model.vocabulary": (
+        ("has(self.learn) || (has(self.add) && size(self.add) > 0)", "must have at least one of add, learn"),
+    ),
     "spec.data.fewShot": (
         ("has(self.perClass) != has(self.examples)", "must have exactly one of perClass, examples; keep one"),
     ),

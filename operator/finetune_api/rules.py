@@ -5,6 +5,7 @@ Every check returns all violations at once, each with the path of the field and 
 
 import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -65,6 +66,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _freeze,
         _pruning,
         _gradual_unfreezing,
+        _vocabulary,
         _no_credentials,
         _model_registry,
         _env,
@@ -197,6 +199,33 @@ def _gradual_unfreezing(spec: Spec) -> Iterator[Violation]:
         yield Violation(
             "spec.method.full.gradualUnfreezing",
             f"must have exactly one of epochsPerPhase, stepsPerPhase, not {found}; write one of them",
+        )
+
+
+def _vocabulary(spec: Spec) -> Iterator[Violation]:
+    vocabulary, path = spec.model.vocabulary, "spec.model.vocabulary"
+    if vocabulary is None:
+        return
+    if not vocabulary.add and vocabulary.learn is None:
+        yield Violation(path, "must have at least one of add, learn; write one of them, or remove vocabulary")
+    yield from _repeated(vocabulary.add, f"{path}.add", "word")
+    for index, word in enumerate(vocabulary.add):
+        # Separators, control characters, invisible characters, and code points without a meaning.
+        if any(unicodedata.category(character)[0] in "ZC" for character in word):
+            yield Violation(
+                f"{path}.add[{index}]",
+                "must not have spaces, control characters or invisible characters; remove them, or the word",
+            )
+    if spec.method.given and spec.method.full is None:
+        yield Violation(
+            path,
+            f"must be absent with spec.method.{next(iter(spec.method.given))}, which does not train the embeddings of "
+            "new tokens; remove it, or write method: {full: {}}",
+        )
+    if spec.method.full is not None and spec.method.full.freeze is not None and spec.method.full.freeze.embeddings:
+        yield Violation(
+            "spec.method.full.freeze.embeddings",
+            "must be false with spec.model.vocabulary, whose new embeddings must be trained; remove one of them",
         )
 
 

@@ -35,6 +35,7 @@ _VALUES: dict[str, Any] = {
     "method.full.freeze": {"firstLayers": 1},
     "method.full.pruning": {"algorithm": "Magnitude", "sparsity": 0.5},
     "method.full.gradualUnfreezing": {"epochsPerPhase": 1},
+    "model.vocabulary": {"learn": 8},
     "data.validation": {"fraction": 0.2},
     "data.test": {"fraction": 0.2},
     "data.fewShot": {"perClass": 8},

@@ -30,7 +30,7 @@ class PrepareFixture:
         self.store.put(uri, content)
         return uri
 
-    def config(self, model: Path | str, data: dict[str, Any], **blocks: Any) -> TrainerConfig:
+    def config(self, model: Path | str, data: dict[str, Any], /, **blocks: Any) -> TrainerConfig:
         spec = Spec.model_validate(
             {
                 "model": {"uri": f"file://{model}" if isinstance(model, Path) else model},
@@ -51,7 +51,7 @@ class PrepareFixture:
         )
 
     def prepare(
-        self, model: Path | str, data: dict[str, Any], *, separate_node: bool = False, **blocks: Any
+        self, model: Path | str, data: dict[str, Any], /, *, separate_node: bool = False, **blocks: Any
     ) -> Prepared:
         """`separate_node`: with its own cache, like on another node."""
         scratch = self.folder / f"scratch-{next(self.runs)}"

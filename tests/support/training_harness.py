@@ -22,6 +22,7 @@ GLOBAL_BATCH = 8
 STEPS_PER_EPOCH = 5
 """ceil(38 training rows / 8): the last batch of an epoch is incomplete."""
 PACKED = "-packed"
+VOCABULARY = "-vocabulary"
 
 _WORDS = {"animal": ["fox", "dog", "bird", "wolf", "horse"], "food": ["bread", "milk", "cheese", "apple", "soup"]}
 
@@ -84,13 +85,13 @@ class TrainingHarness:
     def config(
         self, name: str, *, kind: str, attempt: int = 1, run: int = 1, world: int = 2, **change: Any
     ) -> TrainerConfig:
-        """`kind` is the base model, `llama-packed` the model `llama` with packs; `change` are blocks of the spec, and
-        `zero`, `dtype`, `stage`, `batch`, `micro`."""
+        """`kind` is the base model, `llama-packed` the model `llama` with packs, `llama-vocabulary` with new tokens;
+        `change` are blocks of the spec, and `zero`, `dtype`, `stage`, `batch`, `micro`."""
         batch = change.pop("batch", GLOBAL_BATCH)
         zero, dtype = change.pop("zero", 2), change.pop("dtype", "Float32")
         micro, stage = change.pop("micro", 2), change.pop("stage", Stage.TRAIN)
         spec: dict[str, Any] = {
-            "model": {"uri": f"file://{self.models / kind.removesuffix(PACKED)}"},
+            "model": {"uri": f"file://{self.models / kind.removesuffix(PACKED).removesuffix(VOCABULARY)}"},
             "data": {"train": [{"uri": f"s3://{self.bucket}/{kind.partition('-')[0]}.jsonl"}], "maxLength": 32},
             "method": {"full": {}},
             "training": {"epochs": 2, "learningRate": 5e-3, "globalBatchSize": batch},
@@ -100,6 +101,8 @@ class TrainingHarness:
         }
         if kind.endswith(PACKED):
             spec["data"]["packing"] = "Packed"
+        if kind.endswith(VOCABULARY):
+            spec["model"]["vocabulary"] = {"add": ["cheese", "horse"], "learn": 4}
         for block, value in change.items():
             spec[block] = spec.get(block, {}) | value if block != "method" else value
         # Models of this size would never be partitioned.
@@ -108,6 +111,8 @@ class TrainingHarness:
         prepared = self.prepared.get(kind)
         if prepared is not None:
             prepared = prepared.model_copy(update={"zero_stage": zero, "dtype": Dtype(dtype)})
+            if prepared.vocabulary is not None:
+                self._copy_model(f"prepare-{kind}", name, prepared)
         return TrainerConfig(
             job=JobRef(namespace="test", name=name, uid="1"),
             run=run,
@@ -119,6 +124,13 @@ class TrainingHarness:
             batch=BatchPlan(global_size=batch, micro_size=micro, accumulation=batch // world // micro),
             prepared=prepared if stage is Stage.TRAIN else None,
         )
+
+    def _copy_model(self, source: str, name: str, prepared: Prepared) -> None:
+        """The prepare stage stores a model with new tokens under its own output."""
+        folder = f"models/{prepared.model_digest}/"
+        for info in self.store.list(f"s3://{self.bucket}/{source}/{folder}"):
+            target = f"s3://{self.bucket}/{name}/{folder}{info.uri.rpartition('/')[2]}"
+            self.store.put(target, self.store.get(info.uri))
 
     def run(self, config: TrainerConfig, *, target: str = "train_ranks:train_rank", **env: str) -> Attempt:
         """Run one attempt to its end, with any result."""

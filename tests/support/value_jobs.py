@@ -145,7 +145,12 @@ TRAINED: dict[str, dict[str, Any]] = {
         "workers": {"nodes": 2},
     },
     "instructions": {
-        "model": {"uri": "{models}/llama", "task": "CausalLM", "dtype": "Float16"},
+        "model": {
+            "uri": "{models}/llama",
+            "task": "CausalLM",
+            "dtype": "Float16",
+            "vocabulary": {"add": ["myocarditis", "COVID-19"], "learn": 3},
+        },
         "data": {
             "train": [{"uri": "s3://{bucket}/instructions.jsonl"}],
             "format": "Instruction",

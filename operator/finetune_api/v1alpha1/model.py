@@ -3,7 +3,9 @@
 from enum import StrEnum
 from typing import Annotated
 
-from .base import ApiModel, ModelUri
+from pydantic import Field
+
+from .base import ApiModel, ModelUri, matching
 from .scope import Scope
 from .tasks import Task
 
@@ -17,6 +19,28 @@ class Dtype(StrEnum):
     """The loss is scaled, because small gradients would underflow. For GPUs without BFloat16."""
 
 
+Word = Annotated[
+    str,
+    Field(min_length=1),
+    matching(r"^[^\x00-\x20\x7f]+$", "a word without spaces, such as myocarditis", max_length=64),
+]
+"""A word that becomes a token."""
+
+MAX_WORDS = 1000
+
+
+class Vocabulary(ApiModel, scope=Scope.DATA):
+    """Tokens that are added to the tokenizer and to the model's embeddings. At least one of the fields."""
+
+    add: Annotated[tuple[Word, ...], Field(max_length=MAX_WORDS)] = ()
+    """Words that become one token each. If tokens of the base model contain the space before a word, a word becomes two
+    tokens: with the space and without it."""
+
+    learn: Annotated[int, Field(ge=1, le=50_000)] | None = None
+    """Maximum number of tokens to learn from the training split: words of at least 4 letters that occur at least 3
+    times and that the tokenizer divides, those first that save most tokens."""
+
+
 class Model(ApiModel, scope=Scope.DATA):
     """The base model, in Hugging Face layout."""
 
@@ -28,6 +52,9 @@ class Model(ApiModel, scope=Scope.DATA):
     task: Task | None = None
     """Head and loss. Absent: SequenceClassification for Classification data, TokenClassification for data of the format
     of that name, CausalLM for every other format."""
+
+    vocabulary: Vocabulary | None = None
+    """Adds words of the domain to the vocabulary. Absent: the vocabulary of the base model."""
 
     dtype: Annotated[Dtype | None, Scope.RUN] = None
     """Absent: BFloat16 with GPUs, Float16 with GPUs without it (older than Ampere), else Float32."""

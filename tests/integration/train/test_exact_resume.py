@@ -29,6 +29,8 @@ CASES = [
         (2, "dropped-layers", "bert-dropout"),
         (2, "unfreeze", "bert-dropout"),
         (3, "lora", "llama-packed"),
+        (2, "full", "llama-vocabulary"),
+        (3, "full", "llama-vocabulary"),
         (3, "promptTuning-text", "llama"),
         (2, "prefixTuning", "llama-dropout"),
         (3, "prefixTuning-projection", "llama"),
@@ -50,7 +52,7 @@ def test_losses_after_kills_during_and_at_the_end_of_an_epoch_are_bitwise_equal(
     blocks = {"kind": kind, "zero": zero, **case_blocks(method)}
     through = harness.config(f"through-{zero}-{method}-{kind}", **blocks)
     whole = harness.run(through)
-    assert whole.exit_codes == [0, 0]
+    assert whole.exit_codes == [0, 0], whole.output
 
     name = f"killed-{zero}-{method}-{kind}"
     saves = {"checkpoint": {"everySteps": 1}}
@@ -80,7 +82,7 @@ def test_a_save_after_a_skipped_validation_contains_the_generators_of_its_step(h
     }
     through, name = harness.config("validated-through", **blocks), "validated-killed"
     whole = harness.run(through)
-    assert whole.exit_codes == [0, 0]
+    assert whole.exit_codes == [0, 0], whole.output
     stopped = harness.run(harness.config(name, **blocks), TEST_END="stop", TEST_END_STEP="2")
     assert stopped.exit_codes == [75, 75], stopped.output
     killed = harness.run(harness.config(name, attempt=2, **blocks), TEST_END="kill", TEST_END_STEP="2")

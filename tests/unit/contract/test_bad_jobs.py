@@ -50,7 +50,7 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         ("spec.training.epoch", 3, "spec.training.epoch: unknown field; did you mean epochs?"),
         ("spec.trainig", {}, "spec.trainig: unknown field; did you mean training?"),
         ("spec.method.lora.rnak", 8, "spec.method.lora.rnak: unknown field; did you mean rank?"),
-        ("spec.model.zzz", 1, "spec.model.zzz: unknown field; known fields: uri, task, dtype"),
+        ("spec.model.zzz", 1, "spec.model.zzz: unknown field; known fields: uri, task, vocabulary, dtype"),
         ("spec.output.uri", None, "spec.output.uri must be set to"),
         (
             "spec.training.learningRate",
@@ -367,6 +367,27 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.evaluation.baselines must not have TfidfLogisticRegression for a token classifier; write",
         ),
         ("spec.evaluation", {"baselines": []}, None),
+        ("spec.model.vocabulary", {}, "spec.model.vocabulary must have at least one of add, learn; write one of them"),
+        ("spec.model.vocabulary", {"add": ["ab", "c", "ab"]}, "vocabulary.add[2] must not have the word of spec.model"),
+        ("spec.model.vocabulary", {"add": ["a\u200bb"]}, "vocabulary.add[0] must not have spaces, control characters"),
+        ("spec.model.vocabulary", {"add": ["a\u2003b"]}, "vocabulary.add[0] must not have spaces, control characters"),
+        ("spec.model.vocabulary", {"add": ["a b"]}, "must be a word without spaces, such as myocarditis"),
+        ("spec.model.vocabulary", {"add": [""]}, "spec.model.vocabulary.add[0] must"),
+        ("spec.model.vocabulary", {"add": ["x" * 65]}, "spec.model.vocabulary.add[0] must"),
+        ("spec.model.vocabulary", {"add": [f"w{n}" for n in range(1001)]}, "spec.model.vocabulary.add must"),
+        ("spec.model.vocabulary", {"learn": 0}, "spec.model.vocabulary.learn must"),
+        ("spec.model.vocabulary", {"add": ["myocarditis", "COVID-19", "C\u00f6liac"], "learn": 5}, None),
+        (
+            "spec",
+            job_with("spec.model.vocabulary", {"learn": 5})["spec"] | {"method": {"lora": {}}},
+            "spec.model.vocabulary must be absent with spec.method.lora, which does not train the embeddings of new",
+        ),
+        (
+            "spec",
+            job_with("spec.model.vocabulary", {"learn": 5})["spec"]
+            | {"method": {"full": {"freeze": {"embeddings": True}}}},
+            "spec.method.full.freeze.embeddings must be false with spec.model.vocabulary, whose new embeddings",
+        ),
         ("spec.data.fewShot", {}, "spec.data.fewShot must have exactly one of perClass, examples, not none; keep one"),
         ("spec.data.fewShot", {"perClass": 1, "examples": 1}, "exactly one of perClass, examples, not both; keep one"),
         (

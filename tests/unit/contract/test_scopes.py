@@ -42,6 +42,7 @@ CHANGES: list[tuple[dict[str, Any], set[Scope]]] = [
     ({"data": {"fewShot": {"perClass": 8}}}, {Scope.DATA}),
     ({"data": {"augmentation": {"methods": ["WordSwap"]}}}, {Scope.DATA}),
     ({"model": {"uri": "s3://bucket/other"}}, {Scope.DATA}),
+    ({"model": {"vocabulary": {"learn": 8}}}, {Scope.DATA}),
     ({"training": {"seed": 7}}, {Scope.DATA}),
     ({"training": {"learningRate": 0.5}}, {Scope.RUN}),
     ({"training": {"earlyStopping": {}}}, {Scope.RUN}),

@@ -3,11 +3,12 @@
 It chooses the settings that the user did not set, then reuses the data set of the same inputs or builds it.
 """
 
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.rules import task_of, violations
 from finetune_api.run_layout import dataset_folder
 from finetune_api.support import SUPPORT
-from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
+from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Data, DataFormat, Dtype, Packing, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
 
@@ -23,10 +24,11 @@ from ..errors import BadConfigError, BadDataError, ModelUnusableError
 from ..methods import METHODS
 from ..model.chunk_check import check_chunks
 from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
-from ..model.fetch import fetch_model, store_copy
+from ..model.fetch import ModelFolder, fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model
 from ..model.pack_check import check_packs
 from ..model.tokenizer import check_special_tokens, embedding_too_small, load_tokenizer, tokenizer_digest
+from ..model.vocabulary import Extension, Forms, choose_tokens, note_of, write_extended
 from ..model.weights import WeightPlan, plan_weights
 from ..progress import ProgressReporter
 from ..run_record import record_run
@@ -39,8 +41,10 @@ from ..tasks import TASKS
 from ..tracking.reports import check_installed
 from .augmentation import Augmentation, augmentation_of
 from .augmentation.synonyms import read_synonyms
-from .build import Inputs, build_dataset, steps_of
+from .base_tokens import BaseTokens
+from .build import Inputs, Steps, build_dataset, steps_of
 from .chat import TEMPLATE_DATE, renderer_of
+from .domain_words import learned_forms, tokens_per_word
 from .formats import FORMATS, Formatter, TemplateUse, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
 from .order import grouping_of
@@ -49,6 +53,7 @@ from .pipeline import dataset_digest
 from .problems import BadRecords
 from .prompts import check_prompts, format_prompts
 from .readers import column_names
+from .shards import TokenDataset
 from .sources import SourceFile, fetch_sources, listing_digest
 
 _MIN_GROUPING_SAVING = 0.25
@@ -56,9 +61,8 @@ _MIN_GROUPING_SAVING = 0.25
 seeds the loss was not higher (docs/benchmarks.md), but with one seed of the demo (10 % saved) it was 0.77, not 0.62."""
 _NO_LIMIT = 10**9
 """Tokenizers without a maximum length report a number like 1e30."""
-
-_NOTES = 8
-"""Most notes in the status of a run."""
+_MOST_NOTES = 8
+"""In the status of a run."""
 
 Files = dict[str, tuple[SourceFile, ...]]
 
@@ -88,6 +92,10 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     task = known_task or SUPPORT.task_for(data_format)
     _check_rules(spec, data_format)
     check_task(facts, spec.model.uri, task)
+    base = _Base(model, facts, tokenizer)
+    model, facts, tokenizer, extension = _with_new_tokens(
+        base, config, files, data_format, task, store, runtime, report
+    )
     method_note = _checked_method(spec, model.path, task)
     plan = plan_weights(model.path, spec.model.uri, task)
     virtual_tokens = METHODS[spec.method.name].virtual_tokens(spec.method.block)
@@ -103,10 +111,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     choice = _zero_choice(config, facts, task, dtype, length + virtual_tokens)
     check_evaluation_fits(spec, EvaluationNeeds(parameters=facts.parameters, test_tokens=0, dtype=dtype))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
-    if TASKS[task].support.answers_prompts:
-        prompts = format_prompts(spec.evaluation.prompts, formatter, spec.model.uri)
-        if plan.embeddings is not None:
-            check_prompts(prompts, tokenizer, plan.embeddings, spec.model.uri)
+    _check_prompts(spec, task, formatter, tokenizer, plan)
     inputs = Inputs(
         files,
         formatter,
@@ -119,17 +124,13 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     steps = steps_of(spec, inputs)
     digest = dataset_digest(files, steps)
     dataset_uri = dataset_folder(config.output_uri, digest)
-    reused = store.exists(join(dataset_uri, DATASET_FILE))
-    info = (
-        read_dataset_info(store, dataset_uri)
-        if reused
-        else build_dataset(config, inputs, steps, digest, store, runtime.scratch, report)
-    )
+    info, reused = _read_or_build(config, inputs, steps, digest, store, runtime, report)
     if plan.embeddings is not None and info.largest_token >= plan.embeddings:
         raise embedding_too_small(tokenizer, info.largest_token, plan.embeddings, spec.model.uri, "the data's token")
     warnings = _model_warnings(config, plan, _labelled_plan(spec, model.path, task, info.labels))
     for text in (*info.remarks, *warnings):
         report.warn(text)
+    vocabulary = _vocabulary(extension, base, dataset_uri, longest_allowed(_NO_LIMIT, facts, tokenizer), store, runtime)
     packing, packing_note = choose_packing(config, info, facts.parameters)
     detected = "" if spec.data.format else f"format {data_format}, by the columns of the first record"
     prepared = Prepared(
@@ -137,8 +138,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         dataset_digest=digest,
         source_digest=source_digest,
         model_digest=model.digest,
-        model_revision=model.revision,
-        requested_revision=spec.model.uri.partition("@")[2] if model.revision else None,
+        model_revision=base.model.revision,
+        requested_revision=spec.model.uri.partition("@")[2] if base.model.revision else None,
         reused=reused,
         format=data_format,
         task=task,
@@ -154,10 +155,14 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         test_tokens=info.tokens.get("test", 0),
         memory_estimate_bytes=choice.bytes,
         supports_gradient_checkpointing=plan.gradient_checkpointing,
+        vocabulary=vocabulary,
         warnings=warnings,
-        notes=notes_of(
-            info, (detected, packing_note, choice.reason, method_note, _frozen_note(facts)), spec.data.max_length
-        ),
+        notes=(
+            *_vocabulary_notes(vocabulary, extension, spec.model.uri),
+            *notes_of(
+                info, (detected, packing_note, choice.reason, method_note, _frozen_note(facts)), spec.data.max_length
+            ),
+        )[:_MOST_NOTES],
     )
     log_prepared(config, prepared := _with_phase_note(config, prepared, model.path), info)
     return prepared
@@ -187,7 +192,118 @@ def _with_phase_note(config: TrainerConfig, prepared: Prepared, folder: Path) ->
         steps_per_epoch=completed.steps_per_epoch,
         total_steps=completed.total_steps,
     )
-    return prepared.model_copy(update={"notes": (*prepared.notes[: _NOTES - 1], note)}) if note else prepared
+    return prepared.model_copy(update={"notes": (*prepared.notes[: _MOST_NOTES - 1], note)}) if note else prepared
+
+
+class _Base(NamedTuple):
+    """A base model: as it is at `spec.model.uri`, or with new tokens."""
+
+    model: ModelFolder
+    facts: ModelFacts
+    tokenizer: Any
+    extension: Extension | None = None
+    """The new tokens."""
+
+
+def _with_new_tokens(
+    base: _Base,
+    config: TrainerConfig,
+    files: Files,
+    data_format: DataFormat,
+    task: Task,
+    store: ObjectStore,
+    runtime: RuntimeEnv,
+    report: ProgressReporter,
+) -> _Base:
+    """Add the tokens of `spec.model.vocabulary`, if there are any, and store the resulting model."""
+    vocabulary, uri, folder = config.spec.model.vocabulary, config.spec.model.uri, base.model.path
+    if vocabulary is None:
+        return base
+    with report.phase("vocabulary", "adding tokens to the vocabulary"):
+        forms, learned = Forms(folder, uri), list[str]()
+        if vocabulary.learn is not None:
+            rows = _rows_to_learn_from(base, config, files, data_format, task, store, runtime, report)
+            learned = learned_forms(rows, forms, vocabulary.learn)
+        extension = choose_tokens(forms, vocabulary.add, learned, vocabulary.learn or 0, uri)
+        target = runtime.scratch / "extended-model"
+        shutil.rmtree(target, ignore_errors=True)  # left by an interrupted process
+        model = write_extended(folder, uri, task, plan_weights(folder, uri, task), extension, target)
+        store_copy(model, store, config.output_uri)
+    return _Base(model, inspect_model(model.path, uri), load_tokenizer(model.path), extension)
+
+
+def _rows_to_learn_from(
+    base: _Base,
+    config: TrainerConfig,
+    files: Files,
+    data_format: DataFormat,
+    task: Task,
+    store: ObjectStore,
+    runtime: RuntimeEnv,
+    report: ProgressReporter,
+) -> TokenDataset:
+    """The training split in the tokens of the base model: the data set of the spec without `vocabulary`, and without
+    augmentation, whose changed words must not be learned."""
+    spec, folder = config.spec, base.model.path
+    plan = plan_weights(folder, spec.model.uri, task)
+    facts = completed_facts(base.facts, plan, spec.method.name, virtual_tokens=0)
+    length = longest_allowed(spec.data.max_length, facts, base.tokenizer)
+    formatter = make_formatter(data_format, spec.data, base.tokenizer, spec.model.uri)
+    inputs = Inputs(files, formatter, base.tokenizer, tokenizer_digest(folder), task, length)
+    steps = steps_of(spec, inputs)
+    digest = dataset_digest(files, steps)
+    _read_or_build(config, inputs, steps, digest, store, runtime, report)
+    return TokenDataset.open(store, dataset_folder(config.output_uri, digest), "train", runtime.cache)
+
+
+def _read_or_build(
+    config: TrainerConfig,
+    inputs: Inputs,
+    steps: Steps,
+    digest: str,
+    store: ObjectStore,
+    runtime: RuntimeEnv,
+    report: ProgressReporter,
+) -> tuple[DatasetInfo, bool]:
+    """The data set with this digest, and whether it was in storage."""
+    uri = dataset_folder(config.output_uri, digest)
+    if store.exists(join(uri, DATASET_FILE)):
+        return read_dataset_info(store, uri), True
+    return build_dataset(config, inputs, steps, digest, store, runtime.scratch, report), False
+
+
+def _vocabulary(
+    extension: Extension | None,
+    original: _Base,
+    dataset_uri: str,
+    positions: int,
+    store: ObjectStore,
+    runtime: RuntimeEnv,
+) -> ExtendedVocabulary | None:
+    if extension is None:
+        return None
+    rows = TokenDataset.open(store, dataset_uri, "train", runtime.cache)
+    return ExtendedVocabulary(
+        added=len(extension.tokens.tokens),
+        original_digest=original.model.digest,
+        positions=positions if positions < _NO_LIMIT else None,
+        tokens_per_word=tokens_per_word(rows, extension.tokenizer, BaseTokens(extension.base, extension.tokens.pieces)),
+    )
+
+
+def _vocabulary_notes(vocabulary: ExtendedVocabulary | None, extension: Extension | None, uri: str) -> tuple[str, ...]:
+    if vocabulary is None or extension is None:
+        return ()
+    before, after = vocabulary.tokens_per_word
+    added = f"{vocabulary.added:,} tokens added to the vocabulary: {before:.3g} -> {after:.3g} tokens per word"
+    return tuple(note for note in (f"{added} of the training split", note_of(extension, uri)) if note)
+
+
+def _check_prompts(spec: Spec, task: Task, formatter: Formatter, tokenizer: Any, plan: WeightPlan) -> None:
+    if TASKS[task].support.answers_prompts:
+        prompts = format_prompts(spec.evaluation.prompts, formatter, spec.model.uri)
+        if plan.embeddings is not None:
+            check_prompts(prompts, tokenizer, plan.embeddings, spec.model.uri)
 
 
 def _check_rules(spec: Spec, data_format: DataFormat) -> None:
@@ -419,7 +535,8 @@ def _pack_note(histogram: Mapping[int, int], capacity: int) -> str:
 
 
 def notes_of(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> tuple[str, ...]:
-    """At most eight notes, those about dropped and truncated records first. All remarks are also logged as warnings."""
+    """At most _MOST_NOTES notes, those about dropped and truncated records first. All remarks are also logged as
+    warnings."""
     notes = []
     if info.dropped:
         rules = ", ".join(f"{rule} {count}" for rule, count in info.dropped.items())
@@ -439,7 +556,7 @@ def notes_of(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> 
     notes += [f"{rule.rule} added {rule.added} copies of training records" for rule in info.rules if rule.added]
     if info.max_length < wanted_length:
         notes.append(f"maxLength {wanted_length} lowered to {info.max_length}, the maximum of the model")
-    return tuple([*notes, *info.remarks, *(note for note in chosen if note)][:_NOTES])
+    return tuple([*notes, *info.remarks, *(note for note in chosen if note)][:_MOST_NOTES])
 
 
 def run(context: StageContext) -> Prepared:
