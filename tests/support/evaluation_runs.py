@@ -8,6 +8,7 @@ import torch
 
 from factories import merged
 from finetune_api.constants import Stage
+from finetune_api.run_layout import base_model_folder
 from finetune_api.trainer_config import BatchPlan, JobRef, PreparedConfig, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import ArtifactFormat, Spec
 from finetune_trainer.data.collate import Collator
@@ -94,7 +95,10 @@ def trained_model(
     """The model after a plain single-process loop over the prepared training split."""
     prepared = config.prepared
     base = folder / "base"
-    store.download_folder(config.spec.model.uri, base)
+    uri = config.spec.model.uri
+    if prepared.vocabulary is not None:
+        uri = base_model_folder(config.output_uri, prepared.model_digest)
+    store.download_folder(uri, base)
     model: Any = load_model(
         base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed
     )

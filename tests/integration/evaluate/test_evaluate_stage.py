@@ -313,3 +313,50 @@ def test_the_result_and_the_missing_log_are_reported_to_mlflow(store, run, prepa
         assert len(client.get_metric_history(found.info.run_id, "test/accuracy")) == 1
         assert found.data.tags["finetune.model_uri"] == config.model_uri
         assert found.data.tags["finetune.report_uri"] == result.report_uri
+
+
+def test_losses_with_new_tokens_are_per_token_of_the_base_model(store, run, prepared, llama, tmp_path):
+    """The base model has the same loss as in a run without new tokens. The tuned model is the base model with rows that
+    it never learned to predict, so per token of the text, it must be worse."""
+    records = [{"text": f"{subject['text']} of myocarditis and {subject['label']}ness"} for subject in reviews()]
+    data = {"format": "Text", "maxLength": 48}
+    plain = prepared(llama, records, data=data)
+    export_whole(trained_model(plain, store, tmp_path / "plain", epochs=0), plain, store, tmp_path / "plain")
+    result, before = run(plain)
+    assert result.baseline == pytest.approx(result.tuned)
+
+    extended = prepared(llama, records, data=data, model={"vocabulary": {"add": ["myocarditis"], "learn": 4}})
+    export_whole(trained_model(extended, store, tmp_path / "new", epochs=0), extended, store, tmp_path / "new")
+    result, record = run(extended)
+    assert record.base_model == before.base_model
+    assert record.baseline.tokens == record.tuned.tokens == before.baseline.tokens
+    assert result.baseline == pytest.approx(before.baseline.metrics, rel=1e-5)
+    assert record.paired_test is not None
+    note = next(note for note in record.notes if "Perplexity per word" in note)
+    assert "tokens per word of the training split" in note
+    # The test split is a quarter of the records, whose words differ in number by at most one.
+    nats = result.baseline[Metric.LOSS] * record.baseline.tokens
+    shown = float(note.split("test split: ")[-1].split(" for")[0])
+    assert 8 <= nats / math.log(shown) / record.counts.test <= 10
+
+
+def test_rows_that_are_too_long_in_pieces_keep_all_of_their_targets(store, run, prepared, llama, tmp_path):
+    records = [{"text": f"{number} " + "myocarditis bradycardia " * 20} for number in range(40)]
+    plain = {"data": {"format": "Text", "maxLength": 256}}
+    extended = prepared(llama, records, **plain, model={"vocabulary": {"add": ["myocarditis", "bradycardia"]}})
+    export_whole(trained_model(extended, store, tmp_path / "new", epochs=0), extended, store, tmp_path / "new")
+    result, record = run(extended)
+    assert record.baseline.tokens == record.tuned.tokens > 256 * record.counts.test
+    assert all(math.isfinite(value) for value in result.baseline.values())
+
+
+def test_a_classifier_with_new_tokens_is_compared_with_the_base_model(store, run, prepared, bert, tmp_path):
+    plain = prepared(bert, reviews())
+    export_whole(trained_model(plain, store, tmp_path / "plain", epochs=0), plain, store, tmp_path / "plain")
+    _, before = run(plain)
+    extended = prepared(bert, reviews(), model={"vocabulary": {"add": ["lovely", "awful", "bright"]}})
+    export_whole(trained_model(extended, store, tmp_path / "new", epochs=6), extended, store, tmp_path / "new")
+    result, record = run(extended)
+    assert result.baseline == pytest.approx(before.baseline.metrics)
+    assert result.tuned[Metric.ACCURACY] > 0.9
+    assert not any("Perplexity" in note for note in record.notes)

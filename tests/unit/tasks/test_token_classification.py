@@ -38,6 +38,9 @@ class Rows:
     def documents(self) -> Any:
         return np.arange(len(self.rows))
 
+    def units(self) -> None:
+        return None
+
 
 @pytest.fixture(scope="module")
 def model() -> BertForTokenClassification:

@@ -164,6 +164,10 @@ class TokenDataset:
             return np.arange(len(self), dtype=np.int64)
         return np.concatenate([shard["documents"] for shard in self._shards])
 
+    def units(self) -> NDArray[np.int64] | None:
+        """None: losses of language models are divided by the tokens that carry loss."""
+        return None
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`input_ids` (L,) int64; `labels`: a class id, or (L,) int64 with token or class ids, and -100 where there is
         no loss."""

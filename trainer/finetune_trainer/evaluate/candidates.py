@@ -9,7 +9,7 @@ from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
 from ..methods import METHODS
-from ..model.fetch import ModelFile, fetch_model, prepared_model
+from ..model.fetch import ModelFile, fetch_model, original_model, prepared_model
 from ..runtime import RuntimeEnv
 from ..store.client import ObjectStore
 from ..tasks import TASKS
@@ -30,6 +30,8 @@ class Candidate:
     is_own: bool = True
     """False: neither base model nor trained model of this run, so that it is not compared with the latter and is not
     asked the prompts."""
+    has_new_tokens: bool = True
+    """False: the base model without the tokens of `spec.model.vocabulary`."""
     files: tuple[ModelFile, ...] = ()
     """Files of an exported complete model."""
     change: Callable[[Any], None] | None = None
@@ -37,9 +39,9 @@ class Candidate:
 
 
 def base_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
-    """The base model that the prepare stage inspected."""
-    model = prepared_model(config, store, runtime)
-    return Candidate(Address(uri=config.spec.model.uri, digest=model.digest), model.path)
+    """The base model as it is at `spec.model.uri`."""
+    model = original_model(config, store, runtime)
+    return Candidate(Address(uri=config.spec.model.uri, digest=model.digest), model.path, has_new_tokens=False)
 
 
 def exported_candidates(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> tuple[Candidate, ...]:
@@ -60,13 +62,13 @@ def complete_candidate(uri: str, store: ObjectStore, runtime: RuntimeEnv, *, is_
 
 
 def _adapter_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
-    base = base_candidate(config, store, runtime)
+    base = prepared_model(config, store, runtime)
     from ..model.export import folder_digest
 
     uri, folder = config.layout.artifact(ArtifactFormat.ADAPTER), runtime.scratch / "evaluate" / "adapter"
     store.download_folder(uri, folder)
     (folder / "README.md").unlink(missing_ok=True)  # not part of the model: this stage replaces it
-    return Candidate(Address(uri=uri, digest=folder_digest(folder)), base.folder, adapter=folder, exported=True)
+    return Candidate(Address(uri=uri, digest=folder_digest(folder)), base.path, adapter=folder, exported=True)
 
 
 def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) -> Any:

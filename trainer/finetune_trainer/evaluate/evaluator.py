@@ -14,6 +14,7 @@ import numpy.typing as npt
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Metric
 
+from ..data.base_tokens import BaseTokens
 from ..data.collate import Collator
 from ..data.prepare import make_formatter
 from ..data.prompts import format_prompts
@@ -23,12 +24,13 @@ from ..methods import METHODS
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
 from ..tasks import TASKS
-from ..tasks.base import Measured
+from ..tasks.base import Measured, TestSplit
 from . import generate
 from .candidates import Candidate, open_model
 from .records import ModelMetrics, Reloaded
 from .reload import ReloadCheck
 from .significance import Interval, bootstrap_mean, wilson_interval
+from .vocabulary_rows import RowsOfPieces, RowsWithNewTokens
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class ModelEvaluator:
     check: ReloadCheck
     template_date: date
     """The date that chat templates got as the current date when the data set was made."""
+    base_tokens: BaseTokens | None = None
+    """With `spec.model.vocabulary`: converts rows to the tokens of the base model."""
 
     def __call__(self, candidate: Candidate, name: str) -> ModelResult:
         """Load the model, check it if this run exported it, evaluate it on test split and prompts, and release it.
@@ -97,8 +101,9 @@ class ModelEvaluator:
     ) -> tuple[ModelMetrics, npt.NDArray[np.float64]]:
         collate = Collator(tokenizer.pad_token_id, self.prepared.task)
         started = time.perf_counter()
-        progress = self._progress(f"evaluating the {name}", len(test))
-        found = TASKS[self.prepared.task].measure(model, test, collate, self.prepared.labels, progress)
+        rows = self._rows_for(candidate, test)
+        progress = self._progress(f"evaluating the {name}", len(rows))
+        found = TASKS[self.prepared.task].measure(model, rows, collate, self.prepared.labels, progress)
         if not all(math.isfinite(value) for value in found.metrics.values()):
             raise ModelUnusableError(
                 f"{candidate.address.uri} has a loss on the test split that is not a number",
@@ -106,6 +111,15 @@ class ModelEvaluator:
                 "training.json",
             )
         return model_metrics(found, time.perf_counter() - started), found.scores
+
+    def _rows_for(self, candidate: Candidate, test: TokenDataset) -> TestSplit:
+        """The test split in the tokens of a model."""
+        if self.base_tokens is None or self.prepared.vocabulary is None:
+            return test
+        if candidate.has_new_tokens:
+            return RowsWithNewTokens(test, self.base_tokens)
+        task = TASKS[self.prepared.task]
+        return RowsOfPieces(test, self.base_tokens, task, self.prepared.vocabulary.positions)
 
     def _formatted_prompts(self, tokenizer: Any, candidate: Candidate) -> list[str]:
         """The prompts, formatted as the prepare stage formatted the training data."""

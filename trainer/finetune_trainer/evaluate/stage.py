@@ -13,14 +13,17 @@ import numpy.typing as npt
 from finetune_api.clock import rfc3339, utc_now
 from finetune_api.progress import EvaluateResult, PromotionResult, shortened
 from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
+from finetune_api.v1alpha1 import Metric, Task
 from finetune_api.v1alpha1.status import MAX_HISTORY, MAX_PROMOTION_MESSAGE
 
+from ..data.base_tokens import BaseTokens
 from ..data.chat import TEMPLATE_DATE
 from ..data.info import read_dataset_info
 from ..data.shards import TokenDataset
 from ..errors import ObjectMissingError, TrainerError
 from ..model.fetch import prepared_model
 from ..model.precision import gpu_has_bfloat16, usable_dtype
+from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
 from ..run_record import read_chosen_rate, versions
 from ..runtime import RuntimeEnv
@@ -28,6 +31,7 @@ from ..stage_context import StageContext
 from ..stage_log import log_evaluated
 from ..store.client import ObjectStore
 from ..tasks import TASKS, TrainingTask
+from ..tasks.metrics import perplexity
 from ..tracking.base import Outcome, RunResult
 from ..tracking.reports import open_reports
 from . import compare
@@ -44,6 +48,7 @@ from .report import ReportInputs, render_report
 from .significance import PairedTest, mcnemar_exact, sign_test
 from .simple_baselines import MeasuredBaselines, TrainingSplit, baselines_of, measure_baselines
 from .training_log import TrainingLog
+from .vocabulary_rows import count_words
 
 log = logging.getLogger("finetune")
 
@@ -80,7 +85,8 @@ def evaluate(
     examples = info.documents.get("test", prepared.counts.test)
     notes = (*_notes(config, prepared, base, examples), *(training.warnings if training else ()))
     check = ReloadCheck.of_run(config, prepared, store, runtime.cache)
-    evaluator = ModelEvaluator(config, prepared, test, report, check, info.template_date or TEMPLATE_DATE)
+    base_tokens = _base_tokens(config, store, runtime)
+    evaluator = ModelEvaluator(config, prepared, test, report, check, info.template_date or TEMPLATE_DATE, base_tokens)
     # Exported folders are checked first: if one is not the trained model, the other results are meaningless.
     after = evaluator(tuned, "tuned model")
     reloaded = [after.reloaded, *(evaluator.reload(candidate, "exported adapter") for candidate in others)]
@@ -93,6 +99,7 @@ def evaluate(
             lambda rows: TokenDataset.open(store, prepared.dataset_uri, "train", runtime.cache, rows=rows),
         )
         simple = measure_baselines(names, prepared, training_split, test, report)
+    notes = (*notes, *_vocabulary_notes(prepared, test, tuned, before, after))
     record = _record(config, prepared, tuned.address, before, after, (*notes, *simple.notes)).model_copy(
         update={
             "reloaded": tuple(entry for entry in reloaded if entry is not None),
@@ -196,6 +203,49 @@ def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None, ex
     return tuple(found)
 
 
+def _base_tokens(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> BaseTokens | None:
+    if config.prepared.vocabulary is None:
+        return None
+    from tokenizers import Tokenizer
+
+    from ..model.vocabulary import BASE_TOKENIZER_FILE, read_added_tokens
+
+    folder = prepared_model(config, store, runtime).path
+    return BaseTokens(Tokenizer.from_file(str(folder / BASE_TOKENIZER_FILE)), read_added_tokens(folder).pieces)
+
+
+def _vocabulary_notes(
+    prepared: Prepared,
+    test: TokenDataset | None,
+    tuned: Candidate,
+    before: ModelResult | None,
+    after: ModelResult,
+) -> tuple[str, ...]:
+    """How the vocabulary was extended and, for language models, the perplexity per word."""
+    vocabulary = prepared.vocabulary
+    if vocabulary is None:
+        return ()
+    old, new = vocabulary.tokens_per_word
+    note = (
+        f"{vocabulary.added:,} tokens were added to the vocabulary: {old:.3g} tokens per word of the training split "
+        f"before, {new:.3g} after."
+    )
+    if test is None or after.figures is None or prepared.task is not Task.CAUSAL_LM:
+        return (note,)
+    words = count_words(test, load_tokenizer(tuned.adapter or tuned.folder))
+    models = {"the base model": before, "the tuned model": after}
+    found = [
+        f"{perplexity(result.figures.metrics[Metric.LOSS] * result.figures.tokens / words):.4g} for {name}"
+        for name, result in models.items()
+        if result is not None and result.figures is not None and words
+    ]
+    per_word = f" Perplexity per word of the test split: {', '.join(found)}." if found else ""
+    return (
+        f"{note} All losses and perplexities of the test split are per token of the base model's tokenizer, so that "
+        f"they can be compared.{per_word}",
+    )
+
+
 def _record(
     config: TrainerConfig,
     prepared: Prepared,
@@ -211,7 +261,7 @@ def _record(
         time=rfc3339(utc_now(), "seconds"),
         task=prepared.task,
         format=prepared.format,
-        base_model=Address(uri=config.spec.model.uri, digest=prepared.model_digest),
+        base_model=Address(uri=config.spec.model.uri, digest=prepared.original_model_digest),
         model=model,
         dataset=Address(uri=prepared.dataset_uri, digest=prepared.dataset_digest),
         counts=prepared.counts,

@@ -56,6 +56,10 @@ class TestSplit(Split, Protocol):
         """Number of the record that each row was made of, shape (rows,)."""
         ...
 
+    def units(self) -> npt.NDArray[np.int64] | None:
+        """What the loss of a language model is divided by, shape (rows,). None: the tokens that carry loss."""
+        ...
+
 
 @dataclass(frozen=True)
 class WeightedMean:

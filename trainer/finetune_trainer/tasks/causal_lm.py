@@ -91,15 +91,17 @@ class CausalLM(TokenTask):
         found = likelihood(model, split, collate, report, vocabulary=_vocabulary(model))
         # The rows of one text depend on each other: intervals and the paired test count texts.
         _, text = np.unique(split.documents(), return_inverse=True)
+        units = split.units()
+        counts = found.tokens if units is None else units
         losses: npt.NDArray[np.float64] = np.bincount(text, found.losses).astype(np.float64)
-        tokens: npt.NDArray[np.float64] = np.bincount(text, found.tokens).astype(np.float64)
+        tokens: npt.NDArray[np.float64] = np.bincount(text, counts).astype(np.float64)
         loss = float(losses.sum() / max(1, tokens.sum()))
         with_targets = tokens > 0
         return Measured(
             metrics={Metric.LOSS: loss, Metric.PERPLEXITY: perplexity(loss)},
             examples=len(tokens),
             scores=losses[with_targets] / tokens[with_targets],
-            tokens=int(found.tokens.sum()),
+            tokens=int(counts.sum()),
             means=(WeightedMean(losses, tokens, _OF_LOSS),) if math.isfinite(loss) else (),
         )
 
