@@ -68,6 +68,7 @@ CLASSIFIERS = [
     ("layer-norm-tuning", 0.3),
     ("few-shot", 0.3),
     ("augmentation", 0.3),
+    ("domain-vocabulary", 0.5),
 ]
 
 
