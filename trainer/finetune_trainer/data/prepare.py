@@ -38,6 +38,7 @@ from ..stage_log import log_prepared
 from ..store.client import ObjectStore
 from ..store.uri import join
 from ..tasks import TASKS
+from ..tasks.base import LOSS_CHUNK_BYTES
 from ..tracking.reports import check_installed
 from .augmentation import Augmentation, augmentation_of
 from .augmentation.synonyms import read_synonyms
@@ -436,7 +437,7 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
         optimizer=spec.training.optimizer.name,
         activations=METHODS[spec.method.name].activations(facts, spec.method.block),
         zero_stages=_zero_stages(spec),
-        has_chunked_loss=spec.training.chunked_loss,
+        logits_limit=LOSS_CHUNK_BYTES if spec.training.chunked_loss else None,
         lighter_methods=lighter_methods(
             facts, trained, task, spec.output.formats, gradient_checkpointing=spec.training.gradient_checkpointing
         ),

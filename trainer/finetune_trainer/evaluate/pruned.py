@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def pruned_candidate(base: Candidate, block: Pruning, config: PreparedConfig, st
         if (record := stored_pruning(store, config.layout)) is not None:
             set_zeros(model, stored_masks(record, store, config.layout, model))
 
-    return Candidate(base.address, base.folder, is_own=False, change=prune)
+    return replace(base, is_own=False, change=prune)
 
 
 def pruning_result(

@@ -27,7 +27,6 @@ from finetune_api.v1alpha1 import Dtype, Offload, OptimizerName
 
 from ..errors import BadConfigError
 from ..methods.counts import ActivationCounts
-from ..tasks.base import LOSS_CHUNK_BYTES
 from .inspect import ModelFacts
 
 PROCESS_BYTES = 12 * 2**30 // 10
@@ -81,8 +80,8 @@ class TrainingShape:
     optimizer: OptimizerName = OptimizerName.ADAMW
     activations: ActivationCounts = field(default_factory=ActivationCounts)
     """What the method adds to the activations of the base model."""
-    has_chunked_loss: bool = False
-    """Whether only a part of the logits exists at a time."""
+    logits_limit: int | None = None
+    """Maximum number of bytes of logits that exist at a time. None: all of them do."""
     is_fewest: bool = False
     """`nodes` is spec.workers.minNodes, the smallest number of nodes that the training may run on."""
 
@@ -134,8 +133,8 @@ def _activation_bytes(shape: TrainingShape) -> int:
     kept = 17 * value * hidden
     held = layers * value * hidden + kept if shape.gradient_checkpointing else layers * kept
     logits = 12 * tokens * shape.facts.vocabulary if shape.has_token_logits else 0
-    if shape.has_chunked_loss:
-        logits = min(logits, 3 * LOSS_CHUNK_BYTES)
+    if shape.logits_limit is not None:
+        logits = min(logits, 3 * shape.logits_limit)
     return held + logits + _mask_bytes(shape) + value * _method_values(shape, tokens) + shape.activations.flags
 
 

@@ -24,7 +24,7 @@ IGNORED = -100
 """Label that no loss falls on: padding, a prompt. It is the default of torch's cross-entropy."""
 
 LOSS_CHUNK_BYTES = 2**26
-"""32-bit logits that exist at a time with a chunked loss. Their gradient and the softmax take the same again."""
+"""32-bit logits that exist at a time with a chunked loss. Their gradient and the softmax each take as much again."""
 
 PACKED_INPUTS = ("input_ids", "position_ids")
 """Tensors that the model is called with for packs. transformers keeps the examples of a row apart by the position ids

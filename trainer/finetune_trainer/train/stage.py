@@ -49,8 +49,8 @@ from .engine import Engine, build_engine, partitioned_models
 from .loop import Parts, TrainingLoop
 from .padding import forward_by_groups
 from .plan import TrainingPlan, training_plan
-from .range_test import free_memory, log_choice, measure_losses
 from .pruning import masks_of_run, pruning_of_run
+from .range_test import free_memory, log_choice, measure_losses
 from .rows import GlobalBatches, PackedBatches, PackedRows, RowsWithPadding
 from .validation import Validator
 from .world import agreed_dtype, device_of, end_process_group, start_process_group
