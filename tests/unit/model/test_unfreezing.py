@@ -54,7 +54,7 @@ def phases_of(base: Path, family: str, block: FullFineTune) -> dict[str, int]:
 
 def part_of(name: str) -> str:
     """The part of a model with two layers that a parameter is in, by its name."""
-    if any(part in name for part in ("embed_tokens", "embeddings", "wte", "wpe")):
+    if any(part in name for part in ("embed_tokens", "embed_in", "embeddings")):
         return "embeddings"
     return next((f"layer {index}" for index in (0, 1) if f".{index}." in name), "head")
 
@@ -63,10 +63,10 @@ PHASES: list[tuple[dict[str, Any], dict[str, int]]] = [
     ({}, {"head": 0, "layer 1": 1, "layer 0": 2, "embeddings": 2}),
     ({"start_layers": 1}, {"head": 0, "layer 1": 0, "layer 0": 1, "embeddings": 1}),
     ({"layers_per_phase": 9}, {"head": 0, "layer 1": 1, "layer 0": 1, "embeddings": 1}),
-    ({"freeze": {"embeddings": True}}, {"head": 0, "layer 1": 1, "layer 0": 2}),
+    ({"freeze": {"patterns": ("*embed*",)}}, {"head": 0, "layer 1": 1, "layer 0": 2}),
     ({"freeze": {"first_layers": 1}}, {"head": 0, "layer 1": 1, "embeddings": 1}),
     # A layer that is frozen in part only has its phase.
-    ({"freeze": {"patterns": ("*.1.*.weight",)}}, {"head": 0, "layer 1": 1, "layer 0": 2, "embeddings": 2}),
+    ({"freeze": {"patterns": ("*.1.*att*.weight",)}}, {"head": 0, "layer 1": 1, "layer 0": 2, "embeddings": 2}),
 ]
 
 
