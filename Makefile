@@ -118,6 +118,14 @@ bench-order: $(VENV)/.ready-test ## Benchmark grouping rows by length: loss and 
 bench-packing: $(VENV)/.ready-test ## Benchmark packs, compared with padded and grouped rows: speed and loss (5 minutes)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/packing.py $(ARGS)
 
+.PHONY: bench-chunked-loss
+bench-chunked-loss: $(VENV)/.ready-test ## Benchmark the chunked loss: memory and time of a step (10 minutes)
+	@$(BIN)/python benchmarks/chunked_loss.py $(ARGS)
+
+.PHONY: proofs
+proofs: $(VENV)/.ready-test ## Measure the effects of the techniques and check the claims of their pages (hours; resumes if interrupted)
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/proofs.py $(ARGS)
+
 .PHONY: bench-data
 bench-data: $(VENV)/.ready-test ## Benchmark data preparation: speed relative to the tokenizer, memory; ARGS='--gigabytes 0.1 1 5'
 	@$(BIN)/python benchmarks/data_preparation.py $(ARGS)
