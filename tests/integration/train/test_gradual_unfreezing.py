@@ -98,14 +98,18 @@ def test_a_training_that_ends_before_its_last_phase_exports_its_best_state(
         kind="llama",
         method={"full": {"gradualUnfreezing": {"stepsPerPhase": 6}, "layerLearningRateDecay": 0.5}},
         evaluation={"everySteps": 1},
-        training={"learningRate": 0.5, "earlyStopping": {"metric": "Loss", "patience": 50}},
+        training={
+            "learningRate": 10.0,
+            "schedule": "Constant",
+            "earlyStopping": {"metric": "Loss", "patience": 50},
+        },
     )
     attempt = harness.run(config)
     assert attempt.exit_codes == [0, 0], attempt.output
     trained = attempt.message.trained
     assert trained is not None
     assert trained.best_step is not None
-    assert trained.best_step < trained.final_step == 10
+    assert trained.best_step < trained.final_step == 12
 
     base: dict[str, Any] = load_file(harness.models / "llama/model.safetensors")
     harness.store.download_folder(config.model_uri, tmp_path)
