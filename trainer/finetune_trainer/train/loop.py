@@ -126,6 +126,8 @@ class TrainingLoop:
         """
         self.engine.train()
         for micro_batches in self._steps():
+            if self.phases is not None:
+                self.phases.enter(self.run.step)
             self._train_step(micro_batches)
             self.run.step += 1
             loss = sum_over_ranks([float(self._loss_since_log)])[0] / dist.get_world_size()
