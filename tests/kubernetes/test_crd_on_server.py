@@ -23,7 +23,7 @@ from finetune_api.validation import parse_job
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.clusters.kubernetes import path_of
 from finetune_operator.errors import ApiError
-from finetune_operator.policy import stages
+from finetune_operator.policy import steps
 from finetune_operator.policy.status import status_after
 from finetune_operator.policy.world import stage_config
 from finetune_operator.render import render_all, render_stage
@@ -363,7 +363,7 @@ def test_kubectl_get_shows_readable_values_and_why_a_job_waits(kubectl: Kubectl)
     progress = ProgressStatus(step=27, total_steps=100, percent=27, loss=1.4480993092066088, eta_seconds=134)
     status = status_after(
         make_status(run=3, stage="train", attempt=1, progress=progress, restarts=1),
-        stages.Watch(Stage.TRAIN, 1),
+        steps.Watch(Stage.TRAIN, 1),
         generation=1,
         now="2026-01-01T12:00:00Z",
     )

@@ -17,7 +17,7 @@ from finetune_api.rules import Violation
 from finetune_api.stages import run_stages
 from finetune_api.v1alpha1 import ArtifactStatus, Status
 from finetune_api.validation import parse_job
-from finetune_operator.policy import stages
+from finetune_operator.policy import steps
 from finetune_operator.policy.status import StatusNotes, blocked, rejected, status_after
 from gitops_health import CURRENT, FAILED, GITOPS, HEALTH_KEY, IN_PROGRESS, SUSPENDED, HealthTools, Verdicts
 from job_namespace import JobNamespace, run_scenario
@@ -47,11 +47,11 @@ TRAINED = make_status(run=1, stage="train", attempt=1, artifact=ArtifactStatus(u
 INVALID = (Violation("spec.training.epochs", "must be at least 1"),)
 
 
-def after(step: stages.Step, *, generation: int = 2, **notes: Any) -> Status:
+def after(step: steps.Step, *, generation: int = 2, **notes: Any) -> Status:
     return status_after(TRAINED, step, generation=generation, now=NOW, notes=StatusNotes(**notes))
 
 
-SUCCEEDED = after(stages.Finish(True, Reason.SUCCEEDED, "done"))
+SUCCEEDED = after(steps.Finish(True, Reason.SUCCEEDED, "done"))
 HEALTH: dict[str, tuple[Status, Verdicts, str]] = {
     "new": (Status(observed_generation=-1), IN_PROGRESS, "not reconciled this version"),
     "changed": (
@@ -59,36 +59,36 @@ HEALTH: dict[str, tuple[Status, Verdicts, str]] = {
         IN_PROGRESS,
         "not reconciled this version",
     ),
-    "prepares": (after(stages.Start(Stage.PREPARE, 1)), IN_PROGRESS, "Preparing"),
-    "trains": (after(stages.Watch(Stage.TRAIN, 1)), IN_PROGRESS, "Training"),
-    "evaluates": (after(stages.Watch(Stage.EVALUATE, 1)), IN_PROGRESS, "Evaluating"),
+    "prepares": (after(steps.Start(Stage.PREPARE, 1)), IN_PROGRESS, "Preparing"),
+    "trains": (after(steps.Watch(Stage.TRAIN, 1)), IN_PROGRESS, "Training"),
+    "evaluates": (after(steps.Watch(Stage.EVALUATE, 1)), IN_PROGRESS, "Evaluating"),
     "waits for pods": (
-        after(stages.Watch(Stage.TRAIN, 1), waiting="no node has a GPU"),
+        after(steps.Watch(Stage.TRAIN, 1), waiting="no node has a GPU"),
         IN_PROGRESS,
         "no node has a GPU",
     ),
-    "waits for the next attempt": (after(stages.Watch(Stage.TRAIN, 1), pending="4 workers"), IN_PROGRESS, "4 workers"),
-    "restarts": (after(stages.Backoff(5.0, NOW)), IN_PROGRESS, "next attempt at"),
-    "retrains": (after(stages.Stop((), Reason.SPEC_CHANGED, "run 2 starts")), IN_PROGRESS, "run 2 starts"),
-    "is being suspended": (after(stages.Stop(())), IN_PROGRESS, "saving a checkpoint"),
-    "suspended": (after(stages.StaySuspended()), SUSPENDED, "set spec.suspend to false"),
+    "waits for the next attempt": (after(steps.Watch(Stage.TRAIN, 1), pending="4 workers"), IN_PROGRESS, "4 workers"),
+    "restarts": (after(steps.Backoff(5.0, NOW)), IN_PROGRESS, "next attempt at"),
+    "retrains": (after(steps.Stop((), Reason.SPEC_CHANGED, "run 2 starts")), IN_PROGRESS, "run 2 starts"),
+    "is being suspended": (after(steps.Stop(())), IN_PROGRESS, "saving a checkpoint"),
+    "suspended": (after(steps.StaySuspended()), SUSPENDED, "set spec.suspend to false"),
     "succeeded": (SUCCEEDED, CURRENT, "done"),
     "the run of an earlier spec succeeds": (
-        after(stages.Finish(True, Reason.SUCCEEDED, "done"), pending="the spec describes another run"),
+        after(steps.Finish(True, Reason.SUCCEEDED, "done"), pending="the spec describes another run"),
         IN_PROGRESS,
         "another run",
     ),
-    "failed": (after(stages.Finish(False, Reason.RESTARTS_EXHAUSTED, "too often")), FAILED, "too often"),
+    "failed": (after(steps.Finish(False, Reason.RESTARTS_EXHAUSTED, "too often")), FAILED, "too often"),
     "invalid": (rejected(Status(), INVALID, generation=2, now=NOW), FAILED, "must be at least 1"),
     "invalid after success": (rejected(SUCCEEDED, INVALID, generation=2, now=NOW), FAILED, "must be at least 1"),
     "invalid while it trains": (
-        after(stages.Watch(Stage.TRAIN, 1), violations=INVALID),
+        after(steps.Watch(Stage.TRAIN, 1), violations=INVALID),
         FAILED,
         "the run continues with the last valid spec",
     ),
-    "invalid while suspended": (after(stages.StaySuspended(), violations=INVALID), FAILED, "must be at least 1"),
+    "invalid while suspended": (after(steps.StaySuspended(), violations=INVALID), FAILED, "must be at least 1"),
     "invalid when it succeeds": (
-        after(stages.Finish(True, Reason.SUCCEEDED, "done"), violations=INVALID),
+        after(steps.Finish(True, Reason.SUCCEEDED, "done"), violations=INVALID),
         FAILED,
         "must be at least 1",
     ),
