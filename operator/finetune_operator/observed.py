@@ -245,11 +245,10 @@ class Observed:
         else has suspended does not count: nothing limits how long it stays so."""
         return bool(self.active) and all(child.is_queued and child.queue for child in self.active)
 
-    @property
-    def unfinished(self) -> tuple[ObservedAttempt, ...]:
+    def unfinished(self, run: int) -> tuple[ObservedAttempt, ...]:
         """Children whose Jobs must be deleted, because they do not end: they were given up, or are held by other
-        containers and their outcome is in status."""
-        found = (child for child in self.attempts if child.lost or (child.held and child.recorded))
+        containers, and their outcome is in status or they are of an earlier run than `run`, the one in status."""
+        found = (child for child in self.attempts if child.lost or (child.held and (child.recorded or child.run < run)))
         return tuple(child for child in found if not child.deleting)
 
 

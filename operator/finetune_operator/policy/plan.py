@@ -60,14 +60,16 @@ class Plan:
 def plan_of(facts: Facts) -> Plan:
     """Return the plan for these facts."""
     status, step = _decide(facts)
+    children = facts.observed.unfinished(facts.job.status.run.number)
+    unfinished = tuple(DeleteJob(child.job_name, child.uid) for child in children)
     if step is None:
-        return rejection(facts.manifest, facts.violations, facts.stamp, observation=status)
+        plan = rejection(facts.manifest, facts.violations, facts.stamp, observation=status)
+        return replace(plan, actions=(*unfinished, *plan.actions))
     if facts.is_valid:
         step = step.planned(facts.spec, status)
-    unfinished = tuple(DeleteJob(child.job_name, child.uid) for child in facts.observed.unfinished)
     after = _status_after(facts, status, step)
     polls = tuple(poll.actions(facts.job, after, facts.observed, facts.settings, facts.now)) if facts.is_valid else ()
-    children = (*unfinished, *step.actions(facts, status), *polls)
+    changes = (*unfinished, *step.actions(facts, status), *polls)
     after = _with_due_time(facts, after)
     events, update = _reports(facts.manifest, facts.job.status, after)
     requeue = step.requeue(facts, after)
@@ -84,7 +86,7 @@ def plan_of(facts: Facts) -> Plan:
         requeue = Requeue(_MIN_SECONDS)  # the next reconcile starts the run that the object describes
     return Plan(
         # Status is last: the next reconcile repeats everything that a crash has left undone.
-        actions=(*events, *children, *update) if step.has_events_first else (*children, *events, *update),
+        actions=(*events, *changes, *update) if step.has_events_first else (*changes, *events, *update),
         before=facts.job.status,
         status=after,
         observation=status,

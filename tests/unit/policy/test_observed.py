@@ -96,9 +96,15 @@ def test_an_attempt_ends_with_its_trainers_although_sidecars_are_running(
 
 
 def test_a_job_that_sidecars_hold_is_deleted_when_its_outcome_is_recorded() -> None:
-    assert observed_with_sidecars(OVER, OVER).unfinished == ()
+    assert observed_with_sidecars(OVER, OVER).unfinished(run=1) == ()
     observed = observed_with_sidecars(OVER, OVER, recorded=True)
-    assert (observed.unfinished, observed.orphans) == (observed.attempts, ())
+    assert (observed.unfinished(run=1), observed.orphans) == (observed.attempts, ())
+
+
+def test_a_job_of_an_earlier_run_that_sidecars_hold_is_deleted() -> None:
+    observed = observed_with_sidecars(OVER, OVER)
+    assert observed.unfinished(run=2) == observed.attempts
+    assert observed_with_sidecars(OVER, RUNNING, seconds=3600).unfinished(run=2) == (), "its run is stopped first"
 
 
 def test_the_next_attempt_waits_for_the_other_trainers_of_one_that_sidecars_hold() -> None:
