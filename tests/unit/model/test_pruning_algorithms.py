@@ -1,13 +1,14 @@
 """Which weights and layers `method.full.pruning` removes, and the messages about blocks that do not fit the model."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DiffLlamaConfig, GPT2Config, LlamaConfig
 
 import tiny_models
 from finetune_api.v1alpha1 import Dtype, Freeze, FullFineTune, Pruning, PruningAlgorithm, Task
@@ -17,6 +18,7 @@ from finetune_trainer.methods.layers import layer_depths
 from finetune_trainer.methods.pruning import PRUNERS, Masks
 from finetune_trainer.methods.pruning.magnitude import smallest
 from finetune_trainer.methods.pruning.matrices import layer_matrices
+from finetune_trainer.model.drop_check import check_dropped_layers
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.pruning import check_zeros, keep_zeros, set_zeros
 from finetune_trainer.tasks import TASKS
@@ -24,6 +26,7 @@ from finetune_trainer.tasks import TASKS
 FULL = METHODS["full"]
 DECODERS, ENCODERS = ("llama", "gpt2", "gpt_neox", "qwen2", "gemma"), ("bert", "distilbert", "roberta")
 ROWS = torch.arange(24).view(3, 8)
+SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +202,22 @@ def test_masks_are_counted_in_the_estimate_of_memory() -> None:
     with_zeros, without = block("Wanda", sparsity=0.5), block("DropLayers", layers=1)
     flags = [FULL.activations(sizes, FullFineTune(pruning=one)).flags for one in (with_zeros, without, None)]
     assert flags == [96, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        (LlamaConfig(vocab_size=60, **SIZES), ""),
+        (GPT2Config(vocab_size=60, n_embd=16, n_layer=4, n_head=2), ""),
+        (
+            DiffLlamaConfig(vocab_size=60, **SIZES),
+            "class of s3://b/m computes with the number of a layer",
+        ),
+    ],
+    ids=["llama", "gpt2", "diffllama"],
+)
+def test_classes_that_compute_with_the_number_of_a_layer_are_refused(config: Any, refused: str) -> None:
+    block = Pruning(algorithm=PruningAlgorithm.DROP_LAYERS, layers=1)
+    model_class = type(AutoModelForCausalLM.from_config(config))
+    with pytest.raises(BadConfigError, match=refused) if refused else nullcontext():
+        check_dropped_layers(model_class, config, "s3://b/m", block)

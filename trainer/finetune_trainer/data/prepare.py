@@ -23,6 +23,7 @@ from finetune_api.v1alpha1.quantities import amount
 from ..errors import BadConfigError, BadDataError, ModelUnusableError
 from ..methods import METHODS
 from ..model.chunk_check import check_chunks
+from ..model.drop_check import check_dropped_layers
 from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
 from ..model.fetch import ModelFolder, fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model
@@ -325,8 +326,11 @@ def _check_rules(spec: Spec, data_format: DataFormat) -> None:
 
 
 def _check_class(spec: Spec, plan: WeightPlan, task: Task, length: int) -> None:
-    """Raise BadConfigError if the class of the model does not work with packs or a chunked loss, where the spec has
-    them."""
+    """Raise BadConfigError if the class of the model does not work with packs, a chunked loss or fewer layers, where
+    the spec has them."""
+    pruning = None if spec.method.full is None else spec.method.full.pruning
+    if pruning is not None and pruning.layers:
+        check_dropped_layers(plan.model_class, plan.config, spec.model.uri, pruning)
     if spec.training.chunked_loss:
         check_chunks(plan.model_class, plan.config, spec.model.uri, TASKS[task])
     if spec.data.packing is Packing.PACKED:

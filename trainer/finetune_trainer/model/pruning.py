@@ -5,6 +5,7 @@ attempt and every rank reads the stored ones.
 """
 
 import hashlib
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.run_layout import RunLayout
 
-from ..errors import ModelUnusableError, ObjectMissingError, StorageProtocolError, TrainerError
+from ..errors import ModelUnusableError, ObjectMissingError, TrainerError
 from ..methods.pruning import Masks
 from ..methods.pruning.matrices import layer_matrices
 from ..methods.pruning.record import PrunedKind, PruningRecord
@@ -23,22 +24,24 @@ from ..store.client import ObjectStore
 from .load import writable
 
 
-def record_masks(model: PreTrainedModel, masks: Masks, store: ObjectStore, layout: RunLayout) -> PruningRecord:
+def record_masks(
+    model: PreTrainedModel,
+    masks: Masks,
+    store: ObjectStore,
+    layout: RunLayout,
+    create: Callable[[str, bytes], bytes],
+) -> PruningRecord:
     """Store the masks that were chosen for a complete model. Returns the record that is in storage.
 
-    If another attempt has stored its choice in the meantime, that one applies.
+    `create` creates an object of the run unless there is one, and returns its content. If another attempt has stored
+    its choice in the meantime, that one applies. Raises FencedError if a newer attempt has claimed the run.
     """
     content = save({name: np.packbits(mask.numpy()) for name, mask in masks.items()})
     digest = hashlib.sha256(content).hexdigest()
     store.put(layout.pruning_masks(digest), content)
     record = PruningRecord(masks=digest, kinds=_kinds(model, masks))
     text = record.model_dump_json(indent=1).encode()
-    try:
-        is_new = store.put_if_absent(layout.pruning, text)
-    except StorageProtocolError:  # the store has no conditional writes: the claim of the run protects it
-        store.put(layout.pruning, text)
-        return record
-    return record if is_new else stored_pruning(store, layout) or record
+    return PruningRecord.model_validate_json(create(layout.pruning, text))
 
 
 def stored_pruning(store: ObjectStore, layout: RunLayout) -> PruningRecord | None:

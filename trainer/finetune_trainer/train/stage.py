@@ -123,7 +123,7 @@ class _Attempt:
             parts = self._parts(plan, checkpoints, base)
             # The duration of downloads differs between ranks, but under ZeRO-3 the ranks build the model together.
             stop_if_agreed(self.stop.requested, where="before the model was loaded")
-            pruning = pruning_of_run(self.config, base, self._split("train"), parts.collator, self.store, parts.device)
+            pruning = pruning_of_run(self.config, base, self._split("train"), parts, self.store)
         if self.config.spec.training.learning_rate is None:
             parts = self._with_learning_rate(parts, base, pruning)
         with self.report.phase("model"):
