@@ -222,7 +222,14 @@ def _vocabulary(spec: Spec) -> Iterator[Violation]:
             f"must be absent with spec.method.{next(iter(spec.method.given))}, which does not train the embeddings of "
             "new tokens; remove it, or write method: {full: {}}",
         )
-    if spec.method.full is not None and spec.method.full.freeze is not None and spec.method.full.freeze.embeddings:
+    freeze = None if spec.method.full is None else spec.method.full.freeze
+    if freeze is not None and freeze.patterns:
+        yield Violation(
+            "spec.method.full.freeze.patterns",
+            "must be absent with spec.model.vocabulary, because a pattern may freeze the embeddings of new tokens; "
+            "write firstLayers instead, or remove one of them",
+        )
+    if freeze is not None and freeze.embeddings:
         yield Violation(
             "spec.method.full.freeze.embeddings",
             "must be false with spec.model.vocabulary, whose new embeddings must be trained; remove one of them",

@@ -20,6 +20,7 @@ from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
 
 from .data.info import read_dataset_info
 from .data.prepare import prepare
+from .errors import StorageProtocolError
 from .evaluate.training_log import TrainingLog
 from .logs import QUIET_ENVIRONMENT, quiet_libraries
 from .model.estimate import STATE_BYTES
@@ -143,8 +144,12 @@ def _time(config: TrainerConfig, prepared: Prepared, tokens: float, store: Objec
 def measured_runs(output_uri: str, store: ObjectStore) -> list[MeasuredRun]:
     """Return the newest runs of an output whose speed is known, newest first. Unreadable documents are skipped."""
     prefix = f"{output_uri}/runs/"
-    found = (re.match(r"(r\d+-[^/]+)/training\.json$", info.uri.removeprefix(prefix)) for info in store.list(prefix))
-    names = sorted((match[1] for match in found if match), reverse=True)[:_MAX_RUNS]
+    found = [
+        (info.modified, match[1])
+        for info in store.list(prefix)
+        if (match := re.match(r"(r\d+-[^/]+)/training\.json$", info.uri.removeprefix(prefix)))
+    ]
+    names = [name for _, name in sorted(found, reverse=True)[:_MAX_RUNS]]
     runs = (_measured(name, RunLayout(prefix + name), store) for name in names)
     return [run for run in runs if run is not None]
 
@@ -156,10 +161,10 @@ def _measured(name: str, layout: RunLayout, store: ObjectStore) -> MeasuredRun |
             return None
         record, training = (document.content for document in documents if document is not None)
         run, measured = RunRecord.model_validate_json(record), TrainingLog.model_validate_json(training).speed
-    except ValidationError as error:
+    except (ValidationError, StorageProtocolError) as error:
         log.debug("%s is not used for the forecast: %s", layout.uri, error)
         return None
-    if measured is None or measured.tokens_per_second <= 0:
+    if measured is None:
         return None
     return MeasuredRun(
         name=name,

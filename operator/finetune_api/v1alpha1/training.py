@@ -202,7 +202,7 @@ class Training(ApiModel, scope=Scope.RUN):
     gradient_checkpointing: Annotated[bool, Scope.ATTEMPT] = True
     """Recompute activations in the backward pass. Needs less memory and is about 20 % slower."""
 
-    chunked_loss: Annotated[bool, Scope.ATTEMPT] = False
+    chunked_loss: bool = False
     """Compute the loss of a language model in parts, so that the logits of all tokens never exist at the same time.
     Needs less memory with a large vocabulary. The loss differs by rounding. Not with ZeRO stage 3."""
 

@@ -14,7 +14,7 @@ class TrainingSpeed(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    tokens_per_second: float
+    tokens_per_second: Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
     """Without padding, over all processes."""
     processes: PositiveInt
     on_gpus: bool = False

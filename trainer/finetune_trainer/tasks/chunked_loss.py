@@ -23,7 +23,11 @@ class ChunkingError(ValueError):
 
 @dataclass(frozen=True)
 class DeferredLogits:
-    """Stands for the logits of a model: the input of its output layer, and the layer. An index computes logits."""
+    """Stands for the logits of a model: the input of its output layer, and the layer.
+
+    Slices of rows and tokens, which the models of some methods take, stand for those logits; any other index computes
+    logits.
+    """
 
     hidden: torch.Tensor
     """(rows, tokens, hidden size)."""
@@ -38,8 +42,10 @@ class DeferredLogits:
         """Number of dimensions of the logits."""
         return self.hidden.dim()
 
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        """Logits of rows and tokens."""
+    def __getitem__(self, index: Any) -> "DeferredLogits | torch.Tensor":
+        """Logits of these rows and tokens."""
+        if isinstance(index, tuple) and len(index) <= 2 and all(isinstance(part, slice) for part in index):
+            return DeferredLogits(self.hidden[index], self.head)
         return functional.linear(self.hidden[index], self.head.weight, self.head.bias)
 
     def loss(self, targets: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
@@ -53,7 +59,7 @@ class DeferredLogits:
             for part, label in parts
         ]
         # Without targets, the loss is 0 and every parameter has a gradient, as that of the plain loss.
-        return torch.stack(losses).sum() if losses else (hidden.float().sum() + 0.0 * self[:1, :1].float().sum())
+        return torch.stack(losses).sum() if losses else (hidden.float().sum() + 0.0 * self.head.weight.float().sum())
 
 
 def _chunk_loss(
