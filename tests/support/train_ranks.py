@@ -98,7 +98,7 @@ def train_rank(config: Path) -> int:
 
 
 def train_rank_without_discarded_models(config: Path) -> int:
-    """Like `train_rank`; an AssertionError if a model is in memory after the range test."""
+    """Like `train_rank`; an AssertionError if values of a model are in memory after the range test."""
     import gc
 
     from transformers import PreTrainedModel
@@ -109,9 +109,10 @@ def train_rank_without_discarded_models(config: Path) -> int:
 
     def checked() -> None:
         free()
-        left = [found for found in gc.get_objects() if isinstance(found, PreTrainedModel)]
-        users = [type(user).__name__ for found in left for user in gc.get_referrers(found)]
-        assert not left, f"{[type(found).__name__ for found in left]} are still in memory, used by {users}"
+        models = [found for found in gc.get_objects() if isinstance(found, PreTrainedModel)]
+        values = [getattr(value, "ds_tensor", value) for model in models for value in model.parameters()]
+        left = sum(value.numel() for value in values)
+        assert not left, f"{left} values of {[type(model).__name__ for model in models]} are still in memory"
 
     vars(stage)["free_memory"] = checked
     return train_rank(config)

@@ -36,6 +36,7 @@ VOCABULARY_FILE = "vocabulary.json"
 BASE_TOKENIZER_FILE = "base_tokenizer.json"
 """File of a model folder with new tokens: the tokenizer without them."""
 
+_WORD_MARK = "\u2581"
 _FIELD = "spec.model.vocabulary"
 _COPIED_BYTES = 16 << 20
 _ROUNDS = 10
@@ -90,6 +91,7 @@ class Forms:
         self._folder, self._uri = folder, uri
         self.tokenizer = _plain_tokenizer(folder, uri)
         self.backend: Tokenizer = self.tokenizer.backend_tokenizer
+        _refuse_word_marks(self.backend, uri)
         first, *others = self._ids(["a a"])[0]
         # As in `finetune_trainer.data.base_tokens`, which is in a higher layer.
         self.has_spaces = others != [first]
@@ -158,6 +160,21 @@ class Forms:
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.backend.encode_batch(texts, add_special_tokens=False)]
+
+
+def _refuse_word_marks(backend: Tokenizer, uri: str) -> None:
+    """Raise ModelUnusableError for tokenizers in the manner of SentencePiece.
+
+    They add a mark before words, also after a new token, so that a text with new tokens has others around them, and its
+    loss could not be compared with that of the base model.
+    """
+    parts = json.loads(backend.to_str())
+    if any(_WORD_MARK in json.dumps(parts[name], ensure_ascii=False) for name in ("normalizer", "pre_tokenizer")):
+        raise ModelUnusableError(
+            f"{uri}: the tokenizer marks the beginnings of words with {_WORD_MARK}, as SentencePiece does, so that new "
+            "tokens would change the tokens around them",
+            advice=f"remove {_FIELD}, or use a base model with a byte-level or WordPiece tokenizer",
+        )
 
 
 def _context(form: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import islice
 
 import torch
+from torch import nn
 
 from ..collectives import stop_if_agreed
 from ..errors import DivergedError
@@ -41,9 +42,21 @@ def measure_losses(rates: tuple[float, ...], parts: Parts, build: BuildEngine, s
     except DivergedError as error:
         log.info("the test of learning rates ends: %s", error)
     finally:
+        module = engine.deepspeed.module
         engine.deepspeed.destroy()
-        del engine
+        _release_values(module)
+        del engine, module
     return losses
+
+
+def _release_values(module: nn.Module) -> None:
+    """Free the values of all parameters. Under ZeRO-3 the model itself is never collected: DeepSpeed's hooks and nodes
+    of the autograd graph refer to each other."""
+    for parameter in module.parameters():
+        for tensor in (parameter, getattr(parameter, "ds_tensor", None)):
+            if tensor is not None:
+                tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                tensor.grad = None
 
 
 def free_memory() -> None:
