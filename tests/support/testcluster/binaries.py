@@ -19,7 +19,7 @@ from pathlib import Path
 from .missing import MissingError
 
 MODULES = Path(__file__).parents[2] / "kubernetes"
-KUBERNETES_VERSION = "v1.35.4"  # as in cluster/go.mod
+KUBERNETES_VERSION = "v1.37.2"  # as in cluster/go.mod
 
 Say = Callable[[str], None]
 """Reports progress to the user. Not `print`, whose output pytest would keep until the end."""
@@ -91,7 +91,7 @@ def cache_folder() -> Path:
 
 def go_version() -> str:
     if shutil.which("go") is None:
-        raise MissingError("Go 1.25 or newer is not on the path; it is required to build the cluster's programs")
+        raise MissingError("Go 1.26 or newer is not on the path; it is required to build the cluster's programs")
     names = ["GOVERSION", "GOOS", "GOARCH"]
     return subprocess.run(["go", "env", *names], cwd=MODULES, capture_output=True, text=True, check=True).stdout
 
