@@ -134,6 +134,8 @@ class Pods(Values):
     """Request of ephemeral storage if the job sets none; "0": none."""
     termination_grace: Grace = Grace()
     """Bounds of the time that training pods have for a last save when they are evicted."""
+    gang_scheduling: bool = _SETTINGS.gang_scheduling
+    """Place the workers of an attempt on nodes together, if the cluster serves PodGroups (docs/operating.md)."""
     volumes: Objects = []
     """Volumes of every pod, such as a certificate bundle or a shared file system."""
     volume_mounts: Objects = []

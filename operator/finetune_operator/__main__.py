@@ -141,6 +141,12 @@ def _add_job_arguments(run: argparse.ArgumentParser) -> None:
         default=own.additions,
         help="JSON file with volumes, volumeMounts and env of all pods, and defaults of what jobs leave out",
     )
+    run.add_argument(
+        "--gang-scheduling",
+        action=argparse.BooleanOptionalAction,
+        default=own.gang_scheduling,
+        help="place the workers of an attempt on nodes together, if the cluster serves scheduling.k8s.io/v1beta1",
+    )
     run.add_argument("--policy", type=_policy, help="YAML file with what jobs may use; absent: no restriction")
 
 
@@ -208,6 +214,7 @@ def _settings(options: argparse.Namespace) -> OperatorSettings:
         credentials_secret=options.credentials_secret or "",
         additions=options.pod_additions,
         operator_namespace=options.network_policies_from or "",
+        gang_scheduling=options.gang_scheduling,
         policy=options.policy,
         termination_grace=GraceLimits(options.termination_grace, options.max_termination_grace),
         progress_seconds=options.progress_seconds,

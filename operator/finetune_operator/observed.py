@@ -136,6 +136,8 @@ class ObservedAttempt:
     """Hash of the spec fields that determine evaluation and exported formats."""
     queue: str = ""
     """Queue of its Job; empty: none."""
+    has_gang: bool = False
+    """Whether its pods are in a PodGroup with its name, so that the scheduler places them on nodes together."""
     suspended: bool = False
     """Whether `spec.suspend` of its Job is set: it was not admitted yet, or it was evicted, so that the Job controller
     deletes its pods, which save a checkpoint."""
@@ -306,12 +308,18 @@ def _attempt(
         gpus=int(annotations.get(constants.ANNOTATION_GPUS, 0)),
         evaluation_hash=annotations.get(constants.ANNOTATION_EVALUATION_SPEC_HASH, ""),
         queue=labels.get(constants.LABEL_QUEUE, ""),
+        has_gang=_pod_group(job) == metadata["name"],
         suspended=spec.get("suspend", False),
         started_at=job.get("status", {}).get("startTime", ""),
         lost=not terminal and now is not None and any(is_overdue(pod, now) for pod in pods),
         held=held,
         recorded=metadata["name"] in recorded,
     )
+
+
+def _pod_group(job: Manifest) -> str:
+    template = job.get("spec", {}).get("template", {}).get("spec", {})
+    return str(template.get("schedulingGroup", {}).get("podGroupName", ""))
 
 
 def _plan(text: str | None) -> AttemptPlan | None:

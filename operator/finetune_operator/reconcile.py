@@ -29,7 +29,7 @@ from .policy import history, in_force, runs, schedule
 from .policy.actions import CreateChildren, CreateEvent, DeleteJob, Requeue, UpdateStatus
 from .policy.facts import Facts
 from .policy.plan import Plan, plan_of, queued_job, rechecked, refused, rejection, unexplained_objects
-from .render import render_event, render_stage
+from .render import gang_size, render_event, render_stage
 from .settings import OperatorSettings
 
 
@@ -232,10 +232,11 @@ class _Shell:
         try:
             match action:
                 case CreateChildren(config, needs, grace):
-                    for child in render_stage(config, self.settings, grace_seconds=grace, needs=needs):
+                    gang = await self._gang(config)
+                    for child in render_stage(config, self.settings, grace_seconds=grace, needs=needs, gang=gang):
                         await self.cluster.create_child(child)
-                case DeleteJob(name, uid):
-                    await self.cluster.delete_job(self.key, name, uid)
+                case DeleteJob(name, uid, has_gang):
+                    await self.cluster.delete_job(self.key, name, uid, has_gang=has_gang)
         except ClusterConflictError as error:
             return Reason.CHILD_CONFLICT, str(error)
         except ApiError as error:
@@ -243,6 +244,10 @@ class _Shell:
                 return Reason.CANNOT_CREATE, str(error)
             raise
         return None
+
+    async def _gang(self, config: TrainerConfig) -> int:
+        size = gang_size(config) if self.settings.gang_scheduling else 0
+        return size if size and await self.cluster.serves_pod_groups() else 0
 
 
 def _defaults(settings: OperatorSettings) -> job_policy.Defaults:

@@ -55,6 +55,8 @@ class OperatorSettings:
     operator in this namespace to their progress. Empty: none."""
     has_queues: bool = True
     """Whether `spec.workers.queue` has an effect. Local runs have no queues."""
+    gang_scheduling: bool = True
+    """Whether the workers of a training attempt are placed on nodes together, if the cluster serves PodGroups."""
     policy: JobPolicy | None = None
     """What jobs may use; None: everything in their namespace."""
     termination_grace: GraceLimits = field(default_factory=GraceLimits)

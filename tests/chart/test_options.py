@@ -179,6 +179,15 @@ def test_the_grace_of_training_pods_can_be_chosen(helm: Helm) -> None:
     assert (found.least_seconds, found.most_seconds) == (30, 1000000)
 
 
+def test_gang_scheduling_can_be_disabled_together_with_its_permissions(helm: Helm) -> None:
+    enabled, disabled = helm.render({}), helm.render(nested("pods.gangScheduling", False))
+    assert [settings(one).gang_scheduling for one in (enabled, disabled)] == [True, False]
+    (rule,) = [one for one in enabled["ClusterRole", RELEASE]["rules"] if one["resources"] == ["podgroups"]]
+    assert rule["apiGroups"] == ["scheduling.k8s.io"]
+    kept = [one for one in enabled["ClusterRole", RELEASE]["rules"] if one is not rule]
+    assert disabled["ClusterRole", RELEASE]["rules"] == kept
+
+
 def test_volumes_mounts_and_variables_reach_every_pod_of_a_job(helm: Helm) -> None:
     rendered = helm.render({"pods": CERTIFICATES})
     name = f"{RELEASE}-pod-additions"
@@ -474,6 +483,7 @@ OTHERS: dict[str, Any] = {
     "storage.credentialsSecret": "storage",
     "security.runAsUser": "none",
     "pods.ephemeralStorage": "2Gi",
+    "pods.gangScheduling": False,
     "pods.terminationGrace.minimumSeconds": 60,
     "pods.terminationGrace.maximumSeconds": 600,
     "pods.volumes": CERTIFICATES["volumes"],

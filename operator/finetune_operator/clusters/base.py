@@ -38,15 +38,20 @@ class Cluster(Protocol):
     async def read_progress(self, pod: Manifest) -> Progress | None:
         """Return the response of a pod to `GET /progress`; None if it does not respond."""
 
+    async def serves_pod_groups(self) -> bool:
+        """Return whether PodGroups can be created, which the scheduler uses for gang scheduling."""
+
     async def create_child(self, manifest: Manifest) -> None:
         """Create a child. Does nothing if it exists; raises ClusterConflictError if it has another owner.
 
-        A ConfigMap with other content is replaced if the Job of its attempt does not exist: the spec was changed after
-        the cluster refused that Job.
+        A ConfigMap or PodGroup with other content is replaced if the Job of its attempt does not exist: the spec was
+        changed after the cluster refused that Job.
         """
 
-    async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
+    async def delete_job(self, key: JobKey, name: str, uid: str, *, has_gang: bool = False) -> None:
         """Delete a Job, its ConfigMap, Service and pods, which get SIGTERM and their grace period.
+
+        `has_gang`: also delete its PodGroup.
 
         The Job is listed until its last pod has ended. Does nothing if it does not exist or has another UID.
         """

@@ -25,7 +25,9 @@ _PLURALS = {
     "NetworkPolicy": "networkpolicies",
     "Secret": "secrets",
     "PersistentVolumeClaim": "persistentvolumeclaims",
+    "PodGroup": "podgroups",
 }
+_SPEC_HASH = constants.ANNOTATION_ATTEMPT_SPEC_HASH
 
 
 _KUEUE_VERSIONS = ("v1beta2", "v1beta1")
@@ -116,6 +118,17 @@ class KubernetesCluster:
         address = _address(pod)
         return await get_progress(address, constants.PROGRESS_PORT, FOR_STATUS) if address else None
 
+    async def serves_pod_groups(self) -> bool:
+        """Return whether this version of PodGroups is served. It is read for each attempt that would use it: an
+        administrator can enable it at any time."""
+        try:
+            found = await self._server.request("GET", f"/apis/{constants.POD_GROUP_API}")
+        except ApiError as error:
+            if error.is_missing or error.status == HTTPStatus.FORBIDDEN:
+                return False
+            raise
+        return any(resource["name"] == "podgroups" for resource in found["resources"])
+
     async def _get(self, path: str, *, accept: str = "application/json") -> Manifest | None:
         try:
             return await self._server.request("GET", path, accept=accept)
@@ -135,8 +148,8 @@ class KubernetesCluster:
     async def create_child(self, manifest: Manifest) -> None:
         """Create a child. Raises ClusterConflictError if it exists with another owner.
 
-        A ConfigMap of a Job that does not exist is replaced if its content differs. Raises StaleError if it has
-        changed since.
+        A ConfigMap or PodGroup of a Job that does not exist is replaced if its content differs. Raises StaleError if it
+        has changed since, and ApiError if it is still being deleted.
         """
         metadata, plural = manifest["metadata"], _PLURALS[manifest["kind"]]
         path = path_of(manifest["apiVersion"], plural, metadata["namespace"])
@@ -151,13 +164,14 @@ class KubernetesCluster:
             if controller_uid(existing) != controller_uid(manifest):
                 what = f"{manifest['kind']} {metadata['namespace']}/{metadata['name']}"
                 raise ClusterConflictError(f"{what} exists and belongs to another owner; delete it") from None
-            if existing.get("data") != manifest.get("data"):
+            if _differs(existing, manifest):
                 await self._replace_unused(path, existing, manifest)
 
     async def _replace_unused(self, path: str, existing: Manifest, manifest: Manifest) -> None:
-        """Replace an immutable ConfigMap that was created before the cluster refused the Job of the same name.
+        """Replace an object that was created before the cluster refused the Job of the same name. It is immutable, or
+        has fields that are.
 
-        If the Job exists, its pods may have read the ConfigMap, which is kept.
+        If the Job exists, its pods may have used the object, which is kept.
         """
         metadata = existing["metadata"]
         if await self._get(path_of("batch/v1", "jobs", metadata["namespace"], metadata["name"])) is not None:
@@ -166,15 +180,29 @@ class KubernetesCluster:
         await self._server.request("DELETE", f"{path}/{metadata['name']}", {"preconditions": preconditions})
         await self._server.request("POST", path, manifest, accept=_METADATA_ONLY)
 
-    async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
+    async def delete_job(self, key: JobKey, name: str, uid: str, *, has_gang: bool = False) -> None:
         """Delete a Job in the foreground: it is listed until its last pod has ended.
 
         The Job is deleted last, so that an interrupted deletion is found and repeated.
         """
         for plural, child in (("services", service_name(name)), ("configmaps", name)):
             await self._delete(path_of("v1", plural, key.namespace, child), {})
+        if has_gang:
+            await self._delete_pod_group(key, name)
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Foreground"}
         await self._delete(path_of("batch/v1", "jobs", key.namespace, name), body)
+
+    async def _delete_pod_group(self, key: JobKey, name: str) -> None:
+        """Delete a PodGroup. Kubernetes keeps it until its pods have ended.
+
+        Without the permission, which an installation with `pods.gangScheduling: false` does not have, it is kept until
+        the FineTuneJob is deleted: an attempt that was started before must still be stopped.
+        """
+        try:
+            await self._delete(path_of(constants.POD_GROUP_API, "podgroups", key.namespace, name), {})
+        except ApiError as error:
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
 
     async def update_status(self, manifest: Manifest, status: Manifest) -> None:
         """Replace the status of the object that was read. Raises StaleError if it has changed since."""
@@ -211,6 +239,17 @@ def _queue_reason(workload: Manifest) -> str:
     conditions = {entry["type"]: entry for entry in (workload.get("status") or {}).get("conditions") or ()}
     waiting = (conditions.get(kind, {}) for kind in ("QuotaReserved", "Admitted"))
     return next((str(one.get("message", "")) for one in waiting if one.get("status") == "False"), "")
+
+
+def _differs(existing: Manifest, manifest: Manifest) -> bool:
+    """Return whether a child must be replaced: it has other content than it would be created with, or is being deleted.
+
+    The API server adds fields to the spec of a PodGroup, so specs are compared by the hash in its annotations.
+    """
+    if manifest["kind"] == "PodGroup":
+        before, after = (one["metadata"].get("annotations", {}).get(_SPEC_HASH) for one in (existing, manifest))
+        return before != after or "deletionTimestamp" in existing["metadata"]
+    return bool(existing.get("data") != manifest.get("data"))
 
 
 def _address(pod: Manifest) -> str | None:

@@ -57,6 +57,10 @@ class LocalCluster:
         found = {**stored, **running}.values()
         return [pod for pod in found if pod["metadata"]["labels"][constants.LABEL_JOB_NAME] in jobs]
 
+    async def serves_pod_groups(self) -> bool:
+        """Return False: there is no scheduler."""
+        return False
+
     async def create_child(self, manifest: Manifest) -> None:
         """Create a child. The pods of a Job start immediately.
 
@@ -76,7 +80,7 @@ class LocalCluster:
         if manifest["kind"] == "Job":
             self._tasks[metadata["name"]] = asyncio.create_task(self._run_job(stored))
 
-    async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
+    async def delete_job(self, key: JobKey, name: str, uid: str, *, has_gang: bool = False) -> None:
         """Send SIGTERM to the pods. The objects are removed when the last pod has ended."""
         job = self._objects.read("Job", name)
         if job is None or job["metadata"]["uid"] != uid:

@@ -24,10 +24,12 @@ class CreateChildren:
 
 @dataclass(frozen=True)
 class DeleteJob:
-    """Delete a Job with its ConfigMap, Service and pods. Its pods get SIGTERM and their grace period."""
+    """Delete a Job with its ConfigMap, Service, PodGroup and pods. Its pods get SIGTERM and their grace period."""
 
     name: str
     uid: str
+    has_gang: bool = False
+    """Whether it has a PodGroup."""
 
 
 @dataclass(frozen=True)

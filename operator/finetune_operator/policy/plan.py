@@ -61,7 +61,7 @@ def plan_of(facts: Facts) -> Plan:
     """Return the plan for these facts."""
     status, step = _decide(facts)
     children = facts.observed.unfinished(facts.job.status.run.number)
-    unfinished = tuple(DeleteJob(child.job_name, child.uid) for child in children)
+    unfinished = tuple(DeleteJob(child.job_name, child.uid, child.has_gang) for child in children)
     if step is None:
         plan = rejection(facts.manifest, facts.violations, facts.stamp, observation=status)
         return replace(plan, actions=(*unfinished, *plan.actions))

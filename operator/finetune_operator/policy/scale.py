@@ -91,6 +91,15 @@ def explanation(spec: Spec, attempt: AttemptStatus, fewer: int) -> str:
     )
 
 
+def fewest_workers(spec: Spec, nodes: int) -> int:
+    """Return the smallest number of workers with which an attempt of `nodes` workers is useful.
+
+    If fewer can be placed on nodes, they only hold resources. If this many can, they wait for the others until the
+    start timeout, after which an attempt continues without the others.
+    """
+    return min(spec.workers.min_nodes or nodes, nodes)
+
+
 def _smaller_worlds(spec: Spec, nodes: int) -> tuple[int, ...]:
     """Return the numbers of workers below `nodes` that the spec allows and that divide the global batch."""
     fewest = spec.workers.min_nodes or spec.workers.nodes

@@ -383,7 +383,7 @@ def _watch_newest(observed: Observed) -> Watch:
 
 
 def _deletions(children: tuple[ObservedAttempt, ...]) -> tuple[DeleteJob, ...]:
-    return tuple(DeleteJob(child.job_name, child.uid) for child in children if not child.deleting)
+    return tuple(DeleteJob(child.job_name, child.uid, child.has_gang) for child in children if not child.deleting)
 
 
 def _progress_interval(facts: Facts, status: Status, *, is_ending: bool = False) -> Requeue:

@@ -60,6 +60,8 @@ def explanation(child: ObservedAttempt, idle: Sequence[ObservedPod], warnings: S
     """Return how many pods are running, and the reasons of the others. `warnings` are Events, oldest first."""
     running = sum(pod.phase == "Running" for pod in child.pods)
     lines = [f"{running} of {child.expected_pods} pods of {child.job_name} are running"]
+    if child.has_gang and child.pods and not any(pod.node for pod in child.pods):
+        lines[0] += f"; PodGroup {child.job_name} waits until enough of them can be placed on nodes together"
     messages = {event["involvedObject"]["name"]: event.get("message", "") for event in warnings}
     for pod in idle[:SHOWN]:
         reason = pod.waiting if pod.waiting not in ORDINARY_WAITS else messages.get(pod.name, pod.waiting)

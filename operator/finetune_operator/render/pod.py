@@ -37,9 +37,9 @@ _LEAST_BYTES_PER_PARAMETER = 2
 
 
 def pod_template(
-    config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, needs: EvaluationNeeds
+    config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, needs: EvaluationNeeds, *, gang: str = ""
 ) -> Manifest:
-    """Pod template of a stage's Job; `grace_seconds` is its grace period."""
+    """Pod template of a stage's Job; `grace_seconds` is its grace period, `gang` its PodGroup, empty: none."""
     defaults = settings.additions.defaults
     name, own = names.name_of(config), _placement(config, defaults).settings
     workers = filled(config.spec.workers, defaults.workers)
@@ -49,6 +49,7 @@ def pod_template(
         "affinity": _written(own.affinity),
         "topologySpreadConstraints": _all_written(own.topology_spread_constraints),
         "schedulerName": own.scheduler_name,
+        "schedulingGroup": {"podGroupName": gang} if gang else None,
         "runtimeClassName": own.runtime_class_name,
         "hostNetwork": own.host_network,
         # With the default policy, a pod on the network of the node cannot resolve the names of Services.

@@ -1,4 +1,4 @@
-"""The children of one attempt at one stage: ConfigMap, Service, Job."""
+"""The children of one attempt at one stage: ConfigMap, Service, PodGroup, Job."""
 
 from finetune_api import constants
 from finetune_api.constants import Stage
@@ -11,8 +11,10 @@ from finetune_api.v1alpha1 import FineTuneJob
 
 from .. import names
 from ..manifests import Manifest
+from ..pod_defaults import filled
 from ..policy.pending import attempt_hash, evaluation_hash
 from ..policy.runs import run_hash
+from ..policy.scale import fewest_workers
 from ..policy.world import evaluation_needs, stage_config
 from ..settings import OperatorSettings
 from .network_policy import network_policy_spec
@@ -25,13 +27,16 @@ def render_stage(
     *,
     grace_seconds: int | None = None,
     needs: EvaluationNeeds | None = None,
+    gang: int = 0,
 ) -> tuple[Manifest, ...]:
     """Return the children of an attempt, in the order of their creation.
 
     `grace_seconds` is the grace period of its pods; absent: the minimum of the settings. `needs` is the size of the
-    evaluation; absent: not yet known.
+    evaluation; absent: not yet known. `gang` is the number of its pods that the scheduler places on nodes together, or
+    none of them; 0: it places each on its own.
     """
     service = (_service(config),) if names.has_service(config) else ()
+    group = (_pod_group(config, settings, gang),) if gang else ()
     grace_seconds = grace_seconds or settings.termination_grace.least_seconds
     # That of a poll would remain after it: polls have no peers, and their progress is not read.
     has_policy = bool(settings.operator_namespace) and config.stage is not Stage.POLL
@@ -40,8 +45,15 @@ def render_stage(
         _config_map(config),
         *policy,  # before the Job, so that no pod is reachable without it
         *service,
-        _job(config, settings, grace_seconds, needs or evaluation_needs(None)),
+        *group,
+        _job(config, settings, grace_seconds, needs or evaluation_needs(None), has_gang=bool(gang)),
     )
+
+
+def gang_size(config: TrainerConfig) -> int:
+    """Return the `gang` with which an attempt should be rendered; 0 if one pod of it is useful without others."""
+    fewest = fewest_workers(config.spec, config.world.nodes) if config.stage is Stage.TRAIN else 1
+    return fewest if fewest > 1 else 0
 
 
 def render_all(job: FineTuneJob, settings: OperatorSettings) -> tuple[Manifest, ...]:
@@ -116,7 +128,31 @@ def _service(config: TrainerConfig) -> Manifest:
     }
 
 
-def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, needs: EvaluationNeeds) -> Manifest:
+def _pod_group(config: TrainerConfig, settings: OperatorSettings, gang: int) -> Manifest:
+    priority = filled(config.spec.workers, settings.additions.defaults.workers).priority_class_name
+    annotations = {constants.ANNOTATION_ATTEMPT_SPEC_HASH: attempt_hash(config.spec)}
+    return {
+        "apiVersion": constants.POD_GROUP_API,
+        "kind": "PodGroup",
+        "metadata": _metadata(config) | {"annotations": annotations},
+        "spec": {
+            "schedulingPolicy": {"gang": {"minCount": gang}},
+            # The attempt ends with the first pod that is preempted: preempting one costs as much as preempting all.
+            "disruptionMode": {"all": {}},
+            # The scheduler rejects a group with another priority than its pods.
+            **({"priorityClassName": priority} if priority else {}),
+        },
+    }
+
+
+def _job(
+    config: TrainerConfig,
+    settings: OperatorSettings,
+    grace_seconds: int,
+    needs: EvaluationNeeds,
+    *,
+    has_gang: bool,
+) -> Manifest:
     annotations = {
         constants.ANNOTATION_RUN_SPEC_HASH: run_hash(config.spec),
         constants.ANNOTATION_ATTEMPT_SPEC_HASH: attempt_hash(config.spec),
@@ -159,6 +195,6 @@ def _job(config: TrainerConfig, settings: OperatorSettings, grace_seconds: int, 
                     },
                 ]
             },
-            "template": pod_template(config, settings, grace_seconds, needs),
+            "template": pod_template(config, settings, grace_seconds, needs, gang=metadata["name"] if has_gang else ""),
         },
     }

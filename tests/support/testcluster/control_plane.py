@@ -20,6 +20,8 @@ NODE_GRACE_SECONDS = 12
 """Seconds without a heartbeat until a node is NotReady. The default is 50."""
 CLIENT_LIMITS = ("--kube-api-qps=500", "--kube-api-burst=1000")
 """The default limits, 20 requests per second, would dominate benchmarks."""
+FEATURES = "--feature-gates=GenericWorkload=true"
+"""PodGroups, for gang scheduling: beta and disabled by default in Kubernetes 1.37."""
 ALONE_SERVICES = "10.96.0.0/16"
 """Service addresses of a cluster without a network; nothing listens on them."""
 
@@ -129,6 +131,8 @@ class ControlPlane:
             f"--service-account-signing-key-file={self.service_accounts.key}",
             f"--service-cluster-ip-range={self.services}",
             "--allow-privileged",
+            "--runtime-config=scheduling.k8s.io/v1beta1=true",
+            FEATURES,
         )
 
     def _start_controllers(self) -> None:
@@ -143,6 +147,7 @@ class ControlPlane:
             "--node-monitor-period=1s",
             f"--node-monitor-grace-period={NODE_GRACE_SECONDS}s",
             "--concurrent-job-syncs=20",
+            FEATURES,
             *CLIENT_LIMITS,
         )
         self._daemon(
@@ -150,6 +155,7 @@ class ControlPlane:
             f"--kubeconfig={self.kubeconfig('system:kube-scheduler')}",
             "--leader-elect=false",
             "--secure-port=0",
+            FEATURES,
             *CLIENT_LIMITS,
         )
 

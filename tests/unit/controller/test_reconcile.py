@@ -71,6 +71,10 @@ class RecordingCluster:
         self._call("read progress")
         return None
 
+    async def serves_pod_groups(self) -> bool:
+        self._call("discover PodGroups")
+        return False
+
     async def create_child(self, manifest: Manifest) -> None:
         self._call(f"create {manifest['kind']}")
         if manifest["kind"] == "Job":
@@ -82,8 +86,8 @@ class RecordingCluster:
             pod = {"name": f"{name}-0", "labels": labels, "ownerReferences": [owner], **created}
             self.pods = [{"metadata": pod, "status": {"phase": "Pending"}}]
 
-    async def delete_job(self, key: JobKey, name: str, uid: str) -> None:
-        self._call(f"delete {name}")
+    async def delete_job(self, key: JobKey, name: str, uid: str, *, has_gang: bool = False) -> None:
+        self._call(f"delete {name}" + (" with its PodGroup" if has_gang else ""))
 
     async def update_status(self, manifest: Manifest, status: Manifest) -> None:
         self._call("update status")

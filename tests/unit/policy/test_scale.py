@@ -129,3 +129,17 @@ def test_fewer_workers_use_more_micro_batches_and_never_larger_ones(
     plan = world.batch_plan(spec, nodes)
     assert (plan.micro_size, plan.accumulation) == expected
     assert plan.micro_size * plan.accumulation * nodes == total
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes", "fewest"),
+    [
+        (make_spec(8, 2), 8, 2),
+        (make_spec(8, 4), 4, 4),
+        (make_spec(8, None), 8, 8),
+        (make_spec(8, 1), 8, 1),
+        (make_spec(1), 1, 1),
+    ],
+)
+def test_an_attempt_is_useful_with_the_fewest_workers_that_may_follow_it(spec: Spec, nodes: int, fewest: int) -> None:
+    assert scale.fewest_workers(spec, nodes) == fewest

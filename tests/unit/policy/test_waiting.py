@@ -95,6 +95,20 @@ def test_the_reason_is_reported_from_the_component_that_knows_it(
 
 
 @pytest.mark.parametrize(
+    ("has_gang", "nodes", "says_so"),
+    [(True, ("", ""), True), (True, ("node-a", ""), False), (False, ("", ""), False), (True, (), False)],
+    ids=["none placed", "one placed", "no gang", "not created"],
+)
+def test_the_gang_is_named_while_none_of_its_pods_is_placed(
+    has_gang: bool, nodes: tuple[str, ...], says_so: bool
+) -> None:
+    pods = [make_pod(index, phase="Pending", node=node) for index, node in enumerate(nodes)]
+    first, *_ = explanation(stage(*pods, has_gang=has_gang), pods, []).splitlines()
+    named = "; PodGroup job waits until enough of them can be placed on nodes together" if says_so else ""
+    assert first == f"0 of 2 pods of job are running{named}"
+
+
+@pytest.mark.parametrize(
     ("pods", "names"),
     [
         ([pod(0, waiting="Unschedulable: 0/2 nodes are available"), pod(1, waiting="ImagePullBackOff: no")], ()),

@@ -19,7 +19,7 @@ from finetune_api.validation import parse_job
 from finetune_operator import names
 from finetune_operator.pod_defaults import parse_defaults
 from finetune_operator.policy.world import evaluation_needs, stage_config
-from finetune_operator.render import render_all, render_stage
+from finetune_operator.render import gang_size, render_all, render_stage
 from finetune_operator.settings import OperatorSettings, PodAdditions
 from finetune_trainer.supervisor.supervisor import rank_environments
 
@@ -495,3 +495,40 @@ def test_a_pod_without_env_from_has_only_the_variables_that_it_needs() -> None:
     container = rendered(make_job())["Job"]["spec"]["template"]["spec"]["containers"][0]
     optional = {Env.MASTER_ADDR, Env.PROGRESS_HOST, Env.CACHE, Env.CREDENTIALS, Env.FORK_SERVER}
     assert optional & {entry["name"] for entry in container["env"]} == set()
+
+
+@pytest.mark.parametrize(
+    ("stage", "workers", "size"),
+    [
+        (Stage.TRAIN, {"nodes": 4}, 4),
+        (Stage.TRAIN, {"nodes": 4, "minNodes": 2}, 2),
+        (Stage.TRAIN, {"nodes": 4, "minNodes": 1}, 0),
+        (Stage.TRAIN, {"nodes": 1}, 0),
+        (Stage.PREPARE, {"nodes": 4}, 0),
+        (Stage.EVALUATE, {"nodes": 4}, 0),
+    ],
+)
+def test_workers_that_need_each_other_are_a_gang(stage: Stage, workers: dict[str, int], size: int) -> None:
+    config = stage_config(parse_job(make_manifest(workers=workers)), 1, stage, 1, StorageSettings())
+    assert gang_size(config) == size
+
+
+@pytest.mark.parametrize(
+    ("workers", "priority"), [({}, "batch"), ({"priorityClassName": "urgent"}, "urgent")], ids=["default", "own"]
+)
+def test_a_gang_is_created_before_its_pods_and_has_their_priority(workers: dict[str, str], priority: str) -> None:
+    settings = OperatorSettings(additions=PodAdditions(defaults=parse_defaults(DEFAULTS)))
+    config = stage_config(
+        parse_job(make_manifest(workers={"nodes": 4, **workers})), 1, Stage.TRAIN, 1, StorageSettings()
+    )
+    *_, group, job = render_stage(config, settings, gang=2)
+    assert (group["apiVersion"], group["kind"]) == ("scheduling.k8s.io/v1beta1", "PodGroup")
+    pod = job["spec"]["template"]["spec"]
+    assert pod["schedulingGroup"] == {"podGroupName": group["metadata"]["name"]}
+    assert group["metadata"]["ownerReferences"] == job["metadata"]["ownerReferences"]
+    assert group["spec"]["schedulingPolicy"] == {"gang": {"minCount": 2}}
+    assert group["spec"]["priorityClassName"] == pod["priorityClassName"] == priority
+    without = render_stage(config, settings)
+    assert [manifest["kind"] for manifest in without] == ["ConfigMap", "Service", "Job"]
+    del pod["schedulingGroup"]
+    assert without[-1] == job, "nothing else changes"
