@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from factories import make_job
+from finetune_api.constants import POD_GROUP_API
 from job_namespace import JOBS, JobNamespace, run_scenario
 from operator_process import OperatorProcess
 from testcluster.access import condition
@@ -13,6 +14,8 @@ from testcluster.control_plane import ControlPlane
 
 CHILDREN = 3 * 2 + 1
 """A Job and a ConfigMap per stage, and a Service for training."""
+DISCOVERY = 1
+"""Whether the cluster serves PodGroups. If it does, training also has a PodGroup."""
 TRANSITIONS = 4
 """Preparing, Training, Evaluating, Succeeded: one reconcile each, which writes an Event and status."""
 OPENED = 2 * 2
@@ -42,9 +45,10 @@ def test_an_undisturbed_job_needs_a_known_number_of_requests(
         run_scenario(admin, namespace, scenario)
         calls = calls_by_method(operator)
     assert set(calls) == {"GET", "POST", "PUT"}
-    assert calls["POST"] == CHILDREN + TRANSITIONS
+    has_pod_groups = control_plane.kubectl.run("get", "--raw", f"/apis/{POD_GROUP_API}").returncode == 0
+    assert calls["POST"] == CHILDREN + has_pod_groups + TRANSITIONS
     assert calls["PUT"] == TRANSITIONS
-    assert calls["GET"] <= OPENED + STAGES + READS * SPARE_PASSES
+    assert calls["GET"] <= OPENED + STAGES + DISCOVERY + READS * SPARE_PASSES
 
 
 def calls_by_method(operator: OperatorProcess) -> Counter[str]:
