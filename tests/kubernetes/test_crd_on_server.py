@@ -40,7 +40,7 @@ NAME = f"crd/{crd()['metadata']['name']}"
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt field": ({"training": {"learningrate": 1e-3}}, 'unknown field "spec.training.learningrate"'),
-    "missing field": ({"training": {"learningRate": None}}, "spec.training.learningRate: Required value"),
+    "missing field": ({"output": {"uri": None}}, "spec.output.uri: Required value"),
     "wrong type": ({"training": {"epochs": "three"}}, 'spec.training.epochs: Invalid value: "string"'),
     "unknown value": ({"training": {"schedule": "Lineal"}}, 'spec.training.schedule: Unsupported value: "Lineal"'),
     "not an address": ({"output": {"uri": "runs/job"}}, "spec.output.uri: Invalid value"),
