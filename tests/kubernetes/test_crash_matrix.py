@@ -67,8 +67,10 @@ async def is_suspended_and_resumed(world: JobNamespace, name: str, fault: Fault 
 async def is_changed_while_it_runs(world: JobNamespace, name: str, fault: Fault | None) -> ReconciledJob:
     job = await world.create(name, training_ends(FOREVER), fault)
     await job.until(is_training, within=240)
-    world.kubelet.scripts[name] = succeed
     await world.change(name, training={"learningRate": 1e-5})
+    # Until its pods are deleted: a Job that completes while the operator is down is not deleted.
+    await job.until(lambda status: status.run.number == 2 and bool(status.run.attempts), within=240)
+    world.kubelet.scripts[name] = succeed
     await job.until(lambda status: status.run.number == 2 and status.phase is Phase.SUCCEEDED, within=240)
     return job
 
