@@ -10,18 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from ..model.tokenizer import keeps_spaces
+
 _WORD = re.compile(r"[^\W_]+")
 
 
 def words_in(text: str) -> int:
     """Number of words: runs of letters and digits."""
     return len(_WORD.findall(text))
-
-
-def keeps_spaces(tokenizer: Tokenizer) -> bool:
-    """Whether tokens contain the space before a word, so that decoding restores a text exactly."""
-    first, *others = tokenizer.encode("a a", add_special_tokens=False).ids
-    return others != [first]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,19 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelUnusableError
 from .files import tokenizer_files
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def keeps_spaces(tokenizer: "Tokenizer") -> bool:
+    """Whether tokens contain the space before a word, so that decoding restores a text exactly."""
+    first, *others = tokenizer.encode("a a", add_special_tokens=False).ids
+    return bool(others != [first])
 
 
 def load_tokenizer(folder: Path) -> Any:

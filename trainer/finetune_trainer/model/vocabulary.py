@@ -28,7 +28,7 @@ from ..errors import BadConfigError, ModelUnusableError
 from .fetch import ModelFolder, listed_folder
 from .files import CONFIG_FILES, INDEX_FILE, WEIGHTS_FILE, tokenizer_files
 from .inspect import tensor_shapes
-from .tokenizer import load_tokenizer
+from .tokenizer import keeps_spaces, load_tokenizer
 from .weights import WeightPlan, plan_weights, unpartitioned
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -92,9 +92,7 @@ class Forms:
         self.tokenizer = _plain_tokenizer(folder, uri)
         self.backend: Tokenizer = self.tokenizer.backend_tokenizer
         _refuse_word_marks(self.backend, uri)
-        first, *others = self._ids(["a a"])[0]
-        # As in `finetune_trainer.data.base_tokens`, which is in a higher layer.
-        self.has_spaces = others != [first]
+        self.has_spaces = keeps_spaces(self.backend)
         """Whether a token contains the space before a word."""
         added = self.backend.get_added_tokens_decoder()
         special = {*self.tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
