@@ -72,12 +72,19 @@ class Forecast:
     """None: no run of this output has been measured."""
 
 
-def forecast(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter) -> Forecast:
-    """Prepare the run, and forecast it. `config` is that of a training attempt.
+def forecast_job(config: TrainerConfig, store: ObjectStore, *, scratch: Path, cache: Path) -> Forecast:
+    """Prepare the run in this process, and forecast it. `config` is that of a training attempt.
 
-    Raises what `prepare` raises, with the closest settings that fit if the training does not.
+    `scratch` is empty and deleted afterwards; `cache` keeps downloads. Raises what `prepare` raises, with the closest
+    settings that fit if the training does not.
     """
-    prepared = prepare(config, store, runtime, report)
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import transformers.utils.logging  # noqa: F401
+
+    quiet_libraries()
+    runtime = RuntimeEnv(rank=0, world_size=1, local_rank=0, local_world_size=1, scratch=scratch, cache=cache)
+    prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
     info = read_dataset_info(store, prepared.dataset_uri)
     plan = training_plan(PreparedConfig.of(config, prepared))
     tokens = sum(length * rows for length, rows in info.lengths["train"].items())
@@ -93,17 +100,6 @@ def forecast(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, rep
         evaluation_gpus=needs.gpus(config.spec),
         time=_time(config, prepared, plan.total_steps * tokens / plan.steps_per_epoch, store),
     )
-
-
-def forecast_job(config: TrainerConfig, store: ObjectStore, *, scratch: Path, cache: Path) -> Forecast:
-    """Forecast a run in this process. `scratch` is empty and deleted afterwards; `cache` keeps downloads."""
-    for name, value in QUIET_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import transformers.utils.logging  # noqa: F401
-
-    quiet_libraries()
-    runtime = RuntimeEnv(rank=0, world_size=1, local_rank=0, local_world_size=1, scratch=scratch, cache=cache)
-    return forecast(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
 
 
 @dataclass(frozen=True)
