@@ -41,7 +41,7 @@ class EvaluationNeeds:
         split of the promoted model and of the pruned base model, and the comparison of each exported folder with the
         trained model."""
         candidates = 2 if spec.evaluation.baseline else 1
-        is_pruned = spec.method.full is not None and spec.method.full.pruning is not None
+        is_pruned = spec.method.pruning is not None
         measured = candidates + (spec.evaluation.promote is not None) + (is_pruned and spec.evaluation.baseline)
         generated = len(spec.evaluation.prompts) * spec.evaluation.max_new_tokens
         tokens = measured * (self.test_tokens or 0) + candidates * generated

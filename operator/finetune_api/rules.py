@@ -177,7 +177,7 @@ _PRUNING_SETTINGS = {
 
 
 def _pruning(spec: Spec) -> Iterator[Violation]:
-    pruning = None if spec.method.full is None else spec.method.full.pruning
+    pruning = spec.method.pruning
     if pruning is None:
         return
     path, needed = "spec.method.full.pruning", _PRUNING_SETTINGS[pruning.algorithm]

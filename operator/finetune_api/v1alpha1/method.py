@@ -11,6 +11,7 @@ from .methods.lora import Lora
 from .methods.p_tuning import PTuning
 from .methods.prefix_tuning import PrefixTuning
 from .methods.prompt_tuning import PromptTuning
+from .methods.pruning import Pruning
 from .scope import Scope
 
 
@@ -51,6 +52,11 @@ class Method(ApiModel, scope=Scope.RUN):
         """Name in a manifest -> block, of those that are set; exactly one in a valid spec."""
         values = {field.alias or name: getattr(self, name) for name, field in type(self).model_fields.items()}
         return {name: block for name, block in values.items() if block is not None}
+
+    @property
+    def pruning(self) -> Pruning | None:
+        """`full.pruning`; None: nothing is pruned."""
+        return None if self.full is None else self.full.pruning
 
     @property
     def name(self) -> str:

@@ -328,7 +328,7 @@ def _check_rules(spec: Spec, data_format: DataFormat) -> None:
 def _check_class(spec: Spec, plan: WeightPlan, task: Task, length: int) -> None:
     """Raise BadConfigError if the class of the model does not work with packs, a chunked loss or fewer layers, where
     the spec has them."""
-    pruning = None if spec.method.full is None else spec.method.full.pruning
+    pruning = spec.method.pruning
     if pruning is not None and pruning.layers:
         check_dropped_layers(plan.model_class, plan.config, spec.model.uri, pruning)
     if spec.training.chunked_loss:

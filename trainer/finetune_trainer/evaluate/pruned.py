@@ -21,11 +21,6 @@ from .records import Evaluation, ModelMetrics, PruningResult, StoredSize
 _CHUNK = 2**24
 
 
-def pruning_of(config: PreparedConfig) -> Pruning | None:
-    """`spec.method.full.pruning`."""
-    return None if config.spec.method.full is None else config.spec.method.full.pruning
-
-
 def pruned_candidate(base: Candidate, block: Pruning, config: PreparedConfig, store: ObjectStore) -> Candidate:
     """The base model after pruning and before the training."""
 

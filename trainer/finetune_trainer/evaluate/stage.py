@@ -41,7 +41,7 @@ from .evaluator import ModelEvaluator, ModelResult, model_metrics
 from .model_card import model_card
 from .old_runs import delete_old_runs
 from .promote import ModelPromotion
-from .pruned import pruned_candidate, pruning_notes, pruning_of, pruning_result, with_pruning
+from .pruned import pruned_candidate, pruning_notes, pruning_result, with_pruning
 from .records import Address, BaselineResult, Evaluation, Generation, PromotionDecision, PruningResult
 from .reload import ReloadCheck
 from .report import ReportInputs, render_report
@@ -153,7 +153,7 @@ def _pruning(
     tuned: Candidate,
 ) -> PruningResult | None:
     """Evaluate the pruned base model, and measure the files. None without `spec.method.full.pruning`."""
-    block = pruning_of(config)
+    block = config.spec.method.pruning
     if block is None:
         return None
     figures = None

@@ -33,7 +33,7 @@ def pruning_of_run(
     Rank 0 loads the base model once more for that, whole and without gradients: on its device, or under ZeRO-3, where
     the model may not fit on a GPU, in host memory.
     """
-    block = None if config.spec.method.full is None else config.spec.method.full.pruning
+    block = config.spec.method.pruning
     if block is None or not PRUNERS[block.algorithm].sets_zeros:
         return None
     prepared, pruner = config.prepared, PRUNERS[block.algorithm]
