@@ -23,6 +23,7 @@ from .v1alpha1 import (
     Offload,
     Output,
     Packing,
+    Quantization,
     SimpleBaseline,
     Spec,
     Task,
@@ -48,6 +49,14 @@ DTYPE_STAGES: dict[Dtype, tuple[int, ...]] = {
     Dtype.FLOAT16: (2, 3),
 }
 """ZeRO stages that support each type. A lower stage in the spec is not a violation; it is raised."""
+
+QUANTIZATION_STAGES: dict[Quantization, tuple[int, ...]] = {
+    # Stage 3 partitions parameters and gathers them as floating-point values. A part of a quantized matrix has no
+    # scales of its own.
+    Quantization.NF4: (0, 1, 2),
+    Quantization.INT8: (0, 1, 2),
+}
+"""ZeRO stages that can be trained with each value of `spec.model.quantization`."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,8 @@ class Support:
             yield from self._of_task(task, task_row)
         for offload, stages in self.offload.items():
             yield from _of_offload(offload, stages)
+        for quantization, stages in QUANTIZATION_STAGES.items():
+            yield from self._of_quantization(quantization, stages)
 
     def _of_method(self, method: str, row: MethodSupport) -> Iterator[Restriction]:
         with_method = f"with method.{method}"
@@ -185,6 +196,7 @@ class Support:
                 requirement=_one_of(row.packings, with_method),
                 refused=refused,
             )
+        yield from self._quantization_of_method(method, row)
         tasks = self._tasks(row)
         if refused := _others(tuple(self.tasks), tasks):
             yield restriction(
@@ -273,6 +285,56 @@ class Support:
                 refused=("prompts",),
             )
 
+    def _quantization_of_method(self, method: str, row: MethodSupport) -> Iterator[Restriction]:
+        if not (refused := _others(tuple(Quantization), row.quantizations)):
+            return
+        able = [name for name, other in self.methods.items() if {*refused} <= {*other.quantizations}]
+        remedy = f", or set {_any_of([f'method.{name}' for name in able])}" if able else ""
+        yield Restriction(
+            "model.quantization",
+            applies=lambda spec: list(spec.method.given) == [method],
+            values=lambda spec: () if spec.model.quantization is None else (spec.model.quantization,),
+            allowed=row.quantizations,
+            condition=f"has(self.method.{method})",
+            within=_cel_within("model.quantization")
+            if row.quantizations
+            else lambda _: "!has(self.model.quantization)",
+            requirement=lambda value: (
+                f"must not be {value} with method.{method}, because quantized weights cannot be trained; remove "
+                f"it{remedy}"
+            ),
+            refused=refused,
+        )
+
+    def _of_quantization(self, quantization: Quantization, stages: tuple[int, ...]) -> Iterator[Restriction]:
+        def restriction(path: str, **fields: Any) -> Restriction:
+            return Restriction(
+                path,
+                applies=lambda spec: spec.model.quantization is quantization,
+                condition=f"has(self.model.quantization) && self.model.quantization == '{quantization}'",
+                within=_cel_within(path),
+                **fields,
+            )
+
+        reason = f"with quantization {quantization}, because quantized weights cannot be partitioned"
+        if refused := _others(ZERO_STAGES, stages):
+            yield restriction(
+                "deepspeed.zeroStage",
+                values=_zero_stage,
+                allowed=stages,
+                requirement=_one_of(stages, reason),
+                refused=refused,
+            )
+        offloads = tuple(offload for offload, usable in self.offload.items() if {*usable} & {*stages})
+        if refused := _others(tuple(self.offload), offloads):
+            yield restriction(
+                "deepspeed.offload",
+                values=lambda spec: (spec.deepspeed.offload,),
+                allowed=offloads,
+                requirement=_one_of(offloads, reason),
+                refused=refused,
+            )
+
     def _tasks(self, row: MethodSupport) -> tuple[Task, ...]:
         return tuple(self.tasks) if row.tasks is None else row.tasks
 
@@ -294,6 +356,7 @@ class Support:
                 _listed(row.zero_stages),
                 _listed(_text(value) for value in row.gradient_checkpointing),
                 _listed(row.packings),
+                _listed(row.quantizations) or "none",
                 _listed(row.formats),
             ]
             for name, row in self.methods.items()
@@ -311,7 +374,7 @@ class Support:
             for task, row in self.tasks.items()
         ]
         methods = ["`spec.method`", "`model.task`", "`deepspeed.zeroStage`", "`training.gradientCheckpointing`"]
-        methods += ["`data.packing`", "`output.formats`"]
+        methods += ["`data.packing`", "`model.quantization`", "`output.formats`"]
         return _PAGE.format(
             methods=_markdown(methods, by_method),
             tasks=_markdown(
@@ -346,6 +409,10 @@ class Support:
                 ["`model.dtype`", "ZeRO stages"],
                 [[f"`{name}`", _listed(stages)] for name, stages in DTYPE_STAGES.items()],
             ),
+            quantizations=_markdown(
+                ["`model.quantization`", "`deepspeed.zeroStage`"],
+                [[f"`{name}`", _listed(stages)] for name, stages in QUANTIZATION_STAGES.items()],
+            ),
         )
 
 
@@ -360,8 +427,8 @@ validate` and the operator reject any other combination, and report the field an
 
 {methods}
 
-Base models with quantized weights cannot be trained with any method. `Packed` also depends on the architecture of the
-base model, which the prepare stage checks.
+A base model whose folder has quantized weights cannot be trained with any method: the job quantizes the base model
+itself. `Packed` also depends on the architecture of the base model, which the prepare stage checks.
 
 ## Tasks
 
@@ -386,6 +453,10 @@ used in `spec.evaluation.promote`.
 A lower stage in the spec is raised to the lowest one in the row, with a note.
 
 {dtypes}
+
+## Quantization of the base model
+
+{quantizations}
 """
 
 

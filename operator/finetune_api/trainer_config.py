@@ -129,6 +129,10 @@ class Prepared(Exchanged):
     """Those of them that `spec.method.full.freeze` excludes from the training."""
     trained_parameters: int = 0
     """Parameters that the method trains, as estimated before the model is loaded. 0: written by an older trainer."""
+    quantized_parameters: int = 0
+    """Those of them that `spec.model.quantization` quantizes."""
+    quantized_bytes: int = 0
+    """Size of the weights of the quantized base model, including those that are not quantized."""
     test_tokens: int | None = None
     """Tokens of the test split. Absent: written by an older trainer."""
     memory_estimate_bytes: int = 0

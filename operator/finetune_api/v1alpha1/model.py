@@ -41,6 +41,17 @@ class Vocabulary(ApiModel, scope=Scope.DATA):
     times and that the tokenizer divides, those first that save most tokens."""
 
 
+class Quantization(StrEnum):
+    """How the matrices of a frozen base model are stored. Computations use `dtype`."""
+
+    NF4 = "NF4"
+    """4 bits for each weight, on the quantiles of a normal distribution (QLoRA; Dettmers et al. 2023, arXiv
+    2305.14314), with a scale for each block of 64 weights, which is quantized too."""
+    INT8 = "Int8"
+    """8 bits for each weight, with a scale for each row (Dettmers et al. 2022, arXiv 2208.07339). Only the weights
+    are quantized, not the activations."""
+
+
 class Model(ApiModel, scope=Scope.DATA):
     """The base model, in Hugging Face layout."""
 
@@ -58,3 +69,8 @@ class Model(ApiModel, scope=Scope.DATA):
 
     dtype: Annotated[Dtype | None, Scope.RUN] = None
     """Absent: BFloat16 with GPUs, Float16 with GPUs without it (older than Ampere), else Float32."""
+
+    quantization: Annotated[Quantization | None, Scope.RUN] = None
+    """NF4 (4 bits) or Int8 for the matrices of the base model, which an adapter is trained on: less memory, and slower.
+    Embeddings, head and normalization layers are not quantized. The merged model has `dtype`. Absent: no quantization.
+    """

@@ -22,6 +22,7 @@ from finetune_api.v1alpha1 import (
     MethodSupport,
     Metric,
     Offload,
+    Quantization,
     Spec,
     Task,
     TaskSupport,
@@ -68,6 +69,8 @@ MORE = Support(
 PREFIX = {"prefixTokens": {}}
 METHODS = ", ".join(Method.blocks())
 MERGED = any_of([f"method.{name}" for name, row in SUPPORT.methods.items() if ArtifactFormat.MERGED in row.formats])
+
+QUANTIZED = any_of([f"method.{name}" for name, row in SUPPORT.methods.items() if row.quantizations])
 
 
 def spec_with(*, task: str | None = None, **change: Any) -> MoreSpec:
@@ -161,6 +164,8 @@ def test_every_new_row_gets_its_cel_rules() -> None:
         "!(has(self.method.prefixTokens)) || !has(self.training.gradientCheckpointing) || "
         "self.training.gradientCheckpointing in [false]": "training.gradientCheckpointing must be false with "
         "method.prefixTokens, not true; write gradientCheckpointing: false, because the default is true",
+        "!(has(self.method.prefixTokens)) || !has(self.model.quantization)": "model.quantization must not be NF4 or "
+        f"Int8 with method.prefixTokens, because quantized weights cannot be trained; remove it, or set {QUANTIZED}",
         "!(has(self.method.prefixTokens)) || !(has(self.model.task) ? self.model.task == 'SequenceClassification' : "
         "(has(self.data.format) && self.data.format in ['Classification'])) && "
         "!(has(self.model.task) ? self.model.task == 'TokenClassification' : "
@@ -196,6 +201,42 @@ def test_packs_are_for_language_models_without_virtual_tokens(change: dict[str, 
         parse_job(job)
     assert [str(violation) for violation in error.value.violations] == [f"spec.data.packing {message}"]
     assert any(rule.endswith("self.data.packing in ['Padded', 'LengthGrouped']") for rule, _ in SUPPORT.cel_rules())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": {"lora": {}}, "deepspeed": {"zeroStage": 2, "offload": "Optimizer"}}, ""),
+        ({"method": {"layerNormTuning": {}}}, ""),
+        (
+            {"method": {"full": {}}},
+            "spec.model.quantization must not be {kind} with method.full, because quantized weights cannot be trained; "
+            f"remove it, or set {QUANTIZED}",
+        ),
+        (
+            {"method": {"lora": {}}, "deepspeed": {"zeroStage": 3}},
+            "spec.deepspeed.zeroStage must be 0 or 1 or 2 with quantization {kind}, because quantized weights cannot "
+            "be partitioned, not 3",
+        ),
+        (
+            {"method": {"ia3": {}}, "deepspeed": {"offload": "OptimizerAndParameters"}},
+            "spec.deepspeed.offload must be None or Optimizer with quantization {kind}, because quantized weights "
+            "cannot be partitioned, not OptimizerAndParameters",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", Quantization)
+def test_quantized_base_models_are_for_adapters_without_partitioned_parameters(
+    kind: Quantization, change: dict[str, Any], message: str
+) -> None:
+    job = make_job(**change)
+    job["spec"]["model"]["quantization"] = kind.value
+    if not message:
+        parse_job(job)
+        return
+    with pytest.raises(InvalidJobError) as error:
+        parse_job(job)
+    assert [str(violation) for violation in error.value.violations] == [message.format(kind=kind)]
 
 
 def test_every_rule_of_the_table_is_in_the_crd() -> None:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from ..base import ApiModel
 from ..data import Packing
+from ..model import Quantization
 from ..results import ArtifactFormat
 from ..scope import Scope
 from ..tasks import Task
@@ -23,6 +24,9 @@ class MethodSupport:
     """Values of `spec.training.gradientCheckpointing` that it can be trained with."""
     packings: tuple[Packing, ...] = tuple(Packing)
     """Values of `spec.data.packing` that it can be trained with."""
+    quantizations: tuple[Quantization, ...] = ()
+    """Values of `spec.model.quantization` that it can be trained with: none if it trains weights of the base model's
+    linear layers."""
 
 
 class MethodBlock(ApiModel, scope=Scope.RUN):

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from ..model import Quantization
 from ..results import ArtifactFormat
 from .base import MethodBlock, MethodSupport
 
@@ -12,7 +13,9 @@ class Ia3(MethodBlock):
     """Learned factors for the activations of some layers (IA3; Liu et al. 2022, arXiv 2205.05638), through PEFT; the
     base model stays frozen."""
 
-    support: ClassVar[MethodSupport] = MethodSupport(formats=(ArtifactFormat.MERGED, ArtifactFormat.ADAPTER))
+    support: ClassVar[MethodSupport] = MethodSupport(
+        formats=(ArtifactFormat.MERGED, ArtifactFormat.ADAPTER), quantizations=tuple(Quantization)
+    )
 
     targets: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64)] | None = (
         None

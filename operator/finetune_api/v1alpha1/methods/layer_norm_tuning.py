@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from ..model import Quantization
 from ..results import ArtifactFormat
 from .base import MethodBlock, MethodSupport
 
@@ -14,4 +15,5 @@ class LayerNormTuning(MethodBlock):
         formats=(ArtifactFormat.MERGED, ArtifactFormat.ADAPTER),
         # PEFT copies the layers, which parameters that are partitioned between processes do not allow.
         zero_stages=(0, 1, 2),
+        quantizations=tuple(Quantization),
     )

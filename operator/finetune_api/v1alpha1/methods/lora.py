@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
+from ..model import Quantization
 from ..results import ArtifactFormat
 from .base import MethodBlock, MethodSupport
 
@@ -20,7 +21,9 @@ class LoraVariant(StrEnum):
 class Lora(MethodBlock):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), through PEFT; the base model stays frozen."""
 
-    support: ClassVar[MethodSupport] = MethodSupport(formats=(ArtifactFormat.MERGED, ArtifactFormat.ADAPTER))
+    support: ClassVar[MethodSupport] = MethodSupport(
+        formats=(ArtifactFormat.MERGED, ArtifactFormat.ADAPTER), quantizations=tuple(Quantization)
+    )
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank r of the update B*A."""

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from ..model import Quantization
 from ..results import ArtifactFormat
 from ..tasks import Task
 from .base import MethodSupport
@@ -19,6 +20,7 @@ class PrefixTuning(PromptLearning):
         tasks=(Task.CAUSAL_LM,),
         # transformers drops the cache, which holds the prefix, from layers that are recomputed.
         gradient_checkpointing=(False,),
+        quantizations=tuple(Quantization),
     )
 
     projection: bool = False

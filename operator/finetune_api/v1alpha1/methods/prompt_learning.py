@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from ..data import Packing
+from ..model import Quantization
 from ..results import ArtifactFormat
 from ..tasks import Task
 from .base import MethodBlock, MethodSupport
@@ -19,6 +20,7 @@ class PromptLearning(MethodBlock):
         tasks=(Task.CAUSAL_LM,),
         # They are put before a row, so only the first example of a pack would have them.
         packings=(Packing.PADDED, Packing.LENGTH_GROUPED),
+        quantizations=tuple(Quantization),
     )
 
     virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = 20
